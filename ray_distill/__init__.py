@@ -1,0 +1,1 @@
+"""Distributed, offline distillation: a teacher labels once, students are trained from the store many times."""

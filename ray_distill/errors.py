@@ -1,0 +1,76 @@
+"""Every error a user can meet, in one tree.
+
+    DistillError
+    ├── ConfigError          the configuration, or two configurations that must agree
+    ├── StorageError         a file system refused, lied, or is full
+    │   └── AlreadyExists    an exclusive create lost its race
+    ├── SnapshotError        the input cannot be frozen
+    ├── LabelError           labels cannot be made, or must not be used
+    │   ├── CorruptStore     bytes differ from what the log promised
+    │   ├── StoreMismatch    a store made for another teacher, signal or data
+    │   └── TeacherRefused   the teacher is below its floor, or cannot give what is asked
+    ├── ModelError           a model cannot be loaded, built or saved
+    ├── TrainingError        a run cannot start, or cannot go on
+    ├── EvaluationError      a measurement cannot be made
+    ├── PromotionError       the decision chain or the registry refuses
+    └── ClusterError         Ray, or a job on it, failed
+
+A message names the thing, what was found, what was expected, and what to do next. Commands print it on
+one line without a traceback; anything outside this tree is a defect of ours and keeps its traceback.
+"""
+
+
+class DistillError(Exception):
+    """Base of every error that is meant for the user."""
+
+
+class ConfigError(DistillError):
+    """The configuration is wrong, or disagrees with what it points at."""
+
+
+class StorageError(DistillError):
+    """A file system could not do what was asked."""
+
+
+class AlreadyExists(StorageError):
+    """An exclusive create found the name taken: somebody else won the race."""
+
+
+class SnapshotError(DistillError):
+    """The source cannot be frozen into a snapshot, or a snapshot is damaged."""
+
+
+class LabelError(DistillError):
+    """Labels cannot be made, read or trusted."""
+
+
+class CorruptStore(LabelError):
+    """Bytes in a label store differ from what its log promised."""
+
+
+class StoreMismatch(LabelError):
+    """A label store was made for something else than what is asked of it."""
+
+
+class TeacherRefused(LabelError):
+    """The teacher is below the configured floor, or cannot give the signal that is asked."""
+
+
+class ModelError(DistillError):
+    """A model cannot be loaded, built, converted or saved."""
+
+
+class TrainingError(DistillError):
+    """A training run cannot start, or cannot go on."""
+
+
+class EvaluationError(DistillError):
+    """A measurement cannot be made."""
+
+
+class PromotionError(DistillError):
+    """The decision chain or the model registry refuses."""
+
+
+class ClusterError(DistillError):
+    """Ray, or a job submitted to it, failed."""

@@ -1,0 +1,1 @@
+"""Stage 4, judge: fidelity, quality, calibration, robustness, drift, efficiency, cost."""

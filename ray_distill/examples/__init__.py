@@ -1,0 +1,1 @@
+"""Real data that installs from package registries, for the quickstart and the golden runs."""

@@ -1,0 +1,1 @@
+"""Named, versioned encodings of distributions as Parquet columns; one file a codec."""

@@ -1,0 +1,1 @@
+"""Torch tensors in, (sum, weight) out. Imports torch alone."""

@@ -1,0 +1,63 @@
+"""What every loss shares: sparse targets, and the pair (sum, weight) that makes reduction exact."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseTargets:
+    """Teacher distributions of N positions, padded to K stored classes, on the student's device.
+
+    The stored mass at temperature T is exact: ``p_T(i) ∝ exp(logp_i / T)`` on the stored classes, scaled to
+    ``1 - exp(log_tail_T)`` (MATHS.md §3).
+    """
+
+    classes: int
+    """Size of the full class set, V."""
+    ids_NK: Tensor
+    """int64 ``[N, K]``; padding entries hold any valid id."""
+    logp_NK: Tensor
+    """float32 ``[N, K]`` at T = 1; -inf on padding."""
+    log_tail_NT: Tensor
+    """float32 ``[N, T]``; -inf where nothing is outside the stored classes."""
+    temperatures: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossBatch:
+    """One micro-batch as the losses see it. B examples."""
+
+    labels_B: Tensor
+    """int64 ``[B]``; true class, -1 where unknown."""
+    targets: SparseTargets | None = None
+    """Teacher distributions, one position an example."""
+    distil_B: Tensor
+    """bool ``[B]``; False on rows whose soft labels must not be used (the teacher was trained on them)."""
+    hidden: Mapping[int, Tensor] = field(default_factory=dict)
+    """Teacher states by stored layer: float32 ``[B, D]`` pooled."""
+    example_weight_B: Tensor
+    """float32 ``[B]``; the row's weight, 0 on padding examples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentOutput:
+    """What the student said for a micro-batch."""
+
+    logits_BV: Tensor
+    hidden: Mapping[int, Tensor] = field(default_factory=dict)
+    """Pooled student states by student layer, already projected to the teacher's width: ``[B, D]``."""
+
+
+class Loss(Protocol):
+    """A loss gives a sum over examples; the step divides by the *global* weight (MATHS.md §6)."""
+
+    def weight(self, batch: LossBatch) -> Tensor:
+        """Scalar float32: the total weight of the examples this loss counts. A function of the batch only."""
+
+    def __call__(self, output: StudentOutput, batch: LossBatch) -> Tensor:
+        """Scalar float32: the weighted sum of the loss over the batch, differentiable in ``output``."""
+
+

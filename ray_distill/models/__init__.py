@@ -1,0 +1,1 @@
+"""Load, build, initialise and save torch and transformers models."""

@@ -1,0 +1,1 @@
+"""Stage 5, decide: an EvalReport becomes PROMOTE, HOLD or REJECT. Pure; imports no torch."""

@@ -1,0 +1,1 @@
+"""fsspec paths, exclusive create, manifests and digests. Imports no torch, no ray."""

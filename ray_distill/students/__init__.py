@@ -1,0 +1,1 @@
+"""Stage 3, train from labels: sampler, batches, engines, loop, checkpoints. Never imports teachers."""

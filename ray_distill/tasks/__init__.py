@@ -1,0 +1,1 @@
+"""What differs by problem: one file a task, one explicit catalogue."""

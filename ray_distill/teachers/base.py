@@ -1,0 +1,38 @@
+"""The teacher protocol: one method, one answer."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from ray_distill.labels.signal import Signal
+from ray_distill.tasks.base import Encoded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """What is wanted of a teacher: the stored form of its distributions, and which hidden states."""
+
+    estimator: str
+    k: int
+    temperatures: tuple[float, ...]
+    layers: tuple[int, ...] = ()
+    """Non-negative layer indices."""
+    pool: str = "mean"
+
+
+class Teacher(Protocol):
+    """Something that labels encoded rows. It refuses, before the start, what it cannot give."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of everything that decides the answer: weights, revision, dtype, processor."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of the class ids it answers with."""
+
+    def answer(self, encoded: Encoded, ask: Ask) -> Signal:
+        """Answer for every row of ``encoded``, in order, as one batch.
+
+        Raises:
+            TeacherRefused: the signal cannot be given, or is not finite (the rows are named).
+        """

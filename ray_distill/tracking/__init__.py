@@ -1,0 +1,1 @@
+"""Recording of runs and the model registry; the only importer of mlflow."""

@@ -28,7 +28,8 @@ class Columns(Section):
 
     text: str = Field("text", description="the text to classify (text tasks)")
     image: str = Field("image", description="encoded image bytes, or {bytes, path} (image tasks)")
-    label: str | None = Field(None, description="true label: a class name or an index into `classes`; null = unlabelled")
+    label: str | None = Field(
+        None, description="true label: a class name, or an index into `classes`; null = unlabelled")
     group: str | None = Field(None, description="rows of one group (user, conversation) stay in one split")
     time: str | None = Field(None, description="event time, for splits by time")
     slices: tuple[str, ...] = Field((), description="columns by which evaluation is also reported")
@@ -201,7 +202,8 @@ class TrainingConfig(Section):
     epochs: float = Field(3, gt=0, description="passes over the training rows; fixes the steps of every arm")
     global_batch: int = Field(256, ge=1, description="examples an optimiser step, over all workers")
     micro_batch: int = Field(64, ge=1, description="examples a forward pass, on one worker")
-    learning_rate: tuple[float, ...] = Field((3e-4,), description="one, or several: each arm keeps its best on validation")
+    learning_rate: tuple[float, ...] = Field(
+        (3e-4,), description="one, or several: each arm keeps its best on validation")
     weight_decay: float = Field(0.01, ge=0)
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps over which the rate rises")
     schedule: Literal["constant", "linear", "cosine"] = "cosine"

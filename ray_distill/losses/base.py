@@ -37,7 +37,9 @@ class LossBatch:
     distil_B: Tensor
     """bool ``[B]``; False on rows whose soft labels must not be used (the teacher was trained on them)."""
     hidden: Mapping[int, Tensor] = field(default_factory=dict)
-    """Teacher states by stored layer: float32 ``[B, D]`` pooled."""
+    """Teacher states by stored layer: float32 ``[B, D]`` pooled, or ``[B, L, D]`` one a token."""
+    hidden_mask_BL: Tensor | None = None
+    """bool ``[B, L]``; False on padding. Only with states one a token."""
     example_weight_B: Tensor
     """float32 ``[B]``; the row's weight, 0 on padding examples."""
 
@@ -48,7 +50,8 @@ class StudentOutput:
 
     logits_BV: Tensor
     hidden: Mapping[int, Tensor] = field(default_factory=dict)
-    """Pooled student states by student layer, already projected to the teacher's width: ``[B, D]``."""
+    """Student states by student layer, pooled as the teacher's were and already projected to its width:
+    ``[B, D]``, or ``[B, L, D]`` one a token."""
 
 
 class Loss(Protocol):
@@ -61,3 +64,22 @@ class Loss(Protocol):
         """Scalar float32: the weighted sum of the loss over the batch, differentiable in ``output``."""
 
 
+def teacher_weight(batch: LossBatch) -> Tensor:
+    """Weight of each example in losses that follow the teacher: float32 ``[B]``, 0 where it must not teach."""
+    return batch.example_weight_B * batch.distil_B
+
+
+def label_weight(batch: LossBatch) -> Tensor:
+    """Weight of each example in losses that follow true labels: float32 ``[B]``, 0 where there is none."""
+    return batch.example_weight_B * (batch.labels_B >= 0)
+
+
+def require_targets(batch: LossBatch, loss: str) -> SparseTargets:
+    """The batch's teacher distributions.
+
+    Raises:
+        ValueError: the batch has none; ``loss`` names who asks.
+    """
+    if batch.targets is None:
+        raise ValueError(f"the loss {loss!r} needs the teacher's distributions, and the batch has none")
+    return batch.targets

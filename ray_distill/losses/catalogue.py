@@ -1,0 +1,16 @@
+"""The losses a configuration may name. A new loss is one file and one line here."""
+
+from collections.abc import Callable, Mapping
+
+from ray_distill.losses.base import Loss
+from ray_distill.losses.cross_entropy import Hard, TeacherHard
+from ray_distill.losses.hidden import HiddenMatch
+from ray_distill.losses.soft import Soft
+
+#: By name; the keyword arguments are the fields of the class.
+LOSSES: Mapping[str, Callable[..., Loss]] = {
+    "soft": Soft,
+    "hard": Hard,
+    "teacher_hard": TeacherHard,
+    "hidden": HiddenMatch,
+}

@@ -1,0 +1,236 @@
+"""The gate: one report and one config make one verdict. Pure; the same report always gets the same answer.
+
+Each rule of the config is a *lead* over its limit: a number with a 95 % interval, positive when the student
+keeps the rule. The truth table of a rule:
+
+    the metric (or what it is compared with) is missing, NaN or infinite      REJECT, by its name
+    the lead's point estimate is negative: the rule is broken                 REJECT
+    the point estimate keeps the rule, but the interval's lower end does not,
+    or there is no interval                                                   HOLD
+    the whole interval keeps the rule                                         PROMOTE
+
+The verdict is the worst of the rules. Rules and their leads, for a metric where higher is better (where lower
+is better both sides change sign, and ``relative`` divides):
+
+    min L                 student - L
+    max L                 L - student
+    relative r            student - r · teacher: paired where the report has the pair
+    margin m              student - champion + m: non-inferiority; without a champion there is nothing to lose to
+    beat arm              accuracy of student - accuracy of arm, which must exceed 0: equality is HOLD
+
+Efficiency figures are taken as exact. Where no paired difference was reported, the two models' own
+intervals are combined, which is wider and therefore the cautious reading.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+from ray_distill.artifacts import Decision, Efficiency, Estimate, EvalReport, ModelReport, Verdict
+from ray_distill.config import GateConfig, Limit
+from ray_distill.errors import PromotionError
+
+#: Whether more of a metric is better; the one table that says so.
+HIGHER_IS_BETTER = {
+    "accuracy": True,
+    "macro_f1": True,
+    "agreement": True,
+    "nll": False,
+    "ece": False,
+    "kl_from_teacher": False,
+    "parameters": False,
+    "bytes_on_disk": False,
+    "latency_ms_p50": False,
+    "latency_ms_p95": False,
+    "examples_per_second": True,
+}
+EFFICIENCY = tuple(item.name for item in fields(Efficiency))
+#: What a difference of floats may be off by without meaning anything.
+ROUNDING = 1e-9
+SEVERITY = {Verdict.REJECT: 0, Verdict.HOLD: 1, Verdict.PROMOTE: 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one rule came to."""
+
+    verdict: Verdict
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lead:
+    """By how much the student keeps a rule, and the cautious end of that."""
+
+    value: float
+    low: float
+
+
+def decide(report: EvalReport, gate: GateConfig) -> Decision:
+    """Decide what becomes of the report's student.
+
+    Returns:
+        The worst finding's verdict, and one sentence a rule, the gravest first.
+
+    Raises:
+        PromotionError: the report has no ``student``, or a limit is relative on a metric whose better side
+            is unknown.
+    """
+    if "student" not in report.models:
+        raise PromotionError(f"the report {report.url} judges no student, only {', '.join(sorted(report.models))}")
+    findings = sorted(_findings(report, gate), key=lambda finding: SEVERITY[finding.verdict])
+    if not findings:
+        return Decision(verdict=Verdict.HOLD, reasons=("the gate asks for nothing, so nothing is established: set "
+                                                       "gate.limits or gate.beat",),
+                        student=report.student, report_fingerprint=report.fingerprint)
+    return Decision(verdict=findings[0].verdict, reasons=tuple(finding.reason for finding in findings),
+                    student=report.student, report_fingerprint=report.fingerprint)
+
+
+def metric(model: ModelReport, name: str) -> Estimate | None:
+    """A model's metric or efficiency figure by name; efficiency figures are their own interval."""
+    if name in model.metrics:
+        return model.metrics[name]
+    if name in EFFICIENCY:
+        value = float(getattr(model.efficiency, name))
+        return Estimate(value=value, low=value, high=value, n=1)
+    return None
+
+
+def _findings(report: EvalReport, gate: GateConfig) -> Iterator[Finding]:
+    for name, limit in gate.limits.items():
+        yield from _limit(report, name, limit)
+    for arm in gate.beat:
+        yield _beat(report, arm)
+
+
+def _limit(report: EvalReport, name: str, limit: Limit) -> Iterator[Finding]:
+    student = metric(report.models["student"], name)
+    if student is None or not math.isfinite(student.value):
+        yield _unmeasured(f"the student's {name}", student)
+        return
+    shown = f"{name} {_interval(student)}"
+    if limit.min is not None:
+        lead = Lead(value=student.value - limit.min, low=student.low - limit.min)
+        yield _judge(lead, shown, f"the minimum {_number(limit.min)}")
+    if limit.max is not None:
+        lead = Lead(value=limit.max - student.value, low=limit.max - student.high)
+        yield _judge(lead, shown, f"the maximum {_number(limit.max)}")
+    if limit.relative is not None:
+        yield _relative(report, name, student, limit.relative)
+    if limit.margin is not None:
+        yield _margin(report, name, student, limit.margin)
+
+
+def _relative(report: EvalReport, name: str, student: Estimate, relative: float) -> Finding:
+    """Keep a share of the teacher's value; where lower is better, at most the teacher's value over the share."""
+    if relative == 0:
+        return Finding(verdict=Verdict.PROMOTE, reason=f"{name} {_interval(student)} may be anything: relative is 0")
+    teacher = _metric_of(report, "teacher", name)
+    if teacher is None or not math.isfinite(teacher.value):
+        return _unmeasured(f"the teacher's {name}, which the student's is held against,", teacher)
+    sign = 1 if _higher(name) else -1
+    factor = relative if sign > 0 else 1 / relative
+    limit = factor * teacher.value
+    paired = report.comparisons.get(f"{name}_minus_teacher")
+    if paired is not None and math.isfinite(paired.value):
+        low = _low(paired, sign) + sign * (teacher.value - limit)
+    else:
+        low = sign * (_end(student, -sign) - factor * _end(teacher, sign))
+    rule = f"{_number(limit)}, which is {_number(relative)} of the teacher's {_number(teacher.value)}"
+    if sign < 0:
+        rule = f"{_number(limit)}, which is the teacher's {_number(teacher.value)} over {_number(relative)}"
+    return _judge(Lead(value=sign * (student.value - limit), low=low), f"{name} {_interval(student)}", rule)
+
+
+def _margin(report: EvalReport, name: str, student: Estimate, margin: float) -> Finding:
+    """Be no worse than the champion by more than the margin."""
+    if "champion" not in report.models:
+        return Finding(verdict=Verdict.PROMOTE, reason=f"{name} {_interval(student)} has no champion to lose to: this "
+                       "would be the first")
+    champion = _metric_of(report, "champion", name)
+    if champion is None or not math.isfinite(champion.value):
+        return _unmeasured(f"the champion's {name}, which the student's is held against,", champion)
+    difference, sign = _difference(report, name, "champion", student, champion), 1 if _higher(name) else -1
+    lead = Lead(value=sign * difference.value + margin, low=_low(difference, sign) + margin)
+    shown = f"{name} minus the champion's is {_interval(difference, signed=True)}, which"
+    return _judge(lead, shown, f"the margin of {_number(-sign * margin)}")
+
+
+def _beat(report: EvalReport, arm: str) -> Finding:
+    """Exceed an arm's accuracy beyond doubt."""
+    values = {who: _metric_of(report, who, "accuracy") for who in ("student", arm)}
+    student, other = values["student"], values[arm]
+    if student is None or not math.isfinite(student.value):
+        return _unmeasured("the student's accuracy", student)
+    if other is None or not math.isfinite(other.value):
+        return _unmeasured(f"the accuracy of {arm}, which the student must beat,", other)
+    difference = _difference(report, "accuracy", arm, student, other)
+    shown = f"accuracy minus that of {arm} is {_interval(difference, signed=True)}"
+    if difference.value < 0:
+        return Finding(verdict=Verdict.REJECT, reason=f"{shown}: the student is worse, it must exceed 0")
+    if not difference.low > 0:
+        return Finding(verdict=Verdict.HOLD, reason=f"{shown}: the student must exceed 0 beyond doubt")
+    return Finding(verdict=Verdict.PROMOTE, reason=f"{shown}: the student exceeds 0 beyond doubt")
+
+
+def _judge(lead: Lead, shown: str, rule: str) -> Finding:
+    if not lead.value >= -ROUNDING:
+        return Finding(verdict=Verdict.REJECT, reason=f"{shown} breaks {rule}")
+    if math.isnan(lead.low):
+        return Finding(verdict=Verdict.HOLD, reason=f"{shown} keeps {rule}, but without an interval that is not sure")
+    if lead.low < -ROUNDING:
+        return Finding(verdict=Verdict.HOLD, reason=f"{shown} keeps {rule}, but not over its whole interval")
+    return Finding(verdict=Verdict.PROMOTE, reason=f"{shown} keeps {rule}")
+
+
+def _unmeasured(what: str, found: Estimate | None) -> Finding:
+    state = "is missing from the report" if found is None else f"is {found.value}, not a finite number"
+    return Finding(verdict=Verdict.REJECT, reason=f"{what} {state}: what is not measured is not promoted")
+
+
+def _difference(report: EvalReport, name: str, arm: str, student: Estimate, other: Estimate) -> Estimate:
+    """Student minus the arm: paired where reported, else from the two separate intervals."""
+    paired = report.comparisons.get(f"{name}_minus_{arm}")
+    if paired is not None and math.isfinite(paired.value):
+        return paired
+    return Estimate(value=student.value - other.value, low=student.low - other.high, high=student.high - other.low,
+                    n=min(student.n, other.n))
+
+
+def _metric_of(report: EvalReport, arm: str, name: str) -> Estimate | None:
+    model = report.models.get(arm)
+    return None if model is None else metric(model, name)
+
+
+def _higher(name: str) -> bool:
+    if name not in HIGHER_IS_BETTER:
+        raise PromotionError(f"gate.limits.{name} compares with another model, but whether more of {name} is better is "
+                             f"not known: use min or max, or one of {', '.join(sorted(HIGHER_IS_BETTER))}")
+    return HIGHER_IS_BETTER[name]
+
+
+def _low(difference: Estimate, sign: int) -> float:
+    """Cautious end of a difference whose sign is turned so that more is better."""
+    return difference.low if sign > 0 else -difference.high
+
+
+def _end(estimate: Estimate, sign: int) -> float:
+    return estimate.high if sign > 0 else estimate.low
+
+
+def _interval(estimate: Estimate, *, signed: bool = False) -> str:
+    """A value and its interval, as reasons show them."""
+    value = _number(estimate.value, signed=signed)
+    if math.isnan(estimate.low) or math.isnan(estimate.high):
+        return f"{value} (no interval)"
+    if estimate.low == estimate.high:
+        return value
+    return f"{value} [{_number(estimate.low, signed=signed)}, {_number(estimate.high, signed=signed)}]"
+
+
+def _number(value: float, *, signed: bool = False) -> str:
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{value:+,.0f}" if signed else f"{value:,.0f}"
+    digits = 1 if abs(value) >= 100 else 4
+    return f"{value:+,.{digits}f}" if signed else f"{value:,.{digits}f}"

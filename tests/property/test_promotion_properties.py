@@ -1,0 +1,106 @@
+"""What must hold of the gate whatever the report."""
+
+import math
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_distill.artifacts import (
+    Efficiency,
+    Estimate,
+    EvalReport,
+    LabelSetRef,
+    ModelReport,
+    SnapshotRef,
+    StudentRef,
+    Verdict,
+)
+from ray_distill.config import GateConfig, Limit
+from ray_distill.promotion.gate import HIGHER_IS_BETTER, SEVERITY, decide
+
+STUDENT = StudentRef(url="s", fingerprint="f", arm="student", labels=LabelSetRef(
+    store="l", fingerprint="g", log_length=1, log_digest="d", snapshot=SnapshotRef(url="u", fingerprint="h")))
+METRICS = ("accuracy", "macro_f1", "nll", "ece")
+ARMS = ("student", "teacher", "champion", "baseline_hard_labels")
+
+share = st.floats(0.01, 1.0)
+half = st.one_of(st.just(math.nan), st.floats(0, 0.3))
+
+
+@st.composite
+def estimates(draw, values=share):
+    value, spread = draw(values), draw(half)
+    return Estimate(value=value, low=value - spread, high=value + spread, n=50)
+
+
+@st.composite
+def reports(draw):
+    efficiency = Efficiency(parameters=9, bytes_on_disk=9, latency_ms_p50=1, latency_ms_p95=2, examples_per_second=5)
+    arms = ["student", *draw(st.lists(st.sampled_from(ARMS[1:]), unique=True))]
+    models = {arm: ModelReport(name=arm, url=arm, efficiency=efficiency, metrics={
+        name: draw(estimates()) for name in METRICS}) for arm in arms}
+    comparisons = {}
+    for arm in arms[1:]:
+        for name in METRICS:
+            if draw(st.booleans()):
+                value = models["student"].metrics[name].value - models[arm].metrics[name].value
+                comparisons[f"{name}_minus_{arm}"] = draw(estimates(st.just(value)))
+    return EvalReport(url="r", fingerprint="e", student=STUDENT, models=models, comparisons=comparisons)
+
+
+@st.composite
+def gates(draw):
+    limits = {}
+    for name in draw(st.lists(st.sampled_from(METRICS), unique=True, min_size=1)):
+        side = "min" if HIGHER_IS_BETTER[name] else "max"
+        rules = draw(st.dictionaries(st.sampled_from([side, "margin", "relative"]), share, min_size=1))
+        limits[name] = Limit(**rules)
+    return GateConfig(limits=limits, beat=tuple(draw(st.lists(st.sampled_from(ARMS[1:]), unique=True))))
+
+
+def moved(estimate, by):
+    return Estimate(value=estimate.value + by, low=estimate.low + by, high=estimate.high + by, n=estimate.n)
+
+
+def improved(report, gain):
+    by = {name: gain if HIGHER_IS_BETTER[name] else -gain for name in METRICS}
+    student = report.models["student"]
+    better = replace(student, metrics={name: moved(e, by[name]) for name, e in student.metrics.items()})
+    comparisons = {key: moved(e, by[key.split("_minus_")[0]]) for key, e in report.comparisons.items()}
+    return replace(report, models={**report.models, "student": better}, comparisons=comparisons)
+
+
+@settings(max_examples=150, deadline=None)
+@given(reports(), gates(), st.floats(0, 0.5))
+def test_a_better_student_never_gets_a_worse_verdict(report, gate, gain):
+    """Improving every metric of the student, all else equal, is never punished."""
+    assert SEVERITY[decide(improved(report, gain), gate).verdict] >= SEVERITY[decide(report, gate).verdict]
+
+
+@settings(max_examples=100, deadline=None)
+@given(reports(), gates(), st.data())
+def test_nan_is_always_rejected(report, gate, data):
+    """Whatever else is good, a NaN in a metric that a limit names is REJECT, and the reason names the metric."""
+    name = data.draw(st.sampled_from(sorted(gate.limits)))
+    student = report.models["student"]
+    broken = replace(student, metrics={**student.metrics, name: Estimate(value=math.nan)})
+    decision = decide(replace(report, models={**report.models, "student": broken}), gate)
+    assert decision.verdict is Verdict.REJECT
+    assert any(name in reason and "nan" in reason for reason in decision.reasons)
+
+
+@settings(max_examples=100, deadline=None)
+@given(reports(), gates(), gates())
+def test_asking_for_more_never_helps(report, gate, more):
+    """A gate with further rules is never more lenient."""
+    limits = {name: limit for name, limit in more.limits.items() if name not in gate.limits}
+    stricter = GateConfig(limits={**gate.limits, **limits}, beat=tuple(dict.fromkeys(gate.beat + more.beat)))
+    assert SEVERITY[decide(report, stricter).verdict] <= SEVERITY[decide(report, gate).verdict]
+
+
+@settings(max_examples=50, deadline=None)
+@given(reports(), gates())
+def test_the_decision_survives_json(report, gate):
+    """A report read back from its JSON gets the same decision."""
+    assert decide(EvalReport.from_json(report.to_json()), gate) == decide(report, gate)

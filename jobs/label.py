@@ -1,0 +1,21 @@
+"""Ray job: let the teacher label a snapshot; the last line is the LabelSetRef."""
+
+import sys
+
+from ray_distill.artifacts import SnapshotRef
+from ray_distill.config import Campaign
+from ray_distill.runtime import campaign, entrypoint
+
+
+def main() -> int:
+    """Parse, label what is not labelled yet, print the reference."""
+    options = entrypoint.parse(__doc__, {"snapshot": "what the snapshot job printed, or a file or URL that holds it"})
+
+    def stage(config: Campaign) -> object:
+        return campaign.label(config, entrypoint.read(SnapshotRef, options.snapshot))
+
+    return entrypoint.run(options, stage)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

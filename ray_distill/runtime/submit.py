@@ -1,0 +1,267 @@
+"""Send one of the job files to a Ray cluster through the Jobs API, follow its log, return its exit status.
+
+Only a staged copy travels: ``jobs/`` and the campaign's config, never the rest of the folder. Nothing here
+imports ray before the cluster has answered, so a wrong address or token is reported in an instant.
+"""
+
+import asyncio
+import logging
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import ray_distill
+from ray_distill.config import Campaign, load_config
+from ray_distill.errors import ClusterError
+
+CONNECT_SECONDS = 10.0
+MAX_STAGED_BYTES = 64 * 1024 * 1024
+INTERRUPTED = 130  # what a shell reports for a process that Ctrl-C ended
+FINISHED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
+
+
+def submit(
+    *,
+    job: str,
+    config_path: str | Path,
+    address: str,
+    overrides: Sequence[str] = (),
+    arguments: Sequence[str] = (),
+    working_dir: str | Path = ".",
+    runtime_env: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    token: str | None = None,
+    ship_package: bool = False,
+    follow: bool = True,
+) -> int:
+    """Run ``jobs/<job>.py`` on a cluster and return its exit status: 0 = succeeded.
+
+    Args:
+        job: name of a file in ``<working_dir>/jobs`` without its suffix, e.g. ``pipeline``.
+        config_path: the campaign's YAML file; validated here, before anything is sent.
+        address: the cluster's dashboard, ``http://HEAD:8265``.
+        overrides: dotted overrides, handed on as ``--set``.
+        arguments: further arguments of the job, e.g. ``("--snapshot", "{…}")``.
+        working_dir: the folder that holds ``jobs/``.
+        runtime_env: Ray runtime environment (``env_vars``, ``pip`` …) to add to ours.
+        metadata: labels of the job in Ray's dashboard, beside campaign, job and config fingerprint.
+        token: the cluster's token; default: as `find_token`.
+        ship_package: send this ``ray_distill`` along, for clusters whose image does not hold it.
+        follow: copy the job's log to stdout until it ends; otherwise return 0 once it is accepted.
+
+    Raises:
+        ConfigError: the config is wrong.
+        ClusterError: no cluster at the address, token missing or refused, no such job file, too much to send,
+            or the connection was lost (the job itself goes on).
+    """
+    config = load_config(config_path, tuple(overrides))
+    token = token or find_token(os.environ)
+    check_address(address, token)
+    with _staged(job, Path(config_path), Path(working_dir)) as folder:
+        client = _client(address, token)
+        job_id = _send(
+            client,
+            entrypoint=entrypoint_of(job, Path(config_path).name, overrides, arguments),
+            runtime_env=_runtime_env(runtime_env or {}, folder, ship_package=ship_package),
+            metadata={**_labels(config, job), **(metadata or {})},
+        )
+    _say(f"submitted {job_id}: {job} of {config.campaign} on {address}")
+    if not follow:
+        _say(_how_to_go_on(job_id, address))
+        return 0
+    return _follow(client, job_id, address)
+
+
+def find_token(environment: Mapping[str, str]) -> str | None:
+    """Return the cluster's token where Ray itself would find it, or None.
+
+    ``RAY_AUTH_TOKEN``, else the file ``RAY_AUTH_TOKEN_PATH`` names, else ``~/.ray/auth_token``; none with
+    ``RAY_AUTH_MODE=disabled``.
+    """
+    if environment.get("RAY_AUTH_MODE", "").lower() == "disabled":
+        return None
+    if token := environment.get("RAY_AUTH_TOKEN", "").strip():
+        return token
+    named = environment.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(named) if named else Path(environment.get("HOME", "~")).expanduser() / ".ray" / "auth_token"
+    try:
+        return path.read_text(encoding="utf-8").strip() or None
+    except FileNotFoundError as error:
+        if named:
+            raise ClusterError(f"RAY_AUTH_TOKEN_PATH names {named}, which does not exist: correct it") from error
+        return None
+
+
+def check_address(address: str, token: str | None) -> None:
+    """Make sure that a Ray dashboard answers at ``address`` and accepts ``token``.
+
+    Raises:
+        ClusterError: as `submit`, with what to do about it.
+    """
+    if urlsplit(address).scheme not in ("http", "https"):
+        raise ClusterError(f"the address must be the cluster's dashboard, like http://HEAD:8265; found {address!r}")
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        other = os.environ.get(name)
+        if other and other.rstrip("/") != address.rstrip("/"):
+            raise ClusterError(f"{name}={other} would win over the address {address}: unset it, or make them equal")
+    request = urllib.request.Request(f"{address.rstrip('/')}/api/jobs/", headers=_headers(token))
+    try:
+        with urllib.request.urlopen(request, timeout=CONNECT_SECONDS):
+            return
+    except urllib.error.HTTPError as error:
+        raise ClusterError(_refusal(address, error.code)) from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise ClusterError(
+            f"no Ray cluster answers at {address} ({reason}): start one (`ray start --head`), forward its port "
+            "8265, or correct the address"
+        ) from error
+
+
+def _refusal(address: str, status: int) -> str:
+    if status == 401:
+        return (f"the cluster at {address} wants a token and none was sent: set RAY_AUTH_TOKEN, or copy the "
+                "cluster's token to ~/.ray/auth_token (`ray get-auth-token` prints it on the head)")
+    if status == 403:
+        return (f"the cluster at {address} refused the token: it belongs to another cluster; set RAY_AUTH_TOKEN to "
+                "what `ray get-auth-token` prints on the head")
+    return f"{address} answered with HTTP {status}, which is not a Ray dashboard's Jobs API: check host and port"
+
+
+def _headers(token: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def entrypoint_of(job: str, config_name: str, overrides: Sequence[str], arguments: Sequence[str]) -> str:
+    """Return the shell command that the cluster runs, every argument quoted."""
+    sets = [part for override in overrides for part in ("--set", override)]
+    return shlex.join(["python", f"jobs/{job}.py", "--config", config_name, *sets, *arguments])
+
+
+@contextmanager
+def _staged(job: str, config: Path, working_dir: Path) -> Iterator[Path]:
+    """Copy ``jobs/`` and the config into a folder of their own for as long as the upload takes."""
+    source = working_dir / "jobs"
+    if not (source / f"{job}.py").is_file():
+        known = ", ".join(sorted(path.stem for path in source.glob("*.py"))) or "none"
+        raise ClusterError(f"no job {job!r} in {source.resolve()} (found: {known}): run from the project's checkout, "
+                           "or name its folder as the working dir")
+    _refuse_huge(source)
+    with tempfile.TemporaryDirectory(prefix="ray-distill-submit-") as name:
+        shutil.copytree(source, Path(name) / "jobs", ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        shutil.copyfile(config, Path(name) / config.name)
+        yield Path(name)
+
+
+def _refuse_huge(folder: Path) -> None:
+    sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    total = sum(sizes.values())
+    if total > MAX_STAGED_BYTES:
+        largest = max(sizes, key=lambda path: sizes[path])
+        raise ClusterError(
+            f"{folder} holds {total / 2**20:.0f} MiB, at most {MAX_STAGED_BYTES // 2**20} MiB are sent with a job; "
+            f"the largest file is {largest}: keep data and models out of it and name them by URL in the config")
+
+
+def _runtime_env(wanted: Mapping[str, Any], folder: Path, *, ship_package: bool) -> dict[str, Any]:
+    if "working_dir" in wanted:
+        raise ClusterError("runtime_env must not hold working_dir: the staged jobs/ folder is the job's working dir")
+    result = {**wanted, "working_dir": str(folder)}
+    if ship_package:
+        package = str(Path(ray_distill.__file__).parent)
+        result["py_modules"] = [*wanted.get("py_modules", ()), package]
+        result["excludes"] = [*wanted.get("excludes", ()), "**/__pycache__/"]
+    return result
+
+
+def _labels(config: Campaign, job: str) -> dict[str, str]:
+    return {"campaign": config.campaign, "job": job, "config_fingerprint": config.fingerprint}
+
+
+def _client(address: str, token: str | None) -> Any:
+    from ray.job_submission import JobSubmissionClient
+
+    for name in ("dashboard_sdk", "job.sdk"):  # their INFO lines would stand between the job's log and its reason
+        logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
+    return JobSubmissionClient(address, headers=_headers(token))
+
+
+def _send(client: Any, **request: Any) -> str:
+    try:
+        job_id: str = client.submit_job(**request)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ClusterError(f"the cluster did not take the job: {error}") from error
+    return job_id
+
+
+def _follow(client: Any, job_id: str, address: str) -> int:
+    try:
+        last_line = asyncio.run(_tail(client, job_id))
+        info = _final(client, job_id)
+    except KeyboardInterrupt:
+        _say(f"\nno longer following: {job_id} goes on. {_how_to_go_on(job_id, address)}")
+        return INTERRUPTED
+    except (RuntimeError, OSError) as error:
+        raise ClusterError(f"lost the connection to {job_id} ({error}); it may go on. "
+                           f"{_how_to_go_on(job_id, address)}") from error
+    return _report(job_id, info, last_line)
+
+
+async def _tail(client: Any, job_id: str) -> str:
+    """Copy the log to stdout until the job ends; return its last line that says something."""
+    last = ""
+    unfinished = ""
+    async for text in client.tail_job_logs(job_id):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        lines = (unfinished + text).split("\n")
+        unfinished = lines.pop()
+        last = next((line.strip() for line in reversed(lines) if line.strip()), last)
+    return unfinished.strip() or last
+
+
+def _final(client: Any, job_id: str, patience_seconds: float = 60.0) -> Any:
+    """Return the job's final record: its log closes a moment before its status is final."""
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        info = client.get_job_info(job_id)
+        if str(info.status.value) in FINISHED:
+            return info
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"its log ended, but its status is still {info.status.value}")
+        time.sleep(0.2)
+
+
+def _report(job_id: str, info: Any, last_line: str) -> int:
+    """Return the exit status, after the reason as the last line where it is not 0."""
+    if info.status.value == "SUCCEEDED":
+        return 0
+    if info.status.value == "STOPPED":
+        _say(f"error: {job_id} was stopped")
+        return 1
+    code = info.driver_exit_code
+    reason = last_line if code is not None and last_line else (info.message or "no reason was given").split("\n")[0]
+    _say(f"error: {job_id} failed{'' if code is None else f' with exit code {code}'}: {reason.removeprefix('error: ')}")
+    # 128 and above: the shell's way to say "killed by a signal"; Ray gives it as a negative number.
+    return 1 if code is None else 128 - code if code < 0 else code or 1
+
+
+def _how_to_go_on(job_id: str, address: str) -> str:
+    where = f"--address {address} {job_id}"
+    return f"Follow it: ray job logs --follow {where} · stop it: ray job stop {where}"
+
+
+def _say(text: str) -> None:
+    sys.stdout.flush()
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()

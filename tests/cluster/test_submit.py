@@ -1,0 +1,184 @@
+"""Jobs sent to a real Ray head with the token on."""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ray_distill.errors import ClusterError
+from ray_distill.runtime.submit import check_address, submit
+
+pytestmark = pytest.mark.slow
+
+CONFIG = """
+campaign: tiny
+task: text_classification
+snapshot: {source: rows.jsonl}
+labels: {teacher: {model: "module:teacher"}}
+"""
+SUCCEEDS = """
+import sys
+import ray
+
+ray.init(address="auto", log_to_driver=False)
+print("arguments", sys.argv[1:])
+print('{"kind": "Done"}')
+"""
+FAILS = """
+import sys
+
+print("some progress")
+sys.exit("error: the teacher is below its floor")
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """A running head: its dashboard, its token, and the folder with the jobs to send."""
+
+    address: str
+    token: str
+    working_dir: Path
+    config: Path
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for item in sockets:
+            item.bind(("127.0.0.1", 0))
+        return [item.getsockname()[1] for item in sockets]
+    finally:
+        for item in sockets:
+            item.close()
+
+
+def _wait(address: str, token: str, head: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            check_address(address, token)
+            return
+        except ClusterError:
+            if head.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(log.read_text()) from None
+            time.sleep(0.5)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A head with its own ports and its own temporary folder, ended by its process group: nobody else's is touched."""
+    folder = tmp_path_factory.mktemp("submit")
+    (folder / "jobs").mkdir()
+    (folder / "jobs" / "succeeds.py").write_text(SUCCEEDS)
+    (folder / "jobs" / "fails.py").write_text(FAILS)
+    (folder / "campaign.yaml").write_text(CONFIG)
+    short = tempfile.mkdtemp(prefix="rd-", dir="/tmp")  # Ray's socket paths must stay below 108 characters
+    port, dashboard, agent, client, metrics = _free_ports(5)
+    token = secrets.token_hex(16)
+    command = [
+        str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}",
+        "--node-ip-address=127.0.0.1", "--include-dashboard=true", f"--dashboard-port={dashboard}",
+        f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}",
+        f"--metrics-export-port={metrics}", "--num-cpus=1", "--object-store-memory=100000000",
+        "--disable-usage-stats",
+    ]
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `python` of a job is this one
+    environment = {**inherited, "PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_TMPDIR": short}
+    log = folder / "head.log"
+    with log.open("wb") as output:
+        head = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+    try:
+        _wait(f"http://127.0.0.1:{dashboard}", token, head, log)
+        yield Cluster(address=f"http://127.0.0.1:{dashboard}", token=token, working_dir=folder,
+                      config=folder / "campaign.yaml")
+    finally:
+        _end(head)
+        shutil.rmtree(short, ignore_errors=True)
+
+
+def _end(head: "subprocess.Popen[bytes]") -> None:
+    head.terminate()  # `ray start --block` takes its own processes down with it
+    try:
+        head.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        os.killpg(head.pid, signal.SIGKILL)
+
+
+def _submit(cluster: Cluster, job: str, **changes: object) -> int:
+    options: dict[str, object] = {"address": cluster.address, "token": cluster.token, **changes}
+    return submit(job=job, config_path=cluster.config, working_dir=cluster.working_dir, **options)  # type: ignore[arg-type]
+
+
+def test_a_job_that_succeeds_returns_0_and_its_log_ends_with_the_reference(
+    cluster: Cluster, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The log is copied to stdout, overrides arrive unharmed, and the exit status is 0."""
+    assert _submit(cluster, "succeeds", overrides=("seed=3",), arguments=("--note", "a 'b' $c")) == 0
+    out = capfd.readouterr().out
+    assert "['--config', 'campaign.yaml', '--set', 'seed=3', '--note', \"a 'b' $c\"]" in out
+    assert out.strip().splitlines()[-1] == '{"kind": "Done"}'
+
+
+def test_a_job_that_fails_returns_its_exit_status_and_the_reason_last(
+    cluster: Cluster, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A job that ends with status 1 gives 1, and the last line says why."""
+    assert _submit(cluster, "fails") == 1
+    captured = capfd.readouterr()
+    assert "some progress" in captured.out
+    last = captured.err.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert last.endswith("failed with exit code 1: the teacher is below its floor")
+
+
+def test_without_following_it_returns_at_once_and_says_how_to_follow(
+    cluster: Cluster, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Not following prints the two commands by which to follow and to stop the job."""
+    assert _submit(cluster, "succeeds", follow=False) == 0
+    captured = capfd.readouterr()
+    assert f"ray job logs --follow --address {cluster.address}" in captured.err
+    assert f"ray job stop --address {cluster.address}" in captured.err
+
+
+def test_the_package_itself_travels_when_asked(cluster: Cluster, capfd: pytest.CaptureFixture[str]) -> None:
+    """With ship_package, the job imports the submitter's ray_distill from Ray's own folder."""
+    (cluster.working_dir / "jobs" / "where.py").write_text("import ray_distill\nprint(ray_distill.__file__)\n")
+    assert _submit(cluster, "where", ship_package=True) == 0
+    assert "/py_modules_files/" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("token", "says"), [("wrong-token", "refused the token"), ("", "wants a token")])
+def test_a_wrong_or_missing_token_is_an_error_that_says_what_to_set(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, token: str, says: str
+) -> None:
+    """A token that is not this cluster's, or none, is refused with the variable to set."""
+    monkeypatch.setenv("HOME", str(cluster.working_dir))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+    with pytest.raises(ClusterError, match=says) as error:
+        _submit(cluster, "succeeds", token=None)
+    assert "RAY_AUTH_TOKEN" in str(error.value)
+
+
+def test_plain_ray_job_submit_runs_the_same_job_files(cluster: Cluster) -> None:
+    """Ray's own command line submits the same folder, and a failing job fails there too."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = {**inherited, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token}
+    ray = str(Path(sys.executable).with_name("ray"))
+    command = [ray, "job", "submit", "--address", cluster.address, "--working-dir", str(cluster.working_dir), "--"]
+    result = subprocess.run([*command, "python", "jobs/fails.py", "--config", "campaign.yaml"],
+                            env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert "the teacher is below its floor" in result.stdout + result.stderr

@@ -1,0 +1,123 @@
+"""The decision chain: every verdict ever given on a model name, append-only. It is the truth; an alias follows.
+
+Entries are records of a `CommitLog` under ``<url>/decisions``: created exclusively, never rewritten. Each
+names the champion it found, so that a PROMOTE judged against a champion who has since been replaced is refused
+(a registry alias has no compare-and-set; this chain does), and so that a reader can verify the whole history.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from ray_distill.artifacts import Artifact, Decision, StudentRef, Verdict
+from ray_distill.errors import ConfigError, PromotionError
+from ray_distill.storage import files
+from ray_distill.storage.log import CommitLog, Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry(Artifact):
+    """One decision as it was recorded."""
+
+    decision: Decision
+    previous: StudentRef | None
+    """The champion when it was recorded; None before the first PROMOTE."""
+    time: str
+    """ISO 8601, UTC."""
+    who: str
+    """Person or job that asked for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AliasState:
+    """Whether a registry alias follows the chain; ``sentence`` says it in plain words."""
+
+    agree: bool
+    champion: StudentRef | None
+    """What the alias should name."""
+    sentence: str
+
+
+def read_chain(url: str) -> tuple[Entry, ...]:
+    """Read the decisions under ``url``, oldest first; none is an empty chain.
+
+    Raises:
+        CorruptStore: an entry is missing or is not JSON.
+        PromotionError: an entry is no decision, or does not follow from those before it.
+    """
+    log = CommitLog(files.join(url, "decisions"))
+    log.refresh()
+    return _entries(log.root, log.records)
+
+
+def record_decision(
+    url: str, decision: Decision, *, against: StudentRef | None, who: str, time: datetime
+) -> Entry:
+    """Append a decision and return its entry; recording the newest decision again changes nothing.
+
+    Args:
+        url: folder of the chain.
+        decision: what the gate said.
+        against: the champion the report compared with, None where there was none.
+        who: person or job.
+        time: when, with a time zone.
+
+    Raises:
+        PromotionError: a PROMOTE that was judged against another champion than the present one.
+    """
+    log = CommitLog(files.join(url, "decisions"))
+    found: list[Entry] = []
+
+    def build(records: Sequence[Record]) -> Record | None:
+        chain = _entries(log.root, records)
+        if chain and chain[-1].decision == decision:
+            found[:] = [chain[-1]]
+            return None
+        _refuse_stale(decision, champion(chain), against)
+        found[:] = [Entry(decision=decision, previous=champion(chain), who=who,
+                          time=time.astimezone(UTC).isoformat(timespec="seconds"))]
+        return found[0].to_dict()
+
+    log.append(build)
+    return found[0]
+
+
+def champion(chain: Sequence[Entry]) -> StudentRef | None:
+    """The student of the last PROMOTE, or None."""
+    promoted = (entry.decision for entry in reversed(chain) if entry.decision.verdict is Verdict.PROMOTE)
+    return next((decision.student for decision in promoted), None)
+
+
+def check_alias(chain: Sequence[Entry], alias: StudentRef | None) -> AliasState:
+    """Compare the student that a registry alias names with the chain's champion; pure."""
+    truth = champion(chain)
+    agree = (alias and alias.fingerprint) == (truth and truth.fingerprint)
+    if agree:
+        return AliasState(agree=True, champion=truth, sentence=f"the alias and the chain name {_name(truth)}")
+    remedy = "remove the alias" if truth is None else "point the alias at the chain's champion"
+    return AliasState(agree=False, champion=truth, sentence=f"the alias names {_name(alias)}, the chain "
+                      f"{_name(truth)}: the chain is the truth, {remedy}")
+
+
+def _entries(root: str, records: Sequence[Record]) -> tuple[Entry, ...]:
+    entries: list[Entry] = []
+    for number, record in enumerate(records):
+        try:
+            entry = Entry.from_dict(record)
+        except ConfigError as error:
+            raise PromotionError(f"{root}: entry {number} is not a decision: {error}") from error
+        if entry.previous != champion(entries):
+            raise PromotionError(f"{root}: entry {number} found {_name(entry.previous)} as champion, but the entries "
+                                 f"before it make it {_name(champion(entries))}: the chain was altered, restore it")
+        entries.append(entry)
+    return tuple(entries)
+
+
+def _refuse_stale(decision: Decision, present: StudentRef | None, against: StudentRef | None) -> None:
+    if decision.verdict is Verdict.PROMOTE and present != against:
+        raise PromotionError(f"the report compared the student with {_name(against)}, but the champion is now "
+                             f"{_name(present)}: evaluate again, then promote")
+
+
+def _name(student: StudentRef | None) -> str:
+    return "no model" if student is None else f"{student.url} ({student.fingerprint[:12]})"

@@ -116,10 +116,10 @@ def read_students(text: str) -> dict[str, StudentRef]:
 def _text(text: str) -> str:
     if text.lstrip().startswith("{"):
         return text
-    from ray_distill.storage import files
+    from ray_distill.storage.files import read_bytes
 
     try:
-        return files.read_bytes(text).decode()
+        return read_bytes(text).decode()
     except UnicodeDecodeError as error:
         raise ConfigError(f"{text} is not JSON: {error}") from error
 

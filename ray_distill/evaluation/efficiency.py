@@ -1,0 +1,110 @@
+"""Size, latency and throughput, measured for all models by the same code in the same minutes.
+
+Models take turns, request by request and batch by batch, in an order that rotates: whatever else the machine
+does, and whatever it warms up, hits all of them alike.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_distill.artifacts import Efficiency
+from ray_distill.errors import EvaluationError
+
+if TYPE_CHECKING:
+    import torch
+
+WARM_UP = 3
+"""Untimed requests and batches of each model before the first timed one."""
+BATCHES = 7
+"""Timed batches a model; throughput is their median."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runner:
+    """A model ready to be timed."""
+
+    run: Callable[[npt.NDArray[np.int64]], object]
+    """Answer the examples of the given indices as one batch: inputs encoded beforehand, collation included."""
+    parameters: int
+    bytes_on_disk: int
+    device: str = "cpu"
+    """``cuda…`` devices are synchronised around each timing."""
+
+
+def measure_efficiency(
+    runners: Mapping[str, Runner], *, examples: int, requests: int, batch: int
+) -> dict[str, Efficiency]:
+    """Time ``requests`` single examples and several batches of every model, in turns.
+
+    Args:
+        runners: by arm.
+        examples: number of examples the runners can be asked for; requests go round them.
+        requests: timed single requests a model.
+        batch: examples a batch.
+
+    Returns:
+        By arm: latency p50 and p95 in milliseconds, throughput in examples a second.
+
+    Raises:
+        EvaluationError: no examples.
+    """
+    if examples < 1:
+        raise EvaluationError("latency cannot be measured without an example: the split is empty")
+    single = [np.array([i % examples], dtype=np.int64) for i in range(requests)]
+    batches = [np.arange(i * batch, (i + 1) * batch, dtype=np.int64) % examples for i in range(BATCHES)]
+    seconds = _in_turns(runners, single)
+    batch_seconds = _in_turns(runners, batches)
+    return {name: _efficiency(runner, seconds[name], batch_seconds[name], batch) for name, runner in runners.items()}
+
+
+def bytes_of_folder(folder: Path) -> int:
+    """Size of all files under a local folder, bytes."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def count_parameters(module: "torch.nn.Module") -> int:
+    """Number of parameters; tied ones count once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _in_turns(runners: Mapping[str, Runner], inputs: list[npt.NDArray[np.int64]]) -> dict[str, list[float]]:
+    """Seconds of every input by model; each round asks all models, starting with another one."""
+    names = list(runners)
+    for name in names:
+        for index in inputs[:WARM_UP]:
+            _seconds(runners[name], index)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn, index in enumerate(inputs):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            seconds[name].append(_seconds(runners[name], index))
+    return seconds
+
+
+def _seconds(runner: Runner, index: npt.NDArray[np.int64]) -> float:
+    _wait(runner.device)
+    start = time.perf_counter()
+    runner.run(index)
+    _wait(runner.device)
+    return time.perf_counter() - start
+
+
+def _wait(device: str) -> None:
+    """Wait for the device: CUDA answers before it has finished."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
+def _efficiency(runner: Runner, seconds: list[float], batch_seconds: list[float], batch: int) -> Efficiency:
+    p50, p95 = np.quantile(seconds, (0.5, 0.95)) * 1e3
+    return Efficiency(
+        parameters=runner.parameters, bytes_on_disk=runner.bytes_on_disk, latency_ms_p50=float(p50),
+        latency_ms_p95=float(p95), examples_per_second=float(batch / np.median(batch_seconds)))

@@ -28,6 +28,8 @@ class Ragged:
     """``[N, *inner]``; the inner shape is the same for all rows."""
     offsets: npt.NDArray[np.int64]
     """``[R+1]``"""
+    pad: int = 0
+    """What `Task.collate` fills short rows with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,7 @@ class Encoded:
             size = int(np.prod(inner, dtype=np.int64))
             flat = pa.array(feature.values.reshape(-1))
             arrays.append(pa.LargeListArray.from_arrays(pa.array(feature.offsets * size), flat))
-            metadata = {"shape": ",".join(str(n) for n in inner)}
+            metadata = {"shape": ",".join(str(n) for n in inner), "pad": str(feature.pad)}
             fields.append(pa.field(name, arrays[-1].type, metadata=metadata))
         return pa.table(arrays, schema=pa.schema(fields))
 
@@ -80,7 +82,8 @@ class Encoded:
                 array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
             offsets = np.asarray(array.offsets, dtype=np.int64)
             values = np.asarray(array.values)[offsets[0] : offsets[-1]].reshape(-1, *inner)
-            features[column.name] = Ragged(values=values, offsets=(offsets - offsets[0]) // size)
+            pad = int((column.metadata or {}).get(b"pad", b"0"))
+            features[column.name] = Ragged(values=values, offsets=(offsets - offsets[0]) // size, pad=pad)
         ids = table.column("row_id").combine_chunks()
         return cls(row_ids=ids, features=features)
 

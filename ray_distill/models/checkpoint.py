@@ -1,0 +1,143 @@
+"""Checkpoint folders: fetching, what may be in them, and the digest that stands for their content."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
+
+from ray_distill.errors import ConfigError, ModelError
+from ray_distill.fingerprint import canonical_json
+from ray_distill.storage import files
+
+#: What a saved model says about itself beside the transformers files.
+METADATA_FILE = "ray_distill.json"
+_WEIGHTS = ("*.safetensors",)
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
+#: Files that decide a model's answers, apart from the weights.
+_SMALL = (
+    "config.json", "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "vocab.*", "merges.txt",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.*", "*.model", "preprocessor_config.json",
+    "processor_config.json", "*.py")
+
+
+@contextmanager
+def open_checkpoint(url: str, *, weights: bool = True) -> Iterator[Path]:
+    """Give a local folder with the checkpoint's files; a remote one is downloaded and removed afterwards.
+
+    Raises:
+        ModelError: there is no such folder, or nothing in it.
+        StorageError: the file system refused.
+    """
+    if files.is_local(url):
+        folder = Path(files.absolute(url))
+        if not folder.is_dir():
+            raise ModelError(f"there is no checkpoint folder {url}: give a folder or URL with config.json and "
+                             "safetensors, or module:function; nothing is fetched from a model hub")
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="ray_distill-") as temporary:
+        _download(url, Path(temporary), (*_SMALL, METADATA_FILE, *(_WEIGHTS if weights else ())))
+        yield Path(temporary)
+
+
+def check_files(folder: Path, url: str) -> None:
+    """Refuse what is not a safetensors checkpoint.
+
+    Raises:
+        ModelError: says what is missing, or that the weights are pickles and how to convert them.
+    """
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    if _matching(names, _WEIGHTS):
+        return
+    pickles = _matching(names, _PICKLES)
+    if pickles:
+        raise ModelError(
+            f"{url} holds its weights as {pickles[0]}, which can run code when loaded, and no safetensors: convert it "
+            "on a machine that trusts it (AutoModel.from_pretrained(folder).save_pretrained(folder))")
+    raise ModelError(f"{url} is not a checkpoint: it has no *.safetensors, only {', '.join(names[:8]) or 'nothing'}")
+
+
+def checkpoint_digest(folder: Path) -> str:
+    """Digest of the files that decide the model's answers, ``sha256:…``: what ``revision`` is compared with.
+
+    The model card and free metadata are left out, so that they may change; the factory of a saved model counts.
+    """
+    total = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and _matching([path.name], (*_SMALL, *_WEIGHTS)):
+            total.update(f"{path.name}\0{_file_digest(path)}\n".encode())
+    factory = read_metadata(folder).get("factory")
+    if factory:
+        total.update(canonical_json(factory))
+    return "sha256:" + total.hexdigest()
+
+
+def check_revision(found: str, expected: str | None, url: str) -> None:
+    """Compare a digest with the revision the config pins.
+
+    Raises:
+        ConfigError: the revision is no sha256.
+        ModelError: the files are others than those that were pinned.
+    """
+    if expected is None or expected == found:
+        return
+    if not expected.startswith("sha256:") or len(expected) != len(found):
+        raise ConfigError(f"revision {expected!r} of {url} is not sha256: and 64 hexadecimal digits; it is {found}")
+    raise ModelError(f"the files of {url} have changed: revision {expected} is pinned, found {found}; "
+                     "restore them, or pin what is there")
+
+
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """What `save_model` wrote beside the model; empty for a checkpoint from elsewhere.
+
+    Raises:
+        ModelError: the file is not a JSON object.
+    """
+    path = folder / METADATA_FILE
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{METADATA_FILE} in the model folder is damaged: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{METADATA_FILE} in the model folder must hold an object, found {type(value).__name__}")
+    return value
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' progress bars and load reports: we check what was loaded and say so ourselves."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _download(url: str, folder: Path, patterns: tuple[str, ...]) -> None:
+    names = {info.name: info for info in files.list_files(url)}
+    wanted = [name for name in names if "/" not in name]
+    if not wanted:
+        raise ModelError(f"there is no checkpoint at {url}: the folder is missing or empty")
+    for name in _matching(wanted, patterns):
+        (folder / name).write_bytes(files.read_bytes(names[name].url))
+
+
+def _matching(names: list[str], patterns: tuple[str, ...]) -> list[str]:
+    return [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

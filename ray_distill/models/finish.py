@@ -1,0 +1,84 @@
+"""The last step of every way to get a model: fingerprint it, try it, and describe it."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ray_distill.errors import ConfigError
+from ray_distill.fingerprint import fingerprint
+from ray_distill.models.model import INPUTS, Factory, Model
+from ray_distill.tasks.base import Processor
+
+
+def finish(
+    module: nn.Module, processor: Processor, classes: tuple[str, ...], *, task: str, url: str,
+    identity: Mapping[str, Any], describe: Mapping[str, Any], factory: Factory | None = None,
+) -> Model:
+    """Wrap a placed module.
+
+    Args:
+        module: in its dtype, on its device.
+        processor: gives its features.
+        classes: names in the order of the logits.
+        task: name of the task.
+        url: where it came from.
+        identity: JSON that stands for the weights and dtype.
+        describe: facts beyond architecture and size.
+        factory: the function it came from, if one.
+    """
+    known = {"architecture": type(module).__name__, "parameters": count_parameters(module)}
+    return Model(
+        task=task, module=module.eval(), processor=processor, classes=classes, url=url, factory=factory,
+        describe={**known, **describe},
+        fingerprint=fingerprint({**identity, "task": task, "classes": classes, "processor": processor.fingerprint}))
+
+
+def tried(model: Model) -> Model:
+    """Return the model after it has run once.
+
+    Raises:
+        ModelError: it does not run.
+    """
+    assert model.states is not None
+    return model
+
+
+def input_of(task: str) -> str:
+    """The snapshot column a task's models read.
+
+    Raises:
+        ConfigError: there is no such task.
+    """
+    if task not in INPUTS:
+        raise ConfigError(f"there is no task {task!r}: use {' or '.join(INPUTS)}")
+    return INPUTS[task]
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of weights, shared ones counted once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def state_digest(module: nn.Module) -> str:
+    """Digest of a module's weights and buffers by name, dtype, shape and bytes, ``sha256:…``."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        total.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\n".encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return "sha256:" + total.hexdigest()
+
+
+def place(module: nn.Module, *, dtype: str, device: str) -> nn.Module:
+    """Move a module to its dtype and device; ``auto`` is cuda where there is one, else cpu.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        return module.to(device=torch.device(name), dtype=getattr(torch, dtype))
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error

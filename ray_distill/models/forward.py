@@ -1,0 +1,95 @@
+"""One forward pass, the same for every model; and how hidden states are pooled."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ray_distill.errors import ModelError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What a model said for B examples."""
+
+    logits_BV: Tensor
+    hidden: Mapping[int, Tensor] = field(default_factory=dict)
+    """By layer, 0 = the embeddings: ``[B, L, D]``; L differs by layer in convolutional networks."""
+    mask_BL: Tensor | None = None
+    """bool, True on real tokens; None where nothing is padded (images)."""
+
+
+def forward(module: nn.Module, batch: Mapping[str, Tensor], layers: Sequence[int] = ()) -> Output:
+    """Run ``module`` on a collated batch, on the module's device and dtype.
+
+    Gradients and mode (train, eval) are the caller's. Feature maps ``[B, C, H, W]`` become ``[B, H*W, C]``.
+
+    Args:
+        module: a transformers model, or any module with the interface of `ModelParts`, wrapped or not.
+        batch: tensors by the name the module's forward takes; floating ones are cast to its dtype.
+        layers: non-negative indices of the hidden states wanted.
+
+    Raises:
+        ModelError: the module has no such layer.
+    """
+    inputs = place_batch(module, batch)
+    found = module(**inputs, output_hidden_states=bool(layers))
+    mask = inputs.get("attention_mask")
+    return Output(logits_BV=found.logits, hidden=_pick(found, layers), mask_BL=None if mask is None else mask.bool())
+
+
+def pool_hidden(hidden_BLD: Tensor, mask_BL: Tensor | None, how: str) -> Tensor:
+    """Pool token states to one vector an example: ``[B, D]``; ``token`` keeps all: ``[sum(mask), D]``.
+
+    Args:
+        hidden_BLD: ``[B, L, D]``.
+        mask_BL: True on real tokens; None = all are real. Every example has at least one.
+        how: ``mean`` over real tokens, ``cls`` (the first), ``last`` (the last real one) or ``token``.
+    """
+    if mask_BL is None or hidden_BLD.shape[1] == 1:
+        mask_BL = torch.ones(hidden_BLD.shape[:2], dtype=torch.bool, device=hidden_BLD.device)
+    if how == "mean":
+        weight_BL1 = mask_BL.unsqueeze(-1).to(hidden_BLD.dtype)
+        return (hidden_BLD * weight_BL1).sum(1) / weight_BL1.sum(1)
+    if how == "cls":
+        return hidden_BLD[:, 0]
+    if how == "last":
+        positions = torch.arange(mask_BL.shape[1], device=mask_BL.device)
+        last_B = torch.where(mask_BL, positions, -1).amax(1)
+        return hidden_BLD[torch.arange(len(hidden_BLD), device=last_B.device), last_B]
+    if how == "token":
+        return hidden_BLD[mask_BL]
+    raise ModelError(f"cannot pool hidden states by {how!r}: use mean, cls, last or token")
+
+
+def as_tokens(hidden: Tensor) -> Tensor:
+    """A hidden state as ``[B, L, D]``: feature maps ``[B, C, H, W]`` by place, vectors ``[B, D]`` as one token."""
+    if hidden.ndim == 4:
+        return hidden.flatten(2).transpose(1, 2)
+    if hidden.ndim == 2:
+        return hidden.unsqueeze(1)
+    if hidden.ndim == 3:
+        return hidden
+    raise ModelError(f"a hidden state has shape {tuple(hidden.shape)}: expected [B, L, D], [B, C, H, W] or [B, D]")
+
+
+def place_batch(module: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Batch tensors on the device of the module's parameters, floating ones in their dtype."""
+    anchor = next((p for p in module.parameters() if p.is_floating_point()), None)
+    if anchor is None:
+        return dict(batch)
+    return {
+        name: value.to(anchor.device, anchor.dtype if value.is_floating_point() else value.dtype, non_blocking=True)
+        for name, value in batch.items()}
+
+
+def _pick(found: Any, layers: Sequence[int]) -> dict[int, Tensor]:
+    if not layers:
+        return {}
+    states = getattr(found, "hidden_states", None) or ()
+    wrong = [layer for layer in layers if not 0 <= layer < len(states)]
+    if wrong:
+        raise ModelError(f"the model has no hidden state {wrong[0]}: it has {len(states)}, counted from 0")
+    return {layer: as_tokens(states[layer]) for layer in layers}

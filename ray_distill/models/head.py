@@ -1,0 +1,238 @@
+"""A linear classification head for an encoder that has none: fitted once on labelled rows, then part of the teacher."""
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoModel
+
+from ray_distill.config import TeacherConfig
+from ray_distill.errors import AlreadyExists, ConfigError, ModelError
+from ray_distill.fingerprint import canonical_json, fingerprint, fingerprint_bytes
+from ray_distill.models.checkpoint import check_files, check_revision, checkpoint_digest, open_checkpoint, quiet
+from ray_distill.models.finish import place
+from ray_distill.models.forward import as_tokens, place_batch, pool_hidden
+from ray_distill.models.logistic import LogisticFit, fit_logistic
+from ray_distill.storage import files
+from ray_distill.tasks.base import Batch, Encoded
+
+HEAD_FORMAT = 1
+_HEAD, _ROWS = "head.safetensors", "fitted_rows.parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """A fitted head and what it was fitted for."""
+
+    classes: tuple[str, ...]
+    pool: str
+    normalize: bool
+    encoder: str
+    """Digest of the encoder's checkpoint."""
+    weight_VD: Tensor
+    bias_V: Tensor
+    fingerprint: str
+
+
+class EncoderWithHead(nn.Module):
+    """An encoder, its pooling and a linear head, with the interface of a transformers classifier."""
+
+    def __init__(self, encoder: nn.Module, head: Head):
+        super().__init__()
+        self.encoder = encoder
+        self.pool, self.normalize = head.pool, head.normalize
+        self.classifier = nn.Linear(head.weight_VD.shape[1], head.weight_VD.shape[0])
+        self.classifier.load_state_dict({"weight": head.weight_VD, "bias": head.bias_V})
+
+    def forward(self, *, output_hidden_states: bool = False, **features: Tensor) -> SimpleNamespace:
+        """Return an object with ``logits`` ``[B, V]`` and ``hidden_states``."""
+        found = self.encoder(**features, output_hidden_states=output_hidden_states)
+        pooled_BD = embed(found, features.get("attention_mask"), self.pool, normalize=self.normalize)
+        return SimpleNamespace(logits=self.classifier(pooled_BD), hidden_states=found.hidden_states)
+
+
+def embed(found: Any, mask_BL: Tensor | None, pool: str, *, normalize: bool) -> Tensor:
+    """Pool an encoder's output to ``[B, D]``, of length 1 if asked."""
+    mask_BL = None if mask_BL is None else mask_BL.bool()
+    pooled_BD = pool_hidden(as_tokens(found.last_hidden_state), mask_BL, pool)
+    return nn.functional.normalize(pooled_BD, dim=-1) if normalize else pooled_BD
+
+
+def fit_head(
+    spec: TeacherConfig, encoded: Encoded, labels: npt.NDArray[np.integer[Any]], *, classes: Sequence[str],
+    collate: Callable[[Encoded, npt.NDArray[np.int64]], Batch], seed: int, url: str, batch: int = 64,
+) -> str:
+    """Fit a multinomial logistic regression on an encoder's pooled embeddings; return the folder it lies in.
+
+    The folder is ``<url>/<fingerprint of encoder, rows, labels, settings and seed>``. A head that is there already
+    is kept, so that a rerun, on another machine too, gives the very same teacher. Its files are
+    ``head.safetensors`` and ``fitted_rows.parquet`` (``row_id`` of the rows used, which must not be distilled).
+
+    Args:
+        spec: the encoder; ``spec.head`` says how to pool and how many rows to use at most, the first by row id.
+        encoded: labelled rows as the encoder's own processor (`load_processor`) encodes them.
+        labels: ``[R]`` class indices, aligned with ``encoded``.
+        classes: class names.
+        collate: the task's ``collate``.
+        seed: decides the folds in which the regularisation is chosen.
+        url: folder or URL to write under.
+        batch: examples a forward pass.
+
+    Raises:
+        ModelError: a class has no labelled row, or the encoder cannot be loaded.
+    """
+    if spec.head is None:
+        raise ConfigError(f"the teacher {spec.model} has no `head` section, so there is no head to fit")
+    index = _chosen(encoded, spec.head.max_rows)
+    chosen = np.asarray(labels, dtype=np.int64)[index]
+    _check_labels(chosen, classes)
+    row_ids = encoded.row_ids.take(pa.array(index))
+    with open_checkpoint(spec.model) as folder:
+        check_files(folder, spec.model)
+        digest = checkpoint_digest(folder)
+        check_revision(digest, spec.revision, spec.model)
+        facts = _facts(spec, digest, row_ids, chosen, classes, seed)
+        target = files.join(url, fingerprint(facts))
+        if not files.exists(files.join(target, _HEAD)):
+            encoder = place(read_encoder(folder, spec), dtype=spec.dtype, device=spec.device).eval()
+            vectors = _embeddings(encoder, encoded, index, spec, collate, batch)
+            _write(target, facts, fit_logistic(vectors, chosen, classes=len(classes), seed=seed), row_ids)
+    return target
+
+
+def fitted_rows(head_url: str) -> pa.Array:
+    """Row ids the head at ``head_url`` was fitted on."""
+    data = files.read_bytes(files.join(head_url, _ROWS))
+    return pq.read_table(io.BytesIO(data)).column("row_id").combine_chunks()
+
+
+def read_head(head_url: str) -> Head:
+    """Read what `fit_head` wrote.
+
+    Raises:
+        ModelError: the head is damaged, or of another version.
+        StorageError: there is none.
+    """
+    data = files.read_bytes(files.join(head_url, _HEAD))
+    try:
+        state = safetensors.torch.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        facts = json.loads(header["__metadata__"]["facts"])
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"the head at {head_url} cannot be read: {error}; delete its folder and fit it again") from error
+    if facts.get("format") != HEAD_FORMAT:
+        raise ModelError(f"the head at {head_url} has format {facts.get('format')!r}: this version reads {HEAD_FORMAT}")
+    return Head(classes=tuple(facts["classes"]), pool=facts["pool"], normalize=facts["normalize"],
+                encoder=facts["encoder"], weight_VD=state["weight"], bias_V=state["bias"],
+                fingerprint=fingerprint_bytes(data))
+
+
+def attach_head(folder: Path, spec: TeacherConfig, *, digest: str, head_url: str | None) -> tuple[nn.Module, Head]:
+    """Read the encoder in ``folder`` and the head at ``head_url``; float32, on the CPU.
+
+    Raises:
+        ModelError: there is no head yet, or it was fitted for another encoder or pooling.
+    """
+    if head_url is None:
+        raise ModelError(f"{spec.model} is configured with a head, which must be fitted first: "
+                         "label through `ray-distill label` or `run`, or call fit_head and pass its folder")
+    head = read_head(head_url)
+    found = {"encoder": head.encoder, "pool": head.pool, "normalize": head.normalize}
+    assert spec.head is not None
+    expected = {"encoder": digest, "pool": spec.head.pool, "normalize": spec.head.normalize}
+    if found != expected:
+        raise ModelError(f"the head at {head_url} was fitted for {found}, the teacher is {expected}: fit it again")
+    return EncoderWithHead(read_encoder(folder, spec), head), head
+
+
+def read_encoder(folder: Path, spec: TeacherConfig) -> nn.Module:
+    """Read a checkpoint without a head; float32, on the CPU.
+
+    Raises:
+        ModelError: it cannot be loaded, or lacks weights.
+    """
+    try:
+        with quiet():
+            module, info = AutoModel.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32,
+                trust_remote_code=spec.trust_remote_code)
+    except Exception as error:
+        raise ModelError(f"cannot load the encoder {spec.model}: {error}") from error
+    missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
+    if missing:
+        raise ModelError(f"{spec.model} has no weights for {', '.join(missing[:4])}: it is no {type(module).__name__}")
+    result: nn.Module = module
+    return result
+
+
+def _facts(
+    spec: TeacherConfig, digest: str, row_ids: pa.Array, labels: npt.NDArray[np.int64], classes: Sequence[str],
+    seed: int,
+) -> dict[str, Any]:
+    """Everything that decides the fit."""
+    assert spec.head is not None
+    return {
+        "format": HEAD_FORMAT, "classes": list(classes), "pool": spec.head.pool, "normalize": spec.head.normalize,
+        "encoder": digest, "dtype": spec.dtype, "max_length": spec.max_length, "rows": len(row_ids),
+        "row_ids": fingerprint_bytes(b"".join(row_ids.to_pylist())), "labels": fingerprint_bytes(labels.tobytes()),
+        "seed": seed}
+
+
+def _write(folder: str, facts: dict[str, Any], fit: LogisticFit, row_ids: pa.Array) -> None:
+    """Write the rows, then the head; of several writers the first wins and all use its head."""
+    files.write_bytes(files.join(folder, _ROWS), _parquet(row_ids))
+    facts = {**facts, "regularisation": fit.strength, "validation_nll": fit.validation_nll}
+    data = safetensors.torch.save(
+        {"weight": fit.weight_VD, "bias": fit.bias_V}, metadata={"facts": canonical_json(facts).decode()})
+    with suppress(AlreadyExists):
+        files.create_exclusive(files.join(folder, _HEAD), data)
+
+
+def _chosen(encoded: Encoded, limit: int) -> npt.NDArray[np.int64]:
+    """The first rows by row id, so that the choice does not depend on the order of the input."""
+    ids = encoded.row_ids.to_pylist()
+    return np.array(sorted(range(len(ids)), key=ids.__getitem__)[:limit], dtype=np.int64)
+
+
+def _check_labels(labels: npt.NDArray[np.int64], classes: Sequence[str]) -> None:
+    counts = np.bincount(labels, minlength=len(classes)) if len(labels) else np.zeros(len(classes), np.int64)
+    missing = [name for name, count in zip(classes, counts, strict=False) if count == 0]
+    if missing or len(counts) != len(classes):
+        raise ModelError(f"cannot fit a head: of {len(labels)} labelled rows none is of the class "
+                         f"{', '.join(missing[:5])}; label some, or leave the class out of snapshot.classes")
+
+
+def _embeddings(
+    encoder: nn.Module, encoded: Encoded, index: npt.NDArray[np.int64], spec: TeacherConfig,
+    collate: Callable[[Encoded, npt.NDArray[np.int64]], Batch], batch: int,
+) -> Tensor:
+    """Pooled embeddings, float32 ``[R, D]`` on the CPU."""
+    assert spec.head is not None
+    found = []
+    with torch.inference_mode():
+        for start in range(0, len(index), batch):
+            inputs = place_batch(encoder, collate(encoded, index[start : start + batch]))
+            mask_BL = inputs.get("attention_mask")
+            pooled = embed(encoder(**inputs), mask_BL, spec.head.pool, normalize=spec.head.normalize)
+            found.append(pooled.float().cpu())
+    return torch.cat(found)
+
+
+def _parquet(row_ids: pa.Array) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"row_id": row_ids}), sink)
+    return sink.getvalue()

@@ -1,0 +1,219 @@
+"""Load a model: a transformers checkpoint, an encoder with a fitted head, a saved student, or a function's."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+
+from ray_distill.config import StudentModel, TeacherConfig
+from ray_distill.errors import ModelError
+from ray_distill.models.checkpoint import (
+    check_files,
+    check_revision,
+    checkpoint_digest,
+    open_checkpoint,
+    quiet,
+    read_metadata,
+)
+from ray_distill.models.factory import call_factory, check_annotated, is_factory
+from ray_distill.models.finish import finish, input_of, place, state_digest, tried
+from ray_distill.models.head import attach_head
+from ray_distill.models.model import Factory, Model, ModelParts
+from ray_distill.models.processors import ImageProcessor, TextProcessor, image_processor, text_limit, text_processor
+from ray_distill.tasks.base import Processor
+
+#: The transformers class that loads each task's models.
+AUTO_CLASSES: dict[str, Any] = {
+    "text_classification": AutoModelForSequenceClassification,
+    "image_classification": AutoModelForImageClassification,
+}
+
+
+def load_model(spec: str | TeacherConfig | StudentModel, *, task: str, head_url: str | None = None) -> Model:
+    """Load a model, in eval mode, on its device and in its dtype. The network is never asked for a model.
+
+    A checkpoint is tried on one made-up example; a function's model runs only when it is used, so that a finished
+    store opens with a teacher that throws.
+
+    Args:
+        spec: a checkpoint folder, an fsspec URL or ``module:function``, alone or with its settings.
+        task: name of the task, which decides the head.
+        head_url: folder that `fit_head` wrote, where ``spec.head`` is set.
+
+    Raises:
+        ModelError: there is no such checkpoint, it is no safetensors checkpoint, it has no head for the task, its
+            revision is not the pinned one, or it does not run.
+        ConfigError: the settings themselves are wrong.
+        StorageError: the file system refused.
+    """
+    config = as_config(spec)
+    input_of(task)
+    if is_factory(config.model):
+        return _from_factory(config, task)
+    with open_checkpoint(config.model) as folder:
+        check_files(folder, config.model)
+        digest = checkpoint_digest(folder)
+        check_revision(digest, config.revision, config.model)
+        saved = read_metadata(folder)
+        if saved.get("factory"):
+            return _from_saved_factory(config, task, folder, saved, digest)
+        return _from_checkpoint(config, task, folder, digest, head_url)
+
+
+def load_processor(spec: str | TeacherConfig | StudentModel, *, task: str) -> Processor:
+    """Load only what encodes inputs: the processor `load_model` would give, without reading the weights.
+
+    Raises:
+        ModelError, ConfigError, StorageError: as `load_model`.
+    """
+    config = as_config(spec)
+    if is_factory(config.model):
+        return call_factory(config.model, config.arguments, seed=0).processor
+    with open_checkpoint(config.model, weights=False) as folder:
+        saved = read_metadata(folder)
+        if saved.get("factory"):
+            return _call_saved(saved["factory"], config.model).processor
+        return read_processor(folder, read_config(folder, config), config, task=task)
+
+
+def as_config(spec: str | TeacherConfig | StudentModel) -> TeacherConfig:
+    """The settings of any model as a teacher's, which has them all."""
+    if isinstance(spec, TeacherConfig):
+        return spec
+    if isinstance(spec, str):
+        return TeacherConfig(model=spec)
+    assert spec.model is not None, "only students of a checkpoint or a function have a model of their own"
+    return TeacherConfig(model=spec.model, arguments=spec.arguments, max_length=spec.max_length,
+                         trust_remote_code=spec.trust_remote_code)
+
+
+def read_config(folder: Path, config: TeacherConfig) -> Any:
+    """The checkpoint's transformers config.
+
+    Raises:
+        ModelError: there is none, or this version of transformers cannot read it.
+    """
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{config.model} is not a transformers checkpoint: it has no config.json")
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=config.trust_remote_code)
+    except Exception as error:
+        raise ModelError(f"cannot read the config of {config.model}: {error}") from error
+
+
+def read_processor(
+    folder: Path, model_config: Any, config: TeacherConfig, *, task: str
+) -> TextProcessor | ImageProcessor:
+    """The checkpoint's tokenizer or image processor.
+
+    Raises:
+        ModelError: it has none, or one that cannot be used.
+    """
+    options = {"local_files_only": True, "trust_remote_code": config.trust_remote_code}
+    try:
+        if input_of(task) == "text":
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        else:
+            processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **options)
+    except Exception as error:
+        what = "tokenizer" if input_of(task) == "text" else "image processor"
+        raise ModelError(f"cannot load the {what} of {config.model}: {error}") from error
+    if input_of(task) == "text":
+        return text_processor(tokenizer, text_limit(tokenizer, model_config, config.max_length))
+    return image_processor(processor, int(getattr(model_config, "num_channels", 3)))
+
+
+def read_classifier(
+    folder: Path, config: TeacherConfig, *, task: str, complete: bool = True, **options: Any
+) -> nn.Module:
+    """Read a checkpoint with a classification head, float32, on the CPU.
+
+    Args:
+        folder: local checkpoint.
+        config: its settings, for messages and ``trust_remote_code``.
+        task: name of the task.
+        complete: refuse a checkpoint that lacks weights; else they are initialised.
+        options: passed on to ``from_pretrained``.
+
+    Raises:
+        ModelError: it cannot be loaded, or lacks the head.
+    """
+    try:
+        module: nn.Module
+        with quiet():
+            module, info = AUTO_CLASSES[task].from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32,
+                trust_remote_code=config.trust_remote_code, **options)
+    except Exception as error:
+        raise ModelError(f"cannot load {config.model} for {task}: {error}") from error
+    missing = sorted(info["missing_keys"])
+    if complete and missing:
+        raise ModelError(
+            f"{config.model} has no weights for {', '.join(missing[:4])}: it is no {type(module).__name__}; for an "
+            "encoder without a classification head set `head` in the teacher's config")
+    return module
+
+
+def class_names(model_config: Any) -> tuple[str, ...]:
+    """Class names of a transformers config, in the order of the logits."""
+    names = {int(index): str(name) for index, name in model_config.id2label.items()}
+    return tuple(names[index] for index in sorted(names))
+
+
+def _from_checkpoint(config: TeacherConfig, task: str, folder: Path, digest: str, head_url: str | None) -> Model:
+    model_config = read_config(folder, config)
+    processor = read_processor(folder, model_config, config, task=task)
+    identity: dict[str, Any] = {"checkpoint": digest, "dtype": config.dtype}
+    describe: dict[str, Any] = {"source": "checkpoint", "checkpoint": digest, "dtype": config.dtype}
+    if config.head is None:
+        module = read_classifier(folder, config, task=task)
+        classes = class_names(model_config)
+    else:
+        module, head = attach_head(folder, config, digest=digest, head_url=head_url)
+        classes = head.classes
+        identity["head"] = describe["head"] = head.fingerprint
+    module = place(module, dtype=config.dtype, device=config.device)
+    return tried(finish(module, processor, classes, task=task, url=config.model, identity=identity, describe=describe))
+
+
+def _from_factory(config: TeacherConfig, task: str) -> Model:
+    parts = call_factory(config.model, config.arguments, seed=0)
+    factory = Factory(name=config.model, arguments=config.arguments)
+    identity = {"weights": state_digest(parts.module), "dtype": config.dtype, "factory": factory.to_dict()}
+    check_revision(str(identity["weights"]), config.revision, config.model)
+    module = place(parts.module, dtype=config.dtype, device=config.device)
+    return finish(module, parts.processor, parts.classes, task=task, url=config.model, identity=identity,
+                  factory=factory, describe={"source": "module", "dtype": config.dtype})
+
+
+def _from_saved_factory(config: TeacherConfig, task: str, folder: Path, saved: dict[str, Any], digest: str) -> Model:
+    parts = _call_saved(saved["factory"], config.model)
+    path = folder / "model.safetensors"
+    try:
+        parts.module.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"the weights of {config.model} do not fit what {saved['factory']['name']} builds: "
+                         f"{error}") from error
+    module = place(parts.module, dtype=config.dtype, device=config.device)
+    return finish(module, parts.processor, parts.classes, task=task, url=config.model,
+                  identity={"checkpoint": digest, "dtype": config.dtype},
+                  factory=Factory(name=saved["factory"]["name"], arguments=saved["factory"]["arguments"]),
+                  describe={"source": "checkpoint", "checkpoint": digest, "dtype": config.dtype})
+
+
+def _call_saved(factory: Any, url: str) -> ModelParts:
+    """Call the function a saved model names, if it is one that builds models."""
+    if not isinstance(factory, dict) or set(factory) != {"name", "arguments"} or not is_factory(str(factory["name"])):
+        raise ModelError(f"{url} names no module:function in its metadata, found {factory!r}: it is damaged")
+    check_annotated(factory["name"])
+    return call_factory(factory["name"], factory["arguments"], seed=0)

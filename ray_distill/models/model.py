@@ -1,0 +1,76 @@
+"""The loaded model as plain data, and what a ``module:function`` must return."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from ray_distill.models.probe import States, probe
+from ray_distill.tasks.base import Processor
+
+#: The snapshot column each task's models read; decides which half of a processor is used.
+INPUTS = {"text_classification": "text", "image_classification": "image"}
+
+
+class ModelParts(NamedTuple):
+    """What a ``module:function`` returns.
+
+    ``module.forward(**features, output_hidden_states: bool)`` returns an object with ``logits`` ``[B, V]``
+    and, if it has any, ``hidden_states`` (a tuple of ``[B, L, D]``, ``[B, C, H, W]`` or ``[B, D]``).
+    """
+
+    module: nn.Module
+    processor: Processor
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factory:
+    """A ``module:function`` and the arguments it was called with."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {"name": self.name, "arguments": dict(self.arguments)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model ready to run: weights, processor, class names and what identifies them."""
+
+    task: str
+    module: nn.Module
+    """In eval mode, on its device, in its dtype; ``forward`` of this folder calls it."""
+    processor: Processor
+    classes: tuple[str, ...]
+    """In the order of the logits."""
+    fingerprint: str
+    """Of everything that decides the answer: weights, dtype, head, processor."""
+    url: str
+    """Where it came from: a folder, a URL or ``module:function``."""
+    factory: Factory | None = None
+    describe: Mapping[str, Any] = field(default_factory=dict)
+    """Facts for the model card: architecture, parameters, how the weights came about."""
+
+    @cached_property
+    def states(self) -> States:
+        """Shapes of the hidden states, found by running one made-up example the first time it is asked.
+
+        Raises:
+            ModelError: the model does not run, or has another number of outputs than classes.
+        """
+        return probe(self.module, self.processor, classes=len(self.classes), column=INPUTS[self.task], url=self.url)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Width D of each hidden state, 0 = the embeddings; empty where the model shows none."""
+        return self.states.widths
+
+    @property
+    def layers(self) -> int:
+        """Number of hidden states less one: the greatest layer index; -1 where the model shows none."""
+        return len(self.widths) - 1

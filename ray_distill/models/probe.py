@@ -1,0 +1,55 @@
+"""Run one made-up example through a model, to see that it runs and what hidden states it shows."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ray_distill.errors import ModelError
+from ray_distill.models.forward import as_tokens, place_batch
+from ray_distill.tasks.base import Processor
+
+
+@dataclass(frozen=True, kw_only=True)
+class States:
+    """The hidden states a model shows."""
+
+    widths: tuple[int, ...]
+    """Width D of each, 0 = the embeddings."""
+    spatial: bool
+    """True where they are feature maps, which have no first or last token to pool."""
+
+
+def probe(module: nn.Module, processor: Processor, *, classes: int, column: str, url: str) -> States:
+    """Run the module once on the features of one example; its mode is left as it is.
+
+    Raises:
+        ModelError: it does not run on its processor's features, or has another number of outputs than classes.
+    """
+    batch = example(processor, column)
+    training = module.training
+    try:
+        with torch.inference_mode():
+            found = module.eval()(**place_batch(module, batch), output_hidden_states=True)
+            logits, states = found.logits, getattr(found, "hidden_states", None) or ()
+    except Exception as error:
+        raise ModelError(f"{url} does not run on its own processor's features "
+                         f"({', '.join(batch)}): {type(error).__name__}: {error}") from error
+    finally:
+        module.train(training)
+    if tuple(logits.shape) != (1, classes):
+        raise ModelError(f"{url} answers one example with logits of shape {list(logits.shape)}: expected "
+                         f"[1, {classes}], one for each of its classes")
+    return States(widths=tuple(as_tokens(state).shape[-1] for state in states),
+                  spatial=any(state.ndim == 4 for state in states))
+
+
+def example(processor: Processor, column: str) -> dict[str, Tensor]:
+    """One made-up example, a ``text`` or an ``image``, as a batch of one."""
+    if column == "text":
+        found = {name: torch.from_numpy(ragged.values[None].astype(np.int64))
+                 for name, ragged in processor.texts(["a"]).items()}
+        return {**found, "attention_mask": torch.ones_like(found["input_ids"])}
+    image = np.zeros((32, 32, 3), np.uint8)
+    return {name: torch.from_numpy(ragged.values) for name, ragged in processor.images([image]).items()}

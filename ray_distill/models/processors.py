@@ -1,0 +1,200 @@
+"""Tokenizers and image processors behind the tasks' `Processor` protocol, with content fingerprints.
+
+Image processors run on Pillow and numpy; torchvision is never needed.
+"""
+
+import copy
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_distill.errors import ModelError
+from ray_distill.fingerprint import fingerprint, sha256
+from ray_distill.tasks.base import Ragged
+
+#: Above this, a tokenizer's limit means "none": transformers uses int(1e30).
+_NO_LIMIT = 1_000_000
+#: Families whose position ids start after the padding id, so that fewer tokens fit than positions exist.
+_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "data2vec-text", "ibert")
+#: Attributes of an image processor that say where it came from, not what it does.
+_ORIGIN = ("_processor_class", "_name_or_path", "name_or_path", "transformers_version")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextProcessor:
+    """A tokenizer with its limit: texts longer than ``max_length`` tokens are cut at the end."""
+
+    tokenizer: Any
+    max_length: int
+    segments: bool
+    """Whether the model needs ``token_type_ids`` other than zero."""
+    fingerprint: str
+
+    def texts(self, texts: list[str]) -> Mapping[str, Ragged]:
+        """Tokenise: ``input_ids`` int32, and ``token_type_ids`` where the model needs them."""
+        found = self.tokenizer(
+            texts, truncation=True, max_length=self.max_length, padding=False,
+            return_attention_mask=False, return_token_type_ids=self.segments) if texts else {"input_ids": []}
+        features = {"input_ids": _ragged(found["input_ids"], pad=int(self.tokenizer.pad_token_id))}
+        if self.segments:
+            pad = int(self.tokenizer.pad_token_type_id)
+            features["token_type_ids"] = _ragged(found.get("token_type_ids", []), pad=pad)
+        return features
+
+    def images(self, images: list[npt.NDArray[np.uint8]]) -> Mapping[str, Ragged]:
+        """Refuse: a tokenizer takes no images."""
+        raise ModelError("this model has a tokenizer and takes texts, not images: the task and the model disagree")
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files; they carry ``max_length``."""
+        self.tokenizer.save_pretrained(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageProcessor:
+    """An image processor: resizes, rescales and normalises to one size, in the model's number of channels."""
+
+    processor: Any
+    channels: int
+    fingerprint: str
+
+    def texts(self, texts: list[str]) -> Mapping[str, Ragged]:
+        """Refuse: an image processor takes no texts."""
+        raise ModelError("this model has an image processor and takes images, not texts: task and model disagree")
+
+    def images(self, images: list[npt.NDArray[np.uint8]]) -> Mapping[str, Ragged]:
+        """Prepare images ``[H, W, C]`` uint8 of any size: ``pixel_values`` float32 ``[R, C, H, W]``."""
+        ready = [to_channels(image, self.channels) for image in images]
+        found = self.processor(ready, input_data_format="channels_last", do_convert_rgb=False)["pixel_values"] \
+            if ready else [np.zeros((self.channels, 1, 1), np.float32)]
+        shapes = sorted({tuple(np.shape(values)) for values in found})
+        if len(shapes) > 1:
+            raise ModelError(f"the image processor gives images of several sizes ({shapes[0]}, {shapes[1]}): it must "
+                             "resize to one height and width, or crop; mend its preprocessor_config.json")
+        values = np.stack([np.asarray(value, np.float32) for value in found])[: len(ready)]
+        return {"pixel_values": Ragged(values=values, offsets=np.arange(len(ready) + 1, dtype=np.int64))}
+
+    def save(self, folder: Path) -> None:
+        """Write the processor's file."""
+        self.processor.save_pretrained(folder)
+
+
+def text_processor(tokenizer: Any, max_length: int) -> TextProcessor:
+    """Wrap a transformers tokenizer.
+
+    Raises:
+        ModelError: it has no padding token.
+    """
+    if tokenizer.pad_token_id is None:
+        raise ModelError(f"the tokenizer {type(tokenizer).__name__} has no padding token, so texts cannot be batched: "
+                         "set pad_token in its tokenizer_config.json, and pad_token_id in config.json")
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_max_length = max_length
+    segments = _needs_segments(tokenizer)
+    return TextProcessor(tokenizer=tokenizer, max_length=max_length, segments=segments,
+                         fingerprint=_tokenizer_fingerprint(tokenizer, max_length, segments))
+
+
+def image_processor(processor: Any, channels: int) -> ImageProcessor:
+    """Wrap a transformers image processor (Pillow backend) for a model with ``channels`` input channels.
+
+    Raises:
+        ModelError: its mean or standard deviation are of another number of channels and not all equal.
+    """
+    processor = copy.deepcopy(processor)
+    for name in ("image_mean", "image_std"):
+        value = getattr(processor, name, None)
+        if value is not None and np.size(value) != channels:
+            setattr(processor, name, _spread(name, list(np.atleast_1d(value)), channels))
+    return ImageProcessor(processor=processor, channels=channels, fingerprint=_image_fingerprint(processor, channels))
+
+
+def resized(processor: ImageProcessor, size: int) -> ImageProcessor:
+    """Return the same processing to a square of ``size`` pixels."""
+    inner = copy.deepcopy(processor.processor)
+    inner.size = {"height": size, "width": size}
+    if getattr(inner, "crop_size", None) is not None:
+        inner.crop_size = {"height": size, "width": size}
+    return image_processor(inner, processor.channels)
+
+
+def text_limit(tokenizer: Any, config: Any, max_length: int | None) -> int:
+    """Tokens kept of a text: what was asked for, else the smaller of the tokenizer's and the model's limit.
+
+    Raises:
+        ModelError: more was asked for than the model has positions, or no limit is known.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and getattr(config, "model_type", "") in _OFFSET_POSITIONS:
+        positions -= (config.pad_token_id or 0) + 1
+    if max_length is not None:
+        if positions is not None and max_length > positions:
+            raise ModelError(f"max_length {max_length} is more than the {positions} positions the model has")
+        return max_length
+    limits = [limit for limit in (positions, tokenizer.model_max_length) if limit and limit < _NO_LIMIT]
+    if not limits:
+        raise ModelError("neither the tokenizer nor the model says how long a text may be: set max_length")
+    return int(min(limits))
+
+
+def to_channels(image: npt.NDArray[np.uint8], channels: int) -> npt.NDArray[np.uint8]:
+    """Convert ``[H, W, C]`` between grey (1) and colour (3) by the luma of ITU-R 601, as Pillow does."""
+    found = image.shape[-1]
+    if found == channels:
+        return image
+    if found == 1 and channels == 3:
+        return np.repeat(image, 3, axis=-1)
+    if found == 3 and channels == 1:
+        luma: npt.NDArray[np.float64] = image.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
+        grey: npt.NDArray[np.uint8] = np.rint(luma).astype(np.uint8)[..., None]
+        return grey
+    raise ModelError(f"an image has {found} channels and the model takes {channels}: only 1 and 3 can be converted")
+
+
+def _ragged(rows: list[list[int]], *, pad: int) -> Ragged:
+    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    values = np.fromiter((item for row in rows for item in row), dtype=np.int32, count=int(offsets[-1]))
+    return Ragged(values=values, offsets=offsets, pad=pad)
+
+
+def _needs_segments(tokenizer: Any) -> bool:
+    """Whether a single text gets any segment id but 0, which models take for granted when it is left out."""
+    if "token_type_ids" not in tokenizer.model_input_names:
+        return False
+    return any(tokenizer("a", padding=False, return_token_type_ids=True)["token_type_ids"])
+
+
+def _spread(name: str, values: list[float], channels: int) -> list[float]:
+    if len(set(values)) > 1:
+        raise ModelError(f"the image processor's {name} has {len(values)} channels and the model {channels}: "
+                         "set it for the model's channels in preprocessor_config.json")
+    return [float(values[0])] * channels
+
+
+def _tokenizer_fingerprint(tokenizer: Any, max_length: int, segments: bool) -> str:
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return fingerprint({"text": _tokenizer_content(tokenizer), "special": special, "class": type(tokenizer).__name__,
+                        "max_length": max_length, "segments": segments})
+
+
+def _tokenizer_content(tokenizer: Any) -> Any:
+    """Vocabulary and rules; truncation and padding are settings of a call and left out."""
+    if getattr(tokenizer, "is_fast", False):
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        return {key: value for key, value in content.items() if key not in ("truncation", "padding")}
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.suffix != ".json")
+        return {path.name: sha256(path.read_bytes()) for path in files} | {"vocab": tokenizer.get_vocab()}
+
+
+def _image_fingerprint(processor: Any, channels: int) -> str:
+    content = {key: value for key, value in json.loads(processor.to_json_string()).items() if key not in _ORIGIN}
+    return fingerprint({"image": content, "channels": channels})

@@ -1,0 +1,86 @@
+"""Save a model as a standard transformers directory that plain ``AutoModelFor…`` loads again."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ray_distill.errors import ModelError
+from ray_distill.models.checkpoint import METADATA_FILE, checkpoint_digest, quiet
+from ray_distill.models.factory import check_annotated
+from ray_distill.models.model import Model
+
+SAVED_FORMAT = 1
+
+
+@runtime_checkable
+class _Saves(Protocol):
+    def save(self, folder: Path) -> None: ...
+
+
+def save_model(
+    model: Model, folder: Path, *, card: str, metadata: Mapping[str, Any],
+    state_dict: Mapping[str, Tensor] | None = None,
+) -> str:
+    """Write weights (safetensors), config, processor, ``README.md`` and ``ray_distill.json`` into a local folder.
+
+    A model of transformers' own classes loads with plain ``AutoModelFor…``; one that a function built is loaded
+    by `load_model`, which calls the function whose name and arguments stand in ``ray_distill.json``.
+
+    Args:
+        model: what to save.
+        folder: made if it is missing.
+        card: the model card, Markdown.
+        metadata: plain JSON to keep beside the model.
+        state_dict: full weights to save instead of the module's own, where those are sharded.
+
+    Returns:
+        The checkpoint's digest, ``sha256:…``: fit for a ``revision``.
+
+    Raises:
+        ModelError: the model cannot be saved so that it loads again, or the disk refused.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    standard = _is_standard(model)
+    if not standard and model.factory is None:
+        raise ModelError(f"{model.url} ({type(model.module).__name__}) is neither a transformers model nor made by a "
+                         "module:function, so it could not be loaded again")
+    saved: dict[str, Any] = {"format": SAVED_FORMAT, "task": model.task, "classes": list(model.classes),
+                             "describe": dict(model.describe), "metadata": dict(metadata)}
+    if not standard:
+        assert model.factory is not None
+        check_annotated(model.factory.name)
+        saved["factory"] = model.factory.to_dict()
+    try:
+        _write_weights(model, folder, state_dict, standard=standard)
+        if isinstance(model.processor, _Saves):
+            model.processor.save(folder)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / METADATA_FILE).write_text(json.dumps(saved, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ModelError(f"cannot save a model to {folder}: {error}") from error
+    return checkpoint_digest(folder)
+
+
+def _is_standard(model: Model) -> bool:
+    """Whether the checkpoint alone rebuilds the module: transformers' own class, or its own code in the folder."""
+    if not isinstance(model.module, PreTrainedModel):
+        return False
+    return model.factory is None or type(model.module).__module__.startswith("transformers.")
+
+
+def _write_weights(model: Model, folder: Path, state_dict: Mapping[str, Tensor] | None, *, standard: bool) -> None:
+    if standard:
+        module: Any = model.module
+        module.config.id2label = dict(enumerate(model.classes))
+        module.config.label2id = {name: index for index, name in enumerate(model.classes)}
+        with quiet():
+            module.save_pretrained(folder, state_dict=None if state_dict is None else dict(state_dict))
+        return
+    state = model.module.state_dict() if state_dict is None else state_dict
+    save_file({name: value.detach().cpu().contiguous().clone() for name, value in state.items()},
+              folder / "model.safetensors", metadata={"format": "pt"})

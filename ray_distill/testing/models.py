@@ -1,0 +1,221 @@
+"""Tiny real checkpoints and fake teachers, for tests that must not wait for a model."""
+
+import hashlib
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import WordPiece
+from torch import Tensor, nn
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedTokenizerFast,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from ray_distill.fingerprint import fingerprint
+from ray_distill.labels.signal import Hidden, Signal
+from ray_distill.models.checkpoint import quiet
+from ray_distill.models.model import ModelParts
+from ray_distill.models.processors import ImageProcessor, TextProcessor, image_processor, text_processor
+from ray_distill.tasks.base import Encoded
+from ray_distill.teachers.base import Ask
+from ray_distill.teachers.reduce import reduce_logits
+
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def tiny_tokenizer(max_length: int = 64) -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer of single characters: it reads any English text."""
+    characters = string.ascii_lowercase + string.digits
+    pieces = [*_SPECIAL, *string.punctuation, *characters, *(f"##{c}" for c in characters)]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=max_length, pad_token="[PAD]", unk_token="[UNK]",
+        cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]", model_input_names=["input_ids", "attention_mask"])
+
+
+def tiny_text_processor(max_length: int = 64) -> TextProcessor:
+    """`tiny_tokenizer` as a processor."""
+    return text_processor(tiny_tokenizer(max_length), max_length)
+
+
+def tiny_image_processor(size: int = 28, channels: int = 1) -> ImageProcessor:
+    """An image processor to a square, values in -1…1."""
+    half = [0.5] * channels
+    inner = ViTImageProcessorPil(size={"height": size, "width": size}, image_mean=half, image_std=half)
+    return image_processor(inner, channels)
+
+
+def write_tiny_text_model(folder: Path, classes: Sequence[str], seed: int, **overrides: Any) -> Path:
+    """Write a BERT classifier (2 layers, width 32, untrained) with its tokenizer; return the folder.
+
+    Args:
+        folder: made if it is missing.
+        classes: class names.
+        seed: of the weights; equal seeds give equal files.
+        overrides: fields of `BertConfig` to change.
+    """
+    tokenizer = tiny_tokenizer()
+    values = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+        "max_position_embeddings": 64, "vocab_size": len(tokenizer), "initializer_range": 0.5} | overrides
+    config = BertConfig(**values, **_labels(classes))
+    _write(folder, lambda: BertForSequenceClassification(config), seed)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_tiny_image_model(
+    folder: Path, classes: Sequence[str], seed: int, *, size: int = 28, channels: int = 1,
+    architecture: Literal["vit", "resnet"] = "vit", **overrides: Any,
+) -> Path:
+    """Write an image classifier (2 layers or stages, untrained) with its processor; return the folder.
+
+    Args:
+        folder: made if it is missing.
+        classes: class names.
+        seed: of the weights; equal seeds give equal files.
+        size: height and width of its input in pixels; a multiple of 7 for ``vit``.
+        channels: 1 (grey) or 3.
+        architecture: ``vit`` (token states) or ``resnet`` (feature maps, batch norm).
+        overrides: fields of the config to change.
+    """
+    vit = {"image_size": size, "patch_size": 7, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+           "intermediate_size": 64, "initializer_range": 0.2}
+    resnet = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    if architecture == "vit":
+        config: Any = ViTConfig(**(vit | overrides), num_channels=channels, **_labels(classes))
+        _write(folder, lambda: ViTForImageClassification(config), seed)
+    else:
+        config = ResNetConfig(**(resnet | overrides), num_channels=channels, **_labels(classes))
+        _write(folder, lambda: ResNetForImageClassification(config), seed)
+    tiny_image_processor(size, channels).save(folder)
+    return folder
+
+
+class TinyText(nn.Module):
+    """A bag of token embeddings and a linear head; throws as long as the file ``fuse`` exists."""
+
+    def __init__(self, classes: int, fuse: str | None):
+        super().__init__()
+        self.fuse = fuse
+        self.embedding = nn.Embedding(len(tiny_tokenizer()), 16)
+        self.head = nn.Linear(16, classes)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, output_hidden_states: bool = False) -> SimpleNamespace:
+        """Return logits ``[B, V]`` and hidden states: embeddings ``[B, L, 16]``, then their mean ``[B, 16]``."""
+        _check_fuse(self.fuse)
+        tokens_BLD = self.embedding(input_ids)
+        weight_BL1 = attention_mask.unsqueeze(-1).to(tokens_BLD.dtype)
+        mean_BD = (tokens_BLD * weight_BL1).sum(1) / weight_BL1.sum(1)
+        hidden = (tokens_BLD, mean_BD) if output_hidden_states else None
+        return SimpleNamespace(logits=4 * self.head(mean_BD), hidden_states=hidden)
+
+
+class TinyImage(nn.Module):
+    """One convolution and a linear head; throws as long as the file ``fuse`` exists."""
+
+    def __init__(self, classes: int, channels: int, fuse: str | None):
+        super().__init__()
+        self.fuse = fuse
+        self.convolution = nn.Conv2d(channels, 8, kernel_size=5, stride=4)
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, pixel_values: Tensor, output_hidden_states: bool = False) -> SimpleNamespace:
+        """Return logits ``[B, V]`` and one hidden state, the feature map ``[B, 8, H, W]``."""
+        _check_fuse(self.fuse)
+        maps_BCHW = self.convolution(pixel_values).relu()
+        hidden = (maps_BCHW,) if output_hidden_states else None
+        return SimpleNamespace(logits=4 * self.head(maps_BCHW.mean((2, 3))), hidden_states=hidden)
+
+
+def tiny_text_model(classes: list[str], fuse: str | None = None) -> ModelParts:
+    """For ``module:function`` configs: a text classifier that throws while the file ``fuse`` exists.
+
+    The file changes nothing of its fingerprint, so a finished store can be opened with a teacher that throws.
+    """
+    return ModelParts(module=TinyText(len(classes), fuse), processor=tiny_text_processor(), classes=tuple(classes))
+
+
+def tiny_image_model(classes: list[str], size: int = 28, channels: int = 1, fuse: str | None = None) -> ModelParts:
+    """For ``module:function`` configs: an image classifier; ``fuse`` as in `tiny_text_model`."""
+    return ModelParts(module=TinyImage(len(classes), channels, fuse), processor=tiny_image_processor(size, channels),
+                      classes=tuple(classes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeTeacher:
+    """A teacher without a model: its logits and hidden states are a function of the row id alone."""
+
+    classes: tuple[str, ...]
+    width: int = 8
+    layers: int = 2
+    seed: int = 0
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of its settings."""
+        return fingerprint({"fake": [*self.classes], "width": self.width, "layers": self.layers, "seed": self.seed})
+
+    def answer(self, encoded: Encoded, ask: Ask) -> Signal:
+        """Answer every row from its id."""
+        ids = encoded.row_ids.to_pylist()
+        logits_RV = 3 * self._numbers(ids, "logits", len(self.classes))
+        offsets = np.arange(len(ids) + 1, dtype=np.int64)
+        hidden = {layer: Hidden(offsets=offsets, values=self._numbers(ids, f"layer {layer}", self.width))
+                  for layer in ask.layers}
+        return Signal(distributions=reduce_logits(torch.from_numpy(logits_RV), ask), hidden=hidden)
+
+    def _numbers(self, ids: Sequence[bytes], what: str, width: int) -> npt.NDArray[np.float32]:
+        """Normal numbers ``[R, width]``, each row from its id."""
+        rows = np.zeros((len(ids), width), np.float32)
+        for row, row_id in enumerate(ids):
+            key = hashlib.sha256(f"{self.seed} {what} ".encode() + row_id).digest()
+            rows[row] = np.random.default_rng(int.from_bytes(key[:8], "little")).standard_normal(width)
+        return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThrowingTeacher:
+    """A teacher with another's fingerprint that throws when it is asked: proof that nothing was left to do."""
+
+    fingerprint: str
+    classes: tuple[str, ...]
+
+    def answer(self, encoded: Encoded, ask: Ask) -> Signal:
+        """Throw."""
+        raise AssertionError(f"the throwing teacher was asked to label {encoded.rows} rows")
+
+
+def _check_fuse(fuse: str | None) -> None:
+    if fuse is not None and Path(fuse).exists():
+        raise RuntimeError(f"the teacher was asked although {fuse} exists")
+
+
+def _labels(classes: Sequence[str]) -> dict[str, Any]:
+    return {"id2label": dict(enumerate(classes)), "label2id": {name: index for index, name in enumerate(classes)}}
+
+
+def _write(folder: Path, build: Any, seed: int) -> None:
+    with torch.random.fork_rng(devices=[]), quiet():
+        torch.manual_seed(seed)
+        build().save_pretrained(folder)

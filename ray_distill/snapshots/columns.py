@@ -1,0 +1,44 @@
+"""Which source column becomes which snapshot column, and what is said when one is missing."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+from ray_distill.config import Columns
+from ray_distill.errors import SnapshotError
+
+#: Names with a meaning of their own in a snapshot; a slice cannot take them.
+RESERVED = ("row_id", "text", "image", "label", "count", "group", "time")
+
+
+def wanted_columns(columns: Columns, input_column: str) -> dict[str, str]:
+    """Source column by snapshot column: the input, and label, group, time and slices where configured.
+
+    Raises:
+        SnapshotError: a slice has a reserved name, or is named twice.
+    """
+    for name in columns.slices:
+        if name in RESERVED or columns.slices.count(name) > 1:
+            raise SnapshotError(
+                f"snapshot.columns.slices: {name!r} is {'reserved' if name in RESERVED else 'named twice'}; slices "
+                f"need distinct names other than {', '.join(RESERVED)}: rename the column in the source")
+    named = {"label": columns.label, "group": columns.group, "time": columns.time}
+    wanted = {input_column: columns.text if input_column == "text" else columns.image}
+    wanted |= {part: name for part, name in named.items() if name is not None}
+    return wanted | {name: name for name in columns.slices}
+
+
+def require_columns(wanted: Mapping[str, str], found: Sequence[str], where: str) -> None:
+    """Check that every wanted source column is there, once.
+
+    Raises:
+        SnapshotError: names the column, what was found and the nearest name.
+    """
+    for part, name in wanted.items():
+        if name not in found:
+            near = difflib.get_close_matches(name, found, n=1, cutoff=0.5)
+            advice = f"did you mean {near[0]!r}? " if near else ""
+            raise SnapshotError(
+                f"{where} has no column {name!r} for the {part}; found: {', '.join(found) or 'none'}. {advice}"
+                f"Set snapshot.columns")
+        if list(found).count(name) > 1:
+            raise SnapshotError(f"{where} has the column {name!r} {list(found).count(name)} times: rename one")

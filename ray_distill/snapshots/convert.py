@@ -1,0 +1,159 @@
+"""Source columns of any usable type, turned into the few types a snapshot has.
+
+Each function returns the converted column and a mask of the rows it could not convert (which are null).
+"""
+
+import re
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_distill.errors import SnapshotError
+from ray_distill.snapshots.rows import Mask
+
+TIME = pa.timestamp("us", tz="UTC")
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+#: Years 1 to 9999. Epoch *milliseconds* fall outside, so that a wrong unit is found out.
+_SECONDS = (-62_135_596_800, 253_402_300_799)
+_EXACT = 2**53
+
+
+def to_text(column: pa.ChunkedArray | pa.Array, name: str, numbers: bool = True) -> tuple[pa.Array, Mask]:
+    """Return ``column`` as large_string; whole floats read as integers, NaN as null.
+
+    Args:
+        column: texts, UTF-8 bytes, or one plain value a row.
+        name: its name in the source.
+        numbers: whether numbers, times and truth values have a text too.
+
+    Raises:
+        SnapshotError: a type without one obvious text, such as a list.
+    """
+    column = _plain(column)
+    kind = column.type
+    if _is_bytes(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return _decode(_joined(column.cast(pa.large_binary())))
+    if not (_is_scalar(kind) if numbers else pa.types.is_null(kind)):
+        expected = "text or numbers" if numbers else "text"
+        raise SnapshotError(f"column {name!r} holds {kind}, expected {expected}: convert it in the source")
+    if pa.types.is_floating(kind):
+        column = _floats_to_text(column)
+    return _joined(column.cast(pa.large_string())), np.zeros(len(column), dtype=bool)
+
+
+def to_bytes(column: pa.ChunkedArray, name: str) -> pa.Array:
+    """Return a column of encoded images, binary or struct {bytes, path}, as large_binary.
+
+    Raises:
+        SnapshotError: another type.
+    """
+    if pa.types.is_struct(column.type) and "bytes" in [field.name for field in column.type]:
+        column = pc.struct_field(column, "bytes")
+    if pa.types.is_null(column.type) or _is_bytes(column.type):
+        return _joined(column.cast(pa.large_binary()))
+    raise SnapshotError(
+        f"column {name!r} holds {column.type}, expected encoded images as binary or as struct {{bytes, path}}")
+
+
+def to_time(column: pa.ChunkedArray, name: str) -> tuple[pa.Array, Mask]:
+    """Return ``column`` as UTC microseconds: timestamps, dates, ISO 8601 texts, or numbers of epoch seconds.
+
+    Times without a zone are UTC.
+
+    Raises:
+        SnapshotError: a type that is no time.
+    """
+    column = _plain(column)
+    kind = column.type
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        column = column.cast(pa.timestamp("us", tz=getattr(kind, "tz", None)), safe=False)
+        return _joined(column.cast(TIME)), np.zeros(len(column), dtype=bool)
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return _seconds_to_time(column)
+    texts, bad = to_text(column, name)
+    parsed = [None if text is None else parse_time(text) for text in texts.to_pylist()]
+    times = pa.array(parsed, pa.int64()).cast(TIME)
+    return times, bad | (_mask(pc.is_null(times)) & _mask(pc.is_valid(texts)))
+
+
+def parse_time(text: str) -> int | None:
+    """Microseconds since 1970 of an ISO 8601 time or a number of epoch seconds; None if it is neither."""
+    text = text.strip()
+    if _NUMBER.fullmatch(text):
+        seconds = float(text)
+        return round(seconds * 1e6) if _SECONDS[0] <= seconds <= _SECONDS[1] else None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+def number_to_text(value: float) -> str | None:
+    """Text of one JSON number, equal to what `to_text` makes of a column of such numbers."""
+    result: str | None = to_text(pa.array([value]), "number")[0][0].as_py()
+    return result
+
+
+def _seconds_to_time(column: pa.ChunkedArray) -> tuple[pa.Array, Mask]:
+    valid = _mask(pc.is_valid(column))
+    seconds = _joined(column).to_numpy(zero_copy_only=False).astype(np.float64)
+    usable = valid & (seconds >= _SECONDS[0]) & (seconds <= _SECONDS[1])
+    micros = np.round(np.where(usable, seconds, 0) * 1e6).astype(np.int64)
+    return pa.array(micros, mask=~usable).cast(TIME), valid & ~usable
+
+
+def _floats_to_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Whole numbers without ".0": a column of integers with nulls often arrives as floats."""
+    column = column.cast(pa.float64())
+    column = pc.if_else(pc.is_nan(column), None, column)
+    whole = pc.and_(pc.equal(pc.floor(column), column), pc.less(pc.abs(column), _EXACT))
+    integers = pc.if_else(whole, column, None).cast(pa.int64())
+    return pc.coalesce(integers.cast(pa.large_string()), column.cast(pa.large_string()))
+
+
+def _decode(column: pa.Array) -> tuple[pa.Array, Mask]:
+    """UTF-8 bytes as text. Arrow checks a whole column at once; only a bad column is looked at row by row."""
+    try:
+        return column.cast(pa.large_string()), np.zeros(len(column), dtype=bool)
+    except pa.ArrowInvalid:
+        bad = np.array([value is not None and not _is_utf8(value) for value in column.to_pylist()], dtype=bool)
+        return pc.if_else(pa.array(bad), None, column).cast(pa.large_string()), bad
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _plain(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray:
+    column = pa.chunked_array([column]) if isinstance(column, pa.Array) else column
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def _joined(column: pa.ChunkedArray) -> pa.Array:
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+                or pa.types.is_fixed_size_binary(kind))
+
+
+def _is_scalar(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_null(kind) or pa.types.is_boolean(kind) or pa.types.is_integer(kind)
+                or pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_temporal(kind))
+
+
+def _mask(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.bool_]:
+    result: npt.NDArray[np.bool_] = np.asarray(column, dtype=bool)
+    return result

@@ -1,0 +1,96 @@
+"""CSV files: pyarrow reads what is well formed; a file with a bad record is split record by record.
+
+A record with the wrong number of fields, or a quote that never closes, costs its own line only: reading goes
+on with the next line. Empty fields are null.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import csv
+
+from ray_distill.errors import SnapshotError
+from ray_distill.snapshots.columns import require_columns
+from ray_distill.snapshots.rows import Reason, Rows, file_rows
+
+Fields = list[bytes]
+
+_FIELD = re.compile(rb'(?:"((?:[^"]++|"")*+)")?([^,\r\n]*+)(,|\r?\n|\r|\Z)')
+_LINE_END = re.compile(rb"\r?\n|\r|\Z")
+_BLANK = re.compile(rb"[\r\n]*+")
+#: Appended as a last record. If it does not come back as the last, an open quote has swallowed it.
+_SENTINEL = b"the end of the file"
+_LARGEST_BLOCK = 1 << 30
+
+
+def read_csv(data: bytes, wanted: Mapping[str, str], source: int, where: str) -> Rows:
+    """Read a CSV file with a header; columns arrive as large_binary, by snapshot column.
+
+    Raises:
+        SnapshotError: no header, or a wanted column is missing.
+    """
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    header, start = _record(data, _BLANK.match(data).end())  # type: ignore[union-attr]
+    if not data.strip() or header is None:
+        found = "not CSV" if data.strip() else "empty"
+        raise SnapshotError(f"{where} is {found}: a header with column names is needed")
+    require_columns(wanted, [name.decode(errors="replace") for name in header], where)
+    table = _read_whole(data, wanted, len(header))
+    if table is not None:
+        return file_rows(table, np.zeros(len(table), dtype=np.int8), source)
+    return _read_records(data, start, wanted, header, source)
+
+
+def _read_whole(data: bytes, wanted: Mapping[str, str], width: int) -> pa.Table | None:
+    """The wanted columns, or None where some record is malformed."""
+    data = data + b"\n" + b",".join([_SENTINEL] * width) + b"\n"
+    names = list(dict.fromkeys(wanted.values()))
+    try:
+        table = csv.read_csv(
+            pa.BufferReader(data), read_options=csv.ReadOptions(block_size=min(len(data) + 1, _LARGEST_BLOCK)),
+            parse_options=csv.ParseOptions(newlines_in_values=True),
+            convert_options=csv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.large_binary()), include_columns=names, null_values=[""],
+                strings_can_be_null=True))
+    except pa.ArrowInvalid:
+        return None
+    if any(table.column(name)[-1].as_py() != _SENTINEL for name in names):
+        return None
+    return pa.table({part: table.column(name) for part, name in wanted.items()}).slice(0, len(table) - 1)
+
+
+def _read_records(data: bytes, start: int, wanted: Mapping[str, str], header: Fields, source: int) -> Rows:
+    records = list(_records(data, start, len(header)))
+    index = {part: header.index(name.encode()) for part, name in wanted.items()}
+    table = pa.table({
+        part: pa.array([None if fields is None else fields[at] or None for fields in records], pa.large_binary())
+        for part, at in index.items()})
+    why = np.array([Reason.MALFORMED_CSV if fields is None else 0 for fields in records], dtype=np.int8)
+    return file_rows(table, why, source)
+
+
+def _records(data: bytes, at: int, width: int) -> Iterator[Fields | None]:
+    """Records from ``at`` on, None for a malformed one; blank lines are skipped."""
+    while (at := _BLANK.match(data, at).end()) < len(data):  # type: ignore[union-attr]
+        fields, end = _record(data, at)
+        if fields is None or len(fields) != width:
+            fields, end = None, _LINE_END.search(data, at).end()  # type: ignore[union-attr]
+        yield fields
+        at = end
+
+
+def _record(data: bytes, at: int) -> tuple[Fields | None, int]:
+    """Fields of the record at ``at`` and where the next starts; None if a quote never closes."""
+    fields: Fields = []
+    while True:
+        match = _FIELD.match(data, at)
+        assert match is not None, "the pattern matches at any position"
+        quoted, plain, delimiter = match.groups()
+        if quoted is None and plain.startswith(b'"'):
+            return None, at
+        fields.append(plain if quoted is None else quoted.replace(b'""', b'"') + plain)
+        at = match.end()
+        if delimiter != b",":
+            return fields, at

@@ -1,0 +1,170 @@
+"""From rows to the content of a snapshot, in memory: checks, exclusion, duplicates, labels, splits.
+
+Nothing is written here, and nothing depends on the order of the rows but the label policy ``first``.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_distill.config import SnapshotConfig, Splits
+from ray_distill.errors import SnapshotError
+from ray_distill.snapshots import merge
+from ray_distill.snapshots.columns import wanted_columns
+from ray_distill.snapshots.identity import Ids, ids_to_arrow, row_ids
+from ray_distill.snapshots.image_source import check_images
+from ray_distill.snapshots.labels import UNKNOWN, UNLABELLED, check_classes, class_names, label_index
+from ray_distill.snapshots.manifest import RowCounts
+from ray_distill.snapshots.read import read_rows
+from ray_distill.snapshots.rows import Mask, Reason, Rows, check_bad_fraction, count_reasons, quarantine_table
+from ray_distill.snapshots.sources import match_sources, source_patterns
+from ray_distill.snapshots.splits import SplitIndex, check_none_empty, split_by_group, split_by_id, split_by_time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """The content of a snapshot: K rows in the order of their ids."""
+
+    inputs: pa.ChunkedArray
+    """The input of every usable source row, large."""
+    first: npt.NDArray[np.int64]
+    """``[K]``: where in ``inputs`` each row's input is"""
+    table: pa.Table
+    """``[K]``: all columns but the input"""
+    split: SplitIndex
+    classes: tuple[str, ...]
+    counts: RowCounts
+    reasons: dict[str, int]
+    quarantine: pa.Table
+    conflicts: int
+    groups_crossing: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Groups:
+    """Group of each input, the split it puts the input in, and how many inputs are in groups of several splits."""
+
+    names: pa.Array
+    split: SplitIndex
+    crossing: int
+
+
+def freeze(config: SnapshotConfig, input_column: str, seed: int) -> Frozen:
+    """Read the sources and settle everything that a snapshot holds.
+
+    Raises:
+        SnapshotError: nothing matches, a column is missing, too many rows are unusable, none is left, or a split
+            is empty.
+        StorageError: a source cannot be read.
+    """
+    check_classes(config.classes or ())
+    files = match_sources(source_patterns(config.source), config.format)
+    names = [file.name for file in files]
+    rows = read_rows(files, wanted_columns(config.columns, input_column), input_column)
+    rows = _mark_unusable(rows, config, input_column)
+    check_bad_fraction(rows, names, config.max_bad_fraction, "source")
+    usable = rows.filter(rows.why == 0)
+    ids = row_ids(usable.table.column(input_column), input_column)
+    kept = ~_is_excluded(ids, config, input_column)
+    if not kept.any():
+        raise SnapshotError(
+            f"no row is left: {len(rows)} read, {len(rows) - len(usable)} unusable, {len(kept)} excluded: check "
+            f"snapshot.source and snapshot.exclude")
+    frozen = _settle(usable.table.filter(pa.array(kept)).combine_chunks(), ids[kept], config, input_column, seed)
+    counts = replace(frozen.counts, read=len(rows), excluded=int((~kept).sum()), quarantined=len(rows) - len(usable))
+    return replace(frozen, counts=counts, reasons=count_reasons(rows), quarantine=quarantine_table(rows, names))
+
+
+def _mark_unusable(rows: Rows, config: SnapshotConfig, input_column: str) -> Rows:
+    if input_column == "image":
+        rows = check_images(rows)
+    if config.classes is not None:
+        labels = rows.table.column("label").combine_chunks()
+        rows = rows.mark(label_index(labels, config.classes) == UNKNOWN, Reason.UNKNOWN_LABEL)
+    if config.splits.by == "time":
+        missing: Mask = np.asarray(rows.table.column("time").is_null())
+        rows = rows.mark(missing, Reason.MISSING_TIME)
+    return rows
+
+
+def _is_excluded(ids: Ids, config: SnapshotConfig, input_column: str) -> Mask:
+    if not config.exclude:
+        return np.zeros(len(ids), dtype=bool)
+    files = match_sources(config.exclude, config.format)
+    only_input = config.columns.model_copy(update={"label": None, "group": None, "time": None, "slices": ()})
+    rows = read_rows(files, wanted_columns(only_input, input_column), input_column)
+    check_bad_fraction(rows, [file.name for file in files], config.max_bad_fraction, "sources to exclude")
+    inputs = rows.filter(rows.why == 0).table.column(input_column).drop_null()
+    result: Mask = pc.is_in(ids_to_arrow(ids), value_set=ids_to_arrow(row_ids(inputs, input_column))).to_numpy(
+        zero_copy_only=False)
+    return result
+
+
+def _settle(table: pa.Table, ids: Ids, config: SnapshotConfig, input_column: str, seed: int) -> Frozen:
+    """Merge and split usable rows; the counts of what was left out before are still zero."""
+    copies = merge.gather_copies(ids)
+    texts = table.column("label").combine_chunks()
+    classes = config.classes or class_names(texts)
+    labels, conflicts = merge.merge_labels(copies, label_index(texts, classes), classes, config.conflicts)
+    first_ids = ids[copies.first]
+    groups = _merge_groups(copies, table, first_ids, config.splits, seed)
+    columns = {
+        "row_id": ids_to_arrow(first_ids), "label": pa.array(labels, mask=labels == UNLABELLED),
+        "count": pa.array(copies.counts), **_merge_columns(copies, table, config, groups)}
+    kept = np.ones(len(copies.counts), dtype=bool)
+    if config.conflicts == "drop":
+        kept[conflicts] = False
+    merged = pa.table(columns).filter(pa.array(kept))
+    split = _split(merged, first_ids[kept], groups.split[kept], config.splits, seed)
+    check_none_empty(split, config.splits)
+    rows, copies_kept = int(kept.sum()), int(copies.counts[kept].sum())
+    counts = RowCounts(read=0, kept=rows, merged=copies_kept - rows, dropped=len(ids) - copies_kept, excluded=0,
+                       quarantined=0)
+    return Frozen(
+        inputs=table.column(input_column), first=copies.first[kept], table=merged, split=split, classes=classes,
+        counts=counts, reasons={}, quarantine=pa.table({}), conflicts=len(conflicts), groups_crossing=groups.crossing)
+
+
+def _merge_columns(
+    copies: merge.Copies, table: pa.Table, config: SnapshotConfig, groups: _Groups
+) -> dict[str, pa.Array]:
+    columns: dict[str, pa.Array] = {}
+    if config.columns.group is not None:
+        columns["group"] = groups.names
+    if config.columns.time is not None:
+        columns["time"] = merge.merge_times(copies, table.column("time").combine_chunks())
+    for name in config.columns.slices:
+        columns[name] = merge.merge_texts(copies, table.column(name).combine_chunks())
+    return columns
+
+
+def _merge_groups(copies: merge.Copies, table: pa.Table, ids: Ids, splits: Splits, seed: int) -> _Groups:
+    """One group for each input; where groups decide the split, one of the earliest split (see `splits`)."""
+    split = np.zeros(len(ids), dtype=np.int8)
+    if "group" not in table.column_names:
+        return _Groups(names=pa.nulls(len(ids), pa.large_string()), split=split, crossing=0)
+    column = table.column("group").combine_chunks()
+    if splits.by != "group":
+        return _Groups(names=merge.merge_texts(copies, column), split=split, crossing=0)
+    names, ranks = merge.rank_texts(column)
+    by_name = np.append(split_by_group(names.to_pylist(), splits, seed), 0).astype(np.int64)
+    present = ranks != merge.NULL
+    split_of_copy = by_name[np.where(present, ranks, -1)]
+    best = copies.least(np.where(present, split_of_copy * len(by_name) + ranks, merge.NULL))
+    latest = -copies.least(np.where(present, -split_of_copy, 0))
+    alone = best == merge.NULL
+    earliest, rank = np.divmod(best, len(by_name))
+    split = np.where(alone, split_by_id(ids, splits, seed), earliest).astype(np.int8)
+    return _Groups(names=merge.take_ranked(names, np.where(alone, merge.NULL, rank)), split=split,
+                   crossing=int((~alone & (latest != split)).sum()))
+
+
+def _split(table: pa.Table, ids: Ids, by_group: SplitIndex, splits: Splits, seed: int) -> SplitIndex:
+    if splits.by == "group":
+        return by_group
+    if splits.by == "id":
+        return split_by_id(ids, splits, seed)
+    return split_by_time(table.column("time").cast(pa.int64()).to_numpy(), ids, splits)

@@ -1,0 +1,84 @@
+"""Images: read from folders, and decoded once to see that they can be."""
+
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from ray_distill.errors import SnapshotError
+from ray_distill.snapshots.rows import Reason, Rows
+from ray_distill.snapshots.sources import SourceFile
+from ray_distill.storage.files import read_many
+
+#: Pillow's decoders for these are self-contained. (Others start programs: EPS starts Ghostscript.)
+DECODERS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
+#: What Pillow raises on malformed input, depending on the decoder.
+_DECODE_ERRORS = (
+    OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, AttributeError, OverflowError,
+    NotImplementedError, struct.error, zlib.error)
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError)
+_BATCH_FILES = 256
+
+
+def read_images(files: Sequence[SourceFile], first: int, wanted: Mapping[str, str]) -> Rows:
+    """Read image files as rows: ``image`` (large_binary) and ``label``, the folder's name.
+
+    Args:
+        files: image files, one a row.
+        first: source index of the first file; the others follow.
+        wanted: snapshot columns asked for.
+
+    Raises:
+        SnapshotError: a column is asked for that folders of images cannot have.
+    """
+    impossible = sorted(set(wanted) - {"image", "label"})
+    if impossible:
+        raise SnapshotError(
+            f"{files[0].name}: a folder of images has only images and their folders' names, so no "
+            f"{', '.join(impossible)}: unset snapshot.columns.{impossible[0]}, or use Parquet with an image column")
+    labels = pa.array([file.folder for file in files], pa.large_string())
+    return Rows(
+        table=pa.table({"image": _read(files), "label": labels}), why=np.zeros(len(files), dtype=np.int8),
+        source=np.arange(first, first + len(files), dtype=np.int32), record=np.ones(len(files), dtype=np.int64))
+
+
+def _read(files: Sequence[SourceFile]) -> pa.ChunkedArray:
+    urls = [file.url for file in files]
+    batches = (urls[at:at + _BATCH_FILES] for at in range(0, len(urls), _BATCH_FILES))
+    return pa.chunked_array([pa.array(read_many(batch), pa.large_binary()) for batch in batches])
+
+
+def check_images(rows: Rows) -> Rows:
+    """Mark the rows whose ``image`` is missing, cannot be decoded, or is a decompression bomb."""
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        found = np.fromiter(pool.map(_look, _views(rows.table.column("image"))), dtype=np.int8, count=len(rows))
+    for reason in (Reason.MISSING_IMAGE, Reason.UNDECODABLE_IMAGE, Reason.HUGE_IMAGE):
+        rows = rows.mark(found == reason, reason)
+    return rows
+
+
+def _views(column: pa.ChunkedArray) -> Iterator[pa.Buffer | None]:
+    for chunk in column.chunks:
+        yield from (value.as_buffer() for value in chunk)
+
+
+def _look(data: pa.Buffer | None) -> Reason:
+    if data is None or data.size == 0:
+        return Reason.MISSING_IMAGE
+    try:
+        with Image.open(io.BytesIO(data), formats=DECODERS) as image:
+            image.convert("RGB")
+    except _BOMBS:
+        return Reason.HUGE_IMAGE
+    except _DECODE_ERRORS:
+        return Reason.UNDECODABLE_IMAGE
+    return Reason.NONE

@@ -1,0 +1,126 @@
+"""JSON Lines: pyarrow reads pieces of whole lines; a piece with a bad line is read line by line."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pyarrow import json as arrow_json
+
+from ray_distill.snapshots.convert import number_to_text, to_text
+from ray_distill.snapshots.rows import Reason, Rows, file_rows
+
+_PIECE_BYTES = 4 << 20
+_SAMPLED_LINES = 50
+_TYPES = {str: pa.string(), int: pa.int64(), bool: pa.bool_()}
+
+Piece = tuple[pa.Table, npt.NDArray[np.int8]]
+
+
+def read_jsonl(data: bytes, wanted: Mapping[str, str], source: int, input_column: str) -> tuple[Rows, set[str]]:
+    """Read one JSON object a line; columns arrive as large_string, by snapshot column. Blank lines are skipped.
+
+    Returns:
+        The rows, and the keys seen. (A key that a line leaves out is null there.)
+    """
+    keys: set[str] = set()
+    pieces = [_read_piece(piece, wanted, input_column, keys) for piece in _pieces(data)]
+    pieces = pieces or [_read_lines([], wanted, input_column, keys)]
+    why = np.concatenate([why for _, why in pieces])
+    return file_rows(pa.concat_tables([table for table, _ in pieces]), why, source), keys
+
+
+def _pieces(data: bytes) -> Iterator[bytes]:
+    """Cut at line ends into pieces of about 4 MB, so that a bad line slows down its own piece only."""
+    at = 0
+    while at < len(data):
+        end = data.find(b"\n", at + _PIECE_BYTES)
+        end = len(data) if end < 0 else end + 1
+        yield data[at:end]
+        at = end
+
+
+def _read_piece(piece: bytes, wanted: Mapping[str, str], input_column: str, keys: set[str]) -> Piece:
+    lines = [line for line in piece.split(b"\n") if line.strip()]
+    schema = _guess_schema(lines[:_SAMPLED_LINES], wanted, input_column, keys)
+    table = None if schema is None else _read_whole(piece, schema)
+    if table is None or len(table) != len(lines):
+        return _read_lines(lines, wanted, input_column, keys)
+    columns = {part: to_text(table.column(name), name)[0] for part, name in wanted.items()}
+    keys.update(name for part, name in wanted.items() if columns[part].null_count < len(lines))
+    return pa.table(columns), np.zeros(len(lines), dtype=np.int8)
+
+
+def _guess_schema(
+    lines: list[bytes], wanted: Mapping[str, str], input_column: str, keys: set[str]
+) -> pa.Schema | None:
+    """Types of the wanted keys by the first lines, or None where they are not plain and uniform.
+
+    Arrow is told the types because it would read a text that looks like a time as a time.
+    """
+    try:
+        sample = [json.loads(line) for line in lines]
+    except (ValueError, RecursionError):
+        return None
+    if not all(isinstance(value, dict) for value in sample):
+        return None
+    keys.update(key for value in sample for key in value)
+    types = {}
+    for name in wanted.values():
+        kinds = {type(value[name]) for value in sample if value.get(name) is not None}
+        allowed = {str} if name == wanted[input_column] else set(_TYPES)
+        if len(kinds) > 1 or not kinds <= allowed:
+            return None
+        types[name] = _TYPES[kinds.pop()] if kinds else pa.string()
+    return pa.schema(types)
+
+
+def _read_whole(piece: bytes, schema: pa.Schema) -> pa.Table | None:
+    options = arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    try:
+        piece.decode()
+        return arrow_json.read_json(
+            pa.BufferReader(piece), read_options=arrow_json.ReadOptions(block_size=len(piece) + 1),
+            parse_options=options)
+    except (UnicodeDecodeError, pa.ArrowInvalid):
+        return None
+
+
+def _read_lines(lines: list[bytes], wanted: Mapping[str, str], input_column: str, keys: set[str]) -> Piece:
+    why = np.zeros(len(lines), dtype=np.int8)
+    columns: dict[str, list[str | None]] = {part: [None] * len(lines) for part in wanted}
+    for at, line in enumerate(lines):
+        value, why[at] = _parse(line)
+        keys.update(value)
+        for part, name in wanted.items():
+            text, reason = _text(value.get(name), only_text=part == input_column)
+            columns[part][at] = text
+            why[at] = why[at] or reason
+    return pa.table({part: pa.array(values, pa.large_string()) for part, values in columns.items()}), why
+
+
+def _parse(line: bytes) -> tuple[dict[str, Any], Reason]:
+    try:
+        value = json.loads(line.decode())
+    except UnicodeDecodeError:
+        return {}, Reason.NOT_UTF8
+    except (ValueError, RecursionError):
+        return {}, Reason.MALFORMED_JSON
+    return (value, Reason.NONE) if isinstance(value, dict) else ({}, Reason.MALFORMED_JSON)
+
+
+def _text(value: Any, only_text: bool) -> tuple[str | None, Reason]:
+    """Text of one JSON value, or the reason why it has none."""
+    if value is None:
+        return None, Reason.NONE
+    if isinstance(value, str):
+        # An escape such as \ud800 alone is JSON, but no text.
+        is_text = not any("\ud800" <= character <= "\udfff" for character in value)
+        return (value, Reason.NONE) if is_text else (None, Reason.NOT_UTF8)
+    if only_text or not isinstance(value, bool | int | float):
+        return None, Reason.WRONG_TYPE
+    if isinstance(value, float):
+        return number_to_text(value), Reason.NONE
+    return str(value).lower(), Reason.NONE

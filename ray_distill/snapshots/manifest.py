@@ -1,0 +1,115 @@
+"""The manifest of a snapshot: everything about it but the rows."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ray_distill.artifacts import Artifact
+from ray_distill.errors import ConfigError, SnapshotError
+from ray_distill.fingerprint import fingerprint
+
+MANIFEST_NAME = "snapshot.json"
+QUARANTINE_NAME = "quarantine.parquet"
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard(Artifact):
+    """One Parquet file of a split: its rows, in the order of their ids."""
+
+    name: str
+    """Below the snapshot's folder: ``data/<split>-<nnnnn>.parquet``."""
+    split: str
+    rows: int
+    content: str
+    """Fingerprint of the rows, whatever version of Parquet's writer put them into bytes."""
+    bytes: int
+    digest: str
+    """``sha256:…`` of the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitCounts(Artifact):
+    """What a split holds. ``weight`` is the sum of the rows' counts; ``classes`` counts labelled rows by class."""
+
+    rows: int
+    weight: int
+    labelled: int
+    classes: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowCounts(Artifact):
+    """Where every row of the sources went: ``read`` is the sum of the others.
+
+    ``merged`` rows are further copies of a kept row, ``dropped`` ones had contradicting labels under the policy
+    ``drop``, ``excluded`` ones are in the sources of ``exclude``.
+    """
+
+    read: int
+    kept: int
+    merged: int
+    dropped: int
+    excluded: int
+    quarantined: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotManifest(Artifact):
+    """A frozen snapshot, described.
+
+    The fingerprint covers content and meaning: not the bytes of the Parquet files, so that another version of
+    the writer finds the same snapshot, and not where rows lay in the sources.
+    """
+
+    version: int = VERSION
+    input_column: str
+    columns: dict[str, str]
+    """Arrow type by column."""
+    classes: tuple[str, ...]
+    seed: int
+    split_by: str
+    split_shares: dict[str, float]
+    rows: RowCounts
+    quarantined: dict[str, int]
+    """Rows by reason."""
+    conflict_policy: str
+    conflicts: int
+    """Inputs whose copies had different labels."""
+    groups_crossing: int
+    """Inputs found in groups of different splits; each is in the earliest of these splits."""
+    splits: dict[str, SplitCounts]
+    shards: tuple[Shard, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of content and meaning."""
+        value = self.to_dict()
+        value["shards"] = [{key: shard[key] for key in ("name", "split", "rows", "content")}
+                           for shard in value["shards"]]
+        return fingerprint(value)
+
+
+def manifest_json(manifest: SnapshotManifest) -> dict[str, Any]:
+    """A manifest as it is written: its fingerprint beside it, by which damage is seen."""
+    return {"fingerprint": manifest.fingerprint, **manifest.to_dict()}
+
+
+def parse_manifest(value: Any, url: str) -> SnapshotManifest:
+    """Rebuild a manifest from what `manifest_json` returned.
+
+    Raises:
+        SnapshotError: it is damaged, or of a later version.
+    """
+    version = value.get("version") if isinstance(value, dict) else None
+    if isinstance(version, int) and version > VERSION:
+        raise SnapshotError(f"{url} is a snapshot of version {version}; this release reads up to {VERSION}: update it")
+    try:
+        written = value.pop("fingerprint")
+        manifest = SnapshotManifest.from_dict(value)
+    except (ConfigError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise SnapshotError(f"{url} is not a snapshot's manifest ({error!r}): take the snapshot again") from error
+    if manifest.fingerprint != written:
+        raise SnapshotError(
+            f"{url} is damaged: its content has the fingerprint {manifest.fingerprint}, it says {written}; restore it, "
+            f"or delete its folder and take the snapshot again")
+    return manifest

@@ -1,0 +1,130 @@
+"""Open a snapshot: rows by split or by shard, digests verified."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_distill.artifacts import SnapshotRef
+from ray_distill.errors import SnapshotError
+from ray_distill.fingerprint import sha256
+from ray_distill.snapshots.manifest import MANIFEST_NAME, QUARANTINE_NAME, Shard, SnapshotManifest, parse_manifest
+from ray_distill.snapshots.splits import SPLITS
+from ray_distill.storage.files import absolute, exists, join, read_bytes, read_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A frozen snapshot; small and picklable, rows are read when asked for.
+
+    Columns: ``row_id`` fixed_size_binary(16); ``text`` string or ``image`` large_binary (encoded bytes);
+    ``label`` int32, null where unknown; ``count`` int64; and where configured ``group`` string, ``time``
+    timestamp (UTC), and one string column a slice.
+    """
+
+    ref: SnapshotRef
+    manifest: SnapshotManifest
+
+    @property
+    def input_column(self) -> str:
+        """``text`` or ``image``."""
+        return self.manifest.input_column
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; a label is an index into them."""
+        return self.manifest.classes
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """All shards, by split, then by number."""
+        return self.manifest.shards
+
+    def shard(self, name: str) -> Shard:
+        """The shard of that name.
+
+        Raises:
+            SnapshotError: there is none.
+        """
+        for shard in self.shards:
+            if shard.name == name:
+                return shard
+        raise SnapshotError(f"{self.ref.url} has no shard {name!r}: the name is of another snapshot")
+
+    def read_shard(self, shard: Shard, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read one shard, all columns or some, rows in the order of their ids.
+
+        Raises:
+            SnapshotError: its bytes are not those that were frozen, or it has no such column.
+            StorageError: it cannot be read.
+        """
+        url = join(self.ref.url, shard.name)
+        data = read_bytes(url)
+        if sha256(data) != shard.digest:
+            raise SnapshotError(
+                f"{url} is damaged: its digest is {sha256(data)}, the manifest says {shard.digest}; restore it, or "
+                f"delete the folder of the snapshot and take it again")
+        self._check(columns)
+        return pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns))
+
+    def read(self, split: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read a whole split; errors as `read_shard`."""
+        if split not in SPLITS:
+            raise SnapshotError(f"there is no split {split!r}: splits are {', '.join(SPLITS)}")
+        return pa.concat_tables([self.read_shard(shard, columns) for shard in self.shards if shard.split == split])
+
+    def read_quarantine(self) -> pa.Table:
+        """Rows that could not be used: ``source``, ``row`` (from 1) and ``reason``, never their content."""
+        return pq.read_table(pa.BufferReader(read_bytes(join(self.ref.url, QUARANTINE_NAME))))
+
+    def summary(self) -> str:
+        """The counts, as a few lines for people."""
+        return summarise(self.manifest)
+
+    def _check(self, columns: Sequence[str] | None) -> None:
+        for name in columns or ():
+            if name not in self.manifest.columns:
+                raise SnapshotError(
+                    f"{self.ref.url} has no column {name!r}: it has {', '.join(self.manifest.columns)}")
+
+
+def open_snapshot(ref: SnapshotRef | str) -> Snapshot:
+    """Open a snapshot by its reference, or by the URL of its folder.
+
+    Raises:
+        SnapshotError: there is none, its manifest is damaged, or it is not the one the reference names.
+        StorageError: it cannot be read.
+    """
+    folder = absolute(ref if isinstance(ref, str) else ref.url)
+    url = join(folder, MANIFEST_NAME)
+    if not exists(url):
+        raise SnapshotError(f"{folder} holds no {MANIFEST_NAME}, so it is no snapshot: check the URL, or take one")
+    manifest = parse_manifest(read_json(url), url)
+    if not isinstance(ref, str) and manifest.fingerprint != ref.fingerprint:
+        raise SnapshotError(
+            f"{url} has the fingerprint {manifest.fingerprint}, the reference says {ref.fingerprint}: another snapshot "
+            f"was put there; take the snapshot again")
+    return Snapshot(ref=SnapshotRef(url=join(folder), fingerprint=manifest.fingerprint), manifest=manifest)
+
+
+def summarise(manifest: SnapshotManifest) -> str:
+    """A manifest's counts, as a few lines for people."""
+    rows = manifest.rows
+    lines = [
+        f"{rows.read:,} rows read: {rows.kept:,} kept, {rows.merged:,} merged as duplicates, "
+        f"{rows.excluded:,} excluded, {rows.dropped:,} dropped, {rows.quarantined:,} in quarantine"]
+    for name, counts in manifest.splits.items():
+        lines.append(f"  {name:<12}{counts.rows:>10,} rows, weight {counts.weight:,}, {counts.labelled:,} labelled")
+    lines.append(f"  {len(manifest.classes)} classes: {_shortened(manifest.classes)}")
+    if manifest.conflicts:
+        lines.append(f"  {manifest.conflicts:,} inputs with contradicting labels (policy: {manifest.conflict_policy})")
+    if manifest.groups_crossing:
+        lines.append(f"  {manifest.groups_crossing:,} inputs in groups of several splits, kept in the earliest")
+    for reason, count in manifest.quarantined.items():
+        lines.append(f"  quarantine: {count:,} {reason}")
+    return "\n".join(lines)
+
+
+def _shortened(names: Sequence[str], most: int = 10) -> str:
+    return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most - 1])}, … {names[-1]}"

@@ -1,0 +1,135 @@
+"""Rows on their way into a snapshot: Arrow columns, where each row came from, and why it cannot be used.
+
+A record that cannot even be read is a row of nulls with a reason, so every record of the input is accounted
+for: read = kept + merged + excluded + dropped + quarantined.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ray_distill.errors import SnapshotError
+
+Mask = npt.NDArray[np.bool_]
+
+
+class Reason(IntEnum):
+    """Why a row is in quarantine; 0 means it is not."""
+
+    NONE = 0
+    MISSING_TEXT = 1
+    MISSING_IMAGE = 2
+    UNDECODABLE_IMAGE = 3
+    HUGE_IMAGE = 4
+    UNKNOWN_LABEL = 5
+    NOT_UTF8 = 6
+    MALFORMED_JSON = 7
+    MALFORMED_CSV = 8
+    WRONG_TYPE = 9
+    UNREADABLE_TIME = 10
+    MISSING_TIME = 11
+
+    @property
+    def text(self) -> str:
+        """The reason in words, as manifests and messages show it."""
+        return _TEXTS[self]
+
+
+_TEXTS = {
+    Reason.NONE: "usable",
+    Reason.MISSING_TEXT: "missing text",
+    Reason.MISSING_IMAGE: "missing image",
+    Reason.UNDECODABLE_IMAGE: "undecodable image",
+    Reason.HUGE_IMAGE: "image too large",
+    Reason.UNKNOWN_LABEL: "unknown label",
+    Reason.NOT_UTF8: "not UTF-8",
+    Reason.MALFORMED_JSON: "malformed JSON",
+    Reason.MALFORMED_CSV: "malformed CSV record",
+    Reason.WRONG_TYPE: "wrong type",
+    Reason.UNREADABLE_TIME: "unreadable time",
+    Reason.MISSING_TIME: "missing time",
+}
+
+QUARANTINE_SCHEMA = pa.schema([("source", pa.string()), ("row", pa.int64()), ("reason", pa.string())])
+
+_PLACES_SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """N rows: their columns by output name, their places, and why they cannot be used."""
+
+    table: pa.Table
+    why: npt.NDArray[np.int8]
+    """``[N]``: a `Reason`"""
+    source: npt.NDArray[np.int32]
+    """``[N]``: index of the source file"""
+    record: npt.NDArray[np.int64]
+    """``[N]``: record in its file, from 1; a header and blank lines are not counted"""
+
+    def __len__(self) -> int:
+        return len(self.why)
+
+    def mark(self, mask: Mask, reason: Reason) -> "Rows":
+        """Give ``reason`` to the masked rows that have none yet."""
+        return replace(self, why=np.where(mask & (self.why == 0), np.int8(reason), self.why))
+
+    def filter(self, mask: Mask) -> "Rows":
+        """Keep the masked rows, in order."""
+        return Rows(table=self.table.filter(pa.array(mask)), why=self.why[mask], source=self.source[mask],
+                    record=self.record[mask])
+
+
+def file_rows(table: pa.Table, why: npt.NDArray[np.int8], source: int) -> Rows:
+    """Rows of one whole file, numbered from 1."""
+    rows = len(why)
+    return Rows(table=table, why=why, source=np.full(rows, source, dtype=np.int32),
+                record=np.arange(1, rows + 1, dtype=np.int64))
+
+
+def concat_rows(parts: Sequence[Rows]) -> Rows:
+    """All rows in order, as one chunk a column; the parts have the same columns."""
+    return Rows(
+        table=pa.concat_tables([part.table for part in parts]).combine_chunks(),
+        why=np.concatenate([part.why for part in parts]),
+        source=np.concatenate([part.source for part in parts]),
+        record=np.concatenate([part.record for part in parts]))
+
+
+def count_reasons(rows: Rows) -> dict[str, int]:
+    """Unusable rows by reason, the commonest first."""
+    counts = np.bincount(rows.why, minlength=len(Reason))
+    found = sorted((reason for reason in Reason if reason and counts[reason]), key=lambda r: (-counts[r], r))
+    return {reason.text: int(counts[reason]) for reason in found}
+
+
+def quarantine_table(rows: Rows, names: Sequence[str]) -> pa.Table:
+    """Where the unusable rows are and why, without their content (which may be private)."""
+    bad = np.flatnonzero(rows.why)
+    return pa.table([
+        pa.array([names[index] for index in rows.source[bad]], pa.string()),
+        pa.array(rows.record[bad]),
+        pa.array([Reason(code).text for code in rows.why[bad]], pa.string()),
+    ], schema=QUARANTINE_SCHEMA)
+
+
+def check_bad_fraction(rows: Rows, names: Sequence[str], limit: float, what: str) -> None:
+    """Stop when too many rows are unusable, before anything is written or spent.
+
+    Raises:
+        SnapshotError: how many of how many, by reason, and the first places.
+    """
+    bad = np.flatnonzero(rows.why)
+    if not len(bad) or len(bad) <= limit * len(rows):
+        return
+    reasons = ", ".join(f"{count} {reason}" for reason, count in count_reasons(rows).items())
+    places = "; ".join(
+        f"{names[rows.source[i]]} row {rows.record[i]} ({Reason(rows.why[i]).text})" for i in bad[:_PLACES_SHOWN])
+    raise SnapshotError(
+        f"{len(bad)} of {len(rows)} rows of the {what} cannot be used ({len(bad) / len(rows):.1%}; "
+        f"max_bad_fraction allows {limit:.1%}): {reasons}. First: {places}. Mend the source, or raise "
+        f"snapshot.max_bad_fraction")

@@ -1,0 +1,140 @@
+"""Freeze input into a snapshot: shards first, the manifest last, so that a crash leaves nothing visible.
+
+    <url>/<fingerprint>/data/<split>-<nnnnn>.parquet
+    <url>/<fingerprint>/quarantine.parquet
+    <url>/<fingerprint>/snapshot.json
+
+All rows are held in Arrow memory while a snapshot is taken: until reading streams, the memory of one machine
+(about three times the size of the input) bounds a snapshot.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ray_distill.artifacts import SnapshotRef
+from ray_distill.config import SnapshotConfig
+from ray_distill.errors import SnapshotError
+from ray_distill.fingerprint import fingerprint, sha256
+from ray_distill.snapshots.freeze import Frozen, freeze
+from ray_distill.snapshots.manifest import (
+    MANIFEST_NAME,
+    QUARANTINE_NAME,
+    Shard,
+    SnapshotManifest,
+    SplitCounts,
+    manifest_json,
+)
+from ray_distill.snapshots.reader import open_snapshot
+from ray_distill.snapshots.splits import SPLITS
+from ray_distill.storage.files import absolute, exists, join, write_bytes, write_json
+
+_ZSTD_LEVEL = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PlannedShard:
+    """A shard whose file is not written yet, and the positions of its rows."""
+
+    shard: Shard
+    rows: npt.NDArray[np.int64]
+
+
+def take_snapshot(config: SnapshotConfig, *, input_column: str, seed: int, url: str) -> SnapshotRef:
+    """Freeze the configured sources below ``url``; a snapshot that is already there is left as it is.
+
+    Args:
+        config: sources, columns, splits and policies.
+        input_column: ``text`` or ``image``.
+        seed: decides the splits by id and by group.
+        url: folder of snapshots; this one gets a folder named by its fingerprint.
+
+    Returns:
+        A reference to the snapshot, local paths made absolute.
+
+    Raises:
+        SnapshotError: the sources cannot be frozen; nothing has been written.
+        StorageError: a source cannot be read, or the snapshot not be written.
+    """
+    frozen = freeze(config, input_column, seed)
+    planned = list(_plan(frozen, config.shard_rows))
+    manifest = _describe(frozen, [item.shard for item in planned], config, input_column, seed)
+    ref = SnapshotRef(url=join(absolute(url), manifest.fingerprint), fingerprint=manifest.fingerprint)
+    if exists(join(ref.url, MANIFEST_NAME)):
+        return open_snapshot(ref).ref
+    shards = tuple(_write(ref.url, item, frozen, input_column) for item in planned)
+    write_bytes(join(ref.url, QUARANTINE_NAME), _parquet(frozen.quarantine))
+    write_json(join(ref.url, MANIFEST_NAME), manifest_json(replace(manifest, shards=shards)))
+    return ref
+
+
+def _plan(frozen: Frozen, shard_rows: int) -> Iterator[_PlannedShard]:
+    for index, split in enumerate(SPLITS):
+        rows = np.flatnonzero(frozen.split == index)
+        for number, start in enumerate(range(0, len(rows), shard_rows)):
+            part = rows[start:start + shard_rows]
+            shard = Shard(name=f"data/{split}-{number:05d}.parquet", split=split, rows=len(part),
+                          content=_content(frozen.table.take(pa.array(part))), bytes=0, digest="")
+            yield _PlannedShard(shard=shard, rows=part)
+
+
+def _content(table: pa.Table) -> str:
+    """Fingerprint of rows by value. The row id stands for the input, of which it is the hash."""
+    values = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        plain = column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column
+        values[name] = [item.hex() if isinstance(item, bytes) else item for item in plain.to_pylist()]
+    return fingerprint(values)
+
+
+def _describe(
+    frozen: Frozen, shards: list[Shard], config: SnapshotConfig, input_column: str, seed: int
+) -> SnapshotManifest:
+    schema = _shard_table(frozen, np.zeros(0, dtype=np.int64), input_column).schema
+    return SnapshotManifest(
+        input_column=input_column, columns={field.name: str(field.type) for field in schema},
+        classes=frozen.classes, seed=seed, split_by=config.splits.by,
+        split_shares={name: getattr(config.splits, name) for name in SPLITS}, rows=frozen.counts,
+        quarantined=frozen.reasons, conflict_policy=config.conflicts, conflicts=frozen.conflicts,
+        groups_crossing=frozen.groups_crossing,
+        splits={name: _count(frozen, index) for index, name in enumerate(SPLITS)}, shards=tuple(shards))
+
+
+def _count(frozen: Frozen, split: int) -> SplitCounts:
+    table = frozen.table.filter(pa.array(frozen.split == split))
+    labels = table.column("label").drop_null().to_numpy()
+    by_class = np.bincount(labels, minlength=len(frozen.classes))
+    return SplitCounts(
+        rows=len(table), weight=pc.sum(table.column("count")).as_py(), labelled=len(labels),
+        classes={name: int(count) for name, count in zip(frozen.classes, by_class, strict=True)})
+
+
+def _write(url: str, planned: _PlannedShard, frozen: Frozen, input_column: str) -> Shard:
+    data = _parquet(_shard_table(frozen, planned.rows, input_column))
+    write_bytes(join(url, planned.shard.name), data)
+    return replace(planned.shard, bytes=len(data), digest=sha256(data))
+
+
+def _shard_table(frozen: Frozen, rows: npt.NDArray[np.int64], input_column: str) -> pa.Table:
+    """Rows as they are stored: texts as plain strings, the input beside its id."""
+    table = frozen.table.take(pa.array(rows))
+    table = table.add_column(1, input_column, frozen.inputs.take(pa.array(frozen.first[rows])))
+    stored = [pa.field(field.name, pa.string() if pa.types.is_large_string(field.type) else field.type)
+              for field in table.schema]
+    try:
+        return table.cast(pa.schema(stored))
+    except pa.ArrowInvalid as error:
+        raise SnapshotError(f"{len(rows)} rows are too much text for a shard ({error}): lower shard_rows") from error
+
+
+def _parquet(table: pa.Table) -> bytes:
+    """One Parquet file; equal tables give equal bytes, however they lie in memory."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.combine_chunks(), sink, compression="zstd", compression_level=_ZSTD_LEVEL)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data

@@ -1,0 +1,63 @@
+"""A real S3-speaking server on loopback, for tests of everything that claims to work on an object store."""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import fsspec
+from moto.server import ThreadedMotoServer
+
+REGION = "us-east-1"
+
+
+@contextmanager
+def s3_server(bucket: str = "distill") -> Iterator[str]:
+    """Serve S3 on a free port of 127.0.0.1, with one empty bucket; yields the bucket's URL.
+
+    The process environment points at the server meanwhile, the way S3 clients read it, so that processes
+    started inside find it too; `s3_environment` says which variables these are.
+    """
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # else each request is a line on stderr
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    try:
+        with _environment(s3_environment(f"http://{host}:{port}")):
+            _filesystem().mkdir(bucket)
+            yield f"s3://{bucket}"
+    finally:
+        server.stop()
+
+
+def s3_environment(endpoint: str) -> dict[str, str]:
+    """The variables by which S3 clients find a server and its (invented) keys."""
+    return {
+        "AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": REGION, "AWS_REGION": REGION, "AWS_EC2_METADATA_DISABLED": "true"}
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in (*values, "AWS_SESSION_TOKEN", "AWS_PROFILE")}
+    for name in before:
+        os.environ.pop(name, None)
+    os.environ.update(values)
+    _forget_clients()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        _forget_clients()
+
+
+def _filesystem() -> fsspec.AbstractFileSystem:
+    return fsspec.filesystem("s3", use_listings_cache=False)
+
+
+def _forget_clients() -> None:
+    """fsspec keeps clients alive, each with the endpoint it was made for."""
+    fsspec.get_filesystem_class("s3").clear_instance_cache()

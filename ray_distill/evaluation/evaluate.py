@@ -1,0 +1,147 @@
+"""The judgement: measures of all models on the same rows, their paired differences, and what to notice."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_distill.artifacts import Efficiency, Estimate, EvalReport, ModelReport, StudentRef
+from ray_distill.errors import EvaluationError
+from ray_distill.evaluation.metrics import Measure, compare_classification
+from ray_distill.evaluation.robustness import Robustness
+from ray_distill.fingerprint import fingerprint
+
+#: Rows below which a slice is not reported, and most slices reported (the largest).
+MIN_SLICE_ROWS = 30
+MAX_SLICES = 20
+#: Labelled rows below which the report says that its intervals are wide.
+FEW_ROWS = 200
+#: What a model's distance to the teacher is compared by only if it is not the teacher itself.
+FIDELITY = ("agreement", "kl_from_teacher")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One model's predictions on the test split (see `join_predictions`) and what running it costs."""
+
+    url: str
+    predictions: pa.Table
+    efficiency: Efficiency
+    robustness: Robustness = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resampling:
+    """How intervals are made: as in the evaluation config."""
+
+    seed: int
+    bootstrap: int
+    bins: int
+
+
+def judge(
+    models: Mapping[str, Measured], *, student: StudentRef, url: str, measure: Measure, resampling: Resampling,
+    slices: Sequence[str] = (),
+) -> EvalReport:
+    """Assemble the report of a student beside its teacher, baselines and champion.
+
+    Args:
+        models: by arm (see `EvalReport`), all predicted on the same rows in the same order.
+        student: the reference the verdict will be about.
+        url: where the report will be written.
+        measure: `Task.measure`.
+        resampling: of all intervals.
+        slices: columns of the predictions by which quality is reported too.
+
+    Raises:
+        EvaluationError: no student among the models, or predictions that cannot be measured or paired.
+    """
+    if "student" not in models:
+        raise EvaluationError(f"there is no student to judge, only {', '.join(sorted(models))}")
+    reports = {arm: _model_report(arm, model, measure, resampling, slices) for arm, model in models.items()}
+    report = EvalReport(url=url, fingerprint="", student=student, models=reports,
+                        comparisons=_comparisons(models, resampling))
+    report = replace(report, notes=tuple(_notes(report)))
+    content = {key: value for key, value in report.to_dict().items() if key not in ("url", "fingerprint")}
+    return replace(report, fingerprint=fingerprint(content))
+
+
+def _model_report(
+    arm: str, model: Measured, measure: Measure, resampling: Resampling, slices: Sequence[str]
+) -> ModelReport:
+    def measured(table: pa.Table) -> dict[str, Estimate]:
+        return measure(table, seed=resampling.seed, bootstrap=resampling.bootstrap, bins=resampling.bins)
+
+    return ModelReport(
+        name=arm, url=model.url, metrics=measured(model.predictions), efficiency=model.efficiency,
+        robustness=model.robustness,
+        slices={name: measured(part) for name, part in _slices(model.predictions, slices)})
+
+
+def _slices(predictions: pa.Table, columns: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
+    """The largest slices of enough rows, ``column=value``, largest first; null is a value too."""
+    found = []
+    for column in columns:
+        counted = pc.value_counts(predictions[column].combine_chunks()).to_pylist()
+        found += [(-c["counts"], column, c["values"]) for c in counted if c["counts"] >= MIN_SLICE_ROWS]
+    for _, column, value in sorted(found, key=lambda item: (item[0], item[1], str(item[2])))[:MAX_SLICES]:
+        chosen = pc.is_null(predictions[column]) if value is None else pc.equal(predictions[column], value)
+        yield f"{column}={'(none)' if value is None else value}", predictions.filter(chosen)
+
+
+def _comparisons(models: Mapping[str, Measured], resampling: Resampling) -> dict[str, Estimate]:
+    """Paired differences, student minus every other model, keyed ``<metric>_minus_<arm>``."""
+    ours, result = models["student"].predictions, {}
+    for arm, model in models.items():
+        if arm == "student":
+            continue
+        differences = compare_classification(ours, model.predictions, seed=resampling.seed,
+                                             bootstrap=resampling.bootstrap, bins=resampling.bins)
+        for name, difference in differences.items():
+            if not (arm == "teacher" and name in FIDELITY):
+                result[f"{name}_minus_{arm}"] = difference
+    return result
+
+
+def _notes(report: EvalReport) -> Iterator[str]:
+    """Findings a reviewer must see, whatever the verdict."""
+    accuracy = report.models["student"].metrics.get("accuracy")
+    if accuracy is None:
+        yield "No row of the test split has a true label: only the likeness to the teacher was measured."
+    elif accuracy.n < FEW_ROWS:
+        yield f"Only {accuracy.n} labelled rows were measured: intervals are wide, small differences cannot be told."
+    for arm, text in (("baseline_teacher_hard_labels", "Soft labels {} hard teacher labels"),
+                      ("baseline_hard_labels", "Distillation {} training on the true labels alone")):
+        difference = report.comparisons.get(f"accuracy_minus_{arm}")
+        if difference is not None:
+            yield f"{text.format(_outcome(difference))}: accuracy {_signed(difference)}."
+    yield from _remarks(report)
+
+
+def _remarks(report: EvalReport) -> Iterator[str]:
+    for arm, model in report.models.items():
+        if model.metrics.get("nll", Estimate(value=0.0)).value == math.inf:
+            yield f"{arm} gave probability 0 to a true class: its NLL is infinite."
+    ceiling = report.comparisons.get("accuracy_minus_ceiling_true_labels")
+    if ceiling is not None and ceiling.high < 0:
+        yield f"More true labels would still help: accuracy {_signed(ceiling)} against the ceiling."
+    overall = report.models["student"].metrics.get("accuracy")
+    for name, metrics in report.models["student"].slices.items():
+        part = metrics.get("accuracy")
+        if part is not None and overall is not None and part.high < overall.value:
+            yield (f"The student is weaker on {name} ({part.n} rows): accuracy {part.value:.3f} "
+                   f"[{part.low:.3f}, {part.high:.3f}] against {overall.value:.3f} on all.")
+
+
+def _outcome(difference: Estimate) -> str:
+    if difference.low > 0:
+        return "beat"
+    return "did worse than" if difference.high < 0 else "did not beat"
+
+
+def _signed(difference: Estimate) -> str:
+    if math.isnan(difference.low):
+        return f"{difference.value:+.4f} (no interval)"
+    return f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"

@@ -1,1 +1,24 @@
-"""Named, versioned encodings of distributions as Parquet columns; one file a codec."""
+"""Stored forms of distributions, by name and version. A new one is one file and one line here."""
+
+from ray_distill.errors import LabelError
+from ray_distill.labels.codecs.base import Codec
+from ray_distill.labels.codecs.dense import DenseCodec
+from ray_distill.labels.codecs.topk import TopKCodec
+
+#: Every codec this release can read. Entries are never removed or changed: stores outlive releases.
+CODECS: dict[tuple[str, int], Codec] = {("dense", 1): DenseCodec(), ("topk", 1): TopKCodec()}
+
+
+def find_codec(key: tuple[str, int]) -> Codec:
+    """The codec that a manifest names.
+
+    Raises:
+        LabelError: this release does not know it.
+    """
+    if key not in CODECS:
+        known = ", ".join(f"{name}/{version}" for name, version in CODECS)
+        raise LabelError(f"the store uses codec {key[0]}/{key[1]}, this release knows {known}: upgrade ray-distill")
+    return CODECS[key]
+
+
+__all__ = ["CODECS", "Codec", "find_codec"]

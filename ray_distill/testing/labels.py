@@ -1,0 +1,140 @@
+"""A snapshot and a teacher in memory, and labelling without a cluster: for tests of anything beside a label store."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from ray_distill.artifacts import SnapshotRef
+from ray_distill.fingerprint import fingerprint
+from ray_distill.labels import rowids
+from ray_distill.labels.checks import split_unusable
+from ray_distill.labels.manifest import StoreManifest
+from ray_distill.labels.rowids import SnapshotRows
+from ray_distill.labels.signal import Distributions, Hidden, Signal
+from ray_distill.labels.store import create_or_open
+from ray_distill.labels.units import WorkUnit
+from ray_distill.labels.writer import write_attempt
+
+#: ``(row ids, manifest) -> signal`` of those rows, in order.
+FakeTeacher = Callable[[pa.Array, StoreManifest], Signal]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeShard:
+    """A shard that holds the rows with these numbers."""
+
+    name: str
+    numbers: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self.numbers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeSnapshot:
+    """A snapshot of numbered rows; row n has the same id in every snapshot."""
+
+    shards: tuple[FakeShard, ...]
+
+    @property
+    def ref(self) -> SnapshotRef:
+        """Its reference; the URL leads nowhere."""
+        content = fingerprint([[shard.name, list(shard.numbers)] for shard in self.shards])
+        return SnapshotRef(url="fake:snapshot", fingerprint=content)
+
+    def read_shard(self, shard: FakeShard, columns: Sequence[str] | None = None) -> pa.Table:
+        """Column ``row_id`` alone."""
+        return pa.table({"row_id": pa.array([row_id(number) for number in shard.numbers], rowids.ROW_ID)})
+
+
+def fake_snapshot(numbers: Sequence[int], shard_rows: int = 8) -> FakeSnapshot:
+    """A snapshot of the rows with these numbers, in shards of ``shard_rows``."""
+    starts = range(0, len(numbers), shard_rows)
+    return FakeSnapshot(shards=tuple(
+        FakeShard(name=f"train-{n:05d}.parquet", numbers=tuple(numbers[start : start + shard_rows]))
+        for n, start in enumerate(starts)))
+
+
+def row_id(number: int) -> bytes:
+    """Id of the row with this number."""
+    return bytes.fromhex(fingerprint(number))
+
+
+def fake_manifest(*, estimator: str = "dense", classes: int = 5, k: int = 2, layers: tuple[int, ...] = (),
+                  hidden_dtype: str = "bfloat16", pool: str = "mean", unit_rows: int = 4,
+                  temperatures: tuple[float, ...] = (1.0, 2.0), teacher: str = "fake") -> StoreManifest:
+    """A manifest for `fake_teacher`."""
+    return StoreManifest(
+        task="text_classification", teacher={"fingerprint": teacher, "model": "fake"},
+        classes=tuple(f"class{i}" for i in range(classes)), estimator=estimator, k=k if estimator == "topk" else 0,
+        temperatures=temperatures, hidden_layers=layers, pool=pool, hidden_dtype=hidden_dtype, codec=(estimator, 1),
+        unit_rows=unit_rows)
+
+
+def fake_teacher(row_ids: pa.Array, manifest: StoreManifest) -> Signal:
+    """Answer from the row ids alone: logits are their first bytes, hidden states their last four."""
+    ids = np.frombuffer(b"".join(row_ids.to_pylist()), dtype=np.uint8).reshape(-1, rowids.ROW_ID_BYTES)
+    seeds = ids[:, np.arange(len(manifest.classes)) % rowids.ROW_ID_BYTES].astype(np.float64)
+    logits_RV = seeds / 64 + np.arange(len(manifest.classes)) * 0.01
+    offsets = np.arange(len(ids) + 1, dtype=np.int64)
+    hidden = {layer: Hidden(offsets=offsets, values=(ids[:, -4:] / 7 + layer).astype(np.float32))
+              for layer in manifest.hidden_layers}
+    return Signal(distributions=reduce_logits(logits_RV, manifest), hidden=hidden)
+
+
+def reduce_logits(logits_RV: np.ndarray, manifest: StoreManifest) -> Distributions:
+    """The stored form of logits ``[R, V]``, one position a row, in float64: plain and slow."""
+    rows, classes = logits_RV.shape
+    keep = manifest.k if manifest.estimator == "topk" else classes
+    logp_RV = _log_softmax(logits_RV)
+    ids_RK = np.sort(np.argsort(-logp_RV, axis=1, kind="stable")[:, :keep], axis=1)
+    outside_RV = np.ones((rows, classes), dtype=bool)
+    np.put_along_axis(outside_RV, ids_RK, False, axis=1)
+    tails = [_log_mass(_log_softmax(logits_RV / t), outside_RV) for t in manifest.temperatures]
+    with np.errstate(invalid="ignore"):
+        entropy = -np.nansum(np.exp(logp_RV) * logp_RV, axis=1) + 0 * logp_RV.sum(axis=1)
+    return Distributions(
+        family=manifest.family, classes=classes, temperatures=manifest.temperatures,
+        row_offsets=np.arange(rows + 1, dtype=np.int64), position=np.zeros(rows, dtype=np.int32),
+        entry_offsets=np.arange(rows + 1, dtype=np.int64) * keep, ids=ids_RK.reshape(-1).astype(np.int32),
+        logp=np.take_along_axis(logp_RV, ids_RK, axis=1).reshape(-1).astype(np.float32),
+        log_tail=np.stack(tails, axis=1).astype(np.float32), entropy=entropy.astype(np.float32))
+
+
+def _log_softmax(logits_RV: np.ndarray) -> np.ndarray:
+    shifted_RV = logits_RV - logits_RV.max(axis=1, keepdims=True)
+    logp_RV: np.ndarray = shifted_RV - np.log(np.exp(shifted_RV).sum(axis=1, keepdims=True))
+    return logp_RV
+
+
+def _log_mass(logp_RV: np.ndarray, where_RV: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        log_mass_R: np.ndarray = np.log(np.where(where_RV, np.exp(logp_RV), 0).sum(axis=1))
+    return log_mass_R
+
+
+def label_all(
+    store_url: str, manifest: StoreManifest, snapshot: SnapshotRows, teacher: FakeTeacher = fake_teacher,
+    units_a_record: int = 2,
+) -> list[str]:
+    """Label what is pending, one unit after the other, in this process; returns the units that were won."""
+    store = create_or_open(store_url, manifest)
+    shards = {shard.name: shard for shard in snapshot.shards}
+    won, receipts = [], []
+    for unit in store.pending(snapshot):
+        row_ids = _rows_of(snapshot, shards[unit.shard], unit)
+        row_ids, signal, rejected = split_unusable(row_ids, teacher(row_ids, manifest))
+        receipts.append(write_attempt(store_url, manifest, unit, row_ids, signal, rejected))
+        if len(receipts) >= units_a_record:
+            won += store.commit(receipts)
+            receipts = []
+    return won + store.commit(receipts)
+
+
+def _rows_of(snapshot: SnapshotRows, shard: object, unit: WorkUnit) -> pa.Array:
+    ids = snapshot.read_shard(shard, columns=["row_id"]).column("row_id")
+    return ids.take(pa.array(unit.rows)).combine_chunks()

@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 
 from ray_distill.artifacts import Estimate
-from ray_distill.labels.signal import Signal
+from ray_distill.labels.signal import Signal, gather_ranges
 
 #: A seeded corruption: (rows, severity 1..3, generator) -> rows of the same ids, in the same order.
 Corruption = Callable[[pa.Table, int, np.random.Generator], pa.Table]
@@ -53,6 +53,14 @@ class Encoded:
     def rows(self) -> int:
         """Number of usable rows."""
         return len(self.row_ids)
+
+    def take(self, index: npt.NDArray[np.int64]) -> "Encoded":
+        """Return the given rows, in the given order."""
+        features = {}
+        for name, feature in self.features.items():
+            offsets, flat = gather_ranges(feature.offsets, index)
+            features[name] = Ragged(values=feature.values[flat], offsets=offsets)
+        return Encoded(row_ids=self.row_ids.take(pa.array(index, pa.int64())), features=features)
 
     def to_table(self) -> pa.Table:
         """As an Arrow table (``row_id`` and a large_list a feature, inner shape in the field's metadata)."""
@@ -109,10 +117,17 @@ Batch = Mapping[str, torch.Tensor]
 class Task(Protocol):
     """One kind of problem."""
 
-    name: str
-    input_column: str
-    """The snapshot column that holds the input: ``text`` or ``image``."""
-    corruptions: Mapping[str, Corruption]
+    @property
+    def name(self) -> str:
+        """The name a config uses."""
+
+    @property
+    def input_column(self) -> str:
+        """The snapshot column that holds the input: ``text`` or ``image``."""
+
+    @property
+    def corruptions(self) -> Mapping[str, Corruption]:
+        """Seeded corruptions by name."""
 
     def encode(self, rows: pa.Table, processor: Processor) -> Encoded:
         """Turn snapshot rows (``row_id``, the input column) into features; unusable rows go apart."""

@@ -33,6 +33,8 @@ class Teacher(Protocol):
     def answer(self, encoded: Encoded, ask: Ask) -> Signal:
         """Answer for every row of ``encoded``, in order, as one batch.
 
+        Rows whose answer is not finite come back as they are: the store's writer puts them in quarantine.
+
         Raises:
-            TeacherRefused: the signal cannot be given, or is not finite (the rows are named).
+            TeacherRefused: the signal cannot be given.
         """

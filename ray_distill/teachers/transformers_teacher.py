@@ -1,0 +1,110 @@
+"""The teacher engine for transformers checkpoints and ``module:function`` models."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ray_distill.config import TeacherConfig
+from ray_distill.errors import TeacherRefused
+from ray_distill.labels.signal import Hidden, Signal
+from ray_distill.models.forward import Output, forward, pool_hidden
+from ray_distill.models.load import load_model
+from ray_distill.models.model import Model
+from ray_distill.tasks.base import Encoded, Task
+from ray_distill.tasks.catalogue import get_task
+from ray_distill.teachers.ask import resolve_layers
+from ray_distill.teachers.base import Ask
+from ray_distill.teachers.reduce import reduce_logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformersTeacher:
+    """Answers with a loaded model; one call is one batch."""
+
+    model: Model
+    task: Task
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of weights, dtype, head and processor."""
+        return self.model.fingerprint
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the logits."""
+        return self.model.classes
+
+    def answer(self, encoded: Encoded, ask: Ask) -> Signal:
+        """Answer for every row of ``encoded``, in order, as one batch.
+
+        A row whose answer is not finite is returned as it is, for the writer to put in quarantine.
+
+        Raises:
+            TeacherRefused: a layer, pooling or estimator that this teacher cannot give.
+        """
+        _check(self.model, ask)
+        if not encoded.rows:
+            return _nothing(self.model, ask)
+        batch = self.task.collate(encoded, np.arange(encoded.rows, dtype=np.int64))
+        with torch.inference_mode():
+            output = forward(self.model.module, batch, ask.layers)
+            distributions = reduce_logits(output.logits_BV, ask)
+            hidden = {layer: _pooled(output, layer, ask.pool) for layer in ask.layers}
+        return Signal(distributions=distributions, hidden=hidden)
+
+    def logits(self, encoded: Encoded) -> Tensor:
+        """Logits float32 ``[R, V]`` on the CPU, for measures that need no stored form."""
+        batch = self.task.collate(encoded, np.arange(encoded.rows, dtype=np.int64))
+        with torch.inference_mode():
+            return forward(self.model.module, batch).logits_BV.float().cpu()
+
+
+def open_teacher(config: TeacherConfig, *, task: str, head_url: str | None = None) -> TransformersTeacher:
+    """Load the teacher a config names.
+
+    Raises:
+        ModelError, ConfigError, StorageError: as `load_model`.
+    """
+    return TransformersTeacher(model=load_model(config, task=task, head_url=head_url), task=get_task(task))
+
+
+def describe_teacher(teacher: TransformersTeacher, config: TeacherConfig) -> Mapping[str, object]:
+    """Plain facts about a teacher for a store's manifest: what a reader must know to trust its labels."""
+    model = teacher.model
+    return {
+        "model": config.model, "revision": config.revision, "dtype": config.dtype, "fingerprint": model.fingerprint,
+        "processor": model.processor.fingerprint, "arguments": dict(config.arguments), **model.describe}
+
+
+def _check(model: Model, ask: Ask) -> None:
+    if not ask.layers:
+        return
+    resolve_layers(ask.layers, len(model.widths))
+    if model.states.spatial and ask.pool in ("cls", "last"):
+        raise TeacherRefused(f"the hidden states of {model.url} are feature maps and have no {ask.pool} token: "
+                             "set labels.hidden.pool to mean or token")
+
+
+def _nothing(model: Model, ask: Ask) -> Signal:
+    """The answer for no rows; many models cannot run on an empty batch."""
+    start = np.zeros(1, np.int64)
+    hidden = {layer: Hidden(offsets=start, values=np.zeros((0, model.widths[layer]), np.float32))
+              for layer in ask.layers}
+    return Signal(distributions=reduce_logits(torch.zeros(0, len(model.classes)), ask), hidden=hidden)
+
+
+def _pooled(output: Output, layer: int, pool: str) -> Hidden:
+    """One layer's states, pooled on the device, then float32 on the host."""
+    states_BLD = output.hidden[layer]
+    values = pool_hidden(states_BLD.float(), output.mask_BL, pool).cpu().numpy()
+    lengths = np.ones(len(states_BLD), np.int64) if pool != "token" else _lengths(states_BLD, output.mask_BL)
+    return Hidden(offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]), values=values)
+
+
+def _lengths(states_BLD: Tensor, mask_BL: Tensor | None) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    if mask_BL is None or states_BLD.shape[1] == 1:
+        return np.full(len(states_BLD), states_BLD.shape[1], np.int64)
+    return mask_BL.sum(1).cpu().numpy().astype(np.int64)

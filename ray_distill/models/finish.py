@@ -74,10 +74,15 @@ def state_digest(module: nn.Module) -> str:
 def place(module: nn.Module, *, dtype: str, device: str) -> nn.Module:
     """Move a module to its dtype and device; ``auto`` is cuda where there is one, else cpu.
 
+    Weights are copied out of the file they are mapped from: a file replaced under a running job must not change
+    them, and the last bits of a product depend on how its operands are aligned in memory.
+
     Raises:
         ConfigError: there is no such device.
     """
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone()
     try:
         return module.to(device=torch.device(name), dtype=getattr(torch, dtype))
     except (RuntimeError, AssertionError) as error:

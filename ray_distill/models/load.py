@@ -37,6 +37,8 @@ AUTO_CLASSES: dict[str, Any] = {
     "text_classification": AutoModelForSequenceClassification,
     "image_classification": AutoModelForImageClassification,
 }
+#: Files of which a tokenizer has at least one.
+_VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
 
 
 def load_model(spec: str | TeacherConfig | StudentModel, *, task: str, head_url: str | None = None) -> Model:
@@ -120,6 +122,9 @@ def read_processor(
         ModelError: it has none, or one that cannot be used.
     """
     options = {"local_files_only": True, "trust_remote_code": config.trust_remote_code}
+    if input_of(task) == "text" and not any(any(folder.glob(name)) for name in _VOCABULARIES):
+        # transformers would make up an empty tokenizer
+        raise ModelError(f"{config.model} has no tokenizer: none of {', '.join(_VOCABULARIES)} is there")
     try:
         if input_of(task) == "text":
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)

@@ -29,21 +29,8 @@ from dataclasses import dataclass, fields
 from ray_distill.artifacts import Decision, Efficiency, Estimate, EvalReport, ModelReport, Verdict
 from ray_distill.config import GateConfig, Limit
 from ray_distill.errors import PromotionError
+from ray_distill.evaluation.directions import HIGHER_IS_BETTER
 
-#: Whether more of a metric is better; the one table that says so.
-HIGHER_IS_BETTER = {
-    "accuracy": True,
-    "macro_f1": True,
-    "agreement": True,
-    "nll": False,
-    "ece": False,
-    "kl_from_teacher": False,
-    "parameters": False,
-    "bytes_on_disk": False,
-    "latency_ms_p50": False,
-    "latency_ms_p95": False,
-    "examples_per_second": True,
-}
 EFFICIENCY = tuple(item.name for item in fields(Efficiency))
 #: What a difference of floats may be off by without meaning anything.
 ROUNDING = 1e-9
@@ -112,10 +99,10 @@ def _limit(report: EvalReport, name: str, limit: Limit) -> Iterator[Finding]:
     shown = f"{name} {_interval(student)}"
     if limit.min is not None:
         lead = Lead(value=student.value - limit.min, low=student.low - limit.min)
-        yield _judge(lead, shown, f"the minimum {_number(limit.min)}")
+        yield _judge(lead, shown, f"the minimum {limit.min:g}")
     if limit.max is not None:
         lead = Lead(value=limit.max - student.value, low=limit.max - student.high)
-        yield _judge(lead, shown, f"the maximum {_number(limit.max)}")
+        yield _judge(lead, shown, f"the maximum {limit.max:g}")
     if limit.relative is not None:
         yield _relative(report, name, student, limit.relative)
     if limit.margin is not None:
@@ -137,9 +124,9 @@ def _relative(report: EvalReport, name: str, student: Estimate, relative: float)
         low = _low(paired, sign) + sign * (teacher.value - limit)
     else:
         low = sign * (_end(student, -sign) - factor * _end(teacher, sign))
-    rule = f"{_number(limit)}, which is {_number(relative)} of the teacher's {_number(teacher.value)}"
+    rule = f"{_number(limit)}, which is {relative:g} of the teacher's {_number(teacher.value)}"
     if sign < 0:
-        rule = f"{_number(limit)}, which is the teacher's {_number(teacher.value)} over {_number(relative)}"
+        rule = f"{_number(limit)}, which is the teacher's {_number(teacher.value)} over {relative:g}"
     return _judge(Lead(value=sign * (student.value - limit), low=low), f"{name} {_interval(student)}", rule)
 
 
@@ -154,7 +141,7 @@ def _margin(report: EvalReport, name: str, student: Estimate, margin: float) -> 
     difference, sign = _difference(report, name, "champion", student, champion), 1 if _higher(name) else -1
     lead = Lead(value=sign * difference.value + margin, low=_low(difference, sign) + margin)
     shown = f"{name} minus the champion's is {_interval(difference, signed=True)}, which"
-    return _judge(lead, shown, f"the margin of {_number(-sign * margin)}")
+    return _judge(lead, shown, f"the margin of {-sign * margin:+g}")
 
 
 def _beat(report: EvalReport, arm: str) -> Finding:
@@ -230,7 +217,7 @@ def _interval(estimate: Estimate, *, signed: bool = False) -> str:
 
 
 def _number(value: float, *, signed: bool = False) -> str:
-    if float(value).is_integer() and abs(value) < 1e15:
+    if float(value).is_integer() and abs(value) >= 10:
         return f"{value:+,.0f}" if signed else f"{value:,.0f}"
     digits = 1 if abs(value) >= 100 else 4
     return f"{value:+,.{digits}f}" if signed else f"{value:,.{digits}f}"

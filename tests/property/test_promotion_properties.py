@@ -17,7 +17,8 @@ from ray_distill.artifacts import (
     Verdict,
 )
 from ray_distill.config import GateConfig, Limit
-from ray_distill.promotion.gate import HIGHER_IS_BETTER, SEVERITY, decide
+from ray_distill.evaluation.directions import HIGHER_IS_BETTER
+from ray_distill.promotion.gate import SEVERITY, decide
 
 STUDENT = StudentRef(url="s", fingerprint="f", arm="student", labels=LabelSetRef(
     store="l", fingerprint="g", log_length=1, log_digest="d", snapshot=SnapshotRef(url="u", fingerprint="h")))

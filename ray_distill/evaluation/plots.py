@@ -1,0 +1,238 @@
+"""Figures of a report, as matplotlib `Figure` objects: nothing global, any back end, nothing shown.
+
+Each figure is drawn in one ink colour plus a colour an arm. As inline SVG the ink becomes ``currentColor``
+and the ground transparent, so that one figure suits a light page, a dark page and paper; as PNG it is black
+on white.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_rgba
+from matplotlib.figure import Figure
+
+from ray_distill.artifacts import Estimate, EvalReport
+from ray_distill.evaluation.metrics import Floats, Scores, confidence_bins, read_scores
+
+INK = "#1f2329"
+COLOURS = {
+    "student": "#2f6fde", "teacher": "#8a929c", "baseline_hard_labels": "#d9822b",
+    "baseline_teacher_hard_labels": "#b0569f", "ceiling_true_labels": "#2f9e6e", "champion": "#c9a227"}
+ARMS = {
+    "teacher": "Teacher", "student": "Student", "champion": "Champion",
+    "baseline_hard_labels": "Baseline: true labels only",
+    "baseline_teacher_hard_labels": "Baseline: teacher's hard labels",
+    "ceiling_true_labels": "Ceiling: all true labels"}
+MOST_CLASSES = 20
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none", "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "axes.edgecolor": INK,
+    "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
+    "legend.frameon": False, "lines.linewidth": 1.6, "text.parse_math": False}
+
+#: Training losses by arm: (step, loss) in order.
+History = Mapping[str, Sequence[tuple[int, float]]]
+
+
+def accuracy_figure(report: EvalReport) -> Figure:
+    """Accuracy of every model with its 95 % interval."""
+    arms = [arm for arm in ordered(report.models) if "accuracy" in report.models[arm].metrics]
+    with _figure(6.4, 0.8 + 0.36 * len(arms)) as (figure, (axes,)):
+        for y, arm in enumerate(reversed(arms)):
+            estimate = report.models[arm].metrics["accuracy"]
+            axes.plot([estimate.low, estimate.high], [y, y], color=colour(arm), linewidth=2.2, solid_capstyle="round")
+            axes.plot([estimate.value], [y], "o", color=colour(arm), markersize=6.5)
+        axes.set_yticks(range(len(arms)), labels=[label(arm) for arm in reversed(arms)])
+        axes.set_ylim(-0.6, len(arms) - 0.4)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("accuracy, 95 % interval")
+        _grid(axes, "x")
+    return figure
+
+
+def confusion_figure(predictions: pa.Table, classes: Sequence[str]) -> Figure:
+    """Shares of each true class that were predicted as each class; above 20 classes, the most confused 20."""
+    matrix_VV = confusion_matrix(read_scores(predictions).labelled, len(classes))
+    shown = most_confused(matrix_VV, MOST_CLASSES)
+    share = matrix_VV / np.maximum(matrix_VV.sum(axis=1, keepdims=True), 1e-12)
+    side = 2.0 + 0.3 * len(shown)
+    with _figure(side + 0.6, side) as (figure, (axes,)):
+        colours = LinearSegmentedColormap.from_list("share", [to_rgba(COLOURS["student"], a) for a in (0, 1)])
+        axes.pcolormesh(share[np.ix_(shown, shown)], cmap=colours, vmin=0, vmax=1, edgecolors=to_rgba(INK, 0.08),
+                        linewidth=0.5)
+        names = [classes[v] for v in shown]
+        middle = np.arange(len(shown)) + 0.5
+        axes.set_xticks(middle, labels=names, rotation=90 if max(map(len, names)) > 2 else 0)
+        axes.set_yticks(middle, labels=names)
+        axes.tick_params(length=0)
+        axes.invert_yaxis()
+        axes.set_aspect("equal")
+        axes.spines[:].set_visible(False)
+        axes.set_xlabel("predicted" if len(shown) == len(classes) else f"predicted ({len(shown)} of {len(classes)})")
+        axes.set_ylabel("true class")
+        _annotate(axes, share[np.ix_(shown, shown)])
+    return figure
+
+
+def reliability_figure(predictions: Mapping[str, pa.Table], bins: int) -> Figure:
+    """Accuracy against confidence, by arm; below, how often the student is how confident."""
+    with _figure(5.4, 5.2, rows=2, height_ratios=(4, 1), sharex=True) as (figure, (axes, below)):
+        axes.plot([0, 1], [0, 1], color=INK, linewidth=0.7, alpha=0.5, linestyle=(0, (4, 3)))
+        for arm in ordered(predictions):
+            confidence, accuracy, weight = reliability(read_scores(predictions[arm]).labelled, bins)
+            axes.plot(confidence, accuracy, "o-", color=colour(arm), markersize=3.5, label=label(arm))
+            if arm == "student":
+                below.bar((np.arange(bins) + 0.5) / bins, weight, width=0.9 / bins, color=colour(arm))
+        axes.set(xlim=(0, 1.02), ylim=(0, 1.02), ylabel="accuracy")
+        below.set(xlabel="confidence of the top class", ylabel="share", yticks=(0, 0.5, 1), ylim=(0, 1))
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2)
+        _grid(axes, "both")
+    return figure
+
+
+def loss_figure(history: History) -> Figure:
+    """Training loss by step, by arm."""
+    with _figure(6.4, 3.2) as (figure, (axes,)):
+        for arm in ordered(history):
+            steps = np.array(history[arm], dtype=np.float64).reshape(-1, 2)
+            axes.plot(steps[:, 0], steps[:, 1], color=colour(arm), label=label(arm))
+        axes.set(xlabel="step", ylabel="training loss (each arm's own)")
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="upper right")
+        _grid(axes, "y")
+    return figure
+
+
+def robustness_figure(report: EvalReport) -> Figure:
+    """Accuracy by severity (0 = clean), one panel a corruption, with 95 % intervals."""
+    kinds = sorted({kind for model in report.models.values() for kind in model.robustness})
+    with _figure(1.2 + 2.3 * len(kinds), 3.2, columns=len(kinds), sharey=True) as (figure, panels):
+        for kind, axes in zip(kinds, panels, strict=True):
+            for arm in ordered(report.models):
+                points = _severities(report, arm, kind)
+                if len(points) > 1:
+                    _interval_line(axes, points, arm)
+            axes.set_title(kind)
+            axes.set_xlabel("severity")
+            _grid(axes, "y")
+        panels[0].set_ylabel("accuracy")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4 if len(kinds) > 2 else 2)
+    return figure
+
+
+def confusion_matrix(scores: Scores, classes: int) -> Floats:
+    """Weighted counts ``[true, predicted]``."""
+    cells = scores.label_N * classes + scores.logp_NV.argmax(axis=1)
+    flat = np.bincount(cells, weights=scores.weight_N, minlength=classes**2)
+    return flat.astype(np.float64, copy=False).reshape(classes, classes)
+
+
+def most_confused(matrix_VV: Floats, most: int) -> npt.NDArray[np.intp]:
+    """All classes if there are at most ``most``, else those with the most mistakes, in class order."""
+    mistakes_V = matrix_VV.sum(axis=0) + matrix_VV.sum(axis=1) - 2 * np.diag(matrix_VV)
+    return np.sort(np.argsort(-mistakes_V, kind="stable")[:most])
+
+
+def reliability(scores: Scores, bins: int) -> tuple[Floats, Floats, Floats]:
+    """Mean confidence and accuracy of the non-empty bins, and every bin's share of the weight."""
+    index_N, weight_N = confidence_bins(scores, bins), scores.weight_N
+    correct_N = scores.logp_NV.argmax(axis=1) == scores.label_N
+    weight = np.bincount(index_N, weights=weight_N, minlength=bins)
+    sums = [np.bincount(index_N, weights=weight_N * x, minlength=bins)
+            for x in (np.exp(scores.logp_NV.max(axis=1)), correct_N)]
+    some = weight > 0
+    return sums[0][some] / weight[some], sums[1][some] / weight[some], weight / weight.sum()
+
+
+def figure_svg(figure: Figure, salt: str) -> str:
+    """Inline SVG on a transparent ground whose ink is ``currentColor``; ``salt`` keeps ids apart on one page."""
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}), _any_script():
+        figure.savefig(buffer, format="svg", transparent=True,
+                       metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    text = buffer.getvalue()
+    text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text[text.index("<svg"):], flags=re.DOTALL)
+    text = re.sub(r' id="[A-Za-z0-9]+_\d+"', "", text)
+    return re.sub(r"\n\s*", "\n", text.replace(INK, "currentColor"))
+
+
+def figure_png(figure: Figure) -> bytes:
+    """PNG on white, 160 dots an inch."""
+    buffer = io.BytesIO()
+    with _any_script():
+        figure.savefig(buffer, format="png", dpi=160, facecolor="white")
+    return buffer.getvalue()
+
+
+def ordered(arms: Mapping[str, object]) -> list[str]:
+    """Arms in the order a reader expects, unknown ones last."""
+    return [arm for arm in ARMS if arm in arms] + sorted(set(arms) - set(ARMS))
+
+
+def label(arm: str) -> str:
+    """A reader's name of an arm."""
+    return ARMS.get(arm, arm)
+
+
+def colour(arm: str) -> str:
+    """An arm's colour, the same in every figure."""
+    return COLOURS.get(arm, "#5b6b7b")
+
+
+@contextmanager
+def _figure(
+    width: float, height: float, *, rows: int = 1, columns: int = 1, height_ratios: Sequence[float] | None = None,
+    sharex: bool = False, sharey: bool = False,
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure and its axes, row by row, drawn in the project's style; sizes in inches."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        grid = figure.subplots(
+            rows, columns, squeeze=False, height_ratios=height_ratios, sharex=sharex, sharey=sharey)
+        yield figure, list(grid.flat)
+
+
+@contextmanager
+def _any_script() -> Iterator[None]:
+    """Class names may be in any script; a browser has the glyphs that matplotlib's own font lacks."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def _severities(report: EvalReport, arm: str, kind: str) -> list[tuple[int, Estimate]]:
+    model = report.models[arm]
+    measured = [(0, model.metrics)] + [(int(s), metrics) for s, metrics in model.robustness.get(kind, {}).items()]
+    return sorted((s, metrics["accuracy"]) for s, metrics in measured if "accuracy" in metrics)
+
+
+def _interval_line(axes: Axes, points: Sequence[tuple[int, Estimate]], arm: str) -> None:
+    severity = [s for s, _ in points]
+    axes.plot(severity, [e.value for _, e in points], "o-", color=colour(arm), markersize=3.5, label=label(arm))
+    axes.fill_between(severity, [e.low for _, e in points], [e.high for _, e in points], color=colour(arm), alpha=0.13,
+                      linewidth=0)
+    axes.set_xticks(severity)
+
+
+def _annotate(axes: Axes, share: Floats) -> None:
+    """Write shares of at least one per cent into their cells, in per cent."""
+    for (row, column), value in np.ndenumerate(share):
+        if value >= 0.005:
+            axes.text(column + 0.5, row + 0.5, f"{100 * value:.0f}", ha="center", va="center", fontsize=7,
+                      color="#ffffff" if value > 0.55 else INK)
+
+
+def _grid(axes: Axes, which: Literal["x", "y", "both"]) -> None:
+    axes.grid(axis=which, color=INK, alpha=0.12, linewidth=0.6)
+    axes.set_axisbelow(True)

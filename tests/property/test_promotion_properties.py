@@ -72,14 +72,14 @@ def improved(report, gain):
     return replace(report, models={**report.models, "student": better}, comparisons=comparisons)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(reports(), gates(), st.floats(0, 0.5))
 def test_a_better_student_never_gets_a_worse_verdict(report, gate, gain):
     """Improving every metric of the student, all else equal, is never punished."""
     assert SEVERITY[decide(improved(report, gain), gate).verdict] >= SEVERITY[decide(report, gate).verdict]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(reports(), gates(), st.data())
 def test_nan_is_always_rejected(report, gate, data):
     """Whatever else is good, a NaN in a metric that a limit names is REJECT, and the reason names the metric."""
@@ -91,7 +91,7 @@ def test_nan_is_always_rejected(report, gate, data):
     assert any(name in reason and "nan" in reason for reason in decision.reasons)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(reports(), gates(), gates())
 def test_asking_for_more_never_helps(report, gate, more):
     """A gate with further rules is never more lenient."""
@@ -100,7 +100,7 @@ def test_asking_for_more_never_helps(report, gate, more):
     assert SEVERITY[decide(report, stricter).verdict] <= SEVERITY[decide(report, gate).verdict]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(reports(), gates())
 def test_the_decision_survives_json(report, gate):
     """A report read back from its JSON gets the same decision."""

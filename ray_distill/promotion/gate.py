@@ -68,9 +68,9 @@ def decide(report: EvalReport, gate: GateConfig) -> Decision:
     findings = sorted(_findings(report, gate), key=lambda finding: SEVERITY[finding.verdict])
     if not findings:
         return Decision(verdict=Verdict.HOLD, reasons=("the gate asks for nothing, so nothing is established: set "
-                                                       "gate.limits or gate.beat",),
+                                                       "gate.limits or gate.beat.",),
                         student=report.student, report_fingerprint=report.fingerprint)
-    return Decision(verdict=findings[0].verdict, reasons=tuple(finding.reason for finding in findings),
+    return Decision(verdict=findings[0].verdict, reasons=tuple(f"{finding.reason}." for finding in findings),
                     student=report.student, report_fingerprint=report.fingerprint)
 
 

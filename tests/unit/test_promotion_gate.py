@@ -142,7 +142,7 @@ def test_the_worst_rule_decides_and_stands_first():
     judged = report([student, model("teacher", accuracy=0.9)], accuracy_minus_teacher=estimate(0.0, 0.001))
     decision = decide(judged, gate(accuracy={"relative": 0.97}, ece={"max": 0.1}))
     assert decision.verdict is Verdict.REJECT
-    assert decision.reasons[0] == "ece 0.2000 [0.1800, 0.2200] breaks the maximum 0.1"
+    assert decision.reasons[0] == "ece 0.2000 [0.1800, 0.2200] breaks the maximum 0.1."
     assert decision.reasons[1].startswith("accuracy 0.9000 [0.8900, 0.9100] keeps 0.8730, which is 0.97 of")
     assert decision.report_fingerprint == "e" and decision.student == STUDENT
 

@@ -3,15 +3,16 @@
 import sys
 
 from ray_distill.config import Campaign
-from ray_distill.runtime import campaign, entrypoint
+from ray_distill.runtime import campaign, entrypoint, references
 
 
 def main() -> int:
     """Parse, measure, print the report."""
-    options = entrypoint.parse(__doc__, {"students": "what the train job printed, or a file or URL that holds it"})
+    options = entrypoint.parse(
+        __doc__, {"students": "students by arm, as `train` printed them (JSON or file); default: the campaign's latest"})
 
     def stage(config: Campaign) -> object:
-        return campaign.evaluate(config, entrypoint.read_students(options.students))
+        return campaign.evaluate(config, references.students(config, options.students))
 
     return entrypoint.run(options, stage)
 

@@ -2,17 +2,16 @@
 
 import sys
 
-from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign
-from ray_distill.runtime import campaign, entrypoint
+from ray_distill.runtime import campaign, entrypoint, references
 
 
 def main() -> int:
     """Parse, label what is not labelled yet, print the reference."""
-    options = entrypoint.parse(__doc__, {"snapshot": "what the snapshot job printed, or a file or URL that holds it"})
+    options = entrypoint.parse(__doc__, {"snapshot": "SnapshotRef (JSON or file); default: the campaign's latest"})
 
     def stage(config: Campaign) -> object:
-        return campaign.label(config, entrypoint.read(SnapshotRef, options.snapshot))
+        return campaign.label(config, references.snapshot(config, options.snapshot))
 
     return entrypoint.run(options, stage)
 

@@ -2,17 +2,16 @@
 
 import sys
 
-from ray_distill.artifacts import EvalReport
 from ray_distill.config import Campaign
-from ray_distill.runtime import campaign, entrypoint
+from ray_distill.runtime import campaign, entrypoint, references
 
 
 def main() -> int:
     """Parse, decide, record, print the decision."""
-    options = entrypoint.parse(__doc__, {"report": "what the evaluate job printed, or a file or URL that holds it"})
+    options = entrypoint.parse(__doc__, {"report": "EvalReport (JSON or file); default: the campaign's latest"})
 
     def stage(config: Campaign) -> object:
-        return campaign.promote(config, entrypoint.read(EvalReport, options.report))
+        return campaign.promote(config, references.report(config, options.report))
 
     return entrypoint.run(options, stage)
 

@@ -8,7 +8,8 @@ from ray_distill.runtime import campaign, entrypoint
 
 def main() -> int:
     """Parse, relabel, print the report."""
-    options = entrypoint.parse(__doc__, {"source": "file, folder or glob of the new rows, on any fsspec URL"})
+    options = entrypoint.parse(
+        __doc__, {"source": "file, folder or glob of the new rows; default: snapshot.source, read again"})
 
     def stage(config: Campaign) -> object:
         return campaign.relabel(config, options.source)

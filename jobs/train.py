@@ -2,17 +2,16 @@
 
 import sys
 
-from ray_distill.artifacts import LabelSetRef
 from ray_distill.config import Campaign
-from ray_distill.runtime import campaign, entrypoint
+from ray_distill.runtime import campaign, entrypoint, references
 
 
 def main() -> int:
     """Parse, train (or go on training), print the references."""
-    options = entrypoint.parse(__doc__, {"labels": "what the label job printed, or a file or URL that holds it"})
+    options = entrypoint.parse(__doc__, {"labels": "LabelSetRef (JSON or file); default: the campaign's latest"})
 
     def stage(config: Campaign) -> object:
-        return campaign.train(config, entrypoint.read(LabelSetRef, options.labels))
+        return campaign.train(config, references.labels(config, options.labels))
 
     return entrypoint.run(options, stage)
 

@@ -7,13 +7,13 @@ one line on stderr and exit status 1.
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from typing import Any, TypeVar
 
 from ray_distill.artifacts import Artifact, StudentRef
 from ray_distill.config import Campaign, load_config
-from ray_distill.errors import ClusterError, ConfigError, DistillError
+from ray_distill.errors import ConfigError, DistillError
 
 A = TypeVar("A", bound=Artifact)
 
@@ -28,7 +28,7 @@ def parse(
 
     Args:
         description: the job file's docstring.
-        takes: what the stage needs beside the config: option name (without dashes) → help text; all required.
+        takes: what the stage may be given beside the config: option name (without dashes) → help text.
         argv: arguments; default: the process's own.
     """
     parser = argparse.ArgumentParser(description=description)
@@ -36,7 +36,7 @@ def parse(
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                         help="override one field, e.g. labels.signal.k=64; may be repeated")
     for name, text in (takes or {}).items():
-        parser.add_argument(f"--{name}", required=True, help=text)
+        parser.add_argument(f"--{name}", help=text)
     parser.add_argument("--json", action="store_true", help="nothing on stdout but the result; the rest on stderr")
     return parser.parse_args(argv)
 
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace, stage: Callable[[Campaign], Any]) -> int:
     """
     try:
         config = load_config(options.config, tuple(options.set))
-        with redirect_stdout(sys.stderr) if options.json else nullcontext(), attached():
+        with redirect_stdout(sys.stderr) if options.json else nullcontext(), _cluster():
             result = stage(config)
     except DistillError as error:
         _end(f"error: {error}")
@@ -61,35 +61,17 @@ def run(options: argparse.Namespace, stage: Callable[[Campaign], Any]) -> int:
     return 0
 
 
+def _cluster() -> AbstractContextManager[None]:
+    """The cluster that this job runs on; imported only now, so that a wrong config is reported at once."""
+    from ray_distill.runtime.cluster import connected
+
+    return connected("auto")
+
+
 def _end(text: str) -> None:
     """Write a job's last line: stdout is flushed first, because the cluster's log holds both streams."""
     sys.stdout.flush()
     sys.stderr.write(text + "\n")
-
-
-@contextmanager
-def attached() -> Iterator[None]:
-    """Attach to the cluster that this process runs on, and leave it in the end.
-
-    Raises:
-        ClusterError: there is no cluster to attach to.
-    """
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    try:
-        ray.init(address="auto")
-    except ConnectionError as error:
-        raise ClusterError(
-            "no Ray cluster on this machine: submit the job (`ray-distill submit`, `ray job submit`), start a "
-            "cluster (`ray start --head`), or use `ray-distill run`, which brings its own"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def read(kind: type[A], text: str) -> A:

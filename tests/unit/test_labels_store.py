@@ -38,8 +38,9 @@ def url(tmp_path):
 @pytest.mark.parametrize("estimator", ["dense", "topk"])
 @pytest.mark.parametrize("hidden_dtype", ["float32", "float16", "bfloat16"])
 def test_what_is_labelled_is_read_back_in_the_snapshots_order(url, estimator, hidden_dtype):
-    """Every row of the snapshot once, with the teacher's own numbers, losslessly; hidden states as precisely as stored."""
-    manifest, snapshot = fake_manifest(estimator=estimator, layers=(1, 3), hidden_dtype=hidden_dtype), fake_snapshot(range(21))
+    """Every row of the snapshot once, with the teacher's own numbers; hidden states as precisely as they are stored."""
+    manifest = fake_manifest(estimator=estimator, layers=(1, 3), hidden_dtype=hidden_dtype)
+    snapshot = fake_snapshot(range(21))
     label_all(url, manifest, snapshot)
     labels = open_label_set(open_store(url).ref(snapshot.ref), snapshot)
     row_ids, signal = labels.read(layers=(3,))
@@ -247,7 +248,8 @@ def test_the_bytes_of_a_shard_depend_on_its_content_alone(url):
     manifest = fake_manifest(layers=(1,))
     _, unit, ids = one_unit(url, manifest)
     backwards = ids.take(pa.array([3, 1, 0, 2]))
-    receipts = [write_attempt(url, manifest, unit, order, fake_teacher(order, manifest), []) for order in (ids, backwards)]
+    receipts = [
+        write_attempt(url, manifest, unit, order, fake_teacher(order, manifest), []) for order in (ids, backwards)]
     assert receipts[0].attempt != receipts[1].attempt
     assert receipts[0].labels == receipts[1].labels and receipts[0].hidden == receipts[1].hidden
 

@@ -1,0 +1,62 @@
+"""The models of a campaign: the student, and what it must be compared with. Equal steps, equal tuning."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ray_distill.config import LossConfig
+from ray_distill.errors import ConfigError, TrainingError
+from ray_distill.students.batches import TrainingSet
+from ray_distill.students.sampler import Index
+from ray_distill.students.terms import LABEL_LOSSES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One model to train."""
+
+    name: str
+    losses: Mapping[str, LossConfig] | None = None
+    """None = the configured ones."""
+    ceiling: bool = False
+    """True: trained on the teacher's own labelled rows, not on the snapshot's train split."""
+
+
+ARMS: Mapping[str, Arm] = {
+    arm.name: arm
+    for arm in (
+        Arm(name="student"),
+        Arm(name="baseline_hard_labels", losses={"hard": LossConfig()}),
+        Arm(name="baseline_teacher_hard_labels", losses={"teacher_hard": LossConfig()}),
+        Arm(name="ceiling_true_labels", losses={"hard": LossConfig()}, ceiling=True))}
+
+
+def arm_by_name(name: str) -> Arm:
+    """The arm of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in ARMS:
+        raise ConfigError(f"unknown arm {name!r}; there are {', '.join(ARMS)}")
+    return ARMS[name]
+
+
+def arm_rows(name: str, losses: Mapping[str, LossConfig], data: TrainingSet) -> Index:
+    """Rows an arm trains on: those at least one of its losses gives weight.
+
+    A loss on true labels weighs labelled rows, every other loss the rows the teacher may teach.
+
+    Raises:
+        TrainingError: there are none.
+    """
+    use = np.zeros(data.rows, dtype=np.bool_)
+    for loss in losses:
+        use |= (data.labels >= 0) if loss in LABEL_LOSSES else data.distil
+    rows = np.flatnonzero(use)
+    if len(rows) == 0:
+        raise TrainingError(
+            f"the arm {name} has no rows: of {data.rows}, {int((data.labels >= 0).sum())} have true labels and the "
+            f"teacher may teach {int(data.distil.sum())}, and its losses are {', '.join(losses)}; leave the arm out")
+    return rows

@@ -1,0 +1,96 @@
+"""The module that is trained: the student, and beside it the projections of its hidden states.
+
+The projections are saved with the optimiser and stay behind when the student is exported.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ray_distill.errors import ConfigError
+from ray_distill.models.forward import forward, pool_hidden
+from ray_distill.models.model import Model
+from ray_distill.tasks.base import Batch
+
+
+class Bundle(nn.Module):
+    """``forward(inputs) -> (logits [B, V], {student layer: pooled and projected states})``."""
+
+    def __init__(self, student: nn.Module, projections: Mapping[int, nn.Module], pool: str) -> None:
+        super().__init__()
+        self.student = student
+        self.projections = nn.ModuleDict({str(layer): module for layer, module in projections.items()})
+        self.layers = tuple(sorted(projections))
+        self.pool = pool
+
+    def forward(self, inputs: Batch) -> tuple[Tensor, dict[int, Tensor]]:
+        """Run the student; hidden states are pooled as the teacher's were, then projected to its width."""
+        output = forward(self.student, inputs, self.layers)
+        return output.logits_BV, {
+            layer: self._project(layer, states, output.mask_BL) for layer, states in output.hidden.items()}
+
+    def _project(self, layer: int, states_BLD: Tensor, mask_BL: Tensor | None) -> Tensor:
+        pooled = states_BLD if self.pool == "token" else pool_hidden(states_BLD, mask_BL, self.pool)
+        projected: Tensor = self.projections[str(layer)](pooled)
+        return projected
+
+
+def build_bundle(
+    model: Model, student: nn.Module, *, layers: Mapping[int, int], widths: Mapping[int, int], pool: str, seed: int
+) -> Bundle:
+    """Put projections beside a student: for each pair of layers one, from the student's width to the teacher's.
+
+    Args:
+        model: what the student was built as.
+        student: the module to train, a copy of the model's.
+        layers: student layer to stored teacher layer.
+        widths: width of each stored teacher layer.
+        pool: how the teacher's states were pooled.
+        seed: of the projections' first weights.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    projections = {
+        ours: _projection(model.widths[ours], widths[theirs], generator) for ours, theirs in layers.items()}
+    return Bundle(student, projections, pool)
+
+
+def layer_pairs(spec: str | Mapping[int, int], stored: Sequence[int], model: Model) -> dict[int, int]:
+    """Which student layer follows which stored teacher layer.
+
+    ``uniform`` spreads as many pairs as possible evenly over both, the last always with the last; ``last`` is
+    that one pair; a mapping is taken as it is. Layer 0, the embeddings, is only used when named.
+
+    Raises:
+        ConfigError: nothing is stored, the student shows no hidden states, or a named layer is not there.
+    """
+    where = "student.losses.hidden.layers"
+    if not stored:
+        raise ConfigError(f"{where}: the label store holds no hidden states; set labels.hidden.layers and label again")
+    if model.layers < 1:
+        raise ConfigError(f"{where}: the student {model.url} shows no hidden states; leave the hidden loss out")
+    if not isinstance(spec, str):
+        return _named_pairs(spec, stored, model.layers, where)
+    ordered = sorted(stored)
+    pairs = 1 if spec == "last" else min(len(ordered), model.layers)
+    return {
+        round(i * model.layers / pairs): ordered[round(i * len(ordered) / pairs) - 1] for i in range(1, pairs + 1)}
+
+
+def _named_pairs(spec: Mapping[int, int], stored: Sequence[int], layers: int, where: str) -> dict[int, int]:
+    for ours, theirs in spec.items():
+        if not 0 <= ours <= layers:
+            raise ConfigError(f"{where}: the student has layers 0 to {layers}, found {ours}")
+        if theirs not in stored:
+            raise ConfigError(f"{where}: the store holds the teacher layers {sorted(stored)}, found {theirs}")
+    return dict(spec)
+
+
+def _projection(ours: int, theirs: int, generator: torch.Generator) -> nn.Linear:
+    """A linear map whose first weights depend on the generator alone (uniform within 1/√ours, as torch's)."""
+    layer = nn.Linear(ours, theirs)
+    bound = ours**-0.5
+    with torch.no_grad():
+        layer.weight.copy_((torch.rand(layer.weight.shape, generator=generator) * 2 - 1) * bound)
+        layer.bias.zero_()
+    return layer

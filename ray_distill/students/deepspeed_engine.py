@@ -1,0 +1,134 @@
+"""The DeepSpeed engine, ZeRO 0-3: the only module that imports deepspeed, and imported only by name.
+
+DeepSpeed averages gradients over ranks and accumulation steps. Our losses are shares of one global mean, so
+both are undone: accumulation by not asking for it, ranks by a factor before the backward pass.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from ray_distill.config import TrainingConfig
+from ray_distill.errors import TrainingError
+from ray_distill.losses.base import StudentOutput
+from ray_distill.students.deepspeed_config import deepspeed_settings
+from ray_distill.students.engine import average_buffers, build_optimizer, parameter_groups, training_device
+from ray_distill.students.ranks import Ranks
+from ray_distill.tasks.base import Batch
+
+_TAG = "state"
+
+
+class DeepSpeedEngine:
+    """`Engine` over an initialised DeepSpeed engine."""
+
+    def __init__(self, deepspeed: ModuleType, engine: Any, ranks: Ranks, *, own_schedule: bool) -> None:
+        self._deepspeed = deepspeed
+        self._engine = engine
+        self._ranks = ranks
+        self._own_schedule = own_schedule
+
+    @property
+    def device(self) -> torch.device:
+        """Where the bundle computes."""
+        return torch.device(self._engine.device)
+
+    def forward(self, inputs: Batch) -> StudentOutput:
+        """Run the bundle through DeepSpeed, which gathers what it has partitioned."""
+        logits_BV, hidden = self._engine(inputs)
+        return StudentOutput(logits_BV=logits_BV, hidden=hidden)
+
+    def train(self, mode: bool) -> None:
+        """Switch mode; statistics are made equal on all ranks before they are used."""
+        if not mode:
+            average_buffers(self._engine.module, self._ranks)
+        self._engine.train(mode)
+
+    def step(self, passes: Sequence[Callable[[], Tensor]], rate: float) -> None:
+        """One optimiser step on the summed gradients."""
+        if self._own_schedule:
+            for group in self._engine.optimizer.param_groups:
+                group["lr"] = rate
+        for number, run in enumerate(passes, start=1):
+            self._engine.set_gradient_accumulation_boundary(number == len(passes))
+            self._engine.backward(run() * self._ranks.world, scale_wrt_gas=False)
+        self._engine.step()
+
+    def weights(self) -> dict[str, Tensor]:
+        """The student's state on the CPU, on the first rank; partitioned parameters are gathered one by one."""
+        average_buffers(self._engine.module, self._ranks)
+        student: nn.Module = self._engine.module.get_submodule("student")
+        found: dict[str, Tensor] = {}
+        for name, value in student.state_dict(keep_vars=True).items():
+            with self._deepspeed.zero.GatheredParameters([value], enabled=hasattr(value, "ds_id")):
+                if self._ranks.first:
+                    found[name] = value.detach().cpu().clone()
+        return found
+
+    def save(self, folder: Path) -> None:
+        """Write DeepSpeed's files; every rank must call it and writes its own part."""
+        average_buffers(self._engine.module, self._ranks)
+        (folder / _TAG).mkdir(exist_ok=True)
+        self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+        (folder / "zero_to_fp32.py").unlink(missing_ok=True)
+
+    def load(self, folder: Path) -> None:
+        """Read DeepSpeed's files, which are pickles: their digests must have been verified.
+
+        Raises:
+            TrainingError: they cannot be loaded.
+        """
+        path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG)
+        if path is None:
+            raise TrainingError(f"DeepSpeed found no state in {folder}: the checkpoint was saved by another engine")
+
+    def close(self) -> None:
+        """Free DeepSpeed's buffers and hooks."""
+        self._engine.destroy()
+
+
+def start_deepspeed(module: nn.Module, training: TrainingConfig, ranks: Ranks, *, passes: int) -> DeepSpeedEngine:
+    """Initialise DeepSpeed around a bundle; a process alone becomes a group of one.
+
+    Raises:
+        TrainingError: DeepSpeed does not start; the likely cause is named.
+    """
+    device = training_device(training)
+    share = training.global_batch // ranks.world
+    settings = deepspeed_settings(training, micro_batch=min(training.micro_batch, share), passes=passes)
+    deepspeed = _import_deepspeed(device)
+    _ensure_group(device)
+    own_optimizer = None if "optimizer" in settings else build_optimizer(module, training.weight_decay)
+    try:
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+        engine, _, _, _ = deepspeed.initialize(
+            model=module, optimizer=own_optimizer, config=settings,
+            model_parameters=parameter_groups(module, training.weight_decay))
+    except (RuntimeError, OSError, ImportError) as error:
+        raise TrainingError(
+            f"DeepSpeed did not start: {error}. On first use it builds a communication op, which needs a C++ compiler "
+            "and ninja; `ray-distill doctor` says what is missing, and student.training.engine: torch goes without"
+        ) from error
+    return DeepSpeedEngine(deepspeed, engine, ranks, own_schedule="scheduler" not in settings)
+
+
+def _import_deepspeed(device: torch.device) -> ModuleType:
+    """Import DeepSpeed, which otherwise guesses the accelerator from what is installed."""
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    module: ModuleType = deepspeed
+    return module
+
+
+def _ensure_group(device: torch.device) -> None:
+    if not distributed.is_initialized():
+        backend = "gloo" if device.type == "cpu" else "nccl"
+        store = distributed.HashStore()  # type: ignore[attr-defined]  # public, but torch leaves it out of __all__
+        distributed.init_process_group(backend, store=store, rank=0, world_size=1)

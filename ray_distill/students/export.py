@@ -1,0 +1,109 @@
+"""A trained arm as a standard transformers directory with a model card, and the reference to it."""
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ray_distill.artifacts import LabelSetRef, StudentRef
+from ray_distill.errors import TrainingError
+from ray_distill.models.model import Model
+from ray_distill.models.save import save_model
+from ray_distill.storage import files
+from ray_distill.students.checkpoints import check_plan
+from ray_distill.students.outcomes import Best
+from ray_distill.students.ranks import Ranks
+
+
+def export_arm(
+    output: str, arm: str, model: Model, best: Best, *, labels: LabelSetRef, facts: Mapping[str, Any],
+    plan: Mapping[str, Any], ranks: Ranks,
+) -> StudentRef:
+    """Write ``<output>/<arm>/`` from the best weights, then the marker ``<output>/<arm>.json``.
+
+    Args:
+        output: folder of the campaign's students.
+        arm: the model's part in the campaign.
+        model: what the student was built as; its module is not changed.
+        best: the result to export; its weights are needed on the first rank.
+        labels: what it was trained from.
+        facts: plain JSON for the card and the metadata.
+        plan: what a later run must agree with to take this arm as done.
+        ranks: this process among the others; the first one writes.
+    """
+    ref = _write(output, arm, model, best, labels, facts, plan) if ranks.first else None
+    shared: StudentRef = ranks.share(ref)
+    return shared
+
+
+def exported_arm(output: str, arm: str, plan: Mapping[str, Any], ranks: Ranks) -> StudentRef | None:
+    """The reference of an arm that is already exported; None = it is not.
+
+    Raises:
+        TrainingError: it was made from other labels or settings; the difference is named.
+    """
+    marker = ranks.share(_read_marker(marker_url(output, arm)) if ranks.first else None)
+    if marker is None:
+        return None
+    check_plan(marker["plan"], plan, f"the exported model {files.join(output, arm)}")
+    return StudentRef.from_dict(marker["ref"])
+
+
+def marker_url(output: str, arm: str) -> str:
+    """File that says an arm is complete."""
+    return files.join(output, f"{arm}.json")
+
+
+def model_card(arm: str, model: Model, best: Best, facts: Mapping[str, Any]) -> str:
+    """The card's Markdown: what was made, from what, how, and how well it did on validation."""
+    lines = [
+        "---", "library_name: transformers", "tags: [ray-distill, distillation]", "---", "",
+        f"# {facts['campaign']}: {arm}", "",
+        f"A {facts['task']} model with {len(model.classes)} classes, trained by ray-distill from the stored labels "
+        "of a teacher." if arm == "student" else
+        f"A {facts['task']} model with {len(model.classes)} classes, trained by ray-distill for comparison with the "
+        "distilled student.", "",
+        "| | |", "|---|---|"]
+    lines += [f"| {name.replace('_', ' ')} | {_shown(value)} |" for name, value in facts.items()]
+    lines += [f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in best.score.metrics.items()]
+    lines += [f"| model: {name.replace('_', ' ')} | {_shown(value)} |" for name, value in model.describe.items()]
+    lines += ["", f"The weights are those after step {best.step}, the best on the validation split."]
+    return "\n".join(lines) + "\n"
+
+
+def _write(
+    output: str, arm: str, model: Model, best: Best, labels: LabelSetRef, facts: Mapping[str, Any],
+    plan: Mapping[str, Any],
+) -> StudentRef:
+    module = copy.deepcopy(model.module)
+    module.load_state_dict(best.weights)
+    metadata = {**facts, "arm": arm, "validation": best.score.metrics, "best_step": best.step,
+                "labels": labels.to_dict()}
+    url = files.join(output, arm)
+    with TemporaryDirectory(prefix="ray-distill-export-") as local:
+        digest = save_model(
+            replace(model, module=module), Path(local), card=model_card(arm, model, best, facts), metadata=metadata)
+        files.delete(url)
+        files.upload_folder(Path(local), url)
+    ref = StudentRef(url=url, fingerprint=digest, arm=arm, labels=labels)
+    marker = {"ref": ref.to_dict(), "plan": plan}
+    files.write_bytes(marker_url(output, arm), json.dumps(marker, indent=1).encode())
+    return ref
+
+
+def _read_marker(url: str) -> dict[str, Any] | None:
+    if not files.exists(url):
+        return None
+    try:
+        marker: dict[str, Any] = json.loads(files.read_bytes(url))
+    except ValueError as error:
+        raise TrainingError(f"{url} is not JSON ({error}): delete it to train this arm again") from error
+    return marker
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return f"`{text}`".replace("|", "\\|")

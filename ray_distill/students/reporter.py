@@ -1,0 +1,37 @@
+"""How a training loop speaks to whoever started it, without knowing who that is."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from ray_distill.errors import TrainingError
+
+
+class TrainingStopped(TrainingError):
+    """A stop was requested: the state is saved, and a resumed run goes on from it."""
+
+
+class Reporter(Protocol):
+    """Every rank calls every method equally often, with the same values, so an implementation may be collective."""
+
+    def metrics(self, arm: str, step: int, values: Mapping[str, float]) -> None:
+        """Numbers of one step of an arm; steps count from 1. A resumed run repeats those since its checkpoint."""
+
+    def checkpoint(self, value: Mapping[str, Any]) -> None:
+        """A checkpoint is complete: small plain JSON values that say which."""
+
+    def should_stop(self) -> bool:
+        """Whether to save and stop; one rank's yes is enough."""
+
+
+class SilentReporter:
+    """Reports nothing and never stops."""
+
+    def metrics(self, arm: str, step: int, values: Mapping[str, float]) -> None:
+        """Drop them."""
+
+    def checkpoint(self, value: Mapping[str, Any]) -> None:
+        """Drop it."""
+
+    def should_stop(self) -> bool:
+        """Never."""
+        return False

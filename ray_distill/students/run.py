@@ -1,0 +1,260 @@
+"""The training stage on one rank: a plain function from a job to references of trained models.
+
+`run_arms` is called on every rank, inside whatever started them, with ``torch.distributed`` initialised; or in
+a process alone.
+"""
+
+import copy
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
+from ray_distill.config import Campaign, LossConfig, parse_config
+from ray_distill.errors import ConfigError
+from ray_distill.labels.manifest import StoreManifest
+from ray_distill.labels.reader import open_label_set
+from ray_distill.models.build import build_student
+from ray_distill.models.model import Model
+from ray_distill.snapshots.reader import Snapshot, open_snapshot
+from ray_distill.storage import files
+from ray_distill.students.arms import Arm, arm_by_name, arm_rows
+from ray_distill.students.batches import TrainingSet, build_set, check_retained_mass
+from ray_distill.students.bundle import build_bundle, layer_pairs
+from ray_distill.students.engine import build_engine
+from ray_distill.students.export import export_arm, exported_arm, marker_url
+from ray_distill.students.loop import Trial, checkpoints_url, run_trial
+from ray_distill.students.outcomes import Best, load_outcome, save_outcome
+from ray_distill.students.ranks import Ranks, current_ranks
+from ray_distill.students.reporter import Reporter
+from ray_distill.students.sampler import steps_per_epoch
+from ray_distill.students.terms import build_terms, declared_temperature
+from ray_distill.students.validation import Judge, choose_judge
+from ray_distill.tasks.base import Task
+from ray_distill.tasks.catalogue import TASKS
+
+log = logging.getLogger(__name__)
+
+#: Training settings that decide the result of an arm, whatever it runs on.
+_DECIDING = ("epochs", "global_batch", "learning_rate", "weight_decay", "warmup", "schedule", "clip", "precision")
+#: Training settings that decide the form of a checkpoint, too.
+_FORM = ("engine", "zero_stage", "offload")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """Everything a rank needs, as plain picklable values."""
+
+    config: Mapping[str, Any]
+    """The campaign as plain values (``model_dump(mode="json", by_alias=True)``)."""
+    labels: LabelSetRef
+    output: str
+    """Folder of the students; a local path must be absolute, for ranks run elsewhere."""
+    arms: tuple[str, ...] = ("student", "baseline_hard_labels", "baseline_teacher_hard_labels")
+    seed: int = 0
+    resume: bool = False
+    """Take exported arms, finished trials and checkpoints as they are; with none of these it starts anew."""
+    teacher_rows_url: str | None = None
+    """Parquet with a ``row_id`` column: rows the teacher was fitted on, which it may not teach."""
+    ceiling: SnapshotRef | None = field(default=None)
+    """The teacher's own labelled rows, for the arm ``ceiling_true_labels``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workshop:
+    """What all arms of a job share."""
+
+    job: TrainingJob
+    config: Campaign
+    ranks: Ranks
+    task: Task
+    model: Model
+    manifest: StoreManifest
+    train: TrainingSet
+    ceiling: TrainingSet | None
+    judge: Judge
+    pairs: dict[int, int]
+    """Student layer to stored teacher layer, where there is a hidden loss."""
+    steps: int
+
+
+def run_arms(job: TrainingJob, reporter: Reporter) -> list[StudentRef]:
+    """Train every arm of a job and export it; the same references on every rank.
+
+    Arms are trained one after the other with equal steps and equal tuning. Output below ``job.output``:
+    ``<arm>/`` (a transformers directory), ``<arm>.json`` (its reference, written last) and, while it lasts,
+    ``work/<arm>/``.
+
+    Raises:
+        ConfigError: configuration, labels and student do not fit.
+        TrainingError: a run cannot start or go on.
+        TrainingStopped: the reporter asked to stop; the state is saved.
+    """
+    ranks = current_ranks()
+    config = parse_config(dict(job.config))
+    arms = [arm_by_name(name) for name in job.arms]
+    if not job.resume:
+        _clear(job, ranks)
+    done = {arm.name: exported_arm(job.output, arm.name, arm_plan(job, config, arm), ranks) for arm in arms}
+    for name, ref in done.items():
+        if ref is not None:
+            log.info("%s is already trained: %s is taken as it is", name, ref.url)
+    if all(done.values()):
+        return [ref for ref in done.values() if ref is not None]
+    workshop = _open(job, config, ranks)
+    return [done[arm.name] or _run_arm(workshop, arm, reporter) for arm in arms]
+
+
+def arm_plan(job: TrainingJob, config: Campaign, arm: Arm) -> dict[str, Any]:
+    """What decides an arm's result, as plain JSON; an arm or trial made under another plan is not reused."""
+    training = config.student.training.model_dump(mode="json", include=set(_DECIDING))
+    losses = {name: loss.model_dump(mode="json") for name, loss in _losses(config, arm).items()}
+    ceiling = job.ceiling.fingerprint if arm.ceiling and job.ceiling is not None else None
+    return {"labels": job.labels.fingerprint, "arm": arm.name, "seed": job.seed, "ceiling": ceiling, "losses": losses,
+            "model": config.student.model.model_dump(mode="json", by_alias=True), **training}
+
+
+def _losses(config: Campaign, arm: Arm) -> Mapping[str, LossConfig]:
+    return config.student.losses if arm.losses is None else arm.losses
+
+
+def _clear(job: TrainingJob, ranks: Ranks) -> None:
+    """Forget earlier results of these arms; the exported models themselves stay until they are replaced."""
+    if ranks.first:
+        for name in job.arms:
+            files.delete(marker_url(job.output, name))
+            files.delete(_work_url(job, name))
+    ranks.barrier()
+
+
+def _work_url(job: TrainingJob, arm: str) -> str:
+    return files.join(job.output, "work", arm)
+
+
+def _open(job: TrainingJob, config: Campaign, ranks: Ranks) -> Workshop:
+    """Read snapshot and labels, build the student, and settle what all arms share."""
+    task, snapshot, labels = TASKS[config.task], open_snapshot(job.labels.snapshot), open_label_set(job.labels)
+    manifest: StoreManifest = labels.manifest
+    model = build_student(
+        config.student.model, task=config.task, classes=tuple(manifest.classes), teacher=config.labels.teacher,
+        seed=job.seed)
+    hidden = config.student.losses.get("hidden")
+    pairs = {} if hidden is None else layer_pairs(hidden.layers, manifest.hidden_layers, model)
+    signal = labels.read(layers=tuple(sorted(set(pairs.values()))))
+    common: dict[str, Any] = {
+        "task": task, "processor": model.processor, "student_classes": model.classes,
+        "store_classes": manifest.classes, "snapshot_classes": snapshot.classes, "labels": signal,
+        "excluded": _excluded(job.teacher_rows_url), "per_token": bool(pairs) and manifest.pool == "token"}
+    columns = ["row_id", task.input_column, "label"]
+    train = build_set(snapshot.read("train", columns), **common, name="train")
+    validation = build_set(snapshot.read("validation", columns), **common, name="validation")
+    rows = arm_rows("student", config.student.losses, train)
+    soft = config.student.losses.get("soft")
+    if soft is not None:
+        check_retained_mass(train, rows, declared_temperature(soft, manifest.temperatures))
+    training = config.student.training
+    return Workshop(
+        job=job, config=config, ranks=ranks, task=task, model=model, manifest=manifest, train=train,
+        ceiling=_ceiling(job, snapshot, task, model), judge=choose_judge(validation), pairs=pairs,
+        steps=math.ceil(training.epochs * steps_per_epoch(len(rows), training.global_batch)))
+
+
+def _excluded(url: str | None) -> pa.Array | None:
+    if url is None:
+        return None
+    with files.open_input(url) as source:
+        return pq.read_table(source, columns=["row_id"])["row_id"].combine_chunks()
+
+
+def _ceiling(job: TrainingJob, snapshot: Snapshot, task: Task, model: Model) -> TrainingSet | None:
+    """The teacher's own labelled rows, less any that the campaign validates or tests on."""
+    if "ceiling_true_labels" not in job.arms:
+        return None
+    if job.ceiling is None:
+        raise ConfigError("the arm ceiling_true_labels needs the teacher's labelled rows: set student.ceiling")
+    source = open_snapshot(job.ceiling)
+    columns = ["row_id", task.input_column, "label"]
+    table = pa.concat_tables([source.read(split, columns) for split in ("train", "validation", "calibration", "test")])
+    table = table.filter(pc.is_valid(table["label"]))
+    for split in ("validation", "test"):
+        held_out = snapshot.read(split, ["row_id"])["row_id"].combine_chunks()
+        table = table.filter(pc.invert(pc.is_in(table["row_id"], value_set=held_out)))
+    return build_set(
+        table, task=task, processor=model.processor, student_classes=model.classes, store_classes=(),
+        snapshot_classes=source.classes, labels=None, name="ceiling")
+
+
+def _run_arm(workshop: Workshop, arm: Arm, reporter: Reporter) -> StudentRef:
+    """Train an arm once for each learning rate and export the best of them."""
+    trials = _trials(workshop, arm)
+    outcomes = [_finish_trial(workshop, arm, trial, reporter) for trial in trials]
+    best = min(range(len(trials)), key=lambda i: outcomes[i].score.value)
+    log.info("%s: learning rate %g is kept, %s", arm.name, trials[best].rate, outcomes[best].score.metrics)
+    ref = export_arm(
+        workshop.job.output, arm.name, workshop.model, outcomes[best], labels=workshop.job.labels,
+        facts=_facts(workshop, arm, trials[best]), plan=arm_plan(workshop.job, workshop.config, arm),
+        ranks=workshop.ranks)
+    if workshop.ranks.first:
+        files.delete(_work_url(workshop.job, arm.name))
+    workshop.ranks.barrier()
+    return ref
+
+
+def _trials(workshop: Workshop, arm: Arm) -> list[Trial]:
+    training, losses = workshop.config.student.training, _losses(workshop.config, arm)
+    data = workshop.ceiling if arm.ceiling else workshop.train
+    assert data is not None
+    rows = arm_rows(arm.name, losses, data)
+    declared = workshop.manifest.temperatures
+    terms = build_terms(losses, steps=workshop.steps, temperatures=declared, layers=workshop.pairs)
+    plan = {**arm_plan(workshop.job, workshop.config, arm), "steps": workshop.steps, "rows": len(rows),
+            "world": workshop.ranks.world, **training.model_dump(mode="json", include=set(_FORM))}
+    several = len(training.learning_rate) > 1
+    return [
+        Trial(
+            name=f"{arm.name}/rate-{rate:g}" if several else arm.name, data=data, rows=rows, terms=terms,
+            url=files.join(_work_url(workshop.job, arm.name), f"trial-{number}"), judge=workshop.judge,
+            training=training, rate=rate, steps=workshop.steps, seed=workshop.job.seed, plan={**plan, "rate": rate})
+        for number, rate in enumerate(training.learning_rate)]
+
+
+def _finish_trial(workshop: Workshop, arm: Arm, trial: Trial, reporter: Reporter) -> Best:
+    """A trial's best result: the one kept, or trained now (going on from a checkpoint when resuming)."""
+    kept = load_outcome(trial.url, trial.plan, workshop.ranks) if workshop.job.resume else None
+    if kept is not None:
+        log.info("%s is already finished", trial.name)
+        return kept
+    training, ranks = trial.training, workshop.ranks
+    passes = math.ceil(math.ceil(training.global_batch / ranks.world) / training.micro_batch)
+    pairs = workshop.pairs if "hidden" in _losses(workshop.config, arm) else {}
+    widths = {layer: hidden.values.shape[1] for layer, hidden in trial.data.hidden.items()}
+    bundle = build_bundle(
+        workshop.model, copy.deepcopy(workshop.model.module), layers=pairs, widths=widths,
+        pool=workshop.manifest.pool, seed=trial.seed)
+    engine = build_engine(bundle, training, ranks, passes=passes)
+    try:
+        best = run_trial(trial, engine, ranks, reporter, resume=workshop.job.resume)
+    finally:
+        engine.close()
+    save_outcome(trial.url, best, trial.plan, ranks)
+    if ranks.first:
+        files.delete(checkpoints_url(trial))
+    return best
+
+
+def _facts(workshop: Workshop, arm: Arm, trial: Trial) -> dict[str, Any]:
+    """What the model card says of an arm."""
+    config, labels, teacher = workshop.config, workshop.job.labels, workshop.manifest.teacher
+    losses = {name: loss.model_dump(mode="json", exclude_defaults=True) for name, loss in _losses(config, arm).items()}
+    return {
+        "campaign": config.campaign, "task": config.task, "teacher": str(teacher.get("model", "")),
+        "teacher_fingerprint": str(teacher["fingerprint"]), "snapshot_fingerprint": labels.snapshot.fingerprint,
+        "labels_fingerprint": labels.fingerprint, "config_fingerprint": config.fingerprint, "seed": trial.seed,
+        "losses": losses, "training_rows": len(trial.rows), "steps": trial.steps,
+        "global_batch": trial.training.global_batch, "learning_rate": trial.rate, "precision": trial.training.precision}

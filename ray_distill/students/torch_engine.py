@@ -1,0 +1,96 @@
+"""The plain torch engine: the reference the DeepSpeed engine is compared with, and training without it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, distributed, nn
+
+from ray_distill.config import TrainingConfig
+from ray_distill.errors import ConfigError
+from ray_distill.losses.base import StudentOutput
+from ray_distill.students.engine import average_buffers, build_optimizer, training_device
+from ray_distill.students.ranks import Ranks
+from ray_distill.tasks.base import Batch
+
+_FILE = "torch.pt"
+
+
+class TorchEngine:
+    """`Engine` in one process or several: whole replicas, gradients summed by all-reduce.
+
+    Raises:
+        ConfigError: fp16, which needs DeepSpeed's loss scaling.
+    """
+
+    def __init__(self, module: nn.Module, training: TrainingConfig, ranks: Ranks) -> None:
+        if training.precision == "fp16":
+            raise ConfigError(
+                "student.training: engine torch knows precision fp32 and bf16, found fp16; use bf16, or deepspeed")
+        self._ranks = ranks
+        self._clip = training.clip
+        self._bf16 = training.precision == "bf16"
+        self._device = training_device(training)
+        self._module = module.to(self._device)
+        self._optimizer = build_optimizer(module, training.weight_decay)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the bundle computes."""
+        return self._device
+
+    def forward(self, inputs: Batch) -> StudentOutput:
+        """Run the bundle, under autocast where the precision is bf16."""
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
+            logits_BV, hidden = self._module(inputs)
+        return StudentOutput(logits_BV=logits_BV, hidden=hidden)
+
+    def train(self, mode: bool) -> None:
+        """Switch mode; statistics are made equal on all ranks before they are used."""
+        if not mode:
+            average_buffers(self._module, self._ranks)
+        self._module.train(mode)
+
+    def step(self, passes: Sequence[Callable[[], Tensor]], rate: float) -> None:
+        """One AdamW step on the summed gradients."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.zero_grad()
+        for run in passes:
+            torch.autograd.backward(run())
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        self._sum_gradients(parameters)
+        nn.utils.clip_grad_norm_(parameters, self._clip)
+        self._optimizer.step()
+
+    def weights(self) -> dict[str, Tensor]:
+        """The student's state on the CPU, on the first rank."""
+        average_buffers(self._module, self._ranks)
+        if not self._ranks.first:
+            return {}
+        student: nn.Module = self._module.get_submodule("student")
+        return {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
+
+    def save(self, folder: Path) -> None:
+        """Write one file, on the first rank: all ranks hold the same."""
+        average_buffers(self._module, self._ranks)
+        if self._ranks.first:
+            state = {"module": self._module.state_dict(), "optimizer": self._optimizer.state_dict()}
+            torch.save(state, folder / _FILE)
+
+    def load(self, folder: Path) -> None:
+        """Read that file on every rank; only tensors are unpickled."""
+        state = torch.load(folder / _FILE, map_location=self._device, weights_only=True)
+        self._module.load_state_dict(state["module"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def _sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Sum over the ranks; a parameter no pass used gets zeros, so that all ranks do the same."""
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            if self._ranks.world > 1:
+                distributed.all_reduce(parameter.grad)

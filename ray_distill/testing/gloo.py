@@ -1,0 +1,111 @@
+"""Run a function on several local processes joined by gloo: what a cluster does, on one machine."""
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import queue
+import signal
+import socket
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
+
+from ray_distill.errors import ClusterError
+
+Result = TypeVar("Result")
+
+
+def run_gloo(function: Callable[..., Result], world: int, *args: Any, timeout: float = 300.0) -> list[Result]:
+    """Call ``function(*args)`` on ``world`` fresh processes and return what each returned, by rank.
+
+    Inside, ``torch.distributed`` is initialised with gloo and torch uses one thread. ``function`` and its
+    arguments must be picklable and importable. The processes are ended when one fails or time is up.
+
+    Args:
+        function: what every rank runs.
+        world: number of processes.
+        args: its arguments, the same on every rank.
+        timeout: seconds until the run is given up.
+
+    Raises:
+        ClusterError: a rank failed (its traceback is in the message), died, or did not end in time.
+    """
+    context = multiprocessing.get_context("spawn")
+    results: Any = context.Queue()
+    port = free_port()
+    workers = [
+        context.Process(target=_work, args=(rank, world, port, function, args, results), daemon=True)
+        for rank in range(world)]
+    for worker in workers:
+        worker.start()
+    try:
+        return _collect(workers, results, time.monotonic() + timeout)
+    finally:
+        for worker in workers:
+            _end(worker)
+
+
+def free_port() -> int:
+    """A TCP port nobody listens on at this moment."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def _end(worker: BaseProcess) -> None:
+    """End a worker and whatever it started (a compiler, for instance)."""
+    with contextlib.suppress(ProcessLookupError):
+        if worker.pid is not None:
+            os.killpg(worker.pid, signal.SIGKILL)
+    worker.kill()
+    worker.join()
+
+
+def _work(
+    rank: int, world: int, port: int, function: Callable[..., Any], args: tuple[Any, ...], results: Any
+) -> None:
+    os.setpgid(0, 0)
+    torch.set_num_threads(1)
+    try:
+        distributed.init_process_group(
+            "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world, timeout=timedelta(seconds=120))
+        # Plain bytes: torch would otherwise send tensors as file descriptors of a process that is about to end.
+        data = pickle.dumps(function(*args))
+        distributed.barrier()
+    except BaseException:
+        results.put((rank, False, traceback.format_exc()))
+        raise
+    results.put((rank, True, data))
+    distributed.destroy_process_group()
+
+
+def _collect(workers: Sequence[BaseProcess], results: Any, deadline: float) -> list[Any]:
+    """Wait for every rank's answer; the first failure ends the wait."""
+    found: dict[int, Any] = {}
+    while len(found) < len(workers):
+        try:
+            rank, success, value = results.get(timeout=0.2)
+        except queue.Empty:
+            _check_alive(workers, found, deadline)
+            continue
+        if not success:
+            raise ClusterError(f"rank {rank} of {len(workers)} failed:\n{value}")
+        found[rank] = pickle.loads(value)
+    return [found[rank] for rank in range(len(workers))]
+
+
+def _check_alive(workers: Sequence[BaseProcess], found: dict[int, Any], deadline: float) -> None:
+    waiting = [rank for rank in range(len(workers)) if rank not in found]
+    for rank in waiting:
+        code = workers[rank].exitcode
+        if code is not None and code < 0:
+            raise ClusterError(f"rank {rank} of {len(workers)} died of signal {-code}")
+    if time.monotonic() > deadline:
+        raise ClusterError(f"ranks {waiting} of {len(workers)} did not end in time")

@@ -95,12 +95,6 @@ def parse_time(text: str) -> int | None:
     return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
-def number_to_text(value: float) -> str | None:
-    """Text of one JSON number, equal to what `to_text` makes of a column of such numbers."""
-    result: str | None = to_text(pa.array([value]), "number")[0][0].as_py()
-    return result
-
-
 def _seconds_to_time(column: pa.ChunkedArray) -> tuple[pa.Array, Mask]:
     valid = _mask(pc.is_valid(column))
     seconds = _joined(column).to_numpy(zero_copy_only=False).astype(np.float64)

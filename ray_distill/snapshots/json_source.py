@@ -7,14 +7,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import json as arrow_json
 
-from ray_distill.snapshots.convert import number_to_text, to_text
+from ray_distill.snapshots.convert import to_text
 from ray_distill.snapshots.rows import Reason, Rows, file_rows
 
 _PIECE_BYTES = 4 << 20
 _SAMPLED_LINES = 50
-_TYPES = {str: pa.string(), int: pa.int64(), bool: pa.bool_()}
+_TYPES = {str: pa.string(), int: pa.int64(), bool: pa.bool_(), float: pa.float64()}
+#: Integers from here on are not exact among floats.
+_INEXACT = 2.0**53
 
 Piece = tuple[pa.Table, npt.NDArray[np.int8]]
 
@@ -70,6 +73,7 @@ def _guess_schema(
     types = {}
     for name in wanted.values():
         kinds = {type(value[name]) for value in sample if value.get(name) is not None}
+        kinds -= {int} if float in kinds else set()
         allowed = {str} if name == wanted[input_column] else set(_TYPES)
         if len(kinds) > 1 or not kinds <= allowed:
             return None
@@ -81,16 +85,18 @@ def _read_whole(piece: bytes, schema: pa.Schema) -> pa.Table | None:
     options = arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
     try:
         piece.decode()
-        return arrow_json.read_json(
+        table = arrow_json.read_json(
             pa.BufferReader(piece), read_options=arrow_json.ReadOptions(block_size=len(piece) + 1),
             parse_options=options)
     except (UnicodeDecodeError, pa.ArrowInvalid):
         return None
+    floats = [column for column in table.columns if pa.types.is_floating(column.type)]
+    return None if any(pc.any(pc.greater_equal(pc.abs(column), _INEXACT)).as_py() for column in floats) else table
 
 
 def _read_lines(lines: list[bytes], wanted: Mapping[str, str], input_column: str, keys: set[str]) -> Piece:
     why = np.zeros(len(lines), dtype=np.int8)
-    columns: dict[str, list[str | None]] = {part: [None] * len(lines) for part in wanted}
+    columns: dict[str, list[str | float | None]] = {part: [None] * len(lines) for part in wanted}
     for at, line in enumerate(lines):
         value, why[at] = _parse(line)
         keys.update(value)
@@ -98,7 +104,7 @@ def _read_lines(lines: list[bytes], wanted: Mapping[str, str], input_column: str
             text, reason = _text(value.get(name), only_text=part == input_column)
             columns[part][at] = text
             why[at] = why[at] or reason
-    return pa.table({part: pa.array(values, pa.large_string()) for part, values in columns.items()}), why
+    return pa.table({part: _join(values) for part, values in columns.items()}), why
 
 
 def _parse(line: bytes) -> tuple[dict[str, Any], Reason]:
@@ -111,8 +117,15 @@ def _parse(line: bytes) -> tuple[dict[str, Any], Reason]:
     return (value, Reason.NONE) if isinstance(value, dict) else ({}, Reason.MALFORMED_JSON)
 
 
-def _text(value: Any, only_text: bool) -> tuple[str | None, Reason]:
-    """Text of one JSON value, or the reason why it has none."""
+def _join(values: list[str | float | None]) -> pa.Array:
+    """One column of texts; floats become texts together, as `to_text` has them."""
+    numbers = pa.array([value if isinstance(value, float) else None for value in values], pa.float64())
+    texts = pa.array([None if isinstance(value, float) else value for value in values], pa.large_string())
+    return pc.coalesce(texts, to_text(numbers, "number")[0])
+
+
+def _text(value: Any, only_text: bool) -> tuple[str | float | None, Reason]:
+    """Text of one JSON value (a float stays one), or the reason why it has none."""
     if value is None:
         return None, Reason.NONE
     if isinstance(value, str):
@@ -122,5 +135,5 @@ def _text(value: Any, only_text: bool) -> tuple[str | None, Reason]:
     if only_text or not isinstance(value, bool | int | float):
         return None, Reason.WRONG_TYPE
     if isinstance(value, float):
-        return number_to_text(value), Reason.NONE
+        return value, Reason.NONE
     return str(value).lower(), Reason.NONE

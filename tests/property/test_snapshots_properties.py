@@ -1,0 +1,177 @@
+"""Snapshots of any rows: order and files do not matter, splits hold still, nothing is lost."""
+
+import csv
+import io
+import json
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_distill.config import SnapshotConfig
+from ray_distill.snapshots import SPLITS, SnapshotManifest, merge, open_snapshot, take_snapshot
+from ray_distill.snapshots.csv_source import _read_records, _read_whole, _record
+from ray_distill.snapshots.identity import row_ids
+from ray_distill.snapshots.labels import label_index
+from ray_distill.snapshots.read import read_rows
+from ray_distill.snapshots.sources import match_sources
+
+Row = dict[str, Any]
+
+#: Rows that fill every split under seed 0, so that the drawn ones alone decide what differs.
+FILL = [{"text": f"row {i}", "label": "x", "user": f"user {i}"} for i in range(150)]
+COLUMNS = {"label": "label", "group": "user", "slices": ["locale"]}
+SHARES = {"train": 0.4, "validation": 0.2, "calibration": 0.2, "test": 0.2}
+
+texts = st.text(st.characters(codec="utf-8"), max_size=6) | st.sampled_from(["row 1", "row 2", "a", "b", ""])
+names = st.none() | st.sampled_from(["x", "y", "z", "1"])
+rows = st.lists(st.fixed_dictionaries(
+    {"text": st.none() | texts}, optional={"label": names, "user": names, "locale": names}), max_size=30)
+whole = settings(max_examples=15, deadline=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """A snapshot read back: its manifest, and its rows by split."""
+
+    manifest: SnapshotManifest
+    rows: dict[str, list[Row]]
+
+    @property
+    def split_of(self) -> dict[str, str]:
+        return {row["text"]: split for split, found in self.rows.items() for row in found}
+
+
+def take(files: list[list[Row]], by: str = "id", **config: Any) -> Taken:
+    """Take a snapshot of JSON Lines files with these rows, and of `FILL`."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number, content in enumerate([*files, [{**row, "locale": "en"} for row in FILL]]):
+            lines = "".join(json.dumps(row, ensure_ascii=number % 2 == 0) + "\n" for row in content)
+            Path(folder, f"{number:03}.jsonl").write_text(lines, encoding="utf-8")
+        config = {"columns": COLUMNS, "splits": {**SHARES, "by": by}, "max_bad_fraction": 1, "shard_rows": 50, **config}
+        source = SnapshotConfig(source=folder, **config)
+        ref = take_snapshot(source, input_column="text", seed=0, url=f"memory:/{folder}")
+    snapshot = open_snapshot(ref)
+    taken = Taken(manifest=snapshot.manifest, rows={split: snapshot.read(split).to_pylist() for split in SPLITS})
+    fsspec.filesystem("memory").rm(folder, recursive=True)
+    return taken
+
+
+@whole
+@given(rows, st.randoms(), st.sampled_from(["id", "group"]), st.sampled_from(["majority", "drop", "unlabel"]))
+def test_order_and_files_do_not_matter(drawn: list[Row], random: Any, by: str, policy: str) -> None:
+    """The same rows, shuffled and spread over other files, are the same snapshot, byte for byte."""
+    one = take([drawn], by, conflicts=policy)
+    shuffled = list(drawn)
+    random.shuffle(shuffled)
+    cut = random.randint(0, len(shuffled))
+    other = take([shuffled[:cut], [], shuffled[cut:]], by, conflicts=policy)
+    assert one == other
+
+
+@whole
+@given(rows, rows)
+def test_more_rows_move_no_row_to_another_split(drawn: list[Row], more: list[Row]) -> None:
+    """By id, every row of the smaller snapshot is in the same split of the larger one."""
+    before, after = take([drawn]).split_of, take([drawn, more]).split_of
+    assert before.items() <= after.items()
+
+
+@whole
+@given(rows, rows)
+def test_more_rows_move_no_group_to_another_split(drawn: list[Row], more: list[Row]) -> None:
+    """By group, a row moves only if the new rows are further copies of it; and no group is ever in two splits."""
+    before, after = take([drawn], "group"), take([drawn, more], "group")
+    alone = set(before.split_of) - {row["text"] for row in more}
+    assert all(after.split_of[text] == before.split_of[text] for text in alone)
+    found = {(row["group"], split) for split, found in after.rows.items() for row in found if row["group"] is not None}
+    assert len(found) == len({group for group, _ in found})
+
+
+@whole
+@given(rows, rows, st.sampled_from(["majority", "first", "drop", "unlabel"]))
+def test_every_row_is_accounted_for(drawn: list[Row], seen: list[Row], policy: str) -> None:
+    """read = kept + merged + dropped + excluded + quarantined, and the counts say how many copies there were."""
+    with tempfile.TemporaryDirectory() as folder:
+        exclude = Path(folder, "seen.jsonl")
+        exclude.write_text("".join(json.dumps(row) + "\n" for row in [*seen, {"text": "never seen"}]))
+        snapshot = take([drawn], conflicts=policy, classes=("x", "y"), exclude=(str(exclude),))
+    counts = snapshot.manifest.rows
+    assert counts.read == len(drawn) + len(FILL)
+    assert counts.read == counts.kept + counts.merged + counts.dropped + counts.excluded + counts.quarantined
+    assert counts.quarantined == sum(snapshot.manifest.quarantined.values())
+    found = {row["text"]: row["count"] for split in snapshot.rows.values() for row in split}
+    assert sum(found.values()) == counts.kept + counts.merged and len(found) == counts.kept
+    usable = Counter(row["text"] for row in [*drawn, *FILL] if (row["text"] or "").strip()
+                     and row.get("label") in (None, "x", "y", "1"))
+    assert all(usable[text] == count for text, count in found.items())
+    assert not set(found) & {row["text"] for row in seen}
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from([None, "x", "y", "z"])), max_size=40),
+       st.sampled_from(["majority", "first", "drop", "unlabel"]))
+def test_labels_merge_as_the_plain_rule_says(drawn: list[tuple[str, str | None]], policy: str) -> None:
+    """The vectorised merge equals a loop over the rows."""
+    classes = ("z", "x", "y")
+    column = pa.chunked_array([pa.array([text for text, _ in drawn], pa.large_string())])
+    labels = label_index(pa.array([label for _, label in drawn], pa.large_string()), classes)
+    copies = merge.gather_copies(row_ids(column, "text"))
+    merged, conflicts = merge.merge_labels(copies, labels, classes, policy)
+    for run, position in enumerate(copies.first):
+        votes = Counter(label for text, label in drawn if text == drawn[position][0] and label is not None)
+        assert copies.counts[run] == sum(text == drawn[position][0] for text, _ in drawn)
+        assert (run in conflicts) == (len(votes) > 1)
+        first = next((label for text, label in drawn if text == drawn[position][0] and label is not None), None)
+        expected = first if policy == "first" else min(votes, key=lambda name: (-votes[name], name), default=None)
+        expected = None if policy == "unlabel" and len(votes) > 1 else expected
+        assert (classes[merged[run]] if merged[run] >= 0 else None) == expected
+
+
+@given(st.lists(st.tuples(st.text(max_size=8), st.sampled_from(["x", '"', "", "é,\r\n"])), max_size=12))
+def test_both_ways_to_read_csv_agree(records: list[tuple[str, str]]) -> None:
+    """What any CSV writer makes of any texts is read alike by Arrow and record by record."""
+    sink = io.StringIO()
+    writer = csv.writer(sink)
+    writer.writerows([("text", "label"), *((text.replace("\0", ""), label) for text, label in records)])
+    data = sink.getvalue().encode("utf-8", "replace")
+    wanted = {"text": "text", "label": "label"}
+    header, start = _record(data, 0)
+    assert header == [b"text", b"label"]
+    slow = _read_records(data, start, wanted, header, 0)
+    assert not slow.why.any()
+    fast = _read_whole(data, wanted, 2)
+    assert fast is not None and fast.to_pydict() == slow.table.to_pydict()
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(
+    st.characters(codec="utf-8"), max_size=4)
+
+
+@given(st.lists(scalars, min_size=1, max_size=8))
+def test_both_ways_to_read_json_agree(values: list[Any]) -> None:
+    """Labels of any JSON type have the same text whether Arrow reads the lines or they are read one by one."""
+    lines = [json.dumps({"text": "a", "label": value}) for value in values]
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "a.jsonl").write_text("\n".join(lines))
+        Path(folder, "b.jsonl").write_text("\n".join(["{", *lines]))
+        found = read_rows(match_sources([folder], "auto"), {"text": "text", "label": "label"}, "text")
+    labels = found.filter(found.why == 0).table.column("label").to_pylist()
+    assert len(labels) == 2 * len(values) and labels[:len(values)] == labels[len(values):]
+
+
+@given(st.lists(st.sampled_from([b'{"text": "a"}', b'{"text": "b", "label": 1}', b"{", b"\xff", b"", b"  ", b"[]"])))
+def test_json_lines_are_all_read_or_marked(lines: list[bytes]) -> None:
+    """Whatever stands between good lines, each line that is not blank is one row: usable or in quarantine."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "a.jsonl").write_bytes(b"\n".join([b'{"text": "start", "label": null}', *lines]))
+        found = read_rows(match_sources([folder], "auto"), {"text": "text", "label": "label"}, "text")
+    expected = [line for line in lines if line.strip()]
+    bad = [not line.startswith(b'{"') for line in expected]
+    assert (found.why[1:] != 0).tolist() == bad
+    assert found.record.tolist() == list(range(1, len(expected) + 2))

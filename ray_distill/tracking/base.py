@@ -31,7 +31,7 @@ class Run(Protocol):
         """Record settings; nested mappings are flattened with dots."""
 
     def tags(self, values: Mapping[str, str]) -> None:
-        """Record short facts that the runs table shows and sorts by."""
+        """Record short facts that the runs table shows and sorts by; ``description`` is the run's Markdown page."""
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Record numbers; a unit stands in each name. NaN is recorded as absent, with a tag."""
@@ -57,6 +57,9 @@ class Tracker(Protocol):
         self, name: str, *, parent: str | None = None, run_id: str | None = None, tags: Mapping[str, str] | None = None
     ) -> AbstractContextManager[Run]:
         """Open (or, given ``run_id``, reopen) a run; its status follows how the block ends."""
+
+    def review_url(self, run_id: str | None = None) -> str:
+        """Address at which a person looks at a run, or at the table of all runs."""
 
     def flush(self) -> int:
         """Replay what was spooled while the server was away; return how many records are still waiting."""

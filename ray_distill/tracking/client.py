@@ -1,0 +1,276 @@
+"""One record in, one MLflow call out; the only place that talks to a tracking server to write runs.
+
+Every record may be written twice without harm: a run is recognised by its name and start time, metrics by
+(key, step, timestamp), params and tags by their value, datasets by name and digest, models by the digest of
+their files. That is what lets `spool` replay a record whose answer was lost.
+"""
+
+import getpass
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray_distill.tracking.logged_model import log_model
+from ray_distill.tracking.records import MAX_DIGEST, split_params
+from ray_distill.tracking.spool import Record
+from ray_distill.tracking.views import DESCRIPTION, TITLE, experiment_tags
+
+logger = logging.getLogger(__name__)
+
+# MLflow's own defaults wait about four minutes before they admit that a server is away.
+_SETTINGS = {
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+_SLOW_OPS = ("artifact", "model")  # uploads keep MLflow's own timeout, two minutes
+_AWAY_STATUS = {401, 403, 408, 429}  # the records are fine: a token or a host list will be mended
+_AWAY_NAMES = {"EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "OperationalError"}
+_PARENT = "mlflow.parentRunId"
+
+
+def import_mlflow() -> Any:
+    """Import mlflow with its telemetry off and its start-up chatter silenced; takes seconds the first time."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    import mlflow
+
+    for name in ("mlflow", "alembic"):
+        if logging.getLogger(name).getEffectiveLevel() < logging.WARNING:
+            logging.getLogger(name).setLevel(logging.WARNING)
+    return mlflow
+
+
+def new_client(uri: str) -> Any:
+    """Return an ``MlflowClient`` of a tracking URI; the folder of a SQLite file is made."""
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    return import_mlflow().MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextmanager
+def our_settings(slow: bool = False) -> Iterator[None]:
+    """Let MLflow's calls inside the block fail soon and quietly; what the user has set in the environment wins."""
+    wanted = {name: value for name, value in _SETTINGS.items() if not (slow and name.endswith("TIMEOUT"))}
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether an exception says "the server cannot take this now" rather than "it never will"."""
+    import requests
+    import urllib3
+    from mlflow.exceptions import MlflowException
+
+    network = (ConnectionError, TimeoutError, requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError)
+    for cause in _causes(error):
+        if isinstance(cause, network) or type(cause).__name__ in _AWAY_NAMES:
+            return True
+        if isinstance(cause, MlflowException):
+            status = cause.get_http_status_code()
+            return status >= 500 or status in _AWAY_STATUS
+    return False
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+class Client:
+    """Writes records to one experiment of one tracking server; connects with the first record."""
+
+    def __init__(
+        self, uri: str, experiment: str, *, columns: tuple[str, ...],
+        real_id: Callable[[str], str | None], is_mapped: Callable[[str], bool],
+    ) -> None:
+        self._uri = uri
+        self._experiment = experiment
+        self._columns = columns
+        self._real_id = real_id
+        self._is_mapped = is_mapped
+        self._mlflow: Any = None
+        self._experiment_id: str | None = None
+        self._writers: dict[str, Callable[[str, Record], Any]] = {
+            "reopen": self._reopen, "params": self._params, "tags": self._tags, "metrics": self._metrics,
+            "artifact": self._artifact, "dataset": self._dataset, "model": self._model, "end": self._end,
+        }
+
+    def apply(self, record: Record, *, replayed: bool = False) -> Any:
+        """Write one record; return the run's id for ``create``, the model's URI for ``model``.
+
+        Raises:
+            Exception: whatever MLflow, its artifact store or the network raise; `is_away` tells them apart.
+            LookupError: the record's run was never created on this server.
+        """
+        with our_settings(slow=record["op"] in _SLOW_OPS):
+            if record["op"] == "create":
+                return self._create(record, replayed)
+            run_id = self._real_id(record["run"])
+            if run_id is None:
+                raise LookupError(f"run {record['run']} is unknown to the server and to this spool")
+            return self._writers[record["op"]](run_id, record)
+
+    def alive(self) -> bool:
+        """Whether the server answers the smallest question."""
+        try:
+            with our_settings():
+                self._connected().search_experiments(max_results=1)
+        except Exception as error:  # noqa: BLE001 - any failure at all is the answer "no"
+            logger.debug("%s does not answer: %s", self._uri, error)
+            return False
+        return True
+
+    def experiment_id(self) -> str:
+        """Return the experiment's id; the experiment is created, or restored if it was deleted."""
+        if self._experiment_id is None:
+            with our_settings():
+                self._experiment_id = self._find_experiment(self._connected())
+        return self._experiment_id
+
+    def _connected(self) -> Any:
+        if self._mlflow is None:
+            self._mlflow = new_client(self._uri)
+        return self._mlflow
+
+    def _find_experiment(self, client: Any) -> str:
+        found = client.get_experiment_by_name(self._experiment)
+        tags = experiment_tags(self._columns)
+        if found is None:
+            return str(client.create_experiment(self._experiment, _artifact_location(self._uri), tags))
+        if found.lifecycle_stage == "deleted":
+            logger.warning("the MLflow experiment %r had been deleted: it is restored, with its runs", self._experiment)
+            client.restore_experiment(found.experiment_id)
+        for key, value in tags.items():
+            if found.tags.get(key) != value:
+                client.set_experiment_tag(found.experiment_id, key, value)
+        return str(found.experiment_id)
+
+    def _create(self, record: Record, replayed: bool) -> str:
+        experiment_id = self.experiment_id()
+        client = self._connected()
+        if replayed and (found := self._find_run(client, experiment_id, record)):
+            return found
+        run = client.create_run(experiment_id, record["start"], self._run_tags(record), record["name"])
+        return str(run.info.run_id)
+
+    def _find_run(self, client: Any, experiment_id: str, record: Record) -> str | None:
+        """Find the run of a ``create`` whose answer was lost."""
+        runs = client.search_runs([experiment_id], f"attributes.start_time = {record['start']}")
+        ids = [str(run.info.run_id) for run in runs if run.info.run_name == record["name"]]
+        return next((run_id for run_id in ids if not self._is_mapped(run_id)), None)
+
+    def _run_tags(self, record: Record) -> dict[str, str]:
+        tags = {"mlflow.source.name": "ray-distill", "mlflow.user": _user(), **_named(record["tags"])}
+        if (parent := record["parent"]) is not None:
+            real = self._real_id(parent)
+            tags["parent_not_found" if real is None else _PARENT] = real or parent
+        return tags
+
+    def _reopen(self, run_id: str, record: Record) -> bool:
+        """Set a run running again; False if this server has no such run (any more)."""
+        from mlflow.exceptions import MlflowException
+
+        client = self._connected()
+        try:
+            run = client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+        if run.info.lifecycle_stage == "deleted":
+            return False
+        if "error" in run.data.tags:
+            client.delete_tag(run_id, "error")
+        client.update_run(run_id, status="RUNNING")
+        self._tags(run_id, record)
+        return True
+
+    def _params(self, run_id: str, record: Record) -> None:
+        from mlflow.entities import Param
+
+        client = self._connected()
+        fresh, conflicts = split_params(record["values"], client.get_run(run_id).data.params)
+        for part in _parts(list(fresh.items()), 100):
+            client.log_batch(run_id, params=[Param(key, value) for key, value in part], synchronous=True)
+        self._tags(run_id, {"tags": conflicts})
+
+    def _tags(self, run_id: str, record: Mapping[str, Any]) -> None:
+        from mlflow.entities import RunTag
+
+        if title := record["tags"].get(TITLE):
+            self._connected().update_run(run_id, name=title)
+        for part in _parts(list(_named(record["tags"]).items()), 100):
+            tags = [RunTag(key, value) for key, value in part]
+            self._connected().log_batch(run_id, tags=tags, synchronous=True)
+
+    def _metrics(self, run_id: str, record: Record) -> None:
+        from mlflow.entities import Metric
+
+        for part in _parts(record["points"], 500):
+            metrics = [Metric(name, value, time, step) for name, value, time, step in part]
+            self._connected().log_batch(run_id, metrics=metrics, synchronous=True)
+
+    def _artifact(self, run_id: str, record: Record) -> None:
+        if not Path(record["path"]).exists():
+            raise FileNotFoundError(f"the artifact {record['path']} does not exist")
+        self._connected().log_artifact(run_id, record["path"], record["folder"] or None)
+
+    def _dataset(self, run_id: str, record: Record) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        scheme = record["source"].partition("://")[0] if "://" in record["source"] else "local"
+        dataset = Dataset(
+            name=record["name"], digest=record["digest"][:MAX_DIGEST], source_type=scheme,
+            source=json.dumps({"uri": record["source"]}),
+            profile=json.dumps({**record["profile"], "digest": record["digest"]}))
+        tags = [InputTag("mlflow.data.context", record["context"])]
+        self._connected().log_inputs(run_id, [DatasetInput(dataset, tags)])
+
+    def _model(self, run_id: str, record: Record) -> str:
+        import_mlflow()
+        return log_model(self._connected(), experiment_id=self.experiment_id(), run_id=run_id, record=record)
+
+    def _end(self, run_id: str, record: Record) -> None:
+        self._tags(run_id, record)
+        self._connected().set_terminated(run_id, record["status"], record["time"])
+
+
+def _artifact_location(uri: str) -> str | None:
+    """Artifacts of a local SQLite store lie beside its file; a server decides for itself."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+
+
+def _named(tags: Mapping[str, str]) -> dict[str, str]:
+    """Give our tag names their MLflow ones: the description is a note, the title is the run's name."""
+    return {"mlflow.note.content" if key == DESCRIPTION else key: value for key, value in tags.items() if key != TITLE}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user id without a name
+        return str(os.getuid())
+
+
+def _parts(items: list[Any], size: int) -> Iterator[list[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def now_ms() -> int:
+    """Return the time in milliseconds, as MLflow counts it."""
+    return time.time_ns() // 1_000_000

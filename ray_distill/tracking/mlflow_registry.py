@@ -1,0 +1,110 @@
+"""Registered models in MLflow: versions, their tags, and the alias that serving follows."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from ray_distill.errors import PromotionError
+from ray_distill.tracking.client import new_client, our_settings
+
+_VERSIONS_TAG = "mlflow.modelVersions"
+
+
+class MlflowRegistry:
+    """MLflow's model registry; see `ray_distill.tracking.base.Registry`.
+
+    Unlike runs, a registration or an alias is never spooled: whoever promotes must know that it happened.
+    Every method raises PromotionError when the registry refuses or is away.
+    """
+
+    def __init__(self, uri: str) -> None:
+        """Connect with the first call.
+
+        Args:
+            uri: the MLflow tracking URI, whose registry is used.
+        """
+        self._uri = uri
+        self._client: Any = None
+
+    def register(self, model_uri: str, *, name: str, tags: Mapping[str, str]) -> str:
+        """Register a logged model (``models:/m-…``); the same model again gives the same version, tags updated."""
+        with self._calls(f"register {model_uri} as {name!r}") as client:
+            self._ensure_model(client, name)
+            model_id = model_uri.removeprefix("models:/") if model_uri.startswith("models:/m-") else None
+            source, run_id = self._source(client, model_uri, model_id)
+            for found in client.search_model_versions(f"name = '{name}'"):
+                if found.source == source:
+                    for key, value in tags.items():
+                        client.set_model_version_tag(name, found.version, key, value)
+                    return str(found.version)
+            created = client.create_model_version(name, source, run_id, dict(tags), model_id=model_id)
+            if model_id is not None:
+                _link(client, model_id, name, created.version)
+            return str(created.version)
+
+    def alias(self, name: str, alias: str) -> str | None:
+        """Version the alias points at, or None (also when there is no such model yet)."""
+        with self._calls(f"read the alias {alias!r} of {name!r}") as client:
+            found = self._find_model(client, name)
+            version = None if found is None else found.aliases.get(alias)
+            return None if version is None else str(version)
+
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        """Point the alias at a version."""
+        with self._calls(f"point the alias {alias!r} of {name!r} at version {version}") as client:
+            client.set_registered_model_alias(name, alias, version)
+
+    def tags(self, name: str, version: str) -> Mapping[str, str]:
+        """A version's tags."""
+        with self._calls(f"read version {version} of {name!r}") as client:
+            return dict(client.get_model_version(name, version).tags)
+
+    def _source(self, client: Any, model_uri: str, model_id: str | None) -> tuple[str, str | None]:
+        """Return what a version points at, and the run it came from.
+
+        A server resolves ``models:/m-…`` itself. MLflow's database store would look the model up in the process's
+        *global* tracking URI, which is not ours to set, so there folder and run are named.
+        """
+        if model_id is None or self._uri.startswith(("http://", "https://")):
+            return model_uri, None
+        model = client.get_logged_model(model_id)
+        return model.artifact_location, model.source_run_id
+
+    def _ensure_model(self, client: Any, name: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        if self._find_model(client, name) is not None:
+            return
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    def _find_model(self, client: Any, name: str) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return client.get_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+
+    @contextmanager
+    def _calls(self, what: str) -> Iterator[Any]:
+        """Give the client and turn whatever it raises into a PromotionError that names the purpose."""
+        try:
+            with our_settings():
+                if self._client is None:
+                    self._client = new_client(self._uri)
+                yield self._client
+        except Exception as error:
+            raise PromotionError(f"MLflow at {self._uri} could not {what}: {error}") from error
+
+
+def _link(client: Any, model_id: str, name: str, version: str) -> None:
+    """Let the logged model's page show the version, as MLflow's own ``register_model`` does."""
+    versions = json.loads(client.get_logged_model(model_id).tags.get(_VERSIONS_TAG, "[]"))
+    client.set_logged_model_tags(model_id, {_VERSIONS_TAG: json.dumps([*versions, {"name": name, "version": version}])})

@@ -1,0 +1,294 @@
+"""Runs in MLflow that survive the absence of MLflow.
+
+Everything a run records is a plain record. It is written at once; if the server is away it waits in the spool,
+with all records after it, and is replayed in order. This module is the border at which every failure of tracking
+ends: work never dies of it.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray_distill.errors import ConfigError
+from ray_distill.tracking.base import Dataset
+from ray_distill.tracking.client import Client, is_away, now_ms
+from ray_distill.tracking.logged_model import plain_example
+from ray_distill.tracking.records import clean_name, clean_tags, flatten, one_line, split_metrics
+from ray_distill.tracking.spool import Record, Spool, new_local_id
+from ray_distill.tracking.views import DEFAULT_COLUMNS, review_url
+
+logger = logging.getLogger(__name__)
+
+BUFFER = 200  # metric points held back at most
+BUFFER_SECONDS = 2.0
+RETRY_SECONDS = 10.0  # between attempts to reach a server that is away
+MAX_ATTEMPTS = 3  # of a record that fails although the server answers
+_SCHEMES = ("sqlite:///", "postgresql", "mysql", "mssql", "http://", "https://", "databricks")
+
+
+class MlflowTracker:
+    """Runs of one MLflow experiment; see `ray_distill.tracking.base.Tracker`."""
+
+    def __init__(
+        self, uri: str, experiment: str, spool: Path, *, columns: tuple[str, ...] = DEFAULT_COLUMNS
+    ) -> None:
+        """Nothing is imported, opened or created before the first run.
+
+        Args:
+            uri: an MLflow tracking URI: a server, or a database such as ``sqlite:///mlflow.db``.
+            experiment: name of the MLflow experiment; made when it does not exist.
+            spool: folder on a local disk for what must wait.
+            columns: columns of the review table, see `views.DEFAULT_COLUMNS`.
+
+        Raises:
+            ConfigError: MLflow 3 has no such kind of store.
+        """
+        self._uri = _absolute(uri)
+        self._spool = Spool(spool)
+        self._client = Client(
+            self._uri, experiment, columns=columns, real_id=self._spool.real_id, is_mapped=self._spool.is_mapped)
+        self._lock = threading.RLock()
+        self._open: list[MlflowRun] = []
+        self._away_since: float | None = None
+        self._retry_at = 0.0
+        self._attempts = 0
+        self._complained: set[str] = set()
+        self._last_start = 0
+
+    @property
+    def uri(self) -> str:
+        """The tracking URI, with an absolute path."""
+        return self._uri
+
+    def review_url(self, run_id: str | None = None) -> str:
+        """Return the address of a run, or of the table of all runs; the plain URI while the server is away."""
+        try:
+            return review_url(self._uri, self._client.experiment_id(), run_id and self._spool.real_id(run_id))
+        except Exception as error:  # noqa: BLE001 - an address is no reason to fail
+            logger.debug("no address for run %s: %s", run_id, error)
+            return self._uri
+
+    @contextmanager
+    def run(
+        self, name: str, *, parent: str | None = None, run_id: str | None = None, tags: Mapping[str, str] | None = None
+    ) -> Iterator["MlflowRun"]:
+        """Open or reopen a run; FINISHED, FAILED (with a tag ``error``) or KILLED by how the block ends."""
+        run = MlflowRun(self, self._run_id(name, parent, run_id, clean_tags(tags or {})))
+        self._open.append(run)
+        try:
+            yield run
+        except (KeyboardInterrupt, SystemExit):
+            run.end("KILLED")
+            raise
+        except BaseException as error:
+            run.end("FAILED", error=one_line(error))
+            raise
+        else:
+            run.end("FINISHED")
+        finally:
+            self._open.remove(run)
+
+    def flush(self) -> int:
+        """Write what is held back and replay what waits, now; return how many records still wait."""
+        with self._lock:
+            for run in self._open:
+                run.flush()
+            self._retry_at = 0.0
+            self._replay()
+            return len(self._spool)
+
+    def submit(self, record: Record) -> Any:
+        """Write a record, or let it wait; return MLflow's answer, None if there is none yet."""
+        with self._lock:
+            self._replay()
+            if len(self._spool):
+                self._keep(record)
+                return None
+            try:
+                return self._client.apply(record)
+            except Exception as error:  # noqa: BLE001 - the border: work never dies of tracking
+                return self._failed(record, error)
+
+    def _run_id(self, name: str, parent: str | None, run_id: str | None, tags: dict[str, str]) -> str:
+        if run_id is not None:
+            if self.submit({"op": "reopen", "run": run_id, "tags": tags}) is not False:
+                return self._spool.real_id(run_id) or run_id
+            logger.warning("%s has no run %s (any more): %s is recorded as a new run", self._uri, run_id, name)
+        local = new_local_id()
+        record = {"op": "create", "run": local, "name": name, "parent": parent, "start": self._start(), "tags": tags}
+        return self.submit(record) or local
+
+    def _start(self) -> int:
+        """Return a start time no other run of this process has: it identifies a run whose creation is repeated."""
+        self._last_start = max(now_ms(), self._last_start + 1)
+        return self._last_start
+
+    def _replay(self) -> None:
+        if time.monotonic() < self._retry_at:
+            return
+        replayed = 0
+        while (record := self._spool.first()) is not None:
+            try:
+                answer = self._client.apply(record, replayed=True)
+            except Exception as error:  # noqa: BLE001 - the border: work never dies of tracking
+                if self._must_wait(error):
+                    return
+                self._reject(record, error)
+            else:
+                if record["op"] == "create":
+                    self._spool.map_id(record["run"], answer)
+            self._spool.acknowledge()
+            self._attempts = 0
+            replayed += 1
+        if replayed:
+            logger.warning("MLflow at %s is back: %d waiting records were written", self._uri, replayed)
+        self._away_since = None
+
+    def _must_wait(self, error: Exception) -> bool:
+        """Whether the record that is next waits on; one that fails though the server answers gets a few chances."""
+        if not is_away(error):
+            return False
+        if self._client.alive():
+            self._attempts += 1
+            if self._attempts >= MAX_ATTEMPTS:
+                return False
+        self._announce(error)
+        return True
+
+    def _failed(self, record: Record, error: Exception) -> None:
+        if not is_away(error):
+            self._reject(record, error)
+            return
+        self._announce(error)
+        self._keep(record)
+
+    def _announce(self, error: Exception) -> None:
+        """Say once an outage that records wait, and where."""
+        self._retry_at = time.monotonic() + RETRY_SECONDS
+        if self._away_since is None:
+            self._away_since = time.monotonic()
+            logger.warning("MLflow at %s cannot be written to (%s): work goes on, records wait in %s and are "
+                           "written when it is back", self._uri, one_line(error), self._spool.folder)
+
+    def _keep(self, record: Record) -> None:
+        """Let a record wait in the spool, with a copy of the files it names."""
+        try:
+            if "path" in record:
+                kept, path = self._spool.keep_files(Path(record["path"]), link=record["op"] == "model")
+                record = {**record, "path": str(path), "kept": kept}
+            self._spool.append(record)
+        except OSError as error:
+            logger.warning("a record (%s) of run %s is lost: %s", record["op"], record["run"], one_line(error))
+
+    def _reject(self, record: Record, error: Exception) -> None:
+        reason = one_line(error)
+        try:
+            self._spool.reject(record, reason)
+        except OSError as failure:
+            reason += f"; nor could it be kept: {one_line(failure)}"
+        level = logging.DEBUG if record["run"] in self._complained else logging.WARNING
+        self._complained.add(record["run"])
+        logger.log(level, "MLflow at %s refused a record (%s) of run %s: %s; it is kept in %s", self._uri,
+                   record["op"], record["run"], reason, self._spool.folder / "rejected.jsonl")
+
+
+class MlflowRun:
+    """One run; see `ray_distill.tracking.base.Run`. Metrics are held back for two seconds at most."""
+
+    def __init__(self, tracker: MlflowTracker, run_id: str) -> None:
+        self._tracker = tracker
+        self._run_id = run_id
+        self._points: list[tuple[str, float, int, int]] = []
+        self._oldest = 0.0
+        self._lock = threading.Lock()
+
+    @property
+    def run_id(self) -> str:
+        """Identifier that reopens this run; a local one if the run began while the server was away."""
+        return self._run_id
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Record settings; a value that contradicts the recorded one becomes a tag ``param_conflict.<name>``."""
+        self._submit({"op": "params", "values": flatten(values)})
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Record short facts; the tag ``description`` is Markdown that the UI shows on the run's page."""
+        self._submit({"op": "tags", "tags": clean_tags(values)})
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Record numbers; NaN and infinities become tags ``unmeasured.<name>``."""
+        finite, absent = split_metrics(values)
+        if absent:
+            self.tags(absent)
+        time_ms = now_ms()
+        with self._lock:
+            if not self._points:
+                self._oldest = time.monotonic()
+            self._points += [(name, value, time_ms, step) for name, value in finite.items()]
+            due = len(self._points) >= BUFFER or time.monotonic() - self._oldest >= BUFFER_SECONDS
+        if due:
+            self.flush()
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Upload a local file, or a folder under its own name."""
+        self._submit({"op": "artifact", "path": str(path.absolute()), "folder": folder})
+
+    def dataset(self, dataset: Dataset) -> None:
+        """Record an input under our own digest."""
+        self._submit({
+            "op": "dataset", "name": dataset.name, "digest": dataset.digest, "source": dataset.source,
+            "context": dataset.context, "profile": dict(dataset.profile)})
+
+    def model(self, path: Path, *, name: str, task: str, example: Any, metrics: Mapping[str, float]) -> str | None:
+        """Log a transformers directory as a model.
+
+        Args:
+            path: folder with config.json, model.safetensors and the tokenizer's or processor's files. It must not
+                be changed afterwards.
+            name: name of the model within the run.
+            task: ``text_classification`` or ``image_classification``.
+            example: one input or several: texts, or encoded images as bytes.
+            metrics: figures shown beside the model.
+
+        Returns:
+            ``models:/m-…``; None while the server is away. Logging the same files again (in the reopened run)
+            returns the URI of the same model.
+
+        Raises:
+            ConfigError: a task or an example that cannot be logged.
+        """
+        finite, _ = split_metrics(metrics)
+        uri = self._submit({
+            "op": "model", "path": str(path.absolute()), "name": clean_name(name), "task": task,
+            "example": plain_example(example, task), "metrics": finite, "time": now_ms()})
+        return None if uri is None else str(uri)
+
+    def flush(self) -> None:
+        """Write the metrics held back."""
+        with self._lock:
+            points, self._points = self._points, []
+        if points:
+            self._submit({"op": "metrics", "points": points})
+
+    def end(self, status: str, error: str | None = None) -> None:
+        """Write what is held back and close the run."""
+        self.flush()
+        tags = {} if error is None else {"error": error}
+        self._submit({"op": "end", "status": status, "tags": tags, "time": now_ms()})
+
+    def _submit(self, record: Record) -> Any:
+        return self._tracker.submit({"run": self._run_id, **record})
+
+
+def _absolute(uri: str) -> str:
+    """Check a tracking URI and make a SQLite file's path absolute."""
+    if not uri.startswith(_SCHEMES):
+        raise ConfigError(f"tracking.uri: {uri!r} is no MLflow 3 store; use http(s)://server, sqlite:///file.db or "
+                          "another database (plain folders are not supported any more)")
+    if uri.startswith("sqlite:///"):
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).expanduser().absolute()}"
+    return uri

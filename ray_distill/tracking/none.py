@@ -1,0 +1,91 @@
+"""Tracking switched off, and a registry that lives as long as the process."""
+
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ray_distill.errors import PromotionError
+from ray_distill.tracking.base import Dataset
+
+
+@dataclass(frozen=True)
+class NullRun:
+    """A run that records nothing."""
+
+    run_id: str
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Record nothing."""
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Record nothing."""
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Record nothing."""
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Record nothing."""
+
+    def dataset(self, dataset: Dataset) -> None:
+        """Record nothing."""
+
+    def model(self, path: Path, *, name: str, task: str, example: Any, metrics: Mapping[str, float]) -> str | None:
+        """Record nothing; the model is where it was."""
+        return path.absolute().as_uri()
+
+
+class NullTracker:
+    """Runs that leave no trace but their ids."""
+
+    uri = "none"
+
+    @contextmanager
+    def run(
+        self, name: str, *, parent: str | None = None, run_id: str | None = None, tags: Mapping[str, str] | None = None
+    ) -> Iterator[NullRun]:
+        """Open a run that records nothing."""
+        yield NullRun(run_id or uuid.uuid4().hex)
+
+    def flush(self) -> int:
+        """Nothing ever waits."""
+        return 0
+
+    def review_url(self, run_id: str | None = None) -> str:
+        """There is nothing to open."""
+        return self.uri
+
+
+@dataclass
+class InMemoryRegistry:
+    """Versions and aliases of this process; for tests, and for campaigns without MLflow."""
+
+    _versions: dict[str, list[tuple[str, dict[str, str]]]] = field(default_factory=dict)
+    _aliases: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def register(self, model_uri: str, *, name: str, tags: Mapping[str, str]) -> str:
+        """Register a model; the same URI again gives the same version."""
+        versions = self._versions.setdefault(name, [])
+        known = next((index for index, (uri, _) in enumerate(versions) if uri == model_uri), len(versions))
+        if known == len(versions):
+            versions.append((model_uri, {}))
+        versions[known][1].update(tags)
+        return str(known + 1)
+
+    def alias(self, name: str, alias: str) -> str | None:
+        """Version the alias points at, or None."""
+        return self._aliases.get((name, alias))
+
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        """Point the alias at a version; PromotionError if there is no such version."""
+        self.tags(name, version)
+        self._aliases[name, alias] = version
+
+    def tags(self, name: str, version: str) -> Mapping[str, str]:
+        """A version's tags; PromotionError if there is no such version."""
+        versions = self._versions.get(name, [])
+        if not version.isdigit() or not 1 <= int(version) <= len(versions):
+            raise PromotionError(f"model {name!r} has {len(versions)} version(s), not {version!r}")
+        return dict(versions[int(version) - 1][1])

@@ -1,0 +1,88 @@
+"""What a run records, brought into the form and the limits MLflow accepts; plain values, no MLflow."""
+
+import hashlib
+import json
+import math
+import posixpath
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# MLflow 3 refuses or cuts what is longer (mlflow.utils.validation).
+MAX_KEY = 250
+MAX_PARAM = 6000
+MAX_TAG = 8000
+MAX_DIGEST = 36
+
+_FORBIDDEN = re.compile(r"[^\w\-. :/]")
+
+
+def clean_name(name: str) -> str:
+    """Turn a name into one MLflow accepts: no commas, brackets or path tricks, at most 250 characters."""
+    name = _FORBIDDEN.sub("_", name) or "_"
+    if posixpath.normpath(name) != name or name.startswith(("/", "..")) or name == ".":
+        name = name.replace("/", "_").replace("..", "_")
+        name = "_" if name == "." else name
+    return name if len(name) <= MAX_KEY else f"{name[: MAX_KEY - 17]}-{_digest(name)}"
+
+
+def shorten(text: str, limit: int) -> str:
+    """Cut a long text to ``limit`` characters; what is cut away is named by length and digest."""
+    if len(text) <= limit:
+        return text
+    note = f"… ({len(text)} characters, sha256 {_digest(text)})"
+    return text[: limit - len(note)] + note
+
+
+def flatten(values: Mapping[str, Any]) -> dict[str, str]:
+    """Flatten nested mappings to dotted names with text values: ``{"a": {"b": 1}}`` gives ``{"a.b": "1"}``."""
+    return {clean_name(key): shorten(_text(value), MAX_PARAM) for key, value in _leaves(values, "")}
+
+
+def clean_tags(values: Mapping[str, str]) -> dict[str, str]:
+    """Return tags with names and values MLflow accepts."""
+    return {clean_name(key): shorten(str(value), MAX_TAG) for key, value in values.items()}
+
+
+def split_metrics(values: Mapping[str, float | None]) -> tuple[dict[str, float], dict[str, str]]:
+    """Split metrics into the finite numbers and the tags ``unmeasured.<name>`` of all others."""
+    numbers = {clean_name(name): math.nan if value is None else float(value) for name, value in values.items()}
+    finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
+    absent = {clean_name(f"unmeasured.{name}"): str(numbers[name]) for name in numbers.keys() - finite.keys()}
+    return finite, absent
+
+
+def split_params(new: Mapping[str, str], old: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Split params into those to log and, as tags, those that contradict what the run already has.
+
+    MLflow never changes a param; a reopened run may well come with another value, and both must be seen.
+    """
+    fresh = {key: value for key, value in new.items() if key not in old}
+    conflicts = {key: value for key, value in new.items() if key in old and old[key] != value}
+    tags = {clean_name(f"param_conflict.{key}"): f"{value} (first recorded: {old[key]})"
+            for key, value in conflicts.items()}
+    return fresh, clean_tags(tags)
+
+
+def one_line(error: BaseException) -> str:
+    """Describe an exception in one line for a tag."""
+    text = " ".join(str(error).split())
+    return shorten(f"{type(error).__name__}: {text}" if text else type(error).__name__, 500)
+
+
+def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple | dict):
+        return json.dumps(value, default=str)
+    return str(value)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

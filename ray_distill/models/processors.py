@@ -71,8 +71,9 @@ class ImageProcessor:
     def images(self, images: list[npt.NDArray[np.uint8]]) -> Mapping[str, Ragged]:
         """Prepare images ``[H, W, C]`` uint8 of any size: ``pixel_values`` float32 ``[R, C, H, W]``."""
         ready = [to_channels(image, self.channels) for image in images]
-        found = self.processor(ready, input_data_format="channels_last", do_convert_rgb=False)["pixel_values"] \
-            if ready else [np.zeros((self.channels, 1, 1), np.float32)]
+        # no images still have a shape, so that blocks of few rows and of none can be put together
+        some = ready or [np.zeros((32, 32, self.channels), np.uint8)]
+        found = self.processor(some, input_data_format="channels_last", do_convert_rgb=False)["pixel_values"]
         shapes = sorted({tuple(np.shape(values)) for values in found})
         if len(shapes) > 1:
             raise ModelError(f"the image processor gives images of several sizes ({shapes[0]}, {shapes[1]}): it must "

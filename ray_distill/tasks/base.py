@@ -59,7 +59,7 @@ class Encoded:
         features = {}
         for name, feature in self.features.items():
             offsets, flat = gather_ranges(feature.offsets, index)
-            features[name] = Ragged(values=feature.values[flat], offsets=offsets)
+            features[name] = Ragged(values=feature.values[flat], offsets=offsets, pad=feature.pad)
         return Encoded(row_ids=self.row_ids.take(pa.array(index, pa.int64())), features=features)
 
     def to_table(self) -> pa.Table:

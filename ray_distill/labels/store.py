@@ -61,9 +61,9 @@ class LabelStore:
     """An open store: its manifest, and its log as of the last call that needed it."""
 
     def __init__(self, url: str, manifest: StoreManifest) -> None:
-        self.url = url
+        self.url = files.absolute(url)  # references and receipts travel to processes with other working directories
         self.manifest = manifest
-        self.log = CommitLog(url)
+        self.log = CommitLog(self.url)
         self._rows: dict[str, UnitRows] = {}
 
     def pending(self, snapshot: SnapshotRows) -> list[WorkUnit]:

@@ -351,3 +351,13 @@ def test_an_empty_snapshot_has_an_empty_label_set(url):
     assert label_all(url, fake_manifest(layers=(1,)), snapshot) == []
     row_ids, signal = open_label_set(open_store(url).ref(snapshot.ref), snapshot).read(layers=(1,))
     assert len(row_ids) == 0 and signal.distributions.rows == 0 and signal.hidden[1].rows == 0
+
+
+def test_a_reference_does_not_depend_on_the_working_directory(tmp_path, monkeypatch):
+    """A store opened by a relative path is pinned by an absolute one."""
+    monkeypatch.chdir(tmp_path)
+    snapshot = fake_snapshot(range(4))
+    label_all("store", fake_manifest(), snapshot)
+    ref = open_store("store").ref(snapshot.ref)
+    monkeypatch.chdir("/")
+    assert open_label_set(ref, snapshot).rows == 4

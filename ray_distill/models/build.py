@@ -144,12 +144,16 @@ def changed_config(config: Any, overrides: Mapping[str, Any], classes: Sequence[
     values = {key: value for key, value in config.to_dict().items() if key not in (*_DECIDED, *_DERIVED)}
     for key in overrides:
         _check_field(key, {*values, *names}, type(config).__name__)
-    values |= {names.get(key, key): value for key, value in overrides.items()}
+    changed = {names.get(key, key): value for key, value in overrides.items()}
+    if names.get("num_hidden_layers", "num_hidden_layers") in changed:
+        values.pop("layer_types", None)  # one entry a layer, made anew from the pattern's own settings
+    values |= changed
     try:
         found = type(config)(**values)
     except Exception as error:
         raise ConfigError(
             f"student.model.overrides: {type(config).__name__} refuses {dict(overrides)}: {error}") from error
+    found.architectures = config.architectures  # decides where a family has several classifiers
     found.id2label = dict(enumerate(classes))
     found.label2id = {name: index for index, name in enumerate(classes)}
     return found

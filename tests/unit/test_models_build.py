@@ -10,6 +10,10 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    DeiTConfig,
+    DeiTForImageClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
 )
 
 from ray_distill.config import StudentModel, TeacherConfig
@@ -20,7 +24,13 @@ from ray_distill.models.load import load_model
 from ray_distill.models.model import Model, ModelParts
 from ray_distill.models.probe import example
 from ray_distill.models.save import save_model
-from ray_distill.testing.models import tiny_text_model, write_tiny_image_model, write_tiny_text_model
+from ray_distill.testing.models import (
+    tiny_image_processor,
+    tiny_text_model,
+    tiny_tokenizer,
+    write_tiny_image_model,
+    write_tiny_text_model,
+)
 
 TEXT, IMAGE = "text_classification", "image_classification"
 CLASSES = ("ham", "spam", "other")
@@ -185,6 +195,32 @@ def test_a_saved_image_student_is_a_plain_transformers_folder(
     AutoImageProcessor.from_pretrained(tmp_path / "s", backend="pil")
     again = load_model(str(tmp_path / "s"), task=IMAGE)
     assert again.processor.fingerprint == student.processor.fingerprint and again.widths == student.widths
+
+
+def test_lists_of_one_entry_a_layer_follow_the_number_of_layers(tmp_path: Path) -> None:
+    """Families that say for each layer what it is can be made shallower, from the config and by copying."""
+    tokenizer = tiny_tokenizer()
+    config = ModernBertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=64, pad_token_id=0, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3,
+        id2label=dict(enumerate(CLASSES)), label2id={name: index for index, name in enumerate(CLASSES)})
+    ModernBertForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    teacher = TeacherConfig(model=str(tmp_path))
+    assert _student(teacher, overrides={"num_hidden_layers": 1}).layers == 1
+    kept = _student(teacher, **{"from": "teacher_layers", "keep": 2})
+    assert kept.module.config.layer_types == [config.layer_types[0], config.layer_types[3]]
+
+
+def test_a_family_of_several_classifiers_keeps_the_teachers(tmp_path: Path) -> None:
+    """The architecture named in the teacher's config decides."""
+    config = DeiTConfig(image_size=28, patch_size=7, num_channels=1, hidden_size=32, num_hidden_layers=1,
+                        num_attention_heads=2, intermediate_size=32)
+    DeiTForImageClassification(config).save_pretrained(tmp_path)
+    tiny_image_processor().save(tmp_path)
+    student = build_student(StudentModel(), task=IMAGE, classes=CLASSES, seed=0,
+                            teacher=TeacherConfig(model=str(tmp_path)))
+    assert isinstance(student.module, DeiTForImageClassification)
 
 
 def test_layers_of_an_image_transformer_are_copied(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from ray_distill.runtime import campaign, entrypoint, references
 def main() -> int:
     """Parse, measure, print the report."""
     options = entrypoint.parse(
-        __doc__, {"students": "students by arm, as `train` printed them (JSON or file); default: the campaign's latest"})
+        __doc__, {"students": "students by arm, as printed by `train` (or a file); default: the campaign's latest"})
 
     def stage(config: Campaign) -> object:
         return campaign.evaluate(config, references.students(config, options.students))

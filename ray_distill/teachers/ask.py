@@ -1,19 +1,6 @@
-"""From a config to what is asked of a teacher."""
+"""Which layers a config means."""
 
-from ray_distill.config import HiddenConfig, SignalConfig
 from ray_distill.errors import TeacherRefused
-from ray_distill.teachers.base import Ask
-
-
-def build_ask(signal: SignalConfig, hidden: HiddenConfig, *, states: int) -> Ask:
-    """What a config asks of a teacher with ``states`` hidden states (`Model.widths`).
-
-    Raises:
-        TeacherRefused: a layer the teacher does not have, or one named twice.
-    """
-    layers = resolve_layers(hidden.layers, states) if hidden.layers else ()
-    return Ask(
-        estimator=signal.estimator, k=signal.k, temperatures=signal.temperatures, layers=layers, pool=hidden.pool)
 
 
 def resolve_layers(layers: tuple[int, ...], count: int) -> tuple[int, ...]:

@@ -1,6 +1,5 @@
 """The teacher engine for transformers checkpoints and ``module:function`` models."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,12 +54,6 @@ class TransformersTeacher:
             hidden = {layer: _pooled(output, layer, ask.pool) for layer in ask.layers}
         return Signal(distributions=distributions, hidden=hidden)
 
-    def logits(self, encoded: Encoded) -> Tensor:
-        """Logits float32 ``[R, V]`` on the CPU, for measures that need no stored form."""
-        batch = self.task.collate(encoded, np.arange(encoded.rows, dtype=np.int64))
-        with torch.inference_mode():
-            return forward(self.model.module, batch).logits_BV.float().cpu()
-
 
 def open_teacher(config: TeacherConfig, *, task: str, head_url: str | None = None) -> TransformersTeacher:
     """Load the teacher a config names.
@@ -69,14 +62,6 @@ def open_teacher(config: TeacherConfig, *, task: str, head_url: str | None = Non
         ModelError, ConfigError, StorageError: as `load_model`.
     """
     return TransformersTeacher(model=load_model(config, task=task, head_url=head_url), task=get_task(task))
-
-
-def describe_teacher(teacher: TransformersTeacher, config: TeacherConfig) -> Mapping[str, object]:
-    """Plain facts about a teacher for a store's manifest: what a reader must know to trust its labels."""
-    model = teacher.model
-    return {
-        "model": config.model, "revision": config.revision, "dtype": config.dtype, "fingerprint": model.fingerprint,
-        "processor": model.processor.fingerprint, "arguments": dict(config.arguments), **model.describe}
 
 
 def _check(model: Model, ask: Ask) -> None:

@@ -7,12 +7,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from ray_distill.config import HiddenConfig, SignalConfig, TeacherConfig
+from ray_distill.config import TeacherConfig
 from ray_distill.errors import TeacherRefused
 from ray_distill.tasks.base import Encoded
-from ray_distill.teachers.ask import build_ask, resolve_layers
+from ray_distill.teachers.ask import resolve_layers
 from ray_distill.teachers.base import Ask, Teacher
-from ray_distill.teachers.transformers_teacher import TransformersTeacher, describe_teacher, open_teacher
+from ray_distill.teachers.transformers_teacher import TransformersTeacher, open_teacher
 from ray_distill.testing.models import FakeTeacher, ThrowingTeacher, write_tiny_image_model, write_tiny_text_model
 
 CLASSES = ("ham", "spam", "other")
@@ -104,21 +104,11 @@ def test_what_a_teacher_cannot_give_is_refused(teacher: TransformersTeacher, tmp
 
 def test_layers_count_from_the_end_too() -> None:
     """Negative ones are resolved once; out of range and double ones are refused."""
-    signal = SignalConfig.model_validate({"estimator": "topk", "k": 2, "temperatures": (2.0,)})
-    ask = build_ask(signal, HiddenConfig(layers=(-1, 0), pool="cls"), states=4)
-    assert ask == Ask(estimator="topk", k=2, temperatures=(1.0, 2.0), layers=(3, 0), pool="cls")
-    assert build_ask(signal, HiddenConfig(), states=0).layers == ()
+    assert resolve_layers((-1, 0), 4) == (3, 0)
     for layers, count, message in (((4,), 4, "0 \\(the embeddings\\) to 3"), ((-5,), 4, "layer -5"),
                                    ((-1, 3), 4, "twice"), ((0,), 0, "it shows none")):
         with pytest.raises(TeacherRefused, match=message):
             resolve_layers(layers, count)
-
-
-def test_a_teacher_describes_itself(teacher: TransformersTeacher) -> None:
-    """With what a store's manifest needs."""
-    facts = describe_teacher(teacher, TeacherConfig(model=teacher.model.url))
-    assert facts["fingerprint"] == teacher.fingerprint and facts["dtype"] == "float32"
-    assert facts["processor"] == teacher.model.processor.fingerprint
 
 
 def test_the_fake_answers_from_row_ids_alone() -> None:

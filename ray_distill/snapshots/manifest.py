@@ -1,5 +1,6 @@
 """The manifest of a snapshot: everything about it but the rows."""
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,12 +95,16 @@ def manifest_json(manifest: SnapshotManifest) -> dict[str, Any]:
     return {"fingerprint": manifest.fingerprint, **manifest.to_dict()}
 
 
-def parse_manifest(value: Any, url: str) -> SnapshotManifest:
-    """Rebuild a manifest from what `manifest_json` returned.
+def parse_manifest(data: bytes, url: str) -> SnapshotManifest:
+    """Rebuild a manifest from the JSON of what `manifest_json` returned.
 
     Raises:
         SnapshotError: it is damaged, or of a later version.
     """
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise SnapshotError(f"{url} is damaged: it is not JSON ({error}); take the snapshot again") from error
     version = value.get("version") if isinstance(value, dict) else None
     if isinstance(version, int) and version > VERSION:
         raise SnapshotError(f"{url} is a snapshot of version {version}; this release reads up to {VERSION}: update it")
@@ -111,5 +116,5 @@ def parse_manifest(value: Any, url: str) -> SnapshotManifest:
     if manifest.fingerprint != written:
         raise SnapshotError(
             f"{url} is damaged: its content has the fingerprint {manifest.fingerprint}, it says {written}; restore it, "
-            f"or delete its folder and take the snapshot again")
+            f"or take the snapshot again")
     return manifest

@@ -11,7 +11,7 @@ from ray_distill.errors import SnapshotError
 from ray_distill.fingerprint import sha256
 from ray_distill.snapshots.manifest import MANIFEST_NAME, QUARANTINE_NAME, Shard, SnapshotManifest, parse_manifest
 from ray_distill.snapshots.splits import SPLITS
-from ray_distill.storage.files import absolute, exists, join, read_bytes, read_json
+from ray_distill.storage.files import absolute, exists, join, read_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def open_snapshot(ref: SnapshotRef | str) -> Snapshot:
     url = join(folder, MANIFEST_NAME)
     if not exists(url):
         raise SnapshotError(f"{folder} holds no {MANIFEST_NAME}, so it is no snapshot: check the URL, or take one")
-    manifest = parse_manifest(read_json(url), url)
+    manifest = parse_manifest(read_bytes(url), url)
     if not isinstance(ref, str) and manifest.fingerprint != ref.fingerprint:
         raise SnapshotError(
             f"{url} has the fingerprint {manifest.fingerprint}, the reference says {ref.fingerprint}: another snapshot "

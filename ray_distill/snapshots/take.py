@@ -32,7 +32,7 @@ from ray_distill.snapshots.manifest import (
 )
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.splits import SPLITS
-from ray_distill.storage.files import absolute, exists, join, write_bytes, write_json
+from ray_distill.storage.files import absolute, join, write_bytes, write_json
 
 _ZSTD_LEVEL = 3
 
@@ -65,12 +65,20 @@ def take_snapshot(config: SnapshotConfig, *, input_column: str, seed: int, url: 
     planned = list(_plan(frozen, config.shard_rows))
     manifest = _describe(frozen, [item.shard for item in planned], config, input_column, seed)
     ref = SnapshotRef(url=join(absolute(url), manifest.fingerprint), fingerprint=manifest.fingerprint)
-    if exists(join(ref.url, MANIFEST_NAME)):
-        return open_snapshot(ref).ref
-    shards = tuple(_write(ref.url, item, frozen, input_column) for item in planned)
-    write_bytes(join(ref.url, QUARANTINE_NAME), _parquet(frozen.quarantine))
-    write_json(join(ref.url, MANIFEST_NAME), manifest_json(replace(manifest, shards=shards)))
+    if not _is_there(ref):
+        shards = tuple(_write(ref.url, item, frozen, input_column) for item in planned)
+        write_bytes(join(ref.url, QUARANTINE_NAME), _parquet(frozen.quarantine))
+        write_json(join(ref.url, MANIFEST_NAME), manifest_json(replace(manifest, shards=shards)))
     return ref
+
+
+def _is_there(ref: SnapshotRef) -> bool:
+    """Whether the snapshot has been taken; one whose manifest is absent or damaged is to be written again."""
+    try:
+        open_snapshot(ref)
+    except SnapshotError:
+        return False
+    return True
 
 
 def _plan(frozen: Frozen, shard_rows: int) -> Iterator[_PlannedShard]:
@@ -135,6 +143,9 @@ def _shard_table(frozen: Frozen, rows: npt.NDArray[np.int64], input_column: str)
 def _parquet(table: pa.Table) -> bytes:
     """One Parquet file; equal tables give equal bytes, however they lie in memory."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table.combine_chunks(), sink, compression="zstd", compression_level=_ZSTD_LEVEL)
+    # Ids and inputs hardly repeat, and nobody searches by their range.
+    repeating = [name for name in table.column_names if name not in ("row_id", "text", "image")]
+    pq.write_table(table.combine_chunks(), sink, compression="zstd", compression_level=_ZSTD_LEVEL,
+                   use_dictionary=repeating, write_statistics=repeating)
     data: bytes = sink.getvalue().to_pybytes()
     return data

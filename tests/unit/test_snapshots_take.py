@@ -236,8 +236,9 @@ def test_manifest_of_another_version_or_content_is_refused(tmp_path: Path) -> No
         with pytest.raises(SnapshotError, match=message):
             open_snapshot(snapshot.ref)
     path.write_text(json.dumps(manifest)[:-20])
-    with pytest.raises(StorageError, match=r"snapshot\.json: expected JSON"):
+    with pytest.raises(SnapshotError, match=r"snapshot\.json is damaged: it is not JSON"):
         open_snapshot(snapshot.ref)
+    assert take(tmp_path, plain(300)) == snapshot == open_snapshot(snapshot.ref)
     path.write_text(json.dumps(manifest))
     with pytest.raises(SnapshotError, match="the reference says 00"):
         open_snapshot(SnapshotRef(url=snapshot.ref.url, fingerprint="00"))

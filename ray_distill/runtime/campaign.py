@@ -1,0 +1,148 @@
+"""The stages of a campaign, each a plain function from references and a config to a reference; and all of them.
+
+    snapshot ─► label ─► train ─► evaluate ─► promote
+
+Every stage asks first whether it has been done with the same inputs. So a campaign that was stopped anywhere is
+run again with the same command, and goes on where it was.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ray_distill.artifacts import Artifact, Decision, EvalReport, LabelSetRef, SnapshotRef, StudentRef
+from ray_distill.config import Campaign
+from ray_distill.evaluation.cost import CostReport
+from ray_distill.fingerprint import fingerprint
+from ray_distill.runtime import evaluate_stage, label_stage, promote_stage, train_stage
+from ray_distill.runtime.console import say
+from ray_distill.runtime.relabelling import RelabelReport, relabel_source
+from ray_distill.runtime.session import Session, session
+from ray_distill.snapshots.reader import open_snapshot
+from ray_distill.snapshots.sources import describe_sources
+from ray_distill.snapshots.take import take_snapshot
+from ray_distill.storage import files
+from ray_distill.tasks.catalogue import TASKS
+
+
+@dataclass(frozen=True, kw_only=True)
+class CampaignResult(Artifact):
+    """Everything a campaign made, by reference, and the facts a reader wants first."""
+
+    snapshot: SnapshotRef
+    labels: LabelSetRef
+    students: dict[str, StudentRef]
+    report: EvalReport
+    decision: Decision
+    costs: CostReport
+    labelled: dict[str, float]
+    """``rows``, ``bytes`` and ``rows_per_second`` of the label store."""
+    tracking_uri: str
+    run_id: str
+    review: str
+    """Address at which the runs are looked at, once the tracking UI runs."""
+
+
+def snapshot(config: Campaign) -> SnapshotRef:
+    """Freeze the configured source; see `take_snapshot`."""
+    with session(config) as held:
+        return _snapshot(held)
+
+
+def label(config: Campaign, snapshot: SnapshotRef) -> LabelSetRef:
+    """Let the teacher label what the store does not hold yet.
+
+    Raises:
+        TeacherRefused: the teacher is below its floor; nothing was labelled.
+        StoreMismatch: the store was made for another teacher or signal.
+    """
+    with session(config) as held:
+        return label_stage.label(held, snapshot)
+
+
+def train(config: Campaign, labels: LabelSetRef, *, resume: bool = True) -> dict[str, StudentRef]:
+    """Train the student and its baselines from stored labels; by arm.
+
+    Args:
+        config: the campaign.
+        labels: what `label` returned.
+        resume: go on from finished arms and checkpoints; False forgets them.
+    """
+    with session(config) as held:
+        return train_stage.train(held, labels, resume=resume)
+
+
+def evaluate(config: Campaign, students: Mapping[str, StudentRef]) -> EvalReport:
+    """Judge the student beside teacher, baselines and champion on the test split."""
+    with session(config) as held:
+        return evaluate_stage.evaluate(held, students)
+
+
+def promote(config: Campaign, report: EvalReport) -> Decision:
+    """Decide, record the decision, register the student and, on PROMOTE, point the alias at it."""
+    with session(config) as held:
+        return promote_stage.promote(held, report)
+
+
+def relabel(config: Campaign, source: str | None = None) -> RelabelReport:
+    """Label the new rows of newer traffic, and say whether it has drifted from the campaign's snapshot.
+
+    Args:
+        config: the campaign; its snapshot must have been labelled.
+        source: file, folder or glob of the newer traffic; default: ``snapshot.source`` read again.
+    """
+    with session(config) as held:
+        return relabel_source(held, source)
+
+
+def run(config: Campaign) -> CampaignResult:
+    """The whole way; stages that are done already are skipped, and said to be."""
+    with session(config) as held:
+        frozen = _snapshot(held)
+        labels = label_stage.label(held, frozen)
+        students = train_stage.train(held, labels, resume=True)
+        report = evaluate_stage.evaluate(held, students)
+        decision = promote_stage.promote(held, report)
+        return CampaignResult(
+            snapshot=frozen, labels=labels, students=students, report=report, decision=decision,
+            costs=evaluate_stage.campaign_costs(held, report), labelled=label_stage.store_facts(held, labels),
+            tracking_uri=held.tracker.uri, run_id=held.parent.run_id,
+            review=held.tracker.review_url(held.parent.run_id))
+
+
+def plan(config: Campaign) -> list[str]:
+    """What `run` would do, without doing it: a line a stage."""
+    task = TASKS[config.task]
+    sources = describe_sources(config.snapshot)
+    training = config.student.training
+    lines = [
+        f"snapshot  {len(sources)} source file(s) of {task.input_column} → {config.output_url}/snapshots",
+        f"label     {config.labels.teacher.model}, {config.labels.signal.estimator}, "
+        f"T {', '.join(f'{t:g}' for t in config.labels.signal.temperatures)} → {config.store_url}",
+        f"train     {', '.join(train_stage.arms(config))}: {training.workers} × {training.engine} ZeRO "
+        f"{training.zero_stage}, {training.precision} → {config.output_url}/students",
+        f"evaluate  test split, {len(task.corruptions)} corruptions × {len(config.evaluation.severities)} severities",
+        f"promote   {', '.join(config.gate.limits)}; alias {config.gate.alias}"]
+    return [*lines, f"record    {config.tracking.uri or 'SQLite beside the output'}"]
+
+
+def _snapshot(held: Session) -> SnapshotRef:
+    config = held.config
+    key = fingerprint({
+        "config": config.snapshot.model_dump(mode="json", exclude={"source", "exclude"}), "seed": config.seed,
+        "task": config.task, "sources": describe_sources(config.snapshot)})
+    done = held.done("snapshot", key)
+    if done is not None and files.exists(files.join(done["url"], "snapshot.json")):
+        ref = SnapshotRef.from_dict(done)
+        say(f"snapshot: already taken, skipped ({ref.url})", skipped="snapshot")
+        return ref
+    with held.stage("snapshot") as stage:
+        ref = take_snapshot(config.snapshot, input_column=TASKS[config.task].input_column, seed=config.seed,
+                            url=held.url("snapshots"))
+        opened = open_snapshot(ref)
+        stage.meter.wrote(sum(shard.bytes for shard in opened.shards))
+        say(opened.summary(), snapshot=ref.url)
+        label_stage.record_snapshot(stage.run, opened, "snapshot")
+        stage.run.metrics({f"{name}_rows": float(part.rows) for name, part in opened.manifest.splits.items()})
+        stage.run.metrics({"quarantined_rows": float(opened.manifest.rows.quarantined)})
+    held.finish("snapshot", key, ref.to_dict())
+    return ref

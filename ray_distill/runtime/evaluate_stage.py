@@ -1,0 +1,162 @@
+"""The evaluation stage: judge on the cluster, then record metrics, plots, the page and the student as a model."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray_distill.artifacts import Decision, EvalReport, ModelReport, StudentRef
+from ray_distill.errors import ConfigError
+from ray_distill.evaluation.cost import CostReport, cost_metrics, cost_report
+from ray_distill.evaluation.plots import figure_png
+from ray_distill.evaluation.report import render_report, report_figures
+from ray_distill.fingerprint import fingerprint
+from ray_distill.promotion.chain import champion, read_chain
+from ray_distill.runtime import label_stage
+from ray_distill.runtime.cluster import on_cluster
+from ray_distill.runtime.console import say
+from ray_distill.runtime.judging import Judged, judge_students
+from ray_distill.runtime.session import Session, Stage
+from ray_distill.snapshots.reader import open_snapshot
+from ray_distill.storage import files
+from ray_distill.tasks.catalogue import TASKS
+from ray_distill.tracking.base import Run
+
+
+def evaluate(held: Session, students: Mapping[str, StudentRef]) -> EvalReport:
+    """Judge the students of one training run; the report lies at ``report.url``, its page beside it."""
+    config = held.config
+    if "student" not in students:
+        raise ConfigError(f"there is no arm `student` to evaluate, only {', '.join(sorted(students)) or 'none'}")
+    present = champion(read_chain(held.url("promotion")))
+    key = fingerprint({
+        "students": {arm: ref.fingerprint for arm, ref in students.items()},
+        "champion": present and present.fingerprint, "seed": config.seed,
+        "snapshot": students["student"].labels.snapshot.fingerprint,
+        "evaluation": config.evaluation.model_dump(mode="json")})
+    done = held.done("evaluate", key)
+    if done is not None:
+        say(f"evaluate: already judged, skipped ({done['report']['url']})", skipped="evaluate")
+        return EvalReport.from_dict(done["report"])
+    resources = config.labels.resources
+    with held.stage("evaluate", cores=resources.cpus, accelerators=resources.gpus) as stage:
+        judged = on_cluster(
+            judge_students, config, students["student"].labels.snapshot, dict(students),
+            head_url=label_stage.head_of(held), champion=present, threads=max(1, int(resources.cpus)),
+            url=held.url("evaluations", key[:12], "report.json"), cpus=resources.cpus, gpus=resources.gpus,
+            what="evaluation")
+        files.write_json(judged.report.url, judged.report.to_dict())
+        model_uri = _record(held, stage, judged)
+    held.finish("evaluate", key, {"report": judged.report.to_dict(), "model": model_uri})
+    write_page(held, judged)
+    for note in judged.report.notes:
+        say(f"evaluate: {note}")
+    return judged.report
+
+
+def _record(held: Session, stage: Stage, judged: Judged) -> str | None:
+    """Metrics of every arm on the stage's run and the headline on the parent's; the student as a logged model."""
+    report, config = judged.report, held.config
+    student = report.models["student"]
+    opened = open_snapshot(report.student.labels.snapshot)
+    label_stage.record_snapshot(stage.run, opened, "evaluation")
+    for arm, model in report.models.items():
+        stage.run.metrics({f"{arm}_{name}": value for name, value in model_metrics(model).items()})
+    stage.run.metrics(_robustness_metrics(report))
+    for run in (stage.run, held.parent):
+        run.metrics(model_metrics(student))
+        run.metrics({f"teacher_{name}": value for name, value in model_metrics(report.models["teacher"]).items()})
+    task = TASKS[config.task]
+    example = opened.read("test", columns=[task.input_column]).slice(0, 2)[task.input_column].to_pylist()
+    with tempfile.TemporaryDirectory(prefix="ray-distill-model-") as folder:
+        local = files.download_folder(report.student.url, Path(folder))
+        return stage.run.model(local, name="student", task=config.task, example=example,
+                               metrics=model_metrics(student))
+
+
+def model_metrics(model: ModelReport) -> dict[str, float]:
+    """One model's figures as flat metrics: values, and interval ends as ``<name>_ci95_low`` and ``_high``."""
+    metrics: dict[str, float] = {}
+    for name, estimate in model.metrics.items():
+        metrics |= {name: estimate.value, f"{name}_ci95_low": estimate.low, f"{name}_ci95_high": estimate.high}
+    cost = model.efficiency
+    return metrics | {
+        "parameters": float(cost.parameters), "size_bytes": float(cost.bytes_on_disk),
+        "latency_ms_p50": cost.latency_ms_p50, "latency_ms_p95": cost.latency_ms_p95,
+        "throughput_examples_per_second": cost.examples_per_second}
+
+
+def _robustness_metrics(report: EvalReport) -> dict[str, float]:
+    return {
+        f"{arm}_{corruption}_{severity}_{name}": estimate.value
+        for arm, model in report.models.items() for corruption, by_severity in model.robustness.items()
+        for severity, metrics in by_severity.items() for name, estimate in metrics.items()}
+
+
+def campaign_costs(held: Session, report: EvalReport) -> CostReport:
+    """The campaign's bill up to now."""
+    resources = held.config.labels.resources
+    rates = {arm: model.efficiency.examples_per_second for arm, model in report.models.items()
+             if arm in ("teacher", "student", "champion")}
+    return cost_report(held.costs(), rates, cores=resources.cpus, accelerators=resources.gpus, prices=held.config.cost)
+
+
+def write_page(held: Session, judged: Judged) -> None:
+    """Keep what the review page is drawn from beside the report; the page itself comes with the verdict."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(judged.predictions, sink)
+    files.write_bytes(files.join(_folder(judged.report), "predictions.parquet"), sink.getvalue().to_pybytes())
+
+
+def publish(held: Session, run: Run, report: EvalReport, decision: Decision) -> str:
+    """Render the review page with the verdict, keep it beside the report and on ``run``; return its URL."""
+    config = held.config
+    classes = open_snapshot(report.student.labels.snapshot).classes
+    predictions = {"student": _predictions(report)}
+    costs = campaign_costs(held, report)
+    history = _history(held)
+    page = render_report(
+        report, title=config.campaign, classes=classes, predictions=predictions, bins=config.evaluation.bins,
+        history=history, decision=decision, cost=costs, provenance=_provenance(held, report))
+    url = files.join(_folder(report), "report.html")
+    files.write_bytes(url, page.encode())
+    with tempfile.TemporaryDirectory(prefix="ray-distill-report-") as folder:
+        target = Path(folder)
+        (target / "report.html").write_text(page, encoding="utf-8")
+        (target / "report.json").write_bytes(files.json_bytes(report.to_dict()))
+        plots = target / "plots"
+        plots.mkdir()
+        for name, figure in report_figures(report, classes, predictions, config.evaluation.bins, history).items():
+            (plots / f"{name}.png").write_bytes(figure_png(figure))
+        for item in sorted(target.iterdir()):
+            run.artifact(item, "plots" if item.is_dir() else "")
+    run.metrics(cost_metrics(costs))
+    return url
+
+
+def _folder(report: EvalReport) -> str:
+    return report.url.rpartition("/")[0]
+
+
+def _predictions(report: EvalReport) -> Any:
+    import pyarrow.parquet as pq
+
+    with files.open_input(files.join(_folder(report), "predictions.parquet")) as source:
+        return pq.read_table(source)
+
+
+def _history(held: Session) -> dict[str, list[tuple[int, float]]]:
+    url = held.url("state", "curves.json")
+    curves = files.read_json(url) if files.exists(url) else {}
+    return {arm: [(int(step), loss) for step, loss in curve] for arm, curve in curves.items()}
+
+
+def _provenance(held: Session, report: EvalReport) -> dict[str, str]:
+    labels = report.student.labels
+    return {
+        "configuration": held.config.fingerprint, "snapshot": f"{labels.snapshot.fingerprint} at {labels.snapshot.url}",
+        "labels": f"{labels.fingerprint} at {labels.store}", "student": f"{report.student.fingerprint} at "
+        f"{report.student.url}", "evaluation": f"{report.fingerprint} at {report.url}"}

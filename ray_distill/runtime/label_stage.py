@@ -1,0 +1,154 @@
+"""The labelling stage: identify the teacher, check it, label what is missing, pin the result."""
+
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray_distill.artifacts import Estimate, LabelSetRef, SnapshotRef
+from ray_distill.config import Campaign
+from ray_distill.errors import LabelError
+from ray_distill.fingerprint import fingerprint
+from ray_distill.labels.store import Coverage, LabelStore, create_or_open, open_store
+from ray_distill.labels.units import winners
+from ray_distill.promotion.chain import champion, read_chain
+from ray_distill.runtime.cluster import on_cluster
+from ray_distill.runtime.console import Progress, say
+from ray_distill.runtime.labelling import LabelJob, Labelled, label_units
+from ray_distill.runtime.session import Session, Stage
+from ray_distill.runtime.teaching import (
+    TeacherCheck,
+    TeacherFacts,
+    check_teacher,
+    make_manifest,
+    prepare_teacher,
+    refuse_weak_teacher,
+)
+from ray_distill.snapshots.reader import Snapshot, open_snapshot
+from ray_distill.storage import files
+from ray_distill.tracking.base import Dataset, Run
+
+
+def label(held: Session, snapshot: SnapshotRef) -> LabelSetRef:
+    """Label a snapshot; rows the store holds already, from whatever snapshot, are not labelled again."""
+    key = _key(held.config, snapshot)
+    done = held.done("label", key)
+    if done is not None:
+        ref = LabelSetRef.from_dict(done["labels"])
+        if not open_store(ref.store).coverage(open_snapshot(snapshot)).units:
+            say(f"label: every row is labelled already, skipped ({ref.store})", skipped="label")
+            return ref
+    labels = held.config.labels
+    with held.stage("label", cores=labels.resources.cpus * labels.resources.actors[1] + 1,
+                    accelerators=labels.resources.gpus * labels.resources.actors[1]) as stage:
+        ref, facts, _ = fill_store(held, stage, snapshot, check=True)
+    held.finish("label", key, {"labels": ref.to_dict(), "head": facts.head_url})
+    return ref
+
+
+def fill_store(
+    held: Session, stage: Stage, snapshot: SnapshotRef, *, check: bool
+) -> tuple[LabelSetRef, TeacherFacts, Coverage]:
+    """Bring the store up to a snapshot; returns the labels, the teacher, and what was missing before."""
+    config, resources = held.config, held.config.labels.resources
+    reserved = {"cpus": resources.cpus, "gpus": resources.gpus}
+    facts = on_cluster(prepare_teacher, config, snapshot, what="opening the teacher", **reserved)
+    manifest = make_manifest(config, facts)
+    opened = open_snapshot(snapshot)
+    # An unlabelled store must not come into being for a teacher that is refused: it is created after the check.
+    exists = files.exists(files.join(config.store_url, "store.json"))
+    store = create_or_open(config.store_url, manifest) if exists else LabelStore(config.store_url, manifest)
+    coverage = store.coverage(opened)
+    if coverage.units and check:
+        now = champion(read_chain(held.url("promotion")))
+        found = on_cluster(
+            check_teacher, config, snapshot, facts.head_url, now, what="checking the teacher", **reserved)
+        _record_check(stage.run, found)
+        refuse_weak_teacher(found, config.labels.check, config.labels.teacher.model)
+    store = create_or_open(config.store_url, manifest)
+    record_snapshot(stage.run, opened, "labels")
+    if coverage.units:
+        job = LabelJob(task=config.task, snapshot=snapshot, teacher=config.labels.teacher, head_url=facts.head_url,
+                       store_url=config.store_url, manifest=manifest, resources=resources)
+        _record_labelled(stage, _label(job, store, coverage, config))
+    left = store.coverage(opened)
+    if left.units:
+        raise LabelError(f"{config.store_url}: {left.rows_to_label} rows are still not labelled after the run; "
+                         "run it again, and look at `ray-distill audit` if it stays so")
+    stage.run.metrics({"rows_total": float(coverage.rows_total), "rows_reused": float(coverage.rows_reused),
+                       "rows_quarantined": float(left.rows_quarantined)})
+    return store.ref(snapshot), facts, coverage
+
+
+def _label(job: LabelJob, store: LabelStore, coverage: Coverage, config: Campaign) -> Labelled:
+    say(f"label: {coverage.rows_to_label:,} of {coverage.rows_total:,} rows to label in {len(coverage.units):,} units, "
+        f"{coverage.rows_reused:,} are in the store already", rows=coverage.rows_to_label)
+    progress = Progress("label", coverage.rows_to_label)
+    limit = int(config.labels.max_bad_fraction * coverage.rows_total)
+    return label_units(job, store, coverage.units, max_rejected=limit, progress=progress.add)
+
+
+def _record_labelled(stage: Stage, done: Labelled) -> None:
+    stage.meter.wrote(done.bytes_written)
+    stage.run.metrics({"rows_labelled": float(done.rows), "rows_newly_quarantined": float(done.rejected),
+                       "label_bytes": float(done.bytes_written)})
+    if done.rejected:
+        reasons = ", ".join(f"{count} × {reason}" for reason, count in sorted(done.reasons.items()))
+        say(f"label: {done.rejected:,} rows went to quarantine: {reasons}", quarantined=done.rejected)
+
+
+def _record_check(run: Run, check: TeacherCheck) -> None:
+    run.metrics({f"calibration_{who}_{name}": value for who, group in _checked(check).items()
+                 for name, value in group.items()})
+    lines = [f"{who}: " + ", ".join(f"{name} {value:.4f}" for name, value in sorted(group.items()))
+             for who, group in _checked(check).items() if group]
+    say("teacher check on the calibration split — " + "; ".join(lines))
+
+
+def _checked(check: TeacherCheck) -> dict[str, dict[str, float]]:
+    def values(group: Mapping[str, Estimate]) -> dict[str, float]:
+        return {name: estimate.value for name, estimate in group.items()}
+
+    return {"teacher": values(check.teacher), "majority": {"accuracy": check.majority_accuracy},
+            "champion": values(check.champion)}
+
+
+def record_snapshot(run: Run, opened: Snapshot, context: str) -> None:
+    """Record a snapshot as the run's dataset."""
+    manifest = opened.manifest
+    run.dataset(Dataset(
+        name="snapshot", digest=opened.ref.fingerprint, source=opened.ref.url, context=context,
+        profile={"rows": manifest.rows.kept, "classes": len(manifest.classes)}))
+
+
+def store_facts(held: Session, labels: LabelSetRef) -> dict[str, float]:
+    """Rows and bytes of a label set, and the rate at which the store was filled."""
+    store = open_store(labels.store)
+    store.log.refresh()
+    receipts = winners(store.log.records[: labels.log_length]).values()
+    seconds = sum(cost.wall_seconds for cost in held.costs() if cost.stage == "label")
+    rows = sum(receipt.rows for receipt in receipts)
+    size = sum(item.size for receipt in receipts for item in receipt.files().values())
+    return {"rows": float(rows), "bytes": float(size), "rows_per_second": rows / seconds if seconds else 0.0}
+
+
+def head_of(held: Session) -> str | None:
+    """Folder of the teacher's fitted head, as the labelling stage left it; None if it has none."""
+    last = held.last("label")
+    head: str | None = None if last is None else last["result"]["head"]
+    return head
+
+
+def _key(config: Campaign, snapshot: SnapshotRef) -> str:
+    """Everything that decides the labels; the teacher's files by name, size and time, to be cheap."""
+    settings = config.labels.model_dump(mode="json", exclude={"check", "max_bad_fraction"})
+    settings["resources"] = {name: settings["resources"][name] for name in ("batch", "cpus")}
+    return fingerprint({"snapshot": snapshot.fingerprint, "labels": settings, "task": config.task, "seed": config.seed,
+                        "teacher_files": _listing(config.labels.teacher.model)})
+
+
+def _listing(model: str) -> list[Any]:
+    if files.is_local(model) and not files.exists(model):
+        return []  # a module:function has no files
+    return [[item.name, item.size, files.modified(item.url)] for item in files.list_files(model)]
+
+

@@ -1,0 +1,75 @@
+"""Results as a person reads them at a terminal."""
+
+from ray_distill.artifacts import Estimate, EvalReport
+from ray_distill.labels.audit import AuditReport
+from ray_distill.runtime.campaign import CampaignResult
+from ray_distill.runtime.console import table
+from ray_distill.storage import files
+from ray_distill.tracking.views import ui_command
+
+#: The arms as a person would say them, in the order of the table.
+NAMES = {
+    "teacher": "teacher", "student": "student", "champion": "champion",
+    "baseline_hard_labels": "same student, true labels only",
+    "baseline_teacher_hard_labels": "same student, teacher's hard labels",
+    "ceiling_true_labels": "ceiling: same student, the teacher's own labels"}
+
+
+def show_report(report: EvalReport) -> str:
+    """The models side by side, then what a reviewer must notice."""
+    rows = []
+    for arm, name in NAMES.items():
+        if arm in report.models:
+            model = report.models[arm]
+            cost = model.efficiency
+            rows.append({
+                "": name, "accuracy (95 % interval)": _interval(model.metrics.get("accuracy")),
+                "ECE": _value(model.metrics.get("ece")), "agreement": _value(model.metrics.get("agreement")),
+                "parameters": f"{cost.parameters:,}", "size": _size(cost.bytes_on_disk),
+                "p50 ms": f"{cost.latency_ms_p50:.2f}", "p95 ms": f"{cost.latency_ms_p95:.2f}",
+                "examples/s": f"{cost.examples_per_second:,.0f}"})
+    return "\n".join([table(rows), "", *report.notes])
+
+
+def show_campaign(result: CampaignResult) -> str:
+    """A campaign's outcome: models, verdict, what it cost, where things lie, how to look at them."""
+    costs, decision = result.costs, result.decision
+    money = f"{costs.total.money:.4f} {costs.total.currency}"
+    paid = (f"pays for itself after {costs.break_even_requests:,} requests" if costs.break_even_requests is not None
+            else "never pays for itself: serving the student is not cheaper")
+    page = files.join(result.report.url.rpartition("/")[0], "report.html")
+    return "\n".join([
+        "", show_report(result.report), "", f"verdict   {decision.verdict}",
+        *[f"          {reason}" for reason in decision.reasons],
+        f"cost      {money}, {costs.total.wall_seconds:,.0f} s; {paid}",
+        f"labels    {result.labels.store} ({result.labelled['rows']:,.0f} rows, "
+        f"{_size(int(result.labelled['bytes']))})",
+        f"student   {result.report.student.url}", f"report    {page}", f"review    {ui_command(result.tracking_uri)}",
+        f"          then {result.review}"])
+
+
+def show_audit(report: AuditReport) -> str:
+    """An audit as lines of name and value, then each thing that is wrong."""
+    found = report.to_dict()
+    details = found.pop("details")
+    lines = [f"{name:<12}{value}" for name, value in found.items()]
+    for kind, names in details.items():
+        if isinstance(names, list | tuple):
+            lines += [f"{kind}: {name}" for name in names]
+        elif isinstance(names, dict):
+            lines += [f"{kind}: {name}: {reason}" for name, reason in names.items()]
+    return "\n".join(lines)
+
+
+def _interval(estimate: Estimate | None) -> str:
+    return "not measured" if estimate is None else f"{estimate.value:.4f} ({estimate.low:.4f}–{estimate.high:.4f})"
+
+
+def _value(estimate: Estimate | None) -> str:
+    return "–" if estimate is None else f"{estimate.value:.4f}"
+
+
+def _size(count: int) -> str:
+    if count < 1_000_000:
+        return f"{count / 1e3:,.1f} kB"
+    return f"{count / 1e6:,.1f} MB" if count < 1_000_000_000 else f"{count / 1e9:,.1f} GB"

@@ -1,0 +1,106 @@
+"""The training stage: the student and what it is compared with, from one label set."""
+
+from collections.abc import Mapping
+
+from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
+from ray_distill.config import Campaign
+from ray_distill.fingerprint import fingerprint
+from ray_distill.runtime import label_stage
+from ray_distill.runtime.console import say
+from ray_distill.runtime.session import Session, Stage
+from ray_distill.runtime.training import StepMetrics, train_ranks
+from ray_distill.snapshots.reader import open_snapshot
+from ray_distill.snapshots.take import take_snapshot
+from ray_distill.storage import files
+from ray_distill.students.arms import arm_by_name
+from ray_distill.students.run import TrainingJob, arm_plan
+from ray_distill.tasks.catalogue import TASKS
+from ray_distill.tracking.base import Dataset
+
+
+def arms(config: Campaign, *, labelled: bool = True) -> tuple[str, ...]:
+    """The models of a campaign; without true labels in the train split there is no hard-labels baseline."""
+    names = ["student", "baseline_teacher_hard_labels"]
+    if labelled:
+        names.append("baseline_hard_labels")
+    if config.student.ceiling:
+        names.append("ceiling_true_labels")
+    return tuple(names)
+
+
+def train(held: Session, labels: LabelSetRef, *, resume: bool) -> dict[str, StudentRef]:
+    """Train every arm that is not trained yet; by arm."""
+    job = _job(held, labels)
+    done = held.done("train", fingerprint(_plans(held.config, job)))
+    if done is not None and resume and all(files.exists(ref["url"] + "/config.json") for ref in done.values()):
+        say(f"train: {', '.join(done)} are trained already, skipped", skipped="train")
+        return {arm: StudentRef.from_dict(ref) for arm, ref in done.items()}
+    if not resume:
+        files.delete(job.output)
+    training = held.config.student.training
+    with held.stage("train", cores=training.workers * training.cpus,
+                    accelerators=training.workers * training.gpus) as stage:
+        stage.run.dataset(Dataset(name="labels", digest=labels.fingerprint, source=labels.store, context="training",
+                                  profile={"log_length": labels.log_length}))
+        curves = Curves(held, stage)
+        refs = train_ranks(job, training, on_metrics=curves.add)
+        files.write_json(held.url("state", "curves.json"), curves.losses)
+        stage.meter.wrote(sum(item.size for ref in refs for item in files.list_files(ref.url)))
+    students = {ref.arm: ref for ref in refs}
+    held.finish("train", fingerprint(_plans(held.config, job)), {arm: ref.to_dict() for arm, ref in students.items()})
+    return students
+
+
+class Curves:
+    """Metrics of the steps as they come in: to the tracker, to the terminal, and kept for the report."""
+
+    def __init__(self, held: Session, stage: Stage):
+        self._run = stage.run
+        self.losses: dict[str, list[tuple[int, float]]] = _kept(held)
+
+    def add(self, metrics: StepMetrics) -> None:
+        """Take one step's numbers; a restarted run repeats steps, and the repeat replaces them."""
+        arm = metrics.arm.partition("/")[0]
+        prefix = metrics.arm.replace("/", "_")
+        self._run.metrics({f"{prefix}_{name}": value for name, value in metrics.values.items()}, step=metrics.step)
+        if "loss" in metrics.values:
+            curve = [point for point in self.losses.get(arm, []) if point[0] < metrics.step]
+            self.losses[arm] = [*curve, (metrics.step, metrics.values["loss"])]
+        if "validation_nll" in metrics.values or metrics.step == 1:
+            numbers = "  ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.values.items()))
+            say(f"train {metrics.arm} step {metrics.step}: {numbers}", arm=metrics.arm, step=metrics.step)
+
+
+def _kept(held: Session) -> dict[str, list[tuple[int, float]]]:
+    """Curves of arms that an earlier, interrupted run trained."""
+    url = held.url("state", "curves.json")
+    kept: Mapping[str, list[list[float]]] = files.read_json(url) if files.exists(url) else {}
+    return {arm: [(int(step), loss) for step, loss in curve] for arm, curve in kept.items()}
+
+
+def _job(held: Session, labels: LabelSetRef) -> TrainingJob:
+    config = held.config
+    opened = open_snapshot(labels.snapshot)
+    labelled = opened.manifest.splits["train"].labelled > 0
+    head = label_stage.head_of(held)
+    job = TrainingJob(
+        config=config.model_dump(mode="json", by_alias=True), labels=labels, output="", seed=config.seed, resume=True,
+        arms=arms(config, labelled=labelled), ceiling=_ceiling(held, opened.classes),
+        teacher_rows_url=files.join(head, "fitted_rows.parquet") if head else None)
+    # Another plan is another folder: models of an earlier configuration stay what their references say.
+    folder = held.url("students", fingerprint(_plans(config, job))[:12])
+    return TrainingJob(**{**job.__dict__, "output": folder})
+
+
+def _plans(config: Campaign, job: TrainingJob) -> dict[str, object]:
+    return {name: arm_plan(job, config, arm_by_name(name)) for name in job.arms}
+
+
+def _ceiling(held: Session, classes: tuple[str, ...]) -> SnapshotRef | None:
+    """The teacher's own labelled rows, frozen like any other input."""
+    source = held.config.student.ceiling
+    if source is None:
+        return None
+    config = held.config.snapshot.model_copy(update={"source": source, "exclude": (), "classes": classes})
+    return take_snapshot(config, input_column=TASKS[held.config.task].input_column, seed=held.config.seed,
+                         url=held.url("snapshots"))

@@ -1,0 +1,206 @@
+"""Start training ranks with Ray Train, carry their metrics to the driver, restart what was lost.
+
+The ranks write students and checkpoints themselves (`ray_distill.students`); Ray starts them and tells when one
+is gone. A restart goes on from the newest verified checkpoint, so a lost worker costs the steps since then.
+"""
+
+import logging
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from ray_distill.artifacts import StudentRef
+from ray_distill.config import TrainingConfig
+from ray_distill.errors import ClusterError, DistillError
+from ray_distill.runtime.cluster import explain
+from ray_distill.runtime.console import say
+from ray_distill.students.run import TrainingJob
+
+#: Seconds between two looks into the mailbox.
+POLL_SECONDS = 1.0
+#: Steps of which a rank sends the metrics together.
+SEND_STEPS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMetrics:
+    """Numbers of one step of an arm."""
+
+    arm: str
+    step: int
+    values: Mapping[str, float]
+
+
+class Mailbox:
+    """An actor between the first rank and the driver: metrics, the result, or the error that ended it."""
+
+    def __init__(self) -> None:
+        self._metrics: list[StepMetrics] = []
+        self._students: list[str] | None = None
+        self._error: DistillError | None = None
+
+    def put(self, metrics: list[StepMetrics]) -> None:
+        """Leave metrics."""
+        self._metrics += metrics
+
+    def finish(self, students: list[str]) -> None:
+        """Leave the result: StudentRefs as JSON."""
+        self._students = students
+
+    def fail(self, error: DistillError) -> None:
+        """Leave an error of ours; the first one stays."""
+        self._error = self._error or error
+
+    def take(self) -> list[StepMetrics]:
+        """Take what is there."""
+        metrics, self._metrics = self._metrics, []
+        return metrics
+
+    def outcome(self) -> tuple[list[str] | None, DistillError | None]:
+        """The result and the error."""
+        return self._students, self._error
+
+
+class MailReporter:
+    """The training loop's reporter inside Ray Train; only the first rank sends."""
+
+    def __init__(self, mailbox: Any, rank: int):
+        self._mailbox, self._rank = mailbox, rank
+        self._waiting: list[StepMetrics] = []
+
+    def metrics(self, arm: str, step: int, values: Mapping[str, float]) -> None:
+        """Send a step's numbers, several steps at a time."""
+        if self._rank == 0:
+            self._waiting.append(StepMetrics(arm=arm, step=step, values=dict(values)))
+            if len(self._waiting) >= SEND_STEPS:
+                self.flush()
+
+    def flush(self) -> None:
+        """Send what is waiting."""
+        if self._waiting:
+            self._mailbox.put.remote(self._waiting)
+            self._waiting = []
+
+    def checkpoint(self, value: Mapping[str, Any]) -> None:
+        """Tell Ray; the checkpoint itself is in our own storage."""
+        self.flush()
+        ray.train.report(dict(value))
+
+    def should_stop(self) -> bool:
+        """Never: whoever stops the driver stops the ranks, and a resumed run goes on from the last checkpoint."""
+        return False
+
+
+def train_ranks(
+    job: TrainingJob, training: TrainingConfig, *, on_metrics: Callable[[StepMetrics], None]
+) -> list[StudentRef]:
+    """Run ``students.run.run_arms`` on ``training.workers`` ranks and return its result.
+
+    Args:
+        job: what to train; ``job.resume`` must be set, a restart relies on it.
+        training: how many ranks, with which resources, and how many restarts.
+        on_metrics: called on this process with every step's numbers; a restart repeats steps.
+
+    Raises:
+        DistillError: what a rank raised, at once.
+        ClusterError: the ranks were lost more often than ``training.max_failures``, or cannot be placed.
+    """
+    assert job.resume, "a restarted rank must go on, not begin anew"
+    _require_room(training)
+    for attempt in range(training.max_failures + 1):
+        mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+        failure = _fit(job, training, mailbox, on_metrics)
+        students, error = ray.get(mailbox.outcome.remote())
+        if error is not None:
+            raise error
+        if students is not None:
+            return [StudentRef.from_json(text) for text in students]
+        reason = "no rank finished" if failure is None else str(explain(failure, "training"))
+        if attempt < training.max_failures:
+            say(f"training was interrupted ({reason}); restart {attempt + 1} of {training.max_failures} goes on from "
+                "the last checkpoint")
+    raise ClusterError(f"{reason}; that was the last of {training.max_failures} restart(s) that "
+                       "student.training.max_failures allows; the last checkpoint is kept: run again to go on from it")
+
+
+def _fit(
+    job: TrainingJob, training: TrainingConfig, mailbox: Any, on_metrics: Callable[[StepMetrics], None]
+) -> BaseException | None:
+    """One attempt: returns what Ray raised, if it did; metrics are delivered meanwhile and at the end."""
+    done = threading.Event()
+    reader = threading.Thread(target=_deliver, args=(mailbox, on_metrics, done), daemon=True)
+    reader.start()
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    try:
+        with tempfile.TemporaryDirectory(prefix="ray-distill-train-") as folder:
+            trainer = TorchTrainer(
+                _train, train_loop_config={"job": job, "mailbox": mailbox, "threads": max(1, int(training.cpus))},
+                torch_config=TorchConfig(backend="nccl" if training.gpus else "gloo"),
+                scaling_config=ray.train.ScalingConfig(
+                    num_workers=training.workers, use_gpu=training.gpus > 0,
+                    resources_per_worker=_resources(training)),
+                run_config=ray.train.RunConfig(name=f"train-{uuid.uuid4().hex[:8]}", storage_path=folder))
+            trainer.fit()
+    except Exception as error:  # noqa: BLE001 - Ray wraps everything a rank can raise; the caller explains it
+        return error
+    finally:
+        done.set()
+        reader.join()
+    return None
+
+
+def _resources(training: TrainingConfig) -> dict[str, float]:
+    gpus = {"GPU": training.gpus} if training.gpus else {}
+    return {"CPU": training.cpus, **gpus}
+
+
+def _train(config: dict[str, Any]) -> None:
+    """What each rank runs, with its process group initialised by Ray Train."""
+    import torch
+
+    from ray_distill.students.run import run_arms
+
+    torch.set_num_threads(config["threads"])
+    rank = ray.train.get_context().get_world_rank()
+    reporter = MailReporter(config["mailbox"], rank)
+    try:
+        students = run_arms(config["job"], reporter)
+    except DistillError as error:
+        ray.get(config["mailbox"].fail.remote(error))
+        raise
+    finally:
+        reporter.flush()
+    if rank == 0:
+        ray.get(config["mailbox"].finish.remote([student.to_json() for student in students]))
+
+
+def _deliver(mailbox: Any, on_metrics: Callable[[StepMetrics], None], done: threading.Event) -> None:
+    last = False
+    while not last:
+        last = done.wait(POLL_SECONDS)
+        try:
+            for metrics in ray.get(mailbox.take.remote()):
+                on_metrics(metrics)
+        except ray.exceptions.RayError:
+            return  # the mailbox went with its node; the attempt fails and says so
+
+
+def _require_room(training: TrainingConfig) -> None:
+    """Refuse to wait for ever for resources that the cluster does not have.
+
+    Raises:
+        ClusterError: says what is asked and what there is.
+    """
+    total = ray.cluster_resources()
+    for name, each in _resources(training).items():
+        if each * training.workers > total.get(name, 0.0):
+            raise ClusterError(
+                f"{training.workers} training worker(s) of {each:g} {name} do not fit the cluster's "
+                f"{total.get(name, 0.0):g} {name}: lower student.training.workers, or its resources")

@@ -1,5 +1,6 @@
 """Jobs sent to a real Ray head with the token on."""
 
+import json
 import os
 import secrets
 import shutil
@@ -15,10 +16,14 @@ from pathlib import Path
 
 import pytest
 
+from ray_distill.artifacts import SnapshotRef
 from ray_distill.errors import ClusterError
 from ray_distill.runtime.submit import check_address, submit
+from ray_distill.snapshots.reader import open_snapshot
 
 pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
 
 CONFIG = """
 campaign: tiny
@@ -117,8 +122,10 @@ def _end(head: "subprocess.Popen[bytes]") -> None:
 
 
 def _submit(cluster: Cluster, job: str, **changes: object) -> int:
-    options: dict[str, object] = {"address": cluster.address, "token": cluster.token, **changes}
-    return submit(job=job, config_path=cluster.config, working_dir=cluster.working_dir, **options)  # type: ignore[arg-type]
+    options: dict[str, object] = {
+        "address": cluster.address, "token": cluster.token, "config_path": cluster.config,
+        "working_dir": cluster.working_dir, **changes}
+    return submit(job=job, **options)  # type: ignore[arg-type]
 
 
 def test_a_job_that_succeeds_returns_0_and_its_log_ends_with_the_reference(
@@ -170,6 +177,41 @@ def test_a_wrong_or_missing_token_is_an_error_that_says_what_to_set(
     with pytest.raises(ClusterError, match=says) as error:
         _submit(cluster, "succeeds", token=None)
     assert "RAY_AUTH_TOKEN" in str(error.value)
+
+
+def _real_config(folder: Path, source: str) -> Path:
+    """A campaign over twenty rows, with everything it writes below ``folder``."""
+    rows = "".join(json.dumps({"text": f"row {number}", "label": "ab"[number % 2]}) + "\n" for number in range(20))
+    (folder / "rows.jsonl").write_text(rows)
+    config = {
+        "campaign": "real", "task": "text_classification", "output": str(folder / "out"),
+        "snapshot": {"source": source, "columns": {"label": "label"},
+                     "splits": {"train": 0.4, "validation": 0.2, "calibration": 0.2, "test": 0.2}},
+        "labels": {"teacher": {"model": "module:teacher"}}, "tracking": {"enabled": False},
+    }
+    (folder / "real.yaml").write_text(json.dumps(config))
+    return folder / "real.yaml"
+
+
+def test_the_projects_own_jobs_run_there_and_end_with_their_reference(
+    cluster: Cluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """jobs/snapshot.py, sent from this checkout, freezes a snapshot that this process can open."""
+    config = _real_config(tmp_path, str(tmp_path / "rows.jsonl"))
+    assert _submit(cluster, "snapshot", config_path=config, working_dir=ROOT) == 0
+    snapshot = open_snapshot(SnapshotRef.from_json(capfd.readouterr().out.strip().splitlines()[-1]))
+    assert sum(shard.rows for shard in snapshot.shards) == 20
+
+
+def test_the_reason_of_the_projects_own_errors_comes_last(
+    cluster: Cluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A source that is not there: no traceback at the end, but what is wrong."""
+    config = _real_config(tmp_path, str(tmp_path / "nothing.jsonl"))
+    assert _submit(cluster, "snapshot", config_path=config, working_dir=ROOT) == 1
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    assert "failed with exit code 1: " in last
+    assert "nothing.jsonl" in last
 
 
 def test_plain_ray_job_submit_runs_the_same_job_files(cluster: Cluster) -> None:

@@ -45,7 +45,7 @@ def forward_kl(logits_NV: Tensor, targets: SparseTargets, temperature: float = 1
     norm_N = scaled_NV.logsumexp(-1)
     logq_NK = scaled_NV.gather(-1, targets.ids_NK) - norm_N.unsqueeze(-1)
     head_N = _p_log_ratio(logp_NK, logq_NK).sum(-1)
-    log_tail_q_N = _complement_logsumexp(scaled_NV, targets, torch.isfinite(log_tail_N)) - norm_N
+    log_tail_q_N = _complement_logsumexp(scaled_NV, targets, log_tail_N != -math.inf) - norm_N
     return head_N + _p_log_ratio(log_tail_N, log_tail_q_N)
 
 
@@ -80,8 +80,8 @@ def temperature_index(declared: tuple[float, ...], temperature: float) -> int:
 
 
 def _p_log_ratio(logp: Tensor, logq: Tensor) -> Tensor:
-    """``p (log p - log q)``, and 0 with a zero gradient where p = 0."""
-    present = torch.isfinite(logp)
+    """``p (log p - log q)``, and 0 with a zero gradient where p = 0; a NaN stays one."""
+    present = logp != -math.inf
     safe_logp, safe_logq = logp.masked_fill(~present, 0.0), logq.masked_fill(~present, 0.0)
     return torch.where(present, safe_logp.exp() * (safe_logp - safe_logq), 0.0)
 
@@ -89,7 +89,7 @@ def _p_log_ratio(logp: Tensor, logq: Tensor) -> Tensor:
 def _complement_logsumexp(scaled_NV: Tensor, targets: SparseTargets, has_tail_N: Tensor) -> Tensor:
     """Logsumexp over the classes that are not stored; rows without a tail get any finite value."""
     stored_NV = torch.zeros(scaled_NV.shape, dtype=torch.int32, device=scaled_NV.device)
-    stored_NV.scatter_add_(-1, targets.ids_NK, torch.isfinite(targets.logp_NK).to(torch.int32))
+    stored_NV.scatter_add_(-1, targets.ids_NK, (targets.logp_NK != -math.inf).to(torch.int32))
     outside_NV = (stored_NV == 0) | ~has_tail_N.unsqueeze(-1)
     return scaled_NV.masked_fill(~outside_NV, -math.inf).logsumexp(-1)
 

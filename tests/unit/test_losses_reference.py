@@ -1,6 +1,7 @@
 """Every loss and its gradient against a dense float64 autograd reference (MATHS.md §2, §3, §6)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -133,6 +134,16 @@ def test_padding_entries_count_for_nothing() -> None:
         gradient(lambda z: forward_kl(z, padded, 2.0).sum(), logits),
         gradient(lambda z: forward_kl(z, targets, 2.0).sum(), logits), strict=True):
         assert torch.equal(a, b)
+
+
+def test_nan_in_the_labels_is_not_hidden() -> None:
+    """Only -inf means absent: a NaN probability or tail makes the loss NaN, which stops training."""
+    targets = truncate(torch.randn(2, 5).double(), 2)
+    for name in ("logp_NK", "log_tail_NT"):
+        broken = getattr(targets, name).clone()
+        broken[1] = torch.nan
+        kl = forward_kl(torch.zeros(2, 5), replace(targets, **{name: broken}))
+        assert torch.isfinite(kl[0]) and torch.isnan(kl[1])
 
 
 def test_bfloat16_logits_are_raised_to_float32() -> None:

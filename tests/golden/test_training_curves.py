@@ -1,0 +1,176 @@
+"""The loss curve is a function of seed, data and global batch: not of engine, ranks, micro-batches or crashes.
+
+Tolerance 1e-5 relative in float32 throughout: summing in another order moves the last bits.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import training_lab as lab
+from training_lab import Lab, loss_curve
+
+from ray_distill.errors import ConfigError, TrainingError
+from ray_distill.students.loop import run_trial
+from ray_distill.students.ranks import current_ranks
+from ray_distill.testing.gloo import run_gloo
+
+TOLERANCE = 1e-5
+#: The first run's losses; a change of them is a change of what training means, and must be explained.
+GOLDEN = (1.508476, 2.085061, 1.615413, 1.983031, 1.421013, 2.136827, 1.581483, 1.6069)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the student's checkpoint."""
+    folder = tmp_path_factory.mktemp("lab")
+    lab.write_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(home: Path) -> lab.Ran:
+    """Plain torch, one process, micro-batches of 3, with hidden matching."""
+    return lab.run(Lab(folder=str(home), hidden=True))
+
+
+def assert_same_curve(found: lab.Ran, expected: lab.Ran) -> None:
+    """Every metric but the speed, at every step."""
+    assert sorted(found.curve) == sorted(expected.curve)
+    for step, values in expected.curve.items():
+        assert set(found.curve[step]) == set(values)
+        for name in set(values) - {"examples_per_second"}:
+            assert found.curve[step][name] == pytest.approx(values[name], rel=TOLERANCE, abs=1e-6), (step, name)
+
+
+def test_golden_curve(reference: lab.Ran) -> None:
+    """The losses of this commit's ancestors, step by step."""
+    assert loss_curve(reference) == pytest.approx(GOLDEN, rel=1e-4)
+
+
+def test_every_term_is_reported(reference: lab.Ran) -> None:
+    """Total, each term, rate and speed at each step; validation where it is due."""
+    always = {"loss", "loss_soft", "loss_hard", "loss_hidden", "learning_rate", "examples_per_second"}
+    assert set(reference.curve[1]) == always
+    assert set(reference.curve[4]) == always | {"validation_nll", "validation_accuracy"}
+    terms = reference.curve[1]
+    total = 0.7 * terms["loss_soft"] + 0.3 * terms["loss_hard"] + 0.5 * terms["loss_hidden"]
+    assert terms["loss"] == pytest.approx(total, rel=1e-6)
+
+
+def test_projections_stay_behind(reference: lab.Ran) -> None:
+    """The weights kept for export are the student's alone."""
+    assert reference.weights and not any("projection" in name for name in reference.weights)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 5, 12])
+def test_micro_batches_do_not_matter(home: Path, reference: lab.Ran, micro_batch: int) -> None:
+    """Equal global batch, any division of it."""
+    assert_same_curve(lab.run(Lab(folder=str(home), hidden=True, training={"micro_batch": micro_batch})), reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 3])
+def test_world_size_does_not_matter(home: Path, reference: lab.Ran, world: int) -> None:
+    """Two and three gloo ranks, uneven last batches included."""
+    for ran in run_gloo(lab.run, world, Lab(folder=str(home), hidden=True)):
+        assert_same_curve(ran, reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_deepspeed_on_two_ranks_equals_torch_on_one(home: Path, reference: lab.Ran, stage: int) -> None:
+    """ZeRO 0 to 3: same curve, same best weights, and a stopped run resumes to both."""
+    training: dict[str, Any] = {"engine": "deepspeed", "zero_stage": stage}
+    whole = run_gloo(lab.run, 2, Lab(folder=str(home), hidden=True, training=training))
+    for ran in whole:
+        assert_same_curve(ran, reference)
+    assert set(whole[0].weights) == set(reference.weights)
+    for name, value in reference.weights.items():
+        assert torch.allclose(whole[0].weights[name], value, rtol=1e-3, atol=1e-5), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_deepspeed_resumes_exactly(home: Path, tmp_path: Path, stage: int) -> None:
+    """Stopped after step 5 and resumed by new processes: the curve goes on as if nothing had happened."""
+    lab.write_model(tmp_path)
+    run = Lab(folder=str(tmp_path), hidden=True, dropout=0.1, training={"engine": "deepspeed", "zero_stage": stage})
+    whole = run_gloo(lab.run, 2, replace(run, trial="whole"))
+    run_gloo(lab.run_until_stopped, 2, replace(run, stop_after=5))
+    rest = run_gloo(lab.run, 2, replace(run, resume=True))
+    assert sorted(rest[0].curve) == [6, 7, 8]
+    for step in (6, 7, 8):
+        assert rest[0].curve[step]["loss"] == pytest.approx(whole[0].curve[step]["loss"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_deepspeed_alone_in_a_process(home: Path, reference: lab.Ran) -> None:
+    """Without a process group the engine makes a group of one."""
+    assert_same_curve(run_gloo(lab.run, 1, Lab(folder=str(home), hidden=True, training={"engine": "deepspeed"}))[0],
+                      reference)
+
+
+def test_resumed_equals_uninterrupted(home: Path, tmp_path: Path) -> None:
+    """Stopped after step 5 of 8, dropout on: the remaining steps and the weights are bit for bit the same."""
+    lab.write_model(tmp_path)
+    run = Lab(folder=str(tmp_path), dropout=0.1)
+    whole = lab.run(replace(run, trial="whole"))
+    before = lab.run_until_stopped(replace(run, stop_after=5))
+    rest = lab.run(replace(run, resume=True))
+    assert sorted(before) == [1, 2, 3, 4, 5] and sorted(rest.curve) == [6, 7, 8]
+    assert [{**before, **rest.curve}[step]["loss"] for step in range(1, 9)] == loss_curve(whole)
+    assert rest.best == whole.best
+    assert all(torch.equal(rest.weights[name], value) for name, value in whole.weights.items())
+
+
+def test_a_corrupted_checkpoint_is_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The one before is used, and the curve is still the uninterrupted one's."""
+    lab.write_model(tmp_path)
+    run = Lab(folder=str(tmp_path))
+    whole = lab.run(replace(run, trial="whole"))
+    lab.run_until_stopped(replace(run, stop_after=5))
+    newest = max((tmp_path / "trial" / "checkpoints").iterdir())
+    state = newest / "rank-0" / "engine" / "torch.pt"
+    data = bytearray(state.read_bytes())
+    data[len(data) // 2] ^= 1
+    state.write_bytes(data)
+    rest = lab.run(replace(run, resume=True))
+    assert newest.name in caplog.text
+    assert sorted(rest.curve) == [5, 6, 7, 8]
+    assert [rest.curve[step]["loss"] for step in (5, 6, 7, 8)] == loss_curve(whole)[4:]
+
+
+def test_resuming_with_other_labels_is_refused(tmp_path: Path) -> None:
+    """Both fingerprints are named."""
+    lab.write_model(tmp_path)
+    lab.run_until_stopped(Lab(folder=str(tmp_path), stop_after=3))
+    with pytest.raises(TrainingError, match="labels labels-1, this run asks for labels labels-2"):
+        lab.run(Lab(folder=str(tmp_path), resume=True, labels="labels-2"))
+
+
+def test_a_loss_that_is_not_finite_names_step_and_term(tmp_path: Path) -> None:
+    """Training does not go on with NaN."""
+    lab.write_model(tmp_path)
+    trial, engine = lab.build(Lab(folder=str(tmp_path)))
+    assert trial.data.teaching is not None
+    trial.data.teaching.logp_RK[:, 0] = float("nan")
+    with pytest.raises(TrainingError, match="the loss term 'soft' is nan at step 1 of 8"):
+        run_trial(trial, engine, current_ranks(), lab.Recorder(), resume=False)
+
+
+def test_the_torch_engine_refuses_fp16(tmp_path: Path) -> None:
+    """It has no loss scaling."""
+    lab.write_model(tmp_path)
+    with pytest.raises(ConfigError, match="engine torch knows precision fp32 and bf16, found fp16"):
+        lab.build(Lab(folder=str(tmp_path), training={"precision": "fp16"}))
+
+
+def test_bf16_trains(tmp_path: Path) -> None:
+    """Under autocast the losses stay near float32's."""
+    lab.write_model(tmp_path)
+    half = lab.run(Lab(folder=str(tmp_path), training={"precision": "bf16"}))
+    full = lab.run(Lab(folder=str(tmp_path)))
+    assert loss_curve(half) == pytest.approx(loss_curve(full), rel=0.05)

@@ -1,0 +1,174 @@
+"""The whole training stage in one process: real snapshot, real label store, exported transformers directories."""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import torch
+from training_lab import Recorder
+from transformers import AutoModelForSequenceClassification
+
+from ray_distill.artifacts import LabelSetRef
+from ray_distill.config import SnapshotConfig, parse_config
+from ray_distill.errors import ConfigError, TrainingError
+from ray_distill.labels.store import open_store
+from ray_distill.models.load import load_model
+from ray_distill.snapshots.reader import open_snapshot
+from ray_distill.snapshots.take import take_snapshot
+from ray_distill.students.reporter import SilentReporter, TrainingStopped
+from ray_distill.students.run import TrainingJob, run_arms
+from ray_distill.testing.labels import fake_manifest, label_all
+from ray_distill.testing.models import write_tiny_text_model
+
+CLASSES = tuple(f"class{i}" for i in range(5))
+ARMS = ("student", "baseline_hard_labels", "baseline_teacher_hard_labels")
+TRAINING = {"engine": "torch", "epochs": 2, "global_batch": 40, "micro_batch": 40, "learning_rate": [1e-3, 1e-2],
+            "evaluate_every": 3, "checkpoint_every": 2}
+
+
+def freeze(folder: Path, name: str, rows: int, seed: int) -> Any:
+    """A snapshot of random texts, a third of them labelled."""
+    rng = np.random.default_rng(seed)
+    lines = [{"text": "".join(rng.choice(list("abcdefgh"), 9)), "label": CLASSES[i % 5] if i % 3 == 0 else None}
+             for i in range(rows)]
+    (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    config = SnapshotConfig.model_validate({
+        "source": str(folder / f"{name}.jsonl"), "columns": {"label": "label"}, "classes": CLASSES,
+        "splits": {"train": 0.6, "validation": 0.2, "calibration": 0.1, "test": 0.1}})
+    return take_snapshot(config, input_column="text", seed=0, url=str(folder / name))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher's checkpoint, a snapshot, and its labels with two hidden layers."""
+    folder = tmp_path_factory.mktemp("run")
+    write_tiny_text_model(folder / "teacher", CLASSES, seed=1)
+    snapshot = open_snapshot(freeze(folder, "traffic", 160, seed=1))
+    label_all(str(folder / "store"), fake_manifest(layers=(1, 2)), snapshot)
+    (folder / "labels.json").write_text(open_store(str(folder / "store")).ref(snapshot.ref).to_json())
+    return folder
+
+
+def job_of(home: Path, output: Path, *, training: Mapping[str, Any] | None = None, **changes: Any) -> TrainingJob:
+    """A job on these labels; the student is one layer of the teacher."""
+    config = parse_config({
+        "campaign": "tiny", "task": "text_classification", "snapshot": {"source": "unused"},
+        "labels": {"teacher": {"model": str(home / "teacher")}},
+        "student": {"model": {"from": "teacher_layers", "keep": 1},
+                    "losses": {"soft": {"weight": 0.8, "temperature": 2}, "hard": {"weight": 0.2}, "hidden": {}},
+                    "training": {**TRAINING, **(training or {})}}})
+    return replace(TrainingJob(
+        config=config.model_dump(mode="json", by_alias=True), arms=ARMS, output=str(output),
+        labels=LabelSetRef.from_json((home / "labels.json").read_text())), **changes)
+
+
+@pytest.fixture(scope="module")
+def trained(home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recorder, list[Any]]:
+    """All three arms, trained once."""
+    output, recorder = tmp_path_factory.mktemp("out"), Recorder()
+    return output, recorder, run_arms(job_of(home, output), recorder)
+
+
+def test_every_arm_is_a_standard_transformers_directory(trained: tuple[Path, Recorder, list[Any]], home: Path) -> None:
+    """Plain transformers loads it; so do we, with the fingerprint as revision."""
+    output, _, refs = trained
+    assert [ref.arm for ref in refs] == list(ARMS)
+    for ref in refs:
+        module = AutoModelForSequenceClassification.from_pretrained(ref.url)
+        assert tuple(module.config.id2label.values()) == CLASSES
+        assert load_model(ref.url, task="text_classification").classes == CLASSES
+        assert ref.fingerprint.startswith("sha256:") and (output / f"{ref.arm}.json").is_file()
+    assert len({ref.fingerprint for ref in refs}) == 3
+    assert not any((output / "work").glob("*"))
+
+
+def test_the_card_names_what_it_was_made_of(trained: tuple[Path, Recorder, list[Any]]) -> None:
+    """Teacher, snapshot, labels, config, losses and steps stand in the card and in the metadata."""
+    output, _, refs = trained
+    card = (output / "student" / "README.md").read_text()
+    labels = refs[0].labels
+    for text in ("tiny: student", labels.fingerprint, labels.snapshot.fingerprint, "`fake`", '"soft"', "training rows"):
+        assert text in card
+    metadata = json.loads((output / "student" / "ray_distill.json").read_text())["metadata"]
+    assert metadata["labels"] == labels.to_dict() and metadata["arm"] == "student"
+
+
+def test_all_arms_have_equal_steps_and_tuning(trained: tuple[Path, Recorder, list[Any]]) -> None:
+    """Each arm has one trial a learning rate, each of as many steps as the student's epochs take."""
+    _, recorder, _ = trained
+    curves = recorder.by_arm
+    assert sorted(curves) == sorted(f"{arm}/rate-{rate}" for arm in ARMS for rate in ("0.001", "0.01"))
+    assert {max(curve) for curve in curves.values()} == {6}
+    assert "loss_hidden" in curves["student/rate-0.01"][1]
+    assert "loss_hard" in curves["baseline_hard_labels/rate-0.01"][1]
+    kinds = {name for curve in curves.values() for name in curve[6] if name.startswith("validation")}
+    assert len(kinds) == 2
+
+
+def test_resuming_a_finished_job_trains_nothing(
+    trained: tuple[Path, Recorder, list[Any]], home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same references come back without one step, even without the labels."""
+    output, _, refs = trained
+    recorder = Recorder()
+    with caplog.at_level(logging.INFO):
+        assert run_arms(job_of(home, output, resume=True), recorder) == refs
+    assert recorder.curve == {} and "student is already trained" in caplog.text
+
+
+def test_exported_models_of_other_settings_are_not_reused(
+    trained: tuple[Path, Recorder, list[Any]], home: Path
+) -> None:
+    """Resuming with another configuration names the difference."""
+    output, _, _ = trained
+    with pytest.raises(TrainingError, match=r"student was made with epochs 2\.0, this run asks for epochs 3\.0"):
+        run_arms(job_of(home, output, training={"epochs": 3}, resume=True), SilentReporter())
+
+
+def test_a_stopped_job_resumes_to_the_same_model(home: Path, tmp_path: Path) -> None:
+    """Stopped in the second trial: the finished trial is kept, the other goes on, the model is the same."""
+    whole = run_arms(job_of(home, tmp_path / "whole", arms=("student",)), SilentReporter())
+
+    with pytest.raises(TrainingStopped, match=r"student/rate-0\.01: stopped as requested after step 3 of 6"):
+        run_arms(job_of(home, tmp_path / "cut", arms=("student",)), Recorder(stop_after=9))
+    recorder = Recorder()
+    rest = run_arms(job_of(home, tmp_path / "cut", arms=("student",), resume=True), recorder)
+    assert sorted(recorder.curve) == [4, 5, 6]
+    assert rest[0].fingerprint == whole[0].fingerprint
+
+
+def test_rows_of_the_teacher_are_not_distilled(home: Path, tmp_path: Path) -> None:
+    """Excluding all unlabelled train rows leaves the student as many rows as the hard-labels baseline."""
+    table = open_snapshot(job_of(home, tmp_path).labels.snapshot).read("train", ["row_id", "label"])
+    unlabelled = table.filter(pc.is_null(table["label"])).select(["row_id"])
+    pq.write_table(unlabelled, tmp_path / "fitted.parquet")
+    job = job_of(home, tmp_path / "out", teacher_rows_url=str(tmp_path / "fitted.parquet"), arms=("student",),
+                 training={"learning_rate": 1e-3, "epochs": 1})
+    run_arms(job, SilentReporter())
+    metadata = json.loads((tmp_path / "out" / "student" / "ray_distill.json").read_text())["metadata"]
+    assert metadata["training_rows"] == table.num_rows - unlabelled.num_rows
+
+
+def test_the_ceiling_trains_on_the_teachers_rows(home: Path, tmp_path: Path) -> None:
+    """All its labelled rows, less those the campaign validates or tests on; without them, a clear error."""
+    job = job_of(home, tmp_path / "out", arms=("ceiling_true_labels",), training={"learning_rate": 1e-3, "epochs": 1})
+    with pytest.raises(ConfigError, match="the arm ceiling_true_labels needs the teacher's labelled rows"):
+        run_arms(job, SilentReporter())
+    own = freeze(tmp_path, "own", 90, seed=2)
+    (ref,) = run_arms(replace(job, ceiling=own), SilentReporter())
+    metadata = json.loads((Path(ref.url) / "ray_distill.json").read_text())["metadata"]
+    assert metadata["training_rows"] == 30 and metadata["losses"] == {"hard": {}}
+    assert torch.isfinite(torch.tensor(list(metadata["validation"].values()))).all()
+
+
+def test_unknown_arms_and_layers_are_refused(home: Path, tmp_path: Path) -> None:
+    """Before anything is trained."""
+    with pytest.raises(ConfigError, match="unknown arm 'best'"):
+        run_arms(job_of(home, tmp_path, arms=("best",)), SilentReporter())

@@ -1,0 +1,170 @@
+"""A tiny real training problem for the tests of this folder: a BERT of 2 layers, random texts, a random teacher.
+
+Everything is a function of seeds, so that every rank and every process builds the same.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from ray_distill.config import LossConfig, TrainingConfig
+from ray_distill.labels.signal import Distributions, Hidden, Signal
+from ray_distill.models.load import load_model
+from ray_distill.models.model import Model
+from ray_distill.students.batches import TrainingSet, build_set
+from ray_distill.students.bundle import build_bundle, layer_pairs
+from ray_distill.students.engine import Engine, build_engine
+from ray_distill.students.loop import Trial, run_trial
+from ray_distill.students.ranks import current_ranks
+from ray_distill.students.terms import build_terms
+from ray_distill.students.validation import choose_judge
+from ray_distill.tasks.catalogue import TASKS
+from ray_distill.testing.models import write_tiny_text_model
+
+CLASSES = ("red", "green", "blue", "grey")
+ROWS = 52
+LAYERS = (3, 6)
+WIDTH = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lab:
+    """One run: where, with which settings, and what it does on the way. Picklable."""
+
+    folder: str
+    training: dict[str, Any] = field(default_factory=dict)
+    steps: int = 8
+    resume: bool = False
+    stop_after: int | None = None
+    hidden: bool = False
+    labels: str = "labels-1"
+    dropout: float = 0.0
+    trial: str = "trial"
+    """Folder of its checkpoints."""
+
+
+class Recorder:
+    """A reporter that keeps what it is told and asks to stop after a step."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.curve: dict[int, dict[str, float]] = {}
+        self.by_arm: dict[str, dict[int, dict[str, float]]] = {}
+        self.saved: list[Mapping[str, Any]] = []
+        self._stop_after = stop_after
+
+    def metrics(self, arm: str, step: int, values: Mapping[str, float]) -> None:
+        self.curve[step] = dict(values)
+        self.by_arm.setdefault(arm, {})[step] = dict(values)
+
+    def checkpoint(self, value: Mapping[str, Any]) -> None:
+        self.saved.append(value)
+
+    def should_stop(self) -> bool:
+        done = sum(len(curve) for curve in self.by_arm.values())
+        return self._stop_after is not None and done >= self._stop_after - 1
+
+
+def write_model(folder: Path) -> str:
+    """The student's checkpoint: to be written once, before any rank starts."""
+    return str(write_tiny_text_model(folder / "model", CLASSES, seed=5, initializer_range=0.1))
+
+
+def table_of(rows: int, seed: int, labelled: float) -> pa.Table:
+    """Snapshot rows with random texts of 1 to 12 characters; some have a true label."""
+    rng = np.random.default_rng(seed)
+    texts = ["".join(rng.choice(list("abcdefgh "), rng.integers(1, 12))) + "z" for _ in range(rows)]
+    labels = [int(rng.integers(4)) if rng.random() < labelled else None for _ in range(rows)]
+    ids = pa.array([rng.bytes(16) for _ in range(rows)], pa.binary(16))
+    return pa.table({"row_id": ids, "text": texts, "label": pa.array(labels, pa.int32())})
+
+
+def signal_of(rows: int, seed: int) -> Signal:
+    """Dense distributions at T = 1 and 2, and pooled hidden states."""
+    rng = np.random.default_rng(seed)
+    logp = torch.from_numpy(rng.normal(size=(rows, 4)) * 2).log_softmax(-1).numpy().astype(np.float32)
+    steps = np.arange(rows + 1, dtype=np.int64)
+    distributions = Distributions(
+        classes=4, temperatures=(1.0, 2.0), row_offsets=steps, position=np.zeros(rows, np.int32),
+        entry_offsets=steps * 4, ids=np.tile(np.arange(4, dtype=np.int32), rows), logp=logp.reshape(-1),
+        log_tail=np.full((rows, 2), -np.inf, np.float32), entropy=-(np.exp(logp) * logp).sum(-1))
+    hidden = {
+        layer: Hidden(offsets=steps, values=rng.normal(size=(rows, WIDTH)).astype(np.float32)) for layer in LAYERS}
+    return Signal(distributions=distributions, hidden=hidden)
+
+
+def data_of(model: Model, rows: int, seed: int, labelled: float) -> TrainingSet:
+    """A training set whose first seven rows the teacher may not teach."""
+    table = table_of(rows, seed, labelled)
+    ids = table["row_id"].combine_chunks()
+    return build_set(
+        table, task=TASKS["text_classification"], processor=model.processor, student_classes=model.classes,
+        snapshot_classes=CLASSES, store_classes=CLASSES, labels=(ids, signal_of(rows, seed)),
+        excluded=ids[:7])
+
+
+def build(lab: Lab) -> tuple[Trial, Engine]:
+    """The trial and its engine on this rank."""
+    torch.set_num_threads(1)
+    ranks = current_ranks()
+    training = TrainingConfig.model_validate(
+        {"global_batch": 12, "micro_batch": 3, "learning_rate": 5e-3, "evaluate_every": 4, "checkpoint_every": 2,
+         "engine": "torch", **lab.training})
+    model = load_model(lab.folder + "/model", task="text_classification")
+    for module in model.module.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = lab.dropout
+    losses = {"soft": LossConfig(weight=0.7, temperature=2.0), "hard": LossConfig(weight=0.3)}
+    if lab.hidden:
+        losses["hidden"] = LossConfig(weight=0.5)
+    pairs = layer_pairs("uniform", LAYERS, model) if lab.hidden else {}
+    data = data_of(model, ROWS, 1, 0.5)
+    plan = {"labels": lab.labels, "world": ranks.world, "engine": training.engine, "zero_stage": training.zero_stage}
+    trial = Trial(
+        name="student", url=f"{lab.folder}/{lab.trial}", data=data, rows=np.arange(data.rows), steps=lab.steps, seed=3,
+        terms=build_terms(losses, steps=lab.steps, temperatures=(1.0, 2.0), layers=pairs),
+        judge=choose_judge(data_of(model, 60, 2, 1.0)), training=training, rate=training.learning_rate[0], plan=plan)
+    bundle = build_bundle(
+        model, model.module, layers=pairs, widths=dict.fromkeys(LAYERS, WIDTH), pool="mean", seed=3)
+    return trial, build_engine(bundle, training, ranks, passes=-(-12 // (ranks.world * training.micro_batch)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """What a run left: metrics by step, the best result's, and its weights (first rank only)."""
+
+    curve: dict[int, dict[str, float]]
+    best: dict[str, Any]
+    weights: dict[str, torch.Tensor]
+    saved: list[Mapping[str, Any]]
+
+
+def run(lab: Lab) -> Ran:
+    """Train on this rank, to the end."""
+    trial, engine = build(lab)
+    recorder = Recorder()
+    best = run_trial(trial, engine, current_ranks(), recorder, resume=lab.resume)
+    engine.close()
+    return Ran(curve=recorder.curve, best=best.to_dict(), weights=best.weights, saved=recorder.saved)
+
+
+def run_until_stopped(lab: Lab) -> dict[int, dict[str, float]]:
+    """Train until the reporter asks to stop; returns the curve so far."""
+    from ray_distill.students.reporter import TrainingStopped
+
+    trial, engine = build(lab)
+    recorder = Recorder(lab.stop_after)
+    try:
+        run_trial(trial, engine, current_ranks(), recorder, resume=lab.resume)
+    except TrainingStopped:
+        return recorder.curve
+    raise AssertionError("the run was not stopped")
+
+
+def loss_curve(ran: Ran) -> list[float]:
+    """Total loss of every step."""
+    return [ran.curve[step]["loss"] for step in sorted(ran.curve)]

@@ -22,8 +22,9 @@ from ray_distill.tracking.views import DESCRIPTION, TITLE, experiment_tags
 
 logger = logging.getLogger(__name__)
 
-# MLflow's own defaults wait about four minutes before they admit that a server is away.
+# MLflow's own defaults wait about four minutes before they admit that a server is away, and print for each run.
 _SETTINGS = {
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -33,6 +34,7 @@ _SLOW_OPS = ("artifact", "model")  # uploads keep MLflow's own timeout, two minu
 _AWAY_STATUS = {401, 403, 408, 429}  # the records are fine: a token or a host list will be mended
 _AWAY_NAMES = {"EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "OperationalError"}
 _PARENT = "mlflow.parentRunId"
+_RETRY_LOGGER = logging.getLogger("urllib3.connectionpool")
 
 
 def import_mlflow() -> Any:
@@ -59,9 +61,12 @@ def our_settings(slow: bool = False) -> Iterator[None]:
     wanted = {name: value for name, value in _SETTINGS.items() if not (slow and name.endswith("TIMEOUT"))}
     added = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(added)
+    level = _RETRY_LOGGER.level
+    _RETRY_LOGGER.setLevel(logging.ERROR)  # each retry would be a warning; the outage is said once, by us
     try:
         yield
     finally:
+        _RETRY_LOGGER.setLevel(level)
         for name in added:
             os.environ.pop(name, None)
 
@@ -80,6 +85,11 @@ def is_away(error: BaseException) -> bool:
             status = cause.get_http_status_code()
             return status >= 500 or status in _AWAY_STATUS
     return False
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Return the exception at the bottom: "connection refused" rather than four layers that wrap it."""
+    return list(_causes(error))[-1]
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ray_distill.errors import ConfigError
 from ray_distill.tracking.base import Dataset
-from ray_distill.tracking.client import Client, is_away, now_ms
+from ray_distill.tracking.client import Client, is_away, now_ms, root_cause
 from ray_distill.tracking.logged_model import plain_example
 from ray_distill.tracking.records import clean_name, clean_tags, flatten, one_line, split_metrics
 from ray_distill.tracking.spool import Record, Spool, new_local_id
@@ -172,7 +172,7 @@ class MlflowTracker:
         if self._away_since is None:
             self._away_since = time.monotonic()
             logger.warning("MLflow at %s cannot be written to (%s): work goes on, records wait in %s and are "
-                           "written when it is back", self._uri, one_line(error), self._spool.folder)
+                           "written when it is back", self._uri, one_line(root_cause(error)), self._spool.folder)
 
     def _keep(self, record: Record) -> None:
         """Let a record wait in the spool, with a copy of the files it names."""

@@ -1,15 +1,17 @@
 """The logged model as MLflow serves it: this file is copied beside the checkpoint and executed by MLflow.
 
-It must not import the rest of the package: a serving machine has MLflow, transformers, torch, numpy, pandas and
-Pillow, and nothing of ours. No code is pickled, and weights are read from safetensors only.
+A serving machine has MLflow, transformers, torch, numpy, pandas and Pillow, and nothing of ours, so this file does
+not import the package. (One exception: a student that a ``module:function`` built needs ray_distill and that module,
+because no file can rebuild it.) No code is pickled, and weights are read from safetensors only. Images are decoded
+exactly as `ray_distill.tasks.images` does; a test compares the two.
 
 Input is a DataFrame with a column ``text`` (strings) or ``image`` (encoded bytes such as PNG or JPEG, or their
 base64 text). Output is a DataFrame with ``label``, ``probability`` and ``probabilities``, one row an input row.
 """
 
 import base64
-import binascii
 import io
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,14 @@ import torch
 import transformers
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 BATCH = 32
+
+
+Encode = Callable[[Sequence[Any]], Any]
+Loaded = tuple[Any, Encode, list[str]]
+"""Module, what turns a column's values into its inputs, class names."""
 
 
 class ServedStudent(PythonModel):
@@ -30,19 +37,18 @@ class ServedStudent(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Load model and processor from the artifact ``checkpoint``; ``task`` comes from the model's config."""
-        folder = _checkpoint(Path(context.artifacts["checkpoint"]))
-        self.column, load = _TASKS[context.model_config["task"]]
+        folder, task = Path(context.artifacts["checkpoint"]), context.model_config["task"]
+        self.column, load = _TASKS[task]
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        model, self.encode = load(folder)
+        model, self.encode, self.labels = _load_built(folder, task) if _is_built(folder) else load(folder)
         self.model = model.to(self.device).eval()
-        self.labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
+        self.dtype = next(self.model.parameters()).dtype
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Classify each row."""
         if self.column not in model_input.columns:
             raise ValueError(f"this model needs a column {self.column!r}, found {list(model_input.columns)}")
-        values = list(model_input[self.column])
-        rows = [self._probabilities(batch) for batch in _batches(values)]
+        rows = [self._probabilities(batch) for batch in _batches(list(model_input[self.column]))]
         probabilities = np.concatenate(rows) if rows else np.zeros((0, len(self.labels)))
         best = probabilities.argmax(axis=1) if len(probabilities) else np.zeros(0, dtype=int)
         return pd.DataFrame({
@@ -53,64 +59,113 @@ class ServedStudent(PythonModel):
 
     @torch.inference_mode()
     def _probabilities(self, values: Sequence[Any]) -> np.ndarray[Any, Any]:
-        inputs = {name: tensor.to(self.device) for name, tensor in self.encode(values).items()}
-        if "pixel_values" in inputs:
-            inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        inputs = {name: self._place(tensor) for name, tensor in self.encode(values).items()}
         rows: np.ndarray[Any, Any] = self.model(**inputs).logits.double().softmax(-1).cpu().numpy()
         return rows
 
+    def _place(self, tensor: Any) -> Any:
+        return tensor.to(self.device, self.dtype) if tensor.is_floating_point() else tensor.to(self.device)
 
-Encode = Callable[[Sequence[Any]], Any]
 
-
-def _load_text(folder: Path) -> tuple[Any, Encode]:
+def _load_text(folder: Path) -> Loaded:
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or 10**6)
 
     def encode(texts: Sequence[Any]) -> Any:
-        wrong = [index for index, text in enumerate(texts) if not isinstance(text, str)]
-        if wrong:
-            raise ValueError(f"column 'text' must hold strings, found {texts[wrong[0]]!r}")
-        return tokenizer(list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        return tokenizer([_text(text) for text in texts], padding=True, truncation=True, max_length=limit,
+                         padding_side="right", return_tensors="pt")
 
-    return model, encode
+    return model, encode, _labels(model)
 
 
-def _load_image(folder: Path) -> tuple[Any, Encode]:
+def _load_image(folder: Path) -> Loaded:
     model = transformers.AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True)
     processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
-    mode = "L" if getattr(model.config, "num_channels", 3) == 1 else "RGB"
+    channels = getattr(model.config, "num_channels", 3)
 
     def encode(images: Sequence[Any]) -> Any:
-        decoded = [np.asarray(_decode(image).convert(mode)) for image in images]
-        channels_last = [image[:, :, None] if image.ndim == 2 else image for image in decoded]
-        return processor(channels_last, return_tensors="pt", input_data_format="channels_last")
+        pixels = [_to_channels(_decode(_bytes(image)), channels) for image in images]
+        return processor(pixels, return_tensors="pt", input_data_format="channels_last", do_convert_rgb=False)
 
-    return model, encode
+    return model, encode, _labels(model)
 
 
-_TASKS: dict[str, tuple[str, Callable[[Path], tuple[Any, Encode]]]] = {
+def _load_built(folder: Path, task: str) -> Loaded:
+    """Load a student that a ``module:function`` built, by the package that saved it."""
+    import pyarrow as pa
+
+    from ray_distill.models.load import load_model
+    from ray_distill.tasks.catalogue import get_task
+
+    model, kind = load_model(str(folder), task=task), get_task(task)
+    read: Callable[[Any], Any] = _text if kind.input_column == "text" else _bytes
+
+    def encode(values: Sequence[Any]) -> Any:
+        ids = pa.array([index.to_bytes(16, "big") for index in range(len(values))], pa.binary(16))
+        rows = pa.table({"row_id": ids, kind.input_column: [read(value) for value in values]})
+        encoded = kind.encode(rows, model.processor)
+        if encoded.rejected:
+            raise ValueError(f"column {kind.input_column!r}: {encoded.rejected[0].reason}")
+        return kind.collate(encoded, np.arange(len(values)))
+
+    return model.module, encode, list(model.classes)
+
+
+_TASKS: dict[str, tuple[str, Callable[[Path], Loaded]]] = {
     "text_classification": ("text", _load_text),
     "image_classification": ("image", _load_image),
 }
 
 
-def _decode(value: Any) -> Image.Image:
+def _is_built(folder: Path) -> bool:
+    metadata = folder / "ray_distill.json"
+    return metadata.exists() and "factory" in json.loads(metadata.read_text(encoding="utf-8"))
+
+
+def _labels(model: Any) -> list[str]:
+    return [model.config.id2label[index] for index in range(model.config.num_labels)]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"column 'text' must hold strings, found {value!r}")
+    return value
+
+
+def _bytes(value: Any) -> bytes:
+    if isinstance(value, bytes | bytearray):
+        return bytes(value)
     try:
-        data = base64.b64decode(value, validate=True) if isinstance(value, str) else bytes(value)
-        return Image.open(io.BytesIO(data))
-    except (binascii.Error, UnidentifiedImageError, OSError, TypeError) as error:
-        raise ValueError(f"column 'image' must hold encoded images (bytes or base64): {error}") from error
+        return base64.b64decode(value, validate=True)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"column 'image' must hold encoded images, as bytes or base64: {error}") from error
 
 
-def _checkpoint(artifact: Path) -> Path:
-    """Return the folder that holds config.json: the artifact itself, or the one folder inside it."""
-    found = next((path.parent for path in (artifact / "config.json", *artifact.glob("*/config.json"))
-                  if path.exists()), None)
-    if found is None:
-        raise ValueError(f"no config.json in the logged checkpoint {artifact}")
-    return found
+def _decode(data: bytes) -> np.ndarray[Any, Any]:
+    """Decode to ``[H, W, 1]`` or ``[H, W, 3]`` uint8, upright; transparency is over white."""
+    try:
+        with Image.open(io.BytesIO(data)) as file:
+            image = ImageOps.exif_transpose(file)
+            image.load()
+    except Exception as error:  # Pillow's decoders raise many kinds
+        raise ValueError(f"column 'image' must hold encoded images: {type(error).__name__}: {error}") from error
+    if image.mode.startswith("I;16"):
+        return (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)[..., None]
+    grey = image.mode in ("1", "L", "LA", "I", "F")
+    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    pixels = np.asarray(image.convert("L" if grey else "RGB"))
+    return pixels[..., None] if grey else pixels
+
+
+def _to_channels(image: np.ndarray[Any, Any], channels: int) -> np.ndarray[Any, Any]:
+    if image.shape[-1] == channels:
+        return image
+    if channels == 3:
+        return np.repeat(image, 3, axis=-1)
+    grey: np.ndarray[Any, Any] = np.rint(image.astype(np.float64) @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
+    return grey[..., None]
 
 
 def _batches(values: list[Any]) -> Iterator[list[Any]]:

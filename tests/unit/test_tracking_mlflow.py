@@ -14,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -30,7 +32,12 @@ from transformers import (
 )
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from ray_distill.config import StudentModel
 from ray_distill.errors import ConfigError, PromotionError
+from ray_distill.models.forward import forward
+from ray_distill.models.load import load_model
+from ray_distill.models.save import save_model
+from ray_distill.tasks.catalogue import get_task
 from ray_distill.tracking.base import Dataset
 from ray_distill.tracking.mlflow_registry import MlflowRegistry
 from ray_distill.tracking.mlflow_tracker import MlflowTracker
@@ -294,9 +301,90 @@ def test_an_image_student_takes_bytes_and_base64(tracker: MlflowTracker, tmp_pat
     assert all(math.isclose(sum(row), 1) for row in found["probabilities"])
     assert set(found["label"]) <= {"a", "b", "c"}
     assert found["probabilities"][0] != found["probabilities"][1]
-    assert served.predict(served.input_example)["probabilities"][0] == pytest.approx(found["probabilities"][0], abs=1e-6)
+    (example,) = served.predict(served.input_example)["probabilities"]
+    assert example == pytest.approx(found["probabilities"][0], abs=1e-6)
     with pytest.raises(ValueError, match="encoded images"):
         served.predict(pd.DataFrame({"image": [b"no image"]}))
+
+
+def _encoded_images() -> dict[str, bytes]:
+    """One photograph-like image in every kind of file that production sends."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 24, 4), dtype=np.uint8)
+    colour, exif = Image.fromarray(pixels[..., :3]), Image.Exif()
+    exif[0x0112] = 6
+    palette = colour.quantize(16)
+    saved: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        "rgb": (colour, {}), "rgba": (Image.fromarray(pixels), {}), "grey": (colour.convert("L"), {}),
+        "grey alpha": (colour.convert("LA"), {}), "palette": (palette, {"transparency": 3}),
+        "bilevel": (colour.convert("1"), {}), "turned": (colour, {"exif": exif}),
+        "deep": (Image.fromarray(pixels[..., 0].astype(np.uint16) * 257), {}),
+    }
+    found = {}
+    for name, (image, options) in saved.items():
+        file = io.BytesIO()
+        image.save(file, "PNG", **options)
+        found[name] = file.getvalue()
+    return found
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_serving_reads_images_as_training_did(tracker: MlflowTracker, tmp_path: Path, channels: int) -> None:
+    """Alpha, palettes, 16 bits, EXIF turns, grey: the served model sees exactly what the task's own code sees."""
+    folder = _image_model(tmp_path / "student", channels)
+    with tracker.run("train") as run:
+        uri = run.model(folder, name="student", task="image_classification", example=_png(), metrics={})
+    assert uri is not None
+    images = _encoded_images()
+    served = _load(tracker, uri).predict(pd.DataFrame({"image": list(images.values())}))
+    assert np.allclose(served["probabilities"].tolist(), _own_answer(folder, "image", list(images.values())), atol=1e-6)
+
+
+def _own_answer(folder: Path, column: str, values: list[Any]) -> Any:
+    """Probabilities by the project's own path: load_model, Task, forward."""
+    task = get_task(f"{column}_classification")
+    model = load_model(str(folder), task=task.name)
+    ids = pa.array([index.to_bytes(16, "big") for index in range(len(values))], pa.binary(16))
+    encoded = task.encode(pa.table({"row_id": ids, column: values}), model.processor)
+    assert encoded.rejected == ()
+    with torch.no_grad():
+        return forward(model.module, task.collate(encoded, np.arange(len(values)))).logits_BV.softmax(-1).numpy()
+
+
+FACTORY = """
+import torch
+from ray_distill.models.load import load_processor
+from ray_distill.models.model import ModelParts
+
+class Bag(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(8, 2)
+
+    def forward(self, input_ids, attention_mask, output_hidden_states=False):
+        logits = (self.table(input_ids) * attention_mask[..., None]).sum(1)
+        return type("Output", (), {"logits": logits, "hidden_states": None})()
+
+def build(tokenizer: str) -> ModelParts:
+    return ModelParts(Bag(), load_processor(tokenizer, task="text_classification"), ("no", "yes"))
+"""
+
+
+def test_a_student_of_ones_own_code_is_served_where_the_code_is(
+    tracker: MlflowTracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module:function student is loaded by calling the function, and answers as it does here."""
+    (tmp_path / "own_student.py").write_text(FACTORY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    arguments = {"tokenizer": str(_text_model(tmp_path / "base"))}
+    spec = StudentModel.model_validate({"from": "module", "model": "own_student:build", "arguments": arguments})
+    folder = tmp_path / "student"
+    save_model(load_model(spec, task="text_classification"), folder, card="# Own", metadata={})
+    with tracker.run("train") as run:
+        uri = run.model(folder, name="student", task="text_classification", example="good", metrics={})
+    assert uri is not None
+    texts = ["good film", "bad"]
+    served = _load(tracker, uri).predict(pd.DataFrame({"text": texts}))
+    assert np.allclose(served["probabilities"].tolist(), _own_answer(folder, "text", texts), atol=1e-6)
 
 
 def test_a_model_of_an_unknown_task_is_a_config_error(tracker: MlflowTracker, tmp_path: Path) -> None:

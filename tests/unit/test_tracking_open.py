@@ -1,0 +1,90 @@
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ray_distill.config import TrackingConfig
+from ray_distill.errors import ConfigError, PromotionError
+from ray_distill.tracking.base import Dataset, Registry, Run, Tracker
+from ray_distill.tracking.mlflow_registry import MlflowRegistry
+from ray_distill.tracking.mlflow_tracker import MlflowTracker
+from ray_distill.tracking.none import InMemoryRegistry, NullTracker
+from ray_distill.tracking.open import open_tracker
+from ray_distill.tracking.views import experiment_tags, review_url, ui_command
+
+
+def _open(config: TrackingConfig, output: str, spool: Path) -> tuple[Tracker, Registry]:
+    return open_tracker(config, campaign="intent", output_url=output, spool=spool)
+
+
+@pytest.mark.parametrize(("output", "folder"), [
+    ("distill/intent", "distill/intent"), ("s3://bucket/intent", "."), ("file:///data/intent", "/data/intent")])
+def test_without_a_uri_runs_lie_beside_a_local_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, folder: str
+) -> None:
+    """The default is a SQLite file by absolute path; nothing is made by choosing it."""
+    monkeypatch.chdir(tmp_path)
+    tracker, registry = _open(TrackingConfig(), output, tmp_path / "spool")
+    assert tracker.uri == f"sqlite:///{(tmp_path / folder / 'mlflow.db').resolve()}"
+    assert isinstance(tracker, MlflowTracker) and isinstance(registry, MlflowRegistry)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_configured_server_is_taken_as_it_is(tmp_path: Path) -> None:
+    """A server's URI is not touched; an impossible one is refused."""
+    tracker, _ = _open(TrackingConfig(uri="http://mlflow:5000"), "out", tmp_path)
+    assert tracker.uri == "http://mlflow:5000"
+    with pytest.raises(ConfigError, match=r"tracking\.uri"):
+        _open(TrackingConfig(uri="ftp://mlflow"), "out", tmp_path)
+
+
+@pytest.mark.parametrize("config", [TrackingConfig(enabled=False), TrackingConfig(uri="none")])
+def test_tracking_can_be_off(tmp_path: Path, config: TrackingConfig) -> None:
+    """Everything may be recorded, nothing is; run ids still reopen runs."""
+    tracker, registry = _open(config, "out", tmp_path)
+    assert isinstance(tracker, NullTracker) and isinstance(registry, InMemoryRegistry)
+    with tracker.run("campaign") as parent, tracker.run("train", parent=parent.run_id) as run:
+        _record(run, tmp_path)
+    with tracker.run("train", run_id=run.run_id) as again:
+        assert again.run_id == run.run_id != parent.run_id
+    assert (tracker.uri, tracker.flush(), tracker.review_url()) == ("none", 0, "none")
+    assert list(tmp_path.iterdir()) == []
+
+
+def _record(run: Run, path: Path) -> None:
+    run.params({"a": 1})
+    run.tags({"a": "1"})
+    run.metrics({"a": 1.0}, step=3)
+    run.artifact(path)
+    run.dataset(Dataset(name="d", digest="0", source="x", context="training", profile={}))
+    assert run.model(path, name="m", task="text_classification", example="x", metrics={}) == path.as_uri()
+
+
+def test_the_registry_in_memory_keeps_versions_tags_and_aliases() -> None:
+    """It behaves as MLflow's does: the same model is the same version, unknown versions are errors."""
+    registry: Registry = InMemoryRegistry()
+    assert registry.alias("m", "champion") is None
+    assert registry.register("file:///a", name="m", tags={"x": "1"}) == "1"
+    assert registry.register("file:///b", name="m", tags={}) == "2"
+    assert registry.register("file:///a", name="m", tags={"y": "2"}) == "1"
+    registry.set_alias("m", "champion", "1")
+    assert registry.alias("m", "champion") == "1" and registry.tags("m", "1") == {"x": "1", "y": "2"}
+    for version in ("3", "0", "x"):
+        with pytest.raises(PromotionError, match="2 version"):
+            registry.set_alias("m", "champion", version)
+
+
+def test_the_ui_opens_with_one_line() -> None:
+    """The command quotes the store; the address opens our view of the runs table, or one run."""
+    assert shlex.split(ui_command("sqlite:////a b/mlflow.db"))[-1] == "sqlite:////a b/mlflow.db"
+    assert ui_command("https://mlflow") == "python -m webbrowser https://mlflow"
+    assert review_url("https://mlflow/", "7", "abc").startswith("https://mlflow/#/experiments/7/runs/abc?")
+    assert "127.0.0.1:5000/#/experiments/7/runs?viewStateShareKey=review&" in review_url("sqlite:////x.db", "7")
+
+
+def test_the_view_holds_the_columns_in_order() -> None:
+    """MLflow's UI names columns by kind and quoted name."""
+    tags = experiment_tags(("tags.verdict", "metrics.student.accuracy"))
+    view = json.loads(tags["mlflow.sharedViewState.review"])
+    assert view["columnOrder"] == view["selectedColumns"] == ["tags.`verdict`", "metrics.`student.accuracy`"]

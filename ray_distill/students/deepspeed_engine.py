@@ -4,7 +4,9 @@ DeepSpeed averages gradients over ranks and accumulation steps. Our losses are s
 both are undone: accumulation by not asking for it, ranks by a factor before the backward pass.
 """
 
+import logging
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -111,18 +113,25 @@ def start_deepspeed(module: nn.Module, training: TrainingConfig, ranks: Ranks, *
             model_parameters=parameter_groups(module, training.weight_decay))
     except (RuntimeError, OSError, ImportError) as error:
         raise TrainingError(
-            f"DeepSpeed did not start: {error}. On first use it builds a communication op, which needs a C++ compiler "
-            "and ninja; `ray-distill doctor` says what is missing, and student.training.engine: torch goes without"
+            f"DeepSpeed did not start: {error}. If it was to build an op of its own, that needs a C++ compiler and "
+            "ninja: `ray-distill doctor` says what is missing; student.training.engine: torch goes without"
         ) from error
     return DeepSpeedEngine(deepspeed, engine, ranks, own_schedule="scheduler" not in settings)
 
 
 def _import_deepspeed(device: torch.device) -> ModuleType:
-    """Import DeepSpeed, which otherwise guesses the accelerator from what is installed."""
+    """Import DeepSpeed, which otherwise guesses the accelerator, and refuses to start without a local rank."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
+    # Once a collective of every step; DeepSpeed calls what torch 2.13 has renamed.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     import deepspeed
 
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # An all-reduce over shared memory, for ranks on one CPU. Gloo gives the same sums; without the op nothing is
+    # compiled (94 s of CPU on the first run) and no compiler is needed.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     module: ModuleType = deepspeed
     return module
 

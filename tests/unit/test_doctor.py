@@ -75,7 +75,7 @@ def test_whatever_is_not_ok_says_how_to_mend_it(tmp_path: Path) -> None:
 def test_a_missing_compiler_and_ninja_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With nothing on PATH, one sentence says what to install."""
     compiler = doctor.check_compiler({"PATH": str(tmp_path)})
-    assert (compiler.ok, compiler.found) == ("fail", "no g++ or c++ or clang++ on PATH")
+    assert (compiler.ok, compiler.found) == ("warn", "no g++ or c++ or clang++ on PATH")
     assert "apt-get install g++" in compiler.mend
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     assert doctor.check_ninja({"PATH": str(tmp_path)}).mend == "Install it: pip install ninja."
@@ -84,7 +84,7 @@ def test_a_missing_compiler_and_ninja_are_named(tmp_path: Path, monkeypatch: pyt
 def test_the_compiler_that_cxx_names_is_the_one_looked_for(tmp_path: Path) -> None:
     """CXX wins over what lies on PATH."""
     named = doctor.check_compiler({"PATH": os.environ["PATH"], "CXX": str(tmp_path / "nothing")})
-    assert named.ok == "fail"
+    assert named.ok == "warn"
     assert "nothing" in named.found
 
 
@@ -103,15 +103,6 @@ def test_a_missing_or_old_package_is_named_with_what_is_needed(monkeypatch: pyte
     assert "surely-not-there is missing, >=1 is needed" in finding.found
     assert "numpy is " in finding.found
     assert "pyyaml" not in finding.found
-
-
-def test_the_built_op_is_found(tmp_path: Path) -> None:
-    """A built op is shown by its path; an unbuilt one says what the first training will cost."""
-    assert "not built yet" in doctor.check_deepspeed_op(tmp_path).found
-    library = tmp_path / "py311_cpu" / "deepspeed_shm_comm" / "deepspeed_shm_comm.so"
-    library.parent.mkdir(parents=True)
-    library.touch()
-    assert doctor.check_deepspeed_op(tmp_path).found == str(library)
 
 
 def test_a_config_that_wants_more_than_this_machine_has_is_a_warning(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Run a model over snapshot rows: the one way in which teacher, students and champion answer for evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,17 +34,33 @@ class Predictor:
             output = forward(self.model.module, self.task.collate(encoded, index))
             return output.logits_BV[:, torch.from_numpy(self.order_V).to(output.logits_BV.device)].float().cpu()
 
-    def predict(self, rows: pa.Table) -> pa.Table:
-        """Predictions of the rows the model accepts, in batches of like length: ``row_id``, ``logp``."""
-        encoded = self.encode(rows)
-        if not encoded.rows:
-            raise EvaluationError(f"{self.model.url} accepts none of the {rows.num_rows} rows: "
-                                  f"{encoded.rejected[0].reason if encoded.rejected else 'there are none'}")
+    def predict(self, encoded: Encoded) -> pa.Table:
+        """Predictions of encoded rows, in batches of like length: ``row_id``, ``logp``."""
         lengths = np.max([np.diff(feature.offsets) for feature in encoded.features.values()], axis=0)
         order = np.argsort(lengths, kind="stable").astype(np.int64)
         chunks = [order[start : start + self.batch] for start in range(0, len(order), self.batch)]
         logits = torch.cat([self.logits(encoded, chunk) for chunk in chunks])
         return self.task.predict(logits, encoded.row_ids.take(pa.array(order)))
+
+
+def predict_all(predictors: Mapping[str, Predictor], rows: pa.Table) -> dict[str, pa.Table]:
+    """Predictions of every model for the rows it accepts; models with the same processor share its work.
+
+    Raises:
+        EvaluationError: a model accepts no row.
+    """
+    encoded: dict[str, Encoded] = {}
+    answers = {}
+    for arm, one in predictors.items():
+        key = one.model.processor.fingerprint
+        if key not in encoded:
+            encoded[key] = one.encode(rows)
+        if not encoded[key].rows:
+            rejected = encoded[key].rejected
+            raise EvaluationError(f"{one.model.url} accepts none of the {rows.num_rows} rows: "
+                                  f"{rejected[0].reason if rejected else 'there are none'}")
+        answers[arm] = one.predict(encoded[key])
+    return answers
 
 
 def predictor(model: Model, task: Task, classes: Sequence[str], *, batch: int) -> Predictor:

@@ -41,26 +41,27 @@ def corrupted_views(
 
 def measure_robustness(
     rows: pa.Table, corruptions: Mapping[str, "Corruption"], severities: Sequence[int], *,
-    predict: Callable[[pa.Table], pa.Table], measure: Measure, seed: int, bootstrap: int, bins: int,
-) -> Robustness:
-    """Accuracy and NLL of one model on every corrupted view of ``rows``.
+    predict: Callable[[pa.Table], Mapping[str, pa.Table]], measure: Measure, seed: int, bootstrap: int, bins: int,
+) -> dict[str, Robustness]:
+    """Accuracy and NLL of every model on every corrupted view of ``rows``, by arm; a view is made once for all.
 
     Args:
         rows: snapshot rows: ``row_id``, the input, ``count``, ``label``.
         corruptions: by name.
         severities: 1 (mild) to 3 (strong).
-        predict: rows -> ``row_id``, ``logp``, for every row.
+        predict: rows -> by arm ``row_id``, ``logp``, for every row.
         measure: `Task.measure`.
-        seed: of corruptions and resampling: equal seeds damage equal rows equally, whatever the model.
+        seed: of corruptions and resampling: equal seeds damage equal rows equally.
         bootstrap: resamples behind an interval.
         bins: passed on to ``measure``.
 
     Raises:
-        EvaluationError: a corruption or the model lost rows.
+        EvaluationError: a corruption or a model lost rows.
     """
-    result: Robustness = {}
+    result: dict[str, Robustness] = {}
     for name, severity, corrupted in corrupted_views(rows, corruptions, severities, seed=seed):
-        predictions = join_predictions(corrupted, predict(corrupted))
-        measured = measure(predictions, seed=seed, bootstrap=bootstrap, bins=bins)
-        result.setdefault(name, {})[str(severity)] = {m: measured[m] for m in METRICS if m in measured}
+        for arm, answers in predict(corrupted).items():
+            measured = measure(join_predictions(corrupted, answers), seed=seed, bootstrap=bootstrap, bins=bins)
+            by_severity = result.setdefault(arm, {}).setdefault(name, {})
+            by_severity[str(severity)] = {metric: measured[metric] for metric in METRICS if metric in measured}
     return result

@@ -3,7 +3,9 @@
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ray_distill.artifacts import Decision, EvalReport, ModelReport, StudentRef
 from ray_distill.errors import ConfigError
@@ -28,14 +30,14 @@ def evaluate(held: Session, students: Mapping[str, StudentRef]) -> EvalReport:
     config = held.config
     if "student" not in students:
         raise ConfigError(f"there is no arm `student` to evaluate, only {', '.join(sorted(students)) or 'none'}")
-    present = champion(read_chain(held.url("promotion")))
+    present, own = champion(read_chain(held.url("promotion"))), students["student"].fingerprint
     key = fingerprint({
-        "students": {arm: ref.fingerprint for arm, ref in students.items()},
-        "champion": present and present.fingerprint, "seed": config.seed,
+        "students": {arm: ref.fingerprint for arm, ref in students.items()}, "seed": config.seed,
         "snapshot": students["student"].labels.snapshot.fingerprint,
         "evaluation": config.evaluation.model_dump(mode="json")})
     done = held.done("evaluate", key)
-    if done is not None:
+    # A student that has become the champion since is not judged again, against itself.
+    if done is not None and (present is None or present.fingerprint in (done["champion"], own)):
         say(f"evaluate: already judged, skipped ({done['report']['url']})", skipped="evaluate")
         return EvalReport.from_dict(done["report"])
     resources = config.labels.resources
@@ -43,35 +45,39 @@ def evaluate(held: Session, students: Mapping[str, StudentRef]) -> EvalReport:
         judged = on_cluster(
             judge_students, config, students["student"].labels.snapshot, dict(students),
             head_url=label_stage.head_of(held), champion=present, threads=max(1, int(resources.cpus)),
-            url=held.url("evaluations", key[:12], "report.json"), cpus=resources.cpus, gpus=resources.gpus,
-            what="evaluation")
+            url=held.url("evaluations", fingerprint([key, present and present.fingerprint])[:12], "report.json"),
+            cpus=resources.cpus, gpus=resources.gpus, what="evaluation")
+        keep_predictions(judged)
         files.write_json(judged.report.url, judged.report.to_dict())
-        model_uri = _record(held, stage, judged)
-    held.finish("evaluate", key, {"report": judged.report.to_dict(), "model": model_uri})
-    write_page(held, judged)
+        _record(held, stage, judged.report)
+    held.finish("evaluate", key, {
+        "report": judged.report.to_dict(), "champion": present and present.fingerprint})
     for note in judged.report.notes:
         say(f"evaluate: {note}")
     return judged.report
 
 
-def _record(held: Session, stage: Stage, judged: Judged) -> str | None:
-    """Metrics of every arm on the stage's run and the headline on the parent's; the student as a logged model."""
-    report, config = judged.report, held.config
-    student = report.models["student"]
+def _record(held: Session, stage: Stage, report: EvalReport) -> None:
+    """Metrics of every arm on the stage's run, and the headline on the parent's."""
     opened = open_snapshot(report.student.labels.snapshot)
     label_stage.record_snapshot(stage.run, opened, "evaluation")
     for arm, model in report.models.items():
         stage.run.metrics({f"{arm}_{name}": value for name, value in model_metrics(model).items()})
     stage.run.metrics(_robustness_metrics(report))
     for run in (stage.run, held.parent):
-        run.metrics(model_metrics(student))
+        run.metrics(model_metrics(report.models["student"]))
         run.metrics({f"teacher_{name}": value for name, value in model_metrics(report.models["teacher"]).items()})
-    task = TASKS[config.task]
+
+
+def log_student(held: Session, run: Run, report: EvalReport) -> str | None:
+    """Log the student as a model with signature, example and metrics; its URI, None while the server is away."""
+    task = TASKS[held.config.task]
+    opened = open_snapshot(report.student.labels.snapshot)
     example = opened.read("test", columns=[task.input_column]).slice(0, 2)[task.input_column].to_pylist()
     with tempfile.TemporaryDirectory(prefix="ray-distill-model-") as folder:
         local = files.download_folder(report.student.url, Path(folder))
-        return stage.run.model(local, name="student", task=config.task, example=example,
-                               metrics=model_metrics(student))
+        return run.model(local, name="student", task=held.config.task, example=example,
+                         metrics=model_metrics(report.models["student"]))
 
 
 def model_metrics(model: ModelReport) -> dict[str, float]:
@@ -101,11 +107,8 @@ def campaign_costs(held: Session, report: EvalReport) -> CostReport:
     return cost_report(held.costs(), rates, cores=resources.cpus, accelerators=resources.gpus, prices=held.config.cost)
 
 
-def write_page(held: Session, judged: Judged) -> None:
+def keep_predictions(judged: Judged) -> None:
     """Keep what the review page is drawn from beside the report; the page itself comes with the verdict."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     sink = pa.BufferOutputStream()
     pq.write_table(judged.predictions, sink)
     files.write_bytes(files.join(_folder(judged.report), "predictions.parquet"), sink.getvalue().to_pybytes())
@@ -132,7 +135,7 @@ def publish(held: Session, run: Run, report: EvalReport, decision: Decision) -> 
         for name, figure in report_figures(report, classes, predictions, config.evaluation.bins, history).items():
             (plots / f"{name}.png").write_bytes(figure_png(figure))
         for item in sorted(target.iterdir()):
-            run.artifact(item, "plots" if item.is_dir() else "")
+            run.artifact(item)
     run.metrics(cost_metrics(costs))
     return url
 
@@ -141,9 +144,7 @@ def _folder(report: EvalReport) -> str:
     return report.url.rpartition("/")[0]
 
 
-def _predictions(report: EvalReport) -> Any:
-    import pyarrow.parquet as pq
-
+def _predictions(report: EvalReport) -> pa.Table:
     with files.open_input(files.join(_folder(report), "predictions.parquet")) as source:
         return pq.read_table(source)
 

@@ -14,7 +14,7 @@ from ray_distill.config import Campaign, TeacherConfig
 from ray_distill.errors import EvaluationError
 from ray_distill.evaluation.efficiency import Runner, count_parameters, measure_efficiency
 from ray_distill.evaluation.evaluate import Measured, Resampling, judge
-from ray_distill.evaluation.predict import Predictor, predictor
+from ray_distill.evaluation.predict import Predictor, predict_all, predictor
 from ray_distill.evaluation.predictions import join_predictions
 from ray_distill.evaluation.robustness import measure_robustness
 from ray_distill.models.load import load_model
@@ -72,7 +72,7 @@ def _judge(
     config: Campaign, task: Task, rows: pa.Table, predictors: Mapping[str, Predictor], sizes: Mapping[str, int],
     student: StudentRef, url: str,
 ) -> Judged:
-    answers = {arm: one.predict(rows) for arm, one in predictors.items()}
+    answers = predict_all(predictors, rows)
     rows = _accepted_by_all(rows, answers)
     slices, settings = config.snapshot.columns.slices, config.evaluation
     joined = {arm: join_predictions(rows, answer, teacher=answers["teacher"], slices=slices)
@@ -85,11 +85,11 @@ def _judge(
     if unknown:
         raise EvaluationError(f"evaluation.corruptions: {task.name} has no {', '.join(unknown)}; it has "
                               f"{', '.join(sorted(task.corruptions))}")
-    robustness = {
-        arm: measure_robustness(
-            rows, {name: task.corruptions[name] for name in names}, settings.severities, predict=one.predict,
-            measure=task.measure, seed=config.seed, bootstrap=settings.bootstrap, bins=settings.bins)
-        for arm, one in predictors.items() if arm in ("teacher", "student", "champion")}
+    tried = {arm: one for arm, one in predictors.items() if arm in ("teacher", "student", "champion")}
+    robustness = measure_robustness(
+        rows, {name: task.corruptions[name] for name in names}, settings.severities, measure=task.measure,
+        predict=lambda damaged: predict_all(tried, damaged), seed=config.seed, bootstrap=settings.bootstrap,
+        bins=settings.bins)
     measured = {
         arm: Measured(url=one.model.url, predictions=joined[arm], efficiency=efficiency[arm],
                       robustness=robustness.get(arm, {}))

@@ -6,6 +6,7 @@ block, although it is asked to. Workers hand back receipts; this driver alone co
 
 import functools
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -118,6 +119,7 @@ def _pipeline(job: LabelJob, units: Sequence[WorkUnit]) -> Any:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context.target_max_block_size = None  # a unit stays one block however large its features are
     least, most = job.resources.actors
     items = [{"unit": json.dumps(unit.to_dict())} for unit in units]

@@ -10,27 +10,46 @@ from ray_distill.promotion.gate import decide
 from ray_distill.runtime import evaluate_stage
 from ray_distill.runtime.console import say
 from ray_distill.runtime.session import Session, Stage, user
-from ray_distill.tracking.views import DESCRIPTION
+from ray_distill.tracking.views import DESCRIPTION, TITLE
 
 
 def promote(held: Session, report: EvalReport) -> Decision:
-    """Decide about a report's student. The chain is written first: an alias follows it and can be repaired."""
-    gate, chain_url = held.config.gate, held.url("promotion")
-    chain = read_chain(chain_url)
-    if chain and chain[-1].decision.report_fingerprint == report.fingerprint:
-        decision = chain[-1].decision
-        say(f"promote: already decided, skipped ({decision.verdict})", skipped="promote")
-        return decision
-    decision = decide(report, gate)
+    """Decide about a report's student. The chain is written first; registry and page follow it, at once or later."""
+    chain_url = held.url("promotion")
+    if held.done("promote", report.fingerprint) is not None:
+        decision = _decided(read_chain(chain_url), report)
+        if decision is not None:
+            say(f"promote: already decided, skipped ({decision.verdict})", skipped="promote")
+            return decision
     with held.stage("promote") as stage:
-        record_decision(chain_url, decision, against=judged_against(report, chain), who=user(), time=datetime.now(UTC))
-        _register(held, stage, report, decision)
+        decision = _decide(held, report)
         for run in (stage.run, held.parent):
             run.tags({"verdict": str(decision.verdict), "reasons": " ".join(decision.reasons)})
+        held.parent.tags({TITLE: f"{decision.verdict} {held.config.campaign}"})
         page = evaluate_stage.publish(held, held.parent, report, decision)
         held.parent.tags({DESCRIPTION: summary(report, decision, page)})
+        registered = _register(held, stage, report, decision)
+    if registered:
+        held.finish("promote", report.fingerprint, decision.to_dict())
     say(f"promote: {decision.verdict} — {' '.join(decision.reasons)}", verdict=str(decision.verdict))
     return decision
+
+
+def _decide(held: Session, report: EvalReport) -> Decision:
+    """The decision the chain holds for this report already, or a new one, recorded."""
+    chain = read_chain(held.url("promotion"))
+    decision = _decided(chain, report)
+    if decision is None:
+        decision = decide(report, held.config.gate)
+        record_decision(held.url("promotion"), decision, against=judged_against(report, chain), who=user(),
+                        time=datetime.now(UTC))
+    return decision
+
+
+def _decided(chain: Sequence[Entry], report: EvalReport) -> Decision | None:
+    """The newest decision, if it is about this report."""
+    newest = chain[-1].decision if chain else None
+    return newest if newest is not None and newest.report_fingerprint == report.fingerprint else None
 
 
 def judged_against(report: EvalReport, chain: Sequence[Entry]) -> StudentRef | None:
@@ -49,14 +68,13 @@ def judged_against(report: EvalReport, chain: Sequence[Entry]) -> StudentRef | N
                          "evaluate again")
 
 
-def _register(held: Session, stage: Stage, report: EvalReport, decision: Decision) -> None:
-    """Register the student, and let the alias follow the chain; without the server both are left to a later run."""
-    last = held.last("evaluate")
-    model_uri = None if last is None else last["result"]["model"]
+def _register(held: Session, stage: Stage, report: EvalReport, decision: Decision) -> bool:
+    """Log and register the student, and let the alias follow the chain; whether the registry could follow."""
+    model_uri = evaluate_stage.log_student(held, stage.run, report)
     if model_uri is None:
-        say("promote: the student was not logged as a model (the tracking server was away): the decision stands in the "
-            "chain; `ray-distill promote` registers it later")
-        return
+        say("promote: the decision stands in the chain; the tracking server is away, so the student is not registered "
+            "yet: run the command again when it is back")
+        return False
     gate = held.config.gate
     name = gate.model_name or held.config.campaign
     try:
@@ -69,6 +87,8 @@ def _register(held: Session, stage: Stage, report: EvalReport, decision: Decisio
     except PromotionError as error:
         # The decision is recorded in the chain, which is the truth: a registry that is away loses nothing.
         say(f"promote: the registry could not follow the decision: {error}; run the command again to repair it")
+        return False
+    return True
 
 
 def _report_alias(held: Session, name: str, alias: str) -> None:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from ray_distill.artifacts import Estimate, SnapshotRef, StudentRef
 from ray_distill.config import Campaign, CheckConfig
 from ray_distill.errors import TeacherRefused
-from ray_distill.evaluation.predict import predictor
+from ray_distill.evaluation.predict import predict_all, predictor
 from ray_distill.evaluation.predictions import join_predictions
 from ray_distill.labels.manifest import StoreManifest
 from ray_distill.models.head import fit_head
@@ -115,7 +115,8 @@ def check_teacher(
 
 def _measure(config: Campaign, model: Any, rows: pa.Table, snapshot: SnapshotRef) -> dict[str, Estimate]:
     task = TASKS[config.task]
-    answers = predictor(model, task, open_snapshot(snapshot).classes, batch=config.labels.resources.batch).predict(rows)
+    one = predictor(model, task, open_snapshot(snapshot).classes, batch=config.labels.resources.batch)
+    answers = predict_all({"model": one}, rows)["model"]
     kept = rows.filter(pc.is_in(rows["row_id"], value_set=answers["row_id"].combine_chunks()))
     settings = config.evaluation
     return task.measure(

@@ -120,18 +120,18 @@ def shuffle_label(rows, severity, generator):
 
 
 def noisy_answers(rows):
-    return answers(rows, 3.0 - 1.2 * np.abs(rows["noise"].to_numpy()))
+    return {"student": answers(rows, 3.0 - 1.2 * np.abs(rows["noise"].to_numpy()))}
 
 
 def test_robustness_falls_with_severity_and_is_reproducible():
     """Accuracy and NLL by corruption and severity; the same seed damages the same rows alike."""
     rows = snapshot()
     options = {"predict": noisy_answers, "measure": measure_classification, "seed": 4, "bootstrap": 100, "bins": 10}
-    found = measure_robustness(rows, {"noise": shuffle_label}, (1, 3), **options)
+    found = measure_robustness(rows, {"noise": shuffle_label}, (1, 3), **options)["student"]
     assert {name: set(found[name]) for name in found} == {"noise": {"1", "3"}}
     assert set(found["noise"]["1"]) == {"accuracy", "nll"}
     assert found["noise"]["1"]["accuracy"].value > found["noise"]["3"]["accuracy"].value
-    assert found == measure_robustness(rows, {"noise": shuffle_label}, (1, 3), **options)
+    assert found == measure_robustness(rows, {"noise": shuffle_label}, (1, 3), **options)["student"]
 
 
 def test_damage_depends_on_rows_kind_severity_and_seed_only():

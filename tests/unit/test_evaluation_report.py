@@ -61,8 +61,8 @@ def measured(rows, arm, signal, classes, robust):
                             latency_ms_p95=size / 3e5 + 0.3, examples_per_second=4e9 / (size + 1e5))
     robustness = measure_robustness(
         rows, {"blur": damage(1.0), "noise": damage(2.0), "shift": damage(0.5)}, (1, 2, 3),
-        predict=lambda table: answers(table, signal, classes), measure=measure_classification, seed=0, bootstrap=100,
-        bins=10) if robust else {}
+        predict=lambda table: {arm: answers(table, signal, classes)}, measure=measure_classification, seed=0,
+        bootstrap=100, bins=10)[arm] if robust else {}
     return Measured(url=arm, efficiency=efficiency, robustness=robustness, predictions=join_predictions(
         rows, answers(rows, signal, classes), teacher=teacher, slices=("locale",)))
 

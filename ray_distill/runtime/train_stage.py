@@ -7,8 +7,9 @@ from ray_distill.config import Campaign
 from ray_distill.fingerprint import fingerprint
 from ray_distill.runtime import label_stage
 from ray_distill.runtime.console import say
+from ray_distill.runtime.mailbox import StepMetrics
 from ray_distill.runtime.session import Session, Stage
-from ray_distill.runtime.training import StepMetrics, train_ranks
+from ray_distill.runtime.training import train_ranks
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.take import take_snapshot
 from ray_distill.storage import files

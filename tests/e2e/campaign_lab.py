@@ -1,0 +1,167 @@
+"""A tiny text campaign that can be learnt, for the end-to-end tests: made-up traffic, and teachers that know it.
+
+A text of a class is spelt mostly with the letters of that class, so that a bag of letters tells the classes apart.
+Everything is a function of seeds.
+"""
+
+import json
+import string
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import yaml
+
+from ray_distill.config import Campaign, Splits, load_config
+from ray_distill.labels.store import open_store
+from ray_distill.labels.units import labels_name, winners
+from ray_distill.models.load import load_model
+from ray_distill.models.model import ModelParts
+from ray_distill.snapshots.identity import row_ids
+from ray_distill.snapshots.splits import SPLITS, split_by_id
+from ray_distill.storage import files
+from ray_distill.tasks.catalogue import TASKS
+from ray_distill.testing.models import TinyText, tiny_text_processor, write_tiny_text_model
+
+CLASSES = ("fruit", "metal", "river")
+LETTERS = ("abcdef", "ghijkl", "mnopqr")
+SEED = 5
+SPLIT_SHARES = {"train": 0.6, "validation": 0.1, "calibration": 0.1, "test": 0.2}
+
+
+def texts(rows: int, seed: int, weights: Sequence[float] = (1, 1, 1)) -> list[tuple[str, str]]:
+    """Distinct texts of 15 letters and their classes; two letters of five are of the class, the others any.
+
+    Args:
+        rows: how many.
+        seed: equal seeds give equal texts.
+        weights: how common each class is.
+    """
+    generator = np.random.default_rng(seed)
+    share = np.asarray(weights, float) / sum(weights)
+    made: dict[str, str] = {}
+    while len(made) < rows:
+        kind = int(generator.choice(len(CLASSES), p=share))
+        own = generator.random(15) < 0.4
+        letters = [generator.choice(list(LETTERS[kind] if mine else string.ascii_lowercase)) for mine in own]
+        made["".join(letters[:5] + [" "] + letters[5:])] = CLASSES[kind]
+    return list(made.items())
+
+
+def write_rows(path: Path, rows: Sequence[tuple[str, str | None]]) -> Path:
+    """Write texts and labels as JSONL; a label may be null."""
+    lines = [json.dumps({"text": text, "label": label}) + "\n" for text, label in rows]
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+def annotated(rows: Sequence[tuple[str, str]], train_labels: int) -> list[tuple[str, str | None]]:
+    """The rows with their labels, as in production: of the train split only ``train_labels`` are known."""
+    ids = row_ids(pa.chunked_array([pa.array([text for text, _ in rows], pa.large_string())]), "text")
+    train = np.flatnonzero(split_by_id(ids, Splits(**SPLIT_SHARES), SEED) == SPLITS.index("train"))
+    unknown = set(train[train_labels:].tolist())
+    return [(text, None if at in unknown else label) for at, (text, label) in enumerate(rows)]
+
+
+def write_teacher(folder: Path, steps: int = 60) -> Path:
+    """Train a BERT of 2 layers on 600 texts of its own (some seconds) and write it as a checkpoint."""
+    torch.set_num_threads(1)
+    write_tiny_text_model(folder, CLASSES, seed=1, initializer_range=0.1)
+    model, task = load_model(str(folder), task="text_classification"), TASKS["text_classification"]
+    rows = texts(600, seed=99)
+    table = pa.table({
+        "row_id": pa.array([at.to_bytes(16, "big") for at in range(len(rows))], pa.binary(16)),
+        "text": pa.array([text for text, _ in rows])})
+    encoded = task.encode(table, model.processor)
+    wanted = torch.tensor([CLASSES.index(label) for _, label in rows])
+    optimizer = torch.optim.AdamW(model.module.parameters(), lr=5e-3)
+    generator = np.random.default_rng(0)
+    model.module.train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for _ in range(steps):
+            index = generator.choice(len(rows), 64, replace=False)
+            logits = model.module(**task.collate(encoded, index)).logits
+            loss = torch.nn.functional.cross_entropy(logits, wanted[index])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    model.module.save_pretrained(folder)
+    return folder
+
+
+def spelling_teacher(fuse: str | None = None, backwards: bool = False) -> ModelParts:
+    """A teacher that needs no training: it counts letters, and has no finite answer for a text with ``!``.
+
+    It throws while the file ``fuse`` exists.
+
+    Args:
+        fuse: changes nothing of its fingerprint.
+        backwards: mistake every class for another, to be a bad teacher.
+    """
+    processor = tiny_text_processor()
+    module = TinyText(len(CLASSES), fuse)
+    ids = [processor.tokenizer.convert_tokens_to_ids([letter, f"##{letter}"]) for letter in string.ascii_lowercase]
+    with torch.no_grad():
+        module.embedding.weight.zero_()
+        module.head.weight.zero_()
+        module.head.bias.zero_()
+        module.embedding.weight[processor.tokenizer.convert_tokens_to_ids("!")] = torch.nan
+        for kind, letters in enumerate(LETTERS):
+            for letter in letters:
+                module.embedding.weight[ids[string.ascii_lowercase.index(letter)], kind] = 1.0
+            module.head.weight[(kind + backwards) % len(CLASSES), kind] = 2.0
+    return ModelParts(module=module, processor=processor, classes=CLASSES)
+
+
+def config_of(folder: Path, source: Path, teacher: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+    """A whole campaign as plain values; ``changes`` replace whole sections, or fields of them by dotted name."""
+    value: dict[str, Any] = {
+        "campaign": "spelling", "task": "text_classification", "seed": SEED, "output": str(folder / "out"),
+        "snapshot": {"source": str(source), "columns": {"label": "label"}, "classes": list(CLASSES),
+                     "splits": SPLIT_SHARES},
+        "labels": {"teacher": dict(teacher), "signal": {"temperatures": [1, 2]}, "hidden": {"layers": [-1]},
+                   "check": {"min_accuracy": 0.7}, "unit_rows": 32},
+        "student": {
+            "model": {"from": "config", "overrides": {"num_hidden_layers": 1}},
+            "losses": {"soft": {"weight": 0.9, "temperature": 2}, "hard": {"weight": 0.1}},
+            "training": {"epochs": 4, "global_batch": 32, "micro_batch": 32, "learning_rate": 5e-3, "engine": "torch",
+                         "evaluate_every": 10, "checkpoint_every": 10}},
+        "evaluation": {"severities": [1], "bootstrap": 200, "latency_requests": 10},
+        "gate": {"limits": {"accuracy": {"min": 0.5}}, "beat": []}}
+    for name, change in changes.items():
+        *parents, last = name.split("__")
+        section = value
+        for parent in parents:
+            section = section[parent]
+        section[last] = change
+    return value
+
+
+def write_config(path: Path, value: Mapping[str, Any]) -> Path:
+    """Write a campaign's YAML file."""
+    path.write_text(yaml.safe_dump(dict(value), sort_keys=False), encoding="utf-8")
+    return path
+
+
+def load(path: Path, value: Mapping[str, Any]) -> Campaign:
+    """Write a campaign's YAML file and read it as the commands do."""
+    return load_config(write_config(path, value))
+
+
+def label_bytes(store_url: str) -> dict[str, bytes]:
+    """The committed label shard of every unit, by unit id."""
+    store = open_store(store_url)
+    store.log.refresh()
+    return {unit: files.read_bytes(files.join(store_url, labels_name(unit, receipt.attempt)))
+            for unit, receipt in winners(store.log.records).items()}
+
+
+def committed_rows(store_url: str) -> int:
+    """Rows that the store's log says the teacher has answered."""
+    store = open_store(store_url)
+    store.log.refresh()
+    return sum(receipt.rows for receipt in winners(store.log.records).values())

@@ -1,0 +1,95 @@
+"""Newer traffic: only what is new is labelled, what cannot be is counted, and drift is told from chance."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import campaign_lab as lab
+import pytest
+
+from ray_distill.artifacts import LabelSetRef
+from ray_distill.config import Campaign
+from ray_distill.labels.reader import open_label_set
+from ray_distill.runtime import campaign, cluster
+from ray_distill.runtime.relabelling import RelabelReport
+
+pytestmark = pytest.mark.slow
+
+TRAFFIC = lab.texts(1000, seed=3)
+OLD, REUSED = TRAFFIC[:500], TRAFFIC[100:500]
+NEW = [(text, None) for text, _ in TRAFFIC[500:600]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """A campaign whose first 500 rows are labelled."""
+
+    folder: Path
+    config: Campaign
+    fuse: Path
+    labels: LabelSetRef
+
+    def relabel(self, name: str, rows: list[tuple[str, str | None]]) -> RelabelReport:
+        return campaign.relabel(self.config, str(lab.write_rows(self.folder / name, rows)))
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Labelled]:
+    folder = tmp_path_factory.mktemp("relabel")
+    fuse = folder / "fuse"
+    teacher = {"model": "campaign_lab:spelling_teacher", "arguments": {"fuse": str(fuse)}}
+    source = lab.write_rows(folder / "old.jsonl", lab.annotated(OLD, train_labels=20))
+    config = lab.load(folder / "campaign.yaml", lab.config_of(folder, source, teacher))
+    with cluster.connected():
+        labels = campaign.label(config, campaign.snapshot(config))
+        yield Labelled(folder=folder, config=config, fuse=fuse, labels=labels)
+
+
+def test_of_traffic_that_overlaps_by_80_percent_only_the_new_fifth_is_labelled(labelled: Labelled) -> None:
+    """400 of 500 rows are known: the other 100 pass through the teacher, once, and all 500 can be read."""
+    before = lab.committed_rows(labelled.config.store_url)
+    report = labelled.relabel("newer.jsonl", [*REUSED, *NEW])
+    assert (report.rows_total, report.rows_reused, report.rows_labelled, report.rows_quarantined) == (500, 400, 100, 0)
+    assert lab.committed_rows(labelled.config.store_url) - before == 100
+    assert open_label_set(report.labels).rows == 500
+    assert not report.drift.alarm
+    assert report.drift.recommendation == "nothing"
+
+
+def test_the_same_traffic_again_never_asks_the_teacher(labelled: Labelled) -> None:
+    """With a teacher that throws when it is asked, relabelling known traffic succeeds: nothing is left to do."""
+    labelled.fuse.touch()
+    try:
+        report = labelled.relabel("again.jsonl", [*REUSED, *NEW])
+    finally:
+        labelled.fuse.unlink()
+    assert (report.rows_total, report.rows_reused, report.rows_labelled, report.rows_quarantined) == (500, 500, 0, 0)
+
+
+def test_rows_that_cannot_be_used_are_counted_wherever_they_are_refused(labelled: Labelled) -> None:
+    """A blank text is refused while freezing, one without a finite answer by the teacher; neither is tried again."""
+    rows = [*REUSED, *NEW, (" ", None), ("!abcdef", None)]
+    report = labelled.relabel("damaged.jsonl", rows)
+    assert (report.rows_total, report.rows_reused, report.rows_labelled, report.rows_quarantined) == (501, 500, 0, 2)
+    labelled.fuse.touch()
+    try:
+        again = labelled.relabel("damaged.jsonl", rows)
+    finally:
+        labelled.fuse.unlink()
+    assert (again.rows_total, again.rows_reused, again.rows_labelled, again.rows_quarantined) == (501, 500, 0, 2)
+
+
+def test_another_half_of_the_same_traffic_raises_no_alarm(labelled: Labelled) -> None:
+    """Five hundred rows of the same kind as the reference: no test finds a difference that is sure and large."""
+    report = labelled.relabel("half.jsonl", [(text, None) for text, _ in TRAFFIC[500:]])
+    assert report.rows_labelled == 400
+    assert not report.drift.alarm, report.drift.findings
+
+
+def test_shifted_classes_raise_the_alarm(labelled: Labelled) -> None:
+    """One class is eight times as common as before: the teacher's classes are found to have moved, and large."""
+    report = labelled.relabel("shifted.jsonl", [(text, None) for text, _ in lab.texts(300, seed=8, weights=(8, 1, 1))])
+    assert report.rows_labelled == report.rows_total == 300
+    assert report.drift.alarm
+    assert any(finding.name == "classes" and finding.alarm for finding in report.drift.findings)
+    assert report.drift.recommendation != "nothing"

@@ -93,8 +93,9 @@ def explain(error: BaseException, what: str) -> DistillError:
     chain: list[BaseException] = []
     while seen is not None and seen not in chain:
         chain.append(seen)
-        if isinstance(seen, DistillError):
+        inner = getattr(seen, "cause", None)  # Ray's wrapper is of the wrapped class too, but its text is a traceback
+        if inner is None and isinstance(seen, DistillError):
             return type(seen)(*seen.args) if seen.args else seen
-        seen = getattr(seen, "cause", None) or seen.__cause__ or seen.__context__
+        seen = inner or seen.__cause__ or seen.__context__
     lines = str(chain[-1]).strip().splitlines()
     return ClusterError(f"{what} failed: {type(chain[-1]).__name__}: {lines[-1] if lines else 'no message'}")

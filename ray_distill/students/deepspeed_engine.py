@@ -101,7 +101,7 @@ def start_deepspeed(module: nn.Module, training: TrainingConfig, ranks: Ranks, *
         TrainingError: DeepSpeed does not start; the likely cause is named.
     """
     device = training_device(training)
-    share = training.global_batch // ranks.world
+    share = max(1, training.global_batch // ranks.world)
     settings = deepspeed_settings(training, micro_batch=min(training.micro_batch, share), passes=passes)
     deepspeed = _import_deepspeed(device)
     _ensure_group(device)
@@ -111,12 +111,26 @@ def start_deepspeed(module: nn.Module, training: TrainingConfig, ranks: Ranks, *
         engine, _, _, _ = deepspeed.initialize(
             model=module, optimizer=own_optimizer, config=settings,
             model_parameters=parameter_groups(module, training.weight_decay))
-    except (RuntimeError, OSError, ImportError) as error:
+    except (RuntimeError, ValueError, AssertionError, OSError, ImportError) as error:
+        # It reports settings and devices it does not support by any of these.
         raise TrainingError(
             f"DeepSpeed did not start: {error}. If it was to build an op of its own, that needs a C++ compiler and "
             "ninja: `ray-distill doctor` says what is missing; student.training.engine: torch goes without"
         ) from error
+    if own_optimizer is not None:
+        _uncount_steps(own_optimizer)
     return DeepSpeedEngine(deepspeed, engine, ranks, own_schedule="scheduler" not in settings)
+
+
+def _uncount_steps(optimizer: torch.optim.Optimizer) -> None:
+    """Set Adam's step count back to 0.
+
+    In half precision at ZeRO 0 DeepSpeed steps once on zero gradients, to allocate the state; with that step
+    counted, the bias correction makes the first real one a quarter too short.
+    """
+    for state in optimizer.state.values():
+        if "step" in state:
+            state["step"].zero_()
 
 
 def _import_deepspeed(device: torch.device) -> ModuleType:

@@ -12,7 +12,7 @@ import torch
 import training_lab as lab
 from training_lab import Lab, loss_curve
 
-from ray_distill.errors import ConfigError, TrainingError
+from ray_distill.errors import ClusterError, ConfigError, TrainingError
 from ray_distill.students.loop import run_trial
 from ray_distill.students.ranks import current_ranks
 from ray_distill.testing.gloo import run_gloo
@@ -82,14 +82,19 @@ def test_world_size_does_not_matter(home: Path, reference: lab.Ran, world: int) 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_deepspeed_on_two_ranks_equals_torch_on_one(home: Path, reference: lab.Ran, stage: int) -> None:
-    """ZeRO 0 to 3: same curve, same best weights, and a stopped run resumes to both."""
+    """ZeRO 0 to 3: the same curve, and the same best weights, whole again on the first rank.
+
+    The bias of attention keys is left out: softmax does not see it, so its gradient is rounding alone, which
+    Adam scales up.
+    """
     training: dict[str, Any] = {"engine": "deepspeed", "zero_stage": stage}
     whole = run_gloo(lab.run, 2, Lab(folder=str(home), hidden=True, training=training))
     for ran in whole:
         assert_same_curve(ran, reference)
     assert set(whole[0].weights) == set(reference.weights)
     for name, value in reference.weights.items():
-        assert torch.allclose(whole[0].weights[name], value, rtol=1e-3, atol=1e-5), name
+        if not name.endswith("key.bias"):
+            assert torch.allclose(whole[0].weights[name], value, rtol=1e-3, atol=1e-5), name
 
 
 @pytest.mark.slow
@@ -104,6 +109,28 @@ def test_deepspeed_resumes_exactly(home: Path, tmp_path: Path, stage: int) -> No
     assert sorted(rest[0].curve) == [6, 7, 8]
     for step in (6, 7, 8):
         assert rest[0].curve[step]["loss"] == pytest.approx(whole[0].curve[step]["loss"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_deepspeed_in_bf16_and_offloaded(home: Path, reference: lab.Ran) -> None:
+    """bf16 stays within 0.5 % of float32 at every stage, the first step of ZeRO 0 included; offload changes nothing."""
+    half = [{"precision": "bf16", "zero_stage": stage} for stage in (0, 1, 2, 3)]
+    offloaded = [{"offload": "optimizer", "zero_stage": 2}, {"offload": "all", "zero_stage": 3}]
+    runs = [Lab(folder=str(home), hidden=True, training={"engine": "deepspeed", **settings})
+            for settings in (*half, *offloaded)]
+    found = run_gloo(lab.run_all, 2, runs)[0]
+    for ran in found[:4]:
+        assert loss_curve(ran) == pytest.approx(loss_curve(reference), rel=5e-3)
+    for ran in found[4:]:
+        assert_same_curve(ran, reference)
+
+
+@pytest.mark.slow
+def test_what_deepspeed_refuses_is_told(home: Path) -> None:
+    """fp16 has no support on a CPU: one sentence, not a traceback of another library."""
+    run = Lab(folder=str(home), training={"engine": "deepspeed", "precision": "fp16", "zero_stage": 2})
+    with pytest.raises(ClusterError, match=r"TrainingError: DeepSpeed did not start: Type fp16 is not supported"):
+        run_gloo(lab.run, 1, run)
 
 
 @pytest.mark.slow

@@ -152,6 +152,11 @@ def run(lab: Lab) -> Ran:
     return Ran(curve=recorder.curve, best=best.to_dict(), weights=best.weights, saved=recorder.saved)
 
 
+def run_all(labs: list[Lab]) -> list[Ran]:
+    """Train several runs one after the other in one process."""
+    return [run(lab) for lab in labs]
+
+
 def run_until_stopped(lab: Lab) -> dict[int, dict[str, float]]:
     """Train until the reporter asks to stop; returns the curve so far."""
     from ray_distill.students.reporter import TrainingStopped

@@ -242,16 +242,10 @@ class StudentConfig(Section):
 
     model: StudentModel = StudentModel()
     losses: dict[str, LossConfig] = Field(
-        default_factory=lambda: {"soft": LossConfig(weight=0.9), "hard": LossConfig(weight=0.1)})
+        default_factory=lambda: {"soft": LossConfig(weight=0.9), "hard": LossConfig(weight=0.1)}, min_length=1)
     training: TrainingConfig = TrainingConfig()
     ceiling: str | None = Field(
         None, description="source of the teacher's own labelled rows, if they may be used for a ceiling")
-
-    @model_validator(mode="after")
-    def _some_loss(self) -> Self:
-        if not self.losses:
-            raise ValueError("at least one loss is needed")
-        return self
 
 
 class EvaluationConfig(Section):
@@ -357,10 +351,9 @@ def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> Campaign:
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
+        value = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the config {path}: {error}") from error
-    try:
-        value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(value, dict):
@@ -388,7 +381,7 @@ def _explain(item: Any) -> str:
     if item["type"] == "extra_forbidden":
         return f"{where}: unknown field"
     found = repr(item["input"])
-    return f"{where}: {message[0].lower()}{message[1:]}; found {found if len(found) <= 80 else found[:77] + '...'}"
+    return f"{where}: {message[0].lower()}{message[1:]}; found {found[:80]}"
 
 
 def _override(value: dict[str, Any], override: str) -> None:

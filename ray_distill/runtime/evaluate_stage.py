@@ -60,23 +60,23 @@ def evaluate(held: Session, students: Mapping[str, StudentRef]) -> EvalReport:
 def _record(held: Session, stage: Stage, report: EvalReport) -> None:
     """Metrics of every arm on the stage's run, and the headline on the parent's."""
     opened = open_snapshot(report.student.labels.snapshot)
-    label_stage.record_snapshot(stage.run, opened, "evaluation")
+    for run in (stage.run, held.parent):
+        label_stage.record_snapshot(run, opened, "evaluation")
     for arm, model in report.models.items():
         stage.run.metrics({f"{arm}_{name}": value for name, value in model_metrics(model).items()})
-    stage.run.metrics(_robustness_metrics(report))
-    for run in (stage.run, held.parent):
-        run.metrics(model_metrics(report.models["student"]))
-        run.metrics({f"teacher_{name}": value for name, value in model_metrics(report.models["teacher"]).items()})
+    stage.run.metrics(model_metrics(report.models["student"]) | _robustness_metrics(report))
+    held.parent.metrics(headline(report.models["student"]))
+    held.parent.metrics({f"teacher_{name}": value for name, value in headline(report.models["teacher"]).items()})
 
 
-def log_student(held: Session, run: Run, report: EvalReport) -> str | None:
+def log_student(held: Session, report: EvalReport) -> str | None:
     """Log the student as a model with signature, example and metrics; its URI, None while the server is away."""
     task = TASKS[held.config.task]
     opened = open_snapshot(report.student.labels.snapshot)
     example = opened.read("test", columns=[task.input_column]).slice(0, 2)[task.input_column].to_pylist()
     with tempfile.TemporaryDirectory(prefix="ray-distill-model-") as folder:
         local = files.download_folder(report.student.url, Path(folder))
-        return run.model(local, name="student", task=held.config.task, example=example,
+        return held.parent.model(local, name="student", task=held.config.task, example=example,
                          metrics=model_metrics(report.models["student"]))
 
 
@@ -90,6 +90,11 @@ def model_metrics(model: ModelReport) -> dict[str, float]:
         "parameters": float(cost.parameters), "size_bytes": float(cost.bytes_on_disk),
         "latency_ms_p50": cost.latency_ms_p50, "latency_ms_p95": cost.latency_ms_p95,
         "throughput_examples_per_second": cost.examples_per_second}
+
+
+def headline(model: ModelReport) -> dict[str, float]:
+    """One model's figures without the ends of their intervals: what the campaign's own run shows."""
+    return {name: value for name, value in model_metrics(model).items() if "_ci95_" not in name}
 
 
 def _robustness_metrics(report: EvalReport) -> dict[str, float]:

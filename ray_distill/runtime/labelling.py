@@ -125,14 +125,16 @@ def _pipeline(job: LabelJob, units: Sequence[WorkUnit]) -> Any:
     items = [{"unit": json.dumps(unit.to_dict())} for unit in units]
     by_id = {unit.unit_id: unit for unit in units}
     one = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
+    # Ray fuses neighbours that ask for the same: a GPU would wait for its own actor to read and tokenise.
+    beside = 0.5 if job.resources.cpus != 0.5 else 0.4
     return (
         ray.data.from_items(items, override_num_blocks=len(items))
-        .map_batches(encode_units, fn_kwargs={"job": job}, **one)
+        .map_batches(encode_units, fn_kwargs={"job": job}, num_cpus=beside, **one)
         .map_batches(
             TeacherActor, fn_constructor_kwargs={"job": job}, num_cpus=job.resources.cpus,
             num_gpus=job.resources.gpus or None,
             compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most), **one)
-        .map_batches(write_units, fn_kwargs={"job": job, "units": by_id}, **one))
+        .map_batches(write_units, fn_kwargs={"job": job, "units": by_id}, num_cpus=beside, **one))
 
 
 def encode_units(block: pa.Table, *, job: LabelJob) -> pa.Table:

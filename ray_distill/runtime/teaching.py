@@ -150,7 +150,8 @@ def refuse_weak_teacher(check: TeacherCheck, floor: CheckConfig, name: str) -> N
                          f"min_accuracy {floor.min_accuracy:g}")
         if floor.max_ece is not None and not ece.value <= floor.max_ece:
             wrong.append(f"ece {ece.value:.4f} is {ece.value - floor.max_ece:.4f} above max_ece {floor.max_ece:g}")
-        if floor.beat_majority and accuracy.value <= check.majority_accuracy:
+        known = not np.isnan(check.majority_accuracy)
+        if floor.beat_majority and known and not accuracy.value > check.majority_accuracy:
             wrong.append(f"accuracy {accuracy.value:.4f} does not exceed the {check.majority_accuracy:.4f} of always "
                          "answering the commonest class")
     if wrong:

@@ -8,11 +8,11 @@ import os
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ray_distill.config import Campaign
+from ray_distill.config import Campaign, CostConfig
 from ray_distill.errors import ConfigError
 from ray_distill.evaluation.cost import Meter, StageCost, metered, stage_metrics
 from ray_distill.fingerprint import fingerprint
@@ -55,11 +55,11 @@ class Session:
         files.write_json(self.url("state", f"{stage}.json"), {"key": key, "result": result})
 
     def costs(self) -> list[StageCost]:
-        """What every stage has taken so far, its attempts added up, in the order of their first attempt."""
+        """What every stage has taken so far at today's prices, attempts added up, in the order of the first ones."""
         found: dict[str, StageCost] = {}
         attempts = [files.read_json(item.url) for item in files.list_files(self.url("state", "costs"))]
         for attempt in sorted(attempts, key=lambda value: value["started"]):
-            cost = StageCost.from_dict(attempt["cost"])
+            cost = _priced(StageCost.from_dict(attempt["cost"]), self.config.cost)
             before = found.get(cost.stage)
             found[cost.stage] = cost if before is None else _add(before, cost)
         return list(found.values())
@@ -69,14 +69,14 @@ class Session:
         """Run a stage: a nested run in the tracker, its cost metered and kept whether it succeeds or not."""
         started = _now()
         with self.tracker.run(name, parent=self.parent.run_id, tags={"stage": name}) as run:
-            with metered(name, cores=cores, accelerators=accelerators, prices=self.config.cost) as meter:
-                try:
+            try:
+                with metered(name, cores=cores, accelerators=accelerators, prices=self.config.cost) as meter:
                     yield Stage(name=name, run=run, meter=meter)
-                finally:
-                    run.tags({"campaign": self.config.campaign})
-            run.metrics(stage_metrics(meter.cost))
-            attempt = {"started": started, "cost": meter.cost.to_dict()}
-            files.write_json(self.url("state", "costs", f"{name}-{uuid.uuid4().hex}.json"), attempt)
+            finally:
+                run.tags({"campaign": self.config.campaign})
+                run.metrics(stage_metrics(meter.cost))
+                attempt = {"started": started, "cost": meter.cost.to_dict()}
+                files.write_json(self.url("state", "costs", f"{name}-{uuid.uuid4().hex}.json"), attempt)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +138,12 @@ def _spool(config: Campaign) -> Path:
     if files.is_local(config.output_url):
         return Path(files.absolute(config.output_url)) / "spool"
     return Path.cwd() / ".ray-distill" / "spool" / config.campaign
+
+
+def _priced(cost: StageCost, prices: CostConfig) -> StageCost:
+    """What was taken, at other prices: they and their currency may have changed since."""
+    money = cost.core_hours * prices.core_hour + cost.accelerator_hours * prices.accelerator_hour
+    return replace(cost, money=money, currency=prices.currency)
 
 
 def _add(before: StageCost, more: StageCost) -> StageCost:

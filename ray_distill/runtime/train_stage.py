@@ -1,9 +1,11 @@
 """The training stage: the student and what it is compared with, from one label set."""
 
+import time
 from collections.abc import Mapping
 
 from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign
+from ray_distill.errors import StorageError
 from ray_distill.fingerprint import fingerprint
 from ray_distill.runtime import label_stage
 from ray_distill.runtime.console import say
@@ -17,6 +19,9 @@ from ray_distill.students.arms import arm_by_name
 from ray_distill.students.run import TrainingJob, arm_plan
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.tracking.base import Dataset
+
+#: Seconds of the curves that a killed driver may lose; the training itself loses nothing that a checkpoint holds.
+KEEP_SECONDS = 2.0
 
 
 def arms(config: Campaign, *, labelled: bool = True) -> tuple[str, ...]:
@@ -44,8 +49,10 @@ def train(held: Session, labels: LabelSetRef, *, resume: bool) -> dict[str, Stud
         stage.run.dataset(Dataset(name="labels", digest=labels.fingerprint, source=labels.store, context="training",
                                   profile={"log_length": labels.log_length}))
         curves = Curves(held, stage)
-        refs = train_ranks(job, training, on_metrics=curves.add)
-        files.write_json(held.url("state", "curves.json"), curves.losses)
+        try:
+            refs = train_ranks(job, training, on_metrics=curves.add)
+        finally:
+            curves.keep()
         stage.meter.wrote(sum(item.size for ref in refs for item in files.list_files(ref.url)))
     students = {ref.arm: ref for ref in refs}
     held.finish("train", fingerprint(_plans(held.config, job)), {arm: ref.to_dict() for arm, ref in students.items()})
@@ -56,8 +63,9 @@ class Curves:
     """Metrics of the steps as they come in: to the tracker, to the terminal, and kept for the report."""
 
     def __init__(self, held: Session, stage: Stage):
-        self._run = stage.run
-        self.losses: dict[str, list[tuple[int, float]]] = _kept(held)
+        self._run, self._url = stage.run, held.url("state", "curves.json")
+        self._losses: dict[str, list[tuple[int, float]]] = _kept(held)
+        self._kept_at = time.monotonic()
 
     def add(self, metrics: StepMetrics) -> None:
         """Take one step's numbers; a restarted run repeats steps, and the repeat replaces them."""
@@ -65,11 +73,23 @@ class Curves:
         prefix = metrics.arm.replace("/", "_")
         self._run.metrics({f"{prefix}_{name}": value for name, value in metrics.values.items()}, step=metrics.step)
         if "loss" in metrics.values:
-            curve = [point for point in self.losses.get(arm, []) if point[0] < metrics.step]
-            self.losses[arm] = [*curve, (metrics.step, metrics.values["loss"])]
+            curve = self._losses.setdefault(arm, [])
+            while curve and curve[-1][0] >= metrics.step:
+                curve.pop()
+            curve.append((metrics.step, metrics.values["loss"]))
         if "validation_nll" in metrics.values or metrics.step == 1:
             numbers = "  ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.values.items()))
             say(f"train {metrics.arm} step {metrics.step}: {numbers}", arm=metrics.arm, step=metrics.step)
+        if time.monotonic() - self._kept_at > KEEP_SECONDS:
+            try:
+                self.keep()
+            except StorageError as error:  # the next attempt, or the last one of the stage, writes them all
+                say(f"train: the curves are not written yet: {error}")
+
+    def keep(self) -> None:
+        """Write the curves down, for the report and for a run that goes on from here."""
+        self._kept_at = time.monotonic()
+        files.write_json(self._url, self._losses)
 
 
 def _kept(held: Session) -> dict[str, list[tuple[int, float]]]:

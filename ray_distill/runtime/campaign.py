@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 from ray_distill.artifacts import Artifact, Decision, EvalReport, LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign
+from ray_distill.errors import ConfigError
 from ray_distill.evaluation.cost import CostReport
 from ray_distill.fingerprint import fingerprint
+from ray_distill.models.factory import is_factory
 from ray_distill.runtime import evaluate_stage, label_stage, promote_stage, train_stage
 from ray_distill.runtime.console import say
 from ray_distill.runtime.relabelling import RelabelReport, relabel_source
@@ -21,6 +23,7 @@ from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.sources import describe_sources
 from ray_distill.snapshots.take import take_snapshot
 from ray_distill.storage import files
+from ray_distill.students.terms import build_terms
 from ray_distill.tasks.catalogue import TASKS
 
 
@@ -96,6 +99,7 @@ def relabel(config: Campaign, source: str | None = None) -> RelabelReport:
 
 def run(config: Campaign) -> CampaignResult:
     """The whole way; stages that are done already are skipped, and said to be."""
+    check(config)
     with session(config) as held:
         frozen = _snapshot(held)
         labels = label_stage.label(held, frozen)
@@ -109,8 +113,33 @@ def run(config: Campaign) -> CampaignResult:
             review=held.tracker.review_url(held.parent.run_id))
 
 
+def check(config: Campaign) -> None:
+    """Refuse now what training or evaluation would refuse when the teacher has been paid for.
+
+    Raises:
+        ConfigError: everything that is wrong, at once.
+    """
+    labels, wrong = config.labels, []
+    for name, loss in config.student.losses.items():
+        try:
+            if name == "hidden" and not labels.hidden.layers:
+                raise ConfigError("student.losses.hidden: no hidden states will be stored; set labels.hidden.layers")
+            build_terms({name: loss}, steps=1, temperatures=labels.signal.temperatures, layers={})
+        except ConfigError as error:
+            wrong.append(str(error))
+    known = TASKS[config.task].corruptions
+    wrong += [f"evaluation.corruptions: {config.task} has no {name!r}; it has {', '.join(sorted(known))}"
+              for name in config.evaluation.corruptions or () if name not in known]
+    if not is_factory(labels.teacher.model) and not files.exists(labels.teacher.model):
+        wrong.append(f"labels.teacher.model: {labels.teacher.model} does not exist; give a checkpoint's folder or URL, "
+                     "or module:function")
+    if wrong:
+        raise ConfigError(f"{len(wrong)} wrong field(s)\n  " + "\n  ".join(wrong))
+
+
 def plan(config: Campaign) -> list[str]:
     """What `run` would do, without doing it: a line a stage."""
+    check(config)
     task = TASKS[config.task]
     sources = describe_sources(config.snapshot)
     training = config.student.training

@@ -1,0 +1,116 @@
+"""The command line without a cluster: what is refused, what is only said, and what is not even imported."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ray_distill import cli
+
+CLASSES = ["a", "b"]
+COMMANDS = ["run", "snapshot", "label", "train", "evaluate", "promote", "relabel"]
+
+
+def _write(folder: Path, **sections: Any) -> str:
+    (folder / "rows.jsonl").write_text('{"text": "one", "label": "a"}\n')
+    value = {
+        "campaign": "c", "task": "text_classification", "output": str(folder / "out"),
+        "snapshot": {"source": str(folder / "rows.jsonl"), "columns": {"label": "label"}},
+        "labels": {"teacher": {"model": "ray_distill.testing.models:tiny_text_model",
+                               "arguments": {"classes": CLASSES}}}, **sections}
+    (folder / "c.yaml").write_text(yaml.safe_dump(value))
+    return str(folder / "c.yaml")
+
+
+def _fails(capsys: pytest.CaptureFixture[str], *command: str) -> str:
+    assert cli.main(command) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """The help of every command is answered by the standard library alone."""
+    commands = [[], *([name] for name in (*COMMANDS, "quickstart", "audit", "submit", "doctor"))]
+    code = (
+        "import sys\nfrom ray_distill import cli\n"
+        f"for command in {commands!r}:\n"
+        "    try:\n        cli.main([*command, '--help'])\n    except SystemExit as end:\n        assert not end.code\n"
+        "heavy = {'ray', 'torch', 'mlflow', 'numpy', 'pyarrow', 'transformers', 'pydantic', 'yaml', 'fsspec'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    for name in COMMANDS:
+        assert name in done.stdout
+
+
+def test_all_wrong_fields_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each line names the field, what was found and what is allowed; nothing is created."""
+    config = _write(tmp_path, seed="x", student={"training": {"workers": 0, "zero_stage": 7}, "typo": 1})
+    told = _fails(capsys, "run", config, "--set", "labels.unit_rows=-1")
+    assert "5 wrong field(s)" in told
+    for field, found in (("seed", "'x'"), ("student.training.workers", "0"), ("student.training.zero_stage", "7"),
+                         ("labels.unit_rows", "-1")):
+        line = next(line for line in told.splitlines() if line.strip().startswith(f"{field}:"))
+        assert f"found {found}" in line
+    assert "student.typo: unknown field" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_would_fail_after_the_teacher_is_paid_for_fails_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An undeclared temperature, hidden states nobody stores, an unknown loss and corruption, a missing teacher."""
+    config = _write(
+        tmp_path, student={"losses": {"soft": {"temperature": 4}, "hidden": {}, "magic": {}}},
+        evaluation={"corruptions": ["typos", "earthquake"]}, labels={"teacher": {"model": "/nowhere/teacher"}})
+    told = _fails(capsys, "run", config, "--dry-run")
+    assert "5 wrong field(s)" in told
+    for part in ("student.losses.soft", "student.losses.hidden", "'magic'", "'earthquake'", "/nowhere/teacher"):
+        assert part in told
+    assert "'typos'" not in told
+
+
+@pytest.mark.parametrize(("command", "says"), [
+    (["run", "nowhere.yaml"], "nowhere.yaml"),
+    (["audit", "nowhere"], "there is no label store here"),
+    (["run", "c.yaml", "--set", "seed"], "--set needs name=value"),
+    (["run", "c.yaml", "--set", "seed.x.y=1"], "seed is not a section"),
+    (["submit", "c.yaml", "--runtime-env", "{"], "--runtime-env must be JSON"),
+    (["submit", "c.yaml", "--metadata", "x"], "--metadata needs name=value"),
+])
+def test_a_wrong_command_line_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str], says: str
+) -> None:
+    """It names what is wrong and ends with status 1."""
+    monkeypatch.chdir(tmp_path)
+    _write(tmp_path, seed=1)
+    told = _fails(capsys, *command)
+    assert says in told
+    assert len(told.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_dry_run_says_what_it_would_do_and_changes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """Five stages and where runs are recorded; no file but the two of the test is there afterwards."""
+    config = _write(tmp_path)
+    assert cli.main([command, config, "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["snapshot", "label", "train", "evaluate", "promote", "record"]
+    assert cli.main([command, config, "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["plan"] == lines
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.yaml", "rows.jsonl"]
+
+
+def test_a_dry_run_finds_a_source_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What can be checked is checked."""
+    config = _write(tmp_path, snapshot={"source": str(tmp_path / "nowhere.jsonl")})
+    assert "nowhere.jsonl" in _fails(capsys, "run", config, "--dry-run")

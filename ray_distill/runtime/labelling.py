@@ -4,11 +4,13 @@ Only Arrow blocks pass between the stages, and rows carry their unit: nothing re
 block, although it is asked to. Workers hand back receipts; this driver alone commits them.
 """
 
+import contextlib
 import functools
 import json
 import logging
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +31,8 @@ from ray_distill.runtime.cluster import explain
 
 #: Units in one Ray Data execution; each is a block, and too many blocks burden the scheduler.
 WINDOW = 2000
-#: Receipts committed with one log record.
-COMMIT_UNITS = 64
+#: Receipts committed with one log record, and seconds after which fewer are: what a killed driver loses at most.
+COMMIT_UNITS, COMMIT_SECONDS = 64, 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,27 +79,29 @@ def label_units(
     tally: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     for start in range(0, len(units), WINDOW):
-        receipts = _receipts(job, units[start : start + WINDOW])
-        for receipt in _committing(store, receipts):
-            tally.update(rows=receipt.rows, rejected=receipt.rejected,
-                         bytes=sum(item.size for item in receipt.files().values()))
-            reasons.update(receipt.reasons)
-            progress(receipt.rows + receipt.rejected)
-            if tally["rejected"] > max_rejected:
-                raise LabelError(_too_many(tally, reasons, max_rejected, receipt))
+        # Closed at once, however the block ends: what is finished is committed while the store can be reached.
+        with contextlib.closing(_committing(store, _receipts(job, units[start : start + WINDOW]))) as committed:
+            for receipt in committed:
+                tally.update(rows=receipt.rows, rejected=receipt.rejected,
+                             bytes=sum(item.size for item in receipt.files().values()))
+                reasons.update(receipt.reasons)
+                progress(receipt.rows + receipt.rejected)
+                if tally["rejected"] > max_rejected:
+                    raise LabelError(_too_many(tally, reasons, max_rejected, receipt))
     return Labelled(rows=tally["rows"], rejected=tally["rejected"], reasons=dict(reasons),
                     bytes_written=tally["bytes"])
 
 
-def _committing(store: LabelStore, receipts: Iterator[Receipt]) -> Iterator[Receipt]:
+def _committing(store: LabelStore, receipts: Iterator[Receipt]) -> Generator[Receipt, None, None]:
     """Pass receipts on; commit them in groups, and what is left when the run ends, however it ends."""
     waiting: list[Receipt] = []
+    last = time.monotonic()
     try:
         for receipt in receipts:
             waiting.append(receipt)
-            if len(waiting) >= COMMIT_UNITS:
+            if len(waiting) >= COMMIT_UNITS or time.monotonic() - last >= COMMIT_SECONDS:
                 store.commit(waiting)
-                waiting = []
+                waiting, last = [], time.monotonic()
             yield receipt
     finally:
         if waiting:

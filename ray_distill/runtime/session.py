@@ -65,10 +65,19 @@ class Session:
         return list(found.values())
 
     @contextmanager
-    def stage(self, name: str, *, cores: float = 1, accelerators: float = 0) -> Iterator["Stage"]:
-        """Run a stage: a nested run in the tracker, its cost metered and kept whether it succeeds or not."""
-        started = _now()
-        with self.tracker.run(name, parent=self.parent.run_id, tags={"stage": name}) as run:
+    def stage(
+        self, name: str, *, cores: float = 1, accelerators: float = 0, resumes: bool = False
+    ) -> Iterator["Stage"]:
+        """Run a stage: a nested run in the tracker, its cost metered and kept whether it succeeds or not.
+
+        ``resumes``: go on in the nested run of an attempt that did not end well, so that its curves continue; for
+        stages that only one command works at a time.
+        """
+        started, unfinished = _now(), self.url("state", "unfinished", f"{name}.json")
+        known = self._unfinished(unfinished) if resumes else None
+        with self.tracker.run(name, parent=self.parent.run_id, run_id=known, tags={"stage": name}) as run:
+            if resumes:
+                files.write_json(unfinished, {"run_id": run.run_id, "parent": self.parent.run_id})
             try:
                 with metered(name, cores=cores, accelerators=accelerators, prices=self.config.cost) as meter:
                     yield Stage(name=name, run=run, meter=meter)
@@ -77,6 +86,13 @@ class Session:
                 run.metrics(stage_metrics(meter.cost))
                 attempt = {"started": started, "cost": meter.cost.to_dict()}
                 files.write_json(self.url("state", "costs", f"{name}-{uuid.uuid4().hex}.json"), attempt)
+        if resumes:
+            files.delete(unfinished)
+
+    def _unfinished(self, url: str) -> str | None:
+        """The run that an earlier attempt of this parent's left unfinished."""
+        left = files.read_json(url) if files.exists(url) else {}
+        return left["run_id"] if left.get("parent") == self.parent.run_id else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ def train(held: Session, labels: LabelSetRef, *, resume: bool) -> dict[str, Stud
         files.delete(job.output)
     training = held.config.student.training
     with held.stage("train", cores=training.workers * training.cpus,
-                    accelerators=training.workers * training.gpus) as stage:
+                    accelerators=training.workers * training.gpus, resumes=resume) as stage:
         stage.run.dataset(Dataset(name="labels", digest=labels.fingerprint, source=labels.store, context="training",
                                   profile={"log_length": labels.log_length}))
         curves = Curves(held, stage)

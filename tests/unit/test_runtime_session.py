@@ -101,3 +101,26 @@ def test_a_session_is_held_by_one_config_alone(tmp_path: Path) -> None:
     with session(_config(tmp_path)) as held:
         assert isinstance(held, Session)
         assert held.url("state", "x.json") == str(tmp_path / "out" / "state" / "x.json")
+
+
+def test_training_that_goes_on_goes_on_in_its_own_run(tmp_path: Path) -> None:
+    """An attempt that failed is continued in the same nested run; one that succeeded, or of another config, is not."""
+
+    def attempt(fails: bool, **sections: object) -> str:
+        with session(_config(tmp_path, **sections)) as held, held.stage("train", resumes=True) as stage:
+            run_id = stage.run.run_id
+            if fails:
+                runs.append(run_id)
+                raise ConfigError("killed")
+        return run_id
+
+    runs: list[str] = []
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="killed"):
+            attempt(fails=True)
+    assert attempt(fails=False, seed=1) not in runs
+    with pytest.raises(ConfigError, match="killed"):
+        attempt(fails=True)
+    assert runs[0] == runs[1] != runs[2]
+    assert attempt(fails=False) == runs[2]
+    assert attempt(fails=False) != runs[2]

@@ -103,8 +103,7 @@ def test_deepspeed_resumes_exactly(home: Path, tmp_path: Path, stage: int) -> No
     """Stopped after step 5 and resumed by new processes: the curve goes on as if nothing had happened."""
     lab.write_model(tmp_path)
     run = Lab(folder=str(tmp_path), hidden=True, dropout=0.1, training={"engine": "deepspeed", "zero_stage": stage})
-    whole = run_gloo(lab.run, 2, replace(run, trial="whole"))
-    run_gloo(lab.run_until_stopped, 2, replace(run, stop_after=5))
+    whole = run_gloo(lab.run_whole_then_cut, 2, replace(run, stop_after=5))
     rest = run_gloo(lab.run, 2, replace(run, resume=True))
     assert sorted(rest[0].curve) == [6, 7, 8]
     for step in (6, 7, 8):

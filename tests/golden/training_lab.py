@@ -4,7 +4,7 @@ Everything is a function of seeds, so that every rank and every process builds t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +168,13 @@ def run_until_stopped(lab: Lab) -> dict[int, dict[str, float]]:
     except TrainingStopped:
         return recorder.curve
     raise AssertionError("the run was not stopped")
+
+
+def run_whole_then_cut(lab: Lab) -> Ran:
+    """Train to the end in a folder of its own, then again until stopped, in one process; returns the whole run."""
+    whole = run(replace(lab, trial="whole", stop_after=None))
+    run_until_stopped(lab)
+    return whole
 
 
 def loss_curve(ran: Ran) -> list[float]:

@@ -37,8 +37,9 @@ def require_columns(wanted: Mapping[str, str], found: Sequence[str], where: str)
         if name not in found:
             near = difflib.get_close_matches(name, found, n=1, cutoff=0.5)
             advice = f"did you mean {near[0]!r}? " if near else ""
+            unlabelled = " (--set snapshot.columns.label=null if no row is labelled)" if part == "label" else ""
             raise SnapshotError(
                 f"{where} has no column {name!r} for the {part}; found: {', '.join(found) or 'none'}. {advice}"
-                f"Set snapshot.columns")
+                f"Set snapshot.columns{unlabelled}")
         if list(found).count(name) > 1:
             raise SnapshotError(f"{where} has the column {name!r} {list(found).count(name)} times: rename one")

@@ -25,6 +25,8 @@ from ray_distill.config import Campaign, load_config
 from ray_distill.errors import ClusterError
 
 CONNECT_SECONDS = 10.0
+#: How a head says that its agent is not up yet; how long that is waited for, and how often it is asked.
+NO_AGENT, AGENT_SECONDS, RETRY_SECONDS = "No available agent", 60.0, 2.0
 MAX_STAGED_BYTES = 64 * 1024 * 1024
 INTERRUPTED = 130  # what a shell reports for a process that Ctrl-C ended
 FINISHED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
@@ -197,11 +199,16 @@ def _client(address: str, token: str | None) -> Any:
 
 
 def _send(client: Any, **request: Any) -> str:
-    try:
-        job_id: str = client.submit_job(**request)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise ClusterError(f"the cluster did not take the job: {error}") from error
-    return job_id
+    """Hand the job in; a cluster that has just started has no agent to take it for some seconds."""
+    give_up = time.monotonic() + AGENT_SECONDS
+    while True:
+        try:
+            job_id: str = client.submit_job(**request)
+            return job_id
+        except (RuntimeError, ValueError, OSError) as error:
+            if NO_AGENT not in str(error) or time.monotonic() > give_up:
+                raise ClusterError(f"the cluster did not take the job: {error}") from error
+            time.sleep(RETRY_SECONDS)
 
 
 def _follow(client: Any, job_id: str, address: str) -> int:

@@ -124,7 +124,8 @@ def check(config: Campaign) -> None:
         try:
             if name == "hidden" and not labels.hidden.layers:
                 raise ConfigError("student.losses.hidden: no hidden states will be stored; set labels.hidden.layers")
-            build_terms({name: loss}, steps=1, temperatures=labels.signal.temperatures, layers={})
+            # Which layers pair up is known with the student; any pair will do to check the rest.
+            build_terms({name: loss}, steps=1, temperatures=labels.signal.temperatures, layers={0: 0})
         except ConfigError as error:
             wrong.append(str(error))
     known = TASKS[config.task].corruptions

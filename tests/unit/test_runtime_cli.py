@@ -63,6 +63,14 @@ def test_all_wrong_fields_are_told_at_once(tmp_path: Path, capsys: pytest.Captur
     assert not (tmp_path / "out").exists()
 
 
+def test_hidden_matching_of_stored_layers_passes_the_check(tmp_path: Path) -> None:
+    """A config whose losses ask for what its labels hold is not refused."""
+    teacher = {"model": "ray_distill.testing.models:tiny_text_model", "arguments": {"classes": CLASSES}}
+    config = _write(tmp_path, student={"losses": {"soft": {}, "hidden": {"layers": "last"}}},
+                    labels={"teacher": teacher, "hidden": {"layers": [-1]}})
+    assert cli.main(["run", config, "--dry-run"]) == 0
+
+
 def test_what_would_fail_after_the_teacher_is_paid_for_fails_before(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

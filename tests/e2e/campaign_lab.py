@@ -5,6 +5,8 @@ Everything is a function of seeds.
 """
 
 import json
+import os
+import signal
 import string
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -178,6 +180,8 @@ class Command:
 
     process: "subprocess.Popen[bytes]"
     folder: Path
+    mark: str
+    """Value of ``RD_TEST_MARK`` in its environment, by which its processes can be told from all others."""
 
     @classmethod
     def start(cls, folder: Path, *arguments: str) -> "Command":
@@ -186,8 +190,8 @@ class Command:
         with (own / "stdout").open("wb") as out, (own / "stderr").open("wb") as err:
             process = subprocess.Popen(
                 [sys.executable, "-m", "ray_distill.cli", *arguments], stdout=out, stderr=err, cwd=folder,
-                start_new_session=True)
-        return cls(process=process, folder=own)
+                start_new_session=True, env={**os.environ, "RD_TEST_MARK": own.name})
+        return cls(process=process, folder=own, mark=own.name)
 
     @property
     def stderr(self) -> str:
@@ -210,14 +214,24 @@ class Command:
         """Stages it says it skipped."""
         return [event["skipped"] for event in self.events if "skipped" in event]
 
-    def until(self, what: Callable[[], bool], seconds: float = 180) -> None:
+    def until(self, what: Callable[[], bool], seconds: float = 400) -> None:
         """Wait until ``what`` holds; a command that ends before it does fails the test."""
         deadline = time.monotonic() + seconds
         while not what():
             assert self.process.poll() is None, f"ended with {self.process.returncode} too soon:\n{self.stderr}"
-            assert time.monotonic() < deadline, self.stderr
+            if time.monotonic() > deadline:
+                self._fail(f"it did not come to it in {seconds:g} s")
             time.sleep(0.02)
 
-    def wait(self, seconds: float = 240) -> int:
+    def wait(self, seconds: float = 600) -> int:
         """Its exit status."""
-        return self.process.wait(timeout=seconds)
+        try:
+            return self.process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self._fail(f"it did not end in {seconds:g} s")
+
+    def _fail(self, why: str) -> NoReturn:
+        """End its processes, which have a process group of their own, and the test."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        raise AssertionError(f"{why}:\n{self.stderr}")

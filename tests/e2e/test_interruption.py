@@ -1,0 +1,133 @@
+"""`ray-distill run`, interrupted by Ctrl-C and by SIGKILL, and run again: nothing is lost, repeated or different."""
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import campaign_lab as lab
+import pytest
+
+from ray_distill.storage import files
+
+pytestmark = pytest.mark.slow
+
+ROWS = 600
+STAGES = ["snapshot", "label", "train", "evaluate", "promote"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Campaigns:
+    """One campaign twice: configs that differ in the folder of their output alone, and these folders."""
+
+    folder: Path
+    whole: str
+    disturbed: str
+
+    def output(self, name: str) -> Path:
+        return self.folder / name
+
+
+@pytest.fixture(scope="module")
+def campaigns(tmp_path_factory: pytest.TempPathFactory) -> Campaigns:
+    folder = tmp_path_factory.mktemp("interruption")
+    teacher = lab.write_teacher(folder / "teacher")
+    source = lab.write_rows(folder / "rows.jsonl", lab.annotated(lab.texts(ROWS, seed=3), train_labels=30))
+    paths = [str(lab.write_config(folder / f"{name}.yaml", lab.config_of(
+        folder, source, {"model": str(teacher)}, output=str(folder / name), labels__unit_rows=8,
+        evaluation__corruptions=[], student__training__epochs=6))) for name in ("whole", "disturbed")]
+    return Campaigns(folder=folder, whole=paths[0], disturbed=paths[1])
+
+
+def _processes_of(command: lab.Command) -> set[int]:
+    """The command's process and everything it started: all have the mark of its environment."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                marked = f"RD_TEST_MARK={command.mark}".encode() in (entry / "environ").read_bytes().split(b"\0")
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue
+            if marked:
+                found.add(int(entry.name))
+    return found
+
+
+def _wait_for_the_end_of(command: lab.Command, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while left := _processes_of(command):
+        assert time.monotonic() < deadline, f"still alive: {[Path(f'/proc/{pid}/comm').read_text() for pid in left]}"
+        time.sleep(0.2)
+
+
+def _run(campaigns: Campaigns, config: str) -> lab.Command:
+    return lab.Command.start(campaigns.folder, "run", config, "--json")
+
+
+def _ctrl_c(command: lab.Command) -> None:
+    """A terminal's Ctrl-C reaches every process of the group; the command ends at once, and says how to go on."""
+    os.killpg(command.process.pid, signal.SIGINT)
+    assert command.wait() == 130, command.stderr
+    assert "Traceback" not in command.stderr
+    assert "run the same command again and it goes on" in command.stderr.splitlines()[-1]
+    _wait_for_the_end_of(command)
+
+
+def test_a_run_that_is_stopped_again_and_again_ends_as_one_that_is_not(campaigns: Campaigns) -> None:
+    """Ctrl-C while labelling and while training, SIGKILL while training: the same bytes, and it says what it skips."""
+    whole = _run(campaigns, campaigns.whole)
+    assert whole.wait() == 0, whole.stderr
+    assert whole.skipped == []
+
+    output = campaigns.output("disturbed")
+    labelling = _run(campaigns, campaigns.disturbed)
+    labelling.until(lambda: (output / "labels" / "log" / "000000000000.json").exists())
+    _ctrl_c(labelling)
+    rows = lab.committed_rows(str(output / "labels"))
+    assert 0 < rows < ROWS
+
+    training = _run(campaigns, campaigns.disturbed)
+    training.until(lambda: any(output.glob("students/*/work/student/trial-0/checkpoints/*/marker.json")))
+    assert training.skipped == ["snapshot"]
+    assert any(event.get("rows") == ROWS - rows for event in training.events)
+    assert not any(output.glob("students/*/student.json")), "it was to be stopped before the student was finished"
+    _ctrl_c(training)
+
+    killed = _run(campaigns, campaigns.disturbed)
+    baseline = "work/baseline_teacher_hard_labels/trial-0/checkpoints"
+    killed.until(lambda: any(output.glob(f"students/*/{baseline}/*/marker.json")))
+    killed.process.kill()
+    assert killed.wait() == -signal.SIGKILL
+    _wait_for_the_end_of(killed)
+    assert killed.skipped == ["snapshot", "label"]
+    assert not any(output.glob("students/*/baseline_hard_labels.json")), "it was to be killed while arms were missing"
+
+    last = _run(campaigns, campaigns.disturbed)
+    assert last.wait() == 0, last.stderr
+    assert last.skipped == ["snapshot", "label"]
+    _assert_alike(whole.result, last.result, campaigns)
+
+    again = _run(campaigns, campaigns.disturbed)
+    assert again.wait() == 0, again.stderr
+    assert again.skipped == STAGES
+    assert again.result == last.result
+
+
+def _assert_alike(whole: Mapping[str, object], disturbed: Mapping[str, object], campaigns: Campaigns) -> None:
+    labels = [lab.label_bytes(str(campaigns.output(name) / "labels")) for name in ("whole", "disturbed")]
+    assert labels[0] == labels[1]
+    for arm, ref in whole["students"].items():
+        weights = [files.read_bytes(f"{one['url']}/model.safetensors") for one in (ref, disturbed["students"][arm])]
+        assert weights[0] == weights[1], arm
+    curves = [files.read_json(str(campaigns.output(name) / "state" / "curves.json")) for name in ("whole", "disturbed")]
+    for arm, curve in curves[0].items():
+        continued = dict(map(tuple, curves[1][arm]))
+        assert continued, arm
+        assert continued.items() <= dict(curve).items(), f"{arm} went on another way"
+    # Up to seconds of the drawn curve go with the driver; what was trained after it was killed is all there.
+    assert curves[1]["baseline_hard_labels"] == curves[0]["baseline_hard_labels"]
+    assert curves[1]["baseline_teacher_hard_labels"][-1] == curves[0]["baseline_teacher_hard_labels"][-1]
+    accuracies = [one["report"]["models"]["student"]["metrics"]["accuracy"] for one in (whole, disturbed)]
+    assert accuracies[0] == accuracies[1]

@@ -47,7 +47,10 @@ def train_ranks(
     for attempt in range(training.max_failures + 1):
         mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
         failure = _fit(job, training, mailbox, on_metrics)
-        students, error = ray.get(mailbox.outcome.remote())
+        try:
+            students, error = ray.get(mailbox.outcome.remote())
+        except ray.exceptions.RayError as lost:
+            students, error, failure = None, None, failure or lost
         if error is not None:
             raise error
         if students is not None:
@@ -63,28 +66,41 @@ def train_ranks(
 def _fit(
     job: TrainingJob, training: TrainingConfig, mailbox: Any, on_metrics: Callable[[StepMetrics], None]
 ) -> BaseException | None:
-    """One attempt: returns what Ray raised, if it did; metrics are delivered meanwhile and at the end."""
-    done = threading.Event()
-    reader = threading.Thread(target=_deliver, args=(mailbox, on_metrics, done), daemon=True)
-    reader.start()
+    """One attempt: returns what Ray raised, if it did; metrics are delivered meanwhile and at the end.
+
+    Ray Train gets a thread of its own: on the main thread it would take Ctrl-C over, for the rest of the process,
+    and end it with exit status 0.
+    """
     logging.getLogger("ray.train").setLevel(logging.ERROR)
+    failures: list[BaseException] = []
+    with tempfile.TemporaryDirectory(prefix="ray-distill-train-") as folder:
+        trainer = _trainer(job, training, mailbox, folder)
+        thread = threading.Thread(target=_run, args=(trainer, failures), daemon=True)
+        thread.start()
+        try:
+            while thread.is_alive():
+                thread.join(POLL_SECONDS)
+                _deliver(mailbox, on_metrics)
+        finally:  # Ctrl-C too: the curve then reaches as far as what the ranks have sent
+            _deliver(mailbox, on_metrics)
+    return failures[0] if failures else None
+
+
+def _trainer(job: TrainingJob, training: TrainingConfig, mailbox: Any, folder: str) -> TorchTrainer:
+    return TorchTrainer(
+        train_rank, train_loop_config={
+            "job": pickle.dumps(job), "mailbox": mailbox, "threads": max(1, int(training.cpus))},
+        torch_config=TorchConfig(backend="nccl" if training.gpus else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=training.workers, use_gpu=training.gpus > 0, resources_per_worker=_resources(training)),
+        run_config=ray.train.RunConfig(name=f"train-{uuid.uuid4().hex[:8]}", storage_path=folder))
+
+
+def _run(trainer: TorchTrainer, failures: list[BaseException]) -> None:
     try:
-        with tempfile.TemporaryDirectory(prefix="ray-distill-train-") as folder:
-            trainer = TorchTrainer(
-                train_rank, train_loop_config={
-                    "job": pickle.dumps(job), "mailbox": mailbox, "threads": max(1, int(training.cpus))},
-                torch_config=TorchConfig(backend="nccl" if training.gpus else "gloo"),
-                scaling_config=ray.train.ScalingConfig(
-                    num_workers=training.workers, use_gpu=training.gpus > 0,
-                    resources_per_worker=_resources(training)),
-                run_config=ray.train.RunConfig(name=f"train-{uuid.uuid4().hex[:8]}", storage_path=folder))
-            trainer.fit()
+        trainer.fit()
     except Exception as error:  # noqa: BLE001 - Ray wraps everything a rank can raise; the caller explains it
-        return error
-    finally:
-        done.set()
-        reader.join()
-    return None
+        failures.append(error)
 
 
 def _resources(training: TrainingConfig) -> dict[str, float]:
@@ -92,15 +108,13 @@ def _resources(training: TrainingConfig) -> dict[str, float]:
     return {"CPU": training.cpus, **gpus}
 
 
-def _deliver(mailbox: Any, on_metrics: Callable[[StepMetrics], None], done: threading.Event) -> None:
-    last = False
-    while not last:
-        last = done.wait(POLL_SECONDS)
-        try:
-            for metrics in ray.get(mailbox.take.remote()):
-                on_metrics(metrics)
-        except ray.exceptions.RayError:
-            return  # the mailbox went with its node; the attempt fails and says so
+def _deliver(mailbox: Any, on_metrics: Callable[[StepMetrics], None]) -> None:
+    try:
+        waiting = ray.get(mailbox.take.remote())
+    except ray.exceptions.RayError:
+        return  # the mailbox went with its node; the attempt fails and says so
+    for metrics in waiting:
+        on_metrics(metrics)
 
 
 def _require_room(training: TrainingConfig) -> None:

@@ -2,15 +2,26 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import ray
+from ray.autoscaler.sdk import request_resources
+from ray.exceptions import RayError
 
 from ray_distill.errors import ClusterError, DistillError
+from ray_distill.runtime.console import say
 
 T = TypeVar("T")
+
+#: How long an autoscaler may take to add the nodes that are asked for, and how often they are counted.
+SCALE_SECONDS, POLL_SECONDS = 300.0, 5.0
+
+#: Set while Ray is the one started here: nothing will ever be added to it.
+_embedded = threading.Event()
 
 
 @contextmanager
@@ -18,7 +29,7 @@ def connected(address: str | None = None) -> Iterator[None]:
     """Have Ray while the block runs: the one already there, the one at ``address``, or an embedded one.
 
     Raises:
-        ClusterError: there is no cluster at ``address``.
+        ClusterError: there is no cluster at ``address``, or it refuses the token.
     """
     if ray.is_initialized():
         yield
@@ -27,6 +38,7 @@ def connected(address: str | None = None) -> Iterator[None]:
     try:
         yield
     finally:
+        _embedded.clear()
         ray.shutdown()
 
 
@@ -42,9 +54,10 @@ def _start(address: str | None) -> None:
             cores = max(2, os.cpu_count() or 2)
             # "local": without it Ray would join whatever cluster was started on this machine before.
             ray.init(address="local", num_cpus=cores, include_dashboard=False, **options)
+            _embedded.set()
         else:
             ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (RayError, OSError, RuntimeError, ValueError) as error:  # a refused token is a RayError
         where = "an embedded Ray cannot start" if address is None else f"no Ray cluster answers at {address}"
         raise ClusterError(f"{where}: {error}; `ray-distill doctor` looks for the reason") from error
 
@@ -69,23 +82,86 @@ def on_cluster(
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2)(function)
     try:
         result: T = ray.get(task.remote(*arguments, **named))
-    except ray.exceptions.RayError as error:
+    except RayError as error:
         raise explain(error, what) from error
     return result
 
 
 def require_resources(*, cpus: float, gpus: float, what: str) -> None:
-    """Refuse to wait for ever for what no node of the cluster has.
+    """Refuse to wait for ever for what no node of the cluster has; errors as `require_bundles`."""
+    require_bundles([{"CPU": cpus, "GPU": gpus}], what)
+
+
+def require_bundles(bundles: Sequence[Mapping[str, float]], what: str) -> None:
+    """Make sure that each bundle fits some node of the cluster, and that all of them fit the cluster together.
+
+    What an autoscaler could add cannot be known, so a cluster that is too small is asked to grow and given
+    `SCALE_SECONDS` for it; an embedded Ray is refused at once.
+
+    Args:
+        bundles: resources by Ray's names, ``{"CPU": 4, "GPU": 1}``; each is held on one node.
+        what: what needs them, for the message.
 
     Raises:
         ClusterError: says what is asked and what there is.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+    wanted = [{name: amount for name, amount in bundle.items() if amount > 0} for bundle in bundles]
+    if _fits(wanted, _nodes()) or (not _embedded.is_set() and _grown(wanted, what)):
         return
-    best = ", ".join(f"{node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU" for node in nodes)
-    raise ClusterError(f"{what} needs {cpus:g} CPU and {gpus:g} GPU on one node; the nodes have {best or 'none'}: "
-                       "change the resources in the config, or the cluster")
+    best = ", ".join(_text({"CPU": 0, "GPU": 0, **node}) for node in _nodes())
+    raise ClusterError(f"{what} needs {_several(bundles)}; the nodes have {best or 'none'}: change the resources in "
+                       "the config, or the cluster")
+
+
+def _nodes() -> list[dict[str, float]]:
+    """Resources of every node that is alive."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _fits(bundles: Sequence[Mapping[str, float]], nodes: Sequence[Mapping[str, float]]) -> bool:
+    """Whether each bundle fits a node, and their sum all nodes together."""
+    each = all(any(all(node.get(name, 0) >= amount for name, amount in bundle.items()) for node in nodes)
+               for bundle in bundles)
+    names = {name for bundle in bundles for name in bundle}
+    return each and all(sum(bundle.get(name, 0) for bundle in bundles) <= sum(node.get(name, 0) for node in nodes)
+                        for name in names)
+
+
+def _grown(bundles: Sequence[Mapping[str, float]], what: str) -> bool:
+    """Ask the autoscaler for room and wait for it; the request is withdrawn, for it would outlive the job."""
+    say(f"{what} needs {_several(bundles)}, more than the cluster has now: waiting up to {SCALE_SECONDS:g} s for it "
+        "to grow")
+    give_up = time.monotonic() + SCALE_SECONDS
+    _request(bundles)
+    try:
+        while not _fits(bundles, _nodes()):
+            if time.monotonic() > give_up:
+                return False
+            time.sleep(POLL_SECONDS)
+    finally:
+        _request([])
+    return True
+
+
+def _request(bundles: Sequence[Mapping[str, float]]) -> None:
+    """Tell the autoscaler, from inside the cluster: a client at ray:// cannot."""
+    ask = ray.remote(num_cpus=0)(request_resources)
+    try:
+        ray.get(ask.remote(bundles=[dict(bundle) for bundle in bundles]))
+    except RayError as error:
+        raise explain(error, "asking the cluster to grow") from error
+
+
+def _several(bundles: Sequence[Mapping[str, float]]) -> str:
+    """Bundles in words: equal ones are counted."""
+    counts: dict[str, int] = {}
+    for bundle in bundles:
+        counts[_text(bundle)] = counts.get(_text(bundle), 0) + 1
+    return " + ".join(f"{'' if count == 1 else f'{count} × '}{text} on one node" for text, count in counts.items())
+
+
+def _text(resources: Mapping[str, float]) -> str:
+    return " and ".join(f"{resources[name]:g} {name}" for name in ("CPU", "GPU") if name in resources)
 
 
 def explain(error: BaseException, what: str) -> DistillError:

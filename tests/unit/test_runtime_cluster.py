@@ -1,0 +1,88 @@
+"""What a cluster can hold, and what happens when it cannot: Ray itself is replaced, nothing is started."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from ray_distill.errors import ClusterError
+from ray_distill.runtime import cluster
+
+SMALL = {"CPU": 4.0, "memory": 1e9}
+LARGE = {"CPU": 8.0, "GPU": 2.0}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the autoscaler was asked for; it does nothing by itself."""
+    requests: list[Any] = []
+    monkeypatch.setattr(cluster, "_request", lambda bundles: requests.append([dict(bundle) for bundle in bundles]))
+    monkeypatch.setattr(cluster, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(cluster, "SCALE_SECONDS", 0.05)
+    return requests
+
+
+def _nodes(monkeypatch: pytest.MonkeyPatch, *states: Sequence[dict[str, float]]) -> None:
+    """The nodes at each look, the last for ever."""
+    left = list(states)
+    monkeypatch.setattr(cluster, "_nodes", lambda: list(left.pop(0) if len(left) > 1 else left[0]))
+
+
+@pytest.mark.parametrize(("bundles", "fits"), [
+    ([{"CPU": 4}], True),
+    ([{"CPU": 4, "GPU": 0}], True),
+    ([{"CPU": 9}], False),
+    ([{"CPU": 1, "GPU": 2}, {"CPU": 1}], True),
+    ([{"GPU": 1}] * 3, False),
+    ([{"CPU": 4}] * 4, False),
+    ([], True),
+])
+def test_each_bundle_fits_a_node_and_all_fit_the_cluster(
+    monkeypatch: pytest.MonkeyPatch, asked: list[Any], bundles: list[dict[str, float]], fits: bool
+) -> None:
+    """One node must hold a bundle, all nodes the sum."""
+    _nodes(monkeypatch, [SMALL, LARGE])
+    if fits:
+        cluster.require_bundles(bundles, "labelling")
+        assert asked == []
+    else:
+        with pytest.raises(ClusterError, match=r"labelling needs .* on one node; the nodes have 4 CPU and 0 GPU, 8"):
+            cluster.require_bundles(bundles, "labelling")
+
+
+def test_a_cluster_that_grows_in_time_is_enough(
+    monkeypatch: pytest.MonkeyPatch, asked: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is asked once, told once, and the request is withdrawn."""
+    _nodes(monkeypatch, [SMALL], [SMALL], [SMALL, LARGE])
+    cluster.require_resources(cpus=1, gpus=1, what="training")
+    assert asked == [[{"CPU": 1, "GPU": 1}], []]
+    assert capsys.readouterr().err.count("waiting up to") == 1
+
+
+def test_a_cluster_that_does_not_grow_is_refused_and_an_embedded_one_at_once(
+    monkeypatch: pytest.MonkeyPatch, asked: list[Any]
+) -> None:
+    """The embedded one is not even asked."""
+    _nodes(monkeypatch, [SMALL])
+    with pytest.raises(ClusterError, match="training needs 1 CPU and 1 GPU on one node"):
+        cluster.require_resources(cpus=1, gpus=1, what="training")
+    assert asked == [[{"CPU": 1, "GPU": 1}], []]
+    monkeypatch.setattr(cluster, "say", lambda text: pytest.fail(text))
+    cluster._embedded.set()
+    try:
+        with pytest.raises(ClusterError, match=r"2 × 3 CPU on one node; the nodes have 4 CPU and 0 GPU: change"):
+            cluster.require_bundles([{"CPU": 3}] * 2, "labelling")
+    finally:
+        cluster._embedded.clear()
+
+
+@pytest.mark.parametrize("error", [cluster.ray.exceptions.AuthenticationError("no"), PermissionError("no")])
+def test_a_refused_token_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """As is a file that Ray cannot read or write."""
+    def refuse(**options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(cluster.ray, "init", refuse)
+    with pytest.raises(ClusterError, match="no Ray cluster answers at auto"), cluster.connected("auto"):
+        pass

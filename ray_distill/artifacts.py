@@ -212,3 +212,5 @@ class Decision(Artifact):
     reasons: tuple[str, ...]
     student: StudentRef
     report_fingerprint: str
+    gate_fingerprint: str = ""
+    """Of the limits it was judged by: other limits make another decision."""

@@ -16,14 +16,15 @@ POOLS = ("token", "mean", "cls", "last")
 HIDDEN_DTYPES = ("float32", "bfloat16", "float16")
 
 #: Where a teacher lies is no part of what it says: its own fingerprint covers weights, dtype and processor.
-DESCRIPTIVE = ("model", "revision")
+DESCRIPTIVE = ("model", "revision", "head")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoreManifest:
     """Teacher, signal, form and batch plan of a store; two runs may share a store if these are equal.
 
-    ``teacher`` has at least ``fingerprint``; its ``model`` and ``revision`` are for readers and are not compared.
+    ``teacher`` has at least ``fingerprint``; its ``model``, ``revision`` and ``head`` (where its fitted head lies) are
+    for readers and are not compared.
     """
 
     task: str

@@ -30,6 +30,7 @@ from ray_distill.artifacts import Decision, Efficiency, Estimate, EvalReport, Mo
 from ray_distill.config import GateConfig, Limit
 from ray_distill.errors import PromotionError
 from ray_distill.evaluation.directions import HIGHER_IS_BETTER
+from ray_distill.fingerprint import fingerprint
 
 EFFICIENCY = tuple(item.name for item in fields(Efficiency))
 #: What a difference of floats may be off by without meaning anything.
@@ -53,6 +54,11 @@ class Lead:
     low: float
 
 
+def gate_fingerprint(gate: GateConfig) -> str:
+    """Fingerprint of the rules of a gate; where the verdict is published is no part of them."""
+    return fingerprint(gate.model_dump(mode="json", include={"limits", "beat"}))
+
+
 def decide(report: EvalReport, gate: GateConfig) -> Decision:
     """Decide what becomes of the report's student.
 
@@ -69,9 +75,11 @@ def decide(report: EvalReport, gate: GateConfig) -> Decision:
     if not findings:
         return Decision(verdict=Verdict.HOLD, reasons=("the gate asks for nothing, so nothing is established: set "
                                                        "gate.limits or gate.beat.",),
-                        student=report.student, report_fingerprint=report.fingerprint)
+                        student=report.student, report_fingerprint=report.fingerprint,
+                    gate_fingerprint=gate_fingerprint(gate))
     return Decision(verdict=findings[0].verdict, reasons=tuple(f"{finding.reason}." for finding in findings),
-                    student=report.student, report_fingerprint=report.fingerprint)
+                    student=report.student, report_fingerprint=report.fingerprint,
+                    gate_fingerprint=gate_fingerprint(gate))
 
 
 def metric(model: ModelReport, name: str) -> Estimate | None:

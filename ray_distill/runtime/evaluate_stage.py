@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from ray_distill.artifacts import Decision, EvalReport, ModelReport, StudentRef
 from ray_distill.errors import ConfigError
 from ray_distill.evaluation.cost import CostReport, cost_metrics, cost_report
+from ray_distill.evaluation.drift import DriftReport
 from ray_distill.evaluation.plots import figure_png
 from ray_distill.evaluation.report import render_report, report_figures
 from ray_distill.fingerprint import fingerprint
@@ -21,6 +22,7 @@ from ray_distill.runtime.judging import Judged, judge_students
 from ray_distill.runtime.session import Session, Stage
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
+from ray_distill.students.arms import ARMS
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.tracking.base import Run
 
@@ -44,7 +46,8 @@ def evaluate(held: Session, students: Mapping[str, StudentRef]) -> EvalReport:
     with held.stage("evaluate", cores=resources.cpus, accelerators=resources.gpus) as stage:
         judged = on_cluster(
             judge_students, config, students["student"].labels.snapshot, dict(students),
-            head_url=label_stage.head_of(held), champion=present, threads=max(1, int(resources.cpus)),
+            head_url=label_stage.head_of(students["student"].labels.store), champion=present,
+            threads=max(1, int(resources.cpus)),
             url=held.url("evaluations", fingerprint([key, present and present.fingerprint])[:12], "report.json"),
             cpus=resources.cpus, gpus=resources.gpus, what="evaluation")
         keep_predictions(judged)
@@ -58,15 +61,13 @@ def evaluate(held: Session, students: Mapping[str, StudentRef]) -> EvalReport:
 
 
 def _record(held: Session, stage: Stage, report: EvalReport) -> None:
-    """Metrics of every arm on the stage's run, and the headline on the parent's."""
+    """Metrics of every arm on the stage's run; the campaign's own run gets its headline with the verdict."""
     opened = open_snapshot(report.student.labels.snapshot)
     for run in (stage.run, held.parent):
         label_stage.record_snapshot(run, opened, "evaluation")
     for arm, model in report.models.items():
         stage.run.metrics({f"{arm}_{name}": value for name, value in model_metrics(model).items()})
     stage.run.metrics(model_metrics(report.models["student"]) | _robustness_metrics(report))
-    held.parent.metrics(headline(report.models["student"]))
-    held.parent.metrics({f"teacher_{name}": value for name, value in headline(report.models["teacher"]).items()})
 
 
 def log_student(held: Session, report: EvalReport) -> str | None:
@@ -125,10 +126,10 @@ def publish(held: Session, run: Run, report: EvalReport, decision: Decision) -> 
     classes = open_snapshot(report.student.labels.snapshot).classes
     predictions = {"student": _predictions(report)}
     costs = campaign_costs(held, report)
-    history = _history(held)
+    history = _history(held, report)
     page = render_report(
         report, title=config.campaign, classes=classes, predictions=predictions, bins=config.evaluation.bins,
-        history=history, decision=decision, cost=costs, provenance=_provenance(held, report))
+        history=history, decision=decision, drift=_drift(held), cost=costs, provenance=_provenance(held, report))
     url = files.join(_folder(report), "report.html")
     files.write_bytes(url, page.encode())
     with tempfile.TemporaryDirectory(prefix="ray-distill-report-") as folder:
@@ -142,6 +143,8 @@ def publish(held: Session, run: Run, report: EvalReport, decision: Decision) -> 
         for item in sorted(target.iterdir()):
             run.artifact(item)
     run.metrics(cost_metrics(costs))
+    run.metrics(headline(report.models["student"]))
+    run.metrics({f"teacher_{name}": value for name, value in headline(report.models["teacher"]).items()})
     return url
 
 
@@ -154,10 +157,23 @@ def _predictions(report: EvalReport) -> pa.Table:
         return pq.read_table(source)
 
 
-def _history(held: Session) -> dict[str, list[tuple[int, float]]]:
+def _history(held: Session, report: EvalReport) -> dict[str, list[tuple[int, float]]]:
+    """The curve of each trained arm; of several learning rates, that of the one which was kept."""
     url = held.url("state", "curves.json")
     curves = files.read_json(url) if files.exists(url) else {}
-    return {arm: [(int(step), loss) for step, loss in curve] for arm, curve in curves.items()}
+    history = {}
+    for arm in ARMS.keys() & report.models.keys():
+        facts = files.read_json(files.join(report.models[arm].url, "ray_distill.json"))["metadata"]
+        curve = curves.get(arm) or curves.get(f"{arm}/rate-{facts['learning_rate']:g}")
+        if curve:
+            history[arm] = [(int(step), loss) for step, loss in curve]
+    return history
+
+
+def _drift(held: Session) -> DriftReport | None:
+    """What the latest relabelling found, if there was one."""
+    last = held.last("relabel")
+    return None if last is None else DriftReport.from_dict(last["result"]["drift"])
 
 
 def _provenance(held: Session, report: EvalReport) -> dict[str, str]:

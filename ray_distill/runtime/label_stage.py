@@ -17,7 +17,6 @@ from ray_distill.runtime.labelling import LabelJob, Labelled, label_units
 from ray_distill.runtime.session import Session, Stage
 from ray_distill.runtime.teaching import (
     TeacherCheck,
-    TeacherFacts,
     check_teacher,
     make_manifest,
     prepare_teacher,
@@ -40,22 +39,24 @@ def label(held: Session, snapshot: SnapshotRef) -> LabelSetRef:
     labels = held.config.labels
     with held.stage("label", cores=labels.resources.cpus * labels.resources.actors[1] + 1,
                     accelerators=labels.resources.gpus * labels.resources.actors[1]) as stage:
-        ref, facts, _ = fill_store(held, stage, snapshot, check=True)
-    held.finish("label", key, {"labels": ref.to_dict(), "head": facts.head_url})
+        ref, done_now, _ = fill_store(held, stage, snapshot, check=True)
+    held.finish("label", key, {"labels": ref.to_dict(), "rows": done_now.rows, "seconds": done_now.seconds})
     return ref
 
 
 def fill_store(
     held: Session, stage: Stage, snapshot: SnapshotRef, *, check: bool
-) -> tuple[LabelSetRef, TeacherFacts, Coverage]:
-    """Bring the store up to a snapshot; returns the labels, the teacher, and what was missing before."""
+) -> tuple[LabelSetRef, Labelled, Coverage]:
+    """Bring the store up to a snapshot; returns the labels, what was labelled, and what was missing before."""
     config, resources = held.config, held.config.labels.resources
     reserved = {"cpus": resources.cpus, "gpus": resources.gpus}
-    facts = on_cluster(prepare_teacher, config, snapshot, what="opening the teacher", **reserved)
+    exists = files.exists(files.join(config.store_url, "store.json"))
+    # A head fitted again, on newer rows, would be another teacher: a store keeps the one it began with.
+    head_url = head_of(config.store_url) if exists else None
+    facts = on_cluster(prepare_teacher, config, snapshot, head_url, what="opening the teacher", **reserved)
     manifest = make_manifest(config, facts)
     opened = open_snapshot(snapshot)
     # An unlabelled store must not come into being for a teacher that is refused: it is created after the check.
-    exists = files.exists(files.join(config.store_url, "store.json"))
     store = create_or_open(config.store_url, manifest) if exists else LabelStore(config.store_url, manifest)
     coverage = store.coverage(opened)
     if coverage.units and check:
@@ -66,17 +67,19 @@ def fill_store(
         refuse_weak_teacher(found, config.labels.check, config.labels.teacher.model)
     store = create_or_open(config.store_url, manifest)
     record_snapshot(stage.run, opened, "labels")
+    labelled = Labelled(rows=0, rejected=0, reasons={}, bytes_written=0, seconds=0.0)
     if coverage.units:
         job = LabelJob(task=config.task, snapshot=snapshot, teacher=config.labels.teacher, head_url=facts.head_url,
                        store_url=config.store_url, manifest=manifest, resources=resources)
-        _record_labelled(stage, _label(job, store, coverage, config))
+        labelled = _label(job, store, coverage, config)
+        _record_labelled(stage, labelled)
     left = store.coverage(opened)
     if left.units:
         raise LabelError(f"{config.store_url}: {left.rows_to_label} rows are still not labelled after the run; "
                          "run it again, and look at `ray-distill audit` if it stays so")
     stage.run.metrics({"rows_total": float(coverage.rows_total), "rows_reused": float(coverage.rows_reused),
                        "rows_quarantined": float(left.rows_quarantined)})
-    return store.ref(snapshot), facts, coverage
+    return store.ref(snapshot), labelled, coverage
 
 
 def _label(job: LabelJob, store: LabelStore, coverage: Coverage, config: Campaign) -> Labelled:
@@ -84,7 +87,12 @@ def _label(job: LabelJob, store: LabelStore, coverage: Coverage, config: Campaig
         f"{coverage.rows_reused:,} are in the store already", rows=coverage.rows_to_label)
     progress = Progress("label", coverage.rows_to_label)
     limit = int(config.labels.max_bad_fraction * coverage.rows_total)
-    return label_units(job, store, coverage.units, max_rejected=limit, progress=progress.add)
+    if coverage.rows_quarantined > limit:
+        raise LabelError(
+            f"{coverage.rows_quarantined} of {coverage.rows_total} rows are in quarantine already, more than the "
+            f"{limit} that labels.max_bad_fraction allows: correct the source, or raise the limit")
+    return label_units(job, store, coverage.units, max_rejected=limit - coverage.rows_quarantined,
+                       progress=progress.add)
 
 
 def _record_labelled(stage: Stage, done: Labelled) -> None:
@@ -101,6 +109,8 @@ def _record_check(run: Run, check: TeacherCheck) -> None:
                  for name, value in group.items()})
     lines = [f"{who}: " + ", ".join(f"{name} {value:.4f}" for name, value in sorted(group.items()))
              for who, group in _checked(check).items() if group]
+    if "accuracy" not in check.teacher:
+        say("teacher check: no row of the calibration split has a true label, so the teacher's quality is not known")
     say("teacher check on the calibration split — " + "; ".join(lines))
 
 
@@ -121,20 +131,20 @@ def record_snapshot(run: Run, opened: Snapshot, context: str) -> None:
 
 
 def store_facts(held: Session, labels: LabelSetRef) -> dict[str, float]:
-    """Rows and bytes of a label set, and the rate at which the store was filled."""
+    """Rows and bytes of a label set, and the rate at which the campaign's latest labelling went."""
     store = open_store(labels.store)
     store.log.refresh()
     receipts = winners(store.log.records[: labels.log_length]).values()
-    seconds = sum(cost.wall_seconds for cost in held.costs() if cost.stage == "label")
-    rows = sum(receipt.rows for receipt in receipts)
-    size = sum(item.size for receipt in receipts for item in receipt.files().values())
-    return {"rows": float(rows), "bytes": float(size), "rows_per_second": rows / seconds if seconds else 0.0}
-
-
-def head_of(held: Session) -> str | None:
-    """Folder of the teacher's fitted head, as the labelling stage left it; None if it has none."""
     last = held.last("label")
-    head: str | None = None if last is None else last["result"]["head"]
+    rows, seconds = (0, 0.0) if last is None else (last["result"]["rows"], last["result"]["seconds"])
+    return {"rows": float(sum(receipt.rows for receipt in receipts)),
+            "bytes": float(sum(item.size for receipt in receipts for item in receipt.files().values())),
+            "rows_per_second": rows / seconds if seconds else 0.0}
+
+
+def head_of(store_url: str) -> str | None:
+    """Folder of the head of the teacher that filled a store; None if it has none."""
+    head: str | None = open_store(store_url).manifest.teacher.get("head")
     return head
 
 

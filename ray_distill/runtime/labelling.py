@@ -56,6 +56,7 @@ class Labelled:
     rejected: int
     reasons: dict[str, int]
     bytes_written: int
+    seconds: float
 
 
 def label_units(
@@ -76,6 +77,7 @@ def label_units(
         ClusterError: the cluster cannot hold the actors, or a stage failed.
     """
     _require_room(job.resources)
+    started = time.monotonic()
     tally: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     for start in range(0, len(units), WINDOW):
@@ -89,7 +91,7 @@ def label_units(
                 if tally["rejected"] > max_rejected:
                     raise LabelError(_too_many(tally, reasons, max_rejected, receipt))
     return Labelled(rows=tally["rows"], rejected=tally["rejected"], reasons=dict(reasons),
-                    bytes_written=tally["bytes"])
+                    bytes_written=tally["bytes"], seconds=time.monotonic() - started)
 
 
 def _committing(store: LabelStore, receipts: Iterator[Receipt]) -> Generator[Receipt, None, None]:

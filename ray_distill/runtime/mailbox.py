@@ -11,10 +11,12 @@ from typing import Any
 import ray
 import ray.train
 
-from ray_distill.errors import DistillError
+from ray_distill.errors import DistillError, TrainingError
 
 #: Steps of which a rank sends the metrics together.
 SEND_STEPS = 20
+#: What another attempt would raise again; what a lost peer makes of the others is a RuntimeError and no defect.
+DEFECTS = (TypeError, ValueError, LookupError, AttributeError, ImportError, AssertionError, ZeroDivisionError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,9 @@ def train_rank(config: dict[str, Any]) -> None:
         students = run_arms(pickle.loads(config["job"]), reporter)
     except DistillError as error:
         ray.get(config["mailbox"].fail.remote(error))
+        raise
+    except DEFECTS as error:
+        ray.get(config["mailbox"].fail.remote(TrainingError(f"training failed: {type(error).__name__}: {error}")))
         raise
     finally:
         reporter.flush()

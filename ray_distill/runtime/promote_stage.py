@@ -5,8 +5,9 @@ from datetime import UTC, datetime
 
 from ray_distill.artifacts import Decision, EvalReport, StudentRef, Verdict
 from ray_distill.errors import PromotionError
+from ray_distill.fingerprint import fingerprint
 from ray_distill.promotion.chain import Entry, check_alias, read_chain, record_decision
-from ray_distill.promotion.gate import decide
+from ray_distill.promotion.gate import decide, gate_fingerprint
 from ray_distill.runtime import evaluate_stage
 from ray_distill.runtime.console import say
 from ray_distill.runtime.session import Session, Stage, user
@@ -16,8 +17,9 @@ from ray_distill.tracking.views import DESCRIPTION, TITLE
 def promote(held: Session, report: EvalReport) -> Decision:
     """Decide about a report's student. The chain is written first; registry and page follow it, at once or later."""
     chain_url = held.url("promotion")
-    if held.done("promote", report.fingerprint) is not None:
-        decision = _decided(read_chain(chain_url), report)
+    key = fingerprint({"report": report.fingerprint, "gate": gate_fingerprint(held.config.gate)})
+    if held.done("promote", key) is not None:
+        decision = _decided(held, read_chain(chain_url), report)
         if decision is not None:
             say(f"promote: already decided, skipped ({decision.verdict})", skipped="promote")
             return decision
@@ -30,7 +32,7 @@ def promote(held: Session, report: EvalReport) -> Decision:
         held.parent.tags({DESCRIPTION: summary(report, decision, page)})
         registered = _register(held, stage, report, decision)
     if registered:
-        held.finish("promote", report.fingerprint, decision.to_dict())
+        held.finish("promote", key, decision.to_dict())
     say(f"promote: {decision.verdict} — {' '.join(decision.reasons)}", verdict=str(decision.verdict))
     return decision
 
@@ -38,7 +40,7 @@ def promote(held: Session, report: EvalReport) -> Decision:
 def _decide(held: Session, report: EvalReport) -> Decision:
     """The decision the chain holds for this report already, or a new one, recorded."""
     chain = read_chain(held.url("promotion"))
-    decision = _decided(chain, report)
+    decision = _decided(held, chain, report)
     if decision is None:
         decision = decide(report, held.config.gate)
         record_decision(held.url("promotion"), decision, against=judged_against(report, chain), who=user(),
@@ -46,10 +48,12 @@ def _decide(held: Session, report: EvalReport) -> Decision:
     return decision
 
 
-def _decided(chain: Sequence[Entry], report: EvalReport) -> Decision | None:
-    """The newest decision, if it is about this report."""
+def _decided(held: Session, chain: Sequence[Entry], report: EvalReport) -> Decision | None:
+    """The newest decision, if it is about this report and by these limits."""
     newest = chain[-1].decision if chain else None
-    return newest if newest is not None and newest.report_fingerprint == report.fingerprint else None
+    wanted = (report.fingerprint, gate_fingerprint(held.config.gate))
+    same = newest is not None and (newest.report_fingerprint, newest.gate_fingerprint) == wanted
+    return newest if same else None
 
 
 def judged_against(report: EvalReport, chain: Sequence[Entry]) -> StudentRef | None:

@@ -6,7 +6,7 @@ whose key is unchanged is skipped; nothing else decides. Costs of every attempt,
 
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -146,7 +146,8 @@ def _model(name: str) -> str:
 
 
 def _parent_key(config: Campaign) -> str:
-    return fingerprint(config.model_dump(mode="json", by_alias=True, exclude={"tracking", "output"}))[:12]
+    apart = {"tracking", "output", "cost", "drift"}  # they change no stage: another campaign would stay empty
+    return fingerprint(config.model_dump(mode="json", by_alias=True, exclude=apart))[:12]
 
 
 def _spool(config: Campaign) -> Path:
@@ -178,8 +179,3 @@ def _now() -> float:
 def user() -> str:
     """Who asked for this: for the decision chain."""
     return os.environ.get("USER") or os.environ.get("USERNAME") or "unknown"
-
-
-def tags_of(values: Mapping[str, object]) -> dict[str, str]:
-    """Values as tags."""
-    return {name: str(value) for name, value in values.items()}

@@ -48,14 +48,15 @@ class TeacherCheck:
     champion: Mapping[str, Estimate] = field(default_factory=dict)
 
 
-def prepare_teacher(config: Campaign, snapshot: SnapshotRef) -> TeacherFacts:
-    """Fit the head where one is configured, open the teacher, and say what it is.
+def prepare_teacher(config: Campaign, snapshot: SnapshotRef, head_url: str | None) -> TeacherFacts:
+    """Open the teacher and say what it is; its head is fitted once, when the store has none yet (``head_url`` None).
 
     Raises:
         TeacherRefused: its classes are not the snapshot's, or it has not the layers that are asked for.
         ModelError: it cannot be loaded, or a class has no labelled row to fit the head on.
     """
-    head_url = _fit(config, snapshot) if config.labels.teacher.head else None
+    if config.labels.teacher.head is not None and head_url is None:
+        head_url = _fit(config, snapshot)
     teacher = open_teacher(config.labels.teacher, task=config.task, head_url=head_url)
     _same_classes(teacher.classes, open_snapshot(snapshot).classes, config.labels.teacher.model)
     hidden = config.labels.hidden.layers
@@ -92,7 +93,7 @@ def make_manifest(config: Campaign, facts: TeacherFacts) -> StoreManifest:
     return StoreManifest(
         task=config.task, classes=facts.classes, estimator=labels.signal.estimator,
         teacher={"fingerprint": facts.fingerprint, "model": teacher.model, "revision": teacher.revision,
-                 "dtype": teacher.dtype},
+                 "dtype": teacher.dtype, "head": facts.head_url},
         k=0 if dense else min(labels.signal.k, len(facts.classes)), temperatures=labels.signal.temperatures,
         hidden_layers=facts.layers, pool=labels.hidden.pool, hidden_dtype=labels.hidden.dtype,
         codec=("dense" if dense else "topk", 1), unit_rows=labels.unit_rows, batch=labels.resources.batch,

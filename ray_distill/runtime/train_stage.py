@@ -5,8 +5,9 @@ from collections.abc import Mapping
 
 from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign
-from ray_distill.errors import StorageError
+from ray_distill.errors import ConfigError, StorageError
 from ray_distill.fingerprint import fingerprint
+from ray_distill.promotion.chain import read_chain
 from ray_distill.runtime import label_stage
 from ray_distill.runtime.console import say
 from ray_distill.runtime.mailbox import StepMetrics
@@ -42,7 +43,7 @@ def train(held: Session, labels: LabelSetRef, *, resume: bool) -> dict[str, Stud
         say(f"train: {', '.join(done)} are trained already, skipped", skipped="train")
         return {arm: StudentRef.from_dict(ref) for arm, ref in done.items()}
     if not resume:
-        files.delete(job.output)
+        _clear(held, job.output)
     training = held.config.student.training
     with held.stage("train", cores=training.workers * training.cpus,
                     accelerators=training.workers * training.gpus, resumes=resume) as stage:
@@ -59,6 +60,19 @@ def train(held: Session, labels: LabelSetRef, *, resume: bool) -> dict[str, Stud
     return students
 
 
+def _clear(held: Session, folder: str) -> None:
+    """Forget what was trained with these settings, but never a model that a decision names.
+
+    Raises:
+        ConfigError: one of them is in the decision chain.
+    """
+    for entry in read_chain(held.url("promotion")):
+        if entry.decision.student.url.startswith(folder + "/"):
+            raise ConfigError(f"{folder} holds a model that was decided on ({entry.decision.verdict}, {entry.time}): "
+                              "training anew would destroy it; change the seed or another setting instead")
+    files.delete(folder)
+
+
 class Curves:
     """Metrics of the steps as they come in: to the tracker, to the terminal, and kept for the report."""
 
@@ -69,11 +83,10 @@ class Curves:
 
     def add(self, metrics: StepMetrics) -> None:
         """Take one step's numbers; a restarted run repeats steps, and the repeat replaces them."""
-        arm = metrics.arm.partition("/")[0]
         prefix = metrics.arm.replace("/", "_")
         self._run.metrics({f"{prefix}_{name}": value for name, value in metrics.values.items()}, step=metrics.step)
         if "loss" in metrics.values:
-            curve = self._losses.setdefault(arm, [])
+            curve = self._losses.setdefault(metrics.arm, [])
             while curve and curve[-1][0] >= metrics.step:
                 curve.pop()
             curve.append((metrics.step, metrics.values["loss"]))
@@ -103,7 +116,7 @@ def _job(held: Session, labels: LabelSetRef) -> TrainingJob:
     config = held.config
     opened = open_snapshot(labels.snapshot)
     labelled = opened.manifest.splits["train"].labelled > 0
-    head = label_stage.head_of(held)
+    head = label_stage.head_of(labels.store)
     job = TrainingJob(
         config=config.model_dump(mode="json", by_alias=True), labels=labels, output="", seed=config.seed, resume=True,
         arms=arms(config, labelled=labelled), ceiling=_ceiling(held, opened.classes),

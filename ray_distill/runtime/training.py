@@ -19,7 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray_distill.artifacts import StudentRef
 from ray_distill.config import TrainingConfig
 from ray_distill.errors import ClusterError
-from ray_distill.runtime.cluster import explain
+from ray_distill.runtime.cluster import explain, require_resources
 from ray_distill.runtime.console import say
 from ray_distill.runtime.mailbox import Mailbox, StepMetrics, train_rank
 from ray_distill.students.run import TrainingJob
@@ -43,6 +43,7 @@ def train_ranks(
         ClusterError: the ranks were lost more often than ``training.max_failures``, or cannot be placed.
     """
     assert job.resume, "a restarted rank must go on, not begin anew"
+    require_resources(cpus=training.cpus, gpus=training.gpus, what="a training worker")
     _require_room(training)
     for attempt in range(training.max_failures + 1):
         mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
@@ -73,7 +74,7 @@ def _fit(
     """
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     failures: list[BaseException] = []
-    with tempfile.TemporaryDirectory(prefix="ray-distill-train-") as folder:
+    with tempfile.TemporaryDirectory(prefix="ray-distill-train-", ignore_cleanup_errors=True) as folder:
         trainer = _trainer(job, training, mailbox, folder)
         thread = threading.Thread(target=_run, args=(trainer, failures), daemon=True)
         thread.start()

@@ -42,7 +42,8 @@ from ray_distill.tasks.catalogue import TASKS
 log = logging.getLogger(__name__)
 
 #: Training settings that decide the result of an arm, whatever it runs on.
-_DECIDING = ("epochs", "global_batch", "learning_rate", "weight_decay", "warmup", "schedule", "clip", "precision")
+_DECIDING = ("epochs", "global_batch", "learning_rate", "weight_decay", "warmup", "schedule", "clip", "precision",
+             "deepspeed", "evaluate_every")
 #: Training settings that decide the form of a checkpoint, too.
 _FORM = ("engine", "zero_stage", "offload")
 

@@ -17,7 +17,7 @@ def _check(accuracy: float | None, ece: float | None = 0.05, majority: float = 0
     return TeacherCheck(teacher=teacher, majority_accuracy=majority)
 
 
-@pytest.mark.parametrize(("accurate", "calibrated", "better"), itertools.product([True, False], repeat=3))
+@pytest.mark.parametrize(("accurate", "calibrated", "better"), list(itertools.product([True, False], repeat=3)))
 def test_a_teacher_passes_only_if_it_clears_every_floor(accurate: bool, calibrated: bool, better: bool) -> None:
     """All three floors hold, or the teacher is refused and exactly the missed ones are named, with their distance."""
     check = _check(0.9 if accurate else 0.7, 0.05 if calibrated else 0.25, 0.5 if better else 0.95)
@@ -85,7 +85,8 @@ def test_the_manifest_says_what_the_teacher_and_the_config_decide() -> None:
         signal={"temperatures": [2]}, hidden={"layers": [0, -1], "pool": "cls", "dtype": "float32"}, unit_rows=7,
         resources={"batch": 5, "cpus": 3}), FACTS)
     assert (manifest.classes, manifest.hidden_layers) == (("a", "b", "c"), (0, 2))
-    assert manifest.teacher == {"fingerprint": "f", "model": "big", "revision": "sha256:1", "dtype": "bfloat16"}
+    assert manifest.teacher == {
+        "fingerprint": "f", "model": "big", "revision": "sha256:1", "dtype": "bfloat16", "head": None}
     assert (manifest.estimator, manifest.codec, manifest.k) == ("dense", ("dense", 1), 0)
     assert manifest.temperatures == (1.0, 2.0)
     assert (manifest.pool, manifest.hidden_dtype) == ("cls", "float32")

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -22,8 +23,11 @@ def s3_server(bucket: str = "distill") -> Iterator[str]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    # Its state is the process's: what an earlier server of this process held is still there.
+    urllib.request.urlopen(urllib.request.Request(f"{endpoint}/moto-api/reset", method="POST"), timeout=30).close()
     try:
-        with _environment(s3_environment(f"http://{host}:{port}")):
+        with _environment(s3_environment(endpoint)):
             _filesystem().mkdir(bucket)
             yield f"s3://{bucket}"
     finally:

@@ -5,7 +5,7 @@ names, layers, temperatures, tokenizer) is read from there and never asked for t
 """
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -28,8 +28,7 @@ class Columns(Section):
 
     text: str = Field("text", description="the text to classify (text tasks)")
     image: str = Field("image", description="encoded image bytes, or {bytes, path} (image tasks)")
-    label: str | None = Field(
-        None, description="true label: a class name, or an index into `classes`; null = unlabelled")
+    label: str | None = Field(None, description="true label: class name or index into `classes`; null = unlabelled")
     group: str | None = Field(None, description="rows of one group (user, conversation) stay in one split")
     time: str | None = Field(None, description="event time, for splits by time")
     slices: tuple[str, ...] = Field((), description="columns by which evaluation is also reported")
@@ -69,10 +68,9 @@ class SnapshotConfig(Section):
 
     @model_validator(mode="after")
     def _split_column(self) -> Self:
-        if self.splits.by == "group" and self.columns.group is None:
-            raise ValueError("splits.by is 'group' but columns.group is not set")
-        if self.splits.by == "time" and self.columns.time is None:
-            raise ValueError("splits.by is 'time' but columns.time is not set")
+        by = self.splits.by
+        if by != "id" and getattr(self.columns, by) is None:
+            raise ValueError(f"splits.by is {by!r} but columns.{by} is not set")
         return self
 
 
@@ -135,10 +133,17 @@ class CheckConfig(Section):
 class Resources(Section):
     """What the labelling job may take."""
 
-    actors: tuple[int, int] = Field((1, 1), description="least and most teacher actors")
+    actors: tuple[int, int] = Field((1, 1), description="least and most teacher actors: 1 <= least <= most")
     gpus: float = Field(0, ge=0, description="GPUs a teacher actor")
     cpus: float = Field(1, gt=0, description="CPUs a teacher actor; also its torch threads")
     batch: int = Field(64, ge=1, description="examples a teacher batch")
+
+    @field_validator("actors")
+    @classmethod
+    def _ordered(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if not 1 <= value[0] <= value[1]:
+            raise ValueError("needs 1 <= least <= most")
+        return value
 
 
 class LabelsConfig(Section):
@@ -159,8 +164,7 @@ class StudentModel(Section):
 
     source: Literal["config", "teacher_layers", "checkpoint", "module"] = Field("config", alias="from")
     model: str | None = Field(None, description="checkpoint folder or URL, or module:function")
-    overrides: dict[str, Any] = Field(
-        default_factory=dict, description="config: fields of the teacher's config to change")
+    overrides: dict[str, Any] = Field(default_factory=dict, description="config: teacher's config fields to change")
     keep: int | None = Field(None, ge=1, description="teacher_layers: how many layers to copy, evenly spaced")
     arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of module:function")
     max_length: int | None = Field(None, ge=1, description="tokens kept of a text; default: the model's own limit")
@@ -205,8 +209,8 @@ class TrainingConfig(Section):
     epochs: float = Field(3, gt=0, description="passes over the training rows; fixes the steps of every arm")
     global_batch: int = Field(256, ge=1, description="examples an optimiser step, over all workers")
     micro_batch: int = Field(64, ge=1, description="examples a forward pass, on one worker")
-    learning_rate: tuple[float, ...] = Field(
-        (3e-4,), description="one, or several: each arm keeps its best on validation")
+    learning_rate: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
+        (3e-4,), min_length=1, description="one, or several: each arm keeps its best on validation")
     weight_decay: float = Field(0.01, ge=0)
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps over which the rate rises")
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
@@ -223,12 +227,10 @@ class TrainingConfig(Section):
     evaluate_every: int = Field(100, ge=1, description="steps between looks at the validation split")
     max_failures: int = Field(2, ge=0, description="restarts after a lost worker")
 
-    @model_validator(mode="before")
+    @field_validator("learning_rate", mode="before")
     @classmethod
     def _one_rate(cls, value: Any) -> Any:
-        if isinstance(value, dict) and isinstance(value.get("learning_rate"), int | float | str):
-            value = {**value, "learning_rate": (value["learning_rate"],)}
-        return value
+        return (value,) if isinstance(value, int | float | str) else value
 
     @model_validator(mode="after")
     def _batches(self) -> Self:
@@ -244,15 +246,14 @@ class StudentConfig(Section):
     losses: dict[str, LossConfig] = Field(
         default_factory=lambda: {"soft": LossConfig(weight=0.9), "hard": LossConfig(weight=0.1)}, min_length=1)
     training: TrainingConfig = TrainingConfig()
-    ceiling: str | None = Field(
-        None, description="source of the teacher's own labelled rows, if they may be used for a ceiling")
+    ceiling: str | None = Field(None, description="source of the teacher's own labelled rows, for a ceiling if allowed")
 
 
 class EvaluationConfig(Section):
     """What is measured on the test split."""
 
     corruptions: tuple[str, ...] | None = Field(None, description="default: every corruption of the task")
-    severities: tuple[int, ...] = Field((1, 2, 3), description="1 = mild … 3 = strong")
+    severities: tuple[Literal[1, 2, 3], ...] = Field((1, 2, 3), min_length=1, description="1 = mild … 3 = strong")
     bootstrap: int = Field(1000, ge=100, description="resamples behind an interval")
     bins: int = Field(15, ge=2, description="bins of the calibration error")
     latency_requests: int = Field(100, ge=10, description="single requests timed a model")
@@ -350,8 +351,7 @@ def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> Campaign:
         ConfigError: every wrong field at once, each with what was found and what is allowed.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        value = yaml.safe_load(text)
+        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the config {path}: {error}") from error
     except yaml.YAMLError as error:
@@ -368,8 +368,9 @@ def parse_config(value: dict[str, Any], origin: str = "config") -> Campaign:
     try:
         return Campaign.model_validate(value)
     except ValidationError as error:
-        lines = [_explain(item) for item in error.errors()]
-        raise ConfigError(f"{origin}: {len(lines)} wrong field(s)\n  " + "\n  ".join(lines)) from error
+        # A list of wrong items is called too short as well: only an empty one is.
+        lines = [_explain(item) for item in error.errors() if item["type"] != "too_short" or not item["input"]]
+        raise ConfigError("\n  ".join([f"{origin}: {len(lines)} wrong field(s)", *lines])) from error
 
 
 def _explain(item: Any) -> str:
@@ -380,8 +381,7 @@ def _explain(item: Any) -> str:
         return f"{where}: is required but missing"
     if item["type"] == "extra_forbidden":
         return f"{where}: unknown field"
-    found = repr(item["input"])
-    return f"{where}: {message[0].lower()}{message[1:]}; found {found[:80]}"
+    return f"{where}: {message[0].lower()}{message[1:]}; found {repr(item['input'])[:80]}"
 
 
 def _override(value: dict[str, Any], override: str) -> None:

@@ -61,7 +61,7 @@ def diagnose(
         address: dashboard of a cluster, ``http://HEAD:8265``.
     """
     store = store_url or (config.store_url if config else None)
-    tracking = tracking_uri or (config.tracking.uri if config and config.tracking.enabled else None)
+    tracking = tracking_uri or (_tracking_uri(config) if config else None)
     output = config.output_url if config else "."
     checks: list[Callable[[], Finding]] = [
         check_python,
@@ -82,8 +82,20 @@ def diagnose(
     if store is not None:
         checks.append(lambda: check_store(store))
     if tracking is not None:
-        checks.append(lambda: check_tracking(tracking))
+        named = tracking_uri is not None or (config is not None and config.tracking.uri is not None)
+        checks.append(lambda: check_tracking(tracking, named=named))
     return [check() for check in checks]
+
+
+def _tracking_uri(config: Campaign) -> str | None:
+    """Where the campaign is recorded: the SQLite that the tracker takes where none is named; None = nowhere."""
+    if not config.tracking.enabled or config.tracking.uri == "none":
+        return None
+    if config.tracking.uri:
+        return config.tracking.uri
+    from ray_distill.tracking.open import default_uri
+
+    return default_uri(config.output_url)
 
 
 def render(findings: Sequence[Finding]) -> str:
@@ -274,8 +286,9 @@ def check_token(environment: Mapping[str, str]) -> Finding:
     """A token for clusters; Ray's clusters refuse jobs without one since 2.59."""
     try:
         token = submit.find_token(environment)
-    except (ClusterError, OSError) as error:
-        return Finding(name="ray token", ok="fail", found=str(error), mend="Correct RAY_AUTH_TOKEN_PATH, or unset it.")
+    except ClusterError as error:
+        return Finding(name="ray token", ok="fail", found=str(error),
+                       mend="Correct RAY_AUTH_TOKEN_PATH or the file, or set RAY_AUTH_TOKEN.")
     if token:
         return Finding(name="ray token", ok="ok", found="found (its value is never shown)")
     return Finding(name="ray token", ok="warn", found="none: only needed to submit to a cluster",
@@ -313,18 +326,20 @@ def check_store(url: str) -> Finding:
     if exclusive:
         return Finding(name="label store", ok="ok", found=f"{url} is writable, exclusive create works")
     return Finding(name="label store", ok="fail", found=f"{url} let two writers create the same object",
-                   mend="Run one labeller at a time on it, or move the store to local disk, S3, GCS or Azure.")
+                   mend="Run one labeller at a time on it (nothing enforces that), or move the store to local disk, "
+                        "S3, GCS or Azure.")
 
 
-def check_tracking(uri: str) -> Finding:
-    """The tracking server answers; a database's folder can be written."""
+def check_tracking(uri: str, *, named: bool = True) -> Finding:
+    """The tracking server answers; a database's folder can be written. Not ``named``: the campaign's default."""
     scheme = urlsplit(uri).scheme
     if scheme in ("http", "https"):
         return _check_server(uri)
     if scheme == "sqlite":
         folder = _existing(Path(uri.removeprefix("sqlite:///")).parent)
         if os.access(folder, os.W_OK):
-            return Finding(name="tracking", ok="ok", found=f"{uri}: {folder} is writable")
+            origin = "" if named else " (tracking.uri is not set)"
+            return Finding(name="tracking", ok="ok", found=f"{uri}{origin}: {folder} is writable")
         return Finding(name="tracking", ok="fail", found=f"{uri}: {folder} is not writable",
                        mend="Set tracking.uri to a place that is.")
     return Finding(name="tracking", ok="warn", found=f"{uri}: not checked, {scheme or 'a plain folder'} is unusual",

@@ -128,6 +128,28 @@ def test_a_token_is_found_but_never_shown(tmp_path: Path) -> None:
     assert doctor.check_token({"HOME": str(tmp_path / "nobody")}).ok == "warn"
     assert doctor.check_token({"HOME": str(tmp_path), "RAY_AUTH_MODE": "disabled"}).ok == "warn"
     assert doctor.check_token({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "gone")}).ok == "fail"
+    unreadable = doctor.check_token({"RAY_AUTH_TOKEN_PATH": str(tmp_path)})
+    assert (unreadable.ok, str(tmp_path) in unreadable.found) == ("fail", True)
+
+
+def test_an_unset_tracking_uri_is_told_as_the_sqlite_it_will_be(tmp_path: Path) -> None:
+    """Beside the campaign's output; with tracking off nothing is said."""
+    found = {finding.name: finding for finding in doctor.diagnose(_config(tmp_path))}["tracking"]
+    assert found.ok == "ok"
+    assert f"sqlite:///{tmp_path}/out/mlflow.db (tracking.uri is not set)" in found.found
+    off = doctor.diagnose(_config(tmp_path, tracking={"enabled": False}))
+    assert "tracking" not in {finding.name for finding in off}
+
+
+def test_a_store_without_exclusive_create_says_that_nothing_enforces_one_labeller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rule is the user's to keep."""
+    monkeypatch.setattr("ray_distill.storage.files.create_exclusive", lambda url, data: Path(url).write_bytes(data))
+    finding = doctor.check_store(str(tmp_path))
+    assert finding.ok == "fail"
+    assert "one labeller at a time" in finding.mend
+    assert "nothing enforces" in finding.mend
 
 
 def test_the_store_is_tried_and_left_as_it_was(tmp_path: Path) -> None:

@@ -65,7 +65,8 @@ def _campaign_command(
     for reference, meaning in references.items():
         parser.add_argument(f"--{reference}", help=meaning)
     if name == "train":
-        parser.add_argument("--resume", action="store_true", help="go on from finished arms and checkpoints")
+        parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
+                            help="go on from finished arms and checkpoints; --no-resume trains anew")
     parser.add_argument("--dry-run", action="store_true", help="check everything that can be checked, change nothing")
     parser.add_argument("--address", help="an existing Ray cluster (auto, ray://…); default: an embedded Ray")
     parser.set_defaults(command=command, name=name)
@@ -96,7 +97,7 @@ def _audit(commands: Any) -> None:
     text = "verify a label store: digests, coverage, duplicates, mass, orphans"
     parser = commands.add_parser("audit", help=text, description=text[0].upper() + text[1:] + ".")
     parser.add_argument("store", help="URL of the label store")
-    parser.add_argument("--snapshot", help="a snapshot that must be covered: its URL, or a SnapshotRef")
+    parser.add_argument("--snapshot", help="a snapshot that must be covered: its URL, or a SnapshotRef (JSON or file)")
     parser.add_argument("--clean", action="store_true", help="delete files that no record names and no labeller writes")
     _json_argument(parser)
     parser.set_defaults(command=audit)
@@ -133,8 +134,7 @@ def quickstart(options: argparse.Namespace) -> int:
     from ray_distill.runtime import quickstart as example
 
     if options.dry_run:
-        print("\n".join(example.plan(options.output)))
-        return 0
+        return _print_plan(options, example.plan(options.output))
     return _print(options, example.quickstart(options.output, options.address), example.show)
 
 
@@ -206,9 +206,9 @@ def submit(options: argparse.Namespace) -> int:
 
     return send(
         job=options.job, config_path=options.config, address=options.address, overrides=options.set,
-        arguments=options.argument, working_dir=options.working_dir, runtime_env=_json(options.runtime_env),
+        arguments=options.argument, working_dir=options.working_dir, runtime_env=_runtime_env(options.runtime_env),
         metadata=dict(_pair(item) for item in options.metadata), ship_package=options.ship_package,
-        follow=not options.no_follow)
+        follow=not options.no_follow, as_json=options.json)
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -229,9 +229,7 @@ def _stage(
 
     config = _load(options)
     if options.dry_run:
-        lines = campaign.plan(config)
-        print(json.dumps({"plan": lines}) if options.json else "\n".join(lines))
-        return 0
+        return _print_plan(options, campaign.plan(config))
     with cluster.connected(options.address):
         result = command(config)
     return _print(options, result, show)
@@ -244,17 +242,25 @@ def _print(options: argparse.Namespace, result: Any, show: Callable[[Any], str] 
     return 0
 
 
+def _print_plan(options: argparse.Namespace, lines: Sequence[str]) -> int:
+    print(json.dumps({"plan": list(lines)}) if options.json else "\n".join(lines))
+    return 0
+
+
 def _load(options: argparse.Namespace) -> "Campaign":
     from ray_distill.config import load_config
 
     return load_config(options.config, tuple(options.set))
 
 
-def _json(text: str) -> Any:
+def _runtime_env(text: str) -> dict[str, Any]:
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except ValueError as error:
         raise ConfigError(f"--runtime-env must be JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"--runtime-env must be a JSON object like {{\"env_vars\": {{}}}}, found {text[:80]}")
+    return value
 
 
 def _pair(text: str) -> tuple[str, str]:

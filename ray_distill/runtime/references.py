@@ -1,6 +1,6 @@
 """References given on a command line: as JSON, as the file that holds it, or left out for the campaign's latest."""
 
-import json
+from pathlib import Path
 from typing import Any
 
 from ray_distill.artifacts import EvalReport, LabelSetRef, SnapshotRef, StudentRef
@@ -34,9 +34,13 @@ def report(config: Campaign, text: str | None) -> EvalReport:
 
 
 def snapshot_to_audit(text: str) -> SnapshotRef | str:
-    """A snapshot by its reference, or by its URL."""
-    if text.lstrip().startswith("{"):
-        return SnapshotRef.from_dict(json.loads(text))
+    """A snapshot by its reference (JSON, or the file that holds it), or by the URL of its folder.
+
+    Raises:
+        ConfigError: neither JSON nor file hold a SnapshotRef.
+    """
+    if text.lstrip().startswith("{") or text.endswith(".json") or Path(text).is_file():
+        return entrypoint.read(SnapshotRef, text)
     return text
 
 

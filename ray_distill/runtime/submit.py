@@ -5,6 +5,7 @@ imports ray before the cluster has answered, so a wrong address or token is repo
 """
 
 import asyncio
+import json
 import logging
 import os
 import shlex
@@ -15,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -45,6 +46,7 @@ def submit(
     token: str | None = None,
     ship_package: bool = False,
     follow: bool = True,
+    as_json: bool = False,
 ) -> int:
     """Run ``jobs/<job>.py`` on a cluster and return its exit status: 0 = succeeded.
 
@@ -60,6 +62,8 @@ def submit(
         token: the cluster's token; default: as `find_token`.
         ship_package: send this ``ray_distill`` along, for clusters whose image does not hold it.
         follow: copy the job's log to stdout until it ends; otherwise return 0 once it is accepted.
+        as_json: nothing on stdout but ``{"job_id", "status", "exit_code"}`` at the end, the log on stderr; a job
+            that is not followed to its end has no exit code.
 
     Raises:
         ConfigError: the config is wrong.
@@ -78,10 +82,15 @@ def submit(
             metadata={**_labels(config, job), **(metadata or {})},
         )
     _say(f"submitted {job_id}: {job} of {config.campaign} on {address}")
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        status, exit_code = _follow(client, job_id, address) if follow else ("PENDING", 0)
     if not follow:
         _say(_how_to_go_on(job_id, address))
-        return 0
-    return _follow(client, job_id, address)
+    if as_json:
+        ended = exit_code if status in FINISHED else None
+        sys.stdout.write(json.dumps({"job_id": job_id, "status": status, "exit_code": ended}) + "\n")
+        sys.stdout.flush()
+    return exit_code
 
 
 def find_token(environment: Mapping[str, str]) -> str | None:
@@ -89,6 +98,9 @@ def find_token(environment: Mapping[str, str]) -> str | None:
 
     ``RAY_AUTH_TOKEN``, else the file ``RAY_AUTH_TOKEN_PATH`` names, else ``~/.ray/auth_token``; none with
     ``RAY_AUTH_MODE=disabled``.
+
+    Raises:
+        ClusterError: the file is not there although it is named, or cannot be read.
     """
     if environment.get("RAY_AUTH_MODE", "").lower() == "disabled":
         return None
@@ -102,6 +114,9 @@ def find_token(environment: Mapping[str, str]) -> str | None:
         if named:
             raise ClusterError(f"RAY_AUTH_TOKEN_PATH names {named}, which does not exist: correct it") from error
         return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ClusterError(f"cannot read the cluster's token in {path} ({error}): correct the file, or set "
+                           "RAY_AUTH_TOKEN") from error
 
 
 def check_address(address: str, token: str | None) -> None:
@@ -211,17 +226,18 @@ def _send(client: Any, **request: Any) -> str:
             time.sleep(RETRY_SECONDS)
 
 
-def _follow(client: Any, job_id: str, address: str) -> int:
+def _follow(client: Any, job_id: str, address: str) -> tuple[str, int]:
+    """Copy the job's log until it ends; return its status and the exit status to end with."""
     try:
         last_line = asyncio.run(_tail(client, job_id))
         info = _final(client, job_id)
     except KeyboardInterrupt:
         _say(f"\nno longer following: {job_id} goes on. {_how_to_go_on(job_id, address)}")
-        return INTERRUPTED
+        return "RUNNING", INTERRUPTED
     except (RuntimeError, OSError) as error:
         raise ClusterError(f"lost the connection to {job_id} ({error}); it may go on. "
                            f"{_how_to_go_on(job_id, address)}") from error
-    return _report(job_id, info, last_line)
+    return str(info.status.value), _report(job_id, info, last_line)
 
 
 async def _tail(client: Any, job_id: str) -> str:

@@ -1,7 +1,10 @@
 """What is checked and staged before anything is sent to a cluster."""
 
+import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -106,6 +109,8 @@ def test_the_token_is_found_where_ray_looks(tmp_path: Path) -> None:
     assert find_token({"HOME": str(home)}) == "from-home"
     assert find_token({"HOME": str(tmp_path)}) is None
     assert find_token({**everything, "RAY_AUTH_MODE": "disabled"}) is None
+    with pytest.raises(ClusterError, match=f"cannot read the cluster's token in {tmp_path}"):
+        find_token({"RAY_AUTH_TOKEN_PATH": str(tmp_path)})
 
 
 def test_the_staged_folder_is_the_only_working_dir(project: Path) -> None:
@@ -133,3 +138,40 @@ def test_the_exit_status_and_the_reason_come_from_the_final_record(
     info = SimpleNamespace(status=SimpleNamespace(value=state), driver_exit_code=code, message=message)
     assert module._report("j", info, "error: the floor") == status
     assert capsys.readouterr().err == says
+
+
+class _Client:
+    """A cluster that takes every job, writes one line and ends it."""
+
+    def submit_job(self, **request: Any) -> str:
+        """The job's name."""
+        return "j"
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        """The log."""
+        yield "error: the floor\n"
+
+    def get_job_info(self, job_id: str) -> Any:
+        """The final record."""
+        return SimpleNamespace(status=SimpleNamespace(value="FAILED"), driver_exit_code=3, message="m")
+
+
+@pytest.mark.parametrize(("follow", "status", "end"), [
+    (True, 3, {"job_id": "j", "status": "FAILED", "exit_code": 3}),
+    (False, 0, {"job_id": "j", "status": "PENDING", "exit_code": None}),
+])
+def test_as_json_stdout_holds_one_object(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], follow: bool, status: int,
+    end: dict[str, Any],
+) -> None:
+    """The log goes to stderr; a job that is not followed has no exit code yet."""
+    monkeypatch.setattr(module, "check_address", lambda address, token: None)
+    monkeypatch.setattr(module, "_client", lambda address, token: _Client())
+    config = next(project.rglob("*.yaml"))
+    job = next((project / "jobs").glob("*.py")).stem
+    found = submit(job=job, config_path=config, address="http://x:1", working_dir=project, follow=follow, as_json=True)
+    captured = capsys.readouterr()
+    assert found == status
+    assert json.loads(captured.out) == end
+    assert len(captured.out.splitlines()) == 1
+    assert ("error: the floor\n" in captured.err) is follow

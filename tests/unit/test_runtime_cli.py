@@ -10,6 +10,9 @@ import pytest
 import yaml
 
 from ray_distill import cli
+from ray_distill.artifacts import SnapshotRef
+from ray_distill.config import load_config
+from ray_distill.runtime import references
 
 CLASSES = ["a", "b"]
 COMMANDS = ["run", "snapshot", "label", "train", "evaluate", "promote", "relabel"]
@@ -91,6 +94,9 @@ def test_what_would_fail_after_the_teacher_is_paid_for_fails_before(
     (["run", "c.yaml", "--set", "seed"], "--set needs name=value"),
     (["run", "c.yaml", "--set", "seed.x.y=1"], "seed is not a section"),
     (["submit", "c.yaml", "--runtime-env", "{"], "--runtime-env must be JSON"),
+    (["submit", "c.yaml", "--runtime-env", "[1]"], "--runtime-env must be a JSON object"),
+    (["audit", ".", "--snapshot", "{"], "a SnapshotRef must be JSON"),
+    (["audit", ".", "--snapshot", "rows.jsonl"], "SnapshotRef"),
     (["submit", "c.yaml", "--metadata", "x"], "--metadata needs name=value"),
 ])
 def test_a_wrong_command_line_is_one_line(
@@ -116,6 +122,46 @@ def test_a_dry_run_says_what_it_would_do_and_changes_nothing(
     assert cli.main([command, config, "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["plan"] == lines
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.yaml", "rows.jsonl"]
+
+
+def test_a_dry_run_of_the_quickstart_is_json_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same lines either way."""
+    command = ["quickstart", "--dry-run", "--output", str(tmp_path / "out")]
+    assert cli.main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert cli.main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"plan": lines}
+
+
+def test_a_snapshot_to_audit_is_a_reference_its_file_or_a_folder(tmp_path: Path) -> None:
+    """A folder's URL stays a URL."""
+    reference = SnapshotRef(url=str(tmp_path), fingerprint="f")
+    (tmp_path / "ref").write_text(reference.to_json())
+    assert references.snapshot_to_audit(reference.to_json()) == reference
+    assert references.snapshot_to_audit(str(tmp_path / "ref")) == reference
+    assert references.snapshot_to_audit(str(tmp_path)) == str(tmp_path)
+    assert references.snapshot_to_audit("s3://bucket/snapshot") == "s3://bucket/snapshot"
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("labels.resources.actors", "[0, 1]"), ("labels.resources.actors", "[3, 2]"), ("evaluation.severities", "[]"),
+    ("evaluation.severities", "[4]"), ("student.training.learning_rate", "[]"),
+    ("student.training.learning_rate", "0"), ("student.training.learning_rate", "[0.1, -1]"),
+    ("student.training.learning_rate", ".inf"),
+])
+def test_a_range_is_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str, value: str
+) -> None:
+    """What no run can use is a wrong field."""
+    told = _fails(capsys, "run", _write(tmp_path), "--dry-run", "--set", f"{field}={value}")
+    assert "1 wrong field(s)" in told
+    assert field in told
+
+
+def test_one_learning_rate_may_stand_alone(tmp_path: Path) -> None:
+    """A number, or YAML's text for one, is a list of one."""
+    config = load_config(_write(tmp_path), ("student.training.learning_rate=1e-3",))
+    assert config.student.training.learning_rate == (1e-3,)
 
 
 def test_a_dry_run_finds_a_source_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

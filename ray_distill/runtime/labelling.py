@@ -20,14 +20,14 @@ import ray.data
 
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Resources, TeacherConfig
-from ray_distill.errors import ClusterError, LabelError
+from ray_distill.errors import LabelError
 from ray_distill.labels.checks import split_unusable
 from ray_distill.labels.manifest import StoreManifest
 from ray_distill.labels.schema import concat_signals, signal_to_table, table_to_rejected, table_to_signal
 from ray_distill.labels.store import LabelStore
 from ray_distill.labels.units import Receipt, WorkUnit
 from ray_distill.labels.writer import write_attempt
-from ray_distill.runtime.cluster import explain
+from ray_distill.runtime.cluster import explain, require_bundles
 
 #: Units in one Ray Data execution; each is a block, and too many blocks burden the scheduler.
 WINDOW = 2000
@@ -76,7 +76,9 @@ def label_units(
         LabelError: too many rows could not be labelled.
         ClusterError: the cluster cannot hold the actors, or a stage failed.
     """
-    _require_room(job.resources)
+    # Actors must not hold every CPU, or the tasks that read and write beside them starve (they would wait for ever).
+    actor = {"CPU": job.resources.cpus, "GPU": job.resources.gpus}
+    require_bundles([actor] * job.resources.actors[0] + [{"CPU": 1}], "labelling (teacher actors, and reading beside)")
     started = time.monotonic()
     tally: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
@@ -243,21 +245,6 @@ def write_units(block: pa.Table, *, job: LabelJob, units: dict[str, WorkUnit]) -
             job.store_url, job.manifest, units[name], row_ids, signal, table_to_rejected(part))
         receipts.append(json.dumps(receipt.to_dict()))
     return pa.table({"receipt": pa.array(receipts, pa.string())})
-
-
-def _require_room(resources: Resources) -> None:
-    """Actors must not hold every CPU, or the tasks that read and write beside them starve (FACTS: Ray Data).
-
-    Raises:
-        ClusterError: not even the least number of actors leaves room.
-    """
-    total = ray.cluster_resources()
-    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
-    least = resources.actors[0]
-    if least * resources.cpus > cpus - 1 or least * resources.gpus > gpus:
-        raise ClusterError(
-            f"{least} teacher actor(s) of {resources.cpus:g} CPU and {resources.gpus:g} GPU do not fit beside one CPU "
-            f"for reading and writing: the cluster has {cpus:g} CPU and {gpus:g} GPU; lower labels.resources")
 
 
 def _too_many(tally: Counter[str], reasons: Counter[str], limit: int, receipt: Receipt) -> str:

@@ -19,7 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray_distill.artifacts import StudentRef
 from ray_distill.config import TrainingConfig
 from ray_distill.errors import ClusterError
-from ray_distill.runtime.cluster import explain, require_resources
+from ray_distill.runtime.cluster import explain, require_bundles
 from ray_distill.runtime.console import say
 from ray_distill.runtime.mailbox import Mailbox, StepMetrics, train_rank
 from ray_distill.students.run import TrainingJob
@@ -43,8 +43,7 @@ def train_ranks(
         ClusterError: the ranks were lost more often than ``training.max_failures``, or cannot be placed.
     """
     assert job.resume, "a restarted rank must go on, not begin anew"
-    require_resources(cpus=training.cpus, gpus=training.gpus, what="a training worker")
-    _require_room(training)
+    require_bundles([_resources(training)] * training.workers, "training")
     for attempt in range(training.max_failures + 1):
         mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
         failure = _fit(job, training, mailbox, on_metrics)
@@ -116,17 +115,3 @@ def _deliver(mailbox: Any, on_metrics: Callable[[StepMetrics], None]) -> None:
         return  # the mailbox went with its node; the attempt fails and says so
     for metrics in waiting:
         on_metrics(metrics)
-
-
-def _require_room(training: TrainingConfig) -> None:
-    """Refuse to wait for ever for resources that the cluster does not have.
-
-    Raises:
-        ClusterError: says what is asked and what there is.
-    """
-    total = ray.cluster_resources()
-    for name, each in _resources(training).items():
-        if each * training.workers > total.get(name, 0.0):
-            raise ClusterError(
-                f"{training.workers} training worker(s) of {each:g} {name} do not fit the cluster's "
-                f"{total.get(name, 0.0):g} {name}: lower student.training.workers, or its resources")

@@ -93,3 +93,16 @@ def test_shifted_classes_raise_the_alarm(labelled: Labelled) -> None:
     assert report.drift.alarm
     assert any(finding.name == "classes" and finding.alarm for finding in report.drift.findings)
     assert report.drift.recommendation != "nothing"
+
+
+def test_a_head_is_fitted_once_and_labels_newer_traffic_without_labels(tmp_path: Path) -> None:
+    """A head fitted again would be another teacher: the store keeps the one it began with."""
+    teacher = {"model": str(lab.write_teacher(tmp_path / "encoder")), "head": {"pool": "mean"}}
+    source = lab.write_rows(tmp_path / "old.jsonl", lab.annotated(OLD, train_labels=40))
+    config = lab.load(tmp_path / "head.yaml", lab.config_of(
+        tmp_path, source, teacher, labels__check={"beat_majority": False}))
+    newer = lab.write_rows(tmp_path / "newer.jsonl", [*((text, None) for text, _ in REUSED), *NEW])
+    with cluster.connected():
+        campaign.label(config, campaign.snapshot(config))
+        report = campaign.relabel(config, str(newer))
+    assert (report.rows_total, report.rows_reused, report.rows_labelled, report.rows_quarantined) == (500, 400, 100, 0)

@@ -23,6 +23,10 @@ SCALE_SECONDS, POLL_SECONDS = 300.0, 5.0
 #: Set while Ray is the one started here: nothing will ever be added to it.
 _embedded = threading.Event()
 
+#: Idle workers that an embedded Ray keeps. By default it ends all but one a core after a second, and the next block of
+#: a pipeline waits ten seconds for torch to be imported again.
+KEEP_WORKERS = {"num_workers_soft_limit": 16}
+
 
 @contextmanager
 def connected(address: str | None = None) -> Iterator[None]:
@@ -53,7 +57,7 @@ def _start(address: str | None) -> None:
             # One core still needs two slots: the teacher's actor, and the tasks that read and write beside it.
             cores = max(2, os.cpu_count() or 2)
             # "local": without it Ray would join whatever cluster was started on this machine before.
-            ray.init(address="local", num_cpus=cores, include_dashboard=False, **options)
+            ray.init(address="local", num_cpus=cores, include_dashboard=False, _system_config=KEEP_WORKERS, **options)
             _embedded.set()
         else:
             ray.init(address=address, **options)

@@ -9,6 +9,7 @@ import functools
 import json
 import logging
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -119,8 +120,13 @@ def _receipts(job: LabelJob, units: Sequence[WorkUnit]) -> Iterator[Receipt]:
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for text in batch.column("receipt").to_pylist():
                 yield Receipt.from_dict(json.loads(text))
-    except ray.exceptions.RayError as error:
-        raise explain(error, "labelling") from error
+    except BaseException as error:
+        # Ray's iterators live on in the frames of a traceback, beyond Ray itself: one that is ended only then starts a
+        # new Ray to shut its execution down.
+        traceback.clear_frames(error.__traceback__)
+        if isinstance(error, ray.exceptions.RayError):
+            raise explain(error, "labelling") from error
+        raise
 
 
 def _pipeline(job: LabelJob, units: Sequence[WorkUnit]) -> Any:

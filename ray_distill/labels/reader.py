@@ -11,6 +11,7 @@ from ray_distill.artifacts import LabelSetRef
 from ray_distill.errors import CorruptStore, LabelError, StorageError, StoreMismatch
 from ray_distill.fingerprint import sha256
 from ray_distill.labels import rowids, shards
+from ray_distill.labels.fits import read_fits
 from ray_distill.labels.manifest import StoreManifest
 from ray_distill.labels.rowids import RowIds, SnapshotRows
 from ray_distill.labels.schema import concat_signals, empty_signal
@@ -190,18 +191,18 @@ def read_labels(url: str, manifest: StoreManifest, unit: Receipt) -> tuple[RowId
     Raises:
         CorruptStore: names the file.
     """
-    location = files.join(url, labels_name(unit.unit, unit.attempt))
-    ids, distributions = shards.decode_labels(read_verified(location, unit.labels), manifest, location)
+    location, fits = files.join(url, labels_name(unit.unit, unit.attempt)), read_fits(url, manifest.fits)
+    ids, distributions = shards.decode_labels(read_verified(location, unit.labels), manifest, fits, location)
     _require_rows(location, len(ids), distributions.rows, unit.rows)
     return ids, distributions
 
 
 def read_hidden(url: str, manifest: StoreManifest, unit: Receipt, layer: int) -> tuple[RowIds, Hidden]:
     """Row ids and hidden states of one layer of a whole unit; errors as `read_labels`."""
-    location = files.join(url, hidden_name(layer, unit.unit, unit.attempt))
+    location, fits = files.join(url, hidden_name(layer, unit.unit, unit.attempt)), read_fits(url, manifest.fits)
     if layer not in unit.hidden:
         raise CorruptStore(f"{location}: the log has no such file for unit {unit.unit}; restore the log")
-    ids, hidden = shards.decode_hidden(read_verified(location, unit.hidden[layer]), manifest.hidden_dtype, location)
+    ids, hidden = shards.decode_hidden(read_verified(location, unit.hidden[layer]), layer, manifest, fits, location)
     _require_rows(location, len(ids), hidden.rows, unit.rows)
     return ids, hidden
 

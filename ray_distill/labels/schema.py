@@ -7,10 +7,13 @@ whatever slicing and concatenation an executor does. Rejected rows travel in the
     family string   classes int32   temperatures large_list<double> [T]
     position, entries large_list<int32> [P]   ids large_list<int32>, logp large_list<float> [E]
     log_tail large_list<float> [P·T]   entropy large_list<float> [P]
+    where entries were drawn: draws int32, exponent double   count large_list<int32> [E]
+    log_normaliser large_list<float> [P]
     hidden_<layer> large_list<float> [N·D]   width_<layer> int32 (D)
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -22,7 +25,7 @@ from ray_distill.labels import rowids
 from ray_distill.labels.checks import Rejects
 from ray_distill.labels.codecs.base import Offsets, row_totals, running
 from ray_distill.labels.manifest import StoreManifest
-from ray_distill.labels.signal import Distributions, Family, Hidden, Signal
+from ray_distill.labels.signal import Distributions, Draws, Family, Hidden, Signal
 
 _HIDDEN = "hidden_"
 
@@ -55,8 +58,13 @@ def _distribution_columns(distributions: Distributions, extra: int) -> dict[str,
     rows, count = distributions.row_offsets, distributions.rows + extra
     entries = row_totals(rows, distributions.entry_offsets)
     temperatures = np.tile(np.asarray(distributions.temperatures, dtype=np.float64), count)
-    width = len(distributions.temperatures)
+    width, draws = len(distributions.temperatures), distributions.draws
+    drawn = {} if draws is None else {
+        "draws": _repeat(draws.number, count), "exponent": pa.array(np.full(count, draws.exponent)),
+        "count": _lists(draws.count.astype(np.int32), entries, extra),
+        "log_normaliser": _lists(draws.log_normaliser.astype(np.float32), rows, extra)}
     return {
+        **drawn,
         "family": pa.array([distributions.family] * count, pa.string()),
         "classes": _repeat(distributions.classes, count),
         "temperatures": _lists(temperatures, np.arange(count + 1, dtype=np.int64) * width, 0),
@@ -103,7 +111,11 @@ def _distributions(table: pa.Table) -> Distributions:
     entries, _ = _flat(table, "entries", np.int32)
     log_tail, _ = _flat(table, "log_tail", np.float32)
     temperatures = tuple(_only(table, "temperatures", []))
+    draws = None if "draws" not in table.column_names else Draws(
+        number=int(_only(table, "draws", 0)), exponent=float(_only(table, "exponent", 1.0)),
+        count=_flat(table, "count", np.int32)[0], log_normaliser=_flat(table, "log_normaliser", np.float32)[0])
     return Distributions(
+        draws=draws,
         family=cast(Family, _only(table, "family", "categorical")), classes=int(_only(table, "classes", 0)),
         temperatures=temperatures, row_offsets=rows, position=position, entry_offsets=running(entries),
         ids=_flat(table, "ids", np.int32)[0], logp=_flat(table, "logp", np.float32)[0],
@@ -166,7 +178,7 @@ def _rows(signal: Signal) -> int:
 
 
 def _concat_distributions(parts: Sequence[Distributions]) -> Distributions:
-    kinds = {(part.family, part.classes, part.temperatures) for part in parts}
+    kinds = {(part.family, part.classes, part.temperatures, _kind(part.draws)) for part in parts}
     if len(kinds) > 1:
         raise LabelError(f"distributions of different kinds cannot be joined: {sorted(map(str, kinds))}")
     first = parts[0]
@@ -177,7 +189,19 @@ def _concat_distributions(parts: Sequence[Distributions]) -> Distributions:
         entry_offsets=_join_offsets([part.entry_offsets for part in parts]),
         ids=np.concatenate([part.ids for part in parts]), logp=np.concatenate([part.logp for part in parts]),
         log_tail=np.concatenate([part.log_tail for part in parts]),
-        entropy=np.concatenate([part.entropy for part in parts]))
+        entropy=np.concatenate([part.entropy for part in parts]),
+        draws=_concat_draws([part.draws for part in parts if part.draws is not None]))
+
+
+def _kind(draws: Draws | None) -> tuple[int, float] | None:
+    return None if draws is None else (draws.number, draws.exponent)
+
+
+def _concat_draws(parts: Sequence[Draws]) -> Draws | None:
+    if not parts:
+        return None
+    return replace(parts[0], count=np.concatenate([part.count for part in parts]),
+                   log_normaliser=np.concatenate([part.log_normaliser for part in parts]))
 
 
 def _concat_hidden(parts: Sequence[Hidden]) -> Hidden:
@@ -196,8 +220,12 @@ def _join_offsets(parts: Sequence[Offsets]) -> Offsets:
 def empty_signal(manifest: StoreManifest) -> Signal:
     """A signal of no rows, as a store with this manifest holds it."""
     start = np.zeros(1, dtype=np.int64)
+    draws = None if not manifest.draws else Draws(
+        number=manifest.draws, exponent=manifest.exponent, count=np.empty(0, dtype=np.int32),
+        log_normaliser=np.empty(0, dtype=np.float32))
     distributions = Distributions(
-        family=manifest.family, classes=len(manifest.classes), temperatures=manifest.temperatures, row_offsets=start,
+        draws=draws,
+        family=manifest.family, classes=manifest.class_count, temperatures=manifest.temperatures, row_offsets=start,
         position=np.empty(0, dtype=np.int32), entry_offsets=start, ids=np.empty(0, dtype=np.int32),
         logp=np.empty(0, dtype=np.float32), log_tail=np.empty((0, len(manifest.temperatures)), dtype=np.float32),
         entropy=np.empty(0, dtype=np.float32))

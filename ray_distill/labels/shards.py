@@ -15,6 +15,7 @@ from ray_distill.labels import rowids
 from ray_distill.labels.checks import Rejects
 from ray_distill.labels.codecs import find_codec
 from ray_distill.labels.codecs.base import cells, require_lengths, uncells
+from ray_distill.labels.fits import Fits
 from ray_distill.labels.manifest import StoreManifest
 from ray_distill.labels.rowids import RowIds
 from ray_distill.labels.signal import Distributions, Hidden
@@ -22,13 +23,13 @@ from ray_distill.labels.signal import Distributions, Hidden
 _STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 
 
-def encode_labels(ids: RowIds, distributions: Distributions, manifest: StoreManifest) -> bytes:
+def encode_labels(ids: RowIds, distributions: Distributions, manifest: StoreManifest, fits: Fits) -> bytes:
     """A shard of labels: ``row_id`` and the columns of the manifest's codec."""
-    columns = find_codec(manifest.codec).encode(distributions)
+    columns = find_codec(manifest.codec).encode(distributions, manifest, fits)
     return _to_parquet(pa.table({"row_id": rowids.to_arrow(ids), **columns}))
 
 
-def decode_labels(data: bytes, manifest: StoreManifest, name: str) -> tuple[RowIds, Distributions]:
+def decode_labels(data: bytes, manifest: StoreManifest, fits: Fits, name: str) -> tuple[RowIds, Distributions]:
     """Row ids and distributions of a shard.
 
     Raises:
@@ -36,27 +37,29 @@ def decode_labels(data: bytes, manifest: StoreManifest, name: str) -> tuple[RowI
     """
     table = _from_parquet(data, name)
     try:
-        return _ids(table), find_codec(manifest.codec).decode(table, manifest)
+        return _ids(table), find_codec(manifest.codec).decode(table, manifest, fits)
     except CorruptStore as error:
         raise CorruptStore(f"{name}: {error}") from error
 
 
-def encode_hidden(ids: RowIds, hidden: Hidden, dtype: str) -> bytes:
+def encode_hidden(ids: RowIds, hidden: Hidden, layer: int, manifest: StoreManifest, fits: Fits) -> bytes:
     """A shard of hidden states: ``row_id``, ``vectors`` (how many), ``values`` (their bytes).
 
     Raises:
         LabelError: values beyond the range of the stored type.
     """
     width = hidden.values.shape[1]
-    stored = narrow(hidden.values, dtype)
+    stored = narrow(hidden.values, manifest.hidden_dtype)
     return _to_parquet(pa.table({
         "row_id": rowids.to_arrow(ids), "vectors": pa.array(np.diff(hidden.offsets).astype(np.int32)),
         "values": cells(stored.reshape(-1), hidden.offsets * width)}))
 
 
-def decode_hidden(data: bytes, dtype: str, name: str) -> tuple[RowIds, Hidden]:
+def decode_hidden(
+    data: bytes, layer: int, manifest: StoreManifest, fits: Fits, name: str
+) -> tuple[RowIds, Hidden]:
     """Row ids and hidden states of a shard; errors as `decode_labels`."""
-    table = _from_parquet(data, name)
+    table, dtype = _from_parquet(data, name), manifest.hidden_dtype
     try:
         values, ends = uncells(table, "values", _STORED[dtype])
         vectors = _column(table, "vectors", pa.int32())

@@ -5,7 +5,7 @@ position has entries (the classes that are stored). Rows are aligned with the ro
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -16,8 +16,26 @@ Array = npt.NDArray[np.generic]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Draws:
+    """How entries were drawn, where an estimator draws them (``sampled``, ``hybrid``; MATHS.md §1).
+
+    The proposal is ``r_j = p_j^exponent / Z`` at T = 1, over all classes (``sampled``) or over those outside the exact
+    head (``hybrid``). An entry with count c has the target ``c · p_T(j) / (number · r_j)``.
+    """
+
+    number: int
+    """N: draws a position."""
+    exponent: float
+    """a: 1 draws from the teacher itself."""
+    count: npt.NDArray[np.int32]
+    """``[E]``: how often an entry was drawn; 0 marks an entry of the exact head (``hybrid``)."""
+    log_normaliser: npt.NDArray[np.float32]
+    """``[P]``: log Z. 0 for ``sampled`` at a = 1; the head's log tail mass for ``hybrid`` at a = 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Distributions:
-    """Distributions over classes, dense or truncated (MATHS.md §1-3).
+    """Distributions over classes, dense, truncated or sampled (MATHS.md §1-3).
 
     R rows, P positions, E entries, T declared temperatures. ``logp`` are the teacher's log-probabilities at
     temperature 1 under the *full* distribution; they are never renormalised over the stored classes.
@@ -42,6 +60,8 @@ class Distributions:
     """``[P, T]``: log of the mass outside the stored classes at each T; -inf where nothing is outside."""
     entropy: npt.NDArray[np.float32]
     """``[P]``: entropy of the full distribution at T = 1, nats."""
+    draws: Draws | None = None
+    """Of sampled entries; None where every stored class is exact."""
 
     def __post_init__(self) -> None:
         positions, entries = len(self.position), len(self.ids)
@@ -49,6 +69,8 @@ class Distributions:
         assert self.entry_offsets[0] == 0 and self.entry_offsets[-1] == entries
         assert len(self.entry_offsets) == positions + 1 and len(self.logp) == entries
         assert self.log_tail.shape == (positions, len(self.temperatures)) and len(self.entropy) == positions
+        assert self.draws is None or (
+            len(self.draws.count) == entries and len(self.draws.log_normaliser) == positions)
 
     @property
     def rows(self) -> int:
@@ -63,7 +85,9 @@ class Distributions:
         return Distributions(
             family=self.family, classes=self.classes, temperatures=self.temperatures, row_offsets=row_offsets,
             position=self.position[positions], entry_offsets=entry_offsets, ids=self.ids[entries],
-            logp=self.logp[entries], log_tail=self.log_tail[positions], entropy=self.entropy[positions])
+            logp=self.logp[entries], log_tail=self.log_tail[positions], entropy=self.entropy[positions],
+            draws=None if self.draws is None else replace(
+                self.draws, count=self.draws.count[entries], log_normaliser=self.draws.log_normaliser[positions]))
 
 
 @dataclass(frozen=True, kw_only=True)

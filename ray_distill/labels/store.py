@@ -180,11 +180,11 @@ def make_ref(store: LabelStore, snapshot: SnapshotRef, length: int) -> LabelSetR
 
 
 def ranges(snapshot: SnapshotRows, manifest: StoreManifest) -> Iterator[Range]:
-    """The fixed ranges of ``unit_rows`` rows into which a snapshot's shards fall, in order."""
+    """The fixed ranges of ``rows_a_unit`` rows into which a snapshot's shards fall, in order."""
     for shard in snapshot.shards:
         ids = rowids.to_numpy(snapshot.read_shard(shard, columns=["row_id"]).column("row_id"))
-        for start in range(0, len(ids), manifest.unit_rows):
-            part = ids[start : start + manifest.unit_rows]
+        for start in range(0, len(ids), manifest.rows_a_unit):
+            part = ids[start : start + manifest.rows_a_unit]
             yield Range(shard=shard.name, start=start, ids=part, unit_id=unit_id(part, manifest.fingerprint))
 
 

@@ -11,6 +11,7 @@ from ray_distill.errors import LabelError, StorageError
 from ray_distill.fingerprint import sha256
 from ray_distill.labels import rowids, shards
 from ray_distill.labels.checks import Rejects, require_usable
+from ray_distill.labels.fits import read_fits
 from ray_distill.labels.manifest import StoreManifest
 from ray_distill.labels.rowids import RowIds
 from ray_distill.labels.schema import empty_signal
@@ -61,12 +62,12 @@ def _write(
     url: str, manifest: StoreManifest, unit: WorkUnit, ids: RowIds, signal: Signal, distributions: Distributions,
     rejected: Rejects,
 ) -> Receipt:
-    attempt, name = uuid.uuid4().hex, unit.unit_id
+    attempt, name, fits = uuid.uuid4().hex, unit.unit_id, read_fits(url, manifest.fits)
     hidden = {
-        layer: _store(url, hidden_name(layer, name, attempt), shards.encode_hidden(ids, part, manifest.hidden_dtype))
+        layer: _store(url, hidden_name(layer, name, attempt), shards.encode_hidden(ids, part, layer, manifest, fits))
         for layer, part in sorted(signal.hidden.items())}
     quarantine = _store(url, quarantine_name(name, attempt), shards.encode_quarantine(rejected)) if rejected else None
-    labels = _store(url, labels_name(name, attempt), shards.encode_labels(ids, distributions, manifest))
+    labels = _store(url, labels_name(name, attempt), shards.encode_labels(ids, distributions, manifest, fits))
     return Receipt(
         unit=name, attempt=attempt, manifest=manifest.fingerprint, shard=unit.shard, start=unit.start, stop=unit.stop,
         rows=len(ids), rejected=len(rejected), reasons=dict(sorted(Counter(reason for _, reason in rejected).items())),
@@ -109,7 +110,7 @@ def require_signal(manifest: StoreManifest, signal: Signal, rows: int) -> Distri
         raise LabelError("the signal has no distributions; a label store needs them")
     pairs = [
         ("rows", distributions.rows, rows), ("family", distributions.family, manifest.family),
-        ("classes", distributions.classes, len(manifest.classes)),
+        ("classes", distributions.classes, manifest.class_count),
         ("temperatures", distributions.temperatures, manifest.temperatures),
         ("hidden layers", sorted(signal.hidden), sorted(manifest.hidden_layers)),
         *((f"rows of hidden layer {layer}", hidden.rows, rows) for layer, hidden in signal.hidden.items())]

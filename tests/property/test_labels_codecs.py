@@ -69,9 +69,9 @@ def test_a_codec_is_lossless_and_deterministic(data, key):
     signal = data.draw(signals(estimator=key[0]))
     manifest = fake_manifest(estimator=key[0], classes=7, k=3)
     ids = rowids.to_numpy(ids_of(signal))
-    encoded = shards.encode_labels(ids, signal.distributions, manifest)
-    assert encoded == shards.encode_labels(ids, signal.distributions, manifest)
-    found, distributions = shards.decode_labels(encoded, manifest, "shard")
+    encoded = shards.encode_labels(ids, signal.distributions, manifest, {})
+    assert encoded == shards.encode_labels(ids, signal.distributions, manifest, {})
+    found, distributions = shards.decode_labels(encoded, manifest, {}, "shard")
     np.testing.assert_array_equal(found, ids)
     assert_equal(Signal(distributions=distributions), Signal(distributions=signal.distributions))
 
@@ -83,7 +83,9 @@ def test_hidden_states_keep_their_shape_and_lose_only_the_types_rounding(signal,
     relative = {"float32": 0, "float16": 2**-11, "bfloat16": 2**-8}[dtype]
     ids = rowids.to_numpy(ids_of(signal))
     for hidden in signal.hidden.values():
-        found_ids, found = shards.decode_hidden(shards.encode_hidden(ids, hidden, dtype), dtype, "shard")
+        manifest = fake_manifest(classes=7, k=3, hidden_dtype=dtype)
+        data = shards.encode_hidden(ids, hidden, 1, manifest, {})
+        found_ids, found = shards.decode_hidden(data, 1, manifest, {}, "shard")
         np.testing.assert_array_equal(found_ids, ids)
         np.testing.assert_array_equal(found.offsets, hidden.offsets)
         np.testing.assert_allclose(
@@ -195,7 +197,8 @@ def test_columns_that_disagree_are_corrupt(column):
 
     manifest = fake_manifest(estimator="topk")
     ids = pa.array([row_id(n) for n in range(3)], rowids.ROW_ID)
-    table = pa.table({"row_id": ids, **find_codec(("topk", 1)).encode(fake_teacher(ids, manifest).distributions)})
+    columns = find_codec(("topk", 1)).encode(fake_teacher(ids, manifest).distributions, manifest, {})
+    table = pa.table({"row_id": ids, **columns})
     at = table.column_names.index(column)
     short = pa.array([b"\0" * 4] * 3, pa.large_binary()) if column in ("log_tail", "ids", "logp") else pa.array(
         [b""] * 3, pa.large_binary())
@@ -203,4 +206,4 @@ def test_columns_that_disagree_are_corrupt(column):
     replaced = [table.set_column(at, column, other) for other in (short, ragged, pa.array([1, 2, 3]))]
     for changed in (table.drop_columns([column]), *replaced):
         with pytest.raises(CorruptStore, match=f"shard: column|{column}"):
-            shards.decode_labels(shards._to_parquet(changed), manifest, "shard")
+            shards.decode_labels(shards._to_parquet(changed), manifest, {}, "shard")

@@ -193,7 +193,7 @@ def test_where_a_teacher_lies_does_not_matter(url):
 
 
 @pytest.mark.parametrize(("change", "error", "message"), [
-    ({"version": 2}, LabelError, "version 2, this release reads up to 1: upgrade"),
+    ({"version": 3}, LabelError, "version 3, this release reads up to 2: upgrade"),
     ({"codec": ["dense", 9]}, LabelError, "codec dense/9, this release knows dense/1, topk/1"),
     ({"estimator": "psychic"}, LabelError, "estimator 'psychic' is not one of dense, topk"),
     ({"temperatures": [2.0]}, LabelError, "contain 1"),
@@ -206,7 +206,7 @@ def test_a_manifest_that_cannot_be_used_is_one_clear_error(url, change, error, m
     from ray_distill.fingerprint import fingerprint
 
     value = {**fake_manifest().to_dict(), **change}
-    identity = {**value, "teacher": {"fingerprint": "fake"}}
+    identity = {key: item for key, item in value.items() if key != "measured"} | {"teacher": {"fingerprint": "fake"}}
     files.write_json(files.join(url, "store.json"), {"manifest": value, "fingerprint": fingerprint(identity)})
     with pytest.raises(error, match=message):
         open_store(url)

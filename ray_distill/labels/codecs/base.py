@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ray_distill.errors import CorruptStore
+from ray_distill.labels.fits import Fits
 from ray_distill.labels.manifest import StoreManifest
 from ray_distill.labels.signal import Distributions
 
@@ -25,14 +26,19 @@ class Codec(Protocol):
     def version(self) -> int:
         """Version of its stored form; an old one stays readable for ever."""
 
-    def encode(self, distributions: Distributions) -> Mapping[str, pa.Array]:
+    def encode(self, distributions: Distributions, manifest: StoreManifest, fits: Fits) -> Mapping[str, pa.Array]:
         """Columns of a shard, one value a row; equal distributions give equal bytes.
+
+        Args:
+            distributions: what the manifest's estimator gives.
+            manifest: of the store; ``options`` are this codec's settings.
+            fits: the store's fitted arrays, by name.
 
         Raises:
             LabelError: the distributions are not of the kind this codec stores.
         """
 
-    def decode(self, table: pa.Table, manifest: StoreManifest) -> Distributions:
+    def decode(self, table: pa.Table, manifest: StoreManifest, fits: Fits) -> Distributions:
         """Distributions of a shard's rows, as writable or shared numpy arrays.
 
         Raises:

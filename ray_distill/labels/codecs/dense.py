@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from ray_distill.errors import LabelError
 from ray_distill.labels.codecs.base import cells, require_lengths, row_totals, uncells
+from ray_distill.labels.fits import Fits
 from ray_distill.labels.manifest import StoreManifest
 from ray_distill.labels.signal import Distributions
 
@@ -19,7 +20,7 @@ class DenseCodec:
     name: str = "dense"
     version: int = 1
 
-    def encode(self, distributions: Distributions) -> Mapping[str, pa.Array]:
+    def encode(self, distributions: Distributions, manifest: StoreManifest, fits: Fits) -> Mapping[str, pa.Array]:
         """Columns of a shard.
 
         Raises:
@@ -32,12 +33,12 @@ class DenseCodec:
             "logp": cells(distributions.logp.astype(np.float32), row_totals(rows, distributions.entry_offsets)),
             "entropy": cells(distributions.entropy.astype(np.float32), rows)}
 
-    def decode(self, table: pa.Table, manifest: StoreManifest) -> Distributions:
+    def decode(self, table: pa.Table, manifest: StoreManifest, fits: Fits) -> Distributions:
         """Distributions of a shard's rows; errors as `Codec.decode`."""
         position, rows = uncells(table, "position", np.int32)
         logp, _ = uncells(table, "logp", np.float32)
         entropy, _ = uncells(table, "entropy", np.float32)
-        positions, classes = len(position), len(manifest.classes)
+        positions, classes = len(position), manifest.class_count
         require_lengths("logp", len(logp), positions * classes)
         require_lengths("entropy", len(entropy), positions)
         return Distributions(

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from ray_distill.errors import CorruptStore
 from ray_distill.labels.codecs.base import cells, require_lengths, row_totals, running, uncells
+from ray_distill.labels.fits import Fits
 from ray_distill.labels.manifest import StoreManifest
 from ray_distill.labels.signal import Distributions
 
@@ -21,7 +22,7 @@ class TopKCodec:
     name: str = "topk"
     version: int = 1
 
-    def encode(self, distributions: Distributions) -> Mapping[str, pa.Array]:
+    def encode(self, distributions: Distributions, manifest: StoreManifest, fits: Fits) -> Mapping[str, pa.Array]:
         """Columns of a shard."""
         rows, temperatures = distributions.row_offsets, len(distributions.temperatures)
         entries = row_totals(rows, distributions.entry_offsets)
@@ -33,7 +34,7 @@ class TopKCodec:
             "log_tail": cells(distributions.log_tail.astype(np.float32).reshape(-1), rows * temperatures),
             "entropy": cells(distributions.entropy.astype(np.float32), rows)}
 
-    def decode(self, table: pa.Table, manifest: StoreManifest) -> Distributions:
+    def decode(self, table: pa.Table, manifest: StoreManifest, fits: Fits) -> Distributions:
         """Distributions of a shard's rows; errors as `Codec.decode`."""
         position, rows = uncells(table, "position", np.int32)
         entries, _ = uncells(table, "entries", np.int32)
@@ -41,7 +42,7 @@ class TopKCodec:
         logp, _ = uncells(table, "logp", np.float32)
         log_tail, _ = uncells(table, "log_tail", np.float32)
         entropy, _ = uncells(table, "entropy", np.float32)
-        positions, classes, temperatures = len(position), len(manifest.classes), len(manifest.temperatures)
+        positions, classes, temperatures = len(position), manifest.class_count, len(manifest.temperatures)
         _require_counts(entries)
         for name, found, expected in (
             ("entries", len(entries), positions), ("ids", len(ids), int(entries.sum())), ("logp", len(logp), len(ids)),

@@ -1,0 +1,30 @@
+"""One file a campaign, validated whole: the sections stand in the order in which the data flows.
+
+Every default is one a careful practitioner would choose. What a store or a model already knows (class
+names, layers, temperatures, tokenizer) is read from there and never asked for twice.
+"""
+
+from ray_distill.config.campaign import Campaign
+from ray_distill.config.judge import CostConfig, DriftConfig, EvaluationConfig, GateConfig, Limit, TrackingConfig
+from ray_distill.config.labels import (
+    CheckConfig,
+    FailureConfig,
+    HeadConfig,
+    HiddenConfig,
+    LabelsConfig,
+    Resources,
+    SignalConfig,
+    TeacherConfig,
+)
+from ray_distill.config.load import load_config, parse_config
+from ray_distill.config.section import Dtype, Pool, Section
+from ray_distill.config.snapshot import Columns, SnapshotConfig, Splits
+from ray_distill.config.student import LossConfig, Schedule, StudentConfig, StudentModel, TrainingConfig
+
+__all__ = [
+    "Campaign", "CheckConfig", "Columns", "CostConfig", "DriftConfig", "Dtype", "EvaluationConfig", "FailureConfig",
+    "GateConfig", "HeadConfig", "HiddenConfig", "LabelsConfig", "Limit", "LossConfig", "Pool", "Resources", "Schedule",
+    "Section",
+    "SignalConfig", "SnapshotConfig", "Splits", "StudentConfig", "StudentModel", "TeacherConfig", "TrackingConfig",
+    "TrainingConfig", "load_config", "parse_config",
+]

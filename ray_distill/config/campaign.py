@@ -1,0 +1,44 @@
+"""A whole campaign, from traffic to verdict."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from ray_distill.config.judge import CostConfig, DriftConfig, EvaluationConfig, GateConfig, TrackingConfig
+from ray_distill.config.labels import LabelsConfig
+from ray_distill.config.section import Section
+from ray_distill.config.snapshot import SnapshotConfig
+from ray_distill.config.student import StudentConfig
+from ray_distill.fingerprint import fingerprint
+
+
+class Campaign(Section):
+    """A whole campaign, from traffic to verdict."""
+
+    campaign: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    task: Literal["text_classification", "image_classification"]
+    seed: int = 0
+    output: str | None = Field(None, description="folder or URL of all artifacts; default: ./distill/<campaign>")
+    snapshot: SnapshotConfig
+    labels: LabelsConfig
+    student: StudentConfig = StudentConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    gate: GateConfig = GateConfig()
+    drift: DriftConfig = DriftConfig()
+    cost: CostConfig = CostConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def output_url(self) -> str:
+        """Folder or URL under which every artifact of the campaign lies."""
+        return (self.output or f"distill/{self.campaign}").rstrip("/")
+
+    @property
+    def store_url(self) -> str:
+        """URL of the label store."""
+        return (self.labels.store or f"{self.output_url}/labels").rstrip("/")
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the whole configuration."""
+        return fingerprint(self.model_dump(mode="json", by_alias=True))

@@ -1,0 +1,118 @@
+"""The teacher, what is stored of it, and how a store is filled."""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from ray_distill.config.section import Dtype, Pool, Section
+
+
+class HeadConfig(Section):
+    """A linear classification head, fitted on labelled rows, for an encoder that has none."""
+
+    pool: Literal["mean", "cls", "last"] = "mean"
+    normalize: bool = Field(True, description="scale the pooled embedding to length 1 before the head")
+    max_rows: int = Field(10_000, ge=1, description="labelled train rows used at most, the first by row id")
+
+
+class TeacherConfig(Section):
+    """The model whose answers are stored."""
+
+    model: str = Field(description="checkpoint folder or URL, or module:function")
+    revision: str | None = Field(None, description="sha256:… of the checkpoint's files; a mismatch is an error")
+    arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of module:function")
+    head: HeadConfig | None = Field(None, description="fit a head on labelled rows: for encoders without one")
+    dtype: Dtype = "float32"
+    device: str = Field("auto", description="auto = cuda where there is one, else cpu")
+    max_length: int | None = Field(None, ge=1, description="tokens kept of a text; default: the model's own limit")
+    trust_remote_code: bool = False
+
+
+class SignalConfig(Section):
+    """What is stored of the teacher's distribution."""
+
+    estimator: Literal["dense", "topk", "sampled", "hybrid"] = Field(
+        "dense", description="what stands for the distribution (MATHS.md §1): every class; the k likeliest and the "
+        "mass of the rest; draws; the k likeliest exactly and draws from the rest")
+    k: int = Field(64, ge=1, description="classes stored a position (topk), or exactly (hybrid)")
+    draws: int = Field(50, ge=1, description="draws a position (sampled, hybrid)")
+    exponent: float = Field(1.0, ge=0, le=2, description="draws come from p^exponent; 1 = from the teacher itself")
+    encoding: Literal["lossless", "compact"] = Field(
+        "lossless", description="compact: a few times smaller; what it adds in nats is measured and recorded")
+    temperatures: tuple[float, ...] = Field((1.0,), description="temperatures training may use (MATHS.md §3)")
+
+    @field_validator("temperatures", mode="after")
+    @classmethod
+    def _with_one(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        return value if 1.0 in value else (1.0, *value)
+
+    @model_validator(mode="after")
+    def _temperatures(self) -> Self:
+        if any(t <= 0 for t in self.temperatures) or len(set(self.temperatures)) != len(self.temperatures):
+            raise ValueError(f"temperatures must be positive and distinct, found {list(self.temperatures)}")
+        return self
+
+
+class HiddenConfig(Section):
+    """Which hidden states are stored, and in which form."""
+
+    layers: tuple[int, ...] = Field((), description="layer indices as in `hidden_states`; negative from the end")
+    pool: Pool = "mean"
+    dtype: Literal["float32", "bfloat16", "float16", "int8", "float8"] = Field(
+        "bfloat16", description="stored type; int8 and float8 have a scale for each vector")
+    rank: int | None = Field(None, ge=1, description="project on this many principal components of the calibration "
+                             "split; default: not projected")
+    variance: float | None = Field(None, gt=0, le=1, description="or on as many as keep this share of the variance")
+
+    @model_validator(mode="after")
+    def _one_basis(self) -> Self:
+        if self.rank is not None and self.variance is not None:
+            raise ValueError("rank and variance both say how many components are kept: give one")
+        return self
+
+
+class CheckConfig(Section):
+    """The teacher's floor on the calibration split; below it labelling does not start."""
+
+    min_accuracy: float | None = Field(None, ge=0, le=1)
+    max_ece: float | None = Field(None, ge=0, le=1)
+    beat_majority: bool = Field(True, description="refuse a teacher no better than the majority class")
+
+
+class Resources(Section):
+    """What the labelling job may take."""
+
+    actors: tuple[int, int] = Field((1, 1), description="least and most teacher actors: 1 <= least <= most")
+    gpus: float = Field(0, ge=0, description="GPUs a teacher actor")
+    cpus: float = Field(1, gt=0, description="CPUs a teacher actor; also its torch threads")
+    batch: int = Field(64, ge=1, description="examples a teacher batch")
+
+    @field_validator("actors")
+    @classmethod
+    def _ordered(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if not 1 <= value[0] <= value[1]:
+            raise ValueError("needs 1 <= least <= most")
+        return value
+
+
+class FailureConfig(Section):
+    """What is tolerated of a teacher before a row is given up to quarantine."""
+
+    batch_seconds: float = Field(600, gt=0, description="a batch that takes longer counts as failed")
+    attempts: int = Field(3, ge=1, description="how often rows may fail, or kill their actor, before they are given up")
+
+
+class LabelsConfig(Section):
+    """The label store and how it is filled."""
+
+    store: str | None = Field(None, description="URL of the label store; default: <output>/labels")
+    teacher: TeacherConfig
+    signal: SignalConfig = SignalConfig()
+    hidden: HiddenConfig = HiddenConfig()
+    check: CheckConfig = CheckConfig()
+    resources: Resources = Resources()
+    failures: FailureConfig = FailureConfig()
+    unit_rows: int = Field(512, ge=1, description="most rows a work unit: what is redone after a crash")
+    unit_bytes: int = Field(64 << 20, ge=1, description="most bytes a work unit, by the size of the calibration rows")
+    compact_every: int = Field(1000, ge=1, description="records of the store's log between two compactions of it")
+    max_bad_fraction: float = Field(0.01, ge=0, le=1, description="above this share of unlabelled rows, stop")

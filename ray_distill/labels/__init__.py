@@ -8,6 +8,7 @@ Training and evaluation call `open_label_set`. Between stages signals travel as 
     manifest  what a store must agree with            store    coverage, commits, references
     signal    the teacher's answer, as numpy          schema   the same between stages, as Arrow
     checks    is it fit to be stored                  codecs/  the same on disk
-    shards    the bytes of files                      writer   one attempt at a unit
+    shards    the bytes of files                      hidden   those of hidden states
+    fits      arrays fitted before the first unit     writer   one attempt at a unit
     reader    the labels of one snapshot, verified    audit    everything, verified
 """

@@ -12,6 +12,7 @@ from ray_distill.errors import CorruptStore, LabelError, StorageError, StoreMism
 from ray_distill.fingerprint import sha256
 from ray_distill.labels import rowids, shards
 from ray_distill.labels.fits import read_fits
+from ray_distill.labels.hidden import decode_hidden
 from ray_distill.labels.manifest import StoreManifest
 from ray_distill.labels.rowids import RowIds, SnapshotRows
 from ray_distill.labels.schema import concat_signals, empty_signal
@@ -202,7 +203,7 @@ def read_hidden(url: str, manifest: StoreManifest, unit: Receipt, layer: int) ->
     location, fits = files.join(url, hidden_name(layer, unit.unit, unit.attempt)), read_fits(url, manifest.fits)
     if layer not in unit.hidden:
         raise CorruptStore(f"{location}: the log has no such file for unit {unit.unit}; restore the log")
-    ids, hidden = shards.decode_hidden(read_verified(location, unit.hidden[layer]), layer, manifest, fits, location)
+    ids, hidden = decode_hidden(read_verified(location, unit.hidden[layer]), layer, manifest, fits, location)
     _require_rows(location, len(ids), hidden.rows, unit.rows)
     return ids, hidden
 

@@ -12,6 +12,7 @@ from ray_distill.fingerprint import sha256
 from ray_distill.labels import rowids, shards
 from ray_distill.labels.checks import Rejects, require_usable
 from ray_distill.labels.fits import read_fits
+from ray_distill.labels.hidden import encode_hidden
 from ray_distill.labels.manifest import StoreManifest
 from ray_distill.labels.rowids import RowIds
 from ray_distill.labels.schema import empty_signal
@@ -64,7 +65,7 @@ def _write(
 ) -> Receipt:
     attempt, name, fits = uuid.uuid4().hex, unit.unit_id, read_fits(url, manifest.fits)
     hidden = {
-        layer: _store(url, hidden_name(layer, name, attempt), shards.encode_hidden(ids, part, layer, manifest, fits))
+        layer: _store(url, hidden_name(layer, name, attempt), encode_hidden(ids, part, layer, manifest, fits))
         for layer, part in sorted(signal.hidden.items())}
     quarantine = _store(url, quarantine_name(name, attempt), shards.encode_quarantine(rejected)) if rejected else None
     labels = _store(url, labels_name(name, attempt), shards.encode_labels(ids, distributions, manifest, fits))

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_distill.errors import CorruptStore, LabelError
+from ray_distill.labels import hidden as hidden_states
 from ray_distill.labels import rowids, shards
 from ray_distill.labels.checks import mass, split_unusable
 from ray_distill.labels.codecs import CODECS, find_codec
@@ -84,8 +85,8 @@ def test_hidden_states_keep_their_shape_and_lose_only_the_types_rounding(signal,
     ids = rowids.to_numpy(ids_of(signal))
     for hidden in signal.hidden.values():
         manifest = fake_manifest(classes=7, k=3, hidden_dtype=dtype)
-        data = shards.encode_hidden(ids, hidden, 1, manifest, {})
-        found_ids, found = shards.decode_hidden(data, 1, manifest, {}, "shard")
+        data = hidden_states.encode_hidden(ids, hidden, 1, manifest, {})
+        found_ids, found = hidden_states.decode_hidden(data, 1, manifest, {}, "shard")
         np.testing.assert_array_equal(found_ids, ids)
         np.testing.assert_array_equal(found.offsets, hidden.offsets)
         np.testing.assert_allclose(
@@ -96,7 +97,7 @@ def test_hidden_states_keep_their_shape_and_lose_only_the_types_rounding(signal,
 def test_bfloat16_is_rounded_to_nearest_even(values):
     """The 16 bits are those of the nearest bfloat16, ties to even, found by brute force over its two neighbours."""
     given_values = np.array(values, dtype=np.float32)
-    stored = shards.widen(shards.narrow(given_values, "bfloat16"), "bfloat16")
+    stored = hidden_states.widen(hidden_states.narrow(given_values, "bfloat16"), "bfloat16")
     low = (given_values.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
     high = ((given_values.view(np.uint32) & np.uint32(0xFFFF0000)) + np.uint32(0x10000)).view(np.float32)
     down, up = np.abs(low.astype(np.float64) - given_values), np.abs(high.astype(np.float64) - given_values)
@@ -107,7 +108,7 @@ def test_bfloat16_is_rounded_to_nearest_even(values):
 def test_bfloat16_overflow_is_refused():
     """The largest float32 rounds to infinity in bfloat16: an error, not infinity."""
     with pytest.raises(LabelError, match="does not fit bfloat16: set labels.hidden.dtype to float32"):
-        shards.narrow(np.array([3.4e38], dtype=np.float32), "bfloat16")
+        hidden_states.narrow(np.array([3.4e38], dtype=np.float32), "bfloat16")
 
 
 @settings(deadline=None, max_examples=40)
@@ -206,4 +207,4 @@ def test_columns_that_disagree_are_corrupt(column):
     replaced = [table.set_column(at, column, other) for other in (short, ragged, pa.array([1, 2, 3]))]
     for changed in (table.drop_columns([column]), *replaced):
         with pytest.raises(CorruptStore, match=f"shard: column|{column}"):
-            shards.decode_labels(shards._to_parquet(changed), manifest, {}, "shard")
+            shards.decode_labels(shards.to_parquet(changed), manifest, {}, "shard")

@@ -13,6 +13,7 @@ from ray_distill.artifacts import SnapshotRef
 from ray_distill.errors import CorruptStore
 from ray_distill.labels import rowids, shards
 from ray_distill.labels.checks import unusable
+from ray_distill.labels.ledger import Ledger
 from ray_distill.labels.reader import read_hidden, read_labels, read_verified, snapshot_row_ids
 from ray_distill.labels.rowids import RowIds, SnapshotRows
 from ray_distill.labels.signal import Distributions, Signal
@@ -22,7 +23,14 @@ from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.storage.files import FileInfo
 from ray_distill.storage.local import is_unfinished
-from ray_distill.storage.log import Record
+from ray_distill.storage.log import (
+    DIGEST_BYTES,
+    CommitLog,
+    Record,
+    check_checkpoint,
+    covered,
+    damaged_checkpoint,
+)
 
 T = TypeVar("T")
 
@@ -102,11 +110,14 @@ def audit(
     present = _attempt_files(store_url)
     try:
         store = open_store(store_url)
-        store.log.refresh()
+        log = CommitLog(store.url)  # the records themselves: a checkpoint is checked against them
+        log.refresh()
     except CorruptStore as error:
         return AuditReport(store=store_url, units=0, rows=0, quarantined=0, corrupt=(str(error),))
     found = _Findings()
-    receipts = _receipts(store.log.records, found)
+    receipts = _receipts(log.records, found)
+    if not found.corrupt:
+        _check_checkpoints(log, found)
     # A log that cannot be read in full cannot tell an orphan from a unit.
     orphans = [] if found.corrupt else _orphans(present, receipts)
     committed = {receipt.unit: receipt for receipt in reversed(receipts)}
@@ -134,6 +145,36 @@ def _receipts(records: Sequence[Record], found: _Findings) -> list[Receipt]:
         except CorruptStore as error:
             found.corrupt.append(str(error))
     return receipts
+
+
+def _check_checkpoints(log: CommitLog, found: _Findings) -> None:
+    """A checkpoint must be what the records before it make."""
+    urls = log.checkpoints()
+    if not urls:
+        return
+    try:
+        ledger = Ledger()
+        ledger.add(log.records)
+    except CorruptStore as error:
+        found.corrupt.append(str(error))
+        return
+    for url in urls:
+        if (wrong := _checkpoint_error(log, ledger, url)) is not None:
+            found.corrupt.append(wrong)
+
+
+def _checkpoint_error(log: CommitLog, ledger: Ledger, url: str) -> str | None:
+    number = covered(url)
+    if number > log.length:
+        return f"{url}: a checkpoint of {number} records, the log has {log.length}; restore the records"
+    try:
+        data = files.read_bytes(url)
+        check_checkpoint(url, data)
+        held, chain = Ledger.from_bytes(url, data)
+    except CorruptStore as error:
+        return str(error)
+    same = chain == log.chain[: (number + 1) * DIGEST_BYTES] and held.equals(ledger, number)
+    return None if same else str(damaged_checkpoint(url, "it is not what the records before it make"))
 
 
 def _named_twice(receipts: Sequence[Receipt]) -> tuple[str, ...]:

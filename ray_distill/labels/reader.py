@@ -18,7 +18,7 @@ from ray_distill.labels.rowids import RowIds, SnapshotRows
 from ray_distill.labels.schema import concat_signals, empty_signal
 from ray_distill.labels.signal import Distributions, Hidden, Signal
 from ray_distill.labels.store import LabelStore, make_ref, open_store
-from ray_distill.labels.units import FileReceipt, Receipt, hidden_name, labels_name, winners
+from ray_distill.labels.units import FileReceipt, Receipt, hidden_name, labels_name
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 
@@ -27,6 +27,7 @@ from ray_distill.storage import files
 class Share:
     """What one unit contributes to a label set."""
 
+    unit: Receipt
     ids: RowIds
     """Row ids of the whole unit, as its shard holds them."""
     keep: npt.NDArray[np.int64]
@@ -40,10 +41,9 @@ class LabelSet:
         self.ref = ref
         self.manifest: StoreManifest = store.manifest
         self._url = store.url
-        committed = winners(store.log.records[: ref.log_length])
-        self._shares = _share(store, committed, snapshot_ids)
-        self._order = _snapshot_order(self._shares, committed, snapshot_ids)
-        self.units: tuple[Receipt, ...] = tuple(committed[name] for name in sorted(self._shares))
+        self._shares = _share(store, ref.log_length, snapshot_ids)
+        self._order = _snapshot_order(self._shares, snapshot_ids)
+        self.units: tuple[Receipt, ...] = tuple(self._shares[name].unit for name in sorted(self._shares))
         """Units with at least one row of the snapshot, ordered by id, so whatever order they were committed in."""
 
     @property
@@ -93,8 +93,8 @@ class LabelSet:
         return rowids.to_arrow(ids[self._order]), signal.take(self._order)
 
 
-def _share(store: LabelStore, committed: dict[str, Receipt], snapshot_ids: RowIds) -> dict[str, Share]:
-    """Give each row of the snapshot to the first committed unit that labelled it.
+def _share(store: LabelStore, length: int, snapshot_ids: RowIds) -> dict[str, Share]:
+    """Give each row of the snapshot to the first unit that labelled it, by unit; ``length`` records count.
 
     Raises:
         LabelError: a row was neither labelled nor rejected.
@@ -102,14 +102,14 @@ def _share(store: LabelStore, committed: dict[str, Receipt], snapshot_ids: RowId
     ascending = np.sort(snapshot_ids)
     taken, handled = np.zeros(len(ascending), dtype=bool), np.zeros(len(ascending), dtype=bool)
     shares = {}
-    for name, unit in committed.items():
+    for unit in store.ledger.receipts(length):
         rows = store.unit_rows(unit)
         at = rowids.find(rows.labelled, ascending)
         fresh = at >= 0
         fresh[fresh] = ~taken[at[fresh]]
         if fresh.any():
             taken[at[fresh]] = True
-            shares[name] = Share(ids=rows.labelled, keep=np.flatnonzero(fresh))
+            shares[unit.unit] = Share(unit=unit, ids=rows.labelled, keep=np.flatnonzero(fresh))
         refused = rowids.find(rows.rejected, ascending)
         handled[refused[refused >= 0]] = True
     _require_covered(store, ascending, taken | handled)
@@ -125,9 +125,7 @@ def _require_covered(store: LabelStore, ids: RowIds, covered: npt.NDArray[np.boo
             f"first {first}; run label again and use the reference it prints")
 
 
-def _snapshot_order(
-    shares: dict[str, Share], committed: dict[str, Receipt], snapshot_ids: RowIds
-) -> npt.NDArray[np.int64]:
+def _snapshot_order(shares: dict[str, Share], snapshot_ids: RowIds) -> npt.NDArray[np.int64]:
     """Where, in the units' rows one after the other, each labelled row of the snapshot stands."""
     ids = np.concatenate([rowids.empty(), *(shares[name].ids[shares[name].keep] for name in sorted(shares))])
     by_id = np.argsort(ids, kind="stable").astype(np.int64)

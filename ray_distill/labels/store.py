@@ -1,6 +1,6 @@
 """The label store: open it, ask what is missing, commit what was made, pin it as a reference."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +13,20 @@ from ray_distill.errors import AlreadyExists, CorruptStore, LabelError, StorageE
 from ray_distill.fingerprint import fingerprint
 from ray_distill.labels import rowids, shards
 from ray_distill.labels.codecs import find_codec
+from ray_distill.labels.ledger import Ledger
 from ray_distill.labels.manifest import StoreManifest
 from ray_distill.labels.rowids import RowIds, SnapshotRows
-from ray_distill.labels.units import Receipt, WorkUnit, labels_name, quarantine_name, unit_id, winners
+from ray_distill.labels.units import Receipt, WorkUnit, labels_name, quarantine_name, unit_id
 from ray_distill.storage import files
 from ray_distill.storage.log import CommitLog, Record
 
 MANIFEST_NAME = "store.json"
+
+#: Records after the newest checkpoint of the log at which a commit writes the next one.
+COMPACT_EVERY = 1000
+
+#: Row ids of committed units that an open store keeps: 64 MB at most, however large the store.
+CACHED_ROWS = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +70,26 @@ class LabelStore:
     def __init__(self, url: str, manifest: StoreManifest) -> None:
         self.url = files.absolute(url)  # references and receipts travel to processes with other working directories
         self.manifest = manifest
-        self.log = CommitLog(self.url)
+        self.log = CommitLog(self.url, self._restore)
+        self._ledger = Ledger()
         self._rows: dict[str, UnitRows] = {}
+        self._cached = 0
+
+    def _restore(self, url: str, data: bytes) -> bytes:
+        self._ledger, chain = Ledger.from_bytes(url, data)
+        return chain
+
+    @property
+    def ledger(self) -> Ledger:
+        """The committed units in the part of the log that has been read.
+
+        Raises:
+            CorruptStore: a record or an entry is malformed.
+        """
+        self._ledger.add(self.log.records[self._ledger.length - self.log.first :])
+        if len(self.log.records) > COMPACT_EVERY:
+            self.log.drop_records()  # the ledger has them, in a tenth of the memory
+        return self._ledger
 
     def pending(self, snapshot: SnapshotRows) -> list[WorkUnit]:
         """The units of a snapshot that are still to label; see `coverage`."""
@@ -74,26 +99,36 @@ class LabelStore:
         """Compare a snapshot with the store: by unit first, then by row with everything committed.
 
         Only rows that no committed unit holds are left to label, whichever snapshot they came with; rejected
-        rows count as held.
+        rows count as held. Units are read one after the other, so memory goes with the snapshot, not the store.
         """
         self.log.refresh()
-        committed = winners(self.log.records)
-        parts = list(ranges(snapshot, self.manifest))
-        same = {part.unit_id for part in parts if part.unit_id in committed}
-        open_parts = [part for part in parts if part.unit_id not in same]
-        others = [committed[name] for name in committed if name not in same] if open_parts else []
-        labelled, rejected = self._held(others)
-        split = [self._split(part, labelled, rejected) for part in open_parts]
+        ledger, parts = self.ledger, list(ranges(snapshot, self.manifest))
+        places = ledger.find([part.unit_id for part in parts])
+        same = places[places >= 0]
+        open_parts = [part for part, place in zip(parts, places, strict=True) if place < 0]
+        held = self._held(open_parts, ledger.receipts(without=same))
+        split = [self._split(part, held) for part in open_parts]
         return Coverage(
             units=tuple(unit for unit, _, _ in split if unit is not None),
             rows_total=sum(len(part.ids) for part in parts),
-            rows_reused=sum(committed[name].rows for name in same) + sum(reused for _, reused, _ in split),
-            rows_quarantined=sum(committed[name].rejected for name in same) + sum(bad for _, _, bad in split))
+            rows_reused=int(ledger.counts("rows")[same].sum()) + sum(reused for _, reused, _ in split),
+            rows_quarantined=int(ledger.counts("rejected")[same].sum()) + sum(bad for _, _, bad in split))
 
-    def _split(self, part: Range, labelled: RowIds, rejected: RowIds) -> tuple[WorkUnit | None, int, int]:
+    def _held(self, parts: Iterable[Range], units: Iterator[Receipt]) -> UnitRows:
+        """Which rows of the ranges the units have labelled and rejected."""
+        ids = np.sort(np.concatenate([rowids.empty(), *(part.ids for part in parts)]))
+        labelled, rejected = np.zeros(len(ids), dtype=bool), np.zeros(len(ids), dtype=bool)
+        while not labelled.all() and (unit := next(units, None)) is not None:
+            rows = self.unit_rows(unit)
+            for mark, found in ((labelled, rows.labelled), (rejected, rows.rejected)):
+                at = rowids.find(found, ids)
+                mark[at[at >= 0]] = True
+        return UnitRows(labelled=ids[labelled], rejected=ids[rejected])
+
+    def _split(self, part: Range, held: UnitRows) -> tuple[WorkUnit | None, int, int]:
         """The unit of a range's new rows (None if there are none), and how many are labelled and rejected."""
-        reused = rowids.is_in(part.ids, labelled)
-        bad = rowids.is_in(part.ids, rejected) & ~reused
+        reused = rowids.is_in(part.ids, held.labelled)
+        bad = rowids.is_in(part.ids, held.rejected) & ~reused
         return self._unit(part, ~(reused | bad)), int(reused.sum()), int(bad.sum())
 
     def _unit(self, part: Range, new: npt.NDArray[np.bool_]) -> WorkUnit | None:
@@ -104,24 +139,23 @@ class LabelStore:
             unit_id=unit_id(part.ids[new], self.manifest.fingerprint), shard=part.shard, start=part.start,
             stop=part.start + len(part.ids), rows=tuple(int(row) for row in rows))
 
-    def _held(self, units: Sequence[Receipt]) -> tuple[RowIds, RowIds]:
-        found = [self.unit_rows(unit) for unit in units]
-        labelled = np.concatenate([rowids.empty(), *(rows.labelled for rows in found)])
-        rejected = np.concatenate([rowids.empty(), *(rows.rejected for rows in found)])
-        return np.sort(labelled), np.sort(rejected)
-
     def unit_rows(self, unit: Receipt) -> UnitRows:
-        """Row ids of a committed unit; reads only that column, and only once.
+        """Row ids of a committed unit; reads only that column.
 
         Raises:
             CorruptStore: a file is unreadable, or holds another number of rows than the log says.
         """
-        if unit.unit not in self._rows:
-            labelled = self._ids(labels_name(unit.unit, unit.attempt), unit.rows)
-            name = quarantine_name(unit.unit, unit.attempt)
-            rejected = self._ids(name, unit.rejected) if unit.quarantine else rowids.empty()
-            self._rows[unit.unit] = UnitRows(labelled=labelled, rejected=rejected)
-        return self._rows[unit.unit]
+        known = self._rows.get(unit.unit)
+        if known is not None:
+            return known
+        labelled = self._ids(labels_name(unit.unit, unit.attempt), unit.rows)
+        name = quarantine_name(unit.unit, unit.attempt)
+        rejected = self._ids(name, unit.rejected) if unit.quarantine else rowids.empty()
+        rows, count = UnitRows(labelled=labelled, rejected=rejected), len(labelled) + len(rejected)
+        if self._cached + count <= CACHED_ROWS:
+            self._rows[unit.unit] = rows
+            self._cached += count
+        return rows
 
     def _ids(self, name: str, expected: int) -> RowIds:
         url = files.join(self.url, name)
@@ -145,8 +179,26 @@ class LabelStore:
         for receipt in receipts:
             self._check(receipt)
             offered.setdefault(receipt.unit, receipt)
-        record = self.log.append(lambda records: _record(records, offered))
+        record = self.log.append(lambda _: self._record(offered))
+        if self.log.length - self.log.checkpoint > COMPACT_EVERY:
+            self.compact()
         return [] if record is None else [entry["unit"] for entry in record["units"]]
+
+    def _record(self, offered: Mapping[str, Receipt]) -> Record | None:
+        ledger = self.ledger
+        fresh = [receipt.to_dict() for unit, receipt in offered.items() if unit not in ledger]
+        return {"version": 1, "units": fresh} if fresh else None
+
+    def compact(self) -> str | None:
+        """Write a checkpoint of the log as it has been read, beside its records, which stay.
+
+        Returns:
+            Its URL; None where one already stands for as many records.
+        """
+        ledger = self.ledger
+        if self.log.length <= self.log.checkpoint:
+            return None
+        return self.log.write_checkpoint(ledger.to_bytes(self.log.chain))
 
     def _check(self, receipt: Receipt) -> None:
         if receipt.manifest != self.manifest.fingerprint:
@@ -162,13 +214,7 @@ class LabelStore:
     def ref(self, snapshot: SnapshotRef) -> LabelSetRef:
         """Pin the labels of a snapshot as the log stands now."""
         self.log.refresh()
-        return make_ref(self, snapshot, len(self.log.records))
-
-
-def _record(records: Sequence[Record], offered: Mapping[str, Receipt]) -> Record | None:
-    won = winners(records)
-    fresh = [receipt.to_dict() for unit, receipt in offered.items() if unit not in won]
-    return {"version": 1, "units": fresh} if fresh else None
+        return make_ref(self, snapshot, self.log.length)
 
 
 def make_ref(store: LabelStore, snapshot: SnapshotRef, length: int) -> LabelSetRef:

@@ -2,40 +2,78 @@
 
 Record n is created exclusively: of all writers that try n one wins, the others read what it wrote and try
 n+1. The log is dense, so a gap means a lost record and is never read over.
+
+A checkpoint, ``log/compact/<n>-<digest of its bytes>.parquet``, stands for the first n records: whoever opens the
+log reads the newest one and the records after it. What is in it is its writer's affair, but for the chain of
+digests, which goes on from there.
+
+Why no record is ever deleted, though a checkpoint holds it all: a writer that slept since it saw n records would
+find the name of record n free again, and create a second history.
 """
 
 import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ray_distill.errors import AlreadyExists, CorruptStore, StorageError
-from ray_distill.fingerprint import canonical_json
+from ray_distill.fingerprint import canonical_json, sha256
 from ray_distill.storage import files
 
 Record = dict[str, Any]
 
+#: ``(url, bytes) -> chain``: take up a checkpoint, and return the chain of digests that it holds.
+Restore = Callable[[str, bytes], bytes]
+
+#: Of one prefix in a chain of digests.
+DIGEST_BYTES = 32
+
 _NAME = re.compile(r"(\d{12})\.json")
+_CHECKPOINT = re.compile(r"compact/(\d{12})-([0-9a-f]{32})\.parquet")
 
 
 class CommitLog:
-    """The log under ``<root>/log/``, as it was at the last `refresh`."""
+    """The log under ``<root>/log/``, as it was at the last `refresh`.
 
-    def __init__(self, root: str) -> None:
+    Args:
+        root: the folder.
+        restore: takes up a checkpoint when the log is first read; without it every record is read.
+    """
+
+    def __init__(self, root: str, restore: Restore | None = None) -> None:
         self.root = root
+        self.checkpoint = 0
+        """Records that the newest checkpoint stands for."""
+        self._restore = restore
         self._records: list[Record] = []
-        self._digests = [_start()]
+        self._chain = bytearray(hashlib.sha256(b"").digest())
+
+    @property
+    def length(self) -> int:
+        """Number of records, those before `first` included."""
+        return len(self._chain) // DIGEST_BYTES - 1
+
+    @property
+    def first(self) -> int:
+        """Number of the first of `records`: those before it stand in a checkpoint, or were dropped."""
+        return self.length - len(self._records)
 
     @property
     def records(self) -> Sequence[Record]:
-        """The records read so far, in order."""
+        """The records that are held, from number `first` on, in order."""
         return tuple(self._records)
 
     @property
     def digest(self) -> str:
         """Digest of everything read so far."""
-        return self._digests[-1]
+        return self.prefix_digest(self.length)
+
+    @property
+    def chain(self) -> bytes:
+        """The digests of all prefixes, of no record first: 32 bytes each."""
+        return bytes(self._chain)
 
     def prefix_digest(self, length: int) -> str:
         """Digest of the first ``length`` records: a SHA-256 chain over their bytes.
@@ -43,33 +81,68 @@ class CommitLog:
         Raises:
             CorruptStore: the log is shorter.
         """
-        if length > len(self._records):
+        if length > self.length:
             raise CorruptStore(
-                f"{files.join(self.root, 'log')}: found {len(self._records)} records, expected at least {length}; "
+                f"{files.join(self.root, 'log')}: found {self.length} records, expected at least {length}; "
                 "restore the missing records")
-        return self._digests[length]
+        at = length * DIGEST_BYTES
+        return "sha256:" + self._chain[at : at + DIGEST_BYTES].hex()
 
     def refresh(self) -> None:
         """Read the records that were appended since.
 
         Raises:
-            CorruptStore: a record is missing or is not JSON.
+            CorruptStore: a record is missing or is not JSON, or the newest checkpoint is damaged.
         """
-        last = max((n for n in map(_number, self._listed()) if n is not None), default=-1)
-        urls = [record_url(self.root, n) for n in range(len(self._records), last + 1)]
+        names = self._listed()
+        self._take_up(sorted(name for name in names if _CHECKPOINT.fullmatch(name)))
+        last = max((n for n in map(_number, names) if n is not None), default=-1)
+        urls = [record_url(self.root, n) for n in range(self.length, last + 1)]
         for url, data in zip(urls, self._read(urls), strict=True):
             self._records.append(_parse(url, data))
-            self._digests.append(_chain(self._digests[-1], data))
+            self._chain += _next(self.digest, data)
+
+    def _take_up(self, checkpoints: Sequence[str]) -> None:
+        """Note the newest checkpoint; begin with it if nothing has been read yet."""
+        if not checkpoints:
+            return
+        newest = checkpoints[-1]
+        number = covered(newest)
+        if self._restore is not None and not self.length:
+            url = files.join(self.root, "log", newest)
+            data = files.read_bytes(url)
+            check_checkpoint(url, data)
+            chain = self._restore(url, data)
+            if len(chain) != (number + 1) * DIGEST_BYTES:
+                raise damaged_checkpoint(url, f"found the digests of {len(chain) // DIGEST_BYTES - 1} records")
+            self._chain = bytearray(chain)
+        self.checkpoint = max(self.checkpoint, number)
+
+    def write_checkpoint(self, data: bytes) -> str:
+        """Write the checkpoint of all records up to `length`; returns its URL. Many may write it at once."""
+        url = files.join(self.root, "log", "compact", f"{self.length:012d}-{_short(data)}.parquet")
+        with suppress(AlreadyExists):  # its name is its content
+            files.create_exclusive(url, data)
+        self.checkpoint = max(self.checkpoint, self.length)
+        return url
+
+    def checkpoints(self) -> list[str]:
+        """URLs of all checkpoints, oldest first."""
+        return [files.join(self.root, "log", name) for name in sorted(self._listed()) if _CHECKPOINT.fullmatch(name)]
+
+    def drop_records(self) -> None:
+        """Let go of the records in memory; their digests stay, and later ones are read as before."""
+        self._records = []
 
     def append(self, build: Callable[[Sequence[Record]], Record | None]) -> Record | None:
-        """Append what ``build(records)`` makes of the log as it stands; None ends without a record.
+        """Append what ``build(records)`` makes of the records held (see `first`); None ends without a record.
 
         After a lost race the log is read again and ``build`` is asked again, so that it can leave out what
         the winner has already done. Each lost race is another writer's success: it cannot go on for ever.
         """
         self.refresh()
         while (record := build(self.records)) is not None:
-            url = record_url(self.root, len(self._records))
+            url = record_url(self.root, self.length)
             data = canonical_json(record) + b"\n"
             try:
                 files.create_exclusive(url, data)
@@ -81,9 +154,9 @@ class CommitLog:
         return None
 
     def _refresh_past(self, url: str) -> None:
-        before = len(self._records)
+        before = self.length
         self.refresh()
-        if len(self._records) == before:
+        if self.length == before:
             raise StorageError(f"{url}: it exists but is not listed; the file system must list what it holds")
 
     def _listed(self) -> list[str]:
@@ -120,9 +193,29 @@ def _parse(url: str, data: bytes) -> Record:
     return record
 
 
-def _start() -> str:
-    return "sha256:" + hashlib.sha256(b"").hexdigest()
+def _next(digest: str, data: bytes) -> bytes:
+    return hashlib.sha256(digest.encode() + b"\n" + hashlib.sha256(data).digest()).digest()
 
 
-def _chain(digest: str, data: bytes) -> str:
-    return "sha256:" + hashlib.sha256(digest.encode() + b"\n" + hashlib.sha256(data).digest()).hexdigest()
+def _short(data: bytes) -> str:
+    return sha256(data).removeprefix("sha256:")[:32]
+
+
+def covered(name: str) -> int:
+    """How many records a checkpoint stands for, by its name or URL."""
+    return int(name.rsplit("/", 1)[-1][:12])
+
+
+def check_checkpoint(url: str, data: bytes) -> None:
+    """Compare a checkpoint's bytes with its name.
+
+    Raises:
+        CorruptStore: they differ.
+    """
+    if not url.endswith(f"-{_short(data)}.parquet"):
+        raise damaged_checkpoint(url, f"found {len(data)} bytes with {sha256(data)}, which its name does not give")
+
+
+def damaged_checkpoint(url: str, found: str) -> CorruptStore:
+    """The error for a checkpoint that cannot be used."""
+    return CorruptStore(f"{url}: this checkpoint of the log is damaged: {found}; delete it, the records hold it all")

@@ -147,12 +147,12 @@ class Ledger:
             length: all if None.
         """
         table = self._prefix(length).combine_chunks()
-        table = table.replace_schema_metadata({b"version": VERSION, b"chain": chain.hex().encode()})
         sink = pa.BufferOutputStream()
-        pq.write_table(
-            table, sink, row_group_size=max(len(table), 1), compression="zstd", compression_level=1,
-            use_dictionary=["manifest", "shard", "reasons"], write_statistics=False, store_schema=False, version="2.6",
-            data_page_version="1.0")
+        with pq.ParquetWriter(
+                sink, SCHEMA, compression="zstd", compression_level=1, use_dictionary=["manifest", "shard", "reasons"],
+                write_statistics=False, store_schema=False, version="2.6", data_page_version="1.0") as writer:
+            writer.write_table(table, row_group_size=max(len(table), 1))
+            writer.add_key_value_metadata({"version": VERSION.decode(), "chain": chain.hex()})
         return bytes(sink.getvalue())
 
     @classmethod
@@ -164,7 +164,7 @@ class Ledger:
         """
         try:
             table = pq.read_table(pa.BufferReader(data))
-            facts = table.schema.metadata or {}
+            facts = pq.read_metadata(pa.BufferReader(data)).metadata or {}
             if facts.get(b"version") != VERSION:
                 raise damaged_checkpoint(url, f"its version is {facts.get(b'version')!r}, this release reads 1")
             chain = bytes.fromhex(facts[b"chain"].decode())

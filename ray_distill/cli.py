@@ -52,6 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
     for name, text, command, references in stages:
         _campaign_command(commands, name, text, command, references)
     _audit(commands)
+    _inspect(commands)
+    _export(commands)
     _submit(commands)
     _doctor(commands)
     return parser
@@ -101,6 +103,25 @@ def _audit(commands: Any) -> None:
     parser.add_argument("--clean", action="store_true", help="delete files that no record names and no labeller writes")
     _json_argument(parser)
     parser.set_defaults(command=audit)
+
+
+def _inspect(commands: Any) -> None:
+    text = "show one row of a label store: likeliest classes, mass of the rest, layers"
+    parser = commands.add_parser("inspect", help=text, description=text[0].upper() + text[1:] + ".")
+    parser.add_argument("store", help="URL of the label store")
+    parser.add_argument("--row", required=True, help="id of the row, or the first digits of it")
+    _json_argument(parser)
+    parser.set_defaults(command=inspect)
+
+
+def _export(commands: Any) -> None:
+    text = "write a label store as plain Parquet that any tool reads"
+    parser = commands.add_parser("export", help=text, description=text[0].upper() + text[1:] + ".")
+    parser.add_argument("store", help="URL of the label store")
+    parser.add_argument("target", help="URL of a new folder")
+    parser.add_argument("--hidden", action="store_true", help="hidden states too")
+    _json_argument(parser)
+    parser.set_defaults(command=export)
 
 
 def _submit(commands: Any) -> None:
@@ -198,6 +219,26 @@ def audit(options: argparse.Namespace) -> int:
     report = audit_store(options.store, pinned, clean=options.clean)
     print(json.dumps(report.to_dict()) if options.json else results.show_audit(report))
     return 0 if report.ok else FAILED
+
+
+def inspect(options: argparse.Namespace) -> int:
+    """`ray-distill inspect`."""
+    from ray_distill.labels.inspect import inspect_row, show_row
+
+    report = inspect_row(options.store, options.row)
+    print(json.dumps(report.to_dict()) if options.json else show_row(report))
+    return 0
+
+
+def export(options: argparse.Namespace) -> int:
+    """`ray-distill export`."""
+    from dataclasses import asdict
+
+    from ray_distill.labels.export import export_store
+
+    done = export_store(options.store, options.target, hidden=options.hidden)
+    print(json.dumps(asdict(done)) if options.json else f"{done.rows:,} rows in {done.files:,} files under {done.url}")
+    return 0
 
 
 def submit(options: argparse.Namespace) -> int:

@@ -11,4 +11,5 @@ Training and evaluation call `open_label_set`. Between stages signals travel as 
     shards    the bytes of files                      hidden   those of hidden states
     fits      arrays fitted before the first unit     writer   one attempt at a unit
     reader    the labels of one snapshot, verified    audit    everything, verified
+    inspect   one row, readably                       export   plain Parquet for other tools
 """

@@ -40,7 +40,7 @@ def _fails(capsys: pytest.CaptureFixture[str], *command: str) -> str:
 
 def test_help_imports_nothing_heavy() -> None:
     """The help of every command is answered by the standard library alone."""
-    commands = [[], *([name] for name in (*COMMANDS, "quickstart", "audit", "submit", "doctor"))]
+    commands = [[], *([name] for name in (*COMMANDS, "quickstart", "audit", "inspect", "export", "submit", "doctor"))]
     code = (
         "import sys\nfrom ray_distill import cli\n"
         f"for command in {commands!r}:\n"
@@ -91,6 +91,9 @@ def test_what_would_fail_after_the_teacher_is_paid_for_fails_before(
 @pytest.mark.parametrize(("command", "says"), [
     (["run", "nowhere.yaml"], "nowhere.yaml"),
     (["audit", "nowhere"], "there is no label store here"),
+    (["inspect", "nowhere", "--row", "00"], "there is no label store here"),
+    (["inspect", "nowhere", "--row", "xyz"], "32 hexadecimal digits"),
+    (["export", "nowhere", "there"], "there is no label store here"),
     (["run", "c.yaml", "--set", "seed"], "--set needs name=value"),
     (["run", "c.yaml", "--set", "seed.x.y=1"], "seed is not a section"),
     (["submit", "c.yaml", "--runtime-env", "{"], "--runtime-env must be JSON"),

@@ -2,11 +2,13 @@
 
 from ray_distill.errors import LabelError
 from ray_distill.labels.codecs.base import Codec
+from ray_distill.labels.codecs.compact import CompactCodec
 from ray_distill.labels.codecs.dense import DenseCodec
 from ray_distill.labels.codecs.topk import TopKCodec
 
 #: Every codec this release can read. Entries are never removed or changed: stores outlive releases.
-CODECS: dict[tuple[str, int], Codec] = {("dense", 1): DenseCodec(), ("topk", 1): TopKCodec()}
+CODECS: dict[tuple[str, int], Codec] = {
+    ("dense", 1): DenseCodec(), ("topk", 1): TopKCodec(), ("compact", 1): CompactCodec()}
 
 
 def find_codec(key: tuple[str, int]) -> Codec:

@@ -26,7 +26,7 @@ class DenseCodec:
         Raises:
             LabelError: a position lacks classes, or has mass outside them.
         """
-        _require_dense(distributions)
+        require_dense(distributions, "dense/1")
         rows = distributions.row_offsets
         return {
             "position": cells(distributions.position.astype(np.int32), rows),
@@ -48,12 +48,17 @@ class DenseCodec:
             log_tail=np.full((positions, len(manifest.temperatures)), -np.inf, dtype=np.float32), entropy=entropy)
 
 
-def _require_dense(distributions: Distributions) -> None:
+def require_dense(distributions: Distributions, codec: str) -> None:
+    """Refuse what is not dense, in the name of a codec.
+
+    Raises:
+        LabelError: a position lacks classes, or has mass outside them.
+    """
     positions, classes = len(distributions.position), distributions.classes
     ids = np.tile(np.arange(classes, dtype=np.int32), positions)
     if not np.array_equal(np.diff(distributions.entry_offsets), np.full(positions, classes)) or not np.array_equal(
         distributions.ids, ids
     ):
-        raise LabelError(f"codec dense/1 stores all {classes} classes at each position, in order; use topk for fewer")
+        raise LabelError(f"codec {codec} stores all {classes} classes at each position, in order; use topk for fewer")
     if not np.all(np.isneginf(distributions.log_tail)):
-        raise LabelError("codec dense/1 has no tail, the signal has mass outside its classes: log_tail must be -inf")
+        raise LabelError(f"codec {codec} has no tail, the signal has mass outside its classes: log_tail must be -inf")

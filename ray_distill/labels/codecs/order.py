@@ -1,0 +1,103 @@
+"""Entries in the order of their ranks, for storage, and back in the order of their class ids."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_distill.errors import CorruptStore, LabelError
+from ray_distill.labels.codecs.base import Offsets
+from ray_distill.labels.fits import Fits
+from ray_distill.labels.signal import Distributions
+
+#: Above this many times the entries, padding positions to equal width costs more than a general sort.
+_PADDING = 4
+
+Order = npt.NDArray[np.int64]
+Columns = Sequence[npt.NDArray[Any] | None]
+
+
+def rank_order(fits: Fits, classes: int, error: type[LabelError]) -> npt.NDArray[np.int32] | None:
+    """The fitted order, rank to class id; None where rank and id are one.
+
+    Raises:
+        LabelError: of the kind ``error``: it does not name each class once.
+    """
+    order = fits.get("ids")
+    if order is None:
+        return None
+    seen = np.zeros(classes, dtype=np.bool_)
+    if order.shape == (classes,) and order.dtype == np.int32 and order.min() >= 0 and order.max() < classes:
+        seen[order] = True
+    if not seen.all():
+        raise error(f"the fitted array ids has {order.dtype} {list(order.shape)}, expected int32 [{classes}] that "
+                    "names each class once; restore the store's fits folder")
+    return order
+
+
+def by_rank(distributions: Distributions, order: npt.NDArray[np.int32] | None) -> tuple[Order | slice, Order]:
+    """Where the entries go, and their gaps: the ranks' distance less 1, the first rank itself.
+
+    Raises:
+        LabelError: ids are not distinct and within 0..V-1.
+    """
+    offsets, ids = distributions.entry_offsets, distributions.ids
+    if len(ids) and not (ids.min() >= 0 and ids.max() < distributions.classes):
+        raise LabelError(f"class ids must be 0..{distributions.classes - 1}, found {ids.min()}..{ids.max()}")
+    places: Order | slice = slice(None)
+    ranks = ids.astype(np.int64)
+    if order is not None:
+        inverse = np.empty(len(order), dtype=np.int64)
+        inverse[order] = np.arange(len(order))
+        ranks = inverse[ids]
+        places = _sorted_places(ranks, offsets, distributions.classes)
+        ranks = ranks[places]
+    steps = np.diff(ranks, prepend=-1) - 1
+    first = offsets[:-1][np.diff(offsets) > 0]
+    steps[first] = ranks[first]
+    if len(steps) and steps.min() < 0:
+        raise LabelError("class ids must be distinct and ascending within a position")
+    return places, steps
+
+
+def by_class(
+    steps: Order, offsets: Offsets, order: npt.NDArray[np.int32] | None, classes: int, columns: Columns
+) -> tuple[npt.NDArray[np.int32], list[Any]]:
+    """Class ids, ascending within a position, and the columns brought into that order.
+
+    Raises:
+        CorruptStore: a rank is outside 0..V-1.
+    """
+    sums = np.cumsum(steps + 1)
+    counts = np.diff(offsets)
+    before = np.append(0, sums)[offsets[:-1]]
+    ranks = sums - np.repeat(before + 1, counts)
+    if len(ranks) and not (ranks.min() >= 0 and ranks.max() < classes):
+        raise CorruptStore(f"column ids: found rank {ranks.min()}..{ranks.max()}, expected 0..{classes - 1}")
+    if order is None:
+        return ranks.astype(np.int32), list(columns)
+    ids = order[ranks]
+    places = _sorted_places(ids, offsets, classes)
+    return ids[places], [None if column is None else column[places] for column in columns]
+
+
+def _sorted_places(values: npt.NDArray[Any], offsets: Offsets, limit: int) -> Order:
+    """Places of the entries in ascending order of ``values`` (0..limit-1) within each position."""
+    if not len(values):
+        return np.zeros(0, dtype=np.int64)
+    counts = np.diff(offsets)
+    width = int(counts.max())
+    if len(counts) * width > _PADDING * len(values) + 65536:
+        return np.lexsort((values, np.repeat(np.arange(len(counts)), counts)))
+    bits = max(width - 1, 1).bit_length()
+    kind = np.uint32 if limit.bit_length() + bits < 32 else np.uint64
+    within = np.arange(width, dtype=kind)
+    full = len(counts) * width == len(values)
+    keys = np.full((len(counts), width), np.iinfo(kind).max, dtype=kind)
+    held = np.s_[:] if full else within < counts[:, None]
+    keys[held] = values.reshape(-1, width) if full else values
+    keys = keys << kind(bits) | within if full else np.where(held, keys << kind(bits) | within, keys)
+    keys.sort(axis=1)
+    places = (keys & kind((1 << bits) - 1)).astype(np.int64) + offsets[:-1, None]
+    return places[held].reshape(-1)

@@ -97,12 +97,17 @@ def _share(store: LabelStore, length: int, snapshot_ids: RowIds) -> dict[str, Sh
     """Give each row of the snapshot to the first unit that labelled it, by unit; ``length`` records count.
 
     Raises:
+        CorruptStore: a unit was labelled for another manifest than the store's.
         LabelError: a row was neither labelled nor rejected.
     """
     ascending = np.sort(snapshot_ids)
     taken, handled = np.zeros(len(ascending), dtype=bool), np.zeros(len(ascending), dtype=bool)
     shares = {}
     for unit in store.ledger.receipts(length):
+        if unit.manifest != store.manifest.fingerprint:
+            raise CorruptStore(
+                f"{store.url}: unit {unit.unit} was labelled for manifest {unit.manifest}, the store has "
+                f"{store.manifest.fingerprint}: store.json or the log is another store's; restore it")
         rows = store.unit_rows(unit)
         at = rowids.find(rows.labelled, ascending)
         fresh = at >= 0

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from ray_distill.errors import StorageError
+from ray_distill.labels import store as store_module
 from ray_distill.labels import units
 from ray_distill.labels.audit import audit
 from ray_distill.labels.reader import open_label_set
 from ray_distill.labels.store import open_store
 from ray_distill.storage import files, local
+from ray_distill.storage.log import CommitLog
 from ray_distill.testing.crashfs import Crash, crashing_disk, crashing_remote, cut_points, points
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id
 
@@ -37,11 +39,11 @@ def run(url):
 
 def committed(url):
     """The committed bytes by (unit, kind): what an attempt is called is left out."""
-    store = open_store(url)
-    store.log.refresh()
+    log = CommitLog(url)
+    log.refresh()
     return {
         (unit, name.split("/")[0]): files.read_bytes(files.join(url, name))
-        for unit, receipt in units.winners(store.log.records).items() for name in receipt.files()}
+        for unit, receipt in units.winners(log.records).items() for name in receipt.files()}
 
 
 def check(url, expected):
@@ -94,6 +96,71 @@ def test_every_local_system_call_cut_before_in_and_after_it(tmp_path):
             one_unit(f"{at}-{way}")
         assert one_unit(f"{at}-{way}") == expected
         assert audit(str(tmp_path / f"{at}-{way}"), snapshot).ok
+
+
+def compacted(url):
+    """Names of the store's checkpoints: each is the digest of its bytes."""
+    return [item.name for item in files.list_files(files.join(url, "log", "compact"))]
+
+
+def check_compacted(url, expected):
+    """As `check`, and the log as it is read through its checkpoint is the log as its records give it."""
+    assert compacted(url)
+    assert committed_through_checkpoint(url) == expected
+    store, plain = open_store(url), CommitLog(url)
+    store.log.refresh(), plain.refresh()
+    assert store.log.first > 0 and store.log.chain == plain.chain
+    check(url, expected)
+
+
+def committed_through_checkpoint(url):
+    """As `committed`, from what the checkpoint says."""
+    store = open_store(url)
+    store.log.refresh()
+    return {
+        (receipt.unit, name.split("/")[0]): files.read_bytes(files.join(url, name))
+        for receipt in store.ledger.receipts() for name in receipt.files()}
+
+
+@pytest.mark.slow
+def test_every_remote_operation_of_a_run_that_compacts_cut_before_in_and_after_it(tmp_path, undisturbed, monkeypatch):
+    """Every commit writes a checkpoint: die at each operation, its writing and reading included, resume, compare."""
+    monkeypatch.setattr(store_module, "COMPACT_EVERY", 0)
+    count = points(crashing_remote, lambda: run(f"crash://{tmp_path}/count"))
+    assert count >= 22, "two checkpoints more than the run above"
+    for at, way in cut_points(count):
+        url = f"crash://{tmp_path}/{at}-{way}"
+        with crashing_remote(at, way), pytest.raises(Crash):
+            run(url)
+        run(url)
+        store = open_store(url)
+        store.log.refresh()
+        store.compact()  # a run that died after its last commit has nothing left to commit
+        check_compacted(url, undisturbed)
+
+
+@pytest.mark.parametrize("crashing", [crashing_remote, crashing_disk])
+def test_compaction_cut_before_in_and_after_each_of_its_operations(tmp_path, undisturbed, crashing):
+    """A compaction alone, cut anywhere on either file system: the store is whole, and compacts when asked again."""
+    scheme = "crash://" if crashing is crashing_remote else ""
+
+    def compact(url):
+        store = open_store(url)
+        store.log.refresh()
+        store.compact()
+
+    run(f"{scheme}{tmp_path}/count")
+    count = points(crashing, lambda: compact(f"{scheme}{tmp_path}/count"))
+    assert count >= (3 if scheme else 7)
+    for at, way in cut_points(count):
+        url = f"{scheme}{tmp_path}/{at}-{way}"
+        run(url)
+        with crashing(at, way), pytest.raises(Crash):
+            compact(url)
+        check(url, undisturbed)
+        compact(url)
+        assert len(compacted(url)) == 1
+        check_compacted(url, undisturbed)
 
 
 @pytest.mark.parametrize("way", ["refused", "lost"])

@@ -38,8 +38,8 @@ def record(*receipts):
 
 
 RECORDS = [
-    record(receipt(0), receipt(1)), record(receipt(1, attempt=1), receipt(2, rejected=2)), record(receipt(0, attempt=5)),
-    record(receipt(3), receipt(3, attempt=2)), record(receipt(4, rejected=9))]
+    record(receipt(0), receipt(1)), record(receipt(1, attempt=1), receipt(2, rejected=2)),
+    record(receipt(0, attempt=5)), record(receipt(3), receipt(3, attempt=2)), record(receipt(4, rejected=9))]
 
 
 @pytest.fixture(params=["recent", "merged", "read back"])

@@ -8,7 +8,6 @@ from ray_distill.config.campaign import Campaign
 from ray_distill.config.judge import CostConfig, DriftConfig, EvaluationConfig, GateConfig, Limit, TrackingConfig
 from ray_distill.config.labels import (
     CheckConfig,
-    FailureConfig,
     HeadConfig,
     HiddenConfig,
     LabelsConfig,
@@ -22,7 +21,7 @@ from ray_distill.config.snapshot import Columns, SnapshotConfig, Splits
 from ray_distill.config.student import LossConfig, Schedule, StudentConfig, StudentModel, TrainingConfig
 
 __all__ = [
-    "Campaign", "CheckConfig", "Columns", "CostConfig", "DriftConfig", "Dtype", "EvaluationConfig", "FailureConfig",
+    "Campaign", "CheckConfig", "Columns", "CostConfig", "DriftConfig", "Dtype", "EvaluationConfig",
     "GateConfig", "HeadConfig", "HiddenConfig", "LabelsConfig", "Limit", "LossConfig", "Pool", "Resources", "Schedule",
     "Section",
     "SignalConfig", "SnapshotConfig", "Splits", "StudentConfig", "StudentModel", "TeacherConfig", "TrackingConfig",

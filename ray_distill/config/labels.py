@@ -58,8 +58,8 @@ class HiddenConfig(Section):
 
     layers: tuple[int, ...] = Field((), description="layer indices as in `hidden_states`; negative from the end")
     pool: Pool = "mean"
-    dtype: Literal["float32", "bfloat16", "float16", "int8", "float8"] = Field(
-        "bfloat16", description="stored type; int8 and float8 have a scale for each vector")
+    dtype: Literal["float32", "bfloat16", "float16", "int8"] = Field(
+        "bfloat16", description="stored type; int8 has a scale for each vector")
     rank: int | None = Field(None, ge=1, description="project on this many principal components of the calibration "
                              "split; default: not projected")
     variance: float | None = Field(None, gt=0, le=1, description="or on as many as keep this share of the variance")
@@ -95,13 +95,6 @@ class Resources(Section):
         return value
 
 
-class FailureConfig(Section):
-    """What is tolerated of a teacher before a row is given up to quarantine."""
-
-    batch_seconds: float = Field(600, gt=0, description="a batch that takes longer counts as failed")
-    attempts: int = Field(3, ge=1, description="how often rows may fail, or kill their actor, before they are given up")
-
-
 class LabelsConfig(Section):
     """The label store and how it is filled."""
 
@@ -111,8 +104,6 @@ class LabelsConfig(Section):
     hidden: HiddenConfig = HiddenConfig()
     check: CheckConfig = CheckConfig()
     resources: Resources = Resources()
-    failures: FailureConfig = FailureConfig()
     unit_rows: int = Field(512, ge=1, description="most rows a work unit: what is redone after a crash")
     unit_bytes: int = Field(64 << 20, ge=1, description="most bytes a work unit, by the size of the calibration rows")
-    compact_every: int = Field(1000, ge=1, description="records of the store's log between two compactions of it")
     max_bad_fraction: float = Field(0.01, ge=0, le=1, description="above this share of unlabelled rows, stop")

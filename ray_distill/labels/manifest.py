@@ -13,7 +13,7 @@ STORE_VERSION = 2
 
 ESTIMATORS = ("dense", "topk", "sampled", "hybrid")
 POOLS = ("token", "mean", "cls", "last")
-HIDDEN_DTYPES = ("float32", "bfloat16", "float16", "int8", "float8")
+HIDDEN_DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 #: Fields that came with version 2; a store of version 1 has their defaults.
 SINCE_2 = ("vocabulary", "draws", "exponent", "seed", "options", "hidden_rank", "hidden_variance", "unit_bytes",
@@ -144,10 +144,12 @@ class StoreManifest:
         Raises:
             StoreMismatch: names each field that differs, with both sides.
         """
-        wanted = wanted.adopt(self)
-        if self.fingerprint == wanted.fingerprint:
+        wanted = replace(wanted.adopt(self), version=STORE_VERSION)
+        # Version 1 knew no such settings; it has no draws, and units of any size.
+        ours = replace(self, version=STORE_VERSION, unit_bytes=wanted.unit_bytes) if self.version == 1 else self
+        if ours.fingerprint == wanted.fingerprint:
             return
-        found, asked = _flat(self.identity()), _flat(wanted.identity())
+        found, asked = _flat(ours.identity()), _flat(wanted.identity())
         lines = [
             f"{key}: the store has {_short(found.get(key))}, this run wants {_short(asked.get(key))}"
             for key in sorted(set(found) | set(asked)) if found.get(key) != asked.get(key)]

@@ -8,11 +8,13 @@ from ray_distill.artifacts import Estimate, LabelSetRef, SnapshotRef
 from ray_distill.config import Campaign
 from ray_distill.errors import LabelError
 from ray_distill.fingerprint import fingerprint
+from ray_distill.labels.fits import write_fits
+from ray_distill.labels.manifest import StoreManifest
 from ray_distill.labels.store import Coverage, LabelStore, create_or_open, open_store
-from ray_distill.labels.units import winners
 from ray_distill.promotion.chain import champion, read_chain
 from ray_distill.runtime.cluster import on_cluster
 from ray_distill.runtime.console import Progress, say
+from ray_distill.runtime.fitting import look, with_found
 from ray_distill.runtime.labelling import LabelJob, Labelled, label_units
 from ray_distill.runtime.session import Session, Stage
 from ray_distill.runtime.teaching import (
@@ -56,21 +58,23 @@ def fill_store(
     facts = on_cluster(prepare_teacher, config, snapshot, head_url, what="opening the teacher", **reserved)
     manifest = make_manifest(config, facts)
     opened = open_snapshot(snapshot)
-    # An unlabelled store must not come into being for a teacher that is refused: it is created after the check.
-    store = create_or_open(config.store_url, manifest) if exists else LabelStore(config.store_url, manifest)
-    coverage = store.coverage(opened)
-    if coverage.units and check:
+    store = create_or_open(config.store_url, manifest) if exists else None
+    coverage = None if store is None else store.coverage(opened)
+    if check and (coverage is None or coverage.units):
         now = champion(read_chain(held.url("promotion")))
         found = on_cluster(
             check_teacher, config, snapshot, facts.head_url, now, what="checking the teacher", **reserved)
         _record_check(stage.run, found)
         refuse_weak_teacher(found, config.labels.check, config.labels.teacher.model)
-    store = create_or_open(config.store_url, manifest)
+    if store is None or coverage is None:
+        # An unlabelled store must not come into being for a teacher that is refused: it is created after the check.
+        store = _create(stage.run, config, snapshot, manifest, facts.head_url, reserved)
+        coverage = store.coverage(opened)
     record_snapshot(stage.run, opened, "labels")
     labelled = Labelled(rows=0, rejected=0, reasons={}, bytes_written=0, seconds=0.0)
     if coverage.units:
         job = LabelJob(task=config.task, snapshot=snapshot, teacher=config.labels.teacher, head_url=facts.head_url,
-                       store_url=config.store_url, manifest=manifest, resources=resources)
+                       store_url=config.store_url, manifest=store.manifest, resources=resources)
         labelled = _label(job, store, coverage, config)
         _record_labelled(stage, labelled)
     left = store.coverage(opened)
@@ -80,6 +84,23 @@ def fill_store(
     stage.run.metrics({"rows_total": float(coverage.rows_total), "rows_reused": float(coverage.rows_reused),
                        "rows_quarantined": float(left.rows_quarantined)})
     return store.ref(snapshot), labelled, coverage
+
+
+def _create(
+    run: Run, config: Campaign, snapshot: SnapshotRef, manifest: StoreManifest, head_url: str | None,
+    reserved: Mapping[str, float],
+) -> LabelStore:
+    """Fit a new store to a look at the data, create it, and say what its form costs."""
+    found = on_cluster(look, config, snapshot, head_url, manifest, what="fitting the label store", **reserved)
+    digests = write_fits(config.store_url, found.fits)
+    store = create_or_open(config.store_url, with_found(manifest, found, digests))
+    labels = store.manifest.measured.get("labels", {})
+    nats = {f"label_nats_added_t{temperature}": value for temperature, value in labels.get("nats", {}).items()}
+    if labels:
+        run.metrics({**nats, "label_bytes_a_position": labels["bytes_a_position"]})
+        say(f"label: a position takes {labels['bytes_a_position']:.1f} bytes and its stored form adds " + ", ".join(
+            f"{value:.1e} nats at T = {temperature}" for temperature, value in labels["nats"].items()), **nats)
+    return store
 
 
 def _label(job: LabelJob, store: LabelStore, coverage: Coverage, config: Campaign) -> Labelled:
@@ -134,11 +155,10 @@ def store_facts(held: Session, labels: LabelSetRef) -> dict[str, float]:
     """Rows and bytes of a label set, and the rate at which the campaign's latest labelling went."""
     store = open_store(labels.store)
     store.log.refresh()
-    receipts = winners(store.log.records[: labels.log_length]).values()
+    ledger, length = store.ledger, labels.log_length
     last = held.last("label")
     rows, seconds = (0, 0.0) if last is None else (last["result"]["rows"], last["result"]["seconds"])
-    return {"rows": float(sum(receipt.rows for receipt in receipts)),
-            "bytes": float(sum(item.size for receipt in receipts for item in receipt.files().values())),
+    return {"rows": float(ledger.counts("rows", length).sum()), "bytes": float(ledger.bytes_written(length)),
             "rows_per_second": rows / seconds if seconds else 0.0}
 
 

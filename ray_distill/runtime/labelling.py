@@ -22,12 +22,12 @@ import ray.data
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Resources, TeacherConfig
 from ray_distill.errors import LabelError
-from ray_distill.labels.checks import split_unusable
 from ray_distill.labels.manifest import StoreManifest
-from ray_distill.labels.schema import concat_signals, signal_to_table, table_to_rejected, table_to_signal
+from ray_distill.labels.schema import signal_to_table, table_to_rejected, table_to_signal
 from ray_distill.labels.store import LabelStore
 from ray_distill.labels.units import Receipt, WorkUnit
 from ray_distill.labels.writer import write_attempt
+from ray_distill.runtime.answering import answer_all, ask_of
 from ray_distill.runtime.cluster import explain, require_bundles
 
 #: Units in one Ray Data execution; each is a block, and too many blocks burden the scheduler.
@@ -200,15 +200,12 @@ class TeacherActor:
     def __init__(self, job: LabelJob):
         import torch
 
-        from ray_distill.teachers.base import Ask
         from ray_distill.teachers.transformers_teacher import open_teacher
 
         torch.set_num_threads(job.manifest.threads)
         self.batch = job.manifest.batch
         self.teacher = open_teacher(job.teacher, task=job.task, head_url=job.head_url)
-        self.ask = Ask(
-            estimator=job.manifest.estimator, k=job.manifest.k, temperatures=job.manifest.temperatures,
-            layers=job.manifest.hidden_layers, pool=job.manifest.pool)
+        self.ask = ask_of(job.manifest)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Answer every unit in a block."""
@@ -222,23 +219,8 @@ class TeacherActor:
 
         rejected = table_to_rejected(block)
         encoded = Encoded.from_table(block.filter(pa.compute.is_null(block.column("reason"))))
-        batches = by_length(encoded)
-        parts = [encoded.take(batches[start : start + self.batch]) for start in range(0, len(batches), self.batch)]
-        row_ids = pa.concat_arrays([encoded.row_ids.slice(0, 0), *(part.row_ids for part in parts)])
-        signal = concat_signals([self.teacher.answer(part, self.ask) for part in parts])
-        row_ids, signal, unusable = split_unusable(row_ids, signal)
+        row_ids, signal, unusable = answer_all(self.teacher, encoded, self.ask, self.batch)
         return signal_to_table(row_ids, unit, signal, [*rejected, *unusable])
-
-
-def by_length(encoded: Any) -> Any:
-    """Row indices by ascending length, then by row id, so that batches are padded little and always alike."""
-    import numpy as np
-
-    lengths = np.zeros(encoded.rows, dtype=np.int64)
-    for feature in encoded.features.values():
-        lengths = np.maximum(lengths, np.diff(feature.offsets))
-    ids = encoded.row_ids.to_pylist()
-    return np.array(sorted(range(encoded.rows), key=lambda row: (lengths[row], ids[row])), dtype=np.int64)
 
 
 def write_units(block: pa.Table, *, job: LabelJob, units: dict[str, WorkUnit]) -> pa.Table:

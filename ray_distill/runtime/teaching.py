@@ -16,6 +16,7 @@ from ray_distill.config import Campaign, CheckConfig
 from ray_distill.errors import TeacherRefused
 from ray_distill.evaluation.predict import predict_all, predictor
 from ray_distill.evaluation.predictions import join_predictions
+from ray_distill.labels.codecs.measure import compact_options
 from ray_distill.labels.manifest import StoreManifest
 from ray_distill.models.head import fit_head
 from ray_distill.models.load import load_model, load_processor
@@ -87,17 +88,23 @@ def _same_classes(teacher: tuple[str, ...], snapshot: tuple[str, ...], name: str
 
 def make_manifest(config: Campaign, facts: TeacherFacts) -> StoreManifest:
     """What the campaign's store must be: `StoreManifest` of this teacher and these settings."""
-    labels = config.labels
-    teacher = labels.teacher
-    dense = labels.signal.estimator == "dense"
+    labels, hidden, signal = config.labels, config.labels.hidden, config.labels.signal
+    teacher, drawn = labels.teacher, signal.estimator in ("sampled", "hybrid")
+    lossless = signal.encoding == "lossless"
+    plain = lossless and not drawn  # the plain codecs hold every digit of what is not drawn, and any tool reads them
     return StoreManifest(
         task=config.task, classes=facts.classes, estimator=labels.signal.estimator,
         teacher={"fingerprint": facts.fingerprint, "model": teacher.model, "revision": teacher.revision,
                  "dtype": teacher.dtype, "head": facts.head_url},
-        k=0 if dense else min(labels.signal.k, len(facts.classes)), temperatures=labels.signal.temperatures,
-        hidden_layers=facts.layers, pool=labels.hidden.pool, hidden_dtype=labels.hidden.dtype,
-        codec=("dense" if dense else "topk", 1), unit_rows=labels.unit_rows, batch=labels.resources.batch,
-        threads=max(1, int(labels.resources.cpus)))
+        k=min(signal.k, len(facts.classes)) if signal.estimator in ("topk", "hybrid") else 0,
+        draws=signal.draws if drawn else 0, exponent=signal.exponent if drawn else 1.0,
+        seed=config.seed if drawn else 0,
+        temperatures=signal.temperatures, hidden_layers=facts.layers, pool=hidden.pool, hidden_dtype=hidden.dtype,
+        hidden_rank=(hidden.rank or 0) if facts.layers else 0,
+        hidden_variance=(hidden.variance or 0.0) if facts.layers else 0.0,
+        codec=(signal.estimator if plain else "compact", 1),
+        options={} if plain else compact_options(signal.temperatures, lossless), unit_rows=labels.unit_rows,
+        unit_bytes=labels.unit_bytes, batch=labels.resources.batch, threads=max(1, int(labels.resources.cpus)))
 
 
 def check_teacher(

@@ -17,6 +17,12 @@ class Ask:
     layers: tuple[int, ...] = ()
     """Non-negative layer indices."""
     pool: str = "mean"
+    draws: int = 0
+    """Draws a position (``sampled``, ``hybrid``)."""
+    exponent: float = 1.0
+    """They come from ``p^exponent``."""
+    seed: int = 0
+    """Of the draws, beside the row's id."""
 
 
 class Teacher(Protocol):

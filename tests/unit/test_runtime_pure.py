@@ -13,8 +13,8 @@ from ray_distill.errors import ClusterError, ModelError, PromotionError, StoreMi
 from ray_distill.evaluation.efficiency import Efficiency
 from ray_distill.labels.signal import Distributions
 from ray_distill.promotion.chain import read_chain, record_decision
+from ray_distill.runtime.answering import by_length
 from ray_distill.runtime.cluster import explain
-from ray_distill.runtime.labelling import by_length
 from ray_distill.runtime.promote_stage import judged_against
 from ray_distill.runtime.relabelling import class_probabilities
 from ray_distill.tasks.base import Encoded, Ragged

@@ -20,7 +20,9 @@ from ray_distill.errors import CorruptStore, LabelError
 from ray_distill.labels.codecs.base import Offsets, cells, require_lengths, row_totals, running, uncells
 from ray_distill.labels.codecs.dense import require_dense
 from ray_distill.labels.codecs.order import by_class, by_rank, rank_order
-from ray_distill.labels.codecs.planes import escaped, gaps, join, plane, require_offsets, split, unescaped, ungaps
+from ray_distill.labels.codecs.planes import (
+    contexts, escaped, gaps, join, plane, require_offsets, split, stored_gaps, unescaped, ungaps,
+)
 from ray_distill.labels.codecs.quantise import (
     centres,
     decode_entropy,
@@ -63,24 +65,22 @@ class CompactCodec:
         if not layout & EQUAL:
             columns |= escaped("entries", np.diff(distributions.entry_offsets), rows)
         order, steps = by_rank(distributions, rank_order(fits, manifest.class_count, LabelError))
-        columns |= gaps("ids", steps, entries) | values(distributions, distributions.logp[order], manifest)
+        columns |= gaps("ids", steps, entries, contexts(distributions.entry_offsets))
+        columns |= values(distributions, distributions.logp[order], manifest)
         return columns | _encode_draws(distributions, order, layout)
 
     def decode(self, table: pa.Table, manifest: StoreManifest, fits: Fits) -> Distributions:
         """Distributions of a shard's rows; errors as `Codec.decode`."""
         layout, rows = _read_layout(table), _rows(table)
         dense = manifest.estimator == "dense"
-        steps, starts = (np.zeros(0, dtype=np.int64), rows) if dense else ungaps(table, "ids")
-        offsets = _entry_offsets(table, layout, rows, manifest.class_count if dense else None, steps)
+        offsets = _entry_offsets(table, layout, rows, manifest.class_count if dense else None)
         entries = row_totals(rows, offsets)
-        if not dense:
-            require_offsets("ids", starts, entries)
         read = _decode_lossless if options(manifest)[0] else _decode_lossy
         logp, log_tail, entropy = read(table, manifest, rows, offsets)
         count = unescaped(table, "count", entries).astype(np.int32) if layout & DRAWN else None
-        order = rank_order(fits, manifest.class_count, CorruptStore)
         ids, per_entry = (_all_classes(manifest.class_count, len(offsets) - 1), [logp, count]) if dense else by_class(
-            steps, offsets, order, manifest.class_count, [logp, count])
+            ungaps(table, "ids", entries, contexts(offsets)), offsets,
+            rank_order(fits, manifest.class_count, CorruptStore), manifest.class_count, [logp, count])
         return Distributions(
             family=manifest.family, classes=manifest.class_count, temperatures=manifest.temperatures, row_offsets=rows,
             position=_position(table, layout, rows), entry_offsets=offsets, ids=ids, logp=per_entry[0],
@@ -145,15 +145,16 @@ def _position(table: pa.Table, layout: int, rows: Offsets) -> npt.NDArray[np.int
     return values
 
 
-def _entry_offsets(table: pa.Table, layout: int, rows: Offsets, width: int | None, steps: npt.NDArray[Any]) -> Offsets:
+def _entry_offsets(table: pa.Table, layout: int, rows: Offsets, width: int | None) -> Offsets:
+    """Offsets of the positions' entries; each has ``width``, or what the shard says."""
     positions = int(rows[-1])
+    stored = positions * width if width is not None else stored_gaps(table, "ids")
     if width is None and not layout & EQUAL:
         offsets = running(unescaped(table, "entries", rows))
-        require_lengths("ids", len(steps), int(offsets[-1]))
+        require_lengths("ids", stored, int(offsets[-1]))
         return offsets
-    width = len(steps) // max(positions, 1) if width is None else width
-    if steps.size:
-        require_lengths("ids", len(steps), positions * width)
+    width = stored // max(positions, 1) if width is None else width
+    require_lengths("ids", stored, positions * width)
     return np.arange(positions + 1, dtype=np.int64) * width
 
 

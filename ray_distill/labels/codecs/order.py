@@ -1,6 +1,6 @@
 """Entries in the order of their ranks, for storage, and back in the order of their class ids."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,9 @@ from ray_distill.labels.signal import Distributions
 
 #: Above this many times the entries, padding positions to equal width costs more than a general sort.
 _PADDING = 4
+
+#: Entries that are put in order at once.
+_BLOCK = 1 << 16
 
 Order = npt.NDArray[np.int64]
 Columns = Sequence[npt.NDArray[Any] | None]
@@ -69,17 +72,39 @@ def by_class(
     Raises:
         CorruptStore: a rank is outside 0..V-1.
     """
+    ids = np.empty(len(steps), dtype=np.int32)
+    moved = [None if column is None or order is None else np.empty_like(column) for column in columns]
+    for first, last in _blocks(offsets):
+        at = slice(offsets[first], offsets[last])
+        own = offsets[first : last + 1] - offsets[first]
+        ranks = _ranks(steps[at], own, classes)
+        if order is None:
+            ids[at] = ranks
+            continue
+        found = order[ranks]
+        places = _sorted_places(found, own, classes)
+        ids[at] = found[places]
+        for old, new in zip(columns, moved, strict=True):
+            if old is not None and new is not None:
+                new[at] = old[at][places]
+    return ids, list(columns) if order is None else moved
+
+
+def _blocks(offsets: Offsets) -> Iterator[tuple[int, int]]:
+    """Ranges of positions with about `_BLOCK` entries: what is worked on stays in a core's cache."""
+    positions = len(offsets) - 1
+    step = max(1, int(_BLOCK * positions // max(int(offsets[-1]), 1)))
+    for first in range(0, positions, step):
+        yield first, min(first + step, positions)
+
+
+def _ranks(steps: Order, offsets: Offsets, classes: int) -> Order:
     sums = np.cumsum(steps + 1)
-    counts = np.diff(offsets)
     before = np.append(0, sums)[offsets[:-1]]
-    ranks = sums - np.repeat(before + 1, counts)
+    ranks = sums - np.repeat(before + 1, np.diff(offsets))
     if len(ranks) and not (ranks.min() >= 0 and ranks.max() < classes):
         raise CorruptStore(f"column ids: found rank {ranks.min()}..{ranks.max()}, expected 0..{classes - 1}")
-    if order is None:
-        return ranks.astype(np.int32), list(columns)
-    ids = order[ranks]
-    places = _sorted_places(ids, offsets, classes)
-    return ids[places], [None if column is None else column[places] for column in columns]
+    return ranks
 
 
 def _sorted_places(values: npt.NDArray[Any], offsets: Offsets, limit: int) -> Order:

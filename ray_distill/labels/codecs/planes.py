@@ -14,6 +14,12 @@ import pyarrow as pa
 from ray_distill.errors import CorruptStore
 from ray_distill.labels.codecs.base import Offsets, cells, require_lengths, uncells
 
+#: By entry, a number below `CONTEXTS`.
+Context = npt.NDArray[np.uint8]
+
+#: Columns that the codes of gaps are spread over.
+CONTEXTS = 4
+
 #: In `escaped` columns: the number itself stands in the column of wide numbers.
 ESCAPE = 255
 
@@ -79,30 +85,47 @@ def unescaped(table: pa.Table, name: str, offsets: Offsets) -> npt.NDArray[np.in
     return values
 
 
-def gaps(name: str, values: npt.NDArray[np.int64], offsets: Offsets) -> dict[str, pa.Array]:
-    """Columns of numbers from 0 that are mostly small: ``name`` holds a code each, ``name.low`` the low bytes of those
-    from `DIRECT` on, ``name.wide`` those from `WIDE_GAP` on.
+def gaps(name: str, values: npt.NDArray[np.int64], offsets: Offsets, context: Context) -> dict[str, pa.Array]:
+    """Columns of numbers from 0 that are mostly small: ``name.<context>`` holds a code each, ``name.low`` the low bytes
+    of those from `DIRECT` on, ``name.wide`` those from `WIDE_GAP` on.
     """
     blocks, wide = values >= DIRECT, values >= WIDE_GAP
-    codes = np.where(blocks, DIRECT + ((values - DIRECT) >> 8), values)
-    low = blocks & ~wide
+    codes = np.where(wide, ESCAPE, np.where(blocks, DIRECT + ((values - DIRECT) >> 8), values)).astype(np.uint8)
+    low, parts = blocks & ~wide, [context == part for part in range(CONTEXTS)]
     return {
-        name: cells(np.where(wide, ESCAPE, codes).astype(np.uint8), offsets),
+        **{f"{name}.{part}": cells(codes[mask], _chosen(mask, offsets)) for part, mask in enumerate(parts)},
         f"{name}.low": cells(((values[low] - DIRECT) & 255).astype(np.uint8), _chosen(low, offsets)),
         **_wide(name, values, wide, offsets)}
 
 
-def ungaps(table: pa.Table, name: str) -> tuple[npt.NDArray[np.int64], Offsets]:
-    """The numbers that `gaps` stored and the offset of each row's first; errors as `join`."""
-    codes, offsets = uncells(table, name, np.uint8)
+def ungaps(table: pa.Table, name: str, offsets: Offsets, context: Context) -> npt.NDArray[np.int64]:
+    """The numbers that `gaps` stored; errors as `join`."""
+    codes = np.empty(len(context), dtype=np.uint8)
+    for part in range(CONTEXTS):
+        mask = context == part
+        codes[mask] = plane(table, f"{name}.{part}", _chosen(mask, offsets))
     values = codes.astype(np.int64)
     at = np.flatnonzero(codes >= DIRECT)
-    if len(at):
-        at = at[codes[at] < ESCAPE]
+    at = at[codes[at] < ESCAPE]
     low = plane(table, f"{name}.low", np.searchsorted(at, offsets))
     values[at] = ((values[at] - DIRECT) << 8) + DIRECT + low
     _read_wide(table, name, values, codes == ESCAPE, offsets, WIDE_GAP)
-    return values, offsets
+    return values
+
+
+def stored_gaps(table: pa.Table, name: str) -> int:
+    """How many numbers `gaps` stored; errors as `join`."""
+    return sum(len(uncells(table, f"{name}.{part}", np.uint8)[0]) for part in range(CONTEXTS))
+
+
+def contexts(offsets: Offsets) -> Context:
+    """Which quarter of its position each entry is in: gaps grow from quarter to quarter, and are coded apart."""
+    counts = np.diff(offsets)
+    width = int(counts[0]) if len(counts) else 0
+    if np.all(counts == width):
+        return np.tile((CONTEXTS * np.arange(width) // max(width, 1)).astype(np.uint8), len(counts))
+    within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], counts)
+    return (CONTEXTS * within // np.repeat(counts, counts)).astype(np.uint8)
 
 
 def _chosen(mask: npt.NDArray[np.bool_], offsets: Offsets) -> Offsets:

@@ -46,6 +46,8 @@ class LossConfig(Section):
 
     weight: float | Schedule = 1.0
     temperature: float | None = Field(None, gt=0, description="soft: one of the store's declared temperatures")
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = Field(
+        "forward_kl", description="soft: sampled and hybrid labels allow forward_kl alone")
     layers: Literal["uniform", "last"] | dict[int, int] = Field(
         "uniform", description="hidden: which student layer matches which stored teacher layer")
     kind: Literal["mse", "cosine"] = Field("cosine", description="hidden: the distance")

@@ -24,6 +24,14 @@ class SparseTargets:
     log_tail_NT: Tensor
     """float32 ``[N, T]``; -inf where nothing is outside the stored classes."""
     temperatures: tuple[float, ...]
+    count_NK: Tensor | None = None
+    """int32 ``[N, K]``; how often an entry was drawn, 0 where it is exact (``hybrid``) or padding. None: all exact."""
+    log_normaliser_N: Tensor | None = None
+    """float32 ``[N]``; log Z of the proposal ``r_j = p_j^exponent / Z`` at T = 1. Given exactly where counts are."""
+    draws: int = 0
+    """Draws a position, where entries were drawn."""
+    exponent: float = 1.0
+    """a, where entries were drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)

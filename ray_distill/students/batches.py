@@ -6,6 +6,7 @@ Everything is held in memory as numpy for now, on every rank; the sampler decide
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,12 +37,21 @@ class Teaching:
     logp_RK: npt.NDArray[np.float32]
     """-inf on padding."""
     log_tail_RT: npt.NDArray[np.float32]
+    count_RK: npt.NDArray[np.int32] | None = None
+    """How often an entry was drawn, 0 where it is exact or padding; None where nothing was drawn."""
+    log_normaliser_R: npt.NDArray[np.float32] | None = None
+    """Of the draws' proposal; given exactly where counts are."""
+    draws: int = 0
+    exponent: float = 1.0
 
     def targets(self, rows: Index) -> SparseTargets:
         """The given rows as tensors."""
         return SparseTargets(
             classes=self.classes, temperatures=self.temperatures, ids_NK=torch.from_numpy(self.ids_RK[rows]),
-            logp_NK=torch.from_numpy(self.logp_RK[rows]), log_tail_NT=torch.from_numpy(self.log_tail_RT[rows]))
+            logp_NK=torch.from_numpy(self.logp_RK[rows]), log_tail_NT=torch.from_numpy(self.log_tail_RT[rows]),
+            count_NK=None if self.count_RK is None else torch.from_numpy(self.count_RK[rows]),
+            log_normaliser_N=None if self.log_normaliser_R is None else torch.from_numpy(self.log_normaliser_R[rows]),
+            draws=self.draws, exponent=self.exponent)
 
     def retained_mass(self, temperature: float, rows: Index) -> float:
         """Mean mass of the stored classes at a declared temperature over the given rows."""
@@ -146,11 +156,13 @@ def remap(source: Sequence[str], target: Sequence[str], side: str) -> Index:
 def check_retained_mass(data: TrainingSet, rows: Index, temperature: float) -> None:
     """Refuse a temperature at which the stored classes hold too little of the teacher's mass.
 
+    Where classes were drawn the tail is known without bias, however little of the mass is stored: nothing is refused.
+
     Raises:
         ConfigError: the measured mass is below the floor.
     """
     taught = rows[data.distil[rows]]
-    if data.teaching is None or len(taught) == 0:
+    if data.teaching is None or data.teaching.count_RK is not None or len(taught) == 0:
         return
     mass = data.teaching.retained_mass(temperature, taught)
     if mass < MIN_RETAINED_MASS:
@@ -238,25 +250,37 @@ def _teaching(
     found = signal.distributions
     if not np.array_equal(found.row_offsets, np.arange(found.rows + 1)):
         raise TrainingError("the labels have several positions a row: classification needs exactly one")
-    ids, logp = _pad_entries(found, remap(store_classes, student_classes, "the label store"))
-    have = position >= 0
-    all_ids = np.tile(np.arange(ids.shape[1], dtype=np.int64), (len(position), 1))
-    all_logp = np.full((len(position), ids.shape[1]), -np.log(ids.shape[1]), np.float32)
-    all_tail = np.full((len(position), len(found.temperatures)), -np.inf, np.float32)
-    all_ids[have], all_logp[have], all_tail[have] = ids, logp, found.log_tail
-    return Teaching(
-        classes=found.classes, temperatures=found.temperatures, ids_RK=all_ids, logp_RK=all_logp, log_tail_RT=all_tail)
+    columns = _pad_entries(found, remap(store_classes, student_classes, "the label store"))
+    width = columns["ids_RK"].shape[1]
+    columns["log_tail_RT"] = found.log_tail
+    filler = {"ids_RK": np.arange(width), "logp_RK": -np.log(width), "log_tail_RT": -np.inf}
+    if found.draws is not None:
+        columns["log_normaliser_R"] = found.draws.log_normaliser
+    spread = {name: _over_rows(values, position, filler.get(name, 0)) for name, values in columns.items()}
+    draws = {} if found.draws is None else {"draws": found.draws.number, "exponent": found.draws.exponent}
+    return Teaching(classes=found.classes, temperatures=found.temperatures, **spread, **draws)
 
 
-def _pad_entries(found: Distributions, to_student: Index) -> tuple[Index, npt.NDArray[np.float32]]:
-    """Ragged entries as ``[P, K]``, K the greatest number at a position."""
+def _over_rows(values: npt.NDArray[Any], position: Index, filler: npt.ArrayLike) -> npt.NDArray[Any]:
+    """Values of the labelled rows spread over all rows."""
+    spread = np.empty((len(position), *values.shape[1:]), values.dtype)
+    spread[:] = filler
+    spread[position >= 0] = values
+    return spread
+
+
+def _pad_entries(found: Distributions, to_student: Index) -> dict[str, npt.NDArray[Any]]:
+    """Ragged entries as ``[P, K]``, K the greatest number at a position, by field of `Teaching`."""
     lengths = np.diff(found.entry_offsets)
     width = int(lengths.max(initial=1))
     inside = np.arange(width) < lengths[:, None]
-    ids = np.zeros(inside.shape, dtype=np.int64)
-    logp = np.full(inside.shape, -np.inf, dtype=np.float32)
-    ids[inside], logp[inside] = to_student[found.ids], found.logp
-    return ids, logp
+    padded: dict[str, npt.NDArray[Any]] = {
+        "ids_RK": np.zeros(inside.shape, np.int64), "logp_RK": np.full(inside.shape, -np.inf, np.float32)}
+    padded["ids_RK"][inside], padded["logp_RK"][inside] = to_student[found.ids], found.logp
+    if found.draws is not None:
+        padded["count_RK"] = np.zeros(inside.shape, np.int32)
+        padded["count_RK"][inside] = found.draws.count
+    return padded
 
 
 def _spread(hidden: Hidden, position: Index) -> Hidden:

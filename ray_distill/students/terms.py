@@ -54,7 +54,7 @@ def _arguments(
     name: str, config: LossConfig, temperatures: Sequence[float], layers: Mapping[int, int]
 ) -> dict[str, object]:
     if name == "soft":
-        return {"temperature": declared_temperature(config, temperatures)}
+        return {"temperature": declared_temperature(config, temperatures), "divergence": config.divergence}
     if name == "hidden":
         return {"layers": layers, "kind": config.kind}
     return {}
@@ -102,9 +102,14 @@ def to_device(batch: LossBatch, device: torch.device) -> LossBatch:
     if targets is not None:
         targets = replace(
             targets, ids_NK=targets.ids_NK.to(device), logp_NK=targets.logp_NK.to(device),
-            log_tail_NT=targets.log_tail_NT.to(device))
+            log_tail_NT=targets.log_tail_NT.to(device), count_NK=_moved(targets.count_NK, device),
+            log_normaliser_N=_moved(targets.log_normaliser_N, device))
     return LossBatch(
         labels_B=batch.labels_B.to(device), targets=targets, distil_B=batch.distil_B.to(device),
         hidden={layer: states.to(device) for layer, states in batch.hidden.items()},
-        hidden_mask_BL=None if batch.hidden_mask_BL is None else batch.hidden_mask_BL.to(device),
+        hidden_mask_BL=_moved(batch.hidden_mask_BL, device),
         example_weight_B=batch.example_weight_B.to(device))
+
+
+def _moved(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if tensor is None else tensor.to(device)

@@ -1,52 +1,161 @@
 """From logits to the stored form of a distribution, in float32, on the device the logits are on."""
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from ray_distill.errors import TeacherRefused
-from ray_distill.labels.signal import Distributions
+from ray_distill.labels import rowids
+from ray_distill.labels.signal import Distributions, Draws
 from ray_distill.teachers.base import Ask
+from ray_distill.teachers.draw import pick, stratified
 
 #: Elements of a float32 slice; bounds the copies of the logits that exist at once.
 _SLICE = 1 << 24
 
+DRAWN = ("sampled", "hybrid")
 
-def reduce_logits(logits_NV: Tensor, ask: Ask) -> Distributions:
-    """Reduce logits, one position a row, to dense or top-k `Distributions` (MATHS.md §1-3).
 
-    ``log_tail`` at T is ``logsumexp`` of ℓ/T over the classes that are not stored, less the one over all of them:
-    it is exact however small the tail is, where ``1 - Σp`` would cancel. Where k ≥ V nothing is outside and it
-    is -inf. Rows with NaN logits come out as NaN (logp, entropy): who stores them decides what becomes of them.
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """A slice of positions in stored form, on the device. n positions, E entries."""
+
+    length_n: Tensor
+    """int64: entries a position."""
+    ids_E: Tensor
+    logp_E: Tensor
+    count_E: Tensor
+    """int32; 0 where the entry was not drawn."""
+    tail_nT: Tensor
+    entropy_n: Tensor
+    log_normaliser_n: Tensor
+
+
+def reduce_logits(logits_NV: Tensor, ask: Ask, row_ids: pa.Array | None = None) -> Distributions:
+    """Reduce logits, one position a row, to the stored form an estimator asks for (MATHS.md §1-3).
+
+    ``dense`` and ``topk`` keep exact classes. ``sampled`` keeps the classes hit by ``ask.draws`` points of the inverse
+    CDF of ``r ∝ p^a``; ``hybrid`` keeps the exact top k and draws from r over the others. The points are stratified
+    and seeded by row id (`ray_distill.teachers.draw`): ``E[count_j] = N r_j`` with no more variance than independent
+    draws, and a row's answer owes nothing to its batch. ``hybrid`` with k ≥ V is dense, every count 0.
+
+    ``log_tail`` at T is the share of the classes that are not stored: a logsumexp over them where they hold less than
+    half of the mass (``1 - Σp`` would cancel), the complement of the stored share where they hold more. Where nothing
+    is outside it is -inf. Rows with NaN logits come out as NaN (logp, entropy): who stores them decides what becomes
+    of them. Works in slices of `_SLICE` elements: no second copy of all the logits exists.
 
     Raises:
-        TeacherRefused: the estimator is unknown.
+        TeacherRefused: the estimator is unknown, or it draws and there are no draws or row ids.
     """
-    if ask.estimator not in ("dense", "topk"):
-        raise TeacherRefused(f"this teacher cannot give the estimator {ask.estimator!r}: use dense or topk")
+    _check(ask, len(logits_NV), row_ids)
     rows, classes = logits_NV.shape
-    k = classes if ask.estimator == "dense" else min(ask.k, classes)
     step = max(1, _SLICE // classes)
-    parts = [_reduce(logits_NV[start : start + step].float(), k, ask.temperatures) for start in range(0, rows, step)]
-    if not parts:
-        parts = [_reduce(logits_NV.float(), k, ask.temperatures)]
-    ids_NK, logp_NK, tail_NT, entropy_N = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
+    ids_N = rowids.to_numpy(row_ids) if row_ids is not None and ask.estimator in DRAWN else None
+    parts = [_reduce(logits_NV[at : at + step].float(), ask, None if ids_N is None else ids_N[at : at + step])
+             for at in range(0, max(rows, 1), step)]
+    entry_offsets = np.zeros(rows + 1, np.int64)
+    np.cumsum(_host([part.length_n for part in parts]), out=entry_offsets[1:])
     return Distributions(
         classes=classes, temperatures=ask.temperatures, row_offsets=np.arange(rows + 1, dtype=np.int64),
-        position=np.zeros(rows, np.int32), entry_offsets=np.arange(rows + 1, dtype=np.int64) * k,
-        ids=ids_NK.reshape(-1), logp=logp_NK.reshape(-1), log_tail=tail_NT, entropy=entropy_N)
+        position=np.zeros(rows, np.int32), entry_offsets=entry_offsets,
+        ids=_host([part.ids_E for part in parts]), logp=_host([part.logp_E for part in parts]),
+        log_tail=_host([part.tail_nT for part in parts]), entropy=_host([part.entropy_n for part in parts]),
+        draws=None if ask.estimator not in DRAWN else Draws(
+            number=ask.draws, exponent=ask.exponent, count=_host([part.count_E for part in parts]),
+            log_normaliser=_host([part.log_normaliser_n for part in parts])))
 
 
-def _reduce(logits_NV: Tensor, k: int, temperatures: tuple[float, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ids int32 ``[N, k]`` ascending, logp ``[N, k]``, log tail ``[N, T]``, entropy ``[N]``."""
+def _check(ask: Ask, rows: int, row_ids: pa.Array | None) -> None:
+    if ask.estimator not in ("dense", "topk", *DRAWN):
+        raise TeacherRefused(
+            f"this teacher cannot give the estimator {ask.estimator!r}: use dense, topk, sampled or hybrid")
+    if ask.estimator not in DRAWN:
+        return
+    if ask.draws < 1 or not ask.exponent >= 0:
+        raise TeacherRefused(f"the estimator {ask.estimator!r} needs at least one draw and an exponent of 0 or more, "
+                             f"found {ask.draws} draws and the exponent {ask.exponent:g}")
+    if row_ids is None or len(row_ids) != rows:
+        raise TeacherRefused(
+            f"the estimator {ask.estimator!r} seeds its draws by row id: {rows} rows of logits came with "
+            f"{'no' if row_ids is None else len(row_ids)} row ids; pass the id of every row")
+
+
+def _reduce(logits_NV: Tensor, ask: Ask, row_ids: npt.NDArray[np.bytes_] | None) -> _Part:
     logp_NV = logits_NV.log_softmax(-1)
     entropy_N = torch.special.entr(logp_NV.exp()).sum(-1)
-    if k == logp_NV.shape[1]:
-        ids_NK = torch.arange(k, dtype=torch.int32, device=logp_NV.device).expand(len(logp_NV), k)
-        tail_NT = logp_NV.new_full((len(logp_NV), len(temperatures)), -torch.inf)
-        return ids_NK, logp_NV, tail_NT, entropy_N
-    ids_NK = logp_NV.topk(k, dim=-1).indices.sort(-1).values
-    logp_NK = logp_NV.gather(-1, ids_NK)
-    rest_NV = logp_NV.scatter(-1, ids_NK, -torch.inf)
-    tails = [(rest_NV / t).logsumexp(-1) - (logp_NV / t).logsumexp(-1) for t in temperatures]
-    return ids_NK.int(), logp_NK, torch.stack(tails, -1), entropy_N
+    classes = logp_NV.shape[1]
+    head = {"dense": classes, "sampled": 0}.get(ask.estimator, min(ask.k, classes))
+    if head == classes:
+        return _all(logp_NV, len(ask.temperatures), entropy_N)
+    head_NK = logp_NV.topk(head, dim=-1).indices
+    if row_ids is None:
+        no_draws = head_NK[:, :0]
+        return _part(logp_NV, head_NK, no_draws, ask, entropy_N, torch.full_like(entropy_N, -math.inf))
+    points_ND = stratified(row_ids, np.zeros(len(row_ids), np.int32), draws=ask.draws, seed=ask.seed)
+    weight_NV = _proposal(logp_NV, ask.exponent).scatter(-1, head_NK, 0.0)
+    drawn_ND, total_N = pick(weight_NV, torch.from_numpy(points_ND).to(logp_NV.device))
+    log_normaliser_N = total_N.log().float()
+    if ask.estimator == "sampled" and ask.exponent == 1:
+        log_normaliser_N = log_normaliser_N * 0.0  # exactly 0, and NaN stays NaN
+    elif head:
+        # Nothing to draw from (the head has all the mass): the draws are made to repeat the head, and so vanish.
+        drawn_ND = torch.where((total_N > 0).unsqueeze(-1), drawn_ND, head_NK[:, :1])
+    return _part(logp_NV, head_NK, drawn_ND, ask, entropy_N, log_normaliser_N)
+
+
+def _all(logp_NV: Tensor, temperatures: int, entropy_N: Tensor) -> _Part:
+    """Every class, exact; nothing is outside and nothing is left to draw from."""
+    rows, classes = logp_NV.shape
+    ids_NV = torch.arange(classes, dtype=torch.int32, device=logp_NV.device).expand(rows, classes)
+    return _Part(
+        length_n=torch.full((rows,), classes, device=logp_NV.device), ids_E=ids_NV.reshape(-1),
+        logp_E=logp_NV.reshape(-1), count_E=torch.zeros_like(ids_NV).reshape(-1),
+        tail_nT=logp_NV.new_full((rows, temperatures), -math.inf), entropy_n=entropy_N,
+        log_normaliser_n=torch.full_like(entropy_N, -math.inf))
+
+
+def _proposal(logp_NV: Tensor, exponent: float) -> Tensor:
+    """``p^a`` unnormalised; a class without mass is never proposed, at a = 0 neither."""
+    return torch.where(logp_NV == -math.inf, 0.0, (exponent * logp_NV).exp())
+
+
+def _part(
+    logp_NV: Tensor, head_NK: Tensor, drawn_ND: Tensor, ask: Ask, entropy_N: Tensor, log_normaliser_N: Tensor
+) -> _Part:
+    """Merge head and draws into unique ascending entries; a head's entry comes before a draw of the same class."""
+    ids_NM, order_NM = torch.cat([head_NK, drawn_ND], -1).sort(dim=-1, stable=True)
+    first_NM = torch.ones_like(ids_NM, dtype=torch.bool)
+    first_NM[:, 1:] = ids_NM[:, 1:] != ids_NM[:, :-1]
+    logp_NM = logp_NV.gather(-1, ids_NM)
+    start_E = first_NM.reshape(-1).nonzero().squeeze(-1)
+    run_E = torch.diff(start_E, append=start_E.new_tensor([first_NM.numel()]))
+    exact_E = order_NM.reshape(-1)[start_E] < head_NK.shape[1]
+    return _Part(
+        length_n=first_NM.sum(-1), ids_E=ids_NM.reshape(-1)[start_E].int(), logp_E=logp_NM.reshape(-1)[start_E],
+        count_E=run_E.masked_fill(exact_E, 0).int(), entropy_n=entropy_N, log_normaliser_n=log_normaliser_N,
+        tail_nT=_log_tails(logp_NV, ids_NM, logp_NM.masked_fill(~first_NM, -math.inf), ask.temperatures))
+
+
+def _log_tails(logp_NV: Tensor, ids_NM: Tensor, logp_NM: Tensor, temperatures: tuple[float, ...]) -> Tensor:
+    """Log of the mass outside the ids at each temperature, with a small relative error at either end: ``[N, T]``."""
+    rest_NV = logp_NV.scatter(-1, ids_NM, -math.inf)
+    tails = []
+    for temperature in temperatures:
+        outside_N = (rest_NV / temperature).logsumexp(-1)
+        inside_N = (logp_NM / temperature).logsumexp(-1)
+        norm_N = torch.logaddexp(outside_N, inside_N)
+        mostly_N = outside_N > inside_N
+        head_N = torch.where(mostly_N, inside_N - norm_N, -math.inf)
+        tails.append(torch.where(mostly_N, torch.log1p(-head_N.exp()), outside_N - norm_N))
+    return torch.stack(tails, -1)
+
+
+def _host(columns: list[Tensor]) -> npt.NDArray[np.generic]:
+    """Slices of one column, joined and copied to the host."""
+    joined: npt.NDArray[np.generic] = torch.cat(columns).cpu().numpy()
+    return joined

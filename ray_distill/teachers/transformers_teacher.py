@@ -46,11 +46,11 @@ class TransformersTeacher:
         """
         _check(self.model, ask)
         if not encoded.rows:
-            return _nothing(self.model, ask)
+            return _nothing(self.model, ask, encoded)
         batch = self.task.collate(encoded, np.arange(encoded.rows, dtype=np.int64))
         with torch.inference_mode():
             output = forward(self.model.module, batch, ask.layers)
-            distributions = reduce_logits(output.logits_BV, ask)
+            distributions = reduce_logits(output.logits_BV, ask, encoded.row_ids)
             hidden = {layer: _pooled(output, layer, ask.pool) for layer in ask.layers}
         return Signal(distributions=distributions, hidden=hidden)
 
@@ -73,12 +73,12 @@ def _check(model: Model, ask: Ask) -> None:
                              "set labels.hidden.pool to mean or token")
 
 
-def _nothing(model: Model, ask: Ask) -> Signal:
+def _nothing(model: Model, ask: Ask, encoded: Encoded) -> Signal:
     """The answer for no rows; many models cannot run on an empty batch."""
     start = np.zeros(1, np.int64)
     hidden = {layer: Hidden(offsets=start, values=np.zeros((0, model.widths[layer]), np.float32))
               for layer in ask.layers}
-    return Signal(distributions=reduce_logits(torch.zeros(0, len(model.classes)), ask), hidden=hidden)
+    return Signal(distributions=reduce_logits(torch.zeros(0, len(model.classes)), ask, encoded.row_ids), hidden=hidden)
 
 
 def _pooled(output: Output, layer: int, pool: str) -> Hidden:

@@ -183,7 +183,7 @@ class FakeTeacher:
         offsets = np.arange(len(ids) + 1, dtype=np.int64)
         hidden = {layer: Hidden(offsets=offsets, values=self._numbers(ids, f"layer {layer}", self.width))
                   for layer in ask.layers}
-        return Signal(distributions=reduce_logits(torch.from_numpy(logits_RV), ask), hidden=hidden)
+        return Signal(distributions=reduce_logits(torch.from_numpy(logits_RV), ask, encoded.row_ids), hidden=hidden)
 
     def _numbers(self, ids: Sequence[bytes], what: str, width: int) -> npt.NDArray[np.float32]:
         """Normal numbers ``[R, width]``, each row from its id."""

@@ -1,6 +1,7 @@
 """Joining snapshot rows with teacher labels, by row id and by class name."""
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from ray_distill.config import LossConfig
 from ray_distill.errors import ConfigError, TrainingError
-from ray_distill.labels.signal import Distributions, Hidden, Signal
+from ray_distill.labels.signal import Distributions, Draws, Hidden, Signal
 from ray_distill.students.arms import arm_by_name, arm_rows
 from ray_distill.students.batches import TrainingSet, build_set, check_retained_mass, remap
 from ray_distill.tasks.catalogue import TASKS
@@ -155,6 +156,25 @@ def test_too_little_retained_mass_is_refused() -> None:
     check_retained_mass(found, np.arange(2), 1.0)
     with pytest.raises(ConfigError, match=r"temperature 4: the stored classes hold only 0\.20"):
         check_retained_mass(found, np.arange(2), 4.0)
+
+
+def drawn(numbers: list[int]) -> tuple[pa.Array, Signal]:
+    """The labels of `topk`, the first class drawn 3 times of 4, the second exact."""
+    ids, signal = topk(numbers)
+    assert signal.distributions is not None
+    draws = Draws(number=4, exponent=0.5, count=np.tile(np.array([3, 0], np.int32), len(numbers)),
+                  log_normaliser=np.array(numbers, np.float32))
+    return ids, replace(signal, distributions=replace(signal.distributions, draws=draws))
+
+
+def test_draws_reach_the_losses() -> None:
+    """Counts and normalisers follow their row; rows without labels get counts of 0; little mass is no reason."""
+    found = build(snapshot([0, 1, 2], [0, 1, 2]), drawn([2, 0]))
+    targets = found.batch(np.array([2, 1]))[1].targets
+    assert targets is not None and targets.count_NK is not None and targets.log_normaliser_N is not None
+    assert targets.count_NK.tolist() == [[3, 0], [0, 0]] and targets.log_normaliser_N.tolist() == [2, 0]
+    assert (targets.draws, targets.exponent) == (4, 0.5)
+    check_retained_mass(found, np.arange(3), 4.0)
 
 
 def test_arms_take_the_rows_their_losses_weigh() -> None:

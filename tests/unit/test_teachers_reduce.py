@@ -1,6 +1,9 @@
 """The reduction of logits against a dense float64 reference."""
 
+import hashlib
+
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -102,6 +105,104 @@ def test_slices_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_other_estimators_are_refused() -> None:
-    """By name, with what there is."""
-    with pytest.raises(TeacherRefused, match="'sampled'.*dense or topk"):
-        reduce_logits(torch.zeros(1, 3), _ask("sampled"))
+    """By name, with what there is; draws without row ids or without a number too."""
+    with pytest.raises(TeacherRefused, match="'guessed': use dense, topk, sampled or hybrid"):
+        reduce_logits(torch.zeros(1, 3), _ask("guessed"))
+    with pytest.raises(TeacherRefused, match="1 rows of logits came with no row ids; pass the id of every row"):
+        reduce_logits(torch.zeros(1, 3), _drawing("sampled"))
+    with pytest.raises(TeacherRefused, match="needs at least one draw.*found 0 draws"):
+        reduce_logits(torch.zeros(1, 3), _drawing("sampled", draws=0), _ids(1))
+
+
+def _drawing(estimator: str, *, draws: int = 12, exponent: float = 1.0, seed: int = 0, k: int = 4) -> Ask:
+    return Ask(estimator=estimator, k=k, temperatures=TEMPERATURES, draws=draws, exponent=exponent, seed=seed)
+
+
+def _ids(rows: int) -> pa.Array:
+    return pa.array([hashlib.md5(bytes([row])).digest() for row in range(rows)], pa.binary(16))
+
+
+def _same(found: Distributions, expected: Distributions) -> bool:
+    """Equal bit for bit, draws included."""
+    assert found.draws is not None and expected.draws is not None
+    return all(np.array_equal(getattr(found, name), getattr(expected, name)) for name in (
+        "entry_offsets", "ids", "logp", "log_tail", "entropy")) and all(
+        np.array_equal(getattr(found.draws, name), getattr(expected.draws, name)) for name in (
+            "count", "log_normaliser"))
+
+
+@given(rows=st.integers(1, 4), classes=st.integers(2, 40), k=st.integers(1, 45), scale=st.floats(0.01, 12),
+       hybrid=st.booleans(), exponent=st.sampled_from([0.0, 0.5, 1.0, 1.5]), seed=st.integers(-3, 2**63))
+@settings(max_examples=60, deadline=None)
+def test_drawn_entries_are_those_of_float64(
+    rows: int, classes: int, k: int, scale: float, hybrid: bool, exponent: float, seed: int
+) -> None:
+    """Ids ascend, Σ_S p + τ = 1 at every T, counts sum to the draws, the head is exact, Z is the proposal's."""
+    generator = torch.Generator().manual_seed(seed % 1000)
+    logits_NV = scale * torch.randn(rows, classes, generator=generator)
+    ask = _drawing("hybrid" if hybrid else "sampled", k=k, exponent=exponent, seed=seed)
+    found = reduce_logits(logits_NV, ask, _ids(rows))
+    exact_NV = logits_NV.double().log_softmax(-1).numpy()
+    for row in range(rows):
+        one = found.take([row])
+        assert one.draws is not None and (np.diff(one.ids) > 0).all()
+        np.testing.assert_allclose(one.logp, exact_NV[row, one.ids], rtol=3e-6, atol=3e-6)
+        for column, temperature in enumerate(TEMPERATURES):
+            p = np.exp(exact_NV[row] / temperature)
+            mass = p[one.ids].sum() / p.sum() + np.exp(np.float64(one.log_tail[0, column]))
+            assert abs(mass - 1) < 1e-5
+        head = np.argsort(-exact_NV[row])[: k if hybrid else 0]
+        assert set(one.ids[one.draws.count == 0]) == set(head)
+        outside = np.delete(exact_NV[row], head)
+        assert one.draws.count.sum() == (12 if len(outside) else 0)
+        with np.errstate(divide="ignore"):
+            log_z = np.log(np.exp(exponent * outside).sum())
+        np.testing.assert_allclose(one.draws.log_normaliser, log_z, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("estimator", ["sampled", "hybrid"])
+def test_draws_belong_to_the_row(estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another order, another batch or another slice gives a row the same entries bit for bit; another seed does not."""
+    logits_NV = 2 * torch.randn(9, 40, generator=torch.Generator().manual_seed(0))
+    ids, ask = _ids(9), _drawing(estimator, exponent=0.5)
+    whole = reduce_logits(logits_NV, ask, ids)
+    order = np.array([4, 8, 0, 2, 6, 1, 7, 3, 5])
+    assert _same(reduce_logits(logits_NV[order], ask, ids.take(pa.array(order))), whole.take(order))
+    assert _same(reduce_logits(logits_NV[3:5], ask, ids[3:5]), whole.take([3, 4]))
+    other = reduce_logits(logits_NV, _drawing(estimator, exponent=0.5, seed=1), ids)
+    assert not np.array_equal(other.ids, whole.ids)
+    monkeypatch.setattr(reduce, "_SLICE", 80)
+    assert _same(reduce_logits(logits_NV, ask, ids), whole)
+
+
+@pytest.mark.parametrize("estimator", ["sampled", "hybrid"])
+def test_half_precision_is_drawn_in_float32(estimator: str) -> None:
+    """bf16 logits give what the same numbers in float32 give."""
+    logits_NV = torch.randn(5, 40, generator=torch.Generator().manual_seed(0)).bfloat16()
+    ask = _drawing(estimator)
+    found = reduce_logits(logits_NV, ask, _ids(5))
+    assert _same(found, reduce_logits(logits_NV.float(), ask, _ids(5))) and found.logp.dtype == np.float32
+
+
+@pytest.mark.parametrize("estimator", ["sampled", "hybrid"])
+def test_rows_that_cannot_be_drawn_from_do_not_spread(estimator: str) -> None:
+    """A NaN row comes out as NaN alone; classes without mass are never drawn; no rows give no rows."""
+    logits_NV = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    logits_NV[1, 2], logits_NV[2, 4:], logits_NV[3] = torch.nan, -torch.inf, -torch.inf
+    logits_NV[3, 5] = 0.0
+    found = reduce_logits(logits_NV, _drawing(estimator, exponent=0.0), _ids(4))
+    assert np.isnan(found.entropy).tolist() == [False, True, False, False]
+    assert np.isnan(found.take([1]).logp).any() and np.isnan(found.take([1]).log_tail).all()
+    assert not np.isnan(found.take([0, 2, 3]).log_tail).any()
+    for row in (2, 3):
+        one = found.take([row])
+        assert one.draws is not None and np.isfinite(one.logp[one.draws.count > 0]).all()
+    assert reduce_logits(logits_NV[:0], _drawing(estimator), _ids(0)).rows == 0
+
+
+def test_hybrid_that_holds_every_class_is_dense() -> None:
+    """With k ≥ V nothing is drawn and nothing is outside."""
+    logits_NV = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    found, dense = reduce_logits(logits_NV, _drawing("hybrid", k=6), _ids(3)), reduce_logits(logits_NV, _ask("dense"))
+    assert np.array_equal(found.logp, dense.logp) and np.array_equal(found.log_tail, dense.log_tail)
+    assert found.draws is not None and not found.draws.count.any()

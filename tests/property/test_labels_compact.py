@@ -206,8 +206,8 @@ def test_the_fitted_order_is_by_count_then_id():
 
 
 COLUMNS = {
-    "topk": ["layout", "position", "entries", "ids.0", "ids.3", "ids.low", "logp", "log_tail.0", "log_tail.1", "entropy.0",
-             "entropy.1"],
+    "topk": ["layout", "position", "entries", "ids.0", "ids.3", "ids.low", "logp", "log_tail.0", "log_tail.1",
+             "entropy.0", "entropy.1"],
     "hybrid": ["count", "count.wide", "log_normaliser.3"],
     "dense": ["logp", "entropy.0"]}
 

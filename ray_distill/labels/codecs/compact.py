@@ -21,7 +21,16 @@ from ray_distill.labels.codecs.base import Offsets, cells, require_lengths, row_
 from ray_distill.labels.codecs.dense import require_dense
 from ray_distill.labels.codecs.order import by_class, by_rank, rank_order
 from ray_distill.labels.codecs.planes import (
-    contexts, escaped, gaps, join, plane, require_offsets, split, stored_gaps, unescaped, ungaps,
+    contexts,
+    escaped,
+    gaps,
+    join,
+    plane,
+    require_offsets,
+    split,
+    stored_gaps,
+    unescaped,
+    ungaps,
 )
 from ray_distill.labels.codecs.quantise import (
     centres,
@@ -223,9 +232,9 @@ def _decode_lossy(table: pa.Table, manifest: StoreManifest, rows: Offsets, offse
     odds = _tails(table, manifest, rows, np.uint16, lambda words: decode_odds(words))
     ones = manifest.temperatures.index(1.0)
     centre = centres(power, levels)
-    shift = log_share(-odds[:, ones]) - _log_sums(np.exp(centre).astype(np.float32)[bins], offsets)
-    shift = np.where(np.isfinite(shift), shift, 0).astype(np.float32)
-    logp = np.minimum(centre.astype(np.float32)[bins] + _spread(shift, offsets), 0)
+    scale = log_share(-odds[:, ones]) - _log_sums(np.exp(centre).astype(np.float32)[bins], offsets)
+    shift: npt.NDArray[np.float32] = np.where(np.isfinite(scale), scale, 0).astype(np.float32)
+    logp = np.minimum(centre.astype(np.float32)[bins] + np.repeat(shift, np.diff(offsets)), np.float32(0))
     tail = log_share(odds).astype(np.float32)
     return logp, tail, decode_entropy(join(table, "entropy", np.uint16, rows), manifest.class_count)
 
@@ -245,12 +254,8 @@ def _log_sums(values: npt.NDArray[Any], offsets: Offsets) -> npt.NDArray[np.floa
         sums = np.add.reduceat(np.append(values, 0).astype(np.float64), offsets[:-1])
         sums = np.where(np.diff(offsets) > 0, sums, 0)
     with np.errstate(divide="ignore"):
-        return np.log(sums)
-
-
-def _spread(values: npt.NDArray[np.float32], offsets: Offsets) -> npt.NDArray[np.float32]:
-    """A position's value for each of its entries."""
-    return np.repeat(values, np.diff(offsets))
+        logs: npt.NDArray[np.float64] = np.log(sums)
+    return logs
 
 
 def _encode_draws(distributions: Distributions, order: npt.NDArray[Any] | slice, layout: int) -> dict[str, pa.Array]:

@@ -85,4 +85,5 @@ def _log_softened(distributions: Distributions, temperature: float) -> Floats:
     sums = np.bincount(owners, np.exp(soft), minlength=len(offsets) - 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         rest = np.log(-np.expm1(np.minimum(distributions.log_tail[:, column].astype(np.float64), 0)))
-        return soft + (rest - np.log(sums))[owners]
+        softened: Floats = soft + (rest - np.log(sums))[owners]
+    return softened

@@ -118,11 +118,12 @@ def _sorted_places(values: npt.NDArray[Any], offsets: Offsets, limit: int) -> Or
     bits = max(width - 1, 1).bit_length()
     kind = np.uint32 if limit.bit_length() + bits < 32 else np.uint64
     within = np.arange(width, dtype=kind)
-    full = len(counts) * width == len(values)
+    if len(counts) * width == len(values):
+        keys = values.reshape(-1, width).astype(kind) << kind(bits) | within
+        keys.sort(axis=1)
+        return ((keys & kind((1 << bits) - 1)).astype(np.int64) + offsets[:-1, None]).reshape(-1)
+    held = within < counts[:, None]
     keys = np.full((len(counts), width), np.iinfo(kind).max, dtype=kind)
-    held = np.s_[:] if full else within < counts[:, None]
-    keys[held] = values.reshape(-1, width) if full else values
-    keys = keys << kind(bits) | within if full else np.where(held, keys << kind(bits) | within, keys)
+    keys[held] = values.astype(kind) << kind(bits) | np.broadcast_to(within, held.shape)[held]
     keys.sort(axis=1)
-    places = (keys & kind((1 << bits) - 1)).astype(np.int64) + offsets[:-1, None]
-    return places[held].reshape(-1)
+    return ((keys & kind((1 << bits) - 1)).astype(np.int64) + offsets[:-1, None])[held]

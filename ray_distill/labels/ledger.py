@@ -48,7 +48,8 @@ class Ledger:
         """Records that were taken in."""
         self._table = SCHEMA.empty_table() if table is None else table
         self._sorted: tuple[RowIds, npt.NDArray[np.int64]] | None = None
-        self._recent: dict[bytes, pa.Table] = {}
+        self._recent: set[bytes] = set()
+        self._tables: list[pa.Table] = []
 
     def __len__(self) -> int:
         """Number of units."""
@@ -77,16 +78,16 @@ class Ledger:
             for receipt in entries(record, self.length):
                 fresh.setdefault(receipt.unit, receipt)
             rows = [_row(receipt, self.length) for receipt in fresh.values() if receipt.unit not in self]
-            table = _table(rows)
-            self._recent |= {row["unit"]: table.slice(at, 1) for at, row in enumerate(rows)}
+            self._tables.append(_table(rows))
+            self._recent.update(row["unit"] for row in rows)
             self.length += 1
             if len(self._recent) > RECENT:
                 self._merge()
 
     def _merge(self) -> None:
         if self._recent:
-            self._table = pa.concat_tables([self._table, *self._recent.values()]).combine_chunks()
-            self._recent, self._sorted = {}, None
+            self._table = pa.concat_tables([self._table, *self._tables]).combine_chunks()
+            self._recent, self._tables, self._sorted = set(), [], None
 
     def find(self, units: Sequence[str]) -> npt.NDArray[np.int64]:
         """Where each unit stands in the order of commitment; -1 where it is not committed."""

@@ -253,12 +253,14 @@ def _teaching(
     columns = _pad_entries(found, remap(store_classes, student_classes, "the label store"))
     width = columns["ids_RK"].shape[1]
     columns["log_tail_RT"] = found.log_tail
-    filler = {"ids_RK": np.arange(width), "logp_RK": -np.log(width), "log_tail_RT": -np.inf}
+    filler: dict[str, npt.ArrayLike] = {"ids_RK": np.arange(width), "logp_RK": -np.log(width), "log_tail_RT": -np.inf}
     if found.draws is not None:
         columns["log_normaliser_R"] = found.draws.log_normaliser
-    spread = {name: _over_rows(values, position, filler.get(name, 0)) for name, values in columns.items()}
-    draws = {} if found.draws is None else {"draws": found.draws.number, "exponent": found.draws.exponent}
-    return Teaching(classes=found.classes, temperatures=found.temperatures, **spread, **draws)
+    fields: dict[str, Any] = {
+        name: _over_rows(values, position, filler.get(name, 0)) for name, values in columns.items()}
+    if found.draws is not None:
+        fields |= {"draws": found.draws.number, "exponent": found.draws.exponent}
+    return Teaching(classes=found.classes, temperatures=found.temperatures, **fields)
 
 
 def _over_rows(values: npt.NDArray[Any], position: Index, filler: npt.ArrayLike) -> npt.NDArray[Any]:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -155,7 +156,7 @@ def _log_tails(logp_NV: Tensor, ids_NM: Tensor, logp_NM: Tensor, temperatures: t
     return torch.stack(tails, -1)
 
 
-def _host(columns: list[Tensor]) -> npt.NDArray[np.generic]:
+def _host(columns: list[Tensor]) -> npt.NDArray[Any]:
     """Slices of one column, joined and copied to the host."""
-    joined: npt.NDArray[np.generic] = torch.cat(columns).cpu().numpy()
+    joined: npt.NDArray[Any] = torch.cat(columns).cpu().numpy()
     return joined

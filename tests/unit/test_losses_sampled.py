@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from ray_distill.config import LossConfig
 from ray_distill.labels.signal import Distributions
 from ray_distill.losses.base import LossBatch, SparseTargets, StudentOutput
 from ray_distill.losses.soft import Soft, drawn_weights, forward_kl
 from ray_distill.students.batches import _pad_entries
+from ray_distill.students.terms import build_terms
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.reduce import reduce_logits
 
@@ -170,3 +172,11 @@ def test_an_unknown_divergence_is_named() -> None:
     """With the ones there are."""
     with pytest.raises(ValueError, match="forward_kl, reverse_kl, jsd, found 'mse'"):
         Soft(divergence="mse")
+
+
+def test_a_configuration_names_the_divergence() -> None:
+    """It reaches the loss; forward KL is what none means."""
+    for given, expected in (({"divergence": "jsd"}, "jsd"), ({}, "forward_kl")):
+        losses = {"soft": LossConfig.model_validate(given)}
+        (term,) = build_terms(losses, steps=1, temperatures=TEMPERATURES, layers={})
+        assert term.loss == Soft(divergence=expected)

@@ -1,6 +1,7 @@
 """The reduction of logits against a dense float64 reference."""
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ray_distill.errors import TeacherRefused
 from ray_distill.labels.signal import Distributions
@@ -206,3 +208,25 @@ def test_hybrid_that_holds_every_class_is_dense() -> None:
     found, dense = reduce_logits(logits_NV, _drawing("hybrid", k=6), _ids(3)), reduce_logits(logits_NV, _ask("dense"))
     assert np.array_equal(found.logp, dense.logp) and np.array_equal(found.log_tail, dense.log_tail)
     assert found.draws is not None and not found.draws.count.any()
+
+
+class _Largest(TorchDispatchMode):
+    """Remembers the most elements any operation gave."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            self.elements = max(self.elements, tensor.numel() if isinstance(tensor, torch.Tensor) else 0)
+        return out
+
+
+@pytest.mark.parametrize("estimator", ["topk", "sampled", "hybrid"])
+def test_no_second_copy_of_all_logits_is_made(estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No operation gives more elements than a slice has, bf16 logits raised to float32 included."""
+    monkeypatch.setattr(reduce, "_SLICE", 2000)
+    logits_NV = torch.zeros(64, 500, dtype=torch.bfloat16)
+    with _Largest() as largest:
+        found = reduce_logits(logits_NV, _drawing(estimator), _ids(64))
+    assert found.rows == 64 and 0 < largest.elements <= 2000

@@ -18,7 +18,7 @@ from ray_distill.labels.manifest import StoreManifest
 from ray_distill.labels.rowids import RowIds, SnapshotRows
 from ray_distill.labels.units import Receipt, WorkUnit, labels_name, quarantine_name, unit_id
 from ray_distill.storage import files
-from ray_distill.storage.log import CommitLog, Record
+from ray_distill.storage.log import DIGEST_BYTES, CommitLog, Record, covered
 
 MANIFEST_NAME = "store.json"
 
@@ -76,7 +76,9 @@ class LabelStore:
         self._cached = 0
 
     def _restore(self, url: str, data: bytes) -> bytes:
-        self._ledger, chain = Ledger.from_bytes(url, data)
+        ledger, chain = Ledger.from_bytes(url, data)
+        if len(chain) == (covered(url) + 1) * DIGEST_BYTES:  # any other the log refuses
+            self._ledger = ledger
         return chain
 
     @property

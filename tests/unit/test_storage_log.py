@@ -107,3 +107,68 @@ def test_racing_writers_lose_nothing(root):
     log = CommitLog(root)
     log.refresh()
     assert sorted(record["value"] for record in log.records) == [[w, n] for w in range(4) for n in range(5)]
+
+
+def restoring(root):
+    """A log that takes up checkpoints which hold the chain and nothing else."""
+    return CommitLog(root, lambda url, data: data)
+
+
+def test_a_checkpoint_stands_for_the_records_before_it(root):
+    """The chain goes on from the checkpoint, only later records are held, and appending takes the next number."""
+    log = append(root, 1, 2, 3)
+    log.write_checkpoint(log.chain)
+    append(root, 4)
+    opened = restoring(root)
+    opened.refresh()
+    assert [record["value"] for record in opened.records] == [4] and (opened.first, opened.length) == (3, 4)
+    assert opened.append(lambda records: {"value": 5}) == {"value": 5}
+    log.refresh()
+    assert opened.chain == log.chain and [record["value"] for record in log.records] == [1, 2, 3, 4, 5]
+    assert [log.prefix_digest(n) for n in range(6)] == [opened.prefix_digest(n) for n in range(6)]
+
+
+def test_the_newest_checkpoint_is_taken_and_the_records_stay(root):
+    """Of several checkpoints the longest counts; records below it are neither read nor deleted."""
+    log = append(root, 1)
+    log.write_checkpoint(log.chain)
+    log = append(root, 2)
+    log.write_checkpoint(log.chain)
+    assert [files.exists(record_url(root, n)) for n in range(2)] == [True, True] and len(log.checkpoints()) == 2
+    opened = restoring(root)
+    opened.refresh()
+    assert (opened.first, opened.length, opened.checkpoint) == (2, 2, 2)
+
+
+def test_an_open_log_goes_on_when_another_compacts(root):
+    """Whoever has read records already does not need a checkpoint, and notes how far it reaches."""
+    log = restoring(root)
+    log.append(lambda records: {"value": 1})
+    other = append(root, 2)
+    other.write_checkpoint(other.chain)
+    log.refresh()
+    assert [record["value"] for record in log.records] == [1, 2] and log.checkpoint == 2
+    log.drop_records()
+    assert (log.first, log.length, log.digest) == (2, 2, other.digest)
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data[:-1], lambda data: b"", lambda data: data + b"x"])
+def test_a_checkpoint_whose_bytes_are_not_its_names_is_refused(root, spoil):
+    """Damage is one error that says the file may be deleted; then the records are read."""
+    log = append(root, 1, 2)
+    url = log.write_checkpoint(log.chain)
+    files.write_bytes(url, spoil(log.chain))
+    opened = restoring(root)
+    with pytest.raises(CorruptStore, match="damaged.*delete it, the records hold it all"):
+        opened.refresh()
+    files.delete(url)
+    opened.refresh()
+    assert opened.chain == log.chain
+
+
+def test_a_checkpoint_of_fewer_digests_than_its_name_says_is_refused(root):
+    """The chain must reach exactly as far as the name."""
+    log = append(root, 1, 2)
+    log.write_checkpoint(log.chain[:64])
+    with pytest.raises(CorruptStore, match="found the digests of 1 records"):
+        restoring(root).refresh()

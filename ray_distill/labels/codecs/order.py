@@ -101,7 +101,7 @@ def _blocks(offsets: Offsets) -> Iterator[tuple[int, int]]:
 def _ranks(steps: Order, offsets: Offsets, classes: int) -> Order:
     sums = np.cumsum(steps + 1)
     before = np.append(0, sums)[offsets[:-1]]
-    ranks = sums - np.repeat(before + 1, np.diff(offsets))
+    ranks: Order = sums - np.repeat(before + 1, np.diff(offsets))
     if len(ranks) and not (ranks.min() >= 0 and ranks.max() < classes):
         raise CorruptStore(f"column ids: found rank {ranks.min()}..{ranks.max()}, expected 0..{classes - 1}")
     return ranks
@@ -116,14 +116,18 @@ def _sorted_places(values: npt.NDArray[Any], offsets: Offsets, limit: int) -> Or
     if len(counts) * width > _PADDING * len(values) + 65536:
         return np.lexsort((values, np.repeat(np.arange(len(counts)), counts)))
     bits = max(width - 1, 1).bit_length()
-    kind = np.uint32 if limit.bit_length() + bits < 32 else np.uint64
+    # A key is the value and the place within its position; half as wide keys sort twice as fast.
+    kind: Any = np.uint32 if limit.bit_length() + bits < 32 else np.uint64
     within = np.arange(width, dtype=kind)
+    places: Order
     if len(counts) * width == len(values):
         keys = values.reshape(-1, width).astype(kind) << kind(bits) | within
         keys.sort(axis=1)
-        return ((keys & kind((1 << bits) - 1)).astype(np.int64) + offsets[:-1, None]).reshape(-1)
+        places = ((keys & kind((1 << bits) - 1)).astype(np.int64) + offsets[:-1, None]).reshape(-1)
+        return places
     held = within < counts[:, None]
     keys = np.full((len(counts), width), np.iinfo(kind).max, dtype=kind)
     keys[held] = values.astype(kind) << kind(bits) | np.broadcast_to(within, held.shape)[held]
     keys.sort(axis=1)
-    return ((keys & kind((1 << bits) - 1)).astype(np.int64) + offsets[:-1, None])[held]
+    places = ((keys & kind((1 << bits) - 1)).astype(np.int64) + offsets[:-1, None])[held]
+    return places

@@ -4,7 +4,6 @@ A plane is a column of binary cells, one a row. Rare large numbers leave an esca
 their own, so that the common ones cost one byte before compression.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -125,7 +124,8 @@ def contexts(offsets: Offsets) -> Context:
     if np.all(counts == width):
         return np.tile((CONTEXTS * np.arange(width) // max(width, 1)).astype(np.uint8), len(counts))
     within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], counts)
-    return (CONTEXTS * within // np.repeat(counts, counts)).astype(np.uint8)
+    quarter: Context = (CONTEXTS * within // np.repeat(counts, counts)).astype(np.uint8)
+    return quarter
 
 
 def _chosen(mask: npt.NDArray[np.bool_], offsets: Offsets) -> Offsets:
@@ -135,7 +135,7 @@ def _chosen(mask: npt.NDArray[np.bool_], offsets: Offsets) -> Offsets:
 
 def _wide(
     name: str, values: npt.NDArray[Any], wide: npt.NDArray[np.bool_], offsets: Offsets
-) -> Mapping[str, pa.Array]:
+) -> dict[str, pa.Array]:
     if not wide.any():  # most shards: a column more would cost its place in the footer
         return {}
     return {f"{name}.wide": cells(values[wide].astype(np.uint32), _chosen(wide, offsets))}

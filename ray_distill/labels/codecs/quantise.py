@@ -28,7 +28,8 @@ def quantise(logp: npt.NDArray[Any], power: float, levels: int) -> Codes:
 def centres(power: float, levels: int) -> Floats:
     """Log-probability ``[levels+1]`` that stands for each bin, before scaling; -inf for bin 0."""
     with np.errstate(divide="ignore"):
-        return np.log(np.maximum(np.arange(levels + 1) - 0.5, 0) / levels) / power
+        logs: Floats = np.log(np.maximum(np.arange(levels + 1) - 0.5, 0) / levels) / power
+    return logs
 
 
 def encode_odds(log_odds: Floats) -> Codes:
@@ -65,10 +66,12 @@ def log_share(odds: Floats) -> Floats:
 def encode_entropy(entropy: npt.NDArray[Any], classes: int) -> Codes:
     """16 bits of an entropy in nats, within 0..log V; finer near 0."""
     share = np.clip(entropy.astype(np.float64) / np.log(max(classes, 2)), 0, 1)
-    return np.rint(np.sqrt(share) * _TOP).astype(np.uint16)
+    codes: Codes = np.rint(np.sqrt(share) * _TOP).astype(np.uint16)
+    return codes
 
 
 def decode_entropy(codes: Codes, classes: int) -> npt.NDArray[np.float32]:
     """Entropy that `encode_entropy` stored."""
     share = (codes.astype(np.float64) / _TOP) ** 2
-    return (share * np.log(max(classes, 2))).astype(np.float32)
+    entropy: npt.NDArray[np.float32] = (share * np.log(max(classes, 2))).astype(np.float32)
+    return entropy

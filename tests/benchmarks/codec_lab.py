@@ -1,0 +1,50 @@
+"""Distributions with the look of a language model's, for the codec's benchmark: Zipf's ids, a few nats of entropy."""
+
+import numpy as np
+
+from ray_distill.labels.codecs.base import running
+from ray_distill.labels.codecs.measure import compact_options
+from ray_distill.labels.manifest import StoreManifest
+from ray_distill.labels.signal import Distributions
+
+
+def manifest_of(
+    codec: tuple[str, int], classes: int, k: int, temperatures: tuple[float, ...] = (1.0,)
+) -> StoreManifest:
+    """A causal language model's top-k store."""
+    options = compact_options(temperatures, False) if codec[0] == "compact" else {}
+    return StoreManifest(
+        task="causal_lm", teacher={"fingerprint": "synthetic"}, classes=(), vocabulary=classes, estimator="topk", k=k,
+        temperatures=temperatures, codec=codec, options=options)
+
+
+def language_like(positions: int, classes: int, k: int, seed: int = 0, row: int = 200) -> Distributions:
+    """Top-k distributions ``[positions]`` in rows of ``row`` tokens: class ids by Zipf's law in a shuffled order,
+    log-probabilities that fall with the logarithm of the rank, sharper and flatter from position to position.
+    """
+    rng = np.random.default_rng(seed)
+    names = rng.permutation(classes).astype(np.int32)
+    ranks_PK = np.sort(np.floor(classes ** rng.random((positions, 4 * k))).astype(np.int64) - 1, axis=1)
+    ids_PK = names[_distinct(ranks_PK, k, classes)]
+    slope_P = rng.uniform(0.8, 2.5, (positions, 1))
+    logit_PK = -slope_P * np.log(np.arange(1, k + 1)) + rng.normal(scale=0.3, size=(positions, k))
+    tail_P = rng.beta(1, 9, positions).clip(1e-6, 0.99)
+    logp_PK = logit_PK - np.log(np.exp(logit_PK).sum(axis=1, keepdims=True)) + np.log1p(-tail_P)[:, None]
+    shuffled_PK = rng.permuted(logp_PK, axis=1)
+    order_PK = np.argsort(ids_PK, axis=1)
+    rows = running(np.full(positions // row, row))
+    return Distributions(
+        classes=classes, temperatures=(1.0,), row_offsets=rows,
+        position=np.tile(np.arange(row, dtype=np.int32), positions // row),
+        entry_offsets=np.arange(positions + 1, dtype=np.int64) * k,
+        ids=np.take_along_axis(ids_PK, order_PK, axis=1).reshape(-1),
+        logp=np.take_along_axis(shuffled_PK, order_PK, axis=1).reshape(-1).astype(np.float32),
+        log_tail=np.log(tail_P).astype(np.float32)[:, None],
+        entropy=(-np.exp(logp_PK) * logp_PK).sum(axis=1).astype(np.float32))
+
+
+def _distinct(sorted_PM: np.ndarray, k: int, classes: int) -> np.ndarray:
+    """k distinct ranks a position: every drawn rank is moved up past the one before it, then k of them are kept."""
+    steps = np.arange(k)
+    kept_PK = sorted_PM[:, :: sorted_PM.shape[1] // k][:, :k]
+    return np.minimum(np.maximum.accumulate(kept_PK - steps, axis=1) + steps, classes - k + steps)

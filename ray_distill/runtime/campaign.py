@@ -124,6 +124,10 @@ def check(config: Campaign) -> None:
         try:
             if name == "hidden" and not labels.hidden.layers:
                 raise ConfigError("student.losses.hidden: no hidden states will be stored; set labels.hidden.layers")
+            if loss.divergence != "forward_kl" and labels.signal.estimator in ("sampled", "hybrid"):
+                raise ConfigError(
+                    f"student.losses.{name}.divergence: {loss.divergence} needs dense or topk labels, the estimator is "
+                    f"{labels.signal.estimator}: of draws only forward_kl is unbiased, as it alone is linear in p")
             # Which layers pair up is known with the student; any pair will do to check the rest.
             build_terms({name: loss}, steps=1, temperatures=labels.signal.temperatures, layers={0: 0})
         except ConfigError as error:

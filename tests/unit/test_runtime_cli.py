@@ -88,6 +88,22 @@ def test_what_would_fail_after_the_teacher_is_paid_for_fails_before(
     assert "'typos'" not in told
 
 
+@pytest.mark.parametrize(("estimator", "refused"), [
+    ("dense", False), ("topk", False), ("sampled", True), ("hybrid", True)])
+def test_a_divergence_that_draws_would_bias_is_refused_before_the_teacher_is_paid_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], estimator: str, refused: bool
+) -> None:
+    """Reverse KL is no linear function of the teacher's probabilities; the message says so."""
+    teacher = {"model": "ray_distill.testing.models:tiny_text_model", "arguments": {"classes": CLASSES}}
+    config = _write(tmp_path, student={"losses": {"soft": {"divergence": "reverse_kl"}}},
+                    labels={"teacher": teacher, "signal": {"estimator": estimator}})
+    if refused:
+        told = _fails(capsys, "run", config, "--dry-run")
+        assert "student.losses.soft.divergence: reverse_kl needs dense or topk labels" in told
+    else:
+        assert cli.main(["run", config, "--dry-run"]) == 0
+
+
 @pytest.mark.parametrize(("command", "says"), [
     (["run", "nowhere.yaml"], "nowhere.yaml"),
     (["audit", "nowhere"], "there is no label store here"),

@@ -23,7 +23,8 @@ from urllib.parse import urlsplit
 
 import ray_distill
 from ray_distill.config import Campaign, load_config
-from ray_distill.errors import ClusterError
+from ray_distill.errors import ClusterError, ConfigError
+from ray_distill.storage import files
 
 CONNECT_SECONDS = 10.0
 #: How a head says that its agent is not up yet; how long that is waited for, and how often it is asked.
@@ -66,11 +67,12 @@ def submit(
             that is not followed to its end has no exit code.
 
     Raises:
-        ConfigError: the config is wrong.
+        ConfigError: the config is wrong, or would record its runs in a folder that ends with the job.
         ClusterError: no cluster at the address, token missing or refused, no such job file, too much to send,
             or the connection was lost (the job itself goes on).
     """
     config = load_config(config_path, tuple(overrides))
+    _require_lasting_record(config)
     token = token or find_token(os.environ)
     check_address(address, token)
     with _staged(job, Path(config_path), Path(working_dir)) as folder:
@@ -91,6 +93,15 @@ def submit(
         sys.stdout.write(json.dumps({"job_id": job_id, "status": status, "exit_code": ended}) + "\n")
         sys.stdout.flush()
     return exit_code
+
+
+def _require_lasting_record(config: Campaign) -> None:
+    """Runs are recorded beside a local output; beside a remote one they would lie in the job's own, passing folder."""
+    tracking = config.tracking
+    if tracking.enabled and tracking.uri is None and not files.is_local(config.output_url):
+        raise ConfigError(
+            f"tracking.uri is not set and the output {config.output_url} is remote: the runs would be recorded in the "
+            "job's working folder, which the cluster removes; set tracking.uri to your MLflow server, or to none")
 
 
 def find_token(environment: Mapping[str, str]) -> str | None:

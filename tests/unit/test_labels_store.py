@@ -1,11 +1,14 @@
 """The label store from the first unit to the pinned reference, without a cluster."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from ray_distill.errors import ConfigError, CorruptStore, DistillError, LabelError, StoreMismatch
 from ray_distill.labels import rowids, units
+from ray_distill.labels.manifest import SINCE_2
 from ray_distill.labels.reader import open_label_set
 from ray_distill.labels.store import create_or_open, open_store
 from ray_distill.labels.units import Receipt, WorkUnit
@@ -361,3 +364,26 @@ def test_a_reference_does_not_depend_on_the_working_directory(tmp_path, monkeypa
     ref = open_store("store").ref(snapshot.ref)
     monkeypatch.chdir("/")
     assert open_label_set(ref, snapshot).rows == 4
+
+
+def _of_version_1(manifest):
+    """The manifest as a release before version 2 wrote it: without the fields that came later."""
+    kept = {key: value for key, value in manifest.to_dict().items() if key not in SINCE_2}
+    return {**kept, "version": 1}
+
+
+def test_a_store_of_version_1_stays_readable_and_takes_more_labels(url):
+    """It opens, keeps its fingerprint, and a run of today with the same settings labels what it lacks."""
+    from ray_distill.fingerprint import fingerprint
+
+    value = _of_version_1(fake_manifest())
+    mark = fingerprint({**value, "teacher": {"fingerprint": "fake"}})
+    files.write_json(files.join(url, "store.json"), {"manifest": value, "fingerprint": mark})
+    assert open_store(url).manifest.fingerprint == mark
+    wanted = replace(fake_manifest(), unit_bytes=1 << 20)
+    store = create_or_open(url, wanted)
+    assert store.manifest.version == 1 and store.manifest.fingerprint == mark
+    label_all(url, store.manifest, fake_snapshot(range(8)))
+    assert store.pending(fake_snapshot(range(8))) == []
+    with pytest.raises(StoreMismatch, match="hidden_rank: the store has 0, this run wants 3"):
+        create_or_open(url, replace(wanted, hidden_rank=3))

@@ -1,7 +1,5 @@
 """A teacher's answer for many rows, in the batches that a store's plan decides: the same wherever it is asked."""
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -11,18 +9,17 @@ from ray_distill.labels.manifest import StoreManifest
 from ray_distill.labels.schema import concat_signals
 from ray_distill.labels.signal import Signal
 from ray_distill.tasks.base import Encoded
+from ray_distill.teachers.base import Ask, Teacher
 
 
-def ask_of(manifest: StoreManifest) -> Any:
-    """What a store wants of its teacher: an `Ask`."""
-    from ray_distill.teachers.base import Ask
-
+def ask_of(manifest: StoreManifest) -> Ask:
+    """What a store wants of its teacher."""
     return Ask(
         estimator=manifest.estimator, k=manifest.k, temperatures=manifest.temperatures, layers=manifest.hidden_layers,
         pool=manifest.pool, draws=manifest.draws, exponent=manifest.exponent, seed=manifest.seed)
 
 
-def answer_all(teacher: Any, encoded: Encoded, ask: Any, batch: int) -> tuple[pa.Array, Signal, Rejects]:
+def answer_all(teacher: Teacher, encoded: Encoded, ask: Ask, batch: int) -> tuple[pa.Array, Signal, Rejects]:
     """Answer rows in batches of like length.
 
     Returns:

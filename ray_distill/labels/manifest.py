@@ -109,8 +109,11 @@ class StoreManifest:
         return value
 
     def adopt(self, store: "StoreManifest") -> "StoreManifest":
-        """These settings with what an existing store has found for itself."""
-        return replace(self, **{name: getattr(store, name) for name in (*FOUND, "measured", "version")})
+        """These settings with what an existing store has found for itself, in the form it was begun in."""
+        older = store.codec[0] == self.codec[0] and store.codec[1] < self.codec[1] and (
+            store.options.get("lossless") == self.options.get("lossless"))
+        form = ("codec", "options") if older else ()
+        return replace(self, **{name: getattr(store, name) for name in (*form, *FOUND, "measured", "version")})
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""

@@ -92,6 +92,7 @@ def make_manifest(config: Campaign, facts: TeacherFacts) -> StoreManifest:
     teacher, drawn = labels.teacher, signal.estimator in ("sampled", "hybrid")
     lossless = signal.encoding == "lossless"
     plain = lossless and not drawn  # the plain codecs hold every digit of what is not drawn, and any tool reads them
+    counted = signal.estimator == "sampled" and signal.exponent == 1
     return StoreManifest(
         task=config.task, classes=facts.classes, estimator=labels.signal.estimator,
         teacher={"fingerprint": facts.fingerprint, "model": teacher.model, "revision": teacher.revision,
@@ -102,9 +103,10 @@ def make_manifest(config: Campaign, facts: TeacherFacts) -> StoreManifest:
         temperatures=signal.temperatures, hidden_layers=facts.layers, pool=hidden.pool, hidden_dtype=hidden.dtype,
         hidden_rank=(hidden.rank or 0) if facts.layers else 0,
         hidden_variance=(hidden.variance or 0.0) if facts.layers else 0.0,
-        codec=(signal.estimator if plain else "compact", 1),
-        options={} if plain else compact_options(signal.temperatures, lossless), unit_rows=labels.unit_rows,
-        unit_bytes=labels.unit_bytes, batch=labels.resources.batch, threads=max(1, int(labels.resources.cpus)))
+        codec=(signal.estimator, 1) if plain else ("compact", 2),
+        options={} if plain else compact_options(signal.temperatures, lossless, drawn=counted),
+        unit_rows=labels.unit_rows, unit_bytes=labels.unit_bytes,
+        batch=labels.resources.batch, threads=max(1, int(labels.resources.cpus)))
 
 
 def check_teacher(

@@ -34,7 +34,7 @@ THREADS = 2
 def compare(positions: int, files: int = 8) -> str:
     """One line: this codec and the baseline on the same distributions, in the same run."""
     exact = language_like(positions, CLASSES, K)
-    manifest, fits = manifest_of(("compact", 1), CLASSES, K), {"ids": fit_ids(exact, CLASSES)}
+    manifest, fits = manifest_of(("compact", 2), CLASSES, K), {"ids": fit_ids(exact, CLASSES)}
     ids = np.frombuffer(np.random.default_rng(0).bytes(16 * exact.rows), dtype="S16")
     encode_s, data = timed(lambda: shards.encode_labels(ids, exact, manifest, fits))
     shards.decode_labels(data, manifest, fits, "shard")
@@ -100,7 +100,7 @@ def measured(exact: Distributions, estimator: str, k: int) -> str:
     fits = {"ids": fit_ids(exact.take(rows[::3]), exact.classes)}
     judged = exact.take(rows[rows % 3 > 0])
     manifest = replace(
-        manifest_of(("compact", 1), exact.classes, max(k, 1), exact.temperatures), estimator=estimator, k=k,
+        manifest_of(("compact", 2), exact.classes, max(k, 1), exact.temperatures), estimator=estimator, k=k,
         draws=50 if estimator == "sampled" else 0, options=compact_options(exact.temperatures, False))
     error = added_error(judged, manifest, fits)
     nats = ", ".join(f"{value:.2e} nats at T={at}" for at, value in error["nats"].items())

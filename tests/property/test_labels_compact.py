@@ -26,7 +26,7 @@ def manifest_of(estimator, classes, *, lossless=True, temperatures=(1.0, 2.0), e
     """A manifest of the compact codec."""
     return StoreManifest(
         task="causal_lm", teacher={"fingerprint": "t"}, classes=(), vocabulary=classes, estimator=estimator, k=1,
-        draws=4, exponent=exponent, temperatures=temperatures, codec=("compact", 1),
+        draws=4, exponent=exponent, temperatures=temperatures, codec=("compact", 2),
         options=compact_options(temperatures, lossless) | options)
 
 
@@ -208,7 +208,7 @@ def test_the_fitted_order_is_by_count_then_id():
 COLUMNS = {
     "topk": ["layout", "position", "entries", "ids.0", "ids.3", "ids.low", "logp", "log_tail.0", "log_tail.1",
              "entropy.0", "entropy.1"],
-    "hybrid": ["count", "count.wide", "log_normaliser.3"],
+    "hybrid": ["count", "count.wide", "log_normaliser.3"], "sampled": ["count", "count.more"],
     "dense": ["logp", "entropy.0"]}
 
 
@@ -218,7 +218,7 @@ def test_columns_that_disagree_are_corrupt(estimator, column):
     distributions = made(estimator, 20_000 if estimator != "dense" else 7, [2, 3], 5, from_zero=False)
     manifest = manifest_of(estimator, distributions.classes, lossless=False)
     table = pa.table({"row_id": pa.array([row_id(n) for n in range(2)], rowids.ROW_ID),
-                      **find_codec(("compact", 1)).encode(distributions, manifest, {})})
+                      **find_codec(("compact", 2)).encode(distributions, manifest, {})})
     at = table.column_names.index(column)
     others = [pa.array([1.5, 2.5])]
     if column != "layout":
@@ -237,7 +237,7 @@ def test_changed_bytes_decode_or_are_corrupt(data, estimator, lossless):
     distributions = made(estimator, 300, [2, 3], 7, equal=data.draw(st.booleans()))
     manifest = manifest_of(estimator, 300, lossless=lossless)
     fits = {"ids": fit_ids(distributions, 300)}
-    columns = dict(find_codec(("compact", 1)).encode(distributions, manifest, fits))
+    columns = dict(find_codec(("compact", 2)).encode(distributions, manifest, fits))
     name = data.draw(st.sampled_from(sorted(columns)))
     values = columns[name].to_pylist()
     row = data.draw(st.integers(0, 1))
@@ -248,7 +248,7 @@ def test_changed_bytes_decode_or_are_corrupt(data, estimator, lossless):
         values[row] = values[row][:place] + data.draw(st.binary(max_size=2)) + values[row][place + 1:]
     columns[name] = pa.array(values, columns[name].type)
     try:
-        found = find_codec(("compact", 1)).decode(pa.table(columns), manifest, fits)
+        found = find_codec(("compact", 2)).decode(pa.table(columns), manifest, fits)
     except CorruptStore:
         return
     assert found.rows == 2 and (not len(found.ids) or (found.ids.min() >= 0 and found.ids.max() < 300))

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pytest
 
+from ray_distill.errors import StoreMismatch
 from ray_distill.labels import rowids
 from ray_distill.labels.fits import write_fits
 from ray_distill.labels.hidden import basis_name
@@ -32,7 +33,7 @@ def test_a_lossless_store_adds_nothing_and_fits_nothing() -> None:
 
 def test_a_compact_store_says_what_it_adds() -> None:
     """Its class order is fitted, its error is not zero and not large, its bytes are counted."""
-    _, found = fitted(codec=("compact", 1), options={"lossless": False, "power": 0.25, "levels": 255})
+    _, found = fitted(codec=("compact", 2), options={"lossless": False, "power": 0.25, "levels": 255})
     assert sorted(found.fits["ids"]) == list(range(5))
     assert all(0 < value < 1e-3 for value in found.measured["labels"]["nats"].values())
     assert found.measured["labels"]["bytes_a_position"] > 0
@@ -65,3 +66,18 @@ def test_a_store_keeps_what_it_found_and_a_later_run_adopts_it(tmp_path) -> None
     other = create_or_open(url, replace(manifest, measured={"rows": 1}))
     assert other.manifest == open_store(url).manifest == first
     assert other.pending(snapshot) == []
+
+
+def test_a_store_goes_on_in_the_codec_it_was_begun_in(tmp_path) -> None:
+    """A release with a newer version of the codec, and other levels, labels on in the old form; never the other way."""
+    manifest = fake_manifest(estimator="topk")
+    lossy = {"lossless": False, "power": 0.25}
+    old = replace(manifest, codec=("compact", 1), options={**lossy, "levels": 160})
+    new = replace(manifest, codec=("compact", 2), options={**lossy, "levels": 112})
+    url = str(tmp_path / "old")
+    assert create_or_open(url, old).manifest == create_or_open(url, new).manifest == old
+    with pytest.raises(StoreMismatch, match="options"):
+        create_or_open(url, replace(new, options={**new.options, "lossless": True}))
+    create_or_open(str(tmp_path / "new"), new)
+    with pytest.raises(StoreMismatch, match="codec"):
+        create_or_open(str(tmp_path / "new"), old)

@@ -1,4 +1,4 @@
-"""``compact/1``: ranks of class ids as sorted gaps, probabilities in one byte, everything in byte planes.
+"""``compact``: ranks of class ids as sorted gaps, probabilities in one byte, everything in byte planes.
 
 Options (``manifest.options``): ``lossless``; else ``power`` and ``levels`` of the bins of probabilities. The fitted
 array ``ids`` (``[V]`` int32, rank to class id) puts frequent classes close together; without it, rank and id are one.
@@ -6,6 +6,9 @@ array ``ids`` (``[V]`` int32, rank to class id) puts frequent classes close toge
 Columns, a cell a row: ``layout`` uint8 (what is implied, see the constants), ``ids`` and ``logp`` (``[E]``, in the
 order of ranks), ``log_tail`` ``[P·T]``, ``entropy`` ``[P]``; where the layout says so ``position`` ``[P]``, ``entries``
 ``[P]``, ``count`` ``[E]`` and ``log_normaliser`` ``[P]``. Lossless columns are the planes of float32.
+
+Version 2 stores the counts of draws from p itself as differences to what the bins lead one to expect (`counts`), where
+probabilities have bins, and wide gaps in planes.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,6 +21,7 @@ import pyarrow as pa
 
 from ray_distill.errors import CorruptStore, LabelError
 from ray_distill.labels.codecs.base import Offsets, cells, require_lengths, row_totals, running, uncells
+from ray_distill.labels.codecs.counts import Bins, decode_counts, encode_counts, expected_counts
 from ray_distill.labels.codecs.dense import require_dense
 from ray_distill.labels.codecs.order import by_class, by_rank, rank_order
 from ray_distill.labels.codecs.planes import (
@@ -48,45 +52,47 @@ from ray_distill.labels.manifest import StoreManifest
 from ray_distill.labels.signal import Distributions, Draws
 
 #: Bits of the layout: positions count from 0; all positions have equally many entries; entries were drawn; the
-#: normaliser of the draws is 0.
-COUNTED, EQUAL, DRAWN, NORMAL = 1, 2, 4, 8
+#: normaliser of the draws is 0; from version 2 on, counts are differences to what their bins lead one to expect.
+COUNTED, EQUAL, DRAWN, NORMAL, EXPECTED = 1, 2, 4, 8, 16
 
 
 @dataclass(frozen=True)
 class CompactCodec:
     """The codec; all its settings stand in the manifest."""
 
+    version: int
     name: str = "compact"
-    version: int = 1
 
     def encode(self, distributions: Distributions, manifest: StoreManifest, fits: Fits) -> Mapping[str, pa.Array]:
         """Columns of a shard; errors as `Codec.encode`."""
         values = _encode_lossless if options(manifest)[0] else _encode_lossy
         layout = _layout(distributions)
+        if self.version > 1 and layout & DRAWN and layout & NORMAL and not options(manifest)[0]:
+            layout |= EXPECTED
         rows = distributions.row_offsets
         entries = row_totals(rows, distributions.entry_offsets)
         columns: dict[str, pa.Array] = {"layout": pa.array(np.full(distributions.rows, layout, dtype=np.uint8))}
         if not layout & COUNTED:
             columns["position"] = cells(distributions.position.astype(np.int32), rows)
         if manifest.estimator == "dense":
-            require_dense(distributions, "compact/1")
+            require_dense(distributions, "compact")
             return columns | values(distributions, distributions.logp, manifest)
         if not layout & EQUAL:
             columns |= escaped("entries", np.diff(distributions.entry_offsets), rows)
         order, steps = by_rank(distributions, rank_order(fits, manifest.class_count, LabelError))
-        columns |= gaps("ids", steps, entries, contexts(distributions.entry_offsets))
+        columns |= gaps("ids", steps, entries, contexts(distributions.entry_offsets), wide_planes=self.version > 1)
         columns |= values(distributions, distributions.logp[order], manifest)
-        return columns | _encode_draws(distributions, order, layout)
+        return columns | _encode_draws(distributions, manifest, order, layout)
 
     def decode(self, table: pa.Table, manifest: StoreManifest, fits: Fits) -> Distributions:
         """Distributions of a shard's rows; errors as `Codec.decode`."""
-        layout, rows = _read_layout(table), _rows(table)
+        layout, rows = _read_layout(table, 2 * EXPECTED if self.version > 1 else EXPECTED), _rows(table)
         dense = manifest.estimator == "dense"
         offsets = _entry_offsets(table, layout, rows, manifest.class_count if dense else None)
         entries = row_totals(rows, offsets)
         read = _decode_lossless if options(manifest)[0] else _decode_lossy
         logp, log_tail, entropy = read(table, manifest, rows, offsets)
-        count = unescaped(table, "count", entries).astype(np.int32) if layout & DRAWN else None
+        count = _decode_counts(table, manifest, layout, entries)
         ids, per_entry = (_all_classes(manifest.class_count, len(offsets) - 1), [logp, count]) if dense else by_class(
             ungaps(table, "ids", entries, contexts(offsets)), offsets,
             rank_order(fits, manifest.class_count, CorruptStore), manifest.class_count, [logp, count])
@@ -106,10 +112,10 @@ def options(manifest: StoreManifest) -> tuple[bool, float, int]:
     lossless, power, levels = given.get("lossless", False), given.get("power", 0.5), given.get("levels", DEFAULT_LEVELS)
     usable = isinstance(lossless, bool) and isinstance(levels, int) and isinstance(power, (int, float))
     if not usable or not 0 < power <= 1 or not 2 <= levels <= 65535:
-        raise LabelError(f"codec compact/1 needs options lossless (true or false), power (0 to 1) and levels "
+        raise LabelError(f"codec compact needs options lossless (true or false), power (0 to 1) and levels "
                          f"(2 to 65535), found {dict(given)}")
     if not lossless and manifest.family != "categorical":
-        raise LabelError(f"codec compact/1 stores the family {manifest.family} lossless only: its bins are made for "
+        raise LabelError(f"codec compact stores the family {manifest.family} lossless only: its bins are made for "
                          "probabilities that sum to 1; set labels.signal.encoding to lossless")
     return lossless, float(power), levels
 
@@ -126,13 +132,13 @@ def _layout(distributions: Distributions) -> int:
     return COUNTED * counted + EQUAL * equal + DRAWN * (draws is not None) + NORMAL * normal
 
 
-def _read_layout(table: pa.Table) -> int:
+def _read_layout(table: pa.Table, limit: int) -> int:
     if "layout" not in table.column_names or table.column("layout").type != pa.uint8() or (
         table.column("layout").null_count
     ):
         raise CorruptStore("column layout is missing or not uint8 without nulls")
     found = np.unique(table.column("layout").to_numpy())
-    if len(found) > 1 or (len(found) and found[0] > COUNTED + EQUAL + DRAWN + NORMAL):
+    if len(found) > 1 or (len(found) and found[0] >= limit):
         raise CorruptStore(f"column layout: found {found.tolist()}, expected one known value for the whole shard")
     return int(found[0]) if len(found) else COUNTED
 
@@ -203,7 +209,7 @@ def _encode_lossy(
     distributions: Distributions, logp: npt.NDArray[Any], manifest: StoreManifest
 ) -> dict[str, pa.Array]:
     if np.isnan(logp).any() or np.isnan(distributions.log_tail).any() or np.isnan(distributions.entropy).any():
-        raise LabelError("codec compact/1 cannot store NaN lossy: rows like these belong in quarantine")
+        raise LabelError("codec compact cannot store NaN lossy: rows like these belong in quarantine")
     _, power, levels = options(manifest)
     rows, offsets = distributions.row_offsets, distributions.entry_offsets
     bins = quantise(logp, power, levels)
@@ -225,10 +231,7 @@ def _bins(bins: npt.NDArray[np.uint16], levels: int, entries: Offsets) -> dict[s
 
 def _decode_lossy(table: pa.Table, manifest: StoreManifest, rows: Offsets, offsets: Offsets) -> tuple[Any, Any, Any]:
     _, power, levels = options(manifest)
-    entries = row_totals(rows, offsets)
-    bins = join(table, "logp", np.uint16, entries) if levels > 255 else plane(table, "logp", entries)
-    if len(bins) and int(bins.max()) > levels:
-        raise CorruptStore(f"column logp: found bin {bins.max()}, expected at most {levels}")
+    bins = _read_bins(table, levels, row_totals(rows, offsets))
     odds = _tails(table, manifest, rows, np.uint16, lambda words: decode_odds(words))
     ones = manifest.temperatures.index(1.0)
     centre = centres(power, levels)
@@ -237,6 +240,13 @@ def _decode_lossy(table: pa.Table, manifest: StoreManifest, rows: Offsets, offse
     logp = np.minimum(centre.astype(np.float32)[bins] + np.repeat(shift, np.diff(offsets)), np.float32(0))
     tail = log_share(odds).astype(np.float32)
     return logp, tail, decode_entropy(join(table, "entropy", np.uint16, rows), manifest.class_count)
+
+
+def _read_bins(table: pa.Table, levels: int, entries: Offsets) -> Bins:
+    bins: Bins = join(table, "logp", np.uint16, entries) if levels > 255 else plane(table, "logp", entries)
+    if len(bins) and int(bins.max()) > levels:
+        raise CorruptStore(f"column logp: found bin {bins.max()}, expected at most {levels}")
+    return bins
 
 
 def _width(offsets: Offsets) -> int:
@@ -258,14 +268,35 @@ def _log_sums(values: npt.NDArray[Any], offsets: Offsets) -> npt.NDArray[np.floa
     return logs
 
 
-def _encode_draws(distributions: Distributions, order: npt.NDArray[Any] | slice, layout: int) -> dict[str, pa.Array]:
+def _encode_draws(
+    distributions: Distributions, manifest: StoreManifest, order: npt.NDArray[Any] | slice, layout: int
+) -> dict[str, pa.Array]:
     draws, rows = distributions.draws, distributions.row_offsets
     if draws is None:
         return {}
-    columns = escaped("count", draws.count[order], row_totals(rows, distributions.entry_offsets))
-    if not layout & NORMAL:
-        columns |= split("log_normaliser", draws.log_normaliser.astype(np.float32), rows)
-    return columns
+    entries, count = row_totals(rows, distributions.entry_offsets), draws.count[order]
+    if layout & EXPECTED:
+        _, power, levels = options(manifest)
+        bins = quantise(distributions.logp[order], power, levels)
+        columns = encode_counts(count, bins, expected_counts(power, levels, manifest.draws), entries)
+    else:
+        columns = escaped("count", count, entries)
+    return columns if layout & NORMAL else columns | split(
+        "log_normaliser", draws.log_normaliser.astype(np.float32), rows)
+
+
+def _decode_counts(
+    table: pa.Table, manifest: StoreManifest, layout: int, entries: Offsets
+) -> npt.NDArray[np.int32] | None:
+    if not layout & DRAWN:
+        return None
+    if not layout & EXPECTED:
+        return unescaped(table, "count", entries).astype(np.int32)
+    lossless, power, levels = options(manifest)
+    if lossless:
+        raise CorruptStore("column layout: counts cannot follow bins in a lossless store")
+    return decode_counts(
+        table, _read_bins(table, levels, entries), expected_counts(power, levels, manifest.draws), entries)
 
 
 def _decode_draws(

@@ -44,14 +44,16 @@ def fit_ids(distributions: Distributions, class_count: int) -> npt.NDArray[np.in
     return np.argsort(-counts, kind="stable").astype(np.int32)
 
 
-def compact_options(temperatures: Sequence[float], lossless: bool) -> dict[str, Any]:
-    """Options of ``compact/1`` for the declared temperatures: bins that add about 1e-4 nats on a language model.
+def compact_options(temperatures: Sequence[float], lossless: bool, *, drawn: bool = False) -> dict[str, Any]:
+    """Options of ``compact`` for the declared temperatures: bins that add about 1e-4 nats on a language model.
 
     The power is 1/(2T) of the largest T (MATHS.md §1), a little less at T = 1 alone: fewer levels then add as little,
-    and small probabilities move less.
+    and small probabilities move less. Where all entries are ``drawn``, the target at T = 1 is made of the counts, which
+    are exact, and fewer levels do.
     """
     highest = max(max(temperatures), 1.25)
-    return {"lossless": lossless, "power": 1 / (2 * highest), "levels": 160 if max(temperatures) <= 1 else 208}
+    levels = 208 if max(temperatures) > 1 else 112 if drawn else 160
+    return {"lossless": lossless, "power": 1 / (2 * highest), "levels": levels}
 
 
 def _mean_divergence(exact: Distributions, stored: Distributions, temperature: float) -> float:

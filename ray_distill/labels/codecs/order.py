@@ -54,7 +54,7 @@ def by_rank(distributions: Distributions, order: npt.NDArray[np.int32] | None) -
         inverse = np.empty(len(order), dtype=np.int64)
         inverse[order] = np.arange(len(order))
         ranks = inverse[ids]
-        places = _sorted_places(ranks, offsets, distributions.classes)
+        places = sorted_places(ranks, offsets, distributions.classes)
         ranks = ranks[places]
     steps = np.diff(ranks, prepend=-1) - 1
     first = offsets[:-1][np.diff(offsets) > 0]
@@ -82,7 +82,7 @@ def by_class(
             ids[at] = ranks
             continue
         found = order[ranks]
-        places = _sorted_places(found, own, classes)
+        places = sorted_places(found, own, classes)
         ids[at] = found[places]
         for old, new in zip(columns, moved, strict=True):
             if old is not None and new is not None:
@@ -107,7 +107,7 @@ def _ranks(steps: Order, offsets: Offsets, classes: int) -> Order:
     return ranks
 
 
-def _sorted_places(values: npt.NDArray[Any], offsets: Offsets, limit: int) -> Order:
+def sorted_places(values: npt.NDArray[Any], offsets: Offsets, limit: int) -> Order:
     """Places of the entries in ascending order of ``values`` (0..limit-1) within each position."""
     if not len(values):
         return np.zeros(0, dtype=np.int64)

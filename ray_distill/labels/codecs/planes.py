@@ -84,17 +84,19 @@ def unescaped(table: pa.Table, name: str, offsets: Offsets) -> npt.NDArray[np.in
     return values
 
 
-def gaps(name: str, values: npt.NDArray[np.int64], offsets: Offsets, context: Context) -> dict[str, pa.Array]:
+def gaps(
+    name: str, values: npt.NDArray[np.int64], offsets: Offsets, context: Context, *, wide_planes: bool = True
+) -> dict[str, pa.Array]:
     """Columns of numbers from 0 that are mostly small: ``name.<context>`` holds a code each, ``name.low`` the low bytes
-    of those from `DIRECT` on, ``name.wide`` those from `WIDE_GAP` on.
+    of those from `DIRECT` on, ``name.wide`` those from `WIDE_GAP` on, in planes or as words.
     """
     blocks, wide = values >= DIRECT, values >= WIDE_GAP
     codes = np.where(wide, ESCAPE, np.where(blocks, DIRECT + ((values - DIRECT) >> 8), values)).astype(np.uint8)
     low, parts = blocks & ~wide, [context == part for part in range(CONTEXTS)]
     return {
-        **{f"{name}.{part}": cells(codes[mask], _chosen(mask, offsets)) for part, mask in enumerate(parts)},
-        f"{name}.low": cells(((values[low] - DIRECT) & 255).astype(np.uint8), _chosen(low, offsets)),
-        **_wide(name, values, wide, offsets)}
+        **{f"{name}.{part}": cells(codes[mask], chosen(mask, offsets)) for part, mask in enumerate(parts)},
+        f"{name}.low": cells(((values[low] - DIRECT) & 255).astype(np.uint8), chosen(low, offsets)),
+        **_wide(name, values, wide, offsets, wide_planes)}
 
 
 def ungaps(table: pa.Table, name: str, offsets: Offsets, context: Context) -> npt.NDArray[np.int64]:
@@ -102,7 +104,7 @@ def ungaps(table: pa.Table, name: str, offsets: Offsets, context: Context) -> np
     codes = np.empty(len(context), dtype=np.uint8)
     for part in range(CONTEXTS):
         mask = context == part
-        codes[mask] = plane(table, f"{name}.{part}", _chosen(mask, offsets))
+        codes[mask] = plane(table, f"{name}.{part}", chosen(mask, offsets))
     values = codes.astype(np.int64)
     at = np.flatnonzero(codes >= DIRECT)
     at = at[codes[at] < ESCAPE]
@@ -128,27 +130,32 @@ def contexts(offsets: Offsets) -> Context:
     return quarter
 
 
-def _chosen(mask: npt.NDArray[np.bool_], offsets: Offsets) -> Offsets:
+def chosen(mask: npt.NDArray[np.bool_], offsets: Offsets) -> Offsets:
     """Offsets of the rows' values that a mask keeps."""
     return np.searchsorted(np.flatnonzero(mask), offsets).astype(np.int64)
 
 
 def _wide(
-    name: str, values: npt.NDArray[Any], wide: npt.NDArray[np.bool_], offsets: Offsets
+    name: str, values: npt.NDArray[Any], wide: npt.NDArray[np.bool_], offsets: Offsets, planes: bool = False
 ) -> dict[str, pa.Array]:
     if not wide.any():  # most shards: a column more would cost its place in the footer
         return {}
-    return {f"{name}.wide": cells(values[wide].astype(np.uint32), _chosen(wide, offsets))}
+    words, at = values[wide].astype(np.uint32), chosen(wide, offsets)
+    return split(f"{name}.wide", words, at) if planes else {f"{name}.wide": cells(words, at)}
 
 
 def _read_wide(
     table: pa.Table, name: str, values: npt.NDArray[np.int64], wide: npt.NDArray[np.bool_], offsets: Offsets, least: int
 ) -> None:
-    there = f"{name}.wide" in table.column_names
-    if not wide.any() and not there:
+    words, planes = f"{name}.wide" in table.column_names, f"{name}.wide.0" in table.column_names
+    if not wide.any() and not words and not planes:
         return
-    found, starts = uncells(table, f"{name}.wide", np.uint32)
-    require_offsets(f"{name}.wide", starts, _chosen(wide, offsets))
+    at = chosen(wide, offsets)
+    if planes:
+        found = join(table, f"{name}.wide", np.uint32, at)
+    else:
+        found, starts = uncells(table, f"{name}.wide", np.uint32)
+        require_offsets(f"{name}.wide", starts, at)
     if len(found) and int(found.min()) < least:
         raise CorruptStore(f"column {name}.wide: found {found.min()}, expected numbers of at least {least}")
     values[wide] = found

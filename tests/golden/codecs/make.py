@@ -25,12 +25,15 @@ FIELDS = ("row_offsets", "position", "entry_offsets", "ids", "logp", "log_tail",
 SHARDS = {
     "dense-1": (("dense", 1), "dense", {}),
     "topk-1": (("topk", 1), "topk", {}),
-    "compact-1-dense": (("compact", 1), "dense", {"lossless": False, "power": 0.25, "levels": 208}),
-    "compact-1-lossless": (("compact", 1), "topk", {"lossless": True, "power": 0.25, "levels": 208}),
-    "compact-1-topk": (("compact", 1), "topk", {"lossless": False, "power": 0.25, "levels": 208}),
-    "compact-1-fine": (("compact", 1), "topk", {"lossless": False, "power": 0.25, "levels": 65535}),
-    "compact-1-sampled": (("compact", 1), "sampled", {"lossless": False, "power": 0.25, "levels": 208}),
-    "compact-1-hybrid": (("compact", 1), "hybrid", {"lossless": False, "power": 0.25, "levels": 208})}
+    **{f"compact-{version}-{name}": (("compact", version), estimator, options) for version in (1, 2)
+       for name, estimator, options in (
+           ("dense", "dense", {"lossless": False, "power": 0.25, "levels": 208}),
+           ("lossless", "topk", {"lossless": True, "power": 0.25, "levels": 208}),
+           ("topk", "topk", {"lossless": False, "power": 0.25, "levels": 208}),
+           ("fine", "topk", {"lossless": False, "power": 0.25, "levels": 65535}),
+           ("sampled", "sampled", {"lossless": False, "power": 0.25, "levels": 208}),
+           ("hybrid", "hybrid", {"lossless": False, "power": 0.25, "levels": 208}))}}
+
 
 
 def distributions_of(estimator: str) -> Distributions:

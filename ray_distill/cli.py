@@ -10,6 +10,7 @@ from ray_distill.errors import ConfigError, DistillError
 
 if TYPE_CHECKING:
     from ray_distill.config import Campaign
+    from ray_distill.labels.agreement import Agreement
 
 #: Exit statuses: an error of the user's or the machine's, and what a shell reports for Ctrl-C.
 FAILED, INTERRUPTED = 1, 130
@@ -51,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
          {"source": "file, folder or glob; default: snapshot.source, read again"})]
     for name, text, command, references in stages:
         _campaign_command(commands, name, text, command, references)
+    _plan(commands)
     _audit(commands)
     _inspect(commands)
     _export(commands)
@@ -95,12 +97,24 @@ def _quickstart(commands: Any) -> None:
     parser.set_defaults(command=quickstart)
 
 
+def _plan(commands: Any) -> None:
+    text = "ask the teacher about a few rows: what labelling would take in bytes, hours and money, and which form fits"
+    parser = commands.add_parser("plan", help=text, description=text[0].upper() + text[1:] + ".")
+    _config_arguments(parser)
+    parser.add_argument("--address", help="an existing Ray cluster (auto, ray://…); default: an embedded Ray")
+    parser.set_defaults(command=plan, dry_run=False)
+
+
 def _audit(commands: Any) -> None:
     text = "verify a label store: digests, coverage, duplicates, mass, orphans"
     parser = commands.add_parser("audit", help=text, description=text[0].upper() + text[1:] + ".")
     parser.add_argument("store", help="URL of the label store")
     parser.add_argument("--snapshot", help="a snapshot that must be covered: its URL, or a SnapshotRef (JSON or file)")
     parser.add_argument("--clean", action="store_true", help="delete files that no record names and no labeller writes")
+    parser.add_argument("--live", metavar="CONFIG", help="also label a sample again with the teacher of this campaign")
+    parser.add_argument("--sample", type=int, default=64, help="rows of that sample (default: 64)")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="override a field of CONFIG")
+    parser.add_argument("--address", help="an existing Ray cluster for the teacher; default: an embedded Ray")
     _json_argument(parser)
     parser.set_defaults(command=audit)
 
@@ -110,6 +124,7 @@ def _inspect(commands: Any) -> None:
     parser = commands.add_parser("inspect", help=text, description=text[0].upper() + text[1:] + ".")
     parser.add_argument("store", help="URL of the label store")
     parser.add_argument("--row", required=True, help="id of the row, or the first digits of it")
+    parser.add_argument("--snapshot", help="show the text or image too: a snapshot's URL, or SnapshotRef (JSON or file)")
     _json_argument(parser)
     parser.set_defaults(command=inspect)
 
@@ -210,6 +225,13 @@ def relabel(options: argparse.Namespace) -> int:
     return _stage(options, lambda config: campaign.relabel(config, options.source))
 
 
+def plan(options: argparse.Namespace) -> int:
+    """`ray-distill plan`."""
+    from ray_distill.runtime import planning, show_plan
+
+    return _stage(options, planning.plan, show_plan.show_plan)
+
+
 def audit(options: argparse.Namespace) -> int:
     """`ray-distill audit`: 0 if the store is sound, 1 if not."""
     from ray_distill.labels.audit import audit as audit_store
@@ -217,8 +239,25 @@ def audit(options: argparse.Namespace) -> int:
 
     pinned = options.snapshot and references.snapshot_to_audit(options.snapshot)
     report = audit_store(options.store, pinned, clean=options.clean)
-    print(json.dumps(report.to_dict()) if options.json else results.show_audit(report))
-    return 0 if report.ok else FAILED
+    live = _audit_live(options) if options.live and report.ok else None
+    if options.json:
+        print(json.dumps(report.to_dict() | ({"live": live.to_dict()} if live else {})))
+    else:
+        print("\n".join([results.show_audit(report), *([results.show_agreement(live)] if live else [])]))
+    return 0 if report.ok and (live is None or live.ok) else FAILED
+
+
+def _audit_live(options: argparse.Namespace) -> "Agreement":
+    """Label a sample again; what is damaged already is not worth a teacher's time."""
+    from ray_distill.config import load_config
+    from ray_distill.runtime import auditing, cluster, references, session
+
+    if options.sample < 1:
+        raise ConfigError(f"--sample must be at least 1 row, found {options.sample}")
+    config = session.absolute(load_config(options.live, tuple(options.set)))
+    snapshot = references.snapshot(config, options.snapshot)
+    with cluster.connected(options.address):
+        return auditing.audit_live(config, options.store, snapshot, options.sample)
 
 
 def inspect(options: argparse.Namespace) -> int:
@@ -226,7 +265,16 @@ def inspect(options: argparse.Namespace) -> int:
     from ray_distill.labels.inspect import inspect_row, show_row
 
     report = inspect_row(options.store, options.row)
-    print(json.dumps(report.to_dict()) if options.json else show_row(report))
+    if options.json:
+        print(json.dumps(report.to_dict()))
+        return 0
+    shown = [show_row(report)]
+    if options.snapshot:
+        from ray_distill.labels.example import show_input
+        from ray_distill.runtime import references
+
+        shown.append(show_input(references.snapshot_to_audit(options.snapshot), report.row_id))
+    print("\n".join(shown))
     return 0
 
 

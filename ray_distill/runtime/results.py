@@ -1,6 +1,7 @@
 """Results as a person reads them at a terminal."""
 
 from ray_distill.artifacts import Estimate, EvalReport
+from ray_distill.labels.agreement import Agreement, Distance
 from ray_distill.labels.audit import AuditReport
 from ray_distill.runtime.campaign import CampaignResult
 from ray_distill.runtime.console import table
@@ -59,6 +60,20 @@ def show_audit(report: AuditReport) -> str:
         elif isinstance(names, dict):
             lines += [f"{kind}: {name}: {reason}" for name, reason in names.items()]
     return "\n".join(lines)
+
+
+def show_agreement(found: Agreement) -> str:
+    """A sample labelled again, as lines beside `show_audit`'s."""
+    lines = [f"live        {found.rows} rows labelled again, {len(found.disagree)} disagree",
+             _apart("labels", "total variation", found.stored, found.noise)]
+    lines += [_apart(f"layer {layer}", "relative distance", stored, noise)
+              for layer, (stored, noise) in sorted(found.hidden.items())]
+    return "\n".join([*lines, *(f"disagrees: {row}" for row in found.disagree)])
+
+
+def _apart(what: str, unit: str, stored: Distance, noise: Distance) -> str:
+    return (f"{what:<12}{unit} to the store {stored.mean:.1e} (at most {stored.largest:.1e}), of the teacher to itself "
+            f"in other batches {noise.mean:.1e} (at most {noise.largest:.1e})")
 
 
 def _interval(estimate: Estimate | None) -> str:

@@ -1,13 +1,16 @@
 """`inspect` and `export`: what a store holds, for people and for other tools."""
 
+import io
 import json
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from ray_distill import cli
 from ray_distill.errors import LabelError
+from ray_distill.labels.example import show_image, show_text
 from ray_distill.labels.export import export_store
 from ray_distill.labels.inspect import inspect_row, show_row
 from ray_distill.labels.reader import read_labels
@@ -96,3 +99,17 @@ def test_both_are_commands(store, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["row_id"] == row_id(3).hex()
     assert cli.main(["export", store, str(tmp_path / "out"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == 19
+
+
+def test_a_text_and_an_image_are_shown_as_a_terminal_can():
+    """A long text is cut and says by how much; an image is drawn in shades; what is neither says so."""
+    assert show_text("grüße".encode()) == "text: grüße"
+    assert show_text(b"x" * 2003).endswith("x… and 3 more characters")
+    shades = np.zeros((8, 8), np.uint8)
+    shades[:, 4:] = 255
+    data = io.BytesIO()
+    Image.fromarray(shades).save(data, "PNG")
+    first, *lines = show_image(data.getvalue()).splitlines()
+    assert first == "image: 8 × 8, L" and len(lines) == 8
+    assert all(line.strip().endswith("@@@") and not line.startswith("@") for line in lines)
+    assert "no readable image" in show_image(b"none")

@@ -15,6 +15,7 @@ class Output:
     """What a model said for B examples."""
 
     logits_BV: Tensor
+    """``[B, V]``; ``[B, L, V]`` of a model that answers at every token."""
     hidden: Mapping[int, Tensor] = field(default_factory=dict)
     """By layer, 0 = the embeddings: ``[B, L, D]``; L differs by layer in convolutional networks."""
     mask_BL: Tensor | None = None

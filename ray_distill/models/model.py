@@ -11,7 +11,10 @@ from ray_distill.models.probe import States, probe
 from ray_distill.tasks.base import Processor
 
 #: The snapshot column each task's models read; decides which half of a processor is used.
-INPUTS = {"text_classification": "text", "image_classification": "image"}
+INPUTS = {"text_classification": "text", "image_classification": "image", "causal_lm": "text"}
+
+#: Tasks whose models answer at every token, ``[B, L, V]``; those of the others once an example, ``[B, V]``.
+PER_TOKEN = ("causal_lm",)
 
 
 class ModelParts(NamedTuple):
@@ -63,7 +66,8 @@ class Model:
         Raises:
             ModelError: the model does not run, or has another number of outputs than classes.
         """
-        return probe(self.module, self.processor, classes=len(self.classes), column=INPUTS[self.task], url=self.url)
+        return probe(self.module, self.processor, classes=len(self.classes), column=INPUTS[self.task], url=self.url,
+                     per_token=self.task in PER_TOKEN)
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -21,7 +21,9 @@ class States:
     """True where they are feature maps, which have no first or last token to pool."""
 
 
-def probe(module: nn.Module, processor: Processor, *, classes: int, column: str, url: str) -> States:
+def probe(
+    module: nn.Module, processor: Processor, *, classes: int, column: str, url: str, per_token: bool = False
+) -> States:
     """Run the module once on the features of one example; its mode is left as it is.
 
     Raises:
@@ -38,9 +40,10 @@ def probe(module: nn.Module, processor: Processor, *, classes: int, column: str,
                          f"({', '.join(batch)}): {type(error).__name__}: {error}") from error
     finally:
         module.train(training)
-    if tuple(logits.shape) != (1, classes):
-        raise ModelError(f"{url} answers one example with logits of shape {list(logits.shape)}: expected "
-                         f"[1, {classes}], one for each of its classes")
+    shape, wanted = list(logits.shape), f"[1, L, {classes}]" if per_token else f"[1, {classes}]"
+    if (shape[:1] + shape[2:] if per_token else shape) != [1, classes]:
+        raise ModelError(f"{url} answers one example with logits of shape {shape}: expected {wanted}, one for each of "
+                         "its classes")
     return States(widths=tuple(as_tokens(state).shape[-1] for state in states),
                   spatial=any(state.ndim == 4 for state in states))
 

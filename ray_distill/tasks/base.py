@@ -114,8 +114,8 @@ class Processor(Protocol):
 Batch = Mapping[str, torch.Tensor]
 
 
-class Task(Protocol):
-    """One kind of problem."""
+class LabelTask(Protocol):
+    """What labelling needs to know of a kind of problem: how inputs become batches, and what is answered."""
 
     @property
     def name(self) -> str:
@@ -125,15 +125,22 @@ class Task(Protocol):
     def input_column(self) -> str:
         """The snapshot column that holds the input: ``text`` or ``image``."""
 
-    @property
-    def corruptions(self) -> Mapping[str, Corruption]:
-        """Seeded corruptions by name."""
-
     def encode(self, rows: pa.Table, processor: Processor) -> Encoded:
         """Turn snapshot rows (``row_id``, the input column) into features; unusable rows go apart."""
 
     def collate(self, encoded: Encoded, index: npt.NDArray[np.int64]) -> Batch:
         """Tensors of the given rows; ragged features are padded at the end to the batch's longest."""
+
+    def positions(self, encoded: Encoded) -> Ragged | None:
+        """Where a model answers: tokens (int32) of each row, ascending; None where it answers once a row."""
+
+
+class Task(LabelTask, Protocol):
+    """A kind of problem that students are trained for and judged by."""
+
+    @property
+    def corruptions(self) -> Mapping[str, Corruption]:
+        """Seeded corruptions by name."""
 
     def align(self, signal: Signal, encoded: Encoded) -> Signal:
         """Map teacher positions to the student's; the identity for classification."""

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from ray_distill.errors import ConfigError
-from ray_distill.tasks.base import Task
+from ray_distill.tasks.base import LabelTask, Task
+from ray_distill.tasks.causal_lm import CausalLM
 from ray_distill.tasks.image_classification import ImageClassification
 from ray_distill.tasks.text_classification import TextClassification
 
@@ -11,6 +12,20 @@ TASKS: Mapping[str, Task] = {
     "text_classification": TextClassification(),
     "image_classification": ImageClassification(),
 }
+
+#: Those that can be labelled: students of some cannot be trained yet.
+LABEL_TASKS: Mapping[str, LabelTask] = {**TASKS, "causal_lm": CausalLM()}
+
+
+def get_label_task(name: str) -> LabelTask:
+    """The task of this name, as labelling sees it.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in LABEL_TASKS:
+        raise ConfigError(f"there is no task {name!r}: use {' or '.join(LABEL_TASKS)}")
+    return LABEL_TASKS[name]
 
 
 def get_task(name: str) -> Task:

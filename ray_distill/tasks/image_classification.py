@@ -35,6 +35,9 @@ class ImageClassification:
         return {name: torch.from_numpy(feature.values[feature.offsets[index]])
                 for name, feature in encoded.features.items()}
 
+    def positions(self, encoded: Encoded) -> None:
+        """A row has one answer."""
+
     def align(self, signal: Signal, encoded: Encoded) -> Signal:
         """The signal itself: a row has one position."""
         return signal

@@ -34,6 +34,9 @@ class TextClassification:
         batch = {name: pad_sequences(feature, index) for name, feature in encoded.features.items()}
         return {**batch, "attention_mask": real_tokens(encoded.features["input_ids"], index)}
 
+    def positions(self, encoded: Encoded) -> None:
+        """A row has one answer."""
+
     def align(self, signal: Signal, encoded: Encoded) -> Signal:
         """The signal itself: a row has one position."""
         return signal

@@ -21,6 +21,21 @@ _SLICE = 1 << 24
 
 DRAWN = ("sampled", "hybrid")
 
+#: Row id and position of each of some positions.
+Seeds = tuple[npt.NDArray[np.bytes_], npt.NDArray[np.int32]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Which logits answer which position of which row."""
+
+    row_offsets: npt.NDArray[np.int64]
+    """``[R+1]``: row r owns positions ``row_offsets[r]:row_offsets[r+1]``."""
+    position: npt.NDArray[np.int32]
+    """``[P]``: where in its row; seeds the draws with the row's id."""
+    logits: npt.NDArray[np.int64] | None
+    """``[P]``: row of the logits; None where there is one for each position, in order."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
@@ -37,8 +52,10 @@ class _Part:
     log_normaliser_n: Tensor
 
 
-def reduce_logits(logits_NV: Tensor, ask: Ask, row_ids: pa.Array | None = None) -> Distributions:
-    """Reduce logits, one position a row, to the stored form an estimator asks for (MATHS.md §1-3).
+def reduce_logits(
+    logits_NV: Tensor, ask: Ask, row_ids: pa.Array | None = None, places: Places | None = None
+) -> Distributions:
+    """Reduce logits to the stored form an estimator asks for (MATHS.md §1-3): one position a row, or ``places``.
 
     ``dense`` and ``topk`` keep exact classes. ``sampled`` keeps the classes hit by ``ask.draws`` points of the inverse
     CDF of ``r ∝ p^a``; ``hybrid`` keeps the exact top k and draws from r over the others. The points are stratified
@@ -53,22 +70,40 @@ def reduce_logits(logits_NV: Tensor, ask: Ask, row_ids: pa.Array | None = None) 
     Raises:
         TeacherRefused: the estimator is unknown, or it draws and there are no draws or row ids.
     """
-    _check(ask, len(logits_NV), row_ids)
-    rows, classes = logits_NV.shape
+    places = one_a_row(len(logits_NV)) if places is None else places
+    rows, positions, classes = len(places.row_offsets) - 1, len(places.position), logits_NV.shape[1]
+    _check(ask, rows, row_ids)
     step = max(1, _SLICE // classes)
-    ids_N = rowids.to_numpy(row_ids) if row_ids is not None and ask.estimator in DRAWN else None
-    parts = [_reduce(logits_NV[at : at + step].float(), ask, None if ids_N is None else ids_N[at : at + step])
-             for at in range(0, max(rows, 1), step)]
-    entry_offsets = np.zeros(rows + 1, np.int64)
+    ids_P = None if row_ids is None or ask.estimator not in DRAWN else np.repeat(
+        rowids.to_numpy(row_ids), np.diff(places.row_offsets))
+    parts = [_reduce(_slice(logits_NV, places, at, at + step), ask, _seeds(ids_P, places, at, at + step))
+             for at in range(0, max(positions, 1), step)]
+    entry_offsets = np.zeros(positions + 1, np.int64)
     np.cumsum(_host([part.length_n for part in parts]), out=entry_offsets[1:])
     return Distributions(
-        classes=classes, temperatures=ask.temperatures, row_offsets=np.arange(rows + 1, dtype=np.int64),
-        position=np.zeros(rows, np.int32), entry_offsets=entry_offsets,
+        classes=classes, temperatures=ask.temperatures, row_offsets=places.row_offsets,
+        position=places.position, entry_offsets=entry_offsets,
         ids=_host([part.ids_E for part in parts]), logp=_host([part.logp_E for part in parts]),
         log_tail=_host([part.tail_nT for part in parts]), entropy=_host([part.entropy_n for part in parts]),
         draws=None if ask.estimator not in DRAWN else Draws(
             number=ask.draws, exponent=ask.exponent, count=_host([part.count_E for part in parts]),
             log_normaliser=_host([part.log_normaliser_n for part in parts])))
+
+
+def one_a_row(rows: int) -> Places:
+    """Where the logits of a classifier stand: row r is answered by logits r, at position 0."""
+    return Places(
+        row_offsets=np.arange(rows + 1, dtype=np.int64), position=np.zeros(rows, np.int32), logits=None)
+
+
+def _slice(logits_NV: Tensor, places: Places, start: int, stop: int) -> Tensor:
+    if places.logits is None:
+        return logits_NV[start:stop].float()
+    return logits_NV[torch.from_numpy(places.logits[start:stop]).to(logits_NV.device)].float()
+
+
+def _seeds(ids_P: npt.NDArray[np.bytes_] | None, places: Places, start: int, stop: int) -> Seeds | None:
+    return None if ids_P is None else (ids_P[start:stop], places.position[start:stop])
 
 
 def _check(ask: Ask, rows: int, row_ids: pa.Array | None) -> None:
@@ -86,7 +121,7 @@ def _check(ask: Ask, rows: int, row_ids: pa.Array | None) -> None:
             f"{'no' if row_ids is None else len(row_ids)} row ids; pass the id of every row")
 
 
-def _reduce(logits_NV: Tensor, ask: Ask, row_ids: npt.NDArray[np.bytes_] | None) -> _Part:
+def _reduce(logits_NV: Tensor, ask: Ask, seeds: Seeds | None) -> _Part:
     logp_NV = logits_NV.log_softmax(-1)
     entropy_N = torch.special.entr(logp_NV.exp()).sum(-1)
     classes = logp_NV.shape[1]
@@ -94,10 +129,10 @@ def _reduce(logits_NV: Tensor, ask: Ask, row_ids: npt.NDArray[np.bytes_] | None)
     if head == classes:
         return _all(logp_NV, len(ask.temperatures), entropy_N)
     head_NK = logp_NV.topk(head, dim=-1).indices
-    if row_ids is None:
+    if seeds is None:
         no_draws = head_NK[:, :0]
         return _part(logp_NV, head_NK, no_draws, ask, entropy_N, torch.full_like(entropy_N, -math.inf))
-    points_ND = stratified(row_ids, np.zeros(len(row_ids), np.int32), draws=ask.draws, seed=ask.seed)
+    points_ND = stratified(*seeds, draws=ask.draws, seed=ask.seed)
     weight_NV = _proposal(logp_NV, ask.exponent).scatter(-1, head_NK, 0.0)
     drawn_ND, total_N = pick(weight_NV, torch.from_numpy(points_ND).to(logp_NV.device))
     log_normaliser_N = total_N.log().float()

@@ -3,20 +3,21 @@
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from ray_distill.config import TeacherConfig
 from ray_distill.errors import TeacherRefused
-from ray_distill.labels.signal import Hidden, Signal
+from ray_distill.labels.signal import Distributions, Hidden, Signal
 from ray_distill.models.forward import Output, forward, pool_hidden
 from ray_distill.models.load import load_model
 from ray_distill.models.model import Model
-from ray_distill.tasks.base import Encoded, Task
-from ray_distill.tasks.catalogue import get_task
+from ray_distill.tasks.base import Encoded, LabelTask, Ragged
+from ray_distill.tasks.catalogue import get_label_task
 from ray_distill.teachers.ask import resolve_layers
 from ray_distill.teachers.base import Ask
-from ray_distill.teachers.reduce import reduce_logits
+from ray_distill.teachers.reduce import Places, reduce_logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class TransformersTeacher:
     """Answers with a loaded model; one call is one batch."""
 
     model: Model
-    task: Task
+    task: LabelTask
 
     @property
     def fingerprint(self) -> str:
@@ -50,7 +51,7 @@ class TransformersTeacher:
         batch = self.task.collate(encoded, np.arange(encoded.rows, dtype=np.int64))
         with torch.inference_mode():
             output = forward(self.model.module, batch, ask.layers)
-            distributions = reduce_logits(output.logits_BV, ask, encoded.row_ids)
+            distributions = _distributions(output.logits_BV, self.task.positions(encoded), ask, encoded.row_ids)
             hidden = {layer: _pooled(output, layer, ask.pool) for layer in ask.layers}
         return Signal(distributions=distributions, hidden=hidden)
 
@@ -61,7 +62,7 @@ def open_teacher(config: TeacherConfig, *, task: str, head_url: str | None = Non
     Raises:
         ModelError, ConfigError, StorageError: as `load_model`.
     """
-    return TransformersTeacher(model=load_model(config, task=task, head_url=head_url), task=get_task(task))
+    return TransformersTeacher(model=load_model(config, task=task, head_url=head_url), task=get_label_task(task))
 
 
 def _check(model: Model, ask: Ask) -> None:
@@ -71,6 +72,16 @@ def _check(model: Model, ask: Ask) -> None:
     if model.states.spatial and ask.pool in ("cls", "last"):
         raise TeacherRefused(f"the hidden states of {model.url} are feature maps and have no {ask.pool} token: "
                              "set labels.hidden.pool to mean or token")
+
+
+def _distributions(logits: Tensor, answered: Ragged | None, ask: Ask, row_ids: pa.Array) -> Distributions:
+    """Reduce ``[B, V]`` logits, or those of the answered tokens of ``[B, L, V]`` (where padding is at the end)."""
+    if answered is None:
+        return reduce_logits(logits, ask, row_ids)
+    row = np.repeat(np.arange(len(answered.offsets) - 1), np.diff(answered.offsets))
+    places = Places(
+        row_offsets=answered.offsets, position=answered.values, logits=row * logits.shape[1] + answered.values)
+    return reduce_logits(logits.flatten(0, 1), ask, row_ids, places)
 
 
 def _nothing(model: Model, ask: Ask, encoded: Encoded) -> Signal:

@@ -95,6 +95,15 @@ class Resources(Section):
         return value
 
 
+class FailuresConfig(Section):
+    """When a teacher has failed, and how often it is tried again; changes no label of a row that it can answer."""
+
+    batch_seconds: float = Field(600, gt=0, description="seconds a teacher batch may take, also a batch of one row")
+    load_seconds: float = Field(3600, gt=0, description="seconds in which the teacher must be loaded")
+    attempts: int = Field(3, ge=1, description="times that a process may die on the same unit, the same row, or while "
+                          "it loads the teacher; and rows in a row that must fail before the teacher is suspected")
+
+
 class LabelsConfig(Section):
     """The label store and how it is filled."""
 
@@ -104,6 +113,7 @@ class LabelsConfig(Section):
     hidden: HiddenConfig = HiddenConfig()
     check: CheckConfig = CheckConfig()
     resources: Resources = Resources()
+    failures: FailuresConfig = FailuresConfig()
     unit_rows: int = Field(512, ge=1, description="most rows a work unit: what is redone after a crash")
     unit_bytes: int = Field(64 << 20, ge=1, description="most bytes a work unit, by the size of the calibration rows")
     max_bad_fraction: float = Field(0.01, ge=0, le=1, description="above this share of unlabelled rows, stop")

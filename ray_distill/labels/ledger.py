@@ -36,8 +36,11 @@ SCHEMA = pa.schema([
     ("shard", pa.string()), ("start", pa.int64()), ("stop", pa.int64()), ("rows", pa.int64()),
     ("rejected", pa.int64()), ("reasons", pa.string()), ("labels", pa.struct(_FILE)),
     ("quarantine", pa.struct(_FILE)),
-    ("hidden", pa.list_(pa.field("element", pa.struct([pa.field("layer", pa.int32()), *_FILE]))))])
-_COUNTS = ("start", "stop", "rows", "rejected")
+    ("hidden", pa.list_(pa.field("element", pa.struct([pa.field("layer", pa.int32()), *_FILE])))),
+    ("halved", pa.int64())])
+#: Checkpoints of version 1 were first written without it, and are so where it is 0 for every unit.
+_LATER = "halved"
+_COUNTS = ("start", "stop", "rows", "rejected", "halved")
 
 
 class Ledger:
@@ -120,7 +123,7 @@ class Ledger:
             yield from map(_receipt, table.take(places[at : at + BATCH]).to_pylist())
 
     def counts(self, name: str, length: int | None = None) -> npt.NDArray[np.int64]:
-        """``[U]``: one of start, stop, rows, rejected and record of each unit."""
+        """``[U]``: one of start, stop, rows, rejected, halved and record of each unit."""
         values: npt.NDArray[np.int64] = self._prefix(length).column(name).to_numpy()
         return values
 
@@ -147,11 +150,12 @@ class Ledger:
             chain: digest of every prefix, of no record first, 32 bytes each.
             length: all if None.
         """
-        table = self._prefix(length).combine_chunks()
+        table = _without_zeros(self._prefix(length).combine_chunks())
         sink = pa.BufferOutputStream()
         with pq.ParquetWriter(
-                sink, SCHEMA, compression="zstd", compression_level=1, use_dictionary=["manifest", "shard", "reasons"],
-                write_statistics=False, store_schema=False, version="2.6", data_page_version="1.0") as writer:
+                sink, table.schema, compression="zstd", compression_level=1,
+                use_dictionary=["manifest", "shard", "reasons"], write_statistics=False, store_schema=False,
+                version="2.6", data_page_version="1.0") as writer:
             writer.write_table(table, row_group_size=max(len(table), 1))
             writer.add_key_value_metadata({"version": VERSION.decode(), "chain": chain.hex()})
         return bytes(sink.getvalue())
@@ -169,10 +173,22 @@ class Ledger:
             if facts.get(b"version") != VERSION:
                 raise damaged_checkpoint(url, f"its version is {facts.get(b'version')!r}, this release reads 1")
             chain = bytes.fromhex(facts[b"chain"].decode())
-            table = table.replace_schema_metadata(None).cast(SCHEMA).combine_chunks()
+            table = _with_zeros(table.replace_schema_metadata(None)).cast(SCHEMA).combine_chunks()
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             raise damaged_checkpoint(url, repr(error)) from error
         return cls(table, len(chain) // 32 - 1), chain
+
+
+def _without_zeros(table: pa.Table) -> pa.Table:
+    """A checkpoint's columns."""
+    return table if pc.any(pc.not_equal(table.column(_LATER), 0)).as_py() else table.drop_columns(_LATER)
+
+
+def _with_zeros(table: pa.Table) -> pa.Table:
+    """The columns of `SCHEMA`, of a checkpoint's."""
+    if _LATER in table.column_names:
+        return table
+    return table.append_column(SCHEMA.field(_LATER), pa.array(np.zeros(len(table), dtype=np.int64)))
 
 
 def _table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:

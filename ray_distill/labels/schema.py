@@ -4,6 +4,7 @@ Everything stands in columns, one value a row, and nothing in the schema's metad
 whatever slicing and concatenation an executor does. Rejected rows travel in the same table with a reason.
 
     row_id fixed_size_binary(16)   unit_id string   reason string (null where labelled)
+    halved int32 (where a batch had to be halved: rows of the smallest)
     family string   classes int32   temperatures large_list<double> [T]
     position, entries large_list<int32> [P]   ids large_list<int32>, logp large_list<float> [E]
     log_tail large_list<float> [P·T]   entropy large_list<float> [P]
@@ -30,7 +31,9 @@ from ray_distill.labels.signal import Distributions, Draws, Family, Hidden, Sign
 _HIDDEN = "hidden_"
 
 
-def signal_to_table(row_ids: pa.Array, unit_id: str, signal: Signal, rejected: Rejects | tuple[()] = ()) -> pa.Table:
+def signal_to_table(
+    row_ids: pa.Array, unit_id: str, signal: Signal, rejected: Rejects | tuple[()] = (), halved: int = 0
+) -> pa.Table:
     """One row a labelled row, then one a rejected row (with empty lists and its reason).
 
     Args:
@@ -38,6 +41,7 @@ def signal_to_table(row_ids: pa.Array, unit_id: str, signal: Signal, rejected: R
         unit_id: the work unit of all rows.
         signal: the teacher's answer.
         rejected: ``(row id, reason)`` of the unit's rows without an answer.
+        halved: `Receipt.halved` of the unit.
     """
     count, extra = len(row_ids), len(rejected)
     ids = np.concatenate([rowids.to_numpy(row_ids), rowids.from_bytes(row for row, _ in rejected)])
@@ -51,6 +55,8 @@ def signal_to_table(row_ids: pa.Array, unit_id: str, signal: Signal, rejected: R
         width = hidden.values.shape[1]
         columns[f"{_HIDDEN}{layer}"] = _lists(hidden.values.reshape(-1), hidden.offsets * width, extra)
         columns[f"width_{layer}"] = _repeat(width, count + extra)
+    if halved:
+        columns["halved"] = _repeat(halved, count + extra)
     return pa.table(columns)
 
 
@@ -104,6 +110,13 @@ def table_to_rejected(table: pa.Table) -> Rejects:
     table = table.filter(pa.compute.is_valid(table.column("reason")))
     ids = table.column("row_id").to_pylist()
     return list(zip(ids, table.column("reason").to_pylist(), strict=True))
+
+
+def table_to_halved(table: pa.Table) -> int:
+    """`Receipt.halved` of the one unit in a table."""
+    if "halved" not in table.column_names:
+        return 0
+    return int(pa.compute.min(table.column("halved")).as_py() or 0)
 
 
 def _distributions(table: pa.Table) -> Distributions:

@@ -71,6 +71,9 @@ class Receipt:
     hidden: Mapping[int, FileReceipt] = field(default_factory=dict)
     """By layer."""
     quarantine: FileReceipt | None = None
+    halved: int = 0
+    """0 where the batches were those of the store's plan; else rows of the smallest batch, after a batch that the
+    teacher could not answer was halved: then the last digits may be others than an undisturbed run's."""
 
     def files(self) -> dict[str, FileReceipt]:
         """All files of the attempt, by name relative to the store."""
@@ -81,8 +84,11 @@ class Receipt:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {**asdict(self), "hidden": {str(layer): asdict(item) for layer, item in self.hidden.items()}}
+        """As plain JSON values; ``halved`` only where it is not 0, so that entries of older releases look the same."""
+        value = {**asdict(self), "hidden": {str(layer): asdict(item) for layer, item in self.hidden.items()}}
+        if not self.halved:
+            del value["halved"]
+        return value
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Self:
@@ -109,7 +115,7 @@ def _file(value: Mapping[str, Any]) -> FileReceipt:
 
 def _check(receipt: Receipt) -> None:
     """File names are built from these, so they must be plain names."""
-    numbers = (receipt.start, receipt.stop, receipt.rows, receipt.rejected)
+    numbers = (receipt.start, receipt.stop, receipt.rows, receipt.rejected, receipt.halved)
     names = (receipt.unit, receipt.attempt, receipt.manifest)
     plain = all(isinstance(name, str) and name.isalnum() for name in names)
     if not plain or not all(isinstance(number, int) and number >= 0 for number in numbers):

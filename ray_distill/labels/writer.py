@@ -31,7 +31,7 @@ from ray_distill.storage import files
 
 def write_attempt(
     store_url: str, manifest: StoreManifest, unit: WorkUnit, row_ids: pa.Array, signal: Signal,
-    rejected: Sequence[tuple[bytes, str]],
+    rejected: Sequence[tuple[bytes, str]], halved: int = 0,
 ) -> Receipt:
     """Store a teacher's answer for a whole unit under a fresh attempt name.
 
@@ -44,6 +44,7 @@ def write_attempt(
         row_ids: ``fixed_size_binary(16)`` of the labelled rows.
         signal: the teacher's answer, aligned with ``row_ids``.
         rejected: ``(row id, reason)`` of the unit's other rows.
+        halved: `Receipt.halved`.
 
     Raises:
         LabelError: rows are missing, foreign or doubled, or the signal is not what the manifest says.
@@ -56,12 +57,12 @@ def write_attempt(
     order = np.argsort(ids, kind="stable").astype(np.int64)
     ids, signal, distributions = ids[order], signal.take(order), distributions.take(order)
     require_usable(ids, signal)
-    return _write(store_url, manifest, unit, ids, signal, distributions, list(rejected))
+    return _write(store_url, manifest, unit, ids, signal, distributions, list(rejected), halved)
 
 
 def _write(
     url: str, manifest: StoreManifest, unit: WorkUnit, ids: RowIds, signal: Signal, distributions: Distributions,
-    rejected: Rejects,
+    rejected: Rejects, halved: int,
 ) -> Receipt:
     attempt, name, fits = uuid.uuid4().hex, unit.unit_id, read_fits(url, manifest.fits)
     hidden = {
@@ -72,7 +73,7 @@ def _write(
     return Receipt(
         unit=name, attempt=attempt, manifest=manifest.fingerprint, shard=unit.shard, start=unit.start, stop=unit.stop,
         rows=len(ids), rejected=len(rejected), reasons=dict(sorted(Counter(reason for _, reason in rejected).items())),
-        labels=labels, hidden=hidden, quarantine=quarantine)
+        labels=labels, hidden=hidden, quarantine=quarantine, halved=halved)
 
 
 def _store(url: str, name: str, data: bytes) -> FileReceipt:

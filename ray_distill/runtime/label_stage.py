@@ -15,7 +15,8 @@ from ray_distill.promotion.chain import champion, read_chain
 from ray_distill.runtime.cluster import on_cluster
 from ray_distill.runtime.console import Progress, say
 from ray_distill.runtime.fitting import look, with_found
-from ray_distill.runtime.labelling import LabelJob, Labelled, label_units
+from ray_distill.runtime.label_steps import LabelJob
+from ray_distill.runtime.labelling import Labelled, label_units
 from ray_distill.runtime.session import Session, Stage
 from ray_distill.runtime.teaching import (
     TeacherCheck,
@@ -74,7 +75,8 @@ def fill_store(
     labelled = Labelled(rows=0, rejected=0, reasons={}, bytes_written=0, seconds=0.0)
     if coverage.units:
         job = LabelJob(task=config.task, snapshot=snapshot, teacher=config.labels.teacher, head_url=facts.head_url,
-                       store_url=config.store_url, manifest=store.manifest, resources=resources)
+                       store_url=config.store_url, manifest=store.manifest, resources=resources,
+                       failures=config.labels.failures)
         labelled = _label(job, store, coverage, config)
         _record_labelled(stage, labelled)
     left = store.coverage(opened)
@@ -119,7 +121,11 @@ def _label(job: LabelJob, store: LabelStore, coverage: Coverage, config: Campaig
 def _record_labelled(stage: Stage, done: Labelled) -> None:
     stage.meter.wrote(done.bytes_written)
     stage.run.metrics({"rows_labelled": float(done.rows), "rows_newly_quarantined": float(done.rejected),
-                       "label_bytes": float(done.bytes_written)})
+                       "label_bytes": float(done.bytes_written), "units_relabelled": float(done.careful),
+                       "units_halved": float(done.halved)})
+    if done.careful or done.halved:
+        say(f"label: {done.careful:,} units that the teacher failed on were labelled with care, and in "
+            f"{done.halved:,} units batches had to be halved", careful=done.careful, halved=done.halved)
     if done.rejected:
         reasons = ", ".join(f"{count} × {reason}" for reason, count in sorted(done.reasons.items()))
         say(f"label: {done.rejected:,} rows went to quarantine: {reasons}", quarantined=done.rejected)
@@ -170,7 +176,7 @@ def head_of(store_url: str) -> str | None:
 
 def _key(config: Campaign, snapshot: SnapshotRef) -> str:
     """Everything that decides the labels; the teacher's files by name, size and time, to be cheap."""
-    settings = config.labels.model_dump(mode="json", exclude={"check", "max_bad_fraction"})
+    settings = config.labels.model_dump(mode="json", exclude={"check", "failures", "max_bad_fraction"})
     settings["resources"] = {name: settings["resources"][name] for name in ("batch", "cpus")}
     return fingerprint({"snapshot": snapshot.fingerprint, "labels": settings, "task": config.task, "seed": config.seed,
                         "teacher_files": _listing(config.labels.teacher.model)})

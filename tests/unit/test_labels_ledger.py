@@ -1,6 +1,10 @@
 """Committed units in columns, and the checkpoint that stands for a log's records."""
 
+import dataclasses
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ray_distill.errors import CorruptStore
@@ -94,7 +98,24 @@ def test_a_checkpoint_depends_on_the_records_alone():
     assert one.equals(other, len(RECORDS)) and not one.equals(other, 2)
 
 
+def test_a_halved_batch_is_recorded_and_only_then():
+    """The mark stands in an entry and a checkpoint only where it is not 0; without it they read as 0."""
+    halved = dataclasses.replace(receipt(5), halved=3)
+    assert Receipt.from_dict(halved.to_dict()) == halved and halved.to_dict()["halved"] == 3
+    assert "halved" not in receipt(5).to_dict()
+    for last, columns in ((receipt(5), {"hidden"}), (halved, {"hidden", "halved"})):
+        ledger = Ledger()
+        ledger.add([*RECORDS, record(last)])
+        data = ledger.to_bytes(bytes(32 * (len(RECORDS) + 2)))
+        assert set(pq.read_schema(pa.BufferReader(data)).names[-2:]) & {"hidden", "halved"} == columns
+        again, _ = Ledger.from_bytes("x", data)
+        assert again.equals(ledger, len(RECORDS) + 1) and again[last.unit] == last
+        assert again.counts("halved").tolist() == [0] * 5 + [last.halved]
+        assert again.to_bytes(bytes(32 * (len(RECORDS) + 2))) == data
+
+
 @pytest.mark.parametrize("change", [
+    {"halved": -1}, {"halved": "2"}, {"halved": 10**30},
     {"attempt": "abc"}, {"attempt": "A" * 32}, {"unit": "xyz"}, {"rows": 10**30}, {"shard": 5}, {"shard": "\ud800"},
     {"labels": {"size": 1, "digest": "md5:1"}}, {"labels": {"size": 10**30, "digest": sha256(b"")}},
     {"reasons": {"x": float("nan")}, "rejected": 1, "quarantine": {"size": 1, "digest": sha256(b"")}},

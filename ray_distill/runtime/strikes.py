@@ -1,0 +1,146 @@
+"""Who died on what: the count outside of the processes that die, and the watch that ends one which hangs.
+
+Ray repeats for ever what a process died on. It must: a killed worker or a lost node is nobody's fault. So what was
+begun and never ended is counted here, and the next process that is given it is told not to try.
+"""
+
+import contextlib
+import faulthandler
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ray_distill.errors import LabelError
+
+#: Seconds after which a process that cannot even run Python is ended, beyond its time; and for its last word.
+GRACE, LAST_WORD = 5.0, 10.0
+
+
+class Strikes:
+    """Counts deaths by unit, and while loading; one actor of a labelling run."""
+
+    def __init__(self, attempts: int):
+        self._attempts = attempts
+        self._open: set[str] = set()
+        self._died: Counter[str] = Counter()
+        self._given_up: dict[str, str] = {}
+        self._died_beside: Counter[str] = Counter()
+        self._answered = False
+        self._loading: set[str] = set()
+        self._died_loading = 0
+
+    def loading(self, actor: str) -> str | None:
+        """An actor is about to load the teacher; the reason if it must not try."""
+        self._died_loading += actor in self._loading
+        self._loading.add(actor)
+        if self._died_loading < self._attempts:
+            return None
+        return f"the process died {self._died_loading} times in a row while it loaded the teacher"
+
+    def loaded(self, actor: str) -> None:
+        """It is loaded, or said why it cannot be."""
+        self._loading.discard(actor)
+        self._died_loading = 0
+
+    def begin(self, unit: str) -> str | None:
+        """A unit is about to be answered; the reason if it must not be tried again."""
+        if unit in self._open:
+            self._died[unit] += 1
+            self._open.discard(unit)
+        if self._died[unit] >= self._attempts:
+            self._given_up[unit] = f"the teacher's process died {self._died[unit]} times on the unit"
+        if unit in self._given_up:
+            return self._given_up[unit]
+        failures = self._died.total() + len(self._given_up)
+        if not self._answered and failures >= self._attempts:
+            return "the teacher has failed on everything before it"
+        self._open.add(unit)
+        return None
+
+    def done(self, unit: str, answered: bool = False) -> None:
+        """The process lives, whatever became of the unit or step."""
+        self._open.discard(unit)
+        self._answered = self._answered or answered
+
+    def give_up(self, unit: str, reason: str) -> None:
+        """The process is about to end itself because of the unit, which must not be tried again."""
+        self._open.discard(unit)
+        self._given_up[unit] = reason
+
+    def step(self, name: str) -> str | None:
+        """A step beside the teacher begins; the reason if it must not be tried again."""
+        if name in self._open:
+            self._died_beside[name] += 1
+        self._open.add(name)
+        if self._died_beside[name] < self._attempts:
+            return None
+        return f"the process died {self._died_beside[name]} times"
+
+    def trust(self) -> None:
+        """The teacher was found to work: failures are the units' own."""
+        self._answered = True
+
+
+@contextlib.contextmanager
+def strikes_actor(attempts: int) -> Iterator[Any]:
+    """A `Strikes` actor beside the driver, so that no lost node takes the counts along."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    made = ray.remote(Strikes).options(
+        num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here).remote(attempts)
+    try:
+        yield made
+    finally:
+        ray.kill(made)
+
+
+@contextlib.contextmanager
+def counted(strikes: Any, what: str, unit: str) -> Iterator[None]:
+    """A step beside the teacher, whose deaths are counted; ``strikes`` None counts nothing.
+
+    Raises:
+        LabelError: it has killed its process too often.
+    """
+    if strikes is None:
+        yield
+        return
+    refused = ray.get(strikes.step.remote(f"{what} ({unit})"))
+    if refused is not None:
+        raise LabelError(f"{what}: {refused}; look for the kernel's out-of-memory killer, give the machine more memory "
+                         "or make units smaller (labels.unit_bytes)")
+    try:
+        yield
+    finally:
+        strikes.done.remote(f"{what} ({unit})")
+
+
+@contextlib.contextmanager
+def limit(seconds: float, tell: Callable[[], None], grace: float = GRACE) -> Iterator[None]:
+    """End this process if the block takes longer: native code cannot be interrupted.
+
+    Args:
+        seconds: the block's time.
+        tell: called before the end, from another thread.
+        grace: seconds after which the process ends untold, should the block hold Python's lock.
+    """
+    timer = threading.Timer(seconds, _end, [tell])
+    timer.daemon = True
+    with open(os.devnull, "w") as nowhere:
+        faulthandler.dump_traceback_later(seconds + grace, exit=True, file=nowhere)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            faulthandler.cancel_dump_traceback_later()
+
+
+def _end(tell: Callable[[], None]) -> None:
+    try:
+        tell()
+    finally:
+        os._exit(1)

@@ -1,0 +1,159 @@
+"""The processes that hold a teacher: one kind for the pipeline, one for the units that it failed on."""
+
+import contextlib
+import functools
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from ray_distill.errors import DistillError, LabelError
+from ray_distill.labels.checks import split_unusable
+from ray_distill.labels.schema import signal_to_table, table_to_rejected
+from ray_distill.labels.units import WorkUnit
+from ray_distill.runtime.answering import answer_unit, ask_of, free_memory, plan
+from ray_distill.runtime.failures import Failure, Rows, described, failure_of, timed_out
+from ray_distill.runtime.label_steps import LabelJob, encode_unit, failed_table
+from ray_distill.runtime.strikes import LAST_WORD, limit
+from ray_distill.tasks.base import Encoded
+
+
+class _Loaded:
+    """A teacher on its device. What goes wrong while loading is kept: raised in a constructor, Ray tells it badly."""
+
+    def __init__(self, job: LabelJob):
+        self.job = job
+        self.error: DistillError | None = None
+        try:
+            with limit(job.failures.load_seconds, _nothing):
+                self._load()
+        except DistillError as error:
+            self.error = error
+        except Exception as error:  # noqa: BLE001 - a teacher may raise anything
+            self.error = LabelError(f"the teacher {job.teacher.model} cannot be loaded: {described(error)}")
+
+    def _load(self) -> None:
+        import torch
+
+        from ray_distill.teachers.transformers_teacher import open_teacher
+
+        torch.set_num_threads(self.job.manifest.threads)
+        self.batch = self.job.manifest.batch
+        self.teacher = open_teacher(self.job.teacher, task=self.job.task, head_url=self.job.head_url)
+        self.ask = ask_of(self.job.manifest)
+
+
+class TeacherActor(_Loaded):
+    """Answers units batch by batch, in the pipeline."""
+
+    def __init__(self, job: LabelJob, strikes: Any):
+        self.strikes = strikes
+        actor = ray.get_runtime_context().get_actor_id()
+        refused = ray.get(strikes.loading.remote(actor))
+        if refused is not None:
+            self.error = LabelError(
+                f"the teacher {job.teacher.model} cannot be loaded: {refused}; look for the kernel's out-of-memory "
+                "killer, or give labels.resources more")
+            return
+        super().__init__(job)
+        ray.get(strikes.loaded.remote(actor))
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Answer every unit in a block; a unit that the teacher fails on is passed on as failed."""
+        if self.error is not None:
+            raise self.error
+        tables = [self._unit(unit, block.filter(pa.compute.equal(block.column("unit_id"), unit)))
+                  for unit in block.column("unit_id").unique().to_pylist()]
+        return pa.concat_tables(tables, promote_options="default")
+
+    def _unit(self, unit: str, block: pa.Table) -> pa.Table:
+        refused: str | None = ray.get(self.strikes.begin.remote(unit))
+        if refused is not None:
+            return failed_table(unit, refused)
+        answer = self._answered(unit, block)
+        # Nobody waits for it: if it is lost, one death too many is counted.
+        self.strikes.done.remote(unit, "failed" not in answer.column_names)
+        return answer
+
+    def _answered(self, unit: str, block: pa.Table) -> pa.Table:
+        """Answer one unit in batches of like length; which rows share a batch depends on the unit alone."""
+        rejected = table_to_rejected(block)
+        encoded = Encoded.from_table(block.filter(pa.compute.is_null(block.column("reason"))))
+        seconds = self.job.failures.batch_seconds
+        watched = functools.partial(limit, seconds, functools.partial(self._give_up, unit, timed_out(seconds).reason))
+        try:
+            row_ids, signal, unusable, halved = answer_unit(self.teacher, encoded, self.ask, self.batch, watched)
+        except DistillError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a teacher may raise anything
+            failure = failure_of(error)
+            if failure.spent:
+                self._give_up(unit, failure.reason)
+                os._exit(1)
+        else:
+            return signal_to_table(row_ids, unit, signal, [*rejected, *unusable], halved)
+        free_memory()
+        return failed_table(unit, failure.reason)
+
+    def _give_up(self, unit: str, reason: str) -> None:
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(self.strikes.give_up.remote(unit, reason), timeout=LAST_WORD)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A unit's rows, encoded."""
+
+    batches: tuple[Rows, ...]
+    row_ids: tuple[bytes, ...]
+    rejected: tuple[tuple[bytes, str], ...]
+    """Rows that could not be encoded, with the reason."""
+
+
+class CarefulActor(_Loaded):
+    """Answers any rows of a unit as one batch, and says why it cannot; it holds one unit's inputs."""
+
+    def __init__(self, job: LabelJob):
+        super().__init__(job)
+        self._unit: tuple[str, pa.Table, Encoded] | None = None
+
+    def ready(self) -> None:
+        """Raise what went wrong while loading."""
+        if self.error is not None:
+            raise self.error
+
+    def plan(self, unit: str) -> Plan:
+        """How a unit (JSON) is to be answered."""
+        _, table, encoded = self._encoded(unit)
+        return Plan(batches=tuple(plan(encoded, self.batch)), row_ids=tuple(encoded.row_ids.to_pylist()),
+                    rejected=tuple(table_to_rejected(table)))
+
+    def answer(self, unit: str, rows: Rows) -> pa.Table | Failure:
+        """The signal of rows of a unit (JSON), as a table."""
+        name, _, encoded = self._encoded(unit)
+        part = encoded.take(rows)
+        try:
+            signal = self.teacher.answer(part, self.ask)
+            row_ids, signal, unusable = split_unusable(part.row_ids, signal)
+            return signal_to_table(row_ids, name, signal, unusable)
+        except DistillError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a teacher may raise anything
+            failure = failure_of(error)
+        free_memory()
+        return failure
+
+    def _encoded(self, unit: str) -> tuple[str, pa.Table, Encoded]:
+        work = WorkUnit.from_dict(json.loads(unit))
+        if self._unit is None or self._unit[0] != work.unit_id:
+            table = encode_unit(work, self.job)
+            encoded = Encoded.from_table(table.filter(pa.compute.is_null(table.column("reason"))))
+            self._unit = work.unit_id, table, encoded
+        return self._unit
+
+
+def _nothing() -> None:
+    """The process that dies while it loads is counted by `Strikes`."""

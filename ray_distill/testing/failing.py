@@ -1,0 +1,82 @@
+"""A teacher that fails when it is told to: on some rows, on large batches, on everything, or while it is loaded."""
+
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+from ray_distill.models.model import ModelParts
+from ray_distill.testing.models import TinyText, tiny_text_processor
+
+Fault = Literal["memory", "raise", "hang", "die"]
+
+
+class FailingText(TinyText):
+    """`TinyText` with faults; its weights, and so its fingerprint, are the same without them."""
+
+    def __init__(self, classes: int, faults: Mapping[int, Fault], fits: int | None, always: Fault | None,
+                 loading: Fault | None, once: str | None, starts: str | None):
+        super().__init__(classes, fuse=None)
+        self.faults, self.fits, self.always, self.loading = dict(faults), fits, always, loading
+        self.once, self.starts = once, starts
+
+    def eval(self) -> Self:
+        """A model is put into this mode when it is loaded to answer, and not for its processor alone."""
+        if self.starts is not None:
+            with Path(self.starts).open("a") as file:
+                file.write(f"{os.getpid()}\n")
+        if self.loading is not None:
+            self._fail(self.loading, 1)
+        return super().eval()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, output_hidden_states: bool = False) -> SimpleNamespace:
+        """As `TinyText.forward`, unless something is to go wrong."""
+        rows = len(input_ids)
+        if self.fits is not None and rows > self.fits:
+            self._fail("memory", rows)
+        if self.always is not None:
+            self._fail(self.always, rows)
+        for token, fault in self.faults.items():
+            if bool((input_ids == token).any()):
+                self._fail(fault, rows)
+        return super().forward(input_ids, attention_mask, output_hidden_states)
+
+    def _fail(self, fault: Fault, rows: int) -> None:
+        if self.once is not None:
+            if Path(self.once).exists():
+                return
+            Path(self.once).touch()
+        if fault == "memory":
+            raise torch.OutOfMemoryError(f"out of memory (pretended) for {rows} rows")
+        if fault == "raise":
+            raise ValueError("this teacher was told to fail")
+        if fault == "hang":
+            threading.Event().wait()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def failing_text_model(
+    classes: list[str], faults: Mapping[str, Fault] | None = None, fits: int | None = None,
+    always: Fault | None = None, loading: Fault | None = None, once: str | None = None, starts: str | None = None,
+) -> ModelParts:
+    """For ``module:function`` configs: a text classifier that fails as told.
+
+    Args:
+        classes: class names.
+        faults: what happens with a batch that has this character in a text; punctuation.
+        fits: rows of the largest batch that fits into its memory.
+        always: what happens with every batch.
+        loading: what happens when it is loaded.
+        once: a file; the first fault makes it, and there is none while it exists.
+        starts: a file that gets a line each time that it is loaded.
+    """
+    processor = tiny_text_processor()
+    tokens = {int(processor.tokenizer.convert_tokens_to_ids(sign)): fault for sign, fault in (faults or {}).items()}
+    module = FailingText(len(classes), tokens, fits, always, loading, once, starts)
+    return ModelParts(module=module, processor=processor, classes=tuple(classes))

@@ -1,0 +1,213 @@
+"""What a teacher's failure leads to: halving, counting, suspecting; without Ray."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from ray_distill.labels.signal import Signal
+from ray_distill.runtime.answering import answer_all, answer_unit, ask_of
+from ray_distill.runtime.careful import spread
+from ray_distill.runtime.failures import Failure, Rows, ask_halving, died, failure_of, out_of_memory, timed_out
+from ray_distill.runtime.strikes import Strikes
+from ray_distill.runtime.teacher_actors import Plan
+from ray_distill.tasks.base import Encoded, Ragged
+from ray_distill.teachers.base import Ask
+from ray_distill.testing.labels import fake_manifest, row_id
+from ray_distill.testing.models import FakeTeacher
+
+MANIFEST = fake_manifest(layers=(1,))
+
+
+def _batches(rows: int, size: int) -> list[Rows]:
+    order = np.arange(rows, dtype=np.int64)[::-1]
+    return [order[start : start + size] for start in range(0, rows, size)]
+
+
+@pytest.mark.parametrize("bad", [(), (0,), (3, 4), (11,), tuple(range(12))])
+@pytest.mark.parametrize("size", [1, 5, 12])
+def test_halving_finds_the_failing_rows_and_keeps_the_others_in_order(bad: tuple[int, ...], size: int) -> None:
+    """Whichever rows fail, they alone have no answer; a batch without one is asked once, as planned."""
+    asked: list[list[int]] = []
+
+    def ask(rows: Rows) -> list[int] | Failure:
+        asked.append(rows.tolist())
+        return died() if set(rows.tolist()) & set(bad) else rows.tolist()
+
+    found = ask_halving(_batches(12, size), ask)
+    assert sum(found.parts, []) == [row for row in range(11, -1, -1) if row not in bad]
+    assert found.failed == dict.fromkeys(bad, died())
+    assert all(rows.tolist() in asked for rows in _batches(12, size))
+    assert len({tuple(rows) for rows in asked}) == len(asked)
+    assert found.halved == (1 if bad and size > 1 else 0)
+
+
+@pytest.mark.parametrize(("fits", "halved"), [(12, 0), (11, 6), (5, 3), (1, 1)])
+def test_the_smallest_batch_of_a_halved_one_is_recorded(fits: int, halved: int) -> None:
+    """12 rows in memory for fewer: 6 + 6, or 3 + 3 + 3 + 3, or one by one."""
+    memory = Failure(kind="memory", reason="")
+    found = ask_halving(_batches(12, 12), lambda rows: memory if len(rows) > fits else rows.tolist())
+    assert found.halved == halved
+    assert sum(found.parts, []) == list(range(11, -1, -1))
+
+
+class SmallTeacher:
+    """A fake teacher with memory for ``fits`` rows."""
+
+    def __init__(self, fits: int, error: Exception):
+        self.inner, self.fits, self.error = FakeTeacher(classes=MANIFEST.classes), fits, error
+        self.fingerprint, self.classes = self.inner.fingerprint, self.inner.classes
+
+    def answer(self, encoded: Encoded, ask: Ask) -> Signal:
+        if encoded.rows > self.fits:
+            raise self.error
+        return self.inner.answer(encoded, ask)
+
+
+def _encoded(rows: int) -> Encoded:
+    ids = pa.array([row_id(number) for number in range(rows)], pa.binary(16))
+    lengths = np.arange(rows) % 4 + 1
+    return Encoded(row_ids=ids, features={"input_ids": Ragged(
+        values=np.zeros(lengths.sum(), np.int32), offsets=np.concatenate([[0], np.cumsum(lengths)]))})
+
+
+MEMORY = [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+          RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried"),
+          RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+          RuntimeError("CUDA error: out of memory")]
+
+
+@pytest.mark.parametrize("error", MEMORY, ids=range(len(MEMORY)))
+def test_a_teacher_that_runs_out_of_memory_answers_in_halves(error: Exception) -> None:
+    """The same rows in the same order with the same answer, and the smallest batch is told."""
+    encoded, ask = _encoded(10), ask_of(MANIFEST)
+    whole = answer_all(FakeTeacher(classes=MANIFEST.classes), encoded, ask, 8)
+    entered: list[int] = []
+
+    class Limit:
+        def __enter__(self) -> None:
+            entered.append(1)
+
+        def __exit__(self, *_: object) -> None:
+            entered.append(-1)
+
+    row_ids, signal, unusable, halved = answer_unit(SmallTeacher(3, error), encoded, ask, 8, Limit)
+    assert (row_ids, unusable, halved) == (whole[0], whole[2], 2)
+    assert signal.distributions is not None and whole[1].distributions is not None
+    np.testing.assert_array_equal(signal.distributions.logp, whole[1].distributions.logp)
+    np.testing.assert_array_equal(signal.hidden[1].values, whole[1].hidden[1].values)
+    assert sum(entered) == 0 and entered.count(1) == 1 + 2 + 4 + 1
+    with pytest.raises(type(error)):
+        answer_unit(SmallTeacher(0, error), encoded, ask, 8, Limit)
+
+
+def test_another_error_is_raised_at_once() -> None:
+    """Only memory is a matter of the batch's size."""
+    error = ValueError("odd")
+    with pytest.raises(ValueError, match="odd"):
+        answer_all(SmallTeacher(3, error), _encoded(10), ask_of(MANIFEST), 8)
+
+
+def test_failures_are_told_apart() -> None:
+    """Memory, errors, and errors after which the process is of no more use; the reason is one short line."""
+    assert all(out_of_memory(error) and failure_of(error).kind == "memory" for error in MEMORY)
+    assert not out_of_memory(ValueError("out of memory"))
+    told = failure_of(ValueError("a" * 1000 + "\nmore"))
+    assert (told.kind, told.spent) == ("raised", False)
+    assert told.reason == "teacher raised ValueError: " + "a" * 120
+    assert failure_of(KeyError()).reason == "teacher raised KeyError: no message"
+    assert failure_of(RuntimeError("CUDA error: device-side assert triggered")).spent
+    assert not failure_of(MEMORY[-1]).spent
+    assert timed_out(0.5).reason == "teacher took longer than 0.5 s on this row"
+    assert timed_out(1).spent and died().spent
+
+
+def _run(strikes: Strikes, *units: tuple[str, bool]) -> None:
+    """Units that are answered, or not, by a process that lives on."""
+    for unit, answered in units:
+        assert strikes.begin(unit) is None
+        strikes.done(unit, answered)
+
+
+def test_a_unit_is_given_up_after_as_many_deaths_as_attempts() -> None:
+    """What was begun and never done is a death, of that unit alone."""
+    strikes = Strikes(attempts=3)
+    _run(strikes, ("good", True))
+    for _ in range(3):
+        assert strikes.begin("bad") is None
+        _run(strikes, ("good", True), ("other", True))
+    for _ in range(2):
+        assert strikes.begin("bad") == "the teacher's process died 3 times on the unit"
+    _run(strikes, ("more", True))
+
+
+def test_a_unit_whose_time_is_over_is_not_tried_again() -> None:
+    """At once, and for the reason that was given."""
+    strikes = Strikes(attempts=3)
+    _run(strikes, ("good", True))
+    assert strikes.begin("bad") is None
+    strikes.give_up("bad", "too slow")
+    assert strikes.begin("bad") == "too slow"
+    _run(strikes, ("good", True))
+
+
+def test_when_nothing_was_ever_answered_nothing_more_is_tried() -> None:
+    """After as many failures as attempts the whole run waits for a verdict; trust, or one answer, ends that."""
+    for rescue in (lambda strikes: strikes.trust(), lambda strikes: strikes.done("late", True)):
+        strikes = Strikes(attempts=2)
+        assert strikes.begin("late") is None
+        for _ in range(2):
+            assert strikes.begin("first") is None
+        assert strikes.begin("first") is not None
+        assert strikes.begin("second") == "the teacher has failed on everything before it"
+        rescue(strikes)
+        assert strikes.begin("second") is None
+        assert strikes.begin("first") == "the teacher's process died 2 times on the unit"
+
+
+def test_deaths_while_loading_count_in_a_row() -> None:
+    """An actor that Ray restarts has the same name; one that loads ends the row."""
+    strikes = Strikes(attempts=2)
+    assert strikes.loading("a") is None is strikes.loading("b")
+    assert strikes.loading("a") is None
+    strikes.loaded("b")
+    assert strikes.loading("a") is None
+    refused = strikes.loading("a")
+    assert refused is not None and "died 2 times in a row" in refused
+
+
+def test_a_step_beside_the_teacher_is_bounded_too() -> None:
+    """Reading or writing that kills its process so often is refused; a death that does not come back is forgotten."""
+    strikes = Strikes(attempts=2)
+    for name in ("read", "write"):
+        assert strikes.step(name) is None
+    strikes.done("write")
+    assert strikes.step("write") is None is strikes.step("read")
+    assert strikes.step("read") == "the process died 2 times"
+
+
+@pytest.mark.parametrize(("block", "told"), [
+    ("threading.Event().wait()", "told"), ("ctypes.PyDLL(None).sleep(60)", ""), ("time.sleep(0)", "done")])
+def test_a_block_that_takes_too_long_ends_the_process(block: str, told: str) -> None:
+    """Also one that never lets go of Python's lock, though then there is no last word; a quick one goes on."""
+    code = ("import ctypes, sys, threading, time\nfrom ray_distill.runtime.strikes import limit\n"
+            f"with limit(0.3, lambda: print('told', end='', flush=True), grace=0.3):\n    {block}\n"
+            "print('done', end='')\n")
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=50)
+    assert (ended.stdout, ended.returncode) == (told, 0 if told == "done" else 1)
+
+
+@pytest.mark.parametrize(("sizes", "count", "expected"), [
+    ([1], 3, [("u0", 0)]), ([6], 3, [("u0", 0), ("u0", 2), ("u0", 4)]),
+    ([6, 4], 3, [("u0", 0), ("u1", 0), ("u0", 2)]), ([0, 2, 2, 2], 2, [("u1", 0), ("u2", 0)]), ([0], 3, [])])
+def test_witnesses_come_from_many_units_and_lengths(
+    sizes: Sequence[int], count: int, expected: list[tuple[str, int]]
+) -> None:
+    """As many distinct rows as asked for, where there are so many."""
+    plans = [(f"u{at}", Plan(batches=tuple(np.split(np.arange(size), [2])), row_ids=(), rejected=()))
+             for at, size in enumerate(sizes)]
+    assert [(unit, int(rows[0])) for unit, rows in spread(plans, count)] == expected

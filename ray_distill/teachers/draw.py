@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 Words = npt.NDArray[np.uint64]
 
@@ -47,14 +48,33 @@ def stratified(
 def pick(weight_NV: Tensor, points_ND: Tensor) -> tuple[Tensor, Tensor]:
     """Classes at ``points`` of the CDF of unnormalised weights: int64 ``[N, D]``, and their sums ``[N]`` in float64.
 
-    A class without weight is never picked while the row has any. The running sum is float64: in float32 it would lose
-    the classes behind the first 2²⁴ parts. Ascending points give ascending classes.
+    A class without weight is never picked while the row has any. Running sums are float64: in float32 they would lose
+    the classes behind the first 2²⁴ parts. They are taken over blocks of classes, then within the blocks that are hit:
+    a running sum over all classes would cost several times as much. Ascending points give ascending classes.
     """
-    cdf_NV = weight_NV.cumsum(-1, dtype=torch.float64)
-    total_N = cdf_NV[:, -1]
-    below_N1 = torch.nextafter(total_N, torch.zeros_like(total_N)).unsqueeze(-1)
-    at_ND = torch.minimum(points_ND * total_N.unsqueeze(-1), below_N1)
-    return torch.searchsorted(cdf_NV, at_ND, right=True).clamp(max=weight_NV.shape[1] - 1), total_N
+    rows, classes = weight_NV.shape
+    width = _block(classes, points_ND.shape[1])
+    blocks_NKB = pad(weight_NV, (0, -classes % width)).view(rows, -(-classes // width), width)
+    sum_NK = blocks_NKB.sum(-1, dtype=torch.float64)
+    cdf_NK = sum_NK.cumsum(-1)
+    total_N = cdf_NK[:, -1]
+    at_ND = torch.minimum(points_ND * total_N.unsqueeze(-1), _just_below(total_N).unsqueeze(-1))
+    block_ND = torch.searchsorted(cdf_NK, at_ND, right=True).clamp(max=cdf_NK.shape[1] - 1)
+    inner_NDB = blocks_NKB.gather(1, block_ND.unsqueeze(-1).expand(-1, -1, width)).cumsum(-1, dtype=torch.float64)
+    left_ND = (at_ND - (cdf_NK - sum_NK).gather(1, block_ND)).clamp(min=0)
+    left_ND = torch.minimum(left_ND, _just_below(inner_NDB[..., -1]))
+    within_ND = torch.searchsorted(inner_NDB, left_ND.unsqueeze(-1), right=True).squeeze(-1).clamp(max=width - 1)
+    return (block_ND * width + within_ND).clamp(max=classes - 1), total_N
+
+
+def _block(classes: int, draws: int) -> int:
+    """Classes a block: a power of two up to 128, so that the blocks that draws hit are no larger than all classes."""
+    return min(128, 1 << max(classes // max(draws, 1), 1).bit_length() - 1)
+
+
+def _just_below(total: Tensor) -> Tensor:
+    """The largest numbers less than ``total``: a point there is within the last class that has weight."""
+    return torch.nextafter(total, torch.zeros_like(total))
 
 
 def _mix(state: Words) -> Words:

@@ -18,6 +18,10 @@ from ray_distill.teachers.draw import pick, stratified
 
 #: Elements of a float32 slice; bounds the copies of the logits that exist at once.
 _SLICE = 1 << 24
+#: On a CPU: several passes are made over a slice, and only what stays in a core's cache is passed over fast.
+_CPU_SLICE = 1 << 19
+#: Tails smaller than this are summed as logarithms: as probabilities they would vanish.
+_TINY = 1e-30
 
 DRAWN = ("sampled", "hybrid")
 
@@ -73,7 +77,7 @@ def reduce_logits(
     places = one_a_row(len(logits_NV)) if places is None else places
     rows, positions, classes = len(places.row_offsets) - 1, len(places.position), logits_NV.shape[1]
     _check(ask, rows, row_ids)
-    step = max(1, _SLICE // classes)
+    step = max(1, min(_SLICE, _CPU_SLICE if logits_NV.device.type == "cpu" else _SLICE) // classes)
     ids_P = None if row_ids is None or ask.estimator not in DRAWN else np.repeat(
         rowids.to_numpy(row_ids), np.diff(places.row_offsets))
     parts = [_reduce(_slice(logits_NV, places, at, at + step), ask, _seeds(ids_P, places, at, at + step))
@@ -123,7 +127,9 @@ def _check(ask: Ask, rows: int, row_ids: pa.Array | None) -> None:
 
 def _reduce(logits_NV: Tensor, ask: Ask, seeds: Seeds | None) -> _Part:
     logp_NV = logits_NV.log_softmax(-1)
-    entropy_N = torch.special.entr(logp_NV.exp()).sum(-1)
+    p_NV = logp_NV.exp()
+    # p is 0 far above this bound: 0 · -inf is kept out of the sum, and NaN is not.
+    entropy_N = -torch.linalg.vecdot(p_NV, logp_NV.clamp(min=-1e4))
     classes = logp_NV.shape[1]
     head = {"dense": classes, "sampled": 0}.get(ask.estimator, min(ask.k, classes))
     if head == classes:
@@ -131,9 +137,10 @@ def _reduce(logits_NV: Tensor, ask: Ask, seeds: Seeds | None) -> _Part:
     head_NK = logp_NV.topk(head, dim=-1).indices
     if seeds is None:
         no_draws = head_NK[:, :0]
-        return _part(logp_NV, head_NK, no_draws, ask, entropy_N, torch.full_like(entropy_N, -math.inf))
+        return _part(logp_NV, p_NV, head_NK, no_draws, ask, entropy_N, torch.full_like(entropy_N, -math.inf))
     points_ND = stratified(*seeds, draws=ask.draws, seed=ask.seed)
-    weight_NV = _proposal(logp_NV, ask.exponent).scatter(-1, head_NK, 0.0)
+    weight_NV = p_NV if ask.exponent == 1 else _proposal(logp_NV, ask.exponent)
+    weight_NV = weight_NV.scatter(-1, head_NK, 0.0) if head else weight_NV
     drawn_ND, total_N = pick(weight_NV, torch.from_numpy(points_ND).to(logp_NV.device))
     log_normaliser_N = total_N.log().float()
     if ask.estimator == "sampled" and ask.exponent == 1:
@@ -141,7 +148,7 @@ def _reduce(logits_NV: Tensor, ask: Ask, seeds: Seeds | None) -> _Part:
     elif head:
         # Nothing to draw from (the head has all the mass): the draws are made to repeat the head, and so vanish.
         drawn_ND = torch.where((total_N > 0).unsqueeze(-1), drawn_ND, head_NK[:, :1])
-    return _part(logp_NV, head_NK, drawn_ND, ask, entropy_N, log_normaliser_N)
+    return _part(logp_NV, p_NV, head_NK, drawn_ND, ask, entropy_N, log_normaliser_N)
 
 
 def _all(logp_NV: Tensor, temperatures: int, entropy_N: Tensor) -> _Part:
@@ -161,9 +168,13 @@ def _proposal(logp_NV: Tensor, exponent: float) -> Tensor:
 
 
 def _part(
-    logp_NV: Tensor, head_NK: Tensor, drawn_ND: Tensor, ask: Ask, entropy_N: Tensor, log_normaliser_N: Tensor
+    logp_NV: Tensor, p_NV: Tensor, head_NK: Tensor, drawn_ND: Tensor, ask: Ask, entropy_N: Tensor,
+    log_normaliser_N: Tensor,
 ) -> _Part:
-    """Merge head and draws into unique ascending entries; a head's entry comes before a draw of the same class."""
+    """Merge head and draws into unique ascending entries; a head's entry comes before a draw of the same class.
+
+    ``p_NV`` is used up.
+    """
     ids_NM, order_NM = torch.cat([head_NK, drawn_ND], -1).sort(dim=-1, stable=True)
     first_NM = torch.ones_like(ids_NM, dtype=torch.bool)
     first_NM[:, 1:] = ids_NM[:, 1:] != ids_NM[:, :-1]
@@ -174,21 +185,32 @@ def _part(
     return _Part(
         length_n=first_NM.sum(-1), ids_E=ids_NM.reshape(-1)[start_E].int(), logp_E=logp_NM.reshape(-1)[start_E],
         count_E=run_E.masked_fill(exact_E, 0).int(), entropy_n=entropy_N, log_normaliser_n=log_normaliser_N,
-        tail_nT=_log_tails(logp_NV, ids_NM, logp_NM.masked_fill(~first_NM, -math.inf), ask.temperatures))
+        tail_nT=_log_tails(logp_NV, p_NV, ids_NM, first_NM, ask.temperatures))
 
 
-def _log_tails(logp_NV: Tensor, ids_NM: Tensor, logp_NM: Tensor, temperatures: tuple[float, ...]) -> Tensor:
-    """Log of the mass outside the ids at each temperature, with a small relative error at either end: ``[N, T]``."""
-    rest_NV = logp_NV.scatter(-1, ids_NM, -math.inf)
+def _log_tails(
+    logp_NV: Tensor, p_NV: Tensor, ids_NM: Tensor, first_NM: Tensor, temperatures: tuple[float, ...]
+) -> Tensor:
+    """Log of the mass outside the ids at each temperature, with a small relative error at either end: ``[N, T]``.
+
+    ``first_NM`` marks each id once; ``p_NV`` are the probabilities at T = 1, and are used up.
+    """
     tails = []
     for temperature in temperatures:
-        outside_N = (rest_NV / temperature).logsumexp(-1)
-        inside_N = (logp_NM / temperature).logsumexp(-1)
-        norm_N = torch.logaddexp(outside_N, inside_N)
-        mostly_N = outside_N > inside_N
-        head_N = torch.where(mostly_N, inside_N - norm_N, -math.inf)
-        tails.append(torch.where(mostly_N, torch.log1p(-head_N.exp()), outside_N - norm_N))
+        soft_NV = p_NV if temperature == 1 else (logp_NV / temperature).softmax(-1)
+        inside_N = soft_NV.gather(-1, ids_NM).masked_fill(~first_NM, 0.0).sum(-1)
+        outside_N = soft_NV.scatter_(-1, ids_NM, 0.0).sum(-1)
+        tail_N = torch.where(outside_N > inside_N, torch.log1p(-inside_N), outside_N.log())
+        if bool((tiny_N := outside_N < _TINY).any()):
+            tail_N[tiny_N] = _log_tail(logp_NV[tiny_N] / temperature, ids_NM[tiny_N])
+        tails.append(tail_N)
     return torch.stack(tails, -1)
+
+
+def _log_tail(scaled_NV: Tensor, ids_NM: Tensor) -> Tensor:
+    """Log of the mass outside the ids, however small: a logsumexp over the complement."""
+    outside_N = scaled_NV.scatter(-1, ids_NM, -math.inf).logsumexp(-1)
+    return outside_N - scaled_NV.logsumexp(-1)
 
 
 def _host(columns: list[Tensor]) -> npt.NDArray[Any]:

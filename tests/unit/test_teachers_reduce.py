@@ -15,6 +15,7 @@ from ray_distill.errors import TeacherRefused
 from ray_distill.labels.signal import Distributions
 from ray_distill.teachers import reduce
 from ray_distill.teachers.base import Ask
+from ray_distill.teachers.draw import pick
 from ray_distill.teachers.reduce import reduce_logits
 
 TEMPERATURES = (1.0, 2.0, 0.5)
@@ -224,9 +225,34 @@ class _Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("estimator", ["topk", "sampled", "hybrid"])
 def test_no_second_copy_of_all_logits_is_made(estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No operation gives more elements than a slice has, bf16 logits raised to float32 included."""
+    """No operation gives more elements than a slice has and, for blocks to be whole, a few classes a row; bf16 too."""
     monkeypatch.setattr(reduce, "_SLICE", 2000)
     logits_NV = torch.zeros(64, 500, dtype=torch.bfloat16)
     with _Largest() as largest:
         found = reduce_logits(logits_NV, _drawing(estimator), _ids(64))
-    assert found.rows == 64 and 0 < largest.elements <= 2000
+    assert found.rows == 64 and 0 < largest.elements <= 2000 + 4 * 12
+
+
+@given(rows=st.integers(1, 3), classes=st.integers(1, 700), draws=st.integers(1, 40), holes=st.floats(0, 0.95),
+       seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_a_point_hits_the_class_whose_interval_holds_it(
+    rows: int, classes: int, draws: int, holes: float, seed: int
+) -> None:
+    """Blocks and what is within them give the class that the plain running sum gives, up to float64's rounding; classes
+    without weight are never hit, and points at 0 and next to 1 hit the first and the last that have any.
+    """
+    rng = np.random.default_rng(seed)
+    weight_NV = rng.exponential(size=(rows, classes)) * (rng.random((rows, classes)) >= holes)
+    weight_NV[:, rng.integers(classes)] = 1.0
+    weight_NV = weight_NV.astype(np.float32)
+    points_ND = np.sort(rng.random((rows, draws)), axis=1)
+    points_ND[:, 0], points_ND[:, -1] = 0.0, 1 - 2.0**-53
+    found_ND, total_N = (tensor.numpy() for tensor in pick(torch.from_numpy(weight_NV), torch.from_numpy(points_ND)))
+    cdf_NV = weight_NV.astype(np.float64).cumsum(axis=1)
+    np.testing.assert_allclose(total_N, cdf_NV[:, -1], rtol=1e-12)
+    assert (np.take_along_axis(weight_NV, found_ND, axis=1) > 0).all() and (np.diff(found_ND, axis=1) >= 0).all()
+    at_ND, above_ND = points_ND * cdf_NV[:, -1:], np.take_along_axis(cdf_NV, found_ND, axis=1)
+    below_ND = above_ND - np.take_along_axis(weight_NV, found_ND, axis=1)
+    slack = 1e-12 * cdf_NV[:, -1:]
+    assert (below_ND <= at_ND + slack).all() and (at_ND <= above_ND + slack).all()

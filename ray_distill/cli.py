@@ -124,7 +124,7 @@ def _inspect(commands: Any) -> None:
     parser = commands.add_parser("inspect", help=text, description=text[0].upper() + text[1:] + ".")
     parser.add_argument("store", help="URL of the label store")
     parser.add_argument("--row", required=True, help="id of the row, or the first digits of it")
-    parser.add_argument("--snapshot", help="show the text or image too: a snapshot's URL, or SnapshotRef (JSON or file)")
+    parser.add_argument("--snapshot", help="show text or image too: a snapshot's URL, or SnapshotRef (JSON or file)")
     _json_argument(parser)
     parser.set_defaults(command=inspect)
 

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from ray_distill.config.judge import CostConfig, DriftConfig, EvaluationConfig, GateConfig, TrackingConfig
 from ray_distill.config.labels import LabelsConfig
+from ray_distill.config.plan import PlanConfig
 from ray_distill.config.section import Section
 from ray_distill.config.snapshot import SnapshotConfig
 from ray_distill.config.student import StudentConfig
@@ -26,6 +27,7 @@ class Campaign(Section):
     gate: GateConfig = GateConfig()
     drift: DriftConfig = DriftConfig()
     cost: CostConfig = CostConfig()
+    plan: PlanConfig = PlanConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @property

@@ -159,11 +159,16 @@ def plan(config: Campaign) -> list[str]:
     return [*lines, f"record    {config.tracking.uri or 'SQLite beside the output'}"]
 
 
-def _snapshot(held: Session) -> SnapshotRef:
-    config = held.config
-    key = fingerprint({
+def snapshot_key(config: Campaign) -> str:
+    """Everything that decides a snapshot; the sources' files by name, size and time, to be cheap."""
+    return fingerprint({
         "config": config.snapshot.model_dump(mode="json", exclude={"source", "exclude"}), "seed": config.seed,
         "task": config.task, "sources": describe_sources(config.snapshot)})
+
+
+def _snapshot(held: Session) -> SnapshotRef:
+    config = held.config
+    key = snapshot_key(config)
     done = held.done("snapshot", key)
     if done is not None and files.exists(files.join(done["url"], "snapshot.json")):
         ref = SnapshotRef.from_dict(done)

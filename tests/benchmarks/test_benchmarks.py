@@ -19,3 +19,26 @@ def test_the_codec_is_smaller_than_nested_lists():
     size = re.search(r"nats, ([\d.]+) of its", done.stdout)
     assert speed, done.stdout
     assert size and float(size[1]) < 0.5, done.stdout
+
+
+@pytest.mark.slow
+def test_bytes_are_told_for_every_form_at_a_large_vocabulary():
+    """Each form has its bytes, its error at every temperature, and both ratios; none adds a thousandth of a nat."""
+    lines = _printed("bench_codec.py", "wide", "--positions", "256").splitlines()
+    assert len(lines) == 6
+    for line in lines:
+        assert re.search(r"[\d.]+ bytes a position \([\d.]+ of \d+·6 raw, [\d.]+ of k=128", line), line
+        assert all(float(nats) < 1e-3 for nats in re.findall(r"([\d.e-]+) nats", line)), line
+
+
+@pytest.mark.slow
+def test_the_pipeline_is_compared_with_a_bare_loop():
+    """The ratio and both rates are printed; with a teacher that costs nothing it is only the pipeline's own cost."""
+    printed = _printed("bench_labelling.py", "tiny", "--rows", "600")
+    assert re.search(r"labelling tiny: [\d.]+ of a bare forward loop \([\d.]+ against [\d.]+ before", printed), printed
+
+
+def _printed(name, *arguments):
+    done = subprocess.run([sys.executable, FOLDER / name, *arguments], capture_output=True, text=True, timeout=600,
+                          check=True)
+    return done.stdout

@@ -8,7 +8,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -51,7 +51,7 @@ def relabel(job: LabelJob, failed: Sequence[FailedUnit], good: WorkUnit | None) 
     """
     asker = Asker(job)
     with contextlib.closing(asker):
-        suspect = Suspect(asker, job, failed, good)
+        suspect = Suspect(asker, job.teacher.model, job.failures.attempts, failed, good)
         suspect.clear(failed[0].reason)
         for one in failed:
             yield _relabel(asker, suspect, job, one)
@@ -78,12 +78,24 @@ def _relabel(asker: "Asker", suspect: "Suspect", job: LabelJob, one: FailedUnit)
     return Receipt.from_dict(json.loads(written.column("receipt")[0].as_py()))
 
 
+class Asking(Protocol):
+    """Who asks the teacher; see `Asker`."""
+
+    def plan(self, unit: str) -> Plan:
+        """How a unit is to be answered."""
+
+    def ask(self, unit: str, rows: Rows, deaths: int) -> pa.Table | Failure:
+        """The answer of one batch."""
+
+
 class Suspect:
     """The question whether the rows are at fault or the teacher: a row that it must be able to answer decides."""
 
-    def __init__(self, asker: "Asker", job: LabelJob, failed: Sequence[FailedUnit], good: WorkUnit | None):
-        self._asker, self._attempts, self._model = asker, job.failures.attempts, job.teacher.model
-        self._failed = [one.text for one in failed[: self._attempts]]
+    def __init__(
+        self, asker: "Asking", model: str, attempts: int, failed: Sequence[FailedUnit], good: WorkUnit | None
+    ):
+        self._asker, self._model, self._attempts = asker, model, attempts
+        self._failed = [one.text for one in failed[:attempts]]
         self._good = None if good is None else json.dumps(good.to_dict())
         self._answered: tuple[str, Rows] | None = None
         self._streak = 0

@@ -6,6 +6,7 @@ to. Workers hand back receipts; this driver alone commits them.
 """
 
 import contextlib
+import gc
 import json
 import logging
 import time
@@ -25,7 +26,7 @@ from ray_distill.runtime.careful import FailedUnit, relabel
 from ray_distill.runtime.cluster import explain, require_bundles
 from ray_distill.runtime.console import say
 from ray_distill.runtime.label_steps import LabelJob, encode_units, write_units
-from ray_distill.runtime.strikes import strikes_actor
+from ray_distill.runtime.strikes import strikes_actor, told
 from ray_distill.runtime.teacher_actors import TeacherActor
 
 #: Units in one Ray Data execution; each is a block, and too many blocks burden the scheduler.
@@ -69,6 +70,9 @@ def label_units(
     # Actors must not hold every CPU, or the tasks that read and write beside them starve (they would wait for ever).
     actor = {"CPU": job.resources.cpus, "GPU": job.resources.gpus}
     require_bundles([actor] * job.resources.actors[0] + [{"CPU": 1}], "labelling (teacher actors, and reading beside)")
+    # An execution that failed on its first block keeps its actors until its cycles are collected (Ray 2.60); this one
+    # would wait for their place for ever.
+    gc.collect()
     started = time.monotonic()
     tally: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
@@ -150,18 +154,21 @@ def _pipelined(
     job: LabelJob, units: Sequence[WorkUnit], strikes: Any
 ) -> Generator[tuple[str, Receipt | None, str], None, None]:
     """Run one Ray Data execution over some units; yield each unit's id, and its receipt or why it has none."""
-    dataset = _pipeline(job, units, strikes)
+    batches = iter(_pipeline(job, units, strikes).iter_batches(
+        batch_size=None, batch_format="pyarrow", prefetch_batches=0))
     try:
-        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for row in batch.to_pylist():
-                receipt = row["receipt"] and Receipt.from_dict(json.loads(row["receipt"]))
-                yield row["unit"], receipt, row["failed"] or ""
+        # Closed at once: an execution that is left midway would go on, and hold the teacher's place.
+        with contextlib.closing(batches):
+            for batch in batches:
+                for row in batch.to_pylist():
+                    receipt = row["receipt"] and Receipt.from_dict(json.loads(row["receipt"]))
+                    yield row["unit"], receipt, row["failed"] or ""
     except BaseException as error:
         # Ray's iterators live on in the frames of a traceback, beyond Ray itself: one that is ended only then starts a
         # new Ray to shut its execution down.
         traceback.clear_frames(error.__traceback__)
         if isinstance(error, ray.exceptions.RayError):
-            raise explain(error, "labelling") from error
+            raise told(strikes) or explain(error, "labelling") from error
         raise
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ray_distill.errors import LabelError
+from ray_distill.errors import DistillError, LabelError
 
 #: Seconds after which a process that cannot even run Python is ended, beyond its time; and for its last word.
 GRACE, LAST_WORD = 5.0, 10.0
@@ -26,16 +26,20 @@ class Strikes:
 
     def __init__(self, attempts: int):
         self._attempts = attempts
-        self._open: set[str] = set()
+        self._open: dict[str, str] = {}
+        """Units and steps that were begun and not ended, and by which actor."""
         self._died: Counter[str] = Counter()
         self._given_up: dict[str, str] = {}
         self._died_beside: Counter[str] = Counter()
         self._answered = False
         self._loading: set[str] = set()
         self._died_loading = 0
+        self._error: DistillError | None = None
 
     def loading(self, actor: str) -> str | None:
         """An actor is about to load the teacher; the reason if it must not try."""
+        for unit in [unit for unit, by in self._open.items() if by == actor]:
+            self._strike(unit)  # Ray starts an actor again under its old name
         self._died_loading += actor in self._loading
         self._loading.add(actor)
         if self._died_loading < self._attempts:
@@ -47,11 +51,14 @@ class Strikes:
         self._loading.discard(actor)
         self._died_loading = 0
 
-    def begin(self, unit: str) -> str | None:
+    def _strike(self, unit: str) -> None:
+        self._died[unit] += 1
+        del self._open[unit]
+
+    def begin(self, unit: str, actor: str) -> str | None:
         """A unit is about to be answered; the reason if it must not be tried again."""
         if unit in self._open:
-            self._died[unit] += 1
-            self._open.discard(unit)
+            self._strike(unit)
         if self._died[unit] >= self._attempts:
             self._given_up[unit] = f"the teacher's process died {self._died[unit]} times on the unit"
         if unit in self._given_up:
@@ -59,27 +66,35 @@ class Strikes:
         failures = self._died.total() + len(self._given_up)
         if not self._answered and failures >= self._attempts:
             return "the teacher has failed on everything before it"
-        self._open.add(unit)
+        self._open[unit] = actor
         return None
 
     def done(self, unit: str, answered: bool = False) -> None:
         """The process lives, whatever became of the unit or step."""
-        self._open.discard(unit)
+        self._open.pop(unit, None)
         self._answered = self._answered or answered
 
     def give_up(self, unit: str, reason: str) -> None:
         """The process is about to end itself because of the unit, which must not be tried again."""
-        self._open.discard(unit)
+        self._open.pop(unit, None)
         self._given_up[unit] = reason
 
     def step(self, name: str) -> str | None:
         """A step beside the teacher begins; the reason if it must not be tried again."""
         if name in self._open:
             self._died_beside[name] += 1
-        self._open.add(name)
+        self._open[name] = ""
         if self._died_beside[name] < self._attempts:
             return None
         return f"the process died {self._died_beside[name]} times"
+
+    def fail(self, error: DistillError) -> None:
+        """An error of ours that ends the run; the first one stays."""
+        self._error = self._error or error
+
+    def error(self) -> DistillError | None:
+        """What ended the run: Ray Data passes an exception on as a text."""
+        return self._error
 
     def trust(self) -> None:
         """The teacher was found to work: failures are the units' own."""
@@ -109,13 +124,33 @@ def counted(strikes: Any, what: str, unit: str) -> Iterator[None]:
         yield
         return
     refused = ray.get(strikes.step.remote(f"{what} ({unit})"))
-    if refused is not None:
-        raise LabelError(f"{what}: {refused}; look for the kernel's out-of-memory killer, give the machine more memory "
-                         "or make units smaller (labels.unit_bytes)")
+    with telling(strikes):
+        if refused is not None:
+            raise LabelError(f"{what}: {refused}; look for the kernel's out-of-memory killer, give the machine more "
+                             "memory or make units smaller (labels.unit_bytes)")
+        try:
+            yield
+        finally:
+            strikes.done.remote(f"{what} ({unit})")
+
+
+@contextlib.contextmanager
+def telling(strikes: Any) -> Iterator[None]:
+    """Leave an error of ours with ``strikes`` on its way out."""
     try:
         yield
-    finally:
-        strikes.done.remote(f"{what} ({unit})")
+    except DistillError as error:
+        ray.get(strikes.fail.remote(error))
+        raise
+
+
+def told(strikes: Any) -> DistillError | None:
+    """The error of ours that was left with ``strikes``, if there is one."""
+    try:
+        error: DistillError | None = ray.get(strikes.error.remote(), timeout=LAST_WORD)
+    except ray.exceptions.RayError:
+        return None
+    return error
 
 
 @contextlib.contextmanager

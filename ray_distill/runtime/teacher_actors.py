@@ -17,7 +17,7 @@ from ray_distill.labels.units import WorkUnit
 from ray_distill.runtime.answering import answer_unit, ask_of, free_memory, plan
 from ray_distill.runtime.failures import Failure, Rows, described, failure_of, timed_out
 from ray_distill.runtime.label_steps import LabelJob, encode_unit, failed_table
-from ray_distill.runtime.strikes import LAST_WORD, limit
+from ray_distill.runtime.strikes import LAST_WORD, limit, telling
 from ray_distill.tasks.base import Encoded
 
 
@@ -51,26 +51,27 @@ class TeacherActor(_Loaded):
 
     def __init__(self, job: LabelJob, strikes: Any):
         self.strikes = strikes
-        actor = ray.get_runtime_context().get_actor_id()
-        refused = ray.get(strikes.loading.remote(actor))
+        self.name = ray.get_runtime_context().get_actor_id()
+        refused = ray.get(strikes.loading.remote(self.name))
         if refused is not None:
             self.error = LabelError(
                 f"the teacher {job.teacher.model} cannot be loaded: {refused}; look for the kernel's out-of-memory "
                 "killer, or give labels.resources more")
             return
         super().__init__(job)
-        ray.get(strikes.loaded.remote(actor))
+        ray.get(strikes.loaded.remote(self.name))
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Answer every unit in a block; a unit that the teacher fails on is passed on as failed."""
-        if self.error is not None:
-            raise self.error
-        tables = [self._unit(unit, block.filter(pa.compute.equal(block.column("unit_id"), unit)))
-                  for unit in block.column("unit_id").unique().to_pylist()]
+        with telling(self.strikes):
+            if self.error is not None:
+                raise self.error
+            tables = [self._unit(unit, block.filter(pa.compute.equal(block.column("unit_id"), unit)))
+                      for unit in block.column("unit_id").unique().to_pylist()]
         return pa.concat_tables(tables, promote_options="default")
 
     def _unit(self, unit: str, block: pa.Table) -> pa.Table:
-        refused: str | None = ray.get(self.strikes.begin.remote(unit))
+        refused: str | None = ray.get(self.strikes.begin.remote(unit, self.name))
         if refused is not None:
             return failed_table(unit, refused)
         answer = self._answered(unit, block)

@@ -34,7 +34,7 @@ from ray_distill.storage import files
 pytestmark = pytest.mark.slow
 
 MODEL = "ray_distill.testing.failing:failing_text_model"
-ROWS, BATCH, UNIT = 64, 8, 16
+ROWS, BATCH, UNIT = 64, 4, 16
 FAILURES = FailuresConfig(batch_seconds=8, attempts=2)
 
 
@@ -157,7 +157,7 @@ def test_without_a_failure_nothing_is_marked(given: Lab) -> None:
 
 
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(given: Lab) -> None:
-    """Memory for 3 rows, batches of 8: all rows are labelled in place, and every unit with such a batch is marked."""
+    """Memory for 3 rows, batches of 4: all rows are labelled in place, and every unit with such a batch is marked."""
     found = given.label("halved", fits=3)
     _whole_but(given, found, {}, {receipt.halved for receipt in found.receipts} - {0})
     full = [receipt for receipt in found.receipts if receipt.rows >= BATCH]
@@ -180,7 +180,7 @@ def test_rows_that_hang_or_kill_the_process_go_to_quarantine(given: Lab) -> None
     found = given.label("hung", faults={"$": "hang", "%": "die"}, starts=str(starts))
     _whole_but(given, found, {"$": "teacher took longer than 8 s on this row",
                               "%": "the teacher's process died on this row"}, {1})
-    assert len(starts.read_text().splitlines()) <= 24
+    assert len(starts.read_text().splitlines()) <= 16
 
 
 def test_a_failure_that_does_not_come_back_leaves_no_trace(given: Lab) -> None:
@@ -192,7 +192,7 @@ def test_a_failure_that_does_not_come_back_leaves_no_trace(given: Lab) -> None:
 
 @pytest.mark.parametrize(("fault", "reason", "most"), [
     ("raise", "ValueError: this teacher was told to fail", 2), ("memory", "ran out of memory", 2),
-    ("die", "process died", 6)])
+    ("die", "process died", 5)])
 def test_a_teacher_that_fails_on_everything_is_one_error(given: Lab, fault: str, reason: str, most: int) -> None:
     """It says what failed and quarantines nothing; the teacher was loaded a few times, not for ever."""
     starts = given.folder / f"starts-{fault}"

@@ -9,9 +9,11 @@ import pyarrow as pa
 import pytest
 import torch
 
+from ray_distill.errors import LabelError
 from ray_distill.labels.signal import Signal
+from ray_distill.labels.units import WorkUnit
 from ray_distill.runtime.answering import answer_all, answer_unit, ask_of
-from ray_distill.runtime.careful import spread
+from ray_distill.runtime.careful import FailedUnit, Suspect, spread
 from ray_distill.runtime.failures import Failure, Rows, ask_halving, died, failure_of, out_of_memory, timed_out
 from ray_distill.runtime.strikes import Strikes
 from ray_distill.runtime.teacher_actors import Plan
@@ -129,7 +131,7 @@ def test_failures_are_told_apart() -> None:
 def _run(strikes: Strikes, *units: tuple[str, bool]) -> None:
     """Units that are answered, or not, by a process that lives on."""
     for unit, answered in units:
-        assert strikes.begin(unit) is None
+        assert strikes.begin(unit, "actor") is None
         strikes.done(unit, answered)
 
 
@@ -138,10 +140,10 @@ def test_a_unit_is_given_up_after_as_many_deaths_as_attempts() -> None:
     strikes = Strikes(attempts=3)
     _run(strikes, ("good", True))
     for _ in range(3):
-        assert strikes.begin("bad") is None
+        assert strikes.begin("bad", "actor") is None
         _run(strikes, ("good", True), ("other", True))
     for _ in range(2):
-        assert strikes.begin("bad") == "the teacher's process died 3 times on the unit"
+        assert strikes.begin("bad", "actor") == "the teacher's process died 3 times on the unit"
     _run(strikes, ("more", True))
 
 
@@ -149,9 +151,9 @@ def test_a_unit_whose_time_is_over_is_not_tried_again() -> None:
     """At once, and for the reason that was given."""
     strikes = Strikes(attempts=3)
     _run(strikes, ("good", True))
-    assert strikes.begin("bad") is None
+    assert strikes.begin("bad", "actor") is None
     strikes.give_up("bad", "too slow")
-    assert strikes.begin("bad") == "too slow"
+    assert strikes.begin("bad", "actor") == "too slow"
     _run(strikes, ("good", True))
 
 
@@ -159,14 +161,14 @@ def test_when_nothing_was_ever_answered_nothing_more_is_tried() -> None:
     """After as many failures as attempts the whole run waits for a verdict; trust, or one answer, ends that."""
     for rescue in (lambda strikes: strikes.trust(), lambda strikes: strikes.done("late", True)):
         strikes = Strikes(attempts=2)
-        assert strikes.begin("late") is None
+        assert strikes.begin("late", "actor") is None
         for _ in range(2):
-            assert strikes.begin("first") is None
-        assert strikes.begin("first") is not None
-        assert strikes.begin("second") == "the teacher has failed on everything before it"
+            assert strikes.begin("first", "actor") is None
+        assert strikes.begin("first", "actor") is not None
+        assert strikes.begin("second", "actor") == "the teacher has failed on everything before it"
         rescue(strikes)
-        assert strikes.begin("second") is None
-        assert strikes.begin("first") == "the teacher's process died 2 times on the unit"
+        assert strikes.begin("second", "actor") is None
+        assert strikes.begin("first", "actor") == "the teacher's process died 2 times on the unit"
 
 
 def test_deaths_while_loading_count_in_a_row() -> None:
@@ -178,6 +180,18 @@ def test_deaths_while_loading_count_in_a_row() -> None:
     assert strikes.loading("a") is None
     refused = strikes.loading("a")
     assert refused is not None and "died 2 times in a row" in refused
+
+
+def test_an_actor_that_comes_back_has_died_on_what_it_began() -> None:
+    """A death counts when the actor is started again, although it may be given another unit first."""
+    strikes = Strikes(attempts=2)
+    for unit in ("first", "second"):
+        assert strikes.loading("a") is None
+        strikes.loaded("a")
+        assert strikes.begin(unit, "a") is None
+    assert strikes.begin("another actor's", "b") is None
+    assert strikes.loading("a") is None
+    assert strikes.begin("third", "a") == "the teacher has failed on everything before it"
 
 
 def test_a_step_beside_the_teacher_is_bounded_too() -> None:
@@ -211,3 +225,74 @@ def test_witnesses_come_from_many_units_and_lengths(
     plans = [(f"u{at}", Plan(batches=tuple(np.split(np.arange(size), [2])), row_ids=(), rejected=()))
              for at, size in enumerate(sizes)]
     assert [(unit, int(rows[0])) for unit, rows in spread(plans, count)] == expected
+
+
+class FakeAsker:
+    """Answers rows as a set of good ones says, and keeps what it was asked."""
+
+    def __init__(self, plans: dict[str, Plan], good: set[tuple[str, int]]):
+        self.plans, self.good, self.asked = plans, good, []
+
+    def plan(self, unit: str) -> Plan:
+        return self.plans[unit]
+
+    def ask(self, unit: str, rows: Rows, deaths: int) -> pa.Table | Failure:
+        self.asked.append((unit, int(rows[0])))
+        return pa.table({}) if self.asked[-1] in self.good else timed_out(1)
+
+
+def _unit(name: str) -> WorkUnit:
+    return WorkUnit(unit_id=name, shard="s", start=0, stop=8, rows=tuple(range(8)))
+
+
+def _suspect(good: set[tuple[str, int]], sizes: dict[str, int], known: str | None = None) -> tuple[Suspect, FakeAsker]:
+    """A teacher under suspicion that answers the ``good`` rows; units have rows 0, 1, …; two attempts."""
+    units = {name: FailedUnit(unit=_unit(name), reason="") for name in (*sizes, *([known] if known else []))}
+    plans = {units[name].text: Plan(batches=(np.arange(sizes.get(name, 3)),), row_ids=(), rejected=())
+             for name in units}
+    asker = FakeAsker(plans, {(units[name].text, row) for name, row in good})
+    failed = [units[name] for name in sizes]
+    return Suspect(asker, "teacher", 2, failed, units[known].unit if known else None), asker
+
+
+def test_a_teacher_that_answers_a_witness_is_cleared() -> None:
+    """A row of a unit that it answered before is asked first; without one, rows of the failed units are."""
+    suspect, asker = _suspect({("known", 0)}, {"a": 4, "b": 4}, "known")
+    suspect.clear("why")
+    assert len(asker.asked) == 1
+    suspect, asker = _suspect({("b", 0)}, {"a": 4, "b": 4})
+    suspect.clear("why")
+    assert len(asker.asked) == 2
+
+
+@pytest.mark.parametrize(("known", "told"), [("known", "a row that it has answered before"), (None, "every row")])
+def test_a_teacher_that_answers_no_witness_is_the_one_at_fault(known: str | None, told: str) -> None:
+    """After as many tries as attempts, one error that names the failure."""
+    suspect, asker = _suspect(set(), {"a": 4, "b": 4}, known)
+    with pytest.raises(LabelError, match=f"teacher fails on {told}, 2 times of 2: teacher took longer than 1 s"):
+        suspect.clear("why")
+    assert len(asker.asked) == 2
+
+
+def test_too_few_rows_prove_nothing_against_the_teacher() -> None:
+    """The last row of a store may be a bad one: it goes to quarantine, and the run ends well."""
+    suspect, asker = _suspect(set(), {"a": 1})
+    suspect.clear("why")
+    assert len(asker.asked) == 1
+
+
+def test_rows_that_fail_in_a_row_bring_the_witness_back() -> None:
+    """Each time that so many rows have failed alone, the row answered last is asked again: the teacher may break."""
+    suspect, asker = _suspect(set(), {"a": 8})
+    answered = np.array([5], dtype=np.int64)
+    unit = next(iter(asker.plans))
+    asker.good = {(unit, 5)}
+    suspect.saw(unit, answered, pa.table({}))
+    for _ in range(4):
+        suspect.saw(unit, np.array([1], dtype=np.int64), timed_out(1))
+        suspect.saw(unit, np.arange(3), timed_out(1))
+    assert asker.asked == [(unit, 5)] * 2
+    asker.good = set()
+    suspect.saw(unit, np.array([1], dtype=np.int64), timed_out(1))
+    with pytest.raises(LabelError, match="a row that it has answered before, 2 times of 2"):
+        suspect.saw(unit, np.array([2], dtype=np.int64), timed_out(1))

@@ -20,7 +20,7 @@ TRAFFIC = lab.texts(900, seed=31)
 FORMS: dict[str, dict[str, Any]] = {
     "topk": {"signal": {"estimator": "topk", "k": 2, "encoding": "compact", "temperatures": [1, 2]},
              "hidden": {"layers": [0, -1], "dtype": "int8"}, "unit_rows": 64},
-    "dense": {"unit_rows": 512}}
+    "dense": {"signal": {"temperatures": [1, 2]}, "unit_rows": 512}}
 
 
 @pytest.fixture(scope="module", autouse=True)

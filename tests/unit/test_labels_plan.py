@@ -55,7 +55,6 @@ def test_a_size_line_passes_through_what_was_measured_and_goes_on_straight() -> 
 def test_the_bytes_of_units_that_were_not_encoded_are_within_five_percent() -> None:
     """From 200 rows to 1,000 others in units of 64, 100 and 333, labels and hidden states."""
     manifest = fake_manifest(estimator="topk", layers=(1,))
-    sample = rowids.empty()
     every = [row_id(number) for number in range(1200)]
     sample = np.sort(rowids.from_bytes(every[:200]))
     sizes = measure_sizes(sample, fake_teacher(rowids.to_arrow(sample), manifest), manifest, {}, [100])

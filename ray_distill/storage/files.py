@@ -7,12 +7,15 @@ reads them. Every failure is a StorageError that names the URL.
 import glob as globbing
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
+
+from fsspec.utils import glob_translate
 
 from ray_distill.errors import StorageError
 from ray_distill.storage import local, remote
@@ -65,8 +68,9 @@ def read_many(urls: Sequence[str]) -> list[bytes]:
         return [read_bytes(url) for url in urls]
     filesystem, _ = remote.resolve(urls[0])
     paths = [filesystem._strip_protocol(url) for url in urls]
-    what = f"read {len(urls)} files from here on"
-    return list(remote.attempt(urls[0], what, lambda: filesystem.cat_ranges(paths, None, None, on_error="raise")))
+    # Of many requests one may fail each time: what failed is read again, not all of it.
+    found = filesystem.cat_ranges(paths, None, None, on_error="return")
+    return [bytes(data) if isinstance(data, bytes) else read_bytes(url) for url, data in zip(urls, found, strict=True)]
 
 
 def write_bytes(url: str, data: bytes) -> None:
@@ -211,7 +215,9 @@ def glob_files(pattern: str) -> list[FileInfo]:
 def _glob(pattern: str) -> list[FileInfo]:
     base = "/".join(pattern.split("/")[: _first_magic(pattern)])
     found = {}
-    for url in _glob_urls(pattern):
+    if not is_local(pattern):
+        return _glob_remote(base, pattern[len(base) + 1 :])
+    for url in sorted(globbing.glob(str(_path(pattern)), recursive=True)):  # noqa: PTH207  (absolute or relative)
         for item in glob_files(url):
             name = item.url.removeprefix(base).lstrip("/")
             found[name] = FileInfo(name=name, size=item.size, url=item.url)
@@ -222,20 +228,23 @@ def _first_magic(pattern: str) -> int:
     return next(i for i, part in enumerate(pattern.split("/")) if not _MAGIC.isdisjoint(part))
 
 
-def _glob_urls(pattern: str) -> list[str]:
-    if is_local(pattern):
-        return sorted(globbing.glob(str(_path(pattern)), recursive=True))  # noqa: PTH207  (absolute or relative)
-    filesystem, path = remote.resolve(pattern)
-    found = remote.attempt(pattern, "list it", lambda: filesystem.glob(path))
-    scheme = pattern[: pattern.index("://") + 3]
-    return [scheme + name for name in sorted(found)]
+def _glob_remote(base: str, pattern: str) -> list[FileInfo]:
+    """Files below ``base`` that match, or lie in a folder that does; fsspec's own glob passes failed listings over."""
+    matches = re.compile(glob_translate(pattern)).match
+    return [item for item in list_files(base)
+            if any(matches("/".join(item.name.split("/")[: at + 1])) for at in range(item.name.count("/") + 1))]
 
 
 def _is_file(url: str) -> bool:
     if is_local(url):
         return _path(url).is_file()
     filesystem, path = remote.resolve(url)
-    return bool(remote.attempt(url, "look for it", lambda: filesystem.isfile(path)))
+    try:
+        return bool(remote.attempt(url, "look for it", lambda: filesystem.info(path)["type"] == "file"))
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return False
+        raise
 
 
 def delete(url: str) -> None:
@@ -262,13 +271,11 @@ def open_input(url: str) -> IO[bytes]:
     """Open a file for reading; seekable. Close it after use.
 
     Raises:
-        StorageError: it cannot be opened. (Errors of later reads are OSErrors.)
+        StorageError: it cannot be opened. (Errors of later reads are OSErrors, of remote ones StorageErrors.)
     """
     if is_local(url):
         return _locally(url, "open it", lambda: _path(url).open("rb"))
-    filesystem, path = remote.resolve(url)
-    opened: IO[bytes] = remote.attempt(url, "open it", lambda: filesystem.open(path, "rb"))
-    return opened
+    return remote.open_steadily(url)
 
 
 def upload_folder(source: Path, url: str) -> None:

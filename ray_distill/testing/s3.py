@@ -2,36 +2,50 @@
 
 import logging
 import os
+import threading
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import fsspec
-from moto.server import ThreadedMotoServer
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from werkzeug.serving import make_server
 
 REGION = "us-east-1"
 
 
 @contextmanager
-def s3_server(bucket: str = "distill") -> Iterator[str]:
+def s3_server(bucket: str = "distill", *, wrap: Callable[[Any], Any] = lambda app: app) -> Iterator[str]:
     """Serve S3 on a free port of 127.0.0.1, with one empty bucket; yields the bucket's URL.
 
     The process environment points at the server meanwhile, the way S3 clients read it, so that processes
     started inside find it too; `s3_environment` says which variables these are.
+
+    Args:
+        bucket: its name.
+        wrap: gets the server's WSGI application and gives the one that is served.
     """
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # else each request is a line on stderr
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    # Its state is the process's: what an earlier server of this process held is still there.
-    urllib.request.urlopen(urllib.request.Request(f"{endpoint}/moto-api/reset", method="POST"), timeout=30).close()
-    try:
+    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)  # else each request is a line on stderr
+    with _serving(wrap(DomainDispatcherApplication(create_backend_app))) as endpoint:
+        # Its state is the process's: what an earlier server of this process held is still there.
+        urllib.request.urlopen(urllib.request.Request(f"{endpoint}/moto-api/reset", method="POST"), timeout=30).close()
         with _environment(s3_environment(endpoint)):
             _filesystem().mkdir(bucket)
             yield f"s3://{bucket}"
+
+
+@contextmanager
+def _serving(app: Any) -> Iterator[str]:
+    """Serve a WSGI application from a thread; yields its URL."""
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=MotoRequestHandler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
-        server.stop()
+        server.shutdown()
+        thread.join()
 
 
 def s3_environment(endpoint: str) -> dict[str, str]:
@@ -47,7 +61,7 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
     for name in before:
         os.environ.pop(name, None)
     os.environ.update(values)
-    _forget_clients()
+    forget_clients()
     try:
         yield
     finally:
@@ -55,13 +69,13 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-        _forget_clients()
+        forget_clients()
 
 
 def _filesystem() -> fsspec.AbstractFileSystem:
     return fsspec.filesystem("s3", use_listings_cache=False)
 
 
-def _forget_clients() -> None:
+def forget_clients() -> None:
     """fsspec keeps clients alive, each with the endpoint it was made for."""
     fsspec.get_filesystem_class("s3").clear_instance_cache()

@@ -1,0 +1,417 @@
+"""SIGKILL while Ray labels: of the driver, a teacher actor, a writer, or a whole node, at seeded moments.
+
+``python tests/crash/kill_lab.py --runs 40 --seed 0`` runs ten scenarios for each victim and prints what became of the
+stores; the exit status is 1 if any of them is not, byte for byte, the store of a run that nobody killed, or if a
+teacher that throws when it is asked finds anything left to do. A scenario is its victim, seed and number. The moment
+is a number of files that have been written, drawn from the seed; a kill that comes too late to cut the run is drawn
+again, on a new store. One Ray cluster serves all scenarios; the node that is killed is a second one, new each time.
+"""
+
+import argparse
+import os
+import random
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from json import dumps
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
+
+import campaign_lab as lab  # noqa: E402  (found by the line above)
+from ray.cluster_utils import Cluster  # noqa: E402
+
+from ray_distill.labels.audit import audit  # noqa: E402
+from ray_distill.labels.reader import open_label_set  # noqa: E402
+from ray_distill.labels.store import open_store  # noqa: E402
+from ray_distill.labels.units import entries, winners  # noqa: E402
+from ray_distill.snapshots.reader import Snapshot, open_snapshot  # noqa: E402
+from ray_distill.storage import files  # noqa: E402
+
+VICTIMS = ("driver", "actor", "writer", "node")
+ROWS, UNIT_ROWS = 840, 4
+#: Seconds that one labelling may take, on a busy machine too, before it counts as hung.
+HUNG = 400.0
+STUDENT = {"from": "module", "model": "ray_distill.testing.models:tiny_text_model",
+           "arguments": {"classes": list(lab.CLASSES)}}
+#: What Ray calls the process of a teacher actor, and that of a task that writes units while it runs.
+ACTOR, WRITER = "ray::MapWorker(MapBatches(TeacherActor))", "ray::MapBatches(write_units)"
+#: A node's death is noticed after some seconds instead of half a minute; warm workers are kept for the next store.
+SYSTEM = {"health_check_period_ms": 500, "health_check_failure_threshold": 6, "health_check_initial_delay_ms": 500,
+          "num_workers_soft_limit": 8}
+
+
+class TooLate(Exception):
+    """The run was over before its victim was found: draw another moment."""
+
+
+class Hung(Exception):
+    """The run came to no end, or to one of its own."""
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What became of one scenario's store."""
+
+    victim: str
+    number: int
+    moments: list[int] = field(default_factory=list)
+    """Units that had been written at each kill."""
+    resumed: int = 0
+    """Units that were not committed when the command was run again (driver alone)."""
+    orphans: int = 0
+    """Attempts that no log entry names: what a kill may leave behind."""
+    lost: int = 0
+    """Rows without labels."""
+    twice: int = 0
+    """Units that two log entries name, and rows that are read more than once."""
+    unequal: int = 0
+    """Units whose bytes differ from the uncrashed run's."""
+    wrong: list[str] = field(default_factory=list)
+    """Everything else that is not as it must be."""
+
+    @property
+    def ok(self) -> bool:
+        return not (self.lost or self.twice or self.unequal or self.wrong) and bool(self.moments)
+
+
+@dataclass(kw_only=True)
+class Driver:
+    """A process that runs label commands one after the other; see `kill_driver`."""
+
+    process: "subprocess.Popen[bytes]"
+    told: Path
+
+    @classmethod
+    def start(cls, folder: Path, address: str) -> "Driver":
+        told = folder / f"driver-{time.monotonic_ns()}.err"
+        with told.open("wb") as err:
+            process = subprocess.Popen(
+                [sys.executable, str(Path(__file__).with_name("kill_driver.py")), address], cwd=folder, stderr=err,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        return cls(process=process, told=told)
+
+    def begin(self, *arguments: str) -> None:
+        """Start a command."""
+        self.process.stdin.write((dumps(arguments) + "\n").encode())
+
+    def ended(self, seconds: float = 0.0) -> int | None:
+        """The command's exit status; None if it has not come to its end within the seconds."""
+        deadline = time.monotonic() + seconds
+        while select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            line = self.process.stdout.readline()
+            if not line:
+                return self.process.wait()
+            if line.startswith(b"done "):
+                return int(line.split()[1])
+        return None
+
+    def result(self) -> int:
+        """The command's exit status, waited for."""
+        status = self.ended(HUNG)
+        if status is None:
+            raise Hung(f"no end after {HUNG:g} s:\n{self.tail()}")
+        return status
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def close(self) -> None:
+        """Let it end by itself, or end it."""
+        self.process.stdin.close()
+        try:
+            self.process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def tail(self) -> str:
+        return self.told.read_text(encoding="utf-8", errors="replace")[-3000:]
+
+
+class Lab:
+    """A cluster, a frozen snapshot, and the bytes of a store that nobody disturbed."""
+
+    def __init__(self, folder: Path, cluster: Cluster, rows: int = ROWS):
+        self.folder, self.cluster = folder, cluster
+        self.fuse = folder / "fuse"
+        source = lab.write_rows(folder / "rows.jsonl", lab.annotated(lab.texts(rows, seed=3), train_labels=30))
+        teacher = {"model": "campaign_lab:spelling_teacher", "arguments": {"fuse": str(self.fuse)}}
+        self.config = str(lab.write_config(folder / "campaign.yaml", lab.config_of(
+            folder, source, teacher, student__model=STUDENT, tracking={"enabled": False}, labels__unit_rows=UNIT_ROWS,
+            labels__resources={"actors": [1, 2]})))
+        self.driver = self._driver()
+        self.driver.begin("snapshot", self.config)
+        assert self.driver.result() == 0, self.driver.tail()
+        self.snapshot: Snapshot = open_snapshot(str(next((folder / "out" / "snapshots").iterdir())))
+        self.rows = [one for shard in self.snapshot.shards
+                     for one in self.snapshot.read_shard(shard, ["row_id"]).column("row_id").to_pylist()]
+        started = time.monotonic()
+        self.label(self.store("uncrashed"))
+        self.seconds = time.monotonic() - started
+        self.expected = committed(self.store("uncrashed"))
+        self.units = len({unit for unit, _ in self.expected})
+
+    def _driver(self) -> Driver:
+        return Driver.start(self.folder, self.cluster.address)
+
+    def store(self, name: str) -> str:
+        return str(self.folder / "stores" / name)
+
+    def begin(self, store: str) -> None:
+        self.driver.begin("label", self.config, "--set", f"labels.store={store}")
+
+    def label(self, store: str) -> None:
+        """Label to the end, with nobody killed."""
+        self.begin(store)
+        status = self.driver.result()
+        assert status == 0, f"{store}: exit status {status}:\n{self.driver.tail()}"
+
+    def scenario(self, victim: str, seed: int, number: int) -> Outcome:
+        """Kill, let it end or run it again, and look at the store."""
+        for draw in range(10):
+            rng = random.Random(f"{seed}/{victim}/{number}/{draw}")
+            outcome, store = Outcome(victim=victim, number=number), self.store(f"{victim}-{number}-{draw}")
+            try:
+                with self._second_node(victim) as node:
+                    self._killed(outcome, store, rng, node)
+                self._examine(outcome, store)
+            except TooLate:
+                continue
+            except Hung as error:
+                outcome.wrong.append(str(error))
+                self.driver.kill()
+                self.driver = self._driver()
+            return outcome
+        raise AssertionError(f"{victim} {number}: ten moments drawn, each too late")
+
+    def _killed(self, outcome: Outcome, store: str, rng: random.Random, node: Any) -> None:
+        kills = rng.choice((1, 2)) if outcome.victim in ("actor", "writer") else 1
+        self.begin(store)
+        for moment in sorted(rng.sample(range(1, int(0.85 * self.units)), kills)):
+            written = self._await(lambda moment=moment: _attempts(store) >= moment and self._kill(outcome.victim, node),
+                                  store, needed=not outcome.moments)
+            if written is not None:
+                outcome.moments.append(written)
+        if outcome.victim == "driver":
+            self.driver = self._driver()
+            outcome.resumed = self.units - len(_winners(store))
+            self.begin(store)
+        status = self.driver.result()
+        if status != 0:
+            outcome.wrong.append(f"exit status {status}: {self.driver.tail()}")
+
+    def _await(self, struck: Callable[[], bool], store: str, *, needed: bool) -> int | None:
+        """Wait for the kill; units that had been written then, or None if another one was not to be had any more.
+
+        Raises:
+            TooLate: all units were written before the first kill.
+        """
+        deadline = time.monotonic() + HUNG
+        while time.monotonic() < deadline:
+            written = _attempts(store)
+            if written >= self.units:
+                if not needed:
+                    return None
+                self.driver.result()
+                raise TooLate
+            if struck():
+                return written
+            status = self.driver.ended()
+            if status is not None:
+                raise Hung(f"ended with exit status {status} before its time:\n{self.driver.tail()}")
+            time.sleep(0.01)
+        raise Hung(f"nobody to kill after {HUNG:g} s:\n{self.driver.tail()}")
+
+    def _kill(self, victim: str, node: Any) -> bool:
+        """SIGKILL a victim that is at work now; False if there is none."""
+        if victim == "driver":
+            self.driver.kill()
+            return True
+        if victim == "node":
+            return _kill_node(node)
+        return any(_strike(pid, ACTOR if victim == "actor" else WRITER) for pid in _processes())
+
+    @contextmanager
+    def _second_node(self, victim: str) -> Iterator[Any]:
+        """A node that may be killed, beside the one of the driver."""
+        if victim != "node":
+            yield None
+            return
+        node = self.cluster.add_node(num_cpus=2, object_store_memory=100_000_000)
+        try:
+            yield node
+        finally:
+            self.cluster.remove_node(node, allow_graceful=False)
+
+    def _examine(self, outcome: Outcome, store: str) -> None:
+        """Compare the store with the undisturbed one, and show that nothing is left to do."""
+        found = committed(store)
+        outcome.unequal = len({unit for unit, kind in found.keys() | self.expected.keys()
+                               if found.get((unit, kind)) != self.expected.get((unit, kind))})
+        report = audit(store, self.snapshot)
+        if not report.ok or (report.units, report.rows) != (self.units, len(self.rows)):
+            outcome.wrong.append(f"audit: {report.to_dict()}")
+        outcome.orphans = sum(name.startswith("labels/") for name in report.orphans)
+        read = Counter(open_label_set(open_store(store).ref(self.snapshot.ref), self.snapshot).read()[0].to_pylist())
+        outcome.lost = len(set(self.rows) - set(read))
+        outcome.twice = sum(count - 1 for named in (read, Counter(_named(store))) for count in named.values())
+        before = _attempts(store)
+        self.fuse.touch()
+        try:
+            self.begin(store)
+            status = self.driver.result()
+        finally:
+            self.fuse.unlink()
+        if status != 0 or _attempts(store) != before:
+            outcome.wrong.append(f"a further run labelled again: exit status {status}: {self.driver.tail()}")
+
+    def close(self) -> None:
+        self.driver.close()
+
+
+def committed(store_url: str) -> dict[tuple[str, str], bytes]:
+    """The committed bytes by (unit, kind of file): how an attempt is called is left out."""
+    return {(unit, name.split("/")[0]): files.read_bytes(files.join(store_url, name))
+            for unit, receipt in _winners(store_url).items() for name in receipt.files()}
+
+
+def _winners(store_url: str) -> dict[str, Any]:
+    store = open_store(store_url)
+    store.log.refresh()
+    return dict(winners(store.log.records))
+
+
+def _named(store_url: str) -> list[str]:
+    store = open_store(store_url)
+    store.log.refresh()
+    return [entry.unit for number, record in enumerate(store.log.records) for entry in entries(record, number)]
+
+
+def _attempts(store_url: str) -> int:
+    """Units of which a whole file of labels has been written."""
+    try:
+        return sum(1 for unit in os.scandir(f"{store_url}/labels")
+                   if any(name.endswith(".parquet") and name[0] != "." for name in os.listdir(unit)))  # noqa: PTH208
+    except FileNotFoundError:
+        return 0
+
+
+def _processes() -> list[int]:
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    random.shuffle(pids)
+    return pids
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0 ").decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def _strike(pid: int, title: str) -> bool:
+    """SIGKILL a process of a title; it is stopped first, so that it is what it was when the signal comes."""
+    if not _title(pid).startswith(title):
+        return False
+    try:
+        os.kill(pid, signal.SIGSTOP)
+        if not _title(pid).startswith(title):
+            os.kill(pid, signal.SIGCONT)
+            return False
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _kill_node(node: Any) -> bool:
+    """SIGKILL a raylet and everything it started, if some of that is labelling; the raylet first."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    below = _descendants(raylet)
+    if not any(_title(pid).startswith("ray::Map") for pid in below):
+        return False
+    for pid in [raylet, *below, *_descendants(raylet)]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    return True
+
+
+def _descendants(parent: int) -> list[int]:
+    """Everything that a process started, and what that started."""
+    try:
+        text = " ".join(one.read_text() for one in Path(f"/proc/{parent}/task").glob("*/children"))
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    below = [int(pid) for pid in text.split()]
+    return [*below, *(pid for child in below for pid in _descendants(child))]
+
+
+@contextmanager
+def open_lab(rows: int = ROWS) -> Iterator[Lab]:
+    """A lab on a cluster of its own; it is gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="kill-lab-"))
+    findable = os.pathsep.join([str(Path(lab.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.environ.update(PYTHONPATH=findable, RAY_USAGE_STATS_ENABLED="0")
+    cluster = Cluster(initialize_head=True, shutdown_at_exit=False, head_node_args={
+        "num_cpus": 2, "include_dashboard": False, "object_store_memory": 100_000_000, "_system_config": SYSTEM})
+    try:
+        opened = Lab(folder, cluster, rows)
+        try:
+            yield opened
+        finally:
+            opened.close()
+    finally:
+        cluster.remove_node(cluster.head_node, allow_graceful=False)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """What became of the stores, by victim."""
+    lines = ["victim  runs kills resumed orphans  lost twice unequal failed"]
+    for victim in VICTIMS:
+        own = [one for one in outcomes if one.victim == victim]
+        values = [len(own), sum(len(one.moments) for one in own),
+                  *(sum(getattr(one, name) for one in own)
+                    for name in ("resumed", "orphans", "lost", "twice", "unequal")),
+                  sum(not one.ok for one in own)]
+        lines.append(f"{victim:<7}" + "".join(
+            f"{value:>{width}}" for value, width in zip(values, (5, 6, 8, 8, 6, 6, 8, 7), strict=True)))
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run the scenarios, telling of each as it ends; 1 if one of them failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=40, help="scenarios, shared out among the victims")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    tell = lambda text: print(text, flush=True)  # noqa: E731, T201
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else the cluster would outlive it
+    outcomes = []
+    with open_lab() as opened:
+        tell(f"{opened.units} units of up to {UNIT_ROWS} rows, {opened.seconds:.0f} s when nobody is killed")
+        for number in range(options.runs):
+            started = time.monotonic()
+            one = opened.scenario(VICTIMS[number % len(VICTIMS)], options.seed, number // len(VICTIMS))
+            outcomes.append(one)
+            tell(f"{one.victim} {one.number}: {'ok' if one.ok else 'FAILED'}, killed at {one.moments} units, "
+                 f"{one.resumed} resumed, {one.orphans} orphans, {time.monotonic() - started:.0f} s "
+                 + " ".join(one.wrong))
+    tell(table(outcomes))
+    return 0 if all(one.ok for one in outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

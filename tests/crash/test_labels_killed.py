@@ -1,0 +1,24 @@
+"""SIGKILL while Ray labels, six times: the store ends as if nobody had been killed. More of it: `kill_lab`."""
+
+import kill_lab
+import pytest
+
+pytestmark = pytest.mark.slow
+
+SCENARIOS = [("driver", 0), ("driver", 1), ("actor", 0), ("writer", 0), ("writer", 1), ("node", 0)]
+
+
+@pytest.fixture(scope="module")
+def opened():
+    with kill_lab.open_lab() as found:
+        assert found.units >= 200
+        yield found
+
+
+@pytest.mark.parametrize(("victim", "number"), SCENARIOS)
+def test_what_a_kill_leaves_is_brought_to_the_same_end(opened, victim, number):
+    """Equal bytes, each row once, a clean audit, and nothing left to do for a teacher that would throw."""
+    outcome = opened.scenario(victim, 0, number)
+    assert outcome.ok, outcome
+    assert 0 < outcome.moments[0] < opened.units
+    assert victim != "driver" or 0 < outcome.resumed <= opened.units

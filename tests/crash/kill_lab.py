@@ -358,12 +358,16 @@ def _descendants(parent: int) -> list[int]:
     return [*below, *(pid for child in below for pid in _descendants(child))]
 
 
+def findable() -> str:
+    """A PYTHONPATH on which Ray's workers find the teachers of `campaign_lab`."""
+    return os.pathsep.join([str(Path(lab.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 @contextmanager
 def open_lab(rows: int = ROWS) -> Iterator[Lab]:
     """A lab on a cluster of its own; it is gone afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="kill-lab-"))
-    findable = os.pathsep.join([str(Path(lab.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    os.environ.update(PYTHONPATH=findable, RAY_USAGE_STATS_ENABLED="0")
+    os.environ.update(PYTHONPATH=findable(), RAY_USAGE_STATS_ENABLED="0")
     cluster = Cluster(initialize_head=True, shutdown_at_exit=False, head_node_args={
         "num_cpus": 2, "include_dashboard": False, "object_store_memory": 100_000_000, "_system_config": SYSTEM})
     try:

@@ -61,7 +61,7 @@ def _start(address: str | None) -> None:
             _embedded.set()
         else:
             ray.init(address=address, **options)
-    except (RayError, OSError, RuntimeError, ValueError) as error:  # a refused token is a RayError
+    except Exception as error:  # a refused token is a RayError; a node that starts too slowly a bare Exception
         where = "an embedded Ray cannot start" if address is None else f"no Ray cluster answers at {address}"
         raise ClusterError(f"{where}: {error}; `ray-distill doctor` looks for the reason") from error
 

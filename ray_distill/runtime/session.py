@@ -146,7 +146,8 @@ def _model(name: str) -> str:
 
 
 def _parent_key(config: Campaign) -> str:
-    apart = {"tracking", "output", "cost", "drift", "plan"}  # they change no stage: another campaign would stay empty
+    # They change no stage: another campaign would stay empty.
+    apart = {**dict.fromkeys(("tracking", "output", "cost", "drift", "plan"), True), "labels": {"failures"}}
     return fingerprint(config.model_dump(mode="json", by_alias=True, exclude=apart))[:12]
 
 

@@ -25,7 +25,7 @@ from ray_distill.models.checkpoint import (
     quiet,
     read_metadata,
 )
-from ray_distill.models.factory import call_factory, check_annotated, is_factory
+from ray_distill.models.factory import call_factory, check_annotated, is_factory, takes
 from ray_distill.models.finish import finish, input_of, place, state_digest, tried
 from ray_distill.models.head import attach_head
 from ray_distill.models.model import Factory, Model, ModelParts
@@ -75,12 +75,16 @@ def load_model(spec: str | TeacherConfig | StudentModel, *, task: str, head_url:
 def load_processor(spec: str | TeacherConfig | StudentModel, *, task: str) -> Processor:
     """Load only what encodes inputs: the processor `load_model` would give, without reading the weights.
 
+    A ``module:function`` with a parameter ``weights`` is called with False: every worker that encodes would hold a
+    copy of the model else.
+
     Raises:
         ModelError, ConfigError, StorageError: as `load_model`.
     """
     config = as_config(spec)
     if is_factory(config.model):
-        return call_factory(config.model, config.arguments, seed=0).processor
+        unweighted = {"weights": False} if takes(config.model, "weights") else {}
+        return call_factory(config.model, {**config.arguments, **unweighted}, seed=0).processor
     with open_checkpoint(config.model, weights=False) as folder:
         saved = read_metadata(folder)
         if saved.get("factory"):

@@ -21,7 +21,8 @@ class ModelParts(NamedTuple):
     """What a ``module:function`` returns.
 
     ``module.forward(**features, output_hidden_states: bool)`` returns an object with ``logits`` ``[B, V]``
-    and, if it has any, ``hidden_states`` (a tuple of ``[B, L, D]``, ``[B, C, H, W]`` or ``[B, D]``).
+    and, if it has any, ``hidden_states`` (a tuple of ``[B, L, D]``, ``[B, C, H, W]`` or ``[B, D]``). A function with a
+    parameter ``weights`` is called with False where only the processor is wanted, and may give any module then.
     """
 
     module: nn.Module

@@ -15,6 +15,7 @@ from ray_distill.labels import rowids
 from ray_distill.labels.signal import Distributions, Draws
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.draw import pick, stratified
+from ray_distill.teachers.largest import largest
 
 #: Elements of a float32 slice; bounds the copies of the logits that exist at once.
 _SLICE = 1 << 24
@@ -56,6 +57,35 @@ class _Part:
     log_normaliser_n: Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Room:
+    """Memory for one slice, used for all: taken anew for each step of each slice, it would cost more than the work."""
+
+    s_NV: Tensor
+    p_NV: Tensor
+    spare_NV: Tensor
+
+    @classmethod
+    def of(cls, positions: int, logits_NV: Tensor) -> "_Room":
+        """For so many positions, in float32, where the logits are."""
+        shape = (positions, logits_NV.shape[1])
+        s_NV, p_NV, spare_NV = (torch.empty(shape, dtype=torch.float32, device=logits_NV.device) for _ in range(3))
+        return cls(s_NV=s_NV, p_NV=p_NV, spare_NV=spare_NV)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Soft:
+    """A slice of positions before the reduction, in float32: ``log p = s - log_total``."""
+
+    s_NV: Tensor
+    """Logits less the largest of their position."""
+    p_NV: Tensor
+    """Probabilities at T = 1, until the tails are taken."""
+    spare_NV: Tensor
+    """To work in."""
+    log_total_N: Tensor
+
+
 def reduce_logits(
     logits_NV: Tensor, ask: Ask, row_ids: pa.Array | None = None, places: Places | None = None
 ) -> Distributions:
@@ -69,7 +99,7 @@ def reduce_logits(
     ``log_tail`` at T is the share of the classes that are not stored: a logsumexp over them where they hold less than
     half of the mass (``1 - Σp`` would cancel), the complement of the stored share where they hold more. Where nothing
     is outside it is -inf. Rows with NaN logits come out as NaN (logp, entropy): who stores them decides what becomes
-    of them. Works in slices of `_SLICE` elements: no second copy of all the logits exists.
+    of them. Works in slices of `_SLICE` elements, in memory taken once: no second copy of all the logits exists.
 
     Raises:
         TeacherRefused: the estimator is unknown, or it draws and there are no draws or row ids.
@@ -78,9 +108,10 @@ def reduce_logits(
     rows, positions, classes = len(places.row_offsets) - 1, len(places.position), logits_NV.shape[1]
     _check(ask, rows, row_ids)
     step = max(1, min(_SLICE, _CPU_SLICE if logits_NV.device.type == "cpu" else _SLICE) // classes)
+    room = _Room.of(min(step, positions), logits_NV)
     ids_P = None if row_ids is None or ask.estimator not in DRAWN else np.repeat(
         rowids.to_numpy(row_ids), np.diff(places.row_offsets))
-    parts = [_reduce(_slice(logits_NV, places, at, at + step), ask, _seeds(ids_P, places, at, at + step))
+    parts = [_reduce(_soften(logits_NV, places, at, at + step, room), ask, _seeds(ids_P, places, at, at + step))
              for at in range(0, max(positions, 1), step)]
     entry_offsets = np.zeros(positions + 1, np.int64)
     np.cumsum(_host([part.length_n for part in parts]), out=entry_offsets[1:])
@@ -100,10 +131,27 @@ def one_a_row(rows: int) -> Places:
         row_offsets=np.arange(rows + 1, dtype=np.int64), position=np.zeros(rows, np.int32), logits=None)
 
 
-def _slice(logits_NV: Tensor, places: Places, start: int, stop: int) -> Tensor:
-    if places.logits is None:
-        return logits_NV[start:stop].float()
-    return logits_NV[torch.from_numpy(places.logits[start:stop]).to(logits_NV.device)].float()
+def _soften(logits_NV: Tensor, places: Places, start: int, stop: int, room: _Room) -> _Soft:
+    """The softmax of a slice of positions, in the memory of ``room``."""
+    s_NV, p_NV, spare_NV = (
+        buffer[: min(stop, len(places.position)) - start] for buffer in (room.s_NV, room.p_NV, room.spare_NV))
+    _copy(logits_NV, None if places.logits is None else places.logits[start:stop], start, s_NV)
+    s_NV.sub_(s_NV.amax(-1, keepdim=True))
+    torch.softmax(s_NV, -1, out=p_NV)
+    # The largest of s is 0, so the largest of p is 1 over the sum.
+    return _Soft(s_NV=s_NV, p_NV=p_NV, spare_NV=spare_NV, log_total_N=-p_NV.amax(-1).log())
+
+
+def _copy(logits_NV: Tensor, rows: npt.NDArray[np.int64] | None, start: int, out_NV: Tensor) -> None:
+    """Copy logits from ``start`` on, or of ``rows``, to float32."""
+    if rows is None:
+        out_NV.copy_(logits_NV[start : start + len(out_NV)])
+        return
+    at_N = torch.from_numpy(rows).to(logits_NV.device)
+    if logits_NV.dtype == out_NV.dtype:
+        torch.index_select(logits_NV, 0, at_N, out=out_NV)
+    else:
+        out_NV.copy_(logits_NV.index_select(0, at_N))
 
 
 def _seeds(ids_P: npt.NDArray[np.bytes_] | None, places: Places, start: int, stop: int) -> Seeds | None:
@@ -125,86 +173,86 @@ def _check(ask: Ask, rows: int, row_ids: pa.Array | None) -> None:
             f"{'no' if row_ids is None else len(row_ids)} row ids; pass the id of every row")
 
 
-def _reduce(logits_NV: Tensor, ask: Ask, seeds: Seeds | None) -> _Part:
-    logp_NV = logits_NV.log_softmax(-1)
-    p_NV = logp_NV.exp()
-    # p is 0 far above this bound: 0 · -inf is kept out of the sum, and NaN is not.
-    entropy_N = -torch.linalg.vecdot(p_NV, logp_NV.clamp(min=-1e4))
-    classes = logp_NV.shape[1]
+def _reduce(soft: _Soft, ask: Ask, seeds: Seeds | None) -> _Part:
+    entropy_N, classes = _entropy(soft), soft.s_NV.shape[1]
     head = {"dense": classes, "sampled": 0}.get(ask.estimator, min(ask.k, classes))
     if head == classes:
-        return _all(logp_NV, len(ask.temperatures), entropy_N)
-    head_NK = logp_NV.topk(head, dim=-1).indices
+        return _all(soft, len(ask.temperatures), entropy_N)
+    head_NK = largest(soft.s_NV, head)
     if seeds is None:
         no_draws = head_NK[:, :0]
-        return _part(logp_NV, p_NV, head_NK, no_draws, ask, entropy_N, torch.full_like(entropy_N, -math.inf))
+        return _part(soft, head_NK, no_draws, ask, entropy_N, torch.full_like(entropy_N, -math.inf))
     points_ND = stratified(*seeds, draws=ask.draws, seed=ask.seed)
-    weight_NV = p_NV if ask.exponent == 1 else _proposal(logp_NV, ask.exponent)
-    weight_NV = weight_NV.scatter(-1, head_NK, 0.0) if head else weight_NV
-    drawn_ND, total_N = pick(weight_NV, torch.from_numpy(points_ND).to(logp_NV.device))
+    drawn_ND, total_N = pick(_proposal(soft, ask.exponent, head_NK), torch.from_numpy(points_ND).to(head_NK.device))
     log_normaliser_N = total_N.log().float()
     if ask.estimator == "sampled" and ask.exponent == 1:
         log_normaliser_N = log_normaliser_N * 0.0  # exactly 0, and NaN stays NaN
     elif head:
         # Nothing to draw from (the head has all the mass): the draws are made to repeat the head, and so vanish.
         drawn_ND = torch.where((total_N > 0).unsqueeze(-1), drawn_ND, head_NK[:, :1])
-    return _part(logp_NV, p_NV, head_NK, drawn_ND, ask, entropy_N, log_normaliser_N)
+    return _part(soft, head_NK, drawn_ND, ask, entropy_N, log_normaliser_N)
 
 
-def _all(logp_NV: Tensor, temperatures: int, entropy_N: Tensor) -> _Part:
+def _entropy(soft: _Soft) -> Tensor:
+    """``[N]``: the log of the sum less the mean of s."""
+    # p is 0 far above this bound: 0 · -inf is kept out of the sum, and NaN is not.
+    torch.clamp(soft.s_NV, min=-1e4, out=soft.spare_NV)
+    return soft.log_total_N - soft.spare_NV.mul_(soft.p_NV).sum(-1)
+
+
+def _all(soft: _Soft, temperatures: int, entropy_N: Tensor) -> _Part:
     """Every class, exact; nothing is outside and nothing is left to draw from."""
-    rows, classes = logp_NV.shape
-    ids_NV = torch.arange(classes, dtype=torch.int32, device=logp_NV.device).expand(rows, classes)
+    rows, classes = soft.s_NV.shape
+    ids_NV = torch.arange(classes, dtype=torch.int32, device=entropy_N.device).expand(rows, classes)
     return _Part(
-        length_n=torch.full((rows,), classes, device=logp_NV.device), ids_E=ids_NV.reshape(-1),
-        logp_E=logp_NV.reshape(-1), count_E=torch.zeros_like(ids_NV).reshape(-1),
-        tail_nT=logp_NV.new_full((rows, temperatures), -math.inf), entropy_n=entropy_N,
+        length_n=torch.full((rows,), classes, device=entropy_N.device), ids_E=ids_NV.reshape(-1),
+        logp_E=(soft.s_NV - soft.log_total_N.unsqueeze(-1)).reshape(-1), count_E=torch.zeros_like(ids_NV).reshape(-1),
+        tail_nT=entropy_N.new_full((rows, temperatures), -math.inf), entropy_n=entropy_N,
         log_normaliser_n=torch.full_like(entropy_N, -math.inf))
 
 
-def _proposal(logp_NV: Tensor, exponent: float) -> Tensor:
-    """``p^a`` unnormalised; a class without mass is never proposed, at a = 0 neither."""
-    return torch.where(logp_NV == -math.inf, 0.0, (exponent * logp_NV).exp())
+def _proposal(soft: _Soft, exponent: float, head_NK: Tensor) -> Tensor:
+    """``p^a`` unnormalised, without the head; a class without mass is never proposed, at a = 0 neither."""
+    weight_NV = soft.p_NV
+    if exponent != 1:
+        log_NV = exponent * (soft.s_NV - soft.log_total_N.unsqueeze(-1))
+        weight_NV = torch.where(soft.s_NV == -math.inf, 0.0, log_NV.exp())
+    return weight_NV.scatter(-1, head_NK, 0.0) if head_NK.shape[1] else weight_NV
 
 
 def _part(
-    logp_NV: Tensor, p_NV: Tensor, head_NK: Tensor, drawn_ND: Tensor, ask: Ask, entropy_N: Tensor,
-    log_normaliser_N: Tensor,
+    soft: _Soft, head_NK: Tensor, drawn_ND: Tensor, ask: Ask, entropy_N: Tensor, log_normaliser_N: Tensor
 ) -> _Part:
-    """Merge head and draws into unique ascending entries; a head's entry comes before a draw of the same class.
-
-    ``p_NV`` is used up.
-    """
+    """Merge head and draws into unique ascending entries; a head's entry comes before a draw of the same class."""
     ids_NM, order_NM = torch.cat([head_NK, drawn_ND], -1).sort(dim=-1, stable=True)
     first_NM = torch.ones_like(ids_NM, dtype=torch.bool)
     first_NM[:, 1:] = ids_NM[:, 1:] != ids_NM[:, :-1]
-    logp_NM = logp_NV.gather(-1, ids_NM)
+    logp_NM = soft.s_NV.gather(-1, ids_NM) - soft.log_total_N.unsqueeze(-1)
     start_E = first_NM.reshape(-1).nonzero().squeeze(-1)
     run_E = torch.diff(start_E, append=start_E.new_tensor([first_NM.numel()]))
     exact_E = order_NM.reshape(-1)[start_E] < head_NK.shape[1]
     return _Part(
         length_n=first_NM.sum(-1), ids_E=ids_NM.reshape(-1)[start_E].int(), logp_E=logp_NM.reshape(-1)[start_E],
         count_E=run_E.masked_fill(exact_E, 0).int(), entropy_n=entropy_N, log_normaliser_n=log_normaliser_N,
-        tail_nT=_log_tails(logp_NV, p_NV, ids_NM, first_NM, ask.temperatures))
+        tail_nT=_log_tails(soft, ids_NM, first_NM, ask.temperatures))
 
 
-def _log_tails(
-    logp_NV: Tensor, p_NV: Tensor, ids_NM: Tensor, first_NM: Tensor, temperatures: tuple[float, ...]
-) -> Tensor:
+def _log_tails(soft: _Soft, ids_NM: Tensor, first_NM: Tensor, temperatures: tuple[float, ...]) -> Tensor:
     """Log of the mass outside the ids at each temperature, with a small relative error at either end: ``[N, T]``.
 
-    ``first_NM`` marks each id once; ``p_NV`` are the probabilities at T = 1, and are used up.
+    ``first_NM`` marks each id once. The probabilities of ``soft`` are used up.
     """
-    tails = []
-    for temperature in temperatures:
-        soft_NV = p_NV if temperature == 1 else (logp_NV / temperature).softmax(-1)
-        inside_N = soft_NV.gather(-1, ids_NM).masked_fill(~first_NM, 0.0).sum(-1)
-        outside_N = soft_NV.scatter_(-1, ids_NM, 0.0).sum(-1)
+    tails = {}
+    for temperature in sorted(temperatures, key=lambda value: value != 1):  # p first: its memory is used after that
+        if temperature != 1:
+            torch.softmax(torch.div(soft.s_NV, temperature, out=soft.spare_NV), -1, out=soft.p_NV)
+        inside_N = soft.p_NV.gather(-1, ids_NM).masked_fill(~first_NM, 0.0).sum(-1)
+        outside_N = soft.p_NV.scatter_(-1, ids_NM, 0.0).sum(-1)
         tail_N = torch.where(outside_N > inside_N, torch.log1p(-inside_N), outside_N.log())
         if bool((tiny_N := outside_N < _TINY).any()):
-            tail_N[tiny_N] = _log_tail(logp_NV[tiny_N] / temperature, ids_NM[tiny_N])
-        tails.append(tail_N)
-    return torch.stack(tails, -1)
+            tail_N[tiny_N] = _log_tail(soft.s_NV[tiny_N] / temperature, ids_NM[tiny_N])
+        tails[temperature] = tail_N
+    return torch.stack([tails[temperature] for temperature in temperatures], -1)
 
 
 def _log_tail(scaled_NV: Tensor, ids_NM: Tensor) -> Tensor:

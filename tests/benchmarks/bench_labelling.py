@@ -4,9 +4,9 @@
     python tests/benchmarks/bench_labelling.py memory [--rows N]            peak memory of the driver, 20 N / N rows
 
 The loop has the teacher, one core and the batches, encoded beforehand, and does nothing but forward passes. The
-pipeline has one teacher actor with one core (the accelerator, so to say) and the other cores to read, encode, reduce,
-write and commit. It is timed from the first receipt on, without its start. The loop is run before and after it, so
-that a drift of the machine falls out.
+pipeline has one teacher actor with one core (the accelerator, so to say), which answers and reduces, and the other
+cores to read, encode, write and commit. It is timed at steady state: after the first quarter of its units, when all of
+its processes are up. The loop is run before and after it, so that a drift of the machine falls out.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def bare(name: str, snapshot: dict[str, str]) -> dict[str, float]:
 
 
 def label(name: str, snapshot: dict[str, str], store_url: str) -> dict[str, float]:
-    """Label the snapshot: rows a second from the first receipt on, bytes a row, peak memory of this driver in MB."""
+    """Label the snapshot: rows a second at steady state, bytes a row, peak memory of this driver in MB."""
     from ray_distill.artifacts import SnapshotRef
     from ray_distill.config import Resources
     from ray_distill.labels.store import create_or_open
@@ -95,7 +95,8 @@ def label(name: str, snapshot: dict[str, str], store_url: str) -> dict[str, floa
     with cluster.connected():
         done = label_units(job, store, units, max_rejected=0, progress=lambda rows: times.append(
             (time.perf_counter(), rows)))
-    seconds, later = times[-1][0] - times[0][0], sum(rows for _, rows in times[1:])
+    first = len(times) // 4
+    seconds, later = times[-1][0] - times[first][0], sum(rows for _, rows in times[first + 1 :])
     return {"rate": later / seconds if seconds else 0.0, "rows": done.rows, "bytes": done.bytes_written / done.rows,
             "mb": peak_mb()}
 

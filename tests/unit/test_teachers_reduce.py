@@ -16,6 +16,7 @@ from ray_distill.labels.signal import Distributions
 from ray_distill.teachers import reduce
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.draw import pick
+from ray_distill.teachers.largest import largest
 from ray_distill.teachers.reduce import reduce_logits
 
 TEMPERATURES = (1.0, 2.0, 0.5)
@@ -256,3 +257,16 @@ def test_a_point_hits_the_class_whose_interval_holds_it(
     below_ND = above_ND - np.take_along_axis(weight_NV, found_ND, axis=1)
     slack = 1e-12 * cdf_NV[:, -1:]
     assert (below_ND <= at_ND + slack).all() and (at_ND <= above_ND + slack).all()
+
+
+@given(rows=st.integers(1, 3), classes=st.sampled_from([40, 512, 1024, 1031]), k=st.integers(1, 40),
+       equal=st.booleans(), seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_the_largest_classes_are_found_in_two_steps(rows: int, classes: int, k: int, equal: bool, seed: int) -> None:
+    """Whatever their number divides by, the values at the indices are those that a plain selection finds, ties too."""
+    values_NV = torch.randn(rows, classes, generator=torch.Generator().manual_seed(seed))
+    values_NV = values_NV.round() if equal else values_NV
+    at_NK = largest(values_NV, k)
+    assert [len(set(row)) for row in at_NK.tolist()] == [k] * rows
+    expected_NK = values_NV.topk(k).values
+    assert torch.equal(values_NV.gather(1, at_NK).sort(descending=True).values, expected_NK)

@@ -147,8 +147,9 @@ def _model(name: str) -> str:
 
 def _parent_key(config: Campaign) -> str:
     # They change no stage: another campaign would stay empty.
-    apart = {**dict.fromkeys(("tracking", "output", "cost", "drift", "plan"), True), "labels": {"failures"}}
-    return fingerprint(config.model_dump(mode="json", by_alias=True, exclude=apart))[:12]
+    settings = config.model_dump(mode="json", by_alias=True, exclude={"tracking", "output", "cost", "drift", "plan"})
+    del settings["labels"]["failures"]
+    return fingerprint(settings)[:12]
 
 
 def _spool(config: Campaign) -> Path:

@@ -215,7 +215,7 @@ def test_a_teacher_that_cannot_be_loaded_is_one_error(given: Lab, fault: str, re
 
 
 def test_a_campaign_says_what_became_of_the_failures(given: Lab, capfd: pytest.CaptureFixture[str]) -> None:
-    """The label stage tells of units, halved batches and reasons; a further run's teacher throws and is not asked."""
+    """The label stage tells of units, halved batches and reasons; a further run does not even load the teacher."""
     def configured(**arguments: Any) -> Campaign:
         labels = given.config.labels
         return given.config.model_copy(update={"labels": labels.model_copy(update={
@@ -223,11 +223,15 @@ def test_a_campaign_says_what_became_of_the_failures(given: Lab, capfd: pytest.C
 
     in_train = open_snapshot(given.snapshot).read("train", columns=["row_id"])["row_id"].to_pylist()
     sign = next(sign for sign, row in given.odd.items() if row in in_train)
-    ref = campaign.label(configured(faults={sign: "raise"}), given.snapshot)
+    starts = given.folder / "campaign-starts"
+    config = configured(faults={sign: "raise"}, starts=str(starts))
+    ref = campaign.label(config, given.snapshot)
     told = capfd.readouterr().err
     assert "1 units that the teacher failed on were labelled with care" in told
     assert "teacher raised ValueError: this teacher was told to fail" in told
     assert '"quarantined": 1}' in told
     assert open_label_set(ref).rows == ROWS - 1
-    again = campaign.label(configured(always="raise"), given.snapshot)
-    assert again == ref
+    loads = starts.read_text()
+    assert loads
+    assert campaign.label(config, given.snapshot) == ref
+    assert starts.read_text() == loads

@@ -58,8 +58,8 @@ class HiddenConfig(Section):
 
     layers: tuple[int, ...] = Field((), description="layer indices as in `hidden_states`; negative from the end")
     pool: Pool = "mean"
-    dtype: Literal["float32", "bfloat16", "float16", "int8"] = Field(
-        "bfloat16", description="stored type; int8 has a scale for each vector")
+    dtype: Literal["float32", "bfloat16", "float16", "int8", "float8"] = Field(
+        "bfloat16", description="stored type; int8 and float8 (E4M3) have a scale for each vector")
     rank: int | None = Field(None, ge=1, description="project on this many principal components of the calibration "
                              "split; default: not projected")
     variance: float | None = Field(None, gt=0, le=1, description="or on as many as keep this share of the variance")

@@ -3,8 +3,6 @@
 Hidden states lie in files of their own, so that training from labels alone never reads them.
 """
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -14,24 +12,23 @@ from ray_distill.labels import rowids, shards
 from ray_distill.labels.codecs.base import cells, require_lengths, running, uncells
 from ray_distill.labels.fits import Fits
 from ray_distill.labels.manifest import StoreManifest
+from ray_distill.labels.narrow import LARGEST, STORED, narrow, scaled, widen
 from ray_distill.labels.rowids import RowIds
 from ray_distill.labels.signal import Hidden
-
-_STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int8": np.int8}
 
 Vectors = npt.NDArray[np.float32]
 
 
 def encode_hidden(ids: RowIds, hidden: Hidden, layer: int, manifest: StoreManifest, fits: Fits) -> bytes:
-    """A shard of one layer: ``row_id``, ``vectors`` (how many), ``values`` (their bytes), with int8 ``scale`` too.
+    """A shard of one layer: ``row_id``, ``vectors`` (how many), ``values`` (their bytes), ``scale`` of one-byte types.
 
     Raises:
         LabelError: values beyond the range of the stored type.
     """
     values, dtype = project(hidden.values, layer, fits), manifest.hidden_dtype
     columns = {"row_id": rowids.to_arrow(ids), "vectors": pa.array(np.diff(hidden.offsets).astype(np.int32))}
-    if dtype == "int8":
-        values, scale = _scaled(values)
+    if dtype in LARGEST:
+        values, scale = scaled(values, dtype)
         columns["scale"] = cells(scale, hidden.offsets)
     stored = narrow(values, dtype)
     columns["values"] = cells(stored.reshape(-1), hidden.offsets * values.shape[1])
@@ -55,7 +52,7 @@ def decode_hidden(
 
 def _decode(table: pa.Table, layer: int, manifest: StoreManifest, fits: Fits) -> Hidden:
     dtype = manifest.hidden_dtype
-    values, ends = uncells(table, "values", _STORED[dtype])
+    values, ends = uncells(table, "values", STORED[dtype])
     offsets = running(shards.column_of(table, "vectors", pa.int32()))
     width = len(values) // max(int(offsets[-1]), 1)
     basis = fits.get(basis_name(layer))
@@ -65,7 +62,7 @@ def _decode(table: pa.Table, layer: int, manifest: StoreManifest, fits: Fits) ->
     if not np.array_equal(ends, offsets * width):
         raise CorruptStore("columns vectors and values disagree about the rows' sizes")
     found = widen(values, dtype).reshape(int(offsets[-1]), width)
-    if dtype == "int8":
+    if dtype in LARGEST:
         scale, _ = uncells(table, "scale", np.float32)
         require_lengths("scale", len(scale), len(found))
         found = found * scale[:, None]
@@ -128,39 +125,3 @@ def relative_error(values_ND: Vectors, layer: int, manifest: StoreManifest, fits
         found = found @ fits[basis_name(layer)].T + fits[mean_name(layer)]
     total = float(np.square(values_ND, dtype=np.float64).sum())
     return float(np.square((values_ND - found).astype(np.float64)).sum()) / total if total else 0.0
-
-
-def _scaled(values_ND: Vectors) -> tuple[Vectors, Vectors]:
-    """Values in -127..127 and each vector's scale; a vector of zeros has scale 0."""
-    scale_N = (np.abs(values_ND).max(axis=1, initial=0) / 127).astype(np.float32)
-    if not np.isfinite(scale_N).all():
-        raise LabelError("a hidden state is NaN or infinite: reject the row before it is stored")
-    safe_N = np.where(scale_N > 0, scale_N, np.float32(1))
-    return np.clip(np.rint(values_ND / safe_N[:, None]), -127, 127), scale_N
-
-
-def narrow(values: Vectors, dtype: str) -> npt.NDArray[Any]:
-    """float32 values in the stored type; bfloat16 as its 16 bits, rounded to nearest even; int8 after `_scaled`.
-
-    Raises:
-        LabelError: a finite value becomes infinite.
-    """
-    if dtype == "bfloat16":
-        bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-        rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-        stored: npt.NDArray[Any] = rounded.astype(np.uint16)
-    else:
-        with np.errstate(over="ignore"):
-            stored = values.astype(_STORED[dtype])
-    if not np.isfinite(widen(stored, dtype)).all():
-        raise LabelError(
-            f"a hidden state of {np.abs(values).max():g} does not fit {dtype}: set labels.hidden.dtype to float32"
-            + ("" if dtype == "bfloat16" else " or bfloat16"))
-    return stored
-
-
-def widen(stored: npt.NDArray[Any], dtype: str) -> Vectors:
-    """float32 values of what `narrow` stored; exact."""
-    if dtype == "bfloat16":
-        return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return stored.astype(np.float32, copy=False)

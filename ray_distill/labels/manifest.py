@@ -13,7 +13,7 @@ STORE_VERSION = 2
 
 ESTIMATORS = ("dense", "topk", "sampled", "hybrid")
 POOLS = ("token", "mean", "cls", "last")
-HIDDEN_DTYPES = ("float32", "bfloat16", "float16", "int8")
+HIDDEN_DTYPES = ("float32", "bfloat16", "float16", "int8", "float8")
 
 #: Fields that came with version 2; a store of version 1 has their defaults.
 SINCE_2 = ("vocabulary", "draws", "exponent", "seed", "options", "hidden_rank", "hidden_variance", "unit_bytes",

@@ -12,6 +12,7 @@ from ray_distill.labels import rowids, shards
 from ray_distill.labels.checks import mass, split_unusable
 from ray_distill.labels.codecs import find_codec
 from ray_distill.labels.codecs.base import running
+from ray_distill.labels.narrow import narrow, widen
 from ray_distill.labels.schema import concat_signals, signal_to_table, table_to_rejected, table_to_signal
 from ray_distill.labels.signal import Distributions, Hidden, Signal
 from ray_distill.testing.labels import fake_manifest, row_id
@@ -97,7 +98,7 @@ def test_hidden_states_keep_their_shape_and_lose_only_the_types_rounding(signal,
 def test_bfloat16_is_rounded_to_nearest_even(values):
     """The 16 bits are those of the nearest bfloat16, ties to even, found by brute force over its two neighbours."""
     given_values = np.array(values, dtype=np.float32)
-    stored = hidden_states.widen(hidden_states.narrow(given_values, "bfloat16"), "bfloat16")
+    stored = widen(narrow(given_values, "bfloat16"), "bfloat16")
     low = (given_values.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
     high = ((given_values.view(np.uint32) & np.uint32(0xFFFF0000)) + np.uint32(0x10000)).view(np.float32)
     down, up = np.abs(low.astype(np.float64) - given_values), np.abs(high.astype(np.float64) - given_values)
@@ -108,7 +109,7 @@ def test_bfloat16_is_rounded_to_nearest_even(values):
 def test_bfloat16_overflow_is_refused():
     """The largest float32 rounds to infinity in bfloat16: an error, not infinity."""
     with pytest.raises(LabelError, match="does not fit bfloat16: set labels.hidden.dtype to float32"):
-        hidden_states.narrow(np.array([3.4e38], dtype=np.float32), "bfloat16")
+        narrow(np.array([3.4e38], dtype=np.float32), "bfloat16")
 
 
 @settings(deadline=None, max_examples=40)

@@ -1,7 +1,8 @@
-"""Hidden states in fewer bytes: int8 with a scale for each vector, and a PCA basis fitted before the first unit."""
+"""Hidden states in fewer bytes: one byte with a scale for each vector, and a PCA basis fitted before the first unit."""
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from ray_distill.labels.hidden import (
     project,
     relative_error,
 )
+from ray_distill.labels.narrow import narrow, widen
 from ray_distill.labels.signal import Hidden
 from ray_distill.storage import files
 from ray_distill.testing.labels import fake_manifest
@@ -48,16 +50,48 @@ def test_int8_is_off_by_half_a_step_of_its_own_vectors_scale(count, width, size,
     assert np.all(np.abs(stored(values, "int8") - values) <= step * 0.5001)
 
 
-def test_a_vector_of_zeros_stays_one():
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 6), st.integers(1, 9), st.floats(1e-30, 1e30), st.integers(0, 2**32 - 1))
+def test_float8_is_off_by_a_sixteenth_of_the_value_or_less(count, width, size, seed):
+    """Small values keep their relative precision, down to where the steps end: 2^-10 of the scale then."""
+    values = (np.random.default_rng(seed).normal(size=(count, width)) * size).astype(np.float32)
+    scale = np.abs(values).max(axis=1, initial=0, keepdims=True) / 448
+    off = np.abs(stored(values, "float8") - values)
+    assert np.all(off <= np.maximum(np.abs(values) / 16, scale * 2.0**-10) * 1.0001)
+
+
+def test_float8_is_the_standards():
+    """Every code stands for what torch's E4M3 says, and every value, ties and subnormals too, is rounded as there."""
+    codes = torch.arange(256).to(torch.uint8)
+    known = codes.view(torch.float8_e4m3fn).float().numpy()
+    numbers = np.flatnonzero(np.isfinite(known)).astype(np.uint8)
+    np.testing.assert_array_equal(widen(numbers, "float8"), known[numbers])
+    between = np.sort(known[np.isfinite(known)])
+    between = (between[1:] + between[:-1]) / 2
+    drawn = np.random.default_rng(0).uniform(-448, 448, 2000) * 2.0 ** -np.random.default_rng(1).integers(0, 18, 2000)
+    values = np.concatenate([between, drawn]).astype(np.float32)
+    expected = torch.from_numpy(values).to(torch.float8_e4m3fn).float().numpy()
+    np.testing.assert_array_equal(widen(narrow(values, "float8"), "float8"), expected)
+
+
+def test_a_code_of_no_number_is_corrupt():
+    """127 and 255 are NaN, which no writer stores."""
+    with pytest.raises(CorruptStore, match="stands for no number"):
+        widen(np.array([1, 127], np.uint8), "float8")
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float8"])
+def test_a_vector_of_zeros_stays_one(dtype):
     """Its scale is 0, and nothing is divided by it."""
-    np.testing.assert_array_equal(stored(np.zeros((2, 3), np.float32), "int8"), 0)
+    np.testing.assert_array_equal(stored(np.zeros((2, 3), np.float32), dtype), 0)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "float8"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_int8_refuses_what_is_not_finite(bad):
+def test_what_is_not_finite_has_no_scale(bad, dtype):
     """A scale that is not a number would spoil the whole vector unseen."""
     with pytest.raises(LabelError, match="NaN or infinite"):
-        stored(np.array([[1.0, bad]], np.float32), "int8")
+        stored(np.array([[1.0, bad]], np.float32), dtype)
 
 
 def test_a_basis_of_the_true_rank_loses_nothing():
@@ -90,7 +124,7 @@ def test_too_few_vectors_for_a_rank_are_refused():
         fit_basis(states(5, 16, 3), rank=5)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "float8"])
 def test_the_measured_error_is_the_error(dtype):
     """What stands in the manifest is what decoding loses; projection counts, and float32 loses nothing."""
     values = states(60, 12, 6)

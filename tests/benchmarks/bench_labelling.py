@@ -5,7 +5,7 @@
 
 The loop has the teacher, one core and the batches, encoded beforehand, and does nothing but forward passes. The
 pipeline has one teacher actor with one core (the accelerator, so to say), which answers and reduces, and the other
-cores to read, encode, write and commit. It is timed at steady state: after the first quarter of its units, when all of
+cores to read, encode, write and commit. It is timed at steady state: over the second half of its units, when all of
 its processes are up. The loop is run before and after it, so that a drift of the machine falls out.
 """
 
@@ -95,7 +95,7 @@ def label(name: str, snapshot: dict[str, str], store_url: str) -> dict[str, floa
     with cluster.connected():
         done = label_units(job, store, units, max_rejected=0, progress=lambda rows: times.append(
             (time.perf_counter(), rows)))
-    first = len(times) // 4
+    first = len(times) // 2
     seconds, later = times[-1][0] - times[first][0], sum(rows for _, rows in times[first + 1 :])
     return {"rate": later / seconds if seconds else 0.0, "rows": done.rows, "bytes": done.bytes_written / done.rows,
             "mb": peak_mb()}

@@ -3,6 +3,8 @@
 Hidden states lie in files of their own, so that training from labels alone never reads them.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -80,11 +82,25 @@ def basis_name(layer: int) -> str:
 
 
 def project(values_ND: Vectors, layer: int, fits: Fits) -> Vectors:
-    """``Uᵀ(h − μ)`` where the store has a basis for the layer (MATHS.md §5), else the states as they are."""
+    """``Uᵀ(h − μ)`` where the store has a basis for the layer (MATHS.md §5), else the states as they are.
+
+    States as wide as the basis has components have been projected already, by a teacher that was given `bases`.
+    """
     basis_DR = fits.get(basis_name(layer))
-    if basis_DR is None:
+    if basis_DR is None or (narrows(basis_DR) and values_ND.shape[1] == basis_DR.shape[1]):
         return values_ND
     return ((values_ND - fits[mean_name(layer)]) @ basis_DR).astype(np.float32)
+
+
+def narrows(basis_DR: Vectors) -> bool:
+    """Whether projected states can be told from others by their width; others are projected when they are written."""
+    return bool(basis_DR.shape[1] < basis_DR.shape[0])
+
+
+def bases(layers: Sequence[int], fits: Fits) -> dict[int, tuple[Vectors, Vectors]]:
+    """Mean and basis of the layers that a teacher can project on its device: all that crosses to the host is r wide."""
+    return {layer: (fits[mean_name(layer)], fits[basis_name(layer)]) for layer in layers
+            if basis_name(layer) in fits and narrows(fits[basis_name(layer)])}
 
 
 def fit_basis(values_ND: Vectors, *, rank: int = 0, variance: float = 0.0) -> tuple[Vectors, Vectors, float]:

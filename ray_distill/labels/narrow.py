@@ -71,7 +71,8 @@ def _float8(values: Vectors) -> npt.NDArray[np.uint8]:
     code = np.searchsorted(_FLOAT8_BETWEEN, size)
     tie = size == _FLOAT8_BETWEEN[np.minimum(code, len(_FLOAT8_BETWEEN) - 1)]
     code = code + (tie & (code % 2 == 1))
-    return (code | (np.signbit(values).astype(np.int64) << 7)).astype(np.uint8)
+    signed: npt.NDArray[np.uint8] = (code | (np.signbit(values).astype(np.int64) << 7)).astype(np.uint8)
+    return signed
 
 
 def widen(stored: npt.NDArray[Any], dtype: str) -> Vectors:
@@ -84,7 +85,7 @@ def widen(stored: npt.NDArray[Any], dtype: str) -> Vectors:
         return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
     if dtype != "float8":
         return stored.astype(np.float32, copy=False)
-    found = _FLOAT8_WIDE[stored]
+    found: Vectors = _FLOAT8_WIDE[stored]
     if np.isnan(found).any():
         raise CorruptStore("column values: a code of float8 that stands for no number")
     return found

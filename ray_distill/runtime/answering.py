@@ -11,6 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ray_distill.labels.checks import Rejects, split_unusable
+from ray_distill.labels.fits import Fits
+from ray_distill.labels.hidden import bases
 from ray_distill.labels.manifest import StoreManifest
 from ray_distill.labels.schema import concat_signals
 from ray_distill.labels.signal import Signal
@@ -22,11 +24,12 @@ from ray_distill.teachers.base import Ask, Teacher
 Limit = Callable[[], AbstractContextManager[None]]
 
 
-def ask_of(manifest: StoreManifest) -> Ask:
-    """What a store wants of its teacher."""
+def ask_of(manifest: StoreManifest, fits: Fits | None = None) -> Ask:
+    """What a store wants of its teacher; with its fits, hidden states come projected on its bases."""
     return Ask(
         estimator=manifest.estimator, k=manifest.k, temperatures=manifest.temperatures, layers=manifest.hidden_layers,
-        pool=manifest.pool, draws=manifest.draws, exponent=manifest.exponent, seed=manifest.seed)
+        pool=manifest.pool, draws=manifest.draws, exponent=manifest.exponent, seed=manifest.seed,
+        bases={} if fits is None else bases(manifest.hidden_layers, fits))
 
 
 def answer_all(teacher: Teacher, encoded: Encoded, ask: Ask, batch: int) -> tuple[pa.Array, Signal, Rejects]:

@@ -12,6 +12,7 @@ import ray
 
 from ray_distill.errors import DistillError, LabelError
 from ray_distill.labels.checks import split_unusable
+from ray_distill.labels.fits import read_fits
 from ray_distill.labels.schema import signal_to_table, table_to_rejected
 from ray_distill.labels.units import WorkUnit
 from ray_distill.runtime.answering import answer_unit, ask_of, free_memory, plan
@@ -43,7 +44,7 @@ class _Loaded:
         torch.set_num_threads(self.job.manifest.threads)
         self.batch = self.job.manifest.batch
         self.teacher = open_teacher(self.job.teacher, task=self.job.task, head_url=self.job.head_url)
-        self.ask = ask_of(self.job.manifest)
+        self.ask = ask_of(self.job.manifest, read_fits(self.job.store_url, self.job.manifest.fits))
 
 
 class TeacherActor(_Loaded):

@@ -1,7 +1,11 @@
 """The teacher protocol: one method, one answer."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from ray_distill.labels.signal import Signal
 from ray_distill.tasks.base import Encoded
@@ -23,6 +27,8 @@ class Ask:
     """They come from ``p^exponent``."""
     seed: int = 0
     """Of the draws, beside the row's id."""
+    bases: Mapping[int, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = field(default_factory=dict)
+    """By layer, mean ``[D]`` and PCA basis ``[D, r]``: its states are wanted as ``(h - mean) @ basis``, ``[N, r]``."""
 
 
 class Teacher(Protocol):

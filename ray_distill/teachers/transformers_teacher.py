@@ -52,7 +52,7 @@ class TransformersTeacher:
         with torch.inference_mode():
             output = forward(self.model.module, batch, ask.layers)
             distributions = _distributions(output.logits_BV, self.task.positions(encoded), ask, encoded.row_ids)
-            hidden = {layer: _pooled(output, layer, ask.pool) for layer in ask.layers}
+            hidden = {layer: _pooled(output, layer, ask) for layer in ask.layers}
         return Signal(distributions=distributions, hidden=hidden)
 
 
@@ -87,17 +87,21 @@ def _distributions(logits: Tensor, answered: Ragged | None, ask: Ask, row_ids: p
 def _nothing(model: Model, ask: Ask, encoded: Encoded) -> Signal:
     """The answer for no rows; many models cannot run on an empty batch."""
     start = np.zeros(1, np.int64)
-    hidden = {layer: Hidden(offsets=start, values=np.zeros((0, model.widths[layer]), np.float32))
-              for layer in ask.layers}
+    widths = {layer: model.widths[layer] for layer in ask.layers} | {
+        layer: basis_DR.shape[1] for layer, (_, basis_DR) in ask.bases.items()}
+    hidden = {layer: Hidden(offsets=start, values=np.zeros((0, width), np.float32)) for layer, width in widths.items()}
     return Signal(distributions=reduce_logits(torch.zeros(0, len(model.classes)), ask, encoded.row_ids), hidden=hidden)
 
 
-def _pooled(output: Output, layer: int, pool: str) -> Hidden:
-    """One layer's states, pooled on the device, then float32 on the host."""
+def _pooled(output: Output, layer: int, ask: Ask) -> Hidden:
+    """One layer's states, pooled and projected on the device, then float32 on the host."""
     states_BLD = output.hidden[layer]
-    values = pool_hidden(states_BLD.float(), output.mask_BL, pool).cpu().numpy()
-    lengths = np.ones(len(states_BLD), np.int64) if pool != "token" else _lengths(states_BLD, output.mask_BL)
-    return Hidden(offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]), values=values)
+    values_ND = pool_hidden(states_BLD.float(), output.mask_BL, ask.pool)
+    if layer in ask.bases:
+        mean_D, basis_DR = (torch.from_numpy(array).to(values_ND.device) for array in ask.bases[layer])
+        values_ND = (values_ND - mean_D) @ basis_DR
+    lengths = np.ones(len(states_BLD), np.int64) if ask.pool != "token" else _lengths(states_BLD, output.mask_BL)
+    return Hidden(offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]), values=values_ND.cpu().numpy())
 
 
 def _lengths(states_BLD: Tensor, mask_BL: Tensor | None) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

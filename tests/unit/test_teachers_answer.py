@@ -9,6 +9,7 @@ import torch
 
 from ray_distill.config import TeacherConfig
 from ray_distill.errors import TeacherRefused
+from ray_distill.labels.hidden import bases, basis_name, fit_basis, mean_name, project
 from ray_distill.tasks.base import Encoded
 from ray_distill.teachers.ask import resolve_layers
 from ray_distill.teachers.base import Ask, Teacher
@@ -124,3 +125,20 @@ def test_the_fake_answers_from_row_ids_alone() -> None:
     assert throwing.fingerprint == fake.fingerprint
     with pytest.raises(AssertionError, match="asked to label 5 rows"):
         throwing.answer(Encoded(row_ids=ids, features={}), _ask())
+
+
+@pytest.mark.parametrize("pool", ["mean", "token"])
+def test_states_are_projected_where_the_teacher_is(teacher: TransformersTeacher, pool: str) -> None:
+    """With a store's basis the answer is as wide as that, and its shard is that of states projected when written."""
+    encoded = _encode(teacher, TEXTS)
+    wide = teacher.answer(encoded, _ask(layers=(1, 2), pool=pool)).hidden
+    mean, basis, _ = fit_basis(wide[1].values, rank=2)
+    square = np.eye(32, dtype=np.float32)
+    fits = {mean_name(1): mean, basis_name(1): basis, mean_name(2): np.zeros(32, np.float32), basis_name(2): square}
+    assert set(bases((1, 2), fits)) == {1}, "of a square basis the width would not tell what was projected"
+    found = teacher.answer(encoded, _ask(layers=(1, 2), pool=pool, bases=bases((1, 2), fits))).hidden
+    assert found[1].values.shape == (len(wide[1].values), 2) and found[2].values.shape == wide[2].values.shape
+    np.testing.assert_allclose(found[1].values, project(wide[1].values, 1, fits), atol=1e-5)
+    assert project(found[1].values, 1, fits) is found[1].values
+    nothing = teacher.answer(_encode(teacher, []), _ask(layers=(1,), bases=bases((1,), fits))).hidden
+    assert nothing[1].values.shape == (0, 2)

@@ -1,10 +1,13 @@
 """The `label` command, with a real Ray, on an object store of which a twentieth of the requests fails."""
 
+import json
+
 import kill_lab
 import pytest
 from kill_lab import lab
 
 from ray_distill import cli
+from ray_distill.artifacts import SnapshotRef
 from ray_distill.labels.audit import audit
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files, remote
@@ -22,7 +25,7 @@ def _label(folder, output, capfd):
         folder, source, {"model": "campaign_lab:spelling_teacher"}, output=output, student__model=kill_lab.STUDENT,
         tracking={"enabled": False}, labels__unit_rows=8, labels__check={"min_accuracy": 0.5})))
     assert cli.main(["snapshot", config]) == 0
-    snapshot = capfd.readouterr().out.strip().splitlines()[-1]
+    snapshot = SnapshotRef.from_dict(json.loads(capfd.readouterr().out.strip().splitlines()[-1]))
     command = lab.Command.start(folder, "label", config, "--json")
     assert command.wait() == 0, command.stderr
     return snapshot, lab.label_bytes(f"{output}/labels")

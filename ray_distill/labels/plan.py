@@ -21,10 +21,10 @@ from ray_distill.labels.signal import Signal
 PIECES = 4
 #: Quantile of the standard normal for an interval of 90 %.
 Z_90 = 1.645
-#: Spread (standard deviation of the logarithm) of times between runs on one idle machine, at least: what is done once
-#: (processes that start and import, a model that loads) varies more than batch after batch.
+#: Spread (standard deviation of the logarithm) of times between runs on one idle machine, at least. Assumed: one probe
+#: cannot measure it. What is done once (processes that start, a model that loads) varies more than batch after batch.
 SPREAD_ONCE, SPREAD_STEADY = 0.25, 0.15
-#: What other load that a probe has met may add to that towards longer times, at most: it doubles.
+#: What other load that a probe has met may add to that towards longer times, at most: it doubles. Assumed as well.
 SPREAD_LOAD = 0.4
 RESAMPLES = 200
 

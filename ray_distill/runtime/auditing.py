@@ -1,6 +1,6 @@
 """A sample of a store's rows, labelled again by the live teacher; see `ray_distill.labels.agreement`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from ray_distill.labels.agreement import Agreement, Answer, as_stored, compare
 from ray_distill.labels.fits import read_fits
 from ray_distill.labels.ledger import Ledger
 from ray_distill.labels.manifest import StoreManifest
-from ray_distill.labels.reader import read_hidden, read_labels, snapshot_row_ids
+from ray_distill.labels.reader import read_hidden, read_labels
 from ray_distill.labels.rowids import RowIds
 from ray_distill.labels.schema import concat_signals
 from ray_distill.labels.signal import Signal
@@ -24,7 +24,7 @@ from ray_distill.models.load import load_processor
 from ray_distill.runtime.answering import answer_all, ask_of
 from ray_distill.runtime.cluster import on_cluster
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
-from ray_distill.tasks.catalogue import TASKS
+from ray_distill.tasks.catalogue import get_label_task
 from ray_distill.teachers.transformers_teacher import open_teacher
 
 #: Units that a sample comes from, at most: each is read whole.
@@ -45,19 +45,26 @@ def audit_live(config: Campaign, store_url: str, snapshot: SnapshotRef, sample: 
         LabelError: the store holds no row of the snapshot.
     """
     store = open_store(store_url)
-    stored = _sample(store, open_snapshot(snapshot), sample, config.seed)
+    by_shard = _row_ids(open_snapshot(snapshot))
+    stored = _sample(store, by_shard, sample, config.seed)
+    shards = [name for name, ids in by_shard.items() if rowids.is_in(ids, stored.ids).any()]
     resources = config.labels.resources
     live, again = on_cluster(
-        answer_twice, config, snapshot, store.manifest, stored.ids, what="labelling a sample again",
+        answer_twice, config, snapshot, store.manifest, stored.ids, shards, what="labelling a sample again",
         cpus=resources.cpus, gpus=resources.gpus)
     fits = read_fits(store.url, store.manifest.fits)
     return compare(stored, as_stored(live, store.manifest, fits), as_stored(again, store.manifest, fits))
 
 
-def _sample(store: LabelStore, snapshot: Snapshot, rows: int, seed: int) -> Answer:
+def _row_ids(snapshot: Snapshot) -> dict[str, RowIds]:
+    """By shard."""
+    return {shard.name: rowids.to_numpy(snapshot.read_shard(shard, ["row_id"])["row_id"]) for shard in snapshot.shards}
+
+
+def _sample(store: LabelStore, by_shard: Mapping[str, RowIds], rows: int, seed: int) -> Answer:
     """Stored rows of a snapshot, spread over some units, both chosen by the seed."""
     store.log.refresh()
-    wanted, rng = np.sort(snapshot_row_ids(snapshot)), np.random.default_rng(seed)
+    wanted, rng = np.sort(np.concatenate([rowids.empty(), *by_shard.values()])), np.random.default_rng(seed)
     share = -(-rows // max(min(SAMPLED_UNITS, len(store.ledger)), 1))
     parts: list[Answer] = []
     left = rows
@@ -69,8 +76,8 @@ def _sample(store: LabelStore, snapshot: Snapshot, rows: int, seed: int) -> Answ
         if not left:
             break
     if not parts:
-        raise LabelError(f"{store.url} holds no labelled row of the snapshot {snapshot.ref.url}: name one that it was "
-                         "filled from with --snapshot")
+        raise LabelError(f"{store.url} holds no labelled row of the snapshot: name one that it was filled from with "
+                         "--snapshot")
     return _ascending(np.concatenate([part.ids for part in parts]), concat_signals([part.signal for part in parts]))
 
 
@@ -95,9 +102,16 @@ def _ascending(ids: RowIds, signal: Signal) -> Answer:
 
 
 def answer_twice(
-    config: Campaign, snapshot: SnapshotRef, manifest: StoreManifest, ids: RowIds
+    config: Campaign, snapshot: SnapshotRef, manifest: StoreManifest, ids: RowIds, shards: Sequence[str]
 ) -> tuple[Answer, Answer]:
     """The teacher's answers for some rows in batches of the store's size, and row by row; runs where it can.
+
+    Args:
+        config: names the teacher.
+        snapshot: holds the rows.
+        manifest: of the store that holds their labels.
+        ids: of the rows, ascending.
+        shards: names of those of the snapshot that hold them.
 
     Raises:
         StoreMismatch: it is another teacher than the store's.
@@ -110,9 +124,9 @@ def answer_twice(
         raise StoreMismatch(
             f"the teacher {config.labels.teacher.model} has fingerprint {teacher.fingerprint}, the store was filled by "
             f"{manifest.teacher['fingerprint']}: give the campaign that filled it")
-    task = TASKS[config.task]
+    task = get_label_task(config.task)
     opened = open_snapshot(snapshot)
-    table = pa.concat_tables([opened.read_shard(shard, ["row_id", task.input_column]) for shard in opened.shards])
+    table = pa.concat_tables([opened.read_shard(opened.shard(name), ["row_id", task.input_column]) for name in shards])
     rows = table.filter(pa.array(rowids.is_in(rowids.to_numpy(table["row_id"]), ids)))
     encoded = task.encode(rows, load_processor(config.labels.teacher, task=config.task))
     found = []

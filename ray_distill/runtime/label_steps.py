@@ -49,9 +49,9 @@ def encode_units(block: pa.Table, *, job: LabelJob, strikes: Any = None) -> pa.T
 
 def encode_unit(unit: WorkUnit, job: LabelJob) -> pa.Table:
     """`Encoded.to_table` of a unit's rows, with ``unit_id`` and ``reason``, which is null for those not rejected."""
-    from ray_distill.tasks.catalogue import LABEL_TASKS
+    from ray_distill.tasks.catalogue import get_label_task
 
-    task = LABEL_TASKS[job.task]
+    task = get_label_task(job.task)
     rows = _read_shard(job.snapshot, unit.shard, task.input_column).take(pa.array(unit.rows, pa.int64()))
     encoded = task.encode(rows, _processor(job.teacher, job.task))
     table = encoded.to_table().append_column("unit_id", pa.array([unit.unit_id] * encoded.rows, pa.string()))

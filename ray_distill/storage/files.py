@@ -214,9 +214,9 @@ def glob_files(pattern: str) -> list[FileInfo]:
 
 def _glob(pattern: str) -> list[FileInfo]:
     base = "/".join(pattern.split("/")[: _first_magic(pattern)])
-    found = {}
     if not is_local(pattern):
         return _glob_remote(base, pattern[len(base) + 1 :])
+    found = {}
     for url in sorted(globbing.glob(str(_path(pattern)), recursive=True)):  # noqa: PTH207  (absolute or relative)
         for item in glob_files(url):
             name = item.url.removeprefix(base).lstrip("/")

@@ -69,6 +69,8 @@ def resolve(url: str) -> tuple[Any, str]:
     except ValueError as error:
         raise StorageError(f"{url}: not a usable URL ({error}): use a local path or a URL that fsspec knows") from error
     if protocol(url) in _S3:
+        # s3fs tries what its client has tried again, and reads twice over: in all 125 times. `attempt` is enough.
+        filesystem.retries = 1
         _drop_expectation(filesystem)
     return filesystem, path
 
@@ -88,8 +90,6 @@ def _settings(scheme: str) -> dict[str, Any]:
     """Time-outs and retries for the client of a protocol, below what fsspec was configured with."""
     if scheme not in _S3:
         return {}
-    # s3fs tries what its client has tried again, and reads twice over: in all 125 times. `attempt` is enough.
-    fsspec.get_filesystem_class("s3").retries = 1
     return {"config_kwargs": {**S3_CLIENT, **fsspec.config.conf.get("s3", {}).get("config_kwargs", {})}}
 
 

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).parent
 TASKS = {"minilm": "text_classification", "smollm": "causal_lm", "tiny": "text_classification"}
@@ -36,7 +37,7 @@ def snapshot_of(folder: Path, rows: int) -> dict[str, str]:
     return take_snapshot(config, input_column="text", seed=0, url=str(folder / "snapshots")).to_dict()
 
 
-def teacher_of(name: str) -> "object":
+def teacher_of(name: str) -> Any:
     """The teacher's config."""
     from ray_distill.config import TeacherConfig
 
@@ -52,10 +53,10 @@ def bare(name: str, snapshot: dict[str, str]) -> dict[str, float]:
     from ray_distill.models.load import load_model
     from ray_distill.runtime.answering import plan
     from ray_distill.snapshots.reader import open_snapshot
-    from ray_distill.tasks.catalogue import LABEL_TASKS
+    from ray_distill.tasks.catalogue import get_label_task
 
     torch.set_num_threads(1)
-    model, task = load_model(teacher_of(name), task=TASKS[name]), LABEL_TASKS[TASKS[name]]
+    model, task = load_model(teacher_of(name), task=TASKS[name]), get_label_task(TASKS[name])
     opened = open_snapshot(SnapshotRef.from_dict(snapshot))
     _, batch, unit = SIZES[name]
     batches, total = [], 0
@@ -101,7 +102,7 @@ def label(name: str, snapshot: dict[str, str], store_url: str) -> dict[str, floa
             "mb": peak_mb()}
 
 
-def manifest_of(name: str, fingerprint: str, classes: tuple[str, ...]) -> "object":
+def manifest_of(name: str, fingerprint: str, classes: tuple[str, ...]) -> Any:
     """Top 50 of a language model in compact form; dense of a classifier."""
     from ray_distill.labels.codecs.measure import compact_options
     from ray_distill.labels.manifest import StoreManifest

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 
 import campaign_lab as lab  # noqa: E402  (found by the line above)
 from ray.cluster_utils import Cluster  # noqa: E402
+from victims import kill_node, processes, strike  # noqa: E402
 
 from ray_distill.labels.audit import audit  # noqa: E402
 from ray_distill.labels.reader import open_label_set  # noqa: E402
@@ -238,8 +239,8 @@ class Lab:
             self.driver.kill()
             return True
         if victim == "node":
-            return _kill_node(node)
-        return any(_strike(pid, ACTOR if victim == "actor" else WRITER) for pid in _processes())
+            return kill_node(node)
+        return any(strike(pid, ACTOR if victim == "actor" else WRITER) for pid in processes())
 
     @contextmanager
     def _second_node(self, victim: str) -> Iterator[Any]:
@@ -304,58 +305,6 @@ def _attempts(store_url: str) -> int:
                    if any(name.endswith(".parquet") and name[0] != "." for name in os.listdir(unit)))  # noqa: PTH208
     except FileNotFoundError:
         return 0
-
-
-def _processes() -> list[int]:
-    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    random.shuffle(pids)
-    return pids
-
-
-def _title(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0 ").decode(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-
-
-def _strike(pid: int, title: str) -> bool:
-    """SIGKILL a process of a title; it is stopped first, so that it is what it was when the signal comes."""
-    if not _title(pid).startswith(title):
-        return False
-    try:
-        os.kill(pid, signal.SIGSTOP)
-        if not _title(pid).startswith(title):
-            os.kill(pid, signal.SIGCONT)
-            return False
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def _kill_node(node: Any) -> bool:
-    """SIGKILL a raylet and everything it started, if some of that is labelling; the raylet first."""
-    raylet = node.all_processes["raylet"][0].process.pid
-    below = _descendants(raylet)
-    if not any(_title(pid).startswith("ray::Map") for pid in below):
-        return False
-    for pid in [raylet, *below, *_descendants(raylet)]:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    return True
-
-
-def _descendants(parent: int) -> list[int]:
-    """Everything that a process started, and what that started."""
-    try:
-        text = " ".join(one.read_text() for one in Path(f"/proc/{parent}/task").glob("*/children"))
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-    below = [int(pid) for pid in text.split()]
-    return [*below, *(pid for child in below for pid in _descendants(child))]
 
 
 def findable() -> str:

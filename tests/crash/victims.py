@@ -1,0 +1,59 @@
+"""Processes of a Ray cluster, found by what Ray calls them, and ended by SIGKILL."""
+
+import os
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+
+def processes() -> list[int]:
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    random.shuffle(pids)
+    return pids
+
+
+def title_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0 ").decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def strike(pid: int, title: str) -> bool:
+    """SIGKILL a process of a title; it is stopped first, so that it is what it was when the signal comes."""
+    if not title_of(pid).startswith(title):
+        return False
+    try:
+        os.kill(pid, signal.SIGSTOP)
+        if not title_of(pid).startswith(title):
+            os.kill(pid, signal.SIGCONT)
+            return False
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def kill_node(node: Any) -> bool:
+    """SIGKILL a raylet and everything it started, if some of that is labelling; the raylet first."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    below = descendants(raylet)
+    if not any(title_of(pid).startswith("ray::Map") for pid in below):
+        return False
+    for pid in [raylet, *below, *descendants(raylet)]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    return True
+
+
+def descendants(parent: int) -> list[int]:
+    """Everything that a process started, and what that started."""
+    try:
+        text = " ".join(one.read_text() for one in Path(f"/proc/{parent}/task").glob("*/children"))
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    below = [int(pid) for pid in text.split()]
+    return [*below, *(pid for child in below for pid in descendants(child))]

@@ -20,6 +20,9 @@ T = TypeVar("T")
 #: How long an autoscaler may take to add the nodes that are asked for, and how often they are counted.
 SCALE_SECONDS, POLL_SECONDS = 300.0, 5.0
 
+#: How long an execution that was closed may still be finishing.
+EXECUTION_SECONDS = 15.0
+
 #: Set while Ray is the one started here: nothing will ever be added to it.
 _embedded = threading.Event()
 
@@ -43,12 +46,22 @@ def connected(address: str | None = None) -> Iterator[None]:
         yield
     finally:
         _embedded.clear()
+        _let_executions_end()
         ray.shutdown()
 
 
+def _let_executions_end() -> None:
+    """Wait for Ray Data's threads, which it gives two seconds to end when an execution is closed.
+
+    A thread that asks Ray while Ray is being shut down ends the process on the spot: exit status 1, and no word.
+    """
+    give_up = time.monotonic() + EXECUTION_SECONDS
+    for thread in threading.enumerate():
+        if thread.name.startswith("StreamingExecutor-"):
+            thread.join(max(0.0, give_up - time.monotonic()))
+
+
 def _start(address: str | None) -> None:
-    # Ray Train's controller polls the dashboard's state API, which an embedded Ray does not have (FACTS: Ray Train).
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
     # Ray's core prints what it also raises, and warns of its own data actors; what fails reaches us as an exception.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}

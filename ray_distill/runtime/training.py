@@ -5,9 +5,9 @@ is gone. A restart goes on from the newest verified checkpoint, so a lost worker
 """
 
 import logging
+import os
 import pickle
 import tempfile
-import threading
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -68,39 +68,37 @@ def _fit(
 ) -> BaseException | None:
     """One attempt: returns what Ray raised, if it did; metrics are delivered meanwhile and at the end.
 
-    Ray Train gets a thread of its own: on the main thread it would take Ctrl-C over, for the rest of the process,
-    and end it with exit status 0.
+    Ray Train is asked from a task. On this process's main thread it would take Ctrl-C over, for the rest of the
+    process, and end it with exit status 0; on another thread it would still be asking Ray while Ctrl-C shuts Ray down,
+    and Ray's core then ends the process on the spot, with exit status 1 and without a word.
     """
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
-    failures: list[BaseException] = []
-    with tempfile.TemporaryDirectory(prefix="ray-distill-train-", ignore_cleanup_errors=True) as folder:
-        trainer = _trainer(job, training, mailbox, folder)
-        thread = threading.Thread(target=_run, args=(trainer, failures), daemon=True)
-        thread.start()
-        try:
-            while thread.is_alive():
-                thread.join(POLL_SECONDS)
-                _deliver(mailbox, on_metrics)
-        finally:  # Ctrl-C too: the curve then reaches as far as what the ranks have sent
-            _deliver(mailbox, on_metrics)
-    return failures[0] if failures else None
-
-
-def _trainer(job: TrainingJob, training: TrainingConfig, mailbox: Any, folder: str) -> TorchTrainer:
-    return TorchTrainer(
-        train_rank, train_loop_config={
-            "job": pickle.dumps(job), "mailbox": mailbox, "threads": max(1, int(training.cpus))},
-        torch_config=TorchConfig(backend="nccl" if training.gpus else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=training.workers, use_gpu=training.gpus > 0, resources_per_worker=_resources(training)),
-        run_config=ray.train.RunConfig(name=f"train-{uuid.uuid4().hex[:8]}", storage_path=folder))
-
-
-def _run(trainer: TorchTrainer, failures: list[BaseException]) -> None:
+    # Its worker is used once: Ray Train leaves its handler of SIGINT behind.
+    fit = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(_fit_here)
+    failure: BaseException | None = None
+    running = fit.remote(pickle.dumps(job), training, mailbox)
     try:
-        trainer.fit()
-    except Exception as error:  # noqa: BLE001 - Ray wraps everything a rank can raise; the caller explains it
-        failures.append(error)
+        while not ray.wait([running], timeout=POLL_SECONDS)[0]:
+            _deliver(mailbox, on_metrics)
+        ray.get(running)
+    except ray.exceptions.RayError as lost:
+        failure = lost
+    finally:  # Ctrl-C too: the curve then reaches as far as what the ranks have sent
+        _deliver(mailbox, on_metrics)
+    return failure
+
+
+def _fit_here(job: bytes, training: TrainingConfig, mailbox: Any) -> None:
+    """Let Ray Train run the ranks of a pickled job; what it raises tells what was lost."""
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    # Ray Train's controller polls the dashboard's state API, which an embedded Ray does not have (FACTS: Ray Train).
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+    with tempfile.TemporaryDirectory(prefix="ray-distill-train-", ignore_cleanup_errors=True) as folder:
+        TorchTrainer(
+            train_rank, train_loop_config={"job": job, "mailbox": mailbox, "threads": max(1, int(training.cpus))},
+            torch_config=TorchConfig(backend="nccl" if training.gpus else "gloo"),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=training.workers, use_gpu=training.gpus > 0, resources_per_worker=_resources(training)),
+            run_config=ray.train.RunConfig(name=f"train-{uuid.uuid4().hex[:8]}", storage_path=folder)).fit()
 
 
 def _resources(training: TrainingConfig) -> dict[str, float]:

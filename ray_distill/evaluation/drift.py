@@ -25,7 +25,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
-from sklearn.linear_model import LogisticRegression
 
 from ray_distill.artifacts import Artifact
 from ray_distill.config import DriftConfig
@@ -262,6 +261,8 @@ def _fold_auc(
     features: Floats, current: npt.NDArray[np.bool_], weight: Floats, held_out: npt.NDArray[np.bool_]
 ) -> tuple[float, float, float] | None:
     """Effective pairs, AUC and its variance without drift on the held-out rows; None where a side is missing."""
+    from sklearn.linear_model import LogisticRegression  # takes seconds, and few processes get here
+
     test = [held_out & ~current, held_out & current]
     train = ~held_out
     if not all(side.any() for side in test) or len(np.unique(current[train])) < 2:

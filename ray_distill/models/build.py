@@ -14,7 +14,7 @@ from ray_distill.errors import ConfigError, ModelError
 from ray_distill.models.checkpoint import check_files, check_revision, checkpoint_digest, open_checkpoint, read_metadata
 from ray_distill.models.factory import call_factory, check_annotated, is_factory, takes
 from ray_distill.models.finish import finish, input_of, state_digest, tried
-from ray_distill.models.load import AUTO_CLASSES, as_config, class_names, read_classifier, read_config, read_processor
+from ray_distill.models.load import as_config, auto_class, class_names, read_classifier, read_config, read_processor
 from ray_distill.models.model import Factory, Model
 from ray_distill.models.processors import ImageProcessor, TextProcessor, resized
 from ray_distill.tasks.base import Processor
@@ -205,7 +205,7 @@ def _fresh(config: Any, own: TeacherConfig, task: str, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            module: nn.Module = AUTO_CLASSES[task].from_config(
+            module: nn.Module = auto_class(task).from_config(
                 config, dtype=torch.float32, trust_remote_code=own.trust_remote_code)
         except Exception as error:
             raise ConfigError(f"a student cannot be built from {type(config).__name__} with these overrides: "

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.torch
 import torch
+import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModel
 
 from ray_distill.config import TeacherConfig
 from ray_distill.errors import AlreadyExists, ConfigError, ModelError
@@ -167,7 +167,7 @@ def read_encoder(folder: Path, spec: TeacherConfig) -> nn.Module:
     """
     try:
         with quiet():
-            module, info = AutoModel.from_pretrained(
+            module, info = transformers.AutoModel.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32,
                 trust_remote_code=spec.trust_remote_code)
     except Exception as error:

@@ -4,16 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers  # its classes by full name: each is imported when it is used, which takes seconds
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModelForImageClassification,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-)
 
 from ray_distill.config import StudentModel, TeacherConfig
 from ray_distill.errors import ModelError
@@ -32,13 +26,17 @@ from ray_distill.models.model import Factory, Model, ModelParts
 from ray_distill.models.processors import ImageProcessor, TextProcessor, image_processor, text_limit, text_processor
 from ray_distill.tasks.base import Processor
 
-#: The transformers class that loads each task's models.
-AUTO_CLASSES: dict[str, Any] = {
-    "text_classification": AutoModelForSequenceClassification,
-    "image_classification": AutoModelForImageClassification,
+_AUTO_CLASSES = {
+    "text_classification": "AutoModelForSequenceClassification",
+    "image_classification": "AutoModelForImageClassification",
 }
 #: Files of which a tokenizer has at least one.
 _VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
+
+
+def auto_class(task: str) -> Any:
+    """The transformers class that loads a task's models, and builds them from a config."""
+    return getattr(transformers, _AUTO_CLASSES[task])
 
 
 def load_model(spec: str | TeacherConfig | StudentModel, *, task: str, head_url: str | None = None) -> Model:
@@ -112,7 +110,8 @@ def read_config(folder: Path, config: TeacherConfig) -> Any:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{config.model} is not a transformers checkpoint: it has no config.json")
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=config.trust_remote_code)
+        return transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=config.trust_remote_code)
     except Exception as error:
         raise ModelError(f"cannot read the config of {config.model}: {error}") from error
 
@@ -131,9 +130,9 @@ def read_processor(
         raise ModelError(f"{config.model} has no tokenizer: none of {', '.join(_VOCABULARIES)} is there")
     try:
         if input_of(task) == "text":
-            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
         else:
-            processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **options)
+            processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", **options)
     except Exception as error:
         what = "tokenizer" if input_of(task) == "text" else "image processor"
         raise ModelError(f"cannot load the {what} of {config.model}: {error}") from error
@@ -160,7 +159,7 @@ def read_classifier(
     try:
         module: nn.Module
         with quiet():
-            module, info = AUTO_CLASSES[task].from_pretrained(
+            module, info = auto_class(task).from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32,
                 trust_remote_code=config.trust_remote_code, **options)
     except Exception as error:

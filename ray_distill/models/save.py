@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import transformers
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from ray_distill.errors import ModelError
 from ray_distill.models.checkpoint import METADATA_FILE, checkpoint_digest, quiet
@@ -68,7 +68,7 @@ def save_model(
 
 def _is_standard(model: Model) -> bool:
     """Whether the checkpoint alone rebuilds the module: transformers' own class, or its own code in the folder."""
-    if not isinstance(model.module, PreTrainedModel):
+    if not isinstance(model.module, transformers.PreTrainedModel):
         return False
     return model.factory is None or type(model.module).__module__.startswith("transformers.")
 

@@ -3,20 +3,14 @@
 Ray imports this module in processes that only pass things on, so it imports nothing heavy.
 """
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-import ray.train
-
-from ray_distill.errors import DistillError, TrainingError
+from ray_distill.errors import DistillError
 
 #: Steps of which a rank sends the metrics together.
 SEND_STEPS = 20
-#: What another attempt would raise again; what a lost peer makes of the others is a RuntimeError and no defect.
-DEFECTS = (TypeError, ValueError, LookupError, AttributeError, ImportError, AssertionError, ZeroDivisionError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +42,10 @@ class Mailbox:
         """Leave an error of ours; the first one stays."""
         self._error = self._error or error
 
-    def take(self) -> list[StepMetrics]:
-        """Take what is there."""
+    def take(self) -> tuple[list[StepMetrics], bool]:
+        """Take the metrics that are there; and whether the result is."""
         metrics, self._metrics = self._metrics, []
-        return metrics
+        return metrics, self._students is not None
 
     def outcome(self) -> tuple[list[str] | None, DistillError | None]:
         """The result and the error."""
@@ -80,32 +74,11 @@ class MailReporter:
 
     def checkpoint(self, value: Mapping[str, Any]) -> None:
         """Tell Ray; the checkpoint itself is in our own storage."""
+        import ray.train
+
         self.flush()
         ray.train.report(dict(value))
 
     def should_stop(self) -> bool:
         """Never: whoever stops the driver stops the ranks, and a resumed run goes on from the last checkpoint."""
         return False
-
-
-def train_rank(config: dict[str, Any]) -> None:
-    """What each rank runs, with its process group initialised by Ray Train; ``config["job"]`` is a pickled job."""
-    import torch
-
-    from ray_distill.students.run import run_arms
-
-    torch.set_num_threads(config["threads"])
-    rank = ray.train.get_context().get_world_rank()
-    reporter = MailReporter(config["mailbox"], rank)
-    try:
-        students = run_arms(pickle.loads(config["job"]), reporter)
-    except DistillError as error:
-        ray.get(config["mailbox"].fail.remote(error))
-        raise
-    except DEFECTS as error:
-        ray.get(config["mailbox"].fail.remote(TrainingError(f"training failed: {type(error).__name__}: {error}")))
-        raise
-    finally:
-        reporter.flush()
-    if rank == 0:
-        ray.get(config["mailbox"].finish.remote([student.to_json() for student in students]))

@@ -4,24 +4,21 @@ The ranks write students and checkpoints themselves (`ray_distill.students`); Ra
 is gone. A restart goes on from the newest verified checkpoint, so a lost worker costs the steps since then.
 """
 
-import logging
-import os
 import pickle
 import tempfile
-import uuid
 from collections.abc import Callable
 from typing import Any
 
 import ray
-import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_distill.artifacts import StudentRef
 from ray_distill.config import TrainingConfig
 from ray_distill.errors import ClusterError
 from ray_distill.runtime.cluster import explain, require_bundles
 from ray_distill.runtime.console import say
-from ray_distill.runtime.mailbox import Mailbox, StepMetrics, train_rank
+from ray_distill.runtime.mailbox import Mailbox, StepMetrics
+from ray_distill.runtime.ranks import fit_ranks, resources_of
 from ray_distill.students.run import TrainingJob
 
 #: Seconds between two looks into the mailbox.
@@ -43,7 +40,7 @@ def train_ranks(
         ClusterError: the ranks were lost more often than ``training.max_failures``, or cannot be placed.
     """
     assert job.resume, "a restarted rank must go on, not begin anew"
-    require_bundles([_resources(training)] * training.workers, "training")
+    require_bundles([resources_of(training)] * training.workers, "training")
     for attempt in range(training.max_failures + 1):
         mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
         failure = _fit(job, training, mailbox, on_metrics)
@@ -72,44 +69,30 @@ def _fit(
     process, and end it with exit status 0; on another thread it would still be asking Ray while Ctrl-C shuts Ray down,
     and Ray's core then ends the process on the spot, with exit status 1 and without a word.
     """
-    # Its worker is used once: Ray Train leaves its handler of SIGINT behind.
-    fit = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(_fit_here)
     failure: BaseException | None = None
-    running = fit.remote(pickle.dumps(job), training, mailbox)
-    try:
-        while not ray.wait([running], timeout=POLL_SECONDS)[0]:
+    with tempfile.TemporaryDirectory(prefix="ray-distill-train-", ignore_cleanup_errors=True) as folder:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        # The task's process is used once: Ray Train leaves its handler of SIGINT behind.
+        fit = ray.remote(num_cpus=0, max_retries=0, max_calls=1, scheduling_strategy=here)(fit_ranks)
+        running = fit.remote(pickle.dumps(job), training, mailbox, folder)
+        try:
+            while not ray.wait([running], timeout=POLL_SECONDS)[0]:
+                if _deliver(mailbox, on_metrics):
+                    return None  # without a dashboard, Ray Train takes twelve seconds more to put its own things away
+            ray.get(running)
+        except ray.exceptions.RayError as lost:
+            failure = lost
+        finally:  # Ctrl-C too: the curve then reaches as far as what the ranks have sent
             _deliver(mailbox, on_metrics)
-        ray.get(running)
-    except ray.exceptions.RayError as lost:
-        failure = lost
-    finally:  # Ctrl-C too: the curve then reaches as far as what the ranks have sent
-        _deliver(mailbox, on_metrics)
     return failure
 
 
-def _fit_here(job: bytes, training: TrainingConfig, mailbox: Any) -> None:
-    """Let Ray Train run the ranks of a pickled job; what it raises tells what was lost."""
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
-    # Ray Train's controller polls the dashboard's state API, which an embedded Ray does not have (FACTS: Ray Train).
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
-    with tempfile.TemporaryDirectory(prefix="ray-distill-train-", ignore_cleanup_errors=True) as folder:
-        TorchTrainer(
-            train_rank, train_loop_config={"job": job, "mailbox": mailbox, "threads": max(1, int(training.cpus))},
-            torch_config=TorchConfig(backend="nccl" if training.gpus else "gloo"),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=training.workers, use_gpu=training.gpus > 0, resources_per_worker=_resources(training)),
-            run_config=ray.train.RunConfig(name=f"train-{uuid.uuid4().hex[:8]}", storage_path=folder)).fit()
-
-
-def _resources(training: TrainingConfig) -> dict[str, float]:
-    gpus = {"GPU": training.gpus} if training.gpus else {}
-    return {"CPU": training.cpus, **gpus}
-
-
-def _deliver(mailbox: Any, on_metrics: Callable[[StepMetrics], None]) -> None:
+def _deliver(mailbox: Any, on_metrics: Callable[[StepMetrics], None]) -> bool:
+    """Hand on the metrics that wait; whether the students are trained."""
     try:
-        waiting = ray.get(mailbox.take.remote())
+        waiting, finished = ray.get(mailbox.take.remote())
     except ray.exceptions.RayError:
-        return  # the mailbox went with its node; the attempt fails and says so
+        return False  # the mailbox went with its node; the attempt fails and says so
     for metrics in waiting:
         on_metrics(metrics)
+    return bool(finished)

@@ -11,19 +11,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+import transformers  # its classes by full name: importing them takes seconds, and the module teachers need but one
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 from torch import Tensor, nn
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    PreTrainedTokenizerFast,
-    ResNetConfig,
-    ResNetForImageClassification,
-    ViTConfig,
-    ViTForImageClassification,
-)
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from ray_distill.fingerprint import fingerprint
 from ray_distill.labels.signal import Hidden, Signal
@@ -37,7 +28,7 @@ from ray_distill.teachers.reduce import reduce_logits
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
-def tiny_tokenizer(max_length: int = 64) -> PreTrainedTokenizerFast:
+def tiny_tokenizer(max_length: int = 64) -> transformers.PreTrainedTokenizerFast:
     """A WordPiece tokenizer of single characters: it reads any English text."""
     characters = string.ascii_lowercase + string.digits
     pieces = [*_SPECIAL, *string.punctuation, *characters, *(f"##{c}" for c in characters)]
@@ -48,7 +39,7 @@ def tiny_tokenizer(max_length: int = 64) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])])
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=max_length, pad_token="[PAD]", unk_token="[UNK]",
         cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]", model_input_names=["input_ids", "attention_mask"])
 
@@ -61,6 +52,8 @@ def tiny_text_processor(max_length: int = 64) -> TextProcessor:
 def tiny_image_processor(size: int = 28, channels: int = 1) -> ImageProcessor:
     """An image processor to a square, values in -1…1."""
     half = [0.5] * channels
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
     inner = ViTImageProcessorPil(size={"height": size, "width": size}, image_mean=half, image_std=half)
     return image_processor(inner, channels)
 
@@ -78,8 +71,8 @@ def write_tiny_text_model(folder: Path, classes: Sequence[str], seed: int, **ove
     values = {
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
         "max_position_embeddings": 64, "vocab_size": len(tokenizer), "initializer_range": 0.5} | overrides
-    config = BertConfig(**values, **_labels(classes))
-    _write(folder, lambda: BertForSequenceClassification(config), seed)
+    config = transformers.BertConfig(**values, **_labels(classes))
+    _write(folder, lambda: transformers.BertForSequenceClassification(config), seed)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -103,11 +96,11 @@ def write_tiny_image_model(
            "intermediate_size": 64, "initializer_range": 0.2}
     resnet = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
     if architecture == "vit":
-        config: Any = ViTConfig(**(vit | overrides), num_channels=channels, **_labels(classes))
-        _write(folder, lambda: ViTForImageClassification(config), seed)
+        config: Any = transformers.ViTConfig(**(vit | overrides), num_channels=channels, **_labels(classes))
+        _write(folder, lambda: transformers.ViTForImageClassification(config), seed)
     else:
-        config = ResNetConfig(**(resnet | overrides), num_channels=channels, **_labels(classes))
-        _write(folder, lambda: ResNetForImageClassification(config), seed)
+        config = transformers.ResNetConfig(**(resnet | overrides), num_channels=channels, **_labels(classes))
+        _write(folder, lambda: transformers.ResNetForImageClassification(config), seed)
     tiny_image_processor(size, channels).save(folder)
     return folder
 

@@ -22,7 +22,7 @@ from ray_distill.labels.store import LabelStore, open_store
 from ray_distill.labels.units import Receipt
 from ray_distill.models.load import load_processor
 from ray_distill.runtime.answering import answer_all, ask_of
-from ray_distill.runtime.cluster import on_cluster
+from ray_distill.runtime.asking import ask_teacher
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.tasks.catalogue import get_label_task
 from ray_distill.teachers.transformers_teacher import open_teacher
@@ -48,10 +48,9 @@ def audit_live(config: Campaign, store_url: str, snapshot: SnapshotRef, sample: 
     by_shard = _row_ids(open_snapshot(snapshot))
     stored = _sample(store, by_shard, sample, config.seed)
     shards = [name for name, ids in by_shard.items() if rowids.is_in(ids, stored.ids).any()]
-    resources = config.labels.resources
-    live, again = on_cluster(
-        answer_twice, config, snapshot, store.manifest, stored.ids, shards, what="labelling a sample again",
-        cpus=resources.cpus, gpus=resources.gpus)
+    live, again = ask_teacher(
+        answer_twice, config, snapshot, store.manifest, stored.ids, shards, labels=config.labels,
+        rows=2 * len(stored.ids), what="labelling a sample again")
     fits = read_fits(store.url, store.manifest.fits)
     return compare(stored, as_stored(live, store.manifest, fits), as_stored(again, store.manifest, fits))
 

@@ -12,9 +12,9 @@ from ray_distill.labels.fits import write_fits
 from ray_distill.labels.manifest import StoreManifest
 from ray_distill.labels.store import Coverage, LabelStore, create_or_open, open_store
 from ray_distill.promotion.chain import champion, read_chain
-from ray_distill.runtime.cluster import on_cluster
+from ray_distill.runtime.asking import ask_teacher, rows_of, teacher_facts
 from ray_distill.runtime.console import Progress, say
-from ray_distill.runtime.fitting import look, with_found
+from ray_distill.runtime.fitting import LOOK_ROWS, look, with_found
 from ray_distill.runtime.label_steps import LabelJob
 from ray_distill.runtime.labelling import Labelled, label_units
 from ray_distill.runtime.session import Session, Stage
@@ -22,7 +22,6 @@ from ray_distill.runtime.teaching import (
     TeacherCheck,
     check_teacher,
     make_manifest,
-    prepare_teacher,
     refuse_weak_teacher,
 )
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
@@ -51,31 +50,30 @@ def fill_store(
     held: Session, stage: Stage, snapshot: SnapshotRef, *, check: bool
 ) -> tuple[LabelSetRef, Labelled, Coverage]:
     """Bring the store up to a snapshot; returns the labels, what was labelled, and what was missing before."""
-    config, resources = held.config, held.config.labels.resources
-    reserved = {"cpus": resources.cpus, "gpus": resources.gpus}
+    config = held.config
     exists = files.exists(files.join(config.store_url, "store.json"))
     # A head fitted again, on newer rows, would be another teacher: a store keeps the one it began with.
     head_url = head_of(config.store_url) if exists else None
-    facts = on_cluster(prepare_teacher, config, snapshot, head_url, what="opening the teacher", **reserved)
+    facts = teacher_facts(config, snapshot, head_url)
     manifest = make_manifest(config, facts)
     opened = open_snapshot(snapshot)
     store = create_or_open(config.store_url, manifest) if exists else None
     coverage = None if store is None else store.coverage(opened)
     if check and (coverage is None or coverage.units):
         now = champion(read_chain(held.url("promotion")))
-        found = on_cluster(
-            check_teacher, config, snapshot, facts.head_url, now, what="checking the teacher", **reserved)
+        found = ask_teacher(check_teacher, config, snapshot, facts.head_url, now, labels=config.labels,
+                            rows=(1 + (now is not None)) * rows_of(opened, "calibration"), what="checking the teacher")
         _record_check(stage.run, found)
         refuse_weak_teacher(found, config.labels.check, config.labels.teacher.model)
     if store is None or coverage is None:
         # An unlabelled store must not come into being for a teacher that is refused: it is created after the check.
-        store = _create(stage.run, config, snapshot, manifest, facts.head_url, reserved)
+        store = _create(stage.run, config, snapshot, manifest, facts.head_url)
         coverage = store.coverage(opened)
     record_snapshot(stage.run, opened, "labels")
     labelled = Labelled(rows=0, rejected=0, reasons={}, bytes_written=0, seconds=0.0)
     if coverage.units:
         job = LabelJob(task=config.task, snapshot=snapshot, teacher=config.labels.teacher, head_url=facts.head_url,
-                       store_url=config.store_url, manifest=store.manifest, resources=resources,
+                       store_url=config.store_url, manifest=store.manifest, resources=config.labels.resources,
                        failures=config.labels.failures)
         labelled = _label(job, store, coverage, config)
         _record_labelled(stage, labelled)
@@ -89,11 +87,11 @@ def fill_store(
 
 
 def _create(
-    run: Run, config: Campaign, snapshot: SnapshotRef, manifest: StoreManifest, head_url: str | None,
-    reserved: Mapping[str, float],
+    run: Run, config: Campaign, snapshot: SnapshotRef, manifest: StoreManifest, head_url: str | None
 ) -> LabelStore:
     """Fit a new store to a look at the data, create it, and say what its form costs."""
-    found = on_cluster(look, config, snapshot, head_url, manifest, what="fitting the label store", **reserved)
+    found = ask_teacher(look, config, snapshot, head_url, manifest, labels=config.labels, rows=LOOK_ROWS,
+                        what="fitting the label store")
     digests = write_fits(config.store_url, found.fits)
     store = create_or_open(config.store_url, with_found(manifest, found, digests))
     labels = store.manifest.measured.get("labels", {})

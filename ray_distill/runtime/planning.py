@@ -34,15 +34,15 @@ from ray_distill.labels.plan import (
 from ray_distill.labels.store import LabelStore, create_or_open
 from ray_distill.labels.units import WorkUnit, unit_id
 from ray_distill.runtime import campaign
-from ray_distill.runtime.cluster import on_cluster
+from ray_distill.runtime.asking import ask_teacher, teacher_facts
 from ray_distill.runtime.console import say
-from ray_distill.runtime.fitting import with_found
+from ray_distill.runtime.fitting import LOOK_ROWS, with_found
 from ray_distill.runtime.label_stage import head_of
 from ray_distill.runtime.label_steps import LabelJob
 from ray_distill.runtime.labelling import label_units
 from ray_distill.runtime.probing import Piece, Probed, probe
 from ray_distill.runtime.session import absolute
-from ray_distill.runtime.teaching import TeacherFacts, make_manifest, prepare_teacher
+from ray_distill.runtime.teaching import TeacherFacts, make_manifest
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.snapshots.take import take_snapshot
 from ray_distill.storage import files
@@ -50,6 +50,8 @@ from ray_distill.tasks.catalogue import get_label_task
 
 #: Pieces of the snapshot that are probed: units of the rehearsal.
 PIECES = 8
+#: Times that the probe asks about its rows at most: twice to time the teacher, twice to compare forms.
+PASSES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,12 +153,10 @@ class _Work:
 
 
 def _plan(config: Campaign, snapshot: SnapshotRef, scratch: str) -> PlanReport:
-    reserved = {"cpus": config.labels.resources.cpus, "gpus": config.labels.resources.gpus}
     exists, opened = files.exists(files.join(config.store_url, "store.json")), open_snapshot(snapshot)
     head_url = head_of(config.store_url) if exists else None
     began = time.monotonic()
-    facts = on_cluster(prepare_teacher, config.model_copy(update={"output": scratch}), snapshot, head_url,
-                       what="opening the teacher", **reserved)
+    facts = teacher_facts(config.model_copy(update={"output": scratch}), snapshot, head_url)
     started = time.monotonic() - began
     manifest = make_manifest(config, facts)
     store = create_or_open(config.store_url, manifest) if exists else None
@@ -166,9 +166,10 @@ def _plan(config: Campaign, snapshot: SnapshotRef, scratch: str) -> PlanReport:
         return _nothing_left(config, opened, work)
     pieces = choose_pieces(work.pieces, config.plan.rows, config.seed)
     say(f"plan: {work.rows:,} of {work.total:,} rows are to be labelled; probing {sum(len(p.rows) for p in pieces):,}")
-    probed = on_cluster(
+    probed = ask_teacher(
         probe, config, snapshot, facts, manifest, None if store is None else store.url, pieces,
-        None if store is None else [len(unit.rows) for unit in work.pieces], what="probing the teacher", **reserved)
+        None if store is None else [len(unit.rows) for unit in work.pieces], labels=config.labels,
+        rows=LOOK_ROWS + PASSES * config.plan.rows, what="probing the teacher")
     rehearsed = _rehearse(config, opened, facts, manifest, probed, pieces, files.join(scratch, "labels"))
     timing = _timing(config, opened, probed, rehearsed, started, new=store is None)
     return _report(config, opened, work, probed, timing)

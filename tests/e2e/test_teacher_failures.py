@@ -214,6 +214,20 @@ def test_a_teacher_that_cannot_be_loaded_is_one_error(given: Lab, fault: str, re
     assert len(starts.read_text().splitlines()) == loads
 
 
+def test_a_teacher_that_hangs_before_it_labels_is_one_error(given: Lab) -> None:
+    """Nothing can go to quarantine yet: the process is ended when its time is over, once, and the error says so."""
+    starts, labels = given.folder / "starts-before", given.config.labels
+    labels = labels.model_copy(update={
+        "failures": FailuresConfig(load_seconds=10, batch_seconds=2),
+        "teacher": labels.teacher.model_copy(update=_teacher(always="hang", starts=str(starts)))})
+    config = given.config.model_copy(update={"output": str(given.folder / "before"), "labels": labels})
+    with pytest.raises(LabelError, match="^checking the teacher took longer than 1[0-9] s, so it was ended") as caught:
+        campaign.label(config, given.snapshot)
+    assert "\n" not in str(caught.value)
+    assert len(starts.read_text().splitlines()) == 2, "opened, and checked once"
+    assert not files.exists(str(given.folder / "before" / "labels" / "store.json"))
+
+
 def test_a_campaign_says_what_became_of_the_failures(given: Lab, capfd: pytest.CaptureFixture[str]) -> None:
     """The label stage tells of units, halved batches and reasons; a further run does not even load the teacher."""
     def configured(**arguments: Any) -> Campaign:

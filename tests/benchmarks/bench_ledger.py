@@ -49,7 +49,8 @@ def many_units(count: int) -> pa.Table:
         "manifest": pa.repeat(MANIFEST.fingerprint, count),
         "shard": pa.array([f"train-{number // 100:05d}.parquet" for number in range(count)]),
         "start": numbers % 100 * ROWS_A_UNIT, "stop": numbers % 100 * ROWS_A_UNIT + ROWS_A_UNIT,
-        "rows": np.full(count, ROWS_A_UNIT), "rejected": np.zeros(count, np.int64), "reasons": pa.repeat("", count),
+        "rows": np.full(count, ROWS_A_UNIT), "rejected": np.zeros(count, np.int64),
+        "halved": np.zeros(count, np.int64), "reasons": pa.repeat("", count),
         "labels": file, "quarantine": pa.nulls(count, SCHEMA.field("quarantine").type),
         "hidden": pa.ListArray.from_arrays(pa.array(np.arange(count + 1, dtype=np.int32)), hidden).cast(
             SCHEMA.field("hidden").type)}

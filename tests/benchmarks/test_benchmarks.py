@@ -38,6 +38,22 @@ def test_the_pipeline_is_compared_with_a_bare_loop():
     assert re.search(r"labelling tiny: [\d.]+ of a bare forward loop \([\d.]+ against [\d.]+ before", printed), printed
 
 
+@pytest.mark.slow
+def test_opening_through_a_checkpoint_is_compared_with_the_records():
+    """The ratio of a store with all its records, and what opening one of many units takes."""
+    printed = _printed("bench_ledger.py", "--units", "20000", "--small", "6400")
+    assert re.search(r"6400 units, opening: records .*; ratio [\d.]+\n", printed), printed
+    assert re.search(r"20000 units, 2.0e\+07 rows: .*peak [\d]+ MB", printed), printed
+
+
+@pytest.mark.slow
+def test_a_plan_is_compared_with_its_run():
+    """One case: the forecast's error in bytes, and whether the time came to lie in the interval, which may fail once."""
+    printed = _printed("bench_plan.py", "--cases", "1")
+    error = re.search(r"bytes +([+-][\d.]+)%   seconds forecast .* real +[\d.]+ +(covered|MISSED)", printed)
+    assert error and abs(float(error[1])) < 5, printed
+
+
 def _printed(name, *arguments):
     done = subprocess.run([sys.executable, FOLDER / name, *arguments], capture_output=True, text=True, timeout=600,
                           check=True)

@@ -1,6 +1,6 @@
 """Labels on an object store that fails at every turn: bytes as on one that does not, nothing lost, nothing twice."""
 
-import random
+import itertools
 import socket
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +23,7 @@ from ray_distill.testing.s3 import forget_clients
 
 MANIFEST = fake_manifest(estimator="topk", layers=(1,))
 SNAPSHOT = fake_snapshot(range(24))  # six units of 4 rows
+SMALL = fake_snapshot(range(8))
 #: What a labelling run does to its store; it dies before or after one of these.
 STEPS = ("create_exclusive", "write_bytes", "read_bytes", "read_many", "list_files", "exists", "sizes")
 
@@ -38,8 +39,8 @@ def throwing_teacher(row_ids, manifest):
     raise AssertionError(f"{len(row_ids)} rows were labelled twice")
 
 
-def run(url):
-    return label_all(url, MANIFEST, SNAPSHOT)
+def run(url, snapshot=SNAPSHOT):
+    return label_all(url, MANIFEST, snapshot)
 
 
 def committed(url):
@@ -52,14 +53,14 @@ def committed(url):
             for unit, receipt in units.winners(log.records).items() for name in receipt.files()}
 
 
-def check(url, expected):
+def check(url, expected, snapshot=SNAPSHOT):
     """Whole, once, equal to the undisturbed run, read right, and nothing left to do; all of it on the flaky store."""
     assert committed(url) == expected
-    assert label_all(url, MANIFEST, SNAPSHOT, throwing_teacher) == []
-    report = audit(url, SNAPSHOT)
-    assert report.ok and (report.rows, report.units) == (24, 6), report.to_dict()
-    ids, signal = open_label_set(open_store(url).ref(SNAPSHOT.ref), SNAPSHOT).read(layers=(1,))
-    assert ids.to_pylist() == [row_id(n) for n in range(24)]
+    assert label_all(url, MANIFEST, snapshot, throwing_teacher) == []
+    report, rows = audit(url, snapshot), sum(shard.rows for shard in snapshot.shards)
+    assert report.ok and (report.rows, report.units) == (rows, rows // 4), report.to_dict()
+    ids, signal = open_label_set(open_store(url).ref(snapshot.ref), snapshot).read(layers=(1,))
+    assert ids.to_pylist() == [row_id(n) for n in range(rows)]
     np.testing.assert_array_equal(signal.distributions.logp, fake_teacher(ids, MANIFEST).distributions.logp)
 
 
@@ -122,21 +123,22 @@ def test_labels_read_and_audited_through_failures(undisturbed, impatient):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
-def test_runs_that_die_while_the_store_fails(undisturbed, impatient, dying, seed):
-    """Three points of a run, drawn from the seed: die there while requests fail, resume, compare."""
-    rng = random.Random(seed)
-    with flaky_s3_server(seed=seed, client=SHORT) as server:
+def test_runs_that_die_anywhere_while_the_store_fails(tmp_path, impatient, dying):
+    """Before and after each operation of a run: die there while requests fail, resume, compare."""
+    run(str(tmp_path), SMALL)
+    expected = committed(str(tmp_path))
+    with flaky_s3_server(seed=3, client=ONE_TRY | {"read_timeout": 0.5}) as server:
         with dying() as state:
-            run(server.url + "/count")
+            run(server.url + "/count", SMALL)
             count = state["count"]
-        for at in rng.sample(range(count), 3):
-            url = f"{server.url}/{at}"
-            with dying(at, after=rng.random() < 0.5), pytest.raises(Crash):
-                run(url)
-            run(url)
-            check(url, undisturbed)
-        assert sum(server.injected.values()) > 10
+        assert count >= 20
+        for at, after in itertools.product(range(count), (False, True)):
+            url = f"{server.url}/{at}-{after}"
+            with dying(at, after), pytest.raises(Crash):
+                run(url, SMALL)
+            run(url, SMALL)
+            check(url, expected, SMALL)
+        assert sum(server.injected.values()) > count
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Work units and receipts: what is to be labelled, and proof of what was."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
@@ -139,21 +139,12 @@ def quarantine_name(unit: str, attempt: str) -> str:
     return files.join("quarantine", unit, f"{attempt}.parquet")
 
 
-def winners(records: Sequence[Mapping[str, Any]]) -> dict[str, Receipt]:
-    """The committed attempt of each unit, in the order of commitment: the first record that names a unit wins.
+def entries(record: Mapping[str, Any], number: int) -> list[Receipt]:
+    """The receipts in one record of the log.
 
     Raises:
-        CorruptStore: a record or an entry is malformed.
+        CorruptStore: the record or an entry is malformed.
     """
-    found: dict[str, Receipt] = {}
-    for number, record in enumerate(records):
-        for receipt in entries(record, number):
-            found.setdefault(receipt.unit, receipt)
-    return found
-
-
-def entries(record: Mapping[str, Any], number: int) -> list[Receipt]:
-    """The receipts in one record of the log; errors as `winners`."""
     if record.get("version") != 1 or not isinstance(record.get("units"), list):
         raise CorruptStore(
             f"log record {number}: expected version 1 with units, found version {record.get('version')!r}; a later "

@@ -34,9 +34,10 @@ from victims import kill_node, processes, strike  # noqa: E402
 from ray_distill.labels.audit import audit  # noqa: E402
 from ray_distill.labels.reader import open_label_set  # noqa: E402
 from ray_distill.labels.store import open_store  # noqa: E402
-from ray_distill.labels.units import entries, winners  # noqa: E402
+from ray_distill.labels.units import entries  # noqa: E402
 from ray_distill.snapshots.reader import Snapshot, open_snapshot  # noqa: E402
 from ray_distill.storage import files  # noqa: E402
+from ray_distill.testing.labels import winners  # noqa: E402
 
 VICTIMS = ("driver", "actor", "writer", "node")
 ROWS, UNIT_ROWS = 840, 4

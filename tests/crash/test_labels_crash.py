@@ -8,14 +8,13 @@ import pytest
 
 from ray_distill.errors import StorageError
 from ray_distill.labels import store as store_module
-from ray_distill.labels import units
 from ray_distill.labels.audit import audit
 from ray_distill.labels.reader import open_label_set
 from ray_distill.labels.store import open_store
 from ray_distill.storage import files, local
 from ray_distill.storage.log import CommitLog
 from ray_distill.testing.crashfs import Crash, crashing_disk, crashing_remote, cut_points, points
-from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id
+from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id, winners
 
 MANIFEST = fake_manifest(estimator="topk", layers=(1,))
 SNAPSHOT = fake_snapshot(range(10))  # 8 + 2 rows: units of 4, 4 and 2
@@ -44,7 +43,7 @@ def committed(url):
     log.refresh()
     return {
         (unit, name.split("/")[0]): files.read_bytes(files.join(url, name))
-        for unit, receipt in units.winners(log.records).items() for name in receipt.files()}
+        for unit, receipt in winners(log.records).items() for name in receipt.files()}
 
 
 def check(url, expected):

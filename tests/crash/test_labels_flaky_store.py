@@ -18,7 +18,7 @@ from ray_distill.storage import files, remote
 from ray_distill.storage.log import CommitLog
 from ray_distill.testing.crashfs import Crash
 from ray_distill.testing.flaky_s3 import WAYS, flaky_s3_server
-from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id
+from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id, winners
 from ray_distill.testing.s3 import forget_clients
 
 MANIFEST = fake_manifest(estimator="topk", layers=(1,))
@@ -50,7 +50,7 @@ def committed(url):
     named = [entry.unit for number, record in enumerate(log.records) for entry in units.entries(record, number)]
     assert len(named) == len(set(named)), "a unit was committed twice"
     return {(unit, name.split("/")[0]): files.read_bytes(files.join(url, name))
-            for unit, receipt in units.winners(log.records).items() for name in receipt.files()}
+            for unit, receipt in winners(log.records).items() for name in receipt.files()}
 
 
 def check(url, expected, snapshot=SNAPSHOT):

@@ -13,7 +13,7 @@ from ray_distill.labels.store import create_or_open, open_store
 from ray_distill.labels.writer import write_attempt
 from ray_distill.storage import files
 from ray_distill.storage.log import CommitLog, record_url
-from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id
+from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id, winners
 
 MANIFEST = fake_manifest(estimator="topk", layers=(1,))
 SNAPSHOT = fake_snapshot(range(12))
@@ -30,7 +30,7 @@ def url(tmp_path):
 def receipts(url):
     log = CommitLog(url)
     log.refresh()
-    return list(units.winners(log.records).values())
+    return list(winners(log.records).values())
 
 
 def replace_record(url, number, change):

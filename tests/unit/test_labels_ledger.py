@@ -14,10 +14,10 @@ from ray_distill.labels.audit import audit
 from ray_distill.labels.ledger import Ledger
 from ray_distill.labels.reader import open_label_set
 from ray_distill.labels.store import open_store
-from ray_distill.labels.units import FileReceipt, Receipt, winners
+from ray_distill.labels.units import FileReceipt, Receipt
 from ray_distill.storage import files
 from ray_distill.storage.log import CommitLog, record_url
-from ray_distill.testing.labels import fake_manifest, fake_snapshot, label_all, row_id
+from ray_distill.testing.labels import fake_manifest, fake_snapshot, label_all, row_id, winners
 
 MANIFEST = fake_manifest(layers=(1,))
 ZEROS = b"\0" * 15

@@ -14,7 +14,7 @@ from ray_distill.labels.store import create_or_open, open_store
 from ray_distill.labels.units import Receipt, WorkUnit
 from ray_distill.labels.writer import write_attempt
 from ray_distill.storage import files
-from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id
+from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id, winners
 
 
 def throwing_teacher(row_ids, manifest):
@@ -307,7 +307,7 @@ def test_the_first_attempt_committed_wins(url):
     first, second = (write_attempt(url, manifest, unit, ids, fake_teacher(ids, manifest), []) for _ in range(2))
     assert store.commit([second, first]) == [unit.unit_id]
     assert open_store(url).commit([first]) == [] == store.commit([])
-    assert [receipt.attempt for receipt in units.winners(store.log.records).values()] == [second.attempt]
+    assert [receipt.attempt for receipt in winners(store.log.records).values()] == [second.attempt]
 
 
 def test_a_receipt_whose_file_is_gone_or_foreign_is_not_committed(url):

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from ray_distill.errors import AlreadyExists, CorruptStore, StorageError
-from ray_distill.labels import units
 from ray_distill.labels.audit import audit
 from ray_distill.labels.reader import open_label_set
 from ray_distill.labels.store import open_store
 from ray_distill.storage import files
-from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all
+from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, winners
 from ray_distill.testing.s3 import s3_server
 
 
@@ -123,7 +122,7 @@ def test_two_labellers_at_once_commit_no_unit_twice(bucket, tmp_path, where):
     store.log.refresh()
     named = [entry["unit"] for record in store.log.records for entry in record["units"]]
     assert len(named) == len(set(named)) == 8 and sorted(won[0] + won[1]) == sorted(named)
-    assert list(units.winners(store.log.records)) == named
+    assert list(winners(store.log.records)) == named
     report = audit(url, snapshot, clean=True, older_than=-60)
     assert report.ok and report.rows == 16
     assert len(report.orphans) == 8, "each labelled everything; what lost a race is an orphan"

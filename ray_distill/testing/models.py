@@ -51,9 +51,9 @@ def tiny_text_processor(max_length: int = 64) -> TextProcessor:
 
 def tiny_image_processor(size: int = 28, channels: int = 1) -> ImageProcessor:
     """An image processor to a square, values in -1…1."""
-    half = [0.5] * channels
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+    half = [0.5] * channels
     inner = ViTImageProcessorPil(size={"height": size, "width": size}, image_mean=half, image_std=half)
     return image_processor(inner, channels)
 

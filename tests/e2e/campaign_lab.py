@@ -191,7 +191,9 @@ class Command:
         with (own / "stdout").open("wb") as out, (own / "stderr").open("wb") as err:
             process = subprocess.Popen(
                 [sys.executable, "-m", "ray_distill.cli", *arguments], stdout=out, stderr=err, cwd=folder,
-                start_new_session=True, env={**os.environ, "RD_TEST_MARK": own.name})
+                start_new_session=True, env={**os.environ, "RD_TEST_MARK": own.name},
+                # As from a terminal: a shell starts what runs in its background, these tests too, with SIGINT ignored.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         return cls(process=process, folder=own, mark=own.name)
 
     @property

@@ -41,7 +41,10 @@ def ask_teacher(function: Callable[..., T], *arguments: Any, labels: LabelsConfi
             result: T = on_cluster(_limited, function, arguments, seconds, what, strikes, what=what,
                                    cpus=labels.resources.cpus, gpus=labels.resources.gpus)
         except ClusterError as lost:
-            raise told(strikes) or lost from lost
+            hung = told(strikes)
+            if hung is None:
+                raise
+            raise hung from lost
     return result
 
 

@@ -48,9 +48,10 @@ def audit_live(config: Campaign, store_url: str, snapshot: SnapshotRef, sample: 
     by_shard = _row_ids(open_snapshot(snapshot))
     stored = _sample(store, by_shard, sample, config.seed)
     shards = [name for name, ids in by_shard.items() if rowids.is_in(ids, stored.ids).any()]
-    live, again = ask_teacher(
-        answer_twice, config, snapshot, store.manifest, stored.ids, shards, labels=config.labels,
-        rows=2 * len(stored.ids), what="labelling a sample again")
+    # Once in batches, and once row by row: a batch each.
+    rows = (1 + config.labels.resources.batch) * len(stored.ids)
+    live, again = ask_teacher(answer_twice, config, snapshot, store.manifest, stored.ids, shards, labels=config.labels,
+                              rows=rows, what="labelling a sample again")
     fits = read_fits(store.url, store.manifest.fits)
     return compare(stored, as_stored(live, store.manifest, fits), as_stored(again, store.manifest, fits))
 

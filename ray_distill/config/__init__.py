@@ -11,6 +11,7 @@ from ray_distill.config.labels import (
     HeadConfig,
     HiddenConfig,
     LabelsConfig,
+    LanguageConfig,
     Resources,
     SignalConfig,
     TeacherConfig,
@@ -22,8 +23,8 @@ from ray_distill.config.snapshot import Columns, SnapshotConfig, Splits
 from ray_distill.config.student import LossConfig, Schedule, StudentConfig, StudentModel, TrainingConfig
 
 __all__ = [
-    "Campaign", "CheckConfig", "Columns", "CostConfig", "DriftConfig", "Dtype", "EvaluationConfig",
-    "GateConfig", "HeadConfig", "HiddenConfig", "LabelsConfig", "Limit", "LossConfig", "PlanConfig", "Pool",
+    "Campaign", "CheckConfig", "Columns", "CostConfig", "DriftConfig", "Dtype", "EvaluationConfig", "GateConfig",
+    "HeadConfig", "HiddenConfig", "LabelsConfig", "LanguageConfig", "Limit", "LossConfig", "PlanConfig", "Pool",
     "Resources", "Schedule", "Section", "SignalConfig", "SnapshotConfig", "Splits", "StudentConfig", "StudentModel",
     "TeacherConfig", "TrackingConfig", "TrainingConfig", "load_config", "parse_config",
 ]

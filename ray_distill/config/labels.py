@@ -15,6 +15,16 @@ class HeadConfig(Section):
     max_rows: int = Field(10_000, ge=1, description="labelled train rows used at most, the first by row id")
 
 
+class LanguageConfig(Section):
+    """How a text becomes the tokens of a language model, and which of them are learnt; for teacher and students."""
+
+    format: Literal["text", "chat"] = Field(
+        "text", description="chat: a row is a conversation (`messages` as OpenAI's API has them), put through the "
+        "tokenizer's own template")
+    roles: tuple[str, ...] = Field(("assistant",), min_length=1, description="chat: whose messages are learnt")
+    long: Literal["cut", "reject"] = Field("cut", description="what becomes of a text of more than max_length tokens")
+
+
 class TeacherConfig(Section):
     """The model whose answers are stored."""
 
@@ -25,6 +35,7 @@ class TeacherConfig(Section):
     dtype: Dtype = "float32"
     device: str = Field("auto", description="auto = cuda where there is one, else cpu")
     max_length: int | None = Field(None, ge=1, description="tokens kept of a text; default: the model's own limit")
+    language: LanguageConfig = Field(LanguageConfig(), description="language models: what is learnt of a text")
     trust_remote_code: bool = False
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 import transformers  # its classes by full name: importing them takes seconds, and the module teachers need but one
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
-from tokenizers.models import WordPiece
+from tokenizers.models import BPE, WordPiece
 from torch import Tensor, nn
 
 from ray_distill.fingerprint import fingerprint
@@ -26,6 +26,13 @@ from ray_distill.teachers.base import Ask
 from ray_distill.teachers.reduce import reduce_logits
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_CAUSAL_SPECIAL = ("<|pad|>", "<|begin|>", "<|end|>", "<|im_start|>", "<|im_end|>")
+#: ChatML, with tools first and tool calls after what was said.
+_CHAT_TEMPLATE = (
+    "{% if tools %}<|im_start|>tools\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] or '' }}"
+    "{% if message['tool_calls'] %}{{ message['tool_calls'] | tojson }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 
 
 def tiny_tokenizer(max_length: int = 64) -> transformers.PreTrainedTokenizerFast:
@@ -42,6 +49,22 @@ def tiny_tokenizer(max_length: int = 64) -> transformers.PreTrainedTokenizerFast
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=max_length, pad_token="[PAD]", unk_token="[UNK]",
         cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]", model_input_names=["input_ids", "attention_mask"])
+
+
+def tiny_causal_tokenizer(max_length: int = 128) -> transformers.PreTrainedTokenizerFast:
+    """A tokenizer of single bytes, as GPT-2's without its merges: it reads any text and gives it back.
+
+    It adds no token of its own to a text; it has bos, eos and pad, and a ChatML-like chat template.
+    """
+    pieces = [*_CAUSAL_SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(BPE({piece: index for index, piece in enumerate(pieces)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    pad, begin, end, *chat = _CAUSAL_SPECIAL
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=max_length, pad_token=pad, bos_token=begin, eos_token=end,
+        additional_special_tokens=chat, chat_template=_CHAT_TEMPLATE, clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"])
 
 
 def tiny_text_processor(max_length: int = 64) -> TextProcessor:
@@ -73,6 +96,28 @@ def write_tiny_text_model(folder: Path, classes: Sequence[str], seed: int, **ove
         "max_position_embeddings": 64, "vocab_size": len(tokenizer), "initializer_range": 0.5} | overrides
     config = transformers.BertConfig(**values, **_labels(classes))
     _write(folder, lambda: transformers.BertForSequenceClassification(config), seed)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_tiny_causal_model(folder: Path, seed: int, **overrides: Any) -> Path:
+    """Write a Llama (2 layers, width 32, untied, untrained) with `tiny_causal_tokenizer`; return the folder.
+
+    Its vocabulary of 264 exceeds the tokenizer's 261, as that of many models does.
+
+    Args:
+        folder: made if it is missing.
+        seed: of the weights; equal seeds give equal files.
+        overrides: fields of `LlamaConfig` to change.
+    """
+    tokenizer = tiny_causal_tokenizer()
+    values = {
+        "vocab_size": 264, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+        "tie_word_embeddings": False, "initializer_range": 0.2, "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id} | overrides
+    config = transformers.LlamaConfig(**values)
+    _write(folder, lambda: transformers.LlamaForCausalLM(config), seed)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from ray_distill.config import LossConfig
 from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.losses.base import Loss, LossBatch, StudentOutput
+from ray_distill.losses.buckets import temperature_index
 from ray_distill.losses.catalogue import LOSSES
-from ray_distill.losses.soft import temperature_index
 from ray_distill.students.ranks import Ranks
 from ray_distill.students.schedules import Curve, weight_curve
 

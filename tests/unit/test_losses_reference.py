@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from ray_distill.losses.base import LossBatch, SparseTargets, StudentOutput
+from ray_distill.losses.buckets import soften
 from ray_distill.losses.catalogue import LOSSES
 from ray_distill.losses.hidden import HiddenMatch
-from ray_distill.losses.soft import Soft, forward_kl, soften
+from ray_distill.losses.soft import Soft, forward_kl
 
 TOLERANCE = 1e-5
 

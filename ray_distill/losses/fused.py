@@ -1,0 +1,265 @@
+"""A student's head and its losses in one: no ``[tokens, V]`` tensor is ever held (MATHS.md §4).
+
+Positions are taken in chunks with whole rows of V, so that all that exists at once is one chunk's logits, which become
+their own gradient in place. Gradients are made in the forward pass; nothing is computed twice: three matrix products,
+as many as the plain loss has.
+
+Every loss here is a function of K + 1 buckets, the stored classes and the rest, and of the true class's logit. Its
+gradient in those few numbers comes from autograd, so a loss that knows `of_buckets` needs nothing else. The gradient of
+the tail's bucket spreads over the classes that are not stored in proportion to the student's own probabilities there:
+``∂L/∂z_j = ∂L/∂(log Σ_tail e^z) · e^{z_j} / Σ_tail e^z``, which cancels nowhere, however small the tail.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ray_distill.losses.base import LossBatch, SparseTargets
+from ray_distill.losses.buckets import BucketLoss, Buckets
+
+#: Logits of a chunk of positions; what is held of them at once, in float32.
+CHUNK_ELEMENTS = 1 << 24
+#: Classes of the head that are raised to float32 at once, where products are taken in less.
+TILE_CLASSES = 1 << 14
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One loss in a total."""
+
+    loss: BucketLoss
+    factor: float
+    """What its sum over the positions is multiplied by."""
+
+
+class FusedHead(nn.Module):
+    """A linear head that gives logits, or losses without them. It owns the weight, so that ZeRO-3 gathers it.
+
+    Built from the model's own head it shares its parameters, tied to the input embedding or not, and takes its place
+    under the same names.
+    """
+
+    def __init__(self, head: nn.Linear, chunk_elements: int = CHUNK_ELEMENTS) -> None:
+        super().__init__()
+        self.weight, self.bias = head.weight, head.bias
+        self.in_features, self.out_features = head.in_features, head.out_features
+        self.chunk_elements = chunk_elements
+
+    def forward(
+        self, hidden: Tensor, batch: LossBatch | None = None, parts: Sequence[Part] = ()
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits ``[..., V]`` of hidden states ``[..., D]``; with ``parts`` the total and the sums of `fused_loss`."""
+        if batch is None:
+            return nn.functional.linear(hidden, self.weight, self.bias)
+        return fused_loss(hidden, self.weight, self.bias, batch, parts, chunk_elements=self.chunk_elements)
+
+
+def fused_loss(
+    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, batch: LossBatch, parts: Sequence[Part], *,
+    chunk_elements: int = CHUNK_ELEMENTS,
+) -> tuple[Tensor, Tensor]:
+    """``Σ factor · loss`` over N positions of a linear head's logits, and each loss's own sum.
+
+    Positions that no loss gives weight leave before the first product. Products are taken in the dtype of
+    ``hidden_ND`` and summed in float32; a half-precision CPU takes them in float32. Autocast has no effect.
+
+    Args:
+        hidden_ND: what the head is applied to.
+        weight_VD: of the head.
+        bias_V: of the head, or None.
+        batch: of N "examples": the positions. All is on the device of ``hidden_ND``.
+        parts: the losses, at any of the declared temperatures; each further temperature costs one copy of a chunk.
+        chunk_elements: logits held at once.
+
+    Returns:
+        The total, a scalar to call ``backward`` on, once; and the sums ``[parts]``, without a gradient.
+    """
+    used_N = torch.zeros(len(hidden_ND), dtype=torch.bool, device=hidden_ND.device)
+    for part in parts:
+        used_N |= part.loss.weights(batch) != 0
+    if not bool(used_N.all()):
+        hidden_ND, batch = hidden_ND[used_N], select(batch, used_N)
+    work = _Work(batch=batch, parts=tuple(parts), chunk_elements=chunk_elements, gradients=torch.is_grad_enabled())
+    total, sums = _Fused.apply(hidden_ND, weight_VD, bias_V, work)
+    return total, sums
+
+
+def select(batch: LossBatch, chosen: Tensor | slice) -> LossBatch:
+    """The given positions of a batch, by a mask or a slice; without hidden states, which the head does not need."""
+    targets = batch.targets
+    if targets is not None:
+        targets = replace(
+            targets, ids_NK=targets.ids_NK[chosen], logp_NK=targets.logp_NK[chosen],
+            log_tail_NT=targets.log_tail_NT[chosen],
+            count_NK=None if targets.count_NK is None else targets.count_NK[chosen],
+            log_normaliser_N=None if targets.log_normaliser_N is None else targets.log_normaliser_N[chosen])
+    return LossBatch(
+        labels_B=batch.labels_B[chosen], targets=targets, distil_B=batch.distil_B[chosen],
+        example_weight_B=batch.example_weight_B[chosen])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    batch: LossBatch
+    parts: tuple[Part, ...]
+    chunk_elements: int
+    gradients: bool
+
+    @property
+    def scale(self) -> float:
+        """The largest factor: gradients are made without it, so that half-precision products do not underflow."""
+        return max((abs(part.factor) for part in self.parts), default=0.0) or 1.0
+
+
+class _Fused(torch.autograd.Function):
+    """`fused_loss` of positions that all count."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, work: _Work) -> Any:
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            sums, gradients = _run(hidden_ND, weight_VD, bias_V, work)
+        ctx.gradients, ctx.scale = gradients, work.scale
+        ctx.dtypes = [None if t is None else t.dtype for t in (hidden_ND, weight_VD, bias_V)]
+        ctx.mark_non_differentiable(sums)
+        factors = torch.tensor([part.factor for part in work.parts], dtype=sums.dtype, device=sums.device)
+        return (sums * factors).sum(), sums
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> Any:
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of a fused loss were used already: call backward once")
+        made, ctx.gradients = ctx.gradients, None
+        return (*(None if gradient is None else gradient.mul_(upstream * ctx.scale).to(dtype)
+                  for gradient, dtype in zip(made, ctx.dtypes, strict=True)), None)
+
+
+def _run(
+    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, work: _Work
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Sums of the parts, and gradients in hidden states, weight and bias, in at least float32."""
+    positions, classes = len(hidden_ND), len(weight_VD)
+    wide = torch.promote_types(hidden_ND.dtype, torch.float32)
+    made: list[Tensor | None] = [None, None, None]
+    if work.gradients:
+        made = [None if t is None else torch.zeros(t.shape, dtype=wide, device=t.device)
+                for t in (hidden_ND, weight_VD, bias_V)]
+    sums = torch.zeros(len(work.parts), dtype=wide, device=hidden_ND.device)
+    step = max(1, min(positions, work.chunk_elements // classes))
+    room_NV = torch.empty((step, classes), dtype=wide, device=hidden_ND.device)
+    for start in range(0, positions, step):
+        at = slice(start, start + step)
+        chunk_nD = hidden_ND[at]
+        z_nV = _logits(chunk_nD, weight_VD, bias_V, room_NV[: len(chunk_nD)])
+        gradient_nV = _gradient(z_nV, select(work.batch, at), work, sums)
+        if gradient_nV is not None:
+            _add_products(gradient_nV, chunk_nD, weight_VD, at, made)
+    return sums, made
+
+
+def _gradient(z_nV: Tensor, batch: LossBatch, work: _Work, sums: Tensor) -> Tensor | None:
+    """Add a chunk's losses to ``sums``; the gradient of their total, over `_Work.scale`, in place of the logits."""
+    temperatures = sorted({part.loss.temperature for part in work.parts})
+    total_nV = None
+    for number, temperature in enumerate(temperatures, start=1):
+        own_nV = z_nV if number == len(temperatures) else z_nV.clone()
+        if temperature != 1:
+            own_nV.div_(temperature)
+        chosen = [index for index, part in enumerate(work.parts) if part.loss.temperature == temperature]
+        _differentiate(own_nV, batch, work, chosen, sums)
+        if work.gradients:
+            total_nV = own_nV if total_nV is None else total_nV.add_(own_nV)
+    return total_nV
+
+
+def _differentiate(z_nV: Tensor, batch: LossBatch, work: _Work, chosen: Sequence[int], sums: Tensor) -> None:
+    """As `_gradient`, for the parts at one temperature, of logits that were divided by it; ``z_nV`` is used up."""
+    ids_nK, stored_nK = _stored(batch.targets, z_nV)
+    gold_n1 = batch.labels_B.clamp(min=0).unsqueeze(-1)
+    head_nK = z_nV.gather(-1, ids_nK).masked_fill(~stored_nK, -torch.inf)
+    true_n = z_nV.gather(-1, gold_n1).squeeze(-1)
+    z_nV.scatter_(-1, ids_nK, -torch.inf)
+    top_n1 = z_nV.amax(-1, keepdim=True)
+    top_n1 = top_n1.masked_fill(top_n1 == -torch.inf, 0.0)
+    outside_n = z_nV.sub_(top_n1).exp_().sum(-1)
+    # A few numbers a position: in float64 what these divergences subtract from each other costs no digits.
+    exact = torch.float32 if z_nV.device.type == "mps" else torch.float64
+    leaves = [leaf.to(exact).requires_grad_(work.gradients)
+              for leaf in (head_nK, top_n1.squeeze(-1) + outside_n.log(), true_n)]
+    with torch.set_grad_enabled(work.gradients):
+        student = _buckets(*leaves)
+        found = torch.stack([work.parts[index].loss.of_buckets(student, batch) for index in chosen])
+        factors = [work.parts[index].factor / work.scale for index in chosen]
+        total = (found * torch.tensor(factors, dtype=found.dtype, device=found.device)).sum()
+    sums[list(chosen)] += found.detach().to(sums.dtype)
+    if not work.gradients:
+        return
+    temperature = work.parts[chosen[0]].loss.temperature
+    d_head_nK, d_tail_n, d_true_n = (
+        (gradient / temperature).to(z_nV.dtype)
+        for gradient in torch.autograd.grad(total, leaves, materialize_grads=True))
+    z_nV.mul_(torch.where(outside_n > 0, d_tail_n / outside_n, 0.0).unsqueeze(-1))
+    z_nV.scatter_add_(-1, ids_nK, d_head_nK.masked_fill(~stored_nK, 0.0))
+    z_nV.scatter_add_(-1, gold_n1, d_true_n.unsqueeze(-1))
+
+
+def _stored(targets: SparseTargets | None, z_nV: Tensor) -> tuple[Tensor, Tensor]:
+    """Stored classes ``[n, K]``, padding replaced by one that is stored, and where there is no padding."""
+    if targets is None:
+        nothing = torch.zeros((len(z_nV), 0), dtype=torch.int64, device=z_nV.device)
+        return nothing, nothing.bool()
+    stored_nK = targets.logp_NK != -torch.inf
+    first_n1 = targets.ids_NK.gather(-1, targets.logp_NK.argmax(-1, keepdim=True))
+    return torch.where(stored_nK, targets.ids_NK, first_n1), stored_nK
+
+
+def _buckets(head_nK: Tensor, tail_n: Tensor, true_n: Tensor) -> Buckets:
+    """Log masses of the buckets, and of the true class, from their logits."""
+    logits_nB = torch.cat([head_nK, tail_n.unsqueeze(-1)], -1)
+    norm_n = logits_nB.logsumexp(-1)
+    return Buckets(logq_NB=logits_nB - norm_n.unsqueeze(-1), log_gold_N=true_n - norm_n)
+
+
+def _logits(hidden_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, out_nV: Tensor) -> Tensor:
+    """The head's logits, summed in float32 and kept so."""
+    if hidden_nD.dtype == weight_VD.dtype == out_nV.dtype:
+        torch.mm(hidden_nD, weight_VD.t(), out=out_nV)
+    else:
+        for tile in _tiles(len(weight_VD)):
+            out_nV[:, tile] = _product(hidden_nD, weight_VD[tile].to(hidden_nD.dtype).t())
+    return out_nV if bias_V is None else out_nV.add_(bias_V)
+
+
+def _add_products(
+    gradient_nV: Tensor, hidden_nD: Tensor, weight_VD: Tensor, at: slice, made: Sequence[Tensor | None]
+) -> None:
+    """Add a chunk's gradients in hidden states, weight and bias to what is ``made``."""
+    d_hidden_ND, d_weight_VD, d_bias_V = made
+    assert d_hidden_ND is not None and d_weight_VD is not None
+    if hidden_nD.dtype == weight_VD.dtype == gradient_nV.dtype:
+        torch.mm(gradient_nV, weight_VD, out=d_hidden_ND[at])
+        d_weight_VD.addmm_(gradient_nV.t(), hidden_nD)
+    else:
+        for tile in _tiles(len(weight_VD)):
+            part_nv = gradient_nV[:, tile].to(hidden_nD.dtype)
+            d_hidden_ND[at] += _product(part_nv, weight_VD[tile].to(hidden_nD.dtype))
+            d_weight_VD[tile] += _product(part_nv.t(), hidden_nD)
+    if d_bias_V is not None:
+        d_bias_V += gradient_nV.sum(0)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """A matrix product, summed and returned in float32 (float64 of float64)."""
+    if left.dtype in (torch.float32, torch.float64):
+        return left @ right
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()
+
+
+def _tiles(classes: int) -> Iterator[slice]:
+    return (slice(start, start + TILE_CLASSES) for start in range(0, classes, TILE_CLASSES))

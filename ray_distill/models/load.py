@@ -22,6 +22,7 @@ from ray_distill.models.checkpoint import (
 from ray_distill.models.factory import call_factory, check_annotated, is_factory, takes
 from ray_distill.models.finish import finish, input_of, place, state_digest, tried
 from ray_distill.models.head import attach_head
+from ray_distill.models.language import LanguageProcessor, language_processor
 from ray_distill.models.model import Factory, Model, ModelParts
 from ray_distill.models.processors import ImageProcessor, TextProcessor, image_processor, text_limit, text_processor
 from ray_distill.tasks.base import Processor
@@ -118,11 +119,12 @@ def read_config(folder: Path, config: TeacherConfig) -> Any:
 
 def read_processor(
     folder: Path, model_config: Any, config: TeacherConfig, *, task: str
-) -> TextProcessor | ImageProcessor:
+) -> TextProcessor | LanguageProcessor | ImageProcessor:
     """The checkpoint's tokenizer or image processor.
 
     Raises:
         ModelError: it has none, or one that cannot be used.
+        ConfigError: the language settings are wrong.
     """
     options = {"local_files_only": True, "trust_remote_code": config.trust_remote_code}
     if input_of(task) == "text" and not any(any(folder.glob(name)) for name in _VOCABULARIES):
@@ -136,6 +138,9 @@ def read_processor(
     except Exception as error:
         what = "tokenizer" if input_of(task) == "text" else "image processor"
         raise ModelError(f"cannot load the {what} of {config.model}: {error}") from error
+    if task == "causal_lm":
+        limit = text_limit(tokenizer, model_config, config.max_length)
+        return language_processor(tokenizer, limit, config.language)
     if input_of(task) == "text":
         return text_processor(tokenizer, text_limit(tokenizer, model_config, config.max_length))
     return image_processor(processor, int(getattr(model_config, "num_channels", 3)))

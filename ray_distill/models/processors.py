@@ -181,11 +181,11 @@ def _spread(name: str, values: list[float], channels: int) -> list[float]:
 
 def _tokenizer_fingerprint(tokenizer: Any, max_length: int, segments: bool) -> str:
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    return fingerprint({"text": _tokenizer_content(tokenizer), "special": special, "class": type(tokenizer).__name__,
+    return fingerprint({"text": tokenizer_content(tokenizer), "special": special, "class": type(tokenizer).__name__,
                         "max_length": max_length, "segments": segments})
 
 
-def _tokenizer_content(tokenizer: Any) -> Any:
+def tokenizer_content(tokenizer: Any) -> Any:
     """Vocabulary and rules; truncation and padding are settings of a call and left out."""
     if getattr(tokenizer, "is_fast", False):
         content = json.loads(tokenizer.backend_tokenizer.to_str())

@@ -5,7 +5,15 @@ names, layers, temperatures, tokenizer) is read from there and never asked for t
 """
 
 from ray_distill.config.campaign import Campaign
-from ray_distill.config.judge import CostConfig, DriftConfig, EvaluationConfig, GateConfig, Limit, TrackingConfig
+from ray_distill.config.judge import (
+    DEFAULT_LIMITS,
+    CostConfig,
+    DriftConfig,
+    EvaluationConfig,
+    GateConfig,
+    Limit,
+    TrackingConfig,
+)
 from ray_distill.config.labels import (
     CheckConfig,
     HeadConfig,
@@ -23,8 +31,8 @@ from ray_distill.config.snapshot import Columns, SnapshotConfig, Splits
 from ray_distill.config.student import LossConfig, Schedule, StudentConfig, StudentModel, TrainingConfig
 
 __all__ = [
-    "Campaign", "CheckConfig", "Columns", "CostConfig", "DriftConfig", "Dtype", "EvaluationConfig", "GateConfig",
-    "HeadConfig", "HiddenConfig", "LabelsConfig", "LanguageConfig", "Limit", "LossConfig", "PlanConfig", "Pool",
-    "Resources", "Schedule", "Section", "SignalConfig", "SnapshotConfig", "Splits", "StudentConfig", "StudentModel",
-    "TeacherConfig", "TrackingConfig", "TrainingConfig", "load_config", "parse_config",
+    "DEFAULT_LIMITS", "Campaign", "CheckConfig", "Columns", "CostConfig", "DriftConfig", "Dtype", "EvaluationConfig",
+    "GateConfig", "HeadConfig", "HiddenConfig", "LabelsConfig", "LanguageConfig", "Limit", "LossConfig", "PlanConfig",
+    "Pool", "Resources", "Schedule", "Section", "SignalConfig", "SnapshotConfig", "Splits", "StudentConfig",
+    "StudentModel", "TeacherConfig", "TrackingConfig", "TrainingConfig", "load_config", "parse_config",
 ]

@@ -1,5 +1,6 @@
 """What is measured, when a student is promoted, when drift alarms, and what things cost."""
 
+from collections.abc import Mapping
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -10,10 +11,16 @@ from ray_distill.config.section import Section
 class EvaluationConfig(Section):
     """What is measured on the test split."""
 
-    corruptions: tuple[str, ...] | None = Field(None, description="default: every corruption of the task")
+    corruptions: tuple[str, ...] | None = Field(
+        None, description="default: every corruption of the task; of language models none, since each costs three more "
+        "passes over the test split (of raw text any may be named: typos, case, dropout)")
     severities: tuple[Literal[1, 2, 3], ...] = Field((1, 2, 3), min_length=1, description="1 = mild … 3 = strong")
     bootstrap: int = Field(1000, ge=100, description="resamples behind an interval")
     bins: int = Field(15, ge=2, description="bins of the calibration error")
+    prompts: tuple[str, ...] | None = Field(
+        None, description="language models: texts (or conversations as JSON) that student and teacher continue side by "
+        "side, as an artifact; default: a handful of beginnings from the test split; []: none")
+    new_tokens: int = Field(64, ge=1, description="tokens written for a prompt at most")
     latency_requests: int = Field(100, ge=10, description="single requests timed a model")
     batch: int = Field(64, ge=1, description="examples a batch, for throughput")
 
@@ -33,14 +40,22 @@ class Limit(Section):
         return self
 
 
+#: Limits where the config sets none, by the metric that decides: accuracy of classifiers, NLL of language models.
+#: 0.9 of the teacher's NLL is a ninth more of it: DistilGPT2's own loss of likelihood against GPT-2, roughly.
+DEFAULT_LIMITS: Mapping[str, Mapping[str, Limit]] = {
+    "accuracy": {"accuracy": Limit(relative=0.97, margin=0.01), "ece": Limit(max=0.1)},
+    "nll": {"nll": Limit(relative=0.9, margin=0.01), "kl_from_teacher": Limit(margin=0.01), "ece": Limit(max=0.1)}}
+
+
 class GateConfig(Section):
     """When a student replaces the model in production."""
 
-    limits: dict[str, Limit] = Field(
-        default_factory=lambda: {"accuracy": Limit(relative=0.97, margin=0.01), "ece": Limit(max=0.1)},
-        description="by metric name; `margin` is against the champion")
+    limits: dict[str, Limit] | None = Field(
+        None, description="by metric name; `margin` is against the champion. Default: accuracy at least 0.97 of the "
+        "teacher's and ece at most 0.1; of language models nll at most the teacher's over 0.9, and ece")
     beat: tuple[str, ...] = Field(
-        ("baseline_hard_labels",), description="arms whose accuracy the student must exceed beyond doubt")
+        ("baseline_hard_labels",), description="arms whose accuracy the student must exceed beyond doubt, or of "
+        "language models whose nll it must stay below")
     alias: str = Field("champion", description="registry alias that a PROMOTE sets")
     model_name: str | None = Field(None, description="registered model; default: the campaign's name")
 

@@ -1,10 +1,13 @@
-"""Whether more of a metric is better: the one table that says so, for the gate and for the report."""
+"""Whether more of a metric is better, and which one decides: the tables that the gate and the report share."""
+
+from collections.abc import Container
 
 HIGHER_IS_BETTER = {
     "accuracy": True,
     "macro_f1": True,
     "agreement": True,
     "nll": False,
+    "perplexity": False,
     "ece": False,
     "kl_from_teacher": False,
     "parameters": False,
@@ -12,4 +15,32 @@ HIGHER_IS_BETTER = {
     "latency_ms_p50": False,
     "latency_ms_p95": False,
     "examples_per_second": True,
+    "tokens_per_second": True,
 }
+
+
+#: Tasks whose models are language models.
+LANGUAGE_TASKS = ("causal_lm",)
+
+
+def decisive(task: str) -> str:
+    """The `headline` of a task's models."""
+    return "nll" if task in LANGUAGE_TASKS else "accuracy"
+
+
+def is_language(metrics: Container[str]) -> bool:
+    """Are these metrics (names, or estimates by name) a language model's?"""
+    return "perplexity" in metrics
+
+
+def headline(metrics: Container[str]) -> str:
+    """The metric by which models of this kind are told apart first: a language model's is ``nll``."""
+    return "nll" if is_language(metrics) else "accuracy"
+
+
+def higher_is_better(name: str) -> bool | None:
+    """Whether more of a metric is better; None where it is not known, or where 0 is best (gaps).
+
+    A metric at a bucket of positions, ``kl_from_teacher_at_0_15``, goes with the metric.
+    """
+    return HIGHER_IS_BETTER.get(name.split("_at_")[0])

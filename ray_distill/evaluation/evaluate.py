@@ -9,7 +9,8 @@ import pyarrow.compute as pc
 
 from ray_distill.artifacts import Efficiency, Estimate, EvalReport, ModelReport, StudentRef
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.metrics import Measure, compare_classification
+from ray_distill.evaluation.directions import HIGHER_IS_BETTER, headline, is_language
+from ray_distill.evaluation.metrics import Compare, Measure, compare_classification
 from ray_distill.evaluation.robustness import Robustness
 from ray_distill.fingerprint import fingerprint
 
@@ -18,18 +19,20 @@ MIN_SLICE_ROWS = 30
 MAX_SLICES = 20
 #: Labelled rows below which the report says that its intervals are wide.
 FEW_ROWS = 200
-#: What a model's distance to the teacher is compared by only if it is not the teacher itself.
-FIDELITY = ("agreement", "kl_from_teacher")
+#: What a model's distance to the teacher is compared by only if it is not the teacher itself (and by position, so too).
+FIDELITY = ("agreement", "kl_from_teacher", "entropy_gap", "tail_mass_gap")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One model's predictions on the test split (see `join_predictions`) and what running it costs."""
+    """One model's predictions on the test split (what ``measure`` reads) and what running it costs."""
 
     url: str
     predictions: pa.Table
     efficiency: Efficiency
     robustness: Robustness = field(default_factory=dict)
+    speed: Mapping[str, Estimate] = field(default_factory=dict)
+    """Figures of this kind of model that `Efficiency` has no place for; they join its metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,7 @@ class Resampling:
 
 def judge(
     models: Mapping[str, Measured], *, student: StudentRef, url: str, measure: Measure, resampling: Resampling,
-    slices: Sequence[str] = (),
+    slices: Sequence[str] = (), compare: Compare = compare_classification,
 ) -> EvalReport:
     """Assemble the report of a student beside its teacher, baselines and champion.
 
@@ -54,6 +57,7 @@ def judge(
         measure: `Task.measure`.
         resampling: of all intervals.
         slices: columns of the predictions by which quality is reported too.
+        compare: the paired differences that go with ``measure``.
 
     Raises:
         EvaluationError: no student among the models, or predictions that cannot be measured or paired.
@@ -62,7 +66,7 @@ def judge(
         raise EvaluationError(f"there is no student to judge, only {', '.join(sorted(models))}")
     reports = {arm: _model_report(arm, model, measure, resampling, slices) for arm, model in models.items()}
     report = EvalReport(url=url, fingerprint="", student=student, models=reports,
-                        comparisons=_comparisons(models, resampling))
+                        comparisons=_comparisons(models, resampling, compare))
     report = replace(report, notes=tuple(_notes(report)))
     content = {key: value for key, value in report.to_dict().items() if key not in ("url", "fingerprint")}
     return replace(report, fingerprint=fingerprint(content))
@@ -75,7 +79,7 @@ def _model_report(
         return measure(table, seed=resampling.seed, bootstrap=resampling.bootstrap, bins=resampling.bins)
 
     return ModelReport(
-        name=arm, url=model.url, metrics=measured(model.predictions), efficiency=model.efficiency,
+        name=arm, url=model.url, metrics={**measured(model.predictions), **model.speed}, efficiency=model.efficiency,
         robustness=model.robustness,
         slices={name: measured(part) for name, part in _slices(model.predictions, slices)})
 
@@ -91,54 +95,71 @@ def _slices(predictions: pa.Table, columns: Sequence[str]) -> Iterator[tuple[str
         yield f"{column}={'(none)' if value is None else value}", predictions.filter(chosen)
 
 
-def _comparisons(models: Mapping[str, Measured], resampling: Resampling) -> dict[str, Estimate]:
+def _comparisons(
+    models: Mapping[str, Measured], resampling: Resampling, compare: Compare
+) -> dict[str, Estimate]:
     """Paired differences, student minus every other model, keyed ``<metric>_minus_<arm>``."""
     ours, result = models["student"].predictions, {}
     for arm, model in models.items():
         if arm == "student":
             continue
-        differences = compare_classification(ours, model.predictions, seed=resampling.seed,
-                                             bootstrap=resampling.bootstrap, bins=resampling.bins)
+        differences = compare(ours, model.predictions, seed=resampling.seed, bootstrap=resampling.bootstrap,
+                              bins=resampling.bins)
         for name, difference in differences.items():
-            if not (arm == "teacher" and name in FIDELITY):
+            if not (arm == "teacher" and name.startswith(FIDELITY)):
                 result[f"{name}_minus_{arm}"] = difference
     return result
 
 
 def _notes(report: EvalReport) -> Iterator[str]:
     """Findings a reviewer must see, whatever the verdict."""
-    accuracy = report.models["student"].metrics.get("accuracy")
-    if accuracy is None:
+    metrics = report.models["student"].metrics
+    name = headline(metrics)
+    if name not in metrics:
         yield "No row of the test split has a true label: only the likeness to the teacher was measured."
-    elif accuracy.n < FEW_ROWS:
-        yield f"Only {accuracy.n} labelled rows were measured: intervals are wide, small differences cannot be told."
+    elif metrics[name].n < FEW_ROWS:
+        what = "documents" if is_language(metrics) else "labelled rows"
+        yield f"Only {metrics[name].n} {what} were measured: intervals are wide, small differences cannot be told."
     for arm, text in (("baseline_teacher_hard_labels", "Soft labels {} hard teacher labels"),
                       ("baseline_hard_labels", "Distillation {} training on the true labels alone")):
-        difference = report.comparisons.get(f"accuracy_minus_{arm}")
+        difference = report.comparisons.get(f"{name}_minus_{arm}")
         if difference is not None:
-            yield f"{text.format(_outcome(difference))}: accuracy {_signed(difference)}."
-    yield from _remarks(report)
+            yield f"{text.format(_outcome(difference, name))}: {_shown(name)} {_signed(difference)}."
+    yield from _remarks(report, name)
 
 
-def _remarks(report: EvalReport) -> Iterator[str]:
+def _remarks(report: EvalReport, name: str) -> Iterator[str]:
+    true = "token" if is_language(report.models["student"].metrics) else "class"
     for arm, model in report.models.items():
         if model.metrics.get("nll", Estimate(value=0.0)).value == math.inf:
-            yield f"{arm} gave probability 0 to a true class: its NLL is infinite."
-    ceiling = report.comparisons.get("accuracy_minus_ceiling_true_labels")
-    if ceiling is not None and ceiling.high < 0:
-        yield f"More true labels would still help: accuracy {_signed(ceiling)} against the ceiling."
-    overall = report.models["student"].metrics.get("accuracy")
-    for name, metrics in report.models["student"].slices.items():
-        part = metrics.get("accuracy")
-        if part is not None and overall is not None and part.high < overall.value:
-            yield (f"The student is weaker on {name} ({part.n} rows): accuracy {part.value:.3f} "
+            yield f"{arm} gave probability 0 to a true {true}: its NLL is infinite."
+    ceiling = report.comparisons.get(f"{name}_minus_ceiling_true_labels")
+    if ceiling is not None and _outcome(ceiling, name) == "did worse than":
+        yield f"More true labels would still help: {_shown(name)} {_signed(ceiling)} against the ceiling."
+    overall = report.models["student"].metrics.get(name)
+    for where, metrics in report.models["student"].slices.items():
+        part = metrics.get(name)
+        if part is not None and overall is not None and _worse(part, overall.value, name):
+            yield (f"The student is weaker on {where} ({part.n} rows): {_shown(name)} {part.value:.3f} "
                    f"[{part.low:.3f}, {part.high:.3f}] against {overall.value:.3f} on all.")
 
 
-def _outcome(difference: Estimate) -> str:
-    if difference.low > 0:
+def _worse(part: Estimate, overall: float, name: str) -> bool:
+    """Is the whole interval of a slice on the worse side of the value on all rows?"""
+    return part.high < overall if HIGHER_IS_BETTER[name] else part.low > overall
+
+
+def _shown(name: str) -> str:
+    return "NLL" if name == "nll" else name
+
+
+def _outcome(difference: Estimate, name: str) -> str:
+    low, high = difference.low, difference.high
+    if not HIGHER_IS_BETTER[name]:
+        low, high = -high, -low
+    if low > 0:
         return "beat"
-    return "did worse than" if difference.high < 0 else "did not beat"
+    return "did worse than" if high < 0 else "did not beat"
 
 
 def _signed(difference: Estimate) -> str:

@@ -14,7 +14,7 @@ Conventions, which every number here follows:
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,8 @@ Ints = npt.NDArray[np.int64]
 
 #: (predictions, seed, bootstrap, bins) -> metrics: `ray_distill.tasks.base.Task.measure`.
 Measure = Callable[..., dict[str, Estimate]]
+#: (student's predictions, another model's, seed, bootstrap, bins) -> paired differences: `compare_classification`.
+Compare = Callable[..., dict[str, Estimate]]
 
 #: Largest distance of a row's total probability from 1 (as a log) that is taken for rounding.
 NORMALISATION_TOLERANCE = 1e-2
@@ -115,7 +117,7 @@ def measure_classification(predictions: pa.Table, *, seed: int, bootstrap: int, 
             if name in ("accuracy", "agreement"):
                 estimates[name] = wilson(value, part.weight_N)
             else:
-                estimates[name] = _percentiles(value, samples[name], n, low=0.0, high=DOMAIN[name])
+                estimates[name] = percentiles(value, samples[name], n, low=0.0, high=DOMAIN[name])
     return estimates
 
 
@@ -144,7 +146,7 @@ def compare_classification(
             else:
                 with np.errstate(invalid="ignore"):
                     samples_B = left_B[name] - right_B[name]
-                differences[name] = _percentiles(value, samples_B, len(part.weight_N), low=-span, high=span)
+                differences[name] = percentiles(value, samples_B, len(part.weight_N), low=-span, high=span)
     return differences
 
 
@@ -278,19 +280,37 @@ def _resample(
     summaries: list[Summary], weight_N: Floats, *, seed: int, bootstrap: int
 ) -> list[dict[str, Floats]]:
     """Metrics of ``bootstrap`` resamples of the rows; every summary sees the same resamples."""
-    n, generator = len(weight_N), np.random.default_rng(seed)
-    chunk = max(1, CHUNK_ELEMENTS // max(n, *(c.groups for s in summaries for c in s.columns.values())))
+    widest = max(c.groups for s in summaries for c in s.columns.values())
     parts: list[list[dict[str, Floats]]] = [[] for _ in summaries]
-    for start in range(0, bootstrap, chunk):
-        size = min(chunk, bootstrap - start)
-        drawn = generator.integers(n, size=(size, n)) + np.arange(size)[:, None] * n
-        weight_BN = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n) * weight_N
+    for weight_BN in resampled_weights(weight_N, seed=seed, bootstrap=bootstrap, widest=widest):
         for part, summary in zip(parts, summaries, strict=True):
             part.append(summary(weight_BN))
     return [{name: np.concatenate([item[name] for item in part]) for name in part[0]} for part in parts]
 
 
-def _percentiles(value: float, samples_B: Floats, n: int, *, low: float, high: float) -> Estimate:
+def resampled_weights(weight_N: Floats, *, seed: int, bootstrap: int, widest: int) -> Iterator[Floats]:
+    """Weights of ``bootstrap`` resamples of N rows, ``[B, N]`` a piece: how often each row was drawn, times its weight.
+
+    ``widest`` is the number of values a resample is reduced to, which bounds a piece's size as N does.
+    """
+    n, generator = len(weight_N), np.random.default_rng(seed)
+    chunk = max(1, CHUNK_ELEMENTS // max(n, widest))
+    for start in range(0, bootstrap, chunk):
+        size = min(chunk, bootstrap - start)
+        drawn = generator.integers(n, size=(size, n)) + np.arange(size)[:, None] * n
+        yield np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n) * weight_N
+
+
+def percentiles(value: float, samples_B: Floats, n: int, *, low: float, high: float) -> Estimate:
+    """A bootstrap interval shifted so that the resamples centre on the value; none where a resample has no value.
+
+    Args:
+        value: the estimate on all rows.
+        samples_B: ``[B]``, the same of the resamples.
+        n: rows.
+        low: least possible value.
+        high: greatest possible value.
+    """
     if n < 2 or not math.isfinite(value) or not np.isfinite(samples_B).all():
         return Estimate(value=value, n=n)
     lower, upper = np.quantile(samples_B, (0.025, 0.975)) - samples_B.mean() + value

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 #: Corruption, then severity as text, then metric: the form of `ModelReport.robustness`.
 Robustness = dict[str, dict[str, dict[str, Estimate]]]
 METRICS = ("accuracy", "nll")
+#: (corrupted rows, one model's answers) -> what is measured.
+Join = Callable[[pa.Table, pa.Table], pa.Table]
 
 
 def corrupted_views(
@@ -42,18 +44,23 @@ def corrupted_views(
 def measure_robustness(
     rows: pa.Table, corruptions: Mapping[str, "Corruption"], severities: Sequence[int], *,
     predict: Callable[[pa.Table], Mapping[str, pa.Table]], measure: Measure, seed: int, bootstrap: int, bins: int,
+    metrics: Sequence[str] = METRICS, join: Join = join_predictions,
 ) -> dict[str, Robustness]:
-    """Accuracy and NLL of every model on every corrupted view of ``rows``, by arm; a view is made once for all.
+    """Accuracy and NLL (or other ``metrics``) of every model on every corrupted view of ``rows``, by arm.
+
+    A view is made once for all models.
 
     Args:
         rows: snapshot rows: ``row_id``, the input, ``count``, ``label``.
         corruptions: by name.
         severities: 1 (mild) to 3 (strong).
-        predict: rows -> by arm ``row_id``, ``logp``, for every row.
+        predict: rows -> by arm ``row_id``, ``logp``, for every row, or what ``join`` takes.
         measure: `Task.measure`.
         seed: of corruptions and resampling: equal seeds damage equal rows equally.
         bootstrap: resamples behind an interval.
         bins: passed on to ``measure``.
+        metrics: those of ``measure`` that are kept.
+        join: makes of a model's answers what ``measure`` reads.
 
     Raises:
         EvaluationError: a corruption or a model lost rows.
@@ -61,7 +68,7 @@ def measure_robustness(
     result: dict[str, Robustness] = {}
     for name, severity, corrupted in corrupted_views(rows, corruptions, severities, seed=seed):
         for arm, answers in predict(corrupted).items():
-            measured = measure(join_predictions(corrupted, answers), seed=seed, bootstrap=bootstrap, bins=bins)
+            measured = measure(join(corrupted, answers), seed=seed, bootstrap=bootstrap, bins=bins)
             by_severity = result.setdefault(arm, {}).setdefault(name, {})
-            by_severity[str(severity)] = {metric: measured[metric] for metric in METRICS if metric in measured}
+            by_severity[str(severity)] = {metric: measured[metric] for metric in metrics if metric in measured}
     return result

@@ -16,20 +16,23 @@ is better both sides change sign, and ``relative`` divides):
     max L                 L - student
     relative r            student - r · teacher: paired where the report has the pair
     margin m              student - champion + m: non-inferiority; without a champion there is nothing to lose to
-    beat arm              accuracy of student - accuracy of arm, which must exceed 0: equality is HOLD
+    beat arm              student - arm, which must exceed 0: equality is HOLD
+
+``beat`` compares the accuracy of classifiers, and of language models the NLL. Where the config sets no limits,
+those of the report's kind of model apply (`DEFAULT_LIMITS`).
 
 Efficiency figures are taken as exact. Where no paired difference was reported, the two models' own
 intervals are combined, which is wider and therefore the cautious reading.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 
 from ray_distill.artifacts import Decision, Efficiency, Estimate, EvalReport, ModelReport, Verdict
-from ray_distill.config import GateConfig, Limit
+from ray_distill.config import DEFAULT_LIMITS, GateConfig, Limit
 from ray_distill.errors import PromotionError
-from ray_distill.evaluation.directions import HIGHER_IS_BETTER
+from ray_distill.evaluation.directions import HIGHER_IS_BETTER, headline, higher_is_better
 from ray_distill.fingerprint import fingerprint
 
 EFFICIENCY = tuple(item.name for item in fields(Efficiency))
@@ -56,7 +59,16 @@ class Lead:
 
 def gate_fingerprint(gate: GateConfig) -> str:
     """Fingerprint of the rules of a gate; where the verdict is published is no part of them."""
-    return fingerprint(gate.model_dump(mode="json", include={"limits", "beat"}))
+    rules = gate.model_dump(mode="json", include={"limits", "beat"})
+    if gate.limits is None:  # the defaults are rules too: should they change, verdicts are given anew
+        rules["limits"] = {kind: {name: limit.model_dump(mode="json") for name, limit in limits.items()}
+                           for kind, limits in DEFAULT_LIMITS.items()}
+    return fingerprint(rules)
+
+
+def limits_of(gate: GateConfig, decisive: str) -> Mapping[str, Limit]:
+    """The gate's limits, or where it has none those of models that ``decisive`` decides (see `headline`)."""
+    return gate.limits if gate.limits is not None else DEFAULT_LIMITS[decisive]
 
 
 def decide(report: EvalReport, gate: GateConfig) -> Decision:
@@ -93,10 +105,11 @@ def metric(model: ModelReport, name: str) -> Estimate | None:
 
 
 def _findings(report: EvalReport, gate: GateConfig) -> Iterator[Finding]:
-    for name, limit in gate.limits.items():
+    decisive = headline(report.models["student"].metrics)
+    for name, limit in limits_of(gate, decisive).items():
         yield from _limit(report, name, limit)
     for arm in gate.beat:
-        yield _beat(report, arm)
+        yield _beat(report, arm, decisive)
 
 
 def _limit(report: EvalReport, name: str, limit: Limit) -> Iterator[Finding]:
@@ -152,21 +165,23 @@ def _margin(report: EvalReport, name: str, student: Estimate, margin: float) -> 
     return _judge(lead, shown, f"the margin of {-sign * margin:+g}")
 
 
-def _beat(report: EvalReport, arm: str) -> Finding:
-    """Exceed an arm's accuracy beyond doubt."""
-    values = {who: _metric_of(report, who, "accuracy") for who in ("student", arm)}
+def _beat(report: EvalReport, arm: str, name: str) -> Finding:
+    """Do better than an arm beyond doubt."""
+    values = {who: _metric_of(report, who, name) for who in ("student", arm)}
     student, other = values["student"], values[arm]
     if student is None or not math.isfinite(student.value):
-        return _unmeasured("the student's accuracy", student)
+        return _unmeasured(f"the student's {name}", student)
     if other is None or not math.isfinite(other.value):
-        return _unmeasured(f"the accuracy of {arm}, which the student must beat,", other)
-    difference = _difference(report, "accuracy", arm, student, other)
-    shown = f"accuracy minus that of {arm} is {_interval(difference, signed=True)}"
-    if difference.value < 0:
-        return Finding(verdict=Verdict.REJECT, reason=f"{shown}: the student is worse, it must exceed 0")
-    if not difference.low > 0:
-        return Finding(verdict=Verdict.HOLD, reason=f"{shown}: the student must exceed 0 beyond doubt")
-    return Finding(verdict=Verdict.PROMOTE, reason=f"{shown}: the student exceeds 0 beyond doubt")
+        return _unmeasured(f"the {name} of {arm}, which the student must beat,", other)
+    difference, sign = _difference(report, name, arm, student, other), 1 if _higher(name) else -1
+    shown = f"{name} minus that of {arm} is {_interval(difference, signed=True)}"
+    side = "exceed" if sign > 0 else "be below"
+    if sign * difference.value < 0:
+        return Finding(verdict=Verdict.REJECT, reason=f"{shown}: the student is worse, it must {side} 0")
+    if not _low(difference, sign) > 0:
+        return Finding(verdict=Verdict.HOLD, reason=f"{shown}: the student must {side} 0 beyond doubt")
+    side = "exceeds" if sign > 0 else "is below"
+    return Finding(verdict=Verdict.PROMOTE, reason=f"{shown}: the student {side} 0 beyond doubt")
 
 
 def _judge(lead: Lead, shown: str, rule: str) -> Finding:
@@ -199,10 +214,11 @@ def _metric_of(report: EvalReport, arm: str, name: str) -> Estimate | None:
 
 
 def _higher(name: str) -> bool:
-    if name not in HIGHER_IS_BETTER:
+    higher = higher_is_better(name)
+    if higher is None:
         raise PromotionError(f"gate.limits.{name} compares with another model, but whether more of {name} is better is "
                              f"not known: use min or max, or one of {', '.join(sorted(HIGHER_IS_BETTER))}")
-    return HIGHER_IS_BETTER[name]
+    return higher
 
 
 def _low(difference: Estimate, sign: int) -> float:

@@ -13,8 +13,10 @@ from ray_distill.artifacts import Artifact, Decision, EvalReport, LabelSetRef, S
 from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError
 from ray_distill.evaluation.cost import CostReport
+from ray_distill.evaluation.directions import decisive
 from ray_distill.fingerprint import fingerprint
 from ray_distill.models.factory import is_factory
+from ray_distill.promotion.gate import limits_of
 from ray_distill.runtime import evaluate_stage, label_stage, promote_stage, train_stage
 from ray_distill.runtime.console import say
 from ray_distill.runtime.relabelling import RelabelReport, relabel_source
@@ -155,7 +157,7 @@ def plan(config: Campaign) -> list[str]:
         f"train     {', '.join(train_stage.arms(config))}: {training.workers} × {training.engine} ZeRO "
         f"{training.zero_stage}, {training.precision} → {config.output_url}/students",
         f"evaluate  test split, {len(task.corruptions)} corruptions × {len(config.evaluation.severities)} severities",
-        f"promote   {', '.join(config.gate.limits)}; alias {config.gate.alias}"]
+        f"promote   {', '.join(limits_of(config.gate, decisive(config.task)))}; alias {config.gate.alias}"]
     return [*lines, f"record    {config.tracking.uri or 'SQLite beside the output'}"]
 
 

@@ -126,7 +126,7 @@ def _from_module(config: StudentModel, task: str, classes: tuple[str, ...], seed
     arguments = dict(config.arguments)
     if takes(config.model, "classes"):
         arguments.setdefault("classes", list(classes))
-    parts = call_factory(config.model, arguments, seed=seed)
+    parts = call_factory(config.model, arguments, task=task, seed=seed)
     if parts.classes != classes:
         raise ConfigError(f"{config.model} has the classes {list(parts.classes)}, the snapshot {list(classes)}: give "
                           "the function a parameter `classes`, which is then filled in")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ray_distill.errors import ConfigError, ModelError
-from ray_distill.models.model import ModelParts
+from ray_distill.models.model import PER_TOKEN, ModelParts
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
@@ -21,8 +21,10 @@ def is_factory(model: str) -> bool:
     return _NAME.fullmatch(model) is not None
 
 
-def call_factory(name: str, arguments: Mapping[str, Any], *, seed: int | None = None) -> ModelParts:
+def call_factory(name: str, arguments: Mapping[str, Any], *, task: str, seed: int | None = None) -> ModelParts:
     """Call a ``module:function``; with ``seed`` its random initialisation is a function of the seed.
+
+    Only a language model may come without class names.
 
     Raises:
         ModelError: it cannot be imported, raises, or returns something else than `ModelParts`.
@@ -35,7 +37,7 @@ def call_factory(name: str, arguments: Mapping[str, Any], *, seed: int | None = 
             found = function(**arguments)
         except Exception as error:
             raise ModelError(f"{name}({_shown(arguments)}) raised {type(error).__name__}: {error}") from error
-    return _parts(name, found)
+    return _parts(name, found, task)
 
 
 def import_factory(name: str) -> Callable[..., Any]:
@@ -74,7 +76,22 @@ def _annotated(name: str) -> bool:
     return "return" in getattr(import_factory(name), "__annotations__", {})
 
 
-def _parts(name: str, found: Any) -> ModelParts:
+def named(parts: ModelParts, task: str, name: str) -> tuple[tuple[str, ...], int]:
+    """The class names of a function's model and its vocabulary: of one of these two it has none.
+
+    Raises:
+        ModelError: it is a language model of which nothing says how many tokens it knows.
+    """
+    if task not in PER_TOKEN:
+        return parts.classes, 0
+    found = len(parts.classes) or getattr(getattr(parts.module, "config", None), "vocab_size", None)
+    if not isinstance(found, int) or found < 1:
+        raise ModelError(f"{name} returned a {type(parts.module).__name__} without classes, and the module has no "
+                         f"config.vocab_size: expected one of the two, as the width of its logits; found {found!r}")
+    return (), found
+
+
+def _parts(name: str, found: Any, task: str) -> ModelParts:
     if not isinstance(found, tuple) or len(found) != 3:
         raise ModelError(f"{name} returned a {type(found).__name__}: expected (module, processor, classes)")
     module, processor, classes = found
@@ -84,7 +101,8 @@ def _parts(name: str, found: Any) -> ModelParts:
         raise ModelError(f"{name} returned a {type(processor).__name__} as its processor, which has no fingerprint: "
                          "wrap a tokenizer with text_processor or an image processor with image_processor")
     names = tuple(classes)
-    if not names or not all(isinstance(item, str) for item in names) or len(set(names)) != len(names):
+    distinct = all(isinstance(item, str) for item in names) and len(set(names)) == len(names)
+    if not distinct or not (names or task in PER_TOKEN):
         raise ModelError(f"{name} returned the classes {names!r}: expected distinct names")
     return ModelParts(module=module, processor=processor, classes=names)
 

@@ -15,23 +15,25 @@ from ray_distill.tasks.base import Processor
 
 def finish(
     module: nn.Module, processor: Processor, classes: tuple[str, ...], *, task: str, url: str,
-    identity: Mapping[str, Any], describe: Mapping[str, Any], factory: Factory | None = None,
+    identity: Mapping[str, Any], describe: Mapping[str, Any], factory: Factory | None = None, vocabulary: int = 0,
 ) -> Model:
     """Wrap a placed module.
 
     Args:
         module: in its dtype, on its device.
         processor: gives its features.
-        classes: names in the order of the logits.
+        classes: names in the order of the logits; empty for a language model.
         task: name of the task.
         url: where it came from.
         identity: JSON that stands for the weights and dtype.
         describe: facts beyond architecture and size.
         factory: the function it came from, if one.
+        vocabulary: width of the logits where they have no names.
     """
     known = {"architecture": type(module).__name__, "parameters": count_parameters(module)}
     return Model(
-        task=task, module=module.eval(), processor=processor, classes=classes, url=url, factory=factory,
+        task=task, module=module.eval(), processor=processor, classes=classes, vocabulary=vocabulary, url=url,
+        factory=factory,
         describe={**known, **describe},
         fingerprint=fingerprint({**identity, "task": task, "classes": classes, "processor": processor.fingerprint}))
 

@@ -1,7 +1,9 @@
 """One forward pass, the same for every model; and how hidden states are pooled."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,7 +27,9 @@ class Output:
 def forward(module: nn.Module, batch: Mapping[str, Tensor], layers: Sequence[int] = ()) -> Output:
     """Run ``module`` on a collated batch, on the module's device and dtype.
 
-    Gradients and mode (train, eval) are the caller's. Feature maps ``[B, C, H, W]`` become ``[B, H*W, C]``.
+    Gradients and mode (train, eval) are the caller's. Feature maps ``[B, C, H, W]`` become ``[B, H*W, C]``. No cache
+    of keys and values is made: it costs memory, and with one transformers does not read from ``position_ids`` where
+    the documents of a packed row begin.
 
     Args:
         module: a transformers model, or any module with the interface of `ModelParts`, wrapped or not.
@@ -36,9 +40,18 @@ def forward(module: nn.Module, batch: Mapping[str, Tensor], layers: Sequence[int
         ModelError: the module has no such layer.
     """
     inputs = place_batch(module, batch)
-    found = module(**inputs, output_hidden_states=bool(layers))
+    found = module(**inputs, **without_cache(module), output_hidden_states=bool(layers))
     mask = inputs.get("attention_mask")
     return Output(logits_BV=found.logits, hidden=_pick(found, layers), mask_BL=None if mask is None else mask.bool())
+
+
+def without_cache(module: nn.Module) -> dict[str, bool]:
+    """``use_cache=False`` for a module whose forward, or that of the module it wraps, has such a parameter."""
+    names, passes_on = _parameters(type(module))
+    if "use_cache" in names:
+        return {"use_cache": False}
+    inner = getattr(module, "module", None)
+    return without_cache(inner) if passes_on and isinstance(inner, nn.Module) else {}
 
 
 def pool_hidden(hidden_BLD: Tensor, mask_BL: Tensor | None, how: str) -> Tensor:
@@ -84,6 +97,13 @@ def place_batch(module: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Ten
     return {
         name: value.to(anchor.device, anchor.dtype if value.is_floating_point() else value.dtype, non_blocking=True)
         for name, value in batch.items()}
+
+
+@cache
+def _parameters(kind: type[nn.Module]) -> tuple[frozenset[str], bool]:
+    """Names of the parameters of a module's forward, and whether it takes any other by name."""
+    found = inspect.signature(kind.forward).parameters
+    return frozenset(found), any(item.kind is inspect.Parameter.VAR_KEYWORD for item in found.values())
 
 
 def _pick(found: Any, layers: Sequence[int]) -> dict[int, Tensor]:

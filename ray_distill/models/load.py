@@ -19,7 +19,7 @@ from ray_distill.models.checkpoint import (
     quiet,
     read_metadata,
 )
-from ray_distill.models.factory import call_factory, check_annotated, is_factory, takes
+from ray_distill.models.factory import call_factory, check_annotated, is_factory, named, takes
 from ray_distill.models.finish import finish, input_of, place, state_digest, tried
 from ray_distill.models.head import attach_head
 from ray_distill.models.language import LanguageProcessor, language_processor
@@ -83,11 +83,11 @@ def load_processor(spec: str | TeacherConfig | StudentModel, *, task: str) -> Pr
     config = as_config(spec)
     if is_factory(config.model):
         unweighted = {"weights": False} if takes(config.model, "weights") else {}
-        return call_factory(config.model, {**config.arguments, **unweighted}, seed=0).processor
+        return call_factory(config.model, {**config.arguments, **unweighted}, task=task, seed=0).processor
     with open_checkpoint(config.model, weights=False) as folder:
         saved = read_metadata(folder)
         if saved.get("factory"):
-            return _call_saved(saved["factory"], config.model).processor
+            return _call_saved(saved["factory"], config.model, task).processor
         return read_processor(folder, read_config(folder, config), config, task=task)
 
 
@@ -200,17 +200,19 @@ def _from_checkpoint(config: TeacherConfig, task: str, folder: Path, digest: str
 
 
 def _from_factory(config: TeacherConfig, task: str) -> Model:
-    parts = call_factory(config.model, config.arguments, seed=0)
+    parts = call_factory(config.model, config.arguments, task=task, seed=0)
+    classes, vocabulary = named(parts, task, config.model)
     factory = Factory(name=config.model, arguments=config.arguments)
     identity = {"weights": state_digest(parts.module), "dtype": config.dtype, "factory": factory.to_dict()}
     check_revision(str(identity["weights"]), config.revision, config.model)
     module = place(parts.module, dtype=config.dtype, device=config.device)
-    return finish(module, parts.processor, parts.classes, task=task, url=config.model, identity=identity,
-                  factory=factory, describe={"source": "module", "dtype": config.dtype})
+    return finish(module, parts.processor, classes, task=task, url=config.model, identity=identity, factory=factory,
+                  vocabulary=vocabulary, describe={"source": "module", "dtype": config.dtype})
 
 
 def _from_saved_factory(config: TeacherConfig, task: str, folder: Path, saved: dict[str, Any], digest: str) -> Model:
-    parts = _call_saved(saved["factory"], config.model)
+    parts = _call_saved(saved["factory"], config.model, task)
+    classes, vocabulary = named(parts, task, config.model)
     path = folder / "model.safetensors"
     try:
         parts.module.load_state_dict(load_file(path))
@@ -218,15 +220,15 @@ def _from_saved_factory(config: TeacherConfig, task: str, folder: Path, saved: d
         raise ModelError(f"the weights of {config.model} do not fit what {saved['factory']['name']} builds: "
                          f"{error}") from error
     module = place(parts.module, dtype=config.dtype, device=config.device)
-    return finish(module, parts.processor, parts.classes, task=task, url=config.model,
+    return finish(module, parts.processor, classes, task=task, url=config.model, vocabulary=vocabulary,
                   identity={"checkpoint": digest, "dtype": config.dtype},
                   factory=Factory(name=saved["factory"]["name"], arguments=saved["factory"]["arguments"]),
                   describe={"source": "checkpoint", "checkpoint": digest, "dtype": config.dtype})
 
 
-def _call_saved(factory: Any, url: str) -> ModelParts:
+def _call_saved(factory: Any, url: str, task: str) -> ModelParts:
     """Call the function a saved model names, if it is one that builds models."""
     if not isinstance(factory, dict) or set(factory) != {"name", "arguments"} or not is_factory(str(factory["name"])):
         raise ModelError(f"{url} names no module:function in its metadata, found {factory!r}: it is damaged")
     check_annotated(factory["name"])
-    return call_factory(factory["name"], factory["arguments"], seed=0)
+    return call_factory(factory["name"], factory["arguments"], task=task, seed=0)

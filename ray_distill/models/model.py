@@ -23,6 +23,9 @@ class ModelParts(NamedTuple):
     ``module.forward(**features, output_hidden_states: bool)`` returns an object with ``logits`` ``[B, V]``
     and, if it has any, ``hidden_states`` (a tuple of ``[B, L, D]``, ``[B, C, H, W]`` or ``[B, D]``). A function with a
     parameter ``weights`` is called with False where only the processor is wanted, and may give any module then.
+
+    A language model answers with ``logits`` ``[B, L, V]``; its ``classes`` are empty where the module has a ``config``
+    with ``vocab_size`` V, as those of transformers have, else any V names.
     """
 
     module: nn.Module
@@ -51,7 +54,9 @@ class Model:
     """In eval mode, on its device, in its dtype; ``forward`` of this folder calls it."""
     processor: Processor
     classes: tuple[str, ...]
-    """In the order of the logits."""
+    """In the order of the logits; empty where ``vocabulary`` says how many there are."""
+    vocabulary: int = 0
+    """Width V of a language model's logits, which may exceed its tokenizer's vocabulary; 0 for other tasks."""
     fingerprint: str
     """Of everything that decides the answer: weights, dtype, head, processor."""
     url: str
@@ -60,6 +65,11 @@ class Model:
     describe: Mapping[str, Any] = field(default_factory=dict)
     """Facts for the model card: architecture, parameters, how the weights came about."""
 
+    @property
+    def class_count(self) -> int:
+        """Width V of the logits."""
+        return len(self.classes) or self.vocabulary
+
     @cached_property
     def states(self) -> States:
         """Shapes of the hidden states, found by running one made-up example the first time it is asked.
@@ -67,7 +77,7 @@ class Model:
         Raises:
             ModelError: the model does not run, or has another number of outputs than classes.
         """
-        return probe(self.module, self.processor, classes=len(self.classes), column=INPUTS[self.task], url=self.url,
+        return probe(self.module, self.processor, classes=self.class_count, column=INPUTS[self.task], url=self.url,
                      per_token=self.task in PER_TOKEN)
 
     @property

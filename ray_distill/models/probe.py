@@ -43,7 +43,7 @@ def probe(
     shape, wanted = list(logits.shape), f"[1, L, {classes}]" if per_token else f"[1, {classes}]"
     if (shape[:1] + shape[2:] if per_token else shape) != [1, classes]:
         raise ModelError(f"{url} answers one example with logits of shape {shape}: expected {wanted}, one for each of "
-                         "its classes")
+                         + ("its vocabulary" if per_token else "its classes"))
     return States(widths=tuple(as_tokens(state).shape[-1] for state in states),
                   spatial=any(state.ndim == 4 for state in states))
 

@@ -37,6 +37,10 @@ class TeacherFacts:
     """The configured hidden layers, counted from 0."""
     head_url: str | None
     describe: Mapping[str, Any]
+    vocabulary: int = 0
+    """Width of a language model's logits, which has no class names; else 0."""
+    tokens: str | None = None
+    """Fingerprint of a language model's tokens, which its students must share; None for other tasks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +63,12 @@ def prepare_teacher(config: Campaign, snapshot: SnapshotRef, head_url: str | Non
     if config.labels.teacher.head is not None and head_url is None:
         head_url = _fit(config, snapshot)
     teacher = open_teacher(config.labels.teacher, task=config.task, head_url=head_url)
-    _same_classes(teacher.classes, open_snapshot(snapshot).classes, config.labels.teacher.model)
+    if not teacher.vocabulary:
+        _same_classes(teacher.classes, open_snapshot(snapshot).classes, config.labels.teacher.model)
     hidden = config.labels.hidden.layers
     return TeacherFacts(
-        fingerprint=teacher.fingerprint, classes=teacher.classes, head_url=head_url,
+        fingerprint=teacher.fingerprint, classes=teacher.classes, vocabulary=teacher.vocabulary, head_url=head_url,
+        tokens=getattr(teacher.model.processor, "tokens_fingerprint", None),
         layers=resolve_layers(hidden, len(teacher.model.widths)) if hidden else (), describe=teacher.model.describe)
 
 
@@ -94,10 +100,10 @@ def make_manifest(config: Campaign, facts: TeacherFacts) -> StoreManifest:
     plain = lossless and not drawn  # the plain codecs hold every digit of what is not drawn, and any tool reads them
     counted = signal.estimator == "sampled" and signal.exponent == 1
     return StoreManifest(
-        task=config.task, classes=facts.classes, estimator=labels.signal.estimator,
+        task=config.task, classes=facts.classes, vocabulary=facts.vocabulary, estimator=labels.signal.estimator,
         teacher={"fingerprint": facts.fingerprint, "model": teacher.model, "revision": teacher.revision,
-                 "dtype": teacher.dtype, "head": facts.head_url},
-        k=min(signal.k, len(facts.classes)) if signal.estimator in ("topk", "hybrid") else 0,
+                 "dtype": teacher.dtype, "head": facts.head_url, **({"tokens": facts.tokens} if facts.tokens else {})},
+        k=min(signal.k, len(facts.classes) or facts.vocabulary) if signal.estimator in ("topk", "hybrid") else 0,
         draws=signal.draws if drawn else 0, exponent=signal.exponent if drawn else 1.0,
         seed=config.seed if drawn else 0,
         temperatures=signal.temperatures, hidden_layers=facts.layers, pool=hidden.pool, hidden_dtype=hidden.dtype,

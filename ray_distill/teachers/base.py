@@ -40,7 +40,11 @@ class Teacher(Protocol):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names, in the order of the class ids it answers with."""
+        """Class names, in the order of the class ids it answers with; empty for a language model."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of class ids it answers with, where they are tokens and have no names; else 0."""
 
     def answer(self, encoded: Encoded, ask: Ask) -> Signal:
         """Answer for every row of ``encoded``, in order, as one batch.

@@ -37,6 +37,11 @@ class TransformersTeacher:
         """Class names in the order of the logits."""
         return self.model.classes
 
+    @property
+    def vocabulary(self) -> int:
+        """Width of a language model's logits; 0 for other tasks."""
+        return self.model.vocabulary
+
     def answer(self, encoded: Encoded, ask: Ask) -> Signal:
         """Answer for every row of ``encoded``, in order, as one batch.
 
@@ -90,7 +95,7 @@ def _nothing(model: Model, ask: Ask, encoded: Encoded) -> Signal:
     widths = {layer: model.widths[layer] for layer in ask.layers} | {
         layer: basis_DR.shape[1] for layer, (_, basis_DR) in ask.bases.items()}
     hidden = {layer: Hidden(offsets=start, values=np.zeros((0, width), np.float32)) for layer, width in widths.items()}
-    return Signal(distributions=reduce_logits(torch.zeros(0, len(model.classes)), ask, encoded.row_ids), hidden=hidden)
+    return Signal(distributions=reduce_logits(torch.zeros(0, model.class_count), ask, encoded.row_ids), hidden=hidden)
 
 
 def _pooled(output: Output, layer: int, ask: Ask) -> Hidden:

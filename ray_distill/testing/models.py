@@ -205,6 +205,7 @@ class FakeTeacher:
     """A teacher without a model: its logits and hidden states are a function of the row id alone."""
 
     classes: tuple[str, ...]
+    vocabulary: int = 0
     width: int = 8
     layers: int = 2
     seed: int = 0
@@ -212,12 +213,13 @@ class FakeTeacher:
     @property
     def fingerprint(self) -> str:
         """Fingerprint of its settings."""
-        return fingerprint({"fake": [*self.classes], "width": self.width, "layers": self.layers, "seed": self.seed})
+        names = [*self.classes] or self.vocabulary
+        return fingerprint({"fake": names, "width": self.width, "layers": self.layers, "seed": self.seed})
 
     def answer(self, encoded: Encoded, ask: Ask) -> Signal:
         """Answer every row from its id."""
         ids = encoded.row_ids.to_pylist()
-        logits_RV = 3 * self._numbers(ids, "logits", len(self.classes))
+        logits_RV = 3 * self._numbers(ids, "logits", len(self.classes) or self.vocabulary)
         offsets = np.arange(len(ids) + 1, dtype=np.int64)
         hidden = {layer: Hidden(offsets=offsets, values=self._numbers(ids, f"layer {layer}", self.width))
                   for layer in ask.layers}
@@ -238,6 +240,7 @@ class ThrowingTeacher:
 
     fingerprint: str
     classes: tuple[str, ...]
+    vocabulary: int = 0
 
     def answer(self, encoded: Encoded, ask: Ask) -> Signal:
         """Throw."""

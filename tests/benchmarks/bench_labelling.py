@@ -85,7 +85,7 @@ def label(name: str, snapshot: dict[str, str], store_url: str) -> dict[str, floa
     from ray_distill.snapshots.reader import open_snapshot
 
     model = load_model(teacher_of(name), task=TASKS[name])
-    manifest = manifest_of(name, model.fingerprint, model.classes)
+    manifest = manifest_of(name, model)
     del model
     job = LabelJob(
         task=TASKS[name], snapshot=SnapshotRef.from_dict(snapshot), teacher=teacher_of(name), head_url=None,
@@ -102,17 +102,17 @@ def label(name: str, snapshot: dict[str, str], store_url: str) -> dict[str, floa
             "mb": peak_mb()}
 
 
-def manifest_of(name: str, fingerprint: str, classes: tuple[str, ...]) -> Any:
+def manifest_of(name: str, model: Any) -> Any:
     """Top 50 of a language model in compact form; dense of a classifier."""
     from ray_distill.labels.codecs.measure import compact_options
     from ray_distill.labels.manifest import StoreManifest
 
     _, batch, unit = SIZES[name]
-    common = {"task": TASKS[name], "teacher": {"fingerprint": fingerprint}, "batch": batch, "unit_rows": unit}
+    common = {"task": TASKS[name], "teacher": {"fingerprint": model.fingerprint}, "batch": batch, "unit_rows": unit}
     if TASKS[name] != "causal_lm":
-        return StoreManifest(**common, classes=classes)
-    return StoreManifest(**common, classes=(), vocabulary=len(classes), estimator="topk", k=50, codec=("compact", 2),
-                         options=compact_options((1.0,), False))
+        return StoreManifest(**common, classes=model.classes)
+    return StoreManifest(**common, classes=(), vocabulary=model.vocabulary, estimator="topk", k=50,
+                         codec=("compact", 2), options=compact_options((1.0,), False))
 
 
 def peak_mb() -> float:

@@ -54,10 +54,9 @@ def smollm(tokens: int = 64, weights: bool = True) -> ModelParts:
     file = next(folder.glob("*.gguf")).name
     processor = text_processor(AutoTokenizer.from_pretrained(folder, gguf_file=file), tokens)
     if not weights:
-        return ModelParts(module=nn.Identity(), processor=processor, classes=("unknown",))
+        return ModelParts(module=nn.Identity(), processor=processor, classes=())
     module = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
-    return ModelParts(
-        module=module, processor=processor, classes=tuple(str(number) for number in range(module.config.vocab_size)))
+    return ModelParts(module=module, processor=processor, classes=())
 
 
 def tiny() -> ModelParts:

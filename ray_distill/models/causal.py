@@ -1,0 +1,123 @@
+"""What training may count on of a causal language model: that its head can be taken apart, and how it can be packed."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ray_distill.errors import ModelError
+from ray_distill.models.forward import without_cache
+
+#: Settings with which families bend their logits after the head, and what to call it.
+_BENDS = {
+    "final_logit_softcapping": "soft-caps its logits", "logits_soft_cap": "soft-caps its logits",
+    "output_logit_soft_cap": "soft-caps its logits", "logit_scale": "scales its logits",
+    "logits_scaling": "scales its logits", "lm_head_multiplier": "scales its logits"}
+#: Tokens of the made-up documents.
+_FIRST, _SECOND = 7, 9
+
+
+def body_and_head(module: nn.Module) -> tuple[nn.Module, nn.Linear]:
+    """Take a causal language model apart, into what makes its final hidden states and its linear head.
+
+    ``body(input_ids=…, attention_mask=…, use_cache=False).last_hidden_state`` is ``[B, L, D]``, and ``head`` of it is
+    the model's logits ``[B, L, V]``: this is tried on made-up tokens, in eval mode. Both are parts of ``module``, not
+    copies; the head's weight may be the embeddings' too.
+
+    Raises:
+        ModelError: it has no linear head, or its logits are not the head's output: says why.
+    """
+    name = type(module).__name__
+    body, head = getattr(module, "base_model", None), _output(module)
+    if not isinstance(head, nn.Linear):
+        raise ModelError(f"{name} has no linear head that turns its last hidden states into logits: found "
+                         f"{type(head).__name__ if head is not None else 'none'}; {_INSTEAD}")
+    if not isinstance(body, nn.Module) or body is module:
+        raise ModelError(f"{name} has no part (`base_model`) that gives its last hidden states; {_INSTEAD}")
+    bent = _bends(module)
+    if any("soft-caps" in how for how in bent):  # invisible where logits are small
+        raise ModelError(f"{name} {bent[0]}: its logits are not its head's output; {_INSTEAD}")
+    tokens_BL = _tokens(module, _FIRST, seed=0)
+    with _evaluated(module), torch.no_grad():
+        logits_BLV = module(input_ids=tokens_BL, **without_cache(module)).logits
+        hidden_BLD = body(input_ids=tokens_BL, **without_cache(body)).last_hidden_state
+        fits = hidden_BLD.shape[-1] == head.in_features
+        if not fits or not _alike(head(hidden_BLD), logits_BLV, 8 * torch.finfo(logits_BLV.dtype).eps):
+            why = bent[0] if bent else "does something between its last hidden states and its logits"
+            raise ModelError(f"{name} {why}: its logits are not its head's output; {_INSTEAD}")
+    return body, head
+
+
+def keeps_documents_apart(module: nn.Module) -> bool:
+    """Whether documents packed into one row get the logits they get alone.
+
+    They are told apart by ``position_ids`` that begin again at 0, with neither ``attention_mask`` nor a cache. Tried
+    on two made-up documents: what the second one gets must be what it gets alone, up to rounding, and must not depend
+    in any digit on what stands before it.
+    """
+    names = inspect.signature(type(module).forward).parameters
+    if "position_ids" not in names or "use_cache" not in names or _output(module) is None:
+        return False
+    first_BL, other_BL = (_tokens(module, _FIRST, seed=seed) for seed in (0, 1))
+    second_BL = _tokens(module, _SECOND, seed=2)
+    with _evaluated(module), torch.no_grad():
+        alone = module(input_ids=second_BL, use_cache=False).logits
+        packed, otherwise = (_packed(module, before_BL, second_BL) for before_BL in (first_BL, other_BL))
+        rounding = torch.finfo(alone.dtype).eps ** 0.5
+        return torch.equal(packed, otherwise) and _alike(packed, alone, rounding)
+
+
+_INSTEAD = ("its loss cannot be fused with its head: take a student whose logits are a linear layer's output, "
+            "such as Llama's or GPT-2's")
+
+
+def _packed(module: nn.Module, before_BL: Tensor, document_BL: Tensor) -> Tensor:
+    """Logits ``[1, L, V]`` of a document that stands behind another in one row."""
+    lengths = before_BL.shape[1], document_BL.shape[1]
+    positions_BL = torch.cat([torch.arange(length) for length in lengths])[None].to(document_BL.device)
+    found: Tensor = module(input_ids=torch.cat([before_BL, document_BL], 1), position_ids=positions_BL,
+                           attention_mask=None, use_cache=False).logits
+    return found[:, lengths[0] :]
+
+
+def _output(module: nn.Module) -> Any:
+    get = getattr(module, "get_output_embeddings", None)
+    return get() if callable(get) else None
+
+
+def _bends(module: nn.Module) -> list[str]:
+    """What the config says of the logits; settings that change nothing are left out."""
+    config = getattr(module, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    found = {key: getattr(config, key, None) for key in _BENDS}
+    return [f"{_BENDS[key]} ({key} {value:g})" for key, value in found.items()
+            if value is not None and not (value == 1 and "scales" in _BENDS[key])]
+
+
+def _tokens(module: nn.Module, length: int, *, seed: int) -> Tensor:
+    """Made-up token ids ``[1, length]`` on the module's device."""
+    known: int = module.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    device = next(module.parameters()).device
+    return torch.randint(known, (1, length), generator=torch.Generator().manual_seed(seed)).to(device)
+
+
+def _alike(one: Tensor, other: Tensor, tolerance: float) -> bool:
+    """Whether two tensors differ by no more than a share of the greatest value."""
+    if one.shape != other.shape:
+        return False
+    return bool((one - other).abs().max() <= tolerance * other.abs().max())
+
+
+@contextmanager
+def _evaluated(module: nn.Module) -> Iterator[None]:
+    """Put a module in eval mode, and every part of it back in its own mode afterwards."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training

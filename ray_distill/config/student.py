@@ -13,6 +13,9 @@ class StudentModel(Section):
     source: Literal["config", "teacher_layers", "checkpoint", "module"] = Field("config", alias="from")
     model: str | None = Field(None, description="checkpoint folder or URL, or module:function")
     overrides: dict[str, Any] = Field(default_factory=dict, description="config: teacher's config fields to change")
+    embeddings: Literal["new", "copy", "slice"] = Field(
+        "new", description="config, language models: token embeddings and head: drawn; the teacher's, where the width "
+        "is the same; or its first columns")
     keep: int | None = Field(None, ge=1, description="teacher_layers: how many layers to copy, evenly spaced")
     arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of module:function")
     max_length: int | None = Field(None, ge=1, description="tokens kept of a text; default: the model's own limit")
@@ -24,6 +27,8 @@ class StudentModel(Section):
             raise ValueError(f"from: {self.source} needs `model`")
         if self.source == "teacher_layers" and self.keep is None:
             raise ValueError("from: teacher_layers needs `keep`")
+        if self.embeddings != "new" and self.source != "config":
+            raise ValueError(f"embeddings: {self.embeddings} goes with from: config; other students have theirs")
         return self
 
 

@@ -1,6 +1,7 @@
 """Checkpoint folders: fetching, what may be in them, and the digest that stands for their content."""
 
 import hashlib
+import importlib.util
 import json
 import tempfile
 from collections.abc import Iterator
@@ -17,7 +18,10 @@ from ray_distill.storage import files
 
 #: What a saved model says about itself beside the transformers files.
 METADATA_FILE = "ray_distill.json"
+#: How a language model writes when it is not told; its distributions do not depend on it.
+GENERATION_FILE = "generation_config.json"
 _WEIGHTS = ("*.safetensors",)
+_GGUF = ("*.gguf",)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
 #: Files that decide a model's answers, apart from the weights.
 _SMALL = (
@@ -42,25 +46,39 @@ def open_checkpoint(url: str, *, weights: bool = True) -> Iterator[Path]:
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="ray_distill-") as temporary:
-        _download(url, Path(temporary), (*_SMALL, METADATA_FILE, *(_WEIGHTS if weights else ())))
+        _download(url, Path(temporary), weights=weights)
         yield Path(temporary)
 
 
 def check_files(folder: Path, url: str) -> None:
-    """Refuse what is not a safetensors checkpoint.
+    """Refuse what is neither a safetensors checkpoint nor one GGUF file.
 
     Raises:
         ModelError: says what is missing, or that the weights are pickles and how to convert them.
     """
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    names = _names(folder)
     if _matching(names, _WEIGHTS):
+        return
+    if _matching(names, _GGUF):
+        _check_gguf(_matching(names, _GGUF), url)
         return
     pickles = _matching(names, _PICKLES)
     if pickles:
         raise ModelError(
             f"{url} holds its weights as {pickles[0]}, which can run code when loaded, and no safetensors: convert it "
             "on a machine that trusts it (AutoModel.from_pretrained(folder).save_pretrained(folder))")
-    raise ModelError(f"{url} is not a checkpoint: it has no *.safetensors, only {', '.join(names[:8]) or 'nothing'}")
+    raise ModelError(f"{url} is not a checkpoint: it has no *.safetensors and no *.gguf, only "
+                     f"{', '.join(names[:8]) or 'nothing'}")
+
+
+def gguf_file(folder: Path) -> str | None:
+    """Name of the GGUF file that holds a checkpoint's config, tokenizer and weights; None for safetensors.
+
+    Safetensors count where both are there.
+    """
+    names = _names(folder)
+    found = _matching(names, _GGUF)
+    return found[0] if found and not _matching(names, _WEIGHTS) else None
 
 
 def checkpoint_digest(folder: Path) -> str:
@@ -69,8 +87,9 @@ def checkpoint_digest(folder: Path) -> str:
     The model card and free metadata are left out, so that they may change; the factory of a saved model counts.
     """
     total = hashlib.sha256()
+    counted = (*_SMALL, *(_GGUF if gguf_file(folder) else _WEIGHTS))
     for path in sorted(folder.iterdir()):
-        if path.is_file() and _matching([path.name], (*_SMALL, *_WEIGHTS)):
+        if path.is_file() and _matching([path.name], counted):
             total.update(f"{path.name}\0{_file_digest(path)}\n".encode())
     factory = read_metadata(folder).get("factory")
     if factory:
@@ -125,13 +144,33 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _download(url: str, folder: Path, patterns: tuple[str, ...]) -> None:
+def _check_gguf(found: list[str], url: str) -> None:
+    """Refuse several GGUF files, and packages that are not there to read one."""
+    if len(found) > 1:
+        raise ModelError(f"{url} holds {len(found)} GGUF files ({', '.join(found[:4])}) and no safetensors: keep the "
+                         "one that is meant, in a folder of its own (parts of one model must be merged first)")
+    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModelError(f"{url} is a GGUF checkpoint ({found[0]}), and reading it needs the optional packages gguf "
+                         f"and accelerate: install {' and '.join(missing)} (pip install {' '.join(missing)}) on every "
+                         "machine that loads it")
+
+
+def _download(url: str, folder: Path, *, weights: bool) -> None:
+    """Fetch a checkpoint's files; a GGUF always, for it holds the config and the tokenizer too."""
     names = {info.name: info for info in files.list_files(url)}
     wanted = [name for name in names if "/" not in name]
     if not wanted:
         raise ModelError(f"there is no checkpoint at {url}: the folder is missing or empty")
-    for name in _matching(wanted, patterns):
+    heavy = _WEIGHTS if weights else ()
+    if not _matching(wanted, _WEIGHTS):
+        heavy = _GGUF
+    for name in _matching(wanted, (*_SMALL, METADATA_FILE, GENERATION_FILE, *heavy)):
         (folder / name).write_bytes(files.read_bytes(names[name].url))
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_file())
 
 
 def _matching(names: list[str], patterns: tuple[str, ...]) -> list[str]:

@@ -73,8 +73,8 @@ def state_digest(module: nn.Module) -> str:
     return "sha256:" + total.hexdigest()
 
 
-def place(module: nn.Module, *, dtype: str, device: str) -> nn.Module:
-    """Move a module to its dtype and device; ``auto`` is cuda where there is one, else cpu.
+def place(module: nn.Module, *, dtype: str | None, device: str) -> nn.Module:
+    """Move a module to its dtype (None = as it is) and device; ``auto`` is cuda where there is one, else cpu.
 
     Weights are copied out of the file they are mapped from: a file replaced under a running job must not change
     them, and the last bits of a product depend on how its operands are aligned in memory.
@@ -86,6 +86,6 @@ def place(module: nn.Module, *, dtype: str, device: str) -> nn.Module:
     for tensor in (*module.parameters(), *module.buffers()):
         tensor.data = tensor.data.clone()
     try:
-        return module.to(device=torch.device(name), dtype=getattr(torch, dtype))
+        return module.to(device=torch.device(name), dtype=None if dtype is None else getattr(torch, dtype))
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error

@@ -10,11 +10,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ray_distill.config import StudentModel, TeacherConfig
-from ray_distill.errors import ModelError
+from ray_distill.config.labels import LanguageConfig
+from ray_distill.errors import ConfigError, ModelError
 from ray_distill.models.checkpoint import (
     check_files,
     check_revision,
     checkpoint_digest,
+    gguf_file,
     open_checkpoint,
     quiet,
     read_metadata,
@@ -23,13 +25,15 @@ from ray_distill.models.factory import call_factory, check_annotated, is_factory
 from ray_distill.models.finish import finish, input_of, place, state_digest, tried
 from ray_distill.models.head import attach_head
 from ray_distill.models.language import LanguageProcessor, language_processor
-from ray_distill.models.model import Factory, Model, ModelParts
+from ray_distill.models.model import PER_TOKEN, Factory, Model, ModelParts
 from ray_distill.models.processors import ImageProcessor, TextProcessor, image_processor, text_limit, text_processor
+from ray_distill.models.tokens import language_of, speaking
 from ray_distill.tasks.base import Processor
 
 _AUTO_CLASSES = {
     "text_classification": "AutoModelForSequenceClassification",
     "image_classification": "AutoModelForImageClassification",
+    "causal_lm": "AutoModelForCausalLM",
 }
 #: Files of which a tokenizer has at least one.
 _VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
@@ -43,6 +47,9 @@ def auto_class(task: str) -> Any:
 def load_model(spec: str | TeacherConfig | StudentModel, *, task: str, head_url: str | None = None) -> Model:
     """Load a model, in eval mode, on its device and in its dtype. The network is never asked for a model.
 
+    Language models may be one GGUF file, whose weights are unpacked to the dtype. What of a text they learn is the
+    teacher's config's to say; for a folder alone it is what `save_model` wrote.
+
     A checkpoint is tried on one made-up example; a function's model runs only when it is used, so that a finished
     store opens with a teacher that throws.
 
@@ -52,7 +59,7 @@ def load_model(spec: str | TeacherConfig | StudentModel, *, task: str, head_url:
         head_url: folder that `fit_head` wrote, where ``spec.head`` is set.
 
     Raises:
-        ModelError: there is no such checkpoint, it is no safetensors checkpoint, it has no head for the task, its
+        ModelError: there is no such checkpoint, it is neither safetensors nor GGUF, it has no head for the task, its
             revision is not the pinned one, or it does not run.
         ConfigError: the settings themselves are wrong.
         StorageError: the file system refused.
@@ -60,14 +67,16 @@ def load_model(spec: str | TeacherConfig | StudentModel, *, task: str, head_url:
     config = as_config(spec)
     input_of(task)
     if is_factory(config.model):
-        return _from_factory(config, task)
+        return _from_factory(config, task, language_of(spec, {}, config.model))
     with open_checkpoint(config.model) as folder:
         check_files(folder, config.model)
         digest = checkpoint_digest(folder)
         check_revision(digest, config.revision, config.model)
         saved = read_metadata(folder)
+        language = language_of(spec, saved, config.model)
         if saved.get("factory"):
-            return _from_saved_factory(config, task, folder, saved, digest)
+            return _from_saved_factory(config, task, folder, saved, digest, language)
+        config = config.model_copy(update={"language": language or config.language})
         return _from_checkpoint(config, task, folder, digest, head_url)
 
 
@@ -83,11 +92,15 @@ def load_processor(spec: str | TeacherConfig | StudentModel, *, task: str) -> Pr
     config = as_config(spec)
     if is_factory(config.model):
         unweighted = {"weights": False} if takes(config.model, "weights") else {}
-        return call_factory(config.model, {**config.arguments, **unweighted}, task=task, seed=0).processor
+        parts = call_factory(config.model, {**config.arguments, **unweighted}, task=task, seed=0)
+        return speaking(parts.processor, language_of(spec, {}, config.model), task=task)
     with open_checkpoint(config.model, weights=False) as folder:
         saved = read_metadata(folder)
+        language = language_of(spec, saved, config.model)
         if saved.get("factory"):
-            return _call_saved(saved["factory"], config.model, task).processor
+            parts = _call_saved(saved["factory"], config.model, task)
+            return speaking(parts.processor, language, task=task, max_length=saved.get("max_length"))
+        config = config.model_copy(update={"language": language or config.language})
         return read_processor(folder, read_config(folder, config), config, task=task)
 
 
@@ -108,11 +121,15 @@ def read_config(folder: Path, config: TeacherConfig) -> Any:
     Raises:
         ModelError: there is none, or this version of transformers cannot read it.
     """
-    if not (folder / "config.json").is_file():
+    file = gguf_file(folder)
+    if file is not None:
+        check_files(folder, config.model)
+    elif not (folder / "config.json").is_file():
         raise ModelError(f"{config.model} is not a transformers checkpoint: it has no config.json")
     try:
         return transformers.AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=config.trust_remote_code)
+            folder, local_files_only=True, trust_remote_code=config.trust_remote_code,
+            **({"gguf_file": file} if file else {}))
     except Exception as error:
         raise ModelError(f"cannot read the config of {config.model}: {error}") from error
 
@@ -126,10 +143,11 @@ def read_processor(
         ModelError: it has none, or one that cannot be used.
         ConfigError: the language settings are wrong.
     """
-    options = {"local_files_only": True, "trust_remote_code": config.trust_remote_code}
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": config.trust_remote_code}
     if input_of(task) == "text" and not any(any(folder.glob(name)) for name in _VOCABULARIES):
-        # transformers would make up an empty tokenizer
-        raise ModelError(f"{config.model} has no tokenizer: none of {', '.join(_VOCABULARIES)} is there")
+        options["gguf_file"] = gguf_file(folder)
+        if options["gguf_file"] is None:  # transformers would make up an empty tokenizer
+            raise ModelError(f"{config.model} has no tokenizer: none of {', '.join(_VOCABULARIES)} is there")
     try:
         if input_of(task) == "text":
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
@@ -147,33 +165,39 @@ def read_processor(
 
 
 def read_classifier(
-    folder: Path, config: TeacherConfig, *, task: str, complete: bool = True, **options: Any
+    folder: Path, config: TeacherConfig, *, task: str, complete: bool = True, dtype: torch.dtype = torch.float32,
+    **options: Any,
 ) -> nn.Module:
-    """Read a checkpoint with a classification head, float32, on the CPU.
+    """Read a checkpoint with the task's head, on the CPU.
 
     Args:
         folder: local checkpoint.
         config: its settings, for messages and ``trust_remote_code``.
         task: name of the task.
         complete: refuse a checkpoint that lacks weights; else they are initialised.
+        dtype: of the weights. What a model computes for itself once (rotary angles) keeps the digits it needs, which
+            a module that is cast afterwards does not.
         options: passed on to ``from_pretrained``.
 
     Raises:
         ModelError: it cannot be loaded, or lacks the head.
     """
+    file = gguf_file(folder)
+    source = {"gguf_file": file} if file else {"use_safetensors": True}
     try:
         module: nn.Module
         with quiet():
             module, info = auto_class(task).from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32,
-                trust_remote_code=config.trust_remote_code, **options)
+                folder, local_files_only=True, output_loading_info=True, dtype=dtype,
+                trust_remote_code=config.trust_remote_code, **source, **options)
     except Exception as error:
         raise ModelError(f"cannot load {config.model} for {task}: {error}") from error
     missing = sorted(info["missing_keys"])
     if complete and missing:
         raise ModelError(
-            f"{config.model} has no weights for {', '.join(missing[:4])}: it is no {type(module).__name__}; for an "
-            "encoder without a classification head set `head` in the teacher's config")
+            f"{config.model} has no weights for {', '.join(missing[:4])}: it is no {type(module).__name__}"
+            + ("" if task in PER_TOKEN else "; for an encoder without a classification head set `head` in the "
+               "teacher's config"))
     return module
 
 
@@ -183,34 +207,47 @@ def class_names(model_config: Any) -> tuple[str, ...]:
     return tuple(names[index] for index in sorted(names))
 
 
+def vocabulary_of(model_config: Any) -> int:
+    """Width of a language model's logits, by its config."""
+    return int(model_config.get_text_config().vocab_size)
+
+
 def _from_checkpoint(config: TeacherConfig, task: str, folder: Path, digest: str, head_url: str | None) -> Model:
     model_config = read_config(folder, config)
     processor = read_processor(folder, model_config, config, task=task)
     identity: dict[str, Any] = {"checkpoint": digest, "dtype": config.dtype}
     describe: dict[str, Any] = {"source": "checkpoint", "checkpoint": digest, "dtype": config.dtype}
+    vocabulary = vocabulary_of(model_config) if task in PER_TOKEN else 0
+    if config.head is not None and vocabulary:
+        raise ConfigError(f"labels.teacher.head fits a classifier, and {task} has none: leave it out")
     if config.head is None:
-        module = read_classifier(folder, config, task=task)
-        classes = class_names(model_config)
+        module = read_classifier(folder, config, task=task, dtype=getattr(torch, config.dtype))
+        classes = () if vocabulary else class_names(model_config)
+        module = place(module, dtype=None, device=config.device)
     else:
         module, head = attach_head(folder, config, digest=digest, head_url=head_url)
         classes = head.classes
         identity["head"] = describe["head"] = head.fingerprint
-    module = place(module, dtype=config.dtype, device=config.device)
-    return tried(finish(module, processor, classes, task=task, url=config.model, identity=identity, describe=describe))
+        module = place(module, dtype=config.dtype, device=config.device)
+    return tried(finish(module, processor, classes, task=task, url=config.model, vocabulary=vocabulary,
+                        identity=identity, describe=describe))
 
 
-def _from_factory(config: TeacherConfig, task: str) -> Model:
+def _from_factory(config: TeacherConfig, task: str, language: LanguageConfig | None) -> Model:
     parts = call_factory(config.model, config.arguments, task=task, seed=0)
     classes, vocabulary = named(parts, task, config.model)
     factory = Factory(name=config.model, arguments=config.arguments)
     identity = {"weights": state_digest(parts.module), "dtype": config.dtype, "factory": factory.to_dict()}
     check_revision(str(identity["weights"]), config.revision, config.model)
     module = place(parts.module, dtype=config.dtype, device=config.device)
-    return finish(module, parts.processor, classes, task=task, url=config.model, identity=identity, factory=factory,
+    processor = speaking(parts.processor, language, task=task)
+    return finish(module, processor, classes, task=task, url=config.model, identity=identity, factory=factory,
                   vocabulary=vocabulary, describe={"source": "module", "dtype": config.dtype})
 
 
-def _from_saved_factory(config: TeacherConfig, task: str, folder: Path, saved: dict[str, Any], digest: str) -> Model:
+def _from_saved_factory(
+    config: TeacherConfig, task: str, folder: Path, saved: dict[str, Any], digest: str, language: LanguageConfig | None
+) -> Model:
     parts = _call_saved(saved["factory"], config.model, task)
     classes, vocabulary = named(parts, task, config.model)
     path = folder / "model.safetensors"
@@ -220,7 +257,8 @@ def _from_saved_factory(config: TeacherConfig, task: str, folder: Path, saved: d
         raise ModelError(f"the weights of {config.model} do not fit what {saved['factory']['name']} builds: "
                          f"{error}") from error
     module = place(parts.module, dtype=config.dtype, device=config.device)
-    return finish(module, parts.processor, classes, task=task, url=config.model, vocabulary=vocabulary,
+    processor = speaking(parts.processor, language, task=task, max_length=saved.get("max_length"))
+    return finish(module, processor, classes, task=task, url=config.model, vocabulary=vocabulary,
                   identity={"checkpoint": digest, "dtype": config.dtype},
                   factory=Factory(name=saved["factory"]["name"], arguments=saved["factory"]["arguments"]),
                   describe={"source": "checkpoint", "checkpoint": digest, "dtype": config.dtype})

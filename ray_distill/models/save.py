@@ -12,6 +12,7 @@ from torch import Tensor
 from ray_distill.errors import ModelError
 from ray_distill.models.checkpoint import METADATA_FILE, checkpoint_digest, quiet
 from ray_distill.models.factory import check_annotated
+from ray_distill.models.language import LanguageProcessor
 from ray_distill.models.model import Model
 
 SAVED_FORMAT = 1
@@ -50,7 +51,7 @@ def save_model(
         raise ModelError(f"{model.url} ({type(model.module).__name__}) is neither a transformers model nor made by a "
                          "module:function, so it could not be loaded again")
     saved: dict[str, Any] = {"format": SAVED_FORMAT, "task": model.task, "classes": list(model.classes),
-                             "describe": dict(model.describe), "metadata": dict(metadata)}
+                             "describe": dict(model.describe), "metadata": dict(metadata), **_language(model)}
     if not standard:
         assert model.factory is not None
         check_annotated(model.factory.name)
@@ -66,6 +67,14 @@ def save_model(
     return checkpoint_digest(folder)
 
 
+def _language(model: Model) -> dict[str, Any]:
+    """What a language model must be told to read texts as it did: it stands in no file of transformers'."""
+    if not isinstance(model.processor, LanguageProcessor):
+        return {}
+    return {"vocabulary": model.vocabulary, "language": model.processor.settings.model_dump(mode="json"),
+            "max_length": model.processor.max_length}
+
+
 def _is_standard(model: Model) -> bool:
     """Whether the checkpoint alone rebuilds the module: transformers' own class, or its own code in the folder."""
     if not isinstance(model.module, transformers.PreTrainedModel):
@@ -73,13 +82,20 @@ def _is_standard(model: Model) -> bool:
     return model.factory is None or type(model.module).__module__.startswith("transformers.")
 
 
+def _once(module: Any, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights without the second names of tied ones, which transformers ties again: gathered, they are copies."""
+    tied = set(getattr(module, "all_tied_weights_keys", None) or ())
+    return {name: value for name, value in state_dict.items() if name not in tied}
+
+
 def _write_weights(model: Model, folder: Path, state_dict: Mapping[str, Tensor] | None, *, standard: bool) -> None:
     if standard:
         module: Any = model.module
-        module.config.id2label = dict(enumerate(model.classes))
-        module.config.label2id = {name: index for index, name in enumerate(model.classes)}
+        if model.classes:
+            module.config.id2label = dict(enumerate(model.classes))
+            module.config.label2id = {name: index for index, name in enumerate(model.classes)}
         with quiet():
-            module.save_pretrained(folder, state_dict=None if state_dict is None else dict(state_dict))
+            module.save_pretrained(folder, state_dict=None if state_dict is None else _once(module, state_dict))
         return
     state = model.module.state_dict() if state_dict is None else state_dict
     save_file({name: value.detach().cpu().contiguous().clone() for name, value in state.items()},

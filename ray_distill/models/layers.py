@@ -1,0 +1,129 @@
+"""What students of all kinds are made with: a changed config, a fresh module, and layers copied from a teacher."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ray_distill.config import TeacherConfig
+from ray_distill.errors import ConfigError, ModelError
+from ray_distill.models.load import auto_class
+
+#: Fields of a config that the snapshot's classes or the checkpoint itself decide.
+_DECIDED = ("id2label", "label2id", "num_labels", "architectures", "model_type", "_name_or_path", "problem_type",
+            "transformers_version", "dtype", "torch_dtype", "auto_map")
+#: Fields that transformers derives from others and that go stale when those change.
+_DERIVED = ("stage_names", "out_features", "out_indices", "_out_features", "_out_indices")
+
+
+def evenly_spaced(keep: int, of: int) -> tuple[int, ...]:
+    """The ``keep`` of ``of`` layers that a student takes over: the first, the last, and evenly between them."""
+    if keep > of:
+        raise ConfigError(f"student.model.keep is {keep}, but the teacher has {of} layers")
+    return tuple(int(layer) for layer in np.rint(np.linspace(0, of - 1, keep)))
+
+
+def depth_of(config: Any, url: str) -> int:
+    """Number of layers of a teacher's config.
+
+    Raises:
+        ConfigError: it is no stack of equal layers.
+    """
+    depth = getattr(config, "num_hidden_layers", None)
+    if not isinstance(depth, int):
+        raise ConfigError(f"the teacher {url} ({type(config).__name__}) is no stack of equal layers, so none can be "
+                          "left out: use from: config")
+    return depth
+
+
+def changed_config(config: Any, overrides: Mapping[str, Any], classes: Sequence[str]) -> Any:
+    """A copy of a transformers config with overrides and class names, if there are any.
+
+    Raises:
+        ConfigError: a field the config does not have, or that is decided elsewhere, or a value it refuses.
+    """
+    names = getattr(config, "attribute_map", {})
+    values = {key: value for key, value in config.to_dict().items() if key not in (*_DECIDED, *_DERIVED)}
+    for key in overrides:
+        _check_field(key, {*values, *names}, type(config).__name__)
+    changed = {names.get(key, key): value for key, value in overrides.items()}
+    if names.get("num_hidden_layers", "num_hidden_layers") in changed:
+        values.pop("layer_types", None)  # one entry a layer, made anew from the pattern's own settings
+    values |= changed
+    try:
+        found = type(config)(**values)
+    except Exception as error:
+        raise ConfigError(
+            f"student.model.overrides: {type(config).__name__} refuses {dict(overrides)}: {error}") from error
+    found.architectures = config.architectures  # decides where a family has several classifiers
+    if classes:
+        found.id2label = dict(enumerate(classes))
+        found.label2id = {name: index for index, name in enumerate(classes)}
+    return found
+
+
+def copy_layers(source: nn.Module, student: nn.Module, kept: Sequence[int], depth: int) -> None:
+    """Copy weights: layer i of the student from layer ``kept[i]`` of the source, all else as it is named.
+
+    A stack is any `ModuleList` that has ``depth`` entries in the source and ``len(kept)`` in the student.
+
+    Raises:
+        ModelError: there is no such stack, or weights do not fit.
+    """
+    lengths = {name: len(part) for name, part in student.named_modules() if isinstance(part, nn.ModuleList)}
+    stacks = [name for name, part in source.named_modules()
+              if isinstance(part, nn.ModuleList) and len(part) == depth and lengths.get(name) == len(kept)]
+    if not stacks:
+        raise ModelError(f"{type(source).__name__} has no list of {depth} layers: layers cannot be copied from it")
+    state = source.state_dict()
+    try:
+        student.load_state_dict({name: state[_origin(name, stacks, kept)] for name in student.state_dict()})
+    except (KeyError, RuntimeError) as error:
+        raise ModelError(f"the layers of {type(source).__name__} do not fit the student: {error}") from error
+
+
+def fresh(config: Any, own: TeacherConfig, task: str, seed: int) -> nn.Module:
+    """A newly initialised model of the task's class, float32, on the CPU: a function of config and seed.
+
+    Raises:
+        ConfigError: the config does not make one.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            module: nn.Module = auto_class(task).from_config(
+                config, dtype=torch.float32, trust_remote_code=own.trust_remote_code)
+        except Exception as error:
+            raise ConfigError(f"a student cannot be built from {type(config).__name__} with these overrides: "
+                              f"{error}") from error
+    return module
+
+
+def shorter(config: Any, kept: Sequence[int]) -> dict[str, Any]:
+    """Overrides that leave ``kept`` layers: the count, and every list with one entry a layer."""
+    depth = config.num_hidden_layers
+    lists = {key: [value[layer] for layer in kept] for key, value in config.to_dict().items()
+             if isinstance(value, list | tuple) and len(value) == depth
+             and key not in (*_DECIDED, *_DERIVED) and not key.endswith("token_id")}
+    return {**lists, "num_hidden_layers": len(kept)}
+
+
+def _origin(name: str, stacks: Sequence[str], kept: Sequence[int]) -> str:
+    """Name in the source of the weight that the student calls ``name``."""
+    for stack in stacks:
+        if name.startswith(stack + "."):
+            index, dot, rest = name[len(stack) + 1 :].partition(".")
+            return f"{stack}.{kept[int(index)]}{dot}{rest}"
+    return name
+
+
+def _check_field(key: str, known: set[str], name: str) -> None:
+    if key in _DECIDED:
+        raise ConfigError(f"student.model.overrides.{key} is decided by the snapshot or the teacher: leave it out")
+    if key not in known:
+        near = difflib.get_close_matches(key, sorted(known), n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else f"; it has {', '.join(sorted(known))}"
+        raise ConfigError(f"student.model.overrides.{key}: {name} has no such field{hint}")

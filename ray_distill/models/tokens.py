@@ -1,0 +1,106 @@
+"""Which tokens a language model reads: who decides it, and whether two models read the same ones."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from ray_distill.config import TeacherConfig
+from ray_distill.config.labels import LanguageConfig
+from ray_distill.errors import ConfigError, ModelError
+from ray_distill.models.language import LanguageProcessor, language_processor
+from ray_distill.models.processors import TextProcessor
+from ray_distill.tasks.base import Processor
+
+
+def language_of(spec: Any, saved: Mapping[str, Any], url: str) -> LanguageConfig | None:
+    """The language settings a model is loaded with; None where nobody says anything.
+
+    A teacher's config always says; a folder or a student's config does not, and what was saved with the model counts.
+
+    Args:
+        spec: what `load_model` was given.
+        saved: what `save_model` wrote beside the model.
+        url: of the model, for messages.
+
+    Raises:
+        ModelError: what was saved is damaged.
+    """
+    if isinstance(spec, TeacherConfig):
+        return spec.language
+    if "language" not in saved:
+        return None
+    try:
+        return LanguageConfig.model_validate(saved["language"])
+    except ValidationError as error:
+        raise ModelError(f"the language settings that {url} was saved with are damaged: {error}") from error
+
+
+def speaking(
+    processor: Processor, settings: LanguageConfig | None, *, task: str, max_length: int | None = None
+) -> Processor:
+    """A function's processor with these settings; as it is for other tasks, or where it holds no tokenizer.
+
+    Raises:
+        ModelError, ConfigError: as `language_processor`.
+    """
+    if task != "causal_lm" or not isinstance(processor, TextProcessor | LanguageProcessor):
+        return processor
+    if settings is None:
+        settings = processor.settings if isinstance(processor, LanguageProcessor) else LanguageConfig()
+    return language_processor(processor.tokenizer, max_length or processor.max_length, settings)
+
+
+def tokens_of(processor: Processor) -> str:
+    """Fingerprint of the tokens alone, where the processor has one; else of all it does."""
+    return str(getattr(processor, "tokens_fingerprint", processor.fingerprint))
+
+
+def require_same_tokens(student: Processor, student_url: str, teacher: Processor, teacher_url: str) -> None:
+    """Refuse a student that reads other tokens than its teacher: the stored distributions would be of other things.
+
+    Raises:
+        ConfigError: names both, what differs, and the ways out.
+    """
+    if tokens_of(student) == tokens_of(teacher):
+        return
+    raise ConfigError(
+        f"the student {student_url} has another tokenizer than the teacher {teacher_url}: "
+        f"{_difference(getattr(student, 'tokenizer', None), getattr(teacher, 'tokenizer', None))}. Labels are "
+        "distributions over the teacher's tokens: take a checkpoint of the same family, start the student from the "
+        "teacher's config or layers (student.model.from), or, if the ids mean the same in both, put the teacher's "
+        "tokenizer files and chat template into a copy of the student's folder")
+
+
+def require_length(processor: Processor, model_config: Any, asked: int | None, url: str) -> None:
+    """Refuse a student that cannot read, or would cut elsewhere, what its teacher read.
+
+    Raises:
+        ConfigError: it has fewer positions than the teacher's texts have tokens, or a ``max_length`` of its own.
+    """
+    length = getattr(processor, "max_length", None)
+    if asked is not None and asked != length:
+        raise ConfigError(f"student.model.max_length is {asked}, but the teacher reads {length} tokens of a text, and "
+                          "labels belong to its tokens: leave it out, or set labels.teacher.max_length for both")
+    positions = getattr(model_config, "max_position_embeddings", None)
+    if length is not None and positions is not None and length > positions:
+        raise ConfigError(f"the student {url} has {positions} positions, but the teacher reads {length} tokens of a "
+                          f"text: set labels.teacher.max_length to {positions} or less, or give the student more")
+
+
+def _difference(ours: Any, theirs: Any) -> str:
+    """What differs between two tokenizers, in words: the student's first."""
+    if ours is None or theirs is None:
+        return "their processors differ"
+    mine, its = ours.get_vocab(), theirs.get_vocab()
+    if mine != its:
+        other = sum(its.get(token) != index for token, index in mine.items())
+        return f"{len(mine)} tokens against {len(its)}, of which {other} are unknown to the teacher or have other ids"
+    special = {name: (ours.special_tokens_map.get(name), theirs.special_tokens_map.get(name))
+               for name in sorted({*ours.special_tokens_map, *theirs.special_tokens_map} - {"pad_token"})}
+    apart = [f"{name} {mine} against {its}" for name, (mine, its) in special.items() if mine != its]
+    if apart:
+        return "; ".join(apart)
+    if ours.chat_template != theirs.chat_template:
+        return "the same vocabulary, but another chat template"
+    return "the same vocabulary, but other rules for cutting a text into tokens"

@@ -16,7 +16,7 @@ from ray_distill.models.finish import finish, input_of, state_digest, tried
 from ray_distill.models.layers import changed_config, copy_layers, depth_of, evenly_spaced, fresh, shorter
 from ray_distill.models.load import as_config, class_names, read_classifier, read_config, read_processor
 from ray_distill.models.model import PER_TOKEN, Factory, Model
-from ray_distill.models.processors import ImageProcessor, TextProcessor, resized
+from ray_distill.models.processors import ImageProcessor, resized
 from ray_distill.tasks.base import Processor
 
 
@@ -154,7 +154,7 @@ def _with_classes(folder: Path, own: TeacherConfig, task: str, classes: Sequence
             label2id={name: index for index, name in enumerate(classes)})
 
 
-def _fit_processor(processor: TextProcessor | ImageProcessor, overrides: Mapping[str, Any]) -> Processor:
+def _fit_processor(processor: Processor, overrides: Mapping[str, Any]) -> Processor:
     """The teacher's processor, at the student's image size where that was changed."""
     size = overrides.get("image_size")
     if isinstance(processor, ImageProcessor) and isinstance(size, int):

@@ -90,7 +90,7 @@ def _output(module: nn.Module) -> Any:
 
 def _bends(module: nn.Module) -> list[str]:
     """What the config says of the logits; settings that change nothing are left out."""
-    config = getattr(module, "config", None)
+    config: Any = getattr(module, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     found = {key: getattr(config, key, None) for key in _BENDS}
     return [f"{_BENDS[key]} ({key} {value:g})" for key, value in found.items()

@@ -47,7 +47,8 @@ def forward(module: nn.Module, batch: Mapping[str, Tensor], layers: Sequence[int
 
 def without_cache(module: nn.Module) -> dict[str, bool]:
     """``use_cache=False`` for a module whose forward, or that of the module it wraps, has such a parameter."""
-    names, passes_on = _parameters(type(module))
+    kind: Any = type(module)
+    names, passes_on = _parameters(kind)
     if "use_cache" in names:
         return {"use_cache": False}
     inner = getattr(module, "module", None)
@@ -100,8 +101,8 @@ def place_batch(module: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 @cache
-def _parameters(kind: type[nn.Module]) -> tuple[frozenset[str], bool]:
-    """Names of the parameters of a module's forward, and whether it takes any other by name."""
+def _parameters(kind: Any) -> tuple[frozenset[str], bool]:
+    """Names of the parameters of the forward of a class of modules, and whether it takes any other by name."""
     found = inspect.signature(kind.forward).parameters
     return frozenset(found), any(item.kind is inspect.Parameter.VAR_KEYWORD for item in found.values())
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -98,6 +99,17 @@ def test_a_topk_manifest_stores_no_more_classes_than_there_are() -> None:
     assert make_manifest(_config(signal={"estimator": "topk", "k": 2}), FACTS).k == 2
     manifest = make_manifest(_config(signal={"estimator": "topk", "k": 64}), FACTS)
     assert (manifest.k, manifest.codec) == (3, ("topk", 1))
+
+
+def test_a_language_models_manifest_has_a_vocabulary_and_names_its_tokens() -> None:
+    """No classes; k is capped by V; another tokenizer is another store."""
+    facts = replace(FACTS, classes=(), vocabulary=49152, tokens="t")
+    manifest = make_manifest(_config(signal={"estimator": "topk", "k": 64}), facts)
+    assert (manifest.classes, manifest.vocabulary, manifest.class_count, manifest.k) == ((), 49152, 49152, 64)
+    assert manifest.teacher["tokens"] == "t"
+    other = make_manifest(_config(signal={"estimator": "topk", "k": 64}), replace(facts, tokens="u"))
+    assert other.fingerprint != manifest.fingerprint
+    assert make_manifest(_config(signal={"estimator": "topk", "k": 64}), replace(facts, vocabulary=5)).k == 5
 
 
 def test_what_decides_the_bytes_decides_the_manifest_and_what_does_not_does_not() -> None:

@@ -13,15 +13,29 @@ from ray_distill.errors import ModelError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Output:
-    """What a model said for B examples."""
+class States:
+    """The hidden states of B examples."""
 
-    logits_BV: Tensor
-    """``[B, V]``; ``[B, L, V]`` of a model that answers at every token."""
     hidden: Mapping[int, Tensor] = field(default_factory=dict)
     """By layer, 0 = the embeddings: ``[B, L, D]``; L differs by layer in convolutional networks."""
     mask_BL: Tensor | None = None
     """bool, True on real tokens; None where nothing is padded (images)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output(States):
+    """What a model said for B examples."""
+
+    logits_BV: Tensor
+    """``[B, V]``; ``[B, L, V]`` of a model that answers at every token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BodyOutput(States):
+    """What the body of a language model said for B examples."""
+
+    last_BLD: Tensor
+    """``[B, L, D]``: what its head makes logits of."""
 
 
 def forward(module: nn.Module, batch: Mapping[str, Tensor], layers: Sequence[int] = ()) -> Output:
@@ -39,10 +53,14 @@ def forward(module: nn.Module, batch: Mapping[str, Tensor], layers: Sequence[int
     Raises:
         ModelError: the module has no such layer.
     """
-    inputs = place_batch(module, batch)
-    found = module(**inputs, **without_cache(module), output_hidden_states=bool(layers))
-    mask = inputs.get("attention_mask")
-    return Output(logits_BV=found.logits, hidden=_pick(found, layers), mask_BL=None if mask is None else mask.bool())
+    found, mask_BL = _run(module, batch, layers)
+    return Output(logits_BV=found.logits, hidden=_pick(found, layers), mask_BL=mask_BL)
+
+
+def forward_body(body: nn.Module, batch: Mapping[str, Tensor], layers: Sequence[int] = ()) -> BodyOutput:
+    """Run a language model's body (`body_and_head`) as `forward` runs a model: all but the head."""
+    found, mask_BL = _run(body, batch, layers)
+    return BodyOutput(last_BLD=found.last_hidden_state, hidden=_pick(found, layers), mask_BL=mask_BL)
 
 
 def without_cache(module: nn.Module) -> dict[str, bool]:
@@ -98,6 +116,14 @@ def place_batch(module: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Ten
     return {
         name: value.to(anchor.device, anchor.dtype if value.is_floating_point() else value.dtype, non_blocking=True)
         for name, value in batch.items()}
+
+
+def _run(module: nn.Module, batch: Mapping[str, Tensor], layers: Sequence[int]) -> tuple[Any, Tensor | None]:
+    """The module's own output, and which tokens are real."""
+    inputs = place_batch(module, batch)
+    found = module(**inputs, **without_cache(module), output_hidden_states=bool(layers))
+    mask = inputs.get("attention_mask")
+    return found, None if mask is None else mask.bool()
 
 
 @cache

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from ray_distill.errors import ModelError
+from ray_distill.models.causal import body_and_head
 from ray_distill.models.probe import States, probe
 from ray_distill.tasks.base import Processor
 
@@ -79,6 +81,14 @@ class Model:
         """
         return probe(self.module, self.processor, classes=self.class_count, column=INPUTS[self.task], url=self.url,
                      per_token=self.task in PER_TOKEN)
+
+    @cached_property
+    def apart(self) -> tuple[nn.Module, nn.Linear] | None:
+        """A language model's body and head as `body_and_head` gives them; None where they are not to be had."""
+        try:
+            return body_and_head(self.module) if self.task in PER_TOKEN else None
+        except ModelError:
+            return None
 
     @property
     def widths(self) -> tuple[int, ...]:

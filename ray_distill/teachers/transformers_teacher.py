@@ -10,7 +10,7 @@ from torch import Tensor
 from ray_distill.config import TeacherConfig
 from ray_distill.errors import TeacherRefused
 from ray_distill.labels.signal import Distributions, Hidden, Signal
-from ray_distill.models.forward import Output, forward, pool_hidden
+from ray_distill.models.forward import States, forward, forward_body, pool_hidden
 from ray_distill.models.load import load_model
 from ray_distill.models.model import Model
 from ray_distill.tasks.base import Encoded, LabelTask, Ragged
@@ -18,6 +18,7 @@ from ray_distill.tasks.catalogue import get_label_task
 from ray_distill.teachers.ask import resolve_layers
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.reduce import Places, reduce_logits
+from ray_distill.teachers.states import reduce_states
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +54,23 @@ class TransformersTeacher:
         _check(self.model, ask)
         if not encoded.rows:
             return _nothing(self.model, ask, encoded)
-        batch = self.task.collate(encoded, np.arange(encoded.rows, dtype=np.int64))
         with torch.inference_mode():
-            output = forward(self.model.module, batch, ask.layers)
-            distributions = _distributions(output.logits_BV, self.task.positions(encoded), ask, encoded.row_ids)
-            hidden = {layer: _pooled(output, layer, ask) for layer in ask.layers}
+            distributions, states = self._answer(encoded, ask)
+            hidden = {layer: _pooled(states, layer, ask) for layer in ask.layers}
         return Signal(distributions=distributions, hidden=hidden)
+
+    def _answer(self, encoded: Encoded, ask: Ask) -> tuple[Distributions, States]:
+        """Run the model; where its head can be taken apart it sees the answered tokens alone, some at a time."""
+        batch = self.task.collate(encoded, np.arange(encoded.rows, dtype=np.int64))
+        answered, apart = self.task.positions(encoded), self.model.apart
+        if apart is None or answered is None:
+            output = forward(self.model.module, batch, ask.layers)
+            return _distributions(output.logits_BV, answered, ask, encoded.row_ids), output
+        body, head = apart
+        states = forward_body(body, batch, ask.layers)
+        places = Places(row_offsets=answered.offsets, position=answered.values, logits=None)
+        flat = torch.from_numpy(_flat(answered, states.last_BLD.shape[1])).to(states.last_BLD.device)
+        return reduce_states(states.last_BLD.flatten(0, 1)[flat], head, ask, encoded.row_ids, places), states
 
 
 def open_teacher(config: TeacherConfig, *, task: str, head_url: str | None = None) -> TransformersTeacher:
@@ -83,10 +95,15 @@ def _distributions(logits: Tensor, answered: Ragged | None, ask: Ask, row_ids: p
     """Reduce ``[B, V]`` logits, or those of the answered tokens of ``[B, L, V]`` (where padding is at the end)."""
     if answered is None:
         return reduce_logits(logits, ask, row_ids)
-    row = np.repeat(np.arange(len(answered.offsets) - 1), np.diff(answered.offsets))
     places = Places(
-        row_offsets=answered.offsets, position=answered.values, logits=row * logits.shape[1] + answered.values)
+        row_offsets=answered.offsets, position=answered.values, logits=_flat(answered, logits.shape[1]))
     return reduce_logits(logits.flatten(0, 1), ask, row_ids, places)
+
+
+def _flat(answered: Ragged, length: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Where each answered token stands in a batch ``[B, L]`` whose rows are put behind one another."""
+    row = np.repeat(np.arange(len(answered.offsets) - 1), np.diff(answered.offsets))
+    return row * length + answered.values
 
 
 def _nothing(model: Model, ask: Ask, encoded: Encoded) -> Signal:
@@ -98,7 +115,7 @@ def _nothing(model: Model, ask: Ask, encoded: Encoded) -> Signal:
     return Signal(distributions=reduce_logits(torch.zeros(0, model.class_count), ask, encoded.row_ids), hidden=hidden)
 
 
-def _pooled(output: Output, layer: int, ask: Ask) -> Hidden:
+def _pooled(output: States, layer: int, ask: Ask) -> Hidden:
     """One layer's states, pooled and projected on the device, then float32 on the host."""
     states_BLD = output.hidden[layer]
     values_ND = pool_hidden(states_BLD.float(), output.mask_BL, ask.pool)

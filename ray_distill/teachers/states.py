@@ -1,0 +1,56 @@
+"""From final hidden states to the stored form of a distribution: the head is applied to some positions at a time."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+from torch import Tensor, nn
+
+from ray_distill.labels.signal import Distributions
+from ray_distill.teachers.base import Ask
+from ray_distill.teachers.reduce import Places, reduce_logits
+
+#: Logits that exist at once: enough for a product that keeps its device busy, too few to fill its memory.
+_LOGITS = 1 << 24
+_GPU_LOGITS = 1 << 27
+
+
+def reduce_states(states_PD: Tensor, head: nn.Linear, ask: Ask, row_ids: pa.Array, places: Places) -> Distributions:
+    """`reduce_logits` of ``head(states_PD)``, which never exists as a whole: neither do ``[B, L, V]`` logits.
+
+    Args:
+        states_PD: one a position of ``places``, in order; in the head's dtype, on its device.
+        head: the model's.
+        ask: what is wanted.
+        row_ids: of the rows.
+        places: the positions; ``logits`` is None.
+
+    Raises:
+        TeacherRefused: as `reduce_logits`.
+    """
+    limit = _LOGITS if states_PD.device.type == "cpu" else _GPU_LOGITS
+    step, positions = max(1, limit // head.out_features), len(places.position)
+    parts = [reduce_logits(head(states_PD[at : at + step]), ask, row_ids, _piece(places, at, at + step))
+             for at in range(0, max(positions, 1), step)]
+    return parts[0] if len(parts) == 1 else _join(parts, places)
+
+
+def _piece(places: Places, start: int, stop: int) -> Places:
+    """Some of the positions; every row is there, with none, some or all of its own."""
+    stop = min(stop, len(places.position))
+    return Places(row_offsets=places.row_offsets.clip(start, stop) - start, position=places.position[start:stop],
+                  logits=None)
+
+
+def _join(parts: Sequence[Distributions], places: Places) -> Distributions:
+    """Put the positions of all parts behind one another."""
+    drawn = [part.draws for part in parts if part.draws is not None]
+    draws = replace(
+        drawn[0], count=np.concatenate([part.count for part in drawn]),
+        log_normaliser=np.concatenate([part.log_normaliser for part in drawn])) if drawn else None
+    lengths = np.concatenate([np.diff(part.entry_offsets) for part in parts])
+    columns = {name: np.concatenate([getattr(part, name) for part in parts])
+               for name in ("ids", "logp", "log_tail", "entropy")}
+    return replace(parts[0], row_offsets=places.row_offsets, position=places.position, draws=draws,
+                   entry_offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]), **columns)

@@ -50,7 +50,9 @@ def _join(parts: Sequence[Distributions], places: Places) -> Distributions:
         drawn[0], count=np.concatenate([part.count for part in drawn]),
         log_normaliser=np.concatenate([part.log_normaliser for part in drawn])) if drawn else None
     lengths = np.concatenate([np.diff(part.entry_offsets) for part in parts])
-    columns = {name: np.concatenate([getattr(part, name) for part in parts])
-               for name in ("ids", "logp", "log_tail", "entropy")}
-    return replace(parts[0], row_offsets=places.row_offsets, position=places.position, draws=draws,
-                   entry_offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]), **columns)
+    return replace(
+        parts[0], row_offsets=places.row_offsets, position=places.position, draws=draws,
+        entry_offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
+        ids=np.concatenate([part.ids for part in parts]), logp=np.concatenate([part.logp for part in parts]),
+        log_tail=np.concatenate([part.log_tail for part in parts]),
+        entropy=np.concatenate([part.entropy for part in parts]))

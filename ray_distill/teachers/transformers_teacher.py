@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -100,10 +101,10 @@ def _distributions(logits: Tensor, answered: Ragged | None, ask: Ask, row_ids: p
     return reduce_logits(logits.flatten(0, 1), ask, row_ids, places)
 
 
-def _flat(answered: Ragged, length: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _flat(answered: Ragged, length: int) -> npt.NDArray[np.int64]:
     """Where each answered token stands in a batch ``[B, L]`` whose rows are put behind one another."""
     row = np.repeat(np.arange(len(answered.offsets) - 1), np.diff(answered.offsets))
-    return row * length + answered.values
+    return np.asarray(row * length + answered.values, np.int64)
 
 
 def _nothing(model: Model, ask: Ask, encoded: Encoded) -> Signal:

@@ -7,6 +7,15 @@ from pydantic import Field, field_validator, model_validator
 from ray_distill.config.section import Section
 
 
+class LoraSettings(Section):
+    """Adapters of low rank, trained instead of the weights they stand beside, and merged when the student is saved."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0, description="the adapters' output is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: tuple[str, ...] = Field((), description="names of linear layers; default: all but the head")
+
+
 class StudentModel(Section):
     """Where the student's weights come from."""
 
@@ -17,6 +26,8 @@ class StudentModel(Section):
         "new", description="config, language models: token embeddings and head: drawn; the teacher's, where the width "
         "is the same; or its first columns")
     keep: int | None = Field(None, ge=1, description="teacher_layers: how many layers to copy, evenly spaced")
+    lora: LoraSettings | None = Field(None, description="language models that start from trained weights: train "
+                                      "adapters alone (needs peft)")
     arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of module:function")
     max_length: int | None = Field(None, ge=1, description="tokens kept of a text; default: the model's own limit")
     trust_remote_code: bool = False
@@ -27,6 +38,8 @@ class StudentModel(Section):
             raise ValueError(f"from: {self.source} needs `model`")
         if self.source == "teacher_layers" and self.keep is None:
             raise ValueError("from: teacher_layers needs `keep`")
+        if self.lora is not None and self.source == "config":
+            raise ValueError("lora trains beside weights that stay as they are, and from: config draws them")
         if self.embeddings != "new" and self.source != "config":
             raise ValueError(f"embeddings: {self.embeddings} goes with from: config; other students have theirs")
         return self

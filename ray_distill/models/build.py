@@ -40,6 +40,8 @@ def build_student(
         return build_language_student(config, task=task, teacher=teacher, seed=seed, vocabulary=vocabulary)
     if config.embeddings != "new":
         raise ConfigError(f"student.model.embeddings: {config.embeddings} is for language models; the task is {task}")
+    if config.lora is not None:
+        raise ConfigError(f"student.model.lora is for language models; the task is {task}")
     if config.source == "module":
         return _from_module(config, task, classes, seed)
     if config.source == "checkpoint":

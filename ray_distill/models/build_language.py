@@ -32,6 +32,7 @@ from ray_distill.models.load import (
     read_processor,
     vocabulary_of,
 )
+from ray_distill.models.lora import add_lora
 from ray_distill.models.model import Factory, Model
 from ray_distill.models.tokens import require_length, require_same_tokens, speaking
 from ray_distill.tasks.base import Processor
@@ -66,10 +67,21 @@ def build_language_student(
     """
     known = _Teacher(config=teacher, processor=load_processor(teacher, task=task),
                      vocabulary=vocabulary or _width(teacher))
+    student = _from(config, known, task, seed)
+    if config.lora is None:
+        return student
+    module = add_lora(student.module, config.lora, seed=seed)
+    trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    describe = {**student.describe, "lora": {**config.lora.model_dump(mode="json"), "parameters": trained}}
+    return _finish(module, known, student.vocabulary, task, student.url, describe, factory=student.factory)
+
+
+def _from(config: StudentModel, known: _Teacher, task: str, seed: int) -> Model:
     if config.source == "module":
         return _from_module(config, known, task, seed)
     if config.source == "checkpoint":
         return _from_checkpoint(config, known, task)
+    teacher = known.config
     if is_factory(teacher.model):
         raise ConfigError(f"the teacher {teacher.model} is a function, so there is no config or layers to start a "
                           "student from: set student.model.from to checkpoint or module")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,6 +14,7 @@ from ray_distill.errors import ModelError
 from ray_distill.models.checkpoint import METADATA_FILE, checkpoint_digest, quiet
 from ray_distill.models.factory import check_annotated
 from ray_distill.models.language import LanguageProcessor
+from ray_distill.models.lora import has_lora, merged
 from ray_distill.models.model import Model
 
 SAVED_FORMAT = 1
@@ -30,7 +32,8 @@ def save_model(
     """Write weights (safetensors), config, processor, ``README.md`` and ``ray_distill.json`` into a local folder.
 
     A model of transformers' own classes loads with plain ``AutoModelFor…``; one that a function built is loaded
-    by `load_model`, which calls the function whose name and arguments stand in ``ray_distill.json``.
+    by `load_model`, which calls the function whose name and arguments stand in ``ray_distill.json``. Adapters are
+    merged into the weights.
 
     Args:
         model: what to save.
@@ -46,6 +49,8 @@ def save_model(
         ModelError: the model cannot be saved so that it loads again, or the disk refused.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if has_lora(model.module):
+        model, state_dict = replace(model, module=merged(model.module, state_dict)), None
     standard = _is_standard(model)
     if not standard and model.factory is None:
         raise ModelError(f"{model.url} ({type(model.module).__name__}) is neither a transformers model nor made by a "

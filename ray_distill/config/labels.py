@@ -33,7 +33,8 @@ class TeacherConfig(Section):
     arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of module:function")
     head: HeadConfig | None = Field(None, description="fit a head on labelled rows: for encoders without one")
     dtype: Dtype = "float32"
-    device: str = Field("auto", description="auto = cuda where there is one, else cpu")
+    device: str = Field("auto", description="auto = cuda where there is one, else cpu; spread = layer by layer over "
+                        "all GPUs of its actor, for a checkpoint larger than one (needs accelerate)")
     max_length: int | None = Field(None, ge=1, description="tokens kept of a text; default: the model's own limit")
     language: LanguageConfig = Field(LanguageConfig(), description="language models: what is learnt of a text")
     trust_remote_code: bool = False

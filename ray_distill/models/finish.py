@@ -73,19 +73,33 @@ def state_digest(module: nn.Module) -> str:
     return "sha256:" + total.hexdigest()
 
 
+#: A device: all GPUs this process has, with some layers each.
+SPREAD = "spread"
+
+
 def place(module: nn.Module, *, dtype: str | None, device: str) -> nn.Module:
     """Move a module to its dtype (None = as it is) and device; ``auto`` is cuda where there is one, else cpu.
-
-    Weights are copied out of the file they are mapped from: a file replaced under a running job must not change
-    them, and the last bits of a product depend on how its operands are aligned in memory.
 
     Raises:
         ConfigError: there is no such device.
     """
+    if device == SPREAD:
+        raise ConfigError("device: spread is for checkpoints that transformers loads whole, not for functions and "
+                          "fitted heads: set labels.teacher.device to auto, or place the model in the function")
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    for tensor in (*module.parameters(), *module.buffers()):
-        tensor.data = tensor.data.clone()
+    take_from_file(module)
     try:
         return module.to(device=torch.device(name), dtype=None if dtype is None else getattr(torch, dtype))
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def take_from_file(module: nn.Module) -> None:
+    """Copy weights out of the file they are mapped from.
+
+    A file replaced under a running job must not change them, and the last bits of a product depend on how its operands
+    are aligned in memory.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()

@@ -1,5 +1,6 @@
 """Load a model: a transformers checkpoint, an encoder with a fitted head, a saved student, or a function's."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ray_distill.models.checkpoint import (
     read_metadata,
 )
 from ray_distill.models.factory import call_factory, check_annotated, is_factory, named, takes
-from ray_distill.models.finish import finish, input_of, place, state_digest, tried
+from ray_distill.models.finish import SPREAD, finish, input_of, place, state_digest, take_from_file, tried
 from ray_distill.models.head import attach_head
 from ray_distill.models.language import LanguageProcessor, language_processor
 from ray_distill.models.model import PER_TOKEN, Factory, Model, ModelParts
@@ -221,9 +222,8 @@ def _from_checkpoint(config: TeacherConfig, task: str, folder: Path, digest: str
     if config.head is not None and vocabulary:
         raise ConfigError(f"labels.teacher.head fits a classifier, and {task} has none: leave it out")
     if config.head is None:
-        module = read_classifier(folder, config, task=task, dtype=getattr(torch, config.dtype))
+        module = _read_placed(folder, config, task)
         classes = () if vocabulary else class_names(model_config)
-        module = place(module, dtype=None, device=config.device)
     else:
         module, head = attach_head(folder, config, digest=digest, head_url=head_url)
         classes = head.classes
@@ -231,6 +231,19 @@ def _from_checkpoint(config: TeacherConfig, task: str, folder: Path, digest: str
         module = place(module, dtype=config.dtype, device=config.device)
     return tried(finish(module, processor, classes, task=task, url=config.model, vocabulary=vocabulary,
                         identity=identity, describe=describe))
+
+
+def _read_placed(folder: Path, config: TeacherConfig, task: str) -> nn.Module:
+    """Read a checkpoint to its dtype and device, or to several."""
+    dtype = getattr(torch, config.dtype)
+    if config.device != SPREAD:
+        return place(read_classifier(folder, config, task=task, dtype=dtype), dtype=None, device=config.device)
+    if importlib.util.find_spec("accelerate") is None:
+        raise ModelError("labels.teacher.device: spread needs the optional package accelerate: pip install accelerate, "
+                         "on every machine that loads the teacher")
+    module = read_classifier(folder, config, task=task, dtype=dtype, device_map="auto")
+    take_from_file(module)
+    return module
 
 
 def _from_factory(config: TeacherConfig, task: str, language: LanguageConfig | None) -> Model:

@@ -110,6 +110,20 @@ def test_a_half_precision_teacher_is_the_one_transformers_loads(folder: Path, dt
         assert torch.equal(model.module(input_ids=ids).logits, plain.eval()(input_ids=ids).logits)
 
 
+def test_a_teacher_may_be_spread_over_its_devices(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without GPUs they are one, and the answers those of a teacher in one place; it needs accelerate, and is for
+    checkpoints alone. (Over several GPUs it is accelerate's to run.)"""
+    spec = TeacherConfig(model=str(folder), device="spread", dtype="bfloat16")
+    spread, whole = (load_model(one, task=TASK) for one in (spec, spec.model_copy(update={"device": "cpu"})))
+    assert torch.equal(_logits(spread), _logits(whole)) or torch.cuda.is_available()
+    assert spread.fingerprint == whole.fingerprint
+    with pytest.raises(ConfigError, match="not for functions"):
+        load_model(TeacherConfig(model=f"{__name__}:spoken", device="spread"), task=TASK)
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(ModelError, match="pip install accelerate"):
+        load_model(spec, task=TASK)
+
+
 def test_a_head_cannot_be_fitted_to_a_language_model(folder: Path) -> None:
     """`head` is for encoders without a classifier."""
     with pytest.raises(ConfigError, match="fits a classifier"):

@@ -18,6 +18,11 @@ def start_embeddings(student: nn.Module, teacher: nn.Module, how: str) -> None:
     their input, as in every model of today, the size of what goes in at the bottom hardly matters. The same factor for
     both keeps tied weights tied. Position embeddings are not tokens and stay as they are.
 
+    Measured on SmolLM2 (tied) at half its width and with four fresh layers, 100 steps of one text each, two seeds: NLL
+    6.63 and 6.39 against 6.97 and 6.93 with drawn embeddings; without the factor 6.52 and 6.44, no different. Before
+    the first step it is far worse (about 39 against 10.8): fresh layers pass a token's own embedding on, and with
+    tied weights that expects the token again.
+
     Args:
         student: fresh, of the teacher's vocabulary.
         teacher: of the same family.

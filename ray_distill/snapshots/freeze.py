@@ -52,7 +52,7 @@ class _Groups:
     crossing: int
 
 
-def freeze(config: SnapshotConfig, input_column: str, seed: int) -> Frozen:
+def freeze(config: SnapshotConfig, input_column: str, seed: int, nested: bool = False) -> Frozen:
     """Read the sources and settle everything that a snapshot holds.
 
     Raises:
@@ -63,12 +63,12 @@ def freeze(config: SnapshotConfig, input_column: str, seed: int) -> Frozen:
     check_classes(config.classes or ())
     files = match_sources(source_patterns(config.source), config.format)
     names = [file.name for file in files]
-    rows = read_rows(files, wanted_columns(config.columns, input_column), input_column)
+    rows = read_rows(files, wanted_columns(config.columns, input_column), input_column, nested)
     rows = _mark_unusable(rows, config, input_column)
     check_bad_fraction(rows, names, config.max_bad_fraction, "source")
     usable = rows.filter(rows.why == 0)
     ids = row_ids(usable.table.column(input_column), input_column)
-    kept = ~_is_excluded(ids, config, input_column)
+    kept = ~_is_excluded(ids, config, input_column, nested)
     if not kept.any():
         raise SnapshotError(
             f"no row is left: {len(rows)} read, {len(rows) - len(usable)} unusable, {len(kept)} excluded: check "
@@ -90,12 +90,12 @@ def _mark_unusable(rows: Rows, config: SnapshotConfig, input_column: str) -> Row
     return rows
 
 
-def _is_excluded(ids: Ids, config: SnapshotConfig, input_column: str) -> Mask:
+def _is_excluded(ids: Ids, config: SnapshotConfig, input_column: str, nested: bool) -> Mask:
     if not config.exclude:
         return np.zeros(len(ids), dtype=bool)
     files = match_sources(config.exclude, config.format)
     only_input = config.columns.model_copy(update={"label": None, "group": None, "time": None, "slices": ()})
-    rows = read_rows(files, wanted_columns(only_input, input_column), input_column)
+    rows = read_rows(files, wanted_columns(only_input, input_column), input_column, nested)
     check_bad_fraction(rows, [file.name for file in files], config.max_bad_fraction, "sources to exclude")
     inputs = rows.filter(rows.why == 0).table.column(input_column).drop_null()
     result: Mask = pc.is_in(ids_to_arrow(ids), value_set=ids_to_arrow(row_ids(inputs, input_column))).to_numpy(

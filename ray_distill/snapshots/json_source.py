@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from pyarrow import json as arrow_json
 
 from ray_distill.snapshots.convert import to_text
+from ray_distill.snapshots.nested import canonical
 from ray_distill.snapshots.rows import Reason, Rows, file_rows
 
 _PIECE_BYTES = 4 << 20
@@ -22,15 +23,17 @@ _INEXACT = 2.0**53
 Piece = tuple[pa.Table, npt.NDArray[np.int8]]
 
 
-def read_jsonl(data: bytes, wanted: Mapping[str, str], source: int, input_column: str) -> tuple[Rows, set[str]]:
+def read_jsonl(
+    data: bytes, wanted: Mapping[str, str], source: int, input_column: str, nested: bool = False
+) -> tuple[Rows, set[str]]:
     """Read one JSON object a line; columns arrive as large_string, by snapshot column. Blank lines are skipped.
 
     Returns:
         The rows, and the keys seen. (A key that a line leaves out is null there.)
     """
     keys: set[str] = set()
-    pieces = [_read_piece(piece, wanted, input_column, keys) for piece in _pieces(data)]
-    pieces = pieces or [_read_lines([], wanted, input_column, keys)]
+    pieces = [_read_piece(piece, wanted, input_column, keys, nested) for piece in _pieces(data)]
+    pieces = pieces or [_read_lines([], wanted, input_column, keys, nested)]
     why = np.concatenate([why for _, why in pieces])
     return file_rows(pa.concat_tables([table for table, _ in pieces]), why, source), keys
 
@@ -45,12 +48,14 @@ def _pieces(data: bytes) -> Iterator[bytes]:
         at = end
 
 
-def _read_piece(piece: bytes, wanted: Mapping[str, str], input_column: str, keys: set[str]) -> Piece:
+def _read_piece(
+    piece: bytes, wanted: Mapping[str, str], input_column: str, keys: set[str], nested: bool
+) -> Piece:
     lines = [line for line in piece.split(b"\n") if line.strip()]
     schema = _guess_schema(lines[:_SAMPLED_LINES], wanted, input_column, keys)
     table = None if schema is None else _read_whole(piece, schema)
     if table is None or len(table) != len(lines):
-        return _read_lines(lines, wanted, input_column, keys)
+        return _read_lines(lines, wanted, input_column, keys, nested)
     columns = {part: to_text(table.column(name), name)[0] for part, name in wanted.items()}
     keys.update(name for part, name in wanted.items() if columns[part].null_count < len(lines))
     return pa.table(columns), np.zeros(len(lines), dtype=np.int8)
@@ -94,14 +99,17 @@ def _read_whole(piece: bytes, schema: pa.Schema) -> pa.Table | None:
     return None if any(pc.any(pc.greater_equal(pc.abs(column), _INEXACT)).as_py() for column in floats) else table
 
 
-def _read_lines(lines: list[bytes], wanted: Mapping[str, str], input_column: str, keys: set[str]) -> Piece:
+def _read_lines(
+    lines: list[bytes], wanted: Mapping[str, str], input_column: str, keys: set[str], nested: bool
+) -> Piece:
     why = np.zeros(len(lines), dtype=np.int8)
     columns: dict[str, list[str | float | None]] = {part: [None] * len(lines) for part in wanted}
     for at, line in enumerate(lines):
         value, why[at] = _parse(line)
         keys.update(value)
         for part, name in wanted.items():
-            text, reason = _text(value.get(name), only_text=part == input_column)
+            text, reason = _text(
+                value.get(name), only_text=part == input_column, nested=nested and part == input_column)
             columns[part][at] = text
             why[at] = why[at] or reason
     return pa.table({part: _join(values) for part, values in columns.items()}), why
@@ -124,7 +132,7 @@ def _join(values: list[str | float | None]) -> pa.Array:
     return pc.coalesce(texts, to_text(numbers, "number")[0])
 
 
-def _text(value: Any, only_text: bool) -> tuple[str | float | None, Reason]:
+def _text(value: Any, only_text: bool, nested: bool) -> tuple[str | float | None, Reason]:
     """Text of one JSON value (a float stays one), or the reason why it has none."""
     if value is None:
         return None, Reason.NONE
@@ -132,6 +140,13 @@ def _text(value: Any, only_text: bool) -> tuple[str | float | None, Reason]:
         # An escape such as \ud800 alone is JSON, but no text.
         is_text = not any("\ud800" <= character <= "\udfff" for character in value)
         return (value, Reason.NONE) if is_text else (None, Reason.NOT_UTF8)
+    if nested and isinstance(value, list | dict):
+        try:
+            return canonical(value, padded=False), Reason.NONE
+        except UnicodeEncodeError:
+            return None, Reason.NOT_UTF8
+        except ValueError:
+            return None, Reason.WRONG_TYPE
     if only_text or not isinstance(value, bool | int | float):
         return None, Reason.WRONG_TYPE
     if isinstance(value, float):

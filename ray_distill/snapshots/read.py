@@ -16,18 +16,19 @@ from ray_distill.snapshots.convert import to_bytes, to_text, to_time
 from ray_distill.snapshots.csv_source import read_csv
 from ray_distill.snapshots.image_source import read_images
 from ray_distill.snapshots.json_source import read_jsonl
+from ray_distill.snapshots.nested import column_to_json, is_nested
 from ray_distill.snapshots.rows import Mask, Reason, Rows, concat_rows, file_rows
 from ray_distill.snapshots.sources import SourceFile
 from ray_distill.storage.files import open_input, read_bytes
 from ray_distill.storage.remote import protocol
 
 
-def read_rows(files: Sequence[SourceFile], wanted: Mapping[str, str], input_column: str) -> Rows:
+def read_rows(files: Sequence[SourceFile], wanted: Mapping[str, str], input_column: str, nested: bool = False) -> Rows:
     """Read all files, in order, as rows of one schema.
 
     Columns: the input (``text`` large_string or ``image`` large_binary), ``label`` always, and the others that are
     wanted: ``time`` in UTC microseconds, the rest large_string with empty texts as null. Rows that cannot be used
-    are there too, marked.
+    are there too, marked. Where the input may be ``nested``, lists and objects become canonical JSON.
 
     Raises:
         SnapshotError: a file is damaged, has another format or lacks a column.
@@ -42,8 +43,8 @@ def read_rows(files: Sequence[SourceFile], wanted: Mapping[str, str], input_colu
             parts.append(_read_images(indexed, wanted, input_column))
             continue
         for index, file in indexed:
-            rows, found = _read_table(file, index, wanted, input_column)
-            parts.append(_normalise(rows, wanted, input_column, file.name))
+            rows, found = _read_table(file, index, wanted, input_column, nested)
+            parts.append(_normalise(rows, wanted, input_column, file.name, nested))
             json_lines |= file.format == "jsonl"
             keys |= found
     if json_lines:
@@ -59,7 +60,7 @@ def _read_images(indexed: list[tuple[int, SourceFile]], wanted: Mapping[str, str
 
 
 def _read_table(
-    file: SourceFile, index: int, wanted: Mapping[str, str], input_column: str
+    file: SourceFile, index: int, wanted: Mapping[str, str], input_column: str, nested: bool
 ) -> tuple[Rows, set[str]]:
     """Rows of one table and the names of its columns."""
     if file.format == "parquet":
@@ -71,7 +72,7 @@ def _read_table(
     data = _read_plain(file)
     if file.format == "csv":
         return read_csv(data, wanted, index, file.name), set(wanted.values())
-    rows, keys = read_jsonl(data, wanted, index, input_column)
+    rows, keys = read_jsonl(data, wanted, index, input_column, nested)
     if (rows.why == 0).any():
         require_columns({input_column: wanted[input_column]}, sorted(keys), file.name)
     return rows, keys
@@ -98,13 +99,15 @@ def _read_parquet(file: SourceFile, wanted: Mapping[str, str], index: int) -> Ro
     return file_rows(table, np.zeros(len(table), dtype=np.int8), index)
 
 
-def _normalise(rows: Rows, wanted: Mapping[str, str], input_column: str, where: str) -> Rows:
+def _normalise(
+    rows: Rows, wanted: Mapping[str, str], input_column: str, where: str, nested: bool = False
+) -> Rows:
     """Bring every column to its one type and mark the rows where that fails."""
     columns: dict[str, pa.Array] = {}
     for part, column in zip(rows.table.column_names, rows.table.columns, strict=True):
         name = wanted.get(part, part)
         try:
-            columns[part], bad, reason = _convert(part, name, column)
+            columns[part], bad, reason = _convert(part, name, column, nested)
         except SnapshotError as error:
             raise SnapshotError(f"{where}: {error}") from error
         except pa.ArrowInvalid as error:
@@ -117,11 +120,13 @@ def _normalise(rows: Rows, wanted: Mapping[str, str], input_column: str, where: 
     return rows.mark(_is_missing(columns["text"]), Reason.MISSING_TEXT) if input_column == "text" else rows
 
 
-def _convert(part: str, name: str, column: pa.ChunkedArray) -> tuple[pa.Array, Mask, Reason]:
+def _convert(part: str, name: str, column: pa.ChunkedArray, nested: bool) -> tuple[pa.Array, Mask, Reason]:
     if part == "image":
         return to_bytes(column, name), np.zeros(len(column), dtype=bool), Reason.NONE
     if part == "time":
         return *to_time(column, name), Reason.UNREADABLE_TIME
+    if part == "text" and nested and is_nested(column.type):
+        return *column_to_json(column), Reason.WRONG_TYPE
     text, bad = to_text(column, name, numbers=part != "text")
     if part != "text":
         text = pc.if_else(pc.equal(text, ""), None, text)

@@ -45,13 +45,16 @@ class _PlannedShard:
     rows: npt.NDArray[np.int64]
 
 
-def take_snapshot(config: SnapshotConfig, *, input_column: str, seed: int, url: str) -> SnapshotRef:
+def take_snapshot(
+    config: SnapshotConfig, *, input_column: str, seed: int, url: str, nested: bool = False
+) -> SnapshotRef:
     """Freeze the configured sources below ``url``; a snapshot that is already there is left as it is.
 
     Args:
         config: sources, columns, splits and policies.
         input_column: ``text`` or ``image``.
         seed: decides the splits by id and by group.
+        nested: lists and objects in the input column are conversations, kept as canonical JSON; else an error.
         url: folder of snapshots; this one gets a folder named by its fingerprint.
 
     Returns:
@@ -61,7 +64,7 @@ def take_snapshot(config: SnapshotConfig, *, input_column: str, seed: int, url: 
         SnapshotError: the sources cannot be frozen; nothing has been written.
         StorageError: a source cannot be read, or the snapshot not be written.
     """
-    frozen = freeze(config, input_column, seed)
+    frozen = freeze(config, input_column, seed, nested)
     planned = list(_plan(frozen, config.shard_rows))
     manifest = _describe(frozen, [item.shard for item in planned], config, input_column, seed)
     ref = SnapshotRef(url=join(absolute(url), manifest.fingerprint), fingerprint=manifest.fingerprint)

@@ -1,0 +1,55 @@
+"""Conversations in nested columns, as one JSON text a row: equal ones have equal ids, whatever format held them."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ray_distill.snapshots.rows import Mask
+
+#: What a model writes and a schema says are taken as they stand: a null there means something.
+_VERBATIM = ("arguments", "parameters")
+
+
+def is_nested(kind: pa.DataType) -> bool:
+    """Whether a column holds lists or structs."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_struct(kind))
+
+
+def canonical(value: Any, *, padded: bool) -> str:
+    """JSON with sorted keys and no spaces; keys that hold null are left out.
+
+    Args:
+        value: lists and dicts of plain values.
+        padded: nulls are left out below `_VERBATIM` too: a Parquet struct has all keys of all its rows.
+
+    Raises:
+        ValueError, TypeError: it has no JSON, or is not UTF-8.
+    """
+    text = json.dumps(_bare(value, padded), sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text.encode()
+    return text
+
+
+def column_to_json(column: pa.ChunkedArray) -> tuple[pa.Array, Mask]:
+    """A nested column as large_string, and a mask of the rows that have no JSON (which are null)."""
+    texts: list[str | None] = []
+    bad = np.zeros(len(column), dtype=bool)
+    for row, item in enumerate(column):
+        try:
+            value = item.as_py()
+            texts.append(None if value is None else canonical(value, padded=True))
+        except (ValueError, TypeError):
+            texts.append(None)
+            bad[row] = True
+    return pa.array(texts, pa.large_string()), bad
+
+
+def _bare(value: Any, padded: bool) -> Any:
+    if isinstance(value, list):
+        return [_bare(item, padded) for item in value]
+    if isinstance(value, dict):
+        return {key: item if key in _VERBATIM and not padded else _bare(item, padded)
+                for key, item in value.items() if item is not None}
+    return value

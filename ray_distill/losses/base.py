@@ -36,7 +36,7 @@ class SparseTargets:
 
 @dataclass(frozen=True, kw_only=True)
 class LossBatch:
-    """One micro-batch as the losses see it. B examples."""
+    """One micro-batch as the losses see it. B examples; of a language model, its answered positions."""
 
     labels_B: Tensor
     """int64 ``[B]``; true class, -1 where unknown."""
@@ -57,6 +57,9 @@ class StudentOutput:
     """What the student said for a micro-batch."""
 
     logits_BV: Tensor
+    """``[B, V]``; ``[B, 0]`` where a fused head was asked for losses instead."""
+    fused: tuple[Tensor, Tensor] | None = None
+    """Of a fused head: the total of the parts it was asked for, and the sum of each, as `fused_loss` gives them."""
     hidden: Mapping[int, Tensor] = field(default_factory=dict)
     """Student states by student layer, pooled as the teacher's were and already projected to its width:
     ``[B, D]``, or ``[B, L, D]`` one a token."""

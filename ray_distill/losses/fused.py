@@ -21,8 +21,9 @@ from torch.autograd.function import once_differentiable
 from ray_distill.losses.base import LossBatch, SparseTargets
 from ray_distill.losses.buckets import BucketLoss, Buckets
 
-#: Logits of a chunk of positions; what is held of them at once, in float32.
-CHUNK_ELEMENTS = 1 << 24
+#: Logits of a chunk of positions: what is held of them at once, in float32. With fewer, the weight's gradient is read
+#: and written for more chunks than its products take time.
+CHUNK_ELEMENTS = 1 << 25
 #: Classes of the head that are raised to float32 at once, where products are taken in less.
 TILE_CLASSES = 1 << 14
 
@@ -34,6 +35,15 @@ class Part:
     loss: BucketLoss
     factor: float
     """What its sum over the positions is multiplied by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is wanted of a fused head: losses of a batch instead of logits."""
+
+    batch: LossBatch
+    """Its "examples" are the positions the head is applied to."""
+    parts: tuple[Part, ...]
 
 
 class FusedHead(nn.Module):
@@ -49,13 +59,12 @@ class FusedHead(nn.Module):
         self.in_features, self.out_features = head.in_features, head.out_features
         self.chunk_elements = chunk_elements
 
-    def forward(
-        self, hidden: Tensor, batch: LossBatch | None = None, parts: Sequence[Part] = ()
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits ``[..., V]`` of hidden states ``[..., D]``; with ``parts`` the total and the sums of `fused_loss`."""
-        if batch is None:
+    def forward(self, hidden: Tensor, asked: Asked | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits ``[..., V]`` of hidden states ``[..., D]``; the total and the sums of `fused_loss` where ``asked``."""
+        if asked is None:
             return nn.functional.linear(hidden, self.weight, self.bias)
-        return fused_loss(hidden, self.weight, self.bias, batch, parts, chunk_elements=self.chunk_elements)
+        return fused_loss(
+            hidden, self.weight, self.bias, asked.batch, asked.parts, chunk_elements=self.chunk_elements)
 
 
 def fused_loss(
@@ -84,7 +93,7 @@ def fused_loss(
     if not bool(used_N.all()):
         hidden_ND, batch = hidden_ND[used_N], select(batch, used_N)
     work = _Work(batch=batch, parts=tuple(parts), chunk_elements=chunk_elements, gradients=torch.is_grad_enabled())
-    total, sums = _Fused.apply(hidden_ND, weight_VD, bias_V, work)
+    total, sums = _Fused.apply(hidden_ND, weight_VD, bias_V, work)  # type: ignore[no-untyped-call]
     return total, sums
 
 
@@ -129,7 +138,7 @@ class _Fused(torch.autograd.Function):
         return (sums * factors).sum(), sums
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> Any:
         if ctx.gradients is None:
             raise RuntimeError("the gradients of a fused loss were used already: call backward once")

@@ -153,8 +153,9 @@ def main() -> None:
     theirs = min(found["torch_ce"]["seconds"], found["torch_ce_chunked"]["seconds"])
     say(f"fused head {asked.tokens} x {asked.classes} x {asked.width}, k={asked.k}: "
         f"{ours['seconds'] / dense['seconds']:.2f} of the dense KL's time, "
-        f"1/{dense['bytes'] / max(ours['bytes'], 1):.1f} of its memory; {ours['seconds'] / theirs:.2f} of the time of torch's linear_cross_entropy; with hard "
-        f"cross-entropy beside it {found['fused_kl_ce']['seconds'] / ours['seconds']:.2f} of itself")
+        f"1/{dense['bytes'] / max(ours['bytes'], 1):.1f} of its memory; {ours['seconds'] / theirs:.2f} of the time of "
+        "torch's linear_cross_entropy; with hard cross-entropy beside it "
+        f"{found['fused_kl_ce']['seconds'] / ours['seconds']:.2f} of itself")
 
 
 if __name__ == "__main__":

@@ -64,8 +64,12 @@ class LossConfig(Section):
 
     weight: float | Schedule = 1.0
     temperature: float | None = Field(None, gt=0, description="soft: one of the store's declared temperatures")
-    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = Field(
+    divergence: Literal["forward_kl", "reverse_kl", "jsd", "skewed_kl"] = Field(
         "forward_kl", description="soft: sampled and hybrid labels allow forward_kl alone")
+    beta: float = Field(0.5, gt=0, lt=1, description="soft, jsd: weight of the teacher in the mean")
+    skew: float = Field(0.1, gt=0, lt=1, description="soft, skewed_kl: weight of the teacher in the mixture")
+    tail: Literal["bucket", "renormalised"] = Field(
+        "bucket", description="soft: renormalised leaves the mass of what is not stored out; biased, for comparison")
     layers: Literal["uniform", "last"] | dict[int, int] = Field(
         "uniform", description="hidden: which student layer matches which stored teacher layer")
     kind: Literal["mse", "cosine"] = Field("cosine", description="hidden: the distance")
@@ -94,6 +98,10 @@ class TrainingConfig(Section):
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
     evaluate_every: int = Field(100, ge=1, description="steps between looks at the validation split")
     max_failures: int = Field(2, ge=0, description="restarts after a lost worker")
+    packed: int = Field(0, ge=0, description="language models: tokens of a sequence that documents are packed into; "
+                        "0 = one document a sequence, padded")
+    activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less "
+                                           "memory, about a third more time; transformers models alone")
 
     @field_validator("learning_rate", mode="before")
     @classmethod

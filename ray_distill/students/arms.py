@@ -7,7 +7,7 @@ import numpy as np
 
 from ray_distill.config import LossConfig
 from ray_distill.errors import ConfigError, TrainingError
-from ray_distill.students.batches import TrainingSet
+from ray_distill.students.batches import Examples
 from ray_distill.students.sampler import Index
 from ray_distill.students.terms import LABEL_LOSSES
 
@@ -43,7 +43,7 @@ def arm_by_name(name: str) -> Arm:
     return ARMS[name]
 
 
-def arm_rows(name: str, losses: Mapping[str, LossConfig], data: TrainingSet) -> Index:
+def arm_rows(name: str, losses: Mapping[str, LossConfig], data: Examples) -> Index:
     """Rows an arm trains on: those at least one of its losses gives weight.
 
     A loss on true labels weighs labelled rows, every other loss the rows the teacher may teach.
@@ -53,10 +53,10 @@ def arm_rows(name: str, losses: Mapping[str, LossConfig], data: TrainingSet) -> 
     """
     use = np.zeros(data.rows, dtype=np.bool_)
     for loss in losses:
-        use |= (data.labels >= 0) if loss in LABEL_LOSSES else data.distil
+        use |= data.labelled if loss in LABEL_LOSSES else data.distil
     rows = np.flatnonzero(use)
     if len(rows) == 0:
         raise TrainingError(
-            f"the arm {name} has no rows: of {data.rows}, {int((data.labels >= 0).sum())} have true labels and the "
+            f"the arm {name} has no rows: of {data.rows}, {int(data.labelled.sum())} have true labels and the "
             f"teacher may teach {int(data.distil.sum())}, and its losses are {', '.join(losses)}; leave the arm out")
     return rows

@@ -6,7 +6,7 @@ Everything is held in memory as numpy for now, on every rank; the sampler decide
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +18,43 @@ from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.labels.signal import Distributions, Hidden, Signal, gather_ranges
 from ray_distill.losses.base import LossBatch, SparseTargets
 from ray_distill.students.sampler import Index
-from ray_distill.tasks.base import Batch, Encoded, Processor, Task
+from ray_distill.tasks.base import Batch, Encoded, LabelTask, Processor, Task
 
 log = logging.getLogger(__name__)
 
 #: Least mean mass of the stored classes at the training temperature: below it the tail's unknown shape is
 #: most of what the student would be taught (MATHS.md §3).
 MIN_RETAINED_MASS = 0.5
+
+
+class Examples(Protocol):
+    """Rows that a student trains on, whatever their kind; rows are numbered from 0."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows, R."""
+
+    @property
+    def labelled(self) -> npt.NDArray[np.bool_]:
+        """``[R]``: losses on true labels weigh the row."""
+
+    @property
+    def distil(self) -> npt.NDArray[np.bool_]:
+        """``[R]``: the teacher may teach the row."""
+
+    @property
+    def hidden(self) -> Mapping[int, Hidden]:
+        """Teacher states by stored layer."""
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the teacher's classes were drawn."""
+
+    def retained_mass(self, temperature: float, rows: Index) -> float:
+        """Mean mass of the stored classes at a declared temperature over rows the teacher has labelled."""
+
+    def batch(self, rows: Index, real: npt.NDArray[np.bool_] | None = None) -> tuple[Batch, LossBatch]:
+        """Model inputs and what the losses see of the given rows; rows that are not ``real`` get no weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +112,21 @@ class TrainingSet:
         """Number of rows, R."""
         return self.encoded.rows
 
+    @property
+    def labelled(self) -> npt.NDArray[np.bool_]:
+        """``[R]``: the true class is known."""
+        return self.labels >= 0
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the teacher's classes were drawn."""
+        return self.teaching is not None and self.teaching.count_RK is not None
+
+    def retained_mass(self, temperature: float, rows: Index) -> float:
+        """Mean mass of the stored classes at a declared temperature over the given rows."""
+        assert self.teaching is not None
+        return self.teaching.retained_mass(temperature, rows)
+
     def batch(self, rows: Index, real: npt.NDArray[np.bool_] | None = None) -> tuple[Batch, LossBatch]:
         """Model inputs and what the losses see of the given rows; rows that are not ``real`` get no weight."""
         weight = np.ones(len(rows), np.float32) if real is None else real.astype(np.float32)
@@ -122,12 +167,12 @@ def build_set(
         ConfigError: class names do not match.
         TrainingError: no usable row is left.
     """
-    encoded = _encode_sorted(table, task, processor, name)
+    encoded = encode_sorted(table, task, processor, name)
     at = pc.index_in(table["row_id"].combine_chunks(), value_set=encoded.row_ids)
     labels_R = _labels_of(table, at, encoded.rows, remap(snapshot_classes, student_classes, "the snapshot"))
-    position = _positions(encoded.row_ids, labels)
+    position = positions_in(encoded.row_ids, labels)
     signal = None if labels is None else _aligned(labels[1], position, task, encoded)
-    distil = (position >= 0) & ~_is_in(encoded.row_ids, excluded)
+    distil = (position >= 0) & ~is_in(encoded.row_ids, excluded)
     found = TrainingSet(
         task=task, encoded=encoded, labels=labels_R, distil=distil, per_token=per_token,
         teaching=_teaching(signal, position, store_classes, student_classes),
@@ -153,7 +198,7 @@ def remap(source: Sequence[str], target: Sequence[str], side: str) -> Index:
     return np.array([index[name] for name in source], dtype=np.int64)
 
 
-def check_retained_mass(data: TrainingSet, rows: Index, temperature: float) -> None:
+def check_retained_mass(data: Examples, rows: Index, temperature: float) -> None:
     """Refuse a temperature at which the stored classes hold too little of the teacher's mass.
 
     Where classes were drawn the tail is known without bias, however little of the mass is stored: nothing is refused.
@@ -162,9 +207,9 @@ def check_retained_mass(data: TrainingSet, rows: Index, temperature: float) -> N
         ConfigError: the measured mass is below the floor.
     """
     taught = rows[data.distil[rows]]
-    if data.teaching is None or data.teaching.count_RK is not None or len(taught) == 0:
+    if data.drawn or len(taught) == 0:
         return
-    mass = data.teaching.retained_mass(temperature, taught)
+    mass = data.retained_mass(temperature, taught)
     if mass < MIN_RETAINED_MASS:
         raise ConfigError(
             f"student.losses.soft.temperature {temperature:g}: the stored classes hold only {mass:.2f} of the "
@@ -172,7 +217,12 @@ def check_retained_mass(data: TrainingSet, rows: Index, temperature: float) -> N
             "temperature, or label again with a larger k")
 
 
-def _encode_sorted(table: pa.Table, task: Task, processor: Processor, name: str) -> Encoded:
+def encode_sorted(table: pa.Table, task: LabelTask, processor: Processor, name: str) -> Encoded:
+    """Features of the usable rows, ascending by row id; the others are logged.
+
+    Raises:
+        TrainingError: none is usable.
+    """
     order = pc.sort_indices(table["row_id"].combine_chunks())
     encoded = task.encode(table.take(order), processor)
     if encoded.rejected:
@@ -197,7 +247,7 @@ def _labels_of(table: pa.Table, at: pa.Array, rows: int, to_student: Index) -> I
     return found
 
 
-def _positions(row_ids: pa.Array, labels: tuple[pa.Array, Signal] | None) -> Index:
+def positions_in(row_ids: pa.Array, labels: tuple[pa.Array, Signal] | None) -> Index:
     """Where each row stands in the label set; -1 = nowhere."""
     if labels is None:
         return np.full(len(row_ids), -1, dtype=np.int64)
@@ -231,7 +281,8 @@ def _check_tokens(found: TrainingSet) -> None:
                 f"({len(wrong)} such rows): the tokenizers differ; store pooled states (mean, cls or last)")
 
 
-def _is_in(row_ids: pa.Array, values: pa.Array | None) -> npt.NDArray[np.bool_]:
+def is_in(row_ids: pa.Array, values: pa.Array | None) -> npt.NDArray[np.bool_]:
+    """Which row ids are among the values."""
     if values is None or len(values) == 0:
         return np.zeros(len(row_ids), dtype=np.bool_)
     return np.asarray(pc.is_in(row_ids, value_set=values), dtype=np.bool_)

@@ -15,7 +15,7 @@ from ray_distill.tasks.base import Batch
 
 
 class Bundle(nn.Module):
-    """``forward(inputs) -> (logits [B, V], {student layer: pooled and projected states})``."""
+    """``forward(inputs) -> (logits [B, V], {student layer: pooled and projected states}, None)``."""
 
     def __init__(self, student: nn.Module, projections: Mapping[int, nn.Module], pool: str) -> None:
         super().__init__()
@@ -24,11 +24,11 @@ class Bundle(nn.Module):
         self.layers = tuple(sorted(projections))
         self.pool = pool
 
-    def forward(self, inputs: Batch) -> tuple[Tensor, dict[int, Tensor]]:
+    def forward(self, inputs: Batch) -> tuple[Tensor, dict[int, Tensor], None]:
         """Run the student; hidden states are pooled as the teacher's were, then projected to its width."""
         output = forward(self.student, inputs, self.layers)
         return output.logits_BV, {
-            layer: self._project(layer, states, output.mask_BL) for layer, states in output.hidden.items()}
+            layer: self._project(layer, states, output.mask_BL) for layer, states in output.hidden.items()}, None
 
     def _project(self, layer: int, states_BLD: Tensor, mask_BL: Tensor | None) -> Tensor:
         pooled = states_BLD if self.pool == "token" else pool_hidden(states_BLD, mask_BL, self.pool)
@@ -49,10 +49,15 @@ def build_bundle(
         pool: how the teacher's states were pooled.
         seed: of the projections' first weights.
     """
+    return Bundle(student, make_projections(model, layers=layers, widths=widths, seed=seed), pool)
+
+
+def make_projections(
+    model: Model, *, layers: Mapping[int, int], widths: Mapping[int, int], seed: int
+) -> dict[int, nn.Linear]:
+    """By student layer a linear map from its width to the teacher's; arguments as in `build_bundle`."""
     generator = torch.Generator().manual_seed(seed)
-    projections = {
-        ours: _projection(model.widths[ours], widths[theirs], generator) for ours, theirs in layers.items()}
-    return Bundle(student, projections, pool)
+    return {ours: _projection(model.widths[ours], widths[theirs], generator) for ours, theirs in layers.items()}
 
 
 def layer_pairs(spec: str | Mapping[int, int], stored: Sequence[int], model: Model) -> dict[int, int]:

@@ -18,8 +18,15 @@ from torch import Tensor, distributed, nn
 from ray_distill.config import TrainingConfig
 from ray_distill.errors import TrainingError
 from ray_distill.losses.base import StudentOutput
+from ray_distill.losses.fused import Asked
 from ray_distill.students.deepspeed_config import deepspeed_settings
-from ray_distill.students.engine import average_buffers, build_optimizer, parameter_groups, training_device
+from ray_distill.students.engine import (
+    average_buffers,
+    build_optimizer,
+    parameter_groups,
+    run_bundle,
+    training_device,
+)
 from ray_distill.students.ranks import Ranks
 from ray_distill.tasks.base import Batch
 
@@ -40,10 +47,9 @@ class DeepSpeedEngine:
         """Where the bundle computes."""
         return torch.device(self._engine.device)
 
-    def forward(self, inputs: Batch) -> StudentOutput:
+    def forward(self, inputs: Batch, asked: Asked | None = None) -> StudentOutput:
         """Run the bundle through DeepSpeed, which gathers what it has partitioned."""
-        logits_BV, hidden = self._engine(inputs)
-        return StudentOutput(logits_BV=logits_BV, hidden=hidden)
+        return run_bundle(self._engine, inputs, asked)
 
     def train(self, mode: bool) -> None:
         """Switch mode; statistics are made equal on all ranks before they are used."""

@@ -10,6 +10,7 @@ from torch import Tensor, distributed, nn
 from ray_distill.config import TrainingConfig
 from ray_distill.errors import TrainingError
 from ray_distill.losses.base import StudentOutput
+from ray_distill.losses.fused import Asked
 from ray_distill.students.ranks import Ranks
 from ray_distill.tasks.base import Batch
 
@@ -21,8 +22,8 @@ class Engine(Protocol):
     def device(self) -> torch.device:
         """Where the bundle computes."""
 
-    def forward(self, inputs: Batch) -> StudentOutput:
-        """Run the bundle on a micro-batch."""
+    def forward(self, inputs: Batch, asked: Asked | None = None) -> StudentOutput:
+        """Run the bundle on a micro-batch; ``asked`` is for bundles with a fused head."""
 
     def train(self, mode: bool) -> None:
         """Switch between training and evaluation (dropout, batch norm)."""
@@ -46,6 +47,12 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release what the engine holds."""
+
+
+def run_bundle(bundle: Callable[..., Any], inputs: Batch, asked: Asked | None) -> StudentOutput:
+    """Call a bundle, wrapped or not; its answer as the losses see it."""
+    logits_BV, hidden, fused = bundle(inputs) if asked is None else bundle(inputs, asked)
+    return StudentOutput(logits_BV=logits_BV, hidden=hidden, fused=fused)
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -75,6 +82,19 @@ def training_device(training: TrainingConfig) -> torch.device:
             f"student.training.gpus is {training.gpus:g} but torch sees no GPU on this worker; set it to 0, or "
             "install a CUDA build of torch and start the worker on a GPU node")
     return torch.device("cpu")
+
+
+def checkpoint_activations(module: nn.Module) -> None:
+    """Let a model recompute its activations in the backward pass.
+
+    Raises:
+        TrainingError: it is no transformers model that can.
+    """
+    if not getattr(module, "supports_gradient_checkpointing", False):
+        raise TrainingError(f"student.training.activation_checkpointing: {type(module).__name__} cannot recompute its "
+                            "activations; leave it off")
+    enable: Any = module.gradient_checkpointing_enable
+    enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def average_buffers(module: nn.Module, ranks: Ranks) -> None:

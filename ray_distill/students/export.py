@@ -62,10 +62,10 @@ def model_card(arm: str, model: Model, best: Best, facts: Mapping[str, Any]) -> 
     lines = [
         "---", "library_name: transformers", "tags: [ray-distill, distillation]", "---", "",
         f"# {facts['campaign']}: {arm}", "",
-        f"A {facts['task']} model with {len(model.classes)} classes, trained by ray-distill from the stored labels "
-        "of a teacher." if arm == "student" else
-        f"A {facts['task']} model with {len(model.classes)} classes, trained by ray-distill for comparison with the "
-        "distilled student.", "",
+        f"A {facts['task']} model {_answers(model)}, trained by ray-distill from the stored labels of a teacher."
+        if arm == "student" else
+        f"A {facts['task']} model {_answers(model)}, trained by ray-distill for comparison with the distilled student.",
+        "",
         "| | |", "|---|---|"]
     lines += [f"| {name.replace('_', ' ')} | {_shown(value)} |" for name, value in facts.items()]
     lines += [f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in best.score.metrics.items()]
@@ -102,6 +102,10 @@ def _read_marker(url: str) -> dict[str, Any] | None:
     except ValueError as error:
         raise TrainingError(f"{url} is not JSON ({error}): delete it to train this arm again") from error
     return marker
+
+
+def _answers(model: Model) -> str:
+    return f"over {model.vocabulary:,} tokens" if model.vocabulary else f"with {len(model.classes)} classes"
 
 
 def _shown(value: Any) -> str:

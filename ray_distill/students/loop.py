@@ -18,7 +18,7 @@ from ray_distill.config import TrainingConfig
 from ray_distill.errors import TrainingError
 from ray_distill.losses.base import LossBatch
 from ray_distill.storage import files
-from ray_distill.students.batches import TrainingSet
+from ray_distill.students.batches import Examples
 from ray_distill.students.checkpoints import check_plan, fetch_checkpoint, find_checkpoint, save_checkpoint
 from ray_distill.students.engine import Engine
 from ray_distill.students.outcomes import WEIGHTS_FILE, Best, read_weights, weights_bytes
@@ -26,8 +26,9 @@ from ray_distill.students.ranks import Ranks
 from ray_distill.students.reporter import Reporter, TrainingStopped
 from ray_distill.students.sampler import Index, cursor_at, global_batch_at, micro_batches
 from ray_distill.students.schedules import rate_factor
-from ray_distill.students.terms import Term, combine, to_device, weights_of
-from ray_distill.students.validation import Judge, validate
+from ray_distill.students.terms import Term, ask_head, combine, to_device, weights_of
+from ray_distill.students.token_bundle import PLACES
+from ray_distill.students.validation import Judge
 from ray_distill.tasks.base import Batch
 
 
@@ -39,7 +40,7 @@ class Trial:
     """The arm, and its learning rate where there are several: what metrics are reported under."""
     url: str
     """Folder of its checkpoints."""
-    data: TrainingSet
+    data: Examples
     rows: Index
     """Rows of ``data`` it trains on."""
     terms: tuple[Term, ...]
@@ -109,7 +110,8 @@ def _pass(
     inputs: Batch, batch: LossBatch,
 ) -> Tensor:
     """Forward one micro-batch; returns its share of the global loss and notes the share of each term."""
-    loss, part = combine(terms, engine.forward(inputs), batch, step=step, weights=weights)
+    asked = ask_head(terms, batch, step=step, weights=weights) if PLACES in inputs else None
+    loss, part = combine(terms, engine.forward(inputs, asked), batch, step=step, weights=weights)
     parts.append(part)
     return loss
 
@@ -143,7 +145,7 @@ def _judge(
     trial: Trial, engine: Engine, ranks: Ranks, step: int, best: Best | None, values: dict[str, float]
 ) -> Best:
     """Validate, add the result to ``values``, and keep the weights if they are the best so far."""
-    score = validate(engine, trial.judge, ranks, batch=trial.training.micro_batch)
+    score = trial.judge.score(engine, ranks, batch=trial.training.micro_batch)
     if not math.isfinite(score.value):
         raise TrainingError(f"{trial.name}: the validation loss is {score.value} after step {step} of {trial.steps}; "
                             "lower the learning rate, or prefer precision bf16 or fp32 to fp16")

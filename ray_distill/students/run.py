@@ -14,20 +14,23 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from torch import nn
 
 from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign, LossConfig, parse_config
 from ray_distill.errors import ConfigError
 from ray_distill.labels.manifest import StoreManifest
 from ray_distill.labels.reader import open_label_set
+from ray_distill.labels.signal import Signal
 from ray_distill.models.build import build_student
+from ray_distill.models.causal import keeps_documents_apart
 from ray_distill.models.model import Model
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
 from ray_distill.students.arms import Arm, arm_by_name, arm_rows
-from ray_distill.students.batches import TrainingSet, build_set, check_retained_mass
-from ray_distill.students.bundle import build_bundle, layer_pairs
-from ray_distill.students.engine import build_engine
+from ray_distill.students.batches import Examples, TrainingSet, build_set, check_retained_mass
+from ray_distill.students.bundle import build_bundle, layer_pairs, make_projections
+from ray_distill.students.engine import build_engine, checkpoint_activations
 from ray_distill.students.export import export_arm, exported_arm, marker_url
 from ray_distill.students.loop import Trial, checkpoints_url, run_trial
 from ray_distill.students.outcomes import Best, load_outcome, save_outcome
@@ -35,9 +38,10 @@ from ray_distill.students.ranks import Ranks, current_ranks
 from ray_distill.students.reporter import Reporter
 from ray_distill.students.sampler import steps_per_epoch
 from ray_distill.students.terms import build_terms, declared_temperature
-from ray_distill.students.validation import Judge, choose_judge
-from ray_distill.tasks.base import Task
-from ray_distill.tasks.catalogue import TASKS
+from ray_distill.students.token_bundle import TokenBundle
+from ray_distill.students.token_set import build_token_set, check_tokens
+from ray_distill.students.validation import Judge, TokenJudge, choose_judge
+from ray_distill.tasks.catalogue import LABEL_TASKS, TASKS
 
 log = logging.getLogger(__name__)
 
@@ -74,11 +78,10 @@ class Workshop:
     job: TrainingJob
     config: Campaign
     ranks: Ranks
-    task: Task
     model: Model
     manifest: StoreManifest
-    train: TrainingSet
-    ceiling: TrainingSet | None
+    train: Examples
+    ceiling: Examples | None
     judge: Judge
     pairs: dict[int, int]
     """Student layer to stored teacher layer, where there is a hidden loss."""
@@ -140,7 +143,7 @@ def _work_url(job: TrainingJob, arm: str) -> str:
 
 def _open(job: TrainingJob, config: Campaign, ranks: Ranks) -> Workshop:
     """Read snapshot and labels, build the student, and settle what all arms share."""
-    task, snapshot, labels = TASKS[config.task], open_snapshot(job.labels.snapshot), open_label_set(job.labels)
+    snapshot, labels = open_snapshot(job.labels.snapshot), open_label_set(job.labels)
     manifest: StoreManifest = labels.manifest
     model = build_student(
         config.student.model, task=config.task, classes=tuple(manifest.classes), teacher=config.labels.teacher,
@@ -148,22 +151,56 @@ def _open(job: TrainingJob, config: Campaign, ranks: Ranks) -> Workshop:
     hidden = config.student.losses.get("hidden")
     pairs = {} if hidden is None else layer_pairs(hidden.layers, manifest.hidden_layers, model)
     signal = labels.read(layers=tuple(sorted(set(pairs.values()))))
-    common: dict[str, Any] = {
-        "task": task, "processor": model.processor, "student_classes": model.classes,
-        "store_classes": manifest.classes, "snapshot_classes": snapshot.classes, "labels": signal,
-        "excluded": _excluded(job.teacher_rows_url), "per_token": bool(pairs) and manifest.pool == "token"}
-    columns = ["row_id", task.input_column, "label"]
-    train = build_set(snapshot.read("train", columns), **common, name="train")
-    validation = build_set(snapshot.read("validation", columns), **common, name="validation")
+    read = _token_sets if model.vocabulary else _row_sets
+    train, judge = read(job, config, model, manifest, snapshot, signal)
     rows = arm_rows("student", config.student.losses, train)
     soft = config.student.losses.get("soft")
     if soft is not None:
         check_retained_mass(train, rows, declared_temperature(soft, manifest.temperatures))
     training = config.student.training
     return Workshop(
-        job=job, config=config, ranks=ranks, task=task, model=model, manifest=manifest, train=train,
-        ceiling=_ceiling(job, snapshot, task, model), judge=choose_judge(validation), pairs=pairs,
+        job=job, config=config, ranks=ranks, model=model, manifest=manifest, train=train,
+        ceiling=_ceiling(job, config, snapshot, model), judge=judge, pairs=pairs,
         steps=math.ceil(training.epochs * steps_per_epoch(len(rows), training.global_batch)))
+
+
+def _row_sets(
+    job: TrainingJob, config: Campaign, model: Model, manifest: StoreManifest, snapshot: Snapshot,
+    signal: tuple[pa.Array, Signal],
+) -> tuple[Examples, Judge]:
+    """Training rows and judge of a classifier."""
+    task = TASKS[config.task]
+    common: dict[str, Any] = {
+        "task": task, "processor": model.processor, "student_classes": model.classes,
+        "store_classes": manifest.classes, "snapshot_classes": snapshot.classes, "labels": signal,
+        "excluded": _excluded(job.teacher_rows_url), "per_token": bool(signal[1].hidden) and manifest.pool == "token"}
+    columns = ["row_id", task.input_column, "label"]
+    train = build_set(snapshot.read("train", columns), **common, name="train")
+    validation = build_set(snapshot.read("validation", columns), **common, name="validation")
+    return train, choose_judge(validation)
+
+
+def _token_sets(
+    job: TrainingJob, config: Campaign, model: Model, manifest: StoreManifest, snapshot: Snapshot,
+    signal: tuple[pa.Array, Signal],
+) -> tuple[Examples, Judge]:
+    """Training documents and judge of a language model.
+
+    Raises:
+        ConfigError: the student has another tokenizer than the labels, or cannot keep packed documents apart.
+    """
+    task, packed = LABEL_TASKS[config.task], config.student.training.packed
+    check_tokens(manifest.teacher, model)
+    if packed and not keeps_documents_apart(model.module):
+        raise ConfigError(f"student.training.packed: {type(model.module).__name__} would let documents of one row see "
+                          "each other, so its losses would be of other texts than the labels: set it to 0")
+    common: dict[str, Any] = {
+        "task": task, "processor": model.processor, "vocabulary": model.vocabulary, "labels": signal,
+        "excluded": _excluded(job.teacher_rows_url), "pool": manifest.pool, "packed": packed}
+    columns = ["row_id", task.input_column]
+    train = build_token_set(snapshot.read("train", columns), **common, name="train")
+    validation = build_token_set(snapshot.read("validation", columns), **common, name="validation")
+    return train, TokenJudge(data=validation)
 
 
 def _excluded(url: str | None) -> pa.Array | None:
@@ -173,13 +210,13 @@ def _excluded(url: str | None) -> pa.Array | None:
         return pq.read_table(source, columns=["row_id"])["row_id"].combine_chunks()
 
 
-def _ceiling(job: TrainingJob, snapshot: Snapshot, task: Task, model: Model) -> TrainingSet | None:
+def _ceiling(job: TrainingJob, config: Campaign, snapshot: Snapshot, model: Model) -> TrainingSet | None:
     """The teacher's own labelled rows, less any that the campaign validates or tests on."""
     if "ceiling_true_labels" not in job.arms:
         return None
     if job.ceiling is None:
         raise ConfigError("the arm ceiling_true_labels needs the teacher's labelled rows: set student.ceiling")
-    source = open_snapshot(job.ceiling)
+    source, task = open_snapshot(job.ceiling), TASKS[config.task]
     columns = ["row_id", task.input_column, "label"]
     table = pa.concat_tables([source.read(split, columns) for split in ("train", "validation", "calibration", "test")])
     table = table.filter(pc.is_valid(table["label"]))
@@ -235,9 +272,15 @@ def _finish_trial(workshop: Workshop, arm: Arm, trial: Trial, reporter: Reporter
     passes = math.ceil(math.ceil(training.global_batch / ranks.world) / training.micro_batch)
     pairs = workshop.pairs if "hidden" in _losses(workshop.config, arm) else {}
     widths = {layer: hidden.values.shape[1] for layer, hidden in trial.data.hidden.items()}
-    bundle = build_bundle(
-        workshop.model, copy.deepcopy(workshop.model.module), layers=pairs, widths=widths,
-        pool=workshop.manifest.pool, seed=trial.seed)
+    module = copy.deepcopy(workshop.model.module)
+    if training.activation_checkpointing:
+        checkpoint_activations(module)
+    bundle: nn.Module
+    if workshop.model.vocabulary:
+        bundle = TokenBundle(module, make_projections(workshop.model, layers=pairs, widths=widths, seed=trial.seed))
+    else:
+        bundle = build_bundle(
+            workshop.model, module, layers=pairs, widths=widths, pool=workshop.manifest.pool, seed=trial.seed)
     engine = build_engine(bundle, training, ranks, passes=passes)
     try:
         best = run_trial(trial, engine, ranks, reporter, resume=workshop.job.resume)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -9,8 +10,9 @@ from torch import Tensor
 from ray_distill.config import LossConfig
 from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.losses.base import Loss, LossBatch, StudentOutput
-from ray_distill.losses.buckets import temperature_index
+from ray_distill.losses.buckets import BucketLoss, temperature_index
 from ray_distill.losses.catalogue import LOSSES
+from ray_distill.losses.fused import Asked, Part
 from ray_distill.students.ranks import Ranks
 from ray_distill.students.schedules import Curve, weight_curve
 
@@ -54,7 +56,8 @@ def _arguments(
     name: str, config: LossConfig, temperatures: Sequence[float], layers: Mapping[int, int]
 ) -> dict[str, object]:
     if name == "soft":
-        return {"temperature": declared_temperature(config, temperatures), "divergence": config.divergence}
+        return {"temperature": declared_temperature(config, temperatures), "divergence": config.divergence,
+                "beta": config.beta, "skew": config.skew, "tail": config.tail}
     if name == "hidden":
         return {"layers": layers, "kind": config.kind}
     return {}
@@ -77,23 +80,41 @@ def weights_of(terms: Sequence[Term], batches: Sequence[LossBatch], ranks: Ranks
     return ranks.total([sum(float(term.loss.weight(batch)) for batch in batches) for term in terms], device)
 
 
+def ask_head(terms: Sequence[Term], batch: LossBatch, *, step: int, weights: Sequence[float]) -> Asked:
+    """What a fused head is asked for: the terms that need no logits, with their factors in the global loss."""
+    parts = tuple(
+        Part(loss=cast(BucketLoss, term.loss), factor=term.weight(step) / (weight or 1.0))
+        for term, weight in zip(terms, weights, strict=True) if _fits(term))
+    return Asked(batch=batch, parts=parts)
+
+
 def combine(
     terms: Sequence[Term], output: StudentOutput, batch: LossBatch, *, step: int, weights: Sequence[float]
 ) -> tuple[Tensor, list[Tensor]]:
     """One micro-batch's share of the global loss, and of each term's global mean.
 
     ``Σ w_term · sum / W_term`` (MATHS.md §6): adding up the shares of all micro-batches and ranks, or their
-    gradients, gives the loss of the whole batch. A term nothing in the batch carries counts 0.
+    gradients, gives the loss of the whole batch. A term nothing in the batch carries counts 0. What a fused head has
+    been asked for (`ask_head`) is taken from it.
 
     Raises:
         TrainingError: a loss finds that student and labels do not fit.
     """
+    made = iter(() if output.fused is None else output.fused[1])
+    known = [next(made) if output.fused is not None and _fits(term) else None for term in terms]
     try:
-        parts = [term.loss(output, batch) / (weight or 1.0) for term, weight in zip(terms, weights, strict=True)]
+        parts = [(term.loss(output, batch) if value is None else value) / (weight or 1.0)
+                 for term, value, weight in zip(terms, known, weights, strict=True)]
     except ValueError as error:
         raise TrainingError(f"step {step}: {error}") from error
-    loss = torch.stack([term.weight(step) * part for term, part in zip(terms, parts, strict=True)]).sum()
+    own = [term.weight(step) * part for term, value, part in zip(terms, known, parts, strict=True) if value is None]
+    loss = torch.stack(own if output.fused is None else [output.fused[0], *own]).sum()
     return loss, [part.detach() for part in parts]
+
+
+def _fits(term: Term) -> bool:
+    """Whether a fused head can give this term."""
+    return hasattr(term.loss, "of_buckets")
 
 
 def to_device(batch: LossBatch, device: torch.device) -> LossBatch:

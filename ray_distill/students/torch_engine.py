@@ -9,7 +9,8 @@ from torch import Tensor, distributed, nn
 from ray_distill.config import TrainingConfig
 from ray_distill.errors import ConfigError
 from ray_distill.losses.base import StudentOutput
-from ray_distill.students.engine import average_buffers, build_optimizer, training_device
+from ray_distill.losses.fused import Asked
+from ray_distill.students.engine import average_buffers, build_optimizer, run_bundle, training_device
 from ray_distill.students.ranks import Ranks
 from ray_distill.tasks.base import Batch
 
@@ -39,11 +40,10 @@ class TorchEngine:
         """Where the bundle computes."""
         return self._device
 
-    def forward(self, inputs: Batch) -> StudentOutput:
+    def forward(self, inputs: Batch, asked: Asked | None = None) -> StudentOutput:
         """Run the bundle, under autocast where the precision is bf16."""
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
-            logits_BV, hidden = self._module(inputs)
-        return StudentOutput(logits_BV=logits_BV, hidden=hidden)
+            return run_bundle(self._module, inputs, asked)
 
     def train(self, mode: bool) -> None:
         """Switch mode; statistics are made equal on all ranks before they are used."""

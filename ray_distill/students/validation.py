@@ -1,6 +1,8 @@
 """How every arm of a campaign is judged while it trains: one rule, chosen by the validation split alone."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -9,25 +11,19 @@ from torch.nn import functional
 
 from ray_distill.errors import TrainingError
 from ray_distill.losses.base import LossBatch, SparseTargets
-from ray_distill.losses.soft import forward_kl
-from ray_distill.students.batches import TrainingSet
+from ray_distill.losses.cross_entropy import Hard
+from ray_distill.losses.fused import Asked, Part
+from ray_distill.losses.soft import Soft, forward_kl
+from ray_distill.students.batches import Examples, TrainingSet
 from ray_distill.students.engine import Engine
 from ray_distill.students.ranks import Ranks
 from ray_distill.students.sampler import Index, micro_batches
 from ray_distill.students.terms import to_device
+from ray_distill.students.token_set import TokenSet
+from ray_distill.tasks.base import Batch
 
 #: With fewer labelled validation rows than this, arms are judged by their divergence from the teacher.
 MIN_LABELLED = 50
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judge:
-    """The validation rows that count, and by what."""
-
-    data: TrainingSet
-    rows: Index
-    by_label: bool
-    """True: NLL and accuracy on true labels; False: KL from the teacher and agreement with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +35,57 @@ class Score:
     metrics: dict[str, float]
 
 
+class Judge(Protocol):
+    """How a bundle is judged on the validation split."""
+
+    def score(self, engine: Engine, ranks: Ranks, *, batch: int) -> Score:
+        """Measure the bundle as it is; every rank takes a share of the rows and all get the same score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowJudge:
+    """Of classifiers: the validation rows that count, and by what."""
+
+    data: TrainingSet
+    rows: Index
+    by_label: bool
+    """True: NLL and accuracy on true labels; False: KL from the teacher and agreement with it."""
+
+    def score(self, engine: Engine, ranks: Ranks, *, batch: int) -> Score:
+        """See `Judge`."""
+        def measure(inputs: Batch, losses: LossBatch) -> tuple[Tensor, ...]:
+            return _measure(engine.forward(inputs).logits_BV.float(), losses, self.by_label)
+
+        loss, correct, weight = measured(engine, self.data, self.rows, ranks, batch, measure)
+        names = ("validation_nll", "validation_accuracy") if self.by_label else (
+            "validation_kl", "validation_agreement")
+        return Score(value=loss / weight, metrics={names[0]: loss / weight, names[1]: correct / weight})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenJudge:
+    """Of language models: NLL of the true tokens, by which the gate decides too; KL from the teacher is told beside
+    it where the split is labelled."""
+
+    data: TokenSet
+
+    def score(self, engine: Engine, ranks: Ranks, *, batch: int) -> Score:
+        """See `Judge`."""
+        losses = (Hard(),) if self.data.distributions is None else (Hard(), Soft())
+
+        def measure(inputs: Batch, found: LossBatch) -> tuple[Tensor, ...]:
+            asked = Asked(batch=found, parts=tuple(Part(loss=loss, factor=1.0) for loss in losses))
+            output = engine.forward(inputs, asked)
+            sums = [loss(output, found) for loss in losses] if output.fused is None else list(output.fused[1])
+            return (*sums, *(loss.weight(found) for loss in losses))
+
+        rows = np.arange(self.data.rows, dtype=np.int64)
+        found = measured(engine, self.data, rows, ranks, batch, measure)
+        means = {name: found[at] / (found[at + len(losses)] or 1.0)
+                 for at, name in enumerate(("validation_nll", "validation_kl")[: len(losses)])}
+        return Score(value=means["validation_nll"], metrics=means)
+
+
 def choose_judge(data: TrainingSet) -> Judge:
     """True labels where at least `MIN_LABELLED` rows have one, else the teacher.
 
@@ -47,28 +94,27 @@ def choose_judge(data: TrainingSet) -> Judge:
     """
     labelled, taught = np.flatnonzero(data.labels >= 0), np.flatnonzero(data.distil)
     if len(labelled) >= MIN_LABELLED:
-        return Judge(data=data, rows=labelled, by_label=True)
+        return RowJudge(data=data, rows=labelled, by_label=True)
     if data.teaching is None or len(taught) == 0:
         raise TrainingError(
             f"the validation split has {len(labelled)} labelled rows (at least {MIN_LABELLED} are needed) and no "
             "teacher labels, so students cannot be compared; label it, or give it more labelled rows")
-    return Judge(data=data, rows=taught, by_label=False)
+    return RowJudge(data=data, rows=taught, by_label=False)
 
 
-def validate(engine: Engine, judge: Judge, ranks: Ranks, *, batch: int) -> Score:
-    """Measure the bundle as it is; every rank takes a share of the rows and all get the same score."""
+def measured(
+    engine: Engine, data: Examples, rows: Index, ranks: Ranks, batch: int,
+    measure: Callable[[Batch, LossBatch], tuple[Tensor, ...]],
+) -> list[float]:
+    """Sums over all rows and ranks of what a function measures of each micro-batch, in evaluation mode."""
     engine.train(False)
-    sums = [0.0, 0.0, 0.0]
+    found: list[list[float]] = []
     with torch.no_grad():
-        for micro in micro_batches(judge.rows, rank=ranks.rank, world=ranks.world, micro_batch=batch):
-            inputs, loss_batch = judge.data.batch(micro.rows, micro.real)
-            logits_BV = engine.forward(inputs).logits_BV.float()
-            added = _measure(logits_BV, to_device(loss_batch, engine.device), judge.by_label)
-            sums = [total + float(value) for total, value in zip(sums, added, strict=True)]
+        for micro in micro_batches(rows, rank=ranks.rank, world=ranks.world, micro_batch=batch):
+            inputs, losses = data.batch(micro.rows, micro.real)
+            found.append([float(value) for value in measure(inputs, to_device(losses, engine.device))])
     engine.train(True)
-    loss, correct, weight = ranks.total(sums, engine.device)
-    names = ("validation_nll", "validation_accuracy") if judge.by_label else ("validation_kl", "validation_agreement")
-    return Score(value=loss / weight, metrics={names[0]: loss / weight, names[1]: correct / weight})
+    return ranks.total([sum(column) for column in zip(*found, strict=True)], engine.device)
 
 
 def _measure(logits_BV: Tensor, batch: LossBatch, by_label: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,67 @@
+"""The module that is trained of a language model: hidden states at the answered positions, and a fused head.
+
+Beside the student stand the projections of its hidden states, as in `bundle`.
+"""
+
+import logging
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from ray_distill.errors import ModelError
+from ray_distill.losses.fused import Asked, FusedHead
+from ray_distill.models.causal import body_and_head
+from ray_distill.models.forward import place_batch
+from ray_distill.tasks.base import Batch
+
+log = logging.getLogger(__name__)
+
+#: The batch's entry that says where answers are wanted: int64 ``[N]`` into the flat ``[B * L]`` tokens.
+PLACES = "places"
+
+
+class TokenBundle(nn.Module):
+    """``forward(inputs, asked)`` answers at N positions: logits ``[N, V]``, or the losses ``asked`` for without them.
+
+    The student's own head is replaced by a `FusedHead` on the same parameters, so its weights keep their names.
+    A model whose head is more than a linear map (scaled or capped logits) is run whole and gives logits.
+    """
+
+    def __init__(self, student: nn.Module, projections: Mapping[int, nn.Module]) -> None:
+        super().__init__()
+        self.fused = _fuse(student)
+        self.student = student
+        self.projections = nn.ModuleDict({str(layer): module for layer, module in projections.items()})
+        self.layers = tuple(sorted(projections))
+
+    def forward(
+        self, inputs: Batch, asked: Asked | None = None
+    ) -> tuple[Tensor, dict[int, Tensor], tuple[Tensor, Tensor] | None]:
+        """``(logits, {student layer: projected states [N, D]}, None)``; logits are ``[N, 0]`` where losses come."""
+        found = place_batch(self.student, inputs)
+        places_N = found.pop(PLACES)
+        # transformers keeps packed documents apart only without a cache.
+        run = self.student if self.fused is None else self.student.get_submodule(self.fused[0])
+        output = run(**found, use_cache=False, output_hidden_states=bool(self.layers))
+        hidden = {layer: self.projections[str(layer)](output.hidden_states[layer].flatten(0, 1)[places_N])
+                  for layer in self.layers}
+        if self.fused is None:
+            return output.logits.flatten(0, 1)[places_N], hidden, None
+        head = self.student.get_submodule(self.fused[1])
+        states_ND = output.last_hidden_state.flatten(0, 1)[places_N]
+        if asked is None:
+            return head(states_ND), hidden, None
+        return states_ND[:, :0], hidden, head(states_ND, asked)
+
+
+def _fuse(student: nn.Module) -> tuple[str, str] | None:
+    """Names of the student's body and of its head, which is replaced; None where it cannot be."""
+    try:
+        body, head = body_and_head(student)
+    except ModelError as reason:
+        log.warning("the student's head is not fused with its losses, which holds whole logits: %s", reason)
+        return None
+    names = {module: name for name, module in student.named_modules()}
+    parent, _, own = names[head].rpartition(".")
+    setattr(student.get_submodule(parent), own, FusedHead(head))
+    return names[body], names[head]

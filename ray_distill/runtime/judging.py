@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -12,20 +10,21 @@ import torch
 from ray_distill.artifacts import EvalReport, SnapshotRef, StudentRef
 from ray_distill.config import Campaign, TeacherConfig
 from ray_distill.errors import EvaluationError
+from ray_distill.evaluation.directions import LANGUAGE_TASKS
 from ray_distill.evaluation.efficiency import Runner, count_parameters, measure_efficiency
 from ray_distill.evaluation.evaluate import Measured, Resampling, judge
-from ray_distill.evaluation.predict import Predictor, predict_all, predictor
-from ray_distill.evaluation.predictions import join_predictions
-from ray_distill.evaluation.robustness import measure_robustness
+from ray_distill.evaluation.panels import ClassPanel, LanguagePanel, Panel, Run
+from ray_distill.evaluation.robustness import Robustness, measure_robustness
 from ray_distill.models.load import load_model
 from ray_distill.models.model import Model
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
-from ray_distill.tasks.base import Task
-from ray_distill.tasks.catalogue import TASKS
+from ray_distill.tasks.catalogue import LABEL_TASKS, TASKS
 
 #: Examples that requests and batches go round when models are timed.
 TIMED_EXAMPLES = 256
+#: Whose quality on corrupted inputs is measured.
+ROBUST_ARMS = ("teacher", "student", "champion")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,72 +51,73 @@ def judge_students(
         threads: CPU threads of every model.
 
     Raises:
-        EvaluationError: the test split is empty or no model accepts its rows, or classes differ.
+        EvaluationError: the test split is empty or no model accepts its rows, or classes or tokens differ.
     """
     torch.set_num_threads(threads)
-    task, opened = TASKS[config.task], open_snapshot(snapshot)
-    columns = ["row_id", task.input_column, "label", "count", *config.snapshot.columns.slices]
-    rows = opened.read("test", columns=columns)
-    models = {"teacher": load_model(config.labels.teacher, task=config.task, head_url=head_url)}
     urls = {arm: ref.url for arm, ref in students.items()} | ({"champion": champion.url} if champion else {})
-    for arm, place in urls.items():
-        models[arm] = load_model(TeacherConfig(model=place, device=config.labels.teacher.device), task=config.task)
+    models = _load(config, urls, head_url)
     sizes = {arm: _size(model, head_url if arm == "teacher" else None) for arm, model in models.items()}
-    predictors = {arm: predictor(model, task, opened.classes, batch=config.evaluation.batch)
-                  for arm, model in models.items()}
-    return _judge(config, task, rows, predictors, sizes, students["student"], url)
+    opened = open_snapshot(snapshot)
+    panel = _panel(config, models, opened.classes)
+    rows = opened.read("test", columns=[*panel.columns, *config.snapshot.columns.slices])
+    return _judge(config, panel, rows, sizes, students["student"], url)
+
+
+def _load(config: Campaign, urls: Mapping[str, str], head_url: str | None) -> dict[str, Model]:
+    teacher = config.labels.teacher
+    models = {"teacher": load_model(teacher, task=config.task, head_url=head_url)}
+    for arm, place in urls.items():
+        spec = TeacherConfig(model=place, device=teacher.device, language=teacher.language)
+        models[arm] = load_model(spec, task=config.task)
+    return models
+
+
+def _panel(config: Campaign, models: Mapping[str, Model], classes: tuple[str, ...]) -> Panel:
+    settings = config.evaluation
+    if config.task in LANGUAGE_TASKS:
+        return LanguagePanel(task=LABEL_TASKS[config.task], models=models, batch=settings.batch, bins=settings.bins,
+                             raw=config.labels.teacher.language.format == "text")
+    return ClassPanel(task=TASKS[config.task], models=models, classes=classes, batch=settings.batch)
 
 
 def _judge(
-    config: Campaign, task: Task, rows: pa.Table, predictors: Mapping[str, Predictor], sizes: Mapping[str, int],
-    student: StudentRef, url: str,
+    config: Campaign, panel: Panel, rows: pa.Table, sizes: Mapping[str, int], student: StudentRef, url: str,
 ) -> Judged:
-    answers = predict_all(predictors, rows)
-    rows = _accepted_by_all(rows, answers)
     slices, settings = config.snapshot.columns.slices, config.evaluation
-    joined = {arm: join_predictions(rows, answer, teacher=answers["teacher"], slices=slices)
-              for arm, answer in answers.items()}
-    runners = {arm: _runner(one, rows, sizes[arm]) for arm, one in predictors.items()}
+    answers = panel.answer(rows, slices)
+    rows = rows.filter(pc.is_in(rows["row_id"], value_set=answers["teacher"]["row_id"].combine_chunks()))
+    timed = rows.slice(0, TIMED_EXAMPLES)
+    runners = {arm: _runner(panel.models[arm], run, sizes[arm]) for arm, run in panel.runs(timed).items()}
     efficiency = measure_efficiency(
-        runners, examples=min(rows.num_rows, TIMED_EXAMPLES), requests=settings.latency_requests, batch=settings.batch)
-    names = settings.corruptions if settings.corruptions is not None else tuple(task.corruptions)
-    unknown = sorted(set(names) - set(task.corruptions))
-    if unknown:
-        raise EvaluationError(f"evaluation.corruptions: {task.name} has no {', '.join(unknown)}; it has "
-                              f"{', '.join(sorted(task.corruptions))}")
-    tried = {arm: one for arm, one in predictors.items() if arm in ("teacher", "student", "champion")}
-    robustness = measure_robustness(
-        rows, {name: task.corruptions[name] for name in names}, settings.severities, measure=task.measure,
-        predict=lambda damaged: predict_all(tried, damaged), seed=config.seed, bootstrap=settings.bootstrap,
-        bins=settings.bins)
+        runners, examples=timed.num_rows, requests=settings.latency_requests, batch=settings.batch)
+    robustness, speed = _robustness(config, panel, rows), panel.speed(timed, efficiency)
     measured = {
-        arm: Measured(url=one.model.url, predictions=joined[arm], efficiency=efficiency[arm],
-                      robustness=robustness.get(arm, {}))
-        for arm, one in predictors.items()}
+        arm: Measured(url=model.url, predictions=answers[arm], efficiency=efficiency[arm],
+                      robustness=robustness.get(arm, {}), speed=speed.get(arm, {}))
+        for arm, model in panel.models.items()}
     report = judge(
-        measured, student=student, url=url, measure=task.measure, slices=slices,
+        measured, student=student, url=url, measure=panel.measure, compare=panel.compare, slices=slices,
         resampling=Resampling(seed=config.seed, bootstrap=settings.bootstrap, bins=settings.bins))
-    return Judged(report=report, predictions=joined["student"])
+    return Judged(report=report, predictions=answers["student"])
 
 
-def _accepted_by_all(rows: pa.Table, answers: Mapping[str, pa.Table]) -> pa.Table:
-    """The rows that every model could answer, so that all are judged on the same."""
-    for answer in answers.values():
-        rows = rows.filter(pc.is_in(rows["row_id"], value_set=answer["row_id"].combine_chunks()))
-    if not rows.num_rows:
-        raise EvaluationError("no row of the test split is accepted by all models: nothing can be compared")
-    return rows
+def _robustness(config: Campaign, panel: Panel, rows: pa.Table) -> dict[str, Robustness]:
+    settings = config.evaluation
+    names = settings.corruptions if settings.corruptions is not None else tuple(panel.usual)
+    unknown = sorted(set(names) - set(panel.corruptions))
+    if unknown:
+        raise EvaluationError(f"evaluation.corruptions: {config.task} has no {', '.join(unknown)}; it has "
+                              f"{', '.join(sorted(panel.corruptions)) or 'none (for conversations)'}")
+    return measure_robustness(
+        rows, {name: panel.corruptions[name] for name in names}, settings.severities, measure=panel.measure,
+        predict=lambda damaged: panel.answer_damaged(damaged, ROBUST_ARMS), join=lambda _, answers: answers,
+        metrics=panel.robust, seed=config.seed, bootstrap=settings.bootstrap, bins=settings.bins)
 
 
-def _runner(one: Predictor, rows: pa.Table, size: int) -> Runner:
+def _runner(model: Model, run: Run, size: int) -> Runner:
     """A model over the first rows, encoded beforehand; what is timed is collation and the forward pass."""
-    encoded = one.encode(rows.slice(0, TIMED_EXAMPLES))
-
-    def run(index: npt.NDArray[np.int64]) -> object:
-        return one.logits(encoded, index)
-
-    device = str(next(one.model.module.parameters()).device)
-    return Runner(run=run, parameters=count_parameters(one.model.module), bytes_on_disk=size, device=device)
+    device = str(next(model.module.parameters()).device)
+    return Runner(run=run, parameters=count_parameters(model.module), bytes_on_disk=size, device=device)
 
 
 def _size(model: Model, head_url: str | None) -> int:

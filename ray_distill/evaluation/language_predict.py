@@ -1,0 +1,208 @@
+"""Run language models over documents, all on the same batches, and keep sums a document: never a distribution.
+
+The models share the tokens: the first one's processor encodes, the others must have its vocabulary and rules. Beside a
+teacher, its logits of a batch are compared with each model's a few hundred positions at a time, so that there are never
+more than two models' logits of one batch at once.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from ray_distill.errors import EvaluationError
+from ray_distill.evaluation.language import TAIL_TOP, sum_by_document
+from ray_distill.evaluation.metrics import Floats, Ints
+from ray_distill.models.forward import forward
+from ray_distill.models.model import Model
+from ray_distill.tasks.base import Encoded, LabelTask, Ragged
+
+#: Most float32 logits of one batch, bytes; a longer document is a batch of its own.
+LOGITS_BYTES = 1 << 29
+#: Log-probabilities compared at once, a model: 341 positions of SmolLM2's 49,152 tokens.
+CHUNK_ELEMENTS = 1 << 24
+
+
+def predict_documents(
+    models: Mapping[str, Model], rows: pa.Table, *, task: LabelTask, batch: int, bins: int, teacher: str | None,
+    keep: Sequence[str] = (),
+) -> dict[str, pa.Table]:
+    """What every model said of the documents that can be used, as `measure_language` reads it.
+
+    Args:
+        models: by name; the first one's processor encodes for all.
+        rows: ``row_id``, the input, ``count``.
+        task: of the models.
+        batch: documents a batch at most.
+        bins: of the calibration histogram.
+        teacher: the model that the others are compared with; None = each alone.
+        keep: other columns of ``rows`` to carry over.
+
+    Returns:
+        By model, one row a document: the same documents in the order of ``rows``.
+
+    Raises:
+        EvaluationError: tokens or vocabularies differ, no document can be used, or a model answers NaN.
+    """
+    encoded = encode_for_all(models, rows, task=task)
+    parts: dict[str, list[pa.Table]] = {name: [] for name in models}
+    order: list[Ints] = []
+    width = next(iter(models.values())).vocabulary
+    for index in batches(encoded, batch=batch, vocabulary=width):
+        order.append(index)
+        for name, table in _batch(models, encoded, index, task=task, bins=bins, teacher=teacher).items():
+            parts[name].append(table)
+    back = np.argsort(np.concatenate(order))
+    place = pc.index_in(encoded.row_ids, value_set=rows["row_id"].cast(pa.binary(16)).combine_chunks())
+    known = {name: rows[name].take(place) for name in ("row_id", "count", *keep)}
+    tables = {name: pa.concat_tables(found).take(back) for name, found in parts.items()}
+    return {name: pa.table(known | dict(zip(table.column_names, table.columns, strict=True)))
+            for name, table in tables.items()}
+
+
+def encode_for_all(models: Mapping[str, Model], rows: pa.Table, *, task: LabelTask) -> Encoded:
+    """Features that suit every model: of the first one's processor, cut to the shortest limit among them.
+
+    Raises:
+        EvaluationError: the models differ in tokens or vocabulary, or no document can be used.
+    """
+    check_alike(models)
+    encoded = task.encode(rows, next(iter(models.values())).processor)
+    encoded = _cut(encoded, min(getattr(model.processor, "max_length", np.inf) for model in models.values()))
+    answers = _positions(task, encoded) if encoded.rows else None
+    encoded = encoded.take(np.flatnonzero(np.diff(answers.offsets))) if answers is not None else encoded
+    if not encoded.rows:
+        why = encoded.rejected[0].reason if encoded.rejected else "nothing in them is to be predicted"
+        raise EvaluationError(f"none of the {rows.num_rows} documents can be used by {', '.join(models)}: {why}")
+    return encoded
+
+
+def check_alike(models: Mapping[str, Model]) -> None:
+    """Refuse models of other tokens or another vocabulary than the first: their likelihoods are of other events.
+
+    Raises:
+        EvaluationError: names both.
+    """
+    first, *others = models.values()
+    for model in others:
+        if _tokens(model) != _tokens(first):
+            raise EvaluationError(
+                f"{model.url} and {first.url} have different tokenizers (vocabulary, special tokens or chat template), "
+                "so a token of one is none of the other's: judge models of one tokenizer, and start a campaign of "
+                "another name for another")
+        if model.vocabulary != first.vocabulary:
+            raise EvaluationError(f"{model.url} answers over {model.vocabulary} tokens, {first.url} over "
+                                  f"{first.vocabulary}: give the student the teacher's vocab_size")
+
+
+def batches(encoded: Encoded, *, batch: int, vocabulary: int, index: Ints | None = None) -> Iterator[Ints]:
+    """Rows (all, or ``index``) in batches of like length whose float32 logits stay under `LOGITS_BYTES`."""
+    lengths = np.diff(encoded.features["input_ids"].offsets)
+    index = np.arange(encoded.rows) if index is None else index
+    order = index[np.argsort(lengths[index], kind="stable")].astype(np.int64)
+    most, start = max(1, LOGITS_BYTES // (4 * vocabulary)), 0
+    while start < len(order):
+        stop = min(start + batch, len(order))
+        while stop - start > 1 and int(lengths[order[stop - 1]]) * (stop - start) > most:
+            stop -= 1
+        yield order[start:stop]
+        start = stop
+
+
+def run_batch(model: Model, task: LabelTask, encoded: Encoded, index: Ints) -> Tensor:
+    """Logits ``[B, L, V]`` of the given rows, on the model's device."""
+    with torch.inference_mode():
+        return forward(model.module, task.collate(encoded, index)).logits_BV
+
+
+def _batch(
+    models: Mapping[str, Model], encoded: Encoded, index: Ints, *, task: LabelTask, bins: int, teacher: str | None
+) -> dict[str, pa.Table]:
+    part = encoded.take(index)
+    answers, ids = _positions(task, part), part.features["input_ids"]
+    document_P = np.repeat(np.arange(part.rows), np.diff(answers.offsets))
+    position_P = answers.values.astype(np.int64)
+    true_P = ids.values[ids.offsets[document_P] + position_P + 1].astype(np.int64)
+    theirs_BLV = None if teacher is None else run_batch(models[teacher], task, encoded, index)
+    tables = {}
+    for name, model in models.items():
+        logits_BLV = theirs_BLV if name == teacher else run_batch(model, task, encoded, index)
+        assert logits_BLV is not None
+        values = _values(logits_BLV, theirs_BLV, document_P, position_P, true_P)
+        if np.isnan(values["confidence"]).any():
+            raise EvaluationError(f"{model.url} answers with NaN: its weights are damaged or overflow in its dtype")
+        tables[name] = pa.table(sum_by_document(
+            values, document_P=document_P, position_P=position_P, documents=part.rows, bins=bins))
+    return tables
+
+
+def _values(
+    logits_BLV: Tensor, theirs_BLV: Tensor | None, document_P: Ints, position_P: Ints, true_P: Ints
+) -> dict[str, Floats]:
+    """`compare_positions` of all positions, chunk by chunk, as float64 ``[P]``."""
+    chunk, parts = max(1, CHUNK_ELEMENTS // logits_BLV.shape[-1]), []
+    for start in range(0, len(document_P), chunk):
+        rows, places, true = (torch.from_numpy(item[start : start + chunk]).to(logits_BLV.device)
+                              for item in (document_P, position_P, true_P))
+        theirs_PV = None
+        if theirs_BLV is not None:
+            theirs_PV = theirs_BLV[rows.to(theirs_BLV.device), places.to(theirs_BLV.device)].to(logits_BLV.device)
+        with torch.inference_mode():
+            parts.append(compare_positions(logits_BLV[rows, places], theirs_PV, true))
+    return {name: torch.cat([part[name].double().cpu() for part in parts]).numpy() for name in parts[0]}
+
+
+def compare_positions(logits_PV: Tensor, theirs_PV: Tensor | None, true_P: Tensor) -> dict[str, Tensor]:
+    """Values ``[P]`` that `sum_by_document` sums, in float32: of a model, and beside its teacher where there is one.
+
+    Args:
+        logits_PV: the model's.
+        theirs_PV: the teacher's, at the same positions; None without one.
+        true_P: the true next tokens.
+    """
+    logq_PV = logits_PV.float().log_softmax(-1)
+    q_PV = logq_PV.exp()
+    confidence_P, first_P = q_PV.max(-1)
+    found = {"nll": -logq_PV.gather(-1, true_P[:, None])[:, 0], "correct": first_P == true_P,
+             "confidence": confidence_P.clamp(max=1.0), "entropy": _entropy(q_PV, logq_PV)}
+    if theirs_PV is None:
+        return found
+    logp_PV = theirs_PV.float().log_softmax(-1)
+    p_PV = logp_PV.exp()
+    # What the teacher gives no probability adds nothing, whatever the model gives it.
+    terms_PV = torch.where(p_PV > 0, p_PV * (logp_PV - logq_PV), 0.0)
+    top_PK, ids_PK = p_PV.topk(min(TAIL_TOP, p_PV.shape[-1]), dim=-1)
+    return found | {
+        "kl_from_teacher": terms_PV.sum(-1).clamp(min=0.0), "agreement": first_P == p_PV.argmax(-1),
+        "teacher_entropy": _entropy(p_PV, logp_PV), "tail_gap": top_PK.sum(-1) - q_PV.gather(-1, ids_PK).sum(-1)}
+
+
+def _entropy(p_PV: Tensor, logp_PV: Tensor) -> Tensor:
+    return -torch.where(p_PV > 0, p_PV * logp_PV, 0.0).sum(-1)
+
+
+def _positions(task: LabelTask, encoded: Encoded) -> Ragged:
+    found = task.positions(encoded)
+    assert found is not None, f"{task.name} answers once a row"
+    return found
+
+
+def _cut(encoded: Encoded, longest: float) -> Encoded:
+    """The first tokens of every row, in all its features."""
+    features = {}
+    for name, feature in encoded.features.items():
+        lengths = np.diff(feature.offsets)
+        within: npt.NDArray[Any] = np.arange(len(feature.values)) - np.repeat(feature.offsets[:-1], lengths)
+        offsets = np.concatenate([[0], np.cumsum(np.minimum(lengths, longest))]).astype(np.int64)
+        features[name] = Ragged(values=feature.values[within < longest], offsets=offsets, pad=feature.pad)
+    return Encoded(row_ids=encoded.row_ids, features=features, rejected=encoded.rejected)
+
+
+def _tokens(model: Model) -> str:
+    """What two models must share to read the same tokens."""
+    return str(getattr(model.processor, "tokens_fingerprint", model.processor.fingerprint))

@@ -6,27 +6,28 @@ Every stage asks first whether it has been done with the same inputs. So a campa
 run again with the same command, and goes on where it was.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from ray_distill.artifacts import Artifact, Decision, EvalReport, LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError
 from ray_distill.evaluation.cost import CostReport
-from ray_distill.evaluation.directions import decisive
+from ray_distill.evaluation.directions import LANGUAGE_TASKS, decisive
 from ray_distill.fingerprint import fingerprint
 from ray_distill.models.factory import is_factory
 from ray_distill.promotion.gate import limits_of
 from ray_distill.runtime import evaluate_stage, label_stage, promote_stage, train_stage
 from ray_distill.runtime.console import say
+from ray_distill.runtime.freezing import freeze
 from ray_distill.runtime.relabelling import RelabelReport, relabel_source
 from ray_distill.runtime.session import Session, session
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.sources import describe_sources
-from ray_distill.snapshots.take import take_snapshot
 from ray_distill.storage import files
 from ray_distill.students.terms import build_terms
-from ray_distill.tasks.catalogue import TASKS
+from ray_distill.tasks.catalogue import TASKS, get_label_task
+from ray_distill.tasks.text_corruptions import TEXT_CORRUPTIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +135,10 @@ def check(config: Campaign) -> None:
             build_terms({name: loss}, steps=1, temperatures=labels.signal.temperatures, layers={0: 0})
         except ConfigError as error:
             wrong.append(str(error))
-    known = TASKS[config.task].corruptions
-    wrong += [f"evaluation.corruptions: {config.task} has no {name!r}; it has {', '.join(sorted(known))}"
+    known = _corruptions(config)
+    wrong += [f"evaluation.corruptions: {config.task} has no {name!r}; it has {', '.join(sorted(known)) or 'none'}"
               for name in config.evaluation.corruptions or () if name not in known]
+    wrong += _unlike_task(config)
     if not is_factory(labels.teacher.model) and not files.exists(labels.teacher.model):
         wrong.append(f"labels.teacher.model: {labels.teacher.model} does not exist; give a checkpoint's folder or URL, "
                      "or module:function")
@@ -144,10 +146,34 @@ def check(config: Campaign) -> None:
         raise ConfigError(f"{len(wrong)} wrong field(s)\n  " + "\n  ".join(wrong))
 
 
+def _corruptions(config: Campaign) -> Collection[str]:
+    """What evaluation can do to inputs; a conversation must stay what it is."""
+    if config.task not in LANGUAGE_TASKS:
+        return TASKS[config.task].corruptions
+    return TEXT_CORRUPTIONS if config.labels.teacher.language.format == "text" else ()
+
+
+def _unlike_task(config: Campaign) -> list[str]:
+    """Settings that go with another kind of task."""
+    labels, student = config.labels, config.student
+    if config.task not in LANGUAGE_TASKS:
+        return [f"{name}: only language models have it, and {config.task} is none; leave it out" for name, given in (
+            ("student.training.packed", student.training.packed), ("student.model.lora", student.model.lora)) if given]
+    named = (("labels.teacher.head", labels.teacher.head), ("student.ceiling", student.ceiling),
+             ("snapshot.classes", config.snapshot.classes), ("snapshot.columns.label", config.snapshot.columns.label))
+    wrong = [f"{name}: {config.task} has no classes; leave it out" for name, given in named if given]
+    if "hidden" in student.losses and labels.hidden.pool != "token":
+        wrong.append(f"labels.hidden.pool is {labels.hidden.pool}: a language model's states are matched token by "
+                     "token; set it to token, or leave student.losses.hidden out")
+    return wrong
+
+
 def plan(config: Campaign) -> list[str]:
     """What `run` would do, without doing it: a line a stage."""
     check(config)
-    task = TASKS[config.task]
+    task, language = get_label_task(config.task), config.task in LANGUAGE_TASKS
+    damages = config.evaluation.corruptions if config.evaluation.corruptions is not None or language else tuple(
+        _corruptions(config))
     sources = describe_sources(config.snapshot)
     training = config.student.training
     lines = [
@@ -156,7 +182,7 @@ def plan(config: Campaign) -> list[str]:
         f"T {', '.join(f'{t:g}' for t in config.labels.signal.temperatures)} → {config.store_url}",
         f"train     {', '.join(train_stage.arms(config))}: {training.workers} × {training.engine} ZeRO "
         f"{training.zero_stage}, {training.precision} → {config.output_url}/students",
-        f"evaluate  test split, {len(task.corruptions)} corruptions × {len(config.evaluation.severities)} severities",
+        f"evaluate  test split, {len(damages or ())} corruptions × {len(config.evaluation.severities)} severities",
         f"promote   {', '.join(limits_of(config.gate, decisive(config.task)))}; alias {config.gate.alias}"]
     return [*lines, f"record    {config.tracking.uri or 'SQLite beside the output'}"]
 
@@ -177,8 +203,7 @@ def _snapshot(held: Session) -> SnapshotRef:
         say(f"snapshot: already taken, skipped ({ref.url})", skipped="snapshot")
         return ref
     with held.stage("snapshot") as stage:
-        ref = take_snapshot(config.snapshot, input_column=TASKS[config.task].input_column, seed=config.seed,
-                            url=held.url("snapshots"))
+        ref = freeze(config)
         opened = open_snapshot(ref)
         stage.meter.wrote(sum(shard.bytes for shard in opened.shards))
         say(opened.summary(), snapshot=ref.url)

@@ -18,12 +18,8 @@ from ray_distill.runtime.fitting import LOOK_ROWS, look, with_found
 from ray_distill.runtime.label_steps import LabelJob
 from ray_distill.runtime.labelling import Labelled, label_units
 from ray_distill.runtime.session import Session, Stage
-from ray_distill.runtime.teaching import (
-    TeacherCheck,
-    check_teacher,
-    make_manifest,
-    refuse_weak_teacher,
-)
+from ray_distill.runtime.teacher_check import TeacherCheck, check_teacher, refuse_weak_teacher
+from ray_distill.runtime.teaching import make_manifest
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
 from ray_distill.tracking.base import Dataset, Run

@@ -37,6 +37,7 @@ from ray_distill.runtime import campaign
 from ray_distill.runtime.asking import ask_teacher, teacher_facts
 from ray_distill.runtime.console import say
 from ray_distill.runtime.fitting import LOOK_ROWS, with_found
+from ray_distill.runtime.freezing import freeze
 from ray_distill.runtime.label_stage import head_of
 from ray_distill.runtime.label_steps import LabelJob
 from ray_distill.runtime.labelling import label_units
@@ -44,9 +45,7 @@ from ray_distill.runtime.probing import Piece, Probed, probe
 from ray_distill.runtime.session import absolute
 from ray_distill.runtime.teaching import TeacherFacts, make_manifest
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
-from ray_distill.snapshots.take import take_snapshot
 from ray_distill.storage import files
-from ray_distill.tasks.catalogue import get_label_task
 
 #: Pieces of the snapshot that are probed: units of the rehearsal.
 PIECES = 8
@@ -115,7 +114,7 @@ def plan(config: Campaign) -> PlanReport:
     """
     campaign.check(config)
     config = absolute(config)
-    snapshot = _freeze(config)
+    snapshot = _frozen(config)
     scratch = files.join(config.output_url, f"plan-{uuid.uuid4().hex}")
     try:
         return _plan(config, snapshot, scratch)
@@ -123,7 +122,7 @@ def plan(config: Campaign) -> PlanReport:
         files.delete(scratch)
 
 
-def _freeze(config: Campaign) -> SnapshotRef:
+def _frozen(config: Campaign) -> SnapshotRef:
     """The campaign's snapshot if it is that of the sources as they are now, else a fresh one.
 
     A fresh one is not remembered as the stage's result: `snapshot` finds it in place, and records it.
@@ -134,8 +133,7 @@ def _freeze(config: Campaign) -> SnapshotRef:
         ref = SnapshotRef.from_dict(known["result"])
         if files.exists(files.join(ref.url, "snapshot.json")):
             return ref
-    return take_snapshot(config.snapshot, input_column=get_label_task(config.task).input_column, seed=config.seed,
-                         url=files.join(config.output_url, "snapshots"))
+    return freeze(config)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -10,6 +11,7 @@ from ray_distill.artifacts import Artifact, LabelSetRef, SnapshotRef
 from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError
 from ray_distill.evaluation.drift import DriftReport, DriftSample, compare, input_statistics
+from ray_distill.evaluation.metrics import Floats
 from ray_distill.fingerprint import fingerprint
 from ray_distill.labels.checks import owner
 from ray_distill.labels.reader import open_label_set
@@ -18,11 +20,14 @@ from ray_distill.labels.store import open_store
 from ray_distill.runtime import label_stage
 from ray_distill.runtime.cluster import on_cluster
 from ray_distill.runtime.console import say
+from ray_distill.runtime.freezing import freeze
 from ray_distill.runtime.session import Session
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.snapshots.sources import describe_sources
-from ray_distill.snapshots.take import take_snapshot
-from ray_distill.tasks.catalogue import TASKS
+
+#: Tokens by which a language model's answers are compared: those it gives most mass, and all others as one.
+TOKENS = 255
+Tokens = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +84,7 @@ def _freeze(held: Session, source: str | None, classes: tuple[str, ...]) -> Snap
     config = held.config
     chosen = config.snapshot.model_copy(update={"classes": classes, **({"source": source} if source else {})})
     describe_sources(chosen)  # an error about the source comes before anything else is touched
-    return take_snapshot(chosen, input_column=TASKS[config.task].input_column, seed=config.seed,
-                         url=held.url("snapshots"))
+    return freeze(config, chosen)
 
 
 def _tell(report: RelabelReport) -> None:
@@ -93,20 +97,28 @@ def _tell(report: RelabelReport) -> None:
 
 def measure_drift(config: Campaign, reference: LabelSetRef, current: LabelSetRef) -> DriftReport:
     """Compare two label sets of one store: the teacher's classes, the inputs, the stored embeddings."""
-    return compare(_sample(config, reference), _sample(config, current), config.drift, config.seed)
+    before, tokens = _sample(reference, None)
+    now, _ = _sample(current, tokens)
+    return compare(before, now, config.drift, config.seed)
 
 
-def _sample(config: Campaign, ref: LabelSetRef) -> DriftSample:
+def _sample(ref: LabelSetRef, tokens: Tokens | None) -> tuple[DriftSample, Tokens | None]:
+    """A label set's sample; and, of a language model, the tokens by which it was told: these, or its own commonest."""
     labels, opened = open_label_set(ref), open_snapshot(ref.snapshot)
     layer = max(labels.manifest.hidden_layers, default=None)
     pooled = layer is not None and labels.manifest.pool != "token"
     row_ids, signal = labels.read(layers=(layer,) if layer is not None and pooled else ())
     assert signal.distributions is not None
-    rows = _rows(opened, row_ids)
+    rows, found = _rows(opened, row_ids), signal.distributions
+    if labels.manifest.vocabulary:
+        tokens = commonest_tokens(found) if tokens is None else tokens
+        probabilities = token_probabilities(found, tokens)
+    else:
+        probabilities = class_probabilities(found)
     return DriftSample(
-        class_probs=class_probabilities(signal.distributions), stats=input_statistics(rows, opened.input_column),
+        class_probs=probabilities, stats=input_statistics(rows, opened.input_column),
         embeddings=signal.hidden[layer].values if layer is not None and pooled else None,
-        count=np.asarray(rows["count"]))
+        count=np.asarray(rows["count"])), tokens
 
 
 def _rows(opened: Snapshot, row_ids: pa.Array) -> pa.Table:
@@ -114,6 +126,29 @@ def _rows(opened: Snapshot, row_ids: pa.Array) -> pa.Table:
     columns = ["row_id", opened.input_column, "count"]
     table = pa.concat_tables([opened.read_shard(shard, columns) for shard in opened.shards])
     return table.take(pc.index_in(row_ids, value_set=table["row_id"].combine_chunks()))
+
+
+def commonest_tokens(distributions: Distributions) -> Tokens:
+    """The tokens to which a teacher gave most of its mass, at most `TOKENS`, ascending."""
+    mass_V = np.bincount(distributions.ids, np.exp(distributions.logp.astype(np.float64)), distributions.classes)
+    return np.sort(np.argsort(-mass_V, kind="stable")[:TOKENS]).astype(np.int64)
+
+
+def token_probabilities(distributions: Distributions, tokens: Tokens) -> Floats:
+    """``[R, len(tokens) + 1]``: by document, the mean mass that the teacher gave to each token, and to all others.
+
+    Of what is stored alone: both sides of a comparison are, so that truncation moves neither against the other.
+    """
+    rows, last = len(distributions.row_offsets) - 1, len(tokens)
+    column_V = np.full(distributions.classes, last, np.int64)
+    column_V[tokens] = np.arange(last)
+    row_E = owner(distributions.row_offsets)[owner(distributions.entry_offsets)]
+    cell_E = row_E * (last + 1) + column_V[distributions.ids]
+    mass = np.bincount(cell_E, np.exp(distributions.logp.astype(np.float64)), rows * (last + 1)).reshape(rows, last + 1)
+    positions_R1 = np.maximum(np.diff(distributions.row_offsets), 1)[:, None]
+    mean_RT = mass / positions_R1
+    mean_RT[:, last] = 1.0 - mean_RT[:, :last].sum(1)
+    return mean_RT
 
 
 def class_probabilities(distributions: Distributions) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:

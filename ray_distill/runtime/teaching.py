@@ -1,25 +1,22 @@
-"""The teacher before it labels: fit its head if it has none, identify it, and measure it against its floor.
+"""The teacher before it labels: fit its head if it has none, and identify it.
 
-Both functions run as one task on a node with the teacher's resources; only plain values leave it.
+It runs as one task on a node with the teacher's resources; only plain values leave it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_distill.artifacts import Estimate, SnapshotRef, StudentRef
-from ray_distill.config import Campaign, CheckConfig
+from ray_distill.artifacts import SnapshotRef
+from ray_distill.config import Campaign
 from ray_distill.errors import TeacherRefused
-from ray_distill.evaluation.predict import predict_all, predictor
-from ray_distill.evaluation.predictions import join_predictions
 from ray_distill.labels.codecs.measure import compact_options
 from ray_distill.labels.manifest import StoreManifest
 from ray_distill.models.head import fit_head
-from ray_distill.models.load import load_model, load_processor
+from ray_distill.models.load import load_processor
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.tasks.catalogue import TASKS
@@ -41,16 +38,6 @@ class TeacherFacts:
     """Width of a language model's logits, which has no class names; else 0."""
     tokens: str | None = None
     """Fingerprint of a language model's tokens, which its students must share; None for other tasks."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherCheck:
-    """The teacher on the calibration split, beside what is easy to beat."""
-
-    teacher: Mapping[str, Estimate]
-    majority_accuracy: float
-    """Of always answering the commonest class of the train split; NaN where no row there is labelled."""
-    champion: Mapping[str, Estimate] = field(default_factory=dict)
 
 
 def prepare_teacher(config: Campaign, snapshot: SnapshotRef, head_url: str | None) -> TeacherFacts:
@@ -113,63 +100,3 @@ def make_manifest(config: Campaign, facts: TeacherFacts) -> StoreManifest:
         options={} if plain else compact_options(signal.temperatures, lossless, drawn=counted),
         unit_rows=labels.unit_rows, unit_bytes=labels.unit_bytes,
         batch=labels.resources.batch, threads=max(1, int(labels.resources.cpus)))
-
-
-def check_teacher(
-    config: Campaign, snapshot: SnapshotRef, head_url: str | None, champion: StudentRef | None
-) -> TeacherCheck:
-    """Measure the teacher on the calibration split."""
-    opened, task = open_snapshot(snapshot), TASKS[config.task]
-    rows = opened.read("calibration", columns=["row_id", task.input_column, "label", "count"])
-    measured = _measure(config, load_model(config.labels.teacher, task=config.task, head_url=head_url), rows, snapshot)
-    compared: Mapping[str, Estimate] = {}
-    if champion is not None:
-        compared = _measure(config, load_model(champion.url, task=config.task), rows, snapshot)
-    train = opened.read("train", columns=["label", "count"])
-    return TeacherCheck(teacher=measured, majority_accuracy=_majority(train, rows), champion=compared)
-
-
-def _measure(config: Campaign, model: Any, rows: pa.Table, snapshot: SnapshotRef) -> dict[str, Estimate]:
-    task = TASKS[config.task]
-    one = predictor(model, task, open_snapshot(snapshot).classes, batch=config.labels.resources.batch)
-    answers = predict_all({"model": one}, rows)["model"]
-    kept = rows.filter(pc.is_in(rows["row_id"], value_set=answers["row_id"].combine_chunks()))
-    settings = config.evaluation
-    return task.measure(
-        join_predictions(kept, answers), seed=config.seed, bootstrap=settings.bootstrap, bins=settings.bins)
-
-
-def _majority(train: pa.Table, rows: pa.Table) -> float:
-    """Accuracy on ``rows`` of always answering the commonest class of ``train``, weighted by count."""
-    known = train.filter(pc.is_valid(train["label"]))
-    rows = rows.filter(pc.is_valid(rows["label"]))
-    if not known.num_rows or not rows.num_rows:
-        return float("nan")
-    commonest = int(np.bincount(np.asarray(known["label"]), weights=np.asarray(known["count"])).argmax())
-    return float(np.average(np.asarray(rows["label"]) == commonest, weights=np.asarray(rows["count"])))
-
-
-def refuse_weak_teacher(check: TeacherCheck, floor: CheckConfig, name: str) -> None:
-    """Stop before anything is spent on a teacher that is not worth copying; pure.
-
-    Raises:
-        TeacherRefused: says which floor is missed, and by how much.
-    """
-    accuracy, ece = check.teacher.get("accuracy"), check.teacher.get("ece")
-    wrong = []
-    if accuracy is None or ece is None:
-        if floor.min_accuracy is not None or floor.max_ece is not None:
-            wrong.append("no row of the calibration split has a true label, so the floor cannot be checked")
-    else:
-        if floor.min_accuracy is not None and not accuracy.value >= floor.min_accuracy:
-            wrong.append(f"accuracy {accuracy.value:.4f} is {floor.min_accuracy - accuracy.value:.4f} below the floor "
-                         f"min_accuracy {floor.min_accuracy:g}")
-        if floor.max_ece is not None and not ece.value <= floor.max_ece:
-            wrong.append(f"ece {ece.value:.4f} is {ece.value - floor.max_ece:.4f} above max_ece {floor.max_ece:g}")
-        known = not np.isnan(check.majority_accuracy)
-        if floor.beat_majority and known and not accuracy.value > check.majority_accuracy:
-            wrong.append(f"accuracy {accuracy.value:.4f} does not exceed the {check.majority_accuracy:.4f} of always "
-                         "answering the commonest class")
-    if wrong:
-        raise TeacherRefused(f"the teacher {name} is below its floor on the calibration split: {'; '.join(wrong)}. "
-                             "Nothing was labelled; take a better teacher, or change labels.check")

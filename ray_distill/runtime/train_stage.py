@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError, StorageError
+from ray_distill.evaluation.directions import LANGUAGE_TASKS
 from ray_distill.fingerprint import fingerprint
 from ray_distill.promotion.chain import read_chain
 from ray_distill.runtime import label_stage
 from ray_distill.runtime.console import say
+from ray_distill.runtime.freezing import freeze
 from ray_distill.runtime.mailbox import StepMetrics
 from ray_distill.runtime.session import Session, Stage
 from ray_distill.runtime.training import train_ranks
 from ray_distill.snapshots.reader import open_snapshot
-from ray_distill.snapshots.take import take_snapshot
 from ray_distill.storage import files
 from ray_distill.students.arms import arm_by_name
 from ray_distill.students.run import TrainingJob, arm_plan
-from ray_distill.tasks.catalogue import TASKS
 from ray_distill.tracking.base import Dataset
 
 #: Seconds of the curves that a killed driver may lose; the training itself loses nothing that a checkpoint holds.
@@ -115,7 +115,8 @@ def _kept(held: Session) -> dict[str, list[tuple[int, float]]]:
 def _job(held: Session, labels: LabelSetRef) -> TrainingJob:
     config = held.config
     opened = open_snapshot(labels.snapshot)
-    labelled = opened.manifest.splits["train"].labelled > 0
+    # A text tells its own next tokens.
+    labelled = opened.manifest.splits["train"].labelled > 0 or config.task in LANGUAGE_TASKS
     head = label_stage.head_of(labels.store)
     job = TrainingJob(
         config=config.model_dump(mode="json", by_alias=True), labels=labels, output="", seed=config.seed, resume=True,
@@ -135,6 +136,5 @@ def _ceiling(held: Session, classes: tuple[str, ...]) -> SnapshotRef | None:
     source = held.config.student.ceiling
     if source is None:
         return None
-    config = held.config.snapshot.model_copy(update={"source": source, "exclude": (), "classes": classes})
-    return take_snapshot(config, input_column=TASKS[held.config.task].input_column, seed=held.config.seed,
-                         url=held.url("snapshots"))
+    return freeze(held.config, held.config.snapshot.model_copy(
+        update={"source": source, "exclude": (), "classes": classes}))

@@ -115,7 +115,7 @@ Batch = Mapping[str, torch.Tensor]
 
 
 class LabelTask(Protocol):
-    """What labelling needs to know of a kind of problem: how inputs become batches, and what is answered."""
+    """What labelling and training need to know of a kind of problem: how inputs become batches, what is answered."""
 
     @property
     def name(self) -> str:
@@ -136,7 +136,7 @@ class LabelTask(Protocol):
 
 
 class Task(LabelTask, Protocol):
-    """A kind of problem that students are trained for and judged by."""
+    """A kind of problem whose models choose among named classes, and how they are judged."""
 
     @property
     def corruptions(self) -> Mapping[str, Corruption]:

@@ -11,17 +11,18 @@ from ray_distill.tasks.text_classification import TextClassification
 
 T = TypeVar("T")
 
+#: Those whose models choose among named classes.
 TASKS: Mapping[str, Task] = {
     "text_classification": TextClassification(),
     "image_classification": ImageClassification(),
 }
 
-#: Those that can be labelled: students of some cannot be trained yet.
+#: All of them.
 LABEL_TASKS: Mapping[str, LabelTask] = {**TASKS, "causal_lm": CausalLM()}
 
 
 def get_task(name: str) -> Task:
-    """The task of this name.
+    """The classification task of this name.
 
     Raises:
         ConfigError: there is none.
@@ -30,7 +31,7 @@ def get_task(name: str) -> Task:
 
 
 def get_label_task(name: str) -> LabelTask:
-    """The task of this name, as labelling sees it; errors as `get_task`."""
+    """The task of this name, of whatever kind; errors as `get_task`."""
     return _find(LABEL_TASKS, name)
 
 

@@ -26,7 +26,7 @@ class Language(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class CausalLM:
-    """What labelling texts and conversations needs; see `LabelTask`. Its students are not trained yet: no `Task`."""
+    """Texts and conversations, token by token; see `LabelTask`."""
 
     name: str = "causal_lm"
     input_column: str = "text"

@@ -9,7 +9,8 @@ import pytest
 from ray_distill.artifacts import Estimate
 from ray_distill.config import CheckConfig, parse_config
 from ray_distill.errors import TeacherRefused
-from ray_distill.runtime.teaching import TeacherCheck, TeacherFacts, make_manifest, refuse_weak_teacher
+from ray_distill.runtime.teacher_check import TeacherCheck, refuse_weak_teacher
+from ray_distill.runtime.teaching import TeacherFacts, make_manifest
 
 
 def _check(accuracy: float | None, ece: float | None = 0.05, majority: float = 0.5) -> TeacherCheck:

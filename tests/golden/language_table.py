@@ -1,0 +1,186 @@
+"""The golden table of language models: what a student learns from each way to store its teacher, at equal tokens.
+
+    python tests/golden/language_table.py FOLDER                          the whole table: about an hour on two cores
+    python tests/golden/language_table.py FOLDER --rows 80 --arms topk --seeds 0 --rates 1e-3       a small part of it
+
+The teacher is SmolLM2-135M-Instruct, the texts are docstrings, the student is every seventh or so of the teacher's
+layers (`jobs/configs/docstrings.yaml`). Labels are taken by `label` with real Ray; students are trained one after the
+other by `students.run` in this process. What is finished is not done again: the same command goes on where it was.
+
+The rate is chosen for each arm alike, by validation NLL of the first seed. A number is the mean over the seeds; its
+interval is of the test documents (the mean of the seeds' own, which is no narrower than that of the mean), and behind
+± is half the range of the seeds.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ray_distill.artifacts import Estimate, LabelSetRef, SnapshotRef, StudentRef
+from ray_distill.config import Campaign, load_config
+from ray_distill.evaluation.language import compare_language, measure_language
+from ray_distill.evaluation.language_predict import predict_documents
+from ray_distill.examples.docstrings import ROWS, prepare
+from ray_distill.labels.reader import open_label_set
+from ray_distill.labels.store import open_store
+from ray_distill.models.load import load_model
+from ray_distill.runtime import campaign, cluster
+from ray_distill.runtime.session import absolute
+from ray_distill.snapshots.reader import open_snapshot
+from ray_distill.storage import files
+from ray_distill.students.reporter import SilentReporter
+from ray_distill.students.run import TrainingJob, run_arms
+from ray_distill.tasks.catalogue import LABEL_TASKS
+
+CONFIG = Path(__file__).parents[2] / "jobs" / "configs" / "docstrings.yaml"
+STORES: Mapping[str, tuple[str, ...]] = {
+    "topk": ("labels.signal.estimator=topk", "labels.signal.k=50"),
+    "sampled": ("labels.signal.estimator=sampled", "labels.signal.draws=50"),
+    "hybrid": ("labels.signal.estimator=hybrid", "labels.signal.k=16", "labels.signal.draws=32")}
+#: Name: store, losses, how the table calls it.
+ARMS: Mapping[str, tuple[str, Mapping[str, Any], str]] = {
+    "hard": ("topk", {"hard": {}}, "hard labels only"),
+    "renormalised": ("topk", {"soft": {"tail": "renormalised"}}, "top 50, renormalised"),
+    "topk": ("topk", {"soft": {}}, "top 50, tail bucket"),
+    "sampled": ("sampled", {"soft": {}}, "50 draws"),
+    "hybrid": ("hybrid", {"soft": {}}, "top 16 and 32 draws")}
+METRICS = {"kl_from_teacher": "KL from teacher, nats", "nll": "NLL, nats", "ece": "ECE", "agreement": "top-1 agreement"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is wanted of the table."""
+
+    folder: Path
+    rows: int
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    rates: tuple[float, ...]
+
+
+def main() -> None:
+    asked = _asked()
+    prepare(asked.folder, asked.rows)
+    torch.set_num_threads(2)
+    stores = {name: _label(asked, name) for name in dict.fromkeys(ARMS[arm][0] for arm in asked.arms)}
+    students = {}
+    for arm in asked.arms:
+        students[arm] = _train(asked, arm, stores[ARMS[arm][0]])
+    _measure(asked, stores, students)
+
+
+def _asked() -> Asked:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rows", type=int, default=ROWS, help="docstrings in all")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=tuple(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
+    parser.add_argument("--rates", nargs="+", type=float, default=(5e-4, 1.5e-3))
+    found = parser.parse_args()
+    return Asked(folder=found.folder.resolve(), rows=found.rows, arms=tuple(found.arms), seeds=tuple(found.seeds),
+                 rates=tuple(found.rates))
+
+
+def _config(asked: Asked, store: str, *overrides: str) -> Campaign:
+    folder = asked.folder
+    return absolute(load_config(CONFIG, (
+        f"snapshot.source={folder / 'traffic.jsonl'}", f"labels.teacher.model={folder / 'teacher'}",
+        f"output={folder / f'runs-{asked.rows}'}", f"labels.store={folder / f'labels-{asked.rows}-{store}'}",
+        "tracking.enabled=false", *STORES[store], *overrides)))
+
+
+def _label(asked: Asked, store: str) -> LabelSetRef:
+    """The teacher's labels in this form, taken by the campaign's own stages."""
+    config = _config(asked, store)
+    kept = asked.folder / f"labels-{asked.rows}-{store}.json"
+    if kept.exists():
+        return LabelSetRef.from_json(kept.read_text())
+    with cluster.connected():
+        ref = campaign.label(config, campaign.snapshot(config))
+    kept.write_text(ref.to_json())
+    return ref
+
+
+def _train(asked: Asked, arm: str, labels: LabelSetRef) -> list[StudentRef]:
+    """A student of each seed; the first one's rate, of all that are asked for the best, is the others' too."""
+    rates, found = asked.rates, []
+    for seed in asked.seeds:
+        ref = _train_one(asked, arm, labels, seed, rates)
+        rates = (files.read_json(files.join(ref.url, "ray_distill.json"))["metadata"]["learning_rate"],)
+        _say(f"{arm}, seed {seed}: rate {rates[0]:g}, {ref.url}")
+        found.append(ref)
+    return found
+
+
+def _train_one(asked: Asked, arm: str, labels: LabelSetRef, seed: int, rates: Sequence[float]) -> StudentRef:
+    store, losses, _ = ARMS[arm]
+    config = _config(asked, store, "student.training.engine=torch", f"student.training.learning_rate={list(rates)}")
+    value = config.model_dump(mode="json", by_alias=True)
+    value["student"]["losses"] = dict(losses)
+    job = TrainingJob(config=value, labels=labels, seed=seed, arms=("student",), resume=True,
+                      output=str(asked.folder / f"students-{asked.rows}" / f"{arm}-{seed}"))
+    return run_arms(job, SilentReporter())[0]
+
+
+def _measure(asked: Asked, stores: Mapping[str, LabelSetRef], students: Mapping[str, Sequence[StudentRef]]) -> None:
+    config = _config(asked, next(iter(stores)))
+    models = {"teacher": load_model(config.labels.teacher, task="causal_lm")}
+    models |= {f"{arm}/{seed}": load_model(ref.url, task="causal_lm")
+               for arm, refs in students.items() for seed, ref in zip(asked.seeds, refs, strict=True)}
+    snapshot: SnapshotRef = next(iter(stores.values())).snapshot
+    rows = open_snapshot(snapshot).read("test", columns=["row_id", "text", "count"])
+    with torch.inference_mode():
+        tables = predict_documents(models, rows, task=LABEL_TASKS["causal_lm"], batch=8, bins=15, teacher="teacher")
+    settings = {"seed": 0, "bootstrap": 1000, "bins": 15}
+    measured = {name: measure_language(table, **settings) for name, table in tables.items()}
+    theirs = measured["teacher"]
+    tokens = int(sum(tables["teacher"]["tokens"].to_pylist()))
+    _say(f"\n{rows.num_rows} test documents, {tokens:,} tokens; the teacher: NLL {theirs['nll'].value:.3f}, "
+          f"ECE {theirs['ece'].value:.3f}\n")
+    _say(f"| labels | bytes a token | {' | '.join(METRICS.values())} | KL less that of top 50, tail bucket |")
+    _say("|" + "---|" * (len(METRICS) + 3))
+    for arm in asked.arms:
+        own = [f"{arm}/{seed}" for seed in asked.seeds]
+        cells = [_cell([measured[name][metric] for name in own]) for metric in METRICS]
+        against = [f"topk/{seed}" for seed in asked.seeds]
+        less = "–" if arm == "topk" or against[0] not in tables else _cell([
+            compare_language(tables[one], tables[other], **settings)["kl_from_teacher"]
+            for one, other in zip(own, against, strict=True)], sign="+")
+        size = "–" if arm == "hard" else f"{_bytes(stores[ARMS[arm][0]]):.1f}"
+        _say(f"| {ARMS[arm][2]} | {size} | {' | '.join(cells)} | {less} |")
+    _say("\n" + json.dumps({name: {metric: found[metric].value for metric in METRICS if metric in found}
+                             for name, found in measured.items()}))
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _cell(found: Sequence[Estimate], sign: str = "") -> str:
+    """Mean over seeds, interval over documents, half the range of the seeds."""
+    mean = replace(found[0], **{name: math.fsum(getattr(one, name) for one in found) / len(found)
+                                for name in ("value", "low", "high")})
+    values = [one.value for one in found]
+    spread = f" ± {(max(values) - min(values)) / 2:.3f}" if len(found) > 1 else ""
+    return f"{mean.value:{sign}.3f} ({mean.low:{sign}.3f}–{mean.high:{sign}.3f}){spread}"
+
+
+def _bytes(labels: LabelSetRef) -> float:
+    """Bytes of the label files a labelled token, Parquet and row ids included."""
+    store = open_store(labels.store)
+    store.log.refresh()
+    found = open_label_set(labels).read()[1].distributions
+    assert found is not None
+    return store.ledger.bytes_written(labels.log_length) / len(found.position)
+
+
+if __name__ == "__main__":
+    main()

@@ -92,7 +92,9 @@ def fused_loss(
         used_N |= part.loss.weights(batch) != 0
     if not bool(used_N.all()):
         hidden_ND, batch = hidden_ND[used_N], select(batch, used_N)
-    work = _Work(batch=batch, parts=tuple(parts), chunk_elements=chunk_elements, gradients=torch.is_grad_enabled())
+    wanted = tuple(torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
+                   for tensor in (hidden_ND, weight_VD, bias_V))
+    work = _Work(batch=batch, parts=tuple(parts), chunk_elements=chunk_elements, wanted=wanted)
     total, sums = _Fused.apply(hidden_ND, weight_VD, bias_V, work)  # type: ignore[no-untyped-call]
     return total, sums
 
@@ -116,7 +118,13 @@ class _Work:
     batch: LossBatch
     parts: tuple[Part, ...]
     chunk_elements: int
-    gradients: bool
+    wanted: tuple[bool, ...]
+    """Of hidden states, weight and bias: who needs a gradient. The frozen head of an adapted student does not."""
+
+    @property
+    def gradients(self) -> bool:
+        """Whether any is needed."""
+        return any(self.wanted)
 
     @property
     def scale(self) -> float:
@@ -153,10 +161,8 @@ def _run(
     """Sums of the parts, and gradients in hidden states, weight and bias, in at least float32."""
     positions, classes = len(hidden_ND), len(weight_VD)
     wide = torch.promote_types(hidden_ND.dtype, torch.float32)
-    made: list[Tensor | None] = [None, None, None]
-    if work.gradients:
-        made = [None if t is None else torch.zeros(t.shape, dtype=wide, device=t.device)
-                for t in (hidden_ND, weight_VD, bias_V)]
+    made = [torch.zeros(t.shape, dtype=wide, device=t.device) if t is not None and wanted else None
+            for t, wanted in zip((hidden_ND, weight_VD, bias_V), work.wanted, strict=True)]
     sums = torch.zeros(len(work.parts), dtype=wide, device=hidden_ND.device)
     step = max(1, min(positions, work.chunk_elements // classes))
     room_NV = torch.empty((step, classes), dtype=wide, device=hidden_ND.device)
@@ -246,16 +252,18 @@ def _logits(hidden_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, out_nV:
 def _add_products(
     gradient_nV: Tensor, hidden_nD: Tensor, weight_VD: Tensor, at: slice, made: Sequence[Tensor | None]
 ) -> None:
-    """Add a chunk's gradients in hidden states, weight and bias to what is ``made``."""
+    """Add a chunk's gradients in hidden states, weight and bias to what is ``made``; those that are None are not."""
     d_hidden_ND, d_weight_VD, d_bias_V = made
-    assert d_hidden_ND is not None and d_weight_VD is not None
-    if hidden_nD.dtype == weight_VD.dtype == gradient_nV.dtype:
+    whole = hidden_nD.dtype == weight_VD.dtype == gradient_nV.dtype
+    if whole and d_hidden_ND is not None:
         torch.mm(gradient_nV, weight_VD, out=d_hidden_ND[at])
+    if whole and d_weight_VD is not None:
         d_weight_VD.addmm_(gradient_nV.t(), hidden_nD)
-    else:
-        for tile in _tiles(len(weight_VD)):
-            part_nv = gradient_nV[:, tile].to(hidden_nD.dtype)
+    for tile in () if whole else _tiles(len(weight_VD)):
+        part_nv = gradient_nV[:, tile].to(hidden_nD.dtype)
+        if d_hidden_ND is not None:
             d_hidden_ND[at] += _product(part_nv, weight_VD[tile].to(hidden_nD.dtype))
+        if d_weight_VD is not None:
             d_weight_VD[tile] += _product(part_nv.t(), hidden_nD)
     if d_bias_V is not None:
         d_bias_V += gradient_nV.sum(0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ray_distill.errors import ModelError
 from ray_distill.losses.fused import Asked, FusedHead
 from ray_distill.models.causal import body_and_head
-from ray_distill.models.forward import place_batch
+from ray_distill.models.forward import place_batch, without_cache
 from ray_distill.tasks.base import Batch
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class TokenBundle(nn.Module):
         places_N = found.pop(PLACES)
         # transformers keeps packed documents apart only without a cache.
         run = self.student if self.fused is None else self.student.get_submodule(self.fused[0])
-        output = run(**found, use_cache=False, output_hidden_states=bool(self.layers))
+        output = run(**found, **without_cache(run), output_hidden_states=bool(self.layers))
         hidden = {layer: self.projections[str(layer)](output.hidden_states[layer].flatten(0, 1)[places_N])
                   for layer in self.layers}
         if self.fused is None:

@@ -172,6 +172,10 @@ def build_token_set(
         hidden=signal.hidden)
     log.info("%s split: %d documents, %d answered tokens, %d documents distilled", name, found.rows,
              len(answered.values), int(found.distil.sum()))
+    missing = int((stored < 0).sum())
+    if labels is not None and missing:
+        log.warning("%d of %d %s documents have no teacher labels (quarantined, or labelled later than this label "
+                    "set): they are used only for their own text", missing, found.rows, name)
     if labels is not None and len(labels[0]) and not found.distil.any() and name == "train":
         raise TrainingError(f"none of the {found.rows} usable rows of the train split has teacher labels")
     return found

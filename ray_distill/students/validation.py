@@ -81,8 +81,9 @@ class TokenJudge:
 
         rows = np.arange(self.data.rows, dtype=np.int64)
         found = measured(engine, self.data, rows, ranks, batch, measure)
-        means = {name: found[at] / (found[at + len(losses)] or 1.0)
-                 for at, name in enumerate(("validation_nll", "validation_kl")[: len(losses)])}
+        sums, weights = found[: len(losses)], found[len(losses) :]
+        means = {name: total / weight for name, total, weight in zip(
+            ("validation_nll", "validation_kl"), sums, weights, strict=False) if weight}
         return Score(value=means["validation_nll"], metrics=means)
 
 

@@ -93,8 +93,8 @@ def checkpoint_activations(module: nn.Module) -> None:
     if not getattr(module, "supports_gradient_checkpointing", False):
         raise TrainingError(f"student.training.activation_checkpointing: {type(module).__name__} cannot recompute its "
                             "activations; leave it off")
-    enable: Any = module.gradient_checkpointing_enable
-    enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    enable: Any = module.activation_checkpointing_enable
+    enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 
 def average_buffers(module: nn.Module, ranks: Ranks) -> None:

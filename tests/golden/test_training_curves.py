@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 import torch
 import training_lab as lab
-from training_lab import Lab, loss_curve
+from training_lab import Lab, assert_same_curve, loss_curve
 
 from ray_distill.errors import ClusterError, ConfigError, TrainingError
 from ray_distill.students.loop import run_trial
 from ray_distill.students.ranks import current_ranks
 from ray_distill.testing.gloo import run_gloo
 
-TOLERANCE = 1e-5
 #: The first run's losses; a change of them is a change of what training means, and must be explained.
 GOLDEN = (1.508476, 2.085061, 1.615413, 1.983031, 1.421013, 2.136827, 1.581483, 1.6069)
 
@@ -34,15 +33,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reference(home: Path) -> lab.Ran:
     """Plain torch, one process, micro-batches of 3, with hidden matching."""
     return lab.run(Lab(folder=str(home), hidden=True))
-
-
-def assert_same_curve(found: lab.Ran, expected: lab.Ran) -> None:
-    """Every metric but the speed, at every step."""
-    assert sorted(found.curve) == sorted(expected.curve)
-    for step, values in expected.curve.items():
-        assert set(found.curve[step]) == set(values)
-        for name in set(values) - {"examples_per_second"}:
-            assert found.curve[step][name] == pytest.approx(values[name], rel=TOLERANCE, abs=1e-6), (step, name)
 
 
 def test_golden_curve(reference: lab.Ran) -> None:

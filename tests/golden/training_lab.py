@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
 
 from ray_distill.config import LossConfig, TrainingConfig
@@ -30,6 +31,8 @@ CLASSES = ("red", "green", "blue", "grey")
 ROWS = 52
 LAYERS = (3, 6)
 WIDTH = 12
+#: Relative, in float32: summing in another order moves the last bits.
+TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,3 +183,12 @@ def run_whole_then_cut(lab: Lab) -> Ran:
 def loss_curve(ran: Ran) -> list[float]:
     """Total loss of every step."""
     return [ran.curve[step]["loss"] for step in sorted(ran.curve)]
+
+
+def assert_same_curve(found: Ran, expected: Ran) -> None:
+    """Every metric but the speed, at every step, within `TOLERANCE`."""
+    assert sorted(found.curve) == sorted(expected.curve)
+    for step, values in expected.curve.items():
+        assert set(found.curve[step]) == set(values)
+        for name in set(values) - {"examples_per_second"}:
+            assert found.curve[step][name] == pytest.approx(values[name], rel=TOLERANCE, abs=1e-6), (step, name)

@@ -148,7 +148,7 @@ def read_documents(predictions: pa.Table, bins: int) -> Documents:
     """Check a predictions table and return it as arrays; errors as `measure_language`."""
     if predictions.num_rows == 0:
         raise EvaluationError("there are no predictions to measure: the split holds no usable document")
-    sums = {name: _floats(predictions, name) for name in predictions.column_names if _is_sum(name)}
+    sums = {name: _floats(predictions, name) for name in predictions.column_names if is_sum(name)}
     missing = [name for name in ("tokens", *ALONE, *_BINNED, "bucket_tokens") if name not in sums]
     if missing:
         raise EvaluationError(f"the predictions of a language model lack {', '.join(missing)}: the table is damaged")
@@ -164,6 +164,11 @@ def read_documents(predictions: pa.Table, bins: int) -> Documents:
             row = int(np.isnan(values).any(axis=1).argmax())
             raise EvaluationError(f"{name} of document {row} is not a number: the model's logits are NaN or overflowed")
     return Documents(weight_N=weight_N, sums=sums)
+
+
+def is_sum(column: str) -> bool:
+    """Is this one of the columns above?"""
+    return column in ("tokens", *ALONE, *BESIDE) or column.startswith(("bin_", "bucket_"))
 
 
 def reliability(documents: Documents) -> tuple[Floats, Floats, Floats]:
@@ -218,10 +223,6 @@ def _estimate(value: float, samples_B: Floats, n: int, low: float, high: float) 
 
 def _domain(name: str) -> tuple[float, float]:
     return _DOMAIN.get(name.split("_at_")[0], (0.0, np.inf))
-
-
-def _is_sum(name: str) -> bool:
-    return name in ("tokens", *ALONE, *BESIDE) or name.startswith(("bin_", "bucket_"))
 
 
 def _floats(predictions: pa.Table, name: str) -> Floats:

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.language import TAIL_TOP, sum_by_document
+from ray_distill.evaluation.language import TAIL_TOP, is_sum, sum_by_document
 from ray_distill.evaluation.metrics import Floats, Ints
 from ray_distill.models.forward import forward
 from ray_distill.models.model import Model
+from ray_distill.models.tokens import tokens_of
 from ray_distill.tasks.base import Encoded, LabelTask, Ragged
 
 #: Most float32 logits of one batch, bytes; a longer document is a batch of its own.
@@ -41,14 +42,18 @@ def predict_documents(
         batch: documents a batch at most.
         bins: of the calibration histogram.
         teacher: the model that the others are compared with; None = each alone.
-        keep: other columns of ``rows`` to carry over.
+        keep: other columns of ``rows`` to carry over, of other names than the sums.
 
     Returns:
         By model, one row a document: the same documents in the order of ``rows``.
 
     Raises:
-        EvaluationError: tokens or vocabularies differ, no document can be used, or a model answers NaN.
+        EvaluationError: tokens or vocabularies differ, no document can be used, a column to keep has a sum's name, or
+            a model answers NaN.
     """
+    if taken := sorted(filter(is_sum, keep)):
+        raise EvaluationError(f"the column {taken[0]} cannot be a slice of a language model's evaluation, which has a "
+                              "column of this name itself: rename it where the rows come from")
     encoded = encode_for_all(models, rows, task=task)
     parts: dict[str, list[pa.Table]] = {name: [] for name in models}
     order: list[Ints] = []
@@ -90,7 +95,7 @@ def check_alike(models: Mapping[str, Model]) -> None:
     """
     first, *others = models.values()
     for model in others:
-        if _tokens(model) != _tokens(first):
+        if tokens_of(model.processor) != tokens_of(first.processor):
             raise EvaluationError(
                 f"{model.url} and {first.url} have different tokenizers (vocabulary, special tokens or chat template), "
                 "so a token of one is none of the other's: judge models of one tokenizer, and start a campaign of "
@@ -129,16 +134,18 @@ def _batch(
     position_P = answers.values.astype(np.int64)
     true_P = ids.values[ids.offsets[document_P] + position_P + 1].astype(np.int64)
     theirs_BLV = None if teacher is None else run_batch(models[teacher], task, encoded, index)
-    tables = {}
-    for name, model in models.items():
-        logits_BLV = theirs_BLV if name == teacher else run_batch(model, task, encoded, index)
-        assert logits_BLV is not None
+
+    def sums(name: str) -> pa.Table:  # a function, so that one model's logits are gone before the next one's are made
+        logits_BLV = theirs_BLV if name == teacher and theirs_BLV is not None else run_batch(
+            models[name], task, encoded, index)
         values = _values(logits_BLV, theirs_BLV, document_P, position_P, true_P)
         if np.isnan(values["confidence"]).any():
-            raise EvaluationError(f"{model.url} answers with NaN: its weights are damaged or overflow in its dtype")
-        tables[name] = pa.table(sum_by_document(
+            raise EvaluationError(f"{models[name].url} answers with NaN: its weights are damaged or overflow in its "
+                                  "dtype")
+        return pa.table(sum_by_document(
             values, document_P=document_P, position_P=position_P, documents=part.rows, bins=bins))
-    return tables
+
+    return {name: sums(name) for name in models}
 
 
 def _values(
@@ -167,9 +174,9 @@ def compare_positions(logits_PV: Tensor, theirs_PV: Tensor | None, true_P: Tenso
     """
     logq_PV = logits_PV.float().log_softmax(-1)
     q_PV = logq_PV.exp()
-    confidence_P, first_P = q_PV.max(-1)
+    first_P = logits_PV.argmax(-1)  # of the logits: rounding makes equal probabilities of unequal ones
     found = {"nll": -logq_PV.gather(-1, true_P[:, None])[:, 0], "correct": first_P == true_P,
-             "confidence": confidence_P.clamp(max=1.0), "entropy": _entropy(q_PV, logq_PV)}
+             "confidence": q_PV.amax(-1).clamp(max=1.0), "entropy": _entropy(q_PV, logq_PV)}
     if theirs_PV is None:
         return found
     logp_PV = theirs_PV.float().log_softmax(-1)
@@ -178,7 +185,7 @@ def compare_positions(logits_PV: Tensor, theirs_PV: Tensor | None, true_P: Tenso
     terms_PV = torch.where(p_PV > 0, p_PV * (logp_PV - logq_PV), 0.0)
     top_PK, ids_PK = p_PV.topk(min(TAIL_TOP, p_PV.shape[-1]), dim=-1)
     return found | {
-        "kl_from_teacher": terms_PV.sum(-1).clamp(min=0.0), "agreement": first_P == p_PV.argmax(-1),
+        "kl_from_teacher": terms_PV.sum(-1).clamp(min=0.0), "agreement": first_P == theirs_PV.argmax(-1),
         "teacher_entropy": _entropy(p_PV, logp_PV), "tail_gap": top_PK.sum(-1) - q_PV.gather(-1, ids_PK).sum(-1)}
 
 
@@ -201,8 +208,3 @@ def _cut(encoded: Encoded, longest: float) -> Encoded:
         offsets = np.concatenate([[0], np.cumsum(np.minimum(lengths, longest))]).astype(np.int64)
         features[name] = Ragged(values=feature.values[within < longest], offsets=offsets, pad=feature.pad)
     return Encoded(row_ids=encoded.row_ids, features=features, rejected=encoded.rejected)
-
-
-def _tokens(model: Model) -> str:
-    """What two models must share to read the same tokens."""
-    return str(getattr(model.processor, "tokens_fingerprint", model.processor.fingerprint))

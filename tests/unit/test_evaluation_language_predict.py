@@ -1,0 +1,264 @@
+"""Language models over documents: the sums a document are those of a plain computation, whatever the batches."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from ray_distill.config import TeacherConfig
+from ray_distill.config.labels import LanguageConfig
+from ray_distill.errors import EvaluationError
+from ray_distill.evaluation import language_predict
+from ray_distill.evaluation.language import BUCKETS, TAIL_TOP, measure_language
+from ray_distill.evaluation.language_predict import batches, encode_for_all, predict_documents
+from ray_distill.evaluation.panels import ClassPanel, LanguagePanel
+from ray_distill.evaluation.predict import predict_all, predictor
+from ray_distill.evaluation.predictions import join_predictions
+from ray_distill.models.load import load_model
+from ray_distill.tasks.catalogue import LABEL_TASKS, TASKS
+from ray_distill.testing.labels import row_id
+from ray_distill.testing.models import write_tiny_causal_model, write_tiny_text_model
+
+TASK = LABEL_TASKS["causal_lm"]
+BINS = 10
+TEXTS = ["the cat sat on the mat", "a", "no", "an owl; " * 9, "Ünï 🎈", "nine lives, nine tails"]
+CHAT = [json.dumps([{"role": "user", "content": ask}, {"role": "assistant", "content": say}])
+        for ask, say in (("hello there", "good day"), ("why", "because it is so"), ("bye", "farewell"))]
+
+
+def rows_of(texts):
+    return pa.table({"row_id": pa.array([row_id(n) for n in range(len(texts))], pa.binary(16)), "text": texts,
+                     "count": pa.array(range(1, len(texts) + 1), pa.int64()),
+                     "locale": [("de", "en")[n % 2] for n in range(len(texts))]})
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    return [str(write_tiny_causal_model(root / str(seed), seed)) for seed in (0, 1, 2)]
+
+
+def loaded(folders, **language):
+    arms = ("teacher", "student", "champion")
+    return {arm: load_model(TeacherConfig(model=folder, language=LanguageConfig(**language)), task="causal_lm")
+            for arm, folder in zip(arms, folders, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def models(folders):
+    return loaded(folders)
+
+
+def predict(models, texts, *, batch=4, teacher="teacher", **options):
+    return predict_documents(models, rows_of(texts), task=TASK, batch=batch, bins=BINS, teacher=teacher, **options)
+
+
+def log_probabilities(model, ids):
+    with torch.no_grad():
+        logits = model.module(input_ids=torch.tensor([ids])).logits[0].double().numpy()
+    return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+
+
+def plain_sums(student, teacher, ids, answered):
+    """A document's sums in float64, position by position, without any of the code under test."""
+    logq, logp = (log_probabilities(model, ids) for model in (student, teacher))
+    found = {name: 0.0 for name in ("nll", "correct", "entropy", "kl_from_teacher", "agreement", "teacher_entropy",
+                                    "tail_gap")}
+    bins, buckets = np.zeros((3, BINS)), np.zeros((2, len(BUCKETS)))
+    for place in range(len(ids) - 1):
+        if not answered[place + 1]:
+            continue
+        q, p = np.exp(logq[place]), np.exp(logp[place])
+        top, kl = np.argsort(-p)[:TAIL_TOP], float((p * (logp[place] - logq[place])).sum())
+        right = q.argmax() == ids[place + 1]
+        for name, value in (("nll", -logq[place][ids[place + 1]]), ("correct", right), ("kl_from_teacher", kl),
+                            ("entropy", -(q * logq[place]).sum()), ("agreement", q.argmax() == p.argmax()),
+                            ("teacher_entropy", -(p * logp[place]).sum()), ("tail_gap", p[top].sum() - q[top].sum())):
+            found[name] += float(value)
+        bins[:, int(q.max() * BINS)] += 1, q.max(), right
+        buckets[:, [start <= place < stop for start, stop in BUCKETS.values()].index(True)] += 1, kl
+    return found | {"bin_tokens": bins[0], "bin_confidence": bins[1], "bin_correct": bins[2],
+                    "bucket_tokens": buckets[0], "bucket_kl_from_teacher": buckets[1]}
+
+
+def check_sums(models, texts, used):
+    tables = predict(models, texts)
+    for arm, model in models.items():
+        assert tables[arm]["row_id"].to_pylist() == [row_id(n) for n in used]
+        assert tables[arm]["count"].to_pylist() == [n + 1 for n in used]
+        for row, n in zip(tables[arm].to_pylist(), used, strict=True):
+            features, _ = model.processor.language([texts[n]])
+            answered = features["answered"].values
+            assert row["tokens"] == answered[1:].sum()
+            expected = plain_sums(model, models["teacher"], features["input_ids"].values.tolist(), answered)
+            for name, value in expected.items():
+                assert row[name] == pytest.approx(value, rel=1e-4, abs=1e-4), (arm, n, name)
+
+
+def test_the_sums_are_those_of_a_plain_computation(models):
+    """Each document alone and unpadded, in float64: the same; a text of one token is left out."""
+    check_sums(models, TEXTS, [0, 2, 3, 4, 5])
+
+
+def test_of_conversations_only_the_answers_count(folders):
+    """What the user wrote, and every header, is read and not judged."""
+    check_sums(loaded(folders, format="chat"), [*CHAT, "no JSON"], [0, 1, 2])
+
+
+def test_what_is_found_does_not_depend_on_the_batches(models, monkeypatch):
+    """One document at a time, all at once, few positions at a time, little memory: the same up to rounding."""
+    whole = predict(models, TEXTS, batch=64)
+    monkeypatch.setattr(language_predict, "CHUNK_ELEMENTS", 7 * 264)
+    monkeypatch.setattr(language_predict, "LOGITS_BYTES", 4 * 264 * 30)
+    for batch in (1, 64):
+        parts = predict(models, TEXTS, batch=batch)
+        for arm, table in whole.items():
+            assert table["row_id"].equals(parts[arm]["row_id"])
+            for name in ("nll", "entropy", "kl_from_teacher", "tail_gap"):
+                assert np.allclose(table[name].to_numpy(), parts[arm][name].to_numpy(), rtol=1e-4, atol=1e-4), name
+
+
+def test_batches_are_of_like_length_and_bounded(models):
+    """Each document once, the shortest first; a batch is padded to no more logits than allowed, or is one document."""
+    encoded = encode_for_all(models, rows_of(TEXTS), task=TASK)
+    lengths = np.diff(encoded.features["input_ids"].offsets)
+    found = list(batches(encoded, batch=2, vocabulary=language_predict.LOGITS_BYTES // (4 * 30)))
+    assert sorted(np.concatenate(found).tolist()) == list(range(encoded.rows))
+    assert [len(part) for part in found] == [2, 1, 1, 1] and lengths[found[-1][0]] == max(lengths) > 30
+    assert lengths[np.concatenate(found)].tolist() == sorted(lengths.tolist())
+
+
+def test_a_teacher_beside_itself_agrees_with_itself(models):
+    """Zero KL, zero gaps, full agreement; also where its logits are so coarse that two tokens are equally likely."""
+    coarse = replace(models["teacher"], module=Coarse(models["teacher"].module))
+    found = measure_language(predict({"teacher": coarse}, TEXTS)["teacher"], seed=0, bootstrap=100, bins=BINS)
+    for name, value in (("kl_from_teacher", 0.0), ("agreement", 1.0), ("entropy_gap", 0.0), ("tail_mass_gap", 0.0)):
+        assert found[name].value == pytest.approx(value, abs=1e-6), name
+
+
+class Coarse(torch.nn.Module):
+    """A model that rounds its logits to whole numbers."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, input_ids, attention_mask, output_hidden_states=False):
+        return SimpleNamespace(logits=self.inner(input_ids=input_ids, attention_mask=attention_mask).logits.round())
+
+
+class Answers(torch.nn.Module):
+    """A model that gives every token the same logits."""
+
+    def __init__(self, logits_V):
+        super().__init__()
+        self.logits_V = torch.nn.Parameter(logits_V)
+
+    def forward(self, input_ids, attention_mask, output_hidden_states=False):
+        return SimpleNamespace(logits=self.logits_V.expand(*input_ids.shape, -1))
+
+
+def test_a_token_without_probability_costs_infinity_and_nothing_where_the_teacher_gives_it_none(models):
+    """A student that rules out what the teacher does not: infinite KL. The other way round it is finite."""
+    some, all_ = torch.zeros(264), torch.zeros(264)
+    some[:132] = -np.inf
+    narrow, wide = (replace(models["teacher"], module=Answers(logits)) for logits in (some, all_))
+    found = predict({"teacher": wide, "student": narrow}, ["abc"])["student"]
+    assert found["kl_from_teacher"].to_pylist() == [np.inf]
+    found = predict({"teacher": narrow, "student": wide}, ["abc"])["student"].to_pylist()[0]
+    assert found["kl_from_teacher"] == pytest.approx(found["tokens"] * np.log(2), rel=1e-5)
+    assert found["tail_gap"] == pytest.approx(found["tokens"] * (64 / 132 - 64 / 264), rel=1e-4)
+
+
+def test_a_model_that_answers_nan_is_named(models):
+    """NaN is refused with the model's place, whether it is the teacher or another."""
+    broken = replace(models["student"], module=Answers(torch.full((264,), np.nan)), url="s3://broken")
+    for arms in ({"teacher": models["teacher"], "student": broken}, {"teacher": broken, "student": models["student"]}):
+        with pytest.raises(EvaluationError, match="s3://broken answers with NaN"):
+            predict(arms, TEXTS)
+
+
+def test_other_tokens_are_refused(models, tmp_path):
+    """Another template of conversations, or a wider vocabulary: both models are named, and what to do."""
+    wider = load_model(str(write_tiny_causal_model(tmp_path / "wide", 0, vocab_size=300)), task="causal_lm")
+    with pytest.raises(EvaluationError, match=r"wide answers over 300 tokens, .* over 264: give the student"):
+        predict({**models, "student": wider}, TEXTS)
+    processor = replace(models["student"].processor, tokens_fingerprint="other")
+    with pytest.raises(EvaluationError, match="have different tokenizers"):
+        predict({**models, "student": replace(models["student"], processor=processor)}, TEXTS)
+
+
+def test_all_read_as_far_as_the_one_that_reads_least(models):
+    """A champion of an older, shorter limit: every model is judged on the tokens that all can read."""
+    short = replace(models["champion"], processor=replace(models["champion"].processor, max_length=5))
+    tables = predict({**models, "champion": short}, TEXTS)
+    assert tables["teacher"]["tokens"].to_pylist() == [4, 1, 4, 4, 4] == tables["champion"]["tokens"].to_pylist()
+
+
+def test_what_cannot_be_used_is_said(models):
+    """No usable document names the first reason; a slice may not have a sum's name; slices are carried over."""
+    with pytest.raises(EvaluationError, match="none of the 2 documents can be used by .*: "):
+        predict(models, ["", "x"])
+    with pytest.raises(EvaluationError, match="the column tokens cannot be a slice"):
+        predict(models, TEXTS, keep=("tokens",))
+    assert predict(models, TEXTS, keep=("locale",))["student"]["locale"].to_pylist() == ["de", "de", "en", "de", "en"]
+
+
+def test_without_a_teacher_each_is_measured_alone(models):
+    """The columns that compare are absent."""
+    table = predict({"student": models["student"]}, TEXTS, teacher=None)["student"]
+    assert "kl_from_teacher" not in table.column_names and "nll" in table.column_names
+
+
+def language_panel(models, **options):
+    return LanguagePanel(**{"task": TASK, "models": models, "batch": 4, "bins": BINS, "raw": True, **options})
+
+
+def test_damaged_texts_are_measured_where_something_is_left_of_them(models):
+    """The asked-for arms alone, the same documents for all; a text of which one token is left is left out for all."""
+    panel = language_panel(models)
+    damaged = rows_of(["teh cat", "x", "", "on the mat"])
+    tables = panel.answer_damaged(damaged, ("teacher", "student"))
+    assert list(tables) == ["teacher", "student"]
+    assert all(table["row_id"].to_pylist() == [row_id(0), row_id(3)] for table in tables.values())
+    found = measure_language(tables["student"], seed=0, bootstrap=100, bins=BINS)
+    assert set(panel.robust) <= set(found)
+
+
+def test_conversations_are_not_corrupted(models):
+    """A letter mistyped in JSON is no typo of the user's."""
+    assert set(language_panel(models).corruptions) == {"typos", "case", "dropout"}
+    assert language_panel(models, raw=False).corruptions == {} and language_panel(models).usual == ()
+
+
+def test_a_timed_run_answers_every_document(models):
+    """Also where a batch is run in parts; tokens a second are documents a second times tokens a document."""
+    panel = language_panel(models, batch=2)
+    rows = rows_of([TEXTS[0], TEXTS[2]])
+    parts = panel.runs(rows)["student"](np.array([0, 1, 0], dtype=np.int64))
+    assert sum(len(part) for part in parts) == 3
+    speed = panel.speed(rows, {"student": SimpleNamespace(examples_per_second=10.0)})
+    assert speed["student"]["tokens_per_second"].value == 10 * (len(TEXTS[0]) + 2) / 2
+
+
+def test_classifiers_answer_as_they_did_without_a_panel(tmp_path):
+    """The same table as joining every model's predictions, for the rows that all accept."""
+    task = TASKS["text_classification"]
+    models = {arm: load_model(str(write_tiny_text_model(tmp_path / arm, ["no", "yes"], seed)), task=task.name)
+              for seed, arm in enumerate(("teacher", "student"))}
+    panel = ClassPanel(task=task, models=models, classes=("yes", "no"), batch=2)
+    texts = ["good film", "", "bad", "so so"]
+    rows = rows_of(texts).append_column("label", pa.array([0, 1, None, 1], pa.int32()))
+    assert set(panel.columns) <= set(rows.column_names) and set(panel.usual) == set(task.corruptions)
+    predictors = {arm: predictor(model, task, ("yes", "no"), batch=2) for arm, model in models.items()}
+    plain, kept = predict_all(predictors, rows), rows.take([0, 2, 3])
+    for arm, table in panel.answer(rows, ("locale",)).items():
+        assert table.equals(join_predictions(kept, plain[arm], teacher=plain["teacher"], slices=("locale",)))
+    damaged = panel.answer_damaged(kept, ("student",))
+    assert list(damaged) == ["student"] and damaged["student"].equals(join_predictions(kept, plain["student"]))
+    assert panel.runs(kept)["student"](np.array([1, 0], dtype=np.int64)).shape == (2, 2)
+    assert panel.speed(kept, {}) == {}

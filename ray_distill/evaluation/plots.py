@@ -21,6 +21,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 
 from ray_distill.artifacts import Estimate, EvalReport
+from ray_distill.evaluation.language import BUCKETS
 from ray_distill.evaluation.metrics import Floats, Scores, confidence_bins, read_scores
 
 INK = "#1f2329"
@@ -39,22 +40,27 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.right": False, "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
     "legend.frameon": False, "lines.linewidth": 1.6, "text.parse_math": False}
 
+#: What is drawn by position in the document: the part of a metric's name before the bucket, and its axis.
+_BY_POSITION = {"kl_from_teacher": "KL, nats", "entropy_gap": "entropy gap", "tail_mass_gap": "tail gap"}
+
 #: Training losses by arm: (step, loss) in order.
 History = Mapping[str, Sequence[tuple[int, float]]]
+#: Mean confidence and accuracy of the non-empty bins, and every bin's share of the weight.
+Curve = tuple[Floats, Floats, Floats]
 
 
-def accuracy_figure(report: EvalReport) -> Figure:
-    """Accuracy of every model with its 95 % interval."""
-    arms = [arm for arm in ordered(report.models) if "accuracy" in report.models[arm].metrics]
+def headline_figure(report: EvalReport, metric: str, axis: str) -> Figure:
+    """One metric of every model with its 95 % interval, under the name ``axis``."""
+    arms = [arm for arm in ordered(report.models) if metric in report.models[arm].metrics]
     with _figure(6.4, 0.8 + 0.36 * len(arms)) as (figure, (axes,)):
         for y, arm in enumerate(reversed(arms)):
-            estimate = report.models[arm].metrics["accuracy"]
+            estimate = report.models[arm].metrics[metric]
             axes.plot([estimate.low, estimate.high], [y, y], color=colour(arm), linewidth=2.2, solid_capstyle="round")
             axes.plot([estimate.value], [y], "o", color=colour(arm), markersize=6.5)
         axes.set_yticks(range(len(arms)), labels=[label(arm) for arm in reversed(arms)])
         axes.set_ylim(-0.6, len(arms) - 0.4)
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel("accuracy, 95 % interval")
+        axes.set_xlabel(f"{axis}, 95 % interval")
         _grid(axes, "x")
     return figure
 
@@ -83,20 +89,43 @@ def confusion_figure(predictions: pa.Table, classes: Sequence[str]) -> Figure:
     return figure
 
 
-def reliability_figure(predictions: Mapping[str, pa.Table], bins: int) -> Figure:
+def reliability_figure(curves: Mapping[str, Curve], bins: int, top: str = "class") -> Figure:
     """Accuracy against confidence, by arm; below, how often the student is how confident."""
     with _figure(5.4, 5.2, rows=2, height_ratios=(4, 1), sharex=True) as (figure, (axes, below)):
         axes.plot([0, 1], [0, 1], color=INK, linewidth=0.7, alpha=0.5, linestyle=(0, (4, 3)))
-        for arm in ordered(predictions):
-            confidence, accuracy, weight = reliability(read_scores(predictions[arm]).labelled, bins)
+        for arm in ordered(curves):
+            confidence, accuracy, weight = curves[arm]
             axes.plot(confidence, accuracy, "o-", color=colour(arm), markersize=3.5, label=label(arm))
             if arm == "student":
                 below.bar((np.arange(bins) + 0.5) / bins, weight, width=0.9 / bins, color=colour(arm))
         axes.set(xlim=(0, 1.02), ylim=(0, 1.02), ylabel="accuracy")
-        below.set(xlabel="confidence of the top class", ylabel="share", yticks=(0, 0.5, 1), ylim=(0, 1))
+        below.set(xlabel=f"confidence of the top {top}", ylabel="share", yticks=(0, 0.5, 1), ylim=(0, 1))
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
         _grid(axes, "both")
+    return figure
+
+
+def positions_figure(report: EvalReport) -> Figure:
+    """KL from the teacher and the gaps by position in the document, of every model but the teacher, with intervals."""
+    arms = [arm for arm in ordered(report.models) if arm != "teacher"]
+    buckets = [name for name in BUCKETS if any(f"kl_from_teacher_at_{name}" in report.models[arm].metrics
+                                               for arm in arms)]
+    with _figure(5.4, 5.2, rows=3, height_ratios=(2, 1, 1), sharex=True) as (figure, panels):
+        for axes, (metric, heading) in zip(panels, _BY_POSITION.items(), strict=True):
+            for number, arm in enumerate(arms):
+                _dodged(axes, report, arm, [f"{metric}_at_{name}" for name in buckets],
+                        0.09 * (number - (len(arms) - 1) / 2))
+            axes.set_ylabel(heading)
+            _grid(axes, "y")
+            if metric == "kl_from_teacher":
+                axes.set_ylim(bottom=0)
+            else:
+                axes.axhline(0, color=INK, linewidth=0.7, alpha=0.5, linestyle=(0, (4, 3)))
+        panels[-1].set_xticks(range(len(buckets)), labels=[_bucket_label(name) for name in buckets])
+        panels[-1].set_xlabel("position in the document, tokens")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -113,19 +142,19 @@ def loss_figure(history: History) -> Figure:
     return figure
 
 
-def robustness_figure(report: EvalReport) -> Figure:
-    """Accuracy by severity (0 = clean), one panel a corruption, with 95 % intervals."""
+def robustness_figure(report: EvalReport, metric: str, axis: str) -> Figure:
+    """One metric by severity (0 = clean), one panel a corruption, with 95 % intervals."""
     kinds = sorted({kind for model in report.models.values() for kind in model.robustness})
     with _figure(1.2 + 2.3 * len(kinds), 3.2, columns=len(kinds), sharey=True) as (figure, panels):
         for kind, axes in zip(kinds, panels, strict=True):
             for arm in ordered(report.models):
-                points = _severities(report, arm, kind)
+                points = _severities(report, arm, kind, metric)
                 if len(points) > 1:
                     _interval_line(axes, points, arm)
             axes.set_title(kind)
             axes.set_xlabel("severity")
             _grid(axes, "y")
-        panels[0].set_ylabel("accuracy")
+        panels[0].set_ylabel(axis)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4 if len(kinds) > 2 else 2)
     return figure
@@ -144,7 +173,7 @@ def most_confused(matrix_VV: Floats, most: int) -> npt.NDArray[np.intp]:
     return np.sort(np.argsort(-mistakes_V, kind="stable")[:most])
 
 
-def reliability(scores: Scores, bins: int) -> tuple[Floats, Floats, Floats]:
+def reliability(scores: Scores, bins: int) -> Curve:
     """Mean confidence and accuracy of the non-empty bins, and every bin's share of the weight."""
     index_N, weight_N = confidence_bins(scores, bins), scores.weight_N
     correct_N = scores.logp_NV.argmax(axis=1) == scores.label_N
@@ -211,10 +240,10 @@ def _any_script() -> Iterator[None]:
         yield
 
 
-def _severities(report: EvalReport, arm: str, kind: str) -> list[tuple[int, Estimate]]:
+def _severities(report: EvalReport, arm: str, kind: str, metric: str) -> list[tuple[int, Estimate]]:
     model = report.models[arm]
     measured = [(0, model.metrics)] + [(int(s), metrics) for s, metrics in model.robustness.get(kind, {}).items()]
-    return sorted((s, metrics["accuracy"]) for s, metrics in measured if "accuracy" in metrics)
+    return sorted((s, metrics[metric]) for s, metrics in measured if metric in metrics)
 
 
 def _interval_line(axes: Axes, points: Sequence[tuple[int, Estimate]], arm: str) -> None:
@@ -223,6 +252,22 @@ def _interval_line(axes: Axes, points: Sequence[tuple[int, Estimate]], arm: str)
     axes.fill_between(severity, [e.low for _, e in points], [e.high for _, e in points], color=colour(arm), alpha=0.13,
                       linewidth=0)
     axes.set_xticks(severity)
+
+
+def _dodged(axes: Axes, report: EvalReport, arm: str, metrics: Sequence[str], shift: float) -> None:
+    """An arm's values beside those of the others, one place a metric; a value without an interval is a point."""
+    found = [(place + shift, report.models[arm].metrics[name]) for place, name in enumerate(metrics)
+             if name in report.models[arm].metrics]
+    axes.plot([x for x, _ in found], [item.value for _, item in found], "o-", color=colour(arm), markersize=3.5,
+              linewidth=0.9, label=label(arm))
+    for x, item in found:
+        axes.plot([x, x], [item.low, item.high], color=colour(arm), linewidth=1.6, solid_capstyle="round")
+
+
+def _bucket_label(name: str) -> str:
+    """``16_63`` as ``16–63``, ``1024_up`` as ``1024 …``."""
+    start, _, stop = name.partition("_")
+    return f"{start} …" if stop == "up" else f"{start}–{stop}"
 
 
 def _annotate(axes: Axes, share: Floats) -> None:

@@ -15,21 +15,23 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ray_distill.artifacts import Decision, Estimate, EvalReport
-from ray_distill.evaluation import plots
+from ray_distill.evaluation import language, plots
 from ray_distill.evaluation.cost import CostReport, StageCost
-from ray_distill.evaluation.directions import HIGHER_IS_BETTER
+from ray_distill.evaluation.directions import higher_is_better, is_language
 from ray_distill.evaluation.drift import DriftReport
+from ray_distill.evaluation.metrics import read_scores
+from ray_distill.evaluation.wording import Wording, wording
 
 NONE = "–"
-_QUALITY: dict[str, tuple[str, int]] = {  # metric: (heading, decimals)
-    "accuracy": ("Accuracy", 3), "macro_f1": ("Macro-F1", 3), "nll": ("NLL, nats", 3), "ece": ("ECE", 3),
-    "agreement": ("Agreement with teacher", 3), "kl_from_teacher": ("KL from teacher, nats", 3)}
 _EFFICIENCY: dict[str, tuple[str, Callable[[Any], str]]] = {
     "parameters": ("Parameters", lambda value: f"{value:,}"),
     "bytes_on_disk": ("On disk, MB", lambda value: f"{value / 1e6:,.2f}"),
     "latency_ms_p50": ("Latency p50, ms", lambda value: f"{value:,.2f}"),
     "latency_ms_p95": ("Latency p95, ms", lambda value: f"{value:,.2f}"),
     "examples_per_second": ("Throughput, examples/s", lambda value: f"{value:,.0f}")}
+
+#: The two rates: the second is known of language models alone.
+_EXAMPLES, _TOKENS = "examples_per_second", "tokens_per_second"
 
 #: A table as the template draws it: headings, then rows of cells.
 Table = dict[str, Any]
@@ -60,9 +62,11 @@ def render_report(
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(
         resources.files("ray_distill.evaluation").joinpath("report.html.j2").read_text("utf-8"))
+    words = wording(report)
     return template.render(
-        title=title, decision=decision, tiles=_tiles(report), notes=report.notes, quality=_quality_table(report),
-        efficiency=_efficiency_table(report), comparisons=_comparison_table(report), slices=_slice_table(report),
+        title=title, decision=decision, words=words, tiles=_tiles(report, words), notes=report.notes,
+        quality=_quality_table(report, words), efficiency=_efficiency_table(report, words),
+        comparisons=_comparison_table(report, words), slices=_slice_table(report, words),
         drift=drift, drift_table=drift and _drift_table(drift), cost=cost, cost_table=cost and _cost_table(cost),
         serving=cost and _serving_table(cost), break_even=cost and _break_even(cost),
         provenance=_provenance(report, provenance or {}),
@@ -74,35 +78,58 @@ def report_figures(
     report: EvalReport, classes: Sequence[str], predictions: Mapping[str, pa.Table], bins: int,
     history: plots.History | None = None,
 ) -> dict[str, Figure]:
-    """All figures that the data allow: ``accuracy``, ``confusion``, ``reliability``, ``loss``, ``robustness``."""
-    figures: dict[str, Figure] = {}
-    if "accuracy" in report.models["student"].metrics:
-        figures["accuracy"] = plots.accuracy_figure(report)
-        figures["confusion"] = plots.confusion_figure(predictions["student"], classes)
-        figures["reliability"] = plots.reliability_figure(predictions, bins)
+    """All figures that the data allow, by the names of `Wording.captions`."""
+    figures, words = _quality_figures(report, classes, predictions, bins), wording(report)
     if history:
         figures["loss"] = plots.loss_figure(history)
     if any(model.robustness for model in report.models.values()):
-        figures["robustness"] = plots.robustness_figure(report)
+        figures["robustness"] = plots.robustness_figure(report, words.headline, words.axis)
     return figures
 
 
-def _tiles(report: EvalReport) -> list[dict[str, str]]:
+def _quality_figures(
+    report: EvalReport, classes: Sequence[str], predictions: Mapping[str, pa.Table], bins: int
+) -> dict[str, Figure]:
+    words, metrics = wording(report), report.models["student"].metrics
+    if words.headline not in metrics:
+        return {}
+    figures = {words.headline: plots.headline_figure(report, words.headline, words.axis)}
+    if not is_language(metrics):
+        curves = {arm: plots.reliability(read_scores(table).labelled, bins) for arm, table in predictions.items()}
+        return figures | {"confusion": plots.confusion_figure(predictions["student"], classes),
+                          "reliability": plots.reliability_figure(curves, bins)}
+    curves = {arm: language.reliability(language.read_documents(table, bins)) for arm, table in predictions.items()}
+    if any(name.startswith("kl_from_teacher_at_") for name in metrics):
+        figures["positions"] = plots.positions_figure(report)
+    return figures | {"reliability": plots.reliability_figure(curves, bins, words.top)}
+
+
+def _tiles(report: EvalReport, words: Wording) -> list[dict[str, str]]:
     """The headline figures: the student, each beside the teacher's."""
     student, teacher = report.models["student"], report.models.get("teacher")
-    metric = "accuracy" if "accuracy" in student.metrics else "agreement"
-    tiles = []
-    if metric in student.metrics:
-        below = f"teacher {_value(teacher.metrics.get(metric), 3)}" if teacher else ""
-        tiles.append({"name": metric, "value": _value(student.metrics[metric], 3),
-                      "interval": _interval(student.metrics[metric], 3), "below": below})
+    first = [next((name for name in tile if name in student.metrics), None) for tile in words.tiles]
+    tiles = [_metric_tile(report, name, tile[name]) for name, tile in zip(first, words.tiles, strict=True) if name]
+    left_out = ("latency_ms_p95", "bytes_on_disk", *([_EXAMPLES] if _TOKENS in student.metrics else []))
     for name, (heading, show) in _EFFICIENCY.items():
-        if name in ("latency_ms_p95", "bytes_on_disk"):
+        if name in left_out:
             continue
         value = getattr(student.efficiency, name)
         below = f"teacher {show(getattr(teacher.efficiency, name))}" if teacher else ""
         tiles.append({"name": heading, "value": show(value), "below": below, "interval": _ratio(report, name)})
+    if _TOKENS in student.metrics:
+        below = f"teacher {_rate(teacher.metrics.get(_TOKENS))}" if teacher else ""
+        tiles.append({"name": "Tokens read a second", "value": _rate(student.metrics[_TOKENS]), "below": below,
+                      "interval": _ratio(report, _EXAMPLES)})
     return tiles
+
+
+def _metric_tile(report: EvalReport, metric: str, name: str) -> dict[str, str]:
+    metrics, teacher = report.models["student"].metrics, report.models.get("teacher")
+    below = f"teacher {_value(teacher.metrics.get(metric), 3)}" if teacher else ""
+    if metric == "kl_from_teacher":  # of the teacher itself it is 0
+        below = f"agreement {_value(metrics.get('agreement'), 3)}"
+    return {"name": name, "value": _value(metrics[metric], 3), "interval": _interval(metrics[metric], 3),
+            "below": below}
 
 
 def _ratio(report: EvalReport, name: str) -> str:
@@ -118,56 +145,59 @@ def _ratio(report: EvalReport, name: str) -> str:
     return "same as teacher" if factor < 1.05 else f"{factor:,.1f}× {word}"
 
 
-def _quality_table(report: EvalReport) -> Table:
-    names = [name for name in _QUALITY if any(name in model.metrics for model in report.models.values())]
+def _quality_table(report: EvalReport, words: Wording) -> Table:
+    names = [name for name in words.quality if any(name in model.metrics for model in report.models.values())]
     rows = []
     for arm in plots.ordered(report.models):
         metrics = report.models[arm].metrics
-        cells = [_estimate(metrics.get(name), _QUALITY[name][1]) for name in names]
+        cells = [_estimate(metrics.get(name), words.quality[name][1]) for name in names]
         rows.append({"name": plots.label(arm), "cells": cells, "strong": arm == "student"})
-    return {"headings": ["Model", *(_QUALITY[name][0] for name in names)], "rows": rows}
+    return {"headings": ["Model", *(words.quality[name][0] for name in names)], "rows": rows}
 
 
-def _efficiency_table(report: EvalReport) -> Table:
-    rows = []
+def _efficiency_table(report: EvalReport, words: Wording) -> Table:
+    tokens, rows = any(_TOKENS in model.metrics for model in report.models.values()), []
     for arm in plots.ordered(report.models):
-        efficiency = report.models[arm].efficiency
-        cells = [_cell(show(getattr(efficiency, name))) for name, (_, show) in _EFFICIENCY.items()]
+        model = report.models[arm]
+        cells = [_cell(show(getattr(model.efficiency, name))) for name, (_, show) in _EFFICIENCY.items()]
+        cells += [_cell(_rate(model.metrics.get(_TOKENS)))] if tokens else []
         rows.append({"name": plots.label(arm), "cells": cells, "strong": arm == "student"})
-    return {"headings": ["Model", *(heading for heading, _ in _EFFICIENCY.values())], "rows": rows}
+    headings = [words.rate if name == _EXAMPLES else heading for name, (heading, _) in _EFFICIENCY.items()]
+    return {"headings": ["Model", *headings, *(["Tokens/s"] if tokens else [])], "rows": rows}
 
 
-def _comparison_table(report: EvalReport) -> Table:
+def _comparison_table(report: EvalReport, words: Wording) -> Table:
     """Student minus each other model; a cell is good or bad only where its interval excludes 0."""
     arms = [arm for arm in plots.ordered(report.models) if arm != "student"]
-    names = [name for name in _QUALITY if any(f"{name}_minus_{arm}" in report.comparisons for arm in arms)]
+    names = [name for name in words.compared if any(f"{name}_minus_{arm}" in report.comparisons for arm in arms)]
     rows = []
     for arm in arms:
-        cells = [_difference(report.comparisons.get(f"{name}_minus_{arm}"), name) for name in names]
+        cells = [_difference(report.comparisons.get(f"{name}_minus_{arm}"), name, words.quality[name][1])
+                 for name in names]
         rows.append({"name": f"minus {plots.label(arm)}", "cells": cells, "strong": False})
-    return {"headings": ["Student", *(_QUALITY[name][0] for name in names)], "rows": rows}
+    return {"headings": ["Student", *(words.quality[name][0] for name in names)], "rows": rows}
 
 
-def _difference(difference: Estimate | None, name: str) -> dict[str, str]:
+def _difference(difference: Estimate | None, name: str, decimals: int) -> dict[str, str]:
     if difference is None:
         return _cell(NONE)
-    tone = ""
-    if difference.low > 0 or difference.high < 0:
-        tone = "good" if (difference.low > 0) == HIGHER_IS_BETTER[name] else "bad"
-    return _estimate(difference, _QUALITY[name][1], sign=True, tone=tone)
+    tone, better = "", higher_is_better(name)
+    if better is not None and (difference.low > 0 or difference.high < 0):
+        tone = "good" if (difference.low > 0) == better else "bad"
+    return _estimate(difference, decimals, sign=True, tone=tone)
 
 
-def _slice_table(report: EvalReport) -> Table | None:
+def _slice_table(report: EvalReport, words: Wording) -> Table | None:
     student = report.models["student"]
     if not student.slices:
         return None
     arms = [arm for arm in plots.ordered(report.models) if report.models[arm].slices]
     rows = []
     for name, metrics in student.slices.items():
-        found = [report.models[arm].slices[name].get("accuracy") for arm in arms]
+        found = [report.models[arm].slices[name].get(words.headline) for arm in arms]
         count = _cell(f"{max(estimate.n for estimate in metrics.values()):,}")
         rows.append({"name": name, "cells": [count, *(_estimate(item, 3) for item in found)], "strong": False})
-    return {"headings": ["Slice", "Rows", *(plots.label(arm) for arm in arms)], "rows": rows}
+    return {"headings": ["Slice", words.rows, *(plots.label(arm) for arm in arms)], "rows": rows}
 
 
 def _drift_table(drift: DriftReport) -> Table:
@@ -214,6 +244,10 @@ def _cell(value: str, below: str = "", tone: str = "") -> dict[str, str]:
 
 def _estimate(estimate: Estimate | None, decimals: int, *, sign: bool = False, tone: str = "") -> dict[str, str]:
     return _cell(_value(estimate, decimals, sign=sign), _interval(estimate, decimals, sign=sign), tone)
+
+
+def _rate(estimate: Estimate | None) -> str:
+    return NONE if estimate is None else f"{estimate.value:,.0f}"
 
 
 def _value(estimate: Estimate | None, decimals: int, *, sign: bool = False) -> str:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 from ray_distill.artifacts import Decision, EvalReport, StudentRef, Verdict
 from ray_distill.errors import PromotionError
+from ray_distill.evaluation.directions import headline
 from ray_distill.fingerprint import fingerprint
 from ray_distill.promotion.chain import Entry, check_alias, read_chain, record_decision
 from ray_distill.promotion.gate import decide, gate_fingerprint
@@ -12,6 +13,10 @@ from ray_distill.runtime import evaluate_stage
 from ray_distill.runtime.console import say
 from ray_distill.runtime.session import Session, Stage, user
 from ray_distill.tracking.views import DESCRIPTION, TITLE
+
+#: The measures of the parent run's table and their headings, the deciding one first, by what decides.
+_COLUMNS = {"accuracy": {"accuracy": "accuracy", "ece": "ECE"},
+            "nll": {"nll": "NLL, nats", "kl_from_teacher": "KL from teacher, nats", "ece": "ECE"}}
 
 
 def promote(held: Session, report: EvalReport) -> Decision:
@@ -104,13 +109,15 @@ def _report_alias(held: Session, name: str, alias: str) -> None:
 
 
 def summary(report: EvalReport, decision: Decision, page: str) -> str:
-    """The parent run's Markdown: verdict, reasons, the models side by side."""
+    """The parent run's Markdown: verdict, reasons, the models side by side by the metrics that decide."""
+    shown = _COLUMNS[headline(report.models["student"].metrics)]
+    first, *others = shown.values()
+    headings = ["model", f"{first} (95 % interval)", *others, "parameters", "latency p50, ms"]
     lines = [f"## {decision.verdict}", "", *[f"- {reason}" for reason in decision.reasons], "",
-             "| model | accuracy (95 % interval) | ECE | parameters | latency p50, ms |", "|---|---|---|---|---|"]
+             f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
     for arm, model in report.models.items():
-        accuracy, ece = model.metrics.get("accuracy"), model.metrics.get("ece")
-        shown = f"{accuracy.value:.4f} ({accuracy.low:.4f}–{accuracy.high:.4f})" if accuracy else "not measured"
-        cost = model.efficiency
-        lines.append(f"| {arm} | {shown} | {f'{ece.value:.4f}' if ece else 'not measured'} | {cost.parameters:,} | "
-                     f"{cost.latency_ms_p50:.2f} |")
+        cost, (main, *more) = model.efficiency, [model.metrics.get(name) for name in shown]
+        cells = [f"{main.value:.4f} ({main.low:.4f}–{main.high:.4f})" if main else "not measured",
+                 *(f"{item.value:.4f}" if item else "not measured" for item in more)]
+        lines.append(f"| {' | '.join([arm, *cells, f'{cost.parameters:,}', f'{cost.latency_ms_p50:.2f}'])} |")
     return "\n".join([*lines, "", *[f"- {note}" for note in report.notes], "", f"Review page: `report.html` ({page})"])

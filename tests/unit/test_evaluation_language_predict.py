@@ -13,7 +13,7 @@ from ray_distill.config import TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import EvaluationError
 from ray_distill.evaluation import language_predict
-from ray_distill.evaluation.language import BUCKETS, TAIL_TOP, measure_language
+from ray_distill.evaluation.language import ALONE, BESIDE, BUCKETS, TAIL_TOP, measure_language
 from ray_distill.evaluation.language_predict import batches, encode_for_all, predict_documents
 from ray_distill.evaluation.panels import ClassPanel, LanguagePanel
 from ray_distill.evaluation.predict import predict_all, predictor
@@ -66,8 +66,7 @@ def log_probabilities(model, ids):
 def plain_sums(student, teacher, ids, answered):
     """A document's sums in float64, position by position, without any of the code under test."""
     logq, logp = (log_probabilities(model, ids) for model in (student, teacher))
-    found = {name: 0.0 for name in ("nll", "correct", "entropy", "kl_from_teacher", "agreement", "teacher_entropy",
-                                    "tail_gap")}
+    found = dict.fromkeys([*ALONE, *BESIDE], 0.0)
     bins, buckets = np.zeros((3, BINS)), np.zeros((2, len(BUCKETS)))
     for place in range(len(ids) - 1):
         if not answered[place + 1]:

@@ -17,9 +17,11 @@ class EvaluationConfig(Section):
     severities: tuple[Literal[1, 2, 3], ...] = Field((1, 2, 3), min_length=1, description="1 = mild … 3 = strong")
     bootstrap: int = Field(1000, ge=100, description="resamples behind an interval")
     bins: int = Field(15, ge=2, description="bins of the calibration error")
-    prompts: tuple[str, ...] | None = Field(
-        None, description="language models: texts (or conversations as JSON) that student and teacher continue side by "
-        "side, as an artifact; default: a handful of beginnings from the test split; []: none")
+    prompts: tuple[str, ...] | Literal["test"] = Field(
+        (), description="language models: texts (for chat: conversations as JSON, or what a user says) that teacher, "
+        "student and champion continue side by side, greedily, on the review page and as the artifact generations.json;"
+        " test: the beginnings of five documents of the test split. What is written is raw text and goes to the "
+        "tracking server, so by default there is none")
     new_tokens: int = Field(64, ge=1, description="tokens written for a prompt at most")
     latency_requests: int = Field(100, ge=10, description="single requests timed a model")
     batch: int = Field(64, ge=1, description="examples a batch, for throughput")

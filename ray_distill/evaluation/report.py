@@ -19,6 +19,7 @@ from ray_distill.evaluation import language, plots
 from ray_distill.evaluation.cost import CostReport, StageCost
 from ray_distill.evaluation.directions import higher_is_better, is_language
 from ray_distill.evaluation.drift import DriftReport
+from ray_distill.evaluation.generations import Written
 from ray_distill.evaluation.metrics import read_scores
 from ray_distill.evaluation.wording import Wording, wording
 
@@ -40,7 +41,7 @@ Table = dict[str, Any]
 def render_report(
     report: EvalReport, *, title: str, classes: Sequence[str], predictions: Mapping[str, pa.Table], bins: int,
     history: plots.History | None = None, decision: Decision | None = None, drift: DriftReport | None = None,
-    cost: CostReport | None = None, provenance: Mapping[str, str] | None = None,
+    cost: CostReport | None = None, provenance: Mapping[str, str] | None = None, written: Sequence[Written] = (),
 ) -> str:
     """Render the page.
 
@@ -55,6 +56,7 @@ def render_report(
         drift: the comparison of snapshots, if one was made.
         cost: the campaign's bill, if it was metered.
         provenance: fingerprints and other facts, by name; the report's and student's own are added.
+        written: what language models wrote, where it was asked for.
 
     Returns:
         HTML, UTF-8 when written.
@@ -69,7 +71,7 @@ def render_report(
         comparisons=_comparison_table(report, words), slices=_slice_table(report, words),
         drift=drift, drift_table=drift and _drift_table(drift), cost=cost, cost_table=cost and _cost_table(cost),
         serving=cost and _serving_table(cost), break_even=cost and _break_even(cost),
-        provenance=_provenance(report, provenance or {}),
+        provenance=_provenance(report, provenance or {}), written=_written(written),
         figures={name: Markup(plots.figure_svg(figure, name))  # our own SVG, in which matplotlib escaped the text
                  for name, figure in report_figures(report, classes, predictions, bins, history).items()})
 
@@ -130,6 +132,14 @@ def _metric_tile(report: EvalReport, metric: str, name: str) -> dict[str, str]:
         below = f"agreement {_value(metrics.get('agreement'), 3)}"
     return {"name": name, "value": _value(metrics[metric], 3), "interval": _interval(metrics[metric], 3),
             "below": below}
+
+
+def _written(written: Sequence[Written]) -> list[dict[str, Any]]:
+    """Each prompt with the answers in the order of the tables, and what did follow it."""
+    return [{"prompt": item.prompt, "answers": [
+        *({"name": plots.label(arm), "text": item.answers[arm]} for arm in plots.ordered(item.answers)),
+        *([{"name": "What did follow", "text": item.reference}] if item.reference is not None else []),
+    ]} for item in written]
 
 
 def _ratio(report: EvalReport, name: str) -> str:

@@ -44,12 +44,15 @@ class Template:
         Raises:
             Unfit: the template refuses it, or it is no text.
         """
-        text = self._render(conversation, len(conversation.messages))
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise Unfit(f"not UTF-8: half a character (\\u{ord(text[error.start]):04x}) in a message") from error
-        return text
+        return _encodable(self._render(conversation, len(conversation.messages)))
+
+    def prompt(self, conversation: Conversation) -> str:
+        """The whole conversation and the header of the assistant's next message, as one text.
+
+        Raises:
+            Unfit: the template refuses it, or it is no text.
+        """
+        return _encodable(self._render(conversation, len(conversation.messages), prompt=True))
 
     def spans(self, conversation: Conversation, text: str, until: int) -> list[tuple[int, int]]:
         """Characters ``[start, end)`` of ``text`` that the wanted roles wrote, with the end of their turns.
@@ -143,6 +146,14 @@ def read_chat(text: str) -> Conversation:
         raise Unfit("no messages")
     messages = tuple(_message(value, f"message {number}") for number, value in enumerate(found["messages"], 1))
     return Conversation(messages=messages, tools=tuple(_objects(found.get("tools"), "tools")))
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise Unfit(f"not UTF-8: half a character (\\u{ord(text[error.start]):04x}) in a message") from error
+    return text
 
 
 def _message(value: Any, where: str) -> dict[str, Any]:

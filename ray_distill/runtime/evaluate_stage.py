@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ from ray_distill.artifacts import Decision, EvalReport, ModelReport, StudentRef
 from ray_distill.errors import ConfigError
 from ray_distill.evaluation.cost import CostReport, cost_metrics, cost_report
 from ray_distill.evaluation.drift import DriftReport
+from ray_distill.evaluation.generations import from_json, to_json
 from ray_distill.evaluation.plots import figure_png
 from ray_distill.evaluation.report import render_report, report_figures
 from ray_distill.fingerprint import fingerprint
@@ -25,6 +27,9 @@ from ray_distill.storage import files
 from ray_distill.students.arms import ARMS
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.tracking.base import Run
+
+#: The file of what models wrote, beside the report and on the run.
+_TEXTS = "generations.json"
 
 
 def evaluate(held: Session, students: Mapping[str, StudentRef]) -> EvalReport:
@@ -50,6 +55,7 @@ def evaluate(held: Session, students: Mapping[str, StudentRef]) -> EvalReport:
             threads=max(1, int(resources.cpus)),
             url=held.url("evaluations", fingerprint([key, present and present.fingerprint])[:12], "report.json"),
             cpus=resources.cpus, gpus=resources.gpus, what="evaluation")
+        keep_texts(judged, config.evaluation.new_tokens)
         keep_predictions(judged)
         files.write_json(judged.report.url, judged.report.to_dict())
         _record(held, stage, judged.report)
@@ -120,22 +126,31 @@ def keep_predictions(judged: Judged) -> None:
     files.write_bytes(files.join(_folder(judged.report), "predictions.parquet"), sink.getvalue().to_pybytes())
 
 
+def keep_texts(judged: Judged, new_tokens: int) -> None:
+    """Keep what models wrote beside the report, where it was asked for."""
+    if judged.written:
+        files.write_json(files.join(_folder(judged.report), _TEXTS), to_json(judged.written, new_tokens=new_tokens))
+
+
 def publish(held: Session, run: Run, report: EvalReport, decision: Decision) -> str:
     """Render the review page with the verdict, keep it beside the report and on ``run``; return its URL."""
     config = held.config
     classes = open_snapshot(report.student.labels.snapshot).classes
     predictions = {"student": _predictions(report)}
     costs = campaign_costs(held, report)
-    history = _history(held, report)
+    history, texts = _history(held, report), _texts(report)
     page = render_report(
         report, title=config.campaign, classes=classes, predictions=predictions, bins=config.evaluation.bins,
-        history=history, decision=decision, drift=_drift(held), cost=costs, provenance=_provenance(held, report))
+        history=history, decision=decision, drift=_drift(held), cost=costs, provenance=_provenance(held, report),
+        written=from_json(texts) if texts else ())
     url = files.join(_folder(report), "report.html")
     files.write_bytes(url, page.encode())
     with tempfile.TemporaryDirectory(prefix="ray-distill-report-") as folder:
         target = Path(folder)
         (target / "report.html").write_text(page, encoding="utf-8")
         (target / "report.json").write_bytes(files.json_bytes(report.to_dict()))
+        if texts:
+            (target / _TEXTS).write_bytes(files.json_bytes(texts))
         plots = target / "plots"
         plots.mkdir()
         for name, figure in report_figures(report, classes, predictions, config.evaluation.bins, history).items():
@@ -155,6 +170,12 @@ def _folder(report: EvalReport) -> str:
 def _predictions(report: EvalReport) -> pa.Table:
     with files.open_input(files.join(_folder(report), "predictions.parquet")) as source:
         return pq.read_table(source)
+
+
+def _texts(report: EvalReport) -> dict[str, Any]:
+    """What `keep_texts` kept; empty where nothing was asked for."""
+    url = files.join(_folder(report), _TEXTS)
+    return files.read_json(url) if files.exists(url) else {}
 
 
 def _history(held: Session, report: EvalReport) -> dict[str, list[tuple[int, float]]]:

@@ -1,7 +1,7 @@
 """Evaluate all models of a campaign on one node: the same rows, the same damage, the same minutes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,6 +13,7 @@ from ray_distill.errors import EvaluationError
 from ray_distill.evaluation.directions import LANGUAGE_TASKS
 from ray_distill.evaluation.efficiency import Runner, count_parameters, measure_efficiency
 from ray_distill.evaluation.evaluate import Measured, Resampling, judge
+from ray_distill.evaluation.generations import Written, choose_prompts, write_side_by_side
 from ray_distill.evaluation.panels import ClassPanel, LanguagePanel, Panel, Run
 from ray_distill.evaluation.robustness import Robustness, measure_robustness
 from ray_distill.models.load import load_model
@@ -23,16 +24,17 @@ from ray_distill.tasks.catalogue import LABEL_TASKS, TASKS
 
 #: Examples that requests and batches go round when models are timed.
 TIMED_EXAMPLES = 256
-#: Whose quality on corrupted inputs is measured.
-ROBUST_ARMS = ("teacher", "student", "champion")
+#: Whose quality on corrupted inputs is measured, and who continues prompts.
+SHOWN_ARMS = ("teacher", "student", "champion")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """The report, and the student's predictions on the test split that its plots are drawn from."""
+    """The report, the student's predictions on the test split that its plots are drawn from, and what models wrote."""
 
     report: EvalReport
     predictions: pa.Table
+    written: tuple[Written, ...] = ()
 
 
 def judge_students(
@@ -52,6 +54,7 @@ def judge_students(
 
     Raises:
         EvaluationError: the test split is empty or no model accepts its rows, or classes or tokens differ.
+        ModelError: a prompt cannot be continued.
     """
     torch.set_num_threads(threads)
     urls = {arm: ref.url for arm, ref in students.items()} | ({"champion": champion.url} if champion else {})
@@ -60,7 +63,8 @@ def judge_students(
     opened = open_snapshot(snapshot)
     panel = _panel(config, models, opened.classes)
     rows = opened.read("test", columns=[*panel.columns, *config.snapshot.columns.slices])
-    return _judge(config, panel, rows, sizes, students["student"], url)
+    written = _write(config, models, rows)  # first, so that a prompt that cannot be used costs no measurement
+    return replace(_judge(config, panel, rows, sizes, students["student"], url), written=written)
 
 
 def _load(config: Campaign, urls: Mapping[str, str], head_url: str | None) -> dict[str, Model]:
@@ -101,6 +105,16 @@ def _judge(
     return Judged(report=report, predictions=answers["student"])
 
 
+def _write(config: Campaign, models: Mapping[str, Model], rows: pa.Table) -> tuple[Written, ...]:
+    settings = config.evaluation
+    if config.task not in LANGUAGE_TASKS or not settings.prompts:
+        return ()
+    shown = {arm: model for arm, model in models.items() if arm in SHOWN_ARMS}
+    documents = rows[LABEL_TASKS[config.task].input_column]
+    prompts = choose_prompts(shown, settings.prompts, documents, new_tokens=settings.new_tokens)
+    return write_side_by_side(shown, prompts, new_tokens=settings.new_tokens)
+
+
 def _robustness(config: Campaign, panel: Panel, rows: pa.Table) -> dict[str, Robustness]:
     settings = config.evaluation
     names = settings.corruptions if settings.corruptions is not None else tuple(panel.usual)
@@ -110,7 +124,7 @@ def _robustness(config: Campaign, panel: Panel, rows: pa.Table) -> dict[str, Rob
                               f"{', '.join(sorted(panel.corruptions)) or 'none (for conversations)'}")
     return measure_robustness(
         rows, {name: panel.corruptions[name] for name in names}, settings.severities, measure=panel.measure,
-        predict=lambda damaged: panel.answer_damaged(damaged, ROBUST_ARMS), join=lambda _, answers: answers,
+        predict=lambda damaged: panel.answer_damaged(damaged, SHOWN_ARMS), join=lambda _, answers: answers,
         metrics=panel.robust, seed=config.seed, bootstrap=settings.bootstrap, bins=settings.bins)
 
 

@@ -11,6 +11,7 @@ from ray_distill.config import CostConfig, GateConfig
 from ray_distill.evaluation import plots
 from ray_distill.evaluation.cost import cost_report, stage_cost
 from ray_distill.evaluation.evaluate import Measured, Resampling, judge
+from ray_distill.evaluation.generations import Written
 from ray_distill.evaluation.language import compare_language, measure_language, sum_by_document
 from ray_distill.evaluation.report import render_report, report_figures
 from ray_distill.evaluation.robustness import measure_robustness
@@ -161,6 +162,21 @@ def test_a_student_alone_has_a_page():
     assert set(report_figures(report, (), {"student": rows}, BINS)) == {"nll", "reliability"}
     page = Page(render(report, {"student": rows}))
     assert "Differences on the same rows" not in page.headings and "Throughput, documents/s" in page.cells
+
+
+def test_what_models_wrote_is_shown_escaped_and_only_where_there_is_some(full):
+    """Prompt, answers in the tables' order, what did follow; no text becomes markup; without it there is no trace."""
+    report, predictions, without = full
+    evil = "<script>alert(1)</script>\n  two  "
+    html = render(report, predictions, written=[
+        Written(prompt=evil, answers={"student": "I", "teacher": evil}, reference="so"),
+        Written(prompt="p", answers={"student": " ", "teacher": "b"})])
+    page = Page(html)
+    assert "What they write" in page.headings and "script" not in page.tags and html.count("&lt;script&gt;") == 2
+    section = html[html.index("What they write"):html.index("<h2>Robustness")]
+    names = [part.partition("</dt>")[0] for part in section.split("<dt>")[1:]]
+    assert names == ["Teacher", "Student", "What did follow", "Teacher", "Student"] and "(nothing)" in section
+    assert "What they write" not in without and ".written" not in without
 
 
 def test_the_run_s_table_shows_what_decides(full):

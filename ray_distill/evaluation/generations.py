@@ -1,0 +1,129 @@
+"""What language models write: greedy continuations of a few prompts, side by side.
+
+Prompts and answers are raw text, and go to the review page and the tracking server: nothing is written unless
+``evaluation.prompts`` asks for it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from ray_distill.errors import EvaluationError
+from ray_distill.evaluation.language_predict import check_alike
+from ray_distill.models.forward import forward
+from ray_distill.models.language import LanguageProcessor
+from ray_distill.models.model import Model
+from ray_distill.models.prompts import Prompt, given_prompt, prompt_of_document
+
+#: Documents of the test split that are continued where it is asked for.
+FROM_TEST = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """A prompt, what every model wrote after it, and what did follow where that is known."""
+
+    prompt: str
+    answers: Mapping[str, str]
+    """By arm."""
+    reference: str | None = None
+
+
+def choose_prompts(models: Mapping[str, Model], asked: Sequence[str] | str, documents: pa.ChunkedArray, *,
+                   new_tokens: int) -> list[Prompt]:
+    """The prompts that all models are to continue.
+
+    Args:
+        models: by arm, of one tokenizer.
+        asked: ``evaluation.prompts``: texts, or the word ``test`` for beginnings of the first documents.
+        documents: texts of the test split.
+        new_tokens: tokens of a document after its beginning that are shown as the reference.
+
+    Raises:
+        EvaluationError: the models have different tokens, or none.
+        ModelError: a given prompt cannot be continued.
+    """
+    check_alike(models)
+    first = next(iter(models.values()))
+    if not isinstance(first.processor, LanguageProcessor):
+        raise EvaluationError(f"evaluation.prompts: {first.url} has no tokenizer that could turn tokens into text: "
+                              "leave it out")
+    if not isinstance(asked, str):
+        return [given_prompt(text, first.processor) for text in asked]
+    return list(_from_test(documents, first.processor, new_tokens))
+
+
+def write_side_by_side(
+    models: Mapping[str, Model], prompts: Sequence[Prompt], *, new_tokens: int
+) -> tuple[Written, ...]:
+    """What every model writes after each prompt: always its likeliest token, until it ends or ``new_tokens`` are there.
+
+    Each prompt runs alone, so that no answer depends on the others.
+    """
+    stops = _stops(models)
+    return tuple(Written(prompt=prompt.shown, reference=prompt.reference, answers={
+        arm: _answer(model, prompt, stops, new_tokens) for arm, model in models.items()}) for prompt in prompts)
+
+
+def greedy(model: Model, ids: Sequence[int], *, stops: frozenset[int], new_tokens: int) -> list[int]:
+    """The tokens a model goes on with, without the one that ended it.
+
+    It runs over all tokens again for each, as `forward` does for every model: prompts are few.
+    """
+    device, found = next(model.module.parameters()).device, list(ids)
+    for _ in range(new_tokens):
+        tokens_BL = torch.tensor([found], dtype=torch.int64, device=device)
+        with torch.inference_mode():
+            output = forward(model.module, {"input_ids": tokens_BL, "attention_mask": torch.ones_like(tokens_BL)})
+        token = int(output.logits_BV[0, -1].argmax())
+        if token in stops:
+            break
+        found.append(token)
+    return found[len(ids):]
+
+
+def to_json(written: Sequence[Written], *, new_tokens: int) -> dict[str, Any]:
+    """As plain JSON values: the artifact ``generations.json``."""
+    return {"decoding": "greedy", "new_tokens": new_tokens, "prompts": [asdict(item) for item in written]}
+
+
+def from_json(value: Mapping[str, Any]) -> tuple[Written, ...]:
+    """What `to_json` gave."""
+    return tuple(Written(**item) for item in value["prompts"])
+
+
+def _from_test(documents: pa.ChunkedArray, processor: LanguageProcessor, new_tokens: int) -> Iterator[Prompt]:
+    found = 0
+    for document in documents:
+        prompt = prompt_of_document(document.as_py() or "", processor, reference_tokens=new_tokens)
+        if prompt is not None:
+            found += 1
+            yield prompt
+        if found == FROM_TEST:
+            return
+
+
+def _answer(model: Model, prompt: Prompt, stops: frozenset[int], new_tokens: int) -> str:
+    processor: Any = model.processor
+    room = min(new_tokens, processor.max_length - len(prompt.ids_L))
+    ids = greedy(model, prompt.ids_L.tolist(), stops=stops, new_tokens=room)
+    return str(processor.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _stops(models: Mapping[str, Model]) -> frozenset[int]:
+    """Tokens that end an answer, the same for all: what any model or the tokenizer names as its end.
+
+    In a conversation any special token: a student may not know which of them ends a turn, and all others are no words.
+    """
+    processor: Any = next(iter(models.values())).processor
+    named: list[Any] = [processor.tokenizer.eos_token_id]
+    for model in models.values():
+        for settings in (getattr(model.module, "config", None), getattr(model.module, "generation_config", None)):
+            ends = getattr(settings, "eos_token_id", None)
+            named += ends if isinstance(ends, list) else [ends]
+    if processor.settings.format == "chat":
+        named += processor.tokenizer.all_special_ids
+    return frozenset(int(token) for token in named if token is not None)

@@ -1,0 +1,128 @@
+"""What a language model is to go on from: the beginning of a text, or a conversation that waits for the assistant."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+
+from ray_distill.errors import ModelError
+from ray_distill.models.chat import Conversation, Template, Unfit, read_chat
+from ray_distill.models.language import IntArray, LanguageProcessor
+
+#: Tokens of a document that are its beginning at most; at most half of it.
+BEGINNING = 32
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prompt:
+    """Tokens ``[L]`` to go on from, as a reader sees them, and what did follow where that is known."""
+
+    ids_L: IntArray
+    shown: str
+    reference: str | None = None
+
+
+def given_prompt(text: str, processor: LanguageProcessor) -> Prompt:
+    """A prompt somebody wrote: a text; or for chat a conversation as JSON, or what a user says.
+
+    A conversation that ends with the assistant's words is asked for those again.
+
+    Raises:
+        ModelError: it is empty, too long, or a conversation that cannot be read.
+    """
+    try:
+        prompt = _conversation(_read(text), processor) if _chats(processor) else _text(text, processor)
+    except Unfit as why:
+        raise ModelError(f"the prompt {text[:60]!r} cannot be used: {why}") from why
+    if not 0 < len(prompt.ids_L) < processor.max_length:
+        raise ModelError(f"the prompt {text[:60]!r} has {len(prompt.ids_L)} tokens, and the model reads "
+                         f"{processor.max_length}: nothing can follow it")
+    return prompt
+
+
+def prompt_of_document(text: str, processor: LanguageProcessor, *, reference_tokens: int) -> Prompt | None:
+    """The beginning of a text, or a conversation up to the assistant's last message; None where there is none.
+
+    Args:
+        text: a row's.
+        processor: of the models that are to go on.
+        reference_tokens: tokens of a text after its beginning that are kept as the reference.
+    """
+    if not _chats(processor):
+        return _beginning(text, processor, reference_tokens)
+    try:
+        prompt = _conversation(_until_last_answer(read_chat(text)), processor)
+    except Unfit:
+        return None
+    return prompt if len(prompt.ids_L) < processor.max_length else None
+
+
+def _chats(processor: LanguageProcessor) -> bool:
+    return processor.settings.format == "chat"
+
+
+def _text(text: str, processor: LanguageProcessor) -> Prompt:
+    return Prompt(ids_L=_open_end(processor, text, special=True), shown=text)
+
+
+def _beginning(text: str, processor: LanguageProcessor, reference_tokens: int) -> Prompt | None:
+    ids_L = _open_end(processor, text, special=True)
+    begin = min(BEGINNING, len(ids_L) // 2, processor.max_length - 1)
+    if not begin:
+        return None
+    follows_L = ids_L[begin : begin + reference_tokens]
+    return Prompt(ids_L=ids_L[:begin], shown=_words(processor, ids_L[:begin]), reference=_words(processor, follows_L))
+
+
+def _conversation(conversation: Conversation, processor: LanguageProcessor) -> Prompt:
+    """The conversation up to a last message of the assistant, which becomes the reference."""
+    *before, last = conversation.messages
+    answered = last["role"] == "assistant"
+    asked = before if answered else list(conversation.messages)
+    if not asked:
+        raise Unfit("nothing comes before the assistant's message")
+    template = Template(tokenizer=processor.tokenizer, roles=processor.settings.roles)
+    text = template.prompt(Conversation(messages=tuple(asked), tools=conversation.tools))
+    return Prompt(ids_L=_open_end(processor, text, special=False), reference=_says(last) if answered else None,
+                  shown="\n".join(f"{message['role']}: {_says(message)}" for message in asked))
+
+
+def _until_last_answer(conversation: Conversation) -> Conversation:
+    answers = [index for index, message in enumerate(conversation.messages) if message["role"] == "assistant"]
+    if not answers:
+        raise Unfit("no message of the assistant")
+    return Conversation(messages=conversation.messages[: answers[-1] + 1], tools=conversation.tools)
+
+
+def _read(text: str) -> Conversation:
+    """A conversation in JSON; what is no JSON is what a user says.
+
+    Raises:
+        Unfit: it is JSON, but no conversation.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if isinstance(found, list | dict):
+        return read_chat(text)
+    return Conversation(messages=({"role": "user", "content": text},))
+
+
+def _says(message: dict[str, object]) -> str:
+    """What a message says: its content, and the tools it calls as JSON."""
+    calls = json.dumps(message["tool_calls"]) if "tool_calls" in message else ""
+    return f"{message.get('content') or ''}{calls}"
+
+
+def _open_end(processor: LanguageProcessor, text: str, *, special: bool) -> IntArray:
+    """Tokens of a text without the end that some tokenizers put behind each."""
+    tokenizer = processor.tokenizer
+    found = tokenizer(text, add_special_tokens=special, truncation=False, verbose=False)
+    ids_L = np.array(found["input_ids"], np.int32)
+    ended = special and len(ids_L) and ids_L[-1] == tokenizer.eos_token_id
+    return ids_L[:-1] if ended else ids_L
+
+
+def _words(processor: LanguageProcessor, ids_L: IntArray) -> str:
+    return str(processor.tokenizer.decode(ids_L.tolist(), skip_special_tokens=True))

@@ -1,5 +1,6 @@
 """The evaluation stage: judge on the cluster, then record metrics, plots, the page and the student as a model."""
 
+import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,8 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_distill.artifacts import Decision, EvalReport, ModelReport, StudentRef
+from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError
 from ray_distill.evaluation.cost import CostReport, cost_metrics, cost_report
+from ray_distill.evaluation.directions import LANGUAGE_TASKS
 from ray_distill.evaluation.drift import DriftReport
 from ray_distill.evaluation.generations import from_json, to_json
 from ray_distill.evaluation.plots import figure_png
@@ -78,13 +81,23 @@ def _record(held: Session, stage: Stage, report: EvalReport) -> None:
 
 def log_student(held: Session, report: EvalReport) -> str | None:
     """Log the student as a model with signature, example and metrics; its URI, None while the server is away."""
-    task = TASKS[held.config.task]
-    opened = open_snapshot(report.student.labels.snapshot)
-    example = opened.read("test", columns=[task.input_column]).slice(0, 2)[task.input_column].to_pylist()
+    example = _example(held.config, report)
     with tempfile.TemporaryDirectory(prefix="ray-distill-model-") as folder:
         local = files.download_folder(report.student.url, Path(folder))
         return held.parent.model(local, name="student", task=held.config.task, example=example,
                          metrics=model_metrics(report.models["student"]))
+
+
+def _example(config: Campaign, report: EvalReport) -> list[Any]:
+    """Inputs to try the logged model with: of the test split; of language models made up, since their rows are long
+    texts that people wrote, and those go to the tracking server only when asked for."""
+    if config.task in LANGUAGE_TASKS:
+        chat = config.labels.teacher.language.format == "chat"
+        return [json.dumps([{"role": "user", "content": "What is a student?"}]) if chat else "A student is"]
+    column = TASKS[config.task].input_column
+    rows = open_snapshot(report.student.labels.snapshot).read("test", columns=[column])
+    found: list[Any] = rows.slice(0, 2)[column].to_pylist()
+    return found
 
 
 def model_metrics(model: ModelReport) -> dict[str, float]:

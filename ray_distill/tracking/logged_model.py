@@ -12,12 +12,19 @@ from ray_distill.errors import ConfigError
 
 #: What a machine that serves the model needs; pinned to what is installed where it is logged.
 REQUIREMENTS = ("mlflow", "transformers", "torch", "safetensors", "numpy", "pandas", "pillow")
-COLUMNS = {"text_classification": "text", "image_classification": "image"}
+#: What chat templates are written in.
+TEMPLATES = "jinja2"
+COLUMNS = {"text_classification": "text", "image_classification": "image", "causal_lm": "text"}
+#: What `served_language` writes where nobody says how much; that file imports nothing of ours, nor we from it.
+MAX_NEW_TOKENS = 128
+#: By task, what MLflow executes where it is not `served_model`.
+SERVED = {"causal_lm": "served_language.py"}
 
 
-def requirements() -> list[str]:
+def requirements(task: str) -> list[str]:
     """Return pinned pip requirements; a build tag such as ``+cpu`` is left out, serving may use another build."""
-    return [f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS]
+    names = (*REQUIREMENTS, TEMPLATES) if task in SERVED else REQUIREMENTS
+    return [f"{name}=={version(name).partition('+')[0]}" for name in names]
 
 
 def plain_example(example: Any, task: str) -> list[str]:
@@ -25,7 +32,7 @@ def plain_example(example: Any, task: str) -> list[str]:
 
     Args:
         example: one input or several: ``str`` for text, ``bytes`` (PNG, JPEG…) for images.
-        task: ``text_classification`` or ``image_classification``.
+        task: of `COLUMNS`.
 
     Raises:
         ConfigError: a task or an example this tracker cannot log.
@@ -106,24 +113,30 @@ def _write(target: Path, model: Any, run_id: str, record: Mapping[str, Any]) -> 
     column = COLUMNS[record["task"]]
     pyfunc.save_model(
         path=str(target),
-        python_model=str(Path(__file__).with_name("served_model.py")),
+        python_model=str(Path(__file__).with_name(SERVED.get(record["task"], "served_model.py"))),
         artifacts={"checkpoint": str(record["path"])},
         model_config={"task": record["task"]},
-        signature=_signature(column),
+        signature=_signature(record["task"]),
         input_example=pd.DataFrame({column: list(record["example"])}),
-        pip_requirements=requirements(),
+        pip_requirements=requirements(record["task"]),
         mlflow_model=Model(
             artifact_path=model.artifact_location, model_uuid=model.model_id, run_id=run_id, model_id=model.model_id),
     )
 
 
-def _signature(column: str) -> Any:
+def _signature(task: str) -> Any:
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import Array
 
+    column = COLUMNS[task]
+    inputs = Schema([ColSpec(DataType.string if column == "text" else DataType.binary, column)])
+    if task in SERVED:
+        return ModelSignature(
+            inputs=inputs, outputs=Schema([ColSpec(DataType.string, "generated")]),
+            params=ParamSchema([ParamSpec("max_new_tokens", DataType.long, MAX_NEW_TOKENS)]))
     return ModelSignature(
-        inputs=Schema([ColSpec(DataType.string if column == "text" else DataType.binary, column)]),
+        inputs=inputs,
         outputs=Schema([
             ColSpec(DataType.string, "label"),
             ColSpec(DataType.double, "probability"),

@@ -1,0 +1,149 @@
+"""A logged language model as MLflow serves it: this file is copied beside the checkpoint and executed by MLflow.
+
+As `served_model`, it does not import the package, but for a student that a ``module:function`` built; no code is
+pickled, and weights are read from safetensors only.
+
+Input is a DataFrame with a column ``text``. A model of plain text goes on with it. A model of conversations answers it:
+what a user says, or a conversation as JSON, as OpenAI's API has them. Output is a DataFrame with ``generated``, one row
+an input row: always the likeliest token, until the model ends or ``max_new_tokens`` are there. Rows are answered one by
+one, so that no answer depends on its neighbours; for heavy traffic give the checkpoint to an inference server.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import transformers
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+
+MAX_NEW_TOKENS = 128
+#: A template that asks for today's date was given this one when the student learnt; `ray_distill.models.chat` too.
+STILL = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}\n"
+
+#: (text, tokens to write at most) -> what follows.
+Write = Callable[[str, int], str]
+
+
+class ServedLanguageModel(PythonModel):
+    """A causal language model checkpoint behind MLflow's predict."""
+
+    def load_context(self, context: Any) -> None:
+        """Load model and tokenizer from the artifact ``checkpoint``."""
+        folder = Path(context.artifacts["checkpoint"])
+        saved = folder / "ray_distill.json"
+        facts = json.loads(saved.read_text(encoding="utf-8")) if saved.exists() else {}
+        chat = facts.get("language", {}).get("format") == "chat"
+        self.write = _load_built(folder) if "factory" in facts else _load(folder, chat=chat)
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Continue, or answer, each row."""
+        if "text" not in model_input.columns:
+            raise ValueError(f"this model needs a column 'text', found {list(model_input.columns)}")
+        most = int((params or {}).get("max_new_tokens", MAX_NEW_TOKENS))
+        if most < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, found {most}")
+        answers = [self.write(_text(value), most) for value in model_input["text"]]
+        return pd.DataFrame({"generated": pd.Series(answers, dtype="object")})
+
+
+def _load(folder: Path, *, chat: bool) -> Write:
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model.to(device).eval()
+    stops = _stops(model, tokenizer, chat=chat)
+    # Without the checkpoint's own settings, which may sample, or punish what is repeated.
+    model.generation_config = transformers.GenerationConfig(
+        do_sample=False, eos_token_id=stops or None, pad_token_id=stops[0] if stops else 0)
+    limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or 10**6)
+
+    def write(text: str, most: int) -> str:
+        ids = _conversation(tokenizer, text) if chat else _beginning(tokenizer, text)
+        if not 0 < len(ids) < limit:
+            raise ValueError(f"a text has {len(ids)} tokens: from 1 to {limit - 1} leave room for what follows")
+        tokens = torch.tensor([ids], device=device)
+        with torch.inference_mode():
+            found = model.generate(input_ids=tokens, attention_mask=torch.ones_like(tokens),
+                                   max_new_tokens=min(most, limit - len(ids)))
+        return str(tokenizer.decode(found[0, len(ids):], skip_special_tokens=True))
+
+    return write
+
+
+def _load_built(folder: Path) -> Write:
+    """Load a student that a ``module:function`` built, by the package that saved it."""
+    from ray_distill.evaluation.generations import write_side_by_side
+    from ray_distill.models.language import LanguageProcessor
+    from ray_distill.models.load import load_model
+    from ray_distill.models.prompts import given_prompt
+
+    model = load_model(str(folder), task="causal_lm")
+    processor = model.processor
+    if not isinstance(processor, LanguageProcessor):
+        raise ValueError(f"the student in {folder} has no tokenizer that turns tokens into text")
+
+    def write(text: str, most: int) -> str:
+        (written,) = write_side_by_side({"student": model}, [given_prompt(text, processor)], new_tokens=most)
+        return written.answers["student"]
+
+    return write
+
+
+def _stops(model: Any, tokenizer: Any, *, chat: bool) -> list[int]:
+    """Tokens that end an answer: what model or tokenizer name as the end; in a conversation any special token."""
+    named = [tokenizer.eos_token_id, *(tokenizer.all_special_ids if chat else [])]
+    for settings in (model.config, model.generation_config):
+        ends = getattr(settings, "eos_token_id", None)
+        named += ends if isinstance(ends, list) else [ends]
+    return sorted({int(token) for token in named if token is not None})
+
+
+def _beginning(tokenizer: Any, text: str) -> list[int]:
+    """Tokens of a text, without the end that some tokenizers put behind each."""
+    ids: list[int] = tokenizer(text)["input_ids"]
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+
+
+def _conversation(tokenizer: Any, text: str) -> list[int]:
+    """Tokens of a conversation that waits for the assistant."""
+    messages, tools = _messages(text)
+    source = tokenizer.get_chat_template(tools=tools)
+    prompt = tokenizer.apply_chat_template(
+        messages, tools=tools, add_generation_prompt=True, tokenize=False,
+        chat_template=STILL + source if "strftime_now" in source else source)
+    ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _messages(text: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
+    """Messages and tools of a conversation in JSON; what is no JSON is what a user says."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, list | dict):
+        return [{"role": "user", "content": text}], None
+    found = {"messages": found} if isinstance(found, list) else found
+    messages = found.get("messages")
+    if not isinstance(messages, list) or not messages or not all(isinstance(item, dict) for item in messages):
+        raise ValueError("a conversation is a list of messages, or an object with the key 'messages', as JSON: found "
+                         f"{text[:80]!r}")
+    return [{**item, "content": _content(item.get("content"))} for item in messages], found.get("tools") or None
+
+
+def _content(value: Any) -> Any:
+    """Parts of a content, joined."""
+    return "".join(part.get("text", "") for part in value) if isinstance(value, list) else value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"column 'text' must hold strings, found {value!r}")
+    return value
+
+
+set_model(ServedLanguageModel())

@@ -20,6 +20,7 @@ from ray_distill.models.load import load_model
 from ray_distill.models.model import Model
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
+from ray_distill.tasks.base import Corruption
 from ray_distill.tasks.catalogue import LABEL_TASKS, TASKS
 
 #: Examples that requests and batches go round when models are timed.
@@ -88,13 +89,14 @@ def _judge(
     config: Campaign, panel: Panel, rows: pa.Table, sizes: Mapping[str, int], student: StudentRef, url: str,
 ) -> Judged:
     slices, settings = config.snapshot.columns.slices, config.evaluation
+    corruptions = _corruptions(config, panel)
     answers = panel.answer(rows, slices)
     rows = rows.filter(pc.is_in(rows["row_id"], value_set=answers["teacher"]["row_id"].combine_chunks()))
     timed = rows.slice(0, TIMED_EXAMPLES)
     runners = {arm: _runner(panel.models[arm], run, sizes[arm]) for arm, run in panel.runs(timed).items()}
     efficiency = measure_efficiency(
         runners, examples=timed.num_rows, requests=settings.latency_requests, batch=settings.batch)
-    robustness, speed = _robustness(config, panel, rows), panel.speed(timed, efficiency)
+    robustness, speed = _robustness(config, panel, rows, corruptions), panel.speed(timed, efficiency)
     measured = {
         arm: Measured(url=model.url, predictions=answers[arm], efficiency=efficiency[arm],
                       robustness=robustness.get(arm, {}), speed=speed.get(arm, {}))
@@ -115,15 +117,23 @@ def _write(config: Campaign, models: Mapping[str, Model], rows: pa.Table) -> tup
     return write_side_by_side(shown, prompts, new_tokens=settings.new_tokens)
 
 
-def _robustness(config: Campaign, panel: Panel, rows: pa.Table) -> dict[str, Robustness]:
-    settings = config.evaluation
-    names = settings.corruptions if settings.corruptions is not None else tuple(panel.usual)
+def _corruptions(config: Campaign, panel: Panel) -> dict[str, Corruption]:
+    """The corruptions that are wanted, by name."""
+    wanted = config.evaluation.corruptions
+    names = wanted if wanted is not None else tuple(panel.usual)
     unknown = sorted(set(names) - set(panel.corruptions))
     if unknown:
         raise EvaluationError(f"evaluation.corruptions: {config.task} has no {', '.join(unknown)}; it has "
                               f"{', '.join(sorted(panel.corruptions)) or 'none (for conversations)'}")
+    return {name: panel.corruptions[name] for name in names}
+
+
+def _robustness(
+    config: Campaign, panel: Panel, rows: pa.Table, corruptions: Mapping[str, Corruption]
+) -> dict[str, Robustness]:
+    settings = config.evaluation
     return measure_robustness(
-        rows, {name: panel.corruptions[name] for name in names}, settings.severities, measure=panel.measure,
+        rows, corruptions, settings.severities, measure=panel.measure,
         predict=lambda damaged: panel.answer_damaged(damaged, SHOWN_ARMS), join=lambda _, answers: answers,
         metrics=panel.robust, seed=config.seed, bootstrap=settings.bootstrap, bins=settings.bins)
 

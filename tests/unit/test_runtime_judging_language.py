@@ -1,0 +1,136 @@
+"""Language models judged from a real snapshot and published: in this process, without a cluster."""
+
+import json
+from dataclasses import dataclass, field
+
+import pytest
+
+from ray_distill.artifacts import EvalReport, LabelSetRef, StudentRef
+from ray_distill.config import Campaign, TeacherConfig
+from ray_distill.config.labels import LanguageConfig
+from ray_distill.errors import EvaluationError, ModelError
+from ray_distill.models.load import load_model
+from ray_distill.models.save import save_model
+from ray_distill.promotion.gate import decide
+from ray_distill.runtime.evaluate_stage import keep_predictions, keep_texts, log_student, publish
+from ray_distill.runtime.judging import judge_students
+from ray_distill.runtime.session import Session
+from ray_distill.snapshots.take import take_snapshot
+from ray_distill.storage import files
+from ray_distill.testing.models import write_tiny_causal_model
+from ray_distill.tracking.none import InMemoryRegistry, NullTracker
+
+TEXTS = [f"document {n} of {'cats' if n % 2 else 'owls'}: " + "la " * (n % 7) for n in range(60)]
+CHATS = [[{"role": "user", "content": text}, {"role": "assistant", "content": text[::-1]}] for text in TEXTS]
+
+
+@dataclass
+class Recorded:
+    """A run that keeps what it is given."""
+
+    run_id: str = "run"
+    values: dict = field(default_factory=dict)
+    artifacts: dict = field(default_factory=dict)
+    models: list = field(default_factory=list)
+
+    def metrics(self, values, step=0):
+        self.values |= values
+
+    def artifact(self, path, folder=""):
+        self.artifacts[path.name] = path.read_bytes() if path.is_file() else sorted(p.name for p in path.iterdir())
+
+    def model(self, path, **about):
+        self.models.append(about)
+        return "models:/m"
+
+
+def campaign(root, chat=False, **evaluation):
+    language = {"format": "chat" if chat else "text"}
+    teacher = write_tiny_causal_model(root / "teacher", 0)
+    rows = [{"text": row, "kind": "abc"[n % 3]} for n, row in enumerate(CHATS if chat else TEXTS)]
+    (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = Campaign.model_validate({
+        "campaign": "smol", "task": "text_classification", "output": str(root / "out"),
+        "snapshot": {"source": str(root / "rows.jsonl"), "columns": {"slices": ["kind"]},
+                     "splits": {"train": 0.1, "validation": 0.1, "calibration": 0.1, "test": 0.7}},
+        "labels": {"teacher": {"model": str(teacher), "language": language}},
+        "evaluation": {"bootstrap": 100, "latency_requests": 10, "batch": 4, **evaluation}})
+    return config.model_copy(update={"task": "causal_lm"})
+
+
+def students(config, root, **refs):
+    snapshot = take_snapshot(config.snapshot, input_column="text", seed=0, url=str(root / "snapshots"),
+                             nested=config.labels.teacher.language.format == "chat")
+    found = {}
+    for seed, arm in enumerate(("student", "baseline_hard_labels"), 1):
+        base = write_tiny_causal_model(root / f"base-{arm}", seed)
+        spec = TeacherConfig(model=str(base), language=LanguageConfig(format=config.labels.teacher.language.format))
+        save_model(load_model(spec, task="causal_lm"), root / arm, card="#", metadata={"learning_rate": 1e-3})
+        found[arm] = StudentRef(url=str(root / arm), fingerprint=f"{seed}" * 32, arm=arm, labels=LabelSetRef(
+            store="s", fingerprint="l", log_length=1, log_digest="d", snapshot=snapshot))
+    return snapshot, found
+
+
+def judged(root, **settings):
+    config = campaign(root, **settings)
+    snapshot, refs = students(config, root)
+    url = str(root / "out" / "evaluations" / "one" / "report.json")
+    return config, judge_students(config, snapshot, refs, head_url=None, champion=refs["baseline_hard_labels"], url=url,
+                                  threads=1)
+
+
+def published(config, found):
+    """What reaches the tracking server and the folder of the report."""
+    held = Session(config=config, tracker=NullTracker(), registry=InMemoryRegistry(), parent=Recorded())
+    keep_texts(found, config.evaluation.new_tokens)
+    keep_predictions(found)
+    report = EvalReport.from_dict(found.report.to_dict())
+    page = publish(held, held.parent, report, decide(report, config.gate))
+    return held, files.read_bytes(page).decode()
+
+
+def test_texts_are_judged_published_and_logged(tmp_path):
+    """Measures of every arm, slices, asked-for damage, continuations of the test split: on the page and the run."""
+    config, found = judged(tmp_path, prompts="test", new_tokens=6, corruptions=["typos"], severities=[1])
+    report = found.report
+    assert set(report.models) == {"teacher", "student", "baseline_hard_labels", "champion"}
+    assert report.models["teacher"].metrics["kl_from_teacher"].value == pytest.approx(0, abs=1e-6)
+    student = report.models["student"]
+    assert student.metrics["kl_from_teacher"].low > 0 and student.metrics["tokens_per_second"].value > 0
+    assert set(student.robustness["typos"]["1"]) == {"nll", "kl_from_teacher"}
+    assert not report.models["baseline_hard_labels"].robustness and report.models["champion"].robustness
+    held, page = published(config, found)
+    assert {"report.html", "report.json", "plots", "generations.json"} == set(held.parent.artifacts)
+    assert held.parent.artifacts["plots"] == ["nll.png", "positions.png", "reliability.png", "robustness.png"]
+    written = json.loads(held.parent.artifacts["generations.json"])
+    assert written["new_tokens"] == 6 and len(written["prompts"]) == 5
+    assert set(written["prompts"][0]["answers"]) == {"teacher", "student", "champion"}
+    assert "document" in written["prompts"][0]["prompt"] and written["prompts"][0]["reference"]
+    assert "What they write" in page and held.parent.artifacts["report.html"].decode() == page
+    assert held.parent.values["nll"] == student.metrics["nll"].value
+    assert {"teacher_nll", "kl_from_teacher_at_0_15", "perplexity"} <= set(held.parent.values)
+    assert log_student(held, report) == "models:/m"
+    (about,) = held.parent.models
+    assert (about["task"], about["example"]) == ("causal_lm", ["A student is"])
+
+
+def test_conversations_are_judged_and_no_text_of_theirs_leaves(tmp_path):
+    """Nobody asked for texts: neither the page, nor an artifact, nor the logged example holds a word of a row."""
+    config, found = judged(tmp_path, chat=True)
+    assert found.written == () and found.report.models["student"].metrics["nll"].value > 0
+    held, page = published(config, found)
+    assert "generations.json" not in held.parent.artifacts and "What they write" not in page
+    log_student(held, found.report)
+    (about,) = held.parent.models
+    assert json.loads(about["example"][0])[0]["role"] == "user"
+    kept = [page, json.dumps(about["example"]), held.parent.artifacts["report.json"].decode()]
+    assert not any("document" in text and "owls" in text for text in kept)
+
+
+def test_what_cannot_be_done_is_said_before_anything_is_measured(tmp_path):
+    """A prompt that cannot be continued; a corruption of conversations."""
+    with pytest.raises(ModelError, match="nothing can follow"):
+        judged(tmp_path, prompts=["x" * 200])
+    (tmp_path / "chat").mkdir()
+    with pytest.raises(EvaluationError, match=r"has no typos; it has none \(for conversations\)"):
+        judged(tmp_path / "chat", chat=True, corruptions=["typos"])

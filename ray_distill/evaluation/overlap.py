@@ -1,0 +1,143 @@
+"""Overlap of generated texts with references: ROUGE and chrF, each with a 95 % interval over documents.
+
+ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004) are means over documents of the F1 of `rouge_score`, 0 to 1, stems compared: its
+tokenizer knows English letters and digits alone, so where no reference has any, the three are left out. chrF (Popović
+2015) is that of `sacrebleu`'s defaults, 0 to 100: F2 of character n-grams up to 6, from counts summed over documents,
+in any script. A document weighs its ``count``; intervals resample documents.
+"""
+
+import importlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ray_distill.artifacts import Estimate
+from ray_distill.errors import EvaluationError
+from ray_distill.evaluation.metrics import Floats, percentiles, resampled_weights
+
+ROUGE = {"rouge1": "rouge1", "rouge2": "rouge2", "rouge_l": "rougeL"}
+#: Longest n-gram of chrF, and how much more recall counts than precision.
+ORDER, BETA = 6, 2
+_MOST = {"chrf": 100.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlaps:
+    """What N documents add to the measures."""
+
+    weight_N: Floats
+    rouge: Mapping[str, Floats]
+    """F1 of each document by measure, ``[N]``; empty where no reference has a word of ROUGE's."""
+    counts_NO3: Floats
+    """``[N, ORDER, 3]``: n-grams of the answer, of the reference, and of both, by order."""
+
+
+def measure_overlap(predictions: pa.Table, *, seed: int, bootstrap: int) -> dict[str, Estimate]:
+    """ROUGE and chrF of generated texts.
+
+    Args:
+        predictions: ``row_id``, ``count``, ``generated`` and ``reference`` (strings), one row a document.
+        seed: of the resampling.
+        bootstrap: number of resamples.
+
+    Raises:
+        EvaluationError: no documents, a missing text, or the optional packages are not installed.
+    """
+    overlaps = read_overlaps(predictions)
+    values, samples = _finish(overlaps, overlaps.weight_N[None, :]), _resample([overlaps], seed, bootstrap)[0]
+    n = len(overlaps.weight_N)
+    return {name: percentiles(float(value_1[0]), samples[name], n, low=0.0, high=_MOST.get(name, 1.0))
+            for name, value_1 in values.items()}
+
+
+def compare_overlap(student: pa.Table, other: pa.Table, *, seed: int, bootstrap: int) -> dict[str, Estimate]:
+    """Paired differences, student minus the other model, on the same documents.
+
+    Raises:
+        EvaluationError: the tables are of other documents or references, or as `measure_overlap`.
+    """
+    for column in ("row_id", "reference"):
+        if not student[column].equals(other[column]):
+            raise EvaluationError("a paired comparison needs the same documents in the same order: the two models' "
+                                  f"texts differ in {column} ({student.num_rows} and {other.num_rows} rows)")
+    pair = [read_overlaps(table) for table in (student, other)]
+    left, right = (_finish(item, item.weight_N[None, :]) for item in pair)
+    left_B, right_B = _resample(pair, seed, bootstrap)
+    return {name: percentiles(float(left[name][0] - right[name][0]), left_B[name] - right_B[name],
+                              len(pair[0].weight_N), low=-_MOST.get(name, 1.0), high=_MOST.get(name, 1.0))
+            for name in left}
+
+
+def read_overlaps(predictions: pa.Table) -> Overlaps:
+    """Count the overlap of every document; errors as `measure_overlap`."""
+    if not predictions.num_rows:
+        raise EvaluationError("there are no generated texts to measure: the split holds no usable document")
+    for name in ("generated", "reference"):
+        if predictions[name].null_count:
+            raise EvaluationError(f"{name} is missing in {predictions[name].null_count} of {predictions.num_rows} "
+                                  "documents: leave them out for all models")
+    answers, references = (predictions[name].to_pylist() for name in ("generated", "reference"))
+    grams = _package("sacrebleu.metrics.helpers", "sacrebleu").extract_all_char_ngrams
+    counts = [_matches(grams(answer, ORDER, False), grams(reference, ORDER, False))
+              for answer, reference in zip(answers, references, strict=True)]
+    return Overlaps(weight_N=predictions["count"].to_numpy().astype(np.float64),
+                    counts_NO3=np.array(counts, np.float64), rouge=_rouge(answers, references))
+
+
+def _rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, Floats]:
+    tokenizer = _package("rouge_score.tokenizers", "rouge-score").DefaultTokenizer(use_stemmer=True)
+    if not any(tokenizer.tokenize(reference) for reference in references):
+        return {}
+    scorer = _package("rouge_score.rouge_scorer", "rouge-score").RougeScorer([*ROUGE.values()], tokenizer=tokenizer)
+    found = [scorer.score(reference, answer) for answer, reference in zip(answers, references, strict=True)]
+    return {name: np.array([item[theirs].fmeasure for item in found]) for name, theirs in ROUGE.items()}
+
+
+def _matches(ours: Sequence[Counter[str]], theirs: Sequence[Counter[str]]) -> list[tuple[int, int, int]]:
+    """By order: n-grams of the answer (none where the reference is too short), of the reference, of both."""
+    return [(sum(mine.values()) if its else 0, sum(its.values()), sum((mine & its).values()))
+            for mine, its in zip(ours, theirs, strict=True)]
+
+
+def _finish(overlaps: Overlaps, weight_BN: Floats) -> dict[str, Floats]:
+    """Measures of B weightings of the documents."""
+    total_B = weight_BN.sum(axis=1)
+    found = {name: weight_BN @ value_N / total_B for name, value_N in overlaps.rouge.items()}
+    return found | {"chrf": _chrf(np.einsum("bn,nok->bok", weight_BN, overlaps.counts_NO3))}
+
+
+def _chrf(counts_BO3: Floats) -> Floats:
+    """chrF of summed counts: F of the mean precision and recall over the orders that both sides have."""
+    ours_BO, theirs_BO, both_BO = np.moveaxis(counts_BO3, -1, 0)
+    some_BO = (ours_BO > 0) & (theirs_BO > 0)
+    orders_B = np.maximum(some_BO.sum(axis=1), 1)
+    precision_B, recall_B = (np.where(some_BO, both_BO / np.maximum(side_BO, 1e-300), 0.0).sum(axis=1) / orders_B
+                             for side_BO in (ours_BO, theirs_BO))
+    below_B = BETA**2 * precision_B + recall_B
+    return np.asarray(100 * (1 + BETA**2) * precision_B * recall_B / np.where(below_B > 0, below_B, 1.0))
+
+
+def _resample(pair: Sequence[Overlaps], seed: int, bootstrap: int) -> list[dict[str, Floats]]:
+    """Measures of ``bootstrap`` resamples of the documents; every model sees the same resamples."""
+    parts: list[list[dict[str, Floats]]] = [[] for _ in pair]
+    for weight_BN in resampled_weights(pair[0].weight_N, seed=seed, bootstrap=bootstrap, widest=3 * ORDER):
+        for part, overlaps in zip(parts, pair, strict=True):
+            part.append(_finish(overlaps, weight_BN))
+    return [{name: np.concatenate([item[name] for item in part]) for name in part[0]} for part in parts]
+
+
+def _package(module: str, name: str) -> Any:
+    """A module of an optional package.
+
+    Raises:
+        EvaluationError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise EvaluationError(f"ROUGE and chrF need the optional package {name}: pip install 'ray-distill[seq2seq]', "
+                              "on every machine that evaluates") from error

@@ -2,12 +2,13 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from ray_distill.config.judge import CostConfig, DriftConfig, EvaluationConfig, GateConfig, TrackingConfig
 from ray_distill.config.labels import LabelsConfig
 from ray_distill.config.plan import PlanConfig
 from ray_distill.config.section import Section
+from ray_distill.config.sequences import SequencesConfig
 from ray_distill.config.snapshot import SnapshotConfig
 from ray_distill.config.student import StudentConfig
 from ray_distill.fingerprint import fingerprint
@@ -21,6 +22,7 @@ class Campaign(Section):
     seed: int = 0
     output: str | None = Field(None, description="folder or URL of all artifacts; default: ./distill/<campaign>")
     snapshot: SnapshotConfig
+    sequences: SequencesConfig | None = Field(None, description="what the teacher writes; default: nothing")
     labels: LabelsConfig
     student: StudentConfig = StudentConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -29,6 +31,14 @@ class Campaign(Section):
     cost: CostConfig = CostConfig()
     plan: PlanConfig = PlanConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @field_validator("sequences")
+    @classmethod
+    def _writes(cls, value: SequencesConfig | None, info: ValidationInfo) -> SequencesConfig | None:
+        task = info.data.get("task", "causal_lm")
+        if value is not None and task != "causal_lm":
+            raise ValueError(f"a teacher of {task} writes no texts: leave the section out")
+        return value
 
     @property
     def output_url(self) -> str:

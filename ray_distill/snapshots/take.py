@@ -65,8 +65,25 @@ def take_snapshot(
         StorageError: a source cannot be read, or the snapshot not be written.
     """
     frozen = freeze(config, input_column, seed, nested)
-    planned = list(_plan(frozen, config.shard_rows))
-    manifest = _describe(frozen, [item.shard for item in planned], config, input_column, seed)
+    manifest = SnapshotManifest(
+        input_column=input_column, columns={}, classes=frozen.classes, seed=seed, split_by=config.splits.by,
+        split_shares={name: getattr(config.splits, name) for name in SPLITS}, rows=frozen.counts, quarantined={},
+        conflict_policy=config.conflicts, conflicts=0, groups_crossing=0, splits={}, shards=())
+    return write_frozen(frozen, manifest, shard_rows=config.shard_rows, url=url)
+
+
+def write_frozen(frozen: Frozen, about: SnapshotManifest, *, shard_rows: int, url: str) -> SnapshotRef:
+    """Write the content of a snapshot below ``url``; one that is already there is left as it is.
+
+    Args:
+        frozen: the rows, in the order of their ids; each split has some.
+        about: what its manifest says of how the rows came about; what is said of the rows themselves is filled in.
+        shard_rows: rows a shard.
+        url: as in `take_snapshot`, as are returns and errors.
+    """
+    planned = list(_plan(frozen, shard_rows))
+    manifest = _describe(frozen, about, [item.shard for item in planned])
+    input_column = manifest.input_column
     ref = SnapshotRef(url=join(absolute(url), manifest.fingerprint), fingerprint=manifest.fingerprint)
     if not _is_there(ref):
         shards = tuple(_write(ref.url, item, frozen, input_column) for item in planned)
@@ -103,16 +120,11 @@ def _content(table: pa.Table) -> str:
     return fingerprint(values)
 
 
-def _describe(
-    frozen: Frozen, shards: list[Shard], config: SnapshotConfig, input_column: str, seed: int
-) -> SnapshotManifest:
-    schema = _shard_table(frozen, np.zeros(0, dtype=np.int64), input_column).schema
-    return SnapshotManifest(
-        input_column=input_column, columns={field.name: str(field.type) for field in schema},
-        classes=frozen.classes, seed=seed, split_by=config.splits.by,
-        split_shares={name: getattr(config.splits, name) for name in SPLITS}, rows=frozen.counts,
-        quarantined=frozen.reasons, conflict_policy=config.conflicts, conflicts=frozen.conflicts,
-        groups_crossing=frozen.groups_crossing,
+def _describe(frozen: Frozen, about: SnapshotManifest, shards: list[Shard]) -> SnapshotManifest:
+    schema = _shard_table(frozen, np.zeros(0, dtype=np.int64), about.input_column).schema
+    return replace(
+        about, columns={field.name: str(field.type) for field in schema}, classes=frozen.classes, rows=frozen.counts,
+        quarantined=frozen.reasons, conflicts=frozen.conflicts, groups_crossing=frozen.groups_crossing,
         splits={name: _count(frozen, index) for index, name in enumerate(SPLITS)}, shards=tuple(shards))
 
 

@@ -66,17 +66,24 @@ def _write(
 ) -> Receipt:
     attempt, name, fits = uuid.uuid4().hex, unit.unit_id, read_fits(url, manifest.fits)
     hidden = {
-        layer: _store(url, hidden_name(layer, name, attempt), encode_hidden(ids, part, layer, manifest, fits))
+        layer: write_verified(url, hidden_name(layer, name, attempt), encode_hidden(ids, part, layer, manifest, fits))
         for layer, part in sorted(signal.hidden.items())}
-    quarantine = _store(url, quarantine_name(name, attempt), shards.encode_quarantine(rejected)) if rejected else None
-    labels = _store(url, labels_name(name, attempt), shards.encode_labels(ids, distributions, manifest, fits))
+    quarantine = None
+    if rejected:
+        quarantine = write_verified(url, quarantine_name(name, attempt), shards.encode_quarantine(rejected))
+    labels = write_verified(url, labels_name(name, attempt), shards.encode_labels(ids, distributions, manifest, fits))
     return Receipt(
         unit=name, attempt=attempt, manifest=manifest.fingerprint, shard=unit.shard, start=unit.start, stop=unit.stop,
         rows=len(ids), rejected=len(rejected), reasons=dict(sorted(Counter(reason for _, reason in rejected).items())),
         labels=labels, hidden=hidden, quarantine=quarantine, halved=halved)
 
 
-def _store(url: str, name: str, data: bytes) -> FileReceipt:
+def write_verified(url: str, name: str, data: bytes) -> FileReceipt:
+    """Write a file below ``url`` and read it back.
+
+    Raises:
+        StorageError: it could not be written, or reads back differently.
+    """
     target, digest = files.join(url, name), sha256(data)
     files.write_bytes(target, data)
     found = sha256(files.read_bytes(target))

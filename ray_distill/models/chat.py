@@ -17,6 +17,8 @@ MOST_MESSAGES = 1000
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 #: A template that asks for today's date would give a row other tokens tomorrow than those that were labelled.
 _STILL = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}\n"
+#: Stands for an answer; no template has it in its own text.
+_ANSWER = "<answer/>"
 
 
 class Unfit(ValueError):
@@ -47,12 +49,16 @@ class Template:
         return _encodable(self._render(conversation, len(conversation.messages)))
 
     def prompt(self, conversation: Conversation) -> str:
-        """The whole conversation and the header of the assistant's next message, as one text.
-
-        Raises:
-            Unfit: the template refuses it, or it is no text.
-        """
+        """The conversation and the header of an answer, for the assistant to go on; errors as `render`."""
         return _encodable(self._render(conversation, len(conversation.messages), prompt=True))
+
+    def after_answer(self) -> str:
+        """What the template writes behind an answer: first the token that ends a turn; empty if it cannot be told."""
+        answered = Conversation(messages=({"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}))
+        try:
+            return self.render(answered).partition(_ANSWER)[2]
+        except Unfit:
+            return ""
 
     def spans(self, conversation: Conversation, text: str, until: int) -> list[tuple[int, int]]:
         """Characters ``[start, end)`` of ``text`` that the wanted roles wrote, with the end of their turns.
@@ -124,6 +130,20 @@ class Template:
     def _source(self, conversation: Conversation) -> str:
         source = str(self.tokenizer.get_chat_template(tools=list(conversation.tools) or None))
         return _STILL + source if "strftime_now" in source else source
+
+
+def without_answer(conversation: Conversation) -> Conversation:
+    """The conversation up to the assistant's last turn, which is there to be written anew.
+
+    Raises:
+        Unfit: there is nothing before it.
+    """
+    messages = list(conversation.messages)
+    while messages and messages[-1]["role"] == "assistant":
+        messages.pop()
+    if not messages:
+        raise Unfit("no prompt: nobody but the assistant speaks")
+    return Conversation(messages=tuple(messages), tools=conversation.tools)
 
 
 def read_chat(text: str) -> Conversation:

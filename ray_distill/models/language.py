@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, ModelError
 from ray_distill.fingerprint import fingerprint
-from ray_distill.models.chat import ROLES, Conversation, Template, Unfit, read_chat
+from ray_distill.models.chat import ROLES, Conversation, Template, Unfit, read_chat, without_answer
 from ray_distill.models.processors import tokenizer_content
 from ray_distill.tasks.base import Ragged
 
@@ -74,6 +74,38 @@ class LanguageProcessor:
                 reasons[row] = str(why)
         ids, answered = [ids for ids, _ in found], [mask for _, mask in found]
         return {"input_ids": self._ragged(ids), "answered": _ragged(answered, np.int8, pad=0)}, reasons
+
+    def prompts(self, texts: list[str]) -> tuple[list[IntArray], dict[int, str]]:
+        """Tokens for the model to go on from, uncut: of a text all, of a conversation those before its last answer.
+
+        Args:
+            texts: plain, or conversations in JSON, as the settings say.
+
+        Returns:
+            The tokens of every text in order, none where it is no prompt; and the reasons of those by their place.
+        """
+        sources, reasons, chat = {}, {}, self.settings.format == "chat"
+        for row, text in enumerate(texts):
+            try:
+                sources[row] = self._template().prompt(without_answer(read_chat(text))) if chat else text
+            except Unfit as why:
+                reasons[row] = str(why)
+        found = [np.zeros(0, np.int32)] * len(texts)
+        for row, tokens in zip(sources, self._tokenise(list(sources.values()), chat), strict=True):
+            # A tokenizer that ends every text with a token would have the model begin another one.
+            ended = not chat and len(tokens.ids) and int(tokens.ids[-1]) == self.tokenizer.eos_token_id
+            found[row] = tokens.ids[:-1] if ended else tokens.ids
+            if not len(found[row]):
+                reasons[row] = "no prompt: not one token"
+        return found, reasons
+
+    def stops(self) -> frozenset[int]:
+        """Tokens after which an answer is at its end: of a text, and of a turn in a conversation."""
+        found = set() if self.tokenizer.eos_token_id is None else {int(self.tokenizer.eos_token_id)}
+        if self.settings.format == "chat":
+            after = self.tokenizer(self._template().after_answer(), add_special_tokens=False)["input_ids"]
+            found |= set(after[:1]) & set(self.tokenizer.all_special_ids)
+        return frozenset(found)
 
     def images(self, images: list[npt.NDArray[np.uint8]]) -> Mapping[str, Ragged]:
         """Refuse: a tokenizer takes no images."""

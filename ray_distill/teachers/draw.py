@@ -15,6 +15,9 @@ Words = npt.NDArray[np.uint64]
 #: Increment and multipliers of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
 _GOLDEN, _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
+#: Where positions of a row stand in a key, texts that are written have this, which is no position.
+_WRITING = np.uint64(2**63)
+
 
 def stratified(
     row_ids: npt.NDArray[np.bytes_], positions: npt.NDArray[np.int32], *, draws: int, seed: int
@@ -34,15 +37,47 @@ def stratified(
     Returns:
         ``[P, draws]``.
     """
-    halves_P2 = np.frombuffer(np.ascontiguousarray(row_ids, dtype="S16").tobytes(), dtype="<u8").reshape(-1, 2)
-    key_P = np.full(len(halves_P2), seed % 2**64, dtype=np.uint64)
-    for word_P in (halves_P2[:, 0], halves_P2[:, 1], positions.astype(np.uint64)):
-        key_P = _mix(key_P ^ word_P)
+    key_P = _keys(row_ids, seed, positions.astype(np.uint64))
     strata_D = np.arange(draws, dtype=np.uint64)
     bits_PD = _mix(_mix(key_P)[:, None] + strata_D * _GOLDEN)
-    jitter_PD = (bits_PD >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    points_PD: npt.NDArray[np.float64] = (strata_D + jitter_PD) / max(draws, 1)
+    points_PD: npt.NDArray[np.float64] = (strata_D + _uniform(bits_PD)) / max(draws, 1)
     return points_PD
+
+
+def independent(
+    row_ids: npt.NDArray[np.bytes_], candidates: npt.NDArray[np.int32], *, step: int, seed: int
+) -> npt.NDArray[np.float64]:
+    """Points in [0, 1) by which a text is written: of all rows, candidates and steps independent of each other.
+
+    They have nothing in common with those of `stratified`, so that the draws by which a text is written and the draws
+    by which it is labelled are independent too.
+
+    Args:
+        row_ids: ``[N]`` of dtype S16: the prompt of each text.
+        candidates: ``[N]``: which of the prompt's texts.
+        step: number of the token.
+        seed: of the campaign.
+
+    Returns:
+        ``[N]``.
+    """
+    steps_N = np.full(len(row_ids), step, dtype=np.uint64)
+    return _uniform(_mix(_keys(row_ids, seed, np.full_like(steps_N, _WRITING), candidates.astype(np.uint64), steps_N)))
+
+
+def _keys(row_ids: npt.NDArray[np.bytes_], seed: int, *words: Words) -> Words:
+    """``[P]``: one key for each row id and its words."""
+    halves_P2 = np.frombuffer(np.ascontiguousarray(row_ids, dtype="S16").tobytes(), dtype="<u8").reshape(-1, 2)
+    key_P = np.full(len(halves_P2), seed % 2**64, dtype=np.uint64)
+    for word_P in (halves_P2[:, 0], halves_P2[:, 1], *words):
+        key_P = _mix(key_P ^ word_P)
+    return key_P
+
+
+def _uniform(bits: Words) -> npt.NDArray[np.float64]:
+    """Uniform numbers in [0, 1) on 53 bits."""
+    numbers: npt.NDArray[np.float64] = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return numbers
 
 
 def pick(weight_NV: Tensor, points_ND: Tensor) -> tuple[Tensor, Tensor]:

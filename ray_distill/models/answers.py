@@ -1,0 +1,38 @@
+"""An answer beside its prompt: the text of tokens that a model wrote, and the row that the two of them make."""
+
+import json
+from typing import Any
+
+import numpy as np
+
+from ray_distill.models.chat import Template, Unfit, read_chat
+from ray_distill.models.language import IntArray, LanguageProcessor
+from ray_distill.sequences.texts import with_answer
+
+
+def text_of(processor: LanguageProcessor, prompt: IntArray, tokens: IntArray) -> str:
+    """The text of ``tokens`` behind ``prompt``, without special tokens.
+
+    It is what they add to the prompt's own text: a tokenizer whose tokens begin with a space would lose the first one.
+    """
+    before, whole = _decoded(processor, prompt), _decoded(processor, np.concatenate([prompt, tokens]))
+    return whole[len(before):] if whole.startswith(before) else _decoded(processor, tokens)
+
+
+def reads_back(processor: LanguageProcessor, row: str, answer: str, prompt: IntArray, tokens: IntArray) -> bool:
+    """Whether the row with its answer has, when it is labelled, the very tokens that were written."""
+    try:
+        text = with_answer(row, answer, processor.settings.format)
+        if processor.settings.format == "chat":
+            text = Template(tokenizer=processor.tokenizer, roles=processor.settings.roles).render(read_chat(text))
+    except (Unfit, json.JSONDecodeError):
+        return False
+    chat = processor.settings.format == "chat"
+    found: Any = processor.tokenizer(text, add_special_tokens=not chat, verbose=False)["input_ids"]
+    wrote = [*prompt.tolist(), *tokens.tolist()]
+    return list(found[: len(wrote)]) == wrote
+
+
+def _decoded(processor: LanguageProcessor, tokens: IntArray) -> str:
+    return str(processor.tokenizer.decode(
+        tokens.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -1,0 +1,43 @@
+"""What decides every text that a teacher writes: the key under which texts are found again."""
+
+from dataclasses import dataclass
+
+from ray_distill.artifacts import Artifact
+from ray_distill.fingerprint import fingerprint
+
+GENERATOR_NAME = "generator.json"
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generator(Artifact):
+    """A teacher and the way in which it writes.
+
+    With the id of a prompt and the number of a candidate this decides a text, up to the last digits of sums that depend
+    on which prompts share a batch; so the batch and the threads belong to it, as they do to a label store.
+    """
+
+    version: int = VERSION
+    teacher: str
+    """Fingerprint of the teacher: weights, dtype, tokenizer, template."""
+    model: str
+    """Where the teacher came from; not part of the fingerprint."""
+    format: str
+    """``text`` or ``chat``: see `with_answer`."""
+    method: str
+    candidates: int
+    temperature: float
+    top_p: float
+    top_k: int | None
+    beams: int
+    length_penalty: float
+    new_tokens: int
+    seed: int
+    """0 where nothing is drawn."""
+    prompts_a_batch: int
+    threads: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of everything but the place of the model."""
+        return fingerprint({name: item for name, item in self.to_dict().items() if name != "model"})

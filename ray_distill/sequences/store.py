@@ -1,0 +1,189 @@
+"""All that one generator has written, for whatever snapshot: an append-only log of units, and their files.
+
+    <url>/generator.json                      who writes, and how
+    <url>/log/<n>.json                        record n names units, attempts, sizes, digests
+    <url>/written/<unit>/<attempt>.parquet    see `attempts`
+
+Readers trust the log only. A prompt is written once: by its row id, whichever snapshot it came with.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_distill.errors import AlreadyExists, ConfigError, CorruptStore, LabelError, StorageError
+from ray_distill.fingerprint import sha256
+from ray_distill.labels import rowids
+from ray_distill.labels.rowids import RowIds
+from ray_distill.labels.units import WorkUnit, unit_id
+from ray_distill.sequences import attempts
+from ray_distill.sequences.generator import GENERATOR_NAME, Generator
+from ray_distill.sequences.units import WriteReceipt, entries
+from ray_distill.snapshots.reader import Snapshot
+from ray_distill.storage import files
+from ray_distill.storage.log import CommitLog, Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Missing:
+    """What of a snapshot is still to be written."""
+
+    units: tuple[WorkUnit, ...]
+    prompts: int
+    """All prompts of the snapshot."""
+    written: int
+    """Those that have their answers already, or a reason why not."""
+    rejected: int
+    """Those of them with a reason."""
+
+    @property
+    def left(self) -> int:
+        """Prompts still to write for."""
+        return self.prompts - self.written
+
+
+class SequenceStore:
+    """An open store, and its log as of the last call that needed it."""
+
+    def __init__(self, url: str, generator: Generator) -> None:
+        self.url = files.absolute(url)
+        self.generator = generator
+        self.log = CommitLog(self.url)
+
+    def receipts(self) -> dict[str, WriteReceipt]:
+        """The committed attempt of each unit, in the order of commitment: the first record that names a unit wins."""
+        found: dict[str, WriteReceipt] = {}
+        for number, record in enumerate(self.log.records):
+            for receipt in entries(record, number):
+                found.setdefault(receipt.unit, receipt)
+        return found
+
+    def missing(self, snapshot: Snapshot, splits: Sequence[str], unit_rows: int) -> Missing:
+        """Compare the prompts of a snapshot with everything committed, row by row."""
+        self.log.refresh()
+        held, rejected = self._held()
+        units, prompts, written, bad = [], 0, 0, 0
+        for shard, start, ids in _ranges(snapshot, splits, unit_rows):
+            known = rowids.is_in(ids, held)
+            prompts, written = prompts + len(ids), written + int(known.sum())
+            bad += int(rowids.is_in(ids, rejected).sum())
+            if not known.all():
+                rows = tuple(int(row) for row in np.flatnonzero(~known) + start)
+                units.append(WorkUnit(unit_id=unit_id(ids[~known], self.generator.fingerprint), shard=shard,
+                                      start=start, stop=start + len(ids), rows=rows))
+        return Missing(units=tuple(units), prompts=prompts, written=written, rejected=bad)
+
+    def _held(self) -> tuple[RowIds, RowIds]:
+        """Ids of all prompts that are done with, and of those of them that got no answer; ascending."""
+        tables = [table.select(["row_id", "reason"]) for table in self._tables()]
+        if not tables:
+            return rowids.empty(), rowids.empty()
+        table = pa.concat_tables(tables)
+        both = (np.unique(rowids.to_numpy(part["row_id"])) for part in (table, attempts.unanswered(table)))
+        return next(both), next(both)
+
+    def commit(self, receipts: Iterable[WriteReceipt]) -> list[str]:
+        """Append one record that names all units not yet won by another attempt; returns the ids of those.
+
+        Raises:
+            LabelError: a receipt is of another generator.
+            CorruptStore: a file is missing or has another size than its receipt says.
+        """
+        offered: dict[str, WriteReceipt] = {}
+        for receipt in receipts:
+            self._check(receipt)
+            offered.setdefault(receipt.unit, receipt)
+        record = self.log.append(lambda _: self._record(offered))
+        return [] if record is None else [entry["unit"] for entry in record["units"]]
+
+    def _record(self, offered: Mapping[str, WriteReceipt]) -> Record | None:
+        known = self.receipts()
+        fresh = [receipt.to_dict() for unit, receipt in offered.items() if unit not in known]
+        return {"version": 1, "units": fresh} if fresh else None
+
+    def _check(self, receipt: WriteReceipt) -> None:
+        if receipt.generator != self.generator.fingerprint:
+            raise LabelError(f"{self.url}: the receipt of unit {receipt.unit} is of the generator {receipt.generator}, "
+                             f"the store is of {self.generator.fingerprint}; write with the store's own")
+        url = files.join(self.url, receipt.name)
+        size = files.sizes([url])[0]
+        if size != receipt.size:
+            raise CorruptStore(f"{url}: found {size} bytes, its receipt says {receipt.size}; write the unit again")
+
+    def read(self, ids: RowIds) -> pa.Table:
+        """What was written for these prompts (`attempts.SCHEMA`), by prompt, then by candidate.
+
+        Raises:
+            LabelError: some of them were not written yet.
+            CorruptStore: a file's bytes are not those that were committed.
+        """
+        self.log.refresh()
+        wanted, parts = np.sort(ids), []
+        left = np.ones(len(wanted), bool)
+        for table in self._tables():
+            # Two writers that divide prompts otherwise may both write one: the first that was committed counts.
+            at = rowids.find(rowids.to_numpy(table["row_id"]), wanted)
+            fresh = (at >= 0) & left[at]
+            parts.append(table.filter(pa.array(fresh)))
+            left[at[fresh]] = False
+        if left.any():
+            raise LabelError(f"{self.url}: {int(left.sum())} of {len(wanted)} prompts are not written yet; run "
+                             "`ray-distill write`")
+        return attempts.ordered(parts)
+
+    def _tables(self) -> Iterator[pa.Table]:
+        for receipt in self.receipts().values():
+            url = files.join(self.url, receipt.name)
+            data = files.read_bytes(url)
+            if sha256(data) != receipt.digest:
+                raise CorruptStore(f"{url}: its digest is {sha256(data)}, the log promised {receipt.digest}; restore "
+                                   "the file")
+            yield attempts.decode(data, url)
+
+
+def create_or_open(url: str, generator: Generator) -> SequenceStore:
+    """Create a store, or open the one that is there if it is the same generator's; many may call this at once.
+
+    Raises:
+        CorruptStore: another generator's file lies there, or a damaged one.
+    """
+    place = files.join(url, GENERATOR_NAME)
+    if not files.exists(place):
+        with suppress(AlreadyExists):  # another writer was first: what it wrote is compared below
+            files.create_exclusive(place, files.json_bytes(generator.to_dict()))
+    try:
+        found = Generator.from_dict(files.read_json(place)).fingerprint
+    except (ConfigError, TypeError) as error:
+        raise CorruptStore(f"{place}: it describes no generator ({error}); restore it") from error
+    except StorageError as error:
+        if isinstance(error.__cause__, ValueError):
+            raise CorruptStore(f"{place}: it is damaged ({error.__cause__}); restore it") from error
+        raise
+    if found != generator.fingerprint:
+        raise CorruptStore(f"{place}: found the generator {found}, expected {generator.fingerprint}; restore it, or "
+                           "move the folder away")
+    return SequenceStore(url, generator)
+
+
+def prompt_ids(snapshot: Snapshot, splits: Sequence[str]) -> RowIds:
+    """Row ids of all prompts."""
+    return np.concatenate([rowids.empty(), *(ids for _, _, ids in _ranges(snapshot, splits, 1 << 20))])
+
+
+def _ranges(snapshot: Snapshot, splits: Sequence[str], unit_rows: int) -> Iterator[tuple[str, int, RowIds]]:
+    """Shard, first row and ids of the fixed ranges into which the prompts fall, in order."""
+    for shard in snapshot.shards:
+        if shard.split in splits:
+            ids = rowids.to_numpy(snapshot.read_shard(shard, columns=["row_id"])["row_id"])
+            for start in range(0, len(ids), unit_rows):
+                yield shard.name, start, ids[start : start + unit_rows]
+
+
+def count_reasons(table: pa.Table) -> dict[str, int]:
+    """Prompts without an answer, by reason."""
+    counted = pc.value_counts(attempts.unanswered(table)["reason"])
+    return {item["values"].as_py(): item["counts"].as_py() for item in counted}

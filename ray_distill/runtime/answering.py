@@ -5,6 +5,7 @@ import gc
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,8 @@ from ray_distill.labels.signal import Signal
 from ray_distill.runtime.failures import Failure, Rows, ask_halving, failure_of, out_of_memory
 from ray_distill.tasks.base import Encoded
 from ray_distill.teachers.base import Ask, Teacher
+
+T = TypeVar("T")
 
 #: Entered for each batch: a time limit.
 Limit = Callable[[], AbstractContextManager[None]]
@@ -68,11 +71,16 @@ def answer_unit(
 
 
 def answer_or_memory(teacher: Teacher, part: Encoded, ask: Ask) -> Signal | Failure:
-    """One batch's answer, or that memory ran out; for a row alone that is raised, as any other error is."""
+    """One batch's answer; as `or_memory`."""
+    return or_memory(lambda: teacher.answer(part, ask), part.rows)
+
+
+def or_memory(answer: Callable[[], T], rows: int) -> T | Failure:
+    """A batch's answer, or that memory ran out; for a row alone that is raised, as any other error is."""
     try:
-        return teacher.answer(part, ask)
+        return answer()
     except Exception as error:
-        if part.rows == 1 or not out_of_memory(error):
+        if rows == 1 or not out_of_memory(error):
             raise
         # The frames of the traceback hold the tensors that filled the memory.
         traceback.clear_frames(error.__traceback__)

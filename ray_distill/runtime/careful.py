@@ -5,10 +5,11 @@ failure does not come back has the same bytes as ever.
 """
 
 import contextlib
+import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +19,11 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray_distill.errors import LabelError
 from ray_distill.labels.units import Receipt, WorkUnit
 from ray_distill.runtime.cluster import explain, on_cluster
-from ray_distill.runtime.failures import Failure, Rows, ask_halving, died, timed_out
+from ray_distill.runtime.failures import Answers, Failure, Rows, ask_halving, died, timed_out
 from ray_distill.runtime.label_steps import LabelJob, rejected_table, write_units
-from ray_distill.runtime.teacher_actors import CarefulActor, Plan
+from ray_distill.runtime.teacher_actors import CarefulActor, Plan, TeacherJob
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,10 @@ class FailedUnit:
         return json.dumps(self.unit.to_dict())
 
 
+#: A receipt of a failed unit's answers.
+Finish = Callable[[FailedUnit, Plan, Answers[pa.Table]], R]
+
+
 def relabel(job: LabelJob, failed: Sequence[FailedUnit], good: WorkUnit | None) -> Iterator[Receipt]:
     """Label units that the pipeline could not; rows that fail alone go to quarantine.
 
@@ -49,15 +56,30 @@ def relabel(job: LabelJob, failed: Sequence[FailedUnit], good: WorkUnit | None) 
             not the rows, and none of them is put in quarantine for it.
         ClusterError: a part of Ray failed.
     """
-    asker = Asker(job)
+    return carefully(job, failed, good, actor=CarefulActor, finish=functools.partial(_labelled, job))
+
+
+def carefully(
+    job: TeacherJob, failed: Sequence[FailedUnit], good: WorkUnit | None, *, actor: type[Any], finish: Finish[R]
+) -> Iterator[R]:
+    """Have units answered by an actor of its own; `relabel` says of what.
+
+    Args:
+        job: handed to the actor.
+        failed: the units.
+        good: a unit that this teacher has answered in this run, if there is one.
+        actor: has `CarefulActor`'s ``ready``, ``plan`` and ``answer``.
+        finish: makes a unit's answers a receipt.
+    """
+    asker = Asker(job, actor)
     with contextlib.closing(asker):
         suspect = Suspect(asker, job.teacher.model, job.failures.attempts, failed, good)
         suspect.clear(failed[0].reason)
         for one in failed:
-            yield _relabel(asker, suspect, job, one)
+            yield _answered(asker, suspect, job, one, finish)
 
 
-def _relabel(asker: "Asker", suspect: "Suspect", job: LabelJob, one: FailedUnit) -> Receipt:
+def _answered(asker: "Asker", suspect: "Suspect", job: TeacherJob, one: FailedUnit, finish: Finish[R]) -> R:
     plan = asker.plan(one.text)
     planned = {rows.tobytes() for rows in plan.batches}
 
@@ -68,7 +90,10 @@ def _relabel(asker: "Asker", suspect: "Suspect", job: LabelJob, one: FailedUnit)
         suspect.saw(one.text, rows, answer)
         return answer
 
-    found = ask_halving(plan.batches, ask)
+    return finish(one, plan, ask_halving(plan.batches, ask))
+
+
+def _labelled(job: LabelJob, one: FailedUnit, plan: Plan, found: Answers[pa.Table]) -> Receipt:
     rejected = [(plan.row_ids[row], failure.reason) for row, failure in sorted(found.failed.items())]
     table = pa.concat_tables(
         [*found.parts, rejected_table(one.unit.unit_id, [*plan.rejected, *rejected])], promote_options="default")
@@ -153,8 +178,8 @@ def spread(plans: Sequence[tuple[str, Plan]], count: int) -> list[tuple[str, Row
 class Asker:
     """A teacher in a process of its own, replaced when it is spent; every call is bounded in time."""
 
-    def __init__(self, job: LabelJob):
-        self._job, self._actor = job, None
+    def __init__(self, job: TeacherJob, kind: type[Any] = CarefulActor):
+        self._job, self._kind, self._actor = job, kind, None
 
     def ask(self, unit: str, rows: Rows, deaths: int) -> pa.Table | Failure:
         """The answer of one batch; what kills the process is tried again in a fresh one, ``deaths`` times in all."""
@@ -206,7 +231,7 @@ class Asker:
             if self._actor is not None:
                 return self._actor
             resources = self._job.resources
-            made = ray.remote(CarefulActor).options(
+            made = ray.remote(self._kind).options(
                 num_cpus=resources.cpus, num_gpus=resources.gpus, max_restarts=0).remote(self._job)
             try:
                 # Without a limit: the process watches itself while it loads, and may have to wait for its place.

@@ -52,7 +52,7 @@ def encode_unit(unit: WorkUnit, job: LabelJob) -> pa.Table:
     from ray_distill.tasks.catalogue import get_label_task
 
     task = get_label_task(job.task)
-    rows = _read_shard(job.snapshot, unit.shard, task.input_column).take(pa.array(unit.rows, pa.int64()))
+    rows = read_inputs(job.snapshot, unit, task.input_column)
     encoded = task.encode(rows, _processor(job.teacher, job.task))
     table = encoded.to_table().append_column("unit_id", pa.array([unit.unit_id] * encoded.rows, pa.string()))
     table = table.append_column("reason", pa.nulls(encoded.rows, pa.string()))
@@ -73,6 +73,11 @@ def rejected_table(unit_id: str, rejected: Rejects) -> pa.Table:
 def failed_table(unit_id: str, reason: str) -> pa.Table:
     """A unit that the teacher failed on, for the driver: ``unit_id``, ``failed``."""
     return pa.table({"unit_id": pa.array([unit_id], pa.string()), "failed": pa.array([reason], pa.string())})
+
+
+def read_inputs(snapshot: SnapshotRef, unit: WorkUnit, column: str) -> pa.Table:
+    """``row_id`` and input of a unit's rows."""
+    return _read_shard(snapshot, unit.shard, column).take(pa.array(unit.rows, pa.int64()))
 
 
 @functools.lru_cache(maxsize=2)

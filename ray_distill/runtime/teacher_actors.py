@@ -5,27 +5,48 @@ import functools
 import json
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import pyarrow as pa
 import ray
 
+from ray_distill.config import Resources, TeacherConfig
+from ray_distill.config.labels import FailuresConfig
 from ray_distill.errors import DistillError, LabelError
 from ray_distill.labels.checks import split_unusable
 from ray_distill.labels.fits import read_fits
 from ray_distill.labels.schema import signal_to_table, table_to_rejected
 from ray_distill.labels.units import WorkUnit
-from ray_distill.runtime.answering import answer_unit, ask_of, free_memory, plan
+from ray_distill.runtime.answering import Limit, answer_unit, ask_of, free_memory, plan
 from ray_distill.runtime.failures import Failure, Rows, described, failure_of, timed_out
 from ray_distill.runtime.label_steps import LabelJob, encode_unit, failed_table
 from ray_distill.runtime.strikes import LAST_WORD, limit, telling
 from ray_distill.tasks.base import Encoded
 
 
-class _Loaded:
+class TeacherJob(Protocol):
+    """What every process that holds a teacher needs to know."""
+
+    @property
+    def teacher(self) -> TeacherConfig:
+        """The teacher."""
+
+    @property
+    def resources(self) -> Resources:
+        """What its process takes."""
+
+    @property
+    def failures(self) -> FailuresConfig:
+        """When it has failed."""
+
+
+J = TypeVar("J", bound=TeacherJob)
+
+
+class Loaded(Generic[J]):
     """A teacher on its device. What goes wrong while loading is kept: raised in a constructor, Ray tells it badly."""
 
-    def __init__(self, job: LabelJob):
+    def __init__(self, job: J):
         self.job = job
         self.error: DistillError | None = None
         try:
@@ -35,6 +56,18 @@ class _Loaded:
             self.error = error
         except Exception as error:  # noqa: BLE001 - a teacher may raise anything
             self.error = LabelError(f"the teacher {job.teacher.model} cannot be loaded: {described(error)}")
+
+    def ready(self) -> None:
+        """Raise what went wrong while loading."""
+        if self.error is not None:
+            raise self.error
+
+    def _load(self) -> None:
+        raise NotImplementedError
+
+
+class _Labels(Loaded[LabelJob]):
+    """A teacher that labels."""
 
     def _load(self) -> None:
         import torch
@@ -47,10 +80,10 @@ class _Loaded:
         self.ask = ask_of(self.job.manifest, read_fits(self.job.store_url, self.job.manifest.fits))
 
 
-class TeacherActor(_Loaded):
-    """Answers units batch by batch, in the pipeline."""
+class PoolActor(Loaded[J]):
+    """Answers units in the pipeline; its failures are counted and watched."""
 
-    def __init__(self, job: LabelJob, strikes: Any):
+    def __init__(self, job: J, strikes: Any):
         self.strikes = strikes
         self.name = ray.get_runtime_context().get_actor_id()
         refused = ray.get(strikes.loading.remote(self.name))
@@ -80,14 +113,16 @@ class TeacherActor(_Loaded):
         self.strikes.done.remote(unit, "failed" not in answer.column_names)
         return answer
 
+    def _answer(self, unit: str, block: pa.Table, watched: Limit) -> pa.Table:
+        """Answer one unit, entering ``watched`` for each batch; the teacher may raise anything."""
+        raise NotImplementedError
+
     def _answered(self, unit: str, block: pa.Table) -> pa.Table:
-        """Answer one unit in batches of like length; which rows share a batch depends on the unit alone."""
-        rejected = table_to_rejected(block)
-        encoded = Encoded.from_table(block.filter(pa.compute.is_null(block.column("reason"))))
+        """Answer one unit, or say why the teacher failed on it."""
         seconds = self.job.failures.batch_seconds
         watched = functools.partial(limit, seconds, functools.partial(self._give_up, unit, timed_out(seconds).reason))
         try:
-            row_ids, signal, unusable, halved = answer_unit(self.teacher, encoded, self.ask, self.batch, watched)
+            return self._answer(unit, block, watched)
         except DistillError:
             raise
         except Exception as error:  # noqa: BLE001 - a teacher may raise anything
@@ -95,14 +130,23 @@ class TeacherActor(_Loaded):
             if failure.spent:
                 self._give_up(unit, failure.reason)
                 os._exit(1)
-        else:
-            return signal_to_table(row_ids, unit, signal, [*rejected, *unusable], halved)
         free_memory()
         return failed_table(unit, failure.reason)
 
     def _give_up(self, unit: str, reason: str) -> None:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(self.strikes.give_up.remote(unit, reason), timeout=LAST_WORD)
+
+
+class TeacherActor(_Labels, PoolActor[LabelJob]):
+    """Labels units batch by batch."""
+
+    def _answer(self, unit: str, block: pa.Table, watched: Limit) -> pa.Table:
+        """Answer one unit in batches of like length; which rows share a batch depends on the unit alone."""
+        rejected = table_to_rejected(block)
+        encoded = Encoded.from_table(block.filter(pa.compute.is_null(block.column("reason"))))
+        row_ids, signal, unusable, halved = answer_unit(self.teacher, encoded, self.ask, self.batch, watched)
+        return signal_to_table(row_ids, unit, signal, [*rejected, *unusable], halved)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,17 +159,12 @@ class Plan:
     """Rows that could not be encoded, with the reason."""
 
 
-class CarefulActor(_Loaded):
+class CarefulActor(_Labels):
     """Answers any rows of a unit as one batch, and says why it cannot; it holds one unit's inputs."""
 
     def __init__(self, job: LabelJob):
         super().__init__(job)
         self._unit: tuple[str, pa.Table, Encoded] | None = None
-
-    def ready(self) -> None:
-        """Raise what went wrong while loading."""
-        if self.error is not None:
-            raise self.error
 
     def plan(self, unit: str) -> Plan:
         """How a unit (JSON) is to be answered."""

@@ -40,6 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     stages: list[tuple[str, str, Callable[[argparse.Namespace], int], dict[str, str]]] = [
         ("run", "the whole way from source to verdict; finished stages are skipped", run, {}),
         ("snapshot", "freeze the source", snapshot, {}),
+        ("write", "let the teacher write behind prompts what is then labelled and learnt", write,
+         {"snapshot": "SnapshotRef (JSON or file) of the prompts; default: the campaign's latest"}),
         ("label", "let the teacher label what the store does not hold yet", label,
          {"snapshot": "SnapshotRef (JSON or file); default: the campaign's latest"}),
         ("train", "train student and baselines from stored labels", train,
@@ -186,6 +188,13 @@ def snapshot(options: argparse.Namespace) -> int:
     from ray_distill.runtime import campaign
 
     return _stage(options, campaign.snapshot)
+
+
+def write(options: argparse.Namespace) -> int:
+    """`ray-distill write`."""
+    from ray_distill.runtime import campaign, references
+
+    return _stage(options, lambda config: campaign.write(config, references.prompts(config, options.snapshot)))
 
 
 def label(options: argparse.Namespace) -> int:

@@ -1,6 +1,6 @@
 """The stages of a campaign, each a plain function from references and a config to a reference; and all of them.
 
-    snapshot ─► label ─► train ─► evaluate ─► promote
+    snapshot ─► (write) ─► label ─► train ─► evaluate ─► promote
 
 Every stage asks first whether it has been done with the same inputs. So a campaign that was stopped anywhere is
 run again with the same command, and goes on where it was.
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from ray_distill.artifacts import Artifact, Decision, EvalReport, LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign
-from ray_distill.errors import ConfigError
+from ray_distill.errors import ConfigError, ModelError
 from ray_distill.evaluation.cost import CostReport
 from ray_distill.evaluation.directions import LANGUAGE_TASKS, decisive
 from ray_distill.fingerprint import fingerprint
-from ray_distill.models.factory import is_factory
+from ray_distill.models.factory import import_factory, is_factory
 from ray_distill.promotion.gate import limits_of
-from ray_distill.runtime import evaluate_stage, label_stage, promote_stage, train_stage
+from ray_distill.runtime import evaluate_stage, label_stage, promote_stage, train_stage, write_stage
 from ray_distill.runtime.console import say
 from ray_distill.runtime.freezing import freeze
 from ray_distill.runtime.relabelling import RelabelReport, relabel_source
@@ -35,6 +35,7 @@ class CampaignResult(Artifact):
     """Everything a campaign made, by reference, and the facts a reader wants first."""
 
     snapshot: SnapshotRef
+    """What was labelled: the frozen source, or what the teacher wrote from it."""
     labels: LabelSetRef
     students: dict[str, StudentRef]
     report: EvalReport
@@ -52,6 +53,18 @@ def snapshot(config: Campaign) -> SnapshotRef:
     """Freeze the configured source; see `take_snapshot`."""
     with session(config) as held:
         return _snapshot(held)
+
+
+def write(config: Campaign, snapshot: SnapshotRef) -> SnapshotRef:
+    """Let the teacher write behind the prompts of a snapshot; the snapshot of what is kept is then labelled.
+
+    Raises:
+        ConfigError: the campaign has no section ``sequences``.
+        LabelError: too many prompts got no answer, or the teacher or the scorer fails.
+        SnapshotError: the filters leave nothing of a split.
+    """
+    with session(config) as held:
+        return write_stage.write(held, snapshot)
 
 
 def label(config: Campaign, snapshot: SnapshotRef) -> LabelSetRef:
@@ -105,6 +118,8 @@ def run(config: Campaign) -> CampaignResult:
     check(config)
     with session(config) as held:
         frozen = _snapshot(held)
+        if config.sequences is not None:
+            frozen = write_stage.write(held, frozen)
         labels = label_stage.label(held, frozen)
         students = train_stage.train(held, labels, resume=True)
         report = evaluate_stage.evaluate(held, students)
@@ -139,6 +154,11 @@ def check(config: Campaign) -> None:
     wrong += [f"evaluation.corruptions: {config.task} has no {name!r}; it has {', '.join(sorted(known)) or 'none'}"
               for name in config.evaluation.corruptions or () if name not in known]
     wrong += _unlike_task(config)
+    if config.sequences is not None and config.sequences.filters.scorer is not None:
+        try:
+            import_factory(config.sequences.filters.scorer)
+        except ModelError as error:
+            wrong.append(f"sequences.filters.scorer: {error}")
     if not is_factory(labels.teacher.model) and not files.exists(labels.teacher.model):
         wrong.append(f"labels.teacher.model: {labels.teacher.model} does not exist; give a checkpoint's folder or URL, "
                      "or module:function")
@@ -178,6 +198,7 @@ def plan(config: Campaign) -> list[str]:
     training = config.student.training
     lines = [
         f"snapshot  {len(sources)} source file(s) of {task.input_column} → {config.output_url}/snapshots",
+        *_plan_writing(config),
         f"label     {config.labels.teacher.model}, {config.labels.signal.estimator}, "
         f"T {', '.join(f'{t:g}' for t in config.labels.signal.temperatures)} → {config.store_url}",
         f"train     {', '.join(train_stage.arms(config))}: {training.workers} × {training.engine} ZeRO "
@@ -185,6 +206,15 @@ def plan(config: Campaign) -> list[str]:
         f"evaluate  test split, {len(damages or ())} corruptions × {len(config.evaluation.severities)} severities",
         f"promote   {', '.join(limits_of(config.gate, decisive(config.task)))}; alias {config.gate.alias}"]
     return [*lines, f"record    {config.tracking.uri or 'SQLite beside the output'}"]
+
+
+def _plan_writing(config: Campaign) -> list[str]:
+    settings = config.sequences
+    if settings is None:
+        return []
+    return [f"write     {config.labels.teacher.model}, {settings.method}, {settings.candidates} for a prompt of "
+            f"{' and '.join(settings.splits)}, up to {settings.new_tokens} tokens, keep {settings.keep} → "
+            f"{config.output_url}/sequences"]
 
 
 def snapshot_key(config: Campaign) -> str:

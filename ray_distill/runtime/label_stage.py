@@ -173,10 +173,11 @@ def _key(config: Campaign, snapshot: SnapshotRef) -> str:
     settings = config.labels.model_dump(mode="json", exclude={"check", "failures", "max_bad_fraction"})
     settings["resources"] = {name: settings["resources"][name] for name in ("batch", "cpus")}
     return fingerprint({"snapshot": snapshot.fingerprint, "labels": settings, "task": config.task, "seed": config.seed,
-                        "teacher_files": _listing(config.labels.teacher.model)})
+                        "teacher_files": model_files(config.labels.teacher.model)})
 
 
-def _listing(model: str) -> list[Any]:
+def model_files(model: str) -> list[Any]:
+    """A checkpoint's files by name, size and time."""
     if files.is_local(model) and not files.exists(model):
         return []  # a module:function has no files
     return [[item.name, item.size, files.modified(item.url)] for item in files.list_files(model)]

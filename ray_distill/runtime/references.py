@@ -12,7 +12,13 @@ from ray_distill.storage import files
 
 
 def snapshot(config: Campaign, text: str | None) -> SnapshotRef:
-    """The snapshot given, or the campaign's latest."""
+    """The snapshot given, or the campaign's latest to be labelled: what the teacher wrote, where it writes."""
+    stage = "snapshot" if config.sequences is None else "write"
+    return entrypoint.read(SnapshotRef, text) if text else SnapshotRef.from_dict(_latest(config, stage))
+
+
+def prompts(config: Campaign, text: str | None) -> SnapshotRef:
+    """The snapshot given, or the campaign's latest that was frozen from its source."""
     return entrypoint.read(SnapshotRef, text) if text else SnapshotRef.from_dict(_latest(config, "snapshot"))
 
 

@@ -149,6 +149,10 @@ def _parent_key(config: Campaign) -> str:
     # They change no stage: another campaign would stay empty.
     settings = config.model_dump(mode="json", by_alias=True, exclude={"tracking", "output", "cost", "drift", "plan"})
     del settings["labels"]["failures"]
+    if settings["sequences"] is None:
+        del settings["sequences"]  # as in campaigns from before there was such a section
+    else:
+        del settings["sequences"]["failures"]
     return fingerprint(settings)[:12]
 
 

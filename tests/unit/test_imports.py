@@ -41,7 +41,7 @@ def test_seams_import_nothing_heavy(module: str) -> None:
     assert _imported_by(f"import ray_distill.{module}") & HEAVY == set()
 
 
-@pytest.mark.parametrize("folder", ["storage", "snapshots", "labels", "promotion"])
+@pytest.mark.parametrize("folder", ["storage", "snapshots", "labels", "sequences", "promotion"])
 def test_the_store_is_readable_without_torch(folder: str) -> None:
     """Every module below the store imports in a Python that never loads torch, Ray or MLflow."""
     files = sorted((ROOT / "ray_distill" / folder).rglob("*.py"))

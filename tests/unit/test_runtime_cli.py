@@ -15,7 +15,7 @@ from ray_distill.config import load_config
 from ray_distill.runtime import references
 
 CLASSES = ["a", "b"]
-COMMANDS = ["run", "snapshot", "label", "train", "evaluate", "promote", "relabel"]
+COMMANDS = ["run", "snapshot", "write", "label", "train", "evaluate", "promote", "relabel"]
 
 
 def _write(folder: Path, **sections: Any) -> str:

@@ -11,9 +11,11 @@
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from ray_distill.errors import CorruptStore, LabelError
 from ray_distill.labels import shards
@@ -65,6 +67,22 @@ def require_candidates(table: pa.Table, candidates: int, where: str) -> None:
     if wrong or twice:
         raise LabelError(f"{where}: prompt {min([*wrong, *twice])} must have {candidates} sequences or one reason, and "
                          "has others: hand over each prompt's own, once")
+
+
+def read_ids(source: Any, name: str) -> pa.Table:
+    """``row_id`` and ``reason`` of an attempt, without the texts; the digest is not checked.
+
+    Args:
+        source: a seekable file object.
+        name: the file's URL, for messages.
+
+    Raises:
+        CorruptStore: it is no attempt.
+    """
+    try:
+        return pq.read_table(source, columns=["row_id", "reason"])
+    except (pa.ArrowException, KeyError, OSError) as error:
+        raise CorruptStore(f"{name}: its row ids cannot be read ({error}); restore the file") from error
 
 
 def encode(table: pa.Table) -> bytes:

@@ -53,14 +53,20 @@ class SequenceStore:
         self.url = files.absolute(url)
         self.generator = generator
         self.log = CommitLog(self.url)
+        self._receipts: dict[str, WriteReceipt] = {}
+        self._read = 0
 
-    def receipts(self) -> dict[str, WriteReceipt]:
-        """The committed attempt of each unit, in the order of commitment: the first record that names a unit wins."""
-        found: dict[str, WriteReceipt] = {}
-        for number, record in enumerate(self.log.records):
-            for receipt in entries(record, number):
-                found.setdefault(receipt.unit, receipt)
-        return found
+    def receipts(self) -> Mapping[str, WriteReceipt]:
+        """The committed attempt of each unit, in the order of commitment: the first record that names a unit wins.
+
+        Raises:
+            CorruptStore: a record is malformed.
+        """
+        for record in self.log.records[self._read :]:
+            for receipt in entries(record, self._read):
+                self._receipts.setdefault(receipt.unit, receipt)
+            self._read += 1
+        return self._receipts
 
     def missing(self, snapshot: Snapshot, splits: Sequence[str], unit_rows: int) -> Missing:
         """Compare the prompts of a snapshot with everything committed, row by row."""
@@ -79,12 +85,14 @@ class SequenceStore:
 
     def _held(self) -> tuple[RowIds, RowIds]:
         """Ids of all prompts that are done with, and of those of them that got no answer; ascending."""
-        tables = [table.select(["row_id", "reason"]) for table in self._tables()]
-        if not tables:
-            return rowids.empty(), rowids.empty()
-        table = pa.concat_tables(tables)
-        both = (np.unique(rowids.to_numpy(part["row_id"])) for part in (table, attempts.unanswered(table)))
-        return next(both), next(both)
+        held, rejected = [rowids.empty()], [rowids.empty()]
+        for receipt in self.receipts().values():
+            url = files.join(self.url, receipt.name)
+            with files.open_input(url) as source:
+                table = attempts.read_ids(source, url)
+            held.append(rowids.to_numpy(table["row_id"]))
+            rejected.append(rowids.to_numpy(attempts.unanswered(table)["row_id"]))
+        return np.unique(np.concatenate(held)), np.unique(np.concatenate(rejected))
 
     def commit(self, receipts: Iterable[WriteReceipt]) -> list[str]:
         """Append one record that names all units not yet won by another attempt; returns the ids of those.
@@ -115,7 +123,7 @@ class SequenceStore:
             raise CorruptStore(f"{url}: found {size} bytes, its receipt says {receipt.size}; write the unit again")
 
     def read(self, ids: RowIds) -> pa.Table:
-        """What was written for these prompts (`attempts.SCHEMA`), by prompt, then by candidate.
+        """What was written for these prompts (`attempts.SCHEMA`), by prompt, then by candidate; digests are checked.
 
         Raises:
             LabelError: some of them were not written yet.

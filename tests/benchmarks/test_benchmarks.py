@@ -54,6 +54,13 @@ def test_a_plan_is_compared_with_its_run():
     assert error and abs(float(error[1])) < 5, printed
 
 
+@pytest.mark.slow
+def test_training_from_the_store_is_compared_with_the_two_other_ways():
+    """Both ratios are printed."""
+    printed = _printed("bench_language_training.py", "--steps", "2")
+    assert re.search(r"store: [\d.]+ of cross-entropy in memory .* [\d.]+ times the steps of the online way", printed)
+
+
 def _printed(name, *arguments):
     done = subprocess.run([sys.executable, FOLDER / name, *arguments], capture_output=True, text=True, timeout=600,
                           check=True)

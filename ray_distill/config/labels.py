@@ -46,7 +46,8 @@ class SignalConfig(Section):
     estimator: Literal["dense", "topk", "sampled", "hybrid"] = Field(
         "dense", description="what stands for the distribution (MATHS.md §1): every class; the k likeliest and the "
         "mass of the rest; draws; the k likeliest exactly and draws from the rest")
-    k: int = Field(64, ge=1, description="classes stored a position (topk), or exactly (hybrid)")
+    k: int = Field(64, ge=1, description="classes stored a position (topk), or exactly (hybrid); all of a classifier's "
+                   "if it has fewer, an error for a language model")
     draws: int = Field(50, ge=1, description="draws a position (sampled, hybrid)")
     exponent: float = Field(1.0, ge=0, le=2, description="draws come from p^exponent; 1 = from the teacher itself")
     encoding: Literal["lossless", "compact"] = Field(

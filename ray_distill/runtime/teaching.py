@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign
-from ray_distill.errors import TeacherRefused
+from ray_distill.errors import ConfigError, TeacherRefused
 from ray_distill.labels.codecs.measure import compact_options
 from ray_distill.labels.manifest import StoreManifest
 from ray_distill.models.head import fit_head
@@ -80,8 +80,16 @@ def _same_classes(teacher: tuple[str, ...], snapshot: tuple[str, ...], name: str
 
 
 def make_manifest(config: Campaign, facts: TeacherFacts) -> StoreManifest:
-    """What the campaign's store must be: `StoreManifest` of this teacher and these settings."""
+    """What the campaign's store must be: `StoreManifest` of this teacher and these settings.
+
+    Raises:
+        ConfigError: more tokens are to be stored than a language model has.
+    """
     labels, hidden, signal = config.labels, config.labels.hidden, config.labels.signal
+    if signal.estimator in ("topk", "hybrid") and 0 < facts.vocabulary < signal.k:
+        raise ConfigError(
+            f"labels.signal.k is {signal.k}, but {labels.teacher.model} has a vocabulary of {facts.vocabulary}: give "
+            f"at most {facts.vocabulary}, or take the estimator dense, which stores all of it")
     teacher, drawn = labels.teacher, signal.estimator in ("sampled", "hybrid")
     lossless = signal.encoding == "lossless"
     plain = lossless and not drawn  # the plain codecs hold every digit of what is not drawn, and any tool reads them

@@ -8,7 +8,7 @@ import pytest
 
 from ray_distill.artifacts import Estimate
 from ray_distill.config import CheckConfig, parse_config
-from ray_distill.errors import TeacherRefused
+from ray_distill.errors import ConfigError, TeacherRefused
 from ray_distill.runtime.teacher_check import TeacherCheck, refuse_weak_teacher
 from ray_distill.runtime.teaching import TeacherFacts, make_manifest
 
@@ -103,14 +103,18 @@ def test_a_topk_manifest_stores_no_more_classes_than_there_are() -> None:
 
 
 def test_a_language_models_manifest_has_a_vocabulary_and_names_its_tokens() -> None:
-    """No classes; k is capped by V; another tokenizer is another store."""
+    """No classes; another tokenizer is another store; a k beyond the vocabulary is an error, not another k."""
     facts = replace(FACTS, classes=(), vocabulary=49152, tokens="t")
     manifest = make_manifest(_config(signal={"estimator": "topk", "k": 64}), facts)
     assert (manifest.classes, manifest.vocabulary, manifest.class_count, manifest.k) == ((), 49152, 49152, 64)
     assert manifest.teacher["tokens"] == "t"
     other = make_manifest(_config(signal={"estimator": "topk", "k": 64}), replace(facts, tokens="u"))
     assert other.fingerprint != manifest.fingerprint
-    assert make_manifest(_config(signal={"estimator": "topk", "k": 64}), replace(facts, vocabulary=5)).k == 5
+    assert make_manifest(_config(signal={"estimator": "topk", "k": 64}), replace(facts, vocabulary=64)).k == 64
+    for estimator in ("topk", "hybrid"):
+        with pytest.raises(ConfigError, match=r"labels\.signal\.k is 64, but big has a vocabulary of 63: give at most"):
+            make_manifest(_config(signal={"estimator": estimator, "k": 64}), replace(facts, vocabulary=63))
+    assert make_manifest(_config(signal={"estimator": "dense", "k": 64}), replace(facts, vocabulary=63)).k == 0
 
 
 def test_what_decides_the_bytes_decides_the_manifest_and_what_does_not_does_not() -> None:

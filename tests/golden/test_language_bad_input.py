@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import language_store_lab as lab
-import numpy as np
 import pytest
 
 from ray_distill.artifacts import SnapshotRef

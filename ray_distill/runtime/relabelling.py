@@ -147,7 +147,7 @@ def token_probabilities(distributions: Distributions, tokens: Tokens) -> Floats:
     mass = np.bincount(cell_E, np.exp(distributions.logp.astype(np.float64)), rows * (last + 1)).reshape(rows, last + 1)
     positions_R1 = np.maximum(np.diff(distributions.row_offsets), 1)[:, None]
     mean_RT = mass / positions_R1
-    mean_RT[:, last] = 1.0 - mean_RT[:, :last].sum(1)
+    mean_RT[:, last] = np.maximum(1.0 - mean_RT[:, :last].sum(1), 0.0)  # float32 sums to a little more than 1
     return mean_RT
 
 

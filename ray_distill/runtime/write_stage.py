@@ -11,7 +11,7 @@ from ray_distill.runtime.cluster import on_cluster
 from ray_distill.runtime.console import Progress, say
 from ray_distill.runtime.session import Session, Stage
 from ray_distill.runtime.writing import Wrote, derive_snapshot, make_generator, write_units
-from ray_distill.sequences.derive import Derived
+from ray_distill.sequences.derive import Derived, require_answers
 from ray_distill.sequences.store import Missing, SequenceStore, create_or_open
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
@@ -43,6 +43,9 @@ def write(held: Session, snapshot: SnapshotRef) -> SnapshotRef:
 
 def _write(held: Session, stage: Stage, settings: SequencesConfig, opened: Snapshot) -> SnapshotRef:
     config = held.config
+    language = config.labels.teacher.language
+    if language.format == "chat":
+        require_answers(opened, settings.splits, language.roles, config.labels.max_bad_fraction)
     label_stage.record_snapshot(stage.run, opened, "prompts")
     generator = ask_teacher(make_generator, config, settings, labels=config.labels, rows=0, what="opening the teacher")
     store = create_or_open(held.url("sequences", generator.fingerprint), generator)

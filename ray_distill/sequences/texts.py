@@ -1,6 +1,7 @@
 """The row that a prompt and an answer make."""
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 from ray_distill.snapshots.nested import canonical
@@ -26,3 +27,13 @@ def with_answer(row: str, answer: str, language: str) -> str:
         messages.pop()
     messages.append({"role": "assistant", "content": answer})
     return canonical({**found, "messages": messages} if isinstance(found, dict) else messages, padded=False)
+
+
+def speaks(row: str, roles: Collection[str]) -> bool:
+    """Whether one of these roles has a message in a conversation; False for what is no conversation."""
+    try:
+        found: Any = json.loads(row)
+        messages = found["messages"] if isinstance(found, dict) else found
+        return any(message["role"] in roles for message in messages)
+    except (ValueError, TypeError, KeyError):
+        return False

@@ -233,6 +233,27 @@ class Command:
         except subprocess.TimeoutExpired:
             self._fail(f"it did not end in {seconds:g} s")
 
+    def wait_for_all(self, seconds: float = 90) -> None:
+        """Wait until everything that it started has ended too."""
+        deadline = time.monotonic() + seconds
+        while left := self._processes():
+            names = [Path(f"/proc/{pid}/comm") for pid in left]
+            assert time.monotonic() < deadline, f"still alive: {[name.read_text() for name in names if name.exists()]}"
+            time.sleep(0.2)
+
+    def _processes(self) -> set[int]:
+        """The process and everything it started: all have the mark of its environment."""
+        found = set()
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    marked = f"RD_TEST_MARK={self.mark}".encode() in (entry / "environ").read_bytes().split(b"\0")
+                except (FileNotFoundError, ProcessLookupError, PermissionError):
+                    continue
+                if marked:
+                    found.add(int(entry.name))
+        return found
+
     def _fail(self, why: str) -> NoReturn:
         """End its processes, which have a process group of their own, and the test."""
         os.killpg(self.process.pid, signal.SIGKILL)

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,27 +40,6 @@ def campaigns(tmp_path_factory: pytest.TempPathFactory) -> Campaigns:
     return Campaigns(folder=folder, whole=paths[0], disturbed=paths[1])
 
 
-def _processes_of(command: lab.Command) -> set[int]:
-    """The command's process and everything it started: all have the mark of its environment."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                marked = f"RD_TEST_MARK={command.mark}".encode() in (entry / "environ").read_bytes().split(b"\0")
-            except (FileNotFoundError, ProcessLookupError, PermissionError):
-                continue
-            if marked:
-                found.add(int(entry.name))
-    return found
-
-
-def _wait_for_the_end_of(command: lab.Command, seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while left := _processes_of(command):
-        assert time.monotonic() < deadline, f"still alive: {[Path(f'/proc/{pid}/comm').read_text() for pid in left]}"
-        time.sleep(0.2)
-
-
 def _run(campaigns: Campaigns, config: str) -> lab.Command:
     return lab.Command.start(campaigns.folder, "run", config, "--json")
 
@@ -72,7 +50,7 @@ def _ctrl_c(command: lab.Command) -> None:
     assert command.wait() == 130, command.stderr
     assert "Traceback" not in command.stderr
     assert "run the same command again and it goes on" in command.stderr.splitlines()[-1]
-    _wait_for_the_end_of(command)
+    command.wait_for_all()
 
 
 def test_a_run_that_is_stopped_again_and_again_ends_as_one_that_is_not(campaigns: Campaigns) -> None:
@@ -100,7 +78,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_as_one_that_is_not(campaigns
     killed.until(lambda: any(output.glob(f"students/*/{baseline}/*/marker.json")))
     killed.process.kill()
     assert killed.wait() == -signal.SIGKILL
-    _wait_for_the_end_of(killed)
+    killed.wait_for_all()
     assert killed.skipped == ["snapshot", "label"]
     assert not any(output.glob("students/*/baseline_hard_labels.json")), "it was to be killed while arms were missing"
 

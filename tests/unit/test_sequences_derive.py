@@ -13,7 +13,7 @@ from ray_distill.config import SequencesConfig
 from ray_distill.errors import CorruptStore, LabelError, SnapshotError
 from ray_distill.labels.rowids import to_numpy
 from ray_distill.sequences.attempts import SCHEMA, ordered, rejected_table
-from ray_distill.sequences.derive import COLUMNS, Derived, derive
+from ray_distill.sequences.derive import COLUMNS, Derived, derive, require_answers
 from ray_distill.sequences.generator import Generator
 from ray_distill.sequences.store import SequenceStore, create_or_open, prompt_ids
 from ray_distill.sequences.units import write_attempt
@@ -238,6 +238,19 @@ def test_too_little_left_is_an_error_that_says_where_it_went(parent: Snapshot, t
     write_all(store.url, fake_generator(), parent)
     with pytest.raises(SnapshotError, match="nothing is left of the split train, validation: .* improbable"):
         _derive(parent, store, tmp_path, filters={"min_log_probability": -0.001})
+
+
+def test_conversations_in_which_nothing_can_be_learnt_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    """Prompts alone in a split that is not written anew; how many, in which, and what to do."""
+    users = [[{"role": "user", "content": f"q{n}"}] for n in range(60)]
+    answered = [[*user, {"role": "assistant", "content": "a"}] for user in users]
+    mute = prompts_snapshot(tmp_path / "mute", [json.dumps(user) for user in users])
+    with pytest.raises(SnapshotError, match=r"of assistant stay .*: \d+ of \d+ in calibration, \d+ of \d+ in test"):
+        require_answers(mute, BOTH, ("assistant",), 0.01)
+    require_answers(mute, SPLITS, ("assistant",), 0.01)
+    require_answers(mute, BOTH, ("user",), 0.01)
+    require_answers(mute, BOTH, ("assistant",), 1.0)
+    require_answers(prompts_snapshot(tmp_path / "said", [json.dumps(one) for one in answered]), BOTH, ("assistant",), 0)
 
 
 def test_ids_of_texts_are_those_that_any_snapshot_would_give(parent: Snapshot, tmp_path: Path) -> None:

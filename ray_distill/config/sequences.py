@@ -36,6 +36,13 @@ class SequenceFilters(Section):
         return self
 
 
+class WritingFailures(FailuresConfig):
+    """When a teacher that writes has failed; see `FailuresConfig`."""
+
+    batch_seconds: float = Field(3600, gt=0, description="seconds in which a batch must be written, also one of one "
+                                 "prompt")
+
+
 class SequencesConfig(Section):
     """Sequence-level distillation: the teacher writes the texts that are labelled and learnt."""
 
@@ -57,7 +64,7 @@ class SequencesConfig(Section):
         "as they are, so that a student is judged on real texts")
     batch: int = Field(16, ge=1, description="sequences written at a time, beams and candidates counted")
     unit_rows: int = Field(64, ge=1, description="most prompts a work unit: what is redone after a crash")
-    failures: FailuresConfig = FailuresConfig(batch_seconds=3600)
+    failures: WritingFailures = WritingFailures()
     max_bad_fraction: float = Field(0.01, ge=0, le=1, description="above this share of prompts that got no answer, "
                                     "stop")
 

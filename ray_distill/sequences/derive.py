@@ -75,8 +75,9 @@ def derive(
         inputs=table["text"], first=np.arange(len(table), dtype=np.int64), table=table.drop_columns(["text"]),
         split=split, classes=parent.classes, conflicts=0, groups_crossing=0, reasons=counts["quarantined"],
         quarantine=_quarantine(written), counts=_row_counts(sequences, found, counts, len(table), merged))
+    generator = {name: item for name, item in store.generator.to_dict().items() if name not in ("kind", "model")}
     about = replace(parent.manifest, derived={
-        "parent": parent.ref.fingerprint, "generator": store.generator.to_dict(),
+        "parent": parent.ref.fingerprint, "generator": generator,
         "generator_fingerprint": store.generator.fingerprint, "keep": settings.keep, "splits": list(settings.splits),
         "filters": settings.filters.model_dump(mode="json"), "counts": counts})
     return Derived(ref=write_frozen(frozen, about, shard_rows=shard_rows, url=url), counts=counts)

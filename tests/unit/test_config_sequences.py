@@ -43,7 +43,8 @@ def test_a_task_without_texts_to_write_is_refused() -> None:
 
 def test_left_out_the_teacher_writes_nothing() -> None:
     """None, and a campaign that came through its own JSON is the same."""
-    campaign = _campaign(method="sample", candidates=4, filters={"scorer": "pkg.mod:f"})
+    campaign = _campaign(method="sample", candidates=4, filters={"scorer": "pkg.mod:f"}, failures={"attempts": 2})
+    assert campaign.sequences is not None and campaign.sequences.failures.batch_seconds == 3600
     assert parse_config(campaign.model_dump(mode="json", by_alias=True)) == campaign
     plain = parse_config({"campaign": "c", "task": "text_classification", "snapshot": {"source": "s"},
                           "labels": {"teacher": {"model": "t"}}})

@@ -162,7 +162,7 @@ def test_nothing_is_written_twice_neither_in_a_rerun_nor_for_a_snapshot_that_gre
     before = store.read(prompt_ids(old, BOTH))
     write_all(str(tmp_path / "w"), fake_generator(), new)
     assert store.read(prompt_ids(old, BOTH)) == before
-    apart = write_all(str(tmp_path / "apart"), fake_generator(), new, unit_rows=3)
+    apart = write_all(str(tmp_path / "apart"), fake_generator(model="moved"), new, unit_rows=3)
     assert apart.read(prompt_ids(new, BOTH)) == store.read(prompt_ids(new, BOTH))
     assert _derive(new, apart, tmp_path / "a").ref.fingerprint == _derive(new, store, tmp_path / "b").ref.fingerprint
 

@@ -10,7 +10,9 @@ from ray_distill.config.section import Section
 class Columns(Section):
     """Which source column plays which part."""
 
-    text: str = Field("text", description="the text to classify (text tasks)")
+    text: str = Field("text", description="the text to classify, to learn or to read from (text tasks)")
+    target: str | None = Field(None, description="seq2seq: what is to be written of `text`; null or empty in a row = "
+                               "the teacher has yet to write it")
     image: str = Field("image", description="encoded image bytes, or {bytes, path} (image tasks)")
     label: str | None = Field(None, description="true label: class name or index into `classes`; null = unlabelled")
     group: str | None = Field(None, description="rows of one group (user, conversation) stay in one split")

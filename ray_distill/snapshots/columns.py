@@ -7,11 +7,11 @@ from ray_distill.config import Columns
 from ray_distill.errors import SnapshotError
 
 #: Names with a meaning of their own in a snapshot; a slice cannot take them.
-RESERVED = ("row_id", "text", "image", "label", "count", "group", "time")
+RESERVED = ("row_id", "text", "target", "image", "label", "count", "group", "time")
 
 
 def wanted_columns(columns: Columns, input_column: str) -> dict[str, str]:
-    """Source column by snapshot column: the input, and label, group, time and slices where configured.
+    """Source column by snapshot column: the input, and target, label, group, time and slices where configured.
 
     Raises:
         SnapshotError: a slice has a reserved name, or is named twice.
@@ -22,6 +22,8 @@ def wanted_columns(columns: Columns, input_column: str) -> dict[str, str]:
                 f"snapshot.columns.slices: {name!r} is {'reserved' if name in RESERVED else 'named twice'}; slices "
                 f"need distinct names other than {', '.join(RESERVED)}: rename the column in the source")
     named = {"label": columns.label, "group": columns.group, "time": columns.time}
+    if input_column == "text":
+        named["target"] = columns.target
     wanted = {input_column: columns.text if input_column == "text" else columns.image}
     wanted |= {part: name for part, name in named.items() if name is not None}
     return wanted | {name: name for name in columns.slices}

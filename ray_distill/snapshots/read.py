@@ -17,6 +17,7 @@ from ray_distill.snapshots.csv_source import read_csv
 from ray_distill.snapshots.image_source import read_images
 from ray_distill.snapshots.json_source import read_jsonl
 from ray_distill.snapshots.nested import column_to_json, is_nested
+from ray_distill.snapshots.pairs import pair_texts
 from ray_distill.snapshots.rows import Mask, Reason, Rows, concat_rows, file_rows
 from ray_distill.snapshots.sources import SourceFile
 from ray_distill.storage.files import open_input, read_bytes
@@ -28,7 +29,8 @@ def read_rows(files: Sequence[SourceFile], wanted: Mapping[str, str], input_colu
 
     Columns: the input (``text`` large_string or ``image`` large_binary), ``label`` always, and the others that are
     wanted: ``time`` in UTC microseconds, the rest large_string with empty texts as null. Rows that cannot be used
-    are there too, marked. Where the input may be ``nested``, lists and objects become canonical JSON.
+    are there too, marked. Where the input may be ``nested``, lists and objects become canonical JSON. A ``target`` that
+    is wanted is no column of its own: the input is then a source with its target (`pairs`).
 
     Raises:
         SnapshotError: a file is damaged, has another format or lacks a column.
@@ -113,11 +115,14 @@ def _normalise(
         except pa.ArrowInvalid as error:
             raise SnapshotError(f"{where}: column {name!r} ({column.type}) cannot be converted: {error}") from error
         rows = rows.mark(bad, reason)
+    if input_column == "text":
+        rows = rows.mark(_is_missing(columns["text"]), Reason.MISSING_TEXT)
+    if "target" in columns:
+        columns["text"] = pair_texts(columns["text"], columns.pop("target"))
     columns.setdefault("label", pa.nulls(len(rows), pa.large_string()))
-    order = [input_column, "label", *(part for part in wanted if part not in (input_column, "label"))]
+    order = [input_column, "label", *(part for part in wanted if part not in (input_column, "target", "label"))]
     table = pa.table({part: columns[part] for part in order})
-    rows = Rows(table=table, why=rows.why, source=rows.source, record=rows.record)
-    return rows.mark(_is_missing(columns["text"]), Reason.MISSING_TEXT) if input_column == "text" else rows
+    return Rows(table=table, why=rows.why, source=rows.source, record=rows.record)
 
 
 def _convert(part: str, name: str, column: pa.ChunkedArray, nested: bool) -> tuple[pa.Array, Mask, Reason]:

@@ -18,7 +18,7 @@ class Campaign(Section):
     """A whole campaign, from traffic to verdict."""
 
     campaign: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    task: Literal["text_classification", "image_classification", "causal_lm"]
+    task: Literal["text_classification", "image_classification", "causal_lm", "seq2seq"]
     seed: int = 0
     output: str | None = Field(None, description="folder or URL of all artifacts; default: ./distill/<campaign>")
     snapshot: SnapshotConfig

@@ -23,6 +23,8 @@ class LanguageConfig(Section):
         "tokenizer's own template")
     roles: tuple[str, ...] = Field(("assistant",), min_length=1, description="chat: whose messages are learnt")
     long: Literal["cut", "reject"] = Field("cut", description="what becomes of a text of more than max_length tokens")
+    prefix: str = Field("", description="seq2seq: put before every source, as T5's \"summarize: \"")
+    target_length: int | None = Field(None, ge=1, description="seq2seq: tokens kept of a target; default: max_length")
 
 
 class TeacherConfig(Section):

@@ -26,6 +26,8 @@ class StudentModel(Section):
         "new", description="config, language models: token embeddings and head: drawn; the teacher's, where the width "
         "is the same; or its first columns")
     keep: int | None = Field(None, ge=1, description="teacher_layers: how many layers to copy, evenly spaced")
+    keep_encoder: int | None = Field(None, ge=1, description="teacher_layers, encoder-decoders: how many of the "
+                                     "encoder; default: as many as of the decoder")
     lora: LoraSettings | None = Field(None, description="language models that start from trained weights: train "
                                       "adapters alone (needs peft)")
     arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of module:function")

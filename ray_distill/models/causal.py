@@ -1,4 +1,4 @@
-"""What training may count on of a causal language model: that its head can be taken apart, and how it can be packed."""
+"""What training may count on of a language model: that its head can be taken apart, and how it can be packed."""
 
 import inspect
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_distill.errors import ModelError
-from ray_distill.models.forward import without_cache
+from ray_distill.models.forward import last_states, spared, without_cache
 
 #: Settings with which families bend their logits after the head, and what to call it.
 _BENDS = {
@@ -21,34 +21,44 @@ _FIRST, _SECOND = 7, 9
 
 
 def body_and_head(module: nn.Module) -> tuple[nn.Module, nn.Linear]:
-    """Take a causal language model apart, into what makes its final hidden states and its linear head.
+    """Take a language model apart, into what makes its final hidden states and its linear head.
 
     ``body(input_ids=…, attention_mask=…, use_cache=False).last_hidden_state`` is ``[B, L, D]``, and ``head`` of it is
     the model's logits ``[B, L, V]``: this is tried on made-up tokens, in eval mode. Both are parts of ``module``, not
-    copies; the head's weight may be the embeddings' too.
+    copies; the head's weight may be the embeddings' too. The body of an encoder-decoder is ``module`` itself, to be run
+    while its head is `spared`.
 
     Raises:
         ModelError: it has no linear head, or its logits are not the head's output: says why.
     """
     name = type(module).__name__
-    body, head = getattr(module, "base_model", None), _output(module)
+    written = is_encoder_decoder(module)
+    body, head = module if written else getattr(module, "base_model", None), _output(module)
     if not isinstance(head, nn.Linear):
         raise ModelError(f"{name} has no linear head that turns its last hidden states into logits: found "
                          f"{type(head).__name__ if head is not None else 'none'}; {_INSTEAD}")
-    if not isinstance(body, nn.Module) or body is module:
+    if not isinstance(body, nn.Module) or (body is module and not written):
         raise ModelError(f"{name} has no part (`base_model`) that gives its last hidden states; {_INSTEAD}")
     bent = _bends(module)
     if any("soft-caps" in how for how in bent):  # invisible where logits are small
         raise ModelError(f"{name} {bent[0]}: its logits are not its head's output; {_INSTEAD}")
-    tokens_BL = _tokens(module, _FIRST, seed=0)
+    inputs = {"input_ids": _tokens(module, _FIRST, seed=0)}
+    if written:
+        inputs["decoder_input_ids"] = _tokens(module, _SECOND, seed=1)
     with _evaluated(module), torch.no_grad():
-        logits_BLV = module(input_ids=tokens_BL, **without_cache(module)).logits
-        hidden_BLD = body(input_ids=tokens_BL, **without_cache(body)).last_hidden_state
+        logits_BLV = module(**inputs, **without_cache(module)).logits
+        with spared(body, head) as caught:
+            hidden_BLD = last_states(body(**inputs, **without_cache(body)), caught)
         fits = hidden_BLD.shape[-1] == head.in_features
         if not fits or not _alike(head(hidden_BLD), logits_BLV, 8 * torch.finfo(logits_BLV.dtype).eps):
-            why = bent[0] if bent else "does something between its last hidden states and its logits"
+            why = (bent or _biased(module) or ["does something between its last hidden states and its logits"])[0]
             raise ModelError(f"{name} {why}: its logits are not its head's output; {_INSTEAD}")
     return body, head
+
+
+def is_encoder_decoder(module: nn.Module) -> bool:
+    """Whether a model writes with a decoder what it reads of an encoder."""
+    return bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
 
 
 def keeps_documents_apart(module: nn.Module) -> bool:
@@ -95,6 +105,12 @@ def _bends(module: nn.Module) -> list[str]:
     found = {key: getattr(config, key, None) for key in _BENDS}
     return [f"{_BENDS[key]} ({key} {value:g})" for key, value in found.items()
             if value is not None and not (value == 1 and "scales" in _BENDS[key])]
+
+
+def _biased(module: nn.Module) -> list[str]:
+    """BART and its like have a bias beside their head; all zeros in most of them, not in Marian's."""
+    bias: Any = getattr(module, "final_logits_bias", None)
+    return [] if bias is None or not bool(bias.any()) else ["adds a bias to its logits (final_logits_bias)"]
 
 
 def _tokens(module: nn.Module, length: int, *, seed: int) -> Tensor:

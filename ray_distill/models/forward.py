@@ -1,7 +1,8 @@
 """One forward pass, the same for every model; and how hidden states are pooled."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -57,10 +58,45 @@ def forward(module: nn.Module, batch: Mapping[str, Tensor], layers: Sequence[int
     return Output(logits_BV=found.logits, hidden=_pick(found, layers), mask_BL=mask_BL)
 
 
-def forward_body(body: nn.Module, batch: Mapping[str, Tensor], layers: Sequence[int] = ()) -> BodyOutput:
+def forward_body(
+    body: nn.Module, head: nn.Module, batch: Mapping[str, Tensor], layers: Sequence[int] = ()
+) -> BodyOutput:
     """Run a language model's body (`body_and_head`) as `forward` runs a model: all but the head."""
-    found, mask_BL = _run(body, batch, layers)
-    return BodyOutput(last_BLD=found.last_hidden_state, hidden=_pick(found, layers), mask_BL=mask_BL)
+    with spared(body, head) as caught:
+        found, mask_BL = _run(body, batch, layers)
+    return BodyOutput(last_BLD=last_states(found, caught), hidden=_pick(found, layers), mask_BL=mask_BL)
+
+
+@contextmanager
+def spared(body: nn.Module, head: nn.Module) -> Iterator[list[Tensor]]:
+    """Let a head that is part of the body see nothing while that runs; what it would have seen is caught.
+
+    The body of an encoder-decoder is the model itself, because families do things to what the decoder gives before the
+    head sees it (T5 scales it): so no family need be known, and no ``[B, L, V]`` logits are made.
+    """
+    caught: list[Tensor] = []
+
+    def catch(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        caught.append(inputs[0])
+        return (inputs[0][:, :0], *inputs[1:])
+
+    hook = head.register_forward_pre_hook(catch) if any(part is head for part in body.modules()) else None
+    try:
+        yield caught
+    finally:
+        if hook is not None:
+            hook.remove()
+
+
+def last_states(found: Any, caught: Sequence[Tensor]) -> Tensor:
+    """``[B, L, D]``: what the head is to see of a body that ran in `spared`."""
+    states: Tensor = caught[0] if caught else found.last_hidden_state
+    return states
+
+
+def states_of(found: Any) -> tuple[Tensor, ...]:
+    """Hidden states of a module's output where it answers: of an encoder-decoder, the decoder's; empty if none."""
+    return getattr(found, "hidden_states", None) or getattr(found, "decoder_hidden_states", None) or ()
 
 
 def without_cache(module: nn.Module) -> dict[str, bool]:
@@ -122,7 +158,7 @@ def _run(module: nn.Module, batch: Mapping[str, Tensor], layers: Sequence[int]) 
     """The module's own output, and which tokens are real."""
     inputs = place_batch(module, batch)
     found = module(**inputs, **without_cache(module), output_hidden_states=bool(layers))
-    mask = inputs.get("attention_mask")
+    mask = inputs.get("decoder_attention_mask", inputs.get("attention_mask"))
     return found, None if mask is None else mask.bool()
 
 
@@ -136,7 +172,7 @@ def _parameters(kind: Any) -> tuple[frozenset[str], bool]:
 def _pick(found: Any, layers: Sequence[int]) -> dict[int, Tensor]:
     if not layers:
         return {}
-    states = getattr(found, "hidden_states", None) or ()
+    states = states_of(found)
     wrong = [layer for layer in layers if not 0 <= layer < len(states)]
     if wrong:
         raise ModelError(f"the model has no hidden state {wrong[0]}: it has {len(states)}, counted from 0")

@@ -197,14 +197,14 @@ def language_processor(tokenizer: Any, max_length: int, settings: LanguageConfig
                          "apart: it needs a tokenizer.json")
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.model_max_length = max_length
-    tokens = _tokens_fingerprint(tokenizer, chat=chat)
+    tokens = fingerprint_tokens(tokenizer, chat=chat)
     learnt = {"format": settings.format, "long": settings.long, "roles": sorted(set(settings.roles)) if chat else []}
     return LanguageProcessor(
         tokenizer=tokenizer, max_length=max_length, settings=settings, tokens_fingerprint=tokens,
         fingerprint=fingerprint({"tokens": tokens, "max_length": max_length, "language": learnt}))
 
 
-def _tokens_fingerprint(tokenizer: Any, *, chat: bool) -> str:
+def fingerprint_tokens(tokenizer: Any, *, chat: bool) -> str:
     """Two tokenizers with this in common give equal tokens. (What pads is left out: it is masked.)"""
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if name != "pad_token"}
     return fingerprint({"text": tokenizer_content(tokenizer), "special": special,

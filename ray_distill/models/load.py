@@ -27,6 +27,7 @@ from ray_distill.models.finish import SPREAD, finish, input_of, place, state_dig
 from ray_distill.models.head import attach_head
 from ray_distill.models.language import LanguageProcessor, language_processor
 from ray_distill.models.model import PER_TOKEN, Factory, Model, ModelParts
+from ray_distill.models.pairs import PairProcessor, pair_processor, start_of
 from ray_distill.models.processors import ImageProcessor, TextProcessor, image_processor, text_limit, text_processor
 from ray_distill.models.tokens import language_of, speaking
 from ray_distill.tasks.base import Processor
@@ -35,6 +36,7 @@ _AUTO_CLASSES = {
     "text_classification": "AutoModelForSequenceClassification",
     "image_classification": "AutoModelForImageClassification",
     "causal_lm": "AutoModelForCausalLM",
+    "seq2seq": "AutoModelForSeq2SeqLM",
 }
 #: Files of which a tokenizer has at least one.
 _VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
@@ -137,7 +139,7 @@ def read_config(folder: Path, config: TeacherConfig) -> Any:
 
 def read_processor(
     folder: Path, model_config: Any, config: TeacherConfig, *, task: str
-) -> TextProcessor | LanguageProcessor | ImageProcessor:
+) -> TextProcessor | LanguageProcessor | PairProcessor | ImageProcessor:
     """The checkpoint's tokenizer or image processor.
 
     Raises:
@@ -157,8 +159,10 @@ def read_processor(
     except Exception as error:
         what = "tokenizer" if input_of(task) == "text" else "image processor"
         raise ModelError(f"cannot load the {what} of {config.model}: {error}") from error
-    if task == "causal_lm":
+    if task in PER_TOKEN:
         limit = text_limit(tokenizer, model_config, config.max_length)
+        if task == "seq2seq":
+            return pair_processor(tokenizer, limit, config.language, start=start_of(model_config, config.model))
         return language_processor(tokenizer, limit, config.language)
     if input_of(task) == "text":
         return text_processor(tokenizer, text_limit(tokenizer, model_config, config.max_length))
@@ -210,7 +214,8 @@ def class_names(model_config: Any) -> tuple[str, ...]:
 
 def vocabulary_of(model_config: Any) -> int:
     """Width of a language model's logits, by its config."""
-    return int(model_config.get_text_config().vocab_size)
+    text_config = model_config.get_text_config()
+    return int(getattr(text_config, "decoder_vocab_size", None) or text_config.vocab_size)
 
 
 def _from_checkpoint(config: TeacherConfig, task: str, folder: Path, digest: str, head_url: str | None) -> Model:

@@ -13,10 +13,10 @@ from ray_distill.models.probe import States, probe
 from ray_distill.tasks.base import Processor
 
 #: The snapshot column each task's models read; decides which half of a processor is used.
-INPUTS = {"text_classification": "text", "image_classification": "image", "causal_lm": "text"}
+INPUTS = {"text_classification": "text", "image_classification": "image", "causal_lm": "text", "seq2seq": "text"}
 
 #: Tasks whose models answer at every token, ``[B, L, V]``; those of the others once an example, ``[B, V]``.
-PER_TOKEN = ("causal_lm",)
+PER_TOKEN = ("causal_lm", "seq2seq")
 
 
 class ModelParts(NamedTuple):

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ray_distill.errors import ModelError
-from ray_distill.models.forward import as_tokens, place_batch
+from ray_distill.models.forward import as_tokens, place_batch, states_of
 from ray_distill.tasks.base import Processor
+from ray_distill.tasks.seq2seq import TARGET, Pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ def probe(
     try:
         with torch.inference_mode():
             found = module.eval()(**place_batch(module, batch), output_hidden_states=True)
-            logits, states = found.logits, getattr(found, "hidden_states", None) or ()
+            logits, states = found.logits, states_of(found)
     except Exception as error:
         raise ModelError(f"{url} does not run on its own processor's features "
                          f"({', '.join(batch)}): {type(error).__name__}: {error}") from error
@@ -51,8 +52,9 @@ def probe(
 def example(processor: Processor, column: str) -> dict[str, Tensor]:
     """One made-up example, a ``text`` or an ``image``, as a batch of one."""
     if column == "text":
+        features = processor.pairs(["a"], ["a"])[0] if isinstance(processor, Pairs) else processor.texts(["a"])
         found = {name: torch.from_numpy(ragged.values[None].astype(np.int64))
-                 for name, ragged in processor.texts(["a"]).items()}
+                 for name, ragged in features.items() if name != TARGET}
         return {**found, "attention_mask": torch.ones_like(found["input_ids"])}
     image = np.zeros((32, 32, 3), np.uint8)
     return {name: torch.from_numpy(ragged.values) for name, ragged in processor.images([image]).items()}

@@ -41,10 +41,10 @@ class TextProcessor:
         found = self.tokenizer(
             texts, truncation=True, max_length=self.max_length, padding=False,
             return_attention_mask=False, return_token_type_ids=self.segments) if texts else {"input_ids": []}
-        features = {"input_ids": _ragged(found["input_ids"], pad=int(self.tokenizer.pad_token_id))}
+        features = {"input_ids": ragged(found["input_ids"], pad=int(self.tokenizer.pad_token_id))}
         if self.segments:
             pad = int(self.tokenizer.pad_token_type_id)
-            features["token_type_ids"] = _ragged(found.get("token_type_ids", []), pad=pad)
+            features["token_type_ids"] = ragged(found.get("token_type_ids", []), pad=pad)
         return features
 
     def images(self, images: list[npt.NDArray[np.uint8]]) -> Mapping[str, Ragged]:
@@ -158,7 +158,8 @@ def to_channels(image: npt.NDArray[np.uint8], channels: int) -> npt.NDArray[np.u
     raise ModelError(f"an image has {found} channels and the model takes {channels}: only 1 and 3 can be converted")
 
 
-def _ragged(rows: list[list[int]], *, pad: int) -> Ragged:
+def ragged(rows: list[list[int]], *, pad: int) -> Ragged:
+    """Token ids of many rows as one int32 feature."""
     offsets = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum([len(row) for row in rows], out=offsets[1:])
     values = np.fromiter((item for row in rows for item in row), dtype=np.int32, count=int(offsets[-1]))

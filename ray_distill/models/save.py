@@ -16,6 +16,7 @@ from ray_distill.models.factory import check_annotated
 from ray_distill.models.language import LanguageProcessor
 from ray_distill.models.lora import has_lora, merged
 from ray_distill.models.model import Model
+from ray_distill.models.pairs import PairProcessor
 
 SAVED_FORMAT = 1
 
@@ -74,7 +75,7 @@ def save_model(
 
 def _language(model: Model) -> dict[str, Any]:
     """What a language model must be told to read texts as it did: it stands in no file of transformers'."""
-    if not isinstance(model.processor, LanguageProcessor):
+    if not isinstance(model.processor, LanguageProcessor | PairProcessor):
         return {}
     return {"vocabulary": model.vocabulary, "language": model.processor.settings.model_dump(mode="json"),
             "max_length": model.processor.max_length}

@@ -9,6 +9,7 @@ from ray_distill.config import TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, ModelError
 from ray_distill.models.language import LanguageProcessor, language_processor
+from ray_distill.models.pairs import PairProcessor, pair_processor
 from ray_distill.models.processors import TextProcessor
 from ray_distill.tasks.base import Processor
 
@@ -44,6 +45,9 @@ def speaking(
     Raises:
         ModelError, ConfigError: as `language_processor`.
     """
+    if isinstance(processor, PairProcessor):
+        settings = settings or processor.settings
+        return pair_processor(processor.tokenizer, max_length or processor.max_length, settings, start=processor.start)
     if task != "causal_lm" or not isinstance(processor, TextProcessor | LanguageProcessor):
         return processor
     if settings is None:
@@ -79,12 +83,13 @@ def require_length(processor: Processor, model_config: Any, asked: int | None, u
         ConfigError: it has fewer positions than the teacher's texts have tokens, or a ``max_length`` of its own.
     """
     length = getattr(processor, "max_length", None)
+    longest = max((limit for limit in (length, getattr(processor, "target_length", None)) if limit), default=None)
     if asked is not None and asked != length:
         raise ConfigError(f"student.model.max_length is {asked}, but the teacher reads {length} tokens of a text, and "
                           "labels belong to its tokens: leave it out, or set labels.teacher.max_length for both")
     positions = getattr(model_config, "max_position_embeddings", None)
-    if length is not None and positions is not None and length > positions:
-        raise ConfigError(f"the student {url} has {positions} positions, but the teacher reads {length} tokens of a "
+    if longest is not None and positions is not None and longest > positions:
+        raise ConfigError(f"the student {url} has {positions} positions, but the teacher reads {longest} tokens of a "
                           f"text: set labels.teacher.max_length to {positions} or less, or give the student more")
 
 

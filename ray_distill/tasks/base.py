@@ -135,6 +135,24 @@ class LabelTask(Protocol):
         """Where a model answers: tokens (int32) of each row, ascending; None where it answers once a row."""
 
 
+class TokenTask(LabelTask, Protocol):
+    """A kind of problem whose models answer at tokens, over a vocabulary; what is true there is known of every row."""
+
+    @property
+    def answering(self) -> str:
+        """The feature at whose tokens a model answers: collated it is ``[B, L]``, and the logits are ``[B, L, V]``."""
+
+    @property
+    def corruptions(self) -> Mapping[str, Corruption]:
+        """Seeded corruptions by name, of plain texts; conversations have none."""
+
+    def positions(self, encoded: Encoded) -> Ragged:
+        """See `LabelTask`: places among the row's tokens of ``answering``."""
+
+    def truth(self, encoded: Encoded) -> Ragged:
+        """The true token at each of `positions`, in their order."""
+
+
 class Task(LabelTask, Protocol):
     """A kind of problem whose models choose among named classes, and how they are judged."""
 

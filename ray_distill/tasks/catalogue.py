@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from ray_distill.errors import ConfigError
-from ray_distill.tasks.base import LabelTask, Task
+from ray_distill.tasks.base import LabelTask, Task, TokenTask
 from ray_distill.tasks.causal_lm import CausalLM
 from ray_distill.tasks.image_classification import ImageClassification
+from ray_distill.tasks.seq2seq import Seq2Seq
 from ray_distill.tasks.text_classification import TextClassification
 
 T = TypeVar("T")
@@ -17,8 +18,14 @@ TASKS: Mapping[str, Task] = {
     "image_classification": ImageClassification(),
 }
 
+#: Those whose models answer at tokens.
+TOKEN_TASKS: Mapping[str, TokenTask] = {
+    "causal_lm": CausalLM(),
+    "seq2seq": Seq2Seq(),
+}
+
 #: All of them.
-LABEL_TASKS: Mapping[str, LabelTask] = {**TASKS, "causal_lm": CausalLM()}
+LABEL_TASKS: Mapping[str, LabelTask] = {**TASKS, **TOKEN_TASKS}
 
 
 def get_task(name: str) -> Task:
@@ -28,6 +35,11 @@ def get_task(name: str) -> Task:
         ConfigError: there is none.
     """
     return _find(TASKS, name)
+
+
+def get_token_task(name: str) -> TokenTask:
+    """The task of this name, whose models answer at tokens; errors as `get_task`."""
+    return _find(TOKEN_TASKS, name)
 
 
 def get_label_task(name: str) -> LabelTask:

@@ -1,16 +1,17 @@
 """Causal language modelling: at each token of a text, a distribution over the next one."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ray_distill.tasks.base import Batch, Encoded, Processor, Ragged, Rejected
+from ray_distill.tasks.base import Batch, Corruption, Encoded, Processor, Ragged, Rejected
 from ray_distill.tasks.classification import encoded, pad_sequences, real_tokens, sift
 from ray_distill.tasks.text_classification import read_text
+from ray_distill.tasks.text_corruptions import TEXT_CORRUPTIONS
 
 #: The feature that no model takes: 1 on each token that is to be predicted.
 ANSWERED = "answered"
@@ -26,10 +27,12 @@ class Language(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class CausalLM:
-    """Texts and conversations, token by token; see `LabelTask`."""
+    """Texts and conversations, token by token; see `TokenTask`."""
 
     name: str = "causal_lm"
     input_column: str = "text"
+    answering: str = "input_ids"
+    corruptions: Mapping[str, Corruption] = field(default_factory=lambda: TEXT_CORRUPTIONS)
 
     def encode(self, rows: pa.Table, processor: Processor) -> Encoded:
         """Tokenise: ``input_ids`` and ``answered``; texts in which nothing can be learnt go apart.
@@ -54,6 +57,12 @@ class CausalLM:
     def positions(self, encoded: Encoded) -> Ragged:
         """Every token whose next one is to be predicted."""
         return _answers(encoded.features[ANSWERED])
+
+    def truth(self, encoded: Encoded) -> Ragged:
+        """The next token."""
+        answered, tokens = self.positions(encoded), encoded.features["input_ids"]
+        at = np.repeat(tokens.offsets[:-1], np.diff(answered.offsets)) + answered.values
+        return Ragged(values=tokens.values[at + 1], offsets=answered.offsets)
 
 
 def _tokens(texts: list[str], processor: Processor) -> tuple[dict[str, Ragged], dict[int, str]]:

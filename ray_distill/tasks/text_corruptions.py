@@ -80,15 +80,16 @@ def _mistype(text: str, position: int, generator: np.random.Generator) -> tuple[
     return letter + letter, 1
 
 
-def _on_rows(change: Change) -> Corruption:
-    def on_rows(rows: pa.Table, severity: int, generator: np.random.Generator) -> pa.Table:
+def on_rows(change: Change) -> Corruption:
+    """A change of texts, as one of rows with a column ``text``."""
+    def corrupt(rows: pa.Table, severity: int, generator: np.random.Generator) -> pa.Table:
         return corrupt_column(rows, "text", change, severity, generator)
 
-    return on_rows
+    return corrupt
 
+
+#: (text, severity 1..3, generator) -> corrupted text, by name.
+TEXT_CHANGES: Mapping[str, Change] = {"typos": typos, "case": case, "dropout": dropout}
 
 TEXT_CORRUPTIONS: Mapping[str, Corruption] = {
-    "typos": _on_rows(typos),
-    "case": _on_rows(case),
-    "dropout": _on_rows(dropout),
-}
+    name: on_rows(change) for name, change in TEXT_CHANGES.items()}

@@ -68,7 +68,7 @@ class TransformersTeacher:
             output = forward(self.model.module, batch, ask.layers)
             return _distributions(output.logits_BV, answered, ask, encoded.row_ids), output
         body, head = apart
-        states = forward_body(body, batch, ask.layers)
+        states = forward_body(body, head, batch, ask.layers)
         places = Places(row_offsets=answered.offsets, position=answered.values, logits=None)
         flat = torch.from_numpy(_flat(answered, states.last_BLD.shape[1])).to(states.last_BLD.device)
         return reduce_states(states.last_BLD.flatten(0, 1)[flat], head, ask, encoded.row_ids, places), states

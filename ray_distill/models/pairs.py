@@ -1,0 +1,148 @@
+"""The tokenizer of an encoder-decoder: from sources and targets to what its encoder and its decoder read."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_distill.config.labels import LanguageConfig
+from ray_distill.errors import ConfigError, ModelError
+from ray_distill.fingerprint import fingerprint
+from ray_distill.models.language import fingerprint_tokens
+from ray_distill.models.processors import ragged
+from ray_distill.tasks.base import Ragged
+
+#: Texts are tokenised together up to this many: a token takes some hundred bytes until it is an integer.
+_TOGETHER = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairProcessor:
+    """A tokenizer with its limits, and the token that the decoder starts with. Made by `pair_processor`."""
+
+    tokenizer: Any
+    max_length: int
+    """Tokens kept of a source, with those that the tokenizer adds."""
+    target_length: int
+    """Tokens kept of a target: a longer one is learnt as far as it goes, without an end."""
+    start: int
+    """What the decoder reads first."""
+    settings: LanguageConfig
+    fingerprint: str
+    """Of everything that decides the tokens."""
+    tokens_fingerprint: str
+    """Of vocabulary, rules, special tokens and start: what labels and a student must share."""
+
+    def texts(self, texts: list[str]) -> Mapping[str, Ragged]:
+        """Tokenise sources alone: ``input_ids`` int32, cut at ``max_length``."""
+        return {"input_ids": self._ragged([self._cut(text, ids) for text, ids in self._sources(texts)])}
+
+    def pairs(self, sources: Sequence[str], targets: Sequence[str]) -> tuple[Mapping[str, Ragged], dict[int, str]]:
+        """Tokenise sources and targets.
+
+        Returns:
+            ``input_ids`` of the sources; ``target``, the tokens to predict, with the one that ends them; and
+            ``decoder_input_ids``, the same one place later, the start token first; int32, without tokens where they
+            cannot be used. And the reasons of those by their place.
+        """
+        found: list[tuple[list[int], list[int]]] = []
+        reasons: dict[int, str] = {}
+        for row, ((source, read), (_, written)) in enumerate(zip(
+                self._sources(sources), self._tokenise(targets, target=True), strict=True)):
+            long = _long("source", read, self.max_length) or _long("target", written, self.target_length)
+            if long and self.settings.long == "reject":
+                reasons[row] = long
+                found.append(([], []))
+            else:
+                found.append((self._cut(source, read), written[: self.target_length]))
+        targets_of = [written for _, written in found]
+        return {"input_ids": self._ragged([read for read, _ in found]), "target": self._ragged(targets_of),
+                "decoder_input_ids": self._ragged([[self.start, *ids[:-1]] if ids else [] for ids in targets_of])
+                }, reasons
+
+    def images(self, images: list[npt.NDArray[np.uint8]]) -> Mapping[str, Ragged]:
+        """Refuse: a tokenizer takes no images."""
+        raise ModelError("this model has a tokenizer and takes texts, not images: the task and the model disagree")
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files; they carry ``max_length``."""
+        self.tokenizer.save_pretrained(folder)
+
+    def _sources(self, texts: Sequence[str]) -> Any:
+        return self._tokenise([self.settings.prefix + text for text in texts], target=False)
+
+    def _tokenise(self, texts: Sequence[str], *, target: bool) -> Any:
+        """Each text with its tokens, uncut."""
+        for start in range(0, len(texts), _TOGETHER):
+            part = list(texts[start : start + _TOGETHER])
+            found = self.tokenizer(**{"text_target" if target else "text": part}, padding=False, truncation=False,
+                                   return_attention_mask=False, return_token_type_ids=False, verbose=False)
+            yield from zip(part, found["input_ids"], strict=True)
+
+    def _cut(self, source: str, ids: list[int]) -> list[int]:
+        """A source that is too long loses its end, but not the tokens that the tokenizer puts there."""
+        if len(ids) <= self.max_length:
+            return ids
+        found: list[int] = self.tokenizer(
+            source, padding=False, truncation=True, max_length=self.max_length, verbose=False)["input_ids"]
+        return found
+
+    def _ragged(self, rows: list[list[int]]) -> Ragged:
+        return ragged(rows, pad=int(self.tokenizer.pad_token_id))
+
+
+def pair_processor(tokenizer: Any, max_length: int, settings: LanguageConfig, *, start: int) -> PairProcessor:
+    """Wrap a transformers tokenizer for an encoder-decoder.
+
+    Args:
+        tokenizer: of the checkpoint; it is copied.
+        max_length: tokens kept of a source, and of a target where the settings name no other number.
+        settings: of the campaign; conversations cannot be.
+        start: what the decoder reads first (``decoder_start_token_id``).
+
+    Raises:
+        ModelError: it has no padding token, or does not end a text, so that nothing would say where a target ends.
+        ConfigError: conversations are wanted.
+    """
+    name = type(tokenizer).__name__
+    if settings.format != "text":
+        raise ConfigError("labels.teacher.language.format: a source and a target are texts, not a conversation: leave "
+                          "it out, or take the task causal_lm")
+    if tokenizer.pad_token_id is None:
+        raise ModelError(f"the tokenizer {name} has no padding token, so texts cannot be batched: set pad_token in its "
+                         "tokenizer_config.json, and pad_token_id in config.json")
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_max_length = max_length
+    ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
+    if not ends & set(tokenizer(text_target="a", verbose=False)["input_ids"]):
+        raise ModelError(f"the tokenizer {name} adds no end (eos_token or sep_token) to a text, so a student could not "
+                         "learn where a target ends: give its tokenizer.json a post_processor that does")
+    target_length = settings.target_length or max_length
+    languages = [getattr(tokenizer, side, None) for side in ("src_lang", "tgt_lang")]
+    tokens = fingerprint({"tokens": fingerprint_tokens(tokenizer, chat=False), "start": start, "languages": languages})
+    limits = {"max_length": max_length, "target_length": target_length, "long": settings.long}
+    return PairProcessor(
+        tokenizer=tokenizer, max_length=max_length, target_length=target_length, start=start, settings=settings,
+        tokens_fingerprint=tokens,
+        fingerprint=fingerprint({"tokens": tokens, "prefix": settings.prefix, **limits}))
+
+
+def start_of(model_config: Any, url: str) -> int:
+    """The token that a model's decoder reads first.
+
+    Raises:
+        ModelError: its config names none.
+    """
+    found = getattr(model_config, "decoder_start_token_id", None)
+    if not isinstance(found, int):
+        raise ModelError(f"{url} does not say what its decoder starts with: set decoder_start_token_id in config.json "
+                         "(seq2seq is for encoder-decoders such as T5, BART and Marian)")
+    return found
+
+
+def _long(what: str, ids: Sequence[int], limit: int) -> str:
+    return f"a {what} of {len(ids)} tokens, more than the {limit} allowed" if len(ids) > limit else ""

@@ -23,7 +23,8 @@ from ray_distill.models.checkpoint import (
 from ray_distill.models.embeddings import start_embeddings
 from ray_distill.models.factory import call_factory, check_annotated, is_factory, named, takes
 from ray_distill.models.finish import finish, state_digest, tried
-from ray_distill.models.layers import changed_config, copy_layers, depth_of, evenly_spaced, fresh, shorter
+from ray_distill.models.halves import take_layers
+from ray_distill.models.layers import changed_config, fresh
 from ray_distill.models.load import (
     as_config,
     load_processor,
@@ -106,18 +107,15 @@ def _from_layers(config: StudentModel, teacher: _Teacher, task: str, seed: int) 
     own = teacher.config
     if config.overrides:
         raise ConfigError("student.model.overrides go with from: config; copied layers keep the teacher's config")
-    assert config.keep is not None
     with _opened(own, weights=True) as folder:
         teacher_config = read_config(folder, own)
-        depth = depth_of(teacher_config, own.model)
-        kept = evenly_spaced(config.keep, depth)
-        student_config = changed_config(teacher_config, shorter(teacher_config, kept), ())
+        taken = take_layers(teacher_config, config, own.model)
+        student_config = changed_config(teacher_config, taken.overrides, ())
         _check(teacher, student_config, config, own.model)
         module = fresh(student_config, own, task, seed)
-        copy_layers(read_classifier(folder, own, task=task), module, kept, depth)
+        taken.copy(read_classifier(folder, own, task=task), module)
         _inherit_generation(module, folder)
-    copied = {str(index): layer for index, layer in enumerate(kept)}
-    describe = {"source": "teacher_layers", "teacher": own.model, "copied_layers": copied, "teacher_layers": depth}
+    describe = {"source": "teacher_layers", "teacher": own.model, **taken.describe}
     return _finish(module, teacher, vocabulary_of(student_config), task, own.model, describe)
 
 

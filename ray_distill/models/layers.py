@@ -73,14 +73,41 @@ def copy_layers(source: nn.Module, student: nn.Module, kept: Sequence[int], dept
     Raises:
         ModelError: there is no such stack, or weights do not fit.
     """
+    copy_stacks(source, student, dict.fromkeys(stacks_of(source, student, kept, depth), kept))
+
+
+def stacks_of(source: nn.Module, student: nn.Module, kept: Sequence[int], depth: int, within: str = "") -> list[str]:
+    """Names of the stacks of ``depth`` layers in the source of which the student has as many as are ``kept``.
+
+    Args:
+        source: has all layers.
+        student: has the kept ones.
+        kept: which.
+        depth: how many the source has.
+        within: only those that are in a part of this name; any where it is empty.
+
+    Raises:
+        ModelError: there is none.
+    """
     lengths = {name: len(part) for name, part in student.named_modules() if isinstance(part, nn.ModuleList)}
     stacks = [name for name, part in source.named_modules()
-              if isinstance(part, nn.ModuleList) and len(part) == depth and lengths.get(name) == len(kept)]
+              if isinstance(part, nn.ModuleList) and len(part) == depth and lengths.get(name) == len(kept)
+              and (not within or within in name.split("."))]
     if not stacks:
-        raise ModelError(f"{type(source).__name__} has no list of {depth} layers: layers cannot be copied from it")
+        raise ModelError(f"{type(source).__name__} has no list of {depth} layers{f' in its {within}' if within else ''}"
+                         ": layers cannot be copied from it")
+    return stacks
+
+
+def copy_stacks(source: nn.Module, student: nn.Module, kept: Mapping[str, Sequence[int]]) -> None:
+    """`copy_layers` of several stacks, by name, each with its own layers kept.
+
+    Raises:
+        ModelError: weights do not fit.
+    """
     state = source.state_dict()
     try:
-        student.load_state_dict({name: state[_origin(name, stacks, kept)] for name in student.state_dict()})
+        student.load_state_dict({name: state[_origin(name, kept)] for name in student.state_dict()})
     except (KeyError, RuntimeError) as error:
         raise ModelError(f"the layers of {type(source).__name__} do not fit the student: {error}") from error
 
@@ -111,12 +138,12 @@ def shorter(config: Any, kept: Sequence[int]) -> dict[str, Any]:
     return {**lists, "num_hidden_layers": len(kept)}
 
 
-def _origin(name: str, stacks: Sequence[str], kept: Sequence[int]) -> str:
+def _origin(name: str, kept: Mapping[str, Sequence[int]]) -> str:
     """Name in the source of the weight that the student calls ``name``."""
-    for stack in stacks:
+    for stack, layers in kept.items():
         if name.startswith(stack + "."):
             index, dot, rest = name[len(stack) + 1 :].partition(".")
-            return f"{stack}.{kept[int(index)]}{dot}{rest}"
+            return f"{stack}.{layers[int(index)]}{dot}{rest}"
     return name
 
 

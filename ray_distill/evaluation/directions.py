@@ -24,7 +24,7 @@ HIGHER_IS_BETTER = {
 
 
 #: Tasks whose models are language models.
-LANGUAGE_TASKS = ("causal_lm",)
+LANGUAGE_TASKS = ("causal_lm", "seq2seq")
 
 
 def decisive(task: str) -> str:

@@ -21,7 +21,7 @@ from ray_distill.evaluation.metrics import Floats, Ints
 from ray_distill.models.forward import forward
 from ray_distill.models.model import Model
 from ray_distill.models.tokens import tokens_of
-from ray_distill.tasks.base import Encoded, LabelTask, Ragged
+from ray_distill.tasks.base import Encoded, Ragged, TokenTask
 
 #: Most float32 logits of one batch, bytes; a longer document is a batch of its own.
 LOGITS_BYTES = 1 << 29
@@ -30,7 +30,7 @@ CHUNK_ELEMENTS = 1 << 24
 
 
 def predict_documents(
-    models: Mapping[str, Model], rows: pa.Table, *, task: LabelTask, batch: int, bins: int, teacher: str | None,
+    models: Mapping[str, Model], rows: pa.Table, *, task: TokenTask, batch: int, bins: int, teacher: str | None,
     keep: Sequence[str] = (),
 ) -> dict[str, pa.Table]:
     """What every model said of the documents that can be used, as `measure_language` reads it.
@@ -58,7 +58,7 @@ def predict_documents(
     parts: dict[str, list[pa.Table]] = {name: [] for name in models}
     order: list[Ints] = []
     width = next(iter(models.values())).vocabulary
-    for index in batches(encoded, batch=batch, vocabulary=width):
+    for index in batches(encoded, task=task, batch=batch, vocabulary=width):
         order.append(index)
         for name, table in _batch(models, encoded, index, task=task, bins=bins, teacher=teacher).items():
             parts[name].append(table)
@@ -70,7 +70,7 @@ def predict_documents(
             for name, table in tables.items()}
 
 
-def encode_for_all(models: Mapping[str, Model], rows: pa.Table, *, task: LabelTask) -> Encoded:
+def encode_for_all(models: Mapping[str, Model], rows: pa.Table, *, task: TokenTask) -> Encoded:
     """Features that suit every model: of the first one's processor, cut to the shortest limit among them.
 
     Raises:
@@ -79,7 +79,7 @@ def encode_for_all(models: Mapping[str, Model], rows: pa.Table, *, task: LabelTa
     check_alike(models)
     encoded = task.encode(rows, next(iter(models.values())).processor)
     encoded = _cut(encoded, min(getattr(model.processor, "max_length", np.inf) for model in models.values()))
-    answers = _positions(task, encoded) if encoded.rows else None
+    answers = task.positions(encoded) if encoded.rows else None
     encoded = encoded.take(np.flatnonzero(np.diff(answers.offsets))) if answers is not None else encoded
     if not encoded.rows:
         why = encoded.rejected[0].reason if encoded.rejected else "nothing in them is to be predicted"
@@ -105,9 +105,11 @@ def check_alike(models: Mapping[str, Model]) -> None:
                                   f"{first.vocabulary}: give the student the teacher's vocab_size")
 
 
-def batches(encoded: Encoded, *, batch: int, vocabulary: int, index: Ints | None = None) -> Iterator[Ints]:
+def batches(
+    encoded: Encoded, *, task: TokenTask, batch: int, vocabulary: int, index: Ints | None = None
+) -> Iterator[Ints]:
     """Rows (all, or ``index``) in batches of like length whose float32 logits stay under `LOGITS_BYTES`."""
-    lengths = np.diff(encoded.features["input_ids"].offsets)
+    lengths = np.diff(encoded.features[task.answering].offsets)
     index = np.arange(encoded.rows) if index is None else index
     order = index[np.argsort(lengths[index], kind="stable")].astype(np.int64)
     most, start = max(1, LOGITS_BYTES // (4 * vocabulary)), 0
@@ -119,20 +121,20 @@ def batches(encoded: Encoded, *, batch: int, vocabulary: int, index: Ints | None
         start = stop
 
 
-def run_batch(model: Model, task: LabelTask, encoded: Encoded, index: Ints) -> Tensor:
+def run_batch(model: Model, task: TokenTask, encoded: Encoded, index: Ints) -> Tensor:
     """Logits ``[B, L, V]`` of the given rows, on the model's device."""
     with torch.inference_mode():
         return forward(model.module, task.collate(encoded, index)).logits_BV
 
 
 def _batch(
-    models: Mapping[str, Model], encoded: Encoded, index: Ints, *, task: LabelTask, bins: int, teacher: str | None
+    models: Mapping[str, Model], encoded: Encoded, index: Ints, *, task: TokenTask, bins: int, teacher: str | None
 ) -> dict[str, pa.Table]:
     part = encoded.take(index)
-    answers, ids = _positions(task, part), part.features["input_ids"]
+    answers = task.positions(part)
     document_P = np.repeat(np.arange(part.rows), np.diff(answers.offsets))
     position_P = answers.values.astype(np.int64)
-    true_P = ids.values[ids.offsets[document_P] + position_P + 1].astype(np.int64)
+    true_P = task.truth(part).values.astype(np.int64)
     theirs_BLV = None if teacher is None else run_batch(models[teacher], task, encoded, index)
 
     def sums(name: str) -> pa.Table:  # a function, so that one model's logits are gone before the next one's are made
@@ -191,12 +193,6 @@ def compare_positions(logits_PV: Tensor, theirs_PV: Tensor | None, true_P: Tenso
 
 def _entropy(p_PV: Tensor, logp_PV: Tensor) -> Tensor:
     return -torch.where(p_PV > 0, p_PV * logp_PV, 0.0).sum(-1)
-
-
-def _positions(task: LabelTask, encoded: Encoded) -> Ragged:
-    found = task.positions(encoded)
-    assert found is not None, f"{task.name} answers once a row"
-    return found
 
 
 def _cut(encoded: Encoded, longest: float) -> Encoded:

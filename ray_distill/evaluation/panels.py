@@ -18,8 +18,7 @@ from ray_distill.evaluation.predict import Predictor, predict_all, predictor
 from ray_distill.evaluation.predictions import join_predictions
 from ray_distill.evaluation.robustness import METRICS
 from ray_distill.models.model import Model
-from ray_distill.tasks.base import Corruption, LabelTask, Task
-from ray_distill.tasks.text_corruptions import TEXT_CORRUPTIONS
+from ray_distill.tasks.base import Corruption, Task, TokenTask
 
 #: Answers the examples of the given indices as one batch: inputs encoded beforehand, collation included.
 Run = Callable[[npt.NDArray[np.int64]], object]
@@ -126,9 +125,9 @@ class ClassPanel:
 
 @dataclass(frozen=True, kw_only=True)
 class LanguagePanel:
-    """Language models: an answer at every position, held against the next token and the teacher's own answer."""
+    """Language models: an answer at every position, held against the true token and the teacher's own answer."""
 
-    task: LabelTask
+    task: TokenTask
     models: Mapping[str, Model]
     batch: int
     bins: int
@@ -148,7 +147,7 @@ class LanguagePanel:
     @property
     def corruptions(self) -> Mapping[str, Corruption]:
         """See `Panel`."""
-        return TEXT_CORRUPTIONS if self.raw else {}
+        return self.task.corruptions if self.raw else {}
 
     def answer(self, rows: pa.Table, slices: Sequence[str]) -> dict[str, pa.Table]:
         """See `Panel`."""
@@ -166,16 +165,16 @@ class LanguagePanel:
         def run_of(model: Model) -> Run:
             def run(index: npt.NDArray[np.int64]) -> object:
                 return [run_batch(model, self.task, encoded, part)[:, -1].cpu() for part in batches(
-                    encoded, batch=self.batch, vocabulary=model.vocabulary, index=index)]
+                    encoded, task=self.task, batch=self.batch, vocabulary=model.vocabulary, index=index)]
 
             return run
 
         return {arm: run_of(model) for arm, model in self.models.items()}
 
     def speed(self, rows: pa.Table, efficiency: Mapping[str, Efficiency]) -> dict[str, dict[str, Estimate]]:
-        """Tokens read a second, padding not counted: throughput times the mean length of the timed documents."""
+        """Tokens answered at a second, padding not counted: throughput times the mean length of the timed documents."""
         encoded = encode_for_all(self.models, rows, task=self.task)
-        length = float(np.diff(encoded.features["input_ids"].offsets).mean())
+        length = float(np.diff(encoded.features[self.task.answering].offsets).mean())
         rates = {arm: cost.examples_per_second * length for arm, cost in efficiency.items()}
         return {arm: {"tokens_per_second": Estimate(value=rate, low=rate, high=rate, n=encoded.rows)}
                 for arm, rate in rates.items()}

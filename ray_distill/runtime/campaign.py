@@ -26,8 +26,7 @@ from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.sources import describe_sources
 from ray_distill.storage import files
 from ray_distill.students.terms import build_terms
-from ray_distill.tasks.catalogue import TASKS, get_label_task
-from ray_distill.tasks.text_corruptions import TEXT_CORRUPTIONS
+from ray_distill.tasks.catalogue import TASKS, TOKEN_TASKS, get_label_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,21 +169,41 @@ def _corruptions(config: Campaign) -> Collection[str]:
     """What evaluation can do to inputs; a conversation must stay what it is."""
     if config.task not in LANGUAGE_TASKS:
         return TASKS[config.task].corruptions
-    return TEXT_CORRUPTIONS if config.labels.teacher.language.format == "text" else ()
+    return TOKEN_TASKS[config.task].corruptions if config.labels.teacher.language.format == "text" else ()
 
 
 def _unlike_task(config: Campaign) -> list[str]:
     """Settings that go with another kind of task."""
-    labels, student = config.labels, config.student
+    labels, student, written = config.labels, config.student, config.task == "seq2seq"
+    if (config.snapshot.columns.target is not None) != written:
+        return [f"snapshot.columns.target: {config.task} " + (
+            "needs the column of what is to be written" if written else "writes no targets; leave it out")]
     if config.task not in LANGUAGE_TASKS:
         return [f"{name}: only language models have it, and {config.task} is none; leave it out" for name, given in (
             ("student.training.packed", student.training.packed), ("student.model.lora", student.model.lora)) if given]
     named = (("labels.teacher.head", labels.teacher.head), ("student.ceiling", student.ceiling),
              ("snapshot.classes", config.snapshot.classes), ("snapshot.columns.label", config.snapshot.columns.label))
     wrong = [f"{name}: {config.task} has no classes; leave it out" for name, given in named if given]
+    wrong += _of_one_kind(config)
     if "hidden" in student.losses and labels.hidden.pool != "token":
         wrong.append(f"labels.hidden.pool is {labels.hidden.pool}: a language model's states are matched token by "
                      "token; set it to token, or leave student.losses.hidden out")
+    return wrong
+
+
+def _of_one_kind(config: Campaign) -> list[str]:
+    """Settings that go with one kind of language model alone."""
+    settings = config.labels.teacher.language
+    if config.task != "seq2seq":
+        return [f"labels.teacher.language.{name}: {config.task} has no sources and targets; leave it out"
+                for name in ("prefix", "target_length") if getattr(settings, name)]
+    wrong = []
+    if settings.format != "text":
+        wrong.append("labels.teacher.language.format: a source and its target are texts, not a conversation: leave it "
+                     "out, or take the task causal_lm")
+    if config.student.training.packed:
+        wrong.append("student.training.packed: an encoder reads one source a row, and a decoder looks at all of it, so "
+                     "rows cannot be put together: leave it out")
     return wrong
 
 

@@ -22,7 +22,7 @@ from ray_distill.models.model import Model
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.tasks.base import Corruption
-from ray_distill.tasks.catalogue import LABEL_TASKS, TASKS
+from ray_distill.tasks.catalogue import TASKS, TOKEN_TASKS
 
 #: Examples that requests and batches go round when models are timed.
 TIMED_EXAMPLES = 256
@@ -82,7 +82,7 @@ def _load(config: Campaign, urls: Mapping[str, str], head_url: str | None) -> di
 def _panel(config: Campaign, models: Mapping[str, Model], classes: tuple[str, ...]) -> Panel:
     settings = config.evaluation
     if config.task in LANGUAGE_TASKS:
-        return LanguagePanel(task=LABEL_TASKS[config.task], models=models, batch=settings.batch, bins=settings.bins,
+        return LanguagePanel(task=TOKEN_TASKS[config.task], models=models, batch=settings.batch, bins=settings.bins,
                              raw=config.labels.teacher.language.format == "text")
     return ClassPanel(task=TASKS[config.task], models=models, classes=classes, batch=settings.batch)
 

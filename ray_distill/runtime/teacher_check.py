@@ -22,8 +22,8 @@ from ray_distill.evaluation.predictions import join_predictions
 from ray_distill.models.load import load_model
 from ray_distill.models.model import Model
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
-from ray_distill.tasks.base import LabelTask
-from ray_distill.tasks.catalogue import LABEL_TASKS, TASKS
+from ray_distill.tasks.base import TokenTask
+from ray_distill.tasks.catalogue import TASKS, TOKEN_TASKS
 
 #: Train documents in which a language model's commonest token is looked for.
 COUNTED_DOCUMENTS = 1000
@@ -77,7 +77,7 @@ def _labelled(rows: pa.Table) -> pa.Table:
 
 
 def _measure_language(config: Campaign, model: Model, opened: Snapshot) -> dict[str, Estimate]:
-    task, settings = LABEL_TASKS[config.task], config.evaluation
+    task, settings = TOKEN_TASKS[config.task], config.evaluation
     rows = opened.read("calibration", columns=["row_id", task.input_column, "count"])
     found = predict_documents({"model": model}, rows, task=task, batch=config.labels.resources.batch,
                               bins=settings.bins, teacher=None)["model"]
@@ -86,7 +86,7 @@ def _measure_language(config: Campaign, model: Model, opened: Snapshot) -> dict[
 
 def _token_majority(config: Campaign, model: Model, opened: Snapshot) -> float:
     """As `_class_majority`, of the tokens that are to be predicted."""
-    task = LABEL_TASKS[config.task]
+    task = TOKEN_TASKS[config.task]
     known = _answers(task, model, opened.read("train", columns=["row_id", task.input_column]).slice(
         0, COUNTED_DOCUMENTS))
     rows = _answers(task, model, opened.read("calibration", columns=["row_id", task.input_column]))
@@ -95,15 +95,12 @@ def _token_majority(config: Campaign, model: Model, opened: Snapshot) -> float:
     return float((rows == np.bincount(known).argmax()).mean())
 
 
-def _answers(task: LabelTask, model: Model, rows: pa.Table) -> Ints:
-    """The true next tokens of some documents, in one row."""
+def _answers(task: TokenTask, model: Model, rows: pa.Table) -> Ints:
+    """The true tokens of some documents, in one row."""
     encoded = task.encode(rows, model.processor)
     if not encoded.rows:
         return np.zeros(0, np.int64)
-    answered, tokens = task.positions(encoded), encoded.features["input_ids"]
-    assert answered is not None
-    before = np.repeat(tokens.offsets[:-1], np.diff(answered.offsets)) + answered.values
-    return np.asarray(tokens.values[before + 1], np.int64)
+    return np.asarray(task.truth(encoded).values, np.int64)
 
 
 def refuse_weak_teacher(check: TeacherCheck, floor: CheckConfig, name: str) -> None:

@@ -41,7 +41,7 @@ from ray_distill.students.terms import build_terms, declared_temperature
 from ray_distill.students.token_bundle import TokenBundle
 from ray_distill.students.token_set import build_token_set, check_tokens
 from ray_distill.students.validation import Judge, TokenJudge, choose_judge
-from ray_distill.tasks.catalogue import LABEL_TASKS, TASKS
+from ray_distill.tasks.catalogue import TASKS, TOKEN_TASKS
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +189,7 @@ def _token_sets(
     Raises:
         ConfigError: the student has another tokenizer than the labels, or cannot keep packed documents apart.
     """
-    task, packed = LABEL_TASKS[config.task], config.student.training.packed
+    task, packed = TOKEN_TASKS[config.task], config.student.training.packed
     check_tokens(manifest.teacher, model)
     if packed and not keeps_documents_apart(model.module):
         raise ConfigError(f"student.training.packed: {type(model.module).__name__} would let documents of one row see "

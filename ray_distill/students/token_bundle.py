@@ -5,13 +5,14 @@ Beside the student stand the projections of its hidden states, as in `bundle`.
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from ray_distill.errors import ModelError
 from ray_distill.losses.fused import Asked, FusedHead
 from ray_distill.models.causal import body_and_head
-from ray_distill.models.forward import place_batch, without_cache
+from ray_distill.models.forward import last_states, place_batch, spared, states_of, without_cache
 from ray_distill.tasks.base import Batch
 
 log = logging.getLogger(__name__)
@@ -41,17 +42,21 @@ class TokenBundle(nn.Module):
         found = place_batch(self.student, inputs)
         places_N = found.pop(PLACES)
         # transformers keeps packed documents apart only without a cache.
-        run = self.student if self.fused is None else self.student.get_submodule(self.fused[0])
-        output = run(**found, **without_cache(run), output_hidden_states=bool(self.layers))
-        hidden = {layer: self.projections[str(layer)](output.hidden_states[layer].flatten(0, 1)[places_N])
-                  for layer in self.layers}
+        settings = {"output_hidden_states": bool(self.layers)}
         if self.fused is None:
-            return output.logits.flatten(0, 1)[places_N], hidden, None
-        head = self.student.get_submodule(self.fused[1])
-        states_ND = output.last_hidden_state.flatten(0, 1)[places_N]
+            output = self.student(**found, **without_cache(self.student), **settings)
+            return output.logits.flatten(0, 1)[places_N], self._hidden(output, places_N), None
+        body, head = (self.student.get_submodule(name) for name in self.fused)
+        with spared(body, head) as caught:
+            output = body(**found, **without_cache(body), **settings)
+        states_ND, hidden = last_states(output, caught).flatten(0, 1)[places_N], self._hidden(output, places_N)
         if asked is None:
             return head(states_ND), hidden, None
         return states_ND[:, :0], hidden, head(states_ND, asked)
+
+    def _hidden(self, output: Any, places_N: Tensor) -> dict[int, Tensor]:
+        return {layer: self.projections[str(layer)](states_of(output)[layer].flatten(0, 1)[places_N])
+                for layer in self.layers}
 
 
 def _fuse(student: nn.Module) -> tuple[str, str] | None:

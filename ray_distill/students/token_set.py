@@ -22,7 +22,7 @@ from ray_distill.models.model import Model
 from ray_distill.students.batches import encode_sorted, is_in, positions_in
 from ray_distill.students.sampler import Index
 from ray_distill.students.token_bundle import PLACES
-from ray_distill.tasks.base import Batch, Encoded, LabelTask, Processor, Ragged
+from ray_distill.tasks.base import Batch, Encoded, Processor, Ragged, TokenTask
 from ray_distill.tasks.packing import collate_packed
 
 log = logging.getLogger(__name__)
@@ -34,10 +34,12 @@ class TokenSet:
     ``answered.values[answered.offsets[r]:answered.offsets[r+1]]``.
     """
 
-    task: LabelTask
+    task: TokenTask
     encoded: Encoded
     answered: Ragged
-    """Tokens whose next token is to be predicted."""
+    """Where in each document a token is to be predicted."""
+    truth: Ragged
+    """The true tokens there."""
     stored: Index
     """``[R]``: row of ``distributions`` and ``hidden``; -1 = the teacher has not labelled the document."""
     distil: npt.NDArray[np.bool_]
@@ -69,11 +71,10 @@ class TokenSet:
         position_N, owner_N = self.answered.values[flat].astype(np.int64), np.repeat(rows, np.diff(offsets))
         inputs, start_B = self._inputs(rows)
         places_N = np.repeat(start_B, np.diff(offsets)) + position_N
-        token_N = self.encoded.features["input_ids"].offsets[owner_N] + position_N
         weight_B = np.ones(len(rows), np.float32) if real is None else real.astype(np.float32)
-        following_N = self.encoded.features["input_ids"].values[token_N + 1].astype(np.int64)
+        true_N = self.truth.values[flat].astype(np.int64)
         return {**inputs, PLACES: torch.from_numpy(places_N)}, LossBatch(
-            labels_B=torch.from_numpy(following_N), targets=self._targets(rows, np.diff(offsets)),
+            labels_B=torch.from_numpy(true_N), targets=self._targets(rows, np.diff(offsets)),
             distil_B=torch.from_numpy(self.distil[owner_N]),
             example_weight_B=torch.from_numpy(np.repeat(weight_B, np.diff(offsets))),
             hidden={layer: self._states(states, owner_N, position_N) for layer, states in self.hidden.items()})
@@ -91,7 +92,7 @@ class TokenSet:
         if self.packed:
             return collate_packed(self.encoded, rows, self.packed)
         inputs = self.task.collate(self.encoded, rows)
-        return inputs, np.arange(len(rows), dtype=np.int64) * inputs["input_ids"].shape[1]
+        return inputs, np.arange(len(rows), dtype=np.int64) * inputs[self.task.answering].shape[1]
 
     def _targets(self, rows: Index, counts_B: Index) -> SparseTargets | None:
         """Teacher distributions at the answered positions; documents it has not labelled get a harmless uniform one."""
@@ -135,7 +136,7 @@ class TokenSet:
 
 
 def build_token_set(
-    table: pa.Table, *, task: LabelTask, processor: Processor, vocabulary: int, labels: tuple[pa.Array, Signal] | None,
+    table: pa.Table, *, task: TokenTask, processor: Processor, vocabulary: int, labels: tuple[pa.Array, Signal] | None,
     excluded: pa.Array | None = None, pool: str = "token", packed: int = 0, name: str = "train",
 ) -> TokenSet:
     """Join documents of a snapshot (``row_id``, the task's input column) with their teacher labels.
@@ -157,7 +158,6 @@ def build_token_set(
     """
     encoded = encode_sorted(table, task, processor, name)
     answered = task.positions(encoded)
-    assert answered is not None, "a language model answers at tokens"
     stored = positions_in(encoded.row_ids, labels)
     signal = Signal() if labels is None else labels[1]
     if signal.distributions is not None:
@@ -167,7 +167,7 @@ def build_token_set(
         raise ConfigError(f"labels.hidden.pool is {pool}: a language model's states are matched token by token; label "
                           "with pool: token, or leave the hidden loss out")
     found = TokenSet(
-        task=task, encoded=encoded, answered=answered, stored=stored, packed=packed,
+        task=task, encoded=encoded, answered=answered, truth=task.truth(encoded), stored=stored, packed=packed,
         distil=(stored >= 0) & ~is_in(encoded.row_ids, excluded), distributions=signal.distributions,
         hidden=signal.hidden)
     log.info("%s split: %d documents, %d answered tokens, %d documents distilled", name, found.rows,

@@ -67,6 +67,18 @@ def tiny_causal_tokenizer(max_length: int = 128) -> transformers.PreTrainedToken
         model_input_names=["input_ids", "attention_mask"])
 
 
+def tiny_pair_tokenizer(max_length: int = 64) -> transformers.PreTrainedTokenizerFast:
+    """A tokenizer of single bytes, as T5's for bytes: it ends each text, and has pad, eos and unk at 0, 1 and 2."""
+    pieces = ["<pad>", "</s>", "<unk>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(BPE({piece: index for index, piece in enumerate(pieces)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=max_length, pad_token="<pad>", eos_token="</s>",
+        unk_token="<unk>", clean_up_tokenization_spaces=False, model_input_names=["input_ids", "attention_mask"])
+
+
 def tiny_text_processor(max_length: int = 64) -> TextProcessor:
     """`tiny_tokenizer` as a processor."""
     return text_processor(tiny_tokenizer(max_length), max_length)
@@ -118,6 +130,35 @@ def write_tiny_causal_model(folder: Path, seed: int, **overrides: Any) -> Path:
         "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id} | overrides
     config = transformers.LlamaConfig(**values)
     _write(folder, lambda: transformers.LlamaForCausalLM(config), seed)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_tiny_seq2seq_model(
+    folder: Path, seed: int, *, architecture: Literal["t5", "bart"] = "t5", **overrides: Any
+) -> Path:
+    """Write an encoder-decoder (2 layers each, width 32, untrained) with `tiny_pair_tokenizer`; return the folder.
+
+    Its vocabulary of 264 exceeds the tokenizer's 259, as that of many models does.
+
+    Args:
+        folder: made if it is missing.
+        seed: of the weights; equal seeds give equal files.
+        architecture: ``t5`` (relative positions, tied, scaled before the head) or ``bart`` (64 positions).
+        overrides: fields of the config to change.
+    """
+    tokenizer = tiny_pair_tokenizer()
+    shared = {"vocab_size": 264, "d_model": 32, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+    t5 = {"d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "feed_forward_proj": "gated-gelu"}
+    bart = {"bos_token_id": 0, "forced_eos_token_id": None, "max_position_embeddings": 64, "init_std": 0.2} | {
+        f"{half}_{name}": value for half in ("encoder", "decoder")
+        for name, value in (("layers", 2), ("ffn_dim", 64), ("attention_heads", 4))}
+    if architecture == "t5":
+        config: Any = transformers.T5Config(**(shared | t5 | overrides))
+        _write(folder, lambda: transformers.T5ForConditionalGeneration(config), seed)
+    else:
+        config = transformers.BartConfig(**(shared | bart | overrides))
+        _write(folder, lambda: transformers.BartForConditionalGeneration(config), seed)
     tokenizer.save_pretrained(folder)
     return folder
 

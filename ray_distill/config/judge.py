@@ -38,6 +38,8 @@ class EvaluationConfig(Section):
     new_tokens: int = Field(64, ge=1, description="tokens written for a prompt at most")
     lm_eval: HarnessConfig | None = Field(
         None, description="language models: benchmarks of teacher, student and champion; default: none")
+    written: int = Field(200, ge=0, description="seq2seq: test rows of which every model writes its own target, to be "
+                         "held against the reference; 0 = none")
     latency_requests: int = Field(100, ge=10, description="single requests timed a model")
     batch: int = Field(64, ge=1, description="examples a batch, for throughput")
 

@@ -20,6 +20,8 @@ HIGHER_IS_BETTER = {
     "latency_ms_p95": False,
     "examples_per_second": True,
     "tokens_per_second": True,
+    "exact_match": True,
+    "word_error_rate": False,
 }
 
 

@@ -17,6 +17,7 @@ from ray_distill.evaluation.generations import Written, choose_prompts, write_si
 from ray_distill.evaluation.harness import run_harness
 from ray_distill.evaluation.panels import ClassPanel, LanguagePanel, Panel, Run
 from ray_distill.evaluation.robustness import Robustness, measure_robustness
+from ray_distill.evaluation.targets import measure_targets, write_targets
 from ray_distill.models.load import load_model
 from ray_distill.models.model import Model
 from ray_distill.snapshots.reader import open_snapshot
@@ -100,9 +101,11 @@ def _judge(
     efficiency = measure_efficiency(
         runners, examples=timed.num_rows, requests=settings.latency_requests, batch=settings.batch)
     robustness, speed = _robustness(config, panel, rows, corruptions), panel.speed(timed, efficiency)
+    written = _written_targets(config, panel.models, rows)
     measured = {
         arm: Measured(url=model.url, predictions=answers[arm], efficiency=efficiency[arm],
-                      robustness=robustness.get(arm, {}), more={**speed.get(arm, {}), **benchmarks.get(arm, {})})
+                      robustness=robustness.get(arm, {}),
+                      more={**speed.get(arm, {}), **benchmarks.get(arm, {}), **written.get(arm, {})})
         for arm, model in panel.models.items()}
     report = judge(
         measured, student=student, url=url, measure=panel.measure, compare=panel.compare, slices=slices,
@@ -110,19 +113,31 @@ def _judge(
     return Judged(report=report, predictions=answers["student"])
 
 
+def _written_targets(
+    config: Campaign, models: Mapping[str, Model], rows: pa.Table
+) -> dict[str, dict[str, Estimate]]:
+    """What models that write a target of a source make of some rows, beside the references: by arm."""
+    settings = config.evaluation
+    if config.task != "seq2seq" or not settings.written:
+        return {}
+    texts = write_targets(models, rows.slice(0, settings.written), task=TOKEN_TASKS[config.task], batch=settings.batch)
+    return {arm: measure_targets(table, seed=config.seed, bootstrap=settings.bootstrap)
+            for arm, table in texts.items()}
+
+
 def _write(config: Campaign, models: Mapping[str, Model], rows: pa.Table) -> tuple[Written, ...]:
     settings = config.evaluation
-    if config.task not in LANGUAGE_TASKS or not settings.prompts:
+    if config.task != "causal_lm" or not settings.prompts:
         return ()
     shown = _shown(models)
-    documents = rows[LABEL_TASKS[config.task].input_column]
+    documents = rows[TOKEN_TASKS[config.task].input_column]
     prompts = choose_prompts(shown, settings.prompts, documents, new_tokens=settings.new_tokens)
     return write_side_by_side(shown, prompts, new_tokens=settings.new_tokens)
 
 
 def _benchmark(config: Campaign, models: Mapping[str, Model]) -> dict[str, dict[str, Estimate]]:
     settings = config.evaluation
-    if config.task not in LANGUAGE_TASKS or settings.lm_eval is None:
+    if config.task != "causal_lm" or settings.lm_eval is None:
         return {}
     return run_harness(_shown(models), settings.lm_eval, seed=config.seed, batch=settings.batch)
 

@@ -1,0 +1,129 @@
+"""What encoder-decoders write of a source, always taking the likeliest token, held against the references.
+
+Sums of likelihood see a model only after the reference's own words; here it goes on from what it wrote itself. Texts
+are compared and dropped: numbers alone leave this module's measures.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+import transformers
+
+from ray_distill.artifacts import Estimate
+from ray_distill.errors import EvaluationError
+from ray_distill.evaluation.language_predict import encode_for_all
+from ray_distill.evaluation.metrics import Floats, Ints, percentiles, resampled_weights
+from ray_distill.models.forward import place_batch
+from ray_distill.models.model import Model
+from ray_distill.models.pairs import PairProcessor
+from ray_distill.snapshots.pairs import read_pair
+from ray_distill.tasks.base import Encoded, TokenTask
+
+
+def write_targets(
+    models: Mapping[str, Model], rows: pa.Table, *, task: TokenTask, batch: int
+) -> dict[str, pa.Table]:
+    """What every model writes of the sources that all can use.
+
+    Args:
+        models: by name, of one tokenizer; the first one's processor encodes for all, and says how much is written.
+        rows: ``row_id``, the input, ``count``.
+        task: of the models.
+        batch: sources a batch.
+
+    Returns:
+        By model ``row_id``, ``count``, ``reference`` and ``written``, in the order of ``rows``.
+
+    Raises:
+        EvaluationError: tokens differ, no source can be used, or a model cannot write.
+    """
+    encoded = encode_for_all(models, rows, task=task)
+    used = rows.take(pc.index_in(encoded.row_ids, value_set=rows["row_id"].cast(pa.binary(16)).combine_chunks()))
+    reference = [read_pair(text).target or "" for text in used[task.input_column].to_pylist()]
+    known = {"row_id": used["row_id"], "count": used["count"], "reference": pa.array(reference, pa.string())}
+    return {name: pa.table(known | {"written": pa.array(_write(model, task, encoded, batch), pa.string())})
+            for name, model in models.items()}
+
+
+def measure_targets(written: pa.Table, *, seed: int, bootstrap: int) -> dict[str, Estimate]:
+    """How near a model's targets are to the references, with intervals over documents.
+
+    Args:
+        written: of one model, by `write_targets`.
+        seed: of the resampling.
+        bootstrap: number of resamples.
+
+    Returns:
+        ``exact_match``, the share of targets that are the reference word for word; and ``word_error_rate``, words to
+        be changed, left out or put in over words of the references (Levenshtein 1966): above 1 where much too much was
+        written. Words are what stands between spaces.
+    """
+    pairs = [(one.split(), other.split()) for one, other in zip(
+        written["written"].to_pylist(), written["reference"].to_pylist(), strict=True)]
+    sums = {"match": _floats(float(ours == theirs) for ours, theirs in pairs),
+            "errors": _floats(float(distance(ours, theirs)) for ours, theirs in pairs),
+            "words": _floats(float(len(theirs)) for _, theirs in pairs), "one": np.ones(len(pairs))}
+    weight_N = written["count"].to_numpy().astype(np.float64)
+    value = _rates(sums, weight_N[None, :])
+    parts = [_rates(sums, weight_BN) for weight_BN in resampled_weights(
+        weight_N, seed=seed, bootstrap=bootstrap, widest=len(sums))]
+    return {name: percentiles(float(value[name][0]), np.concatenate([part[name] for part in parts]), len(pairs),
+                              low=0.0, high=1.0 if name == "exact_match" else np.inf) for name in value}
+
+
+def distance(ours: Sequence[str], theirs: Sequence[str]) -> int:
+    """Fewest words to change, leave out or put in, that make one text of the other (Levenshtein 1966)."""
+    before = list(range(len(theirs) + 1))
+    for row, word in enumerate(ours, start=1):
+        now = [row]
+        for column, other in enumerate(theirs, start=1):
+            now.append(min(now[-1] + 1, before[column] + 1, before[column - 1] + (word != other)))
+        before = now
+    return before[-1]
+
+
+def _rates(sums: Mapping[str, Floats], weight_BN: Floats) -> dict[str, Floats]:
+    total = {name: weight_BN @ values_N for name, values_N in sums.items()}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {"exact_match": total["match"] / total["one"], "word_error_rate": total["errors"] / total["words"]}
+
+
+def _write(model: Model, task: TokenTask, encoded: Encoded, batch: int) -> list[str]:
+    """Decoded targets in the order of the rows."""
+    module, processor = model.module, model.processor
+    if not isinstance(module, transformers.GenerationMixin) or not isinstance(processor, PairProcessor):
+        raise EvaluationError(f"{model.url} ({type(module).__name__}) cannot write: it is no encoder-decoder of "
+                              "transformers; set evaluation.written: 0 to judge it by its likelihoods alone")
+    found: dict[int, str] = {}
+    for index in _by_length(encoded, batch):
+        inputs = {name: value for name, value in task.collate(encoded, index).items() if not name.startswith("decoder")}
+        with torch.inference_mode():
+            tokens_BL = module.generate(**place_batch(module, inputs), generation_config=_greedy(module, processor))
+        texts = processor.tokenizer.batch_decode(tokens_BL, skip_special_tokens=True)
+        found |= dict(zip(index.tolist(), texts, strict=True))
+    return [found[row] for row in range(encoded.rows)]
+
+
+def _greedy(module: Any, processor: PairProcessor) -> Any:
+    """Greedy, whatever the checkpoint's own habits are; which tokens begin and end a target are the model's to say."""
+    own = module.generation_config
+    kept = {name: getattr(own, name, None) for name in ("forced_bos_token_id", "bad_words_ids", "eos_token_id")}
+    kept["eos_token_id"] = module.config.eos_token_id if kept["eos_token_id"] is None else kept["eos_token_id"]
+    return transformers.GenerationConfig(
+        do_sample=False, num_beams=1, max_new_tokens=processor.target_length, decoder_start_token_id=processor.start,
+        pad_token_id=processor.tokenizer.pad_token_id, **kept)
+
+
+def _by_length(encoded: Encoded, batch: int) -> Iterator[Ints]:
+    """Rows in batches of sources of like length."""
+    order = np.argsort(np.diff(encoded.features["input_ids"].offsets), kind="stable").astype(np.int64)
+    for start in range(0, len(order), batch):
+        yield order[start : start + batch]
+
+
+def _floats(values: Iterator[float]) -> Floats:
+    return np.fromiter(values, np.float64)

@@ -40,6 +40,8 @@ class EvaluationConfig(Section):
         None, description="language models: benchmarks of teacher, student and champion; default: none")
     written: int = Field(200, ge=0, description="seq2seq: test rows of which every model writes its own target, to be "
                          "held against the reference; 0 = none")
+    overlap: bool = Field(False, description="seq2seq: ROUGE and chrF of what is written, beside exact matches and "
+                          "word error rate (needs the extra seq2seq)")
     latency_requests: int = Field(100, ge=10, description="single requests timed a model")
     batch: int = Field(64, ge=1, description="examples a batch, for throughput")
 

@@ -40,7 +40,7 @@ def measure_overlap(predictions: pa.Table, *, seed: int, bootstrap: int) -> dict
     """ROUGE and chrF of generated texts.
 
     Args:
-        predictions: ``row_id``, ``count``, ``generated`` and ``reference`` (strings), one row a document.
+        predictions: ``row_id``, ``count``, ``written`` and ``reference`` (strings), one row a document.
         seed: of the resampling.
         bootstrap: number of resamples.
 
@@ -76,11 +76,11 @@ def read_overlaps(predictions: pa.Table) -> Overlaps:
     """Count the overlap of every document; errors as `measure_overlap`."""
     if not predictions.num_rows:
         raise EvaluationError("there are no generated texts to measure: the split holds no usable document")
-    for name in ("generated", "reference"):
+    for name in ("written", "reference"):
         if predictions[name].null_count:
             raise EvaluationError(f"{name} is missing in {predictions[name].null_count} of {predictions.num_rows} "
                                   "documents: leave them out for all models")
-    answers, references = (predictions[name].to_pylist() for name in ("generated", "reference"))
+    answers, references = (predictions[name].to_pylist() for name in ("written", "reference"))
     grams = _package("sacrebleu.metrics.helpers", "sacrebleu").extract_all_char_ngrams
     counts = [_matches(grams(answer, ORDER, False), grams(reference, ORDER, False))
               for answer, reference in zip(answers, references, strict=True)]

@@ -8,6 +8,7 @@ run again with the same command, and goes on where it was.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from ray_distill.artifacts import Artifact, Decision, EvalReport, LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign
@@ -201,6 +202,10 @@ def _of_one_kind(config: Campaign) -> list[str]:
     if settings.format != "text":
         wrong.append("labels.teacher.language.format: a source and its target are texts, not a conversation: leave it "
                      "out, or take the task causal_lm")
+    wrong += [f"evaluation.{name}: seq2seq models write targets of sources, and go on from no prompt; leave it out"
+              for name in ("prompts", "lm_eval") if getattr(config.evaluation, name)]
+    if config.evaluation.overlap and not all(map(find_spec, ("sacrebleu", "rouge_score"))):
+        wrong.append("evaluation.overlap: ROUGE and chrF need optional packages: pip install 'ray-distill[seq2seq]'")
     if config.student.training.packed:
         wrong.append("student.training.packed: an encoder reads one source a row, and a decoder looks at all of it, so "
                      "rows cannot be put together: leave it out")

@@ -15,6 +15,7 @@ from ray_distill.evaluation.efficiency import Runner, count_parameters, measure_
 from ray_distill.evaluation.evaluate import Measured, Resampling, judge
 from ray_distill.evaluation.generations import Written, choose_prompts, write_side_by_side
 from ray_distill.evaluation.harness import run_harness
+from ray_distill.evaluation.overlap import measure_overlap
 from ray_distill.evaluation.panels import ClassPanel, LanguagePanel, Panel, Run
 from ray_distill.evaluation.robustness import Robustness, measure_robustness
 from ray_distill.evaluation.targets import measure_targets, write_targets
@@ -121,7 +122,9 @@ def _written_targets(
     if config.task != "seq2seq" or not settings.written:
         return {}
     texts = write_targets(models, rows.slice(0, settings.written), task=TOKEN_TASKS[config.task], batch=settings.batch)
-    return {arm: measure_targets(table, seed=config.seed, bootstrap=settings.bootstrap)
+    measures = (measure_targets, measure_overlap) if settings.overlap else (measure_targets,)
+    return {arm: {name: found for measure in measures
+                  for name, found in measure(table, seed=config.seed, bootstrap=settings.bootstrap).items()}
             for arm, table in texts.items()}
 
 

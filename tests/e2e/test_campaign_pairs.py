@@ -43,6 +43,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     source = lab.write_pairs(folder / "rows.jsonl", rows)
     config = campaign_lab.load(folder / "campaign.yaml", lab.config_of(
         folder, source, teacher, labels__hidden={"layers": [-1], "pool": "token"}, evaluation__written=20,
+        evaluation__overlap=True,
         evaluation__corruptions=["typos"], evaluation__severities=[2],
         student__losses={"soft": {"weight": 0.8}, "hard": {"weight": 0.1},
                          "hidden": {"weight": 0.1, "layers": "last"}}))
@@ -83,7 +84,7 @@ def test_the_report_has_likelihoods_texts_and_robustness(ran: Ran) -> None:
     assert set(ran.report.models) == {
         "teacher", "student", "baseline_hard_labels", "baseline_teacher_hard_labels"}
     for model in ran.report.models.values():
-        assert {"nll", "accuracy", "kl_from_teacher", "exact_match", "word_error_rate"} <= set(model.metrics)
+        assert {"nll", "accuracy", "kl_from_teacher", "exact_match", "word_error_rate", "chrf", "rouge_l"} <= set(model.metrics)
     metrics = {arm: model.metrics for arm, model in ran.report.models.items()}
     assert metrics["teacher"]["perplexity"].value < 10
     distance = {arm: found["kl_from_teacher"].value for arm, found in metrics.items()}

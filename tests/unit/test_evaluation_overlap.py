@@ -20,7 +20,7 @@ def table(answers, references, counts=None):
     return pa.table({
         "row_id": pa.array([n.to_bytes(16, "big") for n in range(len(answers))], pa.binary(16)),
         "count": pa.array(counts or [1] * len(answers), pa.int64()),
-        "generated": pa.array(answers, pa.string()), "reference": pa.array(references, pa.string())})
+        "written": pa.array(answers, pa.string()), "reference": pa.array(references, pa.string())})
 
 
 def values(*args, **options):
@@ -96,7 +96,7 @@ def test_what_cannot_be_measured_is_said(monkeypatch):
     """No documents, a missing text, other documents, and packages that are not there."""
     whole = table(ANSWERS, REFERENCES)
     for predictions, why in ((whole.slice(0, 0), "no generated texts"),
-                             (table(["a", None], ["b", "c"]), "generated is missing in 1 of 2")):
+                             (table(["a", None], ["b", "c"]), "written is missing in 1 of 2")):
         with pytest.raises(EvaluationError, match=why):
             measure_overlap(predictions, **OPTIONS)
     with pytest.raises(EvaluationError, match="differ in row_id"):

@@ -84,7 +84,8 @@ def test_the_report_has_likelihoods_texts_and_robustness(ran: Ran) -> None:
     assert set(ran.report.models) == {
         "teacher", "student", "baseline_hard_labels", "baseline_teacher_hard_labels"}
     for model in ran.report.models.values():
-        assert {"nll", "accuracy", "kl_from_teacher", "exact_match", "word_error_rate", "chrf", "rouge_l"} <= set(model.metrics)
+        assert {"nll", "accuracy", "kl_from_teacher", "exact_match", "word_error_rate", "chrf", "rouge_l"} <= set(
+            model.metrics)
     metrics = {arm: model.metrics for arm, model in ran.report.models.items()}
     assert metrics["teacher"]["perplexity"].value < 10
     distance = {arm: found["kl_from_teacher"].value for arm, found in metrics.items()}

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -43,7 +44,7 @@ class TeacherJob(Protocol):
 J = TypeVar("J", bound=TeacherJob)
 
 
-class Loaded(Generic[J]):
+class Loaded(ABC, Generic[J]):
     """A teacher on its device. What goes wrong while loading is kept: raised in a constructor, Ray tells it badly."""
 
     def __init__(self, job: J):
@@ -62,8 +63,9 @@ class Loaded(Generic[J]):
         if self.error is not None:
             raise self.error
 
+    @abstractmethod
     def _load(self) -> None:
-        raise NotImplementedError
+        """Load the teacher; it may raise anything."""
 
 
 class _Labels(Loaded[LabelJob]):
@@ -113,9 +115,9 @@ class PoolActor(Loaded[J]):
         self.strikes.done.remote(unit, "failed" not in answer.column_names)
         return answer
 
+    @abstractmethod
     def _answer(self, unit: str, block: pa.Table, watched: Limit) -> pa.Table:
         """Answer one unit, entering ``watched`` for each batch; the teacher may raise anything."""
-        raise NotImplementedError
 
     def _answered(self, unit: str, block: pa.Table) -> pa.Table:
         """Answer one unit, or say why the teacher failed on it."""

@@ -62,20 +62,21 @@ def is_encoder_decoder(module: nn.Module) -> bool:
 
 
 def keeps_documents_apart(module: nn.Module) -> bool:
-    """Whether documents packed into one row get the logits they get alone.
+    """Whether documents packed into the rows of a batch get the logits they get alone.
 
     They are told apart by ``position_ids`` that begin again at 0, with neither ``attention_mask`` nor a cache. Tried
-    on two made-up documents: what the second one gets must be what it gets alone, up to rounding, and must not depend
-    in any digit on what stands before it.
+    on made-up documents: what the second one of a row gets must be what it gets alone, up to rounding, and must not
+    depend in any digit on what stands before it. Two rows at once, because flash attention in transformers looks at
+    the positions of a batch of one row alone.
     """
     names = inspect.signature(type(module).forward).parameters
     if "position_ids" not in names or "use_cache" not in names or _output(module) is None:
         return False
-    first_BL, other_BL = (_tokens(module, _FIRST, seed=seed) for seed in (0, 1))
-    second_BL = _tokens(module, _SECOND, seed=2)
+    first_BL = torch.cat([_tokens(module, _FIRST, seed=seed) for seed in (0, 1)])
+    second_BL = _tokens(module, _SECOND, seed=2).expand(2, -1)
     with _evaluated(module), torch.no_grad():
         alone = module(input_ids=second_BL, use_cache=False).logits
-        packed, otherwise = (_packed(module, before_BL, second_BL) for before_BL in (first_BL, other_BL))
+        packed, otherwise = (_packed(module, before_BL, second_BL) for before_BL in (first_BL, first_BL.flip(0)))
         rounding = torch.finfo(alone.dtype).eps ** 0.5
         return torch.equal(packed, otherwise) and _alike(packed, alone, rounding)
 
@@ -85,9 +86,10 @@ _INSTEAD = ("its loss cannot be fused with its head: take a student whose logits
 
 
 def _packed(module: nn.Module, before_BL: Tensor, document_BL: Tensor) -> Tensor:
-    """Logits ``[1, L, V]`` of a document that stands behind another in one row."""
+    """Logits ``[B, L, V]`` of the documents that stand behind others, each pair in a row."""
     lengths = before_BL.shape[1], document_BL.shape[1]
-    positions_BL = torch.cat([torch.arange(length) for length in lengths])[None].to(document_BL.device)
+    positions_L = torch.cat([torch.arange(length) for length in lengths])
+    positions_BL = positions_L.expand(len(document_BL), -1).to(document_BL.device)
     found: Tensor = module(input_ids=torch.cat([before_BL, document_BL], 1), position_ids=positions_BL,
                            attention_mask=None, use_cache=False).logits
     return found[:, lengths[0] :]

@@ -160,14 +160,15 @@ def test_in_float64_they_are_equal(problem: tuple[Student, LossBatch, list[Part]
         assert float((ours - theirs).norm()) <= 1e-12 * float(theirs.norm()) + 1e-13
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("frozen", [(1,), (1, 2), (0,), (0, 1, 2)])
-def test_who_is_frozen_gets_no_gradient(frozen: tuple[int, ...]) -> None:
+def test_who_is_frozen_gets_no_gradient(frozen: tuple[int, ...], dtype: torch.dtype) -> None:
     """The frozen head of an adapted student costs no product of its own; the others' gradients do not change."""
     generator = torch.Generator().manual_seed(0)
     logp_NV = torch.randn(5, 11, generator=generator, dtype=torch.float64).log_softmax(-1)
     batch = batch_of(5, 11, targets_of(logp_NV, 3, generator), generator)
     parts = [Part(loss=Soft(), factor=1.0), Part(loss=Hard(), factor=0.5)]
-    whole = [torch.randn(shape, generator=generator).requires_grad_() for shape in ((5, 4), (11, 4), (11,))]
+    whole = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in ((5, 4), (11, 4), (11,))]
     some = [t.detach().clone().requires_grad_(at not in frozen) for at, t in enumerate(whole)]
     totals = [fused_loss(h, w, b, batch, parts, chunk_elements=22)[0] for h, w, b in (whole, some)]
     assert torch.equal(*totals)

@@ -97,6 +97,26 @@ def test_a_model_that_reads_over_the_boundary_is_found_out(kind: str, config: st
     assert not keeps_documents_apart(built)
 
 
+class OneRowAlone(transformers.LlamaForCausalLM):
+    """As transformers' flash attention: only of a batch of one row does it look at where positions begin again."""
+
+    def forward(self, input_ids: Any = None, position_ids: Any = None, **options: Any) -> Any:
+        positions = position_ids if len(input_ids) == 1 else None
+        return super().forward(input_ids=input_ids, position_ids=positions, **options)
+
+
+def test_documents_of_several_rows_must_be_apart_too() -> None:
+    """A model that keeps the documents of one row apart, and those of two rows not, may not be packed."""
+    torch.manual_seed(0)
+    module = OneRowAlone(transformers.LlamaConfig(**SMALL)).eval()
+    documents = [torch.randint(96, (length,)) for length in (5, 8)]
+    positions = torch.cat([torch.arange(len(document)) for document in documents])[None]
+    with torch.no_grad():
+        packed = module(input_ids=torch.cat(documents)[None], position_ids=positions, use_cache=False).logits[0, 5:]
+        torch.testing.assert_close(packed, module(input_ids=documents[1][None], use_cache=False).logits[0])
+    assert not keeps_documents_apart(module)
+
+
 def test_trying_leaves_the_modes_and_the_random_state_alone() -> None:
     """Parts in train mode stay in train mode, and the caller's generator is where it was."""
     module = _model("LlamaForCausalLM", "LlamaConfig").train()

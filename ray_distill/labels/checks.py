@@ -46,7 +46,9 @@ def _bad_distributions(distributions: Distributions) -> list[tuple[npt.NDArray[n
     # -inf is a probability of 0 (a masked class, an empty tail) and fine; NaN and +inf are not.
     entry_bad = np.isnan(distributions.logp) | (distributions.logp == np.inf)
     tail_bad = np.isnan(distributions.log_tail) | (distributions.log_tail == np.inf)
-    not_finite = tail_bad.any(axis=1) | ~np.isfinite(distributions.entropy)
+    # A teacher that cannot give entropies gives none at all; one that is missing among others is a broken answer.
+    entropy_bad = ~np.isfinite(distributions.entropy) & ~np.isnan(distributions.entropy).all()
+    not_finite = tail_bad.any(axis=1) | entropy_bad
     not_finite[entry_position[entry_bad]] = True
     off = np.abs(mass(distributions) - 1) > MASS_TOLERANCE
     return [

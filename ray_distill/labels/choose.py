@@ -31,7 +31,7 @@ class Kept:
     """Mass that 95 % of the positions exceed, by temperature."""
     nats: float
     """Mean ``KL(p ‖ p̃)`` at T = 1, p̃ with the mass of the rest spread evenly over the other classes: all that is lost
-    when nothing is known of the rest but its mass."""
+    when nothing is known of the rest but its mass. An upper bound where the teacher gives no entropy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,8 @@ class _Sorted:
     def lost(self) -> Floats:
         """``[P, K]``: ``KL(p ‖ p̃)`` with the first 1, 2, … classes exact and the rest spread evenly.
 
-        ``τ log((V − k)/τ) + Σ_tail p log p``; the last sum is −entropy less the head's part.
+        ``τ log((V − k)/τ) + Σ_tail p log p``; the last sum is −entropy less the head's part. Where the entropy is not
+        known it is what makes the loss largest: the mass outside the wide answer, in classes as likely as its last one.
         """
         with np.errstate(invalid="ignore"):
             terms = np.where(self.logp > -np.inf, np.exp(self.logp) * self.logp, 0.0)
@@ -149,11 +150,20 @@ class _Sorted:
         if is_full(self.wide):
             rest = np.cumsum(terms[:, ::-1], axis=1)[:, ::-1] - terms
         else:
-            rest = -self.wide.entropy.astype(np.float64)[:, None] - np.cumsum(terms, axis=1)
+            rest = -self._entropy(terms)[:, None] - np.cumsum(terms, axis=1)
         others = self.wide.classes - np.arange(1, terms.shape[1] + 1, dtype=np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
             spread = np.where((tail > 0) & (others > 0), tail * (np.log(np.maximum(others, 1)) - np.log(tail)), 0.0)
         return np.where(others > 0, np.maximum(spread + rest, 0.0), 0.0)
+
+    def _entropy(self, terms: Floats) -> Floats:
+        """``[P]``: as it was given; where it was not, the least it can be. (Σ p log p is convex: no classes of a given
+        mass have more of it than as many as are as likely as may be.)"""
+        entropy = self.wide.entropy.astype(np.float64)
+        outside = self.tail(self.one)[:, -1]
+        with np.errstate(invalid="ignore"):
+            least = -terms.sum(axis=1) - np.where(outside > 0, outside * self.logp[:, -1], 0.0)
+        return np.where(np.isnan(entropy), least, entropy)
 
     def kept(self, k: int) -> Kept:
         """As `kept`."""

@@ -26,10 +26,10 @@ class Exported:
 def export_store(store_url: str, target: str, *, hidden: bool = False) -> Exported:
     """Write each committed unit of a store as one plain Parquet file, every file verified before it is copied.
 
-    Columns: ``row_id`` as 32 hexadecimal digits; lists over positions ``position``, ``entropy`` and ``log_tail`` (a
-    list a position, in the order of the temperatures); lists over positions of lists over entries ``ids``, ``logp``
-    and, where entries were drawn, ``count``; with ``hidden`` a list of vectors ``hidden_<layer>``. The store's manifest
-    goes along as ``manifest.json``.
+    Columns: ``row_id`` as 32 hexadecimal digits; lists over positions ``position``, ``entropy`` (null where it is not
+    known) and ``log_tail`` (a list a position, in the order of the temperatures); lists over positions of lists over
+    entries ``ids``, ``logp`` and, where entries were drawn, ``count``; with ``hidden`` a list of vectors
+    ``hidden_<layer>``. The store's manifest goes along as ``manifest.json``.
 
     Raises:
         LabelError: there is no store, it is empty, or the target is not empty.
@@ -73,7 +73,7 @@ def _distribution_columns(found: Distributions) -> dict[str, pa.Array]:
 
     drawn = {} if found.draws is None else {"count": by_position(pa.array(found.draws.count))}
     return {
-        "position": by_row(pa.array(found.position)), "entropy": by_row(pa.array(found.entropy)),
+        "position": by_row(pa.array(found.position)), "entropy": by_row(pa.array(found.entropy, from_pandas=True)),
         "log_tail": by_row(pa.LargeListArray.from_arrays(pa.array(tails), pa.array(found.log_tail.reshape(-1)))),
         "ids": by_position(pa.array(found.ids)), "logp": by_position(pa.array(found.logp)), **drawn}
 

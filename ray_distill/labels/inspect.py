@@ -30,8 +30,8 @@ class RowReport:
     reason: str | None = None
     """Why it is in quarantine; None if it is labelled."""
     positions: tuple[Mapping[str, Any], ...] = ()
-    """Each with ``position``, ``entropy`` (nats), ``classes`` (name and probability, likeliest first) and ``tail``
-    (mass that is not stored, by temperature)."""
+    """Each with ``position``, ``entropy`` (nats, None if it is not known), ``classes`` (name and probability, likeliest
+    first) and ``tail`` (mass that is not stored, by temperature)."""
     position_count: int = 0
     hidden: Mapping[str, Mapping[str, float]] | None = None
     """By layer: vectors, width, and their root mean square."""
@@ -102,8 +102,9 @@ def _position(one: Distributions, manifest: StoreManifest, number: int) -> dict[
     ids, p = one.ids[start:stop], np.exp(one.logp[start:stop].astype(np.float64))
     likeliest = np.argsort(-p, kind="stable")[:SHOWN_CLASSES]
     names = manifest.classes
+    entropy = float(one.entropy[number])
     return {
-        "position": int(one.position[number]), "entropy": float(one.entropy[number]),
+        "position": int(one.position[number]), "entropy": None if np.isnan(entropy) else entropy,
         "classes": [[names[ids[i]] if names else str(ids[i]), float(p[i])] for i in likeliest],
         "tail": {f"{temperature:g}": float(np.exp(np.float64(tail)))
                  for temperature, tail in zip(one.temperatures, one.log_tail[number], strict=True)}}
@@ -116,7 +117,8 @@ def show_row(report: RowReport) -> str:
         return "\n".join([*lines, f"quarantined: {report.reason}"])
     for position in report.positions:
         tails = ", ".join(f"{mass:.2e} at T = {temperature}" for temperature, mass in position["tail"].items())
-        lines.append(f"position {position['position']}: entropy {position['entropy']:.3f} nats, not stored {tails}")
+        entropy = "not known" if position["entropy"] is None else f"{position['entropy']:.3f} nats"
+        lines.append(f"position {position['position']}: entropy {entropy}, not stored {tails}")
         lines += [f"  {p:8.4f}  {name}" for name, p in position["classes"]]
     if report.position_count > len(report.positions):
         lines.append(f"… and {report.position_count - len(report.positions)} more positions")

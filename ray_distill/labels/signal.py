@@ -59,7 +59,7 @@ class Distributions:
     log_tail: npt.NDArray[np.float32]
     """``[P, T]``: log of the mass outside the stored classes at each T; -inf where nothing is outside."""
     entropy: npt.NDArray[np.float32]
-    """``[P]``: entropy of the full distribution at T = 1, nats."""
+    """``[P]``: entropy of the full distribution at T = 1, nats; NaN at all positions where a teacher cannot give it."""
     draws: Draws | None = None
     """Of sampled entries; None where every stored class is exact."""
 

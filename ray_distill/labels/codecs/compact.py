@@ -52,8 +52,9 @@ from ray_distill.labels.manifest import StoreManifest
 from ray_distill.labels.signal import Distributions, Draws
 
 #: Bits of the layout: positions count from 0; all positions have equally many entries; entries were drawn; the
-#: normaliser of the draws is 0; from version 2 on, counts are differences to what their bins lead one to expect.
-COUNTED, EQUAL, DRAWN, NORMAL, EXPECTED = 1, 2, 4, 8, 16
+#: normaliser of the draws is 0; from version 2 on, counts are differences to what their bins lead one to expect, and
+#: no position's entropy is known (what is stored in its place means nothing).
+COUNTED, EQUAL, DRAWN, NORMAL, EXPECTED, NO_ENTROPY = 1, 2, 4, 8, 16, 32
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class CompactCodec:
         layout = _layout(distributions)
         if self.version > 1 and layout & DRAWN and layout & NORMAL and not options(manifest)[0]:
             layout |= EXPECTED
+        if not options(manifest)[0] and _unknown_entropy(distributions, self.version):
+            layout |= NO_ENTROPY
         rows = distributions.row_offsets
         entries = row_totals(rows, distributions.entry_offsets)
         columns: dict[str, pa.Array] = {"layout": pa.array(np.full(distributions.rows, layout, dtype=np.uint8))}
@@ -86,12 +89,14 @@ class CompactCodec:
 
     def decode(self, table: pa.Table, manifest: StoreManifest, fits: Fits) -> Distributions:
         """Distributions of a shard's rows; errors as `Codec.decode`."""
-        layout, rows = _read_layout(table, 2 * EXPECTED if self.version > 1 else EXPECTED), _rows(table)
+        layout, rows = _read_layout(table, 2 * NO_ENTROPY if self.version > 1 else EXPECTED), _rows(table)
         dense = manifest.estimator == "dense"
         offsets = _entry_offsets(table, layout, rows, manifest.class_count if dense else None)
         entries = row_totals(rows, offsets)
         read = _decode_lossless if options(manifest)[0] else _decode_lossy
         logp, log_tail, entropy = read(table, manifest, rows, offsets)
+        if layout & NO_ENTROPY:
+            entropy = np.full_like(entropy, np.nan)
         count = _decode_counts(table, manifest, layout, entries)
         ids, per_entry = (_all_classes(manifest.class_count, len(offsets) - 1), [logp, count]) if dense else by_class(
             ungaps(table, "ids", entries, contexts(offsets)), offsets,
@@ -130,6 +135,22 @@ def _layout(distributions: Distributions) -> int:
     equal = len(counts) > 0 and bool(np.all(counts == counts[0]))
     normal = draws is not None and not np.any(draws.log_normaliser)
     return COUNTED * counted + EQUAL * equal + DRAWN * (draws is not None) + NORMAL * normal
+
+
+def _unknown_entropy(distributions: Distributions, version: int) -> bool:
+    """Whether the entropy of no position is known.
+
+    Raises:
+        LabelError: that of some is, or the version has no way to say it.
+    """
+    unknown = np.isnan(distributions.entropy)
+    if not unknown.any():
+        return False
+    if version < 2 or not unknown.all():
+        raise LabelError(f"codec compact/{version} cannot store the entropy of {unknown.sum()} of {len(unknown)} "
+                         "positions, which is not known: all positions of a store have it, or from version 2 on none; "
+                         "use another store for this teacher")
+    return True
 
 
 def _read_layout(table: pa.Table, limit: int) -> int:
@@ -208,13 +229,14 @@ def _tails(
 def _encode_lossy(
     distributions: Distributions, logp: npt.NDArray[Any], manifest: StoreManifest
 ) -> dict[str, pa.Array]:
-    if np.isnan(logp).any() or np.isnan(distributions.log_tail).any() or np.isnan(distributions.entropy).any():
+    if np.isnan(logp).any() or np.isnan(distributions.log_tail).any():
         raise LabelError("codec compact cannot store NaN lossy: rows like these belong in quarantine")
     _, power, levels = options(manifest)
     rows, offsets = distributions.row_offsets, distributions.entry_offsets
     bins = quantise(logp, power, levels)
     columns = _bins(bins, levels, row_totals(rows, offsets))
-    columns |= split("entropy", encode_entropy(distributions.entropy, distributions.classes), rows)
+    entropy = np.nan_to_num(distributions.entropy, nan=0.0)  # the layout says that it is not known
+    columns |= split("entropy", encode_entropy(entropy, distributions.classes), rows)
     if manifest.estimator == "dense":
         return columns
     tail = distributions.log_tail.astype(np.float64)

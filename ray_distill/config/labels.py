@@ -1,5 +1,6 @@
 """The teacher, what is stored of it, and how a store is filled."""
 
+from pathlib import PurePosixPath
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -27,10 +28,43 @@ class LanguageConfig(Section):
     target_length: int | None = Field(None, ge=1, description="seq2seq: tokens kept of a target; default: max_length")
 
 
+class VllmConfig(Section):
+    """vLLM as the teacher's engine, and the environment of its own that it lives in; see teachers/README.md."""
+
+    python: str | None = Field(
+        None, description="interpreter of vLLM's own environment, at this path on every node that asks the teacher "
+        "(Ray's runtime_env: py_executable); default: the environment that Ray's workers are in anyway")
+    tensor_parallel_size: int = Field(
+        1, ge=1, description="GPUs that hold a part of each layer; labels.resources.gpus must be as many")
+    gpu_memory_utilization: float = Field(
+        0.8, gt=0, le=1, description="share of a GPU's memory (of the machine's where there is none) for weights and "
+        "cache; vLLM's own 0.92 leaves no room for the log-probabilities of prompts, which it does not plan for")
+    max_num_seqs: int = Field(64, ge=1, description="texts that are computed at once")
+    max_num_batched_tokens: int = Field(
+        2048, ge=16, description="tokens that are computed at once; so many rows of logits of one text exist together")
+
+    @field_validator("python")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        if value is not None and not PurePosixPath(value).is_absolute():
+            raise ValueError("must be an absolute path: Ray's workers start in folders of their own")
+        return value
+
+    @model_validator(mode="after")
+    def _enough(self) -> Self:
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(f"max_num_batched_tokens {self.max_num_batched_tokens} is less than max_num_seqs "
+                             f"{self.max_num_seqs}: each text that is computed takes a token of a step at least")
+        return self
+
+
 class TeacherConfig(Section):
     """The model whose answers are stored."""
 
     model: str = Field(description="checkpoint folder or URL, or module:function")
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="what runs the model; vllm: language models, estimator topk at T = 1 alone")
+    vllm: VllmConfig = VllmConfig()
     revision: str | None = Field(None, description="sha256:… of the checkpoint's files; a mismatch is an error")
     arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of module:function")
     head: HeadConfig | None = Field(None, description="fit a head on labelled rows: for encoders without one")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,12 +31,12 @@ class Ask:
     """By layer, mean ``[D]`` and PCA basis ``[D, r]``: its states are wanted as ``(h - mean) @ basis``, ``[N, r]``."""
 
 
-class Teacher(Protocol):
-    """Something that labels encoded rows. It refuses, before the start, what it cannot give."""
+class Known(Protocol):
+    """Who a teacher is; some can be told without loading what answers."""
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of everything that decides the answer: weights, revision, dtype, processor."""
+        """Fingerprint of everything that decides the answer: weights, revision, dtype, processor, engine."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -45,6 +45,26 @@ class Teacher(Protocol):
     @property
     def vocabulary(self) -> int:
         """Number of class ids it answers with, where they are tokens and have no names; else 0."""
+
+
+class Identity(Known, Protocol):
+    """What a store must know of its teacher beside that."""
+
+    @property
+    def tokens(self) -> str | None:
+        """Fingerprint of a language model's tokens alone; None for others."""
+
+    @property
+    def states(self) -> int:
+        """Number of its hidden states; 0 where it shows none."""
+
+    @property
+    def describe(self) -> Mapping[str, Any]:
+        """Facts for people."""
+
+
+class Teacher(Known, Protocol):
+    """Something that labels encoded rows. It refuses, before the start, what it cannot give."""
 
     def answer(self, encoded: Encoded, ask: Ask) -> Signal:
         """Answer for every row of ``encoded``, in order, as one batch.

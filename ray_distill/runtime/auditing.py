@@ -25,7 +25,7 @@ from ray_distill.runtime.answering import answer_all, ask_of
 from ray_distill.runtime.asking import ask_teacher
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.tasks.catalogue import get_label_task
-from ray_distill.teachers.transformers_teacher import open_teacher
+from ray_distill.teachers.engines import open_teacher
 
 #: Units that a sample comes from, at most: each is read whole.
 SAMPLED_UNITS = 16

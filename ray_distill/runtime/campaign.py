@@ -28,6 +28,7 @@ from ray_distill.snapshots.sources import describe_sources
 from ray_distill.storage import files
 from ray_distill.students.terms import build_terms
 from ray_distill.tasks.catalogue import TASKS, TOKEN_TASKS, get_label_task
+from ray_distill.teachers.vllm_limits import refuse_labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +137,7 @@ def check(config: Campaign) -> None:
 
     Raises:
         ConfigError: everything that is wrong, at once.
+        TeacherRefused: what the teacher's engine cannot give, at once.
     """
     labels, wrong = config.labels, []
     for name, loss in config.student.losses.items():
@@ -164,6 +166,7 @@ def check(config: Campaign) -> None:
                      "or module:function")
     if wrong:
         raise ConfigError(f"{len(wrong)} wrong field(s)\n  " + "\n  ".join(wrong))
+    refuse_labels(labels, task=config.task)
 
 
 def _corruptions(config: Campaign) -> Collection[str]:

@@ -19,6 +19,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray_distill.errors import LabelError
 from ray_distill.labels.units import Receipt, WorkUnit
 from ray_distill.runtime.cluster import explain, on_cluster
+from ray_distill.runtime.environments import environment
 from ray_distill.runtime.failures import Answers, Failure, Rows, ask_halving, died, timed_out
 from ray_distill.runtime.label_steps import LabelJob, rejected_table, write_units
 from ray_distill.runtime.teacher_actors import CarefulActor, Plan, TeacherJob
@@ -232,7 +233,8 @@ class Asker:
                 return self._actor
             resources = self._job.resources
             made = ray.remote(self._kind).options(
-                num_cpus=resources.cpus, num_gpus=resources.gpus, max_restarts=0).remote(self._job)
+                num_cpus=resources.cpus, num_gpus=resources.gpus, max_restarts=0,
+                **environment(self._job.teacher)).remote(self._job)
             try:
                 # Without a limit: the process watches itself while it loads, and may have to wait for its place.
                 ray.get(made.ready.remote())

@@ -80,7 +80,8 @@ def _start(address: str | None) -> None:
 
 
 def on_cluster(
-    function: Callable[..., T], *arguments: Any, cpus: float = 1, gpus: float = 0, what: str, **named: Any
+    function: Callable[..., T], *arguments: Any, cpus: float = 1, gpus: float = 0, what: str,
+    options: Mapping[str, Any] | None = None, **named: Any,
 ) -> T:
     """Run ``function`` as one Ray task and return its result.
 
@@ -90,13 +91,14 @@ def on_cluster(
         cpus: CPUs reserved.
         gpus: GPUs reserved.
         what: what is being done, for the message when it fails.
+        options: further options of the task.
         named: its keyword arguments.
 
     Raises:
         DistillError: the one the function raised, or ClusterError if the task itself was lost.
     """
     require_resources(cpus=cpus, gpus=gpus, what=what)
-    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2)(function)
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2, **(options or {}))(function)
     try:
         result: T = ray.get(task.remote(*arguments, **named))
     except RayError as error:

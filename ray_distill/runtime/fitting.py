@@ -23,7 +23,7 @@ from ray_distill.models.load import load_processor
 from ray_distill.runtime.answering import answer_all, ask_of
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.tasks.catalogue import get_label_task
-from ray_distill.teachers.transformers_teacher import open_teacher
+from ray_distill.teachers.engines import open_teacher
 
 #: Rows of the calibration split that are looked at, at most.
 LOOK_ROWS = 512

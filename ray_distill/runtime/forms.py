@@ -17,6 +17,7 @@ from ray_distill.runtime.fitting import fit_store
 from ray_distill.runtime.teaching import TeacherFacts, make_manifest
 from ray_distill.tasks.base import Encoded
 from ray_distill.teachers.base import Ask, Teacher
+from ray_distill.teachers.engines import estimators
 
 #: Positions on which the forms are compared, at most; and rows, at least.
 COMPARED, COMPARED_ROWS = 2048, 4
@@ -66,7 +67,9 @@ def compare(
     some = _some(config, teacher, encoded, classes, max(COMPARED_ROWS, int(COMPARED / max(positions, 1))))
     smallest = choose.smallest_k(some.wide, config.plan.target_nats)
     configured = config.labels.signal
-    wanted = [configured, *(form for form in _forms(configured, classes, smallest) if form != configured)]
+    given = estimators(config.labels.teacher)
+    wanted = [configured, *(form for form in _forms(configured, classes, smallest)
+                            if form != configured and form.estimator in given)]
     options = tuple(_option(config, facts, teacher, some, form, units, kept) for form in wanted)
     return Forms(curve=choose.curve(some.wide), smallest_k=smallest, options=options, full=choose.is_full(some.wide))
 

@@ -17,6 +17,7 @@ from ray_distill.errors import LabelError
 from ray_distill.labels.store import LabelStore
 from ray_distill.labels.units import Receipt, WorkUnit
 from ray_distill.runtime.careful import relabel
+from ray_distill.runtime.environments import environment
 from ray_distill.runtime.label_steps import LabelJob, encode_units, write_units
 from ray_distill.runtime.teacher_actors import TeacherActor
 from ray_distill.runtime.units import Seen, Work, dataset_of, teacher_pool, work_through
@@ -87,7 +88,7 @@ def _pipeline(job: LabelJob, units: Sequence[WorkUnit], strikes: Any) -> Any:
         dataset_of([{"unit": json.dumps(unit.to_dict())} for unit in units])
         .map_batches(encode_units, fn_kwargs={"job": job, "strikes": strikes}, num_cpus=beside, **one)
         .map_batches(TeacherActor, fn_constructor_kwargs={"job": job, "strikes": strikes},
-                     **teacher_pool(job.resources), **one)
+                     **teacher_pool(job.resources), **environment(job.teacher), **one)
         .map_batches(
             write_units, fn_kwargs={"job": job, "units": by_id, "strikes": strikes}, num_cpus=beside, **one))
 

@@ -32,7 +32,7 @@ from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.tasks.base import Encoded
 from ray_distill.tasks.catalogue import get_label_task
 from ray_distill.teachers.base import Ask, Teacher
-from ray_distill.teachers.transformers_teacher import open_teacher
+from ray_distill.teachers.engines import open_teacher
 
 T = TypeVar("T")
 

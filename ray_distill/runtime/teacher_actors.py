@@ -74,7 +74,7 @@ class _Labels(Loaded[LabelJob]):
     def _load(self) -> None:
         import torch
 
-        from ray_distill.teachers.transformers_teacher import open_teacher
+        from ray_distill.teachers.engines import open_teacher
 
         torch.set_num_threads(self.job.manifest.threads)
         self.batch = self.job.manifest.batch

@@ -11,17 +11,19 @@ import numpy as np
 import pyarrow.compute as pc
 
 from ray_distill.artifacts import SnapshotRef
-from ray_distill.config import Campaign
+from ray_distill.config import Campaign, TeacherConfig
 from ray_distill.errors import ConfigError, TeacherRefused
 from ray_distill.labels.codecs.measure import compact_options
 from ray_distill.labels.manifest import StoreManifest
 from ray_distill.models.head import fit_head
 from ray_distill.models.load import load_processor
+from ray_distill.models.tokens import tokens_of
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.teachers.ask import resolve_layers
-from ray_distill.teachers.transformers_teacher import open_teacher
+from ray_distill.teachers.engines import identify
+from ray_distill.teachers.vllm_limits import refuse_classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +51,20 @@ def prepare_teacher(config: Campaign, snapshot: SnapshotRef, head_url: str | Non
     """
     if config.labels.teacher.head is not None and head_url is None:
         head_url = _fit(config, snapshot)
-    teacher = open_teacher(config.labels.teacher, task=config.task, head_url=head_url)
+    teacher = identify(config.labels.teacher, task=config.task, head_url=head_url)
     if not teacher.vocabulary:
         _same_classes(teacher.classes, open_snapshot(snapshot).classes, config.labels.teacher.model)
+    refuse_classes(config.labels, teacher.vocabulary)
     hidden = config.labels.hidden.layers
     return TeacherFacts(
         fingerprint=teacher.fingerprint, classes=teacher.classes, vocabulary=teacher.vocabulary, head_url=head_url,
-        tokens=getattr(teacher.model.processor, "tokens_fingerprint", None),
-        layers=resolve_layers(hidden, len(teacher.model.widths)) if hidden else (), describe=teacher.model.describe)
+        tokens=teacher.tokens, layers=resolve_layers(hidden, teacher.states) if hidden else (),
+        describe=teacher.describe)
+
+
+def tokens_here(teacher: TeacherConfig, task: str) -> str:
+    """Fingerprint of the teacher's tokens as this environment reads them."""
+    return tokens_of(load_processor(teacher, task=task))
 
 
 def _fit(config: Campaign, snapshot: SnapshotRef) -> str:
@@ -97,7 +105,8 @@ def make_manifest(config: Campaign, facts: TeacherFacts) -> StoreManifest:
     return StoreManifest(
         task=config.task, classes=facts.classes, vocabulary=facts.vocabulary, estimator=labels.signal.estimator,
         teacher={"fingerprint": facts.fingerprint, "model": teacher.model, "revision": teacher.revision,
-                 "dtype": teacher.dtype, "head": facts.head_url, **({"tokens": facts.tokens} if facts.tokens else {})},
+                 "dtype": teacher.dtype, "head": facts.head_url, **({"tokens": facts.tokens} if facts.tokens else {}),
+                 **({"engine": facts.describe["engine"]} if "engine" in facts.describe else {})},
         k=min(signal.k, len(facts.classes) or facts.vocabulary) if signal.estimator in ("topk", "hybrid") else 0,
         draws=signal.draws if drawn else 0, exponent=signal.exponent if drawn else 1.0,
         seed=config.seed if drawn else 0,

@@ -1,0 +1,32 @@
+"""vLLM's own environment for the tests, made once for each list of requirements, outside of the checkout."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+REQUIREMENTS = ROOT / "cluster" / "vllm-requirements.txt"
+
+
+def vllm_python() -> Path:
+    """The interpreter of an environment with vLLM for CPUs, as ``cluster/vllm-requirements.txt`` says to make it."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    name = hashlib.sha256(f"{python}\n{sys.base_prefix}\n{REQUIREMENTS.read_text()}".encode()).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "ray-distill" / f"vllm-{name}"
+    if not (folder / "ready").is_file():
+        _make(folder)
+    return folder / "bin" / "python"
+
+
+def _make(folder: Path) -> None:
+    """Make the environment; one that was not finished is made anew."""
+    shutil.rmtree(folder, ignore_errors=True)
+    base = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+    subprocess.run([base, "-m", "venv", folder], check=True)
+    subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile",
+                    "--disable-pip-version-check", "--requirement", REQUIREMENTS], check=True)
+    (folder / "ready").touch()

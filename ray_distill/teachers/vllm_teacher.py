@@ -100,7 +100,7 @@ class VllmTeacher:
     def _score(self, tokens: Ragged, k: int) -> Flat:
         """What vLLM says at every token but the last of each row."""
         prompts = [tokens.values[start : stop - 1].tolist() for start, stop in _pairs(tokens.offsets)]
-        return flat_of(generate(self.engine, prompts, _scoring(k)) if prompts else [], k)
+        return flat_of(generate(self.engine, prompts, scoring(k)) if prompts else [], k)
 
 
 def open_vllm(config: TeacherConfig, *, task: str) -> VllmTeacher:
@@ -187,13 +187,13 @@ def _start(folder: Path, config: TeacherConfig, length: int) -> Any:
             trust_remote_code=config.trust_remote_code, gpu_memory_utilization=config.vllm.gpu_memory_utilization,
             enforce_eager=True, enable_prefix_caching=False, async_scheduling=False, disable_log_stats=True, seed=0,
             distributed_executor_backend="mp" if config.vllm.tensor_parallel_size > 1 else None, **_steps(config))
-        generate(engine, [[0]], _scoring(1))  # the first answer takes seconds: part of the start, not of a batch
+        generate(engine, [[0]], scoring(1))  # the first answer takes seconds: part of the start, not of a batch
     except Exception as error:
         raise ModelError(f"vLLM cannot load {config.model}: {type(error).__name__}: {error}") from error
     return engine
 
 
-def _scoring(k: int) -> Any:
+def scoring(k: int) -> Any:
     """What is asked of each text: the k likeliest at every token, and at the one that vLLM has to write."""
     from vllm import SamplingParams
 

@@ -177,7 +177,7 @@ class FakeEngine:
 
 
 def _teacher(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine) -> VllmTeacher:
-    monkeypatch.setattr(vllm_teacher, "_scoring", lambda k: k)
+    monkeypatch.setattr(vllm_teacher, "scoring", lambda k: k)
     identity = VllmIdentity(model="tiny", fingerprint="f", vocabulary=V, tokens="t", length=128, describe={})
     return VllmTeacher(identity=identity, task=get_label_task("causal_lm"), engine=engine)
 

@@ -35,8 +35,10 @@ def ask_teacher(function: Callable[..., T], *arguments: Any, labels: LabelsConfi
 
     Raises:
         LabelError: it took longer than ``labels.failures`` allows for loading and for every batch of the rows.
-        DistillError: the one the function raised, or ClusterError if the task itself was lost.
+        DistillError: the one the function raised, or ClusterError if the task itself was lost, or the teacher's
+            environment is not usable.
     """
+    require_environment(labels.teacher)
     seconds = labels.failures.load_seconds + math.ceil(rows / labels.resources.batch) * labels.failures.batch_seconds
     with strikes_actor(labels.failures.attempts) as strikes:
         try:
@@ -56,11 +58,9 @@ def teacher_facts(config: Campaign, snapshot: SnapshotRef, head_url: str | None)
 
     Raises:
         TeacherRefused: its engine cannot give what is asked, or reads texts as other tokens than a student would.
-        ClusterError: its environment is not there, or not usable.
     """
     teacher = config.labels.teacher
     refuse_labels(config.labels, task=config.task)
-    require_environment(teacher)
     fits = config.labels.teacher.head is not None and head_url is None
     rows = rows_of(open_snapshot(snapshot), "train") if fits else 0
     facts = ask_teacher(

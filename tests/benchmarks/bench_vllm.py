@@ -116,7 +116,7 @@ def distances(one: Any, other: Any) -> dict[str, float]:
     _, at, to = np.intersect1d(rows + one["ids"], rows + other["ids"], assume_unique=True, return_indices=True)
     logq, logp = one["logp"].reshape(-1)[at].astype(float), other["logp"].reshape(-1)[to].astype(float)
     p, q = np.exp(logp), np.exp(logq)
-    rest_p, rest_q = (np.maximum(1 - np.bincount(at // k, values, minlength=positions), 2.0**-20) for values in (p, q))
+    rest_p, rest_q = (np.maximum(1 - np.bincount(at // k, values, minlength=positions), 1e-6) for values in (p, q))
     kl = np.bincount(at // k, p * (logp - logq), minlength=positions) + rest_p * np.log(rest_p / rest_q)
     best = [part["ids"][np.arange(positions), part["logp"].argmax(1)] for part in (one, other)]
     tail = np.abs(np.exp(one["log_tail"].astype(float)) - np.exp(other["log_tail"].astype(float)))
@@ -130,7 +130,7 @@ def show(name: str, found: dict[str, float]) -> str:
     """One line of the table."""
     values = [f"{key} {value:.4%}" if key in ("top-1", "same k") else f"{key} {value:.1e}"
               for key, value in found.items()]
-    return f"{name:<36}" + "  ".join(values)
+    return f"{name:<38}" + "  ".join(values)
 
 
 def ask(engine: str, python: str, given: argparse.Namespace, folder: Path) -> dict[str, float]:

@@ -61,6 +61,18 @@ class VllmIdentity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Written:
+    """What a teacher wrote after a prompt."""
+
+    tokens: npt.NDArray[np.int32]
+    """``[L]``: the token that ended it among them."""
+    logp: npt.NDArray[np.float32]
+    """``[L]``: of each token, under the teacher itself: at T = 1 and of all tokens, however they were drawn."""
+    ended: bool
+    """Whether a token ended it; else there was no more room."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class VllmTeacher:
     """Answers with a started engine; one call is one batch."""
 
@@ -199,6 +211,30 @@ def scoring(k: int) -> Any:
 
     return SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=k, logprobs=k, flat_logprobs=True,
                           detokenize=False)
+
+
+def write(
+    teacher: VllmTeacher, prompts: Sequence[list[int]], *, seeds: Sequence[int], most: int, ends: Sequence[int],
+    temperature: float = 1.0, top_p: float = 1.0,
+) -> list[Written]:
+    """Have the teacher write after each prompt, as one batch. (Graphs would serve this: the engine has none.)
+
+    Args:
+        teacher: a started one.
+        prompts: token ids, at least one each and fewer than the teacher's texts may have.
+        seeds: of each prompt's draws, so that a text owes nothing to the others of its batch but last digits.
+        most: tokens written at most; a text is never longer than the teacher's may be.
+        ends: tokens that end a text.
+        temperature: of the draws; 0 = the likeliest token.
+        top_p: drawn from the likeliest tokens that hold this much.
+    """
+    from vllm import SamplingParams
+
+    parameters = [SamplingParams(max_tokens=most, temperature=temperature, top_p=top_p, seed=seed, logprobs=0,
+                                 stop_token_ids=list(ends), flat_logprobs=True, detokenize=False) for seed in seeds]
+    written = [output.outputs[0] for output in generate(teacher.engine, prompts, parameters)]
+    return [Written(tokens=np.array(one.token_ids, np.int32), logp=np.array(one.logprobs.logprobs, np.float32),
+                    ended=one.finish_reason == "stop") for one in written]
 
 
 def generate(engine: Any, prompts: Sequence[list[int]], parameters: Any) -> list[Any]:

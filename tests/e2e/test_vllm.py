@@ -1,12 +1,13 @@
 """vLLM for real, in its own environment through Ray: the labels it makes are those of transformers."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from vllm_lab import ROOT, vllm_python
+from vllm_lab import ROOT, vllm_python, wrote
 
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign, TeacherConfig, parse_config
@@ -42,7 +43,7 @@ WORDS = ("the", "teacher", "reads", "what", "a", "student", "is", "to", "learn",
 def _ray() -> Iterator[None]:
     """Workers of both environments import this checkout."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(Path(__file__).parent)]))
         with cluster.connected():
             yield
 
@@ -127,3 +128,14 @@ def test_both_engines_make_the_same_labels(tmp_path: Path) -> None:
     agreed = compare(stored, _live(config, snapshot, store, batch=16), _live(config, snapshot, store, batch=1))
     assert agreed.ok and agreed.rows == 64, agreed
     assert agreed.stored.largest < 1e-4, agreed
+
+
+def test_what_a_teacher_writes_is_decided_by_its_prompt_and_seed(tmp_path: Path) -> None:
+    """Alone or among others; equal prompts with other seeds differ; a token ends it; no text exceeds the model."""
+    labels = _config(tmp_path).labels
+    prompts = [[5, 6, 7], [9] * 40, [5, 6, 7], [20] * 120]
+    many, one, ended = ask_teacher(wrote, labels.teacher, prompts, labels=labels, rows=4, what="writing")
+    assert [len(text.tokens) for text in many] == [20, 20, 20, 8] and not any(text.ended for text in many)
+    assert many[0].tokens.tolist() == one.tokens.tolist() != many[2].tokens.tolist()
+    assert all((text.logp <= 0).all() and len(text.logp) == len(text.tokens) for text in many)
+    assert ended.ended and ended.tokens.tolist() == one.tokens[: len(ended.tokens)].tolist()

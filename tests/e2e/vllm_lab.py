@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = ROOT / "cluster" / "vllm-requirements.txt"
@@ -30,3 +31,16 @@ def _make(folder: Path) -> None:
     subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile",
                     "--disable-pip-version-check", "--requirement", REQUIREMENTS], check=True)
     (folder / "ready").touch()
+
+
+def wrote(config: Any, prompts: list[list[int]]) -> tuple[list[Any], Any, Any]:
+    """What a vLLM teacher writes: after all prompts, after the first alone, and until its fourth token comes."""
+    from ray_distill.teachers.engines import open_teacher
+    from ray_distill.teachers.vllm_teacher import VllmTeacher, write
+
+    teacher = open_teacher(config, task="causal_lm")
+    assert isinstance(teacher, VllmTeacher)
+    many = write(teacher, prompts, seeds=range(len(prompts)), most=20, ends=[2])
+    (one,) = write(teacher, prompts[:1], seeds=[0], most=20, ends=[2])
+    (ended,) = write(teacher, prompts[:1], seeds=[0], most=20, ends=[int(one.tokens[3])])
+    return many, one, ended

@@ -35,6 +35,7 @@ from ray_distill.labels.store import LabelStore, create_or_open
 from ray_distill.labels.units import WorkUnit, unit_id
 from ray_distill.runtime import campaign
 from ray_distill.runtime.asking import ask_teacher, teacher_facts
+from ray_distill.runtime.checks import check
 from ray_distill.runtime.console import say
 from ray_distill.runtime.fitting import LOOK_ROWS, with_found
 from ray_distill.runtime.freezing import freeze
@@ -112,7 +113,7 @@ def plan(config: Campaign) -> PlanReport:
         LabelError: none of the probed rows can be labelled.
         ClusterError: the cluster cannot hold the actors, or a part of the probe failed.
     """
-    campaign.check(config)
+    check(config)
     config = absolute(config)
     snapshot = _frozen(config)
     scratch = files.join(config.output_url, f"plan-{uuid.uuid4().hex}")

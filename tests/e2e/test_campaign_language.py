@@ -18,6 +18,7 @@ from ray_distill.labels.reader import open_label_set
 from ray_distill.models.load import load_model
 from ray_distill.promotion.chain import champion, read_chain
 from ray_distill.runtime import campaign, cluster
+from ray_distill.runtime.checks import check
 from ray_distill.storage import files
 
 pytestmark = pytest.mark.slow
@@ -66,7 +67,7 @@ def chat_campaign(home: Path) -> Campaign:
 
 def evaluated(config: Campaign) -> Trained:
     """Stage after stage, each from the reference the one before gave."""
-    campaign.check(config)
+    check(config)
     snapshot = campaign.snapshot(config)
     labels = campaign.label(config, snapshot)
     students = campaign.train(config, labels)

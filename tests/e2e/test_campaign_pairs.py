@@ -15,6 +15,7 @@ from ray_distill.errors import ConfigError
 from ray_distill.labels.reader import open_label_set
 from ray_distill.models.load import load_model
 from ray_distill.runtime import campaign, cluster
+from ray_distill.runtime.checks import check
 from ray_distill.snapshots.pairs import read_pair
 from ray_distill.snapshots.reader import open_snapshot
 
@@ -48,7 +49,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
         student__losses={"soft": {"weight": 0.8}, "hard": {"weight": 0.1},
                          "hidden": {"weight": 0.1, "layers": "last"}}))
     with cluster.connected():
-        campaign.check(config)
+        check(config)
         frozen = campaign.snapshot(config)
         labels = campaign.label(config, frozen)
         students = campaign.train(config, labels)
@@ -116,4 +117,4 @@ def test_settings_of_another_kind_are_refused_before_the_start(
             section = section[parent]
         section[last] = change
     with pytest.raises(ConfigError, match=why):
-        campaign.check(parse_config(config))
+        check(parse_config(config))

@@ -18,7 +18,7 @@ from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, TeacherRefused
 from ray_distill.labels.reader import open_label_set
 from ray_distill.models.language import language_processor
-from ray_distill.runtime import campaign
+from ray_distill.runtime.checks import check
 from ray_distill.runtime.freezing import freeze
 from ray_distill.runtime.teaching import make_manifest, prepare_teacher
 from ray_distill.snapshots.reader import open_snapshot
@@ -151,7 +151,7 @@ def test_settings_that_do_not_go_together_are_refused_before_the_teacher_is_paid
         "student": config.student.model_copy(update={"losses": losses}),
         "snapshot": config.snapshot.model_copy(update={"classes": ("a", "b")})})
     with pytest.raises(ConfigError, match=r"2 wrong field\(s\)") as error:
-        campaign.check(config)
+        check(config)
     assert "labels.hidden.pool is mean" in str(error.value) and "snapshot.classes: causal_lm has no cl" in str(
         error.value)
 

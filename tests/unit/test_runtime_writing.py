@@ -19,6 +19,7 @@ from ray_distill.runtime import author_actors, campaign, references
 from ray_distill.runtime.answering import or_memory
 from ray_distill.runtime.author_actors import AuthorActor, CarefulAuthor, WriteJob
 from ray_distill.runtime.careful import FailedUnit
+from ray_distill.runtime.checks import check
 from ray_distill.runtime.failures import Failure, ask_halving
 from ray_distill.runtime.session import _parent_key
 from ray_distill.runtime.teacher_actors import Loaded
@@ -51,7 +52,7 @@ def test_a_scorer_that_cannot_be_imported_is_refused_before_anything_is_written(
     """With the reason."""
     config = _config(tmp_path, {"filters": {"scorer": "nowhere.at_all:judge"}})
     with pytest.raises(ConfigError, match="sequences.filters.scorer: cannot import nowhere.at_all:judge"):
-        campaign.check(config)
+        check(config)
 
 
 def test_a_campaign_that_writes_nothing_has_no_writing_stage(tmp_path: Path) -> None:

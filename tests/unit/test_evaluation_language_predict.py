@@ -125,7 +125,7 @@ def test_batches_are_of_like_length_and_bounded(models):
     """Each document once, the shortest first; a batch is padded to no more logits than allowed, or is one document."""
     encoded = encode_for_all(models, rows_of(TEXTS), task=TASK)
     lengths = np.diff(encoded.features["input_ids"].offsets)
-    found = list(batches(encoded, batch=2, vocabulary=language_predict.LOGITS_BYTES // (4 * 30)))
+    found = list(batches(encoded, task=TASK, batch=2, vocabulary=language_predict.LOGITS_BYTES // (4 * 30)))
     assert sorted(np.concatenate(found).tolist()) == list(range(encoded.rows))
     assert [len(part) for part in found] == [2, 1, 1, 1] and lengths[found[-1][0]] == max(lengths) > 30
     assert lengths[np.concatenate(found)].tolist() == sorted(lengths.tolist())

@@ -219,6 +219,9 @@ def write(
 ) -> list[Written]:
     """Have the teacher write after each prompt, as one batch. (Graphs would serve this: the engine has none.)
 
+    On a CPU, vLLM 0.32 cannot take back the draw of a prompt that it has cut in two ("CPU Generator does not use
+    offset"): ``max_num_batched_tokens`` must hold all prompts of the batch there.
+
     Args:
         teacher: a started one.
         prompts: token ids, at least one each and fewer than the teacher's texts may have.

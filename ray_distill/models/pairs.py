@@ -1,7 +1,7 @@
 """The tokenizer of an encoder-decoder: from sources and targets to what its encoder and its decoder read."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,10 +72,10 @@ class PairProcessor:
         """Write the tokenizer's files; they carry ``max_length``."""
         self.tokenizer.save_pretrained(folder)
 
-    def _sources(self, texts: Sequence[str]) -> Any:
+    def _sources(self, texts: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
         return self._tokenise([self.settings.prefix + text for text in texts], target=False)
 
-    def _tokenise(self, texts: Sequence[str], *, target: bool) -> Any:
+    def _tokenise(self, texts: Sequence[str], *, target: bool) -> Iterator[tuple[str, list[int]]]:
         """Each text with its tokens, uncut."""
         for start in range(0, len(texts), _TOGETHER):
             part = list(texts[start : start + _TOGETHER])

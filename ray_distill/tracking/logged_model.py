@@ -14,11 +14,12 @@ from ray_distill.errors import ConfigError
 REQUIREMENTS = ("mlflow", "transformers", "torch", "safetensors", "numpy", "pandas", "pillow")
 #: What chat templates are written in.
 TEMPLATES = "jinja2"
-COLUMNS = {"text_classification": "text", "image_classification": "image", "causal_lm": "text"}
+COLUMNS = {"text_classification": "text", "image_classification": "image", "causal_lm": "text",
+           "seq2seq": "text"}
 #: What `served_language` writes where nobody says how much; that file imports nothing of ours, nor we from it.
 MAX_NEW_TOKENS = 128
 #: By task, what MLflow executes where it is not `served_model`.
-SERVED = {"causal_lm": "served_language.py"}
+SERVED = {"causal_lm": "served_language.py", "seq2seq": "served_language.py"}
 
 
 def requirements(task: str) -> list[str]:

@@ -4,7 +4,8 @@ As `served_model`, it does not import the package, but for a student that a ``mo
 pickled, and weights are read from safetensors only.
 
 Input is a DataFrame with a column ``text``. A model of plain text goes on with it. A model of conversations answers it:
-what a user says, or a conversation as JSON, as OpenAI's API has them. Output is a DataFrame with ``generated``, one row
+what a user says, or a conversation as JSON, as OpenAI's API has them. An encoder-decoder takes it as the source, cut to
+what it reads, and writes the target. Output is a DataFrame with ``generated``, one row
 an input row: always the likeliest token, until the model ends or ``max_new_tokens`` are there. Rows are answered one by
 one, so that no answer depends on its neighbours; for heavy traffic give the checkpoint to an inference server.
 """
@@ -29,15 +30,18 @@ Write = Callable[[str, int], str]
 
 
 class ServedLanguageModel(PythonModel):
-    """A causal language model checkpoint behind MLflow's predict."""
+    """A language model's checkpoint behind MLflow's predict: a causal one, or an encoder-decoder."""
 
     def load_context(self, context: Any) -> None:
         """Load model and tokenizer from the artifact ``checkpoint``."""
         folder = Path(context.artifacts["checkpoint"])
         saved = folder / "ray_distill.json"
         facts = json.loads(saved.read_text(encoding="utf-8")) if saved.exists() else {}
-        chat = facts.get("language", {}).get("format") == "chat"
-        self.write = _load_built(folder) if "factory" in facts else _load(folder, chat=chat)
+        if facts.get("task") == "seq2seq":
+            self.write = _load_pairs(folder, facts)
+        else:
+            chat = facts.get("language", {}).get("format") == "chat"
+            self.write = _load_built(folder) if "factory" in facts else _load(folder, chat=chat)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Continue, or answer, each row."""
@@ -70,6 +74,34 @@ def _load(folder: Path, *, chat: bool) -> Write:
             found = model.generate(input_ids=tokens, attention_mask=torch.ones_like(tokens),
                                    max_new_tokens=min(most, limit - len(ids)))
         return str(tokenizer.decode(found[0, len(ids):], skip_special_tokens=True))
+
+    return write
+
+
+def _load_pairs(folder: Path, facts: dict[str, Any]) -> Write:
+    """An encoder-decoder: greedy, but for the tokens that its own settings say a target begins and ends with."""
+    if "factory" in facts:
+        raise ValueError(f"the student in {folder} was built by {facts['factory']['name']}: a model that writes "
+                         "targets is served where it is a class of transformers' own")
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, use_safetensors=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model.to(device).eval()
+    kept = {name: getattr(model.generation_config, name, None) for name in (
+        "forced_bos_token_id", "bad_words_ids", "eos_token_id")}
+    kept["eos_token_id"] = model.config.eos_token_id if kept["eos_token_id"] is None else kept["eos_token_id"]
+    model.generation_config = transformers.GenerationConfig(
+        do_sample=False, num_beams=1, pad_token_id=tokenizer.pad_token_id,
+        decoder_start_token_id=model.config.decoder_start_token_id, **kept)
+    settings, limit = facts.get("language", {}), int(facts.get("max_length") or tokenizer.model_max_length)
+    longest = int(settings.get("target_length") or limit)
+
+    def write(text: str, most: int) -> str:
+        inputs = tokenizer(settings.get("prefix", "") + text, truncation=True, max_length=limit, return_tensors="pt")
+        tokens, mask = (inputs[name].to(device) for name in ("input_ids", "attention_mask"))
+        with torch.inference_mode():
+            found = model.generate(input_ids=tokens, attention_mask=mask, max_new_tokens=min(most, longest))
+        return str(tokenizer.decode(found[0], skip_special_tokens=True))
 
     return write
 

@@ -2,19 +2,23 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from ray_distill.config import StudentModel, TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError
 from ray_distill.evaluation.generations import write_side_by_side
+from ray_distill.evaluation.targets import write_targets
 from ray_distill.models.load import load_model
 from ray_distill.models.prompts import given_prompt
 from ray_distill.models.save import save_model
-from ray_distill.testing.models import write_tiny_causal_model
+from ray_distill.snapshots.pairs import pair_text
+from ray_distill.tasks.catalogue import TOKEN_TASKS
+from ray_distill.testing.models import write_tiny_causal_model, write_tiny_seq2seq_model
 from ray_distill.tracking.mlflow_tracker import MlflowTracker
 
 ASK = {"role": "user", "content": "hi"}
@@ -55,11 +59,11 @@ def student_of(root: Path, model: str, **settings: Any) -> Path:
     return root / "student"
 
 
-def logged(tracker: MlflowTracker, folder: Path, example: str = "Once") -> Any:
+def logged(tracker: MlflowTracker, folder: Path, example: str = "Once", task: str = "causal_lm") -> Any:
     import mlflow
 
     with tracker.run(f"train {folder}") as run:
-        uri = run.model(folder, name="student", task="causal_lm", example=example, metrics={"nll": 2.5})
+        uri = run.model(folder, name="student", task=task, example=example, metrics={"nll": 2.5})
     assert uri is not None
     mlflow.set_tracking_uri(tracker.uri)
     return mlflow.pyfunc.load_model(uri)
@@ -142,6 +146,23 @@ def test_a_student_of_ones_own_code_writes_where_the_code_is(
     save_model(load_model(spec, task="causal_lm"), folder, card="# Own", metadata={})
     found = logged(tracker, folder).predict(pd.DataFrame({"text": ["Once"]}), params={"max_new_tokens": 6})
     assert found["generated"].tolist() == own_answers(folder, ["Once"], 6) and found["generated"][0]
+
+
+@pytest.mark.parametrize("architecture", ["t5", "bart"])
+def test_an_encoder_decoder_writes_targets(
+    tracker: MlflowTracker, tmp_path: Path, architecture: Literal["t5", "bart"]
+) -> None:
+    """What is served is what the evaluation measured: prefix, limits and the tokens that begin and end a target."""
+    spec = TeacherConfig(model=str(write_tiny_seq2seq_model(tmp_path / "base", 7, architecture=architecture)),
+                         max_length=12, language=LanguageConfig(prefix="say: ", target_length=9))
+    folder, sources = tmp_path / "student", ["one two", "x", "a source that is too long to be read"]
+    save_model(load_model(spec, task="seq2seq"), folder, card="# Tiny", metadata={})
+    rows = pa.table({"row_id": pa.array([bytes([at] * 16) for at in range(3)], pa.binary(16)),
+                     "text": [pair_text(source, "yes") for source in sources], "count": [1, 1, 1]})
+    student = {"student": load_model(str(folder), task="seq2seq")}
+    wanted = write_targets(student, rows, task=TOKEN_TASKS["seq2seq"], batch=1)
+    found = logged(tracker, folder, task="seq2seq").predict(pd.DataFrame({"text": sources}))["generated"]
+    assert found.tolist() == wanted["student"]["written"].to_pylist() and any(found)
 
 
 def test_the_served_file_says_what_the_package_says() -> None:

@@ -7,7 +7,8 @@ The teacher is SmolLM2-135M-Instruct, the texts are docstrings, the student is e
 layers (`jobs/configs/docstrings.yaml`). Labels are taken by `label` with real Ray; students are trained one after the
 other by `students.run` in this process. What is finished is not done again: the same command goes on where it was.
 
-The rate is chosen for each arm alike, by validation NLL of the first seed. A number is the mean over the seeds; its
+The rate is chosen for the first arm, hard labels, by validation NLL of its first seed, and is every arm's: if it favours
+one of them, then that one. A number is the mean over the seeds; its
 interval is of the test documents (the mean of the seeds' own, which is no narrower than that of the mean), and behind
 ± is half the range of the seeds.
 """
@@ -70,9 +71,9 @@ def main() -> None:
     prepare(asked.folder, asked.rows)
     torch.set_num_threads(2)
     stores = {name: _label(asked, name) for name in dict.fromkeys(ARMS[arm][0] for arm in asked.arms)}
-    students = {}
+    students, rates = {}, asked.rates
     for arm in asked.arms:
-        students[arm] = _train(asked, arm, stores[ARMS[arm][0]])
+        students[arm], rates = _train(asked, arm, stores[ARMS[arm][0]], rates)
     _measure(asked, stores, students)
 
 
@@ -108,15 +109,17 @@ def _label(asked: Asked, store: str) -> LabelSetRef:
     return ref
 
 
-def _train(asked: Asked, arm: str, labels: LabelSetRef) -> list[StudentRef]:
-    """A student of each seed; the first one's rate, of all that are asked for the best, is the others' too."""
-    rates, found = asked.rates, []
+def _train(
+    asked: Asked, arm: str, labels: LabelSetRef, rates: tuple[float, ...]
+) -> tuple[list[StudentRef], tuple[float, ...]]:
+    """A student of each seed, and the rate: of all that are asked for the best for the first seed."""
+    found = []
     for seed in asked.seeds:
         ref = _train_one(asked, arm, labels, seed, rates)
         rates = (files.read_json(files.join(ref.url, "ray_distill.json"))["metadata"]["learning_rate"],)
         _say(f"{arm}, seed {seed}: rate {rates[0]:g}, {ref.url}")
         found.append(ref)
-    return found
+    return found, rates
 
 
 def _train_one(asked: Asked, arm: str, labels: LabelSetRef, seed: int, rates: Sequence[float]) -> StudentRef:

@@ -7,8 +7,8 @@ The teacher is SmolLM2-135M-Instruct, the texts are docstrings, the student is e
 layers (`jobs/configs/docstrings.yaml`). Labels are taken by `label` with real Ray; students are trained one after the
 other by `students.run` in this process. What is finished is not done again: the same command goes on where it was.
 
-The rate is chosen for the first arm, hard labels, by validation NLL of its first seed, and is every arm's: if it favours
-one of them, then that one. A number is the mean over the seeds; its
+The rate is chosen for the first arm, hard labels, by validation NLL of its first seed, and is every arm's: if it
+favours one of them, then that one. A number is the mean over the seeds; its
 interval is of the test documents (the mean of the seeds' own, which is no narrower than that of the mean), and behind
 ± is half the range of the seeds.
 """

@@ -128,6 +128,7 @@ def main() -> int:
     if len(sys.argv) != 2:
         sys.stderr.write("usage: python -m ray_distill.examples.phonemes FOLDER\n")
         return 2
+    torch.set_num_threads(1)  # of a model this small, threads wait for each other more than they work
     try:
         sys.stdout.write(f"{prepare(Path(sys.argv[1]))}\n")
     except ConfigError as error:

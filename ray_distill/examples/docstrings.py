@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import transformers
 
-from ray_distill.errors import ConfigError
+from ray_distill.examples.command import make
 from ray_distill.examples.packages import read_member
 from ray_distill.models.checkpoint import check_files, quiet
 
@@ -104,15 +104,7 @@ def _docstrings_of(path: Path) -> Iterator[str]:
 
 def main() -> int:
     """``python -m ray_distill.examples.docstrings FOLDER``."""
-    if len(sys.argv) != 2:
-        sys.stderr.write("usage: python -m ray_distill.examples.docstrings FOLDER\n")
-        return 2
-    try:
-        sys.stdout.write(f"{prepare(Path(sys.argv[1]))}\n")
-    except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    return 0
+    return make(prepare, "python -m ray_distill.examples.docstrings")
 
 
 if __name__ == "__main__":

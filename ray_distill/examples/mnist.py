@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from ray_distill.config import Splits
 from ray_distill.errors import ConfigError
+from ray_distill.examples.command import make
 from ray_distill.snapshots.identity import row_ids
 from ray_distill.snapshots.splits import SPLITS, split_by_id
 
@@ -133,19 +134,15 @@ def _write(path: Path, images: Sequence[bytes], digits: Sequence[str | None]) ->
     pq.write_table(pa.table({"image": pa.array(images, pa.binary()), "digit": pa.array(digits, pa.string())}), path)
 
 
+def prepare(folder: Path) -> Path:
+    """Write sources and teacher of the golden image run below ``folder``; return the folder."""
+    teacher, _ = write_sources(folder, seed=SEED)
+    return train_teacher(teacher, folder / "teacher", seed=SEED).parent
+
+
 def main() -> int:
     """``python -m ray_distill.examples.mnist FOLDER``: the sources and the teacher of the golden image run."""
-    if len(sys.argv) != 2:
-        sys.stderr.write("usage: python -m ray_distill.examples.mnist FOLDER\n")
-        return 2
-    folder = Path(sys.argv[1])
-    try:
-        teacher, _ = write_sources(folder, seed=SEED)
-    except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    sys.stdout.write(f"{train_teacher(teacher, folder / 'teacher', seed=SEED).parent}\n")
-    return 0
+    return make(prepare, "python -m ray_distill.examples.mnist")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from ray_distill.config import Splits
 from ray_distill.errors import ConfigError
+from ray_distill.examples.command import make
 from ray_distill.examples.packages import read_member
 from ray_distill.snapshots.identity import row_ids
 from ray_distill.snapshots.splits import SPLITS, split_by_id
@@ -70,15 +71,7 @@ def _minilm() -> Path:
 
 def main() -> int:
     """``python -m ray_distill.examples.newsgroups FOLDER``."""
-    if len(sys.argv) != 2:
-        sys.stderr.write("usage: python -m ray_distill.examples.newsgroups FOLDER\n")
-        return 2
-    try:
-        sys.stdout.write(f"{prepare(Path(sys.argv[1]))}\n")
-    except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    return 0
+    return make(prepare, "python -m ray_distill.examples.newsgroups")
 
 
 if __name__ == "__main__":

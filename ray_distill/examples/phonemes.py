@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 from torch.nn import functional
 
-from ray_distill.errors import ConfigError
+from ray_distill.examples.command import make
 from ray_distill.examples.packages import read_member
 from ray_distill.models.load import load_model
 from ray_distill.models.model import Model
@@ -125,16 +125,8 @@ def _fit(model: Model, task: TokenTask, encoded: Encoded) -> None:
 
 def main() -> int:
     """``python -m ray_distill.examples.phonemes FOLDER``: the sources and the teacher of the golden run of pairs."""
-    if len(sys.argv) != 2:
-        sys.stderr.write("usage: python -m ray_distill.examples.phonemes FOLDER\n")
-        return 2
     torch.set_num_threads(1)  # of a model this small, threads wait for each other more than they work
-    try:
-        sys.stdout.write(f"{prepare(Path(sys.argv[1]))}\n")
-    except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    return 0
+    return make(prepare, "python -m ray_distill.examples.phonemes")
 
 
 if __name__ == "__main__":

@@ -36,9 +36,14 @@ class Campaign(Section):
     @classmethod
     def _writes(cls, value: SequencesConfig | None, info: ValidationInfo) -> SequencesConfig | None:
         task = info.data.get("task", "causal_lm")
-        if value is not None and task != "causal_lm":
+        if value is not None and task not in ("causal_lm", "seq2seq"):
             raise ValueError(f"a teacher of {task} writes no texts: leave the section out")
         return value
+
+    @property
+    def form(self) -> Literal["text", "chat", "pair"]:
+        """What a row of a language model's is: a text, a conversation, or a source with its target."""
+        return "pair" if self.task == "seq2seq" else self.labels.teacher.language.format
 
     @property
     def output_url(self) -> str:

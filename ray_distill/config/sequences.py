@@ -54,7 +54,8 @@ class SequencesConfig(Section):
     top_k: int | None = Field(None, ge=1, description="sample: draw from so many likeliest tokens; default: from all")
     beams: int = Field(1, ge=1, description="beam: partial sequences kept; at least 2, and at least `candidates`")
     length_penalty: float = Field(1.0, description="beam: scores are log-probabilities over length to this power")
-    new_tokens: int = Field(256, ge=1, description="most tokens written; a prompt that leaves less room is rejected")
+    new_tokens: int = Field(256, ge=1, description="most tokens written; a prompt that leaves less room is rejected, "
+                            "and of targets it is at most target_length")
     keep: Literal["all", "best"] = Field(
         "all", description="best: of a prompt's sequences that of the highest score, or without a scorer of the "
         "highest mean log-probability a token")

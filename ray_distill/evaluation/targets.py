@@ -19,7 +19,7 @@ from ray_distill.evaluation.language_predict import encode_for_all
 from ray_distill.evaluation.metrics import Floats, Ints, percentiles, resampled_weights
 from ray_distill.models.forward import place_batch
 from ray_distill.models.model import Model
-from ray_distill.models.pairs import PairProcessor
+from ray_distill.models.pairs import PairProcessor, own_tokens
 from ray_distill.snapshots.pairs import read_pair
 from ray_distill.tasks.base import Encoded, TokenTask
 
@@ -110,12 +110,9 @@ def _write(model: Model, task: TokenTask, encoded: Encoded, batch: int) -> list[
 
 def _greedy(module: Any, processor: PairProcessor) -> Any:
     """Greedy, whatever the checkpoint's own habits are; which tokens begin and end a target are the model's to say."""
-    own = module.generation_config
-    kept = {name: getattr(own, name, None) for name in ("forced_bos_token_id", "bad_words_ids", "eos_token_id")}
-    kept["eos_token_id"] = module.config.eos_token_id if kept["eos_token_id"] is None else kept["eos_token_id"]
     return transformers.GenerationConfig(
         do_sample=False, num_beams=1, max_new_tokens=processor.target_length, decoder_start_token_id=processor.start,
-        pad_token_id=processor.tokenizer.pad_token_id, **kept)
+        pad_token_id=processor.tokenizer.pad_token_id, **own_tokens(module))
 
 
 def _by_length(encoded: Encoded, batch: int) -> Iterator[Ints]:

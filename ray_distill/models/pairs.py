@@ -12,8 +12,9 @@ import numpy.typing as npt
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, ModelError
 from ray_distill.fingerprint import fingerprint
-from ray_distill.models.language import fingerprint_tokens
+from ray_distill.models.language import IntArray, fingerprint_tokens
 from ray_distill.models.processors import ragged
+from ray_distill.snapshots.pairs import read_pair
 from ray_distill.tasks.base import Ragged
 
 #: Texts are tokenised together up to this many: a token takes some hundred bytes until it is an integer.
@@ -63,6 +64,43 @@ class PairProcessor:
         return {"input_ids": self._ragged([read for read, _ in found]), "target": self._ragged(targets_of),
                 "decoder_input_ids": self._ragged([[self.start, *ids[:-1]] if ids else [] for ids in targets_of])
                 }, reasons
+
+    def prompts(self, texts: Sequence[str]) -> tuple[list[IntArray], dict[int, str]]:
+        """Tokens of the sources alone that a target is to be written of, as `pairs` has them.
+
+        Args:
+            texts: inputs of rows (`snapshots.pairs`), with a target or without.
+
+        Returns:
+            The tokens of every source in order, none where it cannot be used; and the reasons of those by their place.
+        """
+        sources: dict[int, str] = {}
+        reasons: dict[int, str] = {}
+        for row, text in enumerate(texts):
+            try:
+                sources[row] = read_pair(text).source
+            except ValueError as why:
+                reasons[row] = str(why)
+                continue
+            if not sources[row].strip():
+                reasons[row] = "empty source"
+        found = [np.zeros(0, np.int32)] * len(texts)
+        for row, (source, ids) in zip(sources, self._sources(list(sources.values())), strict=True):
+            long = _long("source", ids, self.max_length)
+            if long and self.settings.long == "reject":
+                reasons.setdefault(row, long)
+            elif row not in reasons:
+                found[row] = np.array(self._cut(source, ids), np.int32)
+        return found, reasons
+
+    def target(self, text: str) -> list[int]:
+        """Tokens of one target, uncut, with the one that ends it."""
+        ((_, found),) = self._tokenise([text], target=True)
+        return list(found)
+
+    def stops(self) -> frozenset[int]:
+        """Tokens with which the tokenizer ends a target."""
+        return _ends(self.tokenizer)
 
     def images(self, images: list[npt.NDArray[np.uint8]]) -> Mapping[str, Ragged]:
         """Refuse: a tokenizer takes no images."""
@@ -117,8 +155,7 @@ def pair_processor(tokenizer: Any, max_length: int, settings: LanguageConfig, *,
                          "tokenizer_config.json, and pad_token_id in config.json")
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.model_max_length = max_length
-    ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
-    if not ends & set(tokenizer(text_target="a", verbose=False)["input_ids"]):
+    if not _ends(tokenizer):
         raise ModelError(f"the tokenizer {name} adds no end (eos_token or sep_token) to a text, so a student could not "
                          "learn where a target ends: give its tokenizer.json a post_processor that does")
     target_length = settings.target_length or max_length
@@ -142,6 +179,24 @@ def start_of(model_config: Any, url: str) -> int:
         raise ModelError(f"{url} does not say what its decoder starts with: set decoder_start_token_id in config.json "
                          "(seq2seq is for encoder-decoders such as T5, BART and Marian)")
     return found
+
+
+def own_tokens(module: Any) -> dict[str, Any]:
+    """Of a model's generation settings those that say with which tokens a text begins and ends, and which it never has.
+
+    They belong to the weights; all others are a way to decode, which is a campaign's to choose.
+    """
+    names = ("forced_bos_token_id", "bad_words_ids", "eos_token_id")
+    found = {name: getattr(getattr(module, "generation_config", None), name, None) for name in names}
+    if found["eos_token_id"] is None:
+        found["eos_token_id"] = getattr(getattr(module, "config", None), "eos_token_id", None)
+    return found
+
+
+def _ends(tokenizer: Any) -> frozenset[int]:
+    """Of the tokens that may end a text those that it adds."""
+    known = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
+    return frozenset(known & set(tokenizer(text_target="a", verbose=False)["input_ids"]))
 
 
 def _long(what: str, ids: Sequence[int], limit: int) -> str:

@@ -24,6 +24,7 @@ class WriteJob:
     """Everything that writing needs; picklable."""
 
     snapshot: SnapshotRef
+    task: str
     teacher: TeacherConfig
     settings: SequencesConfig
     generator: Generator
@@ -45,7 +46,7 @@ class _Authors(Loaded[WriteJob]):
         from ray_distill.teachers.author import open_author
 
         torch.set_num_threads(self.job.generator.threads)
-        self.author = open_author(self.job.teacher, self.job.settings, seed=self.job.generator.seed)
+        self.author = open_author(self.job.teacher, self.job.settings, task=self.job.task, seed=self.job.generator.seed)
 
 
 class AuthorActor(_Authors, PoolActor[WriteJob]):

@@ -88,6 +88,10 @@ def _of_one_kind(config: Campaign) -> list[str]:
                      "out, or take the task causal_lm")
     wrong += [f"evaluation.{name}: seq2seq models write targets of sources, and go on from no prompt; leave it out"
               for name in ("prompts", "lm_eval") if getattr(config.evaluation, name)]
+    sequences, longest = config.sequences, settings.target_length
+    if sequences is not None and longest is not None and sequences.new_tokens > longest:
+        wrong.append(f"sequences.new_tokens is {sequences.new_tokens}, more than the {longest} tokens of a target that "
+                     "are learnt (labels.teacher.language.target_length): lower the one or raise the other")
     if config.evaluation.overlap and not all(map(find_spec, ("sacrebleu", "rouge_score"))):
         wrong.append("evaluation.overlap: ROUGE and chrF need optional packages: pip install 'ray-distill[seq2seq]'")
     if config.student.training.packed:

@@ -43,16 +43,15 @@ def write(held: Session, snapshot: SnapshotRef) -> SnapshotRef:
 
 def _write(held: Session, stage: Stage, settings: SequencesConfig, opened: Snapshot) -> SnapshotRef:
     config = held.config
-    language = config.labels.teacher.language
-    if language.format == "chat":
-        require_answers(opened, settings.splits, language.roles, config.labels.max_bad_fraction)
+    require_answers(opened, settings.splits, config.form, config.labels.teacher.language.roles,
+                    config.labels.max_bad_fraction)
     label_stage.record_snapshot(stage.run, opened, "prompts")
     generator = ask_teacher(make_generator, config, settings, labels=config.labels, rows=0, what="opening the teacher")
     store = create_or_open(held.url("sequences", generator.fingerprint), generator)
     missing = store.missing(opened, settings.splits, settings.unit_rows)
     if missing.units:
-        job = WriteJob(snapshot=opened.ref, teacher=config.labels.teacher, settings=settings, generator=generator,
-                       store_url=store.url, resources=config.labels.resources)
+        job = WriteJob(snapshot=opened.ref, task=config.task, teacher=config.labels.teacher, settings=settings,
+                       generator=generator, store_url=store.url, resources=config.labels.resources)
         _record_wrote(stage, _fill(job, store, missing))
     left = store.missing(opened, settings.splits, settings.unit_rows)
     if left.units:

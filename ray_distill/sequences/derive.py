@@ -21,7 +21,7 @@ from ray_distill.sequences import attempts
 from ray_distill.sequences.generator import Generator
 from ray_distill.sequences.select import Scorer, Selection, select
 from ray_distill.sequences.store import SequenceStore, count_reasons, prompt_ids
-from ray_distill.sequences.texts import speaks, with_answer
+from ray_distill.sequences.texts import teaches, with_answer
 from ray_distill.snapshots.freeze import Frozen
 from ray_distill.snapshots.identity import id_order, ids_to_arrow, row_ids
 from ray_distill.snapshots.manifest import RowCounts
@@ -84,27 +84,34 @@ def derive(
 
 
 def require_answers(
-    parent: Snapshot, splits: Sequence[str], roles: Collection[str], max_bad_fraction: float
+    parent: Snapshot, splits: Sequence[str], form: str, roles: Collection[str], max_bad_fraction: float
 ) -> None:
-    """Refuse conversations that stay as they are and in which nothing can be learnt: labelling would, much later.
+    """Refuse rows that stay as they are and in which nothing can be learnt: labelling would, much later.
 
     Args:
         parent: the snapshot.
         splits: whose rows the teacher writes anew.
-        roles: whose messages are learnt.
+        form: of the rows, see `with_answer`; any text can be learnt.
+        roles: whose messages are learnt of a conversation.
         max_bad_fraction: share of all rows that may have none.
 
     Raises:
         SnapshotError: more have none.
     """
+    if form == "text":
+        return
     rows = {split: parent.read(split, columns=["text"])["text"].to_pylist() for split in SPLITS if split not in splits}
-    mute = {split: sum(not speaks(text, roles) for text in texts) for split, texts in rows.items()}
+    mute = {split: sum(not teaches(text, form, roles) for text in texts) for split, texts in rows.items()}
     total = sum(shard.rows for shard in parent.shards)
     if sum(mute.values()) > max_bad_fraction * total:
         found = ", ".join(f"{count} of {len(rows[split])} in {split}" for split, count in mute.items() if count)
         raise SnapshotError(
-            f"{parent.ref.url}: conversations without a message of {' or '.join(roles)} stay as they are, and nothing "
-            f"can be learnt of them: {found}. Add these splits to sequences.splits, so that the teacher answers them")
+            f"{parent.ref.url}: {_mute(form, roles)} stay as they are, and nothing can be learnt of them: {found}. Add "
+            "these splits to sequences.splits, so that the teacher answers them")
+
+
+def _mute(form: str, roles: Collection[str]) -> str:
+    return "sources without a target" if form == "pair" else f"conversations without a message of {' or '.join(roles)}"
 
 
 def _rows(parent: Snapshot) -> pa.Table:

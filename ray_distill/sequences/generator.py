@@ -23,7 +23,7 @@ class Generator(Artifact):
     model: str
     """Where the teacher came from; not part of the fingerprint."""
     format: str
-    """``text`` or ``chat``: see `with_answer`."""
+    """``text``, ``chat`` or ``pair``: see `with_answer`."""
     method: str
     candidates: int
     temperature: float

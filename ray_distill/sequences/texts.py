@@ -5,22 +5,25 @@ from collections.abc import Collection
 from typing import Any
 
 from ray_distill.snapshots.nested import canonical
+from ray_distill.snapshots.pairs import read_pair, with_target
 
 
-def with_answer(row: str, answer: str, language: str) -> str:
+def with_answer(row: str, answer: str, form: str) -> str:
     """The row with a teacher's answer in place of its own.
 
     Args:
-        row: the input of the parent row: a text, or a conversation in JSON.
+        row: the input of the parent row: a text, a conversation in JSON, or a source with or without a target.
         answer: what was written.
-        language: ``text``: the answer is put behind the text. ``chat``: assistant messages at the end give way to the
-            answer, and the conversation is in its canonical form.
+        form: ``text``: the answer is put behind the text. ``chat``: assistant messages at the end give way to the
+            answer, and the conversation is in its canonical form. ``pair``: the answer is the target.
 
     Raises:
-        ValueError: the row is no conversation.
+        ValueError: the row is no conversation, or no source.
     """
-    if language == "text":
+    if form == "text":
         return row + answer
+    if form == "pair":
+        return with_target(row, answer)
     found: Any = json.loads(row)
     messages = list(found["messages"] if isinstance(found, dict) else found)
     while messages and messages[-1]["role"] == "assistant":
@@ -29,7 +32,19 @@ def with_answer(row: str, answer: str, language: str) -> str:
     return canonical({**found, "messages": messages} if isinstance(found, dict) else messages, padded=False)
 
 
-def speaks(row: str, roles: Collection[str]) -> bool:
+def teaches(row: str, form: str, roles: Collection[str]) -> bool:
+    """Whether something can be learnt of a row as it is: a pair with a target, a conversation where a role speaks."""
+    return _has_target(row) if form == "pair" else _speaks(row, roles)
+
+
+def _has_target(row: str) -> bool:
+    try:
+        return read_pair(row).target is not None
+    except ValueError:
+        return False
+
+
+def _speaks(row: str, roles: Collection[str]) -> bool:
     """Whether one of these roles has a message in a conversation; False for what is no conversation."""
     try:
         found: Any = json.loads(row)

@@ -1,4 +1,4 @@
-"""The teacher as an author: texts that it writes behind prompts, greedily, by draws, or by beam search.
+"""The teacher as an author: texts that it writes behind prompts or of sources, greedily, by draws, or by beam search.
 
 What is drawn belongs to a prompt, a candidate and a step (`draw.independent`), not to a batch.
 """
@@ -14,17 +14,17 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
-from transformers.generation import LogitsProcessor, LogitsProcessorList
+from transformers.generation import LogitsProcessor, LogitsProcessorList, NoBadWordsLogitsProcessor
 
 from ray_distill.config import SequencesConfig, TeacherConfig
-from ray_distill.errors import ConfigError, ModelError
+from ray_distill.errors import ModelError
 from ray_distill.labels import rowids
 from ray_distill.labels.checks import Rejects
-from ray_distill.models.answers import reads_back, text_of
 from ray_distill.models.forward import without_cache
-from ray_distill.models.language import IntArray, LanguageProcessor
+from ray_distill.models.language import IntArray
 from ray_distill.models.load import load_model
 from ray_distill.models.model import Model
+from ray_distill.models.voices import Voice, voice_of
 from ray_distill.sequences.attempts import SCHEMA, rejected_table
 from ray_distill.teachers.draw import independent, pick
 
@@ -53,24 +53,22 @@ class Prompts:
 
 @dataclass(frozen=True, kw_only=True)
 class Author:
-    """A language model that writes; made by `open_author`."""
+    """A model that writes; made by `open_author`."""
 
     model: Model
-    processor: LanguageProcessor
+    voice: Voice
     settings: SequencesConfig
     seed: int
-    stops: tuple[int, ...]
-    """Tokens that end a text."""
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """Tokens that end a text."""
+        return tuple(sorted(self.voice.stops))
 
     def encode(self, rows: pa.Table) -> Prompts:
-        """Prompts of rows (``row_id``, ``text``); those that leave no room for `new_tokens` go apart."""
+        """Prompts of rows (``row_id``, ``text``); those that are none go apart, with the reason."""
         texts, ids = rows["text"].to_pylist(), rowids.to_numpy(rows["row_id"])
-        tokens, reasons = self.processor.prompts(texts)
-        room = self.processor.max_length - self.settings.new_tokens
-        for row, found in enumerate(tokens):
-            if len(found) > room:
-                reasons[row] = (f"prompt too long: with sequences.new_tokens = {self.settings.new_tokens} the teacher "
-                                f"reads {room} tokens of it")
+        tokens, reasons = self.voice.prompts(texts, self.settings.new_tokens)
         kept = [row for row in range(len(texts)) if row not in reasons]
         return Prompts(
             row_ids=ids[kept], texts=tuple(texts[row] for row in kept), tokens=tuple(tokens[row] for row in kept),
@@ -99,8 +97,8 @@ class Author:
             return rejected_table([(row_id, "distribution is NaN or infinite")])
         ended = [bool(len(one)) and int(one[-1]) in self.stops for one in tokens]
         said = [one[:-1] if over else one for one, over in zip(tokens, ended, strict=True)]
-        texts = [text_of(self.processor, prompt, one) for one in said]
-        same = [reads_back(self.processor, prompts.texts[row], text, prompt, one)
+        texts = [self.voice.text(prompt, one) for one in said]
+        same = [self.voice.reads_back(prompts.texts[row], text, prompt, one)
                 for text, one in zip(texts, said, strict=True)]
         return pa.table({
             "row_id": [row_id] * len(tokens), "candidate": range(len(tokens)), "text": texts,
@@ -112,7 +110,7 @@ class Author:
         count = self.settings.candidates
         repeated = [prompt for prompt in prompts for _ in range(count)]
         candidate = np.tile(np.arange(count, dtype=np.int32), len(prompts))
-        step = _Step(self._choose(np.repeat(ids, count), candidate), len(self.processor.tokenizer))
+        step = _Step(self._choose(np.repeat(ids, count), candidate), self.voice)
         found = self._generate(repeated, step)
         tokens = [_until(row, self.stops) for row in found]
         logp_NL = torch.stack(step.logp, 1).double().cpu().numpy()
@@ -129,8 +127,7 @@ class Author:
         return drawn
 
     def _beams(self, prompts: Sequence[IntArray]) -> tuple[list[IntArray], list[float]]:
-        mask = _Known(len(self.processor.tokenizer))
-        found = self._generate(prompts, mask, num_beams=self.settings.beams, early_stopping=False,
+        found = self._generate(prompts, _Known(self.voice), num_beams=self.settings.beams, early_stopping=False,
                                num_return_sequences=self.settings.candidates,
                                length_penalty=self.settings.length_penalty)
         tokens = [_until(row, self.stops) for row in found]
@@ -139,61 +136,52 @@ class Author:
 
     def _log_probability(self, prompt: IntArray, tokens: IntArray) -> float:
         """Of tokens behind a prompt: a beam search keeps its own scores, of which lengths have taken their share."""
-        whole_1L = torch.from_numpy(np.concatenate([prompt, tokens]).astype(np.int64))[None].to(self._device)
-        module = self.model.module
-        logp_LV = module(input_ids=whole_1L, **without_cache(module)).logits[0, len(prompt) - 1 : -1].float()
-        return float(logp_LV.log_softmax(-1).gather(-1, whole_1L[0, len(prompt) :, None]).double().sum())
+        inputs, module = self._inputs([prompt]), self.model.module
+        del inputs["attention_mask"]  # one row: nothing is padded
+        before = inputs[self.voice.grows].shape[1]
+        written_1L = torch.from_numpy(tokens.astype(np.int64))[None].to(self._device)
+        inputs[self.voice.grows] = torch.cat([inputs[self.voice.grows], written_1L], 1)
+        logp_LV = module(**inputs, **without_cache(module)).logits[0, before - 1 : -1].float().log_softmax(-1)
+        return float(logp_LV.gather(-1, written_1L[0, :, None]).double().sum())
 
     def _generate(self, prompts: Sequence[IntArray], step: LogitsProcessor, **options: Any) -> list[IntArray]:
-        """Tokens behind each prompt, padded at the end; prompts are padded at their beginning."""
-        longest, pad = max(map(len, prompts)), self._pad
-        ids_NL = np.full((len(prompts), longest), pad, np.int64)
-        mask_NL = np.zeros_like(ids_NL)
-        for row, prompt in enumerate(prompts):
-            ids_NL[row, longest - len(prompt) :], mask_NL[row, longest - len(prompt) :] = prompt, 1
+        """Tokens written for each prompt, padded at the end."""
+        inputs = self._inputs(prompts)
         config = GenerationConfig(
             max_new_tokens=self.settings.new_tokens, do_sample=False, eos_token_id=list(self.stops) or None,
-            pad_token_id=pad, **options)
+            pad_token_id=self.voice.pad, **self.voice.options, **options)
         found = cast(Any, self.model.module).generate(
-            input_ids=torch.from_numpy(ids_NL).to(self._device), generation_config=config,
-            attention_mask=torch.from_numpy(mask_NL).to(self._device), logits_processor=LogitsProcessorList([step]))
-        return list(found[:, longest:].cpu().numpy().astype(np.int32))
+            **inputs, generation_config=config, logits_processor=LogitsProcessorList([step]))
+        return list(found[:, inputs[self.voice.grows].shape[1] :].cpu().numpy().astype(np.int32))
 
-    @property
-    def _pad(self) -> int:
-        tokenizer = self.processor.tokenizer
-        known = (tokenizer.pad_token_id, *self.stops)
-        return next((int(token) for token in known if token is not None), 0)
+    def _inputs(self, prompts: Sequence[IntArray]) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(ids_NL).to(self._device) for name, ids_NL in self.voice.inputs(prompts).items()}
 
     @property
     def _device(self) -> torch.device:
         return next(self.model.module.parameters()).device
 
 
-def open_author(config: TeacherConfig, settings: SequencesConfig, *, seed: int) -> Author:
+def open_author(config: TeacherConfig, settings: SequencesConfig, *, task: str, seed: int) -> Author:
     """Load the teacher a config names, to write.
 
-    What the checkpoint's own generation config says of sampling, penalties and lengths does not count, but for the
-    tokens that end a text: the campaign's settings alone decide.
+    What the checkpoint's own generation config says of sampling, penalties and lengths does not count, but for tokens
+    that belong to the weights (`own_tokens`): the campaign's settings alone decide.
 
     Raises:
-        ModelError, StorageError: as `load_model`; or it is no language model of transformers.
-        ConfigError: as `load_model`; or `new_tokens` leaves no room for a prompt.
+        ModelError, StorageError: as `load_model`; or it is no model of transformers that writes.
+        ConfigError: as `load_model`; or `new_tokens` leaves no room.
     """
-    model = load_model(config, task="causal_lm")
-    module, processor = model.module, model.processor
-    if not isinstance(processor, LanguageProcessor) or not _generates(module):
-        found = f"a {type(module).__name__} with a {type(processor).__name__}"
-        raise ModelError(f"{model.url} cannot write: found {found}, "
-                         "expected a causal language model of transformers with a tokenizer (leave sequences out to "
-                         "label the source's own texts)")
-    if settings.new_tokens >= processor.max_length:
-        raise ConfigError(f"sequences.new_tokens is {settings.new_tokens}, but the teacher {model.url} reads "
-                          f"{processor.max_length} tokens, prompt included: lower it, or raise "
-                          "labels.teacher.max_length where the model allows")
-    stops = processor.stops() | _stops_of(getattr(module, "generation_config", None))
+    model = load_model(config, task=task)
+    module = model.module
+    voice = voice_of(module, model.processor)
+    if voice is None or not _generates(module):
+        found = f"a {type(module).__name__} with a {type(model.processor).__name__}"
+        raise ModelError(f"{model.url} cannot write: found {found}, expected a language model or an encoder-decoder of "
+                         "transformers with a tokenizer (leave sequences out to label the source's own texts)")
+    voice.require_room(settings.new_tokens, model.url)
     module.generation_config = cast(Any, GenerationConfig())
-    return Author(model=model, processor=processor, settings=settings, seed=seed, stops=tuple(sorted(stops)))
+    return Author(model=model, voice=voice, settings=settings, seed=seed)
 
 
 def weights(logits_NV: Tensor, settings: SequencesConfig) -> Tensor:
@@ -215,22 +203,25 @@ def weights(logits_NV: Tensor, settings: SequencesConfig) -> Tensor:
 
 
 class _Known(LogitsProcessor):  # type: ignore[misc]
-    """Forbids the ids that a vocabulary has beyond its tokenizer's."""
+    """Forbids the ids that a vocabulary has beyond its tokenizer's, and what a model never writes."""
 
-    def __init__(self, known: int):
-        self._known = known
+    def __init__(self, voice: Voice):
+        self._known = len(voice.tokenizer)
+        never = [list(tokens) for tokens in voice.never if list(tokens) not in ([stop] for stop in voice.stops)]
+        self._never = NoBadWordsLogitsProcessor(never) if never else None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """The logits with those ids at -inf."""
         known = torch.arange(scores.shape[-1], device=scores.device) < self._known
-        return scores.masked_fill(~known, -torch.inf)
+        found = scores.masked_fill(~known, -torch.inf)
+        return found if self._never is None else cast(Tensor, self._never(input_ids, found))
 
 
 class _Step(_Known):
     """Chooses a token itself and leaves no other; keeps its log-probability."""
 
-    def __init__(self, choose: Choose, known: int):
-        super().__init__(known)
+    def __init__(self, choose: Choose, voice: Voice):
+        super().__init__(voice)
         self._choose = choose
         self.logp: list[Tensor] = []
         """``[N]`` a step, by the model itself: neither tempered nor cut."""
@@ -251,8 +242,3 @@ def _until(tokens: IntArray, stops: Sequence[int]) -> IntArray:
 def _generates(module: nn.Module) -> bool:
     found = getattr(module, "generate", None)
     return callable(found) and "generation_config" in inspect.signature(found).parameters
-
-
-def _stops_of(config: Any) -> set[int]:
-    found = getattr(config, "eos_token_id", None)
-    return set() if found is None else {int(token) for token in (found if isinstance(found, list) else [found])}

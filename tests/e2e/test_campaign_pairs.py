@@ -96,7 +96,37 @@ def test_the_report_has_likelihoods_texts_and_robustness(ran: Ran) -> None:
     json.dumps(ran.report.to_dict())
 
 
+def test_a_teacher_writes_the_targets_that_its_student_learns(tmp_path: Path) -> None:
+    """Of sources with a reference and without; the rows of calibration and test stay; a rerun writes nothing."""
+    rows = [*lab.pairs(120, seed=3), *((f"{source}h", None) for source, _ in lab.pairs(20, seed=4))]
+    config = campaign_lab.load(tmp_path / "campaign.yaml", lab.config_of(
+        tmp_path, lab.write_pairs(tmp_path / "rows.jsonl", rows), lab.write_teacher(tmp_path / "teacher", steps=30),
+        sequences={"method": "sample", "candidates": 2, "temperature": 0.7, "keep": "best", "new_tokens": 20,
+                   "batch": 16}, labels__max_bad_fraction=0.1, student__training__epochs=1))
+    with cluster.connected():
+        check(config)
+        frozen = campaign.snapshot(config)
+        written = campaign.write(config, frozen)
+        assert campaign.write(config, frozen) == written
+        labels = campaign.label(config, written)
+        students = campaign.train(config, labels)
+    before, after = open_snapshot(frozen), open_snapshot(written)
+    parents = {row["row_id"]: row["text"] for split in ("train", "validation")
+               for row in before.read(split).to_pylist()}
+    derived = [row for split in ("train", "validation") for row in after.read(split).to_pylist()]
+    assert {row["sequence_parent"] for row in derived} == set(parents)
+    assert any(read_pair(text).target is None for text in parents.values())
+    for row in derived:
+        pair = read_pair(row["text"])
+        assert pair.target and pair.source == read_pair(parents[row["sequence_parent"]]).source
+    kept = [row["text"] for split in ("calibration", "test") for row in after.read(split).to_pylist()]
+    assert open_label_set(labels).rows == len(derived) + sum(read_pair(text).target is not None for text in kept)
+    assert load_model(students["student"].url, task="seq2seq").module.config.num_layers == 1
+
+
 @pytest.mark.parametrize(("changes", "why"), [
+    ({"sequences": {"new_tokens": 9}, "labels__teacher__language": {"target_length": 8}},
+     "sequences.new_tokens is 9, more than the 8 tokens of a target"),
     ({"snapshot__columns": {"text": "article"}}, "snapshot.columns.target: seq2seq needs the column"),
     ({"student__training__packed": 128}, "student.training.packed: an encoder reads one source a row"),
     ({"labels__teacher__language": {"format": "chat"}}, "texts, not a conversation"),

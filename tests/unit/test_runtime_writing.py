@@ -113,7 +113,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> WriteJob:
     assert config.sequences is not None
     generator = make_generator(config, config.sequences)
     create_or_open(str(folder / "store"), generator)
-    return WriteJob(snapshot=parent.ref, teacher=config.labels.teacher, settings=config.sequences,
+    return WriteJob(snapshot=parent.ref, task="causal_lm", teacher=config.labels.teacher, settings=config.sequences,
                     generator=generator, store_url=str(folder / "store"), resources=config.labels.resources)
 
 

@@ -18,6 +18,7 @@ from ray_distill.sequences.generator import Generator
 from ray_distill.sequences.store import SequenceStore, create_or_open, prompt_ids
 from ray_distill.sequences.units import write_attempt
 from ray_distill.snapshots import SPLITS
+from ray_distill.snapshots.pairs import pair_text
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
 from ray_distill.testing.sequences import FakeAuthor, fake_author, fake_generator, prompts_snapshot, write_all
@@ -246,11 +247,23 @@ def test_conversations_in_which_nothing_can_be_learnt_are_refused_before_anythin
     answered = [[*user, {"role": "assistant", "content": "a"}] for user in users]
     mute = prompts_snapshot(tmp_path / "mute", [json.dumps(user) for user in users])
     with pytest.raises(SnapshotError, match=r"of assistant stay .*: \d+ of \d+ in calibration, \d+ of \d+ in test"):
-        require_answers(mute, BOTH, ("assistant",), 0.01)
-    require_answers(mute, SPLITS, ("assistant",), 0.01)
-    require_answers(mute, BOTH, ("user",), 0.01)
-    require_answers(mute, BOTH, ("assistant",), 1.0)
-    require_answers(prompts_snapshot(tmp_path / "said", [json.dumps(one) for one in answered]), BOTH, ("assistant",), 0)
+        require_answers(mute, BOTH, "chat", ("assistant",), 0.01)
+    require_answers(mute, SPLITS, "chat", ("assistant",), 0.01)
+    require_answers(mute, BOTH, "chat", ("user",), 0.01)
+    require_answers(mute, BOTH, "chat", ("assistant",), 1.0)
+    said = prompts_snapshot(tmp_path / "said", [json.dumps(one) for one in answered])
+    require_answers(said, BOTH, "chat", ("assistant",), 0)
+
+
+def test_sources_without_a_target_are_refused_where_nobody_writes_one(tmp_path: Path) -> None:
+    """In a split that stays as it is; any text is learnt of."""
+    unwritten = prompts_snapshot(tmp_path / "unwritten", [pair_text(f"source {n}", None) for n in range(60)])
+    with pytest.raises(SnapshotError, match=r"sources without a target stay .*: \d+ of \d+ in calibration"):
+        require_answers(unwritten, BOTH, "pair", (), 0.01)
+    require_answers(unwritten, SPLITS, "pair", (), 0)
+    require_answers(unwritten, BOTH, "text", (), 0)
+    written = prompts_snapshot(tmp_path / "written", [pair_text(f"source {n}", "t") for n in range(60)])
+    require_answers(written, BOTH, "pair", (), 0)
 
 
 def test_ids_of_texts_are_those_that_any_snapshot_would_give(parent: Snapshot, tmp_path: Path) -> None:

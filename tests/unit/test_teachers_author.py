@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _open(folder: Path, method: str = "greedy", *, seed: int = 1, form: Any = "text", **settings: Any) -> Author:
     values = {"method": method, "new_tokens": 10, **METHODS[method], **settings}
     teacher = TeacherConfig(model=str(folder), language=LanguageConfig(format=form))
-    return open_author(teacher, SequencesConfig.model_validate(values), seed=seed)
+    return open_author(teacher, SequencesConfig.model_validate(values), task="causal_lm", seed=seed)
 
 
 def _rows(texts: list[str]) -> pa.Table:
@@ -70,7 +70,7 @@ def test_what_is_written_does_not_depend_on_the_batch(folder: Path, method: str)
 def test_the_log_probability_is_the_models_own(folder: Path, method: str) -> None:
     """Greedy is what a loop of plain forward passes writes; every log-probability is neither tempered nor cut."""
     author = _open(folder, method)
-    module, known = author.model.module, len(author.processor.tokenizer)
+    module, known = author.model.module, len(author.voice.tokenizer)
     for text in TEXTS[:2]:
         prompts = author.encode(_rows([text]))
         with torch.inference_mode():
@@ -153,10 +153,10 @@ def test_a_conversation_is_gone_on_with_by_the_assistant(folder: Path) -> None:
     """Its last answer is left out, the header of a new one stands at the end, and a turn's end ends the answer."""
     author = _open(folder, form="chat")
     prompts = author.encode(_rows([*CHATS, '[{"role": "assistant", "content": "alone"}]', "{"]))
-    decoded = [author.processor.tokenizer.decode(tokens.tolist()) for tokens in prompts.tokens]
+    decoded = [author.voice.tokenizer.decode(tokens.tolist()) for tokens in prompts.tokens]
     assert decoded == ["<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n",
                        "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nand?<|im_end|>\n<|im_start|>assistant\n"]
-    assert [author.processor.tokenizer.decode([stop]) for stop in author.stops] == ["<|end|>", "<|im_end|>"]
+    assert [author.voice.tokenizer.decode([stop]) for stop in author.stops] == ["<|end|>", "<|im_end|>"]
     assert [reason.partition(":")[0] for _, reason in prompts.rejected] == ["no prompt", "not JSON"]
     assert author.write(prompts, np.arange(2)).num_rows == 2
 
@@ -218,4 +218,4 @@ def test_who_cannot_write_is_told(folder: Path) -> None:
 
     with pytest.raises(ModelError, match="cannot write: found a TinyText with a LanguageProcessor"):
         open_author(TeacherConfig(model="ray_distill.testing.models:tiny_text_model", arguments={"classes": ["a"]}),
-                    SequencesConfig(), seed=0)
+                    SequencesConfig(), task="causal_lm", seed=0)

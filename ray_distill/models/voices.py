@@ -1,0 +1,204 @@
+"""How a model is given what it writes of, and what it wrote: behind a prompt, or the target of a source.
+
+This is all that an author need know of a family; what is chosen at each step is its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_distill.errors import ConfigError
+from ray_distill.models.answers import reads_back, text_of
+from ray_distill.models.language import IntArray, LanguageProcessor
+from ray_distill.models.pairs import PairProcessor, own_tokens
+from ray_distill.tasks.base import Processor
+
+Ids = npt.NDArray[np.int64]
+#: Prompts of rows in their order, none where a row is no prompt; and the reasons of those by their place.
+Prompted = tuple[list[IntArray], dict[int, str]]
+
+
+class Voice(Protocol):
+    """A model's way to write."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of prompts and answers."""
+
+    @property
+    def pad(self) -> int:
+        """The token that stands where there is none."""
+
+    @property
+    def grows(self) -> str:
+        """The input behind which the model writes."""
+
+    @property
+    def stops(self) -> frozenset[int]:
+        """Tokens that end a text."""
+
+    @property
+    def never(self) -> Sequence[Sequence[int]]:
+        """Runs of tokens that no text has."""
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """What `generate` must be told beside its inputs."""
+
+    def prompts(self, texts: list[str], new_tokens: int) -> Prompted:
+        """Prompts of rows' inputs, for so many tokens to be written."""
+
+    def inputs(self, prompts: Sequence[IntArray]) -> dict[str, Ids]:
+        """Padded inputs ``[N, L]`` of a batch; the last column of the one that grows is real in every row."""
+
+    def text(self, prompt: IntArray, tokens: IntArray) -> str:
+        """What tokens say, without special ones."""
+
+    def reads_back(self, row: str, answer: str, prompt: IntArray, tokens: IntArray) -> bool:
+        """Whether the row with its answer has, when it is labelled, the very tokens that were written."""
+
+    def require_room(self, new_tokens: int, url: str) -> None:
+        """Refuse to write more than can be read again.
+
+        Raises:
+            ConfigError: there is no room for so many tokens.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuing:
+    """A language model: it goes on from its prompt."""
+
+    processor: LanguageProcessor
+    stops: frozenset[int]
+    grows: str = "input_ids"
+    never: Sequence[Sequence[int]] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of prompts and answers."""
+        return self.processor.tokenizer
+
+    @property
+    def pad(self) -> int:
+        """Masked whatever it is: a language model often has no token for it."""
+        known = (self.tokenizer.pad_token_id, *sorted(self.stops))
+        return next((int(token) for token in known if token is not None), 0)
+
+    def prompts(self, texts: list[str], new_tokens: int) -> Prompted:
+        """A prompt is not cut: one that leaves no room for what is written goes apart."""
+        tokens, reasons = self.processor.prompts(texts)
+        room = self.processor.max_length - new_tokens
+        for row, found in enumerate(tokens):
+            if len(found) > room:
+                reasons[row] = (f"prompt too long: with sequences.new_tokens = {new_tokens} the teacher reads {room} "
+                                "tokens of it")
+        return tokens, reasons
+
+    def inputs(self, prompts: Sequence[IntArray]) -> dict[str, Ids]:
+        """Padded at the beginning."""
+        return _padded(prompts, self.pad, left=True)
+
+    def text(self, prompt: IntArray, tokens: IntArray) -> str:
+        """See `answers.text_of`."""
+        return text_of(self.processor, prompt, tokens)
+
+    def reads_back(self, row: str, answer: str, prompt: IntArray, tokens: IntArray) -> bool:
+        """See `answers.reads_back`."""
+        return reads_back(self.processor, row, answer, prompt, tokens)
+
+    def require_room(self, new_tokens: int, url: str) -> None:
+        """Prompt and answer are read together; ConfigError if nothing is left for a prompt."""
+        if new_tokens >= self.processor.max_length:
+            raise ConfigError(f"sequences.new_tokens is {new_tokens}, but the teacher {url} reads "
+                              f"{self.processor.max_length} tokens, prompt included: lower it, or raise "
+                              "labels.teacher.max_length where the model allows")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Translating:
+    """An encoder-decoder: it writes a target of its source."""
+
+    processor: PairProcessor
+    stops: frozenset[int]
+    begin: tuple[int, ...]
+    """What the decoder reads first: its start, and a token that every target of the model begins with (a language)."""
+    never: Sequence[Sequence[int]] = ()
+    grows: str = "decoder_input_ids"
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of sources and targets."""
+        return self.processor.tokenizer
+
+    @property
+    def pad(self) -> int:
+        """The tokenizer's own."""
+        return int(self.tokenizer.pad_token_id)
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """`generate` would look for a start even where it is given."""
+        return {"decoder_start_token_id": self.processor.start}
+
+    def prompts(self, texts: list[str], new_tokens: int) -> Prompted:
+        """Sources as labelling reads them; they take no room of what is written."""
+        return self.processor.prompts(texts)
+
+    def inputs(self, prompts: Sequence[IntArray]) -> dict[str, Ids]:
+        """Sources padded at their end, and the beginning of every target."""
+        begin_NL = np.tile(np.array(self.begin, np.int64), (len(prompts), 1))
+        return {**_padded(prompts, self.pad, left=False), self.grows: begin_NL}
+
+    def text(self, prompt: IntArray, tokens: IntArray) -> str:
+        """The target alone."""
+        return str(self.tokenizer.decode(tokens.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def reads_back(self, row: str, answer: str, prompt: IntArray, tokens: IntArray) -> bool:
+        """Whether the target's tokens are those that were written, and then its end."""
+        wrote, found = [*self.begin[1:], *tokens.tolist()], self.processor.target(answer)
+        return found[: len(wrote)] == wrote and bool(self.stops & set(found[len(wrote) : len(wrote) + 1]))
+
+    def require_room(self, new_tokens: int, url: str) -> None:
+        """A target must be learnt whole; ConfigError if fewer tokens of it are read."""
+        room = self.processor.target_length - len(self.begin) + 1
+        if new_tokens > room:
+            raise ConfigError(f"sequences.new_tokens is {new_tokens}, but of a target of the teacher {url} {room} "
+                              "tokens are learnt: lower it, or raise labels.teacher.language.target_length where the "
+                              "model allows")
+
+
+def voice_of(module: Any, processor: Processor) -> Voice | None:
+    """How a model writes; None if it has no tokenizer of a model that does.
+
+    Args:
+        module: with the generation settings that its checkpoint came with, of which only tokens count: those that end
+            a text, and of an encoder-decoder also those that begin a target or are never in one.
+        processor: of the model.
+    """
+    own = own_tokens(module)
+    ends = own["eos_token_id"]
+    stops = frozenset() if ends is None else frozenset(map(int, ends if isinstance(ends, list) else [ends]))
+    if isinstance(processor, LanguageProcessor):
+        return Continuing(processor=processor, stops=processor.stops() | stops)
+    if isinstance(processor, PairProcessor):
+        first = own["forced_bos_token_id"]
+        return Translating(
+            processor=processor, stops=processor.stops() | stops, never=own["bad_words_ids"] or (),
+            begin=(processor.start,) if first is None else (processor.start, int(first)))
+    return None
+
+
+def _padded(prompts: Sequence[IntArray], pad: int, *, left: bool) -> dict[str, Ids]:
+    """``input_ids`` and ``attention_mask``."""
+    longest = max(map(len, prompts))
+    ids_NL = np.full((len(prompts), longest), pad, np.int64)
+    mask_NL = np.zeros_like(ids_NL)
+    for row, prompt in enumerate(prompts):
+        own = slice(longest - len(prompt), None) if left else slice(len(prompt))
+        ids_NL[row, own], mask_NL[row, own] = prompt, 1
+    return {"input_ids": ids_NL, "attention_mask": mask_NL}

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_distill.errors import ConfigError
+from ray_distill.fingerprint import fingerprint
 from ray_distill.models.answers import reads_back, text_of
 from ray_distill.models.language import IntArray, LanguageProcessor
 from ray_distill.models.pairs import PairProcessor, own_tokens
@@ -48,6 +49,10 @@ class Voice(Protocol):
     def options(self) -> Mapping[str, Any]:
         """What `generate` must be told beside its inputs."""
 
+    @property
+    def own(self) -> str:
+        """Fingerprint of the tokens that only the checkpoint's generation settings name; empty where they name none."""
+
     def prompts(self, texts: list[str], new_tokens: int) -> Prompted:
         """Prompts of rows' inputs, for so many tokens to be written."""
 
@@ -74,6 +79,7 @@ class Continuing:
 
     processor: LanguageProcessor
     stops: frozenset[int]
+    own: str = ""
     grows: str = "input_ids"
     never: Sequence[Sequence[int]] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -128,6 +134,7 @@ class Translating:
     begin: tuple[int, ...]
     """What the decoder reads first: its start, and a token that every target of the model begins with (a language)."""
     never: Sequence[Sequence[int]] = ()
+    own: str = ""
     grows: str = "decoder_input_ids"
 
     @property
@@ -180,17 +187,24 @@ def voice_of(module: Any, processor: Processor) -> Voice | None:
             a text, and of an encoder-decoder also those that begin a target or are never in one.
         processor: of the model.
     """
-    own = own_tokens(module)
-    ends = own["eos_token_id"]
-    stops = frozenset() if ends is None else frozenset(map(int, ends if isinstance(ends, list) else [ends]))
+    if not isinstance(processor, LanguageProcessor | PairProcessor):
+        return None
+    settings = own_tokens(module)
+    ends, first, never = (settings[name] for name in ("eos_token_id", "forced_bos_token_id", "bad_words_ids"))
+    more = frozenset(_listed(ends)) - processor.stops()
     if isinstance(processor, LanguageProcessor):
-        return Continuing(processor=processor, stops=processor.stops() | stops)
-    if isinstance(processor, PairProcessor):
-        first = own["forced_bos_token_id"]
-        return Translating(
-            processor=processor, stops=processor.stops() | stops, never=own["bad_words_ids"] or (),
-            begin=(processor.start,) if first is None else (processor.start, int(first)))
-    return None
+        return Continuing(processor=processor, stops=processor.stops() | more, own=_digest(sorted(more)))
+    return Translating(
+        processor=processor, stops=processor.stops() | more, never=never or (),
+        begin=(processor.start, *_listed(first)), own=_digest(sorted(more), _listed(first), never or []))
+
+
+def _listed(tokens: int | list[int] | None) -> list[int]:
+    return [] if tokens is None else [int(token) for token in (tokens if isinstance(tokens, list) else [tokens])]
+
+
+def _digest(*heard: Any) -> str:
+    return fingerprint(list(heard)) if any(heard) else ""
 
 
 def _padded(prompts: Sequence[IntArray], pad: int, *, left: bool) -> dict[str, Ids]:

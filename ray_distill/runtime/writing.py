@@ -61,7 +61,7 @@ def make_generator(config: Campaign, settings: SequencesConfig) -> Generator:
         teacher=author.model.fingerprint, model=config.labels.teacher.model, format=config.form,
         method=settings.method, candidates=settings.candidates, temperature=settings.temperature,
         top_p=settings.top_p, top_k=settings.top_k, beams=settings.beams, length_penalty=settings.length_penalty,
-        new_tokens=settings.new_tokens,
+        new_tokens=settings.new_tokens, own=author.voice.own,
         seed=config.seed if settings.method == "sample" else 0, prompts_a_batch=settings.prompts_a_batch,
         threads=max(1, int(config.labels.resources.cpus)))
 

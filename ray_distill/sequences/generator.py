@@ -36,8 +36,12 @@ class Generator(Artifact):
     """0 where nothing is drawn."""
     prompts_a_batch: int
     threads: int
+    own: str = ""
+    """Fingerprint of tokens that the checkpoint's generation settings end, begin or forbid texts with: they are no part
+    of the teacher's, whose answers they do not change. Empty: none."""
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of everything but the place of the model."""
-        return fingerprint({name: item for name, item in self.to_dict().items() if name != "model"})
+        """Fingerprint of everything but the place of the model; without own tokens as before these were known."""
+        left_out = {"model"} if self.own else {"model", "own"}
+        return fingerprint({name: item for name, item in self.to_dict().items() if name not in left_out})

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from ray_distill.config import Campaign, SequencesConfig, parse_config
+from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError
 
 
@@ -39,6 +40,16 @@ def test_a_task_without_texts_to_write_is_refused() -> None:
     """A classifier writes nothing."""
     with pytest.raises(ConfigError, match="sequences: a teacher of text_classification writes no texts"):
         _campaign(task="text_classification")
+
+
+@pytest.mark.parametrize(("task", "language", "form"), [
+    ("causal_lm", {}, "text"), ("causal_lm", {"format": "chat"}, "chat"), ("seq2seq", {}, "pair")])
+def test_the_form_of_a_row_follows_from_the_task(task: str, language: dict[str, Any], form: str) -> None:
+    """A text, a conversation, or a source with its target; all three can be written."""
+    campaign = _campaign(task=task)
+    teacher = campaign.labels.teacher.model_copy(update={"language": LanguageConfig(**language)})
+    changed = campaign.model_copy(update={"labels": campaign.labels.model_copy(update={"teacher": teacher})})
+    assert changed.sequences is not None and changed.form == form
 
 
 def test_left_out_the_teacher_writes_nothing() -> None:

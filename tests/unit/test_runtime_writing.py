@@ -99,6 +99,7 @@ def test_the_generator_is_what_decides_the_texts(tmp_path: Path) -> None:
     config = _config(tmp_path, {"new_tokens": 9})
     assert config.sequences is not None
     assert make_generator(config.model_copy(update={"seed": 6}), config.sequences).fingerprint == greedy
+    assert len({fake_generator(own=own).fingerprint for own in ("", "a", "b")}) == 3
 
 
 @pytest.fixture(scope="module")

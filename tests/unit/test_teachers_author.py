@@ -183,6 +183,7 @@ def test_what_the_checkpoint_says_of_generating_does_not_count(folder: Path, tmp
     GenerationConfig(repetition_penalty=9.0, max_length=3, min_new_tokens=9, eos_token_id=[2, 3]).save_pretrained(
         tmp_path / "own")
     assert _open(tmp_path / "own").stops == (2, 3)
+    assert _open(tmp_path / "own").voice.own and not _open(folder).voice.own
     texts = [row["text"] for row in _written(_open(folder), TEXTS).values()]
     assert [row["text"] for row in _written(_open(tmp_path / "own"), TEXTS).values()] == texts
 

@@ -148,6 +148,7 @@ def test_tokens_that_belong_to_the_weights_are_heard(t5: Path, tmp_path: Path) -
         expected = cast(Any, author.model.module).generate(torch.tensor([source.tolist()]), generation_config=options)
         assert expected[0].tolist() == [0, 70, *one.tolist()] and [int(one[0])] not in never
         assert one.tolist() != before.tolist()
+    assert author.voice.own and not _open(t5).voice.own
     with pytest.raises(ConfigError, match="of a target of the teacher .* 10 tokens are learnt"):
         _open(tmp_path / "own", new_tokens=11, language={"target_length": 11})
 

@@ -10,7 +10,7 @@ Three loops train the same student on the same documents, with the same optimise
 
 It prints tokens a second of the first over the second, and steps a second of the first over the third. Without FOLDER
 the models are tiny, which shows that it runs; a folder of `ray_distill.examples.docstrings` has the real ones. The
-student is every seventh layer of the teacher, or 4 narrow ones with a slice of its embeddings.
+student is four of the teacher's layers, or four narrow ones with a slice of its embeddings.
 """
 
 import argparse

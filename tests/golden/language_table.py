@@ -1,11 +1,11 @@
 """The golden table of language models: what a student learns from each way to store its teacher, at equal tokens.
 
-    python tests/golden/language_table.py FOLDER                          the whole table: two minutes a student, and the labels
+    python tests/golden/language_table.py FOLDER            the whole table: two minutes a student, and the labels
     python tests/golden/language_table.py FOLDER --rows 80 --arms topk --seeds 0 --rates 1e-3       a small part of it
 
-The teacher is SmolLM2-135M-Instruct, the texts are docstrings, the student is four of the teacher's
-thirty layers (`jobs/configs/docstrings.yaml`). Labels are taken by `label` with real Ray; students are trained one after the
-other by `students.run` in this process. What is finished is not done again: the same command goes on where it was.
+The teacher is SmolLM2-135M-Instruct, the texts are docstrings, the student is four of the teacher's thirty layers
+(`jobs/configs/docstrings.yaml`). Labels are taken by `label` with real Ray; students are trained one after the other by
+`students.run` in this process. What is finished is not done again: the same command goes on where it was.
 
 The rate is chosen for the first arm, hard labels, by validation NLL of its first seed, and is every arm's: if it
 favours one of them, then that one. A number is the mean over the seeds; its

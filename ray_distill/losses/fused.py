@@ -23,7 +23,10 @@ from ray_distill.losses.buckets import BucketLoss, Buckets
 
 #: Logits of a chunk of positions: what is held of them at once, in float32. With fewer, the weight's gradient is read
 #: and written for more chunks than its products take time.
-CHUNK_ELEMENTS = 1 << 25
+CHUNK_ELEMENTS = 5 << 23
+#: Logits that are made exponentials at once on a CPU: what its cache holds, so that memory is passed over once instead of
+#: four times. A device that runs ahead of its launches takes the whole chunk.
+CACHED_ELEMENTS = 1 << 19
 #: Classes of the head that are raised to float32 at once, where products are taken in less.
 TILE_CLASSES = 1 << 14
 
@@ -198,9 +201,7 @@ def _differentiate(z_nV: Tensor, batch: LossBatch, work: _Work, chosen: Sequence
     head_nK = z_nV.gather(-1, ids_nK).masked_fill(~stored_nK, -torch.inf)
     true_n = z_nV.gather(-1, gold_n1).squeeze(-1)
     z_nV.scatter_(-1, ids_nK, -torch.inf)
-    top_n1 = z_nV.amax(-1, keepdim=True)
-    top_n1 = top_n1.masked_fill(top_n1 == -torch.inf, 0.0)
-    outside_n = z_nV.sub_(top_n1).exp_().sum(-1)
+    top_n1, outside_n = _exponentials(z_nV)
     # A few numbers a position: in float64 what these divergences subtract from each other costs no digits.
     exact = torch.float32 if z_nV.device.type == "mps" else torch.float64
     leaves = [leaf.to(exact).requires_grad_(work.gradients)
@@ -220,6 +221,18 @@ def _differentiate(z_nV: Tensor, batch: LossBatch, work: _Work, chosen: Sequence
     z_nV.mul_(torch.where(outside_n > 0, d_tail_n / outside_n, 0.0).unsqueeze(-1))
     z_nV.scatter_add_(-1, ids_nK, d_head_nK.masked_fill(~stored_nK, 0.0))
     z_nV.scatter_add_(-1, gold_n1, d_true_n.unsqueeze(-1))
+
+
+def _exponentials(z_nV: Tensor) -> tuple[Tensor, Tensor]:
+    """Make logits ``e^(z - top)`` in place; the top ``[n, 1]``, 0 where all are -inf, and each row's sum ``[n]``."""
+    rows = max(1, CACHED_ELEMENTS // z_nV.shape[-1]) if z_nV.device.type == "cpu" else max(1, len(z_nV))
+    tops, sums = [], []
+    for start in range(0, len(z_nV), rows):
+        part_nV = z_nV[start : start + rows]
+        top_n1 = part_nV.amax(-1, keepdim=True)
+        tops.append(top_n1.masked_fill_(top_n1 == -torch.inf, 0.0))
+        sums.append(part_nV.sub_(top_n1).exp_().sum(-1))
+    return torch.cat(tops), torch.cat(sums)
 
 
 def _stored(targets: SparseTargets | None, z_nV: Tensor) -> tuple[Tensor, Tensor]:

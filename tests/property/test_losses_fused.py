@@ -1,6 +1,7 @@
 """The fused head against whole float64 logits: values and gradients over drawn shapes, masks, targets and losses."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import hypothesis.strategies as st
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor, nn
 
+from ray_distill.losses import fused as fused_module
 from ray_distill.losses.base import LossBatch, SparseTargets, StudentOutput
 from ray_distill.losses.buckets import BucketLoss
 from ray_distill.losses.cross_entropy import Hard, TeacherHard
@@ -16,6 +18,14 @@ from ray_distill.losses.fused import Part, fused_loss
 from ray_distill.losses.soft import DIVERGENCES, Soft
 
 TEMPERATURES = (1.0, 2.0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_cache() -> Iterator[None]:
+    """A cache that holds a row or a few: what is taken piece by piece at real sizes is here, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused_module, "CACHED_ELEMENTS", 100)
+        yield
 
 
 def targets_of(

@@ -24,7 +24,7 @@ from ray_distill.losses.buckets import BucketLoss, Buckets
 #: Logits of a chunk of positions: what is held of them at once, in float32. With fewer, the weight's gradient is read
 #: and written for more chunks than its products take time.
 CHUNK_ELEMENTS = 5 << 23
-#: Logits that are made exponentials at once on a CPU: what its cache holds, so that memory is passed over once instead of
+#: Logits that are made exponentials at once on a CPU: what its cache holds, so that memory is passed over once, not
 #: four times. A device that runs ahead of its launches takes the whole chunk.
 CACHED_ELEMENTS = 1 << 19
 #: Classes of the head that are raised to float32 at once, where products are taken in less.

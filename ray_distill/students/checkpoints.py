@@ -20,7 +20,8 @@ from ray_distill.students.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+#: 1 held DeepSpeed's own files, which are pickles and of one number of ranks.
+FORMAT = 2
 KEEP = 2
 _MARKER = "marker.json"
 

@@ -19,6 +19,7 @@ from ray_distill.config import TrainingConfig
 from ray_distill.errors import TrainingError
 from ray_distill.losses.base import StudentOutput
 from ray_distill.losses.fused import Asked
+from ray_distill.students.atoms import Parts, load_atoms, save_atoms
 from ray_distill.students.deepspeed_config import deepspeed_settings
 from ray_distill.students.engine import (
     average_buffers,
@@ -28,9 +29,8 @@ from ray_distill.students.engine import (
     training_device,
 )
 from ray_distill.students.ranks import Ranks
+from ray_distill.students.zero_parts import loss_scale, set_loss_scale, zero_parts
 from ray_distill.tasks.base import Batch
-
-_TAG = "state"
 
 
 class DeepSpeedEngine:
@@ -79,21 +79,22 @@ class DeepSpeedEngine:
         return found
 
     def save(self, folder: Path) -> None:
-        """Write DeepSpeed's files; every rank must call it and writes its own part."""
+        """Write this rank's share of the atoms; every rank must call it, partitions are put together."""
         average_buffers(self._engine.module, self._ranks)
-        (folder / _TAG).mkdir(exist_ok=True)
-        self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
-        (folder / "zero_to_fp32.py").unlink(missing_ok=True)
+        own: dict[str, Any] = {"loss_scale": loss_scale(self._engine.optimizer)}
+        if not self._own_schedule:
+            own["schedule"] = self._engine.lr_scheduler.state_dict()
+        save_atoms(folder, self._engine.module, self._parts(), self._ranks, own)
 
     def load(self, folder: Path) -> None:
-        """Read DeepSpeed's files, which are pickles: their digests must have been verified.
+        """Read the atoms of whichever engine, stage and number of ranks wrote them."""
+        own = load_atoms(folder, self._engine.module, self._parts())
+        set_loss_scale(self._engine.optimizer, own.get("loss_scale", {}))
+        if not self._own_schedule and "schedule" in own:
+            self._engine.lr_scheduler.load_state_dict(own["schedule"])
 
-        Raises:
-            TrainingError: they cannot be loaded.
-        """
-        path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG)
-        if path is None:
-            raise TrainingError(f"DeepSpeed found no state in {folder}: the checkpoint was saved by another engine")
+    def _parts(self) -> Parts:
+        return zero_parts(self._engine.optimizer, self._ranks)
 
     def close(self) -> None:
         """Free DeepSpeed's buffers and hooks."""

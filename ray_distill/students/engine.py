@@ -43,7 +43,7 @@ class Engine(Protocol):
         """Write bundle and optimiser into an existing local folder; each rank writes its own files."""
 
     def load(self, folder: Path) -> None:
-        """Read what every rank's `save` wrote, put together in one folder, at the same number of ranks."""
+        """Read what every rank's `save` wrote, put together in one folder; by any engine, at any number of ranks."""
 
     def close(self) -> None:
         """Release what the engine holds."""

@@ -48,8 +48,6 @@ log = logging.getLogger(__name__)
 #: Training settings that decide the result of an arm, whatever it runs on.
 _DECIDING = ("epochs", "global_batch", "learning_rate", "weight_decay", "warmup", "schedule", "clip", "precision",
              "deepspeed", "evaluate_every")
-#: Training settings that decide the form of a checkpoint, too.
-_FORM = ("engine", "zero_stage", "offload")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,8 +249,7 @@ def _trials(workshop: Workshop, arm: Arm) -> list[Trial]:
     rows = arm_rows(arm.name, losses, data)
     declared = workshop.manifest.temperatures
     terms = build_terms(losses, steps=workshop.steps, temperatures=declared, layers=workshop.pairs)
-    plan = {**arm_plan(workshop.job, workshop.config, arm), "steps": workshop.steps, "rows": len(rows),
-            "world": workshop.ranks.world, **training.model_dump(mode="json", include=set(_FORM))}
+    plan = {**arm_plan(workshop.job, workshop.config, arm), "steps": workshop.steps, "rows": len(rows)}
     several = len(training.learning_rate) > 1
     return [
         Trial(

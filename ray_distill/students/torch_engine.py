@@ -10,11 +10,10 @@ from ray_distill.config import TrainingConfig
 from ray_distill.errors import ConfigError
 from ray_distill.losses.base import StudentOutput
 from ray_distill.losses.fused import Asked
+from ray_distill.students.atoms import WholeParts, load_atoms, save_atoms
 from ray_distill.students.engine import average_buffers, build_optimizer, run_bundle, training_device
 from ray_distill.students.ranks import Ranks
 from ray_distill.tasks.base import Batch
-
-_FILE = "torch.pt"
 
 
 class TorchEngine:
@@ -72,17 +71,13 @@ class TorchEngine:
         return {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
 
     def save(self, folder: Path) -> None:
-        """Write one file, on the first rank: all ranks hold the same."""
+        """Write this rank's share of the atoms: all ranks hold the same."""
         average_buffers(self._module, self._ranks)
-        if self._ranks.first:
-            state = {"module": self._module.state_dict(), "optimizer": self._optimizer.state_dict()}
-            torch.save(state, folder / _FILE)
+        save_atoms(folder, self._module, WholeParts(self._optimizer), self._ranks, {})
 
     def load(self, folder: Path) -> None:
-        """Read that file on every rank; only tensors are unpickled."""
-        state = torch.load(folder / _FILE, map_location=self._device, weights_only=True)
-        self._module.load_state_dict(state["module"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        """Read the atoms of whichever engine wrote them."""
+        load_atoms(folder, self._module, WholeParts(self._optimizer))
 
     def close(self) -> None:
         """Nothing to release."""

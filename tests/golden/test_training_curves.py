@@ -107,6 +107,49 @@ def test_deepspeed_resumes_exactly(home: Path, tmp_path: Path, stage: int) -> No
         assert rest[0].curve[step]["loss"] == pytest.approx(whole[0].curve[step]["loss"], rel=1e-6)
 
 
+ZERO = {stage: {"engine": "deepspeed", "zero_stage": stage} for stage in (0, 1, 2, 3)}
+#: Ranks, settings and steps of the parts of a run that is moved from one to the next; two epochs, of five steps each.
+MOVES: dict[str, list[tuple[int, dict[str, Any], int]]] = {
+    "worlds": [(2, ZERO[2], 3), (1, ZERO[0], 2), (3, ZERO[2], 3), (2, ZERO[1], 2)],
+    "engines": [(3, ZERO[3], 3), (1, {"engine": "torch"}, 2), (2, {**ZERO[3], "offload": "all"}, 3), (1, ZERO[1], 2)]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moves", MOVES.values(), ids=MOVES)
+def test_a_run_goes_on_at_other_sizes_and_stages(tmp_path: Path, moves: list[tuple[int, dict[str, Any], int]]) -> None:
+    """Stopped three times and resumed by other ranks, stages or engines: the curve is the uninterrupted one's, and over
+    two epochs each example was seen twice, once in each."""
+    lab.write_model(tmp_path)
+    run = Lab(folder=str(tmp_path), hidden=True, steps=10)
+    whole = lab.run(replace(run, trial="whole"))
+    curve: dict[int, dict[str, float]] = {}
+    seen: list[int] = []
+    for world, training, steps in moves:
+        part = replace(run, training=training, resume=bool(curve), stop_after=steps)
+        found = run_gloo(lab.run_part, world, part)
+        assert sorted(found[0][0]) == list(range(len(curve) + 1, len(curve) + 1 + steps))
+        curve |= found[0][0]
+        seen += [row for _, rows in found for row in rows]
+        if len(curve) == 5:
+            assert sorted(seen) == list(range(lab.ROWS))
+    assert sorted(seen) == sorted([*range(lab.ROWS)] * 2)
+    assert [curve[step]["loss"] for step in range(1, 11)] == pytest.approx(loss_curve(whole), rel=lab.TOLERANCE)
+
+
+@pytest.mark.slow
+def test_half_precision_goes_on_at_another_stage(tmp_path: Path) -> None:
+    """bf16: master weights and moments move in float32, so the rest of the curve is nearly that of one stage alone."""
+    lab.write_model(tmp_path)
+    run = Lab(folder=str(tmp_path), steps=10, training={**ZERO[1], "precision": "bf16"})
+    whole = run_gloo(lab.run_part, 2, replace(run, trial="whole"))[0][0]
+    curve: dict[int, dict[str, float]] = {}
+    for stage, steps in ((1, 3), (0, 2), (3, 3), (2, 2)):
+        part = replace(run, training={**ZERO[stage], "precision": "bf16"}, resume=bool(curve), stop_after=steps)
+        curve |= run_gloo(lab.run_part, 2, part)[0][0]
+    assert [curve[step]["loss"] for step in range(1, 11)] == pytest.approx(
+        [whole[step]["loss"] for step in range(1, 11)], rel=5e-3)
+
+
 @pytest.mark.slow
 def test_deepspeed_in_bf16_and_offloaded(home: Path, reference: lab.Ran) -> None:
     """bf16 stays within 0.5 % of float32 at every stage, the first step of ZeRO 0 included; offload changes nothing."""
@@ -149,7 +192,7 @@ def test_a_corrupted_checkpoint_is_skipped(tmp_path: Path, caplog: pytest.LogCap
     whole = lab.run(replace(run, trial="whole"))
     lab.run_until_stopped(replace(run, stop_after=5))
     newest = max((tmp_path / "trial" / "checkpoints").iterdir())
-    state = newest / "rank-0" / "engine" / "torch.pt"
+    state = newest / "rank-0" / "engine" / "atoms-00000.safetensors"
     data = bytearray(state.read_bytes())
     data[len(data) // 2] ^= 1
     state.write_bytes(data)

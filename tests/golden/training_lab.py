@@ -3,6 +3,7 @@
 Everything is a function of seeds, so that every rank and every process builds the same.
 """
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -126,7 +127,7 @@ def build(lab: Lab) -> tuple[Trial, Engine]:
         losses["hidden"] = LossConfig(weight=0.5)
     pairs = layer_pairs("uniform", LAYERS, model) if lab.hidden else {}
     data = data_of(model, ROWS, 1, 0.5)
-    plan = {"labels": lab.labels, "world": ranks.world, "engine": training.engine, "zero_stage": training.zero_stage}
+    plan = {"labels": lab.labels}
     trial = Trial(
         name="student", url=f"{lab.folder}/{lab.trial}", data=data, rows=np.arange(data.rows), steps=lab.steps, seed=3,
         terms=build_terms(losses, steps=lab.steps, temperatures=(1.0, 2.0), layers=pairs),
@@ -171,6 +172,32 @@ def run_until_stopped(lab: Lab) -> dict[int, dict[str, float]]:
     except TrainingStopped:
         return recorder.curve
     raise AssertionError("the run was not stopped")
+
+
+class Watched:
+    """Examples that note which rows are asked for."""
+
+    def __init__(self, data: TrainingSet) -> None:
+        self._data, self.seen = data, list[int]()
+
+    def batch(self, rows: Any, real: Any = None) -> Any:
+        self.seen += rows[real].tolist()
+        return self._data.batch(rows, real)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._data, name)
+
+
+def run_part(lab: Lab) -> tuple[dict[int, dict[str, float]], list[int]]:
+    """Train until stopped, or to the end; returns the curve so far and the rows this rank has seen."""
+    from ray_distill.students.reporter import TrainingStopped
+
+    trial, engine = build(lab)
+    recorder, watched = Recorder(lab.stop_after), Watched(trial.data)  # type: ignore[arg-type]
+    with contextlib.suppress(TrainingStopped):
+        run_trial(replace(trial, data=watched), engine, current_ranks(), recorder, resume=lab.resume)
+    engine.close()
+    return recorder.curve, watched.seen
 
 
 def run_whole_then_cut(lab: Lab) -> Ran:

@@ -126,6 +126,7 @@ def start_deepspeed(module: nn.Module, training: TrainingConfig, ranks: Ranks, *
         ) from error
     if own_optimizer is not None:
         _uncount_steps(own_optimizer)
+    zero_parts(engine.optimizer, ranks)  # refuses before the first step what no checkpoint could hold
     return DeepSpeedEngine(deepspeed, engine, ranks, own_schedule="scheduler" not in settings)
 
 

@@ -7,15 +7,24 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ray_distill.errors import TrainingError
 from ray_distill.students.atoms import WEIGHT, Parts, WholeParts, counted_steps, make_states, tensor_states
 from ray_distill.students.ranks import Ranks
 
+#: What a dynamic loss scale depends on.
+_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
 
 def zero_parts(optimizer: Any, ranks: Ranks) -> Parts:
-    """The parts of DeepSpeed's optimiser, by what it is: ZeRO 3, ZeRO 1 and 2, or whole on every rank (ZeRO 0)."""
+    """The parts of DeepSpeed's optimiser, by what it is: ZeRO 3, ZeRO 1 and 2, or whole on every rank (ZeRO 0).
+
+    Raises:
+        TrainingError: it is of another kind, so its state could not be saved.
+    """
     if hasattr(optimizer, "fp32_partitioned_groups_flat"):
         return Zero3Parts(optimizer, ranks)
     if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
@@ -24,7 +33,11 @@ def zero_parts(optimizer: Any, ranks: Ranks) -> Parts:
         halves = chain.from_iterable(optimizer.fp16_groups)
         return WholeParts(
             optimizer.optimizer, dict(zip(halves, chain.from_iterable(optimizer.fp32_groups), strict=True)))
-    return WholeParts(optimizer)
+    if isinstance(optimizer, torch.optim.Optimizer):
+        return WholeParts(optimizer)
+    raise TrainingError(
+        f"checkpoints of DeepSpeed's {type(optimizer).__name__} are not known: zero_stage 0 in half precision "
+        "makes it of a fused optimiser; use zero_stage 1, or leave the optimizer out of student.training.deepspeed")
 
 
 class _Partitioned:
@@ -120,15 +133,12 @@ def loss_scale(optimizer: Any) -> dict[str, float]:
 def set_loss_scale(optimizer: Any, saved: dict[str, float]) -> None:
     """Set what `loss_scale` gave; an optimiser without a loss scale takes none."""
     holder = _scaler(optimizer)
-    for name, value in saved.items() if holder is not None else ():
+    if holder is None:
+        return
+    for name, value in saved.items():
         setattr(holder, name, value)
-
-
-#: What a dynamic loss scale depends on.
-_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 def _scaler(optimizer: Any) -> Any:
     found = getattr(optimizer, "loss_scaler", None)
     return getattr(optimizer, "loss_scale_config", None) if found is None else found
-

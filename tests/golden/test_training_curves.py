@@ -61,9 +61,9 @@ def test_micro_batches_do_not_matter(home: Path, reference: lab.Ran, micro_batch
     assert_same_curve(lab.run(Lab(folder=str(home), hidden=True, training={"micro_batch": micro_batch})), reference)
 
 
-#: Plain torch, and the stages of ZeRO.
-ENGINES: tuple[dict[str, Any], ...] = (
-    {"engine": "torch"}, *({"engine": "deepspeed", "zero_stage": stage} for stage in (0, 1, 2, 3)))
+TORCH: dict[str, Any] = {"engine": "torch"}
+#: By stage.
+ZERO: dict[int, dict[str, Any]] = {stage: {"engine": "deepspeed", "zero_stage": stage} for stage in (0, 1, 2, 3)}
 MICRO_BATCHES = (1, 2, 4)
 
 
@@ -77,7 +77,7 @@ def test_neither_engine_nor_ranks_nor_micro_batches_matter(home: Path, reference
     Adam scales up.
     """
     labs = [Lab(folder=str(home), hidden=True, training={**engine, "micro_batch": MICRO_BATCHES[(number + world) % 3]})
-            for number, engine in enumerate(ENGINES)]
+            for number, engine in enumerate((TORCH, *ZERO.values()))]
     for ranks in zip(*run_gloo(lab.run_all, world, labs), strict=True):
         for ran in ranks:
             assert_same_curve(ran, reference)
@@ -107,11 +107,10 @@ def test_deepspeed_resumes_exactly(home: Path, tmp_path: Path, stage: int) -> No
         assert rest[0].curve[step]["loss"] == pytest.approx(whole[0].curve[step]["loss"], rel=1e-6)
 
 
-ZERO = {stage: {"engine": "deepspeed", "zero_stage": stage} for stage in (0, 1, 2, 3)}
 #: Ranks, settings and steps of the parts of a run that is moved from one to the next; two epochs, of five steps each.
 MOVES: dict[str, list[tuple[int, dict[str, Any], int]]] = {
     "worlds": [(2, ZERO[2], 3), (1, ZERO[0], 2), (3, ZERO[2], 3), (2, ZERO[1], 2)],
-    "engines": [(3, ZERO[3], 3), (1, {"engine": "torch"}, 2), (2, {**ZERO[3], "offload": "all"}, 3), (1, ZERO[1], 2)]}
+    "engines": [(3, ZERO[3], 3), (1, TORCH, 2), (2, {**ZERO[3], "offload": "all"}, 3), (1, ZERO[1], 2)]}
 
 
 @pytest.mark.slow

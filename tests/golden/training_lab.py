@@ -161,19 +161,6 @@ def run_all(labs: list[Lab]) -> list[Ran]:
     return [run(lab) for lab in labs]
 
 
-def run_until_stopped(lab: Lab) -> dict[int, dict[str, float]]:
-    """Train until the reporter asks to stop; returns the curve so far."""
-    from ray_distill.students.reporter import TrainingStopped
-
-    trial, engine = build(lab)
-    recorder = Recorder(lab.stop_after)
-    try:
-        run_trial(trial, engine, current_ranks(), recorder, resume=lab.resume)
-    except TrainingStopped:
-        return recorder.curve
-    raise AssertionError("the run was not stopped")
-
-
 class Watched:
     """Examples that note which rows are asked for."""
 
@@ -198,6 +185,13 @@ def run_part(lab: Lab) -> tuple[dict[int, dict[str, float]], list[int]]:
         run_trial(replace(trial, data=watched), engine, current_ranks(), recorder, resume=lab.resume)
     engine.close()
     return recorder.curve, watched.seen
+
+
+def run_until_stopped(lab: Lab) -> dict[int, dict[str, float]]:
+    """Train until the reporter asks to stop; returns the curve so far."""
+    curve, _ = run_part(lab)
+    assert len(curve) == lab.stop_after, "the run was not stopped"
+    return curve
 
 
 def run_whole_then_cut(lab: Lab) -> Ran:

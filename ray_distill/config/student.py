@@ -77,6 +77,22 @@ class LossConfig(Section):
     kind: Literal["mse", "cosine"] = Field("cosine", description="hidden: the distance")
 
 
+class CheckpointPolicy(Section):
+    """Which checkpoints stay while a student trains; the one that it was resumed from always does."""
+
+    last: int = Field(2, ge=1, description="the newest")
+    best: int = Field(0, ge=0, description="the best by the last look at the validation split before each; these stay "
+                      "when the training is over, too")
+    metric: str | None = Field(None, description="best by which, as it is reported; default: what arms are judged by")
+    mode: Literal["min", "max"] = Field("min", description="whether less of the metric is better, or more")
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if self.metric is None and self.mode == "max":
+            raise ValueError("mode: max goes with a metric; what arms are judged by is a loss")
+        return self
+
+
 class TrainingConfig(Section):
     """How a student is trained; all baselines get the same budget and tuning."""
 
@@ -90,7 +106,9 @@ class TrainingConfig(Section):
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     engine: Literal["deepspeed", "torch"] = "deepspeed"
-    workers: int = Field(1, ge=1)
+    workers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(
+        1, description="processes; two numbers = between the first and the second of them, as many as the cluster has "
+        "room for at each moment")
     gpus: float = Field(0, ge=0, description="GPUs a worker")
     cpus: float = Field(1, gt=0, description="CPUs a worker; also its torch threads")
     zero_stage: Literal[0, 1, 2, 3] = 1
@@ -98,7 +116,10 @@ class TrainingConfig(Section):
     offload: Literal["none", "optimizer", "all"] = "none"
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="raw DeepSpeed settings; they win")
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
+    checkpoints: CheckpointPolicy = Field(CheckpointPolicy(), description="which of them stay")
     evaluate_every: int = Field(100, ge=1, description="steps between looks at the validation split")
+    patience: int = Field(0, ge=0, description="looks without a better result after which an arm's training ends; "
+                          "0 = never before the last step")
     max_failures: int = Field(2, ge=0, description="restarts after a lost worker")
     packed: int = Field(0, ge=0, description="language models: tokens of a sequence that documents are packed into; "
                         "0 = one document a sequence, padded")
@@ -110,10 +131,25 @@ class TrainingConfig(Section):
     def _one_rate(cls, value: Any) -> Any:
         return (value,) if isinstance(value, int | float | str) else value
 
+    @property
+    def least_workers(self) -> int:
+        """Workers without which training does not start."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """Workers that training takes where there is room."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
     @model_validator(mode="after")
     def _batches(self) -> Self:
-        if self.global_batch % self.workers:
-            raise ValueError(f"global_batch {self.global_batch} is not a multiple of workers {self.workers}")
+        if self.least_workers > self.most_workers:
+            raise ValueError(f"workers [{self.least_workers}, {self.most_workers}]: the first is the least, the second "
+                             "the most")
+        # Numbers in between may leave a rank some padding; the ends are chosen, and should not waste any.
+        for workers in (self.least_workers, self.most_workers):
+            if self.global_batch % workers:
+                raise ValueError(f"global_batch {self.global_batch} is not a multiple of workers {workers}")
         return self
 
 

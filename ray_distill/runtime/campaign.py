@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ray_distill.artifacts import Artifact, Decision, EvalReport, LabelSetRef, SnapshotRef, StudentRef
-from ray_distill.config import Campaign
+from ray_distill.config import Campaign, TrainingConfig
 from ray_distill.evaluation.cost import CostReport
 from ray_distill.evaluation.directions import LANGUAGE_TASKS, decisive
 from ray_distill.fingerprint import fingerprint
@@ -141,11 +141,16 @@ def plan(config: Campaign) -> list[str]:
         *_plan_writing(config),
         f"label     {config.labels.teacher.model}, {config.labels.signal.estimator}, "
         f"T {', '.join(f'{t:g}' for t in config.labels.signal.temperatures)} → {config.store_url}",
-        f"train     {', '.join(train_stage.arms(config))}: {training.workers} × {training.engine} ZeRO "
+        f"train     {', '.join(train_stage.arms(config))}: {_workers(training)} × {training.engine} ZeRO "
         f"{training.zero_stage}, {training.precision} → {config.output_url}/students",
         f"evaluate  test split, {len(damages or ())} corruptions × {len(config.evaluation.severities)} severities",
         f"promote   {', '.join(limits_of(config.gate, decisive(config.task)))}; alias {config.gate.alias}"]
     return [*lines, f"record    {config.tracking.uri or 'SQLite beside the output'}"]
+
+
+def _workers(training: TrainingConfig) -> str:
+    least, most = training.least_workers, training.most_workers
+    return str(least) if least == most else f"{least} to {most}"
 
 
 def _plan_writing(config: Campaign) -> list[str]:

@@ -236,8 +236,8 @@ def _wanted(config: Campaign | None, kind: Literal["cpus", "gpus"]) -> float:
         return 0
     resources, training = config.labels.resources, config.student.training
     if kind == "cpus":
-        return max(resources.actors[0] * resources.cpus, training.workers * training.cpus)
-    return max(resources.actors[0] * resources.gpus, training.workers * training.gpus)
+        return max(resources.actors[0] * resources.cpus, training.least_workers * training.cpus)
+    return max(resources.actors[0] * resources.gpus, training.least_workers * training.gpus)
 
 
 def check_memory() -> Finding:

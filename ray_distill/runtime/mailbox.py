@@ -58,6 +58,7 @@ class MailReporter:
     def __init__(self, mailbox: Any, rank: int):
         self._mailbox, self._rank = mailbox, rank
         self._waiting: list[StepMetrics] = []
+        self._noticed: list[str] = []
 
     def metrics(self, arm: str, step: int, values: Mapping[str, float]) -> None:
         """Send a step's numbers, several steps at a time."""
@@ -82,3 +83,16 @@ class MailReporter:
     def should_stop(self) -> bool:
         """Never: whoever stops the driver stops the ranks, and a resumed run goes on from the last checkpoint."""
         return False
+
+    def should_save(self) -> bool:
+        """Whether Ray has been told that one of the ranks' nodes is to go; once for each such notice.
+
+        The run goes on: when the node is gone, Ray Train starts the ranks anew where there is room.
+        """
+        import ray.train
+
+        notice = ray.train.get_preemption_info()
+        if notice is None or notice.preempted_node_ids == self._noticed:
+            return False
+        self._noticed = notice.preempted_node_ids
+        return True

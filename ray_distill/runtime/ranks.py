@@ -16,6 +16,9 @@ from ray_distill.runtime.mailbox import MailReporter
 #: What another attempt would raise again; what a lost peer makes of the others is a RuntimeError and no defect.
 DEFECTS = (TypeError, ValueError, LookupError, AttributeError, ImportError, AssertionError, ZeroDivisionError)
 
+#: Seconds between two looks of Ray Train whether there is room for more workers, where their number may change.
+RESIZE_SECONDS = 60.0
+
 
 def fit_ranks(job: bytes, training: TrainingConfig, mailbox: Any, folder: str) -> None:
     """Run a job's ranks to their end; what it raises tells what was lost.
@@ -36,8 +39,12 @@ def fit_ranks(job: bytes, training: TrainingConfig, mailbox: Any, folder: str) -
         train_rank, train_loop_config={"job": job, "mailbox": mailbox, "threads": max(1, int(training.cpus))},
         torch_config=TorchConfig(backend="nccl" if training.gpus else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=training.workers, use_gpu=training.gpus > 0, resources_per_worker=resources_of(training)),
-        run_config=ray.train.RunConfig(name=f"train-{uuid.uuid4().hex[:8]}", storage_path=folder))
+            num_workers=training.workers, use_gpu=training.gpus > 0, resources_per_worker=resources_of(training),
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS),
+        # Failures are counted by who calls this; of machines that are taken away any number is gone on from.
+        run_config=ray.train.RunConfig(
+            name=f"train-{uuid.uuid4().hex[:8]}", storage_path=folder,
+            failure_config=ray.train.FailureConfig(max_failures=0, max_preemption_failures=-1)))
     trainer.fit()
 
 

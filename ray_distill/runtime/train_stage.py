@@ -45,8 +45,8 @@ def train(held: Session, labels: LabelSetRef, *, resume: bool) -> dict[str, Stud
     if not resume:
         _clear(held, job.output)
     training = held.config.student.training
-    with held.stage("train", cores=training.workers * training.cpus,
-                    accelerators=training.workers * training.gpus, resumes=resume) as stage:
+    with held.stage("train", cores=training.most_workers * training.cpus,
+                    accelerators=training.most_workers * training.gpus, resumes=resume) as stage:
         stage.run.dataset(Dataset(name="labels", digest=labels.fingerprint, source=labels.store, context="training",
                                   profile={"log_length": labels.log_length}))
         curves = Curves(held, stage)

@@ -28,7 +28,7 @@ POLL_SECONDS = 1.0
 def train_ranks(
     job: TrainingJob, training: TrainingConfig, *, on_metrics: Callable[[StepMetrics], None]
 ) -> list[StudentRef]:
-    """Run ``students.run.run_arms`` on ``training.workers`` ranks and return its result.
+    """Run ``students.run.run_arms`` on as many ranks as the settings ask for and return its result.
 
     Args:
         job: what to train; ``job.resume`` must be set, a restart relies on it.
@@ -40,7 +40,7 @@ def train_ranks(
         ClusterError: the ranks were lost more often than ``training.max_failures``, or cannot be placed.
     """
     assert job.resume, "a restarted rank must go on, not begin anew"
-    require_bundles([resources_of(training)] * training.workers, "training")
+    require_bundles([resources_of(training)] * training.least_workers, "training")
     for attempt in range(training.max_failures + 1):
         mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
         failure = _fit(job, training, mailbox, on_metrics)

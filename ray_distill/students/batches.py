@@ -35,6 +35,10 @@ class Examples(Protocol):
         """Number of rows, R."""
 
     @property
+    def row_ids(self) -> pa.Array:
+        """``[R]``: ids of the rows in the snapshot."""
+
+    @property
     def labelled(self) -> npt.NDArray[np.bool_]:
         """``[R]``: losses on true labels weigh the row."""
 
@@ -111,6 +115,11 @@ class TrainingSet:
     def rows(self) -> int:
         """Number of rows, R."""
         return self.encoded.rows
+
+    @property
+    def row_ids(self) -> pa.Array:
+        """``[R]``: ids of the rows in the snapshot."""
+        return self.encoded.row_ids
 
     @property
     def labelled(self) -> npt.NDArray[np.bool_]:

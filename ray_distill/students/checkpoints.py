@@ -1,18 +1,18 @@
 """Checkpoints that are either complete and verified, or not there.
 
 Layout below a trial's folder: ``checkpoints/<step>-<attempt>/rank-<r>/…`` and, written last, by the first rank
-alone, ``marker.json`` with the digest of every file. A folder without a marker is a crash's leftover.
+alone, ``marker.json`` with the digest of every file. A folder without a marker is a crash's leftover. `saving` writes
+them, beside the training.
 """
 
 import json
 import logging
-import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+from ray_distill.config import CheckpointPolicy
 from ray_distill.errors import StorageError, TrainingError
 from ray_distill.fingerprint import sha256
 from ray_distill.storage import files
@@ -22,7 +22,6 @@ log = logging.getLogger(__name__)
 
 #: 1 held DeepSpeed's own files, which are pickles and of one number of ranks.
 FORMAT = 2
-KEEP = 2
 _MARKER = "marker.json"
 
 
@@ -35,43 +34,9 @@ class Checkpoint:
     plan: Mapping[str, Any]
     """What a run must agree with to go on from here."""
     state: Mapping[str, Any]
-    """Plain JSON of the loop: cursor and best result so far."""
+    """Plain JSON of the loop: cursor, best result so far, and the last look at the validation split."""
     digests: Mapping[str, str]
     """``rank-<r>/<file>`` to ``sha256:…``."""
-
-
-def save_checkpoint(
-    folder_url: str, ranks: Ranks, write: Callable[[Path], None], *, step: int, plan: Mapping[str, Any],
-    state: Mapping[str, Any], protect: Collection[str] = (),
-) -> str:
-    """Write a checkpoint on every rank, complete it with its marker, and remove all but the newest two.
-
-    Args:
-        folder_url: the trial's folder of checkpoints.
-        ranks: this process among the others.
-        write: writes this rank's files into a local folder; called once on every rank.
-        step: steps done.
-        plan: see `Checkpoint`; so is ``state``.
-        protect: URLs of checkpoints that must stay: the one this run was resumed from.
-
-    Returns:
-        The checkpoint's URL.
-
-    Raises:
-        StorageError: the upload failed.
-    """
-    attempt = ranks.share(uuid.uuid4().hex[:8])
-    url = files.join(folder_url, f"{step:08d}-{attempt}")
-    with TemporaryDirectory(prefix="ray-distill-checkpoint-") as local:
-        write(Path(local))
-        ours = _upload(Path(local), files.join(url, f"rank-{ranks.rank}"), f"rank-{ranks.rank}")
-    digests = {name: digest for part in ranks.gather(ours) for name, digest in part.items()}
-    if ranks.first:
-        marker = {"format": FORMAT, "step": step, "plan": plan, "state": state, "digests": digests}
-        files.create_exclusive(files.join(url, _MARKER), json.dumps(marker, indent=1).encode())
-        _prune(folder_url, {url, *protect})
-    ranks.barrier()
-    return url
 
 
 def find_checkpoint(folder_url: str, ranks: Ranks) -> Checkpoint | None:
@@ -101,7 +66,7 @@ def fetch_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     for name, digest in checkpoint.digests.items():
         target = folder / name.split("/", 1)[1]
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(_verified(checkpoint, name, digest))
+        target.write_bytes(_verified(checkpoint.url, name, digest))
 
 
 def check_plan(saved: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> None:
@@ -110,22 +75,86 @@ def check_plan(saved: Mapping[str, Any], asked: Mapping[str, Any], where: str) -
     Raises:
         TrainingError: the first difference, with both sides.
     """
-    for name, value in asked.items():
-        if name in saved and saved[name] == json.loads(json.dumps(value)):
+    plain = json.loads(json.dumps(asked))
+    for name in {**plain, **saved}:
+        if name in saved and name in plain and saved[name] == plain[name]:
             continue
         raise TrainingError(
-            f"{where} was made with {name} {saved.get(name, 'unrecorded')}, this run asks for {name} {value}: resume "
-            "with the same, or start anew without resuming")
+            f"{where} was made with {name} {saved.get(name, 'unrecorded')}, this run asks for {name} "
+            f"{plain.get(name, 'unset')}: resume with the same, or start anew without resuming")
 
 
-def _upload(local: Path, url: str, prefix: str) -> dict[str, str]:
-    """Upload a folder's files and return their digests by name below the checkpoint."""
+def upload(local: Path, url: str, prefix: str) -> dict[str, str]:
+    """Upload a rank's files below a checkpoint, read each back, and return their digests by name.
+
+    Raises:
+        StorageError: a file cannot be written or read, or comes back as something else.
+    """
     digests = {}
     for path in sorted(path for path in local.rglob("*") if path.is_file()):
-        name, data = path.relative_to(local).as_posix(), path.read_bytes()
+        name, data = f"{prefix}/{path.relative_to(local).as_posix()}", path.read_bytes()
         files.write_bytes(files.join(url, name), data)
-        digests[f"{prefix}/{name}"] = sha256(data)
+        digests[name] = sha256(data)
+        try:
+            _verified(url, name, digests[name])
+        except TrainingError as error:
+            raise StorageError(
+                f"{error}; it was just written: the file system does not keep what it is given") from error
     return digests
+
+
+def complete(
+    url: str, digests: Mapping[str, str], *, step: int, plan: Mapping[str, Any], state: Mapping[str, Any]
+) -> None:
+    """Make a checkpoint of files that are all there: write the marker."""
+    marker = {"format": FORMAT, "step": step, "plan": plan, "state": state, "digests": digests}
+    files.create_exclusive(files.join(url, _MARKER), json.dumps(marker, indent=1).encode())
+
+
+def prune(folder_url: str, policy: CheckpointPolicy, protect: Collection[str] = (), *, last: int | None = None) -> None:
+    """Remove what the policy does not keep, and leftovers of crashes; markers go first.
+
+    Args:
+        folder_url: a trial's folder of checkpoints.
+        policy: how many of the newest stay, and of the best.
+        protect: URLs that stay whatever the policy says: of the one just completed, and the one resumed from.
+        last: instead of the policy's own number of the newest.
+    """
+    complete_urls = _complete(folder_url)
+    kept = {*complete_urls[: policy.last if last is None else last], *_best(complete_urls, policy), *protect}
+    names = {item.name.split("/")[0] for item in files.list_files(folder_url)}
+    for url in sorted({files.join(folder_url, name) for name in names} - kept):
+        files.delete(files.join(url, _MARKER))
+        files.delete(url)
+
+
+def _best(urls: list[str], policy: CheckpointPolicy) -> list[str]:
+    """The best checkpoints by the last look at the validation split before each, better ones first; ties: newer ones.
+
+    Raises:
+        TrainingError: the metric is none of those that are measured; they are named.
+    """
+    if policy.best == 0:
+        return []
+    found = []
+    for url in urls:
+        try:
+            looked = _read_marker(url).state.get("validation")
+        except (StorageError, TrainingError):
+            continue  # a damaged one is nobody's best; `find_checkpoint` tells of it
+        if looked is not None:
+            found.append((_measured(looked, policy), url))
+    sign = 1 if policy.mode == "min" else -1
+    return [url for _, url in sorted(found, key=lambda pair: sign * pair[0])[: policy.best]]
+
+
+def _measured(looked: Mapping[str, Any], policy: CheckpointPolicy) -> float:
+    if policy.metric is None:
+        return float(looked["value"])
+    if policy.metric not in looked["metrics"]:
+        raise TrainingError(f"student.training.checkpoints.metric {policy.metric!r} is not measured on the validation "
+                            f"split; there are {', '.join(sorted(looked['metrics']))}")
+    return float(looked["metrics"][policy.metric])
 
 
 def _complete(folder_url: str) -> list[str]:
@@ -144,7 +173,8 @@ def _newest_verified(folder_url: str) -> tuple[Checkpoint | None, list[str]]:
     for url in _complete(folder_url):
         try:
             checkpoint = _read_marker(url)
-            _verify(checkpoint)
+            for name, digest in checkpoint.digests.items():
+                _verified(url, name, digest)
         except (StorageError, TrainingError) as error:
             log.warning("checkpoint %s is skipped, the one before is tried: %s", url, error)
             damaged.append(str(error))
@@ -164,23 +194,9 @@ def _read_marker(url: str) -> Checkpoint:
         raise TrainingError(f"{url}: its {_MARKER} cannot be read ({error!r})") from error
 
 
-def _verify(checkpoint: Checkpoint) -> None:
-    for name, digest in checkpoint.digests.items():
-        _verified(checkpoint, name, digest)
-
-
-def _verified(checkpoint: Checkpoint, name: str, digest: str) -> bytes:
+def _verified(url: str, name: str, digest: str) -> bytes:
     """A file's bytes, which are what the marker promised."""
-    data = files.read_bytes(files.join(checkpoint.url, name))
+    data = files.read_bytes(files.join(url, name))
     if sha256(data) != digest:
-        raise TrainingError(f"{checkpoint.url}: {name} is damaged: its digest is {sha256(data)}, not {digest}")
+        raise TrainingError(f"{url}: {name} is damaged: its digest is {sha256(data)}, not {digest}")
     return data
-
-
-def _prune(folder_url: str, protect: Collection[str]) -> None:
-    """Remove all but the newest complete checkpoints and those protected; the marker goes first."""
-    kept = {*_complete(folder_url)[:KEEP], *protect}
-    names = {item.name.split("/")[0] for item in files.list_files(folder_url)}
-    for url in sorted({files.join(folder_url, name) for name in names} - kept):
-        files.delete(files.join(url, _MARKER))
-        files.delete(url)

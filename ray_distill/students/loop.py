@@ -19,17 +19,22 @@ from ray_distill.errors import TrainingError
 from ray_distill.losses.base import LossBatch
 from ray_distill.storage import files
 from ray_distill.students.batches import Examples
-from ray_distill.students.checkpoints import check_plan, fetch_checkpoint, find_checkpoint, save_checkpoint
+from ray_distill.students.checkpoints import check_plan, fetch_checkpoint, find_checkpoint
+from ray_distill.students.diagnosis import not_finite
 from ray_distill.students.engine import Engine
 from ray_distill.students.outcomes import WEIGHTS_FILE, Best, read_weights, weights_bytes
 from ray_distill.students.ranks import Ranks
 from ray_distill.students.reporter import Reporter, TrainingStopped
-from ray_distill.students.sampler import Index, cursor_at, global_batch_at, micro_batches
+from ray_distill.students.sampler import Index, MicroBatch, cursor_at, global_batch_at, micro_batches
+from ray_distill.students.saving import CheckpointWriter
 from ray_distill.students.schedules import rate_factor
 from ray_distill.students.terms import Term, ask_head, combine, to_device, weights_of
 from ray_distill.students.token_bundle import PLACES
-from ray_distill.students.validation import Judge
+from ray_distill.students.validation import Judge, Score
 from ray_distill.tasks.base import Batch
+
+#: Seconds between two questions whether a machine is about to be taken away; asking is collective.
+LOOK_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,33 +66,72 @@ def run_trial(trial: Trial, engine: Engine, ranks: Ranks, reporter: Reporter, *,
         TrainingStopped: a stop was requested; the state is saved.
     """
     step, best, resumed = _restore(trial, engine, ranks) if resume else (0, None, None)
-    protect = () if resumed is None else (resumed,)
+    saver = CheckpointWriter(
+        checkpoints_url(trial), ranks, trial.training.checkpoints, plan=trial.plan,
+        protect=() if resumed is None else (resumed,))
+    try:
+        return _train(trial, engine, ranks, reporter, saver, step, best)
+    finally:
+        saver.close()
+
+
+def _train(
+    trial: Trial, engine: Engine, ranks: Ranks, reporter: Reporter, saver: CheckpointWriter, step: int,
+    best: Best | None,
+) -> Best:
+    """Train from a step to the end; see `run_trial`."""
+    def told(url: str | None, after: int) -> None:
+        if url is not None:
+            reporter.checkpoint({"trial": trial.name, "step": after, "url": url})
+
+    looked = None if best is None else best.score
+    saved, next_look = step, time.monotonic() + LOOK_SECONDS
     engine.train(True)
     while step < trial.steps:
-        values, stop = take_step(trial, engine, ranks, step, stop=reporter.should_stop())
+        asks = (reporter.should_stop(), time.monotonic() >= next_look, saver.idle)
+        values, (stop, look, idle) = take_step(trial, engine, ranks, step, asks=asks)
         step += 1
-        if step % trial.training.evaluate_every == 0 or step == trial.steps:
-            best = _judge(trial, engine, ranks, step, best, values)
+        last = step == trial.steps
+        if last or step % trial.training.evaluate_every == 0:
+            best, looked = _judge(trial, engine, ranks, step, best, values)
+            last = last or _hopeless(trial.training, step, best)
         reporter.metrics(trial.name, step, values)
-        if step == trial.steps:
+        if saver.under_way and idle == ranks.world:
+            told(saver.advance(), saved)
+        if last:
             break
-        if stop or step % trial.training.checkpoint_every == 0:
-            url = _save(trial, engine, ranks, step, best, protect)
-            reporter.checkpoint({"trial": trial.name, "step": step, "url": url})
+        leave = False
+        if look:
+            next_look = time.monotonic() + LOOK_SECONDS
+            leave = reporter.should_save()
+        if stop or leave or step % trial.training.checkpoint_every == 0:
+            told(_save(trial, engine, ranks, saver, step, best, looked), saved)
+            saved = step
+        if stop or leave:
+            told(saver.finish(), saved)
         if stop:
             raise TrainingStopped(f"{trial.name}: stopped as requested after step {step} of {trial.steps}; "
                                   f"the state is saved in {trial.url}, resume to go on")
+    told(saver.finish(), saved)
     assert best is not None
     return best
 
 
+def _hopeless(training: TrainingConfig, step: int, best: Best) -> bool:
+    """Whether the last ``patience`` looks at the validation split brought nothing better."""
+    return training.patience > 0 and step - best.step >= training.patience * training.evaluate_every
+
+
 def take_step(
-    trial: Trial, engine: Engine, ranks: Ranks, step: int, *, stop: bool = False
-) -> tuple[dict[str, float], bool]:
-    """One optimiser step; returns its metrics, and whether any rank wants to stop.
+    trial: Trial, engine: Engine, ranks: Ranks, step: int, *, asks: Sequence[bool] = ()
+) -> tuple[dict[str, float], list[int]]:
+    """One optimiser step; returns its metrics, and how many ranks said yes to each of ``asks``.
 
     Randomness inside the model is a function of (seed, step, rank), so a resumed run draws what the
     uninterrupted one drew.
+
+    Raises:
+        TrainingError: a loss is not finite; the batch is saved.
     """
     start = time.perf_counter()
     _seed_step(trial.seed, step, ranks.rank)
@@ -98,11 +142,18 @@ def take_step(
     parts: list[list[Tensor]] = []
     engine.step([partial(_pass, trial.terms, engine, step, weights, parts, *batch) for batch in batches], rate)
     sums: list[float | Tensor] = [torch.stack(column).sum() for column in zip(*parts, strict=True)]
-    *means, stops = ranks.total([*sums, float(stop)], engine.device)
+    found = ranks.total([*sums, *map(float, asks)], engine.device)
+    means, said = found[: len(sums)], [round(count) for count in found[len(sums) :]]
     values = _metrics(trial, step, weights, means)
+    broken = [name for name, value in values.items() if not math.isfinite(value)]
+    if broken:
+        micros = _micros_of(trial, ranks, step)
+        raise not_finite(
+            trial.name, files.join(trial.url, "diagnosis"), ranks, step, trial.steps, values, trial.data.row_ids,
+            micros, batches, parts)
     count = len(global_batch_at(trial.seed, step, len(trial.rows), trial.training.global_batch))
     seconds = time.perf_counter() - start
-    return {**values, "learning_rate": rate, "examples_per_second": count / seconds}, stops > 0
+    return {**values, "learning_rate": rate, "examples_per_second": count / seconds}, said
 
 
 def _pass(
@@ -117,33 +168,27 @@ def _pass(
 
 
 def _batches_of(trial: Trial, ranks: Ranks, step: int, device: torch.device) -> list[tuple[Batch, LossBatch]]:
-    training = trial.training
-    chosen = trial.rows[global_batch_at(trial.seed, step, len(trial.rows), training.global_batch)]
-    micros = micro_batches(chosen, rank=ranks.rank, world=ranks.world, micro_batch=training.micro_batch)
-    made = [trial.data.batch(micro.rows, micro.real) for micro in micros]
+    made = [trial.data.batch(micro.rows, micro.real) for micro in _micros_of(trial, ranks, step)]
     return [(inputs, to_device(losses, device)) for inputs, losses in made]
 
 
-def _metrics(trial: Trial, step: int, weights: Sequence[float], means: Sequence[float]) -> dict[str, float]:
-    """Global means of the terms the batch carried, and their weighted sum.
+def _micros_of(trial: Trial, ranks: Ranks, step: int) -> list[MicroBatch]:
+    """This rank's micro-batches of a step, as rows of the data."""
+    chosen = trial.rows[global_batch_at(trial.seed, step, len(trial.rows), trial.training.global_batch)]
+    return micro_batches(chosen, rank=ranks.rank, world=ranks.world, micro_batch=trial.training.micro_batch)
 
-    Raises:
-        TrainingError: one is not finite.
-    """
+
+def _metrics(trial: Trial, step: int, weights: Sequence[float], means: Sequence[float]) -> dict[str, float]:
+    """Global means of the terms the batch carried, and their weighted sum."""
     found = {
         term.name: mean for term, weight, mean in zip(trial.terms, weights, means, strict=True) if weight > 0}
-    for name, mean in found.items():
-        if not math.isfinite(mean):
-            raise TrainingError(
-                f"{trial.name}: the loss term {name!r} is {mean} at step {step + 1} of {trial.steps}; lower the "
-                "learning rate, prefer precision bf16 or fp32 to fp16, or look at this step's labels")
     loss = sum(term.weight(step) * found[term.name] for term in trial.terms if term.name in found)
     return {"loss": loss, **{f"loss_{name}": mean for name, mean in found.items()}}
 
 
 def _judge(
     trial: Trial, engine: Engine, ranks: Ranks, step: int, best: Best | None, values: dict[str, float]
-) -> Best:
+) -> tuple[Best, Score]:
     """Validate, add the result to ``values``, and keep the weights if they are the best so far."""
     score = trial.judge.score(engine, ranks, batch=trial.training.micro_batch)
     if not math.isfinite(score.value):
@@ -151,13 +196,15 @@ def _judge(
                             "lower the learning rate, or prefer precision bf16 or fp32 to fp16")
     values.update(score.metrics)
     if best is not None and best.score.value <= score.value:
-        return best
-    return Best(score=score, step=step, weights=engine.weights())
+        return best, score
+    return Best(score=score, step=step, weights=engine.weights()), score
 
 
 def _save(
-    trial: Trial, engine: Engine, ranks: Ranks, step: int, best: Best | None, protect: Sequence[str]
-) -> str:
+    trial: Trial, engine: Engine, ranks: Ranks, saver: CheckpointWriter, step: int, best: Best | None,
+    looked: Score | None,
+) -> str | None:
+    """Begin a checkpoint; the URL of the one before, if that is complete only now."""
     def write(folder: Path) -> None:
         (folder / "engine").mkdir()
         engine.save(folder / "engine")
@@ -165,9 +212,9 @@ def _save(
             (folder / WEIGHTS_FILE).write_bytes(weights_bytes(best.weights))
 
     cursor = cursor_at(step, len(trial.rows), trial.training.global_batch)
-    state = {"cursor": cursor.to_dict(), "best": None if best is None else best.to_dict()}
-    return save_checkpoint(
-        checkpoints_url(trial), ranks, write, step=step, plan=trial.plan, state=state, protect=protect)
+    state = {"cursor": cursor.to_dict(), "best": None if best is None else best.to_dict(),
+             "validation": None if looked is None else {"value": looked.value, "metrics": looked.metrics}}
+    return saver.start(write, step=step, state=state)
 
 
 def _restore(trial: Trial, engine: Engine, ranks: Ranks) -> tuple[int, Best | None, str | None]:

@@ -22,6 +22,9 @@ class Reporter(Protocol):
     def should_stop(self) -> bool:
         """Whether to save and stop; one rank's yes is enough."""
 
+    def should_save(self) -> bool:
+        """Whether to save now, because some rank's machine is about to be taken away. Asked every few seconds."""
+
 
 class SilentReporter:
     """Reports nothing and never stops."""
@@ -33,5 +36,9 @@ class SilentReporter:
         """Drop it."""
 
     def should_stop(self) -> bool:
+        """Never."""
+        return False
+
+    def should_save(self) -> bool:
         """Never."""
         return False

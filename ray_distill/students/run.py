@@ -30,9 +30,11 @@ from ray_distill.storage import files
 from ray_distill.students.arms import Arm, arm_by_name, arm_rows
 from ray_distill.students.batches import Examples, TrainingSet, build_set, check_retained_mass
 from ray_distill.students.bundle import build_bundle, layer_pairs, make_projections
+from ray_distill.students.checkpoints import prune
 from ray_distill.students.engine import build_engine, checkpoint_activations
 from ray_distill.students.export import export_arm, exported_arm, marker_url
 from ray_distill.students.loop import Trial, checkpoints_url, run_trial
+from ray_distill.students.memory import Sizes, memory_explained
 from ray_distill.students.outcomes import Best, load_outcome, save_outcome
 from ray_distill.students.ranks import Ranks, current_ranks
 from ray_distill.students.reporter import Reporter
@@ -48,6 +50,8 @@ log = logging.getLogger(__name__)
 #: Training settings that decide the result of an arm, whatever it runs on.
 _DECIDING = ("epochs", "global_batch", "learning_rate", "weight_decay", "warmup", "schedule", "clip", "precision",
              "deepspeed", "evaluate_every")
+#: Such settings that came later: they are part of a plan where they are set, so that older plans stay what they are.
+_OPTIONAL = ("patience",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +120,7 @@ def run_arms(job: TrainingJob, reporter: Reporter) -> list[StudentRef]:
 def arm_plan(job: TrainingJob, config: Campaign, arm: Arm) -> dict[str, Any]:
     """What decides an arm's result, as plain JSON; an arm or trial made under another plan is not reused."""
     training = config.student.training.model_dump(mode="json", include=set(_DECIDING))
+    training |= config.student.training.model_dump(mode="json", include=set(_OPTIONAL), exclude_defaults=True)
     losses = {name: loss.model_dump(mode="json") for name, loss in _losses(config, arm).items()}
     ceiling = job.ceiling.fingerprint if arm.ceiling and job.ceiling is not None else None
     return {"labels": job.labels.fingerprint, "arm": arm.name, "seed": job.seed, "ceiling": ceiling, "losses": losses,
@@ -236,7 +241,7 @@ def _run_arm(workshop: Workshop, arm: Arm, reporter: Reporter) -> StudentRef:
         workshop.job.output, arm.name, workshop.model, outcomes[best], labels=workshop.job.labels,
         facts=_facts(workshop, arm, trials[best]), plan=arm_plan(workshop.job, workshop.config, arm),
         ranks=workshop.ranks)
-    if workshop.ranks.first:
+    if workshop.ranks.first and workshop.config.student.training.checkpoints.best == 0:
         files.delete(_work_url(workshop.job, arm.name))
     workshop.ranks.barrier()
     return ref
@@ -278,14 +283,15 @@ def _finish_trial(workshop: Workshop, arm: Arm, trial: Trial, reporter: Reporter
     else:
         bundle = build_bundle(
             workshop.model, module, layers=pairs, widths=widths, pool=workshop.manifest.pool, seed=trial.seed)
-    engine = build_engine(bundle, training, ranks, passes=passes)
-    try:
-        best = run_trial(trial, engine, ranks, reporter, resume=workshop.job.resume)
-    finally:
-        engine.close()
+    with memory_explained(trial.name, Sizes.of(bundle), training, ranks.world):
+        engine = build_engine(bundle, training, ranks, passes=passes)
+        try:
+            best = run_trial(trial, engine, ranks, reporter, resume=workshop.job.resume)
+        finally:
+            engine.close()
     save_outcome(trial.url, best, trial.plan, ranks)
     if ranks.first:
-        files.delete(checkpoints_url(trial))
+        prune(checkpoints_url(trial), training.checkpoints, last=0)
     return best
 
 

@@ -55,6 +55,11 @@ class TokenSet:
         """Number of documents, R."""
         return self.encoded.rows
 
+    @property
+    def row_ids(self) -> pa.Array:
+        """``[R]``: ids of the documents in the snapshot."""
+        return self.encoded.row_ids
+
     @cached_property
     def labelled(self) -> npt.NDArray[np.bool_]:
         """``[R]``: the true next tokens are known, as they are of every text."""

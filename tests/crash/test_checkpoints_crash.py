@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from ray_distill.students.checkpoints import fetch_checkpoint, find_checkpoint, save_checkpoint
+from ray_distill.config import CheckpointPolicy
+from ray_distill.students.checkpoints import fetch_checkpoint, find_checkpoint
 from ray_distill.students.ranks import Ranks
+from ray_distill.students.saving import CheckpointWriter
 from ray_distill.testing.crashfs import Crash, crashing_remote, cut_points, points
 
 ALONE = Ranks(rank=0, world=1)
@@ -18,7 +20,12 @@ def save(url: str, step: int) -> None:
         for name in ("one", "two"):
             (local / "engine" / name).write_text(f"{name} of step {step}")
 
-    save_checkpoint(url, ALONE, write, step=step, plan={}, state={"step": step})
+    writer = CheckpointWriter(url, ALONE, CheckpointPolicy(), plan={})
+    try:
+        writer.start(write, step=step, state={"step": step})
+        writer.finish()
+    finally:
+        writer.close()
 
 
 def check(url: str, steps: tuple[int, ...], local: Path) -> None:
@@ -40,7 +47,7 @@ def test_upload_and_deletion_cut_before_in_and_after_each_operation(tmp_path: Pa
 
     url = prepared("count")
     count = points(crashing_remote, lambda: save(url, 3))
-    assert count >= 5, "two files, the marker, and two deletions"
+    assert count >= 7, "two files, each read back, the marker, and two deletions"
     for at, way in cut_points(count):
         url = prepared(f"{at}-{way}")
         with crashing_remote(at, way), pytest.raises(Crash):

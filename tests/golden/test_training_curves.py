@@ -3,6 +3,7 @@
 Tolerance 1e-5 relative in float32 throughout: summing in another order moves the last bits.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 import training_lab as lab
+from safetensors import safe_open
 from training_lab import Lab, assert_same_curve, loss_curve
 
 from ray_distill.errors import ClusterError, ConfigError, TrainingError
+from ray_distill.students import loop
 from ray_distill.students.loop import run_trial
 from ray_distill.students.ranks import current_ranks
 from ray_distill.testing.gloo import run_gloo
@@ -209,14 +212,62 @@ def test_resuming_with_other_labels_is_refused(tmp_path: Path) -> None:
         lab.run(Lab(folder=str(tmp_path), resume=True, labels="labels-2"))
 
 
-def test_a_loss_that_is_not_finite_names_step_and_term(tmp_path: Path) -> None:
-    """Training does not go on with NaN."""
+def test_a_loss_that_is_not_finite_names_step_term_and_rows(tmp_path: Path) -> None:
+    """Training does not go on with NaN: the row whose label is broken is named, and its batch is saved."""
     lab.write_model(tmp_path)
     trial, engine = lab.build(Lab(folder=str(tmp_path)))
     assert trial.data.teaching is not None
-    trial.data.teaching.logp_RK[:, 0] = float("nan")
-    with pytest.raises(TrainingError, match="the loss term 'soft' is nan at step 1 of 8"):
+    broken = 30
+    trial.data.teaching.logp_RK[broken, 0] = float("nan")
+    row = trial.data.row_ids[broken].as_py().hex()
+    with pytest.raises(TrainingError, match=f"the loss term 'soft' is nan at step . of 8; labels .* of {row}: label"):
         run_trial(trial, engine, current_ranks(), lab.Recorder(), resume=False)
+    facts, = (tmp_path / "trial" / "diagnosis").glob("*.json")
+    told = json.loads(facts.read_text())
+    culprit, = told["not_finite"]
+    place = told["rows"][culprit].index(row)
+    with safe_open(facts.with_suffix(".safetensors"), framework="pt") as saved:
+        logp = saved.get_tensor(f"{culprit}.batch.targets.logp_NK")
+        assert f"{culprit}.inputs.input_ids" in saved.keys()  # noqa: SIM118  (no mapping)
+    assert logp.isnan().any(dim=1).nonzero().flatten().tolist() == [place]
+
+
+def test_a_loss_that_overflows_names_the_batch(tmp_path: Path) -> None:
+    """Where all labels are sound it is the student that broke: the rows of the step are told, and what to change."""
+    lab.write_model(tmp_path)
+    trial, engine = lab.build(Lab(folder=str(tmp_path)))
+    with torch.no_grad():
+        next(iter(engine._module.parameters())).fill_(float("inf"))  # type: ignore[attr-defined]
+    with pytest.raises(TrainingError, match="at step 1 of 8; it came from 12 rows, .* and 4 more; their labels"):
+        run_trial(trial, engine, current_ranks(), lab.Recorder(), resume=False)
+
+
+def test_patience_ends_an_arm_that_learns_nothing_more(tmp_path: Path) -> None:
+    """A rate that ruins the student: two looks without a better one, and its best weights are those from before."""
+    lab.write_model(tmp_path)
+    run = Lab(folder=str(tmp_path), steps=40, training={"learning_rate": 0.5, "evaluate_every": 2, "patience": 2})
+    ended = lab.run(run)
+    assert max(ended.curve) == ended.best["step"] + 4 < 40
+    impatient = replace(run, training={**run.training, "patience": 0}, steps=max(ended.curve), trial="other")
+    assert lab.run(impatient).best["value"] >= ended.best["value"]
+
+
+def test_a_machine_that_is_to_go_is_answered_by_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is complete before the next step, and the run goes on."""
+    monkeypatch.setattr(loop, "LOOK_SECONDS", 0.0)
+    lab.write_model(tmp_path)
+    trial, engine = lab.build(Lab(folder=str(tmp_path), training={"checkpoint_every": 100}))
+    recorder = lab.Recorder(save_after=3)
+    run_trial(trial, engine, current_ranks(), recorder, resume=False)
+    assert [one["step"] for one in recorder.saved] == [3] and max(recorder.curve) == 8
+
+
+def test_checkpoints_are_told_of_when_they_are_complete(tmp_path: Path) -> None:
+    """Every one, the last too, with its own step and URL, however late its upload ended."""
+    lab.write_model(tmp_path)
+    found = lab.run(Lab(folder=str(tmp_path)))
+    assert [one["step"] for one in found.saved] == [2, 4, 6]
+    assert all(Path(one["url"]).name.startswith(f"{one['step']:08d}-") for one in found.saved)
 
 
 def test_the_torch_engine_refuses_fp16(tmp_path: Path) -> None:

@@ -55,11 +55,11 @@ class Lab:
 class Recorder:
     """A reporter that keeps what it is told and asks to stop after a step."""
 
-    def __init__(self, stop_after: int | None = None) -> None:
+    def __init__(self, stop_after: int | None = None, save_after: int | None = None) -> None:
         self.curve: dict[int, dict[str, float]] = {}
         self.by_arm: dict[str, dict[int, dict[str, float]]] = {}
         self.saved: list[Mapping[str, Any]] = []
-        self._stop_after = stop_after
+        self._stop_after, self._save_after = stop_after, save_after
 
     def metrics(self, arm: str, step: int, values: Mapping[str, float]) -> None:
         self.curve[step] = dict(values)
@@ -71,6 +71,9 @@ class Recorder:
     def should_stop(self) -> bool:
         done = sum(len(curve) for curve in self.by_arm.values())
         return self._stop_after is not None and done >= self._stop_after - 1
+
+    def should_save(self) -> bool:
+        return self._save_after is not None and max(self.curve) == self._save_after
 
 
 def write_model(folder: Path) -> str:

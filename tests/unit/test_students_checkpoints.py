@@ -2,25 +2,51 @@
 
 import json
 import logging
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from ray_distill.errors import TrainingError
-from ray_distill.students.checkpoints import check_plan, fetch_checkpoint, find_checkpoint, save_checkpoint
+from ray_distill.config import CheckpointPolicy
+from ray_distill.errors import StorageError, TrainingError
+from ray_distill.storage import files
+from ray_distill.students.checkpoints import check_plan, fetch_checkpoint, find_checkpoint
 from ray_distill.students.ranks import Ranks
+from ray_distill.students.saving import MAX_FAILED, CheckpointWriter
 
 ALONE = Ranks(rank=0, world=1)
+KEEP_TWO = CheckpointPolicy()
 
 
-def save(folder: Path, step: int, **changes: object) -> Path:
-    """Save a checkpoint whose one file spells its step."""
+def written(step: int) -> Callable[[Path], None]:
+    """What writes a checkpoint whose one file spells its step."""
     def write(local: Path) -> None:
         (local / "engine").mkdir()
         (local / "engine" / "state").write_text(f"step {step}")
 
-    values: dict[str, object] = {"plan": {"labels": "a"}, "state": {"cursor": {"step": step}}, **changes}
-    return Path(save_checkpoint(str(folder), ALONE, write, step=step, **values))  # type: ignore[arg-type]
+    return write
+
+
+def save(
+    folder: Path, step: int, policy: CheckpointPolicy = KEEP_TWO, protect: Sequence[str] = (), loss: float = 1.0,
+    accuracy: float = 0.5,
+) -> Path:
+    """Save a checkpoint whose one file spells its step; what the validation split said is given."""
+    state = {"cursor": {"step": step}, "validation": {"value": loss, "metrics": {"validation_accuracy": accuracy}}}
+    writer = CheckpointWriter(str(folder), ALONE, policy, plan={"labels": "a"}, protect=protect)
+    try:
+        writer.start(written(step), step=step, state=state)
+        url = writer.finish()
+    finally:
+        writer.close()
+    assert url is not None
+    return Path(url)
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Steps of the complete checkpoints."""
+    return sorted(int(marker.parent.name.split("-")[0]) for marker in folder.glob("*/marker.json"))
 
 
 def test_the_newest_is_found_and_fetched(tmp_path: Path) -> None:
@@ -28,7 +54,7 @@ def test_the_newest_is_found_and_fetched(tmp_path: Path) -> None:
     save(tmp_path / "c", 5)
     url = save(tmp_path / "c", 10)
     found = find_checkpoint(str(tmp_path / "c"), ALONE)
-    assert found is not None and found.step == 10 and found.state == {"cursor": {"step": 10}}
+    assert found is not None and found.step == 10 and found.state["cursor"] == {"step": 10}
     fetch_checkpoint(found, tmp_path / "local")
     assert (tmp_path / "local" / "engine" / "state").read_text() == "step 10"
     assert (url / "rank-0" / "engine" / "state").is_file()
@@ -104,9 +130,90 @@ def test_a_future_format_is_not_guessed_at(tmp_path: Path) -> None:
 
 
 def test_another_plan_names_both_sides() -> None:
-    """Other labels, another world size: what was saved and what is asked for."""
-    check_plan({"labels": "a", "world": 2, "more": 1}, {"labels": "a", "world": 2}, "here")
+    """Other labels, a setting that only one side has: what was saved and what is asked for."""
+    check_plan({"labels": "a", "rates": [1, 2]}, {"labels": "a", "rates": (1, 2)}, "here")
     with pytest.raises(TrainingError, match="here was made with labels a, this run asks for labels b"):
         check_plan({"labels": "a"}, {"labels": "b"}, "here")
-    with pytest.raises(TrainingError, match="world unrecorded, this run asks for world 2"):
-        check_plan({}, {"world": 2}, "here")
+    with pytest.raises(TrainingError, match="patience unrecorded, this run asks for patience 2"):
+        check_plan({}, {"patience": 2}, "here")
+    with pytest.raises(TrainingError, match="patience 2, this run asks for patience unset"):
+        check_plan({"patience": 2}, {}, "here")
+
+
+def test_the_best_stay_beside_the_newest(tmp_path: Path) -> None:
+    """By the loss that arms are judged by, and by a metric of which more is better."""
+    seen = {1: (0.9, 0.1), 2: (0.2, 0.2), 3: (0.8, 0.9), 4: (0.7, 0.3), 5: (0.6, 0.4)}
+    for name, policy, kept in (("loss", CheckpointPolicy(last=1, best=1), [2, 5]), (
+            "metric", CheckpointPolicy(last=2, best=1, metric="validation_accuracy", mode="max"), [3, 4, 5])):
+        for step, (loss, accuracy) in seen.items():
+            save(tmp_path / name, step, policy, loss=loss, accuracy=accuracy)
+        assert steps_in(tmp_path / name) == kept
+
+
+def test_a_metric_that_nobody_measures_is_named(tmp_path: Path) -> None:
+    """With those there are."""
+    with pytest.raises(TrainingError, match=r"metric 'f1' is not measured.*there are validation_accuracy"):
+        save(tmp_path, 1, CheckpointPolicy(best=1, metric="f1"))
+
+
+def test_training_goes_on_while_a_checkpoint_is_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is complete when its rank has told so, and the next one waits for it."""
+    let, write = threading.Event(), files.write_bytes
+
+    def slowly(url: str, data: bytes) -> None:
+        let.wait(30)
+        write(url, data)
+
+    monkeypatch.setattr(files, "write_bytes", slowly)
+    writer = CheckpointWriter(str(tmp_path), ALONE, KEEP_TWO, plan={})
+    assert writer.start(written(1), step=1, state={}) is None
+    assert writer.under_way and not writer.idle
+    assert find_checkpoint(str(tmp_path), ALONE) is None
+    let.set()
+    first = writer.start(written(2), step=2, state={})
+    assert first is not None and Path(first).name.startswith("00000001-")
+    assert steps_in(tmp_path) == [1]
+    second = writer.finish()
+    assert second is not None and not writer.under_way and steps_in(tmp_path) == [1, 2]
+    writer.close()
+
+
+def test_one_failed_upload_is_told_of_and_two_in_a_row_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A store that is away for a while costs a checkpoint; one that stays away would leave the run unprotected."""
+    write, broken = files.write_bytes, [True, False, True, True]
+
+    def fails(url: str, data: bytes) -> None:
+        if broken.pop(0):
+            raise StorageError(f"{url}: no space left")
+        write(url, data)
+
+    monkeypatch.setattr(files, "write_bytes", fails)
+    writer = CheckpointWriter(str(tmp_path), ALONE, KEEP_TWO, plan={})
+    urls = []
+    for step in (1, 2, 3):
+        writer.start(written(step), step=step, state={})
+        urls.append(writer.finish())
+    assert [url is None for url in urls] == [True, False, True]
+    assert "after step 1 could not be saved" in caplog.text and "no space left" in caplog.text
+    writer.start(written(4), step=4, state={})
+    with pytest.raises(StorageError, match="no space left"):
+        writer.finish()
+    writer.close()
+    assert steps_in(tmp_path) == [2]
+
+
+def test_a_file_that_comes_back_otherwise_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file is read back before the marker is written."""
+    monkeypatch.setattr(files, "write_bytes", lambda url, data: (Path(url).parent.mkdir(parents=True, exist_ok=True),
+                                                                 Path(url).write_bytes(data[:-1])))
+    writer = CheckpointWriter(str(tmp_path), ALONE, KEEP_TWO, plan={})
+    for _ in range(MAX_FAILED - 1):
+        writer.start(written(1), step=1, state={})
+        assert writer.finish() is None
+    writer.start(written(1), step=1, state={})
+    with pytest.raises(StorageError, match="does not keep what it is given"):
+        writer.finish()
+    writer.close()
+    assert steps_in(tmp_path) == []

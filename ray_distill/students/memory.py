@@ -1,0 +1,169 @@
+"""Why a rank ran out of memory: what its tensors take by class, and which setting would fit by that estimate."""
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import torch
+from torch import nn
+
+from ray_distill.config import TrainingConfig
+from ray_distill.errors import TrainingError
+
+log = logging.getLogger(__name__)
+
+GIB = 2**30
+#: Share of a device that a suggested setting may take by the estimate, which knows nothing of fragmentation.
+USABLE = 0.9
+#: What recomputing activations leaves of them: the inputs of the layers, and one layer at a time.
+RECOMPUTED = 0.3
+_UNITS = {"B": 1, "bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": GIB, "TiB": 2**40}
+#: CPU: "[enforce fail at alloc_cpu.cpp:…] … you tried to allocate 4096 bytes"; CUDA: "Tried to allocate 2.00 GiB".
+_ASKED = re.compile(r"tried to allocate ([\d.]+) ?(bytes|B|KiB|MiB|GiB|TiB)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Numbers of a bundle's parameters, whole."""
+
+    all: int
+    trained: int
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "Sizes":
+        """Count a module's parameters, each once."""
+        parameters = list(module.parameters())
+        trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+        return cls(all=sum(parameter.numel() for parameter in parameters), trained=trained)
+
+
+def held(sizes: Sizes, training: TrainingConfig, world: int) -> dict[str, float]:
+    """Bytes that one rank's device holds all the time, by class, with AdamW (Rajbhandari et al., arXiv 1910.02054, §3).
+
+    Plain torch holds weights, gradients and two moments in float32. DeepSpeed holds weights and gradients in the
+    training precision, a float32 master copy and two moments, cut over the ranks by its stage.
+    """
+    if training.engine == "torch":
+        moments = 8.0 * sizes.trained
+        return {"parameters": 4.0 * sizes.all, "gradients": 4.0 * sizes.trained, "optimiser states": moments}
+    width, stage = 4 if training.precision == "fp32" else 2, training.zero_stage
+    masters = 0 if stage == 0 and training.precision == "fp32" else 4
+    states = (masters + 8.0) * sizes.trained / (world if stage >= 1 else 1)
+    return {
+        "parameters": 0.0 if training.offload == "all" else width * sizes.all / (world if stage == 3 else 1),
+        "gradients": width * sizes.trained / (world if stage >= 2 else 1),
+        "optimiser states": 0.0 if training.offload != "none" else states}
+
+
+def suggestion(
+    sizes: Sizes, training: TrainingConfig, world: int, *, activations: float, limit: float
+) -> str | None:
+    """The mildest change of settings that would fit by the estimate; None = none would, on these ranks.
+
+    Args:
+        sizes: of the bundle.
+        training: what was asked for.
+        world: number of ranks.
+        activations: bytes of everything else at the configured micro-batch; they shrink with it.
+        limit: bytes of the device.
+    """
+    for stage, offload in _steps(training):
+        tried = training.model_copy(update={"zero_stage": stage, "offload": offload})
+        room = USABLE * limit - sum(held(sizes, tried, world).values())
+        for recomputed in sorted({training.activation_checkpointing, True}):
+            share = RECOMPUTED if recomputed and not training.activation_checkpointing else 1.0
+            micro = min(training.micro_batch, int(room / (activations * share) * training.micro_batch))
+            if micro >= 1:
+                return _told(training, micro, recomputed, stage, offload)
+    return None
+
+
+def _steps(training: TrainingConfig) -> list[tuple[int, str]]:
+    """Stage and offload from today's to what saves most; plain torch has neither."""
+    if training.engine == "torch":
+        return [(training.zero_stage, training.offload)]
+    ladder = [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (2, "optimizer"), (3, "optimizer"), (3, "all")]
+    now = (int(training.zero_stage), str(training.offload))
+    return ladder[ladder.index(now):] if now in ladder else [now, (3, "all")]
+
+
+def _told(training: TrainingConfig, micro: int, recomputed: bool, stage: int, offload: str) -> str:
+    changes = []
+    if micro < training.micro_batch:
+        changes.append(f"micro_batch: {1 << (micro.bit_length() - 1)}")
+    if recomputed and not training.activation_checkpointing:
+        changes.append("activation_checkpointing: true")
+    if stage != training.zero_stage:
+        changes.append(f"zero_stage: {stage}")
+    if offload != training.offload:
+        changes.append(f"offload: {offload}")
+    return ", ".join(changes) or f"micro_batch: {max(1, training.micro_batch // 2)}"
+
+
+@contextmanager
+def memory_explained(trial: str, sizes: Sizes, training: TrainingConfig, world: int) -> Iterator[None]:
+    """Turn running out of memory into an error that says what took it, and what would fit.
+
+    Raises:
+        TrainingError: the device, or the process, is out of memory.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(explain_memory(trial, sizes, training, world, str(error))) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory: of a GPU, of torch on the CPU, or of Python."""
+    text = str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        "DefaultCPUAllocator" in text or "not enough memory" in text or "CUDA out of memory" in text)
+
+
+def explain_memory(trial: str, sizes: Sizes, training: TrainingConfig, world: int, text: str) -> str:
+    """One line: what the tensors take by class, and which setting would fit."""
+    used, limit, device = _measured()
+    classes = held(sizes, training, world)
+    activations = max(used + _asked(text) - sum(classes.values()), 0.01 * limit)
+    parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in classes.items())
+    found = suggestion(sizes, training, world, activations=activations, limit=limit)
+    advice = f"by this estimate it fits with student.training {{{found}}}" if found is not None else (
+        "no micro_batch, stage or offload fits by this estimate: take a smaller student, a larger device, or more "
+        "workers with zero_stage 3")
+    return (f"{trial}: out of memory on {device} of {limit / GIB:.2f} GiB; estimated GiB on a rank: {parts}, "
+            f"activations, logits and all else at least {activations / GIB:.2f} at micro_batch "
+            f"{training.micro_batch}; {advice}")
+
+
+def _asked(text: str) -> float:
+    """Bytes of the allocation that failed, where the message tells."""
+    found = _ASKED.search(text)
+    if found is None:
+        return 0.0
+    unit = next(size for name, size in _UNITS.items() if name.lower() == found[2].lower())
+    return float(found[1]) * unit
+
+
+def _measured() -> tuple[float, float, str]:
+    """Bytes in use, bytes there are, and where: the GPU's, or those that this process may have of the machine's."""
+    if torch.cuda.is_available():
+        _, total = torch.cuda.mem_get_info()
+        return float(torch.cuda.max_memory_allocated()), float(total), f"cuda:{torch.cuda.current_device()}"
+    process = psutil.Process()
+    limits = [psutil.virtual_memory().total, process.rlimit(psutil.RLIMIT_AS)[0], _cgroup()]
+    return float(process.memory_info().rss), float(min(limit for limit in limits if limit > 0)), "the CPU"
+
+
+def _cgroup() -> int:
+    """Bytes that a container may have; 0 where nothing is said."""
+    try:
+        text = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+    except OSError:
+        return 0
+    return int(text) if text.isdigit() else 0

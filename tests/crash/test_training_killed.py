@@ -1,0 +1,22 @@
+"""SIGKILL while Ray trains, and a node that is taken away: the student ends as if nothing had been. More of it:
+`train_kill_lab`."""
+
+import pytest
+import train_kill_lab
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def opened():
+    with train_kill_lab.open_lab() as found:
+        yield found
+
+
+@pytest.mark.parametrize("number", [0])
+@pytest.mark.parametrize("victim", train_kill_lab.VICTIMS)
+def test_what_a_kill_leaves_is_trained_to_the_same_end(opened, victim, number):
+    """The undisturbed run's curve and weights, and every example once an epoch."""
+    outcome = opened.scenario(victim, 0, number)
+    assert outcome.ok, outcome
+    assert all(0 < moment < opened.steps for moment in outcome.moments)

@@ -1,0 +1,40 @@
+"""A driver for `train_kill_lab`: trains pickled jobs on a cluster, one after the other.
+
+Each line of stdin is JSON: ``job`` (a pickled TrainingJob), ``curve`` (where its metrics go, a line a step). Each is
+answered by a line of stdout: ``done`` and the students' references, or ``failed`` and the error.
+"""
+
+import json
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+from ray_distill.config import parse_config
+from ray_distill.errors import DistillError
+from ray_distill.runtime import cluster
+from ray_distill.runtime.mailbox import StepMetrics
+from ray_distill.runtime.training import train_ranks
+
+
+def train(order: dict[str, Any]) -> str:
+    """Carry out one order; the answer."""
+    job = pickle.loads(Path(order["job"]).read_bytes())
+    curve = Path(order["curve"])
+
+    def keep(metrics: StepMetrics) -> None:
+        with curve.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": metrics.step, **metrics.values}) + "\n")
+
+    try:
+        refs = train_ranks(job, parse_config(dict(job.config)).student.training, on_metrics=keep)
+    except DistillError as error:
+        return "failed " + json.dumps(str(error))
+    return "done " + json.dumps([ref.to_dict() for ref in refs])
+
+
+if __name__ == "__main__":
+    with cluster.connected(sys.argv[1]):
+        for line in sys.stdin:
+            sys.stdout.write(f"\n{train(json.loads(line))}\n")
+            sys.stdout.flush()

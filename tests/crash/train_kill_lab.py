@@ -1,0 +1,415 @@
+"""SIGKILL while Ray trains: of a rank, the driver or a whole node; and a node that is taken away after a notice.
+
+``python tests/crash/train_kill_lab.py --runs 20 --seed 0`` runs five scenarios for each and prints what became of them;
+the exit status is 1 if one of them did not come to the curve and the weights of a run that nobody disturbed, or learnt
+from an example twice in an epoch, or never. The moment is a step, drawn from the seed. Training asks for one or two
+ranks on nodes that have room for one each: when a node goes, it goes on with the other alone. Scenarios of odd numbers
+train with DeepSpeed (ZeRO 2), the others, and the undisturbed run, with plain torch.
+"""
+
+import argparse
+import json
+import os
+import pickle
+import random
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
+
+import campaign_lab as lab  # noqa: E402  (found by the line above)
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from ray._raylet import GcsClient  # noqa: E402
+from ray.cluster_utils import Cluster  # noqa: E402
+from ray.core.generated import autoscaler_pb2  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+from victims import descendants, processes, strike, title_of  # noqa: E402
+
+from ray_distill.artifacts import LabelSetRef  # noqa: E402
+from ray_distill.snapshots.reader import open_snapshot  # noqa: E402
+from ray_distill.students.run import TrainingJob  # noqa: E402
+from ray_distill.students.sampler import global_batch_at, steps_per_epoch  # noqa: E402
+from ray_distill.tasks.catalogue import TASKS  # noqa: E402
+from ray_distill.testing.models import tiny_text_processor  # noqa: E402
+
+VICTIMS = ("rank", "driver", "node", "notice")
+EPOCHS, GLOBAL_BATCH, EVERY = 2, 12, 4
+PAUSE = 0.06
+TOLERANCE = 1e-5
+HUNG = 300.0
+#: What Ray calls the process of a rank.
+RANK = "ray::RayTrainWorker"
+#: Seconds from a notice until the node is gone.
+NOTICE = 6.0
+SYSTEM = {"health_check_period_ms": 500, "health_check_failure_threshold": 6, "health_check_initial_delay_ms": 500,
+          "worker_niceness": 0}
+
+
+class TooLate(Exception):
+    """The student was trained before its victim was found: draw another moment."""
+
+
+class Hung(Exception):
+    """The run came to no end."""
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What became of one scenario."""
+
+    victim: str
+    number: int
+    moments: list[int] = field(default_factory=list)
+    """Steps that had begun at each kill."""
+    repeated: int = 0
+    """Steps that were trained more than once: what a kill costs."""
+    wrong: list[str] = field(default_factory=list)
+    """Everything that is not as it must be."""
+
+    @property
+    def ok(self) -> bool:
+        return not self.wrong and bool(self.moments)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training: its job, and where its notes and its curve go."""
+
+    folder: Path
+    job: TrainingJob
+
+    @property
+    def notes(self) -> list[dict[str, Any]]:
+        """Every whole note of every rank, oldest first."""
+        found = []
+        for path in (self.folder / "notes").glob("*.jsonl"):
+            found += [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+        return sorted(found, key=lambda note: float(note["time"]))
+
+    @property
+    def curve(self) -> dict[int, float]:
+        """Loss by step; a repeated step's last."""
+        path = self.folder / "curve.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return {one["step"]: one["loss"] for one in map(json.loads, lines)}
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The student's."""
+        found: dict[str, torch.Tensor] = load_file(self.folder / "students" / "student" / "model.safetensors")
+        return found
+
+
+class Driver:
+    """A process that trains; see `train_kill_driver`."""
+
+    def __init__(self, folder: Path, address: str) -> None:
+        self._told = folder / f"driver-{time.monotonic_ns()}.err"
+        with self._told.open("wb") as err:
+            self._process = subprocess.Popen(
+                [sys.executable, str(Path(__file__).with_name("train_kill_driver.py")), address], cwd=folder,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err, bufsize=0)
+
+    def begin(self, run: Run) -> None:
+        job = run.folder / "job.pickle"
+        job.write_bytes(pickle.dumps(run.job))
+        order = {"job": str(job), "curve": str(run.folder / "curve.jsonl")}
+        self._process.stdin.write((json.dumps(order) + "\n").encode())  # type: ignore[union-attr]
+
+    def answer(self, seconds: float = 0.0) -> str | None:
+        """The answer, if it comes within the seconds."""
+        deadline = time.monotonic() + seconds
+        out = self._process.stdout
+        while select.select([out], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            line = out.readline().decode()  # type: ignore[union-attr]
+            if not line:
+                return f"ended with exit status {self._process.wait()}:\n{self.tail()}"
+            if line.startswith(("done ", "failed ")):
+                return str(line.strip())
+        return None
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def close(self) -> None:
+        self._process.stdin.close()  # type: ignore[union-attr]
+        try:
+            self._process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def tail(self) -> str:
+        return self._told.read_text(encoding="utf-8", errors="replace")[-3000:]
+
+
+class Lab:
+    """A cluster of two nodes with room for a rank each, labels, and the run that nobody disturbs."""
+
+    def __init__(self, folder: Path, cluster: Cluster) -> None:
+        self._folder, self._cluster = folder, cluster
+        self._second = self._add_node()
+        source = lab.write_rows(folder / "rows.jsonl", lab.annotated(lab.texts(350, seed=3), train_labels=30))
+        teacher = {"model": "campaign_lab:spelling_teacher"}
+        self._config = lab.load(folder / "campaign.yaml", lab.config_of(
+            folder, source, teacher, tracking={"enabled": False}))
+        self._labels = label(folder, cluster.address)
+        self._driver = Driver(folder, cluster.address)
+        self.whole = self._run("whole", "torch")
+        self._driver.begin(self.whole)
+        answer = self._driver.answer(HUNG)
+        assert answer is not None and answer.startswith("done "), answer or self._driver.tail()
+        self.steps, self._texts = max(self.whole.curve), rows_of(self._labels)
+        self._seeds = {seed_of(lab.SEED, step, rank): (step, rank) for step in range(self.steps) for rank in range(2)}
+        wrong = self._compare(self.whole, Outcome(victim="none", number=0)).wrong
+        assert not wrong, wrong
+
+    def _add_node(self) -> Any:
+        return self._cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+
+    def _run(self, name: str, engine: str) -> Run:
+        """A training of its own: what is to be learnt is the same, notes and students have a folder of their own."""
+        folder = self._folder / "runs" / name
+        (folder / "students").mkdir(parents=True)
+        config = self._config.model_dump(mode="json", by_alias=True)
+        config["student"]["model"] = {
+            "from": "module", "model": "noting:noting_student",
+            "arguments": {"classes": list(lab.CLASSES), "notes": str(folder / "notes"), "pause": PAUSE}}
+        config["student"]["training"] |= {
+            "workers": [1, 2], "global_batch": GLOBAL_BATCH, "micro_batch": GLOBAL_BATCH, "epochs": EPOCHS,
+            "checkpoint_every": EVERY, "evaluate_every": 2 * EVERY, "engine": engine, "zero_stage": 2}
+        return Run(folder=folder, job=TrainingJob(
+            config=config, labels=self._labels, output=str(folder / "students"), arms=("student",), seed=lab.SEED,
+            resume=True))
+
+    def scenario(self, victim: str, seed: int, number: int) -> Outcome:
+        """Kill, let it end or begin again, and look at what was learnt."""
+        for draw in range(10):
+            outcome = Outcome(victim=victim, number=number)
+            run = self._run(f"{victim}-{number}-{draw}", "deepspeed" if number % 2 else "torch")
+            try:
+                self._disturbed(outcome, run, random.Random(f"{seed}/{victim}/{number}/{draw}"))
+            except TooLate:
+                continue
+            except Hung as error:
+                outcome.wrong.append(str(error))
+                self._driver.kill()
+                self._driver = Driver(self._folder, self._cluster.address)
+                return outcome
+            return self._compare(run, outcome)
+        raise AssertionError(f"{victim} {number}: ten moments drawn, each too late")
+
+    def _disturbed(self, outcome: Outcome, run: Run, rng: random.Random) -> None:
+        self._driver.begin(run)
+        kills = rng.choice((1, 2)) if outcome.victim == "rank" else 1
+        for moment in sorted(rng.sample(range(1, self.steps - 3), kills)):
+            self._await(run, moment)
+            begun = self._begun(run)
+            if not self._kill(outcome.victim, rng):
+                if outcome.moments:
+                    break
+                raise TooLate
+            outcome.moments.append(begun)
+            if len(outcome.moments) == 1 and outcome.victim == "rank":
+                time.sleep(1.0)  # a second kill is of the ranks that are started anew, or of none
+        if outcome.victim == "driver":
+            self._driver = Driver(self._folder, self._cluster.address)
+            self._driver.begin(run)
+        answer = self._driver.answer(HUNG)
+        if answer is None:
+            raise Hung(f"no end after {HUNG:g} s:\n{self._driver.tail()}")
+        if not answer.startswith("done "):
+            outcome.wrong.append(answer)
+        if outcome.victim in ("node", "notice"):
+            self._second = self._add_node()
+
+    def _await(self, run: Run, moment: int) -> None:
+        """Wait until a step has begun.
+
+        Raises:
+            TooLate: the training is over.
+        """
+        deadline = time.monotonic() + HUNG
+        while self._begun(run) < moment:
+            if self._driver.answer() is not None:
+                raise TooLate
+            if time.monotonic() > deadline:
+                raise Hung(f"step {moment} did not begin in {HUNG:g} s:\n{self._driver.tail()}")
+            time.sleep(0.02)
+
+    def _begun(self, run: Run) -> int:
+        """Steps that some rank has begun."""
+        found = {self._seeds[note["seed"]][0] for note in run.notes} if hasattr(self, "_seeds") else set()
+        return max(found, default=-1) + 1
+
+    def _kill(self, victim: str, rng: random.Random) -> bool:
+        """SIGKILL a victim that is at work now; False if there is none."""
+        if victim == "driver":
+            self._driver.kill()
+            return True
+        if victim == "rank":
+            return any(strike(pid, RANK) for pid in processes())
+        if victim == "notice":
+            self._give_notice()
+        return self._kill_second()
+
+    def _give_notice(self) -> None:
+        """Tell the cluster that the second node will be taken away, as a cloud's agent does, and wait for that."""
+        deadline = int((time.time() + NOTICE) * 1000)
+        accepted, why = GcsClient(address=self._cluster.address).drain_node(
+            self._second.node_id, autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "taken away", deadline)
+        assert accepted, why
+        time.sleep(NOTICE)
+
+    def _kill_second(self) -> bool:
+        """SIGKILL the second node's raylet and all it started, if a rank is there or was told to go."""
+        raylet = self._second.all_processes["raylet"][0].process.pid
+        below = descendants(raylet)
+        if not any(title_of(pid).startswith(RANK) for pid in below):
+            return False
+        for pid in [raylet, *below, *descendants(raylet)]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self._cluster.remove_node(self._second, allow_graceful=False)
+        return True
+
+    def _compare(self, run: Run, outcome: Outcome) -> Outcome:
+        """Hold a finished run against the undisturbed one, and against the order of examples."""
+        if outcome.wrong:
+            return outcome
+        for step, loss in run.curve.items():
+            if not np.isclose(loss, self.whole.curve[step], rtol=TOLERANCE):
+                outcome.wrong.append(f"step {step}: loss {loss}, undisturbed {self.whole.curve[step]}")
+        if max(run.curve) != self.steps:
+            outcome.wrong.append(f"the curve ends at step {max(run.curve)} of {self.steps}")
+        for name, value in self.whole.weights.items():
+            if not torch.allclose(run.weights[name], value, rtol=1e-3, atol=1e-5):
+                outcome.wrong.append(f"{name} differs by {float((run.weights[name] - value).abs().max()):.2g}")
+        outcome.repeated, learnt = self._learnt(run)
+        rows = len(self._texts)
+        steps = steps_per_epoch(rows, GLOBAL_BATCH)
+        for epoch in range(EPOCHS):
+            seen = Counter(row for step in range(epoch * steps, (epoch + 1) * steps) for row in learnt.get(step, []))
+            if seen != Counter(range(rows)):
+                outcome.wrong.append(f"epoch {epoch}: {sum(count > 1 for count in seen.values())} examples twice, "
+                                     f"{rows - len(seen)} never")
+        for step, found in learnt.items():
+            if sorted(found) != sorted(global_batch_at(lab.SEED, step, rows, GLOBAL_BATCH).tolist()):
+                outcome.wrong.append(f"step {step} learnt from other examples than its own")
+        return outcome
+
+    def _learnt(self, run: Run) -> tuple[int, dict[int, list[int]]]:
+        """How many steps were repeated, and the rows of each step as they were learnt last, without padding."""
+        last: dict[int, dict[int, dict[str, Any]]] = {}
+        begun = Counter[int]()
+        for note in run.notes:
+            step, rank = self._seeds[note["seed"]]
+            begun[step] += rank == 0
+            of_step = last.setdefault(step, {})
+            if of_step and next(iter(of_step.values()))["world"] != note["world"]:
+                of_step.clear()  # begun anew with another number of ranks
+            of_step[rank] = note
+        learnt = {}
+        for step, notes in last.items():
+            rows = [self._texts[tuple(row)] for rank in sorted(notes) for row in notes[rank]["rows"]]
+            learnt[step] = rows[: len(global_batch_at(lab.SEED, step, len(self._texts), GLOBAL_BATCH))]
+        return sum(count > 1 for count in begun.values()), learnt
+
+    def close(self) -> None:
+        self._driver.close()
+
+
+def rows_of(labels: LabelSetRef) -> dict[tuple[int, ...], int]:
+    """Rows of the training data by the tokens of their text."""
+    table = open_snapshot(labels.snapshot).read("train", ["row_id", "text"]).combine_chunks().sort_by("row_id")
+    tokens = TASKS["text_classification"].encode(table, tiny_text_processor()).features["input_ids"]
+    found = {tuple(tokens.values[start:end].tolist()): row
+             for row, (start, end) in enumerate(zip(tokens.offsets, tokens.offsets[1:], strict=False))}
+    assert len(found) == table.num_rows, "texts must be told apart by their tokens"
+    return found
+
+
+def seed_of(seed: int, step: int, rank: int) -> int:
+    """What the training loop seeds torch with."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint32)[0])
+
+
+def label(folder: Path, address: str) -> LabelSetRef:
+    """Freeze and label, by the commands."""
+    out = ""
+    for command in ("snapshot", "label"):
+        ran = subprocess.run(
+            [sys.executable, "-m", "ray_distill.cli", command, str(folder / "campaign.yaml"), "--address", address,
+             "--json"], capture_output=True, text=True, check=False, cwd=folder)
+        assert ran.returncode == 0, ran.stderr
+        out = ran.stdout
+    return LabelSetRef.from_json(out.splitlines()[-1])
+
+
+@contextmanager
+def open_lab() -> Iterator[Lab]:
+    """A lab on a cluster of its own; it is gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="train-kill-lab-"))
+    here = [str(Path(__file__).parent), str(Path(lab.__file__).parent)]
+    found = os.pathsep.join([*here, *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.environ.update(PYTHONPATH=found, RAY_USAGE_STATS_ENABLED="0")
+    cluster = Cluster(initialize_head=True, shutdown_at_exit=False, head_node_args={
+        "num_cpus": 1, "include_dashboard": False, "object_store_memory": 100_000_000, "_system_config": SYSTEM})
+    try:
+        opened = Lab(folder, cluster)
+        try:
+            yield opened
+        finally:
+            opened.close()
+    finally:
+        cluster.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """What became of the trainings, by victim."""
+    lines = ["victim  runs kills repeated failed"]
+    for victim in VICTIMS:
+        own = [one for one in outcomes if one.victim == victim]
+        lines.append(f"{victim:<7}{len(own):>5}{sum(len(one.moments) for one in own):>6}"
+                     f"{sum(one.repeated for one in own):>9}{sum(not one.ok for one in own):>7}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run the scenarios, telling of each as it ends; 1 if one of them failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=20, help="scenarios, shared out among the victims")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    tell = lambda text: print(text, flush=True)  # noqa: E731, T201
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else the cluster would outlive it
+    outcomes = []
+    with open_lab() as opened:
+        tell(f"{opened.steps} steps when nobody is killed")
+        for number in range(options.runs):
+            started = time.monotonic()
+            one = opened.scenario(VICTIMS[number % len(VICTIMS)], options.seed, number // len(VICTIMS))
+            outcomes.append(one)
+            tell(f"{one.victim} {one.number}: {'ok' if one.ok else 'FAILED'}, killed at step {one.moments}, "
+                 f"{one.repeated} repeated, {time.monotonic() - started:.0f} s " + " ".join(one.wrong))
+    tell(table(outcomes))
+    return 0 if all(one.ok for one in outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,7 +2,6 @@
 
 import math
 import random
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +26,7 @@ from ray_distill.students.reporter import Reporter, TrainingStopped
 from ray_distill.students.sampler import Index, cursor_at, global_batch_at, micro_batches
 from ray_distill.students.schedules import rate_factor
 from ray_distill.students.terms import Term, ask_head, combine, to_device, weights_of
+from ray_distill.students.timing import StepMeter, peak_memory
 from ray_distill.students.token_bundle import PLACES
 from ray_distill.students.validation import Judge
 from ray_distill.tasks.base import Batch
@@ -63,11 +63,13 @@ def run_trial(trial: Trial, engine: Engine, ranks: Ranks, reporter: Reporter, *,
     step, best, resumed = _restore(trial, engine, ranks) if resume else (0, None, None)
     protect = () if resumed is None else (resumed,)
     engine.train(True)
+    meter = StepMeter.of(engine.device, trial.training, ranks)
     while step < trial.steps:
-        values, stop = take_step(trial, engine, ranks, step, stop=reporter.should_stop())
+        values, stop = take_step(trial, engine, ranks, step, stop=reporter.should_stop(), meter=meter)
         step += 1
         if step % trial.training.evaluate_every == 0 or step == trial.steps:
             best = _judge(trial, engine, ranks, step, best, values)
+            values.update(peak_memory(ranks, engine.device))
         reporter.metrics(trial.name, step, values)
         if step == trial.steps:
             break
@@ -82,27 +84,33 @@ def run_trial(trial: Trial, engine: Engine, ranks: Ranks, reporter: Reporter, *,
 
 
 def take_step(
-    trial: Trial, engine: Engine, ranks: Ranks, step: int, *, stop: bool = False
+    trial: Trial, engine: Engine, ranks: Ranks, step: int, *, stop: bool = False, meter: StepMeter | None = None
 ) -> tuple[dict[str, float], bool]:
     """One optimiser step; returns its metrics, and whether any rank wants to stop.
 
     Randomness inside the model is a function of (seed, step, rank), so a resumed run draws what the
     uninterrupted one drew.
     """
-    start = time.perf_counter()
+    meter = meter or StepMeter()
+    watch = meter.start()
     _seed_step(trial.seed, step, ranks.rank)
-    batches = _batches_of(trial, ranks, step, engine.device)
-    weights = weights_of(trial.terms, [losses for _, losses in batches], ranks, engine.device)
+    with watch.part("data"):
+        batches = _batches_of(trial, ranks, step, engine.device)
+    with watch.part("communication"):
+        weights = weights_of(trial.terms, [losses for _, losses in batches], ranks, engine.device)
     rate = trial.rate * rate_factor(
         step, steps=trial.steps, warmup=trial.training.warmup, shape=trial.training.schedule)
     parts: list[list[Tensor]] = []
-    engine.step([partial(_pass, trial.terms, engine, step, weights, parts, *batch) for batch in batches], rate)
+    with meter.counted():
+        engine.step(
+            [partial(_pass, trial.terms, engine, step, weights, parts, *batch) for batch in batches], rate, watch)
     sums: list[float | Tensor] = [torch.stack(column).sum() for column in zip(*parts, strict=True)]
-    *means, stops = ranks.total([*sums, float(stop)], engine.device)
+    work = meter.work([inputs for inputs, _ in batches])
+    with watch.part("communication"):
+        *means, stops, tokens, flops = ranks.total([*sums, float(stop), *work], engine.device)
     values = _metrics(trial, step, weights, means)
     count = len(global_batch_at(trial.seed, step, len(trial.rows), trial.training.global_batch))
-    seconds = time.perf_counter() - start
-    return {**values, "learning_rate": rate, "examples_per_second": count / seconds}, stops > 0
+    return {**values, "learning_rate": rate, **meter.stop(count, tokens, flops)}, stops > 0
 
 
 def _pass(

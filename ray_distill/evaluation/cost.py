@@ -43,10 +43,11 @@ class CostReport(Artifact):
 
 
 class Meter:
-    """A running stage. Add what it writes; read ``cost`` when the block has ended."""
+    """A running stage. Add what it writes; read ``so_far`` meanwhile, and ``cost`` when the block has ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, price: Callable[[int], StageCost]) -> None:
         self.bytes_written = 0
+        self._price = price
         self._cost: StageCost | None = None
 
     def wrote(self, size: int) -> None:
@@ -59,9 +60,14 @@ class Meter:
         assert self._cost is not None, "the stage is still running"
         return self._cost
 
-    def stop(self, cost: StageCost) -> None:
+    @property
+    def so_far(self) -> StageCost:
+        """What the stage has taken until now, or in the end."""
+        return self._cost or self._price(self.bytes_written)
+
+    def stop(self) -> None:
         """Fix the cost; called by `metered`."""
-        self._cost = cost
+        self._cost = self._price(self.bytes_written)
 
 
 @contextmanager
@@ -69,12 +75,17 @@ def metered(
     stage: str, *, cores: float, accelerators: float, prices: CostConfig, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Meter]:
     """Meter a stage that reserves ``cores`` and ``accelerators`` while the block runs, failed or not."""
-    meter, start = Meter(), clock()
+    start = clock()
+
+    def price(bytes_written: int) -> StageCost:
+        return stage_cost(stage, clock() - start, cores=cores, accelerators=accelerators, bytes_written=bytes_written,
+                          prices=prices)
+
+    meter = Meter(price)
     try:
         yield meter
     finally:
-        meter.stop(stage_cost(stage, clock() - start, cores=cores, accelerators=accelerators,
-                              bytes_written=meter.bytes_written, prices=prices))
+        meter.stop()
 
 
 def stage_cost(

@@ -5,9 +5,12 @@ Ray imports this module in processes that only pass things on, so it imports not
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray_distill.errors import DistillError
+
+if TYPE_CHECKING:
+    from ray_distill.runtime.gauges import TrainingGauges
 
 #: Steps of which a rank sends the metrics together.
 SEND_STEPS = 20
@@ -53,10 +56,10 @@ class Mailbox:
 
 
 class MailReporter:
-    """The training loop's reporter inside Ray Train; only the first rank sends."""
+    """The training loop's reporter inside Ray Train; only the first rank sends, and sets ``gauges`` at every step."""
 
-    def __init__(self, mailbox: Any, rank: int):
-        self._mailbox, self._rank = mailbox, rank
+    def __init__(self, mailbox: Any, rank: int, gauges: "TrainingGauges | None" = None):
+        self._mailbox, self._rank, self._gauges = mailbox, rank, gauges
         self._waiting: list[StepMetrics] = []
         self._noticed: list[str] = []
 
@@ -64,6 +67,8 @@ class MailReporter:
         """Send a step's numbers, several steps at a time."""
         if self._rank == 0:
             self._waiting.append(StepMetrics(arm=arm, step=step, values=dict(values)))
+            if self._gauges is not None:
+                self._gauges.step(arm, step, values)
             if len(self._waiting) >= SEND_STEPS:
                 self.flush()
 

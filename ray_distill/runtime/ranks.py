@@ -59,13 +59,15 @@ def train_rank(config: dict[str, Any]) -> None:
     import ray.train
     import torch
 
+    from ray_distill.runtime.gauges import TrainingGauges
     from ray_distill.students.run import run_arms
 
     torch.set_num_threads(config["threads"])
     rank = ray.train.get_context().get_world_rank()
-    reporter = MailReporter(config["mailbox"], rank)
+    job = pickle.loads(config["job"])
+    reporter = MailReporter(config["mailbox"], rank, TrainingGauges(job.config["campaign"]) if rank == 0 else None)
     try:
-        students = run_arms(pickle.loads(config["job"]), reporter)
+        students = run_arms(job, reporter)
     except DistillError as error:
         ray.get(config["mailbox"].fail.remote(error))
         raise

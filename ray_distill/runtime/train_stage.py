@@ -1,17 +1,20 @@
 """The training stage: the student and what it is compared with, from one label set."""
 
+import math
 import time
 from collections.abc import Mapping
 
 from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError, StorageError
+from ray_distill.evaluation.cost import stage_metrics
 from ray_distill.evaluation.directions import LANGUAGE_TASKS
 from ray_distill.fingerprint import fingerprint
 from ray_distill.promotion.chain import read_chain
 from ray_distill.runtime import label_stage
 from ray_distill.runtime.console import say
 from ray_distill.runtime.freezing import freeze
+from ray_distill.runtime.gauges import TrainingGauges
 from ray_distill.runtime.mailbox import StepMetrics
 from ray_distill.runtime.session import Session, Stage
 from ray_distill.runtime.training import train_ranks
@@ -23,6 +26,8 @@ from ray_distill.tracking.base import Dataset
 
 #: Seconds of the curves that a killed driver may lose; the training itself loses nothing that a checkpoint holds.
 KEEP_SECONDS = 2.0
+#: Seconds between two looks at what the training has cost so far.
+COST_SECONDS = 10.0
 
 
 def arms(config: Campaign, *, labelled: bool = True) -> tuple[str, ...]:
@@ -49,7 +54,7 @@ def train(held: Session, labels: LabelSetRef, *, resume: bool) -> dict[str, Stud
                     accelerators=training.most_workers * training.gpus, resumes=resume) as stage:
         stage.run.dataset(Dataset(name="labels", digest=labels.fingerprint, source=labels.store, context="training",
                                   profile={"log_length": labels.log_length}))
-        curves = Curves(held, stage)
+        curves = Curves(held, stage, TrainingGauges(held.config.campaign))
         try:
             refs = train_ranks(job, training, on_metrics=curves.add)
         finally:
@@ -74,10 +79,11 @@ def _clear(held: Session, folder: str) -> None:
 
 
 class Curves:
-    """Metrics of the steps as they come in: to the tracker, to the terminal, and kept for the report."""
+    """Metrics of the steps as they come in: to the tracker, to the terminal, and kept for the report; and the cost."""
 
-    def __init__(self, held: Session, stage: Stage):
+    def __init__(self, held: Session, stage: Stage, gauges: TrainingGauges | None = None):
         self._run, self._url = stage.run, held.url("state", "curves.json")
+        self._meter, self._gauges, self._priced_at = stage.meter, gauges, -math.inf
         self._losses: dict[str, list[tuple[int, float]]] = _kept(held)
         self._kept_at = time.monotonic()
 
@@ -91,13 +97,23 @@ class Curves:
                 curve.pop()
             curve.append((metrics.step, metrics.values["loss"]))
         if "validation_nll" in metrics.values or metrics.step == 1:
-            numbers = "  ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.values.items()))
+            numbers = "  ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.values.items())
+                                if not name.startswith(("seconds_", "peak_memory_")))
             say(f"train {metrics.arm} step {metrics.step}: {numbers}", arm=metrics.arm, step=metrics.step)
+        if time.monotonic() - self._priced_at > COST_SECONDS:
+            self._tell_cost()
         if time.monotonic() - self._kept_at > KEEP_SECONDS:
             try:
                 self.keep()
             except StorageError as error:  # the next attempt, or the last one of the stage, writes them all
                 say(f"train: the curves are not written yet: {error}")
+
+    def _tell_cost(self) -> None:
+        """Under the names of the stage's end, and at its step: the end, being later, is what MLflow then shows."""
+        self._priced_at, cost = time.monotonic(), self._meter.so_far
+        self._run.metrics(stage_metrics(cost))
+        if self._gauges is not None:
+            self._gauges.cost(cost)
 
     def keep(self) -> None:
         """Write the curves down, for the report and for a run that goes on from here."""

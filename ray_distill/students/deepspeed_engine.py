@@ -29,6 +29,7 @@ from ray_distill.students.engine import (
     training_device,
 )
 from ray_distill.students.ranks import Ranks
+from ray_distill.students.timing import Stopwatch
 from ray_distill.students.zero_parts import loss_scale, set_loss_scale, zero_parts
 from ray_distill.tasks.base import Batch
 
@@ -41,6 +42,10 @@ class DeepSpeedEngine:
         self._engine = engine
         self._ranks = ranks
         self._own_schedule = own_schedule
+        self._watch = Stopwatch()
+        # DeepSpeed reduces gradients at the end of its own backward pass, by this method; see `step`.
+        self._reduce = engine.allreduce_gradients
+        engine.allreduce_gradients = self._timed_reduction
 
     @property
     def device(self) -> torch.device:
@@ -57,15 +62,29 @@ class DeepSpeedEngine:
             average_buffers(self._engine.module, self._ranks)
         self._engine.train(mode)
 
-    def step(self, passes: Sequence[Callable[[], Tensor]], rate: float) -> None:
-        """One optimiser step on the summed gradients."""
+    def step(self, passes: Sequence[Callable[[], Tensor]], rate: float, watch: Stopwatch | None = None) -> None:
+        """One optimiser step on the summed gradients.
+
+        What ZeRO sends while a pass computes counts to that pass: at stages 2 and 3 all of the reduction but its last
+        bucket, at 3 the gathering of parameters too. At 1 and above the optimiser's part holds the gathering of what
+        each rank has updated.
+        """
+        self._watch = watch or Stopwatch()
         if self._own_schedule:
             for group in self._engine.optimizer.param_groups:
                 group["lr"] = rate
         for number, run in enumerate(passes, start=1):
             self._engine.set_gradient_accumulation_boundary(number == len(passes))
-            self._engine.backward(run() * self._ranks.world, scale_wrt_gas=False)
-        self._engine.step()
+            with self._watch.part("forward"):
+                loss = run() * self._ranks.world
+            with self._watch.part("backward"):
+                self._engine.backward(loss, scale_wrt_gas=False)
+        with self._watch.part("optimizer"):
+            self._engine.step()
+
+    def _timed_reduction(self, *arguments: Any, **named: Any) -> Any:
+        with self._watch.part("communication"):
+            return self._reduce(*arguments, **named)
 
     def weights(self) -> dict[str, Tensor]:
         """The student's state on the CPU, on the first rank; partitioned parameters are gathered one by one."""

@@ -12,6 +12,7 @@ from ray_distill.errors import TrainingError
 from ray_distill.losses.base import StudentOutput
 from ray_distill.losses.fused import Asked
 from ray_distill.students.ranks import Ranks
+from ray_distill.students.timing import Stopwatch
 from ray_distill.tasks.base import Batch
 
 
@@ -28,12 +29,13 @@ class Engine(Protocol):
     def train(self, mode: bool) -> None:
         """Switch between training and evaluation (dropout, batch norm)."""
 
-    def step(self, passes: Sequence[Callable[[], Tensor]], rate: float) -> None:
+    def step(self, passes: Sequence[Callable[[], Tensor]], rate: float, watch: Stopwatch | None = None) -> None:
         """One optimiser step: gradients are *summed* over the passes and over the ranks, then clipped.
 
         Args:
             passes: each runs a micro-batch and returns its share of the global loss; as many on every rank.
             rate: learning rate of this step.
+            watch: told which part of the step runs.
         """
 
     def weights(self) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 import math
 import random
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +28,7 @@ from ray_distill.students.sampler import Index, MicroBatch, cursor_at, global_ba
 from ray_distill.students.saving import CheckpointWriter
 from ray_distill.students.schedules import rate_factor
 from ray_distill.students.terms import Term, ask_head, combine, to_device, weights_of
+from ray_distill.students.timing import StepMeter, peak_memory
 from ray_distill.students.token_bundle import PLACES
 from ray_distill.students.validation import Judge, Score
 from ray_distill.tasks.base import Batch
@@ -87,14 +87,16 @@ def _train(
     looked = None if best is None else best.score
     saved, next_look = step, time.monotonic() + LOOK_SECONDS
     engine.train(True)
+    meter = StepMeter.of(engine.device, trial.training, ranks)
     while step < trial.steps:
         asks = (reporter.should_stop(), time.monotonic() >= next_look, saver.idle)
-        values, (stop, look, idle) = take_step(trial, engine, ranks, step, asks=asks)
+        values, (stop, look, idle) = take_step(trial, engine, ranks, step, asks=asks, meter=meter)
         step += 1
         last = step == trial.steps
         if last or step % trial.training.evaluate_every == 0:
             best, looked = _judge(trial, engine, ranks, step, best, values)
             last = last or _hopeless(trial.training, step, best)
+            values.update(peak_memory(ranks, engine.device))
         reporter.metrics(trial.name, step, values)
         if saver.under_way and idle == ranks.world:
             told(saver.advance(), saved)
@@ -123,7 +125,8 @@ def _hopeless(training: TrainingConfig, step: int, best: Best) -> bool:
 
 
 def take_step(
-    trial: Trial, engine: Engine, ranks: Ranks, step: int, *, asks: Sequence[bool] = ()
+    trial: Trial, engine: Engine, ranks: Ranks, step: int, *, asks: Sequence[bool] = (),
+    meter: StepMeter | None = None,
 ) -> tuple[dict[str, float], list[int]]:
     """One optimiser step; returns its metrics, and how many ranks said yes to each of ``asks``.
 
@@ -133,17 +136,24 @@ def take_step(
     Raises:
         TrainingError: a loss is not finite; the batch is saved.
     """
-    start = time.perf_counter()
+    meter = meter or StepMeter()
+    watch = meter.start()
     _seed_step(trial.seed, step, ranks.rank)
-    batches = _batches_of(trial, ranks, step, engine.device)
-    weights = weights_of(trial.terms, [losses for _, losses in batches], ranks, engine.device)
+    with watch.part("data"):
+        batches = _batches_of(trial, ranks, step, engine.device)
+    with watch.part("communication"):
+        weights = weights_of(trial.terms, [losses for _, losses in batches], ranks, engine.device)
     rate = trial.rate * rate_factor(
         step, steps=trial.steps, warmup=trial.training.warmup, shape=trial.training.schedule)
     parts: list[list[Tensor]] = []
-    engine.step([partial(_pass, trial.terms, engine, step, weights, parts, *batch) for batch in batches], rate)
+    with meter.counted():
+        engine.step(
+            [partial(_pass, trial.terms, engine, step, weights, parts, *batch) for batch in batches], rate, watch)
     sums: list[float | Tensor] = [torch.stack(column).sum() for column in zip(*parts, strict=True)]
-    found = ranks.total([*sums, *map(float, asks)], engine.device)
-    means, said = found[: len(sums)], [round(count) for count in found[len(sums) :]]
+    work = meter.work([inputs for inputs, _ in batches])
+    with watch.part("communication"):
+        found = ranks.total([*sums, *map(float, asks), *work], engine.device)
+    means, (*said, tokens, flops) = found[: len(sums)], found[len(sums) :]
     values = _metrics(trial, step, weights, means)
     broken = [name for name, value in values.items() if not math.isfinite(value)]
     if broken:
@@ -152,8 +162,7 @@ def take_step(
             trial.name, files.join(trial.url, "diagnosis"), ranks, step, trial.steps, values, trial.data.row_ids,
             micros, batches, parts)
     count = len(global_batch_at(trial.seed, step, len(trial.rows), trial.training.global_batch))
-    seconds = time.perf_counter() - start
-    return {**values, "learning_rate": rate, "examples_per_second": count / seconds}, said
+    return {**values, "learning_rate": rate, **meter.stop(count, tokens, flops)}, [round(count) for count in said]
 
 
 def _pass(

@@ -13,6 +13,7 @@ from ray_distill.losses.fused import Asked
 from ray_distill.students.atoms import WholeParts, load_atoms, save_atoms
 from ray_distill.students.engine import average_buffers, build_optimizer, run_bundle, training_device
 from ray_distill.students.ranks import Ranks
+from ray_distill.students.timing import Stopwatch
 from ray_distill.tasks.base import Batch
 
 
@@ -50,17 +51,23 @@ class TorchEngine:
             average_buffers(self._module, self._ranks)
         self._module.train(mode)
 
-    def step(self, passes: Sequence[Callable[[], Tensor]], rate: float) -> None:
+    def step(self, passes: Sequence[Callable[[], Tensor]], rate: float, watch: Stopwatch | None = None) -> None:
         """One AdamW step on the summed gradients."""
+        watch = watch or Stopwatch()
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.zero_grad()
         for run in passes:
-            torch.autograd.backward(run())
+            with watch.part("forward"):
+                loss = run()
+            with watch.part("backward"):
+                torch.autograd.backward(loss)
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        self._sum_gradients(parameters)
-        nn.utils.clip_grad_norm_(parameters, self._clip)
-        self._optimizer.step()
+        with watch.part("communication"):
+            self._sum_gradients(parameters)
+        with watch.part("optimizer"):
+            nn.utils.clip_grad_norm_(parameters, self._clip)
+            self._optimizer.step()
 
     def weights(self) -> dict[str, Tensor]:
         """The student's state on the CPU, on the first rank."""

@@ -60,6 +60,15 @@ def test_training_from_the_store_is_compared_with_the_two_other_ways():
     assert re.search(r"store: [\d.]+ of cross-entropy in memory .* [\d.]+ times the steps of the online way", printed)
 
 
+@pytest.mark.slow
+def test_engines_and_workers_are_compared():
+    """The ratio of the engines, and that of two workers to one with each."""
+    printed = _printed("bench_engines.py", "--width", "64", "--layers", "2", "--steps", "3", "--rounds", "1")
+    assert re.search(r"DeepSpeed at ZeRO 0: [\d.]+ of plain torch's time a step \([\d.]+ against [\d.]+ ms", printed)
+    for way in ("plain torch", "ZeRO 1"):
+        assert re.search(rf"two workers, {way}: [\d.]+ times the steps of one .* \d+% of a step comm", printed), printed
+
+
 def _printed(name, *arguments):
     done = subprocess.run([sys.executable, FOLDER / name, *arguments], capture_output=True, text=True, timeout=600,
                           check=True)

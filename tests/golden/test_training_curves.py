@@ -18,6 +18,7 @@ from ray_distill.errors import ClusterError, ConfigError, TrainingError
 from ray_distill.students import loop
 from ray_distill.students.loop import run_trial
 from ray_distill.students.ranks import current_ranks
+from ray_distill.students.timing import PARTS
 from ray_distill.testing.gloo import run_gloo
 
 #: The first run's losses; a change of them is a change of what training means, and must be explained.
@@ -44,10 +45,11 @@ def test_golden_curve(reference: lab.Ran) -> None:
 
 
 def test_every_term_is_reported(reference: lab.Ran) -> None:
-    """Total, each term, rate and speed at each step; validation where it is due."""
-    always = {"loss", "loss_soft", "loss_hard", "loss_hidden", "learning_rate", "examples_per_second"}
+    """Total, each term, rate and speed at each step; validation and memory where they are due."""
+    always = {"loss", "loss_soft", "loss_hard", "loss_hidden", "learning_rate", "examples_per_second",
+              "tokens_per_second", "data_wait", "seconds_step", *(f"seconds_{part}" for part in PARTS)}
     assert set(reference.curve[1]) == always
-    assert set(reference.curve[4]) == always | {"validation_nll", "validation_accuracy"}
+    assert set(reference.curve[4]) == always | {"validation_nll", "validation_accuracy", "peak_memory_gib_rank_0"}
     terms = reference.curve[1]
     total = 0.7 * terms["loss_soft"] + 0.3 * terms["loss_hard"] + 0.5 * terms["loss_hidden"]
     assert terms["loss"] == pytest.approx(total, rel=1e-6)

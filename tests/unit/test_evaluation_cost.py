@@ -28,6 +28,17 @@ def test_a_stage_is_priced_by_what_it_reserved():
     assert cost.money == pytest.approx(1.5) and cost.bytes_written == 15 and cost.currency == "USD"
 
 
+def test_a_running_stage_tells_what_it_has_taken_so_far():
+    """Half-way half of it, and after its end what it took, whatever the clock says."""
+    clock = iter([0.0, 900.0, 1800.0])
+    with metered("train", cores=2, accelerators=1, prices=PRICES, clock=lambda: next(clock)) as meter:
+        meter.wrote(10)
+        half = meter.so_far
+    assert (half.core_hours, half.accelerator_hours, half.bytes_written) == (0.5, 0.25, 10)
+    assert half.money == pytest.approx(0.75)
+    assert meter.so_far == meter.cost and meter.cost.core_hours == 1.0
+
+
 def test_a_failed_stage_is_charged_too():
     """What a stage took before it failed was spent."""
     clock = iter([0.0, 3600.0])

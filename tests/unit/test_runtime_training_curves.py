@@ -1,10 +1,14 @@
 """Loss curves as they are kept for the report."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ray_distill.config import parse_config
+from ray_distill.evaluation.cost import StageCost, stage_metrics
+from ray_distill.runtime import train_stage
 from ray_distill.runtime.session import Session, session
 from ray_distill.runtime.train_stage import Curves
 from ray_distill.runtime.training import StepMetrics
@@ -14,6 +18,34 @@ from ray_distill.storage import files
 def _add(curves: Curves, arm: str, steps: range, loss: float) -> None:
     for step in steps:
         curves.add(StepMetrics(arm=arm, step=step, values={"loss": loss, "examples_per_second": 1.0}))
+
+
+class Told:
+    """A run and gauges that keep what they are told."""
+
+    def __init__(self) -> None:
+        self.values: list[Mapping[str, float]] = []
+        self.costs: list[StageCost] = []
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        self.values.append(values)
+
+    def cost(self, cost: StageCost) -> None:
+        self.costs.append(cost)
+
+
+def test_cost_is_told_while_the_training_runs(config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the first step at once, then every so many seconds: to the run under the names of the end, and as gauges."""
+    told = Told()
+    with session(config) as held, held.stage("train", cores=4) as stage:
+        curves = Curves(held, replace(stage, run=told), told)  # type: ignore[arg-type]
+        _add(curves, "student", range(1, 4), 1.0)
+        monkeypatch.setattr(train_stage, "COST_SECONDS", 0.0)
+        _add(curves, "student", range(4, 5), 1.0)
+    costs = [values for values in told.values if "train_cost_usd" in values]
+    assert [values["train_core_hours"] for values in costs] == [cost.core_hours for cost in told.costs]
+    assert len(costs) == 2 and 0 < costs[0]["train_core_hours"] < costs[1]["train_core_hours"]
+    assert set(costs[0]) == set(stage_metrics(stage.meter.cost))
 
 
 def _curves(held: Session) -> Curves:

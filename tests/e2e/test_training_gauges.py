@@ -1,0 +1,74 @@
+"""What Prometheus would scrape of a running training, from the agent of an embedded Ray."""
+
+import re
+import time
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import ray
+
+from ray_distill.config import CostConfig
+from ray_distill.evaluation.cost import stage_cost
+from ray_distill.runtime import cluster
+from ray_distill.runtime.gauges import TrainingGauges
+from ray_distill.runtime.mailbox import Mailbox, MailReporter
+
+pytestmark = pytest.mark.slow
+
+VALUES = {"loss": 2.5, "loss_soft": 2.0, "seconds_data": 0.25, "data_wait": 0.125, "examples_per_second": 32.0,
+          "peak_memory_gib_rank_1": 0.5}
+#: Ray's agent collects every ten seconds.
+PATIENCE = 60.0
+
+
+class FirstRank:
+    """A process that reports steps as the first rank does."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._reporter = MailReporter(mailbox, 0, TrainingGauges("camp"))
+
+    def report(self, step: int, values: Mapping[str, float]) -> None:
+        self._reporter.metrics("student", step, values)
+
+
+def scraped(address: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Our samples at a metrics endpoint, by name and by the labels that are ours."""
+    with urllib.request.urlopen(address, timeout=10) as answer:
+        text = answer.read().decode()
+    found = {}
+    for name, labels, value in re.findall(r"^(ray_distill_\w+)\{(.*)\} (\S+)$", text, re.M):
+        own = {key: value for key, value in re.findall(r'(\w+)="([^"]*)"', labels)
+               if key in ("campaign", "arm", "term", "part", "rank", "currency")}
+        found[name, frozenset(own.items())] = float(value)
+    return found
+
+
+def test_a_running_training_is_scraped() -> None:
+    """The first rank's last step by campaign and arm, and the cost that the driver tells."""
+    with cluster.connected():
+        mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+        rank = ray.remote(num_cpus=0)(FirstRank).remote(mailbox)
+        for step in (1, 2):
+            ray.get(rank.report.remote(step, {**VALUES, "loss": VALUES["loss"] / step}))
+        TrainingGauges("camp").cost(stage_cost(
+            "train", 3600, cores=2, accelerators=1, bytes_written=0, prices=CostConfig()))
+        node = ray.nodes()[0]
+        address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        arm = {("campaign", "camp"), ("arm", "student")}
+        expected = {
+            ("ray_distill_train_step", frozenset(arm)): 2.0,
+            ("ray_distill_train_loss", frozenset({*arm, ("term", "total")})): 1.25,
+            ("ray_distill_train_loss", frozenset({*arm, ("term", "soft")})): 2.0,
+            ("ray_distill_train_step_seconds", frozenset({*arm, ("part", "data")})): 0.25,
+            ("ray_distill_train_data_wait_ratio", frozenset(arm)): 0.125,
+            ("ray_distill_train_examples_per_second", frozenset(arm)): 32.0,
+            ("ray_distill_train_peak_memory_bytes", frozenset({*arm, ("rank", "1")})): 2.0**29,
+            ("ray_distill_train_core_hours", frozenset({("campaign", "camp")})): 2.0,
+            ("ray_distill_train_accelerator_hours", frozenset({("campaign", "camp")})): 1.0,
+            ("ray_distill_train_money", frozenset({("campaign", "camp"), ("currency", "USD")})): 2.58}
+        give_up = time.monotonic() + PATIENCE
+        while (found := scraped(address)) != expected and time.monotonic() < give_up:
+            time.sleep(1)
+        assert found == pytest.approx(expected)

@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,10 +21,12 @@ from ray_distill.storage import files
 from ray_distill.students.batches import Examples
 from ray_distill.students.checkpoints import check_plan, fetch_checkpoint, find_checkpoint, save_checkpoint
 from ray_distill.students.engine import Engine
+from ray_distill.students.feed import Feed
+from ray_distill.students.order import Order, Plan, units_of
 from ray_distill.students.outcomes import WEIGHTS_FILE, Best, read_weights, weights_bytes
 from ray_distill.students.ranks import Ranks
 from ray_distill.students.reporter import Reporter, TrainingStopped
-from ray_distill.students.sampler import Index, cursor_at, global_batch_at, micro_batches
+from ray_distill.students.sampler import Index, cursor_at, micro_batches
 from ray_distill.students.schedules import rate_factor
 from ray_distill.students.terms import Term, ask_head, combine, to_device, weights_of
 from ray_distill.students.token_bundle import PLACES
@@ -51,6 +53,18 @@ class Trial:
     seed: int
     plan: Mapping[str, Any]
     """What a checkpoint must agree with: plain JSON."""
+    units: Index | None = None
+    """``[U+1]`` where units that are read whole begin in the rows of ``data``; None: one holds everything."""
+
+    @cached_property
+    def order(self) -> Order:
+        """The rows of each step, as places in ``rows``."""
+        units, training = units_of(self.rows, self.units), self.training
+        return Order(Plan(units=units, global_batch=training.global_batch, mixed=training.shuffle_units), self.seed)
+
+
+#: The micro-batches of a step on one rank, before they are moved to its device.
+Batches = list[tuple[Batch, LossBatch]]
 
 
 def run_trial(trial: Trial, engine: Engine, ranks: Ranks, reporter: Reporter, *, resume: bool) -> Best:
@@ -60,11 +74,18 @@ def run_trial(trial: Trial, engine: Engine, ranks: Ranks, reporter: Reporter, *,
         TrainingError: a loss is not finite, or the checkpoint is of another run.
         TrainingStopped: a stop was requested; the state is saved.
     """
+    with Feed(partial(batches_of, trial, ranks), trial.steps) as feed:
+        return _run_trial(trial, engine, ranks, reporter, feed, resume=resume)
+
+
+def _run_trial(
+    trial: Trial, engine: Engine, ranks: Ranks, reporter: Reporter, feed: Feed[Batches], *, resume: bool
+) -> Best:
     step, best, resumed = _restore(trial, engine, ranks) if resume else (0, None, None)
     protect = () if resumed is None else (resumed,)
     engine.train(True)
     while step < trial.steps:
-        values, stop = take_step(trial, engine, ranks, step, stop=reporter.should_stop())
+        values, stop = take_step(trial, engine, ranks, step, feed, stop=reporter.should_stop())
         step += 1
         if step % trial.training.evaluate_every == 0 or step == trial.steps:
             best = _judge(trial, engine, ranks, step, best, values)
@@ -82,16 +103,17 @@ def run_trial(trial: Trial, engine: Engine, ranks: Ranks, reporter: Reporter, *,
 
 
 def take_step(
-    trial: Trial, engine: Engine, ranks: Ranks, step: int, *, stop: bool = False
+    trial: Trial, engine: Engine, ranks: Ranks, step: int, feed: Feed[Batches] | None = None, *, stop: bool = False
 ) -> tuple[dict[str, float], bool]:
-    """One optimiser step; returns its metrics, and whether any rank wants to stop.
+    """One optimiser step; returns its metrics, and whether any rank wants to stop. Without a feed, data are made here.
 
     Randomness inside the model is a function of (seed, step, rank), so a resumed run draws what the
     uninterrupted one drew.
     """
     start = time.perf_counter()
     _seed_step(trial.seed, step, ranks.rank)
-    batches = _batches_of(trial, ranks, step, engine.device)
+    made = batches_of(trial, ranks, step) if feed is None else feed.take(step)
+    batches = [(inputs, to_device(losses, engine.device)) for inputs, losses in made]
     weights = weights_of(trial.terms, [losses for _, losses in batches], ranks, engine.device)
     rate = trial.rate * rate_factor(
         step, steps=trial.steps, warmup=trial.training.warmup, shape=trial.training.schedule)
@@ -100,9 +122,8 @@ def take_step(
     sums: list[float | Tensor] = [torch.stack(column).sum() for column in zip(*parts, strict=True)]
     *means, stops = ranks.total([*sums, float(stop)], engine.device)
     values = _metrics(trial, step, weights, means)
-    count = len(global_batch_at(trial.seed, step, len(trial.rows), trial.training.global_batch))
     seconds = time.perf_counter() - start
-    return {**values, "learning_rate": rate, "examples_per_second": count / seconds}, stops > 0
+    return {**values, "learning_rate": rate, "examples_per_second": trial.order.size(step) / seconds}, stops > 0
 
 
 def _pass(
@@ -116,12 +137,11 @@ def _pass(
     return loss
 
 
-def _batches_of(trial: Trial, ranks: Ranks, step: int, device: torch.device) -> list[tuple[Batch, LossBatch]]:
-    training = trial.training
-    chosen = trial.rows[global_batch_at(trial.seed, step, len(trial.rows), training.global_batch)]
-    micros = micro_batches(chosen, rank=ranks.rank, world=ranks.world, micro_batch=training.micro_batch)
-    made = [trial.data.batch(micro.rows, micro.real) for micro in micros]
-    return [(inputs, to_device(losses, device)) for inputs, losses in made]
+def batches_of(trial: Trial, ranks: Ranks, step: int) -> Batches:
+    """This rank's micro-batches of a step: a function of the step alone, so that a thread may make them ahead."""
+    slots = np.arange(trial.order.size(step), dtype=np.int64)
+    micros = micro_batches(slots, rank=ranks.rank, world=ranks.world, micro_batch=trial.training.micro_batch)
+    return [trial.data.batch(trial.rows[trial.order.rows_at(step, micro.rows)], micro.real) for micro in micros]
 
 
 def _metrics(trial: Trial, step: int, weights: Sequence[float], means: Sequence[float]) -> dict[str, float]:

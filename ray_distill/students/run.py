@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 #: Training settings that decide the result of an arm, whatever it runs on.
 _DECIDING = ("epochs", "global_batch", "learning_rate", "weight_decay", "warmup", "schedule", "clip", "precision",
-             "deepspeed", "evaluate_every")
+             "deepspeed", "evaluate_every", "shuffle_units")
 
 
 @dataclass(frozen=True, kw_only=True)

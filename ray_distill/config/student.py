@@ -115,6 +115,9 @@ class TrainingConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     offload: Literal["none", "optimizer", "all"] = "none"
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="raw DeepSpeed settings; they win")
+    shuffle_units: int = Field(64, ge=1, description="units of labels that rows are shuffled over at a time; where "
+                               "there are no more, over all rows. At twice the workers or more, each worker opens its "
+                               "own units")
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
     checkpoints: CheckpointPolicy = Field(CheckpointPolicy(), description="which of them stay")
     evaluate_every: int = Field(100, ge=1, description="steps between looks at the validation split")

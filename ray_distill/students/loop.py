@@ -2,9 +2,11 @@
 
 import math
 import random
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,10 +23,12 @@ from ray_distill.students.batches import Examples
 from ray_distill.students.checkpoints import check_plan, fetch_checkpoint, find_checkpoint
 from ray_distill.students.diagnosis import not_finite
 from ray_distill.students.engine import Engine
+from ray_distill.students.feed import Feed
+from ray_distill.students.order import Order, Plan, units_of
 from ray_distill.students.outcomes import WEIGHTS_FILE, Best, read_weights, weights_bytes
 from ray_distill.students.ranks import Ranks
 from ray_distill.students.reporter import Reporter, TrainingStopped
-from ray_distill.students.sampler import Index, MicroBatch, cursor_at, global_batch_at, micro_batches
+from ray_distill.students.sampler import Index, MicroBatch, cursor_at, micro_batches
 from ray_distill.students.saving import CheckpointWriter
 from ray_distill.students.schedules import rate_factor
 from ray_distill.students.terms import Term, ask_head, combine, to_device, weights_of
@@ -56,6 +60,18 @@ class Trial:
     seed: int
     plan: Mapping[str, Any]
     """What a checkpoint must agree with: plain JSON."""
+    units: Index | None = None
+    """``[U+1]`` where units that are read whole begin in the rows of ``data``; None: one holds everything."""
+
+    @cached_property
+    def order(self) -> Order:
+        """The rows of each step, as places in ``rows``."""
+        units, training = units_of(self.rows, self.units), self.training
+        return Order(Plan(units=units, global_batch=training.global_batch, mixed=training.shuffle_units), self.seed)
+
+
+#: The micro-batches of a step on one rank, before they are moved to its device.
+Batches = list[tuple[Batch, LossBatch]]
 
 
 def run_trial(trial: Trial, engine: Engine, ranks: Ranks, reporter: Reporter, *, resume: bool) -> Best:
@@ -69,15 +85,13 @@ def run_trial(trial: Trial, engine: Engine, ranks: Ranks, reporter: Reporter, *,
     saver = CheckpointWriter(
         checkpoints_url(trial), ranks, trial.training.checkpoints, plan=trial.plan,
         protect=() if resumed is None else (resumed,))
-    try:
-        return _train(trial, engine, ranks, reporter, saver, step, best)
-    finally:
-        saver.close()
+    with Feed(partial(batches_of, trial, ranks), trial.steps) as feed, closing(saver):
+        return _train(trial, engine, ranks, reporter, feed, saver, step, best)
 
 
 def _train(
-    trial: Trial, engine: Engine, ranks: Ranks, reporter: Reporter, saver: CheckpointWriter, step: int,
-    best: Best | None,
+    trial: Trial, engine: Engine, ranks: Ranks, reporter: Reporter, feed: Feed[Batches], saver: CheckpointWriter,
+    step: int, best: Best | None,
 ) -> Best:
     """Train from a step to the end; see `run_trial`."""
     def told(url: str | None, after: int) -> None:
@@ -90,7 +104,7 @@ def _train(
     meter = StepMeter.of(engine.device, trial.training, ranks)
     while step < trial.steps:
         asks = (reporter.should_stop(), time.monotonic() >= next_look, saver.idle)
-        values, (stop, look, idle) = take_step(trial, engine, ranks, step, asks=asks, meter=meter)
+        values, (stop, look, idle) = take_step(trial, engine, ranks, step, feed, asks=asks, meter=meter)
         step += 1
         last = step == trial.steps
         if last or step % trial.training.evaluate_every == 0:
@@ -125,10 +139,12 @@ def _hopeless(training: TrainingConfig, step: int, best: Best) -> bool:
 
 
 def take_step(
-    trial: Trial, engine: Engine, ranks: Ranks, step: int, *, asks: Sequence[bool] = (),
-    meter: StepMeter | None = None,
+    trial: Trial, engine: Engine, ranks: Ranks, step: int, feed: Feed[Batches] | None = None, *,
+    asks: Sequence[bool] = (), meter: StepMeter | None = None,
 ) -> tuple[dict[str, float], list[int]]:
     """One optimiser step; returns its metrics, and how many ranks said yes to each of ``asks``.
+
+    Without a feed the batches are made here.
 
     Randomness inside the model is a function of (seed, step, rank), so a resumed run draws what the
     uninterrupted one drew.
@@ -140,7 +156,8 @@ def take_step(
     watch = meter.start()
     _seed_step(trial.seed, step, ranks.rank)
     with watch.part("data"):
-        batches = _batches_of(trial, ranks, step, engine.device)
+        made = batches_of(trial, ranks, step) if feed is None else feed.take(step)
+        batches = [(inputs, to_device(losses, engine.device)) for inputs, losses in made]
     with watch.part("communication"):
         weights = weights_of(trial.terms, [losses for _, losses in batches], ranks, engine.device)
     rate = trial.rate * rate_factor(
@@ -157,12 +174,11 @@ def take_step(
     values = _metrics(trial, step, weights, means)
     broken = [name for name, value in values.items() if not math.isfinite(value)]
     if broken:
-        micros = _micros_of(trial, ranks, step)
         raise not_finite(
             trial.name, files.join(trial.url, "diagnosis"), ranks, step, trial.steps, values, trial.data.row_ids,
-            micros, batches, parts)
-    count = len(global_batch_at(trial.seed, step, len(trial.rows), trial.training.global_batch))
-    return {**values, "learning_rate": rate, **meter.stop(count, tokens, flops)}, [round(count) for count in said]
+            micros_of(trial, ranks, step), batches, parts)
+    speed = meter.stop(trial.order.size(step), tokens, flops)
+    return {**values, "learning_rate": rate, **speed}, [round(count) for count in said]
 
 
 def _pass(
@@ -176,15 +192,16 @@ def _pass(
     return loss
 
 
-def _batches_of(trial: Trial, ranks: Ranks, step: int, device: torch.device) -> list[tuple[Batch, LossBatch]]:
-    made = [trial.data.batch(micro.rows, micro.real) for micro in _micros_of(trial, ranks, step)]
-    return [(inputs, to_device(losses, device)) for inputs, losses in made]
-
-
-def _micros_of(trial: Trial, ranks: Ranks, step: int) -> list[MicroBatch]:
+def micros_of(trial: Trial, ranks: Ranks, step: int) -> list[MicroBatch]:
     """This rank's micro-batches of a step, as rows of the data."""
-    chosen = trial.rows[global_batch_at(trial.seed, step, len(trial.rows), trial.training.global_batch)]
-    return micro_batches(chosen, rank=ranks.rank, world=ranks.world, micro_batch=trial.training.micro_batch)
+    slots = np.arange(trial.order.size(step), dtype=np.int64)
+    return [replace(micro, rows=trial.rows[trial.order.rows_at(step, micro.rows)]) for micro in micro_batches(
+        slots, rank=ranks.rank, world=ranks.world, micro_batch=trial.training.micro_batch)]
+
+
+def batches_of(trial: Trial, ranks: Ranks, step: int) -> Batches:
+    """This rank's micro-batches of a step: a function of the step alone, so that a thread may make them ahead."""
+    return [trial.data.batch(micro.rows, micro.real) for micro in micros_of(trial, ranks, step)]
 
 
 def _metrics(trial: Trial, step: int, weights: Sequence[float], means: Sequence[float]) -> dict[str, float]:

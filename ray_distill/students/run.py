@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 _DECIDING = ("epochs", "global_batch", "learning_rate", "weight_decay", "warmup", "schedule", "clip", "precision",
              "deepspeed", "evaluate_every")
 #: Such settings that came later: they are part of a plan where they are set, so that older plans stay what they are.
-_OPTIONAL = ("patience",)
+_OPTIONAL = ("patience", "shuffle_units")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,6 +69,16 @@ def test_engines_and_workers_are_compared():
         assert re.search(rf"two workers, {way}: [\d.]+ times the steps of one .* \d+% of a step comm", printed), printed
 
 
+@pytest.mark.slow
+def test_the_order_is_measured_at_many_ranks():
+    """Time, memory and state are printed, each example came once, and at most a fifth of the units is read twice."""
+    printed = _printed("bench_order.py", "--examples", "1e7", "--ranks", "64", "--count")
+    assert re.search(r"MB, \d+ bytes of state; [\d,]+x faster a step than a permutation", printed), printed
+    amplification = re.search(r"read amplification of 3 ranks over an epoch: ([\d.]+)", printed)
+    assert amplification and 1 <= float(amplification[1]) <= 1.2, printed
+    assert "counted: 10,000,000 of 10,000,000 examples came exactly once" in printed
+
+
 def _printed(name, *arguments):
     done = subprocess.run([sys.executable, FOLDER / name, *arguments], capture_output=True, text=True, timeout=600,
                           check=True)

@@ -166,14 +166,22 @@ def run_all(labs: list[Lab]) -> list[Ran]:
 
 
 class Watched:
-    """Examples that note which rows are asked for."""
+    """Examples, and an engine, that note the rows which are trained on: some are made ahead and never are."""
 
-    def __init__(self, data: TrainingSet) -> None:
-        self._data, self.seen = data, list[int]()
+    def __init__(self, data: TrainingSet, engine: Engine) -> None:
+        self.seen: list[int] = []
+        self._data, self._forward = data, engine.forward
+        self._made: list[tuple[Any, list[int]]] = []
+        engine.forward = self.forward  # type: ignore[method-assign]
 
     def batch(self, rows: Any, real: Any = None) -> Any:
-        self.seen += rows[real].tolist()
-        return self._data.batch(rows, real)
+        made = self._data.batch(rows, real)
+        self._made.append((made[0], rows[real].tolist()))
+        return made
+
+    def forward(self, inputs: Any, asked: Any = None) -> Any:
+        self.seen += [row for made, rows in self._made if made is inputs for row in rows]
+        return self._forward(inputs, asked)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._data, name)
@@ -184,7 +192,7 @@ def run_part(lab: Lab) -> tuple[dict[int, dict[str, float]], list[int]]:
     from ray_distill.students.reporter import TrainingStopped
 
     trial, engine = build(lab)
-    recorder, watched = Recorder(lab.stop_after), Watched(trial.data)  # type: ignore[arg-type]
+    recorder, watched = Recorder(lab.stop_after), Watched(trial.data, engine)  # type: ignore[arg-type]
     with contextlib.suppress(TrainingStopped):
         run_trial(replace(trial, data=watched), engine, current_ranks(), recorder, resume=lab.resume)
     engine.close()

@@ -26,7 +26,7 @@ from ray_distill.students.ranks import Ranks
 from ray_distill.students.reporter import Reporter, TrainingStopped
 from ray_distill.students.sampler import Index, cursor_at, global_batch_at, micro_batches
 from ray_distill.students.schedules import rate_factor
-from ray_distill.students.terms import Term, ask_head, combine, to_device, weights_of
+from ray_distill.students.terms import Term, ask_head, combine, group_of, squares, to_device, weights_of
 from ray_distill.students.token_bundle import PLACES
 from ray_distill.students.validation import Judge
 from ray_distill.tasks.base import Batch
@@ -96,10 +96,14 @@ def take_step(
     rate = trial.rate * rate_factor(
         step, steps=trial.steps, warmup=trial.training.warmup, shape=trial.training.schedule)
     parts: list[list[Tensor]] = []
-    engine.step([partial(_pass, trial.terms, engine, step, weights, parts, *batch) for batch in batches], rate)
+    every = trial.training.gradient_norms_every
+    norms: list[list[Tensor]] | None = [] if every and (step + 1) % every == 0 else None
+    engine.step([partial(_pass, trial.terms, engine, step, weights, parts, norms, *batch) for batch in batches], rate)
     sums: list[float | Tensor] = [torch.stack(column).sum() for column in zip(*parts, strict=True)]
     *means, stops = ranks.total([*sums, float(stop)], engine.device)
     values = _metrics(trial, step, weights, means)
+    if norms is not None:
+        values |= _gradient_norms(trial.terms, norms, ranks, engine.device)
     count = len(global_batch_at(trial.seed, step, len(trial.rows), trial.training.global_batch))
     seconds = time.perf_counter() - start
     return {**values, "learning_rate": rate, "examples_per_second": count / seconds}, stops > 0
@@ -107,19 +111,32 @@ def take_step(
 
 def _pass(
     terms: Sequence[Term], engine: Engine, step: int, weights: Sequence[float], parts: list[list[Tensor]],
-    inputs: Batch, batch: LossBatch,
+    norms: list[list[Tensor]] | None, inputs: Batch, batch: LossBatch,
 ) -> Tensor:
-    """Forward one micro-batch; returns its share of the global loss and notes the share of each term."""
-    asked = ask_head(terms, batch, step=step, weights=weights) if PLACES in inputs else None
-    loss, part = combine(terms, engine.forward(inputs, asked), batch, step=step, weights=weights)
+    """Forward one micro-batch; returns its share of the global loss and notes the share of each term, and the square of
+    its gradient's norm where norms are wanted."""
+    asked = ask_head(terms, batch, step=step, weights=weights, norms=norms is not None) if PLACES in inputs else None
+    output = engine.forward(inputs, asked)
+    loss, part = combine(terms, output, batch, step=step, weights=weights)
     parts.append(part)
+    if norms is not None:
+        norms.append(squares(terms, output, batch, step=step, weights=weights))
     return loss
+
+
+def _gradient_norms(
+    terms: Sequence[Term], norms: Sequence[Sequence[Tensor]], ranks: Ranks, device: torch.device
+) -> dict[str, float]:
+    """Of each term, the norm over the whole global batch."""
+    found = ranks.total([torch.stack(column).sum() for column in zip(*norms, strict=True)], device)
+    return {f"gradient_norm_{term.name}": math.sqrt(square) for term, square in zip(terms, found, strict=True)}
 
 
 def _batches_of(trial: Trial, ranks: Ranks, step: int, device: torch.device) -> list[tuple[Batch, LossBatch]]:
     training = trial.training
     chosen = trial.rows[global_batch_at(trial.seed, step, len(trial.rows), training.global_batch)]
-    micros = micro_batches(chosen, rank=ranks.rank, world=ranks.world, micro_batch=training.micro_batch)
+    micros = micro_batches(chosen, rank=ranks.rank, world=ranks.world, micro_batch=training.micro_batch,
+                           group=group_of(trial.terms))
     made = [trial.data.batch(micro.rows, micro.real) for micro in micros]
     return [(inputs, to_device(losses, device)) for inputs, losses in made]
 

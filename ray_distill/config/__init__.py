@@ -33,6 +33,7 @@ from ray_distill.config.student import (
     CheckpointPolicy,
     LossConfig,
     Schedule,
+    Steps,
     StudentConfig,
     StudentModel,
     TrainingConfig,
@@ -42,6 +43,6 @@ __all__ = [
     "DEFAULT_LIMITS", "Campaign", "CheckConfig", "CheckpointPolicy", "Columns", "CostConfig", "DriftConfig",
     "Dtype", "EvaluationConfig", "GateConfig", "HeadConfig", "HiddenConfig", "LabelsConfig", "LanguageConfig",
     "Limit", "LossConfig", "PlanConfig", "Pool", "Resources", "Schedule", "Section", "SequenceFilters",
-    "SequencesConfig", "SignalConfig", "SnapshotConfig", "Splits", "StudentConfig", "StudentModel", "TeacherConfig",
-    "TrackingConfig", "TrainingConfig", "load_config", "parse_config",
+    "SequencesConfig", "SignalConfig", "SnapshotConfig", "Splits", "Steps", "StudentConfig", "StudentModel",
+    "TeacherConfig", "TrackingConfig", "TrainingConfig", "load_config", "parse_config",
 ]

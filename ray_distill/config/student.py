@@ -1,8 +1,9 @@
 """The student, its losses and its training."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from ray_distill.config.section import Section
 
@@ -47,34 +48,55 @@ class StudentModel(Section):
         return self
 
 
+#: ``[share of training, value]``: the value holds from that share of the steps on.
+Stage = tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(allow_inf_nan=False)]]
+
+
+class Steps(Section):
+    """A value that jumps: ``{step: [[0, 2], [0.5, 1]]}`` is 2, and 1 from half of the training on."""
+
+    step: tuple[Stage, ...] = Field(min_length=1)
+
+    @field_validator("step")
+    @classmethod
+    def _ordered(cls, value: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        shares = [share for share, _ in value]
+        if shares[0] != 0 or any(one >= other for one, other in zip(shares, shares[1:], strict=False)):
+            raise ValueError("the shares of training at which a value changes begin with 0 and rise")
+        return value
+
+
 class Schedule(Section):
     """A weight that changes over training: ``{cosine: [1.0, 0.1]}``."""
 
     constant: float | None = None
     linear: tuple[float, float] | None = None
     cosine: tuple[float, float] | None = None
+    step: tuple[Stage, ...] | None = Field(None, description="[share of training, value] pairs")
+
+    @field_validator("step")
+    @classmethod
+    def _ordered(cls, value: tuple[Stage, ...] | None) -> tuple[Stage, ...] | None:
+        return None if value is None else Steps(step=value).step
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if sum(v is not None for v in (self.constant, self.linear, self.cosine)) != 1:
-            raise ValueError("a schedule has exactly one of constant, linear, cosine")
+        if sum(v is not None for v in (self.constant, self.linear, self.cosine, self.step)) != 1:
+            raise ValueError("a schedule has exactly one of constant, linear, cosine, step")
         return self
 
 
 class LossConfig(Section):
-    """One term of the training loss."""
+    """One term of the training loss: its weight, and settings that the loss of that name knows (`students.terms`)."""
+
+    model_config = ConfigDict(extra="allow")
 
     weight: float | Schedule = 1.0
-    temperature: float | None = Field(None, gt=0, description="soft: one of the store's declared temperatures")
-    divergence: Literal["forward_kl", "reverse_kl", "jsd", "skewed_kl"] = Field(
-        "forward_kl", description="soft: sampled and hybrid labels allow forward_kl alone")
-    beta: float = Field(0.5, gt=0, lt=1, description="soft, jsd: weight of the teacher in the mean")
-    skew: float = Field(0.1, gt=0, lt=1, description="soft, skewed_kl: weight of the teacher in the mixture")
-    tail: Literal["bucket", "renormalised"] = Field(
-        "bucket", description="soft: renormalised leaves the mass of what is not stored out; biased, for comparison")
-    layers: Literal["uniform", "last"] | dict[int, int] = Field(
-        "uniform", description="hidden: which student layer matches which stored teacher layer")
-    kind: Literal["mse", "cosine"] = Field("cosine", description="hidden: the distance")
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """All but the weight, as they were given; the loss itself says which there are."""
+        return self.model_extra or {}
 
 
 class CheckpointPolicy(Section):
@@ -123,6 +145,8 @@ class TrainingConfig(Section):
     evaluate_every: int = Field(100, ge=1, description="steps between looks at the validation split")
     patience: int = Field(0, ge=0, description="looks without a better result after which an arm's training ends; "
                           "0 = never before the last step")
+    gradient_norms_every: int = Field(0, ge=0, description="steps between reports of each loss's gradient norm at the "
+                                      "student's outputs; 0 = never")
     max_failures: int = Field(2, ge=0, description="restarts after a lost worker")
     packed: int = Field(0, ge=0, description="language models: tokens of a sequence that documents are packed into; "
                         "0 = one document a sequence, padded")

@@ -48,6 +48,9 @@ class LossBatch:
     """Teacher states by stored layer: float32 ``[B, D]`` pooled, or ``[B, L, D]`` one a token."""
     hidden_mask_BL: Tensor | None = None
     """bool ``[B, L]``; False on padding. Only with states one a token."""
+    row_B: Tensor | None = None
+    """int64 ``[B]``, ascending: of a language model, which row of the micro-batch a position belongs to, counted from
+    0. None: each example is a row by itself."""
     example_weight_B: Tensor
     """float32 ``[B]``; the row's weight, 0 on padding examples."""
 
@@ -58,15 +61,43 @@ class StudentOutput:
 
     logits_BV: Tensor
     """``[B, V]``; ``[B, 0]`` where a fused head was asked for losses instead."""
-    fused: tuple[Tensor, Tensor] | None = None
-    """Of a fused head: the total of the parts it was asked for, and the sum of each, as `fused_loss` gives them."""
+    fused: tuple[Tensor, Tensor, Tensor] | None = None
+    """Of a fused head, as it gives them: the total of the parts it was asked for, the sum of each, and the squared
+    norms of their gradients, if they were asked for."""
     hidden: Mapping[int, Tensor] = field(default_factory=dict)
     """Student states by student layer, pooled as the teacher's were and already projected to its width:
     ``[B, D]``, or ``[B, L, D]`` one a token."""
+    states: Mapping[int, Tensor] = field(default_factory=dict)
+    """The same before any projection, for losses that need none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """What a store holds, as far as a loss may want to know before the first row is read."""
+
+    temperatures: tuple[float, ...] = (1.0,)
+    """The declared ones."""
+    drawn: bool = False
+    """Whether classes are drawn (``sampled``, ``hybrid``)."""
+    hidden: bool = False
+    """Whether hidden states are stored."""
+    pool: str = "mean"
+    """How those are pooled."""
+    basis: bool = False
+    """Whether they are projected on a PCA basis."""
 
 
 class Loss(Protocol):
-    """A loss gives a sum over examples; the step divides by the *global* weight (MATHS.md §6)."""
+    """A loss gives a sum over examples; the step divides by the *global* weight (MATHS.md §6).
+
+    It is a frozen dataclass whose fields are its settings, by the names a configuration gives them. Some names mean
+    the same in every loss, and the run gives their values: ``layers`` (student layer to stored teacher layer; a
+    configuration says ``uniform``, ``last`` or the pairs), ``temperature`` (one that the labels declare, which may
+    change in steps), ``scales`` (mean squared length of the stored states, by teacher layer; no setting), ``group``
+    (rows that the sampler keeps together). Class variables say what else differs: ``follows_labels``, that the loss is
+    of true labels; ``projected``, that it wants `StudentOutput.hidden`, not ``states``. A method
+    ``check(labels: Labels)`` may refuse labels it cannot be used with, by a ValueError with the reason.
+    """
 
     def weight(self, batch: LossBatch) -> Tensor:
         """Scalar float32: the total weight of the examples this loss counts. A function of the batch only."""

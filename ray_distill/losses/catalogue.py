@@ -1,11 +1,13 @@
-"""The losses a configuration may name. A new loss is one file and one line here."""
+"""The losses a configuration may name. A new loss is one file and one line here (`base.Loss` says what it must be)."""
 
 from collections.abc import Callable, Mapping
 
 from ray_distill.losses.base import Loss
 from ray_distill.losses.cross_entropy import Hard, TeacherHard
 from ray_distill.losses.hidden import HiddenMatch
+from ray_distill.losses.relations import Cka, RkdAngle, RkdDistance
 from ray_distill.losses.soft import Soft
+from ray_distill.losses.token_relations import TokenRelation
 
 #: By name; the keyword arguments are the fields of the class.
 LOSSES: Mapping[str, Callable[..., Loss]] = {
@@ -13,4 +15,8 @@ LOSSES: Mapping[str, Callable[..., Loss]] = {
     "hard": Hard,
     "teacher_hard": TeacherHard,
     "hidden": HiddenMatch,
+    "cka": Cka,
+    "rkd_distance": RkdDistance,
+    "rkd_angle": RkdAngle,
+    "relation": TokenRelation,
 }

@@ -16,6 +16,7 @@ class Hard:
     """Cross-entropy with the true label; examples without one (label -1) have no weight."""
 
     temperature: ClassVar[float] = 1.0
+    follows_labels: ClassVar[bool] = True
 
     def weights(self, batch: LossBatch) -> Tensor:
         """``[B]``: weight of each example, 0 without a label."""

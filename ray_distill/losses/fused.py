@@ -47,6 +47,8 @@ class Asked:
     batch: LossBatch
     """Its "examples" are the positions the head is applied to."""
     parts: tuple[Part, ...]
+    norms: bool = False
+    """Whether the size of each loss's own gradient is wanted too."""
 
 
 class FusedHead(nn.Module):
@@ -62,12 +64,14 @@ class FusedHead(nn.Module):
         self.in_features, self.out_features = head.in_features, head.out_features
         self.chunk_elements = chunk_elements
 
-    def forward(self, hidden: Tensor, asked: Asked | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits ``[..., V]`` of hidden states ``[..., D]``; the total and the sums of `fused_loss` where ``asked``."""
+    def forward(self, hidden: Tensor, asked: Asked | None = None) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """Logits ``[..., V]`` of hidden states ``[..., D]``; where ``asked`` the total and the sums of `fused_loss`,
+        and `fused_squares` if norms are wanted, else ``[0]``, nothing."""
         if asked is None:
             return nn.functional.linear(hidden, self.weight, self.bias)
-        return fused_loss(
-            hidden, self.weight, self.bias, asked.batch, asked.parts, chunk_elements=self.chunk_elements)
+        head, wanted = (self.weight, self.bias), asked.parts if asked.norms else ()
+        total, sums = fused_loss(hidden, *head, asked.batch, asked.parts, chunk_elements=self.chunk_elements)
+        return total, sums, fused_squares(hidden, *head, asked.batch, wanted, chunk_elements=self.chunk_elements)
 
 
 def fused_loss(
@@ -90,16 +94,43 @@ def fused_loss(
     Returns:
         The total, a scalar to call ``backward`` on, once; and the sums ``[parts]``, without a gradient.
     """
-    used_N = torch.zeros(len(hidden_ND), dtype=torch.bool, device=hidden_ND.device)
-    for part in parts:
-        used_N |= part.loss.weights(batch) != 0
-    if not bool(used_N.all()):
-        hidden_ND, batch = hidden_ND[used_N], select(batch, used_N)
+    hidden_ND, batch = _counted(hidden_ND, batch, parts)
     wanted = tuple(torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
                    for tensor in (hidden_ND, weight_VD, bias_V))
     work = _Work(batch=batch, parts=tuple(parts), chunk_elements=chunk_elements, wanted=wanted)
     total, sums = _Fused.apply(hidden_ND, weight_VD, bias_V, work)  # type: ignore[no-untyped-call]
     return total, sums
+
+
+@torch.no_grad()
+def fused_squares(
+    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, batch: LossBatch, parts: Sequence[Part], *,
+    chunk_elements: int = CHUNK_ELEMENTS,
+) -> Tensor:
+    """Squared norms of the gradients in ``hidden_ND`` of each loss's own sum, without its factor: ``[parts]``, float64.
+
+    Arguments as of `fused_loss`. Costs two matrix products a loss, and leaves no graph.
+    """
+    found = []
+    for part in parts:
+        own_ND, own = _counted(hidden_ND, batch, (part,))
+        work = _Work(batch=own, parts=(replace(part, factor=1.0),), chunk_elements=chunk_elements,
+                     wanted=(True, False, False))
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            gradient_ND = _run(own_ND, weight_VD, bias_V, work)[1][0]
+        assert gradient_ND is not None
+        found.append(gradient_ND.double().square().sum())
+    return torch.stack(found) if found else hidden_ND.new_zeros(0, dtype=torch.float64)
+
+
+def _counted(hidden_ND: Tensor, batch: LossBatch, parts: Sequence[Part]) -> tuple[Tensor, LossBatch]:
+    """The positions that any of the losses gives weight."""
+    used_N = torch.zeros(len(hidden_ND), dtype=torch.bool, device=hidden_ND.device)
+    for part in parts:
+        used_N |= part.loss.weights(batch) != 0
+    if bool(used_N.all()):
+        return hidden_ND, batch
+    return hidden_ND[used_N], select(batch, used_N)
 
 
 def select(batch: LossBatch, chosen: Tensor | slice) -> LossBatch:

@@ -1,35 +1,53 @@
 """Hidden-state matching: the student's projected states against the teacher's stored ones (MATHS.md §5)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ray_distill.losses.base import LossBatch, StudentOutput, teacher_weight
+from ray_distill.losses.base import Labels, LossBatch, StudentOutput, teacher_weight
+from ray_distill.losses.layers import over_tokens, paired, require_hidden, require_layers
+
+KINDS = ("pca", "mse", "cosine")
 
 
 @dataclass(frozen=True, kw_only=True)
 class HiddenMatch:
     """Distance between pairs of layers, averaged over the pairs and, for states one a token, over the tokens.
 
-    ``layers`` maps a student layer to the stored teacher layer it follows. ``mse`` is the mean over the
-    teacher's dimensions of the squared difference, ``cosine`` is one minus the cosine.
+    ``layers`` maps a student layer to the stored teacher layer it follows. ``kind`` is one of, s the student's
+    projected state and t the teacher's:
+
+    - ``pca``: ``‖s - t‖² / RMS²``, RMS² the mean of ``‖t‖²`` over the stored states (``scales``). Only of states that
+      are stored on a PCA basis: those have mean 0, so that 1 is what a student reaches that says nothing.
+    - ``mse``: the mean over the dimensions of ``(s - t)²``, whatever its size is.
+    - ``cosine``: ``1 - cos(s, t)``.
 
     Raises (when called):
-        ValueError: a layer is missing from the batch or from the student's output, or their shapes differ.
+        ValueError: a layer is missing from the batch or from the student's output, or has no scale, or widths differ.
     """
 
     layers: Mapping[int, int]
-    kind: Literal["mse", "cosine"] = "cosine"
+    kind: str = "cosine"
+    scales: Mapping[int, float] = field(default_factory=dict)
+    """By teacher layer, for ``pca``."""
+
+    projected: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not self.layers:
-            raise ValueError("the loss 'hidden' needs at least one pair of layers")
-        if self.kind not in ("mse", "cosine"):
-            raise ValueError(f"the loss 'hidden' knows the kinds mse and cosine, found {self.kind!r}")
+        require_layers("hidden", self.layers)
+        if self.kind not in KINDS:
+            raise ValueError(f"the loss 'hidden' knows the kinds {', '.join(KINDS)}, found {self.kind!r}")
+
+    def check(self, labels: Labels) -> None:
+        """Refuse labels without states, or without a basis where one is asked for."""
+        require_hidden(labels)
+        if self.kind == "pca" and not labels.basis:
+            raise ValueError("the kind pca needs states that are stored on a PCA basis; set labels.hidden.rank or "
+                             "labels.hidden.variance, or take the kind cosine or mse")
 
     def weight(self, batch: LossBatch) -> Tensor:
         """Total weight of the examples the teacher may teach."""
@@ -37,33 +55,19 @@ class HiddenMatch:
 
     def __call__(self, output: StudentOutput, batch: LossBatch) -> Tensor:
         """Weighted sum over examples."""
-        pairs = [self._pair(output, batch, student, teacher) for student, teacher in self.layers.items()]
+        pairs = [over_tokens(self._distance(ours, theirs, layer), batch.hidden_mask_BL)
+                 for layer, ours, theirs in paired("hidden", self.layers, output.hidden, batch)]
         return (torch.stack(pairs).mean(0) * teacher_weight(batch)).sum()
 
-    def _pair(self, output: StudentOutput, batch: LossBatch, student: int, teacher: int) -> Tensor:
-        if student not in output.hidden or teacher not in batch.hidden:
-            raise ValueError(
-                f"the loss 'hidden' pairs student layer {student} with teacher layer {teacher}; the student gave "
-                f"layers {sorted(output.hidden)}, the labels hold layers {sorted(batch.hidden)}")
-        ours, theirs = output.hidden[student], batch.hidden[teacher]
+    def _distance(self, ours: Tensor, theirs: Tensor, layer: int) -> Tensor:
         if ours.shape != theirs.shape:
-            raise ValueError(
-                f"student layer {student} has states of shape {tuple(ours.shape)}, teacher layer {teacher} of "
-                f"shape {tuple(theirs.shape)}: project and pool them alike")
-        return _over_tokens(self._distance(ours, theirs), batch.hidden_mask_BL)
-
-    def _distance(self, ours: Tensor, theirs: Tensor) -> Tensor:
-        ours = ours.to(torch.promote_types(ours.dtype, torch.float32))
-        theirs = theirs.to(ours.dtype)
+            raise ValueError(f"a student layer has states of shape {tuple(ours.shape)}, teacher layer {layer} of shape "
+                             f"{tuple(theirs.shape)}: project them alike")
+        if self.kind == "cosine":
+            return 1 - functional.cosine_similarity(ours, theirs, dim=-1)
         if self.kind == "mse":
             return (ours - theirs).square().mean(-1)
-        return 1 - functional.cosine_similarity(ours, theirs, dim=-1)
-
-
-def _over_tokens(distance: Tensor, mask_BL: Tensor | None) -> Tensor:
-    """Mean over an example's tokens: ``[B]`` stays, ``[B, L]`` becomes ``[B]``."""
-    if distance.ndim == 1:
-        return distance
-    if mask_BL is None:
-        raise ValueError("states one a token need a mask that says which tokens are padding")
-    return torch.where(mask_BL, distance, 0.0).sum(-1) / mask_BL.sum(-1).clamp(min=1)
+        if not self.scales.get(layer, 0.0) > 0:
+            raise ValueError(f"the kind pca divides by the size of teacher layer {layer}, found "
+                             f"{self.scales.get(layer)}: its states are all 0, or were not measured")
+        return (ours - theirs).square().sum(-1) / self.scales[layer]

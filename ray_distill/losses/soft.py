@@ -1,22 +1,22 @@
 """Temperature-softened divergences from stored classes and one bucket for everything else (MATHS.md §1-3).
 
-| targets        | forward_kl | reverse_kl | jsd | skewed_kl |
-|----------------|------------|------------|-----|-----------|
-| dense, topk    | yes        | yes        | yes | yes       |
-| sampled, hybrid| yes        | no         | no  | no        |
+| targets        | forward_kl | reverse_kl, jsd, skewed_kl, total_variation, adaptive_kl |
+|----------------|------------|----------------------------------------------------------|
+| dense, topk    | yes        | yes                                                      |
+| sampled, hybrid| yes        | no                                                       |
 
 Drawn targets are right on average alone: only forward KL is linear in them, so that its gradient is too.
 """
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ray_distill.losses.base import LossBatch, SparseTargets, StudentOutput, require_targets, teacher_weight
+from ray_distill.losses.base import Labels, LossBatch, SparseTargets, StudentOutput, require_targets, teacher_weight
 from ray_distill.losses.buckets import Buckets, drawn_weights, renormalise, soften, student_masses
+from ray_distill.losses.divergences import DIVERGENCES, Mix
 
 TAILS = ("bucket", "renormalised")
 
@@ -28,12 +28,8 @@ class Soft:
     ``temperature`` must be one the labels declare: the mass outside the stored classes at another temperature
     is unknown. The factor T² keeps the gradient's scale as T grows (Hinton et al., arXiv 1503.02531, §2).
 
-    ``divergence`` is one of, p the teacher and q the student (drawn targets allow the first alone):
-
-    - ``forward_kl``: KL(p ‖ q).
-    - ``reverse_kl``: KL(q ‖ p).
-    - ``jsd``: ``β KL(p ‖ m) + (1-β) KL(q ‖ m)``, m = βp + (1-β)q, β = ``beta`` (Agarwal et al., arXiv 2306.13649).
-    - ``skewed_kl``: KL(p ‖ αp + (1-α)q), α = ``skew`` (Ko et al., arXiv 2402.03898).
+    ``divergence`` is one of `DIVERGENCES` (drawn targets allow ``forward_kl`` alone). ``beta``, ``skew`` and ``head``
+    are parameters of one each (`Mix`).
 
     ``tail`` is ``bucket``, or ``renormalised``: the stored classes alone, scaled to 1, against the student's whole
     distribution. That is what truncating toolkits do; it teaches over-confidence and is here to be compared with.
@@ -46,6 +42,7 @@ class Soft:
     divergence: str = "forward_kl"
     beta: float = 0.5
     skew: float = 0.1
+    head: float = 0.5
     tail: str = "bucket"
 
     def __post_init__(self) -> None:
@@ -54,9 +51,16 @@ class Soft:
                              f"found {self.divergence!r}")
         if self.tail not in TAILS:
             raise ValueError(f"the loss 'soft' knows the tails {', '.join(TAILS)}, found {self.tail!r}")
-        for name, value in (("beta", self.beta), ("skew", self.skew)):
+        for name, value in (("beta", self.beta), ("skew", self.skew), ("head", self.head)):
             if not 0 < value < 1:
                 raise ValueError(f"the loss 'soft' needs 0 < {name} < 1, found {value:g}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"the loss 'soft' needs a temperature greater than 0, found {self.temperature:g}")
+
+    def check(self, labels: Labels) -> None:
+        """Refuse what drawn targets would bias."""
+        if labels.drawn:
+            self._require_linear()
 
     def weights(self, batch: LossBatch) -> Tensor:
         """``[B]``: weight of each example, 0 where the teacher may not teach."""
@@ -80,7 +84,7 @@ class Soft:
         return self.temperature**2 * (self.divergences(logq_NB, targets) * teacher_weight(batch)).sum()
 
     def divergences(self, logq_NB: Tensor, targets: SparseTargets) -> Tensor:
-        """Divergence at each position ``[N]``, in nats, without the factor T²; of the student's log bucket masses.
+        """Divergence at each position ``[N]``, without the factor T²; of the student's log bucket masses.
 
         Drawn targets have no bucket: ``Σ_S ŵ (log p - log q)`` with ``ŵ`` of `drawn_weights`. Its gradient in the
         logits is ``(Σŵ) q - ŵ`` over T. The value is an unbiased estimate of the KL over *all* classes, and as one it
@@ -91,63 +95,26 @@ class Soft:
         soft = soften if self.tail == "bucket" else renormalise
         logp_NK, log_tail_N = soft(targets, self.temperature)
         logp_NB = torch.cat([logp_NK, log_tail_N.unsqueeze(-1)], -1).to(logq_NB.dtype)
-        # Buckets that the teacher gives no mass (padding, an empty tail) are left out, whatever the student gives them.
-        return DIVERGENCES[self.divergence](logp_NB, logq_NB.masked_fill(logp_NB == -math.inf, -math.inf), self)
+        mix = Mix(beta=self.beta, skew=self.skew, head=self.head)
+        return DIVERGENCES[self.divergence](logp_NB, logq_NB.masked_fill(logp_NB == -math.inf, -math.inf), mix)
 
     def _drawn(self, logq_NB: Tensor, targets: SparseTargets) -> Tensor:
-        if self.divergence != "forward_kl" or self.tail != "bucket":
-            what = self.divergence if self.divergence != "forward_kl" else f"tail {self.tail}"
-            raise ValueError(
-                f"the divergence {what!r} cannot be used with sampled or hybrid labels: their targets are right on "
-                "average, only forward KL is linear in the teacher's probabilities, and any other divergence of them "
-                "is biased; use forward_kl, or label with the estimator topk or dense")
+        self._require_linear()
         logp_NK, _ = soften(targets, self.temperature)
         w_NK = drawn_weights(targets, self.temperature).to(logq_NB.dtype).exp()
         ratio_NK = logp_NK.to(logq_NB.dtype) - logq_NB[:, :-1]
         return (w_NK * ratio_NK.masked_fill(logp_NK == -math.inf, 0.0)).sum(-1)
 
+    def _require_linear(self) -> None:
+        if self.divergence == "forward_kl" and self.tail == "bucket":
+            return
+        what = (f"divergence {self.divergence!r}" if self.divergence != "forward_kl" else f"tail {self.tail!r}")
+        raise ValueError(
+            f"the {what} cannot be used with sampled or hybrid labels: their targets are right on average, only "
+            "forward KL is linear in the teacher's probabilities, and any other divergence of them is biased; use "
+            "forward_kl, or label with the estimator topk or dense")
+
 
 def forward_kl(logits_NV: Tensor, targets: SparseTargets, temperature: float = 1.0) -> Tensor:
     """KL of teacher from student at temperature T, per position ``[N]``, in nats, without the factor T²."""
     return Soft(temperature=temperature).divergences(student_masses(logits_NV, targets, temperature), targets)
-
-
-def _forward(logp_NB: Tensor, logq_NB: Tensor, _: Soft) -> Tensor:
-    """``Σ p log(p/q)``; ``Σ_S p log(p/q) + τ log(τ/τq)`` with the tail's bucket."""
-    return _total(_p_log_ratio(logp_NB, logq_NB))
-
-
-def _reverse(logp_NB: Tensor, logq_NB: Tensor, _: Soft) -> Tensor:
-    return _total(_p_log_ratio(logq_NB, logp_NB))
-
-
-def _jensen_shannon(logp_NB: Tensor, logq_NB: Tensor, loss: Soft) -> Tensor:
-    absent_NB = logp_NB == -math.inf
-    logp_safe_NB, logq_safe_NB = logp_NB.masked_fill(absent_NB, 0.0), logq_NB.masked_fill(absent_NB, 0.0)
-    logm_NB = torch.logaddexp(logp_safe_NB + math.log(loss.beta), logq_safe_NB + math.log(1 - loss.beta))
-    return _total(loss.beta * _p_log_ratio(logp_NB, logm_NB) + (1 - loss.beta) * _p_log_ratio(logq_NB, logm_NB))
-
-
-def _skewed(logp_NB: Tensor, logq_NB: Tensor, loss: Soft) -> Tensor:
-    absent_NB = logp_NB == -math.inf
-    logp_safe_NB, logq_safe_NB = logp_NB.masked_fill(absent_NB, 0.0), logq_NB.masked_fill(absent_NB, 0.0)
-    logm_NB = torch.logaddexp(logp_safe_NB + math.log(loss.skew), logq_safe_NB + math.log(1 - loss.skew))
-    return _total(_p_log_ratio(logp_NB, logm_NB))
-
-
-#: By the name a configuration gives: of log masses of teacher and student ``[N, B]``, both -inf where the teacher has
-#: none, and the loss that holds the parameters.
-DIVERGENCES: Mapping[str, Callable[[Tensor, Tensor, Soft], Tensor]] = {
-    "forward_kl": _forward, "reverse_kl": _reverse, "jsd": _jensen_shannon, "skewed_kl": _skewed}
-
-
-def _p_log_ratio(logp: Tensor, logq: Tensor) -> Tensor:
-    """``p (log p - log q)``, and 0 with a zero gradient where p = 0; a NaN stays one."""
-    present = logp != -math.inf
-    safe_logp, safe_logq = logp.masked_fill(~present, 0.0), logq.masked_fill(~present, 0.0)
-    return torch.where(present, safe_logp.exp() * (safe_logp - safe_logq), 0.0)
-
-
-def _total(terms_NB: Tensor) -> Tensor:
-    """Sum over buckets, the tail's last and by itself: padding among the others then changes no bit."""
-    return terms_NB[:, :-1].sum(-1) + terms_NB[:, -1]

@@ -6,9 +6,11 @@ from importlib.util import find_spec
 from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError, ModelError
 from ray_distill.evaluation.directions import LANGUAGE_TASKS
+from ray_distill.losses.base import Labels
 from ray_distill.models.factory import import_factory, is_factory
 from ray_distill.storage import files
-from ray_distill.students.terms import build_terms
+from ray_distill.students.loss_settings import wants_layers
+from ray_distill.students.matching import check_losses
 from ray_distill.tasks.catalogue import TASKS, TOKEN_TASKS
 from ray_distill.teachers.vllm_limits import refuse_labels
 
@@ -20,19 +22,13 @@ def check(config: Campaign) -> None:
         ConfigError: everything that is wrong, at once.
         TeacherRefused: what the teacher's engine cannot give, at once.
     """
-    labels, wrong = config.labels, []
-    for name, loss in config.student.losses.items():
-        try:
-            if name == "hidden" and not labels.hidden.layers:
-                raise ConfigError("student.losses.hidden: no hidden states will be stored; set labels.hidden.layers")
-            if loss.divergence != "forward_kl" and labels.signal.estimator in ("sampled", "hybrid"):
-                raise ConfigError(
-                    f"student.losses.{name}.divergence: {loss.divergence} needs dense or topk labels, the estimator is "
-                    f"{labels.signal.estimator}: of draws only forward_kl is unbiased, as it alone is linear in p")
-            # Which layers pair up is known with the student; any pair will do to check the rest.
-            build_terms({name: loss}, steps=1, temperatures=labels.signal.temperatures, layers={0: 0})
-        except ConfigError as error:
-            wrong.append(str(error))
+    labels, hidden = config.labels, config.labels.hidden
+    wrong = check_losses(
+        config.student.losses, training=config.student.training,
+        labels=Labels(
+            temperatures=labels.signal.temperatures, drawn=labels.signal.estimator in ("sampled", "hybrid"),
+            hidden=bool(hidden.layers), pool=hidden.pool,
+            basis=hidden.rank is not None or hidden.variance is not None))
     known = corruptions_of(config)
     wrong += [f"evaluation.corruptions: {config.task} has no {name!r}; it has {', '.join(sorted(known)) or 'none'}"
               for name in config.evaluation.corruptions or () if name not in known]
@@ -70,9 +66,9 @@ def _unlike_task(config: Campaign) -> list[str]:
              ("snapshot.classes", config.snapshot.classes), ("snapshot.columns.label", config.snapshot.columns.label))
     wrong = [f"{name}: {config.task} has no classes; leave it out" for name, given in named if given]
     wrong += _of_one_kind(config)
-    if "hidden" in student.losses and labels.hidden.pool != "token":
+    if labels.hidden.pool != "token" and any(map(wants_layers, student.losses)):
         wrong.append(f"labels.hidden.pool is {labels.hidden.pool}: a language model's states are matched token by "
-                     "token; set it to token, or leave student.losses.hidden out")
+                     "token; set it to token, or leave the losses of hidden states out")
     return wrong
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from ray_distill.config import LossConfig
 from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.students.batches import Examples
+from ray_distill.students.loss_settings import follows_labels
 from ray_distill.students.sampler import Index
-from ray_distill.students.terms import LABEL_LOSSES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def arm_rows(name: str, losses: Mapping[str, LossConfig], data: Examples) -> Ind
     """
     use = np.zeros(data.rows, dtype=np.bool_)
     for loss in losses:
-        use |= data.labelled if loss in LABEL_LOSSES else data.distil
+        use |= data.labelled if follows_labels(loss) else data.distil
     rows = np.flatnonzero(use)
     if len(rows) == 0:
         raise TrainingError(

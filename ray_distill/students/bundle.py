@@ -15,29 +15,37 @@ from ray_distill.tasks.base import Batch
 
 
 class Bundle(nn.Module):
-    """``forward(inputs) -> (logits [B, V], {student layer: pooled and projected states}, None)``."""
+    """``forward(inputs) -> (logits [B, V], {layer: pooled and projected states}, None, {layer: pooled states})``.
 
-    def __init__(self, student: nn.Module, projections: Mapping[int, nn.Module], pool: str) -> None:
+    Layers with a projection come projected, those of ``plain`` as they are.
+    """
+
+    def __init__(
+        self, student: nn.Module, projections: Mapping[int, nn.Module], pool: str, plain: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         self.student = student
         self.projections = nn.ModuleDict({str(layer): module for layer, module in projections.items()})
-        self.layers = tuple(sorted(projections))
+        self.layers = tuple(sorted({*projections, *plain}))
+        self.plain = tuple(plain)
         self.pool = pool
 
-    def forward(self, inputs: Batch) -> tuple[Tensor, dict[int, Tensor], None]:
+    def forward(self, inputs: Batch) -> tuple[Tensor, dict[int, Tensor], None, dict[int, Tensor]]:
         """Run the student; hidden states are pooled as the teacher's were, then projected to its width."""
         output = forward(self.student, inputs, self.layers)
-        return output.logits_BV, {
-            layer: self._project(layer, states, output.mask_BL) for layer, states in output.hidden.items()}, None
+        pooled = {layer: states if self.pool == "token" else pool_hidden(states, output.mask_BL, self.pool)
+                  for layer, states in output.hidden.items()}
+        return output.logits_BV, project(self.projections, pooled), None, {layer: pooled[layer] for layer in self.plain}
 
-    def _project(self, layer: int, states_BLD: Tensor, mask_BL: Tensor | None) -> Tensor:
-        pooled = states_BLD if self.pool == "token" else pool_hidden(states_BLD, mask_BL, self.pool)
-        projected: Tensor = self.projections[str(layer)](pooled)
-        return projected
+
+def project(projections: nn.ModuleDict, states: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """By student layer its projected states, of the layers that have a projection."""
+    return {int(layer): module(states[int(layer)]) for layer, module in projections.items()}
 
 
 def build_bundle(
-    model: Model, student: nn.Module, *, layers: Mapping[int, int], widths: Mapping[int, int], pool: str, seed: int
+    model: Model, student: nn.Module, *, layers: Mapping[int, int], widths: Mapping[int, int], pool: str, seed: int,
+    plain: Sequence[int] = (),
 ) -> Bundle:
     """Put projections beside a student: for each pair of layers one, from the student's width to the teacher's.
 
@@ -48,8 +56,9 @@ def build_bundle(
         widths: width of each stored teacher layer.
         pool: how the teacher's states were pooled.
         seed: of the projections' first weights.
+        plain: student layers that are wanted without a projection, too.
     """
-    return Bundle(student, make_projections(model, layers=layers, widths=widths, seed=seed), pool)
+    return Bundle(student, make_projections(model, layers=layers, widths=widths, seed=seed), pool, plain)
 
 
 def make_projections(
@@ -60,20 +69,24 @@ def make_projections(
     return {ours: _projection(model.widths[ours], widths[theirs], generator) for ours, theirs in layers.items()}
 
 
-def layer_pairs(spec: str | Mapping[int, int], stored: Sequence[int], model: Model) -> dict[int, int]:
+def layer_pairs(
+    spec: str | Mapping[int, int], stored: Sequence[int], model: Model, loss: str = "hidden"
+) -> dict[int, int]:
     """Which student layer follows which stored teacher layer.
 
     ``uniform`` spreads as many pairs as possible evenly over both, the last always with the last; ``last`` is
-    that one pair; a mapping is taken as it is. Layer 0, the embeddings, is only used when named.
+    that one pair; a mapping is taken as it is. Layer 0, the embeddings, is only used when named. Of an encoder-decoder
+    layers are those of its decoder.
 
     Raises:
-        ConfigError: nothing is stored, the student shows no hidden states, or a named layer is not there.
+        ConfigError: nothing is stored, the student shows no hidden states, or a named layer is not there; ``loss`` is
+            whose setting it is.
     """
-    where = "student.losses.hidden.layers"
+    where = f"student.losses.{loss}.layers"
     if not stored:
         raise ConfigError(f"{where}: the label store holds no hidden states; set labels.hidden.layers and label again")
     if model.layers < 1:
-        raise ConfigError(f"{where}: the student {model.url} shows no hidden states; leave the hidden loss out")
+        raise ConfigError(f"{where}: the student {model.url} shows no hidden states; leave the loss out")
     if not isinstance(spec, str):
         return _named_pairs(spec, stored, model.layers, where)
     ordered = sorted(stored)
@@ -83,6 +96,8 @@ def layer_pairs(spec: str | Mapping[int, int], stored: Sequence[int], model: Mod
 
 
 def _named_pairs(spec: Mapping[int, int], stored: Sequence[int], layers: int, where: str) -> dict[int, int]:
+    if not spec:
+        raise ConfigError(f"{where}: no pair is given; say uniform, last, or {{student layer: stored teacher layer}}")
     for ours, theirs in spec.items():
         if not 0 <= ours <= layers:
             raise ConfigError(f"{where}: the student has layers 0 to {layers}, found {ours}")

@@ -53,8 +53,8 @@ class Engine(Protocol):
 
 def run_bundle(bundle: Callable[..., Any], inputs: Batch, asked: Asked | None) -> StudentOutput:
     """Call a bundle, wrapped or not; its answer as the losses see it."""
-    logits_BV, hidden, fused = bundle(inputs) if asked is None else bundle(inputs, asked)
-    return StudentOutput(logits_BV=logits_BV, hidden=hidden, fused=fused)
+    logits_BV, hidden, fused, states = bundle(inputs) if asked is None else bundle(inputs, asked)
+    return StudentOutput(logits_BV=logits_BV, hidden=hidden, fused=fused, states=states)
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

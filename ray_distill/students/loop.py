@@ -31,7 +31,7 @@ from ray_distill.students.reporter import Reporter, TrainingStopped
 from ray_distill.students.sampler import Index, MicroBatch, cursor_at, micro_batches
 from ray_distill.students.saving import CheckpointWriter
 from ray_distill.students.schedules import rate_factor
-from ray_distill.students.terms import Term, ask_head, combine, to_device, weights_of
+from ray_distill.students.terms import Term, ask_head, combine, group_of, squares, to_device, weights_of
 from ray_distill.students.timing import StepMeter, peak_memory
 from ray_distill.students.token_bundle import PLACES
 from ray_distill.students.validation import Judge, Score
@@ -163,9 +163,11 @@ def take_step(
     rate = trial.rate * rate_factor(
         step, steps=trial.steps, warmup=trial.training.warmup, shape=trial.training.schedule)
     parts: list[list[Tensor]] = []
+    every = trial.training.gradient_norms_every
+    norms: list[list[Tensor]] | None = [] if every and (step + 1) % every == 0 else None
+    run = partial(_pass, trial.terms, engine, step, weights, parts, norms)
     with meter.counted():
-        engine.step(
-            [partial(_pass, trial.terms, engine, step, weights, parts, *batch) for batch in batches], rate, watch)
+        engine.step([partial(run, *batch) for batch in batches], rate, watch)
     sums: list[float | Tensor] = [torch.stack(column).sum() for column in zip(*parts, strict=True)]
     work = meter.work([inputs for inputs, _ in batches])
     with watch.part("communication"):
@@ -177,26 +179,41 @@ def take_step(
         raise not_finite(
             trial.name, files.join(trial.url, "diagnosis"), ranks, step, trial.steps, values, trial.data.row_ids,
             micros_of(trial, ranks, step), batches, parts)
+    if norms is not None:
+        values |= _gradient_norms(trial.terms, norms, ranks, engine.device)
     speed = meter.stop(trial.order.size(step), tokens, flops)
     return {**values, "learning_rate": rate, **speed}, [round(count) for count in said]
 
 
 def _pass(
     terms: Sequence[Term], engine: Engine, step: int, weights: Sequence[float], parts: list[list[Tensor]],
-    inputs: Batch, batch: LossBatch,
+    norms: list[list[Tensor]] | None, inputs: Batch, batch: LossBatch,
 ) -> Tensor:
-    """Forward one micro-batch; returns its share of the global loss and notes the share of each term."""
-    asked = ask_head(terms, batch, step=step, weights=weights) if PLACES in inputs else None
-    loss, part = combine(terms, engine.forward(inputs, asked), batch, step=step, weights=weights)
+    """Forward one micro-batch; returns its share of the global loss and notes the share of each term, and the square of
+    its gradient's norm where norms are wanted."""
+    asked = ask_head(terms, batch, step=step, weights=weights, norms=norms is not None) if PLACES in inputs else None
+    output = engine.forward(inputs, asked)
+    loss, part = combine(terms, output, batch, step=step, weights=weights)
     parts.append(part)
+    if norms is not None:
+        norms.append(squares(terms, output, batch, step=step, weights=weights))
     return loss
+
+
+def _gradient_norms(
+    terms: Sequence[Term], norms: Sequence[Sequence[Tensor]], ranks: Ranks, device: torch.device
+) -> dict[str, float]:
+    """Of each term, the norm over the whole global batch."""
+    found = ranks.total([torch.stack(column).sum() for column in zip(*norms, strict=True)], device)
+    return {f"gradient_norm_{term.name}": math.sqrt(square) for term, square in zip(terms, found, strict=True)}
 
 
 def micros_of(trial: Trial, ranks: Ranks, step: int) -> list[MicroBatch]:
     """This rank's micro-batches of a step, as rows of the data."""
     slots = np.arange(trial.order.size(step), dtype=np.int64)
-    return [replace(micro, rows=trial.rows[trial.order.rows_at(step, micro.rows)]) for micro in micro_batches(
-        slots, rank=ranks.rank, world=ranks.world, micro_batch=trial.training.micro_batch)]
+    micros = micro_batches(slots, rank=ranks.rank, world=ranks.world, micro_batch=trial.training.micro_batch,
+                           group=group_of(trial.terms))
+    return [replace(micro, rows=trial.rows[trial.order.rows_at(step, micro.rows)]) for micro in micros]
 
 
 def batches_of(trial: Trial, ranks: Ranks, step: int) -> Batches:

@@ -29,17 +29,19 @@ from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
 from ray_distill.students.arms import Arm, arm_by_name, arm_rows
 from ray_distill.students.batches import Examples, TrainingSet, build_set, check_retained_mass
-from ray_distill.students.bundle import build_bundle, layer_pairs, make_projections
+from ray_distill.students.bundle import build_bundle, make_projections
 from ray_distill.students.checkpoints import prune
 from ray_distill.students.engine import build_engine, checkpoint_activations
 from ray_distill.students.export import export_arm, exported_arm, marker_url
 from ray_distill.students.loop import Trial, checkpoints_url, run_trial
+from ray_distill.students.loss_settings import plain_settings, temperatures_of
+from ray_distill.students.matching import check_losses, labels_of, layers_wanted, pairs_of, state_scales
 from ray_distill.students.memory import Sizes, memory_explained
 from ray_distill.students.outcomes import Best, load_outcome, save_outcome
 from ray_distill.students.ranks import Ranks, current_ranks
 from ray_distill.students.reporter import Reporter
-from ray_distill.students.sampler import steps_per_epoch
-from ray_distill.students.terms import build_terms, declared_temperature
+from ray_distill.students.sampler import share_of, steps_per_epoch
+from ray_distill.students.terms import build_terms, group_of
 from ray_distill.students.token_bundle import TokenBundle
 from ray_distill.students.token_set import build_token_set, check_tokens
 from ray_distill.students.validation import Judge, TokenJudge, choose_judge
@@ -85,8 +87,8 @@ class Workshop:
     train: Examples
     ceiling: Examples | None
     judge: Judge
-    pairs: dict[int, int]
-    """Student layer to stored teacher layer, where there is a hidden loss."""
+    pairs: Mapping[str, dict[int, int]]
+    """Student layer to stored teacher layer, by the name of each loss of hidden states."""
     steps: int
 
 
@@ -121,7 +123,7 @@ def arm_plan(job: TrainingJob, config: Campaign, arm: Arm) -> dict[str, Any]:
     """What decides an arm's result, as plain JSON; an arm or trial made under another plan is not reused."""
     training = config.student.training.model_dump(mode="json", include=set(_DECIDING))
     training |= config.student.training.model_dump(mode="json", include=set(_OPTIONAL), exclude_defaults=True)
-    losses = {name: loss.model_dump(mode="json") for name, loss in _losses(config, arm).items()}
+    losses = {name: plain_settings(name, loss) for name, loss in _losses(config, arm).items()}
     ceiling = job.ceiling.fingerprint if arm.ceiling and job.ceiling is not None else None
     return {"labels": job.labels.fingerprint, "arm": arm.name, "seed": job.seed, "ceiling": ceiling, "losses": losses,
             "model": config.student.model.model_dump(mode="json", by_alias=True), **training}
@@ -151,16 +153,17 @@ def _open(job: TrainingJob, config: Campaign, ranks: Ranks) -> Workshop:
     model = build_student(
         config.student.model, task=config.task, classes=tuple(manifest.classes), teacher=config.labels.teacher,
         seed=job.seed)
-    hidden = config.student.losses.get("hidden")
-    pairs = {} if hidden is None else layer_pairs(hidden.layers, manifest.hidden_layers, model)
-    signal = labels.read(layers=tuple(sorted(set(pairs.values()))))
+    losses, training = config.student.losses, config.student.training
+    wrong = check_losses(losses, labels_of(manifest), training)
+    if wrong:
+        raise ConfigError("\n  ".join(wrong))
+    pairs = pairs_of(losses, manifest.hidden_layers, model)
+    signal = labels.read(layers=tuple(sorted({theirs for own in pairs.values() for theirs in own.values()})))
     read = _token_sets if model.vocabulary else _row_sets
     train, judge = read(job, config, model, manifest, snapshot, signal)
-    rows = arm_rows("student", config.student.losses, train)
-    soft = config.student.losses.get("soft")
-    if soft is not None:
-        check_retained_mass(train, rows, declared_temperature(soft, manifest.temperatures))
-    training = config.student.training
+    rows = arm_rows("student", losses, train)
+    for temperature in temperatures_of(losses, manifest.temperatures):
+        check_retained_mass(train, rows, temperature)
     return Workshop(
         job=job, config=config, ranks=ranks, model=model, manifest=manifest, train=train,
         ceiling=_ceiling(job, config, snapshot, model), judge=judge, pairs=pairs,
@@ -253,7 +256,8 @@ def _trials(workshop: Workshop, arm: Arm) -> list[Trial]:
     assert data is not None
     rows = arm_rows(arm.name, losses, data)
     declared = workshop.manifest.temperatures
-    terms = build_terms(losses, steps=workshop.steps, temperatures=declared, layers=workshop.pairs)
+    terms = build_terms(losses, steps=workshop.steps, temperatures=declared, layers=workshop.pairs,
+                        scales=state_scales(data.hidden))
     plan = {**arm_plan(workshop.job, workshop.config, arm), "steps": workshop.steps, "rows": len(rows)}
     several = len(training.learning_rate) > 1
     return [
@@ -271,20 +275,22 @@ def _finish_trial(workshop: Workshop, arm: Arm, trial: Trial, reporter: Reporter
         log.info("%s is already finished", trial.name)
         return kept
     training, ranks = trial.training, workshop.ranks
-    passes = math.ceil(math.ceil(training.global_batch / ranks.world) / training.micro_batch)
-    pairs = workshop.pairs if "hidden" in _losses(workshop.config, arm) else {}
+    share = share_of(training.global_batch, ranks.world, group_of(trial.terms))
+    pairs, plain = layers_wanted(trial.terms)
     widths = {layer: hidden.values.shape[1] for layer, hidden in trial.data.hidden.items()}
     module = copy.deepcopy(workshop.model.module)
     if training.activation_checkpointing:
         checkpoint_activations(module)
     bundle: nn.Module
     if workshop.model.vocabulary:
-        bundle = TokenBundle(module, make_projections(workshop.model, layers=pairs, widths=widths, seed=trial.seed))
+        projections = make_projections(workshop.model, layers=pairs, widths=widths, seed=trial.seed)
+        bundle = TokenBundle(module, projections, plain)
     else:
         bundle = build_bundle(
-            workshop.model, module, layers=pairs, widths=widths, pool=workshop.manifest.pool, seed=trial.seed)
+            workshop.model, module, layers=pairs, widths=widths, pool=workshop.manifest.pool, seed=trial.seed,
+            plain=plain)
     with memory_explained(trial.name, Sizes.of(bundle), training, ranks.world):
-        engine = build_engine(bundle, training, ranks, passes=passes)
+        engine = build_engine(bundle, training, ranks, passes=math.ceil(share / training.micro_batch))
         try:
             best = run_trial(trial, engine, ranks, reporter, resume=workshop.job.resume)
         finally:

@@ -1,7 +1,7 @@
 """The configured losses as terms: a name, a loss and a weight over time; and their exact global reduction."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import cast
 
 import torch
@@ -10,14 +10,11 @@ from torch import Tensor
 from ray_distill.config import LossConfig
 from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.losses.base import Loss, LossBatch, StudentOutput
-from ray_distill.losses.buckets import BucketLoss, temperature_index
-from ray_distill.losses.catalogue import LOSSES
+from ray_distill.losses.buckets import BucketLoss
 from ray_distill.losses.fused import Asked, Part
+from ray_distill.students.loss_settings import known_loss, settings_of, stages_of
 from ray_distill.students.ranks import Ranks
-from ray_distill.students.schedules import Curve, weight_curve
-
-#: Losses that follow true labels; all others follow the teacher.
-LABEL_LOSSES = frozenset({"hard"})
+from ray_distill.students.schedules import Curve, stage_at, weight_curve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +22,23 @@ class Term:
     """One loss by name, and its weight as a function of the step."""
 
     name: str
-    loss: Loss
+    stages: tuple[tuple[int, Loss], ...]
+    """The loss from a step on: several where its temperature changes."""
     weight: Curve
+
+    @property
+    def loss(self) -> Loss:
+        """The loss of the first step. All stages weigh a batch alike and want the same of the student."""
+        return self.stages[0][1]
+
+    def at(self, step: int) -> Loss:
+        """The loss of a step."""
+        return stage_at(self.stages, step)
 
 
 def build_terms(
-    losses: Mapping[str, LossConfig], *, steps: int, temperatures: Sequence[float], layers: Mapping[int, int]
+    losses: Mapping[str, LossConfig], *, steps: int, temperatures: Sequence[float],
+    layers: Mapping[str, Mapping[int, int]], scales: Mapping[int, float] | None = None,
 ) -> tuple[Term, ...]:
     """Build the terms of a configuration.
 
@@ -38,54 +46,71 @@ def build_terms(
         losses: by name.
         steps: of the whole run, over which weights change.
         temperatures: the labels declare.
-        layers: student layer to stored teacher layer, for ``hidden``.
+        layers: student layer to stored teacher layer, by the name of each loss of hidden states.
+        scales: mean squared length of the stored states, by teacher layer.
 
     Raises:
-        ConfigError: an unknown loss, or a temperature the labels do not declare.
+        ConfigError: an unknown loss or setting, a value that does not fit it, or a temperature the labels do not
+            declare.
     """
-    unknown = sorted(set(losses) - set(LOSSES))
-    if unknown:
-        raise ConfigError(f"student.losses: unknown loss {unknown[0]!r}; there are {', '.join(sorted(LOSSES))}")
-    return tuple(
+    given = {name: {"layers": layers.get(name, {}), "scales": scales or {}} for name in losses}
+    terms = tuple(
         Term(name=name, weight=weight_curve(config.weight, steps),
-             loss=LOSSES[name](**_arguments(name, config, temperatures, layers)))
+             stages=_stages(name, config, steps, temperatures, given[name]))
         for name, config in losses.items())
+    group_of(terms)
+    return terms
 
 
-def _arguments(
-    name: str, config: LossConfig, temperatures: Sequence[float], layers: Mapping[int, int]
-) -> dict[str, object]:
-    if name == "soft":
-        return {"temperature": declared_temperature(config, temperatures), "divergence": config.divergence,
-                "beta": config.beta, "skew": config.skew, "tail": config.tail}
-    if name == "hidden":
-        return {"layers": layers, "kind": config.kind}
-    return {}
+def _stages(
+    name: str, config: LossConfig, steps: int, temperatures: Sequence[float], given: Mapping[str, object]
+) -> tuple[tuple[int, Loss], ...]:
+    kind, settings = known_loss(name), settings_of(name, config)
+    known = {field.name for field in fields(kind)}
+    own = {key: value for key, value in given.items() if key in known}
+    try:
+        return tuple((start, kind(**{**settings, **own, **changed}))
+                     for start, changed in stages_of(name, settings, steps, temperatures))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"student.losses.{name}: {error}") from error
 
 
-def declared_temperature(config: LossConfig, temperatures: Sequence[float]) -> float:
-    """The declared temperature a soft loss asks for; 1 where it asks for none.
+def group_of(terms: Sequence[Term]) -> int:
+    """Rows that the sampler must keep together for these terms: 1 where none compares rows with each other.
 
     Raises:
-        ConfigError: it is not declared; the declared ones are named.
+        ConfigError: two want groups of different sizes.
     """
-    try:
-        return temperatures[temperature_index(tuple(temperatures), config.temperature or 1.0)]
-    except ValueError as error:
-        raise ConfigError(f"student.losses.soft: {error}") from error
+    found = {term.name: int(size) for term in terms if (size := getattr(term.loss, "group", None)) is not None}
+    if len(set(found.values())) > 1:
+        named = ", ".join(f"{name} has {size}" for name, size in found.items())
+        raise ConfigError(f"student.losses: the groups of rows that losses compare must be of one size, and {named}: "
+                          "give them the same `group`")
+    return max(found.values(), default=1)
 
 
 def weights_of(terms: Sequence[Term], batches: Sequence[LossBatch], ranks: Ranks, device: torch.device) -> list[float]:
-    """The global weight of each term over all micro-batches of all ranks: known before the first backward."""
-    return ranks.total([sum(float(term.loss.weight(batch)) for batch in batches) for term in terms], device)
+    """The global weight of each term over all micro-batches of all ranks: known before the first backward.
+
+    Raises:
+        TrainingError: a loss finds that the batch does not fit.
+    """
+    try:
+        own = [sum(float(term.loss.weight(batch)) for batch in batches) for term in terms]
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
+    return ranks.total(own, device)
 
 
-def ask_head(terms: Sequence[Term], batch: LossBatch, *, step: int, weights: Sequence[float]) -> Asked:
-    """What a fused head is asked for: the terms that need no logits, with their factors in the global loss."""
+def ask_head(
+    terms: Sequence[Term], batch: LossBatch, *, step: int, weights: Sequence[float], norms: bool = False
+) -> Asked:
+    """What a fused head is asked for: the terms that need no logits, with their factors in the global loss, and if
+    ``norms`` the size of each one's gradient."""
     parts = tuple(
-        Part(loss=cast(BucketLoss, term.loss), factor=term.weight(step) / (weight or 1.0))
+        Part(loss=cast(BucketLoss, term.at(step)), factor=term.weight(step) / (weight or 1.0))
         for term, weight in zip(terms, weights, strict=True) if _fits(term))
-    return Asked(batch=batch, parts=parts)
+    return Asked(batch=batch, parts=parts, norms=norms)
 
 
 def combine(
@@ -103,13 +128,45 @@ def combine(
     made = iter(() if output.fused is None else output.fused[1])
     known = [next(made) if output.fused is not None and _fits(term) else None for term in terms]
     try:
-        parts = [(term.loss(output, batch) if value is None else value) / (weight or 1.0)
+        parts = [(term.at(step)(output, batch) if value is None else value) / (weight or 1.0)
                  for term, value, weight in zip(terms, known, weights, strict=True)]
     except ValueError as error:
         raise TrainingError(f"step {step}: {error}") from error
     own = [term.weight(step) * part for term, value, part in zip(terms, known, parts, strict=True) if value is None]
     loss = torch.stack(own if output.fused is None else [output.fused[0], *own]).sum()
     return loss, [part.detach() for part in parts]
+
+
+def squares(
+    terms: Sequence[Term], output: StudentOutput, batch: LossBatch, *, step: int, weights: Sequence[float]
+) -> list[Tensor]:
+    """Squared norm of each term's gradient at what the student gave for a micro-batch, in float64.
+
+    The gradient is of the term's global mean, without the term's own weight, at logits and hidden states as the losses
+    see them; at the final hidden states where a fused head made the losses. Outputs of different examples are
+    different outputs: the sum over all micro-batches and ranks is the square for the whole global batch. Nothing of
+    the student's own graph is touched.
+    """
+    made = iter(() if output.fused is None else output.fused[2])
+    found = []
+    for term, weight in zip(terms, weights, strict=True):
+        square = next(made) if output.fused is not None and _fits(term) else _square(term.at(step), output, batch)
+        found.append(square.double() / (weight or 1.0) ** 2)
+    return found
+
+
+def _square(loss: Loss, output: StudentOutput, batch: LossBatch) -> Tensor:
+    with torch.enable_grad():
+        free = StudentOutput(logits_BV=_leaf(output.logits_BV),
+                             hidden={layer: _leaf(states) for layer, states in output.hidden.items()},
+                             states={layer: _leaf(states) for layer, states in output.states.items()})
+        leaves = [free.logits_BV, *free.hidden.values(), *free.states.values()]
+        gradients = torch.autograd.grad(loss(free, batch), leaves, materialize_grads=True)
+    return torch.stack([gradient.double().square().sum() for gradient in gradients]).sum()
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32)).requires_grad_()
 
 
 def _fits(term: Term) -> bool:
@@ -128,7 +185,7 @@ def to_device(batch: LossBatch, device: torch.device) -> LossBatch:
     return LossBatch(
         labels_B=batch.labels_B.to(device), targets=targets, distil_B=batch.distil_B.to(device),
         hidden={layer: states.to(device) for layer, states in batch.hidden.items()},
-        hidden_mask_BL=_moved(batch.hidden_mask_BL, device),
+        hidden_mask_BL=_moved(batch.hidden_mask_BL, device), row_B=_moved(batch.row_B, device),
         example_weight_B=batch.example_weight_B.to(device))
 
 

@@ -82,7 +82,8 @@ class TokenSet:
             labels_B=torch.from_numpy(true_N), targets=self._targets(rows, np.diff(offsets)),
             distil_B=torch.from_numpy(self.distil[owner_N]),
             example_weight_B=torch.from_numpy(np.repeat(weight_B, np.diff(offsets))),
-            hidden={layer: self._states(states, owner_N, position_N) for layer, states in self.hidden.items()})
+            hidden={layer: self._states(states, owner_N, position_N) for layer, states in self.hidden.items()},
+            row_B=torch.from_numpy(np.repeat(np.arange(len(rows), dtype=np.int64), np.diff(offsets))))
 
     def retained_mass(self, temperature: float, rows: Index) -> float:
         """Mean mass of the stored classes at a declared temperature over the positions of labelled documents."""

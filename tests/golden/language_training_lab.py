@@ -140,7 +140,7 @@ def build(lab: Lab) -> tuple[Trial, Engine]:
     bundle = TokenBundle(module, make_projections(model, layers=pairs, widths=widths, seed=3))
     trial = Trial(
         name="student", url=f"{lab.folder}/{lab.trial}", data=data, rows=np.arange(data.rows), steps=lab.steps, seed=3,
-        terms=build_terms(losses_of(lab), steps=lab.steps, temperatures=TEMPERATURES, layers=pairs),
+        terms=build_terms(losses_of(lab), steps=lab.steps, temperatures=TEMPERATURES, layers={"hidden": pairs}),
         judge=TokenJudge(data=data_of(lab, model, rows=14, seed=2, packed=training.packed)), training=training,
         rate=training.learning_rate[0], plan={})
     return trial, build_engine(
@@ -241,7 +241,7 @@ def _hidden(
         hidden = data.hidden[theirs].take([int(data.stored[row])])
         wanted = torch.from_numpy(hidden.values[:-1]).double()
         made = both["projections"][str(ours)](states[ours][0, :-1])  # type: ignore[index]
-        if config.kind == "mse":
+        if config.settings.get("kind") == "mse":
             distances.append(((made - wanted) ** 2).mean(-1))
         else:
             distances.append(1 - (made * wanted).sum(-1) / made.norm(dim=-1) / wanted.norm(dim=-1))
@@ -258,7 +258,7 @@ def _divergence(
     ids, logp = torch.from_numpy(found.ids[at]).long(), torch.from_numpy(found.logp[at]).double()
     if name == "teacher_hard":
         return -logits_V.log_softmax(-1)[ids[logp.argmax()]]
-    temperature = config.temperature or 1.0
+    temperature = config.settings.get("temperature", 1.0)
     tail = math.exp(found.log_tail[place, found.temperatures.index(temperature)])
     p_S = (1 - tail) * (logp / temperature).softmax(-1)
     q_V = (logits_V / temperature).softmax(-1)
@@ -280,13 +280,14 @@ def _between(config: LossConfig, p: Tensor, q: Tensor) -> Tensor:
     def kl(a: Tensor, b: Tensor) -> Tensor:
         return (a * (a / b).log()).sum()
 
-    if config.divergence == "reverse_kl":
+    given = {"divergence": "forward_kl", "beta": 0.5, "skew": 0.1, **config.settings}
+    if given["divergence"] == "reverse_kl":
         return kl(q, p)
-    if config.divergence == "jsd":
-        middle = config.beta * p + (1 - config.beta) * q
-        return config.beta * kl(p, middle) + (1 - config.beta) * kl(q, middle)
-    if config.divergence == "skewed_kl":
-        return kl(p, config.skew * p + (1 - config.skew) * q)
+    if given["divergence"] == "jsd":
+        middle = given["beta"] * p + (1 - given["beta"]) * q
+        return given["beta"] * kl(p, middle) + (1 - given["beta"]) * kl(q, middle)
+    if given["divergence"] == "skewed_kl":
+        return kl(p, given["skew"] * p + (1 - given["skew"]) * q)
     return kl(p, q)
 
 

@@ -19,11 +19,13 @@ from ray_distill.labels.signal import Distributions, Hidden, Signal
 from ray_distill.models.load import load_model
 from ray_distill.models.model import Model
 from ray_distill.students.batches import TrainingSet, build_set
-from ray_distill.students.bundle import build_bundle, layer_pairs
+from ray_distill.students.bundle import build_bundle
 from ray_distill.students.engine import Engine, build_engine
 from ray_distill.students.loop import Trial, run_trial
+from ray_distill.students.matching import layers_wanted, pairs_of, state_scales
 from ray_distill.students.ranks import current_ranks
-from ray_distill.students.terms import build_terms
+from ray_distill.students.sampler import share_of
+from ray_distill.students.terms import build_terms, group_of
 from ray_distill.students.timing import is_measured
 from ray_distill.students.validation import choose_judge
 from ray_distill.tasks.catalogue import TASKS
@@ -47,6 +49,8 @@ class Lab:
     resume: bool = False
     stop_after: int | None = None
     hidden: bool = False
+    losses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Instead of the usual ones."""
     labels: str = "labels-1"
     dropout: float = 0.0
     trial: str = "trial"
@@ -129,16 +133,21 @@ def build(lab: Lab) -> tuple[Trial, Engine]:
     losses = {"soft": LossConfig(weight=0.7, temperature=2.0), "hard": LossConfig(weight=0.3)}
     if lab.hidden:
         losses["hidden"] = LossConfig(weight=0.5)
-    pairs = layer_pairs("uniform", LAYERS, model) if lab.hidden else {}
+    if lab.losses:
+        losses = {name: LossConfig.model_validate(values) for name, values in lab.losses.items()}
     data = data_of(model, ROWS, 1, 0.5)
     plan = {"labels": lab.labels}
+    terms = build_terms(losses, steps=lab.steps, temperatures=(1.0, 2.0), layers=pairs_of(losses, LAYERS, model),
+                        scales=state_scales(data.hidden))
+    projected, plain = layers_wanted(terms)
     trial = Trial(
         name="student", url=f"{lab.folder}/{lab.trial}", data=data, rows=np.arange(data.rows), steps=lab.steps, seed=3,
-        terms=build_terms(losses, steps=lab.steps, temperatures=(1.0, 2.0), layers=pairs),
+        terms=terms,
         judge=choose_judge(data_of(model, 60, 2, 1.0)), training=training, rate=training.learning_rate[0], plan=plan)
     bundle = build_bundle(
-        model, model.module, layers=pairs, widths=dict.fromkeys(LAYERS, WIDTH), pool="mean", seed=3)
-    return trial, build_engine(bundle, training, ranks, passes=-(-12 // (ranks.world * training.micro_batch)))
+        model, model.module, layers=projected, widths=dict.fromkeys(LAYERS, WIDTH), pool="mean", seed=3, plain=plain)
+    passes = -(-share_of(12, ranks.world, group_of(terms)) // training.micro_batch)
+    return trial, build_engine(bundle, training, ranks, passes=passes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -171,7 +171,7 @@ def test_drawn_targets_refuse_what_is_not_linear(estimator: str, kind: str) -> N
 
 def test_an_unknown_divergence_is_named() -> None:
     """With the ones there are."""
-    with pytest.raises(ValueError, match="jsd, skewed_kl, found 'mse'"):
+    with pytest.raises(ValueError, match="total_variation, adaptive_kl, found 'mse'"):
         Soft(divergence="mse")
 
 

@@ -99,7 +99,7 @@ def test_a_divergence_that_draws_would_bias_is_refused_before_the_teacher_is_pai
                     labels={"teacher": teacher, "signal": {"estimator": estimator}})
     if refused:
         told = _fails(capsys, "run", config, "--dry-run")
-        assert "student.losses.soft.divergence: reverse_kl needs dense or topk labels" in told
+        assert "student.losses.soft: the divergence 'reverse_kl' cannot be used with sampled or hybrid labels" in told
     else:
         assert cli.main(["run", config, "--dry-run"]) == 0
 

@@ -53,8 +53,8 @@ def test_states_are_pooled_and_projected(tmp_path: Path, pool: str, shape: tuple
     bundle = build_bundle(model, model.module, layers={1: 6, 2: 12}, widths={6: 7, 12: 7}, pool=pool, seed=0)
     ids, mask = torch.tensor([[7, 8, 9, 10], [7, 8, 0, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     with torch.no_grad():
-        logits, hidden, _ = bundle({"input_ids": ids, "attention_mask": mask})
-        _, short, _ = bundle({"input_ids": ids[1:, :2], "attention_mask": mask[1:, :2]})
+        logits, hidden, _, _ = bundle({"input_ids": ids, "attention_mask": mask})
+        _, short, _, _ = bundle({"input_ids": ids[1:, :2], "attention_mask": mask[1:, :2]})
     assert logits.shape == (2, 2) and sorted(hidden) == [1, 2]
     assert hidden[2].shape == shape
     expected = short[2][0] if pool != "token" else short[2][0, :2]

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_distill.errors import ConfigError
 from ray_distill.students.sampler import Cursor, cursor_at, epoch_order, global_batch_at, micro_batches, steps_per_epoch
 
 
@@ -52,3 +53,28 @@ def test_cursor_is_three_integers() -> None:
     """The state of the sampler follows from the step."""
     assert cursor_at(11, 52, 12) == Cursor(epoch=2, step=11, global_batch=12)
     assert cursor_at(11, 52, 12).to_dict() == {"epoch": 2, "step": 11, "global_batch": 12}
+
+
+@given(batch=st.integers(1, 70), world=st.integers(1, 5), groups=st.integers(1, 4), group=st.integers(1, 7))
+def test_groups_stay_together(batch: int, world: int, groups: int, group: int) -> None:
+    """Blocks of the batch, counted from its first row, lie whole in one micro-batch of one rank; every row comes once,
+    and every rank has as many passes of as many rows."""
+    shares = [micro_batches(np.arange(batch), rank=rank, world=world, micro_batch=groups * group, group=group)
+              for rank in range(world)]
+    assert len({tuple(len(part.rows) for part in share) for share in shares}) == 1
+    found = []
+    for part in (part for share in shares for part in share):
+        assert len(part.rows) % group == 0
+        for start in range(0, len(part.rows), group):
+            block = part.rows[start : start + group][part.real[start : start + group]]
+            assert block.tolist() == list(range(len(found), len(found) + len(block)))
+            assert len(block) in (0, group) or len(found) + len(block) == batch
+            found += block.tolist()
+    assert found == list(range(batch))
+
+
+@pytest.mark.parametrize(("micro_batch", "told"), [(20, "set it to 16 or 32"), (10, "set it to 16, or the losses'")])
+def test_micro_batches_that_split_a_group_are_refused(micro_batch: int, told: str) -> None:
+    """Never silently different: the sizes that would do are named."""
+    with pytest.raises(ConfigError, match=f"micro_batch is {micro_batch}, and a loss compares groups of 16.*{told}"):
+        micro_batches(np.arange(64), rank=0, world=1, micro_batch=micro_batch, group=16)

@@ -26,3 +26,9 @@ def test_weights_follow_their_schedule() -> None:
     linear, cosine = weight_curve(Schedule(linear=(1.0, 0.0)), 11), weight_curve(Schedule(cosine=(1.0, 0.1)), 11)
     assert [linear(0), linear(5), linear(10)] == pytest.approx([1, 0.5, 0])
     assert [cosine(0), cosine(5), cosine(10)] == pytest.approx([1, 0.55, 0.1])
+
+
+def test_weights_jump_at_shares_of_the_training() -> None:
+    """From a share of the steps on, its value; to the end the last one."""
+    curve = weight_curve(Schedule(step=((0, 1.0), (0.25, 0.5), (0.9, 0.0))), 20)
+    assert [curve(step) for step in (0, 4, 5, 17, 18, 19)] == [1.0, 1.0, 0.5, 0.5, 0.0, 0.0]

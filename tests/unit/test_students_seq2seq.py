@@ -71,7 +71,7 @@ def test_fused_losses_are_those_of_whole_logits(folders: tuple[Path, Path]) -> N
     inputs, batch = _set(folders[0], model).batch(np.arange(len(PAIRS)))
     bundle = TokenBundle(copy.deepcopy(model.module).double().train(), {})
     assert bundle.fused is not None
-    total, sums = bundle(inputs, Asked(batch=batch, parts=tuple(Part(loss=loss, factor=0.5) for loss in LOSSES)))[2]
+    total, sums, _ = bundle(inputs, Asked(batch=batch, parts=tuple(Part(loss=loss, factor=0.5) for loss in LOSSES)))[2]
     total.backward()
 
     whole = copy.deepcopy(model.module).double().train()
@@ -91,7 +91,7 @@ def test_without_losses_the_bundle_gives_the_logits_of_the_targets(folders: tupl
     model = load_model(str(folders[1]), task="seq2seq")
     data = _set(folders[0], model)
     inputs, batch = data.batch(np.array([2, 0]))
-    logits, _, fused = TokenBundle(copy.deepcopy(model.module).eval(), {})(inputs)
+    logits, _, fused, _ = TokenBundle(copy.deepcopy(model.module).eval(), {})(inputs)
     assert fused is None
     expected, true = [], []
     for row in (2, 0):
@@ -112,7 +112,7 @@ def test_hidden_states_are_the_decoders(folders: tuple[Path, Path]) -> None:
     with torch.no_grad():
         projections[2].weight.copy_(torch.eye(32))
     bundle = TokenBundle(copy.deepcopy(teacher.module).eval(), projections)
-    _, hidden, _ = bundle(inputs, Asked(batch=batch, parts=()))
+    _, hidden, _, _ = bundle(inputs, Asked(batch=batch, parts=()))
     assert hidden[2].shape == (len(batch.labels_B), 32)
     taught = batch.distil_B
     torch.testing.assert_close(hidden[2][taught], batch.hidden[2][taught], rtol=1e-3, atol=1e-3)
@@ -146,5 +146,5 @@ def test_a_head_with_a_bias_beside_it_is_trained_whole(tmp_path: Path) -> None:
     model.module.final_logits_bias.fill_(0.5)
     inputs, batch = data.batch(np.arange(2))
     bundle = TokenBundle(copy.deepcopy(model.module).eval(), {})
-    logits, _, fused = bundle(inputs, Asked(batch=batch, parts=()))
+    logits, _, fused, _ = bundle(inputs, Asked(batch=batch, parts=()))
     assert bundle.fused is None and fused is None and logits.shape == (len(batch.labels_B), 264)

@@ -62,7 +62,7 @@ def test_weights_follow_the_step() -> None:
 
 def test_wrong_configurations_are_named() -> None:
     """An unknown loss lists the known ones; an undeclared temperature the declared ones."""
-    with pytest.raises(ConfigError, match=r"unknown loss 'softt'; there are hard, hidden, soft, teacher_hard"):
+    with pytest.raises(ConfigError, match=r"unknown loss .softt.; there are cka, hard, hidden, relation, rkd_angle"):
         build_terms({"softt": LossConfig()}, steps=1, temperatures=(1.0,), layers={})
     with pytest.raises(ConfigError, match=r"student\.losses\.soft: temperature 3 is not declared.*declare 1, 2"):
         build_terms({"soft": LossConfig(temperature=3)}, steps=1, temperatures=(1.0, 2.0), layers={})
@@ -71,7 +71,7 @@ def test_wrong_configurations_are_named() -> None:
 def test_a_loss_that_does_not_fit_is_a_training_error() -> None:
     """A batch without hidden states names what is missing, and the step."""
     logits, batch = batch_of(torch.Generator().manual_seed(3), [0])
-    terms = build_terms({"hidden": LossConfig()}, steps=1, temperatures=(1.0,), layers={1: 4})
+    terms = build_terms({"hidden": LossConfig()}, steps=1, temperatures=(1.0,), layers={"hidden": {1: 4}})
     with pytest.raises(TrainingError, match="step 6: the loss 'hidden' pairs student layer 1 with teacher layer 4"):
         combine(terms, StudentOutput(logits_BV=logits), batch, step=6, weights=[1.0])
 

@@ -82,12 +82,12 @@ def test_answers_are_the_models_at_the_places(tmp_path: Path) -> None:
         plain = model.module(
             input_ids=INPUTS["input_ids"], attention_mask=INPUTS["attention_mask"], output_hidden_states=True)
     bundle = TokenBundle(copy.deepcopy(model.module), {1: nn.Linear(32, 5), 2: nn.Identity()})
-    logits, hidden, none = bundle(INPUTS)
+    logits, hidden, none, _ = bundle(INPUTS)
     expected = plain.logits.flatten(0, 1)[INPUTS[PLACES]]
     torch.testing.assert_close(logits, expected)
     assert none is None and sorted(hidden) == [1, 2] and hidden[1].shape == (3, 5)
     torch.testing.assert_close(hidden[2], plain.hidden_states[2].flatten(0, 1)[INPUTS[PLACES]])
-    empty, _, fused = bundle(INPUTS, HARD)
+    empty, _, fused, _ = bundle(INPUTS, HARD)
     assert empty.shape == (3, 0) and fused is not None
     wanted = Hard()(StudentOutput(logits_BV=expected), HARD.batch)
     torch.testing.assert_close(fused[1][0], wanted)
@@ -103,7 +103,7 @@ def test_a_head_that_cannot_be_fused_gives_logits(make: Any, caplog: pytest.LogC
     with caplog.at_level(logging.WARNING):
         bundle = TokenBundle(student, {0: nn.Identity()})
     assert "the student's head is not fused" in caplog.text and type(student).__name__ in caplog.text
-    logits, hidden, fused = bundle(INPUTS, HARD)
+    logits, hidden, fused, _ = bundle(INPUTS, HARD)
     assert fused is None and logits.shape == (3, V) and hidden[0].shape[0] == 3
     Hard()(StudentOutput(logits_BV=logits), HARD.batch).backward()
     assert all(parameter.grad is not None for parameter in student.parameters())

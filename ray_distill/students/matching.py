@@ -1,0 +1,80 @@
+"""The losses of a run beside its labels, student and sampler: what each of these must give, and what is refused."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ray_distill.config import LossConfig, TrainingConfig
+from ray_distill.errors import ConfigError
+from ray_distill.labels.manifest import StoreManifest
+from ray_distill.labels.signal import Hidden
+from ray_distill.losses.base import Labels
+from ray_distill.models.model import Model
+from ray_distill.students.bundle import layer_pairs
+from ray_distill.students.loss_settings import layer_maps, refuse_labels
+from ray_distill.students.sampler import require_groups
+from ray_distill.students.terms import Term, build_terms, group_of
+
+
+def check_losses(losses: Mapping[str, LossConfig], labels: Labels, training: TrainingConfig) -> list[str]:
+    """What is wrong with the losses, before anything is spent: each by its dotted name, with what to do."""
+    wrong, terms = [], list[Term]()
+    for name, config in losses.items():
+        try:
+            # Which layers pair up is known with the student; any pair will do to check the rest.
+            own = build_terms({name: config}, steps=1, temperatures=labels.temperatures, layers={name: {0: 0}})
+            terms += own
+            for _, loss in own[0].stages:
+                refuse_labels(loss, name, labels)
+        except ConfigError as error:
+            wrong.append(str(error))
+    try:
+        require_groups(training.micro_batch, group_of(terms))
+    except ConfigError as error:
+        wrong.append(str(error))
+    return wrong
+
+
+def labels_of(manifest: StoreManifest) -> Labels:
+    """What the losses may know of a store."""
+    return Labels(
+        temperatures=manifest.temperatures, drawn=manifest.draws > 0, hidden=bool(manifest.hidden_layers),
+        pool=manifest.pool, basis=manifest.hidden_rank > 0 or manifest.hidden_variance > 0)
+
+
+def pairs_of(
+    losses: Mapping[str, LossConfig], stored: Sequence[int], model: Model
+) -> dict[str, dict[int, int]]:
+    """By the name of each loss of hidden states, student layer to stored teacher layer.
+
+    Raises:
+        ConfigError: as `layer_pairs`.
+    """
+    return {name: layer_pairs(spec, stored, model, name) for name, spec in layer_maps(losses).items()}
+
+
+def layers_wanted(terms: Sequence[Term]) -> tuple[dict[int, int], tuple[int, ...]]:
+    """Student layers that a bundle must project, with the teacher layer of each; and those it must give as they are.
+
+    Raises:
+        ConfigError: two losses want one layer projected to two teacher layers.
+    """
+    projected, plain = dict[int, int](), set[int]()
+    for term in terms:
+        pairs: Mapping[int, int] = getattr(term.loss, "layers", {})
+        if not getattr(term.loss, "projected", False):
+            plain |= set(pairs)
+            continue
+        for ours, theirs in pairs.items():
+            if projected.setdefault(ours, theirs) != theirs:
+                raise ConfigError(
+                    f"student.losses.{term.name}.layers: student layer {ours} is projected to teacher layer "
+                    f"{projected[ours]} by another loss, and to {theirs} by this one: pair it alike")
+    return projected, tuple(sorted(plain))
+
+
+def state_scales(hidden: Mapping[int, Hidden]) -> dict[int, float]:
+    """Mean squared length of the stored vectors of each layer, in float64; 0 of a layer without any."""
+    sums = {layer: float(np.einsum("ij,ij->", states.values, states.values, dtype=np.float64))
+            for layer, states in hidden.items()}
+    return {layer: total / max(len(hidden[layer].values), 1) for layer, total in sums.items()}

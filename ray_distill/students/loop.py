@@ -68,7 +68,8 @@ def run_trial(trial: Trial, engine: Engine, ranks: Ranks, reporter: Reporter, *,
         values, stop = take_step(trial, engine, ranks, step, stop=reporter.should_stop(), meter=meter)
         step += 1
         if step % trial.training.evaluate_every == 0 or step == trial.steps:
-            best = _judge(trial, engine, ranks, step, best, values)
+            with engine.averaged():
+                best = _judge(trial, engine, ranks, step, best, values)
             values.update(peak_memory(ranks, engine.device))
         reporter.metrics(trial.name, step, values)
         if step == trial.steps:

@@ -115,7 +115,8 @@ def run_arms(job: TrainingJob, reporter: Reporter) -> list[StudentRef]:
 
 def arm_plan(job: TrainingJob, config: Campaign, arm: Arm) -> dict[str, Any]:
     """What decides an arm's result, as plain JSON; an arm or trial made under another plan is not reused."""
-    training = config.student.training.model_dump(mode="json", include=set(_DECIDING))
+    settings = config.student.training
+    training = settings.model_dump(mode="json", include={*_DECIDING, *(("ema",) if settings.ema else ())})
     losses = {name: loss.model_dump(mode="json") for name, loss in _losses(config, arm).items()}
     ceiling = job.ceiling.fingerprint if arm.ceiling and job.ceiling is not None else None
     return {"labels": job.labels.fingerprint, "arm": arm.name, "seed": job.seed, "ceiling": ceiling, "losses": losses,
@@ -298,4 +299,5 @@ def _facts(workshop: Workshop, arm: Arm, trial: Trial) -> dict[str, Any]:
         "teacher_fingerprint": str(teacher["fingerprint"]), "snapshot_fingerprint": labels.snapshot.fingerprint,
         "labels_fingerprint": labels.fingerprint, "config_fingerprint": config.fingerprint, "seed": trial.seed,
         "losses": losses, "training_rows": len(trial.rows), "steps": trial.steps,
-        "global_batch": trial.training.global_batch, "learning_rate": trial.rate, "precision": trial.training.precision}
+        "global_batch": trial.training.global_batch, "learning_rate": trial.rate, "precision": trial.training.precision,
+        **({"ema": trial.training.ema} if trial.training.ema else {})}

@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +21,7 @@ from ray_distill.config import TrainingConfig
 from ray_distill.errors import TrainingError
 from ray_distill.losses.base import StudentOutput
 from ray_distill.losses.fused import Asked
-from ray_distill.students.atoms import Parts, load_atoms, save_atoms
+from ray_distill.students.atoms import load_atoms, save_atoms
 from ray_distill.students.average import Average
 from ray_distill.students.deepspeed_config import deepspeed_settings
 from ray_distill.students.engine import (
@@ -46,9 +47,10 @@ class DeepSpeedEngine:
         self._engine = engine
         self._ranks = ranks
         self._own_schedule = own_schedule
+        self._parts = partial(zero_parts, engine.optimizer, ranks)
         self._average = None if ema is None else Average(ema, base_optimizer(engine.optimizer), self._parts)
         self._watch = Stopwatch()
-        # DeepSpeed reduces gradients at the end of its own backward pass, by this method; see `step`.
+        # DeepSpeed reduces gradients at the end of its own backward pass, by this method; see `step` and `close`.
         self._reduce = engine.allreduce_gradients
         engine.allreduce_gradients = self._timed_reduction
 
@@ -123,11 +125,9 @@ class DeepSpeedEngine:
         if not self._own_schedule and "schedule" in own:
             self._engine.lr_scheduler.load_state_dict(own["schedule"])
 
-    def _parts(self) -> Parts:
-        return zero_parts(self._engine.optimizer, self._ranks)
-
     def close(self) -> None:
-        """Free DeepSpeed's buffers and hooks."""
+        """Free DeepSpeed's buffers and hooks, and ours."""
+        del self._engine.allreduce_gradients
         self._engine.destroy()
 
 

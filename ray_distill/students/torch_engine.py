@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from ray_distill.config import TrainingConfig
 from ray_distill.errors import ConfigError
 from ray_distill.losses.base import StudentOutput
 from ray_distill.losses.fused import Asked
-from ray_distill.students.atoms import Parts, WholeParts, load_atoms, save_atoms
+from ray_distill.students.atoms import WholeParts, load_atoms, save_atoms
 from ray_distill.students.average import Average
 from ray_distill.students.engine import average_buffers, build_optimizer, run_bundle, training_device
 from ray_distill.students.ranks import Ranks
@@ -36,6 +37,7 @@ class TorchEngine:
         self._device = training_device(training)
         self._module = module.to(self._device)
         self._optimizer = build_optimizer(module, training.weight_decay)
+        self._parts = partial(WholeParts, self._optimizer)
         self._average = None if training.ema is None else Average(training.ema, self._optimizer, self._parts)
 
     @property
@@ -97,9 +99,6 @@ class TorchEngine:
 
     def close(self) -> None:
         """Nothing to release."""
-
-    def _parts(self) -> Parts:
-        return WholeParts(self._optimizer)
 
     def _sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Sum over the ranks; a parameter no pass used gets zeros, so that all ranks do the same."""

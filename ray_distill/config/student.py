@@ -127,6 +127,8 @@ class TrainingConfig(Section):
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps over which the rate rises")
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of a moving average of the weights, which is then "
+                              "what is validated and exported, e.g. 0.999; default: the weights themselves")
     engine: Literal["deepspeed", "torch"] = "deepspeed"
     workers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(
         1, description="processes; two numbers = between the first and the second of them, as many as the cluster has "

@@ -46,6 +46,9 @@ class Parts(Protocol):
     def write(self, parameter: nn.Parameter, name: str, value: Tensor) -> None:
         """Set one atom from its whole value on the CPU."""
 
+    def release(self) -> None:
+        """Let go of whatever was made from the master weights, before those are changed in place; then `finish`."""
+
     def finish(self) -> None:
         """Make the parameters that compute follow their master weights."""
 
@@ -128,6 +131,9 @@ class WholeParts:
         """See `Parts`."""
         master = self._master(parameter)
         (master if name == WEIGHT else self._optimizer.state[master][name]).copy_(value)
+
+    def release(self) -> None:
+        """See `Parts`: nothing was."""
 
     def finish(self) -> None:
         """See `Parts`."""

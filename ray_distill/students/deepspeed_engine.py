@@ -8,6 +8,8 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +21,8 @@ from ray_distill.config import TrainingConfig
 from ray_distill.errors import TrainingError
 from ray_distill.losses.base import StudentOutput
 from ray_distill.losses.fused import Asked
-from ray_distill.students.atoms import Parts, load_atoms, save_atoms
+from ray_distill.students.atoms import load_atoms, save_atoms
+from ray_distill.students.average import Average
 from ray_distill.students.deepspeed_config import deepspeed_settings
 from ray_distill.students.engine import (
     average_buffers,
@@ -30,20 +33,24 @@ from ray_distill.students.engine import (
 )
 from ray_distill.students.ranks import Ranks
 from ray_distill.students.timing import Stopwatch
-from ray_distill.students.zero_parts import loss_scale, set_loss_scale, zero_parts
+from ray_distill.students.zero_parts import base_optimizer, loss_scale, set_loss_scale, zero_parts
 from ray_distill.tasks.base import Batch
 
 
 class DeepSpeedEngine:
     """`Engine` over an initialised DeepSpeed engine."""
 
-    def __init__(self, deepspeed: ModuleType, engine: Any, ranks: Ranks, *, own_schedule: bool) -> None:
+    def __init__(
+        self, deepspeed: ModuleType, engine: Any, ranks: Ranks, *, own_schedule: bool, ema: float | None
+    ) -> None:
         self._deepspeed = deepspeed
         self._engine = engine
         self._ranks = ranks
         self._own_schedule = own_schedule
+        self._parts = partial(zero_parts, engine.optimizer, ranks)
+        self._average = None if ema is None else Average(ema, base_optimizer(engine.optimizer), self._parts)
         self._watch = Stopwatch()
-        # DeepSpeed reduces gradients at the end of its own backward pass, by this method; see `step`.
+        # DeepSpeed reduces gradients at the end of its own backward pass, by this method; see `step` and `close`.
         self._reduce = engine.allreduce_gradients
         engine.allreduce_gradients = self._timed_reduction
 
@@ -81,6 +88,12 @@ class DeepSpeedEngine:
                 self._engine.backward(loss, scale_wrt_gas=False)
         with self._watch.part("optimizer"):
             self._engine.step()
+            if self._average is not None:
+                self._average.update()
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """See `Engine`."""
+        return nullcontext() if self._average is None else self._average.used()
 
     def _timed_reduction(self, *arguments: Any, **named: Any) -> Any:
         with self._watch.part("communication"):
@@ -112,11 +125,9 @@ class DeepSpeedEngine:
         if not self._own_schedule and "schedule" in own:
             self._engine.lr_scheduler.load_state_dict(own["schedule"])
 
-    def _parts(self) -> Parts:
-        return zero_parts(self._engine.optimizer, self._ranks)
-
     def close(self) -> None:
-        """Free DeepSpeed's buffers and hooks."""
+        """Free DeepSpeed's buffers and hooks, and ours."""
+        del self._engine.allreduce_gradients
         self._engine.destroy()
 
 
@@ -146,7 +157,7 @@ def start_deepspeed(module: nn.Module, training: TrainingConfig, ranks: Ranks, *
     if own_optimizer is not None:
         _uncount_steps(own_optimizer)
     zero_parts(engine.optimizer, ranks)  # refuses before the first step what no checkpoint could hold
-    return DeepSpeedEngine(deepspeed, engine, ranks, own_schedule="scheduler" not in settings)
+    return DeepSpeedEngine(deepspeed, engine, ranks, own_schedule="scheduler" not in settings, ema=training.ema)
 
 
 def _uncount_steps(optimizer: torch.optim.Optimizer) -> None:

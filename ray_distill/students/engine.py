@@ -1,6 +1,7 @@
 """What trains a bundle: one small protocol over plain torch and DeepSpeed, with one optimiser for both."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +38,9 @@ class Engine(Protocol):
             rate: learning rate of this step.
             watch: told which part of the step runs.
         """
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the weights are their moving average, where one is kept; afterwards they are what they were."""
 
     def weights(self) -> dict[str, Tensor]:
         """The student's whole state on the CPU (without projections) on the first rank; empty on the others."""

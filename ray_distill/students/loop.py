@@ -108,7 +108,8 @@ def _train(
         step += 1
         last = step == trial.steps
         if last or step % trial.training.evaluate_every == 0:
-            best, looked = _judge(trial, engine, ranks, step, best, values)
+            with engine.averaged():
+                best, looked = _judge(trial, engine, ranks, step, best, values)
             last = last or _hopeless(trial.training, step, best)
             values.update(peak_memory(ranks, engine.device))
         reporter.metrics(trial.name, step, values)

@@ -11,7 +11,8 @@ class TrainingStopped(TrainingError):
 
 
 class Reporter(Protocol):
-    """Every rank calls every method equally often, with the same values, so an implementation may be collective."""
+    """Every rank calls every method equally often, so an implementation may be collective. Values are the same on all,
+    but for times (`timing.is_measured`), which are each rank's own."""
 
     def metrics(self, arm: str, step: int, values: Mapping[str, float]) -> None:
         """Numbers of one step of an arm; steps count from 1. A resumed run repeats those since its checkpoint."""

@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 _DECIDING = ("epochs", "global_batch", "learning_rate", "weight_decay", "warmup", "schedule", "clip", "precision",
              "deepspeed", "evaluate_every")
 #: Such settings that came later: they are part of a plan where they are set, so that older plans stay what they are.
-_OPTIONAL = ("patience", "shuffle_units")
+_OPTIONAL = ("ema", "patience", "shuffle_units")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,4 +310,5 @@ def _facts(workshop: Workshop, arm: Arm, trial: Trial) -> dict[str, Any]:
         "teacher_fingerprint": str(teacher["fingerprint"]), "snapshot_fingerprint": labels.snapshot.fingerprint,
         "labels_fingerprint": labels.fingerprint, "config_fingerprint": config.fingerprint, "seed": trial.seed,
         "losses": losses, "training_rows": len(trial.rows), "steps": trial.steps,
-        "global_batch": trial.training.global_batch, "learning_rate": trial.rate, "precision": trial.training.precision}
+        "global_batch": trial.training.global_batch, "learning_rate": trial.rate, "precision": trial.training.precision,
+        **({"ema": trial.training.ema} if trial.training.ema else {})}

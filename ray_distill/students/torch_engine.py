@@ -1,6 +1,8 @@
 """The plain torch engine: the reference the DeepSpeed engine is compared with, and training without it."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ from ray_distill.errors import ConfigError
 from ray_distill.losses.base import StudentOutput
 from ray_distill.losses.fused import Asked
 from ray_distill.students.atoms import WholeParts, load_atoms, save_atoms
+from ray_distill.students.average import Average
 from ray_distill.students.engine import average_buffers, build_optimizer, run_bundle, training_device
 from ray_distill.students.ranks import Ranks
 from ray_distill.students.timing import Stopwatch
@@ -34,6 +37,8 @@ class TorchEngine:
         self._device = training_device(training)
         self._module = module.to(self._device)
         self._optimizer = build_optimizer(module, training.weight_decay)
+        self._parts = partial(WholeParts, self._optimizer)
+        self._average = None if training.ema is None else Average(training.ema, self._optimizer, self._parts)
 
     @property
     def device(self) -> torch.device:
@@ -68,6 +73,12 @@ class TorchEngine:
         with watch.part("optimizer"):
             nn.utils.clip_grad_norm_(parameters, self._clip)
             self._optimizer.step()
+            if self._average is not None:
+                self._average.update()
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """See `Engine`."""
+        return nullcontext() if self._average is None else self._average.used()
 
     def weights(self) -> dict[str, Tensor]:
         """The student's state on the CPU, on the first rank."""
@@ -80,11 +91,11 @@ class TorchEngine:
     def save(self, folder: Path) -> None:
         """Write this rank's share of the atoms: all ranks hold the same."""
         average_buffers(self._module, self._ranks)
-        save_atoms(folder, self._module, WholeParts(self._optimizer), self._ranks, {})
+        save_atoms(folder, self._module, self._parts(), self._ranks, {})
 
     def load(self, folder: Path) -> None:
         """Read the atoms of whichever engine wrote them."""
-        load_atoms(folder, self._module, WholeParts(self._optimizer))
+        load_atoms(folder, self._module, self._parts())
 
     def close(self) -> None:
         """Nothing to release."""

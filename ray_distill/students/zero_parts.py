@@ -58,6 +58,9 @@ class _Partitioned:
         """See `Parts`. DeepSpeed makes states in the first step, and links them to the parameters then."""
         make_states(self._zero.optimizer, self._flats, states, step)
 
+    def release(self) -> None:
+        """See `Parts`."""
+
 
 class Zero12Parts(_Partitioned):
     """`Parts` at ZeRO 1 and 2: parameters are whole, their master weights and states are cut over the ranks."""
@@ -106,9 +109,13 @@ class Zero3Parts(_Partitioned):
         return found
 
     def prepare(self, states: Sequence[str], step: float) -> None:
-        """See `Parts`. Small parameters that every rank keeps whole are let go of, to be gathered anew at the end."""
-        self._zero.checkpoint_event_prologue()
+        """See `Parts`."""
+        self.release()
         super().prepare(states, step)
+
+    def release(self) -> None:
+        """See `Parts`: small parameters that every rank keeps whole, to be gathered anew at the end."""
+        self._zero.checkpoint_event_prologue()
 
     def write(self, parameter: Any, name: str, value: Tensor) -> None:
         """See `Parts`."""
@@ -122,6 +129,12 @@ class Zero3Parts(_Partitioned):
         for number in range(len(self._flats)):
             self._zero._reassign_or_swap_out_partitioned_parameters(number)
         self._zero.checkpoint_event_epilogue()
+
+
+def base_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimiser over master weights that DeepSpeed's own wraps; the one itself where it wraps none."""
+    found: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return found
 
 
 def loss_scale(optimizer: Any) -> dict[str, float]:

@@ -4,7 +4,7 @@ import math
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +26,7 @@ from ray_distill.students.order import Order, Plan, units_of
 from ray_distill.students.outcomes import WEIGHTS_FILE, Best, read_weights, weights_bytes
 from ray_distill.students.ranks import Ranks
 from ray_distill.students.reporter import Reporter, TrainingStopped
-from ray_distill.students.sampler import Index, cursor_at, micro_batches
+from ray_distill.students.sampler import Index, MicroBatch, cursor_at, micro_batches
 from ray_distill.students.schedules import rate_factor
 from ray_distill.students.terms import Term, ask_head, combine, to_device, weights_of
 from ray_distill.students.token_bundle import PLACES
@@ -139,9 +139,18 @@ def _pass(
 
 def batches_of(trial: Trial, ranks: Ranks, step: int) -> Batches:
     """This rank's micro-batches of a step: a function of the step alone, so that a thread may make them ahead."""
+    def rows_of(step: int) -> Index:
+        return np.concatenate([micro.rows for micro in _micros(trial, ranks, step)])
+
+    trial.data.prepare(step, rows_of, trial.steps)
+    return [trial.data.batch(micro.rows, micro.real) for micro in _micros(trial, ranks, step)]
+
+
+def _micros(trial: Trial, ranks: Ranks, step: int) -> list[MicroBatch]:
+    """Rows of ``data`` of each of this rank's micro-batches."""
     slots = np.arange(trial.order.size(step), dtype=np.int64)
     micros = micro_batches(slots, rank=ranks.rank, world=ranks.world, micro_batch=trial.training.micro_batch)
-    return [trial.data.batch(trial.rows[trial.order.rows_at(step, micro.rows)], micro.real) for micro in micros]
+    return [replace(micro, rows=trial.rows[trial.order.rows_at(step, micro.rows)]) for micro in micros]
 
 
 def _metrics(trial: Trial, step: int, weights: Sequence[float], means: Sequence[float]) -> dict[str, float]:

@@ -142,6 +142,10 @@ class TrainingConfig(Section):
     shuffle_units: int = Field(64, ge=1, description="units of labels that rows are shuffled over at a time; where "
                                "there are no more, over all rows. At twice the workers or more, each worker opens its "
                                "own units")
+    stream: Literal["auto", "always", "never"] = Field(
+        "auto", description="read training rows and labels while training goes on, instead of all before it; auto: "
+        "where they need more than memory_gb. The curve is the same")
+    memory_gb: float = Field(8.0, gt=0, description="gigabytes of training rows and labels that a worker may hold")
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
     checkpoints: CheckpointPolicy = Field(CheckpointPolicy(), description="which of them stay")
     evaluate_every: int = Field(100, ge=1, description="steps between looks at the validation split")

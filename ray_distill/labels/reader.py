@@ -1,7 +1,8 @@
 """Read the labels of one snapshot, pinned by a reference: verified, each row once, always in the same order."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +77,54 @@ class LabelSet:
         whole = len(share.keep) == len(ids)
         return self.row_ids(unit), signal if whole else signal.take(share.keep)
 
+    def labelled(self, wanted: RowIds) -> RowIds:
+        """Those of some row ids that have labels; nothing is read."""
+        found = np.zeros(len(wanted), dtype=bool)
+        for _, own, _ in self._holders(wanted):
+            found[own] = True
+        return wanted[found]
+
+    def read_rows(self, wanted: RowIds, layers: Sequence[int] = ()) -> tuple[pa.FixedSizeBinaryArray, Signal]:
+        """Ids and labels of those of some rows that have them, unit by unit; only units that hold one are read.
+
+        Args:
+            wanted: row ids of the snapshot; few units are asked for where they are close to each other.
+            layers: as in `read_unit`, as are the errors.
+        """
+        ids, signals = [rowids.empty()], []
+        for unit, own, at in self._holders(wanted):
+            ids.append(wanted[own])
+            signals.append(self.read_unit(unit, layers)[1].take(at))
+        if signals:
+            return rowids.to_arrow(np.concatenate(ids)), concat_signals(signals)
+        return rowids.to_arrow(rowids.empty()), self._nothing(layers)
+
+    def _nothing(self, layers: Sequence[int]) -> Signal:
+        empty = empty_signal(self.manifest)
+        return Signal(distributions=empty.distributions, hidden={layer: empty.hidden[layer] for layer in layers})
+
+    def _holders(
+        self, wanted: RowIds
+    ) -> Iterator[tuple[Receipt, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """Units that hold wanted rows, the places of these among the wanted, and among what `read_unit` returns."""
+        if not len(wanted):
+            return
+        (least, greatest), ascending = self._ends, np.sort(wanted)
+        near = np.flatnonzero((least <= ascending[-1]) & (greatest >= ascending[0]))
+        for unit in (self.units[at] for at in near):
+            share = self._shares[unit.unit]
+            at = rowids.find(wanted, share.ids[share.keep])
+            own = np.flatnonzero(at >= 0)
+            if len(own):
+                yield unit, own, at[own]
+
+    @cached_property
+    def _ends(self) -> tuple[RowIds, RowIds]:
+        """Least and greatest row id of each unit's share."""
+        shares = [self._shares[unit.unit] for unit in self.units]
+        return (np.array([share.ids[share.keep[0]] for share in shares], dtype="S16"),
+                np.array([share.ids[share.keep[-1]] for share in shares], dtype="S16"))
+
     def _hidden(self, unit: Receipt, layer: int, ids: RowIds) -> Hidden:
         found, hidden = read_hidden(self._url, self.manifest, unit, layer)
         _require_same(files.join(self._url, hidden_name(layer, unit.unit, unit.attempt)), found, ids)
@@ -85,9 +134,7 @@ class LabelSet:
         """All labelled rows of the snapshot, each once, in the snapshot's order; errors as `read_unit`."""
         parts = [self.read_unit(unit, layers) for unit in self.units]
         if not parts:
-            empty = empty_signal(self.manifest)
-            hidden = {layer: empty.hidden[layer] for layer in layers}
-            return rowids.to_arrow(rowids.empty()), Signal(distributions=empty.distributions, hidden=hidden)
+            return rowids.to_arrow(rowids.empty()), self._nothing(layers)
         ids = np.concatenate([rowids.to_numpy(ids) for ids, _ in parts])
         signal = concat_signals([signal for _, signal in parts])
         return rowids.to_arrow(ids[self._order]), signal.take(self._order)

@@ -36,6 +36,9 @@ from ray_distill.storage.files import absolute, join, write_bytes, write_json
 
 _ZSTD_LEVEL = 3
 
+#: Rows of a row group: what training reads at a time where not everything fits into memory, a work unit's rows.
+_GROUP_ROWS = 512
+
 
 @dataclass(frozen=True, kw_only=True)
 class _PlannedShard:
@@ -161,6 +164,6 @@ def _parquet(table: pa.Table) -> bytes:
     # Ids and inputs hardly repeat, and nobody searches by their range.
     repeating = [name for name in table.column_names if name not in ("row_id", "text", "image")]
     pq.write_table(table.combine_chunks(), sink, compression="zstd", compression_level=_ZSTD_LEVEL,
-                   use_dictionary=repeating, write_statistics=repeating)
+                   row_group_size=_GROUP_ROWS, use_dictionary=repeating, write_statistics=repeating)
     data: bytes = sink.getvalue().to_pybytes()
     return data

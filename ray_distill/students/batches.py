@@ -1,10 +1,11 @@
 """Rows of a snapshot joined with their teacher labels, and the tensors of any choice of them.
 
-Everything is held in memory as numpy for now, on every rank; the sampler decides which rows are taken.
+These sets are in memory, as numpy, on every rank; `streaming` has those that are not. The order decides which rows are
+taken.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -35,10 +36,6 @@ class Examples(Protocol):
         """Number of rows, R."""
 
     @property
-    def row_ids(self) -> pa.Array:
-        """``[R]``: ids of the rows in the snapshot."""
-
-    @property
     def labelled(self) -> npt.NDArray[np.bool_]:
         """``[R]``: losses on true labels weigh the row."""
 
@@ -47,8 +44,8 @@ class Examples(Protocol):
         """``[R]``: the teacher may teach the row."""
 
     @property
-    def hidden(self) -> Mapping[int, Hidden]:
-        """Teacher states by stored layer."""
+    def widths(self) -> Mapping[int, int]:
+        """Numbers of a teacher state by stored layer."""
 
     @property
     def drawn(self) -> bool:
@@ -57,8 +54,20 @@ class Examples(Protocol):
     def retained_mass(self, temperature: float, rows: Index) -> float:
         """Mean mass of the stored classes at a declared temperature over rows the teacher has labelled."""
 
+    def ids_of(self, rows: Index) -> list[str]:
+        """Ids of rows in the snapshot, as hexadecimal text."""
+
+    def states(self, rows: Index) -> Mapping[int, Hidden]:
+        """Teacher states of rows the teacher has labelled, by stored layer."""
+
+    def prepare(self, step: int, rows_of: Callable[[int], Index], stop: int) -> None:
+        """Get ready for `batch` on the rows of a step; those of later steps, before ``stop``, may be read ahead."""
+
     def batch(self, rows: Index, real: npt.NDArray[np.bool_] | None = None) -> tuple[Batch, LossBatch]:
         """Model inputs and what the losses see of the given rows; rows that are not ``real`` get no weight."""
+
+    def close(self) -> None:
+        """End what reads ahead, if anything does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +88,18 @@ class Teaching:
     exponent: float = 1.0
 
     def targets(self, rows: Index) -> SparseTargets:
-        """The given rows as tensors."""
+        """The given rows as tensors; drawn entries only as wide as these rows need, whatever the others have."""
+        logp_NK, width = self.logp_RK[rows], self.logp_RK.shape[1]
+        if self.count_RK is not None:
+            width = int(np.isfinite(logp_NK).sum(axis=1).max(initial=1))
+
+        def entries(values_NK: npt.NDArray[Any]) -> torch.Tensor:
+            return torch.from_numpy(np.ascontiguousarray(values_NK[:, :width]))
+
         return SparseTargets(
-            classes=self.classes, temperatures=self.temperatures, ids_NK=torch.from_numpy(self.ids_RK[rows]),
-            logp_NK=torch.from_numpy(self.logp_RK[rows]), log_tail_NT=torch.from_numpy(self.log_tail_RT[rows]),
-            count_NK=None if self.count_RK is None else torch.from_numpy(self.count_RK[rows]),
+            classes=self.classes, temperatures=self.temperatures, ids_NK=entries(self.ids_RK[rows]),
+            logp_NK=entries(logp_NK), log_tail_NT=torch.from_numpy(self.log_tail_RT[rows]),
+            count_NK=None if self.count_RK is None else entries(self.count_RK[rows]),
             log_normaliser_N=None if self.log_normaliser_R is None else torch.from_numpy(self.log_normaliser_R[rows]),
             draws=self.draws, exponent=self.exponent)
 
@@ -117,14 +133,28 @@ class TrainingSet:
         return self.encoded.rows
 
     @property
-    def row_ids(self) -> pa.Array:
-        """``[R]``: ids of the rows in the snapshot."""
-        return self.encoded.row_ids
-
-    @property
     def labelled(self) -> npt.NDArray[np.bool_]:
         """``[R]``: the true class is known."""
         return self.labels >= 0
+
+    @property
+    def widths(self) -> dict[int, int]:
+        """Numbers of a teacher state by stored layer."""
+        return {layer: hidden.values.shape[1] for layer, hidden in self.hidden.items()}
+
+    def ids_of(self, rows: Index) -> list[str]:
+        """Ids of rows in the snapshot, as hexadecimal text."""
+        return hex_ids(self.encoded.row_ids, rows)
+
+    def states(self, rows: Index) -> dict[int, Hidden]:
+        """Teacher states of rows, by stored layer."""
+        return {layer: hidden.take(rows) for layer, hidden in self.hidden.items()}
+
+    def prepare(self, step: int, rows_of: Callable[[int], Index], stop: int) -> None:
+        """Everything is in memory."""
+
+    def close(self) -> None:
+        """There is nothing to end."""
 
     @property
     def drawn(self) -> bool:
@@ -156,7 +186,7 @@ class TrainingSet:
 def build_set(
     table: pa.Table, *, task: Task, processor: Processor, student_classes: Sequence[str],
     snapshot_classes: Sequence[str], labels: tuple[pa.Array, Signal] | None, store_classes: Sequence[str],
-    excluded: pa.Array | None = None, per_token: bool = False, name: str = "train",
+    excluded: pa.Array | None = None, per_token: bool = False, name: str = "train", part: bool = False,
 ) -> TrainingSet:
     """Join rows of a snapshot (``row_id``, the task's input column, ``label``) with their teacher labels.
 
@@ -171,12 +201,13 @@ def build_set(
         excluded: ids of rows the teacher was trained on; it may not teach them.
         per_token: hidden states are one a token, not one a row.
         name: of the split, for messages.
+        part: these are but some rows of the split: nothing is logged, and none need be usable.
 
     Raises:
         ConfigError: class names do not match.
         TrainingError: no usable row is left.
     """
-    encoded = encode_sorted(table, task, processor, name)
+    encoded = encode_sorted(table, task, processor, name, part=part)
     at = pc.index_in(table["row_id"].combine_chunks(), value_set=encoded.row_ids)
     labels_R = _labels_of(table, at, encoded.rows, remap(snapshot_classes, student_classes, "the snapshot"))
     position = positions_in(encoded.row_ids, labels)
@@ -188,7 +219,8 @@ def build_set(
         hidden={} if signal is None else {layer: _spread(h, position) for layer, h in signal.hidden.items()})
     if per_token:
         _check_tokens(found)
-    _explain(name, found, position)
+    if not part:
+        _explain(name, found, position)
     return found
 
 
@@ -226,14 +258,18 @@ def check_retained_mass(data: Examples, rows: Index, temperature: float) -> None
             "temperature, or label again with a larger k")
 
 
-def encode_sorted(table: pa.Table, task: LabelTask, processor: Processor, name: str) -> Encoded:
-    """Features of the usable rows, ascending by row id; the others are logged.
+def encode_sorted(
+    table: pa.Table, task: LabelTask, processor: Processor, name: str, *, part: bool = False
+) -> Encoded:
+    """Features of the usable rows, ascending by row id; the others are logged, unless this is a ``part`` of a split.
 
     Raises:
         TrainingError: none is usable.
     """
     order = pc.sort_indices(table["row_id"].combine_chunks())
     encoded = task.encode(table.take(order), processor)
+    if part:
+        return encoded
     if encoded.rejected:
         first = encoded.rejected[0]
         log.warning("%d rows of the %s split cannot be used by the student and are left out; the first, %s: %s",
@@ -290,6 +326,11 @@ def _check_tokens(found: TrainingSet) -> None:
                 f"({len(wrong)} such rows): the tokenizers differ; store pooled states (mean, cls or last)")
 
 
+def hex_ids(row_ids: pa.Array, rows: Index) -> list[str]:
+    """Some of the ids, as hexadecimal text."""
+    return [one.as_py().hex() for one in row_ids.take(pa.array(rows, pa.int64()))]
+
+
 def is_in(row_ids: pa.Array, values: pa.Array | None) -> npt.NDArray[np.bool_]:
     """Which row ids are among the values."""
     if values is None or len(values) == 0:
@@ -314,7 +355,8 @@ def _teaching(
     width = columns["ids_RK"].shape[1]
     columns["log_tail_RT"] = found.log_tail
     filler: dict[str, npt.ArrayLike] = {"ids_RK": np.arange(width), "logp_RK": -np.log(width), "log_tail_RT": -np.inf}
-    if found.draws is not None:
+    if found.draws is not None:  # one entry, so that a batch is as wide as its labelled rows alone ask for
+        filler["logp_RK"] = np.where(np.arange(width) == 0, 0, -np.inf)
         columns["log_normaliser_R"] = found.draws.log_normaliser
     fields: dict[str, Any] = {
         name: _over_rows(values, position, filler.get(name, 0)) for name, values in columns.items()}

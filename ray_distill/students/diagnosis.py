@@ -4,11 +4,10 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from safetensors.torch import save
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from ray_distill.errors import StorageError, TrainingError
 from ray_distill.losses.base import LossBatch
 from ray_distill.storage import files
 from ray_distill.students.ranks import Ranks
-from ray_distill.students.sampler import MicroBatch
+from ray_distill.students.sampler import Index, MicroBatch
 from ray_distill.students.token_bundle import PLACES
 from ray_distill.tasks.base import Batch
 
@@ -27,8 +26,9 @@ SHOWN = 8
 
 
 def not_finite(
-    trial: str, url: str, ranks: Ranks, step: int, steps: int, values: Mapping[str, float], row_ids: pa.Array,
-    micros: Sequence[MicroBatch], batches: Sequence[tuple[Batch, LossBatch]], parts: Sequence[Sequence[Tensor]],
+    trial: str, url: str, ranks: Ranks, step: int, steps: int, values: Mapping[str, float],
+    ids_of: Callable[[Index], list[str]], micros: Sequence[MicroBatch], batches: Sequence[tuple[Batch, LossBatch]],
+    parts: Sequence[Sequence[Tensor]],
 ) -> TrainingError:
     """Save each rank's batch and name the rows to look at; collective.
 
@@ -42,7 +42,7 @@ def not_finite(
         step: counted from 0; files and message count from 1.
         steps: of the whole run.
         values: the global losses by name.
-        row_ids: of all rows of the data.
+        ids_of: tells ids of rows of the data.
         micros: this rank's micro-batches, as rows of the data.
         batches: the same, as tensors.
         parts: the losses' share of each, by micro-batch.
@@ -51,9 +51,9 @@ def not_finite(
         The error to raise; the same on every rank.
     """
     culprits = [number for number, shares in enumerate(parts) if not all(bool(share.isfinite()) for share in shares)]
-    marked = [_hex(row_ids, _broken_rows(micros[number], *batches[number])) for number in culprits]
-    saved = _save(files.join(url, f"step-{step + 1}-rank-{ranks.rank}"), micros, batches, row_ids, culprits)
-    told = ranks.gather((marked, [_hex(row_ids, _real(micros[number])) for number in culprits], saved))
+    marked = [ids_of(_broken_rows(micros[number], *batches[number])) for number in culprits]
+    saved = _save(files.join(url, f"step-{step + 1}-rank-{ranks.rank}"), micros, batches, ids_of, culprits)
+    told = ranks.gather((marked, [ids_of(_real(micros[number])) for number in culprits], saved))
     broken = [row for marks, _, _ in told for rows in marks for row in rows]
     near = [row for _, rows, _ in told for each in rows for row in each]
     kept = next((where for _, _, where in told if where is not None), None)
@@ -88,14 +88,14 @@ def _broken_rows(micro: MicroBatch, inputs: Batch, batch: LossBatch) -> Any:
 
 
 def _save(
-    url: str, micros: Sequence[MicroBatch], batches: Sequence[tuple[Batch, LossBatch]], row_ids: pa.Array,
-    culprits: Sequence[int],
+    url: str, micros: Sequence[MicroBatch], batches: Sequence[tuple[Batch, LossBatch]],
+    ids_of: Callable[[Index], list[str]], culprits: Sequence[int],
 ) -> str | None:
     """Write this rank's batch; its URL, or None where the file system refuses (told of in the log)."""
     tensors = {f"{number}.{name}": tensor.detach().cpu().contiguous()
                for number, (inputs, batch) in enumerate(batches)
                for name, tensor in {**_flat("inputs", inputs), **_flat("batch", batch)}.items()}
-    facts = {"rows": [_hex(row_ids, micro.rows) for micro in micros], "real": [micro.real.tolist() for micro in micros],
+    facts = {"rows": [ids_of(micro.rows) for micro in micros], "real": [micro.real.tolist() for micro in micros],
              "not_finite": list(culprits)}
     try:
         files.write_bytes(f"{url}.safetensors", save(tensors))
@@ -120,10 +120,6 @@ def _tensors(prefix: str, value: Any) -> Iterator[tuple[str, Tensor]]:
     elif isinstance(value, Mapping):
         for name, inner in value.items():
             yield from _tensors(f"{prefix}.{name}", inner)
-
-
-def _hex(row_ids: pa.Array, rows: Any) -> list[str]:
-    return [one.as_py().hex() for one in row_ids.take(pa.array(rows, pa.int64()))]
 
 
 def _some(rows: Sequence[str]) -> str:

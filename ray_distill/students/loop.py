@@ -178,7 +178,7 @@ def take_step(
     broken = [name for name, value in values.items() if not math.isfinite(value)]
     if broken:
         raise not_finite(
-            trial.name, files.join(trial.url, "diagnosis"), ranks, step, trial.steps, values, trial.data.row_ids,
+            trial.name, files.join(trial.url, "diagnosis"), ranks, step, trial.steps, values, trial.data.ids_of,
             micros_of(trial, ranks, step), batches, parts)
     if norms is not None:
         values |= _gradient_norms(trial.terms, norms, ranks, engine.device)
@@ -219,6 +219,10 @@ def micros_of(trial: Trial, ranks: Ranks, step: int) -> list[MicroBatch]:
 
 def batches_of(trial: Trial, ranks: Ranks, step: int) -> Batches:
     """This rank's micro-batches of a step: a function of the step alone, so that a thread may make them ahead."""
+    def rows_of(step: int) -> Index:
+        return np.concatenate([micro.rows for micro in micros_of(trial, ranks, step)])
+
+    trial.data.prepare(step, rows_of, trial.steps)
     return [trial.data.batch(micro.rows, micro.real) for micro in micros_of(trial, ranks, step)]
 
 

@@ -10,10 +10,14 @@ from ray_distill.labels.manifest import StoreManifest
 from ray_distill.labels.signal import Hidden
 from ray_distill.losses.base import Labels
 from ray_distill.models.model import Model
+from ray_distill.students.batches import Examples
 from ray_distill.students.bundle import layer_pairs
 from ray_distill.students.loss_settings import layer_maps, refuse_labels
 from ray_distill.students.sampler import require_groups
 from ray_distill.students.terms import Term, build_terms, group_of
+
+#: Where the length of stored states is measured: rows in each of so many places.
+SCALE_PLACES, SCALE_ROWS = 16, 256
 
 
 def check_losses(losses: Mapping[str, LossConfig], labels: Labels, training: TrainingConfig) -> list[str]:
@@ -71,6 +75,17 @@ def layers_wanted(terms: Sequence[Term]) -> tuple[dict[int, int], tuple[int, ...
                     f"student.losses.{term.name}.layers: student layer {ours} is projected to teacher layer "
                     f"{projected[ours]} by another loss, and to {theirs} by this one: pair it alike")
     return projected, tuple(sorted(plain))
+
+
+def scales_of(data: Examples) -> dict[int, float]:
+    """Mean squared length of the stored vectors of each layer, over rows in a few places evenly spread: as many as are
+    read at once where data are streamed, and the same ones where they are not.
+    """
+    most = SCALE_PLACES * SCALE_ROWS
+    starts = np.linspace(0, max(0, data.rows - SCALE_ROWS), SCALE_PLACES).astype(np.int64)
+    near = (starts[:, None] + np.arange(SCALE_ROWS)).ravel()
+    rows = np.arange(data.rows, dtype=np.int64) if data.rows <= most else np.unique(near)
+    return state_scales(data.states(rows[data.distil[rows]]))
 
 
 def state_scales(hidden: Mapping[int, Hidden]) -> dict[int, float]:

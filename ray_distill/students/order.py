@@ -91,8 +91,8 @@ class Order:
     def __init__(self, plan: Plan, seed: int) -> None:
         self.plan = plan
         self._seed = seed
-        self._epoch: tuple[int, Epoch | Index] | None = None
-        self._windows: OrderedDict[int, Index] = OrderedDict()
+        self._epochs: OrderedDict[int, Epoch | Index] = OrderedDict()
+        self._windows: OrderedDict[tuple[int, int], Index] = OrderedDict()
 
     def size(self, step: int) -> int:
         """Rows of the global batch of a step, counted from 0 over all epochs."""
@@ -119,19 +119,20 @@ class Order:
 
     def _open(self, epoch: int) -> Epoch | Index:
         """The plan of an epoch, or its whole permutation where one window holds everything."""
-        if self._epoch is None or self._epoch[0] != epoch:
-            self._windows.clear()
-            made = epoch_order(self._seed, epoch, self.plan.rows) if self.plan.whole else lay_out(
+        if epoch not in self._epochs:
+            self._epochs[epoch] = epoch_order(self._seed, epoch, self.plan.rows) if self.plan.whole else lay_out(
                 self.plan, self._seed, epoch)
-            self._epoch = epoch, made
-        return self._epoch[1]
+            while len(self._epochs) > 2:  # a reader that looks ahead sees the next one too
+                self._epochs.popitem(last=False)
+        return self._epochs[epoch]
 
     def _shuffled(self, epoch: int, made: Epoch, number: int) -> Index:
         """Rows of a window, in the order in which they come; the windows used last are kept."""
-        if number in self._windows:
-            self._windows.move_to_end(number)
-            return self._windows[number]
-        self._windows[number] = found = window_rows(made, self._seed, epoch, number)
+        key = epoch, number
+        if key in self._windows:
+            self._windows.move_to_end(key)
+            return self._windows[key]
+        self._windows[key] = found = window_rows(made, self._seed, epoch, number)
         while len(self._windows) > 2 * self.plan.lanes:  # at a change a batch is in two windows of a lane
             self._windows.popitem(last=False)
         return found

@@ -7,10 +7,12 @@ a process alone.
 import copy
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -19,9 +21,10 @@ from torch import nn
 from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign, LossConfig, parse_config
 from ray_distill.errors import ConfigError
+from ray_distill.labels import rowids
 from ray_distill.labels.manifest import StoreManifest
 from ray_distill.labels.reader import open_label_set
-from ray_distill.labels.signal import Signal
+from ray_distill.labels.rowids import RowIds
 from ray_distill.models.build import build_student
 from ray_distill.models.causal import keeps_documents_apart
 from ray_distill.models.model import Model
@@ -31,20 +34,23 @@ from ray_distill.students.arms import Arm, arm_by_name, arm_rows
 from ray_distill.students.batches import Examples, TrainingSet, build_set, check_retained_mass
 from ray_distill.students.bundle import build_bundle, make_projections
 from ray_distill.students.checkpoints import prune
+from ray_distill.students.data import open_data
 from ray_distill.students.engine import build_engine, checkpoint_activations
 from ray_distill.students.export import export_arm, exported_arm, marker_url
 from ray_distill.students.loop import Trial, checkpoints_url, run_trial
 from ray_distill.students.loss_settings import plain_settings, temperatures_of
-from ray_distill.students.matching import check_losses, labels_of, layers_wanted, pairs_of, state_scales
+from ray_distill.students.matching import check_losses, labels_of, layers_wanted, pairs_of, scales_of
 from ray_distill.students.memory import Sizes, memory_explained
 from ray_distill.students.outcomes import Best, load_outcome, save_outcome
 from ray_distill.students.ranks import Ranks, current_ranks
 from ray_distill.students.reporter import Reporter
-from ray_distill.students.sampler import share_of, steps_per_epoch
+from ray_distill.students.sampler import Index, share_of, steps_per_epoch
+from ray_distill.students.streaming import Build, Labels, Source
 from ray_distill.students.terms import build_terms, group_of
 from ray_distill.students.token_bundle import TokenBundle
-from ray_distill.students.token_set import build_token_set, check_tokens
-from ray_distill.students.validation import Judge, TokenJudge, choose_judge
+from ray_distill.students.token_set import TokenSet, build_token_set, check_tokens
+from ray_distill.students.validation import Judge, choose_judge
+from ray_distill.tasks.base import LabelTask
 from ray_distill.tasks.catalogue import TASKS, TOKEN_TASKS
 
 log = logging.getLogger(__name__)
@@ -85,6 +91,8 @@ class Workshop:
     model: Model
     manifest: StoreManifest
     train: Examples
+    units: Index | None
+    """Where the units of ``train`` begin."""
     ceiling: Examples | None
     judge: Judge
     pairs: Mapping[str, dict[int, int]]
@@ -116,7 +124,10 @@ def run_arms(job: TrainingJob, reporter: Reporter) -> list[StudentRef]:
     if all(done.values()):
         return [ref for ref in done.values() if ref is not None]
     workshop = _open(job, config, ranks)
-    return [done[arm.name] or _run_arm(workshop, arm, reporter) for arm in arms]
+    try:
+        return [done[arm.name] or _run_arm(workshop, arm, reporter) for arm in arms]
+    finally:
+        workshop.train.close()
 
 
 def arm_plan(job: TrainingJob, config: Campaign, arm: Arm) -> dict[str, Any]:
@@ -158,62 +169,68 @@ def _open(job: TrainingJob, config: Campaign, ranks: Ranks) -> Workshop:
     if wrong:
         raise ConfigError("\n  ".join(wrong))
     pairs = pairs_of(losses, manifest.hidden_layers, model)
-    signal = labels.read(layers=tuple(sorted({theirs for own in pairs.values() for theirs in own.values()})))
-    read = _token_sets if model.vocabulary else _row_sets
-    train, judge = read(job, config, model, manifest, snapshot, signal)
+    layers = tuple(sorted({theirs for own in pairs.values() for theirs in own.values()}))
+    builder = _token_builder if model.vocabulary else _row_builder
+    task: LabelTask = TOKEN_TASKS[config.task] if model.vocabulary else TASKS[config.task]
+    columns = ("row_id", task.input_column, *(() if model.vocabulary else ("label",)))
+    data = open_data(Source(
+        snapshot=snapshot, labels=labels, layers=layers, columns=columns,
+        build=builder(job, config, model, manifest, snapshot, layers)), training, ranks)
+    train = data.train
     rows = arm_rows("student", losses, train)
     for temperature in temperatures_of(losses, manifest.temperatures):
         check_retained_mass(train, rows, temperature)
     return Workshop(
-        job=job, config=config, ranks=ranks, model=model, manifest=manifest, train=train,
-        ceiling=_ceiling(job, config, snapshot, model), judge=judge, pairs=pairs,
+        job=job, config=config, ranks=ranks, model=model, manifest=manifest, train=train, units=data.units,
+        ceiling=_ceiling(job, config, snapshot, model), judge=choose_judge(data.validation), pairs=pairs,
         steps=math.ceil(training.epochs * steps_per_epoch(len(rows), training.global_batch)))
 
 
-def _row_sets(
-    job: TrainingJob, config: Campaign, model: Model, manifest: StoreManifest, snapshot: Snapshot,
-    signal: tuple[pa.Array, Signal],
-) -> tuple[Examples, Judge]:
-    """Training rows and judge of a classifier."""
-    task = TASKS[config.task]
-    common: dict[str, Any] = {
-        "task": task, "processor": model.processor, "student_classes": model.classes,
-        "store_classes": manifest.classes, "snapshot_classes": snapshot.classes, "labels": signal,
-        "excluded": _excluded(job.teacher_rows_url), "per_token": bool(signal[1].hidden) and manifest.pool == "token"}
-    columns = ["row_id", task.input_column, "label"]
-    train = build_set(snapshot.read("train", columns), **common, name="train")
-    validation = build_set(snapshot.read("validation", columns), **common, name="validation")
-    return train, choose_judge(validation)
+def _row_builder(
+    job: TrainingJob, config: Campaign, model: Model, manifest: StoreManifest, snapshot: Snapshot, layers: Sequence[int]
+) -> Build:
+    """What makes sets of a classifier's rows."""
+    return partial(
+        _build, partial(
+            build_set, task=TASKS[config.task], processor=model.processor, student_classes=model.classes,
+            store_classes=manifest.classes, snapshot_classes=snapshot.classes,
+            per_token=bool(layers) and manifest.pool == "token"), _excluded(job.teacher_rows_url))
 
 
-def _token_sets(
-    job: TrainingJob, config: Campaign, model: Model, manifest: StoreManifest, snapshot: Snapshot,
-    signal: tuple[pa.Array, Signal],
-) -> tuple[Examples, Judge]:
-    """Training documents and judge of a language model.
+def _token_builder(
+    job: TrainingJob, config: Campaign, model: Model, manifest: StoreManifest, snapshot: Snapshot, layers: Sequence[int]
+) -> Build:
+    """What makes sets of a language model's documents.
 
     Raises:
         ConfigError: the student has another tokenizer than the labels, or cannot keep packed documents apart.
     """
-    task, packed = TOKEN_TASKS[config.task], config.student.training.packed
+    packed = config.student.training.packed
     check_tokens(manifest.teacher, model)
     if packed and not keeps_documents_apart(model.module):
         raise ConfigError(f"student.training.packed: {type(model.module).__name__} would let documents of one row see "
                           "each other, so its losses would be of other texts than the labels: set it to 0")
-    common: dict[str, Any] = {
-        "task": task, "processor": model.processor, "vocabulary": model.vocabulary, "labels": signal,
-        "excluded": _excluded(job.teacher_rows_url), "pool": manifest.pool, "packed": packed}
-    columns = ["row_id", task.input_column]
-    train = build_token_set(snapshot.read("train", columns), **common, name="train")
-    validation = build_token_set(snapshot.read("validation", columns), **common, name="validation")
-    return train, TokenJudge(data=validation)
+    return partial(
+        _build, partial(
+            build_token_set, task=TOKEN_TASKS[config.task], processor=model.processor, vocabulary=model.vocabulary,
+            pool=manifest.pool, packed=packed), _excluded(job.teacher_rows_url))
 
 
-def _excluded(url: str | None) -> pa.Array | None:
+def _build(
+    make: Callable[..., TrainingSet | TokenSet], excluded: RowIds, table: pa.Table, *, labels: Labels, name: str,
+    part: bool = False,
+) -> TrainingSet | TokenSet:
+    ids = rowids.to_numpy(table["row_id"])
+    own = rowids.to_arrow(ids[rowids.is_in(ids, excluded)])  # of a unit's rows few are, and each call hashes them
+    return make(table, labels=labels, excluded=own, name=name, part=part)
+
+
+def _excluded(url: str | None) -> RowIds:
+    """Ids of the rows that the teacher may not teach, ascending."""
     if url is None:
-        return None
+        return rowids.empty()
     with files.open_input(url) as source:
-        return pq.read_table(source, columns=["row_id"])["row_id"].combine_chunks()
+        return np.sort(rowids.to_numpy(pq.read_table(source, columns=["row_id"])["row_id"]))
 
 
 def _ceiling(job: TrainingJob, config: Campaign, snapshot: Snapshot, model: Model) -> TrainingSet | None:
@@ -257,14 +274,15 @@ def _trials(workshop: Workshop, arm: Arm) -> list[Trial]:
     rows = arm_rows(arm.name, losses, data)
     declared = workshop.manifest.temperatures
     terms = build_terms(losses, steps=workshop.steps, temperatures=declared, layers=workshop.pairs,
-                        scales=state_scales(data.hidden))
+                        scales=scales_of(data))
     plan = {**arm_plan(workshop.job, workshop.config, arm), "steps": workshop.steps, "rows": len(rows)}
     several = len(training.learning_rate) > 1
     return [
         Trial(
             name=f"{arm.name}/rate-{rate:g}" if several else arm.name, data=data, rows=rows, terms=terms,
             url=files.join(_work_url(workshop.job, arm.name), f"trial-{number}"), judge=workshop.judge,
-            training=training, rate=rate, steps=workshop.steps, seed=workshop.job.seed, plan={**plan, "rate": rate})
+            training=training, rate=rate, steps=workshop.steps, seed=workshop.job.seed, plan={**plan, "rate": rate},
+            units=None if arm.ceiling else workshop.units)
         for number, rate in enumerate(training.learning_rate)]
 
 
@@ -277,7 +295,7 @@ def _finish_trial(workshop: Workshop, arm: Arm, trial: Trial, reporter: Reporter
     training, ranks = trial.training, workshop.ranks
     share = share_of(training.global_batch, ranks.world, group_of(trial.terms))
     pairs, plain = layers_wanted(trial.terms)
-    widths = {layer: hidden.values.shape[1] for layer, hidden in trial.data.hidden.items()}
+    widths = trial.data.widths
     module = copy.deepcopy(workshop.model.module)
     if training.activation_checkpointing:
         checkpoint_activations(module)

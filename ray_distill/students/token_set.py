@@ -5,7 +5,7 @@ between labelling and training.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,7 @@ from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.labels.signal import Distributions, Hidden, Signal, gather_ranges
 from ray_distill.losses.base import LossBatch, SparseTargets
 from ray_distill.models.model import Model
-from ray_distill.students.batches import encode_sorted, is_in, positions_in
+from ray_distill.students.batches import encode_sorted, hex_ids, is_in, positions_in
 from ray_distill.students.sampler import Index
 from ray_distill.students.token_bundle import PLACES
 from ray_distill.tasks.base import Batch, Encoded, Processor, Ragged, TokenTask
@@ -55,15 +55,29 @@ class TokenSet:
         """Number of documents, R."""
         return self.encoded.rows
 
-    @property
-    def row_ids(self) -> pa.Array:
-        """``[R]``: ids of the documents in the snapshot."""
-        return self.encoded.row_ids
-
     @cached_property
     def labelled(self) -> npt.NDArray[np.bool_]:
         """``[R]``: the true next tokens are known, as they are of every text."""
         return np.ones(self.rows, dtype=np.bool_)
+
+    @property
+    def widths(self) -> dict[int, int]:
+        """Numbers of a teacher state by stored layer."""
+        return {layer: hidden.values.shape[1] for layer, hidden in self.hidden.items()}
+
+    def ids_of(self, rows: Index) -> list[str]:
+        """Ids of documents in the snapshot, as hexadecimal text."""
+        return hex_ids(self.encoded.row_ids, rows)
+
+    def states(self, rows: Index) -> dict[int, Hidden]:
+        """Teacher states of documents the teacher has labelled, by stored layer."""
+        return {layer: hidden.take(self.stored[rows]) for layer, hidden in self.hidden.items()}
+
+    def prepare(self, step: int, rows_of: Callable[[int], Index], stop: int) -> None:
+        """Everything is in memory."""
+
+    def close(self) -> None:
+        """There is nothing to end."""
 
     @property
     def drawn(self) -> bool:
@@ -143,7 +157,7 @@ class TokenSet:
 
 def build_token_set(
     table: pa.Table, *, task: TokenTask, processor: Processor, vocabulary: int, labels: tuple[pa.Array, Signal] | None,
-    excluded: pa.Array | None = None, pool: str = "token", packed: int = 0, name: str = "train",
+    excluded: pa.Array | None = None, pool: str = "token", packed: int = 0, name: str = "train", part: bool = False,
 ) -> TokenSet:
     """Join documents of a snapshot (``row_id``, the task's input column) with their teacher labels.
 
@@ -157,12 +171,13 @@ def build_token_set(
         pool: how the signal's hidden states were pooled.
         packed: tokens of a packed sequence; 0 = padded.
         name: of the split, for messages.
+        part: these are but some documents of the split: nothing is logged, and none need be usable.
 
     Raises:
         ConfigError: labels and student have different tokens, classes, or hidden states that are not one a token.
         TrainingError: no usable document is left.
     """
-    encoded = encode_sorted(table, task, processor, name)
+    encoded = encode_sorted(table, task, processor, name, part=part)
     answered = task.positions(encoded)
     stored = positions_in(encoded.row_ids, labels)
     signal = Signal() if labels is None else labels[1]
@@ -176,6 +191,8 @@ def build_token_set(
         task=task, encoded=encoded, answered=answered, truth=task.truth(encoded), stored=stored, packed=packed,
         distil=(stored >= 0) & ~is_in(encoded.row_ids, excluded), distributions=signal.distributions,
         hidden=signal.hidden)
+    if part:
+        return found
     log.info("%s split: %d documents, %d answered tokens, %d documents distilled", name, found.rows,
              len(answered.values), int(found.distil.sum()))
     missing = int((stored < 0).sum())

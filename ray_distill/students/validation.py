@@ -87,12 +87,14 @@ class TokenJudge:
         return Score(value=means["validation_nll"], metrics=means)
 
 
-def choose_judge(data: TrainingSet) -> Judge:
-    """True labels where at least `MIN_LABELLED` rows have one, else the teacher.
+def choose_judge(data: TrainingSet | TokenSet) -> Judge:
+    """Of classifiers true labels where at least `MIN_LABELLED` rows have one, else the teacher.
 
     Raises:
         TrainingError: neither is there.
     """
+    if isinstance(data, TokenSet):
+        return TokenJudge(data=data)
     labelled, taught = np.flatnonzero(data.labels >= 0), np.flatnonzero(data.distil)
     if len(labelled) >= MIN_LABELLED:
         return RowJudge(data=data, rows=labelled, by_label=True)

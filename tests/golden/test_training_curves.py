@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import training_lab as lab
@@ -221,7 +222,7 @@ def test_a_loss_that_is_not_finite_names_step_term_and_rows(tmp_path: Path) -> N
     assert trial.data.teaching is not None
     broken = 30
     trial.data.teaching.logp_RK[broken, 0] = float("nan")
-    row = trial.data.row_ids[broken].as_py().hex()
+    row, = trial.data.ids_of(np.array([broken]))
     with pytest.raises(TrainingError, match=f"the loss term 'soft' is nan at step . of 8; labels .* of {row}: label"):
         run_trial(trial, engine, current_ranks(), lab.Recorder(), resume=False)
     facts, = (tmp_path / "trial" / "diagnosis").glob("*.json")

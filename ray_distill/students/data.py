@@ -1,0 +1,92 @@
+"""Opens what a student trains on and is judged by: in memory where it fits, else read while training goes on."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ray_distill.config import TrainingConfig
+from ray_distill.labels import rowids
+from ray_distill.students.batches import Examples, TrainingSet
+from ray_distill.students.joining import size_of
+from ray_distill.students.ranks import Ranks
+from ray_distill.students.sampler import Index
+from ray_distill.students.streaming import Source, StreamedSet, Unit, scan
+from ray_distill.students.token_set import TokenSet
+
+log = logging.getLogger(__name__)
+
+#: Units whose size in memory is measured, to tell that of all.
+_MEASURED = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """Training rows, their units, and the validation split, which is always in memory."""
+
+    train: Examples
+    units: Index | None
+    """``[U+1]`` number of the first row of each unit; None: one holds everything."""
+    validation: TrainingSet | TokenSet
+
+
+def open_data(source: Source, training: TrainingConfig, ranks: Ranks) -> Opened:
+    """Open training and validation rows; collective.
+
+    The order of examples is a function of the units either way, so that the curve does not depend on where they lie.
+
+    Raises:
+        TrainingError: no row is usable, or rows cannot be read in parts.
+        ConfigError: labels and student do not fit.
+    """
+    units = source.units("train")
+    row_bytes = float(ranks.share(_row_bytes(source, units) if ranks.first and training.stream != "never" else 0.0))
+    rows, budget = sum(unit.stop - unit.start for unit in units), training.memory_gb * 1e9
+    if training.stream == "never" or (training.stream == "auto" and rows * row_bytes <= budget):
+        return _in_memory(source, units)
+    log.info("%d rows take about %.1f GB in memory: they are read while training goes on, within %.1f GB a worker",
+             rows, rows * row_bytes / 1e9, training.memory_gb)
+    _warn_of_little(training, units, row_bytes, ranks)
+    facts = scan(source, units, ranks)
+    table = source.snapshot.read("validation", list(source.columns))
+    held = source.labels.read_rows(rowids.to_numpy(table["row_id"]), source.layers)
+    return Opened(train=StreamedSet(source, units, facts, row_bytes=row_bytes, budget=budget), units=facts.bounds,
+                  validation=source.build(table, labels=held, name="validation"))
+
+
+def _in_memory(source: Source, units: list[Unit]) -> Opened:
+    labels = source.labels.read(layers=source.layers)
+    table = source.snapshot.read("train", list(source.columns))
+    train = source.build(table, labels=labels, name="train")
+    validation: Any = source.build(
+        source.snapshot.read("validation", list(source.columns)), labels=labels, name="validation")
+    return Opened(train=train, units=_bounds(table, units, train), validation=validation)
+
+
+def _bounds(table: pa.Table, units: list[Unit], train: TrainingSet | TokenSet) -> Index | None:
+    """Where units begin among the usable rows, as `scan` finds it; None where rows are not ordered by their ids."""
+    ids, usable = rowids.to_numpy(table["row_id"]), rowids.to_numpy(train.encoded.row_ids)
+    if not (ids[:-1] < ids[1:]).all():
+        return None
+    starts = np.cumsum([unit.stop - unit.start for unit in units])[:-1]
+    return np.concatenate([[0], np.searchsorted(usable, ids[starts]), [len(usable)]]).astype(np.int64)
+
+
+def _row_bytes(source: Source, units: list[Unit]) -> float:
+    """Bytes that a row takes in memory, its labels decoded: the mean over a few units."""
+    some = [units[at] for at in np.unique(np.linspace(0, len(units) - 1, _MEASURED).astype(np.int64))]
+    sizes = [size_of(source.load(unit)) for unit in some]
+    return float(sum(sizes) / sum(unit.stop - unit.start for unit in some))
+
+
+def _warn_of_little(training: TrainingConfig, units: list[Unit], row_bytes: float, ranks: Ranks) -> None:
+    """Say so where the units that are open at a time do not fit: training is right then, but reads them again."""
+    unit_bytes = row_bytes * sum(unit.stop - unit.start for unit in units) / len(units)
+    open_units = min(len(units), training.shuffle_units) / max(1, min(ranks.world, training.shuffle_units // 2))
+    room = training.memory_gb * 1e9 * 3 / 4 / max(unit_bytes, 1.0)
+    if open_units > room:
+        log.warning("a worker has about %d units of %.0f MB open at a time, and student.training.memory_gb %g has room "
+                    "for %d: units will be read several times an epoch; raise it, or lower shuffle_units",
+                    round(open_units), unit_bytes / 1e6, training.memory_gb, int(room))

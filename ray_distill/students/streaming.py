@@ -1,0 +1,220 @@
+"""Training rows that do not fit into memory: units of the snapshot, with their labels, read as the order comes to them.
+
+Rows are numbered as in memory, so batches, and with them curves, are the same. What must be known of every row before
+the first step (is it usable, is it labelled, may the teacher teach it) is found in one pass that the ranks share.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ray_distill.errors import TrainingError
+from ray_distill.labels import rowids
+from ray_distill.labels.reader import LabelSet
+from ray_distill.labels.signal import Hidden, Signal
+from ray_distill.losses.base import LossBatch
+from ray_distill.snapshots.manifest import Shard
+from ray_distill.snapshots.reader import Snapshot
+from ray_distill.students.joining import Rows, join_sets, size_of, take_rows
+from ray_distill.students.ranks import Ranks
+from ray_distill.students.sampler import Index
+from ray_distill.students.unit_cache import UnitCache
+from ray_distill.tasks.base import Batch
+
+Labels = tuple[pa.Array, Signal]
+Mask = npt.NDArray[np.bool_]
+
+#: Rows that are put together at a time, at most: it makes a batch of many units cheap, and bounds what that takes.
+CHUNK_ROWS = 8192
+#: Units that a statistic over all labels is estimated from.
+SAMPLE_UNITS = 16
+
+
+class Build(Protocol):
+    """Joins snapshot rows with labels: `build_set` or `build_token_set` with all else given."""
+
+    def __call__(self, table: pa.Table, *, labels: Labels, name: str, part: bool = False) -> Rows:
+        """A set of the usable rows, ascending by id; see `build_set`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """Rows of the snapshot that are read together: the range of one work unit, whoever labelled it."""
+
+    shard: Shard
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where training rows come from."""
+
+    snapshot: Snapshot
+    labels: LabelSet
+    layers: tuple[int, ...]
+    """Teacher layers whose states are read."""
+    columns: tuple[str, ...]
+    build: Build
+
+    def units(self, split: str) -> list[Unit]:
+        """The ranges into which the shards of a split fall: of the pinned snapshot and store, and of nothing else."""
+        rows = self.labels.manifest.rows_a_unit
+        return [Unit(shard=shard, start=start, stop=min(start + rows, shard.rows))
+                for shard in self.snapshot.shards if shard.split == split for start in range(0, shard.rows, rows)]
+
+    def load(self, unit: Unit) -> Rows:
+        """A unit's usable rows with their labels."""
+        table = self.snapshot.read_range(unit.shard, unit.start, unit.stop, self.columns)
+        labels = self.labels.read_rows(rowids.to_numpy(table["row_id"]), self.layers)
+        return self.build(table, labels=labels, name="train", part=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of every usable row without its labels."""
+
+    bounds: Index
+    """``[U+1]`` number of the first row of each unit."""
+    labelled: Mask
+    distil: Mask
+
+
+def scan(source: Source, units: Sequence[Unit], ranks: Ranks) -> Facts:
+    """Go through all rows once, each shard on one rank, its digest checked; the same facts on every rank.
+
+    Raises:
+        SnapshotError: a shard is damaged.
+        TrainingError: rows are not ordered by their ids, or none is usable.
+    """
+    shards = list({unit.shard.name: unit.shard for unit in units}.values())
+    mine = {shard.name for shard in shards[ranks.rank :: ranks.world]}
+    found: dict[int, tuple[Mask, Mask, bytes, bytes]] = {}
+    whole: tuple[str, pa.Table] | None = None
+    for number, unit in enumerate(units):
+        if unit.shard.name in mine:
+            if whole is None or whole[0] != unit.shard.name:
+                whole = unit.shard.name, source.snapshot.read_shard(unit.shard, source.columns)
+            found[number] = _facts_of(source, whole[1].slice(unit.start, unit.stop - unit.start))
+    every: dict[int, tuple[Mask, Mask, bytes, bytes]] = {}
+    for part in ranks.gather(found):
+        every |= part
+    ordered = [every[number] for number in range(len(units))]
+    if any(left[3] >= right[2] for left, right in zip(ordered, ordered[1:], strict=False)):
+        raise TrainingError(f"{source.snapshot.ref.url}: its rows are not ordered by their ids, so they cannot be read "
+                            "in parts; take the snapshot again, or set student.training.stream to never")
+    bounds = np.append(0, np.cumsum([len(labelled) for labelled, *_ in ordered])).astype(np.int64)
+    if not bounds[-1]:
+        raise TrainingError("the train split has no usable row; give it a larger share in snapshot.splits, or mend "
+                            "the source")
+    return Facts(bounds=bounds, labelled=np.concatenate([labelled for labelled, *_ in ordered]),
+                 distil=np.concatenate([distil for _, distil, *_ in ordered]))
+
+
+def _facts_of(source: Source, table: pa.Table) -> tuple[Mask, Mask, bytes, bytes]:
+    ids = np.sort(rowids.to_numpy(table["row_id"]))
+    known = rowids.to_arrow(source.labels.labelled(ids))
+    part = source.build(table, labels=(known, Signal()), name="train", part=True)
+    return part.labelled, part.distil, ids[0].ljust(16, b"\0"), ids[-1].ljust(16, b"\0")
+
+
+class StreamedSet:
+    """`Examples` whose units are read when they are wanted, on threads, within a budget of bytes."""
+
+    def __init__(self, source: Source, units: Sequence[Unit], facts: Facts, *, row_bytes: float, budget: float) -> None:
+        self.labelled, self.distil, self.rows = facts.labelled, facts.distil, len(facts.labelled)
+        self.drawn = source.labels.manifest.estimator in ("sampled", "hybrid")
+        self._source, self._units, self._bounds = source, units, facts.bounds
+        self._chunk = int(np.clip(budget / 8 / max(row_bytes, 1.0), 1, CHUNK_ROWS))
+        self._cache: UnitCache[Rows] = UnitCache(self._load, size_of, int(budget * 3 / 4))
+        self._held: tuple[Index, Rows] | None = None
+        self._widths: dict[int, int] | None = None
+
+    @property
+    def loads(self) -> int:
+        """Units read so far, by this process."""
+        return self._cache.loads
+
+    @property
+    def widths(self) -> dict[int, int]:
+        """Numbers of a teacher state by stored layer."""
+        if self._widths is None:
+            taught = np.flatnonzero(self.distil)[:1]
+            self._widths = self._joined(taught).widths if len(taught) else {}
+        return self._widths
+
+    def retained_mass(self, temperature: float, rows: Index) -> float:
+        """Mean mass of the stored classes over those of the rows that lie in a few units, evenly spread."""
+        units = np.unique(self._unit_of(rows))
+        some = units[np.linspace(0, len(units) - 1, min(len(units), SAMPLE_UNITS)).astype(np.int64)]
+        joined = self._joined(rows[np.isin(self._unit_of(rows), some)])
+        return joined.retained_mass(temperature, np.arange(joined.rows, dtype=np.int64))
+
+    def ids_of(self, rows: Index) -> list[str]:
+        """Ids of rows in the snapshot, as hexadecimal text."""
+        ids = self._joined(rows).ids_of(np.arange(len(np.unique(rows)), dtype=np.int64))
+        return [ids[at] for at in np.searchsorted(np.unique(rows), rows)]
+
+    def states(self, rows: Index) -> Mapping[int, Hidden]:
+        """Teacher states of rows the teacher has labelled, by stored layer; each row once, ascending."""
+        joined = self._joined(rows)
+        return joined.states(np.arange(joined.rows, dtype=np.int64))
+
+    def prepare(self, step: int, rows_of: Callable[[int], Index], stop: int) -> None:
+        """Put the rows of this step and some after it together, and begin to read what comes after these."""
+        now = rows_of(step)
+        if self._holds(now):
+            return
+        span = max(1, self._chunk // max(len(now), 1))
+        rows = np.concatenate([now, *(rows_of(at) for at in range(step + 1, min(step + span, stop)))])
+        self._hold(rows)
+        later = [rows_of(at) for at in range(min(step + span, stop), min(step + 2 * span, stop))]
+        if later:
+            units = np.unique(self._unit_of(np.concatenate(later)))
+            self._cache.ask(units.tolist(), keep=np.unique(self._unit_of(rows)).tolist())
+
+    def batch(self, rows: Index, real: Mask | None = None) -> tuple[Batch, LossBatch]:
+        """See `Examples`."""
+        if not self._holds(rows):
+            self._hold(rows)
+        assert self._held is not None
+        return self._held[1].batch(np.searchsorted(self._held[0], rows).astype(np.int64), real)
+
+    def close(self) -> None:
+        """End the threads and forget what was read."""
+        self._cache.close()
+        self._held = None
+
+    def _holds(self, rows: Index) -> bool:
+        if self._held is None:
+            return False
+        held = self._held[0]
+        return bool((held[np.minimum(np.searchsorted(held, rows), len(held) - 1)] == rows).all())
+
+    def _hold(self, rows: Index) -> None:
+        self._held = None  # not two at a time
+        self._held = np.unique(rows), self._joined(rows)
+
+    def _joined(self, rows: Index) -> Rows:
+        """A set of these rows, ascending and each once."""
+        rows = np.unique(rows)
+        unit = self._unit_of(rows)
+        parts = {}
+        for number, data in self._cache.each(np.unique(unit).tolist()):
+            parts[number] = take_rows(data, rows[unit == number] - self._bounds[number])
+        return join_sets([parts[number] for number in sorted(parts)])
+
+    def _unit_of(self, rows: Index) -> Index:
+        return np.searchsorted(self._bounds, rows, side="right").astype(np.int64) - 1
+
+    def _load(self, number: int) -> Rows:
+        unit, expected = self._units[number], int(self._bounds[number + 1] - self._bounds[number])
+        found = self._source.load(unit)
+        if found.rows != expected:
+            raise TrainingError(f"{unit.shard.name}: {found.rows} of the rows {unit.start} to {unit.stop} are usable, "
+                                f"{expected} were when training began: the snapshot has changed; restore it")
+        return found

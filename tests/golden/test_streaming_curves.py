@@ -1,0 +1,72 @@
+"""A language model trained from labels that are read while it trains: the curve of one that has them in memory."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from language_store_lab import config_of, documents, labelled, train, write_texts
+from training_lab import Recorder
+
+from ray_distill.artifacts import LabelSetRef
+from ray_distill.config import Campaign
+from ray_distill.students.run import TrainingJob, run_arms
+from ray_distill.testing.gloo import run_gloo
+from ray_distill.testing.models import write_tiny_causal_model
+
+STREAM = {"stream": "always", "memory_gb": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a teacher and 150 texts, a few of them too short to learn from."""
+    folder = tmp_path_factory.mktemp("streaming")
+    write_tiny_causal_model(folder / "teacher", seed=1)
+    write_texts(folder / "texts.jsonl", [*documents(150, 4), "a", "b", "c", "d", "e", "f"])
+    return folder
+
+
+def campaign(home: Path, **training: Any) -> Campaign:
+    """Units of 8 documents, four of them open at a time; labels are drawn, and a teacher's layer is matched."""
+    config = config_of(
+        home, home / "texts.jsonl", training={"shuffle_units": 4, "epochs": 2, **training}, unit_rows=8,
+        teacher={"model": str(home / "teacher")}, signal={"estimator": "sampled", "draws": 6},
+        hidden={"layers": [-1], "pool": "token"})
+    return config.model_copy(update={"student": config.student.model_copy(update={
+        "losses": {**config.student.losses, "hidden": type(config.student.losses["soft"])(weight=0.5)}})})
+
+
+@pytest.fixture(scope="module")
+def labels(home: Path) -> LabelSetRef:
+    """Their labels."""
+    return labelled(campaign(home))
+
+
+def curve(recorder: Recorder) -> list[dict[str, float]]:
+    """Every metric of every step but the speed."""
+    return [{name: value for name, value in recorder.curve[step].items() if name != "examples_per_second"}
+            for step in sorted(recorder.curve)]
+
+
+@pytest.mark.parametrize("packed", [0, 64])
+def test_the_curve_is_that_of_memory(home: Path, labels: LabelSetRef, tmp_path: Path, packed: int) -> None:
+    """Losses, validation and weights of every step to the bit: units are read on threads, in pieces, and dropped."""
+    _, memory = train(campaign(home, packed=packed), labels, tmp_path / "memory")
+    _, streamed = train(campaign(home, packed=packed, **STREAM), labels, tmp_path / "streamed")
+    assert curve(streamed) == curve(memory)
+    assert len(memory.curve) > 12
+
+
+def _ranks(config: Campaign, labels: LabelSetRef, output: str) -> list[dict[str, float]]:
+    recorder = Recorder()
+    run_arms(TrainingJob(config=config.model_dump(mode="json", by_alias=True), arms=("student",), output=output,
+                         labels=labels), recorder)
+    return curve(recorder)
+
+
+@pytest.mark.slow
+def test_ranks_share_the_scan_and_the_curve(home: Path, labels: LabelSetRef, tmp_path: Path) -> None:
+    """Two ranks, each reading the units of its own lanes: the curve of one in memory, within rounding."""
+    _, memory = train(campaign(home), labels, tmp_path / "memory")
+    for found in run_gloo(_ranks, 2, campaign(home, workers=2, **STREAM), labels, str(tmp_path / "streamed")):
+        for ours, theirs in zip(found, curve(memory), strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6)

@@ -81,6 +81,8 @@ def scales_of(data: Examples) -> dict[int, float]:
     """Mean squared length of the stored vectors of each layer, over rows in a few places evenly spread: as many as are
     read at once where data are streamed, and the same ones where they are not.
     """
+    if not data.widths:
+        return {}
     most = SCALE_PLACES * SCALE_ROWS
     starts = np.linspace(0, max(0, data.rows - SCALE_ROWS), SCALE_PLACES).astype(np.int64)
     near = (starts[:, None] + np.arange(SCALE_ROWS)).ravel()

@@ -156,6 +156,8 @@ class StreamedSet:
 
     def ids_of(self, rows: Index) -> list[str]:
         """Ids of rows in the snapshot, as hexadecimal text."""
+        if len(rows) == 0:
+            return []
         ids = self._joined(rows).ids_of(np.arange(len(np.unique(rows)), dtype=np.int64))
         return [ids[at] for at in np.searchsorted(np.unique(rows), rows)]
 

@@ -22,7 +22,7 @@ from ray_distill.students.batches import TrainingSet, build_set
 from ray_distill.students.bundle import build_bundle
 from ray_distill.students.engine import Engine, build_engine
 from ray_distill.students.loop import Trial, run_trial
-from ray_distill.students.matching import layers_wanted, pairs_of, state_scales
+from ray_distill.students.matching import layers_wanted, pairs_of, scales_of
 from ray_distill.students.ranks import current_ranks
 from ray_distill.students.sampler import share_of
 from ray_distill.students.terms import build_terms, group_of
@@ -138,7 +138,7 @@ def build(lab: Lab) -> tuple[Trial, Engine]:
     data = data_of(model, ROWS, 1, 0.5)
     plan = {"labels": lab.labels}
     terms = build_terms(losses, steps=lab.steps, temperatures=(1.0, 2.0), layers=pairs_of(losses, LAYERS, model),
-                        scales=state_scales(data.hidden))
+                        scales=scales_of(data))
     projected, plain = layers_wanted(terms)
     trial = Trial(
         name="student", url=f"{lab.folder}/{lab.trial}", data=data, rows=np.arange(data.rows), steps=lab.steps, seed=3,

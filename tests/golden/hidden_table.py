@@ -6,14 +6,17 @@
 Text: MiniLM and 20 Newsgroups; images: a residual network and MNIST digits; students as in `jobs/configs`, trained for
 a share of the epochs there. The teacher's last layer is stored on a PCA basis, once pooled and once a token (for
 `relation`), beside the same soft labels; text is cut to as many tokens for the teacher as for the student, whose tokens
-must be the teacher's. Labels are taken by `label` with real Ray; students are trained one after the other by
-`students.run` in this process, by plain torch in one thread. What is finished is not done again: the same command goes
-on where it was.
+must be the teacher's. All is done in this process, without Ray: labels are taken unit by unit, then `students.run`
+trains one student after the other by plain torch in one thread. What is finished is not done again: the same command
+goes on where it was.
 
-An arm ``soft+KIND`` has the weight of its hidden loss chosen by validation NLL of its first seed; ``hard+KIND``, which
-has no soft labels, takes the same. Its few true labels are there for the classifier's head, which hidden states do not
-teach. A number is the mean over the seeds; its interval is of the test rows (the mean of the seeds' own), and behind ±
-is half the range of the seeds. Differences are paired, row by row and seed by seed.
+``soft`` is the golden run without its hidden loss: soft labels, and of text 400 true labels beside them, at weight 0.5;
+``hard`` is those few true labels alone (400 texts, 200 images). An arm ``soft+KIND`` has the weight of its hidden loss
+chosen by validation NLL of its first seed; ``hard+KIND``, hidden states without soft labels, takes the same. Its few
+true labels are there for the classifier's head, which hidden states do not teach.
+
+A number is the mean over the seeds; its interval is of the test rows (the mean of the seeds' own), and behind ± is half
+the range of the seeds. Differences are paired, row by row and seed by seed.
 """
 
 import argparse
@@ -36,16 +39,24 @@ from ray_distill.evaluation.metrics import compare_classification, measure_class
 from ray_distill.evaluation.predict import predictor
 from ray_distill.evaluation.predictions import join_predictions
 from ray_distill.examples import mnist, newsgroups
-from ray_distill.models.load import load_model
+from ray_distill.labels.fits import write_fits
+from ray_distill.labels.store import create_or_open
+from ray_distill.labels.writer import write_attempt
+from ray_distill.models.load import load_model, load_processor
 from ray_distill.models.model import Model
-from ray_distill.runtime import campaign, cluster
+from ray_distill.runtime import campaign
+from ray_distill.runtime.answering import answer_all, ask_of
+from ray_distill.runtime.fitting import look, with_found
 from ray_distill.runtime.label_stage import head_of
+from ray_distill.runtime.label_steps import read_inputs
 from ray_distill.runtime.session import absolute
+from ray_distill.runtime.teaching import make_manifest, prepare_teacher
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.students.reporter import SilentReporter
 from ray_distill.students.run import TrainingJob, run_arms
 from ray_distill.tasks.catalogue import TASKS
+from ray_distill.teachers.engines import open_teacher
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
 #: By name the loss and its settings, and how its states are stored.
@@ -69,16 +80,17 @@ class Data:
     """Settings that name what ``prepare`` has made, below its folder."""
     settings: tuple[str, ...]
     """What differs from the golden run."""
-    temperature: int
+    soft: Mapping[str, Any]
+    """The golden run's losses without its hidden one."""
 
 
 DATA: Mapping[str, Data] = {
     "text": Data(
-        config="newsgroups.yaml", prepare=newsgroups.prepare, temperature=1,
+        config="newsgroups.yaml", prepare=newsgroups.prepare, soft={"soft": {}, "hard": {"weight": 0.5}},
         sources={"snapshot.source": "traffic.parquet", "labels.teacher.model": "minilm"},
         settings=("labels.teacher.max_length=64", "labels.hidden.rank=64", "student.training.epochs=2")),
     "image": Data(
-        config="digits.yaml", prepare=mnist.prepare, temperature=4,
+        config="digits.yaml", prepare=mnist.prepare, soft={"soft": {"temperature": 4}},
         sources={"snapshot.source": "traffic.parquet", "labels.teacher.model": "teacher"},
         settings=("labels.hidden.rank=32", "student.training.epochs=6"))}
 
@@ -139,16 +151,32 @@ def _labels(asked: Asked, data: str) -> dict[str, LabelSetRef]:
     """The teacher's labels, by how its states are pooled."""
     if not (asked.folder / data / "traffic.parquet").exists():
         DATA[data].prepare(asked.folder / data)
-    found = {}
+    found = dict[str, LabelSetRef]()
     for pool in ("mean", "token"):
         kept = asked.folder / data / f"labels-{pool}.json"
         if not kept.exists():
-            config = _config(asked, data, pool)
-            with cluster.connected():
-                ref = campaign.label(config, campaign.snapshot(config))
-            kept.write_text(ref.to_json())
+            head_url = head_of(found["mean"].store) if found else None
+            kept.write_text(_label(_config(asked, data, pool), head_url).to_json())
+            _say(f"{data}: labelled, hidden states by {pool}")
         found[pool] = LabelSetRef.from_json(kept.read_text())
     return found
+
+
+def _label(config: Campaign, head_url: str | None) -> LabelSetRef:
+    """Label the campaign's snapshot unit by unit, as the stages do on a cluster."""
+    snapshot = campaign.snapshot(config)
+    facts = prepare_teacher(config, snapshot, head_url)
+    wanted = make_manifest(config, facts)
+    found = look(config, snapshot, facts.head_url, wanted)
+    store = create_or_open(config.store_url, with_found(wanted, found, write_fits(config.store_url, found.fits)))
+    task, teacher = TASKS[config.task], open_teacher(config.labels.teacher, task=config.task, head_url=facts.head_url)
+    ask, processor = ask_of(store.manifest, found.fits), load_processor(config.labels.teacher, task=config.task)
+    for unit in store.pending(open_snapshot(snapshot)):
+        encoded = task.encode(read_inputs(snapshot, unit, task.input_column), processor)
+        row_ids, signal, unusable = answer_all(teacher, encoded, ask, store.manifest.batch)
+        rejected = [*unusable, *((row.row_id, row.reason) for row in encoded.rejected)]
+        store.commit([write_attempt(config.store_url, store.manifest, unit, row_ids, signal, rejected)])
+    return store.ref(snapshot)
 
 
 def _train_arm(asked: Asked, data: str, arm: str, labels: Mapping[str, LabelSetRef]) -> float:
@@ -183,9 +211,11 @@ def _train(
     pool = KINDS[arm.partition("+")[2]][2] if "+" in arm else "mean"
     config, output, started = _config(asked, data, pool), str(asked.folder / data / "students" / name), time.monotonic()
     value = config.model_dump(mode="json", by_alias=True)
-    value["student"]["losses"] = losses_of(arm, weight, DATA[data].temperature)
+    value["student"]["losses"] = losses_of(arm, weight, DATA[data].soft)
+    head = head_of(labels[pool].store)
     job = TrainingJob(config=value, labels=labels[pool], seed=seed, output=output, resume=True,
-                      arms=("baseline_hard_labels",) if arm == "hard" else ("student",))
+                      arms=("baseline_hard_labels",) if arm == "hard" else ("student",),
+                      teacher_rows_url=files.join(head, "fitted_rows.parquet") if head else None)
     watching = Watching()
     (ref,) = run_arms(job, watching)
     results.mkdir(exist_ok=True)
@@ -197,11 +227,11 @@ def _train(
     return facts
 
 
-def losses_of(arm: str, weight: float, temperature: int) -> dict[str, Any]:
-    """The losses of an arm. Steps are counted by them: those of true labels alone are trained as a baseline, for as
-    many steps as all others."""
+def losses_of(arm: str, weight: float, soft: Mapping[str, Any]) -> dict[str, Any]:
+    """The losses of an arm. Steps are counted by them: true labels alone are trained on as a baseline of ``soft``, for
+    as many steps as all others."""
     first, _, kind = arm.partition("+")
-    found: dict[str, Any] = {"hard": {}} if first == "hard" and kind else {"soft": {"temperature": temperature}}
+    found: dict[str, Any] = {"hard": {}} if first == "hard" and kind else dict(soft)
     if kind:
         loss, settings, _ = KINDS[kind]
         found[loss] = {"weight": weight, **settings}

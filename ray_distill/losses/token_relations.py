@@ -19,7 +19,7 @@ class TokenRelation:
     A token's relation to the tokens of its row is ``softmax(h Hᵀ / √d)`` in each of ``heads`` slices of d dimensions;
     more of them make it softer. The KL is averaged over the tokens, the heads and the pairs of layers. Rows of a single
     token have nothing to compare and weigh 0. Of a language model a row's tokens are its answered positions, and each
-    weighs as much as any other position.
+    weighs as much as any other position. Of each row ``heads · L²`` numbers are held.
 
     Raises (when called):
         ValueError: a layer is missing, is pooled, or has a width that is no multiple of ``heads``.

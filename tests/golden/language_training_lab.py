@@ -27,11 +27,13 @@ from ray_distill.runtime.answering import answer_all
 from ray_distill.students.bundle import layer_pairs, make_projections
 from ray_distill.students.engine import Engine, build_engine, checkpoint_activations
 from ray_distill.students.loop import Trial, run_trial
+from ray_distill.students.loss_settings import wants_layers
+from ray_distill.students.matching import layers_wanted, pairs_of, state_scales
 from ray_distill.students.ranks import current_ranks
 from ray_distill.students.reporter import TrainingStopped
-from ray_distill.students.sampler import global_batch_at
+from ray_distill.students.sampler import global_batch_at, share_of
 from ray_distill.students.schedules import rate_factor
-from ray_distill.students.terms import build_terms
+from ray_distill.students.terms import build_terms, group_of
 from ray_distill.students.token_bundle import TokenBundle
 from ray_distill.students.token_set import TokenSet, build_token_set
 from ray_distill.students.validation import TokenJudge
@@ -95,7 +97,7 @@ def labels_of(lab: Lab, table: pa.Table) -> tuple[pa.Array, Signal]:
     """What the teacher says of all rows but the first two, which it has not labelled."""
     teacher = open_teacher(TeacherConfig(model=f"{lab.folder}/teacher"), task=TASK)
     ask = Ask(estimator=lab.estimator, k=6, draws=9, temperatures=TEMPERATURES, seed=3, pool="token",
-              layers=LAYERS if "hidden" in lab.losses else ())
+              layers=LAYERS if any(map(wants_layers, lab.losses)) else ())
     ids, signal, _ = answer_all(teacher, teacher.task.encode(table.slice(2), teacher.model.processor), ask, batch=5)
     return ids, signal
 
@@ -132,19 +134,22 @@ def build(lab: Lab) -> tuple[Trial, Engine]:
     torch.set_num_threads(1)
     ranks, training, model = current_ranks(), settings_of(lab), student_of(lab)
     data = data_of(lab, model, rows=DOCUMENTS, seed=1, packed=training.packed)
-    pairs = layer_pairs("uniform", LAYERS, model) if "hidden" in lab.losses else {}
+    terms = build_terms(losses_of(lab), steps=lab.steps, temperatures=TEMPERATURES, scales=state_scales(data.hidden),
+                        layers=pairs_of(losses_of(lab), LAYERS, model))
+    pairs, plain = layers_wanted(terms)
     widths = {layer: hidden.values.shape[1] for layer, hidden in data.hidden.items()}
     module = copy.deepcopy(model.module)
     if training.activation_checkpointing:
         checkpoint_activations(module)
-    bundle = TokenBundle(module, make_projections(model, layers=pairs, widths=widths, seed=3))
+    bundle = TokenBundle(module, make_projections(model, layers=pairs, widths=widths, seed=3), plain)
     trial = Trial(
         name="student", url=f"{lab.folder}/{lab.trial}", data=data, rows=np.arange(data.rows), steps=lab.steps, seed=3,
-        terms=build_terms(losses_of(lab), steps=lab.steps, temperatures=TEMPERATURES, layers={"hidden": pairs}),
+        terms=terms,
         judge=TokenJudge(data=data_of(lab, model, rows=14, seed=2, packed=training.packed)), training=training,
         rate=training.learning_rate[0], plan={})
     return trial, build_engine(
-        bundle, training, ranks, passes=-(-GLOBAL_BATCH // (ranks.world * training.micro_batch)))
+        bundle, training, ranks,
+        passes=-(-share_of(GLOBAL_BATCH, ranks.world, group_of(terms)) // training.micro_batch))
 
 
 def run(lab: Lab) -> Ran:

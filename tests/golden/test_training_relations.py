@@ -4,7 +4,9 @@
 """
 
 from dataclasses import replace
+from pathlib import Path
 
+import language_training_lab as language
 import pytest
 import training_lab as lab
 from training_lab import Lab, assert_same_curve
@@ -64,3 +66,17 @@ def test_ranks_do_not_matter(run: Lab, reference: lab.Ran, world: int) -> None:
     for ranks in zip(*run_gloo(lab.run_all, world, labs), strict=True):
         for ran in ranks:
             assert_same_curve(ran, reference)
+
+
+def test_language_models_have_groups_of_documents_and_relations_of_their_tokens(tmp_path: Path) -> None:
+    """Of 30 documents in batches of 12, padded or packed, in passes of four or all: the same curve, norms too."""
+    losses = {"soft": {}, "relation": {"weight": 0.5, "heads": 4}, "cka": {"group": 4}, "rkd_distance": {"group": 4}}
+    folder = language.write_models(tmp_path)
+    curves = [language.run(language.Lab(
+        folder=folder, losses=losses, steps=4, training={"gradient_norms_every": 2, **training})).curve
+        for training in ({"micro_batch": 12}, {"micro_batch": 4}, {"micro_batch": 4, "packed": 64})]
+    for curve in curves[1:]:
+        for step, values in curves[0].items():
+            for name in set(values) - {"examples_per_second"}:
+                assert curve[step][name] == pytest.approx(values[name], rel=1e-4, abs=1e-6), (step, name)
+    assert {"loss_relation", "gradient_norm_relation", "gradient_norm_soft"} <= set(curves[0][2])

@@ -30,11 +30,12 @@ from ray_distill.config.section import Dtype, Pool, Section
 from ray_distill.config.sequences import SequenceFilters, SequencesConfig
 from ray_distill.config.snapshot import Columns, SnapshotConfig, Splits
 from ray_distill.config.student import LossConfig, Schedule, StudentConfig, StudentModel, TrainingConfig
+from ray_distill.config.sweep import StopConfig, SweepConfig, TrialConfig
 
 __all__ = [
     "DEFAULT_LIMITS", "Campaign", "CheckConfig", "Columns", "CostConfig", "DriftConfig", "Dtype", "EvaluationConfig",
     "GateConfig", "HeadConfig", "HiddenConfig", "LabelsConfig", "LanguageConfig", "Limit", "LossConfig", "PlanConfig",
     "Pool", "Resources", "Schedule", "Section", "SequenceFilters", "SequencesConfig", "SignalConfig", "SnapshotConfig",
-    "Splits", "StudentConfig", "StudentModel", "TeacherConfig", "TrackingConfig", "TrainingConfig", "load_config",
-    "parse_config",
+    "Splits", "StopConfig", "StudentConfig", "StudentModel", "SweepConfig", "TeacherConfig", "TrackingConfig",
+    "TrainingConfig", "TrialConfig", "load_config", "parse_config",
 ]

@@ -132,6 +132,12 @@ def require_bundles(bundles: Sequence[Mapping[str, float]], what: str) -> None:
                        "the config, or the cluster")
 
 
+def slots(bundle: Mapping[str, float]) -> int:
+    """How many bundles of this kind the cluster holds at once, each on one node."""
+    wanted = {name: amount for name, amount in bundle.items() if amount > 0}
+    return sum(int(min(node.get(name, 0) / amount for name, amount in wanted.items())) for node in _nodes())
+
+
 def _nodes() -> list[dict[str, float]]:
     """Resources of every node that is alive."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -16,7 +16,7 @@ from ray_distill.runtime import entrypoint
 
 ROOT = Path(__file__).parents[2]
 JOBS = sorted((ROOT / "jobs").glob("*.py"))
-NAMES = ["evaluate", "label", "pipeline", "promote", "relabel", "snapshot", "train", "write"]
+NAMES = ["evaluate", "label", "pipeline", "promote", "relabel", "snapshot", "sweep", "train", "write"]
 CONFIG = """
 campaign: tiny
 task: text_classification

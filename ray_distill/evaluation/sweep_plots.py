@@ -7,18 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from ray_distill.evaluation.plots import COLOURS, INK, draw_grid, styled_figure
 from ray_distill.evaluation.sweep import SweepResult, TrialResult
 
 BEST, FAILED = COLOURS["student"], "#c0392b"
+#: Behind the numbers on the axes; a page puts its own ground in its place.
+GROUND = "#fefefe"
 #: From the worst finished trial to the best.
-_SHADES = LinearSegmentedColormap.from_list("quality", ["#c9ced6", "#9db8e8", BEST])
+_SHADES = LinearSegmentedColormap.from_list("quality", ["#a3a9b2", "#86a5de", BEST])
 #: Above this ratio of the largest to the smallest value an axis is logarithmic.
-LOG_RATIO = 20.0
+LOG_RATIO = 10.0
 #: Distinct values up to which each has its own tick.
 MOST_TICKS = 8
 #: Least distance of two ticks, as a share of the axis.
@@ -56,6 +59,8 @@ def axes_of(result: SweepResult, values: dict[str, Sequence[Any]]) -> list[Axis]
 
 def make_axis(name: str, values: Sequence[Any], *, upside_down: bool = False) -> Axis:
     """Place values on an axis: numbers by size, everything else evenly in the order in which it comes."""
+    if all(isinstance(value, list) and len(value) == 1 for value in values if value is not None):
+        values = [value and value[0] for value in values]  # one learning rate is a list of one
     known = [value for value in values if value is not None]
     if known and all(isinstance(value, int | float) and not isinstance(value, bool) for value in known):
         place = _scale(known)
@@ -85,14 +90,14 @@ def parallel_figure(result: SweepResult, values: dict[str, Sequence[Any]]) -> Fi
     shade = _shades(result)
     with styled_figure(max(6.4, 1.45 * len(columns)), 4.4) as (figure, (axes,)):
         for at, column in enumerate(columns):
-            _draw_axis(axes, at, column)
+            _draw_axis(axes, at, column, last=at == len(columns) - 1)
         for index, trial in sorted(enumerate(trials), key=lambda item: _rank(result, item[1])):
             heights = [column.places[index] for column in columns]
             points = [(at, height) for at, height in enumerate(heights) if height is not None]
             if points:
                 (line,) = axes.plot(*zip(*points, strict=True), **_look(result, trial, shade))
                 line.set_gid(f"trial-{trial.number}")
-        axes.set(xlim=(-0.35, len(columns) - 0.45), ylim=(-0.04, 1.04), yticks=[])
+        axes.set(xlim=(-0.4, len(columns) - 0.6), ylim=(-0.04, 1.04), yticks=[])
         axes.set_xticks(range(len(columns)), labels=[_broken(column.name) for column in columns])
         axes.tick_params(axis="x", length=0, pad=8)
         axes.spines[:].set_visible(False)
@@ -111,15 +116,15 @@ def frontier_figure(result: SweepResult) -> Figure:
             sizes = [float(getattr(trial.efficiency, field)) for trial in shown]
             for trial, size in zip(shown, sizes, strict=True):
                 _mark(panel, trial, size, trial.metrics[result.objective])
-            if sizes and max(sizes) / min(sizes) >= LOG_RATIO:
-                panel.set_xscale("log")
+            _scale_axis(panel.xaxis, sizes)
             panel.set_xlabel(name)
             panel.margins(0.12)
             draw_grid(panel, "both")
         panels[0].set_ylabel(objective_name(result))
+        _scale_axis(panels[0].yaxis, [trial.metrics[result.objective] for trial in shown])
         if not result.more_is_better:
             panels[0].invert_yaxis()
-        for label, filled in (("on the frontier of all three", True), ("beaten in all three", False)):
+        for label, filled in (("on the frontier", True), ("another is at least as good in all three", False)):
             panels[0].plot([], [], "o", **_marker(filled), label=label)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
@@ -132,7 +137,7 @@ def objective_name(result: SweepResult) -> str:
 
 
 def _mark(panel: Axes, trial: TrialResult, x: float, y: float) -> None:
-    panel.plot([x], [y], "o", zorder=3 if trial.on_frontier else 2, **_marker(trial.on_frontier))
+    panel.plot([x], [y], "o", zorder=2 if trial.on_frontier else 3, **_marker(trial.on_frontier))
     if trial.on_frontier:
         panel.annotate(str(trial.number), (x, y), xytext=(5, 4), textcoords="offset points", color=INK, fontsize=8)
 
@@ -167,27 +172,42 @@ def _look(result: SweepResult, trial: TrialResult, shade: Callable[[TrialResult]
     return {"color": _SHADES(shade(trial)), "linewidth": 1.5}
 
 
-def _draw_axis(axes: Axes, at: int, column: Axis) -> None:
+def _draw_axis(axes: Axes, at: int, column: Axis, *, last: bool) -> None:
+    side = 1 if last else -1
     axes.plot([at, at], [0, 1], color=INK, linewidth=0.8, alpha=0.55, zorder=1)
     for height, text in column.ticks:
-        axes.plot([at - 0.03, at], [height, height], color=INK, linewidth=0.8, alpha=0.55, zorder=1)
-        axes.text(at - 0.05, height, text, ha="right", va="center", fontsize=7.5, color=INK, zorder=4,
-                  bbox={"boxstyle": "round,pad=0.12", "facecolor": (1, 1, 1, 0), "edgecolor": "none"})
+        axes.plot([at, at + side * 0.03], [height, height], color=INK, linewidth=0.8, alpha=0.55, zorder=1)
+        axes.text(at + side * 0.06, height, text, ha="left" if last else "right", va="center", fontsize=7.5, color=INK,
+                  zorder=4, bbox={"boxstyle": "round,pad=0.15", "facecolor": GROUND, "edgecolor": "none", "alpha": 0.8})
 
 
 def _scale(values: Sequence[float]) -> Callable[[float], float]:
     low, high = min(values), max(values)
     if low == high:
         return lambda value: 0.5
-    if low > 0 and high / low >= LOG_RATIO:
+    if _wide(values):
         return lambda value: math.log(value / low) / math.log(high / low)
     return lambda value: (value - low) / (high - low)
+
+
+def _scale_axis(axis: XAxis | YAxis, values: Sequence[float]) -> None:
+    """Plain numbers on an axis, which is logarithmic where values are far apart."""
+    if _wide(values):
+        (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+
+
+def _wide(values: Sequence[float]) -> bool:
+    """Whether values are for a logarithmic axis."""
+    return len(values) > 0 and min(values) > 0 and max(values) / min(values) >= LOG_RATIO
 
 
 def _round_ticks(values: Sequence[float], place: Callable[[float], float]) -> list[float]:
     """Both ends and round numbers between them."""
     low, high = values[0], values[-1]
-    if low > 0 and high / low >= LOG_RATIO:
+    if _wide(values):
         between: list[float] = [10.0**power for power in range(math.ceil(math.log10(low)),
                                                                math.floor(math.log10(high)) + 1)]
     else:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from ray_distill.evaluation.plots import figure_svg
 from ray_distill.evaluation.sweep import SweepResult, TrialResult
-from ray_distill.evaluation.sweep_plots import frontier_figure, objective_name, parallel_figure
+from ray_distill.evaluation.sweep_plots import GROUND, frontier_figure, objective_name, parallel_figure
 
 NONE = "–"
 
@@ -73,11 +73,11 @@ def _timed(result: SweepResult) -> bool:
 
 
 def _titled(svg: str, result: SweepResult) -> str:
-    """Give each line its title, which a browser shows beside the mouse."""
+    """Give each line its title, which a browser shows beside the mouse, and the numbers the page's own ground."""
     for trial in result.own:
         group = f'<g id="trial-{trial.number}">'
         svg = svg.replace(group, f'{group}<title>{html.escape(told(result, trial))}</title>')
-    return svg
+    return svg.replace(GROUND, "var(--ground)")
 
 
 def _tiles(result: SweepResult) -> list[dict[str, str]]:

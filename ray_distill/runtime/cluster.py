@@ -132,10 +132,9 @@ def require_bundles(bundles: Sequence[Mapping[str, float]], what: str) -> None:
                        "the config, or the cluster")
 
 
-def slots(bundle: Mapping[str, float]) -> int:
-    """How many bundles of this kind the cluster holds at once, each on one node."""
-    wanted = {name: amount for name, amount in bundle.items() if amount > 0}
-    return sum(int(min(node.get(name, 0) / amount for name, amount in wanted.items())) for node in _nodes())
+def capacity(name: str) -> float:
+    """How much of a resource (``CPU``, ``GPU``) the nodes that are alive have together."""
+    return sum(node.get(name, 0.0) for node in _nodes())
 
 
 def _nodes() -> list[dict[str, float]]:

@@ -6,6 +6,7 @@ A trial of several ranks is a Ray Train run. Either goes on from its checkpoint 
 
 import pickle
 import tempfile
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +17,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_distill.artifacts import StudentRef
 from ray_distill.config import StopConfig, TrainingConfig
 from ray_distill.errors import ClusterError
-from ray_distill.runtime.cluster import explain, require_bundles, slots
+from ray_distill.evaluation.cost import SECONDS_AN_HOUR
+from ray_distill.runtime.cluster import capacity, explain, require_bundles
 from ray_distill.runtime.console import say
 from ray_distill.runtime.desk import Desk
 from ray_distill.runtime.mailbox import StepMetrics
@@ -29,17 +31,20 @@ from ray_distill.students.reporter import TrainingStopped
 POLL_SECONDS = 0.5
 
 
-def at_once(planned: Sequence[Planned], most: int | None) -> int:
-    """How many trials run at a time.
+def require_room(planned: Sequence[Planned]) -> None:
+    """Refuse trials that would wait for ever.
 
     Raises:
-        ClusterError: one does not fit the cluster.
+        ClusterError: one does not fit the cluster, even alone.
     """
-    found = []
     for training in {training.model_dump_json(): training for training in map(training_of, planned)}.values():
         require_bundles([resources_of(training)] * training.workers, "a trial of the sweep")
-        found.append(slots(resources_of(training)) // training.workers)
-    return most or max(1, min(found, default=1))
+
+
+def need(planned: Planned) -> dict[str, float]:
+    """What a trial takes of the cluster, over all of its ranks."""
+    training = training_of(planned)
+    return {name: training.workers * amount for name, amount in resources_of(training).items()}
 
 
 def training_of(planned: Planned) -> TrainingConfig:
@@ -51,7 +56,7 @@ class Schedule:
     """The trials that are still to be trained, and those that are being trained."""
 
     def __init__(
-        self, todo: Sequence[Planned], others: Sequence[Planned], stop: StopConfig | None, *, most: int,
+        self, todo: Sequence[Planned], others: Sequence[Planned], stop: StopConfig | None, *, most: int | None,
         begun: Callable[[Planned], None], stepped: Callable[[str, StepMetrics], None],
         ended: Callable[[Planned, Outcome], None],
     ) -> None:
@@ -61,13 +66,16 @@ class Schedule:
             todo: in the order in which they start.
             others: trials of the sweep that have ended before; what they had at their rungs counts.
             stop: the rule that stops a trial.
-            most: trials at once.
+            most: trials at once, queued by Ray if they do not fit; None = as many as fit what the cluster has.
             begun: called when a trial starts, again if it was lost and starts again.
             stepped: called with every step's numbers and the trial's key; a trial that was lost repeats steps.
             ended: called with what became of a trial.
         """
         self._waiting, self._most = deque(todo), most
         self._running: dict[str, tuple[Planned, Any]] = {}
+        self._since: dict[str, float] = {}
+        self.hours: dict[str, float] = {"CPU": 0.0, "GPU": 0.0}
+        """Reserved by trials that have ended, by resource."""
         self._lost: dict[str, int] = {}
         self._begun, self._stepped, self._ended = begun, stepped, ended
         known = {one.key: known_rungs(one.task.job.output, one.task.rule) for one in (*todo, *others)}
@@ -84,13 +92,26 @@ class Schedule:
         with tempfile.TemporaryDirectory(prefix="ray-distill-sweep-", ignore_cleanup_errors=True) as folder:
             try:
                 while self._waiting or self._running:
-                    while self._waiting and len(self._running) < self._most:
+                    while self._waiting and self._has_room(self._waiting[0]):
                         self._start(self._waiting.popleft(), folder)
                     done, _ = ray.wait([ref for _, ref in self._running.values()], timeout=POLL_SECONDS)
                     self._look(done)
             except ray.exceptions.RayActorError as lost:
                 raise ClusterError(f"the sweep lost its desk ({explain(lost, 'asking it')}): run the same command "
                                    "again and it goes on where it was") from lost
+            finally:
+                for planned, _ in list(self._running.values()):
+                    self._end(planned)
+
+    def _has_room(self, planned: Planned) -> bool:
+        """Whether the next trial may start; none overtakes it, so that a large one comes to its turn."""
+        if self._most is not None:
+            return len(self._running) < self._most
+        if not self._running:
+            return True  # it fitted when the sweep began: Ray waits until it does again
+        taken = [need(one) for one, _ in self._running.values()]
+        return all(sum(one.get(name, 0.0) for one in taken) + amount <= capacity(name)
+                   for name, amount in need(planned).items() if amount > 0)
 
     def _start(self, planned: Planned, folder: str) -> None:
         self._begun(planned)
@@ -101,7 +122,14 @@ class Schedule:
         else:
             fit = ray.remote(num_cpus=0, max_retries=0, max_calls=1, scheduling_strategy=self._here)(fit_ranks)
             ref = fit.remote(task, training, self._desk, folder, train_together)
-        self._running[planned.key] = planned, ref
+        self._running[planned.key], self._since[planned.key] = (planned, ref), time.monotonic()
+
+    def _end(self, planned: Planned) -> None:
+        """Take a trial off what runs."""
+        del self._running[planned.key]
+        hours = (time.monotonic() - self._since.pop(planned.key)) / SECONDS_AN_HOUR
+        for name, amount in need(planned).items():
+            self.hours[name] += hours * amount
 
     def _look(self, done: Sequence[Any]) -> None:
         """Hand on metrics, and see to the trials that have ended: at the desk, or with their process."""
@@ -112,7 +140,7 @@ class Schedule:
         for key, (planned, ref) in list(self._running.items()):
             students, error = outcomes.get(key, (None, None))
             if error is not None or students is not None:
-                del self._running[key]
+                self._end(planned)
                 self._ended(planned, outcome_of(planned, students, error))
             elif ref in done:
                 self._check_lost(planned, ref)
@@ -127,7 +155,7 @@ class Schedule:
             reason = "no rank finished"
         except ray.exceptions.RayError as error:
             reason = str(explain(error, "training"))
-        del self._running[planned.key]
+        self._end(planned)
         lost = self._lost[planned.key] = self._lost.get(planned.key, 0) + 1
         most = training_of(planned).max_failures
         if lost <= most:

@@ -86,22 +86,12 @@ class Session:
             finally:
                 run.tags({"campaign": self.config.campaign})
                 run.metrics(stage_metrics(meter.cost))
-                self._keep_cost(started, meter.cost)
+                self.keep_cost(started, meter.cost)
         if resumes:
             files.delete(unfinished)
 
-    @contextmanager
-    def metered(self, name: str, *, cores: float, accelerators: float) -> Iterator[Meter]:
-        """Meter a stage that has no nested run of its own; its cost is kept, and on the parent run."""
-        started = _now()
-        try:
-            with metered(name, cores=cores, accelerators=accelerators, prices=self.config.cost) as meter:
-                yield meter
-        finally:
-            self.parent.metrics(stage_metrics(meter.cost))
-            self._keep_cost(started, meter.cost)
-
-    def _keep_cost(self, started: float, cost: StageCost) -> None:
+    def keep_cost(self, started: float, cost: StageCost) -> None:
+        """Keep what an attempt at a stage took; ``started`` in seconds since 1970."""
         attempt = {"started": started, "cost": cost.to_dict()}
         files.write_json(self.url("state", "costs", f"{cost.stage}-{uuid.uuid4().hex}.json"), attempt)
 

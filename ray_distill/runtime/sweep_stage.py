@@ -5,6 +5,7 @@
     <output>/state/sweep-<key>/     what is done, and the runs of the trials
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,12 +13,13 @@ from ray_distill.artifacts import Efficiency, LabelSetRef, SnapshotRef, StudentR
 from ray_distill.config import Campaign, StopConfig
 from ray_distill.config.trials import Trial
 from ray_distill.errors import DistillError, TrainingError
+from ray_distill.evaluation.cost import SECONDS_AN_HOUR, stage_cost, stage_metrics
 from ray_distill.evaluation.sweep import SweepResult, TrialResult, best_of, mark_frontier
 from ray_distill.fingerprint import fingerprint
 from ray_distill.runtime import label_stage, sweep_record
 from ray_distill.runtime.cluster import on_cluster
 from ray_distill.runtime.console import say
-from ray_distill.runtime.scheduling import Schedule, at_once, training_of
+from ray_distill.runtime.scheduling import Schedule, require_room
 from ray_distill.runtime.session import Session, parent_key
 from ray_distill.runtime.timing import time_students
 from ray_distill.runtime.trial_ranks import TrialTask
@@ -130,7 +132,7 @@ def _train(found: Sweep, runs: TrialRuns) -> dict[str, Outcome]:
         f"{len(todo)} to train", trials=len(found.trials), done=len(earlier), to_train=len(todo))
     if not todo:
         return outcomes
-    most = at_once(todo, config.sweep.max_concurrent)
+    require_room(todo)
 
     def ended(one: Planned, outcome: Outcome) -> None:
         runs.end(one, outcome)
@@ -141,14 +143,24 @@ def _train(found: Sweep, runs: TrialRuns) -> dict[str, Outcome]:
             f"{len(outcomes)} of {len(found.planned)} trials have ended", trial=one.trial.number,
             verdict=outcome.verdict)
 
-    cores, gpus = (max(training.workers * amount for training, amount in (
-        (training_of(one), getattr(training_of(one), name)) for one in todo)) * min(most, len(todo))
-        for name in ("cpus", "gpus"))
-    schedule = Schedule(todo, earlier, found.stop, most=most, begun=runs.begin, stepped=runs.step, ended=ended)
-    with found.held.metered("sweep", cores=cores, accelerators=gpus) as meter:
+    schedule = Schedule(todo, earlier, found.stop, most=config.sweep.max_concurrent, begun=runs.begin,
+                        stepped=runs.step, ended=ended)
+    started, since = time.time(), time.monotonic()
+    try:
         schedule.run()
-        meter.wrote(sum(item.size for one in todo for item in files.list_files(one.task.job.output)))
+    finally:
+        _keep_cost(found.held, schedule, started, time.monotonic() - since,
+                   sum(item.size for one in todo for item in files.list_files(one.task.job.output)))
     return outcomes
+
+
+def _keep_cost(held: Session, schedule: Schedule, started: float, seconds: float, written: int) -> None:
+    """What the trials have reserved is the cost of the stage."""
+    cores, accelerators = (schedule.hours[name] * SECONDS_AN_HOUR / max(seconds, 1e-9) for name in ("CPU", "GPU"))
+    cost = stage_cost("sweep", seconds, cores=cores, accelerators=accelerators, bytes_written=written,
+                      prices=held.config.cost)
+    held.keep_cost(started, cost)
+    held.parent.metrics(stage_metrics(cost))
 
 
 def _refuse_nothing(found: Sweep, outcomes: Mapping[str, Outcome]) -> None:

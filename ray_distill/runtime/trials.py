@@ -171,8 +171,7 @@ def on_disk(planned: Planned) -> Outcome | None:
     if kept is None or kept["rule"] != planned.task.rule:
         return None
     return Outcome(verdict="stopped", metrics=kept["metrics"], epoch=kept["epoch"], reason=(
-        f"stopped after {kept['epoch']:g} epochs: place {kept['place']} of {kept['of']} at the rung of "
-        f"{kept['rung']:g}"))
+        f"at epoch {kept['epoch']:.3g}: place {kept['place']} of {kept['of']} at the rung of {kept['rung']:g}"))
 
 
 def finished(planned: Planned, ref: StudentRef) -> Outcome:

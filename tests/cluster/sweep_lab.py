@@ -1,4 +1,4 @@
-"""A small campaign of real digits, for the sweep: scikit-learn's 1,797 images of 8×8, and a teacher trained in seconds."""
+"""A small campaign of real digits for the sweep: scikit-learn's 1,797 images of 8×8, a teacher trained in seconds."""
 
 import io
 from pathlib import Path
@@ -58,7 +58,8 @@ def write_teacher(folder: Path, rows: Path, steps: int = 120) -> Path:
 
 
 def config_of(folder: Path, **sections: Any) -> dict[str, Any]:
-    """The campaign as plain values: twelve trials, of which one fails, one is another one again, and some are slow."""
+    """The campaign as plain values: twelve trials: one fails, one is another one again, one has two ranks, three
+    learn too slowly."""
     size, rate = "student.model.overrides.hidden_sizes", "student.training.learning_rate"
     return {
         "campaign": "digits", "task": "image_classification", "seed": 3, "output": str(folder / "out"),
@@ -70,15 +71,16 @@ def config_of(folder: Path, **sections: Any) -> dict[str, Any]:
         "student": {
             "model": {"from": "config", "overrides": {"embedding_size": 8}},
             "losses": {"soft": {"weight": 1.0, "temperature": 4}},
-            "training": {"epochs": 4, "global_batch": 32, "micro_batch": 32, "learning_rate": 1e-2, "engine": "torch",
+            "training": {"epochs": 5, "global_batch": 32, "micro_batch": 32, "learning_rate": 1e-2, "engine": "torch",
                          "evaluate_every": 10, "checkpoint_every": 10}},
         "evaluation": {"latency_requests": 10},
         "sweep": {
             "trials": [
                 {"name": "no such layer", "set": {"student.model.overrides.no_such_field": 1}},
-                {"name": "small again", "set": {size: [8, 8]}}],
-            "grid": {size: [[8, 8], [8, 16], [8, 24], [16, 16], [16, 32]], rate: [1e-2, 1e-5]},
-            "stop": {"rungs": [1, 2], "keep": 0.3}},
+                {"name": "small again", "set": {size: [8, 8]}},
+                {"name": "two ranks", "set": {size: [8, 24], "student.training.workers": 2}}],
+            "grid": {size: [[8, 8], [8, 16], [16, 32]], rate: [1e-2, 5e-3, 1e-5]},
+            "stop": {"rungs": [2, 3], "keep": 0.3}},
         **sections}
 
 

@@ -132,7 +132,7 @@ def test_every_trial_has_an_end_and_the_failing_one_its_reason(ran: Ran) -> None
     assert [trial.number for trial in trials] == list(range(1, TRIALS + 1))
     assert [trial.number for trial in trials if trial.verdict == "failed"] == [1]
     assert "no_such_field" in trials[0].reason
-    assert trials[2].same_as == 2, "the first point of the grid is the trial `small again`"
+    assert trials[3].same_as == 2, "the first point of the grid is the trial `small again`"
     stopped = [trial for trial in trials if trial.verdict == "stopped"]
     assert stopped
     assert {trial.changes["student.training.learning_rate"] for trial in stopped} == {1e-5}

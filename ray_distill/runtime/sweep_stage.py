@@ -28,6 +28,7 @@ from ray_distill.runtime.trials import (
     Outcome,
     Planned,
     duplicates,
+    judged_rows,
     label_key,
     labelling,
     more_is_better,
@@ -80,7 +81,7 @@ def sweep(held: Session, snapshot: SnapshotRef, trials: Sequence[Trial]) -> Swee
             return result
     with TrialRuns(held, held.url(held.state, "runs")) as runs:
         outcomes = _train(found, runs)
-        _refuse_nothing(found, outcomes)
+        _require_one(found, outcomes)
         result = _compare(found, outcomes, runs)
     sweep_record.publish(held, result, {trial.number: trial for trial in trials}, _facts(found))
     if not result.count("failed"):  # those are tried again
@@ -96,7 +97,10 @@ def _plan(held: Session, key: str, snapshot: SnapshotRef, trials: Sequence[Trial
     labels = {name: _label(held, name, variant, snapshot) for name, variant in variants.items()}
     same, stop = duplicates(trials), config.sweep and config.sweep.stop
     rule = None if stop is None else fingerprint([stop.model_dump(mode="json"), metric])
-    planned = [_planned(held, trial, variants, labels, metric, rule) for trial in trials if trial.number not in same]
+    heads = {name: label_stage.head_of(ref.store) for name, ref in labels.items()}
+    fitted = {name: head and files.join(head, "fitted_rows.parquet") for name, head in heads.items()}
+    planned = [_planned(held, trial, variants, labels, fitted, metric, rule)
+               for trial in trials if trial.number not in same]
     return Sweep(held=held, key=key, trials=tuple(trials), planned=tuple(planned), same=same, snapshot=snapshot,
                  labels=labels, metric=metric)
 
@@ -108,13 +112,12 @@ def _label(held: Session, name: str, variant: Campaign, snapshot: SnapshotRef) -
 
 
 def _planned(
-    held: Session, trial: Trial, variants: Mapping[str, Campaign], labels: Mapping[str, LabelSetRef], metric: str,
-    rule: str | None,
+    held: Session, trial: Trial, variants: Mapping[str, Campaign], labels: Mapping[str, LabelSetRef],
+    fitted: Mapping[str, str | None], metric: str, rule: str | None,
 ) -> Planned:
     name = label_key(trial.config)
     trial = replace(trial, config=trial.config.model_copy(update={"labels": variants[name].labels}))
-    head = label_stage.head_of(labels[name].store)
-    job = plan_of(trial, labels[name], held.url("sweep", "trials"), head and files.join(head, "fitted_rows.parquet"))
+    job = plan_of(trial, labels[name], held.url("sweep", "trials"), fitted[name])
     return Planned(trial=trial, task=TrialTask(
         key=job.output.rpartition("/")[2], job=job, metric=metric, higher_is_better=more_is_better(metric), rule=rule))
 
@@ -163,14 +166,18 @@ def _keep_cost(held: Session, schedule: Schedule, started: float, seconds: float
     held.parent.metrics(stage_metrics(cost))
 
 
-def _refuse_nothing(found: Sweep, outcomes: Mapping[str, Outcome]) -> None:
-    """Raises:
-        TrainingError: no trial has finished."""
+def _require_one(found: Sweep, outcomes: Mapping[str, Outcome]) -> None:
+    """Make sure that something can be compared.
+
+    Raises:
+        TrainingError: no trial has finished.
+    """
     if any(outcome.verdict == "finished" for outcome in outcomes.values()):
         return
-    first = next(one for one in found.planned if outcomes[one.key].verdict == "failed")
-    raise TrainingError(f"no trial of the sweep has finished: {len(outcomes)} failed, the first, '{first.trial.name}', "
-                        f"with: {outcomes[first.key].reason}")
+    failed = [one for one in found.planned if outcomes[one.key].verdict == "failed"]
+    first = failed[0]  # whoever is the first at the last rung passes it: without a failure one has finished
+    raise TrainingError(f"no trial of the sweep has finished: {len(failed)} of {len(found.planned)} failed, the first, "
+                        f"'{first.trial.name}', with: {outcomes[first.key].reason}")
 
 
 def _compare(found: Sweep, outcomes: Mapping[str, Outcome], runs: TrialRuns) -> SweepResult:
@@ -192,7 +199,7 @@ def _compare(found: Sweep, outcomes: Mapping[str, Outcome], runs: TrialRuns) -> 
                      "them again")
     return SweepResult(
         url=held.url("sweep", found.key), objective=found.metric, more_is_better=better, trials=marked, best=best,
-        validation_rows=open_snapshot(found.snapshot).manifest.splits["validation"].rows, notes=tuple(notes),
+        validation_rows=judged_rows(held.config, open_snapshot(found.snapshot), found.metric), notes=tuple(notes),
         tracking_uri=held.tracker.uri, run_id=held.parent.run_id, review=held.tracker.review_url(held.parent.run_id))
 
 

@@ -150,6 +150,13 @@ def objective(config: Campaign, snapshot: Snapshot, label_sets: int) -> str:
     return metric
 
 
+def judged_rows(config: Campaign, snapshot: Snapshot, metric: str) -> int:
+    """Rows of the validation split that the objective is a mean of."""
+    split = snapshot.manifest.splits["validation"]
+    by_label = metric in ("validation_nll", "validation_accuracy") and config.task not in LANGUAGE_TASKS
+    return split.labelled if by_label else split.rows
+
+
 def more_is_better(metric: str) -> bool:
     """Whether more of an objective is better."""
     return bool(higher_is_better(metric.removeprefix("validation_").replace("kl", "kl_from_teacher")))

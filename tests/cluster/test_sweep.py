@@ -47,13 +47,12 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", head.token)
         first = _send(head, folder)
-        _until(lambda: len(_students(trials)) >= 3 and any(trials.glob("*/work/*/*/checkpoints/*/marker.json")))
+        _until(lambda: len(_students(trials)) >= 3 and len(_unfinished(trials)) > 0)
         _kill_driver(head, first)
-        before = _students(trials)
-        unfinished = {path.parts[len(trials.parts)] for path in trials.glob("*/work/*/*/checkpoints/*/marker.json")}
+        before, unfinished = _students(trials), _unfinished(trials)
         second = _send(head, folder)
         result = SweepResult.from_json(_log(head, second).strip().splitlines()[-1])
-    yield Ran(folder=folder, before=before, unfinished=frozenset(unfinished), result=result)
+    yield Ran(folder=folder, before=before, unfinished=unfinished, result=result)
 
 
 def _send(head: Head, folder: Path) -> str:
@@ -104,6 +103,13 @@ def _students(trials: Path) -> dict[str, float]:
     return {path.parent.name: path.stat().st_mtime_ns for path in trials.glob("*/student.json")}
 
 
+def _unfinished(trials: Path) -> frozenset[str]:
+    """Trials that have a checkpoint to go on from, and no end."""
+    found = {path.parts[len(trials.parts)] for path in trials.glob("*/work/*/*/checkpoints/*/marker.json")}
+    return frozenset(key for key in found if not any(
+        (trials / key / name).exists() for name in ("student.json", "stopped.json")))
+
+
 def _nested(ran: Ran, client: mlflow.MlflowClient) -> list[Any]:
     experiment = client.get_run(ran.result.run_id).info.experiment_id
     return list(client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{ran.result.run_id}'"))
@@ -115,7 +121,7 @@ def client(ran: Ran) -> mlflow.MlflowClient:
 
 
 def test_no_finished_trial_is_repeated_and_others_go_on(ran: Ran, client: mlflow.MlflowClient) -> None:
-    """Files of the students from before the kill are untouched, and their runs hold each step once."""
+    """Students from before the kill are untouched, their runs hold each step once; no other began anew."""
     assert 3 <= len(ran.before) < TRIALS - 2
     assert ran.unfinished, "the driver was to be killed while trials were being trained"
     now = _students(ran.folder / "out" / "sweep" / "trials")
@@ -124,6 +130,9 @@ def test_no_finished_trial_is_repeated_and_others_go_on(ran: Ran, client: mlflow
     for key in ran.before:
         steps = [point.step for point in client.get_metric_history(runs[key].info.run_id, "loss")]
         assert len(steps) == len(set(steps)), f"{key} was trained again"
+    for key in ran.unfinished:
+        steps = [point.step for point in client.get_metric_history(runs[key].info.run_id, "loss")]
+        assert steps.count(1) == 1, f"{key} had a checkpoint and began anew"
 
 
 def test_every_trial_has_an_end_and_the_failing_one_its_reason(ran: Ran) -> None:
@@ -135,7 +144,9 @@ def test_every_trial_has_an_end_and_the_failing_one_its_reason(ran: Ran) -> None
     assert trials[3].same_as == 2, "the first point of the grid is the trial `small again`"
     stopped = [trial for trial in trials if trial.verdict == "stopped"]
     assert stopped
-    assert {trial.changes["student.training.learning_rate"] for trial in stopped} == {1e-5}
+    slow = [trial for trial in trials if trial.changes.get("student.training.learning_rate") == 1e-5]
+    assert len(slow) == 3
+    assert {trial.number for trial in slow} <= {trial.number for trial in stopped}
     assert all("at the rung of" in trial.reason and trial.student is None for trial in stopped)
     finished = [trial for trial in trials if trial.verdict == "finished"]
     assert ran.result.winner.metrics["validation_nll"] == min(one.metrics["validation_nll"] for one in finished)
@@ -169,6 +180,6 @@ def test_what_it_leaves_can_be_used(ran: Ran) -> None:
     assert SweepResult.from_dict(files.read_json(f"{ran.result.url}/results.json")) == ran.result
     best = yaml.safe_load(files.read_bytes(f"{ran.result.url}/best.yaml"))
     assert "sweep" not in best
-    assert best["student"]["training"]["learning_rate"] == 1e-2
+    assert best["student"]["training"]["learning_rate"] > 1e-5
     assert Path(best["labels"]["store"], "store.json").is_file()
     assert json.loads(json.dumps(best)) == best

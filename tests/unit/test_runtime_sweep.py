@@ -112,6 +112,8 @@ def test_the_objective_is_what_the_validation_split_allows(tmp_path: Path) -> No
     assert planning.objective(config, labelled, 2) == "validation_nll"
     assert planning.objective(config, bare, 1) == "validation_kl"
     assert planning.objective(by_accuracy, labelled, 2) == "validation_accuracy"
+    assert planning.judged_rows(config, bare, "validation_nll") == bare.manifest.splits["validation"].labelled
+    assert planning.judged_rows(config, bare, "validation_kl") == bare.manifest.splits["validation"].rows
     with pytest.raises(ConfigError, match=r"accuracy is not measured .* validation_kl and validation_agreement"):
         planning.objective(by_accuracy, bare, 1)
     with pytest.raises(ConfigError, match="of different teachers' answers and cannot be compared"):

@@ -46,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
          {"snapshot": "SnapshotRef (JSON or file); default: the campaign's latest"}),
         ("train", "train student and baselines from stored labels", train,
          {"labels": "LabelSetRef (JSON or file); default: the campaign's latest"}),
+        ("sweep", "train the students of the section sweep, several at a time, and compare them", sweep, {}),
         ("evaluate", "judge the student on the test split", evaluate,
          {"students": "students by arm, as `train` printed them; default: the campaign's latest"}),
         ("promote", "decide, record, register", promote,
@@ -212,6 +213,13 @@ def train(options: argparse.Namespace) -> int:
         config, references.labels(config, options.labels), resume=options.resume))
 
 
+def sweep(options: argparse.Namespace) -> int:
+    """`ray-distill sweep`."""
+    from ray_distill.runtime import campaign, results
+
+    return _stage(options, campaign.sweep, results.show_sweep, campaign.plan_sweep)
+
+
 def evaluate(options: argparse.Namespace) -> int:
     """`ray-distill evaluate`."""
     from ray_distill.runtime import campaign, references, results
@@ -320,14 +328,15 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def _stage(
-    options: argparse.Namespace, command: "Callable[[Campaign], Any]", show: Callable[[Any], str] | None = None
+    options: argparse.Namespace, command: "Callable[[Campaign], Any]", show: Callable[[Any], str] | None = None,
+    plan_of: "Callable[[Campaign], list[str]] | None" = None,
 ) -> int:
     """Load the config, have Ray, run a stage, print its result."""
     from ray_distill.runtime import campaign, cluster
 
     config = _load(options)
     if options.dry_run:
-        return _print_plan(options, campaign.plan(config))
+        return _print_plan(options, (plan_of or campaign.plan)(config))
     with cluster.connected(options.address):
         result = command(config)
     return _print(options, result, show)

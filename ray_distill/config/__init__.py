@@ -38,11 +38,13 @@ from ray_distill.config.student import (
     StudentModel,
     TrainingConfig,
 )
+from ray_distill.config.sweep import StopConfig, SweepConfig, TrialConfig
 
 __all__ = [
     "DEFAULT_LIMITS", "Campaign", "CheckConfig", "CheckpointPolicy", "Columns", "CostConfig", "DriftConfig",
     "Dtype", "EvaluationConfig", "GateConfig", "HeadConfig", "HiddenConfig", "LabelsConfig", "LanguageConfig",
     "Limit", "LossConfig", "PlanConfig", "Pool", "Resources", "Schedule", "Section", "SequenceFilters",
-    "SequencesConfig", "SignalConfig", "SnapshotConfig", "Splits", "Steps", "StudentConfig", "StudentModel",
-    "TeacherConfig", "TrackingConfig", "TrainingConfig", "load_config", "parse_config",
+    "SequencesConfig", "SignalConfig", "SnapshotConfig", "Splits", "Steps", "StopConfig", "StudentConfig",
+    "StudentModel", "SweepConfig", "TeacherConfig", "TrackingConfig", "TrainingConfig", "TrialConfig", "load_config",
+    "parse_config",
 ]

@@ -11,6 +11,7 @@ from ray_distill.config.section import Section
 from ray_distill.config.sequences import SequencesConfig
 from ray_distill.config.snapshot import SnapshotConfig
 from ray_distill.config.student import StudentConfig
+from ray_distill.config.sweep import SweepConfig
 from ray_distill.fingerprint import fingerprint
 
 
@@ -25,6 +26,7 @@ class Campaign(Section):
     sequences: SequencesConfig | None = Field(None, description="what the teacher writes; default: nothing")
     labels: LabelsConfig
     student: StudentConfig = StudentConfig()
+    sweep: SweepConfig | None = Field(None, description="students that `ray-distill sweep` compares; default: none")
     evaluation: EvaluationConfig = EvaluationConfig()
     gate: GateConfig = GateConfig()
     drift: DriftConfig = DriftConfig()

@@ -54,12 +54,25 @@ def _override(value: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise ConfigError(f"--set needs name=value, found {override!r}")
-    *parents, last = name.split(".")
-    for parent in parents:
-        value = value.setdefault(parent, {})
-        if not isinstance(value, dict):
-            raise ConfigError(f"--set {name}: {parent} is not a section")
     try:
-        value[last] = yaml.safe_load(text)
+        put(value, name, yaml.safe_load(text))
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {name}: {text!r} is not a YAML value: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"--set {error}") from error
+
+
+def put(value: dict[str, Any], path: str, item: Any) -> None:
+    """Set what is at a dotted path of plain values; sections on the way are made.
+
+    Raises:
+        ConfigError: something on the way is no section.
+    """
+    *parents, last = path.split(".")
+    for parent in parents:
+        if value.get(parent) is None:
+            value[parent] = {}
+        value = value[parent]
+        if not isinstance(value, dict):
+            raise ConfigError(f"{path}: {parent} is not a section")
+    value[last] = item

@@ -52,7 +52,7 @@ Curve = tuple[Floats, Floats, Floats]
 def headline_figure(report: EvalReport, metric: str, axis: str) -> Figure:
     """One metric of every model with its 95 % interval, under the name ``axis``."""
     arms = [arm for arm in ordered(report.models) if metric in report.models[arm].metrics]
-    with _figure(6.4, 0.8 + 0.36 * len(arms)) as (figure, (axes,)):
+    with styled_figure(6.4, 0.8 + 0.36 * len(arms)) as (figure, (axes,)):
         for y, arm in enumerate(reversed(arms)):
             estimate = report.models[arm].metrics[metric]
             axes.plot([estimate.low, estimate.high], [y, y], color=colour(arm), linewidth=2.2, solid_capstyle="round")
@@ -61,7 +61,7 @@ def headline_figure(report: EvalReport, metric: str, axis: str) -> Figure:
         axes.set_ylim(-0.6, len(arms) - 0.4)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel(f"{axis}, 95 % interval")
-        _grid(axes, "x")
+        draw_grid(axes, "x")
     return figure
 
 
@@ -71,7 +71,7 @@ def confusion_figure(predictions: pa.Table, classes: Sequence[str]) -> Figure:
     shown = most_confused(matrix_VV, MOST_CLASSES)
     share = matrix_VV / np.maximum(matrix_VV.sum(axis=1, keepdims=True), 1e-12)
     side = 2.0 + 0.3 * len(shown)
-    with _figure(side + 0.6, side) as (figure, (axes,)):
+    with styled_figure(side + 0.6, side) as (figure, (axes,)):
         colours = LinearSegmentedColormap.from_list("share", [to_rgba(COLOURS["student"], a) for a in (0, 1)])
         axes.pcolormesh(share[np.ix_(shown, shown)], cmap=colours, vmin=0, vmax=1, edgecolors=to_rgba(INK, 0.08),
                         linewidth=0.5)
@@ -91,7 +91,7 @@ def confusion_figure(predictions: pa.Table, classes: Sequence[str]) -> Figure:
 
 def reliability_figure(curves: Mapping[str, Curve], bins: int, top: str = "class") -> Figure:
     """Accuracy against confidence, by arm; below, how often the student is how confident."""
-    with _figure(5.4, 5.2, rows=2, height_ratios=(4, 1), sharex=True) as (figure, (axes, below)):
+    with styled_figure(5.4, 5.2, rows=2, height_ratios=(4, 1), sharex=True) as (figure, (axes, below)):
         axes.plot([0, 1], [0, 1], color=INK, linewidth=0.7, alpha=0.5, linestyle=(0, (4, 3)))
         for arm in ordered(curves):
             confidence, accuracy, weight = curves[arm]
@@ -102,7 +102,7 @@ def reliability_figure(curves: Mapping[str, Curve], bins: int, top: str = "class
         below.set(xlabel=f"confidence of the top {top}", ylabel="share", yticks=(0, 0.5, 1), ylim=(0, 1))
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
-        _grid(axes, "both")
+        draw_grid(axes, "both")
     return figure
 
 
@@ -111,13 +111,13 @@ def positions_figure(report: EvalReport) -> Figure:
     arms = [arm for arm in ordered(report.models) if arm != "teacher"]
     buckets = [name for name in BUCKETS if any(f"kl_from_teacher_at_{name}" in report.models[arm].metrics
                                                for arm in arms)]
-    with _figure(5.4, 5.2, rows=3, height_ratios=(2, 1, 1), sharex=True) as (figure, panels):
+    with styled_figure(5.4, 5.2, rows=3, height_ratios=(2, 1, 1), sharex=True) as (figure, panels):
         for axes, (metric, heading) in zip(panels, _BY_POSITION.items(), strict=True):
             for number, arm in enumerate(arms):
                 _dodged(axes, report, arm, [f"{metric}_at_{name}" for name in buckets],
                         0.09 * (number - (len(arms) - 1) / 2))
             axes.set_ylabel(heading)
-            _grid(axes, "y")
+            draw_grid(axes, "y")
             if metric == "kl_from_teacher":
                 axes.set_ylim(bottom=0)
             else:
@@ -131,21 +131,21 @@ def positions_figure(report: EvalReport) -> Figure:
 
 def loss_figure(history: History) -> Figure:
     """Training loss by step, by arm."""
-    with _figure(6.4, 3.2) as (figure, (axes,)):
+    with styled_figure(6.4, 3.2) as (figure, (axes,)):
         for arm in ordered(history):
             steps = np.array(history[arm], dtype=np.float64).reshape(-1, 2)
             axes.plot(steps[:, 0], steps[:, 1], color=colour(arm), label=label(arm))
         axes.set(xlabel="step", ylabel="training loss (each arm's own)")
         axes.set_ylim(bottom=0)
         axes.legend(loc="upper right")
-        _grid(axes, "y")
+        draw_grid(axes, "y")
     return figure
 
 
 def robustness_figure(report: EvalReport, metric: str, axis: str) -> Figure:
     """One metric by severity (0 = clean), one panel a corruption, with 95 % intervals."""
     kinds = sorted({kind for model in report.models.values() for kind in model.robustness})
-    with _figure(1.2 + 2.3 * len(kinds), 3.2, columns=len(kinds), sharey=True) as (figure, panels):
+    with styled_figure(1.2 + 2.3 * len(kinds), 3.2, columns=len(kinds), sharey=True) as (figure, panels):
         for kind, axes in zip(kinds, panels, strict=True):
             for arm in ordered(report.models):
                 points = _severities(report, arm, kind, metric)
@@ -153,7 +153,7 @@ def robustness_figure(report: EvalReport, metric: str, axis: str) -> Figure:
                     _interval_line(axes, points, arm)
             axes.set_title(kind)
             axes.set_xlabel("severity")
-            _grid(axes, "y")
+            draw_grid(axes, "y")
         panels[0].set_ylabel(axis)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4 if len(kinds) > 2 else 2)
@@ -220,7 +220,7 @@ def colour(arm: str) -> str:
 
 
 @contextmanager
-def _figure(
+def styled_figure(
     width: float, height: float, *, rows: int = 1, columns: int = 1, height_ratios: Sequence[float] | None = None,
     sharex: bool = False, sharey: bool = False,
 ) -> Iterator[tuple[Figure, list[Axes]]]:
@@ -278,6 +278,7 @@ def _annotate(axes: Axes, share: Floats) -> None:
                       color="#ffffff" if value > 0.55 else INK)
 
 
-def _grid(axes: Axes, which: Literal["x", "y", "both"]) -> None:
+def draw_grid(axes: Axes, which: Literal["x", "y", "both"]) -> None:
+    """Thin lines behind the data."""
     axes.grid(axis=which, color=INK, alpha=0.12, linewidth=0.6)
     axes.set_axisbelow(True)

@@ -13,14 +13,24 @@ from ray_distill.artifacts import Artifact, Decision, EvalReport, LabelSetRef, S
 from ray_distill.config import Campaign, TrainingConfig
 from ray_distill.evaluation.cost import CostReport
 from ray_distill.evaluation.directions import LANGUAGE_TASKS, decisive
+from ray_distill.evaluation.sweep import SweepResult
 from ray_distill.fingerprint import fingerprint
 from ray_distill.promotion.gate import limits_of
-from ray_distill.runtime import evaluate_stage, label_stage, promote_stage, train_stage, write_stage
+from ray_distill.runtime import (
+    evaluate_stage,
+    label_stage,
+    promote_stage,
+    sweep_record,
+    sweep_stage,
+    train_stage,
+    write_stage,
+)
 from ray_distill.runtime.checks import check, corruptions_of
 from ray_distill.runtime.console import say
 from ray_distill.runtime.freezing import freeze
 from ray_distill.runtime.relabelling import RelabelReport, relabel_source
-from ray_distill.runtime.session import Session, session
+from ray_distill.runtime.session import Session, absolute, session
+from ray_distill.runtime.trials import checked_trials
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.sources import describe_sources
 from ray_distill.storage import files
@@ -126,6 +136,29 @@ def run(config: Campaign) -> CampaignResult:
             costs=evaluate_stage.campaign_costs(held, report), labelled=label_stage.store_facts(held, labels),
             tracking_uri=held.tracker.uri, run_id=held.parent.run_id,
             review=held.tracker.review_url(held.parent.run_id))
+
+
+def sweep(config: Campaign) -> SweepResult:
+    """Label once, train the students of the section ``sweep``, several at a time, and compare them on validation.
+
+    Trials that are done already are taken as they are, others go on from their checkpoints.
+
+    Raises:
+        ConfigError: there is no such section, or trials are wrong; nothing has been started.
+        TrainingError: every trial has failed.
+    """
+    trials = checked_trials(config)
+    with session(config, sweep=True) as held:
+        frozen = _snapshot(held)
+        if config.sequences is not None:
+            frozen = write_stage.write(held, frozen)
+        return sweep_stage.sweep(held, frozen, trials)
+
+
+def plan_sweep(config: Campaign) -> list[str]:
+    """What `sweep` would do, without doing it: a line a trial."""
+    return [*sweep_record.plan_lines(absolute(config), checked_trials(config)),
+            f"record     {config.tracking.uri or 'SQLite beside the output'}"]
 
 
 def plan(config: Campaign) -> list[str]:

@@ -132,6 +132,11 @@ def require_bundles(bundles: Sequence[Mapping[str, float]], what: str) -> None:
                        "the config, or the cluster")
 
 
+def capacity(name: str) -> float:
+    """How much of a resource (``CPU``, ``GPU``) the nodes that are alive have together."""
+    return sum(node.get(name, 0.0) for node in _nodes())
+
+
 def _nodes() -> list[dict[str, float]]:
     """Resources of every node that is alive."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -63,9 +63,9 @@ def judge_students(
     torch.set_num_threads(threads)
     urls = {arm: ref.url for arm, ref in students.items()} | ({"champion": champion.url} if champion else {})
     models = _load(config, urls, head_url)
-    sizes = {arm: _size(model, head_url if arm == "teacher" else None) for arm, model in models.items()}
+    sizes = {arm: size_of(model, head_url if arm == "teacher" else None) for arm, model in models.items()}
     opened = open_snapshot(snapshot)
-    panel = _panel(config, models, opened.classes)
+    panel = panel_of(config, models, opened.classes)
     rows = opened.read("test", columns=[*panel.columns, *config.snapshot.columns.slices])
     # First, so that a prompt or a task that cannot be used costs no measurement.
     written, benchmarks = _write(config, models, rows), _benchmark(config, models)
@@ -81,7 +81,8 @@ def _load(config: Campaign, urls: Mapping[str, str], head_url: str | None) -> di
     return models
 
 
-def _panel(config: Campaign, models: Mapping[str, Model], classes: tuple[str, ...]) -> Panel:
+def panel_of(config: Campaign, models: Mapping[str, Model], classes: tuple[str, ...]) -> Panel:
+    """Models of the campaign's task, ready to answer the same rows."""
     settings = config.evaluation
     if config.task in LANGUAGE_TASKS:
         return LanguagePanel(task=TOKEN_TASKS[config.task], models=models, batch=settings.batch, bins=settings.bins,
@@ -98,7 +99,7 @@ def _judge(
     answers = panel.answer(rows, slices)
     rows = rows.filter(pc.is_in(rows["row_id"], value_set=answers["teacher"]["row_id"].combine_chunks()))
     timed = rows.slice(0, TIMED_EXAMPLES)
-    runners = {arm: _runner(panel.models[arm], run, sizes[arm]) for arm, run in panel.runs(timed).items()}
+    runners = {arm: runner_of(panel.models[arm], run, sizes[arm]) for arm, run in panel.runs(timed).items()}
     efficiency = measure_efficiency(
         runners, examples=timed.num_rows, requests=settings.latency_requests, batch=settings.batch)
     robustness, speed = _robustness(config, panel, rows, corruptions), panel.speed(timed, efficiency)
@@ -170,13 +171,13 @@ def _robustness(
         metrics=panel.robust, seed=config.seed, bootstrap=settings.bootstrap, bins=settings.bins)
 
 
-def _runner(model: Model, run: Run, size: int) -> Runner:
+def runner_of(model: Model, run: Run, size: int) -> Runner:
     """A model over the first rows, encoded beforehand; what is timed is collation and the forward pass."""
     device = str(next(model.module.parameters()).device)
     return Runner(run=run, parameters=count_parameters(model.module), bytes_on_disk=size, device=device)
 
 
-def _size(model: Model, head_url: str | None) -> int:
+def size_of(model: Model, head_url: str | None) -> int:
     """Bytes a model's files take; of a ``module:function`` model, which has none, what its weights take."""
     if model.factory is not None and model.url == model.factory.name:
         return sum(tensor.numel() * tensor.element_size() for tensor in model.module.state_dict().values())

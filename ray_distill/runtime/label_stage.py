@@ -170,10 +170,15 @@ def head_of(store_url: str) -> str | None:
 
 def _key(config: Campaign, snapshot: SnapshotRef) -> str:
     """Everything that decides the labels; the teacher's files by name, size and time, to be cheap."""
+    return fingerprint({"snapshot": snapshot.fingerprint, "labels": deciding(config), "task": config.task,
+                        "seed": config.seed, "teacher_files": model_files(config.labels.teacher.model)})
+
+
+def deciding(config: Campaign) -> dict[str, Any]:
+    """The settings of ``labels`` on which the labels depend, and where they lie."""
     settings = config.labels.model_dump(mode="json", exclude={"check", "failures", "max_bad_fraction"})
     settings["resources"] = {name: settings["resources"][name] for name in ("batch", "cpus")}
-    return fingerprint({"snapshot": snapshot.fingerprint, "labels": settings, "task": config.task, "seed": config.seed,
-                        "teacher_files": model_files(config.labels.teacher.model)})
+    return settings
 
 
 def model_files(model: str) -> list[Any]:

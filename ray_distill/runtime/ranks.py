@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from ray_distill.config import TrainingConfig
@@ -20,7 +21,10 @@ DEFECTS = (TypeError, ValueError, LookupError, AttributeError, ImportError, Asse
 RESIZE_SECONDS = 60.0
 
 
-def fit_ranks(job: bytes, training: TrainingConfig, mailbox: Any, folder: str) -> None:
+def fit_ranks(
+    job: bytes, training: TrainingConfig, mailbox: Any, folder: str,
+    rank: Callable[[dict[str, Any]], None] | None = None,
+) -> None:
     """Run a job's ranks to their end; what it raises tells what was lost.
 
     Args:
@@ -28,6 +32,7 @@ def fit_ranks(job: bytes, training: TrainingConfig, mailbox: Any, folder: str) -
         training: how many ranks, with which resources.
         mailbox: the actor that the first rank reports to.
         folder: for Ray Train's own files, on this node.
+        rank: what each rank runs; default: `train_rank`.
     """
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -36,7 +41,7 @@ def fit_ranks(job: bytes, training: TrainingConfig, mailbox: Any, folder: str) -
     # Ray Train's controller polls the dashboard's state API, which an embedded Ray does not have (FACTS: Ray Train).
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
     trainer = TorchTrainer(
-        train_rank, train_loop_config={"job": job, "mailbox": mailbox, "threads": max(1, int(training.cpus))},
+        rank or train_rank, train_loop_config={"job": job, "mailbox": mailbox, "threads": max(1, int(training.cpus))},
         torch_config=TorchConfig(backend="nccl" if training.gpus else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=training.workers, use_gpu=training.gpus > 0, resources_per_worker=resources_of(training),

@@ -1,6 +1,7 @@
 """Results as a person reads them at a terminal."""
 
 from ray_distill.artifacts import Estimate, EvalReport
+from ray_distill.evaluation.sweep import SweepResult
 from ray_distill.labels.agreement import Agreement, Distance
 from ray_distill.labels.audit import AuditReport
 from ray_distill.runtime.campaign import CampaignResult
@@ -47,6 +48,25 @@ def show_campaign(result: CampaignResult) -> str:
         f"{_size(int(result.labelled['bytes']))})",
         f"student   {result.report.student.url}", f"report    {page}", f"review    {ui_command(result.tracking_uri)}",
         f"          then {result.review}"])
+
+
+def show_sweep(result: SweepResult) -> str:
+    """A sweep's trials side by side, the best and where it all lies."""
+    rows = []
+    for trial in result.trials:
+        cost, value = trial.efficiency, trial.metrics.get(result.objective)
+        rows.append({
+            "trial": f"{trial.number} {trial.name}",
+            "verdict": trial.verdict if trial.same_as is None else f"as {trial.same_as}",
+            result.objective: "–" if value is None else f"{value:.4f}",
+            "parameters": "–" if cost is None else f"{cost.parameters:,}",
+            "p50 ms": "–" if cost is None else f"{cost.latency_ms_p50:.2f}",
+            "frontier": "●" if trial.on_frontier else ""})
+    return "\n".join([
+        "", table(rows), "", *result.notes, f"best      {result.best} {result.winner.name}",
+        f"page      {files.join(result.url, 'sweep.html')}",
+        f"go on     ray-distill run {files.join(result.url, 'best.yaml')}",
+        f"review    {ui_command(result.tracking_uri)}", f"          then {result.review}"])
 
 
 def show_audit(report: AuditReport) -> str:

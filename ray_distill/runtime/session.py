@@ -30,6 +30,8 @@ class Session:
     tracker: Tracker
     registry: Registry
     parent: Run
+    state: str = "state"
+    """Folder of what is done, below the output: another one for work whose results are not the campaign's own."""
 
     def url(self, *parts: str) -> str:
         """Where an artifact of the campaign lies."""
@@ -42,7 +44,7 @@ class Session:
 
     def last(self, stage: str) -> dict[str, Any] | None:
         """``{key, result}`` of the stage's latest finished run; None if there is none."""
-        url = self.url("state", f"{stage}.json")
+        url = self.url(self.state, f"{stage}.json")
         if not files.exists(url):
             return None
         found = files.read_json(url)
@@ -52,7 +54,7 @@ class Session:
 
     def finish(self, stage: str, key: str, result: Any) -> None:
         """Remember a stage's result under the key of its inputs."""
-        files.write_json(self.url("state", f"{stage}.json"), {"key": key, "result": result})
+        files.write_json(self.url(self.state, f"{stage}.json"), {"key": key, "result": result})
 
     def costs(self) -> list[StageCost]:
         """What every stage has taken so far at today's prices, attempts added up, in the order of the first ones."""
@@ -73,7 +75,7 @@ class Session:
         ``resumes``: go on in the nested run of an attempt that did not end well, so that its curves continue; for
         stages that only one command works at a time.
         """
-        started, unfinished = _now(), self.url("state", "unfinished", f"{name}.json")
+        started, unfinished = _now(), self.url(self.state, "unfinished", f"{name}.json")
         known = self._unfinished(unfinished) if resumes else None
         with self.tracker.run(name, parent=self.parent.run_id, run_id=known, tags={"stage": name}) as run:
             if resumes:
@@ -84,10 +86,14 @@ class Session:
             finally:
                 run.tags({"campaign": self.config.campaign})
                 run.metrics(stage_metrics(meter.cost))
-                attempt = {"started": started, "cost": meter.cost.to_dict()}
-                files.write_json(self.url("state", "costs", f"{name}-{uuid.uuid4().hex}.json"), attempt)
+                self.keep_cost(started, meter.cost)
         if resumes:
             files.delete(unfinished)
+
+    def keep_cost(self, started: float, cost: StageCost) -> None:
+        """Keep what an attempt at a stage took; ``started`` in seconds since 1970."""
+        attempt = {"started": started, "cost": cost.to_dict()}
+        files.write_json(self.url("state", "costs", f"{cost.stage}-{uuid.uuid4().hex}.json"), attempt)
 
     def _unfinished(self, url: str) -> str | None:
         """The run that an earlier attempt of this parent's left unfinished."""
@@ -105,18 +111,20 @@ class Stage:
 
 
 @contextmanager
-def session(config: Campaign) -> Iterator[Session]:
-    """Open the campaign: its tracker, and its parent run, which is the same for every command with this config."""
+def session(config: Campaign, *, sweep: bool = False) -> Iterator[Session]:
+    """Open the campaign: its tracker, and its parent run, which is the same for every command with this config; of a
+    sweep, another than the campaign's."""
     config = absolute(config)
     tracker, registry = open_tracker(
         config.tracking, campaign=config.campaign, output_url=config.output_url, spool=_spool(config))
-    state = files.join(config.output_url, "state", f"parent-{_parent_key(config)}.json")
+    state = files.join(config.output_url, "state", f"parent-{parent_key(config, sweep=sweep)}.json")
     known = files.read_json(state)["run_id"] if files.exists(state) else None
-    tags = {"stage": "campaign", "task": config.task, "campaign": config.campaign}
-    with tracker.run(config.campaign, run_id=known, tags=tags) as run:
+    tags = {"stage": "sweep" if sweep else "campaign", "task": config.task, "campaign": config.campaign}
+    name, left_out = (f"{config.campaign} sweep", set()) if sweep else (config.campaign, {"sweep"})
+    with tracker.run(name, run_id=known, tags=tags) as run:
         if known is None:
             files.write_json(state, {"run_id": run.run_id})
-            run.params(config.model_dump(mode="json", by_alias=True, exclude={"tracking", "output"}))
+            run.params(config.model_dump(mode="json", by_alias=True, exclude={"tracking", "output"} | left_out))
         yield Session(config=config, tracker=tracker, registry=registry, parent=run)
     waiting = tracker.flush()
     if waiting:
@@ -145,9 +153,13 @@ def _model(name: str) -> str:
     return files.absolute(name) if files.is_local(name) and Path(name).exists() else name
 
 
-def _parent_key(config: Campaign) -> str:
+def parent_key(config: Campaign, *, sweep: bool = False) -> str:
+    """What tells the parent runs of one output apart."""
     # They change no stage: another campaign would stay empty.
-    settings = config.model_dump(mode="json", by_alias=True, exclude={"tracking", "output", "cost", "drift", "plan"})
+    settings = config.model_dump(
+        mode="json", by_alias=True, exclude={"tracking", "output", "cost", "drift", "plan", "sweep"})
+    if sweep and config.sweep is not None:
+        settings["sweep"] = config.sweep.model_dump(mode="json", exclude={"max_concurrent"})
     del settings["labels"]["failures"]
     if settings["sequences"] is None:
         del settings["sequences"]  # as in campaigns from before there was such a section

@@ -242,7 +242,7 @@ def _judge(
     if not math.isfinite(score.value):
         raise TrainingError(f"{trial.name}: the validation loss is {score.value} after step {step} of {trial.steps}; "
                             "lower the learning rate, or prefer precision bf16 or fp32 to fp16")
-    values.update(score.metrics)
+    values.update(score.metrics, epoch=trial.training.epochs * step / trial.steps)
     if best is not None and best.score.value <= score.value:
         return best, score
     return Best(score=score, step=step, weights=engine.weights()), score

@@ -16,7 +16,7 @@ from ray_distill.runtime import entrypoint
 
 ROOT = Path(__file__).parents[2]
 JOBS = sorted((ROOT / "jobs").glob("*.py"))
-NAMES = ["evaluate", "label", "pipeline", "promote", "relabel", "snapshot", "train", "write"]
+NAMES = ["evaluate", "label", "pipeline", "promote", "relabel", "snapshot", "sweep", "train", "write"]
 CONFIG = """
 campaign: tiny
 task: text_classification
@@ -60,7 +60,7 @@ def _options(config: str, *more: str) -> argparse.Namespace:
 
 
 def test_there_is_a_job_a_stage_and_each_fits_on_a_page() -> None:
-    """Seven files of at most 50 lines, each with a docstring that names its last line."""
+    """Each has at most 50 lines, and a docstring that names its last line."""
     assert [path.stem for path in JOBS] == NAMES
     for path in JOBS:
         text = path.read_text()

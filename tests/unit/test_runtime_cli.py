@@ -40,7 +40,8 @@ def _fails(capsys: pytest.CaptureFixture[str], *command: str) -> str:
 
 def test_help_imports_nothing_heavy() -> None:
     """The help of every command is answered by the standard library alone."""
-    commands = [[], *([name] for name in (*COMMANDS, "quickstart", "audit", "inspect", "export", "submit", "doctor"))]
+    others = ("sweep", "quickstart", "audit", "inspect", "export", "submit", "doctor")
+    commands = [[], *([name] for name in (*COMMANDS, *others))]
     code = (
         "import sys\nfrom ray_distill import cli\n"
         f"for command in {commands!r}:\n"

@@ -16,7 +16,7 @@ from ray_distill.runtime import campaign
 from ray_distill.runtime.forms import compare
 from ray_distill.runtime.planning import PlanReport, choose_pieces, plan
 from ray_distill.runtime.probing import Piece, unit_rows
-from ray_distill.runtime.session import _parent_key
+from ray_distill.runtime.session import parent_key
 from ray_distill.runtime.show_plan import show_plan
 from ray_distill.runtime.teaching import TeacherFacts
 from ray_distill.tasks.base import Encoded
@@ -101,7 +101,7 @@ def test_the_forms_of_a_teacher_with_more_classes_than_are_looked_at() -> None:
 def test_what_is_planned_for_changes_no_stage(tmp_path: Path) -> None:
     """Another target is the same campaign, with the same snapshot and run."""
     one, other = config(), config(target_nats=0.1, students=9, epochs=2)
-    assert _parent_key(one) == _parent_key(other)
+    assert parent_key(one) == parent_key(other)
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"text": "x"}\n', encoding="utf-8")
     keys = {campaign.snapshot_key(value.model_copy(update={

@@ -21,7 +21,7 @@ from ray_distill.runtime.author_actors import AuthorActor, CarefulAuthor, WriteJ
 from ray_distill.runtime.careful import FailedUnit
 from ray_distill.runtime.checks import check
 from ray_distill.runtime.failures import Failure, ask_halving
-from ray_distill.runtime.session import _parent_key
+from ray_distill.runtime.session import parent_key
 from ray_distill.runtime.teacher_actors import Loaded
 from ray_distill.runtime.writing import derive_snapshot, make_generator
 from ray_distill.sequences.store import SequenceStore, create_or_open, prompt_ids
@@ -79,10 +79,10 @@ def test_what_is_labelled_is_what_was_written(tmp_path: Path) -> None:
 
 def test_how_failures_are_met_makes_no_other_campaign(tmp_path: Path) -> None:
     """Its runs in the tracker stay together; other decoding is another campaign."""
-    key = _parent_key(_config(tmp_path, {}))
-    assert _parent_key(_config(tmp_path, {"failures": {"attempts": 7}})) == key
-    assert _parent_key(_config(tmp_path, {"new_tokens": 7})) != key
-    assert _parent_key(_config(tmp_path, None)) != key
+    key = parent_key(_config(tmp_path, {}))
+    assert parent_key(_config(tmp_path, {"failures": {"attempts": 7}})) == key
+    assert parent_key(_config(tmp_path, {"new_tokens": 7})) != key
+    assert parent_key(_config(tmp_path, None)) != key
 
 
 def test_the_generator_is_what_decides_the_texts(tmp_path: Path) -> None:

@@ -1,0 +1,137 @@
+"""The trials that a campaign's section ``sweep`` describes, each with the whole campaign that it makes."""
+
+import json
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ray_distill.config.campaign import Campaign
+from ray_distill.config.load import parse_config, put
+from ray_distill.config.sweep import SweepConfig
+from ray_distill.errors import ConfigError
+
+#: Longest name of a trial.
+NAME_LENGTH = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One student to be tried."""
+
+    number: int
+    """From 1, in the order of the configuration: named trials, then the grid."""
+    name: str
+    changes: Mapping[str, Any]
+    """Dotted path to value."""
+    config: Campaign
+    """The campaign with the changes, and without the sweep."""
+
+
+def expand(config: Campaign) -> tuple[Trial, ...]:
+    """All trials of a campaign, validated.
+
+    Raises:
+        ConfigError: there is no sweep, or trials are wrong: everything that is, at once, by path and trial.
+    """
+    if config.sweep is None:
+        raise ConfigError(f"the campaign {config.campaign} has no section `sweep`: give it a grid, or trials")
+    trials, wrong = [], WrongTrials()
+    for number, (name, changes) in enumerate(_changes(config.sweep, config.seed), start=1):
+        try:
+            trials.append(Trial(number=number, name=name, changes=changes, config=_apply(config, changes)))
+        except ConfigError as error:
+            wrong.add(name, error)
+    wrong.refuse(config.sweep.count)
+    return tuple(trials)
+
+
+class WrongTrials:
+    """What is wrong with trials; the same mistake in many of them is told once."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, list[str]] = {}
+
+    def add(self, trial: str, error: Exception) -> None:
+        """Note an error whose message has a line a mistake, after a heading or without one."""
+        heading, *lines = str(error).split("\n  ")
+        for line in lines or [heading]:
+            self._lines.setdefault(line, []).append(trial)
+
+    def refuse(self, trials: int) -> None:
+        """Raise what was noted.
+
+        Raises:
+            ConfigError: something was.
+        """
+        if not self._lines:
+            return
+        names = {name for found in self._lines.values() for name in found}
+        told = [f"{line} ({_named(found)})" for line, found in self._lines.items()]
+        raise ConfigError("\n  ".join([f"sweep: {len(names)} of {trials} trials are wrong", *told]))
+
+
+def value_at(config: Campaign, path: str) -> Any:
+    """What a campaign has at a dotted path; None where there is nothing."""
+    value: Any = config.model_dump(mode="json", by_alias=True)
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _apply(config: Campaign, changes: Mapping[str, Any]) -> Campaign:
+    value = config.model_dump(mode="json", by_alias=True, exclude={"sweep"})
+    for path, item in changes.items():
+        put(value, path, item)
+    return parse_config(value)
+
+
+def _changes(sweep: SweepConfig, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and changes of every trial."""
+    for trial in sweep.trials:
+        yield trial.name, dict(trial.set)
+    chosen = range(sweep.combinations)
+    if sweep.samples is not None:
+        chosen = sorted(random.Random(seed).sample(chosen, sweep.samples))  # type: ignore[assignment]
+    short, taken = _short_names(tuple(sweep.grid)), {trial.name for trial in sweep.trials}
+    for index in chosen:
+        changes = _combination(sweep.grid, index)
+        name = ", ".join(f"{short[path]}={_shown(item)}" for path, item in changes.items())
+        if len(name) > NAME_LENGTH or name in taken:
+            name = f"{name[:NAME_LENGTH - 10]}… #{index + 1}"
+        yield name, changes
+
+
+def _combination(grid: Mapping[str, tuple[Any, ...]], index: int) -> dict[str, Any]:
+    """A point of the grid by its place; the last path changes fastest."""
+    found = {}
+    for path in reversed(list(grid)):
+        index, at = divmod(index, len(grid[path]))
+        found[path] = grid[path][at]
+    return {path: found[path] for path in grid}
+
+
+def _short_names(paths: tuple[str, ...]) -> dict[str, str]:
+    """The last parts of each path, as few as tell it from the others."""
+    def tail(path: str, parts: int) -> str:
+        return ".".join(path.split(".")[-parts:])
+
+    found = {}
+    for path in paths:
+        parts = 1
+        while any(tail(other, parts) == tail(path, parts) for other in paths if other != path):
+            parts += 1
+        found[path] = tail(path, parts)
+    return found
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _named(names: list[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:2])
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return f"trial{'s' if len(names) > 1 else ''} {shown}{more}"

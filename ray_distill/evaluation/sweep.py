@@ -1,0 +1,124 @@
+"""What a sweep found: its trials side by side, and which of them nothing else beats."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ray_distill.artifacts import Artifact, Efficiency, StudentRef
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult(Artifact):
+    """One trial."""
+
+    number: int
+    name: str
+    verdict: str
+    """``finished``, ``stopped`` or ``failed``."""
+    changes: dict[str, Any]
+    """What it changed of the campaign: dotted path to value."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """On the validation split: of the weights that are kept; of a stopped trial, when it was stopped."""
+    epoch: float | None = None
+    """Passes over the training rows when these were measured."""
+    efficiency: Efficiency | None = None
+    """Of a finished trial: its student, or one of the same shape."""
+    student: StudentRef | None = None
+    reason: str = ""
+    """Why it was stopped, or failed."""
+    run_id: str = ""
+    same_as: int | None = None
+    """The trial whose student this one would have trained again, bit for bit."""
+    on_frontier: bool = False
+    """No trial is as good, as small and as fast, and better in one of these."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult(Artifact):
+    """A sweep: all trials in the order of the configuration, compared on the validation split alone."""
+
+    url: str
+    """Folder of the tables, the figures and the page."""
+    objective: str
+    more_is_better: bool
+    trials: tuple[TrialResult, ...]
+    best: int
+    """Number of the finished trial with the best objective."""
+    validation_rows: int
+    notes: tuple[str, ...] = ()
+    tracking_uri: str = ""
+    run_id: str = ""
+    review: str = ""
+
+    @property
+    def own(self) -> tuple[TrialResult, ...]:
+        """Trials that are not another one's again."""
+        return tuple(trial for trial in self.trials if trial.same_as is None)
+
+    @property
+    def winner(self) -> TrialResult:
+        """The best trial."""
+        return self.trials[self.best - 1]
+
+    def count(self, verdict: str) -> int:
+        """How many trials ended in this way, each student counted once."""
+        return sum(trial.verdict == verdict for trial in self.own)
+
+
+def pareto(points: Sequence[Sequence[float]]) -> list[bool]:
+    """Which points no other one dominates: is at most as large in every coordinate and smaller in one.
+
+    Equal points do not dominate each other.
+    """
+    def dominated(point: Sequence[float]) -> bool:
+        return any(other != point and all(a <= b for a, b in zip(other, point, strict=True)) for other in rest)
+
+    rest = [tuple(point) for point in points]
+    return [not dominated(point) for point in rest]
+
+
+def mark_frontier(trials: Sequence[TrialResult], objective: str, *, more_is_better: bool) -> tuple[TrialResult, ...]:
+    """The trials, those marked that no other finished one beats in quality, parameters and median latency at once."""
+    sign = -1.0 if more_is_better else 1.0
+    able = [trial for trial in trials if trial.verdict == "finished" and trial.efficiency is not None]
+    points = [(sign * trial.metrics[objective], trial.efficiency.parameters, trial.efficiency.latency_ms_p50)
+              for trial in able if trial.efficiency is not None]
+    marked = {trial.number for trial, best in zip(able, pareto(points), strict=True) if best}
+    return tuple(replace(trial, on_frontier=trial.number in marked) for trial in trials)
+
+
+def best_of(trials: Sequence[TrialResult], objective: str, *, more_is_better: bool) -> int:
+    """Number of the finished trial with the best objective; of equal ones the first."""
+    sign = -1.0 if more_is_better else 1.0
+    able = [trial for trial in trials if trial.verdict == "finished" and trial.same_as is None]
+    return min(able, key=lambda trial: (sign * trial.metrics[objective], trial.number)).number
+
+
+def paths_of(trials: Sequence[TrialResult]) -> list[str]:
+    """Everything that some trial changes, in the order in which it first comes."""
+    return list(dict.fromkeys(path for trial in trials for path in trial.changes))
+
+
+def to_csv(result: SweepResult) -> str:
+    """One row a trial: what it changed, what came of it."""
+    paths = paths_of(result.trials)
+    measured = sorted({name for trial in result.trials for name in trial.metrics})
+    speed = ("parameters", "bytes_on_disk", "latency_ms_p50", "latency_ms_p95", "examples_per_second")
+    sink = io.StringIO()
+    writer = csv.writer(sink, lineterminator="\n")
+    writer.writerow(["number", "name", "verdict", "same_as", "on_frontier", *paths, *measured, "epoch", *speed,
+                     "student", "run_id", "reason"])
+    for trial in result.trials:
+        cells = [getattr(trial.efficiency, name, None) for name in speed]
+        writer.writerow([
+            trial.number, trial.name, trial.verdict, trial.same_as, trial.on_frontier,
+            *(_cell(trial.changes.get(path)) for path in paths), *(trial.metrics.get(name) for name in measured),
+            trial.epoch, *cells, trial.student and trial.student.url, trial.run_id, trial.reason])
+    return sink.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | tuple | dict) else value

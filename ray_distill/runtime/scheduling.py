@@ -38,18 +38,19 @@ def require_room(planned: Sequence[Planned]) -> None:
         ClusterError: one does not fit the cluster, even alone.
     """
     for training in {training.model_dump_json(): training for training in map(training_of, planned)}.values():
-        require_bundles([resources_of(training)] * training.workers, "a trial of the sweep")
+        require_bundles([resources_of(training)] * training.least_workers, "a trial of the sweep")
 
 
 def need(planned: Planned) -> dict[str, float]:
     """What a trial takes of the cluster, over all of its ranks."""
     training = training_of(planned)
-    return {name: training.workers * amount for name, amount in resources_of(training).items()}
+    return {name: training.least_workers * amount for name, amount in resources_of(training).items()}
 
 
 def training_of(planned: Planned) -> TrainingConfig:
-    """How a trial trains."""
-    return planned.trial.config.student.training
+    """How a trial trains; of a number of workers that may change it takes the least, so that trials do not compete."""
+    training = planned.trial.config.student.training
+    return training.model_copy(update={"workers": training.least_workers})
 
 
 class Schedule:
@@ -116,7 +117,7 @@ class Schedule:
     def _start(self, planned: Planned, folder: str) -> None:
         self._begun(planned)
         training, task = training_of(planned), pickle.dumps(planned.task)
-        if training.workers == 1:
+        if training.least_workers == 1:
             run = ray.remote(num_cpus=training.cpus, num_gpus=training.gpus, max_retries=0)(train_alone)
             ref = run.remote(task, self._desk, max(1, int(training.cpus)))
         else:

@@ -85,6 +85,10 @@ class TrialReporter:
         """Whether the trial has failed a rung."""
         return self.stopped is not None
 
+    def should_save(self) -> bool:
+        """Never: a trial whose node is taken away goes on from its last checkpoint."""
+        return False
+
 
 def objective_of(values: Mapping[str, float], task: TrialTask) -> float:
     """The objective as a number of which less is better.

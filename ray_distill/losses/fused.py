@@ -10,7 +10,7 @@ the tail's bucket spreads over the classes that are not stored in proportion to 
 ``∂L/∂z_j = ∂L/∂(log Σ_tail e^z) · e^{z_j} / Σ_tail e^z``, which cancels nowhere, however small the tail.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from ray_distill.losses.base import LossBatch, SparseTargets
 from ray_distill.losses.buckets import BucketLoss, Buckets
+from ray_distill.losses.products import add_products, head_logits
 
 #: Logits of a chunk of positions: what is held of them at once, in float32. With fewer, the weight's gradient is read
 #: and written for more chunks than its products take time.
@@ -27,8 +28,6 @@ CHUNK_ELEMENTS = 5 << 23
 #: Logits that are made exponentials at once on a CPU: what its cache holds, so that memory is passed over once, not
 #: four times. A device that runs ahead of its launches takes the whole chunk.
 CACHED_ELEMENTS = 1 << 19
-#: Classes of the head that are raised to float32 at once, where products are taken in less.
-TILE_CLASSES = 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,10 +202,10 @@ def _run(
     for start in range(0, positions, step):
         at = slice(start, start + step)
         chunk_nD = hidden_ND[at]
-        z_nV = _logits(chunk_nD, weight_VD, bias_V, room_NV[: len(chunk_nD)])
+        z_nV = head_logits(chunk_nD, weight_VD, bias_V, room_NV[: len(chunk_nD)])
         gradient_nV = _gradient(z_nV, select(work.batch, at), work, sums)
         if gradient_nV is not None:
-            _add_products(gradient_nV, chunk_nD, weight_VD, at, made)
+            add_products(gradient_nV, chunk_nD, weight_VD, at, made)
     return sums, made
 
 
@@ -281,46 +280,3 @@ def _buckets(head_nK: Tensor, tail_n: Tensor, true_n: Tensor) -> Buckets:
     logits_nB = torch.cat([head_nK, tail_n.unsqueeze(-1)], -1)
     norm_n = logits_nB.logsumexp(-1)
     return Buckets(logq_NB=logits_nB - norm_n.unsqueeze(-1), log_gold_N=true_n - norm_n)
-
-
-def _logits(hidden_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, out_nV: Tensor) -> Tensor:
-    """The head's logits, summed in float32 and kept so."""
-    if hidden_nD.dtype == weight_VD.dtype == out_nV.dtype:
-        torch.mm(hidden_nD, weight_VD.t(), out=out_nV)
-    else:
-        for tile in _tiles(len(weight_VD)):
-            out_nV[:, tile] = _product(hidden_nD, weight_VD[tile].to(hidden_nD.dtype).t())
-    return out_nV if bias_V is None else out_nV.add_(bias_V)
-
-
-def _add_products(
-    gradient_nV: Tensor, hidden_nD: Tensor, weight_VD: Tensor, at: slice, made: Sequence[Tensor | None]
-) -> None:
-    """Add a chunk's gradients in hidden states, weight and bias to what is ``made``; those that are None are not."""
-    d_hidden_ND, d_weight_VD, d_bias_V = made
-    whole = hidden_nD.dtype == weight_VD.dtype == gradient_nV.dtype
-    if whole and d_hidden_ND is not None:
-        torch.mm(gradient_nV, weight_VD, out=d_hidden_ND[at])
-    if whole and d_weight_VD is not None:
-        d_weight_VD.addmm_(gradient_nV.t(), hidden_nD)
-    for tile in () if whole else _tiles(len(weight_VD)):
-        part_nv = gradient_nV[:, tile].to(hidden_nD.dtype)
-        if d_hidden_ND is not None:
-            d_hidden_ND[at] += _product(part_nv, weight_VD[tile].to(hidden_nD.dtype))
-        if d_weight_VD is not None:
-            d_weight_VD[tile] += _product(part_nv.t(), hidden_nD)
-    if d_bias_V is not None:
-        d_bias_V += gradient_nV.sum(0)
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """A matrix product, summed and returned in float32 (float64 of float64)."""
-    if left.dtype in (torch.float32, torch.float64):
-        return left @ right
-    if left.is_cuda:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return left.float() @ right.float()
-
-
-def _tiles(classes: int) -> Iterator[slice]:
-    return (slice(start, start + TILE_CLASSES) for start in range(0, classes, TILE_CLASSES))

@@ -6,7 +6,7 @@ position has entries (the classes that are stored). Rows are aligned with the ro
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -77,17 +77,32 @@ class Distributions:
         """Number of rows, R."""
         return len(self.row_offsets) - 1
 
+    @property
+    def width(self) -> int:
+        """Entries of every position; 0 where they differ."""
+        positions = len(self.position)
+        width = int(self.entry_offsets[-1]) // max(positions, 1)
+        return width if np.array_equal(self.entry_offsets, np.arange(positions + 1) * width) else 0
+
     def take(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> "Distributions":
         """Return the given rows, in the given order."""
         index = np.asarray(rows, dtype=np.int64)
         row_offsets, positions = gather_ranges(self.row_offsets, index)
-        entry_offsets, entries = gather_ranges(self.entry_offsets, positions)
+        width = self.width
+        if width:  # whole lines of a matrix: no index of every entry
+            entry_offsets = np.arange(len(positions) + 1, dtype=np.int64) * width
+        else:
+            entry_offsets, entries = gather_ranges(self.entry_offsets, positions)
+
+        def taken(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            return values.reshape(-1, width)[positions].reshape(-1) if width else values[entries]
+
         return Distributions(
             family=self.family, classes=self.classes, temperatures=self.temperatures, row_offsets=row_offsets,
-            position=self.position[positions], entry_offsets=entry_offsets, ids=self.ids[entries],
-            logp=self.logp[entries], log_tail=self.log_tail[positions], entropy=self.entropy[positions],
+            position=self.position[positions], entry_offsets=entry_offsets, ids=taken(self.ids),
+            logp=taken(self.logp), log_tail=self.log_tail[positions], entropy=self.entropy[positions],
             draws=None if self.draws is None else replace(
-                self.draws, count=self.draws.count[entries], log_normaliser=self.draws.log_normaliser[positions]))
+                self.draws, count=taken(self.draws.count), log_normaliser=self.draws.log_normaliser[positions]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -126,6 +126,8 @@ class TokenSet:
         inside = np.arange(width) < lengths[:, None]
 
         def padded(values: npt.NDArray[Any], empty: Any, filler: Any) -> torch.Tensor:
+            if have_B.all() and found.width:
+                return torch.from_numpy(values.reshape(-1, width))
             spread = np.empty((len(have_N), width), values.dtype)
             spread[:] = filler
             own = np.full(inside.shape, empty, values.dtype)

@@ -37,7 +37,7 @@ class TrialRuns:
             return
         stack, trial = ExitStack(), planned.trial
         run = stack.enter_context(self._held.tracker.run(
-            trial.name, parent=self._held.parent.run_id, run_id=self._kept(planned.key).get("run_id"),
+            _name(planned), parent=self._held.parent.run_id, run_id=self._kept(planned.key).get("run_id"),
             tags={"stage": "trial", "trial": str(trial.number), "campaign": self._held.config.campaign,
                   "plan": planned.key}))
         self._open[planned.key] = run, stack
@@ -68,7 +68,7 @@ class TrialRuns:
     def measured(self, planned: Planned, efficiency: Efficiency | None, *, best: bool, on_frontier: bool) -> None:
         """Add what is known when all trials have ended."""
         known = self._kept(planned.key)["run_id"]
-        with self._held.tracker.run(planned.trial.name, parent=self._held.parent.run_id, run_id=known) as run:
+        with self._held.tracker.run(_name(planned), parent=self._held.parent.run_id, run_id=known) as run:
             run.tags({"frontier": str(on_frontier).lower(), "best": str(best).lower()})
             if efficiency is not None:
                 run.metrics({
@@ -94,3 +94,8 @@ def kept_metrics(outcome: Outcome) -> Mapping[str, float]:
     which = "best" if outcome.verdict == "finished" else "last"
     epoch = {} if outcome.epoch is None else {f"{which}_epoch": outcome.epoch}
     return {f"{which}_{name}": value for name, value in outcome.metrics.items()} | epoch
+
+
+def _name(planned: Planned) -> str:
+    """The number first: tables cut long names off at the end, where those of a grid differ."""
+    return f"{planned.trial.number} {planned.trial.name}"

@@ -299,7 +299,8 @@ class Lab:
         if max(run.curve) != self.steps:
             outcome.wrong.append(f"the curve ends at step {max(run.curve)} of {self.steps}")
         for name, value in self.whole.weights.items():
-            if not torch.allclose(run.weights[name], value, rtol=1e-3, atol=1e-5):
+            # No answer depends on the bias of keys: its gradient is rounding alone, which Adam makes a step of.
+            if not name.endswith("key.bias") and not torch.allclose(run.weights[name], value, rtol=1e-3, atol=1e-5):
                 outcome.wrong.append(f"{name} differs by {float((run.weights[name] - value).abs().max()):.2g}")
         outcome.repeated, learnt = self._learnt(run)
         rows = len(self._texts)

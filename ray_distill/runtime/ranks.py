@@ -17,6 +17,8 @@ from ray_distill.runtime.mailbox import MailReporter
 #: What another attempt would raise again; what a lost peer makes of the others is a RuntimeError and no defect.
 DEFECTS = (TypeError, ValueError, LookupError, AttributeError, ImportError, AssertionError, ZeroDivisionError)
 
+#: Machines that may be taken away after a notice. Not any number: what fails on a machine that is going counts as this.
+MAX_PREEMPTIONS = 100
 #: Seconds between two looks of Ray Train whether there is room for more workers, where their number may change.
 RESIZE_SECONDS = 60.0
 
@@ -46,10 +48,10 @@ def fit_ranks(
         scaling_config=ray.train.ScalingConfig(
             num_workers=training.workers, use_gpu=training.gpus > 0, resources_per_worker=resources_of(training),
             elastic_resize_monitor_interval_s=RESIZE_SECONDS),
-        # Failures are counted by who calls this; of machines that are taken away any number is gone on from.
+        # Failures are counted by who calls this; of machines that are taken away many more are gone on from.
         run_config=ray.train.RunConfig(
             name=f"train-{uuid.uuid4().hex[:8]}", storage_path=folder,
-            failure_config=ray.train.FailureConfig(max_failures=0, max_preemption_failures=-1)))
+            failure_config=ray.train.FailureConfig(max_failures=0, max_preemption_failures=MAX_PREEMPTIONS)))
     trainer.fit()
 
 

@@ -41,8 +41,10 @@ def train_ranks(
     """
     assert job.resume, "a restarted rank must go on, not begin anew"
     require_bundles([resources_of(training)] * training.least_workers, "training")
+    # The mailbox must not go with a node of the ranks': Ray Train starts them anew without us when one is taken away.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     for attempt in range(training.max_failures + 1):
-        mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+        mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
         failure = _fit(job, training, mailbox, on_metrics)
         try:
             students, error = ray.get(mailbox.outcome.remote())

@@ -12,8 +12,8 @@ goes on where it was.
 
 ``soft`` is the golden run without its hidden loss: soft labels, and of text 400 true labels beside them, at weight 0.5;
 ``hard`` is those few true labels alone (400 texts, 200 images). An arm ``soft+KIND`` has the weight of its hidden loss
-chosen by validation NLL of its first seed; ``hard+KIND``, hidden states without soft labels, takes the same. Its few
-true labels are there for the classifier's head, which hidden states do not teach.
+chosen by validation NLL of its first seed, where there is a choice (images); ``hard+KIND``, hidden states without soft
+labels, takes the same. Its few true labels are there for the classifier's head, which hidden states do not teach.
 
 A number is the mean over the seeds; its interval is of the test rows (the mean of the seeds' own), and behind ± is half
 the range of the seeds. Differences are paired, row by row and seed by seed.
@@ -82,17 +82,20 @@ class Data:
     """What differs from the golden run."""
     soft: Mapping[str, Any]
     """The golden run's losses without its hidden one."""
+    weights: tuple[float, ...]
+    """Of a hidden loss beside them, to choose from."""
 
 
 DATA: Mapping[str, Data] = {
     "text": Data(
         config="newsgroups.yaml", prepare=newsgroups.prepare, soft={"soft": {}, "hard": {"weight": 0.5}},
         sources={"snapshot.source": "traffic.parquet", "labels.teacher.model": "minilm"},
-        settings=("labels.teacher.max_length=64", "labels.hidden.rank=64", "student.training.epochs=2")),
+        settings=("labels.teacher.max_length=32", "student.model.max_length=32", "labels.hidden.rank=64",
+                  "student.training.epochs=2"), weights=(1.0,)),
     "image": Data(
         config="digits.yaml", prepare=mnist.prepare, soft={"soft": {"temperature": 4}},
         sources={"snapshot.source": "traffic.parquet", "labels.teacher.model": "teacher"},
-        settings=("labels.hidden.rank=32", "student.training.epochs=6"))}
+        settings=("labels.hidden.rank=32", "student.training.epochs=6"), weights=(0.1, 1.0))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +106,8 @@ class Asked:
     data: tuple[str, ...]
     arms: tuple[str, ...]
     seeds: tuple[int, ...]
-    weights: tuple[float, ...]
+    weights: tuple[float, ...] | None
+    """Of hidden losses; None: each data's own."""
 
 
 class Watching(SilentReporter):
@@ -131,10 +135,10 @@ def _asked() -> Asked:
     parser.add_argument("--data", nargs="+", choices=DATA, default=tuple(DATA))
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
-    parser.add_argument("--weights", nargs="+", type=float, default=(0.1, 1.0), help="of a hidden loss beside soft's 1")
+    parser.add_argument("--weights", nargs="+", type=float, help="of a hidden loss beside soft's 1, to choose from")
     found = parser.parse_args()
     return Asked(folder=found.folder.resolve(), data=tuple(found.data), arms=tuple(found.arms),
-                 seeds=tuple(found.seeds), weights=tuple(found.weights))
+                 seeds=tuple(found.seeds), weights=None if found.weights is None else tuple(found.weights))
 
 
 def _config(asked: Asked, data: str, pool: str = "mean") -> Campaign:
@@ -194,9 +198,10 @@ def _train_arm(asked: Asked, data: str, arm: str, labels: Mapping[str, LabelSetR
 
 
 def _chosen(asked: Asked, data: str, arm: str, labels: Mapping[str, LabelSetRef]) -> float:
-    if len(asked.weights) == 1:
-        return asked.weights[0]
-    return min(asked.weights, key=lambda weight: _train(asked, data, arm, weight, asked.seeds[0], labels)["validation"])
+    weights = asked.weights or DATA[data].weights
+    if len(weights) == 1:
+        return weights[0]
+    return min(weights, key=lambda weight: _train(asked, data, arm, weight, asked.seeds[0], labels)["validation"])
 
 
 def _train(

@@ -42,9 +42,10 @@ def open_data(source: Source, training: TrainingConfig, ranks: Ranks) -> Opened:
         ConfigError: labels and student do not fit.
     """
     units = source.units("train")
-    row_bytes = float(ranks.share(_row_bytes(source, units) if ranks.first and training.stream != "never" else 0.0))
+    measured = units and training.stream != "never"
+    row_bytes = float(ranks.share(_row_bytes(source, units) if measured and ranks.first else 0.0))
     rows, budget = sum(unit.stop - unit.start for unit in units), training.memory_gb * 1e9
-    if training.stream == "never" or (training.stream == "auto" and rows * row_bytes <= budget):
+    if not measured or (training.stream == "auto" and rows * row_bytes <= budget):
         return _in_memory(source, units)
     log.info("%d rows take about %.1f GB in memory: they are read while training goes on, within %.1f GB a worker",
              rows, rows * row_bytes / 1e9, training.memory_gb)

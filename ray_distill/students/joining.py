@@ -10,8 +10,9 @@ import pyarrow as pa
 from ray_distill.labels.codecs.base import running
 from ray_distill.labels.schema import concat_signals
 from ray_distill.labels.signal import Hidden, Signal, gather_ranges
-from ray_distill.students.batches import Teaching, TrainingSet
+from ray_distill.students.batches import TrainingSet
 from ray_distill.students.sampler import Index
+from ray_distill.students.targets import Teaching
 from ray_distill.students.token_set import TokenSet
 from ray_distill.tasks.base import Encoded, Ragged
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ray_distill.errors import TrainingError
+from ray_distill.errors import DistillError, TrainingError
 from ray_distill.labels import rowids
 from ray_distill.labels.reader import LabelSet
 from ray_distill.labels.signal import Hidden, Signal
@@ -27,6 +27,8 @@ from ray_distill.tasks.base import Batch
 
 Labels = tuple[pa.Array, Signal]
 Mask = npt.NDArray[np.bool_]
+#: Of a unit's usable rows, labelled and distil; of all its rows, least and greatest id.
+UnitFacts = tuple[Mask, Mask, bytes, bytes]
 
 #: Rows that are put together at a time, at most: it makes a batch of many units cheap, and bounds what that takes.
 CHUNK_ROWS = 8192
@@ -88,20 +90,18 @@ def scan(source: Source, units: Sequence[Unit], ranks: Ranks) -> Facts:
     """Go through all rows once, each shard on one rank, its digest checked; the same facts on every rank.
 
     Raises:
-        SnapshotError: a shard is damaged.
+        SnapshotError: a shard is damaged. What one rank finds is raised on all, so that none waits for it.
         TrainingError: rows are not ordered by their ids, or none is usable.
     """
-    shards = list({unit.shard.name: unit.shard for unit in units}.values())
-    mine = {shard.name for shard in shards[ranks.rank :: ranks.world]}
-    found: dict[int, tuple[Mask, Mask, bytes, bytes]] = {}
-    whole: tuple[str, pa.Table] | None = None
-    for number, unit in enumerate(units):
-        if unit.shard.name in mine:
-            if whole is None or whole[0] != unit.shard.name:
-                whole = unit.shard.name, source.snapshot.read_shard(unit.shard, source.columns)
-            found[number] = _facts_of(source, whole[1].slice(unit.start, unit.stop - unit.start))
-    every: dict[int, tuple[Mask, Mask, bytes, bytes]] = {}
+    found: dict[int, UnitFacts] | DistillError
+    try:
+        found = _share_of_scan(source, units, ranks)
+    except DistillError as error:
+        found = error
+    every: dict[int, UnitFacts] = {}
     for part in ranks.gather(found):
+        if isinstance(part, DistillError):
+            raise part
         every |= part
     ordered = [every[number] for number in range(len(units))]
     if any(left[3] >= right[2] for left, right in zip(ordered, ordered[1:], strict=False)):
@@ -115,7 +115,20 @@ def scan(source: Source, units: Sequence[Unit], ranks: Ranks) -> Facts:
                  distil=np.concatenate([distil for _, distil, *_ in ordered]))
 
 
-def _facts_of(source: Source, table: pa.Table) -> tuple[Mask, Mask, bytes, bytes]:
+def _share_of_scan(source: Source, units: Sequence[Unit], ranks: Ranks) -> dict[int, UnitFacts]:
+    shards = list({unit.shard.name: unit.shard for unit in units}.values())
+    mine = {shard.name for shard in shards[ranks.rank :: ranks.world]}
+    found: dict[int, UnitFacts] = {}
+    whole: tuple[str, pa.Table] | None = None
+    for number, unit in enumerate(units):
+        if unit.shard.name in mine:
+            if whole is None or whole[0] != unit.shard.name:
+                whole = unit.shard.name, source.snapshot.read_shard(unit.shard, source.columns)
+            found[number] = _facts_of(source, whole[1].slice(unit.start, unit.stop - unit.start))
+    return found
+
+
+def _facts_of(source: Source, table: pa.Table) -> UnitFacts:
     ids = np.sort(rowids.to_numpy(table["row_id"]))
     known = rowids.to_arrow(source.labels.labelled(ids))
     part = source.build(table, labels=(known, Signal()), name="train", part=True)

@@ -70,6 +70,17 @@ def test_engines_and_workers_are_compared():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("kind", "examples"), [("rows", "20480"), ("documents", "2560")])
+def test_the_loader_is_compared_with_datasets(kind, examples):
+    """Both ratios are printed, units are streamed and read about once; what is not measured is said."""
+    printed = _printed("bench_loader.py", kind, "--examples", examples)
+    amplification = re.search(r"from 3\d units of \d+, read ([\d.]+) times an epoch", printed)
+    assert amplification and 1 <= float(amplification[1]) <= 1.2, printed
+    assert re.search(r"[\d.]+x datasets \([\d,]+/s\); a CPU second [\d.]+x", printed), printed
+    assert "mosaicml-streaming was not measured" in printed
+
+
+@pytest.mark.slow
 def test_the_order_is_measured_at_many_ranks():
     """Time, memory and state are printed, each example came once, and at most a fifth of the units is read twice."""
     printed = _printed("bench_order.py", "--examples", "1e7", "--ranks", "64", "--count")

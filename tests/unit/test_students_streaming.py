@@ -20,7 +20,7 @@ from ray_distill.students.batches import TrainingSet, build_set
 from ray_distill.students.data import Opened, open_data
 from ray_distill.students.loop import Trial, batches_of
 from ray_distill.students.ranks import Ranks, current_ranks
-from ray_distill.students.streaming import Source, StreamedSet
+from ray_distill.students.streaming import Source, StreamedSet, scan
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.testing.labels import fake_manifest, label_all
 from ray_distill.testing.models import tiny_text_processor
@@ -163,8 +163,18 @@ def test_a_damaged_shard_ends_training_with_its_name(source: Source, tmp_path: P
     try:
         with pytest.raises(SnapshotError, match=shard.name):
             opened(source, stream="always")
+        with pytest.raises(SnapshotError, match=shard.name):  # on a rank that has not read it, too
+            scan(source, source.units("train"), _Told(rank=1, world=2))
     finally:
         victim.write_bytes(whole)
+
+
+class _Told(Ranks):
+    """The second of two ranks, in one process with the first, who finds the first shard damaged."""
+
+    def gather(self, value: Any) -> list[Any]:
+        assert not isinstance(value, Exception)
+        return [SnapshotError("data/train-00000.parquet is damaged"), value]
 
 
 def test_rows_are_read_from_the_units_that_hold_them(source: Source) -> None:

@@ -130,7 +130,7 @@ class TrainingConfig(Section):
     ema: float | None = Field(None, gt=0, lt=1, description="decay of a moving average of the weights, which is then "
                               "what is validated and exported, e.g. 0.999; default: the weights themselves")
     engine: Literal["deepspeed", "torch"] = "deepspeed"
-    workers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(
+    workers: int | tuple[int, int] = Field(
         1, description="processes; two numbers = between the first and the second of them, as many as the cluster has "
         "room for at each moment")
     gpus: float = Field(0, ge=0, description="GPUs a worker")
@@ -163,6 +163,16 @@ class TrainingConfig(Section):
     @classmethod
     def _one_rate(cls, value: Any) -> Any:
         return (value,) if isinstance(value, int | float | str) else value
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _counts(cls, value: Any) -> Any:
+        """One message for both forms: pydantic would tell of each alternative apart."""
+        counts = tuple(value) if isinstance(value, list | tuple) else (value,)
+        whole = all(isinstance(count, int) and not isinstance(count, bool) and count >= 1 for count in counts)
+        if not whole or (isinstance(value, list | tuple) and len(counts) != 2):
+            raise ValueError("should be a whole number of at least 1, or two of them: the least and the most")
+        return value if len(counts) == 1 else counts
 
     @property
     def least_workers(self) -> int:

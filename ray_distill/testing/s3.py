@@ -27,12 +27,26 @@ def s3_server(bucket: str = "distill", *, wrap: Callable[[Any], Any] = lambda ap
         wrap: gets the server's WSGI application and gives the one that is served.
     """
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)  # else each request is a line on stderr
-    with _serving(wrap(DomainDispatcherApplication(create_backend_app))) as endpoint:
+    with _serving(wrap(_one_at_a_time(DomainDispatcherApplication(create_backend_app)))) as endpoint:
         # Its state is the process's: what an earlier server of this process held is still there.
         urllib.request.urlopen(urllib.request.Request(f"{endpoint}/moto-api/reset", method="POST"), timeout=30).close()
         with _environment(s3_environment(endpoint)):
             _filesystem().mkdir(bucket)
             yield f"s3://{bucket}"
+
+
+def _one_at_a_time(app: Any) -> Any:
+    """Let writes of an application follow each other: it looks whether a name is taken and takes it in two steps, between
+    which, on a busy machine, another thread may do so too. S3 itself does not."""
+    lock = threading.Lock()
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        if environ["REQUEST_METHOD"] != "PUT":
+            return app(environ, start_response)
+        with lock:
+            return list(app(environ, start_response))
+
+    return answer
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from language_store_lab import config_of, documents, labelled, train, write_texts
-from training_lab import Recorder
+from training_lab import Recorder, learnt
 
 from ray_distill.artifacts import LabelSetRef
 from ray_distill.config import Campaign
@@ -42,9 +42,8 @@ def labels(home: Path) -> LabelSetRef:
 
 
 def curve(recorder: Recorder) -> list[dict[str, float]]:
-    """Every metric of every step but the speed."""
-    return [{name: value for name, value in recorder.curve[step].items() if name != "examples_per_second"}
-            for step in sorted(recorder.curve)]
+    """Every metric of every step but those of speed and memory."""
+    return [learnt(recorder.curve[step]) for step in sorted(recorder.curve)]
 
 
 @pytest.mark.parametrize("packed", [0, 64])

@@ -50,7 +50,8 @@ def test_every_term_is_reported(reference: lab.Ran) -> None:
     always = {"loss", "loss_soft", "loss_hard", "loss_hidden", "learning_rate", "examples_per_second",
               "tokens_per_second", "data_wait", "seconds_step", *(f"seconds_{part}" for part in PARTS)}
     assert set(reference.curve[1]) == always
-    assert set(reference.curve[4]) == always | {"validation_nll", "validation_accuracy", "peak_memory_gib_rank_0"}
+    assert set(reference.curve[4]) == always | {
+        "validation_nll", "validation_accuracy", "epoch", "peak_memory_gib_rank_0"}
     terms = reference.curve[1]
     total = 0.7 * terms["loss_soft"] + 0.3 * terms["loss_hard"] + 0.5 * terms["loss_hidden"]
     assert terms["loss"] == pytest.approx(total, rel=1e-6)

@@ -56,7 +56,7 @@ def test_what_training_would_refuse_is_refused_before_anything_starts(tmp_path: 
     assert lines[0] == "sweep: 3 of 4 trials are wrong"
     assert "student.losses.soft" in lines[1]
     assert lines[1].endswith("(trial 'hot')")
-    assert "no hidden states will be stored" in lines[2]
+    assert "no hidden states are stored" in lines[2]
     assert lines[2].endswith("(trial 'hidden')")
     assert "student.training.learning_rate: a trial that may be stopped has one rate, found 2" in lines[3]
     assert not (tmp_path / "out").exists()

@@ -36,8 +36,8 @@ def s3_server(bucket: str = "distill", *, wrap: Callable[[Any], Any] = lambda ap
 
 
 def _one_at_a_time(app: Any) -> Any:
-    """Let writes of an application follow each other: it looks whether a name is taken and takes it in two steps, between
-    which, on a busy machine, another thread may do so too. S3 itself does not."""
+    """Let writes of an application follow each other: it looks whether a name is taken and takes it in two steps,
+    between which, on a busy machine, another thread may do so too. S3 itself does not."""
     lock = threading.Lock()
 
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:

@@ -32,6 +32,7 @@ from ray_distill.config.snapshot import Columns, SnapshotConfig, Splits
 from ray_distill.config.student import (
     CheckpointPolicy,
     LossConfig,
+    SamplingConfig,
     Schedule,
     Steps,
     StudentConfig,
@@ -43,8 +44,8 @@ from ray_distill.config.sweep import StopConfig, SweepConfig, TrialConfig
 __all__ = [
     "DEFAULT_LIMITS", "Campaign", "CheckConfig", "CheckpointPolicy", "Columns", "CostConfig", "DriftConfig",
     "Dtype", "EvaluationConfig", "GateConfig", "HeadConfig", "HiddenConfig", "LabelsConfig", "LanguageConfig",
-    "Limit", "LossConfig", "PlanConfig", "Pool", "Resources", "Schedule", "Section", "SequenceFilters",
-    "SequencesConfig", "SignalConfig", "SnapshotConfig", "Splits", "Steps", "StopConfig", "StudentConfig",
-    "StudentModel", "SweepConfig", "TeacherConfig", "TrackingConfig", "TrainingConfig", "TrialConfig", "load_config",
-    "parse_config",
+    "Limit", "LossConfig", "PlanConfig", "Pool", "Resources", "SamplingConfig", "Schedule", "Section",
+    "SequenceFilters", "SequencesConfig", "SignalConfig", "SnapshotConfig", "Splits", "Steps", "StopConfig",
+    "StudentConfig", "StudentModel", "SweepConfig", "TeacherConfig", "TrackingConfig", "TrainingConfig",
+    "TrialConfig", "load_config", "parse_config",
 ]

@@ -115,6 +115,17 @@ class CheckpointPolicy(Section):
         return self
 
 
+class SamplingConfig(Section):
+    """Rows that come more often than others in an epoch, which has as many steps as before."""
+
+    by: Literal["class", "entropy"] = Field(
+        description="class: the true one, else the teacher's first choice; entropy: the teacher's, of a document the "
+        "mean over its tokens")
+    power: float = Field(
+        1.0, gt=0, le=4, description="class: 1 = all classes equally often, 0.5 = by the root of their size; entropy: "
+        "a row's share is its entropy to this power")
+
+
 class TrainingConfig(Section):
     """How a student is trained; all baselines get the same budget and tuning."""
 
@@ -139,6 +150,7 @@ class TrainingConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     offload: Literal["none", "optimizer", "all"] = "none"
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="raw DeepSpeed settings; they win")
+    sampling: SamplingConfig | None = Field(None, description="which rows come more often; default: each once an epoch")
     shuffle_units: int = Field(64, ge=1, description="units of labels that rows are shuffled over at a time; where "
                                "there are no more, over all rows. At twice the workers or more, each worker opens its "
                                "own units")

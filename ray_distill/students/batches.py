@@ -88,6 +88,8 @@ class TrainingSet:
     hidden: Mapping[int, Hidden]
     """Teacher states by stored layer; a row without teacher labels has none."""
     per_token: bool = False
+    entropy: npt.NDArray[np.float32] | None = None
+    """``[R]``: the teacher's, NaN where it has none; None of a part of a set, which need not know."""
 
     @property
     def rows(self) -> int:
@@ -107,6 +109,10 @@ class TrainingSet:
     def ids_of(self, rows: Index) -> list[str]:
         """Ids of rows in the snapshot, as hexadecimal text."""
         return hex_ids(self.encoded.row_ids, rows)
+
+    def entropies(self) -> npt.NDArray[np.float64]:
+        """``[R]``: the teacher's entropy in nats; NaN where it has none."""
+        return np.full(self.rows, np.nan) if self.entropy is None else self.entropy.astype(np.float64)
 
     def states(self, rows: Index) -> dict[int, Hidden]:
         """Teacher states of rows, by stored layer."""
@@ -178,6 +184,8 @@ def build_set(
     found = TrainingSet(
         task=task, encoded=encoded, labels=labels_R, distil=distil, per_token=per_token,
         teaching=_teaching(signal, position, store_classes, student_classes),
+        entropy=None if signal is None or signal.distributions is None else _over_rows(
+            signal.distributions.entropy, position, np.nan),
         hidden={} if signal is None else {layer: _spread(h, position) for layer, h in signal.hidden.items()})
     if per_token:
         _check_tokens(found)

@@ -44,6 +44,7 @@ from ray_distill.students.memory import Sizes, memory_explained
 from ray_distill.students.outcomes import Best, load_outcome, save_outcome
 from ray_distill.students.ranks import Ranks, current_ranks
 from ray_distill.students.reporter import Reporter
+from ray_distill.students.resampling import resampled
 from ray_distill.students.sampler import Index, share_of, steps_per_epoch
 from ray_distill.students.streaming import Build, Labels, Source
 from ray_distill.students.terms import build_terms, group_of
@@ -59,7 +60,7 @@ log = logging.getLogger(__name__)
 _DECIDING = ("epochs", "global_batch", "learning_rate", "weight_decay", "warmup", "schedule", "clip", "precision",
              "deepspeed", "evaluate_every")
 #: Such settings that came later: they are part of a plan where they are set, so that older plans stay what they are.
-_OPTIONAL = ("ema", "patience", "shuffle_units")
+_OPTIONAL = ("ema", "patience", "sampling", "shuffle_units")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,6 +273,8 @@ def _trials(workshop: Workshop, arm: Arm) -> list[Trial]:
     data = workshop.ceiling if arm.ceiling else workshop.train
     assert data is not None
     rows = arm_rows(arm.name, losses, data)
+    if not (arm.ceiling and training.sampling is not None and training.sampling.by == "entropy"):  # it has no teacher
+        rows = resampled(rows, data, training.sampling, workshop.job.seed)
     declared = workshop.manifest.temperatures
     terms = build_terms(losses, steps=workshop.steps, temperatures=declared, layers=workshop.pairs,
                         scales=scales_of(data))

@@ -69,6 +69,19 @@ class TokenSet:
         """Ids of documents in the snapshot, as hexadecimal text."""
         return hex_ids(self.encoded.row_ids, rows)
 
+    def entropies(self) -> npt.NDArray[np.float64]:
+        """``[R]``: the teacher's entropy in nats, the mean over a document's positions; NaN where it has none."""
+        found = np.full(self.rows, np.nan)
+        have = np.flatnonzero(self.stored >= 0)
+        if self.distributions is None or len(have) == 0:
+            return found
+        offsets, flat = gather_ranges(self.distributions.row_offsets, self.stored[have])
+        owner = np.repeat(np.arange(len(have)), np.diff(offsets))
+        sums = np.bincount(owner, weights=self.distributions.entropy[flat], minlength=len(have))
+        with np.errstate(invalid="ignore"):  # of a document without positions: 0 / 0
+            found[have] = sums / np.diff(offsets)
+        return found
+
     def states(self, rows: Index) -> dict[int, Hidden]:
         """Teacher states of documents the teacher has labelled, by stored layer."""
         return {layer: hidden.take(self.stored[rows]) for layer, hidden in self.hidden.items()}

@@ -246,6 +246,16 @@ def test_a_loss_that_overflows_names_the_batch(tmp_path: Path) -> None:
         run_trial(trial, engine, current_ranks(), lab.Recorder(), resume=False)
 
 
+def test_rows_that_are_to_come_twice_do(tmp_path: Path) -> None:
+    """An epoch goes through the chosen rows, those that are chosen twice among them."""
+    lab.write_model(tmp_path)
+    trial, engine = lab.build(Lab(folder=str(tmp_path), steps=2, training={"global_batch": 24}))
+    watched = lab.Watched(trial.data, engine)  # type: ignore[arg-type]
+    rows = np.repeat(np.arange(30), [2] * 12 + [1] * 18)
+    run_trial(replace(trial, data=watched, rows=rows), engine, current_ranks(), lab.Recorder(), resume=False)
+    assert sorted(watched.seen) == rows.tolist()
+
+
 def test_patience_ends_an_arm_that_learns_nothing_more(tmp_path: Path) -> None:
     """A rate that ruins the student: two looks without a better one, and its best weights are those from before."""
     lab.write_model(tmp_path)

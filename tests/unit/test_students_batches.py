@@ -193,3 +193,9 @@ def test_unknown_arms_are_named() -> None:
     """The message lists the arms there are."""
     with pytest.raises(ConfigError, match="unknown arm 'teacher'; there are student, baseline_hard_labels"):
         arm_by_name("teacher")
+
+
+def test_entropies_lie_at_their_rows() -> None:
+    """Of rows the teacher has labelled; NaN elsewhere."""
+    found = build(snapshot([5, 1, 3], [2, None, 0]), topk([3, 9, 5]))
+    assert np.array_equal(found.entropies(), [np.nan, 1.0, 1.0], equal_nan=True)

@@ -261,3 +261,15 @@ def test_a_batch_is_a_value_of_its_documents_alone() -> None:
     alone = [found.batch(np.array([row]))[1] for row in (3, 1)]
     assert together.labels_B.tolist() == [int(label) for one in alone for label in one.labels_B]
     assert torch.equal(together.hidden[2], torch.cat([one.hidden[2] for one in alone]))
+
+
+def test_a_documents_entropy_is_the_mean_over_its_tokens() -> None:
+    """NaN of a document that the teacher has not labelled."""
+    texts = {1: "abcd", 2: "ef", 3: "ghi"}
+    ids, signal = labels_of({1: "abcd", 3: "ghi"})
+    assert signal.distributions is not None
+    entropy = np.array([1.0, 2.0, 6.0, 0.5, 1.5], np.float32)
+    labels = ids, replace(signal, distributions=replace(signal.distributions, entropy=entropy))
+    found = build_token_set(
+        snapshot(texts), task=LABEL_TASKS["causal_lm"], processor=processor(), vocabulary=V, labels=labels)
+    assert np.array_equal(found.entropies(), [3.0, np.nan, 1.0], equal_nan=True)

@@ -1,0 +1,89 @@
+"""Which rows come how often in an epoch, where some shall come more often than others: by class, or by entropy."""
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_distill.config import SamplingConfig
+from ray_distill.errors import ConfigError
+from ray_distill.students.batches import Examples, TrainingSet
+from ray_distill.students.sampler import Index
+from ray_distill.students.token_set import TokenSet
+
+Weights = npt.NDArray[np.float64]
+
+
+def resampled(rows: Index, data: Examples, sampling: SamplingConfig | None, seed: int) -> Index:
+    """The rows of an epoch, ascending, as many as before: each about as often as its weight asks for.
+
+    A row of ``c`` times the mean weight comes ⌊c⌋ or ⌈c⌉ times, ``c`` on average over seeds (systematic sampling);
+    the same rows in every epoch. Rows whose class or entropy is not known come once on average.
+
+    Args:
+        rows: ``[N]`` the rows to choose from, ascending.
+        data: what they are rows of.
+        sampling: what was configured; None: each once.
+        seed: of the run.
+
+    Raises:
+        ConfigError: the data cannot tell classes or entropies.
+    """
+    if sampling is None:
+        return rows
+    values = (_classes if sampling.by == "class" else _entropies)(data)[rows]
+    weight = class_weights(values, sampling.power) if sampling.by == "class" else entropy_weights(
+        values, sampling.power)
+    return np.repeat(rows, systematic(weight, seed))
+
+
+def class_weights(classes: npt.NDArray[np.float64], power: float) -> Weights:
+    """``[N]``: a class of n rows weighs n^(1 - power) in all; NaN where the class is not known."""
+    known = ~np.isnan(classes)
+    _, inverse, counts = np.unique(classes[known], return_inverse=True, return_counts=True)
+    weight = np.full(len(classes), np.nan)
+    weight[known] = counts[inverse].astype(np.float64) ** -power
+    return weight
+
+
+def entropy_weights(entropies: npt.NDArray[np.float64], power: float) -> Weights:
+    """``[N]``: the teacher's entropy to a power; NaN where it is not known."""
+    weight: Weights = np.maximum(entropies, 0.0) ** power
+    return weight
+
+
+def systematic(weight: Weights, seed: int) -> Index:
+    """How often each row comes: N times in all, its share of the weights on average; NaN weighs what the others do."""
+    known = ~np.isnan(weight)
+    mean = float(weight[known].mean()) if known.any() else 1.0
+    if mean == 0:
+        return np.ones(len(weight), dtype=np.int64)
+    edges = np.cumsum(np.where(known, weight, mean) / mean)
+    edges *= len(weight) / edges[-1]
+    edges[-1] = len(weight)  # whatever rounding says
+    start = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 1]))).random()
+    return np.diff(np.floor(edges + start), prepend=0.0).astype(np.int64)
+
+
+def _classes(data: Examples) -> npt.NDArray[np.float64]:
+    """``[R]``: the true class, else the teacher's first choice of those stored; NaN where there is neither."""
+    if not isinstance(data, TrainingSet):
+        raise ConfigError("student.training.sampling.by: class is for classifiers whose rows are in memory "
+                          "(stream: never, or a larger memory_gb)")
+    found = data.labels.astype(np.float64)
+    found[data.labels < 0] = np.nan
+    if data.teaching is not None:
+        rows = np.flatnonzero((data.labels < 0) & data.distil)
+        best = data.teaching.logp_RK[rows].argmax(axis=1)
+        found[rows] = data.teaching.ids_RK[rows, best]
+    return found
+
+
+def _entropies(data: Examples) -> npt.NDArray[np.float64]:
+    """``[R]``: the teacher's entropy in nats, of a document the mean over its positions; NaN where it has none."""
+    if not isinstance(data, TrainingSet | TokenSet):
+        raise ConfigError("student.training.sampling.by: entropy needs rows in memory: set stream to never, or raise "
+                          "memory_gb")
+    found = data.entropies()
+    if data.distil.any() and np.isnan(found[data.distil]).all():
+        raise ConfigError("student.training.sampling.by: entropy, but the teacher's engine gives none; sample by "
+                          "class, or label with another engine")
+    return found

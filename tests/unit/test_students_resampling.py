@@ -1,0 +1,90 @@
+"""Rows that come more often than others: exactly as many in all, in the share that is asked for, from a seed alone."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_distill.config import SamplingConfig
+from ray_distill.errors import ConfigError
+from ray_distill.students.batches import TrainingSet
+from ray_distill.students.resampling import class_weights, entropy_weights, resampled, systematic
+from ray_distill.students.token_set import TokenSet
+
+
+def classifier(labels: list[int], entropy: list[float]) -> TrainingSet:
+    """A set of which only labels and entropies are looked at."""
+    found: Any = object.__new__(TrainingSet)
+    values = {"labels": np.array(labels), "entropy": np.array(entropy, np.float32), "teaching": None,
+              "distil": np.ones(len(labels), np.bool_)}
+    for name, value in values.items():
+        object.__setattr__(found, name, value)
+    object.__setattr__(found, "encoded", type("Encoded", (), {"rows": len(labels)})())
+    return found  # type: ignore[no-any-return]
+
+
+def by(kind: str, power: float = 1.0) -> SamplingConfig:
+    return SamplingConfig.model_validate({"by": kind, "power": power})
+
+
+@given(st.lists(st.floats(0.001, 1000) | st.just(float("nan")), min_size=1, max_size=200), st.integers(0, 2**31))
+def test_as_many_rows_as_before_each_near_its_share(weights: list[float], seed: int) -> None:
+    """A row of c times the mean comes ⌊c⌋ or ⌈c⌉ times; one that is not known, once or so."""
+    weight = np.array(weights)
+    counts = systematic(weight, seed)
+    assert counts.sum() == len(weight)
+    known = ~np.isnan(weight)
+    mean = weight[known].mean() if known.any() else 1.0
+    share = np.where(known, weight, mean) / mean
+    share *= len(weight) / share.sum()
+    assert (counts >= np.floor(share - 1e-6)).all() and (counts <= np.ceil(share + 1e-6)).all()
+    assert (counts == systematic(weight, seed)).all()
+
+
+def test_over_seeds_the_mean_is_the_share() -> None:
+    """No row is favoured beyond its weight: the mean of 4,000 seeds is within four standard errors of it."""
+    weight = np.array([0.2, 1.7, 0.5, 2.6, 1.0])
+    found = np.mean([systematic(weight, seed) for seed in range(4000)], axis=0)
+    share = weight * 5 / weight.sum()
+    part = share % 1
+    assert (abs(found - share) <= 4 * np.sqrt(part * (1 - part) / 4000) + 1e-9).all()
+
+
+def test_classes_come_equally_often() -> None:
+    """Of 90 and 10 rows each class gets 50 at power 1, and 75 to 25 at power 0.5; the rows stay ascending."""
+    data = classifier([0] * 90 + [1] * 10, [1.0] * 100)
+    rows = resampled(np.arange(100), data, by("class"), seed=3)
+    assert len(rows) == 100 and (np.diff(rows) >= 0).all()
+    assert [(rows < 90).sum(), (rows >= 90).sum()] == [50, 50]
+    half = resampled(np.arange(100), data, by("class", 0.5), seed=3)
+    assert abs(int((half < 90).sum()) - 75) <= 1
+
+
+def test_uncertain_rows_come_more_often() -> None:
+    """In proportion to the entropy's power; what the teacher is certain of need not come at all."""
+    data = classifier([0] * 4, [0.0, 1.0, 1.0, 2.0])
+    assert np.bincount(resampled(np.arange(4), data, by("entropy"), seed=0), minlength=4).tolist() == [0, 1, 1, 2]
+    assert entropy_weights(np.array([2.0]), 2.0).tolist() == [4.0]
+    assert (resampled(np.arange(4), classifier([0] * 4, [0.0] * 4), by("entropy"), seed=0) == np.arange(4)).all()
+
+
+def test_without_sampling_rows_stay() -> None:
+    """Each once, untouched."""
+    rows = np.array([1, 5, 7])
+    assert resampled(rows, classifier([0] * 8, [1.0] * 8), None, seed=0) is rows
+
+
+def test_unknown_classes_weigh_as_the_others_on_average() -> None:
+    """A class that is not known is none."""
+    weight = class_weights(np.array([0.0, 0.0, 1.0, np.nan]), 1.0)
+    assert weight[:3].tolist() == [0.5, 0.5, 1.0] and np.isnan(weight[3])
+
+
+def test_what_cannot_be_told_is_refused() -> None:
+    """An engine without entropies; a language model has no classes."""
+    with pytest.raises(ConfigError, match="the teacher's engine gives none"):
+        resampled(np.arange(2), classifier([0, 1], [np.nan, np.nan]), by("entropy"), seed=0)
+    with pytest.raises(ConfigError, match="by: class is for classifiers"):
+        resampled(np.arange(2), object.__new__(TokenSet), by("class"), seed=0)

@@ -241,7 +241,7 @@ class Lab:
             return True
         if victim == "node":
             return kill_node(node)
-        return any(strike(pid, ACTOR if victim == "actor" else WRITER) for pid in processes())
+        return any(strike(pid, ACTOR if victim == "actor" else WRITER) for pid in processes(self.cluster))
 
     @contextmanager
     def _second_node(self, victim: str) -> Iterator[Any]:

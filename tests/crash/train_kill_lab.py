@@ -262,7 +262,7 @@ class Lab:
             self._driver.kill()
             return True
         if victim == "rank":
-            return any(strike(pid, RANK) for pid in processes())
+            return any(strike(pid, RANK) for pid in processes(self._cluster))
         if victim == "notice":
             self._give_notice()
         return self._kill_second()

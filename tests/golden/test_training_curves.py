@@ -102,16 +102,17 @@ def test_ranks_that_cannot_share_evenly(home: Path, reference: lab.Ran) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_deepspeed_resumes_exactly(home: Path, tmp_path: Path, stage: int) -> None:
-    """Stopped after step 5 and resumed by new processes: the curve goes on as if nothing had happened."""
+def test_deepspeed_resumes_exactly(tmp_path: Path) -> None:
+    """Stopped after step 5 and resumed by new processes, at every stage: the curve goes on as if nothing had been."""
     lab.write_model(tmp_path)
-    run = Lab(folder=str(tmp_path), hidden=True, dropout=0.1, training={"engine": "deepspeed", "zero_stage": stage})
-    whole = run_gloo(lab.run_whole_then_cut, 2, replace(run, stop_after=5))
-    rest = run_gloo(lab.run, 2, replace(run, resume=True))
-    assert sorted(rest[0].curve) == [6, 7, 8]
-    for step in (6, 7, 8):
-        assert rest[0].curve[step]["loss"] == pytest.approx(whole[0].curve[step]["loss"], rel=1e-6)
+    runs = [Lab(folder=str(tmp_path), hidden=True, dropout=0.1, training=zero, trial=f"stage-{stage}")
+            for stage, zero in ZERO.items()]
+    whole = run_gloo(lab.run_whole_then_cut_all, 2, [replace(run, stop_after=5) for run in runs])[0]
+    rest = run_gloo(lab.run_all, 2, [replace(run, resume=True) for run in runs])[0]
+    for cut, uncut in zip(rest, whole, strict=True):
+        assert sorted(cut.curve) == [6, 7, 8]
+        for step in (6, 7, 8):
+            assert cut.curve[step]["loss"] == pytest.approx(uncut.curve[step]["loss"], rel=1e-6)
 
 
 #: Ranks, settings and steps of the parts of a run that is moved from one to the next; two epochs, of five steps each.
@@ -147,11 +148,10 @@ def test_half_precision_goes_on_at_another_stage(tmp_path: Path) -> None:
     """bf16: master weights and moments move in float32, so the rest of the curve is nearly that of one stage alone."""
     lab.write_model(tmp_path)
     run = Lab(folder=str(tmp_path), steps=10, training={**ZERO[1], "precision": "bf16"})
-    whole = run_gloo(lab.run_part, 2, replace(run, trial="whole"))[0][0]
-    curve: dict[int, dict[str, float]] = {}
-    for stage, steps in ((1, 3), (0, 2), (3, 3), (2, 2)):
-        part = replace(run, training={**ZERO[stage], "precision": "bf16"}, resume=bool(curve), stop_after=steps)
-        curve |= run_gloo(lab.run_part, 2, part)[0][0]
+    parts = [replace(run, training={**ZERO[stage], "precision": "bf16"}, resume=number > 0, stop_after=steps)
+             for number, (stage, steps) in enumerate(((1, 3), (0, 2), (3, 3), (2, 2)))]
+    whole, *found = run_gloo(lab.run_parts, 2, [replace(run, trial="whole"), *parts])[0]
+    curve = {step: values for part in found for step, values in part.items()}
     assert [curve[step]["loss"] for step in range(1, 11)] == pytest.approx(
         [whole[step]["loss"] for step in range(1, 11)], rel=5e-3)
 

@@ -217,9 +217,19 @@ def run_until_stopped(lab: Lab) -> dict[int, dict[str, float]]:
 
 def run_whole_then_cut(lab: Lab) -> Ran:
     """Train to the end in a folder of its own, then again until stopped, in one process; returns the whole run."""
-    whole = run(replace(lab, trial="whole", stop_after=None))
+    whole = run(replace(lab, trial=f"whole-{lab.trial}", stop_after=None))
     run_until_stopped(lab)
     return whole
+
+
+def run_whole_then_cut_all(labs: list[Lab]) -> list[Ran]:
+    """`run_whole_then_cut` of several runs, whose trials have names of their own."""
+    return [run_whole_then_cut(lab) for lab in labs]
+
+
+def run_parts(labs: list[Lab]) -> list[dict[int, dict[str, float]]]:
+    """`run_part` of several runs in one process, one after the other; their curves."""
+    return [run_part(lab)[0] for lab in labs]
 
 
 def loss_curve(ran: Ran) -> list[float]:

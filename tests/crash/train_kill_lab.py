@@ -397,6 +397,7 @@ def main() -> int:
     """Run the scenarios, telling of each as it ends; 1 if one of them failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=20, help="scenarios, shared out among the victims")
+    parser.add_argument("--first", type=int, default=0, help="number of the first scenario, to go on after some")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     tell = lambda text: print(text, flush=True)  # noqa: E731, T201
@@ -404,7 +405,7 @@ def main() -> int:
     outcomes = []
     with open_lab() as opened:
         tell(f"{opened.steps} steps when nobody is killed")
-        for number in range(options.runs):
+        for number in range(options.first, options.first + options.runs):
             started = time.monotonic()
             one = opened.scenario(VICTIMS[number % len(VICTIMS)], options.seed, number // len(VICTIMS))
             outcomes.append(one)

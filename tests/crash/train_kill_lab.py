@@ -222,6 +222,7 @@ class Lab:
             if not self._kill(outcome.victim, rng):
                 if outcome.moments:
                     break
+                self._driver.answer(HUNG)  # else the next run would take this one's answer for its own
                 raise TooLate
             outcome.moments.append(begun)
             if len(outcome.moments) == 1 and outcome.victim == "rank":
@@ -263,9 +264,17 @@ class Lab:
             return True
         if victim == "rank":
             return any(strike(pid, RANK) for pid in processes(self._cluster))
+        if not self._at_work():
+            return False
         if victim == "notice":
             self._give_notice()
-        return self._kill_second()
+        self._kill_second()
+        return True
+
+    def _at_work(self) -> bool:
+        """Whether a rank runs on the second node: training may have begun with one alone."""
+        raylet = self._second.all_processes["raylet"][0].process.pid
+        return any(title_of(pid).startswith(RANK) for pid in descendants(raylet))
 
     def _give_notice(self) -> None:
         """Tell the cluster that the second node will be taken away, as a cloud's agent does, and wait for that."""
@@ -275,19 +284,16 @@ class Lab:
         assert accepted, why
         time.sleep(NOTICE)
 
-    def _kill_second(self) -> bool:
-        """SIGKILL the second node's raylet and all it started, if a rank is there or was told to go."""
+    def _kill_second(self) -> None:
+        """SIGKILL the second node's raylet and all it started; the raylet first."""
         raylet = self._second.all_processes["raylet"][0].process.pid
         below = descendants(raylet)
-        if not any(title_of(pid).startswith(RANK) for pid in below):
-            return False
         for pid in [raylet, *below, *descendants(raylet)]:
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
         self._cluster.remove_node(self._second, allow_graceful=False)
-        return True
 
     def _compare(self, run: Run, outcome: Outcome) -> Outcome:
         """Hold a finished run against the undisturbed one, and against the order of examples."""

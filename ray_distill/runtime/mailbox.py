@@ -79,11 +79,12 @@ class MailReporter:
             self._waiting = []
 
     def checkpoint(self, value: Mapping[str, Any]) -> None:
-        """Tell Ray; the checkpoint itself is in our own storage."""
-        import ray.train
+        """Send what is waiting: a run that goes on from here repeats nothing of it.
 
+        Ray is not told. It keeps no report without a checkpoint of its own, and takes one when it next looks at its
+        workers, a second or two later, for which every rank would wait.
+        """
         self.flush()
-        ray.train.report(dict(value))
 
     def should_stop(self) -> bool:
         """Never: whoever stops the driver stops the ranks, and a resumed run goes on from the last checkpoint."""

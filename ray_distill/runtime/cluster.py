@@ -70,13 +70,25 @@ def _start(address: str | None) -> None:
             # One core still needs two slots: the teacher's actor, and the tasks that read and write beside it.
             cores = max(2, os.cpu_count() or 2)
             # "local": without it Ray would join whatever cluster was started on this machine before.
-            ray.init(address="local", num_cpus=cores, include_dashboard=False, _system_config=KEEP_WORKERS, **options)
+            _patiently(lambda: ray.init(
+                address="local", num_cpus=cores, include_dashboard=False, _system_config=KEEP_WORKERS, **options))
             _embedded.set()
         else:
             ray.init(address=address, **options)
     except Exception as error:  # a refused token is a RayError; a node that starts too slowly a bare Exception
         where = "an embedded Ray cannot start" if address is None else f"no Ray cluster answers at {address}"
         raise ClusterError(f"{where}: {error}; `ray-distill doctor` looks for the reason") from error
+
+
+def _patiently(start: Callable[[], Any]) -> None:
+    """Start Ray, and once more if it gave itself up: a busy machine may need more than the half minute it has."""
+    try:
+        start()
+    except Exception as error:  # a bare one, told by its text alone
+        if "timed out during startup" not in str(error):
+            raise
+        ray.shutdown()
+        start()
 
 
 def on_cluster(

@@ -86,3 +86,26 @@ def test_a_refused_token_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch, er
     monkeypatch.setattr(cluster.ray, "init", refuse)
     with pytest.raises(ClusterError, match="no Ray cluster answers at auto"), cluster.connected("auto"):
         pass
+
+
+@pytest.mark.parametrize(("failures", "starts"), [(1, 2), (2, 2)])
+def test_ray_is_started_again_where_the_machine_was_too_busy(
+    monkeypatch: pytest.MonkeyPatch, failures: int, starts: int
+) -> None:
+    """Once; a machine that needs more than twice the time is told of."""
+    tries: list[str] = []
+
+    def init(**_: object) -> None:
+        tries.append("init")
+        if len(tries) <= failures:
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(cluster.ray, "init", init)
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+    if failures < starts:
+        cluster._start(None)
+        cluster._embedded.clear()
+    else:
+        with pytest.raises(ClusterError, match="timed out during startup"):
+            cluster._start(None)
+    assert len(tries) == starts

@@ -81,24 +81,23 @@ def run_trial(trial: Trial, engine: Engine, ranks: Ranks, reporter: Reporter, *,
         TrainingError: a loss is not finite, or the checkpoint is of another run.
         TrainingStopped: a stop was requested; the state is saved.
     """
-    step, best, resumed = _restore(trial, engine, ranks) if resume else (0, None, None)
+    step, best, looked, resumed = _restore(trial, engine, ranks) if resume else (0, None, None, None)
     saver = CheckpointWriter(
         checkpoints_url(trial), ranks, trial.training.checkpoints, plan=trial.plan,
         protect=() if resumed is None else (resumed,))
     with Feed(partial(batches_of, trial, ranks), trial.steps) as feed, closing(saver):
-        return _train(trial, engine, ranks, reporter, feed, saver, step, best)
+        return _train(trial, engine, ranks, reporter, feed, saver, step, best, looked)
 
 
 def _train(
     trial: Trial, engine: Engine, ranks: Ranks, reporter: Reporter, feed: Feed[Batches], saver: CheckpointWriter,
-    step: int, best: Best | None,
+    step: int, best: Best | None, looked: Score | None,
 ) -> Best:
     """Train from a step to the end; see `run_trial`."""
     def told(url: str | None, after: int) -> None:
         if url is not None:
             reporter.checkpoint({"trial": trial.name, "step": after, "url": url})
 
-    looked = None if best is None else best.score
     saved, next_look = step, time.monotonic() + LOOK_SECONDS
     engine.train(True)
     meter = StepMeter.of(engine.device, trial.training, ranks)
@@ -265,18 +264,22 @@ def _save(
     return saver.start(write, step=step, state=state)
 
 
-def _restore(trial: Trial, engine: Engine, ranks: Ranks) -> tuple[int, Best | None, str | None]:
-    """Load the newest checkpoint, if there is one: steps done, best so far, and its URL."""
+def _restore(
+    trial: Trial, engine: Engine, ranks: Ranks
+) -> tuple[int, Best | None, Score | None, str | None]:
+    """Load the newest checkpoint, if there is one: steps done, best so far, the last look before it, and its URL."""
     found = find_checkpoint(checkpoints_url(trial), ranks)
     if found is None:
-        return 0, None, None
+        return 0, None, None, None
     check_plan(found.plan, trial.plan, f"checkpoint {found.url}")
     with TemporaryDirectory(prefix="ray-distill-resume-") as local:
         fetch_checkpoint(found, Path(local))
         engine.load(Path(local) / "engine")
         saved = found.state["best"]
         weights = read_weights((Path(local) / WEIGHTS_FILE).read_bytes()) if saved is not None and ranks.first else {}
-    return found.step, None if saved is None else Best.from_dict(saved, weights), found.url
+    look = found.state.get("validation")
+    looked = None if look is None else Score(value=float(look["value"]), metrics=dict(look["metrics"]))
+    return found.step, None if saved is None else Best.from_dict(saved, weights), looked, found.url
 
 
 def checkpoints_url(trial: Trial) -> str:

@@ -276,6 +276,20 @@ def test_a_machine_that_is_to_go_is_answered_by_a_checkpoint(tmp_path: Path, mon
     assert [one["step"] for one in recorder.saved] == [3] and max(recorder.curve) == 8
 
 
+def test_a_resumed_run_keeps_the_last_look_and_not_the_best_one(tmp_path: Path) -> None:
+    """Of a student that got worse: the best checkpoints are chosen by the last look, and no newer one is there yet."""
+    lab.write_model(tmp_path)
+    settings = {"learning_rate": 0.5, "evaluate_every": 2, "checkpoint_every": 1, "checkpoints": {"last": 40}}
+    run = Lab(folder=str(tmp_path), steps=40, training=settings)
+    worse = max(lab.run(replace(run, trial="ended", training={**settings, "patience": 1})).curve)
+    lab.run_until_stopped(replace(run, stop_after=worse))
+    lab.run_part(replace(run, resume=True, stop_after=1))
+    markers = (tmp_path / "trial" / "checkpoints").glob("*/marker.json")
+    told = {one["step"]: one["state"] for one in (json.loads(path.read_text()) for path in markers)}
+    assert told[worse + 1]["validation"] == told[worse]["validation"]
+    assert told[worse]["validation"]["value"] >= told[worse]["best"]["value"] and told[worse]["best"]["step"] < worse
+
+
 def test_checkpoints_are_told_of_when_they_are_complete(tmp_path: Path) -> None:
     """Every one, the last too, with its own step and URL, however late its upload ended."""
     lab.write_model(tmp_path)

@@ -132,6 +132,8 @@ class TrainingConfig(Section):
     epochs: float = Field(3, gt=0, description="passes over the training rows; fixes the steps of every arm")
     global_batch: int = Field(256, ge=1, description="examples an optimiser step, over all workers")
     micro_batch: int = Field(64, ge=1, description="examples a forward pass, on one worker")
+    micro_tokens: int = Field(0, ge=0, description="texts: tokens a forward pass, padding included: examples of like "
+                              "length share one, at most micro_batch of them; 0 = micro_batch examples as they come")
     learning_rate: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
         (3e-4,), min_length=1, description="one, or several: each arm keeps its best on validation")
     weight_decay: float = Field(0.01, ge=0)

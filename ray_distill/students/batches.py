@@ -7,6 +7,7 @@ taken.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,6 +44,10 @@ class Examples(Protocol):
     @property
     def distil(self) -> npt.NDArray[np.bool_]:
         """``[R]``: the teacher may teach the row."""
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int32] | None:
+        """``[R, F]``: tokens of each row, by feature of token ids; None where there are none, or where nobody asked."""
 
     @property
     def widths(self) -> Mapping[int, int]:
@@ -100,6 +105,11 @@ class TrainingSet:
     def labelled(self) -> npt.NDArray[np.bool_]:
         """``[R]``: the true class is known."""
         return self.labels >= 0
+
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.int32] | None:
+        """``[R, F]``: tokens of each row; None of images."""
+        return self.encoded.lengths
 
     @property
     def widths(self) -> dict[int, int]:

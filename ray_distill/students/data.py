@@ -50,7 +50,7 @@ def open_data(source: Source, training: TrainingConfig, ranks: Ranks) -> Opened:
     log.info("%d rows take about %.1f GB in memory: they are read while training goes on, within %.1f GB a worker",
              rows, rows * row_bytes / 1e9, training.memory_gb)
     _warn_of_little(training, units, row_bytes, ranks)
-    facts = scan(source, units, ranks)
+    facts = scan(source, units, ranks, lengths=training.micro_tokens > 0)
     table = source.snapshot.read("validation", list(source.columns))
     held = source.labels.read_rows(rowids.to_numpy(table["row_id"]), source.layers)
     return Opened(train=StreamedSet(source, units, facts, row_bytes=row_bytes, budget=budget), units=facts.bounds,

@@ -14,8 +14,9 @@ from torch import Tensor
 from ray_distill.errors import StorageError, TrainingError
 from ray_distill.losses.base import LossBatch
 from ray_distill.storage import files
+from ray_distill.students.micro_batches import MicroBatch
 from ray_distill.students.ranks import Ranks
-from ray_distill.students.sampler import Index, MicroBatch
+from ray_distill.students.sampler import Index
 from ray_distill.students.token_bundle import PLACES
 from ray_distill.tasks.base import Batch
 

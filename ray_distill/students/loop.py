@@ -24,11 +24,12 @@ from ray_distill.students.checkpoints import check_plan, fetch_checkpoint, find_
 from ray_distill.students.diagnosis import not_finite
 from ray_distill.students.engine import Engine
 from ray_distill.students.feed import Feed
+from ray_distill.students.micro_batches import Budget, MicroBatch, micro_batches, share
 from ray_distill.students.order import Order, Plan, units_of
 from ray_distill.students.outcomes import WEIGHTS_FILE, Best, read_weights, weights_bytes
 from ray_distill.students.ranks import Ranks
 from ray_distill.students.reporter import Reporter, TrainingStopped
-from ray_distill.students.sampler import Index, MicroBatch, cursor_at, micro_batches
+from ray_distill.students.sampler import Index, cursor_at
 from ray_distill.students.saving import CheckpointWriter
 from ray_distill.students.schedules import rate_factor
 from ray_distill.students.terms import Term, ask_head, combine, group_of, squares, to_device, weights_of
@@ -68,6 +69,11 @@ class Trial:
         """The rows of each step, as places in ``rows``."""
         units, training = units_of(self.rows, self.units), self.training
         return Order(Plan(units=units, global_batch=training.global_batch, mixed=training.shuffle_units), self.seed)
+
+    @cached_property
+    def budget(self) -> Budget:
+        """How much a forward pass may hold."""
+        return Budget.of(self.training, group_of(self.terms))
 
 
 #: The micro-batches of a step on one rank, before they are moved to its device.
@@ -210,16 +216,20 @@ def _gradient_norms(
 
 def micros_of(trial: Trial, ranks: Ranks, step: int) -> list[MicroBatch]:
     """This rank's micro-batches of a step, as rows of the data."""
-    slots = np.arange(trial.order.size(step), dtype=np.int64)
-    micros = micro_batches(slots, rank=ranks.rank, world=ranks.world, micro_batch=trial.training.micro_batch,
-                           group=group_of(trial.terms))
-    return [replace(micro, rows=trial.rows[trial.order.rows_at(step, micro.rows)]) for micro in micros]
+    slots, budget = np.arange(trial.order.size(step), dtype=np.int64), trial.budget
+    lengths = trial.data.lengths
+    found = micro_batches(
+        slots, rank=ranks.rank, world=ranks.world, budget=budget,
+        lengths_BF=lengths[trial.rows[trial.order.batch(step)]] if budget.tokens and lengths is not None else None)
+    return [replace(micro, rows=trial.rows[trial.order.rows_at(step, micro.rows)]) for micro in found]
 
 
 def batches_of(trial: Trial, ranks: Ranks, step: int) -> Batches:
     """This rank's micro-batches of a step: a function of the step alone, so that a thread may make them ahead."""
     def rows_of(step: int) -> Index:
-        return np.concatenate([micro.rows for micro in micros_of(trial, ranks, step)])
+        slots = np.arange(trial.order.size(step), dtype=np.int64)
+        ours = share(slots, rank=ranks.rank, world=ranks.world, group=trial.budget.group)
+        return trial.rows[trial.order.rows_at(step, ours.rows)]
 
     trial.data.prepare(step, rows_of, trial.steps)
     return [trial.data.batch(micro.rows, micro.real) for micro in micros_of(trial, ranks, step)]
@@ -237,7 +247,7 @@ def _judge(
     trial: Trial, engine: Engine, ranks: Ranks, step: int, best: Best | None, values: dict[str, float]
 ) -> tuple[Best, Score]:
     """Validate, add the result to ``values``, and keep the weights if they are the best so far."""
-    score = trial.judge.score(engine, ranks, batch=trial.training.micro_batch)
+    score = trial.judge.score(engine, ranks, replace(trial.budget, group=1))
     if not math.isfinite(score.value):
         raise TrainingError(f"{trial.name}: the validation loss is {score.value} after step {step} of {trial.steps}; "
                             "lower the learning rate, or prefer precision bf16 or fp32 to fp16")

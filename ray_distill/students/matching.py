@@ -13,7 +13,7 @@ from ray_distill.models.model import Model
 from ray_distill.students.batches import Examples
 from ray_distill.students.bundle import layer_pairs
 from ray_distill.students.loss_settings import layer_maps, refuse_labels
-from ray_distill.students.sampler import require_groups
+from ray_distill.students.micro_batches import Budget
 from ray_distill.students.terms import Term, build_terms, group_of
 
 #: Where the length of stored states is measured: rows in each of so many places.
@@ -33,7 +33,7 @@ def check_losses(losses: Mapping[str, LossConfig], labels: Labels, training: Tra
         except ConfigError as error:
             wrong.append(str(error))
     try:
-        require_groups(training.micro_batch, group_of(terms))
+        Budget.of(training, group_of(terms))
     except ConfigError as error:
         wrong.append(str(error))
     return wrong

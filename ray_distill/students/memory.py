@@ -76,7 +76,7 @@ def suggestion(
         room = USABLE * limit - sum(held(sizes, tried, world).values())
         for recomputed in sorted({training.activation_checkpointing, True}):
             share = RECOMPUTED if recomputed and not training.activation_checkpointing else 1.0
-            micro = min(training.micro_batch, int(room / (activations * share) * training.micro_batch))
+            micro = min(_size(training), int(room / (activations * share) * _size(training)))
             if micro >= 1:
                 return _told(training, micro, recomputed, stage, offload)
     return None
@@ -93,15 +93,24 @@ def _steps(training: TrainingConfig) -> list[tuple[int, str]]:
 
 def _told(training: TrainingConfig, micro: int, recomputed: bool, stage: int, offload: str) -> str:
     changes = []
-    if micro < training.micro_batch:
-        changes.append(f"micro_batch: {1 << (micro.bit_length() - 1)}")
+    if micro < _size(training):
+        changes.append(f"{_setting(training)}: {1 << (micro.bit_length() - 1)}")
     if recomputed and not training.activation_checkpointing:
         changes.append("activation_checkpointing: true")
     if stage != training.zero_stage:
         changes.append(f"zero_stage: {stage}")
     if offload != training.offload:
         changes.append(f"offload: {offload}")
-    return ", ".join(changes) or f"micro_batch: {max(1, training.micro_batch // 2)}"
+    return ", ".join(changes) or f"{_setting(training)}: {max(1, _size(training) // 2)}"
+
+
+def _setting(training: TrainingConfig) -> str:
+    """The setting that bounds a forward pass."""
+    return "micro_tokens" if training.micro_tokens else "micro_batch"
+
+
+def _size(training: TrainingConfig) -> int:
+    return training.micro_tokens or training.micro_batch
 
 
 @contextmanager
@@ -134,11 +143,11 @@ def explain_memory(trial: str, sizes: Sizes, training: TrainingConfig, world: in
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in classes.items())
     found = suggestion(sizes, training, world, activations=activations, limit=limit)
     advice = f"by this estimate it fits with student.training {{{found}}}" if found is not None else (
-        "no micro_batch, stage or offload fits by this estimate: take a smaller student, a larger device, or more "
-        "workers with zero_stage 3")
+        f"no {_setting(training)}, stage or offload fits by this estimate: take a smaller student, a larger device, or "
+        "more workers with zero_stage 3")
     return (f"{trial}: out of memory on {device} of {limit / GIB:.2f} GiB; estimated GiB on a rank: {parts}, "
-            f"activations, logits and all else at least {activations / GIB:.2f} at micro_batch "
-            f"{training.micro_batch}; {advice}")
+            f"activations, logits and all else at least {activations / GIB:.2f} at "
+            f"{_setting(training)} {_size(training)}; {advice}")
 
 
 def _asked(text: str) -> float:

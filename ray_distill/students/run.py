@@ -41,11 +41,12 @@ from ray_distill.students.loop import Trial, checkpoints_url, run_trial
 from ray_distill.students.loss_settings import plain_settings, temperatures_of
 from ray_distill.students.matching import check_losses, labels_of, layers_wanted, pairs_of, scales_of
 from ray_distill.students.memory import Sizes, memory_explained
+from ray_distill.students.micro_batches import Budget
 from ray_distill.students.outcomes import Best, load_outcome, save_outcome
 from ray_distill.students.ranks import Ranks, current_ranks
 from ray_distill.students.reporter import Reporter
 from ray_distill.students.resampling import resampled
-from ray_distill.students.sampler import Index, share_of, steps_per_epoch
+from ray_distill.students.sampler import Index, steps_per_epoch
 from ray_distill.students.streaming import Build, Labels, Source
 from ray_distill.students.terms import build_terms, group_of
 from ray_distill.students.token_bundle import TokenBundle
@@ -179,6 +180,7 @@ def _open(job: TrainingJob, config: Campaign, ranks: Ranks) -> Workshop:
         build=builder(job, config, model, manifest, snapshot, layers)), training, ranks)
     train = data.train
     rows = arm_rows("student", losses, train)
+    Budget.of(training).check(data.validation.lengths)
     for temperature in temperatures_of(losses, manifest.temperatures):
         check_retained_mass(train, rows, temperature)
     return Workshop(
@@ -278,6 +280,7 @@ def _trials(workshop: Workshop, arm: Arm) -> list[Trial]:
     declared = workshop.manifest.temperatures
     terms = build_terms(losses, steps=workshop.steps, temperatures=declared, layers=workshop.pairs,
                         scales=scales_of(data))
+    Budget.of(training, group_of(terms)).check(data.lengths)
     plan = {**arm_plan(workshop.job, workshop.config, arm), "steps": workshop.steps, "rows": len(rows)}
     several = len(training.learning_rate) > 1
     return [
@@ -296,7 +299,6 @@ def _finish_trial(workshop: Workshop, arm: Arm, trial: Trial, reporter: Reporter
         log.info("%s is already finished", trial.name)
         return kept
     training, ranks = trial.training, workshop.ranks
-    share = share_of(training.global_batch, ranks.world, group_of(trial.terms))
     pairs, plain = layers_wanted(trial.terms)
     widths = trial.data.widths
     module = copy.deepcopy(workshop.model.module)
@@ -311,7 +313,8 @@ def _finish_trial(workshop: Workshop, arm: Arm, trial: Trial, reporter: Reporter
             workshop.model, module, layers=pairs, widths=widths, pool=workshop.manifest.pool, seed=trial.seed,
             plain=plain)
     with memory_explained(trial.name, Sizes.of(bundle), training, ranks.world):
-        engine = build_engine(bundle, training, ranks, passes=math.ceil(share / training.micro_batch))
+        engine = build_engine(
+            bundle, training, ranks, passes=trial.budget.passes(training.global_batch, ranks.world))
         try:
             best = run_trial(trial, engine, ranks, reporter, resume=workshop.job.resume)
         finally:

@@ -27,8 +27,6 @@ from ray_distill.tasks.base import Batch
 
 Labels = tuple[pa.Array, Signal]
 Mask = npt.NDArray[np.bool_]
-#: Of a unit's usable rows, labelled and distil; of all its rows, least and greatest id.
-UnitFacts = tuple[Mask, Mask, bytes, bytes]
 
 #: Rows that are put together at a time, at most: it makes a batch of many units cheap, and bounds what that takes.
 CHUNK_ROWS = 8192
@@ -77,6 +75,19 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnitFacts:
+    """What is known of a unit's usable rows without their labels."""
+
+    labelled: Mask
+    distil: Mask
+    lengths: npt.NDArray[np.int32] | None
+    """See `Examples`; None where nobody asked."""
+    least: bytes
+    """Of the ids of all its rows."""
+    greatest: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
 class Facts:
     """What is known of every usable row without its labels."""
 
@@ -84,10 +95,17 @@ class Facts:
     """``[U+1]`` number of the first row of each unit."""
     labelled: Mask
     distil: Mask
+    lengths: npt.NDArray[np.int32] | None = None
 
 
-def scan(source: Source, units: Sequence[Unit], ranks: Ranks) -> Facts:
+def scan(source: Source, units: Sequence[Unit], ranks: Ranks, *, lengths: bool = False) -> Facts:
     """Go through all rows once, each shard on one rank, its digest checked; the same facts on every rank.
+
+    Args:
+        source: of the rows.
+        units: into which they fall.
+        ranks: that share the work.
+        lengths: whether the rows' tokens are counted, which takes 4 bytes a row, or 8.
 
     Raises:
         SnapshotError: a shard is damaged. What one rank finds is raised on all, so that none waits for it.
@@ -95,7 +113,7 @@ def scan(source: Source, units: Sequence[Unit], ranks: Ranks) -> Facts:
     """
     found: dict[int, UnitFacts] | DistillError
     try:
-        found = _share_of_scan(source, units, ranks)
+        found = _share_of_scan(source, units, ranks, lengths)
     except DistillError as error:
         found = error
     every: dict[int, UnitFacts] = {}
@@ -104,18 +122,20 @@ def scan(source: Source, units: Sequence[Unit], ranks: Ranks) -> Facts:
             raise part
         every |= part
     ordered = [every[number] for number in range(len(units))]
-    if any(left[3] >= right[2] for left, right in zip(ordered, ordered[1:], strict=False)):
+    if any(left.greatest >= right.least for left, right in zip(ordered, ordered[1:], strict=False)):
         raise TrainingError(f"{source.snapshot.ref.url}: its rows are not ordered by their ids, so they cannot be read "
                             "in parts; take the snapshot again, or set student.training.stream to never")
-    bounds = np.append(0, np.cumsum([len(labelled) for labelled, *_ in ordered])).astype(np.int64)
+    bounds = np.append(0, np.cumsum([len(unit.labelled) for unit in ordered])).astype(np.int64)
     if not bounds[-1]:
         raise TrainingError("the train split has no usable row; give it a larger share in snapshot.splits, or mend "
                             "the source")
-    return Facts(bounds=bounds, labelled=np.concatenate([labelled for labelled, *_ in ordered]),
-                 distil=np.concatenate([distil for _, distil, *_ in ordered]))
+    counted = [unit.lengths for unit in ordered if unit.lengths is not None]
+    return Facts(bounds=bounds, labelled=np.concatenate([unit.labelled for unit in ordered]),
+                 distil=np.concatenate([unit.distil for unit in ordered]),
+                 lengths=np.concatenate(counted) if counted else None)
 
 
-def _share_of_scan(source: Source, units: Sequence[Unit], ranks: Ranks) -> dict[int, UnitFacts]:
+def _share_of_scan(source: Source, units: Sequence[Unit], ranks: Ranks, lengths: bool) -> dict[int, UnitFacts]:
     shards = list({unit.shard.name: unit.shard for unit in units}.values())
     mine = {shard.name for shard in shards[ranks.rank :: ranks.world]}
     found: dict[int, UnitFacts] = {}
@@ -124,22 +144,24 @@ def _share_of_scan(source: Source, units: Sequence[Unit], ranks: Ranks) -> dict[
         if unit.shard.name in mine:
             if whole is None or whole[0] != unit.shard.name:
                 whole = unit.shard.name, source.snapshot.read_shard(unit.shard, source.columns)
-            found[number] = _facts_of(source, whole[1].slice(unit.start, unit.stop - unit.start))
+            found[number] = _facts_of(source, whole[1].slice(unit.start, unit.stop - unit.start), lengths)
     return found
 
 
-def _facts_of(source: Source, table: pa.Table) -> UnitFacts:
+def _facts_of(source: Source, table: pa.Table, lengths: bool) -> UnitFacts:
     ids = np.sort(rowids.to_numpy(table["row_id"]))
     known = rowids.to_arrow(source.labels.labelled(ids))
     part = source.build(table, labels=(known, Signal()), name="train", part=True)
-    return part.labelled, part.distil, ids[0].ljust(16, b"\0"), ids[-1].ljust(16, b"\0")
+    return UnitFacts(labelled=part.labelled, distil=part.distil, lengths=part.lengths if lengths else None,
+                     least=ids[0].ljust(16, b"\0"), greatest=ids[-1].ljust(16, b"\0"))
 
 
 class StreamedSet:
     """`Examples` whose units are read when they are wanted, on threads, within a budget of bytes."""
 
     def __init__(self, source: Source, units: Sequence[Unit], facts: Facts, *, row_bytes: float, budget: float) -> None:
-        self.labelled, self.distil, self.rows = facts.labelled, facts.distil, len(facts.labelled)
+        self.labelled, self.distil, self.lengths = facts.labelled, facts.distil, facts.lengths
+        self.rows = len(facts.labelled)
         self.drawn = source.labels.manifest.estimator in ("sampled", "hybrid")
         self._source, self._units, self._bounds = source, units, facts.bounds
         self._chunk = int(np.clip(budget / 8 / max(row_bytes, 1.0), 1, CHUNK_ROWS))

@@ -56,6 +56,11 @@ class TokenSet:
         return self.encoded.rows
 
     @cached_property
+    def lengths(self) -> npt.NDArray[np.int32] | None:
+        """``[R, F]``: tokens of each document; of a pair those of the source and those the decoder reads."""
+        return self.encoded.lengths
+
+    @cached_property
     def labelled(self) -> npt.NDArray[np.bool_]:
         """``[R]``: the true next tokens are known, as they are of every text."""
         return np.ones(self.rows, dtype=np.bool_)

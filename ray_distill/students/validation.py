@@ -16,8 +16,9 @@ from ray_distill.losses.fused import Asked, Part
 from ray_distill.losses.soft import Soft, forward_kl
 from ray_distill.students.batches import Examples, TrainingSet
 from ray_distill.students.engine import Engine
+from ray_distill.students.micro_batches import Budget, micro_batches
 from ray_distill.students.ranks import Ranks
-from ray_distill.students.sampler import Index, micro_batches
+from ray_distill.students.sampler import Index
 from ray_distill.students.terms import to_device
 from ray_distill.students.token_set import TokenSet
 from ray_distill.tasks.base import Batch
@@ -38,7 +39,7 @@ class Score:
 class Judge(Protocol):
     """How a bundle is judged on the validation split."""
 
-    def score(self, engine: Engine, ranks: Ranks, *, batch: int) -> Score:
+    def score(self, engine: Engine, ranks: Ranks, budget: Budget) -> Score:
         """Measure the bundle as it is; every rank takes a share of the rows and all get the same score."""
 
 
@@ -51,12 +52,12 @@ class RowJudge:
     by_label: bool
     """True: NLL and accuracy on true labels; False: KL from the teacher and agreement with it."""
 
-    def score(self, engine: Engine, ranks: Ranks, *, batch: int) -> Score:
+    def score(self, engine: Engine, ranks: Ranks, budget: Budget) -> Score:
         """See `Judge`."""
         def measure(inputs: Batch, losses: LossBatch) -> tuple[Tensor, ...]:
             return _measure(engine.forward(inputs).logits_BV.float(), losses, self.by_label)
 
-        loss, correct, weight = measured(engine, self.data, self.rows, ranks, batch, measure)
+        loss, correct, weight = measured(engine, self.data, self.rows, ranks, budget, measure)
         names = ("validation_nll", "validation_accuracy") if self.by_label else (
             "validation_kl", "validation_agreement")
         return Score(value=loss / weight, metrics={names[0]: loss / weight, names[1]: correct / weight})
@@ -69,7 +70,7 @@ class TokenJudge:
 
     data: TokenSet
 
-    def score(self, engine: Engine, ranks: Ranks, *, batch: int) -> Score:
+    def score(self, engine: Engine, ranks: Ranks, budget: Budget) -> Score:
         """See `Judge`."""
         losses = (Hard(),) if self.data.distributions is None else (Hard(), Soft())
 
@@ -80,7 +81,7 @@ class TokenJudge:
             return (*sums, *(loss.weight(found) for loss in losses))
 
         rows = np.arange(self.data.rows, dtype=np.int64)
-        found = measured(engine, self.data, rows, ranks, batch, measure)
+        found = measured(engine, self.data, rows, ranks, budget, measure)
         sums, weights = found[: len(losses)], found[len(losses) :]
         means = {name: total / weight for name, total, weight in zip(
             ("validation_nll", "validation_kl"), sums, weights, strict=False) if weight}
@@ -106,14 +107,16 @@ def choose_judge(data: TrainingSet | TokenSet) -> Judge:
 
 
 def measured(
-    engine: Engine, data: Examples, rows: Index, ranks: Ranks, batch: int,
+    engine: Engine, data: Examples, rows: Index, ranks: Ranks, budget: Budget,
     measure: Callable[[Batch, LossBatch], tuple[Tensor, ...]],
 ) -> list[float]:
     """Sums over all rows and ranks of what a function measures of each micro-batch, in evaluation mode."""
     engine.train(False)
     found: list[list[float]] = []
     with torch.no_grad():
-        for micro in micro_batches(rows, rank=ranks.rank, world=ranks.world, micro_batch=batch):
+        for micro in micro_batches(
+                rows, rank=ranks.rank, world=ranks.world, budget=budget,
+                lengths_BF=None if data.lengths is None else data.lengths[rows]):
             inputs, losses = data.batch(micro.rows, micro.real)
             found.append([float(value) for value in measure(inputs, to_device(losses, engine.device))])
     engine.train(True)

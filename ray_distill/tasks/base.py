@@ -20,6 +20,10 @@ from ray_distill.labels.signal import Signal, gather_ranges
 Corruption = Callable[[pa.Table, int, np.random.Generator], pa.Table]
 
 
+#: Features of token ids: of texts, and of what a decoder reads.
+TOKEN_IDS = ("input_ids", "decoder_input_ids")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ragged:
     """One input feature of many rows: row r owns ``values[offsets[r]:offsets[r+1]]``."""
@@ -53,6 +57,12 @@ class Encoded:
     def rows(self) -> int:
         """Number of usable rows."""
         return len(self.row_ids)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int32] | None:
+        """``[R, F]``: tokens of each row, by feature of token ids, as each is padded by itself; None without any."""
+        found = [np.diff(self.features[name].offsets) for name in TOKEN_IDS if name in self.features]
+        return np.stack(found, axis=1).astype(np.int32) if found else None
 
     def take(self, index: npt.NDArray[np.int64]) -> "Encoded":
         """Return the given rows, in the given order."""

@@ -70,6 +70,14 @@ def test_engines_and_workers_are_compared():
 
 
 @pytest.mark.slow
+def test_passes_by_tokens_are_compared_with_passes_by_rows():
+    """The ratio, and the padding of both."""
+    printed = _printed("bench_token_budget.py", "--width", "64", "--layers", "2", "--steps", "2", "--rounds", "1")
+    assert re.search(r"by tokens: [\d.]+ examples a second, [\d.]+ passes a step, \d+% of the tokens padding", printed)
+    assert re.search(r"by tokens: [\d.]+ times the examples a second of .* at 2048 tokens a pass", printed)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "examples"), [("rows", "20480"), ("documents", "2560")])
 def test_the_loader_is_compared_with_datasets(kind, examples):
     """Both ratios are printed, units are streamed and read about once; what is not measured is said."""

@@ -29,9 +29,10 @@ from ray_distill.students.engine import Engine, build_engine, checkpoint_activat
 from ray_distill.students.loop import Trial, run_trial
 from ray_distill.students.loss_settings import wants_layers
 from ray_distill.students.matching import layers_wanted, pairs_of, state_scales
+from ray_distill.students.micro_batches import Budget
 from ray_distill.students.ranks import current_ranks
 from ray_distill.students.reporter import TrainingStopped
-from ray_distill.students.sampler import global_batch_at, share_of
+from ray_distill.students.sampler import global_batch_at
 from ray_distill.students.schedules import rate_factor
 from ray_distill.students.terms import build_terms, group_of
 from ray_distill.students.token_bundle import TokenBundle
@@ -148,8 +149,7 @@ def build(lab: Lab) -> tuple[Trial, Engine]:
         judge=TokenJudge(data=data_of(lab, model, rows=14, seed=2, packed=training.packed)), training=training,
         rate=training.learning_rate[0], plan={})
     return trial, build_engine(
-        bundle, training, ranks,
-        passes=-(-share_of(GLOBAL_BATCH, ranks.world, group_of(terms)) // training.micro_batch))
+        bundle, training, ranks, passes=Budget.of(training, group_of(terms)).passes(GLOBAL_BATCH, ranks.world))
 
 
 def run(lab: Lab) -> Ran:

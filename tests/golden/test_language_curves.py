@@ -67,7 +67,8 @@ def test_training_follows_the_dense_float64_loop(home: str, variant: str) -> Non
 
 @pytest.mark.parametrize("training", [
     {"micro_batch": 1}, {"micro_batch": 2}, {"micro_batch": 4}, {"micro_batch": 12}, {"packed": 64},
-    {"packed": 20, "micro_batch": 12}, {"packed": 400, "micro_batch": 5}, {"activation_checkpointing": True},
+    {"packed": 20, "micro_batch": 12}, {"packed": 400, "micro_batch": 5}, {"micro_tokens": 64},
+    {"packed": 64, "micro_tokens": 128}, {"activation_checkpointing": True},
     {"activation_checkpointing": True, "packed": 64}], ids=str)
 def test_how_documents_are_laid_out_does_not_matter(home: str, expected: Ran, training: dict[str, Any]) -> None:
     """Micro-batches at an equal global batch, packing (also into less than a document) and recomputed activations."""

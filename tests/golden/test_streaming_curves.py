@@ -46,11 +46,13 @@ def curve(recorder: Recorder) -> list[dict[str, float]]:
     return [learnt(recorder.curve[step]) for step in sorted(recorder.curve)]
 
 
-@pytest.mark.parametrize("packed", [0, 64])
-def test_the_curve_is_that_of_memory(home: Path, labels: LabelSetRef, tmp_path: Path, packed: int) -> None:
+@pytest.mark.parametrize("layout", [{}, {"packed": 64}, {"micro_tokens": 128}], ids=str)
+def test_the_curve_is_that_of_memory(
+    home: Path, labels: LabelSetRef, tmp_path: Path, layout: dict[str, int]
+) -> None:
     """Losses, validation and weights of every step to the bit: units are read on threads, in pieces, and dropped."""
-    _, memory = train(campaign(home, packed=packed), labels, tmp_path / "memory")
-    _, streamed = train(campaign(home, packed=packed, **STREAM), labels, tmp_path / "streamed")
+    _, memory = train(campaign(home, **layout), labels, tmp_path / "memory")
+    _, streamed = train(campaign(home, **layout, **STREAM), labels, tmp_path / "streamed")
     assert curve(streamed) == curve(memory)
     assert len(memory.curve) > 12
 

@@ -5,6 +5,7 @@ Tolerance 1e-5 relative in float32 throughout: summing in another order moves th
 
 import json
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,12 @@ def test_projections_stay_behind(reference: lab.Ran) -> None:
     assert reference.weights and not any("projection" in name for name in reference.weights)
 
 
-@pytest.mark.parametrize("micro_batch", [1, 5, 12])
-def test_micro_batches_do_not_matter(home: Path, reference: lab.Ran, micro_batch: int) -> None:
-    """Equal global batch, any division of it."""
-    assert_same_curve(lab.run(Lab(folder=str(home), hidden=True, training={"micro_batch": micro_batch})), reference)
+@pytest.mark.parametrize("training", [
+    {"micro_batch": 1}, {"micro_batch": 5}, {"micro_batch": 12}, {"micro_tokens": 20},
+    {"micro_tokens": 40, "micro_batch": 3}], ids=str)
+def test_micro_batches_do_not_matter(home: Path, reference: lab.Ran, training: dict[str, Any]) -> None:
+    """Equal global batch, any division of it, by rows or by tokens."""
+    assert_same_curve(lab.run(Lab(folder=str(home), hidden=True, training=training)), reference)
 
 
 TORCH: dict[str, Any] = {"engine": "torch"}
@@ -96,8 +99,10 @@ def test_neither_engine_nor_ranks_nor_micro_batches_matter(home: Path, reference
 
 @pytest.mark.slow
 def test_ranks_that_cannot_share_evenly(home: Path, reference: lab.Ran) -> None:
-    """Three gloo ranks, short last batches included."""
-    for ran in run_gloo(lab.run, 3, Lab(folder=str(home), hidden=True)):
+    """Three gloo ranks, short last batches included; by tokens, each rank finds by itself how many passes all run."""
+    by_tokens = {**ZERO[2], "micro_tokens": 20}
+    labs = [Lab(folder=str(home), hidden=True, training=training) for training in ({}, by_tokens)]
+    for ran in chain(*run_gloo(lab.run_all, 3, labs)):
         assert_same_curve(ran, reference)
 
 

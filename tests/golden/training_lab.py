@@ -23,8 +23,8 @@ from ray_distill.students.bundle import build_bundle
 from ray_distill.students.engine import Engine, build_engine
 from ray_distill.students.loop import Trial, run_trial
 from ray_distill.students.matching import layers_wanted, pairs_of, scales_of
+from ray_distill.students.micro_batches import Budget
 from ray_distill.students.ranks import current_ranks
-from ray_distill.students.sampler import share_of
 from ray_distill.students.terms import build_terms, group_of
 from ray_distill.students.timing import is_measured
 from ray_distill.students.validation import choose_judge
@@ -146,7 +146,7 @@ def build(lab: Lab) -> tuple[Trial, Engine]:
         judge=choose_judge(data_of(model, 60, 2, 1.0)), training=training, rate=training.learning_rate[0], plan=plan)
     bundle = build_bundle(
         model, model.module, layers=projected, widths=dict.fromkeys(LAYERS, WIDTH), pool="mean", seed=3, plain=plain)
-    passes = -(-share_of(12, ranks.world, group_of(terms)) // training.micro_batch)
+    passes = Budget.of(training, group_of(terms)).passes(training.global_batch, ranks.world)
     return trial, build_engine(bundle, training, ranks, passes=passes)
 
 

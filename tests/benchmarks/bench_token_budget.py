@@ -1,0 +1,112 @@
+"""What forward passes by tokens are worth: examples a second against passes of as many rows as always fit.
+
+    python tests/benchmarks/bench_token_budget.py [--width N] [--layers N] [--steps N] [--rounds N] [--tokens N]
+
+The same student (a BERT of random weights), rows, losses and global batch, in one process of two threads, in turns,
+through `students.loop.take_step`. Texts have lengths as documents have them: log-normal, the longest cut off. Both ways
+are held to the same memory: no pass has more tokens, padding included, than asked for; the baseline's `micro_batch` is
+as many rows as may all be of the longest. The defaults take some minutes; `--width 64 --layers 2 --steps 2 --rounds 1`
+shows that it runs.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+sys.path.append(str(Path(__file__).parents[1] / "golden"))
+
+from training_lab import CLASSES, signal_of  # noqa: E402
+
+from ray_distill.config import LossConfig, TrainingConfig  # noqa: E402
+from ray_distill.models.load import load_model  # noqa: E402
+from ray_distill.models.model import Model  # noqa: E402
+from ray_distill.students.batches import TrainingSet, build_set  # noqa: E402
+from ray_distill.students.bundle import build_bundle  # noqa: E402
+from ray_distill.students.engine import Engine, build_engine  # noqa: E402
+from ray_distill.students.loop import Trial, micros_of, take_step  # noqa: E402
+from ray_distill.students.ranks import current_ranks  # noqa: E402
+from ray_distill.students.terms import build_terms  # noqa: E402
+from ray_distill.students.validation import choose_judge  # noqa: E402
+from ray_distill.tasks.catalogue import TASKS  # noqa: E402
+from ray_distill.testing.models import write_tiny_text_model  # noqa: E402
+
+ROWS, LONGEST, GLOBAL_BATCH = 1024, 128, 128
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=8, help="of each way, in each round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=16 * LONGEST, help="of a pass, padding included")
+    asked = parser.parse_args()
+    torch.set_num_threads(2)
+    with tempfile.TemporaryDirectory() as folder:
+        write_tiny_text_model(Path(folder) / "model", CLASSES, seed=5, hidden_size=asked.width,
+                              num_hidden_layers=asked.layers, intermediate_size=4 * asked.width,
+                              num_attention_heads=max(1, asked.width // 64), max_position_embeddings=LONGEST)
+        ways = {"rows": {"micro_batch": asked.tokens // LONGEST},
+                "tokens": {"micro_tokens": asked.tokens, "micro_batch": GLOBAL_BATCH}}
+        built = {name: _build(way, folder) for name, way in ways.items()}
+        rates = _in_turns(built, asked.steps, asked.rounds)
+    for name, (trial, _) in built.items():
+        passes, real, whole = _padding(trial, asked.steps)
+        sys.stdout.write(f"by {name}: {rates[name]:.1f} examples a second, {passes:.1f} passes a step, "
+                         f"{1 - real / whole:.0%} of the tokens padding\n")
+    sys.stdout.write(f"by tokens: {rates['tokens'] / rates['rows']:.2f} times the examples a second of {ways['rows']}, "
+                     f"at {asked.tokens} tokens a pass\n")
+
+
+def _in_turns(built: dict[str, tuple[Trial, Engine]], steps: int, rounds: int) -> dict[str, float]:
+    """Each way's median rate; the first steps, which warm up, are not timed."""
+    found: dict[str, list[float]] = {name: [] for name in built}
+    for number in range(rounds + 1):
+        for name, (trial, engine) in built.items():
+            made = [take_step(trial, engine, current_ranks(), step)[0] for step in range(steps if number else 1)]
+            if number:
+                found[name].append(len(made) * GLOBAL_BATCH / sum(values["seconds_step"] for values in made))
+    return {name: statistics.median(taken) for name, taken in found.items()}
+
+
+def _padding(trial: Trial, steps: int) -> tuple[float, int, int]:
+    """Passes a step, real tokens, and all tokens of some steps."""
+    lengths = trial.data.lengths
+    assert lengths is not None
+    micros = [lengths[micro.rows, 0] for step in range(steps) for micro in micros_of(trial, current_ranks(), step)]
+    return (len(micros) / steps, int(sum(own.sum() for own in micros)),
+            int(sum(len(own) * own.max() for own in micros)))
+
+
+def _data(model: Model) -> TrainingSet:
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.lognormal(3.3, 0.8, ROWS), 2, LONGEST - 2).astype(int)
+    texts = ["".join(rng.choice(list("abcdefgh"), length)) for length in lengths]
+    ids = pa.array([rng.bytes(16) for _ in range(ROWS)], pa.binary(16))
+    table = pa.table({"row_id": ids, "text": texts, "label": pa.array(rng.integers(0, 4, ROWS), pa.int32())})
+    return build_set(table, task=TASKS["text_classification"], processor=model.processor, student_classes=model.classes,
+                     snapshot_classes=CLASSES, store_classes=CLASSES, labels=(ids, signal_of(ROWS, 0)))
+
+
+def _build(way: dict[str, Any], folder: str) -> tuple[Trial, Engine]:
+    training = TrainingConfig.model_validate({"global_batch": GLOBAL_BATCH, "engine": "torch", **way})
+    model, losses = load_model(f"{folder}/model", task="text_classification"), {"soft": LossConfig(temperature=2.0)}
+    data = _data(model)
+    trial = Trial(
+        name="bench", url="", data=data, rows=np.arange(data.rows), steps=1000, seed=3, training=training, rate=1e-4,
+        terms=build_terms(losses, steps=1000, temperatures=(1.0, 2.0), layers={}), judge=choose_judge(data), plan={})
+    bundle = build_bundle(model, model.module, layers={}, widths={}, pool="mean", seed=3)
+    engine = build_engine(bundle, training, current_ranks(), passes=GLOBAL_BATCH)
+    engine.train(True)
+    return trial, engine
+
+
+if __name__ == "__main__":
+    main()

@@ -32,6 +32,8 @@ from ray_distill.config.snapshot import Columns, SnapshotConfig, Splits
 from ray_distill.config.student import (
     CheckpointPolicy,
     LossConfig,
+    MixedLabels,
+    MixtureConfig,
     SamplingConfig,
     Schedule,
     Steps,
@@ -42,10 +44,10 @@ from ray_distill.config.student import (
 from ray_distill.config.sweep import StopConfig, SweepConfig, TrialConfig
 
 __all__ = [
-    "DEFAULT_LIMITS", "Campaign", "CheckConfig", "CheckpointPolicy", "Columns", "CostConfig", "DriftConfig",
-    "Dtype", "EvaluationConfig", "GateConfig", "HeadConfig", "HiddenConfig", "LabelsConfig", "LanguageConfig",
-    "Limit", "LossConfig", "PlanConfig", "Pool", "Resources", "SamplingConfig", "Schedule", "Section",
-    "SequenceFilters", "SequencesConfig", "SignalConfig", "SnapshotConfig", "Splits", "Steps", "StopConfig",
-    "StudentConfig", "StudentModel", "SweepConfig", "TeacherConfig", "TrackingConfig", "TrainingConfig",
-    "TrialConfig", "load_config", "parse_config",
+    "DEFAULT_LIMITS", "Campaign", "CheckConfig", "CheckpointPolicy", "Columns", "CostConfig", "DriftConfig", "Dtype",
+    "EvaluationConfig", "GateConfig", "HeadConfig", "HiddenConfig", "LabelsConfig", "LanguageConfig", "Limit",
+    "LossConfig", "MixedLabels", "MixtureConfig", "PlanConfig", "Pool", "Resources", "SamplingConfig", "Schedule",
+    "Section", "SequenceFilters", "SequencesConfig", "SignalConfig", "SnapshotConfig", "Splits", "Steps", "StopConfig",
+    "StudentConfig", "StudentModel", "SweepConfig", "TeacherConfig", "TrackingConfig", "TrainingConfig", "TrialConfig",
+    "load_config", "parse_config",
 ]

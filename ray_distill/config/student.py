@@ -170,6 +170,8 @@ class TrainingConfig(Section):
     max_failures: int = Field(2, ge=0, description="restarts after a lost worker")
     packed: int = Field(0, ge=0, description="language models: tokens of a sequence that documents are packed into; "
                         "0 = one document a sequence, padded")
+    compile: str | None = Field(None, description="backend of torch.compile for the student's passes, e.g. inductor; "
+                                "default: none")
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less "
                                            "memory, about a third more time; transformers models alone")
 
@@ -203,11 +205,36 @@ class TrainingConfig(Section):
         if self.least_workers > self.most_workers:
             raise ValueError(f"workers [{self.least_workers}, {self.most_workers}]: the first is the least, the second "
                              "the most")
+        if self.compile is not None and self.engine == "deepspeed" and self.zero_stage == 3:
+            raise ValueError("compile goes with zero_stage 0 to 2: at 3 DeepSpeed's hooks around every layer leave "
+                             "nothing whole to compile")
         # Numbers in between may leave a rank some padding; the ends are chosen, and should not waste any.
         for workers in (self.least_workers, self.most_workers):
             if self.global_batch % workers:
                 raise ValueError(f"global_batch {self.global_batch} is not a multiple of workers {workers}")
         return self
+
+
+class MixedLabels(Section):
+    """Another label set that a student learns from."""
+
+    labels: str = Field(description="file or URL of the reference that `ray-distill label` printed for it")
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+
+
+class MixtureConfig(Section):
+    """Label sets beside the campaign's own: of other teachers, or of other snapshots."""
+
+    how: Literal["average", "source"] = Field(
+        description="average: the campaign's rows, each taught by the weighted mean of what the teachers said of it; "
+        "source: the rows of all sets, each taught by its own labels, a set's share of an epoch being its weight")
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="of the campaign's own labels")
+    others: tuple[MixedLabels, ...] = Field(min_length=1)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Of all label sets, the campaign's own first."""
+        return (self.weight, *(other.weight for other in self.others))
 
 
 class StudentConfig(Section):
@@ -217,4 +244,5 @@ class StudentConfig(Section):
     losses: dict[str, LossConfig] = Field(
         default_factory=lambda: {"soft": LossConfig(weight=0.9), "hard": LossConfig(weight=0.1)}, min_length=1)
     training: TrainingConfig = TrainingConfig()
+    mixture: MixtureConfig | None = Field(None, description="label sets to learn from beside `labels`; default: none")
     ceiling: str | None = Field(None, description="source of the teacher's own labelled rows, for a ceiling if allowed")

@@ -8,6 +8,7 @@ from ray_distill.errors import ConfigError, ModelError
 from ray_distill.evaluation.directions import LANGUAGE_TASKS
 from ray_distill.losses.base import Labels
 from ray_distill.models.factory import import_factory, is_factory
+from ray_distill.runtime.mixture import check_mixture, temperatures_of
 from ray_distill.storage import files
 from ray_distill.students.loss_settings import wants_layers
 from ray_distill.students.matching import check_losses
@@ -26,13 +27,13 @@ def check(config: Campaign) -> None:
     wrong = check_losses(
         config.student.losses, training=config.student.training,
         labels=Labels(
-            temperatures=labels.signal.temperatures, drawn=labels.signal.estimator in ("sampled", "hybrid"),
+            temperatures=temperatures_of(config), drawn=labels.signal.estimator in ("sampled", "hybrid"),
             hidden=bool(hidden.layers), pool=hidden.pool,
             basis=hidden.rank is not None or hidden.variance is not None))
     known = corruptions_of(config)
     wrong += [f"evaluation.corruptions: {config.task} has no {name!r}; it has {', '.join(sorted(known)) or 'none'}"
               for name in config.evaluation.corruptions or () if name not in known]
-    wrong += _unlike_task(config)
+    wrong += _unlike_task(config) + check_mixture(config)
     if config.sequences is not None and config.sequences.filters.scorer is not None:
         try:
             import_factory(config.sequences.filters.scorer)

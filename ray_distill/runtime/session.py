@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ray_distill.config import Campaign, CostConfig
+from ray_distill.config import Campaign, CostConfig, MixtureConfig
 from ray_distill.errors import ConfigError
 from ray_distill.evaluation.cost import Meter, StageCost, metered, stage_metrics
 from ray_distill.fingerprint import fingerprint
@@ -145,7 +145,13 @@ def absolute(config: Campaign) -> Campaign:
             "exclude": tuple(files.absolute(url) for url in snapshot.exclude)}),
         "labels": labels.model_copy(update={"store": files.absolute(config.store_url), "teacher": teacher}),
         "student": student.model_copy(update={
-            "model": model, "ceiling": student.ceiling and files.absolute(student.ceiling)})})
+            "model": model, "mixture": student.mixture and _mixture(student.mixture),
+            "ceiling": student.ceiling and files.absolute(student.ceiling)})})
+
+
+def _mixture(mixture: MixtureConfig) -> MixtureConfig:
+    return mixture.model_copy(update={"others": tuple(
+        other.model_copy(update={"labels": files.absolute(other.labels)}) for other in mixture.others)})
 
 
 def _model(name: str) -> str:

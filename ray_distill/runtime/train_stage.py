@@ -16,6 +16,7 @@ from ray_distill.runtime.console import say
 from ray_distill.runtime.freezing import freeze
 from ray_distill.runtime.gauges import TrainingGauges
 from ray_distill.runtime.mailbox import StepMetrics
+from ray_distill.runtime.mixture import mixed_labels
 from ray_distill.runtime.session import Session, Stage
 from ray_distill.runtime.training import train_ranks
 from ray_distill.snapshots.reader import open_snapshot
@@ -52,8 +53,10 @@ def train(held: Session, labels: LabelSetRef, *, resume: bool) -> dict[str, Stud
     training = held.config.student.training
     with held.stage("train", cores=training.most_workers * training.cpus,
                     accelerators=training.most_workers * training.gpus, resumes=resume) as stage:
-        stage.run.dataset(Dataset(name="labels", digest=labels.fingerprint, source=labels.store, context="training",
-                                  profile={"log_length": labels.log_length}))
+        for number, ref in enumerate((labels, *job.others)):
+            stage.run.dataset(Dataset(
+                name=f"labels-{number}" if number else "labels", digest=ref.fingerprint, source=ref.store,
+                context="training", profile={"log_length": ref.log_length}))
         curves = Curves(held, stage, TrainingGauges(held.config.campaign))
         try:
             refs = train_ranks(job, training, on_metrics=curves.add)
@@ -136,7 +139,7 @@ def _job(held: Session, labels: LabelSetRef) -> TrainingJob:
     head = label_stage.head_of(labels.store)
     job = TrainingJob(
         config=config.model_dump(mode="json", by_alias=True), labels=labels, output="", seed=config.seed, resume=True,
-        arms=arms(config, labelled=labelled), ceiling=_ceiling(held, opened.classes),
+        arms=arms(config, labelled=labelled), ceiling=_ceiling(held, opened.classes), others=mixed_labels(config),
         teacher_rows_url=files.join(head, "fitted_rows.parquet") if head else None)
     # Another plan is another folder: models of an earlier configuration stay what their references say.
     folder = held.url("students", fingerprint(_plans(config, job))[:12])

@@ -11,6 +11,7 @@ from ray_distill.evaluation.directions import LANGUAGE_TASKS, higher_is_better
 from ray_distill.fingerprint import fingerprint
 from ray_distill.runtime import label_stage
 from ray_distill.runtime.checks import check
+from ray_distill.runtime.mixture import mixed_labels
 from ray_distill.runtime.session import absolute
 from ray_distill.runtime.trial_ranks import STOPPED, TrialTask
 from ray_distill.snapshots.reader import Snapshot
@@ -99,13 +100,13 @@ def plan_of(trial: Trial, labels: LabelSetRef, output: str, teacher_rows: str | 
     """The training job of a trial; ``output`` is the folder of all trials."""
     plain = trial.config.model_dump(mode="json", by_alias=True)
     job = TrainingJob(config=plain, labels=labels, output=output, arms=(ARM,), seed=trial.config.seed, resume=True,
-                      teacher_rows_url=teacher_rows)
+                      teacher_rows_url=teacher_rows, others=mixed_labels(trial.config))
     return replace(job, output=files.join(output, plan_key(trial, labels)))
 
 
 def plan_key(trial: Trial, labels: LabelSetRef) -> str:
     """Fingerprint of everything that decides a trial's student."""
-    job = TrainingJob(config={}, labels=labels, output="", seed=trial.config.seed)
+    job = TrainingJob(config={}, labels=labels, output="", seed=trial.config.seed, others=mixed_labels(trial.config))
     return fingerprint(arm_plan(job, trial.config, arm_by_name(ARM)))[:12]
 
 

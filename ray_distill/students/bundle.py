@@ -30,6 +30,11 @@ class Bundle(nn.Module):
         self.plain = tuple(plain)
         self.pool = pool
 
+    @property
+    def computing(self) -> nn.Module:
+        """The part that `forward` calls."""
+        return self.student
+
     def forward(self, inputs: Batch) -> tuple[Tensor, dict[int, Tensor], None, dict[int, Tensor]]:
         """Run the student; hidden states are pooled as the teacher's were, then projected to its width."""
         output = forward(self.student, inputs, self.layers)

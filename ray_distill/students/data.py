@@ -1,16 +1,17 @@
 """Opens what a student trains on and is judged by: in memory where it fits, else read while training goes on."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from ray_distill.config import TrainingConfig
 from ray_distill.labels import rowids
+from ray_distill.labels.codecs.base import running
 from ray_distill.students.batches import Examples, TrainingSet
-from ray_distill.students.joining import size_of
+from ray_distill.students.joining import join_sets, size_of
 from ray_distill.students.ranks import Ranks
 from ray_distill.students.sampler import Index
 from ray_distill.students.streaming import Source, StreamedSet, Unit, scan
@@ -29,11 +30,13 @@ class Opened:
     train: Examples
     units: Index | None
     """``[U+1]`` number of the first row of each unit; None: one holds everything."""
+    sources: Index
+    """``[M+1]`` number of the first row of each source."""
     validation: TrainingSet | TokenSet
 
 
-def open_data(source: Source, training: TrainingConfig, ranks: Ranks) -> Opened:
-    """Open training and validation rows; collective.
+def open_data(sources: Sequence[Source], training: TrainingConfig, ranks: Ranks) -> Opened:
+    """Open the training rows of all sources, one after the other, and the first one's validation rows; collective.
 
     The order of examples is a function of the units either way, so that the curve does not depend on where they lie.
 
@@ -41,29 +44,37 @@ def open_data(source: Source, training: TrainingConfig, ranks: Ranks) -> Opened:
         TrainingError: no row is usable, or rows cannot be read in parts.
         ConfigError: labels and student do not fit.
     """
-    units = source.units("train")
+    units = [unit for number, source in enumerate(sources) for unit in source.units("train", number)]
     measured = units and training.stream != "never"
-    row_bytes = float(ranks.share(_row_bytes(source, units) if measured and ranks.first else 0.0))
+    row_bytes = float(ranks.share(_row_bytes(sources, units) if measured and ranks.first else 0.0))
     rows, budget = sum(unit.stop - unit.start for unit in units), training.memory_gb * 1e9
     if not measured or (training.stream == "auto" and rows * row_bytes <= budget):
-        return _in_memory(source, units)
+        return _in_memory(sources, units)
     log.info("%d rows take about %.1f GB in memory: they are read while training goes on, within %.1f GB a worker",
              rows, rows * row_bytes / 1e9, training.memory_gb)
     _warn_of_little(training, units, row_bytes, ranks)
-    facts = scan(source, units, ranks, lengths=training.micro_tokens > 0)
-    table = source.snapshot.read("validation", list(source.columns))
-    held = source.labels.read_rows(rowids.to_numpy(table["row_id"]), source.layers)
-    return Opened(train=StreamedSet(source, units, facts, row_bytes=row_bytes, budget=budget), units=facts.bounds,
-                  validation=source.build(table, labels=held, name="validation"))
+    facts = scan(sources, units, ranks, lengths=training.micro_tokens > 0)
+    table = sources[0].snapshot.read("validation", list(sources[0].columns))
+    held = sources[0].labels.read_rows(rowids.to_numpy(table["row_id"]), sources[0].layers)
+    first = np.searchsorted([unit.source for unit in units], np.arange(len(sources) + 1))
+    return Opened(train=StreamedSet(sources, units, facts, row_bytes=row_bytes, budget=budget), units=facts.bounds,
+                  sources=facts.bounds[first], validation=sources[0].build(table, labels=held, name="validation"))
 
 
-def _in_memory(source: Source, units: list[Unit]) -> Opened:
-    labels = source.labels.read(layers=source.layers)
-    table = source.snapshot.read("train", list(source.columns))
-    train = source.build(table, labels=labels, name="train")
-    validation: Any = source.build(
-        source.snapshot.read("validation", list(source.columns)), labels=labels, name="validation")
-    return Opened(train=train, units=_bounds(table, units, train), validation=validation)
+def _in_memory(sources: Sequence[Source], units: list[Unit]) -> Opened:
+    parts, bounds, validation = [], list[Index | None](), None
+    for number, source in enumerate(sources):
+        labels, columns = source.labels.read(layers=source.layers), list(source.columns)
+        table = source.snapshot.read("train", columns)
+        parts.append(source.build(table, labels=labels, name="train"))
+        bounds.append(_bounds(table, [unit for unit in units if unit.source == number], parts[-1]))
+        if validation is None:
+            validation = source.build(source.snapshot.read("validation", columns), labels=labels, name="validation")
+    assert validation is not None
+    starts = running(np.array([part.rows for part in parts]))
+    known = [start + own[:-1] for start, own in zip(starts, bounds, strict=False) if own is not None]
+    return Opened(train=join_sets(parts), sources=starts, validation=validation,
+                  units=np.append(np.concatenate(known), starts[-1]) if len(known) == len(parts) else None)
 
 
 def _bounds(table: pa.Table, units: list[Unit], train: TrainingSet | TokenSet) -> Index | None:
@@ -75,10 +86,10 @@ def _bounds(table: pa.Table, units: list[Unit], train: TrainingSet | TokenSet) -
     return np.concatenate([[0], np.searchsorted(usable, ids[starts]), [len(usable)]]).astype(np.int64)
 
 
-def _row_bytes(source: Source, units: list[Unit]) -> float:
+def _row_bytes(sources: Sequence[Source], units: list[Unit]) -> float:
     """Bytes that a row takes in memory, its labels decoded: the mean over a few units."""
     some = [units[at] for at in np.unique(np.linspace(0, len(units) - 1, _MEASURED).astype(np.int64))]
-    sizes = [size_of(source.load(unit)) for unit in some]
+    sizes = [size_of(sources[unit.source].load(unit)) for unit in some]
     return float(sum(sizes) / sum(unit.stop - unit.start for unit in some))
 
 

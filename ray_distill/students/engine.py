@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from ray_distill.config import TrainingConfig
-from ray_distill.errors import TrainingError
+from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.losses.base import StudentOutput
 from ray_distill.losses.fused import Asked
 from ray_distill.students.ranks import Ranks
@@ -101,6 +101,20 @@ def checkpoint_activations(module: nn.Module) -> None:
                             "activations; leave it off")
     enable: Any = module.activation_checkpointing_enable
     enable(activation_checkpointing_kwargs={"use_reentrant": False})
+
+
+def compile_module(module: nn.Module, backend: str) -> None:
+    """Let torch compile a module's forward pass where it stands; parameters keep their names.
+
+    Sizes of batches are symbols: each step has others, and would be compiled anew.
+
+    Raises:
+        ConfigError: torch knows no such backend here.
+    """
+    if backend not in torch.compiler.list_backends(exclude_tags=()):
+        known = ", ".join(torch.compiler.list_backends())
+        raise ConfigError(f"student.training.compile: torch has no backend {backend!r}; it has {known}")
+    module.compile(backend=backend, dynamic=True)
 
 
 def average_buffers(module: nn.Module, ranks: Ranks) -> None:

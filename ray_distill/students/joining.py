@@ -48,6 +48,8 @@ def _join_training(parts: Sequence[TrainingSet]) -> TrainingSet:
     first = parts[0]
     return TrainingSet(
         task=first.task, encoded=_join_encoded([part.encoded for part in parts]), per_token=first.per_token,
+        entropy=None if any(part.entropy is None for part in parts) else np.concatenate(
+            [part.entropy for part in parts if part.entropy is not None]),
         labels=np.concatenate([part.labels for part in parts]), distil=np.concatenate([part.distil for part in parts]),
         teaching=_join_teaching([part.teaching for part in parts if part.teaching is not None]),
         hidden={layer: _join_hidden([part.hidden[layer] for part in parts]) for layer in first.hidden})

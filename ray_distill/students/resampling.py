@@ -1,4 +1,6 @@
-"""Which rows come how often in an epoch, where some shall come more often than others: by class, or by entropy."""
+"""Which rows come how often in an epoch, where some shall come more often: by class, by entropy, or by source."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +14,19 @@ from ray_distill.students.token_set import TokenSet
 Weights = npt.NDArray[np.float64]
 
 
-def resampled(rows: Index, data: Examples, sampling: SamplingConfig | None, seed: int) -> Index:
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """What part of an epoch the rows of each source are."""
+
+    starts: Index
+    """``[M+1]`` where each source begins in the rows of the data."""
+    weights: tuple[float, ...]
+    """Of each; a source without a row that is learnt from has none."""
+
+
+def resampled(
+    rows: Index, data: Examples, sampling: SamplingConfig | None, seed: int, shares: Shares | None = None
+) -> Index:
     """The rows of an epoch, ascending, as many as before: each about as often as its weight asks for.
 
     A row of ``c`` times the mean weight comes ⌊c⌋ or ⌈c⌉ times, ``c`` on average over seeds (systematic sampling);
@@ -23,16 +37,30 @@ def resampled(rows: Index, data: Examples, sampling: SamplingConfig | None, seed
         data: what they are rows of.
         sampling: what was configured; None: each once.
         seed: of the run.
+        shares: of the sources that the rows come from; None: their own numbers decide.
 
     Raises:
         ConfigError: the data cannot tell classes or entropies.
     """
-    if sampling is None:
+    if sampling is None and shares is None:
         return rows
-    values = (_classes if sampling.by == "class" else _entropies)(data)[rows]
-    weight = class_weights(values, sampling.power) if sampling.by == "class" else entropy_weights(
-        values, sampling.power)
-    return np.repeat(rows, systematic(weight, seed))
+    weight = np.ones(len(rows))
+    if sampling is not None:
+        values = (_classes if sampling.by == "class" else _entropies)(data)[rows]
+        weight = class_weights(values, sampling.power) if sampling.by == "class" else entropy_weights(
+            values, sampling.power)
+    return np.repeat(rows, systematic(weight if shares is None else shared(weight, rows, shares), seed))
+
+
+def shared(weight: Weights, rows: Index, shares: Shares) -> Weights:
+    """Weights of rows scaled so that each source has its share of them all; NaN weighs what others of its source do."""
+    source = np.searchsorted(shares.starts, rows, side="right") - 1
+    found = np.zeros(len(rows))
+    for number, share in enumerate(shares.weights):
+        own = source == number
+        filled = _filled(weight[own])
+        found[own] = filled * share / max(float(filled.sum()), np.finfo(np.float64).tiny)
+    return found
 
 
 def class_weights(classes: npt.NDArray[np.float64], power: float) -> Weights:
@@ -52,15 +80,18 @@ def entropy_weights(entropies: npt.NDArray[np.float64], power: float) -> Weights
 
 def systematic(weight: Weights, seed: int) -> Index:
     """How often each row comes: N times in all, its share of the weights on average; NaN weighs what the others do."""
-    known = ~np.isnan(weight)
-    mean = float(weight[known].mean()) if known.any() else 1.0
-    if mean == 0:
-        return np.ones(len(weight), dtype=np.int64)
-    edges = np.cumsum(np.where(known, weight, mean) / mean)
+    edges = np.cumsum(_filled(weight))
     edges *= len(weight) / edges[-1]
     edges[-1] = len(weight)  # whatever rounding says
     start = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 1]))).random()
     return np.diff(np.floor(edges + start), prepend=0.0).astype(np.int64)
+
+
+def _filled(weight: Weights) -> Weights:
+    """The weights with their mean where they are not known; all 1 where that is nothing."""
+    known = ~np.isnan(weight)
+    mean = float(weight[known].mean()) if known.any() else 0.0
+    return np.where(known, weight, mean) if mean > 0 else np.ones(len(weight))
 
 
 def _classes(data: Examples) -> npt.NDArray[np.float64]:

@@ -7,35 +7,27 @@ a process alone.
 import copy
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from torch import nn
 
 from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign, LossConfig, parse_config
 from ray_distill.errors import ConfigError
-from ray_distill.labels import rowids
 from ray_distill.labels.manifest import StoreManifest
-from ray_distill.labels.reader import open_label_set
-from ray_distill.labels.rowids import RowIds
 from ray_distill.models.build import build_student
-from ray_distill.models.causal import keeps_documents_apart
 from ray_distill.models.model import Model
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
 from ray_distill.students.arms import Arm, arm_by_name, arm_rows
 from ray_distill.students.batches import Examples, TrainingSet, build_set, check_retained_mass
-from ray_distill.students.bundle import build_bundle, make_projections
+from ray_distill.students.bundle import Bundle, build_bundle, make_projections
 from ray_distill.students.checkpoints import prune
 from ray_distill.students.data import open_data
-from ray_distill.students.engine import build_engine, checkpoint_activations
+from ray_distill.students.engine import build_engine, checkpoint_activations, compile_module
 from ray_distill.students.export import export_arm, exported_arm, marker_url
 from ray_distill.students.loop import Trial, checkpoints_url, run_trial
 from ray_distill.students.loss_settings import plain_settings, temperatures_of
@@ -45,15 +37,13 @@ from ray_distill.students.micro_batches import Budget
 from ray_distill.students.outcomes import Best, load_outcome, save_outcome
 from ray_distill.students.ranks import Ranks, current_ranks
 from ray_distill.students.reporter import Reporter
-from ray_distill.students.resampling import resampled
+from ray_distill.students.resampling import Shares, resampled
 from ray_distill.students.sampler import Index, steps_per_epoch
-from ray_distill.students.streaming import Build, Labels, Source
+from ray_distill.students.sources import open_labels, open_source
 from ray_distill.students.terms import build_terms, group_of
 from ray_distill.students.token_bundle import TokenBundle
-from ray_distill.students.token_set import TokenSet, build_token_set, check_tokens
 from ray_distill.students.validation import Judge, choose_judge
-from ray_distill.tasks.base import LabelTask
-from ray_distill.tasks.catalogue import TASKS, TOKEN_TASKS
+from ray_distill.tasks.catalogue import TASKS
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +71,8 @@ class TrainingJob:
     """Parquet with a ``row_id`` column: rows the teacher was fitted on, which it may not teach."""
     ceiling: SnapshotRef | None = field(default=None)
     """The teacher's own labelled rows, for the arm ``ceiling_true_labels``."""
+    others: tuple[LabelSetRef, ...] = ()
+    """The label sets that ``student.mixture`` names, in its order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +87,8 @@ class Workshop:
     train: Examples
     units: Index | None
     """Where the units of ``train`` begin."""
+    shares: Shares | None
+    """Of the sources that are mixed."""
     ceiling: Examples | None
     judge: Judge
     pairs: Mapping[str, dict[int, int]]
@@ -138,8 +132,11 @@ def arm_plan(job: TrainingJob, config: Campaign, arm: Arm) -> dict[str, Any]:
     training |= config.student.training.model_dump(mode="json", include=set(_OPTIONAL), exclude_defaults=True)
     losses = {name: plain_settings(name, loss) for name, loss in _losses(config, arm).items()}
     ceiling = job.ceiling.fingerprint if arm.ceiling and job.ceiling is not None else None
+    mixture = config.student.mixture
+    mixed = {} if mixture is None else {"mixture": {
+        "how": mixture.how, "weights": list(mixture.weights), "labels": [ref.fingerprint for ref in job.others]}}
     return {"labels": job.labels.fingerprint, "arm": arm.name, "seed": job.seed, "ceiling": ceiling, "losses": losses,
-            "model": config.student.model.model_dump(mode="json", by_alias=True), **training}
+            "model": config.student.model.model_dump(mode="json", by_alias=True), **training, **mixed}
 
 
 def _losses(config: Campaign, arm: Arm) -> Mapping[str, LossConfig]:
@@ -160,9 +157,9 @@ def _work_url(job: TrainingJob, arm: str) -> str:
 
 
 def _open(job: TrainingJob, config: Campaign, ranks: Ranks) -> Workshop:
-    """Read snapshot and labels, build the student, and settle what all arms share."""
-    snapshot, labels = open_snapshot(job.labels.snapshot), open_label_set(job.labels)
-    manifest: StoreManifest = labels.manifest
+    """Read snapshots and labels, build the student, and settle what all arms share."""
+    labelled = open_labels(config, (job.labels, *job.others))
+    snapshot, manifest = labelled[0][0], labelled[0][1].manifest
     model = build_student(
         config.student.model, task=config.task, classes=tuple(manifest.classes), teacher=config.labels.teacher,
         seed=job.seed)
@@ -172,68 +169,20 @@ def _open(job: TrainingJob, config: Campaign, ranks: Ranks) -> Workshop:
         raise ConfigError("\n  ".join(wrong))
     pairs = pairs_of(losses, manifest.hidden_layers, model)
     layers = tuple(sorted({theirs for own in pairs.values() for theirs in own.values()}))
-    builder = _token_builder if model.vocabulary else _row_builder
-    task: LabelTask = TOKEN_TASKS[config.task] if model.vocabulary else TASKS[config.task]
-    columns = ("row_id", task.input_column, *(() if model.vocabulary else ("label",)))
-    data = open_data(Source(
-        snapshot=snapshot, labels=labels, layers=layers, columns=columns,
-        build=builder(job, config, model, manifest, snapshot, layers)), training, ranks)
-    train = data.train
+    data = open_data([
+        open_source(config, own, model, layers=layers, first=manifest, teacher_rows_url=job.teacher_rows_url)
+        for own in labelled], training, ranks)
+    train, mixture = data.train, config.student.mixture
     rows = arm_rows("student", losses, train)
     Budget.of(training).check(data.validation.lengths)
     for temperature in temperatures_of(losses, manifest.temperatures):
         check_retained_mass(train, rows, temperature)
     return Workshop(
         job=job, config=config, ranks=ranks, model=model, manifest=manifest, train=train, units=data.units,
+        shares=None if mixture is None or mixture.how == "average" else Shares(
+            starts=data.sources, weights=mixture.weights),
         ceiling=_ceiling(job, config, snapshot, model), judge=choose_judge(data.validation), pairs=pairs,
         steps=math.ceil(training.epochs * steps_per_epoch(len(rows), training.global_batch)))
-
-
-def _row_builder(
-    job: TrainingJob, config: Campaign, model: Model, manifest: StoreManifest, snapshot: Snapshot, layers: Sequence[int]
-) -> Build:
-    """What makes sets of a classifier's rows."""
-    return partial(
-        _build, partial(
-            build_set, task=TASKS[config.task], processor=model.processor, student_classes=model.classes,
-            store_classes=manifest.classes, snapshot_classes=snapshot.classes,
-            per_token=bool(layers) and manifest.pool == "token"), _excluded(job.teacher_rows_url))
-
-
-def _token_builder(
-    job: TrainingJob, config: Campaign, model: Model, manifest: StoreManifest, snapshot: Snapshot, layers: Sequence[int]
-) -> Build:
-    """What makes sets of a language model's documents.
-
-    Raises:
-        ConfigError: the student has another tokenizer than the labels, or cannot keep packed documents apart.
-    """
-    packed = config.student.training.packed
-    check_tokens(manifest.teacher, model)
-    if packed and not keeps_documents_apart(model.module):
-        raise ConfigError(f"student.training.packed: {type(model.module).__name__} would let documents of one row see "
-                          "each other, so its losses would be of other texts than the labels: set it to 0")
-    return partial(
-        _build, partial(
-            build_token_set, task=TOKEN_TASKS[config.task], processor=model.processor, vocabulary=model.vocabulary,
-            pool=manifest.pool, packed=packed), _excluded(job.teacher_rows_url))
-
-
-def _build(
-    make: Callable[..., TrainingSet | TokenSet], excluded: RowIds, table: pa.Table, *, labels: Labels, name: str,
-    part: bool = False,
-) -> TrainingSet | TokenSet:
-    ids = rowids.to_numpy(table["row_id"])
-    own = rowids.to_arrow(ids[rowids.is_in(ids, excluded)])  # of a unit's rows few are, and each call hashes them
-    return make(table, labels=labels, excluded=own, name=name, part=part)
-
-
-def _excluded(url: str | None) -> RowIds:
-    """Ids of the rows that the teacher may not teach, ascending."""
-    if url is None:
-        return rowids.empty()
-    with files.open_input(url) as source:
-        return np.sort(rowids.to_numpy(pq.read_table(source, columns=["row_id"])["row_id"]))
 
 
 def _ceiling(job: TrainingJob, config: Campaign, snapshot: Snapshot, model: Model) -> TrainingSet | None:
@@ -276,7 +225,7 @@ def _trials(workshop: Workshop, arm: Arm) -> list[Trial]:
     assert data is not None
     rows = arm_rows(arm.name, losses, data)
     if not (arm.ceiling and training.sampling is not None and training.sampling.by == "entropy"):  # it has no teacher
-        rows = resampled(rows, data, training.sampling, workshop.job.seed)
+        rows = resampled(rows, data, training.sampling, workshop.job.seed, None if arm.ceiling else workshop.shares)
     declared = workshop.manifest.temperatures
     terms = build_terms(losses, steps=workshop.steps, temperatures=declared, layers=workshop.pairs,
                         scales=scales_of(data))
@@ -304,7 +253,7 @@ def _finish_trial(workshop: Workshop, arm: Arm, trial: Trial, reporter: Reporter
     module = copy.deepcopy(workshop.model.module)
     if training.activation_checkpointing:
         checkpoint_activations(module)
-    bundle: nn.Module
+    bundle: Bundle | TokenBundle
     if workshop.model.vocabulary:
         projections = make_projections(workshop.model, layers=pairs, widths=widths, seed=trial.seed)
         bundle = TokenBundle(module, projections, plain)
@@ -312,6 +261,8 @@ def _finish_trial(workshop: Workshop, arm: Arm, trial: Trial, reporter: Reporter
         bundle = build_bundle(
             workshop.model, module, layers=pairs, widths=widths, pool=workshop.manifest.pool, seed=trial.seed,
             plain=plain)
+    if training.compile is not None:
+        compile_module(bundle.computing, training.compile)
     with memory_explained(trial.name, Sizes.of(bundle), training, ranks.world):
         engine = build_engine(
             bundle, training, ranks, passes=trial.budget.passes(training.global_batch, ranks.world))
@@ -329,10 +280,12 @@ def _facts(workshop: Workshop, arm: Arm, trial: Trial) -> dict[str, Any]:
     """What the model card says of an arm."""
     config, labels, teacher = workshop.config, workshop.job.labels, workshop.manifest.teacher
     losses = {name: loss.model_dump(mode="json", exclude_defaults=True) for name, loss in _losses(config, arm).items()}
+    mixture = config.student.mixture
     return {
         "campaign": config.campaign, "task": config.task, "teacher": str(teacher.get("model", "")),
         "teacher_fingerprint": str(teacher["fingerprint"]), "snapshot_fingerprint": labels.snapshot.fingerprint,
         "labels_fingerprint": labels.fingerprint, "config_fingerprint": config.fingerprint, "seed": trial.seed,
         "losses": losses, "training_rows": len(trial.rows), "steps": trial.steps,
         "global_batch": trial.training.global_batch, "learning_rate": trial.rate, "precision": trial.training.precision,
-        **({"ema": trial.training.ema} if trial.training.ema else {})}
+        **({"ema": trial.training.ema} if trial.training.ema else {}),
+        **({"mixture": mixture.model_dump(mode="json")} if mixture is not None else {})}

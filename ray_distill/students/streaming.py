@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from ray_distill.errors import DistillError, TrainingError
 from ray_distill.labels import rowids
-from ray_distill.labels.reader import LabelSet
+from ray_distill.labels.manifest import StoreManifest
+from ray_distill.labels.rowids import RowIds
 from ray_distill.labels.signal import Hidden, Signal
 from ray_distill.losses.base import LossBatch
 from ray_distill.snapshots.manifest import Shard
@@ -34,6 +35,23 @@ CHUNK_ROWS = 8192
 SAMPLE_UNITS = 16
 
 
+class LabelSource(Protocol):
+    """Labels of a snapshot's rows: a `LabelSet`, or several as one."""
+
+    @property
+    def manifest(self) -> StoreManifest:
+        """What they are."""
+
+    def labelled(self, wanted: RowIds) -> RowIds:
+        """Those of some row ids that have labels; nothing is read."""
+
+    def read_rows(self, wanted: RowIds, layers: Sequence[int] = ()) -> Labels:
+        """Ids and labels of those of some rows that have them."""
+
+    def read(self, layers: Sequence[int] = ()) -> Labels:
+        """All labelled rows of the snapshot, each once, in the snapshot's order."""
+
+
 class Build(Protocol):
     """Joins snapshot rows with labels: `build_set` or `build_token_set` with all else given."""
 
@@ -43,8 +61,10 @@ class Build(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """Rows of the snapshot that are read together: the range of one work unit, whoever labelled it."""
+    """Rows of a snapshot that are read together: the range of one work unit, whoever labelled it."""
 
+    source: int
+    """Number of the source whose snapshot it is of."""
     shard: Shard
     start: int
     stop: int
@@ -55,16 +75,19 @@ class Source:
     """Where training rows come from."""
 
     snapshot: Snapshot
-    labels: LabelSet
+    labels: LabelSource
     layers: tuple[int, ...]
     """Teacher layers whose states are read."""
     columns: tuple[str, ...]
     build: Build
 
-    def units(self, split: str) -> list[Unit]:
-        """The ranges into which the shards of a split fall: of the pinned snapshot and store, and of nothing else."""
+    def units(self, split: str, number: int = 0) -> list[Unit]:
+        """The ranges into which the shards of a split fall: of the pinned snapshot and store, and of nothing else.
+
+        ``number`` is this source's.
+        """
         rows = self.labels.manifest.rows_a_unit
-        return [Unit(shard=shard, start=start, stop=min(start + rows, shard.rows))
+        return [Unit(source=number, shard=shard, start=start, stop=min(start + rows, shard.rows))
                 for shard in self.snapshot.shards if shard.split == split for start in range(0, shard.rows, rows)]
 
     def load(self, unit: Unit) -> Rows:
@@ -98,11 +121,11 @@ class Facts:
     lengths: npt.NDArray[np.int32] | None = None
 
 
-def scan(source: Source, units: Sequence[Unit], ranks: Ranks, *, lengths: bool = False) -> Facts:
+def scan(sources: Sequence[Source], units: Sequence[Unit], ranks: Ranks, *, lengths: bool = False) -> Facts:
     """Go through all rows once, each shard on one rank, its digest checked; the same facts on every rank.
 
     Args:
-        source: of the rows.
+        sources: of the rows.
         units: into which they fall.
         ranks: that share the work.
         lengths: whether the rows' tokens are counted, which takes 4 bytes a row, or 8.
@@ -113,7 +136,7 @@ def scan(source: Source, units: Sequence[Unit], ranks: Ranks, *, lengths: bool =
     """
     found: dict[int, UnitFacts] | DistillError
     try:
-        found = _share_of_scan(source, units, ranks, lengths)
+        found = _share_of_scan(sources, units, ranks, lengths)
     except DistillError as error:
         found = error
     every: dict[int, UnitFacts] = {}
@@ -122,9 +145,12 @@ def scan(source: Source, units: Sequence[Unit], ranks: Ranks, *, lengths: bool =
             raise part
         every |= part
     ordered = [every[number] for number in range(len(units))]
-    if any(left.greatest >= right.least for left, right in zip(ordered, ordered[1:], strict=False)):
-        raise TrainingError(f"{source.snapshot.ref.url}: its rows are not ordered by their ids, so they cannot be read "
-                            "in parts; take the snapshot again, or set student.training.stream to never")
+    for number, (before, after) in enumerate(zip(ordered, ordered[1:], strict=False)):
+        source = units[number].source
+        if before.greatest >= after.least and units[number + 1].source == source:
+            raise TrainingError(
+                f"{sources[source].snapshot.ref.url}: its rows are not ordered by their ids, so they cannot be "
+                "read in parts; take the snapshot again, or set student.training.stream to never")
     bounds = np.append(0, np.cumsum([len(unit.labelled) for unit in ordered])).astype(np.int64)
     if not bounds[-1]:
         raise TrainingError("the train split has no usable row; give it a larger share in snapshot.splits, or mend "
@@ -135,16 +161,20 @@ def scan(source: Source, units: Sequence[Unit], ranks: Ranks, *, lengths: bool =
                  lengths=np.concatenate(counted) if counted else None)
 
 
-def _share_of_scan(source: Source, units: Sequence[Unit], ranks: Ranks, lengths: bool) -> dict[int, UnitFacts]:
-    shards = list({unit.shard.name: unit.shard for unit in units}.values())
-    mine = {shard.name for shard in shards[ranks.rank :: ranks.world]}
+def _share_of_scan(
+    sources: Sequence[Source], units: Sequence[Unit], ranks: Ranks, lengths: bool
+) -> dict[int, UnitFacts]:
+    shards = list(dict.fromkeys((unit.source, unit.shard.name) for unit in units))
+    mine = set(shards[ranks.rank :: ranks.world])
     found: dict[int, UnitFacts] = {}
-    whole: tuple[str, pa.Table] | None = None
+    whole: tuple[tuple[int, str], pa.Table] | None = None
     for number, unit in enumerate(units):
-        if unit.shard.name in mine:
-            if whole is None or whole[0] != unit.shard.name:
-                whole = unit.shard.name, source.snapshot.read_shard(unit.shard, source.columns)
-            found[number] = _facts_of(source, whole[1].slice(unit.start, unit.stop - unit.start), lengths)
+        shard, source = (unit.source, unit.shard.name), sources[unit.source]
+        if shard in mine:
+            if whole is None or whole[0] != shard:
+                whole = shard, source.snapshot.read_shard(unit.shard, source.columns)
+            rows = whole[1].slice(unit.start, unit.stop - unit.start)
+            found[number] = _facts_of(source, rows, lengths)
     return found
 
 
@@ -159,11 +189,13 @@ def _facts_of(source: Source, table: pa.Table, lengths: bool) -> UnitFacts:
 class StreamedSet:
     """`Examples` whose units are read when they are wanted, on threads, within a budget of bytes."""
 
-    def __init__(self, source: Source, units: Sequence[Unit], facts: Facts, *, row_bytes: float, budget: float) -> None:
+    def __init__(
+        self, sources: Sequence[Source], units: Sequence[Unit], facts: Facts, *, row_bytes: float, budget: float
+    ) -> None:
         self.labelled, self.distil, self.lengths = facts.labelled, facts.distil, facts.lengths
         self.rows = len(facts.labelled)
-        self.drawn = source.labels.manifest.estimator in ("sampled", "hybrid")
-        self._source, self._units, self._bounds = source, units, facts.bounds
+        self.drawn = any(source.labels.manifest.draws > 0 for source in sources)
+        self._sources, self._units, self._bounds = sources, units, facts.bounds
         self._chunk = int(np.clip(budget / 8 / max(row_bytes, 1.0), 1, CHUNK_ROWS))
         self._cache: UnitCache[Rows] = UnitCache(self._load, size_of, int(budget * 3 / 4))
         self._held: tuple[Index, Rows] | None = None
@@ -250,7 +282,7 @@ class StreamedSet:
 
     def _load(self, number: int) -> Rows:
         unit, expected = self._units[number], int(self._bounds[number + 1] - self._bounds[number])
-        found = self._source.load(unit)
+        found = self._sources[unit.source].load(unit)
         if found.rows != expected:
             raise TrainingError(f"{unit.shard.name}: {found.rows} of the rows {unit.start} to {unit.stop} are usable, "
                                 f"{expected} were when training began: the snapshot has changed; restore it")

@@ -39,6 +39,11 @@ class TokenBundle(nn.Module):
         self.layers = tuple(sorted({*projections, *plain}))
         self.plain = tuple(plain)
 
+    @property
+    def computing(self) -> nn.Module:
+        """The part that `forward` calls, without the fused head."""
+        return self.student if self.fused is None else self.student.get_submodule(self.fused[0])
+
     def forward(
         self, inputs: Batch, asked: Asked | None = None
     ) -> tuple[Tensor, dict[int, Tensor], tuple[Tensor, Tensor, Tensor] | None, dict[int, Tensor]]:

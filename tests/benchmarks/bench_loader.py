@@ -199,7 +199,7 @@ def _ours(folder: Path, kind: Kind) -> dict[str, float]:
             build_token_set, task=TOKEN_TASKS[kind.task], processor=Words(), vocabulary=kind.classes)
     training = TrainingConfig(global_batch=kind.batch, micro_batch=kind.batch, stream="always",
                               memory_gb=kind.memory_gb, shuffle_units=32)
-    data = open_data(Source(snapshot=snapshot, labels=labels, layers=(), columns=("row_id", "text"), build=build),
+    data = open_data([Source(snapshot=snapshot, labels=labels, layers=(), columns=("row_id", "text"), build=build)],
                      training, current_ranks())
     opened = time.perf_counter() - start
     assert isinstance(data.train, StreamedSet) and data.units is not None

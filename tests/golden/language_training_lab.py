@@ -25,7 +25,7 @@ from ray_distill.models.build import build_student
 from ray_distill.models.model import Model
 from ray_distill.runtime.answering import answer_all
 from ray_distill.students.bundle import layer_pairs, make_projections
-from ray_distill.students.engine import Engine, build_engine, checkpoint_activations
+from ray_distill.students.engine import Engine, build_engine, checkpoint_activations, compile_module
 from ray_distill.students.loop import Trial, run_trial
 from ray_distill.students.loss_settings import wants_layers
 from ray_distill.students.matching import layers_wanted, pairs_of, state_scales
@@ -143,6 +143,8 @@ def build(lab: Lab) -> tuple[Trial, Engine]:
     if training.activation_checkpointing:
         checkpoint_activations(module)
     bundle = TokenBundle(module, make_projections(model, layers=pairs, widths=widths, seed=3), plain)
+    if training.compile is not None:
+        compile_module(bundle.computing, training.compile)
     trial = Trial(
         name="student", url=f"{lab.folder}/{lab.trial}", data=data, rows=np.arange(data.rows), steps=lab.steps, seed=3,
         terms=terms,

@@ -75,6 +75,13 @@ def test_how_documents_are_laid_out_does_not_matter(home: str, expected: Ran, tr
     assert_same_curve(lab.run(Lab(folder=home, losses=ALL, training=training)), expected)
 
 
+@pytest.mark.slow
+def test_a_compiled_student_learns_the_same(home: str, expected: Ran) -> None:
+    """The body alone is compiled, the fused head stays as it is."""
+    training = {"compile": "aot_eager", "packed": 64}
+    assert_same_curve(lab.run(Lab(folder=home, losses=ALL, training=training)), expected)
+
+
 def test_a_head_that_cannot_be_fused_is_packed_all_the_same(home: str) -> None:
     """Whole logits, packed or padded: one curve."""
     run = Lab(folder=home, losses=ALL, student="bent")

@@ -71,6 +71,23 @@ def test_micro_batches_do_not_matter(home: Path, reference: lab.Ran, training: d
     assert_same_curve(lab.run(Lab(folder=str(home), hidden=True, training=training)), reference)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", [{"engine": "torch"}, {"engine": "deepspeed", "zero_stage": 2}], ids=str)
+def test_a_compiled_student_learns_the_same(home: Path, reference: lab.Ran, engine: dict[str, Any]) -> None:
+    """Traced and put together again by torch.compile, with batches of many sizes: weights keep their names."""
+    compiled = lab.run(Lab(folder=str(home), hidden=True, training={**engine, "compile": "aot_eager"}))
+    assert_same_curve(compiled, reference)
+    assert set(compiled.weights) == set(reference.weights)
+
+
+def test_an_unknown_compiler_is_refused(home: Path) -> None:
+    """By the names of those that torch has; and ZeRO 3, which leaves nothing to compile."""
+    with pytest.raises(ConfigError, match="torch has no backend 'inductr'; it has .*inductor"):
+        lab.run(Lab(folder=str(home), training={"compile": "inductr"}))
+    with pytest.raises(ValueError, match="compile goes with zero_stage 0 to 2"):
+        lab.run(Lab(folder=str(home), training={"compile": "inductor", "engine": "deepspeed", "zero_stage": 3}))
+
+
 TORCH: dict[str, Any] = {"engine": "torch"}
 #: By stage.
 ZERO: dict[int, dict[str, Any]] = {stage: {"engine": "deepspeed", "zero_stage": stage} for stage in (0, 1, 2, 3)}

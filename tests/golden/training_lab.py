@@ -20,7 +20,7 @@ from ray_distill.models.load import load_model
 from ray_distill.models.model import Model
 from ray_distill.students.batches import TrainingSet, build_set
 from ray_distill.students.bundle import build_bundle
-from ray_distill.students.engine import Engine, build_engine
+from ray_distill.students.engine import Engine, build_engine, compile_module
 from ray_distill.students.loop import Trial, run_trial
 from ray_distill.students.matching import layers_wanted, pairs_of, scales_of
 from ray_distill.students.micro_batches import Budget
@@ -146,6 +146,8 @@ def build(lab: Lab) -> tuple[Trial, Engine]:
         judge=choose_judge(data_of(model, 60, 2, 1.0)), training=training, rate=training.learning_rate[0], plan=plan)
     bundle = build_bundle(
         model, model.module, layers=projected, widths=dict.fromkeys(LAYERS, WIDTH), pool="mean", seed=3, plain=plain)
+    if training.compile is not None:
+        compile_module(bundle.computing, training.compile)
     passes = Budget.of(training, group_of(terms)).passes(training.global_batch, ranks.world)
     return trial, build_engine(bundle, training, ranks, passes=passes)
 

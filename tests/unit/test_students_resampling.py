@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ray_distill.config import SamplingConfig
 from ray_distill.errors import ConfigError
 from ray_distill.students.batches import TrainingSet
-from ray_distill.students.resampling import class_weights, entropy_weights, resampled, systematic
+from ray_distill.students.resampling import Shares, class_weights, entropy_weights, resampled, shared, systematic
 from ray_distill.students.token_set import TokenSet
 
 
@@ -68,6 +68,25 @@ def test_uncertain_rows_come_more_often() -> None:
     assert np.bincount(resampled(np.arange(4), data, by("entropy"), seed=0), minlength=4).tolist() == [0, 1, 1, 2]
     assert entropy_weights(np.array([2.0]), 2.0).tolist() == [4.0]
     assert (resampled(np.arange(4), classifier([0] * 4, [0.0] * 4), by("entropy"), seed=0) == np.arange(4)).all()
+
+
+def test_sources_have_their_shares() -> None:
+    """Of 30 and 10 rows at weights 1 and 3, the epoch's 40 are 10 and 30; rows of one source as they are sampled."""
+    shares = Shares(starts=np.array([0, 30, 40]), weights=(1.0, 3.0))
+    data = classifier([0] * 10 + [1] * 30, [1.0] * 40)
+    rows = resampled(np.arange(40), data, None, seed=5, shares=shares)
+    assert [(rows < 30).sum(), (rows >= 30).sum()] == [10, 30]
+    both = resampled(np.arange(40), data, by("class"), seed=5, shares=shares)
+    assert [(both < 10).sum(), ((both >= 10) & (both < 30)).sum(), (both >= 30).sum()] == [6, 4, 30]
+    alone = resampled(np.arange(30, 40), data, None, seed=5, shares=shares)  # nothing is learnt from the first
+    assert (alone == np.arange(30, 40)).all()
+
+
+def test_what_is_not_known_weighs_as_the_rest_of_its_source() -> None:
+    """NaN is the mean of the others of its source, not of all; a source without anything known is even."""
+    shares = Shares(starts=np.array([0, 3, 5]), weights=(1.0, 1.0))
+    weight = np.array([1.0, 3.0, np.nan, np.nan, np.nan])
+    assert shared(weight, np.arange(5), shares) == pytest.approx([1 / 6, 1 / 2, 1 / 3, 1 / 2, 1 / 2])
 
 
 def test_without_sampling_rows_stay() -> None:

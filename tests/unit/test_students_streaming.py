@@ -57,7 +57,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
 
 def opened(source: Source, **training: Any) -> Opened:
     """Training data in memory, or streamed with room for a handful of units."""
-    return open_data(source, TrainingConfig.model_validate({
+    return open_data([source], TrainingConfig.model_validate({
         "global_batch": 24, "micro_batch": 5, "shuffle_units": 8, "memory_gb": 3e-5, **training}), current_ranks())
 
 
@@ -164,7 +164,7 @@ def test_a_damaged_shard_ends_training_with_its_name(source: Source, tmp_path: P
         with pytest.raises(SnapshotError, match=shard.name):
             opened(source, stream="always")
         with pytest.raises(SnapshotError, match=shard.name):  # on a rank that has not read it, too
-            scan(source, source.units("train"), _Told(rank=1, world=2))
+            scan([source], source.units("train"), _Told(rank=1, world=2))
     finally:
         victim.write_bytes(whole)
 

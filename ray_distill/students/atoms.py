@@ -8,7 +8,9 @@ dealt to the ranks to be written, so that no rank ever holds all of them.
     atoms.json                  format, names of the states, the optimiser's step, what the engine adds of its own
 """
 
+import heapq
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,11 +58,12 @@ class Parts(Protocol):
 def save_atoms(folder: Path, module: nn.Module, parts: Parts, ranks: Ranks, own: Mapping[str, Any]) -> None:
     """Write this rank's share of the atoms; every rank calls it. ``own`` is plain JSON, kept for `load_atoms`."""
     ours: dict[str, Tensor] = {}
-    names = (WEIGHT, *parts.states())
-    for number, (parameter_name, parameter) in enumerate(_trained(module)):
+    names, trained = (WEIGHT, *parts.states()), _trained(module)
+    owners = iter(deal([_size(parameter) for _, parameter in trained for _ in names], ranks.world))
+    for parameter_name, parameter in trained:
         for name in names:
-            value = parts.read(parameter, name)
-            if value is not None and number % ranks.world == ranks.rank:
+            value, owner = parts.read(parameter, name), next(owners)
+            if value is not None and owner == ranks.rank:
                 ours[f"{parameter_name}::{name}"] = value.detach().to("cpu", copy=True).contiguous()
     if ranks.first:
         ours |= {f"{_BUFFER}::{name}": value.detach().to("cpu", copy=True).contiguous()
@@ -68,6 +71,15 @@ def save_atoms(folder: Path, module: nn.Module, parts: Parts, ranks: Ranks, own:
         facts = {"format": _FORMAT, "states": list(parts.states()), "step": parts.step(), "own": dict(own)}
         (folder / _FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
     save_file(ours, folder / f"atoms-{ranks.rank:05d}.safetensors")
+
+
+def deal(sizes: Sequence[int], world: int) -> list[int]:
+    """Which rank writes each atom: the largest goes first, each to the rank that has the least so far."""
+    owners, heap = [0] * len(sizes), [(0, rank) for rank in range(world)]
+    for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
+        held, owners[number] = heap[0]
+        heapq.heapreplace(heap, (held + sizes[number], owners[number]))
+    return owners
 
 
 def load_atoms(folder: Path, module: nn.Module, parts: Parts) -> dict[str, Any]:
@@ -170,6 +182,11 @@ def make_states(
 def _trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Parameters that training changes, each once however many modules share it; the same order on every rank."""
     return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+
+def _size(parameter: nn.Parameter) -> int:
+    """Numbers of a whole parameter, partitioned or not."""
+    return math.prod(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _buffers(module: nn.Module) -> list[tuple[str, Tensor]]:

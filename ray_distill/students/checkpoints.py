@@ -7,10 +7,14 @@ them, beside the training.
 
 import json
 import logging
-from collections.abc import Collection, Mapping
+import socket
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory, gettempdir
+from typing import Any, TypeVar
 
 from ray_distill.config import CheckpointPolicy
 from ray_distill.errors import StorageError, TrainingError
@@ -19,6 +23,8 @@ from ray_distill.storage import files
 from ray_distill.students.ranks import Ranks
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: 1 held DeepSpeed's own files, which are pickles and of one number of ranks.
 FORMAT = 2
@@ -42,31 +48,70 @@ class Checkpoint:
 def find_checkpoint(folder_url: str, ranks: Ranks) -> Checkpoint | None:
     """The newest complete checkpoint whose files all have their digests, the same on every rank; None = there is none.
 
-    A damaged one is skipped with a warning that names it.
+    Each rank reads its share of the files. A damaged checkpoint is skipped with a warning that names it.
 
     Raises:
         TrainingError: there are complete checkpoints but every one of them is damaged.
     """
-    found, damaged = _newest_verified(folder_url) if ranks.first else (None, [])
-    found, damaged = ranks.share((found, damaged))
-    if found is None and damaged:
+    damaged = []
+    for url in ranks.share(_complete(folder_url) if ranks.first else []):
+        checkpoint, error = ranks.share(_attempted(partial(_read_marker, url)) if ranks.first else None)
+        if checkpoint is not None:
+            told = ranks.gather(_attempted(partial(_verify_share, checkpoint, ranks))[1])
+            error = next((one for one in told if one is not None), None)
+            if error is None:
+                found: Checkpoint = checkpoint
+                return found
+        if ranks.first:
+            log.warning("checkpoint %s is skipped, the one before is tried: %s", url, error)
+        damaged.append(error)
+    if damaged:
         raise TrainingError(
             f"no usable checkpoint in {folder_url}: all {len(damaged)} are damaged ({'; '.join(damaged)}); restore "
             "them, or start anew without resuming")
-    newest: Checkpoint | None = found
-    return newest
+    return None
 
 
-def fetch_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
-    """Download all ranks' files into one local folder, verifying each.
+@contextmanager
+def fetched(checkpoint: Checkpoint, ranks: Ranks) -> Iterator[Path]:
+    """All ranks' files in one local folder, verified, for as long as the context lasts; collective.
+
+    The ranks of a machine share the folder: each machine downloads a checkpoint once.
 
     Raises:
-        TrainingError: a file differs from its digest.
+        TrainingError: on every rank, if a file differs from its digest anywhere.
+        StorageError: on every rank, if one cannot be read anywhere.
     """
+    machines = ranks.gather(_machine())
+    leader = machines.index(machines[ranks.rank])
+    with ExitStack() as stack:
+        folder, error = None, None
+        if leader == ranks.rank:
+            folder = stack.enter_context(TemporaryDirectory(prefix="ray-distill-resume-"))
+            try:
+                _download(checkpoint, Path(folder))
+            except (StorageError, TrainingError) as found:
+                error = found
+        told = ranks.gather((folder, error))
+        for _, wrong in told:
+            if wrong is not None:
+                raise wrong
+        yield Path(told[leader][0])
+        ranks.barrier()  # nobody reads any more
+
+
+def _download(checkpoint: Checkpoint, folder: Path) -> None:
     for name, digest in checkpoint.digests.items():
         target = folder / name.split("/", 1)[1]
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(_verified(checkpoint.url, name, digest))
+
+
+def _machine() -> tuple[str, int, int]:
+    """What ranks that see the same temporary folder have in common: two containers of a machine may not."""
+    boot, place = Path("/proc/sys/kernel/random/boot_id"), Path(gettempdir()).stat()
+    name = boot.read_text(encoding="ascii") if boot.exists() else socket.gethostname()
+    return name, place.st_dev, place.st_ino
 
 
 def check_plan(saved: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> None:
@@ -168,19 +213,17 @@ def _step_of(name: str) -> tuple[int, str]:
     return int(name.split("-")[0]), name
 
 
-def _newest_verified(folder_url: str) -> tuple[Checkpoint | None, list[str]]:
-    damaged = []
-    for url in _complete(folder_url):
-        try:
-            checkpoint = _read_marker(url)
-            for name, digest in checkpoint.digests.items():
-                _verified(url, name, digest)
-        except (StorageError, TrainingError) as error:
-            log.warning("checkpoint %s is skipped, the one before is tried: %s", url, error)
-            damaged.append(str(error))
-            continue
-        return checkpoint, damaged
-    return None, damaged
+def _verify_share(checkpoint: Checkpoint, ranks: Ranks) -> None:
+    for name in sorted(checkpoint.digests)[ranks.rank :: ranks.world]:
+        _verified(checkpoint.url, name, checkpoint.digests[name])
+
+
+def _attempted(work: Callable[[], T]) -> tuple[T | None, str | None]:
+    """What some work gives, or what was wrong, to be told to the other ranks."""
+    try:
+        return work(), None
+    except (StorageError, TrainingError) as error:
+        return None, str(error)
 
 
 def _read_marker(url: str) -> Checkpoint:

@@ -8,7 +8,6 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from ray_distill.errors import TrainingError
 from ray_distill.losses.base import LossBatch
 from ray_distill.storage import files
 from ray_distill.students.batches import Examples
-from ray_distill.students.checkpoints import check_plan, fetch_checkpoint, find_checkpoint
+from ray_distill.students.checkpoints import check_plan, fetched, find_checkpoint
 from ray_distill.students.diagnosis import not_finite
 from ray_distill.students.engine import Engine
 from ray_distill.students.feed import Feed
@@ -282,11 +281,10 @@ def _restore(
     if found is None:
         return 0, None, None, None
     check_plan(found.plan, trial.plan, f"checkpoint {found.url}")
-    with TemporaryDirectory(prefix="ray-distill-resume-") as local:
-        fetch_checkpoint(found, Path(local))
-        engine.load(Path(local) / "engine")
+    with fetched(found, ranks) as local:
+        engine.load(local / "engine")
         saved = found.state["best"]
-        weights = read_weights((Path(local) / WEIGHTS_FILE).read_bytes()) if saved is not None and ranks.first else {}
+        weights = read_weights((local / WEIGHTS_FILE).read_bytes()) if saved is not None and ranks.first else {}
     look = found.state.get("validation")
     looked = None if look is None else Score(value=float(look["value"]), metrics=dict(look["metrics"]))
     return found.step, None if saved is None else Best.from_dict(saved, weights), looked, found.url

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ray_distill.config import CheckpointPolicy
-from ray_distill.students.checkpoints import fetch_checkpoint, find_checkpoint
+from ray_distill.students.checkpoints import fetched, find_checkpoint
 from ray_distill.students.ranks import Ranks
 from ray_distill.students.saving import CheckpointWriter
 from ray_distill.testing.crashfs import Crash, crashing_remote, cut_points, points
@@ -28,13 +28,13 @@ def save(url: str, step: int) -> None:
         writer.close()
 
 
-def check(url: str, steps: tuple[int, ...], local: Path) -> None:
+def check(url: str, steps: tuple[int, ...]) -> None:
     """A whole checkpoint of one of these steps is found, with every file its own."""
     found = find_checkpoint(url, ALONE)
     assert found is not None and found.step in steps and found.state == {"step": found.step}
-    fetch_checkpoint(found, local)
-    for name in ("one", "two"):
-        assert (local / "engine" / name).read_text() == f"{name} of step {found.step}"
+    with fetched(found, ALONE) as local:
+        for name in ("one", "two"):
+            assert (local / "engine" / name).read_text() == f"{name} of step {found.step}"
 
 
 def test_upload_and_deletion_cut_before_in_and_after_each_operation(tmp_path: Path) -> None:
@@ -52,6 +52,6 @@ def test_upload_and_deletion_cut_before_in_and_after_each_operation(tmp_path: Pa
         url = prepared(f"{at}-{way}")
         with crashing_remote(at, way), pytest.raises(Crash):
             save(url, 3)
-        check(url, (2, 3), tmp_path / "local" / f"{at}-{way}")
+        check(url, (2, 3))
         save(url, 4)
-        check(url, (4,), tmp_path / "after" / f"{at}-{way}")
+        check(url, (4,))

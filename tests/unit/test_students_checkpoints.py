@@ -4,6 +4,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ import pytest
 from ray_distill.config import CheckpointPolicy
 from ray_distill.errors import StorageError, TrainingError
 from ray_distill.storage import files
-from ray_distill.students.checkpoints import check_plan, fetch_checkpoint, find_checkpoint
+from ray_distill.students import checkpoints
+from ray_distill.students.checkpoints import check_plan, fetched, find_checkpoint
 from ray_distill.students.ranks import Ranks
 from ray_distill.students.saving import MAX_FAILED, CheckpointWriter
+from ray_distill.testing.ranks import run_threads
 
 ALONE = Ranks(rank=0, world=1)
 KEEP_TWO = CheckpointPolicy()
@@ -55,8 +58,9 @@ def test_the_newest_is_found_and_fetched(tmp_path: Path) -> None:
     url = save(tmp_path / "c", 10)
     found = find_checkpoint(str(tmp_path / "c"), ALONE)
     assert found is not None and found.step == 10 and found.state["cursor"] == {"step": 10}
-    fetch_checkpoint(found, tmp_path / "local")
-    assert (tmp_path / "local" / "engine" / "state").read_text() == "step 10"
+    with fetched(found, ALONE) as local:
+        assert (local / "engine" / "state").read_text() == "step 10"
+    assert not local.exists()
     assert (url / "rank-0" / "engine" / "state").is_file()
 
 
@@ -104,8 +108,67 @@ def test_damage_after_the_search_is_found_on_download(tmp_path: Path) -> None:
     found = find_checkpoint(str(tmp_path / "c"), ALONE)
     (url / "rank-0" / "engine" / "state").write_text("step 6")
     assert found is not None
-    with pytest.raises(TrainingError, match="engine/state is damaged"):
-        fetch_checkpoint(found, tmp_path / "local")
+    with pytest.raises(TrainingError, match="engine/state is damaged"), fetched(found, ALONE):
+        pytest.fail("it was handed out")
+
+
+def save_on(ranks: Ranks, folder: Path, step: int) -> None:
+    """A rank's part of a checkpoint, with a file of its own."""
+    def write(local: Path) -> None:
+        (local / "engine").mkdir()
+        (local / "engine" / f"state-{ranks.rank}").write_text(f"step {step} of rank {ranks.rank}")
+
+    writer = CheckpointWriter(str(folder), ranks, KEEP_TWO, plan={})
+    writer.start(write, step=step, state={})
+    writer.finish()
+    writer.close()
+
+
+def read_on(ranks: Ranks, folder: Path) -> dict[str, str]:
+    """What a rank is given of the newest checkpoint."""
+    found = find_checkpoint(str(folder), ranks)
+    assert found is not None
+    with fetched(found, ranks) as local:
+        return {path.name: path.read_text() for path in (local / "engine").iterdir()}
+
+
+@pytest.mark.parametrize("machines", [1, 3])
+def test_ranks_share_the_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machines: int) -> None:
+    """Six ranks verify each file once between them; each machine then downloads it once, and every rank sees all."""
+    run_threads(partial(save_on, folder=tmp_path, step=7), 6)
+    reads, read = list[str](), files.read_bytes
+    monkeypatch.setattr(files, "read_bytes", lambda url: (reads.append(Path(url).name), read(url))[1])
+    monkeypatch.setattr(checkpoints, "_machine", lambda: int(threading.current_thread().name.split("_")[-1]) % machines)
+    every = {f"state-{rank}": f"step 7 of rank {rank}" for rank in range(6)}
+    assert run_threads(partial(read_on, folder=tmp_path), 6) == [every] * 6
+    assert {name: reads.count(name) for name in every} == dict.fromkeys(every, 1 + machines)
+    assert reads.count("marker.json") == 1
+
+
+@pytest.mark.parametrize("when", ["before", "between"])
+def test_damage_that_one_rank_finds_is_told_to_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Before the search all go to the checkpoint before; after it all end with the same error, and none waits."""
+    for step in (3, 7):
+        run_threads(partial(save_on, folder=tmp_path, step=step), 4)
+    victim = next(tmp_path.glob("00000007-*/rank-2/engine/state-2"))
+    if when == "before":
+        victim.write_text("other")
+        assert [found["state-2"] for found in run_threads(partial(read_on, folder=tmp_path), 4)] == [
+            "step 3 of rank 2"] * 4
+        return
+
+    def read(ranks: Ranks) -> str:
+        found = find_checkpoint(str(tmp_path), ranks)
+        ranks.barrier()
+        victim.write_text("other")
+        assert found is not None
+        with pytest.raises(TrainingError, match="state-2 is damaged") as told, fetched(found, ranks):
+            pytest.fail("it was handed out")
+        return str(told.value)
+
+    assert len(set(run_threads(read, 4))) == 1
 
 
 def test_the_last_two_and_the_resumed_one_stay(tmp_path: Path) -> None:

@@ -17,10 +17,11 @@ from collections import OrderedDict
 
 import numpy as np
 
+from ray_distill.students.micro_batches import share
 from ray_distill.students.order import Order, Plan
-from ray_distill.students.sampler import cursor_at, epoch_order, micro_batches
+from ray_distill.students.sampler import cursor_at, epoch_order
 
-UNIT_ROWS, MICRO = 512, 64
+UNIT_ROWS, SHARE = 512, 64
 
 
 def main() -> None:
@@ -50,7 +51,7 @@ def main() -> None:
 def _plan(examples: int, ranks: int) -> Plan:
     units = np.full(-(-examples // UNIT_ROWS), UNIT_ROWS, np.int64)
     units[-1] = examples - UNIT_ROWS * (len(units) - 1)
-    return Plan(units=units, global_batch=ranks * MICRO, mixed=2 * ranks)
+    return Plan(units=units, global_batch=ranks * SHARE, mixed=2 * ranks)
 
 
 def _one_rank(examples: int, ranks: int) -> dict[str, float]:
@@ -74,8 +75,7 @@ def _one_rank(examples: int, ranks: int) -> dict[str, float]:
 
 
 def _rows_of(order: Order, step: int, rank: int, ranks: int) -> np.ndarray:
-    parts = micro_batches(np.arange(order.size(step)), rank=rank, world=ranks, micro_batch=MICRO)
-    return np.concatenate([order.rows_at(step, part.rows) for part in parts])
+    return order.rows_at(step, share(np.arange(order.size(step)), rank=rank, world=ranks).rows)
 
 
 def _reads(order: Order, rank: int, ranks: int) -> int:

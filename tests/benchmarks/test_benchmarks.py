@@ -70,6 +70,15 @@ def test_engines_and_workers_are_compared():
 
 
 @pytest.mark.slow
+def test_checkpoints_of_many_ranks_are_told():
+    """How evenly they are dealt, and how many files are read to save, find and fetch one."""
+    printed = _printed("bench_checkpoints.py", "--ranks", "32", "--kilobytes", "1")
+    assert re.search(r"dealt to 32 ranks: the fullest writes [\d.]+ GB, 0\.\d+ of what it writes where whole", printed)
+    assert "saved in" in printed and re.search(r"fetched in [\d.]+ s, 129 files read", printed), printed
+    assert "with 0.0791 of the reads of every rank" in printed, printed
+
+
+@pytest.mark.slow
 def test_passes_by_tokens_are_compared_with_passes_by_rows():
     """The ratio, and the padding of both."""
     printed = _printed("bench_token_budget.py", "--width", "64", "--layers", "2", "--steps", "2", "--rounds", "1")

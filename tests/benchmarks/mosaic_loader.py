@@ -3,7 +3,11 @@
     PYTHON tests/benchmarks/mosaic_loader.py FOLDER UNIT BATCH
 
 FOLDER holds the arrays that the benchmark wrote, the labels of UNIT examples a block. Nothing of this project is
-imported.
+imported. An environment without GPUs::
+
+    python3 -m venv ENV && ENV/bin/pip install --no-deps mosaicml-streaming
+    ENV/bin/pip install torch 'transformers<5' 'numpy<2.2' 'xxhash<4' brotli python-snappy zstd pillow catalogue \
+        paramiko boto3
 """
 
 import json
@@ -11,12 +15,23 @@ import resource
 import sys
 import tempfile
 import time
+import types
 from pathlib import Path
 
 import numpy as np
 import torch
-from streaming import MDSWriter, StreamingDataset
-from torch.utils.data import DataLoader
+import transformers.feature_extraction_utils  # noqa: F401  (before the stand-ins, which it would look into)
+
+# Its data sets of images want torchvision, whose public wheels do not load beside a CPU build of torch. The loader that
+# is measured here uses nothing of it.
+for _name, _wanted in {"torchvision": (), "torchvision.datasets": ("VisionDataset",), "torchvision.transforms": (),
+                       "torchvision.transforms.functional": ("to_tensor",)}.items():
+    sys.modules[_name] = types.ModuleType(_name)
+    for _stand_in in _wanted:
+        setattr(sys.modules[_name], _stand_in, object)
+
+from streaming import MDSWriter, StreamingDataset  # noqa: E402
+from torch.utils.data import DataLoader  # noqa: E402
 
 
 def main() -> None:

@@ -7,21 +7,15 @@ is a number of files that have been written, drawn from the seed; a kill that co
 again, on a new store. One Ray cluster serves all scenarios; the node that is killed is a second one, new each time.
 """
 
-import argparse
 import os
 import random
-import select
-import shutil
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from json import dumps
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 
 import campaign_lab as lab  # noqa: E402  (found by the line above)
 from ray.cluster_utils import Cluster  # noqa: E402
+from scenarios import Driver, Hung, TooLate, play, small_cluster  # noqa: E402
 from victims import kill_node, processes, strike  # noqa: E402
 
 from ray_distill.labels.audit import audit  # noqa: E402
@@ -47,17 +42,6 @@ STUDENT = {"from": "module", "model": "ray_distill.testing.models:tiny_text_mode
            "arguments": {"classes": list(lab.CLASSES)}}
 #: What Ray calls the process of a teacher actor, and that of a task that writes units while it runs.
 ACTOR, WRITER = "ray::MapWorker(MapBatches(TeacherActor))", "ray::MapBatches(write_units)"
-#: A node's death is noticed after some seconds instead of half a minute; warm workers are kept for the next store.
-SYSTEM = {"health_check_period_ms": 500, "health_check_failure_threshold": 6, "health_check_initial_delay_ms": 500,
-          "num_workers_soft_limit": 8}
-
-
-class TooLate(Exception):
-    """The run was over before its victim was found: draw another moment."""
-
-
-class Hung(Exception):
-    """The run came to no end, or to one of its own."""
 
 
 @dataclass(kw_only=True)
@@ -85,59 +69,9 @@ class Outcome:
     def ok(self) -> bool:
         return not (self.lost or self.twice or self.unequal or self.wrong) and bool(self.moments)
 
-
-@dataclass(kw_only=True)
-class Driver:
-    """A process that runs label commands one after the other; see `kill_driver`."""
-
-    process: "subprocess.Popen[bytes]"
-    told: Path
-
-    @classmethod
-    def start(cls, folder: Path, address: str) -> "Driver":
-        told = folder / f"driver-{time.monotonic_ns()}.err"
-        with told.open("wb") as err:
-            process = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("kill_driver.py")), address], cwd=folder, stderr=err,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
-        return cls(process=process, told=told)
-
-    def begin(self, *arguments: str) -> None:
-        """Start a command."""
-        self.process.stdin.write((dumps(arguments) + "\n").encode())
-
-    def ended(self, seconds: float = 0.0) -> int | None:
-        """The command's exit status; None if it has not come to its end within the seconds."""
-        deadline = time.monotonic() + seconds
-        while select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            line = self.process.stdout.readline()
-            if not line:
-                return self.process.wait()
-            if line.startswith(b"done "):
-                return int(line.split()[1])
-        return None
-
-    def result(self) -> int:
-        """The command's exit status, waited for."""
-        status = self.ended(HUNG)
-        if status is None:
-            raise Hung(f"no end after {HUNG:g} s:\n{self.tail()}")
-        return status
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def close(self) -> None:
-        """Let it end by itself, or end it."""
-        self.process.stdin.close()
-        try:
-            self.process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            self.kill()
-
-    def tail(self) -> str:
-        return self.told.read_text(encoding="utf-8", errors="replace")[-3000:]
+    @property
+    def told(self) -> str:
+        return f"killed at {self.moments} units, {self.resumed} resumed, {self.orphans} orphans"
 
 
 class Lab:
@@ -152,8 +86,8 @@ class Lab:
             folder, source, teacher, student__model=STUDENT, tracking={"enabled": False}, labels__unit_rows=UNIT_ROWS,
             labels__resources={"actors": [1, 2]})))
         self.driver = self._driver()
-        self.driver.begin("snapshot", self.config)
-        assert self.driver.result() == 0, self.driver.tail()
+        self.driver.begin(["snapshot", self.config])
+        assert self.driver.result(HUNG) == "done 0", self.driver.tail()
         self.snapshot: Snapshot = open_snapshot(str(next((folder / "out" / "snapshots").iterdir())))
         self.rows = [one for shard in self.snapshot.shards
                      for one in self.snapshot.read_shard(shard, ["row_id"]).column("row_id").to_pylist()]
@@ -164,19 +98,19 @@ class Lab:
         self.units = len({unit for unit, _ in self.expected})
 
     def _driver(self) -> Driver:
-        return Driver.start(self.folder, self.cluster.address)
+        return Driver("kill_driver.py", self.folder, self.cluster.address)
 
     def store(self, name: str) -> str:
         return str(self.folder / "stores" / name)
 
     def begin(self, store: str) -> None:
-        self.driver.begin("label", self.config, "--set", f"labels.store={store}")
+        self.driver.begin(["label", self.config, "--set", f"labels.store={store}"])
 
     def label(self, store: str) -> None:
         """Label to the end, with nobody killed."""
         self.begin(store)
-        status = self.driver.result()
-        assert status == 0, f"{store}: exit status {status}:\n{self.driver.tail()}"
+        answer = self.driver.result(HUNG)
+        assert answer == "done 0", f"{store}: {answer}:\n{self.driver.tail()}"
 
     def scenario(self, victim: str, seed: int, number: int) -> Outcome:
         """Kill, let it end or run it again, and look at the store."""
@@ -208,9 +142,9 @@ class Lab:
             self.driver = self._driver()
             outcome.resumed = self.units - len(_winners(store))
             self.begin(store)
-        status = self.driver.result()
-        if status != 0:
-            outcome.wrong.append(f"exit status {status}: {self.driver.tail()}")
+        answer = self.driver.result(HUNG)
+        if answer != "done 0":
+            outcome.wrong.append(f"{answer}: {self.driver.tail()}")
 
     def _await(self, struck: Callable[[], bool], store: str, *, needed: bool) -> int | None:
         """Wait for the kill; units that had been written then, or None if another one was not to be had any more.
@@ -224,13 +158,13 @@ class Lab:
             if written >= self.units:
                 if not needed:
                     return None
-                self.driver.result()
+                self.driver.result(HUNG)
                 raise TooLate
             if struck():
                 return written
-            status = self.driver.ended()
-            if status is not None:
-                raise Hung(f"ended with exit status {status} before its time:\n{self.driver.tail()}")
+            answer = self.driver.answer()
+            if answer is not None:
+                raise Hung(f"{answer}, before its time:\n{self.driver.tail()}")
             time.sleep(0.01)
         raise Hung(f"nobody to kill after {HUNG:g} s:\n{self.driver.tail()}")
 
@@ -271,11 +205,11 @@ class Lab:
         self.fuse.touch()
         try:
             self.begin(store)
-            status = self.driver.result()
+            answer = self.driver.result(HUNG)
         finally:
             self.fuse.unlink()
-        if status != 0 or _attempts(store) != before:
-            outcome.wrong.append(f"a further run labelled again: exit status {status}: {self.driver.tail()}")
+        if answer != "done 0" or _attempts(store) != before:
+            outcome.wrong.append(f"a further run labelled again: {answer}: {self.driver.tail()}")
 
     def close(self) -> None:
         self.driver.close()
@@ -308,64 +242,21 @@ def _attempts(store_url: str) -> int:
         return 0
 
 
-def findable() -> str:
-    """A PYTHONPATH on which Ray's workers find the teachers of `campaign_lab`."""
-    return os.pathsep.join([str(Path(lab.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-
-
 @contextmanager
 def open_lab(rows: int = ROWS) -> Iterator[Lab]:
-    """A lab on a cluster of its own; it is gone afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="kill-lab-"))
-    os.environ.update(PYTHONPATH=findable(), RAY_USAGE_STATS_ENABLED="0")
-    cluster = Cluster(initialize_head=True, shutdown_at_exit=False, head_node_args={
-        "num_cpus": 2, "include_dashboard": False, "object_store_memory": 100_000_000, "_system_config": SYSTEM})
-    try:
+    """A lab on a cluster of its own; it is gone afterwards. Warm workers are kept for the next store."""
+    with small_cluster("kill-lab", [Path(lab.__file__).parent], cpus=2, num_workers_soft_limit=8) as (folder, cluster):
         opened = Lab(folder, cluster, rows)
         try:
             yield opened
         finally:
             opened.close()
-    finally:
-        cluster.remove_node(cluster.head_node, allow_graceful=False)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def table(outcomes: list[Outcome]) -> str:
-    """What became of the stores, by victim."""
-    lines = ["victim  runs kills resumed orphans  lost twice unequal failed"]
-    for victim in VICTIMS:
-        own = [one for one in outcomes if one.victim == victim]
-        values = [len(own), sum(len(one.moments) for one in own),
-                  *(sum(getattr(one, name) for one in own)
-                    for name in ("resumed", "orphans", "lost", "twice", "unequal")),
-                  sum(not one.ok for one in own)]
-        lines.append(f"{victim:<7}" + "".join(
-            f"{value:>{width}}" for value, width in zip(values, (5, 6, 8, 8, 6, 6, 8, 7), strict=True)))
-    return "\n".join(lines)
-
-
-def main() -> int:
-    """Run the scenarios, telling of each as it ends; 1 if one of them failed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=40, help="scenarios, shared out among the victims")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    tell = lambda text: print(text, flush=True)  # noqa: E731, T201
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else the cluster would outlive it
-    outcomes = []
-    with open_lab() as opened:
-        tell(f"{opened.units} units of up to {UNIT_ROWS} rows, {opened.seconds:.0f} s when nobody is killed")
-        for number in range(options.runs):
-            started = time.monotonic()
-            one = opened.scenario(VICTIMS[number % len(VICTIMS)], options.seed, number // len(VICTIMS))
-            outcomes.append(one)
-            tell(f"{one.victim} {one.number}: {'ok' if one.ok else 'FAILED'}, killed at {one.moments} units, "
-                 f"{one.resumed} resumed, {one.orphans} orphans, {time.monotonic() - started:.0f} s "
-                 + " ".join(one.wrong))
-    tell(table(outcomes))
-    return 0 if all(one.ok for one in outcomes) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(play(
+        __doc__, open_lab, VICTIMS, runs=40,
+        about=lambda opened: f"{opened.units} units of up to {UNIT_ROWS} rows, {opened.seconds:.0f} s when nobody is "
+                             "killed",
+        columns={"kills": lambda one: len(one.moments), **{
+            name: attrgetter(name) for name in ("resumed", "orphans", "lost", "twice", "unequal")}}))

@@ -1,10 +1,12 @@
 """The `label` command, with a real Ray, on an object store of which a twentieth of the requests fails."""
 
 import json
+from pathlib import Path
 
 import kill_lab
 import pytest
 from kill_lab import lab
+from scenarios import findable
 
 from ray_distill import cli
 from ray_distill.artifacts import SnapshotRef
@@ -33,7 +35,7 @@ def _label(folder, output, capfd):
 
 def test_the_label_command_ends_as_on_a_store_that_does_not_fail(tmp_path, capfd, monkeypatch):
     """Snapshot, label and audit, all on the failing store: the same bytes as in a folder, every row once."""
-    monkeypatch.setenv("PYTHONPATH", kill_lab.findable())
+    monkeypatch.setenv("PYTHONPATH", findable(Path(lab.__file__).parent))
     expected = _label(tmp_path, str(tmp_path / "out"), capfd)[1]
     client = {**remote.S3_CLIENT, "connect_timeout": 5, "read_timeout": 3}
     with flaky_s3_server(seed=5, client=client) as server:

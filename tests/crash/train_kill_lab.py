@@ -8,17 +8,11 @@ what Ray has reserved for a number that may change it keeps for three minutes af
 numbers train with DeepSpeed (ZeRO 2), the others, and the undisturbed run, with plain torch.
 """
 
-import argparse
 import json
-import os
 import pickle
 import random
-import select
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -36,7 +30,8 @@ from ray._raylet import GcsClient  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 from ray.core.generated import autoscaler_pb2  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
-from victims import descendants, processes, strike, title_of  # noqa: E402
+from scenarios import Driver, Hung, TooLate, play, small_cluster  # noqa: E402
+from victims import descendants, end_node, processes, strike, title_of  # noqa: E402
 
 from ray_distill.artifacts import LabelSetRef  # noqa: E402
 from ray_distill.snapshots.reader import open_snapshot  # noqa: E402
@@ -54,16 +49,6 @@ HUNG = 300.0
 RANK = "ray::RayTrainWorker"
 #: Seconds from a notice until the node is gone.
 NOTICE = 6.0
-SYSTEM = {"health_check_period_ms": 500, "health_check_failure_threshold": 6, "health_check_initial_delay_ms": 500,
-          "worker_niceness": 0}
-
-
-class TooLate(Exception):
-    """The student was trained before its victim was found: draw another moment."""
-
-
-class Hung(Exception):
-    """The run came to no end."""
 
 
 @dataclass(kw_only=True)
@@ -83,6 +68,10 @@ class Outcome:
     def ok(self) -> bool:
         return not self.wrong and bool(self.moments)
 
+    @property
+    def told(self) -> str:
+        return f"killed at step {self.moments}, {self.repeated} repeated"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -90,6 +79,13 @@ class Run:
 
     folder: Path
     job: TrainingJob
+
+    @property
+    def order(self) -> dict[str, str]:
+        """What a driver is told: see `train_kill_driver`."""
+        job = self.folder / "job.pickle"
+        job.write_bytes(pickle.dumps(self.job))
+        return {"job": str(job), "curve": str(self.folder / "curve.jsonl")}
 
     @property
     def notes(self) -> list[dict[str, Any]]:
@@ -113,49 +109,6 @@ class Run:
         return found
 
 
-class Driver:
-    """A process that trains; see `train_kill_driver`."""
-
-    def __init__(self, folder: Path, address: str) -> None:
-        self._told = folder / f"driver-{time.monotonic_ns()}.err"
-        with self._told.open("wb") as err:
-            self._process = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("train_kill_driver.py")), address], cwd=folder,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err, bufsize=0)
-
-    def begin(self, run: Run) -> None:
-        job = run.folder / "job.pickle"
-        job.write_bytes(pickle.dumps(run.job))
-        order = {"job": str(job), "curve": str(run.folder / "curve.jsonl")}
-        self._process.stdin.write((json.dumps(order) + "\n").encode())  # type: ignore[union-attr]
-
-    def answer(self, seconds: float = 0.0) -> str | None:
-        """The answer, if it comes within the seconds."""
-        deadline = time.monotonic() + seconds
-        out = self._process.stdout
-        while select.select([out], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            line = out.readline().decode()  # type: ignore[union-attr]
-            if not line:
-                return f"ended with exit status {self._process.wait()}:\n{self.tail()}"
-            if line.startswith(("done ", "failed ")):
-                return str(line.strip())
-        return None
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-    def close(self) -> None:
-        self._process.stdin.close()  # type: ignore[union-attr]
-        try:
-            self._process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            self.kill()
-
-    def tail(self) -> str:
-        return self._told.read_text(encoding="utf-8", errors="replace")[-3000:]
-
-
 class Lab:
     """A cluster of two nodes with room for a rank each, labels, and the run that nobody disturbs."""
 
@@ -167,15 +120,18 @@ class Lab:
         self._config = lab.load(folder / "campaign.yaml", lab.config_of(
             folder, source, teacher, tracking={"enabled": False}))
         self._labels = label(folder, cluster.address)
-        self._driver = Driver(folder, cluster.address)
+        self._driver = self._new_driver()
         self.whole = self._run("whole", "torch", 2)
-        self._driver.begin(self.whole)
-        answer = self._driver.answer(HUNG)
-        assert answer is not None and answer.startswith("done "), answer or self._driver.tail()
+        self._driver.begin(self.whole.order)
+        answer = self._driver.result(HUNG)
+        assert answer.startswith("done "), answer
         self.steps, self._texts = max(self.whole.curve), rows_of(self._labels)
         self._seeds = {seed_of(lab.SEED, step, rank): (step, rank) for step in range(self.steps) for rank in range(2)}
         wrong = self._compare(self.whole, Outcome(victim="none", number=0)).wrong
         assert not wrong, wrong
+
+    def _new_driver(self) -> Driver:
+        return Driver("train_kill_driver.py", self._folder, self._cluster.address)
 
     def _add_node(self) -> Any:
         return self._cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
@@ -208,13 +164,13 @@ class Lab:
             except Hung as error:
                 outcome.wrong.append(str(error))
                 self._driver.kill()
-                self._driver = Driver(self._folder, self._cluster.address)
+                self._driver = self._new_driver()
                 return outcome
             return self._compare(run, outcome)
         raise AssertionError(f"{victim} {number}: ten moments drawn, each too late")
 
     def _disturbed(self, outcome: Outcome, run: Run, rng: random.Random) -> None:
-        self._driver.begin(run)
+        self._driver.begin(run.order)
         kills = rng.choice((1, 2)) if outcome.victim == "rank" else 1
         for moment in sorted(rng.sample(range(1, self.steps - 3), kills)):
             self._await(run, moment)
@@ -228,11 +184,9 @@ class Lab:
             if len(outcome.moments) == 1 and outcome.victim == "rank":
                 time.sleep(1.0)  # a second kill is of the ranks that are started anew, or of none
         if outcome.victim == "driver":
-            self._driver = Driver(self._folder, self._cluster.address)
-            self._driver.begin(run)
-        answer = self._driver.answer(HUNG)
-        if answer is None:
-            raise Hung(f"no end after {HUNG:g} s:\n{self._driver.tail()}")
+            self._driver = self._new_driver()
+            self._driver.begin(run.order)
+        answer = self._driver.result(HUNG)
         if not answer.startswith("done "):
             outcome.wrong.append(answer)
         if outcome.victim in ("node", "notice"):
@@ -268,7 +222,8 @@ class Lab:
             return False
         if victim == "notice":
             self._give_notice()
-        self._kill_second()
+        end_node(self._second)
+        self._cluster.remove_node(self._second, allow_graceful=False)
         return True
 
     def _at_work(self) -> bool:
@@ -283,17 +238,6 @@ class Lab:
             self._second.node_id, autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "taken away", deadline)
         assert accepted, why
         time.sleep(NOTICE)
-
-    def _kill_second(self) -> None:
-        """SIGKILL the second node's raylet and all it started; the raylet first."""
-        raylet = self._second.all_processes["raylet"][0].process.pid
-        below = descendants(raylet)
-        for pid in [raylet, *below, *descendants(raylet)]:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        self._cluster.remove_node(self._second, allow_graceful=False)
 
     def _compare(self, run: Run, outcome: Outcome) -> Outcome:
         """Hold a finished run against the undisturbed one, and against the order of examples."""
@@ -372,54 +316,16 @@ def label(folder: Path, address: str) -> LabelSetRef:
 @contextmanager
 def open_lab() -> Iterator[Lab]:
     """A lab on a cluster of its own; it is gone afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="train-kill-lab-"))
-    here = [str(Path(__file__).parent), str(Path(lab.__file__).parent)]
-    found = os.pathsep.join([*here, *filter(None, [os.environ.get("PYTHONPATH")])])
-    os.environ.update(PYTHONPATH=found, RAY_USAGE_STATS_ENABLED="0")
-    cluster = Cluster(initialize_head=True, shutdown_at_exit=False, head_node_args={
-        "num_cpus": 1, "include_dashboard": False, "object_store_memory": 100_000_000, "_system_config": SYSTEM})
-    try:
+    modules = [Path(__file__).parent, Path(lab.__file__).parent]
+    with small_cluster("train-kill-lab", modules, cpus=1, worker_niceness=0) as (folder, cluster):
         opened = Lab(folder, cluster)
         try:
             yield opened
         finally:
             opened.close()
-    finally:
-        cluster.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def table(outcomes: list[Outcome]) -> str:
-    """What became of the trainings, by victim."""
-    lines = ["victim  runs kills repeated failed"]
-    for victim in VICTIMS:
-        own = [one for one in outcomes if one.victim == victim]
-        lines.append(f"{victim:<7}{len(own):>5}{sum(len(one.moments) for one in own):>6}"
-                     f"{sum(one.repeated for one in own):>9}{sum(not one.ok for one in own):>7}")
-    return "\n".join(lines)
-
-
-def main() -> int:
-    """Run the scenarios, telling of each as it ends; 1 if one of them failed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=20, help="scenarios, shared out among the victims")
-    parser.add_argument("--first", type=int, default=0, help="number of the first scenario, to go on after some")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    tell = lambda text: print(text, flush=True)  # noqa: E731, T201
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else the cluster would outlive it
-    outcomes = []
-    with open_lab() as opened:
-        tell(f"{opened.steps} steps when nobody is killed")
-        for number in range(options.first, options.first + options.runs):
-            started = time.monotonic()
-            one = opened.scenario(VICTIMS[number % len(VICTIMS)], options.seed, number // len(VICTIMS))
-            outcomes.append(one)
-            tell(f"{one.victim} {one.number}: {'ok' if one.ok else 'FAILED'}, killed at step {one.moments}, "
-                 f"{one.repeated} repeated, {time.monotonic() - started:.0f} s " + " ".join(one.wrong))
-    tell(table(outcomes))
-    return 0 if all(one.ok for one in outcomes) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(play(
+        __doc__, open_lab, VICTIMS, runs=20, about=lambda opened: f"{opened.steps} steps when nobody is killed",
+        columns={"kills": lambda one: len(one.moments), "repeated": lambda one: one.repeated}))

@@ -38,17 +38,23 @@ def strike(pid: int, title: str) -> bool:
 
 
 def kill_node(node: Any) -> bool:
-    """SIGKILL a raylet and everything it started, if some of that is labelling; the raylet first."""
+    """`end_node`, if something on it is labelling."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    if not any(title_of(pid).startswith("ray::Map") for pid in descendants(raylet)):
+        return False
+    end_node(node)
+    return True
+
+
+def end_node(node: Any) -> None:
+    """SIGKILL a raylet and everything it started; the raylet first."""
     raylet = node.all_processes["raylet"][0].process.pid
     below = descendants(raylet)
-    if not any(title_of(pid).startswith("ray::Map") for pid in below):
-        return False
     for pid in [raylet, *below, *descendants(raylet)]:
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
-    return True
 
 
 def descendants(parent: int) -> list[int]:

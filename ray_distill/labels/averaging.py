@@ -2,9 +2,12 @@
 
 Where every teacher stores all classes the mean is exact, entropy included. Of truncated distributions it is exact on
 the classes that all of them store, and the mean mass of everything else is the tail's: what a teacher gave a class that
-it did not store need not be guessed. So it stays a distribution over K+1 buckets (MATHS.md §2), of smaller K.
+it did not store need not be guessed. So it stays a distribution over K+1 buckets (MATHS.md §2), of smaller K. One class
+more is kept: the likeliest by what is known, if not all store it, so that the first choice is right wherever it can be
+told; what the others gave it is in the tail.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
@@ -22,25 +25,35 @@ from ray_distill.labels.rowids import RowIds
 from ray_distill.labels.schema import concat_signals
 from ray_distill.labels.signal import Distributions, Signal
 
+log = logging.getLogger(__name__)
+
 Index = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float64]
 
 
 class AveragedLabels:
     """Several label sets read as one: rows, positions and hidden states are the first's, distributions are means.
 
-    Of a row that one of the others has not labelled, the mean is over those that have.
+    Of a row that one of the others has not labelled, or was fitted on, the mean is over the rest.
 
     Args:
         sets: of one task and the same classes.
         weights: one a set, positive; they need not sum to 1.
+        fitted: for each set the ids, ascending, of rows that its teacher was fitted on; default: of none. The first
+            one's rows stay: who reads the set leaves them out.
 
     Raises:
         StoreMismatch: the sets cannot be averaged.
     """
 
-    def __init__(self, sets: Sequence[LabelSet], weights: Sequence[float]) -> None:
+    def __init__(
+        self, sets: Sequence[LabelSet], weights: Sequence[float], fitted: Sequence[RowIds] | None = None
+    ) -> None:
         self._sets, self._weights = tuple(sets), np.asarray(weights, dtype=np.float64)
+        self._fitted = [rowids.empty()] * len(sets) if fitted is None else list(fitted)
         self.manifest = averaged_manifest([labels.manifest for labels in sets])
+        for other in sets[1:]:
+            _require_overlap(sets[0], other)
         self._maps = [_class_map(labels.manifest, self.manifest) for labels in sets]
 
     def labelled(self, wanted: RowIds) -> RowIds:
@@ -52,8 +65,10 @@ class AveragedLabels:
         return self._averaged(*self._sets[0].read_rows(wanted, layers))
 
     def read(self, layers: Sequence[int] = ()) -> tuple[pa.FixedSizeBinaryArray, Signal]:
-        """As `LabelSet.read`."""
-        return self._averaged(*self._sets[0].read(layers))
+        """As `LabelSet.read`; unit by unit, for a mean takes several times the memory of what goes into it."""
+        first = self._sets[0]
+        parts = [self._averaged(*first.read_unit(unit, layers)) for unit in first.units]
+        return first.in_order(parts) if parts else self._averaged(*first.read(layers))
 
     def _averaged(self, ids: pa.FixedSizeBinaryArray, own: Signal) -> tuple[pa.FixedSizeBinaryArray, Signal]:
         assert own.distributions is not None
@@ -64,7 +79,7 @@ class AveragedLabels:
             assert signal.distributions is not None
             place = _places(wanted, rowids.to_numpy(found))
             parts.append(_instead(base, self._plain(signal.distributions, number), place))
-            have.append(place >= 0)
+            have.append((place >= 0) & ~rowids.is_in(wanted, self._fitted[number]))
             _require_same_positions(base, parts[-1], wanted, labels.ref.store)
         weights_MR = np.where(np.stack(have), self._weights[:, None], 0.0)
         return ids, Signal(distributions=average(parts, weights_MR), hidden=own.hidden)
@@ -122,7 +137,7 @@ def require_same_classes(first: StoreManifest, other: StoreManifest) -> None:
 
 
 def average(parts: Sequence[Distributions], weights_MR: npt.NDArray[np.float64]) -> Distributions:
-    """The weighted mean of M distributions at each position, on the classes that all of them store.
+    """The weighted mean of M distributions at each position, on the classes that all of them store, and the likeliest.
 
     Args:
         parts: of the same rows and positions, class ids ascending, nothing drawn.
@@ -137,17 +152,20 @@ def average(parts: Sequence[Distributions], weights_MR: npt.NDArray[np.float64])
     weights_MP = np.repeat(weights_MR / weights_MR.sum(axis=0), np.diff(first.row_offsets), axis=1)
     owners = [np.repeat(np.arange(len(part.position)), np.diff(part.entry_offsets)) for part in parts]
     keys = [owner * first.classes + part.ids for owner, part in zip(owners, parts, strict=True)]
+    masses = [weight_P[own] * np.exp(part.logp.astype(np.float64))
+              for part, own, weight_P in zip(parts, owners, weights_MP, strict=True)]
     common = reduce(lambda one, other: np.intersect1d(one, other, assume_unique=True), keys)
-    owner, ids = common // first.classes, (common % first.classes).astype(np.int32)
-    mean = np.zeros(len(common))
-    tail_PT = np.zeros(first.log_tail.shape)
-    for part, own, key, weight_P in zip(parts, owners, keys, weights_MP, strict=True):
-        shared = np.searchsorted(key, common)
-        p = np.exp(part.logp.astype(np.float64))
-        mean += weight_P[owner] * p[shared]
-        p[shared] = 0  # what is left goes into the tail
-        left_P = np.bincount(own, weights=p, minlength=len(first.position))
-        tail_PT += weight_P[:, None] * (np.exp(part.log_tail.astype(np.float64)) + left_P[:, None])
+    kept = np.union1d(common, _likeliest(keys, masses, first.classes))
+    owner, ids = kept // first.classes, (kept % first.classes).astype(np.int32)
+    mean, tail_PT = np.zeros(len(kept)), np.zeros(first.log_tail.shape)
+    for part, own, key, mass, weight_P in zip(parts, owners, keys, masses, weights_MP, strict=True):
+        at = np.minimum(np.searchsorted(key, kept), max(len(key) - 1, 0))
+        there = key[at] == kept if len(key) else np.zeros(len(kept), dtype=bool)
+        mean[there] += mass[at[there]]
+        left = mass.copy()
+        left[at[there]] = 0  # what is not kept goes into the tail
+        left_P = np.bincount(own, weights=left, minlength=len(first.position))
+        tail_PT += weight_P[:, None] * np.exp(part.log_tail.astype(np.float64)) + left_P[:, None]
     with np.errstate(divide="ignore"):
         logp, log_tail = np.log(mean), np.log(tail_PT)
     sums = np.bincount(owner, weights=-mean * np.where(mean > 0, logp, 0.0), minlength=len(first.position))
@@ -156,6 +174,16 @@ def average(parts: Sequence[Distributions], weights_MR: npt.NDArray[np.float64])
         classes=first.classes, temperatures=first.temperatures, row_offsets=first.row_offsets, position=first.position,
         entry_offsets=running(np.bincount(owner, minlength=len(first.position))), ids=ids,
         logp=logp.astype(np.float32), log_tail=log_tail.astype(np.float32), entropy=entropy.astype(np.float32))
+
+
+def _likeliest(keys: Sequence[Index], masses: Sequence[Weights], classes: int) -> Index:
+    """At each position the class of the greatest mass that is known; of equal ones the first."""
+    every, inverse = np.unique(np.concatenate(keys), return_inverse=True)
+    known = np.bincount(inverse, weights=np.concatenate(masses), minlength=len(every))
+    order = np.lexsort((every, -known, every // classes))
+    _, first = np.unique(every[order] // classes, return_index=True)
+    best: Index = every[order][first]
+    return best
 
 
 def _places(wanted: RowIds, found: RowIds) -> Index:
@@ -173,6 +201,16 @@ def _instead(base: Distributions, found: Distributions, place: Index) -> Distrib
     filled = place.copy()
     filled[missing] = np.arange(len(missing)) + found.rows
     return both.take(filled)
+
+
+def _require_overlap(first: LabelSet, other: LabelSet) -> None:
+    """Tell how many of the first set's rows another one has labelled, and refuse if it is none."""
+    shared = int((rowids.find(first.ids, other.ids) >= 0).sum())
+    if first.rows and not shared:
+        raise StoreMismatch(
+            f"none of the {first.rows} rows has labels in {other.ref.store}, so there is nothing to average: it is of "
+            "another source, or its snapshot was redacted or keyed otherwise; mix it by source, or label the same rows")
+    log.info("%d of %d rows have labels of %s too", shared, first.rows, _teacher(other.manifest))
 
 
 def _require_same_positions(base: Distributions, other: Distributions, ids: RowIds, store: str) -> None:

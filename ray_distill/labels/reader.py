@@ -52,6 +52,12 @@ class LabelSet:
         """Labelled rows of the snapshot."""
         return len(self._order)
 
+    @cached_property
+    def ids(self) -> RowIds:
+        """Ids of the labelled rows, ascending; known without reading a label."""
+        return np.sort(np.concatenate([rowids.empty(), *(
+            share.ids[share.keep] for share in self._shares.values())]))
+
     def row_ids(self, unit: Receipt) -> pa.FixedSizeBinaryArray:
         """Row ids that `read_unit` returns for a unit; known without reading it."""
         share = self._shares[unit.unit]
@@ -133,8 +139,12 @@ class LabelSet:
     def read(self, layers: Sequence[int] = ()) -> tuple[pa.FixedSizeBinaryArray, Signal]:
         """All labelled rows of the snapshot, each once, in the snapshot's order; errors as `read_unit`."""
         parts = [self.read_unit(unit, layers) for unit in self.units]
-        if not parts:
-            return rowids.to_arrow(rowids.empty()), self._nothing(layers)
+        return self.in_order(parts) if parts else (rowids.to_arrow(rowids.empty()), self._nothing(layers))
+
+    def in_order(
+        self, parts: Sequence[tuple[pa.FixedSizeBinaryArray, Signal]]
+    ) -> tuple[pa.FixedSizeBinaryArray, Signal]:
+        """What `read_unit` gave for each of ``units``, or was made of it, as one, in the snapshot's order."""
         ids = np.concatenate([rowids.to_numpy(ids) for ids, _ in parts])
         signal = concat_signals([signal for _, signal in parts])
         return rowids.to_arrow(ids[self._order]), signal.take(self._order)

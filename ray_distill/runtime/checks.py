@@ -10,6 +10,7 @@ from ray_distill.losses.base import Labels
 from ray_distill.models.factory import import_factory, is_factory
 from ray_distill.runtime.mixture import check_mixture, temperatures_of
 from ray_distill.storage import files
+from ray_distill.students.engine import check_compiler
 from ray_distill.students.loss_settings import wants_layers
 from ray_distill.students.matching import check_losses
 from ray_distill.tasks.catalogue import TASKS, TOKEN_TASKS
@@ -24,16 +25,18 @@ def check(config: Campaign) -> None:
         TeacherRefused: what the teacher's engine cannot give, at once.
     """
     labels, hidden = config.labels, config.labels.hidden
-    wrong = check_losses(
+    wrong = check_mixture(config)
+    temperatures = labels.signal.temperatures if wrong else temperatures_of(config)
+    wrong += check_losses(
         config.student.losses, training=config.student.training,
         labels=Labels(
-            temperatures=temperatures_of(config), drawn=labels.signal.estimator in ("sampled", "hybrid"),
+            temperatures=temperatures, drawn=labels.signal.estimator in ("sampled", "hybrid"),
             hidden=bool(hidden.layers), pool=hidden.pool,
             basis=hidden.rank is not None or hidden.variance is not None))
     known = corruptions_of(config)
     wrong += [f"evaluation.corruptions: {config.task} has no {name!r}; it has {', '.join(sorted(known)) or 'none'}"
               for name in config.evaluation.corruptions or () if name not in known]
-    wrong += _unlike_task(config) + check_mixture(config)
+    wrong += _unlike_task(config) + check_compiler(config.student.training)
     if config.sequences is not None and config.sequences.filters.scorer is not None:
         try:
             import_factory(config.sequences.filters.scorer)

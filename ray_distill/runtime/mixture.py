@@ -2,7 +2,8 @@
 
 from ray_distill.artifacts import LabelSetRef
 from ray_distill.config import Campaign
-from ray_distill.errors import ConfigError, StorageError
+from ray_distill.errors import ConfigError, DistillError, StorageError
+from ray_distill.labels.store import open_store
 from ray_distill.storage import files
 
 
@@ -29,19 +30,29 @@ def check_mixture(config: Campaign) -> list[str]:
     mixture, signal = config.student.mixture, config.labels.signal
     if mixture is None:
         return []
-    wrong = []
     try:
-        mixed_labels(config)
-    except ConfigError as error:
-        wrong.append(str(error))
-    if mixture.how == "average" and signal.estimator in ("sampled", "hybrid"):
-        wrong.append(f"student.mixture.how: average, but labels.signal.estimator is {signal.estimator}, and the mean "
-                     "of draws is no distribution: take topk or dense, or mix by source")
+        manifests = [open_store(ref.store).manifest for ref in mixed_labels(config)]
+    except DistillError as error:
+        return [str(error)]
+    wrong = []
+    for number, manifest in enumerate(manifests):
+        if manifest.task != config.task:
+            wrong.append(f"student.mixture.others.{number}: labels of {manifest.task}, and the campaign is of "
+                         f"{config.task}")
+    for name, estimator in (("labels.signal.estimator", signal.estimator), *(
+            (f"student.mixture.others.{number}", manifest.estimator) for number, manifest in enumerate(manifests))):
+        if mixture.how == "average" and estimator in ("sampled", "hybrid"):
+            wrong.append(f"student.mixture.how: average, but {name} is {estimator}, and the mean of draws is no "
+                         "distribution: take topk or dense, or mix by source")
     return wrong
 
 
 def temperatures_of(config: Campaign) -> tuple[float, ...]:
     """Temperatures that training may use: those that are stored, but T = 1 alone of a mean of truncated labels."""
     mixture, signal = config.student.mixture, config.labels.signal
-    averaged = mixture is not None and mixture.how == "average"
-    return (1.0,) if averaged and signal.estimator != "dense" else signal.temperatures
+    if mixture is None or mixture.how == "source":
+        return signal.temperatures
+    manifests = [open_store(ref.store).manifest for ref in mixed_labels(config)]
+    if signal.estimator != "dense" or any(manifest.estimator != "dense" for manifest in manifests):
+        return (1.0,)
+    return tuple(t for t in signal.temperatures if all(t in manifest.temperatures for manifest in manifests))

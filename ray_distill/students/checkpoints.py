@@ -92,6 +92,8 @@ def fetched(checkpoint: Checkpoint, ranks: Ranks) -> Iterator[Path]:
                 _download(checkpoint, Path(folder))
             except (StorageError, TrainingError) as found:
                 error = found
+            except OSError as found:
+                error = StorageError(f"{checkpoint.url} cannot be copied to {folder} to be resumed from: {found}")
         told = ranks.gather((folder, error))
         for _, wrong in told:
             if wrong is not None:

@@ -47,8 +47,9 @@ def open_data(sources: Sequence[Source], training: TrainingConfig, ranks: Ranks)
     units = [unit for number, source in enumerate(sources) for unit in source.units("train", number)]
     measured = units and training.stream != "never"
     row_bytes = float(ranks.share(_row_bytes(sources, units) if measured and ranks.first else 0.0))
-    rows, budget = sum(unit.stop - unit.start for unit in units), training.memory_gb * 1e9
-    if not measured or (training.stream == "auto" and rows * row_bytes <= budget):
+    rows, budget = _rows_of(units), training.memory_gb * 1e9
+    copies = 1 if len(sources) == 1 else 2  # several are held apart, and as one
+    if not measured or (training.stream == "auto" and copies * rows * row_bytes <= budget):
         return _in_memory(sources, units)
     log.info("%d rows take about %.1f GB in memory: they are read while training goes on, within %.1f GB a worker",
              rows, rows * row_bytes / 1e9, training.memory_gb)
@@ -87,15 +88,23 @@ def _bounds(table: pa.Table, units: list[Unit], train: TrainingSet | TokenSet) -
 
 
 def _row_bytes(sources: Sequence[Source], units: list[Unit]) -> float:
-    """Bytes that a row takes in memory, its labels decoded: the mean over a few units."""
-    some = [units[at] for at in np.unique(np.linspace(0, len(units) - 1, _MEASURED).astype(np.int64))]
-    sizes = [size_of(sources[unit.source].load(unit)) for unit in some]
-    return float(sum(sizes) / sum(unit.stop - unit.start for unit in some))
+    """Bytes that a row takes in memory, its labels decoded: the mean over a few units of each source."""
+    total = 0.0
+    for number, source in enumerate(sources):
+        own = [unit for unit in units if unit.source == number]
+        some = [own[at] for at in np.unique(np.linspace(0, len(own) - 1, _MEASURED).astype(np.int64))] if own else []
+        sizes = sum(size_of(source.load(unit)) for unit in some)
+        total += sizes / max(_rows_of(some), 1) * _rows_of(own)
+    return total / max(_rows_of(units), 1)
+
+
+def _rows_of(units: Sequence[Unit]) -> int:
+    return sum(unit.stop - unit.start for unit in units)
 
 
 def _warn_of_little(training: TrainingConfig, units: list[Unit], row_bytes: float, ranks: Ranks) -> None:
     """Say so where the units that are open at a time do not fit: training is right then, but reads them again."""
-    unit_bytes = row_bytes * sum(unit.stop - unit.start for unit in units) / len(units)
+    unit_bytes = row_bytes * _rows_of(units) / len(units)
     open_units = min(len(units), training.shuffle_units) / max(1, min(ranks.world, training.shuffle_units // 2))
     room = training.memory_gb * 1e9 * 3 / 4 / max(unit_bytes, 1.0)
     if open_units > room:

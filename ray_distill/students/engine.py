@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from ray_distill.config import TrainingConfig
-from ray_distill.errors import ConfigError, TrainingError
+from ray_distill.errors import TrainingError
 from ray_distill.losses.base import StudentOutput
 from ray_distill.losses.fused import Asked
 from ray_distill.students.ranks import Ranks
@@ -103,17 +103,20 @@ def checkpoint_activations(module: nn.Module) -> None:
     enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 
+def check_compiler(training: TrainingConfig) -> list[str]:
+    """What is wrong with the backend that is to compile the student, if one is."""
+    backend = training.compile
+    if backend is None or backend in torch.compiler.list_backends(exclude_tags=()):
+        return []
+    known = ", ".join(torch.compiler.list_backends())
+    return [f"student.training.compile: torch has no backend {backend!r}; it has {known}"]
+
+
 def compile_module(module: nn.Module, backend: str) -> None:
     """Let torch compile a module's forward pass where it stands; parameters keep their names.
 
     Sizes of batches are symbols: each step has others, and would be compiled anew.
-
-    Raises:
-        ConfigError: torch knows no such backend here.
     """
-    if backend not in torch.compiler.list_backends(exclude_tags=()):
-        known = ", ".join(torch.compiler.list_backends())
-        raise ConfigError(f"student.training.compile: torch has no backend {backend!r}; it has {known}")
     module.compile(backend=backend, dynamic=True)
 
 

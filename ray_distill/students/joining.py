@@ -58,12 +58,18 @@ def _join_training(parts: Sequence[TrainingSet]) -> TrainingSet:
 def _join_tokens(parts: Sequence[TokenSet]) -> TokenSet:
     first = parts[0]
     signal = concat_signals([Signal(distributions=part.distributions, hidden=part.hidden) for part in parts])
-    have = np.concatenate([part.stored for part in parts]) >= 0
+    bases = running(np.array([_labelled_rows(part) for part in parts]))
+    stored = [np.where(part.stored >= 0, part.stored + base, -1) for part, base in zip(parts, bases, strict=False)]
     return TokenSet(
         task=first.task, encoded=_join_encoded([part.encoded for part in parts]), packed=first.packed,
         answered=_join([part.answered for part in parts]), truth=_join([part.truth for part in parts]),
-        stored=np.where(have, np.cumsum(have) - 1, -1), distil=np.concatenate([part.distil for part in parts]),
+        stored=np.concatenate(stored), distil=np.concatenate([part.distil for part in parts]),
         distributions=signal.distributions, hidden=signal.hidden)
+
+
+def _labelled_rows(part: TokenSet) -> int:
+    """Rows of a set's labels, of which some may be no rows of the set."""
+    return next((own.rows for own in (part.distributions, *part.hidden.values()) if own is not None), 0)
 
 
 def _join_encoded(parts: Sequence[Encoded]) -> Encoded:

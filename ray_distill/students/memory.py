@@ -87,8 +87,10 @@ def _steps(training: TrainingConfig) -> list[tuple[int, str]]:
     if training.engine == "torch":
         return [(training.zero_stage, training.offload)]
     ladder = [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (2, "optimizer"), (3, "optimizer"), (3, "all")]
+    if training.compile is not None:
+        ladder = [(stage, offload) for stage, offload in ladder if stage < 3]
     now = (int(training.zero_stage), str(training.offload))
-    return ladder[ladder.index(now):] if now in ladder else [now, (3, "all")]
+    return ladder[ladder.index(now):] if now in ladder else [now, ladder[-1]]
 
 
 def _told(training: TrainingConfig, micro: int, recomputed: bool, stage: int, offload: str) -> str:

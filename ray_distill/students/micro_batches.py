@@ -142,6 +142,8 @@ def cut_by_tokens(lengths_SF: Lengths, budget: Budget) -> list[Index]:
     blocks = np.arange(len(lengths_SF), dtype=np.int64).reshape(-1, budget.group)
     widest_GF = lengths_SF[blocks].max(axis=1)
     order = np.argsort(-widest_GF.sum(axis=1), kind="stable")
+    if lengths_SF.shape[1] == 1:  # the first block is the widest: no look at the others
+        return _cut_sorted(blocks[order], widest_GF[order, 0], budget)
     cuts: list[Index] = []
     start, widest = 0, np.zeros(lengths_SF.shape[1], dtype=np.int64)
     for at, block in enumerate(order):
@@ -151,6 +153,16 @@ def cut_by_tokens(lengths_SF: Lengths, budget: Budget) -> list[Index]:
             start, grown = at, widest_GF[block].astype(np.int64)
         widest = grown
     return [*cuts, blocks[order[start:]].reshape(-1)]
+
+
+def _cut_sorted(blocks: Index, widest: Lengths, budget: Budget) -> list[Index]:
+    cuts, start = list[Index](), 0
+    while start < len(blocks):
+        rows = min(budget.rows, budget.tokens // max(int(widest[start]), 1))
+        stop = start + max(rows // budget.group, 1)
+        cuts.append(blocks[start:stop].reshape(-1))
+        start = stop
+    return cuts
 
 
 def evened(cuts: Sequence[Index], passes: int, group: int = 1) -> list[Index]:

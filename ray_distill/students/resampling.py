@@ -13,6 +13,9 @@ from ray_distill.students.token_set import TokenSet
 
 Weights = npt.NDArray[np.float64]
 
+#: Rows whose counts are found at a time.
+_CHUNK = 1 << 20
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
@@ -42,13 +45,11 @@ def resampled(
     Raises:
         ConfigError: the data cannot tell classes or entropies.
     """
-    if sampling is None and shares is None:
-        return rows
-    weight = np.ones(len(rows))
-    if sampling is not None:
-        values = (_classes if sampling.by == "class" else _entropies)(data)[rows]
-        weight = class_weights(values, sampling.power) if sampling.by == "class" else entropy_weights(
-            values, sampling.power)
+    if sampling is None:
+        return rows if shares is None else _shared_evenly(rows, shares, seed)
+    values = (_classes if sampling.by == "class" else _entropies)(data)[rows]
+    weight = class_weights(values, sampling.power) if sampling.by == "class" else entropy_weights(
+        values, sampling.power)
     return np.repeat(rows, systematic(weight if shares is None else shared(weight, rows, shares), seed))
 
 
@@ -83,8 +84,34 @@ def systematic(weight: Weights, seed: int) -> Index:
     edges = np.cumsum(_filled(weight))
     edges *= len(weight) / edges[-1]
     edges[-1] = len(weight)  # whatever rounding says
-    start = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 1]))).random()
+    start = _start(seed)
     return np.diff(np.floor(edges + start), prepend=0.0).astype(np.int64)
+
+
+def _shared_evenly(rows: Index, shares: Shares, seed: int) -> Index:
+    """`systematic` where the rows of a source weigh alike: some rows at a time, for there may be very many."""
+    bounds, start = np.searchsorted(rows, shares.starts), _start(seed)
+    sizes = np.diff(bounds)
+    weights = np.where(sizes > 0, shares.weights, 0.0)
+    edges = np.append(0, np.cumsum(weights)) * len(rows) / weights.sum()
+    edges[-1] = len(rows)
+    found = np.empty(len(rows), dtype=np.int64)
+    done = 0
+    for number, size in enumerate(sizes.tolist()):
+        for low in range(0, size, _CHUNK):
+            place = np.arange(low, min(low + _CHUNK, size) + 1, dtype=np.float64) / size
+            edge = np.where(place < 1, edges[number] + place * (edges[number + 1] - edges[number]), edges[number + 1])
+            counts = np.diff(np.floor(edge + start))
+            own = np.repeat(rows[bounds[number] + low : bounds[number] + low + len(counts)], counts.astype(np.int64))
+            found[done : done + len(own)] = own
+            done += len(own)
+    assert done == len(rows), (done, len(rows))
+    return found
+
+
+def _start(seed: int) -> float:
+    """Where systematic sampling begins, in [0, 1)."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 1]))).random()
 
 
 def _filled(weight: Weights) -> Weights:
@@ -115,6 +142,6 @@ def _entropies(data: Examples) -> npt.NDArray[np.float64]:
                           "memory_gb")
     found = data.entropies()
     if data.distil.any() and np.isnan(found[data.distil]).all():
-        raise ConfigError("student.training.sampling.by: entropy, but the teacher's engine gives none; sample by "
-                          "class, or label with another engine")
+        raise ConfigError("student.training.sampling.by: entropy, but the labels tell none: the teacher's engine gives "
+                          "none, or they are the mean of truncated ones; sample by class, or label otherwise")
     return found

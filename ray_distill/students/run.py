@@ -27,7 +27,7 @@ from ray_distill.students.batches import Examples, TrainingSet, build_set, check
 from ray_distill.students.bundle import Bundle, build_bundle, make_projections
 from ray_distill.students.checkpoints import prune
 from ray_distill.students.data import open_data
-from ray_distill.students.engine import build_engine, checkpoint_activations, compile_module
+from ray_distill.students.engine import build_engine, check_compiler, checkpoint_activations, compile_module
 from ray_distill.students.export import export_arm, exported_arm, marker_url
 from ray_distill.students.loop import Trial, checkpoints_url, run_trial
 from ray_distill.students.loss_settings import plain_settings, temperatures_of
@@ -39,7 +39,7 @@ from ray_distill.students.ranks import Ranks, current_ranks
 from ray_distill.students.reporter import Reporter
 from ray_distill.students.resampling import Shares, resampled
 from ray_distill.students.sampler import Index, steps_per_epoch
-from ray_distill.students.sources import open_labels, open_source
+from ray_distill.students.sources import open_labels, open_sources
 from ray_distill.students.terms import build_terms, group_of
 from ray_distill.students.token_bundle import TokenBundle
 from ray_distill.students.validation import Judge, choose_judge
@@ -164,24 +164,25 @@ def _open(job: TrainingJob, config: Campaign, ranks: Ranks) -> Workshop:
         config.student.model, task=config.task, classes=tuple(manifest.classes), teacher=config.labels.teacher,
         seed=job.seed)
     losses, training = config.student.losses, config.student.training
-    wrong = check_losses(losses, labels_of(manifest), training)
+    wrong = [*check_losses(losses, labels_of(manifest), training), *check_compiler(training)]
     if wrong:
         raise ConfigError("\n  ".join(wrong))
     pairs = pairs_of(losses, manifest.hidden_layers, model)
     layers = tuple(sorted({theirs for own in pairs.values() for theirs in own.values()}))
-    data = open_data([
-        open_source(config, own, model, layers=layers, first=manifest, teacher_rows_url=job.teacher_rows_url)
-        for own in labelled], training, ranks)
+    data = open_data(
+        open_sources(config, labelled, model, layers=layers, teacher_rows_url=job.teacher_rows_url), training, ranks)
     train, mixture = data.train, config.student.mixture
     rows = arm_rows("student", losses, train)
-    Budget.of(training).check(data.validation.lengths)
+    ceiling = _ceiling(job, config, snapshot, model)
+    for own in (data.validation, *([] if ceiling is None else [ceiling])):
+        Budget.of(training).check(own.lengths)
     for temperature in temperatures_of(losses, manifest.temperatures):
         check_retained_mass(train, rows, temperature)
     return Workshop(
         job=job, config=config, ranks=ranks, model=model, manifest=manifest, train=train, units=data.units,
         shares=None if mixture is None or mixture.how == "average" else Shares(
             starts=data.sources, weights=mixture.weights),
-        ceiling=_ceiling(job, config, snapshot, model), judge=choose_judge(data.validation), pairs=pairs,
+        ceiling=ceiling, judge=choose_judge(data.validation), pairs=pairs,
         steps=math.ceil(training.epochs * steps_per_epoch(len(rows), training.global_batch)))
 
 

@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol, Self
 
 import torch
@@ -119,14 +119,17 @@ class StepMeter:
         peak: FLOPs a second of one device at the precision of training; None where that is not known, and then the
             model's FLOPs are not counted.
         recomputes: whether activations are computed twice, which the count would hold; see `stop`.
+        compiled: whether the model is compiled.
         clock: of the device.
     """
 
     def __init__(
-        self, *, world: int = 1, peak: float | None = None, recomputes: bool = False, clock: Clock | None = None
+        self, *, world: int = 1, peak: float | None = None, recomputes: bool = False, compiled: bool = False,
+        clock: Clock | None = None,
     ) -> None:
         self.watch = Stopwatch(clock)
         self._capacity = None if peak is None else peak * world
+        self._compiled = compiled
         self._count: FlopCount | None = None
         self._per_unit: float | None = None
         self._utilisation = "hfu" if recomputes else "mfu"
@@ -138,7 +141,8 @@ class StepMeter:
             return cls(world=ranks.world)
         peak = peak_flops(torch.cuda.get_device_name(device), training.precision,
                           tf32=torch.get_float32_matmul_precision() != "highest")
-        return cls(world=ranks.world, peak=peak, recomputes=training.activation_checkpointing, clock=CudaClock())
+        return cls(world=ranks.world, peak=peak, recomputes=training.activation_checkpointing,
+                   compiled=training.compile is not None, clock=CudaClock())
 
     def start(self) -> Stopwatch:
         """Begin a step."""
@@ -147,11 +151,19 @@ class StepMeter:
         return self.watch
 
     def counted(self) -> AbstractContextManager[object]:
-        """Around a step's passes: the FLOPs of the first step are counted, which slows it, if they are of use."""
+        """Around a step's passes: the FLOPs of the first step are counted, which slows it, if they are of use.
+
+        A compiled model runs as it was written while it is counted: what torch would compile under the counter, it
+        would skip, for ever.
+        """
         if self._capacity is None or self._per_unit is not None:
             return nullcontext()
         self._count = FlopCount()
-        return self._count
+        stack = ExitStack()
+        if self._compiled:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(self._count)
+        return stack
 
     def work(self, inputs: Sequence[Batch]) -> list[float]:
         """What this rank did, to be summed over the ranks for `stop`: tokens, and FLOPs where they were counted."""

@@ -8,7 +8,7 @@ from language_store_lab import config_of, documents, labelled, train, write_text
 from training_lab import Recorder, learnt
 
 from ray_distill.artifacts import LabelSetRef
-from ray_distill.config import Campaign
+from ray_distill.config import Campaign, MixtureConfig
 from ray_distill.students.run import TrainingJob, run_arms
 from ray_distill.testing.gloo import run_gloo
 from ray_distill.testing.models import write_tiny_causal_model
@@ -55,6 +55,36 @@ def test_the_curve_is_that_of_memory(
     _, streamed = train(campaign(home, **layout, **STREAM), labels, tmp_path / "streamed")
     assert curve(streamed) == curve(memory)
     assert len(memory.curve) > 12
+
+
+@pytest.mark.parametrize("how", ["source", "average"])
+def test_mixtures_are_streamed_as_they_are_held(
+    home: Path, labels: LabelSetRef, tmp_path: Path, how: str
+) -> None:
+    """A second store of the same teacher, with labels of other texts too: each document is taught by its own labels."""
+    write_texts(tmp_path / "more.jsonl", [*documents(150, 4), *documents(60, 7)])
+    other = config_of(tmp_path, tmp_path / "more.jsonl", unit_rows=8, teacher={"model": str(home / "teacher")},
+                      signal={"estimator": "topk", "k": 48})
+    mixed, own = labelled(other), config_of(
+        home, home / "texts.jsonl", training={"shuffle_units": 4}, unit_rows=8, store=str(tmp_path / "own"),
+        teacher={"model": str(home / "teacher")}, signal={"estimator": "topk", "k": 48})
+    (tmp_path / "mixed.json").write_text(mixed.to_json())
+    first, curves = labelled(own), {}
+    for name, stream in (("memory", {"stream": "never"}), ("streamed", STREAM)):
+        student = own.student.model_copy(update={
+            "training": own.student.training.model_copy(update=stream),
+            "mixture": MixtureConfig.model_validate({
+                "how": how, "weight": 2.0, "others": [{"labels": str(tmp_path / "mixed.json")}]})})
+        recorder = Recorder()
+        run_arms(TrainingJob(
+            config=own.model_copy(update={"student": student}).model_dump(mode="json", by_alias=True), labels=first,
+            arms=("student",), output=str(tmp_path / name), others=(mixed,)), recorder)
+        curves[name] = curve(recorder)
+    assert curves["streamed"] == curves["memory"] and len(curves["memory"]) > 6
+    # One teacher, whose labels of other texts are as good: nearer to the student at every step than others' would be.
+    plain = train(own, first, tmp_path / "plain")[1]
+    assert max(step["loss_soft"] for step in curves["memory"]) < 1.5 * max(
+        plain.curve[step]["loss_soft"] for step in plain.curve)
 
 
 def _ranks(config: Campaign, labels: LabelSetRef, output: str) -> list[dict[str, float]]:

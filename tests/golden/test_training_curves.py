@@ -4,6 +4,7 @@ Tolerance 1e-5 relative in float32 throughout: summing in another order moves th
 """
 
 import json
+import re
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -14,13 +15,16 @@ import pytest
 import torch
 import training_lab as lab
 from safetensors import safe_open
+from torch._dynamo.utils import counters
 from training_lab import Lab, assert_same_curve, loss_curve
 
+from ray_distill.config import TrainingConfig
 from ray_distill.errors import ClusterError, ConfigError, TrainingError
 from ray_distill.students import loop
+from ray_distill.students.engine import check_compiler
 from ray_distill.students.loop import run_trial
 from ray_distill.students.ranks import current_ranks
-from ray_distill.students.timing import PARTS
+from ray_distill.students.timing import PARTS, StepMeter
 from ray_distill.testing.gloo import run_gloo
 
 #: The first run's losses; a change of them is a change of what training means, and must be explained.
@@ -73,19 +77,28 @@ def test_micro_batches_do_not_matter(home: Path, reference: lab.Ran, training: d
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", [{"engine": "torch"}, {"engine": "deepspeed", "zero_stage": 2}], ids=str)
-def test_a_compiled_student_learns_the_same(home: Path, reference: lab.Ran, engine: dict[str, Any]) -> None:
-    """Traced and put together again by torch.compile, with batches of many sizes: weights keep their names."""
+def test_a_compiled_student_learns_the_same(
+    home: Path, reference: lab.Ran, engine: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced and put together again by torch.compile, with batches of many sizes: weights keep their names. On a device
+    whose peak is known the first step's FLOPs are counted, and it is compiled all the same."""
+    meter = StepMeter(peak=1e9, compiled=True)
+    monkeypatch.setattr(StepMeter, "of", lambda *_: meter)
+    torch._dynamo.reset()
+    counters.clear()
     compiled = lab.run(Lab(folder=str(home), hidden=True, training={**engine, "compile": "aot_eager"}))
     assert_same_curve(compiled, reference)
     assert set(compiled.weights) == set(reference.weights)
+    assert counters["stats"]["unique_graphs"] > 0 and compiled.curve[8]["mfu"] > 0
 
 
-def test_an_unknown_compiler_is_refused(home: Path) -> None:
+def test_an_unknown_compiler_is_refused() -> None:
     """By the names of those that torch has; and ZeRO 3, which leaves nothing to compile."""
-    with pytest.raises(ConfigError, match="torch has no backend 'inductr'; it has .*inductor"):
-        lab.run(Lab(folder=str(home), training={"compile": "inductr"}))
+    (wrong,) = check_compiler(TrainingConfig(compile="inductr"))
+    assert re.search("torch has no backend 'inductr'; it has .*inductor", wrong)
+    assert check_compiler(TrainingConfig()) == check_compiler(TrainingConfig(compile="inductor")) == []
     with pytest.raises(ValueError, match="compile goes with zero_stage 0 to 2"):
-        lab.run(Lab(folder=str(home), training={"compile": "inductor", "engine": "deepspeed", "zero_stage": 3}))
+        TrainingConfig(compile="inductor", engine="deepspeed", zero_stage=3)
 
 
 TORCH: dict[str, Any] = {"engine": "torch"}

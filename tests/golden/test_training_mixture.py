@@ -6,23 +6,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from test_training_run import freeze, job_of
 from training_lab import Recorder, learnt
 
 from ray_distill.artifacts import LabelSetRef
-from ray_distill.config import SignalConfig, parse_config
+from ray_distill.config import SignalConfig, StudentConfig, TrainingConfig, parse_config
 from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.labels.manifest import StoreManifest
 from ray_distill.labels.signal import Signal
 from ray_distill.labels.store import open_store
+from ray_distill.models.load import load_model
 from ray_distill.runtime.mixture import check_mixture, temperatures_of
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
+from ray_distill.students.data import open_data
+from ray_distill.students.ranks import Ranks
 from ray_distill.students.run import TrainingJob, run_arms
+from ray_distill.students.sources import open_labels, open_sources
 from ray_distill.testing.labels import fake_manifest, fake_teacher, label_all
 from ray_distill.testing.models import write_tiny_text_model
 
+ALONE = Ranks(rank=0, world=1)
 ONE_RATE = {"learning_rate": 1e-2, "evaluate_every": 100}
 
 
@@ -50,7 +56,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
                       for name, rows, seed in (("traffic", 160, 1), ("other", 80, 2)))
     refs = {"labels": label(folder, "first", traffic, layers=(1,)), "second": label(folder, "second", traffic),
             "elsewhere": label(folder, "second-elsewhere", other),
-            "truncated": label(folder, "second-truncated", other, estimator="topk", temperatures=(1.0,))}
+            "truncated": label(folder, "second-truncated", traffic, estimator="topk", temperatures=(1.0,))}
     for name, ref in refs.items():
         (folder / f"{name}.json").write_text(ref.to_json())
     return folder
@@ -103,6 +109,25 @@ def test_mixtures_are_streamed_as_they_are_held(home: Path, tmp_path: Path, mixt
     assert streamed == memory and len(memory) > 4
 
 
+def test_rows_that_the_campaign_is_judged_on_are_not_learnt_from_elsewhere(home: Path, tmp_path: Path) -> None:
+    """The other snapshot has all of the campaign's rows, in other splits: none of those that judge it is trained on."""
+    again = open_snapshot(freeze(tmp_path, "traffic", 160, seed=1, split_seed=9))
+    ref = label(tmp_path, "second-again", again)
+    config = parse_config(job(home, tmp_path, {"how": "source", "others": {"elsewhere": 1.0}}).config)
+    model = load_model(str(home / "teacher"), task="text_classification")
+    labelled = open_labels(config, (LabelSetRef.from_json((home / "labels.json").read_text()), ref))
+    own, other = open_sources(config, labelled, model, layers=(), teacher_rows_url=None)
+    judged = {row for split in ("validation", "calibration", "test")
+              for row in own.snapshot.read(split, ["row_id"])["row_id"].to_pylist()}
+    table = other.snapshot.read("train", list(other.columns))
+    assert judged & set(table["row_id"].to_pylist()), "the splits must overlap for this to say something"
+    for stream in ("never", "always"):
+        data = open_data([own, other], TrainingConfig.model_validate({"stream": stream}), ALONE)
+        ids = {bytes.fromhex(one) for one in data.train.ids_of(np.arange(data.sources[1], data.train.rows))}
+        assert ids == set(table["row_id"].to_pylist()) - judged
+        data.train.close()
+
+
 def test_another_mixture_is_another_student(home: Path, tmp_path: Path) -> None:
     """What was trained without it, or at other weights, is told apart and not taken for it."""
     source = {"how": "source", "others": {"elsewhere": 1.0}}
@@ -115,7 +140,7 @@ def test_another_mixture_is_another_student(home: Path, tmp_path: Path) -> None:
 
 def test_sets_that_do_not_go_together_are_refused(home: Path, tmp_path: Path) -> None:
     """By source: one form of labels, and one teacher's states; of a truncated mean, the temperature that it has."""
-    with pytest.raises(ConfigError, match="need the same temperatures and draws; found T 1, 2 with no draws, and T 1"):
+    with pytest.raises(ConfigError, match="stored; found T 1, 2 with dense, k 0, no draws, and T 1 with topk"):
         run_arms(job(home, tmp_path, {"how": "source", "others": {"truncated": 1.0}}), Recorder())
     wrong = job(home, tmp_path, {"how": "source", "others": {"elsewhere": 1.0}})
     wrong.config["student"]["losses"]["hidden"] = {}  # type: ignore[index]
@@ -133,8 +158,16 @@ def test_what_a_mixture_cannot_be_is_known_before_anything_is_labelled(home: Pat
                                                  {"labels": str(tmp_path / "other.json")}]}}})
     signal = {"estimator": "hybrid", "temperatures": [1.0, 2.0]}
     drawn = config.model_copy(update={"labels": config.labels.model_copy(update={"signal": SignalConfig(**signal)})})
-    missing, draws = check_mixture(drawn)
+    (missing,) = check_mixture(drawn)
     assert "student.mixture.others.0.labels" in missing and "none.json" in missing
     assert "student.mixture.others.1.labels" in missing and "expected a LabelSetRef, found a SnapshotRef" in missing
+    with_others = {name: drawn.model_copy(update={"task": task, "student": StudentConfig.model_validate({
+        "mixture": {"how": "average", "others": [{"labels": str(home / f"{name}.json")}]}})})
+        for name, task in (("second", "text_classification"), ("truncated", "causal_lm"))}
+    (draws,) = check_mixture(with_others["second"])
     assert "labels.signal.estimator is hybrid" in draws
-    assert temperatures_of(drawn) == (1.0,) and check_mixture(parse_config(job(home, tmp_path, None).config)) == []
+    assert "of text_classification, and the campaign is of causal_lm" in check_mixture(with_others["truncated"])[0]
+    dense = {name: own.model_copy(update={"labels": config.labels.model_copy(update={
+        "signal": SignalConfig(temperatures=(1.0, 2.0, 3.0))})}) for name, own in with_others.items()}
+    assert {name: temperatures_of(own) for name, own in dense.items()} == {"second": (1.0, 2.0), "truncated": (1.0,)}
+    assert check_mixture(parse_config(job(home, tmp_path, None).config)) == []

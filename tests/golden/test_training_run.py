@@ -33,7 +33,7 @@ TRAINING = {"engine": "torch", "epochs": 2, "global_batch": 40, "micro_batch": 4
             "evaluate_every": 3, "checkpoint_every": 2}
 
 
-def freeze(folder: Path, name: str, rows: int, seed: int) -> Any:
+def freeze(folder: Path, name: str, rows: int, seed: int, split_seed: int = 0) -> Any:
     """A snapshot of random texts, a third of them labelled."""
     rng = np.random.default_rng(seed)
     lines = [{"text": "".join(rng.choice(list("abcdefgh"), 9)), "label": CLASSES[i % 5] if i % 3 == 0 else None}
@@ -42,7 +42,7 @@ def freeze(folder: Path, name: str, rows: int, seed: int) -> Any:
     config = SnapshotConfig.model_validate({
         "source": str(folder / f"{name}.jsonl"), "columns": {"label": "label"}, "classes": CLASSES,
         "splits": {"train": 0.6, "validation": 0.2, "calibration": 0.1, "test": 0.1}})
-    return take_snapshot(config, input_column="text", seed=0, url=str(folder / name))
+    return take_snapshot(config, input_column="text", seed=split_seed, url=str(folder / name))
 
 
 @pytest.fixture(scope="module")

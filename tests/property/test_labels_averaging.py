@@ -36,8 +36,8 @@ def truncated(p_RV: np.ndarray, k: int) -> Distributions:
 def test_what_all_store_is_the_mean_and_the_rest_is_the_tail(
     seed: int, rows: int, ks: list[int], data: st.DataObject
 ) -> None:
-    """Classes, their probabilities, and the tail's mass, against whole distributions; entropy where nothing is
-    in the tail."""
+    """Classes, their probabilities, and the tail's mass, against whole distributions; entropy where nothing is in the
+    tail. One more class may be there: the likeliest by what is known, with just that."""
     rng = np.random.default_rng(seed)
     whole_MRV = np.stack([dense(rng, rows) for _ in ks])
     weights_MR = np.array([[data.draw(st.floats(0.1, 3)) for _ in range(rows)] for _ in ks])
@@ -47,15 +47,28 @@ def test_what_all_store_is_the_mean_and_the_rest_is_the_tail(
     for row in range(rows):
         entries = slice(found.entry_offsets[row], found.entry_offsets[row + 1])
         stored = [set(part.take([row]).ids.tolist()) for part in parts]
-        shared = sorted(set.intersection(*stored))
+        share_M = weights_MR[:, row] / weights_MR[:, row].sum()
+        known_V = sum(share * p_RV[row] * np.isin(np.arange(CLASSES), list(own))
+                      for share, p_RV, own in zip(share_M, whole_MRV, stored, strict=True))
+        shared = sorted({*set.intersection(*stored), int(known_V.argmax())})
         assert found.ids[entries].tolist() == shared
-        np.testing.assert_allclose(np.exp(found.logp[entries]), mean_RV[row, shared], rtol=1e-5)
-        rest = 1 - mean_RV[row, shared].sum() if len(shared) < CLASSES else 0
+        np.testing.assert_allclose(np.exp(found.logp[entries]), known_V[shared], rtol=1e-5)
+        both = sorted(set.intersection(*stored))
+        np.testing.assert_allclose(known_V[both], mean_RV[row, both], rtol=1e-9)
+        rest = 1 - known_V[shared].sum() if len(shared) < CLASSES else 0
         np.testing.assert_allclose(np.exp(found.log_tail[row, 0]), rest, rtol=1e-5, atol=1e-12)
         if len(shared) == CLASSES:
             assert found.entropy[row] == pytest.approx(-(mean_RV[row] * np.log(mean_RV[row])).sum(), rel=1e-5)
         else:
             assert np.isnan(found.entropy[row])
+
+
+def test_teachers_that_store_nothing_in_common_still_have_a_mean() -> None:
+    """The likeliest class of all, and the rest: a finite loss, and the right first choice."""
+    whole_MRV = np.array([[[0.6, 0.3, 0.06, 0.02, 0.01, 0.01]], [[0.02, 0.02, 0.03, 0.03, 0.8, 0.1]]])
+    found = average([truncated(p_RV, 2) for p_RV in whole_MRV], np.ones((2, 1)))
+    assert found.ids.tolist() == [4]
+    np.testing.assert_allclose(np.exp([found.logp[0], found.log_tail[0, 0]]), [0.4, 0.6], rtol=1e-6)
 
 
 def sets(folder: Path, **changes: tuple[range, int]) -> list[LabelSet]:
@@ -86,6 +99,9 @@ def test_sets_are_read_as_one(tmp_path: Path) -> None:
     assert 0 < lacking.sum() < len(ids)
     wanted[lacking] = p_RV[lacking]
     np.testing.assert_allclose(np.exp(signal.distributions.logp.reshape(-1, 5)), wanted, rtol=1e-5)
+    without, signal_without = AveragedLabels([ours, theirs], [1.0, 3.0], [rowids.empty(), theirs.ids]).read()
+    assert without.equals(ids) and signal_without.distributions is not None
+    np.testing.assert_allclose(np.exp(signal_without.distributions.logp.reshape(-1, 5)), p_RV, rtol=1e-5)
     some = rowids.to_numpy(ids)[[7, 2, 5]]
     held, part = mixed.read_rows(some)
     at = [rowids.to_numpy(ids).tolist().index(one) for one in rowids.to_numpy(held).tolist()]
@@ -109,6 +125,13 @@ def test_what_has_no_mean_is_refused() -> None:
     assert averaged_manifest([first, replace(first, temperatures=(1.0, 4.0))]).temperatures == (1.0,)
 
 
+def test_sets_that_share_no_row_are_refused(tmp_path: Path) -> None:
+    """Else the other teacher would count for nothing, in silence."""
+    ours, theirs = sets(tmp_path, ours=(range(8), 0), theirs=(range(8, 16), 0))
+    with pytest.raises(StoreMismatch, match=r"none of the 8 rows has labels in .*theirs"):
+        AveragedLabels([ours, theirs], [1.0, 1.0])
+
+
 def test_other_positions_are_refused(tmp_path: Path) -> None:
     """Labels at other tokens of the same text have no mean."""
     (ours,) = sets(tmp_path, ours=(range(8), 0))
@@ -116,7 +139,7 @@ def test_other_positions_are_refused(tmp_path: Path) -> None:
     class Elsewhere:
         """The same labels, one token further."""
 
-        manifest, ref = ours.manifest, ours.ref
+        manifest, ref, ids = ours.manifest, ours.ref, ours.ids
 
         def read_rows(self, wanted: rowids.RowIds) -> tuple[object, Signal]:
             ids, signal = ours.read_rows(wanted)

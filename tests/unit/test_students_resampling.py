@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ray_distill.config import SamplingConfig
 from ray_distill.errors import ConfigError
+from ray_distill.students import resampling
 from ray_distill.students.batches import TrainingSet
 from ray_distill.students.resampling import Shares, class_weights, entropy_weights, resampled, shared, systematic
 from ray_distill.students.token_set import TokenSet
@@ -82,6 +83,25 @@ def test_sources_have_their_shares() -> None:
     assert (alone == np.arange(30, 40)).all()
 
 
+@given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=4).filter(any), seed=st.integers(0, 100),
+       chunk=st.integers(1, 9))
+def test_many_rows_are_shared_a_few_at_a_time(sizes: list[int], seed: int, chunk: int) -> None:
+    """As many rows as before, each of a source as often as the others of it, however they are parted."""
+    starts, weights = np.append(0, np.cumsum(sizes)), tuple(0.5 + n for n in range(len(sizes)))
+    rows, shares = np.arange(starts[-1]), Shares(starts=starts, weights=weights)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resampling, "_CHUNK", chunk)
+        found = resampled(rows, None, None, seed, shares)  # type: ignore[arg-type]
+    assert len(found) == len(rows)
+    total = sum(weight for weight, size in zip(weights, sizes, strict=True) if size)
+    for number, size in enumerate(sizes):
+        own = found[(found >= starts[number]) & (found < starts[number + 1])]
+        wanted = len(rows) * weights[number] / total
+        assert not size or abs(len(own) - wanted) <= 1
+        counts = np.bincount(own - starts[number], minlength=size)
+        assert not size or counts.max() - counts.min() <= 1
+
+
 def test_what_is_not_known_weighs_as_the_rest_of_its_source() -> None:
     """NaN is the mean of the others of its source, not of all; a source without anything known is even."""
     shares = Shares(starts=np.array([0, 3, 5]), weights=(1.0, 1.0))
@@ -103,7 +123,7 @@ def test_unknown_classes_weigh_as_the_others_on_average() -> None:
 
 def test_what_cannot_be_told_is_refused() -> None:
     """An engine without entropies; a language model has no classes."""
-    with pytest.raises(ConfigError, match="the teacher's engine gives none"):
+    with pytest.raises(ConfigError, match="the labels tell none: the teacher's engine"):
         resampled(np.arange(2), classifier([0, 1], [np.nan, np.nan]), by("entropy"), seed=0)
     with pytest.raises(ConfigError, match="by: class is for classifiers"):
         resampled(np.arange(2), object.__new__(TokenSet), by("class"), seed=0)

@@ -25,10 +25,6 @@ from ray_distill.tasks.base import Batch, Encoded, LabelTask, Processor, Task
 
 log = logging.getLogger(__name__)
 
-#: Least mean mass of the stored classes at the training temperature: below it the tail's unknown shape is
-#: most of what the student would be taught (MATHS.md §3).
-MIN_RETAINED_MASS = 0.5
-
 
 class Examples(Protocol):
     """Rows that a student trains on, whatever their kind; rows are numbered from 0."""
@@ -217,25 +213,6 @@ def remap(source: Sequence[str], target: Sequence[str], side: str) -> Index:
             f"{side} has classes the student does not: {_names(missing)}; the student has {_names(target)}. "
             "Classes are matched by name: use a student with the same class names")
     return np.array([index[name] for name in source], dtype=np.int64)
-
-
-def check_retained_mass(data: Examples, rows: Index, temperature: float) -> None:
-    """Refuse a temperature at which the stored classes hold too little of the teacher's mass.
-
-    Where classes were drawn the tail is known without bias, however little of the mass is stored: nothing is refused.
-
-    Raises:
-        ConfigError: the measured mass is below the floor.
-    """
-    taught = rows[data.distil[rows]]
-    if data.drawn or len(taught) == 0:
-        return
-    mass = data.retained_mass(temperature, taught)
-    if mass < MIN_RETAINED_MASS:
-        raise ConfigError(
-            f"student.losses.soft.temperature {temperature:g}: the stored classes hold only {mass:.2f} of the "
-            f"teacher's mass at this temperature, at least {MIN_RETAINED_MASS} is needed; train at a lower "
-            "temperature, or label again with a larger k")
 
 
 def encode_sorted(

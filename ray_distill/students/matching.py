@@ -14,10 +14,15 @@ from ray_distill.students.batches import Examples
 from ray_distill.students.bundle import layer_pairs
 from ray_distill.students.loss_settings import layer_maps, refuse_labels
 from ray_distill.students.micro_batches import Budget
+from ray_distill.students.sampler import Index
 from ray_distill.students.terms import Term, build_terms, group_of
 
 #: Where the length of stored states is measured: rows in each of so many places.
 SCALE_PLACES, SCALE_ROWS = 16, 256
+
+#: Least mean mass of the stored classes at the training temperature: below it the tail's unknown shape is
+#: most of what the student would be taught (MATHS.md §3).
+MIN_RETAINED_MASS = 0.5
 
 
 def check_losses(losses: Mapping[str, LossConfig], labels: Labels, training: TrainingConfig) -> list[str]:
@@ -55,6 +60,25 @@ def pairs_of(
         ConfigError: as `layer_pairs`.
     """
     return {name: layer_pairs(spec, stored, model, name) for name, spec in layer_maps(losses).items()}
+
+
+def check_retained_mass(data: Examples, rows: Index, temperature: float) -> None:
+    """Refuse a temperature at which the stored classes hold too little of the teacher's mass.
+
+    Where classes were drawn the tail is known without bias, however little of the mass is stored: nothing is refused.
+
+    Raises:
+        ConfigError: the measured mass is below the floor.
+    """
+    taught = rows[data.distil[rows]]
+    if data.drawn or len(taught) == 0:
+        return
+    mass = data.retained_mass(temperature, taught)
+    if mass < MIN_RETAINED_MASS:
+        raise ConfigError(
+            f"student.losses.soft.temperature {temperature:g}: the stored classes hold only {mass:.2f} of the "
+            f"teacher's mass at this temperature, at least {MIN_RETAINED_MASS} is needed; train at a lower "
+            "temperature, or label again with a larger k")
 
 
 def layers_wanted(terms: Sequence[Term]) -> tuple[dict[int, int], tuple[int, ...]]:

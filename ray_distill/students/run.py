@@ -23,7 +23,7 @@ from ray_distill.models.model import Model
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
 from ray_distill.students.arms import Arm, arm_by_name, arm_rows
-from ray_distill.students.batches import Examples, TrainingSet, build_set, check_retained_mass
+from ray_distill.students.batches import Examples, TrainingSet, build_set
 from ray_distill.students.bundle import Bundle, build_bundle, make_projections
 from ray_distill.students.checkpoints import prune
 from ray_distill.students.data import open_data
@@ -31,7 +31,14 @@ from ray_distill.students.engine import build_engine, check_compiler, checkpoint
 from ray_distill.students.export import export_arm, exported_arm, marker_url
 from ray_distill.students.loop import Trial, checkpoints_url, run_trial
 from ray_distill.students.loss_settings import plain_settings, temperatures_of
-from ray_distill.students.matching import check_losses, labels_of, layers_wanted, pairs_of, scales_of
+from ray_distill.students.matching import (
+    check_losses,
+    check_retained_mass,
+    labels_of,
+    layers_wanted,
+    pairs_of,
+    scales_of,
+)
 from ray_distill.students.memory import Sizes, memory_explained
 from ray_distill.students.micro_batches import Budget
 from ray_distill.students.outcomes import Best, load_outcome, save_outcome

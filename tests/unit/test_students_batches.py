@@ -12,7 +12,8 @@ from ray_distill.config import LossConfig
 from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.labels.signal import Distributions, Draws, Hidden, Signal
 from ray_distill.students.arms import arm_by_name, arm_rows
-from ray_distill.students.batches import TrainingSet, build_set, check_retained_mass, remap
+from ray_distill.students.batches import TrainingSet, build_set, remap
+from ray_distill.students.matching import check_retained_mass
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.testing.models import tiny_text_processor
 

@@ -17,7 +17,7 @@ from ray_distill.labels.signal import Distributions, Draws, Hidden, Signal
 from ray_distill.losses.base import LossBatch
 from ray_distill.models.language import LanguageProcessor, language_processor
 from ray_distill.models.load import load_model
-from ray_distill.students.batches import check_retained_mass
+from ray_distill.students.matching import check_retained_mass
 from ray_distill.students.token_bundle import PLACES
 from ray_distill.students.token_set import TokenSet, build_token_set, check_tokens
 from ray_distill.tasks.base import Batch

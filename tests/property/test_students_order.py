@@ -4,8 +4,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_distill.students.micro_batches import Budget, micro_batches
 from ray_distill.students.order import UNITS_A_LANE, Order, Plan, units_of
-from ray_distill.students.sampler import epoch_order, micro_batches
+from ray_distill.students.sampler import epoch_order
 
 
 @st.composite
@@ -44,7 +45,7 @@ def test_ranks_share_one_order(plan: Plan, world: int, micro: int, step: int) ->
     found: list[int] = []
     for rank in range(world):
         order = Order(plan, 5)
-        for part in micro_batches(slots, rank=rank, world=world, micro_batch=micro):
+        for part in micro_batches(slots, rank=rank, world=world, budget=Budget(rows=micro)):
             found += order.rows_at(step, part.rows)[part.real].tolist()
     assert found == Order(plan, 5).batch(step).tolist()
 

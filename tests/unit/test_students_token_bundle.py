@@ -20,6 +20,7 @@ from ray_distill.losses.cross_entropy import Hard
 from ray_distill.losses.fused import Asked, FusedHead, Part
 from ray_distill.models.load import load_model
 from ray_distill.students.engine import build_engine
+from ray_distill.students.micro_batches import Budget
 from ray_distill.students.ranks import Ranks
 from ray_distill.students.token_bundle import PLACES, TokenBundle
 from ray_distill.students.token_set import TokenSet, build_token_set
@@ -118,7 +119,7 @@ def data_of(processor: Any, labelled: Any = None) -> TokenSet:
 def score(model: Any, data: TokenSet, batch: int) -> Score:
     engine = build_engine(TokenBundle(copy.deepcopy(model.module), {}), TrainingConfig(engine="torch"),
                           Ranks(rank=0, world=1), passes=1)
-    return TokenJudge(data=data).score(engine, Ranks(rank=0, world=1), batch=batch)
+    return TokenJudge(data=data).score(engine, Ranks(rank=0, world=1), Budget(rows=batch))
 
 
 def test_students_are_judged_by_every_true_token(tmp_path: Path) -> None:

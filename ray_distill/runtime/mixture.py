@@ -18,7 +18,9 @@ def mixed_labels(config: Campaign) -> tuple[LabelSetRef, ...]:
         try:
             text = files.read_bytes(other.labels).decode(errors="replace")
             found.append(LabelSetRef.from_json(text))
-        except (ConfigError, StorageError) as error:
+        except StorageError as error:
+            wrong.append(f"student.mixture.others.{number}.labels: {error}")
+        except ConfigError as error:
             wrong.append(f"student.mixture.others.{number}.labels: {other.labels}: {error}")
     if wrong:
         raise ConfigError("\n  ".join(wrong))

@@ -129,16 +129,3 @@ def average_buffers(module: nn.Module, ranks: Ranks) -> None:
             if buffer.is_floating_point():
                 distributed.all_reduce(buffer)
                 buffer /= ranks.world
-
-
-def build_engine(
-    module: nn.Module, training: TrainingConfig, ranks: Ranks, *, passes: int
-) -> Engine:
-    """The configured engine around a bundle; ``passes`` is the greatest number of micro-batches a step."""
-    if training.engine == "torch":
-        from ray_distill.students.torch_engine import TorchEngine
-
-        return TorchEngine(module, training, ranks)
-    from ray_distill.students.deepspeed_engine import start_deepspeed
-
-    return start_deepspeed(module, training, ranks, passes=passes)

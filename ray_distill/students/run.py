@@ -27,7 +27,8 @@ from ray_distill.students.batches import Examples, TrainingSet, build_set
 from ray_distill.students.bundle import Bundle, build_bundle, make_projections
 from ray_distill.students.checkpoints import prune
 from ray_distill.students.data import open_data
-from ray_distill.students.engine import build_engine, check_compiler, checkpoint_activations, compile_module
+from ray_distill.students.engine import check_compiler, checkpoint_activations, compile_module
+from ray_distill.students.engines import build_engine
 from ray_distill.students.export import export_arm, exported_arm, marker_url
 from ray_distill.students.loop import Trial, checkpoints_url, run_trial
 from ray_distill.students.loss_settings import plain_settings, temperatures_of

@@ -32,7 +32,8 @@ from training_lab import CLASSES, ROWS, data_of  # noqa: E402
 from ray_distill.config import LossConfig, TrainingConfig  # noqa: E402
 from ray_distill.models.load import load_model  # noqa: E402
 from ray_distill.students.bundle import build_bundle  # noqa: E402
-from ray_distill.students.engine import Engine, build_engine  # noqa: E402
+from ray_distill.students.engine import Engine  # noqa: E402
+from ray_distill.students.engines import build_engine  # noqa: E402
 from ray_distill.students.loop import Trial, take_step  # noqa: E402
 from ray_distill.students.ranks import current_ranks  # noqa: E402
 from ray_distill.students.terms import build_terms  # noqa: E402

@@ -41,7 +41,7 @@ from ray_distill.models.forward import forward  # noqa: E402
 from ray_distill.models.load import load_model  # noqa: E402
 from ray_distill.models.model import Model  # noqa: E402
 from ray_distill.snapshots.reader import open_snapshot  # noqa: E402
-from ray_distill.students.engine import build_engine  # noqa: E402
+from ray_distill.students.engines import build_engine  # noqa: E402
 from ray_distill.students.loop import Trial, take_step  # noqa: E402
 from ray_distill.students.ranks import current_ranks  # noqa: E402
 from ray_distill.students.sampler import global_batch_at  # noqa: E402

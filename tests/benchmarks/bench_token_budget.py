@@ -29,7 +29,8 @@ from ray_distill.models.load import load_model  # noqa: E402
 from ray_distill.models.model import Model  # noqa: E402
 from ray_distill.students.batches import TrainingSet, build_set  # noqa: E402
 from ray_distill.students.bundle import build_bundle  # noqa: E402
-from ray_distill.students.engine import Engine, build_engine  # noqa: E402
+from ray_distill.students.engine import Engine  # noqa: E402
+from ray_distill.students.engines import build_engine  # noqa: E402
 from ray_distill.students.loop import Trial, micros_of, take_step  # noqa: E402
 from ray_distill.students.ranks import current_ranks  # noqa: E402
 from ray_distill.students.terms import build_terms  # noqa: E402

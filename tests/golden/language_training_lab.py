@@ -25,7 +25,8 @@ from ray_distill.models.build import build_student
 from ray_distill.models.model import Model
 from ray_distill.runtime.answering import answer_all
 from ray_distill.students.bundle import layer_pairs, make_projections
-from ray_distill.students.engine import Engine, build_engine, checkpoint_activations, compile_module
+from ray_distill.students.engine import Engine, checkpoint_activations, compile_module
+from ray_distill.students.engines import build_engine
 from ray_distill.students.loop import Trial, run_trial
 from ray_distill.students.loss_settings import wants_layers
 from ray_distill.students.matching import layers_wanted, pairs_of, state_scales

@@ -15,7 +15,7 @@ from ray_distill.losses.fused import Asked, Part
 from ray_distill.losses.soft import Soft
 from ray_distill.models.load import load_model
 from ray_distill.snapshots.pairs import pair_text
-from ray_distill.students.engine import build_engine
+from ray_distill.students.engines import build_engine
 from ray_distill.students.ranks import current_ranks
 from ray_distill.students.token_bundle import TokenBundle
 from ray_distill.students.token_set import build_token_set

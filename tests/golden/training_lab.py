@@ -20,7 +20,8 @@ from ray_distill.models.load import load_model
 from ray_distill.models.model import Model
 from ray_distill.students.batches import TrainingSet, build_set
 from ray_distill.students.bundle import build_bundle
-from ray_distill.students.engine import Engine, build_engine, compile_module
+from ray_distill.students.engine import Engine, compile_module
+from ray_distill.students.engines import build_engine
 from ray_distill.students.loop import Trial, run_trial
 from ray_distill.students.matching import layers_wanted, pairs_of, scales_of
 from ray_distill.students.micro_batches import Budget

@@ -90,9 +90,10 @@ def test_a_model_of_texts_is_served_by_mlflow_alone(tracker: MlflowTracker, tmp_
     assert (schema.inputs.input_names(), schema.outputs.input_names()) == (["text"], ["generated"])
     assert [(item.name, item.default) for item in schema.params] == [("max_new_tokens", 128)]
     assert served.input_example["text"].tolist() == ["Once"]
-    files = [path.name for path in tmp_path.parent.glob("**/mlartifacts/models/**/*") if path.is_file()]
+    kept = Path(tracker.uri.removeprefix("sqlite:///")).parent / "mlartifacts" / "models"
+    files = [path.name for path in kept.glob("**/*") if path.is_file()]
     assert "served_language.py" in files and not [name for name in files if name.endswith((".pkl", ".bin", ".pt"))]
-    requirements = next(tmp_path.parent.glob("**/mlartifacts/models/**/requirements.txt")).read_text()
+    requirements = next(kept.glob("**/requirements.txt")).read_text()
     assert "jinja2==" in requirements and "ray" not in requirements
 
 

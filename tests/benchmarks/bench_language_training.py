@@ -2,7 +2,8 @@
 
     python tests/benchmarks/bench_language_training.py [FOLDER] [--steps N] [--student layers|narrow]
 
-Three loops train the same student on the same documents, with the same optimiser, one after the other and in turns:
+Three loops train the same student on the same documents, with the same optimiser, and take their steps in turns, so
+that what else the machine does falls on all of them:
 
     store      `students.loop` with the soft loss; labels are read from a label store on disk, which counts
     memory     the same loop with cross-entropy on the tokens, which are in memory
@@ -15,12 +16,14 @@ student is four of the teacher's layers, or four narrow ones with a slice of its
 
 import argparse
 import copy
+import itertools
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,25 +74,42 @@ class Bench:
     steps: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """One way to train."""
+
+    step: Callable[[int], Any]
+    read: float
+    """Seconds that reading takes a step; the reading is done before the first, and counts."""
+    tokens: int
+    """Answered in all steps."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?")
-    parser.add_argument("--steps", type=int, default=6, help="of each loop, in each of three rounds")
+    parser.add_argument("--steps", type=int, default=16, help="of each loop")
     parser.add_argument("--student", choices=("layers", "narrow"), default="layers")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         bench = _prepare(Path(name), asked.folder, "tiny" if asked.folder is None else asked.student, asked.steps)
-        loops = {"store": _store, "memory": _memory, "online": _online}
-        rates: dict[str, list[tuple[float, float]]] = {name: [] for name in loops}
-        for _ in range(3):
-            for loop, run in loops.items():
-                rates[loop].append(run(bench))
-    tokens, steps = ({name: statistics.median(rate[at] for rate in found) for name, found in rates.items()}
-                     for at in (0, 1))
+        loops = {"store": _store(bench), "memory": _memory(bench), "online": _online(bench)}
+        for loop in loops.values():
+            loop.step(0)  # warms up
+        seconds: dict[str, list[float]] = {name: [] for name in loops}
+        turns = itertools.cycle(itertools.permutations(loops))
+        for step, names in zip(range(1, asked.steps + 1), turns, strict=False):
+            for loop in names:
+                started = time.perf_counter()
+                loops[loop].step(step)
+                seconds[loop].append(time.perf_counter() - started)
+    a_step = {loop: statistics.median(found) + loops[loop].read for loop, found in seconds.items()}
+    tokens = loops["store"].tokens / asked.steps
     sys.stdout.write(
-        f"training from the store: {tokens['store'] / tokens['memory']:.3f} of cross-entropy in memory "
-        f"({tokens['store']:.0f} against {tokens['memory']:.0f} tokens/s), {steps['store'] / steps['online']:.2f} "
-        f"times the steps of the online way ({steps['store']:.2f} against {steps['online']:.2f} a second); student of "
+        f"training from the store: {a_step['memory'] / a_step['store']:.3f} of cross-entropy in memory "
+        f"({tokens / a_step['store']:.0f} against {tokens / a_step['memory']:.0f} tokens/s; reading is "
+        f"{loops['store'].read / a_step['store']:.1%}), {a_step['online'] / a_step['store']:.2f} times the steps of the "
+        f"online way ({1 / a_step['store']:.2f} against {1 / a_step['online']:.2f} a second); student of "
         f"{sum(p.numel() for p in bench.student.module.parameters()):,} parameters\n")
 
 
@@ -106,17 +126,16 @@ def _prepare(scratch: Path, folder: Path | None, student: str, steps: int) -> Be
     return Bench(config=config, labels=labelled(config), student=model, steps=steps)
 
 
-def _store(bench: Bench) -> tuple[float, float]:
-    """Tokens and steps a second, the reading of the labels included."""
-    def data() -> TokenSet:
-        return _data(bench, open_label_set(bench.labels).read())
+def _store(bench: Bench) -> Loop:
+    """Its steps, and what reading the labels takes a step."""
+    started = time.perf_counter()
+    data = _data(bench, open_label_set(bench.labels).read())
+    read = (time.perf_counter() - started) * GLOBAL_BATCH / data.rows
+    return _training(bench, data, {"soft": LossConfig()}, read)
 
-    return _train(bench, data, {"soft": LossConfig()})
 
-
-def _memory(bench: Bench) -> tuple[float, float]:
-    made = _data(bench, None)
-    return _train(bench, lambda: made, {"hard": LossConfig()})
+def _memory(bench: Bench) -> Loop:
+    return _training(bench, _data(bench, None), {"hard": LossConfig()})
 
 
 def _data(bench: Bench, labels: Any) -> TokenSet:
@@ -126,35 +145,24 @@ def _data(bench: Bench, labels: Any) -> TokenSet:
                            labels=labels)
 
 
-def _train(bench: Bench, data: Callable[[], TokenSet], losses: dict[str, LossConfig]) -> tuple[float, float]:
-    """`students.loop`, from documents to the last step; the first step, which warms up, is not timed."""
-    started = time.perf_counter()
-    found = data()
-    read = (time.perf_counter() - started) * min(1.0, bench.steps * GLOBAL_BATCH / found.rows)
+def _training(bench: Bench, data: TokenSet, losses: dict[str, LossConfig], read: float = 0.0) -> Loop:
+    """`students.loop`."""
     ranks, training = current_ranks(), bench.config.student.training
     engine = build_engine(TokenBundle(_copy(bench.student), {}), training, ranks, passes=1)
-    trial = Trial(name="bench", url="", data=found, rows=np.arange(found.rows), steps=bench.steps + 1, seed=0,
+    trial = Trial(name="bench", url="", data=data, rows=np.arange(data.rows), steps=bench.steps + 1, seed=0,
                   terms=build_terms(losses, steps=bench.steps, temperatures=(1.0,), layers={}),
-                  judge=TokenJudge(data=found), training=training, rate=1e-4, plan={})
+                  judge=TokenJudge(data=data), training=training, rate=1e-4, plan={})
     engine.train(True)
-    take_step(trial, engine, ranks, 0)
-    started = time.perf_counter()
-    for step in range(1, bench.steps + 1):
-        take_step(trial, engine, ranks, step)
-    seconds = time.perf_counter() - started + read
-    engine.close()
-    return _tokens(found, bench.steps) / seconds, bench.steps / seconds
+    return Loop(step=partial(take_step, trial, engine, ranks), read=read, tokens=_tokens(data, bench.steps))
 
 
-def _online(bench: Bench) -> tuple[float, float]:
+def _online(bench: Bench) -> Loop:
     """The teacher in every step, and the KL of whole logits at the same tokens."""
     data, teacher = _data(bench, None), load_model(bench.config.labels.teacher, task=TASK)
     module = _copy(bench.student).train()
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4)
-    started = 0.0
-    for step in range(bench.steps + 1):
-        if step == 1:
-            started = time.perf_counter()
+
+    def take(step: int) -> None:
         inputs, _ = data.batch(_rows(data, step))
         places = inputs.pop(PLACES)  # type: ignore[attr-defined]
         with torch.no_grad():
@@ -164,8 +172,8 @@ def _online(bench: Bench) -> tuple[float, float]:
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    seconds = time.perf_counter() - started
-    return _tokens(data, bench.steps) / seconds, bench.steps / seconds
+
+    return Loop(step=take, read=0.0, tokens=_tokens(data, bench.steps))
 
 
 def _copy(model: Model) -> Any:

@@ -1,6 +1,7 @@
 """Read the labels of one snapshot, pinned by a reference: verified, each row once, always in the same order."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,6 +23,9 @@ from ray_distill.labels.store import LabelStore, make_ref, open_store
 from ray_distill.labels.units import FileReceipt, Receipt, hidden_name, labels_name
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
+
+#: Units that are read and decoded at a time.
+READERS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +104,9 @@ class LabelSet:
         ids, signals = [rowids.empty()], []
         for unit, own, at in self._holders(wanted):
             ids.append(wanted[own])
-            signals.append(self.read_unit(unit, layers)[1].take(at))
+            found, signal = self.read_unit(unit, layers)
+            whole = len(at) == len(found) and bool((np.diff(at) == 1).all())
+            signals.append(signal if whole else signal.take(at))
         if signals:
             return rowids.to_arrow(np.concatenate(ids)), concat_signals(signals)
         return rowids.to_arrow(rowids.empty()), self._nothing(layers)
@@ -138,7 +144,8 @@ class LabelSet:
 
     def read(self, layers: Sequence[int] = ()) -> tuple[pa.FixedSizeBinaryArray, Signal]:
         """All labelled rows of the snapshot, each once, in the snapshot's order; errors as `read_unit`."""
-        parts = [self.read_unit(unit, layers) for unit in self.units]
+        with ThreadPoolExecutor(READERS, thread_name_prefix="labels") as pool:
+            parts = list(pool.map(lambda unit: self.read_unit(unit, layers), self.units))
         return self.in_order(parts) if parts else (rowids.to_arrow(rowids.empty()), self._nothing(layers))
 
     def in_order(

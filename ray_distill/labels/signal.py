@@ -95,7 +95,7 @@ class Distributions:
             entry_offsets, entries = gather_ranges(self.entry_offsets, positions)
 
         def taken(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-            return values.reshape(-1, width)[positions].reshape(-1) if width else values[entries]
+            return values.reshape(-1, width).take(positions, axis=0).reshape(-1) if width else values.take(entries)
 
         return Distributions(
             family=self.family, classes=self.classes, temperatures=self.temperatures, row_offsets=row_offsets,

@@ -60,7 +60,7 @@ def held(sizes: Sizes, training: TrainingConfig, world: int) -> dict[str, float]
 
 
 def suggestion(
-    sizes: Sizes, training: TrainingConfig, world: int, *, activations: float, limit: float
+    sizes: Sizes, training: TrainingConfig, world: int, *, activations: float, limit: float, least: int = 1
 ) -> str | None:
     """The mildest change of settings that would fit by the estimate; None = none would, on these ranks.
 
@@ -70,6 +70,7 @@ def suggestion(
         world: number of ranks.
         activations: bytes of everything else at the configured micro-batch; they shrink with it.
         limit: bytes of the device.
+        least: rows, or tokens, that a forward pass must hold (`Budget.least`).
     """
     for stage, offload in _steps(training):
         tried = training.model_copy(update={"zero_stage": stage, "offload": offload})
@@ -77,8 +78,8 @@ def suggestion(
         for recomputed in sorted({training.activation_checkpointing, True}):
             share = RECOMPUTED if recomputed and not training.activation_checkpointing else 1.0
             micro = min(_size(training), int(room / (activations * share) * _size(training)))
-            if micro >= 1:
-                return _told(training, micro, recomputed, stage, offload)
+            if micro >= least:
+                return _told(training, micro, recomputed, stage, offload, least)
     return None
 
 
@@ -93,17 +94,24 @@ def _steps(training: TrainingConfig) -> list[tuple[int, str]]:
     return ladder[ladder.index(now):] if now in ladder else [now, ladder[-1]]
 
 
-def _told(training: TrainingConfig, micro: int, recomputed: bool, stage: int, offload: str) -> str:
+def _told(training: TrainingConfig, micro: int, recomputed: bool, stage: int, offload: str, least: int) -> str:
     changes = []
     if micro < _size(training):
-        changes.append(f"{_setting(training)}: {1 << (micro.bit_length() - 1)}")
+        changes.append(f"{_setting(training)}: {_rounded(training, micro, least)}")
     if recomputed and not training.activation_checkpointing:
         changes.append("activation_checkpointing: true")
     if stage != training.zero_stage:
         changes.append(f"zero_stage: {stage}")
     if offload != training.offload:
         changes.append(f"offload: {offload}")
-    return ", ".join(changes) or f"{_setting(training)}: {max(1, _size(training) // 2)}"
+    return ", ".join(changes) or f"{_setting(training)}: {_rounded(training, max(least, _size(training) // 2), least)}"
+
+
+def _rounded(training: TrainingConfig, micro: int, least: int) -> int:
+    """A power of two, of tokens or of whole groups of rows."""
+    if training.micro_tokens:
+        return max(least, 1 << (micro.bit_length() - 1))
+    return least * (1 << ((micro // least).bit_length() - 1))
 
 
 def _setting(training: TrainingConfig) -> str:
@@ -116,8 +124,10 @@ def _size(training: TrainingConfig) -> int:
 
 
 @contextmanager
-def memory_explained(trial: str, sizes: Sizes, training: TrainingConfig, world: int) -> Iterator[None]:
-    """Turn running out of memory into an error that says what took it, and what would fit.
+def memory_explained(
+    trial: str, sizes: Sizes, training: TrainingConfig, world: int, *, least: int = 1
+) -> Iterator[None]:
+    """Turn running out of memory into an error that says what took it, and what would fit; ``least`` as `suggestion`.
 
     Raises:
         TrainingError: the device, or the process, is out of memory.
@@ -127,7 +137,7 @@ def memory_explained(trial: str, sizes: Sizes, training: TrainingConfig, world: 
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
         if not is_out_of_memory(error):
             raise
-        raise TrainingError(explain_memory(trial, sizes, training, world, str(error))) from error
+        raise TrainingError(explain_memory(trial, sizes, training, world, str(error), least)) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -137,13 +147,13 @@ def is_out_of_memory(error: BaseException) -> bool:
         "DefaultCPUAllocator" in text or "not enough memory" in text or "CUDA out of memory" in text)
 
 
-def explain_memory(trial: str, sizes: Sizes, training: TrainingConfig, world: int, text: str) -> str:
+def explain_memory(trial: str, sizes: Sizes, training: TrainingConfig, world: int, text: str, least: int) -> str:
     """One line: what the tensors take by class, and which setting would fit."""
     used, limit, device = _measured()
     classes = held(sizes, training, world)
     activations = max(used + _asked(text) - sum(classes.values()), 0.01 * limit)
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in classes.items())
-    found = suggestion(sizes, training, world, activations=activations, limit=limit)
+    found = suggestion(sizes, training, world, activations=activations, limit=limit, least=least)
     advice = f"by this estimate it fits with student.training {{{found}}}" if found is not None else (
         f"no {_setting(training)}, stage or offload fits by this estimate: take a smaller student, a larger device, or "
         "more workers with zero_stage 3")

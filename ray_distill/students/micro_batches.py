@@ -70,6 +70,12 @@ class Budget:
         size = share_of(global_batch, world, self.group)
         return size // self.group if self.tokens else math.ceil(size / self.rows)
 
+    def least(self, lengths_RF: Lengths | None) -> int:
+        """Rows, or tokens, that a pass must hold: a group, or the longest example as often as a group has rows."""
+        if not self.tokens or lengths_RF is None:
+            return self.group
+        return max(self.packed, int(lengths_RF.max(axis=0, initial=0).sum()) * self.group)
+
     def check(self, lengths_RF: Lengths | None) -> None:
         """Refuse examples that cannot be cut by tokens.
 
@@ -80,7 +86,7 @@ class Budget:
             return
         if lengths_RF is None:
             raise ConfigError("student.training.micro_tokens: these examples have no tokens; use micro_batch alone")
-        longest = int(lengths_RF.max(axis=0, initial=0).sum()) * self.group
+        longest = self.least(lengths_RF)
         if longest > self.tokens:
             raise ConfigError(
                 f"student.training.micro_tokens is {self.tokens}, but the longest example"

@@ -272,7 +272,8 @@ def _finish_trial(workshop: Workshop, arm: Arm, trial: Trial, reporter: Reporter
             plain=plain)
     if training.compile is not None:
         compile_module(bundle.computing, training.compile)
-    with memory_explained(trial.name, Sizes.of(bundle), training, ranks.world):
+    least = trial.budget.least(trial.data.lengths)
+    with memory_explained(trial.name, Sizes.of(bundle), training, ranks.world, least=least):
         engine = build_engine(
             bundle, training, ranks, passes=trial.budget.passes(training.global_batch, ranks.world))
         try:

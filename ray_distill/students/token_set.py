@@ -141,10 +141,11 @@ class TokenSet:
         have_N = np.repeat(have_B, counts_B)
         lengths = np.diff(found.entry_offsets)
         width = int(lengths.max(initial=1))
-        inside = np.arange(width) < lengths[:, None]
+        matrix = bool(have_B.all()) and found.width > 0
+        inside = None if matrix else np.arange(width) < lengths[:, None]
 
         def padded(values: npt.NDArray[Any], empty: Any, filler: Any) -> torch.Tensor:
-            if have_B.all() and found.width:
+            if inside is None:
                 return torch.from_numpy(values.reshape(-1, width))
             spread = np.empty((len(have_N), width), values.dtype)
             spread[:] = filler
@@ -154,6 +155,8 @@ class TokenSet:
             return torch.from_numpy(spread)
 
         def one_each(values: npt.NDArray[np.float32], filler: float) -> torch.Tensor:
+            if matrix:
+                return torch.from_numpy(values)
             spread = np.full((len(have_N), *values.shape[1:]), filler, values.dtype)
             spread[have_N] = values
             return torch.from_numpy(spread)

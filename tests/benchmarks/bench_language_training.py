@@ -104,12 +104,12 @@ def main() -> None:
                 loops[loop].step(step)
                 seconds[loop].append(time.perf_counter() - started)
     a_step = {loop: statistics.median(found) + loops[loop].read for loop, found in seconds.items()}
+    store, memory, online = (a_step[loop] for loop in loops)
     tokens = loops["store"].tokens / asked.steps
     sys.stdout.write(
-        f"training from the store: {a_step['memory'] / a_step['store']:.3f} of cross-entropy in memory "
-        f"({tokens / a_step['store']:.0f} against {tokens / a_step['memory']:.0f} tokens/s; reading is "
-        f"{loops['store'].read / a_step['store']:.1%}), {a_step['online'] / a_step['store']:.2f} times the steps of the "
-        f"online way ({1 / a_step['store']:.2f} against {1 / a_step['online']:.2f} a second); student of "
+        f"training from the store: {memory / store:.3f} of cross-entropy in memory ({tokens / store:.0f} against "
+        f"{tokens / memory:.0f} tokens/s; reading is {loops['store'].read / store:.1%}), {online / store:.2f} times "
+        f"the steps of the online way ({1 / store:.2f} against {1 / online:.2f} a second); student of "
         f"{sum(p.numel() for p in bench.student.module.parameters()):,} parameters\n")
 
 

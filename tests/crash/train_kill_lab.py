@@ -1,11 +1,12 @@
-"""SIGKILL while Ray trains: of a rank, the driver or a whole node; and a node that is taken away after a notice.
+"""SIGKILL while Ray trains: of a rank, the driver, a node; a node taken away after a notice; and one that comes.
 
-``python tests/crash/train_kill_lab.py --runs 20 --seed 0`` runs five scenarios for each and prints what became of them;
+``python tests/crash/train_kill_lab.py --runs 25 --seed 0`` runs five scenarios for each and prints what became of them;
 the exit status is 1 if one of them did not come to the curve and the weights of a run that nobody disturbed, or learnt
 from an example twice in an epoch, or never. The moment is a step, drawn from the seed. The nodes have room for a rank
 each. Where a node is to go, training asks for one or two ranks, and goes on with the other alone; else for two, because
-what Ray has reserved for a number that may change it keeps for three minutes after its driver is dead. Scenarios of odd
-numbers train with DeepSpeed (ZeRO 2), the others, and the undisturbed run, with plain torch.
+what Ray has reserved for a number that may change it keeps for three minutes after its driver is dead. Where a node
+comes, training begins with one rank, slowly, because Ray Train looks for room once a minute. Scenarios of odd numbers
+train with DeepSpeed (ZeRO 2), the others, and the undisturbed run, with plain torch.
 """
 
 import json
@@ -41,8 +42,10 @@ from ray_distill.tasks.catalogue import TASKS  # noqa: E402
 from ray_distill.testing.models import tiny_text_processor  # noqa: E402
 
 VICTIMS = ("rank", "driver", "node", "notice")
+#: No victim: a node that comes, and takes minutes.
+NEWCOMER = "newcomer"
 EPOCHS, GLOBAL_BATCH, EVERY = 2, 12, 4
-PAUSE = 0.06
+PAUSE, SLOWLY = 0.06, 4.0
 TOLERANCE = 1e-5
 HUNG = 300.0
 #: What Ray calls the process of a rank.
@@ -136,14 +139,14 @@ class Lab:
     def _add_node(self) -> Any:
         return self._cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
 
-    def _run(self, name: str, engine: str, workers: int | list[int]) -> Run:
+    def _run(self, name: str, engine: str, workers: int | list[int], pause: float = PAUSE) -> Run:
         """A training of its own: what is to be learnt is the same, notes and students have a folder of their own."""
         folder = self._folder / "runs" / name
         (folder / "students").mkdir(parents=True)
         config = self._config.model_dump(mode="json", by_alias=True)
         config["student"]["model"] = {
             "from": "module", "model": "noting:noting_student",
-            "arguments": {"classes": list(lab.CLASSES), "notes": str(folder / "notes"), "pause": PAUSE}}
+            "arguments": {"classes": list(lab.CLASSES), "notes": str(folder / "notes"), "pause": pause}}
         config["student"]["training"] |= {
             "workers": workers, "global_batch": GLOBAL_BATCH, "micro_batch": GLOBAL_BATCH, "epochs": EPOCHS,
             "checkpoint_every": EVERY, "evaluate_every": 2 * EVERY, "engine": engine, "zero_stage": 2}
@@ -156,9 +159,11 @@ class Lab:
         for draw in range(10):
             outcome = Outcome(victim=victim, number=number)
             run = self._run(f"{victim}-{number}-{draw}", "deepspeed" if number % 2 else "torch",
-                            [1, 2] if victim in ("node", "notice") else 2)
+                            [1, 2] if victim in ("node", "notice", NEWCOMER) else 2,
+                            SLOWLY if victim == NEWCOMER else PAUSE)
+            disturbed = self._joined if victim == NEWCOMER else self._disturbed
             try:
-                self._disturbed(outcome, run, random.Random(f"{seed}/{victim}/{number}/{draw}"))
+                disturbed(outcome, run, random.Random(f"{seed}/{victim}/{number}/{draw}"))
             except TooLate:
                 continue
             except Hung as error:
@@ -191,6 +196,22 @@ class Lab:
             outcome.wrong.append(answer)
         if outcome.victim in ("node", "notice"):
             self._second = self._add_node()
+
+    def _joined(self, outcome: Outcome, run: Run, rng: random.Random) -> None:
+        """Begin on one node; another comes, and from some step on two ranks train."""
+        self._cluster.remove_node(self._second)
+        self._driver.begin(run.order)
+        try:
+            self._await(run, rng.randint(1, 4))
+        finally:
+            self._second = self._add_node()
+        answer = self._driver.result(HUNG)
+        if not answer.startswith("done "):
+            outcome.wrong.append(answer)
+        together = [self._seeds[note["seed"]][0] for note in run.notes if note["world"] == 2]
+        if not together:
+            outcome.wrong.append("no step was taken by two ranks")
+        outcome.moments += [min(together, default=0)]
 
     def _await(self, run: Run, moment: int) -> None:
         """Wait until a step has begun.
@@ -327,5 +348,6 @@ def open_lab() -> Iterator[Lab]:
 
 if __name__ == "__main__":
     sys.exit(play(
-        __doc__, open_lab, VICTIMS, runs=20, about=lambda opened: f"{opened.steps} steps when nobody is killed",
+        __doc__, open_lab, (*VICTIMS, NEWCOMER), runs=25,
+        about=lambda opened: f"{opened.steps} steps when nobody is killed",
         columns={"kills": lambda one: len(one.moments), "repeated": lambda one: one.repeated}))

@@ -62,6 +62,23 @@ def test_the_mildest_change_that_fits(
     assert found is not None and expected is not None and expected in found if expected else found is None
 
 
+@pytest.mark.parametrize(("values", "least", "expected"), [
+    ({"micro_batch": 48}, 6, "micro_batch: 12"),
+    ({"micro_batch": 48}, 18, "micro_batch: 18"),
+    ({"micro_batch": 48}, 24, None),
+    ({"micro_tokens": 4096}, 300, "micro_tokens: 1024"),
+    ({"micro_tokens": 4096}, 1500, "micro_tokens: 1500"),
+    ({"micro_tokens": 4096}, 3000, None),
+])
+def test_a_pass_holds_a_group_and_the_longest_example(
+    values: dict[str, object], least: int, expected: str | None
+) -> None:
+    """A setting that training would refuse is no advice; 0.4 of the room is there."""
+    found = suggestion(Sizes(all=0, trained=0), settings(engine="torch", activation_checkpointing=True, **values), 1,
+                       activations=90 * GIB, limit=40 * GIB, least=least)
+    assert found == expected
+
+
 def test_a_process_without_memory_says_what_took_it() -> None:
     """The real refusal of torch's CPU allocator."""
     ran = subprocess.run([sys.executable, "-c", STARVED], capture_output=True, text=True, check=False)

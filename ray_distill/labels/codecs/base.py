@@ -80,6 +80,8 @@ def _large_binary(table: pa.Table, name: str) -> pa.LargeBinaryArray:
     column = table.column(name)
     if column.type != pa.large_binary() or column.null_count:
         raise CorruptStore(f"column {name}: expected large_binary without nulls, found {column.type}")
+    if column.num_chunks == 1:  # as a shard is written: no copy
+        return column.chunk(0)
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], pa.large_binary())
 
 

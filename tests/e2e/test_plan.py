@@ -43,7 +43,8 @@ def planned(folder: Path, name: str, rows: int = 700) -> tuple[Any, PlanReport]:
 
 @pytest.mark.parametrize("form", sorted(FORMS))
 def test_the_bytes_of_a_run_are_within_five_percent_of_its_plan(tmp_path: Path, form: str) -> None:
-    """Labels and each hidden layer, in units of other sizes than were probed; then nothing is left, which is said."""
+    """Labels and each hidden layer, in units of other sizes than were probed; then nothing is left, which is said; and
+    of more traffic only the new rows are planned, with the store's own fits."""
     config, report = planned(tmp_path, form)
     assert (report.rows, report.rows_total, report.rows_reused, report.positions) == (700, 700, 0, 700)
     labels = campaign.label(config, report.snapshot)
@@ -56,29 +57,26 @@ def test_the_bytes_of_a_run_are_within_five_percent_of_its_plan(tmp_path: Path, 
         found = sum(item.size for item in files.list_files(files.join(labels.store, "hidden", layer)))
         assert report.bytes_hidden[layer] == pytest.approx(found, rel=0.05)
     assert report.units == len(store.ledger) and 0 < report.seconds.low < report.seconds.value < report.seconds.high
+    assert json.loads(report.to_json())["seconds"]["low"] == report.seconds.low
     again = plan(config)
     assert (again.rows, again.bytes_total, again.money.high) == (0, 0, 0) and "already" in again.notes[0]
     assert again.snapshot == report.snapshot
+    if form == "topk":
+        _assert_advice(report)
+        _assert_more_is_planned_for_new_rows_alone(tmp_path, config, real)
 
 
-def test_a_plan_says_what_k_keeps_and_which_form_to_take(tmp_path: Path) -> None:
+def _assert_advice(report: PlanReport) -> None:
     """Three classes: all mass at k = 3; the recommended form is within the target; two students of four epochs."""
-    _, report = planned(tmp_path, "topk")
     assert report.curve[-1].k == 3 and report.curve[-1].mass["1"] == pytest.approx(1)
     assert report.recommended in report.options and report.recommended.nats <= report.target_nats
     assert report.break_even is not None and report.break_even.passes == 8
-    assert json.loads(report.to_json())["seconds"]["low"] == report.seconds.low
     assert all(1 <= found["0.95"] <= found["0.99"] <= found["width"] for found in report.ranks.values())
 
 
-def test_only_what_the_store_has_not_is_planned(tmp_path: Path) -> None:
-    """After 700 rows are labelled, 900 are 200 to label, with the store's own fits, into as many bytes as planned."""
-    config, report = planned(tmp_path, "topk")
-    before = campaign.label(config, report.snapshot)
-    size = open_store(before.store)
-    size.log.refresh()
-    known = size.ledger.bytes_written(before.log_length)
-    lab.write_rows(tmp_path / "rows.jsonl", lab.annotated(TRAFFIC, train_labels=20))
+def _assert_more_is_planned_for_new_rows_alone(folder: Path, config: Any, known: int) -> None:
+    """After 700 rows are labelled, into ``known`` bytes, 900 are 200 to label, into as many bytes as planned."""
+    lab.write_rows(folder / "rows.jsonl", lab.annotated(TRAFFIC, train_labels=20))
     more = plan(config)
     assert (more.rows, more.rows_reused, more.rows_total) == (200, 700, 900)
     after = campaign.label(config, more.snapshot)

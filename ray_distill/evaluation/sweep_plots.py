@@ -196,6 +196,8 @@ def _scale_axis(axis: XAxis | YAxis, values: Sequence[float]) -> None:
         (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_minor_formatter(NullFormatter())
+    elif axis.axis_name == "x":  # where labels stand side by side: few, that they do not touch
+        axis.set_major_locator(MaxNLocator(5))
     axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
 
 

@@ -42,7 +42,7 @@ from ray_distill.tasks.catalogue import TASKS  # noqa: E402
 from ray_distill.testing.models import tiny_text_processor  # noqa: E402
 
 VICTIMS = ("rank", "driver", "node", "notice")
-#: No victim: a node that comes, and takes minutes.
+#: A node that comes. Nothing is killed, and the scenario takes minutes.
 NEWCOMER = "newcomer"
 EPOCHS, GLOBAL_BATCH, EVERY = 2, 12, 4
 PAUSE, SLOWLY = 0.06, 4.0
@@ -61,9 +61,9 @@ class Outcome:
     victim: str
     number: int
     moments: list[int] = field(default_factory=list)
-    """Steps that had begun at each kill."""
+    """Steps that had begun at each kill; where a node came, the first that two ranks took."""
     repeated: int = 0
-    """Steps that were trained more than once: what a kill costs."""
+    """Steps that were trained more than once: what a kill, or a node that comes, costs."""
     wrong: list[str] = field(default_factory=list)
     """Everything that is not as it must be."""
 
@@ -73,7 +73,7 @@ class Outcome:
 
     @property
     def told(self) -> str:
-        return f"killed at step {self.moments}, {self.repeated} repeated"
+        return f"disturbed at step {self.moments}, {self.repeated} repeated"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +211,7 @@ class Lab:
         together = [self._seeds[note["seed"]][0] for note in run.notes if note["world"] == 2]
         if not together:
             outcome.wrong.append("no step was taken by two ranks")
-        outcome.moments += [min(together, default=0)]
+        outcome.moments += sorted(together)[:1]
 
     def _await(self, run: Run, moment: int) -> None:
         """Wait until a step has begun.
@@ -350,4 +350,4 @@ if __name__ == "__main__":
     sys.exit(play(
         __doc__, open_lab, (*VICTIMS, NEWCOMER), runs=25,
         about=lambda opened: f"{opened.steps} steps when nobody is killed",
-        columns={"kills": lambda one: len(one.moments), "repeated": lambda one: one.repeated}))
+        columns={"disturbed": lambda one: len(one.moments), "repeated": lambda one: one.repeated}))

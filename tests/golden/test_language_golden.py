@@ -56,19 +56,19 @@ def test_smollm2_is_pruned_saved_and_loaded(packed: Path, tmp_path: Path) -> Non
 
 
 def test_a_small_part_of_the_golden_table_is_made(packed: Path, tmp_path: Path) -> None:
-    """The command of the README on few texts: labels by real Ray, a student of one seed, every number and interval.
+    """The command of the README on few texts: labels by real Ray, two students of one seed, every number and interval.
 
     A student that was trained predicts better than by chance over the vocabulary, and is not the teacher.
     """
     write_teacher(tmp_path / "teacher", packed)
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("language_table.py"), tmp_path, "--rows", "60", "--arms", "hybrid",
-         "--seeds", "0", "--rates", "1e-3"], capture_output=True, text=True, timeout=900, check=False)
+         "topk", "--seeds", "0", "--rates", "1e-3"], capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     number = r"\S+ \([^)]*\)"
     pattern = r"\| (top [^|]+) \| ([\d.]+)" + rf" \| ({number})" * 4
     rows = re.findall(pattern, done.stdout)
-    assert [row[0] for row in rows] == ["top 16 and 32 draws"], done.stdout
+    assert [row[0] for row in rows] == ["top 16 and 32 draws", "top 50, tail bucket"], done.stdout
     for _, size, divergence, nll, _, _ in rows:
         assert 20 < float(size) < 120
         assert 0 < float(divergence.split()[0]) < 8

@@ -190,10 +190,19 @@ def _rows(signal: Signal) -> int:
     return next((part.rows for part in parts if part is not None), 0)
 
 
-def _concat_distributions(parts: Sequence[Distributions]) -> Distributions:
+def require_same_kind(parts: Sequence[Distributions]) -> None:
+    """Refuse to make one of distributions that are over different classes, or of different temperatures or draws.
+
+    Raises:
+        LabelError: tells the kinds.
+    """
     kinds = {(part.family, part.classes, part.temperatures, _kind(part.draws)) for part in parts}
     if len(kinds) > 1:
         raise LabelError(f"distributions of different kinds cannot be joined: {sorted(map(str, kinds))}")
+
+
+def _concat_distributions(parts: Sequence[Distributions]) -> Distributions:
+    require_same_kind(parts)
     first = parts[0]
     return Distributions(
         family=first.family, classes=first.classes, temperatures=first.temperatures,

@@ -78,6 +78,11 @@ class Distributions:
         return len(self.row_offsets) - 1
 
     @property
+    def drawn(self) -> bool:
+        """Whether the entries were drawn."""
+        return self.draws is not None
+
+    @property
     def width(self) -> int:
         """Entries of every position; 0 where they differ."""
         positions = len(self.position)

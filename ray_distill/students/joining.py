@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ray_distill.labels.codecs.base import running
+from ray_distill.labels.parts import DistributionParts
 from ray_distill.labels.schema import concat_signals
 from ray_distill.labels.signal import Hidden, Signal, gather_ranges
 from ray_distill.students.batches import TrainingSet
@@ -28,15 +29,21 @@ def take_rows(data: Rows, rows: Index) -> Rows:
             teaching=None if data.teaching is None else _take_teaching(data.teaching, rows),
             hidden={layer: hidden.take(rows) for layer, hidden in data.hidden.items()}, per_token=data.per_token)
     have = data.stored[rows] >= 0
-    signal = Signal(distributions=data.distributions, hidden=data.hidden).take(data.stored[rows][have])
+    own = data.stored[rows][have]
     return TokenSet(
         task=data.task, encoded=data.encoded.take(rows), answered=_take(data.answered, rows),
         truth=_take(data.truth, rows), stored=np.where(have, np.cumsum(have) - 1, -1), distil=data.distil[rows],
-        distributions=signal.distributions, hidden=signal.hidden, packed=data.packed)
+        distributions=None if data.distributions is None else data.distributions.take(own), packed=data.packed,
+        hidden={layer: hidden.take(own) for layer, hidden in data.hidden.items()})
+
+
+def cheaply_joined(data: Rows) -> bool:
+    """Whether `join_sets` copies little of a set: all but documents' distributions."""
+    return isinstance(data, TokenSet) and not data.hidden
 
 
 def join_sets(parts: Sequence[Rows]) -> Rows:
-    """All rows of several sets of one kind, one set after the other."""
+    """All rows of several sets of one kind, one set after the other; documents' distributions stay where they are."""
     if len(parts) == 1:
         return parts[0]
     classifying = [part for part in parts if isinstance(part, TrainingSet)]
@@ -57,14 +64,15 @@ def _join_training(parts: Sequence[TrainingSet]) -> TrainingSet:
 
 def _join_tokens(parts: Sequence[TokenSet]) -> TokenSet:
     first = parts[0]
-    signal = concat_signals([Signal(distributions=part.distributions, hidden=part.hidden) for part in parts])
+    distributions = [part.distributions for part in parts if part.distributions is not None]
     bases = running(np.array([_labelled_rows(part) for part in parts]))
     stored = [np.where(part.stored >= 0, part.stored + base, -1) for part, base in zip(parts, bases, strict=False)]
     return TokenSet(
         task=first.task, encoded=_join_encoded([part.encoded for part in parts]), packed=first.packed,
         answered=_join([part.answered for part in parts]), truth=_join([part.truth for part in parts]),
         stored=np.concatenate(stored), distil=np.concatenate([part.distil for part in parts]),
-        distributions=signal.distributions, hidden=signal.hidden)
+        distributions=DistributionParts.join(distributions) if distributions else None,
+        hidden=concat_signals([Signal(hidden=part.hidden) for part in parts]).hidden)
 
 
 def _labelled_rows(part: TokenSet) -> int:

@@ -20,7 +20,7 @@ from ray_distill.labels.signal import Hidden, Signal
 from ray_distill.losses.base import LossBatch
 from ray_distill.snapshots.manifest import Shard
 from ray_distill.snapshots.reader import Snapshot
-from ray_distill.students.joining import Rows, join_sets, size_of, take_rows
+from ray_distill.students.joining import Rows, cheaply_joined, join_sets, size_of, take_rows
 from ray_distill.students.ranks import Ranks
 from ray_distill.students.sampler import Index
 from ray_distill.students.unit_cache import UnitCache
@@ -211,26 +211,26 @@ class StreamedSet:
         """Numbers of a teacher state by stored layer."""
         if self._widths is None:
             taught = np.flatnonzero(self.distil)[:1]
-            self._widths = self._joined(taught).widths if len(taught) else {}
+            self._widths = self._joined(taught)[1].widths if len(taught) else {}
         return self._widths
 
     def retained_mass(self, temperature: float, rows: Index) -> float:
         """Mean mass of the stored classes over those of the rows that lie in a few units, evenly spread."""
         units = np.unique(self._unit_of(rows))
         some = units[np.linspace(0, len(units) - 1, min(len(units), SAMPLE_UNITS)).astype(np.int64)]
-        joined = self._joined(rows[np.isin(self._unit_of(rows), some)])
+        _, joined = self._joined(rows[np.isin(self._unit_of(rows), some)])
         return joined.retained_mass(temperature, np.arange(joined.rows, dtype=np.int64))
 
     def ids_of(self, rows: Index) -> list[str]:
         """Ids of rows in the snapshot, as hexadecimal text."""
         if len(rows) == 0:
             return []
-        ids = self._joined(rows).ids_of(np.arange(len(np.unique(rows)), dtype=np.int64))
-        return [ids[at] for at in np.searchsorted(np.unique(rows), rows)]
+        held, joined = self._joined(rows)
+        return joined.ids_of(np.searchsorted(held, rows).astype(np.int64))
 
     def states(self, rows: Index) -> Mapping[int, Hidden]:
         """Teacher states of rows the teacher has labelled, by stored layer; each row once, ascending."""
-        joined = self._joined(rows)
+        _, joined = self._joined(rows)
         return joined.states(np.arange(joined.rows, dtype=np.int64))
 
     def prepare(self, step: int, rows_of: Callable[[int], Index], stop: int) -> None:
@@ -266,16 +266,26 @@ class StreamedSet:
 
     def _hold(self, rows: Index) -> None:
         self._held = None  # not two at a time
-        self._held = np.unique(rows), self._joined(rows)
+        self._cache.take_back()
+        self._held = self._joined(rows, whole=True)
 
-    def _joined(self, rows: Index) -> Rows:
-        """A set of these rows, ascending and each once."""
+    def _joined(self, rows: Index, *, whole: bool = False) -> tuple[Index, Rows]:
+        """These rows, ascending and each once, and a set of them.
+
+        If units may be ``whole``, they are not copied, nor are other rows of theirs left out, as far as the budget for
+        that goes: documents' distributions are then copied once, when a batch is made.
+        """
         rows = np.unique(rows)
         unit = self._unit_of(rows)
-        parts = {}
+        found = {}
         for number, data in self._cache.each(np.unique(unit).tolist()):
-            parts[number] = take_rows(data, rows[unit == number] - self._bounds[number])
-        return join_sets([parts[number] for number in sorted(parts)])
+            first, own = self._bounds[number], rows[unit == number]
+            if whole and cheaply_joined(data) and self._cache.lend(number):
+                found[number] = np.arange(first, first + data.rows), data
+            else:
+                found[number] = own, take_rows(data, own - first)
+        parts = [found[number] for number in sorted(found)]
+        return np.concatenate([own for own, _ in parts]), join_sets([data for _, data in parts])
 
     def _unit_of(self, rows: Index) -> Index:
         return np.searchsorted(self._bounds, rows, side="right").astype(np.int64) - 1

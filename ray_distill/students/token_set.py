@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 
 from ray_distill.errors import ConfigError, TrainingError
+from ray_distill.labels.parts import DistributionParts
 from ray_distill.labels.signal import Distributions, Hidden, Signal, gather_ranges
 from ray_distill.losses.base import LossBatch, SparseTargets
 from ray_distill.models.model import Model
@@ -44,7 +45,7 @@ class TokenSet:
     """``[R]``: row of ``distributions`` and ``hidden``; -1 = the teacher has not labelled the document."""
     distil: npt.NDArray[np.bool_]
     """``[R]``: the teacher may teach this document."""
-    distributions: Distributions | None
+    distributions: Distributions | DistributionParts | None
     hidden: Mapping[int, Hidden] = field(default_factory=dict)
     """Teacher states by stored layer, one a token of each labelled document."""
     packed: int = 0
@@ -100,7 +101,7 @@ class TokenSet:
     @property
     def drawn(self) -> bool:
         """Whether the teacher's classes were drawn."""
-        return self.distributions is not None and self.distributions.draws is not None
+        return self.distributions is not None and self.distributions.drawn
 
     def batch(self, rows: Index, real: npt.NDArray[np.bool_] | None = None) -> tuple[Batch, LossBatch]:
         """Model inputs and what the losses see of the given documents: N answered positions, document by document."""

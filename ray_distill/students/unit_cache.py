@@ -9,6 +9,8 @@ T = TypeVar("T")
 
 #: Units that are read and decoded at a time.
 THREADS = 4
+#: Share of the budget that may be lent: the rest is for units that come next.
+LENT = 0.75
 
 
 class UnitCache(Generic[T]):
@@ -25,6 +27,7 @@ class UnitCache(Generic[T]):
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="units ahead")
         self._held: OrderedDict[int, tuple[T, int]] = OrderedDict()
         self._coming: dict[int, Future[T]] = {}
+        self._lent: set[int] = set()
         self._bytes = 0
 
     def each(self, units: Sequence[int]) -> Iterator[tuple[int, T]]:
@@ -56,11 +59,24 @@ class UnitCache(Generic[T]):
                 return
             self._submit(unit)
 
+    def lend(self, unit: int) -> bool:
+        """Keep a unit that `each` has just given until `take_back`, unless little would be left for others."""
+        lent = sum(self._held[other][1] for other in self._lent - {unit})
+        if lent + self._held[unit][1] > self.budget * LENT:
+            return False
+        self._lent.add(unit)
+        return True
+
+    def take_back(self) -> None:
+        """Nothing that was lent is used any more."""
+        self._lent.clear()
+
     def close(self) -> None:
         """Drop what is wanted ahead, and wait for what is being loaded."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._coming.clear()
         self._held.clear()
+        self._lent.clear()
         self._bytes = 0
 
     def _mean(self) -> float:
@@ -79,8 +95,8 @@ class UnitCache(Generic[T]):
         return value
 
     def _shrink(self, wanted: set[int] | tuple[()], spare: float = 0) -> None:
-        """Drop units until what is held, and a unit's ``spare``, are within the budget: never a wanted one."""
-        for unit in [unit for unit in self._held if unit not in wanted]:
+        """Drop units until what is held, and a unit's ``spare``, are within the budget: never a wanted or lent one."""
+        for unit in [unit for unit in self._held if unit not in wanted and unit not in self._lent]:
             if self._bytes + spare <= self.budget:
                 return
             self._bytes -= self._held.pop(unit)[1]

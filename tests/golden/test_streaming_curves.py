@@ -3,15 +3,22 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from language_store_lab import config_of, documents, labelled, train, write_texts
 from training_lab import Recorder, learnt
 
 from ray_distill.artifacts import LabelSetRef
 from ray_distill.config import Campaign, MixtureConfig
+from ray_distill.models.load import load_model
+from ray_distill.students.data import open_data
+from ray_distill.students.joining import take_rows
+from ray_distill.students.ranks import current_ranks
 from ray_distill.students.run import TrainingJob, run_arms
+from ray_distill.students.sources import open_labels, open_sources
 from ray_distill.testing.gloo import run_gloo
 from ray_distill.testing.models import write_tiny_causal_model
+from ray_distill.testing.tensors import assert_equal
 
 STREAM = {"stream": "always", "memory_gb": 1e-3}
 
@@ -55,6 +62,31 @@ def test_the_curve_is_that_of_memory(
     _, streamed = train(campaign(home, **layout, **STREAM), labels, tmp_path / "streamed")
     assert curve(streamed) == curve(memory)
     assert len(memory.curve) > 12
+
+
+def test_documents_stay_in_their_units_as_far_as_these_fit(
+    home: Path, labels: LabelSetRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for no, some and all units of a batch: their rows are copied, some are, none is; batches are equal."""
+    config, copied = campaign(home), list[int]()
+    model = load_model(str(home / "teacher"), task=config.task)
+    [source] = open_sources(config, open_labels(config, (labels,)), model, layers=(), teacher_rows_url=None)
+    monkeypatch.setattr("ray_distill.students.streaming.take_rows",
+                        lambda data, rows: (copied.append(len(rows)), take_rows(data, rows))[1])
+    memory = open_data([source], config.student.training.model_copy(update={"stream": "never"}), current_ranks()).train
+    rows = [np.random.default_rng(step).permutation(memory.rows)[:24] for step in range(12)]
+    found = []
+    for memory_gb in (1e-6, 3e-5, 1.0):
+        settings = config.student.training.model_copy(update={"stream": "always", "memory_gb": memory_gb})
+        streamed = open_data([source], settings, current_ranks()).train
+        copied.clear()
+        for step, own in enumerate(rows):
+            streamed.prepare(step, rows.__getitem__, len(rows))
+            for ours, theirs in zip(streamed.batch(own), memory.batch(own), strict=True):
+                assert_equal(ours, theirs)
+        found.append(sum(copied))
+        streamed.close()
+    assert found[0] == sum(map(len, rows)) and 0 < found[1] < found[0] and found[2] == 0
 
 
 @pytest.mark.parametrize("how", ["source", "average"])

@@ -1,11 +1,17 @@
 """Rows taken from distributions: whole lines of a matrix where all positions are equally wide, ranges where not."""
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_distill.errors import LabelError
 from ray_distill.labels.codecs.base import running
-from ray_distill.labels.signal import Distributions, Draws
+from ray_distill.labels.parts import DistributionParts
+from ray_distill.labels.schema import concat_signals
+from ray_distill.labels.signal import Distributions, Draws, Signal
 
 
 @st.composite
@@ -42,3 +48,28 @@ def test_rows_keep_their_positions_and_entries(found: Distributions, data: st.Da
             for name in ("ids", "logp"):
                 assert getattr(taken, name)[mine].tolist() == getattr(found, name)[entries].tolist()
             assert taken.draws.count[mine].tolist() == taken.ids[mine].tolist()
+
+
+@given(st.lists(distributions(), min_size=1, max_size=4), st.data())
+def test_rows_of_several_are_those_of_each(several: list[Distributions], data: st.DataObject) -> None:
+    """Rows of parts, whichever and in whatever order, are what they are in all of them put together by copying."""
+    parts = DistributionParts.join([DistributionParts.join(several[:2]), *several[2:]])
+    together = concat_signals([Signal(distributions=found) for found in several]).distributions
+    assert together is not None and parts.rows == together.rows
+    for name in ("row_offsets", "log_tail", "entropy"):
+        assert np.array_equal(getattr(parts, name), getattr(together, name))
+    index = np.array(data.draw(st.lists(st.integers(0, parts.rows - 1), max_size=10)), np.int64)
+    ours, theirs = parts.take(index), together.take(index)
+    for name in ("row_offsets", "position", "entry_offsets", "ids", "logp", "log_tail", "entropy"):
+        found, expected = getattr(ours, name), getattr(theirs, name)
+        assert np.array_equal(found, expected) and found.dtype == expected.dtype
+    assert ours.draws is not None and theirs.draws is not None
+    assert np.array_equal(ours.draws.count, theirs.draws.count)
+    assert np.array_equal(ours.draws.log_normaliser, theirs.draws.log_normaliser)
+
+
+@given(distributions(), distributions())
+def test_parts_of_different_kinds_are_not_joined(one: Distributions, other: Distributions) -> None:
+    """What is over other classes is no part of the same set."""
+    with pytest.raises(LabelError, match="different kinds"):
+        DistributionParts.join([one, replace(other, classes=98)])

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from ray_distill.config import SnapshotConfig, TrainingConfig
 from ray_distill.errors import CorruptStore, SnapshotError
@@ -24,6 +23,7 @@ from ray_distill.students.streaming import Source, StreamedSet, scan
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.testing.labels import fake_manifest, label_all
 from ray_distill.testing.models import tiny_text_processor
+from ray_distill.testing.tensors import assert_equal
 
 CLASSES = tuple(f"class{i}" for i in range(5))
 ROWS = 400
@@ -67,25 +67,6 @@ def trial_of(data: Opened, **training: Any) -> Trial:
         {"global_batch": 24, "micro_batch": 5, "shuffle_units": 8, **training})
     return Trial(name="student", url="", data=data.train, rows=np.arange(0, data.train.rows, 2), terms=(), steps=20,
                  judge=None, training=settings, rate=1.0, seed=3, plan={}, units=data.units)  # type: ignore[arg-type]
-
-
-def assert_equal(found: Any, expected: Any) -> None:
-    """The same tensors, bit for bit, wherever they stand."""
-    assert type(found) is type(expected)
-    if isinstance(found, torch.Tensor):
-        assert found.dtype == expected.dtype and torch.equal(found, expected)
-    elif isinstance(found, tuple):
-        assert len(found) == len(expected)
-        for own, other in zip(found, expected, strict=True):
-            assert_equal(own, other)
-    elif isinstance(found, dict):
-        assert list(found) == list(expected)
-        for name in found:
-            assert_equal(found[name], expected[name])
-    elif hasattr(found, "__dataclass_fields__"):
-        assert_equal(vars(found), vars(expected))
-    else:
-        assert found == expected
 
 
 def test_batches_are_those_of_memory_to_the_bit(source: Source) -> None:

@@ -115,7 +115,8 @@ def _rows_of(file: pq.ParquetFile, start: int, stop: int, columns: Sequence[str]
             first = first if groups else before
             groups.append(group)
         before += size
-    table = file.read_row_groups(groups, columns=None if columns is None else list(columns))
+    # Parts are read several at a time: threads for the columns of one only wait for each other.
+    table = file.read_row_groups(groups, columns=None if columns is None else list(columns), use_threads=False)
     return table.slice(start - first, stop - start)
 
 

@@ -36,8 +36,9 @@ from ray_distill.storage.files import absolute, join, write_bytes, write_json
 
 _ZSTD_LEVEL = 3
 
-#: Rows of a row group: what training reads at a time where not everything fits into memory, a work unit's rows.
-_GROUP_ROWS = 512
+#: A row group is what training reads at a time where not everything fits into memory: a work unit's rows, or less than
+#: those of long inputs, whose units have fewer rows. More than so many groups would make a shard's footer long to read.
+_GROUP_ROWS, _GROUP_BYTES, _GROUPS = 512, 1 << 16, 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,9 +162,11 @@ def _shard_table(frozen: Frozen, rows: npt.NDArray[np.int64], input_column: str)
 def _parquet(table: pa.Table) -> bytes:
     """One Parquet file; equal tables give equal bytes, however they lie in memory."""
     sink = pa.BufferOutputStream()
+    rows = max(1, table.num_rows)
+    group = min(_GROUP_ROWS, max(1, _GROUP_BYTES * rows // max(1, table.nbytes), rows // _GROUPS))
     # Ids and inputs hardly repeat, and nobody searches by their range.
     repeating = [name for name in table.column_names if name not in ("row_id", "text", "image")]
     pq.write_table(table.combine_chunks(), sink, compression="zstd", compression_level=_ZSTD_LEVEL,
-                   row_group_size=_GROUP_ROWS, use_dictionary=repeating, write_statistics=repeating)
+                   row_group_size=group, use_dictionary=repeating, write_statistics=repeating)
     data: bytes = sink.getvalue().to_pybytes()
     return data

@@ -7,7 +7,8 @@ and 64 ids and log-probabilities at each but the last. What is timed ends with t
 are streamed (``stream: always``, with room for a part of the units) from a snapshot and a label store, digests checked,
 texts split into tokens; what it takes to open them is told apart. The two others find their tokens ready: Parquet with
 a shuffle buffer, and MDS shards. Each runs in its own process with no and with two workers, and its better rate counts.
-CPU seconds are of all threads and workers: on a busy machine they are the ratio to look at.
+CPU seconds are of all threads and workers: on a busy machine they are the ratio to look at. ``labels alone`` is what no
+way of loading them saves: each unit's labels read, checked and decoded, and copied into tensors once.
 
 ``mosaicml-streaming`` 0.13 wants numpy < 2.2 and transformers < 5, so it needs an environment of its own; PYTHON is its
 interpreter.
@@ -96,17 +97,18 @@ def main() -> None:
     parser.add_argument("--mosaic", help="interpreter of an environment with mosaicml-streaming")
     parser.add_argument("--ours", help=argparse.SUPPRESS)
     parser.add_argument("--datasets", help=argparse.SUPPRESS)
+    parser.add_argument("--least", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     kind = KINDS[asked.kind]
-    if asked.ours or asked.datasets:
-        found = _ours(Path(asked.ours), kind) if asked.ours else _datasets(Path(asked.datasets), kind)
-        sys.stdout.write(json.dumps(found))
-        return
+    for part, run in ((asked.ours, _ours), (asked.least, _least), (asked.datasets, _datasets)):
+        if part:
+            sys.stdout.write(json.dumps(run(Path(part), kind)))
+            return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _write(folder, kind, asked.examples or kind.examples, asked.codec)
         here = [sys.executable, __file__, asked.kind]
-        ours = _run([*here, "--ours", str(folder)])
+        ours, least = (_run([*here, part, str(folder)]) for part in ("--ours", "--least"))
         others = {"datasets": _run([*here, "--datasets", str(folder)])}
         if asked.mosaic:
             other = str(Path(__file__).with_name("mosaic_loader.py"))
@@ -114,7 +116,7 @@ def main() -> None:
     sys.stdout.write(
         f"loader k={K}, {asked.codec}: {ours['rate']:,.0f} {asked.kind}/s from {ours['units']} units of {kind.unit}, "
         f"read {ours['amplification']:.2f} times an epoch, opened in {ours['open_s']:.1f} s; {ours['cpu_rate']:,.0f} "
-        "a CPU second\n")
+        f"a CPU second (labels alone {least['cpu_rate']:,.0f})\n")
     for other, found in others.items():
         sys.stdout.write(
             f"  {ours['rate'] / found['rate']:.1f}x {other} ({found['rate']:,.0f}/s); a CPU second "
@@ -215,6 +217,23 @@ def _ours(folder: Path, kind: Kind) -> dict[str, float]:
     data.train.close()
     return {"rate": seen / seconds, "cpu_rate": seen / (cpu_seconds() - cpu), "open_s": opened, "units": units,
             "amplification": loads / units}
+
+
+def _least(folder: Path, kind: Kind) -> dict[str, float]:
+    import torch
+
+    from ray_distill.artifacts import LabelSetRef
+
+    labels, rng = open_label_set(LabelSetRef.from_json((folder / "ref.json").read_text())), np.random.default_rng(0)
+    start, cpu = time.perf_counter(), cpu_seconds()
+    for unit in labels.units:
+        found = labels.read_unit(unit)[1].distributions
+        assert found is not None
+        shuffled = rng.permutation(len(found.position))
+        ids, logp = (torch.from_numpy(column.reshape(-1, K).take(shuffled, axis=0))
+                     for column in (found.ids, found.logp))
+        assert ids.shape == logp.shape
+    return {"rate": labels.rows / (time.perf_counter() - start), "cpu_rate": labels.rows / (cpu_seconds() - cpu)}
 
 
 def _datasets(folder: Path, kind: Kind) -> dict[str, float]:

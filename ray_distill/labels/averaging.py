@@ -9,6 +9,7 @@ told; what the others gave it is in the tail.
 
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import reduce
 
@@ -20,7 +21,7 @@ from ray_distill.errors import StoreMismatch
 from ray_distill.labels import rowids
 from ray_distill.labels.codecs.base import running
 from ray_distill.labels.manifest import StoreManifest
-from ray_distill.labels.reader import LabelSet
+from ray_distill.labels.reader import READERS, LabelSet
 from ray_distill.labels.rowids import RowIds
 from ray_distill.labels.schema import concat_signals
 from ray_distill.labels.signal import Distributions, Signal
@@ -65,9 +66,10 @@ class AveragedLabels:
         return self._averaged(*self._sets[0].read_rows(wanted, layers))
 
     def read(self, layers: Sequence[int] = ()) -> tuple[pa.FixedSizeBinaryArray, Signal]:
-        """As `LabelSet.read`; unit by unit, for a mean takes several times the memory of what goes into it."""
+        """As `LabelSet.read`; by units, for a mean takes several times the memory of what goes into it."""
         first = self._sets[0]
-        parts = [self._averaged(*first.read_unit(unit, layers)) for unit in first.units]
+        with ThreadPoolExecutor(READERS, thread_name_prefix="labels") as pool:
+            parts = list(pool.map(lambda unit: self._averaged(*first.read_unit(unit, layers)), first.units))
         return first.in_order(parts) if parts else self._averaged(*first.read(layers))
 
     def _averaged(self, ids: pa.FixedSizeBinaryArray, own: Signal) -> tuple[pa.FixedSizeBinaryArray, Signal]:

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+from ray_distill.labels.reader import READERS
+
 T = TypeVar("T")
 
-#: Units that are read and decoded at a time.
-THREADS = 4
 #: Share of the budget that may be lent: the rest is for units that come next.
 LENT = 0.75
 
@@ -24,7 +24,7 @@ class UnitCache(Generic[T]):
         self.loads = 0
         """Units that were loaded so far."""
         self._load, self._size, self.budget = load, size, budget
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="units ahead")
+        self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="units ahead")
         self._held: OrderedDict[int, tuple[T, int]] = OrderedDict()
         self._coming: dict[int, Future[T]] = {}
         self._lent: set[int] = set()
@@ -41,7 +41,7 @@ class UnitCache(Generic[T]):
             self._held.move_to_end(unit)
             yield unit, self._held[unit][0]
         for at, unit in enumerate(missing):
-            for near in missing[at : at + THREADS]:
+            for near in missing[at : at + READERS]:
                 self._submit(near)
             yield unit, self._receive(unit)
             self._shrink(())

@@ -88,12 +88,12 @@ class DistributionParts:
         positions = self._positions(index)
         ends = [(part, part.entry_offsets[own.start : own.stop + 1]) for part, own in positions]
         entries = [(part, slice(int(own[0]), int(own[-1]))) for part, own in ends]
-        draws = self.parts[0].draws
-        if draws is not None:
-            draws = replace(
-                draws, count=np.concatenate([_draws(part).count[own] for part, own in entries]),
-                log_normaliser=np.concatenate([_draws(part).log_normaliser[own] for part, own in positions]))
         first = self.parts[0]
+        draws = None if first.draws is None else replace(
+            first.draws,
+            count=np.concatenate([part.draws.count[own] for part, own in entries if part.draws is not None]),
+            log_normaliser=np.concatenate(
+                [part.draws.log_normaliser[own] for part, own in positions if part.draws is not None]))
         return Distributions(
             family=first.family, classes=first.classes, temperatures=first.temperatures, draws=draws,
             row_offsets=running(np.array([own.stop - own.start for _, own in positions], np.int64)),
@@ -118,6 +118,3 @@ class DistributionParts:
 def _column(name: str, slices: Sequence[tuple[Distributions, slice]]) -> npt.NDArray[Any]:
     return np.concatenate([getattr(part, name)[own] for part, own in slices])
 
-
-def _draws(part: Distributions) -> Any:
-    return part.draws

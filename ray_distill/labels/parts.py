@@ -38,14 +38,14 @@ class DistributionParts:
 
     @classmethod
     def join(cls, several: Sequence["Distributions | DistributionParts"]) -> "DistributionParts":
-        """All rows of several, one after the other.
+        """All rows of several, one after the other; those without rows are left out.
 
         Raises:
             LabelError: they have different classes, temperatures or draws.
         """
-        every = [cls.of(found) for found in several]
+        every = [cls.of(found) for found in several if found.rows] or [cls.of(several[0])]
         parts = tuple(part for found in every for part in found.parts)
-        require_same_kind([part for part in parts if part.rows])
+        require_same_kind(parts)
         bases = running(np.array([len(found.parts) for found in every]))
         return cls(parts=parts, row=np.concatenate([found.row for found in every]), part=np.concatenate(
             [found.part + base for found, base in zip(every, bases, strict=False)]))

@@ -199,6 +199,7 @@ class StreamedSet:
         self._chunk = int(np.clip(budget / 8 / max(row_bytes, 1.0), 1, CHUNK_ROWS))
         self._cache: UnitCache[Rows] = UnitCache(self._load, size_of, int(budget * 3 / 4))
         self._held: tuple[Index, Rows] | None = None
+        self._until = 0
         self._widths: dict[int, int] | None = None
 
     @property
@@ -236,9 +237,10 @@ class StreamedSet:
     def prepare(self, step: int, rows_of: Callable[[int], Index], stop: int) -> None:
         """Put the rows of this step and some after it together, and begin to read what comes after these."""
         now = rows_of(step)
-        if self._holds(now):
+        if step < self._until and self._holds(now):
             return
         span = max(1, self._chunk // max(len(now), 1))
+        self._until = step + span  # whole units may hold rows of later steps too, but what comes next is to be asked for
         rows = np.concatenate([now, *(rows_of(at) for at in range(step + 1, min(step + span, stop)))])
         self._hold(rows)
         later = [rows_of(at) for at in range(min(step + span, stop), min(step + 2 * span, stop))]

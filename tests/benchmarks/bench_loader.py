@@ -16,6 +16,7 @@ interpreter.
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -107,6 +108,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _write(folder, kind, asked.examples or kind.examples, asked.codec)
+        os.sync()  # what is read first is not to be read while the disk is busy
         here = [sys.executable, __file__, asked.kind]
         ours, least = (_run([*here, part, str(folder)]) for part in ("--ours", "--least"))
         others = {"datasets": _run([*here, "--datasets", str(folder)])}

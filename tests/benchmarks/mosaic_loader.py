@@ -11,6 +11,7 @@ imported. An environment without GPUs::
 """
 
 import json
+import os
 import resource
 import sys
 import tempfile
@@ -38,6 +39,7 @@ def main() -> None:
     folder, unit, batch = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     with tempfile.TemporaryDirectory() as name:
         write(folder, Path(name) / "mds", unit)
+        os.sync()
         both = [read(str(Path(name) / "mds"), batch, workers) for workers in (0, 2)]
     sys.stdout.write(json.dumps({name: max(found[name] for found in both) for name in both[0]}) + "\n")
 

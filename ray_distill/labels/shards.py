@@ -17,18 +17,20 @@ from ray_distill.labels.manifest import StoreManifest
 from ray_distill.labels.rowids import RowIds
 from ray_distill.labels.signal import Distributions
 
-#: Codecs that hold plain int32 and float32. Their cells stand between their lengths, and are compressed for the reader,
-#: who unpacks them again in every epoch: LZ4 is read three to five times as fast as zstd, with 1.3 to 1.4 times the
-#: bytes. Who wants few bytes has the codec ``compact``, whose lengths lie apart, so that its bytes are in one piece.
-PLAIN = (("dense", 1), ("topk", 1))
+#: Codecs that hold plain int32 and float32. Their cells stand between their lengths, and from version 2 on they are
+#: compressed for the reader, who unpacks them again in every epoch: LZ4 is read three to five times as fast as zstd,
+#: with 1.3 to 1.4 times the bytes. Who wants few bytes has the codec ``compact``: its lengths lie apart, its bytes in
+#: one piece.
+PLAIN = ("dense", "topk")
 
 
 def encode_labels(ids: RowIds, distributions: Distributions, manifest: StoreManifest, fits: Fits) -> bytes:
     """A shard of labels: ``row_id`` and the columns of the manifest's codec."""
     columns = find_codec(manifest.codec).encode(distributions, manifest, fits)
-    table = pa.table({"row_id": rowids.to_arrow(ids), **columns})
-    return to_parquet(table, compression="lz4") if manifest.codec in PLAIN else to_parquet(
-        table, "DELTA_LENGTH_BYTE_ARRAY")
+    table, (name, version) = pa.table({"row_id": rowids.to_arrow(ids), **columns}), manifest.codec
+    if name in PLAIN:
+        return to_parquet(table, compression="zstd" if version == 1 else "lz4")
+    return to_parquet(table, "DELTA_LENGTH_BYTE_ARRAY")
 
 
 def decode_labels(data: bytes, manifest: StoreManifest, fits: Fits, name: str) -> tuple[RowIds, Distributions]:

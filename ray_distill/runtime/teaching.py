@@ -113,7 +113,7 @@ def make_manifest(config: Campaign, facts: TeacherFacts) -> StoreManifest:
         temperatures=signal.temperatures, hidden_layers=facts.layers, pool=hidden.pool, hidden_dtype=hidden.dtype,
         hidden_rank=(hidden.rank or 0) if facts.layers else 0,
         hidden_variance=(hidden.variance or 0.0) if facts.layers else 0.0,
-        codec=(signal.estimator, 1) if plain else ("compact", 2),
+        codec=(signal.estimator, 2) if plain else ("compact", 2),
         options={} if plain else compact_options(signal.temperatures, lossless, drawn=counted),
         unit_rows=labels.unit_rows, unit_bytes=labels.unit_bytes,
         batch=labels.resources.batch, threads=max(1, int(labels.resources.cpus)))

@@ -240,7 +240,7 @@ class StreamedSet:
         if step < self._until and self._holds(now):
             return
         span = max(1, self._chunk // max(len(now), 1))
-        self._until = step + span  # whole units may hold rows of later steps too, but what comes next is to be asked for
+        self._until = step + span  # whole units may hold rows of later steps, but those after them are to be asked for
         rows = np.concatenate([now, *(rows_of(at) for at in range(step + 1, min(step + span, stop)))])
         self._hold(rows)
         later = [rows_of(at) for at in range(min(step + span, stop), min(step + 2 * span, stop))]

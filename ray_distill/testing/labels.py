@@ -72,7 +72,7 @@ def fake_manifest(*, estimator: str = "dense", classes: int = 5, k: int = 2, lay
     return StoreManifest(
         task="text_classification", teacher={"fingerprint": teacher, "model": "fake"},
         classes=tuple(f"class{i}" for i in range(classes)), estimator=estimator, k=k if estimator == "topk" else 0,
-        temperatures=temperatures, hidden_layers=layers, pool=pool, hidden_dtype=hidden_dtype, codec=(estimator, 1),
+        temperatures=temperatures, hidden_layers=layers, pool=pool, hidden_dtype=hidden_dtype, codec=(estimator, 2),
         unit_rows=unit_rows)
 
 

@@ -158,7 +158,7 @@ def _label(folder: Path, kind: Kind, exact: list[Distributions], codec: str) -> 
     config = SnapshotConfig.model_validate({"source": str(folder / "texts.jsonl"), "splits": splits})
     ref = take_snapshot(config, input_column="text", seed=0, url=str(folder / "snapshots"))
     named = kind.task == "text_classification"
-    form: dict[str, Any] = {"codec": ("topk", 1)}
+    form: dict[str, Any] = {"codec": ("topk", 2)}
     if codec == "compact":
         fits = write_fits(str(folder / "labels"), {"ids": fit_ids(exact[0], kind.classes)})
         form = {"codec": ("compact", 2), "options": compact_options((1.0,), False), "fits": fits}

@@ -23,7 +23,7 @@ from ray_distill.teachers.base import Ask
 from ray_distill.teachers.reduce import reduce_logits
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id
 
-CODECS = {"topk": ("topk", 1), "lossless": ("compact", 2), "compact": ("compact", 2)}
+CODECS = {"topk": ("topk", 2), "lossless": ("compact", 2), "compact": ("compact", 2)}
 
 
 def _manifest(form: str) -> StoreManifest:

@@ -76,6 +76,9 @@ def test_a_store_goes_on_in_the_codec_it_was_begun_in(tmp_path) -> None:
     new = replace(manifest, codec=("compact", 2), options={**lossy, "levels": 112})
     url = str(tmp_path / "old")
     assert create_or_open(url, old).manifest == create_or_open(url, new).manifest == old
+    plain = replace(manifest, codec=("topk", 1))
+    assert create_or_open(str(tmp_path / "plain"), plain).manifest == create_or_open(
+        str(tmp_path / "plain"), replace(plain, codec=("topk", 2))).manifest == plain
     with pytest.raises(StoreMismatch, match="options"):
         create_or_open(url, replace(new, options={**new.options, "lossless": True}))
     create_or_open(str(tmp_path / "new"), new)

@@ -89,7 +89,7 @@ def test_the_manifest_says_what_the_teacher_and_the_config_decide() -> None:
     assert (manifest.classes, manifest.hidden_layers) == (("a", "b", "c"), (0, 2))
     assert manifest.teacher == {
         "fingerprint": "f", "model": "big", "revision": "sha256:1", "dtype": "bfloat16", "head": None}
-    assert (manifest.estimator, manifest.codec, manifest.k) == ("dense", ("dense", 1), 0)
+    assert (manifest.estimator, manifest.codec, manifest.k) == ("dense", ("dense", 2), 0)
     assert manifest.temperatures == (1.0, 2.0)
     assert (manifest.pool, manifest.hidden_dtype) == ("cls", "float32")
     assert (manifest.unit_rows, manifest.batch, manifest.threads) == (7, 5, 3)
@@ -99,7 +99,7 @@ def test_a_topk_manifest_stores_no_more_classes_than_there_are() -> None:
     """k is capped by the number of classes."""
     assert make_manifest(_config(signal={"estimator": "topk", "k": 2}), FACTS).k == 2
     manifest = make_manifest(_config(signal={"estimator": "topk", "k": 64}), FACTS)
-    assert (manifest.k, manifest.codec) == (3, ("topk", 1))
+    assert (manifest.k, manifest.codec) == (3, ("topk", 2))
 
 
 def test_a_language_models_manifest_has_a_vocabulary_and_names_its_tokens() -> None:

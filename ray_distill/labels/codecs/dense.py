@@ -1,4 +1,7 @@
-"""``dense/1``: log-probabilities of all V classes in float32, lossless; class ids and the empty tail are implied."""
+"""``dense``: log-probabilities of all V classes in float32, lossless; class ids and the empty tail are implied.
+
+The columns of both versions are the same; `shards` compresses them differently.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,8 +20,8 @@ from ray_distill.labels.signal import Distributions
 class DenseCodec:
     """Columns ``position`` int32 ``[P]``, ``logp`` float32 ``[P·V]``, ``entropy`` float32 ``[P]``, a cell a row."""
 
+    version: int
     name: str = "dense"
-    version: int = 1
 
     def encode(self, distributions: Distributions, manifest: StoreManifest, fits: Fits) -> Mapping[str, pa.Array]:
         """Columns of a shard.
@@ -26,7 +29,7 @@ class DenseCodec:
         Raises:
             LabelError: a position lacks classes, or has mass outside them.
         """
-        require_dense(distributions, "dense/1")
+        require_dense(distributions, f"dense/{self.version}")
         rows = distributions.row_offsets
         return {
             "position": cells(distributions.position.astype(np.int32), rows),

@@ -1,4 +1,7 @@
-"""``topk/1``: class ids in int32 and log-probabilities in float32, lossless, with the log tail at each temperature."""
+"""``topk``: class ids in int32 and log-probabilities in float32, lossless, with the log tail at each temperature.
+
+The columns of both versions are the same; `shards` compresses them differently.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,8 +22,8 @@ class TopKCodec:
     ``log_tail`` float32 ``[P·T]``, ``entropy`` float32 ``[P]``.
     """
 
+    version: int
     name: str = "topk"
-    version: int = 1
 
     def encode(self, distributions: Distributions, manifest: StoreManifest, fits: Fits) -> Mapping[str, pa.Array]:
         """Columns of a shard."""

@@ -117,4 +117,3 @@ class DistributionParts:
 
 def _column(name: str, slices: Sequence[tuple[Distributions, slice]]) -> npt.NDArray[Any]:
     return np.concatenate([getattr(part, name)[own] for part, own in slices])
-

@@ -162,11 +162,20 @@ def _shard_table(frozen: Frozen, rows: npt.NDArray[np.int64], input_column: str)
 def _parquet(table: pa.Table) -> bytes:
     """One Parquet file; equal tables give equal bytes, however they lie in memory."""
     sink = pa.BufferOutputStream()
-    rows = max(1, table.num_rows)
-    group = min(_GROUP_ROWS, max(1, _GROUP_BYTES * rows // max(1, table.nbytes), rows // _GROUPS))
+    rows, size = table.num_rows, sum(_bytes_of(column) for column in table.columns)
+    group = min(_GROUP_ROWS, max(1, _GROUP_BYTES * rows // max(1, size), rows // _GROUPS))
     # Ids and inputs hardly repeat, and nobody searches by their range.
     repeating = [name for name in table.column_names if name not in ("row_id", "text", "image")]
     pq.write_table(table.combine_chunks(), sink, compression="zstd", compression_level=_ZSTD_LEVEL,
                    row_group_size=group, use_dictionary=repeating, write_statistics=repeating)
     data: bytes = sink.getvalue().to_pybytes()
     return data
+
+
+def _bytes_of(column: pa.ChunkedArray) -> int:
+    """Of its texts or files, by value: what a column takes in memory depends on how it came there."""
+    kind = column.type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)
+            or pa.types.is_large_binary(kind)):
+        return 0
+    return int(pc.sum(pc.binary_length(column)).as_py() or 0)

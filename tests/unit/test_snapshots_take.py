@@ -255,6 +255,21 @@ def test_unknown_names_are_refused(tmp_path: Path) -> None:
         snapshot.read("test", ["image"])
 
 
+@pytest.mark.parametrize(("letters", "groups"), [(20, 2), (1000, 10), (20_000, 200)])
+def test_long_inputs_lie_in_small_groups_so_that_a_part_of_a_shard_is_read_as_such(
+    tmp_path: Path, letters: int, groups: int
+) -> None:
+    """600 rows a shard: any range of them is what the whole shard has there, read from few rows more than it asks for."""
+    rows = [{"text": f"{n:05d}".ljust(letters, "x"), "label": None} for n in range(600 * 2)]
+    snapshot = take(tmp_path, rows, shard_rows=600, splits={"train": 0.94, "validation": 0.02, "calibration": 0.02,
+                                                            "test": 0.02})
+    shard = next(shard for shard in snapshot.shards if shard.rows == 600)
+    whole, file = snapshot.read_shard(shard), pq.ParquetFile(f"{snapshot.ref.url}/{shard.name}")
+    assert file.num_row_groups == groups
+    for start, stop in ((0, 64), (300, 364), (599, 600), (0, 600)):
+        assert snapshot.read_range(shard, start, stop).equals(whole.slice(start, stop - start))
+
+
 def test_images_from_folders(tmp_path: Path) -> None:
     """Encoded bytes are kept as they are; classes are the folders; undecodable files are counted."""
     pixels = np.random.default_rng(0).integers(0, 256, (200, 4, 4, 3)).astype(np.uint8)

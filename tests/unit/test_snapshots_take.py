@@ -259,7 +259,7 @@ def test_unknown_names_are_refused(tmp_path: Path) -> None:
 def test_long_inputs_lie_in_small_groups_so_that_a_part_of_a_shard_is_read_as_such(
     tmp_path: Path, letters: int, groups: int
 ) -> None:
-    """600 rows a shard: any range of them is what the whole shard has there, read from few rows more than it asks for."""
+    """600 rows a shard: any range of them is what the whole shard has there, read from few rows more than it asks."""
     rows = [{"text": f"{n:05d}".ljust(letters, "x"), "label": None} for n in range(600 * 2)]
     snapshot = take(tmp_path, rows, shard_rows=600, splits={"train": 0.94, "validation": 0.02, "calibration": 0.02,
                                                             "test": 0.02})

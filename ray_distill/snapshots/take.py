@@ -36,8 +36,9 @@ from ray_distill.storage.files import absolute, join, write_bytes, write_json
 
 _ZSTD_LEVEL = 3
 
-#: A row group is what training reads at a time where not everything fits into memory: a work unit's rows, or less than
-#: those of long inputs, whose units have fewer rows. More than so many groups would make a shard's footer long to read.
+#: A row group is what training reads at a time where not everything fits into memory: a work unit's rows, fewer where
+#: inputs are long, as their units have fewer, too. A shard has no more groups than ``_GROUPS``, unless they would have
+#: more rows than a unit: its footer is read again for each part.
 _GROUP_ROWS, _GROUP_BYTES, _GROUPS = 512, 1 << 16, 256
 
 

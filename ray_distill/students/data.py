@@ -48,7 +48,7 @@ def open_data(sources: Sequence[Source], training: TrainingConfig, ranks: Ranks)
     measured = units and training.stream != "never"
     row_bytes = float(ranks.share(_row_bytes(sources, units) if measured and ranks.first else 0.0))
     rows, budget = _rows_of(units), training.memory_gb * 1e9
-    copies = 1 if len(sources) == 1 else 2  # several are held apart, and as one
+    copies = 1 if len(sources) == 1 else 2  # several are held apart, and as one; of documents, less
     if not measured or (training.stream == "auto" and copies * rows * row_bytes <= budget):
         return _in_memory(sources, units)
     log.info("%d rows take about %.1f GB in memory: they are read while training goes on, within %.1f GB a worker",

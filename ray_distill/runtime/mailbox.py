@@ -3,7 +3,8 @@
 Ray imports this module in processes that only pass things on, so it imports nothing heavy.
 """
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,8 @@ from ray_distill.errors import DistillError
 if TYPE_CHECKING:
     from ray_distill.runtime.gauges import TrainingGauges
 
-#: Steps of which a rank sends the metrics together.
-SEND_STEPS = 20
+#: A rank sends the metrics of so many steps together, or of those of so many seconds.
+SEND_STEPS, SEND_SECONDS = 20, 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,31 +56,52 @@ class Mailbox:
         return self._students, self._error
 
 
+class Outbox:
+    """Metrics that wait on a rank to be sent together."""
+
+    def __init__(self, send: Callable[[list[StepMetrics]], Any]) -> None:
+        self._send, self._waiting = send, list[StepMetrics]()
+        self._sent_at = time.monotonic()
+
+    def add(self, arm: str, step: int, values: Mapping[str, float]) -> None:
+        """Send a step's numbers, by and by."""
+        self._waiting.append(StepMetrics(arm=arm, step=step, values=dict(values)))
+        if len(self._waiting) >= SEND_STEPS or time.monotonic() - self._sent_at >= SEND_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what is waiting."""
+        self._sent_at = time.monotonic()
+        if self._waiting:
+            self._send(self._waiting)
+            self._waiting = []
+
+
 class MailReporter:
     """The training loop's reporter inside Ray Train; only the first rank sends, and sets ``gauges`` at every step."""
 
     def __init__(self, mailbox: Any, rank: int, gauges: "TrainingGauges | None" = None):
-        self._mailbox, self._rank, self._gauges = mailbox, rank, gauges
-        self._waiting: list[StepMetrics] = []
+        self._outbox, self._rank, self._gauges = Outbox(mailbox.put.remote), rank, gauges
         self._noticed: list[str] = []
 
     def metrics(self, arm: str, step: int, values: Mapping[str, float]) -> None:
         """Send a step's numbers, several steps at a time."""
         if self._rank == 0:
-            self._waiting.append(StepMetrics(arm=arm, step=step, values=dict(values)))
+            self._outbox.add(arm, step, values)
             if self._gauges is not None:
                 self._gauges.step(arm, step, values)
-            if len(self._waiting) >= SEND_STEPS:
-                self.flush()
+
+    def repeat(self, arm: str, step: int, values: Mapping[str, float]) -> None:
+        """Send them again: the driver takes the later."""
+        if self._rank == 0:
+            self._outbox.add(arm, step, values)
 
     def flush(self) -> None:
         """Send what is waiting."""
-        if self._waiting:
-            self._mailbox.put.remote(self._waiting)
-            self._waiting = []
+        self._outbox.flush()
 
     def checkpoint(self, value: Mapping[str, Any]) -> None:
-        """Send what is waiting: a run that goes on from here repeats nothing of it.
+        """Send what is waiting: a run that goes on from here takes none of these steps again.
 
         Ray is not told. It keeps no report without a checkpoint of its own, and takes one when it next looks at its
         workers, a second or two later, for which every rank would wait.

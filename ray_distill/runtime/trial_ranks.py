@@ -8,11 +8,12 @@
 import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from ray_distill.errors import DistillError, TrainingError
 from ray_distill.runtime.halving import Judgement
-from ray_distill.runtime.mailbox import SEND_STEPS, StepMetrics
+from ray_distill.runtime.mailbox import Outbox
 from ray_distill.runtime.ranks import DEFECTS
 from ray_distill.storage import files
 from ray_distill.students.reporter import TrainingStopped
@@ -39,7 +40,7 @@ class TrialReporter:
 
     def __init__(self, task: TrialTask, desk: Any, rank: int) -> None:
         self._task, self._desk, self._rank = task, desk, rank
-        self._waiting: list[StepMetrics] = []
+        self._outbox = Outbox(partial(desk.put.remote, task.key))
         self._passed: dict[float, float] = known_rungs(task.job.output, task.rule) if rank == 0 else {}
         self.stopped: dict[str, Any] | None = None
         """What `STOPPED` is to say, once the trial is to stop."""
@@ -48,12 +49,17 @@ class TrialReporter:
         """Send a step's numbers, several steps at a time; and ask at a rung."""
         if self._rank != 0:
             return
-        self._waiting.append(StepMetrics(arm=arm, step=step, values=dict(values)))
-        looked = "epoch" in values
-        if looked or len(self._waiting) >= SEND_STEPS:
-            self.flush()
-        if looked and self._task.rule is not None and self.stopped is None:
+        self._outbox.add(arm, step, values)
+        if "epoch" not in values:
+            return
+        self.flush()
+        if self._task.rule is not None and self.stopped is None:
             self._ask(step, values)
+
+    def repeat(self, arm: str, step: int, values: Mapping[str, float]) -> None:
+        """Send them again; what came of a rung is known."""
+        if self._rank == 0:
+            self._outbox.add(arm, step, values)
 
     def _ask(self, step: int, values: Mapping[str, float]) -> None:
         import ray
@@ -73,9 +79,7 @@ class TrialReporter:
 
     def flush(self) -> None:
         """Send what is waiting."""
-        if self._waiting:
-            self._desk.put.remote(self._task.key, self._waiting)
-            self._waiting = []
+        self._outbox.flush()
 
     def checkpoint(self, value: Mapping[str, Any]) -> None:
         """The checkpoint itself is in our own storage."""

@@ -171,9 +171,9 @@ def on_disk(planned: Planned) -> Outcome | None:
     """
     job = planned.task.job
     arm = arm_by_name(ARM)
-    ref = exported_arm(job.output, ARM, arm_plan(job, planned.trial.config, arm), Ranks(rank=0, world=1))
-    if ref is not None:
-        return finished(planned, ref)
+    exported = exported_arm(job.output, ARM, arm_plan(job, planned.trial.config, arm), Ranks(rank=0, world=1))
+    if exported is not None:
+        return finished(planned, exported[0])
     url = files.join(job.output, STOPPED)
     kept = files.read_json(url) if files.exists(url) else None
     if kept is None or kept["rule"] != planned.task.rule:

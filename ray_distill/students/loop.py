@@ -27,7 +27,7 @@ from ray_distill.students.micro_batches import Budget, MicroBatch, micro_batches
 from ray_distill.students.order import Order, Plan, units_of
 from ray_distill.students.outcomes import WEIGHTS_FILE, Best, read_weights, weights_bytes
 from ray_distill.students.ranks import Ranks
-from ray_distill.students.reporter import Reporter, TrainingStopped
+from ray_distill.students.reporter import Remembering, Told, TrainingStopped
 from ray_distill.students.sampler import Index, cursor_at
 from ray_distill.students.saving import CheckpointWriter
 from ray_distill.students.schedules import rate_factor
@@ -79,14 +79,15 @@ class Trial:
 Batches = list[tuple[Batch, LossBatch]]
 
 
-def run_trial(trial: Trial, engine: Engine, ranks: Ranks, reporter: Reporter, *, resume: bool) -> Best:
+def run_trial(trial: Trial, engine: Engine, ranks: Ranks, reporter: Remembering, *, resume: bool) -> Best:
     """Train to the end, from the newest checkpoint if ``resume`` and there is one.
 
     Raises:
         TrainingError: a loss is not finite, or the checkpoint is of another run.
         TrainingStopped: a stop was requested; the state is saved.
     """
-    step, best, looked, resumed = _restore(trial, engine, ranks) if resume else (0, None, None, None)
+    step, best, looked, resumed, lately = _restore(trial, engine, ranks) if resume else (0, None, None, None, [])
+    reporter.repeat(lately)
     saver = CheckpointWriter(
         checkpoints_url(trial), ranks, trial.training.checkpoints, plan=trial.plan,
         protect=() if resumed is None else (resumed,))
@@ -95,7 +96,7 @@ def run_trial(trial: Trial, engine: Engine, ranks: Ranks, reporter: Reporter, *,
 
 
 def _train(
-    trial: Trial, engine: Engine, ranks: Ranks, reporter: Reporter, feed: Feed[Batches], saver: CheckpointWriter,
+    trial: Trial, engine: Engine, ranks: Ranks, reporter: Remembering, feed: Feed[Batches], saver: CheckpointWriter,
     step: int, best: Best | None, looked: Score | None,
 ) -> Best:
     """Train from a step to the end; see `run_trial`."""
@@ -126,7 +127,7 @@ def _train(
             next_look = time.monotonic() + LOOK_SECONDS
             leave = reporter.should_save()
         if stop or leave or step % trial.training.checkpoint_every == 0:
-            told(_save(trial, engine, ranks, saver, step, best, looked), saved)
+            told(_save(trial, engine, ranks, saver, step, best, looked, reporter.lately), saved)
             saved = step
         if stop or leave:
             told(saver.finish(), saved)
@@ -258,7 +259,7 @@ def _judge(
 
 def _save(
     trial: Trial, engine: Engine, ranks: Ranks, saver: CheckpointWriter, step: int, best: Best | None,
-    looked: Score | None,
+    looked: Score | None, lately: Told,
 ) -> str | None:
     """Begin a checkpoint; the URL of the one before, if that is complete only now."""
     def write(folder: Path) -> None:
@@ -269,17 +270,19 @@ def _save(
 
     cursor = cursor_at(step, len(trial.rows), trial.training.global_batch)
     state = {"cursor": cursor.to_dict(), "best": None if best is None else best.to_dict(),
-             "validation": None if looked is None else {"value": looked.value, "metrics": looked.metrics}}
+             "validation": None if looked is None else {"value": looked.value, "metrics": looked.metrics},
+             "lately": lately}
     return saver.start(write, step=step, state=state)
 
 
 def _restore(
     trial: Trial, engine: Engine, ranks: Ranks
-) -> tuple[int, Best | None, Score | None, str | None]:
-    """Load the newest checkpoint, if there is one: steps done, best so far, the last look before it, and its URL."""
+) -> tuple[int, Best | None, Score | None, str | None, Told]:
+    """Load the newest checkpoint, if there is one: steps done, best so far, the last look before it, its URL, and what
+    was told lately."""
     found = find_checkpoint(checkpoints_url(trial), ranks)
     if found is None:
-        return 0, None, None, None
+        return 0, None, None, None, []
     check_plan(found.plan, trial.plan, f"checkpoint {found.url}")
     with fetched(found, ranks) as local:
         engine.load(local / "engine")
@@ -287,7 +290,8 @@ def _restore(
         weights = read_weights((local / WEIGHTS_FILE).read_bytes()) if saved is not None and ranks.first else {}
     look = found.state.get("validation")
     looked = None if look is None else Score(value=float(look["value"]), metrics=dict(look["metrics"]))
-    return found.step, None if saved is None else Best.from_dict(saved, weights), looked, found.url
+    best = None if saved is None else Best.from_dict(saved, weights)
+    return found.step, best, looked, found.url, found.state.get("lately", [])
 
 
 def checkpoints_url(trial: Trial) -> str:

@@ -14,6 +14,7 @@ from ray_distill.fingerprint import sha256
 from ray_distill.storage import files
 from ray_distill.students.checkpoints import check_plan
 from ray_distill.students.ranks import Ranks
+from ray_distill.students.reporter import Told
 from ray_distill.students.validation import Score
 
 log = logging.getLogger(__name__)
@@ -41,28 +42,29 @@ class Best:
         return cls(score=score, step=int(value["step"]), weights=weights)
 
 
-def save_outcome(url: str, best: Best, plan: Mapping[str, Any], ranks: Ranks) -> None:
-    """Keep a finished trial's best result: the weights, then the marker with their digest."""
+def save_outcome(url: str, best: Best, plan: Mapping[str, Any], ranks: Ranks, lately: Told) -> None:
+    """Keep a finished trial's best result: the weights, then the marker with their digest and what was told lately."""
     if ranks.first:
         data = weights_bytes(best.weights)
         files.write_bytes(files.join(url, WEIGHTS_FILE), data)
-        marker = {"best": best.to_dict(), "digest": sha256(data), "plan": plan}
+        marker = {"best": best.to_dict(), "digest": sha256(data), "plan": plan, "lately": lately}
         files.write_bytes(files.join(url, _MARKER), json.dumps(marker, indent=1).encode())
     ranks.barrier()
 
 
-def load_outcome(url: str, plan: Mapping[str, Any], ranks: Ranks) -> Best | None:
-    """A finished trial's best result, the weights on the first rank alone; None = the trial is not finished.
+def load_outcome(url: str, plan: Mapping[str, Any], ranks: Ranks) -> tuple[Best, Told] | None:
+    """A finished trial's best result, weights on the first rank alone, and what it had told lately; None = unfinished.
 
     Raises:
         TrainingError: it is of another run.
     """
     found = _read_outcome(url) if ranks.first else None
-    value, saved_plan = ranks.share((None, None) if found is None else (found[0].to_dict(), found[1]))
-    if value is None:
+    shared = ranks.share(None if found is None else (found[0].to_dict(), *found[1:]))
+    if shared is None:
         return None
+    value, saved_plan, lately = shared
     check_plan(saved_plan, plan, f"the finished trial {url}")
-    return Best.from_dict(value, found[0].weights if found is not None else {})
+    return Best.from_dict(value, found[0].weights if found is not None else {}), lately
 
 
 def weights_bytes(weights: Mapping[str, Tensor]) -> bytes:
@@ -77,7 +79,7 @@ def read_weights(data: bytes) -> dict[str, Tensor]:
     return weights
 
 
-def _read_outcome(url: str) -> tuple[Best, dict[str, Any]] | None:
+def _read_outcome(url: str) -> tuple[Best, dict[str, Any], Told] | None:
     marker_url = files.join(url, _MARKER)
     if not files.exists(marker_url):
         return None
@@ -86,7 +88,7 @@ def _read_outcome(url: str) -> tuple[Best, dict[str, Any]] | None:
         data = files.read_bytes(files.join(url, WEIGHTS_FILE))
         if sha256(data) != marker["digest"]:
             raise TrainingError(f"{url}: {WEIGHTS_FILE} is damaged: its digest is not {marker['digest']}")
-        return Best.from_dict(marker["best"], read_weights(data)), marker["plan"]
+        return Best.from_dict(marker["best"], read_weights(data)), marker["plan"], marker.get("lately", [])
     except (TrainingError, ValueError, KeyError, TypeError) as error:
         log.warning("the finished trial %s cannot be used and is trained again: %s", url, error)
         return None

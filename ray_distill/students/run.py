@@ -44,7 +44,7 @@ from ray_distill.students.memory import Sizes, memory_explained
 from ray_distill.students.micro_batches import Budget
 from ray_distill.students.outcomes import Best, load_outcome, save_outcome
 from ray_distill.students.ranks import Ranks, current_ranks
-from ray_distill.students.reporter import Reporter
+from ray_distill.students.reporter import Remembering, Reporter
 from ray_distill.students.resampling import Shares, resampled
 from ray_distill.students.sampler import Index, steps_per_epoch
 from ray_distill.students.sources import open_labels, open_sources
@@ -122,14 +122,18 @@ def run_arms(job: TrainingJob, reporter: Reporter) -> list[StudentRef]:
     if not job.resume:
         _clear(job, ranks)
     done = {arm.name: exported_arm(job.output, arm.name, arm_plan(job, config, arm), ranks) for arm in arms}
-    for name, ref in done.items():
-        if ref is not None:
-            log.info("%s is already trained: %s is taken as it is", name, ref.url)
-    if all(done.values()):
-        return [ref for ref in done.values() if ref is not None]
+    remembering = Remembering(reporter)
+    refs = {}
+    for name, exported in done.items():
+        if exported is not None:
+            refs[name], lately = exported
+            remembering.repeat(lately)
+            log.info("%s is already trained: %s is taken as it is", name, refs[name].url)
+    if len(refs) == len(arms):
+        return list(refs.values())
     workshop = _open(job, config, ranks)
     try:
-        return [done[arm.name] or _run_arm(workshop, arm, reporter) for arm in arms]
+        return [refs.get(arm.name) or _run_arm(workshop, arm, remembering) for arm in arms]
     finally:
         workshop.train.close()
 
@@ -212,7 +216,7 @@ def _ceiling(job: TrainingJob, config: Campaign, snapshot: Snapshot, model: Mode
         snapshot_classes=source.classes, labels=None, name="ceiling")
 
 
-def _run_arm(workshop: Workshop, arm: Arm, reporter: Reporter) -> StudentRef:
+def _run_arm(workshop: Workshop, arm: Arm, reporter: Remembering) -> StudentRef:
     """Train an arm once for each learning rate and export the best of them."""
     trials = _trials(workshop, arm)
     outcomes = [_finish_trial(workshop, arm, trial, reporter) for trial in trials]
@@ -221,7 +225,7 @@ def _run_arm(workshop: Workshop, arm: Arm, reporter: Reporter) -> StudentRef:
     ref = export_arm(
         workshop.job.output, arm.name, workshop.model, outcomes[best], labels=workshop.job.labels,
         facts=_facts(workshop, arm, trials[best]), plan=arm_plan(workshop.job, workshop.config, arm),
-        ranks=workshop.ranks)
+        ranks=workshop.ranks, lately=reporter.lately)
     if workshop.ranks.first and workshop.config.student.training.checkpoints.best == 0:
         files.delete(_work_url(workshop.job, arm.name))
     workshop.ranks.barrier()
@@ -250,12 +254,14 @@ def _trials(workshop: Workshop, arm: Arm) -> list[Trial]:
         for number, rate in enumerate(training.learning_rate)]
 
 
-def _finish_trial(workshop: Workshop, arm: Arm, trial: Trial, reporter: Reporter) -> Best:
+def _finish_trial(workshop: Workshop, arm: Arm, trial: Trial, reporter: Remembering) -> Best:
     """A trial's best result: the one kept, or trained now (going on from a checkpoint when resuming)."""
     kept = load_outcome(trial.url, trial.plan, workshop.ranks) if workshop.job.resume else None
     if kept is not None:
         log.info("%s is already finished", trial.name)
-        return kept
+        best, lately = kept
+        reporter.repeat(lately)
+        return best
     training, ranks = trial.training, workshop.ranks
     pairs, plain = layers_wanted(trial.terms)
     widths = trial.data.widths
@@ -280,7 +286,7 @@ def _finish_trial(workshop: Workshop, arm: Arm, trial: Trial, reporter: Reporter
             best = run_trial(trial, engine, ranks, reporter, resume=workshop.job.resume)
         finally:
             engine.close()
-    save_outcome(trial.url, best, trial.plan, ranks)
+    save_outcome(trial.url, best, trial.plan, ranks, reporter.lately)
     if ranks.first:
         prune(checkpoints_url(trial), training.checkpoints, last=0)
     return best

@@ -32,7 +32,7 @@ from ray_distill.students.loss_settings import wants_layers
 from ray_distill.students.matching import layers_wanted, pairs_of, state_scales
 from ray_distill.students.micro_batches import Budget
 from ray_distill.students.ranks import current_ranks
-from ray_distill.students.reporter import TrainingStopped
+from ray_distill.students.reporter import Remembering, TrainingStopped
 from ray_distill.students.sampler import global_batch_at
 from ray_distill.students.schedules import rate_factor
 from ray_distill.students.terms import build_terms, group_of
@@ -159,7 +159,7 @@ def run(lab: Lab) -> Ran:
     """Train on this rank, to the end."""
     trial, engine = build(lab)
     recorder = Recorder()
-    best = run_trial(trial, engine, current_ranks(), recorder, resume=lab.resume)
+    best = run_trial(trial, engine, current_ranks(), Remembering(recorder), resume=lab.resume)
     engine.close()
     return Ran(curve=recorder.curve, best=best.to_dict(), weights=best.weights, saved=recorder.saved)
 
@@ -173,7 +173,7 @@ def run_cut(lab: Lab) -> Ran:
     """Train until stopped, then build everything anew and train the rest; returns the rest."""
     trial, engine = build(lab)
     try:
-        run_trial(trial, engine, current_ranks(), Recorder(lab.stop_after), resume=False)
+        run_trial(trial, engine, current_ranks(), Remembering(Recorder(lab.stop_after)), resume=False)
     except TrainingStopped:
         engine.close()
         return run(replace(lab, stop_after=None, resume=True))

@@ -24,6 +24,7 @@ from ray_distill.students import loop
 from ray_distill.students.engine import check_compiler
 from ray_distill.students.loop import run_trial
 from ray_distill.students.ranks import current_ranks
+from ray_distill.students.reporter import Remembering
 from ray_distill.students.timing import PARTS, StepMeter
 from ray_distill.testing.gloo import run_gloo
 
@@ -260,7 +261,7 @@ def test_a_loss_that_is_not_finite_names_step_term_and_rows(tmp_path: Path) -> N
     trial.data.teaching.logp_RK[broken, 0] = float("nan")
     row, = trial.data.ids_of(np.array([broken]))
     with pytest.raises(TrainingError, match=f"the loss term 'soft' is nan at step . of 8; labels .* of {row}: label"):
-        run_trial(trial, engine, current_ranks(), lab.Recorder(), resume=False)
+        run_trial(trial, engine, current_ranks(), Remembering(lab.Recorder()), resume=False)
     facts, = (tmp_path / "trial" / "diagnosis").glob("*.json")
     told = json.loads(facts.read_text())
     culprit, = told["not_finite"]
@@ -278,7 +279,7 @@ def test_a_loss_that_overflows_names_the_batch(tmp_path: Path) -> None:
     with torch.no_grad():
         next(iter(engine._module.parameters())).fill_(float("inf"))  # type: ignore[attr-defined]
     with pytest.raises(TrainingError, match="at step 1 of 8; it came from 12 rows, .* and 4 more; their labels"):
-        run_trial(trial, engine, current_ranks(), lab.Recorder(), resume=False)
+        run_trial(trial, engine, current_ranks(), Remembering(lab.Recorder()), resume=False)
 
 
 def test_rows_that_are_to_come_twice_do(tmp_path: Path) -> None:
@@ -287,7 +288,8 @@ def test_rows_that_are_to_come_twice_do(tmp_path: Path) -> None:
     trial, engine = lab.build(Lab(folder=str(tmp_path), steps=2, training={"global_batch": 24}))
     watched = lab.Watched(trial.data, engine)  # type: ignore[arg-type]
     rows = np.repeat(np.arange(30), [2] * 12 + [1] * 18)
-    run_trial(replace(trial, data=watched, rows=rows), engine, current_ranks(), lab.Recorder(), resume=False)
+    trial = replace(trial, data=watched, rows=rows)
+    run_trial(trial, engine, current_ranks(), Remembering(lab.Recorder()), resume=False)
     assert sorted(watched.seen) == rows.tolist()
 
 
@@ -307,7 +309,7 @@ def test_a_machine_that_is_to_go_is_answered_by_a_checkpoint(tmp_path: Path, mon
     lab.write_model(tmp_path)
     trial, engine = lab.build(Lab(folder=str(tmp_path), training={"checkpoint_every": 100}))
     recorder = lab.Recorder(save_after=3)
-    run_trial(trial, engine, current_ranks(), recorder, resume=False)
+    run_trial(trial, engine, current_ranks(), Remembering(recorder), resume=False)
     assert [one["step"] for one in recorder.saved] == [3] and max(recorder.curve) == 8
 
 

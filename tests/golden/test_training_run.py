@@ -22,6 +22,8 @@ from ray_distill.labels.store import open_store
 from ray_distill.models.load import load_model
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.take import take_snapshot
+from ray_distill.students import reporter, run
+from ray_distill.students.export import export_arm
 from ray_distill.students.reporter import SilentReporter, TrainingStopped
 from ray_distill.students.run import TrainingJob, run_arms
 from ray_distill.testing.labels import fake_manifest, label_all
@@ -116,11 +118,12 @@ def test_resuming_a_finished_job_trains_nothing(
     trained: tuple[Path, Recorder, list[Any]], home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The same references come back without one step, even without the labels."""
-    output, _, refs = trained
+    output, told, refs = trained
     recorder = Recorder()
     with caplog.at_level(logging.INFO):
         assert run_arms(job_of(home, output, resume=True), recorder) == refs
     assert recorder.curve == {} and "student is already trained" in caplog.text
+    assert all(recorder.repeated[arm].items() <= curve.items() for arm, curve in told.by_arm.items())
 
 
 def test_exported_models_of_other_settings_are_not_reused(
@@ -136,12 +139,51 @@ def test_a_stopped_job_resumes_to_the_same_model(home: Path, tmp_path: Path) -> 
     """Stopped in the second trial: the finished trial is kept, the other goes on, the model is the same."""
     whole = run_arms(job_of(home, tmp_path / "whole", arms=("student",)), SilentReporter())
 
+    cut, recorder = Recorder(stop_after=9), Recorder()
     with pytest.raises(TrainingStopped, match=r"student/rate-0\.01: stopped as requested after step 3 of 6"):
-        run_arms(job_of(home, tmp_path / "cut", arms=("student",)), Recorder(stop_after=9))
-    recorder = Recorder()
+        run_arms(job_of(home, tmp_path / "cut", arms=("student",)), cut)
     rest = run_arms(job_of(home, tmp_path / "cut", arms=("student",), resume=True), recorder)
     assert sorted(recorder.curve) == [4, 5, 6]
     assert rest[0].fingerprint == whole[0].fingerprint
+    assert recorder.repeated == cut.by_arm, "what the finished trial and the checkpoint had told may have been lost"
+
+
+def test_what_a_killed_run_had_told_lately_is_told_again_after_each_marker(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed once a checkpoint, an outcome or an exported arm is complete, with all that it told lost on its way: the
+    curve of the run that goes on has every step. Numbers of longer ago are taken for kept."""
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object, **__: object) -> None:
+        raise Killed
+
+    def export_and_be_killed(*told: Any, **values: Any) -> None:
+        export_arm(*told, **values)
+        raise Killed
+
+    def job(name: str) -> TrainingJob:
+        return job_of(home, tmp_path / name, arms=ARMS[:1], resume=True,
+                      training={"learning_rate": 1e-3, "checkpoint_every": 4})
+
+    for place, owner, name, killing in (
+            ("checkpoint", Recorder, "checkpoint", kill), ("outcome", run, "export_arm", kill),
+            ("export", run, "export_arm", export_and_be_killed)):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(owner, name, killing)
+            run_arms(job(place), Recorder())
+        recorder = Recorder()
+        run_arms(job(place), recorder)
+        held = 4 if place == "checkpoint" else 6
+        assert sorted(recorder.repeated["student"]) == list(range(1, held + 1)), place
+        assert sorted(recorder.curve) == list(range(held + 1, 7)), place
+
+    monkeypatch.setattr(reporter, "RECENT_SECONDS", 0.0)
+    recorder = Recorder()
+    run_arms(job("late"), SilentReporter())
+    run_arms(job("late"), recorder)
+    assert sorted(recorder.repeated["student"]) == [6]
 
 
 def test_rows_of_the_teacher_are_not_distilled(home: Path, tmp_path: Path) -> None:

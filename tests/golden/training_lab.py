@@ -26,6 +26,7 @@ from ray_distill.students.loop import Trial, run_trial
 from ray_distill.students.matching import layers_wanted, pairs_of, scales_of
 from ray_distill.students.micro_batches import Budget
 from ray_distill.students.ranks import current_ranks
+from ray_distill.students.reporter import Remembering, TrainingStopped
 from ray_distill.students.terms import build_terms, group_of
 from ray_distill.students.timing import is_measured
 from ray_distill.students.validation import choose_judge
@@ -64,12 +65,16 @@ class Recorder:
     def __init__(self, stop_after: int | None = None, save_after: int | None = None) -> None:
         self.curve: dict[int, dict[str, float]] = {}
         self.by_arm: dict[str, dict[int, dict[str, float]]] = {}
+        self.repeated: dict[str, dict[int, dict[str, float]]] = {}
         self.saved: list[Mapping[str, Any]] = []
         self._stop_after, self._save_after = stop_after, save_after
 
     def metrics(self, arm: str, step: int, values: Mapping[str, float]) -> None:
         self.curve[step] = dict(values)
         self.by_arm.setdefault(arm, {})[step] = dict(values)
+
+    def repeat(self, arm: str, step: int, values: Mapping[str, float]) -> None:
+        self.repeated.setdefault(arm, {})[step] = dict(values)
 
     def checkpoint(self, value: Mapping[str, Any]) -> None:
         self.saved.append(value)
@@ -167,7 +172,7 @@ def run(lab: Lab) -> Ran:
     """Train on this rank, to the end."""
     trial, engine = build(lab)
     recorder = Recorder()
-    best = run_trial(trial, engine, current_ranks(), recorder, resume=lab.resume)
+    best = run_trial(trial, engine, current_ranks(), Remembering(recorder), resume=lab.resume)
     engine.close()
     return Ran(curve=recorder.curve, best=best.to_dict(), weights=best.weights, saved=recorder.saved)
 
@@ -201,12 +206,10 @@ class Watched:
 
 def run_part(lab: Lab) -> tuple[dict[int, dict[str, float]], list[int]]:
     """Train until stopped, or to the end; returns the curve so far and the rows this rank has seen."""
-    from ray_distill.students.reporter import TrainingStopped
-
     trial, engine = build(lab)
     recorder, watched = Recorder(lab.stop_after), Watched(trial.data, engine)  # type: ignore[arg-type]
     with contextlib.suppress(TrainingStopped):
-        run_trial(replace(trial, data=watched), engine, current_ranks(), recorder, resume=lab.resume)
+        run_trial(replace(trial, data=watched), engine, current_ranks(), Remembering(recorder), resume=lab.resume)
     engine.close()
     return recorder.curve, watched.seen
 

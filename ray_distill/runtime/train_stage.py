@@ -25,7 +25,8 @@ from ray_distill.students.arms import arm_by_name
 from ray_distill.students.run import TrainingJob, arm_plan
 from ray_distill.tracking.base import Dataset
 
-#: Seconds of the curves that a killed driver may lose; the training itself loses nothing that a checkpoint holds.
+#: Seconds of the curves that a killed driver may not have written down: a run that goes on is told them again, for they
+#: are fewer than `reporter.RECENT_SECONDS`.
 KEEP_SECONDS = 2.0
 #: Seconds between two looks at what the training has cost so far.
 COST_SECONDS = 10.0

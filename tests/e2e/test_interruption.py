@@ -94,12 +94,6 @@ def _assert_alike(whole: Mapping[str, object], disturbed: Mapping[str, object], 
         weights = [files.read_bytes(f"{one['url']}/model.safetensors") for one in (ref, disturbed["students"][arm])]
         assert weights[0] == weights[1], arm
     curves = [files.read_json(str(campaigns.output(name) / "state" / "curves.json")) for name in ("whole", "disturbed")]
-    for arm, curve in curves[0].items():
-        continued = dict(map(tuple, curves[1][arm]))
-        assert continued, arm
-        assert continued.items() <= dict(curve).items(), f"{arm} went on another way"
-    # Up to seconds of the drawn curve go with the driver; what was trained after it was stopped is all there.
-    for arm in ("baseline_hard_labels", "baseline_teacher_hard_labels"):
-        assert curves[1][arm] == curves[0][arm], arm
+    assert curves[1] == curves[0], "what a checkpoint holds is not trained again, but told again"
     accuracies = [one["report"]["models"]["student"]["metrics"]["accuracy"] for one in (whole, disturbed)]
     assert accuracies[0] == accuracies[1]

@@ -18,7 +18,7 @@ class SparseTargets:
     classes: int
     """Size of the full class set, V."""
     ids_NK: Tensor
-    """int64 ``[N, K]``; padding entries hold any valid id."""
+    """int64 ``[N, K]``; padding entries hold any valid id. Of a batch that is not on its device yet: int32."""
     logp_NK: Tensor
     """float32 ``[N, K]`` at T = 1; -inf on padding."""
     log_tail_NT: Tensor

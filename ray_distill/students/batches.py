@@ -336,7 +336,7 @@ def _pad_entries(found: Distributions, to_student: Index) -> dict[str, npt.NDArr
     width = int(lengths.max(initial=1))
     inside = np.arange(width) < lengths[:, None]
     padded: dict[str, npt.NDArray[Any]] = {
-        "ids_RK": np.zeros(inside.shape, np.int64), "logp_RK": np.full(inside.shape, -np.inf, np.float32)}
+        "ids_RK": np.zeros(inside.shape, np.int32), "logp_RK": np.full(inside.shape, -np.inf, np.float32)}
     padded["ids_RK"][inside], padded["logp_RK"][inside] = to_student[found.ids], found.logp
     if found.draws is not None:
         padded["count_RK"] = np.zeros(inside.shape, np.int32)

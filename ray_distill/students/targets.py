@@ -17,7 +17,7 @@ class Teaching:
 
     classes: int
     temperatures: tuple[float, ...]
-    ids_RK: npt.NDArray[np.int64]
+    ids_RK: npt.NDArray[np.int32]
     logp_RK: npt.NDArray[np.float32]
     """-inf on padding."""
     log_tail_RT: npt.NDArray[np.float32]

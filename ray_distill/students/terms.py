@@ -175,11 +175,11 @@ def _fits(term: Term) -> bool:
 
 
 def to_device(batch: LossBatch, device: torch.device) -> LossBatch:
-    """The batch with all its tensors on ``device``."""
+    """The batch with all its tensors on ``device``; class ids cross as they are stored, and become int64 there."""
     targets = batch.targets
     if targets is not None:
         targets = replace(
-            targets, ids_NK=targets.ids_NK.to(device), logp_NK=targets.logp_NK.to(device),
+            targets, ids_NK=targets.ids_NK.to(device).to(torch.int64), logp_NK=targets.logp_NK.to(device),
             log_tail_NT=targets.log_tail_NT.to(device), count_NK=_moved(targets.count_NK, device),
             log_normaliser_N=_moved(targets.log_normaliser_N, device))
     return LossBatch(

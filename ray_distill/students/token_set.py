@@ -165,7 +165,7 @@ class TokenSet:
         draws = found.draws
         return SparseTargets(
             classes=found.classes, temperatures=found.temperatures,
-            ids_NK=padded(found.ids.astype(np.int64), 0, np.arange(width)),
+            ids_NK=padded(found.ids, 0, np.arange(width)),
             logp_NK=padded(found.logp, -np.inf, -np.log(width)), log_tail_NT=one_each(found.log_tail, -np.inf),
             count_NK=None if draws is None else padded(draws.count, 0, 0),
             log_normaliser_N=None if draws is None else one_each(draws.log_normaliser, 0.0),

@@ -245,7 +245,6 @@ def _datasets(folder: Path, kind: Kind) -> dict[str, float]:
 
 
 def _datasets_with(folder: Path, kind: Kind, workers: int) -> dict[str, float]:
-    import torch
     from datasets import load_dataset
     from torch.utils.data import DataLoader
 
@@ -254,7 +253,7 @@ def _datasets_with(folder: Path, kind: Kind, workers: int) -> dict[str, float]:
     shuffled = source.shuffle(seed=0, buffer_size=16 * kind.unit).with_format("torch")
     start, cpu, seen = time.perf_counter(), cpu_seconds(), 0
     for batch in DataLoader(shuffled, batch_size=kind.batch, num_workers=workers):
-        ids, logp = batch["ids"].reshape(-1, K).to(torch.int64), batch["logp"].reshape(-1, K)
+        ids, logp = batch["ids"].reshape(-1, K), batch["logp"].reshape(-1, K)
         assert ids.shape == logp.shape
         seen += len(batch["input_ids"])
     return {"rate": seen / (time.perf_counter() - start), "cpu_rate": seen / (cpu_seconds() - cpu)}

@@ -20,7 +20,6 @@ import types
 from pathlib import Path
 
 import numpy as np
-import torch
 import transformers.feature_extraction_utils  # noqa: F401  (before the stand-ins, which it would look into)
 
 # Its data sets of images want torchvision, whose public wheels do not load beside a CPU build of torch. The loader that
@@ -62,7 +61,7 @@ def read(local: str, batch: int, workers: int) -> dict[str, float]:
     data = StreamingDataset(local=local, shuffle=True, shuffle_seed=0, batch_size=batch)
     start, cpu, seen = time.perf_counter(), cpu_seconds(), 0
     for found in DataLoader(data, batch_size=batch, num_workers=workers):
-        ids, logp = found["ids"].reshape(-1, 64).to(torch.int64), found["logp"].reshape(-1, 64)
+        ids, logp = found["ids"].reshape(-1, 64), found["logp"].reshape(-1, 64)
         assert ids.shape == logp.shape
         seen += len(found["input_ids"])
     return {"rate": seen / (time.perf_counter() - start), "cpu_rate": seen / (cpu_seconds() - cpu)}

@@ -17,6 +17,7 @@ from ray_distill.models.load import load_model
 from ray_distill.snapshots.pairs import pair_text
 from ray_distill.students.engines import build_engine
 from ray_distill.students.ranks import current_ranks
+from ray_distill.students.terms import to_device
 from ray_distill.students.token_bundle import TokenBundle
 from ray_distill.students.token_set import build_token_set
 from ray_distill.tasks.catalogue import TOKEN_TASKS
@@ -51,7 +52,8 @@ def train(folder: str, family: Family, training: dict[str, Any]) -> tuple[list[f
     losses: list[float] = []
 
     def once() -> torch.Tensor:
-        inputs, batch = data.batch(np.arange(ROWS))
+        inputs, stored = data.batch(np.arange(ROWS))
+        batch = to_device(stored, engine.device)
         parts = tuple(Part(loss=loss, factor=1 / len(batch.labels_B)) for loss in (Soft(), Hard()))
         found = engine.forward(inputs, Asked(batch=batch, parts=parts)).fused
         assert found is not None

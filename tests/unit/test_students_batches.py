@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from ray_distill.config import LossConfig
 from ray_distill.errors import ConfigError, TrainingError
@@ -14,6 +15,7 @@ from ray_distill.labels.signal import Distributions, Draws, Hidden, Signal
 from ray_distill.students.arms import arm_by_name, arm_rows
 from ray_distill.students.batches import TrainingSet, build_set, remap
 from ray_distill.students.matching import check_retained_mass
+from ray_distill.students.terms import to_device
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.testing.models import tiny_text_processor
 
@@ -64,8 +66,10 @@ def test_rows_meet_their_labels_by_id_whatever_the_order() -> None:
     inputs, batch = found.batch(np.array([2, 0, 1]))
     assert [id_.as_py()[0] for id_ in found.encoded.row_ids] == [1, 3, 5]
     assert batch.labels_B.tolist() == [2, -1, 0]
-    assert batch.targets is not None
-    first = batch.targets.ids_NK.gather(-1, batch.targets.logp_NK.argmax(-1, keepdim=True)).squeeze(-1)
+    moved = to_device(batch, torch.device("cpu")).targets
+    assert batch.targets is not None and moved is not None
+    assert (batch.targets.ids_NK.dtype, moved.ids_NK.dtype) == (torch.int32, torch.int64)
+    first = moved.ids_NK.gather(-1, batch.targets.logp_NK.argmax(-1, keepdim=True)).squeeze(-1)
     assert first.tolist() == [5 % 3, 1 % 3, 3 % 3]
     assert batch.hidden[4][:, 0].tolist() == [5, 1, 3]
     assert inputs["attention_mask"].sum(-1).tolist() == [6 + 2, 2 + 2, 4 + 2]

@@ -14,7 +14,7 @@ from ray_distill.losses.base import LossBatch, SparseTargets, StudentOutput
 from ray_distill.models.load import load_model
 from ray_distill.runtime.answering import answer_all
 from ray_distill.students.bundle import make_projections
-from ray_distill.students.terms import Term, ask_head, build_terms, combine, squares
+from ray_distill.students.terms import Term, ask_head, build_terms, combine, squares, to_device
 from ray_distill.students.token_bundle import TokenBundle
 from ray_distill.students.token_set import TokenSet, build_token_set
 from ray_distill.tasks.catalogue import LABEL_TASKS
@@ -79,7 +79,8 @@ def test_a_fused_heads_norms_are_at_the_final_states(tmp_path: Path) -> None:
     """What autograd gives there through whole logits; losses of hidden states stay at theirs, in the same step."""
     model = load_model(str(write_tiny_causal_model(tmp_path / "student", seed=0)), task="causal_lm")
     data = data_of(tmp_path, model.vocabulary)
-    inputs, batch = data.batch(np.arange(4))
+    inputs, stored = data.batch(np.arange(4))
+    batch = to_device(stored, torch.device("cpu"))
     terms = terms_of({1: 2})
     weights = [float(term.loss.weight(batch)) for term in terms]
     projections = make_projections(model, layers={1: 2}, widths={2: data.hidden[2].values.shape[1]}, seed=0)

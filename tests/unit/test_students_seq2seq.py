@@ -24,6 +24,7 @@ from ray_distill.models.model import Model
 from ray_distill.models.pairs import pair_processor
 from ray_distill.snapshots.pairs import pair_text
 from ray_distill.students.bundle import make_projections
+from ray_distill.students.terms import to_device
 from ray_distill.students.token_bundle import PLACES, TokenBundle
 from ray_distill.students.token_set import TokenSet, build_token_set
 from ray_distill.tasks.catalogue import TOKEN_TASKS
@@ -68,7 +69,8 @@ def _gradients(bundle: TokenBundle) -> dict[str, torch.Tensor]:
 def test_fused_losses_are_those_of_whole_logits(folders: tuple[Path, Path]) -> None:
     """Sums and every gradient, in float64: soft and hard, of rows of unlike lengths, one of them without labels."""
     model = load_model(str(folders[1]), task="seq2seq")
-    inputs, batch = _set(folders[0], model).batch(np.arange(len(PAIRS)))
+    inputs, stored = _set(folders[0], model).batch(np.arange(len(PAIRS)))
+    batch = to_device(stored, torch.device("cpu"))
     bundle = TokenBundle(copy.deepcopy(model.module).double().train(), {})
     assert bundle.fused is not None
     total, sums, _ = bundle(inputs, Asked(batch=batch, parts=tuple(Part(loss=loss, factor=0.5) for loss in LOSSES)))[2]

@@ -33,6 +33,15 @@ class Mailbox:
         self._metrics: list[StepMetrics] = []
         self._students: list[str] | None = None
         self._error: DistillError | None = None
+        self._begun = False
+
+    def begin(self) -> None:
+        """Say that the ranks are at work."""
+        self._begun = True
+
+    def begun(self) -> bool:
+        """Whether they have said so."""
+        return self._begun
 
     def put(self, metrics: list[StepMetrics]) -> None:
         """Leave metrics."""

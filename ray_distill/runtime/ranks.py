@@ -21,6 +21,9 @@ DEFECTS = (TypeError, ValueError, LookupError, AttributeError, ImportError, Asse
 MAX_PREEMPTIONS = 100
 #: Seconds between two looks of Ray Train whether there is room for more workers, where their number may change.
 RESIZE_SECONDS = 60.0
+#: Seconds that workers whose number may change are waited for. They are as many as there is room for, by a view of the
+#: nodes that Ray renews every twenty seconds: after a node was lost, it is tried again with fewer. By default it is 60.
+START_SECONDS = 20.0
 
 
 def fit_ranks(
@@ -42,6 +45,8 @@ def fit_ranks(
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     # Ray Train's controller polls the dashboard's state API, which an embedded Ray does not have (FACTS: Ray Train).
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+    if not isinstance(training.workers, int):
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_SECONDS))
     trainer = TorchTrainer(
         rank or train_rank, train_loop_config={"job": job, "mailbox": mailbox, "threads": max(1, int(training.cpus))},
         torch_config=TorchConfig(backend="nccl" if training.gpus else "gloo"),
@@ -72,6 +77,8 @@ def train_rank(config: dict[str, Any]) -> None:
     torch.set_num_threads(config["threads"])
     rank = ray.train.get_context().get_world_rank()
     job = pickle.loads(config["job"])
+    if rank == 0:
+        config["mailbox"].begin.remote()
     reporter = MailReporter(config["mailbox"], rank, TrainingGauges(job.config["campaign"]) if rank == 0 else None)
     try:
         students = run_arms(job, reporter)

@@ -6,6 +6,7 @@ is gone. A restart goes on from the newest verified checkpoint, so a lost worker
 
 import pickle
 import tempfile
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,8 @@ from ray_distill.students.run import TrainingJob
 
 #: Seconds between two looks into the mailbox.
 POLL_SECONDS = 1.0
+#: Seconds without a rank at work after which it is said what training may wait for.
+WAIT_SECONDS = 60.0
 
 
 def train_ranks(
@@ -77,8 +80,10 @@ def _fit(
         # The task's process is used once: Ray Train leaves its handler of SIGINT behind.
         fit = ray.remote(num_cpus=0, max_retries=0, max_calls=1, scheduling_strategy=here)(fit_ranks)
         running = fit.remote(pickle.dumps(job), training, mailbox, folder)
+        tell_at: float | None = time.monotonic() + WAIT_SECONDS
         try:
             while not ray.wait([running], timeout=POLL_SECONDS)[0]:
+                tell_at = _tell_wait(mailbox, training, tell_at)
                 if _deliver(mailbox, on_metrics):
                     return None  # without a dashboard, Ray Train takes twelve seconds more to put its own things away
             ray.get(running)
@@ -87,6 +92,22 @@ def _fit(
         finally:  # Ctrl-C too: the curve then reaches as far as what the ranks have sent
             _deliver(mailbox, on_metrics)
     return failure
+
+
+def _tell_wait(mailbox: Any, training: TrainingConfig, at: float | None) -> float | None:
+    """Say once, at some time, that no rank is at work yet; when to say it still."""
+    if at is None:
+        return None
+    try:
+        if ray.get(mailbox.begun.remote()):
+            return None
+    except ray.exceptions.RayError:
+        return None  # as in `_deliver`
+    if time.monotonic() < at:
+        return at
+    say(f"train: none of {training.least_workers} worker(s) is at work after {WAIT_SECONDS:g} s: other jobs hold the "
+        "room, Ray holds it for a run that was killed (three minutes at most), or they are slow to start")
+    return None
 
 
 def _deliver(mailbox: Any, on_metrics: Callable[[StepMetrics], None]) -> bool:

@@ -1,19 +1,21 @@
-"""What Prometheus would scrape of a running training, from the agent of an embedded Ray."""
+"""What a running training tells: to Prometheus, from the agent of an embedded Ray; and while it waits for room."""
 
 import re
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 import ray
 
-from ray_distill.config import CostConfig
+from ray_distill.config import CostConfig, TrainingConfig
+from ray_distill.errors import TrainingError
 from ray_distill.evaluation.cost import stage_cost
-from ray_distill.runtime import cluster
+from ray_distill.runtime import cluster, training
 from ray_distill.runtime.gauges import TrainingGauges
 from ray_distill.runtime.mailbox import Mailbox, MailReporter
+from ray_distill.students.run import TrainingJob
 
 pytestmark = pytest.mark.slow
 
@@ -45,30 +47,56 @@ def scraped(address: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]
     return found
 
 
+@pytest.fixture(scope="module", autouse=True)
+def connected() -> Iterator[None]:
+    with cluster.connected():
+        yield
+
+
 def test_a_running_training_is_scraped() -> None:
     """The first rank's last step by campaign and arm, and the cost that the driver tells."""
-    with cluster.connected():
-        mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
-        rank = ray.remote(num_cpus=0)(FirstRank).remote(mailbox)
-        for step in (1, 2):
-            ray.get(rank.report.remote(step, {**VALUES, "loss": VALUES["loss"] / step}))
-        TrainingGauges("camp").cost(stage_cost(
-            "train", 3600, cores=2, accelerators=1, bytes_written=0, prices=CostConfig()))
-        node = ray.nodes()[0]
-        address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-        arm = {("campaign", "camp"), ("arm", "student")}
-        expected = {
-            ("ray_distill_train_step", frozenset(arm)): 2.0,
-            ("ray_distill_train_loss", frozenset({*arm, ("term", "total")})): 1.25,
-            ("ray_distill_train_loss", frozenset({*arm, ("term", "soft")})): 2.0,
-            ("ray_distill_train_step_seconds", frozenset({*arm, ("part", "data")})): 0.25,
-            ("ray_distill_train_data_wait_ratio", frozenset(arm)): 0.125,
-            ("ray_distill_train_examples_per_second", frozenset(arm)): 32.0,
-            ("ray_distill_train_peak_memory_bytes", frozenset({*arm, ("rank", "1")})): 2.0**29,
-            ("ray_distill_train_core_hours", frozenset({("campaign", "camp")})): 2.0,
-            ("ray_distill_train_accelerator_hours", frozenset({("campaign", "camp")})): 1.0,
-            ("ray_distill_train_money", frozenset({("campaign", "camp"), ("currency", "USD")})): 2.58}
-        give_up = time.monotonic() + PATIENCE
-        while (found := scraped(address)) != expected and time.monotonic() < give_up:
-            time.sleep(1)
-        assert found == pytest.approx(expected)
+    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    rank = ray.remote(num_cpus=0)(FirstRank).remote(mailbox)
+    for step in (1, 2):
+        ray.get(rank.report.remote(step, {**VALUES, "loss": VALUES["loss"] / step}))
+    TrainingGauges("camp").cost(stage_cost(
+        "train", 3600, cores=2, accelerators=1, bytes_written=0, prices=CostConfig()))
+    node = ray.nodes()[0]
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    arm = {("campaign", "camp"), ("arm", "student")}
+    expected = {
+        ("ray_distill_train_step", frozenset(arm)): 2.0,
+        ("ray_distill_train_loss", frozenset({*arm, ("term", "total")})): 1.25,
+        ("ray_distill_train_loss", frozenset({*arm, ("term", "soft")})): 2.0,
+        ("ray_distill_train_step_seconds", frozenset({*arm, ("part", "data")})): 0.25,
+        ("ray_distill_train_data_wait_ratio", frozenset(arm)): 0.125,
+        ("ray_distill_train_examples_per_second", frozenset(arm)): 32.0,
+        ("ray_distill_train_peak_memory_bytes", frozenset({*arm, ("rank", "1")})): 2.0**29,
+        ("ray_distill_train_core_hours", frozenset({("campaign", "camp")})): 2.0,
+        ("ray_distill_train_accelerator_hours", frozenset({("campaign", "camp")})): 1.0,
+        ("ray_distill_train_money", frozenset({("campaign", "camp"), ("currency", "USD")})): 2.58}
+    give_up = time.monotonic() + PATIENCE
+    while (found := scraped(address)) != expected and time.monotonic() < give_up:
+        time.sleep(1)
+    assert found == pytest.approx(expected)
+
+
+def slow_ranks(job: bytes, settings: TrainingConfig, mailbox: Any, folder: str) -> None:
+    """What Ray Train would run: ranks that come to work after a while, and fail."""
+    time.sleep(6)
+    ray.get(mailbox.begin.remote())
+    time.sleep(3)
+    ray.get(mailbox.fail.remote(TrainingError("at work")))
+
+
+def test_what_training_waits_for_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While no rank is at work; and never where one is in time."""
+    job = TrainingJob(config={}, labels=None, output="", resume=True)  # type: ignore[arg-type]
+    monkeypatch.setattr(training, "fit_ranks", slow_ranks)
+    for seconds, expected in ((2.0, ["train: none of 1 worker(s) is at work after 2 s"]), (600.0, [])):
+        said = list[str]()
+        monkeypatch.setattr(training, "say", said.append)
+        monkeypatch.setattr(training, "WAIT_SECONDS", seconds)
+        with pytest.raises(TrainingError, match="at work"):
+            training.train_ranks(job, TrainingConfig(), on_metrics=lambda _: None)
+        assert [text[:47] for text in said] == expected

@@ -57,9 +57,7 @@ class TrialReporter:
             self._ask(step, values)
 
     def repeat(self, arm: str, step: int, values: Mapping[str, float]) -> None:
-        """Send them again; what came of a rung is known."""
-        if self._rank == 0:
-            self._outbox.add(arm, step, values)
+        """Drop them: a trial's run in the tracker goes on from its checkpoint, and shows by its steps that it did."""
 
     def _ask(self, step: int, values: Mapping[str, float]) -> None:
         import ray

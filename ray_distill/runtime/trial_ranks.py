@@ -57,7 +57,7 @@ class TrialReporter:
             self._ask(step, values)
 
     def repeat(self, arm: str, step: int, values: Mapping[str, float]) -> None:
-        """Drop them: a trial's run in the tracker goes on from its checkpoint, and shows by its steps that it did."""
+        """Drop them: a trial's run shows by its steps where it went on, and may lack those that a kill caught."""
 
     def _ask(self, step: int, values: Mapping[str, float]) -> None:
         import ray

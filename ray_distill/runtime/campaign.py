@@ -32,7 +32,7 @@ from ray_distill.runtime.relabelling import RelabelReport, relabel_source
 from ray_distill.runtime.session import Session, absolute, session
 from ray_distill.runtime.trials import checked_trials
 from ray_distill.snapshots.reader import open_snapshot
-from ray_distill.snapshots.sources import describe_sources
+from ray_distill.snapshots.sources.resolve import describe_sources
 from ray_distill.storage import files
 from ray_distill.tasks.catalogue import get_label_task
 

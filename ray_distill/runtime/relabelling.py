@@ -23,7 +23,7 @@ from ray_distill.runtime.console import say
 from ray_distill.runtime.freezing import freeze
 from ray_distill.runtime.session import Session
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
-from ray_distill.snapshots.sources import describe_sources
+from ray_distill.snapshots.sources.resolve import describe_sources
 
 #: Tokens by which a language model's answers are compared: those it gives most mass, and all others as one.
 TOKENS = 255

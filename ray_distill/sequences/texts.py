@@ -4,7 +4,7 @@ import json
 from collections.abc import Collection
 from typing import Any
 
-from ray_distill.snapshots.nested import canonical
+from ray_distill.snapshots.sources.nested import canonical
 from ray_distill.snapshots.pairs import read_pair, with_target
 
 

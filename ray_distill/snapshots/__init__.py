@@ -2,7 +2,7 @@
 
 from ray_distill.snapshots.manifest import Shard, SnapshotManifest
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
-from ray_distill.snapshots.sources import describe_sources
+from ray_distill.snapshots.sources.resolve import describe_sources
 from ray_distill.snapshots.splits import SPLITS
 from ray_distill.snapshots.take import take_snapshot
 

@@ -13,14 +13,14 @@ import pyarrow.compute as pc
 from ray_distill.config import SnapshotConfig, Splits
 from ray_distill.errors import SnapshotError
 from ray_distill.snapshots import merge
-from ray_distill.snapshots.columns import wanted_columns
+from ray_distill.snapshots.sources.columns import wanted_columns
 from ray_distill.snapshots.identity import Ids, ids_to_arrow, row_ids
-from ray_distill.snapshots.image_source import check_images
+from ray_distill.snapshots.sources.image_source import check_images
 from ray_distill.snapshots.labels import UNKNOWN, UNLABELLED, check_classes, class_names, label_index
 from ray_distill.snapshots.manifest import RowCounts
-from ray_distill.snapshots.read import read_rows
+from ray_distill.snapshots.sources.read import read_rows
 from ray_distill.snapshots.rows import Mask, Reason, Rows, check_bad_fraction, count_reasons, quarantine_table
-from ray_distill.snapshots.sources import match_sources, source_patterns
+from ray_distill.snapshots.sources.resolve import match_sources, source_patterns
 from ray_distill.snapshots.splits import SplitIndex, check_none_empty, split_by_group, split_by_id, split_by_time
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from ray_distill.snapshots.nested import canonical
+from ray_distill.snapshots.sources.nested import canonical
 
 
 class Pair(NamedTuple):

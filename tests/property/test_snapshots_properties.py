@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from ray_distill.config import SnapshotConfig
 from ray_distill.snapshots import SPLITS, SnapshotManifest, merge, open_snapshot, take_snapshot
-from ray_distill.snapshots.csv_source import _read_records, _read_whole, _record
+from ray_distill.snapshots.sources.csv_source import _read_records, _read_whole, _record
 from ray_distill.snapshots.identity import row_ids
 from ray_distill.snapshots.labels import label_index
-from ray_distill.snapshots.read import read_rows
-from ray_distill.snapshots.sources import match_sources
+from ray_distill.snapshots.sources.read import read_rows
+from ray_distill.snapshots.sources.resolve import match_sources
 
 Row = dict[str, Any]
 

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from ray_distill.errors import SnapshotError
-from ray_distill.snapshots.image_source import check_images
-from ray_distill.snapshots.read import read_rows
+from ray_distill.snapshots.sources.image_source import check_images
+from ray_distill.snapshots.sources.read import read_rows
 from ray_distill.snapshots.rows import Reason, Rows
-from ray_distill.snapshots.sources import match_sources
+from ray_distill.snapshots.sources.resolve import match_sources
 
 WANTED = {"text": "utterance", "label": "intent"}
 

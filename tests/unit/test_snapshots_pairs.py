@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ray_distill.config import Columns, SnapshotConfig
 from ray_distill.errors import SnapshotError
-from ray_distill.snapshots.columns import wanted_columns
+from ray_distill.snapshots.sources.columns import wanted_columns
 from ray_distill.snapshots.pairs import pair_text, read_pair, with_target
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.take import take_snapshot

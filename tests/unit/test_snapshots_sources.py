@@ -9,7 +9,7 @@ import pytest
 from ray_distill.config import SnapshotConfig
 from ray_distill.errors import SnapshotError
 from ray_distill.snapshots import describe_sources
-from ray_distill.snapshots.sources import match_sources
+from ray_distill.snapshots.sources.resolve import match_sources
 
 
 def touch(folder: Path, *names: str) -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from ray_distill.config import Columns, Splits
 from ray_distill.errors import SnapshotError
-from ray_distill.snapshots.columns import wanted_columns
-from ray_distill.snapshots.convert import parse_time, to_time
+from ray_distill.snapshots.sources.columns import wanted_columns
+from ray_distill.snapshots.sources.convert import parse_time, to_time
 from ray_distill.snapshots.identity import row_id, row_ids
 from ray_distill.snapshots.labels import check_classes, class_names, label_index
 from ray_distill.snapshots.splits import SPLITS, split_by_group, split_by_id

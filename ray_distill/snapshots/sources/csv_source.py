@@ -12,7 +12,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from ray_distill.errors import SnapshotError
-from ray_distill.snapshots.columns import require_columns
+from ray_distill.snapshots.sources.columns import require_columns
 from ray_distill.snapshots.rows import Reason, Rows, file_rows
 
 Fields = list[bytes]

@@ -11,15 +11,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_distill.errors import SnapshotError
-from ray_distill.snapshots.columns import require_columns
-from ray_distill.snapshots.convert import to_bytes, to_text, to_time
-from ray_distill.snapshots.csv_source import read_csv
-from ray_distill.snapshots.image_source import read_images
-from ray_distill.snapshots.json_source import read_jsonl
-from ray_distill.snapshots.nested import column_to_json, is_nested
+from ray_distill.snapshots.sources.columns import require_columns
+from ray_distill.snapshots.sources.convert import to_bytes, to_text, to_time
+from ray_distill.snapshots.sources.csv_source import read_csv
+from ray_distill.snapshots.sources.image_source import read_images
+from ray_distill.snapshots.sources.json_source import read_jsonl
+from ray_distill.snapshots.sources.nested import column_to_json, is_nested
 from ray_distill.snapshots.pairs import pair_texts
 from ray_distill.snapshots.rows import Mask, Reason, Rows, concat_rows, file_rows
-from ray_distill.snapshots.sources import SourceFile
+from ray_distill.snapshots.sources.resolve import SourceFile
 from ray_distill.storage.files import open_input, read_bytes
 from ray_distill.storage.remote import protocol
 

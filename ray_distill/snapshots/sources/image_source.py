@@ -13,7 +13,7 @@ from PIL import Image
 
 from ray_distill.errors import SnapshotError
 from ray_distill.snapshots.rows import Reason, Rows
-from ray_distill.snapshots.sources import SourceFile
+from ray_distill.snapshots.sources.resolve import SourceFile
 from ray_distill.storage.files import read_many
 
 #: Pillow's decoders for these are self-contained. (Others start programs: EPS starts Ghostscript.)

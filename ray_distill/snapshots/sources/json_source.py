@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import json as arrow_json
 
-from ray_distill.snapshots.convert import to_text
-from ray_distill.snapshots.nested import canonical
+from ray_distill.snapshots.sources.convert import to_text
+from ray_distill.snapshots.sources.nested import canonical
 from ray_distill.snapshots.rows import Reason, Rows, file_rows
 
 _PIECE_BYTES = 4 << 20

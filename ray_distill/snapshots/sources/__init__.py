@@ -1,0 +1,1 @@
+"""Find source files and read their rows: Parquet, JSON Lines, CSV, folders of images."""

@@ -10,7 +10,7 @@ from ray_distill.errors import ConfigError, DistillError
 
 if TYPE_CHECKING:
     from ray_distill.config import Campaign
-    from ray_distill.labels.agreement import Agreement
+    from ray_distill.labels.tools.live_agreement import Agreement
 
 #: Exit statuses: an error of the user's or the machine's, and what a shell reports for Ctrl-C.
 FAILED, INTERRUPTED = 1, 130
@@ -251,7 +251,7 @@ def plan(options: argparse.Namespace) -> int:
 
 def audit(options: argparse.Namespace) -> int:
     """`ray-distill audit`: 0 if the store is sound, 1 if not."""
-    from ray_distill.labels.audit import audit as audit_store
+    from ray_distill.labels.tools.audit import audit as audit_store
     from ray_distill.runtime import references, results
 
     pinned = options.snapshot and references.snapshot_to_audit(options.snapshot)
@@ -279,7 +279,7 @@ def _audit_live(options: argparse.Namespace) -> "Agreement":
 
 def inspect(options: argparse.Namespace) -> int:
     """`ray-distill inspect`."""
-    from ray_distill.labels.inspect import inspect_row, show_row
+    from ray_distill.labels.tools.inspect import inspect_row, show_row
 
     report = inspect_row(options.store, options.row)
     if options.json:
@@ -287,7 +287,7 @@ def inspect(options: argparse.Namespace) -> int:
         return 0
     shown = [show_row(report)]
     if options.snapshot:
-        from ray_distill.labels.example import show_input
+        from ray_distill.labels.tools.show_input import show_input
         from ray_distill.runtime import references
 
         shown.append(show_input(references.snapshot_to_audit(options.snapshot), report.row_id))
@@ -299,7 +299,7 @@ def export(options: argparse.Namespace) -> int:
     """`ray-distill export`."""
     from dataclasses import asdict
 
-    from ray_distill.labels.export import export_store
+    from ray_distill.labels.tools.export import export_store
 
     done = export_store(options.store, options.target, hidden=options.hidden)
     print(json.dumps(asdict(done)) if options.json else f"{done.rows:,} rows in {done.files:,} files under {done.url}")

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ray_distill.labels.checks import Rejects, split_unusable
-from ray_distill.labels.fits import Fits
-from ray_distill.labels.hidden import bases
-from ray_distill.labels.manifest import StoreManifest
-from ray_distill.labels.schema import concat_signals
-from ray_distill.labels.signal import Signal
+from ray_distill.labels.model.validity import Rejects, split_unusable
+from ray_distill.labels.format.fitted_arrays import Fits
+from ray_distill.labels.format.hidden_states import bases
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.format.arrow_tables import concat_signals
+from ray_distill.labels.model.signal import Signal
 from ray_distill.runtime.failures import Failure, Rows, ask_halving, failure_of, out_of_memory
 from ray_distill.tasks.base import Encoded
 from ray_distill.teachers.base import Ask, Teacher

@@ -1,4 +1,4 @@
-"""A sample of a store's rows, labelled again by the live teacher; see `ray_distill.labels.agreement`."""
+"""A sample of a store's rows, labelled again by the live teacher; see `ray_distill.labels.tools.live_agreement`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -9,17 +9,17 @@ import pyarrow as pa
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign
 from ray_distill.errors import LabelError, StoreMismatch
-from ray_distill.labels import rowids
-from ray_distill.labels.agreement import Agreement, Answer, as_stored, compare
-from ray_distill.labels.fits import read_fits
-from ray_distill.labels.ledger import Ledger
-from ray_distill.labels.manifest import StoreManifest
-from ray_distill.labels.reader import read_hidden, read_labels
-from ray_distill.labels.rowids import RowIds
-from ray_distill.labels.schema import concat_signals
-from ray_distill.labels.signal import Signal
-from ray_distill.labels.store import LabelStore, open_store
-from ray_distill.labels.units import Receipt
+from ray_distill.labels.model import rowids
+from ray_distill.labels.tools.live_agreement import Agreement, Answer, as_stored, compare
+from ray_distill.labels.format.fitted_arrays import read_fits
+from ray_distill.labels.store.committed_units import Ledger
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.store.reader import read_hidden, read_labels
+from ray_distill.labels.model.rowids import RowIds
+from ray_distill.labels.format.arrow_tables import concat_signals
+from ray_distill.labels.model.signal import Signal
+from ray_distill.labels.store.label_store import LabelStore, open_store
+from ray_distill.labels.model.work_units import Receipt
 from ray_distill.models.load import load_processor
 from ray_distill.runtime.answering import answer_all, ask_of
 from ray_distill.runtime.asking import ask_teacher

@@ -9,7 +9,7 @@ from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Resources, SequencesConfig, TeacherConfig
 from ray_distill.config.labels import FailuresConfig
 from ray_distill.errors import DistillError
-from ray_distill.labels.units import WorkUnit
+from ray_distill.labels.model.work_units import WorkUnit
 from ray_distill.runtime.answering import Limit, free_memory, or_memory
 from ray_distill.runtime.failures import Failure, Rows, ask_halving, failure_of
 from ray_distill.runtime.label_steps import read_inputs

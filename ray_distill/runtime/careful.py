@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from ray_distill.errors import LabelError
-from ray_distill.labels.units import Receipt, WorkUnit
+from ray_distill.labels.model.work_units import Receipt, WorkUnit
 from ray_distill.runtime.cluster import explain, on_cluster
 from ray_distill.runtime.environments import environment
 from ray_distill.runtime.failures import Answers, Failure, Rows, ask_halving, died, timed_out

@@ -13,12 +13,13 @@ import pyarrow.compute as pc
 
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign
-from ray_distill.labels import rowids, shards
-from ray_distill.labels.codecs.measure import added_error, fit_ids
-from ray_distill.labels.fits import Fits
-from ray_distill.labels.hidden import basis_name, encode_hidden, fit_basis, mean_name, relative_error
-from ray_distill.labels.manifest import StoreManifest
-from ray_distill.labels.signal import Distributions, Signal
+from ray_distill.labels.model import rowids
+from ray_distill.labels.format import parquet_shards
+from ray_distill.labels.format.codecs.measure import added_error, fit_ids
+from ray_distill.labels.format.fitted_arrays import Fits
+from ray_distill.labels.format.hidden_states import basis_name, encode_hidden, fit_basis, mean_name, relative_error
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.signal import Distributions, Signal
 from ray_distill.models.load import load_processor
 from ray_distill.runtime.answering import answer_all, ask_of
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
@@ -99,7 +100,7 @@ def _rows_a_unit(
     manifest: StoreManifest, ids: rowids.RowIds, signal: Signal, distributions: Distributions, fits: Fits
 ) -> int:
     """As many rows as stay within ``unit_bytes``, by the bytes that these rows take; 0 = no fewer than asked for."""
-    size = len(shards.encode_labels(ids, distributions, manifest, fits)) + sum(
+    size = len(parquet_shards.encode_labels(ids, distributions, manifest, fits)) + sum(
         len(encode_hidden(ids, hidden, layer, manifest, fits)) for layer, hidden in signal.hidden.items())
     rows = max(1, manifest.unit_bytes * len(ids) // size)
     return 0 if not manifest.unit_bytes or rows >= manifest.unit_rows else rows

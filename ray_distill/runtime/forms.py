@@ -7,11 +7,12 @@ from math import nan
 import numpy as np
 
 from ray_distill.config import Campaign, SignalConfig
-from ray_distill.labels import choose, rowids
-from ray_distill.labels.choose import Kept, Option
-from ray_distill.labels.plan import forecast_bytes, measure_sizes
-from ray_distill.labels.rowids import RowIds
-from ray_distill.labels.signal import Distributions, Signal
+from ray_distill.labels.sizing import options as choose
+from ray_distill.labels.model import rowids
+from ray_distill.labels.sizing.options import Kept, Option
+from ray_distill.labels.sizing.forecast import forecast_bytes, measure_sizes
+from ray_distill.labels.model.rowids import RowIds
+from ray_distill.labels.model.signal import Distributions, Signal
 from ray_distill.runtime.answering import answer_all, ask_of
 from ray_distill.runtime.fitting import fit_store
 from ray_distill.runtime.teaching import TeacherFacts, make_manifest

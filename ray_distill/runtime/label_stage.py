@@ -8,9 +8,9 @@ from ray_distill.artifacts import Estimate, LabelSetRef, SnapshotRef
 from ray_distill.config import Campaign
 from ray_distill.errors import LabelError
 from ray_distill.fingerprint import fingerprint
-from ray_distill.labels.fits import write_fits
-from ray_distill.labels.manifest import StoreManifest
-from ray_distill.labels.store import Coverage, LabelStore, create_or_open, open_store
+from ray_distill.labels.format.fitted_arrays import write_fits
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.store.label_store import Coverage, LabelStore, create_or_open, open_store
 from ray_distill.promotion.chain import champion, read_chain
 from ray_distill.runtime.asking import ask_teacher, rows_of, teacher_facts
 from ray_distill.runtime.console import Progress, say

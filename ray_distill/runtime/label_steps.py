@@ -11,11 +11,11 @@ import pyarrow as pa
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Resources, TeacherConfig
 from ray_distill.config.labels import FailuresConfig
-from ray_distill.labels.checks import Rejects
-from ray_distill.labels.manifest import StoreManifest
-from ray_distill.labels.schema import table_to_halved, table_to_rejected, table_to_signal
-from ray_distill.labels.units import WorkUnit
-from ray_distill.labels.writer import write_attempt
+from ray_distill.labels.model.validity import Rejects
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.format.arrow_tables import table_to_halved, table_to_rejected, table_to_signal
+from ray_distill.labels.model.work_units import WorkUnit
+from ray_distill.labels.store.writer import write_attempt
 from ray_distill.runtime.strikes import counted
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_distill.errors import LabelError
-from ray_distill.labels.store import LabelStore
-from ray_distill.labels.units import Receipt, WorkUnit
+from ray_distill.labels.store.label_store import LabelStore
+from ray_distill.labels.model.work_units import Receipt, WorkUnit
 from ray_distill.runtime.careful import relabel
 from ray_distill.runtime.environments import environment
 from ray_distill.runtime.label_steps import LabelJob, encode_units, write_units

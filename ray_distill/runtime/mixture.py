@@ -3,7 +3,7 @@
 from ray_distill.artifacts import LabelSetRef
 from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError, DistillError, StorageError
-from ray_distill.labels.store import open_store
+from ray_distill.labels.store.label_store import open_store
 from ray_distill.storage import files
 
 

@@ -17,22 +17,13 @@ import ray
 from ray_distill.artifacts import Artifact, SnapshotRef
 from ray_distill.config import Campaign
 from ray_distill.evaluation.cost import SECONDS_AN_HOUR, stage_cost
-from ray_distill.labels import rowids
-from ray_distill.labels.choose import Kept, Option, recommend
-from ray_distill.labels.fits import write_fits
-from ray_distill.labels.manifest import StoreManifest
-from ray_distill.labels.plan import (
-    Breakeven,
-    Interval,
-    Timing,
-    break_even,
-    fit_time,
-    forecast_bytes,
-    forecast_seconds,
-    unit_seconds,
-)
-from ray_distill.labels.store import LabelStore, create_or_open
-from ray_distill.labels.units import WorkUnit, unit_id
+from ray_distill.labels.model import rowids
+from ray_distill.labels.sizing.options import Kept, Option, recommend
+from ray_distill.labels.format.fitted_arrays import write_fits
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.sizing.forecast import (Breakeven, Interval, Timing, break_even, fit_time, forecast_bytes, forecast_seconds, unit_seconds)
+from ray_distill.labels.store.label_store import LabelStore, create_or_open
+from ray_distill.labels.model.work_units import WorkUnit, unit_id
 from ray_distill.runtime import campaign
 from ray_distill.runtime.asking import ask_teacher, teacher_facts
 from ray_distill.runtime.checks import check

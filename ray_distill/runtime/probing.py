@@ -17,12 +17,14 @@ import torch
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign
 from ray_distill.errors import LabelError
-from ray_distill.labels import choose, rowids, shards
-from ray_distill.labels.fits import Fits, read_fits
-from ray_distill.labels.hidden import encode_hidden
-from ray_distill.labels.manifest import StoreManifest
-from ray_distill.labels.plan import Batch, Sizes, forecast_bytes, measure_sizes
-from ray_distill.labels.signal import Distributions, Signal
+from ray_distill.labels.sizing import options
+from ray_distill.labels.model import rowids
+from ray_distill.labels.format import parquet_shards
+from ray_distill.labels.format.fitted_arrays import Fits, read_fits
+from ray_distill.labels.format.hidden_states import encode_hidden
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.sizing.forecast import Batch, Sizes, forecast_bytes, measure_sizes
+from ray_distill.labels.model.signal import Distributions, Signal
 from ray_distill.models.load import load_processor
 from ray_distill.runtime.answering import answer_all, ask_of, by_length
 from ray_distill.runtime.fitting import LOOK_ROWS, Found, fit_store, look
@@ -111,7 +113,7 @@ def probe(
     units = unit_rows([shard.rows for shard in opened.shards], manifest.rows_a_unit) if units is None else units
     sizes = measure_sizes(asked.ids, asked.signal, manifest, found.fits, units)
     write_seconds, data = _timed(lambda: _write(asked, manifest, found.fits))
-    read_seconds, _ = _timed(lambda: shards.decode_labels(data, manifest, found.fits, "the probe"))
+    read_seconds, _ = _timed(lambda: parquet_shards.decode_labels(data, manifest, found.fits, "the probe"))
     rows = len(asked.ids)
     positions = len(distributions_of(asked.signal).position)
     forms = compare(config, facts, teacher, asked.encoded, units, kept=rows / (rows + asked.rejected),
@@ -122,7 +124,7 @@ def probe(
         units=tuple(units), sizes=sizes, batches=asked.batches, lengths=lengths(asked.encoded), repeat=asked.repeat,
         load_seconds=load_seconds, encode_seconds=encode_seconds / (encoded.rows + len(encoded.rejected)),
         write_seconds=write_seconds / rows, read_seconds=read_seconds / rows, fit_seconds=fit_seconds, busy=busy,
-        forms=forms, ranks={layer: choose.ranks(hidden.values) for layer, hidden in asked.signal.hidden.items()},
+        forms=forms, ranks={layer: options.ranks(hidden.values) for layer, hidden in asked.signal.hidden.items()},
         widths={layer: hidden.values.shape[1] for layer, hidden in asked.signal.hidden.items()})
 
 
@@ -220,7 +222,7 @@ def _write(asked: _Asked, manifest: StoreManifest, fits: Fits) -> bytes:
     """The shards of all rows as one unit; the labels' bytes."""
     for layer, hidden in asked.signal.hidden.items():
         encode_hidden(asked.ids, hidden, layer, manifest, fits)
-    return shards.encode_labels(asked.ids, distributions_of(asked.signal), manifest, fits)
+    return parquet_shards.encode_labels(asked.ids, distributions_of(asked.signal), manifest, fits)
 
 
 def lengths(encoded: Encoded) -> npt.NDArray[np.int64]:

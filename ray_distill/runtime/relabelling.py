@@ -13,10 +13,10 @@ from ray_distill.errors import ConfigError
 from ray_distill.evaluation.drift import DriftReport, DriftSample, compare, input_statistics
 from ray_distill.evaluation.metrics import Floats
 from ray_distill.fingerprint import fingerprint
-from ray_distill.labels.checks import owner
-from ray_distill.labels.reader import open_label_set
-from ray_distill.labels.signal import Distributions
-from ray_distill.labels.store import open_store
+from ray_distill.labels.model.validity import owner
+from ray_distill.labels.store.reader import open_label_set
+from ray_distill.labels.model.signal import Distributions
+from ray_distill.labels.store.label_store import open_store
 from ray_distill.runtime import label_stage
 from ray_distill.runtime.cluster import on_cluster
 from ray_distill.runtime.console import say

@@ -2,8 +2,8 @@
 
 from ray_distill.artifacts import Estimate, EvalReport
 from ray_distill.evaluation.sweep import SweepResult
-from ray_distill.labels.agreement import Agreement, Distance
-from ray_distill.labels.audit import AuditReport
+from ray_distill.labels.tools.live_agreement import Agreement, Distance
+from ray_distill.labels.tools.audit import AuditReport
 from ray_distill.runtime.campaign import CampaignResult
 from ray_distill.runtime.console import table
 from ray_distill.storage import files

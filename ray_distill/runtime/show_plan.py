@@ -1,7 +1,7 @@
 """A plan as a person reads it at a terminal."""
 
-from ray_distill.labels.choose import Kept, Option
-from ray_distill.labels.plan import Breakeven, Interval
+from ray_distill.labels.sizing.options import Kept, Option
+from ray_distill.labels.sizing.forecast import Breakeven, Interval
 from ray_distill.runtime.console import duration, table
 from ray_distill.runtime.planning import PlanReport
 

@@ -14,10 +14,10 @@ import ray
 from ray_distill.config import Resources, TeacherConfig
 from ray_distill.config.labels import FailuresConfig
 from ray_distill.errors import DistillError, LabelError
-from ray_distill.labels.checks import split_unusable
-from ray_distill.labels.fits import read_fits
-from ray_distill.labels.schema import signal_to_table, table_to_rejected
-from ray_distill.labels.units import WorkUnit
+from ray_distill.labels.model.validity import split_unusable
+from ray_distill.labels.format.fitted_arrays import read_fits
+from ray_distill.labels.format.arrow_tables import signal_to_table, table_to_rejected
+from ray_distill.labels.model.work_units import WorkUnit
 from ray_distill.runtime.answering import Limit, answer_unit, ask_of, free_memory, plan
 from ray_distill.runtime.failures import Failure, Rows, described, failure_of, timed_out
 from ray_distill.runtime.label_steps import LabelJob, encode_unit, failed_table

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign, TeacherConfig
 from ray_distill.errors import ConfigError, TeacherRefused
-from ray_distill.labels.codecs.measure import compact_options
-from ray_distill.labels.manifest import StoreManifest
+from ray_distill.labels.format.codecs.measure import compact_options
+from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.models.head import fit_head
 from ray_distill.models.load import load_processor
 from ray_distill.models.tokens import tokens_of

@@ -19,7 +19,7 @@ import ray.data
 
 from ray_distill.config import Resources
 from ray_distill.config.labels import FailuresConfig
-from ray_distill.labels.units import WorkUnit
+from ray_distill.labels.model.work_units import WorkUnit
 from ray_distill.runtime.careful import FailedUnit
 from ray_distill.runtime.cluster import explain, require_bundles
 from ray_distill.runtime.console import say

@@ -16,7 +16,7 @@ import pyarrow as pa
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign, SequencesConfig
 from ray_distill.errors import LabelError
-from ray_distill.labels.units import WorkUnit
+from ray_distill.labels.model.work_units import WorkUnit
 from ray_distill.runtime.author_actors import AuthorActor, CarefulAuthor, WriteJob
 from ray_distill.runtime.careful import FailedUnit, carefully
 from ray_distill.runtime.cluster import on_cluster

@@ -18,9 +18,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_distill.errors import CorruptStore, LabelError
-from ray_distill.labels import shards
-from ray_distill.labels.checks import Rejects
-from ray_distill.labels.rowids import ROW_ID
+from ray_distill.labels.format import parquet_shards
+from ray_distill.labels.model.validity import Rejects
+from ray_distill.labels.model.rowids import ROW_ID
 
 SCHEMA = pa.schema([
     ("row_id", ROW_ID), ("candidate", pa.int32()), ("text", pa.string()), ("tokens", pa.int32()),
@@ -87,7 +87,7 @@ def read_ids(source: Any, name: str) -> pa.Table:
 
 def encode(table: pa.Table) -> bytes:
     """The bytes of one attempt; equal tables give equal bytes."""
-    return shards.to_parquet(table)
+    return parquet_shards.to_parquet(table)
 
 
 def decode(data: bytes, name: str) -> pa.Table:
@@ -96,7 +96,7 @@ def decode(data: bytes, name: str) -> pa.Table:
     Raises:
         CorruptStore: it is none; names the file.
     """
-    table = shards.from_parquet(data, name)
+    table = parquet_shards.from_parquet(data, name)
     if table.schema.remove_metadata() != SCHEMA:
         raise CorruptStore(f"{name}: found the columns {', '.join(table.column_names)}, expected "
                            f"{', '.join(SCHEMA.names)}; restore the file")

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import SequencesConfig
 from ray_distill.errors import SnapshotError
-from ray_distill.labels import rowids
+from ray_distill.labels.model import rowids
 from ray_distill.sequences import attempts
 from ray_distill.sequences.generator import Generator
 from ray_distill.sequences.select import Scorer, Selection, select

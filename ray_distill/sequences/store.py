@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 
 from ray_distill.errors import AlreadyExists, ConfigError, CorruptStore, LabelError, StorageError
 from ray_distill.fingerprint import sha256
-from ray_distill.labels import rowids
-from ray_distill.labels.rowids import RowIds
-from ray_distill.labels.units import WorkUnit, unit_id
+from ray_distill.labels.model import rowids
+from ray_distill.labels.model.rowids import RowIds
+from ray_distill.labels.model.work_units import WorkUnit, unit_id
 from ray_distill.sequences import attempts
 from ray_distill.sequences.generator import GENERATOR_NAME, Generator
 from ray_distill.sequences.units import WriteReceipt, entries

@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from ray_distill.artifacts import Artifact
 from ray_distill.errors import ConfigError, CorruptStore, LabelError
-from ray_distill.labels import rowids
-from ray_distill.labels.units import WorkUnit, unit_id
-from ray_distill.labels.writer import write_verified
+from ray_distill.labels.model import rowids
+from ray_distill.labels.model.work_units import WorkUnit, unit_id
+from ray_distill.labels.store.writer import write_verified
 from ray_distill.sequences import attempts
 from ray_distill.sequences.generator import Generator
 from ray_distill.storage import files

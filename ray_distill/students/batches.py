@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import torch
 
 from ray_distill.errors import ConfigError, TrainingError
-from ray_distill.labels.signal import Distributions, Hidden, Signal, gather_ranges
+from ray_distill.labels.model.signal import Distributions, Hidden, Signal, gather_ranges
 from ray_distill.losses.base import LossBatch
 from ray_distill.students.sampler import Index
 from ray_distill.students.targets import Teaching

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from ray_distill.config import TrainingConfig
-from ray_distill.labels import rowids
-from ray_distill.labels.codecs.base import running
+from ray_distill.labels.model import rowids
+from ray_distill.labels.format.codecs.base import running
 from ray_distill.students.batches import Examples, TrainingSet
 from ray_distill.students.joining import join_sets, size_of
 from ray_distill.students.ranks import Ranks

@@ -7,10 +7,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ray_distill.labels.codecs.base import running
-from ray_distill.labels.parts import DistributionParts
-from ray_distill.labels.schema import concat_signals
-from ray_distill.labels.signal import Hidden, Signal, gather_ranges
+from ray_distill.labels.format.codecs.base import running
+from ray_distill.labels.format.chunked_distributions import DistributionParts
+from ray_distill.labels.format.arrow_tables import concat_signals
+from ray_distill.labels.model.signal import Hidden, Signal, gather_ranges
 from ray_distill.students.batches import TrainingSet
 from ray_distill.students.sampler import Index
 from ray_distill.students.targets import Teaching

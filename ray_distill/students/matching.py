@@ -6,8 +6,8 @@ import numpy as np
 
 from ray_distill.config import LossConfig, TrainingConfig
 from ray_distill.errors import ConfigError
-from ray_distill.labels.manifest import StoreManifest
-from ray_distill.labels.signal import Hidden
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.signal import Hidden
 from ray_distill.losses.base import Labels
 from ray_distill.models.model import Model
 from ray_distill.students.batches import Examples

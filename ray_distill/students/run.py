@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign, LossConfig, parse_config
 from ray_distill.errors import ConfigError
-from ray_distill.labels.manifest import StoreManifest
+from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.models.build import build_student
 from ray_distill.models.model import Model
 from ray_distill.snapshots.reader import Snapshot, open_snapshot

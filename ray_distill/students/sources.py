@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 from ray_distill.artifacts import LabelSetRef
 from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError
-from ray_distill.labels import rowids
-from ray_distill.labels.averaging import AveragedLabels, require_same_classes
-from ray_distill.labels.manifest import StoreManifest
-from ray_distill.labels.reader import open_label_set
-from ray_distill.labels.rowids import RowIds
+from ray_distill.labels.model import rowids
+from ray_distill.labels.store.ensemble import AveragedLabels, require_same_classes
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.store.reader import open_label_set
+from ray_distill.labels.model.rowids import RowIds
 from ray_distill.models.causal import keeps_documents_apart
 from ray_distill.models.head import fitted_rows
 from ray_distill.models.model import Model

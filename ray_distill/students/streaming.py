@@ -13,10 +13,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ray_distill.errors import DistillError, TrainingError
-from ray_distill.labels import rowids
-from ray_distill.labels.manifest import StoreManifest
-from ray_distill.labels.rowids import RowIds
-from ray_distill.labels.signal import Hidden, Signal
+from ray_distill.labels.model import rowids
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.rowids import RowIds
+from ray_distill.labels.model.signal import Hidden, Signal
 from ray_distill.losses.base import LossBatch
 from ray_distill.snapshots.manifest import Shard
 from ray_distill.snapshots.reader import Snapshot

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from ray_distill.labels.reader import READERS
+from ray_distill.labels.store.reader import READERS
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 
 from ray_distill.artifacts import Estimate
-from ray_distill.labels.signal import Signal, gather_ranges
+from ray_distill.labels.model.signal import Signal, gather_ranges
 
 #: A seeded corruption: (rows, severity 1..3, generator) -> rows of the same ids, in the same order.
 Corruption = Callable[[pa.Table, int, np.random.Generator], pa.Table]

@@ -10,7 +10,7 @@ import torch
 
 from ray_distill.artifacts import Estimate
 from ray_distill.evaluation.metrics import measure_classification
-from ray_distill.labels.signal import Signal
+from ray_distill.labels.model.signal import Signal
 from ray_distill.tasks.base import Batch, Corruption, Encoded, Processor
 from ray_distill.tasks.classification import Unusable, encoded, log_probabilities, pad_sequences, real_tokens, sift
 from ray_distill.tasks.text_corruptions import TEXT_CORRUPTIONS

@@ -18,8 +18,8 @@ from transformers.generation import LogitsProcessor, LogitsProcessorList, NoBadW
 
 from ray_distill.config import SequencesConfig, TeacherConfig
 from ray_distill.errors import ModelError
-from ray_distill.labels import rowids
-from ray_distill.labels.checks import Rejects
+from ray_distill.labels.model import rowids
+from ray_distill.labels.model.validity import Rejects
 from ray_distill.models.forward import without_cache
 from ray_distill.models.language import IntArray
 from ray_distill.models.load import load_model

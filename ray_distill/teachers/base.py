@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ray_distill.labels.signal import Signal
+from ray_distill.labels.model.signal import Signal
 from ray_distill.tasks.base import Encoded
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ray_distill.config import TeacherConfig
 from ray_distill.errors import TeacherRefused
-from ray_distill.labels.signal import Distributions, Hidden, Signal
+from ray_distill.labels.model.signal import Distributions, Hidden, Signal
 from ray_distill.models.forward import States, forward, forward_body, pool_hidden
 from ray_distill.models.load import load_model
 from ray_distill.models.model import Model

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ray_distill.config import TeacherConfig
 from ray_distill.errors import LabelError, ModelError
 from ray_distill.fingerprint import fingerprint
-from ray_distill.labels.signal import Distributions, Signal
+from ray_distill.labels.model.signal import Distributions, Signal
 from ray_distill.models.checkpoint import check_files, check_revision, checkpoint_digest, gguf_file, open_checkpoint
 from ray_distill.models.checkpoint import read_metadata as read_saved
 from ray_distill.models.language import LanguageProcessor

@@ -9,14 +9,14 @@ import pyarrow as pa
 
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.fingerprint import fingerprint
-from ray_distill.labels import rowids
-from ray_distill.labels.checks import split_unusable
-from ray_distill.labels.manifest import StoreManifest
-from ray_distill.labels.rowids import SnapshotRows
-from ray_distill.labels.signal import Distributions, Hidden, Signal
-from ray_distill.labels.store import create_or_open
-from ray_distill.labels.units import Receipt, WorkUnit, entries
-from ray_distill.labels.writer import write_attempt
+from ray_distill.labels.model import rowids
+from ray_distill.labels.model.validity import split_unusable
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.rowids import SnapshotRows
+from ray_distill.labels.model.signal import Distributions, Hidden, Signal
+from ray_distill.labels.store.label_store import create_or_open
+from ray_distill.labels.model.work_units import Receipt, WorkUnit, entries
+from ray_distill.labels.store.writer import write_attempt
 
 #: ``(row ids, manifest) -> signal`` of those rows, in order.
 FakeTeacher = Callable[[pa.Array, StoreManifest], Signal]

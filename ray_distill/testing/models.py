@@ -17,7 +17,7 @@ from tokenizers.models import BPE, WordPiece
 from torch import Tensor, nn
 
 from ray_distill.fingerprint import fingerprint
-from ray_distill.labels.signal import Hidden, Signal
+from ray_distill.labels.model.signal import Hidden, Signal
 from ray_distill.models.checkpoint import quiet
 from ray_distill.models.model import ModelParts
 from ray_distill.models.processors import ImageProcessor, TextProcessor, image_processor, text_processor

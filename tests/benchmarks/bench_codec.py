@@ -22,11 +22,11 @@ import pyarrow.parquet as pq
 from codec_lab import language_like, language_logits, manifest_of
 from labelling_lab import docstrings, sources
 
-from ray_distill.labels import shards
-from ray_distill.labels.codecs.measure import added_error, compact_options, fit_ids
-from ray_distill.labels.manifest import StoreManifest
-from ray_distill.labels.schema import concat_signals
-from ray_distill.labels.signal import Distributions, Signal
+from ray_distill.labels.format import parquet_shards
+from ray_distill.labels.format.codecs.measure import added_error, compact_options, fit_ids
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.format.arrow_tables import concat_signals
+from ray_distill.labels.model.signal import Distributions, Signal
 
 K = 64
 CLASSES = 151_936
@@ -38,8 +38,8 @@ def compare(positions: int, files: int = 8) -> str:
     exact = language_like(positions, CLASSES, K)
     manifest, fits = manifest_of(("compact", 2), CLASSES, K), {"ids": fit_ids(exact, CLASSES)}
     ids = np.frombuffer(np.random.default_rng(0).bytes(16 * exact.rows), dtype="S16")
-    encode_s, data = timed(lambda: shards.encode_labels(ids, exact, manifest, fits))
-    shards.decode_labels(data, manifest, fits, "shard")
+    encode_s, data = timed(lambda: parquet_shards.encode_labels(ids, exact, manifest, fits))
+    parquet_shards.decode_labels(data, manifest, fits, "shard")
     with ThreadPoolExecutor(THREADS) as pool:
         decode_s, _ = timed(lambda: list(pool.map(lambda _: decoded_size(data, manifest, fits), range(files))))
     with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +66,7 @@ def timed(work: Callable[[], object]) -> tuple[float, object]:
 
 def decoded_size(data: bytes, manifest: StoreManifest, fits: dict[str, np.ndarray]) -> int:
     """Decode a shard; its positions."""
-    return len(shards.decode_labels(data, manifest, fits, "shard")[1].position)
+    return len(parquet_shards.decode_labels(data, manifest, fits, "shard")[1].position)
 
 
 def write_plain(exact: Distributions, path: Path) -> None:

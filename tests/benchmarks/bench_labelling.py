@@ -77,7 +77,7 @@ def label(name: str, snapshot: dict[str, str], store_url: str) -> dict[str, floa
     """Label the snapshot: rows a second at steady state, bytes a row, peak memory of this driver in MB."""
     from ray_distill.artifacts import SnapshotRef
     from ray_distill.config import Resources
-    from ray_distill.labels.store import create_or_open
+    from ray_distill.labels.store.label_store import create_or_open
     from ray_distill.models.load import load_model
     from ray_distill.runtime import cluster
     from ray_distill.runtime.label_steps import LabelJob
@@ -104,8 +104,8 @@ def label(name: str, snapshot: dict[str, str], store_url: str) -> dict[str, floa
 
 def manifest_of(name: str, model: Any) -> Any:
     """Top 50 of a language model in compact form; dense of a classifier."""
-    from ray_distill.labels.codecs.measure import compact_options
-    from ray_distill.labels.manifest import StoreManifest
+    from ray_distill.labels.format.codecs.measure import compact_options
+    from ray_distill.labels.model.manifest import StoreManifest
 
     _, batch, unit = SIZES[name]
     common = {"task": TASKS[name], "teacher": {"fingerprint": model.fingerprint}, "batch": batch, "unit_rows": unit}

@@ -38,7 +38,7 @@ from language_store_lab import config_of, labelled, write_texts  # noqa: E402
 from ray_distill.artifacts import LabelSetRef  # noqa: E402
 from ray_distill.config import Campaign, LossConfig, StudentModel  # noqa: E402
 from ray_distill.examples.docstrings import docstrings  # noqa: E402
-from ray_distill.labels.reader import open_label_set  # noqa: E402
+from ray_distill.labels.store.reader import open_label_set  # noqa: E402
 from ray_distill.models.build import build_student  # noqa: E402
 from ray_distill.models.forward import forward  # noqa: E402
 from ray_distill.models.load import load_model  # noqa: E402

@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 
 from ray_distill.fingerprint import canonical_json
-from ray_distill.labels.ledger import SCHEMA, Ledger
-from ray_distill.labels.store import create_or_open, open_store
+from ray_distill.labels.store.committed_units import SCHEMA, Ledger
+from ray_distill.labels.store.label_store import create_or_open, open_store
 from ray_distill.storage import files
 from ray_distill.storage.log import CommitLog, record_url
 from ray_distill.testing.labels import fake_manifest

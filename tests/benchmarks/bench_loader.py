@@ -33,14 +33,14 @@ import pyarrow.parquet as pq
 from codec_lab import language_like
 
 from ray_distill.config import SnapshotConfig, TrainingConfig
-from ray_distill.labels import rowids
-from ray_distill.labels.codecs.measure import compact_options, fit_ids
-from ray_distill.labels.fits import write_fits
-from ray_distill.labels.manifest import StoreManifest
-from ray_distill.labels.reader import open_label_set
-from ray_distill.labels.signal import Distributions, Signal
-from ray_distill.labels.store import create_or_open
-from ray_distill.labels.writer import write_attempt
+from ray_distill.labels.model import rowids
+from ray_distill.labels.format.codecs.measure import compact_options, fit_ids
+from ray_distill.labels.format.fitted_arrays import write_fits
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.store.reader import open_label_set
+from ray_distill.labels.model.signal import Distributions, Signal
+from ray_distill.labels.store.label_store import create_or_open
+from ray_distill.labels.store.writer import write_attempt
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.take import take_snapshot
 from ray_distill.students.batches import build_set

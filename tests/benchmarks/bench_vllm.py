@@ -53,7 +53,7 @@ def encoded_of(texts: Path, config: Any) -> Any:
     """The texts as tokens."""
     import pyarrow as pa
 
-    from ray_distill.labels import rowids
+    from ray_distill.labels.model import rowids
     from ray_distill.models.load import load_processor
     from ray_distill.tasks.catalogue import get_label_task
     from ray_distill.testing.labels import row_id

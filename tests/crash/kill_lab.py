@@ -26,10 +26,10 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from scenarios import Driver, Hung, TooLate, play, small_cluster  # noqa: E402
 from victims import kill_node, processes, strike  # noqa: E402
 
-from ray_distill.labels.audit import audit  # noqa: E402
-from ray_distill.labels.reader import open_label_set  # noqa: E402
-from ray_distill.labels.store import open_store  # noqa: E402
-from ray_distill.labels.units import entries  # noqa: E402
+from ray_distill.labels.tools.audit import audit  # noqa: E402
+from ray_distill.labels.store.reader import open_label_set  # noqa: E402
+from ray_distill.labels.store.label_store import open_store  # noqa: E402
+from ray_distill.labels.model.work_units import entries  # noqa: E402
 from ray_distill.snapshots.reader import Snapshot, open_snapshot  # noqa: E402
 from ray_distill.storage import files  # noqa: E402
 from ray_distill.testing.labels import winners  # noqa: E402

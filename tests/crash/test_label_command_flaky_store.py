@@ -10,7 +10,7 @@ from scenarios import findable
 
 from ray_distill import cli
 from ray_distill.artifacts import SnapshotRef
-from ray_distill.labels.audit import audit
+from ray_distill.labels.tools.audit import audit
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files, remote
 from ray_distill.testing.flaky_s3 import flaky_s3_server

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from ray_distill.labels import store as store_module
-from ray_distill.labels.audit import audit
-from ray_distill.labels.reader import open_label_set
-from ray_distill.labels.store import open_store
-from ray_distill.labels.units import entries
+from ray_distill.labels.store import label_store as store_module
+from ray_distill.labels.tools.audit import audit
+from ray_distill.labels.store.reader import open_label_set
+from ray_distill.labels.store.label_store import open_store
+from ray_distill.labels.model.work_units import entries
 from ray_distill.storage import files
 from ray_distill.storage.log import CommitLog
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id

@@ -23,8 +23,8 @@ import torch
 import yaml
 
 from ray_distill.config import Campaign, Splits, load_config
-from ray_distill.labels.store import open_store
-from ray_distill.labels.units import labels_name
+from ray_distill.labels.store.label_store import open_store
+from ray_distill.labels.model.work_units import labels_name
 from ray_distill.models.load import load_model
 from ray_distill.models.model import ModelParts
 from ray_distill.snapshots.identity import row_ids

@@ -10,9 +10,9 @@ import pytest
 
 from ray_distill import cli
 from ray_distill.config import Campaign
-from ray_distill.labels.reader import open_label_set
-from ray_distill.labels.store import LabelStore, create_or_open, open_store
-from ray_distill.labels.writer import write_attempt
+from ray_distill.labels.store.reader import open_label_set
+from ray_distill.labels.store.label_store import LabelStore, create_or_open, open_store
+from ray_distill.labels.store.writer import write_attempt
 from ray_distill.runtime import campaign, cluster
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 

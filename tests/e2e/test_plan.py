@@ -9,7 +9,7 @@ import campaign_lab as lab
 import pytest
 
 from ray_distill.errors import DistillError
-from ray_distill.labels.store import open_store
+from ray_distill.labels.store.label_store import open_store
 from ray_distill.runtime import campaign, cluster
 from ray_distill.runtime.planning import PlanReport, plan
 from ray_distill.storage import files

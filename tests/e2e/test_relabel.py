@@ -9,7 +9,7 @@ import pytest
 
 from ray_distill.artifacts import LabelSetRef
 from ray_distill.config import Campaign
-from ray_distill.labels.reader import open_label_set
+from ray_distill.labels.store.reader import open_label_set
 from ray_distill.runtime import campaign, cluster
 from ray_distill.runtime.relabelling import RelabelReport
 

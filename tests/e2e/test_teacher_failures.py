@@ -17,13 +17,13 @@ from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign
 from ray_distill.config.labels import FailuresConfig
 from ray_distill.errors import LabelError
-from ray_distill.labels import rowids
-from ray_distill.labels.audit import audit
-from ray_distill.labels.manifest import StoreManifest
-from ray_distill.labels.reader import open_label_set
-from ray_distill.labels.shards import decode_quarantine
-from ray_distill.labels.store import LabelStore, create_or_open
-from ray_distill.labels.units import Receipt, quarantine_name
+from ray_distill.labels.model import rowids
+from ray_distill.labels.tools.audit import audit
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.store.reader import open_label_set
+from ray_distill.labels.format.parquet_shards import decode_quarantine
+from ray_distill.labels.store.label_store import LabelStore, create_or_open
+from ray_distill.labels.model.work_units import Receipt, quarantine_name
 from ray_distill.runtime import campaign, cluster
 from ray_distill.runtime.label_steps import LabelJob
 from ray_distill.runtime.labelling import Labelled, label_units

@@ -7,8 +7,8 @@ import campaign_lab as lab
 import pytest
 
 from ray_distill import cli
-from ray_distill.labels.store import open_store
-from ray_distill.labels.units import entries, labels_name
+from ray_distill.labels.store.label_store import open_store
+from ray_distill.labels.model.work_units import entries, labels_name
 from ray_distill.runtime import cluster
 from ray_distill.storage import files
 from ray_distill.testing.s3 import s3_server

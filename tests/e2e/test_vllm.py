@@ -11,12 +11,12 @@ from vllm_lab import ROOT, vllm_python, wrote
 
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign, TeacherConfig, parse_config
-from ray_distill.labels import rowids
-from ray_distill.labels.agreement import Answer, compare
-from ray_distill.labels.fits import write_fits
-from ray_distill.labels.reader import open_label_set
-from ray_distill.labels.schema import concat_signals
-from ray_distill.labels.store import LabelStore, create_or_open
+from ray_distill.labels.model import rowids
+from ray_distill.labels.tools.live_agreement import Answer, compare
+from ray_distill.labels.format.fitted_arrays import write_fits
+from ray_distill.labels.store.reader import open_label_set
+from ray_distill.labels.format.arrow_tables import concat_signals
+from ray_distill.labels.store.label_store import LabelStore, create_or_open
 from ray_distill.models.load import load_processor
 from ray_distill.runtime import cluster
 from ray_distill.runtime.answering import answer_all, ask_of

@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign, parse_config
 from ray_distill.errors import LabelError
-from ray_distill.labels.reader import open_label_set
-from ray_distill.labels.signal import Distributions
-from ray_distill.labels.store import create_or_open as create_labels
+from ray_distill.labels.store.reader import open_label_set
+from ray_distill.labels.model.signal import Distributions
+from ray_distill.labels.store.label_store import create_or_open as create_labels
 from ray_distill.models.load import load_processor
 from ray_distill.runtime import campaign, cluster
 from ray_distill.runtime.label_steps import LabelJob

@@ -39,9 +39,9 @@ from ray_distill.evaluation.metrics import compare_classification, measure_class
 from ray_distill.evaluation.predict import predictor
 from ray_distill.evaluation.predictions import join_predictions
 from ray_distill.examples import mnist, newsgroups
-from ray_distill.labels.fits import write_fits
-from ray_distill.labels.store import create_or_open
-from ray_distill.labels.writer import write_attempt
+from ray_distill.labels.format.fitted_arrays import write_fits
+from ray_distill.labels.store.label_store import create_or_open
+from ray_distill.labels.store.writer import write_attempt
 from ray_distill.models.load import load_model, load_processor
 from ray_distill.models.model import Model
 from ray_distill.runtime import campaign

@@ -12,8 +12,8 @@ from training_lab import Recorder
 
 from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign, parse_config
-from ray_distill.labels.store import create_or_open
-from ray_distill.labels.writer import write_attempt
+from ray_distill.labels.store.label_store import create_or_open
+from ray_distill.labels.store.writer import write_attempt
 from ray_distill.models.load import load_processor
 from ray_distill.runtime.answering import answer_all, ask_of
 from ray_distill.runtime.freezing import freeze

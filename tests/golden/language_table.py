@@ -29,8 +29,8 @@ from ray_distill.config import Campaign, load_config
 from ray_distill.evaluation.language import compare_language, measure_language
 from ray_distill.evaluation.language_predict import predict_documents
 from ray_distill.examples.docstrings import ROWS, prepare
-from ray_distill.labels.reader import open_label_set
-from ray_distill.labels.store import open_store
+from ray_distill.labels.store.reader import open_label_set
+from ray_distill.labels.store.label_store import open_store
 from ray_distill.models.load import load_model
 from ray_distill.runtime import campaign, cluster
 from ray_distill.runtime.session import absolute

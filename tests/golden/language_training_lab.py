@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from training_lab import Ran, Recorder
 
 from ray_distill.config import LossConfig, StudentModel, TeacherConfig, TrainingConfig
-from ray_distill.labels.signal import Signal
+from ray_distill.labels.model.signal import Signal
 from ray_distill.models.build import build_student
 from ray_distill.models.model import Model
 from ray_distill.runtime.answering import answer_all

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_distill.labels import rowids, shards
-from ray_distill.labels.codecs import CODECS
-from ray_distill.labels.manifest import StoreManifest
+from ray_distill.labels.model import rowids
+from ray_distill.labels.format import parquet_shards
+from ray_distill.labels.format.codecs import CODECS
+from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.testing.labels import row_id
 
 FOLDER = Path(__file__).parent / "codecs"
@@ -38,7 +39,7 @@ def test_every_codec_version_has_a_golden_shard():
 def test_a_golden_shard_reads_as_it_did(name):
     """Row ids, structure and lossless values are the same bit for bit, lossy values to float32's rounding."""
     data, manifest, fits, expected = load(name)
-    ids, found = shards.decode_labels(data, manifest, fits, name)
+    ids, found = parquet_shards.decode_labels(data, manifest, fits, name)
     np.testing.assert_array_equal(ids, rowids.to_numpy(pa.array([row_id(n) for n in range(3)], rowids.ROW_ID)))
     lossy = manifest.codec[0] == "compact" and not manifest.options["lossless"]
     for field in ("row_offsets", "position", "entry_offsets", "ids", "logp", "log_tail", "entropy"):
@@ -58,8 +59,8 @@ def test_a_golden_shard_reads_as_it_did(name):
 def test_lossless_shards_are_written_with_the_same_bytes(name):
     """Writers still give the very columns, and with the same Arrow the very file: a resumed store goes on as it was."""
     data, manifest, fits, _ = load(name)
-    again = shards.encode_labels(*shards.decode_labels(data, manifest, fits, name), manifest, fits)
-    assert shards.from_parquet(again, name).equals(shards.from_parquet(data, name))
+    again = parquet_shards.encode_labels(*parquet_shards.decode_labels(data, manifest, fits, name), manifest, fits)
+    assert parquet_shards.from_parquet(again, name).equals(parquet_shards.from_parquet(data, name))
     if created_by(again) == created_by(data):
         assert again == data
 

@@ -16,7 +16,7 @@ from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import StudentModel
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, TeacherRefused
-from ray_distill.labels.reader import open_label_set
+from ray_distill.labels.store.reader import open_label_set
 from ray_distill.models.language import language_processor
 from ray_distill.runtime.checks import check
 from ray_distill.runtime.freezing import freeze

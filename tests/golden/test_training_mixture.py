@@ -15,9 +15,9 @@ from training_lab import Recorder, learnt
 from ray_distill.artifacts import LabelSetRef
 from ray_distill.config import SignalConfig, StudentConfig, TrainingConfig, parse_config
 from ray_distill.errors import ConfigError, TrainingError
-from ray_distill.labels.manifest import StoreManifest
-from ray_distill.labels.signal import Signal
-from ray_distill.labels.store import open_store
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.signal import Signal
+from ray_distill.labels.store.label_store import open_store
 from ray_distill.models.load import load_model
 from ray_distill.runtime.mixture import check_mixture, temperatures_of
 from ray_distill.snapshots.reader import Snapshot, open_snapshot

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ray_distill.config import TeacherConfig, TrainingConfig
-from ray_distill.labels import rowids
+from ray_distill.labels.model import rowids
 from ray_distill.losses.cross_entropy import Hard
 from ray_distill.losses.fused import Asked, Part
 from ray_distill.losses.soft import Soft

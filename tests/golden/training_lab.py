@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ray_distill.config import LossConfig, TrainingConfig
-from ray_distill.labels.signal import Distributions, Hidden, Signal
+from ray_distill.labels.model.signal import Distributions, Hidden, Signal
 from ray_distill.models.load import load_model
 from ray_distill.models.model import Model
 from ray_distill.students.batches import TrainingSet, build_set

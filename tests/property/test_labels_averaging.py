@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_distill.errors import StoreMismatch
-from ray_distill.labels import rowids
-from ray_distill.labels.averaging import AveragedLabels, average, averaged_manifest
-from ray_distill.labels.reader import LabelSet, open_label_set
-from ray_distill.labels.signal import Distributions, Signal
-from ray_distill.labels.store import open_store
+from ray_distill.labels.model import rowids
+from ray_distill.labels.store.ensemble import AveragedLabels, average, averaged_manifest
+from ray_distill.labels.store.reader import LabelSet, open_label_set
+from ray_distill.labels.model.signal import Distributions, Signal
+from ray_distill.labels.store.label_store import open_store
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, reduce_logits
 
 CLASSES = 6

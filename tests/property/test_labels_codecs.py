@@ -9,14 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_distill.errors import CorruptStore, LabelError
-from ray_distill.labels import hidden as hidden_states
-from ray_distill.labels import rowids, shards
-from ray_distill.labels.checks import mass, split_unusable
-from ray_distill.labels.codecs import find_codec
-from ray_distill.labels.codecs.base import running
-from ray_distill.labels.narrow import narrow, widen
-from ray_distill.labels.schema import concat_signals, signal_to_table, table_to_rejected, table_to_signal
-from ray_distill.labels.signal import Distributions, Hidden, Signal
+from ray_distill.labels.format import hidden_states as hidden_states
+from ray_distill.labels.model import rowids
+from ray_distill.labels.format import parquet_shards
+from ray_distill.labels.model.validity import mass, split_unusable
+from ray_distill.labels.format.codecs import find_codec
+from ray_distill.labels.format.codecs.base import running
+from ray_distill.labels.format.dtypes import narrow, widen
+from ray_distill.labels.format.arrow_tables import concat_signals, signal_to_table, table_to_rejected, table_to_signal
+from ray_distill.labels.model.signal import Distributions, Hidden, Signal
 from ray_distill.testing.labels import fake_manifest, row_id
 
 FIELDS = ("row_offsets", "position", "entry_offsets", "ids", "logp", "log_tail", "entropy")
@@ -73,9 +74,9 @@ def test_a_codec_is_lossless_and_deterministic(data, key):
     signal = data.draw(signals(estimator=key[0]))
     manifest = replace(fake_manifest(estimator=key[0], classes=7, k=3), codec=key)
     ids = rowids.to_numpy(ids_of(signal))
-    encoded = shards.encode_labels(ids, signal.distributions, manifest, {})
-    assert encoded == shards.encode_labels(ids, signal.distributions, manifest, {})
-    found, distributions = shards.decode_labels(encoded, manifest, {}, "shard")
+    encoded = parquet_shards.encode_labels(ids, signal.distributions, manifest, {})
+    assert encoded == parquet_shards.encode_labels(ids, signal.distributions, manifest, {})
+    found, distributions = parquet_shards.decode_labels(encoded, manifest, {}, "shard")
     np.testing.assert_array_equal(found, ids)
     assert_equal(Signal(distributions=distributions), Signal(distributions=signal.distributions))
 
@@ -210,4 +211,4 @@ def test_columns_that_disagree_are_corrupt(column):
     replaced = [table.set_column(at, column, other) for other in (short, ragged, pa.array([1, 2, 3]))]
     for changed in (table.drop_columns([column]), *replaced):
         with pytest.raises(CorruptStore, match=f"shard: column|{column}"):
-            shards.decode_labels(shards.to_parquet(changed), manifest, {}, "shard")
+            parquet_shards.decode_labels(parquet_shards.to_parquet(changed), manifest, {}, "shard")

@@ -9,14 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_distill.errors import CorruptStore, LabelError
-from ray_distill.labels import rowids, shards
-from ray_distill.labels.codecs import find_codec
-from ray_distill.labels.codecs.base import running
-from ray_distill.labels.codecs.measure import added_error, compact_options, fit_ids
-from ray_distill.labels.codecs.planes import DIRECT, ESCAPE, WIDE_GAP, contexts, escaped, gaps, unescaped, ungaps
-from ray_distill.labels.codecs.quantise import decode_entropy, decode_odds, encode_entropy, encode_odds
-from ray_distill.labels.manifest import ESTIMATORS, StoreManifest
-from ray_distill.labels.signal import Distributions, Draws
+from ray_distill.labels.model import rowids
+from ray_distill.labels.format import parquet_shards
+from ray_distill.labels.format.codecs import find_codec
+from ray_distill.labels.format.codecs.base import running
+from ray_distill.labels.format.codecs.measure import added_error, compact_options, fit_ids
+from ray_distill.labels.format.codecs.planes import (DIRECT, ESCAPE, WIDE_GAP, contexts, escaped, gaps, unescaped, ungaps)
+from ray_distill.labels.format.codecs.quantise import decode_entropy, decode_odds, encode_entropy, encode_odds
+from ray_distill.labels.model.manifest import ESTIMATORS, StoreManifest
+from ray_distill.labels.model.signal import Distributions, Draws
 from ray_distill.testing.labels import row_id
 
 FIELDS = ("row_offsets", "position", "entry_offsets", "ids", "logp", "log_tail", "entropy")
@@ -79,9 +80,9 @@ def ids_of(distributions):
 def through_a_file(distributions, manifest, fits):
     """Encode to a Parquet file and decode it; twice the same bytes."""
     ids = ids_of(distributions)
-    data = shards.encode_labels(ids, distributions, manifest, fits)
-    assert data == shards.encode_labels(ids, distributions, manifest, fits)
-    found, decoded = shards.decode_labels(data, manifest, fits, "shard")
+    data = parquet_shards.encode_labels(ids, distributions, manifest, fits)
+    assert data == parquet_shards.encode_labels(ids, distributions, manifest, fits)
+    found, decoded = parquet_shards.decode_labels(data, manifest, fits, "shard")
     np.testing.assert_array_equal(found, ids)
     return decoded
 
@@ -227,7 +228,7 @@ def test_columns_that_disagree_are_corrupt(estimator, column):
             (first, second[:-1]), (first, second + b"\0"), (first + second[:1], second[1:]), (b"", b""))]
     for changed in (table.drop_columns([column]), *(table.set_column(at, column, other) for other in others)):
         with pytest.raises(CorruptStore, match="shard: column "):
-            shards.decode_labels(shards.to_parquet(changed), manifest, {}, "shard")
+            parquet_shards.decode_labels(parquet_shards.to_parquet(changed), manifest, {}, "shard")
 
 
 @settings(deadline=None, max_examples=150)
@@ -259,12 +260,12 @@ def test_a_foreign_order_of_ids_is_refused():
     distributions = made("topk", 300, [2], 1)
     manifest = manifest_of("topk", 300)
     good = {"ids": fit_ids(distributions, 300)}
-    data = shards.encode_labels(ids_of(distributions), distributions, manifest, good)
+    data = parquet_shards.encode_labels(ids_of(distributions), distributions, manifest, good)
     for bad in (good["ids"][:-1], np.zeros(300, np.int32), good["ids"].astype(np.int64), good["ids"] + 1):
         with pytest.raises(CorruptStore, match="names each class once"):
-            shards.decode_labels(data, manifest, {"ids": bad}, "shard")
+            parquet_shards.decode_labels(data, manifest, {"ids": bad}, "shard")
         with pytest.raises(LabelError, match="names each class once"):
-            shards.encode_labels(ids_of(distributions), distributions, manifest, {"ids": bad})
+            parquet_shards.encode_labels(ids_of(distributions), distributions, manifest, {"ids": bad})
 
 
 @pytest.mark.parametrize("change", [{"levels": 1}, {"levels": 70000}, {"power": 0}, {"power": "x"}, {"lossless": 1}])

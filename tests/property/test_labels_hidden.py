@@ -7,18 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_distill.errors import CorruptStore, LabelError
-from ray_distill.labels.fits import read_fits, write_fits
-from ray_distill.labels.hidden import (
-    basis_name,
-    decode_hidden,
-    encode_hidden,
-    fit_basis,
-    mean_name,
-    project,
-    relative_error,
-)
-from ray_distill.labels.narrow import narrow, widen
-from ray_distill.labels.signal import Hidden
+from ray_distill.labels.format.fitted_arrays import read_fits, write_fits
+from ray_distill.labels.format.hidden_states import (basis_name, decode_hidden, encode_hidden, fit_basis, mean_name, project, relative_error)
+from ray_distill.labels.format.dtypes import narrow, widen
+from ray_distill.labels.model.signal import Hidden
 from ray_distill.storage import files
 from ray_distill.testing.labels import fake_manifest
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from ray_distill.errors import DistillError
 from ray_distill.fingerprint import canonical_json, fingerprint, sha256
-from ray_distill.labels.audit import audit
-from ray_distill.labels.manifest import StoreManifest
-from ray_distill.labels.reader import open_label_set
-from ray_distill.labels.store import open_store
+from ray_distill.labels.tools.audit import audit
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.store.reader import open_label_set
+from ray_distill.labels.store.label_store import open_store
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id
 
 MANIFEST = fake_manifest(estimator="topk", layers=(1,))

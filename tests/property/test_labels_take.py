@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_distill.errors import LabelError
-from ray_distill.labels.codecs.base import running
-from ray_distill.labels.parts import DistributionParts
-from ray_distill.labels.schema import concat_signals
-from ray_distill.labels.signal import Distributions, Draws, Signal
+from ray_distill.labels.format.codecs.base import running
+from ray_distill.labels.format.chunked_distributions import DistributionParts
+from ray_distill.labels.format.arrow_tables import concat_signals
+from ray_distill.labels.model.signal import Distributions, Draws, Signal
 
 
 @st.composite

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_distill.config import SequenceFilters, SequencesConfig
-from ray_distill.labels.rowids import ROW_ID, from_bytes
+from ray_distill.labels.model.rowids import ROW_ID, from_bytes
 from ray_distill.sequences.select import mean_log_probability, select
 from ray_distill.teachers.draw import independent
 from ray_distill.testing.labels import row_id

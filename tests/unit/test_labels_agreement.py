@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_distill.labels import rowids
-from ray_distill.labels.agreement import Answer, as_stored, compare
-from ray_distill.labels.codecs.measure import compact_options, fit_ids
-from ray_distill.labels.signal import Hidden, Signal
+from ray_distill.labels.model import rowids
+from ray_distill.labels.tools.live_agreement import Answer, as_stored, compare
+from ray_distill.labels.format.codecs.measure import compact_options, fit_ids
+from ray_distill.labels.model.signal import Hidden, Signal
 from ray_distill.testing.labels import fake_manifest, fake_teacher, row_id
 
 IDS = pa.array([row_id(number) for number in range(12)], rowids.ROW_ID)

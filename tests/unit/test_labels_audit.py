@@ -6,11 +6,12 @@ import pytest
 
 from ray_distill.errors import DistillError, LabelError
 from ray_distill.fingerprint import sha256
-from ray_distill.labels import rowids, shards, units
-from ray_distill.labels.audit import audit
-from ray_distill.labels.reader import open_label_set
-from ray_distill.labels.store import create_or_open, open_store
-from ray_distill.labels.writer import write_attempt
+from ray_distill.labels.model import rowids, work_units
+from ray_distill.labels.format import parquet_shards
+from ray_distill.labels.tools.audit import audit
+from ray_distill.labels.store.reader import open_label_set
+from ray_distill.labels.store.label_store import create_or_open, open_store
+from ray_distill.labels.store.writer import write_attempt
 from ray_distill.storage import files
 from ray_distill.storage.log import CommitLog, record_url
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id, winners
@@ -42,7 +43,7 @@ def replace_record(url, number, change):
 
 def replace_shard(url, receipt, data):
     """Put other bytes into a shard *and* their digest into the log: only the content can give it away."""
-    files.write_bytes(files.join(url, units.labels_name(receipt.unit, receipt.attempt)), data)
+    files.write_bytes(files.join(url, work_units.labels_name(receipt.unit, receipt.attempt)), data)
 
     def change(record):
         for entry in record["units"]:
@@ -116,7 +117,7 @@ def test_a_unit_that_is_committed_twice_is_a_duplicate(url):
 def test_swapped_shards_are_corrupt_even_with_matching_digests(url):
     """A shard with another unit's rows is found by its rows, whatever the log says of its bytes."""
     one, other = receipts(url)[:2]
-    replace_shard(url, one, files.read_bytes(files.join(url, units.labels_name(other.unit, other.attempt))))
+    replace_shard(url, one, files.read_bytes(files.join(url, work_units.labels_name(other.unit, other.attempt))))
     report = audit(url)
     assert not report.ok and any("row" in line and one.unit in line for line in report.corrupt)
 
@@ -124,10 +125,10 @@ def test_swapped_shards_are_corrupt_even_with_matching_digests(url):
 def test_mass_that_does_not_sum_to_one_is_corrupt(url):
     """A shard whose probabilities do not sum to 1 is found though all digests agree."""
     one = receipts(url)[0]
-    name = units.labels_name(one.unit, one.attempt)
-    ids, distributions = shards.decode_labels(files.read_bytes(files.join(url, name)), MANIFEST, {}, name)
+    name = work_units.labels_name(one.unit, one.attempt)
+    ids, distributions = parquet_shards.decode_labels(files.read_bytes(files.join(url, name)), MANIFEST, {}, name)
     spoiled = type(distributions)(**{**vars(distributions), "log_tail": distributions.log_tail + 1})
-    replace_shard(url, one, shards.encode_labels(ids, spoiled, MANIFEST, {}))
+    replace_shard(url, one, parquet_shards.encode_labels(ids, spoiled, MANIFEST, {}))
     report = audit(url)
     assert not report.ok and "probabilities do not sum to 1" in report.corrupt[0] and name in report.corrupt[0]
 

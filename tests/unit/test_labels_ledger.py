@@ -9,12 +9,12 @@ import pytest
 
 from ray_distill.errors import CorruptStore
 from ray_distill.fingerprint import sha256
-from ray_distill.labels import store as store_module
-from ray_distill.labels.audit import audit
-from ray_distill.labels.ledger import Ledger
-from ray_distill.labels.reader import open_label_set
-from ray_distill.labels.store import open_store
-from ray_distill.labels.units import FileReceipt, Receipt
+from ray_distill.labels.store import label_store as store_module
+from ray_distill.labels.tools.audit import audit
+from ray_distill.labels.store.committed_units import Ledger
+from ray_distill.labels.store.reader import open_label_set
+from ray_distill.labels.store.label_store import open_store
+from ray_distill.labels.model.work_units import FileReceipt, Receipt
 from ray_distill.storage import files
 from ray_distill.storage.log import CommitLog, record_url
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, label_all, row_id, winners

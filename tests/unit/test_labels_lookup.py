@@ -10,12 +10,12 @@ from PIL import Image
 
 from ray_distill import cli
 from ray_distill.errors import LabelError
-from ray_distill.labels.example import show_image, show_text
-from ray_distill.labels.export import export_store
-from ray_distill.labels.inspect import inspect_row, show_row
-from ray_distill.labels.reader import read_labels
-from ray_distill.labels.signal import Signal
-from ray_distill.labels.store import open_store
+from ray_distill.labels.tools.show_input import show_image, show_text
+from ray_distill.labels.tools.export import export_store
+from ray_distill.labels.tools.inspect import inspect_row, show_row
+from ray_distill.labels.store.reader import read_labels
+from ray_distill.labels.model.signal import Signal
+from ray_distill.labels.store.label_store import open_store
 from ray_distill.storage import files
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id
 

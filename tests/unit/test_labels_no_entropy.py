@@ -10,15 +10,17 @@ import pytest
 import torch
 
 from ray_distill.errors import LabelError
-from ray_distill.labels import choose, rowids, shards
-from ray_distill.labels.checks import split_unusable
-from ray_distill.labels.codecs.measure import compact_options
-from ray_distill.labels.export import export_store
-from ray_distill.labels.inspect import inspect_row, show_row
-from ray_distill.labels.manifest import StoreManifest
-from ray_distill.labels.reader import open_label_set
-from ray_distill.labels.signal import Signal
-from ray_distill.labels.store import open_store
+from ray_distill.labels.sizing import options as choose
+from ray_distill.labels.model import rowids
+from ray_distill.labels.format import parquet_shards
+from ray_distill.labels.model.validity import split_unusable
+from ray_distill.labels.format.codecs.measure import compact_options
+from ray_distill.labels.tools.export import export_store
+from ray_distill.labels.tools.inspect import inspect_row, show_row
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.store.reader import open_label_set
+from ray_distill.labels.model.signal import Signal
+from ray_distill.labels.store.label_store import open_store
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.reduce import reduce_logits
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id
@@ -68,10 +70,10 @@ def test_an_entropy_that_is_missing_among_others_is_a_broken_answer() -> None:
     assert [row for row, _ in rejected] == [ids[2].as_py()]
     assert kept.distributions is not None and np.isfinite(kept.distributions.entropy).all()
     with pytest.raises(LabelError, match="entropy of 1 of 4 positions"):
-        shards.encode_labels(rowids.to_numpy(ids), found, manifest, {})
+        parquet_shards.encode_labels(rowids.to_numpy(ids), found, manifest, {})
     with pytest.raises(LabelError, match="compact/1 cannot store the entropy of 4 of 4"):
         none = replace(found, entropy=np.full_like(found.entropy, np.nan))
-        shards.encode_labels(rowids.to_numpy(ids), none, replace(manifest, codec=("compact", 1)), {})
+        parquet_shards.encode_labels(rowids.to_numpy(ids), none, replace(manifest, codec=("compact", 1)), {})
 
 
 @pytest.mark.parametrize("scale", [0.5, 2.0, 6.0])

@@ -6,22 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from ray_distill.labels import choose, rowids, shards
-from ray_distill.labels.choose import Option
-from ray_distill.labels.hidden import encode_hidden
-from ray_distill.labels.plan import (
-    Batch,
-    BatchTime,
-    SizeLine,
-    Timing,
-    break_even,
-    fit_time,
-    forecast_bytes,
-    forecast_seconds,
-    measure_sizes,
-    unit_seconds,
-)
-from ray_distill.labels.signal import Distributions
+from ray_distill.labels.sizing import options
+from ray_distill.labels.model import rowids
+from ray_distill.labels.format import parquet_shards
+from ray_distill.labels.sizing.options import Option
+from ray_distill.labels.format.hidden_states import encode_hidden
+from ray_distill.labels.sizing.forecast import (Batch, BatchTime, SizeLine, Timing, break_even, fit_time, forecast_bytes, forecast_seconds, measure_sizes, unit_seconds)
+from ray_distill.labels.model.signal import Distributions
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.reduce import reduce_logits
 from ray_distill.testing.labels import fake_manifest, fake_teacher, row_id
@@ -65,7 +56,7 @@ def test_the_bytes_of_units_that_were_not_encoded_are_within_five_percent() -> N
         for unit in units:
             signal = fake_teacher(rowids.to_arrow(unit), manifest)
             assert signal.distributions is not None
-            real += len(shards.encode_labels(unit, signal.distributions, manifest, {}))
+            real += len(parquet_shards.encode_labels(unit, signal.distributions, manifest, {}))
             hidden += len(encode_hidden(unit, signal.hidden[1], 1, manifest, {}))
         assert found.labels == pytest.approx(real, rel=0.05)
         assert found.hidden[1] == pytest.approx(hidden, rel=0.05)
@@ -155,7 +146,7 @@ def test_the_mass_kept_and_the_nats_lost_are_those_of_the_full_distribution(k_wi
     values = logits()
     p = torch.softmax(values.double(), -1).sort(dim=-1, descending=True).values.numpy()
     soft = torch.softmax(values.double() / 2, -1).sort(dim=-1, descending=True).values.numpy()
-    for point in choose.curve(wide(values, k_wide)):
+    for point in options.curve(wide(values, k_wide)):
         kept = p[:, : point.k].sum(1)
         assert point.mass["1"] == pytest.approx(kept.mean(), abs=1e-6)
         assert point.low["1"] == pytest.approx(np.quantile(kept, 0.05), abs=1e-5)
@@ -168,17 +159,17 @@ def test_the_mass_kept_and_the_nats_lost_are_those_of_the_full_distribution(k_wi
 def test_the_smallest_k_is_the_first_within_the_target() -> None:
     """Each k loses no more than the one before; none within a target that the wide answer cannot reach."""
     answer = wide(logits(), 40)
-    lost = {k: choose.kept(answer, k).nats for k in range(1, 41)}
-    found = choose.smallest_k(answer, 1e-2)
+    lost = {k: options.kept(answer, k).nats for k in range(1, 41)}
+    found = options.smallest_k(answer, 1e-2)
     assert found is not None and lost[found] <= 1e-2 < lost[found - 1]
-    assert choose.smallest_k(answer, 1e-12) in (39, 40)
-    assert choose.smallest_k(wide(logits(), 4), 1e-12) is None
+    assert options.smallest_k(answer, 1e-12) in (39, 40)
+    assert options.smallest_k(wide(logits(), 4), 1e-12) is None
 
 
 @pytest.mark.parametrize("k", [1, 7, 40])
 def test_a_truncated_wide_answer_is_what_the_teacher_would_have_given(k: int) -> None:
     """Ids, values and tails of a direct top-k."""
-    direct, cut = wide(logits(), k), choose.truncate(wide(logits(), 40), k)
+    direct, cut = wide(logits(), k), options.truncate(wide(logits(), 40), k)
     np.testing.assert_array_equal(cut.ids, direct.ids)
     np.testing.assert_array_equal(cut.logp, direct.logp)
     np.testing.assert_allclose(np.exp(cut.log_tail), np.exp(direct.log_tail), atol=1e-6)
@@ -191,8 +182,8 @@ def test_the_noise_of_draws_is_what_redrawing_finds() -> None:
     random = np.random.default_rng(0)
     found = np.mean([np.square(np.stack([random.multinomial(draws, row / row.sum()) for row in p]) / draws - p).sum(1)
                      for _ in range(400)])
-    assert choose.noise_of_draws(wide(values, 12), 0, draws) == pytest.approx(found, rel=0.05)
-    assert choose.noise_of_draws(wide(values, 12), 4, draws) < choose.noise_of_draws(wide(values, 12), 0, draws)
+    assert options.noise_of_draws(wide(values, 12), 0, draws) == pytest.approx(found, rel=0.05)
+    assert options.noise_of_draws(wide(values, 12), 4, draws) < options.noise_of_draws(wide(values, 12), 0, draws)
 
 
 def option(estimator: str, size: float, nats: float, draws: int = 0) -> Option:
@@ -203,16 +194,16 @@ def option(estimator: str, size: float, nats: float, draws: int = 0) -> Option:
 def test_the_smallest_form_within_the_target_is_recommended() -> None:
     """Draws only where nothing else is within it; the least loss where nothing at all is."""
     dense, topk, drawn = option("dense", 900, 1e-5), option("topk", 90, 5e-4), option("sampled", 40, 1e-4, draws=50)
-    assert choose.recommend([dense, topk, drawn], 1e-3) == topk
-    assert choose.recommend([dense, topk, drawn], 1e-4) == dense
-    assert choose.recommend([topk, drawn], 2e-4) == drawn
-    assert choose.recommend([dense, topk, drawn], 1e-9) == dense
+    assert options.recommend([dense, topk, drawn], 1e-3) == topk
+    assert options.recommend([dense, topk, drawn], 1e-4) == dense
+    assert options.recommend([topk, drawn], 2e-4) == drawn
+    assert options.recommend([dense, topk, drawn], 1e-9) == dense
 
 
 def test_ranks_keep_their_share_of_the_variance() -> None:
     """States of three directions need three components, or fewer for less."""
     random = np.random.default_rng(0)
     states = (random.standard_normal((100, 3)) * [10, 3, 1]) @ random.standard_normal((3, 16))
-    found = choose.ranks(states.astype(np.float32), (0.5, 0.999999))
+    found = options.ranks(states.astype(np.float32), (0.5, 0.999999))
     assert found[0.5] == 1 and found[0.999999] <= 3
-    assert choose.ranks(states[:1].astype(np.float32)) == {}
+    assert options.ranks(states[:1].astype(np.float32)) == {}

@@ -7,12 +7,12 @@ import pyarrow as pa
 import pytest
 
 from ray_distill.errors import ConfigError, CorruptStore, DistillError, LabelError, StoreMismatch
-from ray_distill.labels import rowids, units
-from ray_distill.labels.manifest import SINCE_2
-from ray_distill.labels.reader import open_label_set
-from ray_distill.labels.store import create_or_open, open_store
-from ray_distill.labels.units import Receipt, WorkUnit
-from ray_distill.labels.writer import write_attempt
+from ray_distill.labels.model import rowids, work_units
+from ray_distill.labels.model.manifest import SINCE_2
+from ray_distill.labels.store.reader import open_label_set
+from ray_distill.labels.store.label_store import create_or_open, open_store
+from ray_distill.labels.model.work_units import Receipt, WorkUnit
+from ray_distill.labels.store.writer import write_attempt
 from ray_distill.storage import files
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id, winners
 
@@ -317,7 +317,7 @@ def test_a_receipt_whose_file_is_gone_or_foreign_is_not_committed(url):
     receipt = write_attempt(url, manifest, unit, ids, fake_teacher(ids, manifest), [])
     with pytest.raises(LabelError, match="for manifest"):
         store.commit([Receipt.from_dict({**receipt.to_dict(), "manifest": "other"})])
-    location = files.join(url, units.labels_name(receipt.unit, receipt.attempt))
+    location = files.join(url, work_units.labels_name(receipt.unit, receipt.attempt))
     files.write_bytes(location, b"short")
     with pytest.raises(CorruptStore, match="found 5 bytes"):
         store.commit([receipt])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ray_distill.labels.hidden import basis_name, fit_basis, mean_name, project
-from ray_distill.labels.signal import Hidden
+from ray_distill.labels.format.hidden_states import basis_name, fit_basis, mean_name, project
+from ray_distill.labels.model.signal import Hidden
 from ray_distill.losses.base import Labels, LossBatch, StudentOutput
 from ray_distill.losses.catalogue import LOSSES
 from ray_distill.losses.hidden import HiddenMatch

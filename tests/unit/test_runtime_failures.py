@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from ray_distill.errors import LabelError
-from ray_distill.labels.signal import Signal
-from ray_distill.labels.units import WorkUnit
+from ray_distill.labels.model.signal import Signal
+from ray_distill.labels.model.work_units import WorkUnit
 from ray_distill.runtime.answering import answer_all, answer_unit, ask_of
 from ray_distill.runtime.careful import FailedUnit, Suspect, spread
 from ray_distill.runtime.failures import Failure, Rows, ask_halving, died, failure_of, out_of_memory, timed_out

@@ -6,10 +6,10 @@ import pyarrow as pa
 import pytest
 
 from ray_distill.errors import StoreMismatch
-from ray_distill.labels import rowids
-from ray_distill.labels.fits import write_fits
-from ray_distill.labels.hidden import basis_name
-from ray_distill.labels.store import create_or_open, open_store
+from ray_distill.labels.model import rowids
+from ray_distill.labels.format.fitted_arrays import write_fits
+from ray_distill.labels.format.hidden_states import basis_name
+from ray_distill.labels.store.label_store import create_or_open, open_store
 from ray_distill.runtime.fitting import fit_store, with_found
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id
 

@@ -10,8 +10,8 @@ from ray_distill import cli
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign, load_config, parse_config
 from ray_distill.errors import ConfigError
-from ray_distill.labels import rowids
-from ray_distill.labels.plan import Breakeven, Interval
+from ray_distill.labels.model import rowids
+from ray_distill.labels.sizing.forecast import Breakeven, Interval
 from ray_distill.runtime import campaign
 from ray_distill.runtime.forms import compare
 from ray_distill.runtime.planning import PlanReport, choose_pieces, plan

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ray_distill.labels.signal import Distributions
+from ray_distill.labels.model.signal import Distributions
 from ray_distill.runtime import relabelling
 from ray_distill.runtime.relabelling import commonest_tokens, token_probabilities
 

@@ -14,7 +14,7 @@ import torch
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign, parse_config
 from ray_distill.errors import ConfigError, SnapshotError
-from ray_distill.labels.units import WorkUnit
+from ray_distill.labels.model.work_units import WorkUnit
 from ray_distill.runtime import author_actors, campaign, references
 from ray_distill.runtime.answering import or_memory
 from ray_distill.runtime.author_actors import AuthorActor, CarefulAuthor, WriteJob

@@ -11,7 +11,7 @@ import pytest
 
 from ray_distill.config import SequencesConfig
 from ray_distill.errors import CorruptStore, LabelError, SnapshotError
-from ray_distill.labels.rowids import to_numpy
+from ray_distill.labels.model.rowids import to_numpy
 from ray_distill.sequences.attempts import SCHEMA, ordered, rejected_table
 from ray_distill.sequences.derive import COLUMNS, Derived, derive, require_answers
 from ray_distill.sequences.generator import Generator

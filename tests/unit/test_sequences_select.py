@@ -8,7 +8,7 @@ import pytest
 
 from ray_distill.config import SequencesConfig
 from ray_distill.errors import LabelError
-from ray_distill.labels.rowids import ROW_ID
+from ray_distill.labels.model.rowids import ROW_ID
 from ray_distill.sequences.select import SCORED, Selection, select
 from ray_distill.testing.labels import row_id
 

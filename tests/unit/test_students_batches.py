@@ -11,7 +11,7 @@ import torch
 
 from ray_distill.config import LossConfig
 from ray_distill.errors import ConfigError, TrainingError
-from ray_distill.labels.signal import Distributions, Draws, Hidden, Signal
+from ray_distill.labels.model.signal import Distributions, Draws, Hidden, Signal
 from ray_distill.students.arms import arm_by_name, arm_rows
 from ray_distill.students.batches import TrainingSet, build_set, remap
 from ray_distill.students.matching import check_retained_mass

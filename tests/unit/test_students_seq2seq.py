@@ -13,7 +13,7 @@ import torch
 from ray_distill.config import TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError
-from ray_distill.labels import rowids
+from ray_distill.labels.model import rowids
 from ray_distill.losses.base import StudentOutput
 from ray_distill.losses.cross_entropy import Hard, TeacherHard
 from ray_distill.losses.fused import Asked, Part

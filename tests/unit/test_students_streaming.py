@@ -10,9 +10,9 @@ import pytest
 
 from ray_distill.config import SnapshotConfig, TrainingConfig
 from ray_distill.errors import CorruptStore, SnapshotError
-from ray_distill.labels import rowids
-from ray_distill.labels.reader import open_label_set
-from ray_distill.labels.store import open_store
+from ray_distill.labels.model import rowids
+from ray_distill.labels.store.reader import open_label_set
+from ray_distill.labels.store.label_store import open_store
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.take import take_snapshot
 from ray_distill.students.batches import TrainingSet, build_set

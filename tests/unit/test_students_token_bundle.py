@@ -13,8 +13,8 @@ import transformers
 from torch import Tensor, nn
 
 from ray_distill.config import TrainingConfig
-from ray_distill.labels.manifest import StoreManifest
-from ray_distill.labels.schema import empty_signal
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.format.arrow_tables import empty_signal
 from ray_distill.losses.base import LossBatch, StudentOutput
 from ray_distill.losses.cross_entropy import Hard
 from ray_distill.losses.fused import Asked, FusedHead, Part

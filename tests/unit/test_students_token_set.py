@@ -13,7 +13,7 @@ import torch
 
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, TrainingError
-from ray_distill.labels.signal import Distributions, Draws, Hidden, Signal
+from ray_distill.labels.model.signal import Distributions, Draws, Hidden, Signal
 from ray_distill.losses.base import LossBatch
 from ray_distill.models.language import LanguageProcessor, language_processor
 from ray_distill.models.load import load_model

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ray_distill.errors import ConfigError
-from ray_distill.labels.signal import Signal
+from ray_distill.labels.model.signal import Signal
 from ray_distill.tasks.base import Encoded, Task
 from ray_distill.tasks.catalogue import TASKS, get_task
 from ray_distill.tasks.images import decode_image, encode_png

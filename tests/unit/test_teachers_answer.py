@@ -9,7 +9,7 @@ import torch
 
 from ray_distill.config import TeacherConfig
 from ray_distill.errors import TeacherRefused
-from ray_distill.labels.hidden import bases, basis_name, fit_basis, mean_name, project
+from ray_distill.labels.format.hidden_states import bases, basis_name, fit_basis, mean_name, project
 from ray_distill.tasks.base import Encoded
 from ray_distill.teachers.ask import resolve_layers
 from ray_distill.teachers.base import Ask, Teacher

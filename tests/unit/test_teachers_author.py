@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from ray_distill.config import SequencesConfig, TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, ModelError
-from ray_distill.labels import rowids
+from ray_distill.labels.model import rowids
 from ray_distill.models.answers import reads_back, text_of
 from ray_distill.models.language import LanguageProcessor, language_processor
 from ray_distill.sequences.texts import with_answer

@@ -11,9 +11,9 @@ import torch
 
 from ray_distill.config import LabelsConfig, TeacherConfig
 from ray_distill.errors import LabelError, ModelError, TeacherRefused
-from ray_distill.labels import rowids
-from ray_distill.labels.checks import unusable
-from ray_distill.labels.signal import Signal
+from ray_distill.labels.model import rowids
+from ray_distill.labels.model.validity import unusable
+from ray_distill.labels.model.signal import Signal
 from ray_distill.models.load import load_processor
 from ray_distill.tasks.base import Encoded
 from ray_distill.tasks.catalogue import get_label_task

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from ray_distill.labels import rowids, shards
-from ray_distill.labels.codecs.base import running
-from ray_distill.labels.codecs.measure import fit_ids
-from ray_distill.labels.manifest import StoreManifest
-from ray_distill.labels.signal import Distributions, Draws
+from ray_distill.labels.model import rowids
+from ray_distill.labels.format import parquet_shards
+from ray_distill.labels.format.codecs.base import running
+from ray_distill.labels.format.codecs.measure import fit_ids
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.signal import Distributions, Draws
 from ray_distill.testing.labels import row_id
 
 FOLDER = Path(__file__).parent
@@ -68,8 +69,8 @@ def write(name: str) -> None:
         k=3, draws=50, temperatures=(1.0, 2.0), codec=codec, options=options)
     fits = {"ids": fit_ids(exact, exact.classes)} if codec[0] == "compact" and estimator != "dense" else {}
     ids = rowids.to_numpy(pa.array([row_id(number) for number in range(3)], rowids.ROW_ID))
-    data = shards.encode_labels(ids, exact, manifest, fits)
-    _, stored = shards.decode_labels(data, manifest, fits, name)
+    data = parquet_shards.encode_labels(ids, exact, manifest, fits)
+    _, stored = parquet_shards.decode_labels(data, manifest, fits, name)
     arrays = {field: getattr(stored, field) for field in FIELDS} | {f"fit.{key}": fit for key, fit in fits.items()}
     if stored.draws is not None:
         arrays |= {"count": stored.draws.count, "log_normaliser": stored.draws.log_normaliser}

@@ -1,0 +1,1 @@
+"""Convert signals to bytes and back: codecs, shards, hidden states. Imports `model`."""

@@ -1,0 +1,27 @@
+"""Stored forms of distributions, by name and version. A new one is one file and one line here."""
+
+from ray_distill.errors import LabelError
+from ray_distill.labels.format.codecs.base import Codec
+from ray_distill.labels.format.codecs.compact import CompactCodec
+from ray_distill.labels.format.codecs.dense import DenseCodec
+from ray_distill.labels.format.codecs.topk import TopKCodec
+
+#: Every codec this release can read. Entries are never removed or changed: stores outlive releases.
+CODECS: dict[tuple[str, int], Codec] = {
+    ("dense", 1): DenseCodec(1), ("topk", 1): TopKCodec(1), ("compact", 1): CompactCodec(1),
+    ("compact", 2): CompactCodec(2), ("dense", 2): DenseCodec(2), ("topk", 2): TopKCodec(2)}
+
+
+def find_codec(key: tuple[str, int]) -> Codec:
+    """The codec that a manifest names.
+
+    Raises:
+        LabelError: this release does not know it.
+    """
+    if key not in CODECS:
+        known = ", ".join(f"{name}/{version}" for name, version in CODECS)
+        raise LabelError(f"the store uses codec {key[0]}/{key[1]}, this release knows {known}: upgrade ray-distill")
+    return CODECS[key]
+
+
+__all__ = ["CODECS", "Codec", "find_codec"]

@@ -1,0 +1,107 @@
+"""What every codec shares: its protocol, and binary cells, the one physical form of ragged numbers in a shard."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ray_distill.errors import CorruptStore
+from ray_distill.labels.format.fitted_arrays import Fits
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.signal import Distributions
+
+Offsets = npt.NDArray[np.int64]
+
+
+class Codec(Protocol):
+    """One stored form of distributions. Its name and version stand in the store's manifest."""
+
+    @property
+    def name(self) -> str:
+        """Name of the codec."""
+
+    @property
+    def version(self) -> int:
+        """Version of its stored form; an old one stays readable for ever."""
+
+    def encode(self, distributions: Distributions, manifest: StoreManifest, fits: Fits) -> Mapping[str, pa.Array]:
+        """Columns of a shard, one value a row; equal distributions give equal bytes.
+
+        Args:
+            distributions: what the manifest's estimator gives.
+            manifest: of the store; ``options`` are this codec's settings.
+            fits: the store's fitted arrays, by name.
+
+        Raises:
+            LabelError: the distributions are not of the kind this codec stores.
+        """
+
+    def decode(self, table: pa.Table, manifest: StoreManifest, fits: Fits) -> Distributions:
+        """Distributions of a shard's rows, as writable or shared numpy arrays.
+
+        Raises:
+            CorruptStore: columns are missing or disagree with each other.
+        """
+
+
+def cells(values: npt.NDArray[Any], offsets: Offsets) -> pa.LargeBinaryArray:
+    """One binary cell a row: row r holds the little-endian bytes of ``values[offsets[r]:offsets[r+1]]``."""
+    data = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
+    ends = np.asarray(offsets * data.itemsize, dtype="<i8")
+    return pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), len(offsets) - 1, [None, pa.py_buffer(ends.tobytes()), pa.py_buffer(data.tobytes())])
+
+
+def uncells(table: pa.Table, name: str, dtype: npt.DTypeLike) -> tuple[npt.NDArray[Any], Offsets]:
+    """The values of a column of binary cells and the offset of each row's first, without a copy or a loop.
+
+    Raises:
+        CorruptStore: there is no such column, it is of another type, or a cell holds part of a value.
+    """
+    array = _large_binary(table, name)
+    dtype = np.dtype(dtype).newbyteorder("<")
+    if not len(array):
+        return np.empty(0, dtype=dtype), np.zeros(1, dtype=np.int64)
+    _, ends, data = array.buffers()
+    offsets = np.frombuffer(ends, dtype="<i8", count=len(array) + 1, offset=array.offset * 8)
+    first, last = int(offsets[0]), int(offsets[-1])
+    offsets = (offsets - first).astype(np.int64)
+    if np.any(offsets % dtype.itemsize):
+        raise CorruptStore(f"column {name}: a cell is not a whole number of {dtype.itemsize}-byte values")
+    raw = np.frombuffer(data, dtype=np.uint8)[first:last] if last > first else np.empty(0, dtype=np.uint8)
+    return raw.view(dtype), offsets // dtype.itemsize
+
+
+def _large_binary(table: pa.Table, name: str) -> pa.LargeBinaryArray:
+    if name not in table.column_names:
+        raise CorruptStore(f"column {name} is missing, found {', '.join(table.column_names)}")
+    column = table.column(name)
+    if column.type != pa.large_binary() or column.null_count:
+        raise CorruptStore(f"column {name}: expected large_binary without nulls, found {column.type}")
+    if column.num_chunks == 1:  # as a shard is written: no copy
+        return column.chunk(0)
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], pa.large_binary())
+
+
+def require_lengths(name: str, found: int, expected: int) -> None:
+    """Refuse a column whose length disagrees with the others.
+
+    Raises:
+        CorruptStore: names the column and both lengths.
+    """
+    if found != expected:
+        raise CorruptStore(f"column {name}: found {found} values, expected {expected} from the columns beside it")
+
+
+def row_totals(offsets: Offsets, per_position: Offsets) -> Offsets:
+    """Offsets of the rows' entries: row r's positions are ``offsets[r]:offsets[r+1]`` of ``per_position``."""
+    return per_position[offsets]
+
+
+def running(counts: npt.NDArray[Any]) -> Offsets:
+    """Offsets from counts: ``[n+1]``, starting at 0."""
+    offsets = np.zeros(len(counts) + 1, dtype=np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    return offsets

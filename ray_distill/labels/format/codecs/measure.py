@@ -1,0 +1,91 @@
+"""What a stored form costs: nats it adds, how far values move, bytes; and what is chosen before the first unit.
+
+Measured on a slice of the calibration split, through the very bytes that a shard would have.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_distill.labels.format import parquet_shards
+from ray_distill.labels.model.validity import owner
+from ray_distill.labels.format.fitted_arrays import Fits
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.rowids import ROW_ID_BYTES
+from ray_distill.labels.model.signal import Distributions
+
+Floats = npt.NDArray[np.float64]
+
+
+def added_error(exact: Distributions, manifest: StoreManifest, fits: Fits) -> dict[str, Any]:
+    """What encoding adds to a slice.
+
+    Returns:
+        ``nats``: by temperature, the mean over positions of ``KL(p_T ‖ p̂_T)`` over the stored classes and the tail's
+        bucket, p̂ what decoding gives; ``max_abs_dlogp``: the largest change of a log-probability at T = 1;
+        ``bytes_a_position``: of a shard that holds the slice, Parquet's overhead and the row ids included.
+    """
+    ids = np.frombuffer(np.random.default_rng(0).bytes(exact.rows * ROW_ID_BYTES), dtype=f"S{ROW_ID_BYTES}")
+    data = parquet_shards.encode_labels(ids, exact, manifest, fits)
+    _, stored = parquet_shards.decode_labels(data, manifest, fits, "the measured slice")
+    with np.errstate(invalid="ignore"):
+        moved = np.where(exact.logp == stored.logp, 0, np.abs(exact.logp - stored.logp))
+    return {
+        "nats": {f"{at:g}": _mean_divergence(exact, stored, at) for at in exact.temperatures},
+        "max_abs_dlogp": float(moved.max(initial=0)),
+        "bytes_a_position": len(data) / max(len(exact.position), 1)}
+
+
+def fit_ids(distributions: Distributions, class_count: int) -> npt.NDArray[np.int32]:
+    """Class ids ``[V]`` by how often they are stored, most often first; equals by id."""
+    counts = np.bincount(distributions.ids, minlength=class_count)
+    return np.argsort(-counts, kind="stable").astype(np.int32)
+
+
+def compact_options(temperatures: Sequence[float], lossless: bool, *, drawn: bool = False) -> dict[str, Any]:
+    """Options of ``compact`` for the declared temperatures: bins that add about 1e-4 nats on a language model.
+
+    The power is 1/(2T) of the largest T (MATHS.md §1), a little less at T = 1 alone: fewer levels then add as little,
+    and small probabilities move less. Where all entries are ``drawn``, the target at T = 1 is made of the counts, which
+    are exact, and fewer levels do.
+    """
+    highest = max(max(temperatures), 1.25)
+    levels = 208 if max(temperatures) > 1 else 112 if drawn else 160
+    return {"lossless": lossless, "power": 1 / (2 * highest), "levels": levels}
+
+
+def _mean_divergence(exact: Distributions, stored: Distributions, temperature: float) -> float:
+    column = exact.temperatures.index(temperature)
+    if exact.family == "bernoulli":
+        return _bernoulli(exact.logp.astype(np.float64), stored.logp.astype(np.float64), len(exact.position))
+    p, q = _log_softened(exact, temperature), _log_softened(stored, temperature)
+    head, tail = np.exp(p), exact.log_tail[:, column].astype(np.float64)
+    total = _terms(head, p, q).sum() + _terms(np.exp(tail), tail, stored.log_tail[:, column].astype(np.float64)).sum()
+    return float(total / max(len(exact.position), 1))
+
+
+def _terms(weight: Floats, log_p: Floats, log_q: Floats) -> Floats:
+    """``p log(p/q)``, 0 where p is."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(weight > 0, weight * (log_p - log_q), 0)
+
+
+def _bernoulli(log_p: Floats, log_q: Floats, positions: int) -> float:
+    with np.errstate(divide="ignore"):
+        not_p, not_q = np.log(-np.expm1(np.minimum(log_p, 0))), np.log(-np.expm1(np.minimum(log_q, 0)))
+    both = _terms(np.exp(log_p), log_p, log_q) + _terms(np.exp(not_p), not_p, not_q)
+    return float(both.sum() / max(positions, 1))
+
+
+def _log_softened(distributions: Distributions, temperature: float) -> Floats:
+    """``log p_T`` of the stored entries: softened, then scaled to the mass beside the tail at T (MATHS.md §3)."""
+    column, offsets = distributions.temperatures.index(temperature), distributions.entry_offsets
+    soft = distributions.logp.astype(np.float64) / temperature
+    owners = owner(offsets)
+    sums = np.bincount(owners, np.exp(soft), minlength=len(offsets) - 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rest = np.log(-np.expm1(np.minimum(distributions.log_tail[:, column].astype(np.float64), 0)))
+        softened: Floats = soft + (rest - np.log(sums))[owners]
+    return softened

@@ -1,0 +1,69 @@
+"""``topk``: class ids in int32 and log-probabilities in float32, lossless, with the log tail at each temperature.
+
+The columns of both versions are the same; `shards` compresses them differently.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from ray_distill.errors import CorruptStore
+from ray_distill.labels.format.codecs.base import cells, require_lengths, row_totals, running, uncells
+from ray_distill.labels.format.fitted_arrays import Fits
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.signal import Distributions
+
+
+@dataclass(frozen=True)
+class TopKCodec:
+    """A cell a row: ``position`` and ``entries`` int32 ``[P]``, ``ids`` int32 and ``logp`` float32 ``[E]``,
+    ``log_tail`` float32 ``[P·T]``, ``entropy`` float32 ``[P]``.
+    """
+
+    version: int
+    name: str = "topk"
+
+    def encode(self, distributions: Distributions, manifest: StoreManifest, fits: Fits) -> Mapping[str, pa.Array]:
+        """Columns of a shard."""
+        rows, temperatures = distributions.row_offsets, len(distributions.temperatures)
+        entries = row_totals(rows, distributions.entry_offsets)
+        return {
+            "position": cells(distributions.position.astype(np.int32), rows),
+            "entries": cells(np.diff(distributions.entry_offsets).astype(np.int32), rows),
+            "ids": cells(distributions.ids.astype(np.int32), entries),
+            "logp": cells(distributions.logp.astype(np.float32), entries),
+            "log_tail": cells(distributions.log_tail.astype(np.float32).reshape(-1), rows * temperatures),
+            "entropy": cells(distributions.entropy.astype(np.float32), rows)}
+
+    def decode(self, table: pa.Table, manifest: StoreManifest, fits: Fits) -> Distributions:
+        """Distributions of a shard's rows; errors as `Codec.decode`."""
+        position, rows = uncells(table, "position", np.int32)
+        entries, _ = uncells(table, "entries", np.int32)
+        ids, _ = uncells(table, "ids", np.int32)
+        logp, _ = uncells(table, "logp", np.float32)
+        log_tail, _ = uncells(table, "log_tail", np.float32)
+        entropy, _ = uncells(table, "entropy", np.float32)
+        positions, classes, temperatures = len(position), manifest.class_count, len(manifest.temperatures)
+        _require_counts(entries)
+        for name, found, expected in (
+            ("entries", len(entries), positions), ("ids", len(ids), int(entries.sum())), ("logp", len(logp), len(ids)),
+            ("log_tail", len(log_tail), positions * temperatures), ("entropy", len(entropy), positions),
+        ):
+            require_lengths(name, found, expected)
+        _require_ids(ids, classes)
+        return Distributions(
+            family=manifest.family, classes=classes, temperatures=manifest.temperatures, row_offsets=rows,
+            position=position, entry_offsets=running(entries), ids=ids, logp=logp,
+            log_tail=log_tail.reshape(positions, temperatures), entropy=entropy)
+
+
+def _require_counts(entries: np.ndarray) -> None:
+    if len(entries) and entries.min() < 0:
+        raise CorruptStore(f"column entries: found {entries.min()}, expected counts of at least 0")
+
+
+def _require_ids(ids: np.ndarray, classes: int) -> None:
+    if len(ids) and int(ids.view(np.uint32).max()) >= classes:  # one look finds the negative, too
+        raise CorruptStore(f"column ids: found class {ids.min()}..{ids.max()}, expected 0..{classes - 1}")

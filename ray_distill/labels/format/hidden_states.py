@@ -1,0 +1,144 @@
+"""The bytes of hidden states: projected on a PCA basis where one was fitted, then narrowed to the stored type.
+
+Hidden states lie in files of their own, so that training from labels alone never reads them.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ray_distill.errors import CorruptStore, LabelError
+from ray_distill.labels.model import rowids
+from ray_distill.labels.format import parquet_shards
+from ray_distill.labels.format.codecs.base import cells, require_lengths, running, uncells
+from ray_distill.labels.format.fitted_arrays import Fits
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.format.dtypes import LARGEST, STORED, narrow, scaled, widen
+from ray_distill.labels.model.rowids import RowIds
+from ray_distill.labels.model.signal import Hidden
+
+Vectors = npt.NDArray[np.float32]
+
+
+def encode_hidden(ids: RowIds, hidden: Hidden, layer: int, manifest: StoreManifest, fits: Fits) -> bytes:
+    """A shard of one layer: ``row_id``, ``vectors`` (how many), ``values`` (their bytes), ``scale`` of one-byte types.
+
+    Raises:
+        LabelError: values beyond the range of the stored type.
+    """
+    values, dtype = project(hidden.values, layer, fits), manifest.hidden_dtype
+    columns = {"row_id": rowids.to_arrow(ids), "vectors": pa.array(np.diff(hidden.offsets).astype(np.int32))}
+    if dtype in LARGEST:
+        values, scale = scaled(values, dtype)
+        columns["scale"] = cells(scale, hidden.offsets)
+    stored = narrow(values, dtype)
+    columns["values"] = cells(stored.reshape(-1), hidden.offsets * values.shape[1])
+    return parquet_shards.to_parquet(pa.table(columns))
+
+
+def decode_hidden(
+    data: bytes, layer: int, manifest: StoreManifest, fits: Fits, name: str
+) -> tuple[RowIds, Hidden]:
+    """Row ids and hidden states of a shard, ``[N, rank]`` where the layer was projected.
+
+    Raises:
+        CorruptStore: names the file.
+    """
+    table = parquet_shards.from_parquet(data, name)
+    try:
+        return parquet_shards.ids_of(table), _decode(table, layer, manifest, fits)
+    except CorruptStore as error:
+        raise CorruptStore(f"{name}: {error}") from error
+
+
+def _decode(table: pa.Table, layer: int, manifest: StoreManifest, fits: Fits) -> Hidden:
+    dtype = manifest.hidden_dtype
+    values, ends = uncells(table, "values", STORED[dtype])
+    offsets = running(parquet_shards.column_of(table, "vectors", pa.int32()))
+    width = len(values) // max(int(offsets[-1]), 1)
+    basis = fits.get(basis_name(layer))
+    if basis is not None and len(values) and width != basis.shape[1]:
+        raise CorruptStore(f"column values: vectors of {width} values, the store's basis has {basis.shape[1]}")
+    require_lengths("values", len(values), int(offsets[-1]) * width)
+    if not np.array_equal(ends, offsets * width):
+        raise CorruptStore("columns vectors and values disagree about the rows' sizes")
+    found = widen(values, dtype).reshape(int(offsets[-1]), width)
+    if dtype in LARGEST:
+        scale, _ = uncells(table, "scale", np.float32)
+        require_lengths("scale", len(scale), len(found))
+        found = found * scale[:, None]
+    return Hidden(offsets=offsets, values=found)
+
+
+def mean_name(layer: int) -> str:
+    """Name of a layer's mean among a store's fits: ``[D]``."""
+    return f"hidden.{layer}.mean"
+
+
+def basis_name(layer: int) -> str:
+    """Name of a layer's PCA basis among a store's fits: ``[D, rank]``, orthonormal columns."""
+    return f"hidden.{layer}.basis"
+
+
+def project(values_ND: Vectors, layer: int, fits: Fits) -> Vectors:
+    """``Uᵀ(h − μ)`` where the store has a basis for the layer (MATHS.md §5), else the states as they are.
+
+    States as wide as the basis has components have been projected already, by a teacher that was given `bases`.
+    """
+    basis_DR = fits.get(basis_name(layer))
+    if basis_DR is None or (narrows(basis_DR) and values_ND.shape[1] == basis_DR.shape[1]):
+        return values_ND
+    return ((values_ND - fits[mean_name(layer)]) @ basis_DR).astype(np.float32)
+
+
+def narrows(basis_DR: Vectors) -> bool:
+    """Whether projected states can be told from others by their width; others are projected when they are written."""
+    return bool(basis_DR.shape[1] < basis_DR.shape[0])
+
+
+def bases(layers: Sequence[int], fits: Fits) -> dict[int, tuple[Vectors, Vectors]]:
+    """Mean and basis of the layers that a teacher can project on its device: all that crosses to the host is r wide."""
+    return {layer: (fits[mean_name(layer)], fits[basis_name(layer)]) for layer in layers
+            if basis_name(layer) in fits and narrows(fits[basis_name(layer)])}
+
+
+def fit_basis(values_ND: Vectors, *, rank: int = 0, variance: float = 0.0) -> tuple[Vectors, Vectors, float]:
+    """PCA of hidden states: mean ``[D]``, basis ``[D, r]``, and the share of the variance it keeps.
+
+    Args:
+        values_ND: states of the calibration split, finite.
+        rank: components to keep; 0 = as many as keep ``variance``.
+        variance: least share of the variance to keep.
+
+    Raises:
+        LabelError: there are too few vectors for the rank.
+    """
+    count, width = values_ND.shape
+    if count < 2 or rank > min(count - 1, width):
+        raise LabelError(
+            f"a PCA basis of rank {rank or 1} needs more than {max(rank, 1)} vectors at least as wide, found {count} "
+            f"of width {width} in the calibration split: enlarge it in snapshot.splits, or lower labels.hidden.rank")
+    mean_D = values_ND.mean(axis=0, dtype=np.float64)
+    centred_ND = values_ND - mean_D
+    power_D, vectors_DD = np.linalg.eigh(centred_ND.T @ centred_ND)
+    share_D = np.cumsum(np.maximum(power_D[::-1], 0))
+    share_D /= max(share_D[-1], np.finfo(np.float64).tiny)
+    kept = rank or int(np.searchsorted(share_D, min(variance, share_D[-1]))) + 1
+    basis_DR = vectors_DD[:, ::-1][:, :kept]
+    # An eigenvector's sign is arbitrary: fixed, so that equal states give equal bytes.
+    basis_DR = basis_DR * np.sign(basis_DR[np.abs(basis_DR).argmax(axis=0), np.arange(kept)])
+    return mean_D.astype(np.float32), basis_DR.astype(np.float32), float(share_D[kept - 1])
+
+
+def relative_error(values_ND: Vectors, layer: int, manifest: StoreManifest, fits: Fits) -> float:
+    """Share of the states' squared size that the stored form loses, projection included; measured, not estimated."""
+    offsets = np.arange(len(values_ND) + 1, dtype=np.int64)
+    ids = np.array([number.to_bytes(16) for number in range(len(values_ND))], dtype="S16")
+    data = encode_hidden(ids, Hidden(offsets=offsets, values=values_ND), layer, manifest, fits)
+    found = decode_hidden(data, layer, manifest, fits, "slice")[1].values
+    if basis_name(layer) in fits:
+        found = found @ fits[basis_name(layer)].T + fits[mean_name(layer)]
+    total = float(np.square(values_ND, dtype=np.float64).sum())
+    return float(np.square((values_ND - found).astype(np.float64)).sum()) / total if total else 0.0

@@ -1,0 +1,1 @@
+"""Describe labels as plain data: signals, manifests, row ids, work units. Imports storage and snapshots alone."""

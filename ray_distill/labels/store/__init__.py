@@ -1,0 +1,1 @@
+"""Open a label store, commit units, read label sets. Imports `model` and `format`."""

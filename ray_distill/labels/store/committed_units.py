@@ -1,0 +1,242 @@
+"""The committed units of a store in columns, and their checkpoint: a million units cost megabytes, not gigabytes.
+
+The first record that names a unit wins, so the winners among the first n records are a prefix of all winners:
+one ledger serves every reference, however old.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ray_distill.errors import CorruptStore
+from ray_distill.fingerprint import canonical_json
+from ray_distill.labels.model import rowids
+from ray_distill.labels.model.rowids import RowIds
+from ray_distill.labels.model.work_units import FileReceipt, Receipt, entries
+from ray_distill.storage.log import Record, damaged_checkpoint
+
+#: Of the checkpoint's form.
+VERSION = b"1"
+
+#: Units that are kept as they came before they are merged into the sorted columns.
+RECENT = 65_536
+
+#: Receipts that exist at a time while a ledger is iterated over.
+BATCH = 1024
+
+_FILE = [pa.field("size", pa.int64()), pa.field("digest", pa.binary(32))]
+SCHEMA = pa.schema([
+    ("record", pa.int64()), ("unit", rowids.ROW_ID), ("attempt", pa.binary(16)), ("manifest", pa.string()),
+    ("shard", pa.string()), ("start", pa.int64()), ("stop", pa.int64()), ("rows", pa.int64()),
+    ("rejected", pa.int64()), ("reasons", pa.string()), ("labels", pa.struct(_FILE)),
+    ("quarantine", pa.struct(_FILE)),
+    ("hidden", pa.list_(pa.field("element", pa.struct([pa.field("layer", pa.int32()), *_FILE])))),
+    ("halved", pa.int64())])
+#: Checkpoints of version 1 were first written without it, and are so where it is 0 for every unit.
+_LATER = "halved"
+_COUNTS = ("start", "stop", "rows", "rejected", "halved")
+
+
+class Ledger:
+    """The winning attempt of each unit, in the order of commitment."""
+
+    def __init__(self, table: pa.Table | None = None, length: int = 0) -> None:
+        self.length = length
+        """Records that were taken in."""
+        self._table = SCHEMA.empty_table() if table is None else table
+        self._sorted: tuple[RowIds, npt.NDArray[np.int64]] | None = None
+        self._recent: set[bytes] = set()
+        self._tables: list[pa.Table] = []
+
+    def __len__(self) -> int:
+        """Number of units."""
+        return len(self._table) + len(self._recent)
+
+    def __contains__(self, unit: str) -> bool:
+        """Whether a unit is committed."""
+        name = _hex(unit, 16, unit)
+        return name in self._recent or self._find(np.array([name], dtype="S16"))[0] >= 0
+
+    def __getitem__(self, unit: str) -> Receipt:
+        """The winning attempt; KeyError if there is none."""
+        at = int(self.find([unit])[0])
+        if at < 0:
+            raise KeyError(unit)
+        return _receipt(self._table.slice(at, 1).to_pylist()[0])
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Take in the records that follow the first `length`.
+
+        Raises:
+            CorruptStore: a record or an entry is malformed; those before it were taken in.
+        """
+        for record in records:
+            fresh: dict[str, Receipt] = {}
+            for receipt in entries(record, self.length):
+                fresh.setdefault(receipt.unit, receipt)
+            rows = [_row(receipt, self.length) for receipt in fresh.values() if receipt.unit not in self]
+            self._tables.append(_table(rows))
+            self._recent.update(row["unit"] for row in rows)
+            self.length += 1
+            if len(self._recent) > RECENT:
+                self._merge()
+
+    def _merge(self) -> None:
+        if self._recent:
+            self._table = pa.concat_tables([self._table, *self._tables]).combine_chunks()
+            self._recent, self._tables, self._sorted = set(), [], None
+
+    def find(self, units: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Where each unit stands in the order of commitment; -1 where it is not committed."""
+        self._merge()
+        return self._find(np.array([bytes.fromhex(unit) for unit in units], dtype="S16"))
+
+    def _find(self, units: RowIds) -> npt.NDArray[np.int64]:
+        if self._sorted is None:
+            ids = rowids.to_numpy(self._table.column("unit"))
+            order = np.argsort(ids, kind="stable").astype(np.int64)
+            self._sorted = ids[order], order
+        ascending, order = self._sorted
+        at = rowids.find(units, ascending)
+        return np.where(at >= 0, order[at], -1) if len(order) else at
+
+    def receipts(
+        self, length: int | None = None, without: npt.NDArray[np.int64] | None = None
+    ) -> Iterator[Receipt]:
+        """Winning attempts, a batch at a time.
+
+        Args:
+            length: only of the first ``length`` records.
+            without: places (see `find`) that are left out.
+        """
+        table = self._prefix(length)
+        wanted = np.ones(len(table), dtype=bool)
+        wanted[[] if without is None else without] = False
+        places = np.flatnonzero(wanted)
+        for at in range(0, len(places), BATCH):
+            yield from map(_receipt, table.take(places[at : at + BATCH]).to_pylist())
+
+    def counts(self, name: str, length: int | None = None) -> npt.NDArray[np.int64]:
+        """``[U]``: one of start, stop, rows, rejected, halved and record of each unit."""
+        values: npt.NDArray[np.int64] = self._prefix(length).column(name).to_numpy()
+        return values
+
+    def bytes_written(self, length: int | None = None) -> int:
+        """Size of all files of the units."""
+        table = self._prefix(length)
+        files = [table.column("labels"), table.column("quarantine"), pc.list_flatten(table.column("hidden"))]
+        return sum(pc.sum(pc.struct_field(item, "size")).as_py() or 0 for item in files)
+
+    def _prefix(self, length: int | None) -> pa.Table:
+        self._merge()
+        if length is None or length >= self.length:
+            return self._table
+        return self._table.slice(0, int(np.searchsorted(self._table.column("record").to_numpy(), length)))
+
+    def equals(self, other: "Ledger", length: int) -> bool:
+        """Whether this is the ledger of the other's first ``length`` records."""
+        return self.length == length and bool(self._prefix(None).equals(other._prefix(length)))
+
+    def to_bytes(self, chain: bytes, length: int | None = None) -> bytes:
+        """The checkpoint of the first ``length`` records: equal records give equal bytes.
+
+        Args:
+            chain: digest of every prefix, of no record first, 32 bytes each.
+            length: all if None.
+        """
+        table = _without_zeros(self._prefix(length).combine_chunks())
+        sink = pa.BufferOutputStream()
+        with pq.ParquetWriter(
+                sink, table.schema, compression="zstd", compression_level=1,
+                use_dictionary=["manifest", "shard", "reasons"], write_statistics=False, store_schema=False,
+                version="2.6", data_page_version="1.0") as writer:
+            writer.write_table(table, row_group_size=max(len(table), 1))
+            writer.add_key_value_metadata({"version": VERSION.decode(), "chain": chain.hex()})
+        return bytes(sink.getvalue())
+
+    @classmethod
+    def from_bytes(cls, url: str, data: bytes) -> tuple[Self, bytes]:
+        """A checkpoint's ledger and chain.
+
+        Raises:
+            CorruptStore: it is none that this release can read; it may be deleted.
+        """
+        try:
+            table = pq.read_table(pa.BufferReader(data))
+            facts = pq.read_metadata(pa.BufferReader(data)).metadata or {}
+            if facts.get(b"version") != VERSION:
+                raise damaged_checkpoint(url, f"its version is {facts.get(b'version')!r}, this release reads 1")
+            chain = bytes.fromhex(facts[b"chain"].decode())
+            table = _with_zeros(table.replace_schema_metadata(None)).cast(SCHEMA).combine_chunks()
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            raise damaged_checkpoint(url, repr(error)) from error
+        return cls(table, len(chain) // 32 - 1), chain
+
+
+def _without_zeros(table: pa.Table) -> pa.Table:
+    """A checkpoint's columns."""
+    return table if pc.any(pc.not_equal(table.column(_LATER), 0)).as_py() else table.drop_columns(_LATER)
+
+
+def _with_zeros(table: pa.Table) -> pa.Table:
+    """The columns of `SCHEMA`, of a checkpoint's."""
+    if _LATER in table.column_names:
+        return table
+    return table.append_column(SCHEMA.field(_LATER), pa.array(np.zeros(len(table), dtype=np.int64)))
+
+
+def _table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    try:
+        return pa.Table.from_pylist(list(rows), SCHEMA)
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+        raise CorruptStore(f"an entry in the log has a value of the wrong kind ({error}); restore it") from error
+
+
+def _row(receipt: Receipt, record: int) -> dict[str, Any]:
+    """A receipt as a row of `SCHEMA`."""
+    unit = receipt.unit
+    try:
+        reasons = canonical_json(dict(receipt.reasons)).decode() if receipt.reasons else ""
+    except (ValueError, TypeError) as error:
+        raise CorruptStore(f"unit {unit}: the reasons in its log entry are unusable ({error})") from error
+    hidden = [{"layer": layer, **_stored(item, unit)} for layer, item in sorted(receipt.hidden.items())]
+    return {
+        "record": record, "unit": _hex(unit, 16, unit), "attempt": _hex(receipt.attempt, 16, unit),
+        "manifest": receipt.manifest, "shard": receipt.shard, **{name: getattr(receipt, name) for name in _COUNTS},
+        "reasons": reasons, "labels": _stored(receipt.labels, unit), "hidden": hidden,
+        "quarantine": None if receipt.quarantine is None else _stored(receipt.quarantine, unit)}
+
+
+def _stored(item: FileReceipt, unit: str) -> dict[str, Any]:
+    if not item.digest.startswith("sha256:"):
+        raise CorruptStore(f"unit {unit}: expected a SHA-256 in its log entry, found {item.digest[:80]!r}")
+    return {"size": item.size, "digest": _hex(item.digest.removeprefix("sha256:"), 32, unit)}
+
+
+def _hex(text: str, size: int, unit: str) -> bytes:
+    """The bytes that ``2 size`` lower-case hexadecimal digits stand for."""
+    try:
+        value = bytes.fromhex(text)
+    except ValueError:
+        value = b""
+    if len(value) != size or value.hex() != text:
+        raise CorruptStore(f"unit {unit}: expected {2 * size} hexadecimal digits in its log entry, found {text[:80]!r}")
+    return value
+
+
+def _receipt(row: Mapping[str, Any]) -> Receipt:
+    return Receipt(
+        unit=row["unit"].hex(), attempt=row["attempt"].hex(), manifest=row["manifest"], shard=row["shard"],
+        **{name: row[name] for name in _COUNTS}, reasons=json.loads(row["reasons"] or "{}"),
+        labels=_file(row["labels"]), hidden={item["layer"]: _file(item) for item in row["hidden"]},
+        quarantine=None if row["quarantine"] is None else _file(row["quarantine"]))
+
+
+def _file(value: Mapping[str, Any]) -> FileReceipt:
+    return FileReceipt(size=value["size"], digest="sha256:" + value["digest"].hex())

@@ -1,0 +1,238 @@
+"""One teacher out of several: the weighted mean of what they said of the same rows.
+
+Where every teacher stores all classes the mean is exact, entropy included. Of truncated distributions it is exact on
+the classes that all of them store, and the mean mass of everything else is the tail's: what a teacher gave a class that
+it did not store need not be guessed. So it stays a distribution over K+1 buckets (MATHS.md §2), of smaller K. One class
+more is kept: the likeliest by what is known, if not all store it, so that the first choice is right wherever it can be
+told; what the others gave it is in the tail.
+"""
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import reduce
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ray_distill.errors import StoreMismatch
+from ray_distill.labels.model import rowids
+from ray_distill.labels.format.codecs.base import running
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.store.reader import READERS, LabelSet
+from ray_distill.labels.model.rowids import RowIds
+from ray_distill.labels.format.arrow_tables import concat_signals
+from ray_distill.labels.model.signal import Distributions, Signal
+
+log = logging.getLogger(__name__)
+
+Index = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float64]
+
+
+class AveragedLabels:
+    """Several label sets read as one: rows, positions and hidden states are the first's, distributions are means.
+
+    Of a row that one of the others has not labelled, or was fitted on, the mean is over the rest.
+
+    Args:
+        sets: of one task and the same classes.
+        weights: one a set, positive; they need not sum to 1.
+        fitted: for each set the ids, ascending, of rows that its teacher was fitted on; default: of none. The first
+            one's rows stay: who reads the set leaves them out.
+
+    Raises:
+        StoreMismatch: the sets cannot be averaged.
+    """
+
+    def __init__(
+        self, sets: Sequence[LabelSet], weights: Sequence[float], fitted: Sequence[RowIds] | None = None
+    ) -> None:
+        self._sets, self._weights = tuple(sets), np.asarray(weights, dtype=np.float64)
+        self._fitted = [rowids.empty()] * len(sets) if fitted is None else list(fitted)
+        self.manifest = averaged_manifest([labels.manifest for labels in sets])
+        for other in sets[1:]:
+            _require_overlap(sets[0], other)
+        self._maps = [_class_map(labels.manifest, self.manifest) for labels in sets]
+
+    def labelled(self, wanted: RowIds) -> RowIds:
+        """As `LabelSet.labelled`."""
+        return self._sets[0].labelled(wanted)
+
+    def read_rows(self, wanted: RowIds, layers: Sequence[int] = ()) -> tuple[pa.FixedSizeBinaryArray, Signal]:
+        """As `LabelSet.read_rows`."""
+        return self._averaged(*self._sets[0].read_rows(wanted, layers))
+
+    def read(self, layers: Sequence[int] = ()) -> tuple[pa.FixedSizeBinaryArray, Signal]:
+        """As `LabelSet.read`; by units, for a mean takes several times the memory of what goes into it."""
+        first = self._sets[0]
+        with ThreadPoolExecutor(READERS, thread_name_prefix="labels") as pool:
+            parts = list(pool.map(lambda unit: self._averaged(*first.read_unit(unit, layers)), first.units))
+        return first.in_order(parts) if parts else self._averaged(*first.read(layers))
+
+    def _averaged(self, ids: pa.FixedSizeBinaryArray, own: Signal) -> tuple[pa.FixedSizeBinaryArray, Signal]:
+        assert own.distributions is not None
+        wanted, base = rowids.to_numpy(ids), self._plain(own.distributions, 0)
+        parts, have = [base], [np.ones(len(wanted), dtype=bool)]
+        for number, labels in enumerate(self._sets[1:], start=1):
+            found, signal = labels.read_rows(wanted)
+            assert signal.distributions is not None
+            place = _places(wanted, rowids.to_numpy(found))
+            parts.append(_instead(base, self._plain(signal.distributions, number), place))
+            have.append((place >= 0) & ~rowids.is_in(wanted, self._fitted[number]))
+            _require_same_positions(base, parts[-1], wanted, labels.ref.store)
+        weights_MR = np.where(np.stack(have), self._weights[:, None], 0.0)
+        return ids, Signal(distributions=average(parts, weights_MR), hidden=own.hidden)
+
+    def _plain(self, found: Distributions, number: int) -> Distributions:
+        """A set's distributions over the first set's class ids, ascending, at the temperatures of the mean."""
+        columns = [found.temperatures.index(temperature) for temperature in self.manifest.temperatures]
+        ids, logp, to_first = found.ids, found.logp, self._maps[number]
+        if to_first is not None:
+            ids = to_first[ids]
+            order = np.lexsort((ids, np.repeat(np.arange(len(found.position)), np.diff(found.entry_offsets))))
+            ids, logp = ids[order], logp[order]
+        return Distributions(
+            classes=found.classes, temperatures=self.manifest.temperatures, row_offsets=found.row_offsets,
+            position=found.position, entry_offsets=found.entry_offsets, ids=ids, logp=logp,
+            log_tail=found.log_tail[:, columns], entropy=found.entropy)
+
+
+def averaged_manifest(manifests: Sequence[StoreManifest]) -> StoreManifest:
+    """What training may know of the mean: the first set's manifest, with the temperatures that the mean has.
+
+    Dense distributions are averaged and the mean is softened, at any temperature that all declare. Of truncated ones
+    the tail of the mean is known at T = 1 alone.
+
+    Raises:
+        StoreMismatch: the sets cannot be averaged; says which and why.
+    """
+    first = manifests[0]
+    for manifest in manifests:
+        require_same_classes(first, manifest)
+        if manifest.draws:
+            raise StoreMismatch(
+                f"labels of {_teacher(manifest)} were drawn ({manifest.estimator}), and the mean of draws is no "
+                "distribution of this store: label with dense or topk, or mix the sets by source")
+    dense = all(manifest.estimator == "dense" for manifest in manifests)
+    shared = [t for t in first.temperatures if all(t in manifest.temperatures for manifest in manifests)]
+    return replace(first, temperatures=tuple(shared) if dense else (1.0,))
+
+
+def require_same_classes(first: StoreManifest, other: StoreManifest) -> None:
+    """Refuse label sets of another problem.
+
+    Raises:
+        StoreMismatch: names both sides.
+    """
+    sides = f"labels of {_teacher(first)} and of {_teacher(other)} cannot be mixed: "
+    if first.task != other.task:
+        raise StoreMismatch(f"{sides}they are of {first.task} and of {other.task}")
+    if set(first.classes) != set(other.classes) or first.class_count != other.class_count:
+        raise StoreMismatch(f"{sides}they are over {first.class_count} and {other.class_count} classes, and must be "
+                            "over the same")
+    theirs = {manifest.teacher.get("tokens") for manifest in (first, other)} - {None}
+    if len(theirs) > 1:
+        raise StoreMismatch(f"{sides}the teachers have different tokenizers or chat templates")
+
+
+def average(parts: Sequence[Distributions], weights_MR: npt.NDArray[np.float64]) -> Distributions:
+    """The weighted mean of M distributions at each position, on the classes that all of them store, and the likeliest.
+
+    Args:
+        parts: of the same rows and positions, class ids ascending, nothing drawn.
+        weights_MR: not negative; of each row they are scaled to sum to 1. With weight 0 a part counts for nothing but
+            the classes it stores.
+
+    Returns:
+        In float32; ``entropy`` is NaN where something is in the tail, for that of the whole mean is not known.
+    """
+    first = parts[0]
+    assert first.temperatures == (1.0,) or all(np.isneginf(part.log_tail).all() for part in parts)
+    weights_MP = np.repeat(weights_MR / weights_MR.sum(axis=0), np.diff(first.row_offsets), axis=1)
+    owners = [np.repeat(np.arange(len(part.position)), np.diff(part.entry_offsets)) for part in parts]
+    keys = [owner * first.classes + part.ids for owner, part in zip(owners, parts, strict=True)]
+    masses = [weight_P[own] * np.exp(part.logp.astype(np.float64))
+              for part, own, weight_P in zip(parts, owners, weights_MP, strict=True)]
+    common = reduce(lambda one, other: np.intersect1d(one, other, assume_unique=True), keys)
+    kept = np.union1d(common, _likeliest(keys, masses, first.classes))
+    owner, ids = kept // first.classes, (kept % first.classes).astype(np.int32)
+    mean, tail_PT = np.zeros(len(kept)), np.zeros(first.log_tail.shape)
+    for part, own, key, mass, weight_P in zip(parts, owners, keys, masses, weights_MP, strict=True):
+        at = np.minimum(np.searchsorted(key, kept), max(len(key) - 1, 0))
+        there = key[at] == kept if len(key) else np.zeros(len(kept), dtype=bool)
+        mean[there] += mass[at[there]]
+        left = mass.copy()
+        left[at[there]] = 0  # what is not kept goes into the tail
+        left_P = np.bincount(own, weights=left, minlength=len(first.position))
+        tail_PT += weight_P[:, None] * np.exp(part.log_tail.astype(np.float64)) + left_P[:, None]
+    with np.errstate(divide="ignore"):
+        logp, log_tail = np.log(mean), np.log(tail_PT)
+    sums = np.bincount(owner, weights=-mean * np.where(mean > 0, logp, 0.0), minlength=len(first.position))
+    entropy = np.where(tail_PT[:, 0] > 0, np.nan, sums)
+    return Distributions(
+        classes=first.classes, temperatures=first.temperatures, row_offsets=first.row_offsets, position=first.position,
+        entry_offsets=running(np.bincount(owner, minlength=len(first.position))), ids=ids,
+        logp=logp.astype(np.float32), log_tail=log_tail.astype(np.float32), entropy=entropy.astype(np.float32))
+
+
+def _likeliest(keys: Sequence[Index], masses: Sequence[Weights], classes: int) -> Index:
+    """At each position the class of the greatest mass that is known; of equal ones the first."""
+    every, inverse = np.unique(np.concatenate(keys), return_inverse=True)
+    known = np.bincount(inverse, weights=np.concatenate(masses), minlength=len(every))
+    order = np.lexsort((every, -known, every // classes))
+    _, first = np.unique(every[order] // classes, return_index=True)
+    best: Index = every[order][first]
+    return best
+
+
+def _places(wanted: RowIds, found: RowIds) -> Index:
+    """Where each wanted id stands among the found; -1 where it does not."""
+    order = np.argsort(found, kind="stable").astype(np.int64)
+    at = rowids.find(wanted, found[order])
+    return np.where(at >= 0, order[at], -1) if len(found) else at
+
+
+def _instead(base: Distributions, found: Distributions, place: Index) -> Distributions:
+    """Rows of ``found`` at their places, and the base's own where there is none."""
+    missing = np.flatnonzero(place < 0)
+    both = concat_signals([Signal(distributions=found), Signal(distributions=base.take(missing))]).distributions
+    assert both is not None
+    filled = place.copy()
+    filled[missing] = np.arange(len(missing)) + found.rows
+    return both.take(filled)
+
+
+def _require_overlap(first: LabelSet, other: LabelSet) -> None:
+    """Tell how many of the first set's rows another one has labelled, and refuse if it is none."""
+    shared = int((rowids.find(first.ids, other.ids) >= 0).sum())
+    if first.rows and not shared:
+        raise StoreMismatch(
+            f"none of the {first.rows} rows has labels in {other.ref.store}, so there is nothing to average: it is of "
+            "another source, or its snapshot was redacted or keyed otherwise; mix it by source, or label the same rows")
+    log.info("%d of %d rows have labels of %s too", shared, first.rows, _teacher(other.manifest))
+
+
+def _require_same_positions(base: Distributions, other: Distributions, ids: RowIds, store: str) -> None:
+    counts = np.diff(base.row_offsets)
+    apart = np.flatnonzero(counts != np.diff(other.row_offsets))
+    if not len(apart):
+        apart = np.repeat(np.arange(len(counts)), counts)[base.position != other.position]
+    if len(apart):
+        raise StoreMismatch(
+            f"row {rowids.hexadecimal(ids[apart[:1]])[0]} was labelled at other tokens in {store}: roles, max_length "
+            "or template differ between the label sets; label with the same settings, or mix them by source")
+
+
+def _class_map(manifest: StoreManifest, first: StoreManifest) -> npt.NDArray[np.int32] | None:
+    """For each class id of a store the first one's, by name; None where they are the same."""
+    if manifest.classes == first.classes:
+        return None
+    index = {name: number for number, name in enumerate(first.classes)}
+    return np.array([index[name] for name in manifest.classes], dtype=np.int32)
+
+
+def _teacher(manifest: StoreManifest) -> str:
+    return str(manifest.teacher.get("model") or manifest.teacher["fingerprint"])

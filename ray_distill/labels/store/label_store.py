@@ -1,0 +1,285 @@
+"""The label store: open it, ask what is missing, commit what was made, pin it as a reference."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_distill.artifacts import LabelSetRef, SnapshotRef
+from ray_distill.errors import AlreadyExists, CorruptStore, LabelError, StorageError
+from ray_distill.fingerprint import fingerprint
+from ray_distill.labels.model import rowids
+from ray_distill.labels.format import parquet_shards
+from ray_distill.labels.format.codecs import find_codec
+from ray_distill.labels.store.committed_units import Ledger
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.rowids import RowIds, SnapshotRows
+from ray_distill.labels.model.work_units import Receipt, WorkUnit, labels_name, quarantine_name, unit_id
+from ray_distill.storage import files
+from ray_distill.storage.log import DIGEST_BYTES, CommitLog, Record, covered
+
+MANIFEST_NAME = "store.json"
+
+#: Records after the newest checkpoint of the log at which a commit writes the next one.
+COMPACT_EVERY = 1000
+
+#: Row ids of committed units that an open store keeps: 64 MB at most, however large the store.
+CACHED_ROWS = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """How much of a snapshot a store holds, and the units that are missing."""
+
+    units: tuple[WorkUnit, ...]
+    rows_total: int
+    rows_reused: int
+    """Rows already labelled, for this snapshot or another."""
+    rows_quarantined: int
+    """Rows that could not be labelled; they are not tried again."""
+
+    @property
+    def rows_to_label(self) -> int:
+        """Rows in ``units``."""
+        return sum(len(unit.rows) for unit in self.units)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """A fixed range of a snapshot shard and the rows in it; ``unit_id`` is the id if all of them are labelled."""
+
+    shard: str
+    start: int
+    ids: RowIds
+    unit_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitRows:
+    """Row ids of a committed unit, each ascending."""
+
+    labelled: RowIds
+    rejected: RowIds
+
+
+class LabelStore:
+    """An open store: its manifest, and its log as of the last call that needed it."""
+
+    def __init__(self, url: str, manifest: StoreManifest) -> None:
+        self.url = files.absolute(url)  # references and receipts travel to processes with other working directories
+        self.manifest = manifest
+        self.log = CommitLog(self.url, self._restore)
+        self._ledger = Ledger()
+        self._rows: dict[str, UnitRows] = {}
+        self._cached = 0
+
+    def _restore(self, url: str, data: bytes) -> bytes:
+        ledger, chain = Ledger.from_bytes(url, data)
+        if len(chain) == (covered(url) + 1) * DIGEST_BYTES:  # any other the log refuses
+            self._ledger = ledger
+        return chain
+
+    @property
+    def ledger(self) -> Ledger:
+        """The committed units in the part of the log that has been read.
+
+        Raises:
+            CorruptStore: a record or an entry is malformed.
+        """
+        self._ledger.add(self.log.records[self._ledger.length - self.log.first :])
+        if len(self.log.records) > COMPACT_EVERY:
+            self.log.drop_records()  # the ledger has them, in a tenth of the memory
+        return self._ledger
+
+    def pending(self, snapshot: SnapshotRows) -> list[WorkUnit]:
+        """The units of a snapshot that are still to label; see `coverage`."""
+        return list(self.coverage(snapshot).units)
+
+    def coverage(self, snapshot: SnapshotRows) -> Coverage:
+        """Compare a snapshot with the store: by unit first, then by row with everything committed.
+
+        Only rows that no committed unit holds are left to label, whichever snapshot they came with; rejected
+        rows count as held. Units are read one after the other, so memory goes with the snapshot, not the store.
+        """
+        self.log.refresh()
+        ledger, parts = self.ledger, list(ranges(snapshot, self.manifest))
+        places = ledger.find([part.unit_id for part in parts])
+        same = places[places >= 0]
+        open_parts = [part for part, place in zip(parts, places, strict=True) if place < 0]
+        held = self._held(open_parts, ledger.receipts(without=same))
+        split = [self._split(part, held) for part in open_parts]
+        return Coverage(
+            units=tuple(unit for unit, _, _ in split if unit is not None),
+            rows_total=sum(len(part.ids) for part in parts),
+            rows_reused=int(ledger.counts("rows")[same].sum()) + sum(reused for _, reused, _ in split),
+            rows_quarantined=int(ledger.counts("rejected")[same].sum()) + sum(bad for _, _, bad in split))
+
+    def _held(self, parts: Iterable[Range], units: Iterator[Receipt]) -> UnitRows:
+        """Which rows of the ranges the units have labelled and rejected."""
+        ids = np.sort(np.concatenate([rowids.empty(), *(part.ids for part in parts)]))
+        labelled, rejected = np.zeros(len(ids), dtype=bool), np.zeros(len(ids), dtype=bool)
+        while not labelled.all() and (unit := next(units, None)) is not None:
+            rows = self.unit_rows(unit)
+            for mark, found in ((labelled, rows.labelled), (rejected, rows.rejected)):
+                at = rowids.find(found, ids)
+                mark[at[at >= 0]] = True
+        return UnitRows(labelled=ids[labelled], rejected=ids[rejected])
+
+    def _split(self, part: Range, held: UnitRows) -> tuple[WorkUnit | None, int, int]:
+        """The unit of a range's new rows (None if there are none), and how many are labelled and rejected."""
+        reused = rowids.is_in(part.ids, held.labelled)
+        bad = rowids.is_in(part.ids, held.rejected) & ~reused
+        return self._unit(part, ~(reused | bad)), int(reused.sum()), int(bad.sum())
+
+    def _unit(self, part: Range, new: npt.NDArray[np.bool_]) -> WorkUnit | None:
+        if not new.any():
+            return None
+        rows = np.flatnonzero(new) + part.start
+        return WorkUnit(
+            unit_id=unit_id(part.ids[new], self.manifest.fingerprint), shard=part.shard, start=part.start,
+            stop=part.start + len(part.ids), rows=tuple(int(row) for row in rows))
+
+    def unit_rows(self, unit: Receipt) -> UnitRows:
+        """Row ids of a committed unit; reads only that column.
+
+        Raises:
+            CorruptStore: a file is unreadable, or holds another number of rows than the log says.
+        """
+        known = self._rows.get(unit.unit)
+        if known is not None:
+            return known
+        labelled = self._ids(labels_name(unit.unit, unit.attempt), unit.rows)
+        name = quarantine_name(unit.unit, unit.attempt)
+        rejected = self._ids(name, unit.rejected) if unit.quarantine else rowids.empty()
+        rows, count = UnitRows(labelled=labelled, rejected=rejected), len(labelled) + len(rejected)
+        if self._cached + count <= CACHED_ROWS:
+            self._rows[unit.unit] = rows
+            self._cached += count
+        return rows
+
+    def _ids(self, name: str, expected: int) -> RowIds:
+        url = files.join(self.url, name)
+        with files.open_input(url) as source:
+            ids = parquet_shards.read_row_ids(source, url)
+        if len(ids) != expected:
+            raise CorruptStore(f"{url}: found {len(ids)} rows, the log promised {expected}; restore the file")
+        return ids
+
+    def commit(self, receipts: Iterable[Receipt]) -> list[str]:
+        """Append one record that names all units not yet won by another attempt.
+
+        Returns:
+            Ids of the units that these receipts won, in order; the files of the others are orphans.
+
+        Raises:
+            LabelError: a receipt is for another store's manifest.
+            CorruptStore: a file is missing or has another size than its receipt says.
+        """
+        offered: dict[str, Receipt] = {}
+        for receipt in receipts:
+            self._check(receipt)
+            offered.setdefault(receipt.unit, receipt)
+        record = self.log.append(lambda _: self._record(offered))
+        if self.log.length - self.log.checkpoint > COMPACT_EVERY:
+            self.compact()
+        return [] if record is None else [entry["unit"] for entry in record["units"]]
+
+    def _record(self, offered: Mapping[str, Receipt]) -> Record | None:
+        ledger = self.ledger
+        fresh = [receipt.to_dict() for unit, receipt in offered.items() if unit not in ledger]
+        return {"version": 1, "units": fresh} if fresh else None
+
+    def compact(self) -> str | None:
+        """Write a checkpoint of the log as it has been read, beside its records, which stay.
+
+        Returns:
+            Its URL; None where one already stands for as many records.
+        """
+        ledger = self.ledger
+        if self.log.length <= self.log.checkpoint:
+            return None
+        return self.log.write_checkpoint(ledger.to_bytes(self.log.chain))
+
+    def _check(self, receipt: Receipt) -> None:
+        if receipt.manifest != self.manifest.fingerprint:
+            raise LabelError(
+                f"{self.url}: the receipt of unit {receipt.unit} is for manifest {receipt.manifest}, the store has "
+                f"{self.manifest.fingerprint}; label with this store's manifest")
+        promised = receipt.files()
+        urls = [files.join(self.url, name) for name in promised]
+        for url, size, item in zip(urls, files.sizes(urls), promised.values(), strict=True):
+            if size != item.size:
+                raise CorruptStore(f"{url}: found {size} bytes, its receipt says {item.size}; label the unit again")
+
+    def ref(self, snapshot: SnapshotRef) -> LabelSetRef:
+        """Pin the labels of a snapshot as the log stands now."""
+        self.log.refresh()
+        return make_ref(self, snapshot, self.log.length)
+
+
+def make_ref(store: LabelStore, snapshot: SnapshotRef, length: int) -> LabelSetRef:
+    """The reference to a snapshot's labels in the first ``length`` records of a store's log."""
+    digest = store.log.prefix_digest(length)
+    content = {"manifest": store.manifest.fingerprint, "log": digest, "snapshot": snapshot.fingerprint}
+    return LabelSetRef(
+        store=store.url, fingerprint=fingerprint(content), snapshot=snapshot, log_length=length, log_digest=digest)
+
+
+def ranges(snapshot: SnapshotRows, manifest: StoreManifest) -> Iterator[Range]:
+    """The fixed ranges of ``rows_a_unit`` rows into which a snapshot's shards fall, in order."""
+    for shard in snapshot.shards:
+        ids = rowids.to_numpy(snapshot.read_shard(shard, columns=["row_id"]).column("row_id"))
+        for start in range(0, len(ids), manifest.rows_a_unit):
+            part = ids[start : start + manifest.rows_a_unit]
+            yield Range(shard=shard.name, start=start, ids=part, unit_id=unit_id(part, manifest.fingerprint))
+
+
+def open_store(url: str) -> LabelStore:
+    """Open an existing store.
+
+    Raises:
+        LabelError: there is none, or it is of a later version, or of a codec this release does not know.
+        CorruptStore: its manifest was changed.
+    """
+    location = files.join(url, MANIFEST_NAME)
+    if not files.exists(location):
+        raise LabelError(f"{url}: there is no label store here ({MANIFEST_NAME} is missing); label a snapshot first")
+    try:
+        value = files.read_json(location)
+    except StorageError as error:
+        if isinstance(error.__cause__, ValueError):
+            raise CorruptStore(f"{location}: the manifest is not JSON ({error.__cause__}); restore it") from error
+        raise
+    return LabelStore(url, _manifest(location, value))
+
+
+def _manifest(location: str, value: Any) -> StoreManifest:
+    if not isinstance(value, dict) or not isinstance(value.get("manifest"), dict):
+        raise CorruptStore(f"{location}: expected a label store's manifest, found something else; restore it")
+    manifest = StoreManifest.from_dict(value["manifest"])
+    if value.get("fingerprint") != manifest.fingerprint:
+        raise CorruptStore(
+            f"{location}: its content has fingerprint {manifest.fingerprint}, it says {value.get('fingerprint')}: "
+            "it was changed after its creation; restore it")
+    find_codec(manifest.codec)
+    return manifest
+
+
+def create_or_open(url: str, manifest: StoreManifest) -> LabelStore:
+    """Create a store, or open the one that is there if it is the same; many may call this at once.
+
+    Raises:
+        StoreMismatch: it was made for something else: each differing field with both sides.
+    """
+    find_codec(manifest.codec)
+    location = files.join(url, MANIFEST_NAME)
+    if not files.exists(location):
+        value = {"fingerprint": manifest.fingerprint, "manifest": manifest.to_dict()}
+        with suppress(AlreadyExists):  # another labeller was first: what it wrote is compared below
+            files.create_exclusive(location, files.json_bytes(value))
+    store = open_store(url)
+    store.manifest.require(manifest, url)
+    return store

@@ -1,0 +1,300 @@
+"""Read the labels of one snapshot, pinned by a reference: verified, each row once, always in the same order."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ray_distill.artifacts import LabelSetRef
+from ray_distill.errors import CorruptStore, LabelError, StorageError, StoreMismatch
+from ray_distill.fingerprint import sha256
+from ray_distill.labels.model import rowids
+from ray_distill.labels.format import parquet_shards
+from ray_distill.labels.format.fitted_arrays import read_fits
+from ray_distill.labels.format.hidden_states import decode_hidden
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.rowids import RowIds, SnapshotRows
+from ray_distill.labels.format.arrow_tables import concat_signals, empty_signal
+from ray_distill.labels.model.signal import Distributions, Hidden, Signal
+from ray_distill.labels.store.label_store import LabelStore, make_ref, open_store
+from ray_distill.labels.model.work_units import FileReceipt, Receipt, hidden_name, labels_name
+from ray_distill.snapshots.reader import open_snapshot
+from ray_distill.storage import files
+
+#: Units that are read and decoded at a time.
+READERS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one unit contributes to a label set."""
+
+    unit: Receipt
+    ids: RowIds
+    """Row ids of the whole unit, as its shard holds them."""
+    keep: npt.NDArray[np.int64]
+    """Which of them are this set's, ascending."""
+
+
+class LabelSet:
+    """The labels of one snapshot; open it with `open_label_set`."""
+
+    def __init__(self, ref: LabelSetRef, store: LabelStore, snapshot_ids: RowIds) -> None:
+        self.ref = ref
+        self.manifest: StoreManifest = store.manifest
+        self._url = store.url
+        self._shares = _share(store, ref.log_length, snapshot_ids)
+        self._order = _snapshot_order(self._shares, snapshot_ids)
+        self.units: tuple[Receipt, ...] = tuple(self._shares[name].unit for name in sorted(self._shares))
+        """Units with at least one row of the snapshot, ordered by id, so whatever order they were committed in."""
+
+    @property
+    def rows(self) -> int:
+        """Labelled rows of the snapshot."""
+        return len(self._order)
+
+    @cached_property
+    def ids(self) -> RowIds:
+        """Ids of the labelled rows, ascending; known without reading a label."""
+        return np.sort(np.concatenate([rowids.empty(), *(
+            share.ids[share.keep] for share in self._shares.values())]))
+
+    def row_ids(self, unit: Receipt) -> pa.FixedSizeBinaryArray:
+        """Row ids that `read_unit` returns for a unit; known without reading it."""
+        share = self._shares[unit.unit]
+        return rowids.to_arrow(share.ids[share.keep])
+
+    def read_unit(self, unit: Receipt, layers: Sequence[int] = ()) -> tuple[pa.FixedSizeBinaryArray, Signal]:
+        """The snapshot's rows of one unit that no earlier unit holds, ordered by row id.
+
+        Args:
+            unit: one of ``units``.
+            layers: hidden layers to read as well; other layers' files are not touched.
+
+        Raises:
+            CorruptStore: a file's bytes are not what the log promised; names the file.
+            StoreMismatch: a layer is not in the store.
+        """
+        require_layers(self.manifest, layers)
+        share = self._shares[unit.unit]
+        ids, distributions = read_labels(self._url, self.manifest, unit)
+        _require_same(files.join(self._url, labels_name(unit.unit, unit.attempt)), ids, share.ids)
+        hidden = {layer: self._hidden(unit, layer, ids) for layer in layers}
+        signal = Signal(distributions=distributions, hidden=hidden)
+        whole = len(share.keep) == len(ids)
+        return self.row_ids(unit), signal if whole else signal.take(share.keep)
+
+    def labelled(self, wanted: RowIds) -> RowIds:
+        """Those of some row ids that have labels; nothing is read."""
+        found = np.zeros(len(wanted), dtype=bool)
+        for _, own, _ in self._holders(wanted):
+            found[own] = True
+        return wanted[found]
+
+    def read_rows(self, wanted: RowIds, layers: Sequence[int] = ()) -> tuple[pa.FixedSizeBinaryArray, Signal]:
+        """Ids and labels of those of some rows that have them, unit by unit; only units that hold one are read.
+
+        Args:
+            wanted: row ids of the snapshot; few units are asked for where they are close to each other.
+            layers: as in `read_unit`, as are the errors.
+        """
+        ids, signals = [rowids.empty()], []
+        for unit, own, at in self._holders(wanted):
+            ids.append(wanted[own])
+            found, signal = self.read_unit(unit, layers)
+            whole = len(at) == len(found) and bool((np.diff(at) == 1).all())
+            signals.append(signal if whole else signal.take(at))
+        if signals:
+            return rowids.to_arrow(np.concatenate(ids)), concat_signals(signals)
+        return rowids.to_arrow(rowids.empty()), self._nothing(layers)
+
+    def _nothing(self, layers: Sequence[int]) -> Signal:
+        empty = empty_signal(self.manifest)
+        return Signal(distributions=empty.distributions, hidden={layer: empty.hidden[layer] for layer in layers})
+
+    def _holders(
+        self, wanted: RowIds
+    ) -> Iterator[tuple[Receipt, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """Units that hold wanted rows, the places of these among the wanted, and among what `read_unit` returns."""
+        if not len(wanted):
+            return
+        (least, greatest), ascending = self._ends, np.sort(wanted)
+        near = np.flatnonzero((least <= ascending[-1]) & (greatest >= ascending[0]))
+        for unit in (self.units[at] for at in near):
+            share = self._shares[unit.unit]
+            at = rowids.find(wanted, share.ids[share.keep])
+            own = np.flatnonzero(at >= 0)
+            if len(own):
+                yield unit, own, at[own]
+
+    @cached_property
+    def _ends(self) -> tuple[RowIds, RowIds]:
+        """Least and greatest row id of each unit's share."""
+        shares = [self._shares[unit.unit] for unit in self.units]
+        return (np.array([share.ids[share.keep[0]] for share in shares], dtype="S16"),
+                np.array([share.ids[share.keep[-1]] for share in shares], dtype="S16"))
+
+    def _hidden(self, unit: Receipt, layer: int, ids: RowIds) -> Hidden:
+        found, hidden = read_hidden(self._url, self.manifest, unit, layer)
+        _require_same(files.join(self._url, hidden_name(layer, unit.unit, unit.attempt)), found, ids)
+        return hidden
+
+    def read(self, layers: Sequence[int] = ()) -> tuple[pa.FixedSizeBinaryArray, Signal]:
+        """All labelled rows of the snapshot, each once, in the snapshot's order; errors as `read_unit`."""
+        with ThreadPoolExecutor(READERS, thread_name_prefix="labels") as pool:
+            parts = list(pool.map(lambda unit: self.read_unit(unit, layers), self.units))
+        return self.in_order(parts) if parts else (rowids.to_arrow(rowids.empty()), self._nothing(layers))
+
+    def in_order(
+        self, parts: Sequence[tuple[pa.FixedSizeBinaryArray, Signal]]
+    ) -> tuple[pa.FixedSizeBinaryArray, Signal]:
+        """What `read_unit` gave for each of ``units``, or was made of it, as one, in the snapshot's order."""
+        ids = np.concatenate([rowids.to_numpy(ids) for ids, _ in parts])
+        signal = concat_signals([signal for _, signal in parts])
+        return rowids.to_arrow(ids[self._order]), signal.take(self._order)
+
+
+def _share(store: LabelStore, length: int, snapshot_ids: RowIds) -> dict[str, Share]:
+    """Give each row of the snapshot to the first unit that labelled it, by unit; ``length`` records count.
+
+    Raises:
+        CorruptStore: a unit was labelled for another manifest than the store's.
+        LabelError: a row was neither labelled nor rejected.
+    """
+    ascending = np.sort(snapshot_ids)
+    taken, handled = np.zeros(len(ascending), dtype=bool), np.zeros(len(ascending), dtype=bool)
+    shares = {}
+    for unit in store.ledger.receipts(length):
+        if unit.manifest != store.manifest.fingerprint:
+            raise CorruptStore(
+                f"{store.url}: unit {unit.unit} was labelled for manifest {unit.manifest}, the store has "
+                f"{store.manifest.fingerprint}: store.json or the log is another store's; restore it")
+        rows = store.unit_rows(unit)
+        at = rowids.find(rows.labelled, ascending)
+        fresh = at >= 0
+        fresh[fresh] = ~taken[at[fresh]]
+        if fresh.any():
+            taken[at[fresh]] = True
+            shares[unit.unit] = Share(unit=unit, ids=rows.labelled, keep=np.flatnonzero(fresh))
+        refused = rowids.find(rows.rejected, ascending)
+        handled[refused[refused >= 0]] = True
+    _require_covered(store, ascending, taken | handled)
+    return shares
+
+
+def _require_covered(store: LabelStore, ids: RowIds, covered: npt.NDArray[np.bool_]) -> None:
+    missing = int((~covered).sum())
+    if missing:
+        first = rowids.hexadecimal(ids[~covered][:1])[0]
+        raise LabelError(
+            f"{store.url}: {missing} of the snapshot's {len(ids)} rows have no labels in the pinned part of the log, "
+            f"first {first}; run label again and use the reference it prints")
+
+
+def _snapshot_order(shares: dict[str, Share], snapshot_ids: RowIds) -> npt.NDArray[np.int64]:
+    """Where, in the units' rows one after the other, each labelled row of the snapshot stands."""
+    ids = np.concatenate([rowids.empty(), *(shares[name].ids[shares[name].keep] for name in sorted(shares))])
+    by_id = np.argsort(ids, kind="stable").astype(np.int64)
+    at = rowids.find(snapshot_ids, ids[by_id])
+    return by_id[at[at >= 0]]
+
+
+def _require_same(url: str, found: RowIds, expected: RowIds) -> None:
+    if not np.array_equal(found, expected):
+        raise CorruptStore(f"{url}: its row ids are not those of the unit; restore the file")
+
+
+def open_label_set(ref: LabelSetRef, snapshot: SnapshotRows | None = None) -> LabelSet:
+    """Open the labels that a reference pins; reads row ids, but no labels yet.
+
+    Args:
+        ref: what `LabelStore.ref` gave.
+        snapshot: the reference's snapshot, if it is open already.
+
+    Raises:
+        CorruptStore: the store's manifest or log is not what the reference pins.
+        StoreMismatch: another snapshot was given.
+        LabelError: rows of the snapshot have no labels, or there is no store.
+    """
+    store = open_store(ref.store)
+    store.log.refresh()
+    found = make_ref(store, ref.snapshot, ref.log_length)
+    if (found.log_digest, found.fingerprint) != (ref.log_digest, ref.fingerprint):
+        raise CorruptStore(
+            f"{ref.store}: manifest or log differ from what the reference pins (log {found.log_digest}, expected "
+            f"{ref.log_digest}); restore them, or label again")
+    snapshot = open_snapshot(ref.snapshot) if snapshot is None else snapshot
+    if snapshot.ref.fingerprint != ref.snapshot.fingerprint:
+        raise StoreMismatch(
+            f"the labels are of snapshot {ref.snapshot.fingerprint}, found snapshot {snapshot.ref.fingerprint}; "
+            "open the snapshot that the reference names")
+    return LabelSet(ref, store, snapshot_row_ids(snapshot))
+
+
+def snapshot_row_ids(snapshot: SnapshotRows) -> RowIds:
+    """Row ids of a whole snapshot, in its order."""
+    parts = [snapshot.read_shard(shard, columns=["row_id"]).column("row_id") for shard in snapshot.shards]
+    return np.concatenate([rowids.empty(), *map(rowids.to_numpy, parts)])
+
+
+def require_layers(manifest: StoreManifest, layers: Sequence[int]) -> None:
+    """Refuse hidden layers that a store does not hold.
+
+    Raises:
+        StoreMismatch: names the layers that are wanted and those that are stored.
+    """
+    absent = sorted(set(layers) - set(manifest.hidden_layers))
+    if absent:
+        raise StoreMismatch(
+            f"hidden layers {absent} are wanted, the store has {list(manifest.hidden_layers)}; use those, or label "
+            "with these layers in another store")
+
+
+def read_labels(url: str, manifest: StoreManifest, unit: Receipt) -> tuple[RowIds, Distributions]:
+    """Row ids and distributions of a whole unit, verified against its receipt.
+
+    Raises:
+        CorruptStore: names the file.
+    """
+    location, fits = files.join(url, labels_name(unit.unit, unit.attempt)), read_fits(url, manifest.fits)
+    ids, distributions = parquet_shards.decode_labels(read_verified(location, unit.labels), manifest, fits, location)
+    _require_rows(location, len(ids), distributions.rows, unit.rows)
+    return ids, distributions
+
+
+def read_hidden(url: str, manifest: StoreManifest, unit: Receipt, layer: int) -> tuple[RowIds, Hidden]:
+    """Row ids and hidden states of one layer of a whole unit; errors as `read_labels`."""
+    location, fits = files.join(url, hidden_name(layer, unit.unit, unit.attempt)), read_fits(url, manifest.fits)
+    if layer not in unit.hidden:
+        raise CorruptStore(f"{location}: the log has no such file for unit {unit.unit}; restore the log")
+    ids, hidden = decode_hidden(read_verified(location, unit.hidden[layer]), layer, manifest, fits, location)
+    _require_rows(location, len(ids), hidden.rows, unit.rows)
+    return ids, hidden
+
+
+def _require_rows(location: str, ids: int, rows: int, promised: int) -> None:
+    if not ids == rows == promised:
+        raise CorruptStore(f"{location}: found {ids} row ids and {rows} rows, the log promised {promised}")
+
+
+def read_verified(location: str, promised: FileReceipt) -> bytes:
+    """The bytes of a committed file.
+
+    Raises:
+        CorruptStore: it is missing, or its size or digest is not what the log promised.
+    """
+    try:
+        data = files.read_bytes(location)
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise CorruptStore(f"{location}: the log promised this file, but it is missing; restore it") from error
+        raise
+    if len(data) != promised.size or sha256(data) != promised.digest:
+        raise CorruptStore(
+            f"{location}: found {len(data)} bytes with {sha256(data)}, the log promised {promised.size} bytes with "
+            f"{promised.digest}; restore the file")
+    return data

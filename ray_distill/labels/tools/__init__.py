@@ -1,0 +1,1 @@
+"""Audit, inspect, export and re-check a label store. Imports `store`, `format` and `model`."""

@@ -1,0 +1,264 @@
+"""Check a whole store against its own log: digests, rows, mass, coverage, orphans."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ray_distill.artifacts import SnapshotRef
+from ray_distill.errors import CorruptStore
+from ray_distill.labels.model import rowids
+from ray_distill.labels.format import parquet_shards
+from ray_distill.labels.model.validity import unusable
+from ray_distill.labels.store.committed_units import Ledger
+from ray_distill.labels.store.reader import read_hidden, read_labels, read_verified, snapshot_row_ids
+from ray_distill.labels.model.rowids import RowIds, SnapshotRows
+from ray_distill.labels.model.signal import Distributions, Signal
+from ray_distill.labels.store.label_store import LabelStore, UnitRows, open_store
+from ray_distill.labels.model.work_units import Receipt, entries, hidden_name, labels_name, quarantine_name, unit_id
+from ray_distill.snapshots.reader import open_snapshot
+from ray_distill.storage import files
+from ray_distill.storage.files import FileInfo
+from ray_distill.storage.local import is_unfinished
+from ray_distill.storage.log import (
+    DIGEST_BYTES,
+    CommitLog,
+    Record,
+    check_checkpoint,
+    covered,
+    damaged_checkpoint,
+)
+
+T = TypeVar("T")
+
+#: Folders of the store that hold attempts.
+ATTEMPT_FOLDERS = ("labels", "hidden", "quarantine")
+
+#: Orphans younger than this may belong to a labeller that has not committed yet.
+ORPHAN_AGE_SECONDS = 3600.0
+
+#: Most names of a kind in the JSON report.
+NAMED = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditReport:
+    """What an audit found; names are relative to the store, corrupt ones say why."""
+
+    store: str
+    units: int
+    """Committed units."""
+    rows: int
+    """Distinct labelled rows in readable units; with a snapshot, its own."""
+    quarantined: int
+    """Distinct rejected rows in readable units; with a snapshot, its own."""
+    duplicates: tuple[str, ...] = ()
+    """Units that more than one log entry names."""
+    missing: tuple[str, ...] = ()
+    """Files that the log promises, and rows of the snapshot without labels, which are not there."""
+    orphans: tuple[str, ...] = ()
+    """Files that the log does not name: left by crashes and lost races, harmless."""
+    corrupt: tuple[str, ...] = ()
+    cleaned: tuple[str, ...] = ()
+    """Orphans that were deleted."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the store can be trained from: orphans do no harm, anything else does."""
+        return not (self.duplicates or self.missing or self.corrupt)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values: counts, and under ``details`` up to 100 names of each kind."""
+        named = {
+            "duplicates": self.duplicates, "missing": self.missing, "orphans": self.orphans, "corrupt": self.corrupt,
+            "cleaned": self.cleaned}
+        return {
+            "ok": self.ok, "store": self.store, "units": self.units, "rows": self.rows, "quarantined": self.quarantined,
+            **{key: len(names) for key, names in named.items()},
+            "details": {key: list(names[:NAMED]) for key, names in named.items()}}
+
+
+@dataclass
+class _Findings:
+    """What has been found so far."""
+
+    corrupt: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    rows: list[UnitRows] = field(default_factory=list)
+
+
+def audit(
+    store_url: str, snapshot: SnapshotRows | SnapshotRef | str | None = None, clean: bool = False,
+    older_than: float = ORPHAN_AGE_SECONDS,
+) -> AuditReport:
+    """Read and check every committed byte of a store.
+
+    Args:
+        store_url: the label store.
+        snapshot: also check that each of its rows is labelled or rejected (in a unit that can be read).
+        clean: delete orphans.
+        older_than: only orphans last written longer ago than this, in seconds.
+
+    Raises:
+        LabelError: there is no store, or a later release wrote it. Damage is reported, not raised.
+        StorageError: the file system fails.
+    """
+    # Files first, log second: what is committed in between is then no orphan.
+    present = _attempt_files(store_url)
+    try:
+        store = open_store(store_url)
+        log = CommitLog(store.url)  # the records themselves: a checkpoint is checked against them
+        log.refresh()
+    except CorruptStore as error:
+        return AuditReport(store=store_url, units=0, rows=0, quarantined=0, corrupt=(str(error),))
+    found = _Findings()
+    receipts = _receipts(log.records, found)
+    if not found.corrupt:
+        _check_checkpoints(log, found)
+    # A log that cannot be read in full cannot tell an orphan from a unit.
+    orphans = [] if found.corrupt else _orphans(present, receipts)
+    committed = {receipt.unit: receipt for receipt in reversed(receipts)}
+    for receipt in sorted(committed.values(), key=lambda receipt: receipt.unit):
+        _check_unit(store, receipt, found)
+    rows, quarantined = _count_rows(found, snapshot)
+    return AuditReport(
+        store=store_url, units=len(committed), rows=rows, quarantined=quarantined, duplicates=_named_twice(receipts),
+        missing=tuple(found.missing), orphans=tuple(item.name for item in orphans), corrupt=tuple(found.corrupt),
+        cleaned=_clean(orphans, older_than) if clean else ())
+
+
+def _attempt_files(url: str) -> list[FileInfo]:
+    """All files below the store's folders of attempts, and what cut-off writes left anywhere in it."""
+    return [
+        item for item in files.list_files(url, unfinished=True)
+        if item.name.split("/", 1)[0] in ATTEMPT_FOLDERS or is_unfinished(item.name.rsplit("/", 1)[-1])]
+
+
+def _receipts(records: Sequence[Record], found: _Findings) -> list[Receipt]:
+    receipts: list[Receipt] = []
+    for number, record in enumerate(records):
+        try:
+            receipts += entries(record, number)
+        except CorruptStore as error:
+            found.corrupt.append(str(error))
+    return receipts
+
+
+def _check_checkpoints(log: CommitLog, found: _Findings) -> None:
+    """A checkpoint must be what the records before it make."""
+    urls = log.checkpoints()
+    if not urls:
+        return
+    try:
+        ledger = Ledger()
+        ledger.add(log.records)
+    except CorruptStore as error:
+        found.corrupt.append(str(error))
+        return
+    for url in urls:
+        if (wrong := _checkpoint_error(log, ledger, url)) is not None:
+            found.corrupt.append(wrong)
+
+
+def _checkpoint_error(log: CommitLog, ledger: Ledger, url: str) -> str | None:
+    number = covered(url)
+    if number > log.length:
+        return f"{url}: a checkpoint of {number} records, the log has {log.length}; restore the records"
+    try:
+        data = files.read_bytes(url)
+        check_checkpoint(url, data)
+        held, chain = Ledger.from_bytes(url, data)
+    except CorruptStore as error:
+        return str(error)
+    same = chain == log.chain[: (number + 1) * DIGEST_BYTES] and held.equals(ledger, number)
+    return None if same else str(damaged_checkpoint(url, "it is not what the records before it make"))
+
+
+def _named_twice(receipts: Sequence[Receipt]) -> tuple[str, ...]:
+    counts = Counter(receipt.unit for receipt in receipts)
+    return tuple(sorted(unit for unit, count in counts.items() if count > 1))
+
+
+def _orphans(present: Sequence[FileInfo], receipts: Sequence[Receipt]) -> list[FileInfo]:
+    known = {name for receipt in receipts for name in receipt.files()}
+    return [item for item in present if item.name not in known]
+
+
+def _clean(orphans: Sequence[FileInfo], older_than: float) -> tuple[str, ...]:
+    old = [item for item in orphans if time.time() - files.modified(item.url) > older_than]
+    for item in old:
+        files.delete(item.url)
+    return tuple(item.name for item in old)
+
+
+def _check_unit(store: LabelStore, receipt: Receipt, found: _Findings) -> None:
+    """Check the bytes of each file of a unit, then that together they are the unit."""
+    unit, attempt, url = receipt.unit, receipt.attempt, store.url
+    if receipt.manifest != store.manifest.fingerprint or set(receipt.hidden) != set(store.manifest.hidden_layers):
+        found.corrupt.append(f"unit {unit}: its log entry is for another manifest than the store's")
+        return
+    labels = _guard(found, url, labels_name(unit, attempt), lambda: read_labels(url, store.manifest, receipt))
+    for layer in receipt.hidden:
+        name = hidden_name(layer, unit, attempt)
+        hidden = _guard(found, url, name, partial(read_hidden, url, store.manifest, receipt, layer))
+        if labels is not None and hidden is not None and not np.array_equal(hidden[0], labels[0]):
+            found.corrupt.append(f"{name}: its row ids are not those of the unit's labels")
+        if hidden is not None and unusable(Signal(hidden={layer: hidden[1]})):
+            found.corrupt.append(f"{name}: hidden states are NaN or infinite")
+    rejected = _rejected(store, receipt, found)
+    if labels is not None and rejected is not None:
+        _check_content(store, receipt, labels, rejected, found)
+
+
+def _rejected(store: LabelStore, receipt: Receipt, found: _Findings) -> RowIds | None:
+    """Row ids of the rejected rows; None where they cannot be read."""
+    promised, name = receipt.quarantine, quarantine_name(receipt.unit, receipt.attempt)
+    if promised is None:
+        return rowids.empty()
+    location = files.join(store.url, name)
+    read = _guard(found, store.url, name, lambda: parquet_shards.decode_quarantine(read_verified(location, promised), location))
+    return None if read is None else read[0]
+
+
+def _check_content(
+    store: LabelStore, receipt: Receipt, labels: tuple[RowIds, Distributions], rejected: RowIds, found: _Findings
+) -> None:
+    ids, distributions = labels
+    name = labels_name(receipt.unit, receipt.attempt)
+    if unit_id(np.concatenate([ids, rejected]), store.manifest.fingerprint) != receipt.unit:
+        found.corrupt.append(f"{name}: its rows are not those of the unit")
+        return
+    bad = unusable(Signal(distributions=distributions))
+    if bad:
+        found.corrupt.append(f"{name}: {len(bad)} rows cannot be used: {min(bad.items())[1]}")
+        return
+    found.rows.append(UnitRows(labelled=ids, rejected=rejected))
+
+
+def _guard(found: _Findings, url: str, name: str, read: Callable[[], T]) -> T | None:
+    """What ``read`` returns, or None with the file named as missing or corrupt."""
+    try:
+        return read()
+    except CorruptStore as error:
+        if files.exists(files.join(url, name)):
+            found.corrupt.append(f"{name}: {str(error).removeprefix(files.join(url, name)).lstrip(': ')}")
+        else:
+            found.missing.append(name)
+        return None
+
+
+def _count_rows(found: _Findings, snapshot: SnapshotRows | SnapshotRef | str | None) -> tuple[int, int]:
+    """Distinct labelled and rejected rows; those of the snapshot without either are noted as missing."""
+    labelled = np.unique(np.concatenate([rowids.empty(), *(rows.labelled for rows in found.rows)]))
+    rejected = np.unique(np.concatenate([rowids.empty(), *(rows.rejected for rows in found.rows)]))
+    rejected = rejected[~rowids.is_in(rejected, labelled)]
+    if snapshot is None:
+        return len(labelled), len(rejected)
+    wanted = snapshot_row_ids(open_snapshot(snapshot) if isinstance(snapshot, SnapshotRef | str) else snapshot)
+    have, refused = rowids.is_in(wanted, labelled), rowids.is_in(wanted, rejected)
+    found.missing += [f"row {name}" for name in rowids.hexadecimal(wanted[~(have | refused)])]
+    return int(have.sum()), int(refused.sum())

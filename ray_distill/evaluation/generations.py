@@ -13,10 +13,10 @@ import torch
 
 from ray_distill.errors import EvaluationError
 from ray_distill.evaluation.language_predict import check_alike
-from ray_distill.models.forward import forward
-from ray_distill.models.language import LanguageProcessor
-from ray_distill.models.model import Model
-from ray_distill.models.prompts import Prompt, given_prompt, prompt_of_document
+from ray_distill.models.core.forward import forward
+from ray_distill.models.text.lm_processor import LanguageProcessor
+from ray_distill.models.core.model import Model
+from ray_distill.models.text.prompts import Prompt, given_prompt, prompt_of_document
 
 #: Documents of the test split that are continued where it is asked for.
 FROM_TEST = 5

@@ -17,7 +17,7 @@ from ray_distill.artifacts import Estimate
 from ray_distill.config.judge import HarnessConfig
 from ray_distill.errors import EvaluationError
 from ray_distill.evaluation.metrics import Z95
-from ray_distill.models.model import Model
+from ray_distill.models.core.model import Model
 from ray_distill.storage import files
 
 #: What every metric's name begins with: ``lm_eval_<task>_<metric>``.

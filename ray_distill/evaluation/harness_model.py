@@ -11,9 +11,9 @@ from torch import Tensor
 from ray_distill.errors import EvaluationError
 from ray_distill.evaluation.generations import greedy
 from ray_distill.evaluation.language_predict import LOGITS_BYTES
-from ray_distill.models.forward import forward
-from ray_distill.models.language import LanguageProcessor
-from ray_distill.models.model import Model
+from ray_distill.models.core.forward import forward
+from ray_distill.models.text.lm_processor import LanguageProcessor
+from ray_distill.models.core.model import Model
 
 #: Context, what is to follow it: tokens.
 Pair = tuple[list[int], list[int]]

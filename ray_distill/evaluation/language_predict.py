@@ -18,9 +18,9 @@ from torch import Tensor
 from ray_distill.errors import EvaluationError
 from ray_distill.evaluation.language import TAIL_TOP, is_sum, sum_by_document
 from ray_distill.evaluation.metrics import Floats, Ints
-from ray_distill.models.forward import forward
-from ray_distill.models.model import Model
-from ray_distill.models.tokens import tokens_of
+from ray_distill.models.core.forward import forward
+from ray_distill.models.core.model import Model
+from ray_distill.models.text.tokenizer_match import tokens_of
 from ray_distill.tasks.base import Encoded, Ragged, TokenTask
 
 #: Most float32 logits of one batch, bytes; a longer document is a batch of its own.

@@ -17,7 +17,7 @@ from ray_distill.evaluation.metrics import Compare, Measure, compare_classificat
 from ray_distill.evaluation.predict import Predictor, predict_all, predictor
 from ray_distill.evaluation.predictions import join_predictions
 from ray_distill.evaluation.robustness import METRICS
-from ray_distill.models.model import Model
+from ray_distill.models.core.model import Model
 from ray_distill.tasks.base import Corruption, Task, TokenTask
 
 #: Answers the examples of the given indices as one batch: inputs encoded beforehand, collation included.

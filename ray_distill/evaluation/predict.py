@@ -9,8 +9,8 @@ import pyarrow as pa
 import torch
 
 from ray_distill.errors import EvaluationError
-from ray_distill.models.forward import forward
-from ray_distill.models.model import Model
+from ray_distill.models.core.forward import forward
+from ray_distill.models.core.model import Model
 from ray_distill.tasks.base import Encoded, Task
 
 

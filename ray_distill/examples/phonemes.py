@@ -22,8 +22,8 @@ from torch.nn import functional
 
 from ray_distill.examples.command import make
 from ray_distill.examples.packages import read_member
-from ray_distill.models.load import load_model
-from ray_distill.models.model import Model
+from ray_distill.models.io.load import load_model
+from ray_distill.models.core.model import Model
 from ray_distill.snapshots.pairs import pair_texts
 from ray_distill.tasks.base import Encoded, TokenTask
 from ray_distill.tasks.catalogue import get_token_task

@@ -20,7 +20,7 @@ from ray_distill.labels.format.arrow_tables import concat_signals
 from ray_distill.labels.model.signal import Signal
 from ray_distill.labels.store.label_store import LabelStore, open_store
 from ray_distill.labels.model.work_units import Receipt
-from ray_distill.models.load import load_processor
+from ray_distill.models.io.load import load_processor
 from ray_distill.runtime.answering import answer_all, ask_of
 from ray_distill.runtime.asking import ask_teacher
 from ray_distill.snapshots.reader import Snapshot, open_snapshot

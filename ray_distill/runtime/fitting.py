@@ -20,7 +20,7 @@ from ray_distill.labels.format.fitted_arrays import Fits
 from ray_distill.labels.format.hidden_states import basis_name, encode_hidden, fit_basis, mean_name, relative_error
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.signal import Distributions, Signal
-from ray_distill.models.load import load_processor
+from ray_distill.models.io.load import load_processor
 from ray_distill.runtime.answering import answer_all, ask_of
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.tasks.catalogue import get_label_task

@@ -19,8 +19,8 @@ from ray_distill.evaluation.overlap import measure_overlap
 from ray_distill.evaluation.panels import ClassPanel, LanguagePanel, Panel, Run
 from ray_distill.evaluation.robustness import Robustness, measure_robustness
 from ray_distill.evaluation.targets import measure_targets, write_targets
-from ray_distill.models.load import load_model
-from ray_distill.models.model import Model
+from ray_distill.models.io.load import load_model
+from ray_distill.models.core.model import Model
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.tasks.base import Corruption

@@ -95,7 +95,7 @@ def _processor(teacher: TeacherConfig, task: str) -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _load_processor(teacher: str, task: str) -> Any:
-    from ray_distill.models.load import load_processor
+    from ray_distill.models.io.load import load_processor
 
     return load_processor(TeacherConfig.model_validate_json(teacher), task=task)
 

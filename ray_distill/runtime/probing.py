@@ -25,7 +25,7 @@ from ray_distill.labels.format.hidden_states import encode_hidden
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.sizing.forecast import Batch, Sizes, forecast_bytes, measure_sizes
 from ray_distill.labels.model.signal import Distributions, Signal
-from ray_distill.models.load import load_processor
+from ray_distill.models.io.load import load_processor
 from ray_distill.runtime.answering import answer_all, ask_of, by_length
 from ray_distill.runtime.fitting import LOOK_ROWS, Found, fit_store, look
 from ray_distill.runtime.forms import Forms, compare

@@ -19,8 +19,8 @@ from ray_distill.evaluation.language_predict import predict_documents
 from ray_distill.evaluation.metrics import Ints
 from ray_distill.evaluation.predict import predict_all, predictor
 from ray_distill.evaluation.predictions import join_predictions
-from ray_distill.models.load import load_model
-from ray_distill.models.model import Model
+from ray_distill.models.io.load import load_model
+from ray_distill.models.core.model import Model
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.tasks.base import TokenTask
 from ray_distill.tasks.catalogue import TASKS, TOKEN_TASKS

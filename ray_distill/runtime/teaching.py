@@ -15,9 +15,9 @@ from ray_distill.config import Campaign, TeacherConfig
 from ray_distill.errors import ConfigError, TeacherRefused
 from ray_distill.labels.format.codecs.measure import compact_options
 from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.models.head import fit_head
-from ray_distill.models.load import load_processor
-from ray_distill.models.tokens import tokens_of
+from ray_distill.models.heads.fit_head import fit_head
+from ray_distill.models.io.load import load_processor
+from ray_distill.models.text.tokenizer_match import tokens_of
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.tasks.catalogue import TASKS

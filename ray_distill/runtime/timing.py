@@ -11,8 +11,8 @@ from ray_distill.config import Campaign, TeacherConfig
 from ray_distill.evaluation.directions import LANGUAGE_TASKS
 from ray_distill.evaluation.efficiency import measure_efficiency
 from ray_distill.evaluation.language_predict import encode_for_all
-from ray_distill.models.load import load_model
-from ray_distill.models.model import Model
+from ray_distill.models.io.load import load_model
+from ray_distill.models.core.model import Model
 from ray_distill.runtime.judging import TIMED_EXAMPLES, panel_of, runner_of, size_of
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.tasks.catalogue import TASKS, TOKEN_TASKS

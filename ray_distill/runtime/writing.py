@@ -127,7 +127,7 @@ def derive_snapshot(
     snapshot: SnapshotRef, store_url: str, generator: Generator, settings: SequencesConfig, url: str, shard_rows: int
 ) -> Derived:
     """`derive`, with the scorer that the settings name; errors as there, and ModelError if it cannot be imported."""
-    from ray_distill.models.factory import import_factory
+    from ray_distill.models.core.module_function import import_factory
 
     name = settings.filters.scorer
     return derive(open_snapshot(snapshot), create_or_open(store_url, generator), settings, url=url,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ray_distill.errors import ConfigError
-from ray_distill.models.forward import forward, pool_hidden
-from ray_distill.models.model import Model
+from ray_distill.models.core.forward import forward, pool_hidden
+from ray_distill.models.core.model import Model
 from ray_distill.tasks.base import Batch
 
 

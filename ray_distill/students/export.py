@@ -10,8 +10,8 @@ from typing import Any
 
 from ray_distill.artifacts import LabelSetRef, StudentRef
 from ray_distill.errors import TrainingError
-from ray_distill.models.model import Model
-from ray_distill.models.save import save_model
+from ray_distill.models.core.model import Model
+from ray_distill.models.io.save import save_model
 from ray_distill.storage import files
 from ray_distill.students.checkpoints import check_plan
 from ray_distill.students.outcomes import Best

@@ -9,7 +9,7 @@ from ray_distill.errors import ConfigError
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.signal import Hidden
 from ray_distill.losses.base import Labels
-from ray_distill.models.model import Model
+from ray_distill.models.core.model import Model
 from ray_distill.students.batches import Examples
 from ray_distill.students.bundle import layer_pairs
 from ray_distill.students.loss_settings import layer_maps, refuse_labels

@@ -15,9 +15,9 @@ from ray_distill.labels.store.ensemble import AveragedLabels, require_same_class
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.model.rowids import RowIds
-from ray_distill.models.causal import keeps_documents_apart
-from ray_distill.models.head import fitted_rows
-from ray_distill.models.model import Model
+from ray_distill.models.core.head_extraction import keeps_documents_apart
+from ray_distill.models.heads.fit_head import fitted_rows
+from ray_distill.models.core.model import Model
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
 from ray_distill.students.batches import TrainingSet, build_set

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ray_distill.errors import ModelError
 from ray_distill.losses.fused import Asked, FusedHead
-from ray_distill.models.causal import body_and_head
-from ray_distill.models.forward import last_states, place_batch, spared, states_of, without_cache
+from ray_distill.models.core.head_extraction import body_and_head
+from ray_distill.models.core.forward import last_states, place_batch, spared, states_of, without_cache
 from ray_distill.students.bundle import project
 from ray_distill.tasks.base import Batch
 

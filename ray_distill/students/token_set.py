@@ -19,7 +19,7 @@ from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.labels.format.chunked_distributions import DistributionParts
 from ray_distill.labels.model.signal import Distributions, Hidden, Signal, gather_ranges
 from ray_distill.losses.base import LossBatch, SparseTargets
-from ray_distill.models.model import Model
+from ray_distill.models.core.model import Model
 from ray_distill.students.batches import encode_sorted, hex_ids, is_in, positions_in
 from ray_distill.students.sampler import Index
 from ray_distill.students.token_bundle import PLACES

@@ -60,7 +60,7 @@ class Seq2Seq:
         """
         if not isinstance(processor, Pairs):
             raise ModelError(f"a {type(processor).__name__} cannot encode a source with its target: wrap the tokenizer "
-                             "with ray_distill.models.pairs.pair_processor")
+                             "with ray_distill.models.text.seq2seq_processor.pair_processor")
         pairs, row_ids, rejected = sift(rows, self.input_column, _read_pair)
         features, reasons = processor.pairs([source for source, _ in pairs], [target for _, target in pairs])
         apart = tuple(Rejected(row_id=row_ids[row].as_py(), reason=reasons[row]) for row in sorted(reasons))

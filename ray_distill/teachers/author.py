@@ -20,11 +20,11 @@ from ray_distill.config import SequencesConfig, TeacherConfig
 from ray_distill.errors import ModelError
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.validity import Rejects
-from ray_distill.models.forward import without_cache
-from ray_distill.models.language import IntArray
-from ray_distill.models.load import load_model
-from ray_distill.models.model import Model
-from ray_distill.models.voices import Voice, voice_of
+from ray_distill.models.core.forward import without_cache
+from ray_distill.models.text.lm_processor import IntArray
+from ray_distill.models.io.load import load_model
+from ray_distill.models.core.model import Model
+from ray_distill.models.text.generation import Voice, voice_of
 from ray_distill.sequences.attempts import SCHEMA, rejected_table
 from ray_distill.teachers.draw import independent, pick
 

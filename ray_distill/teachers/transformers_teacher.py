@@ -13,9 +13,9 @@ from torch import Tensor
 from ray_distill.config import TeacherConfig
 from ray_distill.errors import TeacherRefused
 from ray_distill.labels.model.signal import Distributions, Hidden, Signal
-from ray_distill.models.forward import States, forward, forward_body, pool_hidden
-from ray_distill.models.load import load_model
-from ray_distill.models.model import Model
+from ray_distill.models.core.forward import States, forward, forward_body, pool_hidden
+from ray_distill.models.io.load import load_model
+from ray_distill.models.core.model import Model
 from ray_distill.tasks.base import Encoded, LabelTask, Ragged
 from ray_distill.tasks.catalogue import get_label_task
 from ray_distill.teachers.ask import resolve_layers

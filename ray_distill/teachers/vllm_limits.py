@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from ray_distill.config import LabelsConfig, TeacherConfig
 from ray_distill.errors import TeacherRefused
-from ray_distill.models.factory import is_factory
+from ray_distill.models.core.module_function import is_factory
 from ray_distill.teachers.base import Ask
 
 ENGINE = "labels.teacher.engine: vllm"

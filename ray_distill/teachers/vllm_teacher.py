@@ -19,10 +19,10 @@ from ray_distill.config import TeacherConfig
 from ray_distill.errors import LabelError, ModelError
 from ray_distill.fingerprint import fingerprint
 from ray_distill.labels.model.signal import Distributions, Signal
-from ray_distill.models.checkpoint import check_files, check_revision, checkpoint_digest, gguf_file, open_checkpoint
-from ray_distill.models.checkpoint import read_metadata as read_saved
-from ray_distill.models.language import LanguageProcessor
-from ray_distill.models.load import read_config, read_processor, vocabulary_of
+from ray_distill.models.core.checkpoint_files import (check_files, check_revision, checkpoint_digest, gguf_file, open_checkpoint)
+from ray_distill.models.core.checkpoint_files import read_metadata as read_saved
+from ray_distill.models.text.lm_processor import LanguageProcessor
+from ray_distill.models.io.load import read_config, read_processor, vocabulary_of
 from ray_distill.tasks.base import Encoded, LabelTask, Ragged
 from ray_distill.tasks.catalogue import get_label_task
 from ray_distill.teachers.base import Ask

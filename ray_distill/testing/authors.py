@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import transformers
 
-from ray_distill.models.model import ModelParts
-from ray_distill.models.processors import text_processor
+from ray_distill.models.core.model import ModelParts
+from ray_distill.models.text.processors import text_processor
 from ray_distill.testing.models import tiny_causal_tokenizer
 
 MODEL = "ray_distill.testing.authors:tiny_author"

@@ -11,7 +11,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from ray_distill.models.model import ModelParts
+from ray_distill.models.core.model import ModelParts
 from ray_distill.testing.models import TinyText, tiny_text_processor
 
 Fault = Literal["memory", "raise", "hang", "die"]

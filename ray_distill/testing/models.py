@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from ray_distill.fingerprint import fingerprint
 from ray_distill.labels.model.signal import Hidden, Signal
-from ray_distill.models.checkpoint import quiet
-from ray_distill.models.model import ModelParts
-from ray_distill.models.processors import ImageProcessor, TextProcessor, image_processor, text_processor
+from ray_distill.models.core.checkpoint_files import quiet
+from ray_distill.models.core.model import ModelParts
+from ray_distill.models.text.processors import ImageProcessor, TextProcessor, image_processor, text_processor
 from ray_distill.tasks.base import Encoded
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.reduce import reduce_logits

@@ -22,7 +22,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
 MAX_NEW_TOKENS = 128
-#: A template that asks for today's date was given this one when the student learnt; `ray_distill.models.chat` too.
+#: A template that asks for today's date was given this one when the student learnt; `ray_distill.models.text.chat` too.
 STILL = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}\n"
 
 #: (text, tokens to write at most) -> what follows.
@@ -109,9 +109,9 @@ def _load_pairs(folder: Path, facts: dict[str, Any]) -> Write:
 def _load_built(folder: Path) -> Write:
     """Load a student that a ``module:function`` built, by the package that saved it."""
     from ray_distill.evaluation.generations import write_side_by_side
-    from ray_distill.models.language import LanguageProcessor
-    from ray_distill.models.load import load_model
-    from ray_distill.models.prompts import given_prompt
+    from ray_distill.models.text.lm_processor import LanguageProcessor
+    from ray_distill.models.io.load import load_model
+    from ray_distill.models.text.prompts import given_prompt
 
     model = load_model(str(folder), task="causal_lm")
     processor = model.processor

@@ -95,7 +95,7 @@ def _load_built(folder: Path, task: str) -> Loaded:
     """Load a student that a ``module:function`` built, by the package that saved it."""
     import pyarrow as pa
 
-    from ray_distill.models.load import load_model
+    from ray_distill.models.io.load import load_model
     from ray_distill.tasks.catalogue import get_task
 
     model, kind = load_model(str(folder), task=task), get_task(task)

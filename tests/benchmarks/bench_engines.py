@@ -30,7 +30,7 @@ sys.path.append(str(Path(__file__).parents[1] / "golden"))
 from training_lab import CLASSES, ROWS, data_of  # noqa: E402
 
 from ray_distill.config import LossConfig, TrainingConfig  # noqa: E402
-from ray_distill.models.load import load_model  # noqa: E402
+from ray_distill.models.io.load import load_model  # noqa: E402
 from ray_distill.students.bundle import build_bundle  # noqa: E402
 from ray_distill.students.engine import Engine  # noqa: E402
 from ray_distill.students.engines import build_engine  # noqa: E402

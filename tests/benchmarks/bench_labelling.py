@@ -49,8 +49,8 @@ def bare(name: str, snapshot: dict[str, str]) -> dict[str, float]:
     import torch
 
     from ray_distill.artifacts import SnapshotRef
-    from ray_distill.models.forward import forward
-    from ray_distill.models.load import load_model
+    from ray_distill.models.core.forward import forward
+    from ray_distill.models.io.load import load_model
     from ray_distill.runtime.answering import plan
     from ray_distill.snapshots.reader import open_snapshot
     from ray_distill.tasks.catalogue import get_label_task
@@ -78,7 +78,7 @@ def label(name: str, snapshot: dict[str, str], store_url: str) -> dict[str, floa
     from ray_distill.artifacts import SnapshotRef
     from ray_distill.config import Resources
     from ray_distill.labels.store.label_store import create_or_open
-    from ray_distill.models.load import load_model
+    from ray_distill.models.io.load import load_model
     from ray_distill.runtime import cluster
     from ray_distill.runtime.label_steps import LabelJob
     from ray_distill.runtime.labelling import label_units

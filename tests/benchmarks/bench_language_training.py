@@ -39,10 +39,10 @@ from ray_distill.artifacts import LabelSetRef  # noqa: E402
 from ray_distill.config import Campaign, LossConfig, StudentModel  # noqa: E402
 from ray_distill.examples.docstrings import docstrings  # noqa: E402
 from ray_distill.labels.store.reader import open_label_set  # noqa: E402
-from ray_distill.models.build import build_student  # noqa: E402
-from ray_distill.models.forward import forward  # noqa: E402
-from ray_distill.models.load import load_model  # noqa: E402
-from ray_distill.models.model import Model  # noqa: E402
+from ray_distill.models.students.build_classifier import build_student  # noqa: E402
+from ray_distill.models.core.forward import forward  # noqa: E402
+from ray_distill.models.io.load import load_model  # noqa: E402
+from ray_distill.models.core.model import Model  # noqa: E402
 from ray_distill.snapshots.reader import open_snapshot  # noqa: E402
 from ray_distill.students.engines import build_engine  # noqa: E402
 from ray_distill.students.loop import Trial, take_step  # noqa: E402

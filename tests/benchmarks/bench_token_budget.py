@@ -25,8 +25,8 @@ sys.path.append(str(Path(__file__).parents[1] / "golden"))
 from training_lab import CLASSES, signal_of  # noqa: E402
 
 from ray_distill.config import LossConfig, TrainingConfig  # noqa: E402
-from ray_distill.models.load import load_model  # noqa: E402
-from ray_distill.models.model import Model  # noqa: E402
+from ray_distill.models.io.load import load_model  # noqa: E402
+from ray_distill.models.core.model import Model  # noqa: E402
 from ray_distill.students.batches import TrainingSet, build_set  # noqa: E402
 from ray_distill.students.bundle import build_bundle  # noqa: E402
 from ray_distill.students.engine import Engine  # noqa: E402

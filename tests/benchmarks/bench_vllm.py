@@ -54,7 +54,7 @@ def encoded_of(texts: Path, config: Any) -> Any:
     import pyarrow as pa
 
     from ray_distill.labels.model import rowids
-    from ray_distill.models.load import load_processor
+    from ray_distill.models.io.load import load_processor
     from ray_distill.tasks.catalogue import get_label_task
     from ray_distill.testing.labels import row_id
 

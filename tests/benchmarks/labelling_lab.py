@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from ray_distill.models.forward import pool_hidden
-from ray_distill.models.model import ModelParts
-from ray_distill.models.processors import text_processor
+from ray_distill.models.core.forward import pool_hidden
+from ray_distill.models.core.model import ModelParts
+from ray_distill.models.text.processors import text_processor
 from ray_distill.testing.models import tiny_text_model
 
 

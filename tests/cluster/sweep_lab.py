@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from ray_distill.models.load import load_model
+from ray_distill.models.io.load import load_model
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.testing.models import write_tiny_image_model
 

@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import distributed, nn
 
-from ray_distill.models.model import ModelParts
+from ray_distill.models.core.model import ModelParts
 from ray_distill.testing.models import tiny_text_processor, tiny_tokenizer
 
 PAD = 0

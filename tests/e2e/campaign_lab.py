@@ -25,8 +25,8 @@ import yaml
 from ray_distill.config import Campaign, Splits, load_config
 from ray_distill.labels.store.label_store import open_store
 from ray_distill.labels.model.work_units import labels_name
-from ray_distill.models.load import load_model
-from ray_distill.models.model import ModelParts
+from ray_distill.models.io.load import load_model
+from ray_distill.models.core.model import ModelParts
 from ray_distill.snapshots.identity import row_ids
 from ray_distill.snapshots.splits import SPLITS, split_by_id
 from ray_distill.storage import files

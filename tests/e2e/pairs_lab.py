@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from torch.nn import functional
 
-from ray_distill.models.load import load_model
+from ray_distill.models.io.load import load_model
 from ray_distill.snapshots.pairs import pair_text
 from ray_distill.tasks.catalogue import TOKEN_TASKS
 from ray_distill.testing.models import write_tiny_seq2seq_model

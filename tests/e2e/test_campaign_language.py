@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ray_distill.artifacts import EvalReport, LabelSetRef, SnapshotRef, StudentRef, Verdict
 from ray_distill.config import Campaign
 from ray_distill.labels.store.reader import open_label_set
-from ray_distill.models.load import load_model
+from ray_distill.models.io.load import load_model
 from ray_distill.promotion.chain import champion, read_chain
 from ray_distill.runtime import campaign, cluster
 from ray_distill.runtime.checks import check

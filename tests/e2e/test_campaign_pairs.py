@@ -13,7 +13,7 @@ from ray_distill.artifacts import EvalReport, LabelSetRef, SnapshotRef, StudentR
 from ray_distill.config import Campaign, parse_config
 from ray_distill.errors import ConfigError
 from ray_distill.labels.store.reader import open_label_set
-from ray_distill.models.load import load_model
+from ray_distill.models.io.load import load_model
 from ray_distill.runtime import campaign, cluster
 from ray_distill.runtime.checks import check
 from ray_distill.snapshots.pairs import read_pair

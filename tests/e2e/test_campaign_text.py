@@ -13,7 +13,7 @@ import ray
 from ray_distill.artifacts import Estimate, EvalReport, LabelSetRef, SnapshotRef, StudentRef, Verdict
 from ray_distill.config import Campaign
 from ray_distill.labels.store.reader import open_label_set
-from ray_distill.models.load import load_model
+from ray_distill.models.io.load import load_model
 from ray_distill.promotion.chain import champion, read_chain
 from ray_distill.runtime import campaign, cluster
 from ray_distill.snapshots.reader import open_snapshot

@@ -17,7 +17,7 @@ from ray_distill.labels.format.fitted_arrays import write_fits
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.format.arrow_tables import concat_signals
 from ray_distill.labels.store.label_store import LabelStore, create_or_open
-from ray_distill.models.load import load_processor
+from ray_distill.models.io.load import load_processor
 from ray_distill.runtime import cluster
 from ray_distill.runtime.answering import answer_all, ask_of
 from ray_distill.runtime.asking import ask_teacher, teacher_facts

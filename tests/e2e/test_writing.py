@@ -26,7 +26,7 @@ from ray_distill.errors import LabelError
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.model.signal import Distributions
 from ray_distill.labels.store.label_store import create_or_open as create_labels
-from ray_distill.models.load import load_processor
+from ray_distill.models.io.load import load_processor
 from ray_distill.runtime import campaign, cluster
 from ray_distill.runtime.label_steps import LabelJob
 from ray_distill.runtime.labelling import label_units

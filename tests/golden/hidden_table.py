@@ -42,8 +42,8 @@ from ray_distill.examples import mnist, newsgroups
 from ray_distill.labels.format.fitted_arrays import write_fits
 from ray_distill.labels.store.label_store import create_or_open
 from ray_distill.labels.store.writer import write_attempt
-from ray_distill.models.load import load_model, load_processor
-from ray_distill.models.model import Model
+from ray_distill.models.io.load import load_model, load_processor
+from ray_distill.models.core.model import Model
 from ray_distill.runtime import campaign
 from ray_distill.runtime.answering import answer_all, ask_of
 from ray_distill.runtime.fitting import look, with_found

@@ -14,7 +14,7 @@ from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign, parse_config
 from ray_distill.labels.store.label_store import create_or_open
 from ray_distill.labels.store.writer import write_attempt
-from ray_distill.models.load import load_processor
+from ray_distill.models.io.load import load_processor
 from ray_distill.runtime.answering import answer_all, ask_of
 from ray_distill.runtime.freezing import freeze
 from ray_distill.runtime.teaching import make_manifest, prepare_teacher

@@ -31,7 +31,7 @@ from ray_distill.evaluation.language_predict import predict_documents
 from ray_distill.examples.docstrings import ROWS, prepare
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.store.label_store import open_store
-from ray_distill.models.load import load_model
+from ray_distill.models.io.load import load_model
 from ray_distill.runtime import campaign, cluster
 from ray_distill.runtime.session import absolute
 from ray_distill.snapshots.reader import open_snapshot

@@ -21,8 +21,8 @@ from training_lab import Ran, Recorder
 
 from ray_distill.config import LossConfig, StudentModel, TeacherConfig, TrainingConfig
 from ray_distill.labels.model.signal import Signal
-from ray_distill.models.build import build_student
-from ray_distill.models.model import Model
+from ray_distill.models.students.build_classifier import build_student
+from ray_distill.models.core.model import Model
 from ray_distill.runtime.answering import answer_all
 from ray_distill.students.bundle import layer_pairs, make_projections
 from ray_distill.students.engine import Engine, checkpoint_activations, compile_module

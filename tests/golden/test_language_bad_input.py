@@ -17,7 +17,7 @@ from ray_distill.config import StudentModel
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, TeacherRefused
 from ray_distill.labels.store.reader import open_label_set
-from ray_distill.models.language import language_processor
+from ray_distill.models.text.lm_processor import language_processor
 from ray_distill.runtime.checks import check
 from ray_distill.runtime.freezing import freeze
 from ray_distill.runtime.teaching import make_manifest, prepare_teacher

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from training_lab import TOLERANCE, Ran, assert_same_curve, loss_curve
 from transformers import AutoModelForCausalLM
 
-from ray_distill.models.save import save_model
+from ray_distill.models.io.save import save_model
 from ray_distill.testing.gloo import run_gloo
 
 #: Losses, the estimator of the labels, and the student.

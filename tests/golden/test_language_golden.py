@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 
 from ray_distill.config import StudentModel, TeacherConfig
 from ray_distill.examples.docstrings import fetch, write_teacher
-from ray_distill.models.build import build_student
-from ray_distill.models.forward import forward
-from ray_distill.models.load import load_model
-from ray_distill.models.model import Model
-from ray_distill.models.probe import example
-from ray_distill.models.save import save_model
+from ray_distill.models.students.build_classifier import build_student
+from ray_distill.models.core.forward import forward
+from ray_distill.models.io.load import load_model
+from ray_distill.models.core.model import Model
+from ray_distill.models.core.shape_probe import example
+from ray_distill.models.io.save import save_model
 
 pytestmark = pytest.mark.slow
 

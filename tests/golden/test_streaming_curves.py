@@ -10,7 +10,7 @@ from training_lab import Recorder, learnt
 
 from ray_distill.artifacts import LabelSetRef
 from ray_distill.config import Campaign, MixtureConfig
-from ray_distill.models.load import load_model
+from ray_distill.models.io.load import load_model
 from ray_distill.students.data import open_data
 from ray_distill.students.joining import take_rows
 from ray_distill.students.ranks import current_ranks

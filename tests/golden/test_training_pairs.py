@@ -13,7 +13,7 @@ from ray_distill.labels.model import rowids
 from ray_distill.losses.cross_entropy import Hard
 from ray_distill.losses.fused import Asked, Part
 from ray_distill.losses.soft import Soft
-from ray_distill.models.load import load_model
+from ray_distill.models.io.load import load_model
 from ray_distill.snapshots.pairs import pair_text
 from ray_distill.students.engines import build_engine
 from ray_distill.students.ranks import current_ranks

@@ -19,7 +19,7 @@ from ray_distill.artifacts import LabelSetRef
 from ray_distill.config import SnapshotConfig, parse_config
 from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.labels.store.label_store import open_store
-from ray_distill.models.load import load_model
+from ray_distill.models.io.load import load_model
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.take import take_snapshot
 from ray_distill.students import reporter, run

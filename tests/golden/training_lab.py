@@ -16,8 +16,8 @@ import torch
 
 from ray_distill.config import LossConfig, TrainingConfig
 from ray_distill.labels.model.signal import Distributions, Hidden, Signal
-from ray_distill.models.load import load_model
-from ray_distill.models.model import Model
+from ray_distill.models.io.load import load_model
+from ray_distill.models.core.model import Model
 from ray_distill.students.batches import TrainingSet, build_set
 from ray_distill.students.bundle import build_bundle
 from ray_distill.students.engine import Engine, compile_module

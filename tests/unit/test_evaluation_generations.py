@@ -20,7 +20,7 @@ from ray_distill.evaluation.generations import (
     to_json,
     write_side_by_side,
 )
-from ray_distill.models.load import load_model
+from ray_distill.models.io.load import load_model
 from ray_distill.testing.models import tiny_text_processor, write_tiny_causal_model
 
 HEADER = "<|im_start|>assistant\n"

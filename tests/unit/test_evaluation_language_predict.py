@@ -18,7 +18,7 @@ from ray_distill.evaluation.language_predict import batches, encode_for_all, pre
 from ray_distill.evaluation.panels import ClassPanel, LanguagePanel
 from ray_distill.evaluation.predict import predict_all, predictor
 from ray_distill.evaluation.predictions import join_predictions
-from ray_distill.models.load import load_model
+from ray_distill.models.io.load import load_model
 from ray_distill.tasks.catalogue import LABEL_TASKS, TASKS
 from ray_distill.testing.labels import row_id
 from ray_distill.testing.models import write_tiny_causal_model, write_tiny_text_model

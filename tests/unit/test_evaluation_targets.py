@@ -13,8 +13,8 @@ from ray_distill.evaluation.language import measure_language
 from ray_distill.evaluation.language_predict import batches, predict_documents
 from ray_distill.evaluation.targets import distance, measure_targets, write_targets
 from ray_distill.labels.model import rowids
-from ray_distill.models.load import load_model
-from ray_distill.models.model import Model
+from ray_distill.models.io.load import load_model
+from ray_distill.models.core.model import Model
 from ray_distill.snapshots.pairs import pair_text
 from ray_distill.tasks.catalogue import TOKEN_TASKS
 from ray_distill.testing.labels import row_id

@@ -6,7 +6,7 @@ import pytest
 
 from ray_distill.config import load_config
 from ray_distill.examples import phonemes
-from ray_distill.models.load import load_model
+from ray_distill.models.io.load import load_model
 from ray_distill.tasks.catalogue import get_token_task
 
 LINES = """

@@ -18,12 +18,12 @@ from transformers import (
 
 from ray_distill.config import StudentModel, TeacherConfig
 from ray_distill.errors import ConfigError, ModelError
-from ray_distill.models.build import build_student, evenly_spaced
-from ray_distill.models.forward import forward
-from ray_distill.models.load import load_model
-from ray_distill.models.model import Model, ModelParts
-from ray_distill.models.probe import example
-from ray_distill.models.save import save_model
+from ray_distill.models.students.build_classifier import build_student, evenly_spaced
+from ray_distill.models.core.forward import forward
+from ray_distill.models.io.load import load_model
+from ray_distill.models.core.model import Model, ModelParts
+from ray_distill.models.core.shape_probe import example
+from ray_distill.models.io.save import save_model
 from ray_distill.testing.models import (
     tiny_image_processor,
     tiny_text_model,

@@ -13,12 +13,12 @@ from torch import nn
 from ray_distill.config import StudentModel, TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, ModelError
-from ray_distill.models.build import build_student
-from ray_distill.models.causal import body_and_head
-from ray_distill.models.language import LanguageProcessor
-from ray_distill.models.load import load_model, load_processor
-from ray_distill.models.model import Model, ModelParts
-from ray_distill.models.processors import text_processor
+from ray_distill.models.students.build_classifier import build_student
+from ray_distill.models.core.head_extraction import body_and_head
+from ray_distill.models.text.lm_processor import LanguageProcessor
+from ray_distill.models.io.load import load_model, load_processor
+from ray_distill.models.core.model import Model, ModelParts
+from ray_distill.models.text.processors import text_processor
 from ray_distill.testing.models import tiny_causal_tokenizer, write_tiny_causal_model
 
 TASK, V = "causal_lm", 264

@@ -9,7 +9,7 @@ import transformers
 from torch import nn
 
 from ray_distill.errors import ModelError
-from ray_distill.models.causal import body_and_head, keeps_documents_apart
+from ray_distill.models.core.head_extraction import body_and_head, keeps_documents_apart
 
 SMALL = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
          "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import nn
 
 from ray_distill.errors import ModelError
-from ray_distill.models.forward import as_tokens, forward, pool_hidden
-from ray_distill.models.processors import image_processor, resized, text_limit, text_processor, to_channels
+from ray_distill.models.core.forward import as_tokens, forward, pool_hidden
+from ray_distill.models.text.processors import image_processor, resized, text_limit, text_processor, to_channels
 from ray_distill.testing.models import tiny_image_processor, tiny_text_processor, tiny_tokenizer
 
 

@@ -12,10 +12,10 @@ from transformers import BertConfig, BertModel
 
 from ray_distill.config import HeadConfig, TeacherConfig
 from ray_distill.errors import ConfigError, ModelError
-from ray_distill.models.forward import forward
-from ray_distill.models.head import fit_head, fitted_rows, read_head
-from ray_distill.models.load import load_model, load_processor
-from ray_distill.models.logistic import fit_logistic
+from ray_distill.models.core.forward import forward
+from ray_distill.models.heads.fit_head import fit_head, fitted_rows, read_head
+from ray_distill.models.io.load import load_model, load_processor
+from ray_distill.models.heads.logistic import fit_logistic
 from ray_distill.tasks.base import Encoded
 from ray_distill.tasks.text_classification import TextClassification
 from ray_distill.testing.models import tiny_tokenizer

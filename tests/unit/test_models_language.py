@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, ModelError
-from ray_distill.models.language import LanguageProcessor, language_processor
+from ray_distill.models.text.lm_processor import LanguageProcessor, language_processor
 from ray_distill.testing.models import tiny_causal_tokenizer, tiny_tokenizer
 
 END = "<|im_end|>"
@@ -179,7 +179,7 @@ def test_a_cut_that_leaves_no_answer_is_a_reason() -> None:
 
 def test_a_long_conversation_costs_what_is_kept_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only messages before the cut are looked at; a conversation of too many is refused, not rendered for hours."""
-    monkeypatch.setattr("ray_distill.models.chat.MOST_MESSAGES", 100)
+    monkeypatch.setattr("ray_distill.models.text.chat.MOST_MESSAGES", 100)
     row = [ASK, SAY] * 5000
     assert _learn(_processor(64), row)[2] is None
     assert "more than 100 messages" in _why(row, max_length=10_000_000)
@@ -202,7 +202,7 @@ def test_many_long_texts_are_tokenised_in_parts(monkeypatch: pytest.MonkeyPatch)
     """The parts change nothing: memory is bounded by a part."""
     processor = _processor(format="text")
     whole = processor.texts(["abc", "de", "", "fghij"])["input_ids"]
-    monkeypatch.setattr("ray_distill.models.language._TOGETHER", 4)
+    monkeypatch.setattr("ray_distill.models.text.lm_processor._TOGETHER", 4)
     parts = processor.texts(["abc", "de", "", "fghij"])["input_ids"]
     assert parts.values.tolist() == whole.values.tolist() and parts.offsets.tolist() == [0, 3, 5, 5, 10]
 

@@ -11,10 +11,10 @@ from transformers import BertConfig, BertModel
 
 from ray_distill.config import HeadConfig, TeacherConfig
 from ray_distill.errors import ConfigError, DistillError, ModelError
-from ray_distill.models.checkpoint import checkpoint_digest
-from ray_distill.models.forward import forward
-from ray_distill.models.load import load_model, load_processor
-from ray_distill.models.probe import example
+from ray_distill.models.core.checkpoint_files import checkpoint_digest
+from ray_distill.models.core.forward import forward
+from ray_distill.models.io.load import load_model, load_processor
+from ray_distill.models.core.shape_probe import example
 from ray_distill.testing.models import tiny_text_model, tiny_tokenizer, write_tiny_image_model, write_tiny_text_model
 
 TEXT, IMAGE = "text_classification", "image_classification"
@@ -233,7 +233,7 @@ def test_a_function_that_can_spare_its_weights_is_not_asked_for_them(
     """Loading only the processor passes ``weights=False``; loading the model does not."""
     (tmp_path / "sparing.py").write_text(
         "from torch import nn\n"
-        "from ray_distill.models.model import ModelParts\n"
+        "from ray_distill.models.core.model import ModelParts\n"
         "from ray_distill.testing.models import tiny_text_model, tiny_text_processor\n"
         "def build(weights: bool = True) -> ModelParts:\n"
         "    if weights:\n"

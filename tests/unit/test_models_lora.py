@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 
 from ray_distill.config import StudentModel, TeacherConfig
 from ray_distill.errors import ConfigError, ModelError
-from ray_distill.models.build import build_student
-from ray_distill.models.causal import body_and_head
-from ray_distill.models.load import load_model
-from ray_distill.models.model import Model
-from ray_distill.models.save import save_model
+from ray_distill.models.students.build_classifier import build_student
+from ray_distill.models.core.head_extraction import body_and_head
+from ray_distill.models.io.load import load_model
+from ray_distill.models.core.model import Model
+from ray_distill.models.io.save import save_model
 from ray_distill.testing.models import write_tiny_causal_model
 
 TASK = "causal_lm"

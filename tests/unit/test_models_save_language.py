@@ -16,15 +16,15 @@ from safetensors.torch import load_file
 from ray_distill.config import StudentModel, TeacherConfig
 from ray_distill.config.labels import HeadConfig, LanguageConfig
 from ray_distill.errors import ConfigError, ModelError
-from ray_distill.models.build import build_student
-from ray_distill.models.checkpoint import METADATA_FILE, checkpoint_digest
-from ray_distill.models.forward import forward
-from ray_distill.models.language import LanguageProcessor
-from ray_distill.models.load import load_model, load_processor
-from ray_distill.models.model import Model, ModelParts
-from ray_distill.models.probe import example
-from ray_distill.models.processors import text_processor
-from ray_distill.models.save import save_model
+from ray_distill.models.students.build_classifier import build_student
+from ray_distill.models.core.checkpoint_files import METADATA_FILE, checkpoint_digest
+from ray_distill.models.core.forward import forward
+from ray_distill.models.text.lm_processor import LanguageProcessor
+from ray_distill.models.io.load import load_model, load_processor
+from ray_distill.models.core.model import Model, ModelParts
+from ray_distill.models.core.shape_probe import example
+from ray_distill.models.text.processors import text_processor
+from ray_distill.models.io.save import save_model
 from ray_distill.storage.files import upload_folder
 from ray_distill.testing.models import tiny_causal_tokenizer, tiny_text_processor, write_tiny_causal_model
 

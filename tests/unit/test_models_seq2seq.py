@@ -10,13 +10,13 @@ import transformers
 from ray_distill.config import StudentModel, TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, ModelError
-from ray_distill.models.build import build_student
-from ray_distill.models.causal import body_and_head, keeps_documents_apart
-from ray_distill.models.forward import last_states, spared
-from ray_distill.models.load import load_model, load_processor
-from ray_distill.models.model import Model, ModelParts
-from ray_distill.models.pairs import PairProcessor, pair_processor
-from ray_distill.models.save import save_model
+from ray_distill.models.students.build_classifier import build_student
+from ray_distill.models.core.head_extraction import body_and_head, keeps_documents_apart
+from ray_distill.models.core.forward import last_states, spared
+from ray_distill.models.io.load import load_model, load_processor
+from ray_distill.models.core.model import Model, ModelParts
+from ray_distill.models.text.seq2seq_processor import PairProcessor, pair_processor
+from ray_distill.models.io.save import save_model
 from ray_distill.testing.models import tiny_pair_tokenizer, write_tiny_seq2seq_model
 
 V = 264

@@ -9,8 +9,8 @@ from ray_distill.artifacts import EvalReport, LabelSetRef, StudentRef
 from ray_distill.config import Campaign, TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import EvaluationError, ModelError
-from ray_distill.models.load import load_model
-from ray_distill.models.save import save_model
+from ray_distill.models.io.load import load_model
+from ray_distill.models.io.save import save_model
 from ray_distill.promotion.gate import decide
 from ray_distill.runtime.evaluate_stage import keep_predictions, keep_texts, log_student, publish
 from ray_distill.runtime.judging import judge_students

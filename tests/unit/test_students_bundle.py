@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ray_distill.errors import ConfigError
-from ray_distill.models.load import load_model
+from ray_distill.models.io.load import load_model
 from ray_distill.students.bundle import build_bundle, layer_pairs
 from ray_distill.testing.models import write_tiny_text_model
 

@@ -11,7 +11,7 @@ import torch
 
 from ray_distill.config import LossConfig, TeacherConfig
 from ray_distill.losses.base import LossBatch, SparseTargets, StudentOutput
-from ray_distill.models.load import load_model
+from ray_distill.models.io.load import load_model
 from ray_distill.runtime.answering import answer_all
 from ray_distill.students.bundle import make_projections
 from ray_distill.students.terms import Term, ask_head, build_terms, combine, squares, to_device

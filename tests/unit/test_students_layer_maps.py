@@ -14,8 +14,8 @@ from PIL import Image
 
 from ray_distill.config import LossConfig
 from ray_distill.errors import ConfigError
-from ray_distill.models.load import load_model
-from ray_distill.models.model import Model
+from ray_distill.models.io.load import load_model
+from ray_distill.models.core.model import Model
 from ray_distill.snapshots.pairs import pair_text
 from ray_distill.students.bundle import build_bundle, make_projections
 from ray_distill.students.matching import layers_wanted, pairs_of

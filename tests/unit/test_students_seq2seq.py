@@ -19,9 +19,9 @@ from ray_distill.losses.cross_entropy import Hard, TeacherHard
 from ray_distill.losses.fused import Asked, Part
 from ray_distill.losses.hidden import HiddenMatch
 from ray_distill.losses.soft import Soft
-from ray_distill.models.load import load_model
-from ray_distill.models.model import Model
-from ray_distill.models.pairs import pair_processor
+from ray_distill.models.io.load import load_model
+from ray_distill.models.core.model import Model
+from ray_distill.models.text.seq2seq_processor import pair_processor
 from ray_distill.snapshots.pairs import pair_text
 from ray_distill.students.bundle import make_projections
 from ray_distill.students.terms import to_device

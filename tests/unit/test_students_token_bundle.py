@@ -18,7 +18,7 @@ from ray_distill.labels.format.arrow_tables import empty_signal
 from ray_distill.losses.base import LossBatch, StudentOutput
 from ray_distill.losses.cross_entropy import Hard
 from ray_distill.losses.fused import Asked, FusedHead, Part
-from ray_distill.models.load import load_model
+from ray_distill.models.io.load import load_model
 from ray_distill.students.engines import build_engine
 from ray_distill.students.micro_batches import Budget
 from ray_distill.students.ranks import Ranks

@@ -15,8 +15,8 @@ from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.labels.model.signal import Distributions, Draws, Hidden, Signal
 from ray_distill.losses.base import LossBatch
-from ray_distill.models.language import LanguageProcessor, language_processor
-from ray_distill.models.load import load_model
+from ray_distill.models.text.lm_processor import LanguageProcessor, language_processor
+from ray_distill.models.io.load import load_model
 from ray_distill.students.matching import check_retained_mass
 from ray_distill.students.token_bundle import PLACES
 from ray_distill.students.token_set import TokenSet, build_token_set, check_tokens

@@ -12,7 +12,7 @@ from torch import nn
 from ray_distill.errors import ModelError
 from ray_distill.labels.model import rowids
 from ray_distill.labels.format.arrow_tables import concat_signals, signal_to_table, table_to_signal
-from ray_distill.models.finish import finish
+from ray_distill.models.core.fingerprint import finish
 from ray_distill.tasks.base import Encoded, Ragged
 from ray_distill.tasks.causal_lm import CausalLM
 from ray_distill.teachers.base import Ask

@@ -9,7 +9,7 @@ import pytest
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, ModelError
 from ray_distill.labels.model import rowids
-from ray_distill.models.pairs import PairProcessor, pair_processor
+from ray_distill.models.text.seq2seq_processor import PairProcessor, pair_processor
 from ray_distill.snapshots.pairs import pair_text, read_pair
 from ray_distill.tasks.base import Encoded, TokenTask
 from ray_distill.tasks.catalogue import get_token_task

@@ -15,8 +15,8 @@ from ray_distill.config import SequencesConfig, TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, ModelError
 from ray_distill.labels.model import rowids
-from ray_distill.models.answers import reads_back, text_of
-from ray_distill.models.language import LanguageProcessor, language_processor
+from ray_distill.models.text.decode import reads_back, text_of
+from ray_distill.models.text.lm_processor import LanguageProcessor, language_processor
 from ray_distill.sequences.texts import with_answer
 from ray_distill.teachers.author import Author, open_author, weights
 from ray_distill.teachers.draw import independent

@@ -16,8 +16,8 @@ from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError
 from ray_distill.evaluation.targets import write_targets
 from ray_distill.labels.model import rowids
-from ray_distill.models.load import load_model
-from ray_distill.models.voices import Translating
+from ray_distill.models.io.load import load_model
+from ray_distill.models.text.generation import Translating
 from ray_distill.sequences.attempts import answered, rejected_table
 from ray_distill.sequences.derive import derive
 from ray_distill.sequences.generator import Generator

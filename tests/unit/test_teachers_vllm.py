@@ -14,7 +14,7 @@ from ray_distill.errors import LabelError, ModelError, TeacherRefused
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.validity import unusable
 from ray_distill.labels.model.signal import Signal
-from ray_distill.models.load import load_processor
+from ray_distill.models.io.load import load_processor
 from ray_distill.tasks.base import Encoded
 from ray_distill.tasks.catalogue import get_label_task
 from ray_distill.teachers import vllm_teacher

@@ -13,9 +13,9 @@ from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError
 from ray_distill.evaluation.generations import write_side_by_side
 from ray_distill.evaluation.targets import write_targets
-from ray_distill.models.load import load_model
-from ray_distill.models.prompts import given_prompt
-from ray_distill.models.save import save_model
+from ray_distill.models.io.load import load_model
+from ray_distill.models.text.prompts import given_prompt
+from ray_distill.models.io.save import save_model
 from ray_distill.snapshots.pairs import pair_text
 from ray_distill.tasks.catalogue import TOKEN_TASKS
 from ray_distill.testing.models import write_tiny_causal_model, write_tiny_seq2seq_model
@@ -27,9 +27,9 @@ SAY = {"role": "assistant", "content": "yo"}
 FACTORY = """
 from types import SimpleNamespace
 import torch
-from ray_distill.models.model import ModelParts
+from ray_distill.models.core.model import ModelParts
 from ray_distill.testing.models import tiny_causal_tokenizer
-from ray_distill.models.processors import text_processor
+from ray_distill.models.text.processors import text_processor
 
 class Table(torch.nn.Module):
     def __init__(self):
@@ -168,7 +168,7 @@ def test_an_encoder_decoder_writes_targets(
 
 def test_the_served_file_says_what_the_package_says() -> None:
     """It may not import the package, so what both need stands in both: the date of templates, the default limit."""
-    from ray_distill.models import chat
+    from ray_distill.models.text import chat
     from ray_distill.tracking import logged_model, served_language
 
     assert served_language.STILL == chat._STILL

@@ -34,9 +34,9 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from ray_distill.config import StudentModel
 from ray_distill.errors import ConfigError, PromotionError
-from ray_distill.models.forward import forward
-from ray_distill.models.load import load_model
-from ray_distill.models.save import save_model
+from ray_distill.models.core.forward import forward
+from ray_distill.models.io.load import load_model
+from ray_distill.models.io.save import save_model
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tracking.base import Dataset
 from ray_distill.tracking.mlflow_registry import MlflowRegistry
@@ -352,8 +352,8 @@ def _own_answer(folder: Path, column: str, values: list[Any]) -> Any:
 
 FACTORY = """
 import torch
-from ray_distill.models.load import load_processor
-from ray_distill.models.model import ModelParts
+from ray_distill.models.io.load import load_processor
+from ray_distill.models.core.model import ModelParts
 
 class Bag(torch.nn.Module):
     def __init__(self):

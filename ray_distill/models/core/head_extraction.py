@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_distill.errors import ModelError
-from ray_distill.models.forward import last_states, spared, without_cache
+from ray_distill.models.core.forward import last_states, spared, without_cache
 
 #: Settings with which families bend their logits after the head, and what to call it.
 _BENDS = {

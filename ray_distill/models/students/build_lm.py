@@ -11,31 +11,16 @@ from torch import nn
 
 from ray_distill.config import StudentModel, TeacherConfig
 from ray_distill.errors import ConfigError
-from ray_distill.models.checkpoint import (
-    GENERATION_FILE,
-    check_files,
-    check_revision,
-    checkpoint_digest,
-    open_checkpoint,
-    quiet,
-    read_metadata,
-)
-from ray_distill.models.embeddings import start_embeddings
-from ray_distill.models.factory import call_factory, check_annotated, is_factory, named, takes
-from ray_distill.models.finish import finish, state_digest, tried
-from ray_distill.models.halves import take_layers
-from ray_distill.models.layers import changed_config, fresh
-from ray_distill.models.load import (
-    as_config,
-    load_processor,
-    read_classifier,
-    read_config,
-    read_processor,
-    vocabulary_of,
-)
-from ray_distill.models.lora import add_lora
-from ray_distill.models.model import Factory, Model
-from ray_distill.models.tokens import require_length, require_same_tokens, speaking
+from ray_distill.models.core.checkpoint_files import (GENERATION_FILE, check_files, check_revision, checkpoint_digest, open_checkpoint, quiet, read_metadata)
+from ray_distill.models.students.embeddings import start_embeddings
+from ray_distill.models.core.module_function import call_factory, check_annotated, is_factory, named, takes
+from ray_distill.models.core.fingerprint import finish, state_digest, tried
+from ray_distill.models.students.layer_selection import take_layers
+from ray_distill.models.students.layer_copy import changed_config, fresh
+from ray_distill.models.io.load import (as_config, load_processor, read_classifier, read_config, read_processor, vocabulary_of)
+from ray_distill.models.io.lora import add_lora
+from ray_distill.models.core.model import Factory, Model
+from ray_distill.models.text.tokenizer_match import require_length, require_same_tokens, speaking
 from ray_distill.tasks.base import Processor
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ray_distill.models.chat import Template, Unfit, read_chat
-from ray_distill.models.language import IntArray, LanguageProcessor
+from ray_distill.models.text.chat import Template, Unfit, read_chat
+from ray_distill.models.text.lm_processor import IntArray, LanguageProcessor
 from ray_distill.sequences.texts import with_answer
 
 

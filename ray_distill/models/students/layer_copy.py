@@ -10,7 +10,7 @@ from torch import nn
 
 from ray_distill.config import TeacherConfig
 from ray_distill.errors import ConfigError, ModelError
-from ray_distill.models.load import auto_class
+from ray_distill.models.io.load import auto_class
 
 #: Fields of a config that the snapshot's classes or the checkpoint itself decide.
 _DECIDED = ("id2label", "label2id", "num_labels", "architectures", "model_type", "_name_or_path", "problem_type",

@@ -13,23 +13,15 @@ from torch import nn
 from ray_distill.config import StudentModel, TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, ModelError
-from ray_distill.models.checkpoint import (
-    check_files,
-    check_revision,
-    checkpoint_digest,
-    gguf_file,
-    open_checkpoint,
-    quiet,
-    read_metadata,
-)
-from ray_distill.models.factory import call_factory, check_annotated, is_factory, named, takes
-from ray_distill.models.finish import SPREAD, finish, input_of, place, state_digest, take_from_file, tried
-from ray_distill.models.head import attach_head
-from ray_distill.models.language import LanguageProcessor, language_processor
-from ray_distill.models.model import PER_TOKEN, Factory, Model, ModelParts
-from ray_distill.models.pairs import PairProcessor, pair_processor, start_of
-from ray_distill.models.processors import ImageProcessor, TextProcessor, image_processor, text_limit, text_processor
-from ray_distill.models.tokens import language_of, speaking
+from ray_distill.models.core.checkpoint_files import (check_files, check_revision, checkpoint_digest, gguf_file, open_checkpoint, quiet, read_metadata)
+from ray_distill.models.core.module_function import call_factory, check_annotated, is_factory, named, takes
+from ray_distill.models.core.fingerprint import SPREAD, finish, input_of, place, state_digest, take_from_file, tried
+from ray_distill.models.heads.fit_head import attach_head
+from ray_distill.models.text.lm_processor import LanguageProcessor, language_processor
+from ray_distill.models.core.model import PER_TOKEN, Factory, Model, ModelParts
+from ray_distill.models.text.seq2seq_processor import PairProcessor, pair_processor, start_of
+from ray_distill.models.text.processors import (ImageProcessor, TextProcessor, image_processor, text_limit, text_processor)
+from ray_distill.models.text.tokenizer_match import language_of, speaking
 from ray_distill.tasks.base import Processor
 
 _AUTO_CLASSES = {

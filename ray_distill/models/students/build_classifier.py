@@ -9,14 +9,14 @@ from torch import nn
 
 from ray_distill.config import StudentModel, TeacherConfig
 from ray_distill.errors import ConfigError, ModelError
-from ray_distill.models.build_language import build_language_student
-from ray_distill.models.checkpoint import check_files, check_revision, checkpoint_digest, open_checkpoint, read_metadata
-from ray_distill.models.factory import call_factory, check_annotated, is_factory, takes
-from ray_distill.models.finish import finish, input_of, state_digest, tried
-from ray_distill.models.layers import changed_config, copy_layers, depth_of, evenly_spaced, fresh, shorter
-from ray_distill.models.load import as_config, class_names, read_classifier, read_config, read_processor
-from ray_distill.models.model import PER_TOKEN, Factory, Model
-from ray_distill.models.processors import ImageProcessor, resized
+from ray_distill.models.students.build_lm import build_language_student
+from ray_distill.models.core.checkpoint_files import (check_files, check_revision, checkpoint_digest, open_checkpoint, read_metadata)
+from ray_distill.models.core.module_function import call_factory, check_annotated, is_factory, takes
+from ray_distill.models.core.fingerprint import finish, input_of, state_digest, tried
+from ray_distill.models.students.layer_copy import (changed_config, copy_layers, depth_of, evenly_spaced, fresh, shorter)
+from ray_distill.models.io.load import as_config, class_names, read_classifier, read_config, read_processor
+from ray_distill.models.core.model import PER_TOKEN, Factory, Model
+from ray_distill.models.text.processors import ImageProcessor, resized
 from ray_distill.tasks.base import Processor
 
 

@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ray_distill.errors import ModelError
-from ray_distill.models.checkpoint import METADATA_FILE, checkpoint_digest, quiet
-from ray_distill.models.factory import check_annotated
-from ray_distill.models.language import LanguageProcessor
-from ray_distill.models.lora import has_lora, merged
-from ray_distill.models.model import Model
-from ray_distill.models.pairs import PairProcessor
+from ray_distill.models.core.checkpoint_files import METADATA_FILE, checkpoint_digest, quiet
+from ray_distill.models.core.module_function import check_annotated
+from ray_distill.models.text.lm_processor import LanguageProcessor
+from ray_distill.models.io.lora import has_lora, merged
+from ray_distill.models.core.model import Model
+from ray_distill.models.text.seq2seq_processor import PairProcessor
 
 SAVED_FORMAT = 1
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from ray_distill.config import StudentModel
 from ray_distill.errors import ConfigError
-from ray_distill.models.layers import copy_stacks, depth_of, evenly_spaced, shorter, stacks_of
+from ray_distill.models.students.layer_copy import copy_stacks, depth_of, evenly_spaced, shorter, stacks_of
 
 #: By what families call the depths of their encoder and decoder.
 _DEPTHS = (("num_layers", "num_decoder_layers"), ("encoder_layers", "decoder_layers"))

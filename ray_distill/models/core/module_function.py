@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ray_distill.errors import ConfigError, ModelError
-from ray_distill.models.model import PER_TOKEN, ModelParts
+from ray_distill.models.core.model import PER_TOKEN, ModelParts
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
@@ -63,7 +63,7 @@ def check_annotated(name: str) -> None:
     """
     hints = typing.get_type_hints(import_factory(name)) if _annotated(name) else {}
     if hints.get("return") is not ModelParts:
-        raise ConfigError(f"{name} must be annotated `-> ModelParts` (ray_distill.models.model): only such functions "
+        raise ConfigError(f"{name} must be annotated `-> ModelParts` (ray_distill.models.core.model): only such functions "
                           "are called to reload a saved model")
 
 

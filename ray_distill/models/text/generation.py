@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from ray_distill.errors import ConfigError
 from ray_distill.fingerprint import fingerprint
-from ray_distill.models.answers import reads_back, text_of
-from ray_distill.models.language import IntArray, LanguageProcessor
-from ray_distill.models.pairs import PairProcessor, own_tokens
+from ray_distill.models.text.decode import reads_back, text_of
+from ray_distill.models.text.lm_processor import IntArray, LanguageProcessor
+from ray_distill.models.text.seq2seq_processor import PairProcessor, own_tokens
 from ray_distill.tasks.base import Processor
 
 Ids = npt.NDArray[np.int64]

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from ray_distill.config import TeacherConfig
 from ray_distill.errors import AlreadyExists, ConfigError, ModelError
 from ray_distill.fingerprint import canonical_json, fingerprint, fingerprint_bytes
-from ray_distill.models.checkpoint import check_files, check_revision, checkpoint_digest, open_checkpoint, quiet
-from ray_distill.models.finish import place
-from ray_distill.models.forward import as_tokens, place_batch, pool_hidden
-from ray_distill.models.logistic import LogisticFit, fit_logistic
+from ray_distill.models.core.checkpoint_files import (check_files, check_revision, checkpoint_digest, open_checkpoint, quiet)
+from ray_distill.models.core.fingerprint import place
+from ray_distill.models.core.forward import as_tokens, place_batch, pool_hidden
+from ray_distill.models.heads.logistic import LogisticFit, fit_logistic
 from ray_distill.storage import files
 from ray_distill.tasks.base import Batch, Encoded
 

@@ -8,9 +8,9 @@ from pydantic import ValidationError
 from ray_distill.config import TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, ModelError
-from ray_distill.models.language import LanguageProcessor, language_processor
-from ray_distill.models.pairs import PairProcessor, pair_processor
-from ray_distill.models.processors import TextProcessor
+from ray_distill.models.text.lm_processor import LanguageProcessor, language_processor
+from ray_distill.models.text.seq2seq_processor import PairProcessor, pair_processor
+from ray_distill.models.text.processors import TextProcessor
 from ray_distill.tasks.base import Processor
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ray_distill.errors import ModelError
-from ray_distill.models.chat import Conversation, Template, Unfit, read_chat
-from ray_distill.models.language import IntArray, LanguageProcessor
+from ray_distill.models.text.chat import Conversation, Template, Unfit, read_chat
+from ray_distill.models.text.lm_processor import IntArray, LanguageProcessor
 
 #: Tokens of a document that are its beginning at most; at most half of it.
 BEGINNING = 32

@@ -9,7 +9,7 @@ from torch import nn
 
 from ray_distill.errors import ConfigError
 from ray_distill.fingerprint import fingerprint
-from ray_distill.models.model import INPUTS, Factory, Model
+from ray_distill.models.core.model import INPUTS, Factory, Model
 from ray_distill.tasks.base import Processor
 
 

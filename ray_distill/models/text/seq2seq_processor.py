@@ -12,8 +12,8 @@ import numpy.typing as npt
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, ModelError
 from ray_distill.fingerprint import fingerprint
-from ray_distill.models.language import IntArray, fingerprint_tokens
-from ray_distill.models.processors import ragged
+from ray_distill.models.text.lm_processor import IntArray, fingerprint_tokens
+from ray_distill.models.text.processors import ragged
 from ray_distill.snapshots.pairs import read_pair
 from ray_distill.tasks.base import Ragged
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ray_distill.errors import ModelError
-from ray_distill.models.causal import body_and_head
-from ray_distill.models.probe import States, probe
+from ray_distill.models.core.head_extraction import body_and_head
+from ray_distill.models.core.shape_probe import States, probe
 from ray_distill.tasks.base import Processor
 
 #: The snapshot column each task's models read; decides which half of a processor is used.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_distill.errors import ModelError
-from ray_distill.models.forward import as_tokens, place_batch, states_of
+from ray_distill.models.core.forward import as_tokens, place_batch, states_of
 from ray_distill.tasks.base import Processor
 from ray_distill.tasks.seq2seq import TARGET, Pairs
 

@@ -1,0 +1,1 @@
+"""Describe a loaded model, run it and fingerprint it. Imports no other room of `models`."""

@@ -1,0 +1,1 @@
+"""Load and save models as standard transformers directories. Imports `core`, `text` and `heads`."""

@@ -1,0 +1,1 @@
+"""Tokenize texts, chats and pairs, and generate text. Imports `core`."""

@@ -32,7 +32,7 @@ from dataclasses import dataclass, fields
 from ray_distill.artifacts import Decision, Efficiency, Estimate, EvalReport, ModelReport, Verdict
 from ray_distill.config import DEFAULT_LIMITS, GateConfig, Limit
 from ray_distill.errors import PromotionError
-from ray_distill.evaluation.directions import HIGHER_IS_BETTER, headline, higher_is_better
+from ray_distill.evaluation.measures.directions import HIGHER_IS_BETTER, headline, higher_is_better
 from ray_distill.fingerprint import fingerprint
 
 EFFICIENCY = tuple(item.name for item in fields(Efficiency))

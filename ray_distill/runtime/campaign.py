@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from ray_distill.artifacts import Artifact, Decision, EvalReport, LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign, TrainingConfig
-from ray_distill.evaluation.cost import CostReport
-from ray_distill.evaluation.directions import LANGUAGE_TASKS, decisive
-from ray_distill.evaluation.sweep import SweepResult
+from ray_distill.evaluation.measures.cost import CostReport
+from ray_distill.evaluation.measures.directions import LANGUAGE_TASKS, decisive
+from ray_distill.evaluation.sweep.compare import SweepResult
 from ray_distill.fingerprint import fingerprint
 from ray_distill.promotion.gate import limits_of
 from ray_distill.runtime import (

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError, ModelError
-from ray_distill.evaluation.directions import LANGUAGE_TASKS
+from ray_distill.evaluation.measures.directions import LANGUAGE_TASKS
 from ray_distill.losses.base import Labels
 from ray_distill.models.core.module_function import import_factory, is_factory
 from ray_distill.runtime.mixture import check_mixture, temperatures_of

@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 from ray_distill.artifacts import Decision, EvalReport, ModelReport, StudentRef
 from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError
-from ray_distill.evaluation.cost import CostReport, cost_metrics, cost_report
-from ray_distill.evaluation.directions import LANGUAGE_TASKS
-from ray_distill.evaluation.drift import DriftReport
-from ray_distill.evaluation.generations import from_json, to_json
-from ray_distill.evaluation.plots import figure_png
-from ray_distill.evaluation.report import render_report, report_figures
+from ray_distill.evaluation.measures.cost import CostReport, cost_metrics, cost_report
+from ray_distill.evaluation.measures.directions import LANGUAGE_TASKS
+from ray_distill.evaluation.measures.drift import DriftReport
+from ray_distill.evaluation.predict.side_by_side import from_json, to_json
+from ray_distill.evaluation.report.plots import figure_png
+from ray_distill.evaluation.report.html import render_report, report_figures
 from ray_distill.fingerprint import fingerprint
 from ray_distill.promotion.chain import champion, read_chain
 from ray_distill.runtime import label_stage

@@ -2,7 +2,7 @@
 
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign, SnapshotConfig
-from ray_distill.evaluation.directions import LANGUAGE_TASKS
+from ray_distill.evaluation.measures.directions import LANGUAGE_TASKS
 from ray_distill.snapshots.take import take_snapshot
 from ray_distill.storage import files
 from ray_distill.tasks.catalogue import get_label_task

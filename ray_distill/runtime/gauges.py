@@ -7,7 +7,7 @@ they are scraped the names begin with ``ray_``; `infra/grafana/training.json` sh
 from collections.abc import Mapping
 from typing import Any
 
-from ray_distill.evaluation.cost import StageCost
+from ray_distill.evaluation.measures.cost import StageCost
 
 #: Gauge → what it says, and its tags beside ``campaign``. A process's gauges go with it.
 GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {

@@ -10,15 +10,15 @@ import torch
 from ray_distill.artifacts import Estimate, EvalReport, SnapshotRef, StudentRef
 from ray_distill.config import Campaign, TeacherConfig
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.directions import LANGUAGE_TASKS
-from ray_distill.evaluation.efficiency import Runner, count_parameters, measure_efficiency
-from ray_distill.evaluation.evaluate import Measured, Resampling, judge
-from ray_distill.evaluation.generations import Written, choose_prompts, write_side_by_side
-from ray_distill.evaluation.harness import run_harness
-from ray_distill.evaluation.overlap import measure_overlap
-from ray_distill.evaluation.panels import ClassPanel, LanguagePanel, Panel, Run
-from ray_distill.evaluation.robustness import Robustness, measure_robustness
-from ray_distill.evaluation.targets import measure_targets, write_targets
+from ray_distill.evaluation.measures.directions import LANGUAGE_TASKS
+from ray_distill.evaluation.measures.efficiency import Runner, count_parameters, measure_efficiency
+from ray_distill.evaluation.report.assemble import Measured, Resampling, judge
+from ray_distill.evaluation.predict.side_by_side import Written, choose_prompts, write_side_by_side
+from ray_distill.evaluation.predict.harness import run_harness
+from ray_distill.evaluation.measures.overlap import measure_overlap
+from ray_distill.evaluation.predict.panels import ClassPanel, LanguagePanel, Panel, Run
+from ray_distill.evaluation.measures.robustness import Robustness, measure_robustness
+from ray_distill.evaluation.predict.generated_targets import measure_targets, write_targets
 from ray_distill.models.io.load import load_model
 from ray_distill.models.core.model import Model
 from ray_distill.snapshots.reader import open_snapshot

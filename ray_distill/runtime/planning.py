@@ -16,7 +16,7 @@ import ray
 
 from ray_distill.artifacts import Artifact, SnapshotRef
 from ray_distill.config import Campaign
-from ray_distill.evaluation.cost import SECONDS_AN_HOUR, stage_cost
+from ray_distill.evaluation.measures.cost import SECONDS_AN_HOUR, stage_cost
 from ray_distill.labels.model import rowids
 from ray_distill.labels.sizing.options import Kept, Option, recommend
 from ray_distill.labels.format.fitted_arrays import write_fits

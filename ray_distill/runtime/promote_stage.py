@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from ray_distill.artifacts import Decision, EvalReport, StudentRef, Verdict
 from ray_distill.errors import PromotionError
-from ray_distill.evaluation.directions import headline
+from ray_distill.evaluation.measures.directions import headline
 from ray_distill.fingerprint import fingerprint
 from ray_distill.promotion.chain import Entry, check_alias, read_chain, record_decision
 from ray_distill.promotion.gate import decide, gate_fingerprint

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 from ray_distill.artifacts import Artifact, LabelSetRef, SnapshotRef
 from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError
-from ray_distill.evaluation.drift import DriftReport, DriftSample, compare, input_statistics
-from ray_distill.evaluation.metrics import Floats
+from ray_distill.evaluation.measures.drift import DriftReport, DriftSample, compare, input_statistics
+from ray_distill.evaluation.measures.classification import Floats
 from ray_distill.fingerprint import fingerprint
 from ray_distill.labels.model.validity import owner
 from ray_distill.labels.store.reader import open_label_set

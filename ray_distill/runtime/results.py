@@ -1,7 +1,7 @@
 """Results as a person reads them at a terminal."""
 
 from ray_distill.artifacts import Estimate, EvalReport
-from ray_distill.evaluation.sweep import SweepResult
+from ray_distill.evaluation.sweep.compare import SweepResult
 from ray_distill.labels.tools.live_agreement import Agreement, Distance
 from ray_distill.labels.tools.audit import AuditReport
 from ray_distill.runtime.campaign import CampaignResult

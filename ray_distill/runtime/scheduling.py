@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_distill.artifacts import StudentRef
 from ray_distill.config import StopConfig, TrainingConfig
 from ray_distill.errors import ClusterError
-from ray_distill.evaluation.cost import SECONDS_AN_HOUR
+from ray_distill.evaluation.measures.cost import SECONDS_AN_HOUR
 from ray_distill.runtime.cluster import capacity, explain, require_bundles
 from ray_distill.runtime.console import say
 from ray_distill.runtime.desk import Desk

@@ -14,7 +14,7 @@ from typing import Any
 
 from ray_distill.config import Campaign, CostConfig, MixtureConfig
 from ray_distill.errors import ConfigError
-from ray_distill.evaluation.cost import Meter, StageCost, metered, stage_metrics
+from ray_distill.evaluation.measures.cost import Meter, StageCost, metered, stage_metrics
 from ray_distill.fingerprint import fingerprint
 from ray_distill.runtime.console import say
 from ray_distill.storage import files

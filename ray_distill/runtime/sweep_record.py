@@ -11,10 +11,10 @@ import yaml
 from ray_distill.config import Campaign
 from ray_distill.config.load import put
 from ray_distill.config.trials import Trial, value_at
-from ray_distill.evaluation.plots import figure_png
-from ray_distill.evaluation.sweep import SweepResult, paths_of, to_csv
-from ray_distill.evaluation.sweep_plots import frontier_figure, parallel_figure, spread
-from ray_distill.evaluation.sweep_report import markdown, render_sweep
+from ray_distill.evaluation.report.plots import figure_png
+from ray_distill.evaluation.sweep.compare import SweepResult, paths_of, to_csv
+from ray_distill.evaluation.sweep.plots import frontier_figure, parallel_figure, spread
+from ray_distill.evaluation.sweep.html import markdown, render_sweep
 from ray_distill.runtime.session import Session
 from ray_distill.runtime.trials import duplicates, labelling
 from ray_distill.storage import files

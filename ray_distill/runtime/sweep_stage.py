@@ -13,8 +13,8 @@ from ray_distill.artifacts import Efficiency, LabelSetRef, SnapshotRef, StudentR
 from ray_distill.config import Campaign, StopConfig
 from ray_distill.config.trials import Trial
 from ray_distill.errors import DistillError, TrainingError
-from ray_distill.evaluation.cost import SECONDS_AN_HOUR, stage_cost, stage_metrics
-from ray_distill.evaluation.sweep import SweepResult, TrialResult, best_of, mark_frontier
+from ray_distill.evaluation.measures.cost import SECONDS_AN_HOUR, stage_cost, stage_metrics
+from ray_distill.evaluation.sweep.compare import SweepResult, TrialResult, best_of, mark_frontier
 from ray_distill.fingerprint import fingerprint
 from ray_distill.runtime import label_stage, sweep_record
 from ray_distill.runtime.cluster import on_cluster

@@ -13,12 +13,12 @@ import pyarrow.compute as pc
 from ray_distill.artifacts import Estimate, SnapshotRef, StudentRef
 from ray_distill.config import Campaign, CheckConfig
 from ray_distill.errors import TeacherRefused
-from ray_distill.evaluation.directions import LANGUAGE_TASKS
-from ray_distill.evaluation.language import measure_language
-from ray_distill.evaluation.language_predict import predict_documents
-from ray_distill.evaluation.metrics import Ints
-from ray_distill.evaluation.predict import predict_all, predictor
-from ray_distill.evaluation.predictions import join_predictions
+from ray_distill.evaluation.measures.directions import LANGUAGE_TASKS
+from ray_distill.evaluation.measures.language_model import measure_language
+from ray_distill.evaluation.predict.language_model import predict_documents
+from ray_distill.evaluation.measures.classification import Ints
+from ray_distill.evaluation.predict.classification import predict_all, predictor
+from ray_distill.evaluation.measures.predictions import join_predictions
 from ray_distill.models.io.load import load_model
 from ray_distill.models.core.model import Model
 from ray_distill.snapshots.reader import Snapshot, open_snapshot

@@ -8,9 +8,9 @@ import torch
 
 from ray_distill.artifacts import Efficiency, SnapshotRef
 from ray_distill.config import Campaign, TeacherConfig
-from ray_distill.evaluation.directions import LANGUAGE_TASKS
-from ray_distill.evaluation.efficiency import measure_efficiency
-from ray_distill.evaluation.language_predict import encode_for_all
+from ray_distill.evaluation.measures.directions import LANGUAGE_TASKS
+from ray_distill.evaluation.measures.efficiency import measure_efficiency
+from ray_distill.evaluation.predict.language_model import encode_for_all
 from ray_distill.models.io.load import load_model
 from ray_distill.models.core.model import Model
 from ray_distill.runtime.judging import TIMED_EXAMPLES, panel_of, runner_of, size_of

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError, StorageError
-from ray_distill.evaluation.cost import stage_metrics
-from ray_distill.evaluation.directions import LANGUAGE_TASKS
+from ray_distill.evaluation.measures.cost import stage_metrics
+from ray_distill.evaluation.measures.directions import LANGUAGE_TASKS
 from ray_distill.fingerprint import fingerprint
 from ray_distill.promotion.chain import read_chain
 from ray_distill.runtime import label_stage

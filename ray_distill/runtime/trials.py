@@ -7,7 +7,7 @@ from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign
 from ray_distill.config.trials import Trial, WrongTrials, expand
 from ray_distill.errors import ConfigError, TeacherRefused
-from ray_distill.evaluation.directions import LANGUAGE_TASKS, higher_is_better
+from ray_distill.evaluation.measures.directions import LANGUAGE_TASKS, higher_is_better
 from ray_distill.fingerprint import fingerprint
 from ray_distill.runtime import label_stage
 from ray_distill.runtime.checks import check

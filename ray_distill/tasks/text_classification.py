@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 
 from ray_distill.artifacts import Estimate
-from ray_distill.evaluation.metrics import measure_classification
+from ray_distill.evaluation.measures.classification import measure_classification
 from ray_distill.labels.model.signal import Signal
 from ray_distill.tasks.base import Batch, Corruption, Encoded, Processor
 from ray_distill.tasks.classification import Unusable, encoded, log_probabilities, pad_sequences, real_tokens, sift

@@ -15,7 +15,7 @@ import sweep_lab as lab
 import yaml
 from head_lab import ROOT, Head, ray_head
 
-from ray_distill.evaluation.sweep import SweepResult
+from ray_distill.evaluation.sweep.compare import SweepResult
 from ray_distill.runtime.submit import submit
 from ray_distill.storage import files
 

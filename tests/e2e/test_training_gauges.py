@@ -11,7 +11,7 @@ import ray
 
 from ray_distill.config import CostConfig, TrainingConfig
 from ray_distill.errors import TrainingError
-from ray_distill.evaluation.cost import stage_cost
+from ray_distill.evaluation.measures.cost import stage_cost
 from ray_distill.runtime import cluster, training
 from ray_distill.runtime.gauges import TrainingGauges
 from ray_distill.runtime.mailbox import Mailbox, MailReporter

@@ -35,9 +35,9 @@ import torch
 
 from ray_distill.artifacts import Estimate, LabelSetRef
 from ray_distill.config import Campaign, load_config
-from ray_distill.evaluation.metrics import compare_classification, measure_classification
-from ray_distill.evaluation.predict import predictor
-from ray_distill.evaluation.predictions import join_predictions
+from ray_distill.evaluation.measures.classification import compare_classification, measure_classification
+from ray_distill.evaluation.predict.classification import predictor
+from ray_distill.evaluation.measures.predictions import join_predictions
 from ray_distill.examples import mnist, newsgroups
 from ray_distill.labels.format.fitted_arrays import write_fits
 from ray_distill.labels.store.label_store import create_or_open

@@ -26,8 +26,8 @@ import torch
 
 from ray_distill.artifacts import Estimate, LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign, load_config
-from ray_distill.evaluation.language import compare_language, measure_language
-from ray_distill.evaluation.language_predict import predict_documents
+from ray_distill.evaluation.measures.language_model import compare_language, measure_language
+from ray_distill.evaluation.predict.language_model import predict_documents
 from ray_distill.examples.docstrings import ROWS, prepare
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.store.label_store import open_store

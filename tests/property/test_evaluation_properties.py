@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_distill.evaluation.metrics import DOMAIN, compare_classification, measure_classification
+from ray_distill.evaluation.measures.classification import DOMAIN, compare_classification, measure_classification
 
 OPTIONS = {"seed": 1, "bootstrap": 100, "bins": 8}
 

@@ -17,7 +17,7 @@ from ray_distill.artifacts import (
     Verdict,
 )
 from ray_distill.config import GateConfig, Limit
-from ray_distill.evaluation.directions import HIGHER_IS_BETTER
+from ray_distill.evaluation.measures.directions import HIGHER_IS_BETTER
 from ray_distill.promotion.gate import SEVERITY, decide
 
 STUDENT = StudentRef(url="s", fingerprint="f", arm="student", labels=LabelSetRef(

@@ -3,16 +3,7 @@
 import pytest
 
 from ray_distill.config import CostConfig
-from ray_distill.evaluation.cost import (
-    CostReport,
-    break_even_requests,
-    cost_metrics,
-    cost_per_million_requests,
-    cost_report,
-    metered,
-    stage_cost,
-    total,
-)
+from ray_distill.evaluation.measures.cost import (CostReport, break_even_requests, cost_metrics, cost_per_million_requests, cost_report, metered, stage_cost, total)
 
 PRICES = CostConfig(accelerator_hour=2.0, core_hour=0.5, currency="USD")
 

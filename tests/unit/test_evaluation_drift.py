@@ -11,16 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from ray_distill.config import DriftConfig
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.drift import (
-    DriftReport,
-    DriftSample,
-    compare,
-    holm,
-    input_statistics,
-    jensen_shannon,
-    kolmogorov_smirnov,
-    weighted_auc,
-)
+from ray_distill.evaluation.measures.drift import (DriftReport, DriftSample, compare, holm, input_statistics, jensen_shannon, kolmogorov_smirnov, weighted_auc)
 
 CONFIG = DriftConfig()
 

@@ -7,14 +7,7 @@ import pytest
 import torch
 
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.efficiency import (
-    BATCHES,
-    WARM_UP,
-    Runner,
-    bytes_of_folder,
-    count_parameters,
-    measure_efficiency,
-)
+from ray_distill.evaluation.measures.efficiency import (BATCHES, WARM_UP, Runner, bytes_of_folder, count_parameters, measure_efficiency)
 
 
 def runner(run, parameters=1):

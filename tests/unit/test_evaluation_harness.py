@@ -12,8 +12,8 @@ import yaml
 
 from ray_distill.config.judge import HarnessConfig
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.directions import higher_is_better
-from ray_distill.evaluation.harness import _read, run_harness
+from ray_distill.evaluation.measures.directions import higher_is_better
+from ray_distill.evaluation.predict.harness import _read, run_harness
 from ray_distill.models.io.load import load_model
 from ray_distill.testing.models import write_tiny_causal_model
 

@@ -6,10 +6,10 @@ import pytest
 
 from ray_distill.artifacts import Efficiency, EvalReport, LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.evaluate import Measured, Resampling, judge
-from ray_distill.evaluation.metrics import measure_classification
-from ray_distill.evaluation.predictions import join_predictions
-from ray_distill.evaluation.robustness import corrupted_views, measure_robustness
+from ray_distill.evaluation.report.assemble import Measured, Resampling, judge
+from ray_distill.evaluation.measures.classification import measure_classification
+from ray_distill.evaluation.measures.predictions import join_predictions
+from ray_distill.evaluation.measures.robustness import corrupted_views, measure_robustness
 
 STUDENT = StudentRef(url="s", fingerprint="f", arm="student", labels=LabelSetRef(
     store="l", fingerprint="g", log_length=1, log_digest="d", snapshot=SnapshotRef(url="u", fingerprint="h")))

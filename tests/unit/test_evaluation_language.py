@@ -7,14 +7,7 @@ import pyarrow as pa
 import pytest
 
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.language import (
-    BUCKETS,
-    compare_language,
-    measure_language,
-    read_documents,
-    reliability,
-    sum_by_document,
-)
+from ray_distill.evaluation.measures.language_model import (BUCKETS, compare_language, measure_language, read_documents, reliability, sum_by_document)
 
 OPTIONS = {"seed": 0, "bootstrap": 200, "bins": 10}
 VALUES = ("nll", "correct", "entropy", "confidence", "kl_from_teacher", "agreement", "teacher_entropy", "tail_gap")

@@ -12,12 +12,12 @@ import torch
 from ray_distill.config import TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation import language_predict
-from ray_distill.evaluation.language import ALONE, BESIDE, BUCKETS, TAIL_TOP, measure_language
-from ray_distill.evaluation.language_predict import batches, encode_for_all, predict_documents
-from ray_distill.evaluation.panels import ClassPanel, LanguagePanel
-from ray_distill.evaluation.predict import predict_all, predictor
-from ray_distill.evaluation.predictions import join_predictions
+from ray_distill.evaluation.predict import language_model
+from ray_distill.evaluation.measures.language_model import ALONE, BESIDE, BUCKETS, TAIL_TOP, measure_language
+from ray_distill.evaluation.predict.language_model import batches, encode_for_all, predict_documents
+from ray_distill.evaluation.predict.panels import ClassPanel, LanguagePanel
+from ray_distill.evaluation.predict.classification import predict_all, predictor
+from ray_distill.evaluation.measures.predictions import join_predictions
 from ray_distill.models.io.load import load_model
 from ray_distill.tasks.catalogue import LABEL_TASKS, TASKS
 from ray_distill.testing.labels import row_id
@@ -111,8 +111,8 @@ def test_of_conversations_only_the_answers_count(folders):
 def test_what_is_found_does_not_depend_on_the_batches(models, monkeypatch):
     """One document at a time, all at once, few positions at a time, little memory: the same up to rounding."""
     whole = predict(models, TEXTS, batch=64)
-    monkeypatch.setattr(language_predict, "CHUNK_ELEMENTS", 7 * 264)
-    monkeypatch.setattr(language_predict, "LOGITS_BYTES", 4 * 264 * 30)
+    monkeypatch.setattr(language_model, "CHUNK_ELEMENTS", 7 * 264)
+    monkeypatch.setattr(language_model, "LOGITS_BYTES", 4 * 264 * 30)
     for batch in (1, 64):
         parts = predict(models, TEXTS, batch=batch)
         for arm, table in whole.items():
@@ -125,7 +125,7 @@ def test_batches_are_of_like_length_and_bounded(models):
     """Each document once, the shortest first; a batch is padded to no more logits than allowed, or is one document."""
     encoded = encode_for_all(models, rows_of(TEXTS), task=TASK)
     lengths = np.diff(encoded.features["input_ids"].offsets)
-    found = list(batches(encoded, task=TASK, batch=2, vocabulary=language_predict.LOGITS_BYTES // (4 * 30)))
+    found = list(batches(encoded, task=TASK, batch=2, vocabulary=language_model.LOGITS_BYTES // (4 * 30)))
     assert sorted(np.concatenate(found).tolist()) == list(range(encoded.rows))
     assert [len(part) for part in found] == [2, 1, 1, 1] and lengths[found[-1][0]] == max(lengths) > 30
     assert lengths[np.concatenate(found)].tolist() == sorted(lengths.tolist())

@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.metrics import compare_classification, measure_classification
+from ray_distill.evaluation.measures.classification import compare_classification, measure_classification
 
 OPTIONS = {"seed": 3, "bootstrap": 300, "bins": 10}
 

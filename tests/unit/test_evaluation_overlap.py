@@ -9,7 +9,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import CHRF
 
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.overlap import compare_overlap, measure_overlap
+from ray_distill.evaluation.measures.overlap import compare_overlap, measure_overlap
 
 OPTIONS = {"seed": 0, "bootstrap": 200}
 REFERENCES = ["the cat sat on the mat", "an owl flew over the river at night", "rivers run", "so it goes"]

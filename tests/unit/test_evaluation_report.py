@@ -9,14 +9,14 @@ import pytest
 
 from ray_distill.artifacts import Decision, Efficiency, LabelSetRef, SnapshotRef, StudentRef, Verdict
 from ray_distill.config import CostConfig, DriftConfig, GateConfig
-from ray_distill.evaluation import plots
-from ray_distill.evaluation.cost import cost_report, stage_cost
-from ray_distill.evaluation.drift import DriftSample, compare
-from ray_distill.evaluation.evaluate import Measured, Resampling, judge
-from ray_distill.evaluation.metrics import measure_classification, read_scores
-from ray_distill.evaluation.predictions import join_predictions
-from ray_distill.evaluation.report import render_report, report_figures
-from ray_distill.evaluation.robustness import measure_robustness
+from ray_distill.evaluation.report import plots
+from ray_distill.evaluation.measures.cost import cost_report, stage_cost
+from ray_distill.evaluation.measures.drift import DriftSample, compare
+from ray_distill.evaluation.report.assemble import Measured, Resampling, judge
+from ray_distill.evaluation.measures.classification import measure_classification, read_scores
+from ray_distill.evaluation.measures.predictions import join_predictions
+from ray_distill.evaluation.report.html import render_report, report_figures
+from ray_distill.evaluation.measures.robustness import measure_robustness
 from ray_distill.promotion.gate import decide
 
 STUDENT = StudentRef(url="s3://runs/student", fingerprint="f" * 32, arm="student", labels=LabelSetRef(

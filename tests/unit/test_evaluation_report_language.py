@@ -9,13 +9,13 @@ import pytest
 
 from ray_distill.artifacts import Decision, Efficiency, Estimate, LabelSetRef, SnapshotRef, StudentRef, Verdict
 from ray_distill.config import CostConfig, GateConfig
-from ray_distill.evaluation import plots
-from ray_distill.evaluation.cost import cost_report, stage_cost
-from ray_distill.evaluation.evaluate import Measured, Resampling, judge
-from ray_distill.evaluation.generations import Written
-from ray_distill.evaluation.language import compare_language, measure_language, sum_by_document
-from ray_distill.evaluation.report import render_report, report_figures
-from ray_distill.evaluation.robustness import measure_robustness
+from ray_distill.evaluation.report import plots
+from ray_distill.evaluation.measures.cost import cost_report, stage_cost
+from ray_distill.evaluation.report.assemble import Measured, Resampling, judge
+from ray_distill.evaluation.predict.side_by_side import Written
+from ray_distill.evaluation.measures.language_model import compare_language, measure_language, sum_by_document
+from ray_distill.evaluation.report.html import render_report, report_figures
+from ray_distill.evaluation.measures.robustness import measure_robustness
 from ray_distill.promotion.gate import decide
 from ray_distill.runtime.promote_stage import summary
 

@@ -11,9 +11,9 @@ import pytest
 from matplotlib.colors import to_hex
 
 from ray_distill.artifacts import Efficiency, LabelSetRef, SnapshotRef, StudentRef
-from ray_distill.evaluation.sweep import SweepResult, TrialResult, best_of, mark_frontier, pareto, to_csv
-from ray_distill.evaluation.sweep_plots import BEST, FAILED, axes_of, frontier_figure, make_axis, parallel_figure
-from ray_distill.evaluation.sweep_report import markdown, render_sweep
+from ray_distill.evaluation.sweep.compare import SweepResult, TrialResult, best_of, mark_frontier, pareto, to_csv
+from ray_distill.evaluation.sweep.plots import BEST, FAILED, axes_of, frontier_figure, make_axis, parallel_figure
+from ray_distill.evaluation.sweep.html import markdown, render_sweep
 
 LABELS = LabelSetRef(store="s", fingerprint="f", snapshot=SnapshotRef(url="u", fingerprint="g"), log_length=1,
                      log_digest="d")

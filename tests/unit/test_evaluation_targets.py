@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.language import measure_language
-from ray_distill.evaluation.language_predict import batches, predict_documents
-from ray_distill.evaluation.targets import distance, measure_targets, write_targets
+from ray_distill.evaluation.measures.language_model import measure_language
+from ray_distill.evaluation.predict.language_model import batches, predict_documents
+from ray_distill.evaluation.predict.generated_targets import distance, measure_targets, write_targets
 from ray_distill.labels.model import rowids
 from ray_distill.models.io.load import load_model
 from ray_distill.models.core.model import Model
@@ -95,7 +95,7 @@ def test_likelihoods_are_of_the_targets(model: Model) -> None:
 def test_batches_are_bound_by_what_is_written(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits are as many as decoder tokens, however long the sources are."""
     encoded = TASK.encode(_rows(), model.processor)
-    monkeypatch.setattr("ray_distill.evaluation.language_predict.LOGITS_BYTES", 4 * 264 * 8)
+    monkeypatch.setattr("ray_distill.evaluation.predict.language_model.LOGITS_BYTES", 4 * 264 * 8)
     found = [part.tolist() for part in batches(encoded, task=TASK, batch=9, vocabulary=264)]
     lengths = np.diff(encoded.features["target"].offsets)
     assert sorted(sum(found, [])) == [0, 1, 2]

@@ -10,7 +10,7 @@ import ray
 
 from ray_distill.artifacts import Decision, EvalReport, LabelSetRef, ModelReport, SnapshotRef, StudentRef, Verdict
 from ray_distill.errors import ClusterError, ModelError, PromotionError, StoreMismatch
-from ray_distill.evaluation.efficiency import Efficiency
+from ray_distill.evaluation.measures.efficiency import Efficiency
 from ray_distill.labels.model.signal import Distributions
 from ray_distill.promotion.chain import read_chain, record_decision
 from ray_distill.runtime.answering import by_length

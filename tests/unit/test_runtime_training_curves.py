@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ray_distill.config import parse_config
-from ray_distill.evaluation.cost import StageCost, stage_metrics
+from ray_distill.evaluation.measures.cost import StageCost, stage_metrics
 from ray_distill.runtime import train_stage
 from ray_distill.runtime.session import Session, session
 from ray_distill.runtime.train_stage import Curves

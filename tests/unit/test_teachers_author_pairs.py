@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from ray_distill.config import SequencesConfig, TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError
-from ray_distill.evaluation.targets import write_targets
+from ray_distill.evaluation.predict.generated_targets import write_targets
 from ray_distill.labels.model import rowids
 from ray_distill.models.io.load import load_model
 from ray_distill.models.text.generation import Translating

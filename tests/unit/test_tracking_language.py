@@ -11,8 +11,8 @@ import pytest
 from ray_distill.config import StudentModel, TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError
-from ray_distill.evaluation.generations import write_side_by_side
-from ray_distill.evaluation.targets import write_targets
+from ray_distill.evaluation.predict.side_by_side import write_side_by_side
+from ray_distill.evaluation.predict.generated_targets import write_targets
 from ray_distill.models.io.load import load_model
 from ray_distill.models.text.prompts import given_prompt
 from ray_distill.models.io.save import save_model

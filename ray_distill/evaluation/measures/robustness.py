@@ -8,8 +8,8 @@ import pyarrow as pa
 
 from ray_distill.artifacts import Estimate
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.metrics import Measure
-from ray_distill.evaluation.predictions import join_predictions
+from ray_distill.evaluation.measures.classification import Measure
+from ray_distill.evaluation.measures.predictions import join_predictions
 from ray_distill.fingerprint import fingerprint, fingerprint_bytes
 
 if TYPE_CHECKING:

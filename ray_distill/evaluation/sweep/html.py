@@ -11,9 +11,9 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from ray_distill.evaluation.plots import figure_svg
-from ray_distill.evaluation.sweep import SweepResult, TrialResult
-from ray_distill.evaluation.sweep_plots import GROUND, frontier_figure, objective_name, parallel_figure
+from ray_distill.evaluation.report.plots import figure_svg
+from ray_distill.evaluation.sweep.compare import SweepResult, TrialResult
+from ray_distill.evaluation.sweep.plots import GROUND, frontier_figure, objective_name, parallel_figure
 
 NONE = "–"
 
@@ -36,7 +36,7 @@ def render_sweep(
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(
-        resources.files("ray_distill.evaluation").joinpath("sweep.html.j2").read_text("utf-8"))
+        resources.files("ray_distill.evaluation.sweep").joinpath("sweep.html.j2").read_text("utf-8"))
     # Our own SVG, in which matplotlib, and `_titled`, escaped the text.
     parallel = Markup(_titled(figure_svg(parallel_figure(result, values), "parallel"), result))
     frontier = Markup(figure_svg(frontier_figure(result), "frontier")) if _timed(result) else None

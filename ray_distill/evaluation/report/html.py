@@ -15,13 +15,15 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ray_distill.artifacts import Decision, Estimate, EvalReport
-from ray_distill.evaluation import harness, language, plots
-from ray_distill.evaluation.cost import CostReport, StageCost
-from ray_distill.evaluation.directions import higher_is_better, is_language
-from ray_distill.evaluation.drift import DriftReport
-from ray_distill.evaluation.generations import Written
-from ray_distill.evaluation.metrics import read_scores
-from ray_distill.evaluation.wording import Wording, wording
+from ray_distill.evaluation.predict import harness
+from ray_distill.evaluation.measures import language_model
+from ray_distill.evaluation.report import plots
+from ray_distill.evaluation.measures.cost import CostReport, StageCost
+from ray_distill.evaluation.measures.directions import higher_is_better, is_language
+from ray_distill.evaluation.measures.drift import DriftReport
+from ray_distill.evaluation.predict.side_by_side import Written
+from ray_distill.evaluation.measures.classification import read_scores
+from ray_distill.evaluation.report.wording import Wording, wording
 
 NONE = "–"
 _EFFICIENCY: dict[str, tuple[str, Callable[[Any], str]]] = {
@@ -63,7 +65,7 @@ def render_report(
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(
-        resources.files("ray_distill.evaluation").joinpath("report.html.j2").read_text("utf-8"))
+        resources.files("ray_distill.evaluation.report").joinpath("report.html.j2").read_text("utf-8"))
     words = wording(report)
     return template.render(
         title=title, decision=decision, words=words, tiles=_tiles(report, words), notes=report.notes,
@@ -101,7 +103,7 @@ def _quality_figures(
         curves = {arm: plots.reliability(read_scores(table).labelled, bins) for arm, table in predictions.items()}
         return figures | {"confusion": plots.confusion_figure(predictions["student"], classes),
                           "reliability": plots.reliability_figure(curves, bins)}
-    curves = {arm: language.reliability(language.read_documents(table, bins)) for arm, table in predictions.items()}
+    curves = {arm: language_model.reliability(language_model.read_documents(table, bins)) for arm, table in predictions.items()}
     if any(name.startswith("kl_from_teacher_at_") for name in metrics):
         figures["positions"] = plots.positions_figure(report)
     return figures | {"reliability": plots.reliability_figure(curves, bins, words.top)}

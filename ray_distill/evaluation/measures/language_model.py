@@ -30,7 +30,7 @@ import pyarrow as pa
 
 from ray_distill.artifacts import Estimate
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.metrics import Floats, Ints, percentiles, resampled_weights
+from ray_distill.evaluation.measures.classification import Floats, Ints, percentiles, resampled_weights
 
 #: Positions (tokens from the document's first, 0) by bucket: from, and up to but without.
 BUCKETS: Mapping[str, tuple[float, float]] = {

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ray_distill.artifacts import EvalReport
-from ray_distill.evaluation.directions import is_language
+from ray_distill.evaluation.measures.directions import is_language
 
 
 @dataclass(frozen=True, kw_only=True)

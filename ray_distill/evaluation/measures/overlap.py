@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from ray_distill.artifacts import Estimate
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.metrics import Floats, percentiles, resampled_weights
+from ray_distill.evaluation.measures.classification import Floats, percentiles, resampled_weights
 
 ROUGE = {"rouge1": "rouge1", "rouge2": "rouge2", "rouge_l": "rougeL"}
 #: Longest n-gram of chrF, and how much more recall counts than precision.

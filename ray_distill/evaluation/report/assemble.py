@@ -9,9 +9,9 @@ import pyarrow.compute as pc
 
 from ray_distill.artifacts import Efficiency, Estimate, EvalReport, ModelReport, StudentRef
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.directions import HIGHER_IS_BETTER, headline, is_language
-from ray_distill.evaluation.metrics import Compare, Measure, compare_classification
-from ray_distill.evaluation.robustness import Robustness
+from ray_distill.evaluation.measures.directions import HIGHER_IS_BETTER, headline, is_language
+from ray_distill.evaluation.measures.classification import Compare, Measure, compare_classification
+from ray_distill.evaluation.measures.robustness import Robustness
 from ray_distill.fingerprint import fingerprint
 
 #: Rows below which a slice is not reported, and most slices reported (the largest).

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.language import TAIL_TOP, is_sum, sum_by_document
-from ray_distill.evaluation.metrics import Floats, Ints
+from ray_distill.evaluation.measures.language_model import TAIL_TOP, is_sum, sum_by_document
+from ray_distill.evaluation.measures.classification import Floats, Ints
 from ray_distill.models.core.forward import forward
 from ray_distill.models.core.model import Model
 from ray_distill.models.text.tokenizer_match import tokens_of

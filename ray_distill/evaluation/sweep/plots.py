@@ -12,8 +12,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from ray_distill.evaluation.plots import COLOURS, INK, draw_grid, styled_figure
-from ray_distill.evaluation.sweep import SweepResult, TrialResult
+from ray_distill.evaluation.report.plots import COLOURS, INK, draw_grid, styled_figure
+from ray_distill.evaluation.sweep.compare import SweepResult, TrialResult
 
 BEST, FAILED = COLOURS["student"], "#c0392b"
 #: Behind the numbers on the axes; a page puts its own ground in its place.

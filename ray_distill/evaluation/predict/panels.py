@@ -11,12 +11,12 @@ import pyarrow.compute as pc
 
 from ray_distill.artifacts import Efficiency, Estimate
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.language import compare_language, measure_language
-from ray_distill.evaluation.language_predict import batches, encode_for_all, predict_documents, run_batch
-from ray_distill.evaluation.metrics import Compare, Measure, compare_classification
-from ray_distill.evaluation.predict import Predictor, predict_all, predictor
-from ray_distill.evaluation.predictions import join_predictions
-from ray_distill.evaluation.robustness import METRICS
+from ray_distill.evaluation.measures.language_model import compare_language, measure_language
+from ray_distill.evaluation.predict.language_model import batches, encode_for_all, predict_documents, run_batch
+from ray_distill.evaluation.measures.classification import Compare, Measure, compare_classification
+from ray_distill.evaluation.predict.classification import Predictor, predict_all, predictor
+from ray_distill.evaluation.measures.predictions import join_predictions
+from ray_distill.evaluation.measures.robustness import METRICS
 from ray_distill.models.core.model import Model
 from ray_distill.tasks.base import Corruption, Task, TokenTask
 

@@ -15,8 +15,8 @@ import transformers
 
 from ray_distill.artifacts import Estimate
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.language_predict import encode_for_all
-from ray_distill.evaluation.metrics import Floats, Ints, percentiles, resampled_weights
+from ray_distill.evaluation.predict.language_model import encode_for_all
+from ray_distill.evaluation.measures.classification import Floats, Ints, percentiles, resampled_weights
 from ray_distill.models.core.forward import place_batch
 from ray_distill.models.core.model import Model
 from ray_distill.models.text.seq2seq_processor import PairProcessor, own_tokens

@@ -21,8 +21,8 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 
 from ray_distill.artifacts import Estimate, EvalReport
-from ray_distill.evaluation.language import BUCKETS
-from ray_distill.evaluation.metrics import Floats, Scores, confidence_bins, read_scores
+from ray_distill.evaluation.measures.language_model import BUCKETS
+from ray_distill.evaluation.measures.classification import Floats, Scores, confidence_bins, read_scores
 
 INK = "#1f2329"
 COLOURS = {

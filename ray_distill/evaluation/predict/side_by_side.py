@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.language_predict import check_alike
+from ray_distill.evaluation.predict.language_model import check_alike
 from ray_distill.models.core.forward import forward
 from ray_distill.models.text.lm_processor import LanguageProcessor
 from ray_distill.models.core.model import Model

@@ -29,7 +29,7 @@ from PIL import Image
 from ray_distill.artifacts import Artifact
 from ray_distill.config import DriftConfig
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.metrics import Floats, Ints, effective_size
+from ray_distill.evaluation.measures.classification import Floats, Ints, effective_size
 
 #: Least Kolmogorov–Smirnov distance that matters: a tenth of the mass lies elsewhere.
 MIN_KS = 0.1

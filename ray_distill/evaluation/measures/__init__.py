@@ -1,0 +1,1 @@
+"""Compute metrics with intervals: quality, robustness, drift, efficiency, cost."""

@@ -1,0 +1,1 @@
+"""Run models over snapshot rows and keep what the measures need."""

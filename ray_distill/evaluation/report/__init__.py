@@ -1,0 +1,1 @@
+"""Assemble the evaluation report and render its page and figures."""

@@ -1,0 +1,1 @@
+"""Compare the trials of a sweep and render their page and figures."""

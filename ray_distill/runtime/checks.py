@@ -10,9 +10,9 @@ from ray_distill.losses.base import Labels
 from ray_distill.models.core.module_function import import_factory, is_factory
 from ray_distill.runtime.mixture import check_mixture, temperatures_of
 from ray_distill.storage import files
-from ray_distill.students.engine import check_compiler
-from ray_distill.students.loss_settings import wants_layers
-from ray_distill.students.matching import check_losses
+from ray_distill.students.engines.engine import check_compiler
+from ray_distill.students.objective.loss_settings import wants_layers
+from ray_distill.students.objective.validate_losses import check_losses
 from ray_distill.tasks.catalogue import TASKS, TOKEN_TASKS
 from ray_distill.teachers.vllm_limits import refuse_labels
 

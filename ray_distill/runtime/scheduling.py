@@ -25,7 +25,7 @@ from ray_distill.runtime.mailbox import StepMetrics
 from ray_distill.runtime.ranks import fit_ranks, resources_of
 from ray_distill.runtime.trial_ranks import known_rungs, train_alone, train_together
 from ray_distill.runtime.trials import Outcome, Planned, finished, on_disk
-from ray_distill.students.reporter import TrainingStopped
+from ray_distill.students.telemetry.reporter import TrainingStopped
 
 #: Seconds between two looks at the desk.
 POLL_SECONDS = 0.5

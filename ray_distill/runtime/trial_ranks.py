@@ -16,7 +16,7 @@ from ray_distill.runtime.halving import Judgement
 from ray_distill.runtime.mailbox import Outbox
 from ray_distill.runtime.ranks import DEFECTS
 from ray_distill.storage import files
-from ray_distill.students.reporter import TrainingStopped
+from ray_distill.students.telemetry.reporter import TrainingStopped
 
 RUNGS, STOPPED = "rungs.json", "stopped.json"
 

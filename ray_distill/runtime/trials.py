@@ -18,9 +18,9 @@ from ray_distill.snapshots.reader import Snapshot
 from ray_distill.storage import files
 from ray_distill.students.arms import arm_by_name
 from ray_distill.students.export import exported_arm
-from ray_distill.students.ranks import Ranks
+from ray_distill.students.process_group import Ranks
 from ray_distill.students.run import TrainingJob, arm_plan
-from ray_distill.students.validation import MIN_LABELLED
+from ray_distill.students.loop.validation import MIN_LABELLED
 
 ARM = "student"
 

@@ -7,9 +7,9 @@ import numpy as np
 
 from ray_distill.config import LossConfig
 from ray_distill.errors import ConfigError, TrainingError
-from ray_distill.students.batches import Examples
-from ray_distill.students.loss_settings import follows_labels
-from ray_distill.students.sampler import Index
+from ray_distill.students.data.examples import Examples
+from ray_distill.students.objective.loss_settings import follows_labels
+from ray_distill.students.order.cursor import Index
 
 
 @dataclass(frozen=True, kw_only=True)

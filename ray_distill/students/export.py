@@ -13,10 +13,10 @@ from ray_distill.errors import TrainingError
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.save import save_model
 from ray_distill.storage import files
-from ray_distill.students.checkpoints import check_plan
-from ray_distill.students.outcomes import Best
-from ray_distill.students.ranks import Ranks
-from ray_distill.students.reporter import Told
+from ray_distill.students.checkpoints.store import check_plan
+from ray_distill.students.loop.best_result import Best
+from ray_distill.students.process_group import Ranks
+from ray_distill.students.telemetry.reporter import Told
 
 
 def export_arm(

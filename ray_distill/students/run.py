@@ -23,34 +23,27 @@ from ray_distill.models.core.model import Model
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
 from ray_distill.students.arms import Arm, arm_by_name, arm_rows
-from ray_distill.students.batches import Examples, TrainingSet, build_set
-from ray_distill.students.bundle import Bundle, build_bundle, make_projections
-from ray_distill.students.checkpoints import prune
-from ray_distill.students.data import open_data
-from ray_distill.students.engine import check_compiler, checkpoint_activations, compile_module
-from ray_distill.students.engines import build_engine
+from ray_distill.students.data.examples import Examples, TrainingSet, build_set
+from ray_distill.students.modules.student_module import Bundle, build_bundle, make_projections
+from ray_distill.students.checkpoints.store import prune
+from ray_distill.students.data.open_data import open_data
+from ray_distill.students.engines.engine import check_compiler, checkpoint_activations, compile_module
+from ray_distill.students.engines.build import build_engine
 from ray_distill.students.export import export_arm, exported_arm, marker_url
-from ray_distill.students.loop import Trial, checkpoints_url, run_trial
-from ray_distill.students.loss_settings import plain_settings, temperatures_of
-from ray_distill.students.matching import (
-    check_losses,
-    check_retained_mass,
-    labels_of,
-    layers_wanted,
-    pairs_of,
-    scales_of,
-)
-from ray_distill.students.memory import Sizes, memory_explained
-from ray_distill.students.micro_batches import Budget
-from ray_distill.students.outcomes import Best, load_outcome, save_outcome
-from ray_distill.students.ranks import Ranks, current_ranks
-from ray_distill.students.reporter import Remembering, Reporter
-from ray_distill.students.resampling import Shares, resampled
-from ray_distill.students.sampler import Index, steps_per_epoch
-from ray_distill.students.sources import open_labels, open_sources
-from ray_distill.students.terms import build_terms, group_of
-from ray_distill.students.token_bundle import TokenBundle
-from ray_distill.students.validation import Judge, choose_judge
+from ray_distill.students.loop.train_loop import Trial, checkpoints_url, run_trial
+from ray_distill.students.objective.loss_settings import plain_settings, temperatures_of
+from ray_distill.students.objective.validate_losses import (check_losses, check_retained_mass, labels_of, layers_wanted, pairs_of, scales_of)
+from ray_distill.students.telemetry.memory_report import Sizes, memory_explained
+from ray_distill.students.order.micro_batches import Budget
+from ray_distill.students.loop.best_result import Best, load_outcome, save_outcome
+from ray_distill.students.process_group import Ranks, current_ranks
+from ray_distill.students.telemetry.reporter import Remembering, Reporter
+from ray_distill.students.data.resampling import Shares, resampled
+from ray_distill.students.order.cursor import Index, steps_per_epoch
+from ray_distill.students.data.open_sources import open_labels, open_sources
+from ray_distill.students.objective.weighted_losses import build_terms, group_of
+from ray_distill.students.modules.token_student_module import TokenBundle
+from ray_distill.students.loop.validation import Judge, choose_judge
 from ray_distill.tasks.catalogue import TASKS
 
 log = logging.getLogger(__name__)

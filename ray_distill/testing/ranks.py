@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ray_distill.students.ranks import Ranks
+from ray_distill.students.process_group import Ranks
 
 T = TypeVar("T")
 

@@ -22,11 +22,11 @@ from pathlib import Path
 
 from ray_distill.config import CheckpointPolicy
 from ray_distill.storage import files
-from ray_distill.students import checkpoints
-from ray_distill.students.atoms import deal
-from ray_distill.students.checkpoints import fetched, find_checkpoint
-from ray_distill.students.ranks import Ranks
-from ray_distill.students.saving import CheckpointWriter
+from ray_distill.students.checkpoints import store
+from ray_distill.students.engines.portable_state import deal
+from ray_distill.students.checkpoints.store import fetched, find_checkpoint
+from ray_distill.students.process_group import Ranks
+from ray_distill.students.checkpoints.async_writer import CheckpointWriter
 from ray_distill.testing.ranks import run_threads
 
 #: Weight, and two moments.
@@ -84,7 +84,7 @@ def _most(sizes: list[int], ranks: int, *, by_size: bool) -> int:
 @contextmanager
 def _counted(machine: int) -> Iterator[Counter[str]]:
     """Reads by file, while neighbouring threads are ranks of one machine."""
-    reads, lock, read, where = Counter[str](), threading.Lock(), files.read_bytes, checkpoints._machine
+    reads, lock, read, where = Counter[str](), threading.Lock(), files.read_bytes, store._machine
 
     def counted(url: str) -> bytes:
         with lock:
@@ -92,11 +92,11 @@ def _counted(machine: int) -> Iterator[Counter[str]]:
         return read(url)
 
     files.read_bytes = counted
-    checkpoints._machine = lambda: (str(int(threading.current_thread().name.split("_")[-1]) // machine), 0, 0)
+    store._machine = lambda: (str(int(threading.current_thread().name.split("_")[-1]) // machine), 0, 0)
     try:
         yield reads
     finally:
-        files.read_bytes, checkpoints._machine = read, where
+        files.read_bytes, store._machine = read, where
 
 
 def _save(folder: str, ranks: Ranks, *, kilobytes: int) -> None:
@@ -116,7 +116,7 @@ def _find(folder: str, ranks: Ranks) -> None:
 
 def _fetch(folder: str, ranks: Ranks) -> None:
     url = next(str(path.parent) for path in Path(folder).glob("*/marker.json"))
-    with fetched(ranks.share(checkpoints._read_marker(url) if ranks.first else None), ranks) as local:
+    with fetched(ranks.share(store._read_marker(url) if ranks.first else None), ranks) as local:
         assert len(list((local / "engine").iterdir())) == ranks.world
 
 

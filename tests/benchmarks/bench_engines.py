@@ -31,13 +31,13 @@ from training_lab import CLASSES, ROWS, data_of  # noqa: E402
 
 from ray_distill.config import LossConfig, TrainingConfig  # noqa: E402
 from ray_distill.models.io.load import load_model  # noqa: E402
-from ray_distill.students.bundle import build_bundle  # noqa: E402
-from ray_distill.students.engine import Engine  # noqa: E402
-from ray_distill.students.engines import build_engine  # noqa: E402
-from ray_distill.students.loop import Trial, take_step  # noqa: E402
-from ray_distill.students.ranks import current_ranks  # noqa: E402
-from ray_distill.students.terms import build_terms  # noqa: E402
-from ray_distill.students.validation import choose_judge  # noqa: E402
+from ray_distill.students.modules.student_module import build_bundle  # noqa: E402
+from ray_distill.students.engines.engine import Engine  # noqa: E402
+from ray_distill.students.engines.build import build_engine  # noqa: E402
+from ray_distill.students.loop.train_loop import Trial, take_step  # noqa: E402
+from ray_distill.students.process_group import current_ranks  # noqa: E402
+from ray_distill.students.objective.weighted_losses import build_terms  # noqa: E402
+from ray_distill.students.loop.validation import choose_judge  # noqa: E402
 from ray_distill.testing.gloo import run_gloo  # noqa: E402
 from ray_distill.testing.models import write_tiny_text_model  # noqa: E402
 

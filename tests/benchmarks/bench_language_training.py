@@ -44,14 +44,14 @@ from ray_distill.models.core.forward import forward  # noqa: E402
 from ray_distill.models.io.load import load_model  # noqa: E402
 from ray_distill.models.core.model import Model  # noqa: E402
 from ray_distill.snapshots.reader import open_snapshot  # noqa: E402
-from ray_distill.students.engines import build_engine  # noqa: E402
-from ray_distill.students.loop import Trial, take_step  # noqa: E402
-from ray_distill.students.ranks import current_ranks  # noqa: E402
-from ray_distill.students.sampler import global_batch_at  # noqa: E402
-from ray_distill.students.terms import build_terms  # noqa: E402
-from ray_distill.students.token_bundle import PLACES, TokenBundle  # noqa: E402
-from ray_distill.students.token_set import TokenSet, build_token_set  # noqa: E402
-from ray_distill.students.validation import TokenJudge  # noqa: E402
+from ray_distill.students.engines.build import build_engine  # noqa: E402
+from ray_distill.students.loop.train_loop import Trial, take_step  # noqa: E402
+from ray_distill.students.process_group import current_ranks  # noqa: E402
+from ray_distill.students.order.cursor import global_batch_at  # noqa: E402
+from ray_distill.students.objective.weighted_losses import build_terms  # noqa: E402
+from ray_distill.students.modules.token_student_module import PLACES, TokenBundle  # noqa: E402
+from ray_distill.students.data.token_examples import TokenSet, build_token_set  # noqa: E402
+from ray_distill.students.loop.validation import TokenJudge  # noqa: E402
 from ray_distill.tasks.catalogue import LABEL_TASKS  # noqa: E402
 from ray_distill.testing.models import write_tiny_causal_model  # noqa: E402
 

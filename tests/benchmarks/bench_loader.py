@@ -43,13 +43,13 @@ from ray_distill.labels.store.label_store import create_or_open
 from ray_distill.labels.store.writer import write_attempt
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.take import take_snapshot
-from ray_distill.students.batches import build_set
-from ray_distill.students.data import open_data
-from ray_distill.students.feed import Feed
-from ray_distill.students.loop import Trial, batches_of
-from ray_distill.students.ranks import current_ranks
-from ray_distill.students.streaming import Source, StreamedSet
-from ray_distill.students.token_set import build_token_set
+from ray_distill.students.data.examples import build_set
+from ray_distill.students.data.open_data import open_data
+from ray_distill.students.order.prefetch import Feed
+from ray_distill.students.loop.train_loop import Trial, batches_of
+from ray_distill.students.process_group import current_ranks
+from ray_distill.students.data.streaming import Source, StreamedSet
+from ray_distill.students.data.token_examples import build_token_set
 from ray_distill.tasks.base import Ragged
 from ray_distill.tasks.catalogue import TASKS, TOKEN_TASKS
 

@@ -17,9 +17,9 @@ from collections import OrderedDict
 
 import numpy as np
 
-from ray_distill.students.micro_batches import share
-from ray_distill.students.order import Order, Plan
-from ray_distill.students.sampler import cursor_at, epoch_order
+from ray_distill.students.order.micro_batches import share
+from ray_distill.students.order.epoch_order import Order, Plan
+from ray_distill.students.order.cursor import cursor_at, epoch_order
 
 UNIT_ROWS, SHARE = 512, 64
 

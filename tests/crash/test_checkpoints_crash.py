@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from ray_distill.config import CheckpointPolicy
-from ray_distill.students.checkpoints import fetched, find_checkpoint
-from ray_distill.students.ranks import Ranks
-from ray_distill.students.saving import CheckpointWriter
+from ray_distill.students.checkpoints.store import fetched, find_checkpoint
+from ray_distill.students.process_group import Ranks
+from ray_distill.students.checkpoints.async_writer import CheckpointWriter
 from ray_distill.testing.crashfs import Crash, crashing_remote, cut_points, points
 
 ALONE = Ranks(rank=0, world=1)

@@ -37,7 +37,7 @@ from victims import descendants, end_node, processes, strike, title_of  # noqa: 
 from ray_distill.artifacts import LabelSetRef  # noqa: E402
 from ray_distill.snapshots.reader import open_snapshot  # noqa: E402
 from ray_distill.students.run import TrainingJob  # noqa: E402
-from ray_distill.students.sampler import global_batch_at, steps_per_epoch  # noqa: E402
+from ray_distill.students.order.cursor import global_batch_at, steps_per_epoch  # noqa: E402
 from ray_distill.tasks.catalogue import TASKS  # noqa: E402
 from ray_distill.testing.models import tiny_text_processor  # noqa: E402
 

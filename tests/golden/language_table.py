@@ -36,7 +36,7 @@ from ray_distill.runtime import campaign, cluster
 from ray_distill.runtime.session import absolute
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
-from ray_distill.students.reporter import SilentReporter
+from ray_distill.students.telemetry.reporter import SilentReporter
 from ray_distill.students.run import TrainingJob, run_arms
 from ray_distill.tasks.catalogue import LABEL_TASKS
 

@@ -24,21 +24,21 @@ from ray_distill.labels.model.signal import Signal
 from ray_distill.models.students.build_classifier import build_student
 from ray_distill.models.core.model import Model
 from ray_distill.runtime.answering import answer_all
-from ray_distill.students.bundle import layer_pairs, make_projections
-from ray_distill.students.engine import Engine, checkpoint_activations, compile_module
-from ray_distill.students.engines import build_engine
-from ray_distill.students.loop import Trial, run_trial
-from ray_distill.students.loss_settings import wants_layers
-from ray_distill.students.matching import layers_wanted, pairs_of, state_scales
-from ray_distill.students.micro_batches import Budget
-from ray_distill.students.ranks import current_ranks
-from ray_distill.students.reporter import Remembering, TrainingStopped
-from ray_distill.students.sampler import global_batch_at
-from ray_distill.students.schedules import rate_factor
-from ray_distill.students.terms import build_terms, group_of
-from ray_distill.students.token_bundle import TokenBundle
-from ray_distill.students.token_set import TokenSet, build_token_set
-from ray_distill.students.validation import TokenJudge
+from ray_distill.students.modules.student_module import layer_pairs, make_projections
+from ray_distill.students.engines.engine import Engine, checkpoint_activations, compile_module
+from ray_distill.students.engines.build import build_engine
+from ray_distill.students.loop.train_loop import Trial, run_trial
+from ray_distill.students.objective.loss_settings import wants_layers
+from ray_distill.students.objective.validate_losses import layers_wanted, pairs_of, state_scales
+from ray_distill.students.order.micro_batches import Budget
+from ray_distill.students.process_group import current_ranks
+from ray_distill.students.telemetry.reporter import Remembering, TrainingStopped
+from ray_distill.students.order.cursor import global_batch_at
+from ray_distill.students.objective.schedules import rate_factor
+from ray_distill.students.objective.weighted_losses import build_terms, group_of
+from ray_distill.students.modules.token_student_module import TokenBundle
+from ray_distill.students.data.token_examples import TokenSet, build_token_set
+from ray_distill.students.loop.validation import TokenJudge
 from ray_distill.tasks.catalogue import LABEL_TASKS
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.transformers_teacher import open_teacher

@@ -11,11 +11,11 @@ from training_lab import Recorder, learnt
 from ray_distill.artifacts import LabelSetRef
 from ray_distill.config import Campaign, MixtureConfig
 from ray_distill.models.io.load import load_model
-from ray_distill.students.data import open_data
-from ray_distill.students.joining import take_rows
-from ray_distill.students.ranks import current_ranks
+from ray_distill.students.data.open_data import open_data
+from ray_distill.students.data.concat import take_rows
+from ray_distill.students.process_group import current_ranks
 from ray_distill.students.run import TrainingJob, run_arms
-from ray_distill.students.sources import open_labels, open_sources
+from ray_distill.students.data.open_sources import open_labels, open_sources
 from ray_distill.testing.gloo import run_gloo
 from ray_distill.testing.models import write_tiny_causal_model
 from ray_distill.testing.tensors import assert_equal
@@ -71,7 +71,7 @@ def test_documents_stay_in_their_units_as_far_as_these_fit(
     config, copied = campaign(home), list[int]()
     model = load_model(str(home / "teacher"), task=config.task)
     [source] = open_sources(config, open_labels(config, (labels,)), model, layers=(), teacher_rows_url=None)
-    monkeypatch.setattr("ray_distill.students.streaming.take_rows",
+    monkeypatch.setattr("ray_distill.students.data.streaming.take_rows",
                         lambda data, rows: (copied.append(len(rows)), take_rows(data, rows))[1])
     memory = open_data([source], config.student.training.model_copy(update={"stream": "never"}), current_ranks()).train
     rows = [np.random.default_rng(step).permutation(memory.rows)[:24] for step in range(12)]

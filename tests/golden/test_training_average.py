@@ -9,9 +9,9 @@ import torch
 import training_lab as lab
 from training_lab import Lab, assert_same_curve, learnt, loss_curve
 
-from ray_distill.students.average import decay_at
-from ray_distill.students.loop import take_step
-from ray_distill.students.ranks import current_ranks
+from ray_distill.students.engines.ema import decay_at
+from ray_distill.students.loop.train_loop import take_step
+from ray_distill.students.process_group import current_ranks
 from ray_distill.testing.gloo import run_gloo
 
 EMA = {"ema": 0.4}

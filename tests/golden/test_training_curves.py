@@ -20,12 +20,12 @@ from training_lab import Lab, assert_same_curve, loss_curve
 
 from ray_distill.config import TrainingConfig
 from ray_distill.errors import ClusterError, ConfigError, TrainingError
-from ray_distill.students import loop
-from ray_distill.students.engine import check_compiler
-from ray_distill.students.loop import run_trial
-from ray_distill.students.ranks import current_ranks
-from ray_distill.students.reporter import Remembering
-from ray_distill.students.timing import PARTS, StepMeter
+from ray_distill.students.loop import train_loop
+from ray_distill.students.engines.engine import check_compiler
+from ray_distill.students.loop.train_loop import run_trial
+from ray_distill.students.process_group import current_ranks
+from ray_distill.students.telemetry.reporter import Remembering
+from ray_distill.students.telemetry.step_timer import PARTS, StepMeter
 from ray_distill.testing.gloo import run_gloo
 
 #: The first run's losses; a change of them is a change of what training means, and must be explained.
@@ -305,7 +305,7 @@ def test_patience_ends_an_arm_that_learns_nothing_more(tmp_path: Path) -> None:
 
 def test_a_machine_that_is_to_go_is_answered_by_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is complete before the next step, and the run goes on."""
-    monkeypatch.setattr(loop, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(train_loop, "LOOK_SECONDS", 0.0)
     lab.write_model(tmp_path)
     trial, engine = lab.build(Lab(folder=str(tmp_path), training={"checkpoint_every": 100}))
     recorder = lab.Recorder(save_after=3)

@@ -21,10 +21,10 @@ from ray_distill.labels.store.label_store import open_store
 from ray_distill.models.io.load import load_model
 from ray_distill.runtime.mixture import check_mixture, temperatures_of
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
-from ray_distill.students.data import open_data
-from ray_distill.students.ranks import Ranks
+from ray_distill.students.data.open_data import open_data
+from ray_distill.students.process_group import Ranks
 from ray_distill.students.run import TrainingJob, run_arms
-from ray_distill.students.sources import open_labels, open_sources
+from ray_distill.students.data.open_sources import open_labels, open_sources
 from ray_distill.testing.labels import fake_manifest, fake_teacher, label_all
 from ray_distill.testing.models import write_tiny_text_model
 

@@ -15,11 +15,11 @@ from ray_distill.losses.fused import Asked, Part
 from ray_distill.losses.soft import Soft
 from ray_distill.models.io.load import load_model
 from ray_distill.snapshots.pairs import pair_text
-from ray_distill.students.engines import build_engine
-from ray_distill.students.ranks import current_ranks
-from ray_distill.students.terms import to_device
-from ray_distill.students.token_bundle import TokenBundle
-from ray_distill.students.token_set import build_token_set
+from ray_distill.students.engines.build import build_engine
+from ray_distill.students.process_group import current_ranks
+from ray_distill.students.objective.weighted_losses import to_device
+from ray_distill.students.modules.token_student_module import TokenBundle
+from ray_distill.students.data.token_examples import build_token_set
 from ray_distill.tasks.catalogue import TOKEN_TASKS
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.transformers_teacher import open_teacher

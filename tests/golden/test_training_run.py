@@ -22,9 +22,10 @@ from ray_distill.labels.store.label_store import open_store
 from ray_distill.models.io.load import load_model
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.take import take_snapshot
-from ray_distill.students import reporter, run
+from ray_distill.students.telemetry import reporter
+from ray_distill.students import run
 from ray_distill.students.export import export_arm
-from ray_distill.students.reporter import SilentReporter, TrainingStopped
+from ray_distill.students.telemetry.reporter import SilentReporter, TrainingStopped
 from ray_distill.students.run import TrainingJob, run_arms
 from ray_distill.testing.labels import fake_manifest, label_all
 from ray_distill.testing.models import write_tiny_text_model

@@ -7,9 +7,9 @@ import pytest
 import training_lab as lab
 from training_lab import Lab
 
-from ray_distill.students.loop import take_step
-from ray_distill.students.ranks import current_ranks
-from ray_distill.students.timing import StepMeter
+from ray_distill.students.loop.train_loop import take_step
+from ray_distill.students.process_group import current_ranks
+from ray_distill.students.telemetry.step_timer import StepMeter
 from ray_distill.testing.gloo import run_gloo
 
 #: FLOPs a second of a device that there is not.

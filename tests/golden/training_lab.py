@@ -18,18 +18,18 @@ from ray_distill.config import LossConfig, TrainingConfig
 from ray_distill.labels.model.signal import Distributions, Hidden, Signal
 from ray_distill.models.io.load import load_model
 from ray_distill.models.core.model import Model
-from ray_distill.students.batches import TrainingSet, build_set
-from ray_distill.students.bundle import build_bundle
-from ray_distill.students.engine import Engine, compile_module
-from ray_distill.students.engines import build_engine
-from ray_distill.students.loop import Trial, run_trial
-from ray_distill.students.matching import layers_wanted, pairs_of, scales_of
-from ray_distill.students.micro_batches import Budget
-from ray_distill.students.ranks import current_ranks
-from ray_distill.students.reporter import Remembering, TrainingStopped
-from ray_distill.students.terms import build_terms, group_of
-from ray_distill.students.timing import is_measured
-from ray_distill.students.validation import choose_judge
+from ray_distill.students.data.examples import TrainingSet, build_set
+from ray_distill.students.modules.student_module import build_bundle
+from ray_distill.students.engines.engine import Engine, compile_module
+from ray_distill.students.engines.build import build_engine
+from ray_distill.students.loop.train_loop import Trial, run_trial
+from ray_distill.students.objective.validate_losses import layers_wanted, pairs_of, scales_of
+from ray_distill.students.order.micro_batches import Budget
+from ray_distill.students.process_group import current_ranks
+from ray_distill.students.telemetry.reporter import Remembering, TrainingStopped
+from ray_distill.students.objective.weighted_losses import build_terms, group_of
+from ray_distill.students.telemetry.step_timer import is_measured
+from ray_distill.students.loop.validation import choose_judge
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.testing.models import write_tiny_text_model
 

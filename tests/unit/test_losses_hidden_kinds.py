@@ -9,7 +9,7 @@ from ray_distill.labels.model.signal import Hidden
 from ray_distill.losses.base import Labels, LossBatch, StudentOutput
 from ray_distill.losses.catalogue import LOSSES
 from ray_distill.losses.hidden import HiddenMatch
-from ray_distill.students.matching import state_scales
+from ray_distill.students.objective.validate_losses import state_scales
 
 
 def batch_of(states: torch.Tensor) -> LossBatch:

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_distill.students.atoms import deal
+from ray_distill.students.engines.portable_state import deal
 
 
 @given(sizes=st.lists(st.integers(0, 1000), max_size=40), world=st.integers(1, 9))

@@ -13,9 +13,9 @@ from ray_distill.config import LossConfig
 from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.labels.model.signal import Distributions, Draws, Hidden, Signal
 from ray_distill.students.arms import arm_by_name, arm_rows
-from ray_distill.students.batches import TrainingSet, build_set, remap
-from ray_distill.students.matching import check_retained_mass
-from ray_distill.students.terms import to_device
+from ray_distill.students.data.examples import TrainingSet, build_set, remap
+from ray_distill.students.objective.validate_losses import check_retained_mass
+from ray_distill.students.objective.weighted_losses import to_device
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.testing.models import tiny_text_processor
 

@@ -9,7 +9,7 @@ import torch
 
 from ray_distill.errors import ConfigError
 from ray_distill.models.io.load import load_model
-from ray_distill.students.bundle import build_bundle, layer_pairs
+from ray_distill.students.modules.student_module import build_bundle, layer_pairs
 from ray_distill.testing.models import write_tiny_text_model
 
 

@@ -12,10 +12,10 @@ import pytest
 from ray_distill.config import CheckpointPolicy
 from ray_distill.errors import StorageError, TrainingError
 from ray_distill.storage import files
-from ray_distill.students import checkpoints
-from ray_distill.students.checkpoints import check_plan, fetched, find_checkpoint
-from ray_distill.students.ranks import Ranks
-from ray_distill.students.saving import MAX_FAILED, CheckpointWriter
+from ray_distill.students.checkpoints import store
+from ray_distill.students.checkpoints.store import check_plan, fetched, find_checkpoint
+from ray_distill.students.process_group import Ranks
+from ray_distill.students.checkpoints.async_writer import MAX_FAILED, CheckpointWriter
 from ray_distill.testing.ranks import run_threads
 
 ALONE = Ranks(rank=0, world=1)
@@ -138,7 +138,7 @@ def test_ranks_share_the_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     run_threads(partial(save_on, folder=tmp_path, step=7), 6)
     reads, read = list[str](), files.read_bytes
     monkeypatch.setattr(files, "read_bytes", lambda url: (reads.append(Path(url).name), read(url))[1])
-    monkeypatch.setattr(checkpoints, "_machine", lambda: int(threading.current_thread().name.split("_")[-1]) % machines)
+    monkeypatch.setattr(store, "_machine", lambda: int(threading.current_thread().name.split("_")[-1]) % machines)
     every = {f"state-{rank}": f"step 7 of rank {rank}" for rank in range(6)}
     assert run_threads(partial(read_on, folder=tmp_path), 6) == [every] * 6
     assert {name: reads.count(name) for name in every} == dict.fromkeys(every, 1 + machines)

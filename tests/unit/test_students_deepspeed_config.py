@@ -4,7 +4,7 @@ import pytest
 
 from ray_distill.config import TrainingConfig
 from ray_distill.errors import ConfigError
-from ray_distill.students.deepspeed_config import deepspeed_settings, merge
+from ray_distill.students.engines.deepspeed_config import deepspeed_settings, merge
 
 
 def settings(**changes: object) -> dict[str, object]:

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from ray_distill.errors import TrainingError
-from ray_distill.students.feed import Feed
+from ray_distill.students.order.prefetch import Feed
 
 
 def threads() -> int:

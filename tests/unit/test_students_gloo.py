@@ -9,7 +9,7 @@ import torch
 from torch import distributed
 
 from ray_distill.errors import ClusterError
-from ray_distill.students.ranks import current_ranks
+from ray_distill.students.process_group import current_ranks
 from ray_distill.testing.gloo import run_gloo
 
 

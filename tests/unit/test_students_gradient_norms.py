@@ -13,10 +13,10 @@ from ray_distill.config import LossConfig, TeacherConfig
 from ray_distill.losses.base import LossBatch, SparseTargets, StudentOutput
 from ray_distill.models.io.load import load_model
 from ray_distill.runtime.answering import answer_all
-from ray_distill.students.bundle import make_projections
-from ray_distill.students.terms import Term, ask_head, build_terms, combine, squares, to_device
-from ray_distill.students.token_bundle import TokenBundle
-from ray_distill.students.token_set import TokenSet, build_token_set
+from ray_distill.students.modules.student_module import make_projections
+from ray_distill.students.objective.weighted_losses import Term, ask_head, build_terms, combine, squares, to_device
+from ray_distill.students.modules.token_student_module import TokenBundle
+from ray_distill.students.data.token_examples import TokenSet, build_token_set
 from ray_distill.tasks.catalogue import LABEL_TASKS
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.transformers_teacher import open_teacher

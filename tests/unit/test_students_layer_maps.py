@@ -17,11 +17,11 @@ from ray_distill.errors import ConfigError
 from ray_distill.models.io.load import load_model
 from ray_distill.models.core.model import Model
 from ray_distill.snapshots.pairs import pair_text
-from ray_distill.students.bundle import build_bundle, make_projections
-from ray_distill.students.matching import layers_wanted, pairs_of
-from ray_distill.students.terms import build_terms
-from ray_distill.students.token_bundle import TokenBundle
-from ray_distill.students.token_set import build_token_set
+from ray_distill.students.modules.student_module import build_bundle, make_projections
+from ray_distill.students.objective.validate_losses import layers_wanted, pairs_of
+from ray_distill.students.objective.weighted_losses import build_terms
+from ray_distill.students.modules.token_student_module import TokenBundle
+from ray_distill.students.data.token_examples import build_token_set
 from ray_distill.tasks.base import Batch
 from ray_distill.tasks.catalogue import LABEL_TASKS, TOKEN_TASKS
 from ray_distill.testing.models import (

@@ -13,9 +13,9 @@ from ray_distill.losses import catalogue
 from ray_distill.losses.base import Labels, LossBatch, StudentOutput, teacher_weight
 from ray_distill.losses.relations import Cka
 from ray_distill.losses.soft import Soft
-from ray_distill.students.loss_settings import plain_settings, settings_of, temperatures_of
-from ray_distill.students.matching import check_losses, layers_wanted
-from ray_distill.students.terms import Term, build_terms, group_of
+from ray_distill.students.objective.loss_settings import plain_settings, settings_of, temperatures_of
+from ray_distill.students.objective.validate_losses import check_losses, layers_wanted
+from ray_distill.students.objective.weighted_losses import Term, build_terms, group_of
 
 DECLARED = (1.0, 2.0)
 TRAINING = TrainingConfig(global_batch=64, micro_batch=32)
@@ -138,7 +138,7 @@ def test_steps_of_a_weight_are_checked(weight: dict[str, Any], told: str) -> Non
 def test_the_gradient_of_a_step_is_its_temperatures() -> None:
     """What is trained on changes with the step, not only what is told."""
     from ray_distill.losses.base import SparseTargets
-    from ray_distill.students.terms import combine
+    from ray_distill.students.objective.weighted_losses import combine
 
     (term,) = build({"soft": config(temperature={"step": [[0, 2], [0.5, 1]]})}, steps=10)
     targets = SparseTargets(

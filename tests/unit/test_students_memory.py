@@ -8,7 +8,7 @@ import torch
 
 from ray_distill.config import TrainingConfig
 from ray_distill.errors import TrainingError
-from ray_distill.students.memory import GIB, Sizes, held, is_out_of_memory, memory_explained, suggestion
+from ray_distill.students.telemetry.memory_report import (GIB, Sizes, held, is_out_of_memory, memory_explained, suggestion)
 
 #: 1e9 parameters, all trained.
 SIZES = Sizes(all=10**9, trained=10**9)
@@ -18,7 +18,7 @@ STARVED = """
 import resource
 import torch
 from ray_distill.config import TrainingConfig
-from ray_distill.students.memory import Sizes, memory_explained
+from ray_distill.students.telemetry.memory_report import Sizes, memory_explained
 
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2 * 2**30,) * 2)

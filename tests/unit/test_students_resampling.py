@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from ray_distill.config import SamplingConfig
 from ray_distill.errors import ConfigError
-from ray_distill.students import resampling
-from ray_distill.students.batches import TrainingSet
-from ray_distill.students.resampling import Shares, class_weights, entropy_weights, resampled, shared, systematic
-from ray_distill.students.token_set import TokenSet
+from ray_distill.students.data import resampling
+from ray_distill.students.data.examples import TrainingSet
+from ray_distill.students.data.resampling import Shares, class_weights, entropy_weights, resampled, shared, systematic
+from ray_distill.students.data.token_examples import TokenSet
 
 
 def classifier(labels: list[int], entropy: list[float]) -> TrainingSet:

@@ -3,7 +3,7 @@
 import pytest
 
 from ray_distill.config import Schedule
-from ray_distill.students.schedules import Shape, rate_factor, weight_curve
+from ray_distill.students.objective.schedules import Shape, rate_factor, weight_curve
 
 
 @pytest.mark.parametrize(("shape", "middle", "end"), [("constant", 1, 1), ("linear", 0.5, 0), ("cosine", 0.5, 0)])

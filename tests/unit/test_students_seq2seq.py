@@ -23,10 +23,10 @@ from ray_distill.models.io.load import load_model
 from ray_distill.models.core.model import Model
 from ray_distill.models.text.seq2seq_processor import pair_processor
 from ray_distill.snapshots.pairs import pair_text
-from ray_distill.students.bundle import make_projections
-from ray_distill.students.terms import to_device
-from ray_distill.students.token_bundle import PLACES, TokenBundle
-from ray_distill.students.token_set import TokenSet, build_token_set
+from ray_distill.students.modules.student_module import make_projections
+from ray_distill.students.objective.weighted_losses import to_device
+from ray_distill.students.modules.token_student_module import PLACES, TokenBundle
+from ray_distill.students.data.token_examples import TokenSet, build_token_set
 from ray_distill.tasks.catalogue import TOKEN_TASKS
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.transformers_teacher import open_teacher

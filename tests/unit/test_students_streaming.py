@@ -15,11 +15,11 @@ from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.store.label_store import open_store
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.take import take_snapshot
-from ray_distill.students.batches import TrainingSet, build_set
-from ray_distill.students.data import Opened, open_data
-from ray_distill.students.loop import Trial, batches_of
-from ray_distill.students.ranks import Ranks, current_ranks
-from ray_distill.students.streaming import Source, StreamedSet, scan
+from ray_distill.students.data.examples import TrainingSet, build_set
+from ray_distill.students.data.open_data import Opened, open_data
+from ray_distill.students.loop.train_loop import Trial, batches_of
+from ray_distill.students.process_group import Ranks, current_ranks
+from ray_distill.students.data.streaming import Source, StreamedSet, scan
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.testing.labels import fake_manifest, label_all
 from ray_distill.testing.models import tiny_text_processor

@@ -7,8 +7,8 @@ import torch
 from ray_distill.config import LossConfig, Schedule
 from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.losses.base import LossBatch, SparseTargets, StudentOutput
-from ray_distill.students.ranks import Ranks
-from ray_distill.students.terms import build_terms, combine, weights_of
+from ray_distill.students.process_group import Ranks
+from ray_distill.students.objective.weighted_losses import build_terms, combine, weights_of
 
 ALONE = Ranks(rank=0, world=1)
 CPU = torch.device("cpu")

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from ray_distill.students.flops import FlopCount, peak_flops
-from ray_distill.students.ranks import Ranks
-from ray_distill.students.timing import PARTS, StepMeter, Stopwatch, is_measured, peak_memory, tokens_of
+from ray_distill.students.telemetry.flops import FlopCount, peak_flops
+from ray_distill.students.process_group import Ranks
+from ray_distill.students.telemetry.step_timer import PARTS, StepMeter, Stopwatch, is_measured, peak_memory, tokens_of
 from ray_distill.testing.models import write_tiny_causal_model
 
 

@@ -19,12 +19,12 @@ from ray_distill.losses.base import LossBatch, StudentOutput
 from ray_distill.losses.cross_entropy import Hard
 from ray_distill.losses.fused import Asked, FusedHead, Part
 from ray_distill.models.io.load import load_model
-from ray_distill.students.engines import build_engine
-from ray_distill.students.micro_batches import Budget
-from ray_distill.students.ranks import Ranks
-from ray_distill.students.token_bundle import PLACES, TokenBundle
-from ray_distill.students.token_set import TokenSet, build_token_set
-from ray_distill.students.validation import Score, TokenJudge
+from ray_distill.students.engines.build import build_engine
+from ray_distill.students.order.micro_batches import Budget
+from ray_distill.students.process_group import Ranks
+from ray_distill.students.modules.token_student_module import PLACES, TokenBundle
+from ray_distill.students.data.token_examples import TokenSet, build_token_set
+from ray_distill.students.loop.validation import Score, TokenJudge
 from ray_distill.tasks.base import Batch
 from ray_distill.tasks.catalogue import LABEL_TASKS
 from ray_distill.testing.models import write_tiny_causal_model

@@ -17,9 +17,9 @@ from ray_distill.labels.model.signal import Distributions, Draws, Hidden, Signal
 from ray_distill.losses.base import LossBatch
 from ray_distill.models.text.lm_processor import LanguageProcessor, language_processor
 from ray_distill.models.io.load import load_model
-from ray_distill.students.matching import check_retained_mass
-from ray_distill.students.token_bundle import PLACES
-from ray_distill.students.token_set import TokenSet, build_token_set, check_tokens
+from ray_distill.students.objective.validate_losses import check_retained_mass
+from ray_distill.students.modules.token_student_module import PLACES
+from ray_distill.students.data.token_examples import TokenSet, build_token_set, check_tokens
 from ray_distill.tasks.base import Batch
 from ray_distill.tasks.catalogue import LABEL_TASKS
 from ray_distill.testing.models import tiny_causal_tokenizer, write_tiny_causal_model

@@ -1,0 +1,1 @@
+"""Write, upload, verify and read checkpoints."""

@@ -1,0 +1,145 @@
+"""Checkpoints written beside the training: a rank stops only while its state is copied to the local disk.
+
+Each rank uploads its own files on a thread. Whether all are through is agreed in the sum that every step makes anyway,
+so that all ranks go on to the next stage after the same step; the first rank then writes the marker, on its thread, and
+removes what the policy does not keep. A checkpoint that is asked for while one is under way waits for it.
+"""
+
+import logging
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+from ray_distill.config import CheckpointPolicy
+from ray_distill.errors import DistillError, StorageError
+from ray_distill.storage import files
+from ray_distill.students.checkpoints.store import complete, prune, upload
+from ray_distill.students.process_group import Ranks
+
+log = logging.getLogger(__name__)
+
+#: A failed upload is told of, and the next checkpoint tried; so many in a row end the run, which would go unprotected.
+MAX_FAILED = 2
+
+
+class CheckpointWriter:
+    """Writes one trial's checkpoints, one at a time. `start`, `advance` and `finish` are collective.
+
+    Args:
+        folder_url: the trial's folder of checkpoints.
+        ranks: this process among the others.
+        policy: which checkpoints stay.
+        plan: what a run must agree with to go on from one of them.
+        protect: URLs of checkpoints that must stay: the one this run was resumed from.
+    """
+
+    def __init__(
+        self, folder_url: str, ranks: Ranks, policy: CheckpointPolicy, *, plan: Mapping[str, Any],
+        protect: Sequence[str] = (),
+    ) -> None:
+        self._folder_url, self._ranks, self._policy = folder_url, ranks, policy
+        self._plan, self._protect = plan, tuple(protect)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._stage: Literal["none", "uploading", "completing"] = "none"
+        self._work: Future[Any] | None = None
+        self._local: TemporaryDirectory[str] | None = None
+        self._url, self._step, self._state = "", 0, dict[str, Any]()
+        self._failed = 0
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a checkpoint is being written; the same on every rank."""
+        return self._stage != "none"
+
+    @property
+    def idle(self) -> bool:
+        """Whether this rank has done its part of the stage; `advance` when all have."""
+        return self._work is None or self._work.done()
+
+    def start(self, write: Callable[[Path], None], *, step: int, state: Mapping[str, Any]) -> str | None:
+        """Copy this rank's state to the local disk and begin to upload it.
+
+        Args:
+            write: writes this rank's files into a local folder; called once on every rank.
+            step: steps done.
+            state: plain JSON of the loop.
+
+        Returns:
+            URL of the checkpoint before, if it was still under way and is complete now.
+        """
+        before = self.finish()
+        attempt = self._ranks.share(uuid.uuid4().hex[:8])
+        self._url, self._step, self._state = files.join(self._folder_url, f"{step:08d}-{attempt}"), step, dict(state)
+        self._local = TemporaryDirectory(prefix="ray-distill-checkpoint-")
+        local = Path(self._local.name)
+        write(local)
+        self._work = self._thread.submit(_outcome, lambda: upload(local, self._url, f"rank-{self._ranks.rank}"))
+        self._stage = "uploading"
+        return before
+
+    def advance(self) -> str | None:
+        """Go on to the next stage, waiting for this rank's part; the URL if the checkpoint is complete now.
+
+        Raises:
+            StorageError: on every rank, if one could not do its part, twice in a row.
+        """
+        found, error = (None, None) if self._work is None else self._work.result()
+        self._work = None
+        if self._stage == "uploading":
+            self._drop_local()
+        told = self._ranks.gather((found, error))
+        errors = [error for _, error in told if error is not None]
+        if errors:
+            self._stage = "none"
+            self._give_up(errors[0])
+            return None
+        if self._stage == "uploading":
+            if self._ranks.first:
+                digests = {name: digest for part, _ in told for name, digest in part.items()}
+                self._work = self._thread.submit(_outcome, lambda: self._complete(digests))
+            self._stage = "completing"
+            return None
+        self._stage, self._failed = "none", 0
+        return self._url
+
+    def finish(self) -> str | None:
+        """Wait for what is under way, on all ranks; the URL if it is complete now."""
+        url = None
+        while self.under_way:
+            url = self.advance()
+        return url
+
+    def close(self) -> None:
+        """Let the thread come to its end; what was under way is a leftover. Not collective, so fit for a failure."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._drop_local()
+
+    def _complete(self, digests: Mapping[str, str]) -> None:
+        complete(self._url, digests, step=self._step, plan=self._plan, state=self._state)
+        try:
+            prune(self._folder_url, self._policy, {self._url, *self._protect})
+        except StorageError as error:  # the checkpoint stands; what is left over goes with the next
+            log.warning("old checkpoints in %s could not be removed: %s", self._folder_url, error)
+
+    def _give_up(self, error: DistillError) -> None:
+        self._failed += 1
+        if self._failed >= MAX_FAILED or not isinstance(error, StorageError):
+            raise error
+        log.warning("the checkpoint after step %d could not be saved, training goes on without it: %s",
+                    self._step, error)
+
+    def _drop_local(self) -> None:
+        if self._local is not None:
+            self._local.cleanup()
+            self._local = None
+
+
+def _outcome(work: Callable[[], Any]) -> tuple[Any, DistillError | None]:
+    """What some work gave, or its error of ours, to be told to the other ranks; anything else ends this rank."""
+    try:
+        return work(), None
+    except DistillError as error:
+        return None, error

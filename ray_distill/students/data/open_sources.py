@@ -1,0 +1,158 @@
+"""What a student learns from: the snapshot and labels of its campaign, and those that its configuration mixes in."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_distill.artifacts import LabelSetRef
+from ray_distill.config import Campaign
+from ray_distill.errors import ConfigError
+from ray_distill.labels.model import rowids
+from ray_distill.labels.store.ensemble import AveragedLabels, require_same_classes
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.store.reader import open_label_set
+from ray_distill.labels.model.rowids import RowIds
+from ray_distill.models.core.head_extraction import keeps_documents_apart
+from ray_distill.models.heads.fit_head import fitted_rows
+from ray_distill.models.core.model import Model
+from ray_distill.snapshots.reader import Snapshot, open_snapshot
+from ray_distill.storage import files
+from ray_distill.students.data.examples import TrainingSet, build_set
+from ray_distill.students.data.streaming import Build, Labels, LabelSource, Source
+from ray_distill.students.data.token_examples import TokenSet, build_token_set, check_tokens
+from ray_distill.tasks.base import LabelTask
+from ray_distill.tasks.catalogue import TASKS, TOKEN_TASKS
+
+#: Labels of a snapshot.
+Labelled = tuple[Snapshot, LabelSource]
+
+
+def open_labels(config: Campaign, refs: Sequence[LabelSetRef]) -> list[Labelled]:
+    """Open label sets as the campaign mixes them: one that is their mean, or all of them; the campaign's own first.
+
+    Raises:
+        StoreMismatch: they are of different tasks, classes or forms, and cannot be mixed so.
+    """
+    mixture = config.student.mixture
+    snapshots = [open_snapshot(ref.snapshot) for ref in refs]
+    sets = [open_label_set(ref, snapshot) for ref, snapshot in zip(refs, snapshots, strict=True)]
+    if mixture is not None and mixture.how == "average":
+        fitted = [_fitted_rows(labels.manifest) for labels in sets]
+        return [(snapshots[0], AveragedLabels(sets, mixture.weights, fitted))]
+    for other in sets[1:]:
+        require_same_classes(sets[0].manifest, other.manifest)
+        _require_same_form(sets[0].manifest, other.manifest)
+    return list(zip(snapshots, sets, strict=True))
+
+
+def open_sources(
+    config: Campaign, labelled: Sequence[Labelled], model: Model, *, layers: Sequence[int],
+    teacher_rows_url: str | None,
+) -> list[Source]:
+    """Rows of label sets as the student reads them.
+
+    Rows that the campaign is judged on are taken from its own snapshot alone: from the others they are left out, in
+    whatever split they are there.
+
+    Args:
+        config: the campaign.
+        labelled: snapshots and their labels, the campaign's own first.
+        model: the student.
+        layers: teacher layers whose states are read.
+        teacher_rows_url: Parquet with the ids of rows the campaign's teacher may not teach; those of other teachers are
+            known from their stores.
+
+    Raises:
+        ConfigError: student and labels do not fit.
+    """
+    snapshot, first = labelled[0][0], labelled[0][1].manifest
+    excluded = rowids.empty() if teacher_rows_url is None else _ids_in(teacher_rows_url)
+    found = [_open_source(config, labelled[0], model, layers, excluded, rowids.empty())]
+    if len(labelled) > 1:
+        held_out = np.sort(np.concatenate([rowids.to_numpy(snapshot.read(split, ["row_id"])["row_id"])
+                                           for split in ("validation", "calibration", "test")]))
+        for own in labelled[1:]:
+            if layers:
+                _require_same_states(first, own[1].manifest)
+            found.append(_open_source(config, own, model, layers, _fitted_rows(own[1].manifest), held_out))
+    return found
+
+
+def _open_source(
+    config: Campaign, labelled: Labelled, model: Model, layers: Sequence[int], excluded: RowIds, held_out: RowIds
+) -> Source:
+    snapshot, labels = labelled
+    manifest = labels.manifest
+    task: LabelTask = TOKEN_TASKS[config.task] if model.vocabulary else TASKS[config.task]
+    make = _token_builder(config, model, manifest) if model.vocabulary else partial(
+        build_set, task=TASKS[config.task], processor=model.processor, student_classes=model.classes,
+        store_classes=manifest.classes, snapshot_classes=snapshot.classes,
+        per_token=bool(layers) and manifest.pool == "token")
+    return Source(
+        snapshot=snapshot, labels=labels, layers=tuple(layers),
+        columns=("row_id", task.input_column, *(() if model.vocabulary else ("label",))),
+        build=partial(_build, make, excluded, held_out))
+
+
+def _token_builder(config: Campaign, model: Model, manifest: StoreManifest) -> Build:
+    """What makes sets of a language model's documents."""
+    packed = config.student.training.packed
+    check_tokens(manifest.teacher, model)
+    if packed and not keeps_documents_apart(model.module):
+        raise ConfigError(f"student.training.packed: {type(model.module).__name__} would let documents of one row see "
+                          "each other, so its losses would be of other texts than the labels: set it to 0")
+    return partial(build_token_set, task=TOKEN_TASKS[config.task], processor=model.processor,
+                   vocabulary=model.vocabulary, pool=manifest.pool, packed=packed)
+
+
+def _build(
+    make: Callable[..., TrainingSet | TokenSet], excluded: RowIds, held_out: RowIds, table: pa.Table, *,
+    labels: Labels, name: str, part: bool = False,
+) -> TrainingSet | TokenSet:
+    ids = rowids.to_numpy(table["row_id"])
+    judged = rowids.is_in(ids, held_out)
+    if judged.any():
+        table, ids = table.filter(pa.array(~judged)), ids[~judged]
+    own = rowids.to_arrow(ids[rowids.is_in(ids, excluded)])  # of a unit's rows few are, and each call hashes them
+    return make(table, labels=labels, excluded=own, name=name, part=part)
+
+
+def _fitted_rows(manifest: StoreManifest) -> RowIds:
+    """Ids of the rows that a store's teacher was fitted on here, ascending."""
+    head = manifest.teacher.get("head")
+    return rowids.empty() if head is None else np.sort(rowids.to_numpy(fitted_rows(str(head))))
+
+
+def _ids_in(url: str) -> RowIds:
+    with files.open_input(url) as source:
+        return np.sort(rowids.to_numpy(pq.read_table(source, columns=["row_id"])["row_id"]))
+
+
+def _require_same_form(first: StoreManifest, other: StoreManifest) -> None:
+    """Refuse sources whose distributions could not stand in one batch: a classifier's are all as wide as the widest."""
+    forms = [(m.temperatures, m.draws, m.exponent if m.draws else 1.0, (m.estimator, m.k) if m.classes else ())
+             for m in (first, other)]
+    if forms[0] != forms[1]:
+        raise ConfigError(
+            "student.mixture: label sets that are mixed by source need the same temperatures and draws, and those of "
+            f"classifiers as many classes stored; found {_form(first)}, and {_form(other)} of "
+            f"{other.teacher.get('model') or other.teacher['fingerprint']}")
+
+
+def _form(manifest: StoreManifest) -> str:
+    drawn = f"{manifest.draws} draws of p^{manifest.exponent:g}" if manifest.draws else "no draws"
+    drawn = f"{manifest.estimator}, k {manifest.k}, {drawn}"
+    return f"T {', '.join(f'{t:g}' for t in manifest.temperatures)} with {drawn}"
+
+
+def _require_same_states(first: StoreManifest, other: StoreManifest) -> None:
+    """Refuse to match hidden states of several teachers with one projection, or on several bases."""
+    if (first.teacher["fingerprint"], first.pool) != (other.teacher["fingerprint"], other.pool) or any(
+            m.hidden_rank or m.hidden_variance for m in (first, other)):
+        raise ConfigError(
+            "student.mixture: states of another teacher, pooled otherwise or on another basis, lie in another space "
+            "than those of the campaign's own, and one student layer cannot follow both: leave the losses of hidden "
+            "states out")

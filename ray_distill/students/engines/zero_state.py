@@ -1,0 +1,157 @@
+"""Master weights and optimiser states where ZeRO has partitioned them; knows DeepSpeed's optimisers, imports nothing.
+
+What is read is put together by DeepSpeed's own collectives. What is set is set on each rank for its own partition.
+"""
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ray_distill.errors import TrainingError
+from ray_distill.students.engines.portable_state import (WEIGHT, Parts, WholeParts, counted_steps, make_states, tensor_states)
+from ray_distill.students.process_group import Ranks
+
+#: What a dynamic loss scale depends on.
+_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def zero_parts(optimizer: Any, ranks: Ranks) -> Parts:
+    """The parts of DeepSpeed's optimiser, by what it is: ZeRO 3, ZeRO 1 and 2, or whole on every rank (ZeRO 0).
+
+    Raises:
+        TrainingError: it is of another kind, so its state could not be saved.
+    """
+    if hasattr(optimizer, "fp32_partitioned_groups_flat"):
+        return Zero3Parts(optimizer, ranks)
+    if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
+        return Zero12Parts(optimizer)
+    if hasattr(optimizer, "fp32_groups"):  # half precision at ZeRO 0: a float32 copy of each parameter
+        halves = chain.from_iterable(optimizer.fp16_groups)
+        return WholeParts(
+            optimizer.optimizer, dict(zip(halves, chain.from_iterable(optimizer.fp32_groups), strict=True)))
+    if isinstance(optimizer, torch.optim.Optimizer):
+        return WholeParts(optimizer)
+    raise TrainingError(
+        f"checkpoints of DeepSpeed's {type(optimizer).__name__} are not known: zero_stage 0 in half precision "
+        "makes it of a fused optimiser; use zero_stage 1, or leave the optimizer out of student.training.deepspeed")
+
+
+class _Partitioned:
+    """What both kinds of partition share: an optimiser over flat tensors, each a rank's part of many parameters."""
+
+    def __init__(self, optimizer: Any, flats: Sequence[Tensor]) -> None:
+        self._zero, self._flats = optimizer, flats
+
+    def states(self) -> tuple[str, ...]:
+        """See `Parts`."""
+        return tensor_states(self._zero.optimizer)
+
+    def step(self) -> float:
+        """See `Parts`."""
+        return counted_steps(self._zero.optimizer)
+
+    def prepare(self, states: Sequence[str], step: float) -> None:
+        """See `Parts`. DeepSpeed makes states in the first step, and links them to the parameters then."""
+        make_states(self._zero.optimizer, self._flats, states, step)
+
+    def release(self) -> None:
+        """See `Parts`."""
+
+
+class Zero12Parts(_Partitioned):
+    """`Parts` at ZeRO 1 and 2: parameters are whole, their master weights and states are cut over the ranks."""
+
+    def __init__(self, optimizer: Any) -> None:
+        flats = getattr(optimizer, "single_partition_of_fp32_groups", None)
+        super().__init__(optimizer, optimizer.fp32_groups_flat_partition if flats is None else flats)
+        if all(flat in optimizer.optimizer.state for flat in self._flats):
+            self._link()
+
+    def read(self, parameter: Any, name: str) -> Tensor | None:
+        """See `Parts`."""
+        found: Tensor = parameter.get_full_hp_param(None if name == WEIGHT else name)
+        return found
+
+    def prepare(self, states: Sequence[str], step: float) -> None:
+        """See `Parts`."""
+        super().prepare(states, step)
+        self._link()
+
+    def write(self, parameter: Any, name: str, value: Tensor) -> None:
+        """See `Parts`."""
+        parameter.set_full_hp_param(value, None if name == WEIGHT else name)
+
+    def finish(self) -> None:
+        """See `Parts`."""
+        self._zero.update_lp_params()
+
+    def _link(self) -> None:
+        """Have parameters know their states. DeepSpeed does so once, after the step of its first group: those of the
+        second have none yet then, and stay without."""
+        self._zero._hp_optimizer_states_linked = False
+        self._zero._lazy_init_hp_params_optimizer_state()
+
+
+class Zero3Parts(_Partitioned):
+    """`Parts` at ZeRO 3: the parameters themselves are cut, each into equal pieces of which the last is filled up."""
+
+    def __init__(self, optimizer: Any, ranks: Ranks) -> None:
+        super().__init__(optimizer, optimizer.fp32_partitioned_groups_flat)
+        self._ranks = ranks
+
+    def read(self, parameter: Any, name: str) -> Tensor | None:
+        """See `Parts`."""
+        found: Tensor = self._zero.get_full_hp_param(parameter, None if name == WEIGHT else name)
+        return found
+
+    def prepare(self, states: Sequence[str], step: float) -> None:
+        """See `Parts`."""
+        self.release()
+        super().prepare(states, step)
+
+    def release(self) -> None:
+        """See `Parts`: small parameters that every rank keeps whole, to be gathered anew at the end."""
+        self._zero.checkpoint_event_prologue()
+
+    def write(self, parameter: Any, name: str, value: Tensor) -> None:
+        """See `Parts`."""
+        size = parameter.ds_tensor.numel()
+        filled = functional.pad(value.flatten(), (0, size * self._ranks.world - value.numel()))
+        own = filled[self._ranks.rank * size : (self._ranks.rank + 1) * size]
+        self._zero.set_local_hp_param(own, parameter, None if name == WEIGHT else name)
+
+    def finish(self) -> None:
+        """See `Parts`."""
+        for number in range(len(self._flats)):
+            self._zero._reassign_or_swap_out_partitioned_parameters(number)
+        self._zero.checkpoint_event_epilogue()
+
+
+def base_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimiser over master weights that DeepSpeed's own wraps; the one itself where it wraps none."""
+    found: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return found
+
+
+def loss_scale(optimizer: Any) -> dict[str, float]:
+    """Where a half-precision optimiser's loss scale stands; empty where it has none."""
+    holder = _scaler(optimizer)
+    return {} if holder is None else {name: getattr(holder, name) for name in _SCALE if hasattr(holder, name)}
+
+
+def set_loss_scale(optimizer: Any, saved: dict[str, float]) -> None:
+    """Set what `loss_scale` gave; an optimiser without a loss scale takes none."""
+    holder = _scaler(optimizer)
+    if holder is None:
+        return
+    for name, value in saved.items():
+        setattr(holder, name, value)
+
+
+def _scaler(optimizer: Any) -> Any:
+    found = getattr(optimizer, "loss_scaler", None)
+    return getattr(optimizer, "loss_scale_config", None) if found is None else found

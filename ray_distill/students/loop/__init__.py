@@ -1,0 +1,1 @@
+"""Run the training steps of one student, validate it and keep its best weights."""

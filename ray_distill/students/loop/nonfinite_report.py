@@ -1,0 +1,128 @@
+"""What a run leaves for whoever looks into it: the batch whose loss was not finite, saved, and its rows named."""
+
+import dataclasses
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from safetensors.torch import save
+from torch import Tensor
+
+from ray_distill.errors import StorageError, TrainingError
+from ray_distill.losses.base import LossBatch
+from ray_distill.storage import files
+from ray_distill.students.order.micro_batches import MicroBatch
+from ray_distill.students.process_group import Ranks
+from ray_distill.students.order.cursor import Index
+from ray_distill.students.modules.token_student_module import PLACES
+from ray_distill.tasks.base import Batch
+
+log = logging.getLogger(__name__)
+
+#: Rows that a message names; the files have all.
+SHOWN = 8
+
+
+def not_finite(
+    trial: str, url: str, ranks: Ranks, step: int, steps: int, values: Mapping[str, float],
+    ids_of: Callable[[Index], list[str]], micros: Sequence[MicroBatch], batches: Sequence[tuple[Batch, LossBatch]],
+    parts: Sequence[Sequence[Tensor]],
+) -> TrainingError:
+    """Save each rank's batch and name the rows to look at; collective.
+
+    Below ``url``: ``step-<n>-rank-<r>.safetensors`` with every tensor of the rank's micro-batches, and ``.json`` with
+    their row ids and which of them gave what is not finite. They hold what the examples hold: the inputs themselves.
+
+    Args:
+        trial: what is trained, for the message.
+        url: folder to save in.
+        ranks: this process among the others.
+        step: counted from 0; files and message count from 1.
+        steps: of the whole run.
+        values: the global losses by name.
+        ids_of: tells ids of rows of the data.
+        micros: this rank's micro-batches, as rows of the data.
+        batches: the same, as tensors.
+        parts: the losses' share of each, by micro-batch.
+
+    Returns:
+        The error to raise; the same on every rank.
+    """
+    culprits = [number for number, shares in enumerate(parts) if not all(bool(share.isfinite()) for share in shares)]
+    marked = [ids_of(_broken_rows(micros[number], *batches[number])) for number in culprits]
+    saved = _save(files.join(url, f"step-{step + 1}-rank-{ranks.rank}"), micros, batches, ids_of, culprits)
+    told = ranks.gather((marked, [ids_of(_real(micros[number])) for number in culprits], saved))
+    broken = [row for marks, _, _ in told for rows in marks for row in rows]
+    near = [row for _, rows, _ in told for each in rows for row in each]
+    kept = next((where for _, _, where in told if where is not None), None)
+    terms = [f"the loss term {name.removeprefix('loss_')!r} is {value}" for name, value in values.items()
+             if name != "loss" and not math.isfinite(value)] or [f"the loss is {values['loss']}"]
+    if broken:
+        where = f"labels that are not finite are those of {_some(broken)}: label these rows again, or leave them out"
+    elif near:
+        where = (f"it came from {len(near)} rows, {_some(near)}; their labels are finite, so lower the learning rate, "
+                 "or prefer precision bf16 or fp32 to fp16")
+    else:
+        where = "each micro-batch alone is finite; lower the learning rate, or prefer precision bf16 or fp32 to fp16"
+    note = f"; the batch is saved in {kept}" if kept is not None else "; the batch could not be saved"
+    return TrainingError(f"{trial}: {', '.join(terms)} at step {step + 1} of {steps}; {where}{note}")
+
+
+def _real(micro: MicroBatch) -> Any:
+    return micro.rows[micro.real]
+
+
+def _broken_rows(micro: MicroBatch, inputs: Batch, batch: LossBatch) -> Any:
+    """Rows whose stored labels are not finite where they must be (-inf stands for "absent"); none of a language
+    model's, whose labels are of positions."""
+    if PLACES in inputs:
+        return micro.rows[:0]
+    bad = np.zeros(len(micro.rows), dtype=np.bool_)
+    for tensor in _flat("", batch).values():
+        if tensor.is_floating_point() and len(tensor) == len(bad):
+            wrong = tensor.isnan() | (tensor == math.inf)
+            bad |= wrong.reshape(len(bad), -1).any(dim=1).cpu().numpy()
+    return micro.rows[bad & micro.real]
+
+
+def _save(
+    url: str, micros: Sequence[MicroBatch], batches: Sequence[tuple[Batch, LossBatch]],
+    ids_of: Callable[[Index], list[str]], culprits: Sequence[int],
+) -> str | None:
+    """Write this rank's batch; its URL, or None where the file system refuses (told of in the log)."""
+    tensors = {f"{number}.{name}": tensor.detach().cpu().contiguous()
+               for number, (inputs, batch) in enumerate(batches)
+               for name, tensor in {**_flat("inputs", inputs), **_flat("batch", batch)}.items()}
+    facts = {"rows": [ids_of(micro.rows) for micro in micros], "real": [micro.real.tolist() for micro in micros],
+             "not_finite": list(culprits)}
+    try:
+        files.write_bytes(f"{url}.safetensors", save(tensors))
+        files.write_bytes(f"{url}.json", json.dumps(facts, indent=1).encode())
+    except StorageError as error:
+        log.warning("the batch of a loss that is not finite could not be saved: %s", error)
+        return None
+    return f"{url}.safetensors"
+
+
+def _flat(prefix: str, value: Any) -> dict[str, Tensor]:
+    """Every tensor in mappings and dataclasses, by its path."""
+    return dict(_tensors(prefix, value))
+
+
+def _tensors(prefix: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield prefix, value
+    elif dataclasses.is_dataclass(value):
+        for each in dataclasses.fields(value):
+            yield from _tensors(f"{prefix}.{each.name}", getattr(value, each.name))
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _tensors(f"{prefix}.{name}", inner)
+
+
+def _some(rows: Sequence[str]) -> str:
+    shown = ", ".join(rows[:SHOWN])
+    return shown + (f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else "")

@@ -1,0 +1,307 @@
+"""One trial: a bundle trained for a fixed number of steps, its best weights on validation kept."""
+
+import math
+import random
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ray_distill.config import TrainingConfig
+from ray_distill.errors import TrainingError
+from ray_distill.losses.base import LossBatch
+from ray_distill.storage import files
+from ray_distill.students.data.examples import Examples
+from ray_distill.students.checkpoints.store import check_plan, fetched, find_checkpoint
+from ray_distill.students.loop.nonfinite_report import not_finite
+from ray_distill.students.engines.engine import Engine
+from ray_distill.students.order.prefetch import Feed
+from ray_distill.students.order.micro_batches import Budget, MicroBatch, micro_batches, share
+from ray_distill.students.order.epoch_order import Order, Plan, units_of
+from ray_distill.students.loop.best_result import WEIGHTS_FILE, Best, read_weights, weights_bytes
+from ray_distill.students.process_group import Ranks
+from ray_distill.students.telemetry.reporter import Remembering, Told, TrainingStopped
+from ray_distill.students.order.cursor import Index, cursor_at
+from ray_distill.students.checkpoints.async_writer import CheckpointWriter
+from ray_distill.students.objective.schedules import rate_factor
+from ray_distill.students.objective.weighted_losses import (Term, ask_head, combine, group_of, squares, to_device, weights_of)
+from ray_distill.students.telemetry.step_timer import StepMeter, peak_memory
+from ray_distill.students.modules.token_student_module import PLACES
+from ray_distill.students.loop.validation import Judge, Score
+from ray_distill.tasks.base import Batch
+
+#: Seconds between two questions whether a machine is about to be taken away; asking is collective.
+LOOK_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """Everything that decides a trial's result, but for the first weights of the bundle."""
+
+    name: str
+    """The arm, and its learning rate where there are several: what metrics are reported under."""
+    url: str
+    """Folder of its checkpoints."""
+    data: Examples
+    rows: Index
+    """Rows of ``data`` it trains on."""
+    terms: tuple[Term, ...]
+    judge: Judge
+    training: TrainingConfig
+    rate: float
+    steps: int
+    seed: int
+    plan: Mapping[str, Any]
+    """What a checkpoint must agree with: plain JSON."""
+    units: Index | None = None
+    """``[U+1]`` where units that are read whole begin in the rows of ``data``; None: one holds everything."""
+
+    @cached_property
+    def order(self) -> Order:
+        """The rows of each step, as places in ``rows``."""
+        units, training = units_of(self.rows, self.units), self.training
+        return Order(Plan(units=units, global_batch=training.global_batch, mixed=training.shuffle_units), self.seed)
+
+    @cached_property
+    def budget(self) -> Budget:
+        """How much a forward pass may hold."""
+        return Budget.of(self.training, group_of(self.terms))
+
+
+#: The micro-batches of a step on one rank, before they are moved to its device.
+Batches = list[tuple[Batch, LossBatch]]
+
+
+def run_trial(trial: Trial, engine: Engine, ranks: Ranks, reporter: Remembering, *, resume: bool) -> Best:
+    """Train to the end, from the newest checkpoint if ``resume`` and there is one.
+
+    Raises:
+        TrainingError: a loss is not finite, or the checkpoint is of another run.
+        TrainingStopped: a stop was requested; the state is saved.
+    """
+    step, best, looked, resumed, lately = _restore(trial, engine, ranks) if resume else (0, None, None, None, [])
+    reporter.repeat(lately)
+    saver = CheckpointWriter(
+        checkpoints_url(trial), ranks, trial.training.checkpoints, plan=trial.plan,
+        protect=() if resumed is None else (resumed,))
+    with Feed(partial(batches_of, trial, ranks), trial.steps) as feed, closing(saver):
+        return _train(trial, engine, ranks, reporter, feed, saver, step, best, looked)
+
+
+def _train(
+    trial: Trial, engine: Engine, ranks: Ranks, reporter: Remembering, feed: Feed[Batches], saver: CheckpointWriter,
+    step: int, best: Best | None, looked: Score | None,
+) -> Best:
+    """Train from a step to the end; see `run_trial`."""
+    def told(url: str | None, after: int) -> None:
+        if url is not None:
+            reporter.checkpoint({"trial": trial.name, "step": after, "url": url})
+
+    saved, next_look = step, time.monotonic() + LOOK_SECONDS
+    engine.train(True)
+    meter = StepMeter.of(engine.device, trial.training, ranks)
+    while step < trial.steps:
+        asks = (reporter.should_stop(), time.monotonic() >= next_look, saver.idle)
+        values, (stop, look, idle) = take_step(trial, engine, ranks, step, feed, asks=asks, meter=meter)
+        step += 1
+        last = step == trial.steps
+        if last or step % trial.training.evaluate_every == 0:
+            with engine.averaged():
+                best, looked = _judge(trial, engine, ranks, step, best, values)
+            last = last or _hopeless(trial.training, step, best)
+            values.update(peak_memory(ranks, engine.device))
+        reporter.metrics(trial.name, step, values)
+        if saver.under_way and idle == ranks.world:
+            told(saver.advance(), saved)
+        if last:
+            break
+        leave = False
+        if look:
+            next_look = time.monotonic() + LOOK_SECONDS
+            leave = reporter.should_save()
+        if stop or leave or step % trial.training.checkpoint_every == 0:
+            told(_save(trial, engine, ranks, saver, step, best, looked, reporter.lately), saved)
+            saved = step
+        if stop or leave:
+            told(saver.finish(), saved)
+        if stop:
+            raise TrainingStopped(f"{trial.name}: stopped as requested after step {step} of {trial.steps}; "
+                                  f"the state is saved in {trial.url}, resume to go on")
+    told(saver.finish(), saved)
+    assert best is not None
+    return best
+
+
+def _hopeless(training: TrainingConfig, step: int, best: Best) -> bool:
+    """Whether the last ``patience`` looks at the validation split brought nothing better."""
+    return training.patience > 0 and step - best.step >= training.patience * training.evaluate_every
+
+
+def take_step(
+    trial: Trial, engine: Engine, ranks: Ranks, step: int, feed: Feed[Batches] | None = None, *,
+    asks: Sequence[bool] = (), meter: StepMeter | None = None,
+) -> tuple[dict[str, float], list[int]]:
+    """One optimiser step; returns its metrics, and how many ranks said yes to each of ``asks``.
+
+    Without a feed the batches are made here.
+
+    Randomness inside the model is a function of (seed, step, rank), so a resumed run draws what the
+    uninterrupted one drew.
+
+    Raises:
+        TrainingError: a loss is not finite; the batch is saved.
+    """
+    meter = meter or StepMeter()
+    watch = meter.start()
+    _seed_step(trial.seed, step, ranks.rank)
+    with watch.part("data"):
+        made = batches_of(trial, ranks, step) if feed is None else feed.take(step)
+        batches = [(inputs, to_device(losses, engine.device)) for inputs, losses in made]
+    with watch.part("communication"):
+        weights = weights_of(trial.terms, [losses for _, losses in batches], ranks, engine.device)
+    rate = trial.rate * rate_factor(
+        step, steps=trial.steps, warmup=trial.training.warmup, shape=trial.training.schedule)
+    parts: list[list[Tensor]] = []
+    every = trial.training.gradient_norms_every
+    norms: list[list[Tensor]] | None = [] if every and (step + 1) % every == 0 else None
+    run = partial(_pass, trial.terms, engine, step, weights, parts, norms)
+    with meter.counted():
+        engine.step([partial(run, *batch) for batch in batches], rate, watch)
+    sums: list[float | Tensor] = [torch.stack(column).sum() for column in zip(*parts, strict=True)]
+    work = meter.work([inputs for inputs, _ in batches])
+    with watch.part("communication"):
+        found = ranks.total([*sums, *map(float, asks), *work], engine.device)
+    means, (*said, tokens, flops) = found[: len(sums)], found[len(sums) :]
+    values = _metrics(trial, step, weights, means)
+    broken = [name for name, value in values.items() if not math.isfinite(value)]
+    if broken:
+        raise not_finite(
+            trial.name, files.join(trial.url, "diagnosis"), ranks, step, trial.steps, values, trial.data.ids_of,
+            micros_of(trial, ranks, step), batches, parts)
+    if norms is not None:
+        values |= _gradient_norms(trial.terms, norms, ranks, engine.device)
+    speed = meter.stop(trial.order.size(step), tokens, flops)
+    return {**values, "learning_rate": rate, **speed}, [round(count) for count in said]
+
+
+def _pass(
+    terms: Sequence[Term], engine: Engine, step: int, weights: Sequence[float], parts: list[list[Tensor]],
+    norms: list[list[Tensor]] | None, inputs: Batch, batch: LossBatch,
+) -> Tensor:
+    """Forward one micro-batch; returns its share of the global loss and notes the share of each term, and the square of
+    its gradient's norm where norms are wanted."""
+    asked = ask_head(terms, batch, step=step, weights=weights, norms=norms is not None) if PLACES in inputs else None
+    output = engine.forward(inputs, asked)
+    loss, part = combine(terms, output, batch, step=step, weights=weights)
+    parts.append(part)
+    if norms is not None:
+        norms.append(squares(terms, output, batch, step=step, weights=weights))
+    return loss
+
+
+def _gradient_norms(
+    terms: Sequence[Term], norms: Sequence[Sequence[Tensor]], ranks: Ranks, device: torch.device
+) -> dict[str, float]:
+    """Of each term, the norm over the whole global batch."""
+    found = ranks.total([torch.stack(column).sum() for column in zip(*norms, strict=True)], device)
+    return {f"gradient_norm_{term.name}": math.sqrt(square) for term, square in zip(terms, found, strict=True)}
+
+
+def micros_of(trial: Trial, ranks: Ranks, step: int) -> list[MicroBatch]:
+    """This rank's micro-batches of a step, as rows of the data."""
+    slots, budget = np.arange(trial.order.size(step), dtype=np.int64), trial.budget
+    lengths = trial.data.lengths
+    found = micro_batches(
+        slots, rank=ranks.rank, world=ranks.world, budget=budget,
+        lengths_BF=lengths[trial.rows[trial.order.batch(step)]] if budget.tokens and lengths is not None else None)
+    return [replace(micro, rows=trial.rows[trial.order.rows_at(step, micro.rows)]) for micro in found]
+
+
+def batches_of(trial: Trial, ranks: Ranks, step: int) -> Batches:
+    """This rank's micro-batches of a step: a function of the step alone, so that a thread may make them ahead."""
+    def rows_of(step: int) -> Index:
+        slots = np.arange(trial.order.size(step), dtype=np.int64)
+        ours = share(slots, rank=ranks.rank, world=ranks.world, group=trial.budget.group)
+        return trial.rows[trial.order.rows_at(step, ours.rows)]
+
+    trial.data.prepare(step, rows_of, trial.steps)
+    return [trial.data.batch(micro.rows, micro.real) for micro in micros_of(trial, ranks, step)]
+
+
+def _metrics(trial: Trial, step: int, weights: Sequence[float], means: Sequence[float]) -> dict[str, float]:
+    """Global means of the terms the batch carried, and their weighted sum."""
+    found = {
+        term.name: mean for term, weight, mean in zip(trial.terms, weights, means, strict=True) if weight > 0}
+    loss = sum(term.weight(step) * found[term.name] for term in trial.terms if term.name in found)
+    return {"loss": loss, **{f"loss_{name}": mean for name, mean in found.items()}}
+
+
+def _judge(
+    trial: Trial, engine: Engine, ranks: Ranks, step: int, best: Best | None, values: dict[str, float]
+) -> tuple[Best, Score]:
+    """Validate, add the result to ``values``, and keep the weights if they are the best so far."""
+    score = trial.judge.score(engine, ranks, replace(trial.budget, group=1))
+    if not math.isfinite(score.value):
+        raise TrainingError(f"{trial.name}: the validation loss is {score.value} after step {step} of {trial.steps}; "
+                            "lower the learning rate, or prefer precision bf16 or fp32 to fp16")
+    values.update(score.metrics, epoch=trial.training.epochs * step / trial.steps)
+    if best is not None and best.score.value <= score.value:
+        return best, score
+    return Best(score=score, step=step, weights=engine.weights()), score
+
+
+def _save(
+    trial: Trial, engine: Engine, ranks: Ranks, saver: CheckpointWriter, step: int, best: Best | None,
+    looked: Score | None, lately: Told,
+) -> str | None:
+    """Begin a checkpoint; the URL of the one before, if that is complete only now."""
+    def write(folder: Path) -> None:
+        (folder / "engine").mkdir()
+        engine.save(folder / "engine")
+        if best is not None and ranks.first:
+            (folder / WEIGHTS_FILE).write_bytes(weights_bytes(best.weights))
+
+    cursor = cursor_at(step, len(trial.rows), trial.training.global_batch)
+    state = {"cursor": cursor.to_dict(), "best": None if best is None else best.to_dict(),
+             "validation": None if looked is None else {"value": looked.value, "metrics": looked.metrics},
+             "lately": lately}
+    return saver.start(write, step=step, state=state)
+
+
+def _restore(
+    trial: Trial, engine: Engine, ranks: Ranks
+) -> tuple[int, Best | None, Score | None, str | None, Told]:
+    """Load the newest checkpoint, if there is one: steps done, best so far, the last look before it, its URL, and what
+    was told lately."""
+    found = find_checkpoint(checkpoints_url(trial), ranks)
+    if found is None:
+        return 0, None, None, None, []
+    check_plan(found.plan, trial.plan, f"checkpoint {found.url}")
+    with fetched(found, ranks) as local:
+        engine.load(local / "engine")
+        saved = found.state["best"]
+        weights = read_weights((local / WEIGHTS_FILE).read_bytes()) if saved is not None and ranks.first else {}
+    look = found.state.get("validation")
+    looked = None if look is None else Score(value=float(look["value"]), metrics=dict(look["metrics"]))
+    best = None if saved is None else Best.from_dict(saved, weights)
+    return found.step, best, looked, found.url, found.state.get("lately", [])
+
+
+def checkpoints_url(trial: Trial) -> str:
+    """Folder of a trial's checkpoints."""
+    return files.join(trial.url, "checkpoints")
+
+
+def _seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed every generator a model may draw from."""
+    drawn = int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint32)[0])
+    torch.manual_seed(drawn)
+    random.seed(drawn)
+    np.random.seed(drawn)

@@ -1,0 +1,141 @@
+"""The settings of losses: what a configuration says of each, checked against the loss of that name.
+
+The fields of a loss are its settings (`losses.base.Loss`), so that a new loss needs no line here or in the
+configuration. A few names mean the same in every loss, and are given in another form than the loss wants them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Annotated, Any, Literal, get_type_hints
+
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
+
+from ray_distill.config import LossConfig, Steps
+from ray_distill.errors import ConfigError
+from ray_distill.losses.base import Labels
+from ray_distill.losses.buckets import temperature_index
+from ray_distill.losses.catalogue import LOSSES
+from ray_distill.students.objective.schedules import stage_starts
+
+#: How a configuration says which student layer follows which stored teacher layer.
+LayerMap = Literal["uniform", "last"] | dict[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+#: Settings of any loss that has a field of that name, in a configuration's form.
+FORMS: Mapping[str, Any] = {
+    "layers": LayerMap, "temperature": Annotated[float, Field(gt=0, allow_inf_nan=False)] | Steps}
+#: Fields that are no settings: the run measures them.
+MEASURED = frozenset({"scales"})
+
+
+def known_loss(name: str) -> Any:
+    """The class of a loss.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in LOSSES:
+        raise ConfigError(f"student.losses: unknown loss {name!r}; there are {', '.join(sorted(LOSSES))}")
+    return LOSSES[name]
+
+
+def follows_labels(name: str) -> bool:
+    """Whether a loss is of true labels; all others follow the teacher."""
+    return bool(getattr(known_loss(name), "follows_labels", False))
+
+
+def settings_of(name: str, config: LossConfig) -> dict[str, Any]:
+    """All settings of a loss but its weight, with those that are not given at their defaults.
+
+    Raises:
+        ConfigError: an unknown loss or setting, or a value that does not fit; it is named.
+    """
+    kind = known_loss(name)
+    known = {field.name: field.default for field in fields(kind) if field.name not in MEASURED}
+    where, types = f"student.losses.{name}", get_type_hints(kind)
+    for setting in config.settings:
+        if setting not in known:
+            raise ConfigError(f"{where}.{setting}: unknown field; the loss {name!r} has "
+                              f"{', '.join(['weight', *known])}")
+    return {setting: _fitting(f"{where}.{setting}", config.settings[setting], FORMS.get(setting, types[setting]))
+            if setting in config.settings else "uniform" if setting == "layers" else default
+            for setting, default in known.items()}
+
+
+def plain_settings(name: str, config: LossConfig) -> dict[str, Any]:
+    """`settings_of` and the weight, as plain JSON values: two are equal where the losses are."""
+    values: dict[str, Any] = to_jsonable_python({"weight": config.weight, **settings_of(name, config)})
+    return values
+
+
+def stages_of(
+    name: str, settings: Mapping[str, Any], steps: int, temperatures: Sequence[float]
+) -> list[tuple[int, dict[str, float]]]:
+    """From which step on which settings change; of a loss without a temperature, none from step 0 on.
+
+    Raises:
+        ConfigError: a temperature that the labels do not declare; the declared ones are named.
+    """
+    if "temperature" not in settings:
+        return [(0, {})]
+    value = settings["temperature"]
+    stages = value.step if isinstance(value, Steps) else ((0.0, value),)
+    return [(start, {"temperature": _declared(name, temperature, temperatures)})
+            for start, temperature in stage_starts(stages, steps)]
+
+
+def temperatures_of(losses: Mapping[str, LossConfig], temperatures: Sequence[float]) -> list[float]:
+    """The declared temperatures at which a run's losses will look at the teacher's distributions.
+
+    Raises:
+        ConfigError: as `stages_of`.
+    """
+    found = {changed["temperature"] for name, config in losses.items()
+             for _, changed in stages_of(name, settings_of(name, config), 1, temperatures) if changed}
+    return sorted(found)
+
+
+def layer_maps(losses: Mapping[str, LossConfig]) -> dict[str, Any]:
+    """By the name of each loss of hidden states, how its layers are paired: ``uniform``, ``last`` or the pairs."""
+    return {name: settings_of(name, config)["layers"] for name, config in losses.items() if wants_layers(name)}
+
+
+def wants_layers(name: str) -> bool:
+    """Whether there is a loss of that name, and it is of hidden states."""
+    kind: Any = LOSSES.get(name)
+    return kind is not None and any(field.name == "layers" for field in fields(kind))
+
+
+def refuse_labels(loss: Any, name: str, labels: Labels) -> None:
+    """Refuse labels that a loss cannot be used with.
+
+    Raises:
+        ConfigError: the loss says why.
+    """
+    if not hasattr(loss, "check"):
+        return
+    try:
+        loss.check(labels)
+    except ValueError as error:
+        raise ConfigError(f"student.losses.{name}: {error}") from error
+
+
+def _declared(name: str, temperature: float, temperatures: Sequence[float]) -> float:
+    try:
+        return temperatures[temperature_index(tuple(temperatures), temperature)]
+    except ValueError as error:
+        raise ConfigError(f"student.losses.{name}: {error}") from error
+
+
+def _fitting(where: str, value: Any, form: Any) -> Any:
+    """The value in the form its field wants."""
+    if where.endswith(".temperature") and isinstance(value, Mapping) and set(value) != {"step"}:
+        raise ConfigError(
+            f"{where}: a temperature steps through declared ones, as in {{step: [[0, 2], [0.5, 1]]}}, and does not "
+            "change continuously, because between declared temperatures the mass outside the stored classes is "
+            f"unknown; found {dict(value)!r}")
+    try:
+        return TypeAdapter(form).validate_python(value)
+    except ValidationError as error:
+        told = dict.fromkeys(item["msg"].removeprefix("Value error, ") for item in error.errors())
+        message = ", or ".join(text[0].lower() + text[1:] for text in told)
+        raise ConfigError(f"{where}: {message}; found {value!r}") from error

@@ -1,0 +1,213 @@
+"""The order of examples where they lie in units that are read whole: shuffled, yet few units open at a time.
+
+A pure function of (seed, epoch, global batch, rows of each unit, `Plan.mixed`). It knows nothing of ranks, files,
+attempts or compaction, and its state is the number of the step.
+
+The units of an epoch are permuted and laid end to end; that line is cut into lanes; block c of every global batch
+comes from lane c; and inside a lane rows are shuffled within windows of a few units. So a rank, which takes a
+contiguous share of each batch, has the windows of its own lanes open and no others, and reads each unit about once.
+Where one window holds everything, the order is `sampler.epoch_order`.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_distill.students.order.cursor import Index, epoch_order, steps_per_epoch
+
+#: Units that are open at a time, unless a configuration says otherwise.
+MIXED_UNITS = 64
+
+#: Units a lane has at least, on average: a unit that lies across the cut between two lanes is read twice, so that at
+#: most one unit in so many is.
+UNITS_A_LANE = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What decides the order, beside seed and epoch."""
+
+    units: Index
+    """``[U]`` rows of each unit, in the order in which rows are numbered."""
+    global_batch: int
+    mixed: int = MIXED_UNITS
+    """Units that rows are shuffled over at a time, all lanes together; where there are no more, the whole epoch is."""
+
+    @cached_property
+    def rows(self) -> int:
+        """Number of rows, N."""
+        return int(self.units.sum())
+
+    @property
+    def steps(self) -> int:
+        """Global batches of an epoch; the last may be short."""
+        return steps_per_epoch(self.rows, self.global_batch)
+
+    @property
+    def whole(self) -> bool:
+        """Whether one window holds everything."""
+        return len(self.units) <= self.mixed
+
+    @cached_property
+    def lanes(self) -> int:
+        """Number of lanes, C: the largest divisor of the global batch that leaves each enough units, and two open."""
+        most = min(self.mixed // 2, len(self.units) // UNITS_A_LANE, self.global_batch)
+        if self.whole or most < 2:
+            return 1
+        return max(lanes for lanes in range(1, most + 1) if self.global_batch % lanes == 0)
+
+    @property
+    def window(self) -> int:
+        """Units of a window."""
+        return max(1, self.mixed // self.lanes)
+
+    def batch_rows(self, inside: int) -> int:
+        """Rows of the global batch with this number in its epoch."""
+        return min(self.global_batch, self.rows - inside * self.global_batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """One epoch's lanes and windows: a few numbers a unit, never one a row."""
+
+    unit: Index
+    """``[U]`` units in the order in which they are laid end to end."""
+    first: Index
+    """``[U]`` number of the first row of each of these."""
+    at: Index
+    """``[U+1]`` where each of these begins on the line."""
+    lane: Index
+    """``[C+1]`` where each lane begins on the line."""
+    window: Index
+    """``[W+1]`` where each window begins on the line; no window lies in two lanes."""
+
+
+class Order:
+    """Rows of the global batches of a run; makes what it needs of an epoch once, and keeps the open windows."""
+
+    def __init__(self, plan: Plan, seed: int) -> None:
+        self.plan = plan
+        self._seed = seed
+        self._epochs: OrderedDict[int, Epoch | Index] = OrderedDict()
+        self._windows: OrderedDict[tuple[int, int], Index] = OrderedDict()
+
+    def size(self, step: int) -> int:
+        """Rows of the global batch of a step, counted from 0 over all epochs."""
+        return self.plan.batch_rows(step % self.plan.steps)
+
+    def batch(self, step: int) -> Index:
+        """Rows of the global batch of a step; over the steps of an epoch each row comes exactly once."""
+        return self.rows_at(step, np.arange(self.size(step), dtype=np.int64))
+
+    def rows_at(self, step: int, slots: npt.NDArray[np.int64]) -> Index:
+        """Rows at some places of the global batch of a step: a rank asks for its own and pays for no others."""
+        epoch, inside = divmod(step, self.plan.steps)
+        made = self._open(epoch)
+        if not isinstance(made, Epoch):
+            return made[inside * self.plan.global_batch + slots]
+        place = _on_line(self.plan, made, inside, slots)
+        window = np.searchsorted(made.window, place, side="right") - 1
+        by = np.argsort(window, kind="stable")
+        found = np.empty(len(place), dtype=np.int64)
+        for own in np.split(by, np.flatnonzero(np.diff(window[by])) + 1) if len(by) else ():
+            number = int(window[own[0]])
+            found[own] = self._shuffled(epoch, made, number)[place[own] - made.window[number]]
+        return found
+
+    def _open(self, epoch: int) -> Epoch | Index:
+        """The plan of an epoch, or its whole permutation where one window holds everything."""
+        if epoch not in self._epochs:
+            self._epochs[epoch] = epoch_order(self._seed, epoch, self.plan.rows) if self.plan.whole else lay_out(
+                self.plan, self._seed, epoch)
+            while len(self._epochs) > 2:  # a reader that looks ahead sees the next one too
+                self._epochs.popitem(last=False)
+        return self._epochs[epoch]
+
+    def _shuffled(self, epoch: int, made: Epoch, number: int) -> Index:
+        """Rows of a window, in the order in which they come; the windows used last are kept."""
+        key = epoch, number
+        if key in self._windows:
+            self._windows.move_to_end(key)
+            return self._windows[key]
+        self._windows[key] = found = window_rows(made, self._seed, epoch, number)
+        while len(self._windows) > 2 * self.plan.lanes:  # at a change a batch is in two windows of a lane
+            self._windows.popitem(last=False)
+        return found
+
+
+def units_of(rows: Index, bounds: Index | None) -> Index:
+    """Rows of each unit that has any, of an ascending choice of rows.
+
+    Args:
+        rows: ``[N]`` the chosen rows, ascending.
+        bounds: ``[U+1]`` where each unit begins, in the numbers of the rows; None: one unit holds everything.
+    """
+    if bounds is None:
+        return np.array([len(rows)], dtype=np.int64)
+    counts = np.diff(np.searchsorted(rows, bounds)).astype(np.int64)
+    return counts[counts > 0]
+
+
+def lay_out(plan: Plan, seed: int, epoch: int) -> Epoch:
+    """The lanes and windows of an epoch."""
+    unit = _generator(seed, epoch, 1).permutation(len(plan.units))
+    rows = plan.units[unit]
+    at, lane = _starts(rows), _lane_starts(plan)
+    return Epoch(unit=unit, first=_starts(plan.units)[unit], at=at, lane=lane, window=_window_starts(plan, at, lane))
+
+
+def window_rows(made: Epoch, seed: int, epoch: int, number: int) -> Index:
+    """Rows of a window, shuffled."""
+    low, high = int(made.window[number]), int(made.window[number + 1])
+    place = low + _generator(seed, epoch, 2, number).permutation(high - low)
+    unit = np.searchsorted(made.at, place, side="right") - 1
+    return made.first[unit] + place - made.at[unit]
+
+
+def _on_line(plan: Plan, made: Epoch, inside: int, slots: npt.NDArray[np.int64]) -> Index:
+    """Where on the line the rows of a batch's slots lie.
+
+    A short last batch takes equally much of every lane, so that ranks need no other lanes at an epoch's end.
+    """
+    size, lanes = plan.batch_rows(inside), plan.lanes
+    each, more = divmod(size, lanes)
+    # the first `more` lanes give one row more
+    edge = more * (each + 1)
+    early = slots < edge
+    lane = np.where(early, slots // (each + 1), more + (slots - edge) // max(each, 1))
+    within = np.where(early, slots % (each + 1), (slots - edge) % max(each, 1))
+    return made.lane[lane] + inside * (plan.global_batch // lanes) + within
+
+
+def _lane_starts(plan: Plan) -> Index:
+    """Where lanes begin: each is as long as what all batches take of it."""
+    each, more = divmod(plan.batch_rows(plan.steps - 1), plan.lanes)
+    last = each + (np.arange(plan.lanes) < more)
+    return _starts((plan.steps - 1) * (plan.global_batch // plan.lanes) + last)
+
+
+def _window_starts(plan: Plan, at: Index, lane: Index) -> Index:
+    """Cut every lane between units: every `Plan.window` of them, from another first cut in each lane.
+
+    If all lanes changed their windows at one step, they would wait for all their units at once.
+    """
+    cuts = []
+    for number, (low, high) in enumerate(zip(lane[:-1], lane[1:], strict=True)):
+        first = int(np.searchsorted(at, low, side="right")) + number % plan.window
+        cuts += [np.array([low]), at[first : int(np.searchsorted(at, high)) : plan.window]]
+    starts = np.append(np.concatenate(cuts), lane[-1])
+    found: Index = starts[np.append(True, np.diff(starts) > 0)]
+    return found
+
+
+def _starts(lengths: Index) -> Index:
+    starts = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=starts[1:])
+    return starts
+
+
+def _generator(*key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))

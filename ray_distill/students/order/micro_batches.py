@@ -1,0 +1,198 @@
+"""How a global batch is cut into the forward passes of each rank: by rows, or by tokens among rows of like length.
+
+However it is cut, losses are shares of one mean over the global batch, so the curve stays the same.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_distill.config import TrainingConfig
+from ray_distill.errors import ConfigError
+from ray_distill.students.order.cursor import Index
+from ray_distill.tasks.packing import pack
+
+#: ``[R, F]``: tokens of each row in each feature that is padded by itself; two of an encoder-decoder.
+Lengths = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """The rows of one forward pass on one rank; ``real`` is False on rows repeated as padding."""
+
+    rows: Index
+    real: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much a forward pass may hold."""
+
+    rows: int
+    """Examples, at most."""
+    tokens: int = 0
+    """Tokens, padding included, at most; 0 = rows alone count, and are taken as they come."""
+    packed: int = 0
+    """Tokens of a sequence that documents are packed into; 0 = one document a sequence."""
+    group: int = 1
+    """Rows that a loss compares with each other, and that stay together."""
+
+    @classmethod
+    def of(cls, training: TrainingConfig, group: int = 1) -> Self:
+        """As configured.
+
+        Raises:
+            ConfigError: a micro-batch would split a group; the sizes that would do are named.
+        """
+        rows = training.micro_batch
+        if rows % group:
+            below, above = rows // group * group, -(-rows // group) * group
+            raise ConfigError(
+                f"student.training.micro_batch is {rows}, and a loss compares groups of {group} rows, which no "
+                f"micro-batch may split: set it to {f'{below} or ' if below else ''}{above}, or the losses' group to a "
+                f"divisor of {rows}")
+        if training.packed and training.micro_tokens and group > 1:
+            raise ConfigError(
+                f"student.training.micro_tokens: documents that are packed by their tokens cannot keep the groups of "
+                f"{group} rows together that a loss compares; set micro_tokens to 0")
+        if training.packed > training.micro_tokens > 0:
+            raise ConfigError(
+                f"student.training.micro_tokens is {training.micro_tokens}, less than one packed sequence of "
+                f"{training.packed} tokens")
+        return cls(rows=rows, tokens=training.micro_tokens, packed=training.packed, group=group)
+
+    def passes(self, global_batch: int, world: int) -> int:
+        """Forward passes of a rank in a step, at most."""
+        size = share_of(global_batch, world, self.group)
+        return size // self.group if self.tokens else math.ceil(size / self.rows)
+
+    def least(self, lengths_RF: Lengths | None) -> int:
+        """Rows, or tokens, that a pass must hold: a group, or the longest example as often as a group has rows."""
+        if not self.tokens or lengths_RF is None:
+            return self.group
+        return max(self.packed, int(lengths_RF.max(axis=0, initial=0).sum()) * self.group)
+
+    def check(self, lengths_RF: Lengths | None) -> None:
+        """Refuse examples that cannot be cut by tokens.
+
+        Raises:
+            ConfigError: rows have no tokens, or one alone, or a group of the longest, has more than a pass may hold.
+        """
+        if not self.tokens:
+            return
+        if lengths_RF is None:
+            raise ConfigError("student.training.micro_tokens: these examples have no tokens; use micro_batch alone")
+        longest = self.least(lengths_RF)
+        if longest > self.tokens:
+            raise ConfigError(
+                f"student.training.micro_tokens is {self.tokens}, but the longest example"
+                f"{f's of a group of {self.group}' if self.group > 1 else ''} may take {longest}: raise it, or lower "
+                "student.model.max_length")
+
+
+def share_of(rows: int, world: int, group: int = 1) -> int:
+    """Rows of each rank's share of a batch: as many whole groups on every rank, filled up where they do not suffice."""
+    return math.ceil(math.ceil(rows / group) / world) * group
+
+
+def share(batch: Index, *, rank: int, world: int, group: int = 1) -> MicroBatch:
+    """This rank's contiguous share of a batch.
+
+    A batch that the ranks cannot share evenly is filled up with its own first rows, marked as not real: collectives
+    need equal numbers of passes, and losses give such rows no weight. Blocks of ``group`` rows, counted from the
+    batch's first, stay together.
+    """
+    size = share_of(len(batch), world, group)
+    filled = np.resize(batch, size * world)
+    ours = slice(rank * size, (rank + 1) * size)
+    return MicroBatch(rows=filled[ours], real=(np.arange(size * world) < len(batch))[ours])
+
+
+def micro_batches(
+    batch: Index, *, rank: int, world: int, budget: Budget, lengths_BF: Lengths | None = None
+) -> list[MicroBatch]:
+    """This rank's share of a batch, in micro-batches: as many on every rank, and each rank knows by itself how many.
+
+    Args:
+        batch: ``[B]`` rows of the whole global batch.
+        rank: of whose share.
+        world: number of ranks.
+        budget: how much each may hold.
+        lengths_BF: of these rows; only asked for where the budget is of tokens.
+    """
+    ours = share(batch, rank=rank, world=world, group=budget.group)
+    if budget.tokens:
+        assert lengths_BF is not None
+        slots = np.arange(len(batch), dtype=np.int64)
+        cuts = [cut_by_tokens(lengths_BF[share(slots, rank=other, world=world, group=budget.group).rows], budget)
+                for other in range(world)]
+        places = evened(cuts[rank], max(map(len, cuts)), budget.group)
+    else:
+        places = [np.arange(start, min(start + budget.rows, len(ours.rows)))
+                  for start in range(0, len(ours.rows), budget.rows)]
+    return [MicroBatch(rows=ours.rows[at], real=ours.real[at]) for at in places]
+
+
+def cut_by_tokens(lengths_SF: Lengths, budget: Budget) -> list[Index]:
+    """Places in a share of S rows, in micro-batches within the budget; the longest rows come first.
+
+    Rows of like length go together, so that little is padded. A pass that does not fit fails at the first step, not
+    where the longest rows happen to meet.
+    """
+    if budget.packed:
+        return _cut_packed(lengths_SF.sum(axis=1, dtype=np.int64), budget)
+    blocks = np.arange(len(lengths_SF), dtype=np.int64).reshape(-1, budget.group)
+    widest_GF = lengths_SF[blocks].max(axis=1)
+    order = np.argsort(-widest_GF.sum(axis=1), kind="stable")
+    if lengths_SF.shape[1] == 1:  # the first block is the widest: no look at the others
+        return _cut_sorted(blocks[order], widest_GF[order, 0], budget)
+    cuts: list[Index] = []
+    start, widest = 0, np.zeros(lengths_SF.shape[1], dtype=np.int64)
+    for at, block in enumerate(order):
+        grown, rows = np.maximum(widest, widest_GF[block]), (at + 1 - start) * budget.group
+        if at > start and (rows * int(grown.sum()) > budget.tokens or rows > budget.rows):
+            cuts.append(blocks[order[start:at]].reshape(-1))
+            start, grown = at, widest_GF[block].astype(np.int64)
+        widest = grown
+    return [*cuts, blocks[order[start:]].reshape(-1)]
+
+
+def _cut_sorted(blocks: Index, widest: Lengths, budget: Budget) -> list[Index]:
+    cuts, start = list[Index](), 0
+    while start < len(blocks):
+        rows = min(budget.rows, budget.tokens // max(int(widest[start]), 1))
+        stop = start + max(rows // budget.group, 1)
+        cuts.append(blocks[start:stop].reshape(-1))
+        start = stop
+    return cuts
+
+
+def evened(cuts: Sequence[Index], passes: int, group: int = 1) -> list[Index]:
+    """The same rows in exactly so many micro-batches, for another rank needs them: those of most rows are halved."""
+    found = list(cuts)
+    while len(found) < passes:
+        at = max(range(len(found)), key=lambda number: len(found[number]))
+        half = len(found[at]) // group // 2 * group
+        found[at : at + 1] = [found[at][:half], found[at][half:]]
+    return found
+
+
+def _cut_packed(lengths_S: Index, budget: Budget) -> list[Index]:
+    """As many whole sequences a pass, and one at least, as the budget holds with their documents.
+
+    Packing the documents of some of these sequences again gives the same sequences: which of them a document went into
+    did not depend on the others.
+    """
+    cuts: list[Index] = []
+    held: list[Index] = []
+    for sequence in pack(lengths_S, budget.packed):
+        longest = max(budget.packed, int(lengths_S[(held or [sequence])[0]].sum()))  # overlong documents come first
+        if held and ((len(held) + 1) * longest > budget.tokens or sum(map(len, held)) + len(sequence) > budget.rows):
+            cuts.append(np.concatenate(held))
+            held = []
+        held.append(sequence)
+    return [*cuts, np.concatenate(held)]

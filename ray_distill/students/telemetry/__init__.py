@@ -1,0 +1,1 @@
+"""Measure step times, FLOPs and memory, and report them to the driver."""

@@ -3,17 +3,18 @@
 import sys
 
 from ray_distill.config import Campaign
-from ray_distill.runtime import campaign, entrypoint, references
+from ray_distill.runtime import campaign
+from ray_distill.cli import job_entrypoint, resolve_references
 
 
 def main() -> int:
     """Parse, label what is not labelled yet, print the reference."""
-    options = entrypoint.parse(__doc__, {"snapshot": "SnapshotRef (JSON or file); default: the campaign's latest"})
+    options = job_entrypoint.parse(__doc__, {"snapshot": "SnapshotRef (JSON or file); default: the campaign's latest"})
 
     def stage(config: Campaign) -> object:
-        return campaign.label(config, references.snapshot(config, options.snapshot))
+        return campaign.label(config, resolve_references.snapshot(config, options.snapshot))
 
-    return entrypoint.run(options, stage)
+    return job_entrypoint.run(options, stage)
 
 
 if __name__ == "__main__":

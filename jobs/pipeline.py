@@ -2,13 +2,14 @@
 
 import sys
 
-from ray_distill.runtime import campaign, entrypoint
+from ray_distill.runtime import campaign
+from ray_distill.cli import job_entrypoint
 
 
 def main() -> int:
     """Parse, run every stage whose result is not there yet, print the result."""
-    options = entrypoint.parse(__doc__)
-    return entrypoint.run(options, campaign.run)
+    options = job_entrypoint.parse(__doc__)
+    return job_entrypoint.run(options, campaign.run)
 
 
 if __name__ == "__main__":

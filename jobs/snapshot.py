@@ -2,13 +2,14 @@
 
 import sys
 
-from ray_distill.runtime import campaign, entrypoint
+from ray_distill.runtime import campaign
+from ray_distill.cli import job_entrypoint
 
 
 def main() -> int:
     """Parse, freeze, print the reference."""
-    options = entrypoint.parse(__doc__)
-    return entrypoint.run(options, campaign.snapshot)
+    options = job_entrypoint.parse(__doc__)
+    return job_entrypoint.run(options, campaign.snapshot)
 
 
 if __name__ == "__main__":

@@ -3,17 +3,18 @@
 import sys
 
 from ray_distill.config import Campaign
-from ray_distill.runtime import campaign, entrypoint, references
+from ray_distill.runtime import campaign
+from ray_distill.cli import job_entrypoint, resolve_references
 
 
 def main() -> int:
     """Parse, train (or go on training), print the references."""
-    options = entrypoint.parse(__doc__, {"labels": "LabelSetRef (JSON or file); default: the campaign's latest"})
+    options = job_entrypoint.parse(__doc__, {"labels": "LabelSetRef (JSON or file); default: the campaign's latest"})
 
     def stage(config: Campaign) -> object:
-        return campaign.train(config, references.labels(config, options.labels))
+        return campaign.train(config, resolve_references.labels(config, options.labels))
 
-    return entrypoint.run(options, stage)
+    return job_entrypoint.run(options, stage)
 
 
 if __name__ == "__main__":

@@ -16,21 +16,14 @@ from ray_distill.evaluation.measures.directions import LANGUAGE_TASKS, decisive
 from ray_distill.evaluation.sweep.compare import SweepResult
 from ray_distill.fingerprint import fingerprint
 from ray_distill.promotion.gate import limits_of
-from ray_distill.runtime import (
-    evaluate_stage,
-    label_stage,
-    promote_stage,
-    sweep_record,
-    sweep_stage,
-    train_stage,
-    write_stage,
-)
-from ray_distill.runtime.checks import check, corruptions_of
-from ray_distill.runtime.console import say
-from ray_distill.runtime.freezing import freeze
-from ray_distill.runtime.relabelling import RelabelReport, relabel_source
-from ray_distill.runtime.session import Session, absolute, session
-from ray_distill.runtime.trials import checked_trials
+from ray_distill.runtime.stages import (evaluate as evaluate_stage, label as label_stage, promote as promote_stage, train as train_stage, generate)
+from ray_distill.runtime.sweep import publish, run_sweep
+from ray_distill.runtime.stages.preflight import check, corruptions_of
+from ray_distill.runtime.core.console import say
+from ray_distill.runtime.stages.snapshot import freeze
+from ray_distill.runtime.stages.relabel import RelabelReport, relabel_source
+from ray_distill.runtime.core.session import Session, absolute, session
+from ray_distill.runtime.sweep.resolve_trials import checked_trials
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.sources.resolve import describe_sources
 from ray_distill.storage import files
@@ -71,7 +64,7 @@ def write(config: Campaign, snapshot: SnapshotRef) -> SnapshotRef:
         SnapshotError: the filters leave nothing of a split.
     """
     with session(config) as held:
-        return write_stage.write(held, snapshot)
+        return generate.write(held, snapshot)
 
 
 def label(config: Campaign, snapshot: SnapshotRef) -> LabelSetRef:
@@ -126,7 +119,7 @@ def run(config: Campaign) -> CampaignResult:
     with session(config) as held:
         frozen = _snapshot(held)
         if config.sequences is not None:
-            frozen = write_stage.write(held, frozen)
+            frozen = generate.write(held, frozen)
         labels = label_stage.label(held, frozen)
         students = train_stage.train(held, labels, resume=True)
         report = evaluate_stage.evaluate(held, students)
@@ -151,13 +144,13 @@ def sweep(config: Campaign) -> SweepResult:
     with session(config, sweep=True) as held:
         frozen = _snapshot(held)
         if config.sequences is not None:
-            frozen = write_stage.write(held, frozen)
-        return sweep_stage.sweep(held, frozen, trials)
+            frozen = generate.write(held, frozen)
+        return run_sweep.sweep(held, frozen, trials)
 
 
 def plan_sweep(config: Campaign) -> list[str]:
     """What `sweep` would do, without doing it: a line a trial."""
-    return [*sweep_record.plan_lines(absolute(config), checked_trials(config)),
+    return [*publish.plan_lines(absolute(config), checked_trials(config)),
             f"record     {config.tracking.uri or 'SQLite beside the output'}"]
 
 

@@ -51,7 +51,7 @@ def bare(name: str, snapshot: dict[str, str]) -> dict[str, float]:
     from ray_distill.artifacts import SnapshotRef
     from ray_distill.models.core.forward import forward
     from ray_distill.models.io.load import load_model
-    from ray_distill.runtime.answering import plan
+    from ray_distill.runtime.labelling.batching import plan
     from ray_distill.snapshots.reader import open_snapshot
     from ray_distill.tasks.catalogue import get_label_task
 
@@ -79,9 +79,9 @@ def label(name: str, snapshot: dict[str, str], store_url: str) -> dict[str, floa
     from ray_distill.config import Resources
     from ray_distill.labels.store.label_store import create_or_open
     from ray_distill.models.io.load import load_model
-    from ray_distill.runtime import cluster
-    from ray_distill.runtime.label_steps import LabelJob
-    from ray_distill.runtime.labelling import label_units
+    from ray_distill.runtime.core import connection
+    from ray_distill.runtime.labelling.encode_write import LabelJob
+    from ray_distill.runtime.labelling.label_units import label_units
     from ray_distill.snapshots.reader import open_snapshot
 
     model = load_model(teacher_of(name), task=TASKS[name])
@@ -93,7 +93,7 @@ def label(name: str, snapshot: dict[str, str], store_url: str) -> dict[str, floa
     store = create_or_open(store_url, manifest)
     units = store.coverage(open_snapshot(job.snapshot)).units
     times: list[tuple[float, int]] = []
-    with cluster.connected():
+    with connection.connected():
         done = label_units(job, store, units, max_rejected=0, progress=lambda rows: times.append(
             (time.perf_counter(), rows)))
     first = len(times) // 2

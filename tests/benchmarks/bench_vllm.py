@@ -69,7 +69,7 @@ def answer(given: argparse.Namespace) -> dict[str, float]:
     import torch
 
     from ray_distill.config import TeacherConfig
-    from ray_distill.runtime.answering import answer_all
+    from ray_distill.runtime.labelling.batching import answer_all
     from ray_distill.teachers.base import Ask
     from ray_distill.teachers.engines import open_teacher
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ray_distill.errors import ClusterError
-from ray_distill.runtime.submit import check_address
+from ray_distill.cli.submit import check_address
 
 ROOT = Path(__file__).parents[2]
 #: Times that a head is started.

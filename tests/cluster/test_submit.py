@@ -13,7 +13,7 @@ from head_lab import ROOT, ray_head
 
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.errors import ClusterError
-from ray_distill.runtime.submit import submit
+from ray_distill.cli.submit import submit
 from ray_distill.snapshots.reader import open_snapshot
 
 pytestmark = pytest.mark.slow

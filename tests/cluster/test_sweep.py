@@ -16,7 +16,7 @@ import yaml
 from head_lab import ROOT, Head, ray_head
 
 from ray_distill.evaluation.sweep.compare import SweepResult
-from ray_distill.runtime.submit import submit
+from ray_distill.cli.submit import submit
 from ray_distill.storage import files
 
 pytestmark = pytest.mark.slow

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Iterable
 
 from ray_distill import cli
-from ray_distill.runtime import cluster
+from ray_distill.runtime.core import connection
 
 
 def main(address: str, lines: Iterable[str]) -> None:
     """Run commands on the cluster at ``address`` until stdin ends."""
-    with cluster.connected(address):
+    with connection.connected(address):
         for line in lines:
             status = cli.main(json.loads(line))
             sys.stdout.write(f"\ndone {status}\n")

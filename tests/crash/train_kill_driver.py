@@ -12,9 +12,9 @@ from typing import Any
 
 from ray_distill.config import parse_config
 from ray_distill.errors import DistillError
-from ray_distill.runtime import cluster
-from ray_distill.runtime.mailbox import StepMetrics
-from ray_distill.runtime.training import train_ranks
+from ray_distill.runtime.core import connection
+from ray_distill.runtime.training.metrics_channel import StepMetrics
+from ray_distill.runtime.training.launch import train_ranks
 
 
 def train(order: dict[str, Any]) -> str:
@@ -34,7 +34,7 @@ def train(order: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    with cluster.connected(sys.argv[1]):
+    with connection.connected(sys.argv[1]):
         for line in sys.stdin:
             sys.stdout.write(f"\n{train(json.loads(line))}\n")
             sys.stdout.flush()

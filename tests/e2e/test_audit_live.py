@@ -13,7 +13,8 @@ from ray_distill.config import Campaign
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.store.label_store import LabelStore, create_or_open, open_store
 from ray_distill.labels.store.writer import write_attempt
-from ray_distill.runtime import campaign, cluster
+from ray_distill.runtime import campaign
+from ray_distill.runtime.core import connection
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 
 pytestmark = pytest.mark.slow
@@ -60,7 +61,7 @@ def test_the_teacher_agrees_with_its_store_and_not_with_another(
     another teacher is refused.
     """
     path, config = _config(tmp_path, TEACHER)
-    with cluster.connected():
+    with connection.connected():
         labels = campaign.label(config, campaign.snapshot(config))
         capfd.readouterr()
         status, report, _ = _audit(capfd, config.store_url, "--live", path, "--sample", "40")

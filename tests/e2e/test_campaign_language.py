@@ -17,8 +17,9 @@ from ray_distill.config import Campaign
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.models.io.load import load_model
 from ray_distill.promotion.chain import champion, read_chain
-from ray_distill.runtime import campaign, cluster
-from ray_distill.runtime.checks import check
+from ray_distill.runtime import campaign
+from ray_distill.runtime.core import connection
+from ray_distill.runtime.stages.preflight import check
 from ray_distill.storage import files
 
 pytestmark = pytest.mark.slow
@@ -49,7 +50,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def connected() -> Iterator[None]:
-    with cluster.connected():
+    with connection.connected():
         yield
 
 

@@ -14,8 +14,9 @@ from ray_distill.config import Campaign, parse_config
 from ray_distill.errors import ConfigError
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.models.io.load import load_model
-from ray_distill.runtime import campaign, cluster
-from ray_distill.runtime.checks import check
+from ray_distill.runtime import campaign
+from ray_distill.runtime.core import connection
+from ray_distill.runtime.stages.preflight import check
 from ray_distill.snapshots.pairs import read_pair
 from ray_distill.snapshots.reader import open_snapshot
 
@@ -48,7 +49,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
         evaluation__corruptions=["typos"], evaluation__severities=[2],
         student__losses={"soft": {"weight": 0.8}, "hard": {"weight": 0.1},
                          "hidden": {"weight": 0.1, "layers": "last"}}))
-    with cluster.connected():
+    with connection.connected():
         check(config)
         frozen = campaign.snapshot(config)
         labels = campaign.label(config, frozen)
@@ -103,7 +104,7 @@ def test_a_teacher_writes_the_targets_that_its_student_learns(tmp_path: Path) ->
         tmp_path, lab.write_pairs(tmp_path / "rows.jsonl", rows), lab.write_teacher(tmp_path / "teacher", steps=30),
         sequences={"method": "sample", "candidates": 2, "temperature": 0.7, "keep": "best", "new_tokens": 20,
                    "batch": 16}, labels__max_bad_fraction=0.1, student__training__epochs=1))
-    with cluster.connected():
+    with connection.connected():
         check(config)
         frozen = campaign.snapshot(config)
         written = campaign.write(config, frozen)

@@ -15,7 +15,8 @@ from ray_distill.config import Campaign
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.models.io.load import load_model
 from ray_distill.promotion.chain import champion, read_chain
-from ray_distill.runtime import campaign, cluster
+from ray_distill.runtime import campaign
+from ray_distill.runtime.core import connection
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 
@@ -40,7 +41,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     teacher = lab.write_teacher(folder / "teacher")
     source = lab.write_rows(folder / "rows.jsonl", lab.annotated(lab.texts(ROWS, seed=3), train_labels=30))
     config = lab.load(folder / "campaign.yaml", lab.config_of(folder, source, {"model": str(teacher)}))
-    with cluster.connected():
+    with connection.connected():
         result = campaign.run(config)
     return Ran(folder=folder, config=config, result=result)
 

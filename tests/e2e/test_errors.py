@@ -8,7 +8,7 @@ import campaign_lab as lab
 import pytest
 
 from ray_distill import cli
-from ray_distill.runtime import cluster
+from ray_distill.runtime.core import connection
 
 pytestmark = pytest.mark.slow
 
@@ -17,7 +17,7 @@ TEACHER = {"model": "campaign_lab:spelling_teacher"}
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
-    with cluster.connected():
+    with connection.connected():
         yield
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from ray_distill.errors import DistillError
 from ray_distill.labels.store.label_store import open_store
-from ray_distill.runtime import campaign, cluster
-from ray_distill.runtime.planning import PlanReport, plan
+from ray_distill.runtime import campaign
+from ray_distill.runtime.core import connection
+from ray_distill.runtime.forecast.forecast import PlanReport, plan
 from ray_distill.storage import files
 
 pytestmark = pytest.mark.slow
@@ -25,7 +26,7 @@ FORMS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
-    with cluster.connected():
+    with connection.connected():
         yield
 
 

@@ -10,8 +10,9 @@ import pytest
 from ray_distill.artifacts import LabelSetRef
 from ray_distill.config import Campaign
 from ray_distill.labels.store.reader import open_label_set
-from ray_distill.runtime import campaign, cluster
-from ray_distill.runtime.relabelling import RelabelReport
+from ray_distill.runtime import campaign
+from ray_distill.runtime.core import connection
+from ray_distill.runtime.stages.relabel import RelabelReport
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +41,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Labelled]:
     teacher = {"model": "campaign_lab:spelling_teacher", "arguments": {"fuse": str(fuse)}}
     source = lab.write_rows(folder / "old.jsonl", lab.annotated(OLD, train_labels=20))
     config = lab.load(folder / "campaign.yaml", lab.config_of(folder, source, teacher))
-    with cluster.connected():
+    with connection.connected():
         labels = campaign.label(config, campaign.snapshot(config))
         yield Labelled(folder=folder, config=config, fuse=fuse, labels=labels)
 
@@ -102,7 +103,7 @@ def test_a_head_is_fitted_once_and_labels_newer_traffic_without_labels(tmp_path:
     config = lab.load(tmp_path / "head.yaml", lab.config_of(
         tmp_path, source, teacher, labels__check={"beat_majority": False}))
     newer = lab.write_rows(tmp_path / "newer.jsonl", [*((text, None) for text, _ in REUSED), *NEW])
-    with cluster.connected():
+    with connection.connected():
         campaign.label(config, campaign.snapshot(config))
         report = campaign.relabel(config, str(newer))
     assert (report.rows_total, report.rows_reused, report.rows_labelled, report.rows_quarantined) == (500, 400, 100, 0)

@@ -24,10 +24,11 @@ from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.format.parquet_shards import decode_quarantine
 from ray_distill.labels.store.label_store import LabelStore, create_or_open
 from ray_distill.labels.model.work_units import Receipt, quarantine_name
-from ray_distill.runtime import campaign, cluster
-from ray_distill.runtime.label_steps import LabelJob
-from ray_distill.runtime.labelling import Labelled, label_units
-from ray_distill.runtime.teaching import make_manifest, prepare_teacher
+from ray_distill.runtime import campaign
+from ray_distill.runtime.core import connection
+from ray_distill.runtime.labelling.encode_write import LabelJob
+from ray_distill.runtime.labelling.label_units import Labelled, label_units
+from ray_distill.runtime.labelling.identify_teacher import make_manifest, prepare_teacher
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 
@@ -110,7 +111,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         labels__check={"beat_majority": False}, labels__hidden={"layers": []}, labels__max_bad_fraction=0.5,
         student__model={"from": "module", "model": "ray_distill.testing.models:tiny_text_model",
                         "arguments": {"classes": list(lab.CLASSES)}}, tracking={"enabled": False}))
-    with cluster.connected():
+    with connection.connected():
         snapshot = campaign.snapshot(config)
         manifest = make_manifest(config, prepare_teacher(config, snapshot, None))
         rows = pa.concat_tables(

@@ -12,9 +12,10 @@ import ray
 from ray_distill.config import CostConfig, TrainingConfig
 from ray_distill.errors import TrainingError
 from ray_distill.evaluation.measures.cost import stage_cost
-from ray_distill.runtime import cluster, training
-from ray_distill.runtime.gauges import TrainingGauges
-from ray_distill.runtime.mailbox import Mailbox, MailReporter
+from ray_distill.runtime.core import connection
+from ray_distill.runtime.training import launch
+from ray_distill.runtime.training.prometheus import TrainingGauges
+from ray_distill.runtime.training.metrics_channel import Mailbox, MailReporter
 from ray_distill.students.run import TrainingJob
 
 pytestmark = pytest.mark.slow
@@ -49,7 +50,7 @@ def scraped(address: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 @pytest.fixture(scope="module", autouse=True)
 def connected() -> Iterator[None]:
-    with cluster.connected():
+    with connection.connected():
         yield
 
 
@@ -92,11 +93,11 @@ def slow_ranks(job: bytes, settings: TrainingConfig, mailbox: Any, folder: str) 
 def test_what_training_waits_for_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """While no rank is at work; and never where one is in time."""
     job = TrainingJob(config={}, labels=None, output="", resume=True)  # type: ignore[arg-type]
-    monkeypatch.setattr(training, "fit_ranks", slow_ranks)
+    monkeypatch.setattr(launch, "fit_ranks", slow_ranks)
     for seconds, expected in ((2.0, ["train: none of 1 worker(s) is at work after 2 s"]), (600.0, [])):
         said = list[str]()
-        monkeypatch.setattr(training, "say", said.append)
-        monkeypatch.setattr(training, "WAIT_SECONDS", seconds)
+        monkeypatch.setattr(launch, "say", said.append)
+        monkeypatch.setattr(launch, "WAIT_SECONDS", seconds)
         with pytest.raises(TrainingError, match="at work"):
-            training.train_ranks(job, TrainingConfig(), on_metrics=lambda _: None)
+            launch.train_ranks(job, TrainingConfig(), on_metrics=lambda _: None)
         assert [text[:47] for text in said] == expected

@@ -18,16 +18,16 @@ from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.format.arrow_tables import concat_signals
 from ray_distill.labels.store.label_store import LabelStore, create_or_open
 from ray_distill.models.io.load import load_processor
-from ray_distill.runtime import cluster
-from ray_distill.runtime.answering import answer_all, ask_of
-from ray_distill.runtime.asking import ask_teacher, teacher_facts
-from ray_distill.runtime.auditing import audit_live
-from ray_distill.runtime.fitting import Found, with_found
-from ray_distill.runtime.label_steps import LabelJob
-from ray_distill.runtime.labelling import label_units
-from ray_distill.runtime.planning import choose_pieces
-from ray_distill.runtime.probing import Piece, Probed, probe
-from ray_distill.runtime.teaching import TeacherFacts, make_manifest
+from ray_distill.runtime.core import connection
+from ray_distill.runtime.labelling.batching import answer_all, ask_of
+from ray_distill.runtime.labelling.bounded_task import ask_teacher, teacher_facts
+from ray_distill.runtime.labelling.live_audit import audit_live
+from ray_distill.runtime.labelling.calibrate_store import Found, with_found
+from ray_distill.runtime.labelling.encode_write import LabelJob
+from ray_distill.runtime.labelling.label_units import label_units
+from ray_distill.runtime.forecast.forecast import choose_pieces
+from ray_distill.runtime.forecast.probe import Piece, Probed, probe
+from ray_distill.runtime.labelling.identify_teacher import TeacherFacts, make_manifest
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.take import take_snapshot
 from ray_distill.tasks.catalogue import get_label_task
@@ -44,7 +44,7 @@ def _ray() -> Iterator[None]:
     """Workers of both environments import this checkout."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(Path(__file__).parent)]))
-        with cluster.connected():
+        with connection.connected():
             yield
 
 

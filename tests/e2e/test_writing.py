@@ -27,10 +27,11 @@ from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.model.signal import Distributions
 from ray_distill.labels.store.label_store import create_or_open as create_labels
 from ray_distill.models.io.load import load_processor
-from ray_distill.runtime import campaign, cluster
-from ray_distill.runtime.label_steps import LabelJob
-from ray_distill.runtime.labelling import label_units
-from ray_distill.runtime.teaching import make_manifest, prepare_teacher
+from ray_distill.runtime import campaign
+from ray_distill.runtime.core import connection
+from ray_distill.runtime.labelling.encode_write import LabelJob
+from ray_distill.runtime.labelling.label_units import label_units
+from ray_distill.runtime.labelling.identify_teacher import make_manifest, prepare_teacher
 from ray_distill.sequences.generator import Generator
 from ray_distill.sequences.store import SequenceStore, prompt_ids
 from ray_distill.snapshots.reader import open_snapshot
@@ -70,7 +71,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     folder = tmp_path_factory.mktemp("writing")
     texts = [f"text number {n}" for n in range(ROWS - 1)] + ["an odd text $"]
     (folder / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    with cluster.connected():
+    with connection.connected():
         yield Lab(folder=folder, source=folder / "rows.jsonl")
 
 

@@ -45,12 +45,12 @@ from ray_distill.labels.store.writer import write_attempt
 from ray_distill.models.io.load import load_model, load_processor
 from ray_distill.models.core.model import Model
 from ray_distill.runtime import campaign
-from ray_distill.runtime.answering import answer_all, ask_of
-from ray_distill.runtime.fitting import look, with_found
-from ray_distill.runtime.label_stage import head_of
-from ray_distill.runtime.label_steps import read_inputs
-from ray_distill.runtime.session import absolute
-from ray_distill.runtime.teaching import make_manifest, prepare_teacher
+from ray_distill.runtime.labelling.batching import answer_all, ask_of
+from ray_distill.runtime.labelling.calibrate_store import look, with_found
+from ray_distill.runtime.stages.label import head_of
+from ray_distill.runtime.labelling.encode_write import read_inputs
+from ray_distill.runtime.core.session import absolute
+from ray_distill.runtime.labelling.identify_teacher import make_manifest, prepare_teacher
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.students.telemetry.reporter import SilentReporter

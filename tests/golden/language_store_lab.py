@@ -15,9 +15,9 @@ from ray_distill.config import Campaign, parse_config
 from ray_distill.labels.store.label_store import create_or_open
 from ray_distill.labels.store.writer import write_attempt
 from ray_distill.models.io.load import load_processor
-from ray_distill.runtime.answering import answer_all, ask_of
-from ray_distill.runtime.freezing import freeze
-from ray_distill.runtime.teaching import make_manifest, prepare_teacher
+from ray_distill.runtime.labelling.batching import answer_all, ask_of
+from ray_distill.runtime.stages.snapshot import freeze
+from ray_distill.runtime.labelling.identify_teacher import make_manifest, prepare_teacher
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.students.run import TrainingJob, run_arms
 from ray_distill.tasks.base import Encoded

@@ -32,8 +32,9 @@ from ray_distill.examples.docstrings import ROWS, prepare
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.store.label_store import open_store
 from ray_distill.models.io.load import load_model
-from ray_distill.runtime import campaign, cluster
-from ray_distill.runtime.session import absolute
+from ray_distill.runtime import campaign
+from ray_distill.runtime.core import connection
+from ray_distill.runtime.core.session import absolute
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.students.telemetry.reporter import SilentReporter
@@ -103,7 +104,7 @@ def _label(asked: Asked, store: str) -> LabelSetRef:
     kept = asked.folder / f"labels-{asked.rows}-{store}.json"
     if kept.exists():
         return LabelSetRef.from_json(kept.read_text())
-    with cluster.connected():
+    with connection.connected():
         ref = campaign.label(config, campaign.snapshot(config))
     kept.write_text(ref.to_json())
     return ref

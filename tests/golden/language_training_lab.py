@@ -23,7 +23,7 @@ from ray_distill.config import LossConfig, StudentModel, TeacherConfig, Training
 from ray_distill.labels.model.signal import Signal
 from ray_distill.models.students.build_classifier import build_student
 from ray_distill.models.core.model import Model
-from ray_distill.runtime.answering import answer_all
+from ray_distill.runtime.labelling.batching import answer_all
 from ray_distill.students.modules.student_module import layer_pairs, make_projections
 from ray_distill.students.engines.engine import Engine, checkpoint_activations, compile_module
 from ray_distill.students.engines.build import build_engine

@@ -18,9 +18,9 @@ from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, TeacherRefused
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.models.text.lm_processor import language_processor
-from ray_distill.runtime.checks import check
-from ray_distill.runtime.freezing import freeze
-from ray_distill.runtime.teaching import make_manifest, prepare_teacher
+from ray_distill.runtime.stages.preflight import check
+from ray_distill.runtime.stages.snapshot import freeze
+from ray_distill.runtime.labelling.identify_teacher import make_manifest, prepare_teacher
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.testing.models import tiny_causal_tokenizer, write_tiny_causal_model
 

@@ -18,7 +18,7 @@ from ray_distill.config import Campaign, StudentModel
 from ray_distill.errors import ConfigError
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.models.io.load import load_model
-from ray_distill.runtime.freezing import freeze
+from ray_distill.runtime.stages.snapshot import freeze
 from ray_distill.testing.models import tiny_causal_tokenizer, write_tiny_causal_model
 
 ARMS = ("student", "baseline_hard_labels", "baseline_teacher_hard_labels")

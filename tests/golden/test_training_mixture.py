@@ -19,7 +19,7 @@ from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.signal import Signal
 from ray_distill.labels.store.label_store import open_store
 from ray_distill.models.io.load import load_model
-from ray_distill.runtime.mixture import check_mixture, temperatures_of
+from ray_distill.runtime.training.label_mixture import check_mixture, temperatures_of
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.students.data.open_data import open_data
 from ray_distill.students.process_group import Ranks

@@ -12,7 +12,7 @@ import pytest
 from ray_distill.artifacts import Artifact, LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError, TrainingError
-from ray_distill.runtime import entrypoint
+from ray_distill.cli import job_entrypoint
 
 ROOT = Path(__file__).parents[2]
 JOBS = sorted((ROOT / "jobs").glob("*.py"))
@@ -56,7 +56,7 @@ def _stage(config: Campaign) -> Seen:
 
 
 def _options(config: str, *more: str) -> argparse.Namespace:
-    return entrypoint.parse("A job.", argv=["--config", config, *more])
+    return job_entrypoint.parse("A job.", argv=["--config", config, *more])
 
 
 def test_there_is_a_job_a_stage_and_each_fits_on_a_page() -> None:
@@ -70,7 +70,7 @@ def test_there_is_a_job_a_stage_and_each_fits_on_a_page() -> None:
 
 def test_the_result_is_the_last_line(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Progress comes first, overrides are applied, the reference comes last."""
-    assert entrypoint.run(_options(config, "--set", "labels.signal.k=7"), _stage) == 0
+    assert job_entrypoint.run(_options(config, "--set", "labels.signal.k=7"), _stage) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "progress"
     assert json.loads(out[-1]) == {"kind": "Seen", "campaign": "tiny", "k": 7}
@@ -78,7 +78,7 @@ def test_the_result_is_the_last_line(config: str, capsys: pytest.CaptureFixture[
 
 def test_with_json_nothing_else_is_on_stdout(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Progress moves to stderr."""
-    assert entrypoint.run(_options(config, "--json"), _stage) == 0
+    assert job_entrypoint.run(_options(config, "--json"), _stage) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["campaign"] == "tiny"
     assert captured.err == "progress\n"
@@ -89,10 +89,10 @@ def test_our_own_errors_are_one_line_and_status_1(config: str, capsys: pytest.Ca
     def refuse(config: Campaign) -> Seen:
         raise TrainingError("no labels to train from: run the label job first")
 
-    assert entrypoint.run(_options(config), refuse) == 1
+    assert job_entrypoint.run(_options(config), refuse) == 1
     assert capsys.readouterr().err == "error: no labels to train from: run the label job first\n"
     with pytest.raises(ZeroDivisionError):
-        entrypoint.run(_options(config), lambda config: 1 / 0)
+        job_entrypoint.run(_options(config), lambda config: 1 / 0)
 
 
 def test_ctrl_c_ends_a_job_as_a_shell_expects(config: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,33 +100,33 @@ def test_ctrl_c_ends_a_job_as_a_shell_expects(config: str, capsys: pytest.Captur
     def interrupted(config: Campaign) -> Seen:
         raise KeyboardInterrupt
 
-    assert entrypoint.run(_options(config), interrupted) == 130
+    assert job_entrypoint.run(_options(config), interrupted) == 130
     assert "goes on where it was" in capsys.readouterr().err
 
 
 def test_a_wrong_config_is_reported_before_ray_is_touched(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The field is named."""
-    assert entrypoint.run(_options(config, "--set", "labels.unit_rows=0"), _stage) == 1
+    assert job_entrypoint.run(_options(config, "--set", "labels.unit_rows=0"), _stage) == 1
     assert "labels.unit_rows" in capsys.readouterr().err
 
 
 def test_a_reference_is_read_from_json_or_from_a_file(tmp_path: Path) -> None:
     """What one job printed, the next accepts, as text or as a file; another kind is refused."""
     (tmp_path / "reference.json").write_text(SNAPSHOT.to_json())
-    assert entrypoint.read(SnapshotRef, SNAPSHOT.to_json()) == SNAPSHOT
-    assert entrypoint.read(SnapshotRef, str(tmp_path / "reference.json")) == SNAPSHOT
+    assert job_entrypoint.read(SnapshotRef, SNAPSHOT.to_json()) == SNAPSHOT
+    assert job_entrypoint.read(SnapshotRef, str(tmp_path / "reference.json")) == SNAPSHOT
     with pytest.raises(ConfigError, match="expected a LabelSetRef, found a SnapshotRef"):
-        entrypoint.read(LabelSetRef, SNAPSHOT.to_json())
+        job_entrypoint.read(LabelSetRef, SNAPSHOT.to_json())
 
 
 def test_students_go_through_the_last_line_and_back() -> None:
     """The training job's result is what the evaluation job reads."""
     students = {"student": STUDENT}
-    assert entrypoint.read_students(entrypoint.to_json(students)) == students
+    assert job_entrypoint.read_students(job_entrypoint.to_json(students)) == students
     with pytest.raises(ConfigError, match="as the training job printed it"):
-        entrypoint.read_students('{"student": 3}')
+        job_entrypoint.read_students('{"student": 3}')
     with pytest.raises(ConfigError, match="must be the JSON"):
-        entrypoint.read_students("{not json")
+        job_entrypoint.read_students("{not json")
 
 
 @pytest.mark.slow

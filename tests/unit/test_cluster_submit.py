@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from ray_distill.errors import ClusterError, ConfigError
-from ray_distill.runtime import submit as module
-from ray_distill.runtime.submit import check_address, entrypoint_of, find_token, submit
+from ray_distill.cli import submit as module
+from ray_distill.cli.submit import check_address, entrypoint_of, find_token, submit
 
 CONFIG = """
 campaign: tiny

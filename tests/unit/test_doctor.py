@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ray_distill.config import Campaign, parse_config
-from ray_distill.runtime import doctor
-from ray_distill.runtime.doctor import Finding
+from ray_distill.cli import doctor
+from ray_distill.cli.doctor import Finding
 
 
 def _config(tmp_path: Path, **changes: object) -> Campaign:

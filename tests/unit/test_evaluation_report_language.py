@@ -17,7 +17,7 @@ from ray_distill.evaluation.measures.language_model import compare_language, mea
 from ray_distill.evaluation.report.html import render_report, report_figures
 from ray_distill.evaluation.measures.robustness import measure_robustness
 from ray_distill.promotion.gate import decide
-from ray_distill.runtime.promote_stage import summary
+from ray_distill.runtime.stages.promote import summary
 
 STUDENT = StudentRef(url="s3://runs/student", fingerprint="f" * 32, arm="student", labels=LabelSetRef(
     store="s3://labels", fingerprint="1" * 32, log_length=1, log_digest="d",

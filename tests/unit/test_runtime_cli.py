@@ -12,7 +12,7 @@ import yaml
 from ray_distill import cli
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import load_config
-from ray_distill.runtime import references
+from ray_distill.cli import resolve_references
 
 CLASSES = ["a", "b"]
 COMMANDS = ["run", "snapshot", "write", "label", "train", "evaluate", "promote", "relabel"]
@@ -157,10 +157,10 @@ def test_a_snapshot_to_audit_is_a_reference_its_file_or_a_folder(tmp_path: Path)
     """A folder's URL stays a URL."""
     reference = SnapshotRef(url=str(tmp_path), fingerprint="f")
     (tmp_path / "ref").write_text(reference.to_json())
-    assert references.snapshot_to_audit(reference.to_json()) == reference
-    assert references.snapshot_to_audit(str(tmp_path / "ref")) == reference
-    assert references.snapshot_to_audit(str(tmp_path)) == str(tmp_path)
-    assert references.snapshot_to_audit("s3://bucket/snapshot") == "s3://bucket/snapshot"
+    assert resolve_references.snapshot_to_audit(reference.to_json()) == reference
+    assert resolve_references.snapshot_to_audit(str(tmp_path / "ref")) == reference
+    assert resolve_references.snapshot_to_audit(str(tmp_path)) == str(tmp_path)
+    assert resolve_references.snapshot_to_audit("s3://bucket/snapshot") == "s3://bucket/snapshot"
 
 
 @pytest.mark.parametrize(("field", "value"), [

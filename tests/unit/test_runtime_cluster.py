@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ray_distill.errors import ClusterError
-from ray_distill.runtime import cluster
+from ray_distill.runtime.core import connection
 
 SMALL = {"CPU": 4.0, "memory": 1e9}
 LARGE = {"CPU": 8.0, "GPU": 2.0}
@@ -16,16 +16,16 @@ LARGE = {"CPU": 8.0, "GPU": 2.0}
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the autoscaler was asked for; it does nothing by itself."""
     requests: list[Any] = []
-    monkeypatch.setattr(cluster, "_request", lambda bundles: requests.append([dict(bundle) for bundle in bundles]))
-    monkeypatch.setattr(cluster, "POLL_SECONDS", 0.0)
-    monkeypatch.setattr(cluster, "SCALE_SECONDS", 0.05)
+    monkeypatch.setattr(connection, "_request", lambda bundles: requests.append([dict(bundle) for bundle in bundles]))
+    monkeypatch.setattr(connection, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(connection, "SCALE_SECONDS", 0.05)
     return requests
 
 
 def _nodes(monkeypatch: pytest.MonkeyPatch, *states: Sequence[dict[str, float]]) -> None:
     """The nodes at each look, the last for ever."""
     left = list(states)
-    monkeypatch.setattr(cluster, "_nodes", lambda: list(left.pop(0) if len(left) > 1 else left[0]))
+    monkeypatch.setattr(connection, "_nodes", lambda: list(left.pop(0) if len(left) > 1 else left[0]))
 
 
 @pytest.mark.parametrize(("bundles", "fits"), [
@@ -43,11 +43,11 @@ def test_each_bundle_fits_a_node_and_all_fit_the_cluster(
     """One node must hold a bundle, all nodes the sum."""
     _nodes(monkeypatch, [SMALL, LARGE])
     if fits:
-        cluster.require_bundles(bundles, "labelling")
+        connection.require_bundles(bundles, "labelling")
         assert asked == []
     else:
         with pytest.raises(ClusterError, match=r"labelling needs .* on one node; the nodes have 4 CPU and 0 GPU, 8"):
-            cluster.require_bundles(bundles, "labelling")
+            connection.require_bundles(bundles, "labelling")
 
 
 def test_a_cluster_that_grows_in_time_is_enough(
@@ -55,7 +55,7 @@ def test_a_cluster_that_grows_in_time_is_enough(
 ) -> None:
     """It is asked once, told once, and the request is withdrawn."""
     _nodes(monkeypatch, [SMALL], [SMALL], [SMALL, LARGE])
-    cluster.require_resources(cpus=1, gpus=1, what="training")
+    connection.require_resources(cpus=1, gpus=1, what="training")
     assert asked == [[{"CPU": 1, "GPU": 1}], []]
     assert capsys.readouterr().err.count("waiting up to") == 1
 
@@ -66,25 +66,25 @@ def test_a_cluster_that_does_not_grow_is_refused_and_an_embedded_one_at_once(
     """The embedded one is not even asked."""
     _nodes(monkeypatch, [SMALL])
     with pytest.raises(ClusterError, match="training needs 1 CPU and 1 GPU on one node"):
-        cluster.require_resources(cpus=1, gpus=1, what="training")
+        connection.require_resources(cpus=1, gpus=1, what="training")
     assert asked == [[{"CPU": 1, "GPU": 1}], []]
-    monkeypatch.setattr(cluster, "say", lambda text: pytest.fail(text))
-    cluster._embedded.set()
+    monkeypatch.setattr(connection, "say", lambda text: pytest.fail(text))
+    connection._embedded.set()
     try:
         with pytest.raises(ClusterError, match=r"2 × 3 CPU on one node; the nodes have 4 CPU and 0 GPU: change"):
-            cluster.require_bundles([{"CPU": 3}] * 2, "labelling")
+            connection.require_bundles([{"CPU": 3}] * 2, "labelling")
     finally:
-        cluster._embedded.clear()
+        connection._embedded.clear()
 
 
-@pytest.mark.parametrize("error", [cluster.ray.exceptions.AuthenticationError("no"), PermissionError("no")])
+@pytest.mark.parametrize("error", [connection.ray.exceptions.AuthenticationError("no"), PermissionError("no")])
 def test_a_refused_token_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     """As is a file that Ray cannot read or write."""
     def refuse(**options: Any) -> None:
         raise error
 
-    monkeypatch.setattr(cluster.ray, "init", refuse)
-    with pytest.raises(ClusterError, match="no Ray cluster answers at auto"), cluster.connected("auto"):
+    monkeypatch.setattr(connection.ray, "init", refuse)
+    with pytest.raises(ClusterError, match="no Ray cluster answers at auto"), connection.connected("auto"):
         pass
 
 
@@ -100,12 +100,12 @@ def test_ray_is_started_again_where_the_machine_was_too_busy(
         if len(tries) <= failures:
             raise Exception("The current node timed out during startup.")
 
-    monkeypatch.setattr(cluster.ray, "init", init)
-    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(connection.ray, "init", init)
+    monkeypatch.setattr(connection.ray, "shutdown", lambda: None)
     if failures < starts:
-        cluster._start(None)
-        cluster._embedded.clear()
+        connection._start(None)
+        connection._embedded.clear()
     else:
         with pytest.raises(ClusterError, match="timed out during startup"):
-            cluster._start(None)
+            connection._start(None)
     assert len(tries) == starts

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ray_distill.runtime import console
+from ray_distill.runtime.core import console
 
 
 @pytest.mark.parametrize(("seconds", "said"), [

@@ -8,8 +8,8 @@ import ray
 
 from ray_distill.config import TeacherConfig
 from ray_distill.errors import ClusterError, TeacherRefused
-from ray_distill.runtime import environments
-from ray_distill.runtime.environments import environment, look, once, require_same_tokens
+from ray_distill.runtime.core import python_envs
+from ray_distill.runtime.core.python_envs import environment, look, once, require_same_tokens
 
 VLLM = TeacherConfig(model="m", engine="vllm", vllm={"python": "/opt/vllm/bin/python"})
 
@@ -67,5 +67,5 @@ def test_other_tokens_there_than_here_are_refused() -> None:
 
 def test_nothing_is_looked_at_where_there_is_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other engines pay nothing."""
-    monkeypatch.setattr(environments, "on_cluster", None)
-    environments.require_environment(TeacherConfig(model="m"))
+    monkeypatch.setattr(python_envs, "on_cluster", None)
+    python_envs.require_environment(TeacherConfig(model="m"))

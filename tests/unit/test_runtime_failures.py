@@ -12,11 +12,11 @@ import torch
 from ray_distill.errors import LabelError
 from ray_distill.labels.model.signal import Signal
 from ray_distill.labels.model.work_units import WorkUnit
-from ray_distill.runtime.answering import answer_all, answer_unit, ask_of
-from ray_distill.runtime.careful import FailedUnit, Suspect, spread
-from ray_distill.runtime.failures import Failure, Rows, ask_halving, died, failure_of, out_of_memory, timed_out
-from ray_distill.runtime.strikes import Strikes
-from ray_distill.runtime.teacher_actors import Plan
+from ray_distill.runtime.labelling.batching import answer_all, answer_unit, ask_of
+from ray_distill.runtime.labelling.isolate_failures import FailedUnit, Suspect, spread
+from ray_distill.runtime.core.failures import Failure, Rows, ask_halving, died, failure_of, out_of_memory, timed_out
+from ray_distill.runtime.labelling.death_counter import Strikes
+from ray_distill.runtime.labelling.label_actors import Plan
 from ray_distill.tasks.base import Encoded, Ragged
 from ray_distill.teachers.base import Ask
 from ray_distill.testing.labels import fake_manifest, row_id
@@ -208,7 +208,7 @@ def test_a_step_beside_the_teacher_is_bounded_too() -> None:
     ("threading.Event().wait()", "told"), ("ctypes.PyDLL(None).sleep(60)", ""), ("time.sleep(0)", "done")])
 def test_a_block_that_takes_too_long_ends_the_process(block: str, told: str) -> None:
     """Also one that never lets go of Python's lock, though then there is no last word; a quick one goes on."""
-    code = ("import ctypes, sys, threading, time\nfrom ray_distill.runtime.strikes import limit\n"
+    code = ("import ctypes, sys, threading, time\nfrom ray_distill.runtime.labelling.death_counter import limit\n"
             f"with limit(0.3, lambda: print('told', end='', flush=True), grace=0.3):\n    {block}\n"
             "print('done', end='')\n")
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=50)

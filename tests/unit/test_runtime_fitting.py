@@ -10,7 +10,7 @@ from ray_distill.labels.model import rowids
 from ray_distill.labels.format.fitted_arrays import write_fits
 from ray_distill.labels.format.hidden_states import basis_name
 from ray_distill.labels.store.label_store import create_or_open, open_store
-from ray_distill.runtime.fitting import fit_store, with_found
+from ray_distill.runtime.labelling.calibrate_store import fit_store, with_found
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id
 
 IDS = pa.array([row_id(number) for number in range(40)], rowids.ROW_ID)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_distill.runtime.gauges import GAUGES, gauged
+from ray_distill.runtime.training.prometheus import GAUGES, gauged
 
 DASHBOARD = json.loads((Path(__file__).parents[2] / "infra" / "grafana" / "training.json").read_text(encoding="utf-8"))
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from ray_distill.runtime.halving import Rungs
+from ray_distill.runtime.sweep.successive_halving import Rungs
 
 
 def _alone(rungs: Rungs, trial: str, epoch: float, value: float) -> bool:

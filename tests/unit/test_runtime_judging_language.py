@@ -12,9 +12,9 @@ from ray_distill.errors import EvaluationError, ModelError
 from ray_distill.models.io.load import load_model
 from ray_distill.models.io.save import save_model
 from ray_distill.promotion.gate import decide
-from ray_distill.runtime.evaluate_stage import keep_predictions, keep_texts, log_student, publish
-from ray_distill.runtime.judging import judge_students
-from ray_distill.runtime.session import Session
+from ray_distill.runtime.stages.evaluate import keep_predictions, keep_texts, log_student, publish
+from ray_distill.runtime.stages.judge import judge_students
+from ray_distill.runtime.core.session import Session
 from ray_distill.snapshots.take import take_snapshot
 from ray_distill.storage import files
 from ray_distill.testing.models import write_tiny_causal_model

@@ -13,12 +13,12 @@ from ray_distill.errors import ConfigError
 from ray_distill.labels.model import rowids
 from ray_distill.labels.sizing.forecast import Breakeven, Interval
 from ray_distill.runtime import campaign
-from ray_distill.runtime.forms import compare
-from ray_distill.runtime.planning import PlanReport, choose_pieces, plan
-from ray_distill.runtime.probing import Piece, unit_rows
-from ray_distill.runtime.session import parent_key
-from ray_distill.runtime.show_plan import show_plan
-from ray_distill.runtime.teaching import TeacherFacts
+from ray_distill.runtime.forecast.storage_options import compare
+from ray_distill.runtime.forecast.forecast import PlanReport, choose_pieces, plan
+from ray_distill.runtime.forecast.probe import Piece, unit_rows
+from ray_distill.runtime.core.session import parent_key
+from ray_distill.cli.render_plan import show_plan
+from ray_distill.runtime.labelling.identify_teacher import TeacherFacts
 from ray_distill.tasks.base import Encoded
 from ray_distill.testing.labels import row_id
 from ray_distill.testing.models import FakeTeacher

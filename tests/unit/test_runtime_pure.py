@@ -13,10 +13,10 @@ from ray_distill.errors import ClusterError, ModelError, PromotionError, StoreMi
 from ray_distill.evaluation.measures.efficiency import Efficiency
 from ray_distill.labels.model.signal import Distributions
 from ray_distill.promotion.chain import read_chain, record_decision
-from ray_distill.runtime.answering import by_length
-from ray_distill.runtime.cluster import explain
-from ray_distill.runtime.promote_stage import judged_against
-from ray_distill.runtime.relabelling import class_probabilities
+from ray_distill.runtime.labelling.batching import by_length
+from ray_distill.runtime.core.connection import explain
+from ray_distill.runtime.stages.promote import judged_against
+from ray_distill.runtime.stages.relabel import class_probabilities
 from ray_distill.tasks.base import Encoded, Ragged
 from ray_distill.testing.labels import fake_manifest, fake_teacher, row_id
 

@@ -6,7 +6,7 @@ import pytest
 
 from ray_distill.config import Campaign, parse_config
 from ray_distill.errors import ConfigError
-from ray_distill.runtime.session import Session, absolute, session
+from ray_distill.runtime.core.session import Session, absolute, session
 from ray_distill.storage import files
 
 

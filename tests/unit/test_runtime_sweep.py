@@ -12,11 +12,11 @@ from ray_distill.artifacts import LabelSetRef, SnapshotRef
 from ray_distill.config import Campaign, parse_config
 from ray_distill.config.trials import expand
 from ray_distill.errors import ConfigError, TrainingError
-from ray_distill.runtime import trials as planning
-from ray_distill.runtime.session import absolute, parent_key
-from ray_distill.runtime.sweep_record import best_campaign
-from ray_distill.runtime.trial_ranks import TrialTask, known_rungs, objective_of
-from ray_distill.runtime.trials import Planned
+from ray_distill.runtime.sweep import resolve_trials as planning
+from ray_distill.runtime.core.session import absolute, parent_key
+from ray_distill.runtime.sweep.publish import best_campaign
+from ray_distill.runtime.sweep.trial_worker import TrialTask, known_rungs, objective_of
+from ray_distill.runtime.sweep.resolve_trials import Planned
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.take import take_snapshot
 from ray_distill.storage import files

@@ -9,8 +9,8 @@ import pytest
 from ray_distill.artifacts import Estimate
 from ray_distill.config import CheckConfig, parse_config
 from ray_distill.errors import ConfigError, TeacherRefused
-from ray_distill.runtime.teacher_check import TeacherCheck, refuse_weak_teacher
-from ray_distill.runtime.teaching import TeacherFacts, make_manifest
+from ray_distill.runtime.labelling.teacher_quality import TeacherCheck, refuse_weak_teacher
+from ray_distill.runtime.labelling.identify_teacher import TeacherFacts, make_manifest
 
 
 def _check(accuracy: float | None, ece: float | None = 0.05, majority: float = 0.5) -> TeacherCheck:

@@ -8,10 +8,10 @@ import pytest
 
 from ray_distill.config import parse_config
 from ray_distill.evaluation.measures.cost import StageCost, stage_metrics
-from ray_distill.runtime import train_stage
-from ray_distill.runtime.session import Session, session
-from ray_distill.runtime.train_stage import Curves
-from ray_distill.runtime.training import StepMetrics
+from ray_distill.runtime.stages import train
+from ray_distill.runtime.core.session import Session, session
+from ray_distill.runtime.stages.train import Curves
+from ray_distill.runtime.training.launch import StepMetrics
 from ray_distill.storage import files
 
 
@@ -40,7 +40,7 @@ def test_cost_is_told_while_the_training_runs(config, monkeypatch: pytest.Monkey
     with session(config) as held, held.stage("train", cores=4) as stage:
         curves = Curves(held, replace(stage, run=told), told)  # type: ignore[arg-type]
         _add(curves, "student", range(1, 4), 1.0)
-        monkeypatch.setattr(train_stage, "COST_SECONDS", 0.0)
+        monkeypatch.setattr(train, "COST_SECONDS", 0.0)
         _add(curves, "student", range(4, 5), 1.0)
     costs = [values for values in told.values if "train_cost_usd" in values]
     assert [values["train_core_hours"] for values in costs] == [cost.core_hours for cost in told.costs]

@@ -15,15 +15,17 @@ from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign, parse_config
 from ray_distill.errors import ConfigError, SnapshotError
 from ray_distill.labels.model.work_units import WorkUnit
-from ray_distill.runtime import author_actors, campaign, references
-from ray_distill.runtime.answering import or_memory
-from ray_distill.runtime.author_actors import AuthorActor, CarefulAuthor, WriteJob
-from ray_distill.runtime.careful import FailedUnit
-from ray_distill.runtime.checks import check
-from ray_distill.runtime.failures import Failure, ask_halving
-from ray_distill.runtime.session import parent_key
-from ray_distill.runtime.teacher_actors import Loaded
-from ray_distill.runtime.writing import derive_snapshot, make_generator
+from ray_distill.runtime.labelling import generate_actors
+from ray_distill.runtime import campaign
+from ray_distill.cli import resolve_references
+from ray_distill.runtime.labelling.batching import or_memory
+from ray_distill.runtime.labelling.generate_actors import AuthorActor, CarefulAuthor, WriteJob
+from ray_distill.runtime.labelling.isolate_failures import FailedUnit
+from ray_distill.runtime.stages.preflight import check
+from ray_distill.runtime.core.failures import Failure, ask_halving
+from ray_distill.runtime.core.session import parent_key
+from ray_distill.runtime.labelling.label_actors import Loaded
+from ray_distill.runtime.labelling.generate_units import derive_snapshot, make_generator
 from ray_distill.sequences.store import SequenceStore, create_or_open, prompt_ids
 from ray_distill.sequences.units import WriteReceipt, write_attempt
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
@@ -69,12 +71,12 @@ def test_what_is_labelled_is_what_was_written(tmp_path: Path) -> None:
     for stage in ("snapshot", "write"):
         ref = SnapshotRef(url=f"s3://{stage}", fingerprint=stage)
         (state / f"{stage}.json").write_text(json.dumps({"key": "k", "result": ref.to_dict()}))
-    assert references.snapshot(_config(tmp_path, {}), None).fingerprint == "write"
-    assert references.snapshot(_config(tmp_path, None), None).fingerprint == "snapshot"
-    assert references.prompts(_config(tmp_path, {}), None).fingerprint == "snapshot"
+    assert resolve_references.snapshot(_config(tmp_path, {}), None).fingerprint == "write"
+    assert resolve_references.snapshot(_config(tmp_path, None), None).fingerprint == "snapshot"
+    assert resolve_references.prompts(_config(tmp_path, {}), None).fingerprint == "snapshot"
     (state / "write.json").unlink()
     with pytest.raises(ConfigError, match="has not been through `write` yet"):
-        references.snapshot(_config(tmp_path, {}), None)
+        resolve_references.snapshot(_config(tmp_path, {}), None)
 
 
 def test_how_failures_are_met_makes_no_other_campaign(tmp_path: Path) -> None:
@@ -154,7 +156,7 @@ def test_actors_write_units_and_the_careful_one_writes_the_same(job: WriteJob, t
         one = FailedUnit(unit=unit, reason="")
         plan = careful.plan(one.text)
         answers = ask_halving(plan.batches, lambda rows, text=one.text: careful.answer(text, rows))
-        parts = [*answers.parts, author_actors.rejected_table(plan.rejected)]
+        parts = [*answers.parts, generate_actors.rejected_table(plan.rejected)]
         again = write_attempt(job.store_url, job.generator, unit, pa.concat_tables(parts))
         assert again == replace(receipt, attempt=again.attempt)
         assert {row for row, _ in plan.rejected}.isdisjoint(plan.row_ids)

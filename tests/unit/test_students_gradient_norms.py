@@ -12,7 +12,7 @@ import torch
 from ray_distill.config import LossConfig, TeacherConfig
 from ray_distill.losses.base import LossBatch, SparseTargets, StudentOutput
 from ray_distill.models.io.load import load_model
-from ray_distill.runtime.answering import answer_all
+from ray_distill.runtime.labelling.batching import answer_all
 from ray_distill.students.modules.student_module import make_projections
 from ray_distill.students.objective.weighted_losses import Term, ask_head, build_terms, combine, squares, to_device
 from ray_distill.students.modules.token_student_module import TokenBundle

@@ -1,0 +1,104 @@
+"""The quickstart: real digits, a teacher trained on rows it will not label, and the whole way to a verdict."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ray_distill.artifacts import ModelReport
+from ray_distill.config import Campaign, parse_config
+from ray_distill.examples import mnist
+from ray_distill.runtime import campaign
+from ray_distill.runtime.core import connection
+from ray_distill.cli import render_results
+from ray_distill.runtime.campaign import CampaignResult
+from ray_distill.runtime.core.console import say
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartResult:
+    """The campaign's result in the quickstart's own short form."""
+
+    result: CampaignResult
+
+    def to_json(self) -> str:
+        """One line of JSON: models, labels, verdict, where it is recorded."""
+        result, models = self.result, self.result.report.models
+        return json.dumps({
+            "teacher": _short(models["teacher"]), "student": _short(models["student"]),
+            "baseline_hard_labels": _short(models["baseline_hard_labels"]),
+            "baseline_teacher_hard_labels": _short(models["baseline_teacher_hard_labels"]),
+            "ceiling_true_labels": _short(models["ceiling_true_labels"]),
+            "labels": {"rows": int(result.labelled["rows"]), "bytes": int(result.labelled["bytes"]),
+                       "rows_per_second": round(result.labelled["rows_per_second"], 1)},
+            "verdict": str(result.decision.verdict), "reasons": list(result.decision.reasons),
+            "report": result.report.url, "tracking_uri": result.tracking_uri, "run_id": result.run_id})
+
+
+def quickstart(output: str, address: str | None = None) -> QuickstartResult:
+    """Run it, or go on where it was stopped."""
+    folder = Path(output).resolve()
+    config = prepare(folder)
+    with connection.connected(address):
+        return QuickstartResult(result=campaign.run(config))
+
+
+def prepare(folder: Path) -> Campaign:
+    """Write the sources, train the teacher if it is not there yet, write ``campaign.yaml``; return its content."""
+    marker = folder / "teacher" / "preprocessor_config.json"
+    teacher, traffic = folder / "teacher.parquet", folder / "traffic.parquet"
+    if marker.is_file() and traffic.is_file():
+        say("quickstart: digits and teacher are there already, skipped", skipped="teacher")
+    else:
+        say("quickstart: writing 5,000 digits and training the teacher on 1,800 of them (about a minute)")
+        mnist.write_sources(folder, seed=mnist.SEED)
+        mnist.train_teacher(teacher, folder / "teacher", seed=mnist.SEED)
+    value = config_of(folder, teacher, traffic)
+    (folder / "campaign.yaml").write_text(yaml.safe_dump(value, sort_keys=False), encoding="utf-8")
+    return parse_config(value, origin=str(folder / "campaign.yaml"))
+
+
+def config_of(folder: Path, teacher: Path, traffic: Path) -> dict[str, Any]:
+    """The campaign as its YAML file holds it."""
+    return {
+        "campaign": "quickstart-digits", "task": "image_classification", "seed": mnist.SEED, "output": str(folder),
+        "snapshot": {
+            "source": str(traffic), "columns": {"image": "image", "label": "digit"}, "classes": list(mnist.CLASSES),
+            "splits": mnist.SPLIT_SHARES.model_dump(), "exclude": [str(teacher)]},
+        "labels": {
+            "teacher": {"model": str(folder / "teacher")},
+            "signal": {"estimator": "dense", "temperatures": [1.0, 4.0]},
+            "hidden": {"layers": [-1], "pool": "mean"}, "check": {"min_accuracy": 0.95}, "unit_rows": 256},
+        "student": {
+            "model": {"from": "config", "overrides": mnist.STUDENT_OVERRIDES},
+            "losses": {"soft": {"weight": 1.0, "temperature": 4.0}},
+            "training": {"epochs": 14, "global_batch": 64, "micro_batch": 64, "learning_rate": 1e-2, "cpus": 1,
+                         "zero_stage": 0, "evaluate_every": 100, "checkpoint_every": 200},
+            "ceiling": str(teacher)},
+        "evaluation": {"severities": [1, 2, 3], "latency_requests": 100},
+        "gate": {"limits": {"accuracy": {"relative": 0.97, "margin": 0.01}, "ece": {"max": 0.05}},
+                 "beat": ["baseline_hard_labels"]}}
+
+
+def plan(output: str) -> list[str]:
+    """What it would do."""
+    folder = Path(output).resolve()
+    return [
+        f"sources   5,000 digits → {folder}/traffic.parquet (3,200) and teacher.parquet (1,800)",
+        f"teacher   a residual network trained on its 1,800 rows → {folder}/teacher",
+        f"campaign  snapshot, label, train, evaluate, promote → {folder}; written down in {folder}/campaign.yaml",
+        f"record    sqlite:///{folder}/mlflow.db"]
+
+
+def show(outcome: QuickstartResult) -> str:
+    """The outcome for a person."""
+    return render_results.show_campaign(outcome.result)
+
+
+def _short(model: ModelReport) -> dict[str, Any]:
+    accuracy = model.metrics["accuracy"]
+    return {"accuracy": round(accuracy.value, 4), "ci95": [round(accuracy.low, 4), round(accuracy.high, 4)],
+            "parameters": model.efficiency.parameters, "latency_ms_p50": round(model.efficiency.latency_ms_p50, 3)}
+

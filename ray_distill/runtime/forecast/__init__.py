@@ -1,0 +1,1 @@
+"""Forecast bytes, time and money of labelling from a probe on few rows. Imports `core` and `labelling`."""

@@ -1,0 +1,132 @@
+"""The ways to store a teacher's answer, each measured on the same few rows: what it takes and what it loses."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import nan
+
+import numpy as np
+
+from ray_distill.config import Campaign, SignalConfig
+from ray_distill.labels.sizing import options as choose
+from ray_distill.labels.model import rowids
+from ray_distill.labels.sizing.options import Kept, Option
+from ray_distill.labels.sizing.forecast import forecast_bytes, measure_sizes
+from ray_distill.labels.model.rowids import RowIds
+from ray_distill.labels.model.signal import Distributions, Signal
+from ray_distill.runtime.labelling.batching import answer_all, ask_of
+from ray_distill.runtime.labelling.calibrate_store import fit_store
+from ray_distill.runtime.labelling.identify_teacher import TeacherFacts, make_manifest
+from ray_distill.tasks.base import Encoded
+from ray_distill.teachers.base import Ask, Teacher
+from ray_distill.teachers.engines import estimators
+
+#: Positions on which the forms are compared, at most; and rows, at least.
+COMPARED, COMPARED_ROWS = 2048, 4
+#: With fewer classes nothing is drawn: all of them take less.
+DRAWS_FROM = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forms:
+    """What the comparison found."""
+
+    curve: tuple[Kept, ...]
+    smallest_k: int | None
+    """The fewest classes within the target; None where the likeliest `choose.WIDE` are too few."""
+    options: tuple[Option, ...]
+    """The configured one first."""
+    full: bool
+    """Whether every class was looked at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Some:
+    """The rows that are compared."""
+
+    encoded: Encoded
+    ids: RowIds
+    """Of those with a usable answer, in the order of `wide`."""
+    wide: Distributions
+
+
+def compare(
+    config: Campaign, facts: TeacherFacts, teacher: Teacher, encoded: Encoded, units: Sequence[int], *, kept: float,
+    positions: float,
+) -> Forms:
+    """Compare the configured form with the others that could serve.
+
+    Args:
+        config: the campaign.
+        facts: the teacher's.
+        teacher: is asked once for everything, and once for each form that draws.
+        encoded: usable rows.
+        units: rows of the units to come.
+        kept: share of the rows that can be labelled.
+        positions: of a row, on average.
+    """
+    classes = make_manifest(config, facts).class_count
+    some = _some(config, teacher, encoded, classes, max(COMPARED_ROWS, int(COMPARED / max(positions, 1))))
+    smallest = choose.smallest_k(some.wide, config.plan.target_nats)
+    configured = config.labels.signal
+    given = estimators(config.labels.teacher)
+    wanted = [configured, *(form for form in _forms(configured, classes, smallest)
+                            if form != configured and form.estimator in given)]
+    options = tuple(_option(config, facts, teacher, some, form, units, kept) for form in wanted)
+    return Forms(curve=choose.curve(some.wide), smallest_k=smallest, options=options, full=choose.is_full(some.wide))
+
+
+def _some(config: Campaign, teacher: Teacher, encoded: Encoded, classes: int, rows: int) -> _Some:
+    """A random part of the rows and their wide answer."""
+    order = np.random.default_rng(config.seed).permutation(encoded.rows)[:rows].astype(np.int64)
+    ask = Ask(estimator="topk", temperatures=config.labels.signal.temperatures,
+              k=classes if classes <= choose.DENSE_UP_TO else max(choose.WIDE, min(config.labels.signal.k, classes)))
+    row_ids, signal, _ = answer_all(teacher, encoded.take(order), ask, config.labels.resources.batch)
+    assert signal.distributions is not None
+    return _Some(encoded=encoded.take(order), ids=rowids.to_numpy(row_ids), wide=signal.distributions)
+
+
+def _forms(configured: SignalConfig, classes: int, smallest: int | None) -> list[SignalConfig]:
+    """The other forms worth a look, all in the compact encoding."""
+    changes: list[dict[str, object]] = []
+    if classes <= choose.DENSE_UP_TO:
+        changes.append({"estimator": "dense"})
+    if smallest is not None and smallest < classes:
+        changes.append({"estimator": "topk", "k": smallest})
+    if configured.estimator == "topk" and configured.k < classes:
+        changes.append({"estimator": "topk", "k": configured.k})
+    if classes > DRAWS_FROM:
+        changes += [{"estimator": "sampled"}, {"estimator": "hybrid", "k": min(configured.k, 16)}]
+    return [configured.model_copy(update={"encoding": "compact", **change}) for change in changes]
+
+
+def _option(
+    config: Campaign, facts: TeacherFacts, teacher: Teacher, some: _Some, form: SignalConfig, units: Sequence[int],
+    kept: float,
+) -> Option:
+    """Measure one form through the very bytes of its shards."""
+    labels = config.labels.model_copy(update={"signal": form})
+    manifest = make_manifest(config.model_copy(update={"labels": labels}), replace(facts, layers=()))
+    drawn, width = manifest.draws > 0, manifest.k or manifest.class_count
+    if drawn or width > len(some.wide.ids) // len(some.wide.position):
+        row_ids, signal, _ = answer_all(teacher, some.encoded, ask_of(manifest), manifest.batch)
+        ids = rowids.to_numpy(row_ids)
+        assert signal.distributions is not None
+        exact = signal.distributions
+    else:
+        ids, exact = some.ids, choose.truncate(some.wide, width)
+    found = fit_store(manifest, rowids.to_arrow(ids), Signal(distributions=exact))
+    sizes = measure_sizes(ids, Signal(distributions=exact), manifest, found.fits, units)
+    labels_bytes, rows = forecast_bytes(sizes, units, kept).labels, max(sum(units) * kept, 1)
+    added = float(found.measured["labels"]["nats"]["1"])
+    return Option(
+        estimator=form.estimator, encoding=form.encoding, k=manifest.k, draws=manifest.draws,
+        bytes_a_position=labels_bytes / (rows * len(exact.position) / exact.rows), total_bytes=labels_bytes,
+        nats=added + (0.0 if drawn or not manifest.k else choose.kept(some.wide, manifest.k).nats),
+        noise=_noise(some.wide, form, manifest.k, manifest.draws))
+
+
+def _noise(wide: Distributions, form: SignalConfig, k: int, draws: int) -> float:
+    """Of draws from the teacher itself; not known of others."""
+    if not draws:
+        return 0.0
+    return choose.noise_of_draws(wide, k, draws) if form.exponent == 1 else nan

@@ -1,0 +1,87 @@
+"""Ask the teacher about some rows in one task that has an end: before it labels, to plan, to audit.
+
+While it labels, what it fails on goes to quarantine (`careful`); here there is nothing to do without its answer, so a
+teacher that hangs is one error.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import ray
+
+from ray_distill.artifacts import SnapshotRef
+from ray_distill.config import Campaign, LabelsConfig
+from ray_distill.errors import ClusterError, LabelError
+from ray_distill.runtime.core.connection import on_cluster
+from ray_distill.runtime.core.python_envs import environment, once, require_environment, require_same_tokens
+from ray_distill.runtime.labelling.death_counter import limit, strikes_actor, told
+from ray_distill.runtime.labelling.identify_teacher import TeacherFacts, prepare_teacher, tokens_here
+from ray_distill.snapshots.reader import Snapshot, open_snapshot
+from ray_distill.teachers.vllm_limits import refuse_labels
+
+T = TypeVar("T")
+
+
+def ask_teacher(function: Callable[..., T], *arguments: Any, labels: LabelsConfig, rows: int, what: str) -> T:
+    """Run ``function`` as one task with the teacher's resources and return its result.
+
+    Args:
+        function: importable; loads the teacher and asks it.
+        arguments: its arguments.
+        labels: the teacher's resources, and what it may take.
+        rows: rows that it is asked about, repeats counted.
+        what: what is being done, for the message when it fails.
+
+    Raises:
+        LabelError: it took longer than ``labels.failures`` allows for loading and for every batch of the rows.
+        DistillError: the one the function raised, or ClusterError if the task itself was lost, or the teacher's
+            environment is not usable.
+    """
+    require_environment(labels.teacher)
+    seconds = labels.failures.load_seconds + math.ceil(rows / labels.resources.batch) * labels.failures.batch_seconds
+    with strikes_actor(labels.failures.attempts) as strikes:
+        try:
+            result: T = on_cluster(_limited, function, arguments, seconds, what, strikes, what=what,
+                                   cpus=labels.resources.cpus, gpus=labels.resources.gpus,
+                                   options=once(labels.teacher))
+        except ClusterError as lost:
+            hung = told(strikes)
+            if hung is None:
+                raise
+            raise hung from lost
+    return result
+
+
+def teacher_facts(config: Campaign, snapshot: SnapshotRef, head_url: str | None) -> TeacherFacts:
+    """`prepare_teacher` on the cluster; errors as there and as `ask_teacher`.
+
+    Raises:
+        TeacherRefused: its engine cannot give what is asked, or reads texts as other tokens than a student would.
+    """
+    teacher = config.labels.teacher
+    refuse_labels(config.labels, task=config.task)
+    fits = config.labels.teacher.head is not None and head_url is None
+    rows = rows_of(open_snapshot(snapshot), "train") if fits else 0
+    facts = ask_teacher(
+        prepare_teacher, config, snapshot, head_url, labels=config.labels, rows=rows, what="opening the teacher")
+    if environment(teacher):
+        here = on_cluster(tokens_here, teacher, config.task, what="reading the teacher's tokenizer")
+        require_same_tokens(here, facts.tokens, teacher)
+    return facts
+
+
+def rows_of(snapshot: Snapshot, split: str) -> int:
+    """Rows of one split."""
+    return sum(shard.rows for shard in snapshot.shards if shard.split == split)
+
+
+def _limited(function: Callable[..., T], arguments: tuple[Any, ...], seconds: float, what: str, strikes: Any) -> T:
+    """The task: ends its process when the time is over, and is not tried again after that."""
+    error = LabelError(f"{what} took longer than {seconds:g} s, so it was ended: the teacher hangs, or labels.failures "
+                       "(load_seconds, and batch_seconds for each batch) leaves it too little time")
+    before = told(strikes)
+    if before is not None:
+        raise before
+    with limit(seconds, lambda: ray.get(strikes.fail.remote(error))):
+        return function(*arguments)

@@ -1,0 +1,111 @@
+"""What a new store finds out before its first unit: its fits, what its stored form costs, and rows a unit.
+
+All of it comes from one look at some rows of the calibration split. A store keeps what it found: later runs adopt it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_distill.artifacts import SnapshotRef
+from ray_distill.config import Campaign
+from ray_distill.labels.model import rowids
+from ray_distill.labels.format import parquet_shards
+from ray_distill.labels.format.codecs.measure import added_error, fit_ids
+from ray_distill.labels.format.fitted_arrays import Fits
+from ray_distill.labels.format.hidden_states import basis_name, encode_hidden, fit_basis, mean_name, relative_error
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.signal import Distributions, Signal
+from ray_distill.models.io.load import load_processor
+from ray_distill.runtime.labelling.batching import answer_all, ask_of
+from ray_distill.snapshots.reader import Snapshot, open_snapshot
+from ray_distill.tasks.catalogue import get_label_task
+from ray_distill.teachers.engines import open_teacher
+
+#: Rows of the calibration split that are looked at, at most.
+LOOK_ROWS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a look at the data found for a store."""
+
+    fits: Fits
+    measured: Mapping[str, Any]
+    range_rows: int
+
+
+def look(config: Campaign, snapshot: SnapshotRef, head_url: str | None, manifest: StoreManifest) -> Found:
+    """Ask the teacher about some calibration rows and fit a store to the answer; runs where the teacher can."""
+    teacher = open_teacher(config.labels.teacher, task=config.task, head_url=head_url)
+    task = get_label_task(config.task)
+    rows = _some_rows(open_snapshot(snapshot), task.input_column)
+    encoded = task.encode(rows, load_processor(config.labels.teacher, task=config.task))
+    row_ids, signal, _ = answer_all(teacher, encoded, ask_of(manifest), manifest.batch)
+    return fit_store(manifest, row_ids, signal)
+
+
+def _some_rows(opened: Snapshot, column: str) -> pa.Table:
+    """The first calibration rows by id, which is a random choice; train rows where that split is empty."""
+    rows = opened.read("calibration", columns=["row_id", column])
+    rows = rows if rows.num_rows else opened.read("train", columns=["row_id", column])
+    return rows.take(pc.sort_indices(rows["row_id"].combine_chunks())[:LOOK_ROWS])
+
+
+def fit_store(manifest: StoreManifest, row_ids: pa.Array, signal: Signal) -> Found:
+    """Fit and measure a store's form on a teacher's answer; pure.
+
+    Raises:
+        LabelError: there are too few rows for the PCA rank that is asked for.
+    """
+    order = np.argsort(rowids.to_numpy(row_ids), kind="stable").astype(np.int64)
+    ids, signal = rowids.to_numpy(row_ids)[order], signal.take(order)
+    distributions = signal.distributions
+    assert distributions is not None
+    fits: dict[str, Any] = _fit_labels(manifest, distributions)
+    kept: dict[int, float] = {}
+    if manifest.hidden_rank or manifest.hidden_variance:
+        for layer, hidden in signal.hidden.items():
+            fits[mean_name(layer)], fits[basis_name(layer)], kept[layer] = fit_basis(
+                hidden.values, rank=manifest.hidden_rank, variance=manifest.hidden_variance)
+    if not len(ids):
+        return Found(fits=fits, measured={}, range_rows=0)
+    measured = {
+        "rows": len(ids), "labels": added_error(distributions, manifest, fits),
+        "hidden": {str(layer): _hidden_error(hidden.values, layer, manifest, fits, kept.get(layer))
+                   for layer, hidden in signal.hidden.items()}}
+    return Found(fits=fits, measured=measured, range_rows=_rows_a_unit(manifest, ids, signal, distributions, fits))
+
+
+def _fit_labels(manifest: StoreManifest, distributions: Distributions) -> dict[str, Any]:
+    if manifest.codec[0] != "compact" or manifest.estimator == "dense":
+        return {}
+    return {"ids": fit_ids(distributions, manifest.class_count)}
+
+
+def _hidden_error(
+    values: Any, layer: int, manifest: StoreManifest, fits: Fits, kept: float | None
+) -> dict[str, float | int]:
+    found: dict[str, float | int] = {"relative_squared_error": relative_error(values, layer, manifest, fits)}
+    if kept is not None:
+        found |= {"rank": fits[basis_name(layer)].shape[1], "variance_kept": kept}
+    return found
+
+
+def _rows_a_unit(
+    manifest: StoreManifest, ids: rowids.RowIds, signal: Signal, distributions: Distributions, fits: Fits
+) -> int:
+    """As many rows as stay within ``unit_bytes``, by the bytes that these rows take; 0 = no fewer than asked for."""
+    size = len(parquet_shards.encode_labels(ids, distributions, manifest, fits)) + sum(
+        len(encode_hidden(ids, hidden, layer, manifest, fits)) for layer, hidden in signal.hidden.items())
+    rows = max(1, manifest.unit_bytes * len(ids) // size)
+    return 0 if not manifest.unit_bytes or rows >= manifest.unit_rows else rows
+
+
+def with_found(manifest: StoreManifest, found: Found, digests: Mapping[str, str]) -> StoreManifest:
+    """The manifest of a store that found this, its fits stored under these digests."""
+    return replace(manifest, fits=digests, measured=found.measured, range_rows=found.range_rows)

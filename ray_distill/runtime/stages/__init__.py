@@ -1,0 +1,1 @@
+"""Run one stage of a campaign on the cluster: from references and a config to a reference."""

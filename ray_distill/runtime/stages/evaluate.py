@@ -1,0 +1,218 @@
+"""The evaluation stage: judge on the cluster, then record metrics, plots, the page and the student as a model."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_distill.artifacts import Decision, EvalReport, ModelReport, StudentRef
+from ray_distill.config import Campaign
+from ray_distill.errors import ConfigError
+from ray_distill.evaluation.measures.cost import CostReport, cost_metrics, cost_report
+from ray_distill.evaluation.measures.directions import LANGUAGE_TASKS
+from ray_distill.evaluation.measures.drift import DriftReport
+from ray_distill.evaluation.predict.side_by_side import from_json, to_json
+from ray_distill.evaluation.report.plots import figure_png
+from ray_distill.evaluation.report.html import render_report, report_figures
+from ray_distill.fingerprint import fingerprint
+from ray_distill.promotion.chain import champion, read_chain
+from ray_distill.runtime.stages import label
+from ray_distill.runtime.core.connection import on_cluster
+from ray_distill.runtime.core.console import say
+from ray_distill.runtime.stages.judge import Judged, judge_students
+from ray_distill.runtime.core.session import Session, Stage
+from ray_distill.snapshots.reader import open_snapshot
+from ray_distill.storage import files
+from ray_distill.students.arms import ARMS
+from ray_distill.tasks.catalogue import TASKS
+from ray_distill.tracking.base import Run
+
+#: The file of what models wrote, beside the report and on the run.
+_TEXTS = "generations.json"
+
+
+def evaluate(held: Session, students: Mapping[str, StudentRef]) -> EvalReport:
+    """Judge the students of one training run; the report lies at ``report.url``, its page beside it."""
+    config = held.config
+    if "student" not in students:
+        raise ConfigError(f"there is no arm `student` to evaluate, only {', '.join(sorted(students)) or 'none'}")
+    present, own = champion(read_chain(held.url("promotion"))), students["student"].fingerprint
+    key = fingerprint({
+        "students": {arm: ref.fingerprint for arm, ref in students.items()}, "seed": config.seed,
+        "snapshot": students["student"].labels.snapshot.fingerprint,
+        "evaluation": config.evaluation.model_dump(mode="json")})
+    done = held.done("evaluate", key)
+    # A student that has become the champion since is not judged again, against itself.
+    if done is not None and (present is None or present.fingerprint in (done["champion"], own)):
+        say(f"evaluate: already judged, skipped ({done['report']['url']})", skipped="evaluate")
+        return EvalReport.from_dict(done["report"])
+    resources = config.labels.resources
+    with held.stage("evaluate", cores=resources.cpus, accelerators=resources.gpus) as stage:
+        judged = on_cluster(
+            judge_students, config, students["student"].labels.snapshot, dict(students),
+            head_url=label.head_of(students["student"].labels.store), champion=present,
+            threads=max(1, int(resources.cpus)),
+            url=held.url("evaluations", fingerprint([key, present and present.fingerprint])[:12], "report.json"),
+            cpus=resources.cpus, gpus=resources.gpus, what="evaluation")
+        keep_texts(judged, config.evaluation.new_tokens)
+        keep_predictions(judged)
+        files.write_json(judged.report.url, judged.report.to_dict())
+        _record(held, stage, judged.report)
+    held.finish("evaluate", key, {
+        "report": judged.report.to_dict(), "champion": present and present.fingerprint})
+    for note in judged.report.notes:
+        say(f"evaluate: {note}")
+    return judged.report
+
+
+def _record(held: Session, stage: Stage, report: EvalReport) -> None:
+    """Metrics of every arm on the stage's run; the campaign's own run gets its headline with the verdict."""
+    opened = open_snapshot(report.student.labels.snapshot)
+    for run in (stage.run, held.parent):
+        label.record_snapshot(run, opened, "evaluation")
+    for arm, model in report.models.items():
+        stage.run.metrics({f"{arm}_{name}": value for name, value in model_metrics(model).items()})
+    stage.run.metrics(model_metrics(report.models["student"]) | _robustness_metrics(report))
+
+
+def log_student(held: Session, report: EvalReport) -> str | None:
+    """Log the student as a model with signature, example and metrics; its URI, None while the server is away."""
+    example = _example(held.config, report)
+    with tempfile.TemporaryDirectory(prefix="ray-distill-model-") as folder:
+        local = files.download_folder(report.student.url, Path(folder))
+        return held.parent.model(local, name="student", task=held.config.task, example=example,
+                         metrics=model_metrics(report.models["student"]))
+
+
+def _example(config: Campaign, report: EvalReport) -> list[Any]:
+    """Inputs to try the logged model with: of the test split; of language models made up, since their rows are long
+    texts that people wrote, and those go to the tracking server only when asked for."""
+    if config.task in LANGUAGE_TASKS:
+        chat = config.labels.teacher.language.format == "chat"
+        return [json.dumps([{"role": "user", "content": "What is a student?"}]) if chat else "A student is"]
+    column = TASKS[config.task].input_column
+    rows = open_snapshot(report.student.labels.snapshot).read("test", columns=[column])
+    found: list[Any] = rows.slice(0, 2)[column].to_pylist()
+    return found
+
+
+def model_metrics(model: ModelReport) -> dict[str, float]:
+    """One model's figures as flat metrics: values, and interval ends as ``<name>_ci95_low`` and ``_high``."""
+    metrics: dict[str, float] = {}
+    for name, estimate in model.metrics.items():
+        metrics |= {name: estimate.value, f"{name}_ci95_low": estimate.low, f"{name}_ci95_high": estimate.high}
+    cost = model.efficiency
+    return metrics | {
+        "parameters": float(cost.parameters), "size_bytes": float(cost.bytes_on_disk),
+        "latency_ms_p50": cost.latency_ms_p50, "latency_ms_p95": cost.latency_ms_p95,
+        "throughput_examples_per_second": cost.examples_per_second}
+
+
+def headline(model: ModelReport) -> dict[str, float]:
+    """One model's figures without the ends of their intervals: what the campaign's own run shows."""
+    return {name: value for name, value in model_metrics(model).items() if "_ci95_" not in name}
+
+
+def _robustness_metrics(report: EvalReport) -> dict[str, float]:
+    return {
+        f"{arm}_{corruption}_{severity}_{name}": estimate.value
+        for arm, model in report.models.items() for corruption, by_severity in model.robustness.items()
+        for severity, metrics in by_severity.items() for name, estimate in metrics.items()}
+
+
+def campaign_costs(held: Session, report: EvalReport) -> CostReport:
+    """The campaign's bill up to now."""
+    resources = held.config.labels.resources
+    rates = {arm: model.efficiency.examples_per_second for arm, model in report.models.items()
+             if arm in ("teacher", "student", "champion")}
+    return cost_report(held.costs(), rates, cores=resources.cpus, accelerators=resources.gpus, prices=held.config.cost)
+
+
+def keep_predictions(judged: Judged) -> None:
+    """Keep what the review page is drawn from beside the report; the page itself comes with the verdict."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(judged.predictions, sink)
+    files.write_bytes(files.join(_folder(judged.report), "predictions.parquet"), sink.getvalue().to_pybytes())
+
+
+def keep_texts(judged: Judged, new_tokens: int) -> None:
+    """Keep what models wrote beside the report, where it was asked for."""
+    if judged.written:
+        files.write_json(files.join(_folder(judged.report), _TEXTS), to_json(judged.written, new_tokens=new_tokens))
+
+
+def publish(held: Session, run: Run, report: EvalReport, decision: Decision) -> str:
+    """Render the review page with the verdict, keep it beside the report and on ``run``; return its URL."""
+    config = held.config
+    classes = open_snapshot(report.student.labels.snapshot).classes
+    predictions = {"student": _predictions(report)}
+    costs = campaign_costs(held, report)
+    history, texts = _history(held, report), _texts(report)
+    page = render_report(
+        report, title=config.campaign, classes=classes, predictions=predictions, bins=config.evaluation.bins,
+        history=history, decision=decision, drift=_drift(held), cost=costs, provenance=_provenance(held, report),
+        written=from_json(texts) if texts else ())
+    url = files.join(_folder(report), "report.html")
+    files.write_bytes(url, page.encode())
+    with tempfile.TemporaryDirectory(prefix="ray-distill-report-") as folder:
+        target = Path(folder)
+        (target / "report.html").write_text(page, encoding="utf-8")
+        (target / "report.json").write_bytes(files.json_bytes(report.to_dict()))
+        if texts:
+            (target / _TEXTS).write_bytes(files.json_bytes(texts))
+        plots = target / "plots"
+        plots.mkdir()
+        for name, figure in report_figures(report, classes, predictions, config.evaluation.bins, history).items():
+            (plots / f"{name}.png").write_bytes(figure_png(figure))
+        for item in sorted(target.iterdir()):
+            run.artifact(item)
+    run.metrics(cost_metrics(costs))
+    run.metrics(headline(report.models["student"]))
+    run.metrics({f"teacher_{name}": value for name, value in headline(report.models["teacher"]).items()})
+    return url
+
+
+def _folder(report: EvalReport) -> str:
+    return report.url.rpartition("/")[0]
+
+
+def _predictions(report: EvalReport) -> pa.Table:
+    with files.open_input(files.join(_folder(report), "predictions.parquet")) as source:
+        return pq.read_table(source)
+
+
+def _texts(report: EvalReport) -> dict[str, Any]:
+    """What `keep_texts` kept; empty where nothing was asked for."""
+    url = files.join(_folder(report), _TEXTS)
+    return files.read_json(url) if files.exists(url) else {}
+
+
+def _history(held: Session, report: EvalReport) -> dict[str, list[tuple[int, float]]]:
+    """The curve of each trained arm; of several learning rates, that of the one which was kept."""
+    url = held.url("state", "curves.json")
+    curves = files.read_json(url) if files.exists(url) else {}
+    history = {}
+    for arm in ARMS.keys() & report.models.keys():
+        facts = files.read_json(files.join(report.models[arm].url, "ray_distill.json"))["metadata"]
+        curve = curves.get(arm) or curves.get(f"{arm}/rate-{facts['learning_rate']:g}")
+        if curve:
+            history[arm] = [(int(step), loss) for step, loss in curve]
+    return history
+
+
+def _drift(held: Session) -> DriftReport | None:
+    """What the latest relabelling found, if there was one."""
+    last = held.last("relabel")
+    return None if last is None else DriftReport.from_dict(last["result"]["drift"])
+
+
+def _provenance(held: Session, report: EvalReport) -> dict[str, str]:
+    labels = report.student.labels
+    return {
+        "configuration": held.config.fingerprint, "snapshot": f"{labels.snapshot.fingerprint} at {labels.snapshot.url}",
+        "labels": f"{labels.fingerprint} at {labels.store}", "student": f"{report.student.fingerprint} at "
+        f"{report.student.url}", "evaluation": f"{report.fingerprint} at {report.url}"}

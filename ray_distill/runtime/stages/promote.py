@@ -1,0 +1,123 @@
+"""The promotion stage: the gate's verdict, the decision chain, the registry, the review page."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from ray_distill.artifacts import Decision, EvalReport, StudentRef, Verdict
+from ray_distill.errors import PromotionError
+from ray_distill.evaluation.measures.directions import headline
+from ray_distill.fingerprint import fingerprint
+from ray_distill.promotion.chain import Entry, check_alias, read_chain, record_decision
+from ray_distill.promotion.gate import decide, gate_fingerprint
+from ray_distill.runtime.stages import evaluate
+from ray_distill.runtime.core.console import say
+from ray_distill.runtime.core.session import Session, Stage, user
+from ray_distill.tracking.views import DESCRIPTION, TITLE
+
+#: The measures of the parent run's table and their headings, the deciding one first, by what decides.
+_COLUMNS = {"accuracy": {"accuracy": "accuracy", "ece": "ECE"},
+            "nll": {"nll": "NLL, nats", "kl_from_teacher": "KL from teacher, nats", "ece": "ECE"}}
+
+
+def promote(held: Session, report: EvalReport) -> Decision:
+    """Decide about a report's student. The chain is written first; registry and page follow it, at once or later."""
+    chain_url = held.url("promotion")
+    key = fingerprint({"report": report.fingerprint, "gate": gate_fingerprint(held.config.gate)})
+    if held.done("promote", key) is not None:
+        decision = _decided(held, read_chain(chain_url), report)
+        if decision is not None:
+            say(f"promote: already decided, skipped ({decision.verdict})", skipped="promote")
+            return decision
+    with held.stage("promote") as stage:
+        decision = _decide(held, report)
+        for run in (stage.run, held.parent):
+            run.tags({"verdict": str(decision.verdict), "reasons": " ".join(decision.reasons)})
+        held.parent.tags({TITLE: f"{decision.verdict} {held.config.campaign}"})
+        page = evaluate.publish(held, held.parent, report, decision)
+        held.parent.tags({DESCRIPTION: summary(report, decision, page)})
+        registered = _register(held, stage, report, decision)
+    if registered:
+        held.finish("promote", key, decision.to_dict())
+    say(f"promote: {decision.verdict} — {' '.join(decision.reasons)}", verdict=str(decision.verdict))
+    return decision
+
+
+def _decide(held: Session, report: EvalReport) -> Decision:
+    """The decision the chain holds for this report already, or a new one, recorded."""
+    chain = read_chain(held.url("promotion"))
+    decision = _decided(held, chain, report)
+    if decision is None:
+        decision = decide(report, held.config.gate)
+        record_decision(held.url("promotion"), decision, against=judged_against(report, chain), who=user(),
+                        time=datetime.now(UTC))
+    return decision
+
+
+def _decided(held: Session, chain: Sequence[Entry], report: EvalReport) -> Decision | None:
+    """The newest decision, if it is about this report and by these limits."""
+    newest = chain[-1].decision if chain else None
+    wanted = (report.fingerprint, gate_fingerprint(held.config.gate))
+    same = newest is not None and (newest.report_fingerprint, newest.gate_fingerprint) == wanted
+    return newest if same else None
+
+
+def judged_against(report: EvalReport, chain: Sequence[Entry]) -> StudentRef | None:
+    """The champion the report compared with: not today's, so that a report a promotion has overtaken is refused.
+
+    Raises:
+        PromotionError: the report's champion is not in this chain.
+    """
+    judged = report.models.get("champion")
+    if judged is None:
+        return None
+    for entry in reversed(chain):
+        if entry.decision.student.url == judged.url:
+            return entry.decision.student
+    raise PromotionError(f"the report compared with the champion {judged.url}, which the decision chain does not know: "
+                         "evaluate again")
+
+
+def _register(held: Session, stage: Stage, report: EvalReport, decision: Decision) -> bool:
+    """Log and register the student, and let the alias follow the chain; whether the registry could follow."""
+    model_uri = evaluate.log_student(held, report)
+    if model_uri is None:
+        say("promote: the decision stands in the chain; the tracking server is away, so the student is not registered "
+            "yet: run the command again when it is back")
+        return False
+    gate = held.config.gate
+    name = gate.model_name or held.config.campaign
+    try:
+        version = held.registry.register(model_uri, name=name, tags={
+            "student": report.student.to_json(), "report": report.url, "verdict": str(decision.verdict)})
+        stage.run.tags({"registered_model": f"{name} version {version}"})
+        if decision.verdict is Verdict.PROMOTE:
+            held.registry.set_alias(name, gate.alias, version)
+        _report_alias(held, name, gate.alias)
+    except PromotionError as error:
+        # The decision is recorded in the chain, which is the truth: a registry that is away loses nothing.
+        say(f"promote: the registry could not follow the decision: {error}; run the command again to repair it")
+        return False
+    return True
+
+
+def _report_alias(held: Session, name: str, alias: str) -> None:
+    version = held.registry.alias(name, alias)
+    text = None if version is None else held.registry.tags(name, version).get("student")
+    state = check_alias(read_chain(held.url("promotion")), None if text is None else StudentRef.from_json(text))
+    if not state.agree:
+        say(f"promote: {state.sentence}")
+
+
+def summary(report: EvalReport, decision: Decision, page: str) -> str:
+    """The parent run's Markdown: verdict, reasons, the models side by side by the metrics that decide."""
+    shown = _COLUMNS[headline(report.models["student"].metrics)]
+    first, *others = shown.values()
+    headings = ["model", f"{first} (95 % interval)", *others, "parameters", "latency p50, ms"]
+    lines = [f"## {decision.verdict}", "", *[f"- {reason}" for reason in decision.reasons], "",
+             f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
+    for arm, model in report.models.items():
+        cost, (main, *more) = model.efficiency, [model.metrics.get(name) for name in shown]
+        cells = [f"{main.value:.4f} ({main.low:.4f}–{main.high:.4f})" if main else "not measured",
+                 *(f"{item.value:.4f}" if item else "not measured" for item in more)]
+        lines.append(f"| {' | '.join([arm, *cells, f'{cost.parameters:,}', f'{cost.latency_ms_p50:.2f}'])} |")
+    return "\n".join([*lines, "", *[f"- {note}" for note in report.notes], "", f"Review page: `report.html` ({page})"])

@@ -1,0 +1,160 @@
+"""The training stage: the student and what it is compared with, from one label set."""
+
+import math
+import time
+from collections.abc import Mapping
+
+from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
+from ray_distill.config import Campaign
+from ray_distill.errors import ConfigError, StorageError
+from ray_distill.evaluation.measures.cost import stage_metrics
+from ray_distill.evaluation.measures.directions import LANGUAGE_TASKS
+from ray_distill.fingerprint import fingerprint
+from ray_distill.promotion.chain import read_chain
+from ray_distill.runtime.stages import label
+from ray_distill.runtime.core.console import say
+from ray_distill.runtime.stages.snapshot import freeze
+from ray_distill.runtime.training.prometheus import TrainingGauges
+from ray_distill.runtime.training.metrics_channel import StepMetrics
+from ray_distill.runtime.training.label_mixture import mixed_labels
+from ray_distill.runtime.core.session import Session, Stage
+from ray_distill.runtime.training.launch import train_ranks
+from ray_distill.snapshots.reader import open_snapshot
+from ray_distill.storage import files
+from ray_distill.students.arms import arm_by_name
+from ray_distill.students.run import TrainingJob, arm_plan
+from ray_distill.tracking.base import Dataset
+
+#: Seconds of the curves that a killed driver may not have written down: a run that goes on is told them again, for they
+#: are fewer than `reporter.RECENT_SECONDS`.
+KEEP_SECONDS = 2.0
+#: Seconds between two looks at what the training has cost so far.
+COST_SECONDS = 10.0
+
+
+def arms(config: Campaign, *, labelled: bool = True) -> tuple[str, ...]:
+    """The models of a campaign; without true labels in the train split there is no hard-labels baseline."""
+    names = ["student", "baseline_teacher_hard_labels"]
+    if labelled:
+        names.append("baseline_hard_labels")
+    if config.student.ceiling:
+        names.append("ceiling_true_labels")
+    return tuple(names)
+
+
+def train(held: Session, labels: LabelSetRef, *, resume: bool) -> dict[str, StudentRef]:
+    """Train every arm that is not trained yet; by arm."""
+    job = _job(held, labels)
+    done = held.done("train", fingerprint(_plans(held.config, job)))
+    if done is not None and resume and all(files.exists(ref["url"] + "/config.json") for ref in done.values()):
+        say(f"train: {', '.join(done)} are trained already, skipped", skipped="train")
+        return {arm: StudentRef.from_dict(ref) for arm, ref in done.items()}
+    if not resume:
+        _clear(held, job.output)
+    training = held.config.student.training
+    with held.stage("train", cores=training.most_workers * training.cpus,
+                    accelerators=training.most_workers * training.gpus, resumes=resume) as stage:
+        for number, ref in enumerate((labels, *job.others)):
+            stage.run.dataset(Dataset(
+                name=f"labels-{number}" if number else "labels", digest=ref.fingerprint, source=ref.store,
+                context="training", profile={"log_length": ref.log_length}))
+        curves = Curves(held, stage, TrainingGauges(held.config.campaign))
+        try:
+            refs = train_ranks(job, training, on_metrics=curves.add)
+        finally:
+            curves.keep()
+        stage.meter.wrote(sum(item.size for ref in refs for item in files.list_files(ref.url)))
+    students = {ref.arm: ref for ref in refs}
+    held.finish("train", fingerprint(_plans(held.config, job)), {arm: ref.to_dict() for arm, ref in students.items()})
+    return students
+
+
+def _clear(held: Session, folder: str) -> None:
+    """Forget what was trained with these settings, but never a model that a decision names.
+
+    Raises:
+        ConfigError: one of them is in the decision chain.
+    """
+    for entry in read_chain(held.url("promotion")):
+        if entry.decision.student.url.startswith(folder + "/"):
+            raise ConfigError(f"{folder} holds a model that was decided on ({entry.decision.verdict}, {entry.time}): "
+                              "training anew would destroy it; change the seed or another setting instead")
+    files.delete(folder)
+
+
+class Curves:
+    """Metrics of the steps as they come in: to the tracker, to the terminal, and kept for the report; and the cost."""
+
+    def __init__(self, held: Session, stage: Stage, gauges: TrainingGauges | None = None):
+        self._run, self._url = stage.run, held.url("state", "curves.json")
+        self._meter, self._gauges, self._priced_at = stage.meter, gauges, -math.inf
+        self._losses: dict[str, list[tuple[int, float]]] = _kept(held)
+        self._kept_at = time.monotonic()
+
+    def add(self, metrics: StepMetrics) -> None:
+        """Take one step's numbers; a restarted run repeats steps, and the repeat replaces them."""
+        prefix = metrics.arm.replace("/", "_")
+        self._run.metrics({f"{prefix}_{name}": value for name, value in metrics.values.items()}, step=metrics.step)
+        if "loss" in metrics.values:
+            curve = self._losses.setdefault(metrics.arm, [])
+            while curve and curve[-1][0] >= metrics.step:
+                curve.pop()
+            curve.append((metrics.step, metrics.values["loss"]))
+        if "validation_nll" in metrics.values or metrics.step == 1:
+            numbers = "  ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.values.items())
+                                if not name.startswith(("seconds_", "peak_memory_")))
+            say(f"train {metrics.arm} step {metrics.step}: {numbers}", arm=metrics.arm, step=metrics.step)
+        if time.monotonic() - self._priced_at > COST_SECONDS:
+            self._tell_cost()
+        if time.monotonic() - self._kept_at > KEEP_SECONDS:
+            try:
+                self.keep()
+            except StorageError as error:  # the next attempt, or the last one of the stage, writes them all
+                say(f"train: the curves are not written yet: {error}")
+
+    def _tell_cost(self) -> None:
+        """Under the names of the stage's end, and at its step: the end, being later, is what MLflow then shows."""
+        self._priced_at, cost = time.monotonic(), self._meter.so_far
+        self._run.metrics(stage_metrics(cost))
+        if self._gauges is not None:
+            self._gauges.cost(cost)
+
+    def keep(self) -> None:
+        """Write the curves down, for the report and for a run that goes on from here."""
+        self._kept_at = time.monotonic()
+        files.write_json(self._url, self._losses)
+
+
+def _kept(held: Session) -> dict[str, list[tuple[int, float]]]:
+    """Curves of arms that an earlier, interrupted run trained."""
+    url = held.url("state", "curves.json")
+    kept: Mapping[str, list[list[float]]] = files.read_json(url) if files.exists(url) else {}
+    return {arm: [(int(step), loss) for step, loss in curve] for arm, curve in kept.items()}
+
+
+def _job(held: Session, labels: LabelSetRef) -> TrainingJob:
+    config = held.config
+    opened = open_snapshot(labels.snapshot)
+    # A text tells its own next tokens.
+    labelled = opened.manifest.splits["train"].labelled > 0 or config.task in LANGUAGE_TASKS
+    head = label.head_of(labels.store)
+    job = TrainingJob(
+        config=config.model_dump(mode="json", by_alias=True), labels=labels, output="", seed=config.seed, resume=True,
+        arms=arms(config, labelled=labelled), ceiling=_ceiling(held, opened.classes), others=mixed_labels(config),
+        teacher_rows_url=files.join(head, "fitted_rows.parquet") if head else None)
+    # Another plan is another folder: models of an earlier configuration stay what their references say.
+    folder = held.url("students", fingerprint(_plans(config, job))[:12])
+    return TrainingJob(**{**job.__dict__, "output": folder})
+
+
+def _plans(config: Campaign, job: TrainingJob) -> dict[str, object]:
+    return {name: arm_plan(job, config, arm_by_name(name)) for name in job.arms}
+
+
+def _ceiling(held: Session, classes: tuple[str, ...]) -> SnapshotRef | None:
+    """The teacher's own labelled rows, frozen like any other input."""
+    source = held.config.student.ceiling
+    if source is None:
+        return None
+    return freeze(held.config, held.config.snapshot.model_copy(
+        update={"source": source, "exclude": (), "classes": classes}))

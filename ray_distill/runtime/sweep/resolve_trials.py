@@ -1,0 +1,190 @@
+"""The trials of a sweep before they run: validated, put together where they are the same, each with its folder."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
+from ray_distill.config import Campaign
+from ray_distill.config.trials import Trial, WrongTrials, expand
+from ray_distill.errors import ConfigError, TeacherRefused
+from ray_distill.evaluation.measures.directions import LANGUAGE_TASKS, higher_is_better
+from ray_distill.fingerprint import fingerprint
+from ray_distill.runtime.stages import label
+from ray_distill.runtime.stages.preflight import check
+from ray_distill.runtime.training.label_mixture import mixed_labels
+from ray_distill.runtime.core.session import absolute
+from ray_distill.runtime.sweep.trial_worker import STOPPED, TrialTask
+from ray_distill.snapshots.reader import Snapshot
+from ray_distill.storage import files
+from ray_distill.students.arms import arm_by_name
+from ray_distill.students.export import exported_arm
+from ray_distill.students.process_group import Ranks
+from ray_distill.students.run import TrainingJob, arm_plan
+from ray_distill.students.loop.validation import MIN_LABELLED
+
+ARM = "student"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A trial that is to be trained, and where."""
+
+    trial: Trial
+    task: TrialTask
+
+    @property
+    def key(self) -> str:
+        """What its folder is called."""
+        return self.task.key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a trial."""
+
+    verdict: str
+    """``finished``, ``stopped`` or ``failed``."""
+    metrics: Mapping[str, float]
+    """Of the weights that are kept; of a stopped trial, when it was stopped."""
+    epoch: float | None = None
+    """When these were measured."""
+    student: StudentRef | None = None
+    reason: str = ""
+    error: Exception | None = None
+
+
+def checked_trials(config: Campaign) -> tuple[Trial, ...]:
+    """All trials, each with absolute paths, refused now for what training would refuse when labels are paid for.
+
+    Raises:
+        ConfigError: there is no sweep; or everything that is wrong, by path and trial.
+    """
+    trials, wrong = [], WrongTrials()
+    for trial in expand(config):
+        trials.append(replace(trial, config=absolute(trial.config)))
+        try:
+            check(trial.config)
+        except (ConfigError, TeacherRefused) as error:
+            wrong.add(trial.name, error)
+        rates = trial.config.student.training.learning_rate
+        if config.sweep is not None and config.sweep.stop is not None and len(rates) > 1:
+            wrong.add(trial.name, ConfigError(
+                f"student.training.learning_rate: a trial that may be stopped has one rate, found {len(rates)}: "
+                "sweep over them instead"))
+    wrong.refuse(len(trials))
+    return tuple(trials)
+
+
+def label_key(config: Campaign) -> str:
+    """What tells the label sets of a sweep apart."""
+    settings = label.deciding(config)
+    del settings["store"]
+    return fingerprint(settings)[:12]
+
+
+def labelling(base: Campaign, trials: Sequence[Trial]) -> dict[str, Campaign]:
+    """The campaign as it labels for trials, by `label_key`: with the first such trial's labels, and a store of its own
+    where they are not the campaign's and name none. Seed, snapshot and tracking are the campaign's."""
+    found: dict[str, Campaign] = {}
+    own = label_key(base)
+    for trial in trials:
+        key, labels = label_key(trial.config), trial.config.labels
+        if key not in found:
+            if key != own and trial.config.store_url == base.store_url:
+                labels = labels.model_copy(update={"store": f"{base.store_url}-{key}"})
+            found[key] = base.model_copy(update={"labels": labels})
+    return found
+
+
+def plan_of(trial: Trial, labels: LabelSetRef, output: str, teacher_rows: str | None) -> TrainingJob:
+    """The training job of a trial; ``output`` is the folder of all trials."""
+    plain = trial.config.model_dump(mode="json", by_alias=True)
+    job = TrainingJob(config=plain, labels=labels, output=output, arms=(ARM,), seed=trial.config.seed, resume=True,
+                      teacher_rows_url=teacher_rows, others=mixed_labels(trial.config))
+    return replace(job, output=files.join(output, plan_key(trial, labels)))
+
+
+def plan_key(trial: Trial, labels: LabelSetRef) -> str:
+    """Fingerprint of everything that decides a trial's student."""
+    job = TrainingJob(config={}, labels=labels, output="", seed=trial.config.seed, others=mixed_labels(trial.config))
+    return fingerprint(arm_plan(job, trial.config, arm_by_name(ARM)))[:12]
+
+
+def duplicates(trials: Sequence[Trial]) -> dict[int, int]:
+    """Numbers of trials that would train the student of an earlier one, to its number."""
+    first: dict[str, int] = {}
+    found = {}
+    for trial in trials:
+        # Labels are the same where their settings are, so this is known before there are any.
+        pretended = LabelSetRef(store="", fingerprint=label_key(trial.config), log_length=0, log_digest="",
+                                snapshot=SnapshotRef(url="", fingerprint=""))
+        number = first.setdefault(plan_key(trial, pretended), trial.number)
+        if number != trial.number:
+            found[trial.number] = number
+    return found
+
+
+def objective(config: Campaign, snapshot: Snapshot, label_sets: int) -> str:
+    """The number by which trials are compared.
+
+    Raises:
+        ConfigError: students of this validation split are not measured by it, or not alike.
+    """
+    assert config.sweep is not None
+    chosen = config.sweep.objective
+    labelled = snapshot.manifest.splits["validation"].labelled
+    if config.task in LANGUAGE_TASKS:
+        measured = ("validation_nll", "validation_kl")
+    elif labelled >= MIN_LABELLED:
+        measured = ("validation_nll", "validation_accuracy")
+    else:
+        measured = ("validation_kl", "validation_agreement")
+    metric = chosen or measured[0]
+    if metric not in measured:
+        raise ConfigError(
+            f"sweep.objective: {metric} is not measured of {config.task} on a validation split of {labelled} rows with "
+            f"true labels ({MIN_LABELLED} make the difference); {' and '.join(measured)} are")
+    if label_sets > 1 and metric in ("validation_kl", "validation_agreement"):
+        raise ConfigError(
+            f"sweep.objective: {metric} of trials with different labels is of different teachers' answers and cannot "
+            f"be compared: give at least {MIN_LABELLED} validation rows true labels, or sweep over one set of labels")
+    return metric
+
+
+def judged_rows(config: Campaign, snapshot: Snapshot, metric: str) -> int:
+    """Rows of the validation split that the objective is a mean of."""
+    split = snapshot.manifest.splits["validation"]
+    by_label = metric in ("validation_nll", "validation_accuracy") and config.task not in LANGUAGE_TASKS
+    return split.labelled if by_label else split.rows
+
+
+def more_is_better(metric: str) -> bool:
+    """Whether more of an objective is better."""
+    return bool(higher_is_better(metric.removeprefix("validation_").replace("kl", "kl_from_teacher")))
+
+
+def on_disk(planned: Planned) -> Outcome | None:
+    """What became of a trial before this command; None = it is still to be trained, or to go on.
+
+    Raises:
+        TrainingError: its folder holds something else.
+    """
+    job = planned.task.job
+    arm = arm_by_name(ARM)
+    exported = exported_arm(job.output, ARM, arm_plan(job, planned.trial.config, arm), Ranks(rank=0, world=1))
+    if exported is not None:
+        return finished(planned, exported[0])
+    url = files.join(job.output, STOPPED)
+    kept = files.read_json(url) if files.exists(url) else None
+    if kept is None or kept["rule"] != planned.task.rule:
+        return None
+    return Outcome(verdict="stopped", metrics=kept["metrics"], epoch=kept["epoch"], reason=(
+        f"at epoch {kept['epoch']:.3g}: place {kept['place']} of {kept['of']} at the rung of {kept['rung']:g}"))
+
+
+def finished(planned: Planned, ref: StudentRef) -> Outcome:
+    """The outcome of a trial whose student is there."""
+    facts = files.read_json(files.join(ref.url, "ray_distill.json"))["metadata"]
+    epochs = planned.trial.config.student.training.epochs
+    return Outcome(verdict="finished", metrics=facts["validation"], student=ref,
+                   epoch=epochs * facts["best_step"] / facts["steps"])

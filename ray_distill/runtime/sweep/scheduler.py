@@ -1,0 +1,182 @@
+"""Run the trials of a sweep, several at a time, from one thread.
+
+A trial of one rank is a Ray task: the processes, which took seconds to import torch, serve one trial after the other.
+A trial of several ranks is a Ray Train run. Either goes on from its checkpoint when it was lost.
+"""
+
+import pickle
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ray_distill.artifacts import StudentRef
+from ray_distill.config import StopConfig, TrainingConfig
+from ray_distill.errors import ClusterError
+from ray_distill.evaluation.measures.cost import SECONDS_AN_HOUR
+from ray_distill.runtime.core.connection import capacity, explain, require_bundles
+from ray_distill.runtime.core.console import say
+from ray_distill.runtime.sweep.coordinator import Desk
+from ray_distill.runtime.training.metrics_channel import StepMetrics
+from ray_distill.runtime.training.workers import fit_ranks, resources_of
+from ray_distill.runtime.sweep.trial_worker import known_rungs, train_alone, train_together
+from ray_distill.runtime.sweep.resolve_trials import Outcome, Planned, finished, on_disk
+from ray_distill.students.telemetry.reporter import TrainingStopped
+
+#: Seconds between two looks at the desk.
+POLL_SECONDS = 0.5
+
+
+def require_room(planned: Sequence[Planned]) -> None:
+    """Refuse trials that would wait for ever.
+
+    Raises:
+        ClusterError: one does not fit the cluster, even alone.
+    """
+    for training in {training.model_dump_json(): training for training in map(training_of, planned)}.values():
+        require_bundles([resources_of(training)] * training.least_workers, "a trial of the sweep")
+
+
+def need(planned: Planned) -> dict[str, float]:
+    """What a trial takes of the cluster, over all of its ranks."""
+    training = training_of(planned)
+    return {name: training.least_workers * amount for name, amount in resources_of(training).items()}
+
+
+def training_of(planned: Planned) -> TrainingConfig:
+    """How a trial trains; of a number of workers that may change it takes the least, so that trials do not compete."""
+    training = planned.trial.config.student.training
+    return training.model_copy(update={"workers": training.least_workers})
+
+
+class Schedule:
+    """The trials that are still to be trained, and those that are being trained."""
+
+    def __init__(
+        self, todo: Sequence[Planned], others: Sequence[Planned], stop: StopConfig | None, *, most: int | None,
+        begun: Callable[[Planned], None], stepped: Callable[[str, StepMetrics], None],
+        ended: Callable[[Planned, Outcome], None],
+    ) -> None:
+        """Nothing runs yet.
+
+        Args:
+            todo: in the order in which they start.
+            others: trials of the sweep that have ended before; what they had at their rungs counts.
+            stop: the rule that stops a trial.
+            most: trials at once, queued by Ray if they do not fit; None = as many as fit what the cluster has.
+            begun: called when a trial starts, again if it was lost and starts again.
+            stepped: called with every step's numbers and the trial's key; a trial that was lost repeats steps.
+            ended: called with what became of a trial.
+        """
+        self._waiting, self._most = deque(todo), most
+        self._running: dict[str, tuple[Planned, Any]] = {}
+        self._since: dict[str, float] = {}
+        self.hours: dict[str, float] = {"CPU": 0.0, "GPU": 0.0}
+        """Reserved by trials that have ended, by resource."""
+        self._lost: dict[str, int] = {}
+        self._begun, self._stepped, self._ended = begun, stepped, ended
+        known = {one.key: known_rungs(one.task.job.output, one.task.rule) for one in (*todo, *others)}
+        self._here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._desk = ray.remote(num_cpus=0, scheduling_strategy=self._here)(Desk).remote(
+            stop.rungs if stop else (), stop.keep if stop else 1.0, known)
+
+    def run(self) -> None:
+        """Run all trials to their ends.
+
+        Raises:
+            ClusterError: the desk is gone.
+        """
+        with tempfile.TemporaryDirectory(prefix="ray-distill-sweep-", ignore_cleanup_errors=True) as folder:
+            try:
+                while self._waiting or self._running:
+                    while self._waiting and self._has_room(self._waiting[0]):
+                        self._start(self._waiting.popleft(), folder)
+                    done, _ = ray.wait([ref for _, ref in self._running.values()], timeout=POLL_SECONDS)
+                    self._look(done)
+            except ray.exceptions.RayActorError as lost:
+                raise ClusterError(f"the sweep lost its desk ({explain(lost, 'asking it')}): run the same command "
+                                   "again and it goes on where it was") from lost
+            finally:
+                for planned, _ in list(self._running.values()):
+                    self._end(planned)
+
+    def _has_room(self, planned: Planned) -> bool:
+        """Whether the next trial may start; none overtakes it, so that a large one comes to its turn."""
+        if self._most is not None:
+            return len(self._running) < self._most
+        if not self._running:
+            return True  # it fitted when the sweep began: Ray waits until it does again
+        taken = [need(one) for one, _ in self._running.values()]
+        return all(sum(one.get(name, 0.0) for one in taken) + amount <= capacity(name)
+                   for name, amount in need(planned).items() if amount > 0)
+
+    def _start(self, planned: Planned, folder: str) -> None:
+        self._begun(planned)
+        training, task = training_of(planned), pickle.dumps(planned.task)
+        if training.least_workers == 1:
+            run = ray.remote(num_cpus=training.cpus, num_gpus=training.gpus, max_retries=0)(train_alone)
+            ref = run.remote(task, self._desk, max(1, int(training.cpus)))
+        else:
+            fit = ray.remote(num_cpus=0, max_retries=0, max_calls=1, scheduling_strategy=self._here)(fit_ranks)
+            ref = fit.remote(task, training, self._desk, folder, train_together)
+        self._running[planned.key], self._since[planned.key] = (planned, ref), time.monotonic()
+
+    def _end(self, planned: Planned) -> None:
+        """Take a trial off what runs."""
+        del self._running[planned.key]
+        hours = (time.monotonic() - self._since.pop(planned.key)) / SECONDS_AN_HOUR
+        for name, amount in need(planned).items():
+            self.hours[name] += hours * amount
+
+    def _look(self, done: Sequence[Any]) -> None:
+        """Hand on metrics, and see to the trials that have ended: at the desk, or with their process."""
+        outcomes = ray.get(self._desk.outcomes.remote())  # before the metrics, which are all there by then
+        for key, metrics in ray.get(self._desk.take.remote()).items():
+            for one in metrics:
+                self._stepped(key, one)
+        for key, (planned, ref) in list(self._running.items()):
+            students, error = outcomes.get(key, (None, None))
+            if error is not None or students is not None:
+                self._end(planned)
+                self._ended(planned, outcome_of(planned, students, error))
+            elif ref in done:
+                self._check_lost(planned, ref)
+
+    def _check_lost(self, planned: Planned, ref: Any) -> None:
+        """A process that ended without an outcome; unless that came after the look at the desk."""
+        outcome: Mapping[str, Any] = ray.get(self._desk.outcomes.remote())
+        if planned.key in outcome:
+            return
+        try:
+            ray.get(ref)
+            reason = "no rank finished"
+        except ray.exceptions.RayError as error:
+            reason = str(explain(error, "training"))
+        self._end(planned)
+        lost = self._lost[planned.key] = self._lost.get(planned.key, 0) + 1
+        most = training_of(planned).max_failures
+        if lost <= most:
+            say(f"sweep: {planned.trial.name} was interrupted ({reason}); restart {lost} of {most} goes on from the "
+                "last checkpoint", trial=planned.trial.number)
+            self._waiting.appendleft(planned)
+            return
+        self._ended(planned, failed(ClusterError(
+            f"{reason}; that was the last of {most} restart(s) that student.training.max_failures allows")))
+
+
+def outcome_of(planned: Planned, students: Sequence[str] | None, error: Exception | None) -> Outcome:
+    """What a trial's ranks have left at the desk."""
+    if students is not None:
+        return finished(planned, StudentRef.from_json(students[0]))
+    assert error is not None
+    stopped = on_disk(planned) if isinstance(error, TrainingStopped) else None
+    return stopped or failed(error)
+
+
+def failed(error: Exception) -> Outcome:
+    """The outcome of a trial that ended with an error."""
+    return Outcome(verdict="failed", metrics={}, reason=str(error), error=error)

@@ -1,0 +1,101 @@
+"""The nested runs of a sweep's trials: one each, whatever number of commands worked on it."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Self
+
+from ray_distill.artifacts import Efficiency
+from ray_distill.runtime.training.metrics_channel import StepMetrics
+from ray_distill.runtime.core.session import Session
+from ray_distill.runtime.sweep.resolve_trials import ARM, Outcome, Planned
+from ray_distill.storage import files
+from ray_distill.tracking.base import Run
+
+
+class TrialRuns:
+    """Runs of the trials that are being trained; those still open when the block ends, end as it does."""
+
+    def __init__(self, held: Session, folder: str) -> None:
+        """``folder``: where the runs' ids are kept."""
+        self._held, self._folder = held, folder
+        self._open: dict[str, tuple[Run, ExitStack]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for _, stack in self._open.values():
+            stack.__exit__(kind, error, trace)
+        self._open.clear()
+
+    def begin(self, planned: Planned) -> None:
+        """Open the trial's run, or reopen it; a trial that starts again goes on in its run."""
+        if planned.key in self._open:
+            return
+        stack, trial = ExitStack(), planned.trial
+        run = stack.enter_context(self._held.tracker.run(
+            _name(planned), parent=self._held.parent.run_id, run_id=self._kept(planned.key).get("run_id"),
+            tags={"stage": "trial", "trial": str(trial.number), "campaign": self._held.config.campaign,
+                  "plan": planned.key}))
+        self._open[planned.key] = run, stack
+        run.params(trial.changes)
+        files.write_json(self._url(planned.key), {"run_id": run.run_id})
+
+    def step(self, key: str, metrics: StepMetrics) -> None:
+        """Record one step's numbers; of several learning rates, under the rate's name."""
+        rate = metrics.arm.removeprefix(ARM).strip("/")
+        prefix = f"{rate}_" if rate else ""
+        self._open[key][0].metrics({f"{prefix}{name}": value for name, value in metrics.values.items()}, metrics.step)
+
+    def end(self, planned: Planned, outcome: Outcome) -> None:
+        """Record what became of the trial and close its run."""
+        run, stack = self._open.pop(planned.key)
+        run.metrics(kept_metrics(outcome))
+        run.tags({"verdict": outcome.verdict, **({"reason": outcome.reason} if outcome.reason else {})})
+        error = outcome.error
+        stack.__exit__(None if error is None else type(error), error, None if error is None else error.__traceback__)
+        files.write_json(self._url(planned.key), {"run_id": run.run_id, "verdict": outcome.verdict})
+
+    def earlier(self, planned: Planned, outcome: Outcome) -> None:
+        """Record a trial that ended before this command, unless its run says so already."""
+        if self._kept(planned.key).get("verdict") != outcome.verdict:
+            self.begin(planned)
+            self.end(planned, outcome)
+
+    def measured(self, planned: Planned, efficiency: Efficiency | None, *, best: bool, on_frontier: bool) -> None:
+        """Add what is known when all trials have ended."""
+        known = self._kept(planned.key)["run_id"]
+        with self._held.tracker.run(_name(planned), parent=self._held.parent.run_id, run_id=known) as run:
+            run.tags({"frontier": str(on_frontier).lower(), "best": str(best).lower()})
+            if efficiency is not None:
+                run.metrics({
+                    "parameters": float(efficiency.parameters), "size_bytes": float(efficiency.bytes_on_disk),
+                    "latency_ms_p50": efficiency.latency_ms_p50, "latency_ms_p95": efficiency.latency_ms_p95,
+                    "throughput_examples_per_second": efficiency.examples_per_second})
+
+    def run_id(self, key: str) -> str:
+        """The trial's run."""
+        return str(self._kept(key)["run_id"])
+
+    def _kept(self, key: str) -> dict[str, Any]:
+        url = self._url(key)
+        kept: dict[str, Any] = files.read_json(url) if files.exists(url) else {}
+        return kept
+
+    def _url(self, key: str) -> str:
+        return files.join(self._folder, f"{key}.json")
+
+
+def kept_metrics(outcome: Outcome) -> Mapping[str, float]:
+    """Numbers of the weights that are kept; of a stopped trial, when it was stopped."""
+    which = "best" if outcome.verdict == "finished" else "last"
+    epoch = {} if outcome.epoch is None else {f"{which}_epoch": outcome.epoch}
+    return {f"{which}_{name}": value for name, value in outcome.metrics.items()} | epoch
+
+
+def _name(planned: Planned) -> str:
+    """The number first: tables cut long names off at the end, where those of a grid differ."""
+    return f"{planned.trial.number} {planned.trial.name}"

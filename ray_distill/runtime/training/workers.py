@@ -1,0 +1,94 @@
+"""Have Ray Train run the ranks of a training job, and what each rank does.
+
+A process of its own asks Ray Train, so this module imports only what that takes; a rank imports the rest.
+"""
+
+import logging
+import os
+import pickle
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from ray_distill.config import TrainingConfig
+from ray_distill.errors import DistillError, TrainingError
+from ray_distill.runtime.training.metrics_channel import MailReporter
+
+#: What another attempt would raise again; what a lost peer makes of the others is a RuntimeError and no defect.
+DEFECTS = (TypeError, ValueError, LookupError, AttributeError, ImportError, AssertionError, ZeroDivisionError)
+
+#: Machines that may be taken away after a notice. Not any number: what fails on a machine that is going counts as this.
+MAX_PREEMPTIONS = 100
+#: Seconds between two looks of Ray Train whether there is room for more workers, where their number may change.
+RESIZE_SECONDS = 60.0
+#: Seconds that workers whose number may change are waited for. They are as many as there is room for, by a view of the
+#: nodes that Ray renews every twenty seconds: after a node was lost, it is tried again with fewer. By default it is 60.
+START_SECONDS = 20.0
+
+
+def fit_ranks(
+    job: bytes, training: TrainingConfig, mailbox: Any, folder: str,
+    rank: Callable[[dict[str, Any]], None] | None = None,
+) -> None:
+    """Run a job's ranks to their end; what it raises tells what was lost.
+
+    Args:
+        job: a pickled ``TrainingJob``.
+        training: how many ranks, with which resources.
+        mailbox: the actor that the first rank reports to.
+        folder: for Ray Train's own files, on this node.
+        rank: what each rank runs; default: `train_rank`.
+    """
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    # Ray Train's controller polls the dashboard's state API, which an embedded Ray does not have (FACTS: Ray Train).
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+    if not isinstance(training.workers, int):
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_SECONDS))
+    trainer = TorchTrainer(
+        rank or train_rank, train_loop_config={"job": job, "mailbox": mailbox, "threads": max(1, int(training.cpus))},
+        torch_config=TorchConfig(backend="nccl" if training.gpus else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=training.workers, use_gpu=training.gpus > 0, resources_per_worker=resources_of(training),
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS),
+        # Failures are counted by who calls this; of machines that are taken away many more are gone on from.
+        run_config=ray.train.RunConfig(
+            name=f"train-{uuid.uuid4().hex[:8]}", storage_path=folder,
+            failure_config=ray.train.FailureConfig(max_failures=0, max_preemption_failures=MAX_PREEMPTIONS)))
+    trainer.fit()
+
+
+def resources_of(training: TrainingConfig) -> dict[str, float]:
+    """What one rank holds, by Ray's names."""
+    gpus = {"GPU": training.gpus} if training.gpus else {}
+    return {"CPU": training.cpus, **gpus}
+
+
+def train_rank(config: dict[str, Any]) -> None:
+    """What each rank runs, with its process group initialised by Ray Train; ``config["job"]`` is a pickled job."""
+    import ray.train
+    import torch
+
+    from ray_distill.runtime.training.prometheus import TrainingGauges
+    from ray_distill.students.run import run_arms
+
+    torch.set_num_threads(config["threads"])
+    rank = ray.train.get_context().get_world_rank()
+    job = pickle.loads(config["job"])
+    if rank == 0:
+        config["mailbox"].begin.remote()
+    reporter = MailReporter(config["mailbox"], rank, TrainingGauges(job.config["campaign"]) if rank == 0 else None)
+    try:
+        students = run_arms(job, reporter)
+    except DistillError as error:
+        ray.get(config["mailbox"].fail.remote(error))
+        raise
+    except DEFECTS as error:
+        ray.get(config["mailbox"].fail.remote(TrainingError(f"training failed: {type(error).__name__}: {error}")))
+        raise
+    finally:
+        reporter.flush()
+    if rank == 0:
+        ray.get(config["mailbox"].finish.remote([student.to_json() for student in students]))

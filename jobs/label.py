@@ -2,9 +2,9 @@
 
 import sys
 
+from ray_distill.cli import job_entrypoint, resolve_references
 from ray_distill.config import Campaign
 from ray_distill.runtime import campaign
-from ray_distill.cli import job_entrypoint, resolve_references
 
 
 def main() -> int:

@@ -2,8 +2,8 @@
 
 import sys
 
-from ray_distill.runtime import campaign
 from ray_distill.cli import job_entrypoint
+from ray_distill.runtime import campaign
 
 
 def main() -> int:

@@ -2,15 +2,16 @@
 
 import sys
 
+from ray_distill.cli import job_entrypoint
 from ray_distill.config import Campaign
 from ray_distill.runtime import campaign
-from ray_distill.cli import job_entrypoint
 
 
 def main() -> int:
     """Parse, relabel, print the report."""
     options = job_entrypoint.parse(
-        __doc__, {"source": "file, folder or glob of the new rows; default: snapshot.source, read again"})
+        __doc__, {"source": "file, folder or glob of the new rows; default: snapshot.source, read again"}
+    )
 
     def stage(config: Campaign) -> object:
         return campaign.relabel(config, options.source)

@@ -2,15 +2,16 @@
 
 import sys
 
+from ray_distill.cli import job_entrypoint, resolve_references
 from ray_distill.config import Campaign
 from ray_distill.runtime import campaign
-from ray_distill.cli import job_entrypoint, resolve_references
 
 
 def main() -> int:
     """Parse, write what is not written yet, print the reference."""
     options = job_entrypoint.parse(
-        __doc__, {"snapshot": "SnapshotRef (JSON or file) of the prompts; default: the campaign's latest"})
+        __doc__, {"snapshot": "SnapshotRef (JSON or file) of the prompts; default: the campaign's latest"}
+    )
 
     def stage(config: Campaign) -> object:
         return campaign.write(config, resolve_references.prompts(config, options.snapshot))

@@ -33,26 +33,53 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = argparse.ArgumentParser(
-        prog="ray-distill", description="Distil a large teacher into a small student: freeze traffic, label it once, "
-        "train from the labels, judge, decide.")
+        prog="ray-distill",
+        description="Distil a large teacher into a small student: freeze traffic, label it once, "
+        "train from the labels, judge, decide.",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _quickstart(commands)
     stages: list[tuple[str, str, Callable[[argparse.Namespace], int], dict[str, str]]] = [
         ("run", "the whole way from source to verdict; finished stages are skipped", run, {}),
         ("snapshot", "freeze the source", snapshot, {}),
-        ("write", "let the teacher write behind prompts what is then labelled and learnt", write,
-         {"snapshot": "SnapshotRef (JSON or file) of the prompts; default: the campaign's latest"}),
-        ("label", "let the teacher label what the store does not hold yet", label,
-         {"snapshot": "SnapshotRef (JSON or file); default: the campaign's latest"}),
-        ("train", "train student and baselines from stored labels", train,
-         {"labels": "LabelSetRef (JSON or file); default: the campaign's latest"}),
+        (
+            "write",
+            "let the teacher write behind prompts what is then labelled and learnt",
+            write,
+            {"snapshot": "SnapshotRef (JSON or file) of the prompts; default: the campaign's latest"},
+        ),
+        (
+            "label",
+            "let the teacher label what the store does not hold yet",
+            label,
+            {"snapshot": "SnapshotRef (JSON or file); default: the campaign's latest"},
+        ),
+        (
+            "train",
+            "train student and baselines from stored labels",
+            train,
+            {"labels": "LabelSetRef (JSON or file); default: the campaign's latest"},
+        ),
         ("sweep", "train the students of the section sweep, several at a time, and compare them", sweep, {}),
-        ("evaluate", "judge the student on the test split", evaluate,
-         {"students": "students by arm, as `train` printed them; default: the campaign's latest"}),
-        ("promote", "decide, record, register", promote,
-         {"report": "EvalReport (JSON or file); default: the campaign's latest"}),
-        ("relabel", "label the new rows of newer traffic and test for drift", relabel,
-         {"source": "file, folder or glob; default: snapshot.source, read again"})]
+        (
+            "evaluate",
+            "judge the student on the test split",
+            evaluate,
+            {"students": "students by arm, as `train` printed them; default: the campaign's latest"},
+        ),
+        (
+            "promote",
+            "decide, record, register",
+            promote,
+            {"report": "EvalReport (JSON or file); default: the campaign's latest"},
+        ),
+        (
+            "relabel",
+            "label the new rows of newer traffic and test for drift",
+            relabel,
+            {"source": "file, folder or glob; default: snapshot.source, read again"},
+        ),
+    ]
     for name, text, command, resolve_references in stages:
         _campaign_command(commands, name, text, command, resolve_references)
     _plan(commands)
@@ -72,8 +99,12 @@ def _campaign_command(
     for reference, meaning in resolve_references.items():
         parser.add_argument(f"--{reference}", help=meaning)
     if name == "train":
-        parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
-                            help="go on from finished arms and checkpoints; --no-resume trains anew")
+        parser.add_argument(
+            "--resume",
+            action=argparse.BooleanOptionalAction,
+            default=True,
+            help="go on from finished arms and checkpoints; --no-resume trains anew",
+        )
     parser.add_argument("--dry-run", action="store_true", help="check everything that can be checked, change nothing")
     parser.add_argument("--address", help="an existing Ray cluster (auto, ray://…); default: an embedded Ray")
     parser.set_defaults(command=command, name=name)
@@ -81,8 +112,13 @@ def _campaign_command(
 
 def _config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="the campaign's YAML file")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
-                        help="override one field, e.g. labels.signal.k=64; may be repeated")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="override one field, e.g. labels.signal.k=64; may be repeated",
+    )
     _json_argument(parser)
 
 
@@ -151,8 +187,13 @@ def _submit(commands: Any) -> None:
     parser.add_argument("--working-dir", default=".", help="the folder that holds jobs/")
     parser.add_argument("--runtime-env", default="{}", help="Ray runtime environment to add, as JSON")
     parser.add_argument("--metadata", action="append", default=[], metavar="NAME=VALUE", help="labels of the job")
-    parser.add_argument("--argument", action="append", default=[], metavar="TEXT",
-                        help="a further argument of the job, e.g. --argument=--snapshot --argument='{…}'")
+    parser.add_argument(
+        "--argument",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a further argument of the job, e.g. --argument=--snapshot --argument='{…}'",
+    )
     parser.add_argument("--ship-package", action="store_true", help="send this ray_distill along")
     parser.add_argument("--no-follow", action="store_true", help="return once the job is accepted")
     parser.set_defaults(command=submit)
@@ -179,8 +220,8 @@ def quickstart(options: argparse.Namespace) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """`ray-distill run`."""
-    from ray_distill.runtime import campaign
     from ray_distill.cli import render_results
+    from ray_distill.runtime import campaign
 
     return _stage(options, lambda config: campaign.run(config), render_results.show_campaign)
 
@@ -194,50 +235,55 @@ def snapshot(options: argparse.Namespace) -> int:
 
 def write(options: argparse.Namespace) -> int:
     """`ray-distill write`."""
-    from ray_distill.runtime import campaign
     from ray_distill.cli import resolve_references
+    from ray_distill.runtime import campaign
 
     return _stage(options, lambda config: campaign.write(config, resolve_references.prompts(config, options.snapshot)))
 
 
 def label(options: argparse.Namespace) -> int:
     """`ray-distill label`."""
-    from ray_distill.runtime import campaign
     from ray_distill.cli import resolve_references
+    from ray_distill.runtime import campaign
 
     return _stage(options, lambda config: campaign.label(config, resolve_references.snapshot(config, options.snapshot)))
 
 
 def train(options: argparse.Namespace) -> int:
     """`ray-distill train`."""
-    from ray_distill.runtime import campaign
     from ray_distill.cli import resolve_references
+    from ray_distill.runtime import campaign
 
-    return _stage(options, lambda config: campaign.train(
-        config, resolve_references.labels(config, options.labels), resume=options.resume))
+    return _stage(
+        options,
+        lambda config: campaign.train(config, resolve_references.labels(config, options.labels), resume=options.resume),
+    )
 
 
 def sweep(options: argparse.Namespace) -> int:
     """`ray-distill sweep`."""
-    from ray_distill.runtime import campaign
     from ray_distill.cli import render_results
+    from ray_distill.runtime import campaign
 
     return _stage(options, campaign.sweep, render_results.show_sweep, campaign.plan_sweep)
 
 
 def evaluate(options: argparse.Namespace) -> int:
     """`ray-distill evaluate`."""
+    from ray_distill.cli import render_results, resolve_references
     from ray_distill.runtime import campaign
-    from ray_distill.cli import resolve_references, render_results
 
-    return _stage(options, lambda config: campaign.evaluate(config, resolve_references.students(config, options.students)),
-                  render_results.show_report)
+    return _stage(
+        options,
+        lambda config: campaign.evaluate(config, resolve_references.students(config, options.students)),
+        render_results.show_report,
+    )
 
 
 def promote(options: argparse.Namespace) -> int:
     """`ray-distill promote`."""
-    from ray_distill.runtime import campaign
     from ray_distill.cli import resolve_references
+    from ray_distill.runtime import campaign
 
     return _stage(options, lambda config: campaign.promote(config, resolve_references.report(config, options.report)))
 
@@ -251,16 +297,16 @@ def relabel(options: argparse.Namespace) -> int:
 
 def plan(options: argparse.Namespace) -> int:
     """`ray-distill plan`."""
-    from ray_distill.runtime.forecast import forecast
     from ray_distill.cli import render_plan
+    from ray_distill.runtime.forecast import forecast
 
     return _stage(options, forecast.plan, render_plan.show_plan)
 
 
 def audit(options: argparse.Namespace) -> int:
     """`ray-distill audit`: 0 if the store is sound, 1 if not."""
+    from ray_distill.cli import render_results, resolve_references
     from ray_distill.labels.tools.audit import audit as audit_store
-    from ray_distill.cli import resolve_references, render_results
 
     pinned = options.snapshot and resolve_references.snapshot_to_audit(options.snapshot)
     report = audit_store(options.store, pinned, clean=options.clean)
@@ -274,10 +320,10 @@ def audit(options: argparse.Namespace) -> int:
 
 def _audit_live(options: argparse.Namespace) -> "Agreement":
     """Label a sample again; what is damaged already is not worth a teacher's time."""
-    from ray_distill.config import load_config
-    from ray_distill.runtime.labelling import live_audit
-    from ray_distill.runtime.core import connection, session
     from ray_distill.cli import resolve_references
+    from ray_distill.config import load_config
+    from ray_distill.runtime.core import connection, session
+    from ray_distill.runtime.labelling import live_audit
 
     if options.sample < 1:
         raise ConfigError(f"--sample must be at least 1 row, found {options.sample}")
@@ -297,8 +343,8 @@ def inspect(options: argparse.Namespace) -> int:
         return 0
     shown = [show_row(report)]
     if options.snapshot:
-        from ray_distill.labels.tools.show_input import show_input
         from ray_distill.cli import resolve_references
+        from ray_distill.labels.tools.show_input import show_input
 
         shown.append(show_input(resolve_references.snapshot_to_audit(options.snapshot), report.row_id))
     print("\n".join(shown))
@@ -321,10 +367,18 @@ def submit(options: argparse.Namespace) -> int:
     from ray_distill.cli.submit import submit as send
 
     return send(
-        job=options.job, config_path=options.config, address=options.address, overrides=options.set,
-        arguments=options.argument, working_dir=options.working_dir, runtime_env=_runtime_env(options.runtime_env),
-        metadata=dict(_pair(item) for item in options.metadata), ship_package=options.ship_package,
-        follow=not options.no_follow, as_json=options.json)
+        job=options.job,
+        config_path=options.config,
+        address=options.address,
+        overrides=options.set,
+        arguments=options.argument,
+        working_dir=options.working_dir,
+        runtime_env=_runtime_env(options.runtime_env),
+        metadata=dict(_pair(item) for item in options.metadata),
+        ship_package=options.ship_package,
+        follow=not options.no_follow,
+        as_json=options.json,
+    )
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -338,7 +392,9 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def _stage(
-    options: argparse.Namespace, command: "Callable[[Campaign], Any]", show: Callable[[Any], str] | None = None,
+    options: argparse.Namespace,
+    command: "Callable[[Campaign], Any]",
+    show: Callable[[Any], str] | None = None,
     plan_of: "Callable[[Campaign], list[str]] | None" = None,
 ) -> int:
     """Load the config, have Ray, run a stage, print its result."""
@@ -377,7 +433,7 @@ def _runtime_env(text: str) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"--runtime-env must be JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ConfigError(f"--runtime-env must be a JSON object like {{\"env_vars\": {{}}}}, found {text[:80]}")
+        raise ConfigError(f'--runtime-env must be a JSON object like {{"env_vars": {{}}}}, found {text[:80]}')
     return value
 
 

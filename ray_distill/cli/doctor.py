@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+from ray_distill.cli import submit
 from ray_distill.config import Campaign
 from ray_distill.errors import AlreadyExists, ClusterError, StorageError
-from ray_distill.cli import submit
 
 DISTRIBUTION = "ray-distill"
 MIN_PYTHON = (3, 11)
@@ -174,9 +174,13 @@ def check_compiler(environment: Mapping[str, str] = os.environ) -> Finding:
     found = next((path for name in names if (path := shutil.which(name, path=environment.get("PATH")))), None)
     if found:
         return Finding(name="c++ compiler", ok="ok", found=found)
-    return Finding(name="c++ compiler", ok="warn", found=f"no {' or '.join(names)} on PATH",
-                   mend="Only DeepSpeed's own ops need it (fused or CPU optimizers in student.training.deepspeed): "
-                        "install g++ (Debian, Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++).")
+    return Finding(
+        name="c++ compiler",
+        ok="warn",
+        found=f"no {' or '.join(names)} on PATH",
+        mend="Only DeepSpeed's own ops need it (fused or CPU optimizers in student.training.deepspeed): "
+        "install g++ (Debian, Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++).",
+    )
 
 
 def check_ninja(environment: Mapping[str, str] = os.environ) -> Finding:
@@ -206,8 +210,12 @@ def check_cores(config: Campaign | None = None) -> Finding:
     wanted = _wanted(config, "cpus")
     if found >= wanted:
         return Finding(name="cpu cores", ok="ok", found=str(found))
-    return Finding(name="cpu cores", ok="warn", found=f"{found} here, the config asks for {wanted:g}",
-                   mend="Lower labels.resources or student.training.workers/cpus, or use a larger cluster (--address).")
+    return Finding(
+        name="cpu cores",
+        ok="warn",
+        found=f"{found} here, the config asks for {wanted:g}",
+        mend="Lower labels.resources or student.training.workers/cpus, or use a larger cluster (--address).",
+    )
 
 
 def check_gpus(config: Campaign | None = None) -> Finding:
@@ -220,8 +228,12 @@ def check_gpus(config: Campaign | None = None) -> Finding:
     wanted = _wanted(config, "gpus")
     if found >= wanted:
         return Finding(name="gpus", ok="ok", found=str(found))
-    return Finding(name="gpus", ok="warn", found=f"{found} here, the config asks for {wanted:g}",
-                   mend="Set labels.resources.gpus and student.training.gpus to 0, or use a cluster that has them.")
+    return Finding(
+        name="gpus",
+        ok="warn",
+        found=f"{found} here, the config asks for {wanted:g}",
+        mend="Set labels.resources.gpus and student.training.gpus to 0, or use a cluster that has them.",
+    )
 
 
 def _cores() -> int:
@@ -248,9 +260,12 @@ def check_memory() -> Finding:
     found = f"{memory.available / GIB:.1f} GiB free of {memory.total / GIB:.1f}"
     if memory.available >= MIN_MEMORY_GIB * GIB:
         return Finding(name="memory", ok="ok", found=found)
-    return Finding(name="memory", ok="warn", found=found,
-                   mend=f"Ray, torch and DeepSpeed need about {MIN_MEMORY_GIB:g} GiB: close something, or use smaller "
-                        "batches.")
+    return Finding(
+        name="memory",
+        ok="warn",
+        found=found,
+        mend=f"Ray, torch and DeepSpeed need about {MIN_MEMORY_GIB:g} GiB: close something, or use smaller batches.",
+    )
 
 
 def check_shared_memory(folder: Path = Path("/dev/shm")) -> Finding:
@@ -260,8 +275,12 @@ def check_shared_memory(folder: Path = Path("/dev/shm")) -> Finding:
     size = shutil.disk_usage(folder).free / GIB
     if size >= MIN_SHM_GIB:
         return Finding(name="shared memory", ok="ok", found=f"{size:.1f} GiB free in {folder}")
-    return Finding(name="shared memory", ok="warn", found=f"{size:.2f} GiB free in {folder}: Ray will use slow disk",
-                   mend="In a container, start it with --shm-size=4g (Kubernetes: an emptyDir of medium Memory).")
+    return Finding(
+        name="shared memory",
+        ok="warn",
+        found=f"{size:.2f} GiB free in {folder}: Ray will use slow disk",
+        mend="In a container, start it with --shm-size=4g (Kubernetes: an emptyDir of medium Memory).",
+    )
 
 
 def check_disk(url: str) -> Finding:
@@ -272,8 +291,12 @@ def check_disk(url: str) -> Finding:
     found = f"{usage.free / GIB:.1f} GiB free for {url}"
     if usage.free >= MIN_DISK_GIB * GIB:
         return Finding(name="disk", ok="ok", found=found)
-    return Finding(name="disk", ok="warn", found=found,
-                   mend=f"Free at least {MIN_DISK_GIB:g} GiB, or set `output` to another disk or an object store.")
+    return Finding(
+        name="disk",
+        ok="warn",
+        found=found,
+        mend=f"Free at least {MIN_DISK_GIB:g} GiB, or set `output` to another disk or an object store.",
+    )
 
 
 def _existing(path: Path) -> Path:
@@ -287,12 +310,20 @@ def check_token(environment: Mapping[str, str]) -> Finding:
     try:
         token = submit.find_token(environment)
     except ClusterError as error:
-        return Finding(name="ray token", ok="fail", found=str(error),
-                       mend="Correct RAY_AUTH_TOKEN_PATH or the file, or set RAY_AUTH_TOKEN.")
+        return Finding(
+            name="ray token",
+            ok="fail",
+            found=str(error),
+            mend="Correct RAY_AUTH_TOKEN_PATH or the file, or set RAY_AUTH_TOKEN.",
+        )
     if token:
         return Finding(name="ray token", ok="ok", found="found (its value is never shown)")
-    return Finding(name="ray token", ok="warn", found="none: only needed to submit to a cluster",
-                   mend="Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or make one: ray get-auth-token --generate.")
+    return Finding(
+        name="ray token",
+        ok="warn",
+        found="none: only needed to submit to a cluster",
+        mend="Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or make one: ray get-auth-token --generate.",
+    )
 
 
 def check_cluster(address: str) -> Finding:
@@ -320,14 +351,22 @@ def check_store(url: str) -> Finding:
             exclusive = True
         files.delete(probe)
     except StorageError as error:
-        return Finding(name="label store", ok="fail", found=str(error),
-                       mend="Make the bucket or folder, and give credentials by the environment (AWS_ENDPOINT_URL, "
-                            "AWS_ACCESS_KEY_ID …) or the cloud's own chain.")
+        return Finding(
+            name="label store",
+            ok="fail",
+            found=str(error),
+            mend="Make the bucket or folder, and give credentials by the environment (AWS_ENDPOINT_URL, "
+            "AWS_ACCESS_KEY_ID …) or the cloud's own chain.",
+        )
     if exclusive:
         return Finding(name="label store", ok="ok", found=f"{url} is writable, exclusive create works")
-    return Finding(name="label store", ok="fail", found=f"{url} let two writers create the same object",
-                   mend="Run one labeller at a time on it (nothing enforces that), or move the store to local disk, "
-                        "S3, GCS or Azure.")
+    return Finding(
+        name="label store",
+        ok="fail",
+        found=f"{url} let two writers create the same object",
+        mend="Run one labeller at a time on it (nothing enforces that), or move the store to local disk, "
+        "S3, GCS or Azure.",
+    )
 
 
 def check_tracking(uri: str, *, named: bool = True) -> Finding:
@@ -340,10 +379,18 @@ def check_tracking(uri: str, *, named: bool = True) -> Finding:
         if os.access(folder, os.W_OK):
             origin = "" if named else " (tracking.uri is not set)"
             return Finding(name="tracking", ok="ok", found=f"{uri}{origin}: {folder} is writable")
-        return Finding(name="tracking", ok="fail", found=f"{uri}: {folder} is not writable",
-                       mend="Set tracking.uri to a place that is.")
-    return Finding(name="tracking", ok="warn", found=f"{uri}: not checked, {scheme or 'a plain folder'} is unusual",
-                   mend="Use http(s)://… of an MLflow server, or sqlite:///….")
+        return Finding(
+            name="tracking",
+            ok="fail",
+            found=f"{uri}: {folder} is not writable",
+            mend="Set tracking.uri to a place that is.",
+        )
+    return Finding(
+        name="tracking",
+        ok="warn",
+        found=f"{uri}: not checked, {scheme or 'a plain folder'} is unusual",
+        mend="Use http(s)://… of an MLflow server, or sqlite:///….",
+    )
 
 
 def _check_server(uri: str) -> Finding:

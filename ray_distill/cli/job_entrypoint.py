@@ -33,8 +33,13 @@ def parse(
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", required=True, help="the campaign's YAML file")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
-                        help="override one field, e.g. labels.signal.k=64; may be repeated")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="override one field, e.g. labels.signal.k=64; may be repeated",
+    )
     for name, text in (takes or {}).items():
         parser.add_argument(f"--{name}", help=text)
     parser.add_argument("--json", action="store_true", help="nothing on stdout but the result; the rest on stderr")

@@ -8,12 +8,12 @@ from typing import Any
 import yaml
 
 from ray_distill.artifacts import ModelReport
+from ray_distill.cli import render_results
 from ray_distill.config import Campaign, parse_config
 from ray_distill.examples import mnist
 from ray_distill.runtime import campaign
-from ray_distill.runtime.core import connection
-from ray_distill.cli import render_results
 from ray_distill.runtime.campaign import CampaignResult
+from ray_distill.runtime.core import connection
 from ray_distill.runtime.core.console import say
 
 
@@ -26,15 +26,25 @@ class QuickstartResult:
     def to_json(self) -> str:
         """One line of JSON: models, labels, verdict, where it is recorded."""
         result, models = self.result, self.result.report.models
-        return json.dumps({
-            "teacher": _short(models["teacher"]), "student": _short(models["student"]),
-            "baseline_hard_labels": _short(models["baseline_hard_labels"]),
-            "baseline_teacher_hard_labels": _short(models["baseline_teacher_hard_labels"]),
-            "ceiling_true_labels": _short(models["ceiling_true_labels"]),
-            "labels": {"rows": int(result.labelled["rows"]), "bytes": int(result.labelled["bytes"]),
-                       "rows_per_second": round(result.labelled["rows_per_second"], 1)},
-            "verdict": str(result.decision.verdict), "reasons": list(result.decision.reasons),
-            "report": result.report.url, "tracking_uri": result.tracking_uri, "run_id": result.run_id})
+        return json.dumps(
+            {
+                "teacher": _short(models["teacher"]),
+                "student": _short(models["student"]),
+                "baseline_hard_labels": _short(models["baseline_hard_labels"]),
+                "baseline_teacher_hard_labels": _short(models["baseline_teacher_hard_labels"]),
+                "ceiling_true_labels": _short(models["ceiling_true_labels"]),
+                "labels": {
+                    "rows": int(result.labelled["rows"]),
+                    "bytes": int(result.labelled["bytes"]),
+                    "rows_per_second": round(result.labelled["rows_per_second"], 1),
+                },
+                "verdict": str(result.decision.verdict),
+                "reasons": list(result.decision.reasons),
+                "report": result.report.url,
+                "tracking_uri": result.tracking_uri,
+                "run_id": result.run_id,
+            }
+        )
 
 
 def quickstart(output: str, address: str | None = None) -> QuickstartResult:
@@ -63,23 +73,45 @@ def prepare(folder: Path) -> Campaign:
 def config_of(folder: Path, teacher: Path, traffic: Path) -> dict[str, Any]:
     """The campaign as its YAML file holds it."""
     return {
-        "campaign": "quickstart-digits", "task": "image_classification", "seed": mnist.SEED, "output": str(folder),
+        "campaign": "quickstart-digits",
+        "task": "image_classification",
+        "seed": mnist.SEED,
+        "output": str(folder),
         "snapshot": {
-            "source": str(traffic), "columns": {"image": "image", "label": "digit"}, "classes": list(mnist.CLASSES),
-            "splits": mnist.SPLIT_SHARES.model_dump(), "exclude": [str(teacher)]},
+            "source": str(traffic),
+            "columns": {"image": "image", "label": "digit"},
+            "classes": list(mnist.CLASSES),
+            "splits": mnist.SPLIT_SHARES.model_dump(),
+            "exclude": [str(teacher)],
+        },
         "labels": {
             "teacher": {"model": str(folder / "teacher")},
             "signal": {"estimator": "dense", "temperatures": [1.0, 4.0]},
-            "hidden": {"layers": [-1], "pool": "mean"}, "check": {"min_accuracy": 0.95}, "unit_rows": 256},
+            "hidden": {"layers": [-1], "pool": "mean"},
+            "check": {"min_accuracy": 0.95},
+            "unit_rows": 256,
+        },
         "student": {
             "model": {"from": "config", "overrides": mnist.STUDENT_OVERRIDES},
             "losses": {"soft": {"weight": 1.0, "temperature": 4.0}},
-            "training": {"epochs": 14, "global_batch": 64, "micro_batch": 64, "learning_rate": 1e-2, "cpus": 1,
-                         "zero_stage": 0, "evaluate_every": 100, "checkpoint_every": 200},
-            "ceiling": str(teacher)},
+            "training": {
+                "epochs": 14,
+                "global_batch": 64,
+                "micro_batch": 64,
+                "learning_rate": 1e-2,
+                "cpus": 1,
+                "zero_stage": 0,
+                "evaluate_every": 100,
+                "checkpoint_every": 200,
+            },
+            "ceiling": str(teacher),
+        },
         "evaluation": {"severities": [1, 2, 3], "latency_requests": 100},
-        "gate": {"limits": {"accuracy": {"relative": 0.97, "margin": 0.01}, "ece": {"max": 0.05}},
-                 "beat": ["baseline_hard_labels"]}}
+        "gate": {
+            "limits": {"accuracy": {"relative": 0.97, "margin": 0.01}, "ece": {"max": 0.05}},
+            "beat": ["baseline_hard_labels"],
+        },
+    }
 
 
 def plan(output: str) -> list[str]:
@@ -89,7 +121,8 @@ def plan(output: str) -> list[str]:
         f"sources   5,000 digits → {folder}/traffic.parquet (3,200) and teacher.parquet (1,800)",
         f"teacher   a residual network trained on its 1,800 rows → {folder}/teacher",
         f"campaign  snapshot, label, train, evaluate, promote → {folder}; written down in {folder}/campaign.yaml",
-        f"record    sqlite:///{folder}/mlflow.db"]
+        f"record    sqlite:///{folder}/mlflow.db",
+    ]
 
 
 def show(outcome: QuickstartResult) -> str:
@@ -99,6 +132,9 @@ def show(outcome: QuickstartResult) -> str:
 
 def _short(model: ModelReport) -> dict[str, Any]:
     accuracy = model.metrics["accuracy"]
-    return {"accuracy": round(accuracy.value, 4), "ci95": [round(accuracy.low, 4), round(accuracy.high, 4)],
-            "parameters": model.efficiency.parameters, "latency_ms_p50": round(model.efficiency.latency_ms_p50, 3)}
-
+    return {
+        "accuracy": round(accuracy.value, 4),
+        "ci95": [round(accuracy.low, 4), round(accuracy.high, 4)],
+        "parameters": model.efficiency.parameters,
+        "latency_ms_p50": round(model.efficiency.latency_ms_p50, 3),
+    }

@@ -1,7 +1,7 @@
 """A plan as a person reads it at a terminal."""
 
-from ray_distill.labels.sizing.options import Kept, Option
 from ray_distill.labels.sizing.forecast import Breakeven, Interval
+from ray_distill.labels.sizing.options import Kept, Option
 from ray_distill.runtime.core.console import duration, table
 from ray_distill.runtime.forecast.forecast import PlanReport
 
@@ -10,7 +10,8 @@ def show_plan(report: PlanReport) -> str:
     """Rows, bytes, time and money; then how else the answers could be stored; then whether it pays."""
     lines = [
         f"rows        {report.rows:,} of {report.rows_total:,} to label in {report.units:,} units, "
-        f"{report.rows_reused:,} labelled already"]
+        f"{report.rows_reused:,} labelled already"
+    ]
     if not report.rows:
         return "\n".join([*lines, "cost        0", *report.notes])
     hidden = "".join(f", layer {layer} {_bytes(size)}" for layer, size in report.bytes_hidden.items())
@@ -21,11 +22,18 @@ def show_plan(report: PlanReport) -> str:
         f"bytes       {_bytes(report.bytes_total)}: labels {_bytes(report.bytes_labels)}{hidden}",
         f"time        {_time(report.seconds)} (90 % interval), teacher {report.rows_per_second:,.0f} rows/s",
         f"hours       {_numbers(report.accelerator_hours)} of accelerators, {_numbers(report.core_hours)} of cores",
-        f"cost        {_numbers(report.money)} {report.currency}"]
-    lines += ["", "mass kept by the k likeliest classes (mean, and what 95 % of the positions exceed)",
-              table([_kept(point) for point in report.curve])]
-    lines += ["", f"ways to store a position (target {report.target_nats:g} nats)",
-              table([_option(option, report) for option in report.options])]
+        f"cost        {_numbers(report.money)} {report.currency}",
+    ]
+    lines += [
+        "",
+        "mass kept by the k likeliest classes (mean, and what 95 % of the positions exceed)",
+        table([_kept(point) for point in report.curve]),
+    ]
+    lines += [
+        "",
+        f"ways to store a position (target {report.target_nats:g} nats)",
+        table([_option(option, report) for option in report.options]),
+    ]
     lines += [_rank(layer, found) for layer, found in report.ranks.items()]
     if report.break_even is not None:
         lines += ["", _pays(report.break_even, report.currency)]
@@ -38,12 +46,21 @@ def _kept(point: Kept) -> dict[str, str]:
 
 
 def _option(option: Option, report: PlanReport) -> dict[str, str]:
-    marks = [name for name, is_it in (("configured", option == report.options[0]),
-                                      ("recommended", option == report.recommended)) if is_it]
-    return {"estimator": f"{option.estimator}, {option.encoding}", "k": f"{option.k:,}" if option.k else "–",
-            "draws": f"{option.draws:,}" if option.draws else "–", "bytes": f"{option.bytes_a_position:.1f}",
-            "nats": f"{option.nats:.1e}", "noise": f"{option.noise:.1e}" if option.draws else "–",
-            "in all": _bytes(option.total_bytes), "": ", ".join(marks)}
+    marks = [
+        name
+        for name, is_it in (("configured", option == report.options[0]), ("recommended", option == report.recommended))
+        if is_it
+    ]
+    return {
+        "estimator": f"{option.estimator}, {option.encoding}",
+        "k": f"{option.k:,}" if option.k else "–",
+        "draws": f"{option.draws:,}" if option.draws else "–",
+        "bytes": f"{option.bytes_a_position:.1f}",
+        "nats": f"{option.nats:.1e}",
+        "noise": f"{option.noise:.1e}" if option.draws else "–",
+        "in all": _bytes(option.total_bytes),
+        "": ", ".join(marks),
+    }
 
 
 def _rank(layer: str, found: dict[str, int]) -> str:
@@ -53,11 +70,16 @@ def _rank(layer: str, found: dict[str, int]) -> str:
 
 def _pays(found: Breakeven, currency: str) -> str:
     verdict = "offline pays" if found.offline_pays else "the teacher beside the student is cheaper"
-    turn = ("never pays: reading takes as much as the teacher" if found.passes_to_pay is None
-            else f"pays from {found.passes_to_pay:.1f} passes over the training rows on")
-    return (f"{verdict} for {found.passes:g} passes (students × epochs): {found.offline_money:.4g} {currency} and "
-            f"{found.offline_hours:.3g} h offline, {found.online_money:.4g} {currency} and {found.online_hours:.3g} h "
-            f"online; offline {turn}")
+    turn = (
+        "never pays: reading takes as much as the teacher"
+        if found.passes_to_pay is None
+        else f"pays from {found.passes_to_pay:.1f} passes over the training rows on"
+    )
+    return (
+        f"{verdict} for {found.passes:g} passes (students × epochs): {found.offline_money:.4g} {currency} and "
+        f"{found.offline_hours:.3g} h offline, {found.online_money:.4g} {currency} and {found.online_hours:.3g} h "
+        f"online; offline {turn}"
+    )
 
 
 def _time(seconds: Interval) -> str:

@@ -2,8 +2,8 @@
 
 from ray_distill.artifacts import Estimate, EvalReport
 from ray_distill.evaluation.sweep.compare import SweepResult
-from ray_distill.labels.tools.live_agreement import Agreement, Distance
 from ray_distill.labels.tools.audit import AuditReport
+from ray_distill.labels.tools.live_agreement import Agreement, Distance
 from ray_distill.runtime.campaign import CampaignResult
 from ray_distill.runtime.core.console import table
 from ray_distill.storage import files
@@ -11,10 +11,13 @@ from ray_distill.tracking.views import ui_command
 
 #: The arms as a person would say them, in the order of the table.
 NAMES = {
-    "teacher": "teacher", "student": "student", "champion": "champion",
+    "teacher": "teacher",
+    "student": "student",
+    "champion": "champion",
     "baseline_hard_labels": "same student, true labels only",
     "baseline_teacher_hard_labels": "same student, teacher's hard labels",
-    "ceiling_true_labels": "ceiling: same student, the teacher's own labels"}
+    "ceiling_true_labels": "ceiling: same student, the teacher's own labels",
+}
 
 
 def show_report(report: EvalReport) -> str:
@@ -24,12 +27,19 @@ def show_report(report: EvalReport) -> str:
         if arm in report.models:
             model = report.models[arm]
             cost = model.efficiency
-            rows.append({
-                "": name, "accuracy (95 % interval)": _interval(model.metrics.get("accuracy")),
-                "ECE": _value(model.metrics.get("ece")), "agreement": _value(model.metrics.get("agreement")),
-                "parameters": f"{cost.parameters:,}", "size": _size(cost.bytes_on_disk),
-                "p50 ms": f"{cost.latency_ms_p50:.2f}", "p95 ms": f"{cost.latency_ms_p95:.2f}",
-                "examples/s": f"{cost.examples_per_second:,.0f}"})
+            rows.append(
+                {
+                    "": name,
+                    "accuracy (95 % interval)": _interval(model.metrics.get("accuracy")),
+                    "ECE": _value(model.metrics.get("ece")),
+                    "agreement": _value(model.metrics.get("agreement")),
+                    "parameters": f"{cost.parameters:,}",
+                    "size": _size(cost.bytes_on_disk),
+                    "p50 ms": f"{cost.latency_ms_p50:.2f}",
+                    "p95 ms": f"{cost.latency_ms_p95:.2f}",
+                    "examples/s": f"{cost.examples_per_second:,.0f}",
+                }
+            )
     return "\n".join([table(rows), "", *report.notes])
 
 
@@ -37,17 +47,28 @@ def show_campaign(result: CampaignResult) -> str:
     """A campaign's outcome: models, verdict, what it cost, where things lie, how to look at them."""
     costs, decision = result.costs, result.decision
     money = f"{costs.total.money:.4f} {costs.total.currency}"
-    paid = (f"pays for itself after {costs.break_even_requests:,} requests" if costs.break_even_requests is not None
-            else "never pays for itself: serving the student is not cheaper")
+    paid = (
+        f"pays for itself after {costs.break_even_requests:,} requests"
+        if costs.break_even_requests is not None
+        else "never pays for itself: serving the student is not cheaper"
+    )
     page = files.join(result.report.url.rpartition("/")[0], "report.html")
-    return "\n".join([
-        "", show_report(result.report), "", f"verdict   {decision.verdict}",
-        *[f"          {reason}" for reason in decision.reasons],
-        f"cost      {money}, {costs.total.wall_seconds:,.0f} s; {paid}",
-        f"labels    {result.labels.store} ({result.labelled['rows']:,.0f} rows, "
-        f"{_size(int(result.labelled['bytes']))})",
-        f"student   {result.report.student.url}", f"report    {page}", f"review    {ui_command(result.tracking_uri)}",
-        f"          then {result.review}"])
+    return "\n".join(
+        [
+            "",
+            show_report(result.report),
+            "",
+            f"verdict   {decision.verdict}",
+            *[f"          {reason}" for reason in decision.reasons],
+            f"cost      {money}, {costs.total.wall_seconds:,.0f} s; {paid}",
+            f"labels    {result.labels.store} ({result.labelled['rows']:,.0f} rows, "
+            f"{_size(int(result.labelled['bytes']))})",
+            f"student   {result.report.student.url}",
+            f"report    {page}",
+            f"review    {ui_command(result.tracking_uri)}",
+            f"          then {result.review}",
+        ]
+    )
 
 
 def show_sweep(result: SweepResult) -> str:
@@ -55,18 +76,29 @@ def show_sweep(result: SweepResult) -> str:
     rows = []
     for trial in result.trials:
         cost, value = trial.efficiency, trial.metrics.get(result.objective)
-        rows.append({
-            "trial": f"{trial.number} {trial.name}",
-            "verdict": trial.verdict if trial.same_as is None else f"as {trial.same_as}",
-            result.objective: "–" if value is None else f"{value:.4f}",
-            "parameters": "–" if cost is None else f"{cost.parameters:,}",
-            "p50 ms": "–" if cost is None else f"{cost.latency_ms_p50:.2f}",
-            "frontier": "●" if trial.on_frontier else ""})
-    return "\n".join([
-        "", table(rows), "", *result.notes, f"best      {result.best} {result.winner.name}",
-        f"page      {files.join(result.url, 'sweep.html')}",
-        f"go on     ray-distill run {files.join(result.url, 'best.yaml')}",
-        f"review    {ui_command(result.tracking_uri)}", f"          then {result.review}"])
+        rows.append(
+            {
+                "trial": f"{trial.number} {trial.name}",
+                "verdict": trial.verdict if trial.same_as is None else f"as {trial.same_as}",
+                result.objective: "–" if value is None else f"{value:.4f}",
+                "parameters": "–" if cost is None else f"{cost.parameters:,}",
+                "p50 ms": "–" if cost is None else f"{cost.latency_ms_p50:.2f}",
+                "frontier": "●" if trial.on_frontier else "",
+            }
+        )
+    return "\n".join(
+        [
+            "",
+            table(rows),
+            "",
+            *result.notes,
+            f"best      {result.best} {result.winner.name}",
+            f"page      {files.join(result.url, 'sweep.html')}",
+            f"go on     ray-distill run {files.join(result.url, 'best.yaml')}",
+            f"review    {ui_command(result.tracking_uri)}",
+            f"          then {result.review}",
+        ]
+    )
 
 
 def show_audit(report: AuditReport) -> str:
@@ -84,16 +116,22 @@ def show_audit(report: AuditReport) -> str:
 
 def show_agreement(found: Agreement) -> str:
     """A sample labelled again, as lines beside `show_audit`'s."""
-    lines = [f"live        {found.rows} rows labelled again, {len(found.disagree)} disagree",
-             _apart("labels", "total variation", found.stored, found.noise)]
-    lines += [_apart(f"layer {layer}", "relative distance", stored, noise)
-              for layer, (stored, noise) in sorted(found.hidden.items())]
+    lines = [
+        f"live        {found.rows} rows labelled again, {len(found.disagree)} disagree",
+        _apart("labels", "total variation", found.stored, found.noise),
+    ]
+    lines += [
+        _apart(f"layer {layer}", "relative distance", stored, noise)
+        for layer, (stored, noise) in sorted(found.hidden.items())
+    ]
     return "\n".join([*lines, *(f"disagrees: {row}" for row in found.disagree)])
 
 
 def _apart(what: str, unit: str, stored: Distance, noise: Distance) -> str:
-    return (f"{what:<12}{unit} to the store {stored.mean:.1e} (at most {stored.largest:.1e}), of the teacher to itself "
-            f"in other batches {noise.mean:.1e} (at most {noise.largest:.1e})")
+    return (
+        f"{what:<12}{unit} to the store {stored.mean:.1e} (at most {stored.largest:.1e}), of the teacher to itself "
+        f"in other batches {noise.mean:.1e} (at most {noise.largest:.1e})"
+    )
 
 
 def _interval(estimate: Estimate | None) -> str:

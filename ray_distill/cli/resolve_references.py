@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from ray_distill.artifacts import EvalReport, LabelSetRef, SnapshotRef, StudentRef
+from ray_distill.cli import job_entrypoint
 from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError
-from ray_distill.cli import job_entrypoint
 from ray_distill.runtime.core.session import absolute
 from ray_distill.storage import files
 
@@ -36,7 +36,9 @@ def students(config: Campaign, text: str | None) -> dict[str, StudentRef]:
 
 def report(config: Campaign, text: str | None) -> EvalReport:
     """The report given, or the campaign's latest."""
-    return job_entrypoint.read(EvalReport, text) if text else EvalReport.from_dict(_latest(config, "evaluate")["report"])
+    return (
+        job_entrypoint.read(EvalReport, text) if text else EvalReport.from_dict(_latest(config, "evaluate")["report"])
+    )
 
 
 def snapshot_to_audit(text: str) -> SnapshotRef | str:
@@ -58,6 +60,8 @@ def _latest(config: Campaign, stage: str) -> Any:
     """
     url = files.join(absolute(config).output_url, "state", f"{stage}.json")
     if not files.exists(url):
-        raise ConfigError(f"the campaign {config.campaign} has not been through `{stage}` yet ({url} is missing): run "
-                          f"`ray-distill {stage}` first, or pass the reference")
+        raise ConfigError(
+            f"the campaign {config.campaign} has not been through `{stage}` yet ({url} is missing): run "
+            f"`ray-distill {stage}` first, or pass the reference"
+        )
     return files.read_json(url)["result"]

@@ -101,7 +101,8 @@ def _require_lasting_record(config: Campaign) -> None:
     if tracking.enabled and tracking.uri is None and not files.is_local(config.output_url):
         raise ConfigError(
             f"tracking.uri is not set and the output {config.output_url} is remote: the runs would be recorded in the "
-            "job's working folder, which the cluster removes; set tracking.uri to your MLflow server, or to none")
+            "job's working folder, which the cluster removes; set tracking.uri to your MLflow server, or to none"
+        )
 
 
 def find_token(environment: Mapping[str, str]) -> str | None:
@@ -126,8 +127,9 @@ def find_token(environment: Mapping[str, str]) -> str | None:
             raise ClusterError(f"RAY_AUTH_TOKEN_PATH names {named}, which does not exist: correct it") from error
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise ClusterError(f"cannot read the cluster's token in {path} ({error}): correct the file, or set "
-                           "RAY_AUTH_TOKEN") from error
+        raise ClusterError(
+            f"cannot read the cluster's token in {path} ({error}): correct the file, or set RAY_AUTH_TOKEN"
+        ) from error
 
 
 def check_address(address: str, token: str | None) -> None:
@@ -158,11 +160,15 @@ def check_address(address: str, token: str | None) -> None:
 
 def _refusal(address: str, status: int) -> str:
     if status == 401:
-        return (f"the cluster at {address} wants a token and none was sent: set RAY_AUTH_TOKEN, or copy the "
-                "cluster's token to ~/.ray/auth_token (`ray get-auth-token` prints it on the head)")
+        return (
+            f"the cluster at {address} wants a token and none was sent: set RAY_AUTH_TOKEN, or copy the "
+            "cluster's token to ~/.ray/auth_token (`ray get-auth-token` prints it on the head)"
+        )
     if status == 403:
-        return (f"the cluster at {address} refused the token: it belongs to another cluster; set RAY_AUTH_TOKEN to "
-                "what `ray get-auth-token` prints on the head")
+        return (
+            f"the cluster at {address} refused the token: it belongs to another cluster; set RAY_AUTH_TOKEN to "
+            "what `ray get-auth-token` prints on the head"
+        )
     return f"{address} answered with HTTP {status}, which is not a Ray dashboard's Jobs API: check host and port"
 
 
@@ -182,8 +188,10 @@ def _staged(job: str, config: Path, working_dir: Path) -> Iterator[Path]:
     source = working_dir / "jobs"
     if not (source / f"{job}.py").is_file():
         known = ", ".join(sorted(path.stem for path in source.glob("*.py"))) or "none"
-        raise ClusterError(f"no job {job!r} in {source.resolve()} (found: {known}): run from the project's checkout, "
-                           "or name its folder as the working dir")
+        raise ClusterError(
+            f"no job {job!r} in {source.resolve()} (found: {known}): run from the project's checkout, "
+            "or name its folder as the working dir"
+        )
     _refuse_huge(source)
     with tempfile.TemporaryDirectory(prefix="ray-distill-submit-") as name:
         shutil.copytree(source, Path(name) / "jobs", ignore=shutil.ignore_patterns("__pycache__", ".*"))
@@ -198,7 +206,8 @@ def _refuse_huge(folder: Path) -> None:
         largest = max(sizes, key=lambda path: sizes[path])
         raise ClusterError(
             f"{folder} holds {total / 2**20:.0f} MiB, at most {MAX_STAGED_BYTES // 2**20} MiB are sent with a job; "
-            f"the largest file is {largest}: keep data and models out of it and name them by URL in the config")
+            f"the largest file is {largest}: keep data and models out of it and name them by URL in the config"
+        )
 
 
 def _runtime_env(wanted: Mapping[str, Any], folder: Path, *, ship_package: bool) -> dict[str, Any]:
@@ -246,8 +255,9 @@ def _follow(client: Any, job_id: str, address: str) -> tuple[str, int]:
         _say(f"\nno longer following: {job_id} goes on. {_how_to_go_on(job_id, address)}")
         return "RUNNING", INTERRUPTED
     except (RuntimeError, OSError) as error:
-        raise ClusterError(f"lost the connection to {job_id} ({error}); it may go on. "
-                           f"{_how_to_go_on(job_id, address)}") from error
+        raise ClusterError(
+            f"lost the connection to {job_id} ({error}); it may go on. {_how_to_go_on(job_id, address)}"
+        ) from error
     return str(info.status.value), _report(job_id, info, last_line)
 
 

@@ -14,10 +14,13 @@ class HarnessConfig(Section):
     Their prompts are plain text: no chat template is put around them.
     """
 
-    folder: str = Field(description="folder or URL of the tasks' YAML files and their data, whose paths are relative "
-                        "to it; what they name is run as code; no tasks of the package's own are used")
-    tasks: tuple[str, ...] = Field(min_length=1, description="tasks or groups of the folder, by name; their figures "
-                                   "are lm_eval_<task>_<metric>")
+    folder: str = Field(
+        description="folder or URL of the tasks' YAML files and their data, whose paths are relative "
+        "to it; what they name is run as code; no tasks of the package's own are used"
+    )
+    tasks: tuple[str, ...] = Field(
+        min_length=1, description="tasks or groups of the folder, by name; their figures are lm_eval_<task>_<metric>"
+    )
     limit: int | None = Field(None, ge=1, description="documents a task at most, the first; default: all")
 
 
@@ -25,23 +28,35 @@ class EvaluationConfig(Section):
     """What is measured on the test split."""
 
     corruptions: tuple[str, ...] | None = Field(
-        None, description="default: every corruption of the task; of language models none, since each costs three more "
-        "passes over the test split (of raw text any may be named: typos, case, dropout)")
+        None,
+        description="default: every corruption of the task; of language models none, since each costs three more "
+        "passes over the test split (of raw text any may be named: typos, case, dropout)",
+    )
     severities: tuple[Literal[1, 2, 3], ...] = Field((1, 2, 3), min_length=1, description="1 = mild … 3 = strong")
     bootstrap: int = Field(1000, ge=100, description="resamples behind an interval")
     bins: int = Field(15, ge=2, description="bins of the calibration error")
     prompts: tuple[str, ...] | Literal["test"] = Field(
-        (), description="language models: texts (for chat: conversations as JSON, or what a user says) that teacher, "
+        (),
+        description="language models: texts (for chat: conversations as JSON, or what a user says) that teacher, "
         "student and champion continue side by side, greedily, on the review page and as the artifact generations.json;"
         " test: the beginnings of five documents of the test split. What is written is raw text and goes to the "
-        "tracking server, so by default there is none")
+        "tracking server, so by default there is none",
+    )
     new_tokens: int = Field(64, ge=1, description="tokens written for a prompt at most")
     lm_eval: HarnessConfig | None = Field(
-        None, description="language models: benchmarks of teacher, student and champion; default: none")
-    written: int = Field(200, ge=0, description="seq2seq: test rows of which every model writes its own target, to be "
-                         "held against the reference; 0 = none")
-    overlap: bool = Field(False, description="seq2seq: ROUGE and chrF of what is written, beside exact matches and "
-                          "word error rate (needs the extra seq2seq)")
+        None, description="language models: benchmarks of teacher, student and champion; default: none"
+    )
+    written: int = Field(
+        200,
+        ge=0,
+        description="seq2seq: test rows of which every model writes its own target, to be "
+        "held against the reference; 0 = none",
+    )
+    overlap: bool = Field(
+        False,
+        description="seq2seq: ROUGE and chrF of what is written, beside exact matches and "
+        "word error rate (needs the extra seq2seq)",
+    )
     latency_requests: int = Field(100, ge=10, description="single requests timed a model")
     batch: int = Field(64, ge=1, description="examples a batch, for throughput")
 
@@ -65,18 +80,23 @@ class Limit(Section):
 #: 0.9 of the teacher's NLL is a ninth more of it: DistilGPT2's own loss of likelihood against GPT-2, roughly.
 DEFAULT_LIMITS: Mapping[str, Mapping[str, Limit]] = {
     "accuracy": {"accuracy": Limit(relative=0.97, margin=0.01), "ece": Limit(max=0.1)},
-    "nll": {"nll": Limit(relative=0.9, margin=0.01), "kl_from_teacher": Limit(margin=0.01), "ece": Limit(max=0.1)}}
+    "nll": {"nll": Limit(relative=0.9, margin=0.01), "kl_from_teacher": Limit(margin=0.01), "ece": Limit(max=0.1)},
+}
 
 
 class GateConfig(Section):
     """When a student replaces the model in production."""
 
     limits: dict[str, Limit] | None = Field(
-        None, description="by metric name; `margin` is against the champion. Default: accuracy at least 0.97 of the "
-        "teacher's and ece at most 0.1; of language models nll at most the teacher's over 0.9, and ece")
+        None,
+        description="by metric name; `margin` is against the champion. Default: accuracy at least 0.97 of the "
+        "teacher's and ece at most 0.1; of language models nll at most the teacher's over 0.9, and ece",
+    )
     beat: tuple[str, ...] = Field(
-        ("baseline_hard_labels",), description="arms whose accuracy the student must exceed beyond doubt, or of "
-        "language models whose nll it must stay below")
+        ("baseline_hard_labels",),
+        description="arms whose accuracy the student must exceed beyond doubt, or of "
+        "language models whose nll it must stay below",
+    )
     alias: str = Field("champion", description="registry alias that a PROMOTE sets")
     model_name: str | None = Field(None, description="registered model; default: the campaign's name")
 

@@ -20,11 +20,13 @@ class LanguageConfig(Section):
     """How a text becomes the tokens of a language model, and which of them are learnt; for teacher and students."""
 
     format: Literal["text", "chat"] = Field(
-        "text", description="chat: a row is a conversation (`messages` as OpenAI's API has them), put through the "
-        "tokenizer's own template")
+        "text",
+        description="chat: a row is a conversation (`messages` as OpenAI's API has them), put through the "
+        "tokenizer's own template",
+    )
     roles: tuple[str, ...] = Field(("assistant",), min_length=1, description="chat: whose messages are learnt")
     long: Literal["cut", "reject"] = Field("cut", description="what becomes of a text of more than max_length tokens")
-    prefix: str = Field("", description="seq2seq: put before every source, as T5's \"summarize: \"")
+    prefix: str = Field("", description='seq2seq: put before every source, as T5\'s "summarize: "')
     target_length: int | None = Field(None, ge=1, description="seq2seq: tokens kept of a target; default: max_length")
 
 
@@ -32,16 +34,24 @@ class VllmConfig(Section):
     """vLLM as the teacher's engine, and the environment of its own that it lives in; see teachers/README.md."""
 
     python: str | None = Field(
-        None, description="interpreter of vLLM's own environment, at this path on every node that asks the teacher "
-        "(Ray's runtime_env: py_executable); default: the environment that Ray's workers are in anyway")
+        None,
+        description="interpreter of vLLM's own environment, at this path on every node that asks the teacher "
+        "(Ray's runtime_env: py_executable); default: the environment that Ray's workers are in anyway",
+    )
     tensor_parallel_size: int = Field(
-        1, ge=1, description="GPUs that hold a part of each layer; labels.resources.gpus must be as many")
+        1, ge=1, description="GPUs that hold a part of each layer; labels.resources.gpus must be as many"
+    )
     gpu_memory_utilization: float = Field(
-        0.8, gt=0, le=1, description="share of a GPU's memory (of the machine's where there is none) for weights and "
-        "cache; vLLM's own 0.92 leaves no room for the log-probabilities of prompts, which it does not plan for")
+        0.8,
+        gt=0,
+        le=1,
+        description="share of a GPU's memory (of the machine's where there is none) for weights and "
+        "cache; vLLM's own 0.92 leaves no room for the log-probabilities of prompts, which it does not plan for",
+    )
     max_num_seqs: int = Field(64, ge=1, description="texts that are computed at once")
     max_num_batched_tokens: int = Field(
-        2048, ge=16, description="tokens that are computed at once; so many rows of logits of one text exist together")
+        2048, ge=16, description="tokens that are computed at once; so many rows of logits of one text exist together"
+    )
 
     @field_validator("python")
     @classmethod
@@ -53,8 +63,10 @@ class VllmConfig(Section):
     @model_validator(mode="after")
     def _enough(self) -> Self:
         if self.max_num_batched_tokens < self.max_num_seqs:
-            raise ValueError(f"max_num_batched_tokens {self.max_num_batched_tokens} is less than max_num_seqs "
-                             f"{self.max_num_seqs}: each text that is computed takes a token of a step at least")
+            raise ValueError(
+                f"max_num_batched_tokens {self.max_num_batched_tokens} is less than max_num_seqs "
+                f"{self.max_num_seqs}: each text that is computed takes a token of a step at least"
+            )
         return self
 
 
@@ -63,14 +75,18 @@ class TeacherConfig(Section):
 
     model: str = Field(description="checkpoint folder or URL, or module:function")
     engine: Literal["transformers", "vllm"] = Field(
-        "transformers", description="what runs the model; vllm: language models, estimator topk at T = 1 alone")
+        "transformers", description="what runs the model; vllm: language models, estimator topk at T = 1 alone"
+    )
     vllm: VllmConfig = VllmConfig()
     revision: str | None = Field(None, description="sha256:… of the checkpoint's files; a mismatch is an error")
     arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of module:function")
     head: HeadConfig | None = Field(None, description="fit a head on labelled rows: for encoders without one")
     dtype: Dtype = "float32"
-    device: str = Field("auto", description="auto = cuda where there is one, else cpu; spread = layer by layer over "
-                        "all GPUs of its actor, for a checkpoint larger than one (needs accelerate)")
+    device: str = Field(
+        "auto",
+        description="auto = cuda where there is one, else cpu; spread = layer by layer over "
+        "all GPUs of its actor, for a checkpoint larger than one (needs accelerate)",
+    )
     max_length: int | None = Field(None, ge=1, description="tokens kept of a text; default: the model's own limit")
     language: LanguageConfig = Field(LanguageConfig(), description="language models: what is learnt of a text")
     trust_remote_code: bool = False
@@ -80,14 +96,21 @@ class SignalConfig(Section):
     """What is stored of the teacher's distribution."""
 
     estimator: Literal["dense", "topk", "sampled", "hybrid"] = Field(
-        "dense", description="what stands for the distribution (MATHS.md §1): every class; the k likeliest and the "
-        "mass of the rest; draws; the k likeliest exactly and draws from the rest")
-    k: int = Field(64, ge=1, description="classes stored a position (topk), or exactly (hybrid); all of a classifier's "
-                   "if it has fewer, an error for a language model")
+        "dense",
+        description="what stands for the distribution (MATHS.md §1): every class; the k likeliest and the "
+        "mass of the rest; draws; the k likeliest exactly and draws from the rest",
+    )
+    k: int = Field(
+        64,
+        ge=1,
+        description="classes stored a position (topk), or exactly (hybrid); all of a classifier's "
+        "if it has fewer, an error for a language model",
+    )
     draws: int = Field(50, ge=1, description="draws a position (sampled, hybrid)")
     exponent: float = Field(1.0, ge=0, le=2, description="draws come from p^exponent; 1 = from the teacher itself")
     encoding: Literal["lossless", "compact"] = Field(
-        "lossless", description="compact: a few times smaller; what it adds in nats is measured and recorded")
+        "lossless", description="compact: a few times smaller; what it adds in nats is measured and recorded"
+    )
     temperatures: tuple[float, ...] = Field((1.0,), description="temperatures training may use (MATHS.md §3)")
 
     @field_validator("temperatures", mode="after")
@@ -108,9 +131,13 @@ class HiddenConfig(Section):
     layers: tuple[int, ...] = Field((), description="layer indices as in `hidden_states`; negative from the end")
     pool: Pool = "mean"
     dtype: Literal["float32", "bfloat16", "float16", "int8", "float8"] = Field(
-        "bfloat16", description="stored type; int8 and float8 (E4M3) have a scale for each vector")
-    rank: int | None = Field(None, ge=1, description="project on this many principal components of the calibration "
-                             "split; default: not projected")
+        "bfloat16", description="stored type; int8 and float8 (E4M3) have a scale for each vector"
+    )
+    rank: int | None = Field(
+        None,
+        ge=1,
+        description="project on this many principal components of the calibration split; default: not projected",
+    )
     variance: float | None = Field(None, gt=0, le=1, description="or on as many as keep this share of the variance")
 
     @model_validator(mode="after")
@@ -149,8 +176,12 @@ class FailuresConfig(Section):
 
     batch_seconds: float = Field(600, gt=0, description="seconds a teacher batch may take, also a batch of one row")
     load_seconds: float = Field(3600, gt=0, description="seconds in which the teacher must be loaded")
-    attempts: int = Field(3, ge=1, description="times that a process may die on the same unit, the same row, or while "
-                          "it loads the teacher; and rows in a row that must fail before the teacher is suspected")
+    attempts: int = Field(
+        3,
+        ge=1,
+        description="times that a process may die on the same unit, the same row, or while "
+        "it loads the teacher; and rows in a row that must fail before the teacher is suspected",
+    )
 
 
 class LabelsConfig(Section):

@@ -12,5 +12,6 @@ class PlanConfig(Section):
     seconds: float = Field(60, gt=0, description="seconds the teacher is timed for, at most")
     target_nats: float = Field(1e-3, gt=0, description="KL from the teacher that a stored form may lose, mean nats")
     students: int = Field(1, ge=1, description="students to be trained from the labels")
-    epochs: float | None = Field(None, gt=0, description="passes over the training rows a student; default: "
-                                 "student.training.epochs")
+    epochs: float | None = Field(
+        None, gt=0, description="passes over the training rows a student; default: student.training.epochs"
+    )

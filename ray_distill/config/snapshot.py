@@ -11,8 +11,11 @@ class Columns(Section):
     """Which source column plays which part."""
 
     text: str = Field("text", description="the text to classify, to learn or to read from (text tasks)")
-    target: str | None = Field(None, description="seq2seq: what is to be written of `text`; null or empty in a row = "
-                               "the teacher has yet to write it")
+    target: str | None = Field(
+        None,
+        description="seq2seq: what is to be written of `text`; null or empty in a row = "
+        "the teacher has yet to write it",
+    )
     image: str = Field("image", description="encoded image bytes, or {bytes, path} (image tasks)")
     label: str | None = Field(None, description="true label: class name or index into `classes`; null = unlabelled")
     group: str | None = Field(None, description="rows of one group (user, conversation) stay in one split")
@@ -46,8 +49,10 @@ class SnapshotConfig(Section):
     classes: tuple[str, ...] | None = Field(None, description="class names in order; default: sorted labels found")
     splits: Splits = Splits()
     conflicts: Literal["majority", "first", "drop", "unlabel"] = Field(
-        "majority", description="the same input with different labels: keep the commonest label (ties: the "
-        "first by name), the first seen, drop the row, or keep it unlabelled")
+        "majority",
+        description="the same input with different labels: keep the commonest label (ties: the "
+        "first by name), the first seen, drop the row, or keep it unlabelled",
+    )
     exclude: tuple[str, ...] = Field((), description="sources whose rows are left out: the teacher's training rows")
     max_bad_fraction: float = Field(0.01, ge=0, le=1, description="above this share of unusable rows, stop")
     shard_rows: int = Field(4096, ge=1, description="rows a snapshot shard")

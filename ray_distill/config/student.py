@@ -24,13 +24,19 @@ class StudentModel(Section):
     model: str | None = Field(None, description="checkpoint folder or URL, or module:function")
     overrides: dict[str, Any] = Field(default_factory=dict, description="config: teacher's config fields to change")
     embeddings: Literal["new", "copy", "slice"] = Field(
-        "new", description="config, language models: token embeddings and head: drawn; the teacher's, where the width "
-        "is the same; or its first columns")
+        "new",
+        description="config, language models: token embeddings and head: drawn; the teacher's, where the width "
+        "is the same; or its first columns",
+    )
     keep: int | None = Field(None, ge=1, description="teacher_layers: how many layers to copy, evenly spaced")
-    keep_encoder: int | None = Field(None, ge=1, description="teacher_layers, encoder-decoders: how many of the "
-                                     "encoder; default: as many as of the decoder")
-    lora: LoraSettings | None = Field(None, description="language models that start from trained weights: train "
-                                      "adapters alone (needs peft)")
+    keep_encoder: int | None = Field(
+        None,
+        ge=1,
+        description="teacher_layers, encoder-decoders: how many of the encoder; default: as many as of the decoder",
+    )
+    lora: LoraSettings | None = Field(
+        None, description="language models that start from trained weights: train adapters alone (needs peft)"
+    )
     arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of module:function")
     max_length: int | None = Field(None, ge=1, description="tokens kept of a text; default: the model's own limit")
     trust_remote_code: bool = False
@@ -103,8 +109,12 @@ class CheckpointPolicy(Section):
     """Which checkpoints stay while a student trains; the one that it was resumed from always does."""
 
     last: int = Field(2, ge=1, description="the newest")
-    best: int = Field(0, ge=0, description="the best by the last look at the validation split before each; these stay "
-                      "when the training is over, too")
+    best: int = Field(
+        0,
+        ge=0,
+        description="the best by the last look at the validation split before each; these stay "
+        "when the training is over, too",
+    )
     metric: str | None = Field(None, description="best by which, as it is reported; default: what arms are judged by")
     mode: Literal["min", "max"] = Field("min", description="whether less of the metric is better, or more")
 
@@ -120,10 +130,15 @@ class SamplingConfig(Section):
 
     by: Literal["class", "entropy"] = Field(
         description="class: the true one, else the teacher's first choice; entropy: the teacher's, of a document the "
-        "mean over its tokens")
+        "mean over its tokens"
+    )
     power: float = Field(
-        1.0, gt=0, le=4, description="class: 1 = all classes equally often, 0.5 = by the root of their size; entropy: "
-        "a row's share is its entropy to this power")
+        1.0,
+        gt=0,
+        le=4,
+        description="class: 1 = all classes equally often, 0.5 = by the root of their size; entropy: "
+        "a row's share is its entropy to this power",
+    )
 
 
 class TrainingConfig(Section):
@@ -132,20 +147,32 @@ class TrainingConfig(Section):
     epochs: float = Field(3, gt=0, description="passes over the training rows; fixes the steps of every arm")
     global_batch: int = Field(256, ge=1, description="examples an optimiser step, over all workers")
     micro_batch: int = Field(64, ge=1, description="examples a forward pass, on one worker")
-    micro_tokens: int = Field(0, ge=0, description="texts: tokens a forward pass, padding included: examples of like "
-                              "length share one, at most micro_batch of them; 0 = micro_batch examples as they come")
+    micro_tokens: int = Field(
+        0,
+        ge=0,
+        description="texts: tokens a forward pass, padding included: examples of like "
+        "length share one, at most micro_batch of them; 0 = micro_batch examples as they come",
+    )
     learning_rate: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
-        (3e-4,), min_length=1, description="one, or several: each arm keeps its best on validation")
+        (3e-4,), min_length=1, description="one, or several: each arm keeps its best on validation"
+    )
     weight_decay: float = Field(0.01, ge=0)
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps over which the rate rises")
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
-    ema: float | None = Field(None, gt=0, lt=1, description="decay of a moving average of the weights, which is then "
-                              "what is validated and exported, e.g. 0.999; default: the weights themselves")
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of a moving average of the weights, which is then "
+        "what is validated and exported, e.g. 0.999; default: the weights themselves",
+    )
     engine: Literal["deepspeed", "torch"] = "deepspeed"
     workers: int | tuple[int, int] = Field(
-        1, description="processes; two numbers = between the first and the second of them, as many as the cluster has "
-        "room for at each moment")
+        1,
+        description="processes; two numbers = between the first and the second of them, as many as the cluster has "
+        "room for at each moment",
+    )
     gpus: float = Field(0, ge=0, description="GPUs a worker")
     cpus: float = Field(1, gt=0, description="CPUs a worker; also its torch threads")
     zero_stage: Literal[0, 1, 2, 3] = 1
@@ -153,27 +180,45 @@ class TrainingConfig(Section):
     offload: Literal["none", "optimizer", "all"] = "none"
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="raw DeepSpeed settings; they win")
     sampling: SamplingConfig | None = Field(None, description="which rows come more often; default: each once an epoch")
-    shuffle_units: int = Field(64, ge=1, description="units of labels that rows are shuffled over at a time; where "
-                               "there are no more, over all rows. At twice the workers or more, each worker opens its "
-                               "own units")
+    shuffle_units: int = Field(
+        64,
+        ge=1,
+        description="units of labels that rows are shuffled over at a time; where "
+        "there are no more, over all rows. At twice the workers or more, each worker opens its "
+        "own units",
+    )
     stream: Literal["auto", "always", "never"] = Field(
-        "auto", description="read training rows and labels while training goes on, instead of all before it; auto: "
-        "where they need more than memory_gb. The curve is the same")
+        "auto",
+        description="read training rows and labels while training goes on, instead of all before it; auto: "
+        "where they need more than memory_gb. The curve is the same",
+    )
     memory_gb: float = Field(8.0, gt=0, description="gigabytes of training rows and labels that a worker may hold")
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
     checkpoints: CheckpointPolicy = Field(CheckpointPolicy(), description="which of them stay")
     evaluate_every: int = Field(100, ge=1, description="steps between looks at the validation split")
-    patience: int = Field(0, ge=0, description="looks without a better result after which an arm's training ends; "
-                          "0 = never before the last step")
-    gradient_norms_every: int = Field(0, ge=0, description="steps between reports of each loss's gradient norm at the "
-                                      "student's outputs; 0 = never")
+    patience: int = Field(
+        0,
+        ge=0,
+        description="looks without a better result after which an arm's training ends; 0 = never before the last step",
+    )
+    gradient_norms_every: int = Field(
+        0, ge=0, description="steps between reports of each loss's gradient norm at the student's outputs; 0 = never"
+    )
     max_failures: int = Field(2, ge=0, description="restarts after a lost worker")
-    packed: int = Field(0, ge=0, description="language models: tokens of a sequence that documents are packed into; "
-                        "0 = one document a sequence, padded")
-    compile: str | None = Field(None, description="backend of torch.compile for the student's passes, e.g. inductor; "
-                                "default: none")
-    activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less "
-                                           "memory, about a third more time; transformers models alone")
+    packed: int = Field(
+        0,
+        ge=0,
+        description="language models: tokens of a sequence that documents are packed into; "
+        "0 = one document a sequence, padded",
+    )
+    compile: str | None = Field(
+        None, description="backend of torch.compile for the student's passes, e.g. inductor; default: none"
+    )
+    activation_checkpointing: bool = Field(
+        False,
+        description="recompute activations in the backward pass: less "
+        "memory, about a third more time; transformers models alone",
+    )
 
     @field_validator("learning_rate", mode="before")
     @classmethod
@@ -203,11 +248,14 @@ class TrainingConfig(Section):
     @model_validator(mode="after")
     def _batches(self) -> Self:
         if self.least_workers > self.most_workers:
-            raise ValueError(f"workers [{self.least_workers}, {self.most_workers}]: the first is the least, the second "
-                             "the most")
+            raise ValueError(
+                f"workers [{self.least_workers}, {self.most_workers}]: the first is the least, the second the most"
+            )
         if self.compile is not None and self.engine == "deepspeed" and self.zero_stage == 3:
-            raise ValueError("compile goes with zero_stage 0 to 2: at 3 DeepSpeed's hooks around every layer leave "
-                             "nothing whole to compile")
+            raise ValueError(
+                "compile goes with zero_stage 0 to 2: at 3 DeepSpeed's hooks around every layer leave "
+                "nothing whole to compile"
+            )
         # Numbers in between may leave a rank some padding; the ends are chosen, and should not waste any.
         for workers in (self.least_workers, self.most_workers):
             if self.global_batch % workers:
@@ -227,7 +275,8 @@ class MixtureConfig(Section):
 
     how: Literal["average", "source"] = Field(
         description="average: the campaign's rows, each taught by the weighted mean of what the teachers said of it; "
-        "source: the rows of all sets, each taught by its own labels, a set's share of an epoch being its weight")
+        "source: the rows of all sets, each taught by its own labels, a set's share of an epoch being its weight"
+    )
     weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="of the campaign's own labels")
     others: tuple[MixedLabels, ...] = Field(min_length=1)
 
@@ -242,7 +291,8 @@ class StudentConfig(Section):
 
     model: StudentModel = StudentModel()
     losses: dict[str, LossConfig] = Field(
-        default_factory=lambda: {"soft": LossConfig(weight=0.9), "hard": LossConfig(weight=0.1)}, min_length=1)
+        default_factory=lambda: {"soft": LossConfig(weight=0.9), "hard": LossConfig(weight=0.1)}, min_length=1
+    )
     training: TrainingConfig = TrainingConfig()
     mixture: MixtureConfig | None = Field(None, description="label sets to learn from beside `labels`; default: none")
     ceiling: str | None = Field(None, description="source of the teacher's own labelled rows, for a ceiling if allowed")

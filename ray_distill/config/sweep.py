@@ -23,8 +23,9 @@ def check_path(path: str) -> str:
     """
     first, *rest = path.split(".")
     if first not in CHANGEABLE or not all(rest) or (first == "seed") != (not rest):
-        raise ValueError(f"{path!r} is no dotted path below student or labels, nor seed: other sections are the same "
-                         "for all trials")
+        raise ValueError(
+            f"{path!r} is no dotted path below student or labels, nor seed: other sections are the same for all trials"
+        )
     return path
 
 
@@ -45,10 +46,16 @@ class StopConfig(Section):
     rung goes on only if it is among the best of all that have reached it so far."""
 
     rungs: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
-        min_length=1, description="epochs after which a trial is held against the others, at its first look at the "
-        "validation split (student.training.evaluate_every) from then on; increasing")
-    keep: float = Field(1 / 3, gt=0, lt=1, description="share of the trials at a rung that goes on, rounded up: the "
-                        "first to reach it always does")
+        min_length=1,
+        description="epochs after which a trial is held against the others, at its first look at the "
+        "validation split (student.training.evaluate_every) from then on; increasing",
+    )
+    keep: float = Field(
+        1 / 3,
+        gt=0,
+        lt=1,
+        description="share of the trials at a rung that goes on, rounded up: the first to reach it always does",
+    )
 
     @field_validator("rungs")
     @classmethod
@@ -62,17 +69,24 @@ class SweepConfig(Section):
     """Students to be compared: every combination of a grid, or some of them, and trials by name."""
 
     grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(
-        default_factory=dict, description="dotted path to the values it takes; a trial is a combination")
-    samples: int | None = Field(None, ge=1, description="take this many of the grid's combinations, drawn by the "
-                                "campaign's seed; default: all")
+        default_factory=dict, description="dotted path to the values it takes; a trial is a combination"
+    )
+    samples: int | None = Field(
+        None, ge=1, description="take this many of the grid's combinations, drawn by the campaign's seed; default: all"
+    )
     trials: tuple[TrialConfig, ...] = Field((), description="further trials, by name")
     objective: Objective | None = Field(
-        None, description="number on the validation split by which trials are compared; never of the test split. "
-        "Default: what students are judged by, NLL on true labels, or KL from the teacher where too few rows have one")
+        None,
+        description="number on the validation split by which trials are compared; never of the test split. "
+        "Default: what students are judged by, NLL on true labels, or KL from the teacher where too few rows have one",
+    )
     stop: StopConfig | None = Field(None, description="when a trial is hopeless; default: all are trained to their end")
     max_concurrent: int | None = Field(
-        None, ge=1, description="trials at once; default: as many as fit the cluster, each taking "
-        "student.training.workers × (cpus, gpus)")
+        None,
+        ge=1,
+        description="trials at once; default: as many as fit the cluster, each taking "
+        "student.training.workers × (cpus, gpus)",
+    )
 
     @field_validator("grid")
     @classmethod

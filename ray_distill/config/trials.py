@@ -98,7 +98,7 @@ def _changes(sweep: SweepConfig, seed: int) -> Iterator[tuple[str, dict[str, Any
         changes = _combination(sweep.grid, index)
         name = ", ".join(f"{short[path]}={_shown(item)}" for path, item in changes.items())
         if len(name) > NAME_LENGTH or name in taken:
-            name = f"{name[:NAME_LENGTH - 10]}… #{index + 1}"
+            name = f"{name[: NAME_LENGTH - 10]}… #{index + 1}"
         yield name, changes
 
 
@@ -113,6 +113,7 @@ def _combination(grid: Mapping[str, tuple[Any, ...]], index: int) -> dict[str, A
 
 def _short_names(paths: tuple[str, ...]) -> dict[str, str]:
     """The last parts of each path, as few as tell it from the others."""
+
     def tail(path: str, parts: int) -> str:
         return ".".join(path.split(".")[-parts:])
 

@@ -34,7 +34,12 @@ SPLIT_SHARES = Splits(train=0.60, validation=0.05, calibration=0.05, test=0.30)
 
 #: The teacher: a residual network. The student is the same family with `STUDENT_OVERRIDES`.
 TEACHER_CONFIG = {
-    "num_channels": 1, "embedding_size": 48, "hidden_sizes": [48, 96], "depths": [2, 2], "layer_type": "basic"}
+    "num_channels": 1,
+    "embedding_size": 48,
+    "hidden_sizes": [48, 96],
+    "depths": [2, 2],
+    "layer_type": "basic",
+}
 STUDENT_OVERRIDES = {"embedding_size": 16, "hidden_sizes": [16, 24], "depths": [1, 1]}
 TEACHER_STEPS, TEACHER_BATCH, TEACHER_RATE = 450, 64, 3e-3
 
@@ -60,8 +65,9 @@ def annotate(images: Sequence[bytes], labels: Sequence[str], *, seed: int) -> li
     """Labels as a team with an audit sample has them: all outside the train split, `LABELLED_TRAIN_ROWS` inside it."""
     ids = row_ids(pa.chunked_array([pa.array(images, pa.large_binary())]), "image")
     split = split_by_id(ids, SPLIT_SHARES, seed)
-    known: list[str | None] = [None if which == SPLITS.index("train") else label
-                               for which, label in zip(split, labels, strict=True)]
+    known: list[str | None] = [
+        None if which == SPLITS.index("train") else label for which, label in zip(split, labels, strict=True)
+    ]
     for row in np.flatnonzero(split == SPLITS.index("train"))[:LABELLED_TRAIN_ROWS]:
         known[row] = labels[row]
     return known

@@ -22,8 +22,8 @@ from torch.nn import functional
 
 from ray_distill.examples.command import make
 from ray_distill.examples.packages import read_member
-from ray_distill.models.io.load import load_model
 from ray_distill.models.core.model import Model
+from ray_distill.models.io.load import load_model
 from ray_distill.snapshots.pairs import pair_texts
 from ray_distill.tasks.base import Encoded, TokenTask
 from ray_distill.tasks.catalogue import get_token_task
@@ -35,11 +35,58 @@ TEACHER_ROWS, ROWS, SEED = 40_000, 6_000, 13
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz'-."
 PHONEMES = (
-    "AA", "AE", "AH", "AO", "AW", "AY", "B", "CH", "D", "DH", "EH", "ER", "EY", "F", "G", "HH", "IH", "IY", "JH", "K",
-    "L", "M", "N", "NG", "OW", "OY", "P", "R", "S", "SH", "T", "TH", "UH", "UW", "V", "W", "Y", "Z", "ZH")
+    "AA",
+    "AE",
+    "AH",
+    "AO",
+    "AW",
+    "AY",
+    "B",
+    "CH",
+    "D",
+    "DH",
+    "EH",
+    "ER",
+    "EY",
+    "F",
+    "G",
+    "HH",
+    "IH",
+    "IY",
+    "JH",
+    "K",
+    "L",
+    "M",
+    "N",
+    "NG",
+    "OW",
+    "OY",
+    "P",
+    "R",
+    "S",
+    "SH",
+    "T",
+    "TH",
+    "UH",
+    "UW",
+    "V",
+    "W",
+    "Y",
+    "Z",
+    "ZH",
+)
 #: The teacher: a T5. The student is the same family with `STUDENT_OVERRIDES`.
-TEACHER_CONFIG = {"d_model": 128, "d_kv": 32, "d_ff": 256, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4,
-                  "feed_forward_proj": "gated-gelu", "dropout_rate": 0.0, "decoder_start_token_id": 0}
+TEACHER_CONFIG = {
+    "d_model": 128,
+    "d_kv": 32,
+    "d_ff": 256,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+    "num_heads": 4,
+    "feed_forward_proj": "gated-gelu",
+    "dropout_rate": 0.0,
+    "decoder_start_token_id": 0,
+}
 STUDENT_OVERRIDES = {"d_model": 48, "d_kv": 16, "d_ff": 96, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 3}
 TEACHER_STEPS, TEACHER_BATCH, TEACHER_RATE = 1200, 96, 2e-3
 
@@ -81,11 +128,13 @@ def tokenizer() -> Any:
 
     pieces = ["<pad>", "</s>", "<unk>", *LETTERS, *PHONEMES]
     inner = Tokenizer(WordLevel({piece: index for index, piece in enumerate(pieces)}, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[A-Z]+|[^A-Z]"), "isolated")])
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[A-Z]+|[^A-Z]"), "isolated")]
+    )
     inner.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner, model_max_length=32, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+        tokenizer_object=inner, model_max_length=32, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
 
 
 def train_teacher(rows: Path, folder: Path, *, seed: int) -> Path:
@@ -99,8 +148,13 @@ def train_teacher(rows: Path, folder: Path, *, seed: int) -> Path:
         reads.save_pretrained(folder)
         model, task, table = load_model(str(folder), task="seq2seq"), get_token_task("seq2seq"), pq.read_table(rows)
         ids = pa.array([row.to_bytes(16, "big") for row in range(len(table))], pa.binary(16))
-        _fit(model, task, task.encode(pa.table({
-            "row_id": ids, "text": pair_texts(table["word"], table["phonemes"])}), model.processor))
+        _fit(
+            model,
+            task,
+            task.encode(
+                pa.table({"row_id": ids, "text": pair_texts(table["word"], table["phonemes"])}), model.processor
+            ),
+        )
     saves: Any = model.module
     saves.save_pretrained(folder)
     return folder

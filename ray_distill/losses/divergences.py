@@ -71,8 +71,13 @@ def adaptive_kl(logp_NB: Tensor, logq_NB: Tensor, mix: Mix) -> Tensor:
 
 #: By the name a configuration gives. A new divergence is a function and a line here.
 DIVERGENCES: Mapping[str, Callable[[Tensor, Tensor, Mix], Tensor]] = {
-    "forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd, "skewed_kl": skewed_kl,
-    "total_variation": total_variation, "adaptive_kl": adaptive_kl}
+    "forward_kl": forward_kl,
+    "reverse_kl": reverse_kl,
+    "jsd": jsd,
+    "skewed_kl": skewed_kl,
+    "total_variation": total_variation,
+    "adaptive_kl": adaptive_kl,
+}
 
 
 def _mixture(logp_NB: Tensor, logq_NB: Tensor, share: float) -> Tensor:

@@ -74,7 +74,12 @@ class FusedHead(nn.Module):
 
 
 def fused_loss(
-    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, batch: LossBatch, parts: Sequence[Part], *,
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    batch: LossBatch,
+    parts: Sequence[Part],
+    *,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> tuple[Tensor, Tensor]:
     """``Σ factor · loss`` over N positions of a linear head's logits, and each loss's own sum.
@@ -94,8 +99,10 @@ def fused_loss(
         The total, a scalar to call ``backward`` on, once; and the sums ``[parts]``, without a gradient.
     """
     hidden_ND, batch = _counted(hidden_ND, batch, parts)
-    wanted = tuple(torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
-                   for tensor in (hidden_ND, weight_VD, bias_V))
+    wanted = tuple(
+        torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
+        for tensor in (hidden_ND, weight_VD, bias_V)
+    )
     work = _Work(batch=batch, parts=tuple(parts), chunk_elements=chunk_elements, wanted=wanted)
     total, sums = _Fused.apply(hidden_ND, weight_VD, bias_V, work)  # type: ignore[no-untyped-call]
     return total, sums
@@ -103,7 +110,12 @@ def fused_loss(
 
 @torch.no_grad()
 def fused_squares(
-    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, batch: LossBatch, parts: Sequence[Part], *,
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    batch: LossBatch,
+    parts: Sequence[Part],
+    *,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> Tensor:
     """Squared norms of the gradients in ``hidden_ND`` of each loss's own sum, without its factor: ``[parts]``, float64.
@@ -113,8 +125,9 @@ def fused_squares(
     found = []
     for part in parts:
         own_ND, own = _counted(hidden_ND, batch, (part,))
-        work = _Work(batch=own, parts=(replace(part, factor=1.0),), chunk_elements=chunk_elements,
-                     wanted=(True, False, False))
+        work = _Work(
+            batch=own, parts=(replace(part, factor=1.0),), chunk_elements=chunk_elements, wanted=(True, False, False)
+        )
         with torch.autocast(hidden_ND.device.type, enabled=False):
             gradient_ND = _run(own_ND, weight_VD, bias_V, work)[1][0]
         assert gradient_ND is not None
@@ -137,13 +150,19 @@ def select(batch: LossBatch, chosen: Tensor | slice) -> LossBatch:
     targets = batch.targets
     if targets is not None:
         targets = replace(
-            targets, ids_NK=targets.ids_NK[chosen], logp_NK=targets.logp_NK[chosen],
+            targets,
+            ids_NK=targets.ids_NK[chosen],
+            logp_NK=targets.logp_NK[chosen],
             log_tail_NT=targets.log_tail_NT[chosen],
             count_NK=None if targets.count_NK is None else targets.count_NK[chosen],
-            log_normaliser_N=None if targets.log_normaliser_N is None else targets.log_normaliser_N[chosen])
+            log_normaliser_N=None if targets.log_normaliser_N is None else targets.log_normaliser_N[chosen],
+        )
     return LossBatch(
-        labels_B=batch.labels_B[chosen], targets=targets, distil_B=batch.distil_B[chosen],
-        example_weight_B=batch.example_weight_B[chosen])
+        labels_B=batch.labels_B[chosen],
+        targets=targets,
+        distil_B=batch.distil_B[chosen],
+        example_weight_B=batch.example_weight_B[chosen],
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,8 +203,13 @@ class _Fused(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("the gradients of a fused loss were used already: call backward once")
         made, ctx.gradients = ctx.gradients, None
-        return (*(None if gradient is None else gradient.mul_(upstream * ctx.scale).to(dtype)
-                  for gradient, dtype in zip(made, ctx.dtypes, strict=True)), None)
+        return (
+            *(
+                None if gradient is None else gradient.mul_(upstream * ctx.scale).to(dtype)
+                for gradient, dtype in zip(made, ctx.dtypes, strict=True)
+            ),
+            None,
+        )
 
 
 def _run(
@@ -194,8 +218,10 @@ def _run(
     """Sums of the parts, and gradients in hidden states, weight and bias, in at least float32."""
     positions, classes = len(hidden_ND), len(weight_VD)
     wide = torch.promote_types(hidden_ND.dtype, torch.float32)
-    made = [torch.zeros(t.shape, dtype=wide, device=t.device) if t is not None and wanted else None
-            for t, wanted in zip((hidden_ND, weight_VD, bias_V), work.wanted, strict=True)]
+    made = [
+        torch.zeros(t.shape, dtype=wide, device=t.device) if t is not None and wanted else None
+        for t, wanted in zip((hidden_ND, weight_VD, bias_V), work.wanted, strict=True)
+    ]
     sums = torch.zeros(len(work.parts), dtype=wide, device=hidden_ND.device)
     step = max(1, min(positions, work.chunk_elements // classes))
     room_NV = torch.empty((step, classes), dtype=wide, device=hidden_ND.device)
@@ -234,8 +260,10 @@ def _differentiate(z_nV: Tensor, batch: LossBatch, work: _Work, chosen: Sequence
     top_n1, outside_n = _exponentials(z_nV)
     # A few numbers a position: in float64 what these divergences subtract from each other costs no digits.
     exact = torch.float32 if z_nV.device.type == "mps" else torch.float64
-    leaves = [leaf.to(exact).requires_grad_(work.gradients)
-              for leaf in (head_nK, top_n1.squeeze(-1) + outside_n.log(), true_n)]
+    leaves = [
+        leaf.to(exact).requires_grad_(work.gradients)
+        for leaf in (head_nK, top_n1.squeeze(-1) + outside_n.log(), true_n)
+    ]
     with torch.set_grad_enabled(work.gradients):
         student = _buckets(*leaves)
         found = torch.stack([work.parts[index].loss.of_buckets(student, batch) for index in chosen])
@@ -247,7 +275,8 @@ def _differentiate(z_nV: Tensor, batch: LossBatch, work: _Work, chosen: Sequence
     temperature = work.parts[chosen[0]].loss.temperature
     d_head_nK, d_tail_n, d_true_n = (
         (gradient / temperature).to(z_nV.dtype)
-        for gradient in torch.autograd.grad(total, leaves, materialize_grads=True))
+        for gradient in torch.autograd.grad(total, leaves, materialize_grads=True)
+    )
     z_nV.mul_(torch.where(outside_n > 0, d_tail_n / outside_n, 0.0).unsqueeze(-1))
     z_nV.scatter_add_(-1, ids_nK, d_head_nK.masked_fill(~stored_nK, 0.0))
     z_nV.scatter_add_(-1, gold_n1, d_true_n.unsqueeze(-1))

@@ -46,8 +46,10 @@ class HiddenMatch:
         """Refuse labels without states, or without a basis where one is asked for."""
         require_hidden(labels)
         if self.kind == "pca" and not labels.basis:
-            raise ValueError("the kind pca needs states that are stored on a PCA basis; set labels.hidden.rank or "
-                             "labels.hidden.variance, or take the kind cosine or mse")
+            raise ValueError(
+                "the kind pca needs states that are stored on a PCA basis; set labels.hidden.rank or "
+                "labels.hidden.variance, or take the kind cosine or mse"
+            )
 
     def weight(self, batch: LossBatch) -> Tensor:
         """Total weight of the examples the teacher may teach."""
@@ -55,19 +57,25 @@ class HiddenMatch:
 
     def __call__(self, output: StudentOutput, batch: LossBatch) -> Tensor:
         """Weighted sum over examples."""
-        pairs = [over_tokens(self._distance(ours, theirs, layer), batch.hidden_mask_BL)
-                 for layer, ours, theirs in paired("hidden", self.layers, output.hidden, batch)]
+        pairs = [
+            over_tokens(self._distance(ours, theirs, layer), batch.hidden_mask_BL)
+            for layer, ours, theirs in paired("hidden", self.layers, output.hidden, batch)
+        ]
         return (torch.stack(pairs).mean(0) * teacher_weight(batch)).sum()
 
     def _distance(self, ours: Tensor, theirs: Tensor, layer: int) -> Tensor:
         if ours.shape != theirs.shape:
-            raise ValueError(f"a student layer has states of shape {tuple(ours.shape)}, teacher layer {layer} of shape "
-                             f"{tuple(theirs.shape)}: project them alike")
+            raise ValueError(
+                f"a student layer has states of shape {tuple(ours.shape)}, teacher layer {layer} of shape "
+                f"{tuple(theirs.shape)}: project them alike"
+            )
         if self.kind == "cosine":
             return 1 - functional.cosine_similarity(ours, theirs, dim=-1)
         if self.kind == "mse":
             return (ours - theirs).square().mean(-1)
         if not self.scales.get(layer, 0.0) > 0:
-            raise ValueError(f"the kind pca divides by the size of teacher layer {layer}, found "
-                             f"{self.scales.get(layer)}: its states are all 0, or were not measured")
+            raise ValueError(
+                f"the kind pca divides by the size of teacher layer {layer}, found "
+                f"{self.scales.get(layer)}: its states are all 0, or were not measured"
+            )
         return (ours - theirs).square().sum(-1) / self.scales[layer]

@@ -52,12 +52,14 @@ def paired(
         if ours not in student or theirs not in batch.hidden:
             raise ValueError(
                 f"the loss {loss!r} pairs student layer {ours} with teacher layer {theirs}; the student gave layers "
-                f"{sorted(student)}, the labels hold layers {sorted(batch.hidden)}")
+                f"{sorted(student)}, the labels hold layers {sorted(batch.hidden)}"
+            )
         mine, wanted = student[ours], batch.hidden[theirs]
         if mine.shape[:-1] != wanted.shape[:-1]:
             raise ValueError(
                 f"student layer {ours} has states of shape {tuple(mine.shape)}, teacher layer {theirs} of shape "
-                f"{tuple(wanted.shape)}: pool them alike")
+                f"{tuple(wanted.shape)}: pool them alike"
+            )
         wide = torch.promote_types(mine.dtype, torch.float32)
         found.append((theirs, mine.to(wide), wanted.to(wide)))
     return found

@@ -54,7 +54,8 @@ class GroupLoss(ABC):
         inside_nG, weight_n = self._weights(batch)
         pairs = [
             self.compare(self._grouped(row_states(ours, batch)), self._grouped(row_states(theirs, batch)), inside_nG)
-            for _, ours, theirs in paired(self.name, self.layers, output.states, batch)]
+            for _, ours, theirs in paired(self.name, self.layers, output.states, batch)
+        ]
         return (torch.stack(pairs).mean(0) * weight_n).sum()
 
     @abstractmethod
@@ -65,8 +66,10 @@ class GroupLoss(ABC):
         """Which rows count in each group ``[n, G]``, and the weight of each ``[n]``."""
         weight_R = row_weights(batch)
         if batch.row_B is None and len(weight_R) % self.group:
-            raise ValueError(f"the loss {self.name!r} compares groups of {self.group} rows, and a micro-batch has "
-                             f"{len(weight_R)}: it was not divided by groups")
+            raise ValueError(
+                f"the loss {self.name!r} compares groups of {self.group} rows, and a micro-batch has "
+                f"{len(weight_R)}: it was not divided by groups"
+            )
         weight_nG = self._grouped(weight_R)
         inside_nG = weight_nG > 0
         return inside_nG, torch.where(inside_nG.sum(-1) >= self.least, weight_nG.sum(-1), 0.0)

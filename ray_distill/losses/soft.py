@@ -47,8 +47,9 @@ class Soft:
 
     def __post_init__(self) -> None:
         if self.divergence not in DIVERGENCES:
-            raise ValueError(f"the loss 'soft' knows the divergences {', '.join(DIVERGENCES)}, "
-                             f"found {self.divergence!r}")
+            raise ValueError(
+                f"the loss 'soft' knows the divergences {', '.join(DIVERGENCES)}, found {self.divergence!r}"
+            )
         if self.tail not in TAILS:
             raise ValueError(f"the loss 'soft' knows the tails {', '.join(TAILS)}, found {self.tail!r}")
         for name, value in (("beta", self.beta), ("skew", self.skew), ("head", self.head)):
@@ -108,11 +109,12 @@ class Soft:
     def _require_linear(self) -> None:
         if self.divergence == "forward_kl" and self.tail == "bucket":
             return
-        what = (f"divergence {self.divergence!r}" if self.divergence != "forward_kl" else f"tail {self.tail!r}")
+        what = f"divergence {self.divergence!r}" if self.divergence != "forward_kl" else f"tail {self.tail!r}"
         raise ValueError(
             f"the {what} cannot be used with sampled or hybrid labels: their targets are right on average, only "
             "forward KL is linear in the teacher's probabilities, and any other divergence of them is biased; use "
-            "forward_kl, or label with the estimator topk or dense")
+            "forward_kl, or label with the estimator topk or dense"
+        )
 
 
 def forward_kl(logits_NV: Tensor, targets: SparseTargets, temperature: float = 1.0) -> Tensor:

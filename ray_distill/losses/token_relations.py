@@ -39,8 +39,10 @@ class TokenRelation:
         """Refuse labels without states one a token."""
         require_hidden(labels)
         if labels.pool != "token":
-            raise ValueError(f"relations between tokens need states one a token, and labels.hidden.pool is "
-                             f"{labels.pool}; set it to token, or take cka, rkd_distance or rkd_angle")
+            raise ValueError(
+                f"relations between tokens need states one a token, and labels.hidden.pool is "
+                f"{labels.pool}; set it to token, or take cka, rkd_distance or rkd_angle"
+            )
 
     def weight(self, batch: LossBatch) -> Tensor:
         """Total weight of the examples the teacher may teach, in rows of at least two tokens."""
@@ -49,15 +51,18 @@ class TokenRelation:
     def __call__(self, output: StudentOutput, batch: LossBatch) -> Tensor:
         """Weighted sum over rows."""
         mask_RL = sequence_mask(batch)
-        pairs = [self._divergence(sequences(ours, batch), sequences(theirs, batch), mask_RL)
-                 for _, ours, theirs in paired(self.name, self.layers, output.states, batch)]
+        pairs = [
+            self._divergence(sequences(ours, batch), sequences(theirs, batch), mask_RL)
+            for _, ours, theirs in paired(self.name, self.layers, output.states, batch)
+        ]
         return (torch.stack(pairs).mean(0) * self._weights(batch, mask_RL)).sum()
 
     def _weights(self, batch: LossBatch, mask_RL: Tensor) -> Tensor:
         """``[R]``."""
         weight_B = teacher_weight(batch)
-        weight_R = weight_B if batch.row_B is None else weight_B.new_zeros(len(mask_RL)).index_add(
-            0, batch.row_B, weight_B)
+        weight_R = (
+            weight_B if batch.row_B is None else weight_B.new_zeros(len(mask_RL)).index_add(0, batch.row_B, weight_B)
+        )
         return torch.where(mask_RL.sum(-1) >= 2, weight_R, 0.0)
 
     def _divergence(self, ours_RLD: Tensor, theirs_RLD: Tensor, mask_RL: Tensor) -> Tensor:
@@ -71,8 +76,10 @@ class TokenRelation:
         """Log relations ``[R, H, L, L]``; -inf at padding."""
         rows, length, width = states_RLD.shape
         if width % self.heads:
-            raise ValueError(f"the loss 'relation' has {self.heads} heads, and states of width {width} do not divide "
-                             "into as many; set student.losses.relation.heads")
+            raise ValueError(
+                f"the loss 'relation' has {self.heads} heads, and states of width {width} do not divide "
+                "into as many; set student.losses.relation.heads"
+            )
         parts_RHLd = states_RLD.view(rows, length, self.heads, width // self.heads).transpose(1, 2)
         scores_RHLL: Tensor = parts_RHLd @ parts_RHLd.transpose(-2, -1) / (width // self.heads) ** 0.5
         # A row without any token would have none to be normalised over.

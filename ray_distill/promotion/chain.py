@@ -50,9 +50,7 @@ def read_chain(url: str) -> tuple[Entry, ...]:
     return _entries(log.root, log.records)
 
 
-def record_decision(
-    url: str, decision: Decision, *, against: StudentRef | None, who: str, time: datetime
-) -> Entry:
+def record_decision(url: str, decision: Decision, *, against: StudentRef | None, who: str, time: datetime) -> Entry:
     """Append a decision and return its entry; recording the newest decision again changes nothing.
 
     Args:
@@ -74,8 +72,14 @@ def record_decision(
             found[:] = [chain[-1]]
             return None
         _refuse_stale(decision, champion(chain), against)
-        found[:] = [Entry(decision=decision, previous=champion(chain), who=who,
-                          time=time.astimezone(UTC).isoformat(timespec="seconds"))]
+        found[:] = [
+            Entry(
+                decision=decision,
+                previous=champion(chain),
+                who=who,
+                time=time.astimezone(UTC).isoformat(timespec="seconds"),
+            )
+        ]
         return found[0].to_dict()
 
     log.append(build)
@@ -95,8 +99,11 @@ def check_alias(chain: Sequence[Entry], alias: StudentRef | None) -> AliasState:
     if agree:
         return AliasState(agree=True, champion=truth, sentence=f"the alias and the chain name {_name(truth)}")
     remedy = "remove the alias" if truth is None else "point the alias at the chain's champion"
-    return AliasState(agree=False, champion=truth, sentence=f"the alias names {_name(alias)}, the chain "
-                      f"{_name(truth)}: the chain is the truth, {remedy}")
+    return AliasState(
+        agree=False,
+        champion=truth,
+        sentence=f"the alias names {_name(alias)}, the chain {_name(truth)}: the chain is the truth, {remedy}",
+    )
 
 
 def _entries(root: str, records: Sequence[Record]) -> tuple[Entry, ...]:
@@ -107,16 +114,20 @@ def _entries(root: str, records: Sequence[Record]) -> tuple[Entry, ...]:
         except ConfigError as error:
             raise PromotionError(f"{root}: entry {number} is not a decision: {error}") from error
         if entry.previous != champion(entries):
-            raise PromotionError(f"{root}: entry {number} found {_name(entry.previous)} as champion, but the entries "
-                                 f"before it make it {_name(champion(entries))}: the chain was altered, restore it")
+            raise PromotionError(
+                f"{root}: entry {number} found {_name(entry.previous)} as champion, but the entries "
+                f"before it make it {_name(champion(entries))}: the chain was altered, restore it"
+            )
         entries.append(entry)
     return tuple(entries)
 
 
 def _refuse_stale(decision: Decision, present: StudentRef | None, against: StudentRef | None) -> None:
     if decision.verdict is Verdict.PROMOTE and present != against:
-        raise PromotionError(f"the report compared the student with {_name(against)}, but the champion is now "
-                             f"{_name(present)}: evaluate again, then promote")
+        raise PromotionError(
+            f"the report compared the student with {_name(against)}, but the champion is now "
+            f"{_name(present)}: evaluate again, then promote"
+        )
 
 
 def _name(student: StudentRef | None) -> str:

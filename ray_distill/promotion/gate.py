@@ -61,8 +61,10 @@ def gate_fingerprint(gate: GateConfig) -> str:
     """Fingerprint of the rules of a gate; where the verdict is published is no part of them."""
     rules = gate.model_dump(mode="json", include={"limits", "beat"})
     if gate.limits is None:  # the defaults are rules too: should they change, verdicts are given anew
-        rules["limits"] = {kind: {name: limit.model_dump(mode="json") for name, limit in limits.items()}
-                           for kind, limits in DEFAULT_LIMITS.items()}
+        rules["limits"] = {
+            kind: {name: limit.model_dump(mode="json") for name, limit in limits.items()}
+            for kind, limits in DEFAULT_LIMITS.items()
+        }
     return fingerprint(rules)
 
 
@@ -85,13 +87,20 @@ def decide(report: EvalReport, gate: GateConfig) -> Decision:
         raise PromotionError(f"the report {report.url} judges no student, only {', '.join(sorted(report.models))}")
     findings = sorted(_findings(report, gate), key=lambda finding: SEVERITY[finding.verdict])
     if not findings:
-        return Decision(verdict=Verdict.HOLD, reasons=("the gate asks for nothing, so nothing is established: set "
-                                                       "gate.limits or gate.beat.",),
-                        student=report.student, report_fingerprint=report.fingerprint,
-                    gate_fingerprint=gate_fingerprint(gate))
-    return Decision(verdict=findings[0].verdict, reasons=tuple(f"{finding.reason}." for finding in findings),
-                    student=report.student, report_fingerprint=report.fingerprint,
-                    gate_fingerprint=gate_fingerprint(gate))
+        return Decision(
+            verdict=Verdict.HOLD,
+            reasons=("the gate asks for nothing, so nothing is established: set gate.limits or gate.beat.",),
+            student=report.student,
+            report_fingerprint=report.fingerprint,
+            gate_fingerprint=gate_fingerprint(gate),
+        )
+    return Decision(
+        verdict=findings[0].verdict,
+        reasons=tuple(f"{finding.reason}." for finding in findings),
+        student=report.student,
+        report_fingerprint=report.fingerprint,
+        gate_fingerprint=gate_fingerprint(gate),
+    )
 
 
 def metric(model: ModelReport, name: str) -> Estimate | None:
@@ -154,8 +163,10 @@ def _relative(report: EvalReport, name: str, student: Estimate, relative: float)
 def _margin(report: EvalReport, name: str, student: Estimate, margin: float) -> Finding:
     """Be no worse than the champion by more than the margin."""
     if "champion" not in report.models:
-        return Finding(verdict=Verdict.PROMOTE, reason=f"{name} {_interval(student)} has no champion to lose to: this "
-                       "would be the first")
+        return Finding(
+            verdict=Verdict.PROMOTE,
+            reason=f"{name} {_interval(student)} has no champion to lose to: this would be the first",
+        )
     champion = _metric_of(report, "champion", name)
     if champion is None or not math.isfinite(champion.value):
         return _unmeasured(f"the champion's {name}, which the student's is held against,", champion)
@@ -204,8 +215,12 @@ def _difference(report: EvalReport, name: str, arm: str, student: Estimate, othe
     paired = report.comparisons.get(f"{name}_minus_{arm}")
     if paired is not None and math.isfinite(paired.value):
         return paired
-    return Estimate(value=student.value - other.value, low=student.low - other.high, high=student.high - other.low,
-                    n=min(student.n, other.n))
+    return Estimate(
+        value=student.value - other.value,
+        low=student.low - other.high,
+        high=student.high - other.low,
+        n=min(student.n, other.n),
+    )
 
 
 def _metric_of(report: EvalReport, arm: str, name: str) -> Estimate | None:
@@ -216,8 +231,10 @@ def _metric_of(report: EvalReport, arm: str, name: str) -> Estimate | None:
 def _higher(name: str) -> bool:
     higher = higher_is_better(name)
     if higher is None:
-        raise PromotionError(f"gate.limits.{name} compares with another model, but whether more of {name} is better is "
-                             f"not known: use min or max, or one of {', '.join(sorted(HIGHER_IS_BETTER))}")
+        raise PromotionError(
+            f"gate.limits.{name} compares with another model, but whether more of {name} is better is "
+            f"not known: use min or max, or one of {', '.join(sorted(HIGHER_IS_BETTER))}"
+        )
     return higher
 
 

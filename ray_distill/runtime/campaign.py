@@ -16,13 +16,17 @@ from ray_distill.evaluation.measures.directions import LANGUAGE_TASKS, decisive
 from ray_distill.evaluation.sweep.compare import SweepResult
 from ray_distill.fingerprint import fingerprint
 from ray_distill.promotion.gate import limits_of
-from ray_distill.runtime.stages import (evaluate as evaluate_stage, label as label_stage, promote as promote_stage, train as train_stage, generate)
-from ray_distill.runtime.sweep import publish, run_sweep
-from ray_distill.runtime.stages.preflight import check, corruptions_of
 from ray_distill.runtime.core.console import say
-from ray_distill.runtime.stages.snapshot import freeze
-from ray_distill.runtime.stages.relabel import RelabelReport, relabel_source
 from ray_distill.runtime.core.session import Session, absolute, session
+from ray_distill.runtime.stages import evaluate as evaluate_stage
+from ray_distill.runtime.stages import generate
+from ray_distill.runtime.stages import label as label_stage
+from ray_distill.runtime.stages import promote as promote_stage
+from ray_distill.runtime.stages import train as train_stage
+from ray_distill.runtime.stages.preflight import check, corruptions_of
+from ray_distill.runtime.stages.relabel import RelabelReport, relabel_source
+from ray_distill.runtime.stages.snapshot import freeze
+from ray_distill.runtime.sweep import publish, run_sweep
 from ray_distill.runtime.sweep.resolve_trials import checked_trials
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.sources.resolve import describe_sources
@@ -125,10 +129,17 @@ def run(config: Campaign) -> CampaignResult:
         report = evaluate_stage.evaluate(held, students)
         decision = promote_stage.promote(held, report)
         return CampaignResult(
-            snapshot=frozen, labels=labels, students=students, report=report, decision=decision,
-            costs=evaluate_stage.campaign_costs(held, report), labelled=label_stage.store_facts(held, labels),
-            tracking_uri=held.tracker.uri, run_id=held.parent.run_id,
-            review=held.tracker.review_url(held.parent.run_id))
+            snapshot=frozen,
+            labels=labels,
+            students=students,
+            report=report,
+            decision=decision,
+            costs=evaluate_stage.campaign_costs(held, report),
+            labelled=label_stage.store_facts(held, labels),
+            tracking_uri=held.tracker.uri,
+            run_id=held.parent.run_id,
+            review=held.tracker.review_url(held.parent.run_id),
+        )
 
 
 def sweep(config: Campaign) -> SweepResult:
@@ -150,16 +161,21 @@ def sweep(config: Campaign) -> SweepResult:
 
 def plan_sweep(config: Campaign) -> list[str]:
     """What `sweep` would do, without doing it: a line a trial."""
-    return [*publish.plan_lines(absolute(config), checked_trials(config)),
-            f"record     {config.tracking.uri or 'SQLite beside the output'}"]
+    return [
+        *publish.plan_lines(absolute(config), checked_trials(config)),
+        f"record     {config.tracking.uri or 'SQLite beside the output'}",
+    ]
 
 
 def plan(config: Campaign) -> list[str]:
     """What `run` would do, without doing it: a line a stage."""
     check(config)
     task, language = get_label_task(config.task), config.task in LANGUAGE_TASKS
-    damages = config.evaluation.corruptions if config.evaluation.corruptions is not None or language else tuple(
-        corruptions_of(config))
+    damages = (
+        config.evaluation.corruptions
+        if config.evaluation.corruptions is not None or language
+        else tuple(corruptions_of(config))
+    )
     sources = describe_sources(config.snapshot)
     training = config.student.training
     lines = [
@@ -170,7 +186,8 @@ def plan(config: Campaign) -> list[str]:
         f"train     {', '.join(train_stage.arms(config))}: {_workers(training)} × {training.engine} ZeRO "
         f"{training.zero_stage}, {training.precision} → {config.output_url}/students",
         f"evaluate  test split, {len(damages or ())} corruptions × {len(config.evaluation.severities)} severities",
-        f"promote   {', '.join(limits_of(config.gate, decisive(config.task)))}; alias {config.gate.alias}"]
+        f"promote   {', '.join(limits_of(config.gate, decisive(config.task)))}; alias {config.gate.alias}",
+    ]
     return [*lines, f"record    {config.tracking.uri or 'SQLite beside the output'}"]
 
 
@@ -183,16 +200,23 @@ def _plan_writing(config: Campaign) -> list[str]:
     settings = config.sequences
     if settings is None:
         return []
-    return [f"write     {config.labels.teacher.model}, {settings.method}, {settings.candidates} for a prompt of "
-            f"{' and '.join(settings.splits)}, up to {settings.new_tokens} tokens, keep {settings.keep} → "
-            f"{config.output_url}/sequences"]
+    return [
+        f"write     {config.labels.teacher.model}, {settings.method}, {settings.candidates} for a prompt of "
+        f"{' and '.join(settings.splits)}, up to {settings.new_tokens} tokens, keep {settings.keep} → "
+        f"{config.output_url}/sequences"
+    ]
 
 
 def snapshot_key(config: Campaign) -> str:
     """Everything that decides a snapshot; the sources' files by name, size and time, to be cheap."""
-    return fingerprint({
-        "config": config.snapshot.model_dump(mode="json", exclude={"source", "exclude"}), "seed": config.seed,
-        "task": config.task, "sources": describe_sources(config.snapshot)})
+    return fingerprint(
+        {
+            "config": config.snapshot.model_dump(mode="json", exclude={"source", "exclude"}),
+            "seed": config.seed,
+            "task": config.task,
+            "sources": describe_sources(config.snapshot),
+        }
+    )
 
 
 def _snapshot(held: Session) -> SnapshotRef:

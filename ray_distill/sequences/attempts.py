@@ -1,13 +1,13 @@
 """What a teacher wrote for the prompts of one unit, as a table and as the bytes of one file.
 
-    row_id fixed_size_binary(16)   the prompt's
-    candidate int32                0 … n-1; null where the prompt got no answer
-    text string                    what was written, without special tokens
-    tokens int32                   how many were written, the one that ended it included
-    log_probability double         of all of them, by the teacher at temperature 1, nats
-    ended bool                     false: cut off at `new_tokens`
-    same_tokens bool               whether the text, when it is labelled, has the very tokens that were written
-    reason string                  why the prompt got no answer; else null
+row_id fixed_size_binary(16)   the prompt's
+candidate int32                0 … n-1; null where the prompt got no answer
+text string                    what was written, without special tokens
+tokens int32                   how many were written, the one that ended it included
+log_probability double         of all of them, by the teacher at temperature 1, nats
+ended bool                     false: cut off at `new_tokens`
+same_tokens bool               whether the text, when it is labelled, has the very tokens that were written
+reason string                  why the prompt got no answer; else null
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,21 @@ import pyarrow.parquet as pq
 
 from ray_distill.errors import CorruptStore, LabelError
 from ray_distill.labels.format import parquet_shards
-from ray_distill.labels.model.validity import Rejects
 from ray_distill.labels.model.rowids import ROW_ID
+from ray_distill.labels.model.validity import Rejects
 
-SCHEMA = pa.schema([
-    ("row_id", ROW_ID), ("candidate", pa.int32()), ("text", pa.string()), ("tokens", pa.int32()),
-    ("log_probability", pa.float64()), ("ended", pa.bool_()), ("same_tokens", pa.bool_()), ("reason", pa.string())])
+SCHEMA = pa.schema(
+    [
+        ("row_id", ROW_ID),
+        ("candidate", pa.int32()),
+        ("text", pa.string()),
+        ("tokens", pa.int32()),
+        ("log_probability", pa.float64()),
+        ("ended", pa.bool_()),
+        ("same_tokens", pa.bool_()),
+        ("reason", pa.string()),
+    ]
+)
 
 
 def rejected_table(rejected: Rejects) -> pa.Table:
@@ -60,13 +69,18 @@ def require_candidates(table: pa.Table, candidates: int, where: str) -> None:
     """
     found = answered(table)
     lists = found.group_by("row_id").aggregate([("candidate", "list")])
-    wrong = [row.hex() for row, numbers in zip(lists["row_id"].to_pylist(), lists["candidate_list"].to_pylist(),
-                                               strict=True) if sorted(numbers) != list(range(candidates))]
+    wrong = [
+        row.hex()
+        for row, numbers in zip(lists["row_id"].to_pylist(), lists["candidate_list"].to_pylist(), strict=True)
+        if sorted(numbers) != list(range(candidates))
+    ]
     rows = [*lists["row_id"].to_pylist(), *unanswered(table)["row_id"].to_pylist()]
     twice = {row.hex() for row in rows if rows.count(row) > 1} if len(set(rows)) < len(rows) else set()
     if wrong or twice:
-        raise LabelError(f"{where}: prompt {min([*wrong, *twice])} must have {candidates} sequences or one reason, and "
-                         "has others: hand over each prompt's own, once")
+        raise LabelError(
+            f"{where}: prompt {min([*wrong, *twice])} must have {candidates} sequences or one reason, and "
+            "has others: hand over each prompt's own, once"
+        )
 
 
 def read_ids(source: Any, name: str) -> pa.Table:
@@ -98,6 +112,8 @@ def decode(data: bytes, name: str) -> pa.Table:
     """
     table = parquet_shards.from_parquet(data, name)
     if table.schema.remove_metadata() != SCHEMA:
-        raise CorruptStore(f"{name}: found the columns {', '.join(table.column_names)}, expected "
-                           f"{', '.join(SCHEMA.names)}; restore the file")
+        raise CorruptStore(
+            f"{name}: found the columns {', '.join(table.column_names)}, expected "
+            f"{', '.join(SCHEMA.names)}; restore the file"
+        )
     return table

@@ -31,8 +31,13 @@ from ray_distill.snapshots.splits import SPLITS
 from ray_distill.snapshots.take import write_frozen
 
 #: Columns that a derived snapshot has beside its parent's; null in rows that the teacher did not write.
-COLUMNS = {"sequence_parent": pa.binary(16), "sequence_candidate": pa.int32(), "sequence_tokens": pa.int32(),
-           "sequence_log_probability": pa.float64(), "sequence_score": pa.float64()}
+COLUMNS = {
+    "sequence_parent": pa.binary(16),
+    "sequence_candidate": pa.int32(),
+    "sequence_tokens": pa.int32(),
+    "sequence_log_probability": pa.float64(),
+    "sequence_score": pa.float64(),
+}
 #: Before the names of a parent's columns, among those of the sequences: they may be called anything.
 _PARENT, _SPLIT = "parent.", "sequence_split"
 
@@ -47,7 +52,12 @@ class Derived:
 
 
 def derive(
-    parent: Snapshot, store: SequenceStore, settings: SequencesConfig, *, scorer: Scorer | None = None, url: str,
+    parent: Snapshot,
+    store: SequenceStore,
+    settings: SequencesConfig,
+    *,
+    scorer: Scorer | None = None,
+    url: str,
     shard_rows: int,
 ) -> Derived:
     """Make the snapshot of what a store holds for a parent's prompts; the same content whoever wrote it, and when.
@@ -72,14 +82,30 @@ def derive(
     counts = _counts(written, sequences, found, merged)
     _check_none_empty(split, counts)
     frozen = Frozen(
-        inputs=table["text"], first=np.arange(len(table), dtype=np.int64), table=table.drop_columns(["text"]),
-        split=split, classes=parent.classes, conflicts=0, groups_crossing=0, reasons=counts["quarantined"],
-        quarantine=_quarantine(written), counts=_row_counts(sequences, found, counts, len(table), merged))
+        inputs=table["text"],
+        first=np.arange(len(table), dtype=np.int64),
+        table=table.drop_columns(["text"]),
+        split=split,
+        classes=parent.classes,
+        conflicts=0,
+        groups_crossing=0,
+        reasons=counts["quarantined"],
+        quarantine=_quarantine(written),
+        counts=_row_counts(sequences, found, counts, len(table), merged),
+    )
     generator = {name: item for name, item in store.generator.to_dict().items() if name not in ("kind", "model")}
-    about = replace(parent.manifest, derived={
-        "parent": parent.ref.fingerprint, "generator": generator,
-        "generator_fingerprint": store.generator.fingerprint, "keep": settings.keep, "splits": list(settings.splits),
-        "filters": settings.filters.model_dump(mode="json"), "counts": counts})
+    about = replace(
+        parent.manifest,
+        derived={
+            "parent": parent.ref.fingerprint,
+            "generator": generator,
+            "generator_fingerprint": store.generator.fingerprint,
+            "keep": settings.keep,
+            "splits": list(settings.splits),
+            "filters": settings.filters.model_dump(mode="json"),
+            "counts": counts,
+        },
+    )
     return Derived(ref=write_frozen(frozen, about, shard_rows=shard_rows, url=url), counts=counts)
 
 
@@ -107,7 +133,8 @@ def require_answers(
         found = ", ".join(f"{count} of {len(rows[split])} in {split}" for split, count in mute.items() if count)
         raise SnapshotError(
             f"{parent.ref.url}: {_mute(form, roles)} stay as they are, and nothing can be learnt of them: {found}. Add "
-            "these splits to sequences.splits, so that the teacher answers them")
+            "these splits to sequences.splits, so that the teacher answers them"
+        )
 
 
 def _mute(form: str, roles: Collection[str]) -> str:
@@ -123,8 +150,14 @@ def _rows(parent: Snapshot) -> pa.Table:
         number = pa.array(np.full(len(part), SPLITS.index(shard.split), np.int8))
         parts.append(part.append_column(_SPLIT, number))
     table = pa.concat_tables(parts).combine_chunks()
-    return table.cast(pa.schema([pa.field(field.name, pa.large_string() if pa.types.is_string(field.type)
-                                          else field.type) for field in table.schema]))
+    return table.cast(
+        pa.schema(
+            [
+                pa.field(field.name, pa.large_string() if pa.types.is_string(field.type) else field.type)
+                for field in table.schema
+            ]
+        )
+    )
 
 
 def _beside_parents(answers: pa.Table, rows: pa.Table) -> pa.Table:
@@ -132,30 +165,49 @@ def _beside_parents(answers: pa.Table, rows: pa.Table) -> pa.Table:
     at = pc.index_in(answers["row_id"], value_set=rows["row_id"].combine_chunks())
     parents = rows.take(at)
     kept = [name for name in rows.column_names if name not in ("row_id", "text", "label")]
-    return pa.table({**{name: answers[name] for name in answers.column_names}, "input": parents["text"],
-                     **{_PARENT + name: parents[name] for name in kept}})
+    return pa.table(
+        {
+            **{name: answers[name] for name in answers.column_names},
+            "input": parents["text"],
+            **{_PARENT + name: parents[name] for name in kept},
+        }
+    )
 
 
 def _texts(sequences: pa.Table, found: Selection, generator: Generator) -> pa.Table:
     """The rows that the kept sequences make."""
     kept, scores = sequences.filter(pa.array(found.kept)), pa.array(found.scores[found.kept], from_pandas=True)
-    texts = [with_answer(row, answer, generator.format)
-             for row, answer in zip(kept["input"].to_pylist(), kept["text"].to_pylist(), strict=True)]
+    texts = [
+        with_answer(row, answer, generator.format)
+        for row, answer in zip(kept["input"].to_pylist(), kept["text"].to_pylist(), strict=True)
+    ]
     own = [name for name in kept.column_names if name.startswith(_PARENT)]
     text = pa.chunked_array([pa.array(texts, pa.large_string())])
-    return pa.table({
-        "row_id": ids_to_arrow(row_ids(text, "text")), "text": text, "label": pa.nulls(len(kept), pa.int32()),
-        **{name.removeprefix(_PARENT): kept[name] for name in own}, "sequence_parent": kept["row_id"],
-        "sequence_candidate": kept["candidate"], "sequence_tokens": kept["tokens"],
-        "sequence_log_probability": kept["log_probability"], "sequence_score": scores})
+    return pa.table(
+        {
+            "row_id": ids_to_arrow(row_ids(text, "text")),
+            "text": text,
+            "label": pa.nulls(len(kept), pa.int32()),
+            **{name.removeprefix(_PARENT): kept[name] for name in own},
+            "sequence_parent": kept["row_id"],
+            "sequence_candidate": kept["candidate"],
+            "sequence_tokens": kept["tokens"],
+            "sequence_log_probability": kept["log_probability"],
+            "sequence_score": scores,
+        }
+    )
 
 
 def _untouched(rows: pa.Table, splits: Sequence[str]) -> pa.Table:
     """Rows of the splits that the teacher does not write."""
     prompts = np.isin(rows[_SPLIT].to_numpy(), [SPLITS.index(name) for name in splits])
     kept = rows.filter(pa.array(~prompts))
-    return pa.table({**{name: kept[name] for name in kept.column_names},
-                     **{name: pa.nulls(len(kept), kind) for name, kind in COLUMNS.items()}})
+    return pa.table(
+        {
+            **{name: kept[name] for name in kept.column_names},
+            **{name: pa.nulls(len(kept), kind) for name, kind in COLUMNS.items()},
+        }
+    )
 
 
 def _merged(written: pa.Table, untouched: pa.Table) -> tuple[pa.Table, npt.NDArray[np.int8], int]:
@@ -164,8 +216,9 @@ def _merged(written: pa.Table, untouched: pa.Table) -> tuple[pa.Table, npt.NDArr
     So no text stands in two splits; of equal ones the first by split, parent and candidate says where it came from.
     """
     table = pa.concat_tables([written, untouched.select(written.column_names)], promote_options="none")
-    order = pc.sort_indices(table, sort_keys=[
-        (name, "ascending") for name in (_SPLIT, "sequence_parent", "sequence_candidate")])
+    order = pc.sort_indices(
+        table, sort_keys=[(name, "ascending") for name in (_SPLIT, "sequence_parent", "sequence_candidate")]
+    )
     table = table.take(order).combine_chunks()
     ids = np.frombuffer(b"".join(table["row_id"].to_pylist()), np.uint8).reshape(-1, 16)
     by_id = np.lexsort((np.arange(len(ids)), *id_order(ids)))
@@ -183,29 +236,45 @@ def _counts(written: pa.Table, sequences: pa.Table, found: Selection, merged: in
     kept = sequences.filter(pa.array(found.kept))
     prompts = len(np.unique(rowids.to_numpy(written["row_id"])))
     return {
-        "prompts": prompts, "sequences": len(sequences), "kept": len(kept), "merged": merged, "dropped": found.dropped,
+        "prompts": prompts,
+        "sequences": len(sequences),
+        "kept": len(kept),
+        "merged": merged,
+        "dropped": found.dropped,
         "quarantined": dict(sorted(count_reasons(written).items())),
         "prompts_left": len(np.unique(rowids.to_numpy(kept["row_id"]))),
-        "tokens_written": pc.sum(sequences["tokens"]).as_py() or 0, "tokens_kept": pc.sum(kept["tokens"]).as_py() or 0,
+        "tokens_written": pc.sum(sequences["tokens"]).as_py() or 0,
+        "tokens_kept": pc.sum(kept["tokens"]).as_py() or 0,
         "cut_off": len(kept) - (pc.sum(kept["ended"]).as_py() or 0),
-        "other_tokens": len(kept) - (pc.sum(kept["same_tokens"]).as_py() or 0)}
+        "other_tokens": len(kept) - (pc.sum(kept["same_tokens"]).as_py() or 0),
+    }
 
 
-def _row_counts(
-    sequences: pa.Table, found: Selection, counts: dict[str, Any], kept: int, merged: int
-) -> RowCounts:
+def _row_counts(sequences: pa.Table, found: Selection, counts: dict[str, Any], kept: int, merged: int) -> RowCounts:
     """Where every sequence, every prompt without one and every untouched row went."""
     quarantined = sum(counts["quarantined"].values())
     dropped = len(sequences) - int(found.kept.sum())
-    return RowCounts(read=kept + merged + dropped + quarantined, kept=kept, merged=merged, dropped=dropped, excluded=0,
-                     quarantined=quarantined)
+    return RowCounts(
+        read=kept + merged + dropped + quarantined,
+        kept=kept,
+        merged=merged,
+        dropped=dropped,
+        excluded=0,
+        quarantined=quarantined,
+    )
 
 
 def _quarantine(written: pa.Table) -> pa.Table:
     """Prompts without an answer: the parent's row id stands where the place in a source does."""
     bad = attempts.unanswered(written)
-    return pa.table([pa.array([row.hex() for row in bad["row_id"].to_pylist()], pa.string()),
-                     pa.array(np.zeros(len(bad), np.int64)), bad["reason"].combine_chunks()], schema=QUARANTINE_SCHEMA)
+    return pa.table(
+        [
+            pa.array([row.hex() for row in bad["row_id"].to_pylist()], pa.string()),
+            pa.array(np.zeros(len(bad), np.int64)),
+            bad["reason"].combine_chunks(),
+        ],
+        schema=QUARANTINE_SCHEMA,
+    )
 
 
 def _check_none_empty(split: npt.NDArray[np.int8], counts: dict[str, Any]) -> None:
@@ -217,4 +286,5 @@ def _check_none_empty(split: npt.NDArray[np.int8], counts: dict[str, Any]) -> No
         raise SnapshotError(
             f"nothing is left of the split {', '.join(empty)}: of {counts['sequences']} sequences for "
             f"{counts['prompts']} prompts {counts['kept']} were kept; dropped: {told}. Loosen sequences.filters, or "
-            "give more prompts")
+            "give more prompts"
+        )

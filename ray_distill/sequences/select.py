@@ -92,11 +92,15 @@ def _scored(table: pa.Table, scorer: Scorer, name: str) -> Floats:
     try:
         found = np.asarray(list(scorer(table)), np.float64)
     except Exception as error:
-        raise LabelError(f"sequences.filters.scorer: {name} raised {type(error).__name__}: {error}; it gets a table of "
-                         f"{', '.join(SCORED)} and must return a number a row") from error
+        raise LabelError(
+            f"sequences.filters.scorer: {name} raised {type(error).__name__}: {error}; it gets a table of "
+            f"{', '.join(SCORED)} and must return a number a row"
+        ) from error
     if found.shape != (len(table),):
-        raise LabelError(f"sequences.filters.scorer: {name} returned numbers of shape {list(found.shape)} for "
-                         f"{len(table)} sequences: expected one a row")
+        raise LabelError(
+            f"sequences.filters.scorer: {name} returned numbers of shape {list(found.shape)} for "
+            f"{len(table)} sequences: expected one a row"
+        )
     return found
 
 

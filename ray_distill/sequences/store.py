@@ -79,8 +79,15 @@ class SequenceStore:
             bad += int(rowids.is_in(ids, rejected).sum())
             if not known.all():
                 rows = tuple(int(row) for row in np.flatnonzero(~known) + start)
-                units.append(WorkUnit(unit_id=unit_id(ids[~known], self.generator.fingerprint), shard=shard,
-                                      start=start, stop=start + len(ids), rows=rows))
+                units.append(
+                    WorkUnit(
+                        unit_id=unit_id(ids[~known], self.generator.fingerprint),
+                        shard=shard,
+                        start=start,
+                        stop=start + len(ids),
+                        rows=rows,
+                    )
+                )
         return Missing(units=tuple(units), prompts=prompts, written=written, rejected=bad)
 
     def _held(self) -> tuple[RowIds, RowIds]:
@@ -115,8 +122,10 @@ class SequenceStore:
 
     def _check(self, receipt: WriteReceipt) -> None:
         if receipt.generator != self.generator.fingerprint:
-            raise LabelError(f"{self.url}: the receipt of unit {receipt.unit} is of the generator {receipt.generator}, "
-                             f"the store is of {self.generator.fingerprint}; write with the store's own")
+            raise LabelError(
+                f"{self.url}: the receipt of unit {receipt.unit} is of the generator {receipt.generator}, "
+                f"the store is of {self.generator.fingerprint}; write with the store's own"
+            )
         url = files.join(self.url, receipt.name)
         size = files.sizes([url])[0]
         if size != receipt.size:
@@ -139,8 +148,9 @@ class SequenceStore:
             parts.append(table.filter(pa.array(fresh)))
             left[at[fresh]] = False
         if left.any():
-            raise LabelError(f"{self.url}: {int(left.sum())} of {len(wanted)} prompts are not written yet; run "
-                             "`ray-distill write`")
+            raise LabelError(
+                f"{self.url}: {int(left.sum())} of {len(wanted)} prompts are not written yet; run `ray-distill write`"
+            )
         return attempts.ordered(parts)
 
     def _tables(self) -> Iterator[pa.Table]:
@@ -148,8 +158,9 @@ class SequenceStore:
             url = files.join(self.url, receipt.name)
             data = files.read_bytes(url)
             if sha256(data) != receipt.digest:
-                raise CorruptStore(f"{url}: its digest is {sha256(data)}, the log promised {receipt.digest}; restore "
-                                   "the file")
+                raise CorruptStore(
+                    f"{url}: its digest is {sha256(data)}, the log promised {receipt.digest}; restore the file"
+                )
             yield attempts.decode(data, url)
 
 
@@ -172,8 +183,10 @@ def create_or_open(url: str, generator: Generator) -> SequenceStore:
             raise CorruptStore(f"{place}: it is damaged ({error.__cause__}); restore it") from error
         raise
     if found != generator.fingerprint:
-        raise CorruptStore(f"{place}: found the generator {found}, expected {generator.fingerprint}; restore it, or "
-                           "move the folder away")
+        raise CorruptStore(
+            f"{place}: found the generator {found}, expected {generator.fingerprint}; restore it, or "
+            "move the folder away"
+        )
     return SequenceStore(url, generator)
 
 

@@ -4,8 +4,8 @@ import json
 from collections.abc import Collection
 from typing import Any
 
-from ray_distill.snapshots.sources.nested import canonical
 from ray_distill.snapshots.pairs import read_pair, with_target
+from ray_distill.snapshots.sources.nested import canonical
 
 
 def with_answer(row: str, answer: str, form: str) -> str:

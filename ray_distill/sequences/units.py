@@ -67,16 +67,27 @@ def write_attempt(url: str, generator: Generator, unit: WorkUnit, table: pa.Tabl
     where = f"unit {unit.unit_id} ({unit.shard}, rows {unit.start}:{unit.stop})"
     found = np.unique(rowids.to_numpy(table["row_id"]))
     if unit_id(found, generator.fingerprint) != unit.unit_id:
-        raise LabelError(f"{where}: found {len(found)} prompts, not its own {len(unit.rows)}, or another generator: "
-                         "write for the prompts of the unit alone")
+        raise LabelError(
+            f"{where}: found {len(found)} prompts, not its own {len(unit.rows)}, or another generator: "
+            "write for the prompts of the unit alone"
+        )
     attempts.require_candidates(table, generator.candidates, where)
     table = attempts.ordered([table])
     answers, reasons = attempts.answered(table), attempts.unanswered(table)["reason"].to_pylist()
     attempt = uuid.uuid4().hex
     receipt = WriteReceipt(
-        unit=unit.unit_id, attempt=attempt, generator=generator.fingerprint, rows=len(found) - len(reasons),
-        rejected=len(reasons), reasons=dict(sorted(Counter(reasons).items())), sequences=len(answers),
-        tokens=pa.compute.sum(answers["tokens"]).as_py() or 0, size=0, digest="", halved=halved)
+        unit=unit.unit_id,
+        attempt=attempt,
+        generator=generator.fingerprint,
+        rows=len(found) - len(reasons),
+        rejected=len(reasons),
+        reasons=dict(sorted(Counter(reasons).items())),
+        sequences=len(answers),
+        tokens=pa.compute.sum(answers["tokens"]).as_py() or 0,
+        size=0,
+        digest="",
+        halved=halved,
+    )
     file = write_verified(url, receipt.name, attempts.encode(table))
     return WriteReceipt(**{**receipt.__dict__, "size": file.size, "digest": file.digest})
 
@@ -88,8 +99,10 @@ def entries(record: Mapping[str, Any], number: int) -> list[WriteReceipt]:
         CorruptStore: the record or an entry is malformed.
     """
     if record.get("version") != 1 or not isinstance(record.get("units"), list):
-        raise CorruptStore(f"log record {number}: expected version 1 with units, found version "
-                           f"{record.get('version')!r}; a later release may have written it: upgrade, or restore it")
+        raise CorruptStore(
+            f"log record {number}: expected version 1 with units, found version "
+            f"{record.get('version')!r}; a later release may have written it: upgrade, or restore it"
+        )
     try:
         found = [WriteReceipt.from_dict(entry) for entry in record["units"]]
     except (ConfigError, TypeError, ValueError, AttributeError) as error:

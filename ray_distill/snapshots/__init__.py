@@ -6,12 +6,4 @@ from ray_distill.snapshots.sources.resolve import describe_sources
 from ray_distill.snapshots.splits import SPLITS
 from ray_distill.snapshots.take import take_snapshot
 
-__all__ = [
-    "SPLITS",
-    "Shard",
-    "Snapshot",
-    "SnapshotManifest",
-    "describe_sources",
-    "open_snapshot",
-    "take_snapshot",
-]
+__all__ = ["SPLITS", "Shard", "Snapshot", "SnapshotManifest", "describe_sources", "open_snapshot", "take_snapshot"]

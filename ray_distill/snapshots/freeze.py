@@ -13,13 +13,13 @@ import pyarrow.compute as pc
 from ray_distill.config import SnapshotConfig, Splits
 from ray_distill.errors import SnapshotError
 from ray_distill.snapshots import merge
-from ray_distill.snapshots.sources.columns import wanted_columns
 from ray_distill.snapshots.identity import Ids, ids_to_arrow, row_ids
-from ray_distill.snapshots.sources.image_source import check_images
 from ray_distill.snapshots.labels import UNKNOWN, UNLABELLED, check_classes, class_names, label_index
 from ray_distill.snapshots.manifest import RowCounts
-from ray_distill.snapshots.sources.read import read_rows
 from ray_distill.snapshots.rows import Mask, Reason, Rows, check_bad_fraction, count_reasons, quarantine_table
+from ray_distill.snapshots.sources.columns import wanted_columns
+from ray_distill.snapshots.sources.image_source import check_images
+from ray_distill.snapshots.sources.read import read_rows
 from ray_distill.snapshots.sources.resolve import match_sources, source_patterns
 from ray_distill.snapshots.splits import SplitIndex, check_none_empty, split_by_group, split_by_id, split_by_time
 
@@ -72,7 +72,8 @@ def freeze(config: SnapshotConfig, input_column: str, seed: int, nested: bool = 
     if not kept.any():
         raise SnapshotError(
             f"no row is left: {len(rows)} read, {len(rows) - len(usable)} unusable, {len(kept)} excluded: check "
-            f"snapshot.source and snapshot.exclude")
+            f"snapshot.source and snapshot.exclude"
+        )
     frozen = _settle(usable.table.filter(pa.array(kept)).combine_chunks(), ids[kept], config, input_column, seed)
     counts = replace(frozen.counts, read=len(rows), excluded=int((~kept).sum()), quarantined=len(rows) - len(usable))
     return replace(frozen, counts=counts, reasons=count_reasons(rows), quarantine=quarantine_table(rows, names))
@@ -99,7 +100,8 @@ def _is_excluded(ids: Ids, config: SnapshotConfig, input_column: str, nested: bo
     check_bad_fraction(rows, [file.name for file in files], config.max_bad_fraction, "sources to exclude")
     inputs = rows.filter(rows.why == 0).table.column(input_column).drop_null()
     result: Mask = pc.is_in(ids_to_arrow(ids), value_set=ids_to_arrow(row_ids(inputs, input_column))).to_numpy(
-        zero_copy_only=False)
+        zero_copy_only=False
+    )
     return result
 
 
@@ -112,8 +114,11 @@ def _settle(table: pa.Table, ids: Ids, config: SnapshotConfig, input_column: str
     first_ids = ids[copies.first]
     groups = _merge_groups(copies, table, first_ids, config.splits, seed)
     columns = {
-        "row_id": ids_to_arrow(first_ids), "label": pa.array(labels, mask=labels == UNLABELLED),
-        "count": pa.array(copies.counts), **_merge_columns(copies, table, config, groups)}
+        "row_id": ids_to_arrow(first_ids),
+        "label": pa.array(labels, mask=labels == UNLABELLED),
+        "count": pa.array(copies.counts),
+        **_merge_columns(copies, table, config, groups),
+    }
     kept = np.ones(len(copies.counts), dtype=bool)
     if config.conflicts == "drop":
         kept[conflicts] = False
@@ -121,11 +126,21 @@ def _settle(table: pa.Table, ids: Ids, config: SnapshotConfig, input_column: str
     split = _split(merged, first_ids[kept], groups.split[kept], config.splits, seed)
     check_none_empty(split, config.splits)
     rows, copies_kept = int(kept.sum()), int(copies.counts[kept].sum())
-    counts = RowCounts(read=0, kept=rows, merged=copies_kept - rows, dropped=len(ids) - copies_kept, excluded=0,
-                       quarantined=0)
+    counts = RowCounts(
+        read=0, kept=rows, merged=copies_kept - rows, dropped=len(ids) - copies_kept, excluded=0, quarantined=0
+    )
     return Frozen(
-        inputs=table.column(input_column), first=copies.first[kept], table=merged, split=split, classes=classes,
-        counts=counts, reasons={}, quarantine=pa.table({}), conflicts=len(conflicts), groups_crossing=groups.crossing)
+        inputs=table.column(input_column),
+        first=copies.first[kept],
+        table=merged,
+        split=split,
+        classes=classes,
+        counts=counts,
+        reasons={},
+        quarantine=pa.table({}),
+        conflicts=len(conflicts),
+        groups_crossing=groups.crossing,
+    )
 
 
 def _merge_columns(
@@ -158,8 +173,11 @@ def _merge_groups(copies: merge.Copies, table: pa.Table, ids: Ids, splits: Split
     alone = best == merge.NULL
     earliest, rank = np.divmod(best, len(by_name))
     split = np.where(alone, split_by_id(ids, splits, seed), earliest).astype(np.int8)
-    return _Groups(names=merge.take_ranked(names, np.where(alone, merge.NULL, rank)), split=split,
-                   crossing=int((~alone & (latest != split)).sum()))
+    return _Groups(
+        names=merge.take_ranked(names, np.where(alone, merge.NULL, rank)),
+        split=split,
+        crossing=int((~alone & (latest != split)).sum()),
+    )
 
 
 def _split(table: pa.Table, ids: Ids, by_group: SplitIndex, splits: Splits, seed: int) -> SplitIndex:

@@ -34,7 +34,7 @@ def _values(chunk: pa.Array) -> Iterator[memoryview]:
     _, offsets, data = chunk.buffers()
     if not len(chunk):
         return
-    bounds = np.frombuffer(offsets, dtype=np.int64)[chunk.offset:chunk.offset + len(chunk) + 1].tolist()
+    bounds = np.frombuffer(offsets, dtype=np.int64)[chunk.offset : chunk.offset + len(chunk) + 1].tolist()
     view = memoryview(data if data is not None else b"")
     for start, end in zip(bounds, bounds[1:], strict=False):
         yield view[start:end]

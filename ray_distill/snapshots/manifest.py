@@ -94,8 +94,9 @@ class SnapshotManifest(Artifact):
     def fingerprint(self) -> str:
         """Fingerprint of content and meaning."""
         value = self.to_dict()
-        value["shards"] = [{key: shard[key] for key in ("name", "split", "rows", "content")}
-                           for shard in value["shards"]]
+        value["shards"] = [
+            {key: shard[key] for key in ("name", "split", "rows", "content")} for shard in value["shards"]
+        ]
         return fingerprint(value)
 
 
@@ -125,5 +126,6 @@ def parse_manifest(data: bytes, url: str) -> SnapshotManifest:
     if manifest.fingerprint != written:
         raise SnapshotError(
             f"{url} is damaged: its content has the fingerprint {manifest.fingerprint}, it says {written}; restore it, "
-            f"or take the snapshot again")
+            f"or take the snapshot again"
+        )
     return manifest

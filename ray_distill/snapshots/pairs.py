@@ -35,8 +35,11 @@ def read_pair(text: str) -> Pair:
         value = json.loads(text)
     except (ValueError, RecursionError):
         value = None
-    if not isinstance(value, dict) or not {"source"} <= set(value) <= {"source", "target"} or not all(
-            isinstance(part, str) for part in value.values()):
+    if (
+        not isinstance(value, dict)
+        or not {"source"} <= set(value) <= {"source", "target"}
+        or not all(isinstance(part, str) for part in value.values())
+    ):
         raise ValueError("not a source with its target: freeze the rows with snapshot.columns.target")
     return Pair(value["source"], value.get("target"))
 
@@ -48,5 +51,10 @@ def with_target(text: str, target: str) -> str:
 
 def pair_texts(source: pa.Array, target: pa.Array) -> pa.Array:
     """Two columns of texts as one, large_string; null where there is no source."""
-    return pa.array([None if read is None else pair_text(read, written)
-                     for read, written in zip(source.to_pylist(), target.to_pylist(), strict=True)], pa.large_string())
+    return pa.array(
+        [
+            None if read is None else pair_text(read, written)
+            for read, written in zip(source.to_pylist(), target.to_pylist(), strict=True)
+        ],
+        pa.large_string(),
+    )

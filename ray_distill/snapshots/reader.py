@@ -64,7 +64,8 @@ class Snapshot:
         if sha256(data) != shard.digest:
             raise SnapshotError(
                 f"{url} is damaged: its digest is {sha256(data)}, the manifest says {shard.digest}; restore it, or "
-                f"delete the folder of the snapshot and take it again")
+                f"delete the folder of the snapshot and take it again"
+            )
         self._check(columns)
         return pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns))
 
@@ -102,8 +103,7 @@ class Snapshot:
     def _check(self, columns: Sequence[str] | None) -> None:
         for name in columns or ():
             if name not in self.manifest.columns:
-                raise SnapshotError(
-                    f"{self.ref.url} has no column {name!r}: it has {', '.join(self.manifest.columns)}")
+                raise SnapshotError(f"{self.ref.url} has no column {name!r}: it has {', '.join(self.manifest.columns)}")
 
 
 def _rows_of(file: pq.ParquetFile, start: int, stop: int, columns: Sequence[str] | None) -> pa.Table:
@@ -135,7 +135,8 @@ def open_snapshot(ref: SnapshotRef | str) -> Snapshot:
     if not isinstance(ref, str) and manifest.fingerprint != ref.fingerprint:
         raise SnapshotError(
             f"{url} has the fingerprint {manifest.fingerprint}, the reference says {ref.fingerprint}: another snapshot "
-            f"was put there; take the snapshot again")
+            f"was put there; take the snapshot again"
+        )
     return Snapshot(ref=SnapshotRef(url=join(folder), fingerprint=manifest.fingerprint), manifest=manifest)
 
 
@@ -144,7 +145,8 @@ def summarise(manifest: SnapshotManifest) -> str:
     rows = manifest.rows
     lines = [
         f"{rows.read:,} rows read: {rows.kept:,} kept, {rows.merged:,} merged as duplicates, "
-        f"{rows.excluded:,} excluded, {rows.dropped:,} dropped, {rows.quarantined:,} in quarantine"]
+        f"{rows.excluded:,} excluded, {rows.dropped:,} dropped, {rows.quarantined:,} in quarantine"
+    ]
     for name, counts in manifest.splits.items():
         lines.append(f"  {name:<12}{counts.rows:>10,} rows, weight {counts.weight:,}, {counts.labelled:,} labelled")
     lines.append(f"  {len(manifest.classes)} classes: {_shortened(manifest.classes)}")
@@ -158,4 +160,4 @@ def summarise(manifest: SnapshotManifest) -> str:
 
 
 def _shortened(names: Sequence[str], most: int = 10) -> str:
-    return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most - 1])}, … {names[-1]}"
+    return ", ".join(names) if len(names) <= most else f"{', '.join(names[: most - 1])}, … {names[-1]}"

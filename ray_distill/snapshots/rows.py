@@ -80,15 +80,23 @@ class Rows:
 
     def filter(self, mask: Mask) -> "Rows":
         """Keep the masked rows, in order."""
-        return Rows(table=self.table.filter(pa.array(mask)), why=self.why[mask], source=self.source[mask],
-                    record=self.record[mask])
+        return Rows(
+            table=self.table.filter(pa.array(mask)),
+            why=self.why[mask],
+            source=self.source[mask],
+            record=self.record[mask],
+        )
 
 
 def file_rows(table: pa.Table, why: npt.NDArray[np.int8], source: int) -> Rows:
     """Rows of one whole file, numbered from 1."""
     rows = len(why)
-    return Rows(table=table, why=why, source=np.full(rows, source, dtype=np.int32),
-                record=np.arange(1, rows + 1, dtype=np.int64))
+    return Rows(
+        table=table,
+        why=why,
+        source=np.full(rows, source, dtype=np.int32),
+        record=np.arange(1, rows + 1, dtype=np.int64),
+    )
 
 
 def concat_rows(parts: Sequence[Rows]) -> Rows:
@@ -97,7 +105,8 @@ def concat_rows(parts: Sequence[Rows]) -> Rows:
         table=pa.concat_tables([part.table for part in parts]).combine_chunks(),
         why=np.concatenate([part.why for part in parts]),
         source=np.concatenate([part.source for part in parts]),
-        record=np.concatenate([part.record for part in parts]))
+        record=np.concatenate([part.record for part in parts]),
+    )
 
 
 def count_reasons(rows: Rows) -> dict[str, int]:
@@ -110,11 +119,14 @@ def count_reasons(rows: Rows) -> dict[str, int]:
 def quarantine_table(rows: Rows, names: Sequence[str]) -> pa.Table:
     """Where the unusable rows are and why, without their content (which may be private)."""
     bad = np.flatnonzero(rows.why)
-    return pa.table([
-        pa.array([names[index] for index in rows.source[bad]], pa.string()),
-        pa.array(rows.record[bad]),
-        pa.array([Reason(code).text for code in rows.why[bad]], pa.string()),
-    ], schema=QUARANTINE_SCHEMA)
+    return pa.table(
+        [
+            pa.array([names[index] for index in rows.source[bad]], pa.string()),
+            pa.array(rows.record[bad]),
+            pa.array([Reason(code).text for code in rows.why[bad]], pa.string()),
+        ],
+        schema=QUARANTINE_SCHEMA,
+    )
 
 
 def check_bad_fraction(rows: Rows, names: Sequence[str], limit: float, what: str) -> None:
@@ -128,8 +140,10 @@ def check_bad_fraction(rows: Rows, names: Sequence[str], limit: float, what: str
         return
     reasons = ", ".join(f"{count} {reason}" for reason, count in count_reasons(rows).items())
     places = "; ".join(
-        f"{names[rows.source[i]]} row {rows.record[i]} ({Reason(rows.why[i]).text})" for i in bad[:_PLACES_SHOWN])
+        f"{names[rows.source[i]]} row {rows.record[i]} ({Reason(rows.why[i]).text})" for i in bad[:_PLACES_SHOWN]
+    )
     raise SnapshotError(
         f"{len(bad)} of {len(rows)} rows of the {what} cannot be used ({len(bad) / len(rows):.1%}; "
         f"max_bad_fraction allows {limit:.1%}): {reasons}. First: {places}. Mend the source, or raise "
-        f"snapshot.max_bad_fraction")
+        f"snapshot.max_bad_fraction"
+    )

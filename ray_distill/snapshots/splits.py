@@ -52,13 +52,15 @@ def check_none_empty(index: SplitIndex, splits: Splits) -> None:
     counts = np.bincount(index, minlength=len(SPLITS))
     if counts.all():
         return
-    found = ", ".join(f"{name} {count} (share {getattr(splits, name):g})"
-                      for name, count in zip(SPLITS, counts, strict=True))
+    found = ", ".join(
+        f"{name} {count} (share {getattr(splits, name):g})" for name, count in zip(SPLITS, counts, strict=True)
+    )
     empty = ", ".join(name for name, count in zip(SPLITS, counts, strict=True) if not count)
     what = {"id": "rows", "group": "rows in more groups", "time": "rows"}[splits.by]
     raise SnapshotError(
         f"no row fell into the split {empty}; rows by split: {found}. Give more {what}, or raise the share in "
-        f"snapshot.splits")
+        f"snapshot.splits"
+    )
 
 
 def _split_by_hash(keys: Sequence[bytes], person: bytes, splits: Splits, seed: int) -> SplitIndex:

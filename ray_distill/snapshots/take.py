@@ -71,9 +71,20 @@ def take_snapshot(
     """
     frozen = freeze(config, input_column, seed, nested)
     manifest = SnapshotManifest(
-        input_column=input_column, columns={}, classes=frozen.classes, seed=seed, split_by=config.splits.by,
-        split_shares={name: getattr(config.splits, name) for name in SPLITS}, rows=frozen.counts, quarantined={},
-        conflict_policy=config.conflicts, conflicts=0, groups_crossing=0, splits={}, shards=())
+        input_column=input_column,
+        columns={},
+        classes=frozen.classes,
+        seed=seed,
+        split_by=config.splits.by,
+        split_shares={name: getattr(config.splits, name) for name in SPLITS},
+        rows=frozen.counts,
+        quarantined={},
+        conflict_policy=config.conflicts,
+        conflicts=0,
+        groups_crossing=0,
+        splits={},
+        shards=(),
+    )
     return write_frozen(frozen, manifest, shard_rows=config.shard_rows, url=url)
 
 
@@ -110,9 +121,15 @@ def _plan(frozen: Frozen, shard_rows: int) -> Iterator[_PlannedShard]:
     for index, split in enumerate(SPLITS):
         rows = np.flatnonzero(frozen.split == index)
         for number, start in enumerate(range(0, len(rows), shard_rows)):
-            part = rows[start:start + shard_rows]
-            shard = Shard(name=f"data/{split}-{number:05d}.parquet", split=split, rows=len(part),
-                          content=_content(frozen.table.take(pa.array(part))), bytes=0, digest="")
+            part = rows[start : start + shard_rows]
+            shard = Shard(
+                name=f"data/{split}-{number:05d}.parquet",
+                split=split,
+                rows=len(part),
+                content=_content(frozen.table.take(pa.array(part))),
+                bytes=0,
+                digest="",
+            )
             yield _PlannedShard(shard=shard, rows=part)
 
 
@@ -128,9 +145,16 @@ def _content(table: pa.Table) -> str:
 def _describe(frozen: Frozen, about: SnapshotManifest, shards: list[Shard]) -> SnapshotManifest:
     schema = _shard_table(frozen, np.zeros(0, dtype=np.int64), about.input_column).schema
     return replace(
-        about, columns={field.name: str(field.type) for field in schema}, classes=frozen.classes, rows=frozen.counts,
-        quarantined=frozen.reasons, conflicts=frozen.conflicts, groups_crossing=frozen.groups_crossing,
-        splits={name: _count(frozen, index) for index, name in enumerate(SPLITS)}, shards=tuple(shards))
+        about,
+        columns={field.name: str(field.type) for field in schema},
+        classes=frozen.classes,
+        rows=frozen.counts,
+        quarantined=frozen.reasons,
+        conflicts=frozen.conflicts,
+        groups_crossing=frozen.groups_crossing,
+        splits={name: _count(frozen, index) for index, name in enumerate(SPLITS)},
+        shards=tuple(shards),
+    )
 
 
 def _count(frozen: Frozen, split: int) -> SplitCounts:
@@ -138,8 +162,11 @@ def _count(frozen: Frozen, split: int) -> SplitCounts:
     labels = table.column("label").drop_null().to_numpy()
     by_class = np.bincount(labels, minlength=len(frozen.classes))
     return SplitCounts(
-        rows=len(table), weight=pc.sum(table.column("count")).as_py(), labelled=len(labels),
-        classes={name: int(count) for name, count in zip(frozen.classes, by_class, strict=True)})
+        rows=len(table),
+        weight=pc.sum(table.column("count")).as_py(),
+        labelled=len(labels),
+        classes={name: int(count) for name, count in zip(frozen.classes, by_class, strict=True)},
+    )
 
 
 def _write(url: str, planned: _PlannedShard, frozen: Frozen, input_column: str) -> Shard:
@@ -152,8 +179,10 @@ def _shard_table(frozen: Frozen, rows: npt.NDArray[np.int64], input_column: str)
     """Rows as they are stored: texts as plain strings, the input beside its id."""
     table = frozen.table.take(pa.array(rows))
     table = table.add_column(1, input_column, frozen.inputs.take(pa.array(frozen.first[rows])))
-    stored = [pa.field(field.name, pa.string() if pa.types.is_large_string(field.type) else field.type)
-              for field in table.schema]
+    stored = [
+        pa.field(field.name, pa.string() if pa.types.is_large_string(field.type) else field.type)
+        for field in table.schema
+    ]
     try:
         return table.cast(pa.schema(stored))
     except pa.ArrowInvalid as error:
@@ -167,8 +196,15 @@ def _parquet(table: pa.Table) -> bytes:
     group = min(_GROUP_ROWS, max(1, _GROUP_BYTES * rows // max(1, size), rows // _GROUPS))
     # Ids and inputs hardly repeat, and nobody searches by their range.
     repeating = [name for name in table.column_names if name not in ("row_id", "text", "image")]
-    pq.write_table(table.combine_chunks(), sink, compression="zstd", compression_level=_ZSTD_LEVEL,
-                   row_group_size=group, use_dictionary=repeating, write_statistics=repeating)
+    pq.write_table(
+        table.combine_chunks(),
+        sink,
+        compression="zstd",
+        compression_level=_ZSTD_LEVEL,
+        row_group_size=group,
+        use_dictionary=repeating,
+        write_statistics=repeating,
+    )
     data: bytes = sink.getvalue().to_pybytes()
     return data
 
@@ -176,7 +212,11 @@ def _parquet(table: pa.Table) -> bytes:
 def _bytes_of(column: pa.ChunkedArray) -> int:
     """Of its texts or files, by value: what a column takes in memory depends on how it came there."""
     kind = column.type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)
-            or pa.types.is_large_binary(kind)):
+    if not (
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+    ):
         return 0
     return int(pc.sum(pc.binary_length(column)).as_py() or 0)

@@ -105,7 +105,8 @@ def create_exclusive(url: str, data: bytes) -> None:
     if not remote.creates_exclusively(url, filesystem):
         raise StorageError(
             f"{url}: {remote.protocol(url)}:// cannot create a file exclusively, so two writers could overwrite "
-            f"each other; use a local path or one of {', '.join(sorted(remote.OBJECT_STORES))}")
+            f"each other; use a local path or one of {', '.join(sorted(remote.OBJECT_STORES))}"
+        )
     _make_parent(url, filesystem, path)
     remote.attempt(url, "create it", lambda: _create_or_recognise(filesystem, path, data))
 
@@ -196,7 +197,9 @@ def _list_remote(url: str) -> list[FileInfo]:
     prefix = path.rstrip("/") + "/"
     return [
         FileInfo(name=name.removeprefix(prefix), size=int(info["size"]), url=join(url, name.removeprefix(prefix)))
-        for name, info in found.items() if info["type"] == "file" and name.startswith(prefix)]
+        for name, info in found.items()
+        if info["type"] == "file" and name.startswith(prefix)
+    ]
 
 
 def glob_files(pattern: str) -> list[FileInfo]:
@@ -231,8 +234,11 @@ def _first_magic(pattern: str) -> int:
 def _glob_remote(base: str, pattern: str) -> list[FileInfo]:
     """Files below ``base`` that match, or lie in a folder that does; fsspec's own glob passes failed listings over."""
     matches = re.compile(glob_translate(pattern)).match
-    return [item for item in list_files(base)
-            if any(matches("/".join(item.name.split("/")[: at + 1])) for at in range(item.name.count("/") + 1))]
+    return [
+        item
+        for item in list_files(base)
+        if any(matches("/".join(item.name.split("/")[: at + 1])) for at in range(item.name.count("/") + 1))
+    ]
 
 
 def _is_file(url: str) -> bool:
@@ -322,8 +328,11 @@ def _get(item: FileInfo, target: Path) -> None:
     if ".." in item.name.split("/"):
         raise StorageError(f"{item.url}: its name would leave the folder {target}; rename the object")
     filesystem, path = remote.resolve(item.url)
-    remote.attempt(item.url, "read it", lambda: _copy(
-        lambda temporary: filesystem.get_file(path, str(temporary)), target / item.name))
+    remote.attempt(
+        item.url,
+        "read it",
+        lambda: _copy(lambda temporary: filesystem.get_file(path, str(temporary)), target / item.name),
+    )
 
 
 def _copy(copy: Callable[[Path], Any], target: Path) -> None:

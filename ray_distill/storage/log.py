@@ -84,7 +84,8 @@ class CommitLog:
         if length > self.length:
             raise CorruptStore(
                 f"{files.join(self.root, 'log')}: found {self.length} records, expected at least {length}; "
-                "restore the missing records")
+                "restore the missing records"
+            )
         at = length * DIGEST_BYTES
         return "sha256:" + self._chain[at : at + DIGEST_BYTES].hex()
 

@@ -26,8 +26,11 @@ BACKOFF_SECONDS = (0.2, 0.6, 1.8)
 REQUEST_TRIES = 4
 #: Seconds until a connection stands, and between two pieces of an answer. A store that answers nothing at all is given
 #: up after 4 operations × 4 requests × these: 8 minutes. fsspec's own settings go first (``FSSPEC_S3`` and its files).
-S3_CLIENT = {"connect_timeout": 10, "read_timeout": 30,
-             "retries": {"mode": "standard", "total_max_attempts": REQUEST_TRIES}}
+S3_CLIENT = {
+    "connect_timeout": 10,
+    "read_timeout": 30,
+    "retries": {"mode": "standard", "total_max_attempts": REQUEST_TRIES},
+}
 
 #: Bytes fetched at once when a file is read in pieces.
 READ_AHEAD = 2**20
@@ -35,16 +38,24 @@ READ_AHEAD = 2**20
 _S3 = ("s3", "s3a")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NO_CREDENTIALS = (
-    "NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "ClientAuthenticationError")
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "DefaultCredentialsError",
+    "ClientAuthenticationError",
+)
 _FINAL = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 
 #: Bases of the errors that client libraries raise beside OSError, looked up only where the library is loaded.
 _CLIENT_ERRORS = (
-    ("botocore.exceptions", "BotoCoreError"), ("botocore.exceptions", "ClientError"), ("aiohttp", "ClientError"),
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+    ("aiohttp", "ClientError"),
     ("botocore.parsers", "ResponseParserError"),
-    ("gcsfs.retry", "HttpError"), ("google.auth.exceptions", "GoogleAuthError"),
-    ("azure.core.exceptions", "AzureError"))
+    ("gcsfs.retry", "HttpError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+    ("azure.core.exceptions", "AzureError"),
+)
 
 
 def protocol(url: str) -> str:

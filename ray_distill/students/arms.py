@@ -29,7 +29,9 @@ ARMS: Mapping[str, Arm] = {
         Arm(name="student"),
         Arm(name="baseline_hard_labels", losses={"hard": LossConfig()}),
         Arm(name="baseline_teacher_hard_labels", losses={"teacher_hard": LossConfig()}),
-        Arm(name="ceiling_true_labels", losses={"hard": LossConfig()}, ceiling=True))}
+        Arm(name="ceiling_true_labels", losses={"hard": LossConfig()}, ceiling=True),
+    )
+}
 
 
 def arm_by_name(name: str) -> Arm:
@@ -58,5 +60,6 @@ def arm_rows(name: str, losses: Mapping[str, LossConfig], data: Examples) -> Ind
     if len(rows) == 0:
         raise TrainingError(
             f"the arm {name} has no rows: of {data.rows}, {int(data.labelled.sum())} have true labels and the "
-            f"teacher may teach {int(data.distil.sum())}, and its losses are {', '.join(losses)}; leave the arm out")
+            f"teacher may teach {int(data.distil.sum())}, and its losses are {', '.join(losses)}; leave the arm out"
+        )
     return rows

@@ -20,8 +20,16 @@ from ray_distill.students.telemetry.reporter import Told
 
 
 def export_arm(
-    output: str, arm: str, model: Model, best: Best, *, labels: LabelSetRef, facts: Mapping[str, Any],
-    plan: Mapping[str, Any], ranks: Ranks, lately: Told,
+    output: str,
+    arm: str,
+    model: Model,
+    best: Best,
+    *,
+    labels: LabelSetRef,
+    facts: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    ranks: Ranks,
+    lately: Told,
 ) -> StudentRef:
     """Write ``<output>/<arm>/`` from the best weights, then the marker ``<output>/<arm>.json``.
 
@@ -62,13 +70,20 @@ def marker_url(output: str, arm: str) -> str:
 def model_card(arm: str, model: Model, best: Best, facts: Mapping[str, Any]) -> str:
     """The card's Markdown: what was made, from what, how, and how well it did on validation."""
     lines = [
-        "---", "library_name: transformers", "tags: [ray-distill, distillation]", "---", "",
-        f"# {facts['campaign']}: {arm}", "",
-        f"A {facts['task']} model {_answers(model)}, trained by ray-distill from the stored labels of a teacher."
-        if arm == "student" else
-        f"A {facts['task']} model {_answers(model)}, trained by ray-distill for comparison with the distilled student.",
+        "---",
+        "library_name: transformers",
+        "tags: [ray-distill, distillation]",
+        "---",
         "",
-        "| | |", "|---|---|"]
+        f"# {facts['campaign']}: {arm}",
+        "",
+        f"A {facts['task']} model {_answers(model)}, trained by ray-distill from the stored labels of a teacher."
+        if arm == "student"
+        else f"A {facts['task']} model {_answers(model)}, trained by ray-distill for comparison with the distilled student.",
+        "",
+        "| | |",
+        "|---|---|",
+    ]
     lines += [f"| {name.replace('_', ' ')} | {_shown(value)} |" for name, value in facts.items()]
     lines += [f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in best.score.metrics.items()]
     lines += [f"| model: {name.replace('_', ' ')} | {_shown(value)} |" for name, value in model.describe.items()]
@@ -77,17 +92,29 @@ def model_card(arm: str, model: Model, best: Best, facts: Mapping[str, Any]) -> 
 
 
 def _write(
-    output: str, arm: str, model: Model, best: Best, labels: LabelSetRef, facts: Mapping[str, Any],
-    plan: Mapping[str, Any], lately: Told,
+    output: str,
+    arm: str,
+    model: Model,
+    best: Best,
+    labels: LabelSetRef,
+    facts: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    lately: Told,
 ) -> StudentRef:
     module = copy.deepcopy(model.module)
     module.load_state_dict(best.weights)
-    metadata = {**facts, "arm": arm, "validation": best.score.metrics, "best_step": best.step,
-                "labels": labels.to_dict()}
+    metadata = {
+        **facts,
+        "arm": arm,
+        "validation": best.score.metrics,
+        "best_step": best.step,
+        "labels": labels.to_dict(),
+    }
     url = files.join(output, arm)
     with TemporaryDirectory(prefix="ray-distill-export-") as local:
         digest = save_model(
-            replace(model, module=module), Path(local), card=model_card(arm, model, best, facts), metadata=metadata)
+            replace(model, module=module), Path(local), card=model_card(arm, model, best, facts), metadata=metadata
+        )
         files.delete(url)
         files.upload_folder(Path(local), url)
     ref = StudentRef(url=url, fingerprint=digest, arm=arm, labels=labels)

@@ -18,39 +18,56 @@ from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign, LossConfig, parse_config
 from ray_distill.errors import ConfigError
 from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.models.students.build_classifier import build_student
 from ray_distill.models.core.model import Model
+from ray_distill.models.students.build_classifier import build_student
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
 from ray_distill.students.arms import Arm, arm_by_name, arm_rows
-from ray_distill.students.data.examples import Examples, TrainingSet, build_set
-from ray_distill.students.modules.student_module import Bundle, build_bundle, make_projections
 from ray_distill.students.checkpoints.store import prune
+from ray_distill.students.data.examples import Examples, TrainingSet, build_set
 from ray_distill.students.data.open_data import open_data
-from ray_distill.students.engines.engine import check_compiler, checkpoint_activations, compile_module
-from ray_distill.students.engines.build import build_engine
-from ray_distill.students.export import export_arm, exported_arm, marker_url
-from ray_distill.students.loop.train_loop import Trial, checkpoints_url, run_trial
-from ray_distill.students.objective.loss_settings import plain_settings, temperatures_of
-from ray_distill.students.objective.validate_losses import (check_losses, check_retained_mass, labels_of, layers_wanted, pairs_of, scales_of)
-from ray_distill.students.telemetry.memory_report import Sizes, memory_explained
-from ray_distill.students.order.micro_batches import Budget
-from ray_distill.students.loop.best_result import Best, load_outcome, save_outcome
-from ray_distill.students.process_group import Ranks, current_ranks
-from ray_distill.students.telemetry.reporter import Remembering, Reporter
-from ray_distill.students.data.resampling import Shares, resampled
-from ray_distill.students.order.cursor import Index, steps_per_epoch
 from ray_distill.students.data.open_sources import open_labels, open_sources
-from ray_distill.students.objective.weighted_losses import build_terms, group_of
-from ray_distill.students.modules.token_student_module import TokenBundle
+from ray_distill.students.data.resampling import Shares, resampled
+from ray_distill.students.engines.build import build_engine
+from ray_distill.students.engines.engine import check_compiler, checkpoint_activations, compile_module
+from ray_distill.students.export import export_arm, exported_arm, marker_url
+from ray_distill.students.loop.best_result import Best, load_outcome, save_outcome
+from ray_distill.students.loop.train_loop import Trial, checkpoints_url, run_trial
 from ray_distill.students.loop.validation import Judge, choose_judge
+from ray_distill.students.modules.student_module import Bundle, build_bundle, make_projections
+from ray_distill.students.modules.token_student_module import TokenBundle
+from ray_distill.students.objective.loss_settings import plain_settings, temperatures_of
+from ray_distill.students.objective.validate_losses import (
+    check_losses,
+    check_retained_mass,
+    labels_of,
+    layers_wanted,
+    pairs_of,
+    scales_of,
+)
+from ray_distill.students.objective.weighted_losses import build_terms, group_of
+from ray_distill.students.order.cursor import Index, steps_per_epoch
+from ray_distill.students.order.micro_batches import Budget
+from ray_distill.students.process_group import Ranks, current_ranks
+from ray_distill.students.telemetry.memory_report import Sizes, memory_explained
+from ray_distill.students.telemetry.reporter import Remembering, Reporter
 from ray_distill.tasks.catalogue import TASKS
 
 log = logging.getLogger(__name__)
 
 #: Training settings that decide the result of an arm, whatever it runs on.
-_DECIDING = ("epochs", "global_batch", "learning_rate", "weight_decay", "warmup", "schedule", "clip", "precision",
-             "deepspeed", "evaluate_every")
+_DECIDING = (
+    "epochs",
+    "global_batch",
+    "learning_rate",
+    "weight_decay",
+    "warmup",
+    "schedule",
+    "clip",
+    "precision",
+    "deepspeed",
+    "evaluate_every",
+)
 #: Such settings that came later: they are part of a plan where they are set, so that older plans stay what they are.
 _OPTIONAL = ("ema", "patience", "sampling", "shuffle_units")
 
@@ -138,10 +155,27 @@ def arm_plan(job: TrainingJob, config: Campaign, arm: Arm) -> dict[str, Any]:
     losses = {name: plain_settings(name, loss) for name, loss in _losses(config, arm).items()}
     ceiling = job.ceiling.fingerprint if arm.ceiling and job.ceiling is not None else None
     mixture = config.student.mixture
-    mixed = {} if mixture is None else {"mixture": {
-        "how": mixture.how, "weights": list(mixture.weights), "labels": [ref.fingerprint for ref in job.others]}}
-    return {"labels": job.labels.fingerprint, "arm": arm.name, "seed": job.seed, "ceiling": ceiling, "losses": losses,
-            "model": config.student.model.model_dump(mode="json", by_alias=True), **training, **mixed}
+    mixed = (
+        {}
+        if mixture is None
+        else {
+            "mixture": {
+                "how": mixture.how,
+                "weights": list(mixture.weights),
+                "labels": [ref.fingerprint for ref in job.others],
+            }
+        }
+    )
+    return {
+        "labels": job.labels.fingerprint,
+        "arm": arm.name,
+        "seed": job.seed,
+        "ceiling": ceiling,
+        "losses": losses,
+        "model": config.student.model.model_dump(mode="json", by_alias=True),
+        **training,
+        **mixed,
+    }
 
 
 def _losses(config: Campaign, arm: Arm) -> Mapping[str, LossConfig]:
@@ -166,8 +200,12 @@ def _open(job: TrainingJob, config: Campaign, ranks: Ranks) -> Workshop:
     labelled = open_labels(config, (job.labels, *job.others))
     snapshot, manifest = labelled[0][0], labelled[0][1].manifest
     model = build_student(
-        config.student.model, task=config.task, classes=tuple(manifest.classes), teacher=config.labels.teacher,
-        seed=job.seed)
+        config.student.model,
+        task=config.task,
+        classes=tuple(manifest.classes),
+        teacher=config.labels.teacher,
+        seed=job.seed,
+    )
     losses, training = config.student.losses, config.student.training
     wrong = [*check_losses(losses, labels_of(manifest), training), *check_compiler(training)]
     if wrong:
@@ -175,7 +213,8 @@ def _open(job: TrainingJob, config: Campaign, ranks: Ranks) -> Workshop:
     pairs = pairs_of(losses, manifest.hidden_layers, model)
     layers = tuple(sorted({theirs for own in pairs.values() for theirs in own.values()}))
     data = open_data(
-        open_sources(config, labelled, model, layers=layers, teacher_rows_url=job.teacher_rows_url), training, ranks)
+        open_sources(config, labelled, model, layers=layers, teacher_rows_url=job.teacher_rows_url), training, ranks
+    )
     train, mixture = data.train, config.student.mixture
     rows = arm_rows("student", losses, train)
     ceiling = _ceiling(job, config, snapshot, model)
@@ -184,11 +223,21 @@ def _open(job: TrainingJob, config: Campaign, ranks: Ranks) -> Workshop:
     for temperature in temperatures_of(losses, manifest.temperatures):
         check_retained_mass(train, rows, temperature)
     return Workshop(
-        job=job, config=config, ranks=ranks, model=model, manifest=manifest, train=train, units=data.units,
-        shares=None if mixture is None or mixture.how == "average" else Shares(
-            starts=data.sources, weights=mixture.weights),
-        ceiling=ceiling, judge=choose_judge(data.validation), pairs=pairs,
-        steps=math.ceil(training.epochs * steps_per_epoch(len(rows), training.global_batch)))
+        job=job,
+        config=config,
+        ranks=ranks,
+        model=model,
+        manifest=manifest,
+        train=train,
+        units=data.units,
+        shares=None
+        if mixture is None or mixture.how == "average"
+        else Shares(starts=data.sources, weights=mixture.weights),
+        ceiling=ceiling,
+        judge=choose_judge(data.validation),
+        pairs=pairs,
+        steps=math.ceil(training.epochs * steps_per_epoch(len(rows), training.global_batch)),
+    )
 
 
 def _ceiling(job: TrainingJob, config: Campaign, snapshot: Snapshot, model: Model) -> TrainingSet | None:
@@ -205,8 +254,15 @@ def _ceiling(job: TrainingJob, config: Campaign, snapshot: Snapshot, model: Mode
         held_out = snapshot.read(split, ["row_id"])["row_id"].combine_chunks()
         table = table.filter(pc.invert(pc.is_in(table["row_id"], value_set=held_out)))
     return build_set(
-        table, task=task, processor=model.processor, student_classes=model.classes, store_classes=(),
-        snapshot_classes=source.classes, labels=None, name="ceiling")
+        table,
+        task=task,
+        processor=model.processor,
+        student_classes=model.classes,
+        store_classes=(),
+        snapshot_classes=source.classes,
+        labels=None,
+        name="ceiling",
+    )
 
 
 def _run_arm(workshop: Workshop, arm: Arm, reporter: Remembering) -> StudentRef:
@@ -216,9 +272,16 @@ def _run_arm(workshop: Workshop, arm: Arm, reporter: Remembering) -> StudentRef:
     best = min(range(len(trials)), key=lambda i: outcomes[i].score.value)
     log.info("%s: learning rate %g is kept, %s", arm.name, trials[best].rate, outcomes[best].score.metrics)
     ref = export_arm(
-        workshop.job.output, arm.name, workshop.model, outcomes[best], labels=workshop.job.labels,
-        facts=_facts(workshop, arm, trials[best]), plan=arm_plan(workshop.job, workshop.config, arm),
-        ranks=workshop.ranks, lately=reporter.lately)
+        workshop.job.output,
+        arm.name,
+        workshop.model,
+        outcomes[best],
+        labels=workshop.job.labels,
+        facts=_facts(workshop, arm, trials[best]),
+        plan=arm_plan(workshop.job, workshop.config, arm),
+        ranks=workshop.ranks,
+        lately=reporter.lately,
+    )
     if workshop.ranks.first and workshop.config.student.training.checkpoints.best == 0:
         files.delete(_work_url(workshop.job, arm.name))
     workshop.ranks.barrier()
@@ -233,18 +296,29 @@ def _trials(workshop: Workshop, arm: Arm) -> list[Trial]:
     if not (arm.ceiling and training.sampling is not None and training.sampling.by == "entropy"):  # it has no teacher
         rows = resampled(rows, data, training.sampling, workshop.job.seed, None if arm.ceiling else workshop.shares)
     declared = workshop.manifest.temperatures
-    terms = build_terms(losses, steps=workshop.steps, temperatures=declared, layers=workshop.pairs,
-                        scales=scales_of(data))
+    terms = build_terms(
+        losses, steps=workshop.steps, temperatures=declared, layers=workshop.pairs, scales=scales_of(data)
+    )
     Budget.of(training, group_of(terms)).check(data.lengths)
     plan = {**arm_plan(workshop.job, workshop.config, arm), "steps": workshop.steps, "rows": len(rows)}
     several = len(training.learning_rate) > 1
     return [
         Trial(
-            name=f"{arm.name}/rate-{rate:g}" if several else arm.name, data=data, rows=rows, terms=terms,
-            url=files.join(_work_url(workshop.job, arm.name), f"trial-{number}"), judge=workshop.judge,
-            training=training, rate=rate, steps=workshop.steps, seed=workshop.job.seed, plan={**plan, "rate": rate},
-            units=None if arm.ceiling else workshop.units)
-        for number, rate in enumerate(training.learning_rate)]
+            name=f"{arm.name}/rate-{rate:g}" if several else arm.name,
+            data=data,
+            rows=rows,
+            terms=terms,
+            url=files.join(_work_url(workshop.job, arm.name), f"trial-{number}"),
+            judge=workshop.judge,
+            training=training,
+            rate=rate,
+            steps=workshop.steps,
+            seed=workshop.job.seed,
+            plan={**plan, "rate": rate},
+            units=None if arm.ceiling else workshop.units,
+        )
+        for number, rate in enumerate(training.learning_rate)
+    ]
 
 
 def _finish_trial(workshop: Workshop, arm: Arm, trial: Trial, reporter: Remembering) -> Best:
@@ -267,14 +341,19 @@ def _finish_trial(workshop: Workshop, arm: Arm, trial: Trial, reporter: Remember
         bundle = TokenBundle(module, projections, plain)
     else:
         bundle = build_bundle(
-            workshop.model, module, layers=pairs, widths=widths, pool=workshop.manifest.pool, seed=trial.seed,
-            plain=plain)
+            workshop.model,
+            module,
+            layers=pairs,
+            widths=widths,
+            pool=workshop.manifest.pool,
+            seed=trial.seed,
+            plain=plain,
+        )
     if training.compile is not None:
         compile_module(bundle.computing, training.compile)
     least = trial.budget.least(trial.data.lengths)
     with memory_explained(trial.name, Sizes.of(bundle), training, ranks.world, least=least):
-        engine = build_engine(
-            bundle, training, ranks, passes=trial.budget.passes(training.global_batch, ranks.world))
+        engine = build_engine(bundle, training, ranks, passes=trial.budget.passes(training.global_batch, ranks.world))
         try:
             best = run_trial(trial, engine, ranks, reporter, resume=workshop.job.resume)
         finally:
@@ -291,10 +370,20 @@ def _facts(workshop: Workshop, arm: Arm, trial: Trial) -> dict[str, Any]:
     losses = {name: loss.model_dump(mode="json", exclude_defaults=True) for name, loss in _losses(config, arm).items()}
     mixture = config.student.mixture
     return {
-        "campaign": config.campaign, "task": config.task, "teacher": str(teacher.get("model", "")),
-        "teacher_fingerprint": str(teacher["fingerprint"]), "snapshot_fingerprint": labels.snapshot.fingerprint,
-        "labels_fingerprint": labels.fingerprint, "config_fingerprint": config.fingerprint, "seed": trial.seed,
-        "losses": losses, "training_rows": len(trial.rows), "steps": trial.steps,
-        "global_batch": trial.training.global_batch, "learning_rate": trial.rate, "precision": trial.training.precision,
+        "campaign": config.campaign,
+        "task": config.task,
+        "teacher": str(teacher.get("model", "")),
+        "teacher_fingerprint": str(teacher["fingerprint"]),
+        "snapshot_fingerprint": labels.snapshot.fingerprint,
+        "labels_fingerprint": labels.fingerprint,
+        "config_fingerprint": config.fingerprint,
+        "seed": trial.seed,
+        "losses": losses,
+        "training_rows": len(trial.rows),
+        "steps": trial.steps,
+        "global_batch": trial.training.global_batch,
+        "learning_rate": trial.rate,
+        "precision": trial.training.precision,
         **({"ema": trial.training.ema} if trial.training.ema else {}),
-        **({"mixture": mixture.model_dump(mode="json")} if mixture is not None else {})}
+        **({"mixture": mixture.model_dump(mode="json")} if mixture is not None else {}),
+    }

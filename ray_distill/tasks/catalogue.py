@@ -13,16 +13,10 @@ from ray_distill.tasks.text_classification import TextClassification
 T = TypeVar("T")
 
 #: Those whose models choose among named classes.
-TASKS: Mapping[str, Task] = {
-    "text_classification": TextClassification(),
-    "image_classification": ImageClassification(),
-}
+TASKS: Mapping[str, Task] = {"text_classification": TextClassification(), "image_classification": ImageClassification()}
 
 #: Those whose models answer at tokens.
-TOKEN_TASKS: Mapping[str, TokenTask] = {
-    "causal_lm": CausalLM(),
-    "seq2seq": Seq2Seq(),
-}
+TOKEN_TASKS: Mapping[str, TokenTask] = {"causal_lm": CausalLM(), "seq2seq": Seq2Seq()}
 
 #: All of them.
 LABEL_TASKS: Mapping[str, LabelTask] = {**TASKS, **TOKEN_TASKS}

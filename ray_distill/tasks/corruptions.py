@@ -23,7 +23,8 @@ def corrupt_column(
     ids, values = rows.column("row_id").to_pylist(), rows.column(column).to_pylist()
     changed = [
         None if value is None else change(value, severity, np.random.default_rng([seed, int.from_bytes(row_id, "big")]))
-        for row_id, value in zip(ids, values, strict=True)]
+        for row_id, value in zip(ids, values, strict=True)
+    ]
     position = rows.schema.get_field_index(column)
     field = rows.schema.field(position)
     return rows.set_column(position, field, pa.array(changed, field.type))

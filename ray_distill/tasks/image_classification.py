@@ -32,8 +32,9 @@ class ImageClassification:
 
     def collate(self, encoded: Encoded, index: npt.NDArray[np.int64]) -> Batch:
         """``pixel_values`` float32 ``[B, C, H, W]``."""
-        return {name: torch.from_numpy(feature.values[feature.offsets[index]])
-                for name, feature in encoded.features.items()}
+        return {
+            name: torch.from_numpy(feature.values[feature.offsets[index]]) for name, feature in encoded.features.items()
+        }
 
     def positions(self, encoded: Encoded) -> None:
         """A row has one answer."""

@@ -28,8 +28,9 @@ def decode_image(data: bytes) -> npt.NDArray[np.uint8]:
         raise Unusable(f"undecodable image: {type(error).__name__}: {error}") from error
     height, width = pixels.shape[:2]
     if max(height, width) > _LONGEST_RATIO * min(height, width):
-        raise Unusable(f"image of {width}×{height} pixels is a strip: no side may be over "
-                       f"{_LONGEST_RATIO} times the other")
+        raise Unusable(
+            f"image of {width}×{height} pixels is a strip: no side may be over {_LONGEST_RATIO} times the other"
+        )
     return pixels
 
 

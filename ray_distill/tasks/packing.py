@@ -64,8 +64,10 @@ def collate_packed(encoded: Encoded, index: Index, capacity: int) -> tuple[Batch
     positions = (np.arange(longest) - used[:, None]).reshape(-1)
     positions[target] = within
     shape = (len(rows), longest)
-    return {"input_ids": torch.from_numpy(input_ids.reshape(shape)),
-            "position_ids": torch.from_numpy(positions.reshape(shape))}, place
+    return {
+        "input_ids": torch.from_numpy(input_ids.reshape(shape)),
+        "position_ids": torch.from_numpy(positions.reshape(shape)),
+    }, place
 
 
 def _first_fit(lengths: Index, capacity: int) -> Index:

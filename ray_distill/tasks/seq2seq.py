@@ -32,6 +32,7 @@ class Pairs(Protocol):
 
 def _on_source(change: Change) -> Change:
     """A change of texts, as one of the sources of pairs: what is to be written of them stays."""
+
     def changed(text: str, severity: int, generator: np.random.Generator) -> str:
         source, target = read_pair(text)
         return pair_text(change(source, severity, generator), target)
@@ -40,7 +41,8 @@ def _on_source(change: Change) -> Change:
 
 
 SOURCE_CORRUPTIONS: Mapping[str, Corruption] = {
-    name: on_rows(_on_source(change)) for name, change in TEXT_CHANGES.items()}
+    name: on_rows(_on_source(change)) for name, change in TEXT_CHANGES.items()
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +61,10 @@ class Seq2Seq:
             ModelError: the processor knows no pairs.
         """
         if not isinstance(processor, Pairs):
-            raise ModelError(f"a {type(processor).__name__} cannot encode a source with its target: wrap the tokenizer "
-                             "with ray_distill.models.text.seq2seq_processor.pair_processor")
+            raise ModelError(
+                f"a {type(processor).__name__} cannot encode a source with its target: wrap the tokenizer "
+                "with ray_distill.models.text.seq2seq_processor.pair_processor"
+            )
         pairs, row_ids, rejected = sift(rows, self.input_column, _read_pair)
         features, reasons = processor.pairs([source for source, _ in pairs], [target for _, target in pairs])
         apart = tuple(Rejected(row_id=row_ids[row].as_py(), reason=reasons[row]) for row in sorted(reasons))
@@ -71,8 +75,11 @@ class Seq2Seq:
     def collate(self, encoded: Encoded, index: npt.NDArray[np.int64]) -> Batch:
         """Token ids int64 of sources ``[B, S]`` and decoder ``[B, L]``, padded at the end, and the masks of both."""
         batch = {name: pad_sequences(feature, index) for name, feature in encoded.features.items() if name != TARGET}
-        return {**batch, "attention_mask": real_tokens(encoded.features["input_ids"], index),
-                "decoder_attention_mask": real_tokens(encoded.features[DECODER], index)}
+        return {
+            **batch,
+            "attention_mask": real_tokens(encoded.features["input_ids"], index),
+            "decoder_attention_mask": real_tokens(encoded.features[DECODER], index),
+        }
 
     def positions(self, encoded: Encoded) -> Ragged:
         """Every token of the decoder: at p it predicts the target's token p, the first from its start token."""

@@ -21,7 +21,8 @@ def _neighbours() -> dict[str, str]:
     place = {key: (line, column + line / 2) for line, keys in enumerate(_ROWS) for column, key in enumerate(keys)}
     return {
         key: "".join(other for other, at in place.items() if other != key and _distance(at, here) <= 1.5)
-        for key, here in place.items()}
+        for key, here in place.items()
+    }
 
 
 def _distance(a: tuple[int, float], b: tuple[int, float]) -> float:
@@ -82,6 +83,7 @@ def _mistype(text: str, position: int, generator: np.random.Generator) -> tuple[
 
 def on_rows(change: Change) -> Corruption:
     """A change of texts, as one of rows with a column ``text``."""
+
     def corrupt(rows: pa.Table, severity: int, generator: np.random.Generator) -> pa.Table:
         return corrupt_column(rows, "text", change, severity, generator)
 
@@ -91,5 +93,4 @@ def on_rows(change: Change) -> Corruption:
 #: (text, severity 1..3, generator) -> corrupted text, by name.
 TEXT_CHANGES: Mapping[str, Change] = {"typos": typos, "case": case, "dropout": dropout}
 
-TEXT_CORRUPTIONS: Mapping[str, Corruption] = {
-    name: on_rows(change) for name, change in TEXT_CHANGES.items()}
+TEXT_CORRUPTIONS: Mapping[str, Corruption] = {name: on_rows(change) for name, change in TEXT_CHANGES.items()}

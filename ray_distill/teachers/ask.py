@@ -12,10 +12,12 @@ def resolve_layers(layers: tuple[int, ...], count: int) -> tuple[int, ...]:
     wrong = [layer for layer in layers if not -count <= layer < count]
     if wrong:
         raise TeacherRefused(
-            f"labels.hidden.layers asks for layer {wrong[0]}, but the teacher has {count} hidden states: " + (
-                f"0 (the embeddings) to {count - 1}, or -1 to {-count} from the end" if count else "it shows none"))
+            f"labels.hidden.layers asks for layer {wrong[0]}, but the teacher has {count} hidden states: "
+            + (f"0 (the embeddings) to {count - 1}, or -1 to {-count} from the end" if count else "it shows none")
+        )
     found = tuple(layer % count for layer in layers)
     if len(set(found)) != len(found):
         raise TeacherRefused(
-            f"labels.hidden.layers {list(layers)} names a layer twice: of {count} they are {list(found)}")
+            f"labels.hidden.layers {list(layers)} names a layer twice: of {count} they are {list(found)}"
+        )
     return found

@@ -21,10 +21,10 @@ from ray_distill.errors import ModelError
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.validity import Rejects
 from ray_distill.models.core.forward import without_cache
-from ray_distill.models.text.lm_processor import IntArray
-from ray_distill.models.io.load import load_model
 from ray_distill.models.core.model import Model
+from ray_distill.models.io.load import load_model
 from ray_distill.models.text.generation import Voice, voice_of
+from ray_distill.models.text.lm_processor import IntArray
 from ray_distill.sequences.attempts import SCHEMA, rejected_table
 from ray_distill.teachers.draw import independent, pick
 
@@ -71,8 +71,11 @@ class Author:
         tokens, reasons = self.voice.prompts(texts, self.settings.new_tokens)
         kept = [row for row in range(len(texts)) if row not in reasons]
         return Prompts(
-            row_ids=ids[kept], texts=tuple(texts[row] for row in kept), tokens=tuple(tokens[row] for row in kept),
-            rejected=[(bytes(rows["row_id"][row].as_py()), reason) for row, reason in sorted(reasons.items())])
+            row_ids=ids[kept],
+            texts=tuple(texts[row] for row in kept),
+            tokens=tuple(tokens[row] for row in kept),
+            rejected=[(bytes(rows["row_id"][row].as_py()), reason) for row, reason in sorted(reasons.items())],
+        )
 
     def write(self, prompts: Prompts, index: Rows) -> pa.Table:
         """All candidates of some prompts, written as one batch: `attempts.SCHEMA`.
@@ -81,29 +84,38 @@ class Author:
         """
         chosen = [prompts.tokens[row] for row in index]
         with torch.inference_mode():
-            tokens, logp = self._beams(chosen) if self.settings.method == "beam" else self._tokens(
-                chosen, prompts.row_ids[index])
+            tokens, logp = (
+                self._beams(chosen) if self.settings.method == "beam" else self._tokens(chosen, prompts.row_ids[index])
+            )
         parts = []
         for place, row in enumerate(index):
             own = slice(place * self.settings.candidates, (place + 1) * self.settings.candidates)
             parts.append(self._table(prompts, int(row), tokens[own], logp[own]))
         return pa.concat_tables(parts)
 
-    def _table(
-        self, prompts: Prompts, row: int, tokens: Sequence[IntArray], logp: Sequence[float]
-    ) -> pa.Table:
+    def _table(self, prompts: Prompts, row: int, tokens: Sequence[IntArray], logp: Sequence[float]) -> pa.Table:
         row_id, prompt = rowids.to_arrow(prompts.row_ids[row : row + 1])[0].as_py(), prompts.tokens[row]
         if not np.isfinite(logp).all():
             return rejected_table([(row_id, "distribution is NaN or infinite")])
         ended = [bool(len(one)) and int(one[-1]) in self.stops for one in tokens]
         said = [one[:-1] if over else one for one, over in zip(tokens, ended, strict=True)]
         texts = [self.voice.text(prompt, one) for one in said]
-        same = [self.voice.reads_back(prompts.texts[row], text, prompt, one)
-                for text, one in zip(texts, said, strict=True)]
-        return pa.table({
-            "row_id": [row_id] * len(tokens), "candidate": range(len(tokens)), "text": texts,
-            "tokens": [len(one) for one in tokens], "log_probability": list(logp), "ended": ended,
-            "same_tokens": same, "reason": [None] * len(tokens)}, schema=SCHEMA)
+        same = [
+            self.voice.reads_back(prompts.texts[row], text, prompt, one) for text, one in zip(texts, said, strict=True)
+        ]
+        return pa.table(
+            {
+                "row_id": [row_id] * len(tokens),
+                "candidate": range(len(tokens)),
+                "text": texts,
+                "tokens": [len(one) for one in tokens],
+                "log_probability": list(logp),
+                "ended": ended,
+                "same_tokens": same,
+                "reason": [None] * len(tokens),
+            },
+            schema=SCHEMA,
+        )
 
     def _tokens(self, prompts: Sequence[IntArray], ids: rowids.RowIds) -> tuple[list[IntArray], list[float]]:
         """One token after the other; each prompt's candidates stand behind one another."""
@@ -127,9 +139,14 @@ class Author:
         return drawn
 
     def _beams(self, prompts: Sequence[IntArray]) -> tuple[list[IntArray], list[float]]:
-        found = self._generate(prompts, _Known(self.voice), num_beams=self.settings.beams, early_stopping=False,
-                               num_return_sequences=self.settings.candidates,
-                               length_penalty=self.settings.length_penalty)
+        found = self._generate(
+            prompts,
+            _Known(self.voice),
+            num_beams=self.settings.beams,
+            early_stopping=False,
+            num_return_sequences=self.settings.candidates,
+            length_penalty=self.settings.length_penalty,
+        )
         tokens = [_until(row, self.stops) for row in found]
         before = [prompt for prompt in prompts for _ in range(self.settings.candidates)]
         return tokens, [self._log_probability(one, two) for one, two in zip(before, tokens, strict=True)]
@@ -148,10 +165,16 @@ class Author:
         """Tokens written for each prompt, padded at the end."""
         inputs = self._inputs(prompts)
         config = GenerationConfig(
-            max_new_tokens=self.settings.new_tokens, do_sample=False, eos_token_id=list(self.stops) or None,
-            pad_token_id=self.voice.pad, **self.voice.options, **options)
+            max_new_tokens=self.settings.new_tokens,
+            do_sample=False,
+            eos_token_id=list(self.stops) or None,
+            pad_token_id=self.voice.pad,
+            **self.voice.options,
+            **options,
+        )
         found = cast(Any, self.model.module).generate(
-            **inputs, generation_config=config, logits_processor=LogitsProcessorList([step]))
+            **inputs, generation_config=config, logits_processor=LogitsProcessorList([step])
+        )
         return list(found[:, inputs[self.voice.grows].shape[1] :].cpu().numpy().astype(np.int32))
 
     def _inputs(self, prompts: Sequence[IntArray]) -> dict[str, Tensor]:
@@ -177,8 +200,10 @@ def open_author(config: TeacherConfig, settings: SequencesConfig, *, task: str, 
     voice = voice_of(module, model.processor)
     if voice is None or not _generates(module):
         found = f"a {type(module).__name__} with a {type(model.processor).__name__}"
-        raise ModelError(f"{model.url} cannot write: found {found}, expected a language model or an encoder-decoder of "
-                         "transformers with a tokenizer (leave sequences out to label the source's own texts)")
+        raise ModelError(
+            f"{model.url} cannot write: found {found}, expected a language model or an encoder-decoder of "
+            "transformers with a tokenizer (leave sequences out to label the source's own texts)"
+        )
     voice.require_room(settings.new_tokens, model.url)
     module.generation_config = cast(Any, GenerationConfig())
     return Author(model=model, voice=voice, settings=settings, seed=seed)

@@ -109,32 +109,48 @@ def reduce_logits(
     _check(ask, rows, row_ids)
     step = max(1, min(_SLICE, _CPU_SLICE if logits_NV.device.type == "cpu" else _SLICE) // classes)
     room = _Room.of(min(step, positions), logits_NV)
-    ids_P = None if row_ids is None or ask.estimator not in DRAWN else np.repeat(
-        rowids.to_numpy(row_ids), np.diff(places.row_offsets))
-    parts = [_reduce(_soften(logits_NV, places, at, at + step, room), ask, _seeds(ids_P, places, at, at + step))
-             for at in range(0, max(positions, 1), step)]
+    ids_P = (
+        None
+        if row_ids is None or ask.estimator not in DRAWN
+        else np.repeat(rowids.to_numpy(row_ids), np.diff(places.row_offsets))
+    )
+    parts = [
+        _reduce(_soften(logits_NV, places, at, at + step, room), ask, _seeds(ids_P, places, at, at + step))
+        for at in range(0, max(positions, 1), step)
+    ]
     entry_offsets = np.zeros(positions + 1, np.int64)
     np.cumsum(_host([part.length_n for part in parts]), out=entry_offsets[1:])
     return Distributions(
-        classes=classes, temperatures=ask.temperatures, row_offsets=places.row_offsets,
-        position=places.position, entry_offsets=entry_offsets,
-        ids=_host([part.ids_E for part in parts]), logp=_host([part.logp_E for part in parts]),
-        log_tail=_host([part.tail_nT for part in parts]), entropy=_host([part.entropy_n for part in parts]),
-        draws=None if ask.estimator not in DRAWN else Draws(
-            number=ask.draws, exponent=ask.exponent, count=_host([part.count_E for part in parts]),
-            log_normaliser=_host([part.log_normaliser_n for part in parts])))
+        classes=classes,
+        temperatures=ask.temperatures,
+        row_offsets=places.row_offsets,
+        position=places.position,
+        entry_offsets=entry_offsets,
+        ids=_host([part.ids_E for part in parts]),
+        logp=_host([part.logp_E for part in parts]),
+        log_tail=_host([part.tail_nT for part in parts]),
+        entropy=_host([part.entropy_n for part in parts]),
+        draws=None
+        if ask.estimator not in DRAWN
+        else Draws(
+            number=ask.draws,
+            exponent=ask.exponent,
+            count=_host([part.count_E for part in parts]),
+            log_normaliser=_host([part.log_normaliser_n for part in parts]),
+        ),
+    )
 
 
 def one_a_row(rows: int) -> Places:
     """Where the logits of a classifier stand: row r is answered by logits r, at position 0."""
-    return Places(
-        row_offsets=np.arange(rows + 1, dtype=np.int64), position=np.zeros(rows, np.int32), logits=None)
+    return Places(row_offsets=np.arange(rows + 1, dtype=np.int64), position=np.zeros(rows, np.int32), logits=None)
 
 
 def _soften(logits_NV: Tensor, places: Places, start: int, stop: int, room: _Room) -> _Soft:
     """The softmax of a slice of positions, in the memory of ``room``."""
     s_NV, p_NV, spare_NV = (
-        buffer[: min(stop, len(places.position)) - start] for buffer in (room.s_NV, room.p_NV, room.spare_NV))
+        buffer[: min(stop, len(places.position)) - start] for buffer in (room.s_NV, room.p_NV, room.spare_NV)
+    )
     _copy(logits_NV, None if places.logits is None else places.logits[start:stop], start, s_NV)
     s_NV.sub_(s_NV.amax(-1, keepdim=True))
     torch.softmax(s_NV, -1, out=p_NV)
@@ -161,16 +177,20 @@ def _seeds(ids_P: npt.NDArray[np.bytes_] | None, places: Places, start: int, sto
 def _check(ask: Ask, rows: int, row_ids: pa.Array | None) -> None:
     if ask.estimator not in ("dense", "topk", *DRAWN):
         raise TeacherRefused(
-            f"this teacher cannot give the estimator {ask.estimator!r}: use dense, topk, sampled or hybrid")
+            f"this teacher cannot give the estimator {ask.estimator!r}: use dense, topk, sampled or hybrid"
+        )
     if ask.estimator not in DRAWN:
         return
     if ask.draws < 1 or not ask.exponent >= 0:
-        raise TeacherRefused(f"the estimator {ask.estimator!r} needs at least one draw and an exponent of 0 or more, "
-                             f"found {ask.draws} draws and the exponent {ask.exponent:g}")
+        raise TeacherRefused(
+            f"the estimator {ask.estimator!r} needs at least one draw and an exponent of 0 or more, "
+            f"found {ask.draws} draws and the exponent {ask.exponent:g}"
+        )
     if row_ids is None or len(row_ids) != rows:
         raise TeacherRefused(
             f"the estimator {ask.estimator!r} seeds its draws by row id: {rows} rows of logits came with "
-            f"{'no' if row_ids is None else len(row_ids)} row ids; pass the id of every row")
+            f"{'no' if row_ids is None else len(row_ids)} row ids; pass the id of every row"
+        )
 
 
 def _reduce(soft: _Soft, ask: Ask, seeds: Seeds | None) -> _Part:
@@ -205,10 +225,14 @@ def _all(soft: _Soft, temperatures: int, entropy_N: Tensor) -> _Part:
     rows, classes = soft.s_NV.shape
     ids_NV = torch.arange(classes, dtype=torch.int32, device=entropy_N.device).expand(rows, classes)
     return _Part(
-        length_n=torch.full((rows,), classes, device=entropy_N.device), ids_E=ids_NV.reshape(-1),
-        logp_E=(soft.s_NV - soft.log_total_N.unsqueeze(-1)).reshape(-1), count_E=torch.zeros_like(ids_NV).reshape(-1),
-        tail_nT=entropy_N.new_full((rows, temperatures), -math.inf), entropy_n=entropy_N,
-        log_normaliser_n=torch.full_like(entropy_N, -math.inf))
+        length_n=torch.full((rows,), classes, device=entropy_N.device),
+        ids_E=ids_NV.reshape(-1),
+        logp_E=(soft.s_NV - soft.log_total_N.unsqueeze(-1)).reshape(-1),
+        count_E=torch.zeros_like(ids_NV).reshape(-1),
+        tail_nT=entropy_N.new_full((rows, temperatures), -math.inf),
+        entropy_n=entropy_N,
+        log_normaliser_n=torch.full_like(entropy_N, -math.inf),
+    )
 
 
 def _proposal(soft: _Soft, exponent: float, head_NK: Tensor) -> Tensor:
@@ -232,9 +256,14 @@ def _part(
     run_E = torch.diff(start_E, append=start_E.new_tensor([first_NM.numel()]))
     exact_E = order_NM.reshape(-1)[start_E] < head_NK.shape[1]
     return _Part(
-        length_n=first_NM.sum(-1), ids_E=ids_NM.reshape(-1)[start_E].int(), logp_E=logp_NM.reshape(-1)[start_E],
-        count_E=run_E.masked_fill(exact_E, 0).int(), entropy_n=entropy_N, log_normaliser_n=log_normaliser_N,
-        tail_nT=_log_tails(soft, ids_NM, first_NM, ask.temperatures))
+        length_n=first_NM.sum(-1),
+        ids_E=ids_NM.reshape(-1)[start_E].int(),
+        logp_E=logp_NM.reshape(-1)[start_E],
+        count_E=run_E.masked_fill(exact_E, 0).int(),
+        entropy_n=entropy_N,
+        log_normaliser_n=log_normaliser_N,
+        tail_nT=_log_tails(soft, ids_NM, first_NM, ask.temperatures),
+    )
 
 
 def _log_tails(soft: _Soft, ids_NM: Tensor, first_NM: Tensor, temperatures: tuple[float, ...]) -> Tensor:

@@ -31,28 +31,42 @@ def reduce_states(states_PD: Tensor, head: nn.Linear, ask: Ask, row_ids: pa.Arra
     """
     limit = _LOGITS if states_PD.device.type == "cpu" else _GPU_LOGITS
     step, positions = max(1, limit // head.out_features), len(places.position)
-    parts = [reduce_logits(head(states_PD[at : at + step]), ask, row_ids, _piece(places, at, at + step))
-             for at in range(0, max(positions, 1), step)]
+    parts = [
+        reduce_logits(head(states_PD[at : at + step]), ask, row_ids, _piece(places, at, at + step))
+        for at in range(0, max(positions, 1), step)
+    ]
     return parts[0] if len(parts) == 1 else _join(parts, places)
 
 
 def _piece(places: Places, start: int, stop: int) -> Places:
     """Some of the positions; every row is there, with none, some or all of its own."""
     stop = min(stop, len(places.position))
-    return Places(row_offsets=places.row_offsets.clip(start, stop) - start, position=places.position[start:stop],
-                  logits=None)
+    return Places(
+        row_offsets=places.row_offsets.clip(start, stop) - start, position=places.position[start:stop], logits=None
+    )
 
 
 def _join(parts: Sequence[Distributions], places: Places) -> Distributions:
     """Put the positions of all parts behind one another."""
     drawn = [part.draws for part in parts if part.draws is not None]
-    draws = replace(
-        drawn[0], count=np.concatenate([part.count for part in drawn]),
-        log_normaliser=np.concatenate([part.log_normaliser for part in drawn])) if drawn else None
+    draws = (
+        replace(
+            drawn[0],
+            count=np.concatenate([part.count for part in drawn]),
+            log_normaliser=np.concatenate([part.log_normaliser for part in drawn]),
+        )
+        if drawn
+        else None
+    )
     lengths = np.concatenate([np.diff(part.entry_offsets) for part in parts])
     return replace(
-        parts[0], row_offsets=places.row_offsets, position=places.position, draws=draws,
+        parts[0],
+        row_offsets=places.row_offsets,
+        position=places.position,
+        draws=draws,
         entry_offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
-        ids=np.concatenate([part.ids for part in parts]), logp=np.concatenate([part.logp for part in parts]),
+        ids=np.concatenate([part.ids for part in parts]),
+        logp=np.concatenate([part.logp for part in parts]),
         log_tail=np.concatenate([part.log_tail for part in parts]),
-        entropy=np.concatenate([part.entropy for part in parts]))
+        entropy=np.concatenate([part.entropy for part in parts]),
+    )

@@ -14,8 +14,8 @@ from ray_distill.config import TeacherConfig
 from ray_distill.errors import TeacherRefused
 from ray_distill.labels.model.signal import Distributions, Hidden, Signal
 from ray_distill.models.core.forward import States, forward, forward_body, pool_hidden
-from ray_distill.models.io.load import load_model
 from ray_distill.models.core.model import Model
+from ray_distill.models.io.load import load_model
 from ray_distill.tasks.base import Encoded, LabelTask, Ragged
 from ray_distill.tasks.catalogue import get_label_task
 from ray_distill.teachers.ask import resolve_layers
@@ -105,16 +105,17 @@ def _check(model: Model, ask: Ask) -> None:
         return
     resolve_layers(ask.layers, len(model.widths))
     if model.states.spatial and ask.pool in ("cls", "last"):
-        raise TeacherRefused(f"the hidden states of {model.url} are feature maps and have no {ask.pool} token: "
-                             "set labels.hidden.pool to mean or token")
+        raise TeacherRefused(
+            f"the hidden states of {model.url} are feature maps and have no {ask.pool} token: "
+            "set labels.hidden.pool to mean or token"
+        )
 
 
 def _distributions(logits: Tensor, answered: Ragged | None, ask: Ask, row_ids: pa.Array) -> Distributions:
     """Reduce ``[B, V]`` logits, or those of the answered tokens of ``[B, L, V]`` (where padding is at the end)."""
     if answered is None:
         return reduce_logits(logits, ask, row_ids)
-    places = Places(
-        row_offsets=answered.offsets, position=answered.values, logits=_flat(answered, logits.shape[1]))
+    places = Places(row_offsets=answered.offsets, position=answered.values, logits=_flat(answered, logits.shape[1]))
     return reduce_logits(logits.flatten(0, 1), ask, row_ids, places)
 
 
@@ -128,7 +129,8 @@ def _nothing(model: Model, ask: Ask, encoded: Encoded) -> Signal:
     """The answer for no rows; many models cannot run on an empty batch."""
     start = np.zeros(1, np.int64)
     widths = {layer: model.widths[layer] for layer in ask.layers} | {
-        layer: basis_DR.shape[1] for layer, (_, basis_DR) in ask.bases.items()}
+        layer: basis_DR.shape[1] for layer, (_, basis_DR) in ask.bases.items()
+    }
     hidden = {layer: Hidden(offsets=start, values=np.zeros((0, width), np.float32)) for layer, width in widths.items()}
     return Signal(distributions=reduce_logits(torch.zeros(0, model.class_count), ask, encoded.row_ids), hidden=hidden)
 

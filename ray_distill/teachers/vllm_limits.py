@@ -22,8 +22,10 @@ def refuse_labels(labels: LabelsConfig, *, task: str) -> None:
     ask = Ask(estimator=signal.estimator, k=signal.k, temperatures=signal.temperatures, layers=labels.hidden.layers)
     reasons = [*_of_teacher(labels.teacher, task), *_of_ask(ask)]
     if share > 1 and labels.resources.gpus != share:
-        reasons.append(f"labels.teacher.vllm.tensor_parallel_size is {share}, but labels.resources.gpus is "
-                       f"{labels.resources.gpus:g}: give an actor as many GPUs as hold the model")
+        reasons.append(
+            f"labels.teacher.vllm.tensor_parallel_size is {share}, but labels.resources.gpus is "
+            f"{labels.resources.gpus:g}: give an actor as many GPUs as hold the model"
+        )
     _raise(labels.teacher.model, reasons)
 
 
@@ -51,8 +53,10 @@ def _of_teacher(config: TeacherConfig, task: str) -> Iterator[str]:
     if config.head is not None:
         yield "labels.teacher.head fits a classifier on hidden states, which vLLM does not give: leave it out"
     if config.device != "auto":
-        yield (f"labels.teacher.device is {config.device}, but vLLM chooses the device by its own build: leave it out, "
-               "and share GPUs with labels.teacher.vllm.tensor_parallel_size")
+        yield (
+            f"labels.teacher.device is {config.device}, but vLLM chooses the device by its own build: leave it out, "
+            "and share GPUs with labels.teacher.vllm.tensor_parallel_size"
+        )
 
 
 def _of_ask(ask: Ask) -> Iterator[str]:
@@ -60,11 +64,15 @@ def _of_ask(ask: Ask) -> Iterator[str]:
         yield f"labels.signal.estimator is {ask.estimator}, {_ESTIMATORS[ask.estimator]}: use topk"
     others = [f"{at:g}" for at in ask.temperatures if at != 1]
     if others:
-        yield (f"labels.signal.temperatures has {', '.join(others)}, and the mass outside the top k at another "
-               "temperature than 1 needs every logit, which vLLM keeps to itself: use 1 alone")
+        yield (
+            f"labels.signal.temperatures has {', '.join(others)}, and the mass outside the top k at another "
+            "temperature than 1 needs every logit, which vLLM keeps to itself: use 1 alone"
+        )
     if ask.layers:
-        yield (f"labels.hidden.layers asks for {list(ask.layers)}, but vLLM's extractor gives the last layer before "
-               "the final norm alone: leave hidden states out")
+        yield (
+            f"labels.hidden.layers asks for {list(ask.layers)}, but vLLM's extractor gives the last layer before "
+            "the final norm alone: leave hidden states out"
+        )
 
 
 def _of_classes(k: int, vocabulary: int) -> Iterator[str]:
@@ -75,10 +83,14 @@ def _of_classes(k: int, vocabulary: int) -> Iterator[str]:
 _ESTIMATORS = {
     "dense": "but of every class there would be one Python number each",
     "sampled": "but vLLM draws a token for its text, not many for a position, and not seeded by row",
-    "hybrid": "but vLLM cannot draw from the rest outside of the top k"}
+    "hybrid": "but vLLM cannot draw from the rest outside of the top k",
+}
 
 
 def _raise(model: str, reasons: list[str]) -> None:
     if reasons:
-        raise TeacherRefused(f"the teacher {model} cannot give this with {ENGINE}: " + "; ".join(reasons)
-                             + "; or use engine transformers")
+        raise TeacherRefused(
+            f"the teacher {model} cannot give this with {ENGINE}: "
+            + "; ".join(reasons)
+            + "; or use engine transformers"
+        )

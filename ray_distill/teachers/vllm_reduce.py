@@ -42,14 +42,18 @@ def flat_of(outputs: Sequence[Any], k: int) -> Flat:
     """
     parts = [part for output in outputs for part in (output.prompt_logprobs, output.outputs[0].logprobs)]
     lengths = [len(output.prompt_token_ids) for output in outputs]
-    ids, logp = (_columns([getattr(part, name) for part in parts], kind)
-                 for name, kind in (("token_ids", np.int32), ("logprobs", np.float32)))
+    ids, logp = (
+        _columns([getattr(part, name) for part in parts], kind)
+        for name, kind in (("token_ids", np.int32), ("logprobs", np.float32))
+    )
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     if len(ids) != int(offsets[-1]) * (k + 1):
-        raise LabelError(f"vLLM gave {len(ids)} log-probabilities at {offsets[-1]} tokens, expected {k + 1} at each "
-                         "(the token itself and the likeliest): this release of vLLM is not known, use the one in "
-                         "cluster/vllm-requirements.txt")
+        raise LabelError(
+            f"vLLM gave {len(ids)} log-probabilities at {offsets[-1]} tokens, expected {k + 1} at each "
+            "(the token itself and the likeliest): this release of vLLM is not known, use the one in "
+            "cluster/vllm-requirements.txt"
+        )
     return Flat(row_offsets=offsets, ids_NK=ids.reshape(-1, k + 1)[:, 1:], logp_NK=logp.reshape(-1, k + 1)[:, 1:])
 
 
@@ -59,8 +63,12 @@ def _columns(lists: Sequence[Sequence[float]], kind: npt.DTypeLike) -> npt.NDArr
 
 
 def reduce_flat(
-    found: Flat, at_P: npt.NDArray[np.int64], *, row_offsets: npt.NDArray[np.int64],
-    position: npt.NDArray[np.int32], vocabulary: int,
+    found: Flat,
+    at_P: npt.NDArray[np.int64],
+    *,
+    row_offsets: npt.NDArray[np.int64],
+    position: npt.NDArray[np.int32],
+    vocabulary: int,
 ) -> Distributions:
     """The stored form at some of the tokens: entries by class id, the tail by difference, no entropy.
 
@@ -75,10 +83,16 @@ def reduce_flat(
     order_PK = np.argsort(ids_PK, axis=1)
     positions, k = ids_PK.shape
     return Distributions(
-        classes=vocabulary, temperatures=(1.0,), row_offsets=row_offsets, position=position.astype(np.int32),
+        classes=vocabulary,
+        temperatures=(1.0,),
+        row_offsets=row_offsets,
+        position=position.astype(np.int32),
         entry_offsets=np.arange(positions + 1, dtype=np.int64) * k,
-        ids=np.take_along_axis(ids_PK, order_PK, 1).reshape(-1), entropy=np.full(positions, np.nan, np.float32),
-        logp=np.take_along_axis(logp_PK, order_PK, 1).reshape(-1), log_tail=log_tail(logp_PK, vocabulary)[:, None])
+        ids=np.take_along_axis(ids_PK, order_PK, 1).reshape(-1),
+        entropy=np.full(positions, np.nan, np.float32),
+        logp=np.take_along_axis(logp_PK, order_PK, 1).reshape(-1),
+        log_tail=log_tail(logp_PK, vocabulary)[:, None],
+    )
 
 
 def log_tail(logp_PK: npt.NDArray[np.float32], vocabulary: int) -> npt.NDArray[np.float32]:

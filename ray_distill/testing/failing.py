@@ -20,8 +20,16 @@ Fault = Literal["memory", "raise", "hang", "die"]
 class FailingText(TinyText):
     """`TinyText` with faults; its weights, and so its fingerprint, are the same without them."""
 
-    def __init__(self, classes: int, faults: Mapping[int, Fault], fits: int | None, always: Fault | None,
-                 loading: Fault | None, once: str | None, starts: str | None):
+    def __init__(
+        self,
+        classes: int,
+        faults: Mapping[int, Fault],
+        fits: int | None,
+        always: Fault | None,
+        loading: Fault | None,
+        once: str | None,
+        starts: str | None,
+    ):
         super().__init__(classes, fuse=None)
         self.faults, self.fits, self.always, self.loading = dict(faults), fits, always, loading
         self.once, self.starts = once, starts
@@ -62,8 +70,13 @@ class FailingText(TinyText):
 
 
 def failing_text_model(
-    classes: list[str], faults: Mapping[str, Fault] | None = None, fits: int | None = None,
-    always: Fault | None = None, loading: Fault | None = None, once: str | None = None, starts: str | None = None,
+    classes: list[str],
+    faults: Mapping[str, Fault] | None = None,
+    fits: int | None = None,
+    always: Fault | None = None,
+    loading: Fault | None = None,
+    once: str | None = None,
+    starts: str | None = None,
 ) -> ModelParts:
     """For ``module:function`` configs: a text classifier that fails as told.
 

@@ -26,8 +26,17 @@ App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 #: How a request goes wrong. ``…-before``: nothing was done; ``…-after``: it was done, its answer is lost. ``hang``: no
 #: answer until the client gives up. ``reset``: the connection is reset. ``truncated``: the answer's body is shorter
 #: than its Content-Length says, and the connection closed (an answer without a body is reset).
-WAYS = ("500-before", "500-after", "503-before", "503-after", "hang-before", "hang-after",
-        "reset-before", "reset-after", "truncated")
+WAYS = (
+    "500-before",
+    "500-after",
+    "503-before",
+    "503-after",
+    "hang-before",
+    "hang-after",
+    "reset-before",
+    "reset-after",
+    "truncated",
+)
 _ERRORS = {"500": ("500 Internal Server Error", "InternalError"), "503": ("503 Service Unavailable", "SlowDown")}
 
 
@@ -106,7 +115,7 @@ class FlakyServer:
 
 @contextmanager
 def flaky_s3_server(
-    share: float = 0.05, seed: int = 0, ways: Sequence[str] = WAYS, client: Mapping[str, Any] | None = None,
+    share: float = 0.05, seed: int = 0, ways: Sequence[str] = WAYS, client: Mapping[str, Any] | None = None
 ) -> Iterator[FlakyServer]:
     """Serve S3 as `testing.s3.s3_server` does, with one empty bucket, and let requests go wrong.
 

@@ -42,7 +42,8 @@ def run_gloo(function: Callable[..., Result], world: int, *args: Any, timeout: f
     port = free_port()
     workers = [
         context.Process(target=_work, args=(rank, world, port, function, args, results), daemon=True)
-        for rank in range(world)]
+        for rank in range(world)
+    ]
     for worker in workers:
         worker.start()
     try:
@@ -68,14 +69,13 @@ def _end(worker: BaseProcess) -> None:
     worker.join()
 
 
-def _work(
-    rank: int, world: int, port: int, function: Callable[..., Any], args: tuple[Any, ...], results: Any
-) -> None:
+def _work(rank: int, world: int, port: int, function: Callable[..., Any], args: tuple[Any, ...], results: Any) -> None:
     os.setpgid(0, 0)
     torch.set_num_threads(1)
     try:
         distributed.init_process_group(
-            "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world, timeout=timedelta(seconds=120))
+            "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world, timeout=timedelta(seconds=120)
+        )
         # Plain bytes: torch would otherwise send tensors as file descriptors of a process that is about to end.
         data = pickle.dumps(function(*args))
         distributed.barrier()

@@ -10,12 +10,12 @@ import pyarrow as pa
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.fingerprint import fingerprint
 from ray_distill.labels.model import rowids
-from ray_distill.labels.model.validity import split_unusable
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.rowids import SnapshotRows
 from ray_distill.labels.model.signal import Distributions, Hidden, Signal
-from ray_distill.labels.store.label_store import create_or_open
+from ray_distill.labels.model.validity import split_unusable
 from ray_distill.labels.model.work_units import Receipt, WorkUnit, entries
+from ray_distill.labels.store.label_store import create_or_open
 from ray_distill.labels.store.writer import write_attempt
 
 #: ``(row ids, manifest) -> signal`` of those rows, in order.
@@ -55,9 +55,12 @@ class FakeSnapshot:
 def fake_snapshot(numbers: Sequence[int], shard_rows: int = 8) -> FakeSnapshot:
     """A snapshot of the rows with these numbers, in shards of ``shard_rows``."""
     starts = range(0, len(numbers), shard_rows)
-    return FakeSnapshot(shards=tuple(
-        FakeShard(name=f"train-{n:05d}.parquet", numbers=tuple(numbers[start : start + shard_rows]))
-        for n, start in enumerate(starts)))
+    return FakeSnapshot(
+        shards=tuple(
+            FakeShard(name=f"train-{n:05d}.parquet", numbers=tuple(numbers[start : start + shard_rows]))
+            for n, start in enumerate(starts)
+        )
+    )
 
 
 def row_id(number: int) -> bytes:
@@ -65,15 +68,32 @@ def row_id(number: int) -> bytes:
     return bytes.fromhex(fingerprint(number))
 
 
-def fake_manifest(*, estimator: str = "dense", classes: int = 5, k: int = 2, layers: tuple[int, ...] = (),
-                  hidden_dtype: str = "bfloat16", pool: str = "mean", unit_rows: int = 4,
-                  temperatures: tuple[float, ...] = (1.0, 2.0), teacher: str = "fake") -> StoreManifest:
+def fake_manifest(
+    *,
+    estimator: str = "dense",
+    classes: int = 5,
+    k: int = 2,
+    layers: tuple[int, ...] = (),
+    hidden_dtype: str = "bfloat16",
+    pool: str = "mean",
+    unit_rows: int = 4,
+    temperatures: tuple[float, ...] = (1.0, 2.0),
+    teacher: str = "fake",
+) -> StoreManifest:
     """A manifest for `fake_teacher`."""
     return StoreManifest(
-        task="text_classification", teacher={"fingerprint": teacher, "model": "fake"},
-        classes=tuple(f"class{i}" for i in range(classes)), estimator=estimator, k=k if estimator == "topk" else 0,
-        temperatures=temperatures, hidden_layers=layers, pool=pool, hidden_dtype=hidden_dtype, codec=(estimator, 2),
-        unit_rows=unit_rows)
+        task="text_classification",
+        teacher={"fingerprint": teacher, "model": "fake"},
+        classes=tuple(f"class{i}" for i in range(classes)),
+        estimator=estimator,
+        k=k if estimator == "topk" else 0,
+        temperatures=temperatures,
+        hidden_layers=layers,
+        pool=pool,
+        hidden_dtype=hidden_dtype,
+        codec=(estimator, 2),
+        unit_rows=unit_rows,
+    )
 
 
 def fake_teacher(row_ids: pa.Array, manifest: StoreManifest) -> Signal:
@@ -82,8 +102,10 @@ def fake_teacher(row_ids: pa.Array, manifest: StoreManifest) -> Signal:
     seeds = ids[:, np.arange(len(manifest.classes)) % rowids.ROW_ID_BYTES].astype(np.float64)
     logits_RV = seeds / 64 + np.arange(len(manifest.classes)) * 0.01
     offsets = np.arange(len(ids) + 1, dtype=np.int64)
-    hidden = {layer: Hidden(offsets=offsets, values=(ids[:, -4:] / 7 + layer).astype(np.float32))
-              for layer in manifest.hidden_layers}
+    hidden = {
+        layer: Hidden(offsets=offsets, values=(ids[:, -4:] / 7 + layer).astype(np.float32))
+        for layer in manifest.hidden_layers
+    }
     return Signal(distributions=reduce_logits(logits_RV, manifest), hidden=hidden)
 
 
@@ -99,11 +121,17 @@ def reduce_logits(logits_RV: np.ndarray, manifest: StoreManifest) -> Distributio
     with np.errstate(invalid="ignore"):
         entropy = -np.nansum(np.exp(logp_RV) * logp_RV, axis=1) + 0 * logp_RV.sum(axis=1)
     return Distributions(
-        family=manifest.family, classes=classes, temperatures=manifest.temperatures,
-        row_offsets=np.arange(rows + 1, dtype=np.int64), position=np.zeros(rows, dtype=np.int32),
-        entry_offsets=np.arange(rows + 1, dtype=np.int64) * keep, ids=ids_RK.reshape(-1).astype(np.int32),
+        family=manifest.family,
+        classes=classes,
+        temperatures=manifest.temperatures,
+        row_offsets=np.arange(rows + 1, dtype=np.int64),
+        position=np.zeros(rows, dtype=np.int32),
+        entry_offsets=np.arange(rows + 1, dtype=np.int64) * keep,
+        ids=ids_RK.reshape(-1).astype(np.int32),
         logp=np.take_along_axis(logp_RV, ids_RK, axis=1).reshape(-1).astype(np.float32),
-        log_tail=np.stack(tails, axis=1).astype(np.float32), entropy=entropy.astype(np.float32))
+        log_tail=np.stack(tails, axis=1).astype(np.float32),
+        entropy=entropy.astype(np.float32),
+    )
 
 
 def _log_softmax(logits_RV: np.ndarray) -> np.ndarray:
@@ -119,7 +147,10 @@ def _log_mass(logp_RV: np.ndarray, where_RV: np.ndarray) -> np.ndarray:
 
 
 def label_all(
-    store_url: str, manifest: StoreManifest, snapshot: SnapshotRows, teacher: FakeTeacher = fake_teacher,
+    store_url: str,
+    manifest: StoreManifest,
+    snapshot: SnapshotRows,
+    teacher: FakeTeacher = fake_teacher,
     units_a_record: int = 2,
 ) -> list[str]:
     """Label what is pending, one unit after the other, in this process; returns the units that were won."""

@@ -32,7 +32,8 @@ _CHAT_TEMPLATE = (
     "{% if tools %}<|im_start|>tools\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] or '' }}"
     "{% if message['tool_calls'] %}{{ message['tool_calls'] | tojson }}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def tiny_tokenizer(max_length: int = 64) -> transformers.PreTrainedTokenizerFast:
@@ -45,10 +46,18 @@ def tiny_tokenizer(max_length: int = 64) -> transformers.PreTrainedTokenizerFast
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])])
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])]
+    )
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=max_length, pad_token="[PAD]", unk_token="[UNK]",
-        cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]", model_input_names=["input_ids", "attention_mask"])
+        tokenizer_object=tokenizer,
+        model_max_length=max_length,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_input_names=["input_ids", "attention_mask"],
+    )
 
 
 def tiny_causal_tokenizer(max_length: int = 128) -> transformers.PreTrainedTokenizerFast:
@@ -62,9 +71,16 @@ def tiny_causal_tokenizer(max_length: int = 128) -> transformers.PreTrainedToken
     tokenizer.decoder = decoders.ByteLevel()
     pad, begin, end, *chat = _CAUSAL_SPECIAL
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=max_length, pad_token=pad, bos_token=begin, eos_token=end,
-        additional_special_tokens=chat, chat_template=_CHAT_TEMPLATE, clean_up_tokenization_spaces=False,
-        model_input_names=["input_ids", "attention_mask"])
+        tokenizer_object=tokenizer,
+        model_max_length=max_length,
+        pad_token=pad,
+        bos_token=begin,
+        eos_token=end,
+        additional_special_tokens=chat,
+        chat_template=_CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )
 
 
 def tiny_pair_tokenizer(max_length: int = 64) -> transformers.PreTrainedTokenizerFast:
@@ -75,8 +91,14 @@ def tiny_pair_tokenizer(max_length: int = 64) -> transformers.PreTrainedTokenize
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=max_length, pad_token="<pad>", eos_token="</s>",
-        unk_token="<unk>", clean_up_tokenization_spaces=False, model_input_names=["input_ids", "attention_mask"])
+        tokenizer_object=tokenizer,
+        model_max_length=max_length,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )
 
 
 def tiny_text_processor(max_length: int = 64) -> TextProcessor:
@@ -104,8 +126,14 @@ def write_tiny_text_model(folder: Path, classes: Sequence[str], seed: int, **ove
     """
     tokenizer = tiny_tokenizer()
     values = {
-        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
-        "max_position_embeddings": 64, "vocab_size": len(tokenizer), "initializer_range": 0.5} | overrides
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+        "vocab_size": len(tokenizer),
+        "initializer_range": 0.5,
+    } | overrides
     config = transformers.BertConfig(**values, **_labels(classes))
     _write(folder, lambda: transformers.BertForSequenceClassification(config), seed)
     tokenizer.save_pretrained(folder)
@@ -124,10 +152,19 @@ def write_tiny_causal_model(folder: Path, seed: int, **overrides: Any) -> Path:
     """
     tokenizer = tiny_causal_tokenizer()
     values = {
-        "vocab_size": 264, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
-        "tie_word_embeddings": False, "initializer_range": 0.2, "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id} | overrides
+        "vocab_size": 264,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.2,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    } | overrides
     config = transformers.LlamaConfig(**values)
     _write(folder, lambda: transformers.LlamaForCausalLM(config), seed)
     tokenizer.save_pretrained(folder)
@@ -151,8 +188,10 @@ def write_tiny_seq2seq_model(
     shared = {"vocab_size": 264, "d_model": 32, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
     t5 = {"d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "feed_forward_proj": "gated-gelu"}
     bart = {"bos_token_id": 0, "forced_eos_token_id": None, "max_position_embeddings": 64, "init_std": 0.2} | {
-        f"{half}_{name}": value for half in ("encoder", "decoder")
-        for name, value in (("layers", 2), ("ffn_dim", 64), ("attention_heads", 4))}
+        f"{half}_{name}": value
+        for half in ("encoder", "decoder")
+        for name, value in (("layers", 2), ("ffn_dim", 64), ("attention_heads", 4))
+    }
     if architecture == "t5":
         config: Any = transformers.T5Config(**(shared | t5 | overrides))
         _write(folder, lambda: transformers.T5ForConditionalGeneration(config), seed)
@@ -164,8 +203,14 @@ def write_tiny_seq2seq_model(
 
 
 def write_tiny_image_model(
-    folder: Path, classes: Sequence[str], seed: int, *, size: int = 28, channels: int = 1,
-    architecture: Literal["vit", "resnet"] = "vit", **overrides: Any,
+    folder: Path,
+    classes: Sequence[str],
+    seed: int,
+    *,
+    size: int = 28,
+    channels: int = 1,
+    architecture: Literal["vit", "resnet"] = "vit",
+    **overrides: Any,
 ) -> Path:
     """Write an image classifier (2 layers or stages, untrained) with its processor; return the folder.
 
@@ -178,8 +223,15 @@ def write_tiny_image_model(
         architecture: ``vit`` (token states) or ``resnet`` (feature maps, batch norm).
         overrides: fields of the config to change.
     """
-    vit = {"image_size": size, "patch_size": 7, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-           "intermediate_size": 64, "initializer_range": 0.2}
+    vit = {
+        "image_size": size,
+        "patch_size": 7,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "initializer_range": 0.2,
+    }
     resnet = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
     if architecture == "vit":
         config: Any = transformers.ViTConfig(**(vit | overrides), num_channels=channels, **_labels(classes))
@@ -237,8 +289,11 @@ def tiny_text_model(classes: list[str], fuse: str | None = None) -> ModelParts:
 
 def tiny_image_model(classes: list[str], size: int = 28, channels: int = 1, fuse: str | None = None) -> ModelParts:
     """For ``module:function`` configs: an image classifier; ``fuse`` as in `tiny_text_model`."""
-    return ModelParts(module=TinyImage(len(classes), channels, fuse), processor=tiny_image_processor(size, channels),
-                      classes=tuple(classes))
+    return ModelParts(
+        module=TinyImage(len(classes), channels, fuse),
+        processor=tiny_image_processor(size, channels),
+        classes=tuple(classes),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,8 +317,10 @@ class FakeTeacher:
         ids = encoded.row_ids.to_pylist()
         logits_RV = 3 * self._numbers(ids, "logits", len(self.classes) or self.vocabulary)
         offsets = np.arange(len(ids) + 1, dtype=np.int64)
-        hidden = {layer: Hidden(offsets=offsets, values=self._numbers(ids, f"layer {layer}", self.width))
-                  for layer in ask.layers}
+        hidden = {
+            layer: Hidden(offsets=offsets, values=self._numbers(ids, f"layer {layer}", self.width))
+            for layer in ask.layers
+        }
         return Signal(distributions=reduce_logits(torch.from_numpy(logits_RV), ask, encoded.row_ids), hidden=hidden)
 
     def _numbers(self, ids: Sequence[bytes], what: str, width: int) -> npt.NDArray[np.float32]:

@@ -24,9 +24,21 @@ SPLITS = Splits(train=0.5, validation=0.2, calibration=0.15, test=0.15)
 def fake_generator(**changes: Any) -> Generator:
     """A generator for `fake_author`."""
     values: dict[str, Any] = {
-        "teacher": "fake", "model": "fake", "format": "text", "method": "sample", "candidates": 2, "temperature": 1.0,
-        "top_p": 1.0, "top_k": None, "beams": 1, "length_penalty": 1.0, "new_tokens": 8, "seed": 0,
-        "prompts_a_batch": 4, "threads": 1}
+        "teacher": "fake",
+        "model": "fake",
+        "format": "text",
+        "method": "sample",
+        "candidates": 2,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": None,
+        "beams": 1,
+        "length_penalty": 1.0,
+        "new_tokens": 8,
+        "seed": 0,
+        "prompts_a_batch": 4,
+        "threads": 1,
+    }
     return Generator(**(values | changes))
 
 
@@ -40,9 +52,18 @@ def fake_author(rows: pa.Table, generator: Generator) -> pa.Table:
             continue
         for candidate in range(generator.candidates):
             key = fingerprint([row_id.hex(), candidate, generator.seed])
-            found.append({
-                "row_id": row_id, "candidate": candidate, "text": f" {key[:2]}", "tokens": 1 + int(key[3], 16),
-                "log_probability": -1.0 - int(key[4], 16), "ended": key[5] < "8", "same_tokens": True, "reason": None})
+            found.append(
+                {
+                    "row_id": row_id,
+                    "candidate": candidate,
+                    "text": f" {key[:2]}",
+                    "tokens": 1 + int(key[3], 16),
+                    "log_probability": -1.0 - int(key[4], 16),
+                    "ended": key[5] < "8",
+                    "same_tokens": True,
+                    "reason": None,
+                }
+            )
     return pa.concat_tables([pa.Table.from_pylist(found, SCHEMA), rejected_table(rejected)])
 
 
@@ -52,16 +73,22 @@ def prompts_snapshot(folder: Path, texts: Sequence[str], **columns: Sequence[Any
 
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({"text": list(texts), **columns}), folder / "in.parquet")
-    config = SnapshotConfig.model_validate({
-        "source": str(folder / "in.parquet"), "splits": SPLITS, "shard_rows": 16,
-        "columns": {"slices": list(columns)}})
+    config = SnapshotConfig.model_validate(
+        {"source": str(folder / "in.parquet"), "splits": SPLITS, "shard_rows": 16, "columns": {"slices": list(columns)}}
+    )
     ref: SnapshotRef = take_snapshot(config, input_column="text", seed=0, url=str(folder / "snapshots"))
     return open_snapshot(ref)
 
 
 def write_all(
-    url: str, generator: Generator, snapshot: Snapshot, author: FakeAuthor = fake_author, *,
-    splits: Sequence[str] = ("train", "validation"), unit_rows: int = 8, units_a_record: int = 2,
+    url: str,
+    generator: Generator,
+    snapshot: Snapshot,
+    author: FakeAuthor = fake_author,
+    *,
+    splits: Sequence[str] = ("train", "validation"),
+    unit_rows: int = 8,
+    units_a_record: int = 2,
 ) -> SequenceStore:
     """Write what is missing, one unit after the other, in this process."""
     store, receipts = create_or_open(url, generator), []

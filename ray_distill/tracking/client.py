@@ -102,8 +102,13 @@ class Client:
     """Writes records to one experiment of one tracking server; connects with the first record."""
 
     def __init__(
-        self, uri: str, experiment: str, *, columns: tuple[str, ...],
-        real_id: Callable[[str], str | None], is_mapped: Callable[[str], bool],
+        self,
+        uri: str,
+        experiment: str,
+        *,
+        columns: tuple[str, ...],
+        real_id: Callable[[str], str | None],
+        is_mapped: Callable[[str], bool],
     ) -> None:
         self._uri = uri
         self._experiment = experiment
@@ -113,8 +118,14 @@ class Client:
         self._mlflow: Any = None
         self._experiment_id: str | None = None
         self._writers: dict[str, Callable[[str, Record], Any]] = {
-            "reopen": self._reopen, "params": self._params, "tags": self._tags, "metrics": self._metrics,
-            "artifact": self._artifact, "dataset": self._dataset, "model": self._model, "end": self._end,
+            "reopen": self._reopen,
+            "params": self._params,
+            "tags": self._tags,
+            "metrics": self._metrics,
+            "artifact": self._artifact,
+            "dataset": self._dataset,
+            "model": self._model,
+            "end": self._end,
         }
 
     def apply(self, record: Record, *, replayed: bool = False) -> Any:
@@ -242,9 +253,12 @@ class Client:
 
         scheme = record["source"].partition("://")[0] if "://" in record["source"] else "local"
         dataset = Dataset(
-            name=record["name"], digest=record["digest"][:MAX_DIGEST], source_type=scheme,
+            name=record["name"],
+            digest=record["digest"][:MAX_DIGEST],
+            source_type=scheme,
             source=json.dumps({"uri": record["source"]}),
-            profile=json.dumps({**record["profile"], "digest": record["digest"]}))
+            profile=json.dumps({**record["profile"], "digest": record["digest"]}),
+        )
         tags = [InputTag("mlflow.data.context", record["context"])]
         self._connected().log_inputs(run_id, [DatasetInput(dataset, tags)])
 

@@ -14,8 +14,7 @@ from ray_distill.errors import ConfigError
 REQUIREMENTS = ("mlflow", "transformers", "torch", "safetensors", "numpy", "pandas", "pillow")
 #: What chat templates are written in.
 TEMPLATES = "jinja2"
-COLUMNS = {"text_classification": "text", "image_classification": "image", "causal_lm": "text",
-           "seq2seq": "text"}
+COLUMNS = {"text_classification": "text", "image_classification": "image", "causal_lm": "text", "seq2seq": "text"}
 #: What `served_language` writes where nobody says how much; that file imports nothing of ours, nor we from it.
 MAX_NEW_TOKENS = 128
 #: By task, what MLflow executes where it is not `served_model`.
@@ -72,8 +71,12 @@ def log_model(client: Any, *, experiment_id: str, run_id: str, record: Mapping[s
     digest = folder_digest(folder)
     found = _find(client, experiment_id, run_id, record["name"], digest)
     model = found or client.create_logged_model(
-        experiment_id, name=record["name"], source_run_id=run_id, model_type=record["task"],
-        tags={"checkpoint": digest, "task": record["task"]})
+        experiment_id,
+        name=record["name"],
+        source_run_id=run_id,
+        model_type=record["task"],
+        tags={"checkpoint": digest, "task": record["task"]},
+    )
     _connect(client, run_id, model.model_id)
     if str(model.status) != "READY":
         with TemporaryDirectory() as scratch:
@@ -121,7 +124,8 @@ def _write(target: Path, model: Any, run_id: str, record: Mapping[str, Any]) -> 
         input_example=pd.DataFrame({column: list(record["example"])}),
         pip_requirements=requirements(record["task"]),
         mlflow_model=Model(
-            artifact_path=model.artifact_location, model_uuid=model.model_id, run_id=run_id, model_id=model.model_id),
+            artifact_path=model.artifact_location, model_uuid=model.model_id, run_id=run_id, model_id=model.model_id
+        ),
     )
 
 
@@ -134,13 +138,17 @@ def _signature(task: str) -> Any:
     inputs = Schema([ColSpec(DataType.string if column == "text" else DataType.binary, column)])
     if task in SERVED:
         return ModelSignature(
-            inputs=inputs, outputs=Schema([ColSpec(DataType.string, "generated")]),
-            params=ParamSchema([ParamSpec("max_new_tokens", DataType.long, MAX_NEW_TOKENS)]))
+            inputs=inputs,
+            outputs=Schema([ColSpec(DataType.string, "generated")]),
+            params=ParamSchema([ParamSpec("max_new_tokens", DataType.long, MAX_NEW_TOKENS)]),
+        )
     return ModelSignature(
         inputs=inputs,
-        outputs=Schema([
-            ColSpec(DataType.string, "label"),
-            ColSpec(DataType.double, "probability"),
-            ColSpec(Array(DataType.double), "probabilities"),
-        ]),
+        outputs=Schema(
+            [
+                ColSpec(DataType.string, "label"),
+                ColSpec(DataType.double, "probability"),
+                ColSpec(Array(DataType.double), "probabilities"),
+            ]
+        ),
     )

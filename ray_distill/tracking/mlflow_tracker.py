@@ -33,9 +33,7 @@ _SCHEMES = ("sqlite:///", "postgresql", "mysql", "mssql", "http://", "https://",
 class MlflowTracker:
     """Runs of one MLflow experiment; see `ray_distill.tracking.base.Tracker`."""
 
-    def __init__(
-        self, uri: str, experiment: str, spool: Path, *, columns: tuple[str, ...] = DEFAULT_COLUMNS
-    ) -> None:
+    def __init__(self, uri: str, experiment: str, spool: Path, *, columns: tuple[str, ...] = DEFAULT_COLUMNS) -> None:
         """Nothing is imported, opened or created before the first run.
 
         Args:
@@ -50,7 +48,8 @@ class MlflowTracker:
         self._uri = _absolute(uri)
         self._spool = Spool(spool)
         self._client = Client(
-            self._uri, experiment, columns=columns, real_id=self._spool.real_id, is_mapped=self._spool.is_mapped)
+            self._uri, experiment, columns=columns, real_id=self._spool.real_id, is_mapped=self._spool.is_mapped
+        )
         self._lock = threading.RLock()
         self._open: list[MlflowRun] = []
         self._away_since: float | None = None
@@ -171,8 +170,13 @@ class MlflowTracker:
         self._retry_at = time.monotonic() + RETRY_SECONDS
         if self._away_since is None:
             self._away_since = time.monotonic()
-            logger.warning("MLflow at %s cannot be written to (%s): work goes on, records wait in %s and are "
-                           "written when it is back", self._uri, one_line(root_cause(error)), self._spool.folder)
+            logger.warning(
+                "MLflow at %s cannot be written to (%s): work goes on, records wait in %s and are "
+                "written when it is back",
+                self._uri,
+                one_line(root_cause(error)),
+                self._spool.folder,
+            )
 
     def _keep(self, record: Record) -> None:
         """Let a record wait in the spool, with a copy of the files it names."""
@@ -192,8 +196,15 @@ class MlflowTracker:
             reason += f"; nor could it be kept: {one_line(failure)}"
         level = logging.DEBUG if record["run"] in self._complained else logging.WARNING
         self._complained.add(record["run"])
-        logger.log(level, "MLflow at %s refused a record (%s) of run %s: %s; it is kept in %s", self._uri,
-                   record["op"], record["run"], reason, self._spool.folder / "rejected.jsonl")
+        logger.log(
+            level,
+            "MLflow at %s refused a record (%s) of run %s: %s; it is kept in %s",
+            self._uri,
+            record["op"],
+            record["run"],
+            reason,
+            self._spool.folder / "rejected.jsonl",
+        )
 
 
 class MlflowRun:
@@ -239,9 +250,16 @@ class MlflowRun:
 
     def dataset(self, dataset: Dataset) -> None:
         """Record an input under our own digest."""
-        self._submit({
-            "op": "dataset", "name": dataset.name, "digest": dataset.digest, "source": dataset.source,
-            "context": dataset.context, "profile": dict(dataset.profile)})
+        self._submit(
+            {
+                "op": "dataset",
+                "name": dataset.name,
+                "digest": dataset.digest,
+                "source": dataset.source,
+                "context": dataset.context,
+                "profile": dict(dataset.profile),
+            }
+        )
 
     def model(self, path: Path, *, name: str, task: str, example: Any, metrics: Mapping[str, float]) -> str | None:
         """Log a transformers directory as a model.
@@ -262,9 +280,17 @@ class MlflowRun:
             ConfigError: a task or an example that cannot be logged.
         """
         finite, _ = split_metrics(metrics)
-        uri = self._submit({
-            "op": "model", "path": str(path.absolute()), "name": clean_name(name), "task": task,
-            "example": plain_example(example, task), "metrics": finite, "time": now_ms()})
+        uri = self._submit(
+            {
+                "op": "model",
+                "path": str(path.absolute()),
+                "name": clean_name(name),
+                "task": task,
+                "example": plain_example(example, task),
+                "metrics": finite,
+                "time": now_ms(),
+            }
+        )
         return None if uri is None else str(uri)
 
     def flush(self) -> None:
@@ -287,8 +313,10 @@ class MlflowRun:
 def _absolute(uri: str) -> str:
     """Check a tracking URI and make a SQLite file's path absolute."""
     if not uri.startswith(_SCHEMES):
-        raise ConfigError(f"tracking.uri: {uri!r} is no MLflow 3 store; use http(s)://server, sqlite:///file.db or "
-                          "another database (plain folders are not supported any more)")
+        raise ConfigError(
+            f"tracking.uri: {uri!r} is no MLflow 3 store; use http(s)://server, sqlite:///file.db or "
+            "another database (plain folders are not supported any more)"
+        )
     if uri.startswith("sqlite:///"):
         return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).expanduser().absolute()}"
     return uri

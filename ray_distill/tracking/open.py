@@ -31,7 +31,8 @@ def open_tracker(
     if not config.enabled or config.uri == "none":
         return NullTracker(), InMemoryRegistry()
     tracker = MlflowTracker(
-        config.uri or default_uri(output_url), config.experiment or campaign, spool, columns=columns)
+        config.uri or default_uri(output_url), config.experiment or campaign, spool, columns=columns
+    )
     return tracker, MlflowRegistry(tracker.uri)
 
 

@@ -59,8 +59,9 @@ def split_params(new: Mapping[str, str], old: Mapping[str, str]) -> tuple[dict[s
     """
     fresh = {key: value for key, value in new.items() if key not in old}
     conflicts = {key: value for key, value in new.items() if key in old and old[key] != value}
-    tags = {clean_name(f"param_conflict.{key}"): f"{value} (first recorded: {old[key]})"
-            for key, value in conflicts.items()}
+    tags = {
+        clean_name(f"param_conflict.{key}"): f"{value} (first recorded: {old[key]})" for key, value in conflicts.items()
+    }
     return fresh, clean_tags(tags)
 
 

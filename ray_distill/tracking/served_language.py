@@ -62,7 +62,8 @@ def _load(folder: Path, *, chat: bool) -> Write:
     stops = _stops(model, tokenizer, chat=chat)
     # Without the checkpoint's own settings, which may sample, or punish what is repeated.
     model.generation_config = transformers.GenerationConfig(
-        do_sample=False, eos_token_id=stops or None, pad_token_id=stops[0] if stops else 0)
+        do_sample=False, eos_token_id=stops or None, pad_token_id=stops[0] if stops else 0
+    )
     limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or 10**6)
 
     def write(text: str, most: int) -> str:
@@ -71,9 +72,10 @@ def _load(folder: Path, *, chat: bool) -> Write:
             raise ValueError(f"a text has {len(ids)} tokens: from 1 to {limit - 1} leave room for what follows")
         tokens = torch.tensor([ids], device=device)
         with torch.inference_mode():
-            found = model.generate(input_ids=tokens, attention_mask=torch.ones_like(tokens),
-                                   max_new_tokens=min(most, limit - len(ids)))
-        return str(tokenizer.decode(found[0, len(ids):], skip_special_tokens=True))
+            found = model.generate(
+                input_ids=tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=min(most, limit - len(ids))
+            )
+        return str(tokenizer.decode(found[0, len(ids) :], skip_special_tokens=True))
 
     return write
 
@@ -81,18 +83,26 @@ def _load(folder: Path, *, chat: bool) -> Write:
 def _load_pairs(folder: Path, facts: dict[str, Any]) -> Write:
     """An encoder-decoder: greedy, but for the tokens that its own settings say a target begins and ends with."""
     if "factory" in facts:
-        raise ValueError(f"the student in {folder} was built by {facts['factory']['name']}: a model that writes "
-                         "targets is served where it is a class of transformers' own")
+        raise ValueError(
+            f"the student in {folder} was built by {facts['factory']['name']}: a model that writes "
+            "targets is served where it is a class of transformers' own"
+        )
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, use_safetensors=True)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device).eval()
-    kept = {name: getattr(model.generation_config, name, None) for name in (
-        "forced_bos_token_id", "bad_words_ids", "eos_token_id")}
+    kept = {
+        name: getattr(model.generation_config, name, None)
+        for name in ("forced_bos_token_id", "bad_words_ids", "eos_token_id")
+    }
     kept["eos_token_id"] = model.config.eos_token_id if kept["eos_token_id"] is None else kept["eos_token_id"]
     model.generation_config = transformers.GenerationConfig(
-        do_sample=False, num_beams=1, pad_token_id=tokenizer.pad_token_id,
-        decoder_start_token_id=model.config.decoder_start_token_id, **kept)
+        do_sample=False,
+        num_beams=1,
+        pad_token_id=tokenizer.pad_token_id,
+        decoder_start_token_id=model.config.decoder_start_token_id,
+        **kept,
+    )
     settings, limit = facts.get("language", {}), int(facts.get("max_length") or tokenizer.model_max_length)
     longest = int(settings.get("target_length") or limit)
 
@@ -109,8 +119,8 @@ def _load_pairs(folder: Path, facts: dict[str, Any]) -> Write:
 def _load_built(folder: Path) -> Write:
     """Load a student that a ``module:function`` built, by the package that saved it."""
     from ray_distill.evaluation.predict.side_by_side import write_side_by_side
-    from ray_distill.models.text.lm_processor import LanguageProcessor
     from ray_distill.models.io.load import load_model
+    from ray_distill.models.text.lm_processor import LanguageProcessor
     from ray_distill.models.text.prompts import given_prompt
 
     model = load_model(str(folder), task="causal_lm")
@@ -145,8 +155,12 @@ def _conversation(tokenizer: Any, text: str) -> list[int]:
     messages, tools = _messages(text)
     source = tokenizer.get_chat_template(tools=tools)
     prompt = tokenizer.apply_chat_template(
-        messages, tools=tools, add_generation_prompt=True, tokenize=False,
-        chat_template=STILL + source if "strftime_now" in source else source)
+        messages,
+        tools=tools,
+        add_generation_prompt=True,
+        tokenize=False,
+        chat_template=STILL + source if "strftime_now" in source else source,
+    )
     ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     return ids
 
@@ -162,8 +176,9 @@ def _messages(text: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | N
     found = {"messages": found} if isinstance(found, list) else found
     messages = found.get("messages")
     if not isinstance(messages, list) or not messages or not all(isinstance(item, dict) for item in messages):
-        raise ValueError("a conversation is a list of messages, or an object with the key 'messages', as JSON: found "
-                         f"{text[:80]!r}")
+        raise ValueError(
+            f"a conversation is a list of messages, or an object with the key 'messages', as JSON: found {text[:80]!r}"
+        )
     return [{**item, "content": _content(item.get("content"))} for item in messages], found.get("tools") or None
 
 

@@ -51,11 +51,13 @@ class ServedStudent(PythonModel):
         rows = [self._probabilities(batch) for batch in _batches(list(model_input[self.column]))]
         probabilities = np.concatenate(rows) if rows else np.zeros((0, len(self.labels)))
         best = probabilities.argmax(axis=1) if len(probabilities) else np.zeros(0, dtype=int)
-        return pd.DataFrame({
-            "label": [self.labels[index] for index in best],
-            "probability": [float(row[index]) for row, index in zip(probabilities, best, strict=True)],
-            "probabilities": [row.tolist() for row in probabilities],
-        })
+        return pd.DataFrame(
+            {
+                "label": [self.labels[index] for index in best],
+                "probability": [float(row[index]) for row, index in zip(probabilities, best, strict=True)],
+                "probabilities": [row.tolist() for row in probabilities],
+            }
+        )
 
     @torch.inference_mode()
     def _probabilities(self, values: Sequence[Any]) -> np.ndarray[Any, Any]:
@@ -73,8 +75,14 @@ def _load_text(folder: Path) -> Loaded:
     limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or 10**6)
 
     def encode(texts: Sequence[Any]) -> Any:
-        return tokenizer([_text(text) for text in texts], padding=True, truncation=True, max_length=limit,
-                         padding_side="right", return_tensors="pt")
+        return tokenizer(
+            [_text(text) for text in texts],
+            padding=True,
+            truncation=True,
+            max_length=limit,
+            padding_side="right",
+            return_tensors="pt",
+        )
 
     return model, encode, _labels(model)
 

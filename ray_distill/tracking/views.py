@@ -14,8 +14,15 @@ DESCRIPTION = "description"
 TITLE = "title"
 #: Columns of the review table: ``tags.<name>``, ``metrics.<name>``, ``params.<name>`` or ``attributes.<name>``.
 DEFAULT_COLUMNS = (
-    "tags.verdict", "tags.stage", "metrics.accuracy", "metrics.teacher_accuracy", "metrics.agreement", "metrics.ece",
-    "metrics.macro_f1", "metrics.latency_ms_p95", "attributes.Duration",
+    "tags.verdict",
+    "tags.stage",
+    "metrics.accuracy",
+    "metrics.teacher_accuracy",
+    "metrics.agreement",
+    "metrics.ece",
+    "metrics.macro_f1",
+    "metrics.latency_ms_p95",
+    "attributes.Duration",
 )
 VIEW = "review"
 _VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"

@@ -23,10 +23,10 @@ from pathlib import Path
 from ray_distill.config import CheckpointPolicy
 from ray_distill.storage import files
 from ray_distill.students.checkpoints import store
-from ray_distill.students.engines.portable_state import deal
-from ray_distill.students.checkpoints.store import fetched, find_checkpoint
-from ray_distill.students.process_group import Ranks
 from ray_distill.students.checkpoints.async_writer import CheckpointWriter
+from ray_distill.students.checkpoints.store import fetched, find_checkpoint
+from ray_distill.students.engines.portable_state import deal
+from ray_distill.students.process_group import Ranks
 from ray_distill.testing.ranks import run_threads
 
 #: Weight, and two moments.
@@ -41,8 +41,10 @@ def main() -> None:
     asked = parser.parse_args()
     for ranks in (8, asked.ranks):
         ours, theirs = _most(_atoms(), ranks, by_size=True), _most(_parameters(), ranks, by_size=False)
-        sys.stdout.write(f"dealt to {ranks} ranks: the fullest writes {ours / 1e9:.2f} GB, {ours / theirs:.2f} of what "
-                         f"it writes where whole parameters go in turns\n")
+        sys.stdout.write(
+            f"dealt to {ranks} ranks: the fullest writes {ours / 1e9:.2f} GB, {ours / theirs:.2f} of what "
+            f"it writes where whole parameters go in turns\n"
+        )
     with tempfile.TemporaryDirectory() as folder, _counted(asked.machine) as reads:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         seconds = {}
@@ -52,13 +54,17 @@ def main() -> None:
             seconds[name] = time.perf_counter() - start, sum(reads.values()) - before
         marker = next(Path(folder).glob("*/marker.json")).stat().st_size
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
-    sys.stdout.write(f"{asked.ranks} ranks, {asked.machine} a machine, a file of {asked.kilobytes} kB each; marker of "
-                     f"{marker:,} bytes; {memory / 1024:.0f} MB in all\n")
+    sys.stdout.write(
+        f"{asked.ranks} ranks, {asked.machine} a machine, a file of {asked.kilobytes} kB each; marker of "
+        f"{marker:,} bytes; {memory / 1024:.0f} MB in all\n"
+    )
     for name, (took, many) in seconds.items():
         sys.stdout.write(f"{name} in {took:.2f} s, {many:,} files read\n")
     total = sum(many for _, many in seconds.values()) - seconds["saved"][1]
-    sys.stdout.write(f"found and fetched with {total / (2 * asked.ranks**2):.4f} of the reads of every rank reading "
-                     "every file twice\n")
+    sys.stdout.write(
+        f"found and fetched with {total / (2 * asked.ranks**2):.4f} of the reads of every rank reading "
+        "every file twice\n"
+    )
 
 
 def _parameters() -> list[int]:

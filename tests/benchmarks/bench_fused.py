@@ -35,8 +35,13 @@ def sparse(logp_NV: Tensor, k: int) -> SparseTargets:
     """The k likeliest classes and the tail."""
     logp_NK, ids_NK = logp_NV.topk(k, dim=-1)
     tail_NV = logp_NV.scatter(-1, ids_NK, -torch.inf)
-    return SparseTargets(classes=logp_NV.shape[1], ids_NK=ids_NK, logp_NK=logp_NK, temperatures=(1.0,),
-                         log_tail_NT=tail_NV.logsumexp(-1, keepdim=True))
+    return SparseTargets(
+        classes=logp_NV.shape[1],
+        ids_NK=ids_NK,
+        logp_NK=logp_NK,
+        temperatures=(1.0,),
+        log_tail_NT=tail_NV.logsumexp(-1, keepdim=True),
+    )
 
 
 def teacher(tokens: int, classes: int) -> Tensor:
@@ -49,17 +54,27 @@ def contestant(name: str, tokens: int, classes: int, width: int, k: int) -> Call
     """The loss of hidden states and weight, with its targets made beforehand."""
     labels = torch.randint(0, classes, (tokens,), generator=torch.Generator().manual_seed(2))
     if name.startswith("torch_ce"):
-        options = None if name == "torch_ce" else torch.nn.LinearCrossEntropyOptions(
-            batch_chunk_size=max(1, CHUNK_ELEMENTS // classes), chunking_method=None)
+        options = (
+            None
+            if name == "torch_ce"
+            else torch.nn.LinearCrossEntropyOptions(
+                batch_chunk_size=max(1, CHUNK_ELEMENTS // classes), chunking_method=None
+            )
+        )
         return lambda hidden, weight: functional.linear_cross_entropy(
-            hidden, weight, labels, reduction="sum", options=options)
+            hidden, weight, labels, reduction="sum", options=options
+        )
     if name == "dense_kl":
         logp_NV = teacher(tokens, classes)
         return lambda hidden, weight: functional.kl_div(
-            functional.linear(hidden, weight).log_softmax(-1), logp_NV, reduction="sum", log_target=True)
+            functional.linear(hidden, weight).log_softmax(-1), logp_NV, reduction="sum", log_target=True
+        )
     batch = LossBatch(
-        labels_B=labels, targets=sparse(teacher(tokens, classes), k), distil_B=torch.ones(tokens, dtype=torch.bool),
-        example_weight_B=torch.ones(tokens))
+        labels_B=labels,
+        targets=sparse(teacher(tokens, classes), k),
+        distil_B=torch.ones(tokens, dtype=torch.bool),
+        example_weight_B=torch.ones(tokens),
+    )
     parts = [Part(loss=Soft(), factor=1.0)]
     if name == "fused_kl_ce":
         parts.append(Part(loss=Hard(), factor=0.1))
@@ -115,8 +130,12 @@ def say(line: str) -> None:
 
 def measure(names: list[str], repeat: int, sizes: list[str]) -> dict[str, dict[str, float]]:
     """Least seconds and greatest bytes of each contestant; they take turns."""
-    runs = {name: subprocess.Popen([sys.executable, __file__, "--work", name, *sizes], stdin=subprocess.PIPE,
-                                   stdout=subprocess.PIPE, text=True) for name in names}
+    runs = {
+        name: subprocess.Popen(
+            [sys.executable, __file__, "--work", name, *sizes], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for name in names
+    }
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for run in runs.values():
         assert run.stdout is not None and run.stdout.readline() == "ready\n"
@@ -128,8 +147,10 @@ def measure(names: list[str], repeat: int, sizes: list[str]) -> dict[str, dict[s
             found[name].append(json.loads(run.stdout.readline()))
     for run in runs.values():
         run.communicate()
-    return {name: {"seconds": min(one["seconds"] for one in each), "bytes": max(one["bytes"] for one in each)}
-            for name, each in found.items()}
+    return {
+        name: {"seconds": min(one["seconds"] for one in each), "bytes": max(one["bytes"] for one in each)}
+        for name, each in found.items()
+    }
 
 
 def main() -> None:
@@ -151,11 +172,13 @@ def main() -> None:
         say(f"  {name:16s} {one['seconds']:8.3f} s  {one['bytes'] / GIB:7.3f} GiB beside the gradients")
     ours, dense = found["fused_kl"], found["dense_kl"]
     theirs = min(found["torch_ce"]["seconds"], found["torch_ce_chunked"]["seconds"])
-    say(f"fused head {asked.tokens} x {asked.classes} x {asked.width}, k={asked.k}: "
+    say(
+        f"fused head {asked.tokens} x {asked.classes} x {asked.width}, k={asked.k}: "
         f"{ours['seconds'] / dense['seconds']:.2f} of the dense KL's time, "
         f"1/{dense['bytes'] / max(ours['bytes'], 1):.1f} of its memory; {ours['seconds'] / theirs:.2f} of the time of "
         "torch's linear_cross_entropy; with hard cross-entropy beside it "
-        f"{found['fused_kl_ce']['seconds'] / ours['seconds']:.2f} of itself")
+        f"{found['fused_kl_ce']['seconds'] / ours['seconds']:.2f} of itself"
+    )
 
 
 if __name__ == "__main__":

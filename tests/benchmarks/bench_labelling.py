@@ -32,8 +32,11 @@ def snapshot_of(folder: Path, rows: int) -> dict[str, str]:
     from ray_distill.snapshots.take import take_snapshot
 
     source = write_texts(folder / "texts.jsonl", rows)
-    config = SnapshotConfig(source=str(source), columns={"text": "text"}, splits={
-        "train": 0.97, "validation": 0.01, "calibration": 0.01, "test": 0.01})
+    config = SnapshotConfig(
+        source=str(source),
+        columns={"text": "text"},
+        splits={"train": 0.97, "validation": 0.01, "calibration": 0.01, "test": 0.01},
+    )
     return take_snapshot(config, input_column="text", seed=0, url=str(folder / "snapshots")).to_dict()
 
 
@@ -88,18 +91,29 @@ def label(name: str, snapshot: dict[str, str], store_url: str) -> dict[str, floa
     manifest = manifest_of(name, model)
     del model
     job = LabelJob(
-        task=TASKS[name], snapshot=SnapshotRef.from_dict(snapshot), teacher=teacher_of(name), head_url=None,
-        store_url=store_url, manifest=manifest, resources=Resources(actors=(1, 1), cpus=1, batch=manifest.batch))
+        task=TASKS[name],
+        snapshot=SnapshotRef.from_dict(snapshot),
+        teacher=teacher_of(name),
+        head_url=None,
+        store_url=store_url,
+        manifest=manifest,
+        resources=Resources(actors=(1, 1), cpus=1, batch=manifest.batch),
+    )
     store = create_or_open(store_url, manifest)
     units = store.coverage(open_snapshot(job.snapshot)).units
     times: list[tuple[float, int]] = []
     with connection.connected():
-        done = label_units(job, store, units, max_rejected=0, progress=lambda rows: times.append(
-            (time.perf_counter(), rows)))
+        done = label_units(
+            job, store, units, max_rejected=0, progress=lambda rows: times.append((time.perf_counter(), rows))
+        )
     first = len(times) // 2
     seconds, later = times[-1][0] - times[first][0], sum(rows for _, rows in times[first + 1 :])
-    return {"rate": later / seconds if seconds else 0.0, "rows": done.rows, "bytes": done.bytes_written / done.rows,
-            "mb": peak_mb()}
+    return {
+        "rate": later / seconds if seconds else 0.0,
+        "rows": done.rows,
+        "bytes": done.bytes_written / done.rows,
+        "mb": peak_mb(),
+    }
 
 
 def manifest_of(name: str, model: Any) -> Any:
@@ -111,8 +125,15 @@ def manifest_of(name: str, model: Any) -> Any:
     common = {"task": TASKS[name], "teacher": {"fingerprint": model.fingerprint}, "batch": batch, "unit_rows": unit}
     if TASKS[name] != "causal_lm":
         return StoreManifest(**common, classes=model.classes)
-    return StoreManifest(**common, classes=(), vocabulary=model.vocabulary, estimator="topk", k=50,
-                         codec=("compact", 2), options=compact_options((1.0,), False))
+    return StoreManifest(
+        **common,
+        classes=(),
+        vocabulary=model.vocabulary,
+        estimator="topk",
+        k=50,
+        codec=("compact", 2),
+        options=compact_options((1.0,), False),
+    )
 
 
 def peak_mb() -> float:
@@ -123,8 +144,12 @@ def peak_mb() -> float:
 
 def measured(what: str, name: str, snapshot: dict[str, str], store: str = "") -> dict[str, float]:
     """`bare` or `label` in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, name, "--only", what, "--snapshot", json.dumps(snapshot),
-                           "--store", store], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, __file__, name, "--only", what, "--snapshot", json.dumps(snapshot), "--store", store],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -137,9 +162,11 @@ def compare(name: str, rows: int) -> str:
         found = measured("label", name, snapshot, f"{folder}/store")
         after = measured("bare", name, snapshot)["rate"]
     loop = (before + after) / 2
-    return (f"labelling {name}: {found['rate'] / loop:.3f} of a bare forward loop "
-            f"({found['rate']:.2f} against {before:.2f} before and {after:.2f} after, rows/s on one core each); "
-            f"{rows} rows, {found['bytes']:,.0f} bytes a row")
+    return (
+        f"labelling {name}: {found['rate'] / loop:.3f} of a bare forward loop "
+        f"({found['rate']:.2f} against {before:.2f} before and {after:.2f} after, rows/s on one core each); "
+        f"{rows} rows, {found['bytes']:,.0f} bytes a row"
+    )
 
 
 def memory(rows: int) -> str:
@@ -148,8 +175,10 @@ def memory(rows: int) -> str:
     for count in (rows, 20 * rows):
         with tempfile.TemporaryDirectory() as folder:
             found.append(measured("label", "tiny", snapshot_of(Path(folder), count), f"{folder}/store")["mb"])
-    return (f"labelling memory: {found[1] / found[0]:.3f} of the driver's peak at {rows:,} rows when there are "
-            f"{20 * rows:,} ({found[0]:.0f} and {found[1]:.0f} MB)")
+    return (
+        f"labelling memory: {found[1] / found[0]:.3f} of the driver's peak at {rows:,} rows when there are "
+        f"{20 * rows:,} ({found[0]:.0f} and {found[1]:.0f} MB)"
+    )
 
 
 def main() -> None:

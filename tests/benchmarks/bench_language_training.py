@@ -39,29 +39,39 @@ from ray_distill.artifacts import LabelSetRef  # noqa: E402
 from ray_distill.config import Campaign, LossConfig, StudentModel  # noqa: E402
 from ray_distill.examples.docstrings import docstrings  # noqa: E402
 from ray_distill.labels.store.reader import open_label_set  # noqa: E402
-from ray_distill.models.students.build_classifier import build_student  # noqa: E402
 from ray_distill.models.core.forward import forward  # noqa: E402
-from ray_distill.models.io.load import load_model  # noqa: E402
 from ray_distill.models.core.model import Model  # noqa: E402
+from ray_distill.models.io.load import load_model  # noqa: E402
+from ray_distill.models.students.build_classifier import build_student  # noqa: E402
 from ray_distill.snapshots.reader import open_snapshot  # noqa: E402
+from ray_distill.students.data.token_examples import TokenSet, build_token_set  # noqa: E402
 from ray_distill.students.engines.build import build_engine  # noqa: E402
 from ray_distill.students.loop.train_loop import Trial, take_step  # noqa: E402
-from ray_distill.students.process_group import current_ranks  # noqa: E402
-from ray_distill.students.order.cursor import global_batch_at  # noqa: E402
-from ray_distill.students.objective.weighted_losses import build_terms  # noqa: E402
-from ray_distill.students.modules.token_student_module import PLACES, TokenBundle  # noqa: E402
-from ray_distill.students.data.token_examples import TokenSet, build_token_set  # noqa: E402
 from ray_distill.students.loop.validation import TokenJudge  # noqa: E402
+from ray_distill.students.modules.token_student_module import PLACES, TokenBundle  # noqa: E402
+from ray_distill.students.objective.weighted_losses import build_terms  # noqa: E402
+from ray_distill.students.order.cursor import global_batch_at  # noqa: E402
+from ray_distill.students.process_group import current_ranks  # noqa: E402
 from ray_distill.tasks.catalogue import LABEL_TASKS  # noqa: E402
 from ray_distill.testing.models import write_tiny_causal_model  # noqa: E402
 
 TOKENS, GLOBAL_BATCH, TASK = 128, 8, "causal_lm"
 STUDENTS: dict[str, dict[str, Any]] = {
     "layers": {"from": "teacher_layers", "keep": 4},
-    "narrow": {"from": "config", "embeddings": "slice", "overrides": {
-        "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 3,
-        "num_key_value_heads": 3, "head_dim": 64}},
-    "tiny": {"from": "teacher_layers", "keep": 1}}
+    "narrow": {
+        "from": "config",
+        "embeddings": "slice",
+        "overrides": {
+            "hidden_size": 192,
+            "intermediate_size": 512,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 3,
+            "head_dim": 64,
+        },
+    },
+    "tiny": {"from": "teacher_layers", "keep": 1},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +120,8 @@ def main() -> None:
         f"training from the store: {memory / store:.3f} of cross-entropy in memory ({tokens / store:.0f} against "
         f"{tokens / memory:.0f} tokens/s; reading is {loops['store'].read / store:.1%}), {online / store:.2f} times "
         f"the steps of the online way ({1 / store:.2f} against {1 / online:.2f} a second); student of "
-        f"{sum(p.numel() for p in bench.student.module.parameters()):,} parameters\n")
+        f"{sum(p.numel() for p in bench.student.module.parameters()):,} parameters\n"
+    )
 
 
 def _prepare(scratch: Path, folder: Path | None, student: str, steps: int) -> Bench:
@@ -118,11 +129,16 @@ def _prepare(scratch: Path, folder: Path | None, student: str, steps: int) -> Be
     teacher = write_tiny_causal_model(scratch / "teacher", seed=1) if folder is None else folder.resolve() / "teacher"
     documents = GLOBAL_BATCH * steps * 2
     source = write_texts(scratch / "texts.jsonl", docstrings()[:documents])
-    config = config_of(scratch, source, teacher={"model": str(teacher), "max_length": TOKENS},
-                       signal={"estimator": "topk", "k": 50, "encoding": "compact"},
-                       training={"global_batch": GLOBAL_BATCH, "micro_batch": GLOBAL_BATCH})
-    model = build_student(StudentModel.model_validate(STUDENTS[student]), task=TASK, classes=(),
-                          teacher=config.labels.teacher, seed=0)
+    config = config_of(
+        scratch,
+        source,
+        teacher={"model": str(teacher), "max_length": TOKENS},
+        signal={"estimator": "topk", "k": 50, "encoding": "compact"},
+        training={"global_batch": GLOBAL_BATCH, "micro_batch": GLOBAL_BATCH},
+    )
+    model = build_student(
+        StudentModel.model_validate(STUDENTS[student]), task=TASK, classes=(), teacher=config.labels.teacher, seed=0
+    )
     return Bench(config=config, labels=labelled(config), student=model, steps=steps)
 
 
@@ -141,17 +157,28 @@ def _memory(bench: Bench) -> Loop:
 def _data(bench: Bench, labels: Any) -> TokenSet:
     task = LABEL_TASKS[TASK]
     table = open_snapshot(bench.labels.snapshot).read("train", ["row_id", task.input_column])
-    return build_token_set(table, task=task, processor=bench.student.processor, vocabulary=bench.student.vocabulary,
-                           labels=labels)
+    return build_token_set(
+        table, task=task, processor=bench.student.processor, vocabulary=bench.student.vocabulary, labels=labels
+    )
 
 
 def _training(bench: Bench, data: TokenSet, losses: dict[str, LossConfig], read: float = 0.0) -> Loop:
     """`students.loop`."""
     ranks, training = current_ranks(), bench.config.student.training
     engine = build_engine(TokenBundle(_copy(bench.student), {}), training, ranks, passes=1)
-    trial = Trial(name="bench", url="", data=data, rows=np.arange(data.rows), steps=bench.steps + 1, seed=0,
-                  terms=build_terms(losses, steps=bench.steps, temperatures=(1.0,), layers={}),
-                  judge=TokenJudge(data=data), training=training, rate=1e-4, plan={})
+    trial = Trial(
+        name="bench",
+        url="",
+        data=data,
+        rows=np.arange(data.rows),
+        steps=bench.steps + 1,
+        seed=0,
+        terms=build_terms(losses, steps=bench.steps, temperatures=(1.0,), layers={}),
+        judge=TokenJudge(data=data),
+        training=training,
+        rate=1e-4,
+        plan={},
+    )
     engine.train(True)
     return Loop(step=partial(take_step, trial, engine, ranks), read=read, tokens=_tokens(data, bench.steps))
 

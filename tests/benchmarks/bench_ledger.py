@@ -43,17 +43,26 @@ def many_units(count: int) -> pa.Table:
     file = pa.StructArray.from_arrays([size, fixed(rng, count, 32)], fields=list(SCHEMA.field("labels").type))
     hidden = pa.StructArray.from_arrays(
         [pa.array(np.ones(count, np.int32)), size, fixed(rng, count, 32)],
-        fields=list(SCHEMA.field("hidden").type.value_type))
+        fields=list(SCHEMA.field("hidden").type.value_type),
+    )
     columns = {
-        "record": numbers // UNITS_A_RECORD, "unit": fixed(rng, count, 16), "attempt": fixed(rng, count, 16),
+        "record": numbers // UNITS_A_RECORD,
+        "unit": fixed(rng, count, 16),
+        "attempt": fixed(rng, count, 16),
         "manifest": pa.repeat(MANIFEST.fingerprint, count),
         "shard": pa.array([f"train-{number // 100:05d}.parquet" for number in range(count)]),
-        "start": numbers % 100 * ROWS_A_UNIT, "stop": numbers % 100 * ROWS_A_UNIT + ROWS_A_UNIT,
-        "rows": np.full(count, ROWS_A_UNIT), "rejected": np.zeros(count, np.int64),
-        "halved": np.zeros(count, np.int64), "reasons": pa.repeat("", count),
-        "labels": file, "quarantine": pa.nulls(count, SCHEMA.field("quarantine").type),
+        "start": numbers % 100 * ROWS_A_UNIT,
+        "stop": numbers % 100 * ROWS_A_UNIT + ROWS_A_UNIT,
+        "rows": np.full(count, ROWS_A_UNIT),
+        "rejected": np.zeros(count, np.int64),
+        "halved": np.zeros(count, np.int64),
+        "reasons": pa.repeat("", count),
+        "labels": file,
+        "quarantine": pa.nulls(count, SCHEMA.field("quarantine").type),
         "hidden": pa.ListArray.from_arrays(pa.array(np.arange(count + 1, dtype=np.int32)), hidden).cast(
-            SCHEMA.field("hidden").type)}
+            SCHEMA.field("hidden").type
+        ),
+    }
     return pa.table(columns, schema=SCHEMA)
 
 
@@ -100,8 +109,13 @@ def open_it(url: str, way: str) -> dict[str, float]:
     assert "0" * 32 not in ledger
     assert rows == ROWS_A_UNIT * len(ledger)
     return {
-        "units": len(ledger), "rows": rows, "seconds": time.perf_counter() - start,
-        "cpu": time.process_time() - processor, "mb": peak_mb() - before, "peak": peak_mb()}
+        "units": len(ledger),
+        "rows": rows,
+        "seconds": time.perf_counter() - start,
+        "cpu": time.process_time() - processor,
+        "mb": peak_mb() - before,
+        "peak": peak_mb(),
+    }
 
 
 def measured(url: str, way: str) -> dict[str, float]:
@@ -125,13 +139,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_small(f"{folder}/small", args.small)
         slow, fast = (measured(f"{folder}/small", way) for way in ("records", "checkpoint"))
-        say(f"{args.small} units, opening: records {told(slow)}; checkpoint {told(fast)}; "
-            f"ratio {slow['seconds'] / fast['seconds']:.1f}")
+        say(
+            f"{args.small} units, opening: records {told(slow)}; checkpoint {told(fast)}; "
+            f"ratio {slow['seconds'] / fast['seconds']:.1f}"
+        )
         write_large(f"{folder}/large", args.units)
         size = sum(item.size for item in files.list_files(f"{folder}/large/log/compact"))
         large = measured(f"{folder}/large", "checkpoint")
-        say(f"{large['units']:.0f} units, {large['rows']:.1e} rows: checkpoint of {size / 1e6:.0f} MB, opening: "
-              f"{told(large)}, peak {large['peak']:.0f} MB")
+        say(
+            f"{large['units']:.0f} units, {large['rows']:.1e} rows: checkpoint of {size / 1e6:.0f} MB, opening: "
+            f"{told(large)}, peak {large['peak']:.0f} MB"
+        )
 
 
 def say(line: str) -> None:

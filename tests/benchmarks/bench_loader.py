@@ -33,23 +33,23 @@ import pyarrow.parquet as pq
 from codec_lab import language_like
 
 from ray_distill.config import SnapshotConfig, TrainingConfig
-from ray_distill.labels.model import rowids
 from ray_distill.labels.format.codecs.measure import compact_options, fit_ids
 from ray_distill.labels.format.fitted_arrays import write_fits
+from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.model.signal import Distributions, Signal
 from ray_distill.labels.store.label_store import create_or_open
+from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.store.writer import write_attempt
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.take import take_snapshot
 from ray_distill.students.data.examples import build_set
 from ray_distill.students.data.open_data import open_data
-from ray_distill.students.order.prefetch import Feed
-from ray_distill.students.loop.train_loop import Trial, batches_of
-from ray_distill.students.process_group import current_ranks
 from ray_distill.students.data.streaming import Source, StreamedSet
 from ray_distill.students.data.token_examples import build_token_set
+from ray_distill.students.loop.train_loop import Trial, batches_of
+from ray_distill.students.order.prefetch import Feed
+from ray_distill.students.process_group import current_ranks
 from ray_distill.tasks.base import Ragged
 from ray_distill.tasks.catalogue import TASKS, TOKEN_TASKS
 
@@ -72,8 +72,10 @@ class Kind:
     memory_gb: float
 
 
-KINDS = {"rows": Kind("text_classification", 1000, 16, 1, 512, 256, 65_536, 0.05),
-         "documents": Kind("causal_lm", 32_000, 128, 127, 64, 64, 8192, 0.35)}
+KINDS = {
+    "rows": Kind("text_classification", 1000, 16, 1, 512, 256, 65_536, 0.05),
+    "documents": Kind("causal_lm", 32_000, 128, 127, 64, 64, 8192, 0.35),
+}
 
 
 class Words:
@@ -118,11 +120,13 @@ def main() -> None:
     sys.stdout.write(
         f"loader k={K}, {asked.codec}: {ours['rate']:,.0f} {asked.kind}/s from {ours['units']} units of {kind.unit}, "
         f"read {ours['amplification']:.2f} times an epoch, opened in {ours['open_s']:.1f} s; {ours['cpu_rate']:,.0f} "
-        f"a CPU second (labels alone {least['cpu_rate']:,.0f})\n")
+        f"a CPU second (labels alone {least['cpu_rate']:,.0f})\n"
+    )
     for other, found in others.items():
         sys.stdout.write(
             f"  {ours['rate'] / found['rate']:.1f}x {other} ({found['rate']:,.0f}/s); a CPU second "
-            f"{ours['cpu_rate'] / found['cpu_rate']:.1f}x ({found['cpu_rate']:,.0f})\n")
+            f"{ours['cpu_rate'] / found['cpu_rate']:.1f}x ({found['cpu_rate']:,.0f})\n"
+        )
     if not asked.mosaic:
         sys.stdout.write("  mosaicml-streaming was not measured: give --mosaic\n")
 
@@ -137,13 +141,19 @@ def _run(command: list[str]) -> dict[str, float]:
 
 def _write(folder: Path, kind: Kind, examples: int, codec: str) -> None:
     """The same labels thrice: as a snapshot with a label store, as Parquet, and as arrays for MDS."""
-    exact = [language_like(kind.positions * kind.unit, kind.classes, K, seed=seed, row=kind.positions)
-             for seed in range(BLOCKS)]
+    exact = [
+        language_like(kind.positions * kind.unit, kind.classes, K, seed=seed, row=kind.positions)
+        for seed in range(BLOCKS)
+    ]
     tokens = np.random.default_rng(1).integers(1, 30_000, (examples, kind.tokens), dtype=np.int32)
     lines = "".join(json.dumps({"text": " ".join(map(str, row))}) + "\n" for row in tokens.tolist())
     (folder / "texts.jsonl").write_text(lines)
-    np.savez(folder / "blocks.npz", tokens=tokens, ids=np.stack([block.ids for block in exact]),
-             logp=np.stack([block.logp for block in exact]))
+    np.savez(
+        folder / "blocks.npz",
+        tokens=tokens,
+        ids=np.stack([block.ids for block in exact]),
+        logp=np.stack([block.logp for block in exact]),
+    )
     _label(folder, kind, exact, codec)
     (folder / "parquet").mkdir()
     schema = _plain(kind, tokens[:1], exact[0]).schema
@@ -163,15 +173,21 @@ def _label(folder: Path, kind: Kind, exact: list[Distributions], codec: str) -> 
         fits = write_fits(str(folder / "labels"), {"ids": fit_ids(exact[0], kind.classes)})
         form = {"codec": ("compact", 2), "options": compact_options((1.0,), False), "fits": fits}
     manifest = StoreManifest(
-        task=kind.task, teacher={"fingerprint": "synthetic"}, classes=_names(kind) if named else (),
-        vocabulary=0 if named else kind.classes, estimator="topk", k=K, unit_rows=kind.unit, **form)
+        task=kind.task,
+        teacher={"fingerprint": "synthetic"},
+        classes=_names(kind) if named else (),
+        vocabulary=0 if named else kind.classes,
+        estimator="topk",
+        k=K,
+        unit_rows=kind.unit,
+        **form,
+    )
     store, snapshot = create_or_open(str(folder / "labels"), manifest), open_snapshot(ref)
     receipts = []
     for number, unit in enumerate(store.pending(snapshot)):
         ids = snapshot.read_shard(snapshot.shard(unit.shard), ["row_id"])["row_id"].take(pa.array(unit.rows))
         signal = Signal(distributions=exact[number % BLOCKS].take(np.arange(len(ids))))
-        receipts.append(write_attempt(
-            store.url, manifest, unit, rowids.to_arrow(rowids.to_numpy(ids)), signal, []))
+        receipts.append(write_attempt(store.url, manifest, unit, rowids.to_arrow(rowids.to_numpy(ids)), signal, []))
     store.commit(receipts)
     (folder / "ref.json").write_text(store.ref(ref).to_json())
 
@@ -187,8 +203,9 @@ def _plain(kind: Kind, tokens: np.ndarray, exact: Distributions) -> pa.Table:
         ends = pa.array(np.arange(count + 1, dtype=np.int64) * width)
         return pa.LargeListArray.from_arrays(ends, pa.array(values.reshape(-1)[: count * width]))
 
-    return pa.table({"input_ids": lists(tokens, kind.tokens), "ids": lists(exact.ids, wide),
-                     "logp": lists(exact.logp, wide)})
+    return pa.table(
+        {"input_ids": lists(tokens, kind.tokens), "ids": lists(exact.ids, wide), "logp": lists(exact.logp, wide)}
+    )
 
 
 def _ours(folder: Path, kind: Kind) -> dict[str, float]:
@@ -197,18 +214,42 @@ def _ours(folder: Path, kind: Kind) -> dict[str, float]:
     labels = open_label_set(LabelSetRef.from_json((folder / "ref.json").read_text()))
     snapshot, start = open_snapshot(labels.ref.snapshot), time.perf_counter()
     names = _names(kind)
-    build: Any = partial(
-        build_set, task=TASKS[kind.task], processor=Words(), student_classes=names, snapshot_classes=(),
-        store_classes=names) if kind.positions == 1 else partial(
-            build_token_set, task=TOKEN_TASKS[kind.task], processor=Words(), vocabulary=kind.classes)
-    training = TrainingConfig(global_batch=kind.batch, micro_batch=kind.batch, stream="always",
-                              memory_gb=kind.memory_gb, shuffle_units=32)
-    data = open_data([Source(snapshot=snapshot, labels=labels, layers=(), columns=("row_id", "text"), build=build)],
-                     training, current_ranks())
+    build: Any = (
+        partial(
+            build_set,
+            task=TASKS[kind.task],
+            processor=Words(),
+            student_classes=names,
+            snapshot_classes=(),
+            store_classes=names,
+        )
+        if kind.positions == 1
+        else partial(build_token_set, task=TOKEN_TASKS[kind.task], processor=Words(), vocabulary=kind.classes)
+    )
+    training = TrainingConfig(
+        global_batch=kind.batch, micro_batch=kind.batch, stream="always", memory_gb=kind.memory_gb, shuffle_units=32
+    )
+    data = open_data(
+        [Source(snapshot=snapshot, labels=labels, layers=(), columns=("row_id", "text"), build=build)],
+        training,
+        current_ranks(),
+    )
     opened = time.perf_counter() - start
     assert isinstance(data.train, StreamedSet) and data.units is not None
-    trial = Trial(name="", url="", data=data.train, rows=np.arange(data.train.rows), terms=(), judge=None,  # type: ignore[arg-type]
-                  training=training, rate=1.0, steps=10**9, seed=0, plan={}, units=data.units)
+    trial = Trial(
+        name="",
+        url="",
+        data=data.train,
+        rows=np.arange(data.train.rows),
+        terms=(),
+        judge=None,  # type: ignore[arg-type]
+        training=training,
+        rate=1.0,
+        steps=10**9,
+        seed=0,
+        plan={},
+        units=data.units,
+    )
     steps, seen, before = trial.order.plan.steps, 0, data.train.loads
     start, cpu = time.perf_counter(), cpu_seconds()
     with Feed(partial(batches_of, trial, current_ranks()), steps) as feed:
@@ -217,8 +258,13 @@ def _ours(folder: Path, kind: Kind) -> dict[str, float]:
     seconds, units = time.perf_counter() - start, len(data.units) - 1
     loads = data.train.loads - before
     data.train.close()
-    return {"rate": seen / seconds, "cpu_rate": seen / (cpu_seconds() - cpu), "open_s": opened, "units": units,
-            "amplification": loads / units}
+    return {
+        "rate": seen / seconds,
+        "cpu_rate": seen / (cpu_seconds() - cpu),
+        "open_s": opened,
+        "units": units,
+        "amplification": loads / units,
+    }
 
 
 def _least(folder: Path, kind: Kind) -> dict[str, float]:
@@ -232,8 +278,9 @@ def _least(folder: Path, kind: Kind) -> dict[str, float]:
         found = labels.read_unit(unit)[1].distributions
         assert found is not None
         shuffled = rng.permutation(len(found.position))
-        ids, logp = (torch.from_numpy(column.reshape(-1, K).take(shuffled, axis=0))
-                     for column in (found.ids, found.logp))
+        ids, logp = (
+            torch.from_numpy(column.reshape(-1, K).take(shuffled, axis=0)) for column in (found.ids, found.logp)
+        )
         assert ids.shape == logp.shape
     return {"rate": labels.rows / (time.perf_counter() - start), "cpu_rate": labels.rows / (cpu_seconds() - cpu)}
 
@@ -261,8 +308,10 @@ def _datasets_with(folder: Path, kind: Kind, workers: int) -> dict[str, float]:
 
 def cpu_seconds() -> float:
     """Of this process and of those it has waited for."""
-    return sum(used.ru_utime + used.ru_stime for used in map(
-        resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+    return sum(
+        used.ru_utime + used.ru_stime
+        for used in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from collections import OrderedDict
 
 import numpy as np
 
-from ray_distill.students.order.micro_batches import share
-from ray_distill.students.order.epoch_order import Order, Plan
 from ray_distill.students.order.cursor import cursor_at, epoch_order
+from ray_distill.students.order.epoch_order import Order, Plan
+from ray_distill.students.order.micro_batches import share
 
 UNIT_ROWS, SHARE = 512, 64
 
@@ -35,15 +35,20 @@ def main() -> None:
         sys.stdout.write(json.dumps(_one_rank(asked.examples, asked.ranks)))
         return
     # a process of its own, so that its peak is the sampler's
-    done = subprocess.run([sys.executable, __file__, "--alone", "--examples", str(asked.examples), "--ranks",
-                           str(asked.ranks)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, __file__, "--alone", "--examples", str(asked.examples), "--ranks", str(asked.ranks)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     found, baseline = json.loads(done.stdout), _permutation(asked.examples // 100)
     sys.stdout.write(
         f"order: {asked.examples:,} examples, {asked.ranks} ranks, {found['units']:,} units in {found['lanes']} lanes: "
         f"an epoch is opened in {found['open_s']:.2f} s, a rank's step takes {found['step_ms']:.3f} ms, "
         f"{found['memory_mb']:.0f} MB, {found['state']} bytes of state; {baseline / found['step_ms'] * 1e3:,.0f}x "
         f"faster a step than a permutation of a hundredth of the examples ({baseline:.2f} s)\n"
-        f"read amplification of 3 ranks over an epoch: {found['amplification']:.3f}\n")
+        f"read amplification of 3 ranks over an epoch: {found['amplification']:.3f}\n"
+    )
     if asked.count:
         sys.stdout.write(_count(_plan(asked.examples, asked.ranks)) + "\n")
 
@@ -68,10 +73,15 @@ def _one_rank(examples: int, ranks: int) -> dict[str, float]:
     seconds = time.perf_counter() - start
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     reads = [_reads(order, rank, ranks) for rank in (0, ranks // 3, ranks - 1)]
-    return {"units": len(plan.units), "lanes": plan.lanes, "open_s": opened, "step_ms": seconds / steps * 1e3,
-            "memory_mb": memory / 1024, "state": len(json.dumps(cursor_at(plan.steps - 1, plan.rows, plan.global_batch)
-                                                                .to_dict())),
-            "amplification": float(np.mean(reads)) * ranks / len(plan.units)}
+    return {
+        "units": len(plan.units),
+        "lanes": plan.lanes,
+        "open_s": opened,
+        "step_ms": seconds / steps * 1e3,
+        "memory_mb": memory / 1024,
+        "state": len(json.dumps(cursor_at(plan.steps - 1, plan.rows, plan.global_batch).to_dict())),
+        "amplification": float(np.mean(reads)) * ranks / len(plan.units),
+    }
 
 
 def _rows_of(order: Order, step: int, rank: int, ranks: int) -> np.ndarray:
@@ -105,8 +115,10 @@ def _count(plan: Plan) -> str:
     start = time.perf_counter()
     for step in range(plan.steps):
         seen[order.batch(step)] += 1
-    return (f"counted: {int((seen == 1).sum()):,} of {plan.rows:,} examples came exactly once over {plan.steps:,} "
-            f"batches ({time.perf_counter() - start:.0f} s)")
+    return (
+        f"counted: {int((seen == 1).sum()):,} of {plan.rows:,} examples came exactly once over {plan.steps:,} "
+        f"batches ({time.perf_counter() - start:.0f} s)"
+    )
 
 
 if __name__ == "__main__":

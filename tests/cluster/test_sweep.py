@@ -15,8 +15,8 @@ import sweep_lab as lab
 import yaml
 from head_lab import ROOT, Head, ray_head
 
-from ray_distill.evaluation.sweep.compare import SweepResult
 from ray_distill.cli.submit import submit
+from ray_distill.evaluation.sweep.compare import SweepResult
 from ray_distill.storage import files
 
 pytestmark = pytest.mark.slow
@@ -61,8 +61,17 @@ def _send(head: Head, folder: Path) -> str:
     from ray.job_submission import JobSubmissionClient
 
     known = {job.submission_id for job in JobSubmissionClient(head.address, headers=_headers(head)).list_jobs()}
-    assert submit(job="sweep", config_path=folder / "sweep.yaml", address=head.address, token=head.token,
-                  working_dir=ROOT, follow=False) == 0
+    assert (
+        submit(
+            job="sweep",
+            config_path=folder / "sweep.yaml",
+            address=head.address,
+            token=head.token,
+            working_dir=ROOT,
+            follow=False,
+        )
+        == 0
+    )
     jobs = JobSubmissionClient(head.address, headers=_headers(head)).list_jobs()
     (new,) = {job.submission_id for job in jobs if job.submission_id} - known
     return str(new)
@@ -107,8 +116,9 @@ def _students(trials: Path) -> dict[str, float]:
 def _unfinished(trials: Path) -> frozenset[str]:
     """Trials that have a checkpoint to go on from, and no end."""
     found = {path.parts[len(trials.parts)] for path in trials.glob("*/work/*/*/checkpoints/*/marker.json")}
-    return frozenset(key for key in found if not any(
-        (trials / key / name).exists() for name in ("student.json", "stopped.json")))
+    return frozenset(
+        key for key in found if not any((trials / key / name).exists() for name in ("student.json", "stopped.json"))
+    )
 
 
 def _nested(ran: Ran, client: mlflow.MlflowClient) -> list[Any]:
@@ -132,8 +142,11 @@ def test_no_finished_trial_is_repeated_and_others_go_on(ran: Ran, client: mlflow
         steps = [point.step for point in client.get_metric_history(runs[key].info.run_id, "loss")]
         assert len(steps) == len(set(steps)), f"{key} was trained again"
     for key in ran.unfinished:
-        later = [point.step for point in client.get_metric_history(runs[key].info.run_id, "loss")
-                 if point.timestamp > ran.killed_ms]
+        later = [
+            point.step
+            for point in client.get_metric_history(runs[key].info.run_id, "loss")
+            if point.timestamp > ran.killed_ms
+        ]
         assert min(later) > 1, f"{key} had a checkpoint and began anew"
 
 

@@ -26,10 +26,10 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from scenarios import Driver, Hung, TooLate, play, small_cluster  # noqa: E402
 from victims import kill_node, processes, strike  # noqa: E402
 
-from ray_distill.labels.tools.audit import audit  # noqa: E402
-from ray_distill.labels.store.reader import open_label_set  # noqa: E402
-from ray_distill.labels.store.label_store import open_store  # noqa: E402
 from ray_distill.labels.model.work_units import entries  # noqa: E402
+from ray_distill.labels.store.label_store import open_store  # noqa: E402
+from ray_distill.labels.store.reader import open_label_set  # noqa: E402
+from ray_distill.labels.tools.audit import audit  # noqa: E402
 from ray_distill.snapshots.reader import Snapshot, open_snapshot  # noqa: E402
 from ray_distill.storage import files  # noqa: E402
 from ray_distill.testing.labels import winners  # noqa: E402
@@ -38,8 +38,11 @@ VICTIMS = ("driver", "actor", "writer", "node")
 ROWS, UNIT_ROWS = 840, 4
 #: Seconds that one labelling may take, on a busy machine too, before it counts as hung.
 HUNG = 400.0
-STUDENT = {"from": "module", "model": "ray_distill.testing.models:tiny_text_model",
-           "arguments": {"classes": list(lab.CLASSES)}}
+STUDENT = {
+    "from": "module",
+    "model": "ray_distill.testing.models:tiny_text_model",
+    "arguments": {"classes": list(lab.CLASSES)},
+}
 #: What Ray calls the process of a teacher actor, and that of a task that writes units while it runs.
 ACTOR, WRITER = "ray::MapWorker(MapBatches(TeacherActor))", "ray::MapBatches(write_units)"
 
@@ -82,15 +85,29 @@ class Lab:
         self.fuse = folder / "fuse"
         source = lab.write_rows(folder / "rows.jsonl", lab.annotated(lab.texts(rows, seed=3), train_labels=30))
         teacher = {"model": "campaign_lab:spelling_teacher", "arguments": {"fuse": str(self.fuse)}}
-        self.config = str(lab.write_config(folder / "campaign.yaml", lab.config_of(
-            folder, source, teacher, student__model=STUDENT, tracking={"enabled": False}, labels__unit_rows=UNIT_ROWS,
-            labels__resources={"actors": [1, 2]})))
+        self.config = str(
+            lab.write_config(
+                folder / "campaign.yaml",
+                lab.config_of(
+                    folder,
+                    source,
+                    teacher,
+                    student__model=STUDENT,
+                    tracking={"enabled": False},
+                    labels__unit_rows=UNIT_ROWS,
+                    labels__resources={"actors": [1, 2]},
+                ),
+            )
+        )
         self.driver = self._driver()
         self.driver.begin(["snapshot", self.config])
         assert self.driver.result(HUNG) == "done 0", self.driver.tail()
         self.snapshot: Snapshot = open_snapshot(str(next((folder / "out" / "snapshots").iterdir())))
-        self.rows = [one for shard in self.snapshot.shards
-                     for one in self.snapshot.read_shard(shard, ["row_id"]).column("row_id").to_pylist()]
+        self.rows = [
+            one
+            for shard in self.snapshot.shards
+            for one in self.snapshot.read_shard(shard, ["row_id"]).column("row_id").to_pylist()
+        ]
         started = time.monotonic()
         self.label(self.store("uncrashed"))
         self.seconds = time.monotonic() - started
@@ -134,8 +151,11 @@ class Lab:
         kills = rng.choice((1, 2)) if outcome.victim in ("actor", "writer") else 1
         self.begin(store)
         for moment in sorted(rng.sample(range(1, int(0.85 * self.units)), kills)):
-            written = self._await(lambda moment=moment: _attempts(store) >= moment and self._kill(outcome.victim, node),
-                                  store, needed=not outcome.moments)
+            written = self._await(
+                lambda moment=moment: _attempts(store) >= moment and self._kill(outcome.victim, node),
+                store,
+                needed=not outcome.moments,
+            )
             if written is not None:
                 outcome.moments.append(written)
         if outcome.victim == "driver":
@@ -192,8 +212,13 @@ class Lab:
     def _examine(self, outcome: Outcome, store: str) -> None:
         """Compare the store with the undisturbed one, and show that nothing is left to do."""
         found = committed(store)
-        outcome.unequal = len({unit for unit, kind in found.keys() | self.expected.keys()
-                               if found.get((unit, kind)) != self.expected.get((unit, kind))})
+        outcome.unequal = len(
+            {
+                unit
+                for unit, kind in found.keys() | self.expected.keys()
+                if found.get((unit, kind)) != self.expected.get((unit, kind))
+            }
+        )
         report = audit(store, self.snapshot)
         if not report.ok or (report.units, report.rows) != (self.units, len(self.rows)):
             outcome.wrong.append(f"audit: {report.to_dict()}")
@@ -217,8 +242,11 @@ class Lab:
 
 def committed(store_url: str) -> dict[tuple[str, str], bytes]:
     """The committed bytes by (unit, kind of file): how an attempt is called is left out."""
-    return {(unit, name.split("/")[0]): files.read_bytes(files.join(store_url, name))
-            for unit, receipt in _winners(store_url).items() for name in receipt.files()}
+    return {
+        (unit, name.split("/")[0]): files.read_bytes(files.join(store_url, name))
+        for unit, receipt in _winners(store_url).items()
+        for name in receipt.files()
+    }
 
 
 def _winners(store_url: str) -> dict[str, Any]:
@@ -236,8 +264,11 @@ def _named(store_url: str) -> list[str]:
 def _attempts(store_url: str) -> int:
     """Units of which a whole file of labels has been written."""
     try:
-        return sum(1 for unit in os.scandir(f"{store_url}/labels")
-                   if any(name.endswith(".parquet") and name[0] != "." for name in os.listdir(unit)))  # noqa: PTH208
+        return sum(
+            1
+            for unit in os.scandir(f"{store_url}/labels")
+            if any(name.endswith(".parquet") and name[0] != "." for name in os.listdir(unit))
+        )  # noqa: PTH208
     except FileNotFoundError:
         return 0
 
@@ -254,9 +285,18 @@ def open_lab(rows: int = ROWS) -> Iterator[Lab]:
 
 
 if __name__ == "__main__":
-    sys.exit(play(
-        __doc__, open_lab, VICTIMS, runs=40,
-        about=lambda opened: f"{opened.units} units of up to {UNIT_ROWS} rows, {opened.seconds:.0f} s when nobody is "
-                             "killed",
-        columns={"kills": lambda one: len(one.moments), **{
-            name: attrgetter(name) for name in ("resumed", "orphans", "lost", "twice", "unequal")}}))
+    sys.exit(
+        play(
+            __doc__,
+            open_lab,
+            VICTIMS,
+            runs=40,
+            about=lambda opened: (
+                f"{opened.units} units of up to {UNIT_ROWS} rows, {opened.seconds:.0f} s when nobody is killed"
+            ),
+            columns={
+                "kills": lambda one: len(one.moments),
+                **{name: attrgetter(name) for name in ("resumed", "orphans", "lost", "twice", "unequal")},
+            },
+        )
+    )

@@ -43,8 +43,13 @@ class Driver:
         self._told = folder / f"driver-{time.monotonic_ns()}.err"
         with self._told.open("wb") as err:
             self._process = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name(script)), address], cwd=folder, stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, stderr=err, bufsize=0)
+                [sys.executable, str(Path(__file__).with_name(script)), address],
+                cwd=folder,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=err,
+                bufsize=0,
+            )
 
     def begin(self, order: Any) -> None:
         """Give an order."""
@@ -105,9 +110,16 @@ def small_cluster(name: str, modules: Sequence[Path], *, cpus: int, **system: in
     """
     folder = Path(tempfile.mkdtemp(prefix=f"{name}-"))
     os.environ.update(PYTHONPATH=findable(*modules), RAY_USAGE_STATS_ENABLED="0")
-    cluster = Cluster(initialize_head=True, shutdown_at_exit=False, head_node_args={
-        "num_cpus": cpus, "include_dashboard": False, "object_store_memory": 100_000_000,
-        "_system_config": {**SYSTEM, **system}})
+    cluster = Cluster(
+        initialize_head=True,
+        shutdown_at_exit=False,
+        head_node_args={
+            "num_cpus": cpus,
+            "include_dashboard": False,
+            "object_store_memory": 100_000_000,
+            "_system_config": {**SYSTEM, **system},
+        },
+    )
     try:
         yield folder, cluster
     finally:
@@ -116,7 +128,12 @@ def small_cluster(name: str, modules: Sequence[Path], *, cpus: int, **system: in
 
 
 def play(
-    document: str, opening: Callable[[], Any], victims: Sequence[str], *, runs: int, about: Callable[[Any], str],
+    document: str,
+    opening: Callable[[], Any],
+    victims: Sequence[str],
+    *,
+    runs: int,
+    about: Callable[[Any], str],
     columns: Mapping[str, Callable[[Any], int]],
 ) -> int:
     """A laboratory's command: scenarios for each victim in turn, told of as they end; 1 if one of them failed.
@@ -145,8 +162,10 @@ def play(
             started = time.monotonic()
             one = opened.scenario(victims[number % len(victims)], options.seed, number // len(victims))
             outcomes.append(one)
-            tell(f"{one.victim} {one.number}: {'ok' if one.ok else 'FAILED'}, {one.told}, "
-                 f"{time.monotonic() - started:.0f} s " + " ".join(one.wrong))
+            tell(
+                f"{one.victim} {one.number}: {'ok' if one.ok else 'FAILED'}, {one.told}, "
+                f"{time.monotonic() - started:.0f} s " + " ".join(one.wrong)
+            )
     tell("victim  " + "".join(f"{name:>10}" for name in ("runs", *columns, "failed")))
     for victim in victims:
         own = [one for one in outcomes if one.victim == victim]

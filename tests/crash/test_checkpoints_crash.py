@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from ray_distill.config import CheckpointPolicy
+from ray_distill.students.checkpoints.async_writer import CheckpointWriter
 from ray_distill.students.checkpoints.store import fetched, find_checkpoint
 from ray_distill.students.process_group import Ranks
-from ray_distill.students.checkpoints.async_writer import CheckpointWriter
 from ray_distill.testing.crashfs import Crash, crashing_remote, cut_points, points
 
 ALONE = Ranks(rank=0, world=1)
@@ -15,6 +15,7 @@ ALONE = Ranks(rank=0, world=1)
 
 def save(url: str, step: int) -> None:
     """Save a checkpoint of two files that spell its step."""
+
     def write(local: Path) -> None:
         (local / "engine").mkdir()
         for name in ("one", "two"):
@@ -39,6 +40,7 @@ def check(url: str, steps: tuple[int, ...]) -> None:
 
 def test_upload_and_deletion_cut_before_in_and_after_each_operation(tmp_path: Path) -> None:
     """Step 3 is saved, which removes step 1: die anywhere, and step 2 or 3 is found; the next save is whole."""
+
     def prepared(name: str) -> str:
         url = f"crash://{tmp_path}/{name}"
         for step in (1, 2):

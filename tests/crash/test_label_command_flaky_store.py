@@ -23,9 +23,21 @@ ROWS = 160
 def _label(folder, output, capfd):
     """Snapshot and label a campaign below ``output``; returns the snapshot and the bytes of the label shards."""
     source = lab.write_rows(folder / "rows.jsonl", lab.annotated(lab.texts(ROWS, seed=3), train_labels=30))
-    config = str(lab.write_config(folder / "campaign.yaml", lab.config_of(
-        folder, source, {"model": "campaign_lab:spelling_teacher"}, output=output, student__model=kill_lab.STUDENT,
-        tracking={"enabled": False}, labels__unit_rows=8, labels__check={"min_accuracy": 0.5})))
+    config = str(
+        lab.write_config(
+            folder / "campaign.yaml",
+            lab.config_of(
+                folder,
+                source,
+                {"model": "campaign_lab:spelling_teacher"},
+                output=output,
+                student__model=kill_lab.STUDENT,
+                tracking={"enabled": False},
+                labels__unit_rows=8,
+                labels__check={"min_accuracy": 0.5},
+            ),
+        )
+    )
     assert cli.main(["snapshot", config]) == 0
     snapshot = SnapshotRef.from_dict(json.loads(capfd.readouterr().out.strip().splitlines()[-1]))
     command = lab.Command.start(folder, "label", config, "--json")

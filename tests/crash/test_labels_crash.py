@@ -8,9 +8,9 @@ import pytest
 
 from ray_distill.errors import StorageError
 from ray_distill.labels.store import label_store as store_module
-from ray_distill.labels.tools.audit import audit
-from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.store.label_store import open_store
+from ray_distill.labels.store.reader import open_label_set
+from ray_distill.labels.tools.audit import audit
 from ray_distill.storage import files, local
 from ray_distill.storage.log import CommitLog
 from ray_distill.testing.crashfs import Crash, crashing_disk, crashing_remote, cut_points, points
@@ -43,7 +43,9 @@ def committed(url):
     log.refresh()
     return {
         (unit, name.split("/")[0]): files.read_bytes(files.join(url, name))
-        for unit, receipt in winners(log.records).items() for name in receipt.files()}
+        for unit, receipt in winners(log.records).items()
+        for name in receipt.files()
+    }
 
 
 def check(url, expected):
@@ -119,7 +121,9 @@ def committed_through_checkpoint(url):
     store.log.refresh()
     return {
         (receipt.unit, name.split("/")[0]): files.read_bytes(files.join(url, name))
-        for receipt in store.ledger.receipts() for name in receipt.files()}
+        for receipt in store.ledger.receipts()
+        for name in receipt.files()
+    }
 
 
 @pytest.mark.slow

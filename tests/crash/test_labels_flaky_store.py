@@ -11,9 +11,9 @@ import pytest
 
 from ray_distill.errors import StorageError
 from ray_distill.labels.model import work_units
-from ray_distill.labels.tools.audit import audit
-from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.store.label_store import open_store
+from ray_distill.labels.store.reader import open_label_set
+from ray_distill.labels.tools.audit import audit
 from ray_distill.storage import files, remote
 from ray_distill.storage.log import CommitLog
 from ray_distill.testing.crashfs import Crash
@@ -49,8 +49,11 @@ def committed(url):
     log.refresh()
     named = [entry.unit for number, record in enumerate(log.records) for entry in work_units.entries(record, number)]
     assert len(named) == len(set(named)), "a unit was committed twice"
-    return {(unit, name.split("/")[0]): files.read_bytes(files.join(url, name))
-            for unit, receipt in winners(log.records).items() for name in receipt.files()}
+    return {
+        (unit, name.split("/")[0]): files.read_bytes(files.join(url, name))
+        for unit, receipt in winners(log.records).items()
+        for name in receipt.files()
+    }
 
 
 def check(url, expected, snapshot=SNAPSHOT):
@@ -95,6 +98,7 @@ def dying(monkeypatch):
             if state["after"]:
                 real(*args, **kwargs)
             raise Crash(f"died at {name}")
+
         return call
 
     for name in STEPS:
@@ -159,9 +163,11 @@ def test_a_server_that_takes_the_connection_and_says_nothing_is_given_up(impatie
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
             forget_clients()
-            for operation in (lambda: files.write_bytes(f"{server.url}/new", b"data"),
-                              lambda: files.create_exclusive(f"{server.url}/new", b"data"),
-                              lambda: files.read_bytes(f"{server.url}/new")):
+            for operation in (
+                lambda: files.write_bytes(f"{server.url}/new", b"data"),
+                lambda: files.create_exclusive(f"{server.url}/new", b"data"),
+                lambda: files.read_bytes(f"{server.url}/new"),
+            ):
                 with pytest.raises(StorageError, match="(?i)time-?out"):
                     operation()
         forget_clients()
@@ -187,10 +193,18 @@ def test_a_store_that_only_fails_is_one_clear_error_after_bounded_tries(impatien
         files.write_bytes(url, b"whole")
         server.share = 1.0
         operations = [
-            lambda: files.read_bytes(url), lambda: files.read_many([url]), lambda: files.write_bytes(url, b"new"),
-            lambda: files.create_exclusive(f"{url}2", b"new"), lambda: files.list_files(server.url),
-            lambda: files.exists(url), lambda: files.sizes([url]), lambda: files.open_input(url),
-            lambda: files.glob_files(f"{server.url}/*"), lambda: files.glob_files(url), lambda: files.delete(url)]
+            lambda: files.read_bytes(url),
+            lambda: files.read_many([url]),
+            lambda: files.write_bytes(url, b"new"),
+            lambda: files.create_exclusive(f"{url}2", b"new"),
+            lambda: files.list_files(server.url),
+            lambda: files.exists(url),
+            lambda: files.sizes([url]),
+            lambda: files.open_input(url),
+            lambda: files.glob_files(f"{server.url}/*"),
+            lambda: files.glob_files(url),
+            lambda: files.delete(url),
+        ]
         for operation in operations:
             before = server.requests
             with pytest.raises(StorageError, match=f"{server.url}.*: cannot "):
@@ -202,8 +216,10 @@ def test_what_cannot_pass_is_not_tried_again(impatient):
     """A missing file and a taken name cost no second request of the same kind, and wait for nothing."""
     with flaky_s3_server(0.0) as server:
         files.create_exclusive(f"{server.url}/taken", b"mine")
-        for operation in (lambda: files.read_bytes(f"{server.url}/none"),
-                          lambda: files.create_exclusive(f"{server.url}/taken", b"other")):
+        for operation in (
+            lambda: files.read_bytes(f"{server.url}/none"),
+            lambda: files.create_exclusive(f"{server.url}/taken", b"other"),
+        ):
             before = server.requests
             with pytest.raises(StorageError, match="does not exist|is taken"):
                 operation()
@@ -245,7 +261,8 @@ def test_folders_and_globs_are_never_listed_in_part(impatient, tmp_path):
         files.download_folder(f"{server.url}/in", tmp_path / "down")
         files.upload_folder(tmp_path / "down", f"{server.url}/out")
         assert [(item.name, item.size) for item in files.list_files(f"{server.url}/out")] == [
-            (name, len(name)) for name in names]
+            (name, len(name)) for name in names
+        ]
         for name in names:
             assert Path(tmp_path / "down" / name).read_bytes() == name.encode()
         files.delete(f"{server.url}/out")
@@ -254,6 +271,7 @@ def test_folders_and_globs_are_never_listed_in_part(impatient, tmp_path):
 
 def test_equal_seeds_let_equal_requests_fail():
     """What goes wrong is a function of the seed and of a request's number."""
+
     def injected():
         with flaky_s3_server(0.2, seed=6, ways=["503-before", "500-after"], client=ONE_TRY) as server:
             for number in range(20):

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from ray_distill.labels.store import label_store as store_module
-from ray_distill.labels.tools.audit import audit
-from ray_distill.labels.store.reader import open_label_set
-from ray_distill.labels.store.label_store import open_store
 from ray_distill.labels.model.work_units import entries
+from ray_distill.labels.store import label_store as store_module
+from ray_distill.labels.store.label_store import open_store
+from ray_distill.labels.store.reader import open_label_set
+from ray_distill.labels.tools.audit import audit
 from ray_distill.storage import files
 from ray_distill.storage.log import CommitLog
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id
@@ -53,6 +53,7 @@ class Turns:
 
     def run(self, work):
         """Run ``work(number)`` in a scheduled thread each; what they raise is raised here."""
+
         def body(number):
             self._own.number = number
             try:
@@ -98,8 +99,10 @@ def scheduled(monkeypatch):
 def two_labellers(scheduled, url, seed):
     """Race two labellers with a seeded schedule; returns the units each won, and the schedule."""
     won = {}
-    steps = scheduled(seed, lambda number: won.update(
-        {number: label_all(url, MANIFEST, SNAPSHOT, units_a_record=1 + (seed + number) % 3)}))
+    steps = scheduled(
+        seed,
+        lambda number: won.update({number: label_all(url, MANIFEST, SNAPSHOT, units_a_record=1 + (seed + number) % 3)}),
+    )
     return won, steps
 
 

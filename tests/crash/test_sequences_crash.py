@@ -48,13 +48,15 @@ def _check(url: str, parent: Snapshot, whole: dict[str, bytes]) -> None:
     _run(url, parent, _throwing)
 
 
-@pytest.mark.parametrize(("scheme", "crashing", "every"), [
-    pytest.param("crash://", crashfs.crashing_remote, 10, id="some"),
-    pytest.param("crash://", crashfs.crashing_remote, 1, id="remote", marks=pytest.mark.slow),
-    pytest.param("", crashfs.crashing_disk, 1, id="disk", marks=pytest.mark.slow)])
-def test_death_at_any_point_of_writing(
-    tmp_path: Path, scheme: str, crashing: Callable[..., Any], every: int
-) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "crashing", "every"),
+    [
+        pytest.param("crash://", crashfs.crashing_remote, 10, id="some"),
+        pytest.param("crash://", crashfs.crashing_remote, 1, id="remote", marks=pytest.mark.slow),
+        pytest.param("", crashfs.crashing_disk, 1, id="disk", marks=pytest.mark.slow),
+    ],
+)
+def test_death_at_any_point_of_writing(tmp_path: Path, scheme: str, crashing: Callable[..., Any], every: int) -> None:
     """Before, amid and after each operation of store, log and snapshot: the rerun writes what is missing, no more."""
     parent = prompts_snapshot(tmp_path / "parent", TEXTS)
     _run(f"{scheme}{tmp_path}/whole", parent)

@@ -13,8 +13,8 @@ from typing import Any
 from ray_distill.config import parse_config
 from ray_distill.errors import DistillError
 from ray_distill.runtime.core import connection
-from ray_distill.runtime.training.metrics_channel import StepMetrics
 from ray_distill.runtime.training.launch import train_ranks
+from ray_distill.runtime.training.metrics_channel import StepMetrics
 
 
 def train(order: dict[str, Any]) -> str:

@@ -36,8 +36,8 @@ from victims import descendants, end_node, processes, strike, title_of  # noqa: 
 
 from ray_distill.artifacts import LabelSetRef  # noqa: E402
 from ray_distill.snapshots.reader import open_snapshot  # noqa: E402
-from ray_distill.students.run import TrainingJob  # noqa: E402
 from ray_distill.students.order.cursor import global_batch_at, steps_per_epoch  # noqa: E402
+from ray_distill.students.run import TrainingJob  # noqa: E402
 from ray_distill.tasks.catalogue import TASKS  # noqa: E402
 from ray_distill.testing.models import tiny_text_processor  # noqa: E402
 
@@ -121,8 +121,9 @@ class Lab:
         self._second = self._add_node()
         source = lab.write_rows(folder / "rows.jsonl", lab.annotated(lab.texts(350, seed=3), train_labels=30))
         teacher = {"model": "campaign_lab:spelling_teacher"}
-        self._config = lab.load(folder / "campaign.yaml", lab.config_of(
-            folder, source, teacher, tracking={"enabled": False}))
+        self._config = lab.load(
+            folder / "campaign.yaml", lab.config_of(folder, source, teacher, tracking={"enabled": False})
+        )
         self._labels = label(folder, cluster.address)
         self._driver = self._new_driver()
         self.whole = self._run("whole", "torch", 2)
@@ -146,22 +147,42 @@ class Lab:
         (folder / "students").mkdir(parents=True)
         config = self._config.model_dump(mode="json", by_alias=True)
         config["student"]["model"] = {
-            "from": "module", "model": "noting:noting_student",
-            "arguments": {"classes": list(lab.CLASSES), "notes": str(folder / "notes"), "pause": pause}}
+            "from": "module",
+            "model": "noting:noting_student",
+            "arguments": {"classes": list(lab.CLASSES), "notes": str(folder / "notes"), "pause": pause},
+        }
         config["student"]["training"] |= {
-            "workers": workers, "global_batch": GLOBAL_BATCH, "micro_batch": GLOBAL_BATCH, "epochs": EPOCHS,
-            "checkpoint_every": EVERY, "evaluate_every": 2 * EVERY, "engine": engine, "zero_stage": 2}
-        return Run(folder=folder, job=TrainingJob(
-            config=config, labels=self._labels, output=str(folder / "students"), arms=("student",), seed=lab.SEED,
-            resume=True))
+            "workers": workers,
+            "global_batch": GLOBAL_BATCH,
+            "micro_batch": GLOBAL_BATCH,
+            "epochs": EPOCHS,
+            "checkpoint_every": EVERY,
+            "evaluate_every": 2 * EVERY,
+            "engine": engine,
+            "zero_stage": 2,
+        }
+        return Run(
+            folder=folder,
+            job=TrainingJob(
+                config=config,
+                labels=self._labels,
+                output=str(folder / "students"),
+                arms=("student",),
+                seed=lab.SEED,
+                resume=True,
+            ),
+        )
 
     def scenario(self, victim: str, seed: int, number: int) -> Outcome:
         """Kill, let it end or begin again, and look at what was learnt."""
         for draw in range(10):
             outcome = Outcome(victim=victim, number=number)
-            run = self._run(f"{victim}-{number}-{draw}", "deepspeed" if number % 2 else "torch",
-                            [1, 2] if victim in ("node", "notice", NEWCOMER) else 2,
-                            SLOWLY if victim == NEWCOMER else PAUSE)
+            run = self._run(
+                f"{victim}-{number}-{draw}",
+                "deepspeed" if number % 2 else "torch",
+                [1, 2] if victim in ("node", "notice", NEWCOMER) else 2,
+                SLOWLY if victim == NEWCOMER else PAUSE,
+            )
             disturbed = self._joined if victim == NEWCOMER else self._disturbed
             try:
                 disturbed(outcome, run, random.Random(f"{seed}/{victim}/{number}/{draw}"))
@@ -257,7 +278,8 @@ class Lab:
         """Tell the cluster that the second node will be taken away, as a cloud's agent does, and wait for that."""
         deadline = int((time.time() + NOTICE) * 1000)
         accepted, why = GcsClient(address=self._cluster.address).drain_node(
-            self._second.node_id, autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "taken away", deadline)
+            self._second.node_id, autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "taken away", deadline
+        )
         assert accepted, why
         time.sleep(NOTICE)
 
@@ -280,8 +302,10 @@ class Lab:
         for epoch in range(EPOCHS):
             seen = Counter(row for step in range(epoch * steps, (epoch + 1) * steps) for row in learnt.get(step, []))
             if seen != Counter(range(rows)):
-                outcome.wrong.append(f"epoch {epoch}: {sum(count > 1 for count in seen.values())} examples twice, "
-                                     f"{rows - len(seen)} never")
+                outcome.wrong.append(
+                    f"epoch {epoch}: {sum(count > 1 for count in seen.values())} examples twice, "
+                    f"{rows - len(seen)} never"
+                )
         for step, found in learnt.items():
             if sorted(found) != sorted(global_batch_at(lab.SEED, step, rows, GLOBAL_BATCH).tolist()):
                 outcome.wrong.append(f"step {step} learnt from other examples than its own")
@@ -312,8 +336,10 @@ def rows_of(labels: LabelSetRef) -> dict[tuple[int, ...], int]:
     """Rows of the training data by the tokens of their text."""
     table = open_snapshot(labels.snapshot).read("train", ["row_id", "text"]).combine_chunks().sort_by("row_id")
     tokens = TASKS["text_classification"].encode(table, tiny_text_processor()).features["input_ids"]
-    found = {tuple(tokens.values[start:end].tolist()): row
-             for row, (start, end) in enumerate(zip(tokens.offsets, tokens.offsets[1:], strict=False))}
+    found = {
+        tuple(tokens.values[start:end].tolist()): row
+        for row, (start, end) in enumerate(zip(tokens.offsets, tokens.offsets[1:], strict=False))
+    }
     assert len(found) == table.num_rows, "texts must be told apart by their tokens"
     return found
 
@@ -328,8 +354,21 @@ def label(folder: Path, address: str) -> LabelSetRef:
     out = ""
     for command in ("snapshot", "label"):
         ran = subprocess.run(
-            [sys.executable, "-m", "ray_distill.cli", command, str(folder / "campaign.yaml"), "--address", address,
-             "--json"], capture_output=True, text=True, check=False, cwd=folder)
+            [
+                sys.executable,
+                "-m",
+                "ray_distill.cli",
+                command,
+                str(folder / "campaign.yaml"),
+                "--address",
+                address,
+                "--json",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=folder,
+        )
         assert ran.returncode == 0, ran.stderr
         out = ran.stdout
     return LabelSetRef.from_json(out.splitlines()[-1])
@@ -348,7 +387,13 @@ def open_lab() -> Iterator[Lab]:
 
 
 if __name__ == "__main__":
-    sys.exit(play(
-        __doc__, open_lab, (*VICTIMS, NEWCOMER), runs=25,
-        about=lambda opened: f"{opened.steps} steps when nobody is killed",
-        columns={"disturbed": lambda one: len(one.moments), "repeated": lambda one: one.repeated}))
+    sys.exit(
+        play(
+            __doc__,
+            open_lab,
+            (*VICTIMS, NEWCOMER),
+            runs=25,
+            about=lambda opened: f"{opened.steps} steps when nobody is killed",
+            columns={"disturbed": lambda one: len(one.moments), "repeated": lambda one: one.repeated},
+        )
+    )

@@ -23,10 +23,10 @@ import torch
 import yaml
 
 from ray_distill.config import Campaign, Splits, load_config
-from ray_distill.labels.store.label_store import open_store
 from ray_distill.labels.model.work_units import labels_name
-from ray_distill.models.io.load import load_model
+from ray_distill.labels.store.label_store import open_store
 from ray_distill.models.core.model import ModelParts
+from ray_distill.models.io.load import load_model
 from ray_distill.snapshots.identity import row_ids
 from ray_distill.snapshots.splits import SPLITS, split_by_id
 from ray_distill.storage import files
@@ -80,9 +80,12 @@ def write_teacher(folder: Path, steps: int = 60) -> Path:
     write_tiny_text_model(folder, CLASSES, seed=1, initializer_range=0.1)
     model, task = load_model(str(folder), task="text_classification"), TASKS["text_classification"]
     rows = texts(600, seed=99)
-    table = pa.table({
-        "row_id": pa.array([at.to_bytes(16, "big") for at in range(len(rows))], pa.binary(16)),
-        "text": pa.array([text for text, _ in rows])})
+    table = pa.table(
+        {
+            "row_id": pa.array([at.to_bytes(16, "big") for at in range(len(rows))], pa.binary(16)),
+            "text": pa.array([text for text, _ in rows]),
+        }
+    )
     encoded = task.encode(table, model.processor)
     wanted = torch.tensor([CLASSES.index(label) for _, label in rows])
     optimizer = torch.optim.AdamW(model.module.parameters(), lr=5e-3)
@@ -128,18 +131,39 @@ def spelling_teacher(fuse: str | None = None, backwards: bool = False) -> ModelP
 def config_of(folder: Path, source: Path, teacher: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
     """A whole campaign as plain values; ``changes`` replace whole sections, or fields of them by dotted name."""
     value: dict[str, Any] = {
-        "campaign": "spelling", "task": "text_classification", "seed": SEED, "output": str(folder / "out"),
-        "snapshot": {"source": str(source), "columns": {"label": "label"}, "classes": list(CLASSES),
-                     "splits": SPLIT_SHARES},
-        "labels": {"teacher": dict(teacher), "signal": {"temperatures": [1, 2]}, "hidden": {"layers": [-1]},
-                   "check": {"min_accuracy": 0.7}, "unit_rows": 32},
+        "campaign": "spelling",
+        "task": "text_classification",
+        "seed": SEED,
+        "output": str(folder / "out"),
+        "snapshot": {
+            "source": str(source),
+            "columns": {"label": "label"},
+            "classes": list(CLASSES),
+            "splits": SPLIT_SHARES,
+        },
+        "labels": {
+            "teacher": dict(teacher),
+            "signal": {"temperatures": [1, 2]},
+            "hidden": {"layers": [-1]},
+            "check": {"min_accuracy": 0.7},
+            "unit_rows": 32,
+        },
         "student": {
             "model": {"from": "config", "overrides": {"num_hidden_layers": 1}},
             "losses": {"soft": {"weight": 0.9, "temperature": 2}, "hard": {"weight": 0.1}},
-            "training": {"epochs": 4, "global_batch": 32, "micro_batch": 32, "learning_rate": 5e-3, "engine": "torch",
-                         "evaluate_every": 10, "checkpoint_every": 10}},
+            "training": {
+                "epochs": 4,
+                "global_batch": 32,
+                "micro_batch": 32,
+                "learning_rate": 5e-3,
+                "engine": "torch",
+                "evaluate_every": 10,
+                "checkpoint_every": 10,
+            },
+        },
         "evaluation": {"severities": [1], "bootstrap": 200, "latency_requests": 10},
-        "gate": {"limits": {"accuracy": {"min": 0.5}}, "beat": []}}
+        "gate": {"limits": {"accuracy": {"min": 0.5}}, "beat": []},
+    }
     for name, change in changes.items():
         *parents, last = name.split("__")
         section = value
@@ -164,8 +188,10 @@ def label_bytes(store_url: str) -> dict[str, bytes]:
     """The committed label shard of every unit, by unit id."""
     store = open_store(store_url)
     store.log.refresh()
-    return {unit: files.read_bytes(files.join(store_url, labels_name(unit, receipt.attempt)))
-            for unit, receipt in winners(store.log.records).items()}
+    return {
+        unit: files.read_bytes(files.join(store_url, labels_name(unit, receipt.attempt)))
+        for unit, receipt in winners(store.log.records).items()
+    }
 
 
 def committed_rows(store_url: str) -> int:
@@ -190,10 +216,15 @@ class Command:
         own = Path(tempfile.mkdtemp(prefix="command-", dir=folder))
         with (own / "stdout").open("wb") as out, (own / "stderr").open("wb") as err:
             process = subprocess.Popen(
-                [sys.executable, "-m", "ray_distill.cli", *arguments], stdout=out, stderr=err, cwd=folder,
-                start_new_session=True, env={**os.environ, "RD_TEST_MARK": own.name},
+                [sys.executable, "-m", "ray_distill.cli", *arguments],
+                stdout=out,
+                stderr=err,
+                cwd=folder,
+                start_new_session=True,
+                env={**os.environ, "RD_TEST_MARK": own.name},
                 # As from a terminal: a shell starts what runs in its background, these tests too, with SIGINT ignored.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
         return cls(process=process, folder=own, mark=own.name)
 
     @property

@@ -29,16 +29,23 @@ def sentences(rows: int, seed: int) -> list[str]:
     generator = np.random.default_rng(seed)
     made: dict[str, None] = {}
     while len(made) < rows:
-        parts = [" ".join(str(generator.choice(words)) for words in (WHO, DOES, WHAT))
-                 for _ in range(int(generator.integers(2, 5)))]
+        parts = [
+            " ".join(str(generator.choice(words)) for words in (WHO, DOES, WHAT))
+            for _ in range(int(generator.integers(2, 5)))
+        ]
         made[". ".join(parts) + "."] = None
     return list(made)
 
 
 def conversations(rows: int, seed: int) -> list[list[dict[str, str]]]:
     """Questions and answers of the same grammar, as OpenAI's API has them."""
-    return [[{"role": "user", "content": text.partition(". ")[0] + "?"},
-             {"role": "assistant", "content": text.partition(". ")[2]}] for text in sentences(rows, seed)]
+    return [
+        [
+            {"role": "user", "content": text.partition(". ")[0] + "?"},
+            {"role": "assistant", "content": text.partition(". ")[2]},
+        ]
+        for text in sentences(rows, seed)
+    ]
 
 
 def write_texts(path: Path, texts: Sequence[str]) -> Path:
@@ -59,8 +66,9 @@ def write_teacher(folder: Path, steps: int = 80) -> Path:
     write_tiny_causal_model(folder, seed=1, max_position_embeddings=256)
     model, task = load_model(str(folder), task="causal_lm"), LABEL_TASKS["causal_lm"]
     texts = sentences(300, seed=99)
-    rows = pa.table({"row_id": pa.array([at.to_bytes(16, "big") for at in range(len(texts))], pa.binary(16)),
-                     "text": texts})
+    rows = pa.table(
+        {"row_id": pa.array([at.to_bytes(16, "big") for at in range(len(texts))], pa.binary(16)), "text": texts}
+    )
     encoded = task.encode(rows, model.processor)
     optimizer = torch.optim.AdamW(model.module.parameters(), lr=5e-3)
     generator = np.random.default_rng(0)
@@ -80,17 +88,33 @@ def write_teacher(folder: Path, steps: int = 80) -> Path:
 def config_of(folder: Path, source: Path, teacher: Path, **changes: Any) -> dict[str, Any]:
     """A whole campaign as plain values; ``changes`` replace whole sections, or fields of them by dotted name."""
     value: dict[str, Any] = {
-        "campaign": "tales", "task": "causal_lm", "seed": SEED, "output": str(folder / "out"),
+        "campaign": "tales",
+        "task": "causal_lm",
+        "seed": SEED,
+        "output": str(folder / "out"),
         "snapshot": {"source": str(source), "splits": dict(SPLITS)},
-        "labels": {"teacher": {"model": str(teacher)}, "unit_rows": 32, "resources": {"batch": 8},
-                   "signal": {"estimator": "topk", "k": 16, "temperatures": [1], "encoding": "compact"}},
+        "labels": {
+            "teacher": {"model": str(teacher)},
+            "unit_rows": 32,
+            "resources": {"batch": 8},
+            "signal": {"estimator": "topk", "k": 16, "temperatures": [1], "encoding": "compact"},
+        },
         "student": {
             "model": {"from": "teacher_layers", "keep": 1},
             "losses": {"soft": {"weight": 0.9}, "hard": {"weight": 0.1}},
-            "training": {"epochs": 2, "global_batch": 16, "micro_batch": 8, "learning_rate": 3e-3, "engine": "torch",
-                         "evaluate_every": 10, "checkpoint_every": 10}},
+            "training": {
+                "epochs": 2,
+                "global_batch": 16,
+                "micro_batch": 8,
+                "learning_rate": 3e-3,
+                "engine": "torch",
+                "evaluate_every": 10,
+                "checkpoint_every": 10,
+            },
+        },
         "evaluation": {"bootstrap": 200, "latency_requests": 10},
-        "gate": {"limits": {"nll": {"relative": 0.5}}, "beat": []}}
+        "gate": {"limits": {"nll": {"relative": 0.5}}, "beat": []},
+    }
     for name, change in changes.items():
         *parents, last = name.split("__")
         section = value

@@ -36,8 +36,9 @@ def pairs(rows: int, seed: int) -> list[Pair]:
 
 def write_pairs(path: Path, rows: Sequence[Pair]) -> Path:
     """Write pairs as JSONL with the columns ``article`` and ``summary``."""
-    path.write_text("".join(json.dumps({"article": source, "summary": target}) + "\n" for source, target in rows),
-                    encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps({"article": source, "summary": target}) + "\n" for source, target in rows), encoding="utf-8"
+    )
     return path
 
 
@@ -72,18 +73,37 @@ def write_teacher(folder: Path, steps: int = 80) -> Path:
 def config_of(folder: Path, source: Path, teacher: Path, **changes: Any) -> dict[str, Any]:
     """A whole campaign as plain values; ``changes`` replace whole sections, or fields of them by dotted name."""
     value: dict[str, Any] = {
-        "campaign": "letters", "task": "seq2seq", "seed": SEED, "output": str(folder / "out"),
-        "snapshot": {"source": str(source), "splits": dict(SPLITS),
-                     "columns": {"text": "article", "target": "summary"}},
-        "labels": {"teacher": {"model": str(teacher)}, "unit_rows": 32, "resources": {"batch": 8},
-                   "signal": {"estimator": "topk", "k": 16, "temperatures": [1], "encoding": "compact"}},
+        "campaign": "letters",
+        "task": "seq2seq",
+        "seed": SEED,
+        "output": str(folder / "out"),
+        "snapshot": {
+            "source": str(source),
+            "splits": dict(SPLITS),
+            "columns": {"text": "article", "target": "summary"},
+        },
+        "labels": {
+            "teacher": {"model": str(teacher)},
+            "unit_rows": 32,
+            "resources": {"batch": 8},
+            "signal": {"estimator": "topk", "k": 16, "temperatures": [1], "encoding": "compact"},
+        },
         "student": {
             "model": {"from": "teacher_layers", "keep": 1},
             "losses": {"soft": {"weight": 0.9}, "hard": {"weight": 0.1}},
-            "training": {"epochs": 2, "global_batch": 16, "micro_batch": 8, "learning_rate": 3e-3, "engine": "torch",
-                         "evaluate_every": 10, "checkpoint_every": 10}},
+            "training": {
+                "epochs": 2,
+                "global_batch": 16,
+                "micro_batch": 8,
+                "learning_rate": 3e-3,
+                "engine": "torch",
+                "evaluate_every": 10,
+                "checkpoint_every": 10,
+            },
+        },
         "evaluation": {"bootstrap": 200, "latency_requests": 10},
-        "gate": {"limits": {"nll": {"relative": 0.5}}, "beat": []}}
+        "gate": {"limits": {"nll": {"relative": 0.5}}, "beat": []},
+    }
     for name, change in changes.items():
         *parents, last = name.split("__")
         section = value

@@ -10,8 +10,8 @@ import pytest
 
 from ray_distill import cli
 from ray_distill.config import Campaign
-from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.store.label_store import LabelStore, create_or_open, open_store
+from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.store.writer import write_attempt
 from ray_distill.runtime import campaign
 from ray_distill.runtime.core import connection
@@ -74,6 +74,7 @@ def test_the_teacher_agrees_with_its_store_and_not_with_another(
         assert (status, report["ok"], report["live"]["ok"]) == (1, True, False)
         assert row in report["live"]["disagree"] and len(report["live"]["disagree"]) == 2
 
-        status, _, said = _audit(capfd, config.store_url, "--live", path, "--set",
-                                 "labels.teacher.arguments.backwards=true")
+        status, _, said = _audit(
+            capfd, config.store_url, "--live", path, "--set", "labels.teacher.arguments.backwards=true"
+        )
         assert status == 1 and "the store was filled by" in said and "Traceback" not in said

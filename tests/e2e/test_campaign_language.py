@@ -26,8 +26,11 @@ pytestmark = pytest.mark.slow
 
 ARMS = {"student", "baseline_hard_labels", "baseline_teacher_hard_labels"}
 CHAT: dict[str, Any] = {
-    "snapshot__columns": {"text": "messages"}, "labels__signal": {"estimator": "hybrid", "k": 8, "draws": 12},
-    "student__training__packed": 128, "student__training__epochs": 1}
+    "snapshot__columns": {"text": "messages"},
+    "labels__signal": {"estimator": "hybrid", "k": 8, "draws": 12},
+    "student__training__packed": 128,
+    "student__training__epochs": 1,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +65,9 @@ def text_campaign(home: Path) -> Campaign:
 def chat_campaign(home: Path) -> Campaign:
     source = lab.write_conversations(home / "chats.jsonl", lab.conversations(200, seed=4))
     teacher = {"model": str(home / "teacher"), "language": {"format": "chat"}}
-    return load(home / "chat.yaml", lab.config_of(
-        home / "chat", source, home / "teacher", labels__teacher=teacher, **CHAT))
+    return load(
+        home / "chat.yaml", lab.config_of(home / "chat", source, home / "teacher", labels__teacher=teacher, **CHAT)
+    )
 
 
 def evaluated(config: Campaign) -> Trained:
@@ -89,9 +93,7 @@ def chat(home: Path, connected: None) -> Trained:
 
 
 @pytest.mark.parametrize(("name", "rows"), [("text", 300), ("chat", 200)])
-def test_every_stage_hands_over_what_the_next_can_open(
-    name: str, rows: int, request: pytest.FixtureRequest
-) -> None:
+def test_every_stage_hands_over_what_the_next_can_open(name: str, rows: int, request: pytest.FixtureRequest) -> None:
     """Every document is labelled; each arm loads with plain transformers and reads the teacher's tokens."""
     found: Trained = request.getfixturevalue(name)
     labels = open_label_set(found.labels)

@@ -43,19 +43,37 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     teacher = lab.write_teacher(folder / "teacher")
     rows = [*lab.pairs(ROWS, seed=3), *((f"unwritten {number}", None) for number in range(UNWRITTEN))]
     source = lab.write_pairs(folder / "rows.jsonl", rows)
-    config = campaign_lab.load(folder / "campaign.yaml", lab.config_of(
-        folder, source, teacher, labels__hidden={"layers": [-1], "pool": "token"}, evaluation__written=20,
-        evaluation__overlap=True,
-        evaluation__corruptions=["typos"], evaluation__severities=[2],
-        student__losses={"soft": {"weight": 0.8}, "hard": {"weight": 0.1},
-                         "hidden": {"weight": 0.1, "layers": "last"}}))
+    config = campaign_lab.load(
+        folder / "campaign.yaml",
+        lab.config_of(
+            folder,
+            source,
+            teacher,
+            labels__hidden={"layers": [-1], "pool": "token"},
+            evaluation__written=20,
+            evaluation__overlap=True,
+            evaluation__corruptions=["typos"],
+            evaluation__severities=[2],
+            student__losses={
+                "soft": {"weight": 0.8},
+                "hard": {"weight": 0.1},
+                "hidden": {"weight": 0.1, "layers": "last"},
+            },
+        ),
+    )
     with connection.connected():
         check(config)
         frozen = campaign.snapshot(config)
         labels = campaign.label(config, frozen)
         students = campaign.train(config, labels)
-        return Ran(config=config, snapshot=frozen, labels=labels, students=students,
-                   report=campaign.evaluate(config, students), again=campaign.label(config, frozen))
+        return Ran(
+            config=config,
+            snapshot=frozen,
+            labels=labels,
+            students=students,
+            report=campaign.evaluate(config, students),
+            again=campaign.label(config, frozen),
+        )
 
 
 def test_labels_are_at_the_targets_tokens(ran: Ran) -> None:
@@ -83,11 +101,11 @@ def test_students_are_plain_encoder_decoders_of_their_teachers_tokens(ran: Ran) 
 
 def test_the_report_has_likelihoods_texts_and_robustness(ran: Ran) -> None:
     """Of all arms; the teacher has learnt something, and the student is nearer to it than its baselines."""
-    assert set(ran.report.models) == {
-        "teacher", "student", "baseline_hard_labels", "baseline_teacher_hard_labels"}
+    assert set(ran.report.models) == {"teacher", "student", "baseline_hard_labels", "baseline_teacher_hard_labels"}
     for model in ran.report.models.values():
         assert {"nll", "accuracy", "kl_from_teacher", "exact_match", "word_error_rate", "chrf", "rouge_l"} <= set(
-            model.metrics)
+            model.metrics
+        )
     metrics = {arm: model.metrics for arm, model in ran.report.models.items()}
     assert metrics["teacher"]["perplexity"].value < 10
     distance = {arm: found["kl_from_teacher"].value for arm, found in metrics.items()}
@@ -100,10 +118,24 @@ def test_the_report_has_likelihoods_texts_and_robustness(ran: Ran) -> None:
 def test_a_teacher_writes_the_targets_that_its_student_learns(tmp_path: Path) -> None:
     """Of sources with a reference and without; the rows of calibration and test stay; a rerun writes nothing."""
     rows = [*lab.pairs(120, seed=3), *((f"{source}h", None) for source, _ in lab.pairs(20, seed=4))]
-    config = campaign_lab.load(tmp_path / "campaign.yaml", lab.config_of(
-        tmp_path, lab.write_pairs(tmp_path / "rows.jsonl", rows), lab.write_teacher(tmp_path / "teacher", steps=30),
-        sequences={"method": "sample", "candidates": 2, "temperature": 0.7, "keep": "best", "new_tokens": 20,
-                   "batch": 16}, labels__max_bad_fraction=0.1, student__training__epochs=1))
+    config = campaign_lab.load(
+        tmp_path / "campaign.yaml",
+        lab.config_of(
+            tmp_path,
+            lab.write_pairs(tmp_path / "rows.jsonl", rows),
+            lab.write_teacher(tmp_path / "teacher", steps=30),
+            sequences={
+                "method": "sample",
+                "candidates": 2,
+                "temperature": 0.7,
+                "keep": "best",
+                "new_tokens": 20,
+                "batch": 16,
+            },
+            labels__max_bad_fraction=0.1,
+            student__training__epochs=1,
+        ),
+    )
     with connection.connected():
         check(config)
         frozen = campaign.snapshot(config)
@@ -112,8 +144,9 @@ def test_a_teacher_writes_the_targets_that_its_student_learns(tmp_path: Path) ->
         labels = campaign.label(config, written)
         students = campaign.train(config, labels)
     before, after = open_snapshot(frozen), open_snapshot(written)
-    parents = {row["row_id"]: row["text"] for split in ("train", "validation")
-               for row in before.read(split).to_pylist()}
+    parents = {
+        row["row_id"]: row["text"] for split in ("train", "validation") for row in before.read(split).to_pylist()
+    }
     derived = [row for split in ("train", "validation") for row in after.read(split).to_pylist()]
     assert {row["sequence_parent"] for row in derived} == set(parents)
     assert any(read_pair(text).target is None for text in parents.values())
@@ -125,16 +158,24 @@ def test_a_teacher_writes_the_targets_that_its_student_learns(tmp_path: Path) ->
     assert load_model(students["student"].url, task="seq2seq").module.config.num_layers == 1
 
 
-@pytest.mark.parametrize(("changes", "why"), [
-    ({"sequences": {"new_tokens": 9}, "labels__teacher__language": {"target_length": 8}},
-     "sequences.new_tokens is 9, more than the 8 tokens of a target"),
-    ({"snapshot__columns": {"text": "article"}}, "snapshot.columns.target: seq2seq needs the column"),
-    ({"student__training__packed": 128}, "student.training.packed: an encoder reads one source a row"),
-    ({"labels__teacher__language": {"format": "chat"}}, "texts, not a conversation"),
-    ({"task": "causal_lm"}, "snapshot.columns.target: causal_lm writes no targets"),
-    ({"task": "causal_lm", "snapshot__columns": {}, "labels__teacher__language": {"prefix": "p"}},
-     "labels.teacher.language.prefix: causal_lm has no sources and targets"),
-    ({"evaluation__corruptions": ["blur"]}, "seq2seq has no 'blur'; it has case, dropout, typos")])
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        (
+            {"sequences": {"new_tokens": 9}, "labels__teacher__language": {"target_length": 8}},
+            "sequences.new_tokens is 9, more than the 8 tokens of a target",
+        ),
+        ({"snapshot__columns": {"text": "article"}}, "snapshot.columns.target: seq2seq needs the column"),
+        ({"student__training__packed": 128}, "student.training.packed: an encoder reads one source a row"),
+        ({"labels__teacher__language": {"format": "chat"}}, "texts, not a conversation"),
+        ({"task": "causal_lm"}, "snapshot.columns.target: causal_lm writes no targets"),
+        (
+            {"task": "causal_lm", "snapshot__columns": {}, "labels__teacher__language": {"prefix": "p"}},
+            "labels.teacher.language.prefix: causal_lm has no sources and targets",
+        ),
+        ({"evaluation__corruptions": ["blur"]}, "seq2seq has no 'blur'; it has case, dropout, typos"),
+    ],
+)
 def test_settings_of_another_kind_are_refused_before_the_start(
     tmp_path: Path, changes: dict[str, object], why: str
 ) -> None:

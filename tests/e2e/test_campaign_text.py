@@ -56,8 +56,7 @@ def client(ran: Ran) -> Iterator[mlflow.MlflowClient]:
 
 def _nested(ran: Ran, client: mlflow.MlflowClient) -> dict[str, mlflow.entities.Run]:
     parent = client.get_run(ran.result.run_id)
-    runs = client.search_runs(
-        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{ran.result.run_id}'")
+    runs = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{ran.result.run_id}'")
     return {run.data.tags["stage"]: run for run in runs}
 
 
@@ -92,7 +91,8 @@ def test_the_report_holds_all_models_with_intervals(ran: Ran) -> None:
         assert model.efficiency.latency_ms_p95 >= model.efficiency.latency_ms_p50 > 0
     assert report.models["student"].efficiency.parameters < report.models["teacher"].efficiency.parameters
     assert {"accuracy_minus_baseline_hard_labels", "accuracy_minus_baseline_teacher_hard_labels"} <= set(
-        report.comparisons)
+        report.comparisons
+    )
     assert report.models["teacher"].metrics["accuracy"].value > 0.8
     assert report.models["student"].metrics["accuracy"].value > 0.6
 

@@ -54,19 +54,21 @@ def test_a_teacher_of_other_classes_labels_nothing(
 ) -> None:
     """The classes that only one side has are named."""
     rows = [(text, "metals" if label == "metal" else label) for text, label in lab.texts(200, seed=3)]
-    config = _campaign(
-        tmp_path, lab.write_rows(source, rows), snapshot__classes=["fruit", "metals", "river"])
+    config = _campaign(tmp_path, lab.write_rows(source, rows), snapshot__classes=["fruit", "metals", "river"])
     told = _fails(["run", config], capfd)
     assert "only the teacher has ['metal']" in told
     assert "only the snapshot has ['metals']" in told
     assert not (tmp_path / "out" / "labels").exists()
 
 
-@pytest.mark.parametrize(("changes", "says"), [
-    ({"snapshot__source": "/nowhere/rows.jsonl"}, "/nowhere/rows.jsonl"),
-    ({"labels__teacher": {"model": "/nowhere/teacher"}}, "/nowhere/teacher"),
-    ({"labels__teacher": {"model": "no_such_module:teacher"}}, "no_such_module"),
-])
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"snapshot__source": "/nowhere/rows.jsonl"}, "/nowhere/rows.jsonl"),
+        ({"labels__teacher": {"model": "/nowhere/teacher"}}, "/nowhere/teacher"),
+        ({"labels__teacher": {"model": "no_such_module:teacher"}}, "no_such_module"),
+    ],
+)
 def test_what_is_missing_is_named(
     tmp_path: Path, source: Path, capfd: pytest.CaptureFixture[str], changes: dict[str, Any], says: str
 ) -> None:
@@ -82,6 +84,11 @@ def test_a_stage_without_its_input_says_which_comes_first(
 ) -> None:
     """Each command that needs an earlier one names it."""
     config = _campaign(tmp_path, source)
-    for command, first in (("label", "snapshot"), ("train", "label"), ("evaluate", "train"), ("promote", "evaluate"),
-                           ("relabel", "label")):
+    for command, first in (
+        ("label", "snapshot"),
+        ("train", "label"),
+        ("evaluate", "train"),
+        ("promote", "evaluate"),
+        ("relabel", "label"),
+    ):
         assert f"ray-distill {first}" in _fails([command, config], capfd)

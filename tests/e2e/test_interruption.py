@@ -37,9 +37,23 @@ def campaigns(tmp_path_factory: pytest.TempPathFactory) -> Campaigns:
     folder = tmp_path_factory.mktemp("interruption")
     teacher = lab.write_teacher(folder / "teacher")
     source = lab.write_rows(folder / "rows.jsonl", lab.annotated(lab.texts(ROWS, seed=3), train_labels=30))
-    paths = [str(lab.write_config(folder / f"{name}.yaml", lab.config_of(
-        folder, source, {"model": str(teacher)}, output=str(folder / name), labels__unit_rows=4,
-        evaluation__corruptions=[], student__training__epochs=25))) for name in ("whole", "disturbed")]
+    paths = [
+        str(
+            lab.write_config(
+                folder / f"{name}.yaml",
+                lab.config_of(
+                    folder,
+                    source,
+                    {"model": str(teacher)},
+                    output=str(folder / name),
+                    labels__unit_rows=4,
+                    evaluation__corruptions=[],
+                    student__training__epochs=25,
+                ),
+            )
+        )
+        for name in ("whole", "disturbed")
+    ]
     return Campaigns(folder=folder, whole=paths[0], disturbed=paths[1])
 
 

@@ -19,9 +19,13 @@ pytestmark = pytest.mark.slow
 
 TRAFFIC = lab.texts(900, seed=31)
 FORMS: dict[str, dict[str, Any]] = {
-    "topk": {"signal": {"estimator": "topk", "k": 2, "encoding": "compact", "temperatures": [1, 2]},
-             "hidden": {"layers": [0, -1], "dtype": "int8"}, "unit_rows": 64},
-    "dense": {"signal": {"temperatures": [1, 2]}, "unit_rows": 512}}
+    "topk": {
+        "signal": {"estimator": "topk", "k": 2, "encoding": "compact", "temperatures": [1, 2]},
+        "hidden": {"layers": [0, -1], "dtype": "int8"},
+        "unit_rows": 64,
+    },
+    "dense": {"signal": {"temperatures": [1, 2]}, "unit_rows": 512},
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,8 +38,14 @@ def planned(folder: Path, name: str, rows: int = 700) -> tuple[Any, PlanReport]:
     """A campaign of the spelling teacher with one of `FORMS`, and its plan; nothing but a snapshot is there."""
     source = lab.write_rows(folder / "rows.jsonl", lab.annotated(TRAFFIC[:rows], train_labels=20))
     teacher = {"model": "campaign_lab:spelling_teacher", "arguments": {"fuse": str(folder / "fuse")}}
-    value = lab.config_of(folder, source, teacher, labels={"teacher": teacher, **FORMS[name]}, tracking={
-        "enabled": False}, plan={"rows": 256, "students": 2})
+    value = lab.config_of(
+        folder,
+        source,
+        teacher,
+        labels={"teacher": teacher, **FORMS[name]},
+        tracking={"enabled": False},
+        plan={"rows": 256, "students": 2},
+    )
     config = lab.load(folder / "campaign.yaml", value)
     report = plan(config)
     assert [path.name for path in (folder / "out").iterdir()] == ["snapshots"]

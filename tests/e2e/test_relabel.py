@@ -100,8 +100,9 @@ def test_a_head_is_fitted_once_and_labels_newer_traffic_without_labels(tmp_path:
     """A head fitted again would be another teacher: the store keeps the one it began with."""
     teacher = {"model": str(lab.write_teacher(tmp_path / "encoder")), "head": {"pool": "mean"}}
     source = lab.write_rows(tmp_path / "old.jsonl", lab.annotated(OLD, train_labels=40))
-    config = lab.load(tmp_path / "head.yaml", lab.config_of(
-        tmp_path, source, teacher, labels__check={"beat_majority": False}))
+    config = lab.load(
+        tmp_path / "head.yaml", lab.config_of(tmp_path, source, teacher, labels__check={"beat_majority": False})
+    )
     newer = lab.write_rows(tmp_path / "newer.jsonl", [*((text, None) for text, _ in REUSED), *NEW])
     with connection.connected():
         campaign.label(config, campaign.snapshot(config))

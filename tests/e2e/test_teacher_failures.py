@@ -17,18 +17,18 @@ from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign
 from ray_distill.config.labels import FailuresConfig
 from ray_distill.errors import LabelError
-from ray_distill.labels.model import rowids
-from ray_distill.labels.tools.audit import audit
-from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.format.parquet_shards import decode_quarantine
-from ray_distill.labels.store.label_store import LabelStore, create_or_open
+from ray_distill.labels.model import rowids
+from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.work_units import Receipt, quarantine_name
+from ray_distill.labels.store.label_store import LabelStore, create_or_open
+from ray_distill.labels.store.reader import open_label_set
+from ray_distill.labels.tools.audit import audit
 from ray_distill.runtime import campaign
 from ray_distill.runtime.core import connection
 from ray_distill.runtime.labelling.encode_write import LabelJob
-from ray_distill.runtime.labelling.label_units import Labelled, label_units
 from ray_distill.runtime.labelling.identify_teacher import make_manifest, prepare_teacher
+from ray_distill.runtime.labelling.label_units import Labelled, label_units
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 
@@ -61,8 +61,15 @@ class Lab:
         store = create_or_open(url, self.manifest)
         teacher = self.config.labels.teacher.model_copy(update={"arguments": _teacher(**arguments)["arguments"]})
         job = LabelJob(
-            task=self.config.task, snapshot=self.snapshot, teacher=teacher, head_url=None, store_url=url,
-            manifest=store.manifest, resources=self.config.labels.resources, failures=failures)
+            task=self.config.task,
+            snapshot=self.snapshot,
+            teacher=teacher,
+            head_url=None,
+            store_url=url,
+            manifest=store.manifest,
+            resources=self.config.labels.resources,
+            failures=failures,
+        )
         counted: list[int] = []
         units = store.coverage(open_snapshot(self.snapshot)).units
         done = label_units(job, store, units, max_rejected=ROWS // 2, progress=counted.append)
@@ -106,18 +113,36 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     texts = lab.texts(ROWS, seed=3)
     texts[7], texts[20] = ("$ " + texts[7][0], texts[7][1]), ("% " + texts[20][0], texts[20][1])
     source = lab.write_rows(folder / "rows.jsonl", texts)
-    config = lab.load(folder / "campaign.yaml", lab.config_of(
-        folder, source, _teacher(), labels__unit_rows=UNIT, labels__resources={"batch": BATCH},
-        labels__check={"beat_majority": False}, labels__hidden={"layers": []}, labels__max_bad_fraction=0.5,
-        student__model={"from": "module", "model": "ray_distill.testing.models:tiny_text_model",
-                        "arguments": {"classes": list(lab.CLASSES)}}, tracking={"enabled": False}))
+    config = lab.load(
+        folder / "campaign.yaml",
+        lab.config_of(
+            folder,
+            source,
+            _teacher(),
+            labels__unit_rows=UNIT,
+            labels__resources={"batch": BATCH},
+            labels__check={"beat_majority": False},
+            labels__hidden={"layers": []},
+            labels__max_bad_fraction=0.5,
+            student__model={
+                "from": "module",
+                "model": "ray_distill.testing.models:tiny_text_model",
+                "arguments": {"classes": list(lab.CLASSES)},
+            },
+            tracking={"enabled": False},
+        ),
+    )
     with connection.connected():
         snapshot = campaign.snapshot(config)
         manifest = make_manifest(config, prepare_teacher(config, snapshot, None))
         rows = pa.concat_tables(
-            [open_snapshot(snapshot).read(name, columns=["row_id", "text"]) for name in lab.SPLIT_SHARES])
-        odd = {text[0]: row for row, text in zip(*(column.to_pylist() for column in rows.columns), strict=True)
-               if text[0] in "$%"}
+            [open_snapshot(snapshot).read(name, columns=["row_id", "text"]) for name in lab.SPLIT_SHARES]
+        )
+        odd = {
+            text[0]: row
+            for row, text in zip(*(column.to_pylist() for column in rows.columns), strict=True)
+            if text[0] in "$%"
+        }
         made = Lab(folder=folder, config=config, snapshot=snapshot, manifest=manifest, odd=odd)
         yield replace(made, whole=made.label("whole"))
 
@@ -128,7 +153,8 @@ def _whole_but(given: Lab, found: Filled, rejected: dict[str, str], halved: set[
     assert found.quarantine == expected
     assert (found.done.rows, found.done.rejected) == (ROWS - len(expected), len(expected))
     assert sorted(found.done.reasons.items()) == sorted(
-        {reason: sum(one == reason for one in rejected.values()) for reason in rejected.values()}.items())
+        {reason: sum(one == reason for one in rejected.values()) for reason in rejected.values()}.items()
+    )
     wanted, labels = given.whole.rows(), found.rows()
     assert set(labels) == set(wanted) - set(expected)
     for row, logp in labels.items():
@@ -170,8 +196,15 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(given: Lab) -> None:
 def test_rows_that_raise_or_never_fit_go_to_quarantine(given: Lab) -> None:
     """Each for its own reason; the rest of their units is labelled."""
     found = given.label("raised", faults={"$": "memory", "%": "raise"})
-    _whole_but(given, found, {"$": "teacher ran out of memory on this row alone",
-                              "%": "teacher raised ValueError: this teacher was told to fail"}, {1})
+    _whole_but(
+        given,
+        found,
+        {
+            "$": "teacher ran out of memory on this row alone",
+            "%": "teacher raised ValueError: this teacher was told to fail",
+        },
+        {1},
+    )
     assert 1 <= found.done.careful <= 2
 
 
@@ -179,8 +212,12 @@ def test_rows_that_hang_or_kill_the_process_go_to_quarantine(given: Lab) -> None
     """The process is ended when its time is over; one that dies is started a counted number of times."""
     starts = given.folder / "starts"
     found = given.label("hung", faults={"$": "hang", "%": "die"}, starts=str(starts))
-    _whole_but(given, found, {"$": "teacher took longer than 8 s on this row",
-                              "%": "the teacher's process died on this row"}, {1})
+    _whole_but(
+        given,
+        found,
+        {"$": "teacher took longer than 8 s on this row", "%": "the teacher's process died on this row"},
+        {1},
+    )
     assert len(starts.read_text().splitlines()) <= 16
 
 
@@ -191,9 +228,14 @@ def test_a_failure_that_does_not_come_back_leaves_no_trace(given: Lab) -> None:
     _whole_but(given, found, {}, set())
 
 
-@pytest.mark.parametrize(("fault", "reason", "most"), [
-    ("raise", "ValueError: this teacher was told to fail", 2), ("memory", "ran out of memory", 2),
-    ("die", "process died", 5)])
+@pytest.mark.parametrize(
+    ("fault", "reason", "most"),
+    [
+        ("raise", "ValueError: this teacher was told to fail", 2),
+        ("memory", "ran out of memory", 2),
+        ("die", "process died", 5),
+    ],
+)
 def test_a_teacher_that_fails_on_everything_is_one_error(given: Lab, fault: str, reason: str, most: int) -> None:
     """It says what failed and quarantines nothing; the teacher was loaded a few times, not for ever."""
     starts = given.folder / f"starts-{fault}"
@@ -204,8 +246,10 @@ def test_a_teacher_that_fails_on_everything_is_one_error(given: Lab, fault: str,
     assert len(create_or_open(str(given.folder / f"always-{fault}"), given.manifest).ledger) == 0
 
 
-@pytest.mark.parametrize(("fault", "reason", "loads"), [
-    ("raise", "ValueError: this teacher was told to fail", 1), ("die", "died 2 times in a row while it loaded", 2)])
+@pytest.mark.parametrize(
+    ("fault", "reason", "loads"),
+    [("raise", "ValueError: this teacher was told to fail", 1), ("die", "died 2 times in a row while it loaded", 2)],
+)
 def test_a_teacher_that_cannot_be_loaded_is_one_error(given: Lab, fault: str, reason: str, loads: int) -> None:
     """The error names the cause, and the teacher was loaded as often as `attempts` allows."""
     starts = given.folder / f"loads-{fault}"
@@ -218,9 +262,12 @@ def test_a_teacher_that_cannot_be_loaded_is_one_error(given: Lab, fault: str, re
 def test_a_teacher_that_hangs_before_it_labels_is_one_error(given: Lab) -> None:
     """Nothing can go to quarantine yet: the process is ended when its time is over, once, and the error says so."""
     starts, labels = given.folder / "starts-before", given.config.labels
-    labels = labels.model_copy(update={
-        "failures": FailuresConfig(load_seconds=10, batch_seconds=2),
-        "teacher": labels.teacher.model_copy(update=_teacher(always="hang", starts=str(starts)))})
+    labels = labels.model_copy(
+        update={
+            "failures": FailuresConfig(load_seconds=10, batch_seconds=2),
+            "teacher": labels.teacher.model_copy(update=_teacher(always="hang", starts=str(starts))),
+        }
+    )
     config = given.config.model_copy(update={"output": str(given.folder / "before"), "labels": labels})
     with pytest.raises(LabelError, match="^checking the teacher took longer than 1[0-9] s, so it was ended") as caught:
         campaign.label(config, given.snapshot)
@@ -231,10 +278,16 @@ def test_a_teacher_that_hangs_before_it_labels_is_one_error(given: Lab) -> None:
 
 def test_a_campaign_says_what_became_of_the_failures(given: Lab, capfd: pytest.CaptureFixture[str]) -> None:
     """The label stage tells of units, halved batches and reasons; a further run does not even load the teacher."""
+
     def configured(**arguments: Any) -> Campaign:
         labels = given.config.labels
-        return given.config.model_copy(update={"labels": labels.model_copy(update={
-            "failures": FAILURES, "teacher": labels.teacher.model_copy(update=_teacher(**arguments))})})
+        return given.config.model_copy(
+            update={
+                "labels": labels.model_copy(
+                    update={"failures": FAILURES, "teacher": labels.teacher.model_copy(update=_teacher(**arguments))}
+                )
+            }
+        )
 
     in_train = open_snapshot(given.snapshot).read("train", columns=["row_id"])["row_id"].to_pylist()
     sign = next(sign for sign, row in given.odd.items() if row in in_train)

@@ -14,14 +14,20 @@ from ray_distill.errors import TrainingError
 from ray_distill.evaluation.measures.cost import stage_cost
 from ray_distill.runtime.core import connection
 from ray_distill.runtime.training import launch
-from ray_distill.runtime.training.prometheus import TrainingGauges
 from ray_distill.runtime.training.metrics_channel import Mailbox, MailReporter
+from ray_distill.runtime.training.prometheus import TrainingGauges
 from ray_distill.students.run import TrainingJob
 
 pytestmark = pytest.mark.slow
 
-VALUES = {"loss": 2.5, "loss_soft": 2.0, "seconds_data": 0.25, "data_wait": 0.125, "examples_per_second": 32.0,
-          "peak_memory_gib_rank_1": 0.5}
+VALUES = {
+    "loss": 2.5,
+    "loss_soft": 2.0,
+    "seconds_data": 0.25,
+    "data_wait": 0.125,
+    "examples_per_second": 32.0,
+    "peak_memory_gib_rank_1": 0.5,
+}
 #: Ray's agent collects every ten seconds.
 PATIENCE = 60.0
 
@@ -42,8 +48,11 @@ def scraped(address: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]
         text = answer.read().decode()
     found = {}
     for name, labels, value in re.findall(r"^(ray_distill_\w+)\{(.*)\} (\S+)$", text, re.M):
-        own = {key: value for key, value in re.findall(r'(\w+)="([^"]*)"', labels)
-               if key in ("campaign", "arm", "term", "part", "rank", "currency")}
+        own = {
+            key: value
+            for key, value in re.findall(r'(\w+)="([^"]*)"', labels)
+            if key in ("campaign", "arm", "term", "part", "rank", "currency")
+        }
         found[name, frozenset(own.items())] = float(value)
     return found
 
@@ -60,8 +69,9 @@ def test_a_running_training_is_scraped() -> None:
     rank = ray.remote(num_cpus=0)(FirstRank).remote(mailbox)
     for step in (1, 2):
         ray.get(rank.report.remote(step, {**VALUES, "loss": VALUES["loss"] / step}))
-    TrainingGauges("camp").cost(stage_cost(
-        "train", 3600, cores=2, accelerators=1, bytes_written=0, prices=CostConfig()))
+    TrainingGauges("camp").cost(
+        stage_cost("train", 3600, cores=2, accelerators=1, bytes_written=0, prices=CostConfig())
+    )
     node = ray.nodes()[0]
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     arm = {("campaign", "camp"), ("arm", "student")}
@@ -75,7 +85,8 @@ def test_a_running_training_is_scraped() -> None:
         ("ray_distill_train_peak_memory_bytes", frozenset({*arm, ("rank", "1")})): 2.0**29,
         ("ray_distill_train_core_hours", frozenset({("campaign", "camp")})): 2.0,
         ("ray_distill_train_accelerator_hours", frozenset({("campaign", "camp")})): 1.0,
-        ("ray_distill_train_money", frozenset({("campaign", "camp"), ("currency", "USD")})): 2.58}
+        ("ray_distill_train_money", frozenset({("campaign", "camp"), ("currency", "USD")})): 2.58,
+    }
     give_up = time.monotonic() + PATIENCE
     while (found := scraped(address)) != expected and time.monotonic() < give_up:
         time.sleep(1)

@@ -7,8 +7,8 @@ import campaign_lab as lab
 import pytest
 
 from ray_distill import cli
-from ray_distill.labels.store.label_store import open_store
 from ray_distill.labels.model.work_units import entries, labels_name
+from ray_distill.labels.store.label_store import open_store
 from ray_distill.runtime.core import connection
 from ray_distill.storage import files
 from ray_distill.testing.s3 import s3_server
@@ -17,8 +17,11 @@ pytestmark = pytest.mark.slow
 
 TEACHER = {"model": "campaign_lab:spelling_teacher"}
 ROWS = 400
-STUDENT = {"from": "module", "model": "ray_distill.testing.models:tiny_text_model",
-           "arguments": {"classes": list(lab.CLASSES)}}
+STUDENT = {
+    "from": "module",
+    "model": "ray_distill.testing.models:tiny_text_model",
+    "arguments": {"classes": list(lab.CLASSES)},
+}
 
 
 def _label_twice(folder: Path, config: str) -> list[lab.Command]:
@@ -45,7 +48,8 @@ def _audit(store: str, capfd: pytest.CaptureFixture[str], *more: str) -> tuple[i
 def _config(folder: Path, output: str, **changes: object) -> str:
     source = lab.write_rows(folder / "rows.jsonl", lab.annotated(lab.texts(ROWS, seed=3), train_labels=30))
     value = lab.config_of(
-        folder, source, TEACHER, output=output, student__model=STUDENT, tracking={"enabled": False}, **changes)
+        folder, source, TEACHER, output=output, student__model=STUDENT, tracking={"enabled": False}, **changes
+    )
     return str(lab.write_config(folder / "campaign.yaml", value))
 
 

@@ -11,23 +11,23 @@ from vllm_lab import ROOT, vllm_python, wrote
 
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign, TeacherConfig, parse_config
-from ray_distill.labels.model import rowids
-from ray_distill.labels.tools.live_agreement import Answer, compare
-from ray_distill.labels.format.fitted_arrays import write_fits
-from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.format.arrow_tables import concat_signals
+from ray_distill.labels.format.fitted_arrays import write_fits
+from ray_distill.labels.model import rowids
 from ray_distill.labels.store.label_store import LabelStore, create_or_open
+from ray_distill.labels.store.reader import open_label_set
+from ray_distill.labels.tools.live_agreement import Answer, compare
 from ray_distill.models.io.load import load_processor
 from ray_distill.runtime.core import connection
-from ray_distill.runtime.labelling.batching import answer_all, ask_of
-from ray_distill.runtime.labelling.bounded_task import ask_teacher, teacher_facts
-from ray_distill.runtime.labelling.live_audit import audit_live
-from ray_distill.runtime.labelling.calibrate_store import Found, with_found
-from ray_distill.runtime.labelling.encode_write import LabelJob
-from ray_distill.runtime.labelling.label_units import label_units
 from ray_distill.runtime.forecast.forecast import choose_pieces
 from ray_distill.runtime.forecast.probe import Piece, Probed, probe
+from ray_distill.runtime.labelling.batching import answer_all, ask_of
+from ray_distill.runtime.labelling.bounded_task import ask_teacher, teacher_facts
+from ray_distill.runtime.labelling.calibrate_store import Found, with_found
+from ray_distill.runtime.labelling.encode_write import LabelJob
 from ray_distill.runtime.labelling.identify_teacher import TeacherFacts, make_manifest
+from ray_distill.runtime.labelling.label_units import label_units
+from ray_distill.runtime.labelling.live_audit import audit_live
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.take import take_snapshot
 from ray_distill.tasks.catalogue import get_label_task
@@ -50,20 +50,38 @@ def _ray() -> Iterator[None]:
 
 def _config(folder: Path) -> Campaign:
     # vLLM's CPU kernels know heads of 32 dimensions and more
-    model = write_tiny_causal_model(folder / "model", seed=0, hidden_size=64, intermediate_size=128,
-                                    num_attention_heads=2, num_key_value_heads=1)
+    model = write_tiny_causal_model(
+        folder / "model", seed=0, hidden_size=64, intermediate_size=128, num_attention_heads=2, num_key_value_heads=1
+    )
     rng, rows = np.random.default_rng(0), folder / "rows.jsonl"
     texts = [" ".join(rng.choice(WORDS, rng.integers(3, 40))) for _ in range(64)]
     rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    engine = {"python": str(vllm_python()), "gpu_memory_utilization": 0.1, "max_num_batched_tokens": 100,
-              "max_num_seqs": 8}
-    config = parse_config({
-        "campaign": "engines", "task": "text_classification", "output": str(folder / "out"),
-        "snapshot": {"source": str(rows), "columns": {"text": "text"},
-                     "splits": {"train": 0.7, "validation": 0.1, "calibration": 0.1, "test": 0.1}},
-        "labels": {"teacher": {"model": str(model), "engine": "vllm", "vllm": engine}, "unit_rows": 16,
-                   "signal": {"estimator": "topk", "k": 32}, "resources": {"batch": 8}},
-        "tracking": {"enabled": False}, "plan": {"rows": 24}})
+    engine = {
+        "python": str(vllm_python()),
+        "gpu_memory_utilization": 0.1,
+        "max_num_batched_tokens": 100,
+        "max_num_seqs": 8,
+    }
+    config = parse_config(
+        {
+            "campaign": "engines",
+            "task": "text_classification",
+            "output": str(folder / "out"),
+            "snapshot": {
+                "source": str(rows),
+                "columns": {"text": "text"},
+                "splits": {"train": 0.7, "validation": 0.1, "calibration": 0.1, "test": 0.1},
+            },
+            "labels": {
+                "teacher": {"model": str(model), "engine": "vllm", "vllm": engine},
+                "unit_rows": 16,
+                "signal": {"estimator": "topk", "k": 32},
+                "resources": {"batch": 8},
+            },
+            "tracking": {"enabled": False},
+            "plan": {"rows": 24},
+        }
+    )
     # Campaigns of language models are not configurable yet; labelling them is.
     return config.model_copy(update={"task": "causal_lm"})
 
@@ -71,12 +89,19 @@ def _config(folder: Path) -> Campaign:
 def _filled(config: Campaign, snapshot: SnapshotRef, facts: TeacherFacts, found: Found) -> LabelStore:
     """The campaign's label store, made as its label stage makes it."""
     manifest = make_manifest(config, facts)
-    store = create_or_open(
-        config.store_url, with_found(manifest, found, write_fits(config.store_url, found.fits)))
-    job = LabelJob(task=config.task, snapshot=snapshot, teacher=config.labels.teacher, head_url=None,
-                   store_url=store.url, manifest=store.manifest, resources=config.labels.resources)
-    done = label_units(job, store, store.coverage(open_snapshot(snapshot)).units, max_rejected=0,
-                       progress=lambda rows: None)
+    store = create_or_open(config.store_url, with_found(manifest, found, write_fits(config.store_url, found.fits)))
+    job = LabelJob(
+        task=config.task,
+        snapshot=snapshot,
+        teacher=config.labels.teacher,
+        head_url=None,
+        store_url=store.url,
+        manifest=store.manifest,
+        resources=config.labels.resources,
+    )
+    done = label_units(
+        job, store, store.coverage(open_snapshot(snapshot)).units, max_rejected=0, progress=lambda rows: None
+    )
     assert (done.rows, done.rejected, done.careful) == (64, 0, 0)
     return store
 
@@ -85,10 +110,13 @@ def _live(config: Campaign, snapshot: SnapshotRef, store: LabelStore, batch: int
     """What transformers says, in this process, in batches of another size."""
     teacher = TeacherConfig(model=config.labels.teacher.model)
     task, opened = get_label_task("causal_lm"), open_snapshot(snapshot)
-    parts = [task.encode(opened.read_shard(shard, ["row_id", "text"]), load_processor(teacher, task="causal_lm"))
-             for shard in opened.shards]
-    answers = [answer_all(open_teacher(teacher, task="causal_lm"), part, ask_of(store.manifest), batch)[:2]
-               for part in parts]
+    parts = [
+        task.encode(opened.read_shard(shard, ["row_id", "text"]), load_processor(teacher, task="causal_lm"))
+        for shard in opened.shards
+    ]
+    answers = [
+        answer_all(open_teacher(teacher, task="causal_lm"), part, ask_of(store.manifest), batch)[:2] for part in parts
+    ]
     ids = np.concatenate([rowids.to_numpy(found) for found, _ in answers])
     order = np.argsort(ids, kind="stable").astype(np.int64)
     return Answer(ids=ids[order], signal=concat_signals([signal for _, signal in answers]).take(order))
@@ -96,11 +124,22 @@ def _live(config: Campaign, snapshot: SnapshotRef, store: LabelStore, batch: int
 
 def _probed(config: Campaign, snapshot: SnapshotRef, facts: TeacherFacts) -> Probed:
     opened = open_snapshot(snapshot)
-    pieces = [Piece(shard=shard.name, start=0, stop=shard.rows, rows=tuple(range(shard.rows)))
-              for shard in opened.shards]
+    pieces = [
+        Piece(shard=shard.name, start=0, stop=shard.rows, rows=tuple(range(shard.rows))) for shard in opened.shards
+    ]
     return ask_teacher(
-        probe, config, snapshot, facts, make_manifest(config, facts), None, choose_pieces(pieces, 24, 0), None,
-        labels=config.labels, rows=400, what="probing the teacher")
+        probe,
+        config,
+        snapshot,
+        facts,
+        make_manifest(config, facts),
+        None,
+        choose_pieces(pieces, 24, 0),
+        None,
+        labels=config.labels,
+        rows=400,
+        what="probing the teacher",
+    )
 
 
 def test_both_engines_make_the_same_labels(tmp_path: Path) -> None:

@@ -23,15 +23,15 @@ from safetensors.torch import load_file, save_file
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign, parse_config
 from ray_distill.errors import LabelError
-from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.model.signal import Distributions
 from ray_distill.labels.store.label_store import create_or_open as create_labels
+from ray_distill.labels.store.reader import open_label_set
 from ray_distill.models.io.load import load_processor
 from ray_distill.runtime import campaign
 from ray_distill.runtime.core import connection
 from ray_distill.runtime.labelling.encode_write import LabelJob
-from ray_distill.runtime.labelling.label_units import label_units
 from ray_distill.runtime.labelling.identify_teacher import make_manifest, prepare_teacher
+from ray_distill.runtime.labelling.label_units import label_units
 from ray_distill.sequences.generator import Generator
 from ray_distill.sequences.store import SequenceStore, prompt_ids
 from ray_distill.snapshots.reader import open_snapshot
@@ -44,8 +44,16 @@ pytestmark = pytest.mark.slow
 
 ROWS, UNIT = 96, 4
 SPLITS = {"train": 0.6, "validation": 0.2, "calibration": 0.1, "test": 0.1}
-SAMPLE = {"method": "sample", "candidates": 2, "temperature": 0.9, "new_tokens": 12, "unit_rows": UNIT, "batch": 4,
-          "failures": {"attempts": 2, "batch_seconds": 30}, "max_bad_fraction": 0.1}
+SAMPLE = {
+    "method": "sample",
+    "candidates": 2,
+    "temperature": 0.9,
+    "new_tokens": 12,
+    "unit_rows": UNIT,
+    "batch": 4,
+    "failures": {"attempts": 2, "batch_seconds": 30},
+    "max_bad_fraction": 0.1,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,15 +63,30 @@ class Lab:
     folder: Path
     source: Path
 
-    def config(self, name: str, *, sequences: dict[str, Any] | None = None, teacher: dict[str, Any] | None = None,
-               **arguments: Any) -> Campaign:
+    def config(
+        self,
+        name: str,
+        *,
+        sequences: dict[str, Any] | None = None,
+        teacher: dict[str, Any] | None = None,
+        **arguments: Any,
+    ) -> Campaign:
         """The campaign with an output of this name; ``arguments`` are those of `tiny_author`."""
-        return parse_config({
-            "campaign": "writing", "task": "causal_lm", "seed": 3, "output": str(self.folder / name),
-            "snapshot": {"source": str(self.source), "splits": SPLITS},
-            "sequences": SAMPLE | (sequences or {}), "tracking": {"enabled": False},
-            "labels": {"teacher": teacher or {"model": MODEL, "arguments": {"seed": 0, **arguments}},
-                       "signal": {"estimator": "topk", "k": 8, "temperatures": [1, 2]}}})
+        return parse_config(
+            {
+                "campaign": "writing",
+                "task": "causal_lm",
+                "seed": 3,
+                "output": str(self.folder / name),
+                "snapshot": {"source": str(self.source), "splits": SPLITS},
+                "sequences": SAMPLE | (sequences or {}),
+                "tracking": {"enabled": False},
+                "labels": {
+                    "teacher": teacher or {"model": MODEL, "arguments": {"seed": 0, **arguments}},
+                    "signal": {"estimator": "topk", "k": 8, "temperatures": [1, 2]},
+                },
+            }
+        )
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +151,8 @@ def test_an_author_that_is_killed_midway_repeats_and_loses_no_prompt(given: Lab)
     assert found.fingerprint == expected.fingerprint
     for shard in open_snapshot(found).shards:
         assert files.read_bytes(files.join(found.url, shard.name)) == files.read_bytes(
-            files.join(expected.url, shard.name))
+            files.join(expected.url, shard.name)
+        )
     before = marks.read_text()
     (given.folder / "killed" / "state" / "write.json").unlink()
     assert campaign.write(config, again) == found
@@ -171,8 +195,11 @@ def test_a_prompt_that_kills_its_author_goes_to_quarantine_and_is_told(
     assert found.manifest.derived["counts"]["sequences"] == 2 * (ROWS - 1)
     assert "1 prompts went to quarantine: the teacher's process died on this row" in capfd.readouterr().err
     strict = given.config("strict", fault="$", sequences={"splits": list(SPLITS), "max_bad_fraction": 0.0})
-    with pytest.raises(LabelError, match="1 of .* prompts so far got no answer, more than the 0 that "
-                                         "sequences.max_bad_fraction allows: 1 × the teacher's process died"):
+    with pytest.raises(
+        LabelError,
+        match="1 of .* prompts so far got no answer, more than the 0 that "
+        "sequences.max_bad_fraction allows: 1 × the teacher's process died",
+    ):
         campaign.write(strict, prompts)
 
 
@@ -181,12 +208,20 @@ def test_labelling_what_was_written_stores_the_generating_distribution(given: La
     """At each token that was written greedily the likeliest that is stored; together, the log-probability recorded."""
     folder = given.folder / f"greedy-{form}"
     model = _ascii_model(folder / "model")
-    rows = [{"text": f"number {n}" if form == "text" else [
-        {"role": "user", "content": f"number {n}"}, {"role": "assistant", "content": "its own"}]} for n in range(40)]
+    rows = [
+        {
+            "text": f"number {n}"
+            if form == "text"
+            else [{"role": "user", "content": f"number {n}"}, {"role": "assistant", "content": "its own"}]
+        }
+        for n in range(40)
+    ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = Lab(folder=folder, source=folder / "rows.jsonl").config(
-        "out", teacher={"model": str(model), "language": {"format": form}},
-        sequences={"method": "greedy", "candidates": 1, "temperature": 1.0})
+        "out",
+        teacher={"model": str(model), "language": {"format": form}},
+        sequences={"method": "greedy", "candidates": 1, "temperature": 1.0},
+    )
     written = campaign.write(config, campaign.snapshot(config))
     opened, signal = open_snapshot(written), _labelled(config, written)
     answers = {row["row_id"]: row for table in _store(config)._tables() for row in table.to_pylist()}
@@ -226,8 +261,15 @@ def _labelled(config: Campaign, written: SnapshotRef) -> dict[bytes, Distributio
     """What the same teacher's labels of the snapshot are, by row."""
     manifest = make_manifest(config, prepare_teacher(config, written, None))
     store = create_labels(config.store_url, manifest)
-    job = LabelJob(task="causal_lm", snapshot=written, teacher=config.labels.teacher, head_url=None,
-                   store_url=config.store_url, manifest=manifest, resources=config.labels.resources)
+    job = LabelJob(
+        task="causal_lm",
+        snapshot=written,
+        teacher=config.labels.teacher,
+        head_url=None,
+        store_url=config.store_url,
+        manifest=manifest,
+        resources=config.labels.resources,
+    )
     label_units(job, store, store.coverage(open_snapshot(written)).units, max_rejected=0, progress=lambda _: None)
     ids, signal = open_label_set(store.ref(written)).read()
     assert signal.distributions is not None and signal.distributions.temperatures == (1.0, 2.0)

@@ -28,8 +28,21 @@ def _make(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     base = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
     subprocess.run([base, "-m", "venv", folder], check=True)
-    subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile",
-                    "--disable-pip-version-check", "--requirement", REQUIREMENTS], check=True)
+    subprocess.run(
+        [
+            folder / "bin" / "python",
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--no-compile",
+            "--disable-pip-version-check",
+            "--requirement",
+            REQUIREMENTS,
+        ],
+        check=True,
+    )
     (folder / "ready").touch()
 
 

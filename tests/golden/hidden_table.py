@@ -36,25 +36,25 @@ import torch
 from ray_distill.artifacts import Estimate, LabelSetRef
 from ray_distill.config import Campaign, load_config
 from ray_distill.evaluation.measures.classification import compare_classification, measure_classification
-from ray_distill.evaluation.predict.classification import predictor
 from ray_distill.evaluation.measures.predictions import join_predictions
+from ray_distill.evaluation.predict.classification import predictor
 from ray_distill.examples import mnist, newsgroups
 from ray_distill.labels.format.fitted_arrays import write_fits
 from ray_distill.labels.store.label_store import create_or_open
 from ray_distill.labels.store.writer import write_attempt
-from ray_distill.models.io.load import load_model, load_processor
 from ray_distill.models.core.model import Model
+from ray_distill.models.io.load import load_model, load_processor
 from ray_distill.runtime import campaign
+from ray_distill.runtime.core.session import absolute
 from ray_distill.runtime.labelling.batching import answer_all, ask_of
 from ray_distill.runtime.labelling.calibrate_store import look, with_found
-from ray_distill.runtime.stages.label import head_of
 from ray_distill.runtime.labelling.encode_write import read_inputs
-from ray_distill.runtime.core.session import absolute
 from ray_distill.runtime.labelling.identify_teacher import make_manifest, prepare_teacher
+from ray_distill.runtime.stages.label import head_of
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
-from ray_distill.students.telemetry.reporter import SilentReporter
 from ray_distill.students.run import TrainingJob, run_arms
+from ray_distill.students.telemetry.reporter import SilentReporter
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.teachers.engines import open_teacher
 
@@ -63,8 +63,11 @@ CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
 KINDS: Mapping[str, tuple[str, Mapping[str, Any], str]] = {
     "pca": ("hidden", {"kind": "pca", "layers": "last"}, "mean"),
     "cosine": ("hidden", {"kind": "cosine", "layers": "last"}, "mean"),
-    "cka": ("cka", {"layers": "last"}, "mean"), "rkd_distance": ("rkd_distance", {"layers": "last"}, "mean"),
-    "rkd_angle": ("rkd_angle", {"layers": "last"}, "mean"), "relation": ("relation", {"layers": "last"}, "token")}
+    "cka": ("cka", {"layers": "last"}, "mean"),
+    "rkd_distance": ("rkd_distance", {"layers": "last"}, "mean"),
+    "rkd_angle": ("rkd_angle", {"layers": "last"}, "mean"),
+    "relation": ("relation", {"layers": "last"}, "token"),
+}
 ARMS = ("soft", "hard", *(f"{first}+{kind}" for first in ("soft", "hard") for kind in KINDS))
 METRICS = {"accuracy": "accuracy", "kl_from_teacher": "KL from teacher, nats", "ece": "ECE"}
 SETTINGS = {"seed": 0, "bootstrap": 1000, "bins": 15}
@@ -88,14 +91,27 @@ class Data:
 
 DATA: Mapping[str, Data] = {
     "text": Data(
-        config="newsgroups.yaml", prepare=newsgroups.prepare, soft={"soft": {}, "hard": {"weight": 0.5}},
+        config="newsgroups.yaml",
+        prepare=newsgroups.prepare,
+        soft={"soft": {}, "hard": {"weight": 0.5}},
         sources={"snapshot.source": "traffic.parquet", "labels.teacher.model": "minilm"},
-        settings=("labels.teacher.max_length=32", "student.model.max_length=32", "labels.hidden.rank=64",
-                  "student.training.epochs=2"), weights=(1.0,)),
+        settings=(
+            "labels.teacher.max_length=32",
+            "student.model.max_length=32",
+            "labels.hidden.rank=64",
+            "student.training.epochs=2",
+        ),
+        weights=(1.0,),
+    ),
     "image": Data(
-        config="digits.yaml", prepare=mnist.prepare, soft={"soft": {"temperature": 4}},
+        config="digits.yaml",
+        prepare=mnist.prepare,
+        soft={"soft": {"temperature": 4}},
         sources={"snapshot.source": "traffic.parquet", "labels.teacher.model": "teacher"},
-        settings=("labels.hidden.rank=32", "student.training.epochs=6"), weights=(0.1, 1.0))}
+        settings=("labels.hidden.rank=32", "student.training.epochs=6"),
+        weights=(0.1, 1.0),
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,18 +156,39 @@ def _asked() -> Asked:
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     parser.add_argument("--weights", nargs="+", type=float, help="of a hidden loss beside soft's 1, to choose from")
     found = parser.parse_args()
-    return Asked(folder=found.folder.resolve(), data=tuple(found.data), arms=tuple(found.arms),
-                 seeds=tuple(found.seeds), weights=None if found.weights is None else tuple(found.weights))
+    return Asked(
+        folder=found.folder.resolve(),
+        data=tuple(found.data),
+        arms=tuple(found.arms),
+        seeds=tuple(found.seeds),
+        weights=None if found.weights is None else tuple(found.weights),
+    )
 
 
 def _config(asked: Asked, data: str, pool: str = "mean") -> Campaign:
     found, folder = DATA[data], asked.folder / data
-    return absolute(load_config(CONFIGS / found.config, (
-        *(f"{name}={folder / path}" for name, path in found.sources.items()), *found.settings,
-        *((f"snapshot.exclude=[{folder / 'teacher.parquet'}]", "student.ceiling=null") if data == "image" else ()),
-        f"output={folder / 'runs'}", f"labels.store={folder / f'labels-{pool}'}", f"labels.hidden.pool={pool}",
-        "tracking.enabled=false", "student.training.engine=torch", "student.training.evaluate_every=100000",
-        "student.training.checkpoint_every=100000", "student.training.cpus=1")))
+    return absolute(
+        load_config(
+            CONFIGS / found.config,
+            (
+                *(f"{name}={folder / path}" for name, path in found.sources.items()),
+                *found.settings,
+                *(
+                    (f"snapshot.exclude=[{folder / 'teacher.parquet'}]", "student.ceiling=null")
+                    if data == "image"
+                    else ()
+                ),
+                f"output={folder / 'runs'}",
+                f"labels.store={folder / f'labels-{pool}'}",
+                f"labels.hidden.pool={pool}",
+                "tracking.enabled=false",
+                "student.training.engine=torch",
+                "student.training.evaluate_every=100000",
+                "student.training.checkpoint_every=100000",
+                "student.training.cpus=1",
+            ),
+        )
+    )
 
 
 def _labels(asked: Asked, data: str) -> dict[str, LabelSetRef]:
@@ -221,9 +258,15 @@ def _train(
     value = config.model_dump(mode="json", by_alias=True)
     value["student"]["losses"] = losses_of(arm, weight, DATA[data].soft)
     head = head_of(labels[pool].store)
-    job = TrainingJob(config=value, labels=labels[pool], seed=seed, output=output, resume=True,
-                      arms=("baseline_hard_labels",) if arm == "hard" else ("student",),
-                      teacher_rows_url=files.join(head, "fitted_rows.parquet") if head else None)
+    job = TrainingJob(
+        config=value,
+        labels=labels[pool],
+        seed=seed,
+        output=output,
+        resume=True,
+        arms=("baseline_hard_labels",) if arm == "hard" else ("student",),
+        teacher_rows_url=files.join(head, "fitted_rows.parquet") if head else None,
+    )
     watching = Watching()
     (ref,) = run_arms(job, watching)
     results.mkdir(exist_ok=True)
@@ -276,11 +319,15 @@ def _tell(asked: Asked, data: str, labels: Mapping[str, LabelSetRef], weights: M
         cells = [_cell([one[metric] for one in measured]) for metric in METRICS]
         less = ["–", "–"]
         if base != arm and base in asked.arms:
-            pairs = [compare_classification(table, joined(base, seed), **SETTINGS)
-                     for table, seed in zip(tables, asked.seeds, strict=True)]
+            pairs = [
+                compare_classification(table, joined(base, seed), **SETTINGS)
+                for table, seed in zip(tables, asked.seeds, strict=True)
+            ]
             less = [_cell([one[metric] for one in pairs], sign="+") for metric in ("accuracy", "kl_from_teacher")]
-        _say(f"| {arm.replace('+', ' + ')} | {f'{weights[arm]:g}' if base != arm else '–'} | {' | '.join(cells)} "
-             f"| {' | '.join(less)} |")
+        _say(
+            f"| {arm.replace('+', ' + ')} | {f'{weights[arm]:g}' if base != arm else '–'} | {' | '.join(cells)} "
+            f"| {' | '.join(less)} |"
+        )
 
 
 def _say(line: str) -> None:
@@ -290,8 +337,10 @@ def _say(line: str) -> None:
 
 def _cell(found: Sequence[Estimate], sign: str = "") -> str:
     """Mean over seeds, interval over rows, half the range of the seeds."""
-    mean = replace(found[0], **{name: math.fsum(getattr(one, name) for one in found) / len(found)
-                                for name in ("value", "low", "high")})
+    mean = replace(
+        found[0],
+        **{name: math.fsum(getattr(one, name) for one in found) / len(found) for name in ("value", "low", "high")},
+    )
     values = [one.value for one in found]
     spread = f" ± {(max(values) - min(values)) / 2:.3f}" if len(found) > 1 else ""
     return f"{mean.value:{sign}.3f} ({mean.low:{sign}.3f}–{mean.high:{sign}.3f}){spread}"

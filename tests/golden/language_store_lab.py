@@ -16,8 +16,8 @@ from ray_distill.labels.store.label_store import create_or_open
 from ray_distill.labels.store.writer import write_attempt
 from ray_distill.models.io.load import load_processor
 from ray_distill.runtime.labelling.batching import answer_all, ask_of
-from ray_distill.runtime.stages.snapshot import freeze
 from ray_distill.runtime.labelling.identify_teacher import make_manifest, prepare_teacher
+from ray_distill.runtime.stages.snapshot import freeze
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.students.run import TrainingJob, run_arms
 from ray_distill.tasks.base import Encoded
@@ -26,8 +26,15 @@ from ray_distill.teachers.base import Ask
 from ray_distill.teachers.transformers_teacher import TransformersTeacher, open_teacher
 
 SPLITS = {"train": 0.6, "validation": 0.2, "calibration": 0.1, "test": 0.1}
-TRAINING = {"engine": "torch", "epochs": 1, "global_batch": 12, "micro_batch": 4, "learning_rate": 3e-3,
-            "evaluate_every": 3, "checkpoint_every": 100}
+TRAINING = {
+    "engine": "torch",
+    "epochs": 1,
+    "global_batch": 12,
+    "micro_batch": 4,
+    "learning_rate": 3e-3,
+    "evaluate_every": 3,
+    "checkpoint_every": 100,
+}
 
 
 def documents(rows: int, seed: int) -> list[str]:
@@ -44,13 +51,20 @@ def write_texts(path: Path, texts: Sequence[Any]) -> Path:
 
 def config_of(folder: Path, source: Path, *, training: Mapping[str, Any] | None = None, **labels: Any) -> Campaign:
     """A campaign whose output is the folder; ``labels`` replace sections of its labels."""
-    return parse_config({
-        "campaign": "tiny", "task": "causal_lm", "output": str(folder / "out"), "snapshot": {
-            "source": str(source), "splits": SPLITS, "max_bad_fraction": 1},
-        "labels": {"unit_rows": 16, "resources": {"batch": 8}, "signal": {"estimator": "topk", "k": 8}, **labels},
-        "student": {"model": {"from": "teacher_layers", "keep": 1},
-                    "losses": {"soft": {"weight": 0.8}, "hard": {"weight": 0.2}},
-                    "training": {**TRAINING, **(training or {})}}})
+    return parse_config(
+        {
+            "campaign": "tiny",
+            "task": "causal_lm",
+            "output": str(folder / "out"),
+            "snapshot": {"source": str(source), "splits": SPLITS, "max_bad_fraction": 1},
+            "labels": {"unit_rows": 16, "resources": {"batch": 8}, "signal": {"estimator": "topk", "k": 8}, **labels},
+            "student": {
+                "model": {"from": "teacher_layers", "keep": 1},
+                "losses": {"soft": {"weight": 0.8}, "hard": {"weight": 0.2}},
+                "training": {**TRAINING, **(training or {})},
+            },
+        }
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +83,12 @@ class Labeller:
         for unit in store.pending(opened):
             rows = opened.read_shard(opened.shard(unit.shard), ["row_id", task.input_column])
             encoded = task.encode(
-                rows.take(pa.array(unit.rows)), load_processor(settings.teacher, task=self.config.task))
+                rows.take(pa.array(unit.rows)), load_processor(settings.teacher, task=self.config.task)
+            )
             teacher = open_teacher(settings.teacher, task=self.config.task)
-            ids, signal, unusable = answer_all(_Asked(teacher=teacher, ids=self.asked), encoded, ask_of(manifest),
-                                               manifest.batch)
+            ids, signal, unusable = answer_all(
+                _Asked(teacher=teacher, ids=self.asked), encoded, ask_of(manifest), manifest.batch
+            )
             rejected = [*unusable, *((row.row_id, row.reason) for row in encoded.rejected)]
             self.rejected.update(rejected)
             store.commit([write_attempt(store.url, manifest, unit, ids, signal, rejected)])
@@ -105,6 +121,8 @@ def train(
 ) -> tuple[dict[str, StudentRef], Recorder]:
     """Train arms from stored labels; their references, and what was recorded."""
     recorder = Recorder()
-    refs = run_arms(TrainingJob(config=config.model_dump(mode="json", by_alias=True), arms=arms, output=str(output),
-                                labels=labels), recorder)
+    refs = run_arms(
+        TrainingJob(config=config.model_dump(mode="json", by_alias=True), arms=arms, output=str(output), labels=labels),
+        recorder,
+    )
     return {ref.arm: ref for ref in refs}, recorder

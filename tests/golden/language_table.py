@@ -29,30 +29,32 @@ from ray_distill.config import Campaign, load_config
 from ray_distill.evaluation.measures.language_model import compare_language, measure_language
 from ray_distill.evaluation.predict.language_model import predict_documents
 from ray_distill.examples.docstrings import ROWS, prepare
-from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.store.label_store import open_store
+from ray_distill.labels.store.reader import open_label_set
 from ray_distill.models.io.load import load_model
 from ray_distill.runtime import campaign
 from ray_distill.runtime.core import connection
 from ray_distill.runtime.core.session import absolute
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
-from ray_distill.students.telemetry.reporter import SilentReporter
 from ray_distill.students.run import TrainingJob, run_arms
+from ray_distill.students.telemetry.reporter import SilentReporter
 from ray_distill.tasks.catalogue import LABEL_TASKS
 
 CONFIG = Path(__file__).parents[2] / "jobs" / "configs" / "docstrings.yaml"
 STORES: Mapping[str, tuple[str, ...]] = {
     "topk": ("labels.signal.estimator=topk", "labels.signal.k=50"),
     "sampled": ("labels.signal.estimator=sampled", "labels.signal.draws=50"),
-    "hybrid": ("labels.signal.estimator=hybrid", "labels.signal.k=16", "labels.signal.draws=32")}
+    "hybrid": ("labels.signal.estimator=hybrid", "labels.signal.k=16", "labels.signal.draws=32"),
+}
 #: Name: store, losses, how the table calls it.
 ARMS: Mapping[str, tuple[str, Mapping[str, Any], str]] = {
     "hard": ("topk", {"hard": {}}, "hard labels only"),
     "renormalised": ("topk", {"soft": {"tail": "renormalised"}}, "top 50, renormalised"),
     "topk": ("topk", {"soft": {}}, "top 50, tail bucket"),
     "sampled": ("sampled", {"soft": {}}, "50 draws"),
-    "hybrid": ("hybrid", {"soft": {}}, "top 16 and 32 draws")}
+    "hybrid": ("hybrid", {"soft": {}}, "top 16 and 32 draws"),
+}
 METRICS = {"kl_from_teacher": "KL from teacher, nats", "nll": "NLL, nats", "ece": "ECE", "agreement": "top-1 agreement"}
 
 
@@ -86,16 +88,31 @@ def _asked() -> Asked:
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     parser.add_argument("--rates", nargs="+", type=float, default=(5e-4, 1.5e-3))
     found = parser.parse_args()
-    return Asked(folder=found.folder.resolve(), rows=found.rows, arms=tuple(found.arms), seeds=tuple(found.seeds),
-                 rates=tuple(found.rates))
+    return Asked(
+        folder=found.folder.resolve(),
+        rows=found.rows,
+        arms=tuple(found.arms),
+        seeds=tuple(found.seeds),
+        rates=tuple(found.rates),
+    )
 
 
 def _config(asked: Asked, store: str, *overrides: str) -> Campaign:
     folder = asked.folder
-    return absolute(load_config(CONFIG, (
-        f"snapshot.source={folder / 'traffic.jsonl'}", f"labels.teacher.model={folder / 'teacher'}",
-        f"output={folder / f'runs-{asked.rows}'}", f"labels.store={folder / f'labels-{asked.rows}-{store}'}",
-        "tracking.enabled=false", *STORES[store], *overrides)))
+    return absolute(
+        load_config(
+            CONFIG,
+            (
+                f"snapshot.source={folder / 'traffic.jsonl'}",
+                f"labels.teacher.model={folder / 'teacher'}",
+                f"output={folder / f'runs-{asked.rows}'}",
+                f"labels.store={folder / f'labels-{asked.rows}-{store}'}",
+                "tracking.enabled=false",
+                *STORES[store],
+                *overrides,
+            ),
+        )
+    )
 
 
 def _label(asked: Asked, store: str) -> LabelSetRef:
@@ -128,16 +145,25 @@ def _train_one(asked: Asked, arm: str, labels: LabelSetRef, seed: int, rates: Se
     config = _config(asked, store, "student.training.engine=torch", f"student.training.learning_rate={list(rates)}")
     value = config.model_dump(mode="json", by_alias=True)
     value["student"]["losses"] = dict(losses)
-    job = TrainingJob(config=value, labels=labels, seed=seed, arms=("student",), resume=True,
-                      output=str(asked.folder / f"students-{asked.rows}" / f"{arm}-{seed}"))
+    job = TrainingJob(
+        config=value,
+        labels=labels,
+        seed=seed,
+        arms=("student",),
+        resume=True,
+        output=str(asked.folder / f"students-{asked.rows}" / f"{arm}-{seed}"),
+    )
     return run_arms(job, SilentReporter())[0]
 
 
 def _measure(asked: Asked, stores: Mapping[str, LabelSetRef], students: Mapping[str, Sequence[StudentRef]]) -> None:
     config = _config(asked, next(iter(stores)))
     models = {"teacher": load_model(config.labels.teacher, task="causal_lm")}
-    models |= {f"{arm}/{seed}": load_model(ref.url, task="causal_lm")
-               for arm, refs in students.items() for seed, ref in zip(asked.seeds, refs, strict=True)}
+    models |= {
+        f"{arm}/{seed}": load_model(ref.url, task="causal_lm")
+        for arm, refs in students.items()
+        for seed, ref in zip(asked.seeds, refs, strict=True)
+    }
     snapshot: SnapshotRef = next(iter(stores.values())).snapshot
     rows = open_snapshot(snapshot).read("test", columns=["row_id", "text", "count"])
     with torch.inference_mode():
@@ -146,21 +172,38 @@ def _measure(asked: Asked, stores: Mapping[str, LabelSetRef], students: Mapping[
     measured = {name: measure_language(table, **settings) for name, table in tables.items()}
     theirs = measured["teacher"]
     tokens = int(sum(tables["teacher"]["tokens"].to_pylist()))
-    _say(f"\n{rows.num_rows} test documents, {tokens:,} tokens; the teacher: NLL {theirs['nll'].value:.3f}, "
-          f"ECE {theirs['ece'].value:.3f}\n")
+    _say(
+        f"\n{rows.num_rows} test documents, {tokens:,} tokens; the teacher: NLL {theirs['nll'].value:.3f}, "
+        f"ECE {theirs['ece'].value:.3f}\n"
+    )
     _say(f"| labels | bytes a token | {' | '.join(METRICS.values())} | KL less that of top 50, tail bucket |")
     _say("|" + "---|" * (len(METRICS) + 3))
     for arm in asked.arms:
         own = [f"{arm}/{seed}" for seed in asked.seeds]
         cells = [_cell([measured[name][metric] for name in own]) for metric in METRICS]
         against = [f"topk/{seed}" for seed in asked.seeds]
-        less = "–" if arm == "topk" or against[0] not in tables else _cell([
-            compare_language(tables[one], tables[other], **settings)["kl_from_teacher"]
-            for one, other in zip(own, against, strict=True)], sign="+")
+        less = (
+            "–"
+            if arm == "topk" or against[0] not in tables
+            else _cell(
+                [
+                    compare_language(tables[one], tables[other], **settings)["kl_from_teacher"]
+                    for one, other in zip(own, against, strict=True)
+                ],
+                sign="+",
+            )
+        )
         size = "–" if arm == "hard" else f"{_bytes(stores[ARMS[arm][0]]):.1f}"
         _say(f"| {ARMS[arm][2]} | {size} | {' | '.join(cells)} | {less} |")
-    _say("\n" + json.dumps({name: {metric: found[metric].value for metric in METRICS if metric in found}
-                             for name, found in measured.items()}))
+    _say(
+        "\n"
+        + json.dumps(
+            {
+                name: {metric: found[metric].value for metric in METRICS if metric in found}
+                for name, found in measured.items()
+            }
+        )
+    )
 
 
 def _say(line: str) -> None:
@@ -170,8 +213,10 @@ def _say(line: str) -> None:
 
 def _cell(found: Sequence[Estimate], sign: str = "") -> str:
     """Mean over seeds, interval over documents, half the range of the seeds."""
-    mean = replace(found[0], **{name: math.fsum(getattr(one, name) for one in found) / len(found)
-                                for name in ("value", "low", "high")})
+    mean = replace(
+        found[0],
+        **{name: math.fsum(getattr(one, name) for one in found) / len(found) for name in ("value", "low", "high")},
+    )
     values = [one.value for one in found]
     spread = f" ± {(max(values) - min(values)) / 2:.3f}" if len(found) > 1 else ""
     return f"{mean.value:{sign}.3f} ({mean.low:{sign}.3f}–{mean.high:{sign}.3f}){spread}"

@@ -21,24 +21,24 @@ from training_lab import Ran, Recorder
 
 from ray_distill.config import LossConfig, StudentModel, TeacherConfig, TrainingConfig
 from ray_distill.labels.model.signal import Signal
-from ray_distill.models.students.build_classifier import build_student
 from ray_distill.models.core.model import Model
+from ray_distill.models.students.build_classifier import build_student
 from ray_distill.runtime.labelling.batching import answer_all
-from ray_distill.students.modules.student_module import layer_pairs, make_projections
-from ray_distill.students.engines.engine import Engine, checkpoint_activations, compile_module
+from ray_distill.students.data.token_examples import TokenSet, build_token_set
 from ray_distill.students.engines.build import build_engine
+from ray_distill.students.engines.engine import Engine, checkpoint_activations, compile_module
 from ray_distill.students.loop.train_loop import Trial, run_trial
+from ray_distill.students.loop.validation import TokenJudge
+from ray_distill.students.modules.student_module import layer_pairs, make_projections
+from ray_distill.students.modules.token_student_module import TokenBundle
 from ray_distill.students.objective.loss_settings import wants_layers
+from ray_distill.students.objective.schedules import rate_factor
 from ray_distill.students.objective.validate_losses import layers_wanted, pairs_of, state_scales
+from ray_distill.students.objective.weighted_losses import build_terms, group_of
+from ray_distill.students.order.cursor import global_batch_at
 from ray_distill.students.order.micro_batches import Budget
 from ray_distill.students.process_group import current_ranks
 from ray_distill.students.telemetry.reporter import Remembering, TrainingStopped
-from ray_distill.students.order.cursor import global_batch_at
-from ray_distill.students.objective.schedules import rate_factor
-from ray_distill.students.objective.weighted_losses import build_terms, group_of
-from ray_distill.students.modules.token_student_module import TokenBundle
-from ray_distill.students.data.token_examples import TokenSet, build_token_set
-from ray_distill.students.loop.validation import TokenJudge
 from ray_distill.tasks.catalogue import LABEL_TASKS
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.transformers_teacher import open_teacher
@@ -80,9 +80,19 @@ def write_models(folder: Path) -> str:
     for name, overrides in STUDENTS.items():
         write_tiny_causal_model(folder / name, seed=5, **overrides)
     bent = transformers.GraniteConfig(
-        vocab_size=264, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128, logits_scaling=0.5, initializer_range=0.2, bos_token_id=1,
-        eos_token_id=2, pad_token_id=0)
+        vocab_size=264,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        logits_scaling=0.5,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
     torch.manual_seed(5)
     transformers.GraniteForCausalLM(bent).save_pretrained(folder / "bent")
     return str(folder)
@@ -98,8 +108,15 @@ def table_of(rows: int, seed: int) -> pa.Table:
 def labels_of(lab: Lab, table: pa.Table) -> tuple[pa.Array, Signal]:
     """What the teacher says of all rows but the first two, which it has not labelled."""
     teacher = open_teacher(TeacherConfig(model=f"{lab.folder}/teacher"), task=TASK)
-    ask = Ask(estimator=lab.estimator, k=6, draws=9, temperatures=TEMPERATURES, seed=3, pool="token",
-              layers=LAYERS if any(map(wants_layers, lab.losses)) else ())
+    ask = Ask(
+        estimator=lab.estimator,
+        k=6,
+        draws=9,
+        temperatures=TEMPERATURES,
+        seed=3,
+        pool="token",
+        layers=LAYERS if any(map(wants_layers, lab.losses)) else (),
+    )
     ids, signal, _ = answer_all(teacher, teacher.task.encode(table.slice(2), teacher.model.processor), ask, batch=5)
     return ids, signal
 
@@ -115,15 +132,30 @@ def data_of(lab: Lab, model: Model, *, rows: int, seed: int, packed: int = 0) ->
     """Documents and labels; the teacher may not teach three of those it has labelled."""
     table = table_of(rows, seed)
     return build_token_set(
-        table, task=LABEL_TASKS[TASK], processor=model.processor, vocabulary=model.vocabulary,
-        labels=labels_of(lab, table), excluded=table["row_id"].combine_chunks()[4:7], pool="token", packed=packed)
+        table,
+        task=LABEL_TASKS[TASK],
+        processor=model.processor,
+        vocabulary=model.vocabulary,
+        labels=labels_of(lab, table),
+        excluded=table["row_id"].combine_chunks()[4:7],
+        pool="token",
+        packed=packed,
+    )
 
 
 def settings_of(lab: Lab) -> TrainingConfig:
     """The run's settings."""
     return TrainingConfig.model_validate(
-        {"global_batch": GLOBAL_BATCH, "micro_batch": 3, "learning_rate": 3e-3, "evaluate_every": 3,
-         "checkpoint_every": 2 if lab.stop_after or lab.resume else 100, "engine": "torch", **lab.training})
+        {
+            "global_batch": GLOBAL_BATCH,
+            "micro_batch": 3,
+            "learning_rate": 3e-3,
+            "evaluate_every": 3,
+            "checkpoint_every": 2 if lab.stop_after or lab.resume else 100,
+            "engine": "torch",
+            **lab.training,
+        }
+    )
 
 
 def losses_of(lab: Lab) -> dict[str, LossConfig]:
@@ -136,8 +168,13 @@ def build(lab: Lab) -> tuple[Trial, Engine]:
     torch.set_num_threads(1)
     ranks, training, model = current_ranks(), settings_of(lab), student_of(lab)
     data = data_of(lab, model, rows=DOCUMENTS, seed=1, packed=training.packed)
-    terms = build_terms(losses_of(lab), steps=lab.steps, temperatures=TEMPERATURES, scales=state_scales(data.hidden),
-                        layers=pairs_of(losses_of(lab), LAYERS, model))
+    terms = build_terms(
+        losses_of(lab),
+        steps=lab.steps,
+        temperatures=TEMPERATURES,
+        scales=state_scales(data.hidden),
+        layers=pairs_of(losses_of(lab), LAYERS, model),
+    )
     pairs, plain = layers_wanted(terms)
     widths = {layer: hidden.values.shape[1] for layer, hidden in data.hidden.items()}
     module = copy.deepcopy(model.module)
@@ -147,12 +184,21 @@ def build(lab: Lab) -> tuple[Trial, Engine]:
     if training.compile is not None:
         compile_module(bundle.computing, training.compile)
     trial = Trial(
-        name="student", url=f"{lab.folder}/{lab.trial}", data=data, rows=np.arange(data.rows), steps=lab.steps, seed=3,
+        name="student",
+        url=f"{lab.folder}/{lab.trial}",
+        data=data,
+        rows=np.arange(data.rows),
+        steps=lab.steps,
+        seed=3,
         terms=terms,
-        judge=TokenJudge(data=data_of(lab, model, rows=14, seed=2, packed=training.packed)), training=training,
-        rate=training.learning_rate[0], plan={})
+        judge=TokenJudge(data=data_of(lab, model, rows=14, seed=2, packed=training.packed)),
+        training=training,
+        rate=training.learning_rate[0],
+        plan={},
+    )
     return trial, build_engine(
-        bundle, training, ranks, passes=Budget.of(training, group_of(terms)).passes(GLOBAL_BATCH, ranks.world))
+        bundle, training, ranks, passes=Budget.of(training, group_of(terms)).passes(GLOBAL_BATCH, ranks.world)
+    )
 
 
 def run(lab: Lab) -> Ran:
@@ -194,13 +240,18 @@ def reference(lab: Lab) -> list[dict[str, float]]:
     data = data_of(lab, model, rows=DOCUMENTS, seed=1)
     pairs = layer_pairs("uniform", LAYERS, model) if "hidden" in lab.losses else {}
     widths = {layer: hidden.values.shape[1] for layer, hidden in data.hidden.items()}
-    projections = nn.ModuleDict({
-        str(ours): module for ours, module in make_projections(model, layers=pairs, widths=widths, seed=3).items()})
+    projections = nn.ModuleDict(
+        {str(ours): module for ours, module in make_projections(model, layers=pairs, widths=widths, seed=3).items()}
+    )
     both = nn.ModuleDict({"student": copy.deepcopy(model.module), "projections": projections}).double()
     parameters = [p for p in both.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW([
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": training.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}], lr=0.0)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": training.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=0.0,
+    )
     curve = []
     for step in range(lab.steps):
         rows = global_batch_at(3, step, data.rows, GLOBAL_BATCH)
@@ -210,7 +261,8 @@ def reference(lab: Lab) -> list[dict[str, float]]:
         total.backward()
         nn.utils.clip_grad_norm_(parameters, training.clip)
         rate = training.learning_rate[0] * rate_factor(
-            step, steps=lab.steps, warmup=training.warmup, shape=training.schedule)
+            step, steps=lab.steps, warmup=training.warmup, shape=training.schedule
+        )
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
@@ -234,9 +286,14 @@ def _means(lab: Lab, both: nn.ModuleDict, data: TokenSet, pairs: dict[int, int],
             elif name == "hidden":
                 found[name].append(_hidden(config, both, data, pairs, row, output.hidden_states))
             else:
-                found[name].append(torch.stack([
-                    _divergence(name, config, data, data.stored[row], place, logits_V)
-                    for place, logits_V in enumerate(logits_PV)]))
+                found[name].append(
+                    torch.stack(
+                        [
+                            _divergence(name, config, data, data.stored[row], place, logits_V)
+                            for place, logits_V in enumerate(logits_PV)
+                        ]
+                    )
+                )
     return {name: torch.cat(values).mean() for name, values in found.items()}
 
 
@@ -256,9 +313,7 @@ def _hidden(
     return torch.stack(distances).mean(0)
 
 
-def _divergence(
-    name: str, config: LossConfig, data: TokenSet, stored: int, place: int, logits_V: Tensor
-) -> Tensor:
+def _divergence(name: str, config: LossConfig, data: TokenSet, stored: int, place: int, logits_V: Tensor) -> Tensor:
     """One position's ``soft`` or ``teacher_hard``, as MATHS.md §1-3 writes it."""
     assert data.distributions is not None
     found = data.distributions.take([stored])
@@ -285,6 +340,7 @@ def _divergence(
 
 def _between(config: LossConfig, p: Tensor, q: Tensor) -> Tensor:
     """A divergence of two distributions over a few buckets."""
+
     def kl(a: Tensor, b: Tensor) -> Tensor:
         return (a * (a / b).log()).sum()
 

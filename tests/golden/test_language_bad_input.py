@@ -18,9 +18,9 @@ from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, TeacherRefused
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.models.text.lm_processor import language_processor
+from ray_distill.runtime.labelling.identify_teacher import make_manifest, prepare_teacher
 from ray_distill.runtime.stages.preflight import check
 from ray_distill.runtime.stages.snapshot import freeze
-from ray_distill.runtime.labelling.identify_teacher import make_manifest, prepare_teacher
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.testing.models import tiny_causal_tokenizer, write_tiny_causal_model
 
@@ -57,8 +57,7 @@ def test_texts_that_are_none_stay_out_of_the_snapshot(tmp_path: Path, teacher: s
     (tmp_path / "rows.jsonl").write_bytes(b"\n".join([*lines, b'{"text": "\xff\xfe"}', b'{"text": "\\ud800"}']))
     labeller = lab.Labeller(config=lab.config_of(tmp_path, tmp_path / "rows.jsonl", teacher={"model": teacher}))
     snapshot = freeze(labeller.config)
-    assert quarantine(snapshot) == [
-        *["missing text"] * 3, "not UTF-8", "not UTF-8", "wrong type"]
+    assert quarantine(snapshot) == [*["missing text"] * 3, "not UTF-8", "not UTF-8", "wrong type"]
     assert open_label_set(labeller.label(snapshot)).rows == len(GOOD) and labeller.rejected == {}
 
 
@@ -96,12 +95,15 @@ def test_a_prompt_longer_than_the_context_leaves_nothing_to_learn(tmp_path: Path
 def test_conversations_that_are_none_are_rejected_with_the_message(tmp_path: Path, teacher: str) -> None:
     """An unknown role, no messages, an empty content object, an answer that nobody gives; the rest is labelled."""
     bad = {
-        "message 2 has the unknown role 'narrator': expected one of system, developer, user, assistant, tool, function":
-            [USER, {"role": "narrator", "content": "so"}],
+        "message 2 has the unknown role 'narrator': expected one of system, developer, user, assistant, tool, function": [
+            USER,
+            {"role": "narrator", "content": "so"},
+        ],
         "no messages": {"messages": []},
         "message 1 (user) has neither content nor tool_calls": [{"role": "user"}, ASSISTANT],
         "nothing to learn: no message of assistant in it": [USER],
-        "not JSON: Expecting value: line 1 column 1 (char 0)": "just text"}
+        "not JSON: Expecting value: line 1 column 1 (char 0)": "just text",
+    }
     snapshot, labeller, rows = labelled(tmp_path, teacher, chats(list(bad.values())), language={"format": "chat"})
     assert sorted(labeller.rejected.values()) == sorted(bad) and rows == len(GOOD) and quarantine(snapshot) == []
 
@@ -127,9 +129,13 @@ def test_more_tokens_than_there_are_is_an_error(tmp_path: Path, teacher: str) ->
         make_manifest(config, prepare_teacher(config, freeze(config), None))
 
 
-@pytest.mark.parametrize(("overrides", "why"), [
-    ({"vocab_size": 300}, r"has a vocabulary of 300, the teacher .* one of 264: .* give the student the same"),
-    ({"max_position_embeddings": 64}, r"has 64 positions, but the teacher reads 128 tokens of a text: set")])
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [
+        ({"vocab_size": 300}, r"has a vocabulary of 300, the teacher .* one of 264: .* give the student the same"),
+        ({"max_position_embeddings": 64}, r"has 64 positions, but the teacher reads 128 tokens of a text: set"),
+    ],
+)
 def test_a_student_that_cannot_hold_the_teachers_labels_is_refused(
     tmp_path: Path, teacher: str, overrides: dict[str, int], why: str
 ) -> None:
@@ -144,16 +150,21 @@ def test_a_student_that_cannot_hold_the_teachers_labels_is_refused(
 
 def test_settings_that_do_not_go_together_are_refused_before_the_teacher_is_paid(tmp_path: Path, teacher: str) -> None:
     """Pooled states for a language model, classes for one that has none: all at once."""
-    config = lab.config_of(tmp_path, lab.write_texts(tmp_path / "rows.jsonl", GOOD), teacher={"model": teacher},
-                           hidden={"layers": [-1]})
+    config = lab.config_of(
+        tmp_path, lab.write_texts(tmp_path / "rows.jsonl", GOOD), teacher={"model": teacher}, hidden={"layers": [-1]}
+    )
     losses = {**config.student.losses, "hidden": config.student.losses["soft"]}
-    config = config.model_copy(update={
-        "student": config.student.model_copy(update={"losses": losses}),
-        "snapshot": config.snapshot.model_copy(update={"classes": ("a", "b")})})
+    config = config.model_copy(
+        update={
+            "student": config.student.model_copy(update={"losses": losses}),
+            "snapshot": config.snapshot.model_copy(update={"classes": ("a", "b")}),
+        }
+    )
     with pytest.raises(ConfigError, match=r"2 wrong field\(s\)") as error:
         check(config)
     assert "labels.hidden.pool is mean" in str(error.value) and "snapshot.classes: causal_lm has no cl" in str(
-        error.value)
+        error.value
+    )
 
 
 def test_a_teacher_that_has_not_the_layer_is_refused(tmp_path: Path, teacher: str) -> None:
@@ -167,6 +178,7 @@ def test_a_teacher_that_has_not_the_layer_is_refused(tmp_path: Path, teacher: st
 @pytest.mark.parametrize("format", ["text", "chat"])
 def test_a_document_of_a_million_tokens_costs_a_bounded_time_and_memory(format: str) -> None:
     """No more than the limit is kept, in seconds; meanwhile a token takes at most 300 bytes (traced on a tenth)."""
+
     def text(tokens: int) -> str:
         document = "word " * (tokens // 5)
         return document if format == "text" else json.dumps([USER, {**ASSISTANT, "content": document}])

@@ -65,11 +65,23 @@ def test_training_follows_the_dense_float64_loop(home: str, variant: str) -> Non
     assert max(totals) - min(totals) > 1e-3 * totals[0], "nothing moved, so nothing was compared"
 
 
-@pytest.mark.parametrize("training", [
-    {"micro_batch": 1}, {"micro_batch": 2}, {"micro_batch": 4}, {"micro_batch": 12}, {"packed": 64},
-    {"packed": 20, "micro_batch": 12}, {"packed": 400, "micro_batch": 5}, {"micro_tokens": 64},
-    {"packed": 64, "micro_tokens": 128}, {"activation_checkpointing": True},
-    {"activation_checkpointing": True, "packed": 64}], ids=str)
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"micro_batch": 1},
+        {"micro_batch": 2},
+        {"micro_batch": 4},
+        {"micro_batch": 12},
+        {"packed": 64},
+        {"packed": 20, "micro_batch": 12},
+        {"packed": 400, "micro_batch": 5},
+        {"micro_tokens": 64},
+        {"packed": 64, "micro_tokens": 128},
+        {"activation_checkpointing": True},
+        {"activation_checkpointing": True, "packed": 64},
+    ],
+    ids=str,
+)
 def test_how_documents_are_laid_out_does_not_matter(home: str, expected: Ran, training: dict[str, Any]) -> None:
     """Micro-batches at an equal global batch, packing (also into less than a document) and recomputed activations."""
     assert_same_curve(lab.run(Lab(folder=home, losses=ALL, training=training)), expected)
@@ -127,12 +139,18 @@ def test_a_stopped_run_goes_on(home: str, variant: str) -> None:
 @pytest.mark.slow
 def test_deepspeed_goes_on_with_tied_and_frozen_weights(home: str) -> None:
     """ZeRO 2 and 3 on two ranks, stopped after step 3."""
-    runs = [replace(lab.deepspeed(Lab(folder=home, **VARIANTS[variant]), stage), stop_after=3,
-                    trial=f"cut-{variant}-{stage}") for variant in ("tied", "lora") for stage in (2, 3)]
+    runs = [
+        replace(
+            lab.deepspeed(Lab(folder=home, **VARIANTS[variant]), stage), stop_after=3, trial=f"cut-{variant}-{stage}"
+        )
+        for variant in ("tied", "lora")
+        for stage in (2, 3)
+    ]
     for run, rest in zip(runs, run_gloo(lab.run_all_cut, 2, runs)[0], strict=True):
         whole = lab.run(replace(run, stop_after=None, training={}))
         assert [rest.curve[step]["loss"] for step in (4, 5, 6)] == pytest.approx(
-            loss_curve(whole)[3:], rel=TOLERANCE), run
+            loss_curve(whole)[3:], rel=TOLERANCE
+        ), run
 
 
 @pytest.mark.slow
@@ -140,8 +158,12 @@ def test_deepspeed_goes_on_with_tied_and_frozen_weights(home: str) -> None:
 def test_ranks_engines_and_stages_do_not_matter(home: str, expected: Ran, world: int) -> None:
     """Plain torch and DeepSpeed at ZeRO 0 to 3, padded and packed, on one rank and on two, weights included."""
     run = Lab(folder=home, losses=ALL)
-    runs = [run, replace(run, training={"packed": 64}), *(lab.deepspeed(run, stage) for stage in range(4)),
-            lab.deepspeed(run, 3, packed=64, activation_checkpointing=True)]
+    runs = [
+        run,
+        replace(run, training={"packed": 64}),
+        *(lab.deepspeed(run, stage) for stage in range(4)),
+        lab.deepspeed(run, 3, packed=64, activation_checkpointing=True),
+    ]
     for rank, found in enumerate(run_gloo(lab.run_all, world, runs)):
         for one in found:
             assert_same_curve(one, expected)

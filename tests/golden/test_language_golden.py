@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 
 from ray_distill.config import StudentModel, TeacherConfig
 from ray_distill.examples.docstrings import fetch, write_teacher
-from ray_distill.models.students.build_classifier import build_student
 from ray_distill.models.core.forward import forward
-from ray_distill.models.io.load import load_model
 from ray_distill.models.core.model import Model
 from ray_distill.models.core.shape_probe import example
+from ray_distill.models.io.load import load_model
 from ray_distill.models.io.save import save_model
+from ray_distill.models.students.build_classifier import build_student
 
 pytestmark = pytest.mark.slow
 
@@ -62,8 +62,25 @@ def test_a_small_part_of_the_golden_table_is_made(packed: Path, tmp_path: Path) 
     """
     write_teacher(tmp_path / "teacher", packed)
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("language_table.py"), tmp_path, "--rows", "60", "--arms", "hybrid",
-         "topk", "--seeds", "0", "--rates", "1e-3"], capture_output=True, text=True, timeout=900, check=False)
+        [
+            sys.executable,
+            Path(__file__).with_name("language_table.py"),
+            tmp_path,
+            "--rows",
+            "60",
+            "--arms",
+            "hybrid",
+            "topk",
+            "--seeds",
+            "0",
+            "--rates",
+            "1e-3",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     number = r"\S+ \([^)]*\)"
     pattern = r"\| (top [^|]+) \| ([\d.]+)" + rf" \| ({number})" * 4

@@ -36,8 +36,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(home: Path, output: str, *, training: Mapping[str, Any] | None = None, **labels: Any) -> Campaign:
-    return lab.config_of(home / output, home / "texts.jsonl", training=training,
-                         **{"teacher": {"model": str(home / "teacher")}, **labels})
+    return lab.config_of(
+        home / output,
+        home / "texts.jsonl",
+        training=training,
+        **{"teacher": {"model": str(home / "teacher")}, **labels},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,8 @@ def test_labels_of_another_batch_differ_by_rounding(by_batch: dict[int, LabelSet
         np.testing.assert_array_equal(getattr(one.distributions, name), getattr(other.distributions, name), name)
     for name in ("logp", "log_tail", "entropy"):
         np.testing.assert_allclose(
-            getattr(one.distributions, name), getattr(other.distributions, name), atol=BATCH_ROUNDING, err_msg=name)
+            getattr(one.distributions, name), getattr(other.distributions, name), atol=BATCH_ROUNDING, err_msg=name
+        )
 
 
 def test_how_labels_were_taken_does_not_matter(home: Path, by_batch: dict[int, LabelSetRef], tmp_path: Path) -> None:
@@ -75,8 +80,9 @@ def test_how_labels_were_taken_does_not_matter(home: Path, by_batch: dict[int, L
 def test_one_changed_document_is_labelled_alone(home: Path, tmp_path: Path) -> None:
     """The teacher is asked for its row only, and all rows of the newer texts can be read and trained on."""
     texts = lab.documents(40, seed=1)
-    config = lab.config_of(tmp_path, lab.write_texts(tmp_path / "texts.jsonl", texts),
-                           teacher={"model": str(home / "teacher")})
+    config = lab.config_of(
+        tmp_path, lab.write_texts(tmp_path / "texts.jsonl", texts), teacher={"model": str(home / "teacher")}
+    )
     first = lab.Labeller(config=config)
     before = first.label(freeze(config))
     assert len(first.asked) == 40
@@ -100,8 +106,10 @@ def test_every_arm_is_a_standard_transformers_directory(
         words = transformers.AutoTokenizer.from_pretrained(ref.url)
         ids = torch.tensor([words("some text").input_ids])
         ours = load_model(ref.url, task="causal_lm")
-        assert ours.vocabulary == 264 and ours.processor.fingerprint == load_model(
-            str(home / "teacher"), task="causal_lm").processor.fingerprint
+        assert (
+            ours.vocabulary == 264
+            and ours.processor.fingerprint == load_model(str(home / "teacher"), task="causal_lm").processor.fingerprint
+        )
         with torch.no_grad():
             torch.testing.assert_close(plain(ids).logits, ours.module(ids).logits)
         last = recorder.by_arm[arm][max(recorder.by_arm[arm])]
@@ -117,8 +125,9 @@ def test_adapters_are_merged_into_the_exported_student(
     model = StudentModel.model_validate({"from": "teacher_layers", "keep": 2, "lora": {"rank": 4}})
     config = config.model_copy(update={"student": config.student.model_copy(update={"model": model})})
     refs, _ = lab.train(config, by_batch[8], tmp_path)
-    found, teacher = (AutoModelForCausalLM.from_pretrained(url).state_dict() for url in (
-        refs["student"].url, home / "teacher"))
+    found, teacher = (
+        AutoModelForCausalLM.from_pretrained(url).state_dict() for url in (refs["student"].url, home / "teacher")
+    )
     assert set(found) == set(teacher)
     for name, value in found.items():
         assert torch.equal(value, teacher[name]) == ("proj" not in name), name
@@ -139,16 +148,17 @@ def test_a_student_that_lets_documents_see_each_other_is_not_packed(
         config = config.model_copy(update={"student": config.student.model_copy(update={"model": model})})
         return lab.train(config, by_batch[8], tmp_path / "out")
 
-    with pytest.raises(ConfigError, match=r"student\.training\.packed: BloomForCausalLM would let documents of one row "
-                                          r"see each other.*: set it to 0"):
+    with pytest.raises(
+        ConfigError,
+        match=r"student\.training\.packed: BloomForCausalLM would let documents of one row "
+        r"see each other.*: set it to 0",
+    ):
         train(64)
     _, recorder = train(0)
     assert recorder.curve[max(recorder.curve)]["loss"] < recorder.curve[1]["loss"]
 
 
-def test_labels_of_another_tokenizer_are_refused(
-    home: Path, by_batch: dict[int, LabelSetRef], tmp_path: Path
-) -> None:
+def test_labels_of_another_tokenizer_are_refused(home: Path, by_batch: dict[int, LabelSetRef], tmp_path: Path) -> None:
     """The teacher's folder got another tokenizer since it labelled: what is to be done stands in the error."""
     shutil.copytree(home / "teacher", tmp_path / "teacher")
     other = tiny_causal_tokenizer()
@@ -166,9 +176,7 @@ def test_a_limit_that_has_changed_is_refused(home: Path, by_batch: dict[int, Lab
         lab.train(config, by_batch[8], tmp_path / "out")
 
 
-def test_a_temperature_nobody_declared_is_refused(
-    home: Path, by_batch: dict[int, LabelSetRef], tmp_path: Path
-) -> None:
+def test_a_temperature_nobody_declared_is_refused(home: Path, by_batch: dict[int, LabelSetRef], tmp_path: Path) -> None:
     """The declared ones are named before anything is trained."""
     config = config_of(home, "unused")
     hot = {"soft": config.student.losses["soft"].model_copy(update={"temperature": 3.0})}

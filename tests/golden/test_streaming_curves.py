@@ -11,11 +11,11 @@ from training_lab import Recorder, learnt
 from ray_distill.artifacts import LabelSetRef
 from ray_distill.config import Campaign, MixtureConfig
 from ray_distill.models.io.load import load_model
-from ray_distill.students.data.open_data import open_data
 from ray_distill.students.data.concat import take_rows
+from ray_distill.students.data.open_data import open_data
+from ray_distill.students.data.open_sources import open_labels, open_sources
 from ray_distill.students.process_group import current_ranks
 from ray_distill.students.run import TrainingJob, run_arms
-from ray_distill.students.data.open_sources import open_labels, open_sources
 from ray_distill.testing.gloo import run_gloo
 from ray_distill.testing.models import write_tiny_causal_model
 from ray_distill.testing.tensors import assert_equal
@@ -35,11 +35,21 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def campaign(home: Path, **training: Any) -> Campaign:
     """Units of 8 documents, four of them open at a time; labels are drawn, and a teacher's layer is matched."""
     config = config_of(
-        home, home / "texts.jsonl", training={"shuffle_units": 4, "epochs": 2, **training}, unit_rows=8,
-        teacher={"model": str(home / "teacher")}, signal={"estimator": "sampled", "draws": 6},
-        hidden={"layers": [-1], "pool": "token"})
-    return config.model_copy(update={"student": config.student.model_copy(update={
-        "losses": {**config.student.losses, "hidden": type(config.student.losses["soft"])(weight=0.5)}})})
+        home,
+        home / "texts.jsonl",
+        training={"shuffle_units": 4, "epochs": 2, **training},
+        unit_rows=8,
+        teacher={"model": str(home / "teacher")},
+        signal={"estimator": "sampled", "draws": 6},
+        hidden={"layers": [-1], "pool": "token"},
+    )
+    return config.model_copy(
+        update={
+            "student": config.student.model_copy(
+                update={"losses": {**config.student.losses, "hidden": type(config.student.losses["soft"])(weight=0.5)}}
+            )
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +64,7 @@ def curve(recorder: Recorder) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("layout", [{}, {"packed": 64}, {"micro_tokens": 128}], ids=str)
-def test_the_curve_is_that_of_memory(
-    home: Path, labels: LabelSetRef, tmp_path: Path, layout: dict[str, int]
-) -> None:
+def test_the_curve_is_that_of_memory(home: Path, labels: LabelSetRef, tmp_path: Path, layout: dict[str, int]) -> None:
     """Losses, validation and weights of every step to the bit: units are read on threads, in pieces, and dropped."""
     _, memory = train(campaign(home, **layout), labels, tmp_path / "memory")
     _, streamed = train(campaign(home, **layout, **STREAM), labels, tmp_path / "streamed")
@@ -71,8 +79,10 @@ def test_documents_stay_in_their_units_as_far_as_these_fit(
     config, copied = campaign(home), list[int]()
     model = load_model(str(home / "teacher"), task=config.task)
     [source] = open_sources(config, open_labels(config, (labels,)), model, layers=(), teacher_rows_url=None)
-    monkeypatch.setattr("ray_distill.students.data.streaming.take_rows",
-                        lambda data, rows: (copied.append(len(rows)), take_rows(data, rows))[1])
+    monkeypatch.setattr(
+        "ray_distill.students.data.streaming.take_rows",
+        lambda data, rows: (copied.append(len(rows)), take_rows(data, rows))[1],
+    )
     memory = open_data([source], config.student.training.model_copy(update={"stream": "never"}), current_ranks()).train
     rows = [np.random.default_rng(step).permutation(memory.rows)[:24] for step in range(12)]
     found = []
@@ -90,39 +100,67 @@ def test_documents_stay_in_their_units_as_far_as_these_fit(
 
 
 @pytest.mark.parametrize("how", ["source", "average"])
-def test_mixtures_are_streamed_as_they_are_held(
-    home: Path, labels: LabelSetRef, tmp_path: Path, how: str
-) -> None:
+def test_mixtures_are_streamed_as_they_are_held(home: Path, labels: LabelSetRef, tmp_path: Path, how: str) -> None:
     """A second store of the same teacher, with labels of other texts too: each document is taught by its own labels."""
     write_texts(tmp_path / "more.jsonl", [*documents(150, 4), *documents(60, 7)])
-    other = config_of(tmp_path, tmp_path / "more.jsonl", unit_rows=8, teacher={"model": str(home / "teacher")},
-                      signal={"estimator": "topk", "k": 48})
-    mixed, own = labelled(other), config_of(
-        home, home / "texts.jsonl", training={"shuffle_units": 4}, unit_rows=8, store=str(tmp_path / "own"),
-        teacher={"model": str(home / "teacher")}, signal={"estimator": "topk", "k": 48})
+    other = config_of(
+        tmp_path,
+        tmp_path / "more.jsonl",
+        unit_rows=8,
+        teacher={"model": str(home / "teacher")},
+        signal={"estimator": "topk", "k": 48},
+    )
+    mixed, own = (
+        labelled(other),
+        config_of(
+            home,
+            home / "texts.jsonl",
+            training={"shuffle_units": 4},
+            unit_rows=8,
+            store=str(tmp_path / "own"),
+            teacher={"model": str(home / "teacher")},
+            signal={"estimator": "topk", "k": 48},
+        ),
+    )
     (tmp_path / "mixed.json").write_text(mixed.to_json())
     first, curves = labelled(own), {}
     for name, stream in (("memory", {"stream": "never"}), ("streamed", STREAM)):
-        student = own.student.model_copy(update={
-            "training": own.student.training.model_copy(update=stream),
-            "mixture": MixtureConfig.model_validate({
-                "how": how, "weight": 2.0, "others": [{"labels": str(tmp_path / "mixed.json")}]})})
+        student = own.student.model_copy(
+            update={
+                "training": own.student.training.model_copy(update=stream),
+                "mixture": MixtureConfig.model_validate(
+                    {"how": how, "weight": 2.0, "others": [{"labels": str(tmp_path / "mixed.json")}]}
+                ),
+            }
+        )
         recorder = Recorder()
-        run_arms(TrainingJob(
-            config=own.model_copy(update={"student": student}).model_dump(mode="json", by_alias=True), labels=first,
-            arms=("student",), output=str(tmp_path / name), others=(mixed,)), recorder)
+        run_arms(
+            TrainingJob(
+                config=own.model_copy(update={"student": student}).model_dump(mode="json", by_alias=True),
+                labels=first,
+                arms=("student",),
+                output=str(tmp_path / name),
+                others=(mixed,),
+            ),
+            recorder,
+        )
         curves[name] = curve(recorder)
     assert curves["streamed"] == curves["memory"] and len(curves["memory"]) > 6
     # One teacher, whose labels of other texts are as good: nearer to the student at every step than others' would be.
     plain = train(own, first, tmp_path / "plain")[1]
     assert max(step["loss_soft"] for step in curves["memory"]) < 1.5 * max(
-        plain.curve[step]["loss_soft"] for step in plain.curve)
+        plain.curve[step]["loss_soft"] for step in plain.curve
+    )
 
 
 def _ranks(config: Campaign, labels: LabelSetRef, output: str) -> list[dict[str, float]]:
     recorder = Recorder()
-    run_arms(TrainingJob(config=config.model_dump(mode="json", by_alias=True), arms=("student",), output=output,
-                         labels=labels), recorder)
+    run_arms(
+        TrainingJob(
+            config=config.model_dump(mode="json", by_alias=True), arms=("student",), output=output, labels=labels
+        ),
+        recorder,
+    )
     return curve(recorder)
 
 

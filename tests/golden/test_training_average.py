@@ -44,8 +44,9 @@ def test_it_is_the_average_of_the_weights_after_each_step(home: Path) -> None:
         take_step(trial, engine, current_ranks(), step)
         weights = {name: value.double() for name, value in engine.weights().items() if value.is_floating_point()}
         decay = decay_at(step + 1, EMA["ema"])
-        expected = {name: decay * expected[name] + (1 - decay) * value if expected else value
-                    for name, value in weights.items()}
+        expected = {
+            name: decay * expected[name] + (1 - decay) * value if expected else value for name, value in weights.items()
+        }
         with engine.averaged():
             found = engine.weights()
         for name, value in expected.items():
@@ -82,8 +83,12 @@ def zero(stage: int, **more: Any) -> dict[str, Any]:
 def test_every_engine_averages_alike(home: Path, reference: lab.Ran) -> None:
     """Two ranks, at every stage, with the optimiser and with all offloaded: the same validation, the same weights to
     export (but for keys' biases, whose gradient is rounding alone); half precision averages its float32 masters."""
-    ways = [{"engine": "torch", **EMA}, *(zero(stage) for stage in (0, 1, 2, 3)), zero(3, offload="all"),
-            *(zero(stage, precision="bf16") for stage in (0, 1, 3))]
+    ways = [
+        {"engine": "torch", **EMA},
+        *(zero(stage) for stage in (0, 1, 2, 3)),
+        zero(3, offload="all"),
+        *(zero(stage, precision="bf16") for stage in (0, 1, 3)),
+    ]
     found = run_gloo(lab.run_all, 2, [Lab(folder=str(home), hidden=True, training=way) for way in ways])[0]
     for ran in found[:6]:
         assert_same_curve(ran, reference)

@@ -20,8 +20,8 @@ from training_lab import Lab, assert_same_curve, loss_curve
 
 from ray_distill.config import TrainingConfig
 from ray_distill.errors import ClusterError, ConfigError, TrainingError
-from ray_distill.students.loop import train_loop
 from ray_distill.students.engines.engine import check_compiler
+from ray_distill.students.loop import train_loop
 from ray_distill.students.loop.train_loop import run_trial
 from ray_distill.students.process_group import current_ranks
 from ray_distill.students.telemetry.reporter import Remembering
@@ -53,11 +53,25 @@ def test_golden_curve(reference: lab.Ran) -> None:
 
 def test_every_term_is_reported(reference: lab.Ran) -> None:
     """Total, each term, rate and speed at each step; validation and memory where they are due."""
-    always = {"loss", "loss_soft", "loss_hard", "loss_hidden", "learning_rate", "examples_per_second",
-              "tokens_per_second", "data_wait", "seconds_step", *(f"seconds_{part}" for part in PARTS)}
+    always = {
+        "loss",
+        "loss_soft",
+        "loss_hard",
+        "loss_hidden",
+        "learning_rate",
+        "examples_per_second",
+        "tokens_per_second",
+        "data_wait",
+        "seconds_step",
+        *(f"seconds_{part}" for part in PARTS),
+    }
     assert set(reference.curve[1]) == always
     assert set(reference.curve[4]) == always | {
-        "validation_nll", "validation_accuracy", "epoch", "peak_memory_gib_rank_0"}
+        "validation_nll",
+        "validation_accuracy",
+        "epoch",
+        "peak_memory_gib_rank_0",
+    }
     terms = reference.curve[1]
     total = 0.7 * terms["loss_soft"] + 0.3 * terms["loss_hard"] + 0.5 * terms["loss_hidden"]
     assert terms["loss"] == pytest.approx(total, rel=1e-6)
@@ -68,9 +82,17 @@ def test_projections_stay_behind(reference: lab.Ran) -> None:
     assert reference.weights and not any("projection" in name for name in reference.weights)
 
 
-@pytest.mark.parametrize("training", [
-    {"micro_batch": 1}, {"micro_batch": 5}, {"micro_batch": 12}, {"micro_tokens": 20},
-    {"micro_tokens": 40, "micro_batch": 3}], ids=str)
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"micro_batch": 1},
+        {"micro_batch": 5},
+        {"micro_batch": 12},
+        {"micro_tokens": 20},
+        {"micro_tokens": 40, "micro_batch": 3},
+    ],
+    ids=str,
+)
 def test_micro_batches_do_not_matter(home: Path, reference: lab.Ran, training: dict[str, Any]) -> None:
     """Equal global batch, any division of it, by rows or by tokens."""
     assert_same_curve(lab.run(Lab(folder=str(home), hidden=True, training=training)), reference)
@@ -117,8 +139,10 @@ def test_neither_engine_nor_ranks_nor_micro_batches_matter(home: Path, reference
     The bias of attention keys is left out: softmax does not see it, so its gradient is rounding alone, which
     Adam scales up.
     """
-    labs = [Lab(folder=str(home), hidden=True, training={**engine, "micro_batch": MICRO_BATCHES[(number + world) % 3]})
-            for number, engine in enumerate((TORCH, *ZERO.values()))]
+    labs = [
+        Lab(folder=str(home), hidden=True, training={**engine, "micro_batch": MICRO_BATCHES[(number + world) % 3]})
+        for number, engine in enumerate((TORCH, *ZERO.values()))
+    ]
     for ranks in zip(*run_gloo(lab.run_all, world, labs), strict=True):
         for ran in ranks:
             assert_same_curve(ran, reference)
@@ -141,8 +165,10 @@ def test_ranks_that_cannot_share_evenly(home: Path, reference: lab.Ran) -> None:
 def test_deepspeed_resumes_exactly(tmp_path: Path) -> None:
     """Stopped after step 5 and resumed by new processes, at every stage: the curve goes on as if nothing had been."""
     lab.write_model(tmp_path)
-    runs = [Lab(folder=str(tmp_path), hidden=True, dropout=0.1, training=zero, trial=f"stage-{stage}")
-            for stage, zero in ZERO.items()]
+    runs = [
+        Lab(folder=str(tmp_path), hidden=True, dropout=0.1, training=zero, trial=f"stage-{stage}")
+        for stage, zero in ZERO.items()
+    ]
     whole = run_gloo(lab.run_whole_then_cut_all, 2, [replace(run, stop_after=5) for run in runs])[0]
     rest = run_gloo(lab.run_all, 2, [replace(run, resume=True) for run in runs])[0]
     for cut, uncut in zip(rest, whole, strict=True):
@@ -154,7 +180,8 @@ def test_deepspeed_resumes_exactly(tmp_path: Path) -> None:
 #: Ranks, settings and steps of the parts of a run that is moved from one to the next; two epochs, of five steps each.
 MOVES: dict[str, list[tuple[int, dict[str, Any], int]]] = {
     "worlds": [(2, ZERO[2], 3), (1, ZERO[0], 2), (3, ZERO[2], 3), (2, ZERO[1], 2)],
-    "engines": [(3, ZERO[3], 3), (1, TORCH, 2), (2, {**ZERO[3], "offload": "all"}, 3), (1, ZERO[1], 2)]}
+    "engines": [(3, ZERO[3], 3), (1, TORCH, 2), (2, {**ZERO[3], "offload": "all"}, 3), (1, ZERO[1], 2)],
+}
 
 
 @pytest.mark.slow
@@ -184,12 +211,15 @@ def test_half_precision_goes_on_at_another_stage(tmp_path: Path) -> None:
     """bf16: master weights and moments move in float32, so the rest of the curve is nearly that of one stage alone."""
     lab.write_model(tmp_path)
     run = Lab(folder=str(tmp_path), steps=10, training={**ZERO[1], "precision": "bf16"})
-    parts = [replace(run, training={**ZERO[stage], "precision": "bf16"}, resume=number > 0, stop_after=steps)
-             for number, (stage, steps) in enumerate(((1, 3), (0, 2), (3, 3), (2, 2)))]
+    parts = [
+        replace(run, training={**ZERO[stage], "precision": "bf16"}, resume=number > 0, stop_after=steps)
+        for number, (stage, steps) in enumerate(((1, 3), (0, 2), (3, 3), (2, 2)))
+    ]
     whole, *found = run_gloo(lab.run_parts, 2, [replace(run, trial="whole"), *parts])[0]
     curve = {step: values for part in found for step, values in part.items()}
     assert [curve[step]["loss"] for step in range(1, 11)] == pytest.approx(
-        [whole[step]["loss"] for step in range(1, 11)], rel=5e-3)
+        [whole[step]["loss"] for step in range(1, 11)], rel=5e-3
+    )
 
 
 @pytest.mark.slow
@@ -197,8 +227,10 @@ def test_deepspeed_in_bf16_and_offloaded(home: Path, reference: lab.Ran) -> None
     """bf16 stays within 0.5 % of float32 at every stage, the first step of ZeRO 0 included; offload changes nothing."""
     half = [{"precision": "bf16", "zero_stage": stage} for stage in (0, 1, 2, 3)]
     offloaded = [{"offload": "optimizer", "zero_stage": 2}, {"offload": "all", "zero_stage": 3}]
-    runs = [Lab(folder=str(home), hidden=True, training={"engine": "deepspeed", **settings})
-            for settings in (*half, *offloaded)]
+    runs = [
+        Lab(folder=str(home), hidden=True, training={"engine": "deepspeed", **settings})
+        for settings in (*half, *offloaded)
+    ]
     found = run_gloo(lab.run_all, 2, runs)[0]
     for ran in found[:4]:
         assert loss_curve(ran) == pytest.approx(loss_curve(reference), rel=5e-3)
@@ -259,12 +291,12 @@ def test_a_loss_that_is_not_finite_names_step_term_and_rows(tmp_path: Path) -> N
     assert trial.data.teaching is not None
     broken = 30
     trial.data.teaching.logp_RK[broken, 0] = float("nan")
-    row, = trial.data.ids_of(np.array([broken]))
+    (row,) = trial.data.ids_of(np.array([broken]))
     with pytest.raises(TrainingError, match=f"the loss term 'soft' is nan at step . of 8; labels .* of {row}: label"):
         run_trial(trial, engine, current_ranks(), Remembering(lab.Recorder()), resume=False)
-    facts, = (tmp_path / "trial" / "diagnosis").glob("*.json")
+    (facts,) = (tmp_path / "trial" / "diagnosis").glob("*.json")
     told = json.loads(facts.read_text())
-    culprit, = told["not_finite"]
+    (culprit,) = told["not_finite"]
     place = told["rows"][culprit].index(row)
     with safe_open(facts.with_suffix(".safetensors"), framework="pt") as saved:
         logp = saved.get_tensor(f"{culprit}.batch.targets.logp_NK")

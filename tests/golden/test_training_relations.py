@@ -16,9 +16,12 @@ from ray_distill.testing.gloo import run_gloo
 
 LOSSES = {
     "soft": {"weight": 0.7, "temperature": {"step": [[0, 2], [0.5, 1]]}, "divergence": "adaptive_kl"},
-    "hard": {"weight": {"step": [[0, 0.3], [0.5, 0.1]]}}, "hidden": {"weight": 0.2, "kind": "pca"},
-    "cka": {"weight": 0.5, "group": 4}, "rkd_distance": {"weight": 0.5, "group": 4, "layers": "last"},
-    "rkd_angle": {"weight": 0.5, "group": 4, "layers": {1: 3, 2: 3}}}
+    "hard": {"weight": {"step": [[0, 0.3], [0.5, 0.1]]}},
+    "hidden": {"weight": 0.2, "kind": "pca"},
+    "cka": {"weight": 0.5, "group": 4},
+    "rkd_distance": {"weight": 0.5, "group": 4, "layers": "last"},
+    "rkd_angle": {"weight": 0.5, "group": 4, "layers": {1: 3, 2: 3}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,8 @@ def test_norms_come_every_third_step_and_change_nothing(run: Lab, reference: lab
         assert all(values[name] > 0 for name in names & set(values))
     without = lab.run(replace(run, training={"micro_batch": 12}))
     assert [values["loss"] for values in without.curve.values()] == [
-        values["loss"] for values in reference.curve.values()]
+        values["loss"] for values in reference.curve.values()
+    ]
 
 
 def test_a_micro_batch_that_splits_a_group_is_refused(run: Lab) -> None:
@@ -61,8 +65,10 @@ def test_a_micro_batch_that_splits_a_group_is_refused(run: Lab) -> None:
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_do_not_matter(run: Lab, reference: lab.Ran, world: int) -> None:
     """Three groups on two ranks, one of which is filled up; on both engines."""
-    labs = [replace(run, training={**run.training, **engine}) for engine in (
-        {"engine": "torch"}, {"engine": "deepspeed", "zero_stage": 3, "micro_batch": 8})]
+    labs = [
+        replace(run, training={**run.training, **engine})
+        for engine in ({"engine": "torch"}, {"engine": "deepspeed", "zero_stage": 3, "micro_batch": 8})
+    ]
     for ranks in zip(*run_gloo(lab.run_all, world, labs), strict=True):
         for ran in ranks:
             assert_same_curve(ran, reference)
@@ -72,9 +78,12 @@ def test_language_models_have_groups_of_documents_and_relations_of_their_tokens(
     """Of 30 documents in batches of 12, padded or packed, in passes of four or all: the same curve, norms too."""
     losses = {"soft": {}, "relation": {"weight": 0.5, "heads": 4}, "cka": {"group": 4}, "rkd_distance": {"group": 4}}
     folder = language.write_models(tmp_path)
-    curves = [language.run(language.Lab(
-        folder=folder, losses=losses, steps=4, training={"gradient_norms_every": 2, **training})).curve
-        for training in ({"micro_batch": 12}, {"micro_batch": 4}, {"micro_batch": 4, "packed": 64})]
+    curves = [
+        language.run(
+            language.Lab(folder=folder, losses=losses, steps=4, training={"gradient_norms_every": 2, **training})
+        ).curve
+        for training in ({"micro_batch": 12}, {"micro_batch": 4}, {"micro_batch": 4, "packed": 64})
+    ]
     for curve in curves[1:]:
         for step, values in curves[0].items():
             for name in lab.learnt(values):

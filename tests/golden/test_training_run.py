@@ -22,29 +22,43 @@ from ray_distill.labels.store.label_store import open_store
 from ray_distill.models.io.load import load_model
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.take import take_snapshot
-from ray_distill.students.telemetry import reporter
 from ray_distill.students import run
 from ray_distill.students.export import export_arm
-from ray_distill.students.telemetry.reporter import SilentReporter, TrainingStopped
 from ray_distill.students.run import TrainingJob, run_arms
+from ray_distill.students.telemetry import reporter
+from ray_distill.students.telemetry.reporter import SilentReporter, TrainingStopped
 from ray_distill.testing.labels import fake_manifest, label_all
 from ray_distill.testing.models import write_tiny_text_model
 
 CLASSES = tuple(f"class{i}" for i in range(5))
 ARMS = ("student", "baseline_hard_labels", "baseline_teacher_hard_labels")
-TRAINING = {"engine": "torch", "epochs": 2, "global_batch": 40, "micro_batch": 40, "learning_rate": [1e-3, 1e-2],
-            "evaluate_every": 3, "checkpoint_every": 2}
+TRAINING = {
+    "engine": "torch",
+    "epochs": 2,
+    "global_batch": 40,
+    "micro_batch": 40,
+    "learning_rate": [1e-3, 1e-2],
+    "evaluate_every": 3,
+    "checkpoint_every": 2,
+}
 
 
 def freeze(folder: Path, name: str, rows: int, seed: int, split_seed: int = 0) -> Any:
     """A snapshot of random texts, a third of them labelled."""
     rng = np.random.default_rng(seed)
-    lines = [{"text": "".join(rng.choice(list("abcdefgh"), 9)), "label": CLASSES[i % 5] if i % 3 == 0 else None}
-             for i in range(rows)]
+    lines = [
+        {"text": "".join(rng.choice(list("abcdefgh"), 9)), "label": CLASSES[i % 5] if i % 3 == 0 else None}
+        for i in range(rows)
+    ]
     (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
-    config = SnapshotConfig.model_validate({
-        "source": str(folder / f"{name}.jsonl"), "columns": {"label": "label"}, "classes": CLASSES,
-        "splits": {"train": 0.6, "validation": 0.2, "calibration": 0.1, "test": 0.1}})
+    config = SnapshotConfig.model_validate(
+        {
+            "source": str(folder / f"{name}.jsonl"),
+            "columns": {"label": "label"},
+            "classes": CLASSES,
+            "splits": {"train": 0.6, "validation": 0.2, "calibration": 0.1, "test": 0.1},
+        }
+    )
     return take_snapshot(config, input_column="text", seed=split_seed, url=str(folder / name))
 
 
@@ -61,15 +75,28 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def job_of(home: Path, output: Path, *, training: Mapping[str, Any] | None = None, **changes: Any) -> TrainingJob:
     """A job on these labels; the student is one layer of the teacher."""
-    config = parse_config({
-        "campaign": "tiny", "task": "text_classification", "snapshot": {"source": "unused"},
-        "labels": {"teacher": {"model": str(home / "teacher")}},
-        "student": {"model": {"from": "teacher_layers", "keep": 1},
-                    "losses": {"soft": {"weight": 0.8, "temperature": 2}, "hard": {"weight": 0.2}, "hidden": {}},
-                    "training": {**TRAINING, **(training or {})}}})
-    return replace(TrainingJob(
-        config=config.model_dump(mode="json", by_alias=True), arms=ARMS, output=str(output),
-        labels=LabelSetRef.from_json((home / "labels.json").read_text())), **changes)
+    config = parse_config(
+        {
+            "campaign": "tiny",
+            "task": "text_classification",
+            "snapshot": {"source": "unused"},
+            "labels": {"teacher": {"model": str(home / "teacher")}},
+            "student": {
+                "model": {"from": "teacher_layers", "keep": 1},
+                "losses": {"soft": {"weight": 0.8, "temperature": 2}, "hard": {"weight": 0.2}, "hidden": {}},
+                "training": {**TRAINING, **(training or {})},
+            },
+        }
+    )
+    return replace(
+        TrainingJob(
+            config=config.model_dump(mode="json", by_alias=True),
+            arms=ARMS,
+            output=str(output),
+            labels=LabelSetRef.from_json((home / "labels.json").read_text()),
+        ),
+        **changes,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +181,7 @@ def test_what_a_killed_run_had_told_lately_is_told_again_after_each_marker(
 ) -> None:
     """Killed once a checkpoint, an outcome or an exported arm is complete, with all that it told lost on its way: the
     curve of the run that goes on has every step. Numbers of longer ago are taken for kept."""
+
     class Killed(BaseException):
         pass
 
@@ -165,12 +193,15 @@ def test_what_a_killed_run_had_told_lately_is_told_again_after_each_marker(
         raise Killed
 
     def job(name: str) -> TrainingJob:
-        return job_of(home, tmp_path / name, arms=ARMS[:1], resume=True,
-                      training={"learning_rate": 1e-3, "checkpoint_every": 4})
+        return job_of(
+            home, tmp_path / name, arms=ARMS[:1], resume=True, training={"learning_rate": 1e-3, "checkpoint_every": 4}
+        )
 
     for place, owner, name, killing in (
-            ("checkpoint", Recorder, "checkpoint", kill), ("outcome", run, "export_arm", kill),
-            ("export", run, "export_arm", export_and_be_killed)):
+        ("checkpoint", Recorder, "checkpoint", kill),
+        ("outcome", run, "export_arm", kill),
+        ("export", run, "export_arm", export_and_be_killed),
+    ):
         with monkeypatch.context() as patch, pytest.raises(Killed):
             patch.setattr(owner, name, killing)
             run_arms(job(place), Recorder())
@@ -192,8 +223,13 @@ def test_rows_of_the_teacher_are_not_distilled(home: Path, tmp_path: Path) -> No
     table = open_snapshot(job_of(home, tmp_path).labels.snapshot).read("train", ["row_id", "label"])
     unlabelled = table.filter(pc.is_null(table["label"])).select(["row_id"])
     pq.write_table(unlabelled, tmp_path / "fitted.parquet")
-    job = job_of(home, tmp_path / "out", teacher_rows_url=str(tmp_path / "fitted.parquet"), arms=("student",),
-                 training={"learning_rate": 1e-3, "epochs": 1})
+    job = job_of(
+        home,
+        tmp_path / "out",
+        teacher_rows_url=str(tmp_path / "fitted.parquet"),
+        arms=("student",),
+        training={"learning_rate": 1e-3, "epochs": 1},
+    )
     run_arms(job, SilentReporter())
     metadata = json.loads((tmp_path / "out" / "student" / "ray_distill.json").read_text())["metadata"]
     assert metadata["training_rows"] == table.num_rows - unlabelled.num_rows

@@ -16,20 +16,20 @@ import torch
 
 from ray_distill.config import LossConfig, TrainingConfig
 from ray_distill.labels.model.signal import Distributions, Hidden, Signal
-from ray_distill.models.io.load import load_model
 from ray_distill.models.core.model import Model
+from ray_distill.models.io.load import load_model
 from ray_distill.students.data.examples import TrainingSet, build_set
-from ray_distill.students.modules.student_module import build_bundle
-from ray_distill.students.engines.engine import Engine, compile_module
 from ray_distill.students.engines.build import build_engine
+from ray_distill.students.engines.engine import Engine, compile_module
 from ray_distill.students.loop.train_loop import Trial, run_trial
+from ray_distill.students.loop.validation import choose_judge
+from ray_distill.students.modules.student_module import build_bundle
 from ray_distill.students.objective.validate_losses import layers_wanted, pairs_of, scales_of
+from ray_distill.students.objective.weighted_losses import build_terms, group_of
 from ray_distill.students.order.micro_batches import Budget
 from ray_distill.students.process_group import current_ranks
 from ray_distill.students.telemetry.reporter import Remembering, TrainingStopped
-from ray_distill.students.objective.weighted_losses import build_terms, group_of
 from ray_distill.students.telemetry.step_timer import is_measured
-from ray_distill.students.loop.validation import choose_judge
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.testing.models import write_tiny_text_model
 
@@ -107,11 +107,19 @@ def signal_of(rows: int, seed: int) -> Signal:
     logp = torch.from_numpy(rng.normal(size=(rows, 4)) * 2).log_softmax(-1).numpy().astype(np.float32)
     steps = np.arange(rows + 1, dtype=np.int64)
     distributions = Distributions(
-        classes=4, temperatures=(1.0, 2.0), row_offsets=steps, position=np.zeros(rows, np.int32),
-        entry_offsets=steps * 4, ids=np.tile(np.arange(4, dtype=np.int32), rows), logp=logp.reshape(-1),
-        log_tail=np.full((rows, 2), -np.inf, np.float32), entropy=-(np.exp(logp) * logp).sum(-1))
+        classes=4,
+        temperatures=(1.0, 2.0),
+        row_offsets=steps,
+        position=np.zeros(rows, np.int32),
+        entry_offsets=steps * 4,
+        ids=np.tile(np.arange(4, dtype=np.int32), rows),
+        logp=logp.reshape(-1),
+        log_tail=np.full((rows, 2), -np.inf, np.float32),
+        entropy=-(np.exp(logp) * logp).sum(-1),
+    )
     hidden = {
-        layer: Hidden(offsets=steps, values=rng.normal(size=(rows, WIDTH)).astype(np.float32)) for layer in LAYERS}
+        layer: Hidden(offsets=steps, values=rng.normal(size=(rows, WIDTH)).astype(np.float32)) for layer in LAYERS
+    }
     return Signal(distributions=distributions, hidden=hidden)
 
 
@@ -120,9 +128,15 @@ def data_of(model: Model, rows: int, seed: int, labelled: float) -> TrainingSet:
     table = table_of(rows, seed, labelled)
     ids = table["row_id"].combine_chunks()
     return build_set(
-        table, task=TASKS["text_classification"], processor=model.processor, student_classes=model.classes,
-        snapshot_classes=CLASSES, store_classes=CLASSES, labels=(ids, signal_of(rows, seed)),
-        excluded=ids[:7])
+        table,
+        task=TASKS["text_classification"],
+        processor=model.processor,
+        student_classes=model.classes,
+        snapshot_classes=CLASSES,
+        store_classes=CLASSES,
+        labels=(ids, signal_of(rows, seed)),
+        excluded=ids[:7],
+    )
 
 
 def build(lab: Lab) -> tuple[Trial, Engine]:
@@ -130,8 +144,16 @@ def build(lab: Lab) -> tuple[Trial, Engine]:
     torch.set_num_threads(1)
     ranks = current_ranks()
     training = TrainingConfig.model_validate(
-        {"global_batch": 12, "micro_batch": 3, "learning_rate": 5e-3, "evaluate_every": 4, "checkpoint_every": 2,
-         "engine": "torch", **lab.training})
+        {
+            "global_batch": 12,
+            "micro_batch": 3,
+            "learning_rate": 5e-3,
+            "evaluate_every": 4,
+            "checkpoint_every": 2,
+            "engine": "torch",
+            **lab.training,
+        }
+    )
     model = load_model(lab.folder + "/model", task="text_classification")
     for module in model.module.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -143,15 +165,26 @@ def build(lab: Lab) -> tuple[Trial, Engine]:
         losses = {name: LossConfig.model_validate(values) for name, values in lab.losses.items()}
     data = data_of(model, ROWS, 1, 0.5)
     plan = {"labels": lab.labels}
-    terms = build_terms(losses, steps=lab.steps, temperatures=(1.0, 2.0), layers=pairs_of(losses, LAYERS, model),
-                        scales=scales_of(data))
+    terms = build_terms(
+        losses, steps=lab.steps, temperatures=(1.0, 2.0), layers=pairs_of(losses, LAYERS, model), scales=scales_of(data)
+    )
     projected, plain = layers_wanted(terms)
     trial = Trial(
-        name="student", url=f"{lab.folder}/{lab.trial}", data=data, rows=np.arange(data.rows), steps=lab.steps, seed=3,
+        name="student",
+        url=f"{lab.folder}/{lab.trial}",
+        data=data,
+        rows=np.arange(data.rows),
+        steps=lab.steps,
+        seed=3,
         terms=terms,
-        judge=choose_judge(data_of(model, 60, 2, 1.0)), training=training, rate=training.learning_rate[0], plan=plan)
+        judge=choose_judge(data_of(model, 60, 2, 1.0)),
+        training=training,
+        rate=training.learning_rate[0],
+        plan=plan,
+    )
     bundle = build_bundle(
-        model, model.module, layers=projected, widths=dict.fromkeys(LAYERS, WIDTH), pool="mean", seed=3, plain=plain)
+        model, model.module, layers=projected, widths=dict.fromkeys(LAYERS, WIDTH), pool="mean", seed=3, plain=plain
+    )
     if training.compile is not None:
         compile_module(bundle.computing, training.compile)
     passes = Budget.of(training, group_of(terms)).passes(training.global_batch, ranks.world)

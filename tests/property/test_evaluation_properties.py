@@ -24,10 +24,15 @@ def predictions(draw):
         logits -= np.logaddexp.reduce(logits, axis=1, keepdims=True)
         return pa.array(list(logits.astype(np.float32)), pa.list_(pa.float32()))
 
-    return pa.table({
-        "row_id": pa.array([i.to_bytes(16, "big") for i in range(n)], pa.binary(16)), "logp": logp(),
-        "teacher_logp": logp(), "count": pa.array(rng.integers(1, 5, size=n), pa.int64()),
-        "label": pa.array([None if x < 0 else int(x) for x in rng.integers(-1, classes, size=n)], pa.int32())})
+    return pa.table(
+        {
+            "row_id": pa.array([i.to_bytes(16, "big") for i in range(n)], pa.binary(16)),
+            "logp": logp(),
+            "teacher_logp": logp(),
+            "count": pa.array(rng.integers(1, 5, size=n), pa.int64()),
+            "label": pa.array([None if x < 0 else int(x) for x in rng.integers(-1, classes, size=n)], pa.int32()),
+        }
+    )
 
 
 @settings(max_examples=40, deadline=None)

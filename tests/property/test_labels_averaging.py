@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from ray_distill.errors import StoreMismatch
 from ray_distill.labels.model import rowids
-from ray_distill.labels.store.ensemble import AveragedLabels, average, averaged_manifest
-from ray_distill.labels.store.reader import LabelSet, open_label_set
 from ray_distill.labels.model.signal import Distributions, Signal
+from ray_distill.labels.store.ensemble import AveragedLabels, average, averaged_manifest
 from ray_distill.labels.store.label_store import open_store
+from ray_distill.labels.store.reader import LabelSet, open_label_set
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, reduce_logits
 
 CLASSES = 6
@@ -31,8 +31,12 @@ def truncated(p_RV: np.ndarray, k: int) -> Distributions:
     return reduce_logits(np.log(p_RV), fake_manifest(estimator=estimator, classes=CLASSES, k=k, temperatures=(1.0,)))
 
 
-@given(seed=st.integers(0, 10**6), rows=st.integers(1, 5), ks=st.lists(st.integers(1, CLASSES), min_size=2, max_size=3),
-       data=st.data())
+@given(
+    seed=st.integers(0, 10**6),
+    rows=st.integers(1, 5),
+    ks=st.lists(st.integers(1, CLASSES), min_size=2, max_size=3),
+    data=st.data(),
+)
 def test_what_all_store_is_the_mean_and_the_rest_is_the_tail(
     seed: int, rows: int, ks: list[int], data: st.DataObject
 ) -> None:
@@ -48,8 +52,10 @@ def test_what_all_store_is_the_mean_and_the_rest_is_the_tail(
         entries = slice(found.entry_offsets[row], found.entry_offsets[row + 1])
         stored = [set(part.take([row]).ids.tolist()) for part in parts]
         share_M = weights_MR[:, row] / weights_MR[:, row].sum()
-        known_V = sum(share * p_RV[row] * np.isin(np.arange(CLASSES), list(own))
-                      for share, p_RV, own in zip(share_M, whole_MRV, stored, strict=True))
+        known_V = sum(
+            share * p_RV[row] * np.isin(np.arange(CLASSES), list(own))
+            for share, p_RV, own in zip(share_M, whole_MRV, stored, strict=True)
+        )
         shared = sorted({*set.intersection(*stored), int(known_V.argmax())})
         assert found.ids[entries].tolist() == shared
         np.testing.assert_allclose(np.exp(found.logp[entries]), known_V[shared], rtol=1e-5)
@@ -114,9 +120,12 @@ def test_what_has_no_mean_is_refused() -> None:
     """Draws, other classes, other tasks, other tokens: each by name. Truncated ones are known at T = 1 alone."""
     first = fake_manifest()
     drawn = replace(first, estimator="sampled", draws=8, codec=("draws", 1))
-    for other, told in ((drawn, "were drawn"), (fake_manifest(classes=4), "over 5 and 4 classes"),
-                        (replace(first, task="image_classification"), "of text_classification and of image"),
-                        (replace(first, teacher={**first.teacher, "tokens": "sha256:b"}), "different tokenizers")):
+    for other, told in (
+        (drawn, "were drawn"),
+        (fake_manifest(classes=4), "over 5 and 4 classes"),
+        (replace(first, task="image_classification"), "of text_classification and of image"),
+        (replace(first, teacher={**first.teacher, "tokens": "sha256:b"}), "different tokenizers"),
+    ):
         own = replace(first, teacher={**first.teacher, "tokens": "sha256:a"})
         with pytest.raises(StoreMismatch, match=told):
             averaged_manifest([own, other])
@@ -144,8 +153,9 @@ def test_other_positions_are_refused(tmp_path: Path) -> None:
         def read_rows(self, wanted: rowids.RowIds) -> tuple[object, Signal]:
             ids, signal = ours.read_rows(wanted)
             assert signal.distributions is not None
-            return ids, Signal(distributions=replace(
-                signal.distributions, position=signal.distributions.position + np.int32(1)))
+            return ids, Signal(
+                distributions=replace(signal.distributions, position=signal.distributions.position + np.int32(1))
+            )
 
     with pytest.raises(StoreMismatch, match=r"row [0-9a-f]{32} was labelled at other tokens"):
         AveragedLabels([ours, Elsewhere()], [1, 1]).read()  # type: ignore[list-item]

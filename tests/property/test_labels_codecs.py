@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from ray_distill.errors import CorruptStore, LabelError
 from ray_distill.labels.format import hidden_states as hidden_states
-from ray_distill.labels.model import rowids
 from ray_distill.labels.format import parquet_shards
-from ray_distill.labels.model.validity import mass, split_unusable
+from ray_distill.labels.format.arrow_tables import concat_signals, signal_to_table, table_to_rejected, table_to_signal
 from ray_distill.labels.format.codecs import find_codec
 from ray_distill.labels.format.codecs.base import running
 from ray_distill.labels.format.dtypes import narrow, widen
-from ray_distill.labels.format.arrow_tables import concat_signals, signal_to_table, table_to_rejected, table_to_signal
+from ray_distill.labels.model import rowids
 from ray_distill.labels.model.signal import Distributions, Hidden, Signal
+from ray_distill.labels.model.validity import mass, split_unusable
 from ray_distill.testing.labels import fake_manifest, row_id
 
 FIELDS = ("row_offsets", "position", "entry_offsets", "ids", "logp", "log_tail", "entropy")
@@ -37,15 +37,21 @@ def signals(draw, estimator=None, classes=7, layers=(0, 3)):
     with np.errstate(divide="ignore"):
         log_tail = np.log(np.where(counts == classes, 0, np.maximum(tail, 0)))
     distributions = Distributions(
-        classes=classes, temperatures=(1.0, 2.0), row_offsets=running(np.array(positions, dtype=np.int64)),
-        position=rng.integers(0, 1000, total).astype(np.int32), entry_offsets=running(counts),
+        classes=classes,
+        temperatures=(1.0, 2.0),
+        row_offsets=running(np.array(positions, dtype=np.int64)),
+        position=rng.integers(0, 1000, total).astype(np.int32),
+        entry_offsets=running(counts),
         ids=np.concatenate([np.empty(0), *ids]).astype(np.int32),
         logp=np.log(np.concatenate([np.empty(0), *(p[k] for p, k in zip(p_PV, ids, strict=True))])).astype(np.float32),
         log_tail=np.stack([log_tail, log_tail], axis=1).astype(np.float32).reshape(total, 2),
-        entropy=rng.random(total).astype(np.float32))
+        entropy=rng.random(total).astype(np.float32),
+    )
     vectors = {layer: rng.integers(0, 3, len(positions)) for layer in layers}
-    hidden = {layer: Hidden(offsets=running(n), values=rng.normal(size=(int(n.sum()), 3 + layer)).astype(np.float32))
-              for layer, n in vectors.items()}
+    hidden = {
+        layer: Hidden(offsets=running(n), values=rng.normal(size=(int(n.sum()), 3 + layer)).astype(np.float32))
+        for layer, n in vectors.items()
+    }
     return Signal(distributions=distributions, hidden=hidden)
 
 
@@ -60,7 +66,9 @@ def assert_equal(found, expected):
     for name in FIELDS:
         np.testing.assert_array_equal(getattr(found.distributions, name), getattr(expected.distributions, name), name)
     assert (found.distributions.classes, found.distributions.temperatures) == (
-        expected.distributions.classes, expected.distributions.temperatures)
+        expected.distributions.classes,
+        expected.distributions.temperatures,
+    )
     assert list(found.hidden) == list(expected.hidden)
     for layer, hidden in expected.hidden.items():
         np.testing.assert_array_equal(found.hidden[layer].offsets, hidden.offsets)
@@ -94,7 +102,8 @@ def test_hidden_states_keep_their_shape_and_lose_only_the_types_rounding(signal,
         np.testing.assert_array_equal(found_ids, ids)
         np.testing.assert_array_equal(found.offsets, hidden.offsets)
         np.testing.assert_allclose(
-            found.values.reshape(-1), hidden.values.reshape(-1), rtol=relative, atol=2**-24 if relative else 0)
+            found.values.reshape(-1), hidden.values.reshape(-1), rtol=relative, atol=2**-24 if relative else 0
+        )
 
 
 @given(st.lists(st.floats(-(2.0**127), 2.0**127, width=32), min_size=1))
@@ -119,8 +128,9 @@ def test_bfloat16_overflow_is_refused():
 @given(signals(), signals(), st.data())
 def test_tables_survive_slicing_and_concatenation(first, second, data):
     """Any cut of any concatenation of tables holds exactly the rows of that cut, without schema metadata."""
-    whole = pa.concat_tables([
-        signal_to_table(ids_of(first), "u1", first), signal_to_table(ids_of(second, 100), "u1", second)])
+    whole = pa.concat_tables(
+        [signal_to_table(ids_of(first), "u1", first), signal_to_table(ids_of(second, 100), "u1", second)]
+    )
     whole = whole.replace_schema_metadata(None)
     start = data.draw(st.integers(0, len(whole)))
     stop = data.draw(st.integers(start, len(whole)))
@@ -154,8 +164,13 @@ def test_unusable_rows_are_found_wherever_they_are(signal, data):
     position = data.draw(st.integers(0, len(row_of) - 1))
     entry = signal.distributions.entry_offsets[position]
     kind = data.draw(st.sampled_from(["nan", "inf", "entropy", "tail", "mass"]))
-    damage = {"nan": ("logp", entry, np.nan), "inf": ("logp", entry, np.inf), "entropy": ("entropy", position, np.inf),
-              "tail": ("log_tail", (position, 1), np.nan), "mass": ("log_tail", (position, 0), 0.5)}[kind]
+    damage = {
+        "nan": ("logp", entry, np.nan),
+        "inf": ("logp", entry, np.inf),
+        "entropy": ("entropy", position, np.inf),
+        "tail": ("log_tail", (position, 1), np.nan),
+        "mass": ("log_tail", (position, 0), 0.5),
+    }[kind]
     getattr(signal.distributions, damage[0])[damage[1]] = damage[2]
     row_ids, kept, rejected = split_unusable(ids_of(signal), signal)
     assert [row for row, _ in rejected] == [row_id(int(row_of[position]))]
@@ -205,8 +220,11 @@ def test_columns_that_disagree_are_corrupt(column):
     columns = find_codec(("topk", 1)).encode(fake_teacher(ids, manifest).distributions, manifest, {})
     table = pa.table({"row_id": ids, **columns})
     at = table.column_names.index(column)
-    short = pa.array([b"\0" * 4] * 3, pa.large_binary()) if column in ("log_tail", "ids", "logp") else pa.array(
-        [b""] * 3, pa.large_binary())
+    short = (
+        pa.array([b"\0" * 4] * 3, pa.large_binary())
+        if column in ("log_tail", "ids", "logp")
+        else pa.array([b""] * 3, pa.large_binary())
+    )
     ragged = pa.array([b"\0" * 5] * 3, pa.large_binary())
     replaced = [table.set_column(at, column, other) for other in (short, ragged, pa.array([1, 2, 3]))]
     for changed in (table.drop_columns([column]), *replaced):

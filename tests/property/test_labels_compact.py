@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_distill.errors import CorruptStore, LabelError
-from ray_distill.labels.model import rowids
 from ray_distill.labels.format import parquet_shards
 from ray_distill.labels.format.codecs import find_codec
 from ray_distill.labels.format.codecs.base import running
 from ray_distill.labels.format.codecs.measure import added_error, compact_options, fit_ids
-from ray_distill.labels.format.codecs.planes import (DIRECT, ESCAPE, WIDE_GAP, contexts, escaped, gaps, unescaped, ungaps)
+from ray_distill.labels.format.codecs.planes import DIRECT, ESCAPE, WIDE_GAP, contexts, escaped, gaps, unescaped, ungaps
 from ray_distill.labels.format.codecs.quantise import decode_entropy, decode_odds, encode_entropy, encode_odds
+from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import ESTIMATORS, StoreManifest
 from ray_distill.labels.model.signal import Distributions, Draws
 from ray_distill.testing.labels import row_id
@@ -26,9 +26,18 @@ FIELDS = ("row_offsets", "position", "entry_offsets", "ids", "logp", "log_tail",
 def manifest_of(estimator, classes, *, lossless=True, temperatures=(1.0, 2.0), exponent=1.0, **options):
     """A manifest of the compact codec."""
     return StoreManifest(
-        task="causal_lm", teacher={"fingerprint": "t"}, classes=(), vocabulary=classes, estimator=estimator, k=1,
-        draws=4, exponent=exponent, temperatures=temperatures, codec=("compact", 2),
-        options=compact_options(temperatures, lossless) | options)
+        task="causal_lm",
+        teacher={"fingerprint": "t"},
+        classes=(),
+        vocabulary=classes,
+        estimator=estimator,
+        k=1,
+        draws=4,
+        exponent=exponent,
+        temperatures=temperatures,
+        codec=("compact", 2),
+        options=compact_options(temperatures, lossless) | options,
+    )
 
 
 def made(estimator, classes, positions, seed, *, exponent=1.0, from_zero=True, equal=False, sharpness=2.0):
@@ -44,20 +53,37 @@ def made(estimator, classes, positions, seed, *, exponent=1.0, from_zero=True, e
     for place, ids in enumerate(kept):
         mask_PV[place, ids] = True
     with np.errstate(divide="ignore"):
-        tails = [np.log(np.where(mask_PV, 0, np.exp(logp_PV / t)).sum(1)) - np.log(np.exp(logp_PV / t).sum(1))
-                 for t in (1.0, 2.0)]
+        tails = [
+            np.log(np.where(mask_PV, 0, np.exp(logp_PV / t)).sum(1)) - np.log(np.exp(logp_PV / t).sum(1))
+            for t in (1.0, 2.0)
+        ]
     owner_E, ids_E = np.nonzero(mask_PV)
-    drawn = None if estimator in ("dense", "topk") else Draws(
-        number=4, exponent=exponent, count=rng.integers(0, 400, len(ids_E)).astype(np.int32),
-        log_normaliser=np.where(estimator == "sampled" and exponent == 1, 0, rng.normal(size=total)).astype(np.float32))
+    drawn = (
+        None
+        if estimator in ("dense", "topk")
+        else Draws(
+            number=4,
+            exponent=exponent,
+            count=rng.integers(0, 400, len(ids_E)).astype(np.int32),
+            log_normaliser=np.where(estimator == "sampled" and exponent == 1, 0, rng.normal(size=total)).astype(
+                np.float32
+            ),
+        )
+    )
     rows = running(np.array(positions, dtype=np.int64))
     start = np.arange(total) - np.repeat(rows[:-1], np.diff(rows))
     return Distributions(
-        classes=classes, temperatures=(1.0, 2.0), row_offsets=rows,
-        position=(start if from_zero else start * 3 + 1).astype(np.int32), entry_offsets=running(counts),
-        ids=ids_E.astype(np.int32), logp=logp_PV[owner_E, ids_E].astype(np.float32),
+        classes=classes,
+        temperatures=(1.0, 2.0),
+        row_offsets=rows,
+        position=(start if from_zero else start * 3 + 1).astype(np.int32),
+        entry_offsets=running(counts),
+        ids=ids_E.astype(np.int32),
+        logp=logp_PV[owner_E, ids_E].astype(np.float32),
         log_tail=np.stack(tails, axis=1).astype(np.float32),
-        entropy=-(np.exp(logp_PV) * logp_PV).sum(1).astype(np.float32), draws=drawn)
+        entropy=-(np.exp(logp_PV) * logp_PV).sum(1).astype(np.float32),
+        draws=drawn,
+    )
 
 
 @st.composite
@@ -67,8 +93,14 @@ def given_distributions(draw):
     classes = draw(st.sampled_from([2, 7, 300, 1000]))
     exponent = draw(st.sampled_from([1.0, 0.5]))
     distributions = made(
-        estimator, classes, draw(st.lists(st.integers(0, 4), max_size=5)), draw(st.integers(0, 2**32 - 1)),
-        exponent=exponent, from_zero=draw(st.booleans()), equal=draw(st.booleans()))
+        estimator,
+        classes,
+        draw(st.lists(st.integers(0, 4), max_size=5)),
+        draw(st.integers(0, 2**32 - 1)),
+        exponent=exponent,
+        from_zero=draw(st.booleans()),
+        equal=draw(st.booleans()),
+    )
     fits = {"ids": fit_ids(distributions, classes)} if draw(st.booleans()) else {}
     return (estimator, classes, exponent), distributions, fits
 
@@ -159,13 +191,19 @@ def test_a_tiny_head_keeps_its_relative_mass():
     """Where the tail holds almost all, the head's mass is right to 1e-3 of itself, not of 1."""
     sound = made("topk", 7, [1], 3, equal=True)
     tiny = np.full(len(sound.logp), -30.0, dtype=np.float32)
-    found = through_a_file(replace(sound, logp=tiny, log_tail=np.zeros_like(sound.log_tail)),
-                           manifest_of("topk", 7, lossless=False), {})
+    found = through_a_file(
+        replace(sound, logp=tiny, log_tail=np.zeros_like(sound.log_tail)), manifest_of("topk", 7, lossless=False), {}
+    )
     np.testing.assert_allclose(found.logp, tiny, atol=5e-3)
 
 
-@given(st.lists(st.sampled_from([0, 1, DIRECT - 1, DIRECT, ESCAPE - 1, ESCAPE, 500, WIDE_GAP - 1, WIDE_GAP, 2**31 - 2]),
-                max_size=12), st.integers(0, 12))
+@given(
+    st.lists(
+        st.sampled_from([0, 1, DIRECT - 1, DIRECT, ESCAPE - 1, ESCAPE, 500, WIDE_GAP - 1, WIDE_GAP, 2**31 - 2]),
+        max_size=12,
+    ),
+    st.integers(0, 12),
+)
 def test_every_escape_comes_back(values, cut):
     """Numbers around each threshold, in two rows cut anywhere, come back from gaps and from escaped bytes."""
     numbers = np.array(values, dtype=np.int64)
@@ -207,10 +245,23 @@ def test_the_fitted_order_is_by_count_then_id():
 
 
 COLUMNS = {
-    "topk": ["layout", "position", "entries", "ids.0", "ids.3", "ids.low", "logp", "log_tail.0", "log_tail.1",
-             "entropy.0", "entropy.1"],
-    "hybrid": ["count", "count.wide", "log_normaliser.3"], "sampled": ["count", "count.more"],
-    "dense": ["logp", "entropy.0"]}
+    "topk": [
+        "layout",
+        "position",
+        "entries",
+        "ids.0",
+        "ids.3",
+        "ids.low",
+        "logp",
+        "log_tail.0",
+        "log_tail.1",
+        "entropy.0",
+        "entropy.1",
+    ],
+    "hybrid": ["count", "count.wide", "log_normaliser.3"],
+    "sampled": ["count", "count.more"],
+    "dense": ["logp", "entropy.0"],
+}
 
 
 @pytest.mark.parametrize(("estimator", "column"), [(name, column) for name in COLUMNS for column in COLUMNS[name]])
@@ -218,14 +269,20 @@ def test_columns_that_disagree_are_corrupt(estimator, column):
     """A column that is missing, of another type, too short, too long or moved between rows is CorruptStore."""
     distributions = made(estimator, 20_000 if estimator != "dense" else 7, [2, 3], 5, from_zero=False)
     manifest = manifest_of(estimator, distributions.classes, lossless=False)
-    table = pa.table({"row_id": pa.array([row_id(n) for n in range(2)], rowids.ROW_ID),
-                      **find_codec(("compact", 2)).encode(distributions, manifest, {})})
+    table = pa.table(
+        {
+            "row_id": pa.array([row_id(n) for n in range(2)], rowids.ROW_ID),
+            **find_codec(("compact", 2)).encode(distributions, manifest, {}),
+        }
+    )
     at = table.column_names.index(column)
     others = [pa.array([1.5, 2.5])]
     if column != "layout":
         first, second = table.column(column).to_pylist()
-        others += [pa.array(pair, pa.large_binary()) for pair in (
-            (first, second[:-1]), (first, second + b"\0"), (first + second[:1], second[1:]), (b"", b""))]
+        others += [
+            pa.array(pair, pa.large_binary())
+            for pair in ((first, second[:-1]), (first, second + b"\0"), (first + second[:1], second[1:]), (b"", b""))
+        ]
     for changed in (table.drop_columns([column]), *(table.set_column(at, column, other) for other in others)):
         with pytest.raises(CorruptStore, match="shard: column "):
             parquet_shards.decode_labels(parquet_shards.to_parquet(changed), manifest, {}, "shard")
@@ -246,7 +303,7 @@ def test_changed_bytes_decode_or_are_corrupt(data, estimator, lossless):
         values[row] = data.draw(st.integers(0, 255))
     elif values[row]:
         place = data.draw(st.integers(0, len(values[row]) - 1))
-        values[row] = values[row][:place] + data.draw(st.binary(max_size=2)) + values[row][place + 1:]
+        values[row] = values[row][:place] + data.draw(st.binary(max_size=2)) + values[row][place + 1 :]
     columns[name] = pa.array(values, columns[name].type)
     try:
         found = find_codec(("compact", 2)).decode(pa.table(columns), manifest, fits)
@@ -273,8 +330,13 @@ def test_unusable_options_are_refused(change):
     """Options outside their ranges are named; nothing is stored."""
     distributions = made("topk", 7, [1], 1)
     with pytest.raises(LabelError, match="needs options"):
-        through_a_file(distributions, manifest_of("topk", 7, lossless=False, **change) if "lossless" not in change
-                       else replace(manifest_of("topk", 7), options=change), {})
+        through_a_file(
+            distributions,
+            manifest_of("topk", 7, lossless=False, **change)
+            if "lossless" not in change
+            else replace(manifest_of("topk", 7), options=change),
+            {},
+        )
 
 
 def test_what_bins_cannot_say_is_refused():
@@ -284,5 +346,8 @@ def test_what_bins_cannot_say_is_refused():
     with pytest.raises(LabelError, match="lossless only"):
         through_a_file(replace(distributions, family="bernoulli"), sigmoid, {})
     with pytest.raises(LabelError, match="NaN"):
-        through_a_file(replace(distributions, logp=distributions.logp * np.float32("nan")),
-                       manifest_of("topk", 7, lossless=False), {})
+        through_a_file(
+            replace(distributions, logp=distributions.logp * np.float32("nan")),
+            manifest_of("topk", 7, lossless=False),
+            {},
+        )

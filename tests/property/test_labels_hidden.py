@@ -7,9 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_distill.errors import CorruptStore, LabelError
-from ray_distill.labels.format.fitted_arrays import read_fits, write_fits
-from ray_distill.labels.format.hidden_states import (basis_name, decode_hidden, encode_hidden, fit_basis, mean_name, project, relative_error)
 from ray_distill.labels.format.dtypes import narrow, widen
+from ray_distill.labels.format.fitted_arrays import read_fits, write_fits
+from ray_distill.labels.format.hidden_states import (
+    basis_name,
+    decode_hidden,
+    encode_hidden,
+    fit_basis,
+    mean_name,
+    project,
+    relative_error,
+)
 from ray_distill.labels.model.signal import Hidden
 from ray_distill.storage import files
 from ray_distill.testing.labels import fake_manifest
@@ -156,5 +164,10 @@ def test_a_vector_of_another_width_than_the_basis_is_corrupt():
     manifest, hidden = fake_manifest(layers=(1,)), Hidden(offsets=np.arange(11), values=values)
     mean, basis, _ = fit_basis(values, rank=2)
     with pytest.raises(CorruptStore, match="shard: column values: vectors of 8 values, the store's basis has 2"):
-        decode_hidden(encode_hidden(ids, hidden, 1, manifest, {}), 1, manifest,
-                      {mean_name(1): mean, basis_name(1): basis}, "shard")
+        decode_hidden(
+            encode_hidden(ids, hidden, 1, manifest, {}),
+            1,
+            manifest,
+            {mean_name(1): mean, basis_name(1): basis},
+            "shard",
+        )

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from ray_distill.errors import DistillError
 from ray_distill.fingerprint import canonical_json, fingerprint, sha256
-from ray_distill.labels.tools.audit import audit
 from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.store.label_store import open_store
+from ray_distill.labels.store.reader import open_label_set
+from ray_distill.labels.tools.audit import audit
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id
 
 MANIFEST = fake_manifest(estimator="topk", layers=(1,))
@@ -50,8 +50,11 @@ class Sound:
         self.labels = read(self.ref)
 
     def _files(self):
-        return {path.relative_to(self.root).as_posix(): path.read_bytes()
-                for path in sorted(self.root.rglob("*")) if path.is_file()}
+        return {
+            path.relative_to(self.root).as_posix(): path.read_bytes()
+            for path in sorted(self.root.rglob("*"))
+            if path.is_file()
+        }
 
     def become(self, wanted):
         """Make the folder hold exactly these files; only what differs is touched."""
@@ -67,8 +70,10 @@ class Sound:
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
     """A sound store, and one of another teacher with labels of the same rows."""
-    return (Sound(tmp_path_factory.mktemp("sound"), MANIFEST),
-            Sound(tmp_path_factory.mktemp("other"), fake_manifest(estimator="topk", layers=(1,), teacher="other")))
+    return (
+        Sound(tmp_path_factory.mktemp("sound"), MANIFEST),
+        Sound(tmp_path_factory.mktemp("other"), fake_manifest(estimator="topk", layers=(1,), teacher="other")),
+    )
 
 
 def cut(draw, held, other):
@@ -86,8 +91,17 @@ def flip(draw, held, other):
 
 def foreign(draw, held, other):
     """Bytes that are no part of any store, in place of a file or beside it."""
-    name = draw(st.sampled_from([*sorted(held), "log/000000000009.json", "log/notes.txt", "labels/x/y.parquet",
-                                 f"log/compact/000000000002-{'0' * 32}.parquet"]))
+    name = draw(
+        st.sampled_from(
+            [
+                *sorted(held),
+                "log/000000000009.json",
+                "log/notes.txt",
+                "labels/x/y.parquet",
+                f"log/compact/000000000002-{'0' * 32}.parquet",
+            ]
+        )
+    )
     head = draw(st.sampled_from([b"", b"{}", b"[]", b"null", b"PAR1", b"\xff" * 9]))
     return {name: head + draw(st.binary(max_size=9))}
 
@@ -118,7 +132,8 @@ def miscount(draw, held, other):
     try:
         record = json.loads(held[name])
         record["units"][0][draw(st.sampled_from([*COUNTS, "attempt", "unit", "labels", "hidden", "reasons"]))] = draw(
-            st.one_of(st.integers(-2, 9), st.integers(2**62, 2**70), st.none(), st.text(max_size=4), st.just({})))
+            st.one_of(st.integers(-2, 9), st.integers(2**62, 2**70), st.none(), st.text(max_size=4), st.just({}))
+        )
     except (ValueError, LookupError, TypeError):
         return {}  # another mutation has been there
     return {name: canonical_json(record) + b"\n"}
@@ -126,16 +141,31 @@ def miscount(draw, held, other):
 
 def from_the_future(draw, held, other):
     """A manifest, well-formed and with its own fingerprint, of a codec, estimator or version nobody knows yet."""
-    change = draw(st.sampled_from([
-        {"codec": ["topk", 99]}, {"codec": ["psychic", 1]}, {"version": 99}, {"estimator": "psychic"},
-        {"classes": ["one", "two"]}, {"hidden_dtype": "int2"}, {"temperatures": [1.0]}, {"k": 4},
-        {"hidden_layers": [1, 2]}, {"hidden_layers": []}, {"unit_rows": 3}, {"encoding": "psychic"}]))
+    change = draw(
+        st.sampled_from(
+            [
+                {"codec": ["topk", 99]},
+                {"codec": ["psychic", 1]},
+                {"version": 99},
+                {"estimator": "psychic"},
+                {"classes": ["one", "two"]},
+                {"hidden_dtype": "int2"},
+                {"temperatures": [1.0]},
+                {"k": 4},
+                {"hidden_layers": [1, 2]},
+                {"hidden_layers": []},
+                {"unit_rows": 3},
+                {"encoding": "psychic"},
+            ]
+        )
+    )
     value = {**MANIFEST.to_dict(), **change}
     try:
         mark = StoreManifest.from_dict(value).fingerprint
     except DistillError:
-        mark = fingerprint({**{key: item for key, item in value.items() if key != "measured"},
-                            "teacher": {"fingerprint": "fake"}})
+        mark = fingerprint(
+            {**{key: item for key, item in value.items() if key != "measured"}, "teacher": {"fingerprint": "fake"}}
+        )
     return {"store.json": json.dumps({"fingerprint": mark, "manifest": value}).encode()}
 
 
@@ -210,8 +240,11 @@ def test_six_hundred_mutated_stores(stores, data):
 def test_no_label_of_a_store_with_another_manifest_is_read(stores, mutate):
     """A sound manifest that is not this store's lets nobody train, not even with a fresh reference."""
     sound, other = stores
-    held = {**sound.files, "store.json": other.files["store.json"]} if mutate is from_the_other else {
-        **sound.files, **from_the_future(lambda _: {"codec": ["topk", 99]}, sound.files, {})}
+    held = (
+        {**sound.files, "store.json": other.files["store.json"]}
+        if mutate is from_the_other
+        else {**sound.files, **from_the_future(lambda _: {"codec": ["topk", 99]}, sound.files, {})}
+    )
     sound.become(held)
     try:
         assert is_error(outcome(lambda: read(sound.ref)))

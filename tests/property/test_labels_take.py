@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_distill.errors import LabelError
-from ray_distill.labels.format.codecs.base import running
-from ray_distill.labels.format.chunked_distributions import DistributionParts
 from ray_distill.labels.format.arrow_tables import concat_signals
+from ray_distill.labels.format.chunked_distributions import DistributionParts
+from ray_distill.labels.format.codecs.base import running
 from ray_distill.labels.model.signal import Distributions, Draws, Signal
 
 
@@ -20,16 +20,27 @@ def distributions(draw: st.DrawFn) -> Distributions:
     rows = np.array(draw(st.lists(st.integers(0, 3), min_size=1, max_size=8)), np.int64)
     positions = int(rows.sum())
     one = draw(st.none() | st.integers(0, 4))
-    widths = [one] * positions if one is not None else draw(
-        st.lists(st.integers(0, 4), min_size=positions, max_size=positions))
+    widths = (
+        [one] * positions
+        if one is not None
+        else draw(st.lists(st.integers(0, 4), min_size=positions, max_size=positions))
+    )
     offsets = running(np.array(widths, np.int64))
     entries = np.arange(offsets[-1])
     return Distributions(
-        classes=99, temperatures=(1.0,), row_offsets=running(rows), position=np.arange(positions, dtype=np.int32),
-        entry_offsets=offsets, ids=entries.astype(np.int32), logp=-entries.astype(np.float32),
-        log_tail=np.arange(positions, dtype=np.float32)[:, None], entropy=np.zeros(positions, np.float32),
-        draws=Draws(number=3, exponent=1.0, count=entries.astype(np.int32),
-                    log_normaliser=np.zeros(positions, np.float32)))
+        classes=99,
+        temperatures=(1.0,),
+        row_offsets=running(rows),
+        position=np.arange(positions, dtype=np.int32),
+        entry_offsets=offsets,
+        ids=entries.astype(np.int32),
+        logp=-entries.astype(np.float32),
+        log_tail=np.arange(positions, dtype=np.float32)[:, None],
+        entropy=np.zeros(positions, np.float32),
+        draws=Draws(
+            number=3, exponent=1.0, count=entries.astype(np.int32), log_normaliser=np.zeros(positions, np.float32)
+        ),
+    )
 
 
 @given(distributions(), st.data())

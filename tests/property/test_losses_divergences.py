@@ -59,19 +59,28 @@ class Case:
         inside = torch.zeros(self.teacher_NV.shape, dtype=torch.bool).scatter_(-1, ids_NK, True)
         tail_N = functional.log_softmax(self.teacher_NV / self.temperature, -1).masked_fill(inside, -math.inf)
         return SparseTargets(
-            classes=self.teacher_NV.shape[1], ids_NK=ids_NK[:, order_K], logp_NK=logp_NK[:, order_K].float(),
-            temperatures=(self.temperature,), log_tail_NT=tail_N.logsumexp(-1, keepdim=True).float())
+            classes=self.teacher_NV.shape[1],
+            ids_NK=ids_NK[:, order_K],
+            logp_NK=logp_NK[:, order_K].float(),
+            temperatures=(self.temperature,),
+            log_tail_NT=tail_N.logsumexp(-1, keepdim=True).float(),
+        )
 
     def batch(self) -> LossBatch:
-        return LossBatch(labels_B=torch.full((len(self.weight_N),), -1), targets=self.targets(),
-                         distil_B=torch.ones(len(self.weight_N), dtype=torch.bool), example_weight_B=self.weight_N)
+        return LossBatch(
+            labels_B=torch.full((len(self.weight_N),), -1),
+            targets=self.targets(),
+            distil_B=torch.ones(len(self.weight_N), dtype=torch.bool),
+            example_weight_B=self.weight_N,
+        )
 
     def expected(self, divergence: str, student_NV: Tensor) -> Tensor:
         total = torch.zeros((), dtype=torch.float64)
         for place, ids in enumerate(self.targets().ids_NK.tolist()):
             p, q = (buckets((z[place] / self.temperature).softmax(-1), ids) for z in (self.teacher_NV, student_NV))
-            value = total_variation(p, q, 0) if divergence == "total_variation" else adaptive_kl(
-                p, q, self.head, len(ids))
+            value = (
+                total_variation(p, q, 0) if divergence == "total_variation" else adaptive_kl(p, q, self.head, len(ids))
+            )
             total = total + self.weight_N[place].double() * value
         return self.temperature**2 * total
 
@@ -82,9 +91,12 @@ def cases(draw: st.DrawFn) -> Case:
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     return Case(
         teacher_NV=torch.randn(n, classes, generator=generator).double() * draw(st.sampled_from([0.3, 1.0, 4.0])),
-        student_NV=torch.randn(n, classes, generator=generator).double() * 2, k=draw(st.integers(1, classes)),
-        temperature=draw(st.sampled_from([1.0, 2.0])), head=draw(st.sampled_from([0.2, 0.5, 0.9])),
-        weight_N=torch.tensor(draw(st.lists(st.sampled_from([0.0, 1.0, 2.5]), min_size=n, max_size=n))))
+        student_NV=torch.randn(n, classes, generator=generator).double() * 2,
+        k=draw(st.integers(1, classes)),
+        temperature=draw(st.sampled_from([1.0, 2.0])),
+        head=draw(st.sampled_from([0.2, 0.5, 0.9])),
+        weight_N=torch.tensor(draw(st.lists(st.sampled_from([0.0, 1.0, 2.5]), min_size=n, max_size=n))),
+    )
 
 
 def close(found: Tensor, expected: Tensor, scale: float) -> bool:
@@ -103,8 +115,14 @@ def test_value_and_gradient_equal_float64_whole_and_fused(case: Case, divergence
     value = loss(StudentOutput(logits_BV=whole), case.batch())
     value.backward()
     hidden = case.student_NV.float().requires_grad_()
-    total, sums = fused_loss(hidden, torch.eye(hidden.shape[1]), None, case.batch(), [Part(loss=loss, factor=1.0)],
-                             chunk_elements=2 * hidden.shape[1])
+    total, sums = fused_loss(
+        hidden,
+        torch.eye(hidden.shape[1]),
+        None,
+        case.batch(),
+        [Part(loss=loss, factor=1.0)],
+        chunk_elements=2 * hidden.shape[1],
+    )
     total.backward()
     assert exact.grad is not None
     for found, gradient in ((value.detach(), whole.grad), (sums[0], hidden.grad)):
@@ -116,10 +134,18 @@ def test_value_and_gradient_equal_float64_whole_and_fused(case: Case, divergence
 def test_classes_without_mass_leave_finite_gradients(divergence: str) -> None:
     """Padding, no tail at all, and a student that is right already."""
     targets = SparseTargets(
-        classes=4, ids_NK=torch.tensor([[0, 1, 2], [0, 1, 1]]), temperatures=(1.0,),
-        logp_NK=torch.tensor([[0.5, 0.3, 0.2], [0.6, 0.4, 0.0]]).log(), log_tail_NT=torch.full((2, 1), -math.inf))
-    batch = LossBatch(labels_B=torch.full((2,), -1), targets=targets, distil_B=torch.ones(2, dtype=torch.bool),
-                      example_weight_B=torch.ones(2))
+        classes=4,
+        ids_NK=torch.tensor([[0, 1, 2], [0, 1, 1]]),
+        temperatures=(1.0,),
+        logp_NK=torch.tensor([[0.5, 0.3, 0.2], [0.6, 0.4, 0.0]]).log(),
+        log_tail_NT=torch.full((2, 1), -math.inf),
+    )
+    batch = LossBatch(
+        labels_B=torch.full((2,), -1),
+        targets=targets,
+        distil_B=torch.ones(2, dtype=torch.bool),
+        example_weight_B=torch.ones(2),
+    )
     leaf = torch.tensor([[1.0, 0.0, 0.3, -1.0], [0.6, 0.4, 0.0, 0.0]]).requires_grad_()
     value = Soft(divergence=divergence)(StudentOutput(logits_BV=leaf), batch)
     value.backward()
@@ -130,10 +156,16 @@ def test_classes_without_mass_leave_finite_gradients(divergence: str) -> None:
 
 def test_total_variation_counts_what_is_given_to_classes_the_teacher_excludes() -> None:
     """p = (1, 0), q = (¼, ¾): ¾, though the second class is left out of the buckets."""
-    targets = SparseTargets(classes=2, ids_NK=torch.tensor([[0, 1]]), logp_NK=torch.tensor([[0.0, -math.inf]]),
-                            temperatures=(1.0,), log_tail_NT=torch.tensor([[-math.inf]]))
-    batch = LossBatch(labels_B=torch.tensor([-1]), targets=targets, distil_B=torch.tensor([True]),
-                      example_weight_B=torch.ones(1))
+    targets = SparseTargets(
+        classes=2,
+        ids_NK=torch.tensor([[0, 1]]),
+        logp_NK=torch.tensor([[0.0, -math.inf]]),
+        temperatures=(1.0,),
+        log_tail_NT=torch.tensor([[-math.inf]]),
+    )
+    batch = LossBatch(
+        labels_B=torch.tensor([-1]), targets=targets, distil_B=torch.tensor([True]), example_weight_B=torch.ones(1)
+    )
     output = StudentOutput(logits_BV=torch.tensor([[0.25, 0.75]]).log())
     assert float(Soft(divergence="total_variation")(output, batch)) == pytest.approx(0.75)
 
@@ -143,7 +175,8 @@ def test_drawn_targets_are_refused(divergence: str) -> None:
     """As every divergence but forward KL; the reason is told."""
     targets = Case(torch.zeros(1, 3).double(), torch.zeros(1, 3).double(), 2, 1.0, 0.5, torch.ones(1)).targets()
     drawn = replace(targets, count_NK=torch.ones(1, 2, dtype=torch.int32), log_normaliser_N=torch.zeros(1), draws=2)
-    batch = LossBatch(labels_B=torch.tensor([-1]), targets=drawn, distil_B=torch.tensor([True]),
-                      example_weight_B=torch.ones(1))
+    batch = LossBatch(
+        labels_B=torch.tensor([-1]), targets=drawn, distil_B=torch.tensor([True]), example_weight_B=torch.ones(1)
+    )
     with pytest.raises(ValueError, match=f"'{divergence}' cannot be used with sampled or hybrid.*only forward KL is"):
         Soft(divergence=divergence)(StudentOutput(logits_BV=torch.zeros(1, 3)), batch)

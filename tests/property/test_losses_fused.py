@@ -48,11 +48,16 @@ def targets_of(
     inside_NK = kept_NV.gather(1, order_NK)
     tails = [(logp_NV / t).log_softmax(-1).masked_fill(kept_NV, -math.inf).logsumexp(-1) for t in TEMPERATURES]
     return SparseTargets(
-        classes=classes, ids_NK=order_NK.masked_fill(~inside_NK, 0), temperatures=TEMPERATURES,
+        classes=classes,
+        ids_NK=order_NK.masked_fill(~inside_NK, 0),
+        temperatures=TEMPERATURES,
         logp_NK=logp_NV.gather(1, order_NK).masked_fill(~inside_NK, -math.inf).float(),
-        log_tail_NT=torch.stack(tails, -1).float(), draws=drawn, exponent=exponent,
+        log_tail_NT=torch.stack(tails, -1).float(),
+        draws=drawn,
+        exponent=exponent,
         count_NK=count_NV.gather(1, order_NK) if drawn else None,
-        log_normaliser_N=log_normaliser_N.float() if drawn else None)
+        log_normaliser_N=log_normaliser_N.float() if drawn else None,
+    )
 
 
 def _draw(logp_NV: Tensor, drawn: int, exponent: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -68,9 +73,11 @@ def _draw(logp_NV: Tensor, drawn: int, exponent: float, generator: torch.Generat
 def batch_of(positions: int, classes: int, targets: SparseTargets | None, generator: torch.Generator) -> LossBatch:
     """Labels of which some are unknown, rows that may not teach, padding."""
     return LossBatch(
-        labels_B=torch.randint(-1, classes, (positions,), generator=generator), targets=targets,
+        labels_B=torch.randint(-1, classes, (positions,), generator=generator),
+        targets=targets,
         distil_B=torch.rand(positions, generator=generator) < 0.8,
-        example_weight_B=torch.randint(0, 3, (positions,), generator=generator).float())
+        example_weight_B=torch.randint(0, 3, (positions,), generator=generator).float(),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +91,11 @@ class Student:
     """Tied: whose embeddings the hidden states are made of; ``hidden_ND`` is added to them."""
 
     def leaves(self, dtype: torch.dtype) -> list[Tensor]:
-        return [t.detach().to(dtype).clone().requires_grad_()
-                for t in (self.hidden_ND, self.weight_VD, self.bias_V) if t is not None]
+        return [
+            t.detach().to(dtype).clone().requires_grad_()
+            for t in (self.hidden_ND, self.weight_VD, self.bias_V)
+            if t is not None
+        ]
 
     def states(self, leaves: list[Tensor]) -> Tensor:
         return leaves[0] if self.tokens_N is None else leaves[0] + leaves[1][self.tokens_N]
@@ -105,7 +115,8 @@ def fused(
 ) -> list[Tensor]:
     leaves = student.leaves(dtype)
     total, sums = fused_loss(
-        student.states(leaves), leaves[1], leaves[2] if len(leaves) > 2 else None, batch, parts, chunk_elements=chunk)
+        student.states(leaves), leaves[1], leaves[2] if len(leaves) > 2 else None, batch, parts, chunk_elements=chunk
+    )
     total.backward()
     return [total.detach(), sums, *(leaf.grad for leaf in leaves if leaf.grad is not None)]
 
@@ -114,9 +125,14 @@ def fused(
 def losses(draw: st.DrawFn, *, drawn: bool) -> list[Part]:
     names = ["forward_kl"] if drawn else sorted(DIVERGENCES)
     found: list[BucketLoss] = [
-        Soft(divergence=draw(st.sampled_from(names)), temperature=draw(st.sampled_from(TEMPERATURES)),
-             beta=draw(st.floats(0.05, 0.95)), skew=draw(st.floats(0.05, 0.95)),
-             tail="bucket" if drawn else draw(st.sampled_from(("bucket", "renormalised"))))]
+        Soft(
+            divergence=draw(st.sampled_from(names)),
+            temperature=draw(st.sampled_from(TEMPERATURES)),
+            beta=draw(st.floats(0.05, 0.95)),
+            skew=draw(st.floats(0.05, 0.95)),
+            tail="bucket" if drawn else draw(st.sampled_from(("bucket", "renormalised"))),
+        )
+    ]
     if draw(st.booleans()):
         found.append(Hard())
     if draw(st.booleans()):
@@ -133,14 +149,16 @@ def problems(draw: st.DrawFn) -> tuple[Student, LossBatch, list[Part], int]:
     # With every class exact nothing is left to draw.
     k = draw(st.integers(0, classes - 1)) if drawn else draw(st.integers(1, classes))
     logp_NV = (4 * torch.randn(positions, classes, generator=generator, dtype=torch.float64)).log_softmax(-1)
-    targets = targets_of(logp_NV, k, generator, drawn=drawn, padded=draw(st.booleans()),
-                         exponent=draw(st.sampled_from((1.0, 0.5))))
+    targets = targets_of(
+        logp_NV, k, generator, drawn=drawn, padded=draw(st.booleans()), exponent=draw(st.sampled_from((1.0, 0.5)))
+    )
     tied, biased = draw(st.booleans()), draw(st.booleans())
     student = Student(
         hidden_ND=torch.randn(positions, width, generator=generator),
         weight_VD=torch.randn(classes, width, generator=generator),
         bias_V=torch.randn(classes, generator=generator) if biased else None,
-        tokens_N=torch.randint(classes, (positions,), generator=generator) if tied else None)
+        tokens_N=torch.randint(classes, (positions,), generator=generator) if tied else None,
+    )
     batch = batch_of(positions, classes, targets, generator)
     return student, batch, draw(losses(drawn=bool(drawn))), draw(st.integers(1, 4)) * classes
 
@@ -154,8 +172,7 @@ def test_values_and_gradients_are_those_of_whole_logits(problem: tuple[Student, 
     student, batch, parts, chunk = problem
     wanted, found = dense(student, batch, parts), fused(student, batch, parts, chunk)
     assert [tuple(t.shape) for t in found] == [tuple(t.shape) for t in wanted]
-    for ours, theirs in zip(
-            [found[0], *found[1], *found[2:]], [wanted[0], *wanted[1], *wanted[2:]], strict=True):
+    for ours, theirs in zip([found[0], *found[1], *found[2:]], [wanted[0], *wanted[1], *wanted[2:]], strict=True):
         assert float((ours.double() - theirs).norm()) <= 1e-5 * float(theirs.norm())
 
 
@@ -165,8 +182,7 @@ def test_in_float64_they_are_equal(problem: tuple[Student, LossBatch, list[Part]
     """What float32 leaves apart is rounding: in float64 the error is at most 1e-12."""
     student, batch, parts, chunk = problem
     wanted, found = dense(student, batch, parts), fused(student, batch, parts, chunk, torch.float64)
-    for ours, theirs in zip(
-            [found[0], *found[1], *found[2:]], [wanted[0], *wanted[1], *wanted[2:]], strict=True):
+    for ours, theirs in zip([found[0], *found[1], *found[2:]], [wanted[0], *wanted[1], *wanted[2:]], strict=True):
         assert float((ours - theirs).norm()) <= 1e-12 * float(theirs.norm()) + 1e-13
 
 

@@ -85,11 +85,13 @@ class Case:
         each = length_R if self.form == "flat" else torch.ones_like(length_R)
         mask = torch.arange(max(self.lengths)) < length_R.unsqueeze(-1)
         return LossBatch(
-            labels_B=torch.full((int(each.sum()),), -1), distil_B=self.distil_R.repeat_interleave(each),
+            labels_B=torch.full((int(each.sum()),), -1),
+            distil_B=self.distil_R.repeat_interleave(each),
             example_weight_B=self.weight_R.repeat_interleave(each),
             hidden_mask_BL=mask if self.form == "padded" else None,
             hidden={layer: self.states(rows, torch.float32) for layer, rows in self.theirs.items()},
-            row_B=torch.arange(len(each)).repeat_interleave(each) if self.form == "flat" else None)
+            row_B=torch.arange(len(each)).repeat_interleave(each) if self.form == "flat" else None,
+        )
 
     def counted(self) -> list[int]:
         weights = self.weight_R * self.distil_R
@@ -113,10 +115,14 @@ def cases(draw: st.DrawFn, *, forms: tuple[str, ...], multiple: int = 1) -> Case
     widths = [multiple * draw(st.integers(2, 5)) for _ in range(2)]
     real = draw(st.integers(0, count))
     return Case(
-        form=form, lengths=lengths, group=group, weight_R=(torch.arange(count) < real).float(),
+        form=form,
+        lengths=lengths,
+        group=group,
+        weight_R=(torch.arange(count) < real).float(),
         distil_R=torch.rand(count, generator=generator) < 0.8,
         ours={layer: rows_of(lengths, widths[0], generator) for layer in LAYERS},
-        theirs={layer: rows_of(lengths, widths[1], generator) for layer in LAYERS.values()})
+        theirs={layer: rows_of(lengths, widths[1], generator) for layer in LAYERS.values()},
+    )
 
 
 def run(name: str, case: Case, **arguments: Any) -> tuple[float, float, dict[int, Tensor]]:
@@ -126,8 +132,11 @@ def run(name: str, case: Case, **arguments: Any) -> tuple[float, float, dict[int
     batch = case.batch()
     value = loss(StudentOutput(logits_BV=torch.zeros(1, 2), states=leaves), batch)
     value.backward()
-    return float(loss.weight(batch)), float(value.detach()), {
-        layer: leaf.grad for layer, leaf in leaves.items() if leaf.grad is not None}
+    return (
+        float(loss.weight(batch)),
+        float(value.detach()),
+        {layer: leaf.grad for layer, leaf in leaves.items() if leaf.grad is not None},
+    )
 
 
 def compare(
@@ -158,9 +167,13 @@ def test_group_relations_equal_float64_with_loops(case: Case, name: str) -> None
         if len(inside) < LEAST[name]:
             continue
         weight += len(inside)
-        values = [GROUPED[name](torch.stack([leaves[ours][row].mean(0) for row in inside]),
-                                torch.stack([case.theirs[theirs][row].mean(0) for row in inside]))
-                  for ours, theirs in LAYERS.items()]
+        values = [
+            GROUPED[name](
+                torch.stack([leaves[ours][row].mean(0) for row in inside]),
+                torch.stack([case.theirs[theirs][row].mean(0) for row in inside]),
+            )
+            for ours, theirs in LAYERS.items()
+        ]
         total = total + len(inside) * torch.stack(values).mean()
     compare(case, run(name, case, group=case.group), (weight, total), leaves)
 
@@ -183,9 +196,15 @@ def test_token_relations_equal_float64_with_loops(case: Case, heads: int) -> Non
 
 def pooled(rows: int, *, group: int = 4, width: int = 3) -> Case:
     generator = torch.Generator().manual_seed(rows)
-    return Case("pooled", [1] * rows, group, torch.ones(rows), torch.ones(rows, dtype=torch.bool),
-                {layer: rows_of([1] * rows, width, generator) for layer in LAYERS},
-                {layer: rows_of([1] * rows, 5, generator) for layer in LAYERS.values()})
+    return Case(
+        "pooled",
+        [1] * rows,
+        group,
+        torch.ones(rows),
+        torch.ones(rows, dtype=torch.bool),
+        {layer: rows_of([1] * rows, width, generator) for layer in LAYERS},
+        {layer: rows_of([1] * rows, 5, generator) for layer in LAYERS.values()},
+    )
 
 
 @pytest.mark.parametrize("name", sorted(GROUPED))

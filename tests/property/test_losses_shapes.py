@@ -31,8 +31,12 @@ def targets_of(teacher_NV: Tensor, k: int, temperature: float) -> SparseTargets:
     inside = torch.zeros(teacher_NV.shape, dtype=torch.bool).scatter_(-1, ids_NK, True)
     log_tail = functional.log_softmax(teacher_NV / temperature, -1).masked_fill(inside, -math.inf).logsumexp(-1)
     return SparseTargets(
-        classes=teacher_NV.shape[1], ids_NK=ids_NK, logp_NK=logp_NK.float(), temperatures=(temperature,),
-        log_tail_NT=log_tail.unsqueeze(-1).float())
+        classes=teacher_NV.shape[1],
+        ids_NK=ids_NK,
+        logp_NK=logp_NK.float(),
+        temperatures=(temperature,),
+        log_tail_NT=log_tail.unsqueeze(-1).float(),
+    )
 
 
 def reference(z_NV: Tensor, teacher_NV: Tensor, ids_NK: Tensor, temperature: float, weight_N: Tensor) -> Tensor:
@@ -55,7 +59,8 @@ def test_soft_equals_float64_everywhere(case: tuple[Tensor, Tensor, int, float, 
     teacher, logits, k, temperature, weight, distil = case
     targets = targets_of(teacher, k, temperature)
     batch = LossBatch(
-        labels_B=torch.full((len(weight),), -1), targets=targets, distil_B=distil, example_weight_B=weight)
+        labels_B=torch.full((len(weight),), -1), targets=targets, distil_B=distil, example_weight_B=weight
+    )
     loss = Soft(temperature=temperature)
     found, exact = logits.clone().requires_grad_(True), logits.double().requires_grad_(True)
     value = loss(StudentOutput(logits_BV=found), batch)

@@ -20,8 +20,14 @@ from ray_distill.config import GateConfig, Limit
 from ray_distill.evaluation.measures.directions import HIGHER_IS_BETTER
 from ray_distill.promotion.gate import SEVERITY, decide
 
-STUDENT = StudentRef(url="s", fingerprint="f", arm="student", labels=LabelSetRef(
-    store="l", fingerprint="g", log_length=1, log_digest="d", snapshot=SnapshotRef(url="u", fingerprint="h")))
+STUDENT = StudentRef(
+    url="s",
+    fingerprint="f",
+    arm="student",
+    labels=LabelSetRef(
+        store="l", fingerprint="g", log_length=1, log_digest="d", snapshot=SnapshotRef(url="u", fingerprint="h")
+    ),
+)
 METRICS = ("accuracy", "macro_f1", "nll", "ece")
 ARMS = ("student", "teacher", "champion", "baseline_hard_labels")
 
@@ -39,8 +45,12 @@ def estimates(draw, values=share):
 def reports(draw):
     efficiency = Efficiency(parameters=9, bytes_on_disk=9, latency_ms_p50=1, latency_ms_p95=2, examples_per_second=5)
     arms = ["student", *draw(st.lists(st.sampled_from(ARMS[1:]), unique=True))]
-    models = {arm: ModelReport(name=arm, url=arm, efficiency=efficiency, metrics={
-        name: draw(estimates()) for name in METRICS}) for arm in arms}
+    models = {
+        arm: ModelReport(
+            name=arm, url=arm, efficiency=efficiency, metrics={name: draw(estimates()) for name in METRICS}
+        )
+        for arm in arms
+    }
     comparisons = {}
     for arm in arms[1:]:
         for name in METRICS:

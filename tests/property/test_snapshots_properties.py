@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from ray_distill.config import SnapshotConfig
 from ray_distill.snapshots import SPLITS, SnapshotManifest, merge, open_snapshot, take_snapshot
-from ray_distill.snapshots.sources.csv_source import _read_records, _read_whole, _record
 from ray_distill.snapshots.identity import row_ids
 from ray_distill.snapshots.labels import label_index
+from ray_distill.snapshots.sources.csv_source import _read_records, _read_whole, _record
 from ray_distill.snapshots.sources.read import read_rows
 from ray_distill.snapshots.sources.resolve import match_sources
 
@@ -31,8 +31,10 @@ SHARES = {"train": 0.4, "validation": 0.2, "calibration": 0.2, "test": 0.2}
 
 texts = st.text(st.characters(codec="utf-8"), max_size=6) | st.sampled_from(["row 1", "row 2", "a", "b", ""])
 names = st.none() | st.sampled_from(["x", "y", "z", "1"])
-rows = st.lists(st.fixed_dictionaries(
-    {"text": st.none() | texts}, optional={"label": names, "user": names, "locale": names}), max_size=30)
+rows = st.lists(
+    st.fixed_dictionaries({"text": st.none() | texts}, optional={"label": names, "user": names, "locale": names}),
+    max_size=30,
+)
 whole = settings(max_examples=15, deadline=None)
 
 
@@ -108,14 +110,19 @@ def test_every_row_is_accounted_for(drawn: list[Row], seen: list[Row], policy: s
     assert counts.quarantined == sum(snapshot.manifest.quarantined.values())
     found = {row["text"]: row["count"] for split in snapshot.rows.values() for row in split}
     assert sum(found.values()) == counts.kept + counts.merged and len(found) == counts.kept
-    usable = Counter(row["text"] for row in [*drawn, *FILL] if (row["text"] or "").strip()
-                     and row.get("label") in (None, "x", "y", "1"))
+    usable = Counter(
+        row["text"]
+        for row in [*drawn, *FILL]
+        if (row["text"] or "").strip() and row.get("label") in (None, "x", "y", "1")
+    )
     assert all(usable[text] == count for text, count in found.items())
     assert not set(found) & {row["text"] for row in seen}
 
 
-@given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from([None, "x", "y", "z"])), max_size=40),
-       st.sampled_from(["majority", "first", "drop", "unlabel"]))
+@given(
+    st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from([None, "x", "y", "z"])), max_size=40),
+    st.sampled_from(["majority", "first", "drop", "unlabel"]),
+)
 def test_labels_merge_as_the_plain_rule_says(drawn: list[tuple[str, str | None]], policy: str) -> None:
     """The vectorised merge equals a loop over the rows."""
     classes = ("z", "x", "y")
@@ -149,8 +156,13 @@ def test_both_ways_to_read_csv_agree(records: list[tuple[str, str]]) -> None:
     assert fast is not None and fast.to_pydict() == slow.table.to_pydict()
 
 
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(
-    st.characters(codec="utf-8"), max_size=4)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(codec="utf-8"), max_size=4)
+)
 
 
 @given(st.lists(scalars, min_size=1, max_size=8))
@@ -162,7 +174,7 @@ def test_both_ways_to_read_json_agree(values: list[Any]) -> None:
         Path(folder, "b.jsonl").write_text("\n".join(["{", *lines]))
         found = read_rows(match_sources([folder], "auto"), {"text": "text", "label": "label"}, "text")
     labels = found.filter(found.why == 0).table.column("label").to_pylist()
-    assert len(labels) == 2 * len(values) and labels[:len(values)] == labels[len(values):]
+    assert len(labels) == 2 * len(values) and labels[: len(values)] == labels[len(values) :]
 
 
 @given(st.lists(st.sampled_from([b'{"text": "a"}', b'{"text": "b", "label": 1}', b"{", b"\xff", b"", b"  ", b"[]"])))

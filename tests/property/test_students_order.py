@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_distill.students.order.micro_batches import Budget, micro_batches
-from ray_distill.students.order.epoch_order import UNITS_A_LANE, Order, Plan, units_of
 from ray_distill.students.order.cursor import epoch_order
+from ray_distill.students.order.epoch_order import UNITS_A_LANE, Order, Plan, units_of
+from ray_distill.students.order.micro_batches import Budget, micro_batches
 
 
 @st.composite

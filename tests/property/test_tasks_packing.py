@@ -56,8 +56,11 @@ def test_documents_are_where_they_are_said_to_be(lengths: np.ndarray, capacity: 
     index = index[: max(1, len(index) // 2)]
     batch, place = collate_packed(_encoded(lengths), index, capacity)
     ids, positions = batch["input_ids"].numpy(), batch["position_ids"].numpy()
-    assert ids.shape == positions.shape and ids.dtype == positions.dtype == np.int64 and set(batch) == {
-        "input_ids", "position_ids"}
+    assert (
+        ids.shape == positions.shape
+        and ids.dtype == positions.dtype == np.int64
+        and set(batch) == {"input_ids", "position_ids"}
+    )
     rest = np.ones(ids.size, bool)
     for document, start in zip(index, place, strict=True):
         span = slice(start, start + lengths[document])
@@ -76,4 +79,6 @@ def test_nothing_packs_into_nothing() -> None:
     batch, place = collate_packed(_encoded(np.array([3, 4])), np.zeros(0, np.int64), 8)
     assert pack(np.zeros(0, np.int64), 8) == [] and place.tolist() == []
     assert {name: tuple(tensor.shape) for name, tensor in batch.items()} == {
-        "input_ids": (0, 0), "position_ids": (0, 0)}
+        "input_ids": (0, 0),
+        "position_ids": (0, 0),
+    }

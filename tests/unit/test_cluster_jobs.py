@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from ray_distill.artifacts import Artifact, LabelSetRef, SnapshotRef, StudentRef
+from ray_distill.cli import job_entrypoint
 from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError, TrainingError
-from ray_distill.cli import job_entrypoint
 
 ROOT = Path(__file__).parents[2]
 JOBS = sorted((ROOT / "jobs").glob("*.py"))
@@ -24,8 +24,12 @@ snapshot: {source: rows.jsonl}
 labels: {teacher: {model: "module:teacher"}}
 """
 SNAPSHOT = SnapshotRef(url="s3://b/snapshot", fingerprint="ab")
-STUDENT = StudentRef(url="s3://b/student", fingerprint="cd", arm="student", labels=LabelSetRef(
-    store="s3://b/labels", fingerprint="ef", snapshot=SNAPSHOT, log_length=1, log_digest="01"))
+STUDENT = StudentRef(
+    url="s3://b/student",
+    fingerprint="cd",
+    arm="student",
+    labels=LabelSetRef(store="s3://b/labels", fingerprint="ef", snapshot=SNAPSHOT, log_length=1, log_digest="01"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +90,7 @@ def test_with_json_nothing_else_is_on_stdout(config: str, capsys: pytest.Capture
 
 def test_our_own_errors_are_one_line_and_status_1(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The reason is the last line, without a traceback; a defect keeps its traceback."""
+
     def refuse(config: Campaign) -> Seen:
         raise TrainingError("no labels to train from: run the label job first")
 
@@ -97,6 +102,7 @@ def test_our_own_errors_are_one_line_and_status_1(config: str, capsys: pytest.Ca
 
 def test_ctrl_c_ends_a_job_as_a_shell_expects(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Status 130, and what to do to go on."""
+
     def interrupted(config: Campaign) -> Seen:
         raise KeyboardInterrupt
 

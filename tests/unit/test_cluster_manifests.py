@@ -80,8 +80,11 @@ RAY_JOB = {
                                 "additionalProperties": False,
                                 "required": ["groupName", "minReplicas", "maxReplicas", "rayStartParams", "template"],
                                 "properties": {
-                                    "groupName": _TEXT, "replicas": _COUNT, "minReplicas": _COUNT,
-                                    "maxReplicas": _POSITIVE, "rayStartParams": _START_PARAMS,
+                                    "groupName": _TEXT,
+                                    "replicas": _COUNT,
+                                    "minReplicas": _COUNT,
+                                    "maxReplicas": _POSITIVE,
+                                    "rayStartParams": _START_PARAMS,
                                     "template": _POD_TEMPLATE,
                                 },
                             },
@@ -218,8 +221,11 @@ def test_nothing_here_holds_a_secret() -> None:
     literal = re.compile(r"(password|secret_?(access_?)?key|token)\s*[:=]\s*[\"']?[A-Za-z0-9+/_-]{8,}", re.I)
     key = re.compile(r"AKIA[0-9A-Z]{16}|BEGIN [A-Z ]*PRIVATE KEY")
     found = [
-        f"{path.name}: {line}" for path in sorted(CLUSTER.iterdir()) if path.is_file()
-        for line in path.read_text().splitlines() if literal.search(line) or key.search(line)
+        f"{path.name}: {line}"
+        for path in sorted(CLUSTER.iterdir())
+        if path.is_file()
+        for line in path.read_text().splitlines()
+        if literal.search(line) or key.search(line)
     ]
     assert found == []
 

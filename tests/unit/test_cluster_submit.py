@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from ray_distill.errors import ClusterError, ConfigError
 from ray_distill.cli import submit as module
 from ray_distill.cli.submit import check_address, entrypoint_of, find_token, submit
+from ray_distill.errors import ClusterError, ConfigError
 
 CONFIG = """
 campaign: tiny
@@ -50,16 +50,22 @@ def test_only_the_jobs_and_the_config_are_staged(project: Path) -> None:
     """Data, caches and hidden files stay at home."""
     with module._staged("label", project / "campaign.yaml", project) as folder:
         assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == [
-            "campaign.yaml", "jobs/label.py"]
+            "campaign.yaml",
+            "jobs/label.py",
+        ]
     assert not folder.exists()
 
 
-@pytest.mark.parametrize(("settings", "refused"), [
-    ("output: s3://bucket/out", True), ("output: s3://bucket/out\ntracking: {uri: http://mlflow:5000}", False),
-    ("output: s3://bucket/out\ntracking: {enabled: false}", False), ("output: /shared/out", False)])
-def test_runs_are_not_recorded_in_a_folder_that_ends_with_the_job(
-    project: Path, settings: str, refused: bool
-) -> None:
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        ("output: s3://bucket/out", True),
+        ("output: s3://bucket/out\ntracking: {uri: http://mlflow:5000}", False),
+        ("output: s3://bucket/out\ntracking: {enabled: false}", False),
+        ("output: /shared/out", False),
+    ],
+)
+def test_runs_are_not_recorded_in_a_folder_that_ends_with_the_job(project: Path, settings: str, refused: bool) -> None:
     """A remote output needs a tracking server; the refusal comes before the cluster is asked for anything."""
     (project / "campaign.yaml").write_text(CONFIG + settings + "\n")
     told = "tracking.uri is not set and the output s3://bucket/out is remote" if refused else "must be the cluster's"
@@ -69,8 +75,10 @@ def test_runs_are_not_recorded_in_a_folder_that_ends_with_the_job(
 
 def test_an_unknown_job_names_the_known_ones(project: Path) -> None:
     """The error says where it looked and what it found."""
-    with pytest.raises(ClusterError, match=r"no job 'labels' in .*jobs \(found: label\)"), \
-            module._staged("labels", project / "campaign.yaml", project):
+    with (
+        pytest.raises(ClusterError, match=r"no job 'labels' in .*jobs \(found: label\)"),
+        module._staged("labels", project / "campaign.yaml", project),
+    ):
         pass
 
 
@@ -78,16 +86,23 @@ def test_huge_folders_are_refused_with_their_largest_file(project: Path, monkeyp
     """A model that lies among the jobs is named, before anything is copied."""
     (project / "jobs" / "model.bin").write_bytes(b"0" * 2_000_000)
     monkeypatch.setattr(module, "MAX_STAGED_BYTES", 2**20)
-    with pytest.raises(ClusterError, match=r"holds 2 MiB, at most 1 MiB .*model\.bin"), \
-            module._staged("label", project / "campaign.yaml", project):
+    with (
+        pytest.raises(ClusterError, match=r"holds 2 MiB, at most 1 MiB .*model\.bin"),
+        module._staged("label", project / "campaign.yaml", project),
+    ):
         pass
 
 
 def test_a_wrong_config_never_reaches_the_cluster(project: Path) -> None:
     """The config is validated first: the address here does not even exist."""
     with pytest.raises(ConfigError, match="unit_rows"):
-        submit(job="label", config_path=project / "campaign.yaml", address="http://127.0.0.1:9",
-               overrides=("labels.unit_rows=none",), working_dir=project)
+        submit(
+            job="label",
+            config_path=project / "campaign.yaml",
+            address="http://127.0.0.1:9",
+            overrides=("labels.unit_rows=none",),
+            working_dir=project,
+        )
 
 
 def test_no_cluster_at_the_address_says_how_to_start_one(project: Path) -> None:
@@ -136,13 +151,16 @@ def test_the_staged_folder_is_the_only_working_dir(project: Path) -> None:
     assert [Path(name).name for name in result["py_modules"]] == ["mine", "ray_distill"]
 
 
-@pytest.mark.parametrize(("record", "status", "says"), [
-    (("SUCCEEDED", 0, ""), 0, ""),
-    (("FAILED", 3, "Job entrypoint command failed"), 3, "error: j failed with exit code 3: the floor\n"),
-    (("FAILED", -9, "killed"), 137, "error: j failed with exit code -9: the floor\n"),
-    (("FAILED", None, "no such package\nmore"), 1, "error: j failed: no such package\n"),
-    (("STOPPED", None, ""), 1, "error: j was stopped\n"),
-])
+@pytest.mark.parametrize(
+    ("record", "status", "says"),
+    [
+        (("SUCCEEDED", 0, ""), 0, ""),
+        (("FAILED", 3, "Job entrypoint command failed"), 3, "error: j failed with exit code 3: the floor\n"),
+        (("FAILED", -9, "killed"), 137, "error: j failed with exit code -9: the floor\n"),
+        (("FAILED", None, "no such package\nmore"), 1, "error: j failed: no such package\n"),
+        (("STOPPED", None, ""), 1, "error: j was stopped\n"),
+    ],
+)
 def test_the_exit_status_and_the_reason_come_from_the_final_record(
     record: tuple[str, int | None, str], status: int, says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,12 +187,19 @@ class _Client:
         return SimpleNamespace(status=SimpleNamespace(value="FAILED"), driver_exit_code=3, message="m")
 
 
-@pytest.mark.parametrize(("follow", "status", "end"), [
-    (True, 3, {"job_id": "j", "status": "FAILED", "exit_code": 3}),
-    (False, 0, {"job_id": "j", "status": "PENDING", "exit_code": None}),
-])
+@pytest.mark.parametrize(
+    ("follow", "status", "end"),
+    [
+        (True, 3, {"job_id": "j", "status": "FAILED", "exit_code": 3}),
+        (False, 0, {"job_id": "j", "status": "PENDING", "exit_code": None}),
+    ],
+)
 def test_as_json_stdout_holds_one_object(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], follow: bool, status: int,
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    follow: bool,
+    status: int,
     end: dict[str, Any],
 ) -> None:
     """The log goes to stderr; a job that is not followed has no exit code yet."""

@@ -12,10 +12,17 @@ TEMPERATURE, RATE = "student.losses.soft.temperature", "student.training.learnin
 
 
 def _config(**sweep: Any) -> Campaign:
-    return parse_config({
-        "campaign": "c", "task": "text_classification", "seed": 5, "snapshot": {"source": "rows.jsonl"},
-        "labels": {"teacher": {"model": "big"}, "signal": {"temperatures": [1, 2]}},
-        "student": {"model": {"from": "config", "overrides": {"hidden_size": 8}}}, "sweep": sweep})
+    return parse_config(
+        {
+            "campaign": "c",
+            "task": "text_classification",
+            "seed": 5,
+            "snapshot": {"source": "rows.jsonl"},
+            "labels": {"teacher": {"model": "big"}, "signal": {"temperatures": [1, 2]}},
+            "student": {"model": {"from": "config", "overrides": {"hidden_size": 8}}},
+            "sweep": sweep,
+        }
+    )
 
 
 def _refused(**sweep: Any) -> str:
@@ -28,8 +35,11 @@ def test_a_grid_is_every_combination_and_the_last_path_changes_fastest() -> None
     """Names are the shortest that tell paths apart; each trial has the campaign with its changes, less the sweep."""
     trials = expand(_config(grid={TEMPERATURE: [1, 2], RATE: [1e-3, 1e-2]}))
     assert [trial.name for trial in trials] == [
-        "temperature=1, learning_rate=0.001", "temperature=1, learning_rate=0.01",
-        "temperature=2, learning_rate=0.001", "temperature=2, learning_rate=0.01"]
+        "temperature=1, learning_rate=0.001",
+        "temperature=1, learning_rate=0.01",
+        "temperature=2, learning_rate=0.001",
+        "temperature=2, learning_rate=0.01",
+    ]
     assert [trial.number for trial in trials] == [1, 2, 3, 4]
     third = trials[2]
     assert third.changes == {TEMPERATURE: 2, RATE: 1e-3}
@@ -47,14 +57,33 @@ def test_paths_that_end_alike_are_named_by_more_of_themselves() -> None:
 
 def test_named_trials_come_first_and_may_stand_alone() -> None:
     """What is optional in the campaign may be set below; a path that nobody has, has no value."""
-    trials = expand(_config(trials=[{"name": "deep", "set": {"student.model.overrides.num_hidden_layers": 3}},
-                                    {"name": "other seed", "set": {"seed": 9}}], grid={TEMPERATURE: [2]}))
+    trials = expand(
+        _config(
+            trials=[
+                {"name": "deep", "set": {"student.model.overrides.num_hidden_layers": 3}},
+                {"name": "other seed", "set": {"seed": 9}},
+            ],
+            grid={TEMPERATURE: [2]},
+        )
+    )
     assert [trial.name for trial in trials] == ["deep", "other seed", "temperature=2"]
     assert value_at(trials[0].config, "student.model.overrides.num_hidden_layers") == 3
     assert value_at(trials[1].config, "student.model.overrides.num_hidden_layers") is None
     assert value_at(trials[1].config, "seed") == 9
-    alone = expand(_config(trials=[{"name": "adapters", "set": {
-        "student.model.from": "checkpoint", "student.model.model": "m", "student.model.lora.rank": 2}}]))
+    alone = expand(
+        _config(
+            trials=[
+                {
+                    "name": "adapters",
+                    "set": {
+                        "student.model.from": "checkpoint",
+                        "student.model.model": "m",
+                        "student.model.lora.rank": 2,
+                    },
+                }
+            ]
+        )
+    )
     assert alone[0].config.student.model.lora is not None
 
 
@@ -71,8 +100,10 @@ def test_a_sample_of_the_grid_is_drawn_by_the_campaigns_seed_without_repeats() -
 
 def test_everything_wrong_is_told_at_once_by_path_and_trial() -> None:
     """The same mistake of several trials is one line that names two of them and counts the rest."""
-    told = _refused(grid={"student.training.workers": [0, 1], TEMPERATURE: [1, 2, 3]}, trials=[
-        {"name": "typo", "set": {"student.training.epocs": 3}}])
+    told = _refused(
+        grid={"student.training.workers": [0, 1], TEMPERATURE: [1, 2, 3]},
+        trials=[{"name": "typo", "set": {"student.training.epocs": 3}}],
+    )
     lines = told.splitlines()
     assert lines[0] == "sweep: 4 of 7 trials are wrong"
     assert "student.training.epocs: unknown field (trial 'typo')" in lines[1]
@@ -87,23 +118,26 @@ def test_a_path_through_what_is_no_section_is_named() -> None:
     assert "student.training.epochs.more: epochs is not a section (trial 'more=1')" in told
 
 
-@pytest.mark.parametrize(("sweep", "says"), [
-    ({}, "needs a grid or trials"),
-    ({"grid": {"snapshot.source": ["a"]}}, "'snapshot.source' is no dotted path below student or labels"),
-    ({"grid": {"evaluation": [1]}}, "'evaluation' is no dotted path"),
-    ({"grid": {"student": [1]}}, "'student' is no dotted path"),
-    ({"grid": {"seed.x": [1]}}, "'seed.x' is no dotted path"),
-    ({"grid": {"student..x": [1]}}, "'student..x' is no dotted path"),
-    ({"trials": [{"name": "a", "set": {"gate.alias": "x"}}]}, "'gate.alias' is no dotted path"),
-    ({"grid": {RATE: []}}, f"sweep.grid.{RATE}"),
-    ({"grid": {RATE: [1e-3, 1e-3]}}, f"{RATE} has the value 0.001 twice"),
-    ({"grid": {RATE: [1e-3]}, "samples": 2}, "samples is 2, but the grid has 1 combinations"),
-    ({"grid": {RATE: [float(rate) for rate in range(1, 1002)]}}, "1001 trials are more than 1000"),
-    ({"trials": [{"name": "a", "set": {"seed": 1}}, {"name": "a", "set": {"seed": 2}}]}, "have the name 'a'"),
-    ({"grid": {RATE: [1e-3]}, "objective": "accuracy"}, "sweep.objective"),
-    ({"grid": {RATE: [1e-3]}, "stop": {"rungs": [2, 1]}}, "must increase"),
-    ({"grid": {RATE: [1e-3]}, "stop": {"rungs": [1], "keep": 1}}, "sweep.stop.keep"),
-])
+@pytest.mark.parametrize(
+    ("sweep", "says"),
+    [
+        ({}, "needs a grid or trials"),
+        ({"grid": {"snapshot.source": ["a"]}}, "'snapshot.source' is no dotted path below student or labels"),
+        ({"grid": {"evaluation": [1]}}, "'evaluation' is no dotted path"),
+        ({"grid": {"student": [1]}}, "'student' is no dotted path"),
+        ({"grid": {"seed.x": [1]}}, "'seed.x' is no dotted path"),
+        ({"grid": {"student..x": [1]}}, "'student..x' is no dotted path"),
+        ({"trials": [{"name": "a", "set": {"gate.alias": "x"}}]}, "'gate.alias' is no dotted path"),
+        ({"grid": {RATE: []}}, f"sweep.grid.{RATE}"),
+        ({"grid": {RATE: [1e-3, 1e-3]}}, f"{RATE} has the value 0.001 twice"),
+        ({"grid": {RATE: [1e-3]}, "samples": 2}, "samples is 2, but the grid has 1 combinations"),
+        ({"grid": {RATE: [float(rate) for rate in range(1, 1002)]}}, "1001 trials are more than 1000"),
+        ({"trials": [{"name": "a", "set": {"seed": 1}}, {"name": "a", "set": {"seed": 2}}]}, "have the name 'a'"),
+        ({"grid": {RATE: [1e-3]}, "objective": "accuracy"}, "sweep.objective"),
+        ({"grid": {RATE: [1e-3]}, "stop": {"rungs": [2, 1]}}, "must increase"),
+        ({"grid": {RATE: [1e-3]}, "stop": {"rungs": [1], "keep": 1}}, "sweep.stop.keep"),
+    ],
+)
 def test_a_wrong_section_is_refused_with_the_campaign(sweep: dict[str, Any], says: str) -> None:
     """Also by commands that do not sweep."""
     with pytest.raises(ConfigError) as error:

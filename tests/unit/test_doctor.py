@@ -9,16 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from ray_distill.config import Campaign, parse_config
 from ray_distill.cli import doctor
 from ray_distill.cli.doctor import Finding
+from ray_distill.config import Campaign, parse_config
 
 
 def _config(tmp_path: Path, **changes: object) -> Campaign:
-    return parse_config({
-        "campaign": "c", "task": "text_classification", "output": str(tmp_path / "out"),
-        "snapshot": {"source": "rows.jsonl"}, "labels": {"teacher": {"model": "module:teacher"}}, **changes,
-    })
+    return parse_config(
+        {
+            "campaign": "c",
+            "task": "text_classification",
+            "output": str(tmp_path / "out"),
+            "snapshot": {"source": "rows.jsonl"},
+            "labels": {"teacher": {"model": "module:teacher"}},
+            **changes,
+        }
+    )
 
 
 class _Answer(BaseHTTPRequestHandler):
@@ -68,7 +74,8 @@ def test_without_a_config_neither_store_nor_tracking_nor_cluster_is_looked_at() 
 def test_whatever_is_not_ok_says_how_to_mend_it(tmp_path: Path) -> None:
     """Every warning and failure carries a remedy."""
     findings = doctor.diagnose(
-        _config(tmp_path), store_url=str(tmp_path), tracking_uri=_closed_port(), address=_closed_port())
+        _config(tmp_path), store_url=str(tmp_path), tracking_uri=_closed_port(), address=_closed_port()
+    )
     assert [finding.name for finding in findings if finding.ok != "ok" and not finding.mend] == []
 
 
@@ -185,8 +192,10 @@ def test_a_cluster_that_is_not_there_says_how_to_start_one() -> None:
 
 def test_findings_read_well_and_as_json() -> None:
     """The terminal shows the remedy below its finding; JSON says whether anything failed."""
-    findings = [Finding(name="python", ok="ok", found="3.11.7"),
-                Finding(name="ninja", ok="fail", found="not on PATH", mend="Install it.")]
+    findings = [
+        Finding(name="python", ok="ok", found="3.11.7"),
+        Finding(name="ninja", ok="fail", found="not on PATH", mend="Install it."),
+    ]
     assert doctor.render(findings).splitlines() == [
         "ok    python  3.11.7",
         "fail  ninja   not on PATH",

@@ -3,7 +3,16 @@
 import pytest
 
 from ray_distill.config import CostConfig
-from ray_distill.evaluation.measures.cost import (CostReport, break_even_requests, cost_metrics, cost_per_million_requests, cost_report, metered, stage_cost, total)
+from ray_distill.evaluation.measures.cost import (
+    CostReport,
+    break_even_requests,
+    cost_metrics,
+    cost_per_million_requests,
+    cost_report,
+    metered,
+    stage_cost,
+    total,
+)
 
 PRICES = CostConfig(accelerator_hour=2.0, core_hour=0.5, currency="USD")
 
@@ -33,16 +42,20 @@ def test_a_running_stage_tells_what_it_has_taken_so_far():
 def test_a_failed_stage_is_charged_too():
     """What a stage took before it failed was spent."""
     clock = iter([0.0, 3600.0])
-    with pytest.raises(RuntimeError), metered(
-            "train", cores=1, accelerators=0, prices=PRICES, clock=lambda: next(clock)) as meter:
+    with (
+        pytest.raises(RuntimeError),
+        metered("train", cores=1, accelerators=0, prices=PRICES, clock=lambda: next(clock)) as meter,
+    ):
         raise RuntimeError("lost worker")
     assert meter.cost.money == pytest.approx(0.5)
 
 
 def test_totals_add_and_refuse_mixed_currencies():
     """The campaign is the sum of its stages, in one currency."""
-    costs = [stage_cost("label", 3600, cores=1, accelerators=1, bytes_written=7, prices=PRICES),
-             stage_cost("train", 1800, cores=2, accelerators=0, bytes_written=3, prices=PRICES)]
+    costs = [
+        stage_cost("label", 3600, cores=1, accelerators=1, bytes_written=7, prices=PRICES),
+        stage_cost("train", 1800, cores=2, accelerators=0, bytes_written=3, prices=PRICES),
+    ]
     summed = total(costs, currency="USD")
     assert (summed.stage, summed.money, summed.bytes_written) == ("campaign", pytest.approx(3.0), 10)
     with pytest.raises(AssertionError, match="USD"):
@@ -63,7 +76,8 @@ def test_metrics_carry_units():
     metrics = cost_metrics(bill)
     assert metrics["label_wall_seconds"] == 3600 and metrics["campaign_cost_usd"] == pytest.approx(0.5)
     assert metrics["teacher_cost_per_million_requests_usd"] == pytest.approx(
-        10 * metrics["student_cost_per_million_requests_usd"])
+        10 * metrics["student_cost_per_million_requests_usd"]
+    )
     assert metrics["break_even_requests"] == bill.break_even_requests == 40_000
     assert CostReport.from_json(bill.to_json()) == bill
     dear = cost_report(stages, {"teacher": 10.0, "student": 1.0}, cores=1, accelerators=0, prices=PRICES)

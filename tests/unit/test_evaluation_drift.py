@@ -11,7 +11,16 @@ from sklearn.metrics import roc_auc_score
 
 from ray_distill.config import DriftConfig
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.measures.drift import (DriftReport, DriftSample, compare, holm, input_statistics, jensen_shannon, kolmogorov_smirnov, weighted_auc)
+from ray_distill.evaluation.measures.drift import (
+    DriftReport,
+    DriftSample,
+    compare,
+    holm,
+    input_statistics,
+    jensen_shannon,
+    kolmogorov_smirnov,
+    weighted_auc,
+)
 
 CONFIG = DriftConfig()
 
@@ -21,14 +30,20 @@ def sample(rng, n=150, classes=(0.4, 0.3, 0.2, 0.1), length=50.0, shift=0.0, wid
     logits = 3 * np.eye(len(classes))[label] + rng.normal(size=(n, len(classes)))
     probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     return DriftSample(
-        class_probs=probs, stats={"characters": rng.poisson(length, n).astype(float), "words": rng.normal(size=n)},
+        class_probs=probs,
+        stats={"characters": rng.poisson(length, n).astype(float), "words": rng.normal(size=n)},
         embeddings=rng.normal(size=(n, width)) + shift,
-        count=rng.geometric(0.5, n) if counts else np.ones(n, dtype=np.int64))
+        count=rng.geometric(0.5, n) if counts else np.ones(n, dtype=np.int64),
+    )
 
 
 def take(whole, index):
-    return DriftSample(class_probs=whole.class_probs[index], embeddings=whole.embeddings[index],
-                       stats={name: values[index] for name, values in whole.stats.items()}, count=whole.count[index])
+    return DriftSample(
+        class_probs=whole.class_probs[index],
+        embeddings=whole.embeddings[index],
+        stats={name: values[index] for name, values in whole.stats.items()},
+        count=whole.count[index],
+    )
 
 
 def test_two_halves_of_one_snapshot_raise_no_alarm():
@@ -63,11 +78,14 @@ def test_shifted_classes_raise_the_alarm(seed):
     assert "classes moved" in report.findings[0].sentence
 
 
-@pytest.mark.parametrize(("change", "alarms", "recommendation"), [
-    ({"length": 80.0}, ["input:characters"], "relabel"),
-    ({"shift": 0.6}, ["embeddings"], "retrain"),
-    ({"length": 80.0, "classes": (0.1, 0.2, 0.3, 0.4)}, ["classes", "input:characters"], "retrain"),
-])
+@pytest.mark.parametrize(
+    ("change", "alarms", "recommendation"),
+    [
+        ({"length": 80.0}, ["input:characters"], "relabel"),
+        ({"shift": 0.6}, ["embeddings"], "retrain"),
+        ({"length": 80.0, "classes": (0.1, 0.2, 0.3, 0.4)}, ["classes", "input:characters"], "retrain"),
+    ],
+)
 def test_each_change_is_named_and_weighed(change, alarms, recommendation):
     """Longer inputs, other embeddings, two kinds at once: each by its name, each with the rule's consequence."""
     rng = np.random.default_rng(5)
@@ -79,8 +97,10 @@ def test_each_change_is_named_and_weighed(change, alarms, recommendation):
 def test_a_sure_trifle_is_no_alarm():
     """With many rows a shift of a thousandth of a nat is certain, and still too little to matter."""
     rng = np.random.default_rng(0)
-    bare = [DriftSample(class_probs=s.class_probs, stats={}, embeddings=None, count=s.count)
-            for s in (sample(rng, 4000), sample(rng, 4000, classes=(0.36, 0.34, 0.2, 0.1)))]
+    bare = [
+        DriftSample(class_probs=s.class_probs, stats={}, embeddings=None, count=s.count)
+        for s in (sample(rng, 4000), sample(rng, 4000, classes=(0.36, 0.34, 0.2, 0.1)))
+    ]
     report = compare(*bare, CONFIG, 0)
     assert report.findings[0].p_value <= 0.01 and not report.alarm
     assert "too little to matter" in report.findings[0].sentence
@@ -104,15 +124,18 @@ def test_rows_in_both_samples_do_not_hide_the_new_ones():
     mixed = DriftSample(
         class_probs=np.concatenate([whole.class_probs[:200], new.class_probs]),
         stats={k: np.concatenate([v[:200], new.stats[k]]) for k, v in whole.stats.items()},
-        embeddings=np.concatenate([whole.embeddings[:200], new.embeddings]), count=np.ones(400, dtype=np.int64))
+        embeddings=np.concatenate([whole.embeddings[:200], new.embeddings]),
+        count=np.ones(400, dtype=np.int64),
+    )
     report = compare(whole, mixed, CONFIG, 0)
     assert [f.name for f in report.findings if f.alarm] == ["embeddings"]
 
 
 def test_the_same_seed_gives_the_same_report_and_json_keeps_it():
     """A report is a function of samples, config and seed, and survives JSON."""
-    first, second = (compare(sample(np.random.default_rng(0)), sample(np.random.default_rng(1)), CONFIG, 9)
-                     for _ in range(2))
+    first, second = (
+        compare(sample(np.random.default_rng(0)), sample(np.random.default_rng(1)), CONFIG, 9) for _ in range(2)
+    )
     assert first == second == DriftReport.from_json(first.to_json())
 
 
@@ -141,7 +164,10 @@ def test_text_statistics():
     """Characters, words, and the share of characters outside ASCII."""
     found = input_statistics(pa.table({"text": ["ab c", "häß", ""]}), "text")
     assert {k: list(v) for k, v in found.items()} == {
-        "characters": [4, 3, 0], "words": [2, 1, 0], "non_ascii_share": [0, 2 / 3, 0]}
+        "characters": [4, 3, 0],
+        "words": [2, 1, 0],
+        "non_ascii_share": [0, 2 / 3, 0],
+    }
 
 
 def test_image_statistics():
@@ -154,13 +180,19 @@ def test_image_statistics():
         data.append(buffer.getvalue())
     found = input_statistics(pa.table({"image": pa.array(data, pa.large_binary())}), "image")
     assert {k: list(v) for k, v in found.items()} == {
-        "brightness": [0.5, 1], "contrast": [0.5, 0], "edges": [1, 0], "pixels": [4, 3]}
+        "brightness": [0.5, 1],
+        "contrast": [0.5, 0],
+        "edges": [1, 0],
+        "pixels": [4, 3],
+    }
     with pytest.raises(EvaluationError, match="row 0 cannot be decoded"):
         input_statistics(pa.table({"image": pa.array([b"no image"], pa.large_binary())}), "image")
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"n": 5}, "at least 20 rows"), ({"classes": (0.5, 0.5)}, "4 and 2 classes"), ({"width": 3}, "width 8 and 3")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"n": 5}, "at least 20 rows"), ({"classes": (0.5, 0.5)}, "4 and 2 classes"), ({"width": 3}, "width 8 and 3")],
+)
 def test_incomparable_samples_are_refused(change, message):
     """Too few rows, other classes, other embeddings."""
     rng = np.random.default_rng(0)

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.measures.efficiency import (BATCHES, WARM_UP, Runner, bytes_of_folder, count_parameters, measure_efficiency)
+from ray_distill.evaluation.measures.efficiency import (
+    BATCHES,
+    WARM_UP,
+    Runner,
+    bytes_of_folder,
+    count_parameters,
+    measure_efficiency,
+)
 
 
 def runner(run, parameters=1):
@@ -19,19 +26,29 @@ def test_models_take_turns_on_the_same_inputs():
     asked = []
     runners = {name: runner(lambda index, name=name: asked.append((name, tuple(index)))) for name in "ab"}
     measure_efficiency(runners, examples=3, requests=4, batch=2)
-    singles = [(name, index) for name, index in asked if len(index) == 1][2 * WARM_UP:]
-    assert singles == [("a", (0,)), ("b", (0,)), ("b", (1,)), ("a", (1,)),
-                       ("a", (2,)), ("b", (2,)), ("b", (0,)), ("a", (0,))]
+    singles = [(name, index) for name, index in asked if len(index) == 1][2 * WARM_UP :]
+    assert singles == [
+        ("a", (0,)),
+        ("b", (0,)),
+        ("b", (1,)),
+        ("a", (1,)),
+        ("a", (2,)),
+        ("b", (2,)),
+        ("b", (0,)),
+        ("a", (0,)),
+    ]
     batches = [index for name, index in asked if len(index) == 2 and name == "a"][WARM_UP:]
     assert len(batches) == BATCHES and batches[:3] == [(0, 1), (2, 0), (1, 2)]
 
 
 def test_latency_and_throughput_are_those_of_the_model():
     """A model that takes 2 ms a request and 4 ms a batch of 8 shows both; the quick one is quicker."""
+
     def slow(index):
         end = time.perf_counter() + (0.002 if len(index) == 1 else 0.004)
         while time.perf_counter() < end:
             pass
+
     found = measure_efficiency({"slow": runner(slow, 9), "quick": runner(len, 2)}, examples=5, requests=20, batch=8)
     assert 2 <= found["slow"].latency_ms_p50 <= found["slow"].latency_ms_p95
     assert found["slow"].examples_per_second <= 2000 < found["quick"].examples_per_second

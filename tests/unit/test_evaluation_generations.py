@@ -11,7 +11,15 @@ from ray_distill.config import TeacherConfig
 from ray_distill.config.judge import EvaluationConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import EvaluationError, ModelError
-from ray_distill.evaluation.predict.side_by_side import (FROM_TEST, Written, choose_prompts, from_json, greedy, to_json, write_side_by_side)
+from ray_distill.evaluation.predict.side_by_side import (
+    FROM_TEST,
+    Written,
+    choose_prompts,
+    from_json,
+    greedy,
+    to_json,
+    write_side_by_side,
+)
 from ray_distill.models.io.load import load_model
 from ray_distill.testing.models import tiny_text_processor, write_tiny_causal_model
 
@@ -32,8 +40,12 @@ def folders(tmp_path_factory):
 
 
 def loaded(folders, **language):
-    return {arm: load_model(TeacherConfig(model=folder, max_length=100, language=LanguageConfig(**language)),
-                            task="causal_lm") for arm, folder in folders.items()}
+    return {
+        arm: load_model(
+            TeacherConfig(model=folder, max_length=100, language=LanguageConfig(**language)), task="causal_lm"
+        )
+        for arm, folder in folders.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +83,7 @@ def test_each_model_goes_on_as_transformers_own_greedy_decoding(texts):
         for arm, model in texts.items():
             ids = torch.tensor([prompt.ids_L.tolist()])
             found = model.module.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12)
-            wanted = model.processor.tokenizer.decode(found[0, ids.shape[1]:], skip_special_tokens=True)
+            wanted = model.processor.tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True)
             assert item.answers[arm] == wanted
     assert item.answers["teacher"] != item.answers["student"]
 
@@ -84,7 +96,8 @@ def test_an_answer_ends_at_its_end_or_the_limit(texts):
     assert greedy(model, ids, stops=frozenset(free[4:5]), new_tokens=9) == free[: free.index(free[4])]
     (item,) = write_side_by_side({"teacher": model}, choose(texts, ["x" * 98]), new_tokens=9)
     assert item.answers["teacher"] == model.processor.tokenizer.decode(
-        greedy(model, choose(texts, ["x" * 98])[0].ids_L.tolist(), stops=frozenset(), new_tokens=2))
+        greedy(model, choose(texts, ["x" * 98])[0].ids_L.tolist(), stops=frozenset(), new_tokens=2)
+    )
 
 
 def test_documents_are_continued_from_their_beginnings(texts):
@@ -113,7 +126,9 @@ def test_a_conversation_of_the_test_split_stops_before_the_last_answer(chats):
     rows = [[ASK, SAY, THANK], [ASK], [SAY, ASK], [turn("user", "z" * 99), SAY], [ASK, SAY, THANK, SAY]]
     prompts = choose(chats, "test", ["no JSON", *map(json.dumps, rows)])
     assert [(item.shown, item.reference) for item in prompts] == [
-        ("user: hi", "yo"), ("user: hi\nassistant: yo\nuser: thanks", "yo")]
+        ("user: hi", "yo"),
+        ("user: hi\nassistant: yo\nuser: thanks", "yo"),
+    ]
 
 
 def test_in_a_conversation_any_special_token_ends_an_answer(chats):
@@ -138,17 +153,23 @@ class Says(torch.nn.Module):
         return type("Output", (), {"logits": self.one[token].expand(1, input_ids.shape[1], -1)})()
 
 
-@pytest.mark.parametrize(("asked", "why"), [
-    ("", "has 0 tokens"), ("x" * 100, "has 100 tokens, and the model reads 100: nothing can follow")])
+@pytest.mark.parametrize(
+    ("asked", "why"), [("", "has 0 tokens"), ("x" * 100, "has 100 tokens, and the model reads 100: nothing can follow")]
+)
 def test_a_text_that_cannot_be_continued_is_refused(texts, asked, why):
     """Empty, or as long as the model reads."""
     with pytest.raises(ModelError, match=why):
         choose(texts, [asked])
 
 
-@pytest.mark.parametrize(("asked", "why"), [
-    ([turn("robot", "hi")], "unknown role 'robot'"), ([SAY], "nothing comes before the assistant's message"),
-    ({"text": "hi"}, "no conversation")])
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        ([turn("robot", "hi")], "unknown role 'robot'"),
+        ([SAY], "nothing comes before the assistant's message"),
+        ({"text": "hi"}, "no conversation"),
+    ],
+)
 def test_a_conversation_that_cannot_be_continued_is_refused(chats, asked, why):
     """JSON that is no conversation is a mistake, not something a user says."""
     with pytest.raises(ModelError, match=why):
@@ -166,8 +187,10 @@ def test_a_model_without_a_tokenizer_cannot_write(texts):
 
 def test_the_artifact_holds_everything_and_reads_back():
     """Prompts, answers by arm, references, and how they were decoded."""
-    written = (Written(prompt="a", answers={"teacher": "b", "student": "c"}, reference="d"),
-               Written(prompt="e", answers={"teacher": "", "student": "f"}))
+    written = (
+        Written(prompt="a", answers={"teacher": "b", "student": "c"}, reference="d"),
+        Written(prompt="e", answers={"teacher": "", "student": "f"}),
+    )
     value = json.loads(json.dumps(to_json(written, new_tokens=8)))
     assert (value["decoding"], value["new_tokens"]) == ("greedy", 8)
     assert from_json(value) == written

@@ -20,16 +20,34 @@ from ray_distill.testing.models import write_tiny_causal_model
 needs_lm_eval = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs the extra lm-eval")
 
 ROWS = [{"question": f"is {n} even?", "label": n % 2, "text": f"number {n} is a number " * (n + 1)} for n in range(6)]
-SAME = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "rows.jsonl"}}, "test_split": "test",
-        "metadata": {"version": 1.0}}
+SAME = {
+    "dataset_path": "json",
+    "dataset_kwargs": {"data_files": {"test": "rows.jsonl"}},
+    "test_split": "test",
+    "metadata": {"version": 1.0},
+}
 TASKS = {
-    "even": {"output_type": "multiple_choice", "doc_to_text": "{{question}}", "doc_to_choice": [" yes", " no"],
-             "doc_to_target": "label", "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}]},
-    "texts": {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}",
-              "metric_list": [{"metric": "word_perplexity"}, {"metric": "bits_per_byte"}]},
-    "write": {"output_type": "generate_until", "doc_to_text": "{{question}}", "doc_to_target": "x",
-              "generation_kwargs": {"until": ["q"], "max_gen_toks": 5, "do_sample": False},
-              "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]}}
+    "even": {
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": [" yes", " no"],
+        "doc_to_target": "label",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    },
+    "texts": {
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
+        "metric_list": [{"metric": "word_perplexity"}, {"metric": "bits_per_byte"}],
+    },
+    "write": {
+        "output_type": "generate_until",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "x",
+        "generation_kwargs": {"until": ["q"], "max_gen_toks": 5, "do_sample": False},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    },
+}
 
 
 @pytest.fixture
@@ -45,8 +63,10 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
-    return {arm: load_model(str(write_tiny_causal_model(root / arm, seed)), task="causal_lm")
-            for seed, arm in enumerate(("teacher", "student"))}
+    return {
+        arm: load_model(str(write_tiny_causal_model(root / arm, seed)), task="causal_lm")
+        for seed, arm in enumerate(("teacher", "student"))
+    }
 
 
 def run(models, folder, tasks, **options):
@@ -68,8 +88,16 @@ def test_choices_are_scored_by_their_likelihood(models, folder):
     found = run(models, folder, ["even"])
     assert list(found) == list(models)
     for arm, model in models.items():
-        right = [np.argmax([log_likelihood(model, model.processor.tokenizer(row["question"])["input_ids"], answer)
-                            for answer in (" yes", " no")]) == row["label"] for row in ROWS]
+        right = [
+            np.argmax(
+                [
+                    log_likelihood(model, model.processor.tokenizer(row["question"])["input_ids"], answer)
+                    for answer in (" yes", " no")
+                ]
+            )
+            == row["label"]
+            for row in ROWS
+        ]
         estimate = found[arm]["lm_eval_even_acc"]
         assert estimate.value == pytest.approx(np.mean(right)) and estimate.n == len(ROWS)
         assert set(found[arm]) == {"lm_eval_even_acc", "lm_eval_even_acc_norm"}
@@ -105,8 +133,9 @@ def test_what_cannot_be_run_is_said(models, folder):
     with pytest.raises(EvaluationError, match="has no task hellaswag; it has even, texts, write"):
         run(models, folder, ["hellaswag"])
     with open(f"{folder}/lost.yaml", "w") as file:
-        yaml.safe_dump({**SAME, **TASKS["even"], "task": "lost", "dataset_kwargs": {
-            "data_files": {"test": "lost.jsonl"}}}, file)
+        yaml.safe_dump(
+            {**SAME, **TASKS["even"], "task": "lost", "dataset_kwargs": {"data_files": {"test": "lost.jsonl"}}}, file
+        )
     with pytest.raises(EvaluationError, match="cannot be run on .*lost.jsonl"):
         run(models, folder, ["lost"])
     with open(f"{folder}/long.yaml", "w") as file:
@@ -128,9 +157,21 @@ def test_the_package_is_optional(models, folder, monkeypatch):
 
 def test_results_become_estimates():
     """A standard error is a normal interval; filters are part of the name; what is no number is left out."""
-    found = _read({"results": {"sums": {
-        "alias": "sums", "acc,none": 0.5, "acc_stderr,none": 0.1, "exact_match,strict": 0.25,
-        "exact_match_stderr,strict": "N/A", "sample_len": 6}}, "n-samples": {"sums": {"effective": 6}}})
+    found = _read(
+        {
+            "results": {
+                "sums": {
+                    "alias": "sums",
+                    "acc,none": 0.5,
+                    "acc_stderr,none": 0.1,
+                    "exact_match,strict": 0.25,
+                    "exact_match_stderr,strict": "N/A",
+                    "sample_len": 6,
+                }
+            },
+            "n-samples": {"sums": {"effective": 6}},
+        }
+    )
     assert set(found) == {"lm_eval_sums_acc", "lm_eval_sums_exact_match_strict"}
     estimate = found["lm_eval_sums_acc"]
     assert (estimate.value, estimate.n) == (0.5, 6)

@@ -6,13 +6,19 @@ import pytest
 
 from ray_distill.artifacts import Efficiency, EvalReport, LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.report.assemble import Measured, Resampling, judge
 from ray_distill.evaluation.measures.classification import measure_classification
 from ray_distill.evaluation.measures.predictions import join_predictions
 from ray_distill.evaluation.measures.robustness import corrupted_views, measure_robustness
+from ray_distill.evaluation.report.assemble import Measured, Resampling, judge
 
-STUDENT = StudentRef(url="s", fingerprint="f", arm="student", labels=LabelSetRef(
-    store="l", fingerprint="g", log_length=1, log_digest="d", snapshot=SnapshotRef(url="u", fingerprint="h")))
+STUDENT = StudentRef(
+    url="s",
+    fingerprint="f",
+    arm="student",
+    labels=LabelSetRef(
+        store="l", fingerprint="g", log_length=1, log_digest="d", snapshot=SnapshotRef(url="u", fingerprint="h")
+    ),
+)
 EFFICIENCY = Efficiency(parameters=1, bytes_on_disk=4, latency_ms_p50=1, latency_ms_p95=2, examples_per_second=9)
 RESAMPLING = Resampling(seed=0, bootstrap=100, bins=10)
 
@@ -23,12 +29,15 @@ def log_softmax(logits):
 
 def snapshot(n=300, seed=0):
     rng = np.random.default_rng(seed)
-    return pa.table({
-        "row_id": pa.array([i.to_bytes(16, "big") for i in range(n)], pa.binary(16)),
-        "text": [f"row {i}" for i in range(n)],
-        "label": pa.array(rng.integers(3, size=n), pa.int32()),
-        "count": pa.array(rng.integers(1, 3, size=n), pa.int64()),
-        "locale": ([None] * 20 + ["de"] * 40 + ["en"] * n)[:n]})
+    return pa.table(
+        {
+            "row_id": pa.array([i.to_bytes(16, "big") for i in range(n)], pa.binary(16)),
+            "text": [f"row {i}" for i in range(n)],
+            "label": pa.array(rng.integers(3, size=n), pa.int32()),
+            "count": pa.array(rng.integers(1, 3, size=n), pa.int64()),
+            "locale": ([None] * 20 + ["de"] * 40 + ["en"] * n)[:n],
+        }
+    )
 
 
 def answers(rows, signal, seed=1):
@@ -41,8 +50,14 @@ def answers(rows, signal, seed=1):
 
 def judged(rows, slices=(), **signals):
     teacher = answers(rows, signals["teacher"])
-    models = {arm: Measured(url=arm, efficiency=EFFICIENCY, predictions=join_predictions(
-        rows, answers(rows, signal), teacher=teacher, slices=slices)) for arm, signal in signals.items()}
+    models = {
+        arm: Measured(
+            url=arm,
+            efficiency=EFFICIENCY,
+            predictions=join_predictions(rows, answers(rows, signal), teacher=teacher, slices=slices),
+        )
+        for arm, signal in signals.items()
+    }
     return judge(models, student=STUDENT, url="r", measure=measure_classification, resampling=RESAMPLING, slices=slices)
 
 
@@ -58,9 +73,14 @@ def test_the_report_holds_every_arm_and_its_paired_differences():
     assert EvalReport.from_json(report.to_json()) == report
 
 
-@pytest.mark.parametrize(("student", "hard", "words"), [
-    (2.0, 2.0, "Soft labels did not beat hard teacher labels"), (1.0, 2.0, "Soft labels did worse than hard"),
-    (2.0, 1.0, "Soft labels beat hard")])
+@pytest.mark.parametrize(
+    ("student", "hard", "words"),
+    [
+        (2.0, 2.0, "Soft labels did not beat hard teacher labels"),
+        (1.0, 2.0, "Soft labels did worse than hard"),
+        (2.0, 1.0, "Soft labels beat hard"),
+    ],
+)
 def test_notes_say_whether_soft_labels_earned_their_place(student, hard, words):
     """An interval that holds 0 is 'did not beat', said plainly."""
     report = judged(snapshot(), teacher=3.0, student=student, baseline_teacher_hard_labels=hard)
@@ -137,9 +157,11 @@ def test_robustness_falls_with_severity_and_is_reproducible():
 def test_damage_depends_on_rows_kind_severity_and_seed_only():
     """Another seed is other damage; adding a second corruption leaves the first as it was."""
     rows = snapshot(20)
+
     def noise(seed, names=("a",)):
         views = corrupted_views(rows, dict.fromkeys(names, shuffle_label), (1, 2), seed=seed)
         return {(name, severity): table["noise"].to_pylist() for name, severity, table in views}
+
     assert noise(0)["a", 1] == noise(0, ("a", "b"))["a", 1] != noise(1)["a", 1]
     assert noise(0, ("a", "b"))["a", 1] != noise(0, ("a", "b"))["b", 1]
 

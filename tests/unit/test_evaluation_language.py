@@ -7,7 +7,14 @@ import pyarrow as pa
 import pytest
 
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.measures.language_model import (BUCKETS, compare_language, measure_language, read_documents, reliability, sum_by_document)
+from ray_distill.evaluation.measures.language_model import (
+    BUCKETS,
+    compare_language,
+    measure_language,
+    read_documents,
+    reliability,
+    sum_by_document,
+)
 
 OPTIONS = {"seed": 0, "bootstrap": 200, "bins": 10}
 VALUES = ("nll", "correct", "entropy", "confidence", "kl_from_teacher", "agreement", "teacher_entropy", "tail_gap")
@@ -28,9 +35,13 @@ def table(lengths, *, seed=0, counts=None, without=(), **replaced):
     values, document_P, position_P = positions(lengths, seed)
     values = {name: found for name, found in {**values, **replaced}.items() if name not in without}
     sums = sum_by_document(values, document_P=document_P, position_P=position_P, documents=len(lengths), bins=10)
-    return pa.table({
-        "row_id": pa.array([i.to_bytes(16, "big") for i in range(len(lengths))], pa.binary(16)),
-        "count": pa.array(counts if counts is not None else [1] * len(lengths), pa.int64()), **sums})
+    return pa.table(
+        {
+            "row_id": pa.array([i.to_bytes(16, "big") for i in range(len(lengths))], pa.binary(16)),
+            "count": pa.array(counts if counts is not None else [1] * len(lengths), pa.int64()),
+            **sums,
+        }
+    )
 
 
 def test_every_mean_is_over_tokens_weighted_by_count():
@@ -39,8 +50,13 @@ def test_every_mean_is_over_tokens_weighted_by_count():
     values, document_P, _ = positions(lengths)
     weight_P = np.array(counts)[document_P]
     found = measure_language(table(lengths, counts=counts), **OPTIONS)
-    for name, column in (("nll", "nll"), ("accuracy", "correct"), ("agreement", "agreement"),
-                         ("kl_from_teacher", "kl_from_teacher"), ("tail_mass_gap", "tail_gap")):
+    for name, column in (
+        ("nll", "nll"),
+        ("accuracy", "correct"),
+        ("agreement", "agreement"),
+        ("kl_from_teacher", "kl_from_teacher"),
+        ("tail_mass_gap", "tail_gap"),
+    ):
         assert found[name].value == pytest.approx(np.average(values[column], weights=weight_P), rel=1e-12)
     assert found["perplexity"].value == pytest.approx(math.exp(found["nll"].value), rel=1e-12)
     gap = np.average(values["entropy"] - values["teacher_entropy"], weights=weight_P)
@@ -137,9 +153,11 @@ def test_what_cannot_be_is_an_error_that_names_it():
     nll = np.full(11, 1.0)
     nll[6] = np.nan
     for predictions, options, words in (
-            (good.slice(0, 0), OPTIONS, "no predictions"), (table([5, 6], nll=nll), OPTIONS, "nll of document 1"),
-            (good, {**OPTIONS, "bins": 15}, "10 calibration bins, 15"),
-            (good.drop_columns("nll"), OPTIONS, "lack nll")):
+        (good.slice(0, 0), OPTIONS, "no predictions"),
+        (table([5, 6], nll=nll), OPTIONS, "nll of document 1"),
+        (good, {**OPTIONS, "bins": 15}, "10 calibration bins, 15"),
+        (good.drop_columns("nll"), OPTIONS, "lack nll"),
+    ):
         with pytest.raises(EvaluationError, match=words):
             measure_language(predictions, **options)
     with pytest.raises(EvaluationError, match="row ids"):
@@ -150,8 +168,11 @@ def test_what_cannot_be_is_an_error_that_names_it():
 
 def test_reliability_reads_the_histogram():
     """Mean confidence and accuracy of the bins that hold tokens, and shares that sum to 1."""
-    confidence, accuracy, share = reliability(read_documents(table(
-        [4], confidence=np.array([0.05, 0.07, 0.95, 0.97]), correct=np.array([0.0, 1.0, 1.0, 1.0])), 10))
+    confidence, accuracy, share = reliability(
+        read_documents(
+            table([4], confidence=np.array([0.05, 0.07, 0.95, 0.97]), correct=np.array([0.0, 1.0, 1.0, 1.0])), 10
+        )
+    )
     assert confidence == pytest.approx([0.06, 0.96])
     assert accuracy == pytest.approx([0.5, 1.0])
     assert share == pytest.approx([0.5, *[0.0] * 8, 0.5])

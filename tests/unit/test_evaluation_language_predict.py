@@ -12,12 +12,12 @@ import torch
 from ray_distill.config import TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.predict import language_model
 from ray_distill.evaluation.measures.language_model import ALONE, BESIDE, BUCKETS, TAIL_TOP, measure_language
+from ray_distill.evaluation.measures.predictions import join_predictions
+from ray_distill.evaluation.predict import language_model
+from ray_distill.evaluation.predict.classification import predict_all, predictor
 from ray_distill.evaluation.predict.language_model import batches, encode_for_all, predict_documents
 from ray_distill.evaluation.predict.panels import ClassPanel, LanguagePanel
-from ray_distill.evaluation.predict.classification import predict_all, predictor
-from ray_distill.evaluation.measures.predictions import join_predictions
 from ray_distill.models.io.load import load_model
 from ray_distill.tasks.catalogue import LABEL_TASKS, TASKS
 from ray_distill.testing.labels import row_id
@@ -26,14 +26,21 @@ from ray_distill.testing.models import write_tiny_causal_model, write_tiny_text_
 TASK = LABEL_TASKS["causal_lm"]
 BINS = 10
 TEXTS = ["the cat sat on the mat", "a", "no", "an owl; " * 9, "Ünï 🎈", "nine lives, nine tails"]
-CHAT = [json.dumps([{"role": "user", "content": ask}, {"role": "assistant", "content": say}])
-        for ask, say in (("hello there", "good day"), ("why", "because it is so"), ("bye", "farewell"))]
+CHAT = [
+    json.dumps([{"role": "user", "content": ask}, {"role": "assistant", "content": say}])
+    for ask, say in (("hello there", "good day"), ("why", "because it is so"), ("bye", "farewell"))
+]
 
 
 def rows_of(texts):
-    return pa.table({"row_id": pa.array([row_id(n) for n in range(len(texts))], pa.binary(16)), "text": texts,
-                     "count": pa.array(range(1, len(texts) + 1), pa.int64()),
-                     "locale": [("de", "en")[n % 2] for n in range(len(texts))]})
+    return pa.table(
+        {
+            "row_id": pa.array([row_id(n) for n in range(len(texts))], pa.binary(16)),
+            "text": texts,
+            "count": pa.array(range(1, len(texts) + 1), pa.int64()),
+            "locale": [("de", "en")[n % 2] for n in range(len(texts))],
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +51,10 @@ def folders(tmp_path_factory):
 
 def loaded(folders, **language):
     arms = ("teacher", "student", "champion")
-    return {arm: load_model(TeacherConfig(model=folder, language=LanguageConfig(**language)), task="causal_lm")
-            for arm, folder in zip(arms, folders, strict=True)}
+    return {
+        arm: load_model(TeacherConfig(model=folder, language=LanguageConfig(**language)), task="causal_lm")
+        for arm, folder in zip(arms, folders, strict=True)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +83,25 @@ def plain_sums(student, teacher, ids, answered):
         q, p = np.exp(logq[place]), np.exp(logp[place])
         top, kl = np.argsort(-p)[:TAIL_TOP], float((p * (logp[place] - logq[place])).sum())
         right = q.argmax() == ids[place + 1]
-        for name, value in (("nll", -logq[place][ids[place + 1]]), ("correct", right), ("kl_from_teacher", kl),
-                            ("entropy", -(q * logq[place]).sum()), ("agreement", q.argmax() == p.argmax()),
-                            ("teacher_entropy", -(p * logp[place]).sum()), ("tail_gap", p[top].sum() - q[top].sum())):
+        for name, value in (
+            ("nll", -logq[place][ids[place + 1]]),
+            ("correct", right),
+            ("kl_from_teacher", kl),
+            ("entropy", -(q * logq[place]).sum()),
+            ("agreement", q.argmax() == p.argmax()),
+            ("teacher_entropy", -(p * logp[place]).sum()),
+            ("tail_gap", p[top].sum() - q[top].sum()),
+        ):
             found[name] += float(value)
         bins[:, int(q.max() * BINS)] += 1, q.max(), right
         buckets[:, [start <= place < stop for start, stop in BUCKETS.values()].index(True)] += 1, kl
-    return found | {"bin_tokens": bins[0], "bin_confidence": bins[1], "bin_correct": bins[2],
-                    "bucket_tokens": buckets[0], "bucket_kl_from_teacher": buckets[1]}
+    return found | {
+        "bin_tokens": bins[0],
+        "bin_confidence": bins[1],
+        "bin_correct": bins[2],
+        "bucket_tokens": buckets[0],
+        "bucket_kl_from_teacher": buckets[1],
+    }
 
 
 def check_sums(models, texts, used):
@@ -247,8 +267,10 @@ def test_a_timed_run_answers_every_document(models):
 def test_classifiers_answer_as_they_did_without_a_panel(tmp_path):
     """The same table as joining every model's predictions, for the rows that all accept."""
     task = TASKS["text_classification"]
-    models = {arm: load_model(str(write_tiny_text_model(tmp_path / arm, ["no", "yes"], seed)), task=task.name)
-              for seed, arm in enumerate(("teacher", "student"))}
+    models = {
+        arm: load_model(str(write_tiny_text_model(tmp_path / arm, ["no", "yes"], seed)), task=task.name)
+        for seed, arm in enumerate(("teacher", "student"))
+    }
     panel = ClassPanel(task=task, models=models, classes=("yes", "no"), batch=2)
     texts = ["good film", "", "bad", "so so"]
     rows = rows_of(texts).append_column("label", pa.array([0, 1, None, 1], pa.int32()))

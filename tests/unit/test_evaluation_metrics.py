@@ -47,7 +47,8 @@ def test_metrics_equal_scikit_learn_with_counts_as_weights():
     predicted, p = logits.argmax(1), np.exp(log_softmax(logits))
     assert measured["accuracy"].value == pytest.approx(accuracy_score(labels, predicted, sample_weight=counts))
     assert measured["macro_f1"].value == pytest.approx(
-        f1_score(labels, predicted, average="macro", sample_weight=counts))
+        f1_score(labels, predicted, average="macro", sample_weight=counts)
+    )
     assert measured["nll"].value == pytest.approx(log_loss(labels, p, sample_weight=counts), rel=1e-5)
     assert {name: e.n for name, e in measured.items()} == dict.fromkeys(("accuracy", "macro_f1", "nll", "ece"), 400)
 
@@ -159,18 +160,29 @@ def test_a_model_against_itself_differs_by_nothing_but_is_not_certain():
     assert difference["nll"].value == 0
 
 
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda: table(np.zeros((0, 2)), []), "no predictions"),
-    (lambda: table([[0.0, 0.0]], [0]).set_column(1, "logp", pa.array([[math.nan, 0.0]], pa.list_(pa.float32()))),
-     "not a number"),
-    (lambda: table([[0.0, 0.0]], [2]), "outside the model's 2 classes"),
-    (lambda: table([[0.0, 0.0]], [0], [0]), "counts must be positive"),
-    (lambda: table([[0.0, 0.0]], teacher=[[0.0, 0.0, 0.0]]), "teacher answers with 3 classes"),
-    (lambda: table([[0.0, 0.0]], [0]).set_column(1, "logp", pa.array([[3.0, 4.0]], pa.list_(pa.float32()))),
-     "not logits"),
-    (lambda: table([[0.0, 0.0], [0.0, 0.0]], [0, 0]).set_column(
-        1, "logp", pa.array([[0.0], [-0.7, -0.7]], pa.list_(pa.float32()))), "same number of classes"),
-])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: table(np.zeros((0, 2)), []), "no predictions"),
+        (
+            lambda: table([[0.0, 0.0]], [0]).set_column(1, "logp", pa.array([[math.nan, 0.0]], pa.list_(pa.float32()))),
+            "not a number",
+        ),
+        (lambda: table([[0.0, 0.0]], [2]), "outside the model's 2 classes"),
+        (lambda: table([[0.0, 0.0]], [0], [0]), "counts must be positive"),
+        (lambda: table([[0.0, 0.0]], teacher=[[0.0, 0.0, 0.0]]), "teacher answers with 3 classes"),
+        (
+            lambda: table([[0.0, 0.0]], [0]).set_column(1, "logp", pa.array([[3.0, 4.0]], pa.list_(pa.float32()))),
+            "not logits",
+        ),
+        (
+            lambda: table([[0.0, 0.0], [0.0, 0.0]], [0, 0]).set_column(
+                1, "logp", pa.array([[0.0], [-0.7, -0.7]], pa.list_(pa.float32()))
+            ),
+            "same number of classes",
+        ),
+    ],
+)
 def test_unusable_predictions_are_refused(make, message):
     """Each impossible table is an error that says what is wrong with it."""
     with pytest.raises(EvaluationError, match=message):

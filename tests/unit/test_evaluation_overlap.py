@@ -17,10 +17,14 @@ ANSWERS = ["the cat lay on a mat", "the owl flies at night", "a river runs", ""]
 
 
 def table(answers, references, counts=None):
-    return pa.table({
-        "row_id": pa.array([n.to_bytes(16, "big") for n in range(len(answers))], pa.binary(16)),
-        "count": pa.array(counts or [1] * len(answers), pa.int64()),
-        "written": pa.array(answers, pa.string()), "reference": pa.array(references, pa.string())})
+    return pa.table(
+        {
+            "row_id": pa.array([n.to_bytes(16, "big") for n in range(len(answers))], pa.binary(16)),
+            "count": pa.array(counts or [1] * len(answers), pa.int64()),
+            "written": pa.array(answers, pa.string()),
+            "reference": pa.array(references, pa.string()),
+        }
+    )
 
 
 def values(*args, **options):
@@ -59,8 +63,9 @@ def test_the_same_text_is_perfect_and_another_is_nothing():
         assert [found[name].value for name in ("rouge1", "rouge_l")] == [share, share]
         if share:
             assert found["chrf"].value == pytest.approx(100) and found["rouge2"].value == pytest.approx(1)
-        assert all(0 <= item.low <= item.value <= item.high <= (100 if name == "chrf" else 1)
-                   for name, item in found.items())
+        assert all(
+            0 <= item.low <= item.value <= item.high <= (100 if name == "chrf" else 1) for name, item in found.items()
+        )
 
 
 def test_a_document_weighs_its_count():
@@ -95,8 +100,10 @@ def test_intervals_are_over_documents_and_differences_are_paired():
 def test_what_cannot_be_measured_is_said(monkeypatch):
     """No documents, a missing text, other documents, and packages that are not there."""
     whole = table(ANSWERS, REFERENCES)
-    for predictions, why in ((whole.slice(0, 0), "no generated texts"),
-                             (table(["a", None], ["b", "c"]), "written is missing in 1 of 2")):
+    for predictions, why in (
+        (whole.slice(0, 0), "no generated texts"),
+        (table(["a", None], ["b", "c"]), "written is missing in 1 of 2"),
+    ):
         with pytest.raises(EvaluationError, match=why):
             measure_overlap(predictions, **OPTIONS)
     with pytest.raises(EvaluationError, match="differ in row_id"):

@@ -9,19 +9,28 @@ import pytest
 
 from ray_distill.artifacts import Decision, Efficiency, LabelSetRef, SnapshotRef, StudentRef, Verdict
 from ray_distill.config import CostConfig, DriftConfig, GateConfig
-from ray_distill.evaluation.report import plots
+from ray_distill.evaluation.measures.classification import measure_classification, read_scores
 from ray_distill.evaluation.measures.cost import cost_report, stage_cost
 from ray_distill.evaluation.measures.drift import DriftSample, compare
-from ray_distill.evaluation.report.assemble import Measured, Resampling, judge
-from ray_distill.evaluation.measures.classification import measure_classification, read_scores
 from ray_distill.evaluation.measures.predictions import join_predictions
-from ray_distill.evaluation.report.html import render_report, report_figures
 from ray_distill.evaluation.measures.robustness import measure_robustness
+from ray_distill.evaluation.report import plots
+from ray_distill.evaluation.report.assemble import Measured, Resampling, judge
+from ray_distill.evaluation.report.html import render_report, report_figures
 from ray_distill.promotion.gate import decide
 
-STUDENT = StudentRef(url="s3://runs/student", fingerprint="f" * 32, arm="student", labels=LabelSetRef(
-    store="s3://labels", fingerprint="1" * 32, log_length=1, log_digest="d",
-    snapshot=SnapshotRef(url="u", fingerprint="2" * 32)))
+STUDENT = StudentRef(
+    url="s3://runs/student",
+    fingerprint="f" * 32,
+    arm="student",
+    labels=LabelSetRef(
+        store="s3://labels",
+        fingerprint="1" * 32,
+        log_length=1,
+        log_digest="d",
+        snapshot=SnapshotRef(url="u", fingerprint="2" * 32),
+    ),
+)
 RESAMPLING = Resampling(seed=0, bootstrap=100, bins=10)
 SIGNALS = {"teacher": 6.0, "student": 5.2, "baseline_hard_labels": 3.2, "baseline_teacher_hard_labels": 4.8}
 
@@ -32,18 +41,25 @@ def log_softmax(logits):
 
 def snapshot(n, classes):
     rng = np.random.default_rng(0)
-    return pa.table({
-        "row_id": pa.array([i.to_bytes(16, "big") for i in range(n)], pa.binary(16)),
-        "label": pa.array(rng.integers(classes, size=n), pa.int32()), "count": pa.array([1] * n, pa.int64()),
-        "locale": rng.choice(["de", "en", "fr"], size=n)})
+    return pa.table(
+        {
+            "row_id": pa.array([i.to_bytes(16, "big") for i in range(n)], pa.binary(16)),
+            "label": pa.array(rng.integers(classes, size=n), pa.int32()),
+            "count": pa.array([1] * n, pa.int64()),
+            "locale": rng.choice(["de", "en", "fr"], size=n),
+        }
+    )
 
 
 def answers(rows, signal, classes):
     labels = rows["label"].to_numpy()
     noise = rows["noise"].to_numpy() if "noise" in rows.column_names else 0.0
     logits = np.random.default_rng(1).normal(size=(len(labels), classes))
-    logits += np.maximum(signal - noise, 0)[..., None] * np.eye(classes)[labels] if np.ndim(noise) else (
-        signal * np.eye(classes)[labels])
+    logits += (
+        np.maximum(signal - noise, 0)[..., None] * np.eye(classes)[labels]
+        if np.ndim(noise)
+        else (signal * np.eye(classes)[labels])
+    )
     logp = pa.array(list(log_softmax(logits).astype(np.float32)), pa.list_(pa.float32()))
     return pa.table({"row_id": rows["row_id"], "logp": logp})
 
@@ -51,45 +67,80 @@ def answers(rows, signal, classes):
 def damage(strength):
     def corrupt(rows, severity, generator):
         return rows.append_column("noise", pa.array(strength * severity * generator.random(rows.num_rows)))
+
     return corrupt
 
 
 def measured(rows, arm, signal, classes, robust):
     teacher = answers(rows, SIGNALS["teacher"], classes)
     size = 824_000 if arm == "teacher" else 10_234
-    efficiency = Efficiency(parameters=size, bytes_on_disk=4 * size, latency_ms_p50=size / 4e5 + 0.2,
-                            latency_ms_p95=size / 3e5 + 0.3, examples_per_second=4e9 / (size + 1e5))
-    robustness = measure_robustness(
-        rows, {"blur": damage(1.0), "noise": damage(2.0), "shift": damage(0.5)}, (1, 2, 3),
-        predict=lambda table: {arm: answers(table, signal, classes)}, measure=measure_classification, seed=0,
-        bootstrap=100, bins=10)[arm] if robust else {}
-    return Measured(url=arm, efficiency=efficiency, robustness=robustness, predictions=join_predictions(
-        rows, answers(rows, signal, classes), teacher=teacher, slices=("locale",)))
+    efficiency = Efficiency(
+        parameters=size,
+        bytes_on_disk=4 * size,
+        latency_ms_p50=size / 4e5 + 0.2,
+        latency_ms_p95=size / 3e5 + 0.3,
+        examples_per_second=4e9 / (size + 1e5),
+    )
+    robustness = (
+        measure_robustness(
+            rows,
+            {"blur": damage(1.0), "noise": damage(2.0), "shift": damage(0.5)},
+            (1, 2, 3),
+            predict=lambda table: {arm: answers(table, signal, classes)},
+            measure=measure_classification,
+            seed=0,
+            bootstrap=100,
+            bins=10,
+        )[arm]
+        if robust
+        else {}
+    )
+    return Measured(
+        url=arm,
+        efficiency=efficiency,
+        robustness=robustness,
+        predictions=join_predictions(rows, answers(rows, signal, classes), teacher=teacher, slices=("locale",)),
+    )
 
 
 def everything(n=400, classes=10, robust=True):
     """A whole page's input: report, predictions and all extras."""
     rows = snapshot(n, classes)
     models = {arm: measured(rows, arm, signal, classes, robust) for arm, signal in SIGNALS.items()}
-    report = judge(models, student=STUDENT, url="r", measure=measure_classification, resampling=RESAMPLING,
-                   slices=("locale",))
+    report = judge(
+        models, student=STUDENT, url="r", measure=measure_classification, resampling=RESAMPLING, slices=("locale",)
+    )
     return report, {arm: model.predictions for arm, model in models.items()}
 
 
 def extras(report):
     rng = np.random.default_rng(0)
-    samples = [DriftSample(class_probs=rng.dirichlet(np.ones(4), size=100), embeddings=None,
-                           stats={"characters": rng.normal(size=100)}, count=np.ones(100, dtype=np.int64))
-               for _ in range(2)]
+    samples = [
+        DriftSample(
+            class_probs=rng.dirichlet(np.ones(4), size=100),
+            embeddings=None,
+            stats={"characters": rng.normal(size=100)},
+            count=np.ones(100, dtype=np.int64),
+        )
+        for _ in range(2)
+    ]
     prices = CostConfig()
-    stages = [stage_cost(name, seconds, cores=2, accelerators=0, bytes_written=12_345_678, prices=prices)
-              for name, seconds in (("snapshot", 3.2), ("label", 41.0), ("train", 95.5), ("evaluate", 12.0))]
+    stages = [
+        stage_cost(name, seconds, cores=2, accelerators=0, bytes_written=12_345_678, prices=prices)
+        for name, seconds in (("snapshot", 3.2), ("label", 41.0), ("train", 95.5), ("evaluate", 12.0))
+    ]
     rates = {arm: model.efficiency.examples_per_second for arm, model in report.models.items()}
-    history = {arm: [(step, 2.3 * np.exp(-step / 150) + 0.2 + 0.1 * i) for step in range(0, 600, 20)]
-               for i, arm in enumerate(a for a in report.models if a != "teacher")}
-    return {"decision": decide(report, GateConfig()), "drift": compare(*samples, DriftConfig(), 0), "history": history,
-            "cost": cost_report(stages, rates, cores=2, accelerators=0, prices=prices),
-            "provenance": {"config": "3" * 32, "teacher": "4" * 32}}
+    history = {
+        arm: [(step, 2.3 * np.exp(-step / 150) + 0.2 + 0.1 * i) for step in range(0, 600, 20)]
+        for i, arm in enumerate(a for a in report.models if a != "teacher")
+    }
+    return {
+        "decision": decide(report, GateConfig()),
+        "drift": compare(*samples, DriftConfig(), 0),
+        "history": history,
+        "cost": cost_report(stages, rates, cores=2, accelerators=0, prices=prices),
+        "provenance": {"config": "3" * 32, "teacher": "4" * 32},
+    }
 
 
 class Page(HTMLParser):
@@ -124,8 +175,9 @@ def page_of(html):
 @pytest.fixture(scope="module")
 def full():
     report, predictions = everything()
-    html = render_report(report, title="digits", classes=[str(i) for i in range(10)], predictions=predictions, bins=10,
-                         **extras(report))
+    html = render_report(
+        report, title="digits", classes=[str(i) for i in range(10)], predictions=predictions, bins=10, **extras(report)
+    )
     return report, predictions, html
 
 
@@ -141,11 +193,30 @@ def test_the_page_shows_everything(full):
     """Every section, the verdict with its reasons, headline figures, intervals, and fingerprints."""
     report, _, html = full
     assert page_of(html).headings == [
-        "What to notice", "Quality", "Differences on the same rows", "Size and speed",
-        "Where it errs, and whether it knows", "Robustness", "Slices", "Training", "Drift", "Cost", "Provenance"]
+        "What to notice",
+        "Quality",
+        "Differences on the same rows",
+        "Size and speed",
+        "Where it errs, and whether it knows",
+        "Robustness",
+        "Slices",
+        "Training",
+        "Drift",
+        "Cost",
+        "Provenance",
+    ]
     accuracy = report.models["student"].metrics["accuracy"]
-    for text in (f"{accuracy.value:.3f}", f"{accuracy.low:.3f} … {accuracy.high:.3f}", "10,234", "80.5× smaller",
-                 report.fingerprint, "f" * 32, "3" * 32, "recommendation", "has paid for itself after"):
+    for text in (
+        f"{accuracy.value:.3f}",
+        f"{accuracy.low:.3f} … {accuracy.high:.3f}",
+        "10,234",
+        "80.5× smaller",
+        report.fingerprint,
+        "f" * 32,
+        "3" * 32,
+        "recommendation",
+        "has paid for itself after",
+    ):
         assert text in html
     assert html.count("<figure") == 5
 
@@ -153,8 +224,9 @@ def test_the_page_shows_everything(full):
 def test_the_same_report_gives_the_same_page(full):
     """Nothing of the clock or of chance is in it."""
     report, predictions, html = full
-    assert html == render_report(report, title="digits", classes=[str(i) for i in range(10)], predictions=predictions,
-                                 bins=10, **extras(report))
+    assert html == render_report(
+        report, title="digits", classes=[str(i) for i in range(10)], predictions=predictions, bins=10, **extras(report)
+    )
 
 
 def test_text_from_outside_is_escaped():
@@ -162,8 +234,15 @@ def test_text_from_outside_is_escaped():
     report, predictions = everything(n=60, classes=3, robust=False)
     evil = "<script>alert('$x$')</script>-->"
     decision = Decision(verdict=Verdict.REJECT, reasons=(evil,), student=STUDENT, report_fingerprint="e")
-    html = render_report(report, title=evil, classes=[evil, "雪", "$1 & co"], predictions=predictions, bins=5,
-                         decision=decision, provenance={evil: evil})
+    html = render_report(
+        report,
+        title=evil,
+        classes=[evil, "雪", "$1 & co"],
+        predictions=predictions,
+        bins=5,
+        decision=decision,
+        provenance={evil: evil},
+    )
     page = page_of(html)
     assert "script" not in page.tags and html.count("&lt;script&gt;") >= 5
     assert "雪" in html and "$1 &amp; co" in html and "<!--" not in html
@@ -173,9 +252,11 @@ def test_what_was_not_measured_has_no_section():
     """Without labels, drift, cost, history and verdict the page is shorter, not broken."""
     rows = snapshot(60, 3).drop_columns("label")
     logp = answers(snapshot(60, 3), 3.0, 3)
-    model = Measured(url="m", predictions=join_predictions(rows, logp, teacher=logp),
-                     efficiency=Efficiency(parameters=1, bytes_on_disk=1, latency_ms_p50=1, latency_ms_p95=1,
-                                           examples_per_second=1))
+    model = Measured(
+        url="m",
+        predictions=join_predictions(rows, logp, teacher=logp),
+        efficiency=Efficiency(parameters=1, bytes_on_disk=1, latency_ms_p50=1, latency_ms_p95=1, examples_per_second=1),
+    )
     report = judge({"student": model}, student=STUDENT, url="r", measure=measure_classification, resampling=RESAMPLING)
     html = render_report(report, title="bare", classes=list("abc"), predictions={"student": model.predictions}, bins=5)
     assert page_of(html).headings == ["What to notice", "Quality", "Size and speed", "Provenance"]
@@ -192,10 +273,14 @@ def test_figures_can_be_saved_as_png(full):
 
 def test_confusion_weighs_and_keeps_the_most_confused():
     """Counts weigh; above the limit the classes with the most mistakes stay, in order."""
-    predictions = pa.table({
-        "row_id": pa.array([i.to_bytes(16, "big") for i in range(3)], pa.binary(16)),
-        "logp": pa.array([[0.0, -50, -50], [-50, 0.0, -50], [-50, -50, 0.0]], pa.list_(pa.float32())),
-        "count": pa.array([2, 3, 4], pa.int64()), "label": pa.array([0, 2, 2], pa.int32())})
+    predictions = pa.table(
+        {
+            "row_id": pa.array([i.to_bytes(16, "big") for i in range(3)], pa.binary(16)),
+            "logp": pa.array([[0.0, -50, -50], [-50, 0.0, -50], [-50, -50, 0.0]], pa.list_(pa.float32())),
+            "count": pa.array([2, 3, 4], pa.int64()),
+            "label": pa.array([0, 2, 2], pa.int32()),
+        }
+    )
     matrix = plots.confusion_matrix(read_scores(predictions), 3)
     assert matrix.tolist() == [[2, 0, 0], [0, 0, 0], [0, 3, 4]]
     assert plots.most_confused(matrix, 2).tolist() == [1, 2]

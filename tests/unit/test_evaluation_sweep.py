@@ -12,11 +12,12 @@ from matplotlib.colors import to_hex
 
 from ray_distill.artifacts import Efficiency, LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.evaluation.sweep.compare import SweepResult, TrialResult, best_of, mark_frontier, pareto, to_csv
-from ray_distill.evaluation.sweep.plots import BEST, FAILED, axes_of, frontier_figure, make_axis, parallel_figure
 from ray_distill.evaluation.sweep.html import markdown, render_sweep
+from ray_distill.evaluation.sweep.plots import BEST, FAILED, axes_of, frontier_figure, make_axis, parallel_figure
 
-LABELS = LabelSetRef(store="s", fingerprint="f", snapshot=SnapshotRef(url="u", fingerprint="g"), log_length=1,
-                     log_digest="d")
+LABELS = LabelSetRef(
+    store="s", fingerprint="f", snapshot=SnapshotRef(url="u", fingerprint="g"), log_length=1, log_digest="d"
+)
 WIDTH, RATE = "student.model.overrides.width", "student.training.learning_rate"
 
 
@@ -24,29 +25,54 @@ def _trial(number: int, nll: float | None, size: int = 0, ms: float = 0.0, **mor
     finished = size > 0
     student = StudentRef(url=f"s3://b/{number}", fingerprint="x", arm="student", labels=LABELS)
     values: dict[str, Any] = {
-        "number": number, "name": f"width={size}", "verdict": "finished" if finished else "stopped",
-        "changes": {WIDTH: size, RATE: 0.01}, "metrics": {} if nll is None else {"validation_nll": nll}, "epoch": 2.0,
-        "efficiency": Efficiency(parameters=size, bytes_on_disk=4 * size, latency_ms_p50=ms, latency_ms_p95=2 * ms,
-                                 examples_per_second=1e3 / ms) if finished else None,
-        "student": student if finished else None, "run_id": f"run-{number}"}
+        "number": number,
+        "name": f"width={size}",
+        "verdict": "finished" if finished else "stopped",
+        "changes": {WIDTH: size, RATE: 0.01},
+        "metrics": {} if nll is None else {"validation_nll": nll},
+        "epoch": 2.0,
+        "efficiency": Efficiency(
+            parameters=size,
+            bytes_on_disk=4 * size,
+            latency_ms_p50=ms,
+            latency_ms_p95=2 * ms,
+            examples_per_second=1e3 / ms,
+        )
+        if finished
+        else None,
+        "student": student if finished else None,
+        "run_id": f"run-{number}",
+    }
     return TrialResult(**values | more)
 
 
 #: 1 and 3 are on the frontier, 2 is slower than 3 and worse; 4 was stopped, 5 failed, 6 is 1 again.
 TRIALS = (
-    _trial(1, 0.9, 100, 1.0), _trial(2, 0.8, 300, 3.0), _trial(3, 0.5, 200, 2.0),
+    _trial(1, 0.9, 100, 1.0),
+    _trial(2, 0.8, 300, 3.0),
+    _trial(3, 0.5, 200, 2.0),
     _trial(4, 1.4, reason="at epoch 2: place 4 of 4 at the rung of 2"),
     _trial(5, None, verdict="failed", reason="the loss is nan", epoch=None),
-    _trial(6, 0.9, 100, 1.0, same_as=1))
+    _trial(6, 0.9, 100, 1.0, same_as=1),
+)
 VALUES = {WIDTH: [100, 300, 200, 400, 800], RATE: ["slow", "slow", "fast", "fast", "slow"]}
 
 
 @pytest.fixture
 def result() -> SweepResult:
     trials = mark_frontier(TRIALS, "validation_nll", more_is_better=False)
-    return SweepResult(url="u", objective="validation_nll", more_is_better=False, trials=trials,
-                       best=best_of(trials, "validation_nll", more_is_better=False), validation_rows=148,
-                       notes=("a <note>",), tracking_uri="t", run_id="r", review="http://x")
+    return SweepResult(
+        url="u",
+        objective="validation_nll",
+        more_is_better=False,
+        trials=trials,
+        best=best_of(trials, "validation_nll", more_is_better=False),
+        validation_rows=148,
+        notes=("a <note>",),
+        tracking_uri="t",
+        run_id="r",
+        review="http://x",
+    )
 
 
 def test_a_point_is_on_the_frontier_unless_another_one_dominates_it() -> None:
@@ -118,7 +144,12 @@ def test_a_trial_is_a_line_through_its_values_as_far_as_it_came(result: SweepRes
     """The stopped one ends at its objective, the failed one before it; the best is thick; duplicates are left out."""
     columns = axes_of(result, VALUES)
     assert [column.name for column in columns] == [
-        "model.overrides.width", "learning_rate", "validation NLL, nats", "parameters", "latency p50, ms"]
+        "model.overrides.width",
+        "learning_rate",
+        "validation NLL, nats",
+        "parameters",
+        "latency p50, ms",
+    ]
     (axes,) = parallel_figure(result, VALUES).axes
     lines = {line.get_gid(): line for line in axes.lines if line.get_gid()}
     assert set(lines) == {f"trial-{number}" for number in range(1, 6)}

@@ -10,11 +10,11 @@ from torch import nn
 
 from ray_distill.errors import EvaluationError
 from ray_distill.evaluation.measures.language_model import measure_language
-from ray_distill.evaluation.predict.language_model import batches, predict_documents
 from ray_distill.evaluation.predict.generated_targets import distance, measure_targets, write_targets
+from ray_distill.evaluation.predict.language_model import batches, predict_documents
 from ray_distill.labels.model import rowids
-from ray_distill.models.io.load import load_model
 from ray_distill.models.core.model import Model
+from ray_distill.models.io.load import load_model
 from ray_distill.snapshots.pairs import pair_text
 from ray_distill.tasks.catalogue import TOKEN_TASKS
 from ray_distill.testing.labels import row_id
@@ -61,9 +61,18 @@ def test_a_model_that_cannot_write_is_refused(model: Model) -> None:
         write_targets({"teacher": replace(model, module=nn.Identity())}, _rows(), task=TASK, batch=2)
 
 
-@pytest.mark.parametrize(("ours", "theirs", "errors"), [
-    ("a b c", "a b c", 0), ("", "a b", 2), ("a b", "", 2), ("a x c", "a b c", 1), ("b c", "a b c", 1),
-    ("a a b c", "a b c", 1), ("c b a", "a b c", 2)])
+@pytest.mark.parametrize(
+    ("ours", "theirs", "errors"),
+    [
+        ("a b c", "a b c", 0),
+        ("", "a b", 2),
+        ("a b", "", 2),
+        ("a x c", "a b c", 1),
+        ("b c", "a b c", 1),
+        ("a a b c", "a b c", 1),
+        ("c b a", "a b c", 2),
+    ],
+)
 def test_a_distance_counts_the_fewest_changes(ours: str, theirs: str, errors: int) -> None:
     """Words changed, left out or put in, whichever way round."""
     assert distance(ours.split(), theirs.split()) == distance(theirs.split(), ours.split()) == errors
@@ -79,8 +88,9 @@ def test_measures_weigh_documents_by_count(model: Model) -> None:
 
 def test_likelihoods_are_of_the_targets(model: Model) -> None:
     """NLL, tokens and the rest by transformers' own loss over the target tokens; a model is nought from itself."""
-    found = predict_documents({"teacher": model, "student": model}, _rows(), task=TASK, batch=2, bins=5,
-                              teacher="teacher")["student"]
+    found = predict_documents(
+        {"teacher": model, "student": model}, _rows(), task=TASK, batch=2, bins=5, teacher="teacher"
+    )["student"]
     assert found["tokens"].to_pylist() == [len(target) + 1 for _, target in PAIRS if target]
     tokenizer = model.processor.tokenizer  # type: ignore[attr-defined]
     for row, (source, target) in enumerate((source, target) for source, target in PAIRS if target):

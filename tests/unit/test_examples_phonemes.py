@@ -21,7 +21,10 @@ d'artagnan D AH0 R T AE1 NG Y AH0 N # name, french
 def test_the_first_pronunciation_of_plain_words_counts() -> None:
     """Stress, comments, alternatives and words that begin with no letter are left out."""
     assert list(phonemes.read_words(LINES)) == [
-        ("a.m.", "EY EH M"), ("abbot", "AE B AH T"), ("d'artagnan", "D AH R T AE NG Y AH N")]
+        ("a.m.", "EY EH M"),
+        ("abbot", "AE B AH T"),
+        ("d'artagnan", "D AH R T AE NG Y AH N"),
+    ]
 
 
 def test_a_letter_and_a_phoneme_are_a_token_each() -> None:

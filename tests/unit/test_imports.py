@@ -22,8 +22,14 @@ def _imported_by(code: str) -> set[str]:
 def test_the_import_contracts_hold() -> None:
     """Ray, MLflow, DeepSpeed and torch only where the design allows them; teachers and students never meet."""
     command = str(Path(sys.executable).with_name("lint-imports"))
-    result = subprocess.run([command, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False,
-                            env={**os.environ, "NO_COLOR": "1"})
+    result = subprocess.run(
+        [command, "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "NO_COLOR": "1"},
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "0 broken" in result.stdout
 
@@ -53,8 +59,12 @@ def test_the_store_is_readable_without_torch(folder: str) -> None:
 def test_only_the_named_folders_import_ray() -> None:
     """Job files go through the runtime; outside of it and the tests nobody writes `import ray`."""
     importers = [
-        str(path.relative_to(ROOT)) for path in [*(ROOT / "ray_distill").rglob("*.py"), *(ROOT / "jobs").glob("*.py")]
-        if any(line.strip().startswith(("import ray\n", "import ray ", "from ray.", "from ray "))
-               or line.strip() == "import ray" for line in path.read_text().splitlines())
+        str(path.relative_to(ROOT))
+        for path in [*(ROOT / "ray_distill").rglob("*.py"), *(ROOT / "jobs").glob("*.py")]
+        if any(
+            line.strip().startswith(("import ray\n", "import ray ", "from ray.", "from ray "))
+            or line.strip() == "import ray"
+            for line in path.read_text().splitlines()
+        )
     ]
     assert [name for name in importers if not name.startswith("ray_distill/runtime/")] == []

@@ -54,8 +54,11 @@ def test_our_image_has_a_pinned_base_the_pinned_mlflow_and_an_ordinary_user() ->
 
 def test_every_secret_comes_from_the_environment_and_is_required() -> None:
     """Each secret is ${NAME:?…}: compose refuses to start without it; the example file names it, empty."""
-    example = dict(line.split("=", 1) for line in (INFRA / ".env.example").read_text().splitlines()
-                   if line and not line.startswith("#"))
+    example = dict(
+        line.split("=", 1)
+        for line in (INFRA / ".env.example").read_text().splitlines()
+        if line and not line.startswith("#")
+    )
     used = set(re.findall(r"\$\{(\w+)", TEXT))
     assert used == set(re.findall(r"\$\{(\w+):\?", TEXT)) == set(example)
     assert {name for name, value in example.items() if value} == {"MLFLOW_ALLOWED_HOSTS"}
@@ -83,4 +86,6 @@ def test_the_server_answers_only_to_allowed_hosts_and_ports_are_local() -> None:
 def test_postgres_and_s3_are_ready_before_the_server_starts() -> None:
     """It waits for their health, not for their processes."""
     assert SERVICES["mlflow"]["depends_on"] == {
-        "postgres": {"condition": "service_healthy"}, "s3": {"condition": "service_healthy"}}
+        "postgres": {"condition": "service_healthy"},
+        "s3": {"condition": "service_healthy"},
+    }

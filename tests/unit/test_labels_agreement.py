@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_distill.labels.model import rowids
-from ray_distill.labels.tools.live_agreement import Answer, as_stored, compare
 from ray_distill.labels.format.codecs.measure import compact_options, fit_ids
+from ray_distill.labels.model import rowids
 from ray_distill.labels.model.signal import Hidden, Signal
+from ray_distill.labels.tools.live_agreement import Answer, as_stored, compare
 from ray_distill.testing.labels import fake_manifest, fake_teacher, row_id
 
 IDS = pa.array([row_id(number) for number in range(12)], rowids.ROW_ID)
@@ -23,8 +23,10 @@ def answer(estimator="topk", noise=0.0, seed=0):
     rng = np.random.default_rng(seed)
     logp = signal.distributions.logp + rng.normal(scale=noise, size=len(signal.distributions.logp)).astype(np.float32)
     values = signal.hidden[1].values * (1 + rng.normal(scale=noise, size=signal.hidden[1].values.shape))
-    moved = Signal(distributions=replace(signal.distributions, logp=logp), hidden={
-        1: Hidden(offsets=signal.hidden[1].offsets, values=values.astype(np.float32))})
+    moved = Signal(
+        distributions=replace(signal.distributions, logp=logp),
+        hidden={1: Hidden(offsets=signal.hidden[1].offsets, values=values.astype(np.float32))},
+    )
     order = np.argsort(rowids.to_numpy(IDS), kind="stable")
     return manifest, Answer(ids=rowids.to_numpy(IDS)[order], signal=moved.take(order))
 
@@ -93,8 +95,9 @@ def test_a_class_at_the_edge_of_a_topk_may_change():
 def test_what_the_codec_adds_is_no_disagreement():
     """A lossy store's rows are compared with answers that went through the same form."""
     manifest, one = answer()
-    lossy = replace(manifest, codec=("compact", 2), hidden_dtype="int8",
-                    options=compact_options(manifest.temperatures, False))
+    lossy = replace(
+        manifest, codec=("compact", 2), hidden_dtype="int8", options=compact_options(manifest.temperatures, False)
+    )
     fits = {"ids": fit_ids(one.signal.distributions, manifest.class_count)}
     stored = as_stored(one, lossy, fits)
     assert not np.array_equal(stored.signal.distributions.logp, one.signal.distributions.logp)

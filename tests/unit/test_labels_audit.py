@@ -6,12 +6,12 @@ import pytest
 
 from ray_distill.errors import DistillError, LabelError
 from ray_distill.fingerprint import sha256
-from ray_distill.labels.model import rowids, work_units
 from ray_distill.labels.format import parquet_shards
-from ray_distill.labels.tools.audit import audit
-from ray_distill.labels.store.reader import open_label_set
+from ray_distill.labels.model import rowids, work_units
 from ray_distill.labels.store.label_store import create_or_open, open_store
+from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.store.writer import write_attempt
+from ray_distill.labels.tools.audit import audit
 from ray_distill.storage import files
 from ray_distill.storage.log import CommitLog, record_url
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id, winners
@@ -146,11 +146,19 @@ def test_an_entry_for_another_manifest_is_corrupt(url):
     assert "another manifest" in audit(url).corrupt[0]
 
 
-@pytest.mark.parametrize("change", [
-    lambda record: record.update(version=2), lambda record: record.update(units="none"),
-    lambda record: record["units"].append({}), lambda record: record["units"][0].update(attempt="../../etc"),
-    lambda record: record["units"][0].update(labels=None), lambda record: record["units"][0].update(rows="many"),
-    lambda record: record["units"][0].update(hidden=[]), lambda record: record["units"][0].update(rejected=5)])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record.update(version=2),
+        lambda record: record.update(units="none"),
+        lambda record: record["units"].append({}),
+        lambda record: record["units"][0].update(attempt="../../etc"),
+        lambda record: record["units"][0].update(labels=None),
+        lambda record: record["units"][0].update(rows="many"),
+        lambda record: record["units"][0].update(hidden=[]),
+        lambda record: record["units"][0].update(rejected=5),
+    ],
+)
 def test_a_malformed_log_is_reported_and_nothing_is_called_an_orphan(url, change):
     """A record nobody can read makes the store corrupt; its files are not offered for deletion."""
     replace_record(url, 0, change)

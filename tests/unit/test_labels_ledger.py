@@ -9,12 +9,12 @@ import pytest
 
 from ray_distill.errors import CorruptStore
 from ray_distill.fingerprint import sha256
-from ray_distill.labels.store import label_store as store_module
-from ray_distill.labels.tools.audit import audit
-from ray_distill.labels.store.committed_units import Ledger
-from ray_distill.labels.store.reader import open_label_set
-from ray_distill.labels.store.label_store import open_store
 from ray_distill.labels.model.work_units import FileReceipt, Receipt
+from ray_distill.labels.store import label_store as store_module
+from ray_distill.labels.store.committed_units import Ledger
+from ray_distill.labels.store.label_store import open_store
+from ray_distill.labels.store.reader import open_label_set
+from ray_distill.labels.tools.audit import audit
 from ray_distill.storage import files
 from ray_distill.storage.log import CommitLog, record_url
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, label_all, row_id, winners
@@ -30,11 +30,19 @@ def item(number):
 def receipt(number, attempt=0, rejected=0):
     """Ids end in zero bytes, which numpy's byte strings drop when they are read one by one."""
     return Receipt(
-        unit=(bytes([255 - number]) + ZEROS).hex(), attempt=(bytes([attempt]) + ZEROS).hex(),
-        manifest=MANIFEST.fingerprint, shard=f"shard-{number // 3}", start=number, stop=number + 9,
-        rows=9 - rejected, rejected=rejected, reasons={"zwölf": rejected} if rejected else {}, labels=item(number),
+        unit=(bytes([255 - number]) + ZEROS).hex(),
+        attempt=(bytes([attempt]) + ZEROS).hex(),
+        manifest=MANIFEST.fingerprint,
+        shard=f"shard-{number // 3}",
+        start=number,
+        stop=number + 9,
+        rows=9 - rejected,
+        rejected=rejected,
+        reasons={"zwölf": rejected} if rejected else {},
+        labels=item(number),
         hidden={layer: item(layer) for layer in (7, 2)} if number % 2 else {},
-        quarantine=item(99) if rejected else None)
+        quarantine=item(99) if rejected else None,
+    )
 
 
 def record(*receipts):
@@ -42,8 +50,12 @@ def record(*receipts):
 
 
 RECORDS = [
-    record(receipt(0), receipt(1)), record(receipt(1, attempt=1), receipt(2, rejected=2)),
-    record(receipt(0, attempt=5)), record(receipt(3), receipt(3, attempt=2)), record(receipt(4, rejected=9))]
+    record(receipt(0), receipt(1)),
+    record(receipt(1, attempt=1), receipt(2, rejected=2)),
+    record(receipt(0, attempt=5)),
+    record(receipt(3), receipt(3, attempt=2)),
+    record(receipt(4, rejected=9)),
+]
 
 
 @pytest.fixture(params=["recent", "merged", "read back"])
@@ -67,7 +79,8 @@ def test_the_first_record_that_names_a_unit_wins_at_every_length(ledger):
         found = list(ledger.receipts(length))
         assert found == list(expected.values())
         assert ledger.bytes_written(length) == sum(
-            file.size for one in expected.values() for file in one.files().values())
+            file.size for one in expected.values() for file in one.files().values()
+        )
         np.testing.assert_array_equal(ledger.counts("rows", length), [one.rows for one in expected.values()])
     assert len(ledger) == 5 and ledger.length == len(RECORDS)
 
@@ -114,12 +127,24 @@ def test_a_halved_batch_is_recorded_and_only_then():
         assert again.to_bytes(bytes(32 * (len(RECORDS) + 2))) == data
 
 
-@pytest.mark.parametrize("change", [
-    {"halved": -1}, {"halved": "2"}, {"halved": 10**30},
-    {"attempt": "abc"}, {"attempt": "A" * 32}, {"unit": "xyz"}, {"rows": 10**30}, {"shard": 5}, {"shard": "\ud800"},
-    {"labels": {"size": 1, "digest": "md5:1"}}, {"labels": {"size": 10**30, "digest": sha256(b"")}},
-    {"reasons": {"x": float("nan")}, "rejected": 1, "quarantine": {"size": 1, "digest": sha256(b"")}},
-    {"hidden": {"99999999999": {"size": 1, "digest": sha256(b"")}}}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"halved": -1},
+        {"halved": "2"},
+        {"halved": 10**30},
+        {"attempt": "abc"},
+        {"attempt": "A" * 32},
+        {"unit": "xyz"},
+        {"rows": 10**30},
+        {"shard": 5},
+        {"shard": "\ud800"},
+        {"labels": {"size": 1, "digest": "md5:1"}},
+        {"labels": {"size": 10**30, "digest": sha256(b"")}},
+        {"reasons": {"x": float("nan")}, "rejected": 1, "quarantine": {"size": 1, "digest": sha256(b"")}},
+        {"hidden": {"99999999999": {"size": 1, "digest": sha256(b"")}}},
+    ],
+)
 def test_an_entry_that_columns_cannot_hold_is_corrupt(change):
     """A malformed entry is CorruptStore, and what came before it stays."""
     ledger = Ledger()

@@ -10,12 +10,12 @@ from PIL import Image
 
 from ray_distill import cli
 from ray_distill.errors import LabelError
-from ray_distill.labels.tools.show_input import show_image, show_text
-from ray_distill.labels.tools.export import export_store
-from ray_distill.labels.tools.inspect import inspect_row, show_row
-from ray_distill.labels.store.reader import read_labels
 from ray_distill.labels.model.signal import Signal
 from ray_distill.labels.store.label_store import open_store
+from ray_distill.labels.store.reader import read_labels
+from ray_distill.labels.tools.export import export_store
+from ray_distill.labels.tools.inspect import inspect_row, show_row
+from ray_distill.labels.tools.show_input import show_image, show_text
 from ray_distill.storage import files
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id
 
@@ -25,6 +25,7 @@ BAD = row_id(5)
 @pytest.fixture
 def store(tmp_path):
     """Twenty rows with a hidden layer; row 5 was answered with NaN and lies in quarantine."""
+
     def teacher(ids, manifest):
         signal = fake_teacher(ids, manifest)
         for at, name in enumerate(ids.to_pylist()):

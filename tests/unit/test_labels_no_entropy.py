@@ -10,17 +10,17 @@ import pytest
 import torch
 
 from ray_distill.errors import LabelError
-from ray_distill.labels.sizing import options as choose
-from ray_distill.labels.model import rowids
 from ray_distill.labels.format import parquet_shards
-from ray_distill.labels.model.validity import split_unusable
 from ray_distill.labels.format.codecs.measure import compact_options
+from ray_distill.labels.model import rowids
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.signal import Signal
+from ray_distill.labels.model.validity import split_unusable
+from ray_distill.labels.sizing import options as choose
+from ray_distill.labels.store.label_store import open_store
+from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.tools.export import export_store
 from ray_distill.labels.tools.inspect import inspect_row, show_row
-from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.store.reader import open_label_set
-from ray_distill.labels.model.signal import Signal
-from ray_distill.labels.store.label_store import open_store
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.reduce import reduce_logits
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id

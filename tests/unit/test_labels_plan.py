@@ -6,13 +6,24 @@ import numpy as np
 import pytest
 import torch
 
-from ray_distill.labels.sizing import options
-from ray_distill.labels.model import rowids
 from ray_distill.labels.format import parquet_shards
-from ray_distill.labels.sizing.options import Option
 from ray_distill.labels.format.hidden_states import encode_hidden
-from ray_distill.labels.sizing.forecast import (Batch, BatchTime, SizeLine, Timing, break_even, fit_time, forecast_bytes, forecast_seconds, measure_sizes, unit_seconds)
+from ray_distill.labels.model import rowids
 from ray_distill.labels.model.signal import Distributions
+from ray_distill.labels.sizing import options
+from ray_distill.labels.sizing.forecast import (
+    Batch,
+    BatchTime,
+    SizeLine,
+    Timing,
+    break_even,
+    fit_time,
+    forecast_bytes,
+    forecast_seconds,
+    measure_sizes,
+    unit_seconds,
+)
+from ray_distill.labels.sizing.options import Option
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.reduce import reduce_logits
 from ray_distill.testing.labels import fake_manifest, fake_teacher, row_id
@@ -32,8 +43,21 @@ def timing(**changes) -> Timing:
     """A teacher of 10 ms a row of 10 tokens, 2 s before the first unit, 0.1 s between small units of 8 rows."""
     lengths = np.full(64, 10, dtype=np.int64)
     batches = [Batch(rows=rows, length=10, seconds=0.01 * rows) for rows in (8, 8, 8, 4)]
-    return replace(Timing(batches=batches, lengths=lengths, repeat=1.0, beside=0.0, cores=4, once=2.0,
-                          arrivals=[(8, 0.1)] * 5, busy=1.0, batch=8, actors=(1, 1)), **changes)
+    return replace(
+        Timing(
+            batches=batches,
+            lengths=lengths,
+            repeat=1.0,
+            beside=0.0,
+            cores=4,
+            once=2.0,
+            arrivals=[(8, 0.1)] * 5,
+            busy=1.0,
+            batch=8,
+            actors=(1, 1),
+        ),
+        **changes,
+    )
 
 
 def test_a_size_line_passes_through_what_was_measured_and_goes_on_straight() -> None:
@@ -74,8 +98,10 @@ def test_rows_that_cannot_be_labelled_take_no_bytes() -> None:
 
 def test_the_time_of_a_batch_is_found_from_its_tokens() -> None:
     """A base of 20 ms and 1 ms a token come out of exact measurements; neither is ever negative."""
-    batches = [Batch(rows=rows, length=length, seconds=0.02 + 0.001 * rows * length)
-               for rows, length in ((8, 4), (8, 16), (8, 64), (2, 8))]
+    batches = [
+        Batch(rows=rows, length=length, seconds=0.02 + 0.001 * rows * length)
+        for rows, length in ((8, 4), (8, 16), (8, 64), (2, 8))
+    ]
     found = fit_time(batches)
     assert (found.base, found.slope) == pytest.approx((0.02, 0.001))
     assert fit_time([Batch(rows=4, length=2, seconds=1.0)]) == BatchTime(base=0.0, slope=0.125)
@@ -135,8 +161,9 @@ def test_break_even_counts_passes() -> None:
 
 def test_without_prices_hours_decide() -> None:
     """One hour of labelling against 0.3 a pass less 0.1 of reading."""
-    found = break_even(passes=6, label_money=0, label_hours=1, read_money=0, read_hours=0.1, teacher_money=0,
-                       teacher_hours=0.3)
+    found = break_even(
+        passes=6, label_money=0, label_hours=1, read_money=0, read_hours=0.1, teacher_money=0, teacher_hours=0.3
+    )
     assert found.passes_to_pay == pytest.approx(5) and found.offline_pays
 
 
@@ -180,15 +207,27 @@ def test_the_noise_of_draws_is_what_redrawing_finds() -> None:
     values, draws = logits(positions=30, classes=12), 8
     p = torch.softmax(values.double(), -1).numpy()
     random = np.random.default_rng(0)
-    found = np.mean([np.square(np.stack([random.multinomial(draws, row / row.sum()) for row in p]) / draws - p).sum(1)
-                     for _ in range(400)])
+    found = np.mean(
+        [
+            np.square(np.stack([random.multinomial(draws, row / row.sum()) for row in p]) / draws - p).sum(1)
+            for _ in range(400)
+        ]
+    )
     assert options.noise_of_draws(wide(values, 12), 0, draws) == pytest.approx(found, rel=0.05)
     assert options.noise_of_draws(wide(values, 12), 4, draws) < options.noise_of_draws(wide(values, 12), 0, draws)
 
 
 def option(estimator: str, size: float, nats: float, draws: int = 0) -> Option:
-    return Option(estimator=estimator, encoding="compact", k=0, draws=draws, bytes_a_position=size, nats=nats,
-                  noise=0.0, total_bytes=0)
+    return Option(
+        estimator=estimator,
+        encoding="compact",
+        k=0,
+        draws=draws,
+        bytes_a_position=size,
+        nats=nats,
+        noise=0.0,
+        total_bytes=0,
+    )
 
 
 def test_the_smallest_form_within_the_target_is_recommended() -> None:

@@ -4,9 +4,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_distill.config import Columns, SnapshotConfig
-from ray_distill.labels.tools.audit import audit
-from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.store.label_store import open_store
+from ray_distill.labels.store.reader import open_label_set
+from ray_distill.labels.tools.audit import audit
 from ray_distill.snapshots import open_snapshot, take_snapshot
 from ray_distill.testing.labels import fake_manifest, label_all
 

@@ -9,9 +9,9 @@ import pytest
 from ray_distill.errors import ConfigError, CorruptStore, DistillError, LabelError, StoreMismatch
 from ray_distill.labels.model import rowids, work_units
 from ray_distill.labels.model.manifest import SINCE_2
-from ray_distill.labels.store.reader import open_label_set
-from ray_distill.labels.store.label_store import create_or_open, open_store
 from ray_distill.labels.model.work_units import Receipt, WorkUnit
+from ray_distill.labels.store.label_store import create_or_open, open_store
+from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.store.writer import write_attempt
 from ray_distill.storage import files
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id, winners
@@ -181,8 +181,11 @@ def test_a_mismatch_names_each_field_with_both_sides(url):
     create_or_open(url, fake_manifest())
     with pytest.raises(StoreMismatch) as caught:
         create_or_open(url, fake_manifest(unit_rows=9, teacher="other", temperatures=(1.0,)))
-    for part in ("unit_rows: the store has 4, this run wants 9", "teacher.fingerprint: the store has 'fake', this run "
-                 "wants 'other'", "temperatures: the store has [1.0, 2.0], this run wants [1.0]"):
+    for part in (
+        "unit_rows: the store has 4, this run wants 9",
+        "teacher.fingerprint: the store has 'fake', this run wants 'other'",
+        "temperatures: the store has [1.0, 2.0], this run wants [1.0]",
+    ):
         assert part in str(caught.value)
     assert "classes" not in str(caught.value)
 
@@ -191,19 +194,24 @@ def test_where_a_teacher_lies_does_not_matter(url):
     """The same teacher under another path opens the same store: its own fingerprint is what counts."""
     manifest = fake_manifest()
     create_or_open(url, manifest)
-    moved = type(manifest).from_dict({**manifest.to_dict(), "teacher": {"fingerprint": "fake", "model": "s3://elsewhere"}})
+    moved = type(manifest).from_dict(
+        {**manifest.to_dict(), "teacher": {"fingerprint": "fake", "model": "s3://elsewhere"}}
+    )
     assert create_or_open(url, moved).manifest.teacher["model"] == "fake"
 
 
-@pytest.mark.parametrize(("change", "error", "message"), [
-    ({"version": 3}, LabelError, "version 3, this release reads up to 2: upgrade"),
-    ({"codec": ["dense", 9]}, LabelError, "codec dense/9, this release knows dense/1, topk/1"),
-    ({"estimator": "psychic"}, LabelError, "estimator 'psychic' is not one of dense, topk"),
-    ({"temperatures": [2.0]}, LabelError, "contain 1"),
-    ({"extra": 1}, CorruptStore, "unknown fields: extra"),
-    ({"classes": 7}, CorruptStore, "wrong kind"),
-    ({"unit_rows": "many"}, CorruptStore, "wrong kind"),
-])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"version": 3}, LabelError, "version 3, this release reads up to 2: upgrade"),
+        ({"codec": ["dense", 9]}, LabelError, "codec dense/9, this release knows dense/1, topk/1"),
+        ({"estimator": "psychic"}, LabelError, "estimator 'psychic' is not one of dense, topk"),
+        ({"temperatures": [2.0]}, LabelError, "contain 1"),
+        ({"extra": 1}, CorruptStore, "unknown fields: extra"),
+        ({"classes": 7}, CorruptStore, "wrong kind"),
+        ({"unit_rows": "many"}, CorruptStore, "wrong kind"),
+    ],
+)
 def test_a_manifest_that_cannot_be_used_is_one_clear_error(url, change, error, message):
     """Manifests of the future and damaged ones are refused with the reason."""
     from ray_distill.fingerprint import fingerprint
@@ -252,7 +260,8 @@ def test_the_bytes_of_a_shard_depend_on_its_content_alone(url):
     _, unit, ids = one_unit(url, manifest)
     backwards = ids.take(pa.array([3, 1, 0, 2]))
     receipts = [
-        write_attempt(url, manifest, unit, order, fake_teacher(order, manifest), []) for order in (ids, backwards)]
+        write_attempt(url, manifest, unit, order, fake_teacher(order, manifest), []) for order in (ids, backwards)
+    ]
     assert receipts[0].attempt != receipts[1].attempt
     assert receipts[0].labels == receipts[1].labels and receipts[0].hidden == receipts[1].hidden
 
@@ -280,10 +289,12 @@ def test_a_signal_of_another_kind_is_refused(url):
     """Other classes, temperatures, layers or NaN in a signal never reach the store."""
     _, unit, ids = one_unit(url)
     manifest = fake_manifest()
-    for other, message in ((fake_manifest(classes=7), "classes: found 7, expected 5"),
-                           (fake_manifest(temperatures=(1.0,)), "temperatures"),
-                           (fake_manifest(layers=(1,)), r"hidden layers: found \[1\], expected \[\]"),
-                           (fake_manifest(estimator="topk"), "stores all 5 classes")):
+    for other, message in (
+        (fake_manifest(classes=7), "classes: found 7, expected 5"),
+        (fake_manifest(temperatures=(1.0,)), "temperatures"),
+        (fake_manifest(layers=(1,)), r"hidden layers: found \[1\], expected \[\]"),
+        (fake_manifest(estimator="topk"), "stores all 5 classes"),
+    ):
         with pytest.raises(LabelError, match=message):
             write_attempt(url, manifest, unit, ids, fake_teacher(ids, other), [])
     with pytest.raises(LabelError, match="NaN or infinite; reject them"):
@@ -333,7 +344,8 @@ def test_units_and_receipts_survive_json(url):
     _, unit, ids = one_unit(url, manifest)
     assert WorkUnit.from_dict(unit.to_dict()) == unit
     receipt = write_attempt(
-        url, manifest, unit, ids[:3], fake_teacher(ids[:3], manifest), [(ids[3].as_py(), "no text")])
+        url, manifest, unit, ids[:3], fake_teacher(ids[:3], manifest), [(ids[3].as_py(), "no text")]
+    )
     assert Receipt.from_dict(receipt.to_dict()) == receipt and receipt.reasons == {"no text": 1}
     assert type(manifest).from_dict(manifest.to_dict()) == manifest
 

@@ -14,8 +14,12 @@ from ray_distill.students.objective.validate_losses import state_scales
 
 def batch_of(states: torch.Tensor) -> LossBatch:
     n = len(states)
-    return LossBatch(labels_B=torch.full((n,), -1), distil_B=torch.ones(n, dtype=torch.bool),
-                     example_weight_B=torch.ones(n), hidden={4: states})
+    return LossBatch(
+        labels_B=torch.full((n,), -1),
+        distil_B=torch.ones(n, dtype=torch.bool),
+        example_weight_B=torch.ones(n),
+        hidden={4: states},
+    )
 
 
 def test_pca_is_the_formula_of_states_on_a_basis() -> None:

@@ -23,10 +23,15 @@ def truncate(teacher_NV: Tensor, k: int, temperatures: tuple[float, ...] = (1.0,
     logp_NK, ids_NK = logp_NV.topk(k, -1)
     inside = torch.zeros(logp_NV.shape, dtype=torch.bool).scatter_(-1, ids_NK, True)
     tails = [
-        functional.log_softmax(teacher_NV / t, -1).masked_fill(inside, -torch.inf).logsumexp(-1) for t in temperatures]
+        functional.log_softmax(teacher_NV / t, -1).masked_fill(inside, -torch.inf).logsumexp(-1) for t in temperatures
+    ]
     return SparseTargets(
-        classes=teacher_NV.shape[1], ids_NK=ids_NK, logp_NK=logp_NK.float(),
-        log_tail_NT=torch.stack(tails, -1).float(), temperatures=temperatures)
+        classes=teacher_NV.shape[1],
+        ids_NK=ids_NK,
+        logp_NK=logp_NK.float(),
+        log_tail_NT=torch.stack(tails, -1).float(),
+        temperatures=temperatures,
+    )
 
 
 def reference_kl(logits_NV: Tensor, teacher_NV: Tensor, ids_NK: Tensor, temperature: float) -> Tensor:
@@ -57,8 +62,12 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 def batch_of(targets: SparseTargets | None, n: int, **changes: object) -> LossBatch:
     """A batch of n examples that all count, unlabelled."""
     values: dict[str, object] = {
-        "labels_B": torch.full((n,), -1), "targets": targets, "distil_B": torch.ones(n, dtype=torch.bool),
-        "example_weight_B": torch.ones(n), **changes}
+        "labels_B": torch.full((n,), -1),
+        "targets": targets,
+        "distil_B": torch.ones(n, dtype=torch.bool),
+        "example_weight_B": torch.ones(n),
+        **changes,
+    }
     return LossBatch(**values)  # type: ignore[arg-type]
 
 
@@ -69,10 +78,10 @@ def test_soft_equals_dense_reference(classes: int, k: int, temperature: float) -
     torch.manual_seed(classes + k)
     teacher, logits = torch.randn(6, classes).double() * 3, torch.randn(6, classes) * 2
     targets = truncate(teacher, k)
-    found = gradient(
-        lambda z: Soft(temperature=temperature)(StudentOutput(logits_BV=z), batch_of(targets, 6)), logits)
+    found = gradient(lambda z: Soft(temperature=temperature)(StudentOutput(logits_BV=z), batch_of(targets, 6)), logits)
     expected = gradient(
-        lambda z: temperature**2 * reference_kl(z, teacher, targets.ids_NK, temperature).sum(), logits.double())
+        lambda z: temperature**2 * reference_kl(z, teacher, targets.ids_NK, temperature).sum(), logits.double()
+    )
     for a, b in zip(found, expected, strict=True):
         assert_close(a, b)
 
@@ -127,13 +136,18 @@ def test_padding_entries_count_for_nothing() -> None:
     torch.manual_seed(2)
     targets = truncate(torch.randn(3, 8).double(), 3)
     padded = SparseTargets(
-        classes=8, temperatures=targets.temperatures, log_tail_NT=targets.log_tail_NT,
+        classes=8,
+        temperatures=targets.temperatures,
+        log_tail_NT=targets.log_tail_NT,
         ids_NK=torch.cat([targets.ids_NK, targets.ids_NK[:, :1], torch.full((3, 1), 7)], -1),
-        logp_NK=torch.cat([targets.logp_NK, torch.full((3, 2), -torch.inf)], -1))
+        logp_NK=torch.cat([targets.logp_NK, torch.full((3, 2), -torch.inf)], -1),
+    )
     logits = torch.randn(3, 8)
     for a, b in zip(
         gradient(lambda z: forward_kl(z, padded, 2.0).sum(), logits),
-        gradient(lambda z: forward_kl(z, targets, 2.0).sum(), logits), strict=True):
+        gradient(lambda z: forward_kl(z, targets, 2.0).sum(), logits),
+        strict=True,
+    ):
         assert torch.equal(a, b)
 
 
@@ -157,8 +171,12 @@ def test_hard_counts_labelled_examples_only() -> None:
     """Unlabelled and padding examples have neither weight nor gradient; distil_B does not matter."""
     logits = torch.randn(4, 3)
     batch = batch_of(
-        None, 4, labels_B=torch.tensor([2, -1, 0, 1]), example_weight_B=torch.tensor([1.0, 1, 2, 0]),
-        distil_B=torch.zeros(4, dtype=torch.bool))
+        None,
+        4,
+        labels_B=torch.tensor([2, -1, 0, 1]),
+        example_weight_B=torch.tensor([1.0, 1, 2, 0]),
+        distil_B=torch.zeros(4, dtype=torch.bool),
+    )
     loss = LOSSES["hard"]()
     value, grad = gradient(lambda z: loss(StudentOutput(logits_BV=z), batch), logits)
     logq = logits.double().log_softmax(-1)
@@ -175,7 +193,8 @@ def test_teacher_hard_learns_the_first_choice() -> None:
     loss = LOSSES["teacher_hard"]()
     found = gradient(lambda z: loss(StudentOutput(logits_BV=z), batch), logits)
     expected = gradient(
-        lambda z: (functional.cross_entropy(z, teacher.argmax(-1), reduction="none") * distil).sum(), logits.double())
+        lambda z: (functional.cross_entropy(z, teacher.argmax(-1), reduction="none") * distil).sum(), logits.double()
+    )
     for a, b in zip(found, expected, strict=True):
         assert_close(a, b)
     assert float(loss.weight(batch)) == 4
@@ -194,8 +213,7 @@ def test_hidden_equals_reference(kind: str) -> None:
         each = ((a - b) ** 2).mean(-1) if kind == "mse" else 1 - (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
         return (each.mean(0) * weight).sum()
 
-    found = gradient(
-        lambda x: loss(StudentOutput(logits_BV=torch.zeros(4, 2), hidden={1: x[0], 2: x[1]}), batch), ours)
+    found = gradient(lambda x: loss(StudentOutput(logits_BV=torch.zeros(4, 2), hidden={1: x[0], 2: x[1]}), batch), ours)
     for a, b in zip(found, gradient(reference, ours.double()), strict=True):
         assert_close(a, b)
 
@@ -224,8 +242,11 @@ def test_hidden_names_what_does_not_fit() -> None:
 def test_rows_the_teacher_was_trained_on_are_not_distilled(name: str) -> None:
     """distil_B False: no weight, no gradient, in every loss that follows the teacher."""
     batch = batch_of(
-        truncate(torch.randn(3, 4).double(), 2), 3, distil_B=torch.tensor([False, True, False]),
-        hidden={2: torch.randn(3, 5)})
+        truncate(torch.randn(3, 4).double(), 2),
+        3,
+        distil_B=torch.tensor([False, True, False]),
+        hidden={2: torch.randn(3, 5)},
+    )
     loss = LOSSES[name](layers={1: 2}) if name == "hidden" else LOSSES[name]()
     logits, states = torch.randn(3, 4, requires_grad=True), torch.randn(3, 5, requires_grad=True)
     loss(StudentOutput(logits_BV=logits, hidden={1: states}), batch).backward()

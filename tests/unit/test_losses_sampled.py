@@ -24,14 +24,22 @@ TEMPERATURES = (1.0, 2.0)
 
 def as_targets(found: Distributions) -> SparseTargets:
     """What the student is given of a label set."""
-    padded = {name: torch.from_numpy(column) for name, column in
-              _pad_entries(found, np.arange(found.classes, dtype=np.int64)).items()}
+    padded = {
+        name: torch.from_numpy(column)
+        for name, column in _pad_entries(found, np.arange(found.classes, dtype=np.int64)).items()
+    }
     draws = found.draws
     return SparseTargets(
-        classes=found.classes, temperatures=found.temperatures, ids_NK=padded["ids_RK"], logp_NK=padded["logp_RK"],
-        log_tail_NT=torch.from_numpy(found.log_tail), count_NK=padded.get("count_RK"),
+        classes=found.classes,
+        temperatures=found.temperatures,
+        ids_NK=padded["ids_RK"],
+        logp_NK=padded["logp_RK"],
+        log_tail_NT=torch.from_numpy(found.log_tail),
+        count_NK=padded.get("count_RK"),
         log_normaliser_N=None if draws is None else torch.from_numpy(draws.log_normaliser),
-        draws=0 if draws is None else draws.number, exponent=1.0 if draws is None else draws.exponent)
+        draws=0 if draws is None else draws.number,
+        exponent=1.0 if draws is None else draws.exponent,
+    )
 
 
 def label(teacher_V: Tensor, estimator: str, exponent: float = 1.0, redraws: int = 1) -> SparseTargets:
@@ -56,8 +64,9 @@ def gradients(student_V: Tensor, targets: SparseTargets, temperature: float) -> 
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize(("estimator", "exponent"), [("sampled", 1.0), ("sampled", 0.5), ("hybrid", 1.0),
-                                                     ("hybrid", 0.5)])
+@pytest.mark.parametrize(
+    ("estimator", "exponent"), [("sampled", 1.0), ("sampled", 0.5), ("hybrid", 1.0), ("hybrid", 0.5)]
+)
 def test_the_mean_gradient_is_the_dense_one(estimator: str, exponent: float, temperature: float) -> None:
     """Over 4,000 redraws every class is within 5 standard errors of q - p; the truncated top-k is off by far more."""
     teacher_V, student_V = logits()
@@ -113,8 +122,10 @@ def test_counts_have_the_mean_of_free_draws_and_less_variance(exponent: float) -
 def reference(student_NV: Tensor, teacher_NV: Tensor, ids_NK: Tensor, temperature: float, kind: str) -> Tensor:
     """The divergence over explicit buckets, in float64."""
     outside = torch.ones(teacher_NV.shape, dtype=torch.bool).scatter_(-1, ids_NK, False)
-    p, q = (torch.cat([x.gather(-1, ids_NK), (x * outside).sum(-1, keepdim=True)], -1)[:, : CLASSES]
-            for x in ((z.double() / temperature).softmax(-1) for z in (teacher_NV, student_NV)))
+    p, q = (
+        torch.cat([x.gather(-1, ids_NK), (x * outside).sum(-1, keepdim=True)], -1)[:, :CLASSES]
+        for x in ((z.double() / temperature).softmax(-1) for z in (teacher_NV, student_NV))
+    )
     if kind == "reverse_kl":
         return (q * (q / p).log()).sum(-1)
     m = (p + q) / 2
@@ -131,8 +142,12 @@ def test_other_divergences_equal_float64(kind: str, estimator: str, temperature:
     ask = Ask(estimator=estimator, k=K, temperatures=TEMPERATURES)
     targets = as_targets(reduce_logits(teacher_NV, ask))
     found, exact = student_NV.clone().requires_grad_(True), student_NV.double().requires_grad_(True)
-    batch = LossBatch(labels_B=torch.full((5,), -1), targets=targets, distil_B=torch.ones(5, dtype=torch.bool),
-                      example_weight_B=torch.ones(5))
+    batch = LossBatch(
+        labels_B=torch.full((5,), -1),
+        targets=targets,
+        distil_B=torch.ones(5, dtype=torch.bool),
+        example_weight_B=torch.ones(5),
+    )
     value = Soft(temperature=temperature, divergence=kind)(StudentOutput(logits_BV=found), batch)
     expected = temperature**2 * reference(exact, teacher_NV, targets.ids_NK, temperature, kind).sum()
     value.backward()
@@ -147,11 +162,18 @@ def test_classes_without_mass_leave_finite_gradients(kind: str) -> None:
     """Padding, an empty tail and a student that excludes a class: no NaN, with a target that is met exactly too."""
     teacher_NV = torch.tensor([[1.0, 0.0, -torch.inf, -torch.inf], [0.5, 0.2, 0.1, 0.0]])
     targets = as_targets(reduce_logits(teacher_NV, Ask(estimator="topk", k=2, temperatures=TEMPERATURES)))
-    targets = replace(targets, ids_NK=torch.cat([targets.ids_NK, targets.ids_NK[:, :1]], -1),
-                      logp_NK=torch.cat([targets.logp_NK, torch.full((2, 1), -torch.inf)], -1))
+    targets = replace(
+        targets,
+        ids_NK=torch.cat([targets.ids_NK, targets.ids_NK[:, :1]], -1),
+        logp_NK=torch.cat([targets.logp_NK, torch.full((2, 1), -torch.inf)], -1),
+    )
     leaf = torch.tensor([[1.0, 0.0, 0.3, -1.0], [0.5, 0.2, 0.1, 0.0]], requires_grad=True)
-    batch = LossBatch(labels_B=torch.full((2,), -1), targets=targets, distil_B=torch.ones(2, dtype=torch.bool),
-                      example_weight_B=torch.ones(2))
+    batch = LossBatch(
+        labels_B=torch.full((2,), -1),
+        targets=targets,
+        distil_B=torch.ones(2, dtype=torch.bool),
+        example_weight_B=torch.ones(2),
+    )
     value = Soft(divergence=kind)(StudentOutput(logits_BV=leaf), batch)
     value.backward()
     assert leaf.grad is not None and bool(leaf.grad.isfinite().all()) and bool(value.isfinite())
@@ -163,8 +185,12 @@ def test_classes_without_mass_leave_finite_gradients(kind: str) -> None:
 def test_drawn_targets_refuse_what_is_not_linear(estimator: str, kind: str) -> None:
     """The message says why, and what to do."""
     teacher_V, student_V = logits()
-    batch = LossBatch(labels_B=torch.full((1,), -1), targets=label(teacher_V, estimator),
-                      example_weight_B=torch.ones(1), distil_B=torch.ones(1, dtype=torch.bool))
+    batch = LossBatch(
+        labels_B=torch.full((1,), -1),
+        targets=label(teacher_V, estimator),
+        example_weight_B=torch.ones(1),
+        distil_B=torch.ones(1, dtype=torch.bool),
+    )
     with pytest.raises(ValueError, match=f"'{kind}' cannot be used with sampled or hybrid.*only forward KL is linear"):
         Soft(divergence=kind)(StudentOutput(logits_BV=student_V.unsqueeze(0)), batch)
 

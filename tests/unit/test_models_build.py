@@ -18,12 +18,12 @@ from transformers import (
 
 from ray_distill.config import StudentModel, TeacherConfig
 from ray_distill.errors import ConfigError, ModelError
-from ray_distill.models.students.build_classifier import build_student, evenly_spaced
 from ray_distill.models.core.forward import forward
-from ray_distill.models.io.load import load_model
 from ray_distill.models.core.model import Model, ModelParts
 from ray_distill.models.core.shape_probe import example
+from ray_distill.models.io.load import load_model
 from ray_distill.models.io.save import save_model
+from ray_distill.models.students.build_classifier import build_student, evenly_spaced
 from ray_distill.testing.models import (
     tiny_image_processor,
     tiny_text_model,
@@ -88,13 +88,16 @@ def test_overrides_change_the_teachers_config(teacher: TeacherConfig) -> None:
     assert model.describe["overrides"] == SOURCES["config"]["overrides"]
 
 
-@pytest.mark.parametrize(("overrides", "message"), [
-    ({"hiden_size": 16}, "did you mean hidden_size"),
-    ({"num_labels": 7}, "decided by the snapshot"),
-    ({"hidden_size": 33}, "multiple of the number of attention"),
-    ({"num_hidden_layers": "two"}, "refuses"),
-    ({"zzz": 1}, "it has"),
-])
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"hiden_size": 16}, "did you mean hidden_size"),
+        ({"num_labels": 7}, "decided by the snapshot"),
+        ({"hidden_size": 33}, "multiple of the number of attention"),
+        ({"num_hidden_layers": "two"}, "refuses"),
+        ({"zzz": 1}, "it has"),
+    ],
+)
 def test_wrong_overrides_are_config_errors(teacher: TeacherConfig, overrides: dict[str, object], message: str) -> None:
     """Each says which field, and near matches where there are some."""
     with pytest.raises(ConfigError, match=message):
@@ -103,8 +106,7 @@ def test_wrong_overrides_are_config_errors(teacher: TeacherConfig, overrides: di
 
 def test_layers_are_copied_evenly(teacher: TeacherConfig) -> None:
     """Kept layers, embeddings and head equal the teacher's, and the map stands in the description."""
-    assert [evenly_spaced(keep, 12) for keep in (1, 2, 4, 6)] == [
-        (0,), (0, 11), (0, 4, 7, 11), (0, 2, 4, 7, 9, 11)]
+    assert [evenly_spaced(keep, 12) for keep in (1, 2, 4, 6)] == [(0,), (0, 11), (0, 4, 7, 11), (0, 2, 4, 7, 9, 11)]
     student = _student(teacher, **SOURCES["teacher_layers"])
     own, theirs = student.module.state_dict(), load_model(teacher, task=TEXT).module.state_dict()
     assert student.describe["copied_layers"] == {"0": 0, "1": 3}
@@ -131,18 +133,23 @@ def test_other_classes_get_a_new_head(teacher: TeacherConfig) -> None:
     assert student.describe["head"] == "new" and _logits(student).shape == (2,)
     assert student.fingerprint == _student(teacher, classes=("a", "b"), **values).fingerprint
     theirs = load_model(teacher, task=TEXT).module.state_dict()
-    assert torch.equal(student.module.state_dict()["bert.embeddings.word_embeddings.weight"],
-                       theirs["bert.embeddings.word_embeddings.weight"])
+    assert torch.equal(
+        student.module.state_dict()["bert.embeddings.word_embeddings.weight"],
+        theirs["bert.embeddings.word_embeddings.weight"],
+    )
 
 
-@pytest.mark.parametrize(("values", "message"), [
-    ({"from": "teacher_layers", "keep": 5}, "has 4 layers"),
-    ({"from": "teacher_layers", "keep": 1, "overrides": {"hidden_size": 16}}, "go with from: config"),
-    ({"from": "module", "model": "some/folder"}, "not module:function"),
-    ({"from": "module", "model": "os:system", "arguments": {"command": "exit 1"}}, "ModelParts"),
-    ({"from": "module", "model": FUNCTION, "arguments": {"classes": ["a", "b"]}}, "has the classes"),
-    ({"from": "checkpoint", "model": FUNCTION}, "set from: module"),
-])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"from": "teacher_layers", "keep": 5}, "has 4 layers"),
+        ({"from": "teacher_layers", "keep": 1, "overrides": {"hidden_size": 16}}, "go with from: config"),
+        ({"from": "module", "model": "some/folder"}, "not module:function"),
+        ({"from": "module", "model": "os:system", "arguments": {"command": "exit 1"}}, "ModelParts"),
+        ({"from": "module", "model": FUNCTION, "arguments": {"classes": ["a", "b"]}}, "has the classes"),
+        ({"from": "checkpoint", "model": FUNCTION}, "set from: module"),
+    ],
+)
 def test_impossible_students_are_config_errors(teacher: TeacherConfig, values: dict[str, object], message: str) -> None:
     """Each says what to change."""
     with pytest.raises(ConfigError, match=message):
@@ -179,17 +186,21 @@ def test_a_saved_text_student_is_a_plain_transformers_folder(teacher: TeacherCon
         assert torch.allclose(module(**tokenizer("a", return_tensors="pt")).logits[0], _logits(student), atol=1e-6)
 
 
-@pytest.mark.parametrize(("architecture", "overrides"), [
-    ("vit", {"num_hidden_layers": 1, "image_size": 14}),
-    ("resnet", {"embedding_size": 4, "hidden_sizes": [4], "depths": [1]}),
-])
+@pytest.mark.parametrize(
+    ("architecture", "overrides"),
+    [
+        ("vit", {"num_hidden_layers": 1, "image_size": 14}),
+        ("resnet", {"embedding_size": 4, "hidden_sizes": [4], "depths": [1]}),
+    ],
+)
 def test_a_saved_image_student_is_a_plain_transformers_folder(
     tmp_path: Path, architecture: str, overrides: dict[str, object]
 ) -> None:
     """Also when its image size differs from the teacher's: its processor then resizes to its own."""
     folder = write_tiny_image_model(tmp_path / "t", CLASSES, 0, architecture=architecture)  # type: ignore[arg-type]
-    student = build_student(StudentModel(overrides=overrides), task=IMAGE, classes=MOVED, seed=0,
-                            teacher=TeacherConfig(model=str(folder)))
+    student = build_student(
+        StudentModel(overrides=overrides), task=IMAGE, classes=MOVED, seed=0, teacher=TeacherConfig(model=str(folder))
+    )
     save_model(student, tmp_path / "s", card="", metadata={})
     assert AutoModelForImageClassification.from_pretrained(tmp_path / "s").config.id2label == dict(enumerate(MOVED))
     AutoImageProcessor.from_pretrained(tmp_path / "s", backend="pil")
@@ -201,9 +212,20 @@ def test_lists_of_one_entry_a_layer_follow_the_number_of_layers(tmp_path: Path) 
     """Families that say for each layer what it is can be made shallower, from the config and by copying."""
     tokenizer = tiny_tokenizer()
     config = ModernBertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=64, pad_token_id=0, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3,
-        id2label=dict(enumerate(CLASSES)), label2id={name: index for index, name in enumerate(CLASSES)})
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=3,
+        cls_token_id=2,
+        sep_token_id=3,
+        id2label=dict(enumerate(CLASSES)),
+        label2id={name: index for index, name in enumerate(CLASSES)},
+    )
     ModernBertForSequenceClassification(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     teacher = TeacherConfig(model=str(tmp_path))
@@ -214,25 +236,43 @@ def test_lists_of_one_entry_a_layer_follow_the_number_of_layers(tmp_path: Path) 
 
 def test_a_family_of_several_classifiers_keeps_the_teachers(tmp_path: Path) -> None:
     """The architecture named in the teacher's config decides."""
-    config = DeiTConfig(image_size=28, patch_size=7, num_channels=1, hidden_size=32, num_hidden_layers=1,
-                        num_attention_heads=2, intermediate_size=32)
+    config = DeiTConfig(
+        image_size=28,
+        patch_size=7,
+        num_channels=1,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
     DeiTForImageClassification(config).save_pretrained(tmp_path)
     tiny_image_processor().save(tmp_path)
-    student = build_student(StudentModel(), task=IMAGE, classes=CLASSES, seed=0,
-                            teacher=TeacherConfig(model=str(tmp_path)))
+    student = build_student(
+        StudentModel(), task=IMAGE, classes=CLASSES, seed=0, teacher=TeacherConfig(model=str(tmp_path))
+    )
     assert isinstance(student.module, DeiTForImageClassification)
 
 
 def test_layers_of_an_image_transformer_are_copied(tmp_path: Path) -> None:
     """The stack is found by its length, not by the name of an architecture; feature-map models have none."""
     vit = write_tiny_image_model(tmp_path / "vit", CLASSES, 0, num_hidden_layers=3)
-    student = build_student(StudentModel.model_validate({"from": "teacher_layers", "keep": 2}), task=IMAGE, seed=0,
-                            classes=CLASSES, teacher=TeacherConfig(model=str(vit)))
+    student = build_student(
+        StudentModel.model_validate({"from": "teacher_layers", "keep": 2}),
+        task=IMAGE,
+        seed=0,
+        classes=CLASSES,
+        teacher=TeacherConfig(model=str(vit)),
+    )
     assert student.describe["copied_layers"] == {"0": 0, "1": 2} and student.layers == 2
     resnet = write_tiny_image_model(tmp_path / "resnet", CLASSES, 0, architecture="resnet")
     with pytest.raises(ConfigError, match="no stack of equal layers"):
-        build_student(StudentModel.model_validate({"from": "teacher_layers", "keep": 1}), task=IMAGE, seed=0,
-                      classes=CLASSES, teacher=TeacherConfig(model=str(resnet)))
+        build_student(
+            StudentModel.model_validate({"from": "teacher_layers", "keep": 1}),
+            task=IMAGE,
+            seed=0,
+            classes=CLASSES,
+            teacher=TeacherConfig(model=str(resnet)),
+        )
 
 
 def test_sharded_weights_can_be_saved(teacher: TeacherConfig, tmp_path: Path) -> None:

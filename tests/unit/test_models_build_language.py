@@ -13,11 +13,11 @@ from torch import nn
 from ray_distill.config import StudentModel, TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, ModelError
-from ray_distill.models.students.build_classifier import build_student
 from ray_distill.models.core.head_extraction import body_and_head
-from ray_distill.models.text.lm_processor import LanguageProcessor
-from ray_distill.models.io.load import load_model, load_processor
 from ray_distill.models.core.model import Model, ModelParts
+from ray_distill.models.io.load import load_model, load_processor
+from ray_distill.models.students.build_classifier import build_student
+from ray_distill.models.text.lm_processor import LanguageProcessor
 from ray_distill.models.text.processors import text_processor
 from ray_distill.testing.models import tiny_causal_tokenizer, write_tiny_causal_model
 
@@ -44,14 +44,18 @@ def _student(teacher: TeacherConfig, seed: int = 1, **values: Any) -> Model:
 
 def spoken(vocabulary: int = 7) -> ModelParts:
     config = transformers.GPT2Config(vocab_size=vocabulary, n_embd=16, n_layer=1, n_head=2, n_positions=128)
-    return ModelParts(module=transformers.GPT2LMHeadModel(config), classes=(),
-                      processor=text_processor(tiny_causal_tokenizer(), 128))
+    return ModelParts(
+        module=transformers.GPT2LMHeadModel(config), classes=(), processor=text_processor(tiny_causal_tokenizer(), 128)
+    )
 
 
 SOURCES: dict[str, dict[str, Any]] = {
     "new": {"from": "config", "overrides": {"num_hidden_layers": 1, "hidden_size": 16, "head_dim": 4}},
-    "slice": {"from": "config", "embeddings": "slice",
-              "overrides": {"num_hidden_layers": 1, "hidden_size": 16, "head_dim": 4}},
+    "slice": {
+        "from": "config",
+        "embeddings": "slice",
+        "overrides": {"num_hidden_layers": 1, "hidden_size": 16, "head_dim": 4},
+    },
     "copy": {"from": "config", "embeddings": "copy", "overrides": {"num_hidden_layers": 1}},
     "teacher_layers": {"from": "teacher_layers", "keep": 2},
     "module": {"from": "module", "model": f"{__name__}:spoken"},
@@ -71,7 +75,8 @@ def test_a_student_has_the_teachers_vocabulary_and_processor(teacher: TeacherCon
     torch.rand(3)
     assert _student(chatty, **SOURCES[source]).fingerprint == model.fingerprint
     assert (_student(chatty, seed=2, **SOURCES[source]).fingerprint == model.fingerprint) == (
-        source == "teacher_layers")
+        source == "teacher_layers"
+    )
     assert {parameter.dtype for parameter in model.module.parameters()} == {torch.float32}
     assert body_and_head(model.module)[1].out_features == V
 
@@ -98,8 +103,12 @@ def test_sliced_embeddings_are_the_first_columns_at_the_teachers_length(teacher:
 def test_embeddings_and_head_may_be_tied_on_either_side(tmp_path: Path, tied: tuple[bool, bool]) -> None:
     """A tied teacher fills both of an untied student; a tied student takes the teacher's embeddings."""
     folder = write_tiny_causal_model(tmp_path / "teacher", seed=0, tie_word_embeddings=tied[0])
-    student: Any = _student(TeacherConfig(model=str(folder)), **{"from": "config"}, embeddings="copy",
-                            overrides={"tie_word_embeddings": tied[1], "num_hidden_layers": 1}).module
+    student: Any = _student(
+        TeacherConfig(model=str(folder)),
+        **{"from": "config"},
+        embeddings="copy",
+        overrides={"tie_word_embeddings": tied[1], "num_hidden_layers": 1},
+    ).module
     source: Any = load_model(str(folder), task=TASK).module
     assert torch.equal(student.model.embed_tokens.weight, source.model.embed_tokens.weight)
     assert (student.lm_head.weight is student.model.embed_tokens.weight) == tied[1]
@@ -155,12 +164,15 @@ def _no_template(folder: Path) -> None:
     (folder / "chat_template.jinja").unlink()
 
 
-@pytest.mark.parametrize(("change", "what"), [
-    (_other_tokens, "262 tokens against 261, of which 1"),
-    (_other_end, r"eos_token <\|im_end\|> against <\|end\|>"),
-    (_other_template, "another chat template"),
-    (_no_template, "another chat template"),
-])
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (_other_tokens, "262 tokens against 261, of which 1"),
+        (_other_end, r"eos_token <\|im_end\|> against <\|end\|>"),
+        (_other_template, "another chat template"),
+        (_no_template, "another chat template"),
+    ],
+)
 def test_a_student_of_other_tokens_is_refused(teacher: TeacherConfig, tmp_path: Path, change: Any, what: str) -> None:
     """The error names both models, what differs, and the ways out; a template counts where it is used alone."""
     folder = write_tiny_causal_model(tmp_path / "student", seed=3)
@@ -174,20 +186,27 @@ def test_a_student_of_other_tokens_is_refused(teacher: TeacherConfig, tmp_path: 
         assert _student(teacher, **{"from": "checkpoint"}, model=str(folder)).vocabulary == V
 
 
-@pytest.mark.parametrize(("values", "message"), [
-    ({"from": "config", "overrides": {"vocab_size": 272}}, "vocabulary of 272, the teacher .* one of 264"),
-    ({"from": "config", "embeddings": "copy", "overrides": {"hidden_size": 16, "head_dim": 4}},
-     "copy needs the teacher's width 32, and the student has 16"),
-    ({"from": "config", "embeddings": "slice", "overrides": {"hidden_size": 64}}, "of the teacher's 32, .* has 64"),
-    ({"from": "config", "overrides": {"max_position_embeddings": 64}}, "64 positions, but the teacher reads 128"),
-    ({"from": "config", "max_length": 64}, "max_length is 64, but the teacher reads 128 tokens"),
-    ({"from": "teacher_layers", "keep": 9}, "keep is 9, but the teacher has 4 layers"),
-    ({"from": "teacher_layers", "keep": 2, "overrides": {"hidden_size": 16}}, "go with from: config"),
-    ({"from": "checkpoint", "model": f"{__name__}:spoken"}, "is a function: set from: module"),
-    ({"from": "module", "model": "a/folder"}, "for a folder use from: checkpoint"),
-    ({"from": "module", "model": f"{__name__}:spoken", "arguments": {"vocabulary": 300}},
-     "vocabulary of 300, the teacher .* one of 264"),
-])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"from": "config", "overrides": {"vocab_size": 272}}, "vocabulary of 272, the teacher .* one of 264"),
+        (
+            {"from": "config", "embeddings": "copy", "overrides": {"hidden_size": 16, "head_dim": 4}},
+            "copy needs the teacher's width 32, and the student has 16",
+        ),
+        ({"from": "config", "embeddings": "slice", "overrides": {"hidden_size": 64}}, "of the teacher's 32, .* has 64"),
+        ({"from": "config", "overrides": {"max_position_embeddings": 64}}, "64 positions, but the teacher reads 128"),
+        ({"from": "config", "max_length": 64}, "max_length is 64, but the teacher reads 128 tokens"),
+        ({"from": "teacher_layers", "keep": 9}, "keep is 9, but the teacher has 4 layers"),
+        ({"from": "teacher_layers", "keep": 2, "overrides": {"hidden_size": 16}}, "go with from: config"),
+        ({"from": "checkpoint", "model": f"{__name__}:spoken"}, "is a function: set from: module"),
+        ({"from": "module", "model": "a/folder"}, "for a folder use from: checkpoint"),
+        (
+            {"from": "module", "model": f"{__name__}:spoken", "arguments": {"vocabulary": 300}},
+            "vocabulary of 300, the teacher .* one of 264",
+        ),
+    ],
+)
 def test_students_that_do_not_fit_the_teacher_are_refused(
     teacher: TeacherConfig, values: dict[str, Any], message: str
 ) -> None:
@@ -201,8 +220,13 @@ def test_embeddings_belong_to_students_from_the_config() -> None:
     with pytest.raises(ValueError, match="goes with from: config"):
         StudentModel.model_validate({"from": "teacher_layers", "keep": 2, "embeddings": "copy"})
     with pytest.raises(ConfigError, match="for language models"):
-        build_student(StudentModel(embeddings="copy"), task="text_classification", classes=("a", "b"),
-                      teacher=TeacherConfig(model="nowhere"), seed=0)
+        build_student(
+            StudentModel(embeddings="copy"),
+            task="text_classification",
+            classes=("a", "b"),
+            teacher=TeacherConfig(model="nowhere"),
+            seed=0,
+        )
 
 
 def test_a_function_teacher_has_students_of_checkpoints_and_functions(tmp_path: Path) -> None:

@@ -11,8 +11,17 @@ from torch import nn
 from ray_distill.errors import ModelError
 from ray_distill.models.core.head_extraction import body_and_head, keeps_documents_apart
 
-SMALL = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-         "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SMALL = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 WITH_HEAD: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", "LlamaConfig", {}),
     "tied": ("LlamaForCausalLM", "LlamaConfig", {"tie_word_embeddings": True}),
@@ -25,8 +34,11 @@ WITH_HEAD: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 def _model(model: str, config: str, **overrides: Any) -> nn.Module:
     torch.manual_seed(0)
-    values = SMALL | overrides if model != "GPT2LMHeadModel" else {
-        "vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2, **overrides}
+    values = (
+        SMALL | overrides
+        if model != "GPT2LMHeadModel"
+        else {"vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2, **overrides}
+    )
     built: nn.Module = getattr(transformers, model)(getattr(transformers, config)(**values))
     return built
 
@@ -46,12 +58,15 @@ def test_a_head_of_the_last_states_gives_the_logits(name: str, dtype: torch.dtyp
     assert torch.equal(head(states), expected)
 
 
-@pytest.mark.parametrize(("kind", "config", "overrides", "why"), [
-    ("Gemma2ForCausalLM", "Gemma2Config", {"head_dim": 8}, r"soft-caps its logits \(final_logit_softcapping 30\)"),
-    ("GraniteForCausalLM", "GraniteConfig", {"logits_scaling": 8.0}, r"scales its logits \(logits_scaling 8\)"),
-    ("CohereForCausalLM", "CohereConfig", {}, r"scales its logits \(logit_scale 0.0625\)"),
-    ("BertForSequenceClassification", "BertConfig", {}, "no linear head .* found none"),
-])
+@pytest.mark.parametrize(
+    ("kind", "config", "overrides", "why"),
+    [
+        ("Gemma2ForCausalLM", "Gemma2Config", {"head_dim": 8}, r"soft-caps its logits \(final_logit_softcapping 30\)"),
+        ("GraniteForCausalLM", "GraniteConfig", {"logits_scaling": 8.0}, r"scales its logits \(logits_scaling 8\)"),
+        ("CohereForCausalLM", "CohereConfig", {}, r"scales its logits \(logit_scale 0.0625\)"),
+        ("BertForSequenceClassification", "BertConfig", {}, "no linear head .* found none"),
+    ],
+)
 def test_logits_that_are_not_the_heads_output_are_refused(
     kind: str, config: str, overrides: dict[str, Any], why: str
 ) -> None:
@@ -85,15 +100,19 @@ def test_packed_documents_get_the_logits_they_get_alone(name: str, dtype: torch.
     torch.testing.assert_close(packed, alone, rtol=0, atol=float(alone.abs().max()) * torch.finfo(dtype).eps * 8)
 
 
-@pytest.mark.parametrize(("kind", "config", "overrides"), [
-    ("BloomForCausalLM", "BloomConfig", {"n_layer": 2, "n_head": 4}),
-    ("OPTForCausalLM", "OPTConfig", {"ffn_dim": 64}),
-])
+@pytest.mark.parametrize(
+    ("kind", "config", "overrides"),
+    [
+        ("BloomForCausalLM", "BloomConfig", {"n_layer": 2, "n_head": 4}),
+        ("OPTForCausalLM", "OPTConfig", {"ffn_dim": 64}),
+    ],
+)
 def test_a_model_that_reads_over_the_boundary_is_found_out(kind: str, config: str, overrides: dict[str, Any]) -> None:
     """Bloom knows no position ids; OPT counts positions from the mask: neither may be packed."""
     values = {key: SMALL[key] for key in ("vocab_size", "hidden_size", "num_attention_heads", "num_hidden_layers")}
-    built = getattr(transformers, kind)(getattr(transformers, config)(
-        **values, **overrides, pad_token_id=0, bos_token_id=1, eos_token_id=2))
+    built = getattr(transformers, kind)(
+        getattr(transformers, config)(**values, **overrides, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    )
     assert not keeps_documents_apart(built)
 
 

@@ -47,15 +47,23 @@ def test_segment_ids_are_given_only_where_they_are_not_all_zero() -> None:
     from tokenizers.processors import TemplateProcessing
 
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="$A:1 [SEP]:1", special_tokens=[("[SEP]", tokenizer.sep_token_id)])
+        single="$A:1 [SEP]:1", special_tokens=[("[SEP]", tokenizer.sep_token_id)]
+    )
     tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     features = text_processor(tokenizer, 16).texts(["ab", "c"])
     assert features["token_type_ids"].values.tolist() == [1] * 5
 
 
-@pytest.mark.parametrize(("limit", "positions", "kind", "asked", "expected"), [
-    (512, 128, "bert", None, 128), (100, 128, "bert", None, 100), (10**30, 514, "roberta", None, 512),
-    (512, 128, "bert", 20, 20), (10**30, None, "conv", 20, 20)])
+@pytest.mark.parametrize(
+    ("limit", "positions", "kind", "asked", "expected"),
+    [
+        (512, 128, "bert", None, 128),
+        (100, 128, "bert", None, 100),
+        (10**30, 514, "roberta", None, 512),
+        (512, 128, "bert", 20, 20),
+        (10**30, None, "conv", 20, 20),
+    ],
+)
 def test_the_token_limit_is_the_smaller_of_tokenizer_and_model(
     limit: int, positions: int | None, kind: str, asked: int | None, expected: int
 ) -> None:

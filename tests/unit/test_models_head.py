@@ -14,8 +14,8 @@ from ray_distill.config import HeadConfig, TeacherConfig
 from ray_distill.errors import ConfigError, ModelError
 from ray_distill.models.core.forward import forward
 from ray_distill.models.heads.fit_head import fit_head, fitted_rows, read_head
-from ray_distill.models.io.load import load_model, load_processor
 from ray_distill.models.heads.logistic import fit_logistic
+from ray_distill.models.io.load import load_model, load_processor
 from ray_distill.tasks.base import Encoded
 from ray_distill.tasks.text_classification import TextClassification
 from ray_distill.testing.models import tiny_tokenizer
@@ -30,8 +30,16 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> TeacherConfig:
     folder = tmp_path_factory.mktemp("models") / "encoder"
     tokenizer = tiny_tokenizer()
     torch.manual_seed(0)
-    BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-                         vocab_size=len(tokenizer), max_position_embeddings=64)).save_pretrained(folder)
+    BertModel(
+        BertConfig(
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            vocab_size=len(tokenizer),
+            max_position_embeddings=64,
+        )
+    ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return TeacherConfig(model=str(folder), head=HeadConfig())
 
@@ -118,10 +126,22 @@ def test_minilm_becomes_a_teacher(tmp_path: Path) -> None:
     assert package is not None and package.submodule_search_locations
     folder = Path(package.submodule_search_locations[0]) / "model"
     spec = TeacherConfig(model=str(folder), head=HeadConfig(), max_length=32)
-    money = ["The bank raised its rates.", "Shares fell after the report.", "The fund paid a dividend.",
-             "Inflation slowed again in May.", "The company cut its forecast.", "Bond yields rose on Friday."]
-    sport = ["The striker scored twice.", "She won the marathon in record time.", "The coach praised his goalkeeper.",
-             "They lost the final on penalties.", "The sprinter pulled a muscle.", "He broke the swimming record."]
+    money = [
+        "The bank raised its rates.",
+        "Shares fell after the report.",
+        "The fund paid a dividend.",
+        "Inflation slowed again in May.",
+        "The company cut its forecast.",
+        "Bond yields rose on Friday.",
+    ]
+    sport = [
+        "The striker scored twice.",
+        "She won the marathon in record time.",
+        "The coach praised his goalkeeper.",
+        "They lost the final on penalties.",
+        "The sprinter pulled a muscle.",
+        "He broke the swimming record.",
+    ]
     samples = [(text, 0) for text in money] + [(text, 1) for text in sport]
     encoded, labels = _encode(spec, samples)
     url = fit_head(spec, encoded, labels, classes=("money", "sport"), collate=TEXT.collate, seed=0, url=str(tmp_path))

@@ -20,17 +20,20 @@ CHATML = (
     "{%- for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + (message.content or '') }}"
     "{%- for call in message.tool_calls or [] %}{{ '<call>' + call.function.name + ' ' }}"
     "{{- (call.function.arguments | tojson) + '</call>' }}{% endfor %}{{ '<|im_end|>\\n' }}{% endfor %}"
-    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
+    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
 MARKED = (
     "{%- for message in messages %}{%- if message.role == 'assistant' %}{{ 'A: ' }}{% generation %}"
     "{{ message.content + '<|im_end|>' }}{% endgeneration %}{%- else %}{{ 'U: ' + message.content + ' ' }}{% endif %}"
-    "{% endfor %}")
+    "{% endfor %}"
+)
 #: As templates of reasoning models: what was thought is shown of the last answer only.
 FORGETFUL = (
     "{%- for message in messages %}{{ '<|im_start|>' + message.role + '\\n' }}"
     "{%- if message.role == 'assistant' and loop.last %}{{ '<think></think>' }}{% endif %}"
     "{{- message.content + '<|im_end|>\\n' }}{% endfor %}"
-    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
+    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
 DATED = "{{ 'Today is ' + strftime_now('%d %b %Y') + '. ' }}" + MARKED
 
 ASK = {"role": "user", "content": "hi"}
@@ -142,24 +145,27 @@ def test_what_a_template_raises_is_a_reason() -> None:
     assert "cannot render it: TypeError" in _why([ASK, SAY], template="{{ messages[0].content + 1 }}")
 
 
-@pytest.mark.parametrize(("row", "why"), [
-    ("hello", "not JSON: Expecting value"),
-    ("[" * 100_000, "not JSON: "),
-    ('"hello"', "no conversation: expected a list of messages"),
-    ({"conversation": []}, "no conversation"),
-    ([], "no messages"),
-    (["hi"], "message 1 is str, expected an object"),
-    ([ASK, {"role": "assistent", "content": "yo"}], "message 2 has the unknown role 'assistent': expected one of"),
-    ([ASK, {"role": ["assistant"], "content": "yo"}], "message 2 has the unknown role ['assistant']"),
-    ([ASK, {"content": "yo"}], "message 2 has the unknown role None"),
-    ([{"role": "user", "content": None}, SAY], "message 1 (user) has neither content nor tool_calls"),
-    ([ASK, {"role": "assistant", "content": None, "tool_calls": []}], "message 2 (assistant) has neither"),
-    ([{"role": "user", "content": 5}, SAY], "the content of message 1 is int, expected text"),
-    ([ASK, {**SAY, "tool_calls": "add"}], "the tool_calls of message 2 must be a list of objects"),
-    ({"messages": [ASK, SAY], "tools": {}}, "tools must be a list of objects"),
-    ('[{"role": "user", "content": "\\ud800"}]', "not UTF-8: half a character (\\ud800)"),
-    ([ASK], "nothing to learn: no message of assistant in it"),
-])
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ("hello", "not JSON: Expecting value"),
+        ("[" * 100_000, "not JSON: "),
+        ('"hello"', "no conversation: expected a list of messages"),
+        ({"conversation": []}, "no conversation"),
+        ([], "no messages"),
+        (["hi"], "message 1 is str, expected an object"),
+        ([ASK, {"role": "assistent", "content": "yo"}], "message 2 has the unknown role 'assistent': expected one of"),
+        ([ASK, {"role": ["assistant"], "content": "yo"}], "message 2 has the unknown role ['assistant']"),
+        ([ASK, {"content": "yo"}], "message 2 has the unknown role None"),
+        ([{"role": "user", "content": None}, SAY], "message 1 (user) has neither content nor tool_calls"),
+        ([ASK, {"role": "assistant", "content": None, "tool_calls": []}], "message 2 (assistant) has neither"),
+        ([{"role": "user", "content": 5}, SAY], "the content of message 1 is int, expected text"),
+        ([ASK, {**SAY, "tool_calls": "add"}], "the tool_calls of message 2 must be a list of objects"),
+        ({"messages": [ASK, SAY], "tools": {}}, "tools must be a list of objects"),
+        ('[{"role": "user", "content": "\\ud800"}]', "not UTF-8: half a character (\\ud800)"),
+        ([ASK], "nothing to learn: no message of assistant in it"),
+    ],
+)
 def test_a_row_that_is_no_conversation_has_a_reason(row: Any, why: str) -> None:
     """It says what was found where; the row has no tokens."""
     assert why in _why(row)
@@ -212,15 +218,22 @@ def test_a_document_of_a_million_tokens_is_cut_or_rejected() -> None:
     document = "word " * 200_000
     assert len(_processor(format="text").language([document])[0]["input_ids"].values) == 512
     assert _learn(_processor(format="text", long="reject"), document)[2] == (
-        "1000000 tokens, more than the 512 of max_length")
+        "1000000 tokens, more than the 512 of max_length"
+    )
     assert _learn(_processor(64), [{**ASK, "content": "a"}, {**SAY, "content": document}])[1][0].startswith("word word")
 
 
 def test_the_fingerprint_covers_what_decides_the_tokens() -> None:
     """Every setting, the template and the special tokens; roles and template only where they matter."""
     base = _processor()
-    others = [_processor(511), _processor(long="reject"), _processor(roles=("user",)), _processor(template=MARKED),
-              _processor(format="text"), language_processor(tiny_tokenizer(), 512, LanguageConfig())]
+    others = [
+        _processor(511),
+        _processor(long="reject"),
+        _processor(roles=("user",)),
+        _processor(template=MARKED),
+        _processor(format="text"),
+        language_processor(tiny_tokenizer(), 512, LanguageConfig()),
+    ]
     assert len({base.fingerprint, *(other.fingerprint for other in others)}) == 1 + len(others)
     assert base.fingerprint == _processor().fingerprint
     assert _processor(format="text", roles=("user",)).fingerprint == others[4].fingerprint

@@ -13,8 +13,8 @@ from ray_distill.config import HeadConfig, TeacherConfig
 from ray_distill.errors import ConfigError, DistillError, ModelError
 from ray_distill.models.core.checkpoint_files import checkpoint_digest
 from ray_distill.models.core.forward import forward
-from ray_distill.models.io.load import load_model, load_processor
 from ray_distill.models.core.shape_probe import example
+from ray_distill.models.io.load import load_model, load_processor
 from ray_distill.testing.models import tiny_text_model, tiny_tokenizer, write_tiny_image_model, write_tiny_text_model
 
 TEXT, IMAGE = "text_classification", "image_classification"
@@ -129,8 +129,10 @@ BROKEN = {
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "not a checkpoint"),
     "truncated weights": (_truncated, "cannot load"),
     "remote code": (_remote_code, "trust_remote_code"),
-    "no tokenizer": (lambda folder: [(folder / name).unlink() for name in ("tokenizer.json", "tokenizer_config.json")],
-                     "tokenizer"),
+    "no tokenizer": (
+        lambda folder: [(folder / name).unlink() for name in ("tokenizer.json", "tokenizer_config.json")],
+        "tokenizer",
+    ),
     "no padding token": (_no_pad, "padding token"),
     "damaged metadata": (lambda folder: (folder / "ray_distill.json").write_text("["), "damaged"),
 }
@@ -185,8 +187,9 @@ def test_a_function_is_a_model(tmp_path: Path) -> None:
 def test_a_throwing_function_model_still_loads(tmp_path: Path) -> None:
     """Loading does not run a function's model, and throwing does not change its fingerprint."""
     fuse = tmp_path / "fuse"
-    spec = TeacherConfig(model="ray_distill.testing.models:tiny_text_model",
-                         arguments={"classes": ["a", "b"], "fuse": str(fuse)})
+    spec = TeacherConfig(
+        model="ray_distill.testing.models:tiny_text_model", arguments={"classes": ["a", "b"], "fuse": str(fuse)}
+    )
     before = load_model(spec, task=TEXT).fingerprint
     fuse.touch()
     model = load_model(spec, task=TEXT)
@@ -199,14 +202,17 @@ def three_things() -> tuple[int, int, int]:
     return 1, 2, 3
 
 
-@pytest.mark.parametrize(("name", "message"), [
-    ("no_such_module:f", "cannot import"),
-    ("ray_distill.testing.models:nobody", "cannot import"),
-    ("ray_distill.testing.models:string", "not a function"),
-    ("ray_distill.testing.models:tiny_text_model", "raised TypeError"),
-    ("ray_distill.testing.models:tiny_tokenizer", "expected \\(module, processor, classes\\)"),
-    (f"{__name__}:three_things", "torch.nn.Module"),
-])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such_module:f", "cannot import"),
+        ("ray_distill.testing.models:nobody", "cannot import"),
+        ("ray_distill.testing.models:string", "not a function"),
+        ("ray_distill.testing.models:tiny_text_model", "raised TypeError"),
+        ("ray_distill.testing.models:tiny_tokenizer", "expected \\(module, processor, classes\\)"),
+        (f"{__name__}:three_things", "torch.nn.Module"),
+    ],
+)
 def test_functions_that_are_no_models_are_refused(name: str, message: str) -> None:
     """Whatever is wrong with a function is one ModelError naming it."""
     with pytest.raises(ModelError, match=message):
@@ -238,7 +244,8 @@ def test_a_function_that_can_spare_its_weights_is_not_asked_for_them(
         "def build(weights: bool = True) -> ModelParts:\n"
         "    if weights:\n"
         "        return tiny_text_model(classes=['a', 'b'])\n"
-        "    return ModelParts(module=nn.Identity(), processor=tiny_text_processor(), classes=('unknown',))\n")
+        "    return ModelParts(module=nn.Identity(), processor=tiny_text_processor(), classes=('unknown',))\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     model = load_model("sparing:build", task=TEXT)
     assert model.classes == ("a", "b")

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 
 from ray_distill.config import StudentModel, TeacherConfig
 from ray_distill.errors import ConfigError, ModelError
-from ray_distill.models.students.build_classifier import build_student
 from ray_distill.models.core.head_extraction import body_and_head
-from ray_distill.models.io.load import load_model
 from ray_distill.models.core.model import Model
+from ray_distill.models.io.load import load_model
 from ray_distill.models.io.save import save_model
+from ray_distill.models.students.build_classifier import build_student
 from ray_distill.testing.models import write_tiny_causal_model
 
 TASK = "causal_lm"
@@ -47,15 +47,21 @@ def _trained(model: Model) -> Any:
 def test_adapters_begin_as_nothing_and_alone_are_trained(teacher: TeacherConfig) -> None:
     """The student answers as without them at first; after two steps nothing but adapters has moved."""
     model = _student(teacher)
-    plain = build_student(StudentModel.model_validate({"from": "teacher_layers", "keep": 2}), task=TASK, classes=(),
-                          teacher=teacher, seed=1)
+    plain = build_student(
+        StudentModel.model_validate({"from": "teacher_layers", "keep": 2}),
+        task=TASK,
+        classes=(),
+        teacher=teacher,
+        seed=1,
+    )
     ids = torch.randint(264, (1, 7))
     with torch.no_grad():
         assert torch.equal(model.module(input_ids=ids).logits, plain.module(input_ids=ids).logits)
     names = {name for name, parameter in model.module.named_parameters() if parameter.requires_grad}
     assert names and all("lora_" in name for name in names)
     assert model.describe["lora"]["parameters"] == sum(
-        parameter.numel() for parameter in model.module.parameters() if parameter.requires_grad)
+        parameter.numel() for parameter in model.module.parameters() if parameter.requires_grad
+    )
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
     after = _trained(model).state_dict()
     moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
@@ -90,7 +96,8 @@ def test_a_saved_student_has_its_adapters_merged(teacher: TeacherConfig, tmp_pat
     with torch.no_grad():
         torch.testing.assert_close(plain(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
     assert load_model(str(tmp_path / "saved"), task=TASK).describe["parameters"] == sum(
-        parameter.numel() for parameter in plain.parameters())
+        parameter.numel() for parameter in plain.parameters()
+    )
     assert any("lora_" in name for name, _ in module.named_parameters())
 
 
@@ -98,8 +105,11 @@ def test_targets_that_are_not_there_are_refused(teacher: TeacherConfig) -> None:
     """The error lists the layers there are; those that are there are the only ones adapted."""
     with pytest.raises(ConfigError, match=r"\['query'\] fit no layer of LlamaForCausalLM.*q_proj"):
         _student(teacher, targets=["query"])
-    names = [name for name, parameter in _student(teacher, targets=["q_proj"]).module.named_parameters()
-             if parameter.requires_grad]
+    names = [
+        name
+        for name, parameter in _student(teacher, targets=["q_proj"]).module.named_parameters()
+        if parameter.requires_grad
+    ]
     assert len(names) == 4 and all("q_proj" in name for name in names)
 
 
@@ -108,8 +118,13 @@ def test_adapters_need_weights_and_peft(teacher: TeacherConfig, monkeypatch: pyt
     with pytest.raises(ValueError, match="from: config draws them"):
         StudentModel.model_validate({"from": "config", "lora": {}})
     with pytest.raises(ConfigError, match="for language models"):
-        build_student(StudentModel.model_validate({"from": "teacher_layers", "keep": 2, "lora": {}}),
-                      task="text_classification", classes=("a", "b"), teacher=teacher, seed=0)
+        build_student(
+            StudentModel.model_validate({"from": "teacher_layers", "keep": 2, "lora": {}}),
+            task="text_classification",
+            classes=("a", "b"),
+            teacher=teacher,
+            seed=0,
+        )
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ModelError, match="pip install peft"):
         _student(teacher)

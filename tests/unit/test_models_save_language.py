@@ -16,15 +16,15 @@ from safetensors.torch import load_file
 from ray_distill.config import StudentModel, TeacherConfig
 from ray_distill.config.labels import HeadConfig, LanguageConfig
 from ray_distill.errors import ConfigError, ModelError
-from ray_distill.models.students.build_classifier import build_student
 from ray_distill.models.core.checkpoint_files import METADATA_FILE, checkpoint_digest
 from ray_distill.models.core.forward import forward
-from ray_distill.models.text.lm_processor import LanguageProcessor
-from ray_distill.models.io.load import load_model, load_processor
 from ray_distill.models.core.model import Model, ModelParts
 from ray_distill.models.core.shape_probe import example
-from ray_distill.models.text.processors import text_processor
+from ray_distill.models.io.load import load_model, load_processor
 from ray_distill.models.io.save import save_model
+from ray_distill.models.students.build_classifier import build_student
+from ray_distill.models.text.lm_processor import LanguageProcessor
+from ray_distill.models.text.processors import text_processor
 from ray_distill.storage.files import upload_folder
 from ray_distill.testing.models import tiny_causal_tokenizer, tiny_text_processor, write_tiny_causal_model
 
@@ -44,23 +44,46 @@ def _gguf(folder: Path, name: str = "tiny.gguf") -> Path:
     pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))) + ["qz"]
     writer = gguf.GGUFWriter(folder / name, "llama")
     for add, value in (
-            (writer.add_context_length, 128), (writer.add_embedding_length, width), (writer.add_block_count, 2),
-            (writer.add_feed_forward_length, 64), (writer.add_head_count, 4), (writer.add_head_count_kv, 2),
-            (writer.add_rope_freq_base, 1e4), (writer.add_layer_norm_rms_eps, 1e-5),
-            (writer.add_vocab_size, len(pieces)), (writer.add_tokenizer_model, "gpt2"),
-            (writer.add_token_list, pieces), (writer.add_token_merges, ["q z"]), (writer.add_bos_token_id, 1),
-            (writer.add_token_types, [3] * 5 + [1] * 257),
-            (writer.add_eos_token_id, 2), (writer.add_pad_token_id, 0),
-            (writer.add_chat_template, tokenizer.chat_template)):
+        (writer.add_context_length, 128),
+        (writer.add_embedding_length, width),
+        (writer.add_block_count, 2),
+        (writer.add_feed_forward_length, 64),
+        (writer.add_head_count, 4),
+        (writer.add_head_count_kv, 2),
+        (writer.add_rope_freq_base, 1e4),
+        (writer.add_layer_norm_rms_eps, 1e-5),
+        (writer.add_vocab_size, len(pieces)),
+        (writer.add_tokenizer_model, "gpt2"),
+        (writer.add_token_list, pieces),
+        (writer.add_token_merges, ["q z"]),
+        (writer.add_bos_token_id, 1),
+        (writer.add_token_types, [3] * 5 + [1] * 257),
+        (writer.add_eos_token_id, 2),
+        (writer.add_pad_token_id, 0),
+        (writer.add_chat_template, tokenizer.chat_template),
+    ):
         add(value)  # type: ignore[operator]
     rng = np.random.default_rng(0)
     shapes: dict[str, tuple[int, ...]] = {
-        "token_embd": (len(pieces), width), "output": (len(pieces), width), "output_norm": (width,)}
+        "token_embd": (len(pieces), width),
+        "output": (len(pieces), width),
+        "output_norm": (width,),
+    }
     for layer in range(2):
-        shapes |= {f"blk.{layer}.{part}": shape for part, shape in {
-            "attn_q": (width, width), "attn_k": (width // 2, width), "attn_v": (width // 2, width),
-            "attn_output": (width, width), "ffn_gate": (64, width), "ffn_up": (64, width), "ffn_down": (width, 64),
-            "attn_norm": (width,), "ffn_norm": (width,)}.items()}
+        shapes |= {
+            f"blk.{layer}.{part}": shape
+            for part, shape in {
+                "attn_q": (width, width),
+                "attn_k": (width // 2, width),
+                "attn_v": (width // 2, width),
+                "attn_output": (width, width),
+                "ffn_gate": (64, width),
+                "ffn_up": (64, width),
+                "ffn_down": (width, 64),
+                "attn_norm": (width,),
+                "ffn_norm": (width,),
+            }.items()
+        }
     for part, shape in shapes.items():
         writer.add_tensor(f"{part}.weight", rng.normal(0, 0.2, shape).astype(np.float32))
     writer.write_header_to_file()
@@ -93,8 +116,16 @@ def test_a_language_model_has_a_vocabulary_and_no_classes(folder: Path) -> None:
 
 def test_the_fingerprint_of_a_teacher_depends_on_what_is_learnt(folder: Path) -> None:
     """Format, roles and length change it, as the dtype does."""
-    found = {load_model(TeacherConfig(model=str(folder), **settings), task=TASK).fingerprint for settings in (
-        {}, {"language": CHAT}, {"language": LanguageConfig(format="chat")}, {"max_length": 5}, {"dtype": "bfloat16"})}
+    found = {
+        load_model(TeacherConfig(model=str(folder), **settings), task=TASK).fingerprint
+        for settings in (
+            {},
+            {"language": CHAT},
+            {"language": LanguageConfig(format="chat")},
+            {"max_length": 5},
+            {"dtype": "bfloat16"},
+        )
+    }
     assert len(found) == 5
 
 
@@ -136,8 +167,10 @@ def test_forward_makes_no_cache_and_takes_packed_rows(folder: Path) -> None:
     seen: list[Any] = []
     module.register_forward_hook(lambda _module, _inputs, output: seen.append(output.past_key_values))
     documents = [torch.randint(V, (length,)) for length in (4, 6)]
-    batch = {"input_ids": torch.cat(documents)[None],
-             "position_ids": torch.cat([torch.arange(len(document)) for document in documents])[None]}
+    batch = {
+        "input_ids": torch.cat(documents)[None],
+        "position_ids": torch.cat([torch.arange(len(document)) for document in documents])[None],
+    }
     with torch.no_grad():
         found = forward(module, batch, layers=(-1 % 3,))
         alone = torch.cat([forward(module, {"input_ids": document[None]}).logits_BV[0] for document in documents])
@@ -212,12 +245,13 @@ def test_a_broken_gguf_is_one_model_error(packed: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["safetensors", "tied", "gguf"])
-def test_a_saved_student_loads_with_plain_transformers(
-    packed: Path, tmp_path: Path, source: str
-) -> None:
+def test_a_saved_student_loads_with_plain_transformers(packed: Path, tmp_path: Path, source: str) -> None:
     """Equal logits through AutoModelForCausalLM and AutoTokenizer; no class names; tied weights once."""
-    place = packed if source == "gguf" else write_tiny_causal_model(
-        tmp_path / "teacher", seed=0, tie_word_embeddings=source == "tied")
+    place = (
+        packed
+        if source == "gguf"
+        else write_tiny_causal_model(tmp_path / "teacher", seed=0, tie_word_embeddings=source == "tied")
+    )
     teacher = TeacherConfig(model=str(place), language=CHAT, max_length=77)
     student = StudentModel.model_validate({"from": "teacher_layers", "keep": 1})
     model = build_student(student, task=TASK, classes=(), teacher=teacher, seed=0)
@@ -238,8 +272,10 @@ def test_a_saved_model_remembers_what_it_was_told(folder: Path, tmp_path: Path) 
     """A folder alone loads with the settings it was saved with; a teacher's config has its own."""
     model = load_model(TeacherConfig(model=str(folder), language=CHAT, max_length=77), task=TASK)
     save_model(model, tmp_path / "saved", card="", metadata={})
-    for again in (load_model(str(tmp_path / "saved"), task=TASK).processor,
-                  load_processor(str(tmp_path / "saved"), task=TASK)):
+    for again in (
+        load_model(str(tmp_path / "saved"), task=TASK).processor,
+        load_processor(str(tmp_path / "saved"), task=TASK),
+    ):
         assert again.fingerprint == model.processor.fingerprint
         assert again.settings == CHAT and again.max_length == 77  # type: ignore[attr-defined]
     told = load_processor(TeacherConfig(model=str(tmp_path / "saved")), task=TASK)
@@ -268,8 +304,9 @@ def test_an_odd_generation_config_can_be_saved(tmp_path: Path) -> None:
     place = write_tiny_causal_model(tmp_path / "model", seed=0)
     (place / "generation_config.json").write_text(json.dumps({"do_sample": False, "temperature": 0.6}))
     for number, student in enumerate(({"from": "config"}, {"from": "checkpoint", "model": str(place)})):
-        model = build_student(StudentModel.model_validate(student), task=TASK, classes=(), seed=0,
-                              teacher=TeacherConfig(model=str(place)))
+        model = build_student(
+            StudentModel.model_validate(student), task=TASK, classes=(), seed=0, teacher=TeacherConfig(model=str(place))
+        )
         save_model(model, tmp_path / str(number), card="", metadata={})
         kept = transformers.GenerationConfig.from_pretrained(tmp_path / str(number))
         assert kept.do_sample is False and kept.temperature == 0.6
@@ -277,8 +314,14 @@ def test_an_odd_generation_config_can_be_saved(tmp_path: Path) -> None:
 
 def spoken(vocabulary: int = V, named: bool = False, config: bool = True, weights: bool = True) -> ModelParts:
     processor = text_processor(tiny_causal_tokenizer(), 100)
-    settings = transformers.LlamaConfig(vocab_size=vocabulary, hidden_size=16, intermediate_size=16,
-                                        num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=128)
+    settings = transformers.LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+    )
     module: Any = transformers.LlamaForCausalLM(settings) if weights else torch.nn.Identity()
     names = tuple(map(str, range(vocabulary))) if named else ()
     return ModelParts(module=module if config else torch.nn.Sequential(module), processor=processor, classes=names)

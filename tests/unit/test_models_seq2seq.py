@@ -10,19 +10,21 @@ import transformers
 from ray_distill.config import StudentModel, TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, ModelError
-from ray_distill.models.students.build_classifier import build_student
-from ray_distill.models.core.head_extraction import body_and_head, keeps_documents_apart
 from ray_distill.models.core.forward import last_states, spared
-from ray_distill.models.io.load import load_model, load_processor
+from ray_distill.models.core.head_extraction import body_and_head, keeps_documents_apart
 from ray_distill.models.core.model import Model, ModelParts
-from ray_distill.models.text.seq2seq_processor import PairProcessor, pair_processor
+from ray_distill.models.io.load import load_model, load_processor
 from ray_distill.models.io.save import save_model
+from ray_distill.models.students.build_classifier import build_student
+from ray_distill.models.text.seq2seq_processor import PairProcessor, pair_processor
 from ray_distill.testing.models import tiny_pair_tokenizer, write_tiny_seq2seq_model
 
 V = 264
 KINDS: dict[str, dict[str, Any]] = {
-    "t5": {}, "t5 untied": {"tie_word_embeddings": False, "scale_decoder_outputs": False},
-    "bart": {"architecture": "bart"}}
+    "t5": {},
+    "t5 untied": {"tie_word_embeddings": False, "scale_decoder_outputs": False},
+    "bart": {"architecture": "bart"},
+}
 
 
 def _write(folder: Path, kind: str = "t5", **overrides: Any) -> Path:
@@ -81,8 +83,9 @@ def test_a_student_keeps_the_first_and_last_layers_of_both_halves(tmp_path: Path
     ours, theirs = student.module.state_dict(), teacher.state_dict()
     own = "decoder.block.1.layer.2.DenseReluDense.wo.weight"
     assert torch.equal(ours[own], theirs[own.replace("block.1", "block.3")])
-    assert torch.equal(ours["encoder.block.2.layer.0.SelfAttention.q.weight"],
-                       theirs["encoder.block.2.layer.0.SelfAttention.q.weight"])
+    assert torch.equal(
+        ours["encoder.block.2.layer.0.SelfAttention.q.weight"], theirs["encoder.block.2.layer.0.SelfAttention.q.weight"]
+    )
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -101,8 +104,10 @@ def test_what_layers_cannot_be_is_said(tmp_path: Path) -> None:
         _build(folder, **{"from": "teacher_layers", "keep": 3})
 
 
-@pytest.mark.parametrize(("kind", "overrides"), [
-    ("t5", {"d_model": 16, "num_decoder_layers": 1}), ("bart", {"decoder_layers": 1, "decoder_ffn_dim": 16})])
+@pytest.mark.parametrize(
+    ("kind", "overrides"),
+    [("t5", {"d_model": 16, "num_decoder_layers": 1}), ("bart", {"decoder_layers": 1, "decoder_ffn_dim": 16})],
+)
 def test_a_fresh_student_reads_and_writes_the_teachers_tokens(
     tmp_path: Path, kind: str, overrides: dict[str, Any]
 ) -> None:
@@ -155,7 +160,11 @@ def test_a_function_may_make_an_encoder_decoder() -> None:
 
 def made() -> ModelParts:
     """A T5 of one layer."""
-    config = transformers.T5Config(vocab_size=V, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2,
-                                   decoder_start_token_id=0)
-    return ModelParts(module=transformers.T5ForConditionalGeneration(config), classes=(), processor=pair_processor(
-        tiny_pair_tokenizer(), 32, LanguageConfig(), start=0))
+    config = transformers.T5Config(
+        vocab_size=V, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0
+    )
+    return ModelParts(
+        module=transformers.T5ForConditionalGeneration(config),
+        classes=(),
+        processor=pair_processor(tiny_pair_tokenizer(), 32, LanguageConfig(), start=0),
+    )

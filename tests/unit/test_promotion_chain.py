@@ -14,8 +14,9 @@ NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
 
 def student(name):
-    labels = LabelSetRef(store="l", fingerprint="g", log_length=1, log_digest="d",
-                         snapshot=SnapshotRef(url="u", fingerprint="h"))
+    labels = LabelSetRef(
+        store="l", fingerprint="g", log_length=1, log_digest="d", snapshot=SnapshotRef(url="u", fingerprint="h")
+    )
     return StudentRef(url=f"models/{name}", fingerprint=name * 8, arm="student", labels=labels)
 
 
@@ -58,11 +59,13 @@ def test_a_stale_promote_is_refused(tmp_path):
 
 def test_of_racing_promotes_one_wins(tmp_path):
     """Eight first champions at once: one is recorded, seven are told to evaluate again."""
+
     def attempt(name):
         try:
             return record(tmp_path, decision(name)).decision.student
         except PromotionError:
             return None
+
     with ThreadPoolExecutor(8) as pool:
         won = [who for who in pool.map(attempt, "abcdefgh") if who is not None]
     assert won == [champion(read_chain(str(tmp_path)))] and len(read_chain(str(tmp_path))) == 1
@@ -93,8 +96,10 @@ def test_an_altered_chain_is_refused(tmp_path):
     assert second.exists()
 
 
-@pytest.mark.parametrize(("alias", "agree", "words"), [
-    ("a", True, "name models/a"), ("b", False, "point the alias"), (None, False, "the alias names no model")])
+@pytest.mark.parametrize(
+    ("alias", "agree", "words"),
+    [("a", True, "name models/a"), ("b", False, "point the alias"), (None, False, "the alias names no model")],
+)
 def test_alias_state(tmp_path, alias, agree, words):
     """The alias agrees only when it names the chain's champion."""
     record(tmp_path, decision("a"))

@@ -19,8 +19,14 @@ from ray_distill.errors import PromotionError
 from ray_distill.evaluation.measures.directions import HIGHER_IS_BETTER
 from ray_distill.promotion.gate import decide
 
-STUDENT = StudentRef(url="s", fingerprint="f", arm="student", labels=LabelSetRef(
-    store="l", fingerprint="g", log_length=1, log_digest="d", snapshot=SnapshotRef(url="u", fingerprint="h")))
+STUDENT = StudentRef(
+    url="s",
+    fingerprint="f",
+    arm="student",
+    labels=LabelSetRef(
+        store="l", fingerprint="g", log_length=1, log_digest="d", snapshot=SnapshotRef(url="u", fingerprint="h")
+    ),
+)
 
 
 def estimate(value, half=0.0):
@@ -28,40 +34,58 @@ def estimate(value, half=0.0):
 
 
 def model(name, latency=1.0, **metrics):
-    efficiency = Efficiency(parameters=100, bytes_on_disk=400, latency_ms_p50=latency, latency_ms_p95=2 * latency,
-                            examples_per_second=1000 / latency)
-    return ModelReport(name=name, url=name, efficiency=efficiency, metrics={
-        key: value if isinstance(value, Estimate) else estimate(value) for key, value in metrics.items()})
+    efficiency = Efficiency(
+        parameters=100,
+        bytes_on_disk=400,
+        latency_ms_p50=latency,
+        latency_ms_p95=2 * latency,
+        examples_per_second=1000 / latency,
+    )
+    return ModelReport(
+        name=name,
+        url=name,
+        efficiency=efficiency,
+        metrics={key: value if isinstance(value, Estimate) else estimate(value) for key, value in metrics.items()},
+    )
 
 
 def report(models, **comparisons):
-    return EvalReport(url="r", fingerprint="e", student=STUDENT, models={m.name: m for m in models},
-                      comparisons=comparisons)
+    return EvalReport(
+        url="r", fingerprint="e", student=STUDENT, models={m.name: m for m in models}, comparisons=comparisons
+    )
 
 
 def gate(beat=(), **limits):
     return GateConfig(limits={name: Limit(**limit) for name, limit in limits.items()}, beat=beat)
 
 
-@pytest.mark.parametrize(("value", "half", "verdict"), [
-    (0.95, 0.01, Verdict.PROMOTE), (0.91, 0.02, Verdict.HOLD), (0.89, 0.02, Verdict.REJECT),
-    (0.90, 0.0, Verdict.PROMOTE), (0.95, math.nan, Verdict.HOLD)])
+@pytest.mark.parametrize(
+    ("value", "half", "verdict"),
+    [
+        (0.95, 0.01, Verdict.PROMOTE),
+        (0.91, 0.02, Verdict.HOLD),
+        (0.89, 0.02, Verdict.REJECT),
+        (0.90, 0.0, Verdict.PROMOTE),
+        (0.95, math.nan, Verdict.HOLD),
+    ],
+)
 def test_minimum(value, half, verdict):
     """Above it with the whole interval, above it in doubt, below it, exactly on it, without an interval."""
     judged = report([model("student", accuracy=estimate(value, half))])
     assert decide(judged, gate(accuracy={"min": 0.9})).verdict is verdict
 
 
-@pytest.mark.parametrize(("value", "half", "verdict"), [
-    (0.03, 0.01, Verdict.PROMOTE), (0.045, 0.01, Verdict.HOLD), (0.06, 0.02, Verdict.REJECT)])
+@pytest.mark.parametrize(
+    ("value", "half", "verdict"),
+    [(0.03, 0.01, Verdict.PROMOTE), (0.045, 0.01, Verdict.HOLD), (0.06, 0.02, Verdict.REJECT)],
+)
 def test_maximum(value, half, verdict):
     """The same from the other side."""
     judged = report([model("student", ece=estimate(value, half))])
     assert decide(judged, gate(ece={"max": 0.05})).verdict is verdict
 
 
-@pytest.mark.parametrize(("found", "shown"), [
-    (None, "missing"), (math.nan, "nan"), (math.inf, "inf")])
+@pytest.mark.parametrize(("found", "shown"), [(None, "missing"), (math.nan, "nan"), (math.inf, "inf")])
 @pytest.mark.parametrize("limit", [{"min": 0}, {"max": 9}, {"relative": 0.5}, {"margin": 1}])
 def test_unmeasured_metric_is_rejected_by_name(found, shown, limit):
     """No rule is kept by a metric that is missing or not finite, and the reason names it."""
@@ -75,17 +99,23 @@ def test_unmeasured_metric_is_rejected_by_name(found, shown, limit):
 @pytest.mark.parametrize("metrics", [{}, {"accuracy": math.nan}])
 def test_unmeasured_reference_is_rejected_by_name(arm, metrics):
     """A teacher or champion without the metric leaves the rule unmeasurable."""
-    decision = decide(report([model("student", accuracy=0.9), model(arm, **metrics)]),
-                      gate(accuracy={"relative": 0.9} if arm == "teacher" else {"margin": 0.1}))
+    decision = decide(
+        report([model("student", accuracy=0.9), model(arm, **metrics)]),
+        gate(accuracy={"relative": 0.9} if arm == "teacher" else {"margin": 0.1}),
+    )
     assert decision.verdict is Verdict.REJECT and f"the {arm}'s accuracy" in decision.reasons[0]
 
 
-@pytest.mark.parametrize(("difference", "half", "verdict"), [
-    (-0.01, 0.005, Verdict.PROMOTE), (-0.01, 0.03, Verdict.HOLD), (-0.05, 0.005, Verdict.REJECT)])
+@pytest.mark.parametrize(
+    ("difference", "half", "verdict"),
+    [(-0.01, 0.005, Verdict.PROMOTE), (-0.01, 0.03, Verdict.HOLD), (-0.05, 0.005, Verdict.REJECT)],
+)
 def test_relative_uses_the_paired_difference(difference, half, verdict):
     """0.97 of a teacher at 0.95 leaves 0.0285 to lose; the paired interval decides, not the wide own ones."""
-    models = [model("student", accuracy=estimate(0.95 + difference, 0.2)),
-              model("teacher", accuracy=estimate(0.95, 0.2))]
+    models = [
+        model("student", accuracy=estimate(0.95 + difference, 0.2)),
+        model("teacher", accuracy=estimate(0.95, 0.2)),
+    ]
     judged = report(models, accuracy_minus_teacher=estimate(difference, half))
     assert decide(judged, gate(accuracy={"relative": 0.97})).verdict is verdict
 
@@ -104,13 +134,21 @@ def test_relative_without_a_pair_is_cautious():
     assert decide(judged, gate(nll={"relative": 0.5})).verdict is Verdict.PROMOTE
 
 
-@pytest.mark.parametrize(("difference", "half", "verdict"), [
-    (0.02, 0.005, Verdict.PROMOTE), (0.02, 0.06, Verdict.HOLD), (0.06, 0.005, Verdict.REJECT),
-    (-0.5, 0.1, Verdict.PROMOTE)])
+@pytest.mark.parametrize(
+    ("difference", "half", "verdict"),
+    [
+        (0.02, 0.005, Verdict.PROMOTE),
+        (0.02, 0.06, Verdict.HOLD),
+        (0.06, 0.005, Verdict.REJECT),
+        (-0.5, 0.1, Verdict.PROMOTE),
+    ],
+)
 def test_margin_is_non_inferiority_and_knows_the_better_side(difference, half, verdict):
     """An NLL up to 0.05 worse than the champion's passes, when its interval says so."""
-    judged = report([model("student", nll=1 + difference), model("champion", nll=1.0)],
-                    nll_minus_champion=estimate(difference, half))
+    judged = report(
+        [model("student", nll=1 + difference), model("champion", nll=1.0)],
+        nll_minus_champion=estimate(difference, half),
+    )
     assert decide(judged, gate(nll={"margin": 0.05})).verdict is verdict
 
 
@@ -120,13 +158,22 @@ def test_margin_without_a_champion_is_kept_and_said():
     assert decision.verdict is Verdict.PROMOTE and "first" in decision.reasons[0]
 
 
-@pytest.mark.parametrize(("difference", "half", "verdict"), [
-    (0.02, 0.01, Verdict.PROMOTE), (0.02, 0.02, Verdict.HOLD), (0.0, 0.0, Verdict.HOLD), (-0.01, 0.05, Verdict.REJECT),
-    (0.02, math.nan, Verdict.HOLD)])
+@pytest.mark.parametrize(
+    ("difference", "half", "verdict"),
+    [
+        (0.02, 0.01, Verdict.PROMOTE),
+        (0.02, 0.02, Verdict.HOLD),
+        (0.0, 0.0, Verdict.HOLD),
+        (-0.01, 0.05, Verdict.REJECT),
+        (0.02, math.nan, Verdict.HOLD),
+    ],
+)
 def test_beat(difference, half, verdict):
     """To beat an arm is to exceed it with the whole interval."""
-    judged = report([model("student", accuracy=0.9 + difference), model("hard", accuracy=0.9)],
-                    accuracy_minus_hard=estimate(difference, half))
+    judged = report(
+        [model("student", accuracy=0.9 + difference), model("hard", accuracy=0.9)],
+        accuracy_minus_hard=estimate(difference, half),
+    )
     assert decide(judged, gate(beat=("hard",))).verdict is verdict
 
 

@@ -15,32 +15,46 @@ from ray_distill.artifacts import (
 from ray_distill.config import GateConfig, Limit
 from ray_distill.promotion.gate import decide, gate_fingerprint
 
-STUDENT = StudentRef(url="s", fingerprint="f", arm="student", labels=LabelSetRef(
-    store="l", fingerprint="g", log_length=1, log_digest="d", snapshot=SnapshotRef(url="u", fingerprint="h")))
+STUDENT = StudentRef(
+    url="s",
+    fingerprint="f",
+    arm="student",
+    labels=LabelSetRef(
+        store="l", fingerprint="g", log_length=1, log_digest="d", snapshot=SnapshotRef(url="u", fingerprint="h")
+    ),
+)
 
 
 def model(name, nll, ece=0.02, half=0.01, **more):
     efficiency = Efficiency(parameters=1, bytes_on_disk=1, latency_ms_p50=1, latency_ms_p95=1, examples_per_second=1)
     values = {"nll": nll, "ece": ece, "perplexity": 20.0, "accuracy": 0.4, "kl_from_teacher": 0.1, **more}
-    return ModelReport(name=name, url=name, efficiency=efficiency, metrics={
-        key: Estimate(value=value, low=value - half, high=value + half, n=50) for key, value in values.items()})
+    return ModelReport(
+        name=name,
+        url=name,
+        efficiency=efficiency,
+        metrics={
+            key: Estimate(value=value, low=value - half, high=value + half, n=50) for key, value in values.items()
+        },
+    )
 
 
 def report(*models, **comparisons):
-    return EvalReport(url="r", fingerprint="e", student=STUDENT, models={m.name: m for m in models},
-                      comparisons=comparisons)
+    return EvalReport(
+        url="r", fingerprint="e", student=STUDENT, models={m.name: m for m in models}, comparisons=comparisons
+    )
 
 
-@pytest.mark.parametrize(("nll", "ece", "verdict"), [
-    (3.2, 0.02, Verdict.PROMOTE), (3.33, 0.02, Verdict.HOLD), (3.4, 0.02, Verdict.REJECT), (3.2, 0.2, Verdict.REJECT)])
+@pytest.mark.parametrize(
+    ("nll", "ece", "verdict"),
+    [(3.2, 0.02, Verdict.PROMOTE), (3.33, 0.02, Verdict.HOLD), (3.4, 0.02, Verdict.REJECT), (3.2, 0.2, Verdict.REJECT)],
+)
 def test_the_default_limits_hold_nll_to_the_teacher_s_over_nine_tenths(nll, ece, verdict):
     """The teacher's 3.0 allows 3.333; an ECE above a tenth is refused; accuracy is not asked for."""
     judged = report(model("teacher", 3.0), model("student", nll, ece=ece), model("baseline_hard_labels", 4.0))
     assert decide(judged, GateConfig()).verdict is verdict
 
 
-@pytest.mark.parametrize(("student", "verdict"), [
-    (2.9, Verdict.PROMOTE), (2.99, Verdict.HOLD), (3.1, Verdict.REJECT)])
+@pytest.mark.parametrize(("student", "verdict"), [(2.9, Verdict.PROMOTE), (2.99, Verdict.HOLD), (3.1, Verdict.REJECT)])
 def test_an_arm_is_beaten_by_a_lower_nll(student, verdict):
     """Lower beyond doubt, lower in doubt, higher; a better accuracy makes up for nothing."""
     judged = report(model("student", student, accuracy=0.9), model("baseline_hard_labels", 3.0))
@@ -54,8 +68,9 @@ def test_a_paired_difference_decides_where_there_is_one():
     models = [model("student", 2.9, half=0.5), model("baseline_hard_labels", 3.0, half=0.5)]
     assert decide(report(*models), GateConfig(limits={})).verdict is Verdict.HOLD
     paired = Estimate(value=-0.1, low=-0.12, high=-0.08, n=50)
-    assert decide(report(*models, nll_minus_baseline_hard_labels=paired),
-                  GateConfig(limits={})).verdict is Verdict.PROMOTE
+    assert (
+        decide(report(*models, nll_minus_baseline_hard_labels=paired), GateConfig(limits={})).verdict is Verdict.PROMOTE
+    )
 
 
 def test_a_champion_that_is_nearer_the_teacher_keeps_its_place():
@@ -68,8 +83,11 @@ def test_a_champion_that_is_nearer_the_teacher_keeps_its_place():
 
 def test_a_metric_at_a_bucket_of_positions_may_be_limited_against_another_model():
     """Its direction is the metric's own."""
-    models = [model("teacher", 3.0), model("champion", 3.0, kl_from_teacher_at_0_15=0.5),
-              model("student", 3.0, kl_from_teacher_at_0_15=0.2)]
+    models = [
+        model("teacher", 3.0),
+        model("champion", 3.0, kl_from_teacher_at_0_15=0.5),
+        model("student", 3.0, kl_from_teacher_at_0_15=0.2),
+    ]
     gate = GateConfig(limits={"kl_from_teacher_at_0_15": Limit(margin=0.0)}, beat=())
     assert decide(report(*models), gate).verdict is Verdict.PROMOTE
 

@@ -33,8 +33,9 @@ def test_mypy_strict_finds_nothing() -> None:
 
 def test_modules_are_under_400_lines() -> None:
     """A longer one has two subjects."""
-    long = {str(path.relative_to(ROOT)): count for path in MODULES
-            if (count := len(path.read_text().splitlines())) >= 400}
+    long = {
+        str(path.relative_to(ROOT)): count for path in MODULES if (count := len(path.read_text().splitlines())) >= 400
+    }
     assert long == {}
 
 
@@ -60,6 +61,10 @@ def test_every_folder_says_what_it_is_for(folder: Path) -> None:
 def test_nothing_is_left_undone_in_the_sources() -> None:
     """No stub and no note to self."""
     marks = ("TO" + "DO", "FIX" + "ME", "raise NotImpl" + "emented")
-    found = [f"{path.relative_to(ROOT)}:{number}" for path in MODULES
-             for number, line in enumerate(path.read_text().splitlines(), 1) if any(mark in line for mark in marks)]
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in MODULES
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if any(mark in line for mark in marks)
+    ]
     assert found == []

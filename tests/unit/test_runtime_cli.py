@@ -11,8 +11,8 @@ import yaml
 
 from ray_distill import cli
 from ray_distill.artifacts import SnapshotRef
-from ray_distill.config import load_config
 from ray_distill.cli import resolve_references
+from ray_distill.config import load_config
 
 CLASSES = ["a", "b"]
 COMMANDS = ["run", "snapshot", "write", "label", "train", "evaluate", "promote", "relabel"]
@@ -21,10 +21,15 @@ COMMANDS = ["run", "snapshot", "write", "label", "train", "evaluate", "promote",
 def _write(folder: Path, **sections: Any) -> str:
     (folder / "rows.jsonl").write_text('{"text": "one", "label": "a"}\n')
     value = {
-        "campaign": "c", "task": "text_classification", "output": str(folder / "out"),
+        "campaign": "c",
+        "task": "text_classification",
+        "output": str(folder / "out"),
         "snapshot": {"source": str(folder / "rows.jsonl"), "columns": {"label": "label"}},
-        "labels": {"teacher": {"model": "ray_distill.testing.models:tiny_text_model",
-                               "arguments": {"classes": CLASSES}}}, **sections}
+        "labels": {
+            "teacher": {"model": "ray_distill.testing.models:tiny_text_model", "arguments": {"classes": CLASSES}}
+        },
+        **sections,
+    }
     (folder / "c.yaml").write_text(yaml.safe_dump(value))
     return str(folder / "c.yaml")
 
@@ -47,7 +52,8 @@ def test_help_imports_nothing_heavy() -> None:
         f"for command in {commands!r}:\n"
         "    try:\n        cli.main([*command, '--help'])\n    except SystemExit as end:\n        assert not end.code\n"
         "heavy = {'ray', 'torch', 'mlflow', 'numpy', 'pyarrow', 'transformers', 'pydantic', 'yaml', 'fsspec'}\n"
-        "print(sorted(heavy & set(sys.modules)))\n")
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     for name in COMMANDS:
@@ -59,8 +65,12 @@ def test_all_wrong_fields_are_told_at_once(tmp_path: Path, capsys: pytest.Captur
     config = _write(tmp_path, seed="x", student={"training": {"workers": 0, "zero_stage": 7}, "typo": 1})
     told = _fails(capsys, "run", config, "--set", "labels.unit_rows=-1")
     assert "5 wrong field(s)" in told
-    for field, found in (("seed", "'x'"), ("student.training.workers", "0"), ("student.training.zero_stage", "7"),
-                         ("labels.unit_rows", "-1")):
+    for field, found in (
+        ("seed", "'x'"),
+        ("student.training.workers", "0"),
+        ("student.training.zero_stage", "7"),
+        ("labels.unit_rows", "-1"),
+    ):
         line = next(line for line in told.splitlines() if line.strip().startswith(f"{field}:"))
         assert f"found {found}" in line
     assert "student.typo: unknown field" in told
@@ -70,8 +80,11 @@ def test_all_wrong_fields_are_told_at_once(tmp_path: Path, capsys: pytest.Captur
 def test_hidden_matching_of_stored_layers_passes_the_check(tmp_path: Path) -> None:
     """A config whose losses ask for what its labels hold is not refused."""
     teacher = {"model": "ray_distill.testing.models:tiny_text_model", "arguments": {"classes": CLASSES}}
-    config = _write(tmp_path, student={"losses": {"soft": {}, "hidden": {"layers": "last"}}},
-                    labels={"teacher": teacher, "hidden": {"layers": [-1]}})
+    config = _write(
+        tmp_path,
+        student={"losses": {"soft": {}, "hidden": {"layers": "last"}}},
+        labels={"teacher": teacher, "hidden": {"layers": [-1]}},
+    )
     assert cli.main(["run", config, "--dry-run"]) == 0
 
 
@@ -80,8 +93,11 @@ def test_what_would_fail_after_the_teacher_is_paid_for_fails_before(
 ) -> None:
     """An undeclared temperature, hidden states nobody stores, an unknown loss and corruption, a missing teacher."""
     config = _write(
-        tmp_path, student={"losses": {"soft": {"temperature": 4}, "hidden": {}, "magic": {}}},
-        evaluation={"corruptions": ["typos", "earthquake"]}, labels={"teacher": {"model": "/nowhere/teacher"}})
+        tmp_path,
+        student={"losses": {"soft": {"temperature": 4}, "hidden": {}, "magic": {}}},
+        evaluation={"corruptions": ["typos", "earthquake"]},
+        labels={"teacher": {"model": "/nowhere/teacher"}},
+    )
     told = _fails(capsys, "run", config, "--dry-run")
     assert "5 wrong field(s)" in told
     for part in ("student.losses.soft", "student.losses.hidden", "'magic'", "'earthquake'", "/nowhere/teacher"):
@@ -89,15 +105,19 @@ def test_what_would_fail_after_the_teacher_is_paid_for_fails_before(
     assert "'typos'" not in told
 
 
-@pytest.mark.parametrize(("estimator", "refused"), [
-    ("dense", False), ("topk", False), ("sampled", True), ("hybrid", True)])
+@pytest.mark.parametrize(
+    ("estimator", "refused"), [("dense", False), ("topk", False), ("sampled", True), ("hybrid", True)]
+)
 def test_a_divergence_that_draws_would_bias_is_refused_before_the_teacher_is_paid_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], estimator: str, refused: bool
 ) -> None:
     """Reverse KL is no linear function of the teacher's probabilities; the message says so."""
     teacher = {"model": "ray_distill.testing.models:tiny_text_model", "arguments": {"classes": CLASSES}}
-    config = _write(tmp_path, student={"losses": {"soft": {"divergence": "reverse_kl"}}},
-                    labels={"teacher": teacher, "signal": {"estimator": estimator}})
+    config = _write(
+        tmp_path,
+        student={"losses": {"soft": {"divergence": "reverse_kl"}}},
+        labels={"teacher": teacher, "signal": {"estimator": estimator}},
+    )
     if refused:
         told = _fails(capsys, "run", config, "--dry-run")
         assert "student.losses.soft: the divergence 'reverse_kl' cannot be used with sampled or hybrid labels" in told
@@ -105,20 +125,23 @@ def test_a_divergence_that_draws_would_bias_is_refused_before_the_teacher_is_pai
         assert cli.main(["run", config, "--dry-run"]) == 0
 
 
-@pytest.mark.parametrize(("command", "says"), [
-    (["run", "nowhere.yaml"], "nowhere.yaml"),
-    (["audit", "nowhere"], "there is no label store here"),
-    (["inspect", "nowhere", "--row", "00"], "there is no label store here"),
-    (["inspect", "nowhere", "--row", "xyz"], "32 hexadecimal digits"),
-    (["export", "nowhere", "there"], "there is no label store here"),
-    (["run", "c.yaml", "--set", "seed"], "--set needs name=value"),
-    (["run", "c.yaml", "--set", "seed.x.y=1"], "seed is not a section"),
-    (["submit", "c.yaml", "--runtime-env", "{"], "--runtime-env must be JSON"),
-    (["submit", "c.yaml", "--runtime-env", "[1]"], "--runtime-env must be a JSON object"),
-    (["audit", ".", "--snapshot", "{"], "a SnapshotRef must be JSON"),
-    (["audit", ".", "--snapshot", "rows.jsonl"], "SnapshotRef"),
-    (["submit", "c.yaml", "--metadata", "x"], "--metadata needs name=value"),
-])
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["run", "nowhere.yaml"], "nowhere.yaml"),
+        (["audit", "nowhere"], "there is no label store here"),
+        (["inspect", "nowhere", "--row", "00"], "there is no label store here"),
+        (["inspect", "nowhere", "--row", "xyz"], "32 hexadecimal digits"),
+        (["export", "nowhere", "there"], "there is no label store here"),
+        (["run", "c.yaml", "--set", "seed"], "--set needs name=value"),
+        (["run", "c.yaml", "--set", "seed.x.y=1"], "seed is not a section"),
+        (["submit", "c.yaml", "--runtime-env", "{"], "--runtime-env must be JSON"),
+        (["submit", "c.yaml", "--runtime-env", "[1]"], "--runtime-env must be a JSON object"),
+        (["audit", ".", "--snapshot", "{"], "a SnapshotRef must be JSON"),
+        (["audit", ".", "--snapshot", "rows.jsonl"], "SnapshotRef"),
+        (["submit", "c.yaml", "--metadata", "x"], "--metadata needs name=value"),
+    ],
+)
 def test_a_wrong_command_line_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str], says: str
 ) -> None:
@@ -163,15 +186,20 @@ def test_a_snapshot_to_audit_is_a_reference_its_file_or_a_folder(tmp_path: Path)
     assert resolve_references.snapshot_to_audit("s3://bucket/snapshot") == "s3://bucket/snapshot"
 
 
-@pytest.mark.parametrize(("field", "value"), [
-    ("labels.resources.actors", "[0, 1]"), ("labels.resources.actors", "[3, 2]"), ("evaluation.severities", "[]"),
-    ("evaluation.severities", "[4]"), ("student.training.learning_rate", "[]"),
-    ("student.training.learning_rate", "0"), ("student.training.learning_rate", "[0.1, -1]"),
-    ("student.training.learning_rate", ".inf"),
-])
-def test_a_range_is_refused_by_name(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str, value: str
-) -> None:
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("labels.resources.actors", "[0, 1]"),
+        ("labels.resources.actors", "[3, 2]"),
+        ("evaluation.severities", "[]"),
+        ("evaluation.severities", "[4]"),
+        ("student.training.learning_rate", "[]"),
+        ("student.training.learning_rate", "0"),
+        ("student.training.learning_rate", "[0.1, -1]"),
+        ("student.training.learning_rate", ".inf"),
+    ],
+)
+def test_a_range_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str, value: str) -> None:
     """What no run can use is a wrong field."""
     told = _fails(capsys, "run", _write(tmp_path), "--dry-run", "--set", f"{field}={value}")
     assert "1 wrong field(s)" in told

@@ -28,15 +28,18 @@ def _nodes(monkeypatch: pytest.MonkeyPatch, *states: Sequence[dict[str, float]])
     monkeypatch.setattr(connection, "_nodes", lambda: list(left.pop(0) if len(left) > 1 else left[0]))
 
 
-@pytest.mark.parametrize(("bundles", "fits"), [
-    ([{"CPU": 4}], True),
-    ([{"CPU": 4, "GPU": 0}], True),
-    ([{"CPU": 9}], False),
-    ([{"CPU": 1, "GPU": 2}, {"CPU": 1}], True),
-    ([{"GPU": 1}] * 3, False),
-    ([{"CPU": 4}] * 4, False),
-    ([], True),
-])
+@pytest.mark.parametrize(
+    ("bundles", "fits"),
+    [
+        ([{"CPU": 4}], True),
+        ([{"CPU": 4, "GPU": 0}], True),
+        ([{"CPU": 9}], False),
+        ([{"CPU": 1, "GPU": 2}, {"CPU": 1}], True),
+        ([{"GPU": 1}] * 3, False),
+        ([{"CPU": 4}] * 4, False),
+        ([], True),
+    ],
+)
 def test_each_bundle_fits_a_node_and_all_fit_the_cluster(
     monkeypatch: pytest.MonkeyPatch, asked: list[Any], bundles: list[dict[str, float]], fits: bool
 ) -> None:
@@ -80,6 +83,7 @@ def test_a_cluster_that_does_not_grow_is_refused_and_an_embedded_one_at_once(
 @pytest.mark.parametrize("error", [connection.ray.exceptions.AuthenticationError("no"), PermissionError("no")])
 def test_a_refused_token_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     """As is a file that Ray cannot read or write."""
+
     def refuse(**options: Any) -> None:
         raise error
 

@@ -7,9 +7,19 @@ import pytest
 from ray_distill.runtime.core import console
 
 
-@pytest.mark.parametrize(("seconds", "said"), [
-    (0, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (3599.4, "59 min 59 s"),
-    (3599.6, "1 h 00 min"), (7800, "2 h 10 min"), (90_000, "25 h 00 min")])
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (185, "3 min 05 s"),
+        (3599.4, "59 min 59 s"),
+        (3599.6, "1 h 00 min"),
+        (7800, "2 h 10 min"),
+        (90_000, "25 h 00 min"),
+    ],
+)
 def test_durations_are_said_as_a_person_says_them(seconds: float, said: str) -> None:
     """Rounding never gives 60 of a unit."""
     assert console.duration(seconds) == said

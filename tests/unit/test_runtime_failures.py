@@ -12,10 +12,10 @@ import torch
 from ray_distill.errors import LabelError
 from ray_distill.labels.model.signal import Signal
 from ray_distill.labels.model.work_units import WorkUnit
-from ray_distill.runtime.labelling.batching import answer_all, answer_unit, ask_of
-from ray_distill.runtime.labelling.isolate_failures import FailedUnit, Suspect, spread
 from ray_distill.runtime.core.failures import Failure, Rows, ask_halving, died, failure_of, out_of_memory, timed_out
+from ray_distill.runtime.labelling.batching import answer_all, answer_unit, ask_of
 from ray_distill.runtime.labelling.death_counter import Strikes
+from ray_distill.runtime.labelling.isolate_failures import FailedUnit, Suspect, spread
 from ray_distill.runtime.labelling.label_actors import Plan
 from ray_distill.tasks.base import Encoded, Ragged
 from ray_distill.teachers.base import Ask
@@ -73,14 +73,23 @@ class SmallTeacher:
 def _encoded(rows: int) -> Encoded:
     ids = pa.array([row_id(number) for number in range(rows)], pa.binary(16))
     lengths = np.arange(rows) % 4 + 1
-    return Encoded(row_ids=ids, features={"input_ids": Ragged(
-        values=np.zeros(lengths.sum(), np.int32), offsets=np.concatenate([[0], np.cumsum(lengths)]))})
+    return Encoded(
+        row_ids=ids,
+        features={
+            "input_ids": Ragged(
+                values=np.zeros(lengths.sum(), np.int32), offsets=np.concatenate([[0], np.cumsum(lengths)])
+            )
+        },
+    )
 
 
-MEMORY = [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-          RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried"),
-          RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-          RuntimeError("CUDA error: out of memory")]
+MEMORY = [
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: out of memory"),
+]
 
 
 @pytest.mark.parametrize("error", MEMORY, ids=range(len(MEMORY)))
@@ -204,26 +213,39 @@ def test_a_step_beside_the_teacher_is_bounded_too() -> None:
     assert strikes.step("read") == "the process died 2 times"
 
 
-@pytest.mark.parametrize(("block", "told"), [
-    ("threading.Event().wait()", "told"), ("ctypes.PyDLL(None).sleep(60)", ""), ("time.sleep(0)", "done")])
+@pytest.mark.parametrize(
+    ("block", "told"),
+    [("threading.Event().wait()", "told"), ("ctypes.PyDLL(None).sleep(60)", ""), ("time.sleep(0)", "done")],
+)
 def test_a_block_that_takes_too_long_ends_the_process(block: str, told: str) -> None:
     """Also one that never lets go of Python's lock, though then there is no last word; a quick one goes on."""
-    code = ("import ctypes, sys, threading, time\nfrom ray_distill.runtime.labelling.death_counter import limit\n"
-            f"with limit(0.3, lambda: print('told', end='', flush=True), grace=0.3):\n    {block}\n"
-            "print('done', end='')\n")
+    code = (
+        "import ctypes, sys, threading, time\nfrom ray_distill.runtime.labelling.death_counter import limit\n"
+        f"with limit(0.3, lambda: print('told', end='', flush=True), grace=0.3):\n    {block}\n"
+        "print('done', end='')\n"
+    )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=50)
     assert (ended.stdout, ended.returncode) == (told, 0 if told == "done" else 1)
 
 
-@pytest.mark.parametrize(("sizes", "count", "expected"), [
-    ([1], 3, [("u0", 0)]), ([6], 3, [("u0", 0), ("u0", 2), ("u0", 4)]),
-    ([6, 4], 3, [("u0", 0), ("u1", 0), ("u0", 2)]), ([0, 2, 2, 2], 2, [("u1", 0), ("u2", 0)]), ([0], 3, [])])
+@pytest.mark.parametrize(
+    ("sizes", "count", "expected"),
+    [
+        ([1], 3, [("u0", 0)]),
+        ([6], 3, [("u0", 0), ("u0", 2), ("u0", 4)]),
+        ([6, 4], 3, [("u0", 0), ("u1", 0), ("u0", 2)]),
+        ([0, 2, 2, 2], 2, [("u1", 0), ("u2", 0)]),
+        ([0], 3, []),
+    ],
+)
 def test_witnesses_come_from_many_units_and_lengths(
     sizes: Sequence[int], count: int, expected: list[tuple[str, int]]
 ) -> None:
     """As many distinct rows as asked for, where there are so many."""
-    plans = [(f"u{at}", Plan(batches=tuple(np.split(np.arange(size), [2])), row_ids=(), rejected=()))
-             for at, size in enumerate(sizes)]
+    plans = [
+        (f"u{at}", Plan(batches=tuple(np.split(np.arange(size), [2])), row_ids=(), rejected=()))
+        for at, size in enumerate(sizes)
+    ]
     assert [(unit, int(rows[0])) for unit, rows in spread(plans, count)] == expected
 
 
@@ -248,8 +270,9 @@ def _unit(name: str) -> WorkUnit:
 def _suspect(good: set[tuple[str, int]], sizes: dict[str, int], known: str | None = None) -> tuple[Suspect, FakeAsker]:
     """A teacher under suspicion that answers the ``good`` rows; units have rows 0, 1, …; two attempts."""
     units = {name: FailedUnit(unit=_unit(name), reason="") for name in (*sizes, *([known] if known else []))}
-    plans = {units[name].text: Plan(batches=(np.arange(sizes.get(name, 3)),), row_ids=(), rejected=())
-             for name in units}
+    plans = {
+        units[name].text: Plan(batches=(np.arange(sizes.get(name, 3)),), row_ids=(), rejected=()) for name in units
+    }
     asker = FakeAsker(plans, {(units[name].text, row) for name, row in good})
     failed = [units[name] for name in sizes]
     return Suspect(asker, "teacher", 2, failed, units[known].unit if known else None), asker

@@ -6,9 +6,9 @@ import pyarrow as pa
 import pytest
 
 from ray_distill.errors import StoreMismatch
-from ray_distill.labels.model import rowids
 from ray_distill.labels.format.fitted_arrays import write_fits
 from ray_distill.labels.format.hidden_states import basis_name
+from ray_distill.labels.model import rowids
 from ray_distill.labels.store.label_store import create_or_open, open_store
 from ray_distill.runtime.labelling.calibrate_store import fit_store, with_found
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id
@@ -77,8 +77,11 @@ def test_a_store_goes_on_in_the_codec_it_was_begun_in(tmp_path) -> None:
     url = str(tmp_path / "old")
     assert create_or_open(url, old).manifest == create_or_open(url, new).manifest == old
     plain = replace(manifest, codec=("topk", 1))
-    assert create_or_open(str(tmp_path / "plain"), plain).manifest == create_or_open(
-        str(tmp_path / "plain"), replace(plain, codec=("topk", 2))).manifest == plain
+    assert (
+        create_or_open(str(tmp_path / "plain"), plain).manifest
+        == create_or_open(str(tmp_path / "plain"), replace(plain, codec=("topk", 2))).manifest
+        == plain
+    )
     with pytest.raises(StoreMismatch, match="options"):
         create_or_open(url, replace(new, options={**new.options, "lossless": True}))
     create_or_open(str(tmp_path / "new"), new)

@@ -11,15 +11,21 @@ from ray_distill.runtime.training.prometheus import GAUGES, gauged
 DASHBOARD = json.loads((Path(__file__).parents[2] / "infra" / "grafana" / "training.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize(("name", "value", "gauge", "tags", "told"), [
-    ("loss", 2.0, "loss", {"term": "total"}, 2.0), ("loss_soft", 1.5, "loss", {"term": "soft"}, 1.5),
-    ("validation_nll", 3.0, "validation", {"metric": "nll"}, 3.0),
-    ("examples_per_second", 9.0, "examples_per_second", {}, 9.0),
-    ("tokens_per_second", 90.0, "tokens_per_second", {}, 90.0), ("data_wait", 0.1, "data_wait_ratio", {}, 0.1),
-    ("seconds_data", 0.2, "step_seconds", {"part": "data"}, 0.2),
-    ("peak_memory_gib_rank_3", 0.5, "peak_memory_bytes", {"rank": "3"}, 2.0**29),
-    ("peak_memory_gib_max", 2.0, "peak_memory_bytes", {"rank": "max"}, 2.0**31),
-    ("mfu", 0.4, "flops_utilisation_ratio", {"kind": "mfu"}, 0.4)])
+@pytest.mark.parametrize(
+    ("name", "value", "gauge", "tags", "told"),
+    [
+        ("loss", 2.0, "loss", {"term": "total"}, 2.0),
+        ("loss_soft", 1.5, "loss", {"term": "soft"}, 1.5),
+        ("validation_nll", 3.0, "validation", {"metric": "nll"}, 3.0),
+        ("examples_per_second", 9.0, "examples_per_second", {}, 9.0),
+        ("tokens_per_second", 90.0, "tokens_per_second", {}, 90.0),
+        ("data_wait", 0.1, "data_wait_ratio", {}, 0.1),
+        ("seconds_data", 0.2, "step_seconds", {"part": "data"}, 0.2),
+        ("peak_memory_gib_rank_3", 0.5, "peak_memory_bytes", {"rank": "3"}, 2.0**29),
+        ("peak_memory_gib_max", 2.0, "peak_memory_bytes", {"rank": "max"}, 2.0**31),
+        ("mfu", 0.4, "flops_utilisation_ratio", {"kind": "mfu"}, 0.4),
+    ],
+)
 def test_metrics_become_gauges_in_base_units(
     name: str, value: float, gauge: str, tags: dict[str, str], told: float
 ) -> None:

@@ -12,9 +12,9 @@ from ray_distill.errors import EvaluationError, ModelError
 from ray_distill.models.io.load import load_model
 from ray_distill.models.io.save import save_model
 from ray_distill.promotion.gate import decide
+from ray_distill.runtime.core.session import Session
 from ray_distill.runtime.stages.evaluate import keep_predictions, keep_texts, log_student, publish
 from ray_distill.runtime.stages.judge import judge_students
-from ray_distill.runtime.core.session import Session
 from ray_distill.snapshots.take import take_snapshot
 from ray_distill.storage import files
 from ray_distill.testing.models import write_tiny_causal_model
@@ -49,25 +49,42 @@ def campaign(root, chat=False, **evaluation):
     teacher = write_tiny_causal_model(root / "teacher", 0)
     rows = [{"text": row, "kind": "abc"[n % 3]} for n, row in enumerate(CHATS if chat else TEXTS)]
     (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = Campaign.model_validate({
-        "campaign": "smol", "task": "text_classification", "output": str(root / "out"),
-        "snapshot": {"source": str(root / "rows.jsonl"), "columns": {"slices": ["kind"]},
-                     "splits": {"train": 0.1, "validation": 0.1, "calibration": 0.1, "test": 0.7}},
-        "labels": {"teacher": {"model": str(teacher), "language": language}},
-        "evaluation": {"bootstrap": 100, "latency_requests": 10, "batch": 4, **evaluation}})
+    config = Campaign.model_validate(
+        {
+            "campaign": "smol",
+            "task": "text_classification",
+            "output": str(root / "out"),
+            "snapshot": {
+                "source": str(root / "rows.jsonl"),
+                "columns": {"slices": ["kind"]},
+                "splits": {"train": 0.1, "validation": 0.1, "calibration": 0.1, "test": 0.7},
+            },
+            "labels": {"teacher": {"model": str(teacher), "language": language}},
+            "evaluation": {"bootstrap": 100, "latency_requests": 10, "batch": 4, **evaluation},
+        }
+    )
     return config.model_copy(update={"task": "causal_lm"})
 
 
 def students(config, root, **refs):
-    snapshot = take_snapshot(config.snapshot, input_column="text", seed=0, url=str(root / "snapshots"),
-                             nested=config.labels.teacher.language.format == "chat")
+    snapshot = take_snapshot(
+        config.snapshot,
+        input_column="text",
+        seed=0,
+        url=str(root / "snapshots"),
+        nested=config.labels.teacher.language.format == "chat",
+    )
     found = {}
     for seed, arm in enumerate(("student", "baseline_hard_labels"), 1):
         base = write_tiny_causal_model(root / f"base-{arm}", seed)
         spec = TeacherConfig(model=str(base), language=LanguageConfig(format=config.labels.teacher.language.format))
         save_model(load_model(spec, task="causal_lm"), root / arm, card="#", metadata={"learning_rate": 1e-3})
-        found[arm] = StudentRef(url=str(root / arm), fingerprint=f"{seed}" * 32, arm=arm, labels=LabelSetRef(
-            store="s", fingerprint="l", log_length=1, log_digest="d", snapshot=snapshot))
+        found[arm] = StudentRef(
+            url=str(root / arm),
+            fingerprint=f"{seed}" * 32,
+            arm=arm,
+            labels=LabelSetRef(store="s", fingerprint="l", log_length=1, log_digest="d", snapshot=snapshot),
+        )
     return snapshot, found
 
 
@@ -75,8 +92,9 @@ def judged(root, **settings):
     config = campaign(root, **settings)
     snapshot, refs = students(config, root)
     url = str(root / "out" / "evaluations" / "one" / "report.json")
-    return config, judge_students(config, snapshot, refs, head_url=None, champion=refs["baseline_hard_labels"], url=url,
-                                  threads=1)
+    return config, judge_students(
+        config, snapshot, refs, head_url=None, champion=refs["baseline_hard_labels"], url=url, threads=1
+    )
 
 
 def published(config, found):

@@ -8,16 +8,16 @@ import pytest
 
 from ray_distill import cli
 from ray_distill.artifacts import SnapshotRef
+from ray_distill.cli.render_plan import show_plan
 from ray_distill.config import Campaign, load_config, parse_config
 from ray_distill.errors import ConfigError
 from ray_distill.labels.model import rowids
 from ray_distill.labels.sizing.forecast import Breakeven, Interval
 from ray_distill.runtime import campaign
-from ray_distill.runtime.forecast.storage_options import compare
+from ray_distill.runtime.core.session import parent_key
 from ray_distill.runtime.forecast.forecast import PlanReport, choose_pieces, plan
 from ray_distill.runtime.forecast.probe import Piece, unit_rows
-from ray_distill.runtime.core.session import parent_key
-from ray_distill.cli.render_plan import show_plan
+from ray_distill.runtime.forecast.storage_options import compare
 from ray_distill.runtime.labelling.identify_teacher import TeacherFacts
 from ray_distill.tasks.base import Encoded
 from ray_distill.testing.labels import row_id
@@ -28,10 +28,15 @@ UNITS = [Piece(shard=f"s{at}", start=0, stop=100, rows=tuple(range(100))) for at
 
 def config(**planned: float) -> Campaign:
     """A campaign with a top-k of 4 of few classes."""
-    return parse_config({
-        "campaign": "c", "task": "text_classification", "snapshot": {"source": "rows.jsonl"},
-        "labels": {"teacher": {"model": "m:f"}, "signal": {"estimator": "topk", "k": 4, "temperatures": [1, 2]}},
-        "plan": planned})
+    return parse_config(
+        {
+            "campaign": "c",
+            "task": "text_classification",
+            "snapshot": {"source": "rows.jsonl"},
+            "labels": {"teacher": {"model": "m:f"}, "signal": {"estimator": "topk", "k": 4, "temperatures": [1, 2]}},
+            "plan": planned,
+        }
+    )
 
 
 def test_the_probed_rows_are_spread_over_the_units_and_seeded() -> None:
@@ -52,8 +57,10 @@ def test_few_rows_are_all_probed_once(rows: int) -> None:
 
 def test_no_row_is_probed_twice_where_units_differ_in_size() -> None:
     """Large units give several pieces; what a piece holds is of its unit, in ascending order."""
-    units = [Piece(shard=f"s{at}", start=5, stop=5 + size, rows=tuple(range(5, 5 + size)))
-             for at, size in enumerate((3, 900, 10, 87))]
+    units = [
+        Piece(shard=f"s{at}", start=5, stop=5 + size, rows=tuple(range(5, 5 + size)))
+        for at, size in enumerate((3, 900, 10, 87))
+    ]
     pieces = choose_pieces(units, 200, seed=1)
     rows = [(piece.shard, row) for piece in pieces for row in piece.rows]
     assert len(rows) == len(set(rows)) and 150 <= len(rows) <= 200
@@ -72,15 +79,18 @@ def forms(classes: int, **planned: float):
     facts = TeacherFacts(fingerprint="f", classes=names, layers=(), head_url=None, describe={})
     ids = rowids.to_arrow(np.sort(rowids.from_bytes(row_id(number) for number in range(300))))
     encoded = Encoded(row_ids=ids, features={})
-    return compare(config(**planned), facts, FakeTeacher(classes=names), encoded, [512, 100], kept=1.0,
-                   positions=1.0)
+    return compare(config(**planned), facts, FakeTeacher(classes=names), encoded, [512, 100], kept=1.0, positions=1.0)
 
 
 def test_the_forms_of_a_teacher_with_few_classes() -> None:
     """The configured one first, the dense one exact but for its encoding, nothing drawn."""
     found = forms(10)
     assert [(option.estimator, option.encoding) for option in found.options] == [
-        ("topk", "lossless"), ("dense", "compact"), ("topk", "compact"), ("topk", "compact")]
+        ("topk", "lossless"),
+        ("dense", "compact"),
+        ("topk", "compact"),
+        ("topk", "compact"),
+    ]
     assert found.full and found.curve[-1].k == 10 and found.curve[-1].nats == 0
     assert found.options[0].k == 4 and found.options[0].nats == pytest.approx(found.curve[2].nats, abs=1e-6)
     assert found.options[1].nats < 1e-3
@@ -104,22 +114,43 @@ def test_what_is_planned_for_changes_no_stage(tmp_path: Path) -> None:
     assert parent_key(one) == parent_key(other)
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"text": "x"}\n', encoding="utf-8")
-    keys = {campaign.snapshot_key(value.model_copy(update={
-        "snapshot": value.snapshot.model_copy(update={"source": str(rows)})})) for value in (one, other)}
+    keys = {
+        campaign.snapshot_key(
+            value.model_copy(update={"snapshot": value.snapshot.model_copy(update={"source": str(rows)})})
+        )
+        for value in (one, other)
+    }
     assert len(keys) == 1
 
 
 NONE = Interval(value=0.0, low=0.0, high=0.0)
 REPORT = PlanReport(
-    campaign="c", snapshot=SnapshotRef(url="s", fingerprint="f"), store="store", splits={"train": 90, "test": 10},
-    rows_total=100, rows_reused=10, rows=90, units=3, positions=90, probed_rows=20, probed_rejected=1,
-    bytes_labels=2_000_000, bytes_hidden={"3": 1000}, bytes_a_position=22.2,
-    seconds=Interval(value=90.0, low=60.0, high=7200.0), seconds_once=5.0,
-    core_hours=Interval(value=0.5, low=0.25, high=2.0), accelerator_hours=NONE,
-    money=Interval(value=1.25, low=1.0, high=1.5), currency="EUR", rows_per_second=12.0, target_nats=1e-3,
-    break_even=Breakeven(passes=6, offline_money=2, online_money=3, offline_hours=1, online_hours=2,
-                         passes_to_pay=4.0),
-    ranks={"3": {"width": 384, "0.95": 20}}, notes=("a note",))
+    campaign="c",
+    snapshot=SnapshotRef(url="s", fingerprint="f"),
+    store="store",
+    splits={"train": 90, "test": 10},
+    rows_total=100,
+    rows_reused=10,
+    rows=90,
+    units=3,
+    positions=90,
+    probed_rows=20,
+    probed_rejected=1,
+    bytes_labels=2_000_000,
+    bytes_hidden={"3": 1000},
+    bytes_a_position=22.2,
+    seconds=Interval(value=90.0, low=60.0, high=7200.0),
+    seconds_once=5.0,
+    core_hours=Interval(value=0.5, low=0.25, high=2.0),
+    accelerator_hours=NONE,
+    money=Interval(value=1.25, low=1.0, high=1.5),
+    currency="EUR",
+    rows_per_second=12.0,
+    target_nats=1e-3,
+    break_even=Breakeven(passes=6, offline_money=2, online_money=3, offline_hours=1, online_hours=2, passes_to_pay=4.0),
+    ranks={"3": {"width": 384, "0.95": 20}},
+    notes=("a note",),
+)
 
 
 def test_a_person_reads_rows_bytes_time_and_money() -> None:
@@ -127,9 +158,19 @@ def test_a_person_reads_rows_bytes_time_and_money() -> None:
     found = forms(10)
     best = found.options[2]
     text = show_plan(replace(REPORT, curve=found.curve, options=found.options, recommended=best))
-    for part in ("90 of 100", "labels 2.0 MB", "layer 3 1.0 kB", "1 min 30 s, 1 min 00 s to 2 h 00 min",
-                 "1.25 (1 to 1.5) EUR", "configured", "recommended", "offline pays for 6 passes", "from 4.0 passes",
-                 "20 keep 95%", "a note"):
+    for part in (
+        "90 of 100",
+        "labels 2.0 MB",
+        "layer 3 1.0 kB",
+        "1 min 30 s, 1 min 00 s to 2 h 00 min",
+        "1.25 (1 to 1.5) EUR",
+        "configured",
+        "recommended",
+        "offline pays for 6 passes",
+        "from 4.0 passes",
+        "20 keep 95%",
+        "a note",
+    ):
         assert part in text, text
 
 

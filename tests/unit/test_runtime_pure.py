@@ -13,8 +13,8 @@ from ray_distill.errors import ClusterError, ModelError, PromotionError, StoreMi
 from ray_distill.evaluation.measures.efficiency import Efficiency
 from ray_distill.labels.model.signal import Distributions
 from ray_distill.promotion.chain import read_chain, record_decision
-from ray_distill.runtime.labelling.batching import by_length
 from ray_distill.runtime.core.connection import explain
+from ray_distill.runtime.labelling.batching import by_length
 from ray_distill.runtime.stages.promote import judged_against
 from ray_distill.runtime.stages.relabel import class_probabilities
 from ray_distill.tasks.base import Encoded, Ragged
@@ -77,8 +77,9 @@ def _student(name: str) -> StudentRef:
 def _report(student: str, champion: str | None) -> EvalReport:
     cost = Efficiency(parameters=1, bytes_on_disk=1, latency_ms_p50=1, latency_ms_p95=1, examples_per_second=1)
     arms = {"student": student} | ({} if champion is None else {"champion": champion})
-    models = {arm: ModelReport(name=arm, url=_student(name).url, metrics={}, efficiency=cost)
-              for arm, name in arms.items()}
+    models = {
+        arm: ModelReport(name=arm, url=_student(name).url, metrics={}, efficiency=cost) for arm, name in arms.items()
+    }
     return EvalReport(url="r", fingerprint="f", student=_student(student), models=models)
 
 

@@ -15,12 +15,16 @@ def answers(rows: list[list[dict[int, float]]], classes: int = 9) -> Distributio
     with np.errstate(divide="ignore"):
         tail = np.log(np.maximum(1 - np.array([sum(position.values()) for position in positions]), 0))
     return Distributions(
-        classes=classes, temperatures=(1.0,), position=np.arange(len(positions), dtype=np.int32),
+        classes=classes,
+        temperatures=(1.0,),
+        position=np.arange(len(positions), dtype=np.int32),
         row_offsets=np.cumsum([0, *(len(row) for row in rows)]).astype(np.int64),
         entry_offsets=np.cumsum([0, *(len(entries) for entries in stored)]).astype(np.int64),
         ids=np.array([token for entries in stored for token, _ in entries], np.int32),
         logp=np.log([p for entries in stored for _, p in entries]).astype(np.float32),
-        log_tail=tail[:, None].astype(np.float32), entropy=np.zeros(len(positions), np.float32))
+        log_tail=tail[:, None].astype(np.float32),
+        entropy=np.zeros(len(positions), np.float32),
+    )
 
 
 def test_the_commonest_tokens_are_those_of_most_mass(monkeypatch: pytest.MonkeyPatch) -> None:

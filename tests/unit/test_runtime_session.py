@@ -11,10 +11,17 @@ from ray_distill.storage import files
 
 
 def _config(folder: Path, **sections: object) -> Campaign:
-    return parse_config({
-        "campaign": "c", "task": "text_classification", "output": str(folder / "out"),
-        "snapshot": {"source": str(folder / "rows.jsonl")}, "labels": {"teacher": {"model": "big"}},
-        "tracking": {"enabled": False}, **sections})
+    return parse_config(
+        {
+            "campaign": "c",
+            "task": "text_classification",
+            "output": str(folder / "out"),
+            "snapshot": {"source": str(folder / "rows.jsonl")},
+            "labels": {"teacher": {"model": "big"}},
+            "tracking": {"enabled": False},
+            **sections,
+        }
+    )
 
 
 def test_a_stage_is_done_only_for_the_inputs_it_was_done_with(tmp_path: Path) -> None:
@@ -82,8 +89,13 @@ def test_relative_paths_become_absolute_and_urls_stay(tmp_path: Path, monkeypatc
     """A process in another folder finds sources, store, teacher and output; URLs and functions are left alone."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "teacher").mkdir()
-    value = {"campaign": "c", "task": "text_classification", "snapshot": {"source": "rows/*.jsonl"},
-             "labels": {"teacher": {"model": "teacher"}}, "student": {"ceiling": "more.jsonl"}}
+    value = {
+        "campaign": "c",
+        "task": "text_classification",
+        "snapshot": {"source": "rows/*.jsonl"},
+        "labels": {"teacher": {"model": "teacher"}},
+        "student": {"ceiling": "more.jsonl"},
+    }
     config = absolute(parse_config(value))
     assert config.output_url == str(tmp_path / "distill" / "c")
     assert config.store_url == str(tmp_path / "distill" / "c" / "labels")

@@ -12,11 +12,11 @@ from ray_distill.artifacts import LabelSetRef, SnapshotRef
 from ray_distill.config import Campaign, parse_config
 from ray_distill.config.trials import expand
 from ray_distill.errors import ConfigError, TrainingError
-from ray_distill.runtime.sweep import resolve_trials as planning
 from ray_distill.runtime.core.session import absolute, parent_key
+from ray_distill.runtime.sweep import resolve_trials as planning
 from ray_distill.runtime.sweep.publish import best_campaign
-from ray_distill.runtime.sweep.trial_worker import TrialTask, known_rungs, objective_of
 from ray_distill.runtime.sweep.resolve_trials import Planned
+from ray_distill.runtime.sweep.trial_worker import TrialTask, known_rungs, objective_of
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.take import take_snapshot
 from ray_distill.storage import files
@@ -27,11 +27,19 @@ RATE, K = "student.training.learning_rate", "labels.signal.k"
 def _value(folder: Path, **sections: Any) -> dict[str, Any]:
     (folder / "rows.jsonl").write_text('{"text": "one", "label": "a"}\n')
     return {
-        "campaign": "c", "task": "text_classification", "seed": 5, "output": str(folder / "out"),
+        "campaign": "c",
+        "task": "text_classification",
+        "seed": 5,
+        "output": str(folder / "out"),
         "snapshot": {"source": str(folder / "rows.jsonl"), "columns": {"label": "label"}},
-        "labels": {"teacher": {"model": "ray_distill.testing.models:tiny_text_model",
-                               "arguments": {"classes": ["a", "b"]}}, "signal": {"temperatures": [1, 2]}},
-        "tracking": {"enabled": False}, "sweep": {"grid": {RATE: [1e-3, 1e-2]}}, **sections}
+        "labels": {
+            "teacher": {"model": "ray_distill.testing.models:tiny_text_model", "arguments": {"classes": ["a", "b"]}},
+            "signal": {"temperatures": [1, 2]},
+        },
+        "tracking": {"enabled": False},
+        "sweep": {"grid": {RATE: [1e-3, 1e-2]}},
+        **sections,
+    }
 
 
 def _config(folder: Path, **sections: Any) -> Campaign:
@@ -39,17 +47,29 @@ def _config(folder: Path, **sections: Any) -> Campaign:
 
 
 def _labels(fingerprint: str = "f", store: str = "s") -> LabelSetRef:
-    return LabelSetRef(store=store, fingerprint=fingerprint, snapshot=SnapshotRef(url="u", fingerprint="g"),
-                       log_length=1, log_digest="d")
+    return LabelSetRef(
+        store=store,
+        fingerprint=fingerprint,
+        snapshot=SnapshotRef(url="u", fingerprint="g"),
+        log_length=1,
+        log_digest="d",
+    )
 
 
 def test_what_training_would_refuse_is_refused_before_anything_starts(tmp_path: Path) -> None:
     """An undeclared temperature, hidden states nobody stores, two rates in a trial that may be stopped: by trial."""
-    config = _config(tmp_path, sweep={
-        "trials": [{"name": "hot", "set": {"student.losses.soft.temperature": 4}},
-                   {"name": "hidden", "set": {"student.losses.hidden.weight": 1}},
-                   {"name": "rates", "set": {RATE: [1e-3, 1e-2]}}, {"name": "good", "set": {RATE: 1e-3}}],
-        "stop": {"rungs": [1]}})
+    config = _config(
+        tmp_path,
+        sweep={
+            "trials": [
+                {"name": "hot", "set": {"student.losses.soft.temperature": 4}},
+                {"name": "hidden", "set": {"student.losses.hidden.weight": 1}},
+                {"name": "rates", "set": {RATE: [1e-3, 1e-2]}},
+                {"name": "good", "set": {RATE: 1e-3}},
+            ],
+            "stop": {"rungs": [1]},
+        },
+    )
     with pytest.raises(ConfigError) as error:
         planning.checked_trials(config)
     lines = str(error.value).splitlines()
@@ -64,12 +84,19 @@ def test_what_training_would_refuse_is_refused_before_anything_starts(tmp_path: 
 
 def test_trials_that_would_train_one_student_twice_are_found(tmp_path: Path) -> None:
     """Where they say the same, or change what decides nothing; another seed, or other labels, make another student."""
-    config = _config(tmp_path, sweep={"trials": [
-        {"name": "first", "set": {RATE: 1e-3}}, {"name": "same", "set": {RATE: [1e-3]}},
-        {"name": "more threads", "set": {RATE: 1e-3, "student.training.cpus": 2}},
-        {"name": "seed", "set": {RATE: 1e-3, "seed": 6}},
-        {"name": "labels", "set": {RATE: 1e-3, "labels.signal.estimator": "topk", K: 1}},
-        {"name": "patience", "set": {RATE: 1e-3, "labels.failures.attempts": 9}}]})
+    config = _config(
+        tmp_path,
+        sweep={
+            "trials": [
+                {"name": "first", "set": {RATE: 1e-3}},
+                {"name": "same", "set": {RATE: [1e-3]}},
+                {"name": "more threads", "set": {RATE: 1e-3, "student.training.cpus": 2}},
+                {"name": "seed", "set": {RATE: 1e-3, "seed": 6}},
+                {"name": "labels", "set": {RATE: 1e-3, "labels.signal.estimator": "topk", K: 1}},
+                {"name": "patience", "set": {RATE: 1e-3, "labels.failures.attempts": 9}},
+            ]
+        },
+    )
     assert planning.duplicates(planning.checked_trials(config)) == {2: 1, 3: 1, 6: 1}
 
 
@@ -89,8 +116,9 @@ def test_other_labels_have_a_store_of_their_own(tmp_path: Path) -> None:
 def test_a_store_that_a_trial_names_is_used(tmp_path: Path) -> None:
     """Then nothing is made up."""
     there = str(tmp_path / "there")
-    config = _config(tmp_path, sweep={"trials": [
-        {"name": "t", "set": {"labels.signal.estimator": "topk", "labels.store": there}}]})
+    config = _config(
+        tmp_path, sweep={"trials": [{"name": "t", "set": {"labels.signal.estimator": "topk", "labels.store": there}}]}
+    )
     (found,) = planning.labelling(config, planning.checked_trials(config)).values()
     assert found.store_url == there
 
@@ -98,17 +126,27 @@ def test_a_store_that_a_trial_names_is_used(tmp_path: Path) -> None:
 def _snapshot(folder: Path, labelled: int) -> Any:
     rows = [{"text": f"row {at}", "label": "ab"[at % 2] if at < labelled else None} for at in range(400)]
     (folder / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = parse_config(_value(folder, snapshot={
-        "source": str(folder / "many.jsonl"), "columns": {"label": "label"}, "classes": ["a", "b"],
-        "splits": {"train": 0.4, "validation": 0.4, "calibration": 0.1, "test": 0.1}}))
+    config = parse_config(
+        _value(
+            folder,
+            snapshot={
+                "source": str(folder / "many.jsonl"),
+                "columns": {"label": "label"},
+                "classes": ["a", "b"],
+                "splits": {"train": 0.4, "validation": 0.4, "calibration": 0.1, "test": 0.1},
+            },
+        )
+    )
     return open_snapshot(take_snapshot(config.snapshot, input_column="text", seed=5, url=str(folder / "snapshots")))
 
 
 def test_the_objective_is_what_the_validation_split_allows(tmp_path: Path) -> None:
     """True labels where there are enough, else the teacher's, if all trials have the same."""
     labelled, bare = _snapshot(tmp_path, 400), _snapshot(tmp_path, 20)
-    config, by_accuracy = _config(tmp_path), _config(tmp_path, sweep={
-        "grid": {RATE: [1e-3]}, "objective": "validation_accuracy"})
+    config, by_accuracy = (
+        _config(tmp_path),
+        _config(tmp_path, sweep={"grid": {RATE: [1e-3]}, "objective": "validation_accuracy"}),
+    )
     assert planning.objective(config, labelled, 2) == "validation_nll"
     assert planning.objective(config, bare, 1) == "validation_kl"
     assert planning.objective(by_accuracy, labelled, 2) == "validation_accuracy"
@@ -120,8 +158,15 @@ def test_the_objective_is_what_the_validation_split_allows(tmp_path: Path) -> No
         planning.objective(config, bare, 2)
 
 
-@pytest.mark.parametrize(("metric", "more"), [
-    ("validation_nll", False), ("validation_kl", False), ("validation_accuracy", True), ("validation_agreement", True)])
+@pytest.mark.parametrize(
+    ("metric", "more"),
+    [
+        ("validation_nll", False),
+        ("validation_kl", False),
+        ("validation_accuracy", True),
+        ("validation_agreement", True),
+    ],
+)
 def test_every_objective_has_a_direction(metric: str, more: bool) -> None:
     """Less loss, more accuracy."""
     assert planning.more_is_better(metric) is more
@@ -130,8 +175,9 @@ def test_every_objective_has_a_direction(metric: str, more: bool) -> None:
 def _planned(folder: Path, rule: str | None) -> Planned:
     trial = expand(_config(folder))[0]
     job = planning.plan_of(trial, _labels(), str(folder / "trials"), None)
-    task = TrialTask(key=job.output.rpartition("/")[2], job=job, metric="validation_nll", higher_is_better=False,
-                     rule=rule)
+    task = TrialTask(
+        key=job.output.rpartition("/")[2], job=job, metric="validation_nll", higher_is_better=False, rule=rule
+    )
     return Planned(trial=trial, task=task)
 
 
@@ -141,9 +187,21 @@ def test_a_stopped_trial_stays_stopped_under_the_same_rule_alone(tmp_path: Path)
     folder = planned.task.job.output
     assert planning.on_disk(planned) is None
     files.write_json(f"{folder}/rungs.json", {"rule": "rule", "passed": [[1.0, 0.7]]})
-    files.write_json(f"{folder}/stopped.json", {
-        "rule": "rule", "step": 20, "epoch": 2.1, "metrics": {"validation_nll": 0.6}, "passed": [[1.0, 0.7]],
-        "rung": 2.0, "value": 0.6, "place": 4, "of": 5, "goes_on": False})
+    files.write_json(
+        f"{folder}/stopped.json",
+        {
+            "rule": "rule",
+            "step": 20,
+            "epoch": 2.1,
+            "metrics": {"validation_nll": 0.6},
+            "passed": [[1.0, 0.7]],
+            "rung": 2.0,
+            "value": 0.6,
+            "place": 4,
+            "of": 5,
+            "goes_on": False,
+        },
+    )
     outcome = planning.on_disk(planned)
     assert outcome is not None
     assert (outcome.verdict, outcome.metrics, outcome.epoch) == ("stopped", {"validation_nll": 0.6}, 2.1)
@@ -176,8 +234,9 @@ def test_a_sweep_has_a_run_of_its_own_and_changes_nothing_of_the_campaigns(tmp_p
 
 def test_the_best_trial_is_a_campaign_of_its_own(tmp_path: Path) -> None:
     """With its changes and its labels; but of the campaign's seed, which decides the snapshot."""
-    config = _config(tmp_path, sweep={"trials": [
-        {"name": "x", "set": {RATE: 1e-2, "seed": 8, "labels.signal.estimator": "topk"}}]})
+    config = _config(
+        tmp_path, sweep={"trials": [{"name": "x", "set": {RATE: 1e-2, "seed": 8, "labels.signal.estimator": "topk"}}]}
+    )
     trials = planning.checked_trials(config)
     found = parse_config(yaml.safe_load(best_campaign(config, trials, 1)))
     assert found.sweep is None
@@ -189,16 +248,24 @@ def test_the_best_trial_is_a_campaign_of_its_own(tmp_path: Path) -> None:
 
 def test_a_dry_run_lists_the_trials_and_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Those that are another one again are told; nothing is written."""
-    value = _value(tmp_path, sweep={
-        "trials": [{"name": "named", "set": {RATE: 1e-3}}], "grid": {RATE: [1e-3, 1e-2]}, "stop": {"rungs": [1, 2]}})
+    value = _value(
+        tmp_path,
+        sweep={
+            "trials": [{"name": "named", "set": {RATE: 1e-3}}],
+            "grid": {RATE: [1e-3, 1e-2]},
+            "stop": {"rungs": [1, 2]},
+        },
+    )
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(value))
     assert cli.main(["sweep", str(tmp_path / "c.yaml"), "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"label      1 label set(s) → {tmp_path}/out/labels"
     assert lines[1] == f"grid       {RATE}"
     assert lines[2:5] == [
-        f"trial    1 named: {RATE}=0.001", "trial    2 learning_rate=0.001 (as trial 1: trained once)",
-        "trial    3 learning_rate=0.01"]
+        f"trial    1 named: {RATE}=0.001",
+        "trial    2 learning_rate=0.001 (as trial 1: trained once)",
+        "trial    3 learning_rate=0.01",
+    ]
     assert "2 students" in lines[5]
     assert "at 1, 2 epochs the best 33% go on" in lines[5]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.yaml", "rows.jsonl"]

@@ -9,8 +9,8 @@ import pytest
 from ray_distill.artifacts import Estimate
 from ray_distill.config import CheckConfig, parse_config
 from ray_distill.errors import ConfigError, TeacherRefused
-from ray_distill.runtime.labelling.teacher_quality import TeacherCheck, refuse_weak_teacher
 from ray_distill.runtime.labelling.identify_teacher import TeacherFacts, make_manifest
+from ray_distill.runtime.labelling.teacher_quality import TeacherCheck, refuse_weak_teacher
 
 
 def _check(accuracy: float | None, ece: float | None = 0.05, majority: float = 0.5) -> TeacherCheck:
@@ -76,19 +76,35 @@ FACTS = TeacherFacts(fingerprint="f", classes=("a", "b", "c"), layers=(0, 2), he
 
 
 def _config(**labels: object):
-    return parse_config({
-        "campaign": "c", "task": "text_classification", "snapshot": {"source": "x"},
-        "labels": {"teacher": {"model": "big", "revision": "sha256:1", "dtype": "bfloat16"}, **labels}})
+    return parse_config(
+        {
+            "campaign": "c",
+            "task": "text_classification",
+            "snapshot": {"source": "x"},
+            "labels": {"teacher": {"model": "big", "revision": "sha256:1", "dtype": "bfloat16"}, **labels},
+        }
+    )
 
 
 def test_the_manifest_says_what_the_teacher_and_the_config_decide() -> None:
     """Classes and layers are the teacher's, the signal is the config's, and T = 1 is always declared."""
-    manifest = make_manifest(_config(
-        signal={"temperatures": [2]}, hidden={"layers": [0, -1], "pool": "cls", "dtype": "float32"}, unit_rows=7,
-        resources={"batch": 5, "cpus": 3}), FACTS)
+    manifest = make_manifest(
+        _config(
+            signal={"temperatures": [2]},
+            hidden={"layers": [0, -1], "pool": "cls", "dtype": "float32"},
+            unit_rows=7,
+            resources={"batch": 5, "cpus": 3},
+        ),
+        FACTS,
+    )
     assert (manifest.classes, manifest.hidden_layers) == (("a", "b", "c"), (0, 2))
     assert manifest.teacher == {
-        "fingerprint": "f", "model": "big", "revision": "sha256:1", "dtype": "bfloat16", "head": None}
+        "fingerprint": "f",
+        "model": "big",
+        "revision": "sha256:1",
+        "dtype": "bfloat16",
+        "head": None,
+    }
     assert (manifest.estimator, manifest.codec, manifest.k) == ("dense", ("dense", 2), 0)
     assert manifest.temperatures == (1.0, 2.0)
     assert (manifest.pool, manifest.hidden_dtype) == ("cls", "float32")

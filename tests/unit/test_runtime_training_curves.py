@@ -8,8 +8,8 @@ import pytest
 
 from ray_distill.config import parse_config
 from ray_distill.evaluation.measures.cost import StageCost, stage_metrics
-from ray_distill.runtime.stages import train
 from ray_distill.runtime.core.session import Session, session
+from ray_distill.runtime.stages import train
 from ray_distill.runtime.stages.train import Curves
 from ray_distill.runtime.training.launch import StepMetrics
 from ray_distill.storage import files
@@ -55,9 +55,16 @@ def _curves(held: Session) -> Curves:
 
 @pytest.fixture
 def config(tmp_path: Path):
-    return parse_config({
-        "campaign": "c", "task": "text_classification", "output": str(tmp_path), "snapshot": {"source": "x"},
-        "labels": {"teacher": {"model": "big"}}, "tracking": {"enabled": False}})
+    return parse_config(
+        {
+            "campaign": "c",
+            "task": "text_classification",
+            "output": str(tmp_path),
+            "snapshot": {"source": "x"},
+            "labels": {"teacher": {"model": "big"}},
+            "tracking": {"enabled": False},
+        }
+    )
 
 
 def test_a_run_that_goes_on_from_a_checkpoint_replaces_what_it_repeats(config) -> None:

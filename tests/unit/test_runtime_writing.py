@@ -12,20 +12,20 @@ import pytest
 import torch
 
 from ray_distill.artifacts import SnapshotRef
+from ray_distill.cli import resolve_references
 from ray_distill.config import Campaign, parse_config
 from ray_distill.errors import ConfigError, SnapshotError
 from ray_distill.labels.model.work_units import WorkUnit
-from ray_distill.runtime.labelling import generate_actors
 from ray_distill.runtime import campaign
-from ray_distill.cli import resolve_references
-from ray_distill.runtime.labelling.batching import or_memory
-from ray_distill.runtime.labelling.generate_actors import AuthorActor, CarefulAuthor, WriteJob
-from ray_distill.runtime.labelling.isolate_failures import FailedUnit
-from ray_distill.runtime.stages.preflight import check
 from ray_distill.runtime.core.failures import Failure, ask_halving
 from ray_distill.runtime.core.session import parent_key
-from ray_distill.runtime.labelling.label_actors import Loaded
+from ray_distill.runtime.labelling import generate_actors
+from ray_distill.runtime.labelling.batching import or_memory
+from ray_distill.runtime.labelling.generate_actors import AuthorActor, CarefulAuthor, WriteJob
 from ray_distill.runtime.labelling.generate_units import derive_snapshot, make_generator
+from ray_distill.runtime.labelling.isolate_failures import FailedUnit
+from ray_distill.runtime.labelling.label_actors import Loaded
+from ray_distill.runtime.stages.preflight import check
 from ray_distill.sequences.store import SequenceStore, create_or_open, prompt_ids
 from ray_distill.sequences.units import WriteReceipt, write_attempt
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
@@ -35,11 +35,18 @@ from ray_distill.testing.sequences import fake_generator, prompts_snapshot, writ
 
 def _config(folder: Path, sequences: dict[str, Any] | None, **sections: Any) -> Campaign:
     (folder / "rows.jsonl").write_text('{"text": "one"}\n')
-    return parse_config({
-        "campaign": "c", "task": "causal_lm", "output": str(folder / "out"), "seed": 5,
-        "snapshot": {"source": str(folder / "rows.jsonl")},
-        "labels": {"teacher": {"model": "ray_distill.testing.authors:tiny_author", "arguments": {"seed": 0}}},
-        "sequences": sequences, **sections})
+    return parse_config(
+        {
+            "campaign": "c",
+            "task": "causal_lm",
+            "output": str(folder / "out"),
+            "seed": 5,
+            "snapshot": {"source": str(folder / "rows.jsonl")},
+            "labels": {"teacher": {"model": "ray_distill.testing.authors:tiny_author", "arguments": {"seed": 0}}},
+            "sequences": sequences,
+            **sections,
+        }
+    )
 
 
 def test_a_plan_says_what_will_be_written(tmp_path: Path) -> None:
@@ -89,6 +96,7 @@ def test_how_failures_are_met_makes_no_other_campaign(tmp_path: Path) -> None:
 
 def test_the_generator_is_what_decides_the_texts(tmp_path: Path) -> None:
     """Decoding, seed where something is drawn, batch and threads; not filters, splits or the place of the model."""
+
     def of(**sequences: Any) -> str:
         config = _config(tmp_path, {"new_tokens": 9, **sequences})
         assert config.sequences is not None
@@ -110,14 +118,27 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> WriteJob:
     folder = tmp_path_factory.mktemp("job")
     model = write_tiny_causal_model(folder / "model", seed=0)
     parent = prompts_snapshot(folder, [*(f"text {n}" for n in range(60)), *("long " * 30 + str(n) for n in range(30))])
-    config = parse_config({
-        "campaign": "c", "task": "causal_lm", "snapshot": {"source": "s"}, "labels": {"teacher": {"model": str(model)}},
-        "sequences": {"method": "sample", "candidates": 2, "new_tokens": 6, "batch": 8}})
+    config = parse_config(
+        {
+            "campaign": "c",
+            "task": "causal_lm",
+            "snapshot": {"source": "s"},
+            "labels": {"teacher": {"model": str(model)}},
+            "sequences": {"method": "sample", "candidates": 2, "new_tokens": 6, "batch": 8},
+        }
+    )
     assert config.sequences is not None
     generator = make_generator(config, config.sequences)
     create_or_open(str(folder / "store"), generator)
-    return WriteJob(snapshot=parent.ref, task="causal_lm", teacher=config.labels.teacher, settings=config.sequences,
-                    generator=generator, store_url=str(folder / "store"), resources=config.labels.resources)
+    return WriteJob(
+        snapshot=parent.ref,
+        task="causal_lm",
+        teacher=config.labels.teacher,
+        settings=config.sequences,
+        generator=generator,
+        store_url=str(folder / "store"),
+        resources=config.labels.resources,
+    )
 
 
 class _Alone(AuthorActor):
@@ -165,8 +186,9 @@ def test_actors_write_units_and_the_careful_one_writes_the_same(job: WriteJob, t
     table = store.read(prompt_ids(parent, job.settings.splits))
     reasons = set(table["reason"].drop_null().to_pylist())
     assert reasons == {"prompt too long: with sequences.new_tokens = 6 the teacher reads 122 tokens of it"}
-    derived = derive_snapshot(job.snapshot, job.store_url, job.generator, job.settings,
-                              str(Path(job.store_url).parent / "snapshots"), 64)
+    derived = derive_snapshot(
+        job.snapshot, job.store_url, job.generator, job.settings, str(Path(job.store_url).parent / "snapshots"), 64
+    )
     assert derived.counts["sequences"] == 2 * sum(receipt.rows for receipt in receipts)
 
 
@@ -175,8 +197,11 @@ def test_a_batch_that_does_not_fit_into_memory_is_written_in_halves(
 ) -> None:
     """The same texts, and a mark in the receipt."""
     actor, (parent, _, _) = _Alone(job), _units(job)
-    unit = create_or_open(str(Path(job.store_url).parent / "halves"), job.generator).missing(
-        parent, ("train",), 16).units[0]
+    unit = (
+        create_or_open(str(Path(job.store_url).parent / "halves"), job.generator)
+        .missing(parent, ("train",), 16)
+        .units[0]
+    )
     whole = actor.receipt(unit)
     write = type(actor.author).write
 
@@ -193,9 +218,11 @@ def test_a_batch_that_does_not_fit_into_memory_is_written_in_halves(
 
 def test_only_memory_is_forgiven_and_only_to_several_rows() -> None:
     """Any other error, and that of a row alone, goes on."""
+
     def raising(error: Exception) -> Any:
         def answer() -> None:
             raise error
+
         return answer
 
     assert isinstance(or_memory(raising(MemoryError()), 2), Failure)
@@ -215,13 +242,21 @@ def test_a_scorer_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     parent = prompts_snapshot(tmp_path, [f"row {n}" for n in range(60)])
     store = write_all(str(tmp_path / "w"), fake_generator(), parent)
-    config = _config(tmp_path, {"method": "sample", "candidates": 2, "filters": {
-        "scorer": "test_runtime_writing:best_of", "min_score": 5}})
+    config = _config(
+        tmp_path,
+        {"method": "sample", "candidates": 2, "filters": {"scorer": "test_runtime_writing:best_of", "min_score": 5}},
+    )
     assert config.sequences is not None
     derived = derive_snapshot(parent.ref, store.url, store.generator, config.sequences, str(tmp_path / "s"), 64)
     assert 0 < derived.counts["dropped"]["low score"] <= 10
     high = config.sequences.filters.model_copy(update={"min_score": 99})
     with pytest.raises(SnapshotError, match="nothing is left of the split train, validation: .* low score"):
-        derive_snapshot(parent.ref, store.url, store.generator, config.sequences.model_copy(update={"filters": high}),
-                        str(tmp_path / "s"), 64)
+        derive_snapshot(
+            parent.ref,
+            store.url,
+            store.generator,
+            config.sequences.model_copy(update={"filters": high}),
+            str(tmp_path / "s"),
+            64,
+        )
     assert np.isfinite(derived.counts["kept"])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ray_distill.errors import AlreadyExists, CorruptStore, StorageError
-from ray_distill.labels.tools.audit import audit
-from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.store.label_store import open_store
+from ray_distill.labels.store.reader import open_label_set
+from ray_distill.labels.tools.audit import audit
 from ray_distill.storage import files
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, winners
 from ray_distill.testing.s3 import s3_server

@@ -34,8 +34,14 @@ def _throwing(rows: pa.Table, generator: Generator) -> pa.Table:
 def _derive(parent: Snapshot, store: SequenceStore, folder: Path, **settings: Any) -> Derived:
     values = {"method": "sample", "candidates": store.generator.candidates, **settings}
     scored = settings.get("filters", {}).get("scorer") is not None
-    return derive(parent, store, SequencesConfig.model_validate(values), url=str(folder / "snapshots"), shard_rows=16,
-                  scorer=(lambda table: [float(n) for n in table["tokens"].to_pylist()]) if scored else None)
+    return derive(
+        parent,
+        store,
+        SequencesConfig.model_validate(values),
+        url=str(folder / "snapshots"),
+        shard_rows=16,
+        scorer=(lambda table: [float(n) for n in table["tokens"].to_pylist()]) if scored else None,
+    )
 
 
 def _rows(snapshot: Snapshot) -> dict[str, list[dict[str, Any]]]:
@@ -61,7 +67,8 @@ def test_every_sequence_stands_in_its_parents_split_with_its_parents_columns(par
             answer = written[row["sequence_parent"], row["sequence_candidate"]]
             assert where == split and row["text"] == origin["text"] + answer["text"]
             assert {name: row[name] for name in ("lang", "tokens", "count", "label")} == {
-                name: origin[name] for name in ("lang", "tokens", "count", "label")}
+                name: origin[name] for name in ("lang", "tokens", "count", "label")
+            }
             assert row["sequence_log_probability"] == answer["log_probability"]
             assert row["sequence_tokens"] == answer["tokens"] and row["sequence_score"] is None
     for split in ("calibration", "test"):
@@ -91,10 +98,16 @@ def test_the_manifest_says_what_was_dropped_and_why(parent: Snapshot, tmp_path: 
 
 def _always(answers: dict[str, str]) -> FakeAuthor:
     """An author of fixed answers to some prompts."""
+
     def author(rows: pa.Table, generator: Generator) -> pa.Table:
         texts = dict(zip(rows["row_id"].to_pylist(), rows["text"].to_pylist(), strict=True))
-        return pa.Table.from_pylist([{**row, "text": answers.get(texts[row["row_id"]], row["text"])}
-                                     for row in fake_author(rows, generator).to_pylist()], SCHEMA)
+        return pa.Table.from_pylist(
+            [
+                {**row, "text": answers.get(texts[row["row_id"]], row["text"])}
+                for row in fake_author(rows, generator).to_pylist()
+            ],
+            SCHEMA,
+        )
 
     return author
 
@@ -115,29 +128,52 @@ def test_a_text_that_is_written_and_tested_is_only_learnt(tmp_path: Path) -> Non
     """The teacher writes what stands in the test split: it is one row, in train, and its counts are added."""
     parent = prompts_snapshot(tmp_path, [f"row {n}" for n in range(80)])
     split = {row["text"]: name for name, rows in _rows(parent).items() for row in rows}
-    prompt, tested = next((one, two) for one in split for two in split if split[one] == "train"
-                          and split[two] == "test" and two.startswith(one) and two != one)
+    prompt, tested = next(
+        (one, two)
+        for one in split
+        for two in split
+        if split[one] == "train" and split[two] == "test" and two.startswith(one) and two != one
+    )
     store = write_all(str(tmp_path / "w"), fake_generator(), parent, _always({prompt: tested.removeprefix(prompt)}))
     derived = _derive(parent, store, tmp_path)
-    found = {name: [row for row in rows if row["text"] == tested]
-             for name, rows in _rows(open_snapshot(derived.ref)).items()}
+    found = {
+        name: [row for row in rows if row["text"] == tested] for name, rows in _rows(open_snapshot(derived.ref)).items()
+    }
     assert {name: len(rows) for name, rows in found.items()} == {
-        "train": 1, "validation": 0, "calibration": 0, "test": 0}
+        "train": 1,
+        "validation": 0,
+        "calibration": 0,
+        "test": 0,
+    }
     assert found["train"][0]["count"] == 2 and found["train"][0]["sequence_candidate"] == 0
     assert derived.counts["merged"] == 1
 
 
 def test_conversations_that_differ_in_their_last_answer_alone_are_one_row_when_written_anew(tmp_path: Path) -> None:
     """Two parents of two splits, one greedy answer: the row is in train alone, with both counts."""
+
     def chat(n: int, answer: str) -> str:
         return json.dumps([{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": answer}])
 
     parent = prompts_snapshot(tmp_path, [chat(n // 2, f"a{n}") for n in range(120)])
 
     def author(rows: pa.Table, generator: Generator) -> pa.Table:
-        return pa.Table.from_pylist([
-            {"row_id": row_id, "candidate": 0, "text": "same", "tokens": 1, "log_probability": -1.0, "ended": True,
-             "same_tokens": True, "reason": None} for row_id in rows["row_id"].to_pylist()], SCHEMA)
+        return pa.Table.from_pylist(
+            [
+                {
+                    "row_id": row_id,
+                    "candidate": 0,
+                    "text": "same",
+                    "tokens": 1,
+                    "log_probability": -1.0,
+                    "ended": True,
+                    "same_tokens": True,
+                    "reason": None,
+                }
+                for row_id in rows["row_id"].to_pylist()
+            ],
+            SCHEMA,
+        )
 
     generator = fake_generator(method="greedy", candidates=1, format="chat")
     store = write_all(str(tmp_path / "w"), generator, parent, author, splits=SPLITS)
@@ -176,12 +212,22 @@ def test_two_writers_that_divide_prompts_otherwise_leave_each_prompt_once(parent
 
     def late(rows: pa.Table, generator: Generator) -> pa.Table:
         table = fake_author(rows, generator)
-        return table.set_column(table.column_names.index("tokens"), SCHEMA.field("tokens"),
-                                pa.array(np.full(len(table), 99, np.int32)))
+        return table.set_column(
+            table.column_names.index("tokens"), SCHEMA.field("tokens"), pa.array(np.full(len(table), 99, np.int32))
+        )
 
     write_all(url, fake_generator(), parent)
-    store.commit([write_attempt(url, fake_generator(), unit, late(parent.read_shard(
-        parent.shard(unit.shard)).take(pa.array(unit.rows)), fake_generator())) for unit in other])
+    store.commit(
+        [
+            write_attempt(
+                url,
+                fake_generator(),
+                unit,
+                late(parent.read_shard(parent.shard(unit.shard)).take(pa.array(unit.rows)), fake_generator()),
+            )
+            for unit in other
+        ]
+    )
     table = store.read(prompt_ids(parent, BOTH))
     assert 99 not in table["tokens"].to_pylist()
     assert len(pc.unique(table["row_id"])) == len(prompt_ids(parent, BOTH))
@@ -195,9 +241,12 @@ def test_an_attempt_must_be_whole(parent: Snapshot, tmp_path: Path) -> None:
     unit = store.missing(parent, ("train",), 8).units[0]
     rows = parent.read_shard(parent.shard(unit.shard)).take(pa.array(unit.rows))
     whole = fake_author(rows, fake_generator())
-    for wrong, says in ((whole.slice(2), "found 7 prompts, not its own 8"), (whole.slice(1), "must have 2 sequences"),
-                        (ordered([whole, whole.slice(0, 1)]), "must have 2 sequences"),
-                        (ordered([whole, rejected_table([(rows["row_id"][0].as_py(), "why")])]), "must have 2")):
+    for wrong, says in (
+        (whole.slice(2), "found 7 prompts, not its own 8"),
+        (whole.slice(1), "must have 2 sequences"),
+        (ordered([whole, whole.slice(0, 1)]), "must have 2 sequences"),
+        (ordered([whole, rejected_table([(rows["row_id"][0].as_py(), "why")])]), "must have 2"),
+    ):
         with pytest.raises(LabelError, match=says):
             write_attempt(url, fake_generator(), unit, wrong)
     with pytest.raises(LabelError, match="or another generator"):

@@ -14,16 +14,29 @@ from ray_distill.testing.labels import row_id
 
 #: prompt, candidate, text, tokens, log-probability, ended
 ROWS = [
-    (0, 0, "aa", 2, -2.0, True), (0, 1, "bbb", 3, -1.5, True), (0, 2, "aa", 2, -2.0, True), (0, 3, "  ", 2, -0.1, True),
-    (1, 0, "c", 1, -9.0, True), (1, 1, "dddd", 4, -4.0, False), (2, 0, "aa", 2, -8.0, True)]
+    (0, 0, "aa", 2, -2.0, True),
+    (0, 1, "bbb", 3, -1.5, True),
+    (0, 2, "aa", 2, -2.0, True),
+    (0, 3, "  ", 2, -0.1, True),
+    (1, 0, "c", 1, -9.0, True),
+    (1, 1, "dddd", 4, -4.0, False),
+    (2, 0, "aa", 2, -8.0, True),
+]
 
 
 def _table() -> pa.Table:
     prompt, candidate, text, tokens, logp, ended = zip(*ROWS, strict=True)
-    return pa.table({
-        "row_id": pa.array([row_id(n) for n in prompt], ROW_ID), "candidate": pa.array(candidate, pa.int32()),
-        "input": [f"row {n}" for n in prompt], "text": text, "tokens": pa.array(tokens, pa.int32()),
-        "log_probability": logp, "ended": ended})
+    return pa.table(
+        {
+            "row_id": pa.array([row_id(n) for n in prompt], ROW_ID),
+            "candidate": pa.array(candidate, pa.int32()),
+            "input": [f"row {n}" for n in prompt],
+            "text": text,
+            "tokens": pa.array(tokens, pa.int32()),
+            "log_probability": logp,
+            "ended": ended,
+        }
+    )
 
 
 def _select(scorer: Any = None, **settings: Any) -> Selection:
@@ -31,16 +44,23 @@ def _select(scorer: Any = None, **settings: Any) -> Selection:
     return select(_table(), SequencesConfig.model_validate(values), scorer)
 
 
-@pytest.mark.parametrize(("settings", "kept", "dropped"), [
-    ({}, [0, 1, 4, 5, 6], {"empty": 1, "duplicate": 1}),
-    ({"filters": {"dedup": False}}, [0, 1, 2, 4, 5, 6], {"empty": 1}),
-    ({"filters": {"min_tokens": 2}}, [0, 1, 5, 6], {"empty": 1, "too short": 1, "duplicate": 1}),
-    ({"filters": {"max_tokens": 2}}, [0, 4, 6], {"empty": 1, "too long": 2, "duplicate": 1}),
-    ({"filters": {"ended": True}}, [0, 1, 4, 6], {"empty": 1, "cut off": 1, "duplicate": 1}),
-    ({"filters": {"min_log_probability": -1.0}}, [0, 1, 5], {"empty": 1, "improbable": 2, "duplicate": 1}),
-    ({"keep": "best"}, [1, 5, 6], {"empty": 1, "duplicate": 1, "not the best": 2}),
-    ({"keep": "best", "filters": {"max_tokens": 3, "ended": True, "min_log_probability": -3.9}}, [1],
-     {"empty": 1, "too long": 1, "improbable": 2, "duplicate": 1, "not the best": 1})])
+@pytest.mark.parametrize(
+    ("settings", "kept", "dropped"),
+    [
+        ({}, [0, 1, 4, 5, 6], {"empty": 1, "duplicate": 1}),
+        ({"filters": {"dedup": False}}, [0, 1, 2, 4, 5, 6], {"empty": 1}),
+        ({"filters": {"min_tokens": 2}}, [0, 1, 5, 6], {"empty": 1, "too short": 1, "duplicate": 1}),
+        ({"filters": {"max_tokens": 2}}, [0, 4, 6], {"empty": 1, "too long": 2, "duplicate": 1}),
+        ({"filters": {"ended": True}}, [0, 1, 4, 6], {"empty": 1, "cut off": 1, "duplicate": 1}),
+        ({"filters": {"min_log_probability": -1.0}}, [0, 1, 5], {"empty": 1, "improbable": 2, "duplicate": 1}),
+        ({"keep": "best"}, [1, 5, 6], {"empty": 1, "duplicate": 1, "not the best": 2}),
+        (
+            {"keep": "best", "filters": {"max_tokens": 3, "ended": True, "min_log_probability": -3.9}},
+            [1],
+            {"empty": 1, "too long": 1, "improbable": 2, "duplicate": 1, "not the best": 1},
+        ),
+    ],
+)
 def test_each_is_dropped_for_the_first_reason(
     settings: dict[str, Any], kept: list[int], dropped: dict[str, int]
 ) -> None:
@@ -67,9 +87,14 @@ def test_a_scorer_sees_what_is_left_and_decides_the_best() -> None:
     assert np.isnan(found.scores).tolist() == [False, False, False, True, True, False, False]
 
 
-@pytest.mark.parametrize(("scorer", "says"), [
-    (lambda table: [1.0], "numbers of shape \\[1\\] for 6 sequences"),
-    (lambda table: ["x"] * len(table), "ValueError"), (lambda table: 1 / 0, "ZeroDivisionError")])
+@pytest.mark.parametrize(
+    ("scorer", "says"),
+    [
+        (lambda table: [1.0], "numbers of shape \\[1\\] for 6 sequences"),
+        (lambda table: ["x"] * len(table), "ValueError"),
+        (lambda table: 1 / 0, "ZeroDivisionError"),
+    ],
+)
 def test_a_wrong_scorer_is_named(scorer: Any, says: str) -> None:
     """With what it did and what it must return."""
     with pytest.raises(LabelError, match=f"sequences.filters.scorer: m:f .*{says}"):

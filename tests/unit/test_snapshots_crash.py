@@ -18,9 +18,13 @@ def files(folder: Path) -> dict[str, bytes]:
     return {item.name: Path(item.url).read_bytes() for item in list_files(str(folder))}
 
 
-@pytest.mark.parametrize(("scheme", "crashing"), [
-    pytest.param("crash://", crashfs.crashing_remote, id="remote"),
-    pytest.param("", crashfs.crashing_disk, id="disk", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("scheme", "crashing"),
+    [
+        pytest.param("crash://", crashfs.crashing_remote, id="remote"),
+        pytest.param("", crashfs.crashing_disk, id="disk", marks=pytest.mark.slow),
+    ],
+)
 def test_death_at_any_point_of_writing(tmp_path: Path, scheme: str, crashing: Callable[..., Any]) -> None:
     """Before, amid and after each operation: invisible or whole, and the next attempt gives the uncrashed bytes."""
     (tmp_path / "in.csv").write_text("text\n" + "".join(f"row {i}\n" for i in range(120)))

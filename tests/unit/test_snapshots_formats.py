@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from ray_distill.errors import SnapshotError
+from ray_distill.snapshots.rows import Reason, Rows
 from ray_distill.snapshots.sources.image_source import check_images
 from ray_distill.snapshots.sources.read import read_rows
-from ray_distill.snapshots.rows import Reason, Rows
 from ray_distill.snapshots.sources.resolve import match_sources
 
 WANTED = {"text": "utterance", "label": "intent"}
@@ -43,6 +43,7 @@ def png(color: int, size: int = 4, kind: str = "PNG") -> bytes:
 
 
 # CSV
+
 
 def test_csv_reads_quotes_newlines_and_empty_fields(tmp_path: Path) -> None:
     """Quoted commas, quotes and line ends belong to the text; an empty label is no label."""
@@ -94,6 +95,7 @@ def test_csv_numbers_stay_as_written(tmp_path: Path) -> None:
 
 # JSON Lines
 
+
 def test_jsonl_reads_texts_numbers_and_missing_keys(tmp_path: Path) -> None:
     """A time-like text stays a text; integer labels become texts; a key left out is null."""
     lines = [{"utterance": "2026-01-01", "intent": 3, "x": {"y": []}}, {"utterance": "é\n"}, {"utterance": None}]
@@ -106,15 +108,29 @@ def test_jsonl_reads_texts_numbers_and_missing_keys(tmp_path: Path) -> None:
 def test_jsonl_bad_lines_are_quarantined_alone(tmp_path: Path) -> None:
     """Cut lines, other JSON, wrong types, bad bytes and half surrogates each cost one line."""
     lines = [
-        b'{"utterance": "a", "intent": 1.0}', b'{"utterance": "b"', b"[1]", b'{"utterance": 5}',
-        b'{"utterance": "\xff"}', b'{"utterance": "\\ud800"}', b'{"utterance": "c", "intent": [1]}',
-        b'{"utterance": "d", "intent": true}', b'{"utterance": "e", "intent": 1.5}', b"[" * 100_000]
+        b'{"utterance": "a", "intent": 1.0}',
+        b'{"utterance": "b"',
+        b"[1]",
+        b'{"utterance": 5}',
+        b'{"utterance": "\xff"}',
+        b'{"utterance": "\\ud800"}',
+        b'{"utterance": "c", "intent": [1]}',
+        b'{"utterance": "d", "intent": true}',
+        b'{"utterance": "e", "intent": 1.5}',
+        b"[" * 100_000,
+    ]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
     rows = read(tmp_path / "a.jsonl")
     assert content(rows) == [("a", "1"), ("d", "true"), ("e", "1.5")]
     assert reasons(rows) == [
-        (2, "malformed JSON"), (3, "malformed JSON"), (4, "wrong type"), (5, "not UTF-8"), (6, "not UTF-8"),
-        (7, "wrong type"), (10, "malformed JSON")]
+        (2, "malformed JSON"),
+        (3, "malformed JSON"),
+        (4, "wrong type"),
+        (5, "not UTF-8"),
+        (6, "not UTF-8"),
+        (7, "wrong type"),
+        (10, "malformed JSON"),
+    ]
 
 
 def test_jsonl_bad_line_far_into_the_file(tmp_path: Path) -> None:
@@ -153,11 +169,15 @@ def test_gzip_is_unpacked_and_damage_is_named(tmp_path: Path) -> None:
 
 # Parquet
 
+
 def test_parquet_types_become_texts(tmp_path: Path) -> None:
     """Dictionaries, binary texts, whole floats and NaN read as one would expect; floats keep their value."""
-    pq.write_table(pa.table({
-        "utterance": pa.array(["a", "b", "a"]).dictionary_encode(), "intent": pa.array([1.0, float("nan"), 2.5]),
-    }), tmp_path / "a.parquet")
+    pq.write_table(
+        pa.table(
+            {"utterance": pa.array(["a", "b", "a"]).dictionary_encode(), "intent": pa.array([1.0, float("nan"), 2.5])}
+        ),
+        tmp_path / "a.parquet",
+    )
     assert content(read(tmp_path / "a.parquet")) == [("a", "1"), ("b", None), ("a", "2.5")]
 
 
@@ -178,7 +198,8 @@ def test_parquet_missing_column_names_the_nearest(tmp_path: Path) -> None:
     """The error lists what was found, and guesses what was meant."""
     pq.write_table(pa.table({"utterances": ["a"], "intent": ["x"]}), tmp_path / "a.parquet")
     with pytest.raises(
-            SnapshotError, match=r"no column 'utterance' for the text; found: utterances, intent\. did you mean 'utt"):
+        SnapshotError, match=r"no column 'utterance' for the text; found: utterances, intent\. did you mean 'utt"
+    ):
         read(tmp_path / "a.parquet")
 
 
@@ -198,6 +219,7 @@ def test_damaged_parquet_is_named(tmp_path: Path) -> None:
 
 
 # Images
+
 
 def test_image_folder_takes_classes_from_folders(tmp_path: Path) -> None:
     """The folder below the root is the class; images in the root have none; hidden files do not count."""
@@ -221,8 +243,13 @@ def test_images_that_cannot_be_decoded_are_marked(tmp_path: Path) -> None:
         pq.write_table(pa.table({"image": pa.array(values, kind)}), tmp_path / "a.parquet")
         rows = check_images(read(tmp_path / "a.parquet", {"image": "image"}, "image"))
         assert reasons(rows) == [
-            (2, "missing image"), (3, "missing image"), (4, "undecodable image"), (5, "undecodable image"),
-            (6, "image too large"), (7, "undecodable image")]
+            (2, "missing image"),
+            (3, "missing image"),
+            (4, "undecodable image"),
+            (5, "undecodable image"),
+            (6, "image too large"),
+            (7, "undecodable image"),
+        ]
 
 
 def test_images_in_parquet_may_be_structs(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_distill.errors import SnapshotError
+from ray_distill.snapshots.rows import Reason
 from ray_distill.snapshots.sources.nested import canonical, column_to_json, is_nested
 from ray_distill.snapshots.sources.read import read_rows
-from ray_distill.snapshots.rows import Reason
 from ray_distill.snapshots.sources.resolve import match_sources
 
 

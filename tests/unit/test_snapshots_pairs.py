@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from ray_distill.config import Columns, SnapshotConfig
 from ray_distill.errors import SnapshotError
-from ray_distill.snapshots.sources.columns import wanted_columns
 from ray_distill.snapshots.pairs import pair_text, read_pair, with_target
 from ray_distill.snapshots.reader import open_snapshot
+from ray_distill.snapshots.sources.columns import wanted_columns
 from ray_distill.snapshots.take import take_snapshot
 
 ROWS = [("a source", "its target"), ('with "quotes", commas\nand lines', "é"), ("unwritten", None), ("blank", " ")]
@@ -31,7 +31,8 @@ def test_a_pair_comes_back_from_its_text(source: str, target: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["plain", "[]", '{"target":"x"}', '{"source":1}', '{"source":"a","other":"b"}', "[" * 9999])
+    "text", ["plain", "[]", '{"target":"x"}', '{"source":1}', '{"source":"a","other":"b"}', "[" * 9999]
+)
 def test_what_is_no_pair_is_an_error(text: str) -> None:
     """Plain texts, other JSON, and a source that is no text."""
     with pytest.raises(ValueError, match="not a source with its target"):
@@ -50,9 +51,14 @@ def _write(path: Path, rows: list[tuple[Any, Any]]) -> Path:
 
 
 def _config(source: Path, **values: Any) -> SnapshotConfig:
-    return SnapshotConfig.model_validate({
-        "source": str(source), "columns": {"text": "article", "target": "summary"},
-        "splits": {"train": 0.4, "validation": 0.2, "calibration": 0.2, "test": 0.2}, **values})
+    return SnapshotConfig.model_validate(
+        {
+            "source": str(source),
+            "columns": {"text": "article", "target": "summary"},
+            "splits": {"train": 0.4, "validation": 0.2, "calibration": 0.2, "test": 0.2},
+            **values,
+        }
+    )
 
 
 def _freeze(source: Path, url: Path, **values: Any) -> dict[bytes, str]:

@@ -49,9 +49,17 @@ def test_snapshot_holds_what_it_promises(tmp_path: Path) -> None:
     rows = [{**row, "user": i % 7, "when": i, "locale": None if i % 2 else "fr"} for i, row in enumerate(plain(400))]
     snapshot = take(tmp_path, rows, columns, shard_rows=100)
     table = snapshot.read("train")
-    assert table.schema.remove_metadata() == pa.schema([
-        ("row_id", pa.binary(16)), ("text", pa.string()), ("label", pa.int32()), ("count", pa.int64()),
-        ("group", pa.string()), ("time", pa.timestamp("us", tz="UTC")), ("locale", pa.string())])
+    assert table.schema.remove_metadata() == pa.schema(
+        [
+            ("row_id", pa.binary(16)),
+            ("text", pa.string()),
+            ("label", pa.int32()),
+            ("count", pa.int64()),
+            ("group", pa.string()),
+            ("time", pa.timestamp("us", tz="UTC")),
+            ("locale", pa.string()),
+        ]
+    )
     assert snapshot.manifest.columns == {field.name: str(field.type) for field in table.schema}
     ids = table.column("row_id").to_pylist()
     assert ids == sorted(ids) and ids[0] == row_id(table.column("text")[0].as_py().encode(), "text")
@@ -63,8 +71,12 @@ def test_snapshot_holds_what_it_promises(tmp_path: Path) -> None:
     back = kept(snapshot)["row 6"]
     assert (back["label"], back["group"], back["time"].timestamp(), back["locale"]) == (0, "6", 6.0, "fr")
     totals = [snapshot.manifest.splits[name] for name in SPLITS]
-    assert sum(s.weight for s in totals) == sum(s.labelled for s in totals) == sum(
-        n for s in totals for n in s.classes.values()) == 400
+    assert (
+        sum(s.weight for s in totals)
+        == sum(s.labelled for s in totals)
+        == sum(n for s in totals for n in s.classes.values())
+        == 400
+    )
 
 
 def test_duplicates_merge_and_labels_win_over_none(tmp_path: Path) -> None:
@@ -75,8 +87,10 @@ def test_duplicates_merge_and_labels_win_over_none(tmp_path: Path) -> None:
     assert sum(counts.weight for counts in snapshot.manifest.splits.values()) == 302
 
 
-@pytest.mark.parametrize(("policy", "tie", "clear"), [
-    ("majority", "a", "b"), ("first", "c", "c"), ("unlabel", None, None), ("drop", "absent", "absent")])
+@pytest.mark.parametrize(
+    ("policy", "tie", "clear"),
+    [("majority", "a", "b"), ("first", "c", "c"), ("unlabel", None, None), ("drop", "absent", "absent")],
+)
 def test_conflicts_follow_the_policy(tmp_path: Path, policy: str, tie: str | None, clear: str | None) -> None:
     """Contradicting labels are counted, and resolved as configured; a tie goes to the first by name."""
     rows = [*plain(300), *({"text": "tie", "label": x} for x in "ca"), *({"text": "clear", "label": x} for x in "cbb")]
@@ -105,8 +119,10 @@ def test_quarantine_names_place_and_reason_but_not_content(tmp_path: Path) -> No
     assert snapshot.manifest.quarantined == {"missing text": 2, "unknown label": 1}
     source = str(tmp_path / "source.parquet")
     assert snapshot.read_quarantine().to_pylist() == [
-        {"source": source, "row": 1, "reason": "missing text"}, {"source": source, "row": 2, "reason": "missing text"},
-        {"source": source, "row": 3, "reason": "unknown label"}]
+        {"source": source, "row": 1, "reason": "missing text"},
+        {"source": source, "row": 2, "reason": "missing text"},
+        {"source": source, "row": 3, "reason": "unknown label"},
+    ]
     assert snapshot.manifest.rows.read == 303 and "secret" not in kept(snapshot)
     assert "quarantine: 2 missing text" in snapshot.summary() and "303 rows read: 300 kept" in snapshot.summary()
 
@@ -114,8 +130,11 @@ def test_quarantine_names_place_and_reason_but_not_content(tmp_path: Path) -> No
 def test_too_many_bad_rows_stop_before_anything_is_written(tmp_path: Path) -> None:
     """The error says how many of how many, why, and where the first ones are."""
     rows = [*plain(95), *({"text": None, "label": "a"} for _ in range(5))]
-    with pytest.raises(SnapshotError, match=r"5 of 100 rows of the source cannot be used \(5\.0%; max_bad_fraction "
-                                            r"allows 1\.0%\): 5 missing text\. First: .*source\.parquet row 96 \("):
+    with pytest.raises(
+        SnapshotError,
+        match=r"5 of 100 rows of the source cannot be used \(5\.0%; max_bad_fraction "
+        r"allows 1\.0%\): 5 missing text\. First: .*source\.parquet row 96 \(",
+    ):
         take(tmp_path, rows)
     assert not (tmp_path / "snapshots").exists()
 
@@ -160,7 +179,11 @@ def test_time_puts_the_newest_rows_into_test(tmp_path: Path) -> None:
     order = [found[row["text"]]["split"] for row in sorted(rows[:200], key=lambda row: row["when"])]
     assert order == sorted(order, key=SPLITS.index)
     assert Counter(row["split"] for row in found.values()) == {
-        "train": 100, "validation": 41, "calibration": 20, "test": 40}
+        "train": 100,
+        "validation": 41,
+        "calibration": 20,
+        "test": 40,
+    }
     assert found["0"]["split"] == "train" and snapshot.manifest.quarantined == {"missing time": 1}
 
 
@@ -174,21 +197,30 @@ def test_same_content_is_the_same_snapshot_and_is_not_rewritten(tmp_path: Path) 
     """Taking it again, from other files in another order, touches no file and returns the same reference."""
     rows = [*plain(300), *plain(20)]
     first = take(tmp_path, rows)
-    before = {path: (path.stat().st_mtime_ns, path.read_bytes())
-              for path in Path(first.ref.url).rglob("*") if path.is_file()}
+    before = {
+        path: (path.stat().st_mtime_ns, path.read_bytes()) for path in Path(first.ref.url).rglob("*") if path.is_file()
+    }
     write(tmp_path / "2.parquet", rows[:170])
     write(tmp_path / "1.parquet", rows[170:][::-1])
     assert take(tmp_path, rows, source=f"{tmp_path}/[12].parquet").ref == first.ref
-    assert before == {path: (path.stat().st_mtime_ns, path.read_bytes())
-                      for path in Path(first.ref.url).rglob("*") if path.is_file()}
+    assert before == {
+        path: (path.stat().st_mtime_ns, path.read_bytes()) for path in Path(first.ref.url).rglob("*") if path.is_file()
+    }
     other = take(tmp_path / "snapshots", rows)
     for shard in first.shards:
         assert Path(first.ref.url, shard.name).read_bytes() == Path(other.ref.url, shard.name).read_bytes()
 
 
-@pytest.mark.parametrize("change", [
-    {"seed": 1}, {"classes": ("c", "b", "a")}, {"shard_rows": 50}, {"conflicts": "drop"},
-    {"splits": {"train": 0.84, "validation": 0.06, "calibration": 0.05, "test": 0.05}}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"classes": ("c", "b", "a")},
+        {"shard_rows": 50},
+        {"conflicts": "drop"},
+        {"splits": {"train": 0.84, "validation": 0.06, "calibration": 0.05, "test": 0.05}},
+    ],
+)
 def test_what_matters_changes_the_fingerprint(tmp_path: Path, change: dict[str, Any]) -> None:
     """Another seed, order of classes, policy, share or sharding is another snapshot."""
     assert take(tmp_path, plain(300), **change).ref.fingerprint != take(tmp_path, plain(300)).ref.fingerprint
@@ -229,9 +261,11 @@ def test_manifest_of_another_version_or_content_is_refused(tmp_path: Path) -> No
     path = Path(snapshot.ref.url, "snapshot.json")
     manifest = json.loads(path.read_text())
     for change, message in (
-            ({"version": 99}, "is a snapshot of version 99; this release reads up to 1"),
-            ({"seed": 5}, "is damaged: its content has the fingerprint"),
-            ({"shards": 3}, "is not a snapshot's manifest"), ({"colour": 1}, "has no field colour")):
+        ({"version": 99}, "is a snapshot of version 99; this release reads up to 1"),
+        ({"seed": 5}, "is damaged: its content has the fingerprint"),
+        ({"shards": 3}, "is not a snapshot's manifest"),
+        ({"colour": 1}, "has no field colour"),
+    ):
         path.write_text(json.dumps({**manifest, **change}))
         with pytest.raises(SnapshotError, match=message):
             open_snapshot(snapshot.ref)
@@ -261,8 +295,9 @@ def test_long_inputs_lie_in_small_groups_so_that_a_part_of_a_shard_is_read_as_su
 ) -> None:
     """600 rows a shard: any range of them is what the whole shard has there, read from few rows more than it asks."""
     rows = [{"text": f"{n:05d}".ljust(letters, "x"), "label": None} for n in range(600 * 2)]
-    snapshot = take(tmp_path, rows, shard_rows=600, splits={"train": 0.94, "validation": 0.02, "calibration": 0.02,
-                                                            "test": 0.02})
+    snapshot = take(
+        tmp_path, rows, shard_rows=600, splits={"train": 0.94, "validation": 0.02, "calibration": 0.02, "test": 0.02}
+    )
     shard = next(shard for shard in snapshot.shards if shard.rows == 600)
     whole, file = snapshot.read_shard(shard), pq.ParquetFile(f"{snapshot.ref.url}/{shard.name}")
     assert file.num_row_groups == groups

@@ -6,10 +6,10 @@ import pytest
 
 from ray_distill.config import Columns, Splits
 from ray_distill.errors import SnapshotError
-from ray_distill.snapshots.sources.columns import wanted_columns
-from ray_distill.snapshots.sources.convert import parse_time, to_time
 from ray_distill.snapshots.identity import row_id, row_ids
 from ray_distill.snapshots.labels import check_classes, class_names, label_index
+from ray_distill.snapshots.sources.columns import wanted_columns
+from ray_distill.snapshots.sources.convert import parse_time, to_time
 from ray_distill.snapshots.splits import SPLITS, split_by_group, split_by_id
 
 
@@ -62,7 +62,15 @@ def test_class_names_sort_numerically_only_if_all_are_integers() -> None:
 def test_label_is_a_name_first_and_an_index_second() -> None:
     """Numbers index into class names that are words; class names that are numbers are names."""
     assert label_index(texts("b", None, "a", "1", "2", "-1", "c", "9" * 30), ("a", "b")).tolist() == [
-        1, -1, 0, 1, -2, -2, -2, -2]
+        1,
+        -1,
+        0,
+        1,
+        -2,
+        -2,
+        -2,
+        -2,
+    ]
     assert label_index(texts("5", "1"), ("5", "1")).tolist() == [0, 1]
     assert label_index(texts(), ()).tolist() == []
 
@@ -88,8 +96,14 @@ def test_times_come_in_many_forms() -> None:
     assert parse_time("1970-01-02") == 86_400 * second and parse_time(" 1.5 ") == 1_500_000
     assert parse_time("yesterday") is None and parse_time("1790000000000") is None
     columns = [
-        pa.array([1], pa.timestamp("s")), pa.array([10**9 + 5], pa.timestamp("ns", tz="Europe/Paris")), pa.array([1]),
-        pa.array([1.0]), texts("1"), texts("1970-01-01T00:00:01Z"), pa.array(["1"]).dictionary_encode()]
+        pa.array([1], pa.timestamp("s")),
+        pa.array([10**9 + 5], pa.timestamp("ns", tz="Europe/Paris")),
+        pa.array([1]),
+        pa.array([1.0]),
+        texts("1"),
+        texts("1970-01-01T00:00:01Z"),
+        pa.array(["1"]).dictionary_encode(),
+    ]
     for column in columns:
         times, bad = to_time(pa.chunked_array([column]), "when")
         assert times.cast(pa.int64()).to_pylist() == [second] and not bad.any()

@@ -56,7 +56,10 @@ def test_globs_files_and_folders_stand_for_files(root):
     names = [item.name for item in files.glob_files(files.join(root, "dt=*"))]
     assert names == ["dt=1/a.csv", "dt=1/b.txt", "dt=2/sub/c.csv"]
     assert [item.name for item in files.glob_files(files.join(root, "**", "*.csv"))] == [
-        "dt=1/a.csv", "dt=2/sub/c.csv", "odd[1].csv"]
+        "dt=1/a.csv",
+        "dt=2/sub/c.csv",
+        "odd[1].csv",
+    ]
     assert [item.name for item in files.glob_files(files.join(root, "odd[1].csv"))] == ["odd[1].csv"]
     assert [item.name for item in files.glob_files(files.join(root, "dt=2"))] == ["sub/c.csv"]
     assert files.glob_files(files.join(root, "none*")) == []
@@ -80,7 +83,9 @@ def test_folders_travel_both_ways(root, tmp_path):
     target = files.download_folder(root, tmp_path / "target")
     assert (target == tmp_path / "target") is not files.is_local(root)
     assert {item.name: files.read_bytes(item.url) for item in files.list_files(str(target))} == {
-        "x/y.bin": b"x/y.bin", "z.bin": b"z.bin"}
+        "x/y.bin": b"x/y.bin",
+        "z.bin": b"z.bin",
+    }
 
 
 def test_json_is_deterministic_and_malformed_json_names_the_file(root):
@@ -95,9 +100,17 @@ def test_json_is_deterministic_and_malformed_json_names_the_file(root):
         files.read_json(url)
 
 
-@pytest.mark.parametrize("call", [
-    files.read_bytes, files.read_json, files.open_input, files.modified, lambda url: files.sizes([url]),
-    lambda url: files.read_many([url])])
+@pytest.mark.parametrize(
+    "call",
+    [
+        files.read_bytes,
+        files.read_json,
+        files.open_input,
+        files.modified,
+        lambda url: files.sizes([url]),
+        lambda url: files.read_many([url]),
+    ],
+)
 def test_a_missing_file_is_a_storage_error_that_names_it(root, call):
     """No FileNotFoundError leaves the storage layer."""
     with pytest.raises(StorageError, match=r"none\.bin: cannot .*does not exist; check the path"):

@@ -29,9 +29,13 @@ def row_id(number: int) -> bytes:
 
 def snapshot(numbers: list[int], labels: list[int | None]) -> pa.Table:
     """Rows whose text spells their number in letters."""
-    return pa.table({
-        "row_id": pa.array([row_id(n) for n in numbers], pa.binary(16)), "text": ["a" * (n + 1) for n in numbers],
-        "label": pa.array(labels, pa.int32())})
+    return pa.table(
+        {
+            "row_id": pa.array([row_id(n) for n in numbers], pa.binary(16)),
+            "text": ["a" * (n + 1) for n in numbers],
+            "label": pa.array(labels, pa.int32()),
+        }
+    )
 
 
 def topk(numbers: list[int], tail: float = 0.1, tokens: list[int] | None = None) -> tuple[pa.Array, Signal]:
@@ -46,17 +50,31 @@ def topk(numbers: list[int], tail: float = 0.1, tokens: list[int] | None = None)
     values = np.repeat(np.array(numbers, np.float32), lengths)[:, None] * np.ones((1, 5), np.float32)
     return pa.array([row_id(number) for number in numbers], pa.binary(16)), Signal(
         distributions=Distributions(
-            classes=3, temperatures=(1.0, 4.0), row_offsets=steps, position=np.zeros(n, np.int32),
-            entry_offsets=steps * 2, ids=pairs.reshape(-1).astype(np.int32), logp=logp.reshape(-1),
-            log_tail=np.log(np.tile([[tail, 0.8]], (n, 1))).astype(np.float32), entropy=np.ones(n, np.float32)),
-        hidden={4: Hidden(offsets=offsets, values=values)})
+            classes=3,
+            temperatures=(1.0, 4.0),
+            row_offsets=steps,
+            position=np.zeros(n, np.int32),
+            entry_offsets=steps * 2,
+            ids=pairs.reshape(-1).astype(np.int32),
+            logp=logp.reshape(-1),
+            log_tail=np.log(np.tile([[tail, 0.8]], (n, 1))).astype(np.float32),
+            entropy=np.ones(n, np.float32),
+        ),
+        hidden={4: Hidden(offsets=offsets, values=values)},
+    )
 
 
 def build(table: pa.Table, labels: tuple[pa.Array, Signal] | None, **changes: Any) -> TrainingSet:
     """A training set of text classification; classes in the store's order unless changed."""
     values: dict[str, Any] = {
-        "task": TASKS["text_classification"], "processor": tiny_text_processor(), "student_classes": STORE,
-        "snapshot_classes": STORE, "store_classes": STORE, "labels": labels, **changes}
+        "task": TASKS["text_classification"],
+        "processor": tiny_text_processor(),
+        "student_classes": STORE,
+        "snapshot_classes": STORE,
+        "store_classes": STORE,
+        "labels": labels,
+        **changes,
+    }
     return build_set(table, **values)
 
 
@@ -78,8 +96,12 @@ def test_rows_meet_their_labels_by_id_whatever_the_order() -> None:
 
 def test_classes_are_remapped_by_name() -> None:
     """A student with the classes in another order gets ids in its own order, of labels and of distributions."""
-    found = build(snapshot([0, 1, 2], [0, 1, None]), topk([0, 1, 2]), student_classes=("cat", "ant", "bee"),
-                  snapshot_classes=("bee", "cat"))
+    found = build(
+        snapshot([0, 1, 2], [0, 1, None]),
+        topk([0, 1, 2]),
+        student_classes=("cat", "ant", "bee"),
+        snapshot_classes=("bee", "cat"),
+    )
     assert found.labels.tolist() == [2, 0, -1]
     assert found.teaching is not None
     first = found.teaching.ids_RK[np.arange(3), found.teaching.logp_RK.argmax(-1)]
@@ -167,8 +189,12 @@ def drawn(numbers: list[int]) -> tuple[pa.Array, Signal]:
     """The labels of `topk`, the first class drawn 3 times of 4, the second exact."""
     ids, signal = topk(numbers)
     assert signal.distributions is not None
-    draws = Draws(number=4, exponent=0.5, count=np.tile(np.array([3, 0], np.int32), len(numbers)),
-                  log_normaliser=np.array(numbers, np.float32))
+    draws = Draws(
+        number=4,
+        exponent=0.5,
+        count=np.tile(np.array([3, 0], np.int32), len(numbers)),
+        log_normaliser=np.array(numbers, np.float32),
+    )
     return ids, replace(signal, distributions=replace(signal.distributions, draws=draws))
 
 

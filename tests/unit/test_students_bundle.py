@@ -18,9 +18,16 @@ def student(layers: int) -> Any:
     return SimpleNamespace(layers=layers, url="s")
 
 
-@pytest.mark.parametrize(("stored", "layers", "pairs"), [
-    ((3, 6), 2, {1: 3, 2: 6}), ((6, 12), 4, {2: 6, 4: 12}), ((1, 2, 3, 4, 5, 6), 2, {1: 3, 2: 6}),
-    ((12,), 3, {3: 12}), ((2, 4, 6), 4, {1: 2, 3: 4, 4: 6})])
+@pytest.mark.parametrize(
+    ("stored", "layers", "pairs"),
+    [
+        ((3, 6), 2, {1: 3, 2: 6}),
+        ((6, 12), 4, {2: 6, 4: 12}),
+        ((1, 2, 3, 4, 5, 6), 2, {1: 3, 2: 6}),
+        ((12,), 3, {3: 12}),
+        ((2, 4, 6), 4, {1: 2, 3: 4, 4: 6}),
+    ],
+)
 def test_uniform_spreads_the_pairs_and_ends_with_the_last(
     stored: tuple[int, ...], layers: int, pairs: dict[int, int]
 ) -> None:

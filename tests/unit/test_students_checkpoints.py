@@ -13,9 +13,9 @@ from ray_distill.config import CheckpointPolicy
 from ray_distill.errors import StorageError, TrainingError
 from ray_distill.storage import files
 from ray_distill.students.checkpoints import store
+from ray_distill.students.checkpoints.async_writer import MAX_FAILED, CheckpointWriter
 from ray_distill.students.checkpoints.store import check_plan, fetched, find_checkpoint
 from ray_distill.students.process_group import Ranks
-from ray_distill.students.checkpoints.async_writer import MAX_FAILED, CheckpointWriter
 from ray_distill.testing.ranks import run_threads
 
 ALONE = Ranks(rank=0, world=1)
@@ -24,6 +24,7 @@ KEEP_TWO = CheckpointPolicy()
 
 def written(step: int) -> Callable[[Path], None]:
     """What writes a checkpoint whose one file spells its step."""
+
     def write(local: Path) -> None:
         (local / "engine").mkdir()
         (local / "engine" / "state").write_text(f"step {step}")
@@ -32,7 +33,11 @@ def written(step: int) -> Callable[[Path], None]:
 
 
 def save(
-    folder: Path, step: int, policy: CheckpointPolicy = KEEP_TWO, protect: Sequence[str] = (), loss: float = 1.0,
+    folder: Path,
+    step: int,
+    policy: CheckpointPolicy = KEEP_TWO,
+    protect: Sequence[str] = (),
+    loss: float = 1.0,
     accuracy: float = 0.5,
 ) -> Path:
     """Save a checkpoint whose one file spells its step; what the validation split said is given."""
@@ -78,9 +83,7 @@ def test_without_marker_it_does_not_exist(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "marker"])
-def test_a_damaged_one_is_skipped_with_a_warning(
-    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_one_is_skipped_with_a_warning(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     """Whatever is wrong with it, it is named and the one before is used."""
     save(tmp_path, 5)
     url = save(tmp_path, 10)
@@ -114,6 +117,7 @@ def test_damage_after_the_search_is_found_on_download(tmp_path: Path) -> None:
 
 def save_on(ranks: Ranks, folder: Path, step: int) -> None:
     """A rank's part of a checkpoint, with a file of its own."""
+
     def write(local: Path) -> None:
         (local / "engine").mkdir()
         (local / "engine" / f"state-{ranks.rank}").write_text(f"step {step} of rank {ranks.rank}")
@@ -146,9 +150,7 @@ def test_ranks_share_the_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("when", ["before", "between"])
-def test_damage_that_one_rank_finds_is_told_to_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
-) -> None:
+def test_damage_that_one_rank_finds_is_told_to_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
     """Before the search all go to the checkpoint before; after it all end with the same error, and none waits."""
     for step in (3, 7):
         run_threads(partial(save_on, folder=tmp_path, step=step), 4)
@@ -156,7 +158,8 @@ def test_damage_that_one_rank_finds_is_told_to_all(
     if when == "before":
         victim.write_text("other")
         assert [found["state-2"] for found in run_threads(partial(read_on, folder=tmp_path), 4)] == [
-            "step 3 of rank 2"] * 4
+            "step 3 of rank 2"
+        ] * 4
         return
 
     def read(ranks: Ranks) -> str:
@@ -179,7 +182,10 @@ def test_the_last_two_and_the_resumed_one_stay(tmp_path: Path) -> None:
     for step in (3, 4, 5):
         save(tmp_path, step, protect=[str(resumed)])
     assert sorted(path.name.split("-")[0] for path in tmp_path.iterdir() if any(path.rglob("*.json"))) == [
-        "00000001", "00000004", "00000005"]
+        "00000001",
+        "00000004",
+        "00000005",
+    ]
     assert not (tmp_path / "00000002-dead" / "rank-0" / "half").exists()
 
 
@@ -206,8 +212,10 @@ def test_another_plan_names_both_sides() -> None:
 def test_the_best_stay_beside_the_newest(tmp_path: Path) -> None:
     """By the loss that arms are judged by, and by a metric of which more is better."""
     seen = {1: (0.9, 0.1), 2: (0.2, 0.2), 3: (0.8, 0.9), 4: (0.7, 0.3), 5: (0.6, 0.4)}
-    for name, policy, kept in (("loss", CheckpointPolicy(last=1, best=1), [2, 5]), (
-            "metric", CheckpointPolicy(last=2, best=1, metric="validation_accuracy", mode="max"), [3, 4, 5])):
+    for name, policy, kept in (
+        ("loss", CheckpointPolicy(last=1, best=1), [2, 5]),
+        ("metric", CheckpointPolicy(last=2, best=1, metric="validation_accuracy", mode="max"), [3, 4, 5]),
+    ):
         for step, (loss, accuracy) in seen.items():
             save(tmp_path / name, step, policy, loss=loss, accuracy=accuracy)
         assert steps_in(tmp_path / name) == kept
@@ -269,8 +277,11 @@ def test_one_failed_upload_is_told_of_and_two_in_a_row_end_the_run(
 
 def test_a_file_that_comes_back_otherwise_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each file is read back before the marker is written."""
-    monkeypatch.setattr(files, "write_bytes", lambda url, data: (Path(url).parent.mkdir(parents=True, exist_ok=True),
-                                                                 Path(url).write_bytes(data[:-1])))
+    monkeypatch.setattr(
+        files,
+        "write_bytes",
+        lambda url, data: (Path(url).parent.mkdir(parents=True, exist_ok=True), Path(url).write_bytes(data[:-1])),
+    )
     writer = CheckpointWriter(str(tmp_path), ALONE, KEEP_TWO, plan={})
     for _ in range(MAX_FAILED - 1):
         writer.start(written(1), step=1, state={})

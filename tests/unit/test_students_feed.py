@@ -33,6 +33,7 @@ def test_steps_come_in_order_and_no_more_than_asked_for_are_made_ahead() -> None
 
 def test_what_making_raises_is_raised_in_the_loop_at_its_step() -> None:
     """Steps before it are given out; then the error itself comes, and the thread has ended."""
+
     def make(step: int) -> int:
         if step == 2:
             raise TrainingError("a shard is missing")

@@ -13,17 +13,21 @@ from ray_distill.config import LossConfig, TeacherConfig
 from ray_distill.losses.base import LossBatch, SparseTargets, StudentOutput
 from ray_distill.models.io.load import load_model
 from ray_distill.runtime.labelling.batching import answer_all
-from ray_distill.students.modules.student_module import make_projections
-from ray_distill.students.objective.weighted_losses import Term, ask_head, build_terms, combine, squares, to_device
-from ray_distill.students.modules.token_student_module import TokenBundle
 from ray_distill.students.data.token_examples import TokenSet, build_token_set
+from ray_distill.students.modules.student_module import make_projections
+from ray_distill.students.modules.token_student_module import TokenBundle
+from ray_distill.students.objective.weighted_losses import Term, ask_head, build_terms, combine, squares, to_device
 from ray_distill.tasks.catalogue import LABEL_TASKS
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.transformers_teacher import open_teacher
 from ray_distill.testing.models import write_tiny_causal_model
 
-LOSSES = {"soft": LossConfig(weight=0.7), "hard": LossConfig(weight=0.0),
-          "hidden": LossConfig(weight=3.0), "cka": LossConfig(group=4)}
+LOSSES = {
+    "soft": LossConfig(weight=0.7),
+    "hard": LossConfig(weight=0.0),
+    "hidden": LossConfig(weight=3.0),
+    "cka": LossConfig(group=4),
+}
 
 
 def terms_of(layers: dict[int, int]) -> tuple[Term, ...]:
@@ -33,16 +37,25 @@ def terms_of(layers: dict[int, int]) -> tuple[Term, ...]:
 def rows(start: int, stop: int) -> tuple[StudentOutput, LossBatch]:
     """A part of one batch of eight."""
     generator = torch.Generator().manual_seed(0)
+
     def drawn(width: int) -> torch.Tensor:
         return torch.randn(8, width, generator=generator)[start:stop]
 
     output = StudentOutput(logits_BV=drawn(5), hidden={1: drawn(6)}, states={1: drawn(3)})
     n = stop - start
     return output, LossBatch(
-        labels_B=torch.arange(8)[start:stop] % 5, distil_B=torch.arange(8)[start:stop] != 2, hidden={4: drawn(6)},
-        example_weight_B=torch.ones(n), targets=SparseTargets(
-            classes=5, ids_NK=torch.arange(5).expand(n, 5), logp_NK=drawn(5).log_softmax(-1), temperatures=(1.0,),
-            log_tail_NT=torch.full((n, 1), -math.inf)))
+        labels_B=torch.arange(8)[start:stop] % 5,
+        distil_B=torch.arange(8)[start:stop] != 2,
+        hidden={4: drawn(6)},
+        example_weight_B=torch.ones(n),
+        targets=SparseTargets(
+            classes=5,
+            ids_NK=torch.arange(5).expand(n, 5),
+            logp_NK=drawn(5).log_softmax(-1),
+            temperatures=(1.0,),
+            log_tail_NT=torch.full((n, 1), -math.inf),
+        ),
+    )
 
 
 @pytest.mark.parametrize("micro_batch", [4, 8])
@@ -57,8 +70,9 @@ def test_norms_are_those_of_the_whole_batch(micro_batch: int) -> None:
     for term, weight in zip(terms, weights, strict=True):
         gradients = torch.autograd.grad(term.loss(exact, batch) / weight, leaves, materialize_grads=True)
         wanted.append(math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients)))
-    found = [squares(terms, *rows(start, start + micro_batch), step=0, weights=weights)
-             for start in range(0, 8, micro_batch)]
+    found = [
+        squares(terms, *rows(start, start + micro_batch), step=0, weights=weights) for start in range(0, 8, micro_batch)
+    ]
     norms = torch.tensor([[float(square) for square in part] for part in found]).double().sum(0).sqrt()
     assert norms.tolist() == pytest.approx(wanted, rel=1e-5)
     assert min(wanted) > 0
@@ -67,12 +81,21 @@ def test_norms_are_those_of_the_whole_batch(micro_batch: int) -> None:
 def data_of(folder: Path, vocabulary: int) -> TokenSet:
     write_tiny_causal_model(folder / "teacher", seed=1, initializer_range=0.5)
     teacher = open_teacher(TeacherConfig(model=str(folder / "teacher")), task="causal_lm")
-    table = pa.table({"row_id": pa.array([bytes([row]) * 16 for row in range(4)], pa.binary(16)),
-                      "text": ["a few words", "and more of them", "xyz", "the last"]})
+    table = pa.table(
+        {
+            "row_id": pa.array([bytes([row]) * 16 for row in range(4)], pa.binary(16)),
+            "text": ["a few words", "and more of them", "xyz", "the last"],
+        }
+    )
     ask = Ask(estimator="topk", k=6, temperatures=(1.0,), pool="token", layers=(2,))
     ids, signal, _ = answer_all(teacher, teacher.task.encode(table, teacher.model.processor), ask, batch=4)
-    return build_token_set(table, task=LABEL_TASKS["causal_lm"], processor=teacher.model.processor,
-                           vocabulary=vocabulary, labels=(ids, signal))
+    return build_token_set(
+        table,
+        task=LABEL_TASKS["causal_lm"],
+        processor=teacher.model.processor,
+        vocabulary=vocabulary,
+        labels=(ids, signal),
+    )
 
 
 def test_a_fused_heads_norms_are_at_the_final_states(tmp_path: Path) -> None:

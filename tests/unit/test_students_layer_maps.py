@@ -14,14 +14,14 @@ from PIL import Image
 
 from ray_distill.config import LossConfig
 from ray_distill.errors import ConfigError
-from ray_distill.models.io.load import load_model
 from ray_distill.models.core.model import Model
+from ray_distill.models.io.load import load_model
 from ray_distill.snapshots.pairs import pair_text
+from ray_distill.students.data.token_examples import build_token_set
 from ray_distill.students.modules.student_module import build_bundle, make_projections
+from ray_distill.students.modules.token_student_module import TokenBundle
 from ray_distill.students.objective.validate_losses import layers_wanted, pairs_of
 from ray_distill.students.objective.weighted_losses import build_terms
-from ray_distill.students.modules.token_student_module import TokenBundle
-from ray_distill.students.data.token_examples import build_token_set
 from ray_distill.tasks.base import Batch
 from ray_distill.tasks.catalogue import LABEL_TASKS, TOKEN_TASKS
 from ray_distill.testing.models import (
@@ -42,23 +42,36 @@ def image() -> bytes:
 
 
 KINDS: dict[str, tuple[str, Callable[[Path], Path], dict[str, Any]]] = {
-    "text": ("text_classification", lambda folder: write_tiny_text_model(folder, ("a", "b"), 1),
-             {"text": ["one", "two more"]}),
-    "vit": ("image_classification", lambda folder: write_tiny_image_model(folder, ("a", "b"), 1),
-            {"image": [image(), image()]}),
-    "resnet": ("image_classification",
-               lambda folder: write_tiny_image_model(folder, ("a", "b"), 1, architecture="resnet"),
-               {"image": [image(), image()]}),
+    "text": (
+        "text_classification",
+        lambda folder: write_tiny_text_model(folder, ("a", "b"), 1),
+        {"text": ["one", "two more"]},
+    ),
+    "vit": (
+        "image_classification",
+        lambda folder: write_tiny_image_model(folder, ("a", "b"), 1),
+        {"image": [image(), image()]},
+    ),
+    "resnet": (
+        "image_classification",
+        lambda folder: write_tiny_image_model(folder, ("a", "b"), 1, architecture="resnet"),
+        {"image": [image(), image()]},
+    ),
     "causal": ("causal_lm", lambda folder: write_tiny_causal_model(folder, 1), {"text": ["one", "two more"]}),
-    "seq2seq": ("seq2seq", lambda folder: write_tiny_seq2seq_model(folder, 1),
-                {"text": [pair_text("one", "uno"), pair_text("two", "dos mas")]})}
+    "seq2seq": (
+        "seq2seq",
+        lambda folder: write_tiny_seq2seq_model(folder, 1),
+        {"text": [pair_text("one", "uno"), pair_text("two", "dos mas")]},
+    ),
+}
 
 
 def inputs_of(model: Model, columns: dict[str, Any]) -> Batch:
     table = pa.table({"row_id": IDS, **columns})
     if model.vocabulary:
-        return build_token_set(table, task=TOKEN_TASKS[model.task], processor=model.processor,
-                               vocabulary=model.vocabulary, labels=None).batch(np.arange(2))[0]
+        return build_token_set(
+            table, task=TOKEN_TASKS[model.task], processor=model.processor, vocabulary=model.vocabulary, labels=None
+        ).batch(np.arange(2))[0]
     task = LABEL_TASKS[model.task]
     return task.collate(task.encode(table, model.processor), np.arange(2))
 
@@ -70,17 +83,21 @@ def test_maps_pair_what_the_bundle_gives(tmp_path: Path, kind: str) -> None:
     task, write, columns = KINDS[kind]
     model = load_model(str(write(tmp_path)), task=task)
     last = model.layers
-    losses = {name: LossConfig.model_validate({"layers": spec}) for name, spec in (
-        ("hidden", "uniform"), ("cka", "last"), ("rkd_distance", {"0": 3, str(last): 6}))}
+    losses = {
+        name: LossConfig.model_validate({"layers": spec})
+        for name, spec in (("hidden", "uniform"), ("cka", "last"), ("rkd_distance", {"0": 3, str(last): 6}))
+    }
     pairs = pairs_of(losses, STORED, model)
     assert pairs["hidden"][last] == 12 and 0 not in pairs["hidden"] and len(pairs["hidden"]) == min(4, last)
     assert pairs["cka"] == {last: 12} and pairs["rkd_distance"] == {0: 3, last: 6}
     terms = build_terms(losses, steps=1, temperatures=(1.0,), layers=pairs)
     projected, plain = layers_wanted(terms)
     module, widths = copy.deepcopy(model.module), dict.fromkeys(STORED, WIDTH)
-    bundle = TokenBundle(module, make_projections(model, layers=projected, widths=widths, seed=0), plain) if (
-        model.vocabulary) else build_bundle(
-            model, module, layers=projected, widths=widths, pool="mean", seed=0, plain=plain)
+    bundle = (
+        TokenBundle(module, make_projections(model, layers=projected, widths=widths, seed=0), plain)
+        if (model.vocabulary)
+        else build_bundle(model, module, layers=projected, widths=widths, pool="mean", seed=0, plain=plain)
+    )
     with torch.no_grad():
         logits, hidden, _, states = bundle(inputs_of(model, columns))
     assert sorted(hidden) == sorted(pairs["hidden"]) and sorted(states) == sorted({0, last})
@@ -93,9 +110,11 @@ def test_layers_that_are_not_there_are_named_with_the_loss(tmp_path: Path, kind:
     """Of either side, and no pair at all; the setting's own name is in front."""
     task, write, _ = KINDS[kind]
     model = load_model(str(write(tmp_path)), task=task)
-    for given, told in (({9: 3}, rf"student\.losses\.cka\.layers: the student has layers 0 to {model.layers}, found 9"),
-                        ({1: 5}, r"student\.losses\.cka\.layers: the store holds the teacher layers \[3, 6, 9, 12\]"),
-                        ({}, r"student\.losses\.cka\.layers: no pair is given")):
+    for given, told in (
+        ({9: 3}, rf"student\.losses\.cka\.layers: the student has layers 0 to {model.layers}, found 9"),
+        ({1: 5}, r"student\.losses\.cka\.layers: the store holds the teacher layers \[3, 6, 9, 12\]"),
+        ({}, r"student\.losses\.cka\.layers: no pair is given"),
+    ):
         with pytest.raises(ConfigError, match=told):
             pairs_of({"cka": LossConfig.model_validate({"layers": given})}, STORED, model)
     with pytest.raises(ConfigError, match=r"student\.losses\.relation\.layers: the label store holds no hidden states"):

@@ -52,24 +52,39 @@ def test_a_new_loss_is_a_class_and_a_line(monkeypatch: pytest.MonkeyPatch) -> No
     assert told.startswith("student.losses.power.exponent: input should be a valid number") and told.endswith("'big'")
 
 
-@pytest.mark.parametrize(("name", "values", "told"), [
-    ("hard", {"temperature": 2}, "student.losses.hard.temperature: unknown field; the loss 'hard' has weight"),
-    ("soft", {"kind": "cosine"}, "student.losses.soft.kind: unknown field; the loss 'soft' has weight, temperature, "
-                                 "divergence, beta, skew, head, tail"),
-    ("soft", {"divergence": "mse"}, "student.losses.soft: the loss 'soft' knows the divergences"),
-    ("soft", {"temperature": 3}, "student.losses.soft: temperature 3 is not declared by the labels, which declare 1"),
-    ("soft", {"temperature": {"step": [[0, 2], [0.5, 3]]}}, "temperature 3 is not declared"),
-    ("soft", {"temperature": {"linear": [2, 1]}}, "losses.soft.temperature: a temperature steps through declared"),
-    ("soft", {"temperature": {"step": [[0.1, 2]]}}, "begin with 0 and rise"),
-    ("soft", {"head": 1.5}, "student.losses.soft: the loss 'soft' needs 0 < head < 1, found 1.5"),
-    ("hidden", {"scales": {6: 1.0}}, "student.losses.hidden.scales: unknown field"),
-    ("hidden", {"layers": "first"}, "student.losses.hidden.layers: input should be 'uniform' or 'last', or"),
-    ("hidden", {"kind": "l1"}, "student.losses.hidden: the loss 'hidden' knows the kinds pca, mse, cosine, found 'l1'"),
-    ("cka", {"group": 2}, "student.losses.cka: the loss 'cka' needs a group of at least 3 rows, found 2"),
-    ("cka", {"group": "many"}, "student.losses.cka.group: input should be a valid integer"),
-    ("relation", {"heads": 0}, "student.losses.relation: the loss 'relation' needs at least one head"),
-    ("sofft", {}, "student.losses: unknown loss 'sofft'; there are cka, hard"),
-])
+@pytest.mark.parametrize(
+    ("name", "values", "told"),
+    [
+        ("hard", {"temperature": 2}, "student.losses.hard.temperature: unknown field; the loss 'hard' has weight"),
+        (
+            "soft",
+            {"kind": "cosine"},
+            "student.losses.soft.kind: unknown field; the loss 'soft' has weight, temperature, "
+            "divergence, beta, skew, head, tail",
+        ),
+        ("soft", {"divergence": "mse"}, "student.losses.soft: the loss 'soft' knows the divergences"),
+        (
+            "soft",
+            {"temperature": 3},
+            "student.losses.soft: temperature 3 is not declared by the labels, which declare 1",
+        ),
+        ("soft", {"temperature": {"step": [[0, 2], [0.5, 3]]}}, "temperature 3 is not declared"),
+        ("soft", {"temperature": {"linear": [2, 1]}}, "losses.soft.temperature: a temperature steps through declared"),
+        ("soft", {"temperature": {"step": [[0.1, 2]]}}, "begin with 0 and rise"),
+        ("soft", {"head": 1.5}, "student.losses.soft: the loss 'soft' needs 0 < head < 1, found 1.5"),
+        ("hidden", {"scales": {6: 1.0}}, "student.losses.hidden.scales: unknown field"),
+        ("hidden", {"layers": "first"}, "student.losses.hidden.layers: input should be 'uniform' or 'last', or"),
+        (
+            "hidden",
+            {"kind": "l1"},
+            "student.losses.hidden: the loss 'hidden' knows the kinds pca, mse, cosine, found 'l1'",
+        ),
+        ("cka", {"group": 2}, "student.losses.cka: the loss 'cka' needs a group of at least 3 rows, found 2"),
+        ("cka", {"group": "many"}, "student.losses.cka.group: input should be a valid integer"),
+        ("relation", {"heads": 0}, "student.losses.relation: the loss 'relation' needs at least one head"),
+        ("sofft", {}, "student.losses: unknown loss 'sofft'; there are cka, hard"),
+    ],
+)
 def test_what_does_not_fit_is_refused_by_name(name: str, values: dict[str, Any], told: str) -> None:
     """Before anything is spent: unknown settings, wrong values, undeclared or continuous temperatures."""
     (found,) = check_losses({name: config(**values)}, STORED, TRAINING)
@@ -119,15 +134,24 @@ def test_groups_are_of_one_size() -> None:
 def test_what_a_bundle_must_give() -> None:
     """Projected layers for matching, plain ones for relations."""
     terms = build_terms(
-        {"soft": config(), "hidden": config(), "cka": config(), "relation": config()}, steps=1, temperatures=DECLARED,
-        layers={"hidden": {2: 6}, "cka": {2: 6, 1: 3}, "relation": {0: 6}})
+        {"soft": config(), "hidden": config(), "cka": config(), "relation": config()},
+        steps=1,
+        temperatures=DECLARED,
+        layers={"hidden": {2: 6}, "cka": {2: 6, 1: 3}, "relation": {0: 6}},
+    )
     assert layers_wanted(terms) == ({2: 6}, (0, 1, 2))
 
 
-@pytest.mark.parametrize(("weight", "told"), [
-    ({"step": [[0.2, 1.0]]}, "begin with 0 and rise"), ({"step": [[0, 1], [0, 2]]}, "begin with 0 and rise"),
-    ({"step": []}, "at least 1 item"), ({"step": [[0, 1]], "linear": [1, 0]}, "exactly one of"),
-    ({"step": [[0, 1], [1.5, 2]]}, "less than 1")])
+@pytest.mark.parametrize(
+    ("weight", "told"),
+    [
+        ({"step": [[0.2, 1.0]]}, "begin with 0 and rise"),
+        ({"step": [[0, 1], [0, 2]]}, "begin with 0 and rise"),
+        ({"step": []}, "at least 1 item"),
+        ({"step": [[0, 1]], "linear": [1, 0]}, "exactly one of"),
+        ({"step": [[0, 1], [1.5, 2]]}, "less than 1"),
+    ],
+)
 def test_steps_of_a_weight_are_checked(weight: dict[str, Any], told: str) -> None:
     """When the file is read."""
     value = {"campaign": "c", "task": "text_classification", "student": {"losses": {"hard": {"weight": weight}}}}
@@ -142,10 +166,15 @@ def test_the_gradient_of_a_step_is_its_temperatures() -> None:
 
     (term,) = build({"soft": config(temperature={"step": [[0, 2], [0.5, 1]]})}, steps=10)
     targets = SparseTargets(
-        classes=3, ids_NK=torch.arange(3).expand(1, 3), logp_NK=torch.tensor([[2.0, 0.0, 1.0]]).log_softmax(-1),
-        temperatures=DECLARED, log_tail_NT=torch.full((1, 2), -torch.inf))
-    batch = LossBatch(labels_B=torch.tensor([-1]), distil_B=torch.tensor([True]), example_weight_B=torch.ones(1),
-                      targets=targets)
+        classes=3,
+        ids_NK=torch.arange(3).expand(1, 3),
+        logp_NK=torch.tensor([[2.0, 0.0, 1.0]]).log_softmax(-1),
+        temperatures=DECLARED,
+        log_tail_NT=torch.full((1, 2), -torch.inf),
+    )
+    batch = LossBatch(
+        labels_B=torch.tensor([-1]), distil_B=torch.tensor([True]), example_weight_B=torch.ones(1), targets=targets
+    )
     output = StudentOutput(logits_BV=torch.tensor([[0.3, -0.2, 0.5]]))
     values = [float(combine((term,), output, batch, step=step, weights=[1.0])[0]) for step in (0, 9)]
     assert values == [float(Soft(temperature=t)(output, batch)) for t in (2.0, 1.0)] and values[0] != values[1]

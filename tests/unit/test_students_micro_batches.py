@@ -51,17 +51,25 @@ def test_micro_batches_that_split_a_group_are_refused(micro_batch: int, told: st
 
 #: Tokens of rows; the second feature is what a decoder reads.
 LENGTHS = st.lists(st.tuples(st.integers(1, 12), st.integers(0, 5)), min_size=1, max_size=40).map(
-    lambda found: np.array(found, np.int32))
+    lambda found: np.array(found, np.int32)
+)
 
 
 def by_tokens(lengths_BF: Lengths, world: int, budget: Budget) -> list[list[MicroBatch]]:
     """The micro-batches of all ranks."""
-    return [micro_batches(np.arange(len(lengths_BF)) + 100, rank=rank, world=world, budget=budget,
-                          lengths_BF=lengths_BF) for rank in range(world)]
+    return [
+        micro_batches(np.arange(len(lengths_BF)) + 100, rank=rank, world=world, budget=budget, lengths_BF=lengths_BF)
+        for rank in range(world)
+    ]
 
 
-@given(lengths_BF=LENGTHS, world=st.integers(1, 5), rows=st.integers(1, 8), tokens=st.integers(51, 120),
-       group=st.integers(1, 3))
+@given(
+    lengths_BF=LENGTHS,
+    world=st.integers(1, 5),
+    rows=st.integers(1, 8),
+    tokens=st.integers(51, 120),
+    group=st.integers(1, 3),
+)
 def test_passes_by_tokens(lengths_BF: Lengths, world: int, rows: int, tokens: int, group: int) -> None:
     """Every row comes once; every rank has as many passes, none of them empty; groups stay whole; none holds more than
     the budget, padding included."""
@@ -85,16 +93,22 @@ def test_rows_of_like_length_share_a_pass() -> None:
     assert [cut.tolist() for cut in cut_by_tokens(lengths, Budget(rows=64, tokens=20))] == [[2, 0], [3, 5, 1, 4]]
 
 
-@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=40), packed=st.integers(8, 32), rows=st.integers(1, 9),
-       times=st.integers(1, 4))
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=40),
+    packed=st.integers(8, 32),
+    rows=st.integers(1, 9),
+    times=st.integers(1, 4),
+)
 def test_packed_passes_hold_the_budget_as_they_are_collated(
     lengths: list[int], packed: int, rows: int, times: int
 ) -> None:
     """What the documents of a pass become, packed again by themselves, is no larger than the budget."""
     budget = Budget(rows=rows, tokens=max(packed * times, 30), packed=packed)
     offsets = np.append(0, np.cumsum(lengths))
-    encoded = Encoded(row_ids=pa.array([b"0" * 16] * len(lengths), pa.binary(16)), features={
-        "input_ids": Ragged(values=np.zeros(offsets[-1], np.int32), offsets=offsets)})
+    encoded = Encoded(
+        row_ids=pa.array([b"0" * 16] * len(lengths), pa.binary(16)),
+        features={"input_ids": Ragged(values=np.zeros(offsets[-1], np.int32), offsets=offsets)},
+    )
     assert encoded.lengths is not None
     cuts = cut_by_tokens(encoded.lengths, budget)
     for cut in cuts:
@@ -104,16 +118,21 @@ def test_packed_passes_hold_the_budget_as_they_are_collated(
     assert sorted(np.concatenate(cuts).tolist()) == list(range(len(lengths)))
 
 
-@pytest.mark.parametrize(("training", "lengths", "group", "told"), [
-    ({"micro_tokens": 100}, None, 1, "these examples have no tokens"),
-    ({"micro_tokens": 100}, [[90, 20]], 1, "the longest example may take 110"),
-    ({"micro_tokens": 100}, [[30]], 4, "the longest examples of a group of 4 may take 120"),
-    ({"micro_tokens": 100, "packed": 128}, [[30]], 1, "less than one packed sequence of 128 tokens"),
-    ({"micro_tokens": 100, "packed": 50}, [[30]], 4, "cannot keep the groups of 4 rows together")])
+@pytest.mark.parametrize(
+    ("training", "lengths", "group", "told"),
+    [
+        ({"micro_tokens": 100}, None, 1, "these examples have no tokens"),
+        ({"micro_tokens": 100}, [[90, 20]], 1, "the longest example may take 110"),
+        ({"micro_tokens": 100}, [[30]], 4, "the longest examples of a group of 4 may take 120"),
+        ({"micro_tokens": 100, "packed": 128}, [[30]], 1, "less than one packed sequence of 128 tokens"),
+        ({"micro_tokens": 100, "packed": 50}, [[30]], 4, "cannot keep the groups of 4 rows together"),
+    ],
+)
 def test_what_cannot_be_cut_by_tokens_is_refused(
     training: dict[str, Any], lengths: list[list[int]] | None, group: int, told: str
 ) -> None:
     """Before the first step, with what would do."""
     with pytest.raises(ConfigError, match=told):
         Budget.of(TrainingConfig.model_validate(training), group).check(
-            None if lengths is None else np.array(lengths, np.int32))
+            None if lengths is None else np.array(lengths, np.int32)
+        )

@@ -18,8 +18,12 @@ from ray_distill.students.data.token_examples import TokenSet
 def classifier(labels: list[int], entropy: list[float]) -> TrainingSet:
     """A set of which only labels and entropies are looked at."""
     found: Any = object.__new__(TrainingSet)
-    values = {"labels": np.array(labels), "entropy": np.array(entropy, np.float32), "teaching": None,
-              "distil": np.ones(len(labels), np.bool_)}
+    values = {
+        "labels": np.array(labels),
+        "entropy": np.array(entropy, np.float32),
+        "teaching": None,
+        "distil": np.ones(len(labels), np.bool_),
+    }
     for name, value in values.items():
         object.__setattr__(found, name, value)
     object.__setattr__(found, "encoded", type("Encoded", (), {"rows": len(labels)})())
@@ -83,8 +87,11 @@ def test_sources_have_their_shares() -> None:
     assert (alone == np.arange(30, 40)).all()
 
 
-@given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=4).filter(any), seed=st.integers(0, 100),
-       chunk=st.integers(1, 9))
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=4).filter(any),
+    seed=st.integers(0, 100),
+    chunk=st.integers(1, 9),
+)
 def test_many_rows_are_shared_a_few_at_a_time(sizes: list[int], seed: int, chunk: int) -> None:
     """As many rows as before, each of a source as often as the others of it, however they are parted."""
     starts, weights = np.append(0, np.cumsum(sizes)), tuple(0.5 + n for n in range(len(sizes)))

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_distill.students.order.micro_batches import Budget, micro_batches
 from ray_distill.students.order.cursor import Cursor, cursor_at, epoch_order, global_batch_at, steps_per_epoch
+from ray_distill.students.order.micro_batches import Budget, micro_batches
 
 
 def seen(rows: int, global_batch: int, world: int, micro: int, epoch: int = 0) -> list[int]:

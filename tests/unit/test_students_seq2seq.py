@@ -19,14 +19,14 @@ from ray_distill.losses.cross_entropy import Hard, TeacherHard
 from ray_distill.losses.fused import Asked, Part
 from ray_distill.losses.hidden import HiddenMatch
 from ray_distill.losses.soft import Soft
-from ray_distill.models.io.load import load_model
 from ray_distill.models.core.model import Model
+from ray_distill.models.io.load import load_model
 from ray_distill.models.text.seq2seq_processor import pair_processor
 from ray_distill.snapshots.pairs import pair_text
-from ray_distill.students.modules.student_module import make_projections
-from ray_distill.students.objective.weighted_losses import to_device
-from ray_distill.students.modules.token_student_module import PLACES, TokenBundle
 from ray_distill.students.data.token_examples import TokenSet, build_token_set
+from ray_distill.students.modules.student_module import make_projections
+from ray_distill.students.modules.token_student_module import PLACES, TokenBundle
+from ray_distill.students.objective.weighted_losses import to_device
 from ray_distill.tasks.catalogue import TOKEN_TASKS
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.transformers_teacher import open_teacher
@@ -49,8 +49,9 @@ def _set(folder: Path, model: Model, layers: tuple[int, ...] = ()) -> TokenSet:
     teacher = open_teacher(TeacherConfig(model=str(folder)), task="seq2seq")
     encoded = TASK.encode(_rows(LABELLED), teacher.model.processor)
     signal = teacher.answer(encoded, Ask(estimator="topk", k=9, temperatures=(1.0,), layers=layers, pool="token"))
-    return build_token_set(_rows(), task=TASK, processor=model.processor, vocabulary=model.vocabulary,
-                           labels=(encoded.row_ids, signal))
+    return build_token_set(
+        _rows(), task=TASK, processor=model.processor, vocabulary=model.vocabulary, labels=(encoded.row_ids, signal)
+    )
 
 
 @pytest.fixture(scope="module", params=["t5", "bart"])
@@ -58,8 +59,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
     """A teacher and a student of one family, without dropout."""
     base, family = tmp_path_factory.mktemp("models"), request.param
     quiet: dict[str, Any] = {"dropout_rate": 0.0} if family == "t5" else {"dropout": 0.0}
-    return tuple(write_tiny_seq2seq_model(  # type: ignore[return-value]
-        base / name, seed=seed, architecture=family, **quiet) for seed, name in enumerate(("teacher", "student")))
+    return tuple(
+        write_tiny_seq2seq_model(  # type: ignore[return-value]
+            base / name, seed=seed, architecture=family, **quiet
+        )
+        for seed, name in enumerate(("teacher", "student"))
+    )
 
 
 def _gradients(bundle: TokenBundle) -> dict[str, torch.Tensor]:
@@ -135,8 +140,9 @@ def test_labels_of_other_targets_lengths_are_refused(tmp_path: Path, kind: Liter
     """A limit that has changed since is named with a row."""
     folder = write_tiny_seq2seq_model(tmp_path, seed=0, architecture=kind)
     model = load_model(str(folder), task="seq2seq")
-    short = replace(model, processor=pair_processor(
-        tiny_pair_tokenizer(), 64, LanguageConfig(target_length=5), start=0))
+    short = replace(
+        model, processor=pair_processor(tiny_pair_tokenizer(), 64, LanguageConfig(target_length=5), start=0)
+    )
     with pytest.raises(ConfigError, match="was labelled at other tokens than the student has"):
         _set(folder, short)
 

@@ -11,15 +11,15 @@ import pytest
 from ray_distill.config import SnapshotConfig, TrainingConfig
 from ray_distill.errors import CorruptStore, SnapshotError
 from ray_distill.labels.model import rowids
-from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.store.label_store import open_store
+from ray_distill.labels.store.reader import open_label_set
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.take import take_snapshot
 from ray_distill.students.data.examples import TrainingSet, build_set
 from ray_distill.students.data.open_data import Opened, open_data
+from ray_distill.students.data.streaming import Source, StreamedSet, scan
 from ray_distill.students.loop.train_loop import Trial, batches_of
 from ray_distill.students.process_group import Ranks, current_ranks
-from ray_distill.students.data.streaming import Source, StreamedSet, scan
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.testing.labels import fake_manifest, label_all
 from ray_distill.testing.models import tiny_text_processor
@@ -42,31 +42,65 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
         lines = [json.dumps({"text": texts[n], "label": CLASSES[n % 5] if n % 4 < 2 else None}) for n in some]
         (folder / "texts.jsonl").write_text("\n".join(lines))
         ref = take_snapshot(
-            SnapshotConfig(source=str(folder / "texts.jsonl"), classes=CLASSES, shard_rows=60, max_bad_fraction=1,
-                           splits={"train": 0.7, "validation": 0.2, "calibration": 0.05, "test": 0.05}),
-            input_column="text", seed=1, url=str(folder / "snapshots"))
+            SnapshotConfig(
+                source=str(folder / "texts.jsonl"),
+                classes=CLASSES,
+                shard_rows=60,
+                max_bad_fraction=1,
+                splits={"train": 0.7, "validation": 0.2, "calibration": 0.05, "test": 0.05},
+            ),
+            input_column="text",
+            seed=1,
+            url=str(folder / "snapshots"),
+        )
         snapshot = open_snapshot(ref)
         label_all(str(folder / "labels"), manifest, snapshot)
     build: Any = partial(
-        build_set, task=TASKS["text_classification"], processor=tiny_text_processor(), student_classes=CLASSES[::-1],
-        snapshot_classes=snapshot.classes, store_classes=CLASSES,
-        excluded=snapshot.read("train")["row_id"].combine_chunks()[:9])
-    return Source(snapshot=snapshot, labels=open_label_set(open_store(str(folder / "labels")).ref(ref)), layers=(3, 6),
-                  columns=("row_id", "text", "label"), build=build)
+        build_set,
+        task=TASKS["text_classification"],
+        processor=tiny_text_processor(),
+        student_classes=CLASSES[::-1],
+        snapshot_classes=snapshot.classes,
+        store_classes=CLASSES,
+        excluded=snapshot.read("train")["row_id"].combine_chunks()[:9],
+    )
+    return Source(
+        snapshot=snapshot,
+        labels=open_label_set(open_store(str(folder / "labels")).ref(ref)),
+        layers=(3, 6),
+        columns=("row_id", "text", "label"),
+        build=build,
+    )
 
 
 def opened(source: Source, **training: Any) -> Opened:
     """Training data in memory, or streamed with room for a handful of units."""
-    return open_data([source], TrainingConfig.model_validate({
-        "global_batch": 24, "micro_batch": 5, "shuffle_units": 8, "memory_gb": 3e-5, **training}), current_ranks())
+    return open_data(
+        [source],
+        TrainingConfig.model_validate(
+            {"global_batch": 24, "micro_batch": 5, "shuffle_units": 8, "memory_gb": 3e-5, **training}
+        ),
+        current_ranks(),
+    )
 
 
 def trial_of(data: Opened, **training: Any) -> Trial:
     """As much of a trial as decides batches: every other row of an arm is left out."""
-    settings = TrainingConfig.model_validate(
-        {"global_batch": 24, "micro_batch": 5, "shuffle_units": 8, **training})
-    return Trial(name="student", url="", data=data.train, rows=np.arange(0, data.train.rows, 2), terms=(), steps=20,
-                 judge=None, training=settings, rate=1.0, seed=3, plan={}, units=data.units)  # type: ignore[arg-type]
+    settings = TrainingConfig.model_validate({"global_batch": 24, "micro_batch": 5, "shuffle_units": 8, **training})
+    return Trial(
+        name="student",
+        url="",
+        data=data.train,
+        rows=np.arange(0, data.train.rows, 2),
+        terms=(),
+        steps=20,
+        judge=None,
+        training=settings,
+        rate=1.0,
+        seed=3,
+        plan={},
+        units=data.units,
+    )  # type: ignore[arg-type]
 
 
 def test_batches_are_those_of_memory_to_the_bit(source: Source) -> None:

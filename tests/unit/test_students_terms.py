@@ -7,8 +7,8 @@ import torch
 from ray_distill.config import LossConfig, Schedule
 from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.losses.base import LossBatch, SparseTargets, StudentOutput
-from ray_distill.students.process_group import Ranks
 from ray_distill.students.objective.weighted_losses import build_terms, combine, weights_of
+from ray_distill.students.process_group import Ranks
 
 ALONE = Ranks(rank=0, world=1)
 CPU = torch.device("cpu")
@@ -19,9 +19,17 @@ def batch_of(generator: torch.Generator, labels: list[int]) -> tuple[torch.Tenso
     n = len(labels)
     logp = torch.randn(n, 3, generator=generator).log_softmax(-1)
     return torch.randn(n, 3, generator=generator), LossBatch(
-        labels_B=torch.tensor(labels), distil_B=torch.ones(n, dtype=torch.bool), example_weight_B=torch.ones(n),
-        targets=SparseTargets(classes=3, ids_NK=torch.arange(3).expand(n, 3), logp_NK=logp, temperatures=(1.0,),
-                              log_tail_NT=torch.full((n, 1), -torch.inf)))
+        labels_B=torch.tensor(labels),
+        distil_B=torch.ones(n, dtype=torch.bool),
+        example_weight_B=torch.ones(n),
+        targets=SparseTargets(
+            classes=3,
+            ids_NK=torch.arange(3).expand(n, 3),
+            logp_NK=logp,
+            temperatures=(1.0,),
+            log_tail_NT=torch.full((n, 1), -torch.inf),
+        ),
+    )
 
 
 def test_the_mean_is_global_however_labels_fall_into_micro_batches() -> None:
@@ -30,8 +38,9 @@ def test_the_mean_is_global_however_labels_fall_into_micro_batches() -> None:
     parts = [batch_of(generator, [0, -1, -1, -1]), batch_of(generator, [1, 2, 0, -1])]
     terms = build_terms({"hard": LossConfig(weight=2.0)}, steps=1, temperatures=(1.0,), layers={})
     weights = weights_of(terms, [batch for _, batch in parts], ALONE, CPU)
-    shares = [combine(terms, StudentOutput(logits_BV=logits), batch, step=0, weights=weights)[0]
-              for logits, batch in parts]
+    shares = [
+        combine(terms, StudentOutput(logits_BV=logits), batch, step=0, weights=weights)[0] for logits, batch in parts
+    ]
     logits, labels = torch.cat([logits for logits, _ in parts]), torch.cat([batch.labels_B for _, batch in parts])
     expected = 2 * torch.nn.functional.cross_entropy(logits[labels >= 0], labels[labels >= 0])
     assert weights == [4.0]
@@ -54,7 +63,8 @@ def test_weights_follow_the_step() -> None:
     """A scheduled weight is applied at the step it is asked for."""
     logits, batch = batch_of(torch.Generator().manual_seed(2), [0])
     terms = build_terms(
-        {"hard": LossConfig(weight=Schedule(linear=(1.0, 0.0)))}, steps=11, temperatures=(1.0,), layers={})
+        {"hard": LossConfig(weight=Schedule(linear=(1.0, 0.0)))}, steps=11, temperatures=(1.0,), layers={}
+    )
     output = StudentOutput(logits_BV=logits)
     losses = [float(combine(terms, output, batch, step=step, weights=[1.0])[0]) for step in (0, 5, 10)]
     assert losses[1] == pytest.approx(losses[0] / 2) and losses[2] == 0

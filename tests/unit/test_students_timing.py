@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from ray_distill.students.telemetry.flops import FlopCount, peak_flops
 from ray_distill.students.process_group import Ranks
+from ray_distill.students.telemetry.flops import FlopCount, peak_flops
 from ray_distill.students.telemetry.step_timer import PARTS, StepMeter, Stopwatch, is_measured, peak_memory, tokens_of
 from ray_distill.testing.models import write_tiny_causal_model
 
@@ -64,9 +64,14 @@ def test_the_metrics_of_a_step() -> None:
         torch.ones(2, 2) @ torch.ones(2, 2)
     found = meter.stop(8, *meter.work([{"input_ids": torch.ones(2, 3)}]))
     assert found == {
-        "examples_per_second": 2.0, "tokens_per_second": 1.5, "data_wait": 0.25, "seconds_step": 4.0,
-        "seconds_data": 1.0, "seconds_other": 3.0,
-        **{f"seconds_{name}": 0.0 for name in ("forward", "backward", "optimizer", "communication")}}
+        "examples_per_second": 2.0,
+        "tokens_per_second": 1.5,
+        "data_wait": 0.25,
+        "seconds_step": 4.0,
+        "seconds_data": 1.0,
+        "seconds_other": 3.0,
+        **{f"seconds_{name}": 0.0 for name in ("forward", "backward", "optimizer", "communication")},
+    }
     assert all(is_measured(name) for name in found) and not is_measured("loss_soft")
 
 
@@ -122,19 +127,32 @@ def test_peak_memory_of_this_process() -> None:
     assert list(found) == ["peak_memory_gib_rank_0"] and 0.05 < found["peak_memory_gib_rank_0"] < 1024
 
 
-@pytest.mark.parametrize(("name", "precision", "tf32", "tera"), [
-    ("NVIDIA A100-SXM4-80GB", "bf16", False, 312), ("NVIDIA A100-PCIE-40GB", "fp32", False, 19.5),
-    ("NVIDIA A100-SXM4-40GB", "fp32", True, 156), ("NVIDIA H100 80GB HBM3", "bf16", False, 989.5),
-    ("NVIDIA H100 PCIe", "fp16", False, 756.5), ("NVIDIA H100 NVL", "bf16", False, 835.5),
-    ("NVIDIA H200", "bf16", False, 989.5), ("NVIDIA L4", "bf16", False, 121), ("NVIDIA L40S", "bf16", False, 362),
-    ("Tesla T4", "fp16", False, 65), ("Tesla T4", "fp32", True, 8.1), ("AMD Instinct MI300X", "bf16", False, 1307.4)])
+@pytest.mark.parametrize(
+    ("name", "precision", "tf32", "tera"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "bf16", False, 312),
+        ("NVIDIA A100-PCIE-40GB", "fp32", False, 19.5),
+        ("NVIDIA A100-SXM4-40GB", "fp32", True, 156),
+        ("NVIDIA H100 80GB HBM3", "bf16", False, 989.5),
+        ("NVIDIA H100 PCIe", "fp16", False, 756.5),
+        ("NVIDIA H100 NVL", "bf16", False, 835.5),
+        ("NVIDIA H200", "bf16", False, 989.5),
+        ("NVIDIA L4", "bf16", False, 121),
+        ("NVIDIA L40S", "bf16", False, 362),
+        ("Tesla T4", "fp16", False, 65),
+        ("Tesla T4", "fp32", True, 8.1),
+        ("AMD Instinct MI300X", "bf16", False, 1307.4),
+    ],
+)
 def test_peaks_by_device_and_precision(name: str, precision: Any, tf32: bool, tera: float) -> None:
     """Dense ones, by the name that torch tells."""
     assert peak_flops(name, precision, tf32=tf32) == pytest.approx(tera * 1e12)
 
 
-@pytest.mark.parametrize(("name", "precision"), [
-    ("NVIDIA GeForce RTX 3090", "bf16"), ("NVIDIA L40", "bf16"), ("Tesla T4", "bf16"), ("NVIDIA A10G", "bf16")])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [("NVIDIA GeForce RTX 3090", "bf16"), ("NVIDIA L40", "bf16"), ("Tesla T4", "bf16"), ("NVIDIA A10G", "bf16")],
+)
 def test_no_peak_is_made_up(name: str, precision: Any) -> None:
     """Devices and precisions without a data sheet here, similar names among them."""
     assert peak_flops(name, precision) is None

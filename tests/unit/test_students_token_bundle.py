@@ -13,29 +13,35 @@ import transformers
 from torch import Tensor, nn
 
 from ray_distill.config import TrainingConfig
-from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.format.arrow_tables import empty_signal
+from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.losses.base import LossBatch, StudentOutput
 from ray_distill.losses.cross_entropy import Hard
 from ray_distill.losses.fused import Asked, FusedHead, Part
 from ray_distill.models.io.load import load_model
+from ray_distill.students.data.token_examples import TokenSet, build_token_set
 from ray_distill.students.engines.build import build_engine
+from ray_distill.students.loop.validation import Score, TokenJudge
+from ray_distill.students.modules.token_student_module import PLACES, TokenBundle
 from ray_distill.students.order.micro_batches import Budget
 from ray_distill.students.process_group import Ranks
-from ray_distill.students.modules.token_student_module import PLACES, TokenBundle
-from ray_distill.students.data.token_examples import TokenSet, build_token_set
-from ray_distill.students.loop.validation import Score, TokenJudge
 from ray_distill.tasks.base import Batch
 from ray_distill.tasks.catalogue import LABEL_TASKS
 from ray_distill.testing.models import write_tiny_causal_model
 
 V = 264
 INPUTS: Batch = {
-    "input_ids": torch.tensor([[20, 21, 22, 23], [30, 31, 0, 0]]), PLACES: torch.tensor([0, 2, 4]),
-    "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])}
+    "input_ids": torch.tensor([[20, 21, 22, 23], [30, 31, 0, 0]]),
+    PLACES: torch.tensor([0, 2, 4]),
+    "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]),
+}
 LABELS = torch.tensor([21, 23, 31])
-HARD = Asked(parts=(Part(loss=Hard(), factor=0.5),), batch=LossBatch(
-    labels_B=LABELS, distil_B=torch.ones(3, dtype=torch.bool), example_weight_B=torch.tensor([1.0, 1.0, 2.0])))
+HARD = Asked(
+    parts=(Part(loss=Hard(), factor=0.5),),
+    batch=LossBatch(
+        labels_B=LABELS, distil_B=torch.ones(3, dtype=torch.bool), example_weight_B=torch.tensor([1.0, 1.0, 2.0])
+    ),
+)
 
 
 def llama(folder: Path, **overrides: Any) -> Any:
@@ -56,8 +62,15 @@ class Plain(nn.Module):
 
 def granite() -> nn.Module:
     config = transformers.GraniteConfig(
-        vocab_size=V, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, logits_scaling=8.0, pad_token_id=0)
+        vocab_size=V,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        logits_scaling=8.0,
+        pad_token_id=0,
+    )
     module: nn.Module = transformers.GraniteForCausalLM(config)
     return module
 
@@ -81,7 +94,8 @@ def test_answers_are_the_models_at_the_places(tmp_path: Path) -> None:
     model = llama(tmp_path)
     with torch.no_grad():
         plain = model.module(
-            input_ids=INPUTS["input_ids"], attention_mask=INPUTS["attention_mask"], output_hidden_states=True)
+            input_ids=INPUTS["input_ids"], attention_mask=INPUTS["attention_mask"], output_hidden_states=True
+        )
     bundle = TokenBundle(copy.deepcopy(model.module), {1: nn.Linear(32, 5), 2: nn.Identity()})
     logits, hidden, none, _ = bundle(INPUTS)
     expected = plain.logits.flatten(0, 1)[INPUTS[PLACES]]
@@ -112,13 +126,15 @@ def test_a_head_that_cannot_be_fused_gives_logits(make: Any, caplog: pytest.LogC
 
 def data_of(processor: Any, labelled: Any = None) -> TokenSet:
     table = pa.table({"row_id": pa.array([b"a" * 16, b"b" * 16], pa.binary(16)), "text": ["some text", "other"]})
-    return build_token_set(table, task=LABEL_TASKS["causal_lm"], processor=processor, vocabulary=V, labels=labelled,
-                           name="validation")
+    return build_token_set(
+        table, task=LABEL_TASKS["causal_lm"], processor=processor, vocabulary=V, labels=labelled, name="validation"
+    )
 
 
 def score(model: Any, data: TokenSet, batch: int) -> Score:
-    engine = build_engine(TokenBundle(copy.deepcopy(model.module), {}), TrainingConfig(engine="torch"),
-                          Ranks(rank=0, world=1), passes=1)
+    engine = build_engine(
+        TokenBundle(copy.deepcopy(model.module), {}), TrainingConfig(engine="torch"), Ranks(rank=0, world=1), passes=1
+    )
     return TokenJudge(data=data).score(engine, Ranks(rank=0, world=1), Budget(rows=batch))
 
 

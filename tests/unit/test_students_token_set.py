@@ -15,11 +15,11 @@ from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.labels.model.signal import Distributions, Draws, Hidden, Signal
 from ray_distill.losses.base import LossBatch
-from ray_distill.models.text.lm_processor import LanguageProcessor, language_processor
 from ray_distill.models.io.load import load_model
-from ray_distill.students.objective.validate_losses import check_retained_mass
-from ray_distill.students.modules.token_student_module import PLACES
+from ray_distill.models.text.lm_processor import LanguageProcessor, language_processor
 from ray_distill.students.data.token_examples import TokenSet, build_token_set, check_tokens
+from ray_distill.students.modules.token_student_module import PLACES
+from ray_distill.students.objective.validate_losses import check_retained_mass
 from ray_distill.tasks.base import Batch
 from ray_distill.tasks.catalogue import LABEL_TASKS
 from ray_distill.testing.models import tiny_causal_tokenizer, write_tiny_causal_model
@@ -49,18 +49,29 @@ def labels_of(texts: dict[int, str], *, drawn: bool = False) -> tuple[pa.Array, 
     at_P = np.concatenate([np.arange(count) for count in positions]).astype(np.int32)
     first_P = (10 * row_P + at_P).astype(np.int32)
     count = len(at_P)
-    draws = Draws(number=9, exponent=0.5, count=np.tile(np.array([0, 4], np.int32), count),
-                  log_normaliser=first_P.astype(np.float32))
+    draws = Draws(
+        number=9,
+        exponent=0.5,
+        count=np.tile(np.array([0, 4], np.int32), count),
+        log_normaliser=first_P.astype(np.float32),
+    )
     tokens = [len(text) for text in texts.values()]
     states = [[row, token] for row, length in zip(texts, tokens, strict=True) for token in range(length)]
     return pa.array([row_id(n) for n in texts], pa.binary(16)), Signal(
         distributions=Distributions(
-            classes=V, temperatures=(1.0, 2.0), row_offsets=_ends(positions), position=at_P,
+            classes=V,
+            temperatures=(1.0, 2.0),
+            row_offsets=_ends(positions),
+            position=at_P,
             entry_offsets=2 * np.arange(count + 1, dtype=np.int64),
-            ids=np.stack([first_P, first_P + 1], 1).reshape(-1), logp=np.log(np.tile([0.6, 0.3], count)).astype(
-                np.float32), log_tail=np.log(np.tile([[0.1, 0.7]], (count, 1))).astype(np.float32),
-            entropy=np.ones(count, np.float32), draws=draws if drawn else None),
-        hidden={2: Hidden(offsets=_ends(tokens), values=np.array(states, np.float32))})
+            ids=np.stack([first_P, first_P + 1], 1).reshape(-1),
+            logp=np.log(np.tile([0.6, 0.3], count)).astype(np.float32),
+            log_tail=np.log(np.tile([[0.1, 0.7]], (count, 1))).astype(np.float32),
+            entropy=np.ones(count, np.float32),
+            draws=draws if drawn else None,
+        ),
+        hidden={2: Hidden(offsets=_ends(tokens), values=np.array(states, np.float32))},
+    )
 
 
 def _ends(counts: list[int]) -> Any:
@@ -167,8 +178,12 @@ def test_positions_with_fewer_classes_are_padded() -> None:
     found = signal.distributions
     assert found is not None and found.draws is not None
     cut = replace(
-        found, entry_offsets=np.array([0, 1, 3, 5], np.int64), ids=found.ids[1:], logp=found.logp[1:],
-        draws=replace(found.draws, count=found.draws.count[1:]))
+        found,
+        entry_offsets=np.array([0, 1, 3, 5], np.int64),
+        ids=found.ids[1:],
+        logp=found.logp[1:],
+        draws=replace(found.draws, count=found.draws.count[1:]),
+    )
     targets = build(numbered(1, 3), (ids, replace(signal, distributions=cut))).batch(np.array([1, 0]))[1].targets
     assert targets is not None and targets.count_NK is not None
     assert targets.ids_NK.tolist() == [[30, 31], [31, 32], [11, 0]]
@@ -187,8 +202,11 @@ def test_only_what_a_role_says_is_answered() -> None:
 
 def test_another_vocabulary_is_refused() -> None:
     """Both widths are named, and what to do."""
-    with pytest.raises(ConfigError, match=r"distributions over 264 tokens, the student's head has 300: a student "
-                                          r"must have the teacher's tokenizer .* start it from the teacher's config"):
+    with pytest.raises(
+        ConfigError,
+        match=r"distributions over 264 tokens, the student's head has 300: a student "
+        r"must have the teacher's tokenizer .* start it from the teacher's config",
+    ):
         build(numbered(0), labels_of(numbered(0)), vocabulary=300)
 
 
@@ -248,8 +266,11 @@ def test_a_student_with_other_tokens_is_refused(tmp_path: Path) -> None:
     check_tokens(own, model)
     check_tokens({"model": "teacher"}, model)
     check_tokens(own, SimpleNamespace(processor=object(), url="s"))  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"has another tokenizer or chat template .* than the labels of teacher "
-                                          r".* teach it nothing\. Start the student from the teacher's config"):
+    with pytest.raises(
+        ConfigError,
+        match=r"has another tokenizer or chat template .* than the labels of teacher "
+        r".* teach it nothing\. Start the student from the teacher's config",
+    ):
         check_tokens({**own, "tokens": "sha256:" + "0" * 64}, model)
 
 
@@ -271,5 +292,6 @@ def test_a_documents_entropy_is_the_mean_over_its_tokens() -> None:
     entropy = np.array([1.0, 2.0, 6.0, 0.5, 1.5], np.float32)
     labels = ids, replace(signal, distributions=replace(signal.distributions, entropy=entropy))
     found = build_token_set(
-        snapshot(texts), task=LABEL_TASKS["causal_lm"], processor=processor(), vocabulary=V, labels=labels)
+        snapshot(texts), task=LABEL_TASKS["causal_lm"], processor=processor(), vocabulary=V, labels=labels
+    )
     assert np.array_equal(found.entropies(), [3.0, np.nan, 1.0], equal_nan=True)

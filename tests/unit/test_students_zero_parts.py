@@ -8,8 +8,8 @@ import torch
 
 from ray_distill.errors import TrainingError
 from ray_distill.students.engines.portable_state import WEIGHT, WholeParts
-from ray_distill.students.process_group import Ranks
 from ray_distill.students.engines.zero_state import loss_scale, set_loss_scale, zero_parts
+from ray_distill.students.process_group import Ranks
 
 ALONE = Ranks(rank=0, world=1)
 

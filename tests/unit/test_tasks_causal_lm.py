@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from ray_distill.errors import ModelError
-from ray_distill.labels.model import rowids
 from ray_distill.labels.format.arrow_tables import concat_signals, signal_to_table, table_to_signal
+from ray_distill.labels.model import rowids
 from ray_distill.models.core.fingerprint import finish
 from ray_distill.tasks.base import Encoded, Ragged
 from ray_distill.tasks.causal_lm import CausalLM
@@ -53,8 +53,15 @@ def _rows() -> pa.Table:
 
 
 def _teacher(task: str = "causal_lm") -> TransformersTeacher:
-    model = finish(Counting(), Words(), tuple(map(str, range(VOCABULARY))), task=task, url="test:counting",
-                   identity={}, describe={})
+    model = finish(
+        Counting(),
+        Words(),
+        tuple(map(str, range(VOCABULARY))),
+        task=task,
+        url="test:counting",
+        identity={},
+        describe={},
+    )
     return TransformersTeacher(model=model, task=CausalLM())
 
 
@@ -72,7 +79,9 @@ def test_every_token_but_the_last_is_answered() -> None:
     answered = CausalLM().positions(encoded)
     assert np.diff(answered.offsets).tolist() == [2, 4, 1] and answered.values.tolist() == [0, 1, 0, 1, 2, 3, 0]
     assert {row.row_id: row.reason for row in encoded.rejected} == {
-        row_id(3): "empty text", row_id(1): "fewer than two tokens"}
+        row_id(3): "empty text",
+        row_id(1): "fewer than two tokens",
+    }
 
 
 @pytest.mark.parametrize("estimator", ["dense", "topk", "sampled", "hybrid"])

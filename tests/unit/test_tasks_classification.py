@@ -53,8 +53,12 @@ def test_the_catalogue_names_its_tasks() -> None:
 def test_unusable_texts_go_apart_with_their_reason() -> None:
     """Missing, empty, blank and not UTF-8; the others keep ids and order."""
     encoded = TEXT.encode(_texts(["ab", None, "", " \n\t", b"\xff\xfe", "c"]), tiny_text_processor())
-    assert _reasons(encoded) == {1: "no text", 2: "empty text", 3: "empty text",
-                                 4: "not UTF-8: invalid start byte at byte 0"}
+    assert _reasons(encoded) == {
+        1: "no text",
+        2: "empty text",
+        3: "empty text",
+        4: "not UTF-8: invalid start byte at byte 0",
+    }
     assert [int.from_bytes(item, "big") for item in encoded.row_ids.to_pylist()] == [0, 5]
     assert encoded.features["input_ids"].offsets.tolist() == [0, 4, 7]
 
@@ -77,8 +81,10 @@ def test_text_batches_are_padded_at_the_end() -> None:
 @pytest.mark.parametrize("rows", [0, 3])
 def test_all_rows_may_be_unusable(rows: int) -> None:
     """Then nothing is encoded, and the features are there all the same."""
-    for task, table, processor in ((TEXT, _texts([None] * rows), tiny_text_processor()),
-                                   (IMAGE, _images([None] * rows), tiny_image_processor())):
+    for task, table, processor in (
+        (TEXT, _texts([None] * rows), tiny_text_processor()),
+        (IMAGE, _images([None] * rows), tiny_image_processor()),
+    ):
         encoded = task.encode(table, processor)
         assert encoded.rows == 0 and len(encoded.rejected) == rows
         assert Encoded.from_table(encoded.to_table()).features.keys() == encoded.features.keys()
@@ -93,13 +99,18 @@ def _bad_crc() -> bytes:
 def _bomb() -> bytes:
     header = b"\x00\x00\xff\xff\x00\x00\xff\xff\x08\x00\x00\x00\x00"
     chunk = b"IHDR" + header
-    return (b"\x89PNG\r\n\x1a\n" + len(header).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big"))
+    return b"\x89PNG\r\n\x1a\n" + len(header).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
 
 
 UNUSABLE: dict[str, bytes | None] = {
-    "missing": None, "empty": b"", "text": b"not an image",
+    "missing": None,
+    "empty": b"",
+    "text": b"not an image",
     "cut": _file(Image.new("RGB", (64, 64), "red"), "JPEG")[:300],
-    "damaged": _bad_crc(), "bomb": _bomb(), "strip": _file(Image.new("L", (1, 1000)))}
+    "damaged": _bad_crc(),
+    "bomb": _bomb(),
+    "strip": _file(Image.new("L", (1, 1000))),
+}
 
 
 @pytest.mark.parametrize("name", UNUSABLE)
@@ -199,6 +210,7 @@ ALL = [(task, name) for task in TASKS.values() for name in task.corruptions]
 def test_a_corruption_is_seeded_pure_and_graded(task: Task, name: str) -> None:
     """Equal seeds give equal rows; ids, labels, order and types stay; a higher severity changes more."""
     rows = _corruptible(task)
+
     def corrupt(severity: int, seed: int = 0, part: pa.Table = rows) -> pa.Table:
         return task.corruptions[name](part, severity, np.random.default_rng(seed))
 

@@ -31,8 +31,9 @@ def _take(encoded: Encoded, start: int, stop: int) -> Encoded:
     features = {}
     for name, feature in encoded.features.items():
         low, high = feature.offsets[start], feature.offsets[stop]
-        features[name] = Ragged(values=feature.values[low:high], offsets=feature.offsets[start : stop + 1] - low,
-                                pad=feature.pad)
+        features[name] = Ragged(
+            values=feature.values[low:high], offsets=feature.offsets[start : stop + 1] - low, pad=feature.pad
+        )
     return Encoded(row_ids=encoded.row_ids[start:stop], features=features)
 
 
@@ -79,8 +80,14 @@ def test_rows_taken_in_any_order_keep_their_values(encoded: Encoded) -> None:
 
 def test_a_table_without_chunks_has_no_rows() -> None:
     """An empty table keeps its features and their shapes."""
-    schema = Encoded(row_ids=pa.array([], pa.binary(16)), features={
-        "pixels": Ragged(values=np.zeros((0, 1, 2), np.float32), offsets=np.zeros(1, np.int64))}).to_table().schema
+    schema = (
+        Encoded(
+            row_ids=pa.array([], pa.binary(16)),
+            features={"pixels": Ragged(values=np.zeros((0, 1, 2), np.float32), offsets=np.zeros(1, np.int64))},
+        )
+        .to_table()
+        .schema
+    )
     found = Encoded.from_table(schema.empty_table())
     assert found.rows == 0 and found.features["pixels"].values.shape == (0, 1, 2)
     none = pa.Table.from_batches([], schema=schema)

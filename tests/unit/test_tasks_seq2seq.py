@@ -68,7 +68,11 @@ def test_rows_that_cannot_be_learnt_go_apart_with_reasons() -> None:
     """No target, no source, no pair, nothing: the others are encoded as if they were alone."""
     encoded = _encode([pair_text("a", None), pair_text("a", "b"), "a plain text", pair_text(" ", "b"), " "])
     assert encoded.rows == 1 and [row.reason.split(":")[0] for row in encoded.rejected] == [
-        "no target", "not a source with its target", "empty source", "empty text"]
+        "no target",
+        "not a source with its target",
+        "empty source",
+        "empty text",
+    ]
     alone = _encode([pair_text("a", "b")])
     assert all(_row(encoded, name, 0) == _row(alone, name, 0) for name in alone.features)
 
@@ -86,7 +90,9 @@ def test_long_texts_are_cut_or_rejected() -> None:
     assert _row(cut, "target", 1) == _ids("stu")[:3] and _row(cut, "decoder_input_ids", 1) == [START, *_ids("st")[:2]]
     kept = _encode(rows, limit=5, target_length=3, long="reject")
     assert kept.rows == 1 and [row.reason for row in kept.rejected] == [
-        "a source of 9 tokens, more than the 5 allowed", "a target of 9 tokens, more than the 3 allowed"]
+        "a source of 9 tokens, more than the 5 allowed",
+        "a target of 9 tokens, more than the 3 allowed",
+    ]
 
 
 def test_a_prefix_stands_before_every_source() -> None:
@@ -107,8 +113,7 @@ def test_another_start_is_other_tokens() -> None:
 def test_only_the_source_is_corrupted(name: str) -> None:
     """What is to be written of it stays, and so does the row's id."""
     source = "several words that can be spoilt here " * 4
-    rows = pa.table({"row_id": pa.array([row_id(0)], rowids.ROW_ID),
-                     "text": [pair_text(source, "the very words")]})
+    rows = pa.table({"row_id": pa.array([row_id(0)], rowids.ROW_ID), "text": [pair_text(source, "the very words")]})
     damaged = _task().corruptions[name](rows, 3, np.random.default_rng(0))
     found = read_pair(damaged["text"][0].as_py())
     assert found.target == "the very words" and found.source != source

@@ -95,8 +95,10 @@ def test_what_a_teacher_cannot_give_is_refused(teacher: TransformersTeacher, tmp
         teacher.answer(encoded, _ask(estimator="hybrid"))
     folder = write_tiny_image_model(tmp_path / "resnet", CLASSES, 0, architecture="resnet")
     resnet = open_teacher(TeacherConfig(model=str(folder)), task="image_classification")
-    images = Encoded(row_ids=pa.array([b"a" * 16], pa.binary(16)),
-                     features=resnet.model.processor.images([np.zeros((28, 28, 1), np.uint8)]))
+    images = Encoded(
+        row_ids=pa.array([b"a" * 16], pa.binary(16)),
+        features=resnet.model.processor.images([np.zeros((28, 28, 1), np.uint8)]),
+    )
     with pytest.raises(TeacherRefused, match="feature maps and have no cls token"):
         resnet.answer(images, _ask(layers=(1,), pool="cls"))
     places = resnet.answer(images, _ask(layers=(0, 2), pool="token")).hidden
@@ -106,8 +108,12 @@ def test_what_a_teacher_cannot_give_is_refused(teacher: TransformersTeacher, tmp
 def test_layers_count_from_the_end_too() -> None:
     """Negative ones are resolved once; out of range and double ones are refused."""
     assert resolve_layers((-1, 0), 4) == (3, 0)
-    for layers, count, message in (((4,), 4, "0 \\(the embeddings\\) to 3"), ((-5,), 4, "layer -5"),
-                                   ((-1, 3), 4, "twice"), ((0,), 0, "it shows none")):
+    for layers, count, message in (
+        ((4,), 4, "0 \\(the embeddings\\) to 3"),
+        ((-5,), 4, "layer -5"),
+        ((-1, 3), 4, "twice"),
+        ((0,), 0, "it shows none"),
+    ):
         with pytest.raises(TeacherRefused, match=message):
             resolve_layers(layers, count)
 

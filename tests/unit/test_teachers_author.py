@@ -24,11 +24,15 @@ from ray_distill.testing.labels import row_id
 from ray_distill.testing.models import tiny_causal_tokenizer, write_tiny_causal_model
 
 TEXTS = ["a text", "A considerably longer text than the others", "no", "another one", "x"]
-CHATS = ['[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b c"}]',
-         '{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "and?"}], "tools": null}']
+CHATS = [
+    '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b c"}]',
+    '{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "and?"}], "tools": null}',
+]
 METHODS: dict[str, dict[str, Any]] = {
-    "greedy": {}, "sample": {"candidates": 3, "temperature": 0.8, "top_p": 0.9, "top_k": 40},
-    "beam": {"beams": 3, "candidates": 2}}
+    "greedy": {},
+    "sample": {"candidates": 3, "temperature": 0.8, "top_p": 0.9, "top_k": 40},
+    "beam": {"beams": 3, "candidates": 2},
+}
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +78,9 @@ def test_the_log_probability_is_the_models_own(folder: Path, method: str) -> Non
     for text in TEXTS[:2]:
         prompts = author.encode(_rows([text]))
         with torch.inference_mode():
-            tokens, logp = author._beams(prompts.tokens) if method == "beam" else author._tokens(
-                prompts.tokens, prompts.row_ids)
+            tokens, logp = (
+                author._beams(prompts.tokens) if method == "beam" else author._tokens(prompts.tokens, prompts.row_ids)
+            )
         for one, total in zip(tokens, logp, strict=True):
             sofar, forced = prompts.tokens[0].tolist(), 0.0
             for token in one.tolist():
@@ -124,16 +129,25 @@ def test_uniforms_of_rows_candidates_and_steps_are_their_own() -> None:
     assert len(np.unique(found)) == 60 and found.min() >= 0 and found.max() < 1
 
 
-@pytest.mark.parametrize(("settings", "kept"), [
-    ({}, [0, 1, 2, 3]), ({"top_k": 2}, [0, 1]), ({"top_p": 0.6}, [0, 1]), ({"top_p": 0.49}, [0]),
-    ({"top_p": 0.01}, [0]), ({"top_k": 3, "top_p": 0.9}, [0, 1, 2]), ({"top_k": 2, "temperature": 5.0}, [0, 1]),
-    ({"top_k": 9}, [0, 1, 2, 3])])
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({}, [0, 1, 2, 3]),
+        ({"top_k": 2}, [0, 1]),
+        ({"top_p": 0.6}, [0, 1]),
+        ({"top_p": 0.49}, [0]),
+        ({"top_p": 0.01}, [0]),
+        ({"top_k": 3, "top_p": 0.9}, [0, 1, 2]),
+        ({"top_k": 2, "temperature": 5.0}, [0, 1]),
+        ({"top_k": 9}, [0, 1, 2, 3]),
+    ],
+)
 def test_what_is_drawn_from_is_cut_by_rank_and_by_mass(settings: dict[str, Any], kept: list[int]) -> None:
     """Of 0.5, 0.3, 0.15, 0.05: the fewest that have the mass, of those that the rank left; shares are the model's."""
     p_V = torch.tensor([0.5, 0.3, 0.15, 0.05])
     found_V = weights(p_V.log()[None], SequencesConfig.model_validate({"method": "sample", **settings}))[0]
     assert torch.nonzero(found_V)[:, 0].tolist() == kept
-    shares = (p_V[kept] ** (1 / settings.get("temperature", 1.0)))
+    shares = p_V[kept] ** (1 / settings.get("temperature", 1.0))
     torch.testing.assert_close(found_V[kept] / found_V[kept].sum(), shares / shares.sum())
 
 
@@ -154,8 +168,10 @@ def test_a_conversation_is_gone_on_with_by_the_assistant(folder: Path) -> None:
     author = _open(folder, form="chat")
     prompts = author.encode(_rows([*CHATS, '[{"role": "assistant", "content": "alone"}]', "{"]))
     decoded = [author.voice.tokenizer.decode(tokens.tolist()) for tokens in prompts.tokens]
-    assert decoded == ["<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n",
-                       "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nand?<|im_end|>\n<|im_start|>assistant\n"]
+    assert decoded == [
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nand?<|im_end|>\n<|im_start|>assistant\n",
+    ]
     assert [author.voice.tokenizer.decode([stop]) for stop in author.stops] == ["<|end|>", "<|im_end|>"]
     assert [reason.partition(":")[0] for _, reason in prompts.rejected] == ["no prompt", "not JSON"]
     assert author.write(prompts, np.arange(2)).num_rows == 2
@@ -168,7 +184,8 @@ def test_a_prompt_without_room_and_an_answer_without_numbers_get_reasons(folder:
     assert [len(tokens) for tokens in prompts.tokens] == [118]
     assert [reason for _, reason in prompts.rejected] == [
         "prompt too long: with sequences.new_tokens = 10 the teacher reads 118 tokens of it",
-        "no prompt: not one token"]
+        "no prompt: not one token",
+    ]
     for method in METHODS:
         broken = _open(folder, method)
         with torch.no_grad():
@@ -181,7 +198,8 @@ def test_what_the_checkpoint_says_of_generating_does_not_count(folder: Path, tmp
     """A repetition penalty and a length of its generation config change nothing; its end tokens are heard."""
     shutil.copytree(folder, tmp_path / "own")
     GenerationConfig(repetition_penalty=9.0, max_length=3, min_new_tokens=9, eos_token_id=[2, 3]).save_pretrained(
-        tmp_path / "own")
+        tmp_path / "own"
+    )
     assert _open(tmp_path / "own").stops == (2, 3)
     assert _open(tmp_path / "own").voice.own and not _open(folder).voice.own
     texts = [row["text"] for row in _written(_open(folder), TEXTS).values()]
@@ -205,11 +223,11 @@ def test_whether_a_text_reads_back_is_told(folder: Path) -> None:
 def test_an_answer_takes_the_place_of_the_rows_own() -> None:
     """Behind a text; as the last message of a conversation, whose other keys stay, in canonical JSON."""
     assert with_answer("a ", "b", "text") == "a b"
-    assert with_answer(CHATS[0], "é", "chat") == (
-        '[{"content":"a","role":"user"},{"content":"é","role":"assistant"}]')
+    assert with_answer(CHATS[0], "é", "chat") == ('[{"content":"a","role":"user"},{"content":"é","role":"assistant"}]')
     assert with_answer(CHATS[1], "x", "chat") == (
         '{"messages":[{"content":"s","role":"system"},{"content":"and?","role":"user"},'
-        '{"content":"x","role":"assistant"}]}')
+        '{"content":"x","role":"assistant"}]}'
+    )
 
 
 def test_who_cannot_write_is_told(folder: Path) -> None:
@@ -218,5 +236,9 @@ def test_who_cannot_write_is_told(folder: Path) -> None:
         _open(folder, new_tokens=128)
 
     with pytest.raises(ModelError, match="cannot write: found a TinyText with a LanguageProcessor"):
-        open_author(TeacherConfig(model="ray_distill.testing.models:tiny_text_model", arguments={"classes": ["a"]}),
-                    SequencesConfig(), task="causal_lm", seed=0)
+        open_author(
+            TeacherConfig(model="ray_distill.testing.models:tiny_text_model", arguments={"classes": ["a"]}),
+            SequencesConfig(),
+            task="causal_lm",
+            seed=0,
+        )

@@ -33,15 +33,18 @@ from ray_distill.testing.sequences import fake_generator, prompts_snapshot, writ
 
 PAIRS = [("a source", "its target"), ("a considerably longer source than the others", "x y"), ("no", "z"), ("s", "q")]
 METHODS: dict[str, dict[str, Any]] = {
-    "greedy": {}, "sample": {"candidates": 3, "temperature": 0.8, "top_p": 0.9, "top_k": 40},
-    "beam": {"beams": 3, "candidates": 2}}
+    "greedy": {},
+    "sample": {"candidates": 3, "temperature": 0.8, "top_p": 0.9, "top_k": 40},
+    "beam": {"beams": 3, "candidates": 2},
+}
 KNOWN = 259  # of the tokenizer: a vocabulary without other ids
 
 
 @pytest.fixture(scope="module", params=["t5", "bart"])
 def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
-    return write_tiny_seq2seq_model(tmp_path_factory.mktemp("models") / "pairs", seed=0, architecture=request.param,
-                                    vocab_size=KNOWN)
+    return write_tiny_seq2seq_model(
+        tmp_path_factory.mktemp("models") / "pairs", seed=0, architecture=request.param, vocab_size=KNOWN
+    )
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +59,13 @@ def _open(folder: Path, method: str = "greedy", *, language: dict[str, Any] | No
 
 
 def _rows(pairs: list[tuple[str, str | None]]) -> pa.Table:
-    return pa.table({"row_id": pa.array([row_id(n) for n in range(len(pairs))], rowids.ROW_ID),
-                     "text": [pair_text(*pair) for pair in pairs], "count": [1] * len(pairs)})
+    return pa.table(
+        {
+            "row_id": pa.array([row_id(n) for n in range(len(pairs))], rowids.ROW_ID),
+            "text": [pair_text(*pair) for pair in pairs],
+            "count": [1] * len(pairs),
+        }
+    )
 
 
 def _written(author: Author, rows: pa.Table, index: list[int] | None = None) -> dict[tuple[bytes, int], dict[str, Any]]:
@@ -99,8 +107,9 @@ def test_the_log_probability_is_that_of_teacher_forcing(folder: Path, method: st
     module = author.model.module
     prompts = author.encode(_rows([*PAIRS]))
     with torch.inference_mode():
-        tokens, logp = author._beams(prompts.tokens) if method == "beam" else author._tokens(
-            prompts.tokens, prompts.row_ids)
+        tokens, logp = (
+            author._beams(prompts.tokens) if method == "beam" else author._tokens(prompts.tokens, prompts.row_ids)
+        )
         for place, (one, total) in enumerate(zip(tokens, logp, strict=True)):
             source = prompts.tokens[place // author.settings.candidates]
             read = torch.tensor([[0, *one.tolist()[:-1]]])
@@ -162,8 +171,12 @@ def test_habits_of_a_checkpoint_are_not_heard(t5: Path, tmp_path: Path) -> None:
 
 def test_sources_that_cannot_be_read_get_reasons(t5: Path) -> None:
     """No pair, nothing in it, more than the teacher reads; a long one is cut unless that is refused."""
-    rows = pa.table({"row_id": pa.array([row_id(n) for n in range(4)], rowids.ROW_ID),
-                     "text": ["plain", pair_text(" ", "t"), pair_text("a" * 90, None), pair_text("b", None)]})
+    rows = pa.table(
+        {
+            "row_id": pa.array([row_id(n) for n in range(4)], rowids.ROW_ID),
+            "text": ["plain", pair_text(" ", "t"), pair_text("a" * 90, None), pair_text("b", None)],
+        }
+    )
     cut = _open(t5, language={"target_length": 10}).encode(rows)
     assert [len(tokens) for tokens in cut.tokens] == [64, 2]
     assert [why.partition(":")[0] for _, why in cut.rejected] == ["not a source with its target", "empty source"]
@@ -192,10 +205,14 @@ def test_a_derived_snapshot_holds_the_teachers_targets(t5: Path, tmp_path: Path)
     store = write_all(str(tmp_path / "w"), generator, parent, write)
     settings = SequencesConfig.model_validate({"method": "sample", "candidates": 2, "filters": {"dedup": False}})
     derived = open_snapshot(derive(parent, store, settings, url=str(tmp_path / "s"), shard_rows=64).ref)
-    before = {row["row_id"]: (split, read_pair(row["text"]))
-              for split in SPLITS for row in parent.read(split).to_pylist()}
-    texts = answered(store.read(rowids.from_bytes(sorted(
-        row for row, (split, _) in before.items() if split in ("train", "validation")))))
+    before = {
+        row["row_id"]: (split, read_pair(row["text"])) for split in SPLITS for row in parent.read(split).to_pylist()
+    }
+    texts = answered(
+        store.read(
+            rowids.from_bytes(sorted(row for row, (split, _) in before.items() if split in ("train", "validation")))
+        )
+    )
     wrote = {(row["row_id"], row["candidate"]): row["text"] for row in texts.to_pylist()}
     for split in SPLITS:
         rows = derived.read(split)
@@ -209,8 +226,7 @@ def test_a_derived_snapshot_holds_the_teachers_targets(t5: Path, tmp_path: Path)
                 assert before[parent_id][0] == split
                 assert read_pair(row["text"]) == Pair(source, wrote[parent_id, row["sequence_candidate"]])
     parents = pa.concat_tables([derived.read(split) for split in ("train", "validation")])["sequence_parent"]
-    assert pc.count_distinct(parents).as_py() == sum(
-        split in ("train", "validation") for split, _ in before.values())
+    assert pc.count_distinct(parents).as_py() == sum(split in ("train", "validation") for split, _ in before.values())
 
 
 def row_ids_of(rows: pa.Table) -> list[bytes]:

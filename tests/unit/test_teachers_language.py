@@ -10,8 +10,8 @@ import torch
 
 from ray_distill.config import TeacherConfig
 from ray_distill.config.labels import LanguageConfig
-from ray_distill.labels.model import rowids
 from ray_distill.labels.format.arrow_tables import concat_signals
+from ray_distill.labels.model import rowids
 from ray_distill.labels.model.signal import Distributions
 from ray_distill.tasks.base import Encoded
 from ray_distill.teachers import states
@@ -24,8 +24,10 @@ from ray_distill.testing.models import write_tiny_causal_model
 
 V = 264
 TEXTS = ["a text", "A considerably longer text.", "no"]
-CHATS = ['[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b c"}]',
-         '[{"role": "assistant", "content": "first"}, {"role": "user", "content": "and?"}]']
+CHATS = [
+    '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b c"}]',
+    '[{"role": "assistant", "content": "first"}, {"role": "user", "content": "and?"}]',
+]
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +120,11 @@ def test_pieces_of_positions_join_to_the_whole(step: int, monkeypatch: pytest.Mo
     with torch.no_grad():
         for estimator in ("topk", "sampled"):
             ask = _ask(estimator=estimator)
-            _equal(reduce_states(states_PD, head, ask, ids, places),
-                   reduce_logits(head(states_PD), ask, ids, places), atol=1e-6)
+            _equal(
+                reduce_states(states_PD, head, ask, ids, places),
+                reduce_logits(head(states_PD), ask, ids, places),
+                atol=1e-6,
+            )
 
 
 def test_a_model_that_bends_its_logits_answers_as_a_whole(tmp_path: Path) -> None:
@@ -128,9 +133,19 @@ def test_a_model_that_bends_its_logits_answers_as_a_whole(tmp_path: Path) -> Non
 
     folder = write_tiny_causal_model(tmp_path / "granite", seed=0)
     config = transformers.GraniteConfig(
-        vocab_size=V, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128, logits_scaling=8.0, initializer_range=0.2,
-        bos_token_id=1, eos_token_id=2, pad_token_id=0)
+        vocab_size=V,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        logits_scaling=8.0,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
     transformers.GraniteForCausalLM(config).save_pretrained(folder)
     teacher = _open(folder)
     assert teacher.model.apart is None

@@ -41,8 +41,14 @@ def _check(found: Distributions, logits_NV: torch.Tensor) -> None:
         np.testing.assert_allclose(found.log_tail[:, column], tail_N, rtol=2e-6, atol=4e-6)
 
 
-@given(rows=st.integers(1, 5), classes=st.integers(2, 40), k=st.integers(1, 45), scale=st.floats(0.01, 12),
-       dense=st.booleans(), seed=st.integers(0, 1000))
+@given(
+    rows=st.integers(1, 5),
+    classes=st.integers(2, 40),
+    k=st.integers(1, 45),
+    scale=st.floats(0.01, 12),
+    dense=st.booleans(),
+    seed=st.integers(0, 1000),
+)
 @settings(max_examples=80, deadline=None)
 def test_every_stored_number_is_that_of_float64(
     rows: int, classes: int, k: int, scale: float, dense: bool, seed: int
@@ -129,14 +135,24 @@ def _ids(rows: int) -> pa.Array:
 def _same(found: Distributions, expected: Distributions) -> bool:
     """Equal bit for bit, draws included."""
     assert found.draws is not None and expected.draws is not None
-    return all(np.array_equal(getattr(found, name), getattr(expected, name)) for name in (
-        "entry_offsets", "ids", "logp", "log_tail", "entropy")) and all(
-        np.array_equal(getattr(found.draws, name), getattr(expected.draws, name)) for name in (
-            "count", "log_normaliser"))
+    return all(
+        np.array_equal(getattr(found, name), getattr(expected, name))
+        for name in ("entry_offsets", "ids", "logp", "log_tail", "entropy")
+    ) and all(
+        np.array_equal(getattr(found.draws, name), getattr(expected.draws, name))
+        for name in ("count", "log_normaliser")
+    )
 
 
-@given(rows=st.integers(1, 4), classes=st.integers(2, 40), k=st.integers(1, 45), scale=st.floats(0.01, 12),
-       hybrid=st.booleans(), exponent=st.sampled_from([0.0, 0.5, 1.0, 1.5]), seed=st.integers(-3, 2**63))
+@given(
+    rows=st.integers(1, 4),
+    classes=st.integers(2, 40),
+    k=st.integers(1, 45),
+    scale=st.floats(0.01, 12),
+    hybrid=st.booleans(),
+    exponent=st.sampled_from([0.0, 0.5, 1.0, 1.5]),
+    seed=st.integers(-3, 2**63),
+)
 @settings(max_examples=60, deadline=None)
 def test_drawn_entries_are_those_of_float64(
     rows: int, classes: int, k: int, scale: float, hybrid: bool, exponent: float, seed: int
@@ -234,8 +250,13 @@ def test_no_second_copy_of_all_logits_is_made(estimator: str, monkeypatch: pytes
     assert found.rows == 64 and 0 < largest.elements <= 2000 + 4 * 12
 
 
-@given(rows=st.integers(1, 3), classes=st.integers(1, 700), draws=st.integers(1, 40), holes=st.floats(0, 0.95),
-       seed=st.integers(0, 2**32 - 1))
+@given(
+    rows=st.integers(1, 3),
+    classes=st.integers(1, 700),
+    draws=st.integers(1, 40),
+    holes=st.floats(0, 0.95),
+    seed=st.integers(0, 2**32 - 1),
+)
 @settings(max_examples=60, deadline=None)
 def test_a_point_hits_the_class_whose_interval_holds_it(
     rows: int, classes: int, draws: int, holes: float, seed: int
@@ -259,8 +280,13 @@ def test_a_point_hits_the_class_whose_interval_holds_it(
     assert (below_ND <= at_ND + slack).all() and (at_ND <= above_ND + slack).all()
 
 
-@given(rows=st.integers(1, 3), classes=st.sampled_from([40, 512, 1024, 1031]), k=st.integers(1, 40),
-       equal=st.booleans(), seed=st.integers(0, 2**32 - 1))
+@given(
+    rows=st.integers(1, 3),
+    classes=st.sampled_from([40, 512, 1024, 1031]),
+    k=st.integers(1, 40),
+    equal=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
 @settings(max_examples=60, deadline=None)
 def test_the_largest_classes_are_found_in_two_steps(rows: int, classes: int, k: int, equal: bool, seed: int) -> None:
     """Whatever their number divides by, the values at the indices are those that a plain selection finds, ties too."""

@@ -12,8 +12,8 @@ import torch
 from ray_distill.config import LabelsConfig, TeacherConfig
 from ray_distill.errors import LabelError, ModelError, TeacherRefused
 from ray_distill.labels.model import rowids
-from ray_distill.labels.model.validity import unusable
 from ray_distill.labels.model.signal import Signal
+from ray_distill.labels.model.validity import unusable
 from ray_distill.models.io.load import load_processor
 from ray_distill.tasks.base import Encoded
 from ray_distill.tasks.catalogue import get_label_task
@@ -32,21 +32,29 @@ V = 264
 def _labels(teacher: dict[str, Any] | None = None, **changes: Any) -> LabelsConfig:
     values = {"signal": {"estimator": "topk", "k": 8}} | changes
     return LabelsConfig.model_validate(
-        {"teacher": {"model": "s3://models/big", "engine": "vllm"} | (teacher or {}), **values})
+        {"teacher": {"model": "s3://models/big", "engine": "vllm"} | (teacher or {}), **values}
+    )
 
 
-@pytest.mark.parametrize(("labels", "task", "reason"), [
-    (_labels(signal={"estimator": "dense"}), "causal_lm", "estimator is dense, but of every class"),
-    (_labels(signal={"estimator": "sampled"}), "causal_lm", "estimator is sampled, but vLLM draws"),
-    (_labels(signal={"estimator": "hybrid"}), "causal_lm", "estimator is hybrid, but vLLM cannot draw"),
-    (_labels(signal={"estimator": "topk", "temperatures": [1, 2, 4]}), "causal_lm", "temperatures has 2, 4, and"),
-    (_labels(hidden={"layers": [-1]}), "causal_lm", r"layers asks for \[-1\], but"),
-    (_labels(), "text_classification", "task is text_classification, and vLLM scores texts"),
-    (_labels({"model": "package:teacher"}), "causal_lm", "it is a module:function"),
-    (_labels({"head": {}}), "causal_lm", "head fits a classifier"),
-    (_labels({"device": "spread"}), "causal_lm", "device is spread, but vLLM chooses"),
-    (_labels({"vllm": {"tensor_parallel_size": 4}}, resources={"gpus": 1}), "causal_lm", "size is 4, but .*gpus is 1"),
-])
+@pytest.mark.parametrize(
+    ("labels", "task", "reason"),
+    [
+        (_labels(signal={"estimator": "dense"}), "causal_lm", "estimator is dense, but of every class"),
+        (_labels(signal={"estimator": "sampled"}), "causal_lm", "estimator is sampled, but vLLM draws"),
+        (_labels(signal={"estimator": "hybrid"}), "causal_lm", "estimator is hybrid, but vLLM cannot draw"),
+        (_labels(signal={"estimator": "topk", "temperatures": [1, 2, 4]}), "causal_lm", "temperatures has 2, 4, and"),
+        (_labels(hidden={"layers": [-1]}), "causal_lm", r"layers asks for \[-1\], but"),
+        (_labels(), "text_classification", "task is text_classification, and vLLM scores texts"),
+        (_labels({"model": "package:teacher"}), "causal_lm", "it is a module:function"),
+        (_labels({"head": {}}), "causal_lm", "head fits a classifier"),
+        (_labels({"device": "spread"}), "causal_lm", "device is spread, but vLLM chooses"),
+        (
+            _labels({"vllm": {"tensor_parallel_size": 4}}, resources={"gpus": 1}),
+            "causal_lm",
+            "size is 4, but .*gpus is 1",
+        ),
+    ],
+)
 def test_what_it_cannot_give_is_refused_from_settings_alone(labels: LabelsConfig, task: str, reason: str) -> None:
     """Each with its own reason and a way out; the same settings pass where transformers runs the model."""
     with pytest.raises(TeacherRefused, match=reason) as refused:
@@ -60,8 +68,10 @@ def test_what_it_cannot_give_is_refused_from_settings_alone(labels: LabelsConfig
 def test_everything_that_is_wrong_is_said_at_once() -> None:
     """Nobody mends a config one error at a time."""
     with pytest.raises(TeacherRefused) as refused:
-        refuse_labels(_labels(signal={"estimator": "dense", "temperatures": [2]}, hidden={"layers": [0]}),
-                      task="image_classification")
+        refuse_labels(
+            _labels(signal={"estimator": "dense", "temperatures": [2]}, hidden={"layers": [0]}),
+            task="image_classification",
+        )
     assert all(name in str(refused.value) for name in ("task", "estimator", "temperatures", "layers"))
 
 
@@ -79,9 +89,13 @@ def test_more_classes_than_there_are_tokens_are_refused() -> None:
         refuse_classes(_labels(), 7)
 
 
-@pytest.mark.parametrize(("vllm", "message"), [
-    ({"python": "venv/bin/python"}, "must be an absolute path"),
-    ({"max_num_batched_tokens": 32, "max_num_seqs": 64}, "max_num_batched_tokens 32 is less")])
+@pytest.mark.parametrize(
+    ("vllm", "message"),
+    [
+        ({"python": "venv/bin/python"}, "must be an absolute path"),
+        ({"max_num_batched_tokens": 32, "max_num_seqs": 64}, "max_num_batched_tokens 32 is less"),
+    ],
+)
 def test_settings_that_cannot_work_are_refused(vllm: dict[str, Any], message: str) -> None:
     """When the config is read."""
     with pytest.raises(ValueError, match=message):
@@ -96,8 +110,9 @@ def _flat(parts: list[tuple[int, list[int], list[float]]]) -> SimpleNamespace:
 
 
 def _output(tokens: list[int], prompt: list[tuple[int, list[int], list[float]]], written: Any) -> SimpleNamespace:
-    return SimpleNamespace(prompt_token_ids=tokens, prompt_logprobs=_flat(prompt),
-                           outputs=[SimpleNamespace(logprobs=_flat([written]))])
+    return SimpleNamespace(
+        prompt_token_ids=tokens, prompt_logprobs=_flat(prompt), outputs=[SimpleNamespace(logprobs=_flat([written]))]
+    )
 
 
 def test_the_actual_token_is_dropped_and_the_likeliest_stand_by_id() -> None:
@@ -106,13 +121,22 @@ def test_the_actual_token_is_dropped_and_the_likeliest_stand_by_id() -> None:
     The first token of a prompt has nothing: token t's answer is what stands at t + 1, the last one's what was written.
     """
     outputs = [
-        _output([5, 6, 7], [(6, [3, 1], [-6.0, -0.5, -1.5]), (7, [7, 2], [-0.25, -0.25, -2.0])],
-                (9, [9, 4], [-1.0, -1.0, -1.0])),
-        _output([8], [], (0, [0, 8], [-0.125, -0.125, -3.0]))]
+        _output(
+            [5, 6, 7],
+            [(6, [3, 1], [-6.0, -0.5, -1.5]), (7, [7, 2], [-0.25, -0.25, -2.0])],
+            (9, [9, 4], [-1.0, -1.0, -1.0]),
+        ),
+        _output([8], [], (0, [0, 8], [-0.125, -0.125, -3.0])),
+    ]
     found = flat_of(outputs, k=2)
     assert found.row_offsets.tolist() == [0, 3, 4]
-    labels = reduce_flat(found, np.array([0, 2, 3]), row_offsets=np.array([0, 2, 3]),
-                         position=np.array([0, 2, 0], np.int32), vocabulary=10)
+    labels = reduce_flat(
+        found,
+        np.array([0, 2, 3]),
+        row_offsets=np.array([0, 2, 3]),
+        position=np.array([0, 2, 0], np.int32),
+        vocabulary=10,
+    )
     assert labels.ids.tolist() == [1, 3, 4, 9, 0, 8] and labels.entry_offsets.tolist() == [0, 2, 4, 6]
     assert labels.logp.tolist() == [-1.5, -0.5, -1.0, -1.0, -0.125, -3.0]
     assert labels.position.tolist() == [0, 2, 0] and labels.classes == 10 and labels.temperatures == (1.0,)
@@ -151,8 +175,13 @@ def test_a_head_that_sums_to_one_or_more_keeps_the_least_tail() -> None:
 def test_an_answer_of_nan_is_not_usable() -> None:
     """It comes back as it is, and goes to quarantine: the missing entropies do not hide it."""
     outputs = [_output([5], [], (9, [9, 4], [np.nan, np.nan, -1.0])), _output([5], [], (9, [9, 4], [-1.0, -1.0, -2.0]))]
-    labels = reduce_flat(flat_of(outputs, k=2), np.array([0, 1]), row_offsets=np.array([0, 1, 2]),
-                         position=np.zeros(2, np.int32), vocabulary=10)
+    labels = reduce_flat(
+        flat_of(outputs, k=2),
+        np.array([0, 1]),
+        row_offsets=np.array([0, 1, 2]),
+        position=np.zeros(2, np.int32),
+        vocabulary=10,
+    )
     assert list(unusable(Signal(distributions=labels))) == [0]
 
 
@@ -198,25 +227,37 @@ def test_every_learnt_token_gets_the_answer_of_the_token_before_it(
     folder: Path, teacher: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where only some tokens of a conversation are learnt: keyed by the positions of the other engine."""
-    texts = ["ab", "a longer text"] if not teacher else [
-        '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b c"}]'] * 2
+    texts = (
+        ["ab", "a longer text"]
+        if not teacher
+        else ['[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b c"}]'] * 2
+    )
     encoded = _encoded(folder, texts, **teacher)
-    found = _teacher(monkeypatch, FakeEngine()).answer(
-        encoded, Ask(estimator="topk", k=3, temperatures=(1.0,))).distributions
+    found = (
+        _teacher(monkeypatch, FakeEngine())
+        .answer(encoded, Ask(estimator="topk", k=3, temperatures=(1.0,)))
+        .distributions
+    )
     answered = get_label_task("causal_lm").positions(encoded)
     assert found is not None and answered is not None
     assert found.row_offsets.tolist() == answered.offsets.tolist()
     assert found.position.tolist() == answered.values.tolist()
     tokens = encoded.features["input_ids"]
-    read = [tokens.values[tokens.offsets[row] + place] % 100 + place for row in range(len(texts))
-            for place in answered.values[answered.offsets[row] : answered.offsets[row + 1]]]
+    read = [
+        tokens.values[tokens.offsets[row] + place] % 100 + place
+        for row in range(len(texts))
+        for place in answered.values[answered.offsets[row] : answered.offsets[row + 1]]
+    ]
     assert found.ids.reshape(-1, 3)[:, 0].tolist() == read
 
 
 def test_it_answers_to_no_rows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Units of which every row was rejected have an answer too."""
-    found = _teacher(monkeypatch, FakeEngine()).answer(
-        _encoded(folder, []), Ask(estimator="topk", k=3, temperatures=(1.0,))).distributions
+    found = (
+        _teacher(monkeypatch, FakeEngine())
+        .answer(_encoded(folder, []), Ask(estimator="topk", k=3, temperatures=(1.0,)))
+        .distributions
+    )
     assert found is not None and (found.rows, found.classes, len(found.ids)) == (0, V, 0)
 
 
@@ -233,7 +274,8 @@ def test_answers_to_other_texts_are_an_error(folder: Path, monkeypatch: pytest.M
     """An engine that is out of step must not label one text with the distributions of another."""
     with pytest.raises(LabelError, match="out of step"):
         _teacher(monkeypatch, FakeEngine(wrong=True)).answer(
-            _encoded(folder, ["ab"]), Ask(estimator="topk", k=3, temperatures=(1.0,)))
+            _encoded(folder, ["ab"]), Ask(estimator="topk", k=3, temperatures=(1.0,))
+        )
 
 
 def test_who_it_is_follows_from_files_and_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,8 +290,12 @@ def test_who_it_is_follows_from_files_and_version(folder: Path, monkeypatch: pyt
     assert one.tokens == load_processor(TeacherConfig(model=str(folder)), task="causal_lm").tokens_fingerprint
     assert one.describe["engine"] == "vllm 0.32.0"
     same = known(vllm={"python": "/opt/vllm/bin/python", "gpu_memory_utilization": 0.5})
-    others = [known(dtype="bfloat16"), known(max_length=64), known(vllm={"max_num_seqs": 8}),
-              known(language={"format": "chat"})]
+    others = [
+        known(dtype="bfloat16"),
+        known(max_length=64),
+        known(vllm={"max_num_seqs": 8}),
+        known(language={"format": "chat"}),
+    ]
     monkeypatch.setattr(vllm_teacher, "vllm_version", lambda: "0.33.0")
     assert same.fingerprint == one.fingerprint
     assert len({one.fingerprint, known().fingerprint, *(other.fingerprint for other in others)}) == 6

@@ -11,11 +11,11 @@ import pytest
 from ray_distill.config import StudentModel, TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError
-from ray_distill.evaluation.predict.side_by_side import write_side_by_side
 from ray_distill.evaluation.predict.generated_targets import write_targets
+from ray_distill.evaluation.predict.side_by_side import write_side_by_side
 from ray_distill.models.io.load import load_model
-from ray_distill.models.text.prompts import given_prompt
 from ray_distill.models.io.save import save_model
+from ray_distill.models.text.prompts import given_prompt
 from ray_distill.snapshots.pairs import pair_text
 from ray_distill.tasks.catalogue import TOKEN_TASKS
 from ray_distill.testing.models import write_tiny_causal_model, write_tiny_seq2seq_model
@@ -101,8 +101,13 @@ def test_a_chat_model_answers_conversations_and_plain_words(tracker: MlflowTrack
     """Both go through the checkpoint's template; an earlier answer, tools and contents in parts are understood."""
     folder = student_of(tmp_path, str(write_tiny_causal_model(tmp_path / "base", 1)), format="chat")
     tools = [{"type": "function", "function": {"name": "add"}}]
-    texts = ["hi", json.dumps([ASK]), json.dumps([{**ASK, "content": [{"type": "text", "text": "hi"}]}]),
-             json.dumps([ASK, SAY, ASK]), json.dumps({"messages": [ASK], "tools": tools})]
+    texts = [
+        "hi",
+        json.dumps([ASK]),
+        json.dumps([{**ASK, "content": [{"type": "text", "text": "hi"}]}]),
+        json.dumps([ASK, SAY, ASK]),
+        json.dumps({"messages": [ASK], "tools": tools}),
+    ]
     served = logged(tracker, folder, example=texts[1])
     found = served.predict(pd.DataFrame({"text": texts}), params={"max_new_tokens": 9})["generated"].tolist()
     assert found == own_answers(folder, texts, 9)
@@ -154,12 +159,20 @@ def test_an_encoder_decoder_writes_targets(
     tracker: MlflowTracker, tmp_path: Path, architecture: Literal["t5", "bart"]
 ) -> None:
     """What is served is what the evaluation measured: prefix, limits and the tokens that begin and end a target."""
-    spec = TeacherConfig(model=str(write_tiny_seq2seq_model(tmp_path / "base", 7, architecture=architecture)),
-                         max_length=12, language=LanguageConfig(prefix="say: ", target_length=9))
+    spec = TeacherConfig(
+        model=str(write_tiny_seq2seq_model(tmp_path / "base", 7, architecture=architecture)),
+        max_length=12,
+        language=LanguageConfig(prefix="say: ", target_length=9),
+    )
     folder, sources = tmp_path / "student", ["one two", "x", "a source that is too long to be read"]
     save_model(load_model(spec, task="seq2seq"), folder, card="# Tiny", metadata={})
-    rows = pa.table({"row_id": pa.array([bytes([at] * 16) for at in range(3)], pa.binary(16)),
-                     "text": [pair_text(source, "yes") for source in sources], "count": [1, 1, 1]})
+    rows = pa.table(
+        {
+            "row_id": pa.array([bytes([at] * 16) for at in range(3)], pa.binary(16)),
+            "text": [pair_text(source, "yes") for source in sources],
+            "count": [1, 1, 1],
+        }
+    )
     student = {"student": load_model(str(folder), task="seq2seq")}
     wanted = write_targets(student, rows, task=TOKEN_TASKS["seq2seq"], batch=1)
     found = logged(tracker, folder, task="seq2seq").predict(pd.DataFrame({"text": sources}))["generated"]

@@ -181,8 +181,9 @@ def test_a_dataset_carries_our_digest(tracker: MlflowTracker) -> None:
     long = f"sha256:{digest}{digest}"
     with tracker.run("train") as run:
         for name, value in (("snapshot", digest), ("labels", long)):
-            run.dataset(Dataset(
-                name=name, digest=value, source="s3://bucket/it", context="training", profile={"rows": 3}))
+            run.dataset(
+                Dataset(name=name, digest=value, source="s3://bucket/it", context="training", profile={"rows": 3})
+            )
     inputs = {item.dataset.name: item for item in _runs(tracker.uri)["train"].inputs.dataset_inputs}
     assert inputs["snapshot"].dataset.digest == digest
     assert [(tag.key, tag.value) for tag in inputs["snapshot"].tags] == [("mlflow.data.context", "training")]
@@ -229,22 +230,40 @@ def _text_model(folder: Path) -> Path:
     inner = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", model_max_length=16).save_pretrained(folder)
+        tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", model_max_length=16
+    ).save_pretrained(folder)
     torch.manual_seed(0)
-    BertForSequenceClassification(BertConfig(
-        vocab_size=len(words), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
-        max_position_embeddings=16, id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1})).save_pretrained(folder)
+    BertForSequenceClassification(
+        BertConfig(
+            vocab_size=len(words),
+            hidden_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=8,
+            max_position_embeddings=16,
+            id2label={0: "no", 1: "yes"},
+            label2id={"no": 0, "yes": 1},
+        )
+    ).save_pretrained(folder)
     return folder
 
 
 def _image_model(folder: Path, channels: int = 3) -> Path:
     ViTImageProcessorPil(
-        size={"height": 16, "width": 16}, image_mean=[0.5] * channels, image_std=[0.5] * channels,
+        size={"height": 16, "width": 16}, image_mean=[0.5] * channels, image_std=[0.5] * channels
     ).save_pretrained(folder)
     torch.manual_seed(0)
-    ResNetForImageClassification(ResNetConfig(
-        num_channels=channels, embedding_size=4, hidden_sizes=[4], depths=[1], layer_type="basic",
-        id2label={0: "a", 1: "b", 2: "c"}, label2id={"a": 0, "b": 1, "c": 2})).save_pretrained(folder)
+    ResNetForImageClassification(
+        ResNetConfig(
+            num_channels=channels,
+            embedding_size=4,
+            hidden_sizes=[4],
+            depths=[1],
+            layer_type="basic",
+            id2label={0: "a", 1: "b", 2: "c"},
+            label2id={"a": 0, "b": 1, "c": 2},
+        )
+    ).save_pretrained(folder)
     return folder
 
 
@@ -265,8 +284,13 @@ def test_a_text_student_is_served_by_mlflow_alone(tracker: MlflowTracker, tmp_pa
     """The logged model gives the checkpoint's own probabilities, has signature, example and metrics, and no pickle."""
     folder = _text_model(tmp_path / "student")
     with tracker.run("train") as run:
-        uri = run.model(folder, name="student", task="text_classification", example="good film",
-                        metrics={"accuracy": 0.75, "ece": math.nan})
+        uri = run.model(
+            folder,
+            name="student",
+            task="text_classification",
+            example="good film",
+            metrics={"accuracy": 0.75, "ece": math.nan},
+        )
         assert uri == run.model(folder, name="student", task="text_classification", example="good film", metrics={})
     assert uri is not None
     served = _load(tracker, uri)
@@ -314,9 +338,13 @@ def _encoded_images() -> dict[str, bytes]:
     exif[0x0112] = 6
     palette = colour.quantize(16)
     saved: dict[str, tuple[Image.Image, dict[str, Any]]] = {
-        "rgb": (colour, {}), "rgba": (Image.fromarray(pixels), {}), "grey": (colour.convert("L"), {}),
-        "grey alpha": (colour.convert("LA"), {}), "palette": (palette, {"transparency": 3}),
-        "bilevel": (colour.convert("1"), {}), "turned": (colour, {"exif": exif}),
+        "rgb": (colour, {}),
+        "rgba": (Image.fromarray(pixels), {}),
+        "grey": (colour.convert("L"), {}),
+        "grey alpha": (colour.convert("LA"), {}),
+        "palette": (palette, {"transparency": 3}),
+        "bilevel": (colour.convert("1"), {}),
+        "turned": (colour, {"exif": exif}),
         "deep": (Image.fromarray(pixels[..., 0].astype(np.uint16) * 257), {}),
     }
     found = {}
@@ -399,8 +427,9 @@ def test_a_model_of_an_unknown_task_is_a_config_error(tracker: MlflowTracker, tm
 def test_the_registry_keeps_versions_tags_and_one_alias(tracker: MlflowTracker, tmp_path: Path) -> None:
     """Registering again is the same version; the alias loads the student; what does not exist is an error."""
     with tracker.run("train") as run:
-        uri = run.model(_text_model(tmp_path / "student"), name="student", task="text_classification",
-                        example=["good"], metrics={})
+        uri = run.model(
+            _text_model(tmp_path / "student"), name="student", task="text_classification", example=["good"], metrics={}
+        )
     assert uri is not None
     registry = MlflowRegistry(tracker.uri)
     assert registry.alias("intent", "champion") is None
@@ -450,8 +479,12 @@ def test_a_campaign_recorded_offline_arrives_whole(
                 run.artifact(report)
                 report.unlink()
                 run.dataset(Dataset(name="d", digest="00ff", source="/x", context="training", profile={}))
-                assert run.model(folder, name="student", task="text_classification", example="good",
-                                 metrics={"accuracy": 0.5}) is None
+                assert (
+                    run.model(
+                        folder, name="student", task="text_classification", example="good", metrics={"accuracy": 0.5}
+                    )
+                    is None
+                )
         assert away.flush() > 5
         assert away.review_url() == away.uri
 

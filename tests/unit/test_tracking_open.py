@@ -18,8 +18,10 @@ def _open(config: TrackingConfig, output: str, spool: Path) -> tuple[Tracker, Re
     return open_tracker(config, campaign="intent", output_url=output, spool=spool)
 
 
-@pytest.mark.parametrize(("output", "folder"), [
-    ("distill/intent", "distill/intent"), ("s3://bucket/intent", "."), ("file:///data/intent", "/data/intent")])
+@pytest.mark.parametrize(
+    ("output", "folder"),
+    [("distill/intent", "distill/intent"), ("s3://bucket/intent", "."), ("file:///data/intent", "/data/intent")],
+)
 def test_without_a_uri_runs_lie_beside_a_local_output(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, folder: str
 ) -> None:

@@ -85,13 +85,15 @@ def test_a_record_that_breaks_a_living_server_does_not_block_the_rest(
 ) -> None:
     """A record that gives 500 again and again while the server answers other questions is put aside."""
     experiment = {"experiment_id": "1", "name": "campaign", "lifecycle_stage": "active"}
-    with _server({
-        "experiments/search": (200, {"experiments": [experiment]}),
-        "experiments/get-by-name": (200, {"experiment": experiment}),
-        "experiments/set-experiment-tag": (200, {}),
-        "runs/create": (200, {"run": {"info": {"run_id": "abc", "run_uuid": "abc"}, "data": {}}}),
-        "runs/update": (200, {"run_info": {"run_id": "abc", "run_uuid": "abc"}}),
-    }) as uri:
+    with _server(
+        {
+            "experiments/search": (200, {"experiments": [experiment]}),
+            "experiments/get-by-name": (200, {"experiment": experiment}),
+            "experiments/set-experiment-tag": (200, {}),
+            "runs/create": (200, {"run": {"info": {"run_id": "abc", "run_uuid": "abc"}, "data": {}}}),
+            "runs/update": (200, {"run_info": {"run_id": "abc", "run_uuid": "abc"}}),
+        }
+    ) as uri:
         tracker = MlflowTracker(uri, "campaign", tmp_path)
         with tracker.run("train") as run:
             assert run.run_id == "abc"
@@ -108,10 +110,27 @@ def _mlflow_server(folder: Path, port: int) -> Iterator[str]:
     """A real ``mlflow server`` that keeps artifacts itself, killed at the end of the block."""
     log = (folder / "server.log").open("ab")
     process = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-         "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}",
-         "--artifacts-destination", str(folder / "artifacts")],
-        stdout=log, stderr=log, start_new_session=True, env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"})
+        [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--workers",
+            "1",
+            "--backend-store-uri",
+            f"sqlite:///{folder / 'mlflow.db'}",
+            "--artifacts-destination",
+            str(folder / "artifacts"),
+        ],
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+        env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+    )
     uri = f"http://127.0.0.1:{port}"
     try:
         _wait_for(f"{uri}/health", process)
@@ -167,8 +186,10 @@ def test_a_server_that_dies_and_comes_back_has_everything_once(
     with _mlflow_server(tmp_path, port) as uri:
         assert tracker.flush() == 0
         client = MlflowClient(tracking_uri=uri)
-        runs = {run.info.run_name: run for run in client.search_runs([client.get_experiment_by_name("campaign")
-                                                                       .experiment_id])}
+        runs = {
+            run.info.run_name: run
+            for run in client.search_runs([client.get_experiment_by_name("campaign").experiment_id])
+        }
         assert set(runs) == {"campaign", "label", "train", "evaluate"}
         assert {run.info.status for run in runs.values()} == {"FINISHED"}
         top = runs["campaign"].info.run_id

@@ -18,6 +18,7 @@ def _drain(spool: Spool) -> list[Record]:
 
 def _die_after(folder: Path, records: list[Record], acknowledged: int) -> None:
     """Write and acknowledge records in a process that then dies without any clean-up."""
+
     def work() -> None:
         spool = Spool(folder)
         for record in records:

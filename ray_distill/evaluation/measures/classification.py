@@ -55,8 +55,12 @@ class Scores:
     def take(self, keep_N: npt.NDArray[np.bool_]) -> "Scores":
         """Return the rows where ``keep_N`` is true."""
         teacher = None if self.teacher_logp_NV is None else self.teacher_logp_NV[keep_N]
-        return Scores(weight_N=self.weight_N[keep_N], label_N=self.label_N[keep_N], logp_NV=self.logp_NV[keep_N],
-                      teacher_logp_NV=teacher)
+        return Scores(
+            weight_N=self.weight_N[keep_N],
+            label_N=self.label_N[keep_N],
+            logp_NV=self.logp_NV[keep_N],
+            teacher_logp_NV=teacher,
+        )
 
     @property
     def labelled(self) -> "Scores":
@@ -130,8 +134,10 @@ def compare_classification(
         EvaluationError: the tables hold different rows, or as `measure_classification`.
     """
     if not student["row_id"].equals(other["row_id"]):
-        raise EvaluationError("a paired comparison needs the same rows in the same order: the two models' predictions "
-                              f"differ in their row ids ({student.num_rows} and {other.num_rows} rows)")
+        raise EvaluationError(
+            "a paired comparison needs the same rows in the same order: the two models' predictions "
+            f"differ in their row ids ({student.num_rows} and {other.num_rows} rows)"
+        )
     ours, theirs = read_scores(student), read_scores(other)
     differences: dict[str, Estimate] = {}
     for (part, summary), (_, other_summary) in zip(_summaries(ours, bins), _summaries(theirs, bins), strict=False):
@@ -165,8 +171,10 @@ def read_scores(predictions: pa.Table) -> Scores:
         raise EvaluationError(f"label {label_N.max()} lies outside the model's {logp_NV.shape[1]} classes")
     teacher_NV = _log_probabilities(predictions, "teacher_logp") if "teacher_logp" in predictions.column_names else None
     if teacher_NV is not None and teacher_NV.shape != logp_NV.shape:
-        raise EvaluationError(f"the teacher answers with {teacher_NV.shape[1]} classes, the model with "
-                              f"{logp_NV.shape[1]}: evaluate models of the same classes")
+        raise EvaluationError(
+            f"the teacher answers with {teacher_NV.shape[1]} classes, the model with "
+            f"{logp_NV.shape[1]}: evaluate models of the same classes"
+        )
     return Scores(weight_N=weight_N, label_N=label_N, logp_NV=logp_NV, teacher_logp_NV=teacher_NV)
 
 
@@ -227,15 +235,18 @@ def _quality(scores: Scores, bins: int) -> Summary:
     correct_N = (predicted_N == scores.label_N).astype(np.float64)
     gap_N = np.exp(scores.logp_NV.max(axis=1)) - correct_N
     ones_N, all_N = np.ones(n), np.zeros(n, dtype=np.int64)
-    return Summary(finish=_finish_quality, columns={
-        "weight": Column(values_N=ones_N, group_N=all_N, groups=1),
-        "accuracy": Column(values_N=correct_N, group_N=all_N, groups=1),
-        "nll": Column(values_N=-scores.logp_NV[np.arange(n), scores.label_N], group_N=all_N, groups=1),
-        "gap": Column(values_N=gap_N, group_N=confidence_bins(scores, bins), groups=bins),
-        "hits": Column(values_N=correct_N, group_N=scores.label_N, groups=classes),
-        "labels": Column(values_N=ones_N, group_N=scores.label_N, groups=classes),
-        "predicted": Column(values_N=ones_N, group_N=predicted_N, groups=classes),
-    })
+    return Summary(
+        finish=_finish_quality,
+        columns={
+            "weight": Column(values_N=ones_N, group_N=all_N, groups=1),
+            "accuracy": Column(values_N=correct_N, group_N=all_N, groups=1),
+            "nll": Column(values_N=-scores.logp_NV[np.arange(n), scores.label_N], group_N=all_N, groups=1),
+            "gap": Column(values_N=gap_N, group_N=confidence_bins(scores, bins), groups=bins),
+            "hits": Column(values_N=correct_N, group_N=scores.label_N, groups=classes),
+            "labels": Column(values_N=ones_N, group_N=scores.label_N, groups=classes),
+            "predicted": Column(values_N=ones_N, group_N=predicted_N, groups=classes),
+        },
+    )
 
 
 def _finish_quality(totals: Totals) -> dict[str, Floats]:
@@ -260,8 +271,10 @@ def _fidelity(logp_NV: Floats, teacher_NV: Floats) -> Summary:
     all_N = np.zeros(n, dtype=np.int64)
     return Summary(
         columns={name: Column(values_N=values_N, group_N=all_N, groups=1) for name, values_N in columns.items()},
-        finish=lambda totals: {name: totals[name][:, 0] / totals["weight"][:, 0]
-                               for name in ("agreement", "kl_from_teacher")})
+        finish=lambda totals: {
+            name: totals[name][:, 0] / totals["weight"][:, 0] for name in ("agreement", "kl_from_teacher")
+        },
+    )
 
 
 def _grouped_sum(column: Column, weight_BN: Floats) -> Floats:
@@ -276,9 +289,7 @@ def _grouped_sum(column: Column, weight_BN: Floats) -> Floats:
     return flat.astype(np.float64, copy=False).reshape(resamples, column.groups)
 
 
-def _resample(
-    summaries: list[Summary], weight_N: Floats, *, seed: int, bootstrap: int
-) -> list[dict[str, Floats]]:
+def _resample(summaries: list[Summary], weight_N: Floats, *, seed: int, bootstrap: int) -> list[dict[str, Floats]]:
     """Metrics of ``bootstrap`` resamples of the rows; every summary sees the same resamples."""
     widest = max(c.groups for s in summaries for c in s.columns.values())
     parts: list[list[dict[str, Floats]]] = [[] for _ in summaries]
@@ -337,6 +348,8 @@ def _log_probabilities(predictions: pa.Table, name: str) -> Floats:
     wrong_N = ~(np.abs(total_N) <= NORMALISATION_TOLERANCE)
     if wrong_N.any():
         row = int(wrong_N.argmax())
-        raise EvaluationError(f"{name} of row {row} sums to a log-probability of {total_N[row]:.4g}, expected 0: "
-                              "pass log-probabilities over all classes, not logits")
+        raise EvaluationError(
+            f"{name} of row {row} sums to a log-probability of {total_N[row]:.4g}, expected 0: "
+            "pass log-probabilities over all classes, not logits"
+        )
     return np.asarray(values_NV - total_N[:, None])

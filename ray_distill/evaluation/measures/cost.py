@@ -78,8 +78,9 @@ def metered(
     start = clock()
 
     def price(bytes_written: int) -> StageCost:
-        return stage_cost(stage, clock() - start, cores=cores, accelerators=accelerators, bytes_written=bytes_written,
-                          prices=prices)
+        return stage_cost(
+            stage, clock() - start, cores=cores, accelerators=accelerators, bytes_written=bytes_written, prices=prices
+        )
 
     meter = Meter(price)
     try:
@@ -95,9 +96,14 @@ def stage_cost(
     core_hours = cores * wall_seconds / SECONDS_AN_HOUR
     accelerator_hours = accelerators * wall_seconds / SECONDS_AN_HOUR
     return StageCost(
-        stage=stage, wall_seconds=wall_seconds, core_hours=core_hours, accelerator_hours=accelerator_hours,
-        bytes_written=bytes_written, currency=prices.currency,
-        money=core_hours * prices.core_hour + accelerator_hours * prices.accelerator_hour)
+        stage=stage,
+        wall_seconds=wall_seconds,
+        core_hours=core_hours,
+        accelerator_hours=accelerator_hours,
+        bytes_written=bytes_written,
+        currency=prices.currency,
+        money=core_hours * prices.core_hour + accelerator_hours * prices.accelerator_hour,
+    )
 
 
 def total(costs: Sequence[StageCost], *, currency: str) -> StageCost:
@@ -105,10 +111,14 @@ def total(costs: Sequence[StageCost], *, currency: str) -> StageCost:
     strange = sorted({cost.currency for cost in costs} - {currency})
     assert not strange, f"cannot add {', '.join(strange)} to {currency}"
     return StageCost(
-        stage="campaign", currency=currency, wall_seconds=sum(cost.wall_seconds for cost in costs),
-        core_hours=sum(cost.core_hours for cost in costs), money=sum(cost.money for cost in costs),
+        stage="campaign",
+        currency=currency,
+        wall_seconds=sum(cost.wall_seconds for cost in costs),
+        core_hours=sum(cost.core_hours for cost in costs),
+        money=sum(cost.money for cost in costs),
         accelerator_hours=sum(cost.accelerator_hours for cost in costs),
-        bytes_written=sum(cost.bytes_written for cost in costs))
+        bytes_written=sum(cost.bytes_written for cost in costs),
+    )
 
 
 def cost_per_million_requests(
@@ -128,17 +138,29 @@ def break_even_requests(
 
 
 def cost_report(
-    stages: Sequence[StageCost], examples_per_second: Mapping[str, float], *, cores: float, accelerators: float,
+    stages: Sequence[StageCost],
+    examples_per_second: Mapping[str, float],
+    *,
+    cores: float,
+    accelerators: float,
     prices: CostConfig,
 ) -> CostReport:
     """The campaign's bill; throughputs by arm, all measured on ``cores`` and ``accelerators``."""
     campaign = total(stages, currency=prices.currency)
-    per_million = {arm: cost_per_million_requests(rate, cores=cores, accelerators=accelerators, prices=prices)
-                   for arm, rate in examples_per_second.items()}
+    per_million = {
+        arm: cost_per_million_requests(rate, cores=cores, accelerators=accelerators, prices=prices)
+        for arm, rate in examples_per_second.items()
+    }
     return CostReport(
-        stages=tuple(stages), total=campaign, per_million=per_million, break_even_requests=break_even_requests(
-            campaign.money, teacher_cost_per_million=per_million["teacher"],
-            student_cost_per_million=per_million["student"]))
+        stages=tuple(stages),
+        total=campaign,
+        per_million=per_million,
+        break_even_requests=break_even_requests(
+            campaign.money,
+            teacher_cost_per_million=per_million["teacher"],
+            student_cost_per_million=per_million["student"],
+        ),
+    )
 
 
 def cost_metrics(report: CostReport) -> dict[str, float]:
@@ -157,6 +179,9 @@ def stage_metrics(cost: StageCost) -> dict[str, float]:
     """One stage's cost as flat metrics, as `cost_metrics`."""
     unit = re.sub(r"[^a-z0-9]+", "_", cost.currency.lower())
     return {
-        f"{cost.stage}_wall_seconds": cost.wall_seconds, f"{cost.stage}_core_hours": cost.core_hours,
+        f"{cost.stage}_wall_seconds": cost.wall_seconds,
+        f"{cost.stage}_core_hours": cost.core_hours,
         f"{cost.stage}_accelerator_hours": cost.accelerator_hours,
-        f"{cost.stage}_bytes_written": float(cost.bytes_written), f"{cost.stage}_cost_{unit}": cost.money}
+        f"{cost.stage}_bytes_written": float(cost.bytes_written),
+        f"{cost.stage}_cost_{unit}": cost.money,
+    }

@@ -37,10 +37,15 @@ MIN_ROWS = 20
 FOLDS = 5
 CHUNK_ELEMENTS = 4_000_000
 _VERDICTS = {  # (sure, large)
-    (True, True): "moved", (True, False): "moved, but too little to matter",
-    (False, True): "may have moved, but the rows do not establish it", (False, False): "did not move"}
-RULE = ("retrain if the embeddings moved, or if both the classes and the input statistics did; relabel if only one of "
-        "those two did; otherwise nothing")
+    (True, True): "moved",
+    (True, False): "moved, but too little to matter",
+    (False, True): "may have moved, but the rows do not establish it",
+    (False, False): "did not move",
+}
+RULE = (
+    "retrain if the embeddings moved, or if both the classes and the input statistics did; relabel if only one of "
+    "those two did; otherwise nothing"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +107,13 @@ def compare(reference: DriftSample, current: DriftSample, config: DriftConfig, s
     adjusted = holm([test.p_value for test in tests])
     findings = tuple(_finding(test, p, config.alpha) for test, p in zip(tests, adjusted, strict=True))
     return DriftReport(
-        alarm=any(finding.alarm for finding in findings), findings=findings, recommendation=_recommend(findings),
-        rule=RULE, rows_reference=len(reference.count), rows_current=len(current.count))
+        alarm=any(finding.alarm for finding in findings),
+        findings=findings,
+        recommendation=_recommend(findings),
+        rule=RULE,
+        rows_reference=len(reference.count),
+        rows_current=len(current.count),
+    )
 
 
 def input_statistics(rows: pa.Table, input_column: str) -> dict[str, Floats]:
@@ -147,28 +157,37 @@ def weighted_auc(low_N: Floats, high_M: Floats, low_weight_N: Floats, high_weigh
     """Probability that a score of ``high`` exceeds one of ``low``; ties count half."""
     order = np.argsort(low_N)
     below = np.concatenate([[0.0], np.cumsum(low_weight_N[order])])
-    ranks_M = (below[np.searchsorted(low_N[order], high_M, "left")]
-               + below[np.searchsorted(low_N[order], high_M, "right")]) / 2
+    ranks_M = (
+        below[np.searchsorted(low_N[order], high_M, "left")] + below[np.searchsorted(low_N[order], high_M, "right")]
+    ) / 2
     return float((ranks_M * high_weight_M).sum() / (low_weight_N.sum() * high_weight_M.sum()))
 
 
 def _check(reference: DriftSample, current: DriftSample) -> None:
     for name, sample in (("reference", reference), ("current", current)):
         if len(sample.count) < MIN_ROWS:
-            raise EvaluationError(f"drift needs at least {MIN_ROWS} rows on each side, the {name} sample has "
-                                  f"{len(sample.count)}: wait for more traffic")
+            raise EvaluationError(
+                f"drift needs at least {MIN_ROWS} rows on each side, the {name} sample has "
+                f"{len(sample.count)}: wait for more traffic"
+            )
         if sample.embeddings is not None and not np.isfinite(sample.embeddings).all():
             raise EvaluationError(f"embeddings of the {name} sample are not finite: audit its label store")
     if reference.class_probs.shape[1] != current.class_probs.shape[1]:
-        raise EvaluationError(f"the samples have {reference.class_probs.shape[1]} and {current.class_probs.shape[1]} "
-                              "classes: compare labels of one teacher")
+        raise EvaluationError(
+            f"the samples have {reference.class_probs.shape[1]} and {current.class_probs.shape[1]} "
+            "classes: compare labels of one teacher"
+        )
     if set(reference.stats) != set(current.stats):
-        raise EvaluationError(f"the samples have different statistics, {sorted(reference.stats)} and "
-                              f"{sorted(current.stats)}: compare snapshots of one task")
+        raise EvaluationError(
+            f"the samples have different statistics, {sorted(reference.stats)} and "
+            f"{sorted(current.stats)}: compare snapshots of one task"
+        )
     shapes = [None if s.embeddings is None else s.embeddings.shape[1] for s in (reference, current)]
     if shapes[0] != shapes[1]:
-        raise EvaluationError(f"the samples have embeddings of width {shapes[0]} and {shapes[1]}: take both from one "
-                              "layer, or from neither")
+        raise EvaluationError(
+            f"the samples have embeddings of width {shapes[0]} and {shapes[1]}: take both from one "
+            "layer, or from neither"
+        )
 
 
 def _tests(reference: DriftSample, current: DriftSample, config: DriftConfig, seed: int) -> Iterator[_Test]:
@@ -177,20 +196,39 @@ def _tests(reference: DriftSample, current: DriftSample, config: DriftConfig, se
     generator = np.random.default_rng(seed)
     weights = reference.count.astype(np.float64), current.count.astype(np.float64)
     value, p_value = _class_test(reference.class_probs, current.class_probs, *weights, generator, permutations)
-    yield _Test(name="classes", statistic="Jensen–Shannon divergence (nats)", value=value, p_value=p_value,
-                threshold=config.min_classes_js)
+    yield _Test(
+        name="classes",
+        statistic="Jensen–Shannon divergence (nats)",
+        value=value,
+        p_value=p_value,
+        threshold=config.min_classes_js,
+    )
     for name in sorted(reference.stats):
         value, p_value = kolmogorov_smirnov(reference.stats[name], current.stats[name], *weights)
-        yield _Test(name=f"input:{name}", statistic="Kolmogorov–Smirnov distance", value=value, p_value=p_value,
-                    threshold=MIN_KS)
+        yield _Test(
+            name=f"input:{name}",
+            statistic="Kolmogorov–Smirnov distance",
+            value=value,
+            p_value=p_value,
+            threshold=MIN_KS,
+        )
     if reference.embeddings is not None and current.embeddings is not None:
         value, p_value = _embedding_test(reference.embeddings, current.embeddings, *weights, generator, config.max_rows)
-        yield _Test(name="embeddings", statistic="classifier two-sample AUC", value=value, p_value=p_value,
-                    threshold=config.min_auc)
+        yield _Test(
+            name="embeddings",
+            statistic="classifier two-sample AUC",
+            value=value,
+            p_value=p_value,
+            threshold=config.min_auc,
+        )
 
 
 def _class_test(
-    a_NV: Floats, b_MV: Floats, a_weight_N: Floats, b_weight_M: Floats, generator: np.random.Generator,
+    a_NV: Floats,
+    b_MV: Floats,
+    a_weight_N: Floats,
+    b_weight_M: Floats,
+    generator: np.random.Generator,
     permutations: int,
 ) -> tuple[float, float]:
     """Divergence of the weighted mean distributions, and the share of random divisions that diverge as much."""
@@ -232,8 +270,12 @@ def _kolmogorov_tail(x: float) -> float:
 
 
 def _embedding_test(
-    a_ND: npt.NDArray[np.floating], b_MD: npt.NDArray[np.floating], a_weight_N: Floats, b_weight_M: Floats,
-    generator: np.random.Generator, max_rows: int,
+    a_ND: npt.NDArray[np.floating],
+    b_MD: npt.NDArray[np.floating],
+    a_weight_N: Floats,
+    b_weight_M: Floats,
+    generator: np.random.Generator,
+    max_rows: int,
 ) -> tuple[float, float]:
     """Mean out-of-fold AUC and its one-sided p-value."""
     keep_a, keep_b = (generator.permutation(len(x))[:max_rows] for x in (a_ND, b_MD))
@@ -277,10 +319,19 @@ def _fold_auc(
 
 def _finding(test: _Test, p_value: float, alpha: float) -> Finding:
     sure, large = p_value <= alpha, test.value >= test.threshold
-    sentence = (f"{test.name} {_VERDICTS[sure, large]}: {test.statistic} {test.value:.4f} (threshold "
-                f"{test.threshold:g}), adjusted p = {p_value:.2g}")
-    return Finding(name=test.name, statistic=test.statistic, value=test.value, p_value=p_value,
-                   threshold=test.threshold, alarm=sure and large, sentence=sentence)
+    sentence = (
+        f"{test.name} {_VERDICTS[sure, large]}: {test.statistic} {test.value:.4f} (threshold "
+        f"{test.threshold:g}), adjusted p = {p_value:.2g}"
+    )
+    return Finding(
+        name=test.name,
+        statistic=test.statistic,
+        value=test.value,
+        p_value=p_value,
+        threshold=test.threshold,
+        alarm=sure and large,
+        sentence=sentence,
+    )
 
 
 def _recommend(findings: tuple[Finding, ...]) -> str:
@@ -296,7 +347,8 @@ def _text_statistics(texts: pa.ChunkedArray) -> dict[str, Floats]:
     return {
         "characters": characters,
         "words": pc.count_substring_regex(texts, r"\S+").to_numpy().astype(np.float64),
-        "non_ascii_share": non_ascii / np.maximum(characters, 1)}
+        "non_ascii_share": non_ascii / np.maximum(characters, 1),
+    }
 
 
 def _image_statistics(images: pa.ChunkedArray) -> dict[str, Floats]:

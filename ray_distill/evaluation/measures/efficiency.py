@@ -106,5 +106,9 @@ def _wait(device: str) -> None:
 def _efficiency(runner: Runner, seconds: list[float], batch_seconds: list[float], batch: int) -> Efficiency:
     p50, p95 = np.quantile(seconds, (0.5, 0.95)) * 1e3
     return Efficiency(
-        parameters=runner.parameters, bytes_on_disk=runner.bytes_on_disk, latency_ms_p50=float(p50),
-        latency_ms_p95=float(p95), examples_per_second=float(batch / np.median(batch_seconds)))
+        parameters=runner.parameters,
+        bytes_on_disk=runner.bytes_on_disk,
+        latency_ms_p50=float(p50),
+        latency_ms_p95=float(p95),
+        examples_per_second=float(batch / np.median(batch_seconds)),
+    )

@@ -34,7 +34,12 @@ from ray_distill.evaluation.measures.classification import Floats, Ints, percent
 
 #: Positions (tokens from the document's first, 0) by bucket: from, and up to but without.
 BUCKETS: Mapping[str, tuple[float, float]] = {
-    "0_15": (0, 16), "16_63": (16, 64), "64_255": (64, 256), "256_1023": (256, 1024), "1024_up": (1024, np.inf)}
+    "0_15": (0, 16),
+    "16_63": (16, 64),
+    "64_255": (64, 256),
+    "256_1023": (256, 1024),
+    "1024_up": (1024, np.inf),
+}
 #: The teacher's likeliest tokens, whose complement is the tail.
 TAIL_TOP = 64
 
@@ -45,8 +50,14 @@ BUCKETED = ("entropy", "kl_from_teacher", "teacher_entropy", "tail_gap")
 _BINNED = ("bin_tokens", "bin_confidence", "bin_correct")
 
 #: Least and greatest value by metric; those not named here may be anything from 0 up.
-_DOMAIN = {"accuracy": (0.0, 1.0), "agreement": (0.0, 1.0), "ece": (0.0, 1.0), "perplexity": (1.0, np.inf),
-           "entropy_gap": (-np.inf, np.inf), "tail_mass_gap": (-1.0, 1.0)}
+_DOMAIN = {
+    "accuracy": (0.0, 1.0),
+    "agreement": (0.0, 1.0),
+    "ece": (0.0, 1.0),
+    "perplexity": (1.0, np.inf),
+    "entropy_gap": (-np.inf, np.inf),
+    "tail_mass_gap": (-1.0, 1.0),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +86,7 @@ def sum_by_document(
         documents: how many there are.
         bins: of the calibration histogram.
     """
+
     def cells(values_P: Floats, group_P: Ints, groups: int) -> pa.Array:
         flat = np.bincount(document_P * groups + group_P, weights=values_P, minlength=documents * groups)
         return pa.FixedSizeListArray.from_arrays(pa.array(flat.astype(np.float64)), groups)
@@ -83,13 +95,17 @@ def sum_by_document(
     bucket_P = np.searchsorted([start for start, _ in BUCKETS.values()], position_P, side="right") - 1
     ones_P = np.ones(len(document_P))
     columns = {"tokens": pa.array(np.bincount(document_P, minlength=documents).astype(np.int64))}
-    columns |= {name: pa.array(np.bincount(document_P, weights=values[name], minlength=documents).astype(np.float64))
-                for name in (*ALONE, *BESIDE) if name in values}
+    columns |= {
+        name: pa.array(np.bincount(document_P, weights=values[name], minlength=documents).astype(np.float64))
+        for name in (*ALONE, *BESIDE)
+        if name in values
+    }
     for name, values_P in (("tokens", ones_P), ("confidence", values["confidence"]), ("correct", values["correct"])):
         columns[f"bin_{name}"] = cells(values_P, bin_P, bins)
     columns["bucket_tokens"] = cells(ones_P, bucket_P, len(BUCKETS))
-    return columns | {f"bucket_{name}": cells(values[name], bucket_P, len(BUCKETS))
-                      for name in BUCKETED if name in values}
+    return columns | {
+        f"bucket_{name}": cells(values[name], bucket_P, len(BUCKETS)) for name in BUCKETED if name in values
+    }
 
 
 def measure_language(predictions: pa.Table, *, seed: int, bootstrap: int, bins: int) -> dict[str, Estimate]:
@@ -113,8 +129,11 @@ def measure_language(predictions: pa.Table, *, seed: int, bootstrap: int, bins: 
     values = _finish(_totals(documents, documents.weight_N[None, :]))
     samples = _resample([documents], seed=seed, bootstrap=bootstrap)[0]
     n = len(documents.weight_N)
-    return {name: _estimate(float(value_1[0]), samples[name], n, *_domain(name))
-            for name, value_1 in values.items() if not np.isnan(value_1[0])}
+    return {
+        name: _estimate(float(value_1[0]), samples[name], n, *_domain(name))
+        for name, value_1 in values.items()
+        if not np.isnan(value_1[0])
+    }
 
 
 def compare_language(
@@ -126,11 +145,15 @@ def compare_language(
         EvaluationError: the tables are of other documents or other tokens, or as `measure_language`.
     """
     if not student["row_id"].equals(other["row_id"]):
-        raise EvaluationError("a paired comparison needs the same documents in the same order: the two models' "
-                              f"predictions differ in their row ids ({student.num_rows} and {other.num_rows} rows)")
+        raise EvaluationError(
+            "a paired comparison needs the same documents in the same order: the two models' "
+            f"predictions differ in their row ids ({student.num_rows} and {other.num_rows} rows)"
+        )
     if not student["tokens"].equals(other["tokens"]):
-        raise EvaluationError("a paired comparison needs the same tokens: the two models answered other numbers of "
-                              "positions of the same documents; evaluate models of one tokenizer and one length")
+        raise EvaluationError(
+            "a paired comparison needs the same tokens: the two models answered other numbers of "
+            "positions of the same documents; evaluate models of one tokenizer and one length"
+        )
     pair = [read_documents(table, bins) for table in (student, other)]
     left, right = (_finish(_totals(item, item.weight_N[None, :])) for item in pair)
     left_B, right_B = _resample(pair, seed=seed, bootstrap=bootstrap)
@@ -153,8 +176,10 @@ def read_documents(predictions: pa.Table, bins: int) -> Documents:
     if missing:
         raise EvaluationError(f"the predictions of a language model lack {', '.join(missing)}: the table is damaged")
     if sums["bin_tokens"].shape[1] != bins:
-        raise EvaluationError(f"the predictions were made with {sums['bin_tokens'].shape[1]} calibration bins, "
-                              f"{bins} are asked for: evaluate again with evaluation.bins")
+        raise EvaluationError(
+            f"the predictions were made with {sums['bin_tokens'].shape[1]} calibration bins, "
+            f"{bins} are asked for: evaluate again with evaluation.bins"
+        )
     weight_N = predictions["count"].to_numpy().astype(np.float64)
     for name, values_N in (("count", weight_N), ("tokens", sums["tokens"])):
         if not (values_N > 0).all():
@@ -186,14 +211,25 @@ def _finish(totals: Mapping[str, Floats]) -> dict[str, Floats]:
         return np.asarray(totals[name][:, 0] / tokens_B)
 
     with np.errstate(over="ignore"):
-        found = {"nll": mean("nll"), "perplexity": np.exp(mean("nll")), "accuracy": mean("correct"),
-                 "ece": np.abs(totals["bin_confidence"] - totals["bin_correct"]).sum(axis=1) / tokens_B}
+        found = {
+            "nll": mean("nll"),
+            "perplexity": np.exp(mean("nll")),
+            "accuracy": mean("correct"),
+            "ece": np.abs(totals["bin_confidence"] - totals["bin_correct"]).sum(axis=1) / tokens_B,
+        }
     if BESIDE[0] not in totals:
         return found
-    found |= {"agreement": mean("agreement"), "kl_from_teacher": mean("kl_from_teacher"),
-              "entropy_gap": mean("entropy") - mean("teacher_entropy"), "tail_mass_gap": mean("tail_gap")}
-    by_bucket = {"kl_from_teacher": totals["bucket_kl_from_teacher"], "tail_mass_gap": totals["bucket_tail_gap"],
-                 "entropy_gap": totals["bucket_entropy"] - totals["bucket_teacher_entropy"]}
+    found |= {
+        "agreement": mean("agreement"),
+        "kl_from_teacher": mean("kl_from_teacher"),
+        "entropy_gap": mean("entropy") - mean("teacher_entropy"),
+        "tail_mass_gap": mean("tail_gap"),
+    }
+    by_bucket = {
+        "kl_from_teacher": totals["bucket_kl_from_teacher"],
+        "tail_mass_gap": totals["bucket_tail_gap"],
+        "entropy_gap": totals["bucket_entropy"] - totals["bucket_teacher_entropy"],
+    }
     with np.errstate(invalid="ignore"):
         for name, sums in by_bucket.items():
             means = sums / np.where(totals["bucket_tokens"] > 0, totals["bucket_tokens"], np.nan)

@@ -50,8 +50,10 @@ def measure_overlap(predictions: pa.Table, *, seed: int, bootstrap: int) -> dict
     overlaps = read_overlaps(predictions)
     values, samples = _finish(overlaps, overlaps.weight_N[None, :]), _resample([overlaps], seed, bootstrap)[0]
     n = len(overlaps.weight_N)
-    return {name: percentiles(float(value_1[0]), samples[name], n, low=0.0, high=_MOST.get(name, 1.0))
-            for name, value_1 in values.items()}
+    return {
+        name: percentiles(float(value_1[0]), samples[name], n, low=0.0, high=_MOST.get(name, 1.0))
+        for name, value_1 in values.items()
+    }
 
 
 def compare_overlap(student: pa.Table, other: pa.Table, *, seed: int, bootstrap: int) -> dict[str, Estimate]:
@@ -62,14 +64,23 @@ def compare_overlap(student: pa.Table, other: pa.Table, *, seed: int, bootstrap:
     """
     for column in ("row_id", "reference"):
         if not student[column].equals(other[column]):
-            raise EvaluationError("a paired comparison needs the same documents in the same order: the two models' "
-                                  f"texts differ in {column} ({student.num_rows} and {other.num_rows} rows)")
+            raise EvaluationError(
+                "a paired comparison needs the same documents in the same order: the two models' "
+                f"texts differ in {column} ({student.num_rows} and {other.num_rows} rows)"
+            )
     pair = [read_overlaps(table) for table in (student, other)]
     left, right = (_finish(item, item.weight_N[None, :]) for item in pair)
     left_B, right_B = _resample(pair, seed, bootstrap)
-    return {name: percentiles(float(left[name][0] - right[name][0]), left_B[name] - right_B[name],
-                              len(pair[0].weight_N), low=-_MOST.get(name, 1.0), high=_MOST.get(name, 1.0))
-            for name in left}
+    return {
+        name: percentiles(
+            float(left[name][0] - right[name][0]),
+            left_B[name] - right_B[name],
+            len(pair[0].weight_N),
+            low=-_MOST.get(name, 1.0),
+            high=_MOST.get(name, 1.0),
+        )
+        for name in left
+    }
 
 
 def read_overlaps(predictions: pa.Table) -> Overlaps:
@@ -78,14 +89,21 @@ def read_overlaps(predictions: pa.Table) -> Overlaps:
         raise EvaluationError("there are no generated texts to measure: the split holds no usable document")
     for name in ("written", "reference"):
         if predictions[name].null_count:
-            raise EvaluationError(f"{name} is missing in {predictions[name].null_count} of {predictions.num_rows} "
-                                  "documents: leave them out for all models")
+            raise EvaluationError(
+                f"{name} is missing in {predictions[name].null_count} of {predictions.num_rows} "
+                "documents: leave them out for all models"
+            )
     answers, references = (predictions[name].to_pylist() for name in ("written", "reference"))
     grams = _package("sacrebleu.metrics.helpers", "sacrebleu").extract_all_char_ngrams
-    counts = [_matches(grams(answer, ORDER, False), grams(reference, ORDER, False))
-              for answer, reference in zip(answers, references, strict=True)]
-    return Overlaps(weight_N=predictions["count"].to_numpy().astype(np.float64),
-                    counts_NO3=np.array(counts, np.float64), rouge=_rouge(answers, references))
+    counts = [
+        _matches(grams(answer, ORDER, False), grams(reference, ORDER, False))
+        for answer, reference in zip(answers, references, strict=True)
+    ]
+    return Overlaps(
+        weight_N=predictions["count"].to_numpy().astype(np.float64),
+        counts_NO3=np.array(counts, np.float64),
+        rouge=_rouge(answers, references),
+    )
 
 
 def _rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, Floats]:
@@ -99,8 +117,10 @@ def _rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, Float
 
 def _matches(ours: Sequence[Counter[str]], theirs: Sequence[Counter[str]]) -> list[tuple[int, int, int]]:
     """By order: n-grams of the answer (none where the reference is too short), of the reference, of both."""
-    return [(sum(mine.values()) if its else 0, sum(its.values()), sum((mine & its).values()))
-            for mine, its in zip(ours, theirs, strict=True)]
+    return [
+        (sum(mine.values()) if its else 0, sum(its.values()), sum((mine & its).values()))
+        for mine, its in zip(ours, theirs, strict=True)
+    ]
 
 
 def _finish(overlaps: Overlaps, weight_BN: Floats) -> dict[str, Floats]:
@@ -115,8 +135,10 @@ def _chrf(counts_BO3: Floats) -> Floats:
     ours_BO, theirs_BO, both_BO = np.moveaxis(counts_BO3, -1, 0)
     some_BO = (ours_BO > 0) & (theirs_BO > 0)
     orders_B = np.maximum(some_BO.sum(axis=1), 1)
-    precision_B, recall_B = (np.where(some_BO, both_BO / np.maximum(side_BO, 1e-300), 0.0).sum(axis=1) / orders_B
-                             for side_BO in (ours_BO, theirs_BO))
+    precision_B, recall_B = (
+        np.where(some_BO, both_BO / np.maximum(side_BO, 1e-300), 0.0).sum(axis=1) / orders_B
+        for side_BO in (ours_BO, theirs_BO)
+    )
     below_B = BETA**2 * precision_B + recall_B
     return np.asarray(100 * (1 + BETA**2) * precision_B * recall_B / np.where(below_B > 0, below_B, 1.0))
 
@@ -139,5 +161,7 @@ def _package(module: str, name: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise EvaluationError(f"ROUGE and chrF need the optional package {name}: pip install 'ray-distill[seq2seq]', "
-                              "on every machine that evaluates") from error
+        raise EvaluationError(
+            f"ROUGE and chrF need the optional package {name}: pip install 'ray-distill[seq2seq]', "
+            "on every machine that evaluates"
+        ) from error

@@ -36,6 +36,8 @@ def join_predictions(
 def _in_order(rows: pa.Table, predictions: pa.Table, who: str) -> pa.ChunkedArray:
     index = pc.index_in(rows["row_id"], value_set=predictions["row_id"].combine_chunks())
     if index.null_count:
-        raise EvaluationError(f"the {who} gave no prediction for {index.null_count} of {rows.num_rows} rows: leave out "
-                              "the rows it rejected for all models, so that all are judged on the same")
+        raise EvaluationError(
+            f"the {who} gave no prediction for {index.null_count} of {rows.num_rows} rows: leave out "
+            "the rows it rejected for all models, so that all are judged on the same"
+        )
     return predictions["logp"].take(index)

@@ -36,15 +36,25 @@ def corrupted_views(
             key = fingerprint({"rows": identity, "corruption": name, "severity": severity, "seed": seed})
             corrupted = corruptions[name](rows, severity, np.random.default_rng(int(key, 16)))
             if not corrupted["row_id"].equals(rows["row_id"]):
-                raise EvaluationError(f"the corruption {name} must keep rows and their order: {rows.num_rows} rows "
-                                      f"went in, {corrupted.num_rows} other ones came out")
+                raise EvaluationError(
+                    f"the corruption {name} must keep rows and their order: {rows.num_rows} rows "
+                    f"went in, {corrupted.num_rows} other ones came out"
+                )
             yield name, severity, corrupted
 
 
 def measure_robustness(
-    rows: pa.Table, corruptions: Mapping[str, "Corruption"], severities: Sequence[int], *,
-    predict: Callable[[pa.Table], Mapping[str, pa.Table]], measure: Measure, seed: int, bootstrap: int, bins: int,
-    metrics: Sequence[str] = METRICS, join: Join = join_predictions,
+    rows: pa.Table,
+    corruptions: Mapping[str, "Corruption"],
+    severities: Sequence[int],
+    *,
+    predict: Callable[[pa.Table], Mapping[str, pa.Table]],
+    measure: Measure,
+    seed: int,
+    bootstrap: int,
+    bins: int,
+    metrics: Sequence[str] = METRICS,
+    join: Join = join_predictions,
 ) -> dict[str, Robustness]:
     """Accuracy and NLL (or other ``metrics``) of every model on every corrupted view of ``rows``, by arm.
 

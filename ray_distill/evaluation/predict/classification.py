@@ -57,8 +57,10 @@ def predict_all(predictors: Mapping[str, Predictor], rows: pa.Table) -> dict[str
             encoded[key] = one.encode(rows)
         if not encoded[key].rows:
             rejected = encoded[key].rejected
-            raise EvaluationError(f"{one.model.url} accepts none of the {rows.num_rows} rows: "
-                                  f"{rejected[0].reason if rejected else 'there are none'}")
+            raise EvaluationError(
+                f"{one.model.url} accepts none of the {rows.num_rows} rows: "
+                f"{rejected[0].reason if rejected else 'there are none'}"
+            )
         answers[arm] = one.predict(encoded[key])
     return answers
 
@@ -73,6 +75,7 @@ def predictor(model: Model, task: Task, classes: Sequence[str], *, batch: int) -
     if missing or unknown:
         raise EvaluationError(
             f"{model.url} and the snapshot have different classes: only the snapshot has {missing[:5]}, only the model "
-            f"has {unknown[:5]}; name them alike (snapshot.classes, or the model's id2label)")
+            f"has {unknown[:5]}; name them alike (snapshot.classes, or the model's id2label)"
+        )
     order = np.array([model.classes.index(name) for name in classes], dtype=np.int64)
     return Predictor(model=model, task=task, order_V=order, batch=batch)

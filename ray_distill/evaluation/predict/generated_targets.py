@@ -15,8 +15,8 @@ import transformers
 
 from ray_distill.artifacts import Estimate
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.predict.language_model import encode_for_all
 from ray_distill.evaluation.measures.classification import Floats, Ints, percentiles, resampled_weights
+from ray_distill.evaluation.predict.language_model import encode_for_all
 from ray_distill.models.core.forward import place_batch
 from ray_distill.models.core.model import Model
 from ray_distill.models.text.seq2seq_processor import PairProcessor, own_tokens
@@ -24,9 +24,7 @@ from ray_distill.snapshots.pairs import read_pair
 from ray_distill.tasks.base import Encoded, TokenTask
 
 
-def write_targets(
-    models: Mapping[str, Model], rows: pa.Table, *, task: TokenTask, batch: int
-) -> dict[str, pa.Table]:
+def write_targets(models: Mapping[str, Model], rows: pa.Table, *, task: TokenTask, batch: int) -> dict[str, pa.Table]:
     """What every model writes of the sources that all can use.
 
     Args:
@@ -45,8 +43,10 @@ def write_targets(
     used = rows.take(pc.index_in(encoded.row_ids, value_set=rows["row_id"].cast(pa.binary(16)).combine_chunks()))
     reference = [read_pair(text).target or "" for text in used[task.input_column].to_pylist()]
     known = {"row_id": used["row_id"], "count": used["count"], "reference": pa.array(reference, pa.string())}
-    return {name: pa.table(known | {"written": pa.array(_write(model, task, encoded, batch), pa.string())})
-            for name, model in models.items()}
+    return {
+        name: pa.table(known | {"written": pa.array(_write(model, task, encoded, batch), pa.string())})
+        for name, model in models.items()
+    }
 
 
 def measure_targets(written: pa.Table, *, seed: int, bootstrap: int) -> dict[str, Estimate]:
@@ -62,17 +62,32 @@ def measure_targets(written: pa.Table, *, seed: int, bootstrap: int) -> dict[str
         be changed, left out or put in over words of the references (Levenshtein 1966): above 1 where much too much was
         written. Words are what stands between spaces.
     """
-    pairs = [(one.split(), other.split()) for one, other in zip(
-        written["written"].to_pylist(), written["reference"].to_pylist(), strict=True)]
-    sums = {"match": _floats(float(ours == theirs) for ours, theirs in pairs),
-            "errors": _floats(float(distance(ours, theirs)) for ours, theirs in pairs),
-            "words": _floats(float(len(theirs)) for _, theirs in pairs), "one": np.ones(len(pairs))}
+    pairs = [
+        (one.split(), other.split())
+        for one, other in zip(written["written"].to_pylist(), written["reference"].to_pylist(), strict=True)
+    ]
+    sums = {
+        "match": _floats(float(ours == theirs) for ours, theirs in pairs),
+        "errors": _floats(float(distance(ours, theirs)) for ours, theirs in pairs),
+        "words": _floats(float(len(theirs)) for _, theirs in pairs),
+        "one": np.ones(len(pairs)),
+    }
     weight_N = written["count"].to_numpy().astype(np.float64)
     value = _rates(sums, weight_N[None, :])
-    parts = [_rates(sums, weight_BN) for weight_BN in resampled_weights(
-        weight_N, seed=seed, bootstrap=bootstrap, widest=len(sums))]
-    return {name: percentiles(float(value[name][0]), np.concatenate([part[name] for part in parts]), len(pairs),
-                              low=0.0, high=1.0 if name == "exact_match" else np.inf) for name in value}
+    parts = [
+        _rates(sums, weight_BN)
+        for weight_BN in resampled_weights(weight_N, seed=seed, bootstrap=bootstrap, widest=len(sums))
+    ]
+    return {
+        name: percentiles(
+            float(value[name][0]),
+            np.concatenate([part[name] for part in parts]),
+            len(pairs),
+            low=0.0,
+            high=1.0 if name == "exact_match" else np.inf,
+        )
+        for name in value
+    }
 
 
 def distance(ours: Sequence[str], theirs: Sequence[str]) -> int:
@@ -96,8 +111,10 @@ def _write(model: Model, task: TokenTask, encoded: Encoded, batch: int) -> list[
     """Decoded targets in the order of the rows."""
     module, processor = model.module, model.processor
     if not isinstance(module, transformers.GenerationMixin) or not isinstance(processor, PairProcessor):
-        raise EvaluationError(f"{model.url} ({type(module).__name__}) cannot write: it is no encoder-decoder of "
-                              "transformers; set evaluation.written: 0 to judge it by its likelihoods alone")
+        raise EvaluationError(
+            f"{model.url} ({type(module).__name__}) cannot write: it is no encoder-decoder of "
+            "transformers; set evaluation.written: 0 to judge it by its likelihoods alone"
+        )
     found: dict[int, str] = {}
     for index in _by_length(encoded, batch):
         inputs = {name: value for name, value in task.collate(encoded, index).items() if not name.startswith("decoder")}
@@ -111,8 +128,13 @@ def _write(model: Model, task: TokenTask, encoded: Encoded, batch: int) -> list[
 def _greedy(module: Any, processor: PairProcessor) -> Any:
     """Greedy, whatever the checkpoint's own habits are; which tokens begin and end a target are the model's to say."""
     return transformers.GenerationConfig(
-        do_sample=False, num_beams=1, max_new_tokens=processor.target_length, decoder_start_token_id=processor.start,
-        pad_token_id=processor.tokenizer.pad_token_id, **own_tokens(module))
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=processor.target_length,
+        decoder_start_token_id=processor.start,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        **own_tokens(module),
+    )
 
 
 def _by_length(encoded: Encoded, batch: int) -> Iterator[Ints]:

@@ -43,8 +43,10 @@ def run_harness(
         EvaluationError: the package is not installed, there is no such task, or a task cannot be read or run.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise EvaluationError("evaluation.lm_eval needs the optional package lm-eval: pip install "
-                              "'ray-distill[lm-eval]', on every machine that evaluates")
+        raise EvaluationError(
+            "evaluation.lm_eval needs the optional package lm-eval: pip install "
+            "'ray-distill[lm-eval]', on every machine that evaluates"
+        )
     with _folder_of(config.folder) as folder:
         return {arm: _read(_run(model, folder, config, seed=seed, batch=batch)) for arm, model in models.items()}
 
@@ -60,17 +62,29 @@ def _run(model: Model, folder: Path, config: HarnessConfig, *, seed: int, batch:
             manager = TaskManager(include_path=str(folder), include_defaults=False)
             missing = sorted(set(config.tasks) - set(manager.all_tasks))
             if missing:
-                raise EvaluationError(f"evaluation.lm_eval: {config.folder} has no task {', '.join(missing)}; it has "
-                                      f"{', '.join(sorted(manager.all_tasks)) or 'none'}")
+                raise EvaluationError(
+                    f"evaluation.lm_eval: {config.folder} has no task {', '.join(missing)}; it has "
+                    f"{', '.join(sorted(manager.all_tasks)) or 'none'}"
+                )
             found = simple_evaluate(
-                HarnessModel(model, batch=batch), tasks=list(config.tasks), task_manager=manager, limit=config.limit,
-                log_samples=False, bootstrap_iters=1000, random_seed=seed, numpy_random_seed=seed,
-                torch_random_seed=seed, fewshot_random_seed=seed)
+                HarnessModel(model, batch=batch),
+                tasks=list(config.tasks),
+                task_manager=manager,
+                limit=config.limit,
+                log_samples=False,
+                bootstrap_iters=1000,
+                random_seed=seed,
+                numpy_random_seed=seed,
+                torch_random_seed=seed,
+                fewshot_random_seed=seed,
+            )
     except EvaluationError:
         raise
     except Exception as error:  # a task's files are a program: they raise what they like
-        raise EvaluationError(f"evaluation.lm_eval: the tasks of {config.folder} cannot be run on {model.url}: "
-                              f"{type(error).__name__}: {error}") from error
+        raise EvaluationError(
+            f"evaluation.lm_eval: the tasks of {config.folder} cannot be run on {model.url}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     assert found is not None
     return dict(found)
 
@@ -100,8 +114,10 @@ def _folder_of(url: str) -> Iterator[Path]:
     """The tasks' folder on this machine."""
     if "://" not in url:
         if not Path(url).is_dir():
-            raise EvaluationError(f"evaluation.lm_eval.folder: there is no folder {url} on this machine: give a URL, "
-                                  "or a path that every machine sees")
+            raise EvaluationError(
+                f"evaluation.lm_eval.folder: there is no folder {url} on this machine: give a URL, "
+                "or a path that every machine sees"
+            )
         yield Path(url).absolute()
         return
     with tempfile.TemporaryDirectory(prefix="ray-distill-tasks-") as folder:

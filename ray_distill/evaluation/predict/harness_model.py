@@ -9,11 +9,11 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.predict.side_by_side import greedy
 from ray_distill.evaluation.predict.language_model import LOGITS_BYTES
+from ray_distill.evaluation.predict.side_by_side import greedy
 from ray_distill.models.core.forward import forward
-from ray_distill.models.text.lm_processor import LanguageProcessor
 from ray_distill.models.core.model import Model
+from ray_distill.models.text.lm_processor import LanguageProcessor
 
 #: Context, what is to follow it: tokens.
 Pair = tuple[list[int], list[int]]
@@ -61,14 +61,15 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     def _windows(self, text: str) -> list[Pair]:
         windows = get_rolling_token_windows(
-            token_list=self.tok_encode(text), prefix_token=self.prefix_token_id, max_seq_len=self.limit, context_len=1)
+            token_list=self.tok_encode(text), prefix_token=self.prefix_token_id, max_seq_len=self.limit, context_len=1
+        )
         return [make_disjoint_window(window) for window in windows]
 
     def _generate(self, context: str, settings: dict[str, Any]) -> str:
         if settings.get("do_sample"):
             raise EvaluationError("evaluation.lm_eval: a task that samples is not run; set do_sample: false")
         most = int(settings.get("max_gen_toks", MAX_TOKENS))
-        ids = self.tok_encode(context)[-max(1, self.limit - most):]
+        ids = self.tok_encode(context)[-max(1, self.limit - most) :]
         found = greedy(self.model, ids, stops=frozenset([self.eot_token_id]), new_tokens=most)
         text = str(self.tokenizer.decode(found, skip_special_tokens=True))
         until = settings.get("until") or []
@@ -98,16 +99,20 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def _run(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
         longest = max(len(follows) for _, follows in pairs)
         if longest > self.limit:
-            raise EvaluationError(f"evaluation.lm_eval: an answer has {longest} tokens, and {self.model.url} reads "
-                                  f"{self.limit}: its likelihood cannot be told")
-        rows = [(context + follows)[-(self.limit + 1):] for context, follows in pairs]
+            raise EvaluationError(
+                f"evaluation.lm_eval: an answer has {longest} tokens, and {self.model.url} reads "
+                f"{self.limit}: its likelihood cannot be told"
+            )
+        rows = [(context + follows)[-(self.limit + 1) :] for context, follows in pairs]
         width = max(len(row) for row in rows) - 1
         tokens_BL = torch.tensor([row[:-1] + [0] * (width - len(row) + 1) for row in rows])
         mask_BL = torch.tensor([[1] * (len(row) - 1) + [0] * (width - len(row) + 1) for row in rows])
         with torch.inference_mode():
             logits_BLV = forward(self.model.module, {"input_ids": tokens_BL, "attention_mask": mask_BL}).logits_BV
-            return [_scored(logits_LV[: len(row) - 1], row, len(follows))
-                    for logits_LV, row, (_, follows) in zip(logits_BLV, rows, pairs, strict=True)]
+            return [
+                _scored(logits_LV[: len(row) - 1], row, len(follows))
+                for logits_LV, row, (_, follows) in zip(logits_BLV, rows, pairs, strict=True)
+            ]
 
 
 def _scored(logits_LV: Tensor, row: list[int], follows: int) -> tuple[float, bool]:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.measures.language_model import TAIL_TOP, is_sum, sum_by_document
 from ray_distill.evaluation.measures.classification import Floats, Ints
+from ray_distill.evaluation.measures.language_model import TAIL_TOP, is_sum, sum_by_document
 from ray_distill.models.core.forward import forward
 from ray_distill.models.core.model import Model
 from ray_distill.models.text.tokenizer_match import tokens_of
@@ -30,7 +30,13 @@ CHUNK_ELEMENTS = 1 << 24
 
 
 def predict_documents(
-    models: Mapping[str, Model], rows: pa.Table, *, task: TokenTask, batch: int, bins: int, teacher: str | None,
+    models: Mapping[str, Model],
+    rows: pa.Table,
+    *,
+    task: TokenTask,
+    batch: int,
+    bins: int,
+    teacher: str | None,
     keep: Sequence[str] = (),
 ) -> dict[str, pa.Table]:
     """What every model said of the documents that can be used, as `measure_language` reads it.
@@ -52,8 +58,10 @@ def predict_documents(
             a model answers NaN.
     """
     if taken := sorted(filter(is_sum, keep)):
-        raise EvaluationError(f"the column {taken[0]} cannot be a slice of a language model's evaluation, which has a "
-                              "column of this name itself: rename it where the rows come from")
+        raise EvaluationError(
+            f"the column {taken[0]} cannot be a slice of a language model's evaluation, which has a "
+            "column of this name itself: rename it where the rows come from"
+        )
     encoded = encode_for_all(models, rows, task=task)
     parts: dict[str, list[pa.Table]] = {name: [] for name in models}
     order: list[Ints] = []
@@ -66,8 +74,10 @@ def predict_documents(
     place = pc.index_in(encoded.row_ids, value_set=rows["row_id"].cast(pa.binary(16)).combine_chunks())
     known = {name: rows[name].take(place) for name in ("row_id", "count", *keep)}
     tables = {name: pa.concat_tables(found).take(back) for name, found in parts.items()}
-    return {name: pa.table(known | dict(zip(table.column_names, table.columns, strict=True)))
-            for name, table in tables.items()}
+    return {
+        name: pa.table(known | dict(zip(table.column_names, table.columns, strict=True)))
+        for name, table in tables.items()
+    }
 
 
 def encode_for_all(models: Mapping[str, Model], rows: pa.Table, *, task: TokenTask) -> Encoded:
@@ -99,10 +109,13 @@ def check_alike(models: Mapping[str, Model]) -> None:
             raise EvaluationError(
                 f"{model.url} and {first.url} have different tokenizers (vocabulary, special tokens or chat template), "
                 "so a token of one is none of the other's: judge models of one tokenizer, and start a campaign of "
-                "another name for another")
+                "another name for another"
+            )
         if model.vocabulary != first.vocabulary:
-            raise EvaluationError(f"{model.url} answers over {model.vocabulary} tokens, {first.url} over "
-                                  f"{first.vocabulary}: give the student the teacher's vocab_size")
+            raise EvaluationError(
+                f"{model.url} answers over {model.vocabulary} tokens, {first.url} over "
+                f"{first.vocabulary}: give the student the teacher's vocab_size"
+            )
 
 
 def batches(
@@ -138,14 +151,17 @@ def _batch(
     theirs_BLV = None if teacher is None else run_batch(models[teacher], task, encoded, index)
 
     def sums(name: str) -> pa.Table:  # a function, so that one model's logits are gone before the next one's are made
-        logits_BLV = theirs_BLV if name == teacher and theirs_BLV is not None else run_batch(
-            models[name], task, encoded, index)
+        logits_BLV = (
+            theirs_BLV if name == teacher and theirs_BLV is not None else run_batch(models[name], task, encoded, index)
+        )
         values = _values(logits_BLV, theirs_BLV, document_P, position_P, true_P)
         if np.isnan(values["confidence"]).any():
-            raise EvaluationError(f"{models[name].url} answers with NaN: its weights are damaged or overflow in its "
-                                  "dtype")
-        return pa.table(sum_by_document(
-            values, document_P=document_P, position_P=position_P, documents=part.rows, bins=bins))
+            raise EvaluationError(
+                f"{models[name].url} answers with NaN: its weights are damaged or overflow in its dtype"
+            )
+        return pa.table(
+            sum_by_document(values, document_P=document_P, position_P=position_P, documents=part.rows, bins=bins)
+        )
 
     return {name: sums(name) for name in models}
 
@@ -156,8 +172,10 @@ def _values(
     """`compare_positions` of all positions, chunk by chunk, as float64 ``[P]``."""
     chunk, parts = max(1, CHUNK_ELEMENTS // logits_BLV.shape[-1]), []
     for start in range(0, len(document_P), chunk):
-        rows, places, true = (torch.from_numpy(item[start : start + chunk]).to(logits_BLV.device)
-                              for item in (document_P, position_P, true_P))
+        rows, places, true = (
+            torch.from_numpy(item[start : start + chunk]).to(logits_BLV.device)
+            for item in (document_P, position_P, true_P)
+        )
         theirs_PV = None
         if theirs_BLV is not None:
             theirs_PV = theirs_BLV[rows.to(theirs_BLV.device), places.to(theirs_BLV.device)].to(logits_BLV.device)
@@ -177,8 +195,12 @@ def compare_positions(logits_PV: Tensor, theirs_PV: Tensor | None, true_P: Tenso
     logq_PV = logits_PV.float().log_softmax(-1)
     q_PV = logq_PV.exp()
     first_P = logits_PV.argmax(-1)  # of the logits: rounding makes equal probabilities of unequal ones
-    found = {"nll": -logq_PV.gather(-1, true_P[:, None])[:, 0], "correct": first_P == true_P,
-             "confidence": q_PV.amax(-1).clamp(max=1.0), "entropy": _entropy(q_PV, logq_PV)}
+    found = {
+        "nll": -logq_PV.gather(-1, true_P[:, None])[:, 0],
+        "correct": first_P == true_P,
+        "confidence": q_PV.amax(-1).clamp(max=1.0),
+        "entropy": _entropy(q_PV, logq_PV),
+    }
     if theirs_PV is None:
         return found
     logp_PV = theirs_PV.float().log_softmax(-1)
@@ -187,8 +209,11 @@ def compare_positions(logits_PV: Tensor, theirs_PV: Tensor | None, true_P: Tenso
     terms_PV = torch.where(p_PV > 0, p_PV * (logp_PV - logq_PV), 0.0)
     top_PK, ids_PK = p_PV.topk(min(TAIL_TOP, p_PV.shape[-1]), dim=-1)
     return found | {
-        "kl_from_teacher": terms_PV.sum(-1).clamp(min=0.0), "agreement": first_P == theirs_PV.argmax(-1),
-        "teacher_entropy": _entropy(p_PV, logp_PV), "tail_gap": top_PK.sum(-1) - q_PV.gather(-1, ids_PK).sum(-1)}
+        "kl_from_teacher": terms_PV.sum(-1).clamp(min=0.0),
+        "agreement": first_P == theirs_PV.argmax(-1),
+        "teacher_entropy": _entropy(p_PV, logp_PV),
+        "tail_gap": top_PK.sum(-1) - q_PV.gather(-1, ids_PK).sum(-1),
+    }
 
 
 def _entropy(p_PV: Tensor, logp_PV: Tensor) -> Tensor:

@@ -11,12 +11,12 @@ import pyarrow.compute as pc
 
 from ray_distill.artifacts import Efficiency, Estimate
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.measures.language_model import compare_language, measure_language
-from ray_distill.evaluation.predict.language_model import batches, encode_for_all, predict_documents, run_batch
 from ray_distill.evaluation.measures.classification import Compare, Measure, compare_classification
-from ray_distill.evaluation.predict.classification import Predictor, predict_all, predictor
+from ray_distill.evaluation.measures.language_model import compare_language, measure_language
 from ray_distill.evaluation.measures.predictions import join_predictions
 from ray_distill.evaluation.measures.robustness import METRICS
+from ray_distill.evaluation.predict.classification import Predictor, predict_all, predictor
+from ray_distill.evaluation.predict.language_model import batches, encode_for_all, predict_documents, run_batch
 from ray_distill.models.core.model import Model
 from ray_distill.tasks.base import Corruption, Task, TokenTask
 
@@ -103,8 +103,10 @@ class ClassPanel:
         """See `Panel`."""
         answers = predict_all(self._predictors(), rows)
         rows = _accepted_by_all(rows, answers)
-        return {arm: join_predictions(rows, answer, teacher=answers["teacher"], slices=slices)
-                for arm, answer in answers.items()}
+        return {
+            arm: join_predictions(rows, answer, teacher=answers["teacher"], slices=slices)
+            for arm, answer in answers.items()
+        }
 
     def answer_damaged(self, rows: pa.Table, arms: Iterable[str]) -> dict[str, pa.Table]:
         """See `Panel`; a row that a model rejects is an error."""
@@ -151,8 +153,9 @@ class LanguagePanel:
 
     def answer(self, rows: pa.Table, slices: Sequence[str]) -> dict[str, pa.Table]:
         """See `Panel`."""
-        return predict_documents(self.models, rows, task=self.task, batch=self.batch, bins=self.bins,
-                                 teacher="teacher", keep=slices)
+        return predict_documents(
+            self.models, rows, task=self.task, batch=self.batch, bins=self.bins, teacher="teacher", keep=slices
+        )
 
     def answer_damaged(self, rows: pa.Table, arms: Iterable[str]) -> dict[str, pa.Table]:
         """See `Panel`; texts of which too little is left are left out for all."""
@@ -164,8 +167,12 @@ class LanguagePanel:
 
         def run_of(model: Model) -> Run:
             def run(index: npt.NDArray[np.int64]) -> object:
-                return [run_batch(model, self.task, encoded, part)[:, -1].cpu() for part in batches(
-                    encoded, task=self.task, batch=self.batch, vocabulary=model.vocabulary, index=index)]
+                return [
+                    run_batch(model, self.task, encoded, part)[:, -1].cpu()
+                    for part in batches(
+                        encoded, task=self.task, batch=self.batch, vocabulary=model.vocabulary, index=index
+                    )
+                ]
 
             return run
 
@@ -176,8 +183,10 @@ class LanguagePanel:
         encoded = encode_for_all(self.models, rows, task=self.task)
         length = float(np.diff(encoded.features[self.task.answering].offsets).mean())
         rates = {arm: cost.examples_per_second * length for arm, cost in efficiency.items()}
-        return {arm: {"tokens_per_second": Estimate(value=rate, low=rate, high=rate, n=encoded.rows)}
-                for arm, rate in rates.items()}
+        return {
+            arm: {"tokens_per_second": Estimate(value=rate, low=rate, high=rate, n=encoded.rows)}
+            for arm, rate in rates.items()
+        }
 
 
 def _run_classifier(one: Predictor, rows: pa.Table) -> Run:

@@ -14,8 +14,8 @@ import torch
 from ray_distill.errors import EvaluationError
 from ray_distill.evaluation.predict.language_model import check_alike
 from ray_distill.models.core.forward import forward
-from ray_distill.models.text.lm_processor import LanguageProcessor
 from ray_distill.models.core.model import Model
+from ray_distill.models.text.lm_processor import LanguageProcessor
 from ray_distill.models.text.prompts import Prompt, given_prompt, prompt_of_document
 
 #: Documents of the test split that are continued where it is asked for.
@@ -32,8 +32,9 @@ class Written:
     reference: str | None = None
 
 
-def choose_prompts(models: Mapping[str, Model], asked: Sequence[str] | str, documents: pa.ChunkedArray, *,
-                   new_tokens: int) -> list[Prompt]:
+def choose_prompts(
+    models: Mapping[str, Model], asked: Sequence[str] | str, documents: pa.ChunkedArray, *, new_tokens: int
+) -> list[Prompt]:
     """The prompts that all models are to continue.
 
     Args:
@@ -49,8 +50,9 @@ def choose_prompts(models: Mapping[str, Model], asked: Sequence[str] | str, docu
     check_alike(models)
     first = next(iter(models.values()))
     if not isinstance(first.processor, LanguageProcessor):
-        raise EvaluationError(f"evaluation.prompts: {first.url} has no tokenizer that could turn tokens into text: "
-                              "leave it out")
+        raise EvaluationError(
+            f"evaluation.prompts: {first.url} has no tokenizer that could turn tokens into text: leave it out"
+        )
     if not isinstance(asked, str):
         return [given_prompt(text, first.processor) for text in asked]
     return list(_from_test(documents, first.processor, new_tokens))
@@ -64,8 +66,14 @@ def write_side_by_side(
     Each prompt runs alone, so that no answer depends on the others.
     """
     stops = _stops(models)
-    return tuple(Written(prompt=prompt.shown, reference=prompt.reference, answers={
-        arm: _answer(model, prompt, stops, new_tokens) for arm, model in models.items()}) for prompt in prompts)
+    return tuple(
+        Written(
+            prompt=prompt.shown,
+            reference=prompt.reference,
+            answers={arm: _answer(model, prompt, stops, new_tokens) for arm, model in models.items()},
+        )
+        for prompt in prompts
+    )
 
 
 def greedy(model: Model, ids: Sequence[int], *, stops: frozenset[int], new_tokens: int) -> list[int]:
@@ -82,7 +90,7 @@ def greedy(model: Model, ids: Sequence[int], *, stops: frozenset[int], new_token
         if token in stops:
             break
         found.append(token)
-    return found[len(ids):]
+    return found[len(ids) :]
 
 
 def to_json(written: Sequence[Written], *, new_tokens: int) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 
 from ray_distill.artifacts import Efficiency, Estimate, EvalReport, ModelReport, StudentRef
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.measures.directions import HIGHER_IS_BETTER, headline, is_language
 from ray_distill.evaluation.measures.classification import Compare, Measure, compare_classification
+from ray_distill.evaluation.measures.directions import HIGHER_IS_BETTER, headline, is_language
 from ray_distill.evaluation.measures.robustness import Robustness
 from ray_distill.fingerprint import fingerprint
 
@@ -45,8 +45,14 @@ class Resampling:
 
 
 def judge(
-    models: Mapping[str, Measured], *, student: StudentRef, url: str, measure: Measure, resampling: Resampling,
-    slices: Sequence[str] = (), compare: Compare = compare_classification,
+    models: Mapping[str, Measured],
+    *,
+    student: StudentRef,
+    url: str,
+    measure: Measure,
+    resampling: Resampling,
+    slices: Sequence[str] = (),
+    compare: Compare = compare_classification,
 ) -> EvalReport:
     """Assemble the report of a student beside its teacher, baselines and champion.
 
@@ -65,8 +71,9 @@ def judge(
     if "student" not in models:
         raise EvaluationError(f"there is no student to judge, only {', '.join(sorted(models))}")
     reports = {arm: _model_report(arm, model, measure, resampling, slices) for arm, model in models.items()}
-    report = EvalReport(url=url, fingerprint="", student=student, models=reports,
-                        comparisons=_comparisons(models, resampling, compare))
+    report = EvalReport(
+        url=url, fingerprint="", student=student, models=reports, comparisons=_comparisons(models, resampling, compare)
+    )
     report = replace(report, notes=tuple(_notes(report)))
     content = {key: value for key, value in report.to_dict().items() if key not in ("url", "fingerprint")}
     return replace(report, fingerprint=fingerprint(content))
@@ -79,9 +86,13 @@ def _model_report(
         return measure(table, seed=resampling.seed, bootstrap=resampling.bootstrap, bins=resampling.bins)
 
     return ModelReport(
-        name=arm, url=model.url, metrics={**measured(model.predictions), **model.more}, efficiency=model.efficiency,
+        name=arm,
+        url=model.url,
+        metrics={**measured(model.predictions), **model.more},
+        efficiency=model.efficiency,
         robustness=model.robustness,
-        slices={name: measured(part) for name, part in _slices(model.predictions, slices)})
+        slices={name: measured(part) for name, part in _slices(model.predictions, slices)},
+    )
 
 
 def _slices(predictions: pa.Table, columns: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
@@ -95,16 +106,15 @@ def _slices(predictions: pa.Table, columns: Sequence[str]) -> Iterator[tuple[str
         yield f"{column}={'(none)' if value is None else value}", predictions.filter(chosen)
 
 
-def _comparisons(
-    models: Mapping[str, Measured], resampling: Resampling, compare: Compare
-) -> dict[str, Estimate]:
+def _comparisons(models: Mapping[str, Measured], resampling: Resampling, compare: Compare) -> dict[str, Estimate]:
     """Paired differences, student minus every other model, keyed ``<metric>_minus_<arm>``."""
     ours, result = models["student"].predictions, {}
     for arm, model in models.items():
         if arm == "student":
             continue
-        differences = compare(ours, model.predictions, seed=resampling.seed, bootstrap=resampling.bootstrap,
-                              bins=resampling.bins)
+        differences = compare(
+            ours, model.predictions, seed=resampling.seed, bootstrap=resampling.bootstrap, bins=resampling.bins
+        )
         for name, difference in differences.items():
             if not (arm == "teacher" and name.startswith(FIDELITY)):
                 result[f"{name}_minus_{arm}"] = difference
@@ -120,8 +130,10 @@ def _notes(report: EvalReport) -> Iterator[str]:
     elif metrics[name].n < FEW_ROWS:
         what = "documents" if is_language(metrics) else "labelled rows"
         yield f"Only {metrics[name].n} {what} were measured: intervals are wide, small differences cannot be told."
-    for arm, text in (("baseline_teacher_hard_labels", "Soft labels {} hard teacher labels"),
-                      ("baseline_hard_labels", "Distillation {} training on the true labels alone")):
+    for arm, text in (
+        ("baseline_teacher_hard_labels", "Soft labels {} hard teacher labels"),
+        ("baseline_hard_labels", "Distillation {} training on the true labels alone"),
+    ):
         difference = report.comparisons.get(f"{name}_minus_{arm}")
         if difference is not None:
             yield f"{text.format(_outcome(difference, name))}: {_shown(name)} {_signed(difference)}."
@@ -140,8 +152,10 @@ def _remarks(report: EvalReport, name: str) -> Iterator[str]:
     for where, metrics in report.models["student"].slices.items():
         part = metrics.get(name)
         if part is not None and overall is not None and _worse(part, overall.value, name):
-            yield (f"The student is weaker on {where} ({part.n} rows): {_shown(name)} {part.value:.3f} "
-                   f"[{part.low:.3f}, {part.high:.3f}] against {overall.value:.3f} on all.")
+            yield (
+                f"The student is weaker on {where} ({part.n} rows): {_shown(name)} {part.value:.3f} "
+                f"[{part.low:.3f}, {part.high:.3f}] against {overall.value:.3f} on all."
+            )
 
 
 def _worse(part: Estimate, overall: float, name: str) -> bool:

@@ -15,14 +15,14 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ray_distill.artifacts import Decision, Estimate, EvalReport
-from ray_distill.evaluation.predict import harness
 from ray_distill.evaluation.measures import language_model
-from ray_distill.evaluation.report import plots
+from ray_distill.evaluation.measures.classification import read_scores
 from ray_distill.evaluation.measures.cost import CostReport, StageCost
 from ray_distill.evaluation.measures.directions import higher_is_better, is_language
 from ray_distill.evaluation.measures.drift import DriftReport
+from ray_distill.evaluation.predict import harness
 from ray_distill.evaluation.predict.side_by_side import Written
-from ray_distill.evaluation.measures.classification import read_scores
+from ray_distill.evaluation.report import plots
 from ray_distill.evaluation.report.wording import Wording, wording
 
 NONE = "–"
@@ -31,7 +31,8 @@ _EFFICIENCY: dict[str, tuple[str, Callable[[Any], str]]] = {
     "bytes_on_disk": ("On disk, MB", lambda value: f"{value / 1e6:,.2f}"),
     "latency_ms_p50": ("Latency p50, ms", lambda value: f"{value:,.2f}"),
     "latency_ms_p95": ("Latency p95, ms", lambda value: f"{value:,.2f}"),
-    "examples_per_second": ("Throughput, examples/s", lambda value: f"{value:,.0f}")}
+    "examples_per_second": ("Throughput, examples/s", lambda value: f"{value:,.0f}"),
+}
 
 #: The two rates: the second is known of language models alone.
 _EXAMPLES, _TOKENS = "examples_per_second", "tokens_per_second"
@@ -41,9 +42,18 @@ Table = dict[str, Any]
 
 
 def render_report(
-    report: EvalReport, *, title: str, classes: Sequence[str], predictions: Mapping[str, pa.Table], bins: int,
-    history: plots.History | None = None, decision: Decision | None = None, drift: DriftReport | None = None,
-    cost: CostReport | None = None, provenance: Mapping[str, str] | None = None, written: Sequence[Written] = (),
+    report: EvalReport,
+    *,
+    title: str,
+    classes: Sequence[str],
+    predictions: Mapping[str, pa.Table],
+    bins: int,
+    history: plots.History | None = None,
+    decision: Decision | None = None,
+    drift: DriftReport | None = None,
+    cost: CostReport | None = None,
+    provenance: Mapping[str, str] | None = None,
+    written: Sequence[Written] = (),
 ) -> str:
     """Render the page.
 
@@ -65,22 +75,40 @@ def render_report(
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(
-        resources.files("ray_distill.evaluation.report").joinpath("report.html.j2").read_text("utf-8"))
+        resources.files("ray_distill.evaluation.report").joinpath("report.html.j2").read_text("utf-8")
+    )
     words = wording(report)
     return template.render(
-        title=title, decision=decision, words=words, tiles=_tiles(report, words), notes=report.notes,
-        quality=_quality_table(report, words), efficiency=_efficiency_table(report, words),
-        benchmarks=_benchmark_table(report), comparisons=_comparison_table(report, words),
+        title=title,
+        decision=decision,
+        words=words,
+        tiles=_tiles(report, words),
+        notes=report.notes,
+        quality=_quality_table(report, words),
+        efficiency=_efficiency_table(report, words),
+        benchmarks=_benchmark_table(report),
+        comparisons=_comparison_table(report, words),
         slices=_slice_table(report, words),
-        drift=drift, drift_table=drift and _drift_table(drift), cost=cost, cost_table=cost and _cost_table(cost),
-        serving=cost and _serving_table(cost), break_even=cost and _break_even(cost),
-        provenance=_provenance(report, provenance or {}), written=_written(written),
-        figures={name: Markup(plots.figure_svg(figure, name))  # our own SVG, in which matplotlib escaped the text
-                 for name, figure in report_figures(report, classes, predictions, bins, history).items()})
+        drift=drift,
+        drift_table=drift and _drift_table(drift),
+        cost=cost,
+        cost_table=cost and _cost_table(cost),
+        serving=cost and _serving_table(cost),
+        break_even=cost and _break_even(cost),
+        provenance=_provenance(report, provenance or {}),
+        written=_written(written),
+        figures={
+            name: Markup(plots.figure_svg(figure, name))  # our own SVG, in which matplotlib escaped the text
+            for name, figure in report_figures(report, classes, predictions, bins, history).items()
+        },
+    )
 
 
 def report_figures(
-    report: EvalReport, classes: Sequence[str], predictions: Mapping[str, pa.Table], bins: int,
+    report: EvalReport,
+    classes: Sequence[str],
+    predictions: Mapping[str, pa.Table],
+    bins: int,
     history: plots.History | None = None,
 ) -> dict[str, Figure]:
     """All figures that the data allow, by the names of `Wording.captions`."""
@@ -101,9 +129,14 @@ def _quality_figures(
     figures = {words.headline: plots.headline_figure(report, words.headline, words.axis)}
     if not is_language(metrics):
         curves = {arm: plots.reliability(read_scores(table).labelled, bins) for arm, table in predictions.items()}
-        return figures | {"confusion": plots.confusion_figure(predictions["student"], classes),
-                          "reliability": plots.reliability_figure(curves, bins)}
-    curves = {arm: language_model.reliability(language_model.read_documents(table, bins)) for arm, table in predictions.items()}
+        return figures | {
+            "confusion": plots.confusion_figure(predictions["student"], classes),
+            "reliability": plots.reliability_figure(curves, bins),
+        }
+    curves = {
+        arm: language_model.reliability(language_model.read_documents(table, bins))
+        for arm, table in predictions.items()
+    }
     if any(name.startswith("kl_from_teacher_at_") for name in metrics):
         figures["positions"] = plots.positions_figure(report)
     return figures | {"reliability": plots.reliability_figure(curves, bins, words.top)}
@@ -123,8 +156,14 @@ def _tiles(report: EvalReport, words: Wording) -> list[dict[str, str]]:
         tiles.append({"name": heading, "value": show(value), "below": below, "interval": _ratio(report, name)})
     if _TOKENS in student.metrics:
         below = f"teacher {_rate(teacher.metrics.get(_TOKENS))}" if teacher else ""
-        tiles.append({"name": "Tokens read a second", "value": _rate(student.metrics[_TOKENS]), "below": below,
-                      "interval": _ratio(report, _EXAMPLES)})
+        tiles.append(
+            {
+                "name": "Tokens read a second",
+                "value": _rate(student.metrics[_TOKENS]),
+                "below": below,
+                "interval": _ratio(report, _EXAMPLES),
+            }
+        )
     return tiles
 
 
@@ -133,16 +172,26 @@ def _metric_tile(report: EvalReport, metric: str, name: str) -> dict[str, str]:
     below = f"teacher {_value(teacher.metrics.get(metric), 3)}" if teacher else ""
     if metric == "kl_from_teacher":  # of the teacher itself it is 0
         below = f"agreement {_value(metrics.get('agreement'), 3)}"
-    return {"name": name, "value": _value(metrics[metric], 3), "interval": _interval(metrics[metric], 3),
-            "below": below}
+    return {
+        "name": name,
+        "value": _value(metrics[metric], 3),
+        "interval": _interval(metrics[metric], 3),
+        "below": below,
+    }
 
 
 def _written(written: Sequence[Written]) -> list[dict[str, Any]]:
     """Each prompt with the answers in the order of the tables, and what did follow it."""
-    return [{"prompt": item.prompt, "answers": [
-        *({"name": plots.label(arm), "text": item.answers[arm]} for arm in plots.ordered(item.answers)),
-        *([{"name": "What did follow", "text": item.reference}] if item.reference is not None else []),
-    ]} for item in written]
+    return [
+        {
+            "prompt": item.prompt,
+            "answers": [
+                *({"name": plots.label(arm), "text": item.answers[arm]} for arm in plots.ordered(item.answers)),
+                *([{"name": "What did follow", "text": item.reference}] if item.reference is not None else []),
+            ],
+        }
+        for item in written
+    ]
 
 
 def _ratio(report: EvalReport, name: str) -> str:
@@ -153,8 +202,11 @@ def _ratio(report: EvalReport, name: str) -> str:
     if not ours or not theirs:
         return ""
     factor = max(ours / theirs, theirs / ours)
-    word = {"parameters": ("larger", "smaller"), "latency_ms_p50": ("slower", "faster"),
-            "examples_per_second": ("faster", "slower")}[name][ours < theirs]
+    word = {
+        "parameters": ("larger", "smaller"),
+        "latency_ms_p50": ("slower", "faster"),
+        "examples_per_second": ("faster", "slower"),
+    }[name][ours < theirs]
     return "same as teacher" if factor < 1.05 else f"{factor:,.1f}× {word}"
 
 
@@ -181,12 +233,19 @@ def _efficiency_table(report: EvalReport, words: Wording) -> Table:
 
 def _benchmark_table(report: EvalReport) -> Table | None:
     """One row a figure of lm-evaluation-harness: there may be many; None where there is none."""
-    by_arm = {arm: {name: found for name, found in report.models[arm].metrics.items()
-                    if name.startswith(harness.PREFIX)} for arm in plots.ordered(report.models)}
+    by_arm = {
+        arm: {name: found for name, found in report.models[arm].metrics.items() if name.startswith(harness.PREFIX)}
+        for arm in plots.ordered(report.models)
+    }
     arms = [arm for arm, metrics in by_arm.items() if metrics]
-    rows = [{"name": name.removeprefix(harness.PREFIX), "strong": False,
-             "cells": [_estimate(by_arm[arm].get(name), 3) for arm in arms]}
-            for name in dict.fromkeys(name for metrics in by_arm.values() for name in metrics)]
+    rows = [
+        {
+            "name": name.removeprefix(harness.PREFIX),
+            "strong": False,
+            "cells": [_estimate(by_arm[arm].get(name), 3) for arm in arms],
+        }
+        for name in dict.fromkeys(name for metrics in by_arm.values() for name in metrics)
+    ]
     return {"headings": ["Task and metric", *map(plots.label, arms)], "rows": rows} if rows else None
 
 
@@ -196,8 +255,9 @@ def _comparison_table(report: EvalReport, words: Wording) -> Table:
     names = [name for name in words.compared if any(f"{name}_minus_{arm}" in report.comparisons for arm in arms)]
     rows = []
     for arm in arms:
-        cells = [_difference(report.comparisons.get(f"{name}_minus_{arm}"), name, words.quality[name][1])
-                 for name in names]
+        cells = [
+            _difference(report.comparisons.get(f"{name}_minus_{arm}"), name, words.quality[name][1]) for name in names
+        ]
         rows.append({"name": f"minus {plots.label(arm)}", "cells": cells, "strong": False})
     return {"headings": ["Student", *(words.quality[name][0] for name in names)], "rows": rows}
 
@@ -225,28 +285,46 @@ def _slice_table(report: EvalReport, words: Wording) -> Table | None:
 
 
 def _drift_table(drift: DriftReport) -> Table:
-    rows = [{"name": f"{item.name}: {item.statistic}", "strong": item.alarm, "cells": [
-        _cell(f"{item.value:.4f}"), _cell(f"{item.threshold:g}"), _cell(f"{item.p_value:.2g}"),
-        _cell("alarm" if item.alarm else "quiet", tone="bad" if item.alarm else ""),
-    ]} for item in drift.findings]
+    rows = [
+        {
+            "name": f"{item.name}: {item.statistic}",
+            "strong": item.alarm,
+            "cells": [
+                _cell(f"{item.value:.4f}"),
+                _cell(f"{item.threshold:g}"),
+                _cell(f"{item.p_value:.2g}"),
+                _cell("alarm" if item.alarm else "quiet", tone="bad" if item.alarm else ""),
+            ],
+        }
+        for item in drift.findings
+    ]
     return {"headings": ["Test", "Value", "Threshold", "Adjusted p", "Finding"], "rows": rows}
 
 
 def _cost_table(cost: CostReport) -> Table:
     rows = [_cost_row(stage) for stage in cost.stages]
-    return {"headings": ["Stage", "Wall, s", "Core-hours", "Accelerator-hours", "Written, MB", cost.total.currency],
-            "rows": [*rows, {**_cost_row(cost.total), "strong": True}]}
+    return {
+        "headings": ["Stage", "Wall, s", "Core-hours", "Accelerator-hours", "Written, MB", cost.total.currency],
+        "rows": [*rows, {**_cost_row(cost.total), "strong": True}],
+    }
 
 
 def _cost_row(stage: StageCost) -> dict[str, Any]:
-    values = [f"{stage.wall_seconds:,.1f}", f"{stage.core_hours:,.4f}", f"{stage.accelerator_hours:,.4f}",
-              f"{stage.bytes_written / 1e6:,.2f}", f"{stage.money:,.4f}"]
+    values = [
+        f"{stage.wall_seconds:,.1f}",
+        f"{stage.core_hours:,.4f}",
+        f"{stage.accelerator_hours:,.4f}",
+        f"{stage.bytes_written / 1e6:,.2f}",
+        f"{stage.money:,.4f}",
+    ]
     return {"name": stage.stage, "cells": [_cell(value) for value in values], "strong": False}
 
 
 def _serving_table(cost: CostReport) -> Table:
-    rows = [{"name": plots.label(arm), "strong": arm == "student", "cells": [
-        _cell(f"{cost.per_million[arm]:,.4f}")]} for arm in plots.ordered(cost.per_million)]
+    rows = [
+        {"name": plots.label(arm), "strong": arm == "student", "cells": [_cell(f"{cost.per_million[arm]:,.4f}")]}
+        for arm in plots.ordered(cost.per_million)
+    ]
     return {"headings": ["Serving", f"{cost.total.currency} a million requests"], "rows": rows}
 
 
@@ -258,8 +336,15 @@ def _break_even(cost: CostReport) -> str:
 
 def _provenance(report: EvalReport, facts: Mapping[str, str]) -> dict[str, str]:
     labels = report.student.labels
-    return {"report": report.fingerprint, "student": report.student.fingerprint, "student URL": report.student.url,
-            "labels": labels.fingerprint, "label store": labels.store, "snapshot": labels.snapshot.fingerprint, **facts}
+    return {
+        "report": report.fingerprint,
+        "student": report.student.fingerprint,
+        "student URL": report.student.url,
+        "labels": labels.fingerprint,
+        "label store": labels.store,
+        "snapshot": labels.snapshot.fingerprint,
+        **facts,
+    }
 
 
 def _cell(value: str, below: str = "", tone: str = "") -> dict[str, str]:

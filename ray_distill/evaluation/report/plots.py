@@ -21,24 +21,46 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 
 from ray_distill.artifacts import Estimate, EvalReport
-from ray_distill.evaluation.measures.language_model import BUCKETS
 from ray_distill.evaluation.measures.classification import Floats, Scores, confidence_bins, read_scores
+from ray_distill.evaluation.measures.language_model import BUCKETS
 
 INK = "#1f2329"
 COLOURS = {
-    "student": "#2f6fde", "teacher": "#8a929c", "baseline_hard_labels": "#d9822b",
-    "baseline_teacher_hard_labels": "#b0569f", "ceiling_true_labels": "#2f9e6e", "champion": "#c9a227"}
+    "student": "#2f6fde",
+    "teacher": "#8a929c",
+    "baseline_hard_labels": "#d9822b",
+    "baseline_teacher_hard_labels": "#b0569f",
+    "ceiling_true_labels": "#2f9e6e",
+    "champion": "#c9a227",
+}
 ARMS = {
-    "teacher": "Teacher", "student": "Student", "champion": "Champion",
+    "teacher": "Teacher",
+    "student": "Student",
+    "champion": "Champion",
     "baseline_hard_labels": "Baseline: true labels only",
     "baseline_teacher_hard_labels": "Baseline: teacher's hard labels",
-    "ceiling_true_labels": "Ceiling: all true labels"}
+    "ceiling_true_labels": "Ceiling: all true labels",
+}
 MOST_CLASSES = 20
 _STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none", "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "axes.edgecolor": INK,
-    "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False,
-    "axes.spines.right": False, "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
-    "legend.frameon": False, "lines.linewidth": 1.6, "text.parse_math": False}
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "axes.edgecolor": INK,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "text.parse_math": False,
+}
 
 #: What is drawn by position in the document: the part of a metric's name before the bucket, and its axis.
 _BY_POSITION = {"kl_from_teacher": "KL, nats", "entropy_gap": "entropy gap", "tail_mass_gap": "tail gap"}
@@ -73,8 +95,9 @@ def confusion_figure(predictions: pa.Table, classes: Sequence[str]) -> Figure:
     side = 2.0 + 0.3 * len(shown)
     with styled_figure(side + 0.6, side) as (figure, (axes,)):
         colours = LinearSegmentedColormap.from_list("share", [to_rgba(COLOURS["student"], a) for a in (0, 1)])
-        axes.pcolormesh(share[np.ix_(shown, shown)], cmap=colours, vmin=0, vmax=1, edgecolors=to_rgba(INK, 0.08),
-                        linewidth=0.5)
+        axes.pcolormesh(
+            share[np.ix_(shown, shown)], cmap=colours, vmin=0, vmax=1, edgecolors=to_rgba(INK, 0.08), linewidth=0.5
+        )
         names = [classes[v] for v in shown]
         middle = np.arange(len(shown)) + 0.5
         axes.set_xticks(middle, labels=names, rotation=90 if max(map(len, names)) > 2 else 0)
@@ -109,13 +132,19 @@ def reliability_figure(curves: Mapping[str, Curve], bins: int, top: str = "class
 def positions_figure(report: EvalReport) -> Figure:
     """KL from the teacher and the gaps by position in the document, of every model but the teacher, with intervals."""
     arms = [arm for arm in ordered(report.models) if arm != "teacher"]
-    buckets = [name for name in BUCKETS if any(f"kl_from_teacher_at_{name}" in report.models[arm].metrics
-                                               for arm in arms)]
+    buckets = [
+        name for name in BUCKETS if any(f"kl_from_teacher_at_{name}" in report.models[arm].metrics for arm in arms)
+    ]
     with styled_figure(5.4, 5.2, rows=3, height_ratios=(2, 1, 1), sharex=True) as (figure, panels):
         for axes, (metric, heading) in zip(panels, _BY_POSITION.items(), strict=True):
             for number, arm in enumerate(arms):
-                _dodged(axes, report, arm, [f"{metric}_at_{name}" for name in buckets],
-                        0.09 * (number - (len(arms) - 1) / 2))
+                _dodged(
+                    axes,
+                    report,
+                    arm,
+                    [f"{metric}_at_{name}" for name in buckets],
+                    0.09 * (number - (len(arms) - 1) / 2),
+                )
             axes.set_ylabel(heading)
             draw_grid(axes, "y")
             if metric == "kl_from_teacher":
@@ -178,8 +207,10 @@ def reliability(scores: Scores, bins: int) -> Curve:
     index_N, weight_N = confidence_bins(scores, bins), scores.weight_N
     correct_N = scores.logp_NV.argmax(axis=1) == scores.label_N
     weight = np.bincount(index_N, weights=weight_N, minlength=bins)
-    sums = [np.bincount(index_N, weights=weight_N * x, minlength=bins)
-            for x in (np.exp(scores.logp_NV.max(axis=1)), correct_N)]
+    sums = [
+        np.bincount(index_N, weights=weight_N * x, minlength=bins)
+        for x in (np.exp(scores.logp_NV.max(axis=1)), correct_N)
+    ]
     some = weight > 0
     return sums[0][some] / weight[some], sums[1][some] / weight[some], weight / weight.sum()
 
@@ -188,10 +219,11 @@ def figure_svg(figure: Figure, salt: str) -> str:
     """Inline SVG on a transparent ground whose ink is ``currentColor``; ``salt`` keeps ids apart on one page."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}), _any_script():
-        figure.savefig(buffer, format="svg", transparent=True,
-                       metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        figure.savefig(
+            buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
     text = buffer.getvalue()
-    text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text[text.index("<svg"):], flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r' id="[A-Za-z0-9]+_\d+"', "", text)
     return re.sub(r"\n\s*", "\n", text.replace(INK, "currentColor"))
 
@@ -221,14 +253,19 @@ def colour(arm: str) -> str:
 
 @contextmanager
 def styled_figure(
-    width: float, height: float, *, rows: int = 1, columns: int = 1, height_ratios: Sequence[float] | None = None,
-    sharex: bool = False, sharey: bool = False,
+    width: float,
+    height: float,
+    *,
+    rows: int = 1,
+    columns: int = 1,
+    height_ratios: Sequence[float] | None = None,
+    sharex: bool = False,
+    sharey: bool = False,
 ) -> Iterator[tuple[Figure, list[Axes]]]:
     """A figure and its axes, row by row, drawn in the project's style; sizes in inches."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
-        grid = figure.subplots(
-            rows, columns, squeeze=False, height_ratios=height_ratios, sharex=sharex, sharey=sharey)
+        grid = figure.subplots(rows, columns, squeeze=False, height_ratios=height_ratios, sharex=sharex, sharey=sharey)
         yield figure, list(grid.flat)
 
 
@@ -249,17 +286,28 @@ def _severities(report: EvalReport, arm: str, kind: str, metric: str) -> list[tu
 def _interval_line(axes: Axes, points: Sequence[tuple[int, Estimate]], arm: str) -> None:
     severity = [s for s, _ in points]
     axes.plot(severity, [e.value for _, e in points], "o-", color=colour(arm), markersize=3.5, label=label(arm))
-    axes.fill_between(severity, [e.low for _, e in points], [e.high for _, e in points], color=colour(arm), alpha=0.13,
-                      linewidth=0)
+    axes.fill_between(
+        severity, [e.low for _, e in points], [e.high for _, e in points], color=colour(arm), alpha=0.13, linewidth=0
+    )
     axes.set_xticks(severity)
 
 
 def _dodged(axes: Axes, report: EvalReport, arm: str, metrics: Sequence[str], shift: float) -> None:
     """An arm's values beside those of the others, one place a metric; a value without an interval is a point."""
-    found = [(place + shift, report.models[arm].metrics[name]) for place, name in enumerate(metrics)
-             if name in report.models[arm].metrics]
-    axes.plot([x for x, _ in found], [item.value for _, item in found], "o-", color=colour(arm), markersize=3.5,
-              linewidth=0.9, label=label(arm))
+    found = [
+        (place + shift, report.models[arm].metrics[name])
+        for place, name in enumerate(metrics)
+        if name in report.models[arm].metrics
+    ]
+    axes.plot(
+        [x for x, _ in found],
+        [item.value for _, item in found],
+        "o-",
+        color=colour(arm),
+        markersize=3.5,
+        linewidth=0.9,
+        label=label(arm),
+    )
     for x, item in found:
         axes.plot([x, x], [item.low, item.high], color=colour(arm), linewidth=1.6, solid_capstyle="round")
 
@@ -274,8 +322,15 @@ def _annotate(axes: Axes, share: Floats) -> None:
     """Write shares of at least one per cent into their cells, in per cent."""
     for (row, column), value in np.ndenumerate(share):
         if value >= 0.005:
-            axes.text(column + 0.5, row + 0.5, f"{100 * value:.0f}", ha="center", va="center", fontsize=7,
-                      color="#ffffff" if value > 0.55 else INK)
+            axes.text(
+                column + 0.5,
+                row + 0.5,
+                f"{100 * value:.0f}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="#ffffff" if value > 0.55 else INK,
+            )
 
 
 def draw_grid(axes: Axes, which: Literal["x", "y", "both"]) -> None:

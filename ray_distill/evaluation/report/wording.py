@@ -39,50 +39,75 @@ class Wording:
     """The first tiles: of each the name by metric, of which the first that was measured is shown."""
 
 
-_CALIBRATED = ("{} against confidence; on the dashed line a model is calibrated. Below: how often the student is how "
-               "confident.")
+_CALIBRATED = (
+    "{} against confidence; on the dashed line a model is calibrated. Below: how often the student is how confident."
+)
 _LOSS = "Training loss by step. Arms minimise different losses: compare shapes, not heights."
 
 CLASSES = Wording(
     quality={
-        "accuracy": ("Accuracy", 3), "macro_f1": ("Macro-F1", 3), "nll": ("NLL, nats", 3), "ece": ("ECE", 3),
-        "agreement": ("Agreement with teacher", 3), "kl_from_teacher": ("KL from teacher, nats", 3)},
+        "accuracy": ("Accuracy", 3),
+        "macro_f1": ("Macro-F1", 3),
+        "nll": ("NLL, nats", 3),
+        "ece": ("ECE", 3),
+        "agreement": ("Agreement with teacher", 3),
+        "kl_from_teacher": ("KL from teacher, nats", 3),
+    },
     compared=("accuracy", "macro_f1", "nll", "ece", "agreement", "kl_from_teacher"),
-    headline="accuracy", axis="accuracy",
-    pair=("confusion", "reliability"), mistakes="Where it errs, and whether it knows", top="class",
-    rate="Throughput, examples/s", speed="latency of single requests, throughput of batches.",
-    rows="Rows", slices="Accuracy, slices of at least 30 rows.",
+    headline="accuracy",
+    axis="accuracy",
+    pair=("confusion", "reliability"),
+    mistakes="Where it errs, and whether it knows",
+    top="class",
+    rate="Throughput, examples/s",
+    speed="latency of single requests, throughput of batches.",
+    rows="Rows",
+    slices="Accuracy, slices of at least 30 rows.",
     captions={
         "accuracy": "Accuracy of every model on the same rows.",
         "confusion": "The student's predictions, per cent of each true class.",
         "reliability": _CALIBRATED.format("Accuracy"),
         "robustness": "Accuracy on corrupted inputs, the same damage for every model; severity 0 is the clean test "
-                      "split.",
-        "loss": _LOSS},
-    tiles=({"accuracy": "accuracy", "agreement": "agreement"},))
+        "split.",
+        "loss": _LOSS,
+    },
+    tiles=({"accuracy": "accuracy", "agreement": "agreement"},),
+)
 
 LANGUAGE = Wording(
     quality={
-        "nll": ("NLL, nats", 3), "perplexity": ("Perplexity", 1), "accuracy": ("Next-token accuracy", 3),
-        "ece": ("ECE", 3), "agreement": ("Agreement with teacher", 3), "kl_from_teacher": ("KL from teacher, nats", 3),
-        "entropy_gap": ("Entropy gap, nats", 3), "tail_mass_gap": ("Tail-mass gap", 3)},
+        "nll": ("NLL, nats", 3),
+        "perplexity": ("Perplexity", 1),
+        "accuracy": ("Next-token accuracy", 3),
+        "ece": ("ECE", 3),
+        "agreement": ("Agreement with teacher", 3),
+        "kl_from_teacher": ("KL from teacher, nats", 3),
+        "entropy_gap": ("Entropy gap, nats", 3),
+        "tail_mass_gap": ("Tail-mass gap", 3),
+    },
     # Without perplexity, which says what NLL says, and accuracy, which says what agreement does: more do not fit.
     compared=("nll", "ece", "agreement", "kl_from_teacher", "entropy_gap", "tail_mass_gap"),
-    headline="nll", axis="NLL, nats a token",
+    headline="nll",
+    axis="NLL, nats a token",
     explained="Means are over tokens, intervals over documents. A gap is what a model has more than the teacher, of "
-              "entropy or of probability outside the teacher's 64 likeliest tokens: 0 is best.",
-    pair=("positions", "reliability"), mistakes="How far it is from its teacher, and whether it knows", top="token",
+    "entropy or of probability outside the teacher's 64 likeliest tokens: 0 is best.",
+    pair=("positions", "reliability"),
+    mistakes="How far it is from its teacher, and whether it knows",
+    top="token",
     rate="Throughput, documents/s",
     speed="latency of reading a single document, throughput of batches; padding is no token. Nothing is written.",
-    rows="Documents", slices="NLL in nats a token, slices of at least 30 documents.",
+    rows="Documents",
+    slices="NLL in nats a token, slices of at least 30 documents.",
     captions={
         "nll": "NLL of every model on the same tokens: lower is better.",
         "positions": "Distance from the teacher by position in the document: KL, entropy gap, tail-mass gap.",
         "reliability": _CALIBRATED.format("Next-token accuracy"),
         "robustness": "NLL on corrupted texts, the same damage for every model. Damaged text has other tokens than the "
-                      "clean one at severity 0: compare models, not severities.",
-        "loss": _LOSS},
-    tiles=({"nll": "NLL, nats a token"}, {"kl_from_teacher": "KL from teacher, nats"}))
+        "clean one at severity 0: compare models, not severities.",
+        "loss": _LOSS,
+    },
+    tiles=({"nll": "NLL, nats a token"}, {"kl_from_teacher": "KL from teacher, nats"}),
+)
 
 
 def wording(report: EvalReport) -> Wording:

@@ -73,6 +73,7 @@ def pareto(points: Sequence[Sequence[float]]) -> list[bool]:
 
     Equal points do not dominate each other.
     """
+
     def dominated(point: Sequence[float]) -> bool:
         return any(other != point and all(a <= b for a, b in zip(other, point, strict=True)) for other in rest)
 
@@ -84,8 +85,11 @@ def mark_frontier(trials: Sequence[TrialResult], objective: str, *, more_is_bett
     """The trials, those marked that no other finished one beats in quality, parameters and median latency at once."""
     sign = -1.0 if more_is_better else 1.0
     able = [trial for trial in trials if trial.verdict == "finished" and trial.efficiency is not None]
-    points = [(sign * trial.metrics[objective], trial.efficiency.parameters, trial.efficiency.latency_ms_p50)
-              for trial in able if trial.efficiency is not None]
+    points = [
+        (sign * trial.metrics[objective], trial.efficiency.parameters, trial.efficiency.latency_ms_p50)
+        for trial in able
+        if trial.efficiency is not None
+    ]
     marked = {trial.number for trial, best in zip(able, pareto(points), strict=True) if best}
     return tuple(replace(trial, on_frontier=trial.number in marked) for trial in trials)
 
@@ -109,14 +113,40 @@ def to_csv(result: SweepResult) -> str:
     speed = ("parameters", "bytes_on_disk", "latency_ms_p50", "latency_ms_p95", "examples_per_second")
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow(["number", "name", "verdict", "same_as", "on_frontier", *paths, *measured, "epoch", *speed,
-                     "student", "run_id", "reason"])
+    writer.writerow(
+        [
+            "number",
+            "name",
+            "verdict",
+            "same_as",
+            "on_frontier",
+            *paths,
+            *measured,
+            "epoch",
+            *speed,
+            "student",
+            "run_id",
+            "reason",
+        ]
+    )
     for trial in result.trials:
         cells = [getattr(trial.efficiency, name, None) for name in speed]
-        writer.writerow([
-            trial.number, trial.name, trial.verdict, trial.same_as, trial.on_frontier,
-            *(_cell(trial.changes.get(path)) for path in paths), *(trial.metrics.get(name) for name in measured),
-            trial.epoch, *cells, trial.student and trial.student.url, trial.run_id, trial.reason])
+        writer.writerow(
+            [
+                trial.number,
+                trial.name,
+                trial.verdict,
+                trial.same_as,
+                trial.on_frontier,
+                *(_cell(trial.changes.get(path)) for path in paths),
+                *(trial.metrics.get(name) for name in measured),
+                trial.epoch,
+                *cells,
+                trial.student and trial.student.url,
+                trial.run_id,
+                trial.reason,
+            ]
+        )
     return sink.getvalue()
 
 

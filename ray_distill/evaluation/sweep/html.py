@@ -19,8 +19,7 @@ NONE = "–"
 
 
 def render_sweep(
-    result: SweepResult, *, title: str, values: dict[str, Sequence[Any]], rerun: str,
-    provenance: Mapping[str, str],
+    result: SweepResult, *, title: str, values: dict[str, Sequence[Any]], rerun: str, provenance: Mapping[str, str]
 ) -> str:
     """Render the page.
 
@@ -36,14 +35,23 @@ def render_sweep(
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(
-        resources.files("ray_distill.evaluation.sweep").joinpath("sweep.html.j2").read_text("utf-8"))
+        resources.files("ray_distill.evaluation.sweep").joinpath("sweep.html.j2").read_text("utf-8")
+    )
     # Our own SVG, in which matplotlib, and `_titled`, escaped the text.
     parallel = Markup(_titled(figure_svg(parallel_figure(result, values), "parallel"), result))
     frontier = Markup(figure_svg(frontier_figure(result), "frontier")) if _timed(result) else None
     return template.render(
-        title=title, result=result, parallel=parallel, frontier=frontier, rerun=rerun, provenance=provenance,
-        objective=objective_name(result), rows=[_row(result, trial) for trial in result.trials],
-        tiles=_tiles(result), NONE=NONE)
+        title=title,
+        result=result,
+        parallel=parallel,
+        frontier=frontier,
+        rerun=rerun,
+        provenance=provenance,
+        objective=objective_name(result),
+        rows=[_row(result, trial) for trial in result.trials],
+        tiles=_tiles(result),
+        NONE=NONE,
+    )
 
 
 def told(result: SweepResult, trial: TrialResult) -> str:
@@ -57,10 +65,14 @@ def told(result: SweepResult, trial: TrialResult) -> str:
 def markdown(result: SweepResult) -> str:
     """The sweep in short, as the parent run's page shows it."""
     best = result.winner
-    lines = [f"**Best: {_plain(best.name)}** (trial {best.number}), {result.objective} "
-             f"{best.metrics[result.objective]:.4f} on {result.validation_rows} validation rows.", "",
-             ", ".join(f"{result.count(verdict)} {verdict}" for verdict in ("finished", "stopped", "failed")) +
-             ". The page is the artifact `sweep.html`, the table `results.csv`.", ""]
+    lines = [
+        f"**Best: {_plain(best.name)}** (trial {best.number}), {result.objective} "
+        f"{best.metrics[result.objective]:.4f} on {result.validation_rows} validation rows.",
+        "",
+        ", ".join(f"{result.count(verdict)} {verdict}" for verdict in ("finished", "stopped", "failed"))
+        + ". The page is the artifact `sweep.html`, the table `results.csv`.",
+        "",
+    ]
     return "\n".join([*lines, *(f"- {note}" for note in result.notes)])
 
 
@@ -76,17 +88,24 @@ def _titled(svg: str, result: SweepResult) -> str:
     """Give each line its title, which a browser shows beside the mouse, and the numbers the page's own ground."""
     for trial in result.own:
         group = f'<g id="trial-{trial.number}">'
-        svg = svg.replace(group, f'{group}<title>{html.escape(told(result, trial))}</title>')
+        svg = svg.replace(group, f"{group}<title>{html.escape(told(result, trial))}</title>")
     return svg.replace(GROUND, "var(--ground)")
 
 
 def _tiles(result: SweepResult) -> list[dict[str, str]]:
     best = result.winner
-    found = [{"name": f"Best {objective_name(result)}", "value": f"{best.metrics[result.objective]:.4f}",
-              "below": f"trial {best.number}"}]
+    found = [
+        {
+            "name": f"Best {objective_name(result)}",
+            "value": f"{best.metrics[result.objective]:.4f}",
+            "below": f"trial {best.number}",
+        }
+    ]
     if best.efficiency is not None:
-        found += [{"name": "its parameters", "value": f"{best.efficiency.parameters:,}", "below": ""},
-                  {"name": "its latency p50, ms", "value": f"{best.efficiency.latency_ms_p50:,.2f}", "below": ""}]
+        found += [
+            {"name": "its parameters", "value": f"{best.efficiency.parameters:,}", "below": ""},
+            {"name": "its latency p50, ms", "value": f"{best.efficiency.latency_ms_p50:,.2f}", "below": ""},
+        ]
     counts = ", ".join(f"{result.count(verdict)} {verdict}" for verdict in ("stopped", "failed"))
     return [*found, {"name": "trials finished", "value": str(result.count("finished")), "below": counts}]
 
@@ -95,11 +114,19 @@ def _row(result: SweepResult, trial: TrialResult) -> dict[str, Any]:
     cost, value = trial.efficiency, trial.metrics.get(result.objective)
     verdict = f"as trial {trial.same_as}" if trial.same_as is not None else trial.verdict
     return {
-        "number": trial.number, "name": trial.name, "verdict": verdict, "tone": trial.verdict,
-        "reason": trial.reason, "strong": trial.number == result.best, "frontier": trial.on_frontier,
+        "number": trial.number,
+        "name": trial.name,
+        "verdict": verdict,
+        "tone": trial.verdict,
+        "reason": trial.reason,
+        "strong": trial.number == result.best,
+        "frontier": trial.on_frontier,
         "cells": [
-            NONE if value is None else f"{value:.4f}", NONE if trial.epoch is None else f"{trial.epoch:.3g}",
+            NONE if value is None else f"{value:.4f}",
+            NONE if trial.epoch is None else f"{trial.epoch:.3g}",
             NONE if cost is None else f"{cost.parameters:,}",
             NONE if cost is None else f"{cost.bytes_on_disk / 1e6:,.2f}",
             NONE if cost is None else f"{cost.latency_ms_p50:,.2f}",
-            NONE if cost is None else f"{cost.latency_ms_p95:,.2f}"]}
+            NONE if cost is None else f"{cost.latency_ms_p95:,.2f}",
+        ],
+    }

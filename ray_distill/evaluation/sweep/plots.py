@@ -46,8 +46,7 @@ def axes_of(result: SweepResult, values: dict[str, Sequence[Any]]) -> list[Axis]
         values: what each trial (of ``result.own``) has at each path that is varied.
     """
     trials = result.own
-    axes = [make_axis(path.removeprefix("student.").removeprefix("training."), found)
-            for path, found in values.items()]
+    axes = [make_axis(path.removeprefix("student.").removeprefix("training."), found) for path, found in values.items()]
     objective = [trial.metrics.get(result.objective) for trial in trials]
     axes.append(make_axis(objective_name(result), objective, upside_down=not result.more_is_better))
     for name, field in (("parameters", "parameters"), ("latency p50, ms", "latency_ms_p50")):
@@ -111,8 +110,9 @@ def frontier_figure(result: SweepResult) -> Figure:
     """
     shown = [trial for trial in result.own if trial.verdict == "finished" and trial.efficiency is not None]
     with styled_figure(7.6, 3.9, columns=2, sharey=True) as (figure, panels):
-        for panel, field, name in zip(panels, ("parameters", "latency_ms_p50"), ("parameters", "latency p50, ms"),
-                                      strict=True):
+        for panel, field, name in zip(
+            panels, ("parameters", "latency_ms_p50"), ("parameters", "latency p50, ms"), strict=True
+        ):
             sizes = [float(getattr(trial.efficiency, field)) for trial in shown]
             for trial, size in zip(shown, sizes, strict=True):
                 _mark(panel, trial, size, trial.metrics[result.objective])
@@ -143,8 +143,12 @@ def _mark(panel: Axes, trial: TrialResult, x: float, y: float) -> None:
 
 
 def _marker(filled: bool) -> dict[str, Any]:
-    return {"markersize": 7 if filled else 5, "markeredgewidth": 1.1, "markerfacecolor": BEST if filled else "none",
-            "markeredgecolor": BEST if filled else COLOURS["teacher"]}
+    return {
+        "markersize": 7 if filled else 5,
+        "markeredgewidth": 1.1,
+        "markerfacecolor": BEST if filled else "none",
+        "markeredgecolor": BEST if filled else COLOURS["teacher"],
+    }
 
 
 def _rank(result: SweepResult, trial: TrialResult) -> tuple[int, float]:
@@ -156,8 +160,9 @@ def _rank(result: SweepResult, trial: TrialResult) -> tuple[int, float]:
 
 def _shades(result: SweepResult) -> Callable[[TrialResult], float]:
     """Where a finished trial stands among the others: 0 = the worst, 1 = the best."""
-    able = sorted((trial for trial in result.own if trial.verdict == "finished"),
-                  key=lambda trial: _rank(result, trial))
+    able = sorted(
+        (trial for trial in result.own if trial.verdict == "finished"), key=lambda trial: _rank(result, trial)
+    )
     places = {trial.number: at / max(1, len(able) - 1) for at, trial in enumerate(able)}
     return lambda trial: places[trial.number]
 
@@ -177,8 +182,17 @@ def _draw_axis(axes: Axes, at: int, column: Axis, *, last: bool) -> None:
     axes.plot([at, at], [0, 1], color=INK, linewidth=0.8, alpha=0.55, zorder=1)
     for height, text in column.ticks:
         axes.plot([at, at + side * 0.03], [height, height], color=INK, linewidth=0.8, alpha=0.55, zorder=1)
-        axes.text(at + side * 0.06, height, text, ha="left" if last else "right", va="center", fontsize=7.5, color=INK,
-                  zorder=4, bbox={"boxstyle": "round,pad=0.15", "facecolor": GROUND, "edgecolor": "none", "alpha": 0.8})
+        axes.text(
+            at + side * 0.06,
+            height,
+            text,
+            ha="left" if last else "right",
+            va="center",
+            fontsize=7.5,
+            color=INK,
+            zorder=4,
+            bbox={"boxstyle": "round,pad=0.15", "facecolor": GROUND, "edgecolor": "none", "alpha": 0.8},
+        )
 
 
 def _scale(values: Sequence[float]) -> Callable[[float], float]:
@@ -210,8 +224,9 @@ def _round_ticks(values: Sequence[float], place: Callable[[float], float]) -> li
     """Both ends and round numbers between them."""
     low, high = values[0], values[-1]
     if _wide(values):
-        between: list[float] = [10.0**power for power in range(math.ceil(math.log10(low)),
-                                                               math.floor(math.log10(high)) + 1)]
+        between: list[float] = [
+            10.0**power for power in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
+        ]
     else:
         between = [float(value) for value in MaxNLocator(nbins=5).tick_values(low, high)]
     inside = [value for value in between if low < value < high and min(place(value), 1 - place(value)) > 2 * _APART]
@@ -256,4 +271,3 @@ def _broken(name: str) -> str:
 def spread(values: Sequence[Any]) -> bool:
     """Whether there is something to see: at least two different values."""
     return len({_word(value) for value in values}) > 1
-

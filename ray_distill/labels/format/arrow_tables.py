@@ -22,11 +22,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ray_distill.errors import LabelError
-from ray_distill.labels.model import rowids
-from ray_distill.labels.model.validity import Rejects
 from ray_distill.labels.format.codecs.base import Offsets, row_totals, running
+from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.signal import Distributions, Draws, Family, Hidden, Signal
+from ray_distill.labels.model.validity import Rejects
 
 _HIDDEN = "hidden_"
 
@@ -48,7 +48,8 @@ def signal_to_table(
     columns: dict[str, pa.Array] = {
         "row_id": rowids.to_arrow(ids),
         "unit_id": pa.array([unit_id] * (count + extra), pa.string()),
-        "reason": pa.array([None] * count + [reason for _, reason in rejected], pa.string())}
+        "reason": pa.array([None] * count + [reason for _, reason in rejected], pa.string()),
+    }
     if signal.distributions is not None:
         columns |= _distribution_columns(signal.distributions, extra)
     for layer, hidden in sorted(signal.hidden.items()):
@@ -65,10 +66,16 @@ def _distribution_columns(distributions: Distributions, extra: int) -> dict[str,
     entries = row_totals(rows, distributions.entry_offsets)
     temperatures = np.tile(np.asarray(distributions.temperatures, dtype=np.float64), count)
     width, draws = len(distributions.temperatures), distributions.draws
-    drawn = {} if draws is None else {
-        "draws": _repeat(draws.number, count), "exponent": pa.array(np.full(count, draws.exponent)),
-        "count": _lists(draws.count.astype(np.int32), entries, extra),
-        "log_normaliser": _lists(draws.log_normaliser.astype(np.float32), rows, extra)}
+    drawn = (
+        {}
+        if draws is None
+        else {
+            "draws": _repeat(draws.number, count),
+            "exponent": pa.array(np.full(count, draws.exponent)),
+            "count": _lists(draws.count.astype(np.int32), entries, extra),
+            "log_normaliser": _lists(draws.log_normaliser.astype(np.float32), rows, extra),
+        }
+    )
     return {
         **drawn,
         "family": pa.array([distributions.family] * count, pa.string()),
@@ -79,7 +86,8 @@ def _distribution_columns(distributions: Distributions, extra: int) -> dict[str,
         "ids": _lists(distributions.ids.astype(np.int32), entries, extra),
         "logp": _lists(distributions.logp.astype(np.float32), entries, extra),
         "log_tail": _lists(distributions.log_tail.astype(np.float32).reshape(-1), rows * width, extra),
-        "entropy": _lists(distributions.entropy.astype(np.float32), rows, extra)}
+        "entropy": _lists(distributions.entropy.astype(np.float32), rows, extra),
+    }
 
 
 def _lists(values: npt.NDArray[Any], offsets: Offsets, extra: int) -> pa.LargeListArray:
@@ -124,15 +132,29 @@ def _distributions(table: pa.Table) -> Distributions:
     entries, _ = _flat(table, "entries", np.int32)
     log_tail, _ = _flat(table, "log_tail", np.float32)
     temperatures = tuple(_only(table, "temperatures", []))
-    draws = None if "draws" not in table.column_names else Draws(
-        number=int(_only(table, "draws", 0)), exponent=float(_only(table, "exponent", 1.0)),
-        count=_flat(table, "count", np.int32)[0], log_normaliser=_flat(table, "log_normaliser", np.float32)[0])
+    draws = (
+        None
+        if "draws" not in table.column_names
+        else Draws(
+            number=int(_only(table, "draws", 0)),
+            exponent=float(_only(table, "exponent", 1.0)),
+            count=_flat(table, "count", np.int32)[0],
+            log_normaliser=_flat(table, "log_normaliser", np.float32)[0],
+        )
+    )
     return Distributions(
         draws=draws,
-        family=cast(Family, _only(table, "family", "categorical")), classes=int(_only(table, "classes", 0)),
-        temperatures=temperatures, row_offsets=rows, position=position, entry_offsets=running(entries),
-        ids=_flat(table, "ids", np.int32)[0], logp=_flat(table, "logp", np.float32)[0],
-        log_tail=log_tail.reshape(len(position), len(temperatures)), entropy=_flat(table, "entropy", np.float32)[0])
+        family=cast(Family, _only(table, "family", "categorical")),
+        classes=int(_only(table, "classes", 0)),
+        temperatures=temperatures,
+        row_offsets=rows,
+        position=position,
+        entry_offsets=running(entries),
+        ids=_flat(table, "ids", np.int32)[0],
+        logp=_flat(table, "logp", np.float32)[0],
+        log_tail=log_tail.reshape(len(position), len(temperatures)),
+        entropy=_flat(table, "entropy", np.float32)[0],
+    )
 
 
 def _hidden(table: pa.Table, layer: int) -> Hidden:
@@ -182,7 +204,8 @@ def concat_signals(signals: Sequence[Signal]) -> Signal:
     distributions = [signal.distributions for signal in full if signal.distributions is not None]
     return Signal(
         distributions=_concat_distributions(distributions) if distributions else None,
-        hidden={layer: _concat_hidden([signal.hidden[layer] for signal in full]) for layer in full[0].hidden})
+        hidden={layer: _concat_hidden([signal.hidden[layer] for signal in full]) for layer in full[0].hidden},
+    )
 
 
 def _rows(signal: Signal) -> int:
@@ -205,14 +228,18 @@ def _concat_distributions(parts: Sequence[Distributions]) -> Distributions:
     require_same_kind(parts)
     first = parts[0]
     return Distributions(
-        family=first.family, classes=first.classes, temperatures=first.temperatures,
+        family=first.family,
+        classes=first.classes,
+        temperatures=first.temperatures,
         row_offsets=_join_offsets([part.row_offsets for part in parts]),
         position=np.concatenate([part.position for part in parts]),
         entry_offsets=_join_offsets([part.entry_offsets for part in parts]),
-        ids=np.concatenate([part.ids for part in parts]), logp=np.concatenate([part.logp for part in parts]),
+        ids=np.concatenate([part.ids for part in parts]),
+        logp=np.concatenate([part.logp for part in parts]),
         log_tail=np.concatenate([part.log_tail for part in parts]),
         entropy=np.concatenate([part.entropy for part in parts]),
-        draws=_concat_draws([part.draws for part in parts if part.draws is not None]))
+        draws=_concat_draws([part.draws for part in parts if part.draws is not None]),
+    )
 
 
 def _kind(draws: Draws | None) -> tuple[int, float] | None:
@@ -222,8 +249,11 @@ def _kind(draws: Draws | None) -> tuple[int, float] | None:
 def _concat_draws(parts: Sequence[Draws]) -> Draws | None:
     if not parts:
         return None
-    return replace(parts[0], count=np.concatenate([part.count for part in parts]),
-                   log_normaliser=np.concatenate([part.log_normaliser for part in parts]))
+    return replace(
+        parts[0],
+        count=np.concatenate([part.count for part in parts]),
+        log_normaliser=np.concatenate([part.log_normaliser for part in parts]),
+    )
 
 
 def _concat_hidden(parts: Sequence[Hidden]) -> Hidden:
@@ -232,7 +262,8 @@ def _concat_hidden(parts: Sequence[Hidden]) -> Hidden:
         raise LabelError(f"hidden states of different widths cannot be joined: {[v.shape[1] for v in filled]}")
     return Hidden(
         offsets=_join_offsets([part.offsets for part in parts]),
-        values=np.concatenate(filled) if filled else parts[0].values)
+        values=np.concatenate(filled) if filled else parts[0].values,
+    )
 
 
 def _join_offsets(parts: Sequence[Offsets]) -> Offsets:
@@ -242,18 +273,33 @@ def _join_offsets(parts: Sequence[Offsets]) -> Offsets:
 def empty_signal(manifest: StoreManifest) -> Signal:
     """A signal of no rows, as a store with this manifest holds it."""
     start = np.zeros(1, dtype=np.int64)
-    draws = None if not manifest.draws else Draws(
-        number=manifest.draws, exponent=manifest.exponent, count=np.empty(0, dtype=np.int32),
-        log_normaliser=np.empty(0, dtype=np.float32))
+    draws = (
+        None
+        if not manifest.draws
+        else Draws(
+            number=manifest.draws,
+            exponent=manifest.exponent,
+            count=np.empty(0, dtype=np.int32),
+            log_normaliser=np.empty(0, dtype=np.float32),
+        )
+    )
     distributions = Distributions(
         draws=draws,
-        family=manifest.family, classes=manifest.class_count, temperatures=manifest.temperatures, row_offsets=start,
-        position=np.empty(0, dtype=np.int32), entry_offsets=start, ids=np.empty(0, dtype=np.int32),
-        logp=np.empty(0, dtype=np.float32), log_tail=np.empty((0, len(manifest.temperatures)), dtype=np.float32),
-        entropy=np.empty(0, dtype=np.float32))
+        family=manifest.family,
+        classes=manifest.class_count,
+        temperatures=manifest.temperatures,
+        row_offsets=start,
+        position=np.empty(0, dtype=np.int32),
+        entry_offsets=start,
+        ids=np.empty(0, dtype=np.int32),
+        logp=np.empty(0, dtype=np.float32),
+        log_tail=np.empty((0, len(manifest.temperatures)), dtype=np.float32),
+        entropy=np.empty(0, dtype=np.float32),
+    )
     return Signal(
         distributions=distributions,
-        hidden={layer: Hidden(offsets=start, values=_no_vectors(0)) for layer in manifest.hidden_layers})
+        hidden={layer: Hidden(offsets=start, values=_no_vectors(0)) for layer in manifest.hidden_layers},
+    )
 
 
 def _no_vectors(width: int) -> npt.NDArray[np.float32]:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ray_distill.labels.format.codecs.base import running
 from ray_distill.labels.format.arrow_tables import require_same_kind
+from ray_distill.labels.format.codecs.base import running
 from ray_distill.labels.model.signal import Distributions
 
 Index = npt.NDArray[np.int64]
@@ -47,8 +47,11 @@ class DistributionParts:
         parts = tuple(part for found in every for part in found.parts)
         require_same_kind(parts)
         bases = running(np.array([len(found.parts) for found in every]))
-        return cls(parts=parts, row=np.concatenate([found.row for found in every]), part=np.concatenate(
-            [found.part + base for found, base in zip(every, bases, strict=False)]))
+        return cls(
+            parts=parts,
+            row=np.concatenate([found.row for found in every]),
+            part=np.concatenate([found.part + base for found, base in zip(every, bases, strict=False)]),
+        )
 
     @property
     def rows(self) -> int:
@@ -89,17 +92,30 @@ class DistributionParts:
         ends = [(part, part.entry_offsets[own.start : own.stop + 1]) for part, own in positions]
         entries = [(part, slice(int(own[0]), int(own[-1]))) for part, own in ends]
         first = self.parts[0]
-        draws = None if first.draws is None else replace(
-            first.draws,
-            count=np.concatenate([part.draws.count[own] for part, own in entries if part.draws is not None]),
-            log_normaliser=np.concatenate(
-                [part.draws.log_normaliser[own] for part, own in positions if part.draws is not None]))
+        draws = (
+            None
+            if first.draws is None
+            else replace(
+                first.draws,
+                count=np.concatenate([part.draws.count[own] for part, own in entries if part.draws is not None]),
+                log_normaliser=np.concatenate(
+                    [part.draws.log_normaliser[own] for part, own in positions if part.draws is not None]
+                ),
+            )
+        )
         return Distributions(
-            family=first.family, classes=first.classes, temperatures=first.temperatures, draws=draws,
+            family=first.family,
+            classes=first.classes,
+            temperatures=first.temperatures,
+            draws=draws,
             row_offsets=running(np.array([own.stop - own.start for _, own in positions], np.int64)),
             entry_offsets=running(np.concatenate([own[1:] - own[:-1] for _, own in ends])),
-            position=_column("position", positions), log_tail=_column("log_tail", positions),
-            entropy=_column("entropy", positions), ids=_column("ids", entries), logp=_column("logp", entries))
+            position=_column("position", positions),
+            log_tail=_column("log_tail", positions),
+            entropy=_column("entropy", positions),
+            ids=_column("ids", entries),
+            logp=_column("logp", entries),
+        )
 
     def _positions(self, index: Index) -> list[tuple[Distributions, slice]]:
         """For each row the part that it is of, and its positions there."""

@@ -62,7 +62,8 @@ def narrow(values: Vectors, dtype: str) -> npt.NDArray[Any]:
     if not np.isfinite(widen(stored, dtype)).all():
         raise LabelError(
             f"a hidden state of {np.abs(values).max():g} does not fit {dtype}: set labels.hidden.dtype to float32"
-            + ("" if dtype == "bfloat16" else " or bfloat16"))
+            + ("" if dtype == "bfloat16" else " or bfloat16")
+        )
     return stored
 
 

@@ -10,12 +10,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ray_distill.errors import CorruptStore, LabelError
-from ray_distill.labels.model import rowids
 from ray_distill.labels.format import parquet_shards
 from ray_distill.labels.format.codecs.base import cells, require_lengths, running, uncells
-from ray_distill.labels.format.fitted_arrays import Fits
-from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.format.dtypes import LARGEST, STORED, narrow, scaled, widen
+from ray_distill.labels.format.fitted_arrays import Fits
+from ray_distill.labels.model import rowids
+from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.rowids import RowIds
 from ray_distill.labels.model.signal import Hidden
 
@@ -38,9 +38,7 @@ def encode_hidden(ids: RowIds, hidden: Hidden, layer: int, manifest: StoreManife
     return parquet_shards.to_parquet(pa.table(columns))
 
 
-def decode_hidden(
-    data: bytes, layer: int, manifest: StoreManifest, fits: Fits, name: str
-) -> tuple[RowIds, Hidden]:
+def decode_hidden(data: bytes, layer: int, manifest: StoreManifest, fits: Fits, name: str) -> tuple[RowIds, Hidden]:
     """Row ids and hidden states of a shard, ``[N, rank]`` where the layer was projected.
 
     Raises:
@@ -100,8 +98,11 @@ def narrows(basis_DR: Vectors) -> bool:
 
 def bases(layers: Sequence[int], fits: Fits) -> dict[int, tuple[Vectors, Vectors]]:
     """Mean and basis of the layers that a teacher can project on its device: all that crosses to the host is r wide."""
-    return {layer: (fits[mean_name(layer)], fits[basis_name(layer)]) for layer in layers
-            if basis_name(layer) in fits and narrows(fits[basis_name(layer)])}
+    return {
+        layer: (fits[mean_name(layer)], fits[basis_name(layer)])
+        for layer in layers
+        if basis_name(layer) in fits and narrows(fits[basis_name(layer)])
+    }
 
 
 def fit_basis(values_ND: Vectors, *, rank: int = 0, variance: float = 0.0) -> tuple[Vectors, Vectors, float]:
@@ -119,7 +120,8 @@ def fit_basis(values_ND: Vectors, *, rank: int = 0, variance: float = 0.0) -> tu
     if count < 2 or rank > min(count - 1, width):
         raise LabelError(
             f"a PCA basis of rank {rank or 1} needs more than {max(rank, 1)} vectors at least as wide, found {count} "
-            f"of width {width} in the calibration split: enlarge it in snapshot.splits, or lower labels.hidden.rank")
+            f"of width {width} in the calibration split: enlarge it in snapshot.splits, or lower labels.hidden.rank"
+        )
     mean_D = values_ND.mean(axis=0, dtype=np.float64)
     centred_ND = values_ND - mean_D
     power_D, vectors_DD = np.linalg.eigh(centred_ND.T @ centred_ND)

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_distill.errors import CorruptStore, LabelError
-from ray_distill.labels.model import rowids
-from ray_distill.labels.model.validity import Rejects
 from ray_distill.labels.format.codecs import find_codec
 from ray_distill.labels.format.fitted_arrays import Fits
+from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.rowids import RowIds
 from ray_distill.labels.model.signal import Distributions
+from ray_distill.labels.model.validity import Rejects
 
 #: Codecs that hold plain int32 and float32. Their cells stand between their lengths, and from version 2 on they are
 #: compressed for the reader, who unpacks them again in every epoch: LZ4 is read three to five times as fast as zstd,
@@ -49,9 +49,14 @@ def decode_labels(data: bytes, manifest: StoreManifest, fits: Fits, name: str) -
 def encode_quarantine(rejected: Rejects) -> bytes:
     """A shard of rejected rows: ``row_id`` and ``reason``, ordered by id."""
     ordered = sorted(rejected)
-    return to_parquet(pa.table({
-        "row_id": pa.array([row for row, _ in ordered], rowids.ROW_ID),
-        "reason": pa.array([reason for _, reason in ordered], pa.string())}))
+    return to_parquet(
+        pa.table(
+            {
+                "row_id": pa.array([row for row, _ in ordered], rowids.ROW_ID),
+                "reason": pa.array([reason for _, reason in ordered], pa.string()),
+            }
+        )
+    )
 
 
 def decode_quarantine(data: bytes, name: str) -> tuple[RowIds, list[str]]:
@@ -105,9 +110,17 @@ def to_parquet(table: pa.Table, cell_encoding: str = "PLAIN", compression: str =
     sink = pa.BufferOutputStream()
     # Cells are opaque bytes: dictionaries and statistics would only cost time and, for a large cell, space.
     pq.write_table(
-        table, sink, row_group_size=max(len(table), 1), compression=compression,
-        compression_level=3 if compression == "zstd" else None, use_dictionary=False, column_encoding=encodings,
-        write_statistics=False, version="2.6", data_page_version="1.0")
+        table,
+        sink,
+        row_group_size=max(len(table), 1),
+        compression=compression,
+        compression_level=3 if compression == "zstd" else None,
+        use_dictionary=False,
+        column_encoding=encodings,
+        write_statistics=False,
+        version="2.6",
+        data_page_version="1.0",
+    )
     return bytes(sink.getvalue())
 
 

@@ -16,8 +16,19 @@ POOLS = ("token", "mean", "cls", "last")
 HIDDEN_DTYPES = ("float32", "bfloat16", "float16", "int8", "float8")
 
 #: Fields that came with version 2; a store of version 1 has their defaults.
-SINCE_2 = ("vocabulary", "draws", "exponent", "seed", "options", "hidden_rank", "hidden_variance", "unit_bytes",
-           "range_rows", "fits", "measured")
+SINCE_2 = (
+    "vocabulary",
+    "draws",
+    "exponent",
+    "seed",
+    "options",
+    "hidden_rank",
+    "hidden_variance",
+    "unit_bytes",
+    "range_rows",
+    "fits",
+    "measured",
+)
 
 #: Found by looking at the data when a store is created: a later run adopts the store's own, and does not compare.
 FOUND = ("range_rows", "fits")
@@ -110,15 +121,21 @@ class StoreManifest:
 
     def adopt(self, store: "StoreManifest") -> "StoreManifest":
         """These settings with what an existing store has found for itself, in the form it was begun in."""
-        older = store.codec[0] == self.codec[0] and store.codec[1] < self.codec[1] and (
-            store.options.get("lossless") == self.options.get("lossless"))
+        older = (
+            store.codec[0] == self.codec[0]
+            and store.codec[1] < self.codec[1]
+            and (store.options.get("lossless") == self.options.get("lossless"))
+        )
         form = ("codec", "options") if older else ()
         return replace(self, **{name: getattr(store, name) for name in (*form, *FOUND, "measured", "version")})
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {key: list(item) if isinstance(item, tuple) else item for key, item in asdict(self).items()
-                if self.version >= 2 or key not in SINCE_2}
+        return {
+            key: list(item) if isinstance(item, tuple) else item
+            for key, item in asdict(self).items()
+            if self.version >= 2 or key not in SINCE_2
+        }
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Self:
@@ -131,7 +148,8 @@ class StoreManifest:
         version = value.get("version")
         if isinstance(version, int) and version > STORE_VERSION:
             raise LabelError(
-                f"the label store has version {version}, this release reads up to {STORE_VERSION}: upgrade ray-distill")
+                f"the label store has version {version}, this release reads up to {STORE_VERSION}: upgrade ray-distill"
+            )
         names = {item.name for item in fields(cls)} - (set(SINCE_2) if version == 1 else set())
         if set(value) != names or not isinstance(version, int) or version < 1:
             odd = sorted(set(value) ^ names) or [f"version {version!r}"]
@@ -155,37 +173,56 @@ class StoreManifest:
         found, asked = _flat(ours.identity()), _flat(wanted.identity())
         lines = [
             f"{key}: the store has {_short(found.get(key))}, this run wants {_short(asked.get(key))}"
-            for key in sorted(set(found) | set(asked)) if found.get(key) != asked.get(key)]
+            for key in sorted(set(found) | set(asked))
+            if found.get(key) != asked.get(key)
+        ]
         raise StoreMismatch(
-            f"{url} was made for something else: " + "; ".join(lines) + ". Use another store, or the old settings")
+            f"{url} was made for something else: " + "; ".join(lines) + ". Use another store, or the old settings"
+        )
 
 
 def _rules(manifest: StoreManifest) -> list[tuple[bool, str]]:
     codec, temperatures = manifest.codec, manifest.temperatures
     return [
-        (isinstance(manifest.teacher, Mapping) and bool(manifest.teacher.get("fingerprint")),
-         "teacher has no fingerprint"),
+        (
+            isinstance(manifest.teacher, Mapping) and bool(manifest.teacher.get("fingerprint")),
+            "teacher has no fingerprint",
+        ),
         (len(set(manifest.classes)) == len(manifest.classes), "classes must be distinct"),
-        ((len(manifest.classes) > 0) != (manifest.vocabulary > 0) and manifest.vocabulary < 2**31,
-         "either classes or a vocabulary of less than 2^31 is needed, not both"),
+        (
+            (len(manifest.classes) > 0) != (manifest.vocabulary > 0) and manifest.vocabulary < 2**31,
+            "either classes or a vocabulary of less than 2^31 is needed, not both",
+        ),
         (manifest.estimator in ESTIMATORS, f"estimator {manifest.estimator!r} is not one of {', '.join(ESTIMATORS)}"),
-        (manifest.estimator not in ("topk", "hybrid") or 1 <= manifest.k <= manifest.class_count,
-         f"k must be between 1 and the {manifest.class_count} classes, found {manifest.k}"),
-        (manifest.estimator not in ("sampled", "hybrid") or (manifest.draws >= 1 and manifest.exponent >= 0),
-         f"draws must be at least 1 and their exponent at least 0, found {manifest.draws} and {manifest.exponent}"),
-        (manifest.hidden_rank >= 0 and 0 <= manifest.hidden_variance <= 1,
-         "hidden_rank must be at least 0 and hidden_variance a share"),
-        (1.0 in temperatures and min(temperatures) > 0 and len(set(temperatures)) == len(temperatures),
-         f"temperatures must be positive, distinct and contain 1, found {list(temperatures)}"),
+        (
+            manifest.estimator not in ("topk", "hybrid") or 1 <= manifest.k <= manifest.class_count,
+            f"k must be between 1 and the {manifest.class_count} classes, found {manifest.k}",
+        ),
+        (
+            manifest.estimator not in ("sampled", "hybrid") or (manifest.draws >= 1 and manifest.exponent >= 0),
+            f"draws must be at least 1 and their exponent at least 0, found {manifest.draws} and {manifest.exponent}",
+        ),
+        (
+            manifest.hidden_rank >= 0 and 0 <= manifest.hidden_variance <= 1,
+            "hidden_rank must be at least 0 and hidden_variance a share",
+        ),
+        (
+            1.0 in temperatures and min(temperatures) > 0 and len(set(temperatures)) == len(temperatures),
+            f"temperatures must be positive, distinct and contain 1, found {list(temperatures)}",
+        ),
         (manifest.family in ("categorical", "bernoulli"), f"family {manifest.family!r} is unknown"),
         (all(layer >= 0 for layer in manifest.hidden_layers), "hidden layers must be counted from 0"),
         (manifest.pool in POOLS, f"pool {manifest.pool!r} is not one of {', '.join(POOLS)}"),
         (manifest.hidden_dtype in HIDDEN_DTYPES, f"hidden_dtype {manifest.hidden_dtype!r} is unknown"),
-        (len(codec) == 2 and isinstance(codec[0], str) and isinstance(codec[1], int),
-         f"codec {codec!r} is not a name and a version"),
+        (
+            len(codec) == 2 and isinstance(codec[0], str) and isinstance(codec[1], int),
+            f"codec {codec!r} is not a name and a version",
+        ),
         (0 <= manifest.range_rows <= manifest.unit_rows, "range_rows must be between 0 and unit_rows"),
-        (min(manifest.unit_rows, manifest.batch, manifest.threads) >= 1,
-         "unit_rows, batch and threads must be at least 1"),
+        (
+            min(manifest.unit_rows, manifest.batch, manifest.threads) >= 1,
+            "unit_rows, batch and threads must be at least 1",
+        ),
     ]
 
 

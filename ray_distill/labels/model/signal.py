@@ -69,8 +69,7 @@ class Distributions:
         assert self.entry_offsets[0] == 0 and self.entry_offsets[-1] == entries
         assert len(self.entry_offsets) == positions + 1 and len(self.logp) == entries
         assert self.log_tail.shape == (positions, len(self.temperatures)) and len(self.entropy) == positions
-        assert self.draws is None or (
-            len(self.draws.count) == entries and len(self.draws.log_normaliser) == positions)
+        assert self.draws is None or (len(self.draws.count) == entries and len(self.draws.log_normaliser) == positions)
 
     @property
     def rows(self) -> int:
@@ -103,11 +102,22 @@ class Distributions:
             return values.reshape(-1, width).take(positions, axis=0).reshape(-1) if width else values.take(entries)
 
         return Distributions(
-            family=self.family, classes=self.classes, temperatures=self.temperatures, row_offsets=row_offsets,
-            position=self.position[positions], entry_offsets=entry_offsets, ids=taken(self.ids),
-            logp=taken(self.logp), log_tail=self.log_tail[positions], entropy=self.entropy[positions],
-            draws=None if self.draws is None else replace(
-                self.draws, count=taken(self.draws.count), log_normaliser=self.draws.log_normaliser[positions]))
+            family=self.family,
+            classes=self.classes,
+            temperatures=self.temperatures,
+            row_offsets=row_offsets,
+            position=self.position[positions],
+            entry_offsets=entry_offsets,
+            ids=taken(self.ids),
+            logp=taken(self.logp),
+            log_tail=self.log_tail[positions],
+            entropy=self.entropy[positions],
+            draws=None
+            if self.draws is None
+            else replace(
+                self.draws, count=taken(self.draws.count), log_normaliser=self.draws.log_normaliser[positions]
+            ),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +155,8 @@ class Signal:
         """Return the given rows, in the given order."""
         return Signal(
             distributions=None if self.distributions is None else self.distributions.take(rows),
-            hidden={layer: hidden.take(rows) for layer, hidden in self.hidden.items()})
+            hidden={layer: hidden.take(rows) for layer, hidden in self.hidden.items()},
+        )
 
 
 def gather_ranges(

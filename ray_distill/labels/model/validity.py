@@ -32,8 +32,10 @@ def unusable(signal: Signal) -> dict[int, str]:
     """Rows that cannot be stored, each with the first reason found."""
     found: dict[int, str] = {}
     parts = [] if signal.distributions is None else _bad_distributions(signal.distributions)
-    parts += [(_bad_hidden(hidden), f"hidden state of layer {layer} is NaN or infinite")
-              for layer, hidden in signal.hidden.items()]
+    parts += [
+        (_bad_hidden(hidden), f"hidden state of layer {layer} is NaN or infinite")
+        for layer, hidden in signal.hidden.items()
+    ]
     for rows, reason in parts:
         for row in rows:
             found.setdefault(int(row), reason)
@@ -53,7 +55,8 @@ def _bad_distributions(distributions: Distributions) -> list[tuple[npt.NDArray[n
     off = np.abs(mass(distributions) - 1) > MASS_TOLERANCE
     return [
         (np.unique(position_row[not_finite]), "distribution is NaN or infinite"),
-        (np.unique(position_row[off & ~not_finite]), "probabilities do not sum to 1")]
+        (np.unique(position_row[off & ~not_finite]), "probabilities do not sum to 1"),
+    ]
 
 
 def _bad_hidden(hidden: Hidden) -> npt.NDArray[np.int64]:
@@ -90,4 +93,5 @@ def require_usable(row_ids: rowids.RowIds, signal: Signal) -> None:
         name = rowids.hexadecimal(row_ids[row : row + 1])[0]
         raise LabelError(
             f"{len(reasons)} of {len(row_ids)} rows cannot be stored, first {name}: {reason}; reject them "
-            "(split_unusable) or correct the teacher")
+            "(split_unusable) or correct the teacher"
+        )

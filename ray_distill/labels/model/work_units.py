@@ -148,5 +148,6 @@ def entries(record: Mapping[str, Any], number: int) -> list[Receipt]:
     if record.get("version") != 1 or not isinstance(record.get("units"), list):
         raise CorruptStore(
             f"log record {number}: expected version 1 with units, found version {record.get('version')!r}; a later "
-            "release may have written it: upgrade, or restore the record")
+            "release may have written it: upgrade, or restore the record"
+        )
     return [Receipt.from_dict(entry) for entry in record["units"]]

@@ -80,10 +80,19 @@ def measure_sizes(
     parts = {rows: _chunks(order, rows, ids) for rows in sorted(wanted)}
     assert signal.distributions is not None
     every = signal.distributions
-    layers = {layer: _line(parts, lambda at, layer=layer, hidden=hidden: encode_hidden(  # type: ignore[misc]
-        ids[at], hidden.take(at), layer, manifest, fits)) for layer, hidden in sorted(signal.hidden.items())}
-    return Sizes(labels=_line(parts, lambda at: parquet_shards.encode_labels(ids[at], every.take(at), manifest, fits)),
-                 hidden=layers)
+    layers = {
+        layer: _line(
+            parts,
+            lambda at, layer=layer, hidden=hidden: encode_hidden(  # type: ignore[misc]
+                ids[at], hidden.take(at), layer, manifest, fits
+            ),
+        )
+        for layer, hidden in sorted(signal.hidden.items())
+    }
+    return Sizes(
+        labels=_line(parts, lambda at: parquet_shards.encode_labels(ids[at], every.take(at), manifest, fits)),
+        hidden=layers,
+    )
 
 
 def _common(units: Sequence[int], most: int = 4) -> list[int]:
@@ -234,8 +243,11 @@ def forecast_seconds(timing: Timing, units: Sequence[int], seed: int = 0) -> Int
     draws = []
     for _ in range(RESAMPLES):
         picked = [timing.batches[at] for at in random.integers(len(timing.batches), size=len(timing.batches))]
-        arrivals = [timing.arrivals[at] for at in random.integers(
-            len(timing.arrivals), size=len(timing.arrivals))] if timing.arrivals else []
+        arrivals = (
+            [timing.arrivals[at] for at in random.integers(len(timing.arrivals), size=len(timing.arrivals))]
+            if timing.arrivals
+            else []
+        )
         draws.append(_steady(timing, fit_time(picked), units, random, arrivals))
     sampled = float(np.std(np.log(np.maximum(draws, 1e-9)))) if steady > 0 else 0.0
     # Two totals that differ by a factor f have a standard deviation of log f / √2.
@@ -246,12 +258,18 @@ def forecast_seconds(timing: Timing, units: Sequence[int], seed: int = 0) -> Int
         first, then = np.hypot(SPREAD_ONCE, load), np.hypot(steadily, load)
         return float(once * np.exp(direction * Z_90 * first) + steady * actors * np.exp(direction * Z_90 * then))
 
-    return Interval(value=once + steady, low=end(-1, load, timing.actors[0] / timing.actors[1]),
-                    high=end(1, min(load, SPREAD_LOAD), 1.0))
+    return Interval(
+        value=once + steady,
+        low=end(-1, load, timing.actors[0] / timing.actors[1]),
+        high=end(1, min(load, SPREAD_LOAD), 1.0),
+    )
 
 
 def _steady(
-    timing: Timing, model: BatchTime, units: Sequence[int], random: np.random.Generator,
+    timing: Timing,
+    model: BatchTime,
+    units: Sequence[int],
+    random: np.random.Generator,
     arrivals: Sequence[tuple[int, float]] | None = None,
 ) -> float:
     """Seconds of all units once the pipeline runs."""
@@ -264,9 +282,7 @@ def _steady(
     return len(sizes) * (block + _mean_work(timing, model, sizes, random))
 
 
-def _mean_work(
-    timing: Timing, model: BatchTime, units: npt.NDArray[np.int64], random: np.random.Generator
-) -> float:
+def _mean_work(timing: Timing, model: BatchTime, units: npt.NDArray[np.int64], random: np.random.Generator) -> float:
     """Mean seconds a unit at the bottleneck, over at most 32 of the units."""
     if not len(units):
         return 0.0
@@ -299,13 +315,23 @@ class Breakeven:
 
 
 def break_even(
-    *, passes: float, label_money: float, label_hours: float, read_money: float, read_hours: float,
-    teacher_money: float, teacher_hours: float,
+    *,
+    passes: float,
+    label_money: float,
+    label_hours: float,
+    read_money: float,
+    read_hours: float,
+    teacher_money: float,
+    teacher_hours: float,
 ) -> Breakeven:
     """Compare; ``read_*`` and ``teacher_*`` are of one pass over the training rows. Without prices, hours decide."""
     priced = teacher_money > 0
     once, saved = (label_money, teacher_money - read_money) if priced else (label_hours, teacher_hours - read_hours)
     return Breakeven(
-        passes=passes, offline_money=label_money + passes * read_money, online_money=passes * teacher_money,
-        offline_hours=label_hours + passes * read_hours, online_hours=passes * teacher_hours,
-        passes_to_pay=once / saved if saved > 0 else None)
+        passes=passes,
+        offline_money=label_money + passes * read_money,
+        online_money=passes * teacher_money,
+        offline_hours=label_hours + passes * read_hours,
+        online_hours=passes * teacher_hours,
+        passes_to_pay=once / saved if saved > 0 else None,
+    )

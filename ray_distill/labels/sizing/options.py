@@ -90,8 +90,12 @@ def truncate(wide: Distributions, k: int) -> Distributions:
     with np.errstate(divide="ignore"):
         tails = np.stack([np.log(found.tail(column)[:, k - 1]) for column in range(len(wide.temperatures))], axis=1)
     return replace(
-        wide, entry_offsets=np.arange(positions + 1, dtype=np.int64) * k, ids=wide.ids[flat], logp=wide.logp[flat],
-        log_tail=tails.astype(np.float32))
+        wide,
+        entry_offsets=np.arange(positions + 1, dtype=np.int64) * k,
+        ids=wide.ids[flat],
+        logp=wide.logp[flat],
+        log_tail=tails.astype(np.float32),
+    )
 
 
 def noise_of_draws(wide: Distributions, k: int, draws: int) -> float:
@@ -168,9 +172,12 @@ class _Sorted:
     def kept(self, k: int) -> Kept:
         """As `kept`."""
         mass = {f"{at:g}": 1 - self.tail(column)[:, k - 1] for column, at in enumerate(self.wide.temperatures)}
-        return Kept(k=k, mass={at: float(part.mean()) for at, part in mass.items()},
-                    low={at: float(np.quantile(part, LOW)) for at, part in mass.items()},
-                    nats=float(self.lost()[:, k - 1].mean()))
+        return Kept(
+            k=k,
+            mass={at: float(part.mean()) for at, part in mass.items()},
+            low={at: float(np.quantile(part, LOW)) for at, part in mass.items()},
+            nats=float(self.lost()[:, k - 1].mean()),
+        )
 
 
 def recommend(options: Sequence[Option], target: float) -> Option:

@@ -31,13 +31,24 @@ RECENT = 65_536
 BATCH = 1024
 
 _FILE = [pa.field("size", pa.int64()), pa.field("digest", pa.binary(32))]
-SCHEMA = pa.schema([
-    ("record", pa.int64()), ("unit", rowids.ROW_ID), ("attempt", pa.binary(16)), ("manifest", pa.string()),
-    ("shard", pa.string()), ("start", pa.int64()), ("stop", pa.int64()), ("rows", pa.int64()),
-    ("rejected", pa.int64()), ("reasons", pa.string()), ("labels", pa.struct(_FILE)),
-    ("quarantine", pa.struct(_FILE)),
-    ("hidden", pa.list_(pa.field("element", pa.struct([pa.field("layer", pa.int32()), *_FILE])))),
-    ("halved", pa.int64())])
+SCHEMA = pa.schema(
+    [
+        ("record", pa.int64()),
+        ("unit", rowids.ROW_ID),
+        ("attempt", pa.binary(16)),
+        ("manifest", pa.string()),
+        ("shard", pa.string()),
+        ("start", pa.int64()),
+        ("stop", pa.int64()),
+        ("rows", pa.int64()),
+        ("rejected", pa.int64()),
+        ("reasons", pa.string()),
+        ("labels", pa.struct(_FILE)),
+        ("quarantine", pa.struct(_FILE)),
+        ("hidden", pa.list_(pa.field("element", pa.struct([pa.field("layer", pa.int32()), *_FILE])))),
+        ("halved", pa.int64()),
+    ]
+)
 #: Checkpoints of version 1 were first written without it, and are so where it is 0 for every unit.
 _LATER = "halved"
 _COUNTS = ("start", "stop", "rows", "rejected", "halved")
@@ -106,9 +117,7 @@ class Ledger:
         at = rowids.find(units, ascending)
         return np.where(at >= 0, order[at], -1) if len(order) else at
 
-    def receipts(
-        self, length: int | None = None, without: npt.NDArray[np.int64] | None = None
-    ) -> Iterator[Receipt]:
+    def receipts(self, length: int | None = None, without: npt.NDArray[np.int64] | None = None) -> Iterator[Receipt]:
         """Winning attempts, a batch at a time.
 
         Args:
@@ -153,9 +162,16 @@ class Ledger:
         table = _without_zeros(self._prefix(length).combine_chunks())
         sink = pa.BufferOutputStream()
         with pq.ParquetWriter(
-                sink, table.schema, compression="zstd", compression_level=1,
-                use_dictionary=["manifest", "shard", "reasons"], write_statistics=False, store_schema=False,
-                version="2.6", data_page_version="1.0") as writer:
+            sink,
+            table.schema,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=["manifest", "shard", "reasons"],
+            write_statistics=False,
+            store_schema=False,
+            version="2.6",
+            data_page_version="1.0",
+        ) as writer:
             writer.write_table(table, row_group_size=max(len(table), 1))
             writer.add_key_value_metadata({"version": VERSION.decode(), "chain": chain.hex()})
         return bytes(sink.getvalue())
@@ -207,10 +223,17 @@ def _row(receipt: Receipt, record: int) -> dict[str, Any]:
         raise CorruptStore(f"unit {unit}: the reasons in its log entry are unusable ({error})") from error
     hidden = [{"layer": layer, **_stored(item, unit)} for layer, item in sorted(receipt.hidden.items())]
     return {
-        "record": record, "unit": _hex(unit, 16, unit), "attempt": _hex(receipt.attempt, 16, unit),
-        "manifest": receipt.manifest, "shard": receipt.shard, **{name: getattr(receipt, name) for name in _COUNTS},
-        "reasons": reasons, "labels": _stored(receipt.labels, unit), "hidden": hidden,
-        "quarantine": None if receipt.quarantine is None else _stored(receipt.quarantine, unit)}
+        "record": record,
+        "unit": _hex(unit, 16, unit),
+        "attempt": _hex(receipt.attempt, 16, unit),
+        "manifest": receipt.manifest,
+        "shard": receipt.shard,
+        **{name: getattr(receipt, name) for name in _COUNTS},
+        "reasons": reasons,
+        "labels": _stored(receipt.labels, unit),
+        "hidden": hidden,
+        "quarantine": None if receipt.quarantine is None else _stored(receipt.quarantine, unit),
+    }
 
 
 def _stored(item: FileReceipt, unit: str) -> dict[str, Any]:
@@ -232,10 +255,16 @@ def _hex(text: str, size: int, unit: str) -> bytes:
 
 def _receipt(row: Mapping[str, Any]) -> Receipt:
     return Receipt(
-        unit=row["unit"].hex(), attempt=row["attempt"].hex(), manifest=row["manifest"], shard=row["shard"],
-        **{name: row[name] for name in _COUNTS}, reasons=json.loads(row["reasons"] or "{}"),
-        labels=_file(row["labels"]), hidden={item["layer"]: _file(item) for item in row["hidden"]},
-        quarantine=None if row["quarantine"] is None else _file(row["quarantine"]))
+        unit=row["unit"].hex(),
+        attempt=row["attempt"].hex(),
+        manifest=row["manifest"],
+        shard=row["shard"],
+        **{name: row[name] for name in _COUNTS},
+        reasons=json.loads(row["reasons"] or "{}"),
+        labels=_file(row["labels"]),
+        hidden={item["layer"]: _file(item) for item in row["hidden"]},
+        quarantine=None if row["quarantine"] is None else _file(row["quarantine"]),
+    )
 
 
 def _file(value: Mapping[str, Any]) -> FileReceipt:

@@ -18,13 +18,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ray_distill.errors import StoreMismatch
-from ray_distill.labels.model import rowids
-from ray_distill.labels.format.codecs.base import running
-from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.store.reader import READERS, LabelSet
-from ray_distill.labels.model.rowids import RowIds
 from ray_distill.labels.format.arrow_tables import concat_signals
+from ray_distill.labels.format.codecs.base import running
+from ray_distill.labels.model import rowids
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.rowids import RowIds
 from ray_distill.labels.model.signal import Distributions, Signal
+from ray_distill.labels.store.reader import READERS, LabelSet
 
 log = logging.getLogger(__name__)
 
@@ -95,9 +95,16 @@ class AveragedLabels:
             order = np.lexsort((ids, np.repeat(np.arange(len(found.position)), np.diff(found.entry_offsets))))
             ids, logp = ids[order], logp[order]
         return Distributions(
-            classes=found.classes, temperatures=self.manifest.temperatures, row_offsets=found.row_offsets,
-            position=found.position, entry_offsets=found.entry_offsets, ids=ids, logp=logp,
-            log_tail=found.log_tail[:, columns], entropy=found.entropy)
+            classes=found.classes,
+            temperatures=self.manifest.temperatures,
+            row_offsets=found.row_offsets,
+            position=found.position,
+            entry_offsets=found.entry_offsets,
+            ids=ids,
+            logp=logp,
+            log_tail=found.log_tail[:, columns],
+            entropy=found.entropy,
+        )
 
 
 def averaged_manifest(manifests: Sequence[StoreManifest]) -> StoreManifest:
@@ -115,7 +122,8 @@ def averaged_manifest(manifests: Sequence[StoreManifest]) -> StoreManifest:
         if manifest.draws:
             raise StoreMismatch(
                 f"labels of {_teacher(manifest)} were drawn ({manifest.estimator}), and the mean of draws is no "
-                "distribution of this store: label with dense or topk, or mix the sets by source")
+                "distribution of this store: label with dense or topk, or mix the sets by source"
+            )
     dense = all(manifest.estimator == "dense" for manifest in manifests)
     shared = [t for t in first.temperatures if all(t in manifest.temperatures for manifest in manifests)]
     return replace(first, temperatures=tuple(shared) if dense else (1.0,))
@@ -131,8 +139,9 @@ def require_same_classes(first: StoreManifest, other: StoreManifest) -> None:
     if first.task != other.task:
         raise StoreMismatch(f"{sides}they are of {first.task} and of {other.task}")
     if set(first.classes) != set(other.classes) or first.class_count != other.class_count:
-        raise StoreMismatch(f"{sides}they are over {first.class_count} and {other.class_count} classes, and must be "
-                            "over the same")
+        raise StoreMismatch(
+            f"{sides}they are over {first.class_count} and {other.class_count} classes, and must be over the same"
+        )
     theirs = {manifest.teacher.get("tokens") for manifest in (first, other)} - {None}
     if len(theirs) > 1:
         raise StoreMismatch(f"{sides}the teachers have different tokenizers or chat templates")
@@ -154,8 +163,10 @@ def average(parts: Sequence[Distributions], weights_MR: npt.NDArray[np.float64])
     weights_MP = np.repeat(weights_MR / weights_MR.sum(axis=0), np.diff(first.row_offsets), axis=1)
     owners = [np.repeat(np.arange(len(part.position)), np.diff(part.entry_offsets)) for part in parts]
     keys = [owner * first.classes + part.ids for owner, part in zip(owners, parts, strict=True)]
-    masses = [weight_P[own] * np.exp(part.logp.astype(np.float64))
-              for part, own, weight_P in zip(parts, owners, weights_MP, strict=True)]
+    masses = [
+        weight_P[own] * np.exp(part.logp.astype(np.float64))
+        for part, own, weight_P in zip(parts, owners, weights_MP, strict=True)
+    ]
     common = reduce(lambda one, other: np.intersect1d(one, other, assume_unique=True), keys)
     kept = np.union1d(common, _likeliest(keys, masses, first.classes))
     owner, ids = kept // first.classes, (kept % first.classes).astype(np.int32)
@@ -173,9 +184,16 @@ def average(parts: Sequence[Distributions], weights_MR: npt.NDArray[np.float64])
     sums = np.bincount(owner, weights=-mean * np.where(mean > 0, logp, 0.0), minlength=len(first.position))
     entropy = np.where(tail_PT[:, 0] > 0, np.nan, sums)
     return Distributions(
-        classes=first.classes, temperatures=first.temperatures, row_offsets=first.row_offsets, position=first.position,
-        entry_offsets=running(np.bincount(owner, minlength=len(first.position))), ids=ids,
-        logp=logp.astype(np.float32), log_tail=log_tail.astype(np.float32), entropy=entropy.astype(np.float32))
+        classes=first.classes,
+        temperatures=first.temperatures,
+        row_offsets=first.row_offsets,
+        position=first.position,
+        entry_offsets=running(np.bincount(owner, minlength=len(first.position))),
+        ids=ids,
+        logp=logp.astype(np.float32),
+        log_tail=log_tail.astype(np.float32),
+        entropy=entropy.astype(np.float32),
+    )
 
 
 def _likeliest(keys: Sequence[Index], masses: Sequence[Weights], classes: int) -> Index:
@@ -211,7 +229,8 @@ def _require_overlap(first: LabelSet, other: LabelSet) -> None:
     if first.rows and not shared:
         raise StoreMismatch(
             f"none of the {first.rows} rows has labels in {other.ref.store}, so there is nothing to average: it is of "
-            "another source, or its snapshot was redacted or keyed otherwise; mix it by source, or label the same rows")
+            "another source, or its snapshot was redacted or keyed otherwise; mix it by source, or label the same rows"
+        )
     log.info("%d of %d rows have labels of %s too", shared, first.rows, _teacher(other.manifest))
 
 
@@ -223,7 +242,8 @@ def _require_same_positions(base: Distributions, other: Distributions, ids: RowI
     if len(apart):
         raise StoreMismatch(
             f"row {rowids.hexadecimal(ids[apart[:1]])[0]} was labelled at other tokens in {store}: roles, max_length "
-            "or template differ between the label sets; label with the same settings, or mix them by source")
+            "or template differ between the label sets; label with the same settings, or mix them by source"
+        )
 
 
 def _class_map(manifest: StoreManifest, first: StoreManifest) -> npt.NDArray[np.int32] | None:

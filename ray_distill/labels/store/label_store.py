@@ -11,13 +11,13 @@ import numpy.typing as npt
 from ray_distill.artifacts import LabelSetRef, SnapshotRef
 from ray_distill.errors import AlreadyExists, CorruptStore, LabelError, StorageError
 from ray_distill.fingerprint import fingerprint
-from ray_distill.labels.model import rowids
 from ray_distill.labels.format import parquet_shards
 from ray_distill.labels.format.codecs import find_codec
-from ray_distill.labels.store.committed_units import Ledger
+from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.rowids import RowIds, SnapshotRows
 from ray_distill.labels.model.work_units import Receipt, WorkUnit, labels_name, quarantine_name, unit_id
+from ray_distill.labels.store.committed_units import Ledger
 from ray_distill.storage import files
 from ray_distill.storage.log import DIGEST_BYTES, CommitLog, Record, covered
 
@@ -115,7 +115,8 @@ class LabelStore:
             units=tuple(unit for unit, _, _ in split if unit is not None),
             rows_total=sum(len(part.ids) for part in parts),
             rows_reused=int(ledger.counts("rows")[same].sum()) + sum(reused for _, reused, _ in split),
-            rows_quarantined=int(ledger.counts("rejected")[same].sum()) + sum(bad for _, _, bad in split))
+            rows_quarantined=int(ledger.counts("rejected")[same].sum()) + sum(bad for _, _, bad in split),
+        )
 
     def _held(self, parts: Iterable[Range], units: Iterator[Receipt]) -> UnitRows:
         """Which rows of the ranges the units have labelled and rejected."""
@@ -139,8 +140,12 @@ class LabelStore:
             return None
         rows = np.flatnonzero(new) + part.start
         return WorkUnit(
-            unit_id=unit_id(part.ids[new], self.manifest.fingerprint), shard=part.shard, start=part.start,
-            stop=part.start + len(part.ids), rows=tuple(int(row) for row in rows))
+            unit_id=unit_id(part.ids[new], self.manifest.fingerprint),
+            shard=part.shard,
+            start=part.start,
+            stop=part.start + len(part.ids),
+            rows=tuple(int(row) for row in rows),
+        )
 
     def unit_rows(self, unit: Receipt) -> UnitRows:
         """Row ids of a committed unit; reads only that column.
@@ -207,7 +212,8 @@ class LabelStore:
         if receipt.manifest != self.manifest.fingerprint:
             raise LabelError(
                 f"{self.url}: the receipt of unit {receipt.unit} is for manifest {receipt.manifest}, the store has "
-                f"{self.manifest.fingerprint}; label with this store's manifest")
+                f"{self.manifest.fingerprint}; label with this store's manifest"
+            )
         promised = receipt.files()
         urls = [files.join(self.url, name) for name in promised]
         for url, size, item in zip(urls, files.sizes(urls), promised.values(), strict=True):
@@ -225,7 +231,8 @@ def make_ref(store: LabelStore, snapshot: SnapshotRef, length: int) -> LabelSetR
     digest = store.log.prefix_digest(length)
     content = {"manifest": store.manifest.fingerprint, "log": digest, "snapshot": snapshot.fingerprint}
     return LabelSetRef(
-        store=store.url, fingerprint=fingerprint(content), snapshot=snapshot, log_length=length, log_digest=digest)
+        store=store.url, fingerprint=fingerprint(content), snapshot=snapshot, log_length=length, log_digest=digest
+    )
 
 
 def ranges(snapshot: SnapshotRows, manifest: StoreManifest) -> Iterator[Range]:
@@ -263,7 +270,8 @@ def _manifest(location: str, value: Any) -> StoreManifest:
     if value.get("fingerprint") != manifest.fingerprint:
         raise CorruptStore(
             f"{location}: its content has fingerprint {manifest.fingerprint}, it says {value.get('fingerprint')}: "
-            "it was changed after its creation; restore it")
+            "it was changed after its creation; restore it"
+        )
     find_codec(manifest.codec)
     return manifest
 

@@ -12,16 +12,16 @@ import pyarrow as pa
 from ray_distill.artifacts import LabelSetRef
 from ray_distill.errors import CorruptStore, LabelError, StorageError, StoreMismatch
 from ray_distill.fingerprint import sha256
-from ray_distill.labels.model import rowids
 from ray_distill.labels.format import parquet_shards
+from ray_distill.labels.format.arrow_tables import concat_signals, empty_signal
 from ray_distill.labels.format.fitted_arrays import read_fits
 from ray_distill.labels.format.hidden_states import decode_hidden
+from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.rowids import RowIds, SnapshotRows
-from ray_distill.labels.format.arrow_tables import concat_signals, empty_signal
 from ray_distill.labels.model.signal import Distributions, Hidden, Signal
-from ray_distill.labels.store.label_store import LabelStore, make_ref, open_store
 from ray_distill.labels.model.work_units import FileReceipt, Receipt, hidden_name, labels_name
+from ray_distill.labels.store.label_store import LabelStore, make_ref, open_store
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 
@@ -60,8 +60,7 @@ class LabelSet:
     @cached_property
     def ids(self) -> RowIds:
         """Ids of the labelled rows, ascending; known without reading a label."""
-        return np.sort(np.concatenate([rowids.empty(), *(
-            share.ids[share.keep] for share in self._shares.values())]))
+        return np.sort(np.concatenate([rowids.empty(), *(share.ids[share.keep] for share in self._shares.values())]))
 
     def row_ids(self, unit: Receipt) -> pa.FixedSizeBinaryArray:
         """Row ids that `read_unit` returns for a unit; known without reading it."""
@@ -116,9 +115,7 @@ class LabelSet:
         empty = empty_signal(self.manifest)
         return Signal(distributions=empty.distributions, hidden={layer: empty.hidden[layer] for layer in layers})
 
-    def _holders(
-        self, wanted: RowIds
-    ) -> Iterator[tuple[Receipt, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    def _holders(self, wanted: RowIds) -> Iterator[tuple[Receipt, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
         """Units that hold wanted rows, the places of these among the wanted, and among what `read_unit` returns."""
         if not len(wanted):
             return
@@ -135,8 +132,10 @@ class LabelSet:
     def _ends(self) -> tuple[RowIds, RowIds]:
         """Least and greatest row id of each unit's share."""
         shares = [self._shares[unit.unit] for unit in self.units]
-        return (np.array([share.ids[share.keep[0]] for share in shares], dtype="S16"),
-                np.array([share.ids[share.keep[-1]] for share in shares], dtype="S16"))
+        return (
+            np.array([share.ids[share.keep[0]] for share in shares], dtype="S16"),
+            np.array([share.ids[share.keep[-1]] for share in shares], dtype="S16"),
+        )
 
     def _hidden(self, unit: Receipt, layer: int, ids: RowIds) -> Hidden:
         found, hidden = read_hidden(self._url, self.manifest, unit, layer)
@@ -172,7 +171,8 @@ def _share(store: LabelStore, length: int, snapshot_ids: RowIds) -> dict[str, Sh
         if unit.manifest != store.manifest.fingerprint:
             raise CorruptStore(
                 f"{store.url}: unit {unit.unit} was labelled for manifest {unit.manifest}, the store has "
-                f"{store.manifest.fingerprint}: store.json or the log is another store's; restore it")
+                f"{store.manifest.fingerprint}: store.json or the log is another store's; restore it"
+            )
         rows = store.unit_rows(unit)
         at = rowids.find(rows.labelled, ascending)
         fresh = at >= 0
@@ -192,7 +192,8 @@ def _require_covered(store: LabelStore, ids: RowIds, covered: npt.NDArray[np.boo
         first = rowids.hexadecimal(ids[~covered][:1])[0]
         raise LabelError(
             f"{store.url}: {missing} of the snapshot's {len(ids)} rows have no labels in the pinned part of the log, "
-            f"first {first}; run label again and use the reference it prints")
+            f"first {first}; run label again and use the reference it prints"
+        )
 
 
 def _snapshot_order(shares: dict[str, Share], snapshot_ids: RowIds) -> npt.NDArray[np.int64]:
@@ -226,12 +227,14 @@ def open_label_set(ref: LabelSetRef, snapshot: SnapshotRows | None = None) -> La
     if (found.log_digest, found.fingerprint) != (ref.log_digest, ref.fingerprint):
         raise CorruptStore(
             f"{ref.store}: manifest or log differ from what the reference pins (log {found.log_digest}, expected "
-            f"{ref.log_digest}); restore them, or label again")
+            f"{ref.log_digest}); restore them, or label again"
+        )
     snapshot = open_snapshot(ref.snapshot) if snapshot is None else snapshot
     if snapshot.ref.fingerprint != ref.snapshot.fingerprint:
         raise StoreMismatch(
             f"the labels are of snapshot {ref.snapshot.fingerprint}, found snapshot {snapshot.ref.fingerprint}; "
-            "open the snapshot that the reference names")
+            "open the snapshot that the reference names"
+        )
     return LabelSet(ref, store, snapshot_row_ids(snapshot))
 
 
@@ -251,7 +254,8 @@ def require_layers(manifest: StoreManifest, layers: Sequence[int]) -> None:
     if absent:
         raise StoreMismatch(
             f"hidden layers {absent} are wanted, the store has {list(manifest.hidden_layers)}; use those, or label "
-            "with these layers in another store")
+            "with these layers in another store"
+        )
 
 
 def read_labels(url: str, manifest: StoreManifest, unit: Receipt) -> tuple[RowIds, Distributions]:
@@ -296,5 +300,6 @@ def read_verified(location: str, promised: FileReceipt) -> bytes:
     if len(data) != promised.size or sha256(data) != promised.digest:
         raise CorruptStore(
             f"{location}: found {len(data)} bytes with {sha256(data)}, the log promised {promised.size} bytes with "
-            f"{promised.digest}; restore the file")
+            f"{promised.digest}; restore the file"
+        )
     return data

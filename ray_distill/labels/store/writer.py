@@ -9,22 +9,35 @@ import pyarrow as pa
 
 from ray_distill.errors import LabelError, StorageError
 from ray_distill.fingerprint import sha256
-from ray_distill.labels.model import rowids
 from ray_distill.labels.format import parquet_shards
-from ray_distill.labels.model.validity import Rejects, require_usable
+from ray_distill.labels.format.arrow_tables import empty_signal
 from ray_distill.labels.format.fitted_arrays import read_fits
 from ray_distill.labels.format.hidden_states import encode_hidden
+from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.rowids import RowIds
-from ray_distill.labels.format.arrow_tables import empty_signal
 from ray_distill.labels.model.signal import Distributions, Signal
-from ray_distill.labels.model.work_units import (FileReceipt, Receipt, WorkUnit, hidden_name, labels_name, quarantine_name, unit_id)
+from ray_distill.labels.model.validity import Rejects, require_usable
+from ray_distill.labels.model.work_units import (
+    FileReceipt,
+    Receipt,
+    WorkUnit,
+    hidden_name,
+    labels_name,
+    quarantine_name,
+    unit_id,
+)
 from ray_distill.storage import files
 
 
 def write_attempt(
-    store_url: str, manifest: StoreManifest, unit: WorkUnit, row_ids: pa.Array, signal: Signal,
-    rejected: Sequence[tuple[bytes, str]], halved: int = 0,
+    store_url: str,
+    manifest: StoreManifest,
+    unit: WorkUnit,
+    row_ids: pa.Array,
+    signal: Signal,
+    rejected: Sequence[tuple[bytes, str]],
+    halved: int = 0,
 ) -> Receipt:
     """Store a teacher's answer for a whole unit under a fresh attempt name.
 
@@ -54,21 +67,41 @@ def write_attempt(
 
 
 def _write(
-    url: str, manifest: StoreManifest, unit: WorkUnit, ids: RowIds, signal: Signal, distributions: Distributions,
-    rejected: Rejects, halved: int,
+    url: str,
+    manifest: StoreManifest,
+    unit: WorkUnit,
+    ids: RowIds,
+    signal: Signal,
+    distributions: Distributions,
+    rejected: Rejects,
+    halved: int,
 ) -> Receipt:
     attempt, name, fits = uuid.uuid4().hex, unit.unit_id, read_fits(url, manifest.fits)
     hidden = {
         layer: write_verified(url, hidden_name(layer, name, attempt), encode_hidden(ids, part, layer, manifest, fits))
-        for layer, part in sorted(signal.hidden.items())}
+        for layer, part in sorted(signal.hidden.items())
+    }
     quarantine = None
     if rejected:
         quarantine = write_verified(url, quarantine_name(name, attempt), parquet_shards.encode_quarantine(rejected))
-    labels = write_verified(url, labels_name(name, attempt), parquet_shards.encode_labels(ids, distributions, manifest, fits))
+    labels = write_verified(
+        url, labels_name(name, attempt), parquet_shards.encode_labels(ids, distributions, manifest, fits)
+    )
     return Receipt(
-        unit=name, attempt=attempt, manifest=manifest.fingerprint, shard=unit.shard, start=unit.start, stop=unit.stop,
-        rows=len(ids), rejected=len(rejected), reasons=dict(sorted(Counter(reason for _, reason in rejected).items())),
-        labels=labels, hidden=hidden, quarantine=quarantine, halved=halved)
+        unit=name,
+        attempt=attempt,
+        manifest=manifest.fingerprint,
+        shard=unit.shard,
+        start=unit.start,
+        stop=unit.stop,
+        rows=len(ids),
+        rejected=len(rejected),
+        reasons=dict(sorted(Counter(reason for _, reason in rejected).items())),
+        labels=labels,
+        hidden=hidden,
+        quarantine=quarantine,
+        halved=halved,
+    )
 
 
 def write_verified(url: str, name: str, data: bytes) -> FileReceipt:
@@ -85,16 +118,15 @@ def write_verified(url: str, name: str, data: bytes) -> FileReceipt:
     return FileReceipt(size=len(data), digest=digest)
 
 
-def _require_whole(
-    unit: WorkUnit, manifest: StoreManifest, ids: RowIds, rejected: Sequence[tuple[bytes, str]]
-) -> None:
+def _require_whole(unit: WorkUnit, manifest: StoreManifest, ids: RowIds, rejected: Sequence[tuple[bytes, str]]) -> None:
     """The unit's id is a digest of its rows: what was handed over must hash to it."""
     found = np.concatenate([ids, rowids.from_bytes(row for row, _ in rejected)])
     where = f"unit {unit.unit_id} ({unit.shard}, rows {unit.start}:{unit.stop})"
     if len(found) != len(unit.rows):
         raise LabelError(
             f"{where}: {len(ids)} labelled and {len(rejected)} rejected rows, expected {len(unit.rows)} in all; every "
-            "row needs one answer or one reason")
+            "row needs one answer or one reason"
+        )
     if len(np.unique(found)) != len(found):
         raise LabelError(f"{where}: {len(found) - len(np.unique(found))} rows came twice; each may be answered once")
     if unit_id(found, manifest.fingerprint) != unit.unit_id:
@@ -111,11 +143,13 @@ def require_signal(manifest: StoreManifest, signal: Signal, rows: int) -> Distri
     if distributions is None:
         raise LabelError("the signal has no distributions; a label store needs them")
     pairs = [
-        ("rows", distributions.rows, rows), ("family", distributions.family, manifest.family),
+        ("rows", distributions.rows, rows),
+        ("family", distributions.family, manifest.family),
         ("classes", distributions.classes, manifest.class_count),
         ("temperatures", distributions.temperatures, manifest.temperatures),
         ("hidden layers", sorted(signal.hidden), sorted(manifest.hidden_layers)),
-        *((f"rows of hidden layer {layer}", hidden.rows, rows) for layer, hidden in signal.hidden.items())]
+        *((f"rows of hidden layer {layer}", hidden.rows, rows) for layer, hidden in signal.hidden.items()),
+    ]
     wrong = [f"{what}: found {found}, expected {wanted}" for what, found, wanted in pairs if found != wanted]
     if wrong:
         raise LabelError("the signal does not match the store's manifest: " + "; ".join(wrong))

@@ -11,27 +11,20 @@ import numpy as np
 
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.errors import CorruptStore
-from ray_distill.labels.model import rowids
 from ray_distill.labels.format import parquet_shards
-from ray_distill.labels.model.validity import unusable
-from ray_distill.labels.store.committed_units import Ledger
-from ray_distill.labels.store.reader import read_hidden, read_labels, read_verified, snapshot_row_ids
+from ray_distill.labels.model import rowids
 from ray_distill.labels.model.rowids import RowIds, SnapshotRows
 from ray_distill.labels.model.signal import Distributions, Signal
-from ray_distill.labels.store.label_store import LabelStore, UnitRows, open_store
+from ray_distill.labels.model.validity import unusable
 from ray_distill.labels.model.work_units import Receipt, entries, hidden_name, labels_name, quarantine_name, unit_id
+from ray_distill.labels.store.committed_units import Ledger
+from ray_distill.labels.store.label_store import LabelStore, UnitRows, open_store
+from ray_distill.labels.store.reader import read_hidden, read_labels, read_verified, snapshot_row_ids
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.storage.files import FileInfo
 from ray_distill.storage.local import is_unfinished
-from ray_distill.storage.log import (
-    DIGEST_BYTES,
-    CommitLog,
-    Record,
-    check_checkpoint,
-    covered,
-    damaged_checkpoint,
-)
+from ray_distill.storage.log import DIGEST_BYTES, CommitLog, Record, check_checkpoint, covered, damaged_checkpoint
 
 T = TypeVar("T")
 
@@ -74,12 +67,21 @@ class AuditReport:
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values: counts, and under ``details`` up to 100 names of each kind."""
         named = {
-            "duplicates": self.duplicates, "missing": self.missing, "orphans": self.orphans, "corrupt": self.corrupt,
-            "cleaned": self.cleaned}
+            "duplicates": self.duplicates,
+            "missing": self.missing,
+            "orphans": self.orphans,
+            "corrupt": self.corrupt,
+            "cleaned": self.cleaned,
+        }
         return {
-            "ok": self.ok, "store": self.store, "units": self.units, "rows": self.rows, "quarantined": self.quarantined,
+            "ok": self.ok,
+            "store": self.store,
+            "units": self.units,
+            "rows": self.rows,
+            "quarantined": self.quarantined,
             **{key: len(names) for key, names in named.items()},
-            "details": {key: list(names[:NAMED]) for key, names in named.items()}}
+            "details": {key: list(names[:NAMED]) for key, names in named.items()},
+        }
 
 
 @dataclass
@@ -92,7 +94,9 @@ class _Findings:
 
 
 def audit(
-    store_url: str, snapshot: SnapshotRows | SnapshotRef | str | None = None, clean: bool = False,
+    store_url: str,
+    snapshot: SnapshotRows | SnapshotRef | str | None = None,
+    clean: bool = False,
     older_than: float = ORPHAN_AGE_SECONDS,
 ) -> AuditReport:
     """Read and check every committed byte of a store.
@@ -126,16 +130,25 @@ def audit(
         _check_unit(store, receipt, found)
     rows, quarantined = _count_rows(found, snapshot)
     return AuditReport(
-        store=store_url, units=len(committed), rows=rows, quarantined=quarantined, duplicates=_named_twice(receipts),
-        missing=tuple(found.missing), orphans=tuple(item.name for item in orphans), corrupt=tuple(found.corrupt),
-        cleaned=_clean(orphans, older_than) if clean else ())
+        store=store_url,
+        units=len(committed),
+        rows=rows,
+        quarantined=quarantined,
+        duplicates=_named_twice(receipts),
+        missing=tuple(found.missing),
+        orphans=tuple(item.name for item in orphans),
+        corrupt=tuple(found.corrupt),
+        cleaned=_clean(orphans, older_than) if clean else (),
+    )
 
 
 def _attempt_files(url: str) -> list[FileInfo]:
     """All files below the store's folders of attempts, and what cut-off writes left anywhere in it."""
     return [
-        item for item in files.list_files(url, unfinished=True)
-        if item.name.split("/", 1)[0] in ATTEMPT_FOLDERS or is_unfinished(item.name.rsplit("/", 1)[-1])]
+        item
+        for item in files.list_files(url, unfinished=True)
+        if item.name.split("/", 1)[0] in ATTEMPT_FOLDERS or is_unfinished(item.name.rsplit("/", 1)[-1])
+    ]
 
 
 def _receipts(records: Sequence[Record], found: _Findings) -> list[Receipt]:
@@ -220,7 +233,9 @@ def _rejected(store: LabelStore, receipt: Receipt, found: _Findings) -> RowIds |
     if promised is None:
         return rowids.empty()
     location = files.join(store.url, name)
-    read = _guard(found, store.url, name, lambda: parquet_shards.decode_quarantine(read_verified(location, promised), location))
+    read = _guard(
+        found, store.url, name, lambda: parquet_shards.decode_quarantine(read_verified(location, promised), location)
+    )
     return None if read is None else read[0]
 
 

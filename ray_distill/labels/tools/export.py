@@ -6,12 +6,12 @@ import numpy as np
 import pyarrow as pa
 
 from ray_distill.errors import LabelError
-from ray_distill.labels.model import rowids
 from ray_distill.labels.format import parquet_shards
-from ray_distill.labels.store.reader import read_hidden, read_labels
+from ray_distill.labels.model import rowids
 from ray_distill.labels.model.signal import Distributions, Hidden
-from ray_distill.labels.store.label_store import LabelStore, open_store
 from ray_distill.labels.model.work_units import Receipt
+from ray_distill.labels.store.label_store import LabelStore, open_store
+from ray_distill.labels.store.reader import read_hidden, read_labels
 from ray_distill.storage import files
 
 
@@ -56,8 +56,10 @@ def plain_table(store: LabelStore, unit: Receipt, *, hidden: bool) -> pa.Table:
     ids, distributions = read_labels(store.url, store.manifest, unit)
     columns = {"row_id": pa.array(rowids.hexadecimal(ids), pa.string()), **_distribution_columns(distributions)}
     if hidden:
-        columns |= {f"hidden_{layer}": _vectors(read_hidden(store.url, store.manifest, unit, layer)[1])
-                    for layer in store.manifest.hidden_layers}
+        columns |= {
+            f"hidden_{layer}": _vectors(read_hidden(store.url, store.manifest, unit, layer)[1])
+            for layer in store.manifest.hidden_layers
+        }
     return pa.table(columns)
 
 
@@ -74,9 +76,13 @@ def _distribution_columns(found: Distributions) -> dict[str, pa.Array]:
 
     drawn = {} if found.draws is None else {"count": by_position(pa.array(found.draws.count))}
     return {
-        "position": by_row(pa.array(found.position)), "entropy": by_row(pa.array(found.entropy, from_pandas=True)),
+        "position": by_row(pa.array(found.position)),
+        "entropy": by_row(pa.array(found.entropy, from_pandas=True)),
         "log_tail": by_row(pa.LargeListArray.from_arrays(pa.array(tails), pa.array(found.log_tail.reshape(-1)))),
-        "ids": by_position(pa.array(found.ids)), "logp": by_position(pa.array(found.logp)), **drawn}
+        "ids": by_position(pa.array(found.ids)),
+        "logp": by_position(pa.array(found.logp)),
+        **drawn,
+    }
 
 
 def _vectors(hidden: Hidden) -> pa.Array:

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from ray_distill.errors import LabelError
-from ray_distill.labels.model import rowids
 from ray_distill.labels.format import parquet_shards
+from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.store.reader import read_hidden, read_labels, read_verified
 from ray_distill.labels.model.signal import Distributions
-from ray_distill.labels.store.label_store import LabelStore, open_store
 from ray_distill.labels.model.work_units import Receipt, quarantine_name
+from ray_distill.labels.store.label_store import LabelStore, open_store
+from ray_distill.labels.store.reader import read_hidden, read_labels, read_verified
 from ray_distill.storage import files
 
 #: Classes that are shown of a position, and positions of a row.
@@ -39,8 +39,15 @@ class RowReport:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {"row_id": self.row_id, "unit": self.unit, "shard": self.shard, "reason": self.reason,
-                "position_count": self.position_count, "positions": list(self.positions), "hidden": self.hidden}
+        return {
+            "row_id": self.row_id,
+            "unit": self.unit,
+            "shard": self.shard,
+            "reason": self.reason,
+            "position_count": self.position_count,
+            "positions": list(self.positions),
+            "hidden": self.hidden,
+        }
 
 
 def inspect_row(store_url: str, row: str) -> RowReport:
@@ -79,8 +86,7 @@ def _rejected(store: LabelStore, unit: Receipt, name: str) -> RowReport:
     location = files.join(store.url, quarantine_name(unit.unit, unit.attempt))
     assert unit.quarantine is not None
     ids, reasons = parquet_shards.decode_quarantine(read_verified(location, unit.quarantine), location)
-    return RowReport(row_id=name, unit=unit.unit, shard=unit.shard,
-                     reason=reasons[rowids.hexadecimal(ids).index(name)])
+    return RowReport(row_id=name, unit=unit.unit, shard=unit.shard, reason=reasons[rowids.hexadecimal(ids).index(name)])
 
 
 def _labelled(store: LabelStore, unit: Receipt, name: str) -> RowReport:
@@ -90,12 +96,20 @@ def _labelled(store: LabelStore, unit: Receipt, name: str) -> RowReport:
     hidden = {}
     for layer in store.manifest.hidden_layers:
         values = read_hidden(store.url, store.manifest, unit, layer)[1].take([at]).values
-        hidden[str(layer)] = {"vectors": float(len(values)), "width": float(values.shape[1]),
-                              "rms": float(np.sqrt(np.square(values, dtype=np.float64).mean()))}
+        hidden[str(layer)] = {
+            "vectors": float(len(values)),
+            "width": float(values.shape[1]),
+            "rms": float(np.sqrt(np.square(values, dtype=np.float64).mean())),
+        }
     shown = range(min(len(one.position), SHOWN_POSITIONS))
     return RowReport(
-        row_id=name, unit=unit.unit, shard=unit.shard, position_count=len(one.position), hidden=hidden,
-        positions=tuple(_position(one, store.manifest, number) for number in shown))
+        row_id=name,
+        unit=unit.unit,
+        shard=unit.shard,
+        position_count=len(one.position),
+        hidden=hidden,
+        positions=tuple(_position(one, store.manifest, number) for number in shown),
+    )
 
 
 def _position(one: Distributions, manifest: StoreManifest, number: int) -> dict[str, Any]:
@@ -105,10 +119,14 @@ def _position(one: Distributions, manifest: StoreManifest, number: int) -> dict[
     names = manifest.classes
     entropy = float(one.entropy[number])
     return {
-        "position": int(one.position[number]), "entropy": None if np.isnan(entropy) else entropy,
+        "position": int(one.position[number]),
+        "entropy": None if np.isnan(entropy) else entropy,
         "classes": [[names[ids[i]] if names else str(ids[i]), float(p[i])] for i in likeliest],
-        "tail": {f"{temperature:g}": float(np.exp(np.float64(tail)))
-                 for temperature, tail in zip(one.temperatures, one.log_tail[number], strict=True)}}
+        "tail": {
+            f"{temperature:g}": float(np.exp(np.float64(tail)))
+            for temperature, tail in zip(one.temperatures, one.log_tail[number], strict=True)
+        },
+    }
 
 
 def show_row(report: RowReport) -> str:

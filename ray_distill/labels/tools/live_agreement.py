@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ray_distill.labels.model import rowids
 from ray_distill.labels.format import parquet_shards
-from ray_distill.labels.model.validity import owner
 from ray_distill.labels.format.fitted_arrays import Fits
 from ray_distill.labels.format.hidden_states import decode_hidden, encode_hidden
+from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.rowids import RowIds
 from ray_distill.labels.model.signal import Distributions, Hidden, Signal
+from ray_distill.labels.model.validity import owner
 
 Floats = npt.NDArray[np.float64]
 
@@ -61,8 +61,10 @@ class Agreement:
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
         value = asdict(self)
-        value["hidden"] = {str(layer): {"stored": asdict(stored), "noise": asdict(noise)}
-                           for layer, (stored, noise) in self.hidden.items()}
+        value["hidden"] = {
+            str(layer): {"stored": asdict(stored), "noise": asdict(noise)}
+            for layer, (stored, noise) in self.hidden.items()
+        }
         return {"ok": self.ok, **value, "disagree": list(self.disagree)}
 
 
@@ -81,9 +83,12 @@ def as_stored(answer: Answer, manifest: StoreManifest, fits: Fits) -> Answer:
     data = parquet_shards.encode_labels(ids, signal.distributions, manifest, fits)
     hidden = {
         layer: decode_hidden(encode_hidden(ids, values, layer, manifest, fits), layer, manifest, fits, "answer")[1]
-        for layer, values in signal.hidden.items()}
-    return Answer(ids=ids, signal=Signal(
-        distributions=parquet_shards.decode_labels(data, manifest, fits, "answer")[1], hidden=hidden))
+        for layer, values in signal.hidden.items()
+    }
+    return Answer(
+        ids=ids,
+        signal=Signal(distributions=parquet_shards.decode_labels(data, manifest, fits, "answer")[1], hidden=hidden),
+    )
 
 
 def compare(stored: Answer, live: Answer, again: Answer) -> Agreement:
@@ -104,9 +109,12 @@ def compare(stored: Answer, live: Answer, again: Answer) -> Agreement:
     unanswered = stored.ids[~rowids.is_in(stored.ids, live.ids)]
     labels = far.pop("labels")
     return Agreement(
-        rows=len(stored.ids), stored=_distance(labels[0]), noise=_distance(labels[1]),
+        rows=len(stored.ids),
+        stored=_distance(labels[0]),
+        noise=_distance(labels[1]),
         hidden={int(layer): (_distance(found), _distance(noise)) for layer, (found, noise) in far.items()},
-        disagree=tuple(rowids.hexadecimal(np.sort(np.concatenate([both[0].ids[wrong], unanswered])))))
+        disagree=tuple(rowids.hexadecimal(np.sort(np.concatenate([both[0].ids[wrong], unanswered])))),
+    )
 
 
 def _distance(far: Floats) -> Distance:

@@ -25,9 +25,20 @@ _GGUF = ("*.gguf",)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
 #: Files that decide a model's answers, apart from the weights.
 _SMALL = (
-    "config.json", "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "vocab.*", "merges.txt",
-    "special_tokens_map.json", "added_tokens.json", "chat_template.*", "*.model", "preprocessor_config.json",
-    "processor_config.json", "*.py")
+    "config.json",
+    "*.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.*",
+    "*.model",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "*.py",
+)
 
 
 @contextmanager
@@ -41,8 +52,10 @@ def open_checkpoint(url: str, *, weights: bool = True) -> Iterator[Path]:
     if files.is_local(url):
         folder = Path(files.absolute(url))
         if not folder.is_dir():
-            raise ModelError(f"there is no checkpoint folder {url}: give a folder or URL with config.json and "
-                             "safetensors, or module:function; nothing is fetched from a model hub")
+            raise ModelError(
+                f"there is no checkpoint folder {url}: give a folder or URL with config.json and "
+                "safetensors, or module:function; nothing is fetched from a model hub"
+            )
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="ray_distill-") as temporary:
@@ -66,9 +79,11 @@ def check_files(folder: Path, url: str) -> None:
     if pickles:
         raise ModelError(
             f"{url} holds its weights as {pickles[0]}, which can run code when loaded, and no safetensors: convert it "
-            "on a machine that trusts it (AutoModel.from_pretrained(folder).save_pretrained(folder))")
-    raise ModelError(f"{url} is not a checkpoint: it has no *.safetensors and no *.gguf, only "
-                     f"{', '.join(names[:8]) or 'nothing'}")
+            "on a machine that trusts it (AutoModel.from_pretrained(folder).save_pretrained(folder))"
+        )
+    raise ModelError(
+        f"{url} is not a checkpoint: it has no *.safetensors and no *.gguf, only {', '.join(names[:8]) or 'nothing'}"
+    )
 
 
 def gguf_file(folder: Path) -> str | None:
@@ -108,8 +123,10 @@ def check_revision(found: str, expected: str | None, url: str) -> None:
         return
     if not expected.startswith("sha256:") or len(expected) != len(found):
         raise ConfigError(f"revision {expected!r} of {url} is not sha256: and 64 hexadecimal digits; it is {found}")
-    raise ModelError(f"the files of {url} have changed: revision {expected} is pinned, found {found}; "
-                     "restore them, or pin what is there")
+    raise ModelError(
+        f"the files of {url} have changed: revision {expected} is pinned, found {found}; "
+        "restore them, or pin what is there"
+    )
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
@@ -147,13 +164,17 @@ def quiet() -> Iterator[None]:
 def _check_gguf(found: list[str], url: str) -> None:
     """Refuse several GGUF files, and packages that are not there to read one."""
     if len(found) > 1:
-        raise ModelError(f"{url} holds {len(found)} GGUF files ({', '.join(found[:4])}) and no safetensors: keep the "
-                         "one that is meant, in a folder of its own (parts of one model must be merged first)")
+        raise ModelError(
+            f"{url} holds {len(found)} GGUF files ({', '.join(found[:4])}) and no safetensors: keep the "
+            "one that is meant, in a folder of its own (parts of one model must be merged first)"
+        )
     missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ModelError(f"{url} is a GGUF checkpoint ({found[0]}), and reading it needs the optional packages gguf "
-                         f"and accelerate: install {' and '.join(missing)} (pip install {' '.join(missing)}) on every "
-                         "machine that loads it")
+        raise ModelError(
+            f"{url} is a GGUF checkpoint ({found[0]}), and reading it needs the optional packages gguf "
+            f"and accelerate: install {' and '.join(missing)} (pip install {' '.join(missing)}) on every "
+            "machine that loads it"
+        )
 
 
 def _download(url: str, folder: Path, *, weights: bool) -> None:

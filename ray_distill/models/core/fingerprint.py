@@ -14,8 +14,16 @@ from ray_distill.tasks.base import Processor
 
 
 def finish(
-    module: nn.Module, processor: Processor, classes: tuple[str, ...], *, task: str, url: str,
-    identity: Mapping[str, Any], describe: Mapping[str, Any], factory: Factory | None = None, vocabulary: int = 0,
+    module: nn.Module,
+    processor: Processor,
+    classes: tuple[str, ...],
+    *,
+    task: str,
+    url: str,
+    identity: Mapping[str, Any],
+    describe: Mapping[str, Any],
+    factory: Factory | None = None,
+    vocabulary: int = 0,
 ) -> Model:
     """Wrap a placed module.
 
@@ -32,10 +40,16 @@ def finish(
     """
     known = {"architecture": type(module).__name__, "parameters": count_parameters(module)}
     return Model(
-        task=task, module=module.eval(), processor=processor, classes=classes, vocabulary=vocabulary, url=url,
+        task=task,
+        module=module.eval(),
+        processor=processor,
+        classes=classes,
+        vocabulary=vocabulary,
+        url=url,
         factory=factory,
         describe={**known, **describe},
-        fingerprint=fingerprint({**identity, "task": task, "classes": classes, "processor": processor.fingerprint}))
+        fingerprint=fingerprint({**identity, "task": task, "classes": classes, "processor": processor.fingerprint}),
+    )
 
 
 def tried(model: Model) -> Model:
@@ -84,8 +98,10 @@ def place(module: nn.Module, *, dtype: str | None, device: str) -> nn.Module:
         ConfigError: there is no such device.
     """
     if device == SPREAD:
-        raise ConfigError("device: spread is for checkpoints that transformers loads whole, not for functions and "
-                          "fitted heads: set labels.teacher.device to auto, or place the model in the function")
+        raise ConfigError(
+            "device: spread is for checkpoints that transformers loads whole, not for functions and "
+            "fitted heads: set labels.teacher.device to auto, or place the model in the function"
+        )
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     take_from_file(module)
     try:

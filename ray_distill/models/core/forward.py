@@ -151,7 +151,8 @@ def place_batch(module: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Ten
         return dict(batch)
     return {
         name: value.to(anchor.device, anchor.dtype if value.is_floating_point() else value.dtype, non_blocking=True)
-        for name, value in batch.items()}
+        for name, value in batch.items()
+    }
 
 
 def _run(module: nn.Module, batch: Mapping[str, Tensor], layers: Sequence[int]) -> tuple[Any, Tensor | None]:

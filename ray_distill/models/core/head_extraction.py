@@ -13,9 +13,13 @@ from ray_distill.models.core.forward import last_states, spared, without_cache
 
 #: Settings with which families bend their logits after the head, and what to call it.
 _BENDS = {
-    "final_logit_softcapping": "soft-caps its logits", "logits_soft_cap": "soft-caps its logits",
-    "output_logit_soft_cap": "soft-caps its logits", "logit_scale": "scales its logits",
-    "logits_scaling": "scales its logits", "lm_head_multiplier": "scales its logits"}
+    "final_logit_softcapping": "soft-caps its logits",
+    "logits_soft_cap": "soft-caps its logits",
+    "output_logit_soft_cap": "soft-caps its logits",
+    "logit_scale": "scales its logits",
+    "logits_scaling": "scales its logits",
+    "lm_head_multiplier": "scales its logits",
+}
 #: Tokens of the made-up documents.
 _FIRST, _SECOND = 7, 9
 
@@ -35,8 +39,10 @@ def body_and_head(module: nn.Module) -> tuple[nn.Module, nn.Linear]:
     written = is_encoder_decoder(module)
     body, head = module if written else getattr(module, "base_model", None), _output(module)
     if not isinstance(head, nn.Linear):
-        raise ModelError(f"{name} has no linear head that turns its last hidden states into logits: found "
-                         f"{type(head).__name__ if head is not None else 'none'}; {_INSTEAD}")
+        raise ModelError(
+            f"{name} has no linear head that turns its last hidden states into logits: found "
+            f"{type(head).__name__ if head is not None else 'none'}; {_INSTEAD}"
+        )
     if not isinstance(body, nn.Module) or (body is module and not written):
         raise ModelError(f"{name} has no part (`base_model`) that gives its last hidden states; {_INSTEAD}")
     bent = _bends(module)
@@ -81,8 +87,10 @@ def keeps_documents_apart(module: nn.Module) -> bool:
         return torch.equal(packed, otherwise) and _alike(packed, alone, rounding)
 
 
-_INSTEAD = ("its loss cannot be fused with its head: take a student whose logits are a linear layer's output, "
-            "such as Llama's or GPT-2's")
+_INSTEAD = (
+    "its loss cannot be fused with its head: take a student whose logits are a linear layer's output, "
+    "such as Llama's or GPT-2's"
+)
 
 
 def _packed(module: nn.Module, before_BL: Tensor, document_BL: Tensor) -> Tensor:
@@ -90,8 +98,12 @@ def _packed(module: nn.Module, before_BL: Tensor, document_BL: Tensor) -> Tensor
     lengths = before_BL.shape[1], document_BL.shape[1]
     positions_L = torch.cat([torch.arange(length) for length in lengths])
     positions_BL = positions_L.expand(len(document_BL), -1).to(document_BL.device)
-    found: Tensor = module(input_ids=torch.cat([before_BL, document_BL], 1), position_ids=positions_BL,
-                           attention_mask=None, use_cache=False).logits
+    found: Tensor = module(
+        input_ids=torch.cat([before_BL, document_BL], 1),
+        position_ids=positions_BL,
+        attention_mask=None,
+        use_cache=False,
+    ).logits
     return found[:, lengths[0] :]
 
 
@@ -105,8 +117,11 @@ def _bends(module: nn.Module) -> list[str]:
     config: Any = getattr(module, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     found = {key: getattr(config, key, None) for key in _BENDS}
-    return [f"{_BENDS[key]} ({key} {value:g})" for key, value in found.items()
-            if value is not None and not (value == 1 and "scales" in _BENDS[key])]
+    return [
+        f"{_BENDS[key]} ({key} {value:g})"
+        for key, value in found.items()
+        if value is not None and not (value == 1 and "scales" in _BENDS[key])
+    ]
 
 
 def _biased(module: nn.Module) -> list[str]:

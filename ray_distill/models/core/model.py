@@ -79,8 +79,14 @@ class Model:
         Raises:
             ModelError: the model does not run, or has another number of outputs than classes.
         """
-        return probe(self.module, self.processor, classes=self.class_count, column=INPUTS[self.task], url=self.url,
-                     per_token=self.task in PER_TOKEN)
+        return probe(
+            self.module,
+            self.processor,
+            classes=self.class_count,
+            column=INPUTS[self.task],
+            url=self.url,
+            per_token=self.task in PER_TOKEN,
+        )
 
     @cached_property
     def apart(self) -> tuple[nn.Module, nn.Linear] | None:

@@ -46,8 +46,10 @@ def import_factory(name: str) -> Callable[..., Any]:
     try:
         function = getattr(importlib.import_module(module), attribute)
     except Exception as error:
-        raise ModelError(f"cannot import {name}: {type(error).__name__}: {error}; the module must be installed, or "
-                         "on PYTHONPATH, on every machine that runs it") from error
+        raise ModelError(
+            f"cannot import {name}: {type(error).__name__}: {error}; the module must be installed, or "
+            "on PYTHONPATH, on every machine that runs it"
+        ) from error
     if not callable(function):
         raise ModelError(f"{name} is a {type(function).__name__}, not a function")
     return typing.cast(Callable[..., Any], function)
@@ -63,8 +65,10 @@ def check_annotated(name: str) -> None:
     """
     hints = typing.get_type_hints(import_factory(name)) if _annotated(name) else {}
     if hints.get("return") is not ModelParts:
-        raise ConfigError(f"{name} must be annotated `-> ModelParts` (ray_distill.models.core.model): only such functions "
-                          "are called to reload a saved model")
+        raise ConfigError(
+            f"{name} must be annotated `-> ModelParts` (ray_distill.models.core.model): only such functions "
+            "are called to reload a saved model"
+        )
 
 
 def takes(name: str, parameter: str) -> bool:
@@ -86,8 +90,10 @@ def named(parts: ModelParts, task: str, name: str) -> tuple[tuple[str, ...], int
         return parts.classes, 0
     found = len(parts.classes) or getattr(getattr(parts.module, "config", None), "vocab_size", None)
     if not isinstance(found, int) or found < 1:
-        raise ModelError(f"{name} returned a {type(parts.module).__name__} without classes, and the module has no "
-                         f"config.vocab_size: expected one of the two, as the width of its logits; found {found!r}")
+        raise ModelError(
+            f"{name} returned a {type(parts.module).__name__} without classes, and the module has no "
+            f"config.vocab_size: expected one of the two, as the width of its logits; found {found!r}"
+        )
     return (), found
 
 
@@ -98,8 +104,10 @@ def _parts(name: str, found: Any, task: str) -> ModelParts:
     if not isinstance(module, nn.Module):
         raise ModelError(f"{name} returned a {type(module).__name__} as its module: expected a torch.nn.Module")
     if not hasattr(processor, "fingerprint"):
-        raise ModelError(f"{name} returned a {type(processor).__name__} as its processor, which has no fingerprint: "
-                         "wrap a tokenizer with text_processor or an image processor with image_processor")
+        raise ModelError(
+            f"{name} returned a {type(processor).__name__} as its processor, which has no fingerprint: "
+            "wrap a tokenizer with text_processor or an image processor with image_processor"
+        )
     names = tuple(classes)
     distinct = all(isinstance(item, str) for item in names) and len(set(names)) == len(names)
     if not distinct or not (names or task in PER_TOKEN):

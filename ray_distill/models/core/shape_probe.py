@@ -37,24 +37,31 @@ def probe(
             found = module.eval()(**place_batch(module, batch), output_hidden_states=True)
             logits, states = found.logits, states_of(found)
     except Exception as error:
-        raise ModelError(f"{url} does not run on its own processor's features "
-                         f"({', '.join(batch)}): {type(error).__name__}: {error}") from error
+        raise ModelError(
+            f"{url} does not run on its own processor's features ({', '.join(batch)}): {type(error).__name__}: {error}"
+        ) from error
     finally:
         module.train(training)
     shape, wanted = list(logits.shape), f"[1, L, {classes}]" if per_token else f"[1, {classes}]"
     if (shape[:1] + shape[2:] if per_token else shape) != [1, classes]:
-        raise ModelError(f"{url} answers one example with logits of shape {shape}: expected {wanted}, one for each of "
-                         + ("its vocabulary" if per_token else "its classes"))
-    return States(widths=tuple(as_tokens(state).shape[-1] for state in states),
-                  spatial=any(state.ndim == 4 for state in states))
+        raise ModelError(
+            f"{url} answers one example with logits of shape {shape}: expected {wanted}, one for each of "
+            + ("its vocabulary" if per_token else "its classes")
+        )
+    return States(
+        widths=tuple(as_tokens(state).shape[-1] for state in states), spatial=any(state.ndim == 4 for state in states)
+    )
 
 
 def example(processor: Processor, column: str) -> dict[str, Tensor]:
     """One made-up example, a ``text`` or an ``image``, as a batch of one."""
     if column == "text":
         features = processor.pairs(["a"], ["a"])[0] if isinstance(processor, Pairs) else processor.texts(["a"])
-        found = {name: torch.from_numpy(ragged.values[None].astype(np.int64))
-                 for name, ragged in features.items() if name != TARGET}
+        found = {
+            name: torch.from_numpy(ragged.values[None].astype(np.int64))
+            for name, ragged in features.items()
+            if name != TARGET
+        }
         return {**found, "attention_mask": torch.ones_like(found["input_ids"])}
     image = np.zeros((32, 32, 3), np.uint8)
     return {name: torch.from_numpy(ragged.values) for name, ragged in processor.images([image]).items()}

@@ -22,7 +22,13 @@ from torch import Tensor, nn
 from ray_distill.config import TeacherConfig
 from ray_distill.errors import AlreadyExists, ConfigError, ModelError
 from ray_distill.fingerprint import canonical_json, fingerprint, fingerprint_bytes
-from ray_distill.models.core.checkpoint_files import (check_files, check_revision, checkpoint_digest, open_checkpoint, quiet)
+from ray_distill.models.core.checkpoint_files import (
+    check_files,
+    check_revision,
+    checkpoint_digest,
+    open_checkpoint,
+    quiet,
+)
 from ray_distill.models.core.fingerprint import place
 from ray_distill.models.core.forward import as_tokens, place_batch, pool_hidden
 from ray_distill.models.heads.logistic import LogisticFit, fit_logistic
@@ -72,8 +78,15 @@ def embed(found: Any, mask_BL: Tensor | None, pool: str, *, normalize: bool) -> 
 
 
 def fit_head(
-    spec: TeacherConfig, encoded: Encoded, labels: npt.NDArray[np.integer[Any]], *, classes: Sequence[str],
-    collate: Callable[[Encoded, npt.NDArray[np.int64]], Batch], seed: int, url: str, batch: int = 64,
+    spec: TeacherConfig,
+    encoded: Encoded,
+    labels: npt.NDArray[np.integer[Any]],
+    *,
+    classes: Sequence[str],
+    collate: Callable[[Encoded, npt.NDArray[np.int64]], Batch],
+    seed: int,
+    url: str,
+    batch: int = 64,
 ) -> str:
     """Fit a multinomial logistic regression on an encoder's pooled embeddings; return the folder it lies in.
 
@@ -133,12 +146,19 @@ def read_head(head_url: str) -> Head:
         facts = json.loads(header["__metadata__"]["facts"])
     except (SafetensorError, ValueError, KeyError) as error:
         raise ModelError(
-            f"the head at {head_url} cannot be read: {error}; delete its folder and fit it again") from error
+            f"the head at {head_url} cannot be read: {error}; delete its folder and fit it again"
+        ) from error
     if facts.get("format") != HEAD_FORMAT:
         raise ModelError(f"the head at {head_url} has format {facts.get('format')!r}: this version reads {HEAD_FORMAT}")
-    return Head(classes=tuple(facts["classes"]), pool=facts["pool"], normalize=facts["normalize"],
-                encoder=facts["encoder"], weight_VD=state["weight"], bias_V=state["bias"],
-                fingerprint=fingerprint_bytes(data))
+    return Head(
+        classes=tuple(facts["classes"]),
+        pool=facts["pool"],
+        normalize=facts["normalize"],
+        encoder=facts["encoder"],
+        weight_VD=state["weight"],
+        bias_V=state["bias"],
+        fingerprint=fingerprint_bytes(data),
+    )
 
 
 def attach_head(folder: Path, spec: TeacherConfig, *, digest: str, head_url: str | None) -> tuple[nn.Module, Head]:
@@ -148,8 +168,10 @@ def attach_head(folder: Path, spec: TeacherConfig, *, digest: str, head_url: str
         ModelError: there is no head yet, or it was fitted for another encoder or pooling.
     """
     if head_url is None:
-        raise ModelError(f"{spec.model} is configured with a head, which must be fitted first: "
-                         "label through `ray-distill label` or `run`, or call fit_head and pass its folder")
+        raise ModelError(
+            f"{spec.model} is configured with a head, which must be fitted first: "
+            "label through `ray-distill label` or `run`, or call fit_head and pass its folder"
+        )
     head = read_head(head_url)
     found = {"encoder": head.encoder, "pool": head.pool, "normalize": head.normalize}
     assert spec.head is not None
@@ -168,8 +190,13 @@ def read_encoder(folder: Path, spec: TeacherConfig) -> nn.Module:
     try:
         with quiet():
             module, info = transformers.AutoModel.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32,
-                trust_remote_code=spec.trust_remote_code)
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                dtype=torch.float32,
+                trust_remote_code=spec.trust_remote_code,
+            )
     except Exception as error:
         raise ModelError(f"cannot load the encoder {spec.model}: {error}") from error
     missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
@@ -180,16 +207,28 @@ def read_encoder(folder: Path, spec: TeacherConfig) -> nn.Module:
 
 
 def _facts(
-    spec: TeacherConfig, digest: str, row_ids: pa.Array, labels: npt.NDArray[np.int64], classes: Sequence[str],
+    spec: TeacherConfig,
+    digest: str,
+    row_ids: pa.Array,
+    labels: npt.NDArray[np.int64],
+    classes: Sequence[str],
     seed: int,
 ) -> dict[str, Any]:
     """Everything that decides the fit."""
     assert spec.head is not None
     return {
-        "format": HEAD_FORMAT, "classes": list(classes), "pool": spec.head.pool, "normalize": spec.head.normalize,
-        "encoder": digest, "dtype": spec.dtype, "max_length": spec.max_length, "rows": len(row_ids),
-        "row_ids": fingerprint_bytes(b"".join(row_ids.to_pylist())), "labels": fingerprint_bytes(labels.tobytes()),
-        "seed": seed}
+        "format": HEAD_FORMAT,
+        "classes": list(classes),
+        "pool": spec.head.pool,
+        "normalize": spec.head.normalize,
+        "encoder": digest,
+        "dtype": spec.dtype,
+        "max_length": spec.max_length,
+        "rows": len(row_ids),
+        "row_ids": fingerprint_bytes(b"".join(row_ids.to_pylist())),
+        "labels": fingerprint_bytes(labels.tobytes()),
+        "seed": seed,
+    }
 
 
 def _write(folder: str, facts: dict[str, Any], fit: LogisticFit, row_ids: pa.Array) -> None:
@@ -197,7 +236,8 @@ def _write(folder: str, facts: dict[str, Any], fit: LogisticFit, row_ids: pa.Arr
     files.write_bytes(files.join(folder, _ROWS), _parquet(row_ids))
     facts = {**facts, "regularisation": fit.strength, "validation_nll": fit.validation_nll}
     data = safetensors.torch.save(
-        {"weight": fit.weight_VD, "bias": fit.bias_V}, metadata={"facts": canonical_json(facts).decode()})
+        {"weight": fit.weight_VD, "bias": fit.bias_V}, metadata={"facts": canonical_json(facts).decode()}
+    )
     with suppress(AlreadyExists):
         files.create_exclusive(files.join(folder, _HEAD), data)
 
@@ -212,13 +252,19 @@ def _check_labels(labels: npt.NDArray[np.int64], classes: Sequence[str]) -> None
     counts = np.bincount(labels, minlength=len(classes)) if len(labels) else np.zeros(len(classes), np.int64)
     missing = [name for name, count in zip(classes, counts, strict=False) if count == 0]
     if missing or len(counts) != len(classes):
-        raise ModelError(f"cannot fit a head: of {len(labels)} labelled rows none is of the class "
-                         f"{', '.join(missing[:5])}; label some, or leave the class out of snapshot.classes")
+        raise ModelError(
+            f"cannot fit a head: of {len(labels)} labelled rows none is of the class "
+            f"{', '.join(missing[:5])}; label some, or leave the class out of snapshot.classes"
+        )
 
 
 def _embeddings(
-    encoder: nn.Module, encoded: Encoded, index: npt.NDArray[np.int64], spec: TeacherConfig,
-    collate: Callable[[Encoded, npt.NDArray[np.int64]], Batch], batch: int,
+    encoder: nn.Module,
+    encoded: Encoded,
+    index: npt.NDArray[np.int64],
+    spec: TeacherConfig,
+    collate: Callable[[Encoded, npt.NDArray[np.int64]], Batch],
+    batch: int,
 ) -> Tensor:
     """Pooled embeddings, float32 ``[R, D]`` on the CPU."""
     assert spec.head is not None

@@ -41,8 +41,12 @@ def fit_logistic(vectors_RD: Tensor, labels_R: npt.NDArray[np.int64], *, classes
             scores[strength] += _nll(parameters, x[held], y[held]).item() / len(y)
     best = min(STRENGTHS, key=lambda strength: (scores[strength], strength))
     final = _path(x, y, classes, STRENGTHS[: STRENGTHS.index(best) + 1])[-1].float()
-    return LogisticFit(weight_VD=final[:, :-1].contiguous(), bias_V=final[:, -1].contiguous(), strength=best,
-                       validation_nll={f"{strength:g}": round(score, 6) for strength, score in scores.items()})
+    return LogisticFit(
+        weight_VD=final[:, :-1].contiguous(),
+        bias_V=final[:, -1].contiguous(),
+        strength=best,
+        validation_nll={f"{strength:g}": round(score, 6) for strength, score in scores.items()},
+    )
 
 
 def _folds(labels_R: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
@@ -60,7 +64,8 @@ def _path(x_RD: Tensor, y_R: Tensor, classes: int, strengths: tuple[float, ...])
     found = []
     for strength in strengths:
         optimizer = torch.optim.LBFGS(
-            [parameters], max_iter=_ITERATIONS, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
+            [parameters], max_iter=_ITERATIONS, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
+        )
 
         def closure(optimizer: torch.optim.LBFGS = optimizer, strength: float = strength) -> Tensor:
             optimizer.zero_grad()

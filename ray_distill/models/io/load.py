@@ -13,14 +13,28 @@ from torch import nn
 from ray_distill.config import StudentModel, TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, ModelError
-from ray_distill.models.core.checkpoint_files import (check_files, check_revision, checkpoint_digest, gguf_file, open_checkpoint, quiet, read_metadata)
-from ray_distill.models.core.module_function import call_factory, check_annotated, is_factory, named, takes
+from ray_distill.models.core.checkpoint_files import (
+    check_files,
+    check_revision,
+    checkpoint_digest,
+    gguf_file,
+    open_checkpoint,
+    quiet,
+    read_metadata,
+)
 from ray_distill.models.core.fingerprint import SPREAD, finish, input_of, place, state_digest, take_from_file, tried
+from ray_distill.models.core.model import PER_TOKEN, Factory, Model, ModelParts
+from ray_distill.models.core.module_function import call_factory, check_annotated, is_factory, named, takes
 from ray_distill.models.heads.fit_head import attach_head
 from ray_distill.models.text.lm_processor import LanguageProcessor, language_processor
-from ray_distill.models.core.model import PER_TOKEN, Factory, Model, ModelParts
+from ray_distill.models.text.processors import (
+    ImageProcessor,
+    TextProcessor,
+    image_processor,
+    text_limit,
+    text_processor,
+)
 from ray_distill.models.text.seq2seq_processor import PairProcessor, pair_processor, start_of
-from ray_distill.models.text.processors import (ImageProcessor, TextProcessor, image_processor, text_limit, text_processor)
 from ray_distill.models.text.tokenizer_match import language_of, speaking
 from ray_distill.tasks.base import Processor
 
@@ -106,8 +120,9 @@ def as_config(spec: str | TeacherConfig | StudentModel) -> TeacherConfig:
     if isinstance(spec, str):
         return TeacherConfig(model=spec)
     assert spec.model is not None, "only students of a checkpoint or a function have a model of their own"
-    return TeacherConfig(model=spec.model, arguments=spec.arguments, max_length=spec.max_length,
-                         trust_remote_code=spec.trust_remote_code)
+    return TeacherConfig(
+        model=spec.model, arguments=spec.arguments, max_length=spec.max_length, trust_remote_code=spec.trust_remote_code
+    )
 
 
 def read_config(folder: Path, config: TeacherConfig) -> Any:
@@ -123,8 +138,11 @@ def read_config(folder: Path, config: TeacherConfig) -> Any:
         raise ModelError(f"{config.model} is not a transformers checkpoint: it has no config.json")
     try:
         return transformers.AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=config.trust_remote_code,
-            **({"gguf_file": file} if file else {}))
+            folder,
+            local_files_only=True,
+            trust_remote_code=config.trust_remote_code,
+            **({"gguf_file": file} if file else {}),
+        )
     except Exception as error:
         raise ModelError(f"cannot read the config of {config.model}: {error}") from error
 
@@ -162,7 +180,12 @@ def read_processor(
 
 
 def read_classifier(
-    folder: Path, config: TeacherConfig, *, task: str, complete: bool = True, dtype: torch.dtype = torch.float32,
+    folder: Path,
+    config: TeacherConfig,
+    *,
+    task: str,
+    complete: bool = True,
+    dtype: torch.dtype = torch.float32,
     **options: Any,
 ) -> nn.Module:
     """Read a checkpoint with the task's head, on the CPU.
@@ -185,16 +208,26 @@ def read_classifier(
         module: nn.Module
         with quiet():
             module, info = auto_class(task).from_pretrained(
-                folder, local_files_only=True, output_loading_info=True, dtype=dtype,
-                trust_remote_code=config.trust_remote_code, **source, **options)
+                folder,
+                local_files_only=True,
+                output_loading_info=True,
+                dtype=dtype,
+                trust_remote_code=config.trust_remote_code,
+                **source,
+                **options,
+            )
     except Exception as error:
         raise ModelError(f"cannot load {config.model} for {task}: {error}") from error
     missing = sorted(info["missing_keys"])
     if complete and missing:
         raise ModelError(
             f"{config.model} has no weights for {', '.join(missing[:4])}: it is no {type(module).__name__}"
-            + ("" if task in PER_TOKEN else "; for an encoder without a classification head set `head` in the "
-               "teacher's config"))
+            + (
+                ""
+                if task in PER_TOKEN
+                else "; for an encoder without a classification head set `head` in the teacher's config"
+            )
+        )
     return module
 
 
@@ -226,8 +259,18 @@ def _from_checkpoint(config: TeacherConfig, task: str, folder: Path, digest: str
         classes = head.classes
         identity["head"] = describe["head"] = head.fingerprint
         module = place(module, dtype=config.dtype, device=config.device)
-    return tried(finish(module, processor, classes, task=task, url=config.model, vocabulary=vocabulary,
-                        identity=identity, describe=describe))
+    return tried(
+        finish(
+            module,
+            processor,
+            classes,
+            task=task,
+            url=config.model,
+            vocabulary=vocabulary,
+            identity=identity,
+            describe=describe,
+        )
+    )
 
 
 def _read_placed(folder: Path, config: TeacherConfig, task: str) -> nn.Module:
@@ -236,8 +279,10 @@ def _read_placed(folder: Path, config: TeacherConfig, task: str) -> nn.Module:
     if config.device != SPREAD:
         return place(read_classifier(folder, config, task=task, dtype=dtype), dtype=None, device=config.device)
     if importlib.util.find_spec("accelerate") is None:
-        raise ModelError("labels.teacher.device: spread needs the optional package accelerate: pip install accelerate, "
-                         "on every machine that loads the teacher")
+        raise ModelError(
+            "labels.teacher.device: spread needs the optional package accelerate: pip install accelerate, "
+            "on every machine that loads the teacher"
+        )
     module = read_classifier(folder, config, task=task, dtype=dtype, device_map="auto")
     take_from_file(module)
     return module
@@ -251,8 +296,17 @@ def _from_factory(config: TeacherConfig, task: str, language: LanguageConfig | N
     check_revision(str(identity["weights"]), config.revision, config.model)
     module = place(parts.module, dtype=config.dtype, device=config.device)
     processor = speaking(parts.processor, language, task=task)
-    return finish(module, processor, classes, task=task, url=config.model, identity=identity, factory=factory,
-                  vocabulary=vocabulary, describe={"source": "module", "dtype": config.dtype})
+    return finish(
+        module,
+        processor,
+        classes,
+        task=task,
+        url=config.model,
+        identity=identity,
+        factory=factory,
+        vocabulary=vocabulary,
+        describe={"source": "module", "dtype": config.dtype},
+    )
 
 
 def _from_saved_factory(
@@ -264,14 +318,22 @@ def _from_saved_factory(
     try:
         parts.module.load_state_dict(load_file(path))
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"the weights of {config.model} do not fit what {saved['factory']['name']} builds: "
-                         f"{error}") from error
+        raise ModelError(
+            f"the weights of {config.model} do not fit what {saved['factory']['name']} builds: {error}"
+        ) from error
     module = place(parts.module, dtype=config.dtype, device=config.device)
     processor = speaking(parts.processor, language, task=task, max_length=saved.get("max_length"))
-    return finish(module, processor, classes, task=task, url=config.model, vocabulary=vocabulary,
-                  identity={"checkpoint": digest, "dtype": config.dtype},
-                  factory=Factory(name=saved["factory"]["name"], arguments=saved["factory"]["arguments"]),
-                  describe={"source": "checkpoint", "checkpoint": digest, "dtype": config.dtype})
+    return finish(
+        module,
+        processor,
+        classes,
+        task=task,
+        url=config.model,
+        vocabulary=vocabulary,
+        identity={"checkpoint": digest, "dtype": config.dtype},
+        factory=Factory(name=saved["factory"]["name"], arguments=saved["factory"]["arguments"]),
+        describe={"source": "checkpoint", "checkpoint": digest, "dtype": config.dtype},
+    )
 
 
 def _call_saved(factory: Any, url: str, task: str) -> ModelParts:

@@ -30,17 +30,24 @@ def add_lora(module: nn.Module, settings: LoraSettings, *, seed: int) -> nn.Modu
     """
     peft = _peft()
     wanted = peft.LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, bias="none",
-        target_modules=list(settings.targets) or "all-linear")
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        bias="none",
+        target_modules=list(settings.targets) or "all-linear",
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             adapted: nn.Module = peft.inject_adapter_in_model(wanted, module)
         except ValueError as error:
-            names = sorted({name.rpartition(".")[2] for name, part in module.named_modules()
-                            if isinstance(part, nn.Linear)})
-            raise ConfigError(f"student.model.lora.targets {list(settings.targets)} fit no layer of "
-                              f"{type(module).__name__}: its linear layers are {', '.join(names)}") from error
+            names = sorted(
+                {name.rpartition(".")[2] for name, part in module.named_modules() if isinstance(part, nn.Linear)}
+            )
+            raise ConfigError(
+                f"student.model.lora.targets {list(settings.targets)} fit no layer of "
+                f"{type(module).__name__}: its linear layers are {', '.join(names)}"
+            ) from error
     return adapted
 
 
@@ -61,7 +68,8 @@ def merged(module: nn.Module, state_dict: Mapping[str, Tensor] | None = None) ->
     if state_dict is not None:
         module.load_state_dict(dict(state_dict))
     adapted: list[tuple[str, Any]] = [
-        (name, part) for name, part in module.named_modules() if isinstance(part, layer_class)]
+        (name, part) for name, part in module.named_modules() if isinstance(part, layer_class)
+    ]
     for name, part in adapted:
         part.merge()
         parent, _, own = name.rpartition(".")
@@ -71,6 +79,7 @@ def merged(module: nn.Module, state_dict: Mapping[str, Tensor] | None = None) ->
 
 def _peft() -> Any:
     if importlib.util.find_spec("peft") is None:
-        raise ModelError("student.model.lora needs the optional package peft: pip install peft, on every machine that "
-                         "trains")
+        raise ModelError(
+            "student.model.lora needs the optional package peft: pip install peft, on every machine that trains"
+        )
     return importlib.import_module("peft")

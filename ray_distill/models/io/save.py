@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ray_distill.errors import ModelError
 from ray_distill.models.core.checkpoint_files import METADATA_FILE, checkpoint_digest, quiet
-from ray_distill.models.core.module_function import check_annotated
-from ray_distill.models.text.lm_processor import LanguageProcessor
-from ray_distill.models.io.lora import has_lora, merged
 from ray_distill.models.core.model import Model
+from ray_distill.models.core.module_function import check_annotated
+from ray_distill.models.io.lora import has_lora, merged
+from ray_distill.models.text.lm_processor import LanguageProcessor
 from ray_distill.models.text.seq2seq_processor import PairProcessor
 
 SAVED_FORMAT = 1
@@ -27,7 +27,11 @@ class _Saves(Protocol):
 
 
 def save_model(
-    model: Model, folder: Path, *, card: str, metadata: Mapping[str, Any],
+    model: Model,
+    folder: Path,
+    *,
+    card: str,
+    metadata: Mapping[str, Any],
     state_dict: Mapping[str, Tensor] | None = None,
 ) -> str:
     """Write weights (safetensors), config, processor, ``README.md`` and ``ray_distill.json`` into a local folder.
@@ -54,10 +58,18 @@ def save_model(
         model, state_dict = replace(model, module=merged(model.module, state_dict)), None
     standard = _is_standard(model)
     if not standard and model.factory is None:
-        raise ModelError(f"{model.url} ({type(model.module).__name__}) is neither a transformers model nor made by a "
-                         "module:function, so it could not be loaded again")
-    saved: dict[str, Any] = {"format": SAVED_FORMAT, "task": model.task, "classes": list(model.classes),
-                             "describe": dict(model.describe), "metadata": dict(metadata), **_language(model)}
+        raise ModelError(
+            f"{model.url} ({type(model.module).__name__}) is neither a transformers model nor made by a "
+            "module:function, so it could not be loaded again"
+        )
+    saved: dict[str, Any] = {
+        "format": SAVED_FORMAT,
+        "task": model.task,
+        "classes": list(model.classes),
+        "describe": dict(model.describe),
+        "metadata": dict(metadata),
+        **_language(model),
+    }
     if not standard:
         assert model.factory is not None
         check_annotated(model.factory.name)
@@ -77,8 +89,11 @@ def _language(model: Model) -> dict[str, Any]:
     """What a language model must be told to read texts as it did: it stands in no file of transformers'."""
     if not isinstance(model.processor, LanguageProcessor | PairProcessor):
         return {}
-    return {"vocabulary": model.vocabulary, "language": model.processor.settings.model_dump(mode="json"),
-            "max_length": model.processor.max_length}
+    return {
+        "vocabulary": model.vocabulary,
+        "language": model.processor.settings.model_dump(mode="json"),
+        "max_length": model.processor.max_length,
+    }
 
 
 def _is_standard(model: Model) -> bool:
@@ -104,5 +119,8 @@ def _write_weights(model: Model, folder: Path, state_dict: Mapping[str, Tensor] 
             module.save_pretrained(folder, state_dict=None if state_dict is None else _once(module, state_dict))
         return
     state = model.module.state_dict() if state_dict is None else state_dict
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in state.items()},
-              folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: value.detach().cpu().contiguous().clone() for name, value in state.items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )

@@ -9,19 +9,30 @@ from torch import nn
 
 from ray_distill.config import StudentModel, TeacherConfig
 from ray_distill.errors import ConfigError, ModelError
-from ray_distill.models.students.build_lm import build_language_student
-from ray_distill.models.core.checkpoint_files import (check_files, check_revision, checkpoint_digest, open_checkpoint, read_metadata)
-from ray_distill.models.core.module_function import call_factory, check_annotated, is_factory, takes
+from ray_distill.models.core.checkpoint_files import (
+    check_files,
+    check_revision,
+    checkpoint_digest,
+    open_checkpoint,
+    read_metadata,
+)
 from ray_distill.models.core.fingerprint import finish, input_of, state_digest, tried
-from ray_distill.models.students.layer_copy import (changed_config, copy_layers, depth_of, evenly_spaced, fresh, shorter)
-from ray_distill.models.io.load import as_config, class_names, read_classifier, read_config, read_processor
 from ray_distill.models.core.model import PER_TOKEN, Factory, Model
+from ray_distill.models.core.module_function import call_factory, check_annotated, is_factory, takes
+from ray_distill.models.io.load import as_config, class_names, read_classifier, read_config, read_processor
+from ray_distill.models.students.build_lm import build_language_student
+from ray_distill.models.students.layer_copy import changed_config, copy_layers, depth_of, evenly_spaced, fresh, shorter
 from ray_distill.models.text.processors import ImageProcessor, resized
 from ray_distill.tasks.base import Processor
 
 
 def build_student(
-    config: StudentModel, *, task: str, classes: tuple[str, ...], teacher: TeacherConfig, seed: int,
+    config: StudentModel,
+    *,
+    task: str,
+    classes: tuple[str, ...],
+    teacher: TeacherConfig,
+    seed: int,
     vocabulary: int | None = None,
 ) -> Model:
     """Make a student with ``classes`` as its outputs, in that order; float32, on the CPU, in eval mode.
@@ -51,8 +62,10 @@ def build_student(
         with open_checkpoint(own.model) as folder:
             return _from_checkpoint(own, task, classes, seed, folder)
     if is_factory(teacher.model):
-        raise ConfigError(f"the teacher {teacher.model} is a function, so there is no config or layers to start a "
-                          "student from: set student.model.from to checkpoint or module")
+        raise ConfigError(
+            f"the teacher {teacher.model} is a function, so there is no config or layers to start a "
+            "student from: set student.model.from to checkpoint or module"
+        )
     own = teacher.model_copy(update={"max_length": config.max_length or teacher.max_length})
     with open_checkpoint(teacher.model, weights=config.source == "teacher_layers") as folder:
         if config.source == "teacher_layers":
@@ -112,18 +125,28 @@ def _from_checkpoint(own: TeacherConfig, task: str, classes: tuple[str, ...], se
 def _from_module(config: StudentModel, task: str, classes: tuple[str, ...], seed: int) -> Model:
     assert config.model is not None
     if not is_factory(config.model):
-        raise ConfigError(f"student.model.model {config.model!r} is not module:function: for a folder use from: "
-                          "checkpoint")
+        raise ConfigError(
+            f"student.model.model {config.model!r} is not module:function: for a folder use from: checkpoint"
+        )
     check_annotated(config.model)
     arguments = dict(config.arguments)
     if takes(config.model, "classes"):
         arguments.setdefault("classes", list(classes))
     parts = call_factory(config.model, arguments, task=task, seed=seed)
     if parts.classes != classes:
-        raise ConfigError(f"{config.model} has the classes {list(parts.classes)}, the snapshot {list(classes)}: give "
-                          "the function a parameter `classes`, which is then filled in")
-    return _finish(parts.module.float(), parts.processor, classes, task, config.model, {"source": "module"},
-                   factory=Factory(name=config.model, arguments=arguments))
+        raise ConfigError(
+            f"{config.model} has the classes {list(parts.classes)}, the snapshot {list(classes)}: give "
+            "the function a parameter `classes`, which is then filled in"
+        )
+    return _finish(
+        parts.module.float(),
+        parts.processor,
+        classes,
+        task,
+        config.model,
+        {"source": "module"},
+        factory=Factory(name=config.model, arguments=arguments),
+    )
 
 
 def reorder_classes(module: nn.Module, found: Sequence[str], wanted: Sequence[str], url: str) -> None:
@@ -134,12 +157,18 @@ def reorder_classes(module: nn.Module, found: Sequence[str], wanted: Sequence[st
     """
     if tuple(found) == tuple(wanted):
         return
-    heads = [part for name, part in module.named_modules()
-             if isinstance(part, nn.Linear) and part.out_features == len(found)
-             and name.rpartition(".")[2] in ("classifier", "score", "out_proj", "head", "fc")]
+    heads = [
+        part
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Linear)
+        and part.out_features == len(found)
+        and name.rpartition(".")[2] in ("classifier", "score", "out_proj", "head", "fc")
+    ]
     if len(heads) != 1:
-        raise ModelError(f"{url} has its classes in the order {list(found)}, wanted is {list(wanted)}, and which "
-                         "layer to permute is not clear: give snapshot.classes in the checkpoint's order")
+        raise ModelError(
+            f"{url} has its classes in the order {list(found)}, wanted is {list(wanted)}, and which "
+            "layer to permute is not clear: give snapshot.classes in the checkpoint's order"
+        )
     order = torch.tensor([list(found).index(name) for name in wanted])
     with torch.no_grad():
         for values in (heads[0].weight, heads[0].bias):
@@ -152,8 +181,14 @@ def _with_classes(folder: Path, own: TeacherConfig, task: str, classes: Sequence
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return read_classifier(
-            folder, own, task=task, complete=False, ignore_mismatched_sizes=True, id2label=dict(enumerate(classes)),
-            label2id={name: index for index, name in enumerate(classes)})
+            folder,
+            own,
+            task=task,
+            complete=False,
+            ignore_mismatched_sizes=True,
+            id2label=dict(enumerate(classes)),
+            label2id={name: index for index, name in enumerate(classes)},
+        )
 
 
 def _fit_processor(processor: Processor, overrides: Mapping[str, Any]) -> Processor:
@@ -165,9 +200,15 @@ def _fit_processor(processor: Processor, overrides: Mapping[str, Any]) -> Proces
 
 
 def _finish(
-    module: nn.Module, processor: Processor, classes: tuple[str, ...], task: str, url: str, describe: Mapping[str, Any],
+    module: nn.Module,
+    processor: Processor,
+    classes: tuple[str, ...],
+    task: str,
+    url: str,
+    describe: Mapping[str, Any],
     factory: Factory | None = None,
 ) -> Model:
     identity = {"weights": state_digest(module), "dtype": "float32"}
-    return tried(finish(
-        module, processor, classes, task=task, url=url, identity=identity, factory=factory, describe=describe))
+    return tried(
+        finish(module, processor, classes, task=task, url=url, identity=identity, factory=factory, describe=describe)
+    )

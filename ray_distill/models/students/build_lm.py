@@ -11,15 +11,30 @@ from torch import nn
 
 from ray_distill.config import StudentModel, TeacherConfig
 from ray_distill.errors import ConfigError
-from ray_distill.models.core.checkpoint_files import (GENERATION_FILE, check_files, check_revision, checkpoint_digest, open_checkpoint, quiet, read_metadata)
-from ray_distill.models.students.embeddings import start_embeddings
-from ray_distill.models.core.module_function import call_factory, check_annotated, is_factory, named, takes
+from ray_distill.models.core.checkpoint_files import (
+    GENERATION_FILE,
+    check_files,
+    check_revision,
+    checkpoint_digest,
+    open_checkpoint,
+    quiet,
+    read_metadata,
+)
 from ray_distill.models.core.fingerprint import finish, state_digest, tried
-from ray_distill.models.students.layer_selection import take_layers
-from ray_distill.models.students.layer_copy import changed_config, fresh
-from ray_distill.models.io.load import (as_config, load_processor, read_classifier, read_config, read_processor, vocabulary_of)
-from ray_distill.models.io.lora import add_lora
 from ray_distill.models.core.model import Factory, Model
+from ray_distill.models.core.module_function import call_factory, check_annotated, is_factory, named, takes
+from ray_distill.models.io.load import (
+    as_config,
+    load_processor,
+    read_classifier,
+    read_config,
+    read_processor,
+    vocabulary_of,
+)
+from ray_distill.models.io.lora import add_lora
+from ray_distill.models.students.embeddings import start_embeddings
+from ray_distill.models.students.layer_copy import changed_config, fresh
+from ray_distill.models.students.layer_selection import take_layers
 from ray_distill.models.text.tokenizer_match import require_length, require_same_tokens, speaking
 from ray_distill.tasks.base import Processor
 
@@ -51,8 +66,9 @@ def build_language_student(
         ConfigError: another tokenizer or vocabulary than the teacher's, and as `build_student`.
         ModelError, StorageError: as `build_student`.
     """
-    known = _Teacher(config=teacher, processor=load_processor(teacher, task=task),
-                     vocabulary=vocabulary or _width(teacher))
+    known = _Teacher(
+        config=teacher, processor=load_processor(teacher, task=task), vocabulary=vocabulary or _width(teacher)
+    )
     student = _from(config, known, task, seed)
     if config.lora is None:
         return student
@@ -69,8 +85,10 @@ def _from(config: StudentModel, known: _Teacher, task: str, seed: int) -> Model:
         return _from_checkpoint(config, known, task)
     teacher = known.config
     if is_factory(teacher.model):
-        raise ConfigError(f"the teacher {teacher.model} is a function, so there is no config or layers to start a "
-                          "student from: set student.model.from to checkpoint or module")
+        raise ConfigError(
+            f"the teacher {teacher.model} is a function, so there is no config or layers to start a "
+            "student from: set student.model.from to checkpoint or module"
+        )
     return (_from_layers if config.source == "teacher_layers" else _from_config)(config, known, task, seed)
 
 
@@ -83,8 +101,12 @@ def _from_config(config: StudentModel, teacher: _Teacher, task: str, seed: int) 
         if started:
             start_embeddings(module, read_classifier(folder, own, task=task), config.embeddings)
         _inherit_generation(module, folder)
-    describe = {"source": "config", "overrides": dict(config.overrides), "embeddings": config.embeddings,
-                "teacher": own.model}
+    describe = {
+        "source": "config",
+        "overrides": dict(config.overrides),
+        "embeddings": config.embeddings,
+        "teacher": own.model,
+    }
     return _finish(module, teacher, vocabulary_of(student_config), task, own.model, describe)
 
 
@@ -110,8 +132,9 @@ def _from_checkpoint(config: StudentModel, teacher: _Teacher, task: str) -> Mode
         raise ConfigError(f"student.model.model {own.model} is a function: set from: module")
     with open_checkpoint(own.model) as folder:
         if read_metadata(folder).get("factory"):
-            raise ConfigError(f"{own.model} was saved from a function: set student.model.from to module with that "
-                              "function")
+            raise ConfigError(
+                f"{own.model} was saved from a function: set student.model.from to module with that function"
+            )
         check_files(folder, own.model)
         found, digest = read_config(folder, own), checkpoint_digest(folder)
         plain = read_processor(folder, found, own.model_copy(update={"max_length": None}), task=task)
@@ -125,8 +148,9 @@ def _from_checkpoint(config: StudentModel, teacher: _Teacher, task: str) -> Mode
 def _from_module(config: StudentModel, teacher: _Teacher, task: str, seed: int) -> Model:
     assert config.model is not None
     if not is_factory(config.model):
-        raise ConfigError(f"student.model.model {config.model!r} is not module:function: for a folder use from: "
-                          "checkpoint")
+        raise ConfigError(
+            f"student.model.model {config.model!r} is not module:function: for a folder use from: checkpoint"
+        )
     check_annotated(config.model)
     arguments = dict(config.arguments)
     if takes(config.model, "vocabulary") and teacher.vocabulary:
@@ -136,8 +160,15 @@ def _from_module(config: StudentModel, teacher: _Teacher, task: str, seed: int) 
     _check_width(teacher, width, config.model)
     _check_tokens(parts.processor, config.model, teacher, task)
     require_length(teacher.processor, getattr(parts.module, "config", None), config.max_length, config.model)
-    return _finish(parts.module.float(), teacher, width, task, config.model, {"source": "module"},
-                   factory=Factory(name=config.model, arguments=arguments))
+    return _finish(
+        parts.module.float(),
+        teacher,
+        width,
+        task,
+        config.model,
+        {"source": "module"},
+        factory=Factory(name=config.model, arguments=arguments),
+    )
 
 
 @contextmanager
@@ -177,7 +208,8 @@ def _check_width(teacher: _Teacher, width: int, url: str) -> None:
         raise ConfigError(
             f"the student {url} has a vocabulary of {width}, the teacher {teacher.config.model} one of "
             f"{teacher.vocabulary}: labels are distributions over the teacher's; give the student the same vocab_size "
-            "(a vocabulary larger than the tokenizer's is fine), or start it from the teacher's config or layers")
+            "(a vocabulary larger than the tokenizer's is fine), or start it from the teacher's config or layers"
+        )
 
 
 def _inherit_generation(student: nn.Module, folder: Path) -> None:
@@ -188,9 +220,25 @@ def _inherit_generation(student: nn.Module, folder: Path) -> None:
 
 
 def _finish(
-    module: nn.Module, teacher: _Teacher, vocabulary: int, task: str, url: str, describe: Mapping[str, Any],
+    module: nn.Module,
+    teacher: _Teacher,
+    vocabulary: int,
+    task: str,
+    url: str,
+    describe: Mapping[str, Any],
     factory: Factory | None = None,
 ) -> Model:
     identity = {"weights": state_digest(module), "dtype": "float32"}
-    return tried(finish(module, teacher.processor, (), task=task, url=url, vocabulary=vocabulary, identity=identity,
-                        factory=factory, describe=describe))
+    return tried(
+        finish(
+            module,
+            teacher.processor,
+            (),
+            task=task,
+            url=url,
+            vocabulary=vocabulary,
+            identity=identity,
+            factory=factory,
+            describe=describe,
+        )
+    )

@@ -45,10 +45,14 @@ def start_embeddings(student: nn.Module, teacher: nn.Module, how: str) -> None:
 def _fill(target: Any, source: Any, how: str) -> None:
     width, wide = target.shape[1], source.shape[1]
     if how == "copy" and width != wide:
-        raise ConfigError(f"student.model.embeddings: copy needs the teacher's width {wide}, and the student has "
-                          f"{width}: set it to slice or new, or leave the width as it is")
+        raise ConfigError(
+            f"student.model.embeddings: copy needs the teacher's width {wide}, and the student has "
+            f"{width}: set it to slice or new, or leave the width as it is"
+        )
     if width > wide:
-        raise ConfigError(f"student.model.embeddings: slice takes the first columns of the teacher's {wide}, and the "
-                          f"student has {width}: set it to new, or make the student no wider than its teacher")
+        raise ConfigError(
+            f"student.model.embeddings: slice takes the first columns of the teacher's {wide}, and the "
+            f"student has {width}: set it to new, or make the student no wider than its teacher"
+        )
     with torch.no_grad():
         target.copy_(source[:, :width] * (wide / width) ** 0.5 if width < wide else source)

@@ -13,8 +13,19 @@ from ray_distill.errors import ConfigError, ModelError
 from ray_distill.models.io.load import auto_class
 
 #: Fields of a config that the snapshot's classes or the checkpoint itself decide.
-_DECIDED = ("id2label", "label2id", "num_labels", "architectures", "model_type", "_name_or_path", "problem_type",
-            "transformers_version", "dtype", "torch_dtype", "auto_map")
+_DECIDED = (
+    "id2label",
+    "label2id",
+    "num_labels",
+    "architectures",
+    "model_type",
+    "_name_or_path",
+    "problem_type",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "auto_map",
+)
 #: Fields that transformers derives from others and that go stale when those change.
 _DERIVED = ("stage_names", "out_features", "out_indices", "_out_features", "_out_indices")
 
@@ -34,8 +45,10 @@ def depth_of(config: Any, url: str) -> int:
     """
     depth = getattr(config, "num_hidden_layers", None)
     if not isinstance(depth, int):
-        raise ConfigError(f"the teacher {url} ({type(config).__name__}) is no stack of equal layers, so none can be "
-                          "left out: use from: config")
+        raise ConfigError(
+            f"the teacher {url} ({type(config).__name__}) is no stack of equal layers, so none can be "
+            "left out: use from: config"
+        )
     return depth
 
 
@@ -57,7 +70,8 @@ def changed_config(config: Any, overrides: Mapping[str, Any], classes: Sequence[
         found = type(config)(**values)
     except Exception as error:
         raise ConfigError(
-            f"student.model.overrides: {type(config).__name__} refuses {dict(overrides)}: {error}") from error
+            f"student.model.overrides: {type(config).__name__} refuses {dict(overrides)}: {error}"
+        ) from error
     found.architectures = config.architectures  # decides where a family has several classifiers
     if classes:
         found.id2label = dict(enumerate(classes))
@@ -90,12 +104,19 @@ def stacks_of(source: nn.Module, student: nn.Module, kept: Sequence[int], depth:
         ModelError: there is none.
     """
     lengths = {name: len(part) for name, part in student.named_modules() if isinstance(part, nn.ModuleList)}
-    stacks = [name for name, part in source.named_modules()
-              if isinstance(part, nn.ModuleList) and len(part) == depth and lengths.get(name) == len(kept)
-              and (not within or within in name.split("."))]
+    stacks = [
+        name
+        for name, part in source.named_modules()
+        if isinstance(part, nn.ModuleList)
+        and len(part) == depth
+        and lengths.get(name) == len(kept)
+        and (not within or within in name.split("."))
+    ]
     if not stacks:
-        raise ModelError(f"{type(source).__name__} has no list of {depth} layers{f' in its {within}' if within else ''}"
-                         ": layers cannot be copied from it")
+        raise ModelError(
+            f"{type(source).__name__} has no list of {depth} layers{f' in its {within}' if within else ''}"
+            ": layers cannot be copied from it"
+        )
     return stacks
 
 
@@ -122,19 +143,26 @@ def fresh(config: Any, own: TeacherConfig, task: str, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         try:
             module: nn.Module = auto_class(task).from_config(
-                config, dtype=torch.float32, trust_remote_code=own.trust_remote_code)
+                config, dtype=torch.float32, trust_remote_code=own.trust_remote_code
+            )
         except Exception as error:
-            raise ConfigError(f"a student cannot be built from {type(config).__name__} with these overrides: "
-                              f"{error}") from error
+            raise ConfigError(
+                f"a student cannot be built from {type(config).__name__} with these overrides: {error}"
+            ) from error
     return module
 
 
 def shorter(config: Any, kept: Sequence[int]) -> dict[str, Any]:
     """Overrides that leave ``kept`` layers: the count, and every list with one entry a layer."""
     depth = config.num_hidden_layers
-    lists = {key: [value[layer] for layer in kept] for key, value in config.to_dict().items()
-             if isinstance(value, list | tuple) and len(value) == depth
-             and key not in (*_DECIDED, *_DERIVED) and not key.endswith("token_id")}
+    lists = {
+        key: [value[layer] for layer in kept]
+        for key, value in config.to_dict().items()
+        if isinstance(value, list | tuple)
+        and len(value) == depth
+        and key not in (*_DECIDED, *_DERIVED)
+        and not key.endswith("token_id")
+    }
     return {**lists, "num_hidden_layers": len(kept)}
 
 

@@ -32,8 +32,10 @@ class Taken:
         """For the model card: by layer of the student that of the teacher, and how many there are."""
         copied = {part: {str(index): layer for index, layer in enumerate(kept)} for part, kept in self.kept.items()}
         whole = list(self.kept) == [""]
-        return {"copied_layers": copied[""] if whole else copied,
-                "teacher_layers": self.depths[""] if whole else dict(self.depths)}
+        return {
+            "copied_layers": copied[""] if whole else copied,
+            "teacher_layers": self.depths[""] if whole else dict(self.depths),
+        }
 
     def copy(self, source: nn.Module, student: nn.Module) -> None:
         """Copy all weights of the student from the teacher's module.
@@ -41,9 +43,15 @@ class Taken:
         Raises:
             ModelError: there are no such layers, or they do not fit.
         """
-        copy_stacks(source, student, {
-            stack: kept for part, kept in self.kept.items()
-            for stack in stacks_of(source, student, kept, self.depths[part], part)})
+        copy_stacks(
+            source,
+            student,
+            {
+                stack: kept
+                for part, kept in self.kept.items()
+                for stack in stacks_of(source, student, kept, self.depths[part], part)
+            },
+        )
 
 
 def take_layers(teacher_config: Any, config: StudentModel, url: str) -> Taken:
@@ -71,5 +79,7 @@ def _names(teacher_config: Any, url: str) -> dict[str, str]:
     for encoder, decoder in _DEPTHS:
         if encoder in known and decoder in known:
             return {ENCODER: encoder, DECODER: decoder}
-    raise ConfigError(f"the teacher {url} ({type(teacher_config).__name__}) does not say how deep its encoder and "
-                      f"decoder are ({' or '.join(map(str, _DEPTHS))}), so no layers can be left out: use from: config")
+    raise ConfigError(
+        f"the teacher {url} ({type(teacher_config).__name__}) does not say how deep its encoder and "
+        f"decoder are ({' or '.join(map(str, _DEPTHS))}), so no layers can be left out: use from: config"
+    )

@@ -79,8 +79,12 @@ class Template:
     def _marked(self, conversation: Conversation, source: str) -> list[tuple[int, int]]:
         """What the template itself says the assistant wrote."""
         _, found = chat_template_utils.render_jinja_template(
-            conversations=[list(conversation.messages)], tools=list(conversation.tools) or None, chat_template=source,
-            return_assistant_tokens_mask=True, **self.tokenizer.special_tokens_map)
+            conversations=[list(conversation.messages)],
+            tools=list(conversation.tools) or None,
+            chat_template=source,
+            return_assistant_tokens_mask=True,
+            **self.tokenizer.special_tokens_map,
+        )
         return [(int(start), int(end)) for start, end in found[0]]
 
     def _by_prefixes(self, conversation: Conversation, text: str, until: int) -> Iterator[tuple[int, int]]:
@@ -92,8 +96,10 @@ class Template:
             if start >= until:
                 return
             if index >= MOST_MESSAGES:
-                raise Unfit(f"more than {MOST_MESSAGES} messages, of which the template does not say who wrote what: "
-                            "use one with {% generation %}, or cut the conversation")
+                raise Unfit(
+                    f"more than {MOST_MESSAGES} messages, of which the template does not say who wrote what: "
+                    "use one with {% generation %}, or cut the conversation"
+                )
             end = self._prefix(conversation, text, index + 1, prompt=False)
             yield start, start + _closed(text[start:end], specials)
 
@@ -106,23 +112,34 @@ class Template:
             return 0
         # No template renders no messages at all: the header is what a prompt for the second message would add.
         alone = self._render(conversation, 1)
-        header = self._render(conversation, 1, prompt=True)[len(alone):]
+        header = self._render(conversation, 1, prompt=True)[len(alone) :]
         found = text.find(header)
         return found + len(header) if found >= 0 else 0
 
     def _prefix(self, conversation: Conversation, text: str, messages: int, *, prompt: bool) -> int:
-        part = text if messages == len(conversation.messages) and not prompt else self._render(
-            conversation, messages, prompt=prompt)
+        part = (
+            text
+            if messages == len(conversation.messages) and not prompt
+            else self._render(conversation, messages, prompt=prompt)
+        )
         if not text.startswith(part):
-            raise Unfit(f"the chat template writes the first {messages} messages otherwise once others follow, so what "
-                        "each role wrote cannot be told: use a template with {% generation %}, or one answer a row")
+            raise Unfit(
+                f"the chat template writes the first {messages} messages otherwise once others follow, so what "
+                "each role wrote cannot be told: use a template with {% generation %}, or one answer a row"
+            )
         return len(part)
 
     def _render(self, conversation: Conversation, messages: int, *, prompt: bool = False) -> str:
         try:
-            return str(self.tokenizer.apply_chat_template(
-                list(conversation.messages[:messages]), tools=list(conversation.tools) or None,
-                chat_template=self._source(conversation), add_generation_prompt=prompt, tokenize=False))
+            return str(
+                self.tokenizer.apply_chat_template(
+                    list(conversation.messages[:messages]),
+                    tools=list(conversation.tools) or None,
+                    chat_template=self._source(conversation),
+                    add_generation_prompt=prompt,
+                    tokenize=False,
+                )
+            )
         except Exception as error:  # a template is a program: it raises what it likes
             which = "it" if messages == len(conversation.messages) else f"its first {messages} messages alone"
             raise Unfit(f"the chat template cannot render {which}: {type(error).__name__}: {error}") from error
@@ -198,8 +215,11 @@ def _content(value: Any, where: str) -> str:
     for part in parts:
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
         if kind != "text" or not isinstance(part.get("text"), str):
-            raise Unfit(f"the content of {where} holds {kind!r}, expected text" if kind != "text" else
-                        f"the content of {where} is {type(part.get('text')).__name__}, expected text")
+            raise Unfit(
+                f"the content of {where} holds {kind!r}, expected text"
+                if kind != "text"
+                else f"the content of {where} is {type(part.get('text')).__name__}, expected text"
+            )
     return "".join(part["text"] for part in parts)
 
 

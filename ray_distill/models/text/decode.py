@@ -16,7 +16,7 @@ def text_of(processor: LanguageProcessor, prompt: IntArray, tokens: IntArray) ->
     It is what they add to the prompt's own text: a tokenizer whose tokens begin with a space would lose the first one.
     """
     before, whole = _decoded(processor, prompt), _decoded(processor, np.concatenate([prompt, tokens]))
-    return whole[len(before):] if whole.startswith(before) else _decoded(processor, tokens)
+    return whole[len(before) :] if whole.startswith(before) else _decoded(processor, tokens)
 
 
 def reads_back(processor: LanguageProcessor, row: str, answer: str, prompt: IntArray, tokens: IntArray) -> bool:
@@ -34,5 +34,6 @@ def reads_back(processor: LanguageProcessor, row: str, answer: str, prompt: IntA
 
 
 def _decoded(processor: LanguageProcessor, tokens: IntArray) -> str:
-    return str(processor.tokenizer.decode(
-        tokens.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    return str(
+        processor.tokenizer.decode(tokens.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    )

@@ -101,8 +101,9 @@ class Continuing:
         room = self.processor.max_length - new_tokens
         for row, found in enumerate(tokens):
             if len(found) > room:
-                reasons[row] = (f"prompt too long: with sequences.new_tokens = {new_tokens} the teacher reads {room} "
-                                "tokens of it")
+                reasons[row] = (
+                    f"prompt too long: with sequences.new_tokens = {new_tokens} the teacher reads {room} tokens of it"
+                )
         return tokens, reasons
 
     def inputs(self, prompts: Sequence[IntArray]) -> dict[str, Ids]:
@@ -120,9 +121,11 @@ class Continuing:
     def require_room(self, new_tokens: int, url: str) -> None:
         """Prompt and answer are read together; ConfigError if nothing is left for a prompt."""
         if new_tokens >= self.processor.max_length:
-            raise ConfigError(f"sequences.new_tokens is {new_tokens}, but the teacher {url} reads "
-                              f"{self.processor.max_length} tokens, prompt included: lower it, or raise "
-                              "labels.teacher.max_length where the model allows")
+            raise ConfigError(
+                f"sequences.new_tokens is {new_tokens}, but the teacher {url} reads "
+                f"{self.processor.max_length} tokens, prompt included: lower it, or raise "
+                "labels.teacher.max_length where the model allows"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,9 +177,11 @@ class Translating:
         """A target must be learnt whole; ConfigError if fewer tokens of it are read."""
         room = self.processor.target_length - len(self.begin) + 1
         if new_tokens > room:
-            raise ConfigError(f"sequences.new_tokens is {new_tokens}, but of a target of the teacher {url} {room} "
-                              "tokens are learnt: lower it, or raise labels.teacher.language.target_length where the "
-                              "model allows")
+            raise ConfigError(
+                f"sequences.new_tokens is {new_tokens}, but of a target of the teacher {url} {room} "
+                "tokens are learnt: lower it, or raise labels.teacher.language.target_length where the "
+                "model allows"
+            )
 
 
 def voice_of(module: Any, processor: Processor) -> Voice | None:
@@ -195,8 +200,12 @@ def voice_of(module: Any, processor: Processor) -> Voice | None:
     if isinstance(processor, LanguageProcessor):
         return Continuing(processor=processor, stops=processor.stops() | more, own=_digest(sorted(more)))
     return Translating(
-        processor=processor, stops=processor.stops() | more, never=never or (),
-        begin=(processor.start, *_listed(first)), own=_digest(sorted(more), _listed(first), never or []))
+        processor=processor,
+        stops=processor.stops() | more,
+        never=never or (),
+        begin=(processor.start, *_listed(first)),
+        own=_digest(sorted(more), _listed(first), never or []),
+    )
 
 
 def _listed(tokens: int | list[int] | None) -> list[int]:

@@ -161,8 +161,15 @@ class LanguageProcessor:
         """Tokens of each text, uncut. A rendered conversation has its special tokens already."""
         for part in _parts(texts):
             found = self.tokenizer(
-                part, add_special_tokens=not chat, truncation=False, padding=False, return_attention_mask=False,
-                return_token_type_ids=False, return_offsets_mapping=chat, verbose=False)
+                part,
+                add_special_tokens=not chat,
+                truncation=False,
+                padding=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                return_offsets_mapping=chat,
+                verbose=False,
+            )
             for row, ids in enumerate(found["input_ids"]):
                 places = np.array(found["offset_mapping"][row] if chat else [], np.int32).reshape(-1, 2)
                 yield _Tokens(ids=np.array(ids, np.int32), starts=places[:, 0], ends=places[:, 1])
@@ -190,25 +197,38 @@ def language_processor(tokenizer: Any, max_length: int, settings: LanguageConfig
     if chat and unknown:
         raise ConfigError(f"language.roles names {', '.join(unknown)}: expected some of {', '.join(ROLES)}")
     if chat and not tokenizer.chat_template:
-        raise ModelError(f"the tokenizer {name} has no chat template: put chat_template.jinja beside the checkpoint's "
-                         "tokenizer, take an instruction-tuned checkpoint, or set labels.teacher.language.format: text")
+        raise ModelError(
+            f"the tokenizer {name} has no chat template: put chat_template.jinja beside the checkpoint's "
+            "tokenizer, take an instruction-tuned checkpoint, or set labels.teacher.language.format: text"
+        )
     if chat and not getattr(tokenizer, "is_fast", False):
-        raise ModelError(f"the tokenizer {name} cannot say which characters a token covers, so roles cannot be told "
-                         "apart: it needs a tokenizer.json")
+        raise ModelError(
+            f"the tokenizer {name} cannot say which characters a token covers, so roles cannot be told "
+            "apart: it needs a tokenizer.json"
+        )
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.model_max_length = max_length
     tokens = fingerprint_tokens(tokenizer, chat=chat)
     learnt = {"format": settings.format, "long": settings.long, "roles": sorted(set(settings.roles)) if chat else []}
     return LanguageProcessor(
-        tokenizer=tokenizer, max_length=max_length, settings=settings, tokens_fingerprint=tokens,
-        fingerprint=fingerprint({"tokens": tokens, "max_length": max_length, "language": learnt}))
+        tokenizer=tokenizer,
+        max_length=max_length,
+        settings=settings,
+        tokens_fingerprint=tokens,
+        fingerprint=fingerprint({"tokens": tokens, "max_length": max_length, "language": learnt}),
+    )
 
 
 def fingerprint_tokens(tokenizer: Any, *, chat: bool) -> str:
     """Two tokenizers with this in common give equal tokens. (What pads is left out: it is masked.)"""
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if name != "pad_token"}
-    return fingerprint({"text": tokenizer_content(tokenizer), "special": special,
-                        "template": tokenizer.chat_template if chat else None})
+    return fingerprint(
+        {
+            "text": tokenizer_content(tokenizer),
+            "special": special,
+            "template": tokenizer.chat_template if chat else None,
+        }
+    )
 
 
 def _parts(texts: Sequence[str]) -> Iterator[list[str]]:

@@ -38,9 +38,18 @@ class TextProcessor:
 
     def texts(self, texts: list[str]) -> Mapping[str, Ragged]:
         """Tokenise: ``input_ids`` int32, and ``token_type_ids`` where the model needs them."""
-        found = self.tokenizer(
-            texts, truncation=True, max_length=self.max_length, padding=False,
-            return_attention_mask=False, return_token_type_ids=self.segments) if texts else {"input_ids": []}
+        found = (
+            self.tokenizer(
+                texts,
+                truncation=True,
+                max_length=self.max_length,
+                padding=False,
+                return_attention_mask=False,
+                return_token_type_ids=self.segments,
+            )
+            if texts
+            else {"input_ids": []}
+        )
         features = {"input_ids": ragged(found["input_ids"], pad=int(self.tokenizer.pad_token_id))}
         if self.segments:
             pad = int(self.tokenizer.pad_token_type_id)
@@ -76,8 +85,10 @@ class ImageProcessor:
         found = self.processor(some, input_data_format="channels_last", do_convert_rgb=False)["pixel_values"]
         shapes = sorted({tuple(np.shape(values)) for values in found})
         if len(shapes) > 1:
-            raise ModelError(f"the image processor gives images of several sizes ({shapes[0]}, {shapes[1]}): it must "
-                             "resize to one height and width, or crop; mend its preprocessor_config.json")
+            raise ModelError(
+                f"the image processor gives images of several sizes ({shapes[0]}, {shapes[1]}): it must "
+                "resize to one height and width, or crop; mend its preprocessor_config.json"
+            )
         values = np.stack([np.asarray(value, np.float32) for value in found])[: len(ready)]
         return {"pixel_values": Ragged(values=values, offsets=np.arange(len(ready) + 1, dtype=np.int64))}
 
@@ -93,13 +104,19 @@ def text_processor(tokenizer: Any, max_length: int) -> TextProcessor:
         ModelError: it has no padding token.
     """
     if tokenizer.pad_token_id is None:
-        raise ModelError(f"the tokenizer {type(tokenizer).__name__} has no padding token, so texts cannot be batched: "
-                         "set pad_token in its tokenizer_config.json, and pad_token_id in config.json")
+        raise ModelError(
+            f"the tokenizer {type(tokenizer).__name__} has no padding token, so texts cannot be batched: "
+            "set pad_token in its tokenizer_config.json, and pad_token_id in config.json"
+        )
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.model_max_length = max_length
     segments = _needs_segments(tokenizer)
-    return TextProcessor(tokenizer=tokenizer, max_length=max_length, segments=segments,
-                         fingerprint=_tokenizer_fingerprint(tokenizer, max_length, segments))
+    return TextProcessor(
+        tokenizer=tokenizer,
+        max_length=max_length,
+        segments=segments,
+        fingerprint=_tokenizer_fingerprint(tokenizer, max_length, segments),
+    )
 
 
 def image_processor(processor: Any, channels: int) -> ImageProcessor:
@@ -175,15 +192,24 @@ def _needs_segments(tokenizer: Any) -> bool:
 
 def _spread(name: str, values: list[float], channels: int) -> list[float]:
     if len(set(values)) > 1:
-        raise ModelError(f"the image processor's {name} has {len(values)} channels and the model {channels}: "
-                         "set it for the model's channels in preprocessor_config.json")
+        raise ModelError(
+            f"the image processor's {name} has {len(values)} channels and the model {channels}: "
+            "set it for the model's channels in preprocessor_config.json"
+        )
     return [float(values[0])] * channels
 
 
 def _tokenizer_fingerprint(tokenizer: Any, max_length: int, segments: bool) -> str:
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    return fingerprint({"text": tokenizer_content(tokenizer), "special": special, "class": type(tokenizer).__name__,
-                        "max_length": max_length, "segments": segments})
+    return fingerprint(
+        {
+            "text": tokenizer_content(tokenizer),
+            "special": special,
+            "class": type(tokenizer).__name__,
+            "max_length": max_length,
+            "segments": segments,
+        }
+    )
 
 
 def tokenizer_content(tokenizer: Any) -> Any:

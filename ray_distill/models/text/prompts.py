@@ -35,8 +35,10 @@ def given_prompt(text: str, processor: LanguageProcessor) -> Prompt:
     except Unfit as why:
         raise ModelError(f"the prompt {text[:60]!r} cannot be used: {why}") from why
     if not 0 < len(prompt.ids_L) < processor.max_length:
-        raise ModelError(f"the prompt {text[:60]!r} has {len(prompt.ids_L)} tokens, and the model reads "
-                         f"{processor.max_length}: nothing can follow it")
+        raise ModelError(
+            f"the prompt {text[:60]!r} has {len(prompt.ids_L)} tokens, and the model reads "
+            f"{processor.max_length}: nothing can follow it"
+        )
     return prompt
 
 
@@ -83,8 +85,11 @@ def _conversation(conversation: Conversation, processor: LanguageProcessor) -> P
         raise Unfit("nothing comes before the assistant's message")
     template = Template(tokenizer=processor.tokenizer, roles=processor.settings.roles)
     text = template.prompt(Conversation(messages=tuple(asked), tools=conversation.tools))
-    return Prompt(ids_L=_open_end(processor, text, special=False), reference=_says(last) if answered else None,
-                  shown="\n".join(f"{message['role']}: {_says(message)}" for message in asked))
+    return Prompt(
+        ids_L=_open_end(processor, text, special=False),
+        reference=_says(last) if answered else None,
+        shown="\n".join(f"{message['role']}: {_says(message)}" for message in asked),
+    )
 
 
 def _until_last_answer(conversation: Conversation) -> Conversation:

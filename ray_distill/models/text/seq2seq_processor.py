@@ -52,8 +52,9 @@ class PairProcessor:
         """
         found: list[tuple[list[int], list[int]]] = []
         reasons: dict[int, str] = {}
-        for row, ((source, read), (_, written)) in enumerate(zip(
-                self._sources(sources), self._tokenise(targets, target=True), strict=True)):
+        for row, ((source, read), (_, written)) in enumerate(
+            zip(self._sources(sources), self._tokenise(targets, target=True), strict=True)
+        ):
             long = _long("source", read, self.max_length) or _long("target", written, self.target_length)
             if long and self.settings.long == "reject":
                 reasons[row] = long
@@ -61,9 +62,11 @@ class PairProcessor:
             else:
                 found.append((self._cut(source, read), written[: self.target_length]))
         targets_of = [written for _, written in found]
-        return {"input_ids": self._ragged([read for read, _ in found]), "target": self._ragged(targets_of),
-                "decoder_input_ids": self._ragged([[self.start, *ids[:-1]] if ids else [] for ids in targets_of])
-                }, reasons
+        return {
+            "input_ids": self._ragged([read for read, _ in found]),
+            "target": self._ragged(targets_of),
+            "decoder_input_ids": self._ragged([[self.start, *ids[:-1]] if ids else [] for ids in targets_of]),
+        }, reasons
 
     def prompts(self, texts: Sequence[str]) -> tuple[list[IntArray], dict[int, str]]:
         """Tokens of the sources alone that a target is to be written of, as `pairs` has them.
@@ -117,8 +120,14 @@ class PairProcessor:
         """Each text with its tokens, uncut."""
         for start in range(0, len(texts), _TOGETHER):
             part = list(texts[start : start + _TOGETHER])
-            found = self.tokenizer(**{"text_target" if target else "text": part}, padding=False, truncation=False,
-                                   return_attention_mask=False, return_token_type_ids=False, verbose=False)
+            found = self.tokenizer(
+                **{"text_target" if target else "text": part},
+                padding=False,
+                truncation=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )
             yield from zip(part, found["input_ids"], strict=True)
 
     def _cut(self, source: str, ids: list[int]) -> list[int]:
@@ -126,7 +135,8 @@ class PairProcessor:
         if len(ids) <= self.max_length:
             return ids
         found: list[int] = self.tokenizer(
-            source, padding=False, truncation=True, max_length=self.max_length, verbose=False)["input_ids"]
+            source, padding=False, truncation=True, max_length=self.max_length, verbose=False
+        )["input_ids"]
         return found
 
     def _ragged(self, rows: list[list[int]]) -> Ragged:
@@ -148,24 +158,35 @@ def pair_processor(tokenizer: Any, max_length: int, settings: LanguageConfig, *,
     """
     name = type(tokenizer).__name__
     if settings.format != "text":
-        raise ConfigError("labels.teacher.language.format: a source and a target are texts, not a conversation: leave "
-                          "it out, or take the task causal_lm")
+        raise ConfigError(
+            "labels.teacher.language.format: a source and a target are texts, not a conversation: leave "
+            "it out, or take the task causal_lm"
+        )
     if tokenizer.pad_token_id is None:
-        raise ModelError(f"the tokenizer {name} has no padding token, so texts cannot be batched: set pad_token in its "
-                         "tokenizer_config.json, and pad_token_id in config.json")
+        raise ModelError(
+            f"the tokenizer {name} has no padding token, so texts cannot be batched: set pad_token in its "
+            "tokenizer_config.json, and pad_token_id in config.json"
+        )
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.model_max_length = max_length
     if not _ends(tokenizer):
-        raise ModelError(f"the tokenizer {name} adds no end (eos_token or sep_token) to a text, so a student could not "
-                         "learn where a target ends: give its tokenizer.json a post_processor that does")
+        raise ModelError(
+            f"the tokenizer {name} adds no end (eos_token or sep_token) to a text, so a student could not "
+            "learn where a target ends: give its tokenizer.json a post_processor that does"
+        )
     target_length = settings.target_length or max_length
     languages = [getattr(tokenizer, side, None) for side in ("src_lang", "tgt_lang")]
     tokens = fingerprint({"tokens": fingerprint_tokens(tokenizer, chat=False), "start": start, "languages": languages})
     limits = {"max_length": max_length, "target_length": target_length, "long": settings.long}
     return PairProcessor(
-        tokenizer=tokenizer, max_length=max_length, target_length=target_length, start=start, settings=settings,
+        tokenizer=tokenizer,
+        max_length=max_length,
+        target_length=target_length,
+        start=start,
+        settings=settings,
         tokens_fingerprint=tokens,
-        fingerprint=fingerprint({"tokens": tokens, "prefix": settings.prefix, **limits}))
+        fingerprint=fingerprint({"tokens": tokens, "prefix": settings.prefix, **limits}),
+    )
 
 
 def start_of(model_config: Any, url: str) -> int:
@@ -176,8 +197,10 @@ def start_of(model_config: Any, url: str) -> int:
     """
     found = getattr(model_config, "decoder_start_token_id", None)
     if not isinstance(found, int):
-        raise ModelError(f"{url} does not say what its decoder starts with: set decoder_start_token_id in config.json "
-                         "(seq2seq is for encoder-decoders such as T5, BART and Marian)")
+        raise ModelError(
+            f"{url} does not say what its decoder starts with: set decoder_start_token_id in config.json "
+            "(seq2seq is for encoder-decoders such as T5, BART and Marian)"
+        )
     return found
 
 

@@ -9,8 +9,8 @@ from ray_distill.config import TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, ModelError
 from ray_distill.models.text.lm_processor import LanguageProcessor, language_processor
-from ray_distill.models.text.seq2seq_processor import PairProcessor, pair_processor
 from ray_distill.models.text.processors import TextProcessor
+from ray_distill.models.text.seq2seq_processor import PairProcessor, pair_processor
 from ray_distill.tasks.base import Processor
 
 
@@ -73,7 +73,8 @@ def require_same_tokens(student: Processor, student_url: str, teacher: Processor
         f"{_difference(getattr(student, 'tokenizer', None), getattr(teacher, 'tokenizer', None))}. Labels are "
         "distributions over the teacher's tokens: take a checkpoint of the same family, start the student from the "
         "teacher's config or layers (student.model.from), or, if the ids mean the same in both, put the teacher's "
-        "tokenizer files and chat template into a copy of the student's folder")
+        "tokenizer files and chat template into a copy of the student's folder"
+    )
 
 
 def require_length(processor: Processor, model_config: Any, asked: int | None, url: str) -> None:
@@ -85,12 +86,16 @@ def require_length(processor: Processor, model_config: Any, asked: int | None, u
     length = getattr(processor, "max_length", None)
     longest = max((limit for limit in (length, getattr(processor, "target_length", None)) if limit), default=None)
     if asked is not None and asked != length:
-        raise ConfigError(f"student.model.max_length is {asked}, but the teacher reads {length} tokens of a text, and "
-                          "labels belong to its tokens: leave it out, or set labels.teacher.max_length for both")
+        raise ConfigError(
+            f"student.model.max_length is {asked}, but the teacher reads {length} tokens of a text, and "
+            "labels belong to its tokens: leave it out, or set labels.teacher.max_length for both"
+        )
     positions = getattr(model_config, "max_position_embeddings", None)
     if longest is not None and positions is not None and longest > positions:
-        raise ConfigError(f"the student {url} has {positions} positions, but the teacher reads {longest} tokens of a "
-                          f"text: set labels.teacher.max_length to {positions} or less, or give the student more")
+        raise ConfigError(
+            f"the student {url} has {positions} positions, but the teacher reads {longest} tokens of a "
+            f"text: set labels.teacher.max_length to {positions} or less, or give the student more"
+        )
 
 
 def _difference(ours: Any, theirs: Any) -> str:
@@ -101,8 +106,10 @@ def _difference(ours: Any, theirs: Any) -> str:
     if mine != its:
         other = sum(its.get(token) != index for token, index in mine.items())
         return f"{len(mine)} tokens against {len(its)}, of which {other} are unknown to the teacher or have other ids"
-    special = {name: (ours.special_tokens_map.get(name), theirs.special_tokens_map.get(name))
-               for name in sorted({*ours.special_tokens_map, *theirs.special_tokens_map} - {"pad_token"})}
+    special = {
+        name: (ours.special_tokens_map.get(name), theirs.special_tokens_map.get(name))
+        for name in sorted({*ours.special_tokens_map, *theirs.special_tokens_map} - {"pad_token"})
+    }
     apart = [f"{name} {mine} against {its}" for name, (mine, its) in special.items() if mine != its]
     if apart:
         return "; ".join(apart)

@@ -70,8 +70,11 @@ def _start(address: str | None) -> None:
             # One core still needs two slots: the teacher's actor, and the tasks that read and write beside it.
             cores = max(2, os.cpu_count() or 2)
             # "local": without it Ray would join whatever cluster was started on this machine before.
-            _patiently(lambda: ray.init(
-                address="local", num_cpus=cores, include_dashboard=False, _system_config=KEEP_WORKERS, **options))
+            _patiently(
+                lambda: ray.init(
+                    address="local", num_cpus=cores, include_dashboard=False, _system_config=KEEP_WORKERS, **options
+                )
+            )
             _embedded.set()
         else:
             ray.init(address=address, **options)
@@ -92,8 +95,13 @@ def _patiently(start: Callable[[], Any]) -> None:
 
 
 def on_cluster(
-    function: Callable[..., T], *arguments: Any, cpus: float = 1, gpus: float = 0, what: str,
-    options: Mapping[str, Any] | None = None, **named: Any,
+    function: Callable[..., T],
+    *arguments: Any,
+    cpus: float = 1,
+    gpus: float = 0,
+    what: str,
+    options: Mapping[str, Any] | None = None,
+    **named: Any,
 ) -> T:
     """Run ``function`` as one Ray task and return its result.
 
@@ -140,8 +148,10 @@ def require_bundles(bundles: Sequence[Mapping[str, float]], what: str) -> None:
     if _fits(wanted, _nodes()) or (not _embedded.is_set() and _grown(wanted, what)):
         return
     best = ", ".join(_text({"CPU": 0, "GPU": 0, **node}) for node in _nodes())
-    raise ClusterError(f"{what} needs {_several(bundles)}; the nodes have {best or 'none'}: change the resources in "
-                       "the config, or the cluster")
+    raise ClusterError(
+        f"{what} needs {_several(bundles)}; the nodes have {best or 'none'}: change the resources in "
+        "the config, or the cluster"
+    )
 
 
 def capacity(name: str) -> float:
@@ -156,17 +166,21 @@ def _nodes() -> list[dict[str, float]]:
 
 def _fits(bundles: Sequence[Mapping[str, float]], nodes: Sequence[Mapping[str, float]]) -> bool:
     """Whether each bundle fits a node, and their sum all nodes together."""
-    each = all(any(all(node.get(name, 0) >= amount for name, amount in bundle.items()) for node in nodes)
-               for bundle in bundles)
+    each = all(
+        any(all(node.get(name, 0) >= amount for name, amount in bundle.items()) for node in nodes) for bundle in bundles
+    )
     names = {name for bundle in bundles for name in bundle}
-    return each and all(sum(bundle.get(name, 0) for bundle in bundles) <= sum(node.get(name, 0) for node in nodes)
-                        for name in names)
+    return each and all(
+        sum(bundle.get(name, 0) for bundle in bundles) <= sum(node.get(name, 0) for node in nodes) for name in names
+    )
 
 
 def _grown(bundles: Sequence[Mapping[str, float]], what: str) -> bool:
     """Ask the autoscaler for room and wait for it; the request is withdrawn, for it would outlive the job."""
-    say(f"{what} needs {_several(bundles)}, more than the cluster has now: waiting up to {SCALE_SECONDS:g} s for it "
-        "to grow")
+    say(
+        f"{what} needs {_several(bundles)}, more than the cluster has now: waiting up to {SCALE_SECONDS:g} s for it "
+        "to grow"
+    )
     give_up = time.monotonic() + SCALE_SECONDS
     _request(bundles)
     try:

@@ -44,8 +44,10 @@ class Progress:
         left = (self.total - self.done) / max(rate, 1e-9)
         if sys.stderr.isatty():
             share = self.done / max(self.total, 1)
-            sys.stderr.write(f"\r\x1b[K{self.what} {self.done:,}/{self.total:,} {self.unit} ({share:.0%})  "
-                             f"{rate:,.0f} {self.unit}/s  {duration(left)} left")
+            sys.stderr.write(
+                f"\r\x1b[K{self.what} {self.done:,}/{self.total:,} {self.unit} ({share:.0%})  "
+                f"{rate:,.0f} {self.unit}/s  {duration(left)} left"
+            )
             sys.stderr.write("\n" if self.done >= self.total else "")
             sys.stderr.flush()
         else:
@@ -68,8 +70,10 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
 
     def line(cells: Mapping[str, str]) -> str:
-        padded = [cells[name].ljust(widths[name]) if at == 0 else cells[name].rjust(widths[name])
-                  for at, name in enumerate(names)]
+        padded = [
+            cells[name].ljust(widths[name]) if at == 0 else cells[name].rjust(widths[name])
+            for at, name in enumerate(names)
+        ]
         return "  ".join(padded).rstrip()
 
     return "\n".join([line({name: name for name in names}), *(line(row) for row in rows)])

@@ -51,7 +51,9 @@ def ask_halving(batches: Sequence[Rows], ask: Callable[[Rows], T | Failure]) -> 
     sizes = [one.halved for one in found if one.halved]
     return Answers(
         parts=tuple(part for one in found for part in one.parts),
-        failed={row: failure for one in found for row, failure in one.failed.items()}, halved=min(sizes, default=0))
+        failed={row: failure for one in found for row, failure in one.failed.items()},
+        halved=min(sizes, default=0),
+    )
 
 
 def _halved(rows: Rows, ask: Callable[[Rows], T | Failure]) -> Answers[T]:
@@ -96,8 +98,9 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     # Neither the CPU's allocator nor CUDA outside of torch's own has an exception class for it.
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(sign in text for sign in (
-        "can't allocate memory", "not enough memory", "out of memory", "status_alloc_failed"))
+    return isinstance(error, RuntimeError) and any(
+        sign in text for sign in ("can't allocate memory", "not enough memory", "out of memory", "status_alloc_failed")
+    )
 
 
 def _poisonous(error: BaseException) -> bool:

@@ -58,15 +58,25 @@ def look(python: str) -> None:
         done = subprocess.run([python, "-c", _LOOK], capture_output=True, text=True, timeout=LOOK_SECONDS, check=True)
         found = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        raise ClusterError(f"labels.teacher.vllm.python: {python} is no Python that runs on this node ({error}): "
-                           f"{mend}") from error
-    wanted = {"python": ".".join(map(str, sys.version_info[:2])), "ray": ray.__version__, "vllm": True,
-              "ray_distill": True}
-    wrong = [f"{name} {_told(found[name])}, expected {_told(value)}" for name, value in wanted.items()
-             if found[name] != value]
+        raise ClusterError(
+            f"labels.teacher.vllm.python: {python} is no Python that runs on this node ({error}): {mend}"
+        ) from error
+    wanted = {
+        "python": ".".join(map(str, sys.version_info[:2])),
+        "ray": ray.__version__,
+        "vllm": True,
+        "ray_distill": True,
+    }
+    wrong = [
+        f"{name} {_told(found[name])}, expected {_told(value)}"
+        for name, value in wanted.items()
+        if found[name] != value
+    ]
     if wrong:
-        raise ClusterError(f"labels.teacher.vllm.python: the environment of {python} cannot hold a worker of this Ray: "
-                           f"{'; '.join(wrong)}: {mend}")
+        raise ClusterError(
+            f"labels.teacher.vllm.python: the environment of {python} cannot hold a worker of this Ray: "
+            f"{'; '.join(wrong)}: {mend}"
+        )
 
 
 def require_same_tokens(here: str | None, there: str | None, teacher: TeacherConfig) -> None:
@@ -79,7 +89,8 @@ def require_same_tokens(here: str | None, there: str | None, teacher: TeacherCon
         raise TeacherRefused(
             f"the tokenizer of {teacher.model} differs between the two environments: fingerprint {there} in that of "
             f"{teacher.vllm.python}, {here} in this one; install the same version of tokenizers in both, and versions "
-            "of transformers that read it alike")
+            "of transformers that read it alike"
+        )
 
 
 def _told(value: Any) -> str:

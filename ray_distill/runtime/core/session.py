@@ -116,7 +116,8 @@ def session(config: Campaign, *, sweep: bool = False) -> Iterator[Session]:
     sweep, another than the campaign's."""
     config = absolute(config)
     tracker, registry = open_tracker(
-        config.tracking, campaign=config.campaign, output_url=config.output_url, spool=_spool(config))
+        config.tracking, campaign=config.campaign, output_url=config.output_url, spool=_spool(config)
+    )
     state = files.join(config.output_url, "state", f"parent-{parent_key(config, sweep=sweep)}.json")
     known = files.read_json(state)["run_id"] if files.exists(state) else None
     tags = {"stage": "sweep" if sweep else "campaign", "task": config.task, "campaign": config.campaign}
@@ -128,8 +129,10 @@ def session(config: Campaign, *, sweep: bool = False) -> Iterator[Session]:
         yield Session(config=config, tracker=tracker, registry=registry, parent=run)
     waiting = tracker.flush()
     if waiting:
-        say(f"the tracking server is away: {waiting} records wait in {_spool(config)}, the next command sends them",
-            waiting=waiting)
+        say(
+            f"the tracking server is away: {waiting} records wait in {_spool(config)}, the next command sends them",
+            waiting=waiting,
+        )
 
 
 def absolute(config: Campaign) -> Campaign:
@@ -138,20 +141,35 @@ def absolute(config: Campaign) -> Campaign:
     sources = (snapshot.source,) if isinstance(snapshot.source, str) else snapshot.source
     teacher = labels.teacher.model_copy(update={"model": _model(labels.teacher.model)})
     model = student.model.model_copy(update={"model": student.model.model and _model(student.model.model)})
-    return config.model_copy(update={
-        "output": files.absolute(config.output_url),
-        "snapshot": snapshot.model_copy(update={
-            "source": tuple(files.absolute(url) for url in sources),
-            "exclude": tuple(files.absolute(url) for url in snapshot.exclude)}),
-        "labels": labels.model_copy(update={"store": files.absolute(config.store_url), "teacher": teacher}),
-        "student": student.model_copy(update={
-            "model": model, "mixture": student.mixture and _mixture(student.mixture),
-            "ceiling": student.ceiling and files.absolute(student.ceiling)})})
+    return config.model_copy(
+        update={
+            "output": files.absolute(config.output_url),
+            "snapshot": snapshot.model_copy(
+                update={
+                    "source": tuple(files.absolute(url) for url in sources),
+                    "exclude": tuple(files.absolute(url) for url in snapshot.exclude),
+                }
+            ),
+            "labels": labels.model_copy(update={"store": files.absolute(config.store_url), "teacher": teacher}),
+            "student": student.model_copy(
+                update={
+                    "model": model,
+                    "mixture": student.mixture and _mixture(student.mixture),
+                    "ceiling": student.ceiling and files.absolute(student.ceiling),
+                }
+            ),
+        }
+    )
 
 
 def _mixture(mixture: MixtureConfig) -> MixtureConfig:
-    return mixture.model_copy(update={"others": tuple(
-        other.model_copy(update={"labels": files.absolute(other.labels)}) for other in mixture.others)})
+    return mixture.model_copy(
+        update={
+            "others": tuple(
+                other.model_copy(update={"labels": files.absolute(other.labels)}) for other in mixture.others
+            )
+        }
+    )
 
 
 def _model(name: str) -> str:
@@ -163,7 +181,8 @@ def parent_key(config: Campaign, *, sweep: bool = False) -> str:
     """What tells the parent runs of one output apart."""
     # They change no stage: another campaign would stay empty.
     settings = config.model_dump(
-        mode="json", by_alias=True, exclude={"tracking", "output", "cost", "drift", "plan", "sweep"})
+        mode="json", by_alias=True, exclude={"tracking", "output", "cost", "drift", "plan", "sweep"}
+    )
     if sweep and config.sweep is not None:
         settings["sweep"] = config.sweep.model_dump(mode="json", exclude={"max_concurrent"})
     del settings["labels"]["failures"]

@@ -17,18 +17,18 @@ import torch
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign
 from ray_distill.errors import LabelError
-from ray_distill.labels.sizing import options
-from ray_distill.labels.model import rowids
 from ray_distill.labels.format import parquet_shards
 from ray_distill.labels.format.fitted_arrays import Fits, read_fits
 from ray_distill.labels.format.hidden_states import encode_hidden
+from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.sizing.forecast import Batch, Sizes, forecast_bytes, measure_sizes
 from ray_distill.labels.model.signal import Distributions, Signal
+from ray_distill.labels.sizing import options
+from ray_distill.labels.sizing.forecast import Batch, Sizes, forecast_bytes, measure_sizes
 from ray_distill.models.io.load import load_processor
+from ray_distill.runtime.forecast.storage_options import Forms, compare
 from ray_distill.runtime.labelling.batching import answer_all, ask_of, by_length
 from ray_distill.runtime.labelling.calibrate_store import LOOK_ROWS, Found, fit_store, look
-from ray_distill.runtime.forecast.storage_options import Forms, compare
 from ray_distill.runtime.labelling.identify_teacher import TeacherFacts
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.tasks.base import Encoded
@@ -37,6 +37,7 @@ from ray_distill.teachers.base import Ask, Teacher
 from ray_distill.teachers.engines import open_teacher
 
 T = TypeVar("T")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
@@ -84,8 +85,13 @@ class Probed:
 
 
 def probe(
-    config: Campaign, snapshot: SnapshotRef, facts: TeacherFacts, manifest: StoreManifest, store_url: str | None,
-    pieces: Sequence[Piece], units: Sequence[int] | None,
+    config: Campaign,
+    snapshot: SnapshotRef,
+    facts: TeacherFacts,
+    manifest: StoreManifest,
+    store_url: str | None,
+    pieces: Sequence[Piece],
+    units: Sequence[int] | None,
 ) -> Probed:
     """Ask the teacher about the rows of some pieces; runs where the teacher can.
 
@@ -103,8 +109,9 @@ def probe(
     """
     busy = max(*os.getloadavg()[:2], os.cpu_count() or 1) / (os.cpu_count() or 1)
     torch.set_num_threads(manifest.threads)  # as the actors do
-    load_seconds, teacher = _timed(lambda: open_teacher(
-        config.labels.teacher, task=config.task, head_url=facts.head_url))
+    load_seconds, teacher = _timed(
+        lambda: open_teacher(config.labels.teacher, task=config.task, head_url=facts.head_url)
+    )
     encode_seconds, encoded = _timed(lambda: _encode(config, snapshot, pieces))
     asked = _ask(teacher, encoded, ask_of(manifest), manifest.batch, config)
     fit_seconds, found = _found(config, snapshot, facts, manifest, store_url, asked, load_seconds)
@@ -116,16 +123,30 @@ def probe(
     read_seconds, _ = _timed(lambda: parquet_shards.decode_labels(data, manifest, found.fits, "the probe"))
     rows = len(asked.ids)
     positions = len(distributions_of(asked.signal).position)
-    forms = compare(config, facts, teacher, asked.encoded, units, kept=rows / (rows + asked.rejected),
-                    positions=positions / rows)
+    forms = compare(
+        config, facts, teacher, asked.encoded, units, kept=rows / (rows + asked.rejected), positions=positions / rows
+    )
     forms = _with_own_bytes(forms, sizes, units, asked)
     return Probed(
-        rows=rows, rejected=asked.rejected, positions=positions, found=found,
-        units=tuple(units), sizes=sizes, batches=asked.batches, lengths=lengths(asked.encoded), repeat=asked.repeat,
-        load_seconds=load_seconds, encode_seconds=encode_seconds / (encoded.rows + len(encoded.rejected)),
-        write_seconds=write_seconds / rows, read_seconds=read_seconds / rows, fit_seconds=fit_seconds, busy=busy,
-        forms=forms, ranks={layer: options.ranks(hidden.values) for layer, hidden in asked.signal.hidden.items()},
-        widths={layer: hidden.values.shape[1] for layer, hidden in asked.signal.hidden.items()})
+        rows=rows,
+        rejected=asked.rejected,
+        positions=positions,
+        found=found,
+        units=tuple(units),
+        sizes=sizes,
+        batches=asked.batches,
+        lengths=lengths(asked.encoded),
+        repeat=asked.repeat,
+        load_seconds=load_seconds,
+        encode_seconds=encode_seconds / (encoded.rows + len(encoded.rejected)),
+        write_seconds=write_seconds / rows,
+        read_seconds=read_seconds / rows,
+        fit_seconds=fit_seconds,
+        busy=busy,
+        forms=forms,
+        ranks={layer: options.ranks(hidden.values) for layer, hidden in asked.signal.hidden.items()},
+        widths={layer: hidden.values.shape[1] for layer, hidden in asked.signal.hidden.items()},
+    )
 
 
 def _with_own_bytes(forms: Forms, sizes: Sizes, units: Sequence[int], asked: "_Asked") -> Forms:
@@ -162,12 +183,18 @@ def _encode(config: Campaign, snapshot: SnapshotRef, pieces: Sequence[Piece]) ->
         LabelError: none of the rows can be.
     """
     opened, task = open_snapshot(snapshot), get_label_task(config.task)
-    tables = [opened.read_shard(opened.shard(piece.shard), columns=["row_id", task.input_column]).take(
-        pa.array(piece.rows, pa.int64())) for piece in pieces]
+    tables = [
+        opened.read_shard(opened.shard(piece.shard), columns=["row_id", task.input_column]).take(
+            pa.array(piece.rows, pa.int64())
+        )
+        for piece in pieces
+    ]
     encoded = task.encode(pa.concat_tables(tables), load_processor(config.labels.teacher, task=config.task))
     if not encoded.rows:
-        raise LabelError(f"none of the {len(encoded.rejected)} probed rows can be encoded for the teacher, the first: "
-                         f"{encoded.rejected[0].reason}; correct snapshot.columns or the source")
+        raise LabelError(
+            f"none of the {len(encoded.rejected)} probed rows can be encoded for the teacher, the first: "
+            f"{encoded.rejected[0].reason}; correct snapshot.columns or the source"
+        )
     return encoded
 
 
@@ -188,26 +215,40 @@ def _ask(teacher: Teacher, encoded: Encoded, ask: Ask, batch: int, config: Campa
     some = encoded.take(np.concatenate([parts[at] for at in sorted(done)]))
     again, (row_ids, signal, unusable) = _timed(lambda: answer_all(teacher, some, ask, batch))
     if not len(row_ids):
-        raise LabelError(f"the teacher's answer to all {some.rows} probed rows is unusable, the first: "
-                         f"{unusable[0][1]}; correct the teacher")
+        raise LabelError(
+            f"the teacher's answer to all {some.rows} probed rows is unusable, the first: "
+            f"{unusable[0][1]}; correct the teacher"
+        )
     once, ids = sum(item.seconds for item in batches), rowids.to_numpy(row_ids)
     by_id = np.argsort(ids, kind="stable").astype(np.int64)
     skipped = round(len(encoded.rejected) * some.rows / encoded.rows)
-    return _Asked(encoded=some, ids=ids[by_id], signal=signal.take(by_id), rejected=len(unusable) + skipped,
-                  batches=tuple(batches), repeat=max(once, again) / max(min(once, again), 1e-9))
+    return _Asked(
+        encoded=some,
+        ids=ids[by_id],
+        signal=signal.take(by_id),
+        rejected=len(unusable) + skipped,
+        batches=tuple(batches),
+        repeat=max(once, again) / max(min(once, again), 1e-9),
+    )
 
 
 def _found(
-    config: Campaign, snapshot: SnapshotRef, facts: TeacherFacts, manifest: StoreManifest, store_url: str | None,
-    asked: _Asked, load_seconds: float,
+    config: Campaign,
+    snapshot: SnapshotRef,
+    facts: TeacherFacts,
+    manifest: StoreManifest,
+    store_url: str | None,
+    asked: _Asked,
+    load_seconds: float,
 ) -> tuple[float, Found]:
     """What a store finds out before its first unit, and the seconds of it without the teacher's start.
 
     Where the calibration rows would take more time than there is, the probed rows stand for them.
     """
     if store_url is not None:
-        return 0.0, Found(fits=read_fits(store_url, manifest.fits), measured=manifest.measured,
-                          range_rows=manifest.range_rows)
+        return 0.0, Found(
+            fits=read_fits(store_url, manifest.fits), measured=manifest.measured, range_rows=manifest.range_rows
+        )
     splits = open_snapshot(snapshot).manifest.splits
     rows = min(splits["calibration"].rows or splits["train"].rows, LOOK_ROWS)
     teacher = sum(item.seconds for item in asked.batches) / sum(item.rows for item in asked.batches) * rows

@@ -7,12 +7,12 @@ from math import nan
 import numpy as np
 
 from ray_distill.config import Campaign, SignalConfig
-from ray_distill.labels.sizing import options as choose
 from ray_distill.labels.model import rowids
-from ray_distill.labels.sizing.options import Kept, Option
-from ray_distill.labels.sizing.forecast import forecast_bytes, measure_sizes
 from ray_distill.labels.model.rowids import RowIds
 from ray_distill.labels.model.signal import Distributions, Signal
+from ray_distill.labels.sizing import options as choose
+from ray_distill.labels.sizing.forecast import forecast_bytes, measure_sizes
+from ray_distill.labels.sizing.options import Kept, Option
 from ray_distill.runtime.labelling.batching import answer_all, ask_of
 from ray_distill.runtime.labelling.calibrate_store import fit_store
 from ray_distill.runtime.labelling.identify_teacher import TeacherFacts, make_manifest
@@ -50,7 +50,13 @@ class _Some:
 
 
 def compare(
-    config: Campaign, facts: TeacherFacts, teacher: Teacher, encoded: Encoded, units: Sequence[int], *, kept: float,
+    config: Campaign,
+    facts: TeacherFacts,
+    teacher: Teacher,
+    encoded: Encoded,
+    units: Sequence[int],
+    *,
+    kept: float,
     positions: float,
 ) -> Forms:
     """Compare the configured form with the others that could serve.
@@ -69,8 +75,10 @@ def compare(
     smallest = choose.smallest_k(some.wide, config.plan.target_nats)
     configured = config.labels.signal
     given = estimators(config.labels.teacher)
-    wanted = [configured, *(form for form in _forms(configured, classes, smallest)
-                            if form != configured and form.estimator in given)]
+    wanted = [
+        configured,
+        *(form for form in _forms(configured, classes, smallest) if form != configured and form.estimator in given),
+    ]
     options = tuple(_option(config, facts, teacher, some, form, units, kept) for form in wanted)
     return Forms(curve=choose.curve(some.wide), smallest_k=smallest, options=options, full=choose.is_full(some.wide))
 
@@ -78,8 +86,11 @@ def compare(
 def _some(config: Campaign, teacher: Teacher, encoded: Encoded, classes: int, rows: int) -> _Some:
     """A random part of the rows and their wide answer."""
     order = np.random.default_rng(config.seed).permutation(encoded.rows)[:rows].astype(np.int64)
-    ask = Ask(estimator="topk", temperatures=config.labels.signal.temperatures,
-              k=classes if classes <= choose.DENSE_UP_TO else max(choose.WIDE, min(config.labels.signal.k, classes)))
+    ask = Ask(
+        estimator="topk",
+        temperatures=config.labels.signal.temperatures,
+        k=classes if classes <= choose.DENSE_UP_TO else max(choose.WIDE, min(config.labels.signal.k, classes)),
+    )
     row_ids, signal, _ = answer_all(teacher, encoded.take(order), ask, config.labels.resources.batch)
     assert signal.distributions is not None
     return _Some(encoded=encoded.take(order), ids=rowids.to_numpy(row_ids), wide=signal.distributions)
@@ -100,7 +111,12 @@ def _forms(configured: SignalConfig, classes: int, smallest: int | None) -> list
 
 
 def _option(
-    config: Campaign, facts: TeacherFacts, teacher: Teacher, some: _Some, form: SignalConfig, units: Sequence[int],
+    config: Campaign,
+    facts: TeacherFacts,
+    teacher: Teacher,
+    some: _Some,
+    form: SignalConfig,
+    units: Sequence[int],
     kept: float,
 ) -> Option:
     """Measure one form through the very bytes of its shards."""
@@ -119,10 +135,15 @@ def _option(
     labels_bytes, rows = forecast_bytes(sizes, units, kept).labels, max(sum(units) * kept, 1)
     added = float(found.measured["labels"]["nats"]["1"])
     return Option(
-        estimator=form.estimator, encoding=form.encoding, k=manifest.k, draws=manifest.draws,
-        bytes_a_position=labels_bytes / (rows * len(exact.position) / exact.rows), total_bytes=labels_bytes,
+        estimator=form.estimator,
+        encoding=form.encoding,
+        k=manifest.k,
+        draws=manifest.draws,
+        bytes_a_position=labels_bytes / (rows * len(exact.position) / exact.rows),
+        total_bytes=labels_bytes,
         nats=added + (0.0 if drawn or not manifest.k else choose.kept(some.wide, manifest.k).nats),
-        noise=_noise(some.wide, form, manifest.k, manifest.draws))
+        noise=_noise(some.wide, form, manifest.k, manifest.draws),
+    )
 
 
 def _noise(wide: Distributions, form: SignalConfig, k: int, draws: int) -> float:

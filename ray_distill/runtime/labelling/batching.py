@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ray_distill.labels.model.validity import Rejects, split_unusable
+from ray_distill.labels.format.arrow_tables import concat_signals
 from ray_distill.labels.format.fitted_arrays import Fits
 from ray_distill.labels.format.hidden_states import bases
 from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.format.arrow_tables import concat_signals
 from ray_distill.labels.model.signal import Signal
+from ray_distill.labels.model.validity import Rejects, split_unusable
 from ray_distill.runtime.core.failures import Failure, Rows, ask_halving, failure_of, out_of_memory
 from ray_distill.tasks.base import Encoded
 from ray_distill.teachers.base import Ask, Teacher
@@ -30,9 +30,16 @@ Limit = Callable[[], AbstractContextManager[None]]
 def ask_of(manifest: StoreManifest, fits: Fits | None = None) -> Ask:
     """What a store wants of its teacher; with its fits, hidden states come projected on its bases."""
     return Ask(
-        estimator=manifest.estimator, k=manifest.k, temperatures=manifest.temperatures, layers=manifest.hidden_layers,
-        pool=manifest.pool, draws=manifest.draws, exponent=manifest.exponent, seed=manifest.seed,
-        bases={} if fits is None else bases(manifest.hidden_layers, fits))
+        estimator=manifest.estimator,
+        k=manifest.k,
+        temperatures=manifest.temperatures,
+        layers=manifest.hidden_layers,
+        pool=manifest.pool,
+        draws=manifest.draws,
+        exponent=manifest.exponent,
+        seed=manifest.seed,
+        bases={} if fits is None else bases(manifest.hidden_layers, fits),
+    )
 
 
 def answer_all(teacher: Teacher, encoded: Encoded, ask: Ask, batch: int) -> tuple[pa.Array, Signal, Rejects]:
@@ -60,6 +67,7 @@ def answer_unit(
     Raises:
         Exception: whatever the teacher raises; out of memory only for a row alone.
     """
+
     def one(rows: Rows) -> Signal | Failure:
         with limit():
             return answer_or_memory(teacher, encoded.take(rows), ask)

@@ -42,9 +42,18 @@ def ask_teacher(function: Callable[..., T], *arguments: Any, labels: LabelsConfi
     seconds = labels.failures.load_seconds + math.ceil(rows / labels.resources.batch) * labels.failures.batch_seconds
     with strikes_actor(labels.failures.attempts) as strikes:
         try:
-            result: T = on_cluster(_limited, function, arguments, seconds, what, strikes, what=what,
-                                   cpus=labels.resources.cpus, gpus=labels.resources.gpus,
-                                   options=once(labels.teacher))
+            result: T = on_cluster(
+                _limited,
+                function,
+                arguments,
+                seconds,
+                what,
+                strikes,
+                what=what,
+                cpus=labels.resources.cpus,
+                gpus=labels.resources.gpus,
+                options=once(labels.teacher),
+            )
         except ClusterError as lost:
             hung = told(strikes)
             if hung is None:
@@ -64,7 +73,8 @@ def teacher_facts(config: Campaign, snapshot: SnapshotRef, head_url: str | None)
     fits = config.labels.teacher.head is not None and head_url is None
     rows = rows_of(open_snapshot(snapshot), "train") if fits else 0
     facts = ask_teacher(
-        prepare_teacher, config, snapshot, head_url, labels=config.labels, rows=rows, what="opening the teacher")
+        prepare_teacher, config, snapshot, head_url, labels=config.labels, rows=rows, what="opening the teacher"
+    )
     if environment(teacher):
         here = on_cluster(tokens_here, teacher, config.task, what="reading the teacher's tokenizer")
         require_same_tokens(here, facts.tokens, teacher)
@@ -78,8 +88,10 @@ def rows_of(snapshot: Snapshot, split: str) -> int:
 
 def _limited(function: Callable[..., T], arguments: tuple[Any, ...], seconds: float, what: str, strikes: Any) -> T:
     """The task: ends its process when the time is over, and is not tried again after that."""
-    error = LabelError(f"{what} took longer than {seconds:g} s, so it was ended: the teacher hangs, or labels.failures "
-                       "(load_seconds, and batch_seconds for each batch) leaves it too little time")
+    error = LabelError(
+        f"{what} took longer than {seconds:g} s, so it was ended: the teacher hangs, or labels.failures "
+        "(load_seconds, and batch_seconds for each batch) leaves it too little time"
+    )
     before = told(strikes)
     if before is not None:
         raise before

@@ -13,11 +13,11 @@ import pyarrow.compute as pc
 
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign
-from ray_distill.labels.model import rowids
 from ray_distill.labels.format import parquet_shards
 from ray_distill.labels.format.codecs.measure import added_error, fit_ids
 from ray_distill.labels.format.fitted_arrays import Fits
 from ray_distill.labels.format.hidden_states import basis_name, encode_hidden, fit_basis, mean_name, relative_error
+from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.signal import Distributions, Signal
 from ray_distill.models.io.load import load_processor
@@ -71,13 +71,18 @@ def fit_store(manifest: StoreManifest, row_ids: pa.Array, signal: Signal) -> Fou
     if manifest.hidden_rank or manifest.hidden_variance:
         for layer, hidden in signal.hidden.items():
             fits[mean_name(layer)], fits[basis_name(layer)], kept[layer] = fit_basis(
-                hidden.values, rank=manifest.hidden_rank, variance=manifest.hidden_variance)
+                hidden.values, rank=manifest.hidden_rank, variance=manifest.hidden_variance
+            )
     if not len(ids):
         return Found(fits=fits, measured={}, range_rows=0)
     measured = {
-        "rows": len(ids), "labels": added_error(distributions, manifest, fits),
-        "hidden": {str(layer): _hidden_error(hidden.values, layer, manifest, fits, kept.get(layer))
-                   for layer, hidden in signal.hidden.items()}}
+        "rows": len(ids),
+        "labels": added_error(distributions, manifest, fits),
+        "hidden": {
+            str(layer): _hidden_error(hidden.values, layer, manifest, fits, kept.get(layer))
+            for layer, hidden in signal.hidden.items()
+        },
+    }
     return Found(fits=fits, measured=measured, range_rows=_rows_a_unit(manifest, ids, signal, distributions, fits))
 
 
@@ -101,7 +106,8 @@ def _rows_a_unit(
 ) -> int:
     """As many rows as stay within ``unit_bytes``, by the bytes that these rows take; 0 = no fewer than asked for."""
     size = len(parquet_shards.encode_labels(ids, distributions, manifest, fits)) + sum(
-        len(encode_hidden(ids, hidden, layer, manifest, fits)) for layer, hidden in signal.hidden.items())
+        len(encode_hidden(ids, hidden, layer, manifest, fits)) for layer, hidden in signal.hidden.items()
+    )
     rows = max(1, manifest.unit_bytes * len(ids) // size)
     return 0 if not manifest.unit_bytes or rows >= manifest.unit_rows else rows
 

@@ -105,8 +105,11 @@ class Strikes:
 def strikes_actor(attempts: int) -> Iterator[Any]:
     """A `Strikes` actor beside the driver, so that no lost node takes the counts along."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    made = ray.remote(Strikes).options(
-        num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here).remote(attempts)
+    made = (
+        ray.remote(Strikes)
+        .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
+        .remote(attempts)
+    )
     try:
         yield made
     finally:
@@ -126,8 +129,10 @@ def counted(strikes: Any, what: str, unit: str) -> Iterator[None]:
     refused = ray.get(strikes.step.remote(f"{what} ({unit})"))
     with telling(strikes):
         if refused is not None:
-            raise LabelError(f"{what}: {refused}; look for the kernel's out-of-memory killer, give the machine more "
-                             "memory or make units smaller (labels.unit_bytes)")
+            raise LabelError(
+                f"{what}: {refused}; look for the kernel's out-of-memory killer, give the machine more "
+                "memory or make units smaller (labels.unit_bytes)"
+            )
         try:
             yield
         finally:

@@ -11,9 +11,9 @@ import pyarrow as pa
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Resources, TeacherConfig
 from ray_distill.config.labels import FailuresConfig
-from ray_distill.labels.model.validity import Rejects
-from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.format.arrow_tables import table_to_halved, table_to_rejected, table_to_signal
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.validity import Rejects
 from ray_distill.labels.model.work_units import WorkUnit
 from ray_distill.labels.store.writer import write_attempt
 from ray_distill.runtime.labelling.death_counter import counted
@@ -64,10 +64,13 @@ def encode_unit(unit: WorkUnit, job: LabelJob) -> pa.Table:
 
 def rejected_table(unit_id: str, rejected: Rejects) -> pa.Table:
     """Rows of a unit that have no answer: ``row_id``, ``unit_id``, ``reason``."""
-    return pa.table({
-        "row_id": pa.array([row for row, _ in rejected], pa.binary(16)),
-        "unit_id": pa.array([unit_id] * len(rejected), pa.string()),
-        "reason": pa.array([reason for _, reason in rejected], pa.string())})
+    return pa.table(
+        {
+            "row_id": pa.array([row for row, _ in rejected], pa.binary(16)),
+            "unit_id": pa.array([unit_id] * len(rejected), pa.string()),
+            "reason": pa.array([reason for _, reason in rejected], pa.string()),
+        }
+    )
 
 
 def failed_table(unit_id: str, reason: str) -> pa.Table:
@@ -100,9 +103,7 @@ def _load_processor(teacher: str, task: str) -> Any:
     return load_processor(TeacherConfig.model_validate_json(teacher), task=task)
 
 
-def write_units(
-    block: pa.Table, *, job: LabelJob, units: dict[str, WorkUnit], strikes: Any = None
-) -> pa.Table:
+def write_units(block: pa.Table, *, job: LabelJob, units: dict[str, WorkUnit], strikes: Any = None) -> pa.Table:
     """Write an attempt for every unit in a block.
 
     Returns:
@@ -114,10 +115,17 @@ def write_units(
     names: Sequence[str] = block.column("unit_id").unique().to_pylist()
     parts = [block.filter(pa.compute.equal(block.column("unit_id"), name)) for name in names]
     failed = [_failed(part) for part in parts]
-    receipts = [None if reason is not None else _write(units[name], part, job, strikes)
-                for name, part, reason in zip(names, parts, failed, strict=True)]
-    return pa.table({"unit": pa.array(names, pa.string()), "receipt": pa.array(receipts, pa.string()),
-                     "failed": pa.array(failed, pa.string())})
+    receipts = [
+        None if reason is not None else _write(units[name], part, job, strikes)
+        for name, part, reason in zip(names, parts, failed, strict=True)
+    ]
+    return pa.table(
+        {
+            "unit": pa.array(names, pa.string()),
+            "receipt": pa.array(receipts, pa.string()),
+            "failed": pa.array(failed, pa.string()),
+        }
+    )
 
 
 def _failed(part: pa.Table) -> str | None:
@@ -128,6 +136,7 @@ def _failed(part: pa.Table) -> str | None:
 def _write(unit: WorkUnit, part: pa.Table, job: LabelJob, strikes: Any) -> str:
     row_ids, signal = table_to_signal(part)
     with counted(strikes, f"writing rows {unit.start}:{unit.stop} of {unit.shard}", unit.unit_id):
-        receipt = write_attempt(job.store_url, job.manifest, unit, row_ids, signal, table_to_rejected(part),
-                                table_to_halved(part))
+        receipt = write_attempt(
+            job.store_url, job.manifest, unit, row_ids, signal, table_to_rejected(part), table_to_halved(part)
+        )
     return json.dumps(receipt.to_dict())

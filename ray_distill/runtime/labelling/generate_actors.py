@@ -10,8 +10,8 @@ from ray_distill.config import Resources, SequencesConfig, TeacherConfig
 from ray_distill.config.labels import FailuresConfig
 from ray_distill.errors import DistillError
 from ray_distill.labels.model.work_units import WorkUnit
-from ray_distill.runtime.labelling.batching import Limit, free_memory, or_memory
 from ray_distill.runtime.core.failures import Failure, Rows, ask_halving, failure_of
+from ray_distill.runtime.labelling.batching import Limit, free_memory, or_memory
 from ray_distill.runtime.labelling.encode_write import read_inputs
 from ray_distill.runtime.labelling.label_actors import Loaded, Plan, PoolActor
 from ray_distill.sequences.attempts import rejected_table
@@ -72,8 +72,12 @@ class AuthorActor(_Authors, PoolActor[WriteJob]):
         found = ask_halving(prompts.plan(self.job.generator.prompts_a_batch), one)
         table = pa.concat_tables([*found.parts, rejected_table(prompts.rejected)])
         receipt = write_attempt(self.job.store_url, self.job.generator, work, table, found.halved)
-        return pa.table({"unit_id": pa.array([unit], pa.string()),
-                         "receipt": pa.array([json.dumps(receipt.to_dict())], pa.string())})
+        return pa.table(
+            {
+                "unit_id": pa.array([unit], pa.string()),
+                "receipt": pa.array([json.dumps(receipt.to_dict())], pa.string()),
+            }
+        )
 
 
 class CarefulAuthor(_Authors):
@@ -82,9 +86,11 @@ class CarefulAuthor(_Authors):
     def plan(self, unit: str) -> Plan:
         """How a unit (JSON) is to be written."""
         prompts = self.author.encode(self._rows(unit))
-        return Plan(batches=tuple(prompts.plan(self.job.generator.prompts_a_batch)),
-                    row_ids=tuple(row.ljust(16, b"\0") for row in prompts.row_ids.tolist()),
-                    rejected=tuple(prompts.rejected))
+        return Plan(
+            batches=tuple(prompts.plan(self.job.generator.prompts_a_batch)),
+            row_ids=tuple(row.ljust(16, b"\0") for row in prompts.row_ids.tolist()),
+            rejected=tuple(prompts.rejected),
+        )
 
     def answer(self, unit: str, rows: Rows) -> pa.Table | Failure:
         """What is written for some prompts of a unit (JSON)."""

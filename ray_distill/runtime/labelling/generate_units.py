@@ -17,10 +17,10 @@ from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign, SequencesConfig
 from ray_distill.errors import LabelError
 from ray_distill.labels.model.work_units import WorkUnit
-from ray_distill.runtime.labelling.generate_actors import AuthorActor, CarefulAuthor, WriteJob
-from ray_distill.runtime.labelling.isolate_failures import FailedUnit, carefully
 from ray_distill.runtime.core.connection import on_cluster
 from ray_distill.runtime.core.failures import Answers
+from ray_distill.runtime.labelling.generate_actors import AuthorActor, CarefulAuthor, WriteJob
+from ray_distill.runtime.labelling.isolate_failures import FailedUnit, carefully
 from ray_distill.runtime.labelling.label_actors import Plan
 from ray_distill.runtime.labelling.pipeline import Seen, Work, dataset_of, teacher_pool, work_through
 from ray_distill.sequences.attempts import rejected_table
@@ -58,16 +58,30 @@ def make_generator(config: Campaign, settings: SequencesConfig) -> Generator:
 
     author = open_author(config.labels.teacher, settings, task=config.task, seed=config.seed)
     return Generator(
-        teacher=author.model.fingerprint, model=config.labels.teacher.model, format=config.form,
-        method=settings.method, candidates=settings.candidates, temperature=settings.temperature,
-        top_p=settings.top_p, top_k=settings.top_k, beams=settings.beams, length_penalty=settings.length_penalty,
-        new_tokens=settings.new_tokens, own=author.voice.own,
-        seed=config.seed if settings.method == "sample" else 0, prompts_a_batch=settings.prompts_a_batch,
-        threads=max(1, int(config.labels.resources.cpus)))
+        teacher=author.model.fingerprint,
+        model=config.labels.teacher.model,
+        format=config.form,
+        method=settings.method,
+        candidates=settings.candidates,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        beams=settings.beams,
+        length_penalty=settings.length_penalty,
+        new_tokens=settings.new_tokens,
+        own=author.voice.own,
+        seed=config.seed if settings.method == "sample" else 0,
+        prompts_a_batch=settings.prompts_a_batch,
+        threads=max(1, int(config.labels.resources.cpus)),
+    )
 
 
 def write_units(
-    job: WriteJob, store: SequenceStore, units: Sequence[WorkUnit], *, max_rejected: int,
+    job: WriteJob,
+    store: SequenceStore,
+    units: Sequence[WorkUnit],
+    *,
+    max_rejected: int,
     progress: Callable[[int], None],
 ) -> Wrote:
     """Write for units and commit them as they are done; whatever is committed survives an interruption.
@@ -87,29 +101,48 @@ def write_units(
     with work_through(_work(job, store), units, seen) as receipts:
         started = time.monotonic()
         for receipt in receipts:
-            tally.update(prompts=receipt.rows, rejected=receipt.rejected, sequences=receipt.sequences,
-                         tokens=receipt.tokens, bytes_written=receipt.size, halved=receipt.halved > 0)
+            tally.update(
+                prompts=receipt.rows,
+                rejected=receipt.rejected,
+                sequences=receipt.sequences,
+                tokens=receipt.tokens,
+                bytes_written=receipt.size,
+                halved=receipt.halved > 0,
+            )
             reasons.update(receipt.reasons)
             progress(receipt.rows + receipt.rejected)
             if tally["rejected"] > max_rejected:
                 raise LabelError(_too_many(tally, reasons, max_rejected))
         seconds = time.monotonic() - started
-    return Wrote(seconds=seconds, careful=seen.careful, **{name: tally[name] for name in (
-        "prompts", "rejected", "sequences", "tokens", "bytes_written", "halved")})
+    return Wrote(
+        seconds=seconds,
+        careful=seen.careful,
+        **{name: tally[name] for name in ("prompts", "rejected", "sequences", "tokens", "bytes_written", "halved")},
+    )
 
 
 def _work(job: WriteJob, store: SequenceStore) -> Work[WriteReceipt]:
     return Work(
-        name="write", doing="writing", resources=job.resources, failures=job.failures,
-        pipeline=functools.partial(_pipeline, job), read=lambda value: WriteReceipt.from_dict(dict(value)),
-        carefully=functools.partial(_rewrite, job), commit=store.commit)
+        name="write",
+        doing="writing",
+        resources=job.resources,
+        failures=job.failures,
+        pipeline=functools.partial(_pipeline, job),
+        read=lambda value: WriteReceipt.from_dict(dict(value)),
+        carefully=functools.partial(_rewrite, job),
+        commit=store.commit,
+    )
 
 
 def _pipeline(job: WriteJob, units: Sequence[WorkUnit], strikes: Any) -> Any:
     rows = [{"unit_id": unit.unit_id, "work": json.dumps(unit.to_dict())} for unit in units]
     return dataset_of(rows).map_batches(
-        AuthorActor, fn_constructor_kwargs={"job": job, "strikes": strikes}, batch_size=None, batch_format="pyarrow",
-        **teacher_pool(job.resources))
+        AuthorActor,
+        fn_constructor_kwargs={"job": job, "strikes": strikes},
+        batch_size=None,
+        batch_format="pyarrow",
+        **teacher_pool(job.resources),
+    )
 
 
 def _rewrite(job: WriteJob, failed: Sequence[FailedUnit], good: WorkUnit | None) -> Iterator[WriteReceipt]:
@@ -119,8 +152,9 @@ def _rewrite(job: WriteJob, failed: Sequence[FailedUnit], good: WorkUnit | None)
 def _written(job: WriteJob, one: FailedUnit, plan: Plan, found: Answers[pa.Table]) -> WriteReceipt:
     failed = [(plan.row_ids[row], failure.reason) for row, failure in sorted(found.failed.items())]
     table = pa.concat_tables([*found.parts, rejected_table([*plan.rejected, *failed])])
-    return on_cluster(write_attempt, job.store_url, job.generator, one.unit, table, found.halved,
-                      what="storing sequences")
+    return on_cluster(
+        write_attempt, job.store_url, job.generator, one.unit, table, found.halved, what="storing sequences"
+    )
 
 
 def derive_snapshot(
@@ -130,12 +164,20 @@ def derive_snapshot(
     from ray_distill.models.core.module_function import import_factory
 
     name = settings.filters.scorer
-    return derive(open_snapshot(snapshot), create_or_open(store_url, generator), settings, url=url,
-                  scorer=None if name is None else import_factory(name), shard_rows=shard_rows)
+    return derive(
+        open_snapshot(snapshot),
+        create_or_open(store_url, generator),
+        settings,
+        url=url,
+        scorer=None if name is None else import_factory(name),
+        shard_rows=shard_rows,
+    )
 
 
 def _too_many(tally: Counter[str], reasons: Counter[str], limit: int) -> str:
     found = ", ".join(f"{count} × {reason}" for reason, count in reasons.most_common(5))
     done = tally["rejected"] + tally["prompts"]
-    return (f"{tally['rejected']} of {done} prompts so far got no answer, more than the {limit} that "
-            f"sequences.max_bad_fraction allows: {found}; correct the source or raise the limit")
+    return (
+        f"{tally['rejected']} of {done} prompts so far got no answer, more than the {limit} that "
+        f"sequences.max_bad_fraction allows: {found}; correct the source or raise the limit"
+    )

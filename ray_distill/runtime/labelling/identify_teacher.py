@@ -57,9 +57,14 @@ def prepare_teacher(config: Campaign, snapshot: SnapshotRef, head_url: str | Non
     refuse_classes(config.labels, teacher.vocabulary)
     hidden = config.labels.hidden.layers
     return TeacherFacts(
-        fingerprint=teacher.fingerprint, classes=teacher.classes, vocabulary=teacher.vocabulary, head_url=head_url,
-        tokens=teacher.tokens, layers=resolve_layers(hidden, teacher.states) if hidden else (),
-        describe=teacher.describe)
+        fingerprint=teacher.fingerprint,
+        classes=teacher.classes,
+        vocabulary=teacher.vocabulary,
+        head_url=head_url,
+        tokens=teacher.tokens,
+        layers=resolve_layers(hidden, teacher.states) if hidden else (),
+        describe=teacher.describe,
+    )
 
 
 def tokens_here(teacher: TeacherConfig, task: str) -> str:
@@ -75,8 +80,15 @@ def _fit(config: Campaign, snapshot: SnapshotRef) -> str:
     encoded = task.encode(rows, load_processor(teacher, task=config.task))
     labels = rows["label"].take(pc.index_in(encoded.row_ids, value_set=rows["row_id"].combine_chunks()))
     return fit_head(
-        teacher, encoded, np.asarray(labels), classes=opened.classes, collate=task.collate, seed=config.seed,
-        url=files.join(config.output_url, "heads"), batch=config.labels.resources.batch)
+        teacher,
+        encoded,
+        np.asarray(labels),
+        classes=opened.classes,
+        collate=task.collate,
+        seed=config.seed,
+        url=files.join(config.output_url, "heads"),
+        batch=config.labels.resources.batch,
+    )
 
 
 def _same_classes(teacher: tuple[str, ...], snapshot: tuple[str, ...], name: str) -> None:
@@ -84,7 +96,8 @@ def _same_classes(teacher: tuple[str, ...], snapshot: tuple[str, ...], name: str
     if ours or theirs:
         raise TeacherRefused(
             f"the teacher {name} and the snapshot have different classes: only the teacher has {theirs[:5]}, only the "
-            f"snapshot has {ours[:5]}; name them alike in snapshot.classes, or in the teacher's id2label")
+            f"snapshot has {ours[:5]}; name them alike in snapshot.classes, or in the teacher's id2label"
+        )
 
 
 def make_manifest(config: Campaign, facts: TeacherFacts) -> StoreManifest:
@@ -97,23 +110,40 @@ def make_manifest(config: Campaign, facts: TeacherFacts) -> StoreManifest:
     if signal.estimator in ("topk", "hybrid") and 0 < facts.vocabulary < signal.k:
         raise ConfigError(
             f"labels.signal.k is {signal.k}, but {labels.teacher.model} has a vocabulary of {facts.vocabulary}: give "
-            f"at most {facts.vocabulary}, or take the estimator dense, which stores all of it")
+            f"at most {facts.vocabulary}, or take the estimator dense, which stores all of it"
+        )
     teacher, drawn = labels.teacher, signal.estimator in ("sampled", "hybrid")
     lossless = signal.encoding == "lossless"
     plain = lossless and not drawn  # the plain codecs hold every digit of what is not drawn, and any tool reads them
     counted = signal.estimator == "sampled" and signal.exponent == 1
     return StoreManifest(
-        task=config.task, classes=facts.classes, vocabulary=facts.vocabulary, estimator=labels.signal.estimator,
-        teacher={"fingerprint": facts.fingerprint, "model": teacher.model, "revision": teacher.revision,
-                 "dtype": teacher.dtype, "head": facts.head_url, **({"tokens": facts.tokens} if facts.tokens else {}),
-                 **({"engine": facts.describe["engine"]} if "engine" in facts.describe else {})},
+        task=config.task,
+        classes=facts.classes,
+        vocabulary=facts.vocabulary,
+        estimator=labels.signal.estimator,
+        teacher={
+            "fingerprint": facts.fingerprint,
+            "model": teacher.model,
+            "revision": teacher.revision,
+            "dtype": teacher.dtype,
+            "head": facts.head_url,
+            **({"tokens": facts.tokens} if facts.tokens else {}),
+            **({"engine": facts.describe["engine"]} if "engine" in facts.describe else {}),
+        },
         k=min(signal.k, len(facts.classes) or facts.vocabulary) if signal.estimator in ("topk", "hybrid") else 0,
-        draws=signal.draws if drawn else 0, exponent=signal.exponent if drawn else 1.0,
+        draws=signal.draws if drawn else 0,
+        exponent=signal.exponent if drawn else 1.0,
         seed=config.seed if drawn else 0,
-        temperatures=signal.temperatures, hidden_layers=facts.layers, pool=hidden.pool, hidden_dtype=hidden.dtype,
+        temperatures=signal.temperatures,
+        hidden_layers=facts.layers,
+        pool=hidden.pool,
+        hidden_dtype=hidden.dtype,
         hidden_rank=(hidden.rank or 0) if facts.layers else 0,
         hidden_variance=(hidden.variance or 0.0) if facts.layers else 0.0,
         codec=(signal.estimator, 2) if plain else ("compact", 2),
         options={} if plain else compact_options(signal.temperatures, lossless, drawn=counted),
-        unit_rows=labels.unit_rows, unit_bytes=labels.unit_bytes,
-        batch=labels.resources.batch, threads=max(1, int(labels.resources.cpus)))
+        unit_rows=labels.unit_rows,
+        unit_bytes=labels.unit_bytes,
+        batch=labels.resources.batch,
+        threads=max(1, int(labels.resources.cpus)),
+    )

@@ -19,8 +19,8 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray_distill.errors import LabelError
 from ray_distill.labels.model.work_units import Receipt, WorkUnit
 from ray_distill.runtime.core.connection import explain, on_cluster
-from ray_distill.runtime.core.python_envs import environment
 from ray_distill.runtime.core.failures import Answers, Failure, Rows, ask_halving, died, timed_out
+from ray_distill.runtime.core.python_envs import environment
 from ray_distill.runtime.labelling.encode_write import LabelJob, rejected_table, write_units
 from ray_distill.runtime.labelling.label_actors import CarefulActor, Plan, TeacherJob
 
@@ -97,7 +97,8 @@ def _answered(asker: "Asker", suspect: "Suspect", job: TeacherJob, one: FailedUn
 def _labelled(job: LabelJob, one: FailedUnit, plan: Plan, found: Answers[pa.Table]) -> Receipt:
     rejected = [(plan.row_ids[row], failure.reason) for row, failure in sorted(found.failed.items())]
     table = pa.concat_tables(
-        [*found.parts, rejected_table(one.unit.unit_id, [*plan.rejected, *rejected])], promote_options="default")
+        [*found.parts, rejected_table(one.unit.unit_id, [*plan.rejected, *rejected])], promote_options="default"
+    )
     if found.halved:
         table = table.append_column("halved", pa.array(np.full(len(table), found.halved, dtype=np.int32)))
     written = on_cluster(write_units, table, job=job, units={one.unit.unit_id: one.unit}, what="writing labels")
@@ -117,9 +118,7 @@ class Asking(Protocol):
 class Suspect:
     """The question whether the rows are at fault or the teacher: a row that it must be able to answer decides."""
 
-    def __init__(
-        self, asker: "Asking", model: str, attempts: int, failed: Sequence[FailedUnit], good: WorkUnit | None
-    ):
+    def __init__(self, asker: "Asking", model: str, attempts: int, failed: Sequence[FailedUnit], good: WorkUnit | None):
         self._asker, self._model, self._attempts = asker, model, attempts
         self._failed = [one.text for one in failed[:attempts]]
         self._good = None if good is None else json.dumps(good.to_dict())
@@ -155,7 +154,8 @@ class Suspect:
                 f"the teacher {self._model} fails on {'a row that it has answered before' if known else 'every row'}, "
                 f"{len(witnesses)} times of {len(witnesses)}: {reason}. It is the teacher or its machine and not the "
                 "rows, so none was put in quarantine for it; mend that (look at labels.resources and labels.failures) "
-                "and run again")
+                "and run again"
+            )
 
     def _witnesses(self) -> list[tuple[str, Rows]]:
         """Rows to ask about: one that was answered, as often as it takes, or else some of the units that failed."""
@@ -232,9 +232,13 @@ class Asker:
             if self._actor is not None:
                 return self._actor
             resources = self._job.resources
-            made = ray.remote(self._kind).options(
-                num_cpus=resources.cpus, num_gpus=resources.gpus, max_restarts=0,
-                **environment(self._job.teacher)).remote(self._job)
+            made = (
+                ray.remote(self._kind)
+                .options(
+                    num_cpus=resources.cpus, num_gpus=resources.gpus, max_restarts=0, **environment(self._job.teacher)
+                )
+                .remote(self._job)
+            )
             try:
                 # Without a limit: the process watches itself while it loads, and may have to wait for its place.
                 ray.get(made.ready.remote())
@@ -244,8 +248,10 @@ class Asker:
             except RayError as error:
                 raise explain(error, "loading the teacher") from error
         if self._actor is None:
-            raise LabelError(f"the teacher {self._job.teacher.model} cannot be loaded: the process died "
-                             f"{self._job.failures.attempts} times in a row while it loaded the teacher")
+            raise LabelError(
+                f"the teacher {self._job.teacher.model} cannot be loaded: the process died "
+                f"{self._job.failures.attempts} times in a row while it loaded the teacher"
+            )
         return self._actor
 
     def close(self) -> None:

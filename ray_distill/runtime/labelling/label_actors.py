@@ -14,14 +14,14 @@ import ray
 from ray_distill.config import Resources, TeacherConfig
 from ray_distill.config.labels import FailuresConfig
 from ray_distill.errors import DistillError, LabelError
-from ray_distill.labels.model.validity import split_unusable
-from ray_distill.labels.format.fitted_arrays import read_fits
 from ray_distill.labels.format.arrow_tables import signal_to_table, table_to_rejected
+from ray_distill.labels.format.fitted_arrays import read_fits
+from ray_distill.labels.model.validity import split_unusable
 from ray_distill.labels.model.work_units import WorkUnit
-from ray_distill.runtime.labelling.batching import Limit, answer_unit, ask_of, free_memory, plan
 from ray_distill.runtime.core.failures import Failure, Rows, described, failure_of, timed_out
-from ray_distill.runtime.labelling.encode_write import LabelJob, encode_unit, failed_table
+from ray_distill.runtime.labelling.batching import Limit, answer_unit, ask_of, free_memory, plan
 from ray_distill.runtime.labelling.death_counter import LAST_WORD, limit, telling
+from ray_distill.runtime.labelling.encode_write import LabelJob, encode_unit, failed_table
 from ray_distill.tasks.base import Encoded
 
 
@@ -92,7 +92,8 @@ class PoolActor(Loaded[J]):
         if refused is not None:
             self.error = LabelError(
                 f"the teacher {job.teacher.model} cannot be loaded: {refused}; look for the kernel's out-of-memory "
-                "killer, or give labels.resources more")
+                "killer, or give labels.resources more"
+            )
             return
         super().__init__(job)
         ray.get(strikes.loaded.remote(self.name))
@@ -102,8 +103,10 @@ class PoolActor(Loaded[J]):
         with telling(self.strikes):
             if self.error is not None:
                 raise self.error
-            tables = [self._unit(unit, block.filter(pa.compute.equal(block.column("unit_id"), unit)))
-                      for unit in block.column("unit_id").unique().to_pylist()]
+            tables = [
+                self._unit(unit, block.filter(pa.compute.equal(block.column("unit_id"), unit)))
+                for unit in block.column("unit_id").unique().to_pylist()
+            ]
         return pa.concat_tables(tables, promote_options="default")
 
     def _unit(self, unit: str, block: pa.Table) -> pa.Table:
@@ -171,8 +174,11 @@ class CarefulActor(_Labels):
     def plan(self, unit: str) -> Plan:
         """How a unit (JSON) is to be answered."""
         _, table, encoded = self._encoded(unit)
-        return Plan(batches=tuple(plan(encoded, self.batch)), row_ids=tuple(encoded.row_ids.to_pylist()),
-                    rejected=tuple(table_to_rejected(table)))
+        return Plan(
+            batches=tuple(plan(encoded, self.batch)),
+            row_ids=tuple(encoded.row_ids.to_pylist()),
+            rejected=tuple(table_to_rejected(table)),
+        )
 
     def answer(self, unit: str, rows: Rows) -> pa.Table | Failure:
         """The signal of rows of a unit (JSON), as a table."""

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_distill.errors import LabelError
-from ray_distill.labels.store.label_store import LabelStore
 from ray_distill.labels.model.work_units import Receipt, WorkUnit
-from ray_distill.runtime.labelling.isolate_failures import relabel
+from ray_distill.labels.store.label_store import LabelStore
 from ray_distill.runtime.core.python_envs import environment
 from ray_distill.runtime.labelling.encode_write import LabelJob, encode_units, write_units
+from ray_distill.runtime.labelling.isolate_failures import relabel
 from ray_distill.runtime.labelling.label_actors import TeacherActor
 from ray_distill.runtime.labelling.pipeline import Seen, Work, dataset_of, teacher_pool, work_through
 
@@ -39,8 +39,7 @@ class Labelled:
 
 
 def label_units(
-    job: LabelJob, store: LabelStore, units: Sequence[WorkUnit], *, max_rejected: int,
-    progress: Callable[[int], None],
+    job: LabelJob, store: LabelStore, units: Sequence[WorkUnit], *, max_rejected: int, progress: Callable[[int], None]
 ) -> Labelled:
     """Label units and commit them as they are done; whatever is committed survives an interruption.
 
@@ -61,22 +60,38 @@ def label_units(
     with work_through(_work(job, store), units, seen) as receipts:
         started = time.monotonic()
         for receipt in receipts:
-            tally.update(rows=receipt.rows, rejected=receipt.rejected, halved=receipt.halved > 0,
-                         bytes=sum(item.size for item in receipt.files().values()))
+            tally.update(
+                rows=receipt.rows,
+                rejected=receipt.rejected,
+                halved=receipt.halved > 0,
+                bytes=sum(item.size for item in receipt.files().values()),
+            )
             reasons.update(receipt.reasons)
             progress(receipt.rows + receipt.rejected)
             if tally["rejected"] > max_rejected:
                 raise LabelError(_too_many(tally, reasons, max_rejected, receipt))
-    return Labelled(rows=tally["rows"], rejected=tally["rejected"], reasons=dict(reasons),
-                    bytes_written=tally["bytes"], seconds=time.monotonic() - started, careful=seen.careful,
-                    halved=tally["halved"])
+    return Labelled(
+        rows=tally["rows"],
+        rejected=tally["rejected"],
+        reasons=dict(reasons),
+        bytes_written=tally["bytes"],
+        seconds=time.monotonic() - started,
+        careful=seen.careful,
+        halved=tally["halved"],
+    )
 
 
 def _work(job: LabelJob, store: LabelStore) -> Work[Receipt]:
     return Work(
-        name="label", doing="labelling", resources=job.resources, failures=job.failures,
-        pipeline=functools.partial(_pipeline, job), read=Receipt.from_dict, carefully=functools.partial(relabel, job),
-        commit=store.commit)
+        name="label",
+        doing="labelling",
+        resources=job.resources,
+        failures=job.failures,
+        pipeline=functools.partial(_pipeline, job),
+        read=Receipt.from_dict,
+        carefully=functools.partial(relabel, job),
+        commit=store.commit,
+    )
 
 
 def _pipeline(job: LabelJob, units: Sequence[WorkUnit], strikes: Any) -> Any:
@@ -87,14 +102,21 @@ def _pipeline(job: LabelJob, units: Sequence[WorkUnit], strikes: Any) -> Any:
     return (
         dataset_of([{"unit": json.dumps(unit.to_dict())} for unit in units])
         .map_batches(encode_units, fn_kwargs={"job": job, "strikes": strikes}, num_cpus=beside, **one)
-        .map_batches(TeacherActor, fn_constructor_kwargs={"job": job, "strikes": strikes},
-                     **teacher_pool(job.resources), **environment(job.teacher), **one)
         .map_batches(
-            write_units, fn_kwargs={"job": job, "units": by_id, "strikes": strikes}, num_cpus=beside, **one))
+            TeacherActor,
+            fn_constructor_kwargs={"job": job, "strikes": strikes},
+            **teacher_pool(job.resources),
+            **environment(job.teacher),
+            **one,
+        )
+        .map_batches(write_units, fn_kwargs={"job": job, "units": by_id, "strikes": strikes}, num_cpus=beside, **one)
+    )
 
 
 def _too_many(tally: Counter[str], reasons: Counter[str], limit: int, receipt: Receipt) -> str:
     found = ", ".join(f"{count} × {reason}" for reason, count in reasons.most_common(5))
-    return (f"{tally['rejected']} of {tally['rejected'] + tally['rows']} rows so far could not be labelled, more than "
-            f"the {limit} that labels.max_bad_fraction allows: {found}; the latest are listed in "
-            f"quarantine/{receipt.unit}/ of the store; correct the source or raise the limit")
+    return (
+        f"{tally['rejected']} of {tally['rejected'] + tally['rows']} rows so far could not be labelled, more than "
+        f"the {limit} that labels.max_bad_fraction allows: {found}; the latest are listed in "
+        f"quarantine/{receipt.unit}/ of the store; correct the source or raise the limit"
+    )

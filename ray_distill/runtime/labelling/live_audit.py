@@ -9,17 +9,17 @@ import pyarrow as pa
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign
 from ray_distill.errors import LabelError, StoreMismatch
-from ray_distill.labels.model import rowids
-from ray_distill.labels.tools.live_agreement import Agreement, Answer, as_stored, compare
-from ray_distill.labels.format.fitted_arrays import read_fits
-from ray_distill.labels.store.committed_units import Ledger
-from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.store.reader import read_hidden, read_labels
-from ray_distill.labels.model.rowids import RowIds
 from ray_distill.labels.format.arrow_tables import concat_signals
+from ray_distill.labels.format.fitted_arrays import read_fits
+from ray_distill.labels.model import rowids
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.rowids import RowIds
 from ray_distill.labels.model.signal import Signal
-from ray_distill.labels.store.label_store import LabelStore, open_store
 from ray_distill.labels.model.work_units import Receipt
+from ray_distill.labels.store.committed_units import Ledger
+from ray_distill.labels.store.label_store import LabelStore, open_store
+from ray_distill.labels.store.reader import read_hidden, read_labels
+from ray_distill.labels.tools.live_agreement import Agreement, Answer, as_stored, compare
 from ray_distill.models.io.load import load_processor
 from ray_distill.runtime.labelling.batching import answer_all, ask_of
 from ray_distill.runtime.labelling.bounded_task import ask_teacher
@@ -50,8 +50,17 @@ def audit_live(config: Campaign, store_url: str, snapshot: SnapshotRef, sample: 
     shards = [name for name, ids in by_shard.items() if rowids.is_in(ids, stored.ids).any()]
     # Once in batches, and once row by row: a batch each.
     rows = (1 + config.labels.resources.batch) * len(stored.ids)
-    live, again = ask_teacher(answer_twice, config, snapshot, store.manifest, stored.ids, shards, labels=config.labels,
-                              rows=rows, what="labelling a sample again")
+    live, again = ask_teacher(
+        answer_twice,
+        config,
+        snapshot,
+        store.manifest,
+        stored.ids,
+        shards,
+        labels=config.labels,
+        rows=rows,
+        what="labelling a sample again",
+    )
     fits = read_fits(store.url, store.manifest.fits)
     return compare(stored, as_stored(live, store.manifest, fits), as_stored(again, store.manifest, fits))
 
@@ -76,8 +85,9 @@ def _sample(store: LabelStore, by_shard: Mapping[str, RowIds], rows: int, seed: 
         if not left:
             break
     if not parts:
-        raise LabelError(f"{store.url} holds no labelled row of the snapshot: name one that it was filled from with "
-                         "--snapshot")
+        raise LabelError(
+            f"{store.url} holds no labelled row of the snapshot: name one that it was filled from with --snapshot"
+        )
     return _ascending(np.concatenate([part.ids for part in parts]), concat_signals([part.signal for part in parts]))
 
 
@@ -123,7 +133,8 @@ def answer_twice(
     if teacher.fingerprint != manifest.teacher["fingerprint"]:
         raise StoreMismatch(
             f"the teacher {config.labels.teacher.model} has fingerprint {teacher.fingerprint}, the store was filled by "
-            f"{manifest.teacher['fingerprint']}: give the campaign that filled it")
+            f"{manifest.teacher['fingerprint']}: give the campaign that filled it"
+        )
     task = get_label_task(config.task)
     opened = open_snapshot(snapshot)
     table = pa.concat_tables([opened.read_shard(opened.shard(name), ["row_id", task.input_column]) for name in shards])

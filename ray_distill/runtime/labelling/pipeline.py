@@ -20,10 +20,10 @@ import ray.data
 from ray_distill.config import Resources
 from ray_distill.config.labels import FailuresConfig
 from ray_distill.labels.model.work_units import WorkUnit
-from ray_distill.runtime.labelling.isolate_failures import FailedUnit
 from ray_distill.runtime.core.connection import explain, require_bundles
 from ray_distill.runtime.core.console import say
 from ray_distill.runtime.labelling.death_counter import strikes_actor, told
+from ray_distill.runtime.labelling.isolate_failures import FailedUnit
 
 #: Units in one Ray Data execution; each is a block, and too many blocks burden the scheduler.
 WINDOW = 2000
@@ -81,14 +81,17 @@ def work_through(work: Work[R], units: Sequence[WorkUnit], seen: Seen) -> Iterat
     """
     # Actors must not hold every CPU, or the tasks that read and write beside them starve (they would wait for ever).
     actor = {"CPU": work.resources.cpus, "GPU": work.resources.gpus}
-    require_bundles([actor] * work.resources.actors[0] + [{"CPU": 1}],
-                    f"{work.doing} (teacher actors, and reading beside)")
+    require_bundles(
+        [actor] * work.resources.actors[0] + [{"CPU": 1}], f"{work.doing} (teacher actors, and reading beside)"
+    )
     # An execution that failed on its first block keeps its actors until its cycles are collected (Ray 2.60); this one
     # would wait for their place for ever.
     gc.collect()
     # Closed at once, however the block ends: what is finished is committed while the store can be reached.
-    with (strikes_actor(work.failures.attempts) as strikes,
-          contextlib.closing(_committing(work, _windows(work, units, strikes, seen))) as committed):
+    with (
+        strikes_actor(work.failures.attempts) as strikes,
+        contextlib.closing(_committing(work, _windows(work, units, strikes, seen))) as committed,
+    ):
         yield committed
 
 
@@ -105,8 +108,11 @@ def dataset_of(rows: Sequence[Mapping[str, Any]]) -> Any:
 def teacher_pool(resources: Resources) -> dict[str, Any]:
     """Options of the stage that holds the teachers."""
     least, most = resources.actors
-    return {"num_cpus": resources.cpus, "num_gpus": resources.gpus or None,
-            "compute": ray.data.ActorPoolStrategy(min_size=least, max_size=most)}
+    return {
+        "num_cpus": resources.cpus,
+        "num_gpus": resources.gpus or None,
+        "compute": ray.data.ActorPoolStrategy(min_size=least, max_size=most),
+    }
 
 
 def _windows(work: Work[R], units: Sequence[WorkUnit], strikes: Any, seen: Seen) -> Generator[R, None, None]:
@@ -147,8 +153,11 @@ def _receipts(work: Work[R], units: Sequence[WorkUnit], strikes: Any, seen: Seen
                     break  # nothing but failures so far: first find out whether it is the teacher
         if not failed:
             return
-        say(f"{work.name}: the teacher failed on {len(failed):,} units, first because {failed[0].reason}; {work.doing} "
-            "them with care", failed_units=len(failed))
+        say(
+            f"{work.name}: the teacher failed on {len(failed):,} units, first because {failed[0].reason}; {work.doing} "
+            "them with care",
+            failed_units=len(failed),
+        )
         for receipt in work.carefully(failed, seen.good):
             seen.careful += 1
             yield receipt
@@ -159,8 +168,9 @@ def _pipelined(
     work: Work[R], units: Sequence[WorkUnit], strikes: Any
 ) -> Generator[tuple[str, R | None, str], None, None]:
     """Run one Ray Data execution over some units; yield each unit's id, and its receipt or why it has none."""
-    batches = iter(work.pipeline(units, strikes).iter_batches(
-        batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+    batches = iter(
+        work.pipeline(units, strikes).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    )
     try:
         # Closed at once: an execution that is left midway would go on, and hold the teacher's place.
         with contextlib.closing(batches):

@@ -13,14 +13,14 @@ import pyarrow.compute as pc
 from ray_distill.artifacts import Estimate, SnapshotRef, StudentRef
 from ray_distill.config import Campaign, CheckConfig
 from ray_distill.errors import TeacherRefused
+from ray_distill.evaluation.measures.classification import Ints
 from ray_distill.evaluation.measures.directions import LANGUAGE_TASKS
 from ray_distill.evaluation.measures.language_model import measure_language
-from ray_distill.evaluation.predict.language_model import predict_documents
-from ray_distill.evaluation.measures.classification import Ints
-from ray_distill.evaluation.predict.classification import predict_all, predictor
 from ray_distill.evaluation.measures.predictions import join_predictions
-from ray_distill.models.io.load import load_model
+from ray_distill.evaluation.predict.classification import predict_all, predictor
+from ray_distill.evaluation.predict.language_model import predict_documents
 from ray_distill.models.core.model import Model
+from ray_distill.models.io.load import load_model
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.tasks.base import TokenTask
 from ray_distill.tasks.catalogue import TASKS, TOKEN_TASKS
@@ -49,8 +49,10 @@ def check_teacher(
     measure = _measure_language if config.task in LANGUAGE_TASKS else _measure_classifier
     majority = _token_majority if config.task in LANGUAGE_TASKS else _class_majority
     return TeacherCheck(
-        teacher=measure(config, teacher, opened), majority_accuracy=majority(config, teacher, opened),
-        champion={} if present is None else measure(config, present, opened))
+        teacher=measure(config, teacher, opened),
+        majority_accuracy=majority(config, teacher, opened),
+        champion={} if present is None else measure(config, present, opened),
+    )
 
 
 def _measure_classifier(config: Campaign, model: Model, opened: Snapshot) -> dict[str, Estimate]:
@@ -60,7 +62,8 @@ def _measure_classifier(config: Campaign, model: Model, opened: Snapshot) -> dic
     answers = predict_all({"model": one}, rows)["model"]
     kept = rows.filter(pc.is_in(rows["row_id"], value_set=answers["row_id"].combine_chunks()))
     return task.measure(
-        join_predictions(kept, answers), seed=config.seed, bootstrap=settings.bootstrap, bins=settings.bins)
+        join_predictions(kept, answers), seed=config.seed, bootstrap=settings.bootstrap, bins=settings.bins
+    )
 
 
 def _class_majority(config: Campaign, model: Model, opened: Snapshot) -> float:
@@ -79,16 +82,18 @@ def _labelled(rows: pa.Table) -> pa.Table:
 def _measure_language(config: Campaign, model: Model, opened: Snapshot) -> dict[str, Estimate]:
     task, settings = TOKEN_TASKS[config.task], config.evaluation
     rows = opened.read("calibration", columns=["row_id", task.input_column, "count"])
-    found = predict_documents({"model": model}, rows, task=task, batch=config.labels.resources.batch,
-                              bins=settings.bins, teacher=None)["model"]
+    found = predict_documents(
+        {"model": model}, rows, task=task, batch=config.labels.resources.batch, bins=settings.bins, teacher=None
+    )["model"]
     return measure_language(found, seed=config.seed, bootstrap=settings.bootstrap, bins=settings.bins)
 
 
 def _token_majority(config: Campaign, model: Model, opened: Snapshot) -> float:
     """As `_class_majority`, of the tokens that are to be predicted."""
     task = TOKEN_TASKS[config.task]
-    known = _answers(task, model, opened.read("train", columns=["row_id", task.input_column]).slice(
-        0, COUNTED_DOCUMENTS))
+    known = _answers(
+        task, model, opened.read("train", columns=["row_id", task.input_column]).slice(0, COUNTED_DOCUMENTS)
+    )
     rows = _answers(task, model, opened.read("calibration", columns=["row_id", task.input_column]))
     if not len(known) or not len(rows):
         return float("nan")
@@ -116,14 +121,20 @@ def refuse_weak_teacher(check: TeacherCheck, floor: CheckConfig, name: str) -> N
             wrong.append("no row of the calibration split has a true label, so the floor cannot be checked")
     else:
         if floor.min_accuracy is not None and not accuracy.value >= floor.min_accuracy:
-            wrong.append(f"accuracy {accuracy.value:.4f} is {floor.min_accuracy - accuracy.value:.4f} below the floor "
-                         f"min_accuracy {floor.min_accuracy:g}")
+            wrong.append(
+                f"accuracy {accuracy.value:.4f} is {floor.min_accuracy - accuracy.value:.4f} below the floor "
+                f"min_accuracy {floor.min_accuracy:g}"
+            )
         if floor.max_ece is not None and not ece.value <= floor.max_ece:
             wrong.append(f"ece {ece.value:.4f} is {ece.value - floor.max_ece:.4f} above max_ece {floor.max_ece:g}")
         known = not np.isnan(check.majority_accuracy)
         if floor.beat_majority and known and not accuracy.value > check.majority_accuracy:
-            wrong.append(f"accuracy {accuracy.value:.4f} does not exceed the {check.majority_accuracy:.4f} of always "
-                         "answering the commonest class")
+            wrong.append(
+                f"accuracy {accuracy.value:.4f} does not exceed the {check.majority_accuracy:.4f} of always "
+                "answering the commonest class"
+            )
     if wrong:
-        raise TeacherRefused(f"the teacher {name} is below its floor on the calibration split: {'; '.join(wrong)}. "
-                             "Nothing was labelled; take a better teacher, or change labels.check")
+        raise TeacherRefused(
+            f"the teacher {name} is below its floor on the calibration split: {'; '.join(wrong)}. "
+            "Nothing was labelled; take a better teacher, or change labels.check"
+        )

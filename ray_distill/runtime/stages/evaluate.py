@@ -16,15 +16,15 @@ from ray_distill.evaluation.measures.cost import CostReport, cost_metrics, cost_
 from ray_distill.evaluation.measures.directions import LANGUAGE_TASKS
 from ray_distill.evaluation.measures.drift import DriftReport
 from ray_distill.evaluation.predict.side_by_side import from_json, to_json
-from ray_distill.evaluation.report.plots import figure_png
 from ray_distill.evaluation.report.html import render_report, report_figures
+from ray_distill.evaluation.report.plots import figure_png
 from ray_distill.fingerprint import fingerprint
 from ray_distill.promotion.chain import champion, read_chain
-from ray_distill.runtime.stages import label
 from ray_distill.runtime.core.connection import on_cluster
 from ray_distill.runtime.core.console import say
-from ray_distill.runtime.stages.judge import Judged, judge_students
 from ray_distill.runtime.core.session import Session, Stage
+from ray_distill.runtime.stages import label
+from ray_distill.runtime.stages.judge import Judged, judge_students
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.students.arms import ARMS
@@ -41,10 +41,14 @@ def evaluate(held: Session, students: Mapping[str, StudentRef]) -> EvalReport:
     if "student" not in students:
         raise ConfigError(f"there is no arm `student` to evaluate, only {', '.join(sorted(students)) or 'none'}")
     present, own = champion(read_chain(held.url("promotion"))), students["student"].fingerprint
-    key = fingerprint({
-        "students": {arm: ref.fingerprint for arm, ref in students.items()}, "seed": config.seed,
-        "snapshot": students["student"].labels.snapshot.fingerprint,
-        "evaluation": config.evaluation.model_dump(mode="json")})
+    key = fingerprint(
+        {
+            "students": {arm: ref.fingerprint for arm, ref in students.items()},
+            "seed": config.seed,
+            "snapshot": students["student"].labels.snapshot.fingerprint,
+            "evaluation": config.evaluation.model_dump(mode="json"),
+        }
+    )
     done = held.done("evaluate", key)
     # A student that has become the champion since is not judged again, against itself.
     if done is not None and (present is None or present.fingerprint in (done["champion"], own)):
@@ -53,17 +57,23 @@ def evaluate(held: Session, students: Mapping[str, StudentRef]) -> EvalReport:
     resources = config.labels.resources
     with held.stage("evaluate", cores=resources.cpus, accelerators=resources.gpus) as stage:
         judged = on_cluster(
-            judge_students, config, students["student"].labels.snapshot, dict(students),
-            head_url=label.head_of(students["student"].labels.store), champion=present,
+            judge_students,
+            config,
+            students["student"].labels.snapshot,
+            dict(students),
+            head_url=label.head_of(students["student"].labels.store),
+            champion=present,
             threads=max(1, int(resources.cpus)),
             url=held.url("evaluations", fingerprint([key, present and present.fingerprint])[:12], "report.json"),
-            cpus=resources.cpus, gpus=resources.gpus, what="evaluation")
+            cpus=resources.cpus,
+            gpus=resources.gpus,
+            what="evaluation",
+        )
         keep_texts(judged, config.evaluation.new_tokens)
         keep_predictions(judged)
         files.write_json(judged.report.url, judged.report.to_dict())
         _record(held, stage, judged.report)
-    held.finish("evaluate", key, {
-        "report": judged.report.to_dict(), "champion": present and present.fingerprint})
+    held.finish("evaluate", key, {"report": judged.report.to_dict(), "champion": present and present.fingerprint})
     for note in judged.report.notes:
         say(f"evaluate: {note}")
     return judged.report
@@ -84,8 +94,13 @@ def log_student(held: Session, report: EvalReport) -> str | None:
     example = _example(held.config, report)
     with tempfile.TemporaryDirectory(prefix="ray-distill-model-") as folder:
         local = files.download_folder(report.student.url, Path(folder))
-        return held.parent.model(local, name="student", task=held.config.task, example=example,
-                         metrics=model_metrics(report.models["student"]))
+        return held.parent.model(
+            local,
+            name="student",
+            task=held.config.task,
+            example=example,
+            metrics=model_metrics(report.models["student"]),
+        )
 
 
 def _example(config: Campaign, report: EvalReport) -> list[Any]:
@@ -107,9 +122,12 @@ def model_metrics(model: ModelReport) -> dict[str, float]:
         metrics |= {name: estimate.value, f"{name}_ci95_low": estimate.low, f"{name}_ci95_high": estimate.high}
     cost = model.efficiency
     return metrics | {
-        "parameters": float(cost.parameters), "size_bytes": float(cost.bytes_on_disk),
-        "latency_ms_p50": cost.latency_ms_p50, "latency_ms_p95": cost.latency_ms_p95,
-        "throughput_examples_per_second": cost.examples_per_second}
+        "parameters": float(cost.parameters),
+        "size_bytes": float(cost.bytes_on_disk),
+        "latency_ms_p50": cost.latency_ms_p50,
+        "latency_ms_p95": cost.latency_ms_p95,
+        "throughput_examples_per_second": cost.examples_per_second,
+    }
 
 
 def headline(model: ModelReport) -> dict[str, float]:
@@ -120,15 +138,21 @@ def headline(model: ModelReport) -> dict[str, float]:
 def _robustness_metrics(report: EvalReport) -> dict[str, float]:
     return {
         f"{arm}_{corruption}_{severity}_{name}": estimate.value
-        for arm, model in report.models.items() for corruption, by_severity in model.robustness.items()
-        for severity, metrics in by_severity.items() for name, estimate in metrics.items()}
+        for arm, model in report.models.items()
+        for corruption, by_severity in model.robustness.items()
+        for severity, metrics in by_severity.items()
+        for name, estimate in metrics.items()
+    }
 
 
 def campaign_costs(held: Session, report: EvalReport) -> CostReport:
     """The campaign's bill up to now."""
     resources = held.config.labels.resources
-    rates = {arm: model.efficiency.examples_per_second for arm, model in report.models.items()
-             if arm in ("teacher", "student", "champion")}
+    rates = {
+        arm: model.efficiency.examples_per_second
+        for arm, model in report.models.items()
+        if arm in ("teacher", "student", "champion")
+    }
     return cost_report(held.costs(), rates, cores=resources.cpus, accelerators=resources.gpus, prices=held.config.cost)
 
 
@@ -153,9 +177,18 @@ def publish(held: Session, run: Run, report: EvalReport, decision: Decision) -> 
     costs = campaign_costs(held, report)
     history, texts = _history(held, report), _texts(report)
     page = render_report(
-        report, title=config.campaign, classes=classes, predictions=predictions, bins=config.evaluation.bins,
-        history=history, decision=decision, drift=_drift(held), cost=costs, provenance=_provenance(held, report),
-        written=from_json(texts) if texts else ())
+        report,
+        title=config.campaign,
+        classes=classes,
+        predictions=predictions,
+        bins=config.evaluation.bins,
+        history=history,
+        decision=decision,
+        drift=_drift(held),
+        cost=costs,
+        provenance=_provenance(held, report),
+        written=from_json(texts) if texts else (),
+    )
     url = files.join(_folder(report), "report.html")
     files.write_bytes(url, page.encode())
     with tempfile.TemporaryDirectory(prefix="ray-distill-report-") as folder:
@@ -213,6 +246,9 @@ def _drift(held: Session) -> DriftReport | None:
 def _provenance(held: Session, report: EvalReport) -> dict[str, str]:
     labels = report.student.labels
     return {
-        "configuration": held.config.fingerprint, "snapshot": f"{labels.snapshot.fingerprint} at {labels.snapshot.url}",
-        "labels": f"{labels.fingerprint} at {labels.store}", "student": f"{report.student.fingerprint} at "
-        f"{report.student.url}", "evaluation": f"{report.fingerprint} at {report.url}"}
+        "configuration": held.config.fingerprint,
+        "snapshot": f"{labels.snapshot.fingerprint} at {labels.snapshot.url}",
+        "labels": f"{labels.fingerprint} at {labels.store}",
+        "student": f"{report.student.fingerprint} at {report.student.url}",
+        "evaluation": f"{report.fingerprint} at {report.url}",
+    }

@@ -4,13 +4,13 @@ from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign, SequencesConfig
 from ray_distill.errors import ConfigError, LabelError
 from ray_distill.fingerprint import fingerprint
-from ray_distill.runtime.stages import label
-from ray_distill.runtime.labelling.bounded_task import ask_teacher
-from ray_distill.runtime.labelling.generate_actors import WriteJob
 from ray_distill.runtime.core.connection import on_cluster
 from ray_distill.runtime.core.console import Progress, say
 from ray_distill.runtime.core.session import Session, Stage
+from ray_distill.runtime.labelling.bounded_task import ask_teacher
+from ray_distill.runtime.labelling.generate_actors import WriteJob
 from ray_distill.runtime.labelling.generate_units import Wrote, derive_snapshot, make_generator, write_units
+from ray_distill.runtime.stages import label
 from ray_distill.sequences.derive import Derived, require_answers
 from ray_distill.sequences.store import Missing, SequenceStore, create_or_open
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
@@ -34,8 +34,9 @@ def write(held: Session, snapshot: SnapshotRef) -> SnapshotRef:
         say(f"write: every prompt is written for already, skipped ({ref.url})", skipped="write")
         return ref
     resources = config.labels.resources
-    with held.stage("write", cores=resources.cpus * resources.actors[1] + 1,
-                    accelerators=resources.gpus * resources.actors[1]) as stage:
+    with held.stage(
+        "write", cores=resources.cpus * resources.actors[1] + 1, accelerators=resources.gpus * resources.actors[1]
+    ) as stage:
         ref = _write(held, stage, settings, open_snapshot(snapshot))
     held.finish("write", key, ref.to_dict())
     return ref
@@ -43,82 +44,130 @@ def write(held: Session, snapshot: SnapshotRef) -> SnapshotRef:
 
 def _write(held: Session, stage: Stage, settings: SequencesConfig, opened: Snapshot) -> SnapshotRef:
     config = held.config
-    require_answers(opened, settings.splits, config.form, config.labels.teacher.language.roles,
-                    config.labels.max_bad_fraction)
+    require_answers(
+        opened, settings.splits, config.form, config.labels.teacher.language.roles, config.labels.max_bad_fraction
+    )
     label.record_snapshot(stage.run, opened, "prompts")
     generator = ask_teacher(make_generator, config, settings, labels=config.labels, rows=0, what="opening the teacher")
     store = create_or_open(held.url("sequences", generator.fingerprint), generator)
     missing = store.missing(opened, settings.splits, settings.unit_rows)
     if missing.units:
-        job = WriteJob(snapshot=opened.ref, task=config.task, teacher=config.labels.teacher, settings=settings,
-                       generator=generator, store_url=store.url, resources=config.labels.resources)
+        job = WriteJob(
+            snapshot=opened.ref,
+            task=config.task,
+            teacher=config.labels.teacher,
+            settings=settings,
+            generator=generator,
+            store_url=store.url,
+            resources=config.labels.resources,
+        )
         _record_wrote(stage, _fill(job, store, missing))
     left = store.missing(opened, settings.splits, settings.unit_rows)
     if left.units:
         raise LabelError(f"{store.url}: {left.left} prompts are still not written for after the run; run it again")
     scored = settings.filters.scorer is not None
     derived = on_cluster(
-        derive_snapshot, opened.ref, store.url, generator, settings, held.url("snapshots"), config.snapshot.shard_rows,
-        what="making the snapshot", cpus=config.labels.resources.cpus if scored else 1,
-        gpus=config.labels.resources.gpus if scored else 0)
+        derive_snapshot,
+        opened.ref,
+        store.url,
+        generator,
+        settings,
+        held.url("snapshots"),
+        config.snapshot.shard_rows,
+        what="making the snapshot",
+        cpus=config.labels.resources.cpus if scored else 1,
+        gpus=config.labels.resources.gpus if scored else 0,
+    )
     _record_derived(stage, derived, missing)
     return derived.ref
 
 
 def _fill(job: WriteJob, store: SequenceStore, missing: Missing) -> Wrote:
-    say(f"write: {missing.left:,} of {missing.prompts:,} prompts to write for in {len(missing.units):,} units, "
-        f"{missing.written:,} are written for already", prompts=missing.left)
+    say(
+        f"write: {missing.left:,} of {missing.prompts:,} prompts to write for in {len(missing.units):,} units, "
+        f"{missing.written:,} are written for already",
+        prompts=missing.left,
+    )
     progress = Progress("write", missing.left, "prompts")
     limit = int(job.settings.max_bad_fraction * missing.prompts)
     if missing.rejected > limit:
-        raise LabelError(f"{missing.rejected} of {missing.prompts} prompts got no answer already, more than the "
-                         f"{limit} that sequences.max_bad_fraction allows: correct the source, or raise the limit")
+        raise LabelError(
+            f"{missing.rejected} of {missing.prompts} prompts got no answer already, more than the "
+            f"{limit} that sequences.max_bad_fraction allows: correct the source, or raise the limit"
+        )
     return write_units(job, store, missing.units, max_rejected=limit - missing.rejected, progress=progress.add)
 
 
 def _record_wrote(stage: Stage, wrote: Wrote) -> None:
     stage.meter.wrote(wrote.bytes_written)
-    stage.run.metrics({
-        "prompts_written": float(wrote.prompts), "prompts_newly_quarantined": float(wrote.rejected),
-        "sequences_written": float(wrote.sequences), "tokens_written": float(wrote.tokens),
-        "tokens_per_second": wrote.tokens / max(wrote.seconds, 1e-9), "units_rewritten": float(wrote.careful),
-        "units_halved": float(wrote.halved)})
+    stage.run.metrics(
+        {
+            "prompts_written": float(wrote.prompts),
+            "prompts_newly_quarantined": float(wrote.rejected),
+            "sequences_written": float(wrote.sequences),
+            "tokens_written": float(wrote.tokens),
+            "tokens_per_second": wrote.tokens / max(wrote.seconds, 1e-9),
+            "units_rewritten": float(wrote.careful),
+            "units_halved": float(wrote.halved),
+        }
+    )
 
 
 def _record_derived(stage: Stage, derived: Derived, missing: Missing) -> None:
     counts, opened = derived.counts, open_snapshot(derived.ref)
     stage.meter.wrote(sum(shard.bytes for shard in opened.shards))
     label.record_snapshot(stage.run, opened, "sequences")
-    stage.run.metrics({
-        "prompts_total": float(counts["prompts"]), "prompts_reused": float(missing.written),
-        "prompts_left": float(counts["prompts_left"]),
-        "prompts_quarantined": float(sum(counts["quarantined"].values())),
-        "sequences_total": float(counts["sequences"]), "sequences_kept": float(counts["kept"]),
-        "sequences_cut_off": float(counts["cut_off"]), "sequences_of_other_tokens": float(counts["other_tokens"]),
-        "tokens_kept": float(counts["tokens_kept"])})
-    stage.run.metrics({f"dropped_{reason.replace(' ', '_')}": float(count)
-                       for reason, count in counts["dropped"].items()})
+    stage.run.metrics(
+        {
+            "prompts_total": float(counts["prompts"]),
+            "prompts_reused": float(missing.written),
+            "prompts_left": float(counts["prompts_left"]),
+            "prompts_quarantined": float(sum(counts["quarantined"].values())),
+            "sequences_total": float(counts["sequences"]),
+            "sequences_kept": float(counts["kept"]),
+            "sequences_cut_off": float(counts["cut_off"]),
+            "sequences_of_other_tokens": float(counts["other_tokens"]),
+            "tokens_kept": float(counts["tokens_kept"]),
+        }
+    )
+    stage.run.metrics(
+        {f"dropped_{reason.replace(' ', '_')}": float(count) for reason, count in counts["dropped"].items()}
+    )
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in counts["dropped"].items()) or "none"
-    say(f"write: {counts['kept']:,} of {counts['sequences']:,} sequences for {counts['prompts']:,} prompts are kept; "
-        f"dropped: {dropped}", snapshot=derived.ref.url, dropped=counts["dropped"])
+    say(
+        f"write: {counts['kept']:,} of {counts['sequences']:,} sequences for {counts['prompts']:,} prompts are kept; "
+        f"dropped: {dropped}",
+        snapshot=derived.ref.url,
+        dropped=counts["dropped"],
+    )
     for reason, count in counts["quarantined"].items():
         say(f"write: {count:,} prompts went to quarantine: {reason}", quarantined=count)
     if counts["other_tokens"]:
-        say(f"write: {counts['other_tokens']:,} of the kept sequences have other tokens when they are read than when "
-            "they were written; their labels are the teacher's for the tokens that are read")
+        say(
+            f"write: {counts['other_tokens']:,} of the kept sequences have other tokens when they are read than when "
+            "they were written; their labels are the teacher's for the tokens that are read"
+        )
 
 
 def _settings(config: Campaign) -> SequencesConfig:
     if config.sequences is None:
-        raise ConfigError(f"the campaign {config.campaign} has no section sequences: say there what the teacher is to "
-                          "write (sequences: {} takes every default), or label the snapshot as it is")
+        raise ConfigError(
+            f"the campaign {config.campaign} has no section sequences: say there what the teacher is to "
+            "write (sequences: {} takes every default), or label the snapshot as it is"
+        )
     return config.sequences
 
 
 def _key(config: Campaign, settings: SequencesConfig, snapshot: SnapshotRef) -> str:
     """Everything that decides the snapshot; the teacher's files by name, size and time, to be cheap."""
-    return fingerprint({
-        "snapshot": snapshot.fingerprint, "seed": config.seed, "cpus": config.labels.resources.cpus,
-        "sequences": settings.model_dump(mode="json", exclude={"failures", "max_bad_fraction", "unit_rows"}),
-        "teacher": config.labels.teacher.model_dump(mode="json"), "shard_rows": config.snapshot.shard_rows,
-        "teacher_files": label.model_files(config.labels.teacher.model)})
+    return fingerprint(
+        {
+            "snapshot": snapshot.fingerprint,
+            "seed": config.seed,
+            "cpus": config.labels.resources.cpus,
+            "sequences": settings.model_dump(mode="json", exclude={"failures", "max_bad_fraction", "unit_rows"}),
+            "teacher": config.labels.teacher.model_dump(mode="json"),
+            "shard_rows": config.snapshot.shard_rows,
+            "teacher_files": label.model_files(config.labels.teacher.model),
+        }
+    )

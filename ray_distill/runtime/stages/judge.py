@@ -12,15 +12,15 @@ from ray_distill.config import Campaign, TeacherConfig
 from ray_distill.errors import EvaluationError
 from ray_distill.evaluation.measures.directions import LANGUAGE_TASKS
 from ray_distill.evaluation.measures.efficiency import Runner, count_parameters, measure_efficiency
-from ray_distill.evaluation.report.assemble import Measured, Resampling, judge
-from ray_distill.evaluation.predict.side_by_side import Written, choose_prompts, write_side_by_side
-from ray_distill.evaluation.predict.harness import run_harness
 from ray_distill.evaluation.measures.overlap import measure_overlap
-from ray_distill.evaluation.predict.panels import ClassPanel, LanguagePanel, Panel, Run
 from ray_distill.evaluation.measures.robustness import Robustness, measure_robustness
 from ray_distill.evaluation.predict.generated_targets import measure_targets, write_targets
-from ray_distill.models.io.load import load_model
+from ray_distill.evaluation.predict.harness import run_harness
+from ray_distill.evaluation.predict.panels import ClassPanel, LanguagePanel, Panel, Run
+from ray_distill.evaluation.predict.side_by_side import Written, choose_prompts, write_side_by_side
+from ray_distill.evaluation.report.assemble import Measured, Resampling, judge
 from ray_distill.models.core.model import Model
+from ray_distill.models.io.load import load_model
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.tasks.base import Corruption
@@ -42,8 +42,14 @@ class Judged:
 
 
 def judge_students(
-    config: Campaign, snapshot: SnapshotRef, students: Mapping[str, StudentRef], *, head_url: str | None,
-    champion: StudentRef | None, url: str, threads: int,
+    config: Campaign,
+    snapshot: SnapshotRef,
+    students: Mapping[str, StudentRef],
+    *,
+    head_url: str | None,
+    champion: StudentRef | None,
+    url: str,
+    threads: int,
 ) -> Judged:
     """Measure teacher, students and champion on the test split.
 
@@ -85,13 +91,23 @@ def panel_of(config: Campaign, models: Mapping[str, Model], classes: tuple[str, 
     """Models of the campaign's task, ready to answer the same rows."""
     settings = config.evaluation
     if config.task in LANGUAGE_TASKS:
-        return LanguagePanel(task=TOKEN_TASKS[config.task], models=models, batch=settings.batch, bins=settings.bins,
-                             raw=config.labels.teacher.language.format == "text")
+        return LanguagePanel(
+            task=TOKEN_TASKS[config.task],
+            models=models,
+            batch=settings.batch,
+            bins=settings.bins,
+            raw=config.labels.teacher.language.format == "text",
+        )
     return ClassPanel(task=TASKS[config.task], models=models, classes=classes, batch=settings.batch)
 
 
 def _judge(
-    config: Campaign, panel: Panel, rows: pa.Table, sizes: Mapping[str, int], student: StudentRef, url: str,
+    config: Campaign,
+    panel: Panel,
+    rows: pa.Table,
+    sizes: Mapping[str, int],
+    student: StudentRef,
+    url: str,
     benchmarks: Mapping[str, Mapping[str, Estimate]],
 ) -> Judged:
     slices, settings = config.snapshot.columns.slices, config.evaluation
@@ -101,32 +117,47 @@ def _judge(
     timed = rows.slice(0, TIMED_EXAMPLES)
     runners = {arm: runner_of(panel.models[arm], run, sizes[arm]) for arm, run in panel.runs(timed).items()}
     efficiency = measure_efficiency(
-        runners, examples=timed.num_rows, requests=settings.latency_requests, batch=settings.batch)
+        runners, examples=timed.num_rows, requests=settings.latency_requests, batch=settings.batch
+    )
     robustness, speed = _robustness(config, panel, rows, corruptions), panel.speed(timed, efficiency)
     written = _written_targets(config, panel.models, rows)
     measured = {
-        arm: Measured(url=model.url, predictions=answers[arm], efficiency=efficiency[arm],
-                      robustness=robustness.get(arm, {}),
-                      more={**speed.get(arm, {}), **benchmarks.get(arm, {}), **written.get(arm, {})})
-        for arm, model in panel.models.items()}
+        arm: Measured(
+            url=model.url,
+            predictions=answers[arm],
+            efficiency=efficiency[arm],
+            robustness=robustness.get(arm, {}),
+            more={**speed.get(arm, {}), **benchmarks.get(arm, {}), **written.get(arm, {})},
+        )
+        for arm, model in panel.models.items()
+    }
     report = judge(
-        measured, student=student, url=url, measure=panel.measure, compare=panel.compare, slices=slices,
-        resampling=Resampling(seed=config.seed, bootstrap=settings.bootstrap, bins=settings.bins))
+        measured,
+        student=student,
+        url=url,
+        measure=panel.measure,
+        compare=panel.compare,
+        slices=slices,
+        resampling=Resampling(seed=config.seed, bootstrap=settings.bootstrap, bins=settings.bins),
+    )
     return Judged(report=report, predictions=answers["student"])
 
 
-def _written_targets(
-    config: Campaign, models: Mapping[str, Model], rows: pa.Table
-) -> dict[str, dict[str, Estimate]]:
+def _written_targets(config: Campaign, models: Mapping[str, Model], rows: pa.Table) -> dict[str, dict[str, Estimate]]:
     """What models that write a target of a source make of some rows, beside the references: by arm."""
     settings = config.evaluation
     if config.task != "seq2seq" or not settings.written:
         return {}
     texts = write_targets(models, rows.slice(0, settings.written), task=TOKEN_TASKS[config.task], batch=settings.batch)
     measures = (measure_targets, measure_overlap) if settings.overlap else (measure_targets,)
-    return {arm: {name: found for measure in measures
-                  for name, found in measure(table, seed=config.seed, bootstrap=settings.bootstrap).items()}
-            for arm, table in texts.items()}
+    return {
+        arm: {
+            name: found
+            for measure in measures
+            for name, found in measure(table, seed=config.seed, bootstrap=settings.bootstrap).items()
+        }
+        for arm, table in texts.items()
+    }
 
 
 def _write(config: Campaign, models: Mapping[str, Model], rows: pa.Table) -> tuple[Written, ...]:
@@ -156,8 +187,10 @@ def _corruptions(config: Campaign, panel: Panel) -> dict[str, Corruption]:
     names = wanted if wanted is not None else tuple(panel.usual)
     unknown = sorted(set(names) - set(panel.corruptions))
     if unknown:
-        raise EvaluationError(f"evaluation.corruptions: {config.task} has no {', '.join(unknown)}; it has "
-                              f"{', '.join(sorted(panel.corruptions)) or 'none (for conversations)'}")
+        raise EvaluationError(
+            f"evaluation.corruptions: {config.task} has no {', '.join(unknown)}; it has "
+            f"{', '.join(sorted(panel.corruptions)) or 'none (for conversations)'}"
+        )
     return {name: panel.corruptions[name] for name in names}
 
 
@@ -166,9 +199,17 @@ def _robustness(
 ) -> dict[str, Robustness]:
     settings = config.evaluation
     return measure_robustness(
-        rows, corruptions, settings.severities, measure=panel.measure,
-        predict=lambda damaged: panel.answer_damaged(damaged, SHOWN_ARMS), join=lambda _, answers: answers,
-        metrics=panel.robust, seed=config.seed, bootstrap=settings.bootstrap, bins=settings.bins)
+        rows,
+        corruptions,
+        settings.severities,
+        measure=panel.measure,
+        predict=lambda damaged: panel.answer_damaged(damaged, SHOWN_ARMS),
+        join=lambda _, answers: answers,
+        metrics=panel.robust,
+        seed=config.seed,
+        bootstrap=settings.bootstrap,
+        bins=settings.bins,
+    )
 
 
 def runner_of(model: Model, run: Run, size: int) -> Runner:

@@ -1,6 +1,5 @@
 """The labelling stage: identify the teacher, check it, label what is missing, pin the result."""
 
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,14 +11,14 @@ from ray_distill.labels.format.fitted_arrays import write_fits
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.store.label_store import Coverage, LabelStore, create_or_open, open_store
 from ray_distill.promotion.chain import champion, read_chain
-from ray_distill.runtime.labelling.bounded_task import ask_teacher, rows_of, teacher_facts
 from ray_distill.runtime.core.console import Progress, say
+from ray_distill.runtime.core.session import Session, Stage
+from ray_distill.runtime.labelling.bounded_task import ask_teacher, rows_of, teacher_facts
 from ray_distill.runtime.labelling.calibrate_store import LOOK_ROWS, look, with_found
 from ray_distill.runtime.labelling.encode_write import LabelJob
-from ray_distill.runtime.labelling.label_units import Labelled, label_units
-from ray_distill.runtime.core.session import Session, Stage
-from ray_distill.runtime.labelling.teacher_quality import TeacherCheck, check_teacher, refuse_weak_teacher
 from ray_distill.runtime.labelling.identify_teacher import make_manifest
+from ray_distill.runtime.labelling.label_units import Labelled, label_units
+from ray_distill.runtime.labelling.teacher_quality import TeacherCheck, check_teacher, refuse_weak_teacher
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
 from ray_distill.tracking.base import Dataset, Run
@@ -35,8 +34,11 @@ def label(held: Session, snapshot: SnapshotRef) -> LabelSetRef:
             say(f"label: every row is labelled already, skipped ({ref.store})", skipped="label")
             return ref
     labels = held.config.labels
-    with held.stage("label", cores=labels.resources.cpus * labels.resources.actors[1] + 1,
-                    accelerators=labels.resources.gpus * labels.resources.actors[1]) as stage:
+    with held.stage(
+        "label",
+        cores=labels.resources.cpus * labels.resources.actors[1] + 1,
+        accelerators=labels.resources.gpus * labels.resources.actors[1],
+    ) as stage:
         ref, done_now, _ = fill_store(held, stage, snapshot, check=True)
     held.finish("label", key, {"labels": ref.to_dict(), "rows": done_now.rows, "seconds": done_now.seconds})
     return ref
@@ -57,8 +59,16 @@ def fill_store(
     coverage = None if store is None else store.coverage(opened)
     if check and (coverage is None or coverage.units):
         now = champion(read_chain(held.url("promotion")))
-        found = ask_teacher(check_teacher, config, snapshot, facts.head_url, now, labels=config.labels,
-                            rows=(1 + (now is not None)) * rows_of(opened, "calibration"), what="checking the teacher")
+        found = ask_teacher(
+            check_teacher,
+            config,
+            snapshot,
+            facts.head_url,
+            now,
+            labels=config.labels,
+            rows=(1 + (now is not None)) * rows_of(opened, "calibration"),
+            what="checking the teacher",
+        )
         _record_check(stage.run, found)
         refuse_weak_teacher(found, config.labels.check, config.labels.teacher.model)
     if store is None or coverage is None:
@@ -68,17 +78,31 @@ def fill_store(
     record_snapshot(stage.run, opened, "labels")
     labelled = Labelled(rows=0, rejected=0, reasons={}, bytes_written=0, seconds=0.0)
     if coverage.units:
-        job = LabelJob(task=config.task, snapshot=snapshot, teacher=config.labels.teacher, head_url=facts.head_url,
-                       store_url=config.store_url, manifest=store.manifest, resources=config.labels.resources,
-                       failures=config.labels.failures)
+        job = LabelJob(
+            task=config.task,
+            snapshot=snapshot,
+            teacher=config.labels.teacher,
+            head_url=facts.head_url,
+            store_url=config.store_url,
+            manifest=store.manifest,
+            resources=config.labels.resources,
+            failures=config.labels.failures,
+        )
         labelled = _label(job, store, coverage, config)
         _record_labelled(stage, labelled)
     left = store.coverage(opened)
     if left.units:
-        raise LabelError(f"{config.store_url}: {left.rows_to_label} rows are still not labelled after the run; "
-                         "run it again, and look at `ray-distill audit` if it stays so")
-    stage.run.metrics({"rows_total": float(coverage.rows_total), "rows_reused": float(coverage.rows_reused),
-                       "rows_quarantined": float(left.rows_quarantined)})
+        raise LabelError(
+            f"{config.store_url}: {left.rows_to_label} rows are still not labelled after the run; "
+            "run it again, and look at `ray-distill audit` if it stays so"
+        )
+    stage.run.metrics(
+        {
+            "rows_total": float(coverage.rows_total),
+            "rows_reused": float(coverage.rows_reused),
+            "rows_quarantined": float(left.rows_quarantined),
+        }
+    )
     return store.ref(snapshot), labelled, coverage
 
 
@@ -86,50 +110,73 @@ def _create(
     run: Run, config: Campaign, snapshot: SnapshotRef, manifest: StoreManifest, head_url: str | None
 ) -> LabelStore:
     """Fit a new store to a look at the data, create it, and say what its form costs."""
-    found = ask_teacher(look, config, snapshot, head_url, manifest, labels=config.labels, rows=LOOK_ROWS,
-                        what="fitting the label store")
+    found = ask_teacher(
+        look, config, snapshot, head_url, manifest, labels=config.labels, rows=LOOK_ROWS, what="fitting the label store"
+    )
     digests = write_fits(config.store_url, found.fits)
     store = create_or_open(config.store_url, with_found(manifest, found, digests))
     labels = store.manifest.measured.get("labels", {})
     nats = {f"label_nats_added_t{temperature}": value for temperature, value in labels.get("nats", {}).items()}
     if labels:
         run.metrics({**nats, "label_bytes_a_position": labels["bytes_a_position"]})
-        say(f"label: a position takes {labels['bytes_a_position']:.1f} bytes and its stored form adds " + ", ".join(
-            f"{value:.1e} nats at T = {temperature}" for temperature, value in labels["nats"].items()), **nats)
+        say(
+            f"label: a position takes {labels['bytes_a_position']:.1f} bytes and its stored form adds "
+            + ", ".join(f"{value:.1e} nats at T = {temperature}" for temperature, value in labels["nats"].items()),
+            **nats,
+        )
     return store
 
 
 def _label(job: LabelJob, store: LabelStore, coverage: Coverage, config: Campaign) -> Labelled:
-    say(f"label: {coverage.rows_to_label:,} of {coverage.rows_total:,} rows to label in {len(coverage.units):,} units, "
-        f"{coverage.rows_reused:,} are in the store already", rows=coverage.rows_to_label)
+    say(
+        f"label: {coverage.rows_to_label:,} of {coverage.rows_total:,} rows to label in {len(coverage.units):,} units, "
+        f"{coverage.rows_reused:,} are in the store already",
+        rows=coverage.rows_to_label,
+    )
     progress = Progress("label", coverage.rows_to_label)
     limit = int(config.labels.max_bad_fraction * coverage.rows_total)
     if coverage.rows_quarantined > limit:
         raise LabelError(
             f"{coverage.rows_quarantined} of {coverage.rows_total} rows are in quarantine already, more than the "
-            f"{limit} that labels.max_bad_fraction allows: correct the source, or raise the limit")
-    return label_units(job, store, coverage.units, max_rejected=limit - coverage.rows_quarantined,
-                       progress=progress.add)
+            f"{limit} that labels.max_bad_fraction allows: correct the source, or raise the limit"
+        )
+    return label_units(
+        job, store, coverage.units, max_rejected=limit - coverage.rows_quarantined, progress=progress.add
+    )
 
 
 def _record_labelled(stage: Stage, done: Labelled) -> None:
     stage.meter.wrote(done.bytes_written)
-    stage.run.metrics({"rows_labelled": float(done.rows), "rows_newly_quarantined": float(done.rejected),
-                       "label_bytes": float(done.bytes_written), "units_relabelled": float(done.careful),
-                       "units_halved": float(done.halved)})
+    stage.run.metrics(
+        {
+            "rows_labelled": float(done.rows),
+            "rows_newly_quarantined": float(done.rejected),
+            "label_bytes": float(done.bytes_written),
+            "units_relabelled": float(done.careful),
+            "units_halved": float(done.halved),
+        }
+    )
     if done.careful or done.halved:
-        say(f"label: {done.careful:,} units that the teacher failed on were labelled with care, and in "
-            f"{done.halved:,} units batches had to be halved", careful=done.careful, halved=done.halved)
+        say(
+            f"label: {done.careful:,} units that the teacher failed on were labelled with care, and in "
+            f"{done.halved:,} units batches had to be halved",
+            careful=done.careful,
+            halved=done.halved,
+        )
     if done.rejected:
         reasons = ", ".join(f"{count} × {reason}" for reason, count in sorted(done.reasons.items()))
         say(f"label: {done.rejected:,} rows went to quarantine: {reasons}", quarantined=done.rejected)
 
 
 def _record_check(run: Run, check: TeacherCheck) -> None:
-    run.metrics({f"calibration_{who}_{name}": value for who, group in _checked(check).items()
-                 for name, value in group.items()})
-    lines = [f"{who}: " + ", ".join(f"{name} {value:.4f}" for name, value in sorted(group.items()))
-             for who, group in _checked(check).items() if group]
+    run.metrics(
+        {f"calibration_{who}_{name}": value for who, group in _checked(check).items() for name, value in group.items()}
+    )
+    lines = [
+        f"{who}: " + ", ".join(f"{name} {value:.4f}" for name, value in sorted(group.items()))
+        for who, group in _checked(check).items()
+        if group
+    ]
     if "accuracy" not in check.teacher:
         say("teacher check: no row of the calibration split has a true label, so the teacher's quality is not known")
     say("teacher check on the calibration split — " + "; ".join(lines))
@@ -139,16 +186,25 @@ def _checked(check: TeacherCheck) -> dict[str, dict[str, float]]:
     def values(group: Mapping[str, Estimate]) -> dict[str, float]:
         return {name: estimate.value for name, estimate in group.items()}
 
-    return {"teacher": values(check.teacher), "majority": {"accuracy": check.majority_accuracy},
-            "champion": values(check.champion)}
+    return {
+        "teacher": values(check.teacher),
+        "majority": {"accuracy": check.majority_accuracy},
+        "champion": values(check.champion),
+    }
 
 
 def record_snapshot(run: Run, opened: Snapshot, context: str) -> None:
     """Record a snapshot as the run's dataset."""
     manifest = opened.manifest
-    run.dataset(Dataset(
-        name="snapshot", digest=opened.ref.fingerprint, source=opened.ref.url, context=context,
-        profile={"rows": manifest.rows.kept, "classes": len(manifest.classes)}))
+    run.dataset(
+        Dataset(
+            name="snapshot",
+            digest=opened.ref.fingerprint,
+            source=opened.ref.url,
+            context=context,
+            profile={"rows": manifest.rows.kept, "classes": len(manifest.classes)},
+        )
+    )
 
 
 def store_facts(held: Session, labels: LabelSetRef) -> dict[str, float]:
@@ -158,8 +214,11 @@ def store_facts(held: Session, labels: LabelSetRef) -> dict[str, float]:
     ledger, length = store.ledger, labels.log_length
     last = held.last("label")
     rows, seconds = (0, 0.0) if last is None else (last["result"]["rows"], last["result"]["seconds"])
-    return {"rows": float(ledger.counts("rows", length).sum()), "bytes": float(ledger.bytes_written(length)),
-            "rows_per_second": rows / seconds if seconds else 0.0}
+    return {
+        "rows": float(ledger.counts("rows", length).sum()),
+        "bytes": float(ledger.bytes_written(length)),
+        "rows_per_second": rows / seconds if seconds else 0.0,
+    }
 
 
 def head_of(store_url: str) -> str | None:
@@ -170,8 +229,15 @@ def head_of(store_url: str) -> str | None:
 
 def _key(config: Campaign, snapshot: SnapshotRef) -> str:
     """Everything that decides the labels; the teacher's files by name, size and time, to be cheap."""
-    return fingerprint({"snapshot": snapshot.fingerprint, "labels": deciding(config), "task": config.task,
-                        "seed": config.seed, "teacher_files": model_files(config.labels.teacher.model)})
+    return fingerprint(
+        {
+            "snapshot": snapshot.fingerprint,
+            "labels": deciding(config),
+            "task": config.task,
+            "seed": config.seed,
+            "teacher_files": model_files(config.labels.teacher.model),
+        }
+    )
 
 
 def deciding(config: Campaign) -> dict[str, Any]:
@@ -186,5 +252,3 @@ def model_files(model: str) -> list[Any]:
     if files.is_local(model) and not files.exists(model):
         return []  # a module:function has no files
     return [[item.name, item.size, files.modified(item.url)] for item in files.list_files(model)]
-
-

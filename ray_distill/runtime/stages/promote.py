@@ -9,14 +9,16 @@ from ray_distill.evaluation.measures.directions import headline
 from ray_distill.fingerprint import fingerprint
 from ray_distill.promotion.chain import Entry, check_alias, read_chain, record_decision
 from ray_distill.promotion.gate import decide, gate_fingerprint
-from ray_distill.runtime.stages import evaluate
 from ray_distill.runtime.core.console import say
 from ray_distill.runtime.core.session import Session, Stage, user
+from ray_distill.runtime.stages import evaluate
 from ray_distill.tracking.views import DESCRIPTION, TITLE
 
 #: The measures of the parent run's table and their headings, the deciding one first, by what decides.
-_COLUMNS = {"accuracy": {"accuracy": "accuracy", "ece": "ECE"},
-            "nll": {"nll": "NLL, nats", "kl_from_teacher": "KL from teacher, nats", "ece": "ECE"}}
+_COLUMNS = {
+    "accuracy": {"accuracy": "accuracy", "ece": "ECE"},
+    "nll": {"nll": "NLL, nats", "kl_from_teacher": "KL from teacher, nats", "ece": "ECE"},
+}
 
 
 def promote(held: Session, report: EvalReport) -> Decision:
@@ -48,8 +50,9 @@ def _decide(held: Session, report: EvalReport) -> Decision:
     decision = _decided(held, chain, report)
     if decision is None:
         decision = decide(report, held.config.gate)
-        record_decision(held.url("promotion"), decision, against=judged_against(report, chain), who=user(),
-                        time=datetime.now(UTC))
+        record_decision(
+            held.url("promotion"), decision, against=judged_against(report, chain), who=user(), time=datetime.now(UTC)
+        )
     return decision
 
 
@@ -73,22 +76,28 @@ def judged_against(report: EvalReport, chain: Sequence[Entry]) -> StudentRef | N
     for entry in reversed(chain):
         if entry.decision.student.url == judged.url:
             return entry.decision.student
-    raise PromotionError(f"the report compared with the champion {judged.url}, which the decision chain does not know: "
-                         "evaluate again")
+    raise PromotionError(
+        f"the report compared with the champion {judged.url}, which the decision chain does not know: evaluate again"
+    )
 
 
 def _register(held: Session, stage: Stage, report: EvalReport, decision: Decision) -> bool:
     """Log and register the student, and let the alias follow the chain; whether the registry could follow."""
     model_uri = evaluate.log_student(held, report)
     if model_uri is None:
-        say("promote: the decision stands in the chain; the tracking server is away, so the student is not registered "
-            "yet: run the command again when it is back")
+        say(
+            "promote: the decision stands in the chain; the tracking server is away, so the student is not registered "
+            "yet: run the command again when it is back"
+        )
         return False
     gate = held.config.gate
     name = gate.model_name or held.config.campaign
     try:
-        version = held.registry.register(model_uri, name=name, tags={
-            "student": report.student.to_json(), "report": report.url, "verdict": str(decision.verdict)})
+        version = held.registry.register(
+            model_uri,
+            name=name,
+            tags={"student": report.student.to_json(), "report": report.url, "verdict": str(decision.verdict)},
+        )
         stage.run.tags({"registered_model": f"{name} version {version}"})
         if decision.verdict is Verdict.PROMOTE:
             held.registry.set_alias(name, gate.alias, version)
@@ -113,11 +122,19 @@ def summary(report: EvalReport, decision: Decision, page: str) -> str:
     shown = _COLUMNS[headline(report.models["student"].metrics)]
     first, *others = shown.values()
     headings = ["model", f"{first} (95 % interval)", *others, "parameters", "latency p50, ms"]
-    lines = [f"## {decision.verdict}", "", *[f"- {reason}" for reason in decision.reasons], "",
-             f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
+    lines = [
+        f"## {decision.verdict}",
+        "",
+        *[f"- {reason}" for reason in decision.reasons],
+        "",
+        f"| {' | '.join(headings)} |",
+        "|" + "---|" * len(headings),
+    ]
     for arm, model in report.models.items():
         cost, (main, *more) = model.efficiency, [model.metrics.get(name) for name in shown]
-        cells = [f"{main.value:.4f} ({main.low:.4f}–{main.high:.4f})" if main else "not measured",
-                 *(f"{item.value:.4f}" if item else "not measured" for item in more)]
+        cells = [
+            f"{main.value:.4f} ({main.low:.4f}–{main.high:.4f})" if main else "not measured",
+            *(f"{item.value:.4f}" if item else "not measured" for item in more),
+        ]
         lines.append(f"| {' | '.join([arm, *cells, f'{cost.parameters:,}', f'{cost.latency_ms_p50:.2f}'])} |")
     return "\n".join([*lines, "", *[f"- {note}" for note in report.notes], "", f"Review page: `report.html` ({page})"])

@@ -10,18 +10,18 @@ import pyarrow.compute as pc
 from ray_distill.artifacts import Artifact, LabelSetRef, SnapshotRef
 from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError
-from ray_distill.evaluation.measures.drift import DriftReport, DriftSample, compare, input_statistics
 from ray_distill.evaluation.measures.classification import Floats
+from ray_distill.evaluation.measures.drift import DriftReport, DriftSample, compare, input_statistics
 from ray_distill.fingerprint import fingerprint
-from ray_distill.labels.model.validity import owner
-from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.model.signal import Distributions
+from ray_distill.labels.model.validity import owner
 from ray_distill.labels.store.label_store import open_store
-from ray_distill.runtime.stages import label
+from ray_distill.labels.store.reader import open_label_set
 from ray_distill.runtime.core.connection import on_cluster
 from ray_distill.runtime.core.console import say
-from ray_distill.runtime.stages.snapshot import freeze
 from ray_distill.runtime.core.session import Session
+from ray_distill.runtime.stages import label
+from ray_distill.runtime.stages.snapshot import freeze
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.snapshots.sources.resolve import describe_sources
 
@@ -50,14 +50,17 @@ def relabel_source(held: Session, source: str | None) -> RelabelReport:
     """Freeze, label and compare newer traffic; see `campaign.relabel`."""
     reference = held.last("label")
     if reference is None:
-        raise ConfigError(f"the campaign {held.config.campaign} has no labels yet to compare newer traffic with: "
-                          "run `ray-distill label` (or `run`) first")
+        raise ConfigError(
+            f"the campaign {held.config.campaign} has no labels yet to compare newer traffic with: "
+            "run `ray-distill label` (or `run`) first"
+        )
     labels = LabelSetRef.from_dict(reference["result"]["labels"])
     snapshot = _freeze(held, source, open_snapshot(labels.snapshot).classes)
     opened = open_snapshot(snapshot)
     resources = held.config.labels.resources
-    with held.stage("relabel", cores=resources.cpus * resources.actors[1] + 1,
-                    accelerators=resources.gpus * resources.actors[1]) as stage:
+    with held.stage(
+        "relabel", cores=resources.cpus * resources.actors[1] + 1, accelerators=resources.gpus * resources.actors[1]
+    ) as stage:
         before = open_store(held.config.store_url).coverage(opened)
         new = open_store(held.config.store_url).ref(snapshot)
         if before.units:
@@ -65,12 +68,20 @@ def relabel_source(held: Session, source: str | None) -> RelabelReport:
         after = open_store(held.config.store_url).coverage(opened)
         drift = on_cluster(measure_drift, held.config, labels, new, what="measuring drift")
         report = RelabelReport(
-            rows_total=before.rows_total, rows_reused=before.rows_reused,
+            rows_total=before.rows_total,
+            rows_reused=before.rows_reused,
             rows_labelled=after.rows_reused - before.rows_reused,
-            rows_quarantined=after.rows_quarantined + opened.manifest.rows.quarantined, snapshot=snapshot, labels=new,
-            drift=drift)
-        stage.run.metrics({name: float(getattr(report, name)) for name in (
-            "rows_total", "rows_reused", "rows_labelled", "rows_quarantined")})
+            rows_quarantined=after.rows_quarantined + opened.manifest.rows.quarantined,
+            snapshot=snapshot,
+            labels=new,
+            drift=drift,
+        )
+        stage.run.metrics(
+            {
+                name: float(getattr(report, name))
+                for name in ("rows_total", "rows_reused", "rows_labelled", "rows_quarantined")
+            }
+        )
         stage.run.metrics({f"drift_{finding.name}": finding.value for finding in drift.findings})
         stage.run.tags({"drift": "alarm" if drift.alarm else "none", "recommendation": drift.recommendation})
     key = fingerprint({"snapshot": snapshot.fingerprint, "labels": new.fingerprint})
@@ -88,8 +99,10 @@ def _freeze(held: Session, source: str | None, classes: tuple[str, ...]) -> Snap
 
 
 def _tell(report: RelabelReport) -> None:
-    say(f"relabel: {report.rows_total:,} rows, {report.rows_reused:,} reused, {report.rows_labelled:,} labelled, "
-        f"{report.rows_quarantined:,} in quarantine")
+    say(
+        f"relabel: {report.rows_total:,} rows, {report.rows_reused:,} reused, {report.rows_labelled:,} labelled, "
+        f"{report.rows_quarantined:,} in quarantine"
+    )
     for finding in report.drift.findings:
         say(f"drift{' ALARM' if finding.alarm else ''}: {finding.sentence}", alarm=finding.alarm)
     say(f"drift: {'alarm' if report.drift.alarm else 'no alarm'}; recommended: {report.drift.recommendation}")
@@ -116,9 +129,11 @@ def _sample(ref: LabelSetRef, tokens: Tokens | None) -> tuple[DriftSample, Token
     else:
         probabilities = class_probabilities(found)
     return DriftSample(
-        class_probs=probabilities, stats=input_statistics(rows, opened.input_column),
+        class_probs=probabilities,
+        stats=input_statistics(rows, opened.input_column),
         embeddings=signal.hidden[layer].values if layer is not None and pooled else None,
-        count=np.asarray(rows["count"])), tokens
+        count=np.asarray(rows["count"]),
+    ), tokens
 
 
 def _rows(opened: Snapshot, row_ids: pa.Array) -> pa.Table:

@@ -16,5 +16,9 @@ def freeze(config: Campaign, sources: SnapshotConfig | None = None) -> SnapshotR
     """
     chat = config.task in LANGUAGE_TASKS and config.labels.teacher.language.format == "chat"
     return take_snapshot(
-        sources or config.snapshot, input_column=get_label_task(config.task).input_column, seed=config.seed,
-        url=files.join(files.absolute(config.output_url), "snapshots"), nested=chat)
+        sources or config.snapshot,
+        input_column=get_label_task(config.task).input_column,
+        seed=config.seed,
+        url=files.join(files.absolute(config.output_url), "snapshots"),
+        nested=chat,
+    )

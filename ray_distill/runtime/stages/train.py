@@ -11,14 +11,14 @@ from ray_distill.evaluation.measures.cost import stage_metrics
 from ray_distill.evaluation.measures.directions import LANGUAGE_TASKS
 from ray_distill.fingerprint import fingerprint
 from ray_distill.promotion.chain import read_chain
-from ray_distill.runtime.stages import label
 from ray_distill.runtime.core.console import say
-from ray_distill.runtime.stages.snapshot import freeze
-from ray_distill.runtime.training.prometheus import TrainingGauges
-from ray_distill.runtime.training.metrics_channel import StepMetrics
-from ray_distill.runtime.training.label_mixture import mixed_labels
 from ray_distill.runtime.core.session import Session, Stage
+from ray_distill.runtime.stages import label
+from ray_distill.runtime.stages.snapshot import freeze
+from ray_distill.runtime.training.label_mixture import mixed_labels
 from ray_distill.runtime.training.launch import train_ranks
+from ray_distill.runtime.training.metrics_channel import StepMetrics
+from ray_distill.runtime.training.prometheus import TrainingGauges
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.students.arms import arm_by_name
@@ -52,12 +52,22 @@ def train(held: Session, labels: LabelSetRef, *, resume: bool) -> dict[str, Stud
     if not resume:
         _clear(held, job.output)
     training = held.config.student.training
-    with held.stage("train", cores=training.most_workers * training.cpus,
-                    accelerators=training.most_workers * training.gpus, resumes=resume) as stage:
+    with held.stage(
+        "train",
+        cores=training.most_workers * training.cpus,
+        accelerators=training.most_workers * training.gpus,
+        resumes=resume,
+    ) as stage:
         for number, ref in enumerate((labels, *job.others)):
-            stage.run.dataset(Dataset(
-                name=f"labels-{number}" if number else "labels", digest=ref.fingerprint, source=ref.store,
-                context="training", profile={"log_length": ref.log_length}))
+            stage.run.dataset(
+                Dataset(
+                    name=f"labels-{number}" if number else "labels",
+                    digest=ref.fingerprint,
+                    source=ref.store,
+                    context="training",
+                    profile={"log_length": ref.log_length},
+                )
+            )
         curves = Curves(held, stage, TrainingGauges(held.config.campaign))
         try:
             refs = train_ranks(job, training, on_metrics=curves.add)
@@ -77,8 +87,10 @@ def _clear(held: Session, folder: str) -> None:
     """
     for entry in read_chain(held.url("promotion")):
         if entry.decision.student.url.startswith(folder + "/"):
-            raise ConfigError(f"{folder} holds a model that was decided on ({entry.decision.verdict}, {entry.time}): "
-                              "training anew would destroy it; change the seed or another setting instead")
+            raise ConfigError(
+                f"{folder} holds a model that was decided on ({entry.decision.verdict}, {entry.time}): "
+                "training anew would destroy it; change the seed or another setting instead"
+            )
     files.delete(folder)
 
 
@@ -101,8 +113,11 @@ class Curves:
                 curve.pop()
             curve.append((metrics.step, metrics.values["loss"]))
         if "validation_nll" in metrics.values or metrics.step == 1:
-            numbers = "  ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.values.items())
-                                if not name.startswith(("seconds_", "peak_memory_")))
+            numbers = "  ".join(
+                f"{name} {value:.4g}"
+                for name, value in sorted(metrics.values.items())
+                if not name.startswith(("seconds_", "peak_memory_"))
+            )
             say(f"train {metrics.arm} step {metrics.step}: {numbers}", arm=metrics.arm, step=metrics.step)
         if time.monotonic() - self._priced_at > COST_SECONDS:
             self._tell_cost()
@@ -139,9 +154,16 @@ def _job(held: Session, labels: LabelSetRef) -> TrainingJob:
     labelled = opened.manifest.splits["train"].labelled > 0 or config.task in LANGUAGE_TASKS
     head = label.head_of(labels.store)
     job = TrainingJob(
-        config=config.model_dump(mode="json", by_alias=True), labels=labels, output="", seed=config.seed, resume=True,
-        arms=arms(config, labelled=labelled), ceiling=_ceiling(held, opened.classes), others=mixed_labels(config),
-        teacher_rows_url=files.join(head, "fitted_rows.parquet") if head else None)
+        config=config.model_dump(mode="json", by_alias=True),
+        labels=labels,
+        output="",
+        seed=config.seed,
+        resume=True,
+        arms=arms(config, labelled=labelled),
+        ceiling=_ceiling(held, opened.classes),
+        others=mixed_labels(config),
+        teacher_rows_url=files.join(head, "fitted_rows.parquet") if head else None,
+    )
     # Another plan is another folder: models of an earlier configuration stay what their references say.
     folder = held.url("students", fingerprint(_plans(config, job))[:12])
     return TrainingJob(**{**job.__dict__, "output": folder})
@@ -156,5 +178,6 @@ def _ceiling(held: Session, classes: tuple[str, ...]) -> SnapshotRef | None:
     source = held.config.student.ceiling
     if source is None:
         return None
-    return freeze(held.config, held.config.snapshot.model_copy(
-        update={"source": source, "exclude": (), "classes": classes}))
+    return freeze(
+        held.config, held.config.snapshot.model_copy(update={"source": source, "exclude": (), "classes": classes})
+    )

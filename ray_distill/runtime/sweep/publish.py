@@ -13,8 +13,8 @@ from ray_distill.config.load import put
 from ray_distill.config.trials import Trial, value_at
 from ray_distill.evaluation.report.plots import figure_png
 from ray_distill.evaluation.sweep.compare import SweepResult, paths_of, to_csv
-from ray_distill.evaluation.sweep.plots import frontier_figure, parallel_figure, spread
 from ray_distill.evaluation.sweep.html import markdown, render_sweep
+from ray_distill.evaluation.sweep.plots import frontier_figure, parallel_figure, spread
 from ray_distill.runtime.core.session import Session
 from ray_distill.runtime.sweep.resolve_trials import duplicates, labelling
 from ray_distill.storage import files
@@ -31,12 +31,20 @@ def publish(held: Session, result: SweepResult, trials: Mapping[int, Trial], fac
     """
     values = varied(result, trials)
     best = best_campaign(held.config, list(trials.values()), result.best)
-    page = render_sweep(result, title=held.config.campaign, values=values, provenance=facts,
-                        rerun=f"ray-distill run {shlex.quote(files.join(result.url, 'best.yaml'))}")
+    page = render_sweep(
+        result,
+        title=held.config.campaign,
+        values=values,
+        provenance=facts,
+        rerun=f"ray-distill run {shlex.quote(files.join(result.url, 'best.yaml'))}",
+    )
     made: dict[str, bytes] = {
-        "results.json": files.json_bytes(result.to_dict()), "results.csv": to_csv(result).encode(),
-        "sweep.html": page.encode(), "best.yaml": best.encode(),
-        "parallel.png": figure_png(parallel_figure(result, values))}
+        "results.json": files.json_bytes(result.to_dict()),
+        "results.csv": to_csv(result).encode(),
+        "sweep.html": page.encode(),
+        "best.yaml": best.encode(),
+        "parallel.png": figure_png(parallel_figure(result, values)),
+    }
     if any(trial.efficiency is not None for trial in result.own):
         made["frontier.png"] = figure_png(frontier_figure(result))
     with tempfile.TemporaryDirectory(prefix="ray-distill-sweep-") as folder:
@@ -45,18 +53,25 @@ def publish(held: Session, result: SweepResult, trials: Mapping[int, Trial], fac
             (Path(folder) / name).write_bytes(data)
             held.parent.artifact(Path(folder) / name)
     winner = result.winner
-    held.parent.metrics({f"best_{name}": value for name, value in winner.metrics.items()} | {
-        f"trials_{verdict}": float(result.count(verdict)) for verdict in ("finished", "stopped", "failed")})
+    held.parent.metrics(
+        {f"best_{name}": value for name, value in winner.metrics.items()}
+        | {f"trials_{verdict}": float(result.count(verdict)) for verdict in ("finished", "stopped", "failed")}
+    )
     if winner.efficiency is not None:
-        held.parent.metrics({"best_parameters": float(winner.efficiency.parameters),
-                             "best_latency_ms_p50": winner.efficiency.latency_ms_p50})
+        held.parent.metrics(
+            {
+                "best_parameters": float(winner.efficiency.parameters),
+                "best_latency_ms_p50": winner.efficiency.latency_ms_p50,
+            }
+        )
     held.parent.tags({"best_trial": winner.name, "objective": result.objective, "description": markdown(result)})
 
 
 def varied(result: SweepResult, trials: Mapping[int, Trial]) -> dict[str, Sequence[Any]]:
     """What each trial (of ``result.own``) has at each path that differs between them."""
-    found = {path: [value_at(trials[trial.number].config, path) for trial in result.own]
-             for path in paths_of(result.trials)}
+    found = {
+        path: [value_at(trials[trial.number].config, path) for trial in result.own] for path in paths_of(result.trials)
+    }
     return {path: values for path, values in found.items() if spread(values)}
 
 
@@ -68,8 +83,10 @@ def best_campaign(base: Campaign, trials: Sequence[Trial], best: int) -> str:
         if path != "seed":
             put(value, path, item)
     value["labels"]["store"] = next(iter(labelling(base, [trial]).values())).labels.store
-    heading = (f"# Trial {trial.number} of the sweep of {base.campaign}: {trial.name}. The seed is the campaign's: it "
-               "decides the snapshot too.\n")
+    heading = (
+        f"# Trial {trial.number} of the sweep of {base.campaign}: {trial.name}. The seed is the campaign's: it "
+        "decides the snapshot too.\n"
+    )
     return heading + yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
 
 
@@ -78,8 +95,11 @@ def plan_lines(config: Campaign, trials: Sequence[Trial]) -> list[str]:
     assert config.sweep is not None
     same, sets = duplicates(trials), labelling(config, trials)
     stop = config.sweep.stop
-    rule = "none is stopped" if stop is None else (
-        f"at {', '.join(f'{rung:g}' for rung in stop.rungs)} epochs the best {stop.keep:.0%} go on")
+    rule = (
+        "none is stopped"
+        if stop is None
+        else (f"at {', '.join(f'{rung:g}' for rung in stop.rungs)} epochs the best {stop.keep:.0%} go on")
+    )
     named = {trial.name for trial in config.sweep.trials}
     lines = []
     for trial in trials:
@@ -90,6 +110,8 @@ def plan_lines(config: Campaign, trials: Sequence[Trial]) -> list[str]:
     if config.sweep.grid:
         lines.insert(0, f"grid       {' × '.join(config.sweep.grid)}")
     return [
-        f"label      {len(sets)} label set(s) → {', '.join(sorted(one.store_url for one in sets.values()))}", *lines,
+        f"label      {len(sets)} label set(s) → {', '.join(sorted(one.store_url for one in sets.values()))}",
+        *lines,
         f"sweep      {len(trials) - len(same)} students, by {config.sweep.objective or 'what they are judged by'} "
-        f"on the validation split; {rule} → {files.join(config.output_url, 'sweep')}"]
+        f"on the validation split; {rule} → {files.join(config.output_url, 'sweep')}",
+    ]

@@ -9,18 +9,18 @@ from ray_distill.config.trials import Trial, WrongTrials, expand
 from ray_distill.errors import ConfigError, TeacherRefused
 from ray_distill.evaluation.measures.directions import LANGUAGE_TASKS, higher_is_better
 from ray_distill.fingerprint import fingerprint
+from ray_distill.runtime.core.session import absolute
 from ray_distill.runtime.stages import label
 from ray_distill.runtime.stages.preflight import check
-from ray_distill.runtime.training.label_mixture import mixed_labels
-from ray_distill.runtime.core.session import absolute
 from ray_distill.runtime.sweep.trial_worker import STOPPED, TrialTask
+from ray_distill.runtime.training.label_mixture import mixed_labels
 from ray_distill.snapshots.reader import Snapshot
 from ray_distill.storage import files
 from ray_distill.students.arms import arm_by_name
 from ray_distill.students.export import exported_arm
+from ray_distill.students.loop.validation import MIN_LABELLED
 from ray_distill.students.process_group import Ranks
 from ray_distill.students.run import TrainingJob, arm_plan
-from ray_distill.students.loop.validation import MIN_LABELLED
 
 ARM = "student"
 
@@ -68,9 +68,13 @@ def checked_trials(config: Campaign) -> tuple[Trial, ...]:
             wrong.add(trial.name, error)
         rates = trial.config.student.training.learning_rate
         if config.sweep is not None and config.sweep.stop is not None and len(rates) > 1:
-            wrong.add(trial.name, ConfigError(
-                f"student.training.learning_rate: a trial that may be stopped has one rate, found {len(rates)}: "
-                "sweep over them instead"))
+            wrong.add(
+                trial.name,
+                ConfigError(
+                    f"student.training.learning_rate: a trial that may be stopped has one rate, found {len(rates)}: "
+                    "sweep over them instead"
+                ),
+            )
     wrong.refuse(len(trials))
     return tuple(trials)
 
@@ -99,8 +103,16 @@ def labelling(base: Campaign, trials: Sequence[Trial]) -> dict[str, Campaign]:
 def plan_of(trial: Trial, labels: LabelSetRef, output: str, teacher_rows: str | None) -> TrainingJob:
     """The training job of a trial; ``output`` is the folder of all trials."""
     plain = trial.config.model_dump(mode="json", by_alias=True)
-    job = TrainingJob(config=plain, labels=labels, output=output, arms=(ARM,), seed=trial.config.seed, resume=True,
-                      teacher_rows_url=teacher_rows, others=mixed_labels(trial.config))
+    job = TrainingJob(
+        config=plain,
+        labels=labels,
+        output=output,
+        arms=(ARM,),
+        seed=trial.config.seed,
+        resume=True,
+        teacher_rows_url=teacher_rows,
+        others=mixed_labels(trial.config),
+    )
     return replace(job, output=files.join(output, plan_key(trial, labels)))
 
 
@@ -116,8 +128,13 @@ def duplicates(trials: Sequence[Trial]) -> dict[int, int]:
     found = {}
     for trial in trials:
         # Labels are the same where their settings are, so this is known before there are any.
-        pretended = LabelSetRef(store="", fingerprint=label_key(trial.config), log_length=0, log_digest="",
-                                snapshot=SnapshotRef(url="", fingerprint=""))
+        pretended = LabelSetRef(
+            store="",
+            fingerprint=label_key(trial.config),
+            log_length=0,
+            log_digest="",
+            snapshot=SnapshotRef(url="", fingerprint=""),
+        )
         number = first.setdefault(plan_key(trial, pretended), trial.number)
         if number != trial.number:
             found[trial.number] = number
@@ -143,11 +160,13 @@ def objective(config: Campaign, snapshot: Snapshot, label_sets: int) -> str:
     if metric not in measured:
         raise ConfigError(
             f"sweep.objective: {metric} is not measured of {config.task} on a validation split of {labelled} rows with "
-            f"true labels ({MIN_LABELLED} make the difference); {' and '.join(measured)} are")
+            f"true labels ({MIN_LABELLED} make the difference); {' and '.join(measured)} are"
+        )
     if label_sets > 1 and metric in ("validation_kl", "validation_agreement"):
         raise ConfigError(
             f"sweep.objective: {metric} of trials with different labels is of different teachers' answers and cannot "
-            f"be compared: give at least {MIN_LABELLED} validation rows true labels, or sweep over one set of labels")
+            f"be compared: give at least {MIN_LABELLED} validation rows true labels, or sweep over one set of labels"
+        )
     return metric
 
 
@@ -178,13 +197,18 @@ def on_disk(planned: Planned) -> Outcome | None:
     kept = files.read_json(url) if files.exists(url) else None
     if kept is None or kept["rule"] != planned.task.rule:
         return None
-    return Outcome(verdict="stopped", metrics=kept["metrics"], epoch=kept["epoch"], reason=(
-        f"at epoch {kept['epoch']:.3g}: place {kept['place']} of {kept['of']} at the rung of {kept['rung']:g}"))
+    return Outcome(
+        verdict="stopped",
+        metrics=kept["metrics"],
+        epoch=kept["epoch"],
+        reason=(f"at epoch {kept['epoch']:.3g}: place {kept['place']} of {kept['of']} at the rung of {kept['rung']:g}"),
+    )
 
 
 def finished(planned: Planned, ref: StudentRef) -> Outcome:
     """The outcome of a trial whose student is there."""
     facts = files.read_json(files.join(ref.url, "ray_distill.json"))["metadata"]
     epochs = planned.trial.config.student.training.epochs
-    return Outcome(verdict="finished", metrics=facts["validation"], student=ref,
-                   epoch=epochs * facts["best_step"] / facts["steps"])
+    return Outcome(
+        verdict="finished", metrics=facts["validation"], student=ref, epoch=epochs * facts["best_step"] / facts["steps"]
+    )

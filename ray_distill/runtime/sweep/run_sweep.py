@@ -1,8 +1,8 @@
 """The sweep: labels for its trials, the trials themselves, and what they came to, side by side.
 
-    <output>/sweep/trials/<plan>/   a trial's student, or its checkpoints: found again by any sweep with such a trial
-    <output>/sweep/<key>/           one sweep's tables, figures, page, and the best trial as a campaign of its own
-    <output>/state/sweep-<key>/     what is done, and the runs of the trials
+<output>/sweep/trials/<plan>/   a trial's student, or its checkpoints: found again by any sweep with such a trial
+<output>/sweep/<key>/           one sweep's tables, figures, page, and the best trial as a campaign of its own
+<output>/state/sweep-<key>/     what is done, and the runs of the trials
 """
 
 import time
@@ -16,16 +16,27 @@ from ray_distill.errors import DistillError, TrainingError
 from ray_distill.evaluation.measures.cost import SECONDS_AN_HOUR, stage_cost, stage_metrics
 from ray_distill.evaluation.sweep.compare import SweepResult, TrialResult, best_of, mark_frontier
 from ray_distill.fingerprint import fingerprint
-from ray_distill.runtime.stages import label
-from ray_distill.runtime.sweep import publish
 from ray_distill.runtime.core.connection import on_cluster
 from ray_distill.runtime.core.console import say
-from ray_distill.runtime.sweep.scheduler import Schedule, require_room
 from ray_distill.runtime.core.session import Session, parent_key
+from ray_distill.runtime.stages import label
+from ray_distill.runtime.sweep import publish
+from ray_distill.runtime.sweep.resolve_trials import (
+    Outcome,
+    Planned,
+    duplicates,
+    judged_rows,
+    label_key,
+    labelling,
+    more_is_better,
+    objective,
+    on_disk,
+    plan_of,
+)
+from ray_distill.runtime.sweep.scheduler import Schedule, require_room
 from ray_distill.runtime.sweep.time_students import time_students
-from ray_distill.runtime.sweep.trial_worker import TrialTask
 from ray_distill.runtime.sweep.trial_tracking import TrialRuns
-from ray_distill.runtime.sweep.resolve_trials import (Outcome, Planned, duplicates, judged_rows, label_key, labelling, more_is_better, objective, on_disk, plan_of)
+from ray_distill.runtime.sweep.trial_worker import TrialTask
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 
@@ -89,10 +100,19 @@ def _plan(held: Session, key: str, snapshot: SnapshotRef, trials: Sequence[Trial
     rule = None if stop is None else fingerprint([stop.model_dump(mode="json"), metric])
     heads = {name: label.head_of(ref.store) for name, ref in labels.items()}
     fitted = {name: head and files.join(head, "fitted_rows.parquet") for name, head in heads.items()}
-    planned = [_planned(held, trial, variants, labels, fitted, metric, rule)
-               for trial in trials if trial.number not in same]
-    return Sweep(held=held, key=key, trials=tuple(trials), planned=tuple(planned), same=same, snapshot=snapshot,
-                 labels=labels, metric=metric)
+    planned = [
+        _planned(held, trial, variants, labels, fitted, metric, rule) for trial in trials if trial.number not in same
+    ]
+    return Sweep(
+        held=held,
+        key=key,
+        trials=tuple(trials),
+        planned=tuple(planned),
+        same=same,
+        snapshot=snapshot,
+        labels=labels,
+        metric=metric,
+    )
 
 
 def _label(held: Session, name: str, variant: Campaign, snapshot: SnapshotRef) -> LabelSetRef:
@@ -102,14 +122,27 @@ def _label(held: Session, name: str, variant: Campaign, snapshot: SnapshotRef) -
 
 
 def _planned(
-    held: Session, trial: Trial, variants: Mapping[str, Campaign], labels: Mapping[str, LabelSetRef],
-    fitted: Mapping[str, str | None], metric: str, rule: str | None,
+    held: Session,
+    trial: Trial,
+    variants: Mapping[str, Campaign],
+    labels: Mapping[str, LabelSetRef],
+    fitted: Mapping[str, str | None],
+    metric: str,
+    rule: str | None,
 ) -> Planned:
     name = label_key(trial.config)
     trial = replace(trial, config=trial.config.model_copy(update={"labels": variants[name].labels}))
     job = plan_of(trial, labels[name], held.url("sweep", "trials"), fitted[name])
-    return Planned(trial=trial, task=TrialTask(
-        key=job.output.rpartition("/")[2], job=job, metric=metric, higher_is_better=more_is_better(metric), rule=rule))
+    return Planned(
+        trial=trial,
+        task=TrialTask(
+            key=job.output.rpartition("/")[2],
+            job=job,
+            metric=metric,
+            higher_is_better=more_is_better(metric),
+            rule=rule,
+        ),
+    )
 
 
 def _train(found: Sweep, runs: TrialRuns) -> dict[str, Outcome]:
@@ -121,8 +154,13 @@ def _train(found: Sweep, runs: TrialRuns) -> dict[str, Outcome]:
     earlier = [one for one in found.planned if one.key in outcomes]
     for one in earlier:
         runs.earlier(one, outcomes[one.key])
-    say(f"sweep: {len(found.trials)} trials, {len(found.same)} of them another one again, {len(earlier)} done already, "
-        f"{len(todo)} to train", trials=len(found.trials), done=len(earlier), to_train=len(todo))
+    say(
+        f"sweep: {len(found.trials)} trials, {len(found.same)} of them another one again, {len(earlier)} done already, "
+        f"{len(todo)} to train",
+        trials=len(found.trials),
+        done=len(earlier),
+        to_train=len(todo),
+    )
     if not todo:
         return outcomes
     require_room(todo)
@@ -132,26 +170,36 @@ def _train(found: Sweep, runs: TrialRuns) -> dict[str, Outcome]:
         outcomes[one.key] = outcome
         value = outcome.metrics.get(found.metric)
         shown = outcome.reason or f"{found.metric} {value:.4g}"
-        say(f"sweep: {one.trial.number} {outcome.verdict} ({one.trial.name}): {shown}; "
-            f"{len(outcomes)} of {len(found.planned)} trials have ended", trial=one.trial.number,
-            verdict=outcome.verdict)
+        say(
+            f"sweep: {one.trial.number} {outcome.verdict} ({one.trial.name}): {shown}; "
+            f"{len(outcomes)} of {len(found.planned)} trials have ended",
+            trial=one.trial.number,
+            verdict=outcome.verdict,
+        )
 
-    schedule = Schedule(todo, earlier, found.stop, most=config.sweep.max_concurrent, begun=runs.begin,
-                        stepped=runs.step, ended=ended)
+    schedule = Schedule(
+        todo, earlier, found.stop, most=config.sweep.max_concurrent, begun=runs.begin, stepped=runs.step, ended=ended
+    )
     started, since = time.time(), time.monotonic()
     try:
         schedule.run()
     finally:
-        _keep_cost(found.held, schedule, started, time.monotonic() - since,
-                   sum(item.size for one in todo for item in files.list_files(one.task.job.output)))
+        _keep_cost(
+            found.held,
+            schedule,
+            started,
+            time.monotonic() - since,
+            sum(item.size for one in todo for item in files.list_files(one.task.job.output)),
+        )
     return outcomes
 
 
 def _keep_cost(held: Session, schedule: Schedule, started: float, seconds: float, written: int) -> None:
     """What the trials have reserved is the cost of the stage."""
     cores, accelerators = (schedule.hours[name] * SECONDS_AN_HOUR / max(seconds, 1e-9) for name in ("CPU", "GPU"))
-    cost = stage_cost("sweep", seconds, cores=cores, accelerators=accelerators, bytes_written=written,
-                      prices=held.config.cost)
+    cost = stage_cost(
+        "sweep", seconds, cores=cores, accelerators=accelerators, bytes_written=written, prices=held.config.cost
+    )
     held.keep_cost(started, cost)
     held.parent.metrics(stage_metrics(cost))
 
@@ -166,38 +214,69 @@ def _require_one(found: Sweep, outcomes: Mapping[str, Outcome]) -> None:
         return
     failed = [one for one in found.planned if outcomes[one.key].verdict == "failed"]
     first = failed[0]  # whoever is the first at the last rung passes it: without a failure one has finished
-    raise TrainingError(f"no trial of the sweep has finished: {len(failed)} of {len(found.planned)} failed, the first, "
-                        f"'{first.trial.name}', with: {outcomes[first.key].reason}")
+    raise TrainingError(
+        f"no trial of the sweep has finished: {len(failed)} of {len(found.planned)} failed, the first, "
+        f"'{first.trial.name}', with: {outcomes[first.key].reason}"
+    )
 
 
 def _compare(found: Sweep, outcomes: Mapping[str, Outcome], runs: TrialRuns) -> SweepResult:
     held, better = found.held, more_is_better(found.metric)
     speeds, notes = _speeds(found, outcomes)
     own = {one.trial.number: _result(one, outcomes[one.key], speeds.get(one.key), runs) for one in found.planned}
-    again = {trial.number: replace(own[found.same[trial.number]], number=trial.number, name=trial.name,
-                                   changes=dict(trial.changes), same_as=found.same[trial.number])
-             for trial in found.trials if trial.number in found.same}
+    again = {
+        trial.number: replace(
+            own[found.same[trial.number]],
+            number=trial.number,
+            name=trial.name,
+            changes=dict(trial.changes),
+            same_as=found.same[trial.number],
+        )
+        for trial in found.trials
+        if trial.number in found.same
+    }
     marked = mark_frontier([(own | again)[trial.number] for trial in found.trials], found.metric, more_is_better=better)
     best = best_of(marked, found.metric, more_is_better=better)
     for one in found.planned:
         if outcomes[one.key].verdict == "finished":
-            runs.measured(one, speeds.get(one.key), best=one.trial.number == best,
-                          on_frontier=marked[one.trial.number - 1].on_frontier)
+            runs.measured(
+                one,
+                speeds.get(one.key),
+                best=one.trial.number == best,
+                on_frontier=marked[one.trial.number - 1].on_frontier,
+            )
     failed = [trial.number for trial in marked if trial.verdict == "failed"]
     if failed:
-        notes.append(f"{len(failed)} trial(s) failed (number {', '.join(map(str, failed))}); the same command tries "
-                     "them again")
+        notes.append(
+            f"{len(failed)} trial(s) failed (number {', '.join(map(str, failed))}); the same command tries them again"
+        )
     return SweepResult(
-        url=held.url("sweep", found.key), objective=found.metric, more_is_better=better, trials=marked, best=best,
-        validation_rows=judged_rows(held.config, open_snapshot(found.snapshot), found.metric), notes=tuple(notes),
-        tracking_uri=held.tracker.uri, run_id=held.parent.run_id, review=held.tracker.review_url(held.parent.run_id))
+        url=held.url("sweep", found.key),
+        objective=found.metric,
+        more_is_better=better,
+        trials=marked,
+        best=best,
+        validation_rows=judged_rows(held.config, open_snapshot(found.snapshot), found.metric),
+        notes=tuple(notes),
+        tracking_uri=held.tracker.uri,
+        run_id=held.parent.run_id,
+        review=held.tracker.review_url(held.parent.run_id),
+    )
 
 
 def _result(one: Planned, outcome: Outcome, speed: Efficiency | None, runs: TrialRuns) -> TrialResult:
     return TrialResult(
-        number=one.trial.number, name=one.trial.name, verdict=outcome.verdict, changes=dict(one.trial.changes),
-        metrics=dict(outcome.metrics), epoch=outcome.epoch, efficiency=speed, student=outcome.student,
-        reason=outcome.reason, run_id=runs.run_id(one.key))
+        number=one.trial.number,
+        name=one.trial.name,
+        verdict=outcome.verdict,
+        changes=dict(one.trial.changes),
+        metrics=dict(outcome.metrics),
+        epoch=outcome.epoch,
+        efficiency=speed,
+        student=outcome.student,
+        reason=outcome.reason,
+        run_id=runs.run_id(one.key),
+    )
 
 
 def _speeds(found: Sweep, outcomes: Mapping[str, Outcome]) -> tuple[dict[str, Efficiency], list[str]]:
@@ -211,8 +290,16 @@ def _speeds(found: Sweep, outcomes: Mapping[str, Outcome]) -> tuple[dict[str, Ef
             shapes.setdefault(fingerprint(shape), []).append((one, student))
     urls = {shape: members[0][1].url for shape, members in shapes.items()}
     try:
-        timed = on_cluster(time_students, config, found.snapshot, urls, threads=max(1, int(resources.cpus)),
-                           cpus=resources.cpus, gpus=resources.gpus, what="timing the students")
+        timed = on_cluster(
+            time_students,
+            config,
+            found.snapshot,
+            urls,
+            threads=max(1, int(resources.cpus)),
+            cpus=resources.cpus,
+            gpus=resources.gpus,
+            what="timing the students",
+        )
     except DistillError as error:  # the trials are worth more than their timings
         say(f"sweep: the students could not be timed: {error}")
         return {}, [f"Size and latency are missing, so there is no frontier: {error}"]
@@ -220,10 +307,19 @@ def _speeds(found: Sweep, outcomes: Mapping[str, Outcome]) -> tuple[dict[str, Ef
 
 
 def _facts(found: Sweep) -> dict[str, str]:
-    sets = {f"labels {name}" if len(found.labels) > 1 else "labels": f"{ref.fingerprint} at {ref.store}"
-            for name, ref in found.labels.items()}
+    sets = {
+        f"labels {name}" if len(found.labels) > 1 else "labels": f"{ref.fingerprint} at {ref.store}"
+        for name, ref in found.labels.items()
+    }
     stop = found.stop
-    rule = "none" if stop is None else (f"rungs at {', '.join(f'{rung:g}' for rung in stop.rungs)} epochs, "
-                                        f"{stop.keep:.3g} go on")
-    return {"configuration": found.held.config.fingerprint, "stopping": rule,
-            "snapshot": f"{found.snapshot.fingerprint} at {found.snapshot.url}", **sets}
+    rule = (
+        "none"
+        if stop is None
+        else (f"rungs at {', '.join(f'{rung:g}' for rung in stop.rungs)} epochs, {stop.keep:.3g} go on")
+    )
+    return {
+        "configuration": found.held.config.fingerprint,
+        "stopping": rule,
+        "snapshot": f"{found.snapshot.fingerprint} at {found.snapshot.url}",
+        **sets,
+    }

@@ -21,10 +21,10 @@ from ray_distill.evaluation.measures.cost import SECONDS_AN_HOUR
 from ray_distill.runtime.core.connection import capacity, explain, require_bundles
 from ray_distill.runtime.core.console import say
 from ray_distill.runtime.sweep.coordinator import Desk
+from ray_distill.runtime.sweep.resolve_trials import Outcome, Planned, finished, on_disk
+from ray_distill.runtime.sweep.trial_worker import known_rungs, train_alone, train_together
 from ray_distill.runtime.training.metrics_channel import StepMetrics
 from ray_distill.runtime.training.workers import fit_ranks, resources_of
-from ray_distill.runtime.sweep.trial_worker import known_rungs, train_alone, train_together
-from ray_distill.runtime.sweep.resolve_trials import Outcome, Planned, finished, on_disk
 from ray_distill.students.telemetry.reporter import TrainingStopped
 
 #: Seconds between two looks at the desk.
@@ -57,8 +57,14 @@ class Schedule:
     """The trials that are still to be trained, and those that are being trained."""
 
     def __init__(
-        self, todo: Sequence[Planned], others: Sequence[Planned], stop: StopConfig | None, *, most: int | None,
-        begun: Callable[[Planned], None], stepped: Callable[[str, StepMetrics], None],
+        self,
+        todo: Sequence[Planned],
+        others: Sequence[Planned],
+        stop: StopConfig | None,
+        *,
+        most: int | None,
+        begun: Callable[[Planned], None],
+        stepped: Callable[[str, StepMetrics], None],
         ended: Callable[[Planned, Outcome], None],
     ) -> None:
         """Nothing runs yet.
@@ -82,7 +88,8 @@ class Schedule:
         known = {one.key: known_rungs(one.task.job.output, one.task.rule) for one in (*todo, *others)}
         self._here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._desk = ray.remote(num_cpus=0, scheduling_strategy=self._here)(Desk).remote(
-            stop.rungs if stop else (), stop.keep if stop else 1.0, known)
+            stop.rungs if stop else (), stop.keep if stop else 1.0, known
+        )
 
     def run(self) -> None:
         """Run all trials to their ends.
@@ -98,8 +105,10 @@ class Schedule:
                     done, _ = ray.wait([ref for _, ref in self._running.values()], timeout=POLL_SECONDS)
                     self._look(done)
             except ray.exceptions.RayActorError as lost:
-                raise ClusterError(f"the sweep lost its desk ({explain(lost, 'asking it')}): run the same command "
-                                   "again and it goes on where it was") from lost
+                raise ClusterError(
+                    f"the sweep lost its desk ({explain(lost, 'asking it')}): run the same command "
+                    "again and it goes on where it was"
+                ) from lost
             finally:
                 for planned, _ in list(self._running.values()):
                     self._end(planned)
@@ -111,8 +120,11 @@ class Schedule:
         if not self._running:
             return True  # it fitted when the sweep began: Ray waits until it does again
         taken = [need(one) for one, _ in self._running.values()]
-        return all(sum(one.get(name, 0.0) for one in taken) + amount <= capacity(name)
-                   for name, amount in need(planned).items() if amount > 0)
+        return all(
+            sum(one.get(name, 0.0) for one in taken) + amount <= capacity(name)
+            for name, amount in need(planned).items()
+            if amount > 0
+        )
 
     def _start(self, planned: Planned, folder: str) -> None:
         self._begun(planned)
@@ -160,12 +172,21 @@ class Schedule:
         lost = self._lost[planned.key] = self._lost.get(planned.key, 0) + 1
         most = training_of(planned).max_failures
         if lost <= most:
-            say(f"sweep: {planned.trial.name} was interrupted ({reason}); restart {lost} of {most} goes on from the "
-                "last checkpoint", trial=planned.trial.number)
+            say(
+                f"sweep: {planned.trial.name} was interrupted ({reason}); restart {lost} of {most} goes on from the "
+                "last checkpoint",
+                trial=planned.trial.number,
+            )
             self._waiting.appendleft(planned)
             return
-        self._ended(planned, failed(ClusterError(
-            f"{reason}; that was the last of {most} restart(s) that student.training.max_failures allows")))
+        self._ended(
+            planned,
+            failed(
+                ClusterError(
+                    f"{reason}; that was the last of {most} restart(s) that student.training.max_failures allows"
+                )
+            ),
+        )
 
 
 def outcome_of(planned: Planned, students: Sequence[str] | None, error: Exception | None) -> Outcome:

@@ -50,8 +50,15 @@ class Rungs:
                 continue
             found[trial] = value
             place = 1 + sum(other < value for other in found.values())
-            made.append(Judgement(rung=rung, value=value, place=place, of=len(found),
-                                  goes_on=place <= math.ceil(self._keep * len(found) - 1e-9)))
+            made.append(
+                Judgement(
+                    rung=rung,
+                    value=value,
+                    place=place,
+                    of=len(found),
+                    goes_on=place <= math.ceil(self._keep * len(found) - 1e-9),
+                )
+            )
             if not made[-1].goes_on:
                 break
         return made

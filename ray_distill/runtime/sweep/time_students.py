@@ -11,8 +11,8 @@ from ray_distill.config import Campaign, TeacherConfig
 from ray_distill.evaluation.measures.directions import LANGUAGE_TASKS
 from ray_distill.evaluation.measures.efficiency import measure_efficiency
 from ray_distill.evaluation.predict.language_model import encode_for_all
-from ray_distill.models.io.load import load_model
 from ray_distill.models.core.model import Model
+from ray_distill.models.io.load import load_model
 from ray_distill.runtime.stages.judge import TIMED_EXAMPLES, panel_of, runner_of, size_of
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.tasks.catalogue import TASKS, TOKEN_TASKS
@@ -35,15 +35,19 @@ def time_students(
     """
     torch.set_num_threads(threads)
     teacher = config.labels.teacher
-    models = {name: load_model(TeacherConfig(model=url, device=teacher.device, language=teacher.language),
-                               task=config.task) for name, url in urls.items()}
+    models = {
+        name: load_model(TeacherConfig(model=url, device=teacher.device, language=teacher.language), task=config.task)
+        for name, url in urls.items()
+    }
     opened = open_snapshot(snapshot)
     panel = panel_of(config, models, opened.classes)
     rows = _accepted(config, models, opened.read("validation", columns=list(panel.columns)).slice(0, TIMED_EXAMPLES))
-    runners = {name: runner_of(models[name], run, size_of(models[name], None))
-               for name, run in panel.runs(rows).items()}
-    return measure_efficiency(runners, examples=rows.num_rows, requests=config.evaluation.latency_requests,
-                              batch=config.evaluation.batch)
+    runners = {
+        name: runner_of(models[name], run, size_of(models[name], None)) for name, run in panel.runs(rows).items()
+    }
+    return measure_efficiency(
+        runners, examples=rows.num_rows, requests=config.evaluation.latency_requests, batch=config.evaluation.batch
+    )
 
 
 def _accepted(config: Campaign, models: Mapping[str, Model], rows: pa.Table) -> pa.Table:

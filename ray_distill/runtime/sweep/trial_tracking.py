@@ -6,9 +6,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from ray_distill.artifacts import Efficiency
-from ray_distill.runtime.training.metrics_channel import StepMetrics
 from ray_distill.runtime.core.session import Session
 from ray_distill.runtime.sweep.resolve_trials import ARM, Outcome, Planned
+from ray_distill.runtime.training.metrics_channel import StepMetrics
 from ray_distill.storage import files
 from ray_distill.tracking.base import Run
 
@@ -36,10 +36,19 @@ class TrialRuns:
         if planned.key in self._open:
             return
         stack, trial = ExitStack(), planned.trial
-        run = stack.enter_context(self._held.tracker.run(
-            _name(planned), parent=self._held.parent.run_id, run_id=self._kept(planned.key).get("run_id"),
-            tags={"stage": "trial", "trial": str(trial.number), "campaign": self._held.config.campaign,
-                  "plan": planned.key}))
+        run = stack.enter_context(
+            self._held.tracker.run(
+                _name(planned),
+                parent=self._held.parent.run_id,
+                run_id=self._kept(planned.key).get("run_id"),
+                tags={
+                    "stage": "trial",
+                    "trial": str(trial.number),
+                    "campaign": self._held.config.campaign,
+                    "plan": planned.key,
+                },
+            )
+        )
         self._open[planned.key] = run, stack
         run.params(trial.changes)
         files.write_json(self._url(planned.key), {"run_id": run.run_id})
@@ -71,10 +80,15 @@ class TrialRuns:
         with self._held.tracker.run(_name(planned), parent=self._held.parent.run_id, run_id=known) as run:
             run.tags({"frontier": str(on_frontier).lower(), "best": str(best).lower()})
             if efficiency is not None:
-                run.metrics({
-                    "parameters": float(efficiency.parameters), "size_bytes": float(efficiency.bytes_on_disk),
-                    "latency_ms_p50": efficiency.latency_ms_p50, "latency_ms_p95": efficiency.latency_ms_p95,
-                    "throughput_examples_per_second": efficiency.examples_per_second})
+                run.metrics(
+                    {
+                        "parameters": float(efficiency.parameters),
+                        "size_bytes": float(efficiency.bytes_on_disk),
+                        "latency_ms_p50": efficiency.latency_ms_p50,
+                        "latency_ms_p95": efficiency.latency_ms_p95,
+                        "throughput_examples_per_second": efficiency.examples_per_second,
+                    }
+                )
 
     def run_id(self, key: str) -> str:
         """The trial's run."""

@@ -1,8 +1,8 @@
 """What the ranks of a trial run: the training of one student, which asks at each rung whether to go on.
 
-    <trial>/student/, student.json    the finished student, as in any training
-    <trial>/rungs.json                what it had at the rungs that it has passed
-    <trial>/stopped.json              why it was stopped; the checkpoint beside it lets it go on under another rule
+<trial>/student/, student.json    the finished student, as in any training
+<trial>/rungs.json                what it had at the rungs that it has passed
+<trial>/stopped.json              why it was stopped; the checkpoint beside it lets it go on under another rule
 """
 
 import pickle
@@ -68,12 +68,19 @@ class TrialReporter:
             return
         if not found[-1].goes_on:
             seen = {name: value for name, value in values.items() if name.startswith("validation_")}
-            self.stopped = {"rule": self._task.rule, "step": step, "epoch": values["epoch"], "metrics": seen,
-                            "passed": _pairs(self._passed), **asdict(found[-1])}
+            self.stopped = {
+                "rule": self._task.rule,
+                "step": step,
+                "epoch": values["epoch"],
+                "metrics": seen,
+                "passed": _pairs(self._passed),
+                **asdict(found[-1]),
+            }
             return
         self._passed |= {one.rung: one.value for one in found}
-        files.write_json(files.join(self._task.job.output, RUNGS),
-                         {"rule": self._task.rule, "passed": _pairs(self._passed)})
+        files.write_json(
+            files.join(self._task.job.output, RUNGS), {"rule": self._task.rule, "passed": _pairs(self._passed)}
+        )
 
     def flush(self) -> None:
         """Send what is waiting."""
@@ -99,8 +106,10 @@ def objective_of(values: Mapping[str, float], task: TrialTask) -> float:
         TrainingError: it was not measured.
     """
     if task.metric not in values:
-        raise TrainingError(f"sweep.objective: {task.metric} is not measured on this validation split; measured are "
-                            f"{', '.join(sorted(name for name in values if name.startswith('validation_')))}")
+        raise TrainingError(
+            f"sweep.objective: {task.metric} is not measured on this validation split; measured are "
+            f"{', '.join(sorted(name for name in values if name.startswith('validation_')))}"
+        )
     return -values[task.metric] if task.higher_is_better else values[task.metric]
 
 

@@ -39,13 +39,18 @@ def check_mixture(config: Campaign) -> list[str]:
     wrong = []
     for number, manifest in enumerate(manifests):
         if manifest.task != config.task:
-            wrong.append(f"student.mixture.others.{number}: labels of {manifest.task}, and the campaign is of "
-                         f"{config.task}")
-    for name, estimator in (("labels.signal.estimator", signal.estimator), *(
-            (f"student.mixture.others.{number}", manifest.estimator) for number, manifest in enumerate(manifests))):
+            wrong.append(
+                f"student.mixture.others.{number}: labels of {manifest.task}, and the campaign is of {config.task}"
+            )
+    for name, estimator in (
+        ("labels.signal.estimator", signal.estimator),
+        *((f"student.mixture.others.{number}", manifest.estimator) for number, manifest in enumerate(manifests)),
+    ):
         if mixture.how == "average" and estimator in ("sampled", "hybrid"):
-            wrong.append(f"student.mixture.how: average, but {name} is {estimator}, and the mean of draws is no "
-                         "distribution: take topk or dense, or mix by source")
+            wrong.append(
+                f"student.mixture.how: average, but {name} is {estimator}, and the mean of draws is no "
+                "distribution: take topk or dense, or mix by source"
+            )
     return wrong
 
 

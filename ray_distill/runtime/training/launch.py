@@ -59,10 +59,14 @@ def train_ranks(
             return [StudentRef.from_json(text) for text in students]
         reason = "no rank finished" if failure is None else str(explain(failure, "training"))
         if attempt < training.max_failures:
-            say(f"training was interrupted ({reason}); restart {attempt + 1} of {training.max_failures} goes on from "
-                "the last checkpoint")
-    raise ClusterError(f"{reason}; that was the last of {training.max_failures} restart(s) that "
-                       "student.training.max_failures allows; the last checkpoint is kept: run again to go on from it")
+            say(
+                f"training was interrupted ({reason}); restart {attempt + 1} of {training.max_failures} goes on from "
+                "the last checkpoint"
+            )
+    raise ClusterError(
+        f"{reason}; that was the last of {training.max_failures} restart(s) that "
+        "student.training.max_failures allows; the last checkpoint is kept: run again to go on from it"
+    )
 
 
 def _fit(
@@ -105,8 +109,10 @@ def _tell_wait(mailbox: Any, training: TrainingConfig, at: float | None) -> floa
         return None  # as in `_deliver`
     if time.monotonic() < at:
         return at
-    say(f"train: none of {training.least_workers} worker(s) is at work after {WAIT_SECONDS:g} s: other jobs hold the "
-        "room, Ray holds it for a run that was killed (three minutes at most), or they are slow to start")
+    say(
+        f"train: none of {training.least_workers} worker(s) is at work after {WAIT_SECONDS:g} s: other jobs hold the "
+        "room, Ray holds it for a run that was killed (three minutes at most), or they are slow to start"
+    )
     return None
 
 

@@ -22,14 +22,21 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "distill_train_peak_memory_bytes": ("Most memory held; rank: its number, or max and min", ("arm", "rank")),
     "distill_train_core_hours": ("Core-hours reserved by this attempt", ()),
     "distill_train_accelerator_hours": ("Accelerator-hours reserved by this attempt", ()),
-    "distill_train_money": ("What this attempt has cost at the configured prices", ("currency",))}
-_PLAIN = {"examples_per_second": "distill_train_examples_per_second",
-          "tokens_per_second": "distill_train_tokens_per_second", "data_wait": "distill_train_data_wait_ratio"}
+    "distill_train_money": ("What this attempt has cost at the configured prices", ("currency",)),
+}
+_PLAIN = {
+    "examples_per_second": "distill_train_examples_per_second",
+    "tokens_per_second": "distill_train_tokens_per_second",
+    "data_wait": "distill_train_data_wait_ratio",
+}
 #: Metrics of a step that begin so → gauge, the tag that the rest of the name is, and the factor to its unit.
-_BY_REST = (("seconds_", "distill_train_step_seconds", "part", 1.0),
-            ("peak_memory_gib_rank_", "distill_train_peak_memory_bytes", "rank", 2.0**30),
-            ("peak_memory_gib_", "distill_train_peak_memory_bytes", "rank", 2.0**30),
-            ("loss_", "distill_train_loss", "term", 1.0), ("validation_", "distill_train_validation", "metric", 1.0))
+_BY_REST = (
+    ("seconds_", "distill_train_step_seconds", "part", 1.0),
+    ("peak_memory_gib_rank_", "distill_train_peak_memory_bytes", "rank", 2.0**30),
+    ("peak_memory_gib_", "distill_train_peak_memory_bytes", "rank", 2.0**30),
+    ("loss_", "distill_train_loss", "term", 1.0),
+    ("validation_", "distill_train_validation", "metric", 1.0),
+)
 
 
 class TrainingGauges:
@@ -40,7 +47,8 @@ class TrainingGauges:
 
         self._campaign = campaign
         self._gauges: dict[str, Any] = {
-            name: Gauge(name, description=text, tag_keys=("campaign", *tags)) for name, (text, tags) in GAUGES.items()}
+            name: Gauge(name, description=text, tag_keys=("campaign", *tags)) for name, (text, tags) in GAUGES.items()
+        }
 
     def step(self, arm: str, step: int, values: Mapping[str, float]) -> None:
         """Tell a step's metrics, by the names of the training loop; what has no gauge is left out."""
@@ -66,6 +74,9 @@ def gauged(step: int, values: Mapping[str, float]) -> list[tuple[str, dict[str, 
         elif name in ("mfu", "hfu"):
             found.append(("distill_train_flops_utilisation_ratio", {"kind": name}, value))
         else:
-            found += [(gauge, {tag: name.removeprefix(prefix)}, value * factor)
-                      for prefix, gauge, tag, factor in _BY_REST if name.startswith(prefix)][:1]
+            found += [
+                (gauge, {tag: name.removeprefix(prefix)}, value * factor)
+                for prefix, gauge, tag, factor in _BY_REST
+                if name.startswith(prefix)
+            ][:1]
     return found

@@ -27,7 +27,10 @@ START_SECONDS = 20.0
 
 
 def fit_ranks(
-    job: bytes, training: TrainingConfig, mailbox: Any, folder: str,
+    job: bytes,
+    training: TrainingConfig,
+    mailbox: Any,
+    folder: str,
     rank: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
     """Run a job's ranks to their end; what it raises tells what was lost.
@@ -48,15 +51,22 @@ def fit_ranks(
     if not isinstance(training.workers, int):
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_SECONDS))
     trainer = TorchTrainer(
-        rank or train_rank, train_loop_config={"job": job, "mailbox": mailbox, "threads": max(1, int(training.cpus))},
+        rank or train_rank,
+        train_loop_config={"job": job, "mailbox": mailbox, "threads": max(1, int(training.cpus))},
         torch_config=TorchConfig(backend="nccl" if training.gpus else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=training.workers, use_gpu=training.gpus > 0, resources_per_worker=resources_of(training),
-            elastic_resize_monitor_interval_s=RESIZE_SECONDS),
+            num_workers=training.workers,
+            use_gpu=training.gpus > 0,
+            resources_per_worker=resources_of(training),
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+        ),
         # Failures are counted by who calls this; of machines that are taken away many more are gone on from.
         run_config=ray.train.RunConfig(
-            name=f"train-{uuid.uuid4().hex[:8]}", storage_path=folder,
-            failure_config=ray.train.FailureConfig(max_failures=0, max_preemption_failures=MAX_PREEMPTIONS)))
+            name=f"train-{uuid.uuid4().hex[:8]}",
+            storage_path=folder,
+            failure_config=ray.train.FailureConfig(max_failures=0, max_preemption_failures=MAX_PREEMPTIONS),
+        ),
+    )
     trainer.fit()
 
 

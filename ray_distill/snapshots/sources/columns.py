@@ -20,7 +20,8 @@ def wanted_columns(columns: Columns, input_column: str) -> dict[str, str]:
         if name in RESERVED or columns.slices.count(name) > 1:
             raise SnapshotError(
                 f"snapshot.columns.slices: {name!r} is {'reserved' if name in RESERVED else 'named twice'}; slices "
-                f"need distinct names other than {', '.join(RESERVED)}: rename the column in the source")
+                f"need distinct names other than {', '.join(RESERVED)}: rename the column in the source"
+            )
     named = {"label": columns.label, "group": columns.group, "time": columns.time}
     if input_column == "text":
         named["target"] = columns.target
@@ -42,6 +43,7 @@ def require_columns(wanted: Mapping[str, str], found: Sequence[str], where: str)
             unlabelled = " (--set snapshot.columns.label=null if no row is labelled)" if part == "label" else ""
             raise SnapshotError(
                 f"{where} has no column {name!r} for the {part}; found: {', '.join(found) or 'none'}. {advice}"
-                f"Set snapshot.columns{unlabelled}")
+                f"Set snapshot.columns{unlabelled}"
+            )
         if list(found).count(name) > 1:
             raise SnapshotError(f"{where} has the column {name!r} {list(found).count(name)} times: rename one")

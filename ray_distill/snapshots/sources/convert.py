@@ -57,7 +57,8 @@ def to_bytes(column: pa.ChunkedArray, name: str) -> pa.Array:
     if pa.types.is_null(column.type) or _is_bytes(column.type):
         return _joined(column.cast(pa.large_binary()))
     raise SnapshotError(
-        f"column {name!r} holds {column.type}, expected encoded images as binary or as struct {{bytes, path}}")
+        f"column {name!r} holds {column.type}, expected encoded images as binary or as struct {{bytes, path}}"
+    )
 
 
 def to_time(column: pa.ChunkedArray, name: str) -> tuple[pa.Array, Mask]:
@@ -139,13 +140,23 @@ def _joined(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
-                or pa.types.is_fixed_size_binary(kind))
+    return bool(
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_binary_view(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    )
 
 
 def _is_scalar(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_null(kind) or pa.types.is_boolean(kind) or pa.types.is_integer(kind)
-                or pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_temporal(kind))
+    return bool(
+        pa.types.is_null(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_decimal(kind)
+        or pa.types.is_temporal(kind)
+    )
 
 
 def _mask(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.bool_]:

@@ -12,8 +12,8 @@ import pyarrow as pa
 from pyarrow import csv
 
 from ray_distill.errors import SnapshotError
-from ray_distill.snapshots.sources.columns import require_columns
 from ray_distill.snapshots.rows import Reason, Rows, file_rows
+from ray_distill.snapshots.sources.columns import require_columns
 
 Fields = list[bytes]
 
@@ -49,11 +49,16 @@ def _read_whole(data: bytes, wanted: Mapping[str, str], width: int) -> pa.Table 
     names = list(dict.fromkeys(wanted.values()))
     try:
         table = csv.read_csv(
-            pa.BufferReader(data), read_options=csv.ReadOptions(block_size=min(len(data) + 1, _LARGEST_BLOCK)),
+            pa.BufferReader(data),
+            read_options=csv.ReadOptions(block_size=min(len(data) + 1, _LARGEST_BLOCK)),
             parse_options=csv.ParseOptions(newlines_in_values=True),
             convert_options=csv.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.large_binary()), include_columns=names, null_values=[""],
-                strings_can_be_null=True))
+                column_types=dict.fromkeys(names, pa.large_binary()),
+                include_columns=names,
+                null_values=[""],
+                strings_can_be_null=True,
+            ),
+        )
     except pa.ArrowInvalid:
         return None
     if any(table.column(name)[-1].as_py() != _SENTINEL for name in names):
@@ -64,9 +69,12 @@ def _read_whole(data: bytes, wanted: Mapping[str, str], width: int) -> pa.Table 
 def _read_records(data: bytes, start: int, wanted: Mapping[str, str], header: Fields, source: int) -> Rows:
     records = list(_records(data, start, len(header)))
     index = {part: header.index(name.encode()) for part, name in wanted.items()}
-    table = pa.table({
-        part: pa.array([None if fields is None else fields[at] or None for fields in records], pa.large_binary())
-        for part, at in index.items()})
+    table = pa.table(
+        {
+            part: pa.array([None if fields is None else fields[at] or None for fields in records], pa.large_binary())
+            for part, at in index.items()
+        }
+    )
     why = np.array([Reason.MALFORMED_CSV if fields is None else 0 for fields in records], dtype=np.int8)
     return file_rows(table, why, source)
 

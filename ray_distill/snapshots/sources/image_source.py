@@ -21,8 +21,19 @@ DECODERS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 #: What Pillow raises on malformed input, depending on the decoder.
 _DECODE_ERRORS = (
-    OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, AttributeError, OverflowError,
-    NotImplementedError, struct.error, zlib.error)
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    AttributeError,
+    OverflowError,
+    NotImplementedError,
+    struct.error,
+    zlib.error,
+)
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError)
 _BATCH_FILES = 256
 
@@ -42,16 +53,20 @@ def read_images(files: Sequence[SourceFile], first: int, wanted: Mapping[str, st
     if impossible:
         raise SnapshotError(
             f"{files[0].name}: a folder of images has only images and their folders' names, so no "
-            f"{', '.join(impossible)}: unset snapshot.columns.{impossible[0]}, or use Parquet with an image column")
+            f"{', '.join(impossible)}: unset snapshot.columns.{impossible[0]}, or use Parquet with an image column"
+        )
     labels = pa.array([file.folder for file in files], pa.large_string())
     return Rows(
-        table=pa.table({"image": _read(files), "label": labels}), why=np.zeros(len(files), dtype=np.int8),
-        source=np.arange(first, first + len(files), dtype=np.int32), record=np.ones(len(files), dtype=np.int64))
+        table=pa.table({"image": _read(files), "label": labels}),
+        why=np.zeros(len(files), dtype=np.int8),
+        source=np.arange(first, first + len(files), dtype=np.int32),
+        record=np.ones(len(files), dtype=np.int64),
+    )
 
 
 def _read(files: Sequence[SourceFile]) -> pa.ChunkedArray:
     urls = [file.url for file in files]
-    batches = (urls[at:at + _BATCH_FILES] for at in range(0, len(urls), _BATCH_FILES))
+    batches = (urls[at : at + _BATCH_FILES] for at in range(0, len(urls), _BATCH_FILES))
     return pa.chunked_array([pa.array(read_many(batch), pa.large_binary()) for batch in batches])
 
 

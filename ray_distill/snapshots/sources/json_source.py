@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import json as arrow_json
 
+from ray_distill.snapshots.rows import Reason, Rows, file_rows
 from ray_distill.snapshots.sources.convert import to_text
 from ray_distill.snapshots.sources.nested import canonical
-from ray_distill.snapshots.rows import Reason, Rows, file_rows
 
 _PIECE_BYTES = 4 << 20
 _SAMPLED_LINES = 50
@@ -48,9 +48,7 @@ def _pieces(data: bytes) -> Iterator[bytes]:
         at = end
 
 
-def _read_piece(
-    piece: bytes, wanted: Mapping[str, str], input_column: str, keys: set[str], nested: bool
-) -> Piece:
+def _read_piece(piece: bytes, wanted: Mapping[str, str], input_column: str, keys: set[str], nested: bool) -> Piece:
     lines = [line for line in piece.split(b"\n") if line.strip()]
     schema = _guess_schema(lines[:_SAMPLED_LINES], wanted, input_column, keys)
     table = None if schema is None else _read_whole(piece, schema)
@@ -61,9 +59,7 @@ def _read_piece(
     return pa.table(columns), np.zeros(len(lines), dtype=np.int8)
 
 
-def _guess_schema(
-    lines: list[bytes], wanted: Mapping[str, str], input_column: str, keys: set[str]
-) -> pa.Schema | None:
+def _guess_schema(lines: list[bytes], wanted: Mapping[str, str], input_column: str, keys: set[str]) -> pa.Schema | None:
     """Types of the wanted keys by the first lines, or None where they are not plain and uniform.
 
     Arrow is told the types because it would read a text that looks like a time as a time.
@@ -91,8 +87,10 @@ def _read_whole(piece: bytes, schema: pa.Schema) -> pa.Table | None:
     try:
         piece.decode()
         table = arrow_json.read_json(
-            pa.BufferReader(piece), read_options=arrow_json.ReadOptions(block_size=len(piece) + 1),
-            parse_options=options)
+            pa.BufferReader(piece),
+            read_options=arrow_json.ReadOptions(block_size=len(piece) + 1),
+            parse_options=options,
+        )
     except (UnicodeDecodeError, pa.ArrowInvalid):
         return None
     floats = [column for column in table.columns if pa.types.is_floating(column.type)]
@@ -109,7 +107,8 @@ def _read_lines(
         keys.update(value)
         for part, name in wanted.items():
             text, reason = _text(
-                value.get(name), only_text=part == input_column, nested=nested and part == input_column)
+                value.get(name), only_text=part == input_column, nested=nested and part == input_column
+            )
             columns[part][at] = text
             why[at] = why[at] or reason
     return pa.table({part: _join(values) for part, values in columns.items()}), why

@@ -50,6 +50,9 @@ def _bare(value: Any, padded: bool) -> Any:
     if isinstance(value, list):
         return [_bare(item, padded) for item in value]
     if isinstance(value, dict):
-        return {key: item if key in _VERBATIM and not padded else _bare(item, padded)
-                for key, item in value.items() if item is not None}
+        return {
+            key: item if key in _VERBATIM and not padded else _bare(item, padded)
+            for key, item in value.items()
+            if item is not None
+        }
     return value

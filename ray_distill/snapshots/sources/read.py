@@ -11,14 +11,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_distill.errors import SnapshotError
+from ray_distill.snapshots.pairs import pair_texts
+from ray_distill.snapshots.rows import Mask, Reason, Rows, concat_rows, file_rows
 from ray_distill.snapshots.sources.columns import require_columns
 from ray_distill.snapshots.sources.convert import to_bytes, to_text, to_time
 from ray_distill.snapshots.sources.csv_source import read_csv
 from ray_distill.snapshots.sources.image_source import read_images
 from ray_distill.snapshots.sources.json_source import read_jsonl
 from ray_distill.snapshots.sources.nested import column_to_json, is_nested
-from ray_distill.snapshots.pairs import pair_texts
-from ray_distill.snapshots.rows import Mask, Reason, Rows, concat_rows, file_rows
 from ray_distill.snapshots.sources.resolve import SourceFile
 from ray_distill.storage.files import open_input, read_bytes
 from ray_distill.storage.remote import protocol
@@ -70,7 +70,8 @@ def _read_table(
         return rows, set(wanted.values())
     if input_column != "text":
         raise SnapshotError(
-            f"{file.name}: images are read from folders or from Parquet, found {file.format}: convert the source")
+            f"{file.name}: images are read from folders or from Parquet, found {file.format}: convert the source"
+        )
     data = _read_plain(file)
     if file.format == "csv":
         return read_csv(data, wanted, index, file.name), set(wanted.values())
@@ -101,9 +102,7 @@ def _read_parquet(file: SourceFile, wanted: Mapping[str, str], index: int) -> Ro
     return file_rows(table, np.zeros(len(table), dtype=np.int8), index)
 
 
-def _normalise(
-    rows: Rows, wanted: Mapping[str, str], input_column: str, where: str, nested: bool = False
-) -> Rows:
+def _normalise(rows: Rows, wanted: Mapping[str, str], input_column: str, where: str, nested: bool = False) -> Rows:
     """Bring every column to its one type and mark the rows where that fails."""
     columns: dict[str, pa.Array] = {}
     for part, column in zip(rows.table.column_names, rows.table.columns, strict=True):

@@ -15,7 +15,11 @@ Format = Literal["parquet", "jsonl", "csv", "images"]
 
 #: Suffixes by which ``format: auto`` tells formats apart. JSON Lines and CSV may also end in ``.gz``.
 FORMATS: dict[str, Format] = {
-    ".parquet": "parquet", ".pq": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
     **dict.fromkeys((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"), "images"),
 }
 
@@ -65,8 +69,7 @@ def match_sources(patterns: Sequence[str], kind: str) -> list[SourceFile]:
     for pattern in patterns:
         files = [_source_file(item, kind) for item in glob_files(pattern) if not _is_hidden(item.name)]
         if not files:
-            raise SnapshotError(
-                f"source {_CREDENTIALS.sub('', pattern)!r} matches no file: check the path or the glob")
+            raise SnapshotError(f"source {_CREDENTIALS.sub('', pattern)!r} matches no file: check the path or the glob")
         for file in files:
             found.setdefault(absolute(file.url), file)
     return list(found.values())
@@ -87,7 +90,9 @@ def describe_sources(config: SnapshotConfig) -> list[dict[str, Any]]:
     roles = {"source": source_patterns(config.source), "exclude": config.exclude}
     return [
         {"role": role, "name": file.name, "size": file.size, "version": _version(file.url)}
-        for role, patterns in roles.items() for file in match_sources(patterns, config.format)]
+        for role, patterns in roles.items()
+        for file in match_sources(patterns, config.format)
+    ]
 
 
 def _version(url: str) -> str:
@@ -98,8 +103,12 @@ def _version(url: str) -> str:
 def _source_file(item: FileInfo, kind: str) -> SourceFile:
     chosen = _format(item) if kind == "auto" else kind
     folder = str(PurePosixPath(item.name).parent)
-    return SourceFile(url=item.url, size=item.size, format=chosen,  # type: ignore[arg-type]
-                      folder=folder if chosen == "images" and folder != "." else None)
+    return SourceFile(
+        url=item.url,
+        size=item.size,
+        format=chosen,  # type: ignore[arg-type]
+        folder=folder if chosen == "images" and folder != "." else None,
+    )
 
 
 def _format(item: FileInfo) -> Format:
@@ -108,7 +117,8 @@ def _format(item: FileInfo) -> Format:
     if found is None:
         raise SnapshotError(
             f"{_CREDENTIALS.sub('', item.url)}: the format of {path.suffix or 'a file without suffix'} is unknown; "
-            f"known are {', '.join(FORMATS)}: narrow the source by a glob, or set snapshot.format")
+            f"known are {', '.join(FORMATS)}: narrow the source by a glob, or set snapshot.format"
+        )
     return found
 
 

@@ -37,7 +37,12 @@ class CheckpointWriter:
     """
 
     def __init__(
-        self, folder_url: str, ranks: Ranks, policy: CheckpointPolicy, *, plan: Mapping[str, Any],
+        self,
+        folder_url: str,
+        ranks: Ranks,
+        policy: CheckpointPolicy,
+        *,
+        plan: Mapping[str, Any],
         protect: Sequence[str] = (),
     ) -> None:
         self._folder_url, self._ranks, self._policy = folder_url, ranks, policy
@@ -128,8 +133,9 @@ class CheckpointWriter:
         self._failed += 1
         if self._failed >= MAX_FAILED or not isinstance(error, StorageError):
             raise error
-        log.warning("the checkpoint after step %d could not be saved, training goes on without it: %s",
-                    self._step, error)
+        log.warning(
+            "the checkpoint after step %d could not be saved, training goes on without it: %s", self._step, error
+        )
 
     def _drop_local(self) -> None:
         if self._local is not None:

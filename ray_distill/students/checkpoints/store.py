@@ -68,7 +68,8 @@ def find_checkpoint(folder_url: str, ranks: Ranks) -> Checkpoint | None:
     if damaged:
         raise TrainingError(
             f"no usable checkpoint in {folder_url}: all {len(damaged)} are damaged ({'; '.join(damaged)}); restore "
-            "them, or start anew without resuming")
+            "them, or start anew without resuming"
+        )
     return None
 
 
@@ -128,7 +129,8 @@ def check_plan(saved: Mapping[str, Any], asked: Mapping[str, Any], where: str) -
             continue
         raise TrainingError(
             f"{where} was made with {name} {saved.get(name, 'unrecorded')}, this run asks for {name} "
-            f"{plain.get(name, 'unset')}: resume with the same, or start anew without resuming")
+            f"{plain.get(name, 'unset')}: resume with the same, or start anew without resuming"
+        )
 
 
 def upload(local: Path, url: str, prefix: str) -> dict[str, str]:
@@ -146,7 +148,8 @@ def upload(local: Path, url: str, prefix: str) -> dict[str, str]:
             _verified(url, name, digests[name])
         except TrainingError as error:
             raise StorageError(
-                f"{error}; it was just written: the file system does not keep what it is given") from error
+                f"{error}; it was just written: the file system does not keep what it is given"
+            ) from error
     return digests
 
 
@@ -199,8 +202,10 @@ def _measured(looked: Mapping[str, Any], policy: CheckpointPolicy) -> float:
     if policy.metric is None:
         return float(looked["value"])
     if policy.metric not in looked["metrics"]:
-        raise TrainingError(f"student.training.checkpoints.metric {policy.metric!r} is not measured on the validation "
-                            f"split; there are {', '.join(sorted(looked['metrics']))}")
+        raise TrainingError(
+            f"student.training.checkpoints.metric {policy.metric!r} is not measured on the validation "
+            f"split; there are {', '.join(sorted(looked['metrics']))}"
+        )
     return float(looked["metrics"][policy.metric])
 
 
@@ -234,7 +239,8 @@ def _read_marker(url: str) -> Checkpoint:
         if marker["format"] != FORMAT:
             raise TrainingError(f"{url}: format {marker['format']} is not {FORMAT}; it was written by another version")
         return Checkpoint(
-            url=url, step=int(marker["step"]), plan=marker["plan"], state=marker["state"], digests=marker["digests"])
+            url=url, step=int(marker["step"]), plan=marker["plan"], state=marker["state"], digests=marker["digests"]
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise TrainingError(f"{url}: its {_MARKER} cannot be read ({error!r})") from error
 

@@ -7,14 +7,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ray_distill.labels.format.codecs.base import running
-from ray_distill.labels.format.chunked_distributions import DistributionParts
 from ray_distill.labels.format.arrow_tables import concat_signals
+from ray_distill.labels.format.chunked_distributions import DistributionParts
+from ray_distill.labels.format.codecs.base import running
 from ray_distill.labels.model.signal import Hidden, Signal, gather_ranges
 from ray_distill.students.data.examples import TrainingSet
-from ray_distill.students.order.cursor import Index
 from ray_distill.students.data.soft_targets import Teaching
 from ray_distill.students.data.token_examples import TokenSet
+from ray_distill.students.order.cursor import Index
 from ray_distill.tasks.base import Encoded, Ragged
 
 #: A set of either kind.
@@ -25,16 +25,27 @@ def take_rows(data: Rows, rows: Index) -> Rows:
     """The given rows of a set, in the given order, copied."""
     if isinstance(data, TrainingSet):
         return TrainingSet(
-            task=data.task, encoded=data.encoded.take(rows), labels=data.labels[rows], distil=data.distil[rows],
+            task=data.task,
+            encoded=data.encoded.take(rows),
+            labels=data.labels[rows],
+            distil=data.distil[rows],
             teaching=None if data.teaching is None else _take_teaching(data.teaching, rows),
-            hidden={layer: hidden.take(rows) for layer, hidden in data.hidden.items()}, per_token=data.per_token)
+            hidden={layer: hidden.take(rows) for layer, hidden in data.hidden.items()},
+            per_token=data.per_token,
+        )
     have = data.stored[rows] >= 0
     own = data.stored[rows][have]
     return TokenSet(
-        task=data.task, encoded=data.encoded.take(rows), answered=_take(data.answered, rows),
-        truth=_take(data.truth, rows), stored=np.where(have, np.cumsum(have) - 1, -1), distil=data.distil[rows],
-        distributions=None if data.distributions is None else data.distributions.take(own), packed=data.packed,
-        hidden={layer: hidden.take(own) for layer, hidden in data.hidden.items()})
+        task=data.task,
+        encoded=data.encoded.take(rows),
+        answered=_take(data.answered, rows),
+        truth=_take(data.truth, rows),
+        stored=np.where(have, np.cumsum(have) - 1, -1),
+        distil=data.distil[rows],
+        distributions=None if data.distributions is None else data.distributions.take(own),
+        packed=data.packed,
+        hidden={layer: hidden.take(own) for layer, hidden in data.hidden.items()},
+    )
 
 
 def cheaply_joined(data: Rows) -> bool:
@@ -47,19 +58,27 @@ def join_sets(parts: Sequence[Rows]) -> Rows:
     if len(parts) == 1:
         return parts[0]
     classifying = [part for part in parts if isinstance(part, TrainingSet)]
-    return _join_training(classifying) if classifying else _join_tokens(
-        [part for part in parts if isinstance(part, TokenSet)])
+    return (
+        _join_training(classifying)
+        if classifying
+        else _join_tokens([part for part in parts if isinstance(part, TokenSet)])
+    )
 
 
 def _join_training(parts: Sequence[TrainingSet]) -> TrainingSet:
     first = parts[0]
     return TrainingSet(
-        task=first.task, encoded=_join_encoded([part.encoded for part in parts]), per_token=first.per_token,
-        entropy=None if any(part.entropy is None for part in parts) else np.concatenate(
-            [part.entropy for part in parts if part.entropy is not None]),
-        labels=np.concatenate([part.labels for part in parts]), distil=np.concatenate([part.distil for part in parts]),
+        task=first.task,
+        encoded=_join_encoded([part.encoded for part in parts]),
+        per_token=first.per_token,
+        entropy=None
+        if any(part.entropy is None for part in parts)
+        else np.concatenate([part.entropy for part in parts if part.entropy is not None]),
+        labels=np.concatenate([part.labels for part in parts]),
+        distil=np.concatenate([part.distil for part in parts]),
         teaching=_join_teaching([part.teaching for part in parts if part.teaching is not None]),
-        hidden={layer: _join_hidden([part.hidden[layer] for part in parts]) for layer in first.hidden})
+        hidden={layer: _join_hidden([part.hidden[layer] for part in parts]) for layer in first.hidden},
+    )
 
 
 def _join_tokens(parts: Sequence[TokenSet]) -> TokenSet:
@@ -68,11 +87,16 @@ def _join_tokens(parts: Sequence[TokenSet]) -> TokenSet:
     bases = running(np.array([_labelled_rows(part) for part in parts]))
     stored = [np.where(part.stored >= 0, part.stored + base, -1) for part, base in zip(parts, bases, strict=False)]
     return TokenSet(
-        task=first.task, encoded=_join_encoded([part.encoded for part in parts]), packed=first.packed,
-        answered=_join([part.answered for part in parts]), truth=_join([part.truth for part in parts]),
-        stored=np.concatenate(stored), distil=np.concatenate([part.distil for part in parts]),
+        task=first.task,
+        encoded=_join_encoded([part.encoded for part in parts]),
+        packed=first.packed,
+        answered=_join([part.answered for part in parts]),
+        truth=_join([part.truth for part in parts]),
+        stored=np.concatenate(stored),
+        distil=np.concatenate([part.distil for part in parts]),
         distributions=DistributionParts.join(distributions) if distributions else None,
-        hidden=concat_signals([Signal(hidden=part.hidden) for part in parts]).hidden)
+        hidden=concat_signals([Signal(hidden=part.hidden) for part in parts]).hidden,
+    )
 
 
 def _labelled_rows(part: TokenSet) -> int:
@@ -83,7 +107,8 @@ def _labelled_rows(part: TokenSet) -> int:
 def _join_encoded(parts: Sequence[Encoded]) -> Encoded:
     return Encoded(
         row_ids=pa.concat_arrays([part.row_ids for part in parts]),
-        features={name: _join([part.features[name] for part in parts]) for name in parts[0].features})
+        features={name: _join([part.features[name] for part in parts]) for name in parts[0].features},
+    )
 
 
 def size_of(data: Rows) -> int:
@@ -103,11 +128,16 @@ def size_of(data: Rows) -> int:
 def _take_teaching(teaching: Teaching, rows: Index) -> Teaching:
     count, normaliser = teaching.count_RK, teaching.log_normaliser_R
     return Teaching(
-        classes=teaching.classes, temperatures=teaching.temperatures, ids_RK=teaching.ids_RK[rows],
-        logp_RK=teaching.logp_RK[rows], log_tail_RT=teaching.log_tail_RT[rows],
+        classes=teaching.classes,
+        temperatures=teaching.temperatures,
+        ids_RK=teaching.ids_RK[rows],
+        logp_RK=teaching.logp_RK[rows],
+        log_tail_RT=teaching.log_tail_RT[rows],
         count_RK=None if count is None else count[rows],
-        log_normaliser_R=None if normaliser is None else normaliser[rows], draws=teaching.draws,
-        exponent=teaching.exponent)
+        log_normaliser_R=None if normaliser is None else normaliser[rows],
+        draws=teaching.draws,
+        exponent=teaching.exponent,
+    )
 
 
 def _join_teaching(parts: Sequence[Teaching]) -> Teaching | None:
@@ -117,21 +147,25 @@ def _join_teaching(parts: Sequence[Teaching]) -> Teaching | None:
     counts = [part.count_RK for part in parts if part.count_RK is not None]
     normalisers = [part.log_normaliser_R for part in parts if part.log_normaliser_R is not None]
     return Teaching(
-        classes=first.classes, temperatures=first.temperatures,
+        classes=first.classes,
+        temperatures=first.temperatures,
         ids_RK=_widened([part.ids_RK for part in parts], width, 0),
         logp_RK=_widened([part.logp_RK for part in parts], width, -np.inf),
         log_tail_RT=np.concatenate([part.log_tail_RT for part in parts]),
         count_RK=_widened(counts, width, 0) if counts else None,
-        log_normaliser_R=np.concatenate(normalisers) if normalisers else None, draws=first.draws,
-        exponent=first.exponent)
+        log_normaliser_R=np.concatenate(normalisers) if normalisers else None,
+        draws=first.draws,
+        exponent=first.exponent,
+    )
 
 
 def _widened(parts: Sequence[npt.NDArray[Any]], width: int, filler: float) -> npt.NDArray[Any]:
     """Matrices one below the other, filled up at the right to one width."""
     if all(part.shape[1] == width for part in parts):
         return np.concatenate(parts)
-    return np.concatenate([
-        np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=filler) for part in parts])
+    return np.concatenate(
+        [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=filler) for part in parts]
+    )
 
 
 def _take(feature: Ragged, rows: Index) -> Ragged:
@@ -140,8 +174,11 @@ def _take(feature: Ragged, rows: Index) -> Ragged:
 
 
 def _join(parts: Sequence[Ragged]) -> Ragged:
-    return Ragged(values=np.concatenate([part.values for part in parts]), pad=parts[0].pad,
-                  offsets=_offsets([part.offsets for part in parts]))
+    return Ragged(
+        values=np.concatenate([part.values for part in parts]),
+        pad=parts[0].pad,
+        offsets=_offsets([part.offsets for part in parts]),
+    )
 
 
 def _join_hidden(parts: Sequence[Hidden]) -> Hidden:

@@ -19,8 +19,8 @@ import torch
 from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.labels.model.signal import Distributions, Hidden, Signal, gather_ranges
 from ray_distill.losses.base import LossBatch
-from ray_distill.students.order.cursor import Index
 from ray_distill.students.data.soft_targets import Teaching
+from ray_distill.students.order.cursor import Index
 from ray_distill.tasks.base import Batch, Encoded, LabelTask, Processor, Task
 
 log = logging.getLogger(__name__)
@@ -145,9 +145,13 @@ class TrainingSet:
         weight = np.ones(len(rows), np.float32) if real is None else real.astype(np.float32)
         hidden, mask = self._hidden(rows)
         loss_batch = LossBatch(
-            labels_B=torch.from_numpy(self.labels[rows]), distil_B=torch.from_numpy(self.distil[rows]),
-            targets=None if self.teaching is None else self.teaching.targets(rows), hidden=hidden,
-            hidden_mask_BL=mask, example_weight_B=torch.from_numpy(weight))
+            labels_B=torch.from_numpy(self.labels[rows]),
+            distil_B=torch.from_numpy(self.distil[rows]),
+            targets=None if self.teaching is None else self.teaching.targets(rows),
+            hidden=hidden,
+            hidden_mask_BL=mask,
+            example_weight_B=torch.from_numpy(weight),
+        )
         return self.task.collate(self.encoded, rows), loss_batch
 
     def _hidden(self, rows: Index) -> tuple[dict[int, torch.Tensor], torch.Tensor | None]:
@@ -158,9 +162,18 @@ class TrainingSet:
 
 
 def build_set(
-    table: pa.Table, *, task: Task, processor: Processor, student_classes: Sequence[str],
-    snapshot_classes: Sequence[str], labels: tuple[pa.Array, Signal] | None, store_classes: Sequence[str],
-    excluded: pa.Array | None = None, per_token: bool = False, name: str = "train", part: bool = False,
+    table: pa.Table,
+    *,
+    task: Task,
+    processor: Processor,
+    student_classes: Sequence[str],
+    snapshot_classes: Sequence[str],
+    labels: tuple[pa.Array, Signal] | None,
+    store_classes: Sequence[str],
+    excluded: pa.Array | None = None,
+    per_token: bool = False,
+    name: str = "train",
+    part: bool = False,
 ) -> TrainingSet:
     """Join rows of a snapshot (``row_id``, the task's input column, ``label``) with their teacher labels.
 
@@ -188,11 +201,17 @@ def build_set(
     signal = None if labels is None else _aligned(labels[1], position, task, encoded)
     distil = (position >= 0) & ~is_in(encoded.row_ids, excluded)
     found = TrainingSet(
-        task=task, encoded=encoded, labels=labels_R, distil=distil, per_token=per_token,
+        task=task,
+        encoded=encoded,
+        labels=labels_R,
+        distil=distil,
+        per_token=per_token,
         teaching=_teaching(signal, position, store_classes, student_classes),
-        entropy=None if signal is None or signal.distributions is None else _over_rows(
-            signal.distributions.entropy, position, np.nan),
-        hidden={} if signal is None else {layer: _spread(h, position) for layer, h in signal.hidden.items()})
+        entropy=None
+        if signal is None or signal.distributions is None
+        else _over_rows(signal.distributions.entropy, position, np.nan),
+        hidden={} if signal is None else {layer: _spread(h, position) for layer, h in signal.hidden.items()},
+    )
     if per_token:
         _check_tokens(found)
     if not part:
@@ -211,13 +230,12 @@ def remap(source: Sequence[str], target: Sequence[str], side: str) -> Index:
     if missing:
         raise ConfigError(
             f"{side} has classes the student does not: {_names(missing)}; the student has {_names(target)}. "
-            "Classes are matched by name: use a student with the same class names")
+            "Classes are matched by name: use a student with the same class names"
+        )
     return np.array([index[name] for name in source], dtype=np.int64)
 
 
-def encode_sorted(
-    table: pa.Table, task: LabelTask, processor: Processor, name: str, *, part: bool = False
-) -> Encoded:
+def encode_sorted(table: pa.Table, task: LabelTask, processor: Processor, name: str, *, part: bool = False) -> Encoded:
     """Features of the usable rows, ascending by row id; the others are logged, unless this is a ``part`` of a split.
 
     Raises:
@@ -229,11 +247,18 @@ def encode_sorted(
         return encoded
     if encoded.rejected:
         first = encoded.rejected[0]
-        log.warning("%d rows of the %s split cannot be used by the student and are left out; the first, %s: %s",
-                    len(encoded.rejected), name, first.row_id.hex(), first.reason)
+        log.warning(
+            "%d rows of the %s split cannot be used by the student and are left out; the first, %s: %s",
+            len(encoded.rejected),
+            name,
+            first.row_id.hex(),
+            first.reason,
+        )
     if encoded.rows == 0:
-        raise TrainingError(f"the {name} split has no usable row: {table.num_rows} rows were read; "
-                            "give it a larger share in snapshot.splits, or mend the source")
+        raise TrainingError(
+            f"the {name} split has no usable row: {table.num_rows} rows were read; "
+            "give it a larger share in snapshot.splits, or mend the source"
+        )
     return encoded
 
 
@@ -280,7 +305,8 @@ def _check_tokens(found: TrainingSet) -> None:
             raise ConfigError(
                 f"labels.hidden.pool is token, but row {found.encoded.row_ids[int(wrong[0])].as_py().hex()} has "
                 f"{theirs[wrong[0]]} states in teacher layer {layer} and {ours[wrong[0]]} tokens in the student "
-                f"({len(wrong)} such rows): the tokenizers differ; store pooled states (mean, cls or last)")
+                f"({len(wrong)} such rows): the tokenizers differ; store pooled states (mean, cls or last)"
+            )
 
 
 def hex_ids(row_ids: pa.Array, rows: Index) -> list[str]:
@@ -304,7 +330,8 @@ def _teaching(
     if set(store_classes) != set(student_classes):
         raise ConfigError(
             f"the label store has the classes {_names(store_classes)}, the student {_names(student_classes)}: "
-            "a distribution can only be taught over the same classes; use a student with the store's class names")
+            "a distribution can only be taught over the same classes; use a student with the store's class names"
+        )
     found = signal.distributions
     if not np.array_equal(found.row_offsets, np.arange(found.rows + 1)):
         raise TrainingError("the labels have several positions a row: classification needs exactly one")
@@ -316,7 +343,8 @@ def _teaching(
         filler["logp_RK"] = np.where(np.arange(width) == 0, 0, -np.inf)
         columns["log_normaliser_R"] = found.draws.log_normaliser
     fields: dict[str, Any] = {
-        name: _over_rows(values, position, filler.get(name, 0)) for name, values in columns.items()}
+        name: _over_rows(values, position, filler.get(name, 0)) for name, values in columns.items()
+    }
     if found.draws is not None:
         fields |= {"draws": found.draws.number, "exponent": found.draws.exponent}
     return Teaching(classes=found.classes, temperatures=found.temperatures, **fields)
@@ -336,7 +364,9 @@ def _pad_entries(found: Distributions, to_student: Index) -> dict[str, npt.NDArr
     width = int(lengths.max(initial=1))
     inside = np.arange(width) < lengths[:, None]
     padded: dict[str, npt.NDArray[Any]] = {
-        "ids_RK": np.zeros(inside.shape, np.int32), "logp_RK": np.full(inside.shape, -np.inf, np.float32)}
+        "ids_RK": np.zeros(inside.shape, np.int32),
+        "logp_RK": np.full(inside.shape, -np.inf, np.float32),
+    }
     padded["ids_RK"][inside], padded["logp_RK"][inside] = to_student[found.ids], found.logp
     if found.draws is not None:
         padded["count_RK"] = np.zeros(inside.shape, np.int32)
@@ -365,11 +395,21 @@ def _pad_states(hidden: Hidden, rows: Index) -> tuple[torch.Tensor, torch.Tensor
 
 def _explain(name: str, found: TrainingSet, position: Index) -> None:
     missing = int((position < 0).sum())
-    log.info("%s split: %d rows, %d with true labels, %d distilled", name, found.rows,
-             int((found.labels >= 0).sum()), int(found.distil.sum()))
+    log.info(
+        "%s split: %d rows, %d with true labels, %d distilled",
+        name,
+        found.rows,
+        int((found.labels >= 0).sum()),
+        int(found.distil.sum()),
+    )
     if 0 < missing < found.rows:
-        log.warning("%d of %d %s rows have no teacher labels (quarantined, or labelled later than this label set): "
-                    "they are used only for their true label", missing, found.rows, name)
+        log.warning(
+            "%d of %d %s rows have no teacher labels (quarantined, or labelled later than this label set): "
+            "they are used only for their true label",
+            missing,
+            found.rows,
+            name,
+        )
 
 
 def _names(names: Sequence[str]) -> str:

@@ -8,14 +8,14 @@ import numpy as np
 import pyarrow as pa
 
 from ray_distill.config import TrainingConfig
-from ray_distill.labels.model import rowids
 from ray_distill.labels.format.codecs.base import running
-from ray_distill.students.data.examples import Examples, TrainingSet
+from ray_distill.labels.model import rowids
 from ray_distill.students.data.concat import join_sets, size_of
-from ray_distill.students.process_group import Ranks
-from ray_distill.students.order.cursor import Index
+from ray_distill.students.data.examples import Examples, TrainingSet
 from ray_distill.students.data.streaming import Source, StreamedSet, Unit, scan
 from ray_distill.students.data.token_examples import TokenSet
+from ray_distill.students.order.cursor import Index
+from ray_distill.students.process_group import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +51,12 @@ def open_data(sources: Sequence[Source], training: TrainingConfig, ranks: Ranks)
     copies = 1 if len(sources) == 1 else 2  # several are held apart, and as one; of documents, less
     if not measured or (training.stream == "auto" and copies * rows * row_bytes <= budget):
         return _in_memory(sources, units)
-    log.info("%d rows take about %.1f GB in memory: they are read while training goes on, within %.1f GB a worker",
-             rows, rows * row_bytes / 1e9, training.memory_gb)
+    log.info(
+        "%d rows take about %.1f GB in memory: they are read while training goes on, within %.1f GB a worker",
+        rows,
+        rows * row_bytes / 1e9,
+        training.memory_gb,
+    )
     _warn_of_little(training, units, row_bytes, ranks)
     # Arrow's own allocator gives the pages of a unit that is dropped back to the system, which clears them for the next
     # one: a seventh of the loader's time. The process is a training worker, and reads nothing else worth mentioning.
@@ -61,8 +65,12 @@ def open_data(sources: Sequence[Source], training: TrainingConfig, ranks: Ranks)
     table = sources[0].snapshot.read("validation", list(sources[0].columns))
     held = sources[0].labels.read_rows(rowids.to_numpy(table["row_id"]), sources[0].layers)
     first = np.searchsorted([unit.source for unit in units], np.arange(len(sources) + 1))
-    return Opened(train=StreamedSet(sources, units, facts, row_bytes=row_bytes, budget=budget), units=facts.bounds,
-                  sources=facts.bounds[first], validation=sources[0].build(table, labels=held, name="validation"))
+    return Opened(
+        train=StreamedSet(sources, units, facts, row_bytes=row_bytes, budget=budget),
+        units=facts.bounds,
+        sources=facts.bounds[first],
+        validation=sources[0].build(table, labels=held, name="validation"),
+    )
 
 
 def _in_memory(sources: Sequence[Source], units: list[Unit]) -> Opened:
@@ -77,8 +85,12 @@ def _in_memory(sources: Sequence[Source], units: list[Unit]) -> Opened:
     assert validation is not None
     starts = running(np.array([part.rows for part in parts]))
     known = [start + own[:-1] for start, own in zip(starts, bounds, strict=False) if own is not None]
-    return Opened(train=join_sets(parts), sources=starts, validation=validation,
-                  units=np.append(np.concatenate(known), starts[-1]) if len(known) == len(parts) else None)
+    return Opened(
+        train=join_sets(parts),
+        sources=starts,
+        validation=validation,
+        units=np.append(np.concatenate(known), starts[-1]) if len(known) == len(parts) else None,
+    )
 
 
 def _bounds(table: pa.Table, units: list[Unit], train: TrainingSet | TokenSet) -> Index | None:
@@ -111,6 +123,11 @@ def _warn_of_little(training: TrainingConfig, units: list[Unit], row_bytes: floa
     open_units = min(len(units), training.shuffle_units) / max(1, min(ranks.world, training.shuffle_units // 2))
     room = training.memory_gb * 1e9 * 3 / 4 / max(unit_bytes, 1.0)
     if open_units > room:
-        log.warning("a worker has about %d units of %.0f MB open at a time, and student.training.memory_gb %g has room "
-                    "for %d: units will be read several times an epoch; raise it, or lower shuffle_units",
-                    round(open_units), unit_bytes / 1e6, training.memory_gb, int(room))
+        log.warning(
+            "a worker has about %d units of %.0f MB open at a time, and student.training.memory_gb %g has room "
+            "for %d: units will be read several times an epoch; raise it, or lower shuffle_units",
+            round(open_units),
+            unit_bytes / 1e6,
+            training.memory_gb,
+            int(room),
+        )

@@ -11,13 +11,13 @@ from ray_distill.artifacts import LabelSetRef
 from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError
 from ray_distill.labels.model import rowids
-from ray_distill.labels.store.ensemble import AveragedLabels, require_same_classes
 from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.model.rowids import RowIds
+from ray_distill.labels.store.ensemble import AveragedLabels, require_same_classes
+from ray_distill.labels.store.reader import open_label_set
 from ray_distill.models.core.head_extraction import keeps_documents_apart
-from ray_distill.models.heads.fit_head import fitted_rows
 from ray_distill.models.core.model import Model
+from ray_distill.models.heads.fit_head import fitted_rows
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
 from ray_distill.students.data.examples import TrainingSet, build_set
@@ -49,8 +49,7 @@ def open_labels(config: Campaign, refs: Sequence[LabelSetRef]) -> list[Labelled]
 
 
 def open_sources(
-    config: Campaign, labelled: Sequence[Labelled], model: Model, *, layers: Sequence[int],
-    teacher_rows_url: str | None,
+    config: Campaign, labelled: Sequence[Labelled], model: Model, *, layers: Sequence[int], teacher_rows_url: str | None
 ) -> list[Source]:
     """Rows of label sets as the student reads them.
 
@@ -72,8 +71,14 @@ def open_sources(
     excluded = rowids.empty() if teacher_rows_url is None else _ids_in(teacher_rows_url)
     found = [_open_source(config, labelled[0], model, layers, excluded, rowids.empty())]
     if len(labelled) > 1:
-        held_out = np.sort(np.concatenate([rowids.to_numpy(snapshot.read(split, ["row_id"])["row_id"])
-                                           for split in ("validation", "calibration", "test")]))
+        held_out = np.sort(
+            np.concatenate(
+                [
+                    rowids.to_numpy(snapshot.read(split, ["row_id"])["row_id"])
+                    for split in ("validation", "calibration", "test")
+                ]
+            )
+        )
         for own in labelled[1:]:
             if layers:
                 _require_same_states(first, own[1].manifest)
@@ -87,14 +92,26 @@ def _open_source(
     snapshot, labels = labelled
     manifest = labels.manifest
     task: LabelTask = TOKEN_TASKS[config.task] if model.vocabulary else TASKS[config.task]
-    make = _token_builder(config, model, manifest) if model.vocabulary else partial(
-        build_set, task=TASKS[config.task], processor=model.processor, student_classes=model.classes,
-        store_classes=manifest.classes, snapshot_classes=snapshot.classes,
-        per_token=bool(layers) and manifest.pool == "token")
+    make = (
+        _token_builder(config, model, manifest)
+        if model.vocabulary
+        else partial(
+            build_set,
+            task=TASKS[config.task],
+            processor=model.processor,
+            student_classes=model.classes,
+            store_classes=manifest.classes,
+            snapshot_classes=snapshot.classes,
+            per_token=bool(layers) and manifest.pool == "token",
+        )
+    )
     return Source(
-        snapshot=snapshot, labels=labels, layers=tuple(layers),
+        snapshot=snapshot,
+        labels=labels,
+        layers=tuple(layers),
         columns=("row_id", task.input_column, *(() if model.vocabulary else ("label",))),
-        build=partial(_build, make, excluded, held_out))
+        build=partial(_build, make, excluded, held_out),
+    )
 
 
 def _token_builder(config: Campaign, model: Model, manifest: StoreManifest) -> Build:
@@ -102,15 +119,29 @@ def _token_builder(config: Campaign, model: Model, manifest: StoreManifest) -> B
     packed = config.student.training.packed
     check_tokens(manifest.teacher, model)
     if packed and not keeps_documents_apart(model.module):
-        raise ConfigError(f"student.training.packed: {type(model.module).__name__} would let documents of one row see "
-                          "each other, so its losses would be of other texts than the labels: set it to 0")
-    return partial(build_token_set, task=TOKEN_TASKS[config.task], processor=model.processor,
-                   vocabulary=model.vocabulary, pool=manifest.pool, packed=packed)
+        raise ConfigError(
+            f"student.training.packed: {type(model.module).__name__} would let documents of one row see "
+            "each other, so its losses would be of other texts than the labels: set it to 0"
+        )
+    return partial(
+        build_token_set,
+        task=TOKEN_TASKS[config.task],
+        processor=model.processor,
+        vocabulary=model.vocabulary,
+        pool=manifest.pool,
+        packed=packed,
+    )
 
 
 def _build(
-    make: Callable[..., TrainingSet | TokenSet], excluded: RowIds, held_out: RowIds, table: pa.Table, *,
-    labels: Labels, name: str, part: bool = False,
+    make: Callable[..., TrainingSet | TokenSet],
+    excluded: RowIds,
+    held_out: RowIds,
+    table: pa.Table,
+    *,
+    labels: Labels,
+    name: str,
+    part: bool = False,
 ) -> TrainingSet | TokenSet:
     ids = rowids.to_numpy(table["row_id"])
     judged = rowids.is_in(ids, held_out)
@@ -133,13 +164,16 @@ def _ids_in(url: str) -> RowIds:
 
 def _require_same_form(first: StoreManifest, other: StoreManifest) -> None:
     """Refuse sources whose distributions could not stand in one batch: a classifier's are all as wide as the widest."""
-    forms = [(m.temperatures, m.draws, m.exponent if m.draws else 1.0, (m.estimator, m.k) if m.classes else ())
-             for m in (first, other)]
+    forms = [
+        (m.temperatures, m.draws, m.exponent if m.draws else 1.0, (m.estimator, m.k) if m.classes else ())
+        for m in (first, other)
+    ]
     if forms[0] != forms[1]:
         raise ConfigError(
             "student.mixture: label sets that are mixed by source need the same temperatures and draws, and those of "
             f"classifiers as many classes stored; found {_form(first)}, and {_form(other)} of "
-            f"{other.teacher.get('model') or other.teacher['fingerprint']}")
+            f"{other.teacher.get('model') or other.teacher['fingerprint']}"
+        )
 
 
 def _form(manifest: StoreManifest) -> str:
@@ -151,8 +185,10 @@ def _form(manifest: StoreManifest) -> str:
 def _require_same_states(first: StoreManifest, other: StoreManifest) -> None:
     """Refuse to match hidden states of several teachers with one projection, or on several bases."""
     if (first.teacher["fingerprint"], first.pool) != (other.teacher["fingerprint"], other.pool) or any(
-            m.hidden_rank or m.hidden_variance for m in (first, other)):
+        m.hidden_rank or m.hidden_variance for m in (first, other)
+    ):
         raise ConfigError(
             "student.mixture: states of another teacher, pooled otherwise or on another basis, lie in another space "
             "than those of the campaign's own, and one student layer cannot follow both: leave the losses of hidden "
-            "states out")
+            "states out"
+        )

@@ -8,8 +8,8 @@ import numpy.typing as npt
 from ray_distill.config import SamplingConfig
 from ray_distill.errors import ConfigError
 from ray_distill.students.data.examples import Examples, TrainingSet
-from ray_distill.students.order.cursor import Index
 from ray_distill.students.data.token_examples import TokenSet
+from ray_distill.students.order.cursor import Index
 
 Weights = npt.NDArray[np.float64]
 
@@ -48,8 +48,9 @@ def resampled(
     if sampling is None:
         return rows if shares is None else _shared_evenly(rows, shares, seed)
     values = (_classes if sampling.by == "class" else _entropies)(data)[rows]
-    weight = class_weights(values, sampling.power) if sampling.by == "class" else entropy_weights(
-        values, sampling.power)
+    weight = (
+        class_weights(values, sampling.power) if sampling.by == "class" else entropy_weights(values, sampling.power)
+    )
     return np.repeat(rows, systematic(weight if shares is None else shared(weight, rows, shares), seed))
 
 
@@ -124,8 +125,10 @@ def _filled(weight: Weights) -> Weights:
 def _classes(data: Examples) -> npt.NDArray[np.float64]:
     """``[R]``: the true class, else the teacher's first choice of those stored; NaN where there is neither."""
     if not isinstance(data, TrainingSet):
-        raise ConfigError("student.training.sampling.by: class is for classifiers whose rows are in memory "
-                          "(stream: never, or a larger memory_gb)")
+        raise ConfigError(
+            "student.training.sampling.by: class is for classifiers whose rows are in memory "
+            "(stream: never, or a larger memory_gb)"
+        )
     found = data.labels.astype(np.float64)
     found[data.labels < 0] = np.nan
     if data.teaching is not None:
@@ -138,10 +141,13 @@ def _classes(data: Examples) -> npt.NDArray[np.float64]:
 def _entropies(data: Examples) -> npt.NDArray[np.float64]:
     """``[R]``: the teacher's entropy in nats, of a document the mean over its positions; NaN where it has none."""
     if not isinstance(data, TrainingSet | TokenSet):
-        raise ConfigError("student.training.sampling.by: entropy needs rows in memory: set stream to never, or raise "
-                          "memory_gb")
+        raise ConfigError(
+            "student.training.sampling.by: entropy needs rows in memory: set stream to never, or raise memory_gb"
+        )
     found = data.entropies()
     if data.distil.any() and np.isnan(found[data.distil]).all():
-        raise ConfigError("student.training.sampling.by: entropy, but the labels tell none: the teacher's engine gives "
-                          "none, or they are the mean of truncated ones; sample by class, or label otherwise")
+        raise ConfigError(
+            "student.training.sampling.by: entropy, but the labels tell none: the teacher's engine gives "
+            "none, or they are the mean of truncated ones; sample by class, or label otherwise"
+        )
     return found

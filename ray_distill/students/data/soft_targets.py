@@ -38,11 +38,16 @@ class Teaching:
             return torch.from_numpy(np.ascontiguousarray(values_NK[:, :width]))
 
         return SparseTargets(
-            classes=self.classes, temperatures=self.temperatures, ids_NK=entries(self.ids_RK[rows]),
-            logp_NK=entries(logp_NK), log_tail_NT=torch.from_numpy(self.log_tail_RT[rows]),
+            classes=self.classes,
+            temperatures=self.temperatures,
+            ids_NK=entries(self.ids_RK[rows]),
+            logp_NK=entries(logp_NK),
+            log_tail_NT=torch.from_numpy(self.log_tail_RT[rows]),
             count_NK=None if self.count_RK is None else entries(self.count_RK[rows]),
             log_normaliser_N=None if self.log_normaliser_R is None else torch.from_numpy(self.log_normaliser_R[rows]),
-            draws=self.draws, exponent=self.exponent)
+            draws=self.draws,
+            exponent=self.exponent,
+        )
 
     def retained_mass(self, temperature: float, rows: Index) -> float:
         """Mean mass of the stored classes at a declared temperature over the given rows."""

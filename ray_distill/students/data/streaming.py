@@ -21,9 +21,9 @@ from ray_distill.losses.base import LossBatch
 from ray_distill.snapshots.manifest import Shard
 from ray_distill.snapshots.reader import Snapshot
 from ray_distill.students.data.concat import Rows, cheaply_joined, join_sets, size_of, take_rows
-from ray_distill.students.process_group import Ranks
-from ray_distill.students.order.cursor import Index
 from ray_distill.students.data.unit_cache import UnitCache
+from ray_distill.students.order.cursor import Index
+from ray_distill.students.process_group import Ranks
 from ray_distill.tasks.base import Batch
 
 Labels = tuple[pa.Array, Signal]
@@ -87,8 +87,12 @@ class Source:
         ``number`` is this source's.
         """
         rows = self.labels.manifest.rows_a_unit
-        return [Unit(source=number, shard=shard, start=start, stop=min(start + rows, shard.rows))
-                for shard in self.snapshot.shards if shard.split == split for start in range(0, shard.rows, rows)]
+        return [
+            Unit(source=number, shard=shard, start=start, stop=min(start + rows, shard.rows))
+            for shard in self.snapshot.shards
+            if shard.split == split
+            for start in range(0, shard.rows, rows)
+        ]
 
     def load(self, unit: Unit) -> Rows:
         """A unit's usable rows with their labels."""
@@ -150,15 +154,20 @@ def scan(sources: Sequence[Source], units: Sequence[Unit], ranks: Ranks, *, leng
         if before.greatest >= after.least and units[number + 1].source == source:
             raise TrainingError(
                 f"{sources[source].snapshot.ref.url}: its rows are not ordered by their ids, so they cannot be "
-                "read in parts; take the snapshot again, or set student.training.stream to never")
+                "read in parts; take the snapshot again, or set student.training.stream to never"
+            )
     bounds = np.append(0, np.cumsum([len(unit.labelled) for unit in ordered])).astype(np.int64)
     if not bounds[-1]:
-        raise TrainingError("the train split has no usable row; give it a larger share in snapshot.splits, or mend "
-                            "the source")
+        raise TrainingError(
+            "the train split has no usable row; give it a larger share in snapshot.splits, or mend the source"
+        )
     counted = [unit.lengths for unit in ordered if unit.lengths is not None]
-    return Facts(bounds=bounds, labelled=np.concatenate([unit.labelled for unit in ordered]),
-                 distil=np.concatenate([unit.distil for unit in ordered]),
-                 lengths=np.concatenate(counted) if counted else None)
+    return Facts(
+        bounds=bounds,
+        labelled=np.concatenate([unit.labelled for unit in ordered]),
+        distil=np.concatenate([unit.distil for unit in ordered]),
+        lengths=np.concatenate(counted) if counted else None,
+    )
 
 
 def _share_of_scan(
@@ -182,8 +191,13 @@ def _facts_of(source: Source, table: pa.Table, lengths: bool) -> UnitFacts:
     ids = np.sort(rowids.to_numpy(table["row_id"]))
     known = rowids.to_arrow(source.labels.labelled(ids))
     part = source.build(table, labels=(known, Signal()), name="train", part=True)
-    return UnitFacts(labelled=part.labelled, distil=part.distil, lengths=part.lengths if lengths else None,
-                     least=ids[0].ljust(16, b"\0"), greatest=ids[-1].ljust(16, b"\0"))
+    return UnitFacts(
+        labelled=part.labelled,
+        distil=part.distil,
+        lengths=part.lengths if lengths else None,
+        least=ids[0].ljust(16, b"\0"),
+        greatest=ids[-1].ljust(16, b"\0"),
+    )
 
 
 class StreamedSet:
@@ -296,6 +310,8 @@ class StreamedSet:
         unit, expected = self._units[number], int(self._bounds[number + 1] - self._bounds[number])
         found = self._sources[unit.source].load(unit)
         if found.rows != expected:
-            raise TrainingError(f"{unit.shard.name}: {found.rows} of the rows {unit.start} to {unit.stop} are usable, "
-                                f"{expected} were when training began: the snapshot has changed; restore it")
+            raise TrainingError(
+                f"{unit.shard.name}: {found.rows} of the rows {unit.start} to {unit.stop} are usable, "
+                f"{expected} were when training began: the snapshot has changed; restore it"
+            )
         return found

@@ -21,8 +21,8 @@ from ray_distill.labels.model.signal import Distributions, Hidden, Signal, gathe
 from ray_distill.losses.base import LossBatch, SparseTargets
 from ray_distill.models.core.model import Model
 from ray_distill.students.data.examples import encode_sorted, hex_ids, is_in, positions_in
-from ray_distill.students.order.cursor import Index
 from ray_distill.students.modules.token_student_module import PLACES
+from ray_distill.students.order.cursor import Index
 from ray_distill.tasks.base import Batch, Encoded, Processor, Ragged, TokenTask
 from ray_distill.tasks.packing import collate_packed
 
@@ -112,11 +112,13 @@ class TokenSet:
         weight_B = np.ones(len(rows), np.float32) if real is None else real.astype(np.float32)
         true_N = self.truth.values[flat].astype(np.int64)
         return {**inputs, PLACES: torch.from_numpy(places_N)}, LossBatch(
-            labels_B=torch.from_numpy(true_N), targets=self._targets(rows, np.diff(offsets)),
+            labels_B=torch.from_numpy(true_N),
+            targets=self._targets(rows, np.diff(offsets)),
             distil_B=torch.from_numpy(self.distil[owner_N]),
             example_weight_B=torch.from_numpy(np.repeat(weight_B, np.diff(offsets))),
             hidden={layer: self._states(states, owner_N, position_N) for layer, states in self.hidden.items()},
-            row_B=torch.from_numpy(np.repeat(np.arange(len(rows), dtype=np.int64), np.diff(offsets))))
+            row_B=torch.from_numpy(np.repeat(np.arange(len(rows), dtype=np.int64), np.diff(offsets))),
+        )
 
     def retained_mass(self, temperature: float, rows: Index) -> float:
         """Mean mass of the stored classes at a declared temperature over the positions of labelled documents."""
@@ -164,12 +166,16 @@ class TokenSet:
 
         draws = found.draws
         return SparseTargets(
-            classes=found.classes, temperatures=found.temperatures,
+            classes=found.classes,
+            temperatures=found.temperatures,
             ids_NK=padded(found.ids, 0, np.arange(width)),
-            logp_NK=padded(found.logp, -np.inf, -np.log(width)), log_tail_NT=one_each(found.log_tail, -np.inf),
+            logp_NK=padded(found.logp, -np.inf, -np.log(width)),
+            log_tail_NT=one_each(found.log_tail, -np.inf),
             count_NK=None if draws is None else padded(draws.count, 0, 0),
             log_normaliser_N=None if draws is None else one_each(draws.log_normaliser, 0.0),
-            draws=0 if draws is None else draws.number, exponent=1.0 if draws is None else draws.exponent)
+            draws=0 if draws is None else draws.number,
+            exponent=1.0 if draws is None else draws.exponent,
+        )
 
     def _states(self, hidden: Hidden, owner_N: Index, position_N: Index) -> torch.Tensor:
         """Teacher states at the answered positions ``[N, D]``; zeros where the document is not labelled."""
@@ -180,8 +186,17 @@ class TokenSet:
 
 
 def build_token_set(
-    table: pa.Table, *, task: TokenTask, processor: Processor, vocabulary: int, labels: tuple[pa.Array, Signal] | None,
-    excluded: pa.Array | None = None, pool: str = "token", packed: int = 0, name: str = "train", part: bool = False,
+    table: pa.Table,
+    *,
+    task: TokenTask,
+    processor: Processor,
+    vocabulary: int,
+    labels: tuple[pa.Array, Signal] | None,
+    excluded: pa.Array | None = None,
+    pool: str = "token",
+    packed: int = 0,
+    name: str = "train",
+    part: bool = False,
 ) -> TokenSet:
     """Join documents of a snapshot (``row_id``, the task's input column) with their teacher labels.
 
@@ -209,20 +224,39 @@ def build_token_set(
         _check_vocabulary(signal.distributions, vocabulary)
         _check_positions(signal.distributions, answered, stored, encoded)
     if signal.hidden and pool != "token":
-        raise ConfigError(f"labels.hidden.pool is {pool}: a language model's states are matched token by token; label "
-                          "with pool: token, or leave the hidden loss out")
+        raise ConfigError(
+            f"labels.hidden.pool is {pool}: a language model's states are matched token by token; label "
+            "with pool: token, or leave the hidden loss out"
+        )
     found = TokenSet(
-        task=task, encoded=encoded, answered=answered, truth=task.truth(encoded), stored=stored, packed=packed,
-        distil=(stored >= 0) & ~is_in(encoded.row_ids, excluded), distributions=signal.distributions,
-        hidden=signal.hidden)
+        task=task,
+        encoded=encoded,
+        answered=answered,
+        truth=task.truth(encoded),
+        stored=stored,
+        packed=packed,
+        distil=(stored >= 0) & ~is_in(encoded.row_ids, excluded),
+        distributions=signal.distributions,
+        hidden=signal.hidden,
+    )
     if part:
         return found
-    log.info("%s split: %d documents, %d answered tokens, %d documents distilled", name, found.rows,
-             len(answered.values), int(found.distil.sum()))
+    log.info(
+        "%s split: %d documents, %d answered tokens, %d documents distilled",
+        name,
+        found.rows,
+        len(answered.values),
+        int(found.distil.sum()),
+    )
     missing = int((stored < 0).sum())
     if labels is not None and missing:
-        log.warning("%d of %d %s documents have no teacher labels (quarantined, or labelled later than this label "
-                    "set): they are used only for their own text", missing, found.rows, name)
+        log.warning(
+            "%d of %d %s documents have no teacher labels (quarantined, or labelled later than this label "
+            "set): they are used only for their own text",
+            missing,
+            found.rows,
+            name,
+        )
     if labels is not None and len(labels[0]) and not found.distil.any() and name == "train":
         raise TrainingError(f"none of the {found.rows} usable rows of the train split has teacher labels")
     return found
@@ -244,7 +278,8 @@ def check_tokens(teacher: Mapping[str, Any], model: Model) -> None:
             f"the student {model.url} has another tokenizer or chat template ({found[:19]}…) than the labels of "
             f"{teacher.get('model', 'the teacher')} ({wanted[:19]}…), and distributions over other tokens teach it "
             "nothing. Start the student from the teacher's config or layers, save the teacher's tokenizer beside the "
-            "student, or let the teacher write the texts and train on those with hard labels")
+            "student, or let the teacher write the texts and train on those with hard labels"
+        )
 
 
 def _check_vocabulary(found: Distributions, vocabulary: int) -> None:
@@ -252,7 +287,8 @@ def _check_vocabulary(found: Distributions, vocabulary: int) -> None:
         raise ConfigError(
             f"the labels are distributions over {found.classes} tokens, the student's head has {vocabulary}: a student "
             "must have the teacher's tokenizer and vocabulary; start it from the teacher's config or layers, or label "
-            "with a teacher of the student's family")
+            "with a teacher of the student's family"
+        )
 
 
 def _check_positions(found: Distributions, answered: Ragged, stored: Index, encoded: Encoded) -> None:
@@ -269,4 +305,5 @@ def _check_positions(found: Distributions, answered: Ragged, stored: Index, enco
     row = int(have[wrong[0]])
     raise ConfigError(
         f"row {encoded.row_ids[row].as_py().hex()} was labelled at other tokens than the student has: tokenizer, "
-        "template, roles or max_length have changed since; train with those of the labels, or label again")
+        "template, roles or max_length have changed since; train with those of the labels, or label again"
+    )

@@ -4,8 +4,8 @@ from torch import nn
 
 from ray_distill.config import TrainingConfig
 from ray_distill.students.engines.engine import Engine
-from ray_distill.students.process_group import Ranks
 from ray_distill.students.engines.torch_engine import TorchEngine
+from ray_distill.students.process_group import Ranks
 
 
 def build_engine(module: nn.Module, training: TrainingConfig, ranks: Ranks, *, passes: int) -> Engine:

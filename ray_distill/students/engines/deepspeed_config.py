@@ -47,7 +47,8 @@ def _offload(training: TrainingConfig) -> dict[str, Any]:
     if training.zero_stage < needed:
         raise ConfigError(
             f"student.training.offload {training.offload} needs zero_stage {needed} or more, "
-            f"found {training.zero_stage}")
+            f"found {training.zero_stage}"
+        )
     block: dict[str, Any] = {"offload_optimizer": {"device": "cpu"}}
     if training.offload == "all":
         block["offload_param"] = {"device": "cpu"}

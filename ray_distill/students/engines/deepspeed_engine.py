@@ -21,13 +21,19 @@ from ray_distill.config import TrainingConfig
 from ray_distill.errors import TrainingError
 from ray_distill.losses.base import StudentOutput
 from ray_distill.losses.fused import Asked
-from ray_distill.students.engines.portable_state import load_atoms, save_atoms
-from ray_distill.students.engines.ema import Average
 from ray_distill.students.engines.deepspeed_config import deepspeed_settings
-from ray_distill.students.engines.engine import (average_buffers, build_optimizer, parameter_groups, run_bundle, training_device)
+from ray_distill.students.engines.ema import Average
+from ray_distill.students.engines.engine import (
+    average_buffers,
+    build_optimizer,
+    parameter_groups,
+    run_bundle,
+    training_device,
+)
+from ray_distill.students.engines.portable_state import load_atoms, save_atoms
+from ray_distill.students.engines.zero_state import base_optimizer, loss_scale, set_loss_scale, zero_parts
 from ray_distill.students.process_group import Ranks
 from ray_distill.students.telemetry.step_timer import Stopwatch
-from ray_distill.students.engines.zero_state import base_optimizer, loss_scale, set_loss_scale, zero_parts
 from ray_distill.tasks.base import Batch
 
 
@@ -140,8 +146,11 @@ def start_deepspeed(module: nn.Module, training: TrainingConfig, ranks: Ranks, *
     try:
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
         engine, _, _, _ = deepspeed.initialize(
-            model=module, optimizer=own_optimizer, config=settings,
-            model_parameters=parameter_groups(module, training.weight_decay))
+            model=module,
+            optimizer=own_optimizer,
+            config=settings,
+            model_parameters=parameter_groups(module, training.weight_decay),
+        )
     except (RuntimeError, ValueError, AssertionError, OSError, ImportError) as error:
         # It reports settings and devices it does not support by any of these.
         raise TrainingError(

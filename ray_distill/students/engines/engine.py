@@ -66,7 +66,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0}]
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
     return [group for group in groups if group["params"]]
 
 
@@ -86,7 +87,8 @@ def training_device(training: TrainingConfig) -> torch.device:
     if training.gpus > 0:
         raise TrainingError(
             f"student.training.gpus is {training.gpus:g} but torch sees no GPU on this worker; set it to 0, or "
-            "install a CUDA build of torch and start the worker on a GPU node")
+            "install a CUDA build of torch and start the worker on a GPU node"
+        )
     return torch.device("cpu")
 
 
@@ -97,8 +99,10 @@ def checkpoint_activations(module: nn.Module) -> None:
         TrainingError: it is no transformers model that can.
     """
     if not getattr(module, "supports_gradient_checkpointing", False):
-        raise TrainingError(f"student.training.activation_checkpointing: {type(module).__name__} cannot recompute its "
-                            "activations; leave it off")
+        raise TrainingError(
+            f"student.training.activation_checkpointing: {type(module).__name__} cannot recompute its "
+            "activations; leave it off"
+        )
     enable: Any = module.activation_checkpointing_enable
     enable(activation_checkpointing_kwargs={"use_reentrant": False})
 

@@ -66,8 +66,9 @@ def save_atoms(folder: Path, module: nn.Module, parts: Parts, ranks: Ranks, own:
             if value is not None and owner == ranks.rank:
                 ours[f"{parameter_name}::{name}"] = value.detach().to("cpu", copy=True).contiguous()
     if ranks.first:
-        ours |= {f"{_BUFFER}::{name}": value.detach().to("cpu", copy=True).contiguous()
-                 for name, value in _buffers(module)}
+        ours |= {
+            f"{_BUFFER}::{name}": value.detach().to("cpu", copy=True).contiguous() for name, value in _buffers(module)
+        }
         facts = {"format": _FORMAT, "states": list(parts.states()), "step": parts.step(), "own": dict(own)}
         (folder / _FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
     save_file(ours, folder / f"atoms-{ranks.rank:05d}.safetensors")
@@ -158,8 +159,12 @@ class WholeParts:
 
 def tensor_states(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
     """Names of an optimiser's states that have the shape of what they belong to."""
-    found = {name: None for tensor, state in optimizer.state.items() for name, value in state.items()
-             if torch.is_tensor(value) and value.shape == tensor.shape and name != "step"}
+    found = {
+        name: None
+        for tensor, state in optimizer.state.items()
+        for name, value in state.items()
+        if torch.is_tensor(value) and value.shape == tensor.shape and name != "step"
+    }
     return tuple(found)
 
 
@@ -201,15 +206,19 @@ def _facts(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise TrainingError(f"{folder}: the engine's {_FACTS} cannot be read ({error})") from error
     if facts.get("format") != _FORMAT:
-        raise TrainingError(f"{folder}: the engine's state has format {facts.get('format')}, this version reads "
-                            f"{_FORMAT}: train on with the version that wrote it, or start anew without resuming")
+        raise TrainingError(
+            f"{folder}: the engine's state has format {facts.get('format')}, this version reads "
+            f"{_FORMAT}: train on with the version that wrote it, or start anew without resuming"
+        )
     return facts
 
 
 def _require_shape(name: str, value: Tensor, expected: Sequence[int]) -> None:
     if tuple(value.shape) != tuple(expected):
-        raise TrainingError(f"the checkpoint holds {name} with shape {tuple(value.shape)}, the student has "
-                            f"{tuple(expected)}: resume with the student that was trained, or start anew")
+        raise TrainingError(
+            f"the checkpoint holds {name} with shape {tuple(value.shape)}, the student has "
+            f"{tuple(expected)}: resume with the student that was trained, or start anew"
+        )
 
 
 class _Atoms:
@@ -220,7 +229,8 @@ class _Atoms:
 
     def __enter__(self) -> "_Atoms":
         files: list[Any] = [
-            safe_open(path, framework="pt") for path in sorted(self._folder.glob("atoms-*.safetensors"))]
+            safe_open(path, framework="pt") for path in sorted(self._folder.glob("atoms-*.safetensors"))
+        ]
         self._where = {key: file for file in files for key in file.keys()}  # noqa: SIM118  (no mapping)
         return self
 
@@ -234,5 +244,7 @@ class _Atoms:
             return value
         if not needed:
             return None
-        raise TrainingError(f"the checkpoint lacks {key.replace('::', ', ')}: it is of another student; resume with "
-                            "the student that was trained, or start anew without resuming")
+        raise TrainingError(
+            f"the checkpoint lacks {key.replace('::', ', ')}: it is of another student; resume with "
+            "the student that was trained, or start anew without resuming"
+        )

@@ -12,9 +12,9 @@ from ray_distill.config import TrainingConfig
 from ray_distill.errors import ConfigError
 from ray_distill.losses.base import StudentOutput
 from ray_distill.losses.fused import Asked
-from ray_distill.students.engines.portable_state import WholeParts, load_atoms, save_atoms
 from ray_distill.students.engines.ema import Average
 from ray_distill.students.engines.engine import average_buffers, build_optimizer, run_bundle, training_device
+from ray_distill.students.engines.portable_state import WholeParts, load_atoms, save_atoms
 from ray_distill.students.process_group import Ranks
 from ray_distill.students.telemetry.step_timer import Stopwatch
 from ray_distill.tasks.base import Batch
@@ -30,7 +30,8 @@ class TorchEngine:
     def __init__(self, module: nn.Module, training: TrainingConfig, ranks: Ranks) -> None:
         if training.precision == "fp16":
             raise ConfigError(
-                "student.training: engine torch knows precision fp32 and bf16, found fp16; use bf16, or deepspeed")
+                "student.training: engine torch knows precision fp32 and bf16, found fp16; use bf16, or deepspeed"
+            )
         self._ranks = ranks
         self._clip = training.clip
         self._bf16 = training.precision == "bf16"

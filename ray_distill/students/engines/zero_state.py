@@ -12,7 +12,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from ray_distill.errors import TrainingError
-from ray_distill.students.engines.portable_state import (WEIGHT, Parts, WholeParts, counted_steps, make_states, tensor_states)
+from ray_distill.students.engines.portable_state import (
+    WEIGHT,
+    Parts,
+    WholeParts,
+    counted_steps,
+    make_states,
+    tensor_states,
+)
 from ray_distill.students.process_group import Ranks
 
 #: What a dynamic loss scale depends on.
@@ -32,12 +39,14 @@ def zero_parts(optimizer: Any, ranks: Ranks) -> Parts:
     if hasattr(optimizer, "fp32_groups"):  # half precision at ZeRO 0: a float32 copy of each parameter
         halves = chain.from_iterable(optimizer.fp16_groups)
         return WholeParts(
-            optimizer.optimizer, dict(zip(halves, chain.from_iterable(optimizer.fp32_groups), strict=True)))
+            optimizer.optimizer, dict(zip(halves, chain.from_iterable(optimizer.fp32_groups), strict=True))
+        )
     if isinstance(optimizer, torch.optim.Optimizer):
         return WholeParts(optimizer)
     raise TrainingError(
         f"checkpoints of DeepSpeed's {type(optimizer).__name__} are not known: zero_stage 0 in half precision "
-        "makes it of a fused optimiser; use zero_stage 1, or leave the optimizer out of student.training.deepspeed")
+        "makes it of a fused optimiser; use zero_stage 1, or leave the optimizer out of student.training.deepspeed"
+    )
 
 
 class _Partitioned:

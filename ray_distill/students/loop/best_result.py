@@ -13,9 +13,9 @@ from ray_distill.errors import TrainingError
 from ray_distill.fingerprint import sha256
 from ray_distill.storage import files
 from ray_distill.students.checkpoints.store import check_plan
+from ray_distill.students.loop.validation import Score
 from ray_distill.students.process_group import Ranks
 from ray_distill.students.telemetry.reporter import Told
-from ray_distill.students.loop.validation import Score
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from ray_distill.errors import StorageError, TrainingError
 from ray_distill.losses.base import LossBatch
 from ray_distill.storage import files
+from ray_distill.students.modules.token_student_module import PLACES
+from ray_distill.students.order.cursor import Index
 from ray_distill.students.order.micro_batches import MicroBatch
 from ray_distill.students.process_group import Ranks
-from ray_distill.students.order.cursor import Index
-from ray_distill.students.modules.token_student_module import PLACES
 from ray_distill.tasks.base import Batch
 
 log = logging.getLogger(__name__)
@@ -27,8 +27,15 @@ SHOWN = 8
 
 
 def not_finite(
-    trial: str, url: str, ranks: Ranks, step: int, steps: int, values: Mapping[str, float],
-    ids_of: Callable[[Index], list[str]], micros: Sequence[MicroBatch], batches: Sequence[tuple[Batch, LossBatch]],
+    trial: str,
+    url: str,
+    ranks: Ranks,
+    step: int,
+    steps: int,
+    values: Mapping[str, float],
+    ids_of: Callable[[Index], list[str]],
+    micros: Sequence[MicroBatch],
+    batches: Sequence[tuple[Batch, LossBatch]],
     parts: Sequence[Sequence[Tensor]],
 ) -> TrainingError:
     """Save each rank's batch and name the rows to look at; collective.
@@ -58,13 +65,18 @@ def not_finite(
     broken = [row for marks, _, _ in told for rows in marks for row in rows]
     near = [row for _, rows, _ in told for each in rows for row in each]
     kept = next((where for _, _, where in told if where is not None), None)
-    terms = [f"the loss term {name.removeprefix('loss_')!r} is {value}" for name, value in values.items()
-             if name != "loss" and not math.isfinite(value)] or [f"the loss is {values['loss']}"]
+    terms = [
+        f"the loss term {name.removeprefix('loss_')!r} is {value}"
+        for name, value in values.items()
+        if name != "loss" and not math.isfinite(value)
+    ] or [f"the loss is {values['loss']}"]
     if broken:
         where = f"labels that are not finite are those of {_some(broken)}: label these rows again, or leave them out"
     elif near:
-        where = (f"it came from {len(near)} rows, {_some(near)}; their labels are finite, so lower the learning rate, "
-                 "or prefer precision bf16 or fp32 to fp16")
+        where = (
+            f"it came from {len(near)} rows, {_some(near)}; their labels are finite, so lower the learning rate, "
+            "or prefer precision bf16 or fp32 to fp16"
+        )
     else:
         where = "each micro-batch alone is finite; lower the learning rate, or prefer precision bf16 or fp32 to fp16"
     note = f"; the batch is saved in {kept}" if kept is not None else "; the batch could not be saved"
@@ -89,15 +101,23 @@ def _broken_rows(micro: MicroBatch, inputs: Batch, batch: LossBatch) -> Any:
 
 
 def _save(
-    url: str, micros: Sequence[MicroBatch], batches: Sequence[tuple[Batch, LossBatch]],
-    ids_of: Callable[[Index], list[str]], culprits: Sequence[int],
+    url: str,
+    micros: Sequence[MicroBatch],
+    batches: Sequence[tuple[Batch, LossBatch]],
+    ids_of: Callable[[Index], list[str]],
+    culprits: Sequence[int],
 ) -> str | None:
     """Write this rank's batch; its URL, or None where the file system refuses (told of in the log)."""
-    tensors = {f"{number}.{name}": tensor.detach().cpu().contiguous()
-               for number, (inputs, batch) in enumerate(batches)
-               for name, tensor in {**_flat("inputs", inputs), **_flat("batch", batch)}.items()}
-    facts = {"rows": [ids_of(micro.rows) for micro in micros], "real": [micro.real.tolist() for micro in micros],
-             "not_finite": list(culprits)}
+    tensors = {
+        f"{number}.{name}": tensor.detach().cpu().contiguous()
+        for number, (inputs, batch) in enumerate(batches)
+        for name, tensor in {**_flat("inputs", inputs), **_flat("batch", batch)}.items()
+    }
+    facts = {
+        "rows": [ids_of(micro.rows) for micro in micros],
+        "real": [micro.real.tolist() for micro in micros],
+        "not_finite": list(culprits),
+    }
     try:
         files.write_bytes(f"{url}.safetensors", save(tensors))
         files.write_bytes(f"{url}.json", json.dumps(facts, indent=1).encode())

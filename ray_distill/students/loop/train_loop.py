@@ -18,23 +18,31 @@ from ray_distill.config import TrainingConfig
 from ray_distill.errors import TrainingError
 from ray_distill.losses.base import LossBatch
 from ray_distill.storage import files
-from ray_distill.students.data.examples import Examples
+from ray_distill.students.checkpoints.async_writer import CheckpointWriter
 from ray_distill.students.checkpoints.store import check_plan, fetched, find_checkpoint
-from ray_distill.students.loop.nonfinite_report import not_finite
+from ray_distill.students.data.examples import Examples
 from ray_distill.students.engines.engine import Engine
-from ray_distill.students.order.prefetch import Feed
-from ray_distill.students.order.micro_batches import Budget, MicroBatch, micro_batches, share
-from ray_distill.students.order.epoch_order import Order, Plan, units_of
 from ray_distill.students.loop.best_result import WEIGHTS_FILE, Best, read_weights, weights_bytes
+from ray_distill.students.loop.nonfinite_report import not_finite
+from ray_distill.students.loop.validation import Judge, Score
+from ray_distill.students.modules.token_student_module import PLACES
+from ray_distill.students.objective.schedules import rate_factor
+from ray_distill.students.objective.weighted_losses import (
+    Term,
+    ask_head,
+    combine,
+    group_of,
+    squares,
+    to_device,
+    weights_of,
+)
+from ray_distill.students.order.cursor import Index, cursor_at
+from ray_distill.students.order.epoch_order import Order, Plan, units_of
+from ray_distill.students.order.micro_batches import Budget, MicroBatch, micro_batches, share
+from ray_distill.students.order.prefetch import Feed
 from ray_distill.students.process_group import Ranks
 from ray_distill.students.telemetry.reporter import Remembering, Told, TrainingStopped
-from ray_distill.students.order.cursor import Index, cursor_at
-from ray_distill.students.checkpoints.async_writer import CheckpointWriter
-from ray_distill.students.objective.schedules import rate_factor
-from ray_distill.students.objective.weighted_losses import (Term, ask_head, combine, group_of, squares, to_device, weights_of)
 from ray_distill.students.telemetry.step_timer import StepMeter, peak_memory
-from ray_distill.students.modules.token_student_module import PLACES
-from ray_distill.students.loop.validation import Judge, Score
 from ray_distill.tasks.base import Batch
 
 #: Seconds between two questions whether a machine is about to be taken away; asking is collective.
@@ -89,17 +97,29 @@ def run_trial(trial: Trial, engine: Engine, ranks: Ranks, reporter: Remembering,
     step, best, looked, resumed, lately = _restore(trial, engine, ranks) if resume else (0, None, None, None, [])
     reporter.repeat(lately)
     saver = CheckpointWriter(
-        checkpoints_url(trial), ranks, trial.training.checkpoints, plan=trial.plan,
-        protect=() if resumed is None else (resumed,))
+        checkpoints_url(trial),
+        ranks,
+        trial.training.checkpoints,
+        plan=trial.plan,
+        protect=() if resumed is None else (resumed,),
+    )
     with Feed(partial(batches_of, trial, ranks), trial.steps) as feed, closing(saver):
         return _train(trial, engine, ranks, reporter, feed, saver, step, best, looked)
 
 
 def _train(
-    trial: Trial, engine: Engine, ranks: Ranks, reporter: Remembering, feed: Feed[Batches], saver: CheckpointWriter,
-    step: int, best: Best | None, looked: Score | None,
+    trial: Trial,
+    engine: Engine,
+    ranks: Ranks,
+    reporter: Remembering,
+    feed: Feed[Batches],
+    saver: CheckpointWriter,
+    step: int,
+    best: Best | None,
+    looked: Score | None,
 ) -> Best:
     """Train from a step to the end; see `run_trial`."""
+
     def told(url: str | None, after: int) -> None:
         if url is not None:
             reporter.checkpoint({"trial": trial.name, "step": after, "url": url})
@@ -132,8 +152,10 @@ def _train(
         if stop or leave:
             told(saver.finish(), saved)
         if stop:
-            raise TrainingStopped(f"{trial.name}: stopped as requested after step {step} of {trial.steps}; "
-                                  f"the state is saved in {trial.url}, resume to go on")
+            raise TrainingStopped(
+                f"{trial.name}: stopped as requested after step {step} of {trial.steps}; "
+                f"the state is saved in {trial.url}, resume to go on"
+            )
     told(saver.finish(), saved)
     assert best is not None
     return best
@@ -145,8 +167,14 @@ def _hopeless(training: TrainingConfig, step: int, best: Best) -> bool:
 
 
 def take_step(
-    trial: Trial, engine: Engine, ranks: Ranks, step: int, feed: Feed[Batches] | None = None, *,
-    asks: Sequence[bool] = (), meter: StepMeter | None = None,
+    trial: Trial,
+    engine: Engine,
+    ranks: Ranks,
+    step: int,
+    feed: Feed[Batches] | None = None,
+    *,
+    asks: Sequence[bool] = (),
+    meter: StepMeter | None = None,
 ) -> tuple[dict[str, float], list[int]]:
     """One optimiser step; returns its metrics, and how many ranks said yes to each of ``asks``.
 
@@ -167,7 +195,8 @@ def take_step(
     with watch.part("communication"):
         weights = weights_of(trial.terms, [losses for _, losses in batches], ranks, engine.device)
     rate = trial.rate * rate_factor(
-        step, steps=trial.steps, warmup=trial.training.warmup, shape=trial.training.schedule)
+        step, steps=trial.steps, warmup=trial.training.warmup, shape=trial.training.schedule
+    )
     parts: list[list[Tensor]] = []
     every = trial.training.gradient_norms_every
     norms: list[list[Tensor]] | None = [] if every and (step + 1) % every == 0 else None
@@ -183,8 +212,17 @@ def take_step(
     broken = [name for name, value in values.items() if not math.isfinite(value)]
     if broken:
         raise not_finite(
-            trial.name, files.join(trial.url, "diagnosis"), ranks, step, trial.steps, values, trial.data.ids_of,
-            micros_of(trial, ranks, step), batches, parts)
+            trial.name,
+            files.join(trial.url, "diagnosis"),
+            ranks,
+            step,
+            trial.steps,
+            values,
+            trial.data.ids_of,
+            micros_of(trial, ranks, step),
+            batches,
+            parts,
+        )
     if norms is not None:
         values |= _gradient_norms(trial.terms, norms, ranks, engine.device)
     speed = meter.stop(trial.order.size(step), tokens, flops)
@@ -192,8 +230,14 @@ def take_step(
 
 
 def _pass(
-    terms: Sequence[Term], engine: Engine, step: int, weights: Sequence[float], parts: list[list[Tensor]],
-    norms: list[list[Tensor]] | None, inputs: Batch, batch: LossBatch,
+    terms: Sequence[Term],
+    engine: Engine,
+    step: int,
+    weights: Sequence[float],
+    parts: list[list[Tensor]],
+    norms: list[list[Tensor]] | None,
+    inputs: Batch,
+    batch: LossBatch,
 ) -> Tensor:
     """Forward one micro-batch; returns its share of the global loss and notes the share of each term, and the square of
     its gradient's norm where norms are wanted."""
@@ -219,13 +263,18 @@ def micros_of(trial: Trial, ranks: Ranks, step: int) -> list[MicroBatch]:
     slots, budget = np.arange(trial.order.size(step), dtype=np.int64), trial.budget
     lengths = trial.data.lengths
     found = micro_batches(
-        slots, rank=ranks.rank, world=ranks.world, budget=budget,
-        lengths_BF=lengths[trial.rows[trial.order.batch(step)]] if budget.tokens and lengths is not None else None)
+        slots,
+        rank=ranks.rank,
+        world=ranks.world,
+        budget=budget,
+        lengths_BF=lengths[trial.rows[trial.order.batch(step)]] if budget.tokens and lengths is not None else None,
+    )
     return [replace(micro, rows=trial.rows[trial.order.rows_at(step, micro.rows)]) for micro in found]
 
 
 def batches_of(trial: Trial, ranks: Ranks, step: int) -> Batches:
     """This rank's micro-batches of a step: a function of the step alone, so that a thread may make them ahead."""
+
     def rows_of(step: int) -> Index:
         slots = np.arange(trial.order.size(step), dtype=np.int64)
         ours = share(slots, rank=ranks.rank, world=ranks.world, group=trial.budget.group)
@@ -237,8 +286,7 @@ def batches_of(trial: Trial, ranks: Ranks, step: int) -> Batches:
 
 def _metrics(trial: Trial, step: int, weights: Sequence[float], means: Sequence[float]) -> dict[str, float]:
     """Global means of the terms the batch carried, and their weighted sum."""
-    found = {
-        term.name: mean for term, weight, mean in zip(trial.terms, weights, means, strict=True) if weight > 0}
+    found = {term.name: mean for term, weight, mean in zip(trial.terms, weights, means, strict=True) if weight > 0}
     loss = sum(term.weight(step) * found[term.name] for term in trial.terms if term.name in found)
     return {"loss": loss, **{f"loss_{name}": mean for name, mean in found.items()}}
 
@@ -249,8 +297,10 @@ def _judge(
     """Validate, add the result to ``values``, and keep the weights if they are the best so far."""
     score = trial.judge.score(engine, ranks, replace(trial.budget, group=1))
     if not math.isfinite(score.value):
-        raise TrainingError(f"{trial.name}: the validation loss is {score.value} after step {step} of {trial.steps}; "
-                            "lower the learning rate, or prefer precision bf16 or fp32 to fp16")
+        raise TrainingError(
+            f"{trial.name}: the validation loss is {score.value} after step {step} of {trial.steps}; "
+            "lower the learning rate, or prefer precision bf16 or fp32 to fp16"
+        )
     values.update(score.metrics, epoch=trial.training.epochs * step / trial.steps)
     if best is not None and best.score.value <= score.value:
         return best, score
@@ -258,10 +308,17 @@ def _judge(
 
 
 def _save(
-    trial: Trial, engine: Engine, ranks: Ranks, saver: CheckpointWriter, step: int, best: Best | None,
-    looked: Score | None, lately: Told,
+    trial: Trial,
+    engine: Engine,
+    ranks: Ranks,
+    saver: CheckpointWriter,
+    step: int,
+    best: Best | None,
+    looked: Score | None,
+    lately: Told,
 ) -> str | None:
     """Begin a checkpoint; the URL of the one before, if that is complete only now."""
+
     def write(folder: Path) -> None:
         (folder / "engine").mkdir()
         engine.save(folder / "engine")
@@ -269,15 +326,16 @@ def _save(
             (folder / WEIGHTS_FILE).write_bytes(weights_bytes(best.weights))
 
     cursor = cursor_at(step, len(trial.rows), trial.training.global_batch)
-    state = {"cursor": cursor.to_dict(), "best": None if best is None else best.to_dict(),
-             "validation": None if looked is None else {"value": looked.value, "metrics": looked.metrics},
-             "lately": lately}
+    state = {
+        "cursor": cursor.to_dict(),
+        "best": None if best is None else best.to_dict(),
+        "validation": None if looked is None else {"value": looked.value, "metrics": looked.metrics},
+        "lately": lately,
+    }
     return saver.start(write, step=step, state=state)
 
 
-def _restore(
-    trial: Trial, engine: Engine, ranks: Ranks
-) -> tuple[int, Best | None, Score | None, str | None, Told]:
+def _restore(trial: Trial, engine: Engine, ranks: Ranks) -> tuple[int, Best | None, Score | None, str | None, Told]:
     """Load the newest checkpoint, if there is one: steps done, best so far, the last look before it, its URL, and what
     was told lately."""
     found = find_checkpoint(checkpoints_url(trial), ranks)

@@ -15,12 +15,12 @@ from ray_distill.losses.cross_entropy import Hard
 from ray_distill.losses.fused import Asked, Part
 from ray_distill.losses.soft import Soft, forward_kl
 from ray_distill.students.data.examples import Examples, TrainingSet
+from ray_distill.students.data.token_examples import TokenSet
 from ray_distill.students.engines.engine import Engine
+from ray_distill.students.objective.weighted_losses import to_device
+from ray_distill.students.order.cursor import Index
 from ray_distill.students.order.micro_batches import Budget, micro_batches
 from ray_distill.students.process_group import Ranks
-from ray_distill.students.order.cursor import Index
-from ray_distill.students.objective.weighted_losses import to_device
-from ray_distill.students.data.token_examples import TokenSet
 from ray_distill.tasks.base import Batch
 
 #: With fewer labelled validation rows than this, arms are judged by their divergence from the teacher.
@@ -54,12 +54,14 @@ class RowJudge:
 
     def score(self, engine: Engine, ranks: Ranks, budget: Budget) -> Score:
         """See `Judge`."""
+
         def measure(inputs: Batch, losses: LossBatch) -> tuple[Tensor, ...]:
             return _measure(engine.forward(inputs).logits_BV.float(), losses, self.by_label)
 
         loss, correct, weight = measured(engine, self.data, self.rows, ranks, budget, measure)
-        names = ("validation_nll", "validation_accuracy") if self.by_label else (
-            "validation_kl", "validation_agreement")
+        names = (
+            ("validation_nll", "validation_accuracy") if self.by_label else ("validation_kl", "validation_agreement")
+        )
         return Score(value=loss / weight, metrics={names[0]: loss / weight, names[1]: correct / weight})
 
 
@@ -83,8 +85,11 @@ class TokenJudge:
         rows = np.arange(self.data.rows, dtype=np.int64)
         found = measured(engine, self.data, rows, ranks, budget, measure)
         sums, weights = found[: len(losses)], found[len(losses) :]
-        means = {name: total / weight for name, total, weight in zip(
-            ("validation_nll", "validation_kl"), sums, weights, strict=False) if weight}
+        means = {
+            name: total / weight
+            for name, total, weight in zip(("validation_nll", "validation_kl"), sums, weights, strict=False)
+            if weight
+        }
         return Score(value=means["validation_nll"], metrics=means)
 
 
@@ -102,12 +107,17 @@ def choose_judge(data: TrainingSet | TokenSet) -> Judge:
     if data.teaching is None or len(taught) == 0:
         raise TrainingError(
             f"the validation split has {len(labelled)} labelled rows (at least {MIN_LABELLED} are needed) and no "
-            "teacher labels, so students cannot be compared; label it, or give it more labelled rows")
+            "teacher labels, so students cannot be compared; label it, or give it more labelled rows"
+        )
     return RowJudge(data=data, rows=taught, by_label=False)
 
 
 def measured(
-    engine: Engine, data: Examples, rows: Index, ranks: Ranks, budget: Budget,
+    engine: Engine,
+    data: Examples,
+    rows: Index,
+    ranks: Ranks,
+    budget: Budget,
     measure: Callable[[Batch, LossBatch], tuple[Tensor, ...]],
 ) -> list[float]:
     """Sums over all rows and ranks of what a function measures of each micro-batch, in evaluation mode."""
@@ -115,8 +125,12 @@ def measured(
     found: list[list[float]] = []
     with torch.no_grad():
         for micro in micro_batches(
-                rows, rank=ranks.rank, world=ranks.world, budget=budget,
-                lengths_BF=None if data.lengths is None else data.lengths[rows]):
+            rows,
+            rank=ranks.rank,
+            world=ranks.world,
+            budget=budget,
+            lengths_BF=None if data.lengths is None else data.lengths[rows],
+        ):
             inputs, losses = data.batch(micro.rows, micro.real)
             found.append([float(value) for value in measure(inputs, to_device(losses, engine.device))])
     engine.train(True)

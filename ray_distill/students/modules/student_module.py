@@ -38,8 +38,10 @@ class Bundle(nn.Module):
     def forward(self, inputs: Batch) -> tuple[Tensor, dict[int, Tensor], None, dict[int, Tensor]]:
         """Run the student; hidden states are pooled as the teacher's were, then projected to its width."""
         output = forward(self.student, inputs, self.layers)
-        pooled = {layer: states if self.pool == "token" else pool_hidden(states, output.mask_BL, self.pool)
-                  for layer, states in output.hidden.items()}
+        pooled = {
+            layer: states if self.pool == "token" else pool_hidden(states, output.mask_BL, self.pool)
+            for layer, states in output.hidden.items()
+        }
         return output.logits_BV, project(self.projections, pooled), None, {layer: pooled[layer] for layer in self.plain}
 
 
@@ -49,7 +51,13 @@ def project(projections: nn.ModuleDict, states: Mapping[int, Tensor]) -> dict[in
 
 
 def build_bundle(
-    model: Model, student: nn.Module, *, layers: Mapping[int, int], widths: Mapping[int, int], pool: str, seed: int,
+    model: Model,
+    student: nn.Module,
+    *,
+    layers: Mapping[int, int],
+    widths: Mapping[int, int],
+    pool: str,
+    seed: int,
     plain: Sequence[int] = (),
 ) -> Bundle:
     """Put projections beside a student: for each pair of layers one, from the student's width to the teacher's.
@@ -96,8 +104,7 @@ def layer_pairs(
         return _named_pairs(spec, stored, model.layers, where)
     ordered = sorted(stored)
     pairs = 1 if spec == "last" else min(len(ordered), model.layers)
-    return {
-        round(i * model.layers / pairs): ordered[round(i * len(ordered) / pairs) - 1] for i in range(1, pairs + 1)}
+    return {round(i * model.layers / pairs): ordered[round(i * len(ordered) / pairs) - 1] for i in range(1, pairs + 1)}
 
 
 def _named_pairs(spec: Mapping[int, int], stored: Sequence[int], layers: int, where: str) -> dict[int, int]:

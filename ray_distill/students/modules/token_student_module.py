@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ray_distill.errors import ModelError
 from ray_distill.losses.fused import Asked, FusedHead
-from ray_distill.models.core.head_extraction import body_and_head
 from ray_distill.models.core.forward import last_states, place_batch, spared, states_of, without_cache
+from ray_distill.models.core.head_extraction import body_and_head
 from ray_distill.students.modules.student_module import project
 from ray_distill.tasks.base import Batch
 
@@ -29,9 +29,7 @@ class TokenBundle(nn.Module):
     A model whose head is more than a linear map (scaled or capped logits) is run whole and gives logits.
     """
 
-    def __init__(
-        self, student: nn.Module, projections: Mapping[int, nn.Module], plain: Sequence[int] = ()
-    ) -> None:
+    def __init__(self, student: nn.Module, projections: Mapping[int, nn.Module], plain: Sequence[int] = ()) -> None:
         super().__init__()
         self.fused = _fuse(student)
         self.student = student

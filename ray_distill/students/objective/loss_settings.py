@@ -22,7 +22,9 @@ from ray_distill.students.objective.schedules import stage_starts
 LayerMap = Literal["uniform", "last"] | dict[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
 #: Settings of any loss that has a field of that name, in a configuration's form.
 FORMS: Mapping[str, Any] = {
-    "layers": LayerMap, "temperature": Annotated[float, Field(gt=0, allow_inf_nan=False)] | Steps}
+    "layers": LayerMap,
+    "temperature": Annotated[float, Field(gt=0, allow_inf_nan=False)] | Steps,
+}
 #: Fields that are no settings: the run measures them.
 MEASURED = frozenset({"scales"})
 
@@ -54,11 +56,17 @@ def settings_of(name: str, config: LossConfig) -> dict[str, Any]:
     where, types = f"student.losses.{name}", get_type_hints(kind)
     for setting in config.settings:
         if setting not in known:
-            raise ConfigError(f"{where}.{setting}: unknown field; the loss {name!r} has "
-                              f"{', '.join(['weight', *known])}")
-    return {setting: _fitting(f"{where}.{setting}", config.settings[setting], FORMS.get(setting, types[setting]))
-            if setting in config.settings else "uniform" if setting == "layers" else default
-            for setting, default in known.items()}
+            raise ConfigError(
+                f"{where}.{setting}: unknown field; the loss {name!r} has {', '.join(['weight', *known])}"
+            )
+    return {
+        setting: _fitting(f"{where}.{setting}", config.settings[setting], FORMS.get(setting, types[setting]))
+        if setting in config.settings
+        else "uniform"
+        if setting == "layers"
+        else default
+        for setting, default in known.items()
+    }
 
 
 def plain_settings(name: str, config: LossConfig) -> dict[str, Any]:
@@ -79,8 +87,10 @@ def stages_of(
         return [(0, {})]
     value = settings["temperature"]
     stages = value.step if isinstance(value, Steps) else ((0.0, value),)
-    return [(start, {"temperature": _declared(name, temperature, temperatures)})
-            for start, temperature in stage_starts(stages, steps)]
+    return [
+        (start, {"temperature": _declared(name, temperature, temperatures)})
+        for start, temperature in stage_starts(stages, steps)
+    ]
 
 
 def temperatures_of(losses: Mapping[str, LossConfig], temperatures: Sequence[float]) -> list[float]:
@@ -89,8 +99,12 @@ def temperatures_of(losses: Mapping[str, LossConfig], temperatures: Sequence[flo
     Raises:
         ConfigError: as `stages_of`.
     """
-    found = {changed["temperature"] for name, config in losses.items()
-             for _, changed in stages_of(name, settings_of(name, config), 1, temperatures) if changed}
+    found = {
+        changed["temperature"]
+        for name, config in losses.items()
+        for _, changed in stages_of(name, settings_of(name, config), 1, temperatures)
+        if changed
+    }
     return sorted(found)
 
 
@@ -132,7 +146,8 @@ def _fitting(where: str, value: Any, form: Any) -> Any:
         raise ConfigError(
             f"{where}: a temperature steps through declared ones, as in {{step: [[0, 2], [0.5, 1]]}}, and does not "
             "change continuously, because between declared temperatures the mass outside the stored classes is "
-            f"unknown; found {dict(value)!r}")
+            f"unknown; found {dict(value)!r}"
+        )
     try:
         return TypeAdapter(form).validate_python(value)
     except ValidationError as error:

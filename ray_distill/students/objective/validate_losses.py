@@ -13,9 +13,9 @@ from ray_distill.models.core.model import Model
 from ray_distill.students.data.examples import Examples
 from ray_distill.students.modules.student_module import layer_pairs
 from ray_distill.students.objective.loss_settings import layer_maps, refuse_labels
-from ray_distill.students.order.micro_batches import Budget
-from ray_distill.students.order.cursor import Index
 from ray_distill.students.objective.weighted_losses import Term, build_terms, group_of
+from ray_distill.students.order.cursor import Index
+from ray_distill.students.order.micro_batches import Budget
 
 #: Where the length of stored states is measured: rows in each of so many places.
 SCALE_PLACES, SCALE_ROWS = 16, 256
@@ -47,13 +47,15 @@ def check_losses(losses: Mapping[str, LossConfig], labels: Labels, training: Tra
 def labels_of(manifest: StoreManifest) -> Labels:
     """What the losses may know of a store."""
     return Labels(
-        temperatures=manifest.temperatures, drawn=manifest.draws > 0, hidden=bool(manifest.hidden_layers),
-        pool=manifest.pool, basis=manifest.hidden_rank > 0 or manifest.hidden_variance > 0)
+        temperatures=manifest.temperatures,
+        drawn=manifest.draws > 0,
+        hidden=bool(manifest.hidden_layers),
+        pool=manifest.pool,
+        basis=manifest.hidden_rank > 0 or manifest.hidden_variance > 0,
+    )
 
 
-def pairs_of(
-    losses: Mapping[str, LossConfig], stored: Sequence[int], model: Model
-) -> dict[str, dict[int, int]]:
+def pairs_of(losses: Mapping[str, LossConfig], stored: Sequence[int], model: Model) -> dict[str, dict[int, int]]:
     """By the name of each loss of hidden states, student layer to stored teacher layer.
 
     Raises:
@@ -78,7 +80,8 @@ def check_retained_mass(data: Examples, rows: Index, temperature: float) -> None
         raise ConfigError(
             f"student.losses.soft.temperature {temperature:g}: the stored classes hold only {mass:.2f} of the "
             f"teacher's mass at this temperature, at least {MIN_RETAINED_MASS} is needed; train at a lower "
-            "temperature, or label again with a larger k")
+            "temperature, or label again with a larger k"
+        )
 
 
 def layers_wanted(terms: Sequence[Term]) -> tuple[dict[int, int], tuple[int, ...]]:
@@ -97,7 +100,8 @@ def layers_wanted(terms: Sequence[Term]) -> tuple[dict[int, int], tuple[int, ...
             if projected.setdefault(ours, theirs) != theirs:
                 raise ConfigError(
                     f"student.losses.{term.name}.layers: student layer {ours} is projected to teacher layer "
-                    f"{projected[ours]} by another loss, and to {theirs} by this one: pair it alike")
+                    f"{projected[ours]} by another loss, and to {theirs} by this one: pair it alike"
+                )
     return projected, tuple(sorted(plain))
 
 
@@ -116,6 +120,8 @@ def scales_of(data: Examples) -> dict[int, float]:
 
 def state_scales(hidden: Mapping[int, Hidden]) -> dict[int, float]:
     """Mean squared length of the stored vectors of each layer, in float64; 0 of a layer without any."""
-    sums = {layer: float(np.einsum("ij,ij->", states.values, states.values, dtype=np.float64))
-            for layer, states in hidden.items()}
+    sums = {
+        layer: float(np.einsum("ij,ij->", states.values, states.values, dtype=np.float64))
+        for layer, states in hidden.items()
+    }
     return {layer: total / max(len(hidden[layer].values), 1) for layer, total in sums.items()}

@@ -13,8 +13,8 @@ from ray_distill.losses.base import Loss, LossBatch, StudentOutput
 from ray_distill.losses.buckets import BucketLoss
 from ray_distill.losses.fused import Asked, Part
 from ray_distill.students.objective.loss_settings import known_loss, settings_of, stages_of
-from ray_distill.students.process_group import Ranks
 from ray_distill.students.objective.schedules import Curve, stage_at, weight_curve
+from ray_distill.students.process_group import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,12 @@ class Term:
 
 
 def build_terms(
-    losses: Mapping[str, LossConfig], *, steps: int, temperatures: Sequence[float],
-    layers: Mapping[str, Mapping[int, int]], scales: Mapping[int, float] | None = None,
+    losses: Mapping[str, LossConfig],
+    *,
+    steps: int,
+    temperatures: Sequence[float],
+    layers: Mapping[str, Mapping[int, int]],
+    scales: Mapping[int, float] | None = None,
 ) -> tuple[Term, ...]:
     """Build the terms of a configuration.
 
@@ -55,9 +59,13 @@ def build_terms(
     """
     given = {name: {"layers": layers.get(name, {}), "scales": scales or {}} for name in losses}
     terms = tuple(
-        Term(name=name, weight=weight_curve(config.weight, steps),
-             stages=_stages(name, config, steps, temperatures, given[name]))
-        for name, config in losses.items())
+        Term(
+            name=name,
+            weight=weight_curve(config.weight, steps),
+            stages=_stages(name, config, steps, temperatures, given[name]),
+        )
+        for name, config in losses.items()
+    )
     group_of(terms)
     return terms
 
@@ -69,8 +77,10 @@ def _stages(
     known = {field.name for field in fields(kind)}
     own = {key: value for key, value in given.items() if key in known}
     try:
-        return tuple((start, kind(**{**settings, **own, **changed}))
-                     for start, changed in stages_of(name, settings, steps, temperatures))
+        return tuple(
+            (start, kind(**{**settings, **own, **changed}))
+            for start, changed in stages_of(name, settings, steps, temperatures)
+        )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"student.losses.{name}: {error}") from error
 
@@ -84,8 +94,10 @@ def group_of(terms: Sequence[Term]) -> int:
     found = {term.name: int(size) for term in terms if (size := getattr(term.loss, "group", None)) is not None}
     if len(set(found.values())) > 1:
         named = ", ".join(f"{name} has {size}" for name, size in found.items())
-        raise ConfigError(f"student.losses: the groups of rows that losses compare must be of one size, and {named}: "
-                          "give them the same `group`")
+        raise ConfigError(
+            f"student.losses: the groups of rows that losses compare must be of one size, and {named}: "
+            "give them the same `group`"
+        )
     return max(found.values(), default=1)
 
 
@@ -109,7 +121,9 @@ def ask_head(
     ``norms`` the size of each one's gradient."""
     parts = tuple(
         Part(loss=cast(BucketLoss, term.at(step)), factor=term.weight(step) / (weight or 1.0))
-        for term, weight in zip(terms, weights, strict=True) if _fits(term))
+        for term, weight in zip(terms, weights, strict=True)
+        if _fits(term)
+    )
     return Asked(batch=batch, parts=parts, norms=norms)
 
 
@@ -128,8 +142,10 @@ def combine(
     made = iter(() if output.fused is None else output.fused[1])
     known = [next(made) if output.fused is not None and _fits(term) else None for term in terms]
     try:
-        parts = [(term.at(step)(output, batch) if value is None else value) / (weight or 1.0)
-                 for term, value, weight in zip(terms, known, weights, strict=True)]
+        parts = [
+            (term.at(step)(output, batch) if value is None else value) / (weight or 1.0)
+            for term, value, weight in zip(terms, known, weights, strict=True)
+        ]
     except ValueError as error:
         raise TrainingError(f"step {step}: {error}") from error
     own = [term.weight(step) * part for term, value, part in zip(terms, known, parts, strict=True) if value is None]
@@ -157,9 +173,11 @@ def squares(
 
 def _square(loss: Loss, output: StudentOutput, batch: LossBatch) -> Tensor:
     with torch.enable_grad():
-        free = StudentOutput(logits_BV=_leaf(output.logits_BV),
-                             hidden={layer: _leaf(states) for layer, states in output.hidden.items()},
-                             states={layer: _leaf(states) for layer, states in output.states.items()})
+        free = StudentOutput(
+            logits_BV=_leaf(output.logits_BV),
+            hidden={layer: _leaf(states) for layer, states in output.hidden.items()},
+            states={layer: _leaf(states) for layer, states in output.states.items()},
+        )
         leaves = [free.logits_BV, *free.hidden.values(), *free.states.values()]
         gradients = torch.autograd.grad(loss(free, batch), leaves, materialize_grads=True)
     return torch.stack([gradient.double().square().sum() for gradient in gradients]).sum()
@@ -179,14 +197,22 @@ def to_device(batch: LossBatch, device: torch.device) -> LossBatch:
     targets = batch.targets
     if targets is not None:
         targets = replace(
-            targets, ids_NK=targets.ids_NK.to(device).to(torch.int64), logp_NK=targets.logp_NK.to(device),
-            log_tail_NT=targets.log_tail_NT.to(device), count_NK=_moved(targets.count_NK, device),
-            log_normaliser_N=_moved(targets.log_normaliser_N, device))
+            targets,
+            ids_NK=targets.ids_NK.to(device).to(torch.int64),
+            logp_NK=targets.logp_NK.to(device),
+            log_tail_NT=targets.log_tail_NT.to(device),
+            count_NK=_moved(targets.count_NK, device),
+            log_normaliser_N=_moved(targets.log_normaliser_N, device),
+        )
     return LossBatch(
-        labels_B=batch.labels_B.to(device), targets=targets, distil_B=batch.distil_B.to(device),
+        labels_B=batch.labels_B.to(device),
+        targets=targets,
+        distil_B=batch.distil_B.to(device),
         hidden={layer: states.to(device) for layer, states in batch.hidden.items()},
-        hidden_mask_BL=_moved(batch.hidden_mask_BL, device), row_B=_moved(batch.row_B, device),
-        example_weight_B=batch.example_weight_B.to(device))
+        hidden_mask_BL=_moved(batch.hidden_mask_BL, device),
+        row_B=_moved(batch.row_B, device),
+        example_weight_B=batch.example_weight_B.to(device),
+    )
 
 
 def _moved(tensor: Tensor | None, device: torch.device) -> Tensor | None:

@@ -120,8 +120,11 @@ class Order:
     def _open(self, epoch: int) -> Epoch | Index:
         """The plan of an epoch, or its whole permutation where one window holds everything."""
         if epoch not in self._epochs:
-            self._epochs[epoch] = epoch_order(self._seed, epoch, self.plan.rows) if self.plan.whole else lay_out(
-                self.plan, self._seed, epoch)
+            self._epochs[epoch] = (
+                epoch_order(self._seed, epoch, self.plan.rows)
+                if self.plan.whole
+                else lay_out(self.plan, self._seed, epoch)
+            )
             while len(self._epochs) > 2:  # a reader that looks ahead sees the next one too
                 self._epochs.popitem(last=False)
         return self._epochs[epoch]

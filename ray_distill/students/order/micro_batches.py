@@ -54,15 +54,18 @@ class Budget:
             raise ConfigError(
                 f"student.training.micro_batch is {rows}, and a loss compares groups of {group} rows, which no "
                 f"micro-batch may split: set it to {f'{below} or ' if below else ''}{above}, or the losses' group to a "
-                f"divisor of {rows}")
+                f"divisor of {rows}"
+            )
         if training.packed and training.micro_tokens and group > 1:
             raise ConfigError(
                 f"student.training.micro_tokens: documents that are packed by their tokens cannot keep the groups of "
-                f"{group} rows together that a loss compares; set micro_tokens to 0")
+                f"{group} rows together that a loss compares; set micro_tokens to 0"
+            )
         if training.packed > training.micro_tokens > 0:
             raise ConfigError(
                 f"student.training.micro_tokens is {training.micro_tokens}, less than one packed sequence of "
-                f"{training.packed} tokens")
+                f"{training.packed} tokens"
+            )
         return cls(rows=rows, tokens=training.micro_tokens, packed=training.packed, group=group)
 
     def passes(self, global_batch: int, world: int) -> int:
@@ -91,7 +94,8 @@ class Budget:
             raise ConfigError(
                 f"student.training.micro_tokens is {self.tokens}, but the longest example"
                 f"{f's of a group of {self.group}' if self.group > 1 else ''} may take {longest}: raise it, or lower "
-                "student.model.max_length")
+                "student.model.max_length"
+            )
 
 
 def share_of(rows: int, world: int, group: int = 1) -> int:
@@ -128,12 +132,16 @@ def micro_batches(
     if budget.tokens:
         assert lengths_BF is not None
         slots = np.arange(len(batch), dtype=np.int64)
-        cuts = [cut_by_tokens(lengths_BF[share(slots, rank=other, world=world, group=budget.group).rows], budget)
-                for other in range(world)]
+        cuts = [
+            cut_by_tokens(lengths_BF[share(slots, rank=other, world=world, group=budget.group).rows], budget)
+            for other in range(world)
+        ]
         places = evened(cuts[rank], max(map(len, cuts)), budget.group)
     else:
-        places = [np.arange(start, min(start + budget.rows, len(ours.rows)))
-                  for start in range(0, len(ours.rows), budget.rows)]
+        places = [
+            np.arange(start, min(start + budget.rows, len(ours.rows)))
+            for start in range(0, len(ours.rows), budget.rows)
+        ]
     return [MicroBatch(rows=ours.rows[at], real=ours.real[at]) for at in places]
 
 

@@ -19,14 +19,18 @@ PEAKS: tuple[tuple[str, Mapping[str, float]], ...] = (
     (r"\bL40S\b", {"fp32": 91.6, "tf32": 183.0, "bf16": 362.0, "fp16": 362.0}),
     (r"\bL4\b", {"fp32": 30.3, "tf32": 60.0, "bf16": 121.0, "fp16": 121.0}),
     (r"\bT4\b", {"fp32": 8.1, "fp16": 65.0}),  # it has no bf16
-    (r"\bMI300X\b", {"fp32": 163.4, "tf32": 653.7, "bf16": 1307.4, "fp16": 1307.4}))
+    (r"\bMI300X\b", {"fp32": 163.4, "tf32": 653.7, "bf16": 1307.4, "fp16": 1307.4}),
+)
 
 _ATEN = torch.ops.aten
 #: torch counts neither of the CPU's.
 _FORWARD = (_ATEN._scaled_dot_product_flash_attention_for_cpu,)
 _BACKWARD = (
-    _ATEN._scaled_dot_product_efficient_attention_backward, _ATEN._scaled_dot_product_flash_attention_backward,
-    _ATEN._scaled_dot_product_cudnn_attention_backward, _ATEN._scaled_dot_product_flash_attention_for_cpu_backward)
+    _ATEN._scaled_dot_product_efficient_attention_backward,
+    _ATEN._scaled_dot_product_flash_attention_backward,
+    _ATEN._scaled_dot_product_cudnn_attention_backward,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward,
+)
 
 
 def peak_flops(device_name: str, precision: Literal["fp32", "bf16", "fp16"], *, tf32: bool = False) -> float | None:

@@ -56,7 +56,8 @@ def held(sizes: Sizes, training: TrainingConfig, world: int) -> dict[str, float]
     return {
         "parameters": 0.0 if training.offload == "all" else width * sizes.all / (world if stage == 3 else 1),
         "gradients": width * sizes.trained / (world if stage >= 2 else 1),
-        "optimiser states": 0.0 if training.offload != "none" else states}
+        "optimiser states": 0.0 if training.offload != "none" else states,
+    }
 
 
 def suggestion(
@@ -91,7 +92,7 @@ def _steps(training: TrainingConfig) -> list[tuple[int, str]]:
     if training.compile is not None:
         ladder = [(stage, offload) for stage, offload in ladder if stage < 3]
     now = (int(training.zero_stage), str(training.offload))
-    return ladder[ladder.index(now):] if now in ladder else [now, ladder[-1]]
+    return ladder[ladder.index(now) :] if now in ladder else [now, ladder[-1]]
 
 
 def _told(training: TrainingConfig, micro: int, recomputed: bool, stage: int, offload: str, least: int) -> str:
@@ -144,7 +145,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there is no memory: of a GPU, of torch on the CPU, or of Python."""
     text = str(error)
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        "DefaultCPUAllocator" in text or "not enough memory" in text or "CUDA out of memory" in text)
+        "DefaultCPUAllocator" in text or "not enough memory" in text or "CUDA out of memory" in text
+    )
 
 
 def explain_memory(trial: str, sizes: Sizes, training: TrainingConfig, world: int, text: str, least: int) -> str:
@@ -154,12 +156,19 @@ def explain_memory(trial: str, sizes: Sizes, training: TrainingConfig, world: in
     activations = max(used + _asked(text) - sum(classes.values()), 0.01 * limit)
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in classes.items())
     found = suggestion(sizes, training, world, activations=activations, limit=limit, least=least)
-    advice = f"by this estimate it fits with student.training {{{found}}}" if found is not None else (
-        f"no {_setting(training)}, stage or offload fits by this estimate: take a smaller student, a larger device, or "
-        "more workers with zero_stage 3")
-    return (f"{trial}: out of memory on {device} of {limit / GIB:.2f} GiB; estimated GiB on a rank: {parts}, "
-            f"activations, logits and all else at least {activations / GIB:.2f} at "
-            f"{_setting(training)} {_size(training)}; {advice}")
+    advice = (
+        f"by this estimate it fits with student.training {{{found}}}"
+        if found is not None
+        else (
+            f"no {_setting(training)}, stage or offload fits by this estimate: take a smaller student, a larger device, or "
+            "more workers with zero_stage 3"
+        )
+    )
+    return (
+        f"{trial}: out of memory on {device} of {limit / GIB:.2f} GiB; estimated GiB on a rank: {parts}, "
+        f"activations, logits and all else at least {activations / GIB:.2f} at "
+        f"{_setting(training)} {_size(training)}; {advice}"
+    )
 
 
 def _asked(text: str) -> float:

@@ -13,8 +13,8 @@ from typing import Any, Protocol, Self
 import torch
 
 from ray_distill.config import TrainingConfig
-from ray_distill.students.telemetry.flops import FlopCount, peak_flops
 from ray_distill.students.process_group import Ranks
+from ray_distill.students.telemetry.flops import FlopCount, peak_flops
 from ray_distill.tasks.base import Batch
 
 #: Parts of a step; what belongs to none of them is ``other``.
@@ -124,7 +124,12 @@ class StepMeter:
     """
 
     def __init__(
-        self, *, world: int = 1, peak: float | None = None, recomputes: bool = False, compiled: bool = False,
+        self,
+        *,
+        world: int = 1,
+        peak: float | None = None,
+        recomputes: bool = False,
+        compiled: bool = False,
         clock: Clock | None = None,
     ) -> None:
         self.watch = Stopwatch(clock)
@@ -139,10 +144,18 @@ class StepMeter:
         """The meter for what a trial runs on."""
         if device.type != "cuda":
             return cls(world=ranks.world)
-        peak = peak_flops(torch.cuda.get_device_name(device), training.precision,
-                          tf32=torch.get_float32_matmul_precision() != "highest")
-        return cls(world=ranks.world, peak=peak, recomputes=training.activation_checkpointing,
-                   compiled=training.compile is not None, clock=CudaClock())
+        peak = peak_flops(
+            torch.cuda.get_device_name(device),
+            training.precision,
+            tf32=torch.get_float32_matmul_precision() != "highest",
+        )
+        return cls(
+            world=ranks.world,
+            peak=peak,
+            recomputes=training.activation_checkpointing,
+            compiled=training.compile is not None,
+            clock=CudaClock(),
+        )
 
     def start(self) -> Stopwatch:
         """Begin a step."""
@@ -184,8 +197,12 @@ class StepMeter:
         seconds = self.watch.stop()
         whole = sum(seconds.values())
         units = tokens or examples
-        found = {"examples_per_second": examples / whole, "seconds_step": whole, "data_wait": seconds["data"] / whole,
-                 **{f"seconds_{name}": value for name, value in seconds.items()}}
+        found = {
+            "examples_per_second": examples / whole,
+            "seconds_step": whole,
+            "data_wait": seconds["data"] / whole,
+            **{f"seconds_{name}": value for name, value in seconds.items()},
+        }
         if tokens:
             found["tokens_per_second"] = tokens / whole
         if flops and self._per_unit is None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from ray_distill.labels.model import rowids
 from ray_distill.labels.format import parquet_shards
 from ray_distill.labels.format.codecs.base import running
 from ray_distill.labels.format.codecs.measure import fit_ids
+from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.signal import Distributions, Draws
 from ray_distill.testing.labels import row_id
@@ -28,15 +28,19 @@ SHARDS = {
     "topk-1": (("topk", 1), "topk", {}),
     "dense-2": (("dense", 2), "dense", {}),
     "topk-2": (("topk", 2), "topk", {}),
-    **{f"compact-{version}-{name}": (("compact", version), estimator, options) for version in (1, 2)
-       for name, estimator, options in (
-           ("dense", "dense", {"lossless": False, "power": 0.25, "levels": 208}),
-           ("lossless", "topk", {"lossless": True, "power": 0.25, "levels": 208}),
-           ("topk", "topk", {"lossless": False, "power": 0.25, "levels": 208}),
-           ("fine", "topk", {"lossless": False, "power": 0.25, "levels": 65535}),
-           ("sampled", "sampled", {"lossless": False, "power": 0.25, "levels": 208}),
-           ("hybrid", "hybrid", {"lossless": False, "power": 0.25, "levels": 208}))}}
-
+    **{
+        f"compact-{version}-{name}": (("compact", version), estimator, options)
+        for version in (1, 2)
+        for name, estimator, options in (
+            ("dense", "dense", {"lossless": False, "power": 0.25, "levels": 208}),
+            ("lossless", "topk", {"lossless": True, "power": 0.25, "levels": 208}),
+            ("topk", "topk", {"lossless": False, "power": 0.25, "levels": 208}),
+            ("fine", "topk", {"lossless": False, "power": 0.25, "levels": 65535}),
+            ("sampled", "sampled", {"lossless": False, "power": 0.25, "levels": 208}),
+            ("hybrid", "hybrid", {"lossless": False, "power": 0.25, "levels": 208}),
+        )
+    },
+}
 
 
 def distributions_of(estimator: str) -> Distributions:
@@ -51,13 +55,28 @@ def distributions_of(estimator: str) -> Distributions:
     head = weight / np.bincount(owner, weight)[owner] * (1 - tail)[owner]
     with np.errstate(divide="ignore"):
         log_tail = np.log(np.stack([tail, np.sqrt(tail)], axis=1)).astype(np.float32)
-    draws = None if estimator in ("dense", "topk") else Draws(
-        number=50, exponent=1.0, count=rng.integers(0, 300, len(ids)).astype(np.int32),
-        log_normaliser=np.zeros(5, np.float32) if estimator == "sampled" else log_tail[:, 0])
+    draws = (
+        None
+        if estimator in ("dense", "topk")
+        else Draws(
+            number=50,
+            exponent=1.0,
+            count=rng.integers(0, 300, len(ids)).astype(np.int32),
+            log_normaliser=np.zeros(5, np.float32) if estimator == "sampled" else log_tail[:, 0],
+        )
+    )
     return Distributions(
-        classes=classes, temperatures=(1.0, 2.0), row_offsets=rows, position=np.array([0, 1, 0, 1, 2], np.int32),
-        entry_offsets=running(counts), ids=ids.astype(np.int32), logp=np.log(head).astype(np.float32),
-        log_tail=log_tail, entropy=rng.uniform(0, 1.9, 5).astype(np.float32), draws=draws)
+        classes=classes,
+        temperatures=(1.0, 2.0),
+        row_offsets=rows,
+        position=np.array([0, 1, 0, 1, 2], np.int32),
+        entry_offsets=running(counts),
+        ids=ids.astype(np.int32),
+        logp=np.log(head).astype(np.float32),
+        log_tail=log_tail,
+        entropy=rng.uniform(0, 1.9, 5).astype(np.float32),
+        draws=draws,
+    )
 
 
 def write(name: str) -> None:
@@ -65,8 +84,17 @@ def write(name: str) -> None:
     codec, estimator, options = SHARDS[name]
     exact = distributions_of(estimator)
     manifest = StoreManifest(
-        task="causal_lm", teacher={"fingerprint": "golden"}, classes=(), vocabulary=exact.classes, estimator=estimator,
-        k=3, draws=50, temperatures=(1.0, 2.0), codec=codec, options=options)
+        task="causal_lm",
+        teacher={"fingerprint": "golden"},
+        classes=(),
+        vocabulary=exact.classes,
+        estimator=estimator,
+        k=3,
+        draws=50,
+        temperatures=(1.0, 2.0),
+        codec=codec,
+        options=options,
+    )
     fits = {"ids": fit_ids(exact, exact.classes)} if codec[0] == "compact" and estimator != "dense" else {}
     ids = rowids.to_numpy(pa.array([row_id(number) for number in range(3)], rowids.ROW_ID))
     data = parquet_shards.encode_labels(ids, exact, manifest, fits)

@@ -8,8 +8,13 @@ from ray_distill.labels.format.codecs.topk import TopKCodec
 
 #: Every codec this release can read. Entries are never removed or changed: stores outlive releases.
 CODECS: dict[tuple[str, int], Codec] = {
-    ("dense", 1): DenseCodec(1), ("topk", 1): TopKCodec(1), ("compact", 1): CompactCodec(1),
-    ("compact", 2): CompactCodec(2), ("dense", 2): DenseCodec(2), ("topk", 2): TopKCodec(2)}
+    ("dense", 1): DenseCodec(1),
+    ("topk", 1): TopKCodec(1),
+    ("compact", 1): CompactCodec(1),
+    ("compact", 2): CompactCodec(2),
+    ("dense", 2): DenseCodec(2),
+    ("topk", 2): TopKCodec(2),
+}
 
 
 def find_codec(key: tuple[str, int]) -> Codec:

@@ -51,7 +51,8 @@ def cells(values: npt.NDArray[Any], offsets: Offsets) -> pa.LargeBinaryArray:
     data = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
     ends = np.asarray(offsets * data.itemsize, dtype="<i8")
     return pa.LargeBinaryArray.from_buffers(
-        pa.large_binary(), len(offsets) - 1, [None, pa.py_buffer(ends.tobytes()), pa.py_buffer(data.tobytes())])
+        pa.large_binary(), len(offsets) - 1, [None, pa.py_buffer(ends.tobytes()), pa.py_buffer(data.tobytes())]
+    )
 
 
 def uncells(table: pa.Table, name: str, dtype: npt.DTypeLike) -> tuple[npt.NDArray[Any], Offsets]:

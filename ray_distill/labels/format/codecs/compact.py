@@ -24,8 +24,29 @@ from ray_distill.labels.format.codecs.base import Offsets, cells, require_length
 from ray_distill.labels.format.codecs.counts import Bins, decode_counts, encode_counts, expected_counts
 from ray_distill.labels.format.codecs.dense import require_dense
 from ray_distill.labels.format.codecs.order import by_class, by_rank, rank_order
-from ray_distill.labels.format.codecs.planes import (contexts, escaped, gaps, join, plane, require_offsets, split, stored_gaps, unescaped, ungaps)
-from ray_distill.labels.format.codecs.quantise import (centres, decode_entropy, decode_odds, encode_entropy, encode_odds, log_odds, log_rest, log_share, quantise)
+from ray_distill.labels.format.codecs.planes import (
+    contexts,
+    escaped,
+    gaps,
+    join,
+    plane,
+    require_offsets,
+    split,
+    stored_gaps,
+    unescaped,
+    ungaps,
+)
+from ray_distill.labels.format.codecs.quantise import (
+    centres,
+    decode_entropy,
+    decode_odds,
+    encode_entropy,
+    encode_odds,
+    log_odds,
+    log_rest,
+    log_share,
+    quantise,
+)
 from ray_distill.labels.format.fitted_arrays import Fits
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.signal import Distributions, Draws
@@ -77,13 +98,30 @@ class CompactCodec:
         if layout & NO_ENTROPY:
             entropy = np.full_like(entropy, np.nan)
         count = _decode_counts(table, manifest, layout, entries)
-        ids, per_entry = (_all_classes(manifest.class_count, len(offsets) - 1), [logp, count]) if dense else by_class(
-            ungaps(table, "ids", entries, contexts(offsets)), offsets,
-            rank_order(fits, manifest.class_count, CorruptStore), manifest.class_count, [logp, count])
+        ids, per_entry = (
+            (_all_classes(manifest.class_count, len(offsets) - 1), [logp, count])
+            if dense
+            else by_class(
+                ungaps(table, "ids", entries, contexts(offsets)),
+                offsets,
+                rank_order(fits, manifest.class_count, CorruptStore),
+                manifest.class_count,
+                [logp, count],
+            )
+        )
         return Distributions(
-            family=manifest.family, classes=manifest.class_count, temperatures=manifest.temperatures, row_offsets=rows,
-            position=_position(table, layout, rows), entry_offsets=offsets, ids=ids, logp=per_entry[0],
-            log_tail=log_tail, entropy=entropy, draws=_decode_draws(table, manifest, layout, rows, per_entry[1]))
+            family=manifest.family,
+            classes=manifest.class_count,
+            temperatures=manifest.temperatures,
+            row_offsets=rows,
+            position=_position(table, layout, rows),
+            entry_offsets=offsets,
+            ids=ids,
+            logp=per_entry[0],
+            log_tail=log_tail,
+            entropy=entropy,
+            draws=_decode_draws(table, manifest, layout, rows, per_entry[1]),
+        )
 
 
 def options(manifest: StoreManifest) -> tuple[bool, float, int]:
@@ -96,11 +134,15 @@ def options(manifest: StoreManifest) -> tuple[bool, float, int]:
     lossless, power, levels = given.get("lossless", False), given.get("power", 0.5), given.get("levels", DEFAULT_LEVELS)
     usable = isinstance(lossless, bool) and isinstance(levels, int) and isinstance(power, (int, float))
     if not usable or not 0 < power <= 1 or not 2 <= levels <= 65535:
-        raise LabelError(f"codec compact needs options lossless (true or false), power (0 to 1) and levels "
-                         f"(2 to 65535), found {dict(given)}")
+        raise LabelError(
+            f"codec compact needs options lossless (true or false), power (0 to 1) and levels "
+            f"(2 to 65535), found {dict(given)}"
+        )
     if not lossless and manifest.family != "categorical":
-        raise LabelError(f"codec compact stores the family {manifest.family} lossless only: its bins are made for "
-                         "probabilities that sum to 1; set labels.signal.encoding to lossless")
+        raise LabelError(
+            f"codec compact stores the family {manifest.family} lossless only: its bins are made for "
+            "probabilities that sum to 1; set labels.signal.encoding to lossless"
+        )
     return lossless, float(power), levels
 
 
@@ -126,15 +168,19 @@ def _unknown_entropy(distributions: Distributions, version: int) -> bool:
     if not unknown.any():
         return False
     if version < 2 or not unknown.all():
-        raise LabelError(f"codec compact/{version} cannot store the entropy of {unknown.sum()} of {len(unknown)} "
-                         "positions, which is not known: all positions of a store have it, or from version 2 on none; "
-                         "use another store for this teacher")
+        raise LabelError(
+            f"codec compact/{version} cannot store the entropy of {unknown.sum()} of {len(unknown)} "
+            "positions, which is not known: all positions of a store have it, or from version 2 on none; "
+            "use another store for this teacher"
+        )
     return True
 
 
 def _read_layout(table: pa.Table, limit: int) -> int:
-    if "layout" not in table.column_names or table.column("layout").type != pa.uint8() or (
-        table.column("layout").null_count
+    if (
+        "layout" not in table.column_names
+        or table.column("layout").type != pa.uint8()
+        or (table.column("layout").null_count)
     ):
         raise CorruptStore("column layout is missing or not uint8 without nulls")
     found = np.unique(table.column("layout").to_numpy())
@@ -205,9 +251,7 @@ def _tails(
     return np.asarray(read(join(table, "log_tail", dtype, rows * shape[1]))).reshape(shape)
 
 
-def _encode_lossy(
-    distributions: Distributions, logp: npt.NDArray[Any], manifest: StoreManifest
-) -> dict[str, pa.Array]:
+def _encode_lossy(distributions: Distributions, logp: npt.NDArray[Any], manifest: StoreManifest) -> dict[str, pa.Array]:
     if np.isnan(logp).any() or np.isnan(distributions.log_tail).any():
         raise LabelError("codec compact cannot store NaN lossy: rows like these belong in quarantine")
     _, power, levels = options(manifest)
@@ -282,8 +326,9 @@ def _encode_draws(
         columns = encode_counts(count, bins, expected_counts(power, levels, manifest.draws), entries)
     else:
         columns = escaped("count", count, entries)
-    return columns if layout & NORMAL else columns | split(
-        "log_normaliser", draws.log_normaliser.astype(np.float32), rows)
+    return (
+        columns if layout & NORMAL else columns | split("log_normaliser", draws.log_normaliser.astype(np.float32), rows)
+    )
 
 
 def _decode_counts(
@@ -297,7 +342,8 @@ def _decode_counts(
     if lossless:
         raise CorruptStore("column layout: counts cannot follow bins in a lossless store")
     return decode_counts(
-        table, _read_bins(table, levels, entries), expected_counts(power, levels, manifest.draws), entries)
+        table, _read_bins(table, levels, entries), expected_counts(power, levels, manifest.draws), entries
+    )
 
 
 def _decode_draws(
@@ -305,6 +351,9 @@ def _decode_draws(
 ) -> Draws | None:
     if count is None:
         return None
-    normaliser = np.zeros(int(rows[-1]), dtype=np.float32) if layout & NORMAL else join(
-        table, "log_normaliser", np.float32, rows)
+    normaliser = (
+        np.zeros(int(rows[-1]), dtype=np.float32)
+        if layout & NORMAL
+        else join(table, "log_normaliser", np.float32, rows)
+    )
     return Draws(number=manifest.draws, exponent=manifest.exponent, count=count, log_normaliser=normaliser)

@@ -55,8 +55,10 @@ def encode_counts(count: npt.NDArray[np.int32], bins: Bins, expected: Counts, of
     padded, places = _quads(offsets)
     bits = np.zeros(4 * int(padded[-1]), dtype=np.uint8)
     bits[places] = np.minimum(codes, FULL)
-    return {"count": cells((bits.reshape(-1, 4) << SHIFTS).sum(axis=1, dtype=np.uint8), padded),
-            **escaped("count.more", codes[beyond], chosen(beyond, offsets))}
+    return {
+        "count": cells((bits.reshape(-1, 4) << SHIFTS).sum(axis=1, dtype=np.uint8), padded),
+        **escaped("count.more", codes[beyond], chosen(beyond, offsets)),
+    }
 
 
 def decode_counts(table: pa.Table, bins: Bins, expected: Counts, offsets: Offsets) -> npt.NDArray[np.int32]:

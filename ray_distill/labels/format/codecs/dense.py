@@ -34,7 +34,8 @@ class DenseCodec:
         return {
             "position": cells(distributions.position.astype(np.int32), rows),
             "logp": cells(distributions.logp.astype(np.float32), row_totals(rows, distributions.entry_offsets)),
-            "entropy": cells(distributions.entropy.astype(np.float32), rows)}
+            "entropy": cells(distributions.entropy.astype(np.float32), rows),
+        }
 
     def decode(self, table: pa.Table, manifest: StoreManifest, fits: Fits) -> Distributions:
         """Distributions of a shard's rows; errors as `Codec.decode`."""
@@ -45,10 +46,17 @@ class DenseCodec:
         require_lengths("logp", len(logp), positions * classes)
         require_lengths("entropy", len(entropy), positions)
         return Distributions(
-            family=manifest.family, classes=classes, temperatures=manifest.temperatures, row_offsets=rows,
-            position=position, entry_offsets=np.arange(positions + 1, dtype=np.int64) * classes,
-            ids=np.tile(np.arange(classes, dtype=np.int32), positions), logp=logp,
-            log_tail=np.full((positions, len(manifest.temperatures)), -np.inf, dtype=np.float32), entropy=entropy)
+            family=manifest.family,
+            classes=classes,
+            temperatures=manifest.temperatures,
+            row_offsets=rows,
+            position=position,
+            entry_offsets=np.arange(positions + 1, dtype=np.int64) * classes,
+            ids=np.tile(np.arange(classes, dtype=np.int32), positions),
+            logp=logp,
+            log_tail=np.full((positions, len(manifest.temperatures)), -np.inf, dtype=np.float32),
+            entropy=entropy,
+        )
 
 
 def require_dense(distributions: Distributions, codec: str) -> None:

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_distill.labels.format import parquet_shards
-from ray_distill.labels.model.validity import owner
 from ray_distill.labels.format.fitted_arrays import Fits
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.rowids import ROW_ID_BYTES
 from ray_distill.labels.model.signal import Distributions
+from ray_distill.labels.model.validity import owner
 
 Floats = npt.NDArray[np.float64]
 
@@ -35,7 +35,8 @@ def added_error(exact: Distributions, manifest: StoreManifest, fits: Fits) -> di
     return {
         "nats": {f"{at:g}": _mean_divergence(exact, stored, at) for at in exact.temperatures},
         "max_abs_dlogp": float(moved.max(initial=0)),
-        "bytes_a_position": len(data) / max(len(exact.position), 1)}
+        "bytes_a_position": len(data) / max(len(exact.position), 1),
+    }
 
 
 def fit_ids(distributions: Distributions, class_count: int) -> npt.NDArray[np.int32]:

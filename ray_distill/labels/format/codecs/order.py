@@ -34,8 +34,10 @@ def rank_order(fits: Fits, classes: int, error: type[LabelError]) -> npt.NDArray
     if order.shape == (classes,) and order.dtype == np.int32 and order.min() >= 0 and order.max() < classes:
         seen[order] = True
     if not seen.all():
-        raise error(f"the fitted array ids has {order.dtype} {list(order.shape)}, expected int32 [{classes}] that "
-                    "names each class once; restore the store's fits folder")
+        raise error(
+            f"the fitted array ids has {order.dtype} {list(order.shape)}, expected int32 [{classes}] that "
+            "names each class once; restore the store's fits folder"
+        )
     return order
 
 

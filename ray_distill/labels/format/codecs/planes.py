@@ -65,8 +65,10 @@ def require_offsets(name: str, found: Offsets, expected: Offsets) -> None:
     require_lengths(name, int(found[-1]), int(expected[-1]))
     if not np.array_equal(found, expected):
         row = int(np.flatnonzero(np.diff(found) != np.diff(expected))[0])
-        raise CorruptStore(f"column {name}: the cell of row {row} holds {found[row + 1] - found[row]} values, "
-                           f"expected {expected[row + 1] - expected[row]} from the columns beside it")
+        raise CorruptStore(
+            f"column {name}: the cell of row {row} holds {found[row + 1] - found[row]} values, "
+            f"expected {expected[row + 1] - expected[row]} from the columns beside it"
+        )
 
 
 def escaped(name: str, values: npt.NDArray[Any], offsets: Offsets) -> dict[str, pa.Array]:
@@ -96,7 +98,8 @@ def gaps(
     return {
         **{f"{name}.{part}": cells(codes[mask], chosen(mask, offsets)) for part, mask in enumerate(parts)},
         f"{name}.low": cells(((values[low] - DIRECT) & 255).astype(np.uint8), chosen(low, offsets)),
-        **_wide(name, values, wide, offsets, wide_planes)}
+        **_wide(name, values, wide, offsets, wide_planes),
+    }
 
 
 def ungaps(table: pa.Table, name: str, offsets: Offsets, context: Context) -> npt.NDArray[np.int64]:

@@ -35,7 +35,8 @@ class TopKCodec:
             "ids": cells(distributions.ids.astype(np.int32), entries),
             "logp": cells(distributions.logp.astype(np.float32), entries),
             "log_tail": cells(distributions.log_tail.astype(np.float32).reshape(-1), rows * temperatures),
-            "entropy": cells(distributions.entropy.astype(np.float32), rows)}
+            "entropy": cells(distributions.entropy.astype(np.float32), rows),
+        }
 
     def decode(self, table: pa.Table, manifest: StoreManifest, fits: Fits) -> Distributions:
         """Distributions of a shard's rows; errors as `Codec.decode`."""
@@ -48,15 +49,26 @@ class TopKCodec:
         positions, classes, temperatures = len(position), manifest.class_count, len(manifest.temperatures)
         _require_counts(entries)
         for name, found, expected in (
-            ("entries", len(entries), positions), ("ids", len(ids), int(entries.sum())), ("logp", len(logp), len(ids)),
-            ("log_tail", len(log_tail), positions * temperatures), ("entropy", len(entropy), positions),
+            ("entries", len(entries), positions),
+            ("ids", len(ids), int(entries.sum())),
+            ("logp", len(logp), len(ids)),
+            ("log_tail", len(log_tail), positions * temperatures),
+            ("entropy", len(entropy), positions),
         ):
             require_lengths(name, found, expected)
         _require_ids(ids, classes)
         return Distributions(
-            family=manifest.family, classes=classes, temperatures=manifest.temperatures, row_offsets=rows,
-            position=position, entry_offsets=running(entries), ids=ids, logp=logp,
-            log_tail=log_tail.reshape(positions, temperatures), entropy=entropy)
+            family=manifest.family,
+            classes=classes,
+            temperatures=manifest.temperatures,
+            row_offsets=rows,
+            position=position,
+            entry_offsets=running(entries),
+            ids=ids,
+            logp=logp,
+            log_tail=log_tail.reshape(positions, temperatures),
+            entropy=entropy,
+        )
 
 
 def _require_counts(entries: np.ndarray) -> None:

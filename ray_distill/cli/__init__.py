@@ -1,5 +1,5 @@
 """Define the commands, render their results, submit jobs and check a machine. Only `jobs/` imports it."""
 
-from ray_distill.cli.commands import main
+from ray_distill.cli.parser import main
 
 __all__ = ["main"]

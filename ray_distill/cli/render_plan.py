@@ -3,7 +3,7 @@
 from ray_distill.labels.sizing.forecast import Breakeven, Interval
 from ray_distill.labels.sizing.options import Kept, Option
 from ray_distill.runtime.core.console import duration, table
-from ray_distill.runtime.forecast.forecast import PlanReport
+from ray_distill.runtime.forecast.plan_report import PlanReport
 
 
 def show_plan(report: PlanReport) -> str:

@@ -79,7 +79,7 @@ def model_card(arm: str, model: Model, best: Best, facts: Mapping[str, Any]) -> 
         "",
         f"A {facts['task']} model {_answers(model)}, trained by ray-distill from the stored labels of a teacher."
         if arm == "student"
-        else f"A {facts['task']} model {_answers(model)}, trained by ray-distill for comparison with the distilled student.",
+        else f"A {facts['task']} model {_answers(model)}, trained by ray-distill for comparison with the student.",
         "",
         "| | |",
         "|---|---|",

@@ -267,8 +267,8 @@ def _attempts(store_url: str) -> int:
         return sum(
             1
             for unit in os.scandir(f"{store_url}/labels")
-            if any(name.endswith(".parquet") and name[0] != "." for name in os.listdir(unit))
-        )  # noqa: PTH208
+            if any(name.endswith(".parquet") and name[0] != "." for name in os.listdir(unit))  # noqa: PTH208
+        )
     except FileNotFoundError:
         return 0
 

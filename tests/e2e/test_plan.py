@@ -12,7 +12,8 @@ from ray_distill.errors import DistillError
 from ray_distill.labels.store.label_store import open_store
 from ray_distill.runtime import campaign
 from ray_distill.runtime.core import connection
-from ray_distill.runtime.forecast.forecast import PlanReport, plan
+from ray_distill.runtime.forecast.forecast import plan
+from ray_distill.runtime.forecast.plan_report import PlanReport
 from ray_distill.storage import files
 
 pytestmark = pytest.mark.slow

@@ -95,7 +95,8 @@ def test_a_prompt_longer_than_the_context_leaves_nothing_to_learn(tmp_path: Path
 def test_conversations_that_are_none_are_rejected_with_the_message(tmp_path: Path, teacher: str) -> None:
     """An unknown role, no messages, an empty content object, an answer that nobody gives; the rest is labelled."""
     bad = {
-        "message 2 has the unknown role 'narrator': expected one of system, developer, user, assistant, tool, function": [
+        "message 2 has the unknown role 'narrator': "
+        "expected one of system, developer, user, assistant, tool, function": [
             USER,
             {"role": "narrator", "content": "so"},
         ],

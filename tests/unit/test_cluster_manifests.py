@@ -12,7 +12,7 @@ import pytest
 import ray
 import yaml
 
-from ray_distill.cli import build_parser
+from ray_distill.cli.parser import build_parser
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 KUBERNETES = "1.34"

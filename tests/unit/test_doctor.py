@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ray_distill.cli import doctor
-from ray_distill.cli.doctor import Finding
+from ray_distill.cli import doctor, doctor_checks
+from ray_distill.cli.doctor_checks import Finding
 from ray_distill.config import Campaign, parse_config
 
 
@@ -81,23 +81,23 @@ def test_whatever_is_not_ok_says_how_to_mend_it(tmp_path: Path) -> None:
 
 def test_a_missing_compiler_and_ninja_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With nothing on PATH, one sentence says what to install."""
-    compiler = doctor.check_compiler({"PATH": str(tmp_path)})
+    compiler = doctor_checks.check_compiler({"PATH": str(tmp_path)})
     assert (compiler.ok, compiler.found) == ("warn", "no g++ or c++ or clang++ on PATH")
     assert "apt-get install g++" in compiler.mend
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
-    assert doctor.check_ninja({"PATH": str(tmp_path)}).mend == "Install it: pip install ninja."
+    assert doctor_checks.check_ninja({"PATH": str(tmp_path)}).mend == "Install it: pip install ninja."
 
 
 def test_the_compiler_that_cxx_names_is_the_one_looked_for(tmp_path: Path) -> None:
     """CXX wins over what lies on PATH."""
-    named = doctor.check_compiler({"PATH": os.environ["PATH"], "CXX": str(tmp_path / "nothing")})
+    named = doctor_checks.check_compiler({"PATH": os.environ["PATH"], "CXX": str(tmp_path / "nothing")})
     assert named.ok == "warn"
     assert "nothing" in named.found
 
 
 def test_an_old_python_fails() -> None:
     """The finding names the version found; the remedy names the one needed."""
-    finding = doctor.check_python((3, 10, 4))
+    finding = doctor_checks.check_python((3, 10, 4))
     assert (finding.ok, finding.found) == ("fail", "3.10.4")
     assert "3.11" in finding.mend
 
@@ -105,7 +105,7 @@ def test_an_old_python_fails() -> None:
 def test_a_missing_or_old_package_is_named_with_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both are found in one look."""
     monkeypatch.setattr("importlib.metadata.requires", lambda name: ["surely-not-there>=1", "numpy>=999", "pyyaml"])
-    finding = doctor.check_packages()
+    finding = doctor_checks.check_packages()
     assert finding.ok == "fail"
     assert "surely-not-there is missing, >=1 is needed" in finding.found
     assert "numpy is " in finding.found
@@ -115,9 +115,9 @@ def test_a_missing_or_old_package_is_named_with_what_is_needed(monkeypatch: pyte
 def test_a_config_that_wants_more_than_this_machine_has_is_a_warning(tmp_path: Path) -> None:
     """Cores and GPUs are compared with the larger of labelling and training."""
     config = _config(tmp_path, student={"training": {"workers": 4096, "global_batch": 4096, "gpus": 1}})
-    assert doctor.check_cores(config).ok == "warn"
-    assert "asks for 4096" in doctor.check_cores(config).found
-    assert doctor.check_gpus(config).ok == "warn"
+    assert doctor_checks.check_cores(config).ok == "warn"
+    assert "asks for 4096" in doctor_checks.check_cores(config).found
+    assert doctor_checks.check_gpus(config).ok == "warn"
 
 
 def test_a_token_is_found_but_never_shown(tmp_path: Path) -> None:
@@ -129,13 +129,13 @@ def test_a_token_is_found_but_never_shown(tmp_path: Path) -> None:
         {"RAY_AUTH_TOKEN_PATH": str(tmp_path / ".ray" / "auth_token")},
         {"HOME": str(tmp_path)},
     ):
-        finding = doctor.check_token(environment)
+        finding = doctor_checks.check_token(environment)
         assert finding.ok == "ok"
         assert "hush" not in str(finding)
-    assert doctor.check_token({"HOME": str(tmp_path / "nobody")}).ok == "warn"
-    assert doctor.check_token({"HOME": str(tmp_path), "RAY_AUTH_MODE": "disabled"}).ok == "warn"
-    assert doctor.check_token({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "gone")}).ok == "fail"
-    unreadable = doctor.check_token({"RAY_AUTH_TOKEN_PATH": str(tmp_path)})
+    assert doctor_checks.check_token({"HOME": str(tmp_path / "nobody")}).ok == "warn"
+    assert doctor_checks.check_token({"HOME": str(tmp_path), "RAY_AUTH_MODE": "disabled"}).ok == "warn"
+    assert doctor_checks.check_token({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "gone")}).ok == "fail"
+    unreadable = doctor_checks.check_token({"RAY_AUTH_TOKEN_PATH": str(tmp_path)})
     assert (unreadable.ok, str(tmp_path) in unreadable.found) == ("fail", True)
 
 
@@ -153,7 +153,7 @@ def test_a_store_without_exclusive_create_says_that_nothing_enforces_one_labelle
 ) -> None:
     """The rule is the user's to keep."""
     monkeypatch.setattr("ray_distill.storage.files.create_exclusive", lambda url, data: Path(url).write_bytes(data))
-    finding = doctor.check_store(str(tmp_path))
+    finding = doctor_checks.check_store(str(tmp_path))
     assert finding.ok == "fail"
     assert "one labeller at a time" in finding.mend
     assert "nothing enforces" in finding.mend
@@ -161,7 +161,7 @@ def test_a_store_without_exclusive_create_says_that_nothing_enforces_one_labelle
 
 def test_the_store_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
     """The probe is deleted, and a store that does not exist yet is not made."""
-    finding = doctor.check_store(str(tmp_path / "labels" / "store"))
+    finding = doctor_checks.check_store(str(tmp_path / "labels" / "store"))
     assert finding.ok == "ok"
     assert "exclusive create works" in finding.found
     assert list(tmp_path.iterdir()) == []
@@ -169,23 +169,23 @@ def test_the_store_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
 
 def test_a_store_that_cannot_be_written_fails() -> None:
     """Below a file nothing can be made."""
-    finding = doctor.check_store("/dev/null/store") if os.geteuid() else doctor.check_store("/proc/store")
+    finding = doctor_checks.check_store("/dev/null/store") if os.geteuid() else doctor_checks.check_store("/proc/store")
     assert finding.ok == "fail"
     assert finding.mend
 
 
 def test_the_tracking_server_is_asked_for_its_health(server: str) -> None:
     """An answer is fine, 403 points at the allowed hosts, silence at the server."""
-    assert doctor.check_tracking(f"{server}/good").ok == "ok"
-    refused = doctor.check_tracking(server)
+    assert doctor_checks.check_tracking(f"{server}/good").ok == "ok"
+    refused = doctor_checks.check_tracking(server)
     assert (refused.ok, "--allowed-hosts" in refused.mend) == ("warn", True)
-    silent = doctor.check_tracking(_closed_port())
+    silent = doctor_checks.check_tracking(_closed_port())
     assert (silent.ok, "does not answer" in silent.found) == ("warn", True)
 
 
 def test_a_cluster_that_is_not_there_says_how_to_start_one() -> None:
     """The remedy is the command."""
-    finding = doctor.check_cluster(_closed_port())
+    finding = doctor_checks.check_cluster(_closed_port())
     assert finding.ok == "fail"
     assert "ray start --head" in finding.mend
 

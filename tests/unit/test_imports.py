@@ -37,11 +37,11 @@ def test_the_import_contracts_hold() -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["submit", "--help"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     """`--help` answers at once because no command is imported before it is chosen."""
-    code = f"from ray_distill.cli import main\ntry:\n    main({arguments})\nexcept SystemExit:\n    pass"
+    code = f"from ray_distill.cli.parser import main\ntry:\n    main({arguments})\nexcept SystemExit:\n    pass"
     assert _imported_by(code) & HEAVY == set()
 
 
-@pytest.mark.parametrize("module", ["errors", "artifacts", "fingerprint", "config", "runtime.submit", "runtime.doctor"])
+@pytest.mark.parametrize("module", ["errors", "artifacts", "fingerprint", "config", "cli.submit", "cli.doctor"])
 def test_seams_import_nothing_heavy(module: str) -> None:
     """References, configs and errors can be read by a script that has no torch or Ray at hand."""
     assert _imported_by(f"import ray_distill.{module}") & HEAVY == set()

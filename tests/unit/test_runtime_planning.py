@@ -15,7 +15,8 @@ from ray_distill.labels.model import rowids
 from ray_distill.labels.sizing.forecast import Breakeven, Interval
 from ray_distill.runtime import campaign
 from ray_distill.runtime.core.session import parent_key
-from ray_distill.runtime.forecast.forecast import PlanReport, choose_pieces, plan
+from ray_distill.runtime.forecast.forecast import choose_pieces, plan
+from ray_distill.runtime.forecast.plan_report import PlanReport
 from ray_distill.runtime.forecast.probe import Piece, unit_rows
 from ray_distill.runtime.forecast.storage_options import compare
 from ray_distill.runtime.labelling.identify_teacher import TeacherFacts

@@ -13,7 +13,8 @@ from ray_distill.config import LossConfig
 from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.labels.model.signal import Distributions, Draws, Hidden, Signal
 from ray_distill.students.arms import arm_by_name, arm_rows
-from ray_distill.students.data.examples import TrainingSet, build_set, remap
+from ray_distill.students.data.examples import TrainingSet, build_set
+from ray_distill.students.data.soft_targets import remap
 from ray_distill.students.objective.validate_losses import check_retained_mass
 from ray_distill.students.objective.weighted_losses import to_device
 from ray_distill.tasks.catalogue import TASKS

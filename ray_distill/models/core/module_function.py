@@ -66,8 +66,8 @@ def check_annotated(name: str) -> None:
     hints = typing.get_type_hints(import_factory(name)) if _annotated(name) else {}
     if hints.get("return") is not ModelParts:
         raise ConfigError(
-            f"{name} must be annotated `-> ModelParts` (ray_distill.models.core.model): only such functions "
-            "are called to reload a saved model"
+            f"{name} must be annotated `-> ModelParts` (ray_distill.models.core.model): "
+            "only such functions are called to reload a saved model"
         )
 
 

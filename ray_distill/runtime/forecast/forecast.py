@@ -9,12 +9,12 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import ray
 
-from ray_distill.artifacts import Artifact, SnapshotRef
+from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign
 from ray_distill.evaluation.measures.cost import SECONDS_AN_HOUR, stage_cost
 from ray_distill.labels.format.fitted_arrays import write_fits
@@ -31,11 +31,12 @@ from ray_distill.labels.sizing.forecast import (
     forecast_seconds,
     unit_seconds,
 )
-from ray_distill.labels.sizing.options import Kept, Option, recommend
+from ray_distill.labels.sizing.options import recommend
 from ray_distill.labels.store.label_store import LabelStore, create_or_open
 from ray_distill.runtime import campaign
 from ray_distill.runtime.core.console import say
 from ray_distill.runtime.core.session import absolute
+from ray_distill.runtime.forecast.plan_report import PlanReport
 from ray_distill.runtime.forecast.probe import Piece, Probed, probe
 from ray_distill.runtime.labelling.bounded_task import ask_teacher, teacher_facts
 from ray_distill.runtime.labelling.calibrate_store import LOOK_ROWS, with_found
@@ -52,55 +53,6 @@ from ray_distill.storage import files
 PIECES = 8
 #: Times that the probe asks about its rows at most: twice to time the teacher, twice to compare forms.
 PASSES = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanReport(Artifact):
-    """The forecast of a labelling run. ``seconds`` are those of the whole `label` stage; intervals are of 90 %."""
-
-    campaign: str
-    snapshot: SnapshotRef
-    store: str
-    splits: dict[str, int]
-    """Rows of the snapshot by split."""
-    rows_total: int
-    rows_reused: int
-    """Labelled already, or in quarantine."""
-    rows: int
-    """Still to label."""
-    units: int
-    positions: int
-    probed_rows: int
-    probed_rejected: int
-    bytes_labels: int
-    bytes_hidden: dict[str, int]
-    """By layer."""
-    bytes_a_position: float
-    """Of labels."""
-    seconds: Interval
-    seconds_once: float
-    """Of ``seconds``: before the first unit is done, however many follow."""
-    core_hours: Interval
-    accelerator_hours: Interval
-    money: Interval
-    currency: str
-    rows_per_second: float
-    """Of the teachers alone, once they run."""
-    target_nats: float
-    curve: tuple[Kept, ...] = ()
-    smallest_k: int | None = None
-    options: tuple[Option, ...] = ()
-    """Ways to store a position, the configured one first."""
-    recommended: Option | None = None
-    ranks: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Principal components that keep a share of a layer's variance, by layer and share; ``width`` beside."""
-    break_even: Breakeven | None = None
-    notes: tuple[str, ...] = ()
-
-    @property
-    def bytes_total(self) -> int:
-        """Labels and hidden states."""
-        return self.bytes_labels + sum(self.bytes_hidden.values())
 
 
 def plan(config: Campaign) -> PlanReport:

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 import torch
 
 from ray_distill.errors import ConfigError, TrainingError
-from ray_distill.labels.model.signal import Distributions, Hidden, Signal, gather_ranges
+from ray_distill.labels.model.signal import Hidden, Signal, gather_ranges
 from ray_distill.losses.base import LossBatch
-from ray_distill.students.data.soft_targets import Teaching
+from ray_distill.students.data.soft_targets import Teaching, over_rows, remap, teaching_of
 from ray_distill.students.order.cursor import Index
 from ray_distill.tasks.base import Batch, Encoded, LabelTask, Processor, Task
 
@@ -206,10 +206,10 @@ def build_set(
         labels=labels_R,
         distil=distil,
         per_token=per_token,
-        teaching=_teaching(signal, position, store_classes, student_classes),
+        teaching=teaching_of(signal, position, store_classes, student_classes),
         entropy=None
         if signal is None or signal.distributions is None
-        else _over_rows(signal.distributions.entropy, position, np.nan),
+        else over_rows(signal.distributions.entropy, position, np.nan),
         hidden={} if signal is None else {layer: _spread(h, position) for layer, h in signal.hidden.items()},
     )
     if per_token:
@@ -217,22 +217,6 @@ def build_set(
     if not part:
         _explain(name, found, position)
     return found
-
-
-def remap(source: Sequence[str], target: Sequence[str], side: str) -> Index:
-    """For each class of ``source`` its index in ``target``, by name.
-
-    Raises:
-        ConfigError: a class of ``source`` is not in ``target``; both sides are named.
-    """
-    index = {name: i for i, name in enumerate(target)}
-    missing = [name for name in source if name not in index]
-    if missing:
-        raise ConfigError(
-            f"{side} has classes the student does not: {_names(missing)}; the student has {_names(target)}. "
-            "Classes are matched by name: use a student with the same class names"
-        )
-    return np.array([index[name] for name in source], dtype=np.int64)
 
 
 def encode_sorted(table: pa.Table, task: LabelTask, processor: Processor, name: str, *, part: bool = False) -> Encoded:
@@ -321,59 +305,6 @@ def is_in(row_ids: pa.Array, values: pa.Array | None) -> npt.NDArray[np.bool_]:
     return np.asarray(pc.is_in(row_ids, value_set=values), dtype=np.bool_)
 
 
-def _teaching(
-    signal: Signal | None, position: Index, store_classes: Sequence[str], student_classes: Sequence[str]
-) -> Teaching | None:
-    """Distributions of the labelled rows spread over all rows; the others get a harmless uniform one."""
-    if signal is None or signal.distributions is None:
-        return None
-    if set(store_classes) != set(student_classes):
-        raise ConfigError(
-            f"the label store has the classes {_names(store_classes)}, the student {_names(student_classes)}: "
-            "a distribution can only be taught over the same classes; use a student with the store's class names"
-        )
-    found = signal.distributions
-    if not np.array_equal(found.row_offsets, np.arange(found.rows + 1)):
-        raise TrainingError("the labels have several positions a row: classification needs exactly one")
-    columns = _pad_entries(found, remap(store_classes, student_classes, "the label store"))
-    width = columns["ids_RK"].shape[1]
-    columns["log_tail_RT"] = found.log_tail
-    filler: dict[str, npt.ArrayLike] = {"ids_RK": np.arange(width), "logp_RK": -np.log(width), "log_tail_RT": -np.inf}
-    if found.draws is not None:  # one entry, so that a batch is as wide as its labelled rows alone ask for
-        filler["logp_RK"] = np.where(np.arange(width) == 0, 0, -np.inf)
-        columns["log_normaliser_R"] = found.draws.log_normaliser
-    fields: dict[str, Any] = {
-        name: _over_rows(values, position, filler.get(name, 0)) for name, values in columns.items()
-    }
-    if found.draws is not None:
-        fields |= {"draws": found.draws.number, "exponent": found.draws.exponent}
-    return Teaching(classes=found.classes, temperatures=found.temperatures, **fields)
-
-
-def _over_rows(values: npt.NDArray[Any], position: Index, filler: npt.ArrayLike) -> npt.NDArray[Any]:
-    """Values of the labelled rows spread over all rows."""
-    spread = np.empty((len(position), *values.shape[1:]), values.dtype)
-    spread[:] = filler
-    spread[position >= 0] = values
-    return spread
-
-
-def _pad_entries(found: Distributions, to_student: Index) -> dict[str, npt.NDArray[Any]]:
-    """Ragged entries as ``[P, K]``, K the greatest number at a position, by field of `Teaching`."""
-    lengths = np.diff(found.entry_offsets)
-    width = int(lengths.max(initial=1))
-    inside = np.arange(width) < lengths[:, None]
-    padded: dict[str, npt.NDArray[Any]] = {
-        "ids_RK": np.zeros(inside.shape, np.int32),
-        "logp_RK": np.full(inside.shape, -np.inf, np.float32),
-    }
-    padded["ids_RK"][inside], padded["logp_RK"][inside] = to_student[found.ids], found.logp
-    if found.draws is not None:
-        padded["count_RK"] = np.zeros(inside.shape, np.int32)
-        padded["count_RK"][inside] = found.draws.count
-    return padded
-
-
 def _spread(hidden: Hidden, position: Index) -> Hidden:
     """Hidden states of the labelled rows over all rows; the others have no vector."""
     lengths = np.zeros(len(position), dtype=np.int64)
@@ -410,8 +341,3 @@ def _explain(name: str, found: TrainingSet, position: Index) -> None:
             found.rows,
             name,
         )
-
-
-def _names(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:8])
-    return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -160,8 +160,8 @@ def explain_memory(trial: str, sizes: Sizes, training: TrainingConfig, world: in
         f"by this estimate it fits with student.training {{{found}}}"
         if found is not None
         else (
-            f"no {_setting(training)}, stage or offload fits by this estimate: take a smaller student, a larger device, or "
-            "more workers with zero_stage 3"
+            f"no {_setting(training)}, stage or offload fits by this estimate: take a smaller student, a larger "
+            "device, or more workers with zero_stage 3"
         )
     )
     return (

@@ -1,0 +1,56 @@
+"""The forecast of a labelling run, as an artifact."""
+
+from dataclasses import dataclass, field
+
+from ray_distill.artifacts import Artifact, SnapshotRef
+from ray_distill.labels.sizing.forecast import Breakeven, Interval
+from ray_distill.labels.sizing.options import Kept, Option
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanReport(Artifact):
+    """The forecast of a labelling run. ``seconds`` are those of the whole `label` stage; intervals are of 90 %."""
+
+    campaign: str
+    snapshot: SnapshotRef
+    store: str
+    splits: dict[str, int]
+    """Rows of the snapshot by split."""
+    rows_total: int
+    rows_reused: int
+    """Labelled already, or in quarantine."""
+    rows: int
+    """Still to label."""
+    units: int
+    positions: int
+    probed_rows: int
+    probed_rejected: int
+    bytes_labels: int
+    bytes_hidden: dict[str, int]
+    """By layer."""
+    bytes_a_position: float
+    """Of labels."""
+    seconds: Interval
+    seconds_once: float
+    """Of ``seconds``: before the first unit is done, however many follow."""
+    core_hours: Interval
+    accelerator_hours: Interval
+    money: Interval
+    currency: str
+    rows_per_second: float
+    """Of the teachers alone, once they run."""
+    target_nats: float
+    curve: tuple[Kept, ...] = ()
+    smallest_k: int | None = None
+    options: tuple[Option, ...] = ()
+    """Ways to store a position, the configured one first."""
+    recommended: Option | None = None
+    ranks: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Principal components that keep a share of a layer's variance, by layer and share; ``width`` beside."""
+    break_even: Breakeven | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def bytes_total(self) -> int:
+        """Labels and hidden states."""
+        return self.bytes_labels + sum(self.bytes_hidden.values())

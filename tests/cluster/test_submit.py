@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from head_lab import ROOT, ray_head
 
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.cli.submit import submit
 from ray_distill.errors import ClusterError
 from ray_distill.snapshots.reader import open_snapshot
+from tests.labs.ray_head import ROOT, ray_head
 
 pytestmark = pytest.mark.slow
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import mlflow
 import pytest
-import sweep_lab as lab
 import yaml
-from head_lab import ROOT, Head, ray_head
 
 from ray_distill.cli.submit import submit
 from ray_distill.evaluation.sweep.compare import SweepResult
 from ray_distill.storage import files
+from tests.labs import sweep as lab
+from tests.labs.ray_head import ROOT, Head, ray_head
 
 pytestmark = pytest.mark.slow
 

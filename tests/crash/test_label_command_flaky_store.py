@@ -1,12 +1,8 @@
 """The `label` command, with a real Ray, on an object store of which a twentieth of the requests fails."""
 
 import json
-from pathlib import Path
 
-import kill_lab
 import pytest
-from kill_lab import lab
-from scenarios import findable
 
 from ray_distill import cli
 from ray_distill.artifacts import SnapshotRef
@@ -14,6 +10,8 @@ from ray_distill.labels.tools.audit import audit
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files, remote
 from ray_distill.testing.flaky_s3 import flaky_s3_server
+from tests.labs import label_kills as kill_lab
+from tests.labs.label_kills import lab
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +27,7 @@ def _label(folder, output, capfd):
             lab.config_of(
                 folder,
                 source,
-                {"model": "campaign_lab:spelling_teacher"},
+                {"model": "tests.labs.campaign:spelling_teacher"},
                 output=output,
                 student__model=kill_lab.STUDENT,
                 tracking={"enabled": False},
@@ -47,7 +45,6 @@ def _label(folder, output, capfd):
 
 def test_the_label_command_ends_as_on_a_store_that_does_not_fail(tmp_path, capfd, monkeypatch):
     """Snapshot, label and audit, all on the failing store: the same bytes as in a folder, every row once."""
-    monkeypatch.setenv("PYTHONPATH", findable(Path(lab.__file__).parent))
     expected = _label(tmp_path, str(tmp_path / "out"), capfd)[1]
     client = {**remote.S3_CLIENT, "connect_timeout": 5, "read_timeout": 3}
     with flaky_s3_server(seed=5, client=client) as server:

@@ -1,7 +1,8 @@
-"""SIGKILL while Ray labels, six times: the store ends as if nobody had been killed. More of it: `kill_lab`."""
+"""SIGKILL while Ray labels, six times: the store ends as if nobody had been killed. See `tests.labs.label_kills`."""
 
-import kill_lab
 import pytest
+
+from tests.labs import label_kills as kill_lab
 
 pytestmark = pytest.mark.slow
 

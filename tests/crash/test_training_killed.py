@@ -1,8 +1,9 @@
 """SIGKILL while Ray trains, and a node that is taken away: the student ends as if nothing had been. More of it:
-`train_kill_lab`."""
+`tests.labs.training_kills`."""
 
 import pytest
-import train_kill_lab
+
+from tests.labs import training_kills as train_kill_lab
 
 pytestmark = pytest.mark.slow
 

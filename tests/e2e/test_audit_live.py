@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import campaign_lab as lab
 import numpy as np
 import pytest
 
@@ -16,10 +15,11 @@ from ray_distill.labels.store.writer import write_attempt
 from ray_distill.runtime import campaign
 from ray_distill.runtime.core import connection
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
+from tests.labs import campaign as lab
 
 pytestmark = pytest.mark.slow
 
-TEACHER = {"model": "campaign_lab:spelling_teacher"}
+TEACHER = {"model": "tests.labs.campaign:spelling_teacher"}
 
 
 def _audit(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any], str]:

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import language_lab as lab
 import pytest
 import torch
-from campaign_lab import committed_rows, load
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ray_distill.artifacts import EvalReport, LabelSetRef, SnapshotRef, StudentRef, Verdict
@@ -21,6 +19,8 @@ from ray_distill.runtime import campaign
 from ray_distill.runtime.core import connection
 from ray_distill.runtime.stages.preflight import check
 from ray_distill.storage import files
+from tests.labs import language as lab
+from tests.labs.campaign import committed_rows, load
 
 pytestmark = pytest.mark.slow
 

@@ -4,9 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import campaign_lab
 import numpy as np
-import pairs_lab as lab
 import pytest
 
 from ray_distill.artifacts import EvalReport, LabelSetRef, SnapshotRef, StudentRef
@@ -19,6 +17,8 @@ from ray_distill.runtime.core import connection
 from ray_distill.runtime.stages.preflight import check
 from ray_distill.snapshots.pairs import read_pair
 from ray_distill.snapshots.reader import open_snapshot
+from tests.labs import campaign as campaign_lab
+from tests.labs import pairs as lab
 
 pytestmark = pytest.mark.slow
 

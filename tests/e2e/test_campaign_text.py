@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import campaign_lab as lab
 import mlflow
 import pandas as pd
 import pytest
@@ -19,6 +18,7 @@ from ray_distill.runtime import campaign
 from ray_distill.runtime.core import connection
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
+from tests.labs import campaign as lab
 
 pytestmark = pytest.mark.slow
 

@@ -4,15 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import campaign_lab as lab
 import pytest
 
 from ray_distill import cli
 from ray_distill.runtime.core import connection
+from tests.labs import campaign as lab
 
 pytestmark = pytest.mark.slow
 
-TEACHER = {"model": "campaign_lab:spelling_teacher"}
+TEACHER = {"model": "tests.labs.campaign:spelling_teacher"}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import campaign_lab as lab
 import pytest
 
 from ray_distill.storage import files
+from tests.labs import campaign as lab
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import campaign_lab as lab
 import pytest
 
 from ray_distill.errors import DistillError
@@ -15,6 +14,7 @@ from ray_distill.runtime.core import connection
 from ray_distill.runtime.forecast.forecast import plan
 from ray_distill.runtime.forecast.plan_report import PlanReport
 from ray_distill.storage import files
+from tests.labs import campaign as lab
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,7 @@ def _ray() -> Iterator[None]:
 def planned(folder: Path, name: str, rows: int = 700) -> tuple[Any, PlanReport]:
     """A campaign of the spelling teacher with one of `FORMS`, and its plan; nothing but a snapshot is there."""
     source = lab.write_rows(folder / "rows.jsonl", lab.annotated(TRAFFIC[:rows], train_labels=20))
-    teacher = {"model": "campaign_lab:spelling_teacher", "arguments": {"fuse": str(folder / "fuse")}}
+    teacher = {"model": "tests.labs.campaign:spelling_teacher", "arguments": {"fuse": str(folder / "fuse")}}
     value = lab.config_of(
         folder,
         source,

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import campaign_lab as lab
 import pytest
 
 from ray_distill.artifacts import LabelSetRef
@@ -13,6 +12,7 @@ from ray_distill.labels.store.reader import open_label_set
 from ray_distill.runtime import campaign
 from ray_distill.runtime.core import connection
 from ray_distill.runtime.stages.relabel import RelabelReport
+from tests.labs import campaign as lab
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,7 @@ class Labelled:
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Labelled]:
     folder = tmp_path_factory.mktemp("relabel")
     fuse = folder / "fuse"
-    teacher = {"model": "campaign_lab:spelling_teacher", "arguments": {"fuse": str(fuse)}}
+    teacher = {"model": "tests.labs.campaign:spelling_teacher", "arguments": {"fuse": str(fuse)}}
     source = lab.write_rows(folder / "old.jsonl", lab.annotated(OLD, train_labels=20))
     config = lab.load(folder / "campaign.yaml", lab.config_of(folder, source, teacher))
     with connection.connected():

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import campaign_lab as lab
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -31,6 +30,7 @@ from ray_distill.runtime.labelling.identify_teacher import make_manifest, prepar
 from ray_distill.runtime.labelling.label_units import Labelled, label_units
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
+from tests.labs import campaign as lab
 
 pytestmark = pytest.mark.slow
 

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import campaign_lab as lab
 import pytest
 
 from ray_distill import cli
@@ -12,10 +11,11 @@ from ray_distill.labels.store.label_store import open_store
 from ray_distill.runtime.core import connection
 from ray_distill.storage import files
 from ray_distill.testing.s3 import s3_server
+from tests.labs import campaign as lab
 
 pytestmark = pytest.mark.slow
 
-TEACHER = {"model": "campaign_lab:spelling_teacher"}
+TEACHER = {"model": "tests.labs.campaign:spelling_teacher"}
 ROWS = 400
 STUDENT = {
     "from": "module",

@@ -1,13 +1,11 @@
 """vLLM for real, in its own environment through Ray: the labels it makes are those of transformers."""
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from vllm_lab import ROOT, vllm_python, wrote
 
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign, TeacherConfig, parse_config
@@ -33,6 +31,7 @@ from ray_distill.snapshots.take import take_snapshot
 from ray_distill.tasks.catalogue import get_label_task
 from ray_distill.teachers.transformers_teacher import open_teacher
 from ray_distill.testing.models import write_tiny_causal_model
+from tests.labs.vllm import ROOT, vllm_python, wrote
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +42,7 @@ WORDS = ("the", "teacher", "reads", "what", "a", "student", "is", "to", "learn",
 def _ray() -> Iterator[None]:
     """Workers of both environments import this checkout."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(Path(__file__).parent)]))
+        patch.setenv("PYTHONPATH", str(ROOT))
         with connection.connected():
             yield
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import campaign_lab as lab
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
@@ -39,6 +38,7 @@ from ray_distill.storage import files
 from ray_distill.tasks.causal_lm import CausalLM
 from ray_distill.testing.authors import MODEL
 from ray_distill.testing.models import tiny_causal_tokenizer, write_tiny_causal_model
+from tests.labs import campaign as lab
 
 pytestmark = pytest.mark.slow
 

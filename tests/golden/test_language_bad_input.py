@@ -9,7 +9,6 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
-import language_store_lab as lab
 import pytest
 
 from ray_distill.artifacts import SnapshotRef
@@ -23,6 +22,7 @@ from ray_distill.runtime.stages.preflight import check
 from ray_distill.runtime.stages.snapshot import freeze
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.testing.models import tiny_causal_tokenizer, write_tiny_causal_model
+from tests.labs import language_store as lab
 
 GOOD = [f"document number {number} is a good one" for number in range(20)]
 USER, ASSISTANT = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}

@@ -1,7 +1,7 @@
 """The loss curve of a language model is a function of seed, documents and global batch: not of how it is computed.
 
-Against the dense float64 loop of `language_training_lab` the tolerance is 1e-6 relative over six steps; between runs in
-float32 it is 1e-5 (`training_lab.TOLERANCE`).
+Against the dense float64 loop of `tests.labs.language_training` the tolerance is 1e-6 relative over six steps; between
+runs in float32 it is 1e-5 (`tests.labs.training.TOLERANCE`).
 """
 
 from collections.abc import Mapping
@@ -9,16 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import language_training_lab as lab
 import pytest
 import torch
-from language_training_lab import Lab
 from safetensors.torch import load_file
-from training_lab import TOLERANCE, Ran, assert_same_curve, loss_curve
 from transformers import AutoModelForCausalLM
 
 from ray_distill.models.io.save import save_model
 from ray_distill.testing.gloo import run_gloo
+from tests.labs import language_training as lab
+from tests.labs.language_training import Lab
+from tests.labs.training import TOLERANCE, Ran, assert_same_curve, loss_curve
 
 #: Losses, the estimator of the labels, and the student.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {

@@ -5,12 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import language_store_lab as lab
 import numpy as np
 import pytest
 import torch
 import transformers
-from training_lab import TOLERANCE
 from transformers import AutoModelForCausalLM
 
 from ray_distill.artifacts import LabelSetRef
@@ -20,6 +18,8 @@ from ray_distill.labels.store.reader import open_label_set
 from ray_distill.models.io.load import load_model
 from ray_distill.runtime.stages.snapshot import freeze
 from ray_distill.testing.models import tiny_causal_tokenizer, write_tiny_causal_model
+from tests.labs import language_store as lab
+from tests.labs.training import TOLERANCE
 
 ARMS = ("student", "baseline_hard_labels", "baseline_teacher_hard_labels")
 #: How far labels of equal documents may lie apart: a batch's width decides the order in which products are summed.

@@ -5,8 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from language_store_lab import config_of, documents, labelled, train, write_texts
-from training_lab import Recorder, learnt
 
 from ray_distill.artifacts import LabelSetRef
 from ray_distill.config import Campaign, MixtureConfig
@@ -19,6 +17,8 @@ from ray_distill.students.run import TrainingJob, run_arms
 from ray_distill.testing.gloo import run_gloo
 from ray_distill.testing.models import write_tiny_causal_model
 from ray_distill.testing.tensors import assert_equal
+from tests.labs.language_store import config_of, documents, labelled, train, write_texts
+from tests.labs.training import Recorder, learnt
 
 STREAM = {"stream": "always", "memory_gb": 1e-3}
 

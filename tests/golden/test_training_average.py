@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-import training_lab as lab
-from training_lab import Lab, assert_same_curve, learnt, loss_curve
 
 from ray_distill.students.engines.ema import decay_at
 from ray_distill.students.loop.train_loop import take_step
 from ray_distill.students.process_group import current_ranks
 from ray_distill.testing.gloo import run_gloo
+from tests.labs import training as lab
+from tests.labs.training import Lab, assert_same_curve, learnt, loss_curve
 
 EMA = {"ema": 0.4}
 

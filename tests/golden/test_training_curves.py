@@ -13,10 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import training_lab as lab
 from safetensors import safe_open
 from torch._dynamo.utils import counters
-from training_lab import Lab, assert_same_curve, loss_curve
 
 from ray_distill.config import TrainingConfig
 from ray_distill.errors import ClusterError, ConfigError, TrainingError
@@ -27,6 +25,8 @@ from ray_distill.students.process_group import current_ranks
 from ray_distill.students.telemetry.reporter import Remembering
 from ray_distill.students.telemetry.step_timer import PARTS, StepMeter
 from ray_distill.testing.gloo import run_gloo
+from tests.labs import training as lab
+from tests.labs.training import Lab, assert_same_curve, loss_curve
 
 #: The first run's losses; a change of them is a change of what training means, and must be explained.
 GOLDEN = (1.508476, 2.085061, 1.615413, 1.983031, 1.421013, 2.136827, 1.581483, 1.6069)

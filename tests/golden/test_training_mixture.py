@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from test_training_run import freeze, job_of
-from training_lab import Recorder, learnt
 
 from ray_distill.artifacts import LabelSetRef
 from ray_distill.config import SignalConfig, StudentConfig, TrainingConfig, parse_config
@@ -27,6 +25,8 @@ from ray_distill.students.process_group import Ranks
 from ray_distill.students.run import TrainingJob, run_arms
 from ray_distill.testing.labels import fake_manifest, fake_teacher, label_all
 from ray_distill.testing.models import write_tiny_text_model
+from tests.golden.test_training_run import freeze, job_of
+from tests.labs.training import Recorder, learnt
 
 ALONE = Ranks(rank=0, world=1)
 ONE_RATE = {"learning_rate": 1e-2, "evaluate_every": 100}

@@ -6,13 +6,13 @@
 from dataclasses import replace
 from pathlib import Path
 
-import language_training_lab as language
 import pytest
-import training_lab as lab
-from training_lab import Lab, assert_same_curve
 
 from ray_distill.errors import ConfigError
 from ray_distill.testing.gloo import run_gloo
+from tests.labs import language_training as language
+from tests.labs import training as lab
+from tests.labs.training import Lab, assert_same_curve
 
 LOSSES = {
     "soft": {"weight": 0.7, "temperature": {"step": [[0, 2], [0.5, 1]]}, "divergence": "adaptive_kl"},

@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
-from training_lab import Recorder
 from transformers import AutoModelForSequenceClassification
 
 from ray_distill.artifacts import LabelSetRef
@@ -29,6 +28,7 @@ from ray_distill.students.telemetry import reporter
 from ray_distill.students.telemetry.reporter import SilentReporter, TrainingStopped
 from ray_distill.testing.labels import fake_manifest, label_all
 from ray_distill.testing.models import write_tiny_text_model
+from tests.labs.training import Recorder
 
 CLASSES = tuple(f"class{i}" for i in range(5))
 ARMS = ("student", "baseline_hard_labels", "baseline_teacher_hard_labels")

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import training_lab as lab
-from training_lab import Lab
 
 from ray_distill.students.loop.train_loop import take_step
 from ray_distill.students.process_group import current_ranks
 from ray_distill.students.telemetry.step_timer import StepMeter
 from ray_distill.testing.gloo import run_gloo
+from tests.labs import training as lab
+from tests.labs.training import Lab
 
 #: FLOPs a second of a device that there is not.
 PEAK = 1e9

@@ -1,4 +1,4 @@
-"""A driver for `kill_lab`: labels one store after the other in one process, as the `label` command does.
+"""A driver for `tests.labs.label_kills`: labels one store after the other in one process, as the `label` command does.
 
 Several in one process, because Ray's workers belong to a driver: those of the next store need not start again. Each
 line of stdin is the command's arguments as JSON; each is answered by a line of stdout, ``done <exit status>``.

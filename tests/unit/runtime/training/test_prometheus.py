@@ -8,7 +8,7 @@ import pytest
 
 from ray_distill.runtime.training.prometheus import GAUGES, gauged
 
-DASHBOARD = json.loads((Path(__file__).parents[2] / "infra" / "grafana" / "training.json").read_text(encoding="utf-8"))
+DASHBOARD = json.loads((Path(__file__).parents[4] / "infra" / "grafana" / "training.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(

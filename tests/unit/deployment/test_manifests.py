@@ -14,7 +14,7 @@ import yaml
 
 from ray_distill.cli.parser import build_parser
 
-CLUSTER = Path(__file__).parents[2] / "cluster"
+CLUSTER = Path(__file__).parents[3] / "cluster"
 KUBERNETES = "1.34"
 
 _POSITIVE = {"type": "integer", "minimum": 1}

@@ -13,7 +13,7 @@ from ray_distill.labels.model.signal import Distributions
 from ray_distill.losses.base import LossBatch, SparseTargets, StudentOutput
 from ray_distill.losses.buckets import drawn_weights
 from ray_distill.losses.soft import Soft, forward_kl
-from ray_distill.students.data.examples import _pad_entries
+from ray_distill.students.data.soft_targets import _pad_entries
 from ray_distill.students.objective.weighted_losses import build_terms
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.reduce import reduce_logits

@@ -14,7 +14,7 @@ from ray_distill.cli import job_entrypoint
 from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError, TrainingError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 JOBS = sorted((ROOT / "jobs").glob("*.py"))
 NAMES = ["evaluate", "label", "pipeline", "promote", "relabel", "snapshot", "sweep", "train", "write"]
 CONFIG = """

@@ -17,7 +17,6 @@ import pyarrow as pa
 import torch
 import transformers
 from torch import Tensor, nn
-from training_lab import Ran, Recorder
 
 from ray_distill.config import LossConfig, StudentModel, TeacherConfig, TrainingConfig
 from ray_distill.labels.model.signal import Signal
@@ -43,6 +42,7 @@ from ray_distill.tasks.catalogue import LABEL_TASKS
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.transformers_teacher import open_teacher
 from ray_distill.testing.models import write_tiny_causal_model
+from tests.labs.training import Ran, Recorder
 
 TASK = "causal_lm"
 DOCUMENTS = 30

@@ -39,7 +39,7 @@ def test_a_letter_and_a_phoneme_are_a_token_each() -> None:
 
 def test_a_teacher_is_trained_and_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps of it, from the columns that the golden config names."""
-    config = load_config(Path(__file__).parents[2] / "jobs/configs/phonemes.yaml")
+    config = load_config(Path(__file__).parents[3] / "jobs/configs/phonemes.yaml")
     names, words = (config.snapshot.columns.text, config.snapshot.columns.target), list(phonemes.read_words(LINES))
     phonemes.write_rows(tmp_path / "rows.parquet", words)
     monkeypatch.setattr(phonemes, "TEACHER_STEPS", 2)

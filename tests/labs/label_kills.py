@@ -1,6 +1,6 @@
 """SIGKILL while Ray labels: of the driver, a teacher actor, a writer, or a whole node, at seeded moments.
 
-``python tests/crash/kill_lab.py --runs 40 --seed 0`` runs ten scenarios for each victim and prints what became of the
+``python tests/labs/label_kills.py --runs 40 --seed 0`` runs ten scenarios for each victim and prints what became of the
 stores; the exit status is 1 if any of them is not, byte for byte, the store of a run that nobody killed, or if a
 teacher that throws when it is asked finds anything left to do. A scenario is its victim, seed and number. The moment
 is a number of files that have been written, drawn from the seed; a kill that comes too late to cut the run is drawn
@@ -19,20 +19,18 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
+from ray.cluster_utils import Cluster
 
-import campaign_lab as lab  # noqa: E402  (found by the line above)
-from ray.cluster_utils import Cluster  # noqa: E402
-from scenarios import Driver, Hung, TooLate, play, small_cluster  # noqa: E402
-from victims import kill_node, processes, strike  # noqa: E402
-
-from ray_distill.labels.model.work_units import entries  # noqa: E402
-from ray_distill.labels.store.label_store import open_store  # noqa: E402
-from ray_distill.labels.store.reader import open_label_set  # noqa: E402
-from ray_distill.labels.tools.audit import audit  # noqa: E402
-from ray_distill.snapshots.reader import Snapshot, open_snapshot  # noqa: E402
-from ray_distill.storage import files  # noqa: E402
-from ray_distill.testing.labels import winners  # noqa: E402
+from ray_distill.labels.model.work_units import entries
+from ray_distill.labels.store.label_store import open_store
+from ray_distill.labels.store.reader import open_label_set
+from ray_distill.labels.tools.audit import audit
+from ray_distill.snapshots.reader import Snapshot, open_snapshot
+from ray_distill.storage import files
+from ray_distill.testing.labels import winners
+from tests.labs import campaign as lab
+from tests.labs.scenarios import Driver, Hung, TooLate, play, small_cluster
+from tests.labs.victims import kill_node, processes, strike
 
 VICTIMS = ("driver", "actor", "writer", "node")
 ROWS, UNIT_ROWS = 840, 4
@@ -84,7 +82,7 @@ class Lab:
         self.folder, self.cluster = folder, cluster
         self.fuse = folder / "fuse"
         source = lab.write_rows(folder / "rows.jsonl", lab.annotated(lab.texts(rows, seed=3), train_labels=30))
-        teacher = {"model": "campaign_lab:spelling_teacher", "arguments": {"fuse": str(self.fuse)}}
+        teacher = {"model": "tests.labs.campaign:spelling_teacher", "arguments": {"fuse": str(self.fuse)}}
         self.config = str(
             lab.write_config(
                 folder / "campaign.yaml",
@@ -115,7 +113,7 @@ class Lab:
         self.units = len({unit for unit, _ in self.expected})
 
     def _driver(self) -> Driver:
-        return Driver("kill_driver.py", self.folder, self.cluster.address)
+        return Driver("label_driver.py", self.folder, self.cluster.address)
 
     def store(self, name: str) -> str:
         return str(self.folder / "stores" / name)
@@ -276,7 +274,7 @@ def _attempts(store_url: str) -> int:
 @contextmanager
 def open_lab(rows: int = ROWS) -> Iterator[Lab]:
     """A lab on a cluster of its own; it is gone afterwards. Warm workers are kept for the next store."""
-    with small_cluster("kill-lab", [Path(lab.__file__).parent], cpus=2, num_workers_soft_limit=8) as (folder, cluster):
+    with small_cluster("kill-lab", [Path(__file__).parents[2]], cpus=2, num_workers_soft_limit=8) as (folder, cluster):
         opened = Lab(folder, cluster, rows)
         try:
             yield opened

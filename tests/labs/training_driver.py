@@ -1,4 +1,4 @@
-"""A driver for `train_kill_lab`: trains pickled jobs on a cluster, one after the other.
+"""A driver for `tests.labs.training_kills`: trains pickled jobs on a cluster, one after the other.
 
 Each line of stdin is JSON: ``job`` (a pickled TrainingJob), ``curve`` (where its metrics go, a line a step). Each is
 answered by a line of stdout: ``done`` and the students' references, or ``failed`` and the error.

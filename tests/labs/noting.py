@@ -1,4 +1,4 @@
-"""A student that notes every example it learns from, for `train_kill_lab`: its ranks are processes of Ray's."""
+"""A student that notes every example it learns from, for `training_kills`: its ranks are processes of Ray's."""
 
 import json
 import os

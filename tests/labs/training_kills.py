@@ -1,6 +1,6 @@
 """SIGKILL while Ray trains: of a rank, the driver, a node; a node taken away after a notice; and one that comes.
 
-``python tests/crash/train_kill_lab.py --runs 25 --seed 0`` runs five scenarios for each and prints what became of them;
+``python tests/labs/training_kills.py --runs 25 --seed 0`` runs five scenarios for each and prints what became of them;
 the exit status is 1 if one of them did not come to the curve and the weights of a run that nobody disturbed, or learnt
 from an example twice in an epoch, or never. The moment is a step, drawn from the seed. The nodes have room for a rank
 each. Where a node is to go, training asks for one or two ranks, and goes on with the other alone; else for two, because
@@ -22,24 +22,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
+import numpy as np
+import torch
+from ray._raylet import GcsClient
+from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
+from safetensors.torch import load_file
 
-import campaign_lab as lab  # noqa: E402  (found by the line above)
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from ray._raylet import GcsClient  # noqa: E402
-from ray.cluster_utils import Cluster  # noqa: E402
-from ray.core.generated import autoscaler_pb2  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
-from scenarios import Driver, Hung, TooLate, play, small_cluster  # noqa: E402
-from victims import descendants, end_node, processes, strike, title_of  # noqa: E402
-
-from ray_distill.artifacts import LabelSetRef  # noqa: E402
-from ray_distill.snapshots.reader import open_snapshot  # noqa: E402
-from ray_distill.students.order.cursor import global_batch_at, steps_per_epoch  # noqa: E402
-from ray_distill.students.run import TrainingJob  # noqa: E402
-from ray_distill.tasks.catalogue import TASKS  # noqa: E402
-from ray_distill.testing.models import tiny_text_processor  # noqa: E402
+from ray_distill.artifacts import LabelSetRef
+from ray_distill.snapshots.reader import open_snapshot
+from ray_distill.students.order.cursor import global_batch_at, steps_per_epoch
+from ray_distill.students.run import TrainingJob
+from ray_distill.tasks.catalogue import TASKS
+from ray_distill.testing.models import tiny_text_processor
+from tests.labs import campaign as lab
+from tests.labs.scenarios import Driver, Hung, TooLate, play, small_cluster
+from tests.labs.victims import descendants, end_node, processes, strike, title_of
 
 #: The driver last: what Ray had reserved for it would keep the next one of two ranks or one waiting.
 VICTIMS = ("rank", "node", "notice", "driver")
@@ -86,7 +84,7 @@ class Run:
 
     @property
     def order(self) -> dict[str, str]:
-        """What a driver is told: see `train_kill_driver`."""
+        """What a driver is told: see `tests.labs.training_driver`."""
         job = self.folder / "job.pickle"
         job.write_bytes(pickle.dumps(self.job))
         return {"job": str(job), "curve": str(self.folder / "curve.jsonl")}
@@ -120,7 +118,7 @@ class Lab:
         self._folder, self._cluster = folder, cluster
         self._second = self._add_node()
         source = lab.write_rows(folder / "rows.jsonl", lab.annotated(lab.texts(350, seed=3), train_labels=30))
-        teacher = {"model": "campaign_lab:spelling_teacher"}
+        teacher = {"model": "tests.labs.campaign:spelling_teacher"}
         self._config = lab.load(
             folder / "campaign.yaml", lab.config_of(folder, source, teacher, tracking={"enabled": False})
         )
@@ -136,7 +134,7 @@ class Lab:
         assert not wrong, wrong
 
     def _new_driver(self) -> Driver:
-        return Driver("train_kill_driver.py", self._folder, self._cluster.address)
+        return Driver("training_driver.py", self._folder, self._cluster.address)
 
     def _add_node(self) -> Any:
         return self._cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
@@ -148,7 +146,7 @@ class Lab:
         config = self._config.model_dump(mode="json", by_alias=True)
         config["student"]["model"] = {
             "from": "module",
-            "model": "noting:noting_student",
+            "model": "tests.labs.noting:noting_student",
             "arguments": {"classes": list(lab.CLASSES), "notes": str(folder / "notes"), "pause": pause},
         }
         config["student"]["training"] |= {
@@ -377,7 +375,7 @@ def label(folder: Path, address: str) -> LabelSetRef:
 @contextmanager
 def open_lab() -> Iterator[Lab]:
     """A lab on a cluster of its own; it is gone afterwards."""
-    modules = [Path(__file__).parent, Path(lab.__file__).parent]
+    modules = [Path(__file__).parents[2]]
     with small_cluster("train-kill-lab", modules, cpus=1, worker_niceness=0) as (folder, cluster):
         opened = Lab(folder, cluster)
         try:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from training_lab import Recorder
 
 from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign, parse_config
@@ -24,6 +23,7 @@ from ray_distill.tasks.base import Encoded
 from ray_distill.tasks.catalogue import LABEL_TASKS
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.transformers_teacher import TransformersTeacher, open_teacher
+from tests.labs.training import Recorder
 
 SPLITS = {"train": 0.6, "validation": 0.2, "calibration": 0.1, "test": 0.1}
 TRAINING = {

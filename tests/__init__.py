@@ -1,0 +1,1 @@
+"""Tests of the package; `labs` has what several of them share."""

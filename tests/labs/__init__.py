@@ -1,0 +1,1 @@
+"""Laboratories: campaigns, clusters, drivers and kills that several tests and benchmarks share."""

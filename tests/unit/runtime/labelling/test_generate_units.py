@@ -244,7 +244,7 @@ def test_a_scorer_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.Monke
     store = write_all(str(tmp_path / "w"), fake_generator(), parent)
     config = _config(
         tmp_path,
-        {"method": "sample", "candidates": 2, "filters": {"scorer": "test_runtime_writing:best_of", "min_score": 5}},
+        {"method": "sample", "candidates": 2, "filters": {"scorer": "test_generate_units:best_of", "min_score": 5}},
     )
     assert config.sequences is not None
     derived = derive_snapshot(parent.ref, store.url, store.generator, config.sequences, str(tmp_path / "s"), 64)

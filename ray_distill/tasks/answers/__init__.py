@@ -1,0 +1,1 @@
+"""What models answer: one folder a family, imported when first used. Only `catalogue` names a family."""

@@ -1,0 +1,23 @@
+"""One of several named classes for each row: a softmax over all of them."""
+
+from ray_distill.config.judge import Limit
+from ray_distill.tasks.answers.family import Answers
+from ray_distill.tasks.metrics import Metric, MetricTable
+
+CLASSES = Answers(
+    name="classes",
+    package=__name__,
+    metrics=MetricTable(
+        metrics=(
+            Metric(name="accuracy", heading="Accuracy", better="more", high=1.0, proportion=True),
+            Metric(name="macro_f1", heading="Macro-F1", better="more", high=1.0),
+            Metric(name="nll", heading="NLL, nats", better="less"),
+            Metric(name="ece", heading="ECE", better="less", high=1.0),
+            Metric(name="agreement", heading="Agreement with teacher", better="more", high=1.0, proportion=True),
+            Metric(name="kl_from_teacher", heading="KL from teacher, nats", better="less"),
+        )
+    ),
+    headline="accuracy",
+    limits={"accuracy": Limit(relative=0.97, margin=0.01), "ece": Limit(max=0.1)},
+    robust=("accuracy", "nll"),
+)

@@ -2,22 +2,6 @@
 
 import sys
 
-from ray_distill.cli import job_entrypoint, resolve_references
-from ray_distill.config import Campaign
-from ray_distill.runtime import campaign
+from ray_distill.cli import main
 
-
-def main() -> int:
-    """Parse, measure, print the report."""
-    options = job_entrypoint.parse(
-        __doc__, {"students": "students by arm, as printed by `train` (or a file); default: the campaign's latest"}
-    )
-
-    def stage(config: Campaign) -> object:
-        return campaign.evaluate(config, resolve_references.students(config, options.students))
-
-    return job_entrypoint.run(options, stage)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+sys.exit(main(["evaluate", *sys.argv[1:], "--address", "auto", "--json"]))

@@ -2,22 +2,6 @@
 
 import sys
 
-from ray_distill.cli import job_entrypoint
-from ray_distill.config import Campaign
-from ray_distill.runtime import campaign
+from ray_distill.cli import main
 
-
-def main() -> int:
-    """Parse, relabel, print the report."""
-    options = job_entrypoint.parse(
-        __doc__, {"source": "file, folder or glob of the new rows; default: snapshot.source, read again"}
-    )
-
-    def stage(config: Campaign) -> object:
-        return campaign.relabel(config, options.source)
-
-    return job_entrypoint.run(options, stage)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+sys.exit(main(["relabel", *sys.argv[1:], "--address", "auto", "--json"]))

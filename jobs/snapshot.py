@@ -2,15 +2,6 @@
 
 import sys
 
-from ray_distill.cli import job_entrypoint
-from ray_distill.runtime import campaign
+from ray_distill.cli import main
 
-
-def main() -> int:
-    """Parse, freeze, print the reference."""
-    options = job_entrypoint.parse(__doc__)
-    return job_entrypoint.run(options, campaign.snapshot)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+sys.exit(main(["snapshot", *sys.argv[1:], "--address", "auto", "--json"]))

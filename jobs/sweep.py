@@ -2,15 +2,6 @@
 
 import sys
 
-from ray_distill.cli import job_entrypoint
-from ray_distill.runtime import campaign
+from ray_distill.cli import main
 
-
-def main() -> int:
-    """Parse, train every trial that is not done yet, print the comparison."""
-    options = job_entrypoint.parse(__doc__)
-    return job_entrypoint.run(options, campaign.sweep)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+sys.exit(main(["sweep", *sys.argv[1:], "--address", "auto", "--json"]))

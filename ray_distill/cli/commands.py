@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from ray_distill.errors import ConfigError
@@ -24,89 +26,88 @@ def quickstart(options: argparse.Namespace) -> int:
     return _print(options, example.quickstart(options.output, options.address), example.show)
 
 
-def run(options: argparse.Namespace) -> int:
+def campaign_stage(options: argparse.Namespace) -> int:
+    """Run the stage of a campaign that the parser chose, as ``options.stage`` and ``options.show``."""
+    return _stage(options, lambda config: options.stage(config, options), options.show)
+
+
+def run(config: "Campaign", options: argparse.Namespace) -> Any:
     """`ray-distill run`."""
-    from ray_distill.cli import render_results
     from ray_distill.runtime import campaign
 
-    return _stage(options, lambda config: campaign.run(config), render_results.show_campaign)
+    return campaign.run(config)
 
 
-def snapshot(options: argparse.Namespace) -> int:
+def snapshot(config: "Campaign", options: argparse.Namespace) -> Any:
     """`ray-distill snapshot`."""
     from ray_distill.runtime import campaign
 
-    return _stage(options, campaign.snapshot)
+    return campaign.snapshot(config)
 
 
-def write(options: argparse.Namespace) -> int:
+def write(config: "Campaign", options: argparse.Namespace) -> Any:
     """`ray-distill write`."""
     from ray_distill.cli import resolve_references
     from ray_distill.runtime import campaign
 
-    return _stage(options, lambda config: campaign.write(config, resolve_references.prompts(config, options.snapshot)))
+    return campaign.write(config, resolve_references.prompts(config, options.snapshot))
 
 
-def label(options: argparse.Namespace) -> int:
+def label(config: "Campaign", options: argparse.Namespace) -> Any:
     """`ray-distill label`."""
     from ray_distill.cli import resolve_references
     from ray_distill.runtime import campaign
 
-    return _stage(options, lambda config: campaign.label(config, resolve_references.snapshot(config, options.snapshot)))
+    return campaign.label(config, resolve_references.snapshot(config, options.snapshot))
 
 
-def train(options: argparse.Namespace) -> int:
+def train(config: "Campaign", options: argparse.Namespace) -> Any:
     """`ray-distill train`."""
     from ray_distill.cli import resolve_references
     from ray_distill.runtime import campaign
 
-    return _stage(
-        options,
-        lambda config: campaign.train(config, resolve_references.labels(config, options.labels), resume=options.resume),
-    )
+    return campaign.train(config, resolve_references.labels(config, options.labels), resume=options.resume)
 
 
-def sweep(options: argparse.Namespace) -> int:
+def sweep(config: "Campaign", options: argparse.Namespace) -> Any:
     """`ray-distill sweep`."""
-    from ray_distill.cli import render_results
     from ray_distill.runtime import campaign
 
-    return _stage(options, campaign.sweep, render_results.show_sweep, campaign.plan_sweep)
+    return campaign.sweep(config)
 
 
-def evaluate(options: argparse.Namespace) -> int:
+def evaluate(config: "Campaign", options: argparse.Namespace) -> Any:
     """`ray-distill evaluate`."""
-    from ray_distill.cli import render_results, resolve_references
+    from ray_distill.cli import resolve_references
     from ray_distill.runtime import campaign
 
-    return _stage(
-        options,
-        lambda config: campaign.evaluate(config, resolve_references.students(config, options.students)),
-        render_results.show_report,
-    )
+    return campaign.evaluate(config, resolve_references.students(config, options.students))
 
 
-def promote(options: argparse.Namespace) -> int:
+def promote(config: "Campaign", options: argparse.Namespace) -> Any:
     """`ray-distill promote`."""
     from ray_distill.cli import resolve_references
     from ray_distill.runtime import campaign
 
-    return _stage(options, lambda config: campaign.promote(config, resolve_references.report(config, options.report)))
+    return campaign.promote(config, resolve_references.report(config, options.report))
 
 
-def relabel(options: argparse.Namespace) -> int:
+def relabel(config: "Campaign", options: argparse.Namespace) -> Any:
     """`ray-distill relabel`."""
     from ray_distill.runtime import campaign
 
-    return _stage(options, lambda config: campaign.relabel(config, options.source))
+    return campaign.relabel(config, options.source)
 
 
 def plan(options: argparse.Namespace) -> int:
     """`ray-distill plan`."""
-    from ray_distill.cli import render_plan
+    return _stage(options, _forecast, "show_plan")
+
+
+def _forecast(config: "Campaign") -> Any:
     from ray_distill.runtime.forecast import forecast
 
-    return _stage(options, forecast.plan, render_plan.show_plan)
+    return forecast.plan(config)
 
 
 def audit(options: argparse.Namespace) -> int:
@@ -197,29 +198,50 @@ def doctor(options: argparse.Namespace) -> int:
     return 0 if examination.healthy(findings) else FAILED
 
 
-def _stage(
-    options: argparse.Namespace,
-    command: "Callable[[Campaign], Any]",
-    show: Callable[[Any], str] | None = None,
-    plan_of: "Callable[[Campaign], list[str]] | None" = None,
-) -> int:
-    """Load the config, have Ray, run a stage, print its result."""
-    from ray_distill.runtime import campaign
-    from ray_distill.runtime.core import connection
+def _stage(options: argparse.Namespace, command: "Callable[[Campaign], Any]", show: str | None) -> int:
+    """Load the config, connect to Ray, run a stage, print its result; with ``--json`` print nothing else on stdout.
 
+    The config is loaded first: an invalid one is reported before anything heavy is imported.
+    """
     config = _load(options)
     if options.dry_run:
-        return _print_plan(options, (plan_of or campaign.plan)(config))
-    with connection.connected(options.address):
+        return _print_plan(options, _plan_of(options, config))
+    from ray_distill.runtime.core import connection
+
+    with redirect_stdout(sys.stderr) if options.json else nullcontext(), connection.connected(options.address):
         result = command(config)
-    return _print(options, result, show)
+    return _print(options, result, None if show is None else _renderer(show))
+
+
+def _plan_of(options: argparse.Namespace, config: "Campaign") -> list[str]:
+    from ray_distill.runtime import campaign
+
+    return (campaign.plan_sweep if options.name == "sweep" else campaign.plan)(config)
+
+
+def _renderer(name: str) -> Callable[[Any], str]:
+    from ray_distill.cli import render_plan, render_results
+
+    renderers: dict[str, Callable[[Any], str]] = {
+        "show_campaign": render_results.show_campaign,
+        "show_plan": render_plan.show_plan,
+        "show_report": render_results.show_report,
+        "show_sweep": render_results.show_sweep,
+    }
+    return renderers[name]
 
 
 def _print(options: argparse.Namespace, result: Any, show: Callable[[Any], str] | None) -> int:
-    from ray_distill.cli.job_entrypoint import to_json
-
-    print(to_json(result) if options.json or show is None else show(result))
+    print(to_json(result) if options.json or show is None else show(result), flush=True)
     return 0
+
+
+def to_json(result: Any) -> str:
+    """Return a stage's result as one line of strict JSON; a dict of artifacts keeps its keys."""
+    if isinstance(result, dict):
+        return json.dumps({key: json.loads(to_json(value)) for key, value in result.items()}, allow_nan=False)
+    text: str = result.to_json()
+    return text
 
 
 def _print_plan(options: argparse.Namespace, lines: Sequence[str]) -> int:

@@ -3,13 +3,84 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from ray_distill.cli import commands
 from ray_distill.errors import DistillError
 
+if TYPE_CHECKING:
+    from ray_distill.config import Campaign
+
 #: Exit status that a shell reports for Ctrl-C.
 INTERRUPTED = 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A command that runs over a campaign's config; each has a job file in ``jobs/``."""
+
+    name: str
+    text: str
+    command: "Callable[[Campaign, argparse.Namespace], Any]"
+    #: Option that overrides the campaign's latest result, and its help.
+    reference: tuple[str, str] | None = None
+    #: Function of `commands` that renders the result; None prints JSON.
+    show: str | None = None
+
+
+STAGES = (
+    Stage(
+        name="run",
+        text="run every stage from source to verdict; finished stages are skipped",
+        command=commands.run,
+        show="show_campaign",
+    ),
+    Stage(name="snapshot", text="freeze the source", command=commands.snapshot),
+    Stage(
+        name="write",
+        text="let the teacher continue prompts; the result is then labelled and learnt",
+        command=commands.write,
+        reference=("snapshot", "SnapshotRef (JSON or file) of the prompts; default: the campaign's latest"),
+    ),
+    Stage(
+        name="label",
+        text="let the teacher label the rows that the store does not hold yet",
+        command=commands.label,
+        reference=("snapshot", "SnapshotRef (JSON or file); default: the campaign's latest"),
+    ),
+    Stage(
+        name="train",
+        text="train student and baselines from stored labels",
+        command=commands.train,
+        reference=("labels", "LabelSetRef (JSON or file); default: the campaign's latest"),
+    ),
+    Stage(
+        name="sweep",
+        text="train the students of the section sweep, several at a time, and compare them",
+        command=commands.sweep,
+        show="show_sweep",
+    ),
+    Stage(
+        name="evaluate",
+        text="judge the student on the test split",
+        command=commands.evaluate,
+        reference=("students", "students by arm, as `train` printed them (or a file); default: the campaign's latest"),
+        show="show_report",
+    ),
+    Stage(
+        name="promote",
+        text="decide, record, register",
+        command=commands.promote,
+        reference=("report", "EvalReport (JSON or file); default: the campaign's latest"),
+    ),
+    Stage(
+        name="relabel",
+        text="label the new rows of newer traffic and test for drift",
+        command=commands.relabel,
+        reference=("source", "file, folder or glob; default: snapshot.source, read again"),
+    ),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,12 +89,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status: int = options.command(options)
     except DistillError as error:
-        sys.stderr.write(f"error: {error}\n")
+        _end(f"error: {error}")
         return commands.FAILED
     except KeyboardInterrupt:
-        sys.stderr.write("\nstopped: run the same command again and it goes on where it was\n")
+        _end("\nstopped: run the same command again and it goes on where it was")
         return INTERRUPTED
     return status
+
+
+def _end(text: str) -> None:
+    """Write the last line; stdout is flushed first, because the log of a cluster's job holds both streams."""
+    sys.stdout.flush()
+    sys.stderr.write(text + "\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,49 +112,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     _quickstart(subparsers)
-    stages: list[tuple[str, str, Callable[[argparse.Namespace], int], dict[str, str]]] = [
-        ("run", "the whole way from source to verdict; finished stages are skipped", commands.run, {}),
-        ("snapshot", "freeze the source", commands.snapshot, {}),
-        (
-            "write",
-            "let the teacher write behind prompts what is then labelled and learnt",
-            commands.write,
-            {"snapshot": "SnapshotRef (JSON or file) of the prompts; default: the campaign's latest"},
-        ),
-        (
-            "label",
-            "let the teacher label what the store does not hold yet",
-            commands.label,
-            {"snapshot": "SnapshotRef (JSON or file); default: the campaign's latest"},
-        ),
-        (
-            "train",
-            "train student and baselines from stored labels",
-            commands.train,
-            {"labels": "LabelSetRef (JSON or file); default: the campaign's latest"},
-        ),
-        ("sweep", "train the students of the section sweep, several at a time, and compare them", commands.sweep, {}),
-        (
-            "evaluate",
-            "judge the student on the test split",
-            commands.evaluate,
-            {"students": "students by arm, as `train` printed them; default: the campaign's latest"},
-        ),
-        (
-            "promote",
-            "decide, record, register",
-            commands.promote,
-            {"report": "EvalReport (JSON or file); default: the campaign's latest"},
-        ),
-        (
-            "relabel",
-            "label the new rows of newer traffic and test for drift",
-            commands.relabel,
-            {"source": "file, folder or glob; default: snapshot.source, read again"},
-        ),
-    ]
-    for name, text, command, references in stages:
-        _campaign_command(subparsers, name, text, command, references)
+    for stage in STAGES:
+        _campaign_command(subparsers, stage)
     _plan(subparsers)
     _audit(subparsers)
     _inspect(subparsers)
@@ -87,14 +123,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _campaign_command(
-    subparsers: Any, name: str, text: str, command: Callable[[argparse.Namespace], int], references: dict[str, str]
-) -> None:
-    parser = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+def _campaign_command(subparsers: Any, stage: Stage) -> None:
+    parser = subparsers.add_parser(
+        stage.name, help=stage.text, description=stage.text[0].upper() + stage.text[1:] + "."
+    )
     _config_arguments(parser)
-    for reference, meaning in references.items():
-        parser.add_argument(f"--{reference}", help=meaning)
-    if name == "train":
+    if stage.reference is not None:
+        parser.add_argument(f"--{stage.reference[0]}", help=stage.reference[1])
+    if stage.name == "train":
         parser.add_argument(
             "--resume",
             action=argparse.BooleanOptionalAction,
@@ -103,11 +139,14 @@ def _campaign_command(
         )
     parser.add_argument("--dry-run", action="store_true", help="check everything that can be checked, change nothing")
     parser.add_argument("--address", help="an existing Ray cluster (auto, ray://…); default: an embedded Ray")
-    parser.set_defaults(command=command, name=name)
+    parser.set_defaults(command=commands.campaign_stage, name=stage.name, stage=stage.command, show=stage.show)
 
 
 def _config_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="the campaign's YAML file")
+    """Add the config, as a positional or as ``--config`` (what the files in ``jobs/`` receive), and ``--set``."""
+    config = parser.add_mutually_exclusive_group(required=True)
+    config.add_argument("config", nargs="?", default=argparse.SUPPRESS, help="the campaign's YAML file")
+    config.add_argument("--config", dest="config", metavar="CONFIG", help="the same, as a job receives it")
     parser.add_argument(
         "--set",
         action="append",
@@ -119,7 +158,7 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _json_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="the last line of stdout is one JSON object")
+    parser.add_argument("--json", action="store_true", help="stdout holds one JSON object and nothing else")
 
 
 def _quickstart(subparsers: Any) -> None:
@@ -137,7 +176,7 @@ def _plan(subparsers: Any) -> None:
     parser = subparsers.add_parser("plan", help=text, description=text[0].upper() + text[1:] + ".")
     _config_arguments(parser)
     parser.add_argument("--address", help="an existing Ray cluster (auto, ray://…); default: an embedded Ray")
-    parser.set_defaults(command=commands.plan, dry_run=False)
+    parser.set_defaults(command=commands.plan, name="plan", dry_run=False)
 
 
 def _audit(subparsers: Any) -> None:

@@ -1,44 +1,44 @@
 """References given on a command line: as JSON, as the file that holds it, or left out for the campaign's latest."""
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ray_distill.artifacts import EvalReport, LabelSetRef, SnapshotRef, StudentRef
-from ray_distill.cli import job_entrypoint
+from ray_distill.artifacts import Artifact, EvalReport, LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError
 from ray_distill.runtime.core.session import absolute
 from ray_distill.storage import files
 
+A = TypeVar("A", bound=Artifact)
+
 
 def snapshot(config: Campaign, text: str | None) -> SnapshotRef:
     """The snapshot given, or the campaign's latest to be labelled: what the teacher wrote, where it writes."""
     stage = "snapshot" if config.sequences is None else "write"
-    return job_entrypoint.read(SnapshotRef, text) if text else SnapshotRef.from_dict(_latest(config, stage))
+    return read(SnapshotRef, text) if text else SnapshotRef.from_dict(_latest(config, stage))
 
 
 def prompts(config: Campaign, text: str | None) -> SnapshotRef:
     """The snapshot given, or the campaign's latest that was frozen from its source."""
-    return job_entrypoint.read(SnapshotRef, text) if text else SnapshotRef.from_dict(_latest(config, "snapshot"))
+    return read(SnapshotRef, text) if text else SnapshotRef.from_dict(_latest(config, "snapshot"))
 
 
 def labels(config: Campaign, text: str | None) -> LabelSetRef:
     """The label set given, or the campaign's latest."""
-    return job_entrypoint.read(LabelSetRef, text) if text else LabelSetRef.from_dict(_latest(config, "label")["labels"])
+    return read(LabelSetRef, text) if text else LabelSetRef.from_dict(_latest(config, "label")["labels"])
 
 
 def students(config: Campaign, text: str | None) -> dict[str, StudentRef]:
     """The students given, by arm, or the campaign's latest."""
     if text:
-        return job_entrypoint.read_students(text)
+        return read_students(text)
     return {arm: StudentRef.from_dict(ref) for arm, ref in _latest(config, "train").items()}
 
 
 def report(config: Campaign, text: str | None) -> EvalReport:
     """The report given, or the campaign's latest."""
-    return (
-        job_entrypoint.read(EvalReport, text) if text else EvalReport.from_dict(_latest(config, "evaluate")["report"])
-    )
+    return read(EvalReport, text) if text else EvalReport.from_dict(_latest(config, "evaluate")["report"])
 
 
 def snapshot_to_audit(text: str) -> SnapshotRef | str:
@@ -48,8 +48,38 @@ def snapshot_to_audit(text: str) -> SnapshotRef | str:
         ConfigError: neither JSON nor file hold a SnapshotRef.
     """
     if text.lstrip().startswith("{") or text.endswith(".json") or Path(text).is_file():
-        return job_entrypoint.read(SnapshotRef, text)
+        return read(SnapshotRef, text)
     return text
+
+
+def read(kind: type[A], text: str) -> A:
+    """Read an artifact from its JSON, or from the file or URL that holds it.
+
+    Raises:
+        ConfigError: not an artifact of this kind.
+        StorageError: the file cannot be read.
+    """
+    return kind.from_json(_text(text))
+
+
+def read_students(text: str) -> dict[str, StudentRef]:
+    """Read what the training job printed: a JSON object of students, keyed by arm; errors as `read`."""
+    try:
+        value = json.loads(_text(text))
+    except ValueError as error:
+        raise ConfigError(f"the students must be the JSON that the training job printed: {error}") from error
+    if not isinstance(value, dict) or not all(isinstance(item, dict) for item in value.values()):
+        raise ConfigError("the students must be a JSON object {arm: student}, as the training job printed it")
+    return {arm: StudentRef.from_dict(item) for arm, item in value.items()}
+
+
+def _text(text: str) -> str:
+    if text.lstrip().startswith("{"):
+        return text
+    try:
+        return files.read_bytes(text).decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{text} is not JSON: {error}") from error
 
 
 def _latest(config: Campaign, stage: str) -> Any:

@@ -42,6 +42,5 @@ class Generator(Artifact):
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of everything but the place of the model; without own tokens as before these were known."""
-        left_out = {"model"} if self.own else {"model", "own"}
-        return fingerprint({name: item for name, item in self.to_dict().items() if name not in left_out})
+        """Fingerprint of everything except the place of the model."""
+        return fingerprint({name: item for name, item in self.to_dict().items() if name != "model"})

@@ -83,13 +83,6 @@ class SnapshotManifest(Artifact):
     derived: dict[str, Any] | None = None
     """Of a snapshot that was made from another one: its parent's fingerprint, how, and what became of the rows."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values; ``derived`` only where it is not None: what was frozen before has no such field."""
-        value = super().to_dict()
-        if self.derived is None:
-            del value["derived"]
-        return value
-
     @property
     def fingerprint(self) -> str:
         """Fingerprint of content and meaning."""

@@ -8,27 +8,12 @@ from ray_distill.errors import CorruptStore, LabelError, StoreMismatch
 from ray_distill.fingerprint import fingerprint
 from ray_distill.labels.model.signal import Family
 
-#: Version of the store's layout: manifest, log records and file names. Older ones stay readable.
+#: Version of the store's layout: manifest, log records and file names. Those from release 0.2 on stay readable.
 STORE_VERSION = 2
 
 ESTIMATORS = ("dense", "topk", "sampled", "hybrid")
 POOLS = ("token", "mean", "cls", "last")
 HIDDEN_DTYPES = ("float32", "bfloat16", "float16", "int8", "float8")
-
-#: Fields that came with version 2; a store of version 1 has their defaults.
-SINCE_2 = (
-    "vocabulary",
-    "draws",
-    "exponent",
-    "seed",
-    "options",
-    "hidden_rank",
-    "hidden_variance",
-    "unit_bytes",
-    "range_rows",
-    "fits",
-    "measured",
-)
 
 #: Found by looking at the data when a store is created: a later run adopts the store's own, and does not compare.
 FOUND = ("range_rows", "fits")
@@ -71,7 +56,7 @@ class StoreManifest:
     """Dimensions of the PCA basis that hidden states are projected on, at most; 0 = not projected."""
     hidden_variance: float = 0.0
     """Least share of the variance that the basis keeps, where a rank is not asked for; 0 = not projected."""
-    codec: tuple[str, int] = ("dense", 1)
+    codec: tuple[str, int] = ("dense", 2)
     """Name and version of the codec of the distributions."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the codec."""
@@ -120,38 +105,29 @@ class StoreManifest:
         return value
 
     def adopt(self, store: "StoreManifest") -> "StoreManifest":
-        """These settings with what an existing store has found for itself, in the form it was begun in."""
-        older = (
-            store.codec[0] == self.codec[0]
-            and store.codec[1] < self.codec[1]
-            and (store.options.get("lossless") == self.options.get("lossless"))
-        )
-        form = ("codec", "options") if older else ()
-        return replace(self, **{name: getattr(store, name) for name in (*form, *FOUND, "measured", "version")})
+        """Return these settings with what an existing store has found for itself."""
+        return replace(self, **{name: getattr(store, name) for name in (*FOUND, "measured")})
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {
-            key: list(item) if isinstance(item, tuple) else item
-            for key, item in asdict(self).items()
-            if self.version >= 2 or key not in SINCE_2
-        }
+        return {key: list(item) if isinstance(item, tuple) else item for key, item in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Self:
         """Rebuild a manifest.
 
         Raises:
-            LabelError: it is of a later version, or its values are not usable.
+            LabelError: it is of another version, or its values are not usable.
             CorruptStore: fields are missing, unknown or of the wrong kind.
         """
         version = value.get("version")
-        if isinstance(version, int) and version > STORE_VERSION:
-            raise LabelError(
-                f"the label store has version {version}, this release reads up to {STORE_VERSION}: upgrade ray-distill"
+        if isinstance(version, int) and version != STORE_VERSION:
+            remedy = (
+                "upgrade ray-distill" if version > STORE_VERSION else "it is older than 0.2: label into a new store"
             )
-        names = {item.name for item in fields(cls)} - (set(SINCE_2) if version == 1 else set())
-        if set(value) != names or not isinstance(version, int) or version < 1:
+            raise LabelError(f"the label store has version {version}, this release reads {STORE_VERSION}: {remedy}")
+        names = {item.name for item in fields(cls)}
+        if set(value) != names or not isinstance(version, int):
             odd = sorted(set(value) ^ names) or [f"version {version!r}"]
             raise CorruptStore(f"the label store's manifest has missing or unknown fields: {', '.join(odd)}")
         try:
@@ -165,12 +141,10 @@ class StoreManifest:
         Raises:
             StoreMismatch: names each field that differs, with both sides.
         """
-        wanted = replace(wanted.adopt(self), version=STORE_VERSION)
-        # Version 1 knew no such settings; it has no draws, and units of any size.
-        ours = replace(self, version=STORE_VERSION, unit_bytes=wanted.unit_bytes) if self.version == 1 else self
-        if ours.fingerprint == wanted.fingerprint:
+        wanted = wanted.adopt(self)
+        if self.fingerprint == wanted.fingerprint:
             return
-        found, asked = _flat(ours.identity()), _flat(wanted.identity())
+        found, asked = _flat(self.identity()), _flat(wanted.identity())
         lines = [
             f"{key}: the store has {_short(found.get(key))}, this run wants {_short(asked.get(key))}"
             for key in sorted(set(found) | set(asked))

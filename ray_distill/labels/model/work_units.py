@@ -84,11 +84,8 @@ class Receipt:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values; ``halved`` only where it is not 0, so that entries of older releases look the same."""
-        value = {**asdict(self), "hidden": {str(layer): asdict(item) for layer, item in self.hidden.items()}}
-        if not self.halved:
-            del value["halved"]
-        return value
+        """As plain JSON values."""
+        return {**asdict(self), "hidden": {str(layer): asdict(item) for layer, item in self.hidden.items()}}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Self:

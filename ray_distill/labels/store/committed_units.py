@@ -49,8 +49,6 @@ SCHEMA = pa.schema(
         ("halved", pa.int64()),
     ]
 )
-#: Checkpoints of version 1 were first written without it, and are so where it is 0 for every unit.
-_LATER = "halved"
 _COUNTS = ("start", "stop", "rows", "rejected", "halved")
 
 
@@ -159,7 +157,7 @@ class Ledger:
             chain: digest of every prefix, of no record first, 32 bytes each.
             length: all if None.
         """
-        table = _without_zeros(self._prefix(length).combine_chunks())
+        table = self._prefix(length).combine_chunks()
         sink = pa.BufferOutputStream()
         with pq.ParquetWriter(
             sink,
@@ -189,22 +187,10 @@ class Ledger:
             if facts.get(b"version") != VERSION:
                 raise damaged_checkpoint(url, f"its version is {facts.get(b'version')!r}, this release reads 1")
             chain = bytes.fromhex(facts[b"chain"].decode())
-            table = _with_zeros(table.replace_schema_metadata(None)).cast(SCHEMA).combine_chunks()
+            table = table.replace_schema_metadata(None).cast(SCHEMA).combine_chunks()
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             raise damaged_checkpoint(url, repr(error)) from error
         return cls(table, len(chain) // 32 - 1), chain
-
-
-def _without_zeros(table: pa.Table) -> pa.Table:
-    """A checkpoint's columns."""
-    return table if pc.any(pc.not_equal(table.column(_LATER), 0)).as_py() else table.drop_columns(_LATER)
-
-
-def _with_zeros(table: pa.Table) -> pa.Table:
-    """The columns of `SCHEMA`, of a checkpoint's."""
-    if _LATER in table.column_names:
-        return table
-    return table.append_column(SCHEMA.field(_LATER), pa.array(np.zeros(len(table), dtype=np.int64)))
 
 
 def _table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: 1 held DeepSpeed's own files, which are pickles and of one number of ranks.
+#: Version of the marker and of the ranks' files.
 FORMAT = 2
 _MARKER = "marker.json"
 
@@ -237,7 +237,9 @@ def _read_marker(url: str) -> Checkpoint:
     try:
         marker = json.loads(files.read_bytes(files.join(url, _MARKER)))
         if marker["format"] != FORMAT:
-            raise TrainingError(f"{url}: format {marker['format']} is not {FORMAT}; it was written by another version")
+            raise TrainingError(
+                f"{url}: it has format {marker['format']}, this release reads {FORMAT}; start anew without resuming"
+            )
         return Checkpoint(
             url=url, step=int(marker["step"]), plan=marker["plan"], state=marker["state"], digests=marker["digests"]
         )

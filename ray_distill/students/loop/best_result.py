@@ -88,7 +88,7 @@ def _read_outcome(url: str) -> tuple[Best, dict[str, Any], Told] | None:
         data = files.read_bytes(files.join(url, WEIGHTS_FILE))
         if sha256(data) != marker["digest"]:
             raise TrainingError(f"{url}: {WEIGHTS_FILE} is damaged: its digest is not {marker['digest']}")
-        return Best.from_dict(marker["best"], read_weights(data)), marker["plan"], marker.get("lately", [])
+        return Best.from_dict(marker["best"], read_weights(data)), marker["plan"], marker["lately"]
     except (TrainingError, ValueError, KeyError, TypeError) as error:
         log.warning("the finished trial %s cannot be used and is trained again: %s", url, error)
         return None

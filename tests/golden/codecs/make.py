@@ -24,13 +24,10 @@ FIELDS = ("row_offsets", "position", "entry_offsets", "ids", "logp", "log_tail",
 
 #: Name of the golden shard: codec, estimator, options.
 SHARDS = {
-    "dense-1": (("dense", 1), "dense", {}),
-    "topk-1": (("topk", 1), "topk", {}),
     "dense-2": (("dense", 2), "dense", {}),
     "topk-2": (("topk", 2), "topk", {}),
     **{
-        f"compact-{version}-{name}": (("compact", version), estimator, options)
-        for version in (1, 2)
+        f"compact-2-{name}": (("compact", 2), estimator, options)
         for name, estimator, options in (
             ("dense", "dense", {"lossless": False, "power": 0.25, "levels": 208}),
             ("lossless", "topk", {"lossless": True, "power": 0.25, "levels": 208}),

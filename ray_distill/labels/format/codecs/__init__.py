@@ -6,14 +6,11 @@ from ray_distill.labels.format.codecs.compact import CompactCodec
 from ray_distill.labels.format.codecs.dense import DenseCodec
 from ray_distill.labels.format.codecs.topk import TopKCodec
 
-#: Every codec this release can read. Entries are never removed or changed: stores outlive releases.
+#: Every codec that this release reads. From 0.2 on entries are never removed or changed: stores outlive releases.
 CODECS: dict[tuple[str, int], Codec] = {
-    ("dense", 1): DenseCodec(1),
-    ("topk", 1): TopKCodec(1),
-    ("compact", 1): CompactCodec(1),
-    ("compact", 2): CompactCodec(2),
-    ("dense", 2): DenseCodec(2),
-    ("topk", 2): TopKCodec(2),
+    ("dense", 2): DenseCodec(),
+    ("topk", 2): TopKCodec(),
+    ("compact", 2): CompactCodec(),
 }
 
 
@@ -25,7 +22,10 @@ def find_codec(key: tuple[str, int]) -> Codec:
     """
     if key not in CODECS:
         known = ", ".join(f"{name}/{version}" for name, version in CODECS)
-        raise LabelError(f"the store uses codec {key[0]}/{key[1]}, this release knows {known}: upgrade ray-distill")
+        raise LabelError(
+            f"the store uses codec {key[0]}/{key[1]}, this release reads {known}: upgrade ray-distill, or label again "
+            "where the store is older than 0.2"
+        )
     return CODECS[key]
 
 

@@ -7,8 +7,8 @@ Columns, a cell a row: ``layout`` uint8 (what is implied, see the constants), ``
 order of ranks), ``log_tail`` ``[P·T]``, ``entropy`` ``[P]``; where the layout says so ``position`` ``[P]``, ``entries``
 ``[P]``, ``count`` ``[E]`` and ``log_normaliser`` ``[P]``. Lossless columns are the planes of float32.
 
-Version 2 stores the counts of draws from p itself as differences to what the bins lead one to expect (`counts`), where
-probabilities have bins, and wide gaps in planes.
+The counts of draws from p itself are stored as differences to what the bins of the probabilities lead one to expect
+(`counts`), where probabilities have bins.
 """
 
 from collections.abc import Callable, Mapping
@@ -52,8 +52,8 @@ from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.signal import Distributions, Draws
 
 #: Bits of the layout: positions count from 0; all positions have equally many entries; entries were drawn; the
-#: normaliser of the draws is 0; from version 2 on, counts are differences to what their bins lead one to expect, and
-#: no position's entropy is known (what is stored in its place means nothing).
+#: normaliser of the draws is 0; counts are differences to what their bins lead one to expect; no position's entropy is
+#: known (what is stored in its place means nothing).
 COUNTED, EQUAL, DRAWN, NORMAL, EXPECTED, NO_ENTROPY = 1, 2, 4, 8, 16, 32
 
 
@@ -61,16 +61,16 @@ COUNTED, EQUAL, DRAWN, NORMAL, EXPECTED, NO_ENTROPY = 1, 2, 4, 8, 16, 32
 class CompactCodec:
     """The codec; all its settings stand in the manifest."""
 
-    version: int
     name: str = "compact"
+    version: int = 2
 
     def encode(self, distributions: Distributions, manifest: StoreManifest, fits: Fits) -> Mapping[str, pa.Array]:
         """Columns of a shard; errors as `Codec.encode`."""
         values = _encode_lossless if options(manifest)[0] else _encode_lossy
         layout = _layout(distributions)
-        if self.version > 1 and layout & DRAWN and layout & NORMAL and not options(manifest)[0]:
+        if layout & DRAWN and layout & NORMAL and not options(manifest)[0]:
             layout |= EXPECTED
-        if not options(manifest)[0] and _unknown_entropy(distributions, self.version):
+        if not options(manifest)[0] and _unknown_entropy(distributions):
             layout |= NO_ENTROPY
         rows = distributions.row_offsets
         entries = row_totals(rows, distributions.entry_offsets)
@@ -83,13 +83,13 @@ class CompactCodec:
         if not layout & EQUAL:
             columns |= escaped("entries", np.diff(distributions.entry_offsets), rows)
         order, steps = by_rank(distributions, rank_order(fits, manifest.class_count, LabelError))
-        columns |= gaps("ids", steps, entries, contexts(distributions.entry_offsets), wide_planes=self.version > 1)
+        columns |= gaps("ids", steps, entries, contexts(distributions.entry_offsets))
         columns |= values(distributions, distributions.logp[order], manifest)
         return columns | _encode_draws(distributions, manifest, order, layout)
 
     def decode(self, table: pa.Table, manifest: StoreManifest, fits: Fits) -> Distributions:
         """Distributions of a shard's rows; errors as `Codec.decode`."""
-        layout, rows = _read_layout(table, 2 * NO_ENTROPY if self.version > 1 else EXPECTED), _rows(table)
+        layout, rows = _read_layout(table), _rows(table)
         dense = manifest.estimator == "dense"
         offsets = _entry_offsets(table, layout, rows, manifest.class_count if dense else None)
         entries = row_totals(rows, offsets)
@@ -158,25 +158,24 @@ def _layout(distributions: Distributions) -> int:
     return COUNTED * counted + EQUAL * equal + DRAWN * (draws is not None) + NORMAL * normal
 
 
-def _unknown_entropy(distributions: Distributions, version: int) -> bool:
+def _unknown_entropy(distributions: Distributions) -> bool:
     """Whether the entropy of no position is known.
 
     Raises:
-        LabelError: that of some is, or the version has no way to say it.
+        LabelError: that of some positions is.
     """
     unknown = np.isnan(distributions.entropy)
     if not unknown.any():
         return False
-    if version < 2 or not unknown.all():
+    if not unknown.all():
         raise LabelError(
-            f"codec compact/{version} cannot store the entropy of {unknown.sum()} of {len(unknown)} "
-            "positions, which is not known: all positions of a store have it, or from version 2 on none; "
-            "use another store for this teacher"
+            f"codec compact cannot store the entropy of {unknown.sum()} of {len(unknown)} positions, which is not "
+            "known: all positions of a shard have it, or none; use another store for this teacher"
         )
     return True
 
 
-def _read_layout(table: pa.Table, limit: int) -> int:
+def _read_layout(table: pa.Table) -> int:
     if (
         "layout" not in table.column_names
         or table.column("layout").type != pa.uint8()
@@ -184,7 +183,7 @@ def _read_layout(table: pa.Table, limit: int) -> int:
     ):
         raise CorruptStore("column layout is missing or not uint8 without nulls")
     found = np.unique(table.column("layout").to_numpy())
-    if len(found) > 1 or (len(found) and found[0] >= limit):
+    if len(found) > 1 or (len(found) and found[0] >= 2 * NO_ENTROPY):
         raise CorruptStore(f"column layout: found {found.tolist()}, expected one known value for the whole shard")
     return int(found[0]) if len(found) else COUNTED
 

@@ -1,7 +1,4 @@
-"""``dense``: log-probabilities of all V classes in float32, lossless; class ids and the empty tail are implied.
-
-The columns of both versions are the same; `shards` compresses them differently.
-"""
+"""``dense``: log-probabilities of all V classes in float32, lossless; class ids and the empty tail are implied."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +17,8 @@ from ray_distill.labels.model.signal import Distributions
 class DenseCodec:
     """Columns ``position`` int32 ``[P]``, ``logp`` float32 ``[P·V]``, ``entropy`` float32 ``[P]``, a cell a row."""
 
-    version: int
     name: str = "dense"
+    version: int = 2
 
     def encode(self, distributions: Distributions, manifest: StoreManifest, fits: Fits) -> Mapping[str, pa.Array]:
         """Columns of a shard.

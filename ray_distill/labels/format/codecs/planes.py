@@ -75,22 +75,20 @@ def escaped(name: str, values: npt.NDArray[Any], offsets: Offsets) -> dict[str, 
     """Column ``name`` of numbers below `ESCAPE`; those above it, if there are any, in ``name.wide``."""
     wide = values >= ESCAPE
     columns = {name: cells(np.where(wide, ESCAPE, values).astype(np.uint8), offsets)}
-    return columns | _wide(name, values, wide, offsets)
+    return columns | _wide(name, values, wide, offsets, planes=False)
 
 
 def unescaped(table: pa.Table, name: str, offsets: Offsets) -> npt.NDArray[np.int64]:
     """The numbers that `escaped` stored; errors as `join`."""
     codes = plane(table, name, offsets)
     values = codes.astype(np.int64)
-    _read_wide(table, name, values, codes == ESCAPE, offsets, ESCAPE)
+    _read_wide(table, name, values, codes == ESCAPE, offsets, least=ESCAPE, planes=False)
     return values
 
 
-def gaps(
-    name: str, values: npt.NDArray[np.int64], offsets: Offsets, context: Context, *, wide_planes: bool = True
-) -> dict[str, pa.Array]:
+def gaps(name: str, values: npt.NDArray[np.int64], offsets: Offsets, context: Context) -> dict[str, pa.Array]:
     """Columns of numbers from 0 that are mostly small: ``name.<context>`` holds a code each, ``name.low`` the low bytes
-    of those from `DIRECT` on, ``name.wide`` those from `WIDE_GAP` on, in planes or as words.
+    of those from `DIRECT` on, ``name.wide`` those from `WIDE_GAP` on, in planes.
     """
     blocks, wide = values >= DIRECT, values >= WIDE_GAP
     codes = np.where(wide, ESCAPE, np.where(blocks, DIRECT + ((values - DIRECT) >> 8), values)).astype(np.uint8)
@@ -98,7 +96,7 @@ def gaps(
     return {
         **{f"{name}.{part}": cells(codes[mask], chosen(mask, offsets)) for part, mask in enumerate(parts)},
         f"{name}.low": cells(((values[low] - DIRECT) & 255).astype(np.uint8), chosen(low, offsets)),
-        **_wide(name, values, wide, offsets, wide_planes),
+        **_wide(name, values, wide, offsets, planes=True),
     }
 
 
@@ -113,7 +111,7 @@ def ungaps(table: pa.Table, name: str, offsets: Offsets, context: Context) -> np
     at = at[codes[at] < ESCAPE]
     low = plane(table, f"{name}.low", np.searchsorted(at, offsets))
     values[at] = ((values[at] - DIRECT) << 8) + DIRECT + low
-    _read_wide(table, name, values, codes == ESCAPE, offsets, WIDE_GAP)
+    _read_wide(table, name, values, codes == ESCAPE, offsets, least=WIDE_GAP, planes=True)
     return values
 
 
@@ -139,7 +137,7 @@ def chosen(mask: npt.NDArray[np.bool_], offsets: Offsets) -> Offsets:
 
 
 def _wide(
-    name: str, values: npt.NDArray[Any], wide: npt.NDArray[np.bool_], offsets: Offsets, planes: bool = False
+    name: str, values: npt.NDArray[Any], wide: npt.NDArray[np.bool_], offsets: Offsets, *, planes: bool
 ) -> dict[str, pa.Array]:
     if not wide.any():  # most shards: a column more would cost its place in the footer
         return {}
@@ -148,10 +146,16 @@ def _wide(
 
 
 def _read_wide(
-    table: pa.Table, name: str, values: npt.NDArray[np.int64], wide: npt.NDArray[np.bool_], offsets: Offsets, least: int
+    table: pa.Table,
+    name: str,
+    values: npt.NDArray[np.int64],
+    wide: npt.NDArray[np.bool_],
+    offsets: Offsets,
+    *,
+    least: int,
+    planes: bool,
 ) -> None:
-    words, planes = f"{name}.wide" in table.column_names, f"{name}.wide.0" in table.column_names
-    if not wide.any() and not words and not planes:
+    if not wide.any() and (f"{name}.wide.0" if planes else f"{name}.wide") not in table.column_names:
         return
     at = chosen(wide, offsets)
     if planes:

@@ -1,7 +1,4 @@
-"""``topk``: class ids in int32 and log-probabilities in float32, lossless, with the log tail at each temperature.
-
-The columns of both versions are the same; `shards` compresses them differently.
-"""
+"""``topk``: class ids in int32 and log-probabilities in float32, lossless, with the log tail at each temperature."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,8 +19,8 @@ class TopKCodec:
     ``log_tail`` float32 ``[P·T]``, ``entropy`` float32 ``[P]``.
     """
 
-    version: int
     name: str = "topk"
+    version: int = 2
 
     def encode(self, distributions: Distributions, manifest: StoreManifest, fits: Fits) -> Mapping[str, pa.Array]:
         """Columns of a shard."""

@@ -1,14 +1,11 @@
 """The label store from the first unit to the pinned reference, without a cluster."""
 
-from dataclasses import replace
-
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from ray_distill.errors import ConfigError, CorruptStore, DistillError, LabelError, StoreMismatch
 from ray_distill.labels.model import rowids, work_units
-from ray_distill.labels.model.manifest import SINCE_2
 from ray_distill.labels.model.work_units import Receipt, WorkUnit
 from ray_distill.labels.store.label_store import create_or_open, open_store
 from ray_distill.labels.store.reader import open_label_set
@@ -203,8 +200,10 @@ def test_where_a_teacher_lies_does_not_matter(url):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"version": 3}, LabelError, "version 3, this release reads up to 2: upgrade"),
-        ({"codec": ["dense", 9]}, LabelError, "codec dense/9, this release knows dense/1, topk/1"),
+        ({"version": 3}, LabelError, "version 3, this release reads 2: upgrade"),
+        ({"version": 1}, LabelError, "version 1, this release reads 2: it is older than 0.2: label into a new store"),
+        ({"codec": ["dense", 9]}, LabelError, "codec dense/9, this release reads dense/2, topk/2"),
+        ({"codec": ["compact", 1]}, LabelError, "codec compact/1, .* label again where the store is older than 0.2"),
         ({"estimator": "psychic"}, LabelError, "estimator 'psychic' is not one of dense, topk"),
         ({"temperatures": [2.0]}, LabelError, "contain 1"),
         ({"extra": 1}, CorruptStore, "unknown fields: extra"),
@@ -376,26 +375,3 @@ def test_a_reference_does_not_depend_on_the_working_directory(tmp_path, monkeypa
     ref = open_store("store").ref(snapshot.ref)
     monkeypatch.chdir("/")
     assert open_label_set(ref, snapshot).rows == 4
-
-
-def _of_version_1(manifest):
-    """The manifest as a release before version 2 wrote it: without the fields that came later."""
-    kept = {key: value for key, value in manifest.to_dict().items() if key not in SINCE_2}
-    return {**kept, "version": 1}
-
-
-def test_a_store_of_version_1_stays_readable_and_takes_more_labels(url):
-    """It opens, keeps its fingerprint, and a run of today with the same settings labels what it lacks."""
-    from ray_distill.fingerprint import fingerprint
-
-    value = _of_version_1(fake_manifest())
-    mark = fingerprint({**value, "teacher": {"fingerprint": "fake"}})
-    files.write_json(files.join(url, "store.json"), {"manifest": value, "fingerprint": mark})
-    assert open_store(url).manifest.fingerprint == mark
-    wanted = replace(fake_manifest(), unit_bytes=1 << 20)
-    store = create_or_open(url, wanted)
-    assert store.manifest.version == 1 and store.manifest.fingerprint == mark
-    label_all(url, store.manifest, fake_snapshot(range(8)))
-    assert store.pending(fake_snapshot(range(8))) == []
-    with pytest.raises(StoreMismatch, match="hidden_rank: the store has 0, this run wants 3"):
-        create_or_open(url, replace(wanted, hidden_rank=3))

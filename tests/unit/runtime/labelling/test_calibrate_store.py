@@ -5,7 +5,6 @@ from dataclasses import replace
 import pyarrow as pa
 import pytest
 
-from ray_distill.errors import StoreMismatch
 from ray_distill.labels.format.fitted_arrays import write_fits
 from ray_distill.labels.format.hidden_states import basis_name
 from ray_distill.labels.model import rowids
@@ -66,24 +65,3 @@ def test_a_store_keeps_what_it_found_and_a_later_run_adopts_it(tmp_path) -> None
     other = create_or_open(url, replace(manifest, measured={"rows": 1}))
     assert other.manifest == open_store(url).manifest == first
     assert other.pending(snapshot) == []
-
-
-def test_a_store_goes_on_in_the_codec_it_was_begun_in(tmp_path) -> None:
-    """A release with a newer version of the codec, and other levels, labels on in the old form; never the other way."""
-    manifest = fake_manifest(estimator="topk")
-    lossy = {"lossless": False, "power": 0.25}
-    old = replace(manifest, codec=("compact", 1), options={**lossy, "levels": 160})
-    new = replace(manifest, codec=("compact", 2), options={**lossy, "levels": 112})
-    url = str(tmp_path / "old")
-    assert create_or_open(url, old).manifest == create_or_open(url, new).manifest == old
-    plain = replace(manifest, codec=("topk", 1))
-    assert (
-        create_or_open(str(tmp_path / "plain"), plain).manifest
-        == create_or_open(str(tmp_path / "plain"), replace(plain, codec=("topk", 2))).manifest
-        == plain
-    )
-    with pytest.raises(StoreMismatch, match="options"):
-        create_or_open(url, replace(new, options={**new.options, "lossless": True}))
-    create_or_open(str(tmp_path / "new"), new)
-    with pytest.raises(StoreMismatch, match="codec"):
-        create_or_open(str(tmp_path / "new"), old)

@@ -194,7 +194,7 @@ def test_a_future_format_is_not_guessed_at(tmp_path: Path) -> None:
     url = save(tmp_path, 5)
     marker = json.loads((url / "marker.json").read_text())
     (url / "marker.json").write_text(json.dumps({**marker, "format": 99}))
-    with pytest.raises(TrainingError, match="format 99 is not 2"):
+    with pytest.raises(TrainingError, match="format 99, this release reads 2"):
         find_checkpoint(str(tmp_path), ALONE)
 
 

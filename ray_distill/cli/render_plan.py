@@ -1,6 +1,6 @@
 """A plan as a person reads it at a terminal."""
 
-from ray_distill.labels.sizing.forecast import Breakeven, Interval
+from ray_distill.labels.sizing.forecast import Breakeven
 from ray_distill.labels.sizing.options import Kept, Option
 from ray_distill.runtime.core.console import duration, table
 from ray_distill.runtime.forecast.plan_report import PlanReport
@@ -15,14 +15,15 @@ def show_plan(report: PlanReport) -> str:
     if not report.rows:
         return "\n".join([*lines, "cost        0", *report.notes])
     hidden = "".join(f", layer {layer} {_bytes(size)}" for layer, size in report.bytes_hidden.items())
+    error = f"± {report.time_error:.0%}"
     lines += [
         f"splits      {', '.join(f'{name} {rows:,}' for name, rows in report.splits.items())}",
         f"probe       {report.probed_rows:,} rows answered",
         f"positions   {report.positions:,}, {report.bytes_a_position:.1f} bytes each",
         f"bytes       {_bytes(report.bytes_total)}: labels {_bytes(report.bytes_labels)}{hidden}",
-        f"time        {_time(report.seconds)} (90 % interval), teacher {report.rows_per_second:,.0f} rows/s",
-        f"hours       {_numbers(report.accelerator_hours)} of accelerators, {_numbers(report.core_hours)} of cores",
-        f"cost        {_numbers(report.money)} {report.currency}",
+        f"time        {duration(report.seconds)} {error}, {report.rows_per_second:,.0f} rows/s",
+        f"hours       {report.accelerator_hours:.3g} of accelerators, {report.core_hours:.3g} of cores, {error}",
+        f"cost        {report.money:.3g} {report.currency} {error}",
     ]
     lines += [
         "",
@@ -80,14 +81,6 @@ def _pays(found: Breakeven, currency: str) -> str:
         f"{found.offline_hours:.3g} h offline, {found.online_money:.4g} {currency} and {found.online_hours:.3g} h "
         f"online; offline {turn}"
     )
-
-
-def _time(seconds: Interval) -> str:
-    return f"{duration(seconds.value)}, {duration(seconds.low)} to {duration(seconds.high)}"
-
-
-def _numbers(found: Interval) -> str:
-    return f"{found.value:.3g} ({found.low:.3g} to {found.high:.3g})"
 
 
 def _bytes(count: int) -> str:

@@ -18,7 +18,7 @@ from ray_distill.labels.tools.live_agreement import Answer, compare
 from ray_distill.models.io.load import load_processor
 from ray_distill.runtime.core import connection
 from ray_distill.runtime.forecast.forecast import choose_pieces
-from ray_distill.runtime.forecast.probe import Piece, Probed, probe
+from ray_distill.runtime.forecast.probe import Piece, Probed, ProbeRequest, probe
 from ray_distill.runtime.labelling.batching import answer_all, ask_of
 from ray_distill.runtime.labelling.bounded_task import ask_teacher, teacher_facts
 from ray_distill.runtime.labelling.calibrate_store import Found, with_found
@@ -126,19 +126,16 @@ def _probed(config: Campaign, snapshot: SnapshotRef, facts: TeacherFacts) -> Pro
     pieces = [
         Piece(shard=shard.name, start=0, stop=shard.rows, rows=tuple(range(shard.rows))) for shard in opened.shards
     ]
-    return ask_teacher(
-        probe,
-        config,
-        snapshot,
-        facts,
-        make_manifest(config, facts),
-        None,
-        choose_pieces(pieces, 24, 0),
-        None,
-        labels=config.labels,
-        rows=400,
-        what="probing the teacher",
+    request = ProbeRequest(
+        config=config,
+        snapshot=snapshot,
+        facts=facts,
+        manifest=make_manifest(config, facts),
+        store_url=None,
+        pieces=choose_pieces(pieces, 24, 0),
+        units=None,
     )
+    return ask_teacher(probe, request, labels=config.labels, rows=400, what="probing the teacher")
 
 
 def test_both_engines_make_the_same_labels(tmp_path: Path) -> None:

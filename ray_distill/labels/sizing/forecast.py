@@ -1,7 +1,7 @@
-"""Forecasts from a probe's measurements: bytes and seconds of a labelling run that has not happened; pure.
+"""Forecast the bytes and seconds of a labelling run from a probe's measurements, and its break-even; pure.
 
-Bytes are real: shards of some sizes are encoded, and a unit's size is read off the line through them. Seconds are a
-model: a batch takes ``base + slope · tokens`` (padded), a unit the sum of its batches, in batches of like length.
+Shards of some sizes are really encoded, and a unit's bytes are interpolated between them. Seconds are the rows divided
+by the throughput of a rehearsal, beside what is done once.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,14 +19,8 @@ from ray_distill.labels.model.signal import Signal
 
 #: Shards encoded at each size, at most; their mean is taken.
 PIECES = 4
-#: Quantile of the standard normal for an interval of 90 %.
-Z_90 = 1.645
-#: Spread (standard deviation of the logarithm) of times between runs on one idle machine, at least. Assumed: one probe
-#: cannot measure it. What is done once (processes that start, a model that loads) varies more than batch after batch.
-SPREAD_ONCE, SPREAD_STEADY = 0.25, 0.15
-#: What other load that a probe has met may add to that towards longer times, at most: it doubles. Assumed as well.
-SPREAD_LOAD = 0.4
-RESAMPLES = 200
+#: Relative error that a forecast of time may have: other load, other machines, more actors, larger units.
+TIME_ERROR = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +56,7 @@ class Sizes:
 
 
 def measure_sizes(
-    ids: RowIds, signal: Signal, manifest: StoreManifest, fits: Fits, units: Sequence[int], seed: int = 0
+    ids: RowIds, signal: Signal, *, manifest: StoreManifest, fits: Fits, units: Sequence[int], seed: int = 0
 ) -> Sizes:
     """Encode shards of several sizes from a sample's answers.
 
@@ -138,159 +132,15 @@ def forecast_bytes(sizes: Sizes, units: Sequence[int], kept: float = 1.0) -> Byt
     return Bytes(labels=over(sizes.labels), hidden={layer: over(line) for layer, line in sizes.hidden.items()})
 
 
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """A teacher's batch that was timed."""
+def forecast_seconds(*, once: float, rows: int, rows_per_second: float) -> float:
+    """Return the seconds of a labelling run; correct within ± `TIME_ERROR`.
 
-    rows: int
-    length: int
-    """Of its longest row: what all are padded to."""
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchTime:
-    """Seconds of a batch: ``base + slope · rows · length``."""
-
-    base: float
-    slope: float
-
-    def of(self, tokens: npt.NDArray[np.float64]) -> float:
-        """Seconds of batches with so many padded tokens each."""
-        return float(self.base * len(tokens) + self.slope * tokens.sum())
-
-
-def fit_time(batches: Sequence[Batch]) -> BatchTime:
-    """Least squares with neither part negative."""
-    tokens = np.array([batch.rows * batch.length for batch in batches], dtype=np.float64)
-    seconds = np.array([batch.seconds for batch in batches], dtype=np.float64)
-    if not len(batches):
-        return BatchTime(base=0.0, slope=0.0)
-    if np.ptp(tokens) > 0:
-        slope, base = np.polyfit(tokens, seconds, 1)
-        if slope >= 0 and base >= 0:
-            return BatchTime(base=float(base), slope=float(slope))
-        if slope < 0:
-            return BatchTime(base=float(seconds.mean()), slope=0.0)
-    return BatchTime(base=0.0, slope=float(seconds.sum() / max(tokens.sum(), 1.0)))
-
-
-def unit_seconds(
-    model: BatchTime, lengths: npt.NDArray[np.int64], rows: int, batch: int, random: np.random.Generator
-) -> float:
-    """Seconds of the teacher for a unit: rows drawn from a sample's lengths, sorted, in batches, each padded."""
-    if rows <= 0 or not len(lengths):
-        return 0.0
-    drawn = np.sort(random.choice(lengths, rows))
-    starts = np.arange(0, rows, batch)
-    stops = np.minimum(starts + batch, rows)
-    return model.of((stops - starts) * drawn[stops - 1].astype(np.float64))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A forecast and its 90 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def scaled(self, factor: float) -> "Interval":
-        """The same in another unit."""
-        return Interval(value=self.value * factor, low=self.low * factor, high=self.high * factor)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """What a probe measured of time; seconds."""
-
-    batches: Sequence[Batch]
-    lengths: npt.NDArray[np.int64]
-    """Of the sample's rows."""
-    repeat: float
-    """How much longer or shorter the same batches took the second time: the larger sum over the smaller."""
-    beside: float
-    """Of reading, encoding and writing, a row: CPU tasks that run beside the teacher."""
-    cores: float
-    """CPUs that they and the teachers share."""
-    once: float
-    """Of what is done once before the first unit comes out: processes, teacher, check, fits, first block."""
-    arrivals: Sequence[tuple[int, float]]
-    """Units of the rehearsal as they came, ``(rows, seconds since the one before)``, without the first."""
-    busy: float
-    """Load a core on the teacher's node in the minutes before the probe, at least 1: work of others that may end."""
-    batch: int
-    actors: tuple[int, int]
-    """Least (the rehearsal had these) and most."""
-
-
-def forecast_seconds(timing: Timing, units: Sequence[int], seed: int = 0) -> Interval:
-    """Seconds of a labelling run from its start to its last commit, with a 90 % interval.
-
-    ``once + Σ over units``, a unit's pace being the rehearsal's for its small units plus the modelled work of the rows
-    that a real unit has more. The work of a unit is the teacher's, or all CPUs' share where these are the bottleneck.
-
-    The interval is a log-normal one. Its spread joins: batches resampled (bootstrap), the arrivals' spread, how the
-    same batches differ when they are run again, and `SPREAD_ONCE`, `SPREAD_STEADY` as the least between two runs. All
-    parts err together (the conservative choice: it is one machine). Other load may end, or at most double: towards the
-    lower end half of ``log busy`` is joined to the spread, which gives a run that competed with b processes a core
-    about a factor of b, and towards the upper end no more than `SPREAD_LOAD`. An autoscaler shows in the lower end
-    alone, where the run has its most actors from the start. Not covered: load that comes to an idle machine, slower
-    machines that join later, preemption, storage that throttles.
+    Args:
+        once: seconds before the first unit and after the last one.
+        rows: rows to label.
+        rows_per_second: throughput of the rehearsed pipeline between its first and its last unit.
     """
-    random = np.random.default_rng(seed)
-    once, steady = timing.once, _steady(timing, fit_time(timing.batches), units, random)
-    draws = []
-    for _ in range(RESAMPLES):
-        picked = [timing.batches[at] for at in random.integers(len(timing.batches), size=len(timing.batches))]
-        arrivals = (
-            [timing.arrivals[at] for at in random.integers(len(timing.arrivals), size=len(timing.arrivals))]
-            if timing.arrivals
-            else []
-        )
-        draws.append(_steady(timing, fit_time(picked), units, random, arrivals))
-    sampled = float(np.std(np.log(np.maximum(draws, 1e-9)))) if steady > 0 else 0.0
-    # Two totals that differ by a factor f have a standard deviation of log f / √2.
-    steadily = np.hypot(sampled, max(SPREAD_STEADY, np.log(max(timing.repeat, 1.0)) / np.sqrt(2)))
-    load = 0.5 * np.log(max(timing.busy, 1.0))
-
-    def end(direction: int, load: float, actors: float) -> float:
-        first, then = np.hypot(SPREAD_ONCE, load), np.hypot(steadily, load)
-        return float(once * np.exp(direction * Z_90 * first) + steady * actors * np.exp(direction * Z_90 * then))
-
-    return Interval(
-        value=once + steady,
-        low=end(-1, load, timing.actors[0] / timing.actors[1]),
-        high=end(1, min(load, SPREAD_LOAD), 1.0),
-    )
-
-
-def _steady(
-    timing: Timing,
-    model: BatchTime,
-    units: Sequence[int],
-    random: np.random.Generator,
-    arrivals: Sequence[tuple[int, float]] | None = None,
-) -> float:
-    """Seconds of all units once the pipeline runs."""
-    seen = timing.arrivals if arrivals is None else arrivals
-    rehearsed = np.array([rows for rows, _ in seen], dtype=np.int64)
-    # What Ray takes for a block beyond the modelled work; nothing is saved where the work alone explains the pace.
-    gap = float(np.mean([seconds for _, seconds in seen])) if len(seen) else 0.0
-    block = max(gap - _mean_work(timing, model, rehearsed, random), 0.0) if len(seen) else 0.0
-    sizes = np.asarray(units, dtype=np.int64)
-    return len(sizes) * (block + _mean_work(timing, model, sizes, random))
-
-
-def _mean_work(timing: Timing, model: BatchTime, units: npt.NDArray[np.int64], random: np.random.Generator) -> float:
-    """Mean seconds a unit at the bottleneck, over at most 32 of the units."""
-    if not len(units):
-        return 0.0
-    some = units if len(units) <= 32 else random.choice(units, 32, replace=False)
-    teacher = np.array([unit_seconds(model, timing.lengths, int(rows), timing.batch, random) for rows in some])
-    beside = some * timing.beside
-    work = np.maximum(teacher / timing.actors[0], (teacher + beside) / max(timing.cores, 1.0))
-    return float(work.mean() * units.mean() / some.mean())
+    return once + (rows / rows_per_second if rows else 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

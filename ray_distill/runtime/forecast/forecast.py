@@ -1,47 +1,37 @@
-"""`ray-distill plan`: what labelling would take and give, found out on a few rows before it is paid for.
+"""Forecast, for `ray-distill plan`, what labelling would take, from a few rows that are really labelled.
 
-Two looks, both on the cluster: a probe of the teacher alone (`probing`), and a rehearsal, in which the very pipeline of
-`label` fills a scratch store beside the campaign's with the probe's rows, for only that tells what starting, reading
-and writing take. The scratch store is deleted whatever happens; nothing stays but the snapshot.
+Two measurements on the cluster: a probe of the teacher alone (`probe`), and a rehearsal, in which the pipeline of
+`label` fills a scratch store beside the campaign's with the probe's rows, which includes starting, reading and
+writing. The scratch store is always deleted; nothing stays but the snapshot.
 """
 
 import time
 import uuid
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-import ray
 
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign
-from ray_distill.evaluation.measures.cost import SECONDS_AN_HOUR, stage_cost
+from ray_distill.evaluation.measures.cost import SECONDS_AN_HOUR, StageCost, stage_cost
 from ray_distill.labels.format.fitted_arrays import write_fits
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.work_units import WorkUnit, unit_id
-from ray_distill.labels.sizing.forecast import (
-    Breakeven,
-    Interval,
-    Timing,
-    break_even,
-    fit_time,
-    forecast_bytes,
-    forecast_seconds,
-    unit_seconds,
-)
+from ray_distill.labels.sizing.forecast import TIME_ERROR, Breakeven, break_even, forecast_bytes, forecast_seconds
 from ray_distill.labels.sizing.options import recommend
 from ray_distill.labels.store.label_store import LabelStore, create_or_open
 from ray_distill.runtime import campaign
 from ray_distill.runtime.core.console import say
 from ray_distill.runtime.core.session import absolute
 from ray_distill.runtime.forecast.plan_report import PlanReport
-from ray_distill.runtime.forecast.probe import Piece, Probed, probe
+from ray_distill.runtime.forecast.probe import Piece, Probed, ProbeRequest, probe
 from ray_distill.runtime.labelling.bounded_task import ask_teacher, teacher_facts
 from ray_distill.runtime.labelling.calibrate_store import LOOK_ROWS, with_found
 from ray_distill.runtime.labelling.encode_write import LabelJob
-from ray_distill.runtime.labelling.identify_teacher import TeacherFacts, make_manifest
+from ray_distill.runtime.labelling.identify_teacher import make_manifest
 from ray_distill.runtime.labelling.label_units import label_units
 from ray_distill.runtime.stages.label import head_of
 from ray_distill.runtime.stages.preflight import check
@@ -51,7 +41,7 @@ from ray_distill.storage import files
 
 #: Pieces of the snapshot that are probed: units of the rehearsal.
 PIECES = 8
-#: Times that the probe asks about its rows at most: twice to time the teacher, twice to compare forms.
+#: Times that the probe's rows are answered, at most: once to time the teacher, three times to compare forms.
 PASSES = 4
 
 
@@ -96,6 +86,8 @@ class _Work:
     pieces: tuple[Piece, ...]
     reused: int
     total: int
+    new: bool
+    """Whether there is no store yet."""
 
     @property
     def rows(self) -> int:
@@ -117,22 +109,20 @@ def _plan(config: Campaign, snapshot: SnapshotRef, scratch: str) -> PlanReport:
         return _nothing_left(config, opened, work)
     pieces = choose_pieces(work.pieces, config.plan.rows, config.seed)
     say(f"plan: {work.rows:,} of {work.total:,} rows are to be labelled; probing {sum(len(p.rows) for p in pieces):,}")
-    probed = ask_teacher(
-        probe,
-        config,
-        snapshot,
-        facts,
-        manifest,
-        None if store is None else store.url,
-        pieces,
-        None if store is None else [len(unit.rows) for unit in work.pieces],
-        labels=config.labels,
-        rows=LOOK_ROWS + PASSES * config.plan.rows,
-        what="probing the teacher",
+    request = ProbeRequest(
+        config=config,
+        snapshot=snapshot,
+        facts=facts,
+        manifest=manifest,
+        store_url=None if store is None else store.url,
+        pieces=pieces,
+        units=None if store is None else [len(unit.rows) for unit in work.pieces],
     )
-    rehearsed = _rehearse(config, opened, facts, manifest, probed, pieces, files.join(scratch, "labels"))
-    timing = _timing(config, opened, probed, rehearsed, started, new=store is None)
-    return _report(config, opened, work, probed, timing)
+    probed = ask_teacher(
+        probe, request, labels=config.labels, rows=LOOK_ROWS + PASSES * config.plan.rows, what="probing the teacher"
+    )
+    rehearsed = _rehearse(request, opened, probed, files.join(scratch, "labels"))
+    return _report(config, opened, work, _Measured(probed=probed, rehearsed=rehearsed, started=started))
 
 
 def _work(opened: Snapshot, manifest: StoreManifest, store: LabelStore | None) -> _Work:
@@ -146,10 +136,11 @@ def _work(opened: Snapshot, manifest: StoreManifest, store: LabelStore | None) -
         pieces = [
             Piece(shard=name, start=start, stop=stop, rows=tuple(range(start, stop))) for name, start, stop in ranges
         ]
-        return _Work(pieces=tuple(pieces), reused=0, total=total)
+        return _Work(pieces=tuple(pieces), reused=0, total=total, new=True)
     coverage = store.coverage(opened)
     pieces = [Piece(shard=unit.shard, start=unit.start, stop=unit.stop, rows=unit.rows) for unit in coverage.units]
-    return _Work(pieces=tuple(pieces), total=total, reused=coverage.rows_reused + coverage.rows_quarantined)
+    reused = coverage.rows_reused + coverage.rows_quarantined
+    return _Work(pieces=tuple(pieces), reused=reused, total=total, new=False)
 
 
 def choose_pieces(units: Sequence[Piece], rows: int, seed: int) -> list[Piece]:
@@ -174,47 +165,61 @@ def choose_pieces(units: Sequence[Piece], rows: int, seed: int) -> list[Piece]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Rehearsed:
-    """Seconds until the first unit came, then between units, and what the end took."""
+    """The rehearsal's time: seconds of what is done once, and its throughput between."""
 
-    first: float
-    arrivals: tuple[tuple[int, float], ...]
-    end: float
+    once: float
+    rows_per_second: float
 
 
-def _rehearse(
-    config: Campaign,
-    opened: Snapshot,
-    facts: TeacherFacts,
-    manifest: StoreManifest,
-    probed: Probed,
-    pieces: Sequence[Piece],
-    url: str,
-) -> _Rehearsed:
-    """Label the pieces into a scratch store, as `label` would, and note when each is done."""
-    scratch = create_or_open(url, with_found(manifest, probed.found, write_fits(url, probed.found.fits)))
-    units = [_unit(opened, piece, scratch.manifest) for piece in pieces]
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What was measured for a plan."""
+
+    probed: Probed
+    rehearsed: _Rehearsed
+    started: float
+    """Seconds that opening the teacher took."""
+
+
+def _rehearse(request: ProbeRequest, opened: Snapshot, probed: Probed, url: str) -> _Rehearsed:
+    """Label the pieces into a scratch store, as `label` would, and time their arrival."""
+    labels = request.config.labels
+    scratch = create_or_open(url, with_found(request.manifest, probed.found, write_fits(url, probed.found.fits)))
+    units = [_unit(opened, piece, scratch.manifest) for piece in request.pieces]
     job = LabelJob(
-        task=config.task,
+        task=request.config.task,
         snapshot=opened.ref,
-        teacher=config.labels.teacher,
-        head_url=facts.head_url,
+        teacher=labels.teacher,
+        head_url=request.facts.head_url,
         store_url=scratch.url,
         manifest=scratch.manifest,
-        resources=config.labels.resources,
-        failures=config.labels.failures,
+        resources=labels.resources,
+        failures=labels.failures,
     )
-    seen: list[tuple[int, float]] = []
+    arrivals: list[tuple[int, float]] = []
     start = time.monotonic()
     label_units(
         job,
         scratch,
         units,
         max_rejected=sum(len(unit.rows) for unit in units),
-        progress=lambda rows: seen.append((rows, time.monotonic() - start)),
+        progress=lambda rows: arrivals.append((rows, time.monotonic() - start)),
     )
-    total = time.monotonic() - start
-    between = [(after[0], after[1] - before[1]) for before, after in zip(seen[:-1], seen[1:], strict=True)]
-    return _Rehearsed(first=seen[0][1], arrivals=tuple(between), end=total - seen[-1][1])
+    alone = labels.resources.actors[0] / max(probed.teacher_seconds, 1e-9)
+    return _paced(arrivals, time.monotonic() - start, most=alone)
+
+
+def _paced(arrivals: Sequence[tuple[int, float]], total: float, *, most: float) -> _Rehearsed:
+    """Split a rehearsal of ``total`` seconds into its throughput and what is done once.
+
+    Args:
+        arrivals: units as they came: rows, and seconds since the start.
+        total: seconds to the end.
+        most: rows a second of the teachers alone. Units may arrive together, and a single one has no pace.
+    """
+    rows, seconds = sum(count for count, _ in arrivals[1:]), arrivals[-1][1] - arrivals[0][1]
+    rate = min(rows / seconds, most) if seconds > 0 else most
+    return _Rehearsed(once=max(total - seconds - arrivals[0][0] / rate, 0.0), rows_per_second=rate)
 
 
 def _unit(opened: Snapshot, piece: Piece, manifest: StoreManifest) -> WorkUnit:
@@ -228,64 +233,23 @@ def _unit(opened: Snapshot, piece: Piece, manifest: StoreManifest) -> WorkUnit:
     )
 
 
-def _timing(
-    config: Campaign, opened: Snapshot, probed: Probed, rehearsed: _Rehearsed, started: float, *, new: bool
-) -> Timing:
-    """What the forecast of time needs; the check and the fits are done once, by a teacher that is loaded for each."""
-    splits, resources = opened.manifest.splits, config.labels.resources
-    per_row = _teacher_row_seconds(config, probed) + probed.encode_seconds
-    checked = probed.load_seconds + splits["calibration"].rows * per_row
+def _seconds_once(config: Campaign, opened: Snapshot, measured: _Measured, *, new: bool) -> float:
+    """Seconds of what is done once; the check and the fits each load a teacher of their own."""
+    probed = measured.probed
+    checked = probed.load_seconds + opened.manifest.splits["calibration"].rows * probed.teacher_seconds
     fitted = probed.load_seconds + probed.fit_seconds if new else 0.0
-    # The first unit's own work is counted with the others; the rest of the wait for it is what is done once.
-    gaps = [seconds for _, seconds in rehearsed.arrivals]
-    first = rehearsed.first - (float(np.mean(gaps)) if gaps else 0.0)
-    return Timing(
-        batches=probed.batches,
-        lengths=probed.lengths,
-        repeat=probed.repeat,
-        busy=probed.busy,
-        beside=probed.encode_seconds + probed.write_seconds,
-        cores=float(ray.cluster_resources().get("CPU", 1)),
-        once=started + checked + fitted + max(first, 0.0) + rehearsed.end,
-        arrivals=rehearsed.arrivals,
-        batch=resources.batch,
-        actors=resources.actors,
-    )
+    return measured.started + checked + fitted + measured.rehearsed.once
 
 
-def _teacher_row_seconds(config: Campaign, probed: Probed) -> float:
-    """Seconds a row of one teacher, in batches of like length."""
-    rows = max(probed.units)
-    return (
-        unit_seconds(
-            fit_time(probed.batches),
-            probed.lengths,
-            rows,
-            config.labels.resources.batch,
-            np.random.default_rng(config.seed),
-        )
-        / rows
-    )
-
-
-def _report(config: Campaign, opened: Snapshot, work: _Work, probed: Probed, timing: Timing) -> PlanReport:
+def _report(config: Campaign, opened: Snapshot, work: _Work, measured: _Measured) -> PlanReport:
+    probed, rate = measured.probed, measured.rehearsed.rows_per_second
     kept = probed.rows / (probed.rows + probed.rejected)
     sizes = forecast_bytes(probed.sizes, probed.units, kept)
-    seconds = forecast_seconds(timing, probed.units, config.seed)
     positions = round(work.rows * kept * probed.positions / probed.rows)
-    resources, per_row = config.labels.resources, _teacher_row_seconds(config, probed)
-    cores, accelerators = resources.cpus * resources.actors[1] + 1, resources.gpus * resources.actors[1]
-    hour = stage_cost(
-        "label", SECONDS_AN_HOUR, cores=cores, accelerators=accelerators, bytes_written=0, prices=config.cost
-    )
-    hours = seconds.scaled(1 / SECONDS_AN_HOUR)
-    return PlanReport(
-        campaign=config.campaign,
-        snapshot=opened.ref,
-        store=config.store_url,
-        splits={name: part.rows for name, part in opened.manifest.splits.items()},
-        rows_total=work.total,
-        rows_reused=work.reused,
+    once = _seconds_once(config, opened, measured, new=work.new)
+    cost = _cost(config, forecast_seconds(once=once, rows=work.rows, rows_per_second=rate))
+    return replace(
+        _nothing_left(config, opened, work),
         rows=work.rows,
         units=len(probed.units),
         positions=positions,
@@ -294,14 +258,12 @@ def _report(config: Campaign, opened: Snapshot, work: _Work, probed: Probed, tim
         bytes_labels=sizes.labels,
         bytes_hidden={str(layer): size for layer, size in sizes.hidden.items()},
         bytes_a_position=sizes.labels / max(positions, 1),
-        seconds=seconds,
-        seconds_once=timing.once,
-        core_hours=hours.scaled(cores),
-        accelerator_hours=hours.scaled(accelerators),
-        money=hours.scaled(hour.money),
-        currency=config.cost.currency,
-        rows_per_second=resources.actors[0] / per_row if per_row else 0.0,
-        target_nats=config.plan.target_nats,
+        seconds=cost.wall_seconds,
+        seconds_once=once,
+        core_hours=cost.core_hours,
+        accelerator_hours=cost.accelerator_hours,
+        money=cost.money,
+        rows_per_second=rate,
         curve=probed.forms.curve,
         smallest_k=probed.forms.smallest_k,
         options=probed.forms.options,
@@ -310,23 +272,34 @@ def _report(config: Campaign, opened: Snapshot, work: _Work, probed: Probed, tim
             str(layer): {"width": probed.widths[layer], **{f"{share:g}": rank for share, rank in found.items()}}
             for layer, found in probed.ranks.items()
         },
-        break_even=_break_even(config, opened, probed, hours.value, hour.money, per_row),
+        break_even=_break_even(config, opened, probed, cost),
         notes=tuple(_notes(config, probed, work)),
     )
 
 
-def _break_even(
-    config: Campaign, opened: Snapshot, probed: Probed, label_hours: float, price: float, per_row: float
-) -> Breakeven:
+def _cost(config: Campaign, seconds: float) -> StageCost:
+    """Price the seconds of the stage with everything that `label` reserves."""
+    resources = config.labels.resources
+    return stage_cost(
+        "label",
+        seconds,
+        cores=resources.cpus * resources.actors[1] + 1,
+        accelerators=resources.gpus * resources.actors[1],
+        bytes_written=0,
+        prices=config.cost,
+    )
+
+
+def _break_even(config: Campaign, opened: Snapshot, probed: Probed, cost: StageCost) -> Breakeven:
     """Offline against online: in one pass every training row goes through one teacher, or is read and decoded."""
     rows, resources, prices = opened.manifest.splits["train"].rows, config.labels.resources, config.cost
-    hours = rows * per_row / SECONDS_AN_HOUR
+    hours = rows * probed.teacher_seconds / SECONDS_AN_HOUR
     read = rows * probed.read_seconds / SECONDS_AN_HOUR
     epochs = config.plan.epochs or config.student.training.epochs
     return break_even(
         passes=config.plan.students * epochs,
-        label_money=label_hours * price,
-        label_hours=label_hours,
+        label_money=cost.money,
+        label_hours=cost.wall_seconds / SECONDS_AN_HOUR,
         read_money=read * prices.core_hour,
         read_hours=read,
         teacher_hours=hours,
@@ -336,17 +309,12 @@ def _break_even(
 
 def _notes(config: Campaign, probed: Probed, work: _Work) -> list[str]:
     notes, rows = [], config.labels.resources
-    if probed.busy > 1.2:
-        notes.append(
-            f"the teacher's node was busy before the probe ({probed.busy:.1f} processes a core): the "
-            "interval of time is wider for it"
-        )
     if probed.rejected:
         notes.append(f"{probed.rejected} of {probed.rejected + probed.rows} probed rows cannot be labelled")
     if rows.actors[0] != rows.actors[1]:
         notes.append(
-            f"the time is forecast for {rows.actors[0]} actors, its lower end for {rows.actors[1]}; the "
-            f"price is that of {rows.actors[1]}, as `label` reserves them"
+            f"the time is forecast for {rows.actors[0]} actors; the price is that of {rows.actors[1]}, as `label` "
+            "reserves them"
         )
     if probed.rows + probed.rejected == work.rows:
         notes.append("the probe has seen every row")
@@ -354,7 +322,6 @@ def _notes(config: Campaign, probed: Probed, work: _Work) -> list[str]:
 
 
 def _nothing_left(config: Campaign, opened: Snapshot, work: _Work) -> PlanReport:
-    none = Interval(value=0.0, low=0.0, high=0.0)
     return PlanReport(
         campaign=config.campaign,
         snapshot=opened.ref,
@@ -370,11 +337,12 @@ def _nothing_left(config: Campaign, opened: Snapshot, work: _Work) -> PlanReport
         bytes_labels=0,
         bytes_hidden={},
         bytes_a_position=0.0,
-        seconds=none,
+        seconds=0.0,
         seconds_once=0.0,
-        core_hours=none,
-        accelerator_hours=none,
-        money=none,
+        time_error=TIME_ERROR,
+        core_hours=0.0,
+        accelerator_hours=0.0,
+        money=0.0,
         currency=config.cost.currency,
         rows_per_second=0.0,
         target_nats=config.plan.target_nats,

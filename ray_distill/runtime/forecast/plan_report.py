@@ -3,13 +3,13 @@
 from dataclasses import dataclass, field
 
 from ray_distill.artifacts import Artifact, SnapshotRef
-from ray_distill.labels.sizing.forecast import Breakeven, Interval
+from ray_distill.labels.sizing.forecast import Breakeven
 from ray_distill.labels.sizing.options import Kept, Option
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanReport(Artifact):
-    """The forecast of a labelling run. ``seconds`` are those of the whole `label` stage; intervals are of 90 %."""
+    """The forecast of a labelling run: bytes within a few percent; time, hours and money within ± ``time_error``."""
 
     campaign: str
     snapshot: SnapshotRef
@@ -30,15 +30,18 @@ class PlanReport(Artifact):
     """By layer."""
     bytes_a_position: float
     """Of labels."""
-    seconds: Interval
+    seconds: float
+    """Of the whole `label` stage."""
     seconds_once: float
-    """Of ``seconds``: before the first unit is done, however many follow."""
-    core_hours: Interval
-    accelerator_hours: Interval
-    money: Interval
+    """Of ``seconds``: before the first unit and after the last one, however many there are."""
+    time_error: float
+    """Relative error that ``seconds``, the hours and ``money`` may have."""
+    core_hours: float
+    accelerator_hours: float
+    money: float
     currency: str
     rows_per_second: float
-    """Of the teachers alone, once they run."""
+    """Throughput of the rehearsed pipeline with the least number of actors."""
     target_nats: float
     curve: tuple[Kept, ...] = ()
     smallest_k: int | None = None

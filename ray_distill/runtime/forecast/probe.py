@@ -1,16 +1,14 @@
-"""The probe of `ray-distill plan`: one task on a node of the teacher's that asks it about a few rows, and times it.
+"""Probe the teacher for `ray-distill plan`: one task on a teacher's node that labels a few rows and times them.
 
 Only plain values and small arrays leave the task.
 """
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 
@@ -18,22 +16,22 @@ from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign
 from ray_distill.errors import LabelError
 from ray_distill.labels.format import parquet_shards
-from ray_distill.labels.format.fitted_arrays import Fits, read_fits
-from ray_distill.labels.format.hidden_states import encode_hidden
+from ray_distill.labels.format.arrow_tables import concat_signals
+from ray_distill.labels.format.fitted_arrays import read_fits
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.signal import Distributions, Signal
 from ray_distill.labels.sizing import options
-from ray_distill.labels.sizing.forecast import Batch, Sizes, forecast_bytes, measure_sizes
+from ray_distill.labels.sizing.forecast import Sizes, forecast_bytes, measure_sizes
 from ray_distill.models.io.load import load_processor
-from ray_distill.runtime.forecast.storage_options import Forms, compare
+from ray_distill.runtime.forecast.storage_options import Comparison, Forms, compare
 from ray_distill.runtime.labelling.batching import answer_all, ask_of, by_length
 from ray_distill.runtime.labelling.calibrate_store import LOOK_ROWS, Found, fit_store, look
 from ray_distill.runtime.labelling.identify_teacher import TeacherFacts
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.tasks.base import Encoded
 from ray_distill.tasks.catalogue import get_label_task
-from ray_distill.teachers.base import Ask, Teacher
+from ray_distill.teachers.base import Teacher
 from ray_distill.teachers.engines import open_teacher
 
 T = TypeVar("T")
@@ -62,21 +60,13 @@ class Probed:
     units: tuple[int, ...]
     """Rows of the units to come."""
     sizes: Sizes
-    batches: tuple[Batch, ...]
-    lengths: npt.NDArray[np.int64]
-    """``[rows]``, of the encoded rows."""
-    repeat: float
+    teacher_seconds: float
+    """Of one teacher, a row."""
     load_seconds: float
-    encode_seconds: float
-    """Reading and encoding, a row."""
-    write_seconds: float
-    """Encoding shards, a row."""
     read_seconds: float
     """Decoding a label shard, a row."""
     fit_seconds: float
     """Of the look at the calibration split that a new store needs, without loading the teacher."""
-    busy: float
-    """Load a core in the minutes before the probe, at least 1."""
     forms: Forms
     ranks: dict[int, dict[float, int]]
     """Components that keep a share of the variance, by layer."""
@@ -84,49 +74,50 @@ class Probed:
     """Of the hidden states, by layer."""
 
 
-def probe(
-    config: Campaign,
-    snapshot: SnapshotRef,
-    facts: TeacherFacts,
-    manifest: StoreManifest,
-    store_url: str | None,
-    pieces: Sequence[Piece],
-    units: Sequence[int] | None,
-) -> Probed:
-    """Ask the teacher about the rows of some pieces; runs where the teacher can.
+@dataclass(frozen=True, kw_only=True)
+class ProbeRequest:
+    """Everything that the probe needs; picklable."""
 
-    Args:
-        config: the campaign.
-        snapshot: what is to be labelled.
-        facts: the teacher's.
-        manifest: of the store that is planned, or of the one that is there.
-        store_url: the store that is there, for its fits; None = the fits are made here.
-        pieces: which rows.
-        units: rows of the units to come; None = of a new store's, which follow from the fits.
+    config: Campaign
+    snapshot: SnapshotRef
+    facts: TeacherFacts
+    manifest: StoreManifest
+    """Of the store that is planned, or of the existing one."""
+    store_url: str | None
+    """The existing store, for its fits; None = the fits are made here."""
+    pieces: Sequence[Piece]
+    units: Sequence[int] | None
+    """Rows of the units to come; None = of a new store's, which follow from the fits."""
+
+
+def probe(request: ProbeRequest) -> Probed:
+    """Let the teacher answer the rows of some pieces; runs where the teacher can.
 
     Raises:
         LabelError: the teacher can answer none of the rows.
     """
-    busy = max(*os.getloadavg()[:2], os.cpu_count() or 1) / (os.cpu_count() or 1)
+    config, manifest = request.config, request.manifest
     torch.set_num_threads(manifest.threads)  # as the actors do
     load_seconds, teacher = _timed(
-        lambda: open_teacher(config.labels.teacher, task=config.task, head_url=facts.head_url)
+        lambda: open_teacher(config.labels.teacher, task=config.task, head_url=request.facts.head_url)
     )
-    encode_seconds, encoded = _timed(lambda: _encode(config, snapshot, pieces))
-    asked = _ask(teacher, encoded, ask_of(manifest), manifest.batch, config)
-    fit_seconds, found = _found(config, snapshot, facts, manifest, store_url, asked, load_seconds)
+    asked = _ask(teacher, _encode(config, request.snapshot, request.pieces), manifest, config)
+    fit_seconds, found = _found(request, asked, load_seconds)
     manifest = replace(manifest, range_rows=found.range_rows)
-    opened = open_snapshot(snapshot)
-    units = unit_rows([shard.rows for shard in opened.shards], manifest.rows_a_unit) if units is None else units
-    sizes = measure_sizes(asked.ids, asked.signal, manifest, found.fits, units)
-    write_seconds, data = _timed(lambda: _write(asked, manifest, found.fits))
+    units = _units_to_come(request, manifest)
+    sizes = measure_sizes(asked.ids, asked.signal, manifest=manifest, fits=found.fits, units=units)
+    data = parquet_shards.encode_labels(asked.ids, distributions_of(asked.signal), manifest, found.fits)
     read_seconds, _ = _timed(lambda: parquet_shards.decode_labels(data, manifest, found.fits, "the probe"))
     rows = len(asked.ids)
     positions = len(distributions_of(asked.signal).position)
-    forms = compare(
-        config, facts, teacher, asked.encoded, units, kept=rows / (rows + asked.rejected), positions=positions / rows
+    comparison = Comparison(
+        config=config,
+        facts=request.facts,
+        teacher=teacher,
+        units=units,
+        kept=rows / (rows + asked.rejected),
+        positions=positions / rows,
     )
-    forms = _with_own_bytes(forms, sizes, units, asked)
     return Probed(
         rows=rows,
         rejected=asked.rejected,
@@ -134,19 +125,20 @@ def probe(
         found=found,
         units=tuple(units),
         sizes=sizes,
-        batches=asked.batches,
-        lengths=lengths(asked.encoded),
-        repeat=asked.repeat,
+        teacher_seconds=asked.seconds,
         load_seconds=load_seconds,
-        encode_seconds=encode_seconds / (encoded.rows + len(encoded.rejected)),
-        write_seconds=write_seconds / rows,
         read_seconds=read_seconds / rows,
         fit_seconds=fit_seconds,
-        busy=busy,
-        forms=forms,
+        forms=_with_own_bytes(compare(comparison, asked.encoded), sizes, units, asked),
         ranks={layer: options.ranks(hidden.values) for layer, hidden in asked.signal.hidden.items()},
         widths={layer: hidden.values.shape[1] for layer, hidden in asked.signal.hidden.items()},
     )
+
+
+def _units_to_come(request: ProbeRequest, manifest: StoreManifest) -> Sequence[int]:
+    if request.units is not None:
+        return request.units
+    return unit_rows([shard.rows for shard in open_snapshot(request.snapshot).shards], manifest.rows_a_unit)
 
 
 def _with_own_bytes(forms: Forms, sizes: Sizes, units: Sequence[int], asked: "_Asked") -> Forms:
@@ -172,8 +164,8 @@ class _Asked:
     ids: rowids.RowIds
     signal: Signal
     rejected: int
-    batches: tuple[Batch, ...]
-    repeat: float
+    seconds: float
+    """Of the teacher, a row."""
 
 
 def _encode(config: Campaign, snapshot: SnapshotRef, pieces: Sequence[Piece]) -> Encoded:
@@ -198,80 +190,55 @@ def _encode(config: Campaign, snapshot: SnapshotRef, pieces: Sequence[Piece]) ->
     return encoded
 
 
-def _ask(teacher: Teacher, encoded: Encoded, ask: Ask, batch: int, config: Campaign) -> _Asked:
-    """Time the teacher batch by batch, in a random order until half the time is over; then all of these once more."""
-    order = by_length(encoded)
+def _ask(teacher: Teacher, encoded: Encoded, manifest: StoreManifest, config: Campaign) -> _Asked:
+    """Time the teacher batch by batch, in a random order, until the time is over."""
+    ask, batch, order = ask_of(manifest), manifest.batch, by_length(encoded)
     parts = [order[start : start + batch] for start in range(0, len(order), batch)]
-    teacher.answer(encoded.take(parts[0]), ask)  # the first answer of a process takes longer than all others
-    random, end = np.random.default_rng(config.seed), time.perf_counter() + config.plan.seconds / 2
-    batches, done = [], []
+    answer_all(teacher, encoded.take(parts[0]), ask, batch)  # the first answer of a process takes longer than others
+    random, start = np.random.default_rng(config.seed), time.perf_counter()
+    done, answers = [], []
     for at in random.permutation(len(parts)):
-        part = encoded.take(parts[at])
-        seconds, _ = _timed(lambda part=part: teacher.answer(part, ask))  # type: ignore[misc]
-        batches.append(Batch(rows=part.rows, length=int(lengths(part).max()), seconds=seconds))
+        answers.append(answer_all(teacher, encoded.take(parts[at]), ask, batch))
         done.append(at)
-        if time.perf_counter() > end:
+        seconds = time.perf_counter() - start
+        if seconds > config.plan.seconds:
             break
-    some = encoded.take(np.concatenate([parts[at] for at in sorted(done)]))
-    again, (row_ids, signal, unusable) = _timed(lambda: answer_all(teacher, some, ask, batch))
-    if not len(row_ids):
+    some = encoded.take(np.concatenate([parts[at] for at in done]))
+    ids = np.concatenate([rowids.to_numpy(row_ids) for row_ids, _, _ in answers])
+    unusable = [row for _, _, rows in answers for row in rows]
+    if not len(ids):
         raise LabelError(
             f"the teacher's answer to all {some.rows} probed rows is unusable, the first: "
             f"{unusable[0][1]}; correct the teacher"
         )
-    once, ids = sum(item.seconds for item in batches), rowids.to_numpy(row_ids)
     by_id = np.argsort(ids, kind="stable").astype(np.int64)
     skipped = round(len(encoded.rejected) * some.rows / encoded.rows)
     return _Asked(
         encoded=some,
         ids=ids[by_id],
-        signal=signal.take(by_id),
+        signal=concat_signals([signal for _, signal, _ in answers]).take(by_id),
         rejected=len(unusable) + skipped,
-        batches=tuple(batches),
-        repeat=max(once, again) / max(min(once, again), 1e-9),
+        seconds=seconds / some.rows,
     )
 
 
-def _found(
-    config: Campaign,
-    snapshot: SnapshotRef,
-    facts: TeacherFacts,
-    manifest: StoreManifest,
-    store_url: str | None,
-    asked: _Asked,
-    load_seconds: float,
-) -> tuple[float, Found]:
-    """What a store finds out before its first unit, and the seconds of it without the teacher's start.
+def _found(request: ProbeRequest, asked: _Asked, load_seconds: float) -> tuple[float, Found]:
+    """Return what a store finds out before its first unit, and the seconds of it without the teacher's start.
 
     Where the calibration rows would take more time than there is, the probed rows stand for them.
     """
-    if store_url is not None:
+    config, manifest = request.config, request.manifest
+    if request.store_url is not None:
         return 0.0, Found(
-            fits=read_fits(store_url, manifest.fits), measured=manifest.measured, range_rows=manifest.range_rows
+            fits=read_fits(request.store_url, manifest.fits), measured=manifest.measured, range_rows=manifest.range_rows
         )
-    splits = open_snapshot(snapshot).manifest.splits
-    rows = min(splits["calibration"].rows or splits["train"].rows, LOOK_ROWS)
-    teacher = sum(item.seconds for item in asked.batches) / sum(item.rows for item in asked.batches) * rows
+    splits = open_snapshot(request.snapshot).manifest.splits
+    teacher = asked.seconds * min(splits["calibration"].rows or splits["train"].rows, LOOK_ROWS)
     if teacher <= config.plan.seconds / 2:
-        seconds, found = _timed(lambda: look(config, snapshot, facts.head_url, manifest))
+        seconds, found = _timed(lambda: look(config, request.snapshot, request.facts.head_url, manifest))
         return max(seconds - load_seconds, 0.0), found
     seconds, found = _timed(lambda: fit_store(manifest, rowids.to_arrow(asked.ids), asked.signal))
     return seconds + teacher, found
-
-
-def _write(asked: _Asked, manifest: StoreManifest, fits: Fits) -> bytes:
-    """The shards of all rows as one unit; the labels' bytes."""
-    for layer, hidden in asked.signal.hidden.items():
-        encode_hidden(asked.ids, hidden, layer, manifest, fits)
-    return parquet_shards.encode_labels(asked.ids, distributions_of(asked.signal), manifest, fits)
-
-
-def lengths(encoded: Encoded) -> npt.NDArray[np.int64]:
-    """``[R]``: length of each row's longest feature, at least 1."""
-    found = np.ones(encoded.rows, dtype=np.int64)
-    for feature in encoded.features.values():
-        found = np.maximum(found, np.diff(feature.offsets))
-    return found
 
 
 def distributions_of(signal: Signal) -> Distributions:

@@ -49,29 +49,27 @@ class _Some:
     wide: Distributions
 
 
-def compare(
-    config: Campaign,
-    facts: TeacherFacts,
-    teacher: Teacher,
-    encoded: Encoded,
-    units: Sequence[int],
-    *,
-    kept: float,
-    positions: float,
-) -> Forms:
-    """Compare the configured form with the others that could serve.
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What all forms are measured with."""
 
-    Args:
-        config: the campaign.
-        facts: the teacher's.
-        teacher: is asked once for everything, and once for each form that draws.
-        encoded: usable rows.
-        units: rows of the units to come.
-        kept: share of the rows that can be labelled.
-        positions: of a row, on average.
-    """
-    classes = make_manifest(config, facts).class_count
-    some = _some(config, teacher, encoded, classes, max(COMPARED_ROWS, int(COMPARED / max(positions, 1))))
+    config: Campaign
+    facts: TeacherFacts
+    teacher: Teacher
+    """Answers once for all forms, and once more for each form that draws."""
+    units: Sequence[int]
+    """Rows of the units to come."""
+    kept: float
+    """Share of the rows that can be labelled."""
+    positions: float
+    """Of a row, on average."""
+
+
+def compare(comparison: Comparison, encoded: Encoded) -> Forms:
+    """Compare the configured form with the others that could serve, on usable rows."""
+    config = comparison.config
+    classes = make_manifest(config, comparison.facts).class_count
+    some = _some(comparison, encoded, classes)
     smallest = choose.smallest_k(some.wide, config.plan.target_nats)
     configured = config.labels.signal
     given = estimators(config.labels.teacher)
@@ -79,19 +77,21 @@ def compare(
         configured,
         *(form for form in _forms(configured, classes, smallest) if form != configured and form.estimator in given),
     ]
-    options = tuple(_option(config, facts, teacher, some, form, units, kept) for form in wanted)
+    options = tuple(_option(comparison, some, form) for form in wanted)
     return Forms(curve=choose.curve(some.wide), smallest_k=smallest, options=options, full=choose.is_full(some.wide))
 
 
-def _some(config: Campaign, teacher: Teacher, encoded: Encoded, classes: int, rows: int) -> _Some:
-    """A random part of the rows and their wide answer."""
+def _some(comparison: Comparison, encoded: Encoded, classes: int) -> _Some:
+    """Return a random part of the rows and their wide answer."""
+    config = comparison.config
+    rows = max(COMPARED_ROWS, int(COMPARED / max(comparison.positions, 1)))
     order = np.random.default_rng(config.seed).permutation(encoded.rows)[:rows].astype(np.int64)
     ask = Ask(
         estimator="topk",
         temperatures=config.labels.signal.temperatures,
         k=classes if classes <= choose.DENSE_UP_TO else max(choose.WIDE, min(config.labels.signal.k, classes)),
     )
-    row_ids, signal, _ = answer_all(teacher, encoded.take(order), ask, config.labels.resources.batch)
+    row_ids, signal, _ = answer_all(comparison.teacher, encoded.take(order), ask, config.labels.resources.batch)
     assert signal.distributions is not None
     return _Some(encoded=encoded.take(order), ids=rowids.to_numpy(row_ids), wide=signal.distributions)
 
@@ -110,28 +110,21 @@ def _forms(configured: SignalConfig, classes: int, smallest: int | None) -> list
     return [configured.model_copy(update={"encoding": "compact", **change}) for change in changes]
 
 
-def _option(
-    config: Campaign,
-    facts: TeacherFacts,
-    teacher: Teacher,
-    some: _Some,
-    form: SignalConfig,
-    units: Sequence[int],
-    kept: float,
-) -> Option:
+def _option(comparison: Comparison, some: _Some, form: SignalConfig) -> Option:
     """Measure one form through the very bytes of its shards."""
+    config, units, kept = comparison.config, comparison.units, comparison.kept
     labels = config.labels.model_copy(update={"signal": form})
-    manifest = make_manifest(config.model_copy(update={"labels": labels}), replace(facts, layers=()))
+    manifest = make_manifest(config.model_copy(update={"labels": labels}), replace(comparison.facts, layers=()))
     drawn, width = manifest.draws > 0, manifest.k or manifest.class_count
     if drawn or width > len(some.wide.ids) // len(some.wide.position):
-        row_ids, signal, _ = answer_all(teacher, some.encoded, ask_of(manifest), manifest.batch)
+        row_ids, signal, _ = answer_all(comparison.teacher, some.encoded, ask_of(manifest), manifest.batch)
         ids = rowids.to_numpy(row_ids)
         assert signal.distributions is not None
         exact = signal.distributions
     else:
         ids, exact = some.ids, choose.truncate(some.wide, width)
     found = fit_store(manifest, rowids.to_arrow(ids), Signal(distributions=exact))
-    sizes = measure_sizes(ids, Signal(distributions=exact), manifest, found.fits, units)
+    sizes = measure_sizes(ids, Signal(distributions=exact), manifest=manifest, fits=found.fits, units=units)
     labels_bytes, rows = forecast_bytes(sizes, units, kept).labels, max(sum(units) * kept, 1)
     added = float(found.measured["labels"]["nats"]["1"])
     return Option(

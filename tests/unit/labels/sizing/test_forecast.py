@@ -1,7 +1,5 @@
 """Forecasts and the choice of a form, from numbers that are known: no teacher, no cluster."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -11,18 +9,7 @@ from ray_distill.labels.format.hidden_states import encode_hidden
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.signal import Distributions
 from ray_distill.labels.sizing import options
-from ray_distill.labels.sizing.forecast import (
-    Batch,
-    BatchTime,
-    SizeLine,
-    Timing,
-    break_even,
-    fit_time,
-    forecast_bytes,
-    forecast_seconds,
-    measure_sizes,
-    unit_seconds,
-)
+from ray_distill.labels.sizing.forecast import SizeLine, break_even, forecast_bytes, forecast_seconds, measure_sizes
 from ray_distill.labels.sizing.options import Option
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.reduce import reduce_logits
@@ -39,27 +26,6 @@ def wide(values: torch.Tensor, k: int) -> Distributions:
     return reduce_logits(values, Ask(estimator="topk", k=k, temperatures=(1.0, 2.0)))
 
 
-def timing(**changes) -> Timing:
-    """A teacher of 10 ms a row of 10 tokens, 2 s before the first unit, 0.1 s between small units of 8 rows."""
-    lengths = np.full(64, 10, dtype=np.int64)
-    batches = [Batch(rows=rows, length=10, seconds=0.01 * rows) for rows in (8, 8, 8, 4)]
-    return replace(
-        Timing(
-            batches=batches,
-            lengths=lengths,
-            repeat=1.0,
-            beside=0.0,
-            cores=4,
-            once=2.0,
-            arrivals=[(8, 0.1)] * 5,
-            busy=1.0,
-            batch=8,
-            actors=(1, 1),
-        ),
-        **changes,
-    )
-
-
 def test_a_size_line_passes_through_what_was_measured_and_goes_on_straight() -> None:
     """100 bytes of overhead and 10 a row: exact between and beyond; nothing for no rows."""
     line = SizeLine(rows=(10, 20, 40), sizes=(200.0, 300.0, 500.0))
@@ -72,7 +38,9 @@ def test_the_bytes_of_units_that_were_not_encoded_are_within_five_percent() -> N
     manifest = fake_manifest(estimator="topk", layers=(1,))
     every = [row_id(number) for number in range(1200)]
     sample = np.sort(rowids.from_bytes(every[:200]))
-    sizes = measure_sizes(sample, fake_teacher(rowids.to_arrow(sample), manifest), manifest, {}, [100])
+    sizes = measure_sizes(
+        sample, fake_teacher(rowids.to_arrow(sample), manifest), manifest=manifest, fits={}, units=[100]
+    )
     for size in (64, 100, 333):
         units = [np.sort(rowids.from_bytes(every[start : start + size])) for start in range(200, 1200 - size, size)]
         found = forecast_bytes(sizes, [len(unit) for unit in units])
@@ -91,62 +59,15 @@ def test_rows_that_cannot_be_labelled_take_no_bytes() -> None:
     """Half of the rows, half of the bytes that rows take."""
     manifest = fake_manifest()
     ids = np.sort(rowids.from_bytes(row_id(number) for number in range(64)))
-    sizes = measure_sizes(ids, fake_teacher(rowids.to_arrow(ids), manifest), manifest, {}, [64])
+    sizes = measure_sizes(ids, fake_teacher(rowids.to_arrow(ids), manifest), manifest=manifest, fits={}, units=[64])
     assert forecast_bytes(sizes, [64], kept=0.5).labels == forecast_bytes(sizes, [32]).labels
     assert forecast_bytes(sizes, []).total == 0
 
 
-def test_the_time_of_a_batch_is_found_from_its_tokens() -> None:
-    """A base of 20 ms and 1 ms a token come out of exact measurements; neither is ever negative."""
-    batches = [
-        Batch(rows=rows, length=length, seconds=0.02 + 0.001 * rows * length)
-        for rows, length in ((8, 4), (8, 16), (8, 64), (2, 8))
-    ]
-    found = fit_time(batches)
-    assert (found.base, found.slope) == pytest.approx((0.02, 0.001))
-    assert fit_time([Batch(rows=4, length=2, seconds=1.0)]) == BatchTime(base=0.0, slope=0.125)
-    falling = fit_time([Batch(rows=4, length=2, seconds=1.0), Batch(rows=8, length=2, seconds=0.5)])
-    assert falling.slope == 0 and falling.base == 0.75
-    assert fit_time([]) == BatchTime(base=0.0, slope=0.0)
-
-
-def test_a_unit_pays_for_the_padding_of_its_batches() -> None:
-    """Rows of equal length: tokens alone; of two lengths, sorted into their own batches, no padding either."""
-    random, model = np.random.default_rng(0), BatchTime(base=0.0, slope=1.0)
-    assert unit_seconds(model, np.array([10]), 20, 8, random) == 200
-    assert unit_seconds(model, np.array([1, 9]), 1000, 1, random) == pytest.approx(5000, rel=0.1)
-    assert unit_seconds(model, np.array([1, 9]), 1000, 1000, random) == 9000
-
-
-def test_the_forecast_is_what_is_done_once_and_the_pace_of_the_units() -> None:
-    """Ten units of 8 rows at the rehearsal's pace; ten of 80, each with the work of 72 rows more."""
-    small, large = forecast_seconds(timing(), [8] * 10), forecast_seconds(timing(), [80] * 10)
-    assert small.value == pytest.approx(2 + 10 * 0.1)
-    assert large.value == pytest.approx(2 + 10 * (0.1 + 0.72))
-    assert small.low < small.value < small.high
-
-
-def test_the_interval_widens_with_what_makes_times_differ() -> None:
-    """A repetition that took twice as long, others' load, and actors that may come."""
-    units = [80] * 10
-    plain = forecast_seconds(timing(), units)
-    for change in ({"repeat": 2.0}, {"busy": 3.0}):
-        found = forecast_seconds(timing(**change), units)
-        assert found.low < plain.low and found.high > plain.high and found.value == pytest.approx(plain.value)
-    more = forecast_seconds(timing(actors=(1, 4)), units)
-    assert more.low < plain.low and more.high == pytest.approx(plain.high)
-
-
-def test_cpus_that_are_shared_are_the_bottleneck_where_encoding_takes_more() -> None:
-    """Two CPUs, 10 ms a row for the teacher and 30 ms beside it: 20 ms a row, not 10."""
-    found = forecast_seconds(timing(cores=2, beside=0.03, arrivals=[]), [80] * 10)
-    assert found.value == pytest.approx(2 + 10 * 80 * 0.02)
-
-
-def test_a_run_of_few_units_has_a_forecast_too() -> None:
-    """One unit, no second arrival to learn a pace from."""
-    found = forecast_seconds(timing(arrivals=[]), [8])
-    assert found.value == pytest.approx(2.08) and np.isfinite([found.low, found.high]).all()
+def test_the_forecast_of_time_is_what_is_done_once_and_the_rows_at_the_rehearsed_pace() -> None:
+    """100 rows at 50 a second after 3 s; nothing to label takes no time but that."""
+    assert forecast_seconds(once=3.0, rows=100, rows_per_second=50.0) == 5.0
+    assert forecast_seconds(once=0.0, rows=0, rows_per_second=0.0) == 0.0
 
 
 def test_break_even_counts_passes() -> None:

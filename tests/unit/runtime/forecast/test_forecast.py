@@ -12,13 +12,13 @@ from ray_distill.cli.render_plan import show_plan
 from ray_distill.config import Campaign, load_config, parse_config
 from ray_distill.errors import ConfigError
 from ray_distill.labels.model import rowids
-from ray_distill.labels.sizing.forecast import Breakeven, Interval
+from ray_distill.labels.sizing.forecast import TIME_ERROR, Breakeven
 from ray_distill.runtime import campaign
 from ray_distill.runtime.core.session import parent_key
-from ray_distill.runtime.forecast.forecast import choose_pieces, plan
+from ray_distill.runtime.forecast.forecast import _paced, choose_pieces, plan
 from ray_distill.runtime.forecast.plan_report import PlanReport
 from ray_distill.runtime.forecast.probe import Piece, unit_rows
-from ray_distill.runtime.forecast.storage_options import compare
+from ray_distill.runtime.forecast.storage_options import Comparison, compare
 from ray_distill.runtime.labelling.identify_teacher import TeacherFacts
 from ray_distill.tasks.base import Encoded
 from ray_distill.testing.labels import row_id
@@ -74,13 +74,30 @@ def test_units_of_a_new_store_are_ranges_of_its_shards() -> None:
     assert unit_rows([250, 100], 100) == [100, 100, 50, 100]
 
 
+def test_a_rehearsal_has_a_pace_between_its_units_and_what_is_done_once() -> None:
+    """Units of 8 rows at 10, 11 and 12 s of 15: 8 rows a second; 9 s before the first one began, 3 s at the end."""
+    found = _paced([(8, 10.0), (8, 11.0), (8, 12.0)], 15.0, most=100.0)
+    assert (found.rows_per_second, found.once) == pytest.approx((8.0, 12.0))
+
+
+def test_units_that_come_together_are_not_faster_than_the_teacher() -> None:
+    """Two at once, or a single one: the pace is that of the teachers alone."""
+    for arrivals in ([(8, 10.0), (8, 10.0)], [(8, 10.0), (8, 10.001)], [(8, 10.0)]):
+        assert _paced(arrivals, 12.0, most=16.0).rows_per_second == 16.0
+    assert _paced([(8, 10.0)], 12.0, most=16.0).once == 11.5
+
+
 def forms(classes: int, **planned: float):
     """Compare the forms for a fake teacher of so many classes, on 300 rows."""
     names = tuple(f"class{at}" for at in range(classes))
     facts = TeacherFacts(fingerprint="f", classes=names, layers=(), head_url=None, describe={})
     ids = rowids.to_arrow(np.sort(rowids.from_bytes(row_id(number) for number in range(300))))
     encoded = Encoded(row_ids=ids, features={})
-    return compare(config(**planned), facts, FakeTeacher(classes=names), encoded, [512, 100], kept=1.0, positions=1.0)
+    teacher = FakeTeacher(classes=names)
+    comparison = Comparison(
+        config=config(**planned), facts=facts, teacher=teacher, units=[512, 100], kept=1.0, positions=1.0
+    )
+    return compare(comparison, encoded)
 
 
 def test_the_forms_of_a_teacher_with_few_classes() -> None:
@@ -124,7 +141,6 @@ def test_what_is_planned_for_changes_no_stage(tmp_path: Path) -> None:
     assert len(keys) == 1
 
 
-NONE = Interval(value=0.0, low=0.0, high=0.0)
 REPORT = PlanReport(
     campaign="c",
     snapshot=SnapshotRef(url="s", fingerprint="f"),
@@ -140,11 +156,12 @@ REPORT = PlanReport(
     bytes_labels=2_000_000,
     bytes_hidden={"3": 1000},
     bytes_a_position=22.2,
-    seconds=Interval(value=90.0, low=60.0, high=7200.0),
+    seconds=90.0,
     seconds_once=5.0,
-    core_hours=Interval(value=0.5, low=0.25, high=2.0),
-    accelerator_hours=NONE,
-    money=Interval(value=1.25, low=1.0, high=1.5),
+    time_error=TIME_ERROR,
+    core_hours=0.5,
+    accelerator_hours=0.0,
+    money=1.25,
     currency="EUR",
     rows_per_second=12.0,
     target_nats=1e-3,
@@ -155,7 +172,7 @@ REPORT = PlanReport(
 
 
 def test_a_person_reads_rows_bytes_time_and_money() -> None:
-    """Each with its interval, each form with its mark, and whether it pays."""
+    """Time and money with their error, each form with its mark, and whether it pays."""
     found = forms(10)
     best = found.options[2]
     text = show_plan(replace(REPORT, curve=found.curve, options=found.options, recommended=best))
@@ -163,8 +180,8 @@ def test_a_person_reads_rows_bytes_time_and_money() -> None:
         "90 of 100",
         "labels 2.0 MB",
         "layer 3 1.0 kB",
-        "1 min 30 s, 1 min 00 s to 2 h 00 min",
-        "1.25 (1 to 1.5) EUR",
+        "1 min 30 s ± 50%",
+        "1.25 EUR ± 50%",
         "configured",
         "recommended",
         "offline pays for 6 passes",

@@ -1,9 +1,10 @@
-"""A plan as a person reads it at a terminal."""
+"""Render a plan for a terminal."""
 
 from ray_distill.labels.sizing.forecast import Breakeven
 from ray_distill.labels.sizing.options import Kept, Option
-from ray_distill.runtime.core.console import duration, table
+from ray_distill.runtime.core.console import table
 from ray_distill.runtime.forecast.plan_report import PlanReport
+from ray_distill.text import NONE, byte_size, duration
 
 
 def show_plan(report: PlanReport) -> str:
@@ -14,13 +15,13 @@ def show_plan(report: PlanReport) -> str:
     ]
     if not report.rows:
         return "\n".join([*lines, "cost        0", *report.notes])
-    hidden = "".join(f", layer {layer} {_bytes(size)}" for layer, size in report.bytes_hidden.items())
+    hidden = "".join(f", layer {layer} {byte_size(size)}" for layer, size in report.bytes_hidden.items())
     error = f"± {report.time_error:.0%}"
     lines += [
         f"splits      {', '.join(f'{name} {rows:,}' for name, rows in report.splits.items())}",
         f"probe       {report.probed_rows:,} rows answered",
         f"positions   {report.positions:,}, {report.bytes_a_position:.1f} bytes each",
-        f"bytes       {_bytes(report.bytes_total)}: labels {_bytes(report.bytes_labels)}{hidden}",
+        f"bytes       {byte_size(report.bytes_total)}: labels {byte_size(report.bytes_labels)}{hidden}",
         f"time        {duration(report.seconds)} {error}, {report.rows_per_second:,.0f} rows/s",
         f"hours       {report.accelerator_hours:.3g} of accelerators, {report.core_hours:.3g} of cores, {error}",
         f"cost        {report.money:.3g} {report.currency} {error}",
@@ -54,12 +55,12 @@ def _option(option: Option, report: PlanReport) -> dict[str, str]:
     ]
     return {
         "estimator": f"{option.estimator}, {option.encoding}",
-        "k": f"{option.k:,}" if option.k else "–",
-        "draws": f"{option.draws:,}" if option.draws else "–",
+        "k": f"{option.k:,}" if option.k else NONE,
+        "draws": f"{option.draws:,}" if option.draws else NONE,
         "bytes": f"{option.bytes_a_position:.1f}",
         "nats": f"{option.nats:.1e}",
-        "noise": f"{option.noise:.1e}" if option.draws else "–",
-        "in all": _bytes(option.total_bytes),
+        "noise": f"{option.noise:.1e}" if option.draws else NONE,
+        "in all": byte_size(option.total_bytes),
         "": ", ".join(marks),
     }
 
@@ -81,9 +82,3 @@ def _pays(found: Breakeven, currency: str) -> str:
         f"{found.offline_hours:.3g} h offline, {found.online_money:.4g} {currency} and {found.online_hours:.3g} h "
         f"online; offline {turn}"
     )
-
-
-def _bytes(count: int) -> str:
-    if count < 1_000_000:
-        return f"{count / 1e3:,.1f} kB"
-    return f"{count / 1e6:,.1f} MB" if count < 1_000_000_000 else f"{count / 1e9:,.1f} GB"

@@ -1,4 +1,4 @@
-"""Results as a person reads them at a terminal."""
+"""Render results for a terminal."""
 
 from ray_distill.artifacts import Estimate, EvalReport
 from ray_distill.evaluation.sweep.compare import SweepResult
@@ -7,39 +7,29 @@ from ray_distill.labels.tools.live_agreement import Agreement, Distance
 from ray_distill.runtime.campaign import CampaignResult
 from ray_distill.runtime.core.console import table
 from ray_distill.storage import files
+from ray_distill.text import NONE, arm_name, byte_size, estimate, number, ordered_arms
 from ray_distill.tracking.views import ui_command
-
-#: The arms as a person would say them, in the order of the table.
-NAMES = {
-    "teacher": "teacher",
-    "student": "student",
-    "champion": "champion",
-    "baseline_hard_labels": "same student, true labels only",
-    "baseline_teacher_hard_labels": "same student, teacher's hard labels",
-    "ceiling_true_labels": "ceiling: same student, the teacher's own labels",
-}
 
 
 def show_report(report: EvalReport) -> str:
     """The models side by side, then what a reviewer must notice."""
     rows = []
-    for arm, name in NAMES.items():
-        if arm in report.models:
-            model = report.models[arm]
-            cost = model.efficiency
-            rows.append(
-                {
-                    "": name,
-                    "accuracy (95 % interval)": _interval(model.metrics.get("accuracy")),
-                    "ECE": _value(model.metrics.get("ece")),
-                    "agreement": _value(model.metrics.get("agreement")),
-                    "parameters": f"{cost.parameters:,}",
-                    "size": _size(cost.bytes_on_disk),
-                    "p50 ms": f"{cost.latency_ms_p50:.2f}",
-                    "p95 ms": f"{cost.latency_ms_p95:.2f}",
-                    "examples/s": f"{cost.examples_per_second:,.0f}",
-                }
-            )
+    for arm in ordered_arms(report.models):
+        model = report.models[arm]
+        cost = model.efficiency
+        rows.append(
+            {
+                "": arm_name(arm),
+                "accuracy (95 % interval)": _estimate(model.metrics.get("accuracy")),
+                "ECE": _value(model.metrics.get("ece")),
+                "agreement": _value(model.metrics.get("agreement")),
+                "parameters": f"{cost.parameters:,}",
+                "size": byte_size(cost.bytes_on_disk),
+                "p50 ms": f"{cost.latency_ms_p50:.2f}",
+                "p95 ms": f"{cost.latency_ms_p95:.2f}",
+                "examples/s": f"{cost.examples_per_second:,.0f}",
+            }
+        )
     return "\n".join([table(rows), "", *report.notes])
 
 
@@ -62,7 +52,7 @@ def show_campaign(result: CampaignResult) -> str:
             *[f"          {reason}" for reason in decision.reasons],
             f"cost      {money}, {costs.total.wall_seconds:,.0f} s; {paid}",
             f"labels    {result.labels.store} ({result.labelled['rows']:,.0f} rows, "
-            f"{_size(int(result.labelled['bytes']))})",
+            f"{byte_size(int(result.labelled['bytes']))})",
             f"student   {result.report.student.url}",
             f"report    {page}",
             f"review    {ui_command(result.tracking_uri)}",
@@ -80,9 +70,9 @@ def show_sweep(result: SweepResult) -> str:
             {
                 "trial": f"{trial.number} {trial.name}",
                 "verdict": trial.verdict if trial.same_as is None else f"as {trial.same_as}",
-                result.objective: "–" if value is None else f"{value:.4f}",
-                "parameters": "–" if cost is None else f"{cost.parameters:,}",
-                "p50 ms": "–" if cost is None else f"{cost.latency_ms_p50:.2f}",
+                result.objective: NONE if value is None else f"{value:.4f}",
+                "parameters": NONE if cost is None else f"{cost.parameters:,}",
+                "p50 ms": NONE if cost is None else f"{cost.latency_ms_p50:.2f}",
                 "frontier": "●" if trial.on_frontier else "",
             }
         )
@@ -134,15 +124,9 @@ def _apart(what: str, unit: str, stored: Distance, noise: Distance) -> str:
     )
 
 
-def _interval(estimate: Estimate | None) -> str:
-    return "not measured" if estimate is None else f"{estimate.value:.4f} ({estimate.low:.4f}–{estimate.high:.4f})"
+def _estimate(found: Estimate | None) -> str:
+    return "not measured" if found is None else estimate(found)
 
 
-def _value(estimate: Estimate | None) -> str:
-    return "–" if estimate is None else f"{estimate.value:.4f}"
-
-
-def _size(count: int) -> str:
-    if count < 1_000_000:
-        return f"{count / 1e3:,.1f} kB"
-    return f"{count / 1e6:,.1f} MB" if count < 1_000_000_000 else f"{count / 1e9:,.1f} GB"
+def _value(found: Estimate | None) -> str:
+    return NONE if found is None else number(found.value, 4)

@@ -34,6 +34,7 @@ from ray_distill.config import DEFAULT_LIMITS, GateConfig, Limit
 from ray_distill.errors import PromotionError
 from ray_distill.evaluation.measures.directions import HIGHER_IS_BETTER, headline, higher_is_better
 from ray_distill.fingerprint import fingerprint
+from ray_distill.text import estimate, short_number
 
 EFFICIENCY = tuple(item.name for item in fields(Efficiency))
 #: What a difference of floats may be off by without meaning anything.
@@ -126,7 +127,7 @@ def _limit(report: EvalReport, name: str, limit: Limit) -> Iterator[Finding]:
     if student is None or not math.isfinite(student.value):
         yield _unmeasured(f"the student's {name}", student)
         return
-    shown = f"{name} {_interval(student)}"
+    shown = f"{name} {estimate(student)}"
     if limit.min is not None:
         lead = Lead(value=student.value - limit.min, low=student.low - limit.min)
         yield _judge(lead, shown, f"the minimum {limit.min:g}")
@@ -142,7 +143,7 @@ def _limit(report: EvalReport, name: str, limit: Limit) -> Iterator[Finding]:
 def _relative(report: EvalReport, name: str, student: Estimate, relative: float) -> Finding:
     """Keep a share of the teacher's value; where lower is better, at most the teacher's value over the share."""
     if relative == 0:
-        return Finding(verdict=Verdict.PROMOTE, reason=f"{name} {_interval(student)} may be anything: relative is 0")
+        return Finding(verdict=Verdict.PROMOTE, reason=f"{name} {estimate(student)} may be anything: relative is 0")
     teacher = _metric_of(report, "teacher", name)
     if teacher is None or not math.isfinite(teacher.value):
         return _unmeasured(f"the teacher's {name}, which the student's is held against,", teacher)
@@ -154,10 +155,10 @@ def _relative(report: EvalReport, name: str, student: Estimate, relative: float)
         low = _low(paired, sign) + sign * (teacher.value - limit)
     else:
         low = sign * (_end(student, -sign) - factor * _end(teacher, sign))
-    rule = f"{_number(limit)}, which is {relative:g} of the teacher's {_number(teacher.value)}"
+    rule = f"{short_number(limit)}, which is {relative:g} of the teacher's {short_number(teacher.value)}"
     if sign < 0:
-        rule = f"{_number(limit)}, which is the teacher's {_number(teacher.value)} over {relative:g}"
-    return _judge(Lead(value=sign * (student.value - limit), low=low), f"{name} {_interval(student)}", rule)
+        rule = f"{short_number(limit)}, which is the teacher's {short_number(teacher.value)} over {relative:g}"
+    return _judge(Lead(value=sign * (student.value - limit), low=low), f"{name} {estimate(student)}", rule)
 
 
 def _margin(report: EvalReport, name: str, student: Estimate, margin: float) -> Finding:
@@ -165,14 +166,14 @@ def _margin(report: EvalReport, name: str, student: Estimate, margin: float) -> 
     if "champion" not in report.models:
         return Finding(
             verdict=Verdict.PROMOTE,
-            reason=f"{name} {_interval(student)} has no champion to lose to: this would be the first",
+            reason=f"{name} {estimate(student)} has no champion to lose to: this would be the first",
         )
     champion = _metric_of(report, "champion", name)
     if champion is None or not math.isfinite(champion.value):
         return _unmeasured(f"the champion's {name}, which the student's is held against,", champion)
     difference, sign = _difference(report, name, "champion", student, champion), 1 if _higher(name) else -1
     lead = Lead(value=sign * difference.value + margin, low=_low(difference, sign) + margin)
-    shown = f"{name} minus the champion's is {_interval(difference, signed=True)}, which"
+    shown = f"{name} minus the champion's is {estimate(difference, signed=True)}, which"
     return _judge(lead, shown, f"the margin of {-sign * margin:+g}")
 
 
@@ -185,7 +186,7 @@ def _beat(report: EvalReport, arm: str, name: str) -> Finding:
     if other is None or not math.isfinite(other.value):
         return _unmeasured(f"the {name} of {arm}, which the student must beat,", other)
     difference, sign = _difference(report, name, arm, student, other), 1 if _higher(name) else -1
-    shown = f"{name} minus that of {arm} is {_interval(difference, signed=True)}"
+    shown = f"{name} minus that of {arm} is {estimate(difference, signed=True)}"
     side = "exceed" if sign > 0 else "be below"
     if sign * difference.value < 0:
         return Finding(verdict=Verdict.REJECT, reason=f"{shown}: the student is worse, it must {side} 0")
@@ -245,20 +246,3 @@ def _low(difference: Estimate, sign: int) -> float:
 
 def _end(estimate: Estimate, sign: int) -> float:
     return estimate.high if sign > 0 else estimate.low
-
-
-def _interval(estimate: Estimate, *, signed: bool = False) -> str:
-    """A value and its interval, as reasons show them."""
-    value = _number(estimate.value, signed=signed)
-    if math.isnan(estimate.low) or math.isnan(estimate.high):
-        return f"{value} (no interval)"
-    if estimate.low == estimate.high:
-        return value
-    return f"{value} [{_number(estimate.low, signed=signed)}, {_number(estimate.high, signed=signed)}]"
-
-
-def _number(value: float, *, signed: bool = False) -> str:
-    if float(value).is_integer() and abs(value) >= 10:
-        return f"{value:+,.0f}" if signed else f"{value:,.0f}"
-    digits = 1 if abs(value) >= 100 else 4
-    return f"{value:+,.{digits}f}" if signed else f"{value:,.{digits}f}"

@@ -4,7 +4,6 @@ This module turns a report into strings; `report.html.j2` only arranges them. Ev
 escaped by the template.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -24,8 +23,8 @@ from ray_distill.evaluation.predict import harness
 from ray_distill.evaluation.predict.side_by_side import Written
 from ray_distill.evaluation.report import plots
 from ray_distill.evaluation.report.wording import Wording, wording
+from ray_distill.text import NONE, arm_name, has_interval, number, ordered_arms
 
-NONE = "–"
 _EFFICIENCY: dict[str, tuple[str, Callable[[Any], str]]] = {
     "parameters": ("Parameters", lambda value: f"{value:,}"),
     "bytes_on_disk": ("On disk, MB", lambda value: f"{value / 1e6:,.2f}"),
@@ -186,7 +185,7 @@ def _written(written: Sequence[Written]) -> list[dict[str, Any]]:
         {
             "prompt": item.prompt,
             "answers": [
-                *({"name": plots.label(arm), "text": item.answers[arm]} for arm in plots.ordered(item.answers)),
+                *({"name": arm_name(arm), "text": item.answers[arm]} for arm in ordered_arms(item.answers)),
                 *([{"name": "What did follow", "text": item.reference}] if item.reference is not None else []),
             ],
         }
@@ -213,20 +212,20 @@ def _ratio(report: EvalReport, name: str) -> str:
 def _quality_table(report: EvalReport, words: Wording) -> Table:
     names = [name for name in words.quality if any(name in model.metrics for model in report.models.values())]
     rows = []
-    for arm in plots.ordered(report.models):
+    for arm in ordered_arms(report.models):
         metrics = report.models[arm].metrics
         cells = [_estimate(metrics.get(name), words.quality[name][1]) for name in names]
-        rows.append({"name": plots.label(arm), "cells": cells, "strong": arm == "student"})
+        rows.append({"name": arm_name(arm), "cells": cells, "strong": arm == "student"})
     return {"headings": ["Model", *(words.quality[name][0] for name in names)], "rows": rows}
 
 
 def _efficiency_table(report: EvalReport, words: Wording) -> Table:
     tokens, rows = any(_TOKENS in model.metrics for model in report.models.values()), []
-    for arm in plots.ordered(report.models):
+    for arm in ordered_arms(report.models):
         model = report.models[arm]
         cells = [_cell(show(getattr(model.efficiency, name))) for name, (_, show) in _EFFICIENCY.items()]
         cells += [_cell(_rate(model.metrics.get(_TOKENS)))] if tokens else []
-        rows.append({"name": plots.label(arm), "cells": cells, "strong": arm == "student"})
+        rows.append({"name": arm_name(arm), "cells": cells, "strong": arm == "student"})
     headings = [words.rate if name == _EXAMPLES else heading for name, (heading, _) in _EFFICIENCY.items()]
     return {"headings": ["Model", *headings, *(["Tokens/s"] if tokens else [])], "rows": rows}
 
@@ -235,7 +234,7 @@ def _benchmark_table(report: EvalReport) -> Table | None:
     """One row a figure of lm-evaluation-harness: there may be many; None where there is none."""
     by_arm = {
         arm: {name: found for name, found in report.models[arm].metrics.items() if name.startswith(harness.PREFIX)}
-        for arm in plots.ordered(report.models)
+        for arm in ordered_arms(report.models)
     }
     arms = [arm for arm, metrics in by_arm.items() if metrics]
     rows = [
@@ -246,19 +245,19 @@ def _benchmark_table(report: EvalReport) -> Table | None:
         }
         for name in dict.fromkeys(name for metrics in by_arm.values() for name in metrics)
     ]
-    return {"headings": ["Task and metric", *map(plots.label, arms)], "rows": rows} if rows else None
+    return {"headings": ["Task and metric", *map(arm_name, arms)], "rows": rows} if rows else None
 
 
 def _comparison_table(report: EvalReport, words: Wording) -> Table:
     """Student minus each other model; a cell is good or bad only where its interval excludes 0."""
-    arms = [arm for arm in plots.ordered(report.models) if arm != "student"]
+    arms = [arm for arm in ordered_arms(report.models) if arm != "student"]
     names = [name for name in words.compared if any(f"{name}_minus_{arm}" in report.comparisons for arm in arms)]
     rows = []
     for arm in arms:
         cells = [
             _difference(report.comparisons.get(f"{name}_minus_{arm}"), name, words.quality[name][1]) for name in names
         ]
-        rows.append({"name": f"minus {plots.label(arm)}", "cells": cells, "strong": False})
+        rows.append({"name": f"minus {arm_name(arm)}", "cells": cells, "strong": False})
     return {"headings": ["Student", *(words.quality[name][0] for name in names)], "rows": rows}
 
 
@@ -275,13 +274,13 @@ def _slice_table(report: EvalReport, words: Wording) -> Table | None:
     student = report.models["student"]
     if not student.slices:
         return None
-    arms = [arm for arm in plots.ordered(report.models) if report.models[arm].slices]
+    arms = [arm for arm in ordered_arms(report.models) if report.models[arm].slices]
     rows = []
     for name, metrics in student.slices.items():
         found = [report.models[arm].slices[name].get(words.headline) for arm in arms]
         count = _cell(f"{max(estimate.n for estimate in metrics.values()):,}")
         rows.append({"name": name, "cells": [count, *(_estimate(item, 3) for item in found)], "strong": False})
-    return {"headings": ["Slice", words.rows, *(plots.label(arm) for arm in arms)], "rows": rows}
+    return {"headings": ["Slice", words.rows, *(arm_name(arm) for arm in arms)], "rows": rows}
 
 
 def _drift_table(drift: DriftReport) -> Table:
@@ -322,8 +321,8 @@ def _cost_row(stage: StageCost) -> dict[str, Any]:
 
 def _serving_table(cost: CostReport) -> Table:
     rows = [
-        {"name": plots.label(arm), "strong": arm == "student", "cells": [_cell(f"{cost.per_million[arm]:,.4f}")]}
-        for arm in plots.ordered(cost.per_million)
+        {"name": arm_name(arm), "strong": arm == "student", "cells": [_cell(f"{cost.per_million[arm]:,.4f}")]}
+        for arm in ordered_arms(cost.per_million)
     ]
     return {"headings": ["Serving", f"{cost.total.currency} a million requests"], "rows": rows}
 
@@ -360,17 +359,10 @@ def _rate(estimate: Estimate | None) -> str:
 
 
 def _value(estimate: Estimate | None, decimals: int, *, sign: bool = False) -> str:
-    return NONE if estimate is None else _number(estimate.value, decimals, sign)
+    return NONE if estimate is None else number(estimate.value, decimals, signed=sign)
 
 
 def _interval(estimate: Estimate | None, decimals: int, *, sign: bool = False) -> str:
-    if estimate is None or math.isnan(estimate.low) or math.isnan(estimate.high):
+    if estimate is None or not has_interval(estimate):
         return ""
-    return f"{_number(estimate.low, decimals, sign)} … {_number(estimate.high, decimals, sign)}"
-
-
-def _number(value: float, decimals: int, sign: bool) -> str:
-    if math.isnan(value):
-        return "not measured"
-    text = f"{value:+,.{decimals}f}" if sign else f"{value:,.{decimals}f}"
-    return text.replace("-", "−").replace("inf", "∞")
+    return f"{number(estimate.low, decimals, signed=sign)} … {number(estimate.high, decimals, signed=sign)}"

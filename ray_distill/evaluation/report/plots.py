@@ -23,24 +23,9 @@ from matplotlib.figure import Figure
 from ray_distill.artifacts import Estimate, EvalReport
 from ray_distill.evaluation.measures.classification import Floats, Scores, confidence_bins, read_scores
 from ray_distill.evaluation.measures.language_model import BUCKETS
+from ray_distill.text import ARM_COLOURS, arm_colour, arm_name, ordered_arms
 
 INK = "#1f2329"
-COLOURS = {
-    "student": "#2f6fde",
-    "teacher": "#8a929c",
-    "baseline_hard_labels": "#d9822b",
-    "baseline_teacher_hard_labels": "#b0569f",
-    "ceiling_true_labels": "#2f9e6e",
-    "champion": "#c9a227",
-}
-ARMS = {
-    "teacher": "Teacher",
-    "student": "Student",
-    "champion": "Champion",
-    "baseline_hard_labels": "Baseline: true labels only",
-    "baseline_teacher_hard_labels": "Baseline: teacher's hard labels",
-    "ceiling_true_labels": "Ceiling: all true labels",
-}
 MOST_CLASSES = 20
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -73,13 +58,15 @@ Curve = tuple[Floats, Floats, Floats]
 
 def headline_figure(report: EvalReport, metric: str, axis: str) -> Figure:
     """One metric of every model with its 95 % interval, under the name ``axis``."""
-    arms = [arm for arm in ordered(report.models) if metric in report.models[arm].metrics]
+    arms = [arm for arm in ordered_arms(report.models) if metric in report.models[arm].metrics]
     with styled_figure(6.4, 0.8 + 0.36 * len(arms)) as (figure, (axes,)):
         for y, arm in enumerate(reversed(arms)):
             estimate = report.models[arm].metrics[metric]
-            axes.plot([estimate.low, estimate.high], [y, y], color=colour(arm), linewidth=2.2, solid_capstyle="round")
-            axes.plot([estimate.value], [y], "o", color=colour(arm), markersize=6.5)
-        axes.set_yticks(range(len(arms)), labels=[label(arm) for arm in reversed(arms)])
+            axes.plot(
+                [estimate.low, estimate.high], [y, y], color=arm_colour(arm), linewidth=2.2, solid_capstyle="round"
+            )
+            axes.plot([estimate.value], [y], "o", color=arm_colour(arm), markersize=6.5)
+        axes.set_yticks(range(len(arms)), labels=[arm_name(arm) for arm in reversed(arms)])
         axes.set_ylim(-0.6, len(arms) - 0.4)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel(f"{axis}, 95 % interval")
@@ -94,7 +81,7 @@ def confusion_figure(predictions: pa.Table, classes: Sequence[str]) -> Figure:
     share = matrix_VV / np.maximum(matrix_VV.sum(axis=1, keepdims=True), 1e-12)
     side = 2.0 + 0.3 * len(shown)
     with styled_figure(side + 0.6, side) as (figure, (axes,)):
-        colours = LinearSegmentedColormap.from_list("share", [to_rgba(COLOURS["student"], a) for a in (0, 1)])
+        colours = LinearSegmentedColormap.from_list("share", [to_rgba(ARM_COLOURS["student"], a) for a in (0, 1)])
         axes.pcolormesh(
             share[np.ix_(shown, shown)], cmap=colours, vmin=0, vmax=1, edgecolors=to_rgba(INK, 0.08), linewidth=0.5
         )
@@ -116,11 +103,11 @@ def reliability_figure(curves: Mapping[str, Curve], bins: int, top: str = "class
     """Accuracy against confidence, by arm; below, how often the student is how confident."""
     with styled_figure(5.4, 5.2, rows=2, height_ratios=(4, 1), sharex=True) as (figure, (axes, below)):
         axes.plot([0, 1], [0, 1], color=INK, linewidth=0.7, alpha=0.5, linestyle=(0, (4, 3)))
-        for arm in ordered(curves):
+        for arm in ordered_arms(curves):
             confidence, accuracy, weight = curves[arm]
-            axes.plot(confidence, accuracy, "o-", color=colour(arm), markersize=3.5, label=label(arm))
+            axes.plot(confidence, accuracy, "o-", color=arm_colour(arm), markersize=3.5, label=arm_name(arm))
             if arm == "student":
-                below.bar((np.arange(bins) + 0.5) / bins, weight, width=0.9 / bins, color=colour(arm))
+                below.bar((np.arange(bins) + 0.5) / bins, weight, width=0.9 / bins, color=arm_colour(arm))
         axes.set(xlim=(0, 1.02), ylim=(0, 1.02), ylabel="accuracy")
         below.set(xlabel=f"confidence of the top {top}", ylabel="share", yticks=(0, 0.5, 1), ylim=(0, 1))
         handles, labels = axes.get_legend_handles_labels()
@@ -131,7 +118,7 @@ def reliability_figure(curves: Mapping[str, Curve], bins: int, top: str = "class
 
 def positions_figure(report: EvalReport) -> Figure:
     """KL from the teacher and the gaps by position in the document, of every model but the teacher, with intervals."""
-    arms = [arm for arm in ordered(report.models) if arm != "teacher"]
+    arms = [arm for arm in ordered_arms(report.models) if arm != "teacher"]
     buckets = [
         name for name in BUCKETS if any(f"kl_from_teacher_at_{name}" in report.models[arm].metrics for arm in arms)
     ]
@@ -161,9 +148,9 @@ def positions_figure(report: EvalReport) -> Figure:
 def loss_figure(history: History) -> Figure:
     """Training loss by step, by arm."""
     with styled_figure(6.4, 3.2) as (figure, (axes,)):
-        for arm in ordered(history):
+        for arm in ordered_arms(history):
             steps = np.array(history[arm], dtype=np.float64).reshape(-1, 2)
-            axes.plot(steps[:, 0], steps[:, 1], color=colour(arm), label=label(arm))
+            axes.plot(steps[:, 0], steps[:, 1], color=arm_colour(arm), label=arm_name(arm))
         axes.set(xlabel="step", ylabel="training loss (each arm's own)")
         axes.set_ylim(bottom=0)
         axes.legend(loc="upper right")
@@ -176,7 +163,7 @@ def robustness_figure(report: EvalReport, metric: str, axis: str) -> Figure:
     kinds = sorted({kind for model in report.models.values() for kind in model.robustness})
     with styled_figure(1.2 + 2.3 * len(kinds), 3.2, columns=len(kinds), sharey=True) as (figure, panels):
         for kind, axes in zip(kinds, panels, strict=True):
-            for arm in ordered(report.models):
+            for arm in ordered_arms(report.models):
                 points = _severities(report, arm, kind, metric)
                 if len(points) > 1:
                     _interval_line(axes, points, arm)
@@ -236,21 +223,6 @@ def figure_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def ordered(arms: Mapping[str, object]) -> list[str]:
-    """Arms in the order a reader expects, unknown ones last."""
-    return [arm for arm in ARMS if arm in arms] + sorted(set(arms) - set(ARMS))
-
-
-def label(arm: str) -> str:
-    """A reader's name of an arm."""
-    return ARMS.get(arm, arm)
-
-
-def colour(arm: str) -> str:
-    """An arm's colour, the same in every figure."""
-    return COLOURS.get(arm, "#5b6b7b")
-
-
 @contextmanager
 def styled_figure(
     width: float,
@@ -285,9 +257,14 @@ def _severities(report: EvalReport, arm: str, kind: str, metric: str) -> list[tu
 
 def _interval_line(axes: Axes, points: Sequence[tuple[int, Estimate]], arm: str) -> None:
     severity = [s for s, _ in points]
-    axes.plot(severity, [e.value for _, e in points], "o-", color=colour(arm), markersize=3.5, label=label(arm))
+    axes.plot(severity, [e.value for _, e in points], "o-", color=arm_colour(arm), markersize=3.5, label=arm_name(arm))
     axes.fill_between(
-        severity, [e.low for _, e in points], [e.high for _, e in points], color=colour(arm), alpha=0.13, linewidth=0
+        severity,
+        [e.low for _, e in points],
+        [e.high for _, e in points],
+        color=arm_colour(arm),
+        alpha=0.13,
+        linewidth=0,
     )
     axes.set_xticks(severity)
 
@@ -303,13 +280,13 @@ def _dodged(axes: Axes, report: EvalReport, arm: str, metrics: Sequence[str], sh
         [x for x, _ in found],
         [item.value for _, item in found],
         "o-",
-        color=colour(arm),
+        color=arm_colour(arm),
         markersize=3.5,
         linewidth=0.9,
-        label=label(arm),
+        label=arm_name(arm),
     )
     for x, item in found:
-        axes.plot([x, x], [item.low, item.high], color=colour(arm), linewidth=1.6, solid_capstyle="round")
+        axes.plot([x, x], [item.low, item.high], color=arm_colour(arm), linewidth=1.6, solid_capstyle="round")
 
 
 def _bucket_label(name: str) -> str:

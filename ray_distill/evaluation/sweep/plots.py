@@ -12,10 +12,11 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from ray_distill.evaluation.report.plots import COLOURS, INK, draw_grid, styled_figure
+from ray_distill.evaluation.report.plots import INK, draw_grid, styled_figure
 from ray_distill.evaluation.sweep.compare import SweepResult, TrialResult
+from ray_distill.text import ARM_COLOURS, tick_label
 
-BEST, FAILED = COLOURS["student"], "#c0392b"
+BEST, FAILED = ARM_COLOURS["student"], "#c0392b"
 #: Behind the numbers on the axes; a page puts its own ground in its place.
 GROUND = "#fefefe"
 #: From the worst finished trial to the best.
@@ -65,7 +66,7 @@ def make_axis(name: str, values: Sequence[Any], *, upside_down: bool = False) ->
         place = _scale(known)
         distinct = sorted(set(known))
         shown = distinct if len(distinct) <= MOST_TICKS else _round_ticks(distinct, place)
-        ticks = [(place(value), _number(value)) for value in shown]
+        ticks = [(place(value), tick_label(value)) for value in shown]
     else:
         words = list(dict.fromkeys(_word(value) for value in known))
         at = {word: (number + 0.5) / len(words) for number, word in enumerate(words)}
@@ -147,7 +148,7 @@ def _marker(filled: bool) -> dict[str, Any]:
         "markersize": 7 if filled else 5,
         "markeredgewidth": 1.1,
         "markerfacecolor": BEST if filled else "none",
-        "markeredgecolor": BEST if filled else COLOURS["teacher"],
+        "markeredgecolor": BEST if filled else ARM_COLOURS["teacher"],
     }
 
 
@@ -171,7 +172,7 @@ def _look(result: SweepResult, trial: TrialResult, shade: Callable[[TrialResult]
     if trial.verdict == "failed":
         return {"color": FAILED, "linewidth": 1.0, "linestyle": (0, (1, 2))}
     if trial.verdict == "stopped":
-        return {"color": COLOURS["teacher"], "linewidth": 1.0, "linestyle": (0, (4, 3)), "alpha": 0.8}
+        return {"color": ARM_COLOURS["teacher"], "linewidth": 1.0, "linestyle": (0, (4, 3)), "alpha": 0.8}
     if trial.number == result.best:
         return {"color": BEST, "linewidth": 2.8, "marker": "o", "markersize": 5}
     return {"color": _SHADES(shade(trial)), "linewidth": 1.5}
@@ -244,12 +245,6 @@ def _thinned(ticks: Sequence[tuple[float, str]]) -> tuple[tuple[float, str], ...
             continue
         kept.append(tick)
     return tuple(kept)
-
-
-def _number(value: float) -> str:
-    if isinstance(value, int) or (float(value).is_integer() and abs(value) < 1e15):
-        return f"{int(value):,}"
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _word(value: Any) -> str:

@@ -1,71 +1,118 @@
-"""What a person at a terminal sees, and what a log collector gets: the same facts, on stderr.
+"""Report events and progress on stderr, and lay out tables; stdout belongs to results.
 
-stdout belongs to results. On a terminal a line is a sentence; elsewhere it is one JSON object.
+On a terminal events are sentences, and progress is a bar with its rate and the time left; elsewhere (a log collector,
+CI) each is one JSON object a line.
 """
 
+import io
 import json
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
-#: Least seconds between two progress lines.
-INTERVAL_TERMINAL, INTERVAL_LOG = 0.5, 10.0
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+#: Least seconds between two progress lines of a log.
+INTERVAL_LOG = 10.0
 
 
 def say(sentence: str, **facts: Any) -> None:
     """Report one event: ``sentence`` for people, ``facts`` beside it for machines."""
     if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[K{sentence}\n")
+        sys.stderr.write(f"{sentence}\n")
     else:
         sys.stderr.write(json.dumps({"time": round(time.time(), 3), "event": sentence, **facts}) + "\n")
     sys.stderr.flush()
 
 
 class Progress:
-    """A running count with its rate and the time left."""
+    """Report a running count with its rate and the time left; a context, which ends the bar of a terminal."""
 
-    def __init__(self, what: str, total: int, unit: str = "rows"):
-        self.what, self.total, self.unit = what, total, unit
+    def __init__(self, task: str, total: int, unit: str = "rows"):
+        self.task, self.total, self.unit = task, total, unit
         self.done = 0
         self._start = self._last = time.monotonic()
+        self._bar = _bar(task, total, unit) if sys.stderr.isatty() else None
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
 
     def add(self, count: int) -> None:
-        """Count ``count`` more as done and report, unless the last report is too recent."""
+        """Count ``count`` more as done and report; a log gets no line soon after another, except the last."""
         self.done += count
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], advance=count, rate=self._rate())
+            return
         now = time.monotonic()
-        interval = INTERVAL_TERMINAL if sys.stderr.isatty() else INTERVAL_LOG
-        if self.done >= self.total or now - self._last >= interval:
+        if self.done >= self.total or now - self._last >= INTERVAL_LOG:
             self._last = now
-            self._report(now - self._start)
+            self._log()
 
-    def _report(self, seconds: float) -> None:
-        rate = self.done / max(seconds, 1e-9)
+    def _rate(self) -> float:
+        return self.done / max(time.monotonic() - self._start, 1e-9)
+
+    def _log(self) -> None:
+        rate = self._rate()
         left = (self.total - self.done) / max(rate, 1e-9)
-        if sys.stderr.isatty():
-            share = self.done / max(self.total, 1)
-            sys.stderr.write(
-                f"\r\x1b[K{self.what} {self.done:,}/{self.total:,} {self.unit} ({share:.0%})  "
-                f"{rate:,.0f} {self.unit}/s  {duration(left)} left"
-            )
-            sys.stderr.write("\n" if self.done >= self.total else "")
-            sys.stderr.flush()
-        else:
-            say(f"{self.what} {self.done}/{self.total} {self.unit}", rate=round(rate, 1), seconds_left=round(left, 1))
+        say(f"{self.task} {self.done}/{self.total} {self.unit}", rate=round(rate, 1), seconds_left=round(left, 1))
 
 
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: ``42 s``, ``3 min 05 s``, ``2 h 10 min``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+def _bar(task: str, total: int, unit: str) -> "Bar":
+    """Return a bar on stderr; what is written to stderr meanwhile appears above it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    bar = Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TextColumn("{task.percentage:.0f} %"),
+        TextColumn("{task.fields[rate]:,.0f} " + unit + "/s"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        console=Console(file=sys.stderr),
+        redirect_stdout=False,
+    )
+    bar.add_task(task, total=total, rate=0.0)
+    return bar
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows as aligned text columns; the first column left, the others right."""
+    """Lay out rows as text, the first column left and the others right: ruled on a terminal, else plain columns."""
+    return _ruled(rows) if sys.stdout.isatty() else _aligned(rows)
+
+
+def _ruled(rows: Sequence[Mapping[str, str]]) -> str:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    ruled = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for at, name in enumerate(rows[0]):
+        ruled.add_column(Text(name), justify="left" if at == 0 else "right")
+    for row in rows:
+        ruled.add_row(*(Text(cell) for cell in row.values()))
+    buffer = io.StringIO()
+    Console(file=buffer, force_terminal=True, width=shutil.get_terminal_size().columns).print(ruled)
+    return buffer.getvalue().rstrip("\n")
+
+
+def _aligned(rows: Sequence[Mapping[str, str]]) -> str:
     names = list(rows[0])
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
 

@@ -88,14 +88,14 @@ def _fill(job: WriteJob, store: SequenceStore, missing: Missing) -> Wrote:
         f"{missing.written:,} are written for already",
         prompts=missing.left,
     )
-    progress = Progress("write", missing.left, "prompts")
     limit = int(job.settings.max_bad_fraction * missing.prompts)
     if missing.rejected > limit:
         raise LabelError(
             f"{missing.rejected} of {missing.prompts} prompts got no answer already, more than the "
             f"{limit} that sequences.max_bad_fraction allows: correct the source, or raise the limit"
         )
-    return write_units(job, store, missing.units, max_rejected=limit - missing.rejected, progress=progress.add)
+    with Progress("write", missing.left, "prompts") as progress:
+        return write_units(job, store, missing.units, max_rejected=limit - missing.rejected, progress=progress.add)
 
 
 def _record_wrote(stage: Stage, wrote: Wrote) -> None:

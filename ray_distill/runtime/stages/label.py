@@ -133,16 +133,16 @@ def _label(job: LabelJob, store: LabelStore, coverage: Coverage, config: Campaig
         f"{coverage.rows_reused:,} are in the store already",
         rows=coverage.rows_to_label,
     )
-    progress = Progress("label", coverage.rows_to_label)
     limit = int(config.labels.max_bad_fraction * coverage.rows_total)
     if coverage.rows_quarantined > limit:
         raise LabelError(
             f"{coverage.rows_quarantined} of {coverage.rows_total} rows are in quarantine already, more than the "
             f"{limit} that labels.max_bad_fraction allows: correct the source, or raise the limit"
         )
-    return label_units(
-        job, store, coverage.units, max_rejected=limit - coverage.rows_quarantined, progress=progress.add
-    )
+    with Progress("label", coverage.rows_to_label) as progress:
+        return label_units(
+            job, store, coverage.units, max_rejected=limit - coverage.rows_quarantined, progress=progress.add
+        )
 
 
 def _record_labelled(stage: Stage, done: Labelled) -> None:

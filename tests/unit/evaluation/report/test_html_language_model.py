@@ -18,6 +18,7 @@ from ray_distill.evaluation.report.assemble import Measured, Resampling, judge
 from ray_distill.evaluation.report.html import render_report, report_figures
 from ray_distill.promotion.gate import decide
 from ray_distill.runtime.stages.promote import summary
+from ray_distill.text import arm_name
 
 STUDENT = StudentRef(
     url="s3://runs/student",
@@ -227,7 +228,7 @@ def test_distance_by_position_is_drawn_for_buckets_that_hold_tokens(full):
     axes = figures["positions"].axes
     assert [tick.get_text() for tick in axes[-1].get_xticklabels()] == ["0–15", "16–63", "64–255", "256–1023"]
     assert [text.get_text() for text in figures["positions"].legends[0].get_texts()] == [
-        plots.label(arm) for arm in ("student", "champion", "baseline_hard_labels")
+        arm_name(arm) for arm in ("student", "champion", "baseline_hard_labels")
     ]
     assert all(plots.figure_png(figure).startswith(b"\x89PNG") for figure in figures.values())
 

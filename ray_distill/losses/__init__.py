@@ -1,1 +1,1 @@
-"""Torch tensors in, (sum, weight) out: every loss by name in `catalogue`. Imports torch alone."""
+"""Compute losses: torch tensors in, (sum, weight) out. Imports torch alone."""

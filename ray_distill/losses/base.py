@@ -1,8 +1,9 @@
-"""What every loss shares: sparse targets, and the pair (sum, weight) that makes reduction exact."""
+"""Define what all losses share: sparse targets, and the pair (sum, weight)."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -18,7 +19,7 @@ class SparseTargets:
     classes: int
     """Size of the full class set, V."""
     ids_NK: Tensor
-    """int64 ``[N, K]``; padding entries hold any valid id. Of a batch that is not on its device yet: int32."""
+    """int64 ``[N, K]``; padding entries have any valid id. int32 before the batch is moved to its device."""
     logp_NK: Tensor
     """float32 ``[N, K]`` at T = 1; -inf on padding."""
     log_tail_NT: Tensor
@@ -36,7 +37,7 @@ class SparseTargets:
 
 @dataclass(frozen=True, kw_only=True)
 class LossBatch:
-    """One micro-batch as the losses see it. B examples; of a language model, its answered positions."""
+    """Inputs of the losses for a micro-batch of B examples: the answered positions."""
 
     labels_B: Tensor
     """int64 ``[B]``; true class, -1 where unknown."""
@@ -49,21 +50,21 @@ class LossBatch:
     hidden_mask_BL: Tensor | None = None
     """bool ``[B, L]``; False on padding. Only with states one a token."""
     row_B: Tensor | None = None
-    """int64 ``[B]``, ascending: of a language model, which row of the micro-batch a position belongs to, counted from
-    0. None: each example is a row by itself."""
+    """int64 ``[B]``, ascending: the row of the micro-batch that a position belongs to, counted from 0. None: each
+    example is a row by itself."""
     example_weight_B: Tensor
     """float32 ``[B]``; the row's weight, 0 on padding examples."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudentOutput:
-    """What the student said for a micro-batch."""
+    """Outputs of the student for a micro-batch."""
 
     logits_BV: Tensor
-    """``[B, V]``; ``[B, 0]`` where a fused head was asked for losses instead."""
+    """``[B, V]``; ``[B, 0]`` where a fused head computed losses instead."""
     fused: tuple[Tensor, Tensor, Tensor] | None = None
-    """Of a fused head, as it gives them: the total of the parts it was asked for, the sum of each, and the squared
-    norms of their gradients, if they were asked for."""
+    """Results of a fused head: the total of the requested parts, the sum of each, and the squared norms of their
+    gradients, where they were requested."""
     hidden: Mapping[int, Tensor] = field(default_factory=dict)
     """Student states by student layer, pooled as the teacher's were and already projected to its width:
     ``[B, D]``, or ``[B, L, D]`` one a token."""
@@ -73,7 +74,7 @@ class StudentOutput:
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """What a store holds, as far as a loss may want to know before the first row is read."""
+    """Describe a label store, so that a loss can refuse it before the first row is read."""
 
     temperatures: tuple[float, ...] = (1.0,)
     """The declared ones."""
@@ -87,40 +88,61 @@ class Labels:
     """Whether they are projected on a PCA basis."""
 
 
-class Loss(Protocol):
-    """A loss gives a sum over examples; the step divides by the *global* weight (MATHS.md §6).
+class Loss(ABC):
+    """Return a sum over examples; the step divides by the *global* weight (MATHS.md §6).
 
-    It is a frozen dataclass whose fields are its settings, by the names a configuration gives them. Some names mean
-    the same in every loss, and the run gives their values: ``layers`` (student layer to stored teacher layer; a
-    configuration says ``uniform``, ``last`` or the pairs), ``temperature`` (one that the labels declare, which may
-    change in steps), ``scales`` (mean squared length of the stored states, by teacher layer; no setting), ``group``
-    (rows that the sampler keeps together). Class variables say what else differs: ``follows_labels``, that the loss is
-    of true labels; ``projected``, that it wants `StudentOutput.hidden`, not ``states``. A method
-    ``check(labels: Labels)`` may refuse labels it cannot be used with, by a ValueError with the reason.
+    A loss is a frozen dataclass whose fields are its settings, under the names of the configuration. Four field names
+    mean the same in every loss, and the run computes their values: ``layers`` (student layer to stored teacher layer;
+    configured as ``uniform``, ``last`` or the pairs), ``temperature`` (one that the labels declare; it may change in
+    steps), ``scales`` (mean squared length of the stored states by teacher layer; not a setting), and ``group`` (rows
+    that the sampler keeps together). Everything else that a run reads of a loss is declared here.
     """
 
-    def weight(self, batch: LossBatch) -> Tensor:
-        """Scalar float32: the total weight of the examples this loss counts. A function of the batch only."""
+    follows_labels: ClassVar[bool] = False
+    """True: trains on true labels. False: follows the teacher."""
+    projected: ClassVar[bool] = False
+    """True: reads `StudentOutput.hidden`. False: reads `StudentOutput.states`, where it reads states at all."""
 
+    @abstractmethod
+    def weight(self, batch: LossBatch) -> Tensor:
+        """Return the total weight of the batch: a scalar float32, a function of the batch only."""
+
+    @abstractmethod
     def __call__(self, output: StudentOutput, batch: LossBatch) -> Tensor:
-        """Scalar float32: the weighted sum of the loss over the batch, differentiable in ``output``."""
+        """Return the weighted sum over the batch: scalar float32, differentiable in ``output``."""
+
+    def check(self, labels: Labels) -> None:
+        """Refuse labels that the loss cannot use; the default accepts all.
+
+        Raises:
+            ValueError: the reason.
+        """
+        return
+
+    def layer_pairs(self) -> Mapping[int, int]:
+        """Return student layer → stored teacher layer; empty where no hidden states are compared."""
+        return {}
+
+    def group_rows(self) -> int | None:
+        """Return how many rows the sampler must keep together; None where rows are not compared."""
+        return None
 
 
 def teacher_weight(batch: LossBatch) -> Tensor:
-    """Weight of each example in losses that follow the teacher: float32 ``[B]``, 0 where it must not teach."""
+    """Return each example's weight in losses that follow the teacher: ``[B]``, 0 if excluded."""
     return batch.example_weight_B * batch.distil_B
 
 
 def label_weight(batch: LossBatch) -> Tensor:
-    """Weight of each example in losses that follow true labels: float32 ``[B]``, 0 where there is none."""
+    """Return the weight of each example in losses on true labels: ``[B]``, 0 without a label."""
     return batch.example_weight_B * (batch.labels_B >= 0)
 
 
 def require_targets(batch: LossBatch, loss: str) -> SparseTargets:
-    """The batch's teacher distributions.
+    """Return the batch's teacher distributions.
 
     Raises:
-        ValueError: the batch has none; ``loss`` names who asks.
+        ValueError: the batch has none; ``loss`` is the name in the message.
     """
     if batch.targets is None:
         raise ValueError(f"the loss {loss!r} needs the teacher's distributions, and the batch has none")

@@ -1,12 +1,12 @@
-"""The K + 1 buckets of a position: its K stored classes, and one for everything else (MATHS.md §1-3).
+"""Compute the buckets of a position: K stored classes and the rest (MATHS.md §1-3).
 
 Every divergence and cross-entropy is a small function of the student's log masses in these buckets. They come from
 whole logits here, and without any whole logits in `fused`.
 """
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from ray_distill.losses.base import Loss, LossBatch, SparseTargets
 
 @dataclass(frozen=True, kw_only=True)
 class Buckets:
-    """What the student says at N positions, at one temperature. Natural logs."""
+    """Log probabilities of the student at N positions and one temperature. Natural logs."""
 
     logq_NB: Tensor
     """``[N, K+1]``: log masses of the stored classes, the tail's last; meaningless on padding. ``[N, 1]`` without
@@ -25,22 +25,29 @@ class Buckets:
     """``[N]``: log-probability of the true class; meaningless where it is unknown."""
 
 
-class BucketLoss(Loss, Protocol):
-    """A loss that needs no more of the student than its buckets at one temperature, so that its head can be fused."""
+class BucketLoss(Loss):
+    """Compute a loss from the student's buckets at one temperature: its head can be fused."""
 
     @property
+    @abstractmethod
     def temperature(self) -> float:
-        """Of the buckets it needs."""
+        """Return the temperature of the buckets."""
 
+    @abstractmethod
     def weights(self, batch: LossBatch) -> Tensor:
-        """``[B]``: weight of each example; `weight` is their sum."""
+        """Return the weight of each example ``[B]``."""
 
+    @abstractmethod
     def of_buckets(self, student: Buckets, batch: LossBatch) -> Tensor:
-        """Scalar: the weighted sum of the loss over the positions, differentiable in ``student``."""
+        """Return the weighted sum over the positions: a scalar, differentiable in ``student``."""
+
+    def weight(self, batch: LossBatch) -> Tensor:
+        """Return the sum of `weights`."""
+        return self.weights(batch).sum()
 
 
 def soften(targets: SparseTargets, temperature: float) -> tuple[Tensor, Tensor]:
-    """Teacher log-probabilities at a declared temperature: stored classes ``[N, K]`` and tail ``[N]``.
+    """Return teacher log-probabilities at T: stored classes ``[N, K]`` and tail ``[N]``.
 
     ``p_T(i) ∝ exp(logp_i / T)`` on the stored classes, scaled to ``1 - τ_T``; -inf on padding and where there
     is no tail.
@@ -55,14 +62,14 @@ def soften(targets: SparseTargets, temperature: float) -> tuple[Tensor, Tensor]:
 
 
 def renormalise(targets: SparseTargets, temperature: float) -> tuple[Tensor, Tensor]:
-    """As `soften`, but the stored classes are scaled to 1 and the tail is left out: biased by -log(retained mass)."""
+    """Soften, scale the stored classes to 1 and drop the tail: biased by -log(retained mass)."""
     scaled_NK = targets.logp_NK / temperature
     nothing_N = torch.full_like(targets.log_tail_NT[:, 0], -math.inf)
     return scaled_NK - scaled_NK.logsumexp(-1, keepdim=True), nothing_N
 
 
 def drawn_weights(targets: SparseTargets, temperature: float) -> Tensor:
-    """Log of the targets ``ŵ`` of drawn entries at a declared temperature: ``[N, K]``, -inf on padding.
+    """Return the log targets ``ŵ`` of drawn entries at T: ``[N, K]``, -inf on padding.
 
     ``ŵ_j = c_j p_T(j) / (N r_j)`` with ``r_j = p_j^a / Z`` where the entry was drawn, ``p_T(j)`` where it is exact.
     Never normalised by their own sum: that would bias them.

@@ -1,6 +1,6 @@
-"""The losses a configuration may name. A new loss is one file and one line here (`base.Loss` says what it must be)."""
+"""List the losses that a configuration may name. A new loss is a file and a line here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from ray_distill.losses.base import Loss
 from ray_distill.losses.cross_entropy import Hard, TeacherHard
@@ -10,7 +10,7 @@ from ray_distill.losses.soft import Soft
 from ray_distill.losses.token_relations import TokenRelation
 
 #: By name; the keyword arguments are the fields of the class.
-LOSSES: Mapping[str, Callable[..., Loss]] = {
+LOSSES: Mapping[str, type[Loss]] = {
     "soft": Soft,
     "hard": Hard,
     "teacher_hard": TeacherHard,

@@ -1,11 +1,11 @@
-"""A student's head and its losses in one: no ``[tokens, V]`` tensor is ever held (MATHS.md §4).
+"""Fuse a student's head with its losses: without a ``[tokens, V]`` tensor (MATHS.md §4).
 
 Positions are taken in chunks with whole rows of V, so that all that exists at once is one chunk's logits, which become
 their own gradient in place. Gradients are made in the forward pass; nothing is computed twice: three matrix products,
 as many as the plain loss has.
 
 Every loss here is a function of K + 1 buckets, the stored classes and the rest, and of the true class's logit. Its
-gradient in those few numbers comes from autograd, so a loss that knows `of_buckets` needs nothing else. The gradient of
+gradient in those few numbers comes from autograd, so a loss with `of_buckets` needs nothing else. The gradient of
 the tail's bucket spreads over the classes that are not stored in proportion to the student's own probabilities there:
 ``∂L/∂z_j = ∂L/∂(log Σ_tail e^z) · e^{z_j} / Σ_tail e^z``, which cancels nowhere, however small the tail.
 """
@@ -41,17 +41,17 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What is wanted of a fused head: losses of a batch instead of logits."""
+    """Request losses of a batch from a fused head, instead of logits."""
 
     batch: LossBatch
     """Its "examples" are the positions the head is applied to."""
     parts: tuple[Part, ...]
     norms: bool = False
-    """Whether the size of each loss's own gradient is wanted too."""
+    """True: return the squared norm of each loss's own gradient too."""
 
 
 class FusedHead(nn.Module):
-    """A linear head that gives logits, or losses without them. It owns the weight, so that ZeRO-3 gathers it.
+    """Return logits, or losses without logits; owns the weight, so that ZeRO-3 gathers it.
 
     Built from the model's own head it shares its parameters, tied to the input embedding or not, and takes its place
     under the same names.
@@ -64,8 +64,10 @@ class FusedHead(nn.Module):
         self.chunk_elements = chunk_elements
 
     def forward(self, hidden: Tensor, asked: Asked | None = None) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        """Logits ``[..., V]`` of hidden states ``[..., D]``; where ``asked`` the total and the sums of `fused_loss`,
-        and `fused_squares` if norms are wanted, else ``[0]``, nothing."""
+        """Return logits ``[..., V]`` of hidden states ``[..., D]``, or what `Asked` requests.
+
+        The latter are the total and the sums of `fused_loss`, and `fused_squares` (``[0]`` without norms).
+        """
         if asked is None:
             return nn.functional.linear(hidden, self.weight, self.bias)
         head, wanted = (self.weight, self.bias), asked.parts if asked.norms else ()
@@ -93,7 +95,7 @@ def fused_loss(
         bias_V: of the head, or None.
         batch: of N "examples": the positions. All is on the device of ``hidden_ND``.
         parts: the losses, at any of the declared temperatures; each further temperature costs one copy of a chunk.
-        chunk_elements: logits held at once.
+        chunk_elements: logits in memory at once.
 
     Returns:
         The total, a scalar to call ``backward`` on, once; and the sums ``[parts]``, without a gradient.
@@ -118,9 +120,10 @@ def fused_squares(
     *,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> Tensor:
-    """Squared norms of the gradients in ``hidden_ND`` of each loss's own sum, without its factor: ``[parts]``, float64.
+    """Return squared norms ``[parts]``, float64, of each loss's gradient in ``hidden_ND``.
 
-    Arguments as of `fused_loss`. Costs two matrix products a loss, and leaves no graph.
+    The gradient is that of the loss's own sum, without its factor. Arguments as of `fused_loss`. Costs two matrix
+    products a loss, and leaves no graph.
     """
     found = []
     for part in parts:
@@ -136,7 +139,7 @@ def fused_squares(
 
 
 def _counted(hidden_ND: Tensor, batch: LossBatch, parts: Sequence[Part]) -> tuple[Tensor, LossBatch]:
-    """The positions that any of the losses gives weight."""
+    """Select the positions that any of the losses gives weight."""
     used_N = torch.zeros(len(hidden_ND), dtype=torch.bool, device=hidden_ND.device)
     for part in parts:
         used_N |= part.loss.weights(batch) != 0
@@ -146,7 +149,7 @@ def _counted(hidden_ND: Tensor, batch: LossBatch, parts: Sequence[Part]) -> tupl
 
 
 def select(batch: LossBatch, chosen: Tensor | slice) -> LossBatch:
-    """The given positions of a batch, by a mask or a slice; without hidden states, which the head does not need."""
+    """Select positions of a batch by a mask or a slice; hidden states are dropped."""
     targets = batch.targets
     if targets is not None:
         targets = replace(
@@ -171,16 +174,16 @@ class _Work:
     parts: tuple[Part, ...]
     chunk_elements: int
     wanted: tuple[bool, ...]
-    """Of hidden states, weight and bias: who needs a gradient. The frozen head of an adapted student does not."""
+    """Need of a gradient: hidden states, weight, bias. The frozen head of an adapted student needs none."""
 
     @property
     def gradients(self) -> bool:
-        """Whether any is needed."""
+        """Return whether any gradient is needed."""
         return any(self.wanted)
 
     @property
     def scale(self) -> float:
-        """The largest factor: gradients are made without it, so that half-precision products do not underflow."""
+        """Return the largest factor, which gradients exclude against underflow in half precision."""
         return max((abs(part.factor) for part in self.parts), default=0.0) or 1.0
 
 
@@ -215,7 +218,7 @@ class _Fused(torch.autograd.Function):
 def _run(
     hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, work: _Work
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Sums of the parts, and gradients in hidden states, weight and bias, in at least float32."""
+    """Return sums and gradients in hidden states, weight and bias, in at least float32."""
     positions, classes = len(hidden_ND), len(weight_VD)
     wide = torch.promote_types(hidden_ND.dtype, torch.float32)
     made = [
@@ -236,7 +239,7 @@ def _run(
 
 
 def _gradient(z_nV: Tensor, batch: LossBatch, work: _Work, sums: Tensor) -> Tensor | None:
-    """Add a chunk's losses to ``sums``; the gradient of their total, over `_Work.scale`, in place of the logits."""
+    """Add a chunk's losses to ``sums``; return their gradient over `_Work.scale`, in place."""
     temperatures = sorted({part.loss.temperature for part in work.parts})
     total_nV = None
     for number, temperature in enumerate(temperatures, start=1):
@@ -251,7 +254,7 @@ def _gradient(z_nV: Tensor, batch: LossBatch, work: _Work, sums: Tensor) -> Tens
 
 
 def _differentiate(z_nV: Tensor, batch: LossBatch, work: _Work, chosen: Sequence[int], sums: Tensor) -> None:
-    """As `_gradient`, for the parts at one temperature, of logits that were divided by it; ``z_nV`` is used up."""
+    """Differentiate the parts at one temperature in logits divided by it; overwrites ``z_nV``."""
     ids_nK, stored_nK = _stored(batch.targets, z_nV)
     gold_n1 = batch.labels_B.clamp(min=0).unsqueeze(-1)
     head_nK = z_nV.gather(-1, ids_nK).masked_fill(~stored_nK, -torch.inf)
@@ -283,7 +286,7 @@ def _differentiate(z_nV: Tensor, batch: LossBatch, work: _Work, chosen: Sequence
 
 
 def _exponentials(z_nV: Tensor) -> tuple[Tensor, Tensor]:
-    """Make logits ``e^(z - top)`` in place; the top ``[n, 1]``, 0 where all are -inf, and each row's sum ``[n]``."""
+    """Compute ``e^(z - top)`` in place; return top ``[n, 1]``, 0 for -inf, and sums ``[n]``."""
     rows = max(1, CACHED_ELEMENTS // z_nV.shape[-1]) if z_nV.device.type == "cpu" else max(1, len(z_nV))
     tops, sums = [], []
     for start in range(0, len(z_nV), rows):
@@ -295,7 +298,7 @@ def _exponentials(z_nV: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _stored(targets: SparseTargets | None, z_nV: Tensor) -> tuple[Tensor, Tensor]:
-    """Stored classes ``[n, K]``, padding replaced by one that is stored, and where there is no padding."""
+    """Return stored classes ``[n, K]``, padding replaced by a stored one, and the padding mask."""
     if targets is None:
         nothing = torch.zeros((len(z_nV), 0), dtype=torch.int64, device=z_nV.device)
         return nothing, nothing.bool()
@@ -305,7 +308,7 @@ def _stored(targets: SparseTargets | None, z_nV: Tensor) -> tuple[Tensor, Tensor
 
 
 def _buckets(head_nK: Tensor, tail_n: Tensor, true_n: Tensor) -> Buckets:
-    """Log masses of the buckets, and of the true class, from their logits."""
+    """Return log masses of the buckets and of the true class from their logits."""
     logits_nB = torch.cat([head_nK, tail_n.unsqueeze(-1)], -1)
     norm_n = logits_nB.logsumexp(-1)
     return Buckets(logq_NB=logits_nB - norm_n.unsqueeze(-1), log_gold_N=true_n - norm_n)

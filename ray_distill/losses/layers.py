@@ -1,21 +1,13 @@
-"""What losses of hidden states share: pairs of layers, and states by row instead of by token (MATHS.md §5)."""
+"""Share the parts of losses on hidden states: layer pairs, and states by row (MATHS.md §5)."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ray_distill.losses.base import Labels, LossBatch, teacher_weight
-
-
-class LayerLoss(Protocol):
-    """A loss between pairs of layers."""
-
-    @property
-    def layers(self) -> Mapping[int, int]:
-        """Student layer to the stored teacher layer it follows."""
+from ray_distill.losses.base import Labels, Loss, LossBatch, teacher_weight
 
 
 def require_layers(loss: str, layers: Mapping[int, int]) -> None:
@@ -26,6 +18,22 @@ def require_layers(loss: str, layers: Mapping[int, int]) -> None:
     """
     if not layers:
         raise ValueError(f"the loss {loss!r} needs at least one pair of layers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerLoss(Loss):
+    """Compare hidden states of pairs of layers."""
+
+    layers: Mapping[int, int]
+    """Student layer to the stored teacher layer that it follows."""
+
+    def check(self, labels: Labels) -> None:
+        """Refuse labels without hidden states."""
+        require_hidden(labels)
+
+    def layer_pairs(self) -> Mapping[int, int]:
+        """Return ``layers``."""
+        return self.layers
 
 
 def require_hidden(labels: Labels) -> None:
@@ -41,32 +49,32 @@ def require_hidden(labels: Labels) -> None:
 def paired(
     loss: str, layers: Mapping[int, int], student: Mapping[int, Tensor], batch: LossBatch
 ) -> list[tuple[int, Tensor, Tensor]]:
-    """Of each pair the teacher's layer, the student's states and the teacher's, in at least float32.
+    """Return (teacher layer, student states, teacher states) of each pair, in at least float32.
 
     Raises:
-        ValueError: a layer is missing from the batch or from what the student gave, or they differ in all dimensions
-            but the last.
+        ValueError: a layer is missing from the batch or from the student's output, or the shapes differ in more than
+            the last dimension.
     """
     found = []
-    for ours, theirs in layers.items():
-        if ours not in student or theirs not in batch.hidden:
+    for student_layer, teacher_layer in layers.items():
+        if student_layer not in student or teacher_layer not in batch.hidden:
             raise ValueError(
-                f"the loss {loss!r} pairs student layer {ours} with teacher layer {theirs}; the student gave layers "
-                f"{sorted(student)}, the labels hold layers {sorted(batch.hidden)}"
+                f"the loss {loss!r} pairs student layer {student_layer} with teacher layer {teacher_layer}; the "
+                f"student gave layers {sorted(student)}, the labels have layers {sorted(batch.hidden)}"
             )
-        mine, wanted = student[ours], batch.hidden[theirs]
-        if mine.shape[:-1] != wanted.shape[:-1]:
+        output, target = student[student_layer], batch.hidden[teacher_layer]
+        if output.shape[:-1] != target.shape[:-1]:
             raise ValueError(
-                f"student layer {ours} has states of shape {tuple(mine.shape)}, teacher layer {theirs} of shape "
-                f"{tuple(wanted.shape)}: pool them alike"
+                f"student layer {student_layer} has states of shape {tuple(output.shape)}, teacher layer "
+                f"{teacher_layer} of shape {tuple(target.shape)}: pool them alike"
             )
-        wide = torch.promote_types(mine.dtype, torch.float32)
-        found.append((theirs, mine.to(wide), wanted.to(wide)))
+        wide = torch.promote_types(output.dtype, torch.float32)
+        found.append((teacher_layer, output.to(wide), target.to(wide)))
     return found
 
 
 def over_tokens(values: Tensor, mask_BL: Tensor | None) -> Tensor:
-    """Mean over an example's tokens: ``[B]`` stays, ``[B, L]`` becomes ``[B]``; 0 of an example without any."""
+    """Average ``[B, L]`` over tokens, 0 without any; ``[B]`` is returned unchanged."""
     if values.ndim == 1:
         return values
     mask_BL = require_mask(mask_BL)
@@ -74,19 +82,18 @@ def over_tokens(values: Tensor, mask_BL: Tensor | None) -> Tensor:
 
 
 def require_mask(mask_BL: Tensor | None) -> Tensor:
-    """The mask of states one a token.
+    """Return the mask of token-level states.
 
     Raises:
         ValueError: there is none.
     """
     if mask_BL is None:
-        raise ValueError("states one a token need a mask that says which tokens are padding")
+        raise ValueError("token-level states need a mask that marks the padding")
     return mask_BL
 
 
 def row_weights(batch: LossBatch) -> Tensor:
-    """``[R]``: weight of each of a micro-batch's rows in losses that follow the teacher; of a language model's, what
-    each of its positions has."""
+    """Return each row's weight ``[R]`` in losses that follow the teacher."""
     weight_B = teacher_weight(batch)
     if batch.row_B is None:
         return weight_B
@@ -94,7 +101,7 @@ def row_weights(batch: LossBatch) -> Tensor:
 
 
 def row_states(states: Tensor, batch: LossBatch) -> Tensor:
-    """``[R, D]``: one vector a row; of states one a token their mean."""
+    """Return one vector a row ``[R, D]``: the mean of token-level states."""
     if states.ndim == 3:
         mask_BL1 = require_mask(batch.hidden_mask_BL).unsqueeze(-1)
         return torch.where(mask_BL1, states, 0.0).sum(1) / mask_BL1.sum(1).clamp(min=1)
@@ -132,7 +139,7 @@ def sequence_mask(batch: LossBatch) -> Tensor:
 
 def _lengths(row_B: Tensor | None) -> list[int]:
     if row_B is None:
-        raise ValueError("states are pooled, one a row, and what is wanted are relations between a row's tokens")
+        raise ValueError("states are pooled, one a row, and the loss compares the tokens of a row")
     lengths: list[int] = row_B.bincount().tolist()
     return lengths
 

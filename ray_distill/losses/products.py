@@ -1,4 +1,4 @@
-"""The matrix products of a fused head: of any dtype, summed in float32, by tiles of classes where dtypes differ."""
+"""Multiply the matrices of a fused head: any dtype, summed in float32."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,7 +10,7 @@ TILE_CLASSES = 1 << 14
 
 
 def head_logits(hidden_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, out_nV: Tensor) -> Tensor:
-    """The head's logits, summed in float32 and kept so."""
+    """Compute the head's logits, summed and kept in float32."""
     if hidden_nD.dtype == weight_VD.dtype == out_nV.dtype:
         torch.mm(hidden_nD, weight_VD.t(), out=out_nV)
     else:
@@ -22,7 +22,7 @@ def head_logits(hidden_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, out
 def add_products(
     gradient_nV: Tensor, hidden_nD: Tensor, weight_VD: Tensor, at: slice, made: Sequence[Tensor | None]
 ) -> None:
-    """Add a chunk's gradients in hidden states, weight and bias to what is ``made``; those that are None are not."""
+    """Add a chunk's gradients in hidden states, weight and bias to ``made``, except to None."""
     d_hidden_ND, d_weight_VD, d_bias_V = made
     whole = hidden_nD.dtype == weight_VD.dtype == gradient_nV.dtype
     if whole and d_hidden_ND is not None:

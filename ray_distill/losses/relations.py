@@ -1,16 +1,14 @@
-"""Relations between the rows of a group, which need no projection: linear CKA, RKD's distances and angles (MATHS.md
-§5).
+"""Compare the relations between rows of a group: CKA and RKD (MATHS.md §5).
 
 A group is G rows that the sampler names, consecutive ones of the global batch; no rank and no micro-batch splits one,
 so the loss depends on neither. Rows the teacher may not teach, and padding, are left out of their group. A group with
 fewer rows than a relation needs weighs 0; any other as much as its rows. States one a token are averaged over a row.
 
 Widths of student and teacher may differ: only relations are compared. With fewer rows than dimensions, as a group has,
-CKA of unrelated states is well above 0: its value says little, its gradient is right.
+CKA of unrelated states is well above 0: its value means little, its gradient is right.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,18 +16,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ray_distill.losses.base import Labels, LossBatch, StudentOutput
-from ray_distill.losses.layers import paired, require_hidden, require_layers, row_states, row_weights
+from ray_distill.losses.base import LossBatch, StudentOutput
+from ray_distill.losses.layers import LayerLoss, paired, require_layers, row_states, row_weights
 
 #: Rows of a group, unless a configuration says otherwise.
 GROUP = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupLoss(ABC):
-    """A relation between the rows of a group, averaged over the pairs of layers; of n groups ``[n, G, …]``."""
+class GroupLoss(LayerLoss):
+    """Compare a relation between the rows of n groups, averaged over the layer pairs."""
 
-    layers: Mapping[int, int]
     group: int = GROUP
 
     name: ClassVar[str]
@@ -41,26 +38,26 @@ class GroupLoss(ABC):
         if self.group < self.least:
             raise ValueError(f"the loss {self.name!r} needs a group of at least {self.least} rows, found {self.group}")
 
-    def check(self, labels: Labels) -> None:
-        """Refuse labels without states."""
-        require_hidden(labels)
+    def group_rows(self) -> int:
+        """Return ``group``."""
+        return self.group
 
     def weight(self, batch: LossBatch) -> Tensor:
-        """Total weight of the rows the teacher may teach, in groups of enough of them."""
+        """Return the total weight of the taught rows in large enough groups."""
         return self._weights(batch)[1].sum()
 
     def __call__(self, output: StudentOutput, batch: LossBatch) -> Tensor:
-        """Weighted sum over groups."""
+        """Return the weighted sum over groups."""
         inside_nG, weight_n = self._weights(batch)
         pairs = [
-            self.compare(self._grouped(row_states(ours, batch)), self._grouped(row_states(theirs, batch)), inside_nG)
-            for _, ours, theirs in paired(self.name, self.layers, output.states, batch)
+            self.compare(self._states(student, batch), self._states(teacher, batch), inside_nG)
+            for _, student, teacher in paired(self.name, self.layers, output.states, batch)
         ]
         return (torch.stack(pairs).mean(0) * weight_n).sum()
 
     @abstractmethod
-    def compare(self, ours_nGD: Tensor, theirs_nGD: Tensor, inside_nG: Tensor) -> Tensor:
-        """``[n]``: how unlike the relations are; anything finite, with a finite gradient, of too small a group."""
+    def compare(self, student_nGD: Tensor, teacher_nGD: Tensor, inside_nG: Tensor) -> Tensor:
+        """Return the distance of the relations ``[n]``: finite, with a finite gradient."""
 
     def _weights(self, batch: LossBatch) -> tuple[Tensor, Tensor]:
         """Which rows count in each group ``[n, G]``, and the weight of each ``[n]``."""
@@ -74,6 +71,10 @@ class GroupLoss(ABC):
         inside_nG = weight_nG > 0
         return inside_nG, torch.where(inside_nG.sum(-1) >= self.least, weight_nG.sum(-1), 0.0)
 
+    def _states(self, states: Tensor, batch: LossBatch) -> Tensor:
+        """Return one vector a row, by group ``[n, G, D]``."""
+        return self._grouped(row_states(states, batch))
+
     def _grouped(self, values: Tensor) -> Tensor:
         """``[R, …]`` as ``[n, G, …]``; rows at the end that have no answered token are filled up."""
         missing = -len(values) % self.group
@@ -83,47 +84,47 @@ class GroupLoss(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Cka(GroupLoss):
-    """One minus linear CKA (Kornblith et al., arXiv 1905.00414, §3): ``‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖)`` of centred states.
+    """One minus linear CKA of centred states (Kornblith et al., arXiv 1905.00414, §3).
 
-    Of two rows it is always 1, so a group needs three.
+    CKA is ``‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖)``. For two rows it is always 1, so a group needs three.
     """
 
     name: ClassVar[str] = "cka"
     least: ClassVar[int] = 3
 
-    def compare(self, ours_nGD: Tensor, theirs_nGD: Tensor, inside_nG: Tensor) -> Tensor:
-        """Through the ``G × G`` products of rows, which the ``D × D`` ones of dimensions equal in norm."""
-        x_nGG, y_nGG = (_products(states, inside_nG) for states in (ours_nGD, theirs_nGD))
+    def compare(self, student_nGD: Tensor, teacher_nGD: Tensor, inside_nG: Tensor) -> Tensor:
+        """Use the ``G × G`` products of rows, which have the norms of the ``D × D`` ones."""
+        x_nGG, y_nGG = (_products(states, inside_nG) for states in (student_nGD, teacher_nGD))
         sizes_n = _root(x_nGG.square().sum((-2, -1))) * _root(y_nGG.square().sum((-2, -1)))
         return 1 - (x_nGG * y_nGG).sum((-2, -1)) / torch.where(sizes_n > 0, sizes_n, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RkdDistance(GroupLoss):
-    """Huber loss between distances of pairs of rows, each over their mean (Park et al., arXiv 1904.05068, §3.2.1)."""
+    """Huber loss on normalised distances of row pairs (Park et al., arXiv 1904.05068, §3.2.1)."""
 
     name: ClassVar[str] = "rkd_distance"
     least: ClassVar[int] = 2
 
-    def compare(self, ours_nGD: Tensor, theirs_nGD: Tensor, inside_nG: Tensor) -> Tensor:
-        """Mean over the pairs of different rows."""
+    def compare(self, student_nGD: Tensor, teacher_nGD: Tensor, inside_nG: Tensor) -> Tensor:
+        """Average over the pairs of different rows."""
         pairs_nGG = _different(inside_nG)
-        x_nGG, y_nGG = (_distances(states, pairs_nGG) for states in (ours_nGD, theirs_nGD))
+        x_nGG, y_nGG = (_distances(states, pairs_nGG) for states in (student_nGD, teacher_nGD))
         return _mean(functional.smooth_l1_loss(x_nGG, y_nGG, reduction="none"), pairs_nGG, (-2, -1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class RkdAngle(GroupLoss):
-    """Huber loss between cosines of the angles that triples of rows form (Park et al., arXiv 1904.05068, §3.2.2)."""
+    """Huber loss between angle cosines of row triples (Park et al., arXiv 1904.05068, §3.2.2)."""
 
     name: ClassVar[str] = "rkd_angle"
     least: ClassVar[int] = 3
 
-    def compare(self, ours_nGD: Tensor, theirs_nGD: Tensor, inside_nG: Tensor) -> Tensor:
-        """Mean over the triples of different rows; holds ``G`` times the states, and ``G³`` cosines."""
+    def compare(self, student_nGD: Tensor, teacher_nGD: Tensor, inside_nG: Tensor) -> Tensor:
+        """Average over triples of different rows; needs ``G`` times the states, ``G³`` cosines."""
         pairs_nGG = _different(inside_nG)
         triples_nGGG = pairs_nGG.unsqueeze(-1) & pairs_nGG.unsqueeze(-2) & pairs_nGG.unsqueeze(-3)
-        x_nGGG, y_nGGG = (_angles(states) for states in (ours_nGD, theirs_nGD))
+        x_nGGG, y_nGGG = (_angles(states) for states in (student_nGD, teacher_nGD))
         return _mean(functional.smooth_l1_loss(x_nGGG, y_nGGG, reduction="none"), triples_nGGG, (-3, -2, -1))
 
 
@@ -136,14 +137,14 @@ def _products(states_nGD: Tensor, inside_nG: Tensor) -> Tensor:
 
 
 def _distances(states_nGD: Tensor, pairs_nGG: Tensor) -> Tensor:
-    """``[n, G, G]`` distances over the mean of those that count; of differences, because products would cancel."""
+    """Return distances ``[n, G, G]`` over their mean, from differences: products cancel."""
     distance_nGG = torch.cdist(states_nGD, states_nGD, compute_mode="donot_use_mm_for_euclid_dist")
     mean_n = _mean(distance_nGG, pairs_nGG, (-2, -1))
     return distance_nGG / torch.where(mean_n > 0, mean_n, 1.0)[:, None, None]
 
 
 def _angles(states_nGD: Tensor) -> Tensor:
-    """``[n, G, G, G]``: at ``[:, j, i, k]`` the cosine of the angle at row j between rows i and k; 0 where one is j."""
+    """Return cosines ``[n, G, G, G]``: ``[:, j, i, k]`` is the angle at row j; 0 if i or k is j."""
     apart_nGGD = states_nGD.unsqueeze(1) - states_nGD.unsqueeze(2)
     size_nGG1 = _root(apart_nGGD.square().sum(-1, keepdim=True))
     unit_nGGD = apart_nGGD / torch.where(size_nGG1 > 0, size_nGG1, 1.0)

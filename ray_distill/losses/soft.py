@@ -1,4 +1,4 @@
-"""Temperature-softened divergences from stored classes and one bucket for everything else (MATHS.md §1-3).
+"""Compute softened divergences over stored classes and a tail bucket (MATHS.md §1-3).
 
 | targets        | forward_kl | reverse_kl, jsd, skewed_kl, total_variation, adaptive_kl |
 |----------------|------------|----------------------------------------------------------|
@@ -9,52 +9,44 @@ Drawn targets are right on average alone: only forward KL is linear in them, so 
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ray_distill.losses.base import Labels, LossBatch, SparseTargets, StudentOutput, require_targets, teacher_weight
-from ray_distill.losses.buckets import Buckets, drawn_weights, renormalise, soften, student_masses
-from ray_distill.losses.divergences import DIVERGENCES, Mix
+from ray_distill.losses.buckets import BucketLoss, Buckets, drawn_weights, renormalise, soften, student_masses
+from ray_distill.losses.divergences import build_divergence
 
 TAILS = ("bucket", "renormalised")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Soft:
-    """``T² · D(p_T, q_T)`` on the stored classes plus a tail bucket; dense targets simply have no tail.
+class Soft(BucketLoss):
+    """``T² · D(p_T, q_T)`` on the stored classes plus a tail bucket; dense targets have no tail.
 
     ``temperature`` must be one the labels declare: the mass outside the stored classes at another temperature
     is unknown. The factor T² keeps the gradient's scale as T grows (Hinton et al., arXiv 1503.02531, §2).
 
-    ``divergence`` is one of `DIVERGENCES` (drawn targets allow ``forward_kl`` alone). ``beta``, ``skew`` and ``head``
-    are parameters of one each (`Mix`).
+    ``divergence`` is one of `DIVERGENCES`, by name or as ``{name: {parameter: value}}``; drawn targets allow
+    ``forward_kl`` alone.
 
     ``tail`` is ``bucket``, or ``renormalised``: the stored classes alone, scaled to 1, against the student's whole
-    distribution. That is what truncating toolkits do; it teaches over-confidence and is here to be compared with.
+    distribution. Truncating toolkits do that; it teaches over-confidence and exists for comparison.
 
     Raises (when called):
         ValueError: the batch has no targets, they do not declare the temperature, or do not allow the divergence.
     """
 
     temperature: float = 1.0
-    divergence: str = "forward_kl"
-    beta: float = 0.5
-    skew: float = 0.1
-    head: float = 0.5
+    divergence: str | Mapping[str, Mapping[str, float]] = "forward_kl"
     tail: str = "bucket"
 
     def __post_init__(self) -> None:
-        if self.divergence not in DIVERGENCES:
-            raise ValueError(
-                f"the loss 'soft' knows the divergences {', '.join(DIVERGENCES)}, found {self.divergence!r}"
-            )
+        build_divergence(self.divergence)
         if self.tail not in TAILS:
-            raise ValueError(f"the loss 'soft' knows the tails {', '.join(TAILS)}, found {self.tail!r}")
-        for name, value in (("beta", self.beta), ("skew", self.skew), ("head", self.head)):
-            if not 0 < value < 1:
-                raise ValueError(f"the loss 'soft' needs 0 < {name} < 1, found {value:g}")
+            raise ValueError(f"the loss 'soft' has the tails {', '.join(TAILS)}, found {self.tail!r}")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"the loss 'soft' needs a temperature greater than 0, found {self.temperature:g}")
 
@@ -64,28 +56,24 @@ class Soft:
             self._require_linear()
 
     def weights(self, batch: LossBatch) -> Tensor:
-        """``[B]``: weight of each example, 0 where the teacher may not teach."""
+        """Return the weight of each example ``[B]``, 0 where the teacher is excluded."""
         return teacher_weight(batch)
 
-    def weight(self, batch: LossBatch) -> Tensor:
-        """Total weight of the examples the teacher may teach."""
-        return self.weights(batch).sum()
-
     def __call__(self, output: StudentOutput, batch: LossBatch) -> Tensor:
-        """Weighted sum over examples, in nats times T²."""
+        """Return the weighted sum over examples, in nats times T²."""
         targets = require_targets(batch, "soft")
         logq_NB = student_masses(output.logits_BV, targets, self.temperature)
         return self._sum(logq_NB, targets, batch)
 
     def of_buckets(self, student: Buckets, batch: LossBatch) -> Tensor:
-        """The same from the student's buckets at this temperature."""
+        """Return the weighted sum from the student's buckets at this temperature."""
         return self._sum(student.logq_NB, require_targets(batch, "soft"), batch)
 
     def _sum(self, logq_NB: Tensor, targets: SparseTargets, batch: LossBatch) -> Tensor:
         return self.temperature**2 * (self.divergences(logq_NB, targets) * teacher_weight(batch)).sum()
 
     def divergences(self, logq_NB: Tensor, targets: SparseTargets) -> Tensor:
-        """Divergence at each position ``[N]``, without the factor T²; of the student's log bucket masses.
+        """Return the divergence by position ``[N]`` from log masses, without the factor T².
 
         Drawn targets have no bucket: ``Σ_S ŵ (log p - log q)`` with ``ŵ`` of `drawn_weights`. Its gradient in the
         logits is ``(Σŵ) q - ŵ`` over T. The value is an unbiased estimate of the KL over *all* classes, and as one it
@@ -96,8 +84,8 @@ class Soft:
         soft = soften if self.tail == "bucket" else renormalise
         logp_NK, log_tail_N = soft(targets, self.temperature)
         logp_NB = torch.cat([logp_NK, log_tail_N.unsqueeze(-1)], -1).to(logq_NB.dtype)
-        mix = Mix(beta=self.beta, skew=self.skew, head=self.head)
-        return DIVERGENCES[self.divergence](logp_NB, logq_NB.masked_fill(logp_NB == -math.inf, -math.inf), mix)
+        compare = build_divergence(self.divergence)
+        return compare(logp_NB, logq_NB.masked_fill(logp_NB == -math.inf, -math.inf))
 
     def _drawn(self, logq_NB: Tensor, targets: SparseTargets) -> Tensor:
         self._require_linear()
@@ -107,9 +95,11 @@ class Soft:
         return (w_NK * ratio_NK.masked_fill(logp_NK == -math.inf, 0.0)).sum(-1)
 
     def _require_linear(self) -> None:
-        if self.divergence == "forward_kl" and self.tail == "bucket":
+        linear = build_divergence(self.divergence).linear
+        if linear and self.tail == "bucket":
             return
-        what = f"divergence {self.divergence!r}" if self.divergence != "forward_kl" else f"tail {self.tail!r}"
+        name = self.divergence if isinstance(self.divergence, str) else next(iter(self.divergence))
+        what = f"tail {self.tail!r}" if linear else f"divergence {name!r}"
         raise ValueError(
             f"the {what} cannot be used with sampled or hybrid labels: their targets are right on average, only "
             "forward KL is linear in the teacher's probabilities, and any other divergence of them is biased; use "
@@ -118,5 +108,5 @@ class Soft:
 
 
 def forward_kl(logits_NV: Tensor, targets: SparseTargets, temperature: float = 1.0) -> Tensor:
-    """KL of teacher from student at temperature T, per position ``[N]``, in nats, without the factor T²."""
+    """Return the KL by position ``[N]`` at temperature T, in nats, without the factor T²."""
     return Soft(temperature=temperature).divergences(student_masses(logits_NV, targets, temperature), targets)

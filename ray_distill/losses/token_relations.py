@@ -1,6 +1,5 @@
-"""Relations between the tokens of a row, which need no projection (MATHS.md §5)."""
+"""Compare the relations between the tokens of a row, without projections (MATHS.md §5)."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,24 +7,23 @@ import torch
 from torch import Tensor
 
 from ray_distill.losses.base import Labels, LossBatch, StudentOutput, teacher_weight
-from ray_distill.losses.layers import paired, require_hidden, require_layers, sequence_mask, sequences
+from ray_distill.losses.layers import LayerLoss, paired, require_layers, sequence_mask, sequences
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenRelation:
-    """KL of the student's relations between tokens from the teacher's, as MiniLM has it of values (Wang et al., arXiv
-    2002.10957, §3.2; with relation heads, arXiv 2012.15828, §3.1), here of hidden states.
+class TokenRelation(LayerLoss):
+    """KL between the relations of a row's tokens in student and teacher, on hidden states.
 
-    A token's relation to the tokens of its row is ``softmax(h Hᵀ / √d)`` in each of ``heads`` slices of d dimensions;
-    more of them make it softer. The KL is averaged over the tokens, the heads and the pairs of layers. Rows of a single
-    token have nothing to compare and weigh 0. Of a language model a row's tokens are its answered positions, and each
-    weighs as much as any other position. Of each row ``heads · L²`` numbers are held.
+    MiniLM uses it on values (Wang et al., arXiv 2002.10957, §3.2; with relation heads, arXiv 2012.15828, §3.1). A
+    token's relation to the tokens of its row is ``softmax(h Hᵀ / √d)`` in each of ``heads`` slices of d dimensions;
+    more heads make it softer. The KL is averaged over the tokens, the heads and the pairs of layers. Rows of a single
+    token have nothing to compare and weigh 0. The tokens of a language model's row are its answered positions, and
+    each weighs as much as any other position. A row needs ``heads · L²`` numbers.
 
     Raises (when called):
-        ValueError: a layer is missing, is pooled, or has a width that is no multiple of ``heads``.
+        ValueError: a layer is missing, is pooled, or has a width that is not a multiple of ``heads``.
     """
 
-    layers: Mapping[int, int]
     heads: int = 8
 
     name: ClassVar[str] = "relation"
@@ -36,44 +34,44 @@ class TokenRelation:
             raise ValueError(f"the loss 'relation' needs at least one head, found {self.heads}")
 
     def check(self, labels: Labels) -> None:
-        """Refuse labels without states one a token."""
-        require_hidden(labels)
+        """Refuse labels without token-level states."""
+        super().check(labels)
         if labels.pool != "token":
             raise ValueError(
-                f"relations between tokens need states one a token, and labels.hidden.pool is "
+                f"relations between tokens need token-level states, and labels.hidden.pool is "
                 f"{labels.pool}; set it to token, or take cka, rkd_distance or rkd_angle"
             )
 
     def weight(self, batch: LossBatch) -> Tensor:
-        """Total weight of the examples the teacher may teach, in rows of at least two tokens."""
+        """Return the total weight of the taught examples in rows of two or more tokens."""
         return self._weights(batch, sequence_mask(batch)).sum()
 
     def __call__(self, output: StudentOutput, batch: LossBatch) -> Tensor:
-        """Weighted sum over rows."""
+        """Return the weighted sum over rows."""
         mask_RL = sequence_mask(batch)
         pairs = [
-            self._divergence(sequences(ours, batch), sequences(theirs, batch), mask_RL)
-            for _, ours, theirs in paired(self.name, self.layers, output.states, batch)
+            self._divergence(sequences(student, batch), sequences(teacher, batch), mask_RL)
+            for _, student, teacher in paired(self.name, self.layers, output.states, batch)
         ]
         return (torch.stack(pairs).mean(0) * self._weights(batch, mask_RL)).sum()
 
     def _weights(self, batch: LossBatch, mask_RL: Tensor) -> Tensor:
-        """``[R]``."""
+        """Return the weight of each row ``[R]``."""
         weight_B = teacher_weight(batch)
         weight_R = (
             weight_B if batch.row_B is None else weight_B.new_zeros(len(mask_RL)).index_add(0, batch.row_B, weight_B)
         )
         return torch.where(mask_RL.sum(-1) >= 2, weight_R, 0.0)
 
-    def _divergence(self, ours_RLD: Tensor, theirs_RLD: Tensor, mask_RL: Tensor) -> Tensor:
-        """``[R]``: mean over heads and tokens."""
-        logq_RHLL, logp_RHLL = (self._relations(states, mask_RL) for states in (ours_RLD, theirs_RLD))
+    def _divergence(self, student_RLD: Tensor, teacher_RLD: Tensor, mask_RL: Tensor) -> Tensor:
+        """Return the KL of each row ``[R]``, averaged over heads and tokens."""
+        logq_RHLL, logp_RHLL = (self._relations(states, mask_RL) for states in (student_RLD, teacher_RLD))
         between_RHLL = (logp_RHLL - logq_RHLL).masked_fill(~mask_RL[:, None, None, :], 0.0)
         token_RL = (logp_RHLL.exp() * between_RHLL).sum(-1).mean(1)
         return torch.where(mask_RL, token_RL, 0.0).sum(-1) / mask_RL.sum(-1).clamp(min=1)
 
     def _relations(self, states_RLD: Tensor, mask_RL: Tensor) -> Tensor:
-        """Log relations ``[R, H, L, L]``; -inf at padding."""
+        """Return log relations ``[R, H, L, L]``; -inf at padding."""
         rows, length, width = states_RLD.shape
         if width % self.heads:
             raise ValueError(

@@ -28,7 +28,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "dense": {"estimator": "dense"},
     "hot": {"losses": {"soft": {"temperature": 2}, "hard": {"weight": 0.5}}, "estimator": "dense"},
     "reverse_kl": {"losses": {"soft": {"divergence": "reverse_kl"}}},
-    "jsd": {"losses": {"soft": {"divergence": "jsd", "beta": 0.3}}},
+    "jsd": {"losses": {"soft": {"divergence": {"jsd": {"beta": 0.3}}}}},
     "skewed_kl": {"losses": {"soft": {"divergence": "skewed_kl"}}},
     "hard": {"losses": {"hard": {}}},
     "teacher_hard": {"losses": {"teacher_hard": {}}},

@@ -344,14 +344,16 @@ def _between(config: LossConfig, p: Tensor, q: Tensor) -> Tensor:
     def kl(a: Tensor, b: Tensor) -> Tensor:
         return (a * (a / b).log()).sum()
 
-    given = {"divergence": "forward_kl", "beta": 0.5, "skew": 0.1, **config.settings}
-    if given["divergence"] == "reverse_kl":
+    setting = config.settings.get("divergence", "forward_kl")
+    name, parameters = (setting, {}) if isinstance(setting, str) else next(iter(setting.items()))
+    if name == "reverse_kl":
         return kl(q, p)
-    if given["divergence"] == "jsd":
-        middle = given["beta"] * p + (1 - given["beta"]) * q
-        return given["beta"] * kl(p, middle) + (1 - given["beta"]) * kl(q, middle)
-    if given["divergence"] == "skewed_kl":
-        return kl(p, given["skew"] * p + (1 - given["skew"]) * q)
+    if name == "jsd":
+        beta = parameters.get("beta", 0.5)
+        middle = beta * p + (1 - beta) * q
+        return beta * kl(p, middle) + (1 - beta) * kl(q, middle)
+    if name == "skewed_kl":
+        return kl(p, 0.1 * p + 0.9 * q)
     return kl(p, q)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import hypothesis.strategies as st
 import pytest
@@ -14,8 +14,9 @@ from ray_distill.losses import fused as fused_module
 from ray_distill.losses.base import LossBatch, SparseTargets, StudentOutput
 from ray_distill.losses.buckets import BucketLoss
 from ray_distill.losses.cross_entropy import Hard, TeacherHard
+from ray_distill.losses.divergences import DIVERGENCES
 from ray_distill.losses.fused import Part, fused_loss
-from ray_distill.losses.soft import DIVERGENCES, Soft
+from ray_distill.losses.soft import Soft
 
 TEMPERATURES = (1.0, 2.0)
 
@@ -123,13 +124,12 @@ def fused(
 
 @st.composite
 def losses(draw: st.DrawFn, *, drawn: bool) -> list[Part]:
-    names = ["forward_kl"] if drawn else sorted(DIVERGENCES)
+    name = draw(st.sampled_from(["forward_kl"] if drawn else sorted(DIVERGENCES)))
+    parameters = {field.name: draw(st.floats(0.05, 0.95)) for field in fields(DIVERGENCES[name])}
     found: list[BucketLoss] = [
         Soft(
-            divergence=draw(st.sampled_from(names)),
+            divergence={name: parameters},
             temperature=draw(st.sampled_from(TEMPERATURES)),
-            beta=draw(st.floats(0.05, 0.95)),
-            skew=draw(st.floats(0.05, 0.95)),
             tail="bucket" if drawn else draw(st.sampled_from(("bucket", "renormalised"))),
         )
     ]

@@ -5,31 +5,33 @@ configuration. A few names mean the same in every loss, and are given in another
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from typing import Annotated, Any, Literal, get_type_hints
+from dataclasses import Field, fields
+from typing import Annotated, Any, Literal, cast, get_type_hints
 
-from pydantic import Field, TypeAdapter, ValidationError
+import pydantic
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from ray_distill.config import LossConfig, Steps
 from ray_distill.errors import ConfigError
-from ray_distill.losses.base import Labels
+from ray_distill.losses.base import Labels, Loss
 from ray_distill.losses.buckets import temperature_index
 from ray_distill.losses.catalogue import LOSSES
+from ray_distill.losses.layers import LayerLoss
 from ray_distill.students.objective.schedules import stage_starts
 
 #: How a configuration says which student layer follows which stored teacher layer.
-LayerMap = Literal["uniform", "last"] | dict[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+LayerMap = Literal["uniform", "last"] | dict[Annotated[int, pydantic.Field(ge=0)], Annotated[int, pydantic.Field(ge=0)]]
 #: Settings of any loss that has a field of that name, in a configuration's form.
 FORMS: Mapping[str, Any] = {
     "layers": LayerMap,
-    "temperature": Annotated[float, Field(gt=0, allow_inf_nan=False)] | Steps,
+    "temperature": Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)] | Steps,
 }
 #: Fields that are no settings: the run measures them.
 MEASURED = frozenset({"scales"})
 
 
-def known_loss(name: str) -> Any:
+def known_loss(name: str) -> type[Loss]:
     """The class of a loss.
 
     Raises:
@@ -40,9 +42,14 @@ def known_loss(name: str) -> Any:
     return LOSSES[name]
 
 
+def fields_of(kind: type[Loss]) -> tuple[Field[Any], ...]:
+    """Return the settings of a loss, which is a dataclass."""
+    return fields(cast("Any", kind))
+
+
 def follows_labels(name: str) -> bool:
     """Whether a loss is of true labels; all others follow the teacher."""
-    return bool(getattr(known_loss(name), "follows_labels", False))
+    return known_loss(name).follows_labels
 
 
 def settings_of(name: str, config: LossConfig) -> dict[str, Any]:
@@ -52,7 +59,7 @@ def settings_of(name: str, config: LossConfig) -> dict[str, Any]:
         ConfigError: an unknown loss or setting, or a value that does not fit; it is named.
     """
     kind = known_loss(name)
-    known = {field.name: field.default for field in fields(kind) if field.name not in MEASURED}
+    known = {field.name: field.default for field in fields_of(kind) if field.name not in MEASURED}
     where, types = f"student.losses.{name}", get_type_hints(kind)
     for setting in config.settings:
         if setting not in known:
@@ -115,18 +122,16 @@ def layer_maps(losses: Mapping[str, LossConfig]) -> dict[str, Any]:
 
 def wants_layers(name: str) -> bool:
     """Whether there is a loss of that name, and it is of hidden states."""
-    kind: Any = LOSSES.get(name)
-    return kind is not None and any(field.name == "layers" for field in fields(kind))
+    kind = LOSSES.get(name)
+    return kind is not None and issubclass(kind, LayerLoss)
 
 
-def refuse_labels(loss: Any, name: str, labels: Labels) -> None:
+def refuse_labels(loss: Loss, name: str, labels: Labels) -> None:
     """Refuse labels that a loss cannot be used with.
 
     Raises:
         ConfigError: the loss says why.
     """
-    if not hasattr(loss, "check"):
-        return
     try:
         loss.check(labels)
     except ValueError as error:

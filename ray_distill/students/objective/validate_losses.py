@@ -92,8 +92,8 @@ def layers_wanted(terms: Sequence[Term]) -> tuple[dict[int, int], tuple[int, ...
     """
     projected, plain = dict[int, int](), set[int]()
     for term in terms:
-        pairs: Mapping[int, int] = getattr(term.loss, "layers", {})
-        if not getattr(term.loss, "projected", False):
+        pairs = term.loss.layer_pairs()
+        if not term.loss.projected:
             plain |= set(pairs)
             continue
         for ours, theirs in pairs.items():

@@ -1,7 +1,7 @@
 """The configured losses as terms: a name, a loss and a weight over time; and their exact global reduction."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -12,7 +12,7 @@ from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.losses.base import Loss, LossBatch, StudentOutput
 from ray_distill.losses.buckets import BucketLoss
 from ray_distill.losses.fused import Asked, Part
-from ray_distill.students.objective.loss_settings import known_loss, settings_of, stages_of
+from ray_distill.students.objective.loss_settings import fields_of, known_loss, settings_of, stages_of
 from ray_distill.students.objective.schedules import Curve, stage_at, weight_curve
 from ray_distill.students.process_group import Ranks
 
@@ -74,7 +74,7 @@ def _stages(
     name: str, config: LossConfig, steps: int, temperatures: Sequence[float], given: Mapping[str, object]
 ) -> tuple[tuple[int, Loss], ...]:
     kind, settings = known_loss(name), settings_of(name, config)
-    known = {field.name for field in fields(kind)}
+    known = {field.name for field in fields_of(kind)}
     own = {key: value for key, value in given.items() if key in known}
     try:
         return tuple(
@@ -91,7 +91,7 @@ def group_of(terms: Sequence[Term]) -> int:
     Raises:
         ConfigError: two want groups of different sizes.
     """
-    found = {term.name: int(size) for term in terms if (size := getattr(term.loss, "group", None)) is not None}
+    found = {term.name: size for term in terms if (size := term.loss.group_rows()) is not None}
     if len(set(found.values())) > 1:
         named = ", ".join(f"{name} has {size}" for name, size in found.items())
         raise ConfigError(
@@ -189,7 +189,7 @@ def _leaf(tensor: Tensor) -> Tensor:
 
 def _fits(term: Term) -> bool:
     """Whether a fused head can give this term."""
-    return hasattr(term.loss, "of_buckets")
+    return isinstance(term.loss, BucketLoss)
 
 
 def to_device(batch: LossBatch, device: torch.device) -> LossBatch:

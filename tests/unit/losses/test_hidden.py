@@ -9,6 +9,7 @@ from ray_distill.labels.model.signal import Hidden
 from ray_distill.losses.base import Labels, LossBatch, StudentOutput
 from ray_distill.losses.catalogue import LOSSES
 from ray_distill.losses.hidden import HiddenMatch
+from ray_distill.losses.soft import Soft
 from ray_distill.students.objective.validate_losses import state_scales
 
 
@@ -58,14 +59,14 @@ def test_labels_that_will_not_do_are_refused_with_what_to_set() -> None:
     hidden = Labels(hidden=True)
     for name in ("hidden", "cka", "rkd_distance", "rkd_angle", "relation"):
         with pytest.raises(ValueError, match=r"no hidden states are stored; set labels\.hidden\.layers"):
-            LOSSES[name](layers={1: 4}).check(Labels())  # type: ignore[attr-defined]
+            LOSSES[name](layers={1: 4}).check(Labels())  # type: ignore[call-arg]
     HiddenMatch(layers={1: 4}).check(hidden)
     HiddenMatch(layers={1: 4}, kind="pca").check(Labels(hidden=True, basis=True))
     with pytest.raises(ValueError, match=r"needs states that are stored on a PCA basis; set labels\.hidden\.rank"):
         HiddenMatch(layers={1: 4}, kind="pca").check(hidden)
     with pytest.raises(ValueError, match=r"labels\.hidden\.pool is mean; set it to token"):
-        LOSSES["relation"](layers={1: 4}).check(hidden)  # type: ignore[attr-defined]
-    LOSSES["relation"](layers={1: 4}).check(Labels(hidden=True, pool="token"))  # type: ignore[attr-defined]
+        LOSSES["relation"](layers={1: 4}).check(hidden)
+    LOSSES["relation"](layers={1: 4}).check(Labels(hidden=True, pool="token"))
     with pytest.raises(ValueError, match="cannot be used with sampled or hybrid labels"):
-        LOSSES["soft"](divergence="adaptive_kl").check(Labels(drawn=True))  # type: ignore[attr-defined]
-    LOSSES["soft"]().check(Labels(drawn=True))  # type: ignore[attr-defined]
+        Soft(divergence="adaptive_kl").check(Labels(drawn=True))
+    LOSSES["soft"]().check(Labels(drawn=True))

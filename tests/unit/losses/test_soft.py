@@ -232,7 +232,7 @@ def test_hidden_names_what_does_not_fit() -> None:
     """A missing layer and unequal widths are told with both sides."""
     loss = HiddenMatch(layers={1: 5})
     output = StudentOutput(logits_BV=torch.zeros(2, 2), hidden={1: torch.zeros(2, 4)})
-    with pytest.raises(ValueError, match=r"student gave layers \[1\], the labels hold layers \[6\]"):
+    with pytest.raises(ValueError, match=r"student gave layers \[1\], the labels have layers \[6\]"):
         loss(output, batch_of(None, 2, hidden={6: torch.zeros(2, 4)}))
     with pytest.raises(ValueError, match=r"\(2, 4\), teacher layer 5 of shape \(2, 8\)"):
         loss(output, batch_of(None, 2, hidden={5: torch.zeros(2, 8)}))

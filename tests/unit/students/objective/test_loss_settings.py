@@ -10,7 +10,7 @@ from torch import Tensor
 from ray_distill.config import LossConfig, Steps, TrainingConfig, parse_config
 from ray_distill.errors import ConfigError
 from ray_distill.losses import catalogue
-from ray_distill.losses.base import Labels, LossBatch, StudentOutput, teacher_weight
+from ray_distill.losses.base import Labels, Loss, LossBatch, StudentOutput, teacher_weight
 from ray_distill.losses.relations import Cka
 from ray_distill.losses.soft import Soft
 from ray_distill.students.objective.loss_settings import plain_settings, settings_of, temperatures_of
@@ -31,7 +31,7 @@ def build(losses: dict[str, LossConfig], steps: int = 10) -> tuple[Term, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Power:
+class Power(Loss):
     """A loss that nobody has heard of."""
 
     exponent: float = 2.0
@@ -59,10 +59,9 @@ def test_a_new_loss_is_a_class_and_a_line(monkeypatch: pytest.MonkeyPatch) -> No
         (
             "soft",
             {"kind": "cosine"},
-            "student.losses.soft.kind: unknown field; the loss 'soft' has weight, temperature, "
-            "divergence, beta, skew, head, tail",
+            "student.losses.soft.kind: unknown field; the loss 'soft' has weight, temperature, divergence, tail",
         ),
-        ("soft", {"divergence": "mse"}, "student.losses.soft: the loss 'soft' knows the divergences"),
+        ("soft", {"divergence": "mse"}, "student.losses.soft: a divergence is one of forward_kl, reverse_kl"),
         (
             "soft",
             {"temperature": 3},
@@ -71,13 +70,18 @@ def test_a_new_loss_is_a_class_and_a_line(monkeypatch: pytest.MonkeyPatch) -> No
         ("soft", {"temperature": {"step": [[0, 2], [0.5, 3]]}}, "temperature 3 is not declared"),
         ("soft", {"temperature": {"linear": [2, 1]}}, "losses.soft.temperature: a temperature steps through declared"),
         ("soft", {"temperature": {"step": [[0.1, 2]]}}, "begin with 0 and rise"),
-        ("soft", {"head": 1.5}, "student.losses.soft: the loss 'soft' needs 0 < head < 1, found 1.5"),
+        (
+            "soft",
+            {"divergence": {"adaptive_kl": {"head": 1.5}}},
+            "student.losses.soft: adaptive_kl needs 0 < head < 1, found 1.5",
+        ),
+        ("soft", {"divergence": {"jsd": {"skew": 0.5}}}, "student.losses.soft: jsd has no skew; it has beta"),
         ("hidden", {"scales": {6: 1.0}}, "student.losses.hidden.scales: unknown field"),
         ("hidden", {"layers": "first"}, "student.losses.hidden.layers: input should be 'uniform' or 'last', or"),
         (
             "hidden",
             {"kind": "l1"},
-            "student.losses.hidden: the loss 'hidden' knows the kinds pca, mse, cosine, found 'l1'",
+            "student.losses.hidden: the loss 'hidden' has the kinds pca, mse, cosine, found 'l1'",
         ),
         ("cka", {"group": 2}, "student.losses.cka: the loss 'cka' needs a group of at least 3 rows, found 2"),
         ("cka", {"group": "many"}, "student.losses.cka.group: input should be a valid integer"),

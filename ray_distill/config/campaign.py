@@ -7,7 +7,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from ray_distill.config.judge import CostConfig, DriftConfig, EvaluationConfig, GateConfig, TrackingConfig
 from ray_distill.config.labels import LabelsConfig
 from ray_distill.config.plan import PlanConfig
-from ray_distill.config.section import Section
+from ray_distill.config.section import NOT_DECIDING, Section
 from ray_distill.config.sequences import SequencesConfig
 from ray_distill.config.snapshot import SnapshotConfig
 from ray_distill.config.student import StudentConfig
@@ -21,18 +21,26 @@ class Campaign(Section):
     campaign: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     task: Literal["text_classification", "image_classification", "causal_lm", "seq2seq"]
     seed: int = 0
-    output: str | None = Field(None, description="folder or URL of all artifacts; default: ./distill/<campaign>")
+    output: str | None = Field(
+        None,
+        description="folder or URL of all artifacts; default: ./distill/<campaign>",
+        json_schema_extra=NOT_DECIDING,
+    )
     snapshot: SnapshotConfig
     sequences: SequencesConfig | None = Field(None, description="what the teacher writes; default: nothing")
     labels: LabelsConfig
     student: StudentConfig = StudentConfig()
-    sweep: SweepConfig | None = Field(None, description="students that `ray-distill sweep` compares; default: none")
+    # A sweep decides which students are compared, not what one of them becomes: its own key adds it.
+    sweep: SweepConfig | None = Field(
+        None, description="students that `ray-distill sweep` compares; default: none", json_schema_extra=NOT_DECIDING
+    )
     evaluation: EvaluationConfig = EvaluationConfig()
     gate: GateConfig = GateConfig()
-    drift: DriftConfig = DriftConfig()
-    cost: CostConfig = CostConfig()
-    plan: PlanConfig = PlanConfig()
-    tracking: TrackingConfig = TrackingConfig()
+    # Reports that are made from these are computed anew by every command.
+    drift: DriftConfig = Field(DriftConfig(), json_schema_extra=NOT_DECIDING)
+    cost: CostConfig = Field(CostConfig(), json_schema_extra=NOT_DECIDING)
+    plan: PlanConfig = Field(PlanConfig(), json_schema_extra=NOT_DECIDING)
+    tracking: TrackingConfig = Field(TrackingConfig(), json_schema_extra=NOT_DECIDING)
 
     @field_validator("sequences")
     @classmethod

@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from ray_distill.config.section import Section
+from ray_distill.config.section import NOT_DECIDING, Section
 
 
 class HarnessConfig(Section):
@@ -97,8 +97,10 @@ class GateConfig(Section):
         description="arms whose accuracy the student must exceed beyond doubt, or of "
         "language models whose nll it must stay below",
     )
-    alias: str = Field("champion", description="registry alias that a PROMOTE sets")
-    model_name: str | None = Field(None, description="registered model; default: the campaign's name")
+    alias: str = Field("champion", description="registry alias that a PROMOTE sets", json_schema_extra=NOT_DECIDING)
+    model_name: str | None = Field(
+        None, description="registered model; default: the campaign's name", json_schema_extra=NOT_DECIDING
+    )
 
 
 class DriftConfig(Section):

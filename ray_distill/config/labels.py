@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ray_distill.config.section import Dtype, Pool, Section
+from ray_distill.config.section import NOT_DECIDING, Dtype, Pool, Section
 
 
 class HeadConfig(Section):
@@ -37,6 +37,7 @@ class VllmConfig(Section):
         None,
         description="interpreter of vLLM's own environment, at this path on every node that asks the teacher "
         "(Ray's runtime_env: py_executable); default: the environment that Ray's workers are in anyway",
+        json_schema_extra=NOT_DECIDING,
     )
     tensor_parallel_size: int = Field(
         1, ge=1, description="GPUs that hold a part of each layer; labels.resources.gpus must be as many"
@@ -47,6 +48,7 @@ class VllmConfig(Section):
         le=1,
         description="share of a GPU's memory (of the machine's where there is none) for weights and "
         "cache; vLLM's own 0.92 leaves no room for the log-probabilities of prompts, which it does not plan for",
+        json_schema_extra=NOT_DECIDING,
     )
     max_num_seqs: int = Field(64, ge=1, description="texts that are computed at once")
     max_num_batched_tokens: int = Field(
@@ -156,10 +158,12 @@ class CheckConfig(Section):
 
 
 class Resources(Section):
-    """What the labelling job may take."""
+    """Resources of the labelling job. Batch and threads decide: they change the last digits of the labels."""
 
-    actors: tuple[int, int] = Field((1, 1), description="least and most teacher actors: 1 <= least <= most")
-    gpus: float = Field(0, ge=0, description="GPUs a teacher actor")
+    actors: tuple[int, int] = Field(
+        (1, 1), description="least and most teacher actors: 1 <= least <= most", json_schema_extra=NOT_DECIDING
+    )
+    gpus: float = Field(0, ge=0, description="GPUs a teacher actor", json_schema_extra=NOT_DECIDING)
     cpus: float = Field(1, gt=0, description="CPUs a teacher actor; also its torch threads")
     batch: int = Field(64, ge=1, description="examples a teacher batch")
 
@@ -185,15 +189,22 @@ class FailuresConfig(Section):
 
 
 class LabelsConfig(Section):
-    """The label store and how it is filled."""
+    """The label store and how it is filled.
 
-    store: str | None = Field(None, description="URL of the label store; default: <output>/labels")
+    The floor of the teacher and the limits of failures do not decide: they stop a run, and change no label.
+    """
+
+    store: str | None = Field(
+        None, description="URL of the label store; default: <output>/labels", json_schema_extra=NOT_DECIDING
+    )
     teacher: TeacherConfig
     signal: SignalConfig = SignalConfig()
     hidden: HiddenConfig = HiddenConfig()
-    check: CheckConfig = CheckConfig()
+    check: CheckConfig = Field(CheckConfig(), json_schema_extra=NOT_DECIDING)
     resources: Resources = Resources()
-    failures: FailuresConfig = FailuresConfig()
+    failures: FailuresConfig = Field(FailuresConfig(), json_schema_extra=NOT_DECIDING)
     unit_rows: int = Field(512, ge=1, description="most rows a work unit: what is redone after a crash")
     unit_bytes: int = Field(64 << 20, ge=1, description="most bytes a work unit, by the size of the calibration rows")
-    max_bad_fraction: float = Field(0.01, ge=0, le=1, description="above this share of unlabelled rows, stop")
+    max_bad_fraction: float = Field(
+        0.01, ge=0, le=1, description="above this share of unlabelled rows, stop", json_schema_extra=NOT_DECIDING
+    )

@@ -1,14 +1,21 @@
-"""What all sections share."""
+"""Definitions that all sections share."""
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Pool = Literal["token", "mean", "cls", "last"]
 
+#: ``json_schema_extra`` of a field on which no result depends: a place, a resource, a limit that only stops a run. See
+#: `config.identity`.
+NOT_DECIDING: dict[str, JsonValue] = {"decides": False}
+
 
 class Section(BaseModel):
-    """A frozen section that refuses unknown names."""
+    """A frozen section that refuses unknown names.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    Defaults are validated, so that they have the types of given values: 1.0 for a float, not 1.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, validate_default=True)

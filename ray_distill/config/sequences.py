@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from ray_distill.config.labels import FailuresConfig
-from ray_distill.config.section import Section
+from ray_distill.config.section import NOT_DECIDING, Section
 
 #: Settings that belong to one method, and what they are where it is another one.
 _OF_METHOD = {
@@ -56,7 +56,10 @@ class WritingFailures(FailuresConfig):
 
 
 class SequencesConfig(Section):
-    """Sequence-level distillation: the teacher writes the texts that are labelled and learnt."""
+    """Sequence-level distillation: the teacher writes the texts that are labelled and learnt.
+
+    ``unit_rows`` does not decide: a prompt that was written for is not written for again in a unit of another size.
+    """
 
     method: Literal["greedy", "sample", "beam"] = Field(
         "greedy", description="the likeliest token each time; draws; the likeliest of `beams` partial sequences"
@@ -86,10 +89,16 @@ class SequencesConfig(Section):
         "as they are, so that a student is judged on real texts",
     )
     batch: int = Field(16, ge=1, description="sequences written at a time, beams and candidates counted")
-    unit_rows: int = Field(64, ge=1, description="most prompts a work unit: what is redone after a crash")
-    failures: WritingFailures = WritingFailures()
+    unit_rows: int = Field(
+        64, ge=1, description="most prompts a work unit: what is redone after a crash", json_schema_extra=NOT_DECIDING
+    )
+    failures: WritingFailures = Field(WritingFailures(), json_schema_extra=NOT_DECIDING)
     max_bad_fraction: float = Field(
-        0.01, ge=0, le=1, description="above this share of prompts that got no answer, stop"
+        0.01,
+        ge=0,
+        le=1,
+        description="above this share of prompts that got no answer, stop",
+        json_schema_extra=NOT_DECIDING,
     )
 
     @field_validator("splits")

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from ray_distill.config.section import Section
+from ray_distill.config.section import NOT_DECIDING, Section
 
 
 class Columns(Section):
@@ -54,7 +54,9 @@ class SnapshotConfig(Section):
         "first by name), the first seen, drop the row, or keep it unlabelled",
     )
     exclude: tuple[str, ...] = Field((), description="sources whose rows are left out: the teacher's training rows")
-    max_bad_fraction: float = Field(0.01, ge=0, le=1, description="above this share of unusable rows, stop")
+    max_bad_fraction: float = Field(
+        0.01, ge=0, le=1, description="above this share of unusable rows, stop", json_schema_extra=NOT_DECIDING
+    )
     shard_rows: int = Field(4096, ge=1, description="rows a snapshot shard")
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from ray_distill.config.section import Section
+from ray_distill.config.section import NOT_DECIDING, Section
 
 
 class LoraSettings(Section):
@@ -142,16 +142,23 @@ class SamplingConfig(Section):
 
 
 class TrainingConfig(Section):
-    """How a student is trained; all baselines get the same budget and tuning."""
+    """How a student is trained; all baselines get the same budget and tuning.
+
+    Fields that divide the work among passes, processes and memory do not decide: the curve is the same except for
+    rounding. So a run may be resumed on other machines than it began on.
+    """
 
     epochs: float = Field(3, gt=0, description="passes over the training rows; fixes the steps of every arm")
     global_batch: int = Field(256, ge=1, description="examples an optimiser step, over all workers")
-    micro_batch: int = Field(64, ge=1, description="examples a forward pass, on one worker")
+    micro_batch: int = Field(
+        64, ge=1, description="examples a forward pass, on one worker", json_schema_extra=NOT_DECIDING
+    )
     micro_tokens: int = Field(
         0,
         ge=0,
         description="texts: tokens a forward pass, padding included: examples of like "
         "length share one, at most micro_batch of them; 0 = micro_batch examples as they come",
+        json_schema_extra=NOT_DECIDING,
     )
     learning_rate: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
         (3e-4,), min_length=1, description="one, or several: each arm keeps its best on validation"
@@ -167,17 +174,18 @@ class TrainingConfig(Section):
         description="decay of a moving average of the weights, which is then "
         "what is validated and exported, e.g. 0.999; default: the weights themselves",
     )
-    engine: Literal["deepspeed", "torch"] = "deepspeed"
+    engine: Literal["deepspeed", "torch"] = Field("deepspeed", json_schema_extra=NOT_DECIDING)
     workers: int | tuple[int, int] = Field(
         1,
         description="processes; two numbers = between the first and the second of them, as many as the cluster has "
         "room for at each moment",
+        json_schema_extra=NOT_DECIDING,
     )
-    gpus: float = Field(0, ge=0, description="GPUs a worker")
-    cpus: float = Field(1, gt=0, description="CPUs a worker; also its torch threads")
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    gpus: float = Field(0, ge=0, description="GPUs a worker", json_schema_extra=NOT_DECIDING)
+    cpus: float = Field(1, gt=0, description="CPUs a worker; also its torch threads", json_schema_extra=NOT_DECIDING)
+    zero_stage: Literal[0, 1, 2, 3] = Field(1, json_schema_extra=NOT_DECIDING)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    offload: Literal["none", "optimizer", "all"] = "none"
+    offload: Literal["none", "optimizer", "all"] = Field("none", json_schema_extra=NOT_DECIDING)
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="raw DeepSpeed settings; they win")
     sampling: SamplingConfig | None = Field(None, description="which rows come more often; default: each once an epoch")
     shuffle_units: int = Field(
@@ -191,10 +199,18 @@ class TrainingConfig(Section):
         "auto",
         description="read training rows and labels while training goes on, instead of all before it; auto: "
         "where they need more than memory_gb. The curve is the same",
+        json_schema_extra=NOT_DECIDING,
     )
-    memory_gb: float = Field(8.0, gt=0, description="gigabytes of training rows and labels that a worker may hold")
-    checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
-    checkpoints: CheckpointPolicy = Field(CheckpointPolicy(), description="which of them stay")
+    memory_gb: float = Field(
+        8.0,
+        gt=0,
+        description="gigabytes of training rows and labels that a worker may hold",
+        json_schema_extra=NOT_DECIDING,
+    )
+    checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints", json_schema_extra=NOT_DECIDING)
+    checkpoints: CheckpointPolicy = Field(
+        CheckpointPolicy(), description="which of them stay", json_schema_extra=NOT_DECIDING
+    )
     evaluate_every: int = Field(100, ge=1, description="steps between looks at the validation split")
     patience: int = Field(
         0,
@@ -202,22 +218,29 @@ class TrainingConfig(Section):
         description="looks without a better result after which an arm's training ends; 0 = never before the last step",
     )
     gradient_norms_every: int = Field(
-        0, ge=0, description="steps between reports of each loss's gradient norm at the student's outputs; 0 = never"
+        0,
+        ge=0,
+        description="steps between reports of each loss's gradient norm at the student's outputs; 0 = never",
+        json_schema_extra=NOT_DECIDING,
     )
-    max_failures: int = Field(2, ge=0, description="restarts after a lost worker")
+    max_failures: int = Field(2, ge=0, description="restarts after a lost worker", json_schema_extra=NOT_DECIDING)
     packed: int = Field(
         0,
         ge=0,
         description="language models: tokens of a sequence that documents are packed into; "
         "0 = one document a sequence, padded",
+        json_schema_extra=NOT_DECIDING,
     )
     compile: str | None = Field(
-        None, description="backend of torch.compile for the student's passes, e.g. inductor; default: none"
+        None,
+        description="backend of torch.compile for the student's passes, e.g. inductor; default: none",
+        json_schema_extra=NOT_DECIDING,
     )
     activation_checkpointing: bool = Field(
         False,
         description="recompute activations in the backward pass: less "
         "memory, about a third more time; transformers models alone",
+        json_schema_extra=NOT_DECIDING,
     )
 
     @field_validator("learning_rate", mode="before")

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ray_distill.config.section import Section
+from ray_distill.config.section import NOT_DECIDING, Section
 
 #: What a trial may change: a student, the labels it learns from, or its seed. The rest is what makes trials comparable.
 CHANGEABLE = ("student", "labels", "seed")
@@ -86,6 +86,7 @@ class SweepConfig(Section):
         ge=1,
         description="trials at once; default: as many as fit the cluster, each taking "
         "student.training.workers × (cpus, gpus)",
+        json_schema_extra=NOT_DECIDING,
     )
 
     @field_validator("grid")

@@ -31,6 +31,7 @@ from dataclasses import dataclass, fields
 
 from ray_distill.artifacts import Decision, Efficiency, Estimate, EvalReport, ModelReport, Verdict
 from ray_distill.config import DEFAULT_LIMITS, GateConfig, Limit
+from ray_distill.config.identity import identity
 from ray_distill.errors import PromotionError
 from ray_distill.evaluation.measures.directions import HIGHER_IS_BETTER, headline, higher_is_better
 from ray_distill.fingerprint import fingerprint
@@ -60,11 +61,10 @@ class Lead:
 
 def gate_fingerprint(gate: GateConfig) -> str:
     """Fingerprint of the rules of a gate; where the verdict is published is no part of them."""
-    rules = gate.model_dump(mode="json", include={"limits", "beat"})
+    rules = identity(gate)
     if gate.limits is None:  # the defaults are rules too: should they change, verdicts are given anew
         rules["limits"] = {
-            kind: {name: limit.model_dump(mode="json") for name, limit in limits.items()}
-            for kind, limits in DEFAULT_LIMITS.items()
+            kind: {name: identity(limit) for name, limit in limits.items()} for kind, limits in DEFAULT_LIMITS.items()
         }
     return fingerprint(rules)
 

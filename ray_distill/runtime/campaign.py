@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ray_distill.artifacts import Artifact, Decision, EvalReport, LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign, TrainingConfig
+from ray_distill.config.identity import identity
 from ray_distill.evaluation.measures.cost import CostReport
 from ray_distill.evaluation.measures.directions import LANGUAGE_TASKS, decisive
 from ray_distill.evaluation.sweep.compare import SweepResult
@@ -208,10 +209,13 @@ def _plan_writing(config: Campaign) -> list[str]:
 
 
 def snapshot_key(config: Campaign) -> str:
-    """Everything that decides a snapshot; the sources' files by name, size and time, to be cheap."""
+    """Return the key of everything that decides a snapshot: of sources their files, wherever these lie.
+
+    The files count by name, size and time, to be cheap.
+    """
     return fingerprint(
         {
-            "config": config.snapshot.model_dump(mode="json", exclude={"source", "exclude"}),
+            "config": identity(config.snapshot.model_copy(update={"source": "", "exclude": ()})),
             "seed": config.seed,
             "task": config.task,
             "sources": describe_sources(config.snapshot),

@@ -7,7 +7,7 @@ a process alone.
 import copy
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
-from ray_distill.config import Campaign, LossConfig, parse_config
+from ray_distill.config import Campaign, LossConfig, MixtureConfig, parse_config
+from ray_distill.config.identity import identity
 from ray_distill.errors import ConfigError
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.models.core.model import Model
@@ -54,22 +55,6 @@ from ray_distill.students.telemetry.reporter import Remembering, Reporter
 from ray_distill.tasks.catalogue import TASKS
 
 log = logging.getLogger(__name__)
-
-#: Training settings that decide the result of an arm, whatever it runs on.
-_DECIDING = (
-    "epochs",
-    "global_batch",
-    "learning_rate",
-    "weight_decay",
-    "warmup",
-    "schedule",
-    "clip",
-    "precision",
-    "deepspeed",
-    "evaluate_every",
-)
-#: Such settings that came later: they are part of a plan where they are set, so that older plans stay what they are.
-_OPTIONAL = ("ema", "patience", "sampling", "shuffle_units")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,33 +134,29 @@ def run_arms(job: TrainingJob, reporter: Reporter) -> list[StudentRef]:
 
 
 def arm_plan(job: TrainingJob, config: Campaign, arm: Arm) -> dict[str, Any]:
-    """What decides an arm's result, as plain JSON; an arm or trial made under another plan is not reused."""
-    training = config.student.training.model_dump(mode="json", include=set(_DECIDING))
-    training |= config.student.training.model_dump(mode="json", include=set(_OPTIONAL), exclude_defaults=True)
-    losses = {name: plain_settings(name, loss) for name, loss in _losses(config, arm).items()}
+    """Return what decides an arm's result, as plain JSON; an arm or trial made under another plan is not reused.
+
+    Labels and rows count by their fingerprints, wherever they lie.
+    """
+    losses = _losses(config, arm)
     ceiling = job.ceiling.fingerprint if arm.ceiling and job.ceiling is not None else None
-    mixture = config.student.mixture
-    mixed = (
-        {}
-        if mixture is None
-        else {
-            "mixture": {
-                "how": mixture.how,
-                "weights": list(mixture.weights),
-                "labels": [ref.fingerprint for ref in job.others],
-            }
-        }
+    student = config.student.model_copy(
+        update={"losses": losses, "ceiling": ceiling, "mixture": _by_content(config.student.mixture, job.others)}
     )
-    return {
-        "labels": job.labels.fingerprint,
-        "arm": arm.name,
-        "seed": job.seed,
-        "ceiling": ceiling,
-        "losses": losses,
-        "model": config.student.model.model_dump(mode="json", by_alias=True),
-        **training,
-        **mixed,
-    }
+    plan = identity(student)
+    for name, loss in losses.items():  # with the defaults of the loss, which the configuration does not hold
+        plan["losses"][name] |= plain_settings(name, loss)
+    return {"labels": job.labels.fingerprint, "arm": arm.name, "seed": job.seed, **plan}
+
+
+def _by_content(mixture: MixtureConfig | None, others: Sequence[LabelSetRef]) -> MixtureConfig | None:
+    """Put the fingerprints of label sets in the place of their addresses."""
+    if mixture is None:
+        return None
+    named = zip(mixture.others, others, strict=True)
+    return mixture.model_copy(
+        update={"others": tuple(other.model_copy(update={"labels": ref.fingerprint}) for other, ref in named)}
+    )
 
 
 def _losses(config: Campaign, arm: Arm) -> Mapping[str, LossConfig]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_distill.config import Campaign, CostConfig, MixtureConfig
+from ray_distill.config.identity import identity
 from ray_distill.errors import ConfigError
 from ray_distill.evaluation.measures.cost import Meter, StageCost, metered, stage_metrics
 from ray_distill.fingerprint import fingerprint
@@ -178,18 +179,10 @@ def _model(name: str) -> str:
 
 
 def parent_key(config: Campaign, *, sweep: bool = False) -> str:
-    """What tells the parent runs of one output apart."""
-    # They change no stage: another campaign would stay empty.
-    settings = config.model_dump(
-        mode="json", by_alias=True, exclude={"tracking", "output", "cost", "drift", "plan", "sweep"}
-    )
+    """Return the key of the parent run of a campaign's results, or of its sweep's, among those of one output."""
+    settings = {"campaign": identity(config)}
     if sweep and config.sweep is not None:
-        settings["sweep"] = config.sweep.model_dump(mode="json", exclude={"max_concurrent"})
-    del settings["labels"]["failures"]
-    if settings["sequences"] is None:
-        del settings["sequences"]  # as in campaigns from before there was such a section
-    else:
-        del settings["sequences"]["failures"]
+        settings["sweep"] = identity(config.sweep)
     return fingerprint(settings)[:12]
 
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from ray_distill.artifacts import Decision, EvalReport, ModelReport, StudentRef
 from ray_distill.config import Campaign
+from ray_distill.config.identity import identity
 from ray_distill.errors import ConfigError
 from ray_distill.evaluation.measures.cost import CostReport, cost_metrics, cost_report
 from ray_distill.evaluation.measures.directions import LANGUAGE_TASKS
@@ -41,14 +42,7 @@ def evaluate(held: Session, students: Mapping[str, StudentRef]) -> EvalReport:
     if "student" not in students:
         raise ConfigError(f"there is no arm `student` to evaluate, only {', '.join(sorted(students)) or 'none'}")
     present, own = champion(read_chain(held.url("promotion"))), students["student"].fingerprint
-    key = fingerprint(
-        {
-            "students": {arm: ref.fingerprint for arm, ref in students.items()},
-            "seed": config.seed,
-            "snapshot": students["student"].labels.snapshot.fingerprint,
-            "evaluation": config.evaluation.model_dump(mode="json"),
-        }
-    )
+    key = key_of(config, students)
     done = held.done("evaluate", key)
     # A student that has become the champion since is not judged again, against itself.
     if done is not None and (present is None or present.fingerprint in (done["champion"], own)):
@@ -77,6 +71,22 @@ def evaluate(held: Session, students: Mapping[str, StudentRef]) -> EvalReport:
     for note in judged.report.notes:
         say(f"evaluate: {note}")
     return judged.report
+
+
+def key_of(config: Campaign, students: Mapping[str, StudentRef]) -> str:
+    """Return the key of everything that decides a report."""
+    return fingerprint(
+        {
+            "students": {arm: ref.fingerprint for arm, ref in students.items()},
+            "seed": config.seed,
+            "snapshot": students["student"].labels.snapshot.fingerprint,
+            "task": config.task,
+            "evaluation": identity(config.evaluation),
+            "teacher": identity(config.labels.teacher),
+            "resources": identity(config.labels.resources),
+            "columns": identity(config.snapshot.columns),
+        }
+    )
 
 
 def _record(held: Session, stage: Stage, report: EvalReport) -> None:

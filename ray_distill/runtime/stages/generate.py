@@ -2,6 +2,7 @@
 
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign, SequencesConfig
+from ray_distill.config.identity import identity
 from ray_distill.errors import ConfigError, LabelError
 from ray_distill.fingerprint import fingerprint
 from ray_distill.runtime.core.connection import on_cluster
@@ -27,7 +28,7 @@ def write(held: Session, snapshot: SnapshotRef) -> SnapshotRef:
         SnapshotError: the filters leave nothing of a split.
     """
     config, settings = held.config, _settings(held.config)
-    key = _key(config, settings, snapshot)
+    key = key_of(config, snapshot)
     done = held.done("write", key)
     if done is not None and files.exists(files.join(done["url"], "snapshot.json")):
         ref = SnapshotRef.from_dict(done)
@@ -158,16 +159,20 @@ def _settings(config: Campaign) -> SequencesConfig:
     return config.sequences
 
 
-def _key(config: Campaign, settings: SequencesConfig, snapshot: SnapshotRef) -> str:
-    """Everything that decides the snapshot; the teacher's files by name, size and time, to be cheap."""
+def key_of(config: Campaign, snapshot: SnapshotRef) -> str:
+    """Return the key of everything that decides the snapshot.
+
+    The teacher's files count by name, size and time, to be cheap.
+    """
     return fingerprint(
         {
             "snapshot": snapshot.fingerprint,
             "seed": config.seed,
-            "cpus": config.labels.resources.cpus,
-            "sequences": settings.model_dump(mode="json", exclude={"failures", "max_bad_fraction", "unit_rows"}),
-            "teacher": config.labels.teacher.model_dump(mode="json"),
-            "shard_rows": config.snapshot.shard_rows,
+            "task": config.task,
+            "sequences": identity(_settings(config)),
+            "teacher": identity(config.labels.teacher),
+            "resources": identity(config.labels.resources),
+            "frozen": identity(config.snapshot),
             "teacher_files": label.model_files(config.labels.teacher.model),
         }
     )

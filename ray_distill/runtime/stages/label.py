@@ -5,6 +5,7 @@ from typing import Any
 
 from ray_distill.artifacts import Estimate, LabelSetRef, SnapshotRef
 from ray_distill.config import Campaign
+from ray_distill.config.identity import identity
 from ray_distill.errors import LabelError
 from ray_distill.fingerprint import fingerprint
 from ray_distill.labels.format.fitted_arrays import write_fits
@@ -26,7 +27,7 @@ from ray_distill.tracking.base import Dataset, Run
 
 def label(held: Session, snapshot: SnapshotRef) -> LabelSetRef:
     """Label a snapshot; rows the store holds already, from whatever snapshot, are not labelled again."""
-    key = _key(held.config, snapshot)
+    key = key_of(held.config, snapshot)
     done = held.done("label", key)
     if done is not None:
         ref = LabelSetRef.from_dict(done["labels"])
@@ -227,24 +228,21 @@ def head_of(store_url: str) -> str | None:
     return head
 
 
-def _key(config: Campaign, snapshot: SnapshotRef) -> str:
-    """Everything that decides the labels; the teacher's files by name, size and time, to be cheap."""
+def key_of(config: Campaign, snapshot: SnapshotRef) -> str:
+    """Return the key of everything that decides the labels, and of their store, to which the result refers.
+
+    The teacher's files count by name, size and time, to be cheap.
+    """
     return fingerprint(
         {
             "snapshot": snapshot.fingerprint,
-            "labels": deciding(config),
+            "labels": identity(config.labels),
+            "store": config.store_url,
             "task": config.task,
             "seed": config.seed,
             "teacher_files": model_files(config.labels.teacher.model),
         }
     )
-
-
-def deciding(config: Campaign) -> dict[str, Any]:
-    """The settings of ``labels`` on which the labels depend, and where they lie."""
-    settings = config.labels.model_dump(mode="json", exclude={"check", "failures", "max_bad_fraction"})
-    settings["resources"] = {name: settings["resources"][name] for name in ("batch", "cpus")}
-    return settings
 
 
 def model_files(model: str) -> list[Any]:

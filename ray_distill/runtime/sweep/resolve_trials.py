@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 
 from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign
+from ray_distill.config.identity import identity
 from ray_distill.config.trials import Trial, WrongTrials, expand
 from ray_distill.errors import ConfigError, TeacherRefused
 from ray_distill.evaluation.measures.directions import LANGUAGE_TASKS, higher_is_better
 from ray_distill.fingerprint import fingerprint
 from ray_distill.runtime.core.session import absolute
-from ray_distill.runtime.stages import label
 from ray_distill.runtime.stages.preflight import check
 from ray_distill.runtime.sweep.trial_worker import STOPPED, TrialTask
 from ray_distill.runtime.training.label_mixture import mixed_labels
@@ -80,10 +80,8 @@ def checked_trials(config: Campaign) -> tuple[Trial, ...]:
 
 
 def label_key(config: Campaign) -> str:
-    """What tells the label sets of a sweep apart."""
-    settings = label.deciding(config)
-    del settings["store"]
-    return fingerprint(settings)[:12]
+    """Return the key of a sweep's label set; trials with the same one share their labels."""
+    return fingerprint(identity(config.labels))[:12]
 
 
 def labelling(base: Campaign, trials: Sequence[Trial]) -> dict[str, Campaign]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from ray_distill.artifacts import Efficiency, LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign, StopConfig
+from ray_distill.config.identity import identity
 from ray_distill.config.trials import Trial
 from ray_distill.errors import DistillError, TrainingError
 from ray_distill.evaluation.measures.cost import SECONDS_AN_HOUR, stage_cost, stage_metrics
@@ -97,7 +98,7 @@ def _plan(held: Session, key: str, snapshot: SnapshotRef, trials: Sequence[Trial
     metric = objective(config, open_snapshot(snapshot), len(variants))
     labels = {name: _label(held, name, variant, snapshot) for name, variant in variants.items()}
     same, stop = duplicates(trials), config.sweep and config.sweep.stop
-    rule = None if stop is None else fingerprint([stop.model_dump(mode="json"), metric])
+    rule = None if stop is None else fingerprint([identity(stop), metric])
     heads = {name: label.head_of(ref.store) for name, ref in labels.items()}
     fitted = {name: head and files.join(head, "fitted_rows.parquet") for name, head in heads.items()}
     planned = [
@@ -286,7 +287,7 @@ def _speeds(found: Sweep, outcomes: Mapping[str, Outcome]) -> tuple[dict[str, Ef
     for one in found.planned:
         student = outcomes[one.key].student
         if student is not None:
-            shape = [one.trial.config.student.model.model_dump(mode="json"), one.trial.config.labels.teacher.model]
+            shape = [identity(one.trial.config.student.model), one.trial.config.labels.teacher.model]
             shapes.setdefault(fingerprint(shape), []).append((one, student))
     urls = {shape: members[0][1].url for shape, members in shapes.items()}
     try:

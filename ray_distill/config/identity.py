@@ -1,0 +1,40 @@
+"""The part of a configuration that decides results: the one source of every key by which results are reused.
+
+A field decides a result unless it says ``json_schema_extra=NOT_DECIDING``, so that a new option can never be ignored
+by accident when results are reused.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
+
+from ray_distill.config.section import NOT_DECIDING
+
+
+def identity(section: BaseModel) -> dict[str, Any]:
+    """Return the deciding fields of a section and of the sections in it, as plain JSON values.
+
+    A field that is not given counts as its default: both have one identity. Defaults are part of it, so that a
+    release that changes a default, or adds a field, makes results anew instead of reusing those of another meaning.
+    """
+    fields = type(section).model_fields
+    deciding = {name: getattr(section, name) for name, field in fields.items() if decides(field)}
+    return {name: _plain(value) for name, value in (deciding | (section.model_extra or {})).items()}
+
+
+def decides(field: FieldInfo) -> bool:
+    """Return whether a result depends on a field."""
+    return field.json_schema_extra != NOT_DECIDING
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return identity(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return to_jsonable_python(value)

@@ -159,7 +159,9 @@ def test_exported_models_of_other_settings_are_not_reused(
 ) -> None:
     """Resuming with another configuration names the difference."""
     output, _, _ = trained
-    with pytest.raises(TrainingError, match=r"student was made with epochs 2\.0, this run asks for epochs 3\.0"):
+    with pytest.raises(
+        TrainingError, match=r"student was made with training\.epochs 2\.0, this run asks for training\.epochs 3\.0"
+    ):
         run_arms(job_of(home, output, training={"epochs": 3}, resume=True), SilentReporter())
 
 

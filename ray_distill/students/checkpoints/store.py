@@ -121,16 +121,28 @@ def check_plan(saved: Mapping[str, Any], asked: Mapping[str, Any], where: str) -
     """Refuse to go on from what another run saved.
 
     Raises:
-        TrainingError: the first difference, with both sides.
+        TrainingError: the first difference, by its dotted name and with both sides.
     """
-    plain = json.loads(json.dumps(asked))
-    for name in {**plain, **saved}:
-        if name in saved and name in plain and saved[name] == plain[name]:
-            continue
-        raise TrainingError(
-            f"{where} was made with {name} {saved.get(name, 'unrecorded')}, this run asks for {name} "
-            f"{plain.get(name, 'unset')}: resume with the same, or start anew without resuming"
-        )
+    found = _difference(saved, json.loads(json.dumps(asked)))
+    if found is None:
+        return
+    name, before, now = found
+    raise TrainingError(
+        f"{where} was made with {name} {before}, this run asks for {name} {now}: resume with the same, or start anew "
+        "without resuming"
+    )
+
+
+def _difference(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """Return the dotted name of the first difference and both values; None = there is no difference."""
+    for name in {**asked, **saved}:
+        before, now = saved.get(name, "unrecorded"), asked.get(name, "unset")
+        if isinstance(before, dict) and isinstance(now, dict):
+            if (found := _difference(before, now)) is not None:
+                return f"{name}.{found[0]}", *found[1:]
+        elif before != now:
+            return name, before, now
+    return None
 
 
 def upload(local: Path, url: str, prefix: str) -> dict[str, str]:

@@ -199,7 +199,9 @@ def test_a_future_format_is_not_guessed_at(tmp_path: Path) -> None:
 
 
 def test_another_plan_names_both_sides() -> None:
-    """Other labels, a setting that only one side has: what was saved and what is asked for."""
+    """Other labels, a setting that only one side has, one in a section: what was saved and what is asked for."""
+    with pytest.raises(TrainingError, match="with training.epochs 1, this run asks for training.epochs 2"):
+        check_plan({"training": {"clip": 1, "epochs": 1}}, {"training": {"clip": 1, "epochs": 2}}, "here")
     check_plan({"labels": "a", "rates": [1, 2]}, {"labels": "a", "rates": (1, 2)}, "here")
     with pytest.raises(TrainingError, match="here was made with labels a, this run asks for labels b"):
         check_plan({"labels": "a"}, {"labels": "b"}, "here")

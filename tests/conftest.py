@@ -1,6 +1,6 @@
 """Fixtures for all tests: repeatable property tests, and processes that find the modules of `tests.labs`.
 
-``pytest --hypothesis-profile=search`` looks for new examples.
+``pytest --hypothesis-profile=search`` looks for new examples; ``--file-seconds`` limits the time of each test file.
 """
 
 import os
@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.labs.file_times import pytest_addoption, pytest_configure
+
+__all__ = ["pytest_addoption", "pytest_configure"]
 
 ROOT = Path(__file__).parents[1]
 

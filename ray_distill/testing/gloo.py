@@ -21,12 +21,18 @@ from ray_distill.errors import ClusterError
 
 Result = TypeVar("Result")
 
+#: Modules that the fork server imports, so that ranks do not: torch and the training take three CPU seconds a rank.
+#: Importing them starts neither an OpenMP pool nor CUDA, so forking afterwards is safe. DeepSpeed is left to the ranks:
+#: its import probes the accelerator.
+PRELOAD = ("torch", "ray_distill.students.run")
+
 
 def run_gloo(function: Callable[..., Result], world: int, *args: Any, timeout: float = 300.0) -> list[Result]:
     """Call ``function(*args)`` on ``world`` fresh processes and return what each returned, by rank.
 
-    Inside, ``torch.distributed`` is initialised with gloo and torch uses one thread. ``function`` and its
-    arguments must be picklable and importable. The processes are ended when one fails or time is up.
+    Inside, ``torch.distributed`` is initialised with gloo and torch uses one thread. The processes are forked from a
+    server that has imported torch and run nothing; they receive the environment that this process has now. ``function``
+    and its arguments must be picklable and importable. The processes are ended when one fails or time is up.
 
     Args:
         function: what every rank runs.
@@ -37,11 +43,13 @@ def run_gloo(function: Callable[..., Result], world: int, *args: Any, timeout: f
     Raises:
         ClusterError: a rank failed (its traceback is in the message), died, or did not end in time.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*PRELOAD])
+    environment = dict(os.environ)
     results: Any = context.Queue()
     port = free_port()
     workers = [
-        context.Process(target=_work, args=(rank, world, port, function, args, results), daemon=True)
+        context.Process(target=_work, args=(rank, world, port, environment, function, args, results), daemon=True)
         for rank in range(world)
     ]
     for worker in workers:
@@ -69,8 +77,18 @@ def _end(worker: BaseProcess) -> None:
     worker.join()
 
 
-def _work(rank: int, world: int, port: int, function: Callable[..., Any], args: tuple[Any, ...], results: Any) -> None:
+def _work(
+    rank: int,
+    world: int,
+    port: int,
+    environment: dict[str, str],
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    results: Any,
+) -> None:
     os.setpgid(0, 0)
+    os.environ.clear()  # the fork server's, which is as old as the first run
+    os.environ.update(environment)
     torch.set_num_threads(1)
     try:
         distributed.init_process_group(

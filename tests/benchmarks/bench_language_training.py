@@ -1,6 +1,6 @@
 """Training a language model from stored labels: against cross-entropy alone, and against a teacher in every step.
 
-    python tests/benchmarks/bench_language_training.py [FOLDER] [--steps N] [--student layers|narrow]
+    python -m tests.benchmarks.bench_language_training [FOLDER] [--steps N] [--student layers|narrow]
 
 Three loops train the same student on the same documents, with the same optimiser, and take their steps in turns, so
 that what else the machine does falls on all of them:
@@ -21,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -92,12 +92,12 @@ class Loop:
     """Answered in all steps."""
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--steps", type=int, default=16, help="of each loop")
     parser.add_argument("--student", choices=("layers", "narrow"), default="layers")
-    asked = parser.parse_args()
+    asked = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         bench = _prepare(Path(name), asked.folder, "tiny" if asked.folder is None else asked.student, asked.steps)
         loops = {"store": _store(bench), "memory": _memory(bench), "online": _online(bench)}

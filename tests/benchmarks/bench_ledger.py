@@ -1,6 +1,6 @@
 """Opening a store through its checkpoint against opening it by reading its records; and opening a million units.
 
-    python tests/benchmarks/bench_ledger.py [--units 1000000] [--small 64000]
+    python -m tests.benchmarks.bench_ledger [--units 1000000] [--small 64000]
 
 Prints the ratio (records / checkpoint, both in this run, each in a process of its own) on a smaller store whose
 records are all there, then seconds and peak memory of a store of ``--units``, whose checkpoint is built from
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,9 @@ from ray_distill.testing.labels import fake_manifest
 UNITS_A_RECORD = 64
 ROWS_A_UNIT = 1000
 MANIFEST = fake_manifest(layers=(1,))
+
+#: Its parts run in processes of their own, started from the root, where `tests` is found.
+ROOT, MODULE = Path(__file__).parents[2], "tests.benchmarks.bench_ledger"
 
 
 def fixed(rng: np.random.Generator, count: int, size: int) -> pa.Array:
@@ -120,19 +124,21 @@ def open_it(url: str, way: str) -> dict[str, float]:
 
 def measured(url: str, way: str) -> dict[str, float]:
     """`open_it` in a process of its own, so that neither's memory nor warmth is the other's."""
-    done = subprocess.run([sys.executable, __file__, "--open", url, "--way", way], check=True, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-m", MODULE, "--open", url, "--way", way], cwd=ROOT, check=True, capture_output=True
+    )
     found: dict[str, float] = json.loads(done.stdout)
     return found
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run as the module says."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--units", type=int, default=1_000_000)
     parser.add_argument("--small", type=int, default=64_000)
     parser.add_argument("--open")
     parser.add_argument("--way", default="checkpoint")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.open:
         say(json.dumps(open_it(args.open, args.way)))
         return

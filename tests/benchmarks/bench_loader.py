@@ -1,6 +1,6 @@
 """Reading shuffled training examples with top-64 labels from shards: against ``datasets`` and ``mosaicml-streaming``.
 
-    python tests/benchmarks/bench_loader.py [rows|documents] [--examples N] [--codec topk|compact] [--mosaic PYTHON]
+    python -m tests.benchmarks.bench_loader [rows|documents] [--examples N] [--codec topk|compact] [--mosaic PYTHON]
 
 ``rows`` are a classifier's: 16 tokens, 64 ids and log-probabilities. ``documents`` are a language model's: 128 tokens,
 and 64 ids and log-probabilities at each but the last. What is timed ends with tensors of a batch, an epoch long. Ours
@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -92,7 +93,11 @@ class Words:
     images: Any = None
 
 
-def main() -> None:
+#: Its parts run in processes of their own, started from the root, where `tests` is found.
+ROOT, MODULE = Path(__file__).parents[2], "tests.benchmarks.bench_loader"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=KINDS, nargs="?", default="rows")
     parser.add_argument("--examples", type=int)
@@ -101,7 +106,7 @@ def main() -> None:
     parser.add_argument("--ours", help=argparse.SUPPRESS)
     parser.add_argument("--datasets", help=argparse.SUPPRESS)
     parser.add_argument("--least", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
+    asked = parser.parse_args(argv)
     kind = KINDS[asked.kind]
     for part, run in ((asked.ours, _ours), (asked.least, _least), (asked.datasets, _datasets)):
         if part:
@@ -111,7 +116,7 @@ def main() -> None:
         folder = Path(name)
         _write(folder, kind, asked.examples or kind.examples, asked.codec)
         os.sync()  # what is read first is not to be read while the disk is busy
-        here = [sys.executable, __file__, asked.kind]
+        here = [sys.executable, "-m", MODULE, asked.kind]
         ours, least = (_run([*here, part, str(folder)]) for part in ("--ours", "--least"))
         others = {"datasets": _run([*here, "--datasets", str(folder)])}
         if asked.mosaic:
@@ -132,7 +137,7 @@ def main() -> None:
 
 
 def _run(command: list[str]) -> dict[str, float]:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

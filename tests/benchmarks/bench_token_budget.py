@@ -1,6 +1,6 @@
 """What forward passes by tokens are worth: examples a second against passes of as many rows as always fit.
 
-    python tests/benchmarks/bench_token_budget.py [--width N] [--layers N] [--steps N] [--rounds N] [--tokens N]
+    python -m tests.benchmarks.bench_token_budget [--width N] [--layers N] [--steps N] [--rounds N] [--tokens N]
 
 The same student (a BERT of random weights), rows, losses and global batch, in one process of two threads, in turns,
 through `students.loop.take_step`. Texts have lengths as documents have them: log-normal, the longest cut off. Both ways
@@ -13,6 +13,7 @@ import argparse
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,14 @@ from tests.labs.training import CLASSES, signal_of
 ROWS, LONGEST, GLOBAL_BATCH = 1024, 128, 128
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--steps", type=int, default=8, help="of each way, in each round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=16 * LONGEST, help="of a pass, padding included")
-    asked = parser.parse_args()
+    asked = parser.parse_args(argv)
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as folder:
         write_tiny_text_model(

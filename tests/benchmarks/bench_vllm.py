@@ -1,7 +1,7 @@
 """Labels of the vLLM engine against those of the transformers engine, beside what either differs from itself by.
 
-    python tests/benchmarks/bench_vllm.py smollm --python /opt/vllm/bin/python [--rows 32] [--dtype bfloat16]
-    python tests/benchmarks/bench_vllm.py tiny --python /opt/vllm/bin/python
+    python -m tests.benchmarks.bench_vllm smollm --python /opt/vllm/bin/python [--rows 32] [--dtype bfloat16]
+    python -m tests.benchmarks.bench_vllm tiny --python /opt/vllm/bin/python
 
 The texts are docstrings of the standard library. Each engine answers in a process of its own, in batches of 16 texts
 and text by text: batched inference is not bit-exact, so what lies between two answers of one engine is the yardstick
@@ -15,12 +15,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-FOLDER = Path(__file__).parent
+#: Its parts run in processes of their own, started from the root, where `tests` is found.
+ROOT, MODULE = Path(__file__).parents[2], "tests.benchmarks.bench_vllm"
 BATCH = 16
 
 
@@ -164,7 +166,8 @@ def ask(engine: str, python: str, given: argparse.Namespace, folder: Path) -> di
     done = subprocess.run(
         [
             python,
-            __file__,
+            "-m",
+            MODULE,
             given.what,
             "--answer",
             engine,
@@ -181,6 +184,7 @@ def ask(engine: str, python: str, given: argparse.Namespace, folder: Path) -> di
             "--dtype",
             given.dtype,
         ],
+        cwd=ROOT,
         check=True,
         stdout=subprocess.PIPE,
         text=True,
@@ -215,7 +219,7 @@ def compare(given: argparse.Namespace) -> str:
     )
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print the table, or answer for one engine."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("smollm", "tiny"))
@@ -227,7 +231,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     for name, kind in (("--answer", str), ("--texts", Path), ("--out", Path)):
         parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     sys.stdout.write((json.dumps(answer(given)) if given.answer else compare(given)) + "\n")
 
 

@@ -16,7 +16,7 @@ from ray_distill.errors import ClusterError
 from ray_distill.snapshots.reader import open_snapshot
 from tests.labs.ray_head import ROOT, ray_head
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 CONFIG = """
 campaign: tiny

@@ -19,7 +19,7 @@ from ray_distill.storage import files
 from tests.labs import sweep as lab
 from tests.labs.ray_head import ROOT, Head, ray_head
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 TRIALS = 12
 

@@ -13,7 +13,7 @@ from ray_distill.testing.flaky_s3 import flaky_s3_server
 from tests.labs import label_kills as kill_lab
 from tests.labs.label_kills import lab
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.crash
 
 ROWS = 160
 

@@ -69,7 +69,7 @@ def undisturbed(tmp_path_factory):
     return expected
 
 
-@pytest.mark.slow
+@pytest.mark.crash
 def test_every_remote_operation_cut_before_in_and_after_it(tmp_path, undisturbed):
     """Each write, create and read-back on a remote file system: die there, resume, compare."""
     count = points(crashing_remote, lambda: run(f"crash://{tmp_path}/count"))
@@ -82,7 +82,7 @@ def test_every_remote_operation_cut_before_in_and_after_it(tmp_path, undisturbed
         check(url, undisturbed)
 
 
-@pytest.mark.slow
+@pytest.mark.crash
 def test_every_local_system_call_cut_before_in_and_after_it(tmp_path):
     """Each open, write, sync, link, rename and unlink of one unit's way into the store: die there, resume, compare."""
     manifest, snapshot = fake_manifest(estimator="topk"), fake_snapshot(range(4, 8))
@@ -126,7 +126,7 @@ def committed_through_checkpoint(url):
     }
 
 
-@pytest.mark.slow
+@pytest.mark.crash
 def test_every_remote_operation_of_a_run_that_compacts_cut_before_in_and_after_it(tmp_path, undisturbed, monkeypatch):
     """Every commit writes a checkpoint: die at each operation, its writing and reading included, resume, compare."""
     monkeypatch.setattr(store_module, "COMPACT_EVERY", 0)

@@ -126,7 +126,7 @@ def test_labels_read_and_audited_through_failures(undisturbed, impatient):
         assert sum(server.injected.values()) >= 0.02 * server.requests > 0
 
 
-@pytest.mark.slow
+@pytest.mark.crash
 def test_runs_that_die_anywhere_while_the_store_fails(tmp_path, impatient, dying):
     """Before and after each operation of a run: die there while requests fail, resume, compare."""
     run(str(tmp_path), SMALL)
@@ -145,7 +145,7 @@ def test_runs_that_die_anywhere_while_the_store_fails(tmp_path, impatient, dying
         assert sum(server.injected.values()) > count
 
 
-@pytest.mark.slow
+@pytest.mark.crash
 def test_every_way_of_failing_is_survived(undisturbed, impatient):
     """Many of the requests fail, in one way at a time: nothing is lost, and no lost answer is a lost create."""
     for way in WAYS:
@@ -173,7 +173,7 @@ def test_a_server_that_takes_the_connection_and_says_nothing_is_given_up(impatie
         forget_clients()
 
 
-@pytest.mark.slow
+@pytest.mark.crash
 @pytest.mark.parametrize("seed", range(2))
 def test_two_labellers_race_while_the_store_fails(undisturbed, impatient, seed):
     """Both end well, each unit is won once, and each thinks it won what the log says it did."""

@@ -4,7 +4,7 @@ import pytest
 
 from tests.labs import label_kills as kill_lab
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.crash
 
 SCENARIOS = [("driver", 0), ("driver", 1), ("actor", 0), ("writer", 0), ("writer", 1), ("node", 0)]
 

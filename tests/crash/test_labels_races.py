@@ -139,7 +139,7 @@ def test_two_labellers_under_thirty_seeded_schedules(scheduled, tmp_path, monkey
     race_all(scheduled, tmp_path, monkeypatch, range(30))
 
 
-@pytest.mark.slow
+@pytest.mark.crash
 def test_two_labellers_under_two_hundred_more_seeded_schedules(scheduled, tmp_path, monkeypatch):
     """As above, at the size the claim is made for."""
     race_all(scheduled, tmp_path, monkeypatch, range(1000, 1200))

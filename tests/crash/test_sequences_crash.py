@@ -52,8 +52,8 @@ def _check(url: str, parent: Snapshot, whole: dict[str, bytes]) -> None:
     ("scheme", "crashing", "every"),
     [
         pytest.param("crash://", crashfs.crashing_remote, 10, id="some"),
-        pytest.param("crash://", crashfs.crashing_remote, 1, id="remote", marks=pytest.mark.slow),
-        pytest.param("", crashfs.crashing_disk, 1, id="disk", marks=pytest.mark.slow),
+        pytest.param("crash://", crashfs.crashing_remote, 1, id="remote", marks=pytest.mark.crash),
+        pytest.param("", crashfs.crashing_disk, 1, id="disk", marks=pytest.mark.crash),
     ],
 )
 def test_death_at_any_point_of_writing(tmp_path: Path, scheme: str, crashing: Callable[..., Any], every: int) -> None:

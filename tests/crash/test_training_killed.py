@@ -5,7 +5,7 @@ import pytest
 
 from tests.labs import training_kills as train_kill_lab
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.crash
 
 
 @pytest.fixture(scope="module")

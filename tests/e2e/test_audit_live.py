@@ -17,7 +17,7 @@ from ray_distill.runtime.core import connection
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from tests.labs import campaign as lab
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.e2e
 
 TEACHER = {"model": "tests.labs.campaign:spelling_teacher"}
 

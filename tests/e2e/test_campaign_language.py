@@ -22,7 +22,7 @@ from ray_distill.storage import files
 from tests.labs import language as lab
 from tests.labs.campaign import committed_rows, load
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.e2e
 
 ARMS = {"student", "baseline_hard_labels", "baseline_teacher_hard_labels"}
 CHAT: dict[str, Any] = {

@@ -20,7 +20,7 @@ from ray_distill.snapshots.reader import open_snapshot
 from tests.labs import campaign as campaign_lab
 from tests.labs import pairs as lab
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.e2e
 
 ROWS, UNWRITTEN = 300, 2
 

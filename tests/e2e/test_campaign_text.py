@@ -20,7 +20,7 @@ from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from tests.labs import campaign as lab
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.e2e
 
 ROWS = 600
 ARMS = {"teacher", "student", "baseline_hard_labels", "baseline_teacher_hard_labels"}

@@ -10,7 +10,7 @@ from ray_distill import cli
 from ray_distill.runtime.core import connection
 from tests.labs import campaign as lab
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.e2e
 
 TEACHER = {"model": "tests.labs.campaign:spelling_teacher"}
 

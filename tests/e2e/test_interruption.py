@@ -14,7 +14,7 @@ import pytest
 from ray_distill.storage import files
 from tests.labs import campaign as lab
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.e2e
 
 ROWS = 600
 STAGES = ["snapshot", "label", "train", "evaluate", "promote"]

@@ -16,7 +16,7 @@ from ray_distill.runtime.forecast.plan_report import PlanReport
 from ray_distill.storage import files
 from tests.labs import campaign as lab
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.e2e
 
 TRAFFIC = lab.texts(900, seed=31)
 FORMS: dict[str, dict[str, Any]] = {

@@ -14,7 +14,7 @@ from ray_distill.runtime.core import connection
 from ray_distill.runtime.stages.relabel import RelabelReport
 from tests.labs import campaign as lab
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.e2e
 
 TRAFFIC = lab.texts(1000, seed=3)
 OLD, REUSED = TRAFFIC[:500], TRAFFIC[100:500]

@@ -32,7 +32,7 @@ from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from tests.labs import campaign as lab
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.e2e
 
 MODEL = "ray_distill.testing.failing:failing_text_model"
 ROWS, BATCH, UNIT = 64, 4, 16

@@ -18,7 +18,7 @@ from ray_distill.runtime.training.metrics_channel import Mailbox, MailReporter
 from ray_distill.runtime.training.prometheus import TrainingGauges
 from ray_distill.students.run import TrainingJob
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.e2e
 
 VALUES = {
     "loss": 2.5,

@@ -13,7 +13,7 @@ from ray_distill.storage import files
 from ray_distill.testing.s3 import s3_server
 from tests.labs import campaign as lab
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.e2e
 
 TEACHER = {"model": "tests.labs.campaign:spelling_teacher"}
 ROWS = 400

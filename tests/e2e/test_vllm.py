@@ -33,7 +33,7 @@ from ray_distill.teachers.transformers_teacher import open_teacher
 from ray_distill.testing.models import write_tiny_causal_model
 from tests.labs.vllm import ROOT, vllm_python, wrote
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.e2e
 
 WORDS = ("the", "teacher", "reads", "what", "a", "student", "is", "to", "learn", "and", "says", "how", "likely", "next")
 

@@ -40,7 +40,7 @@ from ray_distill.testing.authors import MODEL
 from ray_distill.testing.models import tiny_causal_tokenizer, write_tiny_causal_model
 from tests.labs import campaign as lab
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.e2e
 
 ROWS, UNIT = 96, 4
 SPLITS = {"train": 0.6, "validation": 0.2, "calibration": 0.1, "test": 0.1}

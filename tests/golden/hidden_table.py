@@ -1,7 +1,7 @@
 """The golden table of hidden states: what a student learns from them beside soft labels, or from them alone.
 
-    python tests/golden/hidden_table.py FOLDER                  both tables
-    python tests/golden/hidden_table.py FOLDER --data image --arms soft soft+cka --seeds 0     a small part of them
+    python -m tests.golden.hidden_table FOLDER                  both tables
+    python -m tests.golden.hidden_table FOLDER --data image --arms soft soft+cka --seeds 0     a small part of them
 
 Text: MiniLM and 20 Newsgroups; images: a residual network and MNIST digits; students as in `jobs/configs`, trained for
 a share of the epochs there. The teacher's last layer is stored on a PCA basis, once pooled and once a token (for

@@ -1,7 +1,7 @@
 """The golden table of language models: what a student learns from each way to store its teacher, at equal tokens.
 
-    python tests/golden/language_table.py FOLDER            the whole table: two minutes a student, and the labels
-    python tests/golden/language_table.py FOLDER --rows 80 --arms topk --seeds 0 --rates 1e-3       a small part of it
+    python -m tests.golden.language_table FOLDER            the whole table: two minutes a student, and the labels
+    python -m tests.golden.language_table FOLDER --rows 80 --arms topk --seeds 0 --rates 1e-3       a small part of it
 
 The teacher is SmolLM2-135M-Instruct, the texts are docstrings, the student is four of the teacher's thirty layers
 (`jobs/configs/docstrings.yaml`). Labels are taken by `label` with real Ray; students are trained one after the other by

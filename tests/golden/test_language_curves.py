@@ -87,7 +87,7 @@ def test_how_documents_are_laid_out_does_not_matter(home: str, expected: Ran, tr
     assert_same_curve(lab.run(Lab(folder=home, losses=ALL, training=training)), expected)
 
 
-@pytest.mark.slow
+@pytest.mark.golden
 def test_a_compiled_student_learns_the_same(home: str, expected: Ran) -> None:
     """The body alone is compiled, the fused head stays as it is."""
     training = {"compile": "aot_eager", "packed": 64}
@@ -136,7 +136,7 @@ def test_a_stopped_run_goes_on(home: str, variant: str) -> None:
     assert_goes_on(rest, lab.run(replace(run, training={"packed": 64})))
 
 
-@pytest.mark.slow
+@pytest.mark.golden
 def test_deepspeed_goes_on_with_tied_and_frozen_weights(home: str) -> None:
     """ZeRO 2 and 3 on two ranks, stopped after step 3."""
     runs = [
@@ -153,7 +153,7 @@ def test_deepspeed_goes_on_with_tied_and_frozen_weights(home: str) -> None:
         ), run
 
 
-@pytest.mark.slow
+@pytest.mark.golden
 @pytest.mark.parametrize("world", [1, 2])
 def test_ranks_engines_and_stages_do_not_matter(home: str, expected: Ran, world: int) -> None:
     """Plain torch and DeepSpeed at ZeRO 0 to 3, padded and packed, on one rank and on two, weights included."""
@@ -171,7 +171,7 @@ def test_ranks_engines_and_stages_do_not_matter(home: str, expected: Ran, world:
                 assert_same_weights(one, expected)
 
 
-@pytest.mark.slow
+@pytest.mark.golden
 def test_every_kind_of_head_and_label_on_two_ranks(home: str) -> None:
     """Drawn labels, another divergence, tied weights, frozen weights and a head that is not fused: ZeRO 0 to 3."""
     kinds = [Lab(folder=home, **VARIANTS[variant]) for variant in ("hybrid", "jsd", "tied", "lora", "bent")]
@@ -185,7 +185,7 @@ def test_every_kind_of_head_and_label_on_two_ranks(home: str) -> None:
             assert_same_weights(one, alone)
 
 
-@pytest.mark.slow
+@pytest.mark.golden
 def test_bf16_of_deepspeed_stays_close(home: str, expected: Ran) -> None:
     """Half-precision weights at every stage: each step's loss is within 1 % of float32's."""
     runs = [lab.deepspeed(Lab(folder=home, losses=ALL), stage, precision="bf16") for stage in range(4)]

@@ -20,7 +20,7 @@ from ray_distill.models.io.load import load_model
 from ray_distill.models.io.save import save_model
 from ray_distill.models.students.build_classifier import build_student
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.golden
 
 TASK = "causal_lm"
 

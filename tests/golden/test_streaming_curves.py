@@ -164,7 +164,7 @@ def _ranks(config: Campaign, labels: LabelSetRef, output: str) -> list[dict[str,
     return curve(recorder)
 
 
-@pytest.mark.slow
+@pytest.mark.golden
 def test_ranks_share_the_scan_and_the_curve(home: Path, labels: LabelSetRef, tmp_path: Path) -> None:
     """Two ranks, each reading the units of its own lanes: the curve of one in memory, within rounding."""
     _, memory = train(campaign(home), labels, tmp_path / "memory")

@@ -79,7 +79,7 @@ def zero(stage: int, **more: Any) -> dict[str, Any]:
     return {"engine": "deepspeed", "zero_stage": stage, **EMA, **more}
 
 
-@pytest.mark.slow
+@pytest.mark.golden
 def test_every_engine_averages_alike(home: Path, reference: lab.Ran) -> None:
     """Two ranks, at every stage, with the optimiser and with all offloaded: the same validation, the same weights to
     export (but for keys' biases, whose gradient is rounding alone); half precision averages its float32 masters."""
@@ -99,7 +99,7 @@ def test_every_engine_averages_alike(home: Path, reference: lab.Ran) -> None:
         assert learnt(ran.curve[8]) == pytest.approx(learnt(reference.curve[8]), rel=0.03)
 
 
-@pytest.mark.slow
+@pytest.mark.golden
 def test_it_moves_between_engines_with_the_run(tmp_path: Path) -> None:
     """Three steps on two ranks at ZeRO 3, two with plain torch alone, the rest on two ranks at ZeRO 1: every metric,
     the averages' validation among them, is the uninterrupted run's."""

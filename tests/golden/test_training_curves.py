@@ -98,7 +98,7 @@ def test_micro_batches_do_not_matter(home: Path, reference: lab.Ran, training: d
     assert_same_curve(lab.run(Lab(folder=str(home), hidden=True, training=training)), reference)
 
 
-@pytest.mark.slow
+@pytest.mark.golden
 @pytest.mark.parametrize("engine", [{"engine": "torch"}, {"engine": "deepspeed", "zero_stage": 2}], ids=str)
 def test_a_compiled_student_learns_the_same(
     home: Path, reference: lab.Ran, engine: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -130,7 +130,7 @@ ZERO: dict[int, dict[str, Any]] = {stage: {"engine": "deepspeed", "zero_stage": 
 MICRO_BATCHES = (1, 2, 4)
 
 
-@pytest.mark.slow
+@pytest.mark.golden
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_neither_engine_nor_ranks_nor_micro_batches_matter(home: Path, reference: lab.Ran, world: int) -> None:
     """Every pair of engine and ZeRO stage, number of ranks, and micro-batch comes up once over the three worlds: the
@@ -152,7 +152,7 @@ def test_neither_engine_nor_ranks_nor_micro_batches_matter(home: Path, reference
                 assert torch.allclose(ranks[0].weights[name], value, rtol=1e-3, atol=1e-5), name
 
 
-@pytest.mark.slow
+@pytest.mark.golden
 def test_ranks_that_cannot_share_evenly(home: Path, reference: lab.Ran) -> None:
     """Three gloo ranks, short last batches included; by tokens, each rank finds by itself how many passes all run."""
     by_tokens = {**ZERO[2], "micro_tokens": 20}
@@ -161,7 +161,7 @@ def test_ranks_that_cannot_share_evenly(home: Path, reference: lab.Ran) -> None:
         assert_same_curve(ran, reference)
 
 
-@pytest.mark.slow
+@pytest.mark.golden
 def test_deepspeed_resumes_exactly(tmp_path: Path) -> None:
     """Stopped after step 5 and resumed by new processes, at every stage: the curve goes on as if nothing had been."""
     lab.write_model(tmp_path)
@@ -184,7 +184,7 @@ MOVES: dict[str, list[tuple[int, dict[str, Any], int]]] = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.golden
 @pytest.mark.parametrize("moves", MOVES.values(), ids=MOVES)
 def test_a_run_goes_on_at_other_sizes_and_stages(tmp_path: Path, moves: list[tuple[int, dict[str, Any], int]]) -> None:
     """Stopped three times and resumed by other ranks, stages or engines: the curve is the uninterrupted one's, and over
@@ -206,7 +206,7 @@ def test_a_run_goes_on_at_other_sizes_and_stages(tmp_path: Path, moves: list[tup
     assert [curve[step]["loss"] for step in range(1, 11)] == pytest.approx(loss_curve(whole), rel=lab.TOLERANCE)
 
 
-@pytest.mark.slow
+@pytest.mark.golden
 def test_half_precision_goes_on_at_another_stage(tmp_path: Path) -> None:
     """bf16: master weights and moments move in float32, so the rest of the curve is nearly that of one stage alone."""
     lab.write_model(tmp_path)
@@ -222,7 +222,7 @@ def test_half_precision_goes_on_at_another_stage(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.golden
 def test_deepspeed_in_bf16_and_offloaded(home: Path, reference: lab.Ran) -> None:
     """bf16 stays within 0.5 % of float32 at every stage, the first step of ZeRO 0 included; offload changes nothing."""
     half = [{"precision": "bf16", "zero_stage": stage} for stage in (0, 1, 2, 3)]
@@ -238,7 +238,7 @@ def test_deepspeed_in_bf16_and_offloaded(home: Path, reference: lab.Ran) -> None
         assert_same_curve(ran, reference)
 
 
-@pytest.mark.slow
+@pytest.mark.golden
 def test_what_deepspeed_refuses_is_told(home: Path) -> None:
     """fp16 has no support on a CPU: one sentence, not a traceback of another library."""
     run = Lab(folder=str(home), training={"engine": "deepspeed", "precision": "fp16", "zero_stage": 2})

@@ -27,7 +27,7 @@ from ray_distill.testing.gloo import run_gloo
 from ray_distill.testing.labels import row_id
 from ray_distill.testing.models import write_tiny_seq2seq_model
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.golden
 
 ROWS, STEPS = 8, 4
 Family = Literal["t5", "bart"]

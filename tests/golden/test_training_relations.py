@@ -61,7 +61,7 @@ def test_a_micro_batch_that_splits_a_group_is_refused(run: Lab) -> None:
         lab.run(replace(run, training={"micro_batch": 6}))
 
 
-@pytest.mark.slow
+@pytest.mark.golden
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_do_not_matter(run: Lab, reference: lab.Ran, world: int) -> None:
     """Three groups on two ranks, one of which is filled up; on both engines."""

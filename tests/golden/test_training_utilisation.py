@@ -45,7 +45,7 @@ def several(folder: str) -> list[float]:
     return [flops_of(folder, way)[0] for way in ways]
 
 
-@pytest.mark.slow
+@pytest.mark.golden
 def test_engines_count_alike(tmp_path: Path) -> None:
     """Two ranks, ZeRO 0, 1 and 3 and plain torch: the same FLOPs a token, on both ranks."""
     lab.write_model(tmp_path)

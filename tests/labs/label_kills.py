@@ -1,6 +1,6 @@
 """SIGKILL while Ray labels: of the driver, a teacher actor, a writer, or a whole node, at seeded moments.
 
-``python tests/labs/label_kills.py --runs 40 --seed 0`` runs ten scenarios for each victim and prints what became of the
+``python -m tests.labs.label_kills --runs 40 --seed 0`` runs ten scenarios for each victim and prints what became of the
 stores; the exit status is 1 if any of them is not, byte for byte, the store of a run that nobody killed, or if a
 teacher that throws when it is asked finds anything left to do. A scenario is its victim, seed and number. The moment
 is a number of files that have been written, drawn from the seed; a kill that comes too late to cut the run is drawn

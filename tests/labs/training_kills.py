@@ -1,6 +1,6 @@
 """SIGKILL while Ray trains: of a rank, the driver, a node; a node taken away after a notice; and one that comes.
 
-``python tests/labs/training_kills.py --runs 25 --seed 0`` runs five scenarios for each and prints what became of them;
+``python -m tests.labs.training_kills --runs 25 --seed 0`` runs five scenarios for each and prints what became of them;
 the exit status is 1 if one of them did not come to the curve and the weights of a run that nobody disturbed, or learnt
 from an example twice in an epoch, or never. The moment is a step, drawn from the seed. The nodes have room for a rank
 each. Where a node is to go, training asks for one or two ranks, and goes on with the other alone; else for two, because

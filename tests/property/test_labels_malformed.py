@@ -228,7 +228,7 @@ def test_sixty_mutated_stores(stores, data):
     prove(stores, data)
 
 
-@pytest.mark.slow
+@pytest.mark.crash
 @settings(max_examples=600, **CHECKS)
 @given(data=st.data())
 def test_six_hundred_mutated_stores(stores, data):

@@ -25,7 +25,7 @@ def test_ruff_finds_nothing() -> None:
     assert _run("ruff", "check", "--quiet", "--output-format=concise", ".") == ""
 
 
-@pytest.mark.slow
+@pytest.mark.lint
 def test_mypy_strict_finds_nothing() -> None:
     """Every function of the package is annotated, and the annotations agree."""
     assert _run("mypy") == ""

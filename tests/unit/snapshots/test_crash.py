@@ -22,7 +22,7 @@ def files(folder: Path) -> dict[str, bytes]:
     ("scheme", "crashing"),
     [
         pytest.param("crash://", crashfs.crashing_remote, id="remote"),
-        pytest.param("", crashfs.crashing_disk, id="disk", marks=pytest.mark.slow),
+        pytest.param("", crashfs.crashing_disk, id="disk", marks=pytest.mark.crash),
     ],
 )
 def test_death_at_any_point_of_writing(tmp_path: Path, scheme: str, crashing: Callable[..., Any]) -> None:

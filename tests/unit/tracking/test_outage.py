@@ -153,7 +153,7 @@ def _wait_for(url: str, process: "subprocess.Popen[bytes]") -> None:
     raise AssertionError("the server did not start in three minutes")
 
 
-@pytest.mark.slow
+@pytest.mark.crash
 def test_a_server_that_dies_and_comes_back_has_everything_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

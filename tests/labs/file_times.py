@@ -1,0 +1,66 @@
+"""A limit on the seconds of one test file, for `.ci/run`: ``pytest --file-seconds 120`` fails when a file took longer.
+
+The times of setup, call and teardown are added up by file, so a fixture counts for the file that first uses it. Files
+that may take longer are listed in `SLOW_FILES`, each with its reason.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+
+import pytest
+
+#: Test files that may take longer than the limit, and why.
+SLOW_FILES: Mapping[str, str] = {}
+
+
+def too_slow(seconds: Mapping[str, float], limit: float, allowed: Mapping[str, str]) -> list[str]:
+    """Return one line for each file over the limit that has no reason to be, the slowest first."""
+    return [
+        f"{name} took {spent:.0f} s, more than {limit:g} s: make it faster, or state a reason in {__name__}.SLOW_FILES"
+        for name, spent in sorted(seconds.items(), key=lambda item: -item[1])
+        if spent > limit and name not in allowed
+    ]
+
+
+class FileTimes:
+    """Adds up seconds by test file, and fails the session at its end when a file took too long."""
+
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self._seconds: Counter[str] = Counter()  # type: ignore[type-arg]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Add the time of one phase of one test."""
+        self._seconds[report.nodeid.partition("::")[0]] += report.duration
+
+    def _late(self) -> list[str]:
+        return too_slow(self._seconds, self._limit, SLOW_FILES)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Turn a session that passed into one that failed."""
+        if self._late() and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Print the ten slowest files, and those that took too long."""
+        terminalreporter.section("slowest files")
+        for name, spent in self._seconds.most_common(10):
+            reason = f"  ({SLOW_FILES[name]})" if name in SLOW_FILES else ""
+            terminalreporter.line(f"{spent:7.1f}s {name}{reason}")
+        for line in self._late():
+            terminalreporter.line(f"ERROR {line}", red=True)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that sets the limit."""
+    parser.addoption(
+        "--file-seconds", type=float, metavar="SECONDS", help="fail when a test file takes longer than this in all"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Watch the times where a limit is set; with xdist, only in the process that receives all reports."""
+    limit = config.getoption("--file-seconds")
+    if limit is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(FileTimes(limit), "file-times")

@@ -1,0 +1,31 @@
+"""The limit on the seconds of one test file: what is over it fails the session, except with a reason."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.labs.file_times import SLOW_FILES, too_slow
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_files_over_the_limit_are_named_slowest_first() -> None:
+    """A file with a reason, and one at the limit, are not."""
+    seconds = {"a.py": 121.0, "b.py": 500.0, "c.py": 300.0, "d.py": 120.0}
+    assert [line.split()[0] for line in too_slow(seconds, 120, {"c.py": "it starts a cluster"})] == ["b.py", "a.py"]
+
+
+def test_the_list_names_files_that_exist_with_a_reason() -> None:
+    """It is short, and no entry outlives its file."""
+    assert all((ROOT / name).is_file() and reason for name, reason in SLOW_FILES.items())
+    assert len(SLOW_FILES) <= 8
+
+
+def test_a_slow_file_fails_a_session_that_passed(tmp_path: Path) -> None:
+    """The tests pass, the exit status is 1, and the closing lines name the file; below the limit the status is 0."""
+    (tmp_path / "test_one.py").write_text("import time\ndef test_one(): time.sleep(0.3)\n")
+    for limit, status in (("0.1", 1), ("60", 0)):
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.labs.file_times", "--file-seconds", limit]
+        ended = subprocess.run([*command, tmp_path], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert ended.returncode == status, ended.stdout + ended.stderr
+        assert "1 passed" in ended.stdout and ("test_one.py took" in ended.stdout) == bool(status)

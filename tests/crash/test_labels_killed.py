@@ -1,12 +1,19 @@
-"""SIGKILL while Ray labels, six times: the store ends as if nobody had been killed. See `tests.labs.label_kills`."""
+"""SIGKILL while Ray labels: the store ends as if nobody had been killed. See `tests.labs.label_kills`.
+
+Six kills, or two where the victims are drawn from a commit (`tests.labs.drawn`).
+"""
+
+import os
 
 import pytest
 
+from tests.labs import drawn
 from tests.labs import label_kills as kill_lab
 
 pytestmark = pytest.mark.crash
 
-SCENARIOS = [("driver", 0), ("driver", 1), ("actor", 0), ("writer", 0), ("writer", 1), ("node", 0)]
+ALL = [("driver", 0), ("driver", 1), ("actor", 0), ("writer", 0), ("writer", 1), ("node", 0)]
+SCENARIOS = [(victim, 0) for victim in drawn.drawn(*drawn.LABELLING)] if drawn.COMMIT in os.environ else ALL
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,9 @@
 """SIGKILL while Ray trains, and a node that is taken away: the student ends as if nothing had been. More of it:
-`tests.labs.training_kills`."""
+`tests.labs.training_kills`. All victims, or two that are drawn from a commit (`tests.labs.drawn`)."""
 
 import pytest
 
+from tests.labs import drawn
 from tests.labs import training_kills as train_kill_lab
 
 pytestmark = pytest.mark.crash
@@ -15,7 +16,7 @@ def opened():
 
 
 @pytest.mark.parametrize("number", [0])
-@pytest.mark.parametrize("victim", train_kill_lab.VICTIMS)
+@pytest.mark.parametrize("victim", drawn.drawn(*drawn.TRAINING))
 def test_what_a_kill_leaves_is_trained_to_the_same_end(opened, victim, number):
     """The undisturbed run's curve and weights, and every example once an epoch."""
     outcome = opened.scenario(victim, 0, number)

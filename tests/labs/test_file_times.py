@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.labs.file_times import SLOW_FILES, too_slow
 
 ROOT = Path(__file__).parents[2]
@@ -21,8 +23,9 @@ def test_the_list_names_files_that_exist_with_a_reason() -> None:
     assert len(SLOW_FILES) <= 8
 
 
-def test_a_slow_file_fails_a_session_that_passed(tmp_path: Path) -> None:
+def test_a_slow_file_fails_a_session_that_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests pass, the exit status is 1, and the closing lines name the file; below the limit the status is 0."""
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     (tmp_path / "test_one.py").write_text("import time\ndef test_one(): time.sleep(0.3)\n")
     for limit, status in (("0.1", 1), ("60", 0)):
         command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.labs.file_times", "--file-seconds", limit]

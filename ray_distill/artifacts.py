@@ -6,140 +6,150 @@ next command accepts it; nothing else passes between stages.
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import StrEnum
-from types import UnionType
-from typing import Any, Self, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Self
 
-from ray_distill.errors import ConfigError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+
+from ray_distill.errors import ConfigError, DistillError
+
+#: A measured number: NaN means "could not be measured" and is null in JSON, as infinities are.
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
 
-class Artifact:
-    """JSON in and out for the dataclasses below; ``kind`` names the class inside the JSON."""
+class Document(BaseModel):
+    """A frozen model of what is written and read as JSON; unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null", protected_namespaces=())
+
+    refusal: ClassVar[type[DistillError]] = ConfigError
+    """Error of `from_dict` for values that do not fit."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return this artifact as plain JSON values, ``kind`` first."""
-        return {"kind": type(self).__name__, **_plain(asdict(self))}  # type: ignore[call-overload]
+        """Return this document as plain JSON values; NaN and infinities become null."""
+        found: dict[str, Any] = json.loads(self.model_dump_json())
+        return found
 
     def to_json(self) -> str:
-        """Return this artifact as one line of strict JSON; NaN and infinities become null."""
+        """Return this document as one line of strict JSON."""
         return json.dumps(self.to_dict(), allow_nan=False)
 
     @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> Self:
-        """Rebuild an artifact.
+    def from_dict(cls, value: Any, where: str = "") -> Self:
+        """Rebuild a document from `to_dict`'s form.
+
+        Args:
+            value: JSON values.
+            where: URL or place that the error names.
 
         Raises:
-            ConfigError: the JSON is another kind, or fields are missing or unknown.
+            DistillError: `refusal`: fields are missing, unknown or of the wrong kind; it names each.
         """
-        value = dict(value)
-        kind = value.pop("kind", cls.__name__)
-        if kind != cls.__name__:
-            raise ConfigError(f"expected a {cls.__name__}, found a {kind}: pass the reference of the right stage")
-        result: Self = _build(cls, value)
-        return result
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            raise cls.refusal(f"{where + ': ' if where else ''}{cls.__name__} {problems(error)}") from error
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Rebuild an artifact from its JSON text; errors as `from_dict`."""
+        """Rebuild a document from its JSON text; errors as `from_dict`."""
         try:
             value = json.loads(text)
         except ValueError as error:
-            raise ConfigError(f"a {cls.__name__} must be JSON: {error}") from error
-        if not isinstance(value, dict):
-            raise ConfigError(f"a {cls.__name__} must be a JSON object, found {type(value).__name__}")
+            raise cls.refusal(f"a {cls.__name__} must be JSON: {error}") from error
         return cls.from_dict(value)
 
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
+    def with_changes(self, **changes: Any) -> Self:
+        """Return a validated copy with other values of some fields."""
+        return type(self)(**{**dict(self), **changes})
 
 
-def _build(kind: Any, value: Any) -> Any:
-    """Rebuild one annotated value: dataclasses, tuples, dicts and optional ones of them."""
-    origin = get_origin(kind)
-    if origin in (UnionType, Union):
-        if value is None:
-            return math.nan if kind == (float | None) and type(None) not in get_args(kind) else None
-        return _build(next(arg for arg in get_args(kind) if arg is not type(None)), value)
-    if origin is tuple:
-        return tuple(_build(get_args(kind)[0], item) for item in value)
-    if origin is dict:
-        return {key: _build(get_args(kind)[1], item) for key, item in value.items()}
-    if kind is float:
-        return math.nan if value is None else float(value)
-    if isinstance(kind, type) and is_dataclass(kind):
-        return _build_dataclass(kind, value)
-    if isinstance(kind, type) and issubclass(kind, StrEnum):
-        return kind(value)
-    return value
+def problems(error: ValidationError) -> str:
+    """Describe every field that a model refused, in one line."""
+    return "; ".join(_problem(item["type"], item["loc"], item["msg"], item["input"]) for item in error.errors())
 
 
-def _build_dataclass(kind: type[Any], value: dict[str, Any]) -> Any:
-    value = {key: item for key, item in value.items() if key != "kind"}
-    hints = get_type_hints(kind)
-    unknown = sorted(set(value) - {item.name for item in fields(kind)})
-    if unknown:
-        raise ConfigError(f"{kind.__name__} has no field {', '.join(unknown)}: it was written by another version")
-    try:
-        return kind(**{key: _build(hints[key], item) for key, item in value.items()})
-    except TypeError as error:
-        raise ConfigError(f"{kind.__name__} is incomplete: {error}") from error
+def _problem(kind: str, location: tuple[int | str, ...], message: str, found: Any) -> str:
+    name = ".".join(map(str, location))
+    if kind == "missing":
+        return f"lacks the field {name}"
+    if kind == "extra_forbidden":
+        return f"has no field {name}: it was written by another version"
+    where = f"field {name}: {message}" if name else message
+    return f"has a value of the wrong kind: {where[0].lower()}{where[1:]}, found {str(found)[:80]!r}"
 
 
-@dataclass(frozen=True, kw_only=True)
+class Artifact(Document):
+    """A document whose JSON names its class as ``kind``."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return this artifact as plain JSON values, ``kind`` first."""
+        return {"kind": type(self).__name__, **super().to_dict()}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_its_kind(cls, value: Any) -> Any:
+        """Take ``kind`` out of JSON.
+
+        Raises:
+            ConfigError: the JSON is of another kind.
+        """
+        if not isinstance(value, dict) or "kind" not in value:
+            return value
+        if value["kind"] != cls.__name__:
+            raise cls.refusal(
+                f"expected a {cls.__name__}, found a {value['kind']}: pass the reference of the right stage"
+            )
+        return {name: item for name, item in value.items() if name != "kind"}
+
+
 class SnapshotRef(Artifact):
-    """A frozen snapshot: its folder and the fingerprint of its manifest."""
+    """A frozen snapshot."""
 
     url: str
+    """Folder of the snapshot."""
     fingerprint: str
+    """Of its manifest: equal for equal content, wherever it lies."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class LabelSetRef(Artifact):
-    """Labels of one snapshot: the first ``log_length`` records of a store's log, pinned by their digest.
-
-    ``fingerprint`` covers the store's manifest, the log prefix and the snapshot, so two label sets with the
-    same fingerprint hold the same labels.
-    """
+    """Labels of one snapshot: the first ``log_length`` records of a store's log, pinned by their digest."""
 
     store: str
+    """Folder of the label store."""
     fingerprint: str
+    """Covers the store's manifest, the log prefix and the snapshot: equal for equal labels."""
     snapshot: SnapshotRef
     log_length: int
+    """Records of the log that count; later ones are not read."""
     log_digest: str
+    """``sha256:…`` of these records; labels are refused where the log has another."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class StudentRef(Artifact):
-    """A trained model as a standard transformers directory.
-
-    ``arm`` says which of the campaign's models this is: ``student``, or a baseline trained beside it.
-    """
+    """A trained model as a standard transformers directory."""
 
     url: str
+    """The directory."""
     fingerprint: str
+    """Of the weights and of what they were made from."""
     arm: str
+    """Which of the campaign's models this is: ``student``, or a baseline trained beside it."""
     labels: LabelSetRef
+    """Labels it was trained from."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Estimate(Artifact):
-    """A measured quantity with its 95 % interval and the number of examples behind it.
+    """A measured quantity with its 95 % interval."""
 
-    ``low`` and ``high`` are NaN where no interval was computed; a NaN ``value`` means "could not be measured".
-    """
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
+    value: Number
+    """NaN where it could not be measured."""
+    low: Number = math.nan
+    """Lower end of the 95 % interval; NaN where none was computed."""
+    high: Number = math.nan
+    """Upper end of the 95 % interval; NaN where none was computed."""
     n: int = 0
+    """Examples behind it."""
 
     @property
     def width(self) -> float:
@@ -147,53 +157,48 @@ class Estimate(Artifact):
         return self.high - self.low
 
 
-@dataclass(frozen=True, kw_only=True)
 class Efficiency(Artifact):
-    """What a model costs to hold and to run, all models measured alike on one machine.
-
-    Latencies are of single requests, in milliseconds; throughput is of batches, in examples a second.
-    """
+    """What a model costs to hold and to run, all models measured alike on one machine."""
 
     parameters: int
     bytes_on_disk: int
-    latency_ms_p50: float
-    latency_ms_p95: float
-    examples_per_second: float
+    latency_ms_p50: Number
+    """Median of single requests, milliseconds."""
+    latency_ms_p95: Number
+    """95th percentile of single requests, milliseconds."""
+    examples_per_second: Number
+    """Throughput of batches."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class ModelReport(Artifact):
-    """Everything measured of one model on the test split.
-
-    ``metrics`` are keyed by name (``accuracy``, ``macro_f1``, ``nll``, ``ece``, ``agreement``,
-    ``kl_from_teacher``); ``robustness`` by corruption, then severity (as text), then metric; ``slices`` by
-    ``column=value``, then metric.
-    """
+    """Everything measured of one model on the test split."""
 
     name: str
     url: str
     metrics: dict[str, Estimate]
+    """By name of the metric."""
     efficiency: Efficiency
-    robustness: dict[str, dict[str, dict[str, Estimate]]] = field(default_factory=dict)
-    slices: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    robustness: dict[str, dict[str, dict[str, Estimate]]] = {}
+    """By corruption, then severity (as text), then metric."""
+    slices: dict[str, dict[str, Estimate]] = {}
+    """By ``column=value``, then metric."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class EvalReport(Artifact):
-    """The judgement of one student: the student, its teacher, its baselines and the champion, side by side.
-
-    ``models`` is keyed by arm: ``teacher``, ``student``, ``baseline_hard_labels``,
-    ``baseline_teacher_hard_labels``, ``ceiling_true_labels``, ``champion``. ``comparisons`` holds paired
-    differences, student minus the other model, keyed ``<metric>_minus_<arm>``. ``notes`` are findings in
-    plain words that a reviewer must see.
-    """
+    """The judgement of one student: the student, its teacher, its baselines and the champion, side by side."""
 
     url: str
+    """Folder of the report."""
     fingerprint: str
+    """Of everything measured."""
     student: StudentRef
     models: dict[str, ModelReport]
-    comparisons: dict[str, Estimate] = field(default_factory=dict)
+    """By arm: ``teacher``, ``student``, ``baseline_hard_labels``, ``baseline_teacher_hard_labels``,
+    ``ceiling_true_labels``, ``champion``."""
+    comparisons: dict[str, Estimate] = {}
+    """Paired differences, student minus the other model, keyed ``<metric>_minus_<arm>``."""
     notes: tuple[str, ...] = ()
+    """Findings in plain words that a reviewer must see."""
 
 
 class Verdict(StrEnum):
@@ -204,13 +209,14 @@ class Verdict(StrEnum):
     REJECT = "REJECT"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Decision(Artifact):
-    """A verdict and why: one sentence a reason, each naming the metric, its value and the limit."""
+    """A verdict and why."""
 
     verdict: Verdict
     reasons: tuple[str, ...]
+    """One sentence a reason, each naming the metric, its value and the limit."""
     student: StudentRef
     report_fingerprint: str
+    """Of the report it was judged by."""
     gate_fingerprint: str = ""
     """Of the limits it was judged by: other limits make another decision."""

@@ -15,7 +15,6 @@ from ray_distill.storage import files
 from ray_distill.storage.log import CommitLog, Record
 
 
-@dataclass(frozen=True, kw_only=True)
 class Entry(Artifact):
     """One decision as it was recorded."""
 

@@ -27,7 +27,7 @@ intervals are combined, which is wider and therefore the cautious reading.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from ray_distill.artifacts import Decision, Efficiency, Estimate, EvalReport, ModelReport, Verdict
 from ray_distill.config import DEFAULT_LIMITS, GateConfig, Limit
@@ -37,7 +37,7 @@ from ray_distill.evaluation.measures.directions import HIGHER_IS_BETTER, headlin
 from ray_distill.fingerprint import fingerprint
 from ray_distill.text import estimate, short_number
 
-EFFICIENCY = tuple(item.name for item in fields(Efficiency))
+EFFICIENCY = tuple(Efficiency.model_fields)
 #: What a difference of floats may be off by without meaning anything.
 ROUNDING = 1e-9
 SEVERITY = {Verdict.REJECT: 0, Verdict.HOLD: 1, Verdict.PROMOTE: 2}

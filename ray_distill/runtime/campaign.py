@@ -7,9 +7,8 @@ run again with the same command, and goes on where it was.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from ray_distill.artifacts import Artifact, Decision, EvalReport, LabelSetRef, SnapshotRef, StudentRef
+from ray_distill.artifacts import Artifact, Decision, EvalReport, LabelSetRef, Number, SnapshotRef, StudentRef
 from ray_distill.config import Campaign, TrainingConfig
 from ray_distill.config.identity import identity
 from ray_distill.evaluation.measures.cost import CostReport
@@ -35,7 +34,6 @@ from ray_distill.storage import files
 from ray_distill.tasks.catalogue import get_label_task
 
 
-@dataclass(frozen=True, kw_only=True)
 class CampaignResult(Artifact):
     """Everything a campaign made, by reference, and the facts a reader wants first."""
 
@@ -46,7 +44,7 @@ class CampaignResult(Artifact):
     report: EvalReport
     decision: Decision
     costs: CostReport
-    labelled: dict[str, float]
+    labelled: dict[str, Number]
     """``rows``, ``bytes`` and ``rows_per_second`` of the label store."""
     tracking_uri: str
     run_id: str

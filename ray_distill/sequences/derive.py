@@ -5,7 +5,7 @@ Each row keeps what its parent is: split, group, time, slices, count. Labelling 
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -94,8 +94,7 @@ def derive(
         counts=_row_counts(sequences, found, counts, len(table), merged),
     )
     generator = {name: item for name, item in store.generator.to_dict().items() if name not in ("kind", "model")}
-    about = replace(
-        parent.manifest,
+    about = parent.manifest.with_changes(
         derived={
             "parent": parent.ref.fingerprint,
             "generator": generator,
@@ -104,7 +103,7 @@ def derive(
             "splits": list(settings.splits),
             "filters": settings.filters.model_dump(mode="json"),
             "counts": counts,
-        },
+        }
     )
     return Derived(ref=write_frozen(frozen, about, shard_rows=shard_rows, url=url), counts=counts)
 

@@ -1,7 +1,5 @@
 """What decides every text that a teacher writes: the key under which texts are found again."""
 
-from dataclasses import dataclass
-
 from ray_distill.artifacts import Artifact
 from ray_distill.fingerprint import fingerprint
 
@@ -9,7 +7,6 @@ GENERATOR_NAME = "generator.json"
 VERSION = 1
 
 
-@dataclass(frozen=True, kw_only=True)
 class Generator(Artifact):
     """A teacher and the way in which it writes.
 

@@ -3,7 +3,6 @@
 import uuid
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from ray_distill.sequences.generator import Generator
 from ray_distill.storage import files
 
 
-@dataclass(frozen=True, kw_only=True)
 class WriteReceipt(Artifact):
     """One attempt at a unit of prompts, complete and verified; committed, it is the unit's entry in the log."""
 
@@ -89,7 +87,7 @@ def write_attempt(url: str, generator: Generator, unit: WorkUnit, table: pa.Tabl
         halved=halved,
     )
     file = write_verified(url, receipt.name, attempts.encode(table))
-    return WriteReceipt(**{**receipt.__dict__, "size": file.size, "digest": file.digest})
+    return receipt.with_changes(size=file.size, digest=file.digest)
 
 
 def entries(record: Mapping[str, Any], number: int) -> list[WriteReceipt]:

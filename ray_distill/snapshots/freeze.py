@@ -75,7 +75,9 @@ def freeze(config: SnapshotConfig, input_column: str, seed: int, nested: bool = 
             f"snapshot.source and snapshot.exclude"
         )
     frozen = _settle(usable.table.filter(pa.array(kept)).combine_chunks(), ids[kept], config, input_column, seed)
-    counts = replace(frozen.counts, read=len(rows), excluded=int((~kept).sum()), quarantined=len(rows) - len(usable))
+    counts = frozen.counts.with_changes(
+        read=len(rows), excluded=int((~kept).sum()), quarantined=len(rows) - len(usable)
+    )
     return replace(frozen, counts=counts, reasons=count_reasons(rows), quarantine=quarantine_table(rows, names))
 
 

@@ -1,7 +1,6 @@
 """The manifest of a snapshot: everything about it but the rows."""
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
 from ray_distill.artifacts import Artifact
@@ -10,10 +9,9 @@ from ray_distill.fingerprint import fingerprint
 
 MANIFEST_NAME = "snapshot.json"
 QUARANTINE_NAME = "quarantine.parquet"
-VERSION = 1
+VERSION = 2
 
 
-@dataclass(frozen=True, kw_only=True)
 class Shard(Artifact):
     """One Parquet file of a split: its rows, in the order of their ids."""
 
@@ -28,7 +26,6 @@ class Shard(Artifact):
     """``sha256:…`` of the file."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class SplitCounts(Artifact):
     """What a split holds. ``weight`` is the sum of the rows' counts; ``classes`` counts labelled rows by class."""
 
@@ -38,7 +35,6 @@ class SplitCounts(Artifact):
     classes: dict[str, int]
 
 
-@dataclass(frozen=True, kw_only=True)
 class RowCounts(Artifact):
     """Where every row of the sources went: ``read`` is the sum of the others.
 
@@ -54,7 +50,6 @@ class RowCounts(Artifact):
     quarantined: int
 
 
-@dataclass(frozen=True, kw_only=True)
 class SnapshotManifest(Artifact):
     """A frozen snapshot, described.
 
@@ -109,8 +104,9 @@ def parse_manifest(data: bytes, url: str) -> SnapshotManifest:
     except ValueError as error:
         raise SnapshotError(f"{url} is damaged: it is not JSON ({error}); take the snapshot again") from error
     version = value.get("version") if isinstance(value, dict) else None
-    if isinstance(version, int) and version > VERSION:
-        raise SnapshotError(f"{url} is a snapshot of version {version}; this release reads up to {VERSION}: update it")
+    if isinstance(version, int) and version != VERSION:
+        remedy = "upgrade ray-distill" if version > VERSION else "it is older than 0.2: take the snapshot again"
+        raise SnapshotError(f"{url} is a snapshot of version {version}, this release reads {VERSION}: {remedy}")
     try:
         written = value.pop("fingerprint")
         manifest = SnapshotManifest.from_dict(value)

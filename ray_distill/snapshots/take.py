@@ -9,7 +9,7 @@ All rows are held in Arrow memory while a snapshot is taken: until reading strea
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -104,7 +104,7 @@ def write_frozen(frozen: Frozen, about: SnapshotManifest, *, shard_rows: int, ur
     if not _is_there(ref):
         shards = tuple(_write(ref.url, item, frozen, input_column) for item in planned)
         write_bytes(join(ref.url, QUARANTINE_NAME), _parquet(frozen.quarantine))
-        write_json(join(ref.url, MANIFEST_NAME), manifest_json(replace(manifest, shards=shards)))
+        write_json(join(ref.url, MANIFEST_NAME), manifest_json(manifest.with_changes(shards=shards)))
     return ref
 
 
@@ -144,8 +144,7 @@ def _content(table: pa.Table) -> str:
 
 def _describe(frozen: Frozen, about: SnapshotManifest, shards: list[Shard]) -> SnapshotManifest:
     schema = _shard_table(frozen, np.zeros(0, dtype=np.int64), about.input_column).schema
-    return replace(
-        about,
+    return about.with_changes(
         columns={field.name: str(field.type) for field in schema},
         classes=frozen.classes,
         rows=frozen.counts,
@@ -172,7 +171,7 @@ def _count(frozen: Frozen, split: int) -> SplitCounts:
 def _write(url: str, planned: _PlannedShard, frozen: Frozen, input_column: str) -> Shard:
     data = _parquet(_shard_table(frozen, planned.rows, input_column))
     write_bytes(join(url, planned.shard.name), data)
-    return replace(planned.shard, bytes=len(data), digest=sha256(data))
+    return planned.shard.with_changes(bytes=len(data), digest=sha256(data))
 
 
 def _shard_table(frozen: Frozen, rows: npt.NDArray[np.int64], input_column: str) -> pa.Table:

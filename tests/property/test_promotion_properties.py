@@ -1,7 +1,6 @@
 """What must hold of the gate whatever the report."""
 
 import math
-from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -77,9 +76,9 @@ def moved(estimate, by):
 def improved(report, gain):
     by = {name: gain if HIGHER_IS_BETTER[name] else -gain for name in METRICS}
     student = report.models["student"]
-    better = replace(student, metrics={name: moved(e, by[name]) for name, e in student.metrics.items()})
+    better = student.with_changes(metrics={name: moved(e, by[name]) for name, e in student.metrics.items()})
     comparisons = {key: moved(e, by[key.split("_minus_")[0]]) for key, e in report.comparisons.items()}
-    return replace(report, models={**report.models, "student": better}, comparisons=comparisons)
+    return report.with_changes(models={**report.models, "student": better}, comparisons=comparisons)
 
 
 @settings(max_examples=60, deadline=None)
@@ -95,8 +94,8 @@ def test_nan_is_always_rejected(report, gate, data):
     """Whatever else is good, a NaN in a metric that a limit names is REJECT, and the reason names the metric."""
     name = data.draw(st.sampled_from(sorted(gate.limits)))
     student = report.models["student"]
-    broken = replace(student, metrics={**student.metrics, name: Estimate(value=math.nan)})
-    decision = decide(replace(report, models={**report.models, "student": broken}), gate)
+    broken = student.with_changes(metrics={**student.metrics, name: Estimate(value=math.nan)})
+    decision = decide(report.with_changes(models={**report.models, "student": broken}), gate)
     assert decision.verdict is Verdict.REJECT
     assert any(name in reason and "nan" in reason for reason in decision.reasons)
 

@@ -9,34 +9,31 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
-from ray_distill.artifacts import Artifact
+from ray_distill.artifacts import Artifact, Number
 from ray_distill.config import CostConfig
 
 SECONDS_AN_HOUR = 3600.0
 
 
-@dataclass(frozen=True, kw_only=True)
 class StageCost(Artifact):
     """What one stage took; hours are reserved hours, ``money`` is in ``currency``."""
 
     stage: str
-    wall_seconds: float
-    core_hours: float
-    accelerator_hours: float
+    wall_seconds: Number
+    core_hours: Number
+    accelerator_hours: Number
     bytes_written: int
-    money: float
+    money: Number
     currency: str
 
 
-@dataclass(frozen=True, kw_only=True)
 class CostReport(Artifact):
     """A campaign's bill: its stages, what serving costs, and the number of requests after which it has paid."""
 
     stages: tuple[StageCost, ...]
     total: StageCost
-    per_million: dict[str, float] = field(default_factory=dict)
+    per_million: dict[str, Number] = {}
     """Money for a million requests, by arm."""
     break_even_requests: int | None = None
     """None where serving the student is not cheaper than serving the teacher."""

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from ray_distill.artifacts import Artifact
+from ray_distill.artifacts import Artifact, Document, Number
 from ray_distill.config import DriftConfig
 from ray_distill.errors import EvaluationError
 from ray_distill.evaluation.measures.classification import Floats, Ints, effective_size
@@ -62,20 +62,18 @@ class DriftSample:
     """``[N]``: how often each row occurred."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finding:
+class Finding(Document):
     """One test: its statistic, how sure (adjusted p-value) and how large (value against threshold)."""
 
     name: str
     statistic: str
-    value: float
-    p_value: float
-    threshold: float
+    value: Number
+    p_value: Number
+    threshold: Number
     alarm: bool
     sentence: str
 
 
-@dataclass(frozen=True, kw_only=True)
 class DriftReport(Artifact):
     """All findings of a comparison; ``recommendation`` is ``nothing``, ``relabel`` or ``retrain`` by ``rule``."""
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -74,9 +74,9 @@ def judge(
     report = EvalReport(
         url=url, fingerprint="", student=student, models=reports, comparisons=_comparisons(models, resampling, compare)
     )
-    report = replace(report, notes=tuple(_notes(report)))
+    report = report.with_changes(notes=tuple(_notes(report)))
     content = {key: value for key, value in report.to_dict().items() if key not in ("url", "fingerprint")}
-    return replace(report, fingerprint=fingerprint(content))
+    return report.with_changes(fingerprint=fingerprint(content))
 
 
 def _model_report(

@@ -4,13 +4,11 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ray_distill.artifacts import Artifact, Efficiency, StudentRef
+from ray_distill.artifacts import Artifact, Efficiency, Number, StudentRef
 
 
-@dataclass(frozen=True, kw_only=True)
 class TrialResult(Artifact):
     """One trial."""
 
@@ -20,7 +18,7 @@ class TrialResult(Artifact):
     """``finished``, ``stopped`` or ``failed``."""
     changes: dict[str, Any]
     """What it changed of the campaign: dotted path to value."""
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, Number] = {}
     """On the validation split: of the weights that are kept; of a stopped trial, when it was stopped."""
     epoch: float | None = None
     """Passes over the training rows when these were measured."""
@@ -36,7 +34,6 @@ class TrialResult(Artifact):
     """No trial is as good, as small and as fast, and better in one of these."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class SweepResult(Artifact):
     """A sweep: all trials in the order of the configuration, compared on the validation split alone."""
 
@@ -91,7 +88,7 @@ def mark_frontier(trials: Sequence[TrialResult], objective: str, *, more_is_bett
         if trial.efficiency is not None
     ]
     marked = {trial.number for trial, best in zip(able, pareto(points), strict=True) if best}
-    return tuple(replace(trial, on_frontier=trial.number in marked) for trial in trials)
+    return tuple(trial.with_changes(on_frontier=trial.number in marked) for trial in trials)
 
 
 def best_of(trials: Sequence[TrialResult], objective: str, *, more_is_better: bool) -> int:

@@ -8,7 +8,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -196,12 +196,12 @@ def _spool(config: Campaign) -> Path:
 def _priced(cost: StageCost, prices: CostConfig) -> StageCost:
     """What was taken, at other prices: they and their currency may have changed since."""
     money = cost.core_hours * prices.core_hour + cost.accelerator_hours * prices.accelerator_hour
-    return replace(cost, money=money, currency=prices.currency)
+    return cost.with_changes(money=money, currency=prices.currency)
 
 
 def _add(before: StageCost, more: StageCost) -> StageCost:
     """Two attempts at one stage as one."""
-    first, second = asdict(before), asdict(more)
+    first, second = dict(before), dict(more)
     summed = {name: first[name] + second[name] for name in first if name not in ("stage", "currency")}
     return StageCost(stage=before.stage, currency=before.currency, **summed)
 

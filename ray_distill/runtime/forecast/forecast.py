@@ -9,7 +9,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -248,8 +248,7 @@ def _report(config: Campaign, opened: Snapshot, work: _Work, measured: _Measured
     positions = round(work.rows * kept * probed.positions / probed.rows)
     once = _seconds_once(config, opened, measured, new=work.new)
     cost = _cost(config, forecast_seconds(once=once, rows=work.rows, rows_per_second=rate))
-    return replace(
-        _nothing_left(config, opened, work),
+    return _nothing_left(config, opened, work).with_changes(
         rows=work.rows,
         units=len(probed.units),
         positions=positions,

@@ -1,13 +1,10 @@
 """The forecast of a labelling run, as an artifact."""
 
-from dataclasses import dataclass, field
-
-from ray_distill.artifacts import Artifact, SnapshotRef
+from ray_distill.artifacts import Artifact, Number, SnapshotRef
 from ray_distill.labels.sizing.forecast import Breakeven
 from ray_distill.labels.sizing.options import Kept, Option
 
 
-@dataclass(frozen=True, kw_only=True)
 class PlanReport(Artifact):
     """The forecast of a labelling run: bytes within a few percent; time, hours and money within ± ``time_error``."""
 
@@ -28,27 +25,27 @@ class PlanReport(Artifact):
     bytes_labels: int
     bytes_hidden: dict[str, int]
     """By layer."""
-    bytes_a_position: float
+    bytes_a_position: Number
     """Of labels."""
-    seconds: float
+    seconds: Number
     """Of the whole `label` stage."""
-    seconds_once: float
+    seconds_once: Number
     """Of ``seconds``: before the first unit and after the last one, however many there are."""
-    time_error: float
+    time_error: Number
     """Relative error that ``seconds``, the hours and ``money`` may have."""
-    core_hours: float
-    accelerator_hours: float
-    money: float
+    core_hours: Number
+    accelerator_hours: Number
+    money: Number
     currency: str
-    rows_per_second: float
+    rows_per_second: Number
     """Throughput of the rehearsed pipeline with the least number of actors."""
-    target_nats: float
+    target_nats: Number
     curve: tuple[Kept, ...] = ()
     smallest_k: int | None = None
     options: tuple[Option, ...] = ()
     """Ways to store a position, the configured one first."""
     recommended: Option | None = None
-    ranks: dict[str, dict[str, int]] = field(default_factory=dict)
+    ranks: dict[str, dict[str, int]] = {}
     """Principal components that keep a share of a layer's variance, by layer and share; ``width`` beside."""
     break_even: Breakeven | None = None
     notes: tuple[str, ...] = ()

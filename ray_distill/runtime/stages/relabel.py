@@ -1,7 +1,5 @@
 """Newer traffic: label only what is new, and say whether it has drifted from what the student was made for."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -30,7 +28,6 @@ TOKENS = 255
 Tokens = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, kw_only=True)
 class RelabelReport(Artifact):
     """What relabelling did, and what it found."""
 

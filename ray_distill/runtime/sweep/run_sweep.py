@@ -226,12 +226,8 @@ def _compare(found: Sweep, outcomes: Mapping[str, Outcome], runs: TrialRuns) -> 
     speeds, notes = _speeds(found, outcomes)
     own = {one.trial.number: _result(one, outcomes[one.key], speeds.get(one.key), runs) for one in found.planned}
     again = {
-        trial.number: replace(
-            own[found.same[trial.number]],
-            number=trial.number,
-            name=trial.name,
-            changes=dict(trial.changes),
-            same_as=found.same[trial.number],
+        trial.number: own[found.same[trial.number]].with_changes(
+            number=trial.number, name=trial.name, changes=dict(trial.changes), same_as=found.same[trial.number]
         )
         for trial in found.trials
         if trial.number in found.same

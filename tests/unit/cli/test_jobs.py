@@ -4,7 +4,6 @@ import json
 import runpy
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -33,7 +32,6 @@ STUDENT = StudentRef(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
 class Seen(Artifact):
     """What a stage of these tests saw of its config."""
 

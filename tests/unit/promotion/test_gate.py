@@ -216,4 +216,4 @@ def test_unknown_direction_is_an_error_only_where_it_matters():
 
 def test_every_efficiency_figure_has_a_direction():
     """The table covers all that a report measures."""
-    assert set(Efficiency.__dataclass_fields__) <= set(HIGHER_IS_BETTER)
+    assert set(Efficiency.model_fields) <= set(HIGHER_IS_BETTER)

@@ -261,7 +261,7 @@ def test_manifest_of_another_version_or_content_is_refused(tmp_path: Path) -> No
     path = Path(snapshot.ref.url, "snapshot.json")
     manifest = json.loads(path.read_text())
     for change, message in (
-        ({"version": 99}, "is a snapshot of version 99; this release reads up to 1"),
+        ({"version": 99}, "is a snapshot of version 99, this release reads 2: upgrade"),
         ({"seed": 5}, "is damaged: its content has the fingerprint"),
         ({"shards": 3}, "is not a snapshot's manifest"),
         ({"colour": 1}, "has no field colour"),

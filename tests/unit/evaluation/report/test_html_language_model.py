@@ -1,6 +1,5 @@
 """The review page of language models: NLL and the distance from the teacher, where classifiers have accuracy."""
 
-from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -281,10 +280,10 @@ def test_benchmarks_have_a_table_of_the_models_that_ran_them(full):
     report, predictions, without = full
     scored = {f"lm_eval_{name}": Estimate(value=0.25, low=0.2, high=0.3, n=9) for name in ("even_acc", "odd_acc")}
     models = {
-        arm: replace(model, metrics=model.metrics | (scored if arm in ("teacher", "student") else {}))
+        arm: model.with_changes(metrics=model.metrics | (scored if arm in ("teacher", "student") else {}))
         for arm, model in report.models.items()
     }
-    html = render(replace(report, models=models), predictions)
+    html = render(report.with_changes(models=models), predictions)
     section = html[html.index("<h2>Benchmarks") : html.index("<h2>Size and speed")]
     assert "even_acc" in section and section.count("0.200 … 0.300") == 4 and "Champion" not in section
     assert "Benchmarks" not in without

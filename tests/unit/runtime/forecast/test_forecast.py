@@ -175,7 +175,7 @@ def test_a_person_reads_rows_bytes_time_and_money() -> None:
     """Time and money with their error, each form with its mark, and whether it pays."""
     found = forms(10)
     best = found.options[2]
-    text = show_plan(replace(REPORT, curve=found.curve, options=found.options, recommended=best))
+    text = show_plan(REPORT.with_changes(curve=found.curve, options=found.options, recommended=best))
     for part in (
         "90 of 100",
         "labels 2.0 MB",
@@ -196,13 +196,13 @@ def test_a_report_is_plain_json() -> None:
     """What is not known of draws is null, not NaN."""
     found = forms(100)
     unknown = replace(found.options[0], noise=float("nan"))
-    value = replace(REPORT, options=(unknown,), curve=found.curve).to_json()
+    value = REPORT.with_changes(options=(unknown,), curve=found.curve).to_json()
     assert '"noise": null' in value and '"kind": "PlanReport"' in value
 
 
 def test_nothing_left_is_said_in_two_lines() -> None:
     """No bytes, no hours, no tables."""
-    text = show_plan(replace(REPORT, rows=0, units=0, notes=("every row is labelled already",)))
+    text = show_plan(REPORT.with_changes(rows=0, units=0, notes=("every row is labelled already",)))
     assert "0 of 100 to label" in text and "every row is labelled already" in text and "estimator" not in text
 
 

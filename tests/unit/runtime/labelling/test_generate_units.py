@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +178,7 @@ def test_actors_write_units_and_the_careful_one_writes_the_same(job: WriteJob, t
         answers = ask_halving(plan.batches, lambda rows, text=one.text: careful.answer(text, rows))
         parts = [*answers.parts, generate_actors.rejected_table(plan.rejected)]
         again = write_attempt(job.store_url, job.generator, unit, pa.concat_tables(parts))
-        assert again == replace(receipt, attempt=again.attempt)
+        assert again == receipt.with_changes(attempt=again.attempt)
         assert {row for row, _ in plan.rejected}.isdisjoint(plan.row_ids)
         assert len(plan.row_ids) + len(plan.rejected) == len(unit.rows)
     store.commit(receipts)

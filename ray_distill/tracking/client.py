@@ -1,8 +1,8 @@
-"""One record in, one MLflow call out; the only place that talks to a tracking server to write runs.
+"""Write operations to MLflow, one call each; the only place that writes runs to a tracking server.
 
-Every record may be written twice without harm: a run is recognised by its name and start time, metrics by
+Every operation may be written twice without harm: a run is recognised by its name and start time, metrics by
 (key, step, timestamp), params and tags by their value, datasets by name and digest, models by the digest of
-their files. That is what lets `spool` replay a record whose answer was lost.
+their files. So `spool` can replay an operation whose answer was lost.
 """
 
 import getpass
@@ -16,8 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from ray_distill.tracking.logged_model import log_model
+from ray_distill.tracking.operations import (
+    CreateRun,
+    EndRun,
+    LogArtifact,
+    LogDataset,
+    LogMetrics,
+    LogModel,
+    LogParams,
+    Operation,
+    ReopenRun,
+    SetTags,
+)
 from ray_distill.tracking.records import MAX_DIGEST, split_params
-from ray_distill.tracking.spool import Record
 from ray_distill.tracking.views import DESCRIPTION, TITLE, experiment_tags
 
 logger = logging.getLogger(__name__)
@@ -30,7 +41,7 @@ _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
-_SLOW_OPS = ("artifact", "model")  # uploads keep MLflow's own timeout, two minutes
+_UPLOADS = (LogArtifact, LogModel)  # they keep MLflow's own timeout, two minutes
 _AWAY_STATUS = {401, 403, 408, 429}  # the records are fine: a token or a host list will be mended
 _AWAY_NAMES = {"EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "OperationalError"}
 _PARENT = "mlflow.parentRunId"
@@ -99,7 +110,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 class Client:
-    """Writes records to one experiment of one tracking server; connects with the first record."""
+    """Writes operations to one experiment of one tracking server; connects with the first one."""
 
     def __init__(
         self,
@@ -117,31 +128,44 @@ class Client:
         self._is_mapped = is_mapped
         self._mlflow: Any = None
         self._experiment_id: str | None = None
-        self._writers: dict[str, Callable[[str, Record], Any]] = {
-            "reopen": self._reopen,
-            "params": self._params,
-            "tags": self._tags,
-            "metrics": self._metrics,
-            "artifact": self._artifact,
-            "dataset": self._dataset,
-            "model": self._model,
-            "end": self._end,
-        }
 
-    def apply(self, record: Record, *, replayed: bool = False) -> Any:
-        """Write one record; return the run's id for ``create``, the model's URI for ``model``.
+    def apply(self, operation: Operation, *, replayed: bool = False) -> str | bool | None:
+        """Write one operation.
+
+        Returns:
+            The run's id for `CreateRun`, the model's URI for `LogModel`, whether there is such a run for `ReopenRun`.
 
         Raises:
             Exception: whatever MLflow, its artifact store or the network raise; `is_away` tells them apart.
-            LookupError: the record's run was never created on this server.
+            LookupError: the operation's run was never created on this server.
         """
-        with our_settings(slow=record["op"] in _SLOW_OPS):
-            if record["op"] == "create":
-                return self._create(record, replayed)
-            run_id = self._real_id(record["run"])
+        with our_settings(slow=isinstance(operation, _UPLOADS)):
+            if isinstance(operation, CreateRun):
+                return self._create(operation, replayed=replayed)
+            run_id = self._real_id(operation.run)
             if run_id is None:
-                raise LookupError(f"run {record['run']} is unknown to the server and to this spool")
-            return self._writers[record["op"]](run_id, record)
+                raise LookupError(f"run {operation.run} is unknown to the server and to this spool")
+            return self._write(run_id, operation)
+
+    def _write(self, run_id: str, operation: Operation) -> str | bool | None:
+        match operation:
+            case ReopenRun():
+                return self._reopen(run_id, operation)
+            case LogModel():
+                return self._model(run_id, operation)
+            case LogParams():
+                self._params(run_id, operation)
+            case SetTags():
+                self._tags(run_id, operation.tags)
+            case LogMetrics():
+                self._metrics(run_id, operation)
+            case LogArtifact():
+                self._artifact(run_id, operation)
+            case LogDataset():
+                self._dataset(run_id, operation)
+            case EndRun():
+                self._end(run_id, operation)
+        return None
 
     def alive(self) -> bool:
         """Whether the server answers the smallest question."""
@@ -178,28 +202,28 @@ class Client:
                 client.set_experiment_tag(found.experiment_id, key, value)
         return str(found.experiment_id)
 
-    def _create(self, record: Record, replayed: bool) -> str:
+    def _create(self, operation: CreateRun, *, replayed: bool) -> str:
         experiment_id = self.experiment_id()
         client = self._connected()
-        if replayed and (found := self._find_run(client, experiment_id, record)):
+        if replayed and (found := self._find_run(client, experiment_id, operation)):
             return found
-        run = client.create_run(experiment_id, record["start"], self._run_tags(record), record["name"])
+        run = client.create_run(experiment_id, operation.start, self._run_tags(operation), operation.name)
         return str(run.info.run_id)
 
-    def _find_run(self, client: Any, experiment_id: str, record: Record) -> str | None:
+    def _find_run(self, client: Any, experiment_id: str, operation: CreateRun) -> str | None:
         """Find the run of a ``create`` whose answer was lost."""
-        runs = client.search_runs([experiment_id], f"attributes.start_time = {record['start']}")
-        ids = [str(run.info.run_id) for run in runs if run.info.run_name == record["name"]]
+        runs = client.search_runs([experiment_id], f"attributes.start_time = {operation.start}")
+        ids = [str(run.info.run_id) for run in runs if run.info.run_name == operation.name]
         return next((run_id for run_id in ids if not self._is_mapped(run_id)), None)
 
-    def _run_tags(self, record: Record) -> dict[str, str]:
-        tags = {"mlflow.source.name": "ray-distill", "mlflow.user": _user(), **_named(record["tags"])}
-        if (parent := record["parent"]) is not None:
+    def _run_tags(self, operation: CreateRun) -> dict[str, str]:
+        tags = {"mlflow.source.name": "ray-distill", "mlflow.user": _user(), **_named(operation.tags)}
+        if (parent := operation.parent) is not None:
             real = self._real_id(parent)
             tags["parent_not_found" if real is None else _PARENT] = real or parent
         return tags
 
-    def _reopen(self, run_id: str, record: Record) -> bool:
+    def _reopen(self, run_id: str, operation: ReopenRun) -> bool:
         """Set a run running again; False if this server has no such run (any more)."""
         from mlflow.exceptions import MlflowException
 
@@ -215,60 +239,59 @@ class Client:
         if "error" in run.data.tags:
             client.delete_tag(run_id, "error")
         client.update_run(run_id, status="RUNNING")
-        self._tags(run_id, record)
+        self._tags(run_id, operation.tags)
         return True
 
-    def _params(self, run_id: str, record: Record) -> None:
+    def _params(self, run_id: str, operation: LogParams) -> None:
         from mlflow.entities import Param
 
         client = self._connected()
-        fresh, conflicts = split_params(record["values"], client.get_run(run_id).data.params)
+        fresh, conflicts = split_params(operation.values, client.get_run(run_id).data.params)
         for part in _parts(list(fresh.items()), 100):
             client.log_batch(run_id, params=[Param(key, value) for key, value in part], synchronous=True)
-        self._tags(run_id, {"tags": conflicts})
+        self._tags(run_id, conflicts)
 
-    def _tags(self, run_id: str, record: Mapping[str, Any]) -> None:
+    def _tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        if title := record["tags"].get(TITLE):
+        if title := tags.get(TITLE):
             self._connected().update_run(run_id, name=title)
-        for part in _parts(list(_named(record["tags"]).items()), 100):
-            tags = [RunTag(key, value) for key, value in part]
-            self._connected().log_batch(run_id, tags=tags, synchronous=True)
+        for part in _parts(list(_named(tags).items()), 100):
+            self._connected().log_batch(run_id, tags=[RunTag(key, value) for key, value in part], synchronous=True)
 
-    def _metrics(self, run_id: str, record: Record) -> None:
+    def _metrics(self, run_id: str, operation: LogMetrics) -> None:
         from mlflow.entities import Metric
 
-        for part in _parts(record["points"], 500):
+        for part in _parts(list(operation.points), 500):
             metrics = [Metric(name, value, time, step) for name, value, time, step in part]
             self._connected().log_batch(run_id, metrics=metrics, synchronous=True)
 
-    def _artifact(self, run_id: str, record: Record) -> None:
-        if not Path(record["path"]).exists():
-            raise FileNotFoundError(f"the artifact {record['path']} does not exist")
-        self._connected().log_artifact(run_id, record["path"], record["folder"] or None)
+    def _artifact(self, run_id: str, operation: LogArtifact) -> None:
+        if not Path(operation.path).exists():
+            raise FileNotFoundError(f"the artifact {operation.path} does not exist")
+        self._connected().log_artifact(run_id, operation.path, operation.folder or None)
 
-    def _dataset(self, run_id: str, record: Record) -> None:
+    def _dataset(self, run_id: str, operation: LogDataset) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        scheme = record["source"].partition("://")[0] if "://" in record["source"] else "local"
+        scheme = operation.source.partition("://")[0] if "://" in operation.source else "local"
         dataset = Dataset(
-            name=record["name"],
-            digest=record["digest"][:MAX_DIGEST],
+            name=operation.name,
+            digest=operation.digest[:MAX_DIGEST],
             source_type=scheme,
-            source=json.dumps({"uri": record["source"]}),
-            profile=json.dumps({**record["profile"], "digest": record["digest"]}),
+            source=json.dumps({"uri": operation.source}),
+            profile=json.dumps({**operation.profile, "digest": operation.digest}),
         )
-        tags = [InputTag("mlflow.data.context", record["context"])]
+        tags = [InputTag("mlflow.data.context", operation.context)]
         self._connected().log_inputs(run_id, [DatasetInput(dataset, tags)])
 
-    def _model(self, run_id: str, record: Record) -> str:
+    def _model(self, run_id: str, operation: LogModel) -> str:
         import_mlflow()
-        return log_model(self._connected(), experiment_id=self.experiment_id(), run_id=run_id, record=record)
+        return log_model(self._connected(), experiment_id=self.experiment_id(), run_id=run_id, operation=operation)
 
-    def _end(self, run_id: str, record: Record) -> None:
-        self._tags(run_id, record)
-        self._connected().set_terminated(run_id, record["status"], record["time"])
+    def _end(self, run_id: str, operation: EndRun) -> None:
+        self._tags(run_id, operation.tags)
+        self._connected().set_terminated(run_id, operation.status, operation.time)
 
 
 def _artifact_location(uri: str) -> str | None:

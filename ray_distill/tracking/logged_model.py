@@ -2,13 +2,13 @@
 
 import base64
 import hashlib
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from ray_distill.errors import ConfigError
+from ray_distill.tracking.operations import LogModel
 
 #: What a machine that serves the model needs; pinned to what is installed where it is logged.
 REQUIREMENTS = ("mlflow", "transformers", "torch", "safetensors", "numpy", "pandas", "pillow")
@@ -55,34 +55,34 @@ def folder_digest(folder: Path) -> str:
     return "sha256:" + total.hexdigest()
 
 
-def log_model(client: Any, *, experiment_id: str, run_id: str, record: Mapping[str, Any]) -> str:
+def log_model(client: Any, *, experiment_id: str, run_id: str, operation: LogModel) -> str:
     """Log a checkpoint as a model of a run, once: the same files logged again give the same model.
 
     Args:
         client: an ``MlflowClient``.
         experiment_id: the run's experiment.
         run_id: the run that made the model.
-        record: ``path`` (folder), ``name``, ``task``, ``example`` (see `plain_example`), ``metrics``, ``time`` (ms).
+        operation: the checkpoint's folder, the model's name, task, example inputs and metrics.
 
     Returns:
         The model's URI, ``models:/m-…``.
     """
-    folder = Path(record["path"])
+    folder = Path(operation.path)
     digest = folder_digest(folder)
-    found = _find(client, experiment_id, run_id, record["name"], digest)
+    found = _find(client, experiment_id, run_id, operation.name, digest)
     model = found or client.create_logged_model(
         experiment_id,
-        name=record["name"],
+        name=operation.name,
         source_run_id=run_id,
-        model_type=record["task"],
-        tags={"checkpoint": digest, "task": record["task"]},
+        model_type=operation.task,
+        tags={"checkpoint": digest, "task": operation.task},
     )
     _connect(client, run_id, model.model_id)
     if str(model.status) != "READY":
         with TemporaryDirectory() as scratch:
-            _write(Path(scratch) / "model", model, run_id, record)
+            _write(Path(scratch) / "model", model, run_id, operation)
             client.log_model_artifacts(model.model_id, str(Path(scratch) / "model"))
-    _log_metrics(client, run_id, model.model_id, record)
+    _log_metrics(client, run_id, model.model_id, operation)
     client.finalize_logged_model(model.model_id, "READY")
     return f"models:/{model.model_id}"
 
@@ -100,29 +100,29 @@ def _connect(client: Any, run_id: str, model_id: str) -> None:
         client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
 
 
-def _log_metrics(client: Any, run_id: str, model_id: str, record: Mapping[str, Any]) -> None:
+def _log_metrics(client: Any, run_id: str, model_id: str, operation: LogModel) -> None:
     from mlflow.entities import Metric
 
-    metrics = [Metric(key, value, record["time"], 0, model_id=model_id) for key, value in record["metrics"].items()]
+    metrics = [Metric(key, value, operation.time, 0, model_id=model_id) for key, value in operation.metrics.items()]
     for start in range(0, len(metrics), 500):
         client.log_batch(run_id, metrics=metrics[start : start + 500], synchronous=True)
 
 
-def _write(target: Path, model: Any, run_id: str, record: Mapping[str, Any]) -> None:
+def _write(target: Path, model: Any, run_id: str, operation: LogModel) -> None:
     """Write the MLflow model directory; the model is not loaded, so this costs one copy of the checkpoint."""
     import pandas as pd
     from mlflow import pyfunc
     from mlflow.models import Model
 
-    column = COLUMNS[record["task"]]
+    column = COLUMNS[operation.task]
     pyfunc.save_model(
         path=str(target),
-        python_model=str(Path(__file__).with_name(SERVED.get(record["task"], "served_model.py"))),
-        artifacts={"checkpoint": str(record["path"])},
-        model_config={"task": record["task"]},
-        signature=_signature(record["task"]),
-        input_example=pd.DataFrame({column: list(record["example"])}),
-        pip_requirements=requirements(record["task"]),
+        python_model=str(Path(__file__).with_name(SERVED.get(operation.task, "served_model.py"))),
+        artifacts={"checkpoint": str(operation.path)},
+        model_config={"task": operation.task},
+        signature=_signature(operation.task),
+        input_example=pd.DataFrame({column: list(operation.example)}),
+        pip_requirements=requirements(operation.task),
         mlflow_model=Model(
             artifact_path=model.artifact_location, model_uuid=model.model_id, run_id=run_id, model_id=model.model_id
         ),

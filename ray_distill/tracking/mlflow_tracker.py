@@ -1,8 +1,8 @@
 """Runs in MLflow that survive the absence of MLflow.
 
-Everything a run records is a plain record. It is written at once; if the server is away it waits in the spool,
-with all records after it, and is replayed in order. This module is the border at which every failure of tracking
-ends: work never dies of it.
+Everything that a run records is an operation. It is written at once; if the server is away it waits in the spool,
+with all operations after it, and is replayed in order. Every failure of tracking ends in this module: it never stops
+the work that is recorded.
 """
 
 import logging
@@ -11,14 +11,26 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ray_distill.errors import ConfigError
 from ray_distill.tracking.base import Dataset
 from ray_distill.tracking.client import Client, is_away, now_ms, root_cause
 from ray_distill.tracking.logged_model import plain_example
+from ray_distill.tracking.operations import (
+    CreateRun,
+    EndRun,
+    LogArtifact,
+    LogDataset,
+    LogMetrics,
+    LogModel,
+    LogParams,
+    Operation,
+    ReopenRun,
+    SetTags,
+)
 from ray_distill.tracking.records import clean_name, clean_tags, flatten, one_line, split_metrics
-from ray_distill.tracking.spool import Record, Spool, new_local_id
+from ray_distill.tracking.spool import Spool, new_local_id
 from ray_distill.tracking.views import DEFAULT_COLUMNS, review_url
 
 logger = logging.getLogger(__name__)
@@ -92,34 +104,42 @@ class MlflowTracker:
             self._open.remove(run)
 
     def flush(self) -> int:
-        """Write what is held back and replay what waits, now; return how many records still wait."""
+        """Write buffered metrics and replay what waits, now; return how many operations still wait."""
         with self._lock:
             for run in self._open:
                 run.flush()
             self._retry_at = 0.0
-            self._replay()
-            return len(self._spool)
+            return self._replayed()
 
-    def submit(self, record: Record) -> Any:
-        """Write a record, or let it wait; return MLflow's answer, None if there is none yet."""
+    def submit(self, operation: Operation) -> str | bool | None:
+        """Write an operation, or let it wait; return MLflow's answer, None if there is none yet."""
         with self._lock:
-            self._replay()
-            if len(self._spool):
-                self._keep(record)
+            if self._replayed():
+                self._keep(operation)
                 return None
             try:
-                return self._client.apply(record)
+                return self._client.apply(operation)
             except Exception as error:  # noqa: BLE001 - the border: work never dies of tracking
-                return self._failed(record, error)
+                self._failed(operation, error)
+                return None
+
+    def _replayed(self) -> int:
+        """Replay what waits, if that is due; return how many operations still wait."""
+        try:
+            self._replay()
+            return len(self._spool)
+        except OSError as error:
+            logger.warning("what waits for MLflow at %s cannot be read: %s", self._uri, one_line(error))
+            return 0
 
     def _run_id(self, name: str, parent: str | None, run_id: str | None, tags: dict[str, str]) -> str:
         if run_id is not None:
-            if self.submit({"op": "reopen", "run": run_id, "tags": tags}) is not False:
+            if self.submit(ReopenRun(run=run_id, tags=tags)) is not False:
                 return self._spool.real_id(run_id) or run_id
             logger.warning("%s has no run %s (any more): %s is recorded as a new run", self._uri, run_id, name)
         local = new_local_id()
-        record = {"op": "create", "run": local, "name": name, "parent": parent, "start": self._start(), "tags": tags}
-        return self.submit(record) or local
+        created = self.submit(CreateRun(run=local, name=name, parent=parent, start=self._start(), tags=tags))
+        return str(created) if created else local
 
     def _start(self) -> int:
         """Return a start time no other run of this process has: it identifies a run whose creation is repeated."""
@@ -129,26 +149,35 @@ class MlflowTracker:
     def _replay(self) -> None:
         if time.monotonic() < self._retry_at:
             return
-        replayed = 0
-        while (record := self._spool.first()) is not None:
-            try:
-                answer = self._client.apply(record, replayed=True)
-            except Exception as error:  # noqa: BLE001 - the border: work never dies of tracking
-                if self._must_wait(error):
-                    return
-                self._reject(record, error)
-            else:
-                if record["op"] == "create":
-                    self._spool.map_id(record["run"], answer)
-            self._spool.acknowledge()
-            self._attempts = 0
-            replayed += 1
+        with self._spool.replaying() as mine:
+            replayed = self._drain() if mine else 0
+        if replayed is None:
+            return
         if replayed:
             logger.warning("MLflow at %s is back: %d waiting records were written", self._uri, replayed)
         self._away_since = None
 
+    def _drain(self) -> int | None:
+        """Write all that waits; return how many operations that were, None if the server is still away."""
+        replayed = 0
+        while (waiting := self._spool.first()) is not None:
+            operation = waiting.operation
+            try:
+                answer = self._client.apply(operation, replayed=True)
+            except Exception as error:  # noqa: BLE001 - the border: work never dies of tracking
+                if self._must_wait(error):
+                    return None
+                self._reject(operation, error)
+            else:
+                if isinstance(operation, CreateRun):
+                    self._spool.map_id(operation.run, str(answer))
+            self._spool.acknowledge(waiting)
+            self._attempts = 0
+            replayed += 1
+        return replayed
+
     def _must_wait(self, error: Exception) -> bool:
-        """Whether the record that is next waits on; one that fails though the server answers gets a few chances."""
+        """Return whether the next operation waits on; one that fails though the server answers gets a few chances."""
         if not is_away(error):
             return False
         if self._client.alive():
@@ -158,12 +187,12 @@ class MlflowTracker:
         self._announce(error)
         return True
 
-    def _failed(self, record: Record, error: Exception) -> None:
+    def _failed(self, operation: Operation, error: Exception) -> None:
         if not is_away(error):
-            self._reject(record, error)
+            self._reject(operation, error)
             return
         self._announce(error)
-        self._keep(record)
+        self._keep(operation)
 
     def _announce(self, error: Exception) -> None:
         """Say once an outage that records wait, and where."""
@@ -178,30 +207,32 @@ class MlflowTracker:
                 self._spool.folder,
             )
 
-    def _keep(self, record: Record) -> None:
-        """Let a record wait in the spool, with a copy of the files it names."""
+    def _keep(self, operation: Operation) -> None:
+        """Let an operation wait in the spool, with a copy of the files it names."""
+        files = None
         try:
-            if "path" in record:
-                kept, path = self._spool.keep_files(Path(record["path"]), link=record["op"] == "model")
-                record = {**record, "path": str(path), "kept": kept}
-            self._spool.append(record)
+            if isinstance(operation, LogArtifact | LogModel):
+                link = isinstance(operation, LogModel)
+                files, path = self._spool.keep_files(Path(operation.path), link=link)
+                operation = operation.model_copy(update={"path": str(path)})
+            self._spool.append(operation, files)
         except OSError as error:
-            logger.warning("a record (%s) of run %s is lost: %s", record["op"], record["run"], one_line(error))
+            logger.warning("a record (%s) of run %s is lost: %s", operation.op, operation.run, one_line(error))
 
-    def _reject(self, record: Record, error: Exception) -> None:
+    def _reject(self, operation: Operation, error: Exception) -> None:
         reason = one_line(error)
         try:
-            self._spool.reject(record, reason)
+            self._spool.reject(operation, reason)
         except OSError as failure:
             reason += f"; nor could it be kept: {one_line(failure)}"
-        level = logging.DEBUG if record["run"] in self._complained else logging.WARNING
-        self._complained.add(record["run"])
+        level = logging.DEBUG if operation.run in self._complained else logging.WARNING
+        self._complained.add(operation.run)
         logger.log(
             level,
             "MLflow at %s refused a record (%s) of run %s: %s; it is kept in %s",
             self._uri,
-            record["op"],
-            record["run"],
+            operation.op,
+            operation.run,
             reason,
             self._spool.folder / "rejected.jsonl",
         )
@@ -224,11 +255,11 @@ class MlflowRun:
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Record settings; a value that contradicts the recorded one becomes a tag ``param_conflict.<name>``."""
-        self._submit({"op": "params", "values": flatten(values)})
+        self._tracker.submit(LogParams(run=self._run_id, values=flatten(values)))
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Record short facts; the tag ``description`` is Markdown that the UI shows on the run's page."""
-        self._submit({"op": "tags", "tags": clean_tags(values)})
+        self._tracker.submit(SetTags(run=self._run_id, tags=clean_tags(values)))
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Record numbers; NaN and infinities become tags ``unmeasured.<name>``."""
@@ -246,19 +277,19 @@ class MlflowRun:
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Upload a local file, or a folder under its own name."""
-        self._submit({"op": "artifact", "path": str(path.absolute()), "folder": folder})
+        self._tracker.submit(LogArtifact(run=self._run_id, path=str(path.absolute()), folder=folder))
 
     def dataset(self, dataset: Dataset) -> None:
         """Record an input under our own digest."""
-        self._submit(
-            {
-                "op": "dataset",
-                "name": dataset.name,
-                "digest": dataset.digest,
-                "source": dataset.source,
-                "context": dataset.context,
-                "profile": dict(dataset.profile),
-            }
+        self._tracker.submit(
+            LogDataset(
+                run=self._run_id,
+                name=dataset.name,
+                digest=dataset.digest,
+                source=dataset.source,
+                context=dataset.context,
+                profile=dict(dataset.profile),
+            )
         )
 
     def model(self, path: Path, *, name: str, task: str, example: Any, metrics: Mapping[str, float]) -> str | None:
@@ -280,16 +311,16 @@ class MlflowRun:
             ConfigError: a task or an example that cannot be logged.
         """
         finite, _ = split_metrics(metrics)
-        uri = self._submit(
-            {
-                "op": "model",
-                "path": str(path.absolute()),
-                "name": clean_name(name),
-                "task": task,
-                "example": plain_example(example, task),
-                "metrics": finite,
-                "time": now_ms(),
-            }
+        uri = self._tracker.submit(
+            LogModel(
+                run=self._run_id,
+                path=str(path.absolute()),
+                name=clean_name(name),
+                task=task,
+                example=tuple(plain_example(example, task)),
+                metrics=finite,
+                time=now_ms(),
+            )
         )
         return None if uri is None else str(uri)
 
@@ -298,16 +329,13 @@ class MlflowRun:
         with self._lock:
             points, self._points = self._points, []
         if points:
-            self._submit({"op": "metrics", "points": points})
+            self._tracker.submit(LogMetrics(run=self._run_id, points=tuple(points)))
 
-    def end(self, status: str, error: str | None = None) -> None:
+    def end(self, status: Literal["FINISHED", "FAILED", "KILLED"], error: str | None = None) -> None:
         """Write what is held back and close the run."""
         self.flush()
         tags = {} if error is None else {"error": error}
-        self._submit({"op": "end", "status": status, "tags": tags, "time": now_ms()})
-
-    def _submit(self, record: Record) -> Any:
-        return self._tracker.submit({"run": self._run_id, **record})
+        self._tracker.submit(EndRun(run=self._run_id, status=status, tags=tags, time=now_ms()))
 
 
 def _absolute(uri: str) -> str:

@@ -1,16 +1,14 @@
-"""Records that wait on local disk while the tracking server is away.
+"""Keep operations on local disk while the tracking server is away.
 
-Layout of a spool folder (nothing is created before the first record has to wait)::
+A spool folder holds, once the first operation has to wait::
 
-    <session>.jsonl   records and acknowledgements of one process, which holds a lock on the file while it lives
-    ids/<local id>    the server's id of a run that was created while the server was away
-    files/<n>/…       artifacts of waiting records
-    rejected.jsonl    records the server refused, with its reason
+    spool.db         SQLite: the operations that wait, and the server's id of every run that has a local one
+    files/<name>/…   artifacts of waiting operations
+    replay.lock      locked by the one process that replays
+    rejected.jsonl   operations that the server refused, with its reason
 
-A line is either ``{"n": 7, …record…}`` or ``{"ack": 7}``. A record is written before it counts and acknowledged
-after the server took it, so a crash repeats at most the record in flight, and repeating a record is harmless
-(see `client`). A torn last line was never promised to anybody and is cut off. A session that died leaves its
-lock behind; the next session adopts its records, oldest first.
+All processes of a campaign share one queue. An operation is committed before it counts and deleted after the server
+took it, so a crash repeats at most the operation in flight, and repeating an operation is harmless (see `client`).
 """
 
 import fcntl
@@ -18,18 +16,27 @@ import json
 import logging
 import os
 import shutil
+import sqlite3
+import threading
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from io import BufferedRandom
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ray_distill.tracking.operations import Operation, read_operation
+
 logger = logging.getLogger(__name__)
 
-Record = dict[str, Any]
 LOCAL_PREFIX = "spooled-"
+#: Seconds that a process waits for another one's commit.
+BUSY_SECONDS = 30.0
+_TABLES = """
+CREATE TABLE IF NOT EXISTS waiting (n INTEGER PRIMARY KEY AUTOINCREMENT, operation TEXT NOT NULL, files TEXT);
+CREATE TABLE IF NOT EXISTS runs (local TEXT PRIMARY KEY, real TEXT NOT NULL);
+"""
 
 
 def new_local_id() -> str:
@@ -37,106 +44,72 @@ def new_local_id() -> str:
     return LOCAL_PREFIX + uuid.uuid4().hex
 
 
-@dataclass
-class _Session:
-    """One process's file: an append-only list of records and acknowledgements, under an exclusive lock."""
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """An operation in the queue."""
 
-    path: Path
-    handle: BufferedRandom
-    waiting: dict[int, Record] = field(default_factory=dict)
-    last: int = 0
-
-    def append(self, record: Record) -> None:
-        self.last += 1
-        self._write({"n": self.last, **record})
-        self.waiting[self.last] = record
-
-    def acknowledge(self) -> Record:
-        """Forget the oldest record; the file goes when its last record does."""
-        number = next(iter(self.waiting))
-        self._write({"ack": number})
-        record = self.waiting.pop(number)
-        if not self.waiting:
-            self.path.unlink(missing_ok=True)
-            self.handle.close()
-        return record
-
-    def _write(self, line: Record) -> None:
-        self.handle.write(json.dumps(line).encode() + b"\n")
-        self.handle.flush()
-
-
-def _open_session(path: Path) -> _Session | None:
-    """Open a session's file and read what still waits in it; None if a living process owns it."""
-    handle = path.open("a+b")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        handle.close()
-        return None
-    handle.seek(0)
-    data = handle.read()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        handle.truncate(whole)
-    session = _Session(path=path, handle=handle)
-    for line in data[:whole].splitlines():
-        _read_line(session, line)
-    return session
-
-
-def _read_line(session: _Session, line: bytes) -> None:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        logger.warning("%s holds a damaged line, which is left out: %r", session.path, line[:80])
-        return
-    if "ack" in value:
-        session.waiting.pop(value["ack"], None)
-        return
-    session.last = value.pop("n")
-    session.waiting[session.last] = value
+    number: int
+    operation: Operation
+    files: str | None
+    """Name under which its files are kept."""
 
 
 class Spool:
-    """A queue of records on disk, first in, first out; one spool folder may serve several processes."""
+    """A queue of operations on disk, first in, first out, for all processes that open the folder.
+
+    Every method raises OSError where the disk is full, or the folder or its database cannot be used.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._own: _Session | None = None
-        self._sessions = self._adopt()
+        self._path = folder / "spool.db"
+        self._connection: sqlite3.Connection | None = None
+        self._lock = threading.RLock()
 
     @property
     def folder(self) -> Path:
-        """Where the records wait."""
+        """Where the operations wait."""
         return self._folder
 
     def __len__(self) -> int:
-        return sum(len(session.waiting) for session in self._sessions)
+        rows = self._read("SELECT count(*) FROM waiting")
+        return int(rows[0][0]) if rows else 0
 
-    def append(self, record: Record) -> None:
-        """Write a record behind all others.
+    def append(self, operation: Operation, files: str | None = None) -> None:
+        """Write an operation behind all others, with the name of the files that `keep_files` kept for it."""
+        row = (operation.model_dump_json(), files)
+        with self._database() as database:
+            database.execute("INSERT INTO waiting (operation, files) VALUES (?, ?)", row)
 
-        Raises:
-            OSError: the disk is full or the folder cannot be written.
-        """
-        if self._own is None or self._own not in self._sessions:
-            self._own = self._start()
-            self._sessions.append(self._own)
-        self._own.append(record)
+    def first(self) -> Waiting | None:
+        """Return the operation that is next, without taking it; a row that is not one is put aside."""
+        while rows := self._read("SELECT n, operation, files FROM waiting ORDER BY n LIMIT 1"):
+            ((number, text, files),) = rows
+            try:
+                return Waiting(number=number, operation=read_operation(text), files=files)
+            except ValueError as error:
+                logger.warning("%s holds a damaged operation, which is left out: %r", self._path, text[:80])
+                self._reject({"operation": text}, str(error))
+                self._delete(number, files)
+        return None
 
-    def first(self) -> Record | None:
-        """Return the record that is next, without taking it."""
-        return next(iter(self._sessions[0].waiting.values())) if self._sessions else None
+    def acknowledge(self, waiting: Waiting) -> None:
+        """Take an operation off for good, and the files kept for it."""
+        self._delete(waiting.number, waiting.files)
 
-    def acknowledge(self) -> None:
-        """Take the next record off for good, and the files kept for it."""
-        session = self._sessions[0]
-        record = session.acknowledge()
-        if not session.waiting:
-            self._sessions.remove(session)
-        if kept := record.get("kept"):
-            shutil.rmtree(self._folder / "files" / kept, ignore_errors=True)
+    @contextmanager
+    def replaying(self) -> Iterator[bool]:
+        """Yield whether this process may replay: False while another one does, or nothing waits."""
+        if not self._path.exists():
+            yield False
+            return
+        with (self._folder / "replay.lock").open("ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True  # the lock ends with the file, and with the process
 
     def keep_files(self, path: Path, *, link: bool) -> tuple[str, Path]:
         """Copy a file or folder into the spool; return the name under which it is kept, and the copy's path.
@@ -156,49 +129,86 @@ class Spool:
         return kept, target
 
     def map_id(self, local: str, real: str) -> None:
-        """Remember the server's id of a run that had a local one."""
-        target = self._folder / "ids" / local
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(f".{os.getpid()}")
-        partial.write_text(real)
-        partial.replace(target)
+        """Store the server's id of a run that had a local one."""
+        with self._database() as database:
+            database.execute("INSERT OR REPLACE INTO runs (local, real) VALUES (?, ?)", (local, real))
 
     def real_id(self, run_id: str) -> str | None:
         """Return the server's id of a run, or None while the server does not know the run."""
         if not run_id.startswith(LOCAL_PREFIX):
             return run_id
-        try:
-            return (self._folder / "ids" / run_id).read_text()
-        except FileNotFoundError:
-            return None
+        rows = self._read("SELECT real FROM runs WHERE local = ?", run_id)
+        return str(rows[0][0]) if rows else None
 
     def is_mapped(self, real: str) -> bool:
-        """Whether a server's run already answers to some local id."""
-        folder = self._folder / "ids"
-        return folder.is_dir() and any(item.read_text() == real for item in folder.iterdir())
+        """Return whether a server's run already answers to some local id."""
+        return bool(self._read("SELECT 1 FROM runs WHERE real = ? LIMIT 1", real))
 
-    def reject(self, record: Record, reason: str) -> None:
-        """Put a record the server refused aside, with the reason."""
+    def reject(self, operation: Operation, reason: str) -> None:
+        """Put an operation that the server refused aside, with the reason."""
+        self._reject(operation.model_dump(mode="json"), reason)
+
+    def close(self) -> None:
+        """Close the database; the next call opens it again."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def _reject(self, record: dict[str, Any], reason: str) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / "rejected.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"reason": reason, **record}) + "\n")
 
-    def _start(self) -> _Session:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        session = _open_session(self._folder / f"{time.time_ns()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl")
-        if session is None:
-            raise OSError(f"the spool {self._folder} gave a new file that another process has locked")
-        return session
+    def _delete(self, number: int, files: str | None) -> None:
+        with self._database() as database:
+            database.execute("DELETE FROM waiting WHERE n = ?", (number,))
+        if files is not None:
+            shutil.rmtree(self._folder / "files" / files, ignore_errors=True)
+        if not len(self):
+            self.close()  # the last one to close a database tidies up beside it
 
-    def _adopt(self) -> list[_Session]:
-        """Take over the files of sessions that died, oldest first."""
-        names = sorted(self._folder.glob("[0-9]*.jsonl")) if self._folder.is_dir() else []
-        sessions = [session for path in names if (session := _open_session(path)) is not None]
-        for session in sessions:
-            if not session.waiting:
-                session.path.unlink(missing_ok=True)
-                session.handle.close()
-        return [session for session in sessions if session.waiting]
+    def _read(self, query: str, *values: str) -> list[tuple[Any, ...]]:
+        """Return a query's rows; none where there is no database yet."""
+        if self._connection is None and not self._path.exists():
+            return []
+        with self._database() as database:
+            return database.execute(query, values).fetchall()
+
+    @contextmanager
+    def _database(self) -> Iterator[sqlite3.Connection]:
+        """Open the database where it is not open; commit at the end of the block."""
+        with self._lock:
+            try:
+                if self._connection is None:
+                    self._connection = _open(self._path)
+                with self._connection:
+                    yield self._connection
+            except sqlite3.Error as error:
+                raise OSError(f"the spool {self._path} cannot be used: {error}") from error
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """Open the database, or a new one if the file is damaged, which is put aside."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return _connect(path)
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError as error:
+        aside = path.with_name(f"damaged-{time.time_ns()}.db")
+        path.rename(aside)
+        logger.warning("%s is damaged (%s): it is put aside as %s", path, error, aside.name)
+        return _connect(path)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, check_same_thread=False)
+    with suppress(sqlite3.OperationalError):  # another process changes it at the moment: the mode stays in the file
+        connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.executescript(_TABLES)
+    return connection
 
 
 def _link_or_copy(source: str | Path, target: str | Path) -> str:

@@ -506,6 +506,47 @@ def test_a_campaign_recorded_offline_arrives_whole(
     assert (tmp_path / "mlartifacts" / child.info.run_id / "artifacts" / "report.html").read_text() == "as reported"
     (model,) = _client(db).search_logged_models([child.info.experiment_id])
     assert len(_load(back, f"models:/{model.model_id}").predict(pd.DataFrame({"text": ["bad"]}))) == 1
-    assert sorted(path.name for path in (tmp_path / "waiting").iterdir()) == ["files", "ids"]
+    left = {path.name for path in (tmp_path / "waiting").iterdir()} - {"spool.db-shm", "spool.db-wal"}
+    assert left == {"files", "replay.lock", "spool.db"}
     assert list((tmp_path / "waiting" / "files").iterdir()) == []
     assert caplog.text.count("is back") == 1
+
+
+def test_two_processes_that_wait_and_replay_at_once_record_everything_once(
+    db: str, tracker: MlflowTracker, tmp_path: Path
+) -> None:
+    """Both share one spool, and both try to replay at the same moment when the server is back."""
+    with tracker.run("other"):
+        pass
+
+    def offline(name: str) -> None:
+        away = MlflowTracker(f"http://127.0.0.1:{_closed_port()}", "campaign", tmp_path / "waiting")
+        with away.run(name) as run:
+            for step in range(30):
+                run.metrics({"loss": float(step)}, step=step)
+                run.tags({f"step.{step}": name})
+
+    def online(name: str) -> None:
+        back = MlflowTracker(db, "campaign", tmp_path / "waiting")
+        back.flush()
+        with back.run(f"{name} again") as run:
+            run.tags({"by": name})
+
+    for work in (offline, online):
+        processes = [multiprocessing.get_context("fork").Process(target=work, args=(name,)) for name in ("one", "two")]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        assert [process.exitcode for process in processes] == [0, 0]
+    assert MlflowTracker(db, "campaign", tmp_path / "waiting").flush() == 0
+    experiment = _client(db).get_experiment_by_name("campaign").experiment_id
+    found = [run.info.run_name for run in _client(db).search_runs([experiment])]
+    assert sorted(found) == ["one", "one again", "other", "two", "two again"]
+    for name in ("one", "two"):
+        run = _runs(db)[name]
+        history = _client(db).get_metric_history(run.info.run_id, "loss")
+        assert [point.step for point in history] == list(range(30))
+        assert {run.data.tags[f"step.{step}"] for step in range(30)} == {name}
+        assert run.info.status == "FINISHED"
+    assert not (tmp_path / "waiting" / "rejected.jsonl").exists()

@@ -1,4 +1,4 @@
-"""What `python -m` of an example does: make its data in a folder, or say in one line why not."""
+"""Run `python -m` of an example: make its data in a folder, or report one line of error."""
 
 import sys
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from ray_distill.errors import DistillError
 
 
 def make(prepare: Callable[[Path], Path], usage: str) -> int:
-    """Call ``prepare`` with the folder of the command line and print what it returns; the exit status."""
+    """Call ``prepare`` with the folder of the command line; return the exit status."""
     if len(sys.argv) != 2:
         sys.stderr.write(f"usage: {usage} FOLDER\n")
         return 2

@@ -81,7 +81,7 @@ def write_teacher(folder: Path, packed: Path) -> Path:
 
 
 def docstrings() -> list[str]:
-    """The long docstrings of this Python's standard library, each once, in the order of its files."""
+    """Return the long docstrings of this Python's standard library, each once, by file."""
     root = Path(sysconfig.get_paths()["stdlib"])
     found: dict[str, None] = {}
     for path in sorted(root.rglob("*.py")):

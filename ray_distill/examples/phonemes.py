@@ -1,4 +1,4 @@
-"""English words and how they are spoken: a small real sequence-to-sequence task, and a teacher with words of its own.
+"""Use English words and their phonemes: a small real sequence-to-sequence task.
 
 The CMU Pronouncing Dictionary (BSD-style licence) comes from the data files of a pinned package that is downloaded and
 verified, never installed. A source is a word, its target the word's phonemes, without stress; of words with several
@@ -92,7 +92,7 @@ TEACHER_STEPS, TEACHER_BATCH, TEACHER_RATE = 1200, 96, 2e-3
 
 
 def prepare(folder: Path) -> Path:
-    """Write ``teacher.parquet`` and ``traffic.parquet`` (``word``, ``phonemes``) and ``teacher/``; return the folder.
+    """Write ``teacher.parquet``, ``traffic.parquet`` (``word``, ``phonemes``) and ``teacher/``.
 
     Raises:
         ConfigError: the download fails or is not what it was.
@@ -121,7 +121,7 @@ def read_words(lines: str) -> Iterator[tuple[str, str]]:
 
 
 def tokenizer() -> Any:
-    """One token a letter and one a phoneme, told apart by their case."""
+    """One token a letter and one a phoneme, distinguished by their case."""
     import transformers
     from tokenizers import Regex, Tokenizer, pre_tokenizers, processors
     from tokenizers.models import WordLevel
@@ -178,7 +178,7 @@ def _fit(model: Model, task: TokenTask, encoded: Encoded) -> None:
 
 
 def main() -> int:
-    """``python -m ray_distill.examples.phonemes FOLDER``: the sources and the teacher of the golden run of pairs."""
+    """``python -m ray_distill.examples.phonemes FOLDER``: make the data of the golden run."""
     torch.set_num_threads(1)  # of a model this small, threads wait for each other more than they work
     return make(prepare, "python -m ray_distill.examples.phonemes")
 

@@ -176,12 +176,21 @@ class ModelReport(Artifact):
     name: str
     url: str
     metrics: dict[str, Estimate]
-    """By name of the metric."""
+    """By name in the metric tables of the report's task."""
     efficiency: Efficiency
     robustness: dict[str, dict[str, dict[str, Estimate]]] = {}
     """By corruption, then severity (as text), then metric."""
     slices: dict[str, dict[str, Estimate]] = {}
     """By ``column=value``, then metric."""
+
+    def figure(self, name: str) -> Estimate | None:
+        """Return a metric or an efficiency figure by name; efficiency figures count as exact."""
+        if name in self.metrics:
+            return self.metrics[name]
+        if name not in Efficiency.model_fields:
+            return None
+        value = float(getattr(self.efficiency, name))
+        return Estimate(value=value, low=value, high=value, n=1)
 
 
 class EvalReport(Artifact):
@@ -191,6 +200,8 @@ class EvalReport(Artifact):
     """Folder of the report."""
     fingerprint: str
     """Of everything measured."""
+    task: str
+    """Whose metric tables all numbers are read by."""
     student: StudentRef
     models: dict[str, ModelReport]
     """By arm: ``teacher``, ``student``, ``baseline_hard_labels``, ``baseline_teacher_hard_labels``,

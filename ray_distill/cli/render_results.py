@@ -7,28 +7,23 @@ from ray_distill.labels.tools.live_agreement import Agreement, Distance
 from ray_distill.runtime.campaign import CampaignResult
 from ray_distill.runtime.core.console import table
 from ray_distill.storage import files
+from ray_distill.tasks.answers.catalogue import answers_of
+from ray_distill.tasks.metrics import Metric
 from ray_distill.text import NONE, arm_name, byte_size, estimate, number, ordered_arms
 from ray_distill.tracking.views import ui_command
 
 
 def show_report(report: EvalReport) -> str:
-    """The models side by side, then what a reviewer must notice."""
+    """Show the models side by side by the task's brief metrics and costs, then what a reviewer must notice."""
+    answers = answers_of(report.task)
+    first, *others = answers.brief
     rows = []
     for arm in ordered_arms(report.models):
         model = report.models[arm]
-        cost = model.efficiency
         rows.append(
-            {
-                "": arm_name(arm),
-                "accuracy (95 % interval)": _estimate(model.metrics.get("accuracy")),
-                "ECE": _value(model.metrics.get("ece")),
-                "agreement": _value(model.metrics.get("agreement")),
-                "parameters": f"{cost.parameters:,}",
-                "size": byte_size(cost.bytes_on_disk),
-                "p50 ms": f"{cost.latency_ms_p50:.2f}",
-                "p95 ms": f"{cost.latency_ms_p95:.2f}",
-                "examples/s": f"{cost.examples_per_second:,.0f}",
-            }
+            {"": arm_name(arm), f"{first.short} (95 % interval)": _estimate(model.metrics.get(first.name))}
+            | {metric.short: _value(model.metrics.get(metric.name)) for metric in others}
+            | {metric.short: _cost(metric, model.figure(metric.name)) for metric in answers.efficiency.metrics}
         )
     return "\n".join([table(rows), "", *report.notes])
 
@@ -130,3 +125,7 @@ def _estimate(found: Estimate | None) -> str:
 
 def _value(found: Estimate | None) -> str:
     return NONE if found is None else number(found.value, 4)
+
+
+def _cost(metric: Metric, found: Estimate | None) -> str:
+    return NONE if found is None else metric.show(found.value)

@@ -5,15 +5,7 @@ names, layers, temperatures, tokenizer) is read from there and never asked for t
 """
 
 from ray_distill.config.campaign import Campaign
-from ray_distill.config.judge import (
-    DEFAULT_LIMITS,
-    CostConfig,
-    DriftConfig,
-    EvaluationConfig,
-    GateConfig,
-    Limit,
-    TrackingConfig,
-)
+from ray_distill.config.judge import CostConfig, DriftConfig, EvaluationConfig, GateConfig, Limit, TrackingConfig
 from ray_distill.config.labels import (
     CheckConfig,
     HeadConfig,
@@ -44,7 +36,6 @@ from ray_distill.config.student import (
 from ray_distill.config.sweep import StopConfig, SweepConfig, TrialConfig
 
 __all__ = [
-    "DEFAULT_LIMITS",
     "Campaign",
     "CheckConfig",
     "CheckpointPolicy",

@@ -1,6 +1,5 @@
 """What is measured, when a student is promoted, when drift alarms, and what things cost."""
 
-from collections.abc import Mapping
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -74,14 +73,6 @@ class Limit(Section):
         if all(v is None for v in (self.min, self.max, self.margin, self.relative)):
             raise ValueError("a limit needs at least one of min, max, margin, relative")
         return self
-
-
-#: Limits where the config sets none, by the metric that decides: accuracy of classifiers, NLL of language models.
-#: 0.9 of the teacher's NLL is a ninth more of it: DistilGPT2's own loss of likelihood against GPT-2, roughly.
-DEFAULT_LIMITS: Mapping[str, Mapping[str, Limit]] = {
-    "accuracy": {"accuracy": Limit(relative=0.97, margin=0.01), "ece": Limit(max=0.1)},
-    "nll": {"nll": Limit(relative=0.9, margin=0.01), "kl_from_teacher": Limit(margin=0.01), "ece": Limit(max=0.1)},
-}
 
 
 class GateConfig(Section):

@@ -18,8 +18,8 @@ is better both sides change sign, and ``relative`` divides):
     margin m              student - champion + m: non-inferiority; without a champion there is nothing to lose to
     beat arm              student - arm, which must exceed 0: equality is HOLD
 
-``beat`` compares the accuracy of classifiers, and of language models the NLL. Where the config sets no limits,
-those of the report's kind of model apply (`DEFAULT_LIMITS`).
+``beat`` compares the headline metric of the task's answers. Where the config sets no limits, those of the task's
+answers apply. Which side is better comes from their metric tables.
 
 Efficiency figures are taken as exact. Where no paired difference was reported, the two models' own
 intervals are combined, which is wider and therefore the cautious reading.
@@ -29,15 +29,14 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ray_distill.artifacts import Decision, Efficiency, Estimate, EvalReport, ModelReport, Verdict
-from ray_distill.config import DEFAULT_LIMITS, GateConfig, Limit
+from ray_distill.artifacts import Decision, Estimate, EvalReport, Verdict
+from ray_distill.config import GateConfig, Limit
 from ray_distill.config.identity import identity
 from ray_distill.errors import PromotionError
-from ray_distill.evaluation.measures.directions import HIGHER_IS_BETTER, headline, higher_is_better
 from ray_distill.fingerprint import fingerprint
+from ray_distill.tasks.answers.catalogue import answers_of
 from ray_distill.text import estimate, short_number
 
-EFFICIENCY = tuple(Efficiency.model_fields)
 #: What a difference of floats may be off by without meaning anything.
 ROUNDING = 1e-9
 SEVERITY = {Verdict.REJECT: 0, Verdict.HOLD: 1, Verdict.PROMOTE: 2}
@@ -59,19 +58,31 @@ class Lead:
     low: float
 
 
-def gate_fingerprint(gate: GateConfig) -> str:
-    """Fingerprint of the rules of a gate; where the verdict is published is no part of them."""
-    rules = identity(gate)
-    if gate.limits is None:  # the defaults are rules too: should they change, verdicts are given anew
-        rules["limits"] = {
-            kind: {name: identity(limit) for name, limit in limits.items()} for kind, limits in DEFAULT_LIMITS.items()
-        }
-    return fingerprint(rules)
+def gate_fingerprint(gate: GateConfig, task: str) -> str:
+    """Return the fingerprint of a gate's rules; where the verdict is published is not part of them."""
+    # The default limits are rules too: if they change, verdicts are given anew.
+    limits = {name: identity(limit) for name, limit in limits_of(gate, task).items()}
+    return fingerprint({**identity(gate), "limits": limits})
 
 
-def limits_of(gate: GateConfig, decisive: str) -> Mapping[str, Limit]:
-    """The gate's limits, or where it has none those of models that ``decisive`` decides (see `headline`)."""
-    return gate.limits if gate.limits is not None else DEFAULT_LIMITS[decisive]
+def limits_of(gate: GateConfig, task: str) -> Mapping[str, Limit]:
+    """Return the gate's limits, or where it sets none those of the task's answers."""
+    return gate.limits if gate.limits is not None else answers_of(task).limits
+
+
+def wrong_limits(gate: GateConfig, task: str) -> list[str]:
+    """Return one sentence for each limit that the task's models cannot be judged by."""
+    answers, wrong = answers_of(task), []
+    for name, limit in (gate.limits or {}).items():
+        known = answers.find(name)
+        if known is None:
+            wrong.append(f"gate.limits.{name}: {task} has no such metric; it has {', '.join(answers.names)}")
+        elif known.higher_is_better is None and (limit.relative is not None or limit.margin is not None):
+            wrong.append(
+                f"gate.limits.{name}: relative and margin compare with another model, but {name} is best at 0: "
+                "use min or max"
+            )
+    return wrong
 
 
 def decide(report: EvalReport, gate: GateConfig) -> Decision:
@@ -81,49 +92,41 @@ def decide(report: EvalReport, gate: GateConfig) -> Decision:
         The worst finding's verdict, and one sentence a rule, the gravest first.
 
     Raises:
-        PromotionError: the report has no ``student``, or a limit is relative on a metric whose better side
-            is unknown.
+        PromotionError: the report has no ``student``, or the task's models cannot be judged by a limit.
     """
     if "student" not in report.models:
         raise PromotionError(f"the report {report.url} judges no student, only {', '.join(sorted(report.models))}")
+    wrong = wrong_limits(gate, report.task)
+    if wrong:
+        raise PromotionError("\n".join(wrong))
     findings = sorted(_findings(report, gate), key=lambda finding: SEVERITY[finding.verdict])
+    rules = gate_fingerprint(gate, report.task)
     if not findings:
         return Decision(
             verdict=Verdict.HOLD,
             reasons=("the gate asks for nothing, so nothing is established: set gate.limits or gate.beat.",),
             student=report.student,
             report_fingerprint=report.fingerprint,
-            gate_fingerprint=gate_fingerprint(gate),
+            gate_fingerprint=rules,
         )
     return Decision(
         verdict=findings[0].verdict,
         reasons=tuple(f"{finding.reason}." for finding in findings),
         student=report.student,
         report_fingerprint=report.fingerprint,
-        gate_fingerprint=gate_fingerprint(gate),
+        gate_fingerprint=rules,
     )
 
 
-def metric(model: ModelReport, name: str) -> Estimate | None:
-    """A model's metric or efficiency figure by name; efficiency figures are their own interval."""
-    if name in model.metrics:
-        return model.metrics[name]
-    if name in EFFICIENCY:
-        value = float(getattr(model.efficiency, name))
-        return Estimate(value=value, low=value, high=value, n=1)
-    return None
-
-
 def _findings(report: EvalReport, gate: GateConfig) -> Iterator[Finding]:
-    decisive = headline(report.models["student"].metrics)
-    for name, limit in limits_of(gate, decisive).items():
+    for name, limit in limits_of(gate, report.task).items():
         yield from _limit(report, name, limit)
     for arm in gate.beat:
-        yield _beat(report, arm, decisive)
+        yield _beat(report, arm, answers_of(report.task).headline)
 
 
 def _limit(report: EvalReport, name: str, limit: Limit) -> Iterator[Finding]:
-    student = metric(report.models["student"], name)
+    student = report.models["student"].figure(name)
     if student is None or not math.isfinite(student.value):
         yield _unmeasured(f"the student's {name}", student)
         return
@@ -147,7 +150,7 @@ def _relative(report: EvalReport, name: str, student: Estimate, relative: float)
     teacher = _metric_of(report, "teacher", name)
     if teacher is None or not math.isfinite(teacher.value):
         return _unmeasured(f"the teacher's {name}, which the student's is held against,", teacher)
-    sign = 1 if _higher(name) else -1
+    sign = _sign(report, name)
     factor = relative if sign > 0 else 1 / relative
     limit = factor * teacher.value
     paired = report.comparisons.get(f"{name}_minus_teacher")
@@ -171,7 +174,7 @@ def _margin(report: EvalReport, name: str, student: Estimate, margin: float) -> 
     champion = _metric_of(report, "champion", name)
     if champion is None or not math.isfinite(champion.value):
         return _unmeasured(f"the champion's {name}, which the student's is held against,", champion)
-    difference, sign = _difference(report, name, "champion", student, champion), 1 if _higher(name) else -1
+    difference, sign = _difference(report, name, "champion", student, champion), _sign(report, name)
     lead = Lead(value=sign * difference.value + margin, low=_low(difference, sign) + margin)
     shown = f"{name} minus the champion's is {estimate(difference, signed=True)}, which"
     return _judge(lead, shown, f"the margin of {-sign * margin:+g}")
@@ -185,7 +188,7 @@ def _beat(report: EvalReport, arm: str, name: str) -> Finding:
         return _unmeasured(f"the student's {name}", student)
     if other is None or not math.isfinite(other.value):
         return _unmeasured(f"the {name} of {arm}, which the student must beat,", other)
-    difference, sign = _difference(report, name, arm, student, other), 1 if _higher(name) else -1
+    difference, sign = _difference(report, name, arm, student, other), _sign(report, name)
     shown = f"{name} minus that of {arm} is {estimate(difference, signed=True)}"
     side = "exceed" if sign > 0 else "be below"
     if sign * difference.value < 0:
@@ -226,17 +229,14 @@ def _difference(report: EvalReport, name: str, arm: str, student: Estimate, othe
 
 def _metric_of(report: EvalReport, arm: str, name: str) -> Estimate | None:
     model = report.models.get(arm)
-    return None if model is None else metric(model, name)
+    return None if model is None else model.figure(name)
 
 
-def _higher(name: str) -> bool:
-    higher = higher_is_better(name)
-    if higher is None:
-        raise PromotionError(
-            f"gate.limits.{name} compares with another model, but whether more of {name} is better is "
-            f"not known: use min or max, or one of {', '.join(sorted(HIGHER_IS_BETTER))}"
-        )
-    return higher
+def _sign(report: EvalReport, name: str) -> int:
+    """Return 1 where more of a metric is better, -1 where less is; `wrong_limits` has refused all others."""
+    known = answers_of(report.task).find(name)
+    assert known is not None and known.higher_is_better is not None, name
+    return 1 if known.higher_is_better else -1
 
 
 def _low(difference: Estimate, sign: int) -> float:

@@ -12,7 +12,6 @@ from ray_distill.artifacts import Artifact, Decision, EvalReport, LabelSetRef, N
 from ray_distill.config import Campaign, TrainingConfig
 from ray_distill.config.identity import identity
 from ray_distill.evaluation.measures.cost import CostReport
-from ray_distill.evaluation.measures.directions import LANGUAGE_TASKS, decisive
 from ray_distill.evaluation.sweep.compare import SweepResult
 from ray_distill.fingerprint import fingerprint
 from ray_distill.promotion.gate import limits_of
@@ -31,7 +30,7 @@ from ray_distill.runtime.sweep.resolve_trials import checked_trials
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.sources.resolve import describe_sources
 from ray_distill.storage import files
-from ray_distill.tasks.catalogue import get_label_task
+from ray_distill.tasks.catalogue import TOKEN_TASKS, get_label_task
 
 
 class CampaignResult(Artifact):
@@ -169,7 +168,7 @@ def plan_sweep(config: Campaign) -> list[str]:
 def plan(config: Campaign) -> list[str]:
     """What `run` would do, without doing it: a line a stage."""
     check(config)
-    task, language = get_label_task(config.task), config.task in LANGUAGE_TASKS
+    task, language = get_label_task(config.task), config.task in TOKEN_TASKS
     damages = (
         config.evaluation.corruptions
         if config.evaluation.corruptions is not None or language
@@ -185,7 +184,7 @@ def plan(config: Campaign) -> list[str]:
         f"train     {', '.join(train_stage.arms(config))}: {_workers(training)} × {training.engine} ZeRO "
         f"{training.zero_stage}, {training.precision} → {config.output_url}/students",
         f"evaluate  test split, {len(damages or ())} corruptions × {len(config.evaluation.severities)} severities",
-        f"promote   {', '.join(limits_of(config.gate, decisive(config.task)))}; alias {config.gate.alias}",
+        f"promote   {', '.join(limits_of(config.gate, config.task))}; alias {config.gate.alias}",
     ]
     return [*lines, f"record    {config.tracking.uri or 'SQLite beside the output'}"]
 

@@ -8,24 +8,25 @@ link shows verdict and headline figures side by side without a click.
 import json
 import shlex
 
+from ray_distill.tasks.answers.family import Answers
+
 #: Our name of the tag that MLflow shows as a run's description, rendered as Markdown.
 DESCRIPTION = "description"
 #: Our name of the tag that renames a run; the one text that every table and chart of MLflow shows.
 TITLE = "title"
-#: Columns of the review table: ``tags.<name>``, ``metrics.<name>``, ``params.<name>`` or ``attributes.<name>``.
-DEFAULT_COLUMNS = (
-    "tags.verdict",
-    "tags.stage",
-    "metrics.accuracy",
-    "metrics.teacher_accuracy",
-    "metrics.agreement",
-    "metrics.ece",
-    "metrics.macro_f1",
-    "metrics.latency_ms_p95",
-    "attributes.Duration",
-)
+#: Columns of the review table that all tasks share: ``tags.<name>``, ``metrics.<name>``, ``params.<name>`` or
+#: ``attributes.<name>``.
+_FIRST, _LAST = ("tags.verdict", "tags.stage"), ("metrics.latency_ms_p95", "attributes.Duration")
+DEFAULT_COLUMNS = _FIRST + _LAST
 VIEW = "review"
 _VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+
+
+def review_columns(answers: Answers) -> tuple[str, ...]:
+    """Return the columns of the review table for models of a family: headline, the teacher's, other brief metrics."""
+    first, *others = (metric.name for metric in answers.brief)
+    names = (first, f"teacher_{first}", *others)
+    return _FIRST + tuple(f"metrics.{name}" for name in names) + _LAST
 
 
 def experiment_tags(columns: tuple[str, ...]) -> dict[str, str]:

@@ -16,8 +16,8 @@ from ray_distill.artifacts import (
     Verdict,
 )
 from ray_distill.config import GateConfig, Limit
-from ray_distill.evaluation.measures.directions import HIGHER_IS_BETTER
 from ray_distill.promotion.gate import SEVERITY, decide
+from ray_distill.tasks.answers.classes import CLASSES
 
 STUDENT = StudentRef(
     url="s",
@@ -56,14 +56,16 @@ def reports(draw):
             if draw(st.booleans()):
                 value = models["student"].metrics[name].value - models[arm].metrics[name].value
                 comparisons[f"{name}_minus_{arm}"] = draw(estimates(st.just(value)))
-    return EvalReport(url="r", fingerprint="e", student=STUDENT, models=models, comparisons=comparisons)
+    return EvalReport(
+        url="r", fingerprint="e", task="text_classification", student=STUDENT, models=models, comparisons=comparisons
+    )
 
 
 @st.composite
 def gates(draw):
     limits = {}
     for name in draw(st.lists(st.sampled_from(METRICS), unique=True, min_size=1)):
-        side = "min" if HIGHER_IS_BETTER[name] else "max"
+        side = "min" if CLASSES.metrics[name].higher_is_better else "max"
         rules = draw(st.dictionaries(st.sampled_from([side, "margin", "relative"]), share, min_size=1))
         limits[name] = Limit(**rules)
     return GateConfig(limits=limits, beat=tuple(draw(st.lists(st.sampled_from(ARMS[1:]), unique=True))))
@@ -74,7 +76,7 @@ def moved(estimate, by):
 
 
 def improved(report, gain):
-    by = {name: gain if HIGHER_IS_BETTER[name] else -gain for name in METRICS}
+    by = {name: gain if CLASSES.metrics[name].higher_is_better else -gain for name in METRICS}
     student = report.models["student"]
     better = student.with_changes(metrics={name: moved(e, by[name]) for name, e in student.metrics.items()})
     comparisons = {key: moved(e, by[key.split("_minus_")[0]]) for key, e in report.comparisons.items()}

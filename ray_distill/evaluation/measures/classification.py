@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 
 from ray_distill.artifacts import Estimate
 from ray_distill.errors import EvaluationError
+from ray_distill.tasks.answers.classes import CLASSES
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -37,8 +38,6 @@ Compare = Callable[..., dict[str, Estimate]]
 NORMALISATION_TOLERANCE = 1e-2
 #: Numbers held at once while resampling.
 CHUNK_ELEMENTS = 4_000_000
-#: Least and greatest possible value of a metric; a difference may go from one end to the other.
-DOMAIN = {"accuracy": 1.0, "macro_f1": 1.0, "ece": 1.0, "agreement": 1.0, "nll": math.inf, "kl_from_teacher": math.inf}
 Z95 = 1.959963984540054
 
 
@@ -118,10 +117,11 @@ def measure_classification(predictions: pa.Table, *, seed: int, bootstrap: int, 
         samples = _resample([summary], part.weight_N, seed=seed, bootstrap=bootstrap)[0]
         for name, value_1 in values.items():
             value, n = float(value_1[0]), len(part.weight_N)
-            if name in ("accuracy", "agreement"):
+            metric = CLASSES.metrics[name]
+            if metric.proportion:
                 estimates[name] = wilson(value, part.weight_N)
             else:
-                estimates[name] = percentiles(value, samples[name], n, low=0.0, high=DOMAIN[name])
+                estimates[name] = percentiles(value, samples[name], n, low=metric.low, high=metric.high)
     return estimates
 
 
@@ -145,8 +145,9 @@ def compare_classification(
         left, right = (item(part.weight_N[None, :]) for item in pair)
         left_B, right_B = _resample(pair, part.weight_N, seed=seed, bootstrap=bootstrap)
         for name in left:
-            value, span = float(left[name][0] - right[name][0]), DOMAIN[name]
-            if name in ("accuracy", "agreement"):
+            metric = CLASSES.metrics[name]
+            value, span = float(left[name][0] - right[name][0]), metric.high - metric.low
+            if metric.proportion:
                 hits = [item.columns[name].values_N for item in pair]
                 differences[name] = paired_proportions(hits[0], hits[1], part.weight_N)
             else:

@@ -31,6 +31,7 @@ import pyarrow as pa
 from ray_distill.artifacts import Estimate
 from ray_distill.errors import EvaluationError
 from ray_distill.evaluation.measures.classification import Floats, Ints, percentiles, resampled_weights
+from ray_distill.tasks.answers.tokens import TOKENS
 
 #: Positions (tokens from the document's first, 0) by bucket: from, and up to but without.
 BUCKETS: Mapping[str, tuple[float, float]] = {
@@ -48,16 +49,6 @@ ALONE = ("nll", "correct", "entropy")
 BESIDE = ("kl_from_teacher", "agreement", "teacher_entropy", "tail_gap")
 BUCKETED = ("entropy", "kl_from_teacher", "teacher_entropy", "tail_gap")
 _BINNED = ("bin_tokens", "bin_confidence", "bin_correct")
-
-#: Least and greatest value by metric; those not named here may be anything from 0 up.
-_DOMAIN = {
-    "accuracy": (0.0, 1.0),
-    "agreement": (0.0, 1.0),
-    "ece": (0.0, 1.0),
-    "perplexity": (1.0, np.inf),
-    "entropy_gap": (-np.inf, np.inf),
-    "tail_mass_gap": (-1.0, 1.0),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +249,8 @@ def _estimate(value: float, samples_B: Floats, n: int, low: float, high: float) 
 
 
 def _domain(name: str) -> tuple[float, float]:
-    return _DOMAIN.get(name.split("_at_")[0], (0.0, np.inf))
+    metric = TOKENS.metrics[name]
+    return metric.low, metric.high
 
 
 def _floats(predictions: pa.Table, name: str) -> Floats:

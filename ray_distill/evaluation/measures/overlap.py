@@ -18,11 +18,11 @@ import pyarrow as pa
 from ray_distill.artifacts import Estimate
 from ray_distill.errors import EvaluationError
 from ray_distill.evaluation.measures.classification import Floats, percentiles, resampled_weights
+from ray_distill.tasks.answers.tokens import TOKENS
 
 ROUGE = {"rouge1": "rouge1", "rouge2": "rouge2", "rouge_l": "rougeL"}
 #: Longest n-gram of chrF, and how much more recall counts than precision.
 ORDER, BETA = 6, 2
-_MOST = {"chrf": 100.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def measure_overlap(predictions: pa.Table, *, seed: int, bootstrap: int) -> dict
     values, samples = _finish(overlaps, overlaps.weight_N[None, :]), _resample([overlaps], seed, bootstrap)[0]
     n = len(overlaps.weight_N)
     return {
-        name: percentiles(float(value_1[0]), samples[name], n, low=0.0, high=_MOST.get(name, 1.0))
+        name: percentiles(float(value_1[0]), samples[name], n, low=0.0, high=TOKENS.metrics[name].high)
         for name, value_1 in values.items()
     }
 
@@ -76,8 +76,8 @@ def compare_overlap(student: pa.Table, other: pa.Table, *, seed: int, bootstrap:
             float(left[name][0] - right[name][0]),
             left_B[name] - right_B[name],
             len(pair[0].weight_N),
-            low=-_MOST.get(name, 1.0),
-            high=_MOST.get(name, 1.0),
+            low=-TOKENS.metrics[name].high,
+            high=TOKENS.metrics[name].high,
         )
         for name in left
     }

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 #: Corruption, then severity as text, then metric: the form of `ModelReport.robustness`.
 Robustness = dict[str, dict[str, dict[str, Estimate]]]
-METRICS = ("accuracy", "nll")
 #: (corrupted rows, one model's answers) -> what is measured.
 Join = Callable[[pa.Table, pa.Table], pa.Table]
 
@@ -53,7 +52,7 @@ def measure_robustness(
     seed: int,
     bootstrap: int,
     bins: int,
-    metrics: Sequence[str] = METRICS,
+    metrics: Sequence[str],
     join: Join = join_predictions,
 ) -> dict[str, Robustness]:
     """Accuracy and NLL (or other ``metrics``) of every model on every corrupted view of ``rows``, by arm.

@@ -21,6 +21,7 @@ from ray_distill.models.core.forward import place_batch
 from ray_distill.models.core.model import Model
 from ray_distill.models.text.seq2seq_processor import PairProcessor, own_tokens
 from ray_distill.snapshots.pairs import read_pair
+from ray_distill.tasks.answers.tokens import TOKENS
 from ray_distill.tasks.base import Encoded, TokenTask
 
 
@@ -84,7 +85,7 @@ def measure_targets(written: pa.Table, *, seed: int, bootstrap: int) -> dict[str
             np.concatenate([part[name] for part in parts]),
             len(pairs),
             low=0.0,
-            high=1.0 if name == "exact_match" else np.inf,
+            high=TOKENS.metrics[name].high,
         )
         for name in value
     }

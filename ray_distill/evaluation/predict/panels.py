@@ -14,10 +14,11 @@ from ray_distill.errors import EvaluationError
 from ray_distill.evaluation.measures.classification import Compare, Measure, compare_classification
 from ray_distill.evaluation.measures.language_model import compare_language, measure_language
 from ray_distill.evaluation.measures.predictions import join_predictions
-from ray_distill.evaluation.measures.robustness import METRICS
 from ray_distill.evaluation.predict.classification import Predictor, predict_all, predictor
 from ray_distill.evaluation.predict.language_model import batches, encode_for_all, predict_documents, run_batch
 from ray_distill.models.core.model import Model
+from ray_distill.tasks.answers.classes import CLASSES
+from ray_distill.tasks.answers.tokens import TOKENS
 from ray_distill.tasks.base import Corruption, Task, TokenTask
 
 #: Answers the examples of the given indices as one batch: inputs encoded beforehand, collation included.
@@ -77,7 +78,7 @@ class ClassPanel:
     classes: tuple[str, ...]
     batch: int
     compare: Compare = compare_classification
-    robust: Sequence[str] = METRICS
+    robust: Sequence[str] = CLASSES.robust
 
     @property
     def columns(self) -> Sequence[str]:
@@ -139,7 +140,7 @@ class LanguagePanel:
     measure: Measure = measure_language
     compare: Compare = compare_language
     usual: Sequence[str] = ()
-    robust: Sequence[str] = ("nll", "kl_from_teacher")
+    robust: Sequence[str] = TOKENS.robust
 
     @property
     def columns(self) -> Sequence[str]:

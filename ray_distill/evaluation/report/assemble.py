@@ -10,17 +10,17 @@ import pyarrow.compute as pc
 from ray_distill.artifacts import Efficiency, Estimate, EvalReport, ModelReport, StudentRef
 from ray_distill.errors import EvaluationError
 from ray_distill.evaluation.measures.classification import Compare, Measure, compare_classification
-from ray_distill.evaluation.measures.directions import HIGHER_IS_BETTER, headline, is_language
 from ray_distill.evaluation.measures.robustness import Robustness
 from ray_distill.fingerprint import fingerprint
+from ray_distill.tasks.answers.catalogue import answers_of
+from ray_distill.tasks.answers.family import Answers
+from ray_distill.tasks.metrics import Metric
 
 #: Rows below which a slice is not reported, and most slices reported (the largest).
 MIN_SLICE_ROWS = 30
 MAX_SLICES = 20
 #: Labelled rows below which the report says that its intervals are wide.
 FEW_ROWS = 200
-#: What a model's distance to the teacher is compared by only if it is not the teacher itself (and by position, so too).
-FIDELITY = ("agreement", "kl_from_teacher", "entropy_gap", "tail_mass_gap")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,7 @@ class Resampling:
 def judge(
     models: Mapping[str, Measured],
     *,
+    task: str,
     student: StudentRef,
     url: str,
     measure: Measure,
@@ -58,6 +59,7 @@ def judge(
 
     Args:
         models: by arm (see `EvalReport`), all predicted on the same rows in the same order.
+        task: the task that all of them serve, by name.
         student: the reference the verdict will be about.
         url: where the report will be written.
         measure: `Task.measure`.
@@ -72,7 +74,12 @@ def judge(
         raise EvaluationError(f"there is no student to judge, only {', '.join(sorted(models))}")
     reports = {arm: _model_report(arm, model, measure, resampling, slices) for arm, model in models.items()}
     report = EvalReport(
-        url=url, fingerprint="", student=student, models=reports, comparisons=_comparisons(models, resampling, compare)
+        url=url,
+        fingerprint="",
+        task=task,
+        student=student,
+        models=reports,
+        comparisons=_comparisons(models, resampling, compare, answers_of(task)),
     )
     report = report.with_changes(notes=tuple(_notes(report)))
     content = {key: value for key, value in report.to_dict().items() if key not in ("url", "fingerprint")}
@@ -106,7 +113,9 @@ def _slices(predictions: pa.Table, columns: Sequence[str]) -> Iterator[tuple[str
         yield f"{column}={'(none)' if value is None else value}", predictions.filter(chosen)
 
 
-def _comparisons(models: Mapping[str, Measured], resampling: Resampling, compare: Compare) -> dict[str, Estimate]:
+def _comparisons(
+    models: Mapping[str, Measured], resampling: Resampling, compare: Compare, answers: Answers
+) -> dict[str, Estimate]:
     """Paired differences, student minus every other model, keyed ``<metric>_minus_<arm>``."""
     ours, result = models["student"].predictions, {}
     for arm, model in models.items():
@@ -116,60 +125,64 @@ def _comparisons(models: Mapping[str, Measured], resampling: Resampling, compare
             ours, model.predictions, seed=resampling.seed, bootstrap=resampling.bootstrap, bins=resampling.bins
         )
         for name, difference in differences.items():
-            if not (arm == "teacher" and name.startswith(FIDELITY)):
+            if not (arm == "teacher" and answers.metrics[name].of_teacher):
                 result[f"{name}_minus_{arm}"] = difference
     return result
 
 
 def _notes(report: EvalReport) -> Iterator[str]:
     """Findings a reviewer must see, whatever the verdict."""
-    metrics = report.models["student"].metrics
-    name = headline(metrics)
+    metrics, answers = report.models["student"].metrics, answers_of(report.task)
+    metric = answers.metrics[answers.headline]
+    name = metric.name
     if name not in metrics:
         yield "No row of the test split has a true label: only the likeness to the teacher was measured."
     elif metrics[name].n < FEW_ROWS:
-        what = "documents" if is_language(metrics) else "labelled rows"
-        yield f"Only {metrics[name].n} {what} were measured: intervals are wide, small differences cannot be told."
+        yield (
+            f"Only {metrics[name].n} {answers.rows} were measured: intervals are wide, small differences cannot be "
+            "told."
+        )
     for arm, text in (
         ("baseline_teacher_hard_labels", "Soft labels {} hard teacher labels"),
         ("baseline_hard_labels", "Distillation {} training on the true labels alone"),
     ):
         difference = report.comparisons.get(f"{name}_minus_{arm}")
         if difference is not None:
-            yield f"{text.format(_outcome(difference, name))}: {_shown(name)} {_signed(difference)}."
-    yield from _remarks(report, name)
+            yield f"{text.format(_outcome(difference, metric))}: {metric.in_text} {_signed(difference)}."
+    yield from _infinite(report, answers)
+    yield from _remarks(report, metric)
 
 
-def _remarks(report: EvalReport, name: str) -> Iterator[str]:
-    true = "token" if is_language(report.models["student"].metrics) else "class"
+def _infinite(report: EvalReport, answers: Answers) -> Iterator[str]:
     for arm, model in report.models.items():
-        if model.metrics.get("nll", Estimate(value=0.0)).value == math.inf:
-            yield f"{arm} gave probability 0 to a true {true}: its NLL is infinite."
+        for metric in answers.metrics.metrics:
+            if metric.infinite and model.metrics.get(metric.name, Estimate(value=0.0)).value == math.inf:
+                yield f"{arm} {metric.infinite}: its {metric.in_text} is infinite."
+
+
+def _remarks(report: EvalReport, metric: Metric) -> Iterator[str]:
+    name = metric.name
     ceiling = report.comparisons.get(f"{name}_minus_ceiling_true_labels")
-    if ceiling is not None and _outcome(ceiling, name) == "did worse than":
-        yield f"More true labels would still help: {_shown(name)} {_signed(ceiling)} against the ceiling."
+    if ceiling is not None and _outcome(ceiling, metric) == "did worse than":
+        yield f"More true labels would still help: {metric.in_text} {_signed(ceiling)} against the ceiling."
     overall = report.models["student"].metrics.get(name)
     for where, metrics in report.models["student"].slices.items():
         part = metrics.get(name)
-        if part is not None and overall is not None and _worse(part, overall.value, name):
+        if part is not None and overall is not None and _worse(part, overall.value, metric):
             yield (
-                f"The student is weaker on {where} ({part.n} rows): {_shown(name)} {part.value:.3f} "
+                f"The student is weaker on {where} ({part.n} rows): {metric.in_text} {part.value:.3f} "
                 f"[{part.low:.3f}, {part.high:.3f}] against {overall.value:.3f} on all."
             )
 
 
-def _worse(part: Estimate, overall: float, name: str) -> bool:
+def _worse(part: Estimate, overall: float, metric: Metric) -> bool:
     """Is the whole interval of a slice on the worse side of the value on all rows?"""
-    return part.high < overall if HIGHER_IS_BETTER[name] else part.low > overall
+    return part.high < overall if metric.higher_is_better else part.low > overall
 
 
-def _shown(name: str) -> str:
-    return "NLL" if name == "nll" else name
-
-
-def _outcome(difference: Estimate, name: str) -> str:
+def _outcome(difference: Estimate, metric: Metric) -> str:
     low, high = difference.low, difference.high
-    if not HIGHER_IS_BETTER[name]:
+    if not metric.higher_is_better:
         low, high = -high, -low
     if low > 0:
         return "beat"

@@ -17,12 +17,13 @@ from ray_distill.artifacts import Decision, Estimate, EvalReport
 from ray_distill.evaluation.measures import language_model
 from ray_distill.evaluation.measures.classification import read_scores
 from ray_distill.evaluation.measures.cost import CostReport, StageCost
-from ray_distill.evaluation.measures.directions import higher_is_better, is_language
 from ray_distill.evaluation.measures.drift import DriftReport
 from ray_distill.evaluation.predict import harness
 from ray_distill.evaluation.predict.side_by_side import Written
 from ray_distill.evaluation.report import plots
-from ray_distill.evaluation.report.wording import Wording, wording
+from ray_distill.evaluation.report.wording import CLASSES, Wording, wording
+from ray_distill.tasks.answers.catalogue import answers_of
+from ray_distill.tasks.metrics import Metric
 from ray_distill.text import NONE, arm_name, has_interval, number, ordered_arms
 
 _EFFICIENCY: dict[str, tuple[str, Callable[[Any], str]]] = {
@@ -83,7 +84,7 @@ def render_report(
         words=words,
         tiles=_tiles(report, words),
         notes=report.notes,
-        quality=_quality_table(report, words),
+        quality=_quality_table(report),
         efficiency=_efficiency_table(report, words),
         benchmarks=_benchmark_table(report),
         comparisons=_comparison_table(report, words),
@@ -126,7 +127,7 @@ def _quality_figures(
     if words.headline not in metrics:
         return {}
     figures = {words.headline: plots.headline_figure(report, words.headline, words.axis)}
-    if not is_language(metrics):
+    if words is CLASSES:
         curves = {arm: plots.reliability(read_scores(table).labelled, bins) for arm, table in predictions.items()}
         return figures | {
             "confusion": plots.confusion_figure(predictions["student"], classes),
@@ -209,14 +210,15 @@ def _ratio(report: EvalReport, name: str) -> str:
     return "same as teacher" if factor < 1.05 else f"{factor:,.1f}× {word}"
 
 
-def _quality_table(report: EvalReport, words: Wording) -> Table:
-    names = [name for name in words.quality if any(name in model.metrics for model in report.models.values())]
+def _quality_table(report: EvalReport) -> Table:
+    table, models = answers_of(report.task).metrics.metrics, report.models.values()
+    shown = [metric for metric in table if any(metric.name in model.metrics for model in models)]
     rows = []
     for arm in ordered_arms(report.models):
         metrics = report.models[arm].metrics
-        cells = [_estimate(metrics.get(name), words.quality[name][1]) for name in names]
+        cells = [_estimate(metrics.get(metric.name), metric.decimals) for metric in shown]
         rows.append({"name": arm_name(arm), "cells": cells, "strong": arm == "student"})
-    return {"headings": ["Model", *(words.quality[name][0] for name in names)], "rows": rows}
+    return {"headings": ["Model", *(metric.heading for metric in shown)], "rows": rows}
 
 
 def _efficiency_table(report: EvalReport, words: Wording) -> Table:
@@ -251,23 +253,22 @@ def _benchmark_table(report: EvalReport) -> Table | None:
 def _comparison_table(report: EvalReport, words: Wording) -> Table:
     """Student minus each other model; a cell is good or bad only where its interval excludes 0."""
     arms = [arm for arm in ordered_arms(report.models) if arm != "student"]
+    tables = answers_of(report.task).metrics
     names = [name for name in words.compared if any(f"{name}_minus_{arm}" in report.comparisons for arm in arms)]
     rows = []
     for arm in arms:
-        cells = [
-            _difference(report.comparisons.get(f"{name}_minus_{arm}"), name, words.quality[name][1]) for name in names
-        ]
+        cells = [_difference(report.comparisons.get(f"{name}_minus_{arm}"), tables[name]) for name in names]
         rows.append({"name": f"minus {arm_name(arm)}", "cells": cells, "strong": False})
-    return {"headings": ["Student", *(words.quality[name][0] for name in names)], "rows": rows}
+    return {"headings": ["Student", *(tables[name].heading for name in names)], "rows": rows}
 
 
-def _difference(difference: Estimate | None, name: str, decimals: int) -> dict[str, str]:
+def _difference(difference: Estimate | None, metric: Metric) -> dict[str, str]:
     if difference is None:
         return _cell(NONE)
-    tone, better = "", higher_is_better(name)
+    tone, better = "", metric.higher_is_better
     if better is not None and (difference.low > 0 or difference.high < 0):
         tone = "good" if (difference.low > 0) == better else "bad"
-    return _estimate(difference, decimals, sign=True, tone=tone)
+    return _estimate(difference, metric.decimals, sign=True, tone=tone)
 
 
 def _slice_table(report: EvalReport, words: Wording) -> Table | None:

@@ -4,17 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ray_distill.artifacts import EvalReport
-from ray_distill.evaluation.measures.directions import is_language
+from ray_distill.tasks.answers.catalogue import answers_of
+from ray_distill.tasks.answers.classes import CLASSES as CLASS_ANSWERS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wording:
     """The words of a page about models of one kind."""
 
-    quality: Mapping[str, tuple[str, int]]
-    """The columns of the quality table: metric, its heading and decimals."""
     compared: tuple[str, ...]
-    """Those of the table of differences."""
+    """The metrics of the table of differences."""
     headline: str
     """The metric that decides: of the first figure, of robustness and of slices."""
     axis: str
@@ -45,14 +44,6 @@ _CALIBRATED = (
 _LOSS = "Training loss by step. Arms minimise different losses: compare shapes, not heights."
 
 CLASSES = Wording(
-    quality={
-        "accuracy": ("Accuracy", 3),
-        "macro_f1": ("Macro-F1", 3),
-        "nll": ("NLL, nats", 3),
-        "ece": ("ECE", 3),
-        "agreement": ("Agreement with teacher", 3),
-        "kl_from_teacher": ("KL from teacher, nats", 3),
-    },
     compared=("accuracy", "macro_f1", "nll", "ece", "agreement", "kl_from_teacher"),
     headline="accuracy",
     axis="accuracy",
@@ -75,16 +66,6 @@ CLASSES = Wording(
 )
 
 LANGUAGE = Wording(
-    quality={
-        "nll": ("NLL, nats", 3),
-        "perplexity": ("Perplexity", 1),
-        "accuracy": ("Next-token accuracy", 3),
-        "ece": ("ECE", 3),
-        "agreement": ("Agreement with teacher", 3),
-        "kl_from_teacher": ("KL from teacher, nats", 3),
-        "entropy_gap": ("Entropy gap, nats", 3),
-        "tail_mass_gap": ("Tail-mass gap", 3),
-    },
     # Without perplexity, which says what NLL says, and accuracy, which says what agreement does: more do not fit.
     compared=("nll", "ece", "agreement", "kl_from_teacher", "entropy_gap", "tail_mass_gap"),
     headline="nll",
@@ -112,4 +93,4 @@ LANGUAGE = Wording(
 
 def wording(report: EvalReport) -> Wording:
     """The words for the models of this report."""
-    return LANGUAGE if is_language(report.models["student"].metrics) else CLASSES
+    return CLASSES if answers_of(report.task) is CLASS_ANSWERS else LANGUAGE

@@ -19,8 +19,10 @@ from ray_distill.evaluation.measures.cost import Meter, StageCost, metered, stag
 from ray_distill.fingerprint import fingerprint
 from ray_distill.runtime.core.console import say
 from ray_distill.storage import files
+from ray_distill.tasks.answers.catalogue import answers_of
 from ray_distill.tracking.base import Registry, Run, Tracker
 from ray_distill.tracking.open import open_tracker
+from ray_distill.tracking.views import review_columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +119,11 @@ def session(config: Campaign, *, sweep: bool = False) -> Iterator[Session]:
     sweep, another than the campaign's."""
     config = absolute(config)
     tracker, registry = open_tracker(
-        config.tracking, campaign=config.campaign, output_url=config.output_url, spool=_spool(config)
+        config.tracking,
+        campaign=config.campaign,
+        output_url=config.output_url,
+        spool=_spool(config),
+        columns=review_columns(answers_of(config.task)),
     )
     state = files.join(config.output_url, "state", f"parent-{parent_key(config, sweep=sweep)}.json")
     known = files.read_json(state)["run_id"] if files.exists(state) else None

@@ -14,7 +14,6 @@ from ray_distill.artifacts import Estimate, SnapshotRef, StudentRef
 from ray_distill.config import Campaign, CheckConfig
 from ray_distill.errors import TeacherRefused
 from ray_distill.evaluation.measures.classification import Ints
-from ray_distill.evaluation.measures.directions import LANGUAGE_TASKS
 from ray_distill.evaluation.measures.language_model import measure_language
 from ray_distill.evaluation.measures.predictions import join_predictions
 from ray_distill.evaluation.predict.classification import predict_all, predictor
@@ -46,8 +45,8 @@ def check_teacher(
     opened = open_snapshot(snapshot)
     teacher = load_model(config.labels.teacher, task=config.task, head_url=head_url)
     present = None if champion is None else load_model(champion.url, task=config.task)
-    measure = _measure_language if config.task in LANGUAGE_TASKS else _measure_classifier
-    majority = _token_majority if config.task in LANGUAGE_TASKS else _class_majority
+    measure = _measure_language if config.task in TOKEN_TASKS else _measure_classifier
+    majority = _token_majority if config.task in TOKEN_TASKS else _class_majority
     return TeacherCheck(
         teacher=measure(config, teacher, opened),
         majority_accuracy=majority(config, teacher, opened),

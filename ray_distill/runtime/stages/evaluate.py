@@ -14,7 +14,6 @@ from ray_distill.config import Campaign
 from ray_distill.config.identity import identity
 from ray_distill.errors import ConfigError
 from ray_distill.evaluation.measures.cost import CostReport, cost_metrics, cost_report
-from ray_distill.evaluation.measures.directions import LANGUAGE_TASKS
 from ray_distill.evaluation.measures.drift import DriftReport
 from ray_distill.evaluation.predict.side_by_side import from_json, to_json
 from ray_distill.evaluation.report.html import render_report, report_figures
@@ -29,7 +28,7 @@ from ray_distill.runtime.stages.judge import Judged, judge_students
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.students.arms import ARMS
-from ray_distill.tasks.catalogue import TASKS
+from ray_distill.tasks.catalogue import TASKS, TOKEN_TASKS
 from ray_distill.tracking.base import Run
 
 #: The file of what models wrote, beside the report and on the run.
@@ -116,7 +115,7 @@ def log_student(held: Session, report: EvalReport) -> str | None:
 def _example(config: Campaign, report: EvalReport) -> list[Any]:
     """Inputs to try the logged model with: of the test split; of language models made up, since their rows are long
     texts that people wrote, and those go to the tracking server only when asked for."""
-    if config.task in LANGUAGE_TASKS:
+    if config.task in TOKEN_TASKS:
         chat = config.labels.teacher.language.format == "chat"
         return [json.dumps([{"role": "user", "content": "What is a student?"}]) if chat else "A student is"]
     column = TASKS[config.task].input_column

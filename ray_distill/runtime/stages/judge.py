@@ -10,7 +10,6 @@ import torch
 from ray_distill.artifacts import Estimate, EvalReport, SnapshotRef, StudentRef
 from ray_distill.config import Campaign, TeacherConfig
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.measures.directions import LANGUAGE_TASKS
 from ray_distill.evaluation.measures.efficiency import Runner, count_parameters, measure_efficiency
 from ray_distill.evaluation.measures.overlap import measure_overlap
 from ray_distill.evaluation.measures.robustness import Robustness, measure_robustness
@@ -90,7 +89,7 @@ def _load(config: Campaign, urls: Mapping[str, str], head_url: str | None) -> di
 def panel_of(config: Campaign, models: Mapping[str, Model], classes: tuple[str, ...]) -> Panel:
     """Models of the campaign's task, ready to answer the same rows."""
     settings = config.evaluation
-    if config.task in LANGUAGE_TASKS:
+    if config.task in TOKEN_TASKS:
         return LanguagePanel(
             task=TOKEN_TASKS[config.task],
             models=models,
@@ -133,6 +132,7 @@ def _judge(
     }
     report = judge(
         measured,
+        task=config.task,
         student=student,
         url=url,
         measure=panel.measure,

@@ -5,9 +5,9 @@ from importlib.util import find_spec
 
 from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError, ModelError
-from ray_distill.evaluation.measures.directions import LANGUAGE_TASKS
 from ray_distill.losses.base import Labels
 from ray_distill.models.core.module_function import import_factory, is_factory
+from ray_distill.promotion.gate import wrong_limits
 from ray_distill.runtime.training.label_mixture import check_mixture, temperatures_of
 from ray_distill.storage import files
 from ray_distill.students.engines.engine import check_compiler
@@ -44,6 +44,7 @@ def check(config: Campaign) -> None:
         for name in config.evaluation.corruptions or ()
         if name not in known
     ]
+    wrong += wrong_limits(config.gate, config.task)
     wrong += _unlike_task(config) + check_compiler(config.student.training)
     if config.sequences is not None and config.sequences.filters.scorer is not None:
         try:
@@ -62,7 +63,7 @@ def check(config: Campaign) -> None:
 
 def corruptions_of(config: Campaign) -> Collection[str]:
     """What evaluation can do to inputs; a conversation must stay what it is."""
-    if config.task not in LANGUAGE_TASKS:
+    if config.task not in TOKEN_TASKS:
         return TASKS[config.task].corruptions
     return TOKEN_TASKS[config.task].corruptions if config.labels.teacher.language.format == "text" else ()
 
@@ -75,7 +76,7 @@ def _unlike_task(config: Campaign) -> list[str]:
             f"snapshot.columns.target: {config.task} "
             + ("needs the column of what is to be written" if written else "writes no targets; leave it out")
         ]
-    if config.task not in LANGUAGE_TASKS:
+    if config.task not in TOKEN_TASKS:
         return [
             f"{name}: only language models have it, and {config.task} is none; leave it out"
             for name, given in (

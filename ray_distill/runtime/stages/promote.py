@@ -5,26 +5,23 @@ from datetime import UTC, datetime
 
 from ray_distill.artifacts import Decision, EvalReport, StudentRef, Verdict
 from ray_distill.errors import PromotionError
-from ray_distill.evaluation.measures.directions import headline
 from ray_distill.fingerprint import fingerprint
 from ray_distill.promotion.chain import Entry, check_alias, read_chain, record_decision
 from ray_distill.promotion.gate import decide, gate_fingerprint
 from ray_distill.runtime.core.console import say
 from ray_distill.runtime.core.session import Session, Stage, user
 from ray_distill.runtime.stages import evaluate
+from ray_distill.tasks.answers.catalogue import answers_of
 from ray_distill.tracking.views import DESCRIPTION, TITLE
 
-#: The measures of the parent run's table and their headings, the deciding one first, by what decides.
-_COLUMNS = {
-    "accuracy": {"accuracy": "accuracy", "ece": "ECE"},
-    "nll": {"nll": "NLL, nats", "kl_from_teacher": "KL from teacher, nats", "ece": "ECE"},
-}
+#: Efficiency figures of the parent run's table.
+_COSTS = ("parameters", "latency_ms_p50")
 
 
 def promote(held: Session, report: EvalReport) -> Decision:
     """Decide about a report's student. The chain is written first; registry and page follow it, at once or later."""
     chain_url = held.url("promotion")
-    key = fingerprint({"report": report.fingerprint, "gate": gate_fingerprint(held.config.gate)})
+    key = fingerprint({"report": report.fingerprint, "gate": gate_fingerprint(held.config.gate, report.task)})
     if held.done("promote", key) is not None:
         decision = _decided(held, read_chain(chain_url), report)
         if decision is not None:
@@ -59,7 +56,7 @@ def _decide(held: Session, report: EvalReport) -> Decision:
 def _decided(held: Session, chain: Sequence[Entry], report: EvalReport) -> Decision | None:
     """The newest decision, if it is about this report and by these limits."""
     newest = chain[-1].decision if chain else None
-    wanted = (report.fingerprint, gate_fingerprint(held.config.gate))
+    wanted = (report.fingerprint, gate_fingerprint(held.config.gate, report.task))
     same = newest is not None and (newest.report_fingerprint, newest.gate_fingerprint) == wanted
     return newest if same else None
 
@@ -118,10 +115,10 @@ def _report_alias(held: Session, name: str, alias: str) -> None:
 
 
 def summary(report: EvalReport, decision: Decision, page: str) -> str:
-    """The parent run's Markdown: verdict, reasons, the models side by side by the metrics that decide."""
-    shown = _COLUMNS[headline(report.models["student"].metrics)]
-    first, *others = shown.values()
-    headings = ["model", f"{first} (95 % interval)", *others, "parameters", "latency p50, ms"]
+    """The parent run's Markdown: verdict, reasons, the models side by side by the task's brief metrics."""
+    answers = answers_of(report.task)
+    (first, *others), costs = answers.brief, [answers.efficiency[name] for name in _COSTS]
+    headings = ["Model", f"{first.heading} (95 % interval)", *(metric.heading for metric in (*others, *costs))]
     lines = [
         f"## {decision.verdict}",
         "",
@@ -131,10 +128,11 @@ def summary(report: EvalReport, decision: Decision, page: str) -> str:
         "|" + "---|" * len(headings),
     ]
     for arm, model in report.models.items():
-        cost, (main, *more) = model.efficiency, [model.metrics.get(name) for name in shown]
+        main, more = model.metrics.get(first.name), [model.metrics.get(metric.name) for metric in others]
         cells = [
             f"{main.value:.4f} ({main.low:.4f}–{main.high:.4f})" if main else "not measured",
             *(f"{item.value:.4f}" if item else "not measured" for item in more),
+            *(metric.show(getattr(model.efficiency, metric.name)) for metric in costs),
         ]
-        lines.append(f"| {' | '.join([arm, *cells, f'{cost.parameters:,}', f'{cost.latency_ms_p50:.2f}'])} |")
+        lines.append(f"| {' | '.join([arm, *cells])} |")
     return "\n".join([*lines, "", *[f"- {note}" for note in report.notes], "", f"Review page: `report.html` ({page})"])

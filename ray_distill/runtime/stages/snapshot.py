@@ -2,10 +2,9 @@
 
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign, SnapshotConfig
-from ray_distill.evaluation.measures.directions import LANGUAGE_TASKS
 from ray_distill.snapshots.take import take_snapshot
 from ray_distill.storage import files
-from ray_distill.tasks.catalogue import get_label_task
+from ray_distill.tasks.catalogue import TOKEN_TASKS, get_label_task
 
 
 def freeze(config: Campaign, sources: SnapshotConfig | None = None) -> SnapshotRef:
@@ -14,7 +13,7 @@ def freeze(config: Campaign, sources: SnapshotConfig | None = None) -> SnapshotR
     Raises:
         SnapshotError, StorageError: as `take_snapshot`.
     """
-    chat = config.task in LANGUAGE_TASKS and config.labels.teacher.language.format == "chat"
+    chat = config.task in TOKEN_TASKS and config.labels.teacher.language.format == "chat"
     return take_snapshot(
         sources or config.snapshot,
         input_column=get_label_task(config.task).input_column,

@@ -8,7 +8,6 @@ from ray_distill.config import Campaign
 from ray_distill.config.identity import identity
 from ray_distill.config.trials import Trial, WrongTrials, expand
 from ray_distill.errors import ConfigError, TeacherRefused
-from ray_distill.evaluation.measures.directions import LANGUAGE_TASKS, higher_is_better
 from ray_distill.fingerprint import fingerprint
 from ray_distill.runtime.core.session import absolute
 from ray_distill.runtime.stages.preflight import check
@@ -21,6 +20,8 @@ from ray_distill.students.export import exported_arm
 from ray_distill.students.loop.validation import MIN_LABELLED
 from ray_distill.students.process_group import Ranks
 from ray_distill.students.run import TrainingJob, arm_plan
+from ray_distill.tasks.answers.catalogue import answers_of
+from ray_distill.tasks.catalogue import TOKEN_TASKS
 
 ARM = "student"
 
@@ -148,7 +149,7 @@ def objective(config: Campaign, snapshot: Snapshot, label_sets: int) -> str:
     assert config.sweep is not None
     chosen = config.sweep.objective
     labelled = snapshot.manifest.splits["validation"].labelled
-    if config.task in LANGUAGE_TASKS:
+    if config.task in TOKEN_TASKS:
         measured = ("validation_nll", "validation_kl")
     elif labelled >= MIN_LABELLED:
         measured = ("validation_nll", "validation_accuracy")
@@ -171,13 +172,14 @@ def objective(config: Campaign, snapshot: Snapshot, label_sets: int) -> str:
 def judged_rows(config: Campaign, snapshot: Snapshot, metric: str) -> int:
     """Rows of the validation split that the objective is a mean of."""
     split = snapshot.manifest.splits["validation"]
-    by_label = metric in ("validation_nll", "validation_accuracy") and config.task not in LANGUAGE_TASKS
+    by_label = metric in ("validation_nll", "validation_accuracy") and config.task not in TOKEN_TASKS
     return split.labelled if by_label else split.rows
 
 
-def more_is_better(metric: str) -> bool:
+def more_is_better(task: str, metric: str) -> bool:
     """Whether more of an objective is better."""
-    return bool(higher_is_better(metric.removeprefix("validation_").replace("kl", "kl_from_teacher")))
+    name = metric.removeprefix("validation_")
+    return bool(answers_of(task).metrics["kl_from_teacher" if name == "kl" else name].higher_is_better)
 
 
 def on_disk(planned: Planned) -> Outcome | None:

@@ -140,7 +140,7 @@ def _planned(
             key=job.output.rpartition("/")[2],
             job=job,
             metric=metric,
-            higher_is_better=more_is_better(metric),
+            higher_is_better=more_is_better(held.config.task, metric),
             rule=rule,
         ),
     )
@@ -222,7 +222,7 @@ def _require_one(found: Sweep, outcomes: Mapping[str, Outcome]) -> None:
 
 
 def _compare(found: Sweep, outcomes: Mapping[str, Outcome], runs: TrialRuns) -> SweepResult:
-    held, better = found.held, more_is_better(found.metric)
+    held, better = found.held, more_is_better(found.held.config.task, found.metric)
     speeds, notes = _speeds(found, outcomes)
     own = {one.trial.number: _result(one, outcomes[one.key], speeds.get(one.key), runs) for one in found.planned}
     again = {

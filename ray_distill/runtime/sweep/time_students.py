@@ -8,7 +8,6 @@ import torch
 
 from ray_distill.artifacts import Efficiency, SnapshotRef
 from ray_distill.config import Campaign, TeacherConfig
-from ray_distill.evaluation.measures.directions import LANGUAGE_TASKS
 from ray_distill.evaluation.measures.efficiency import measure_efficiency
 from ray_distill.evaluation.predict.language_model import encode_for_all
 from ray_distill.models.core.model import Model
@@ -52,7 +51,7 @@ def time_students(
 
 def _accepted(config: Campaign, models: Mapping[str, Model], rows: pa.Table) -> pa.Table:
     """The rows that every model can answer."""
-    if config.task in LANGUAGE_TASKS:
+    if config.task in TOKEN_TASKS:
         known = [encode_for_all(models, rows, task=TOKEN_TASKS[config.task]).row_ids]
     else:
         task = TASKS[config.task]

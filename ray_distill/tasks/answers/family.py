@@ -9,7 +9,7 @@ from importlib import import_module
 from types import ModuleType
 
 from ray_distill.config.judge import Limit
-from ray_distill.tasks.metrics import MetricTable
+from ray_distill.tasks.metrics import EFFICIENCY, Metric, MetricTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +23,37 @@ class Answers:
     name: str
     package: str
     """Where the facets lie, e.g. ``ray_distill.tasks.answers.classes``."""
+    rows: str
+    """The units that quality is measured over, as a plural noun: what ``n`` of an estimate counts."""
     metrics: MetricTable
+    """Metrics of quality."""
+    efficiency: MetricTable = EFFICIENCY
+    """Metrics of size, speed and cost."""
+    benchmarks: MetricTable = MetricTable()
+    """Metrics of benchmarks, whose names are only known when they have run."""
     headline: str
     """The metric by which models are told apart first."""
+    beside: tuple[str, ...]
+    """Metrics shown next to the headline where there is little room: terminal, a run's description, MLflow's table."""
     limits: Mapping[str, Limit]
     """Limits of the gate where the configuration sets none, by metric."""
     robust: tuple[str, ...]
     """Metrics measured on corrupted inputs."""
+
+    def find(self, name: str) -> Metric | None:
+        """Return the metric of this name, of whichever table; see `MetricTable.find`."""
+        tables = (self.metrics, self.efficiency, self.benchmarks)
+        return next((found for table in tables if (found := table.find(name)) is not None), None)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all metrics, patterns included."""
+        return self.metrics.names + self.efficiency.names + self.benchmarks.names
+
+    @property
+    def brief(self) -> tuple[Metric, ...]:
+        """Metrics of quality that are shown where there is little room, the headline first."""
+        return tuple(self.metrics[name] for name in (self.headline, *self.beside))
 
     def facet(self, name: str) -> ModuleType:
         """Import one of the family's modules: ``model``, ``store``, ``learn``, ``judge``, ``page`` or ``serve``."""

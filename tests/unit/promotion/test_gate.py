@@ -16,8 +16,8 @@ from ray_distill.artifacts import (
 )
 from ray_distill.config import GateConfig, Limit
 from ray_distill.errors import PromotionError
-from ray_distill.evaluation.measures.directions import HIGHER_IS_BETTER
 from ray_distill.promotion.gate import decide
+from ray_distill.tasks.metrics import EFFICIENCY
 
 STUDENT = StudentRef(
     url="s",
@@ -51,7 +51,12 @@ def model(name, latency=1.0, **metrics):
 
 def report(models, **comparisons):
     return EvalReport(
-        url="r", fingerprint="e", student=STUDENT, models={m.name: m for m in models}, comparisons=comparisons
+        url="r",
+        fingerprint="e",
+        task="text_classification",
+        student=STUDENT,
+        models={m.name: m for m in models},
+        comparisons=comparisons,
     )
 
 
@@ -206,14 +211,16 @@ def test_a_report_without_a_student_is_an_error():
         decide(report([model("teacher", accuracy=0.9)]), GateConfig())
 
 
-def test_unknown_direction_is_an_error_only_where_it_matters():
-    """A new metric works with min; against another model its better side must be known."""
+@pytest.mark.parametrize("rule", [{"min": 0.5}, {"relative": 0.5}])
+def test_an_unknown_metric_is_refused_with_the_known_names(rule):
+    """A limit on a metric that the task does not have is a mistake in the configuration, measured or not."""
     judged = report([model("student", charm=1.0), model("teacher", charm=1.0)])
-    assert decide(judged, gate(charm={"min": 0.5})).verdict is Verdict.PROMOTE
-    with pytest.raises(PromotionError, match="charm"):
-        decide(judged, gate(charm={"relative": 0.5}))
+    with pytest.raises(
+        PromotionError, match=r"gate\.limits\.charm: text_classification has no such metric; it has acc"
+    ):
+        decide(judged, gate(charm=rule))
 
 
 def test_every_efficiency_figure_has_a_direction():
     """The table covers all that a report measures."""
-    assert set(Efficiency.model_fields) <= set(HIGHER_IS_BETTER)
+    assert set(Efficiency.model_fields) == set(EFFICIENCY.names)

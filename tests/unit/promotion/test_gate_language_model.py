@@ -13,6 +13,7 @@ from ray_distill.artifacts import (
     Verdict,
 )
 from ray_distill.config import GateConfig, Limit
+from ray_distill.errors import PromotionError
 from ray_distill.promotion.gate import decide, gate_fingerprint
 
 STUDENT = StudentRef(
@@ -40,7 +41,12 @@ def model(name, nll, ece=0.02, half=0.01, **more):
 
 def report(*models, **comparisons):
     return EvalReport(
-        url="r", fingerprint="e", student=STUDENT, models={m.name: m for m in models}, comparisons=comparisons
+        url="r",
+        fingerprint="e",
+        task="causal_lm",
+        student=STUDENT,
+        models={m.name: m for m in models},
+        comparisons=comparisons,
     )
 
 
@@ -94,5 +100,32 @@ def test_a_metric_at_a_bucket_of_positions_may_be_limited_against_another_model(
 
 def test_the_defaults_are_part_of_the_gate_s_fingerprint():
     """A gate without limits is another than one that asks for nothing."""
-    assert gate_fingerprint(GateConfig()) == gate_fingerprint(GateConfig(limits=None))
-    assert gate_fingerprint(GateConfig()) != gate_fingerprint(GateConfig(limits={}))
+    assert gate_fingerprint(GateConfig(), "causal_lm") == gate_fingerprint(GateConfig(limits=None), "causal_lm")
+    assert gate_fingerprint(GateConfig(), "causal_lm") != gate_fingerprint(GateConfig(limits={}), "causal_lm")
+    assert gate_fingerprint(GateConfig(), "causal_lm") != gate_fingerprint(GateConfig(), "text_classification")
+
+
+def test_a_gap_is_best_at_0_and_cannot_be_held_against_another_model():
+    """Gaps have no better side: a minimum and a maximum say what is meant."""
+    judged = report(model("student", 3.0, entropy_gap=0.1), model("champion", 3.0, entropy_gap=0.1))
+    both = GateConfig(limits={"entropy_gap": Limit(min=-0.2, max=0.2)}, beat=())
+    assert decide(judged, both).verdict is Verdict.PROMOTE
+    with pytest.raises(PromotionError, match="entropy_gap is best at 0: use min or max"):
+        decide(judged, GateConfig(limits={"entropy_gap": Limit(margin=0.1)}, beat=()))
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"), [("lm_eval_arith_acc", Limit(margin=0.0)), ("lm_eval_text_word_perplexity", Limit(margin=0.0))]
+)
+def test_a_benchmark_of_the_user_s_own_has_the_better_side_of_its_pattern(name, rule):
+    """Names of benchmarks come from their files: more is better, except of perplexities and bits."""
+    better, worse = (0.7, 0.6) if "acc" in name else (10.0, 11.0)
+    limits = GateConfig(limits={name: rule}, beat=())
+    judged = report(
+        model("student", 3.0, half=0.0, **{name: better}), model("champion", 3.0, half=0.0, **{name: worse})
+    )
+    assert decide(judged, limits).verdict is Verdict.PROMOTE
+    judged = report(
+        model("student", 3.0, half=0.0, **{name: worse}), model("champion", 3.0, half=0.0, **{name: better})
+    )
+    assert decide(judged, limits).verdict is Verdict.REJECT

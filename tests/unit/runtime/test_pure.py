@@ -80,7 +80,7 @@ def _report(student: str, champion: str | None) -> EvalReport:
     models = {
         arm: ModelReport(name=arm, url=_student(name).url, metrics={}, efficiency=cost) for arm, name in arms.items()
     }
-    return EvalReport(url="r", fingerprint="f", student=_student(student), models=models)
+    return EvalReport(url="r", fingerprint="f", task="text_classification", student=_student(student), models=models)
 
 
 def test_a_report_is_judged_against_the_champion_it_compared_with(tmp_path: Path) -> None:

@@ -32,11 +32,12 @@ from transformers import (
 )
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from ray_distill.config import StudentModel
+from ray_distill.config import StudentModel, parse_config
 from ray_distill.errors import ConfigError, PromotionError
 from ray_distill.models.core.forward import forward
 from ray_distill.models.io.load import load_model
 from ray_distill.models.io.save import save_model
+from ray_distill.runtime.core.session import session
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tracking.base import Dataset
 from ray_distill.tracking.mlflow_registry import MlflowRegistry
@@ -550,3 +551,21 @@ def test_two_processes_that_wait_and_replay_at_once_record_everything_once(
         assert {run.data.tags[f"step.{step}"] for step in range(30)} == {name}
         assert run.info.status == "FINISHED"
     assert not (tmp_path / "waiting" / "rejected.jsonl").exists()
+
+
+def test_the_runs_table_of_a_language_campaign_has_nll_and_kl(db: str, tmp_path: Path) -> None:
+    """A campaign's session opens the experiment with the columns of its own task."""
+    config = parse_config(
+        {
+            "campaign": "words",
+            "task": "causal_lm",
+            "output": str(tmp_path / "out"),
+            "snapshot": {"source": str(tmp_path / "rows.jsonl")},
+            "labels": {"teacher": {"model": "big"}},
+            "tracking": {"uri": db},
+        }
+    )
+    with session(config):
+        tags = _client(db).get_experiment_by_name("words").tags
+    shown = json.loads(tags["mlflow.sharedViewState.review"])["selectedColumns"]
+    assert {"metrics.`nll`", "metrics.`teacher_nll`", "metrics.`kl_from_teacher`"} <= set(shown)

@@ -6,12 +6,13 @@ import pytest
 
 from ray_distill.config import TrackingConfig
 from ray_distill.errors import ConfigError, PromotionError
+from ray_distill.tasks.answers.catalogue import answers_of
 from ray_distill.tracking.base import Dataset, Registry, Run, Tracker
 from ray_distill.tracking.mlflow_registry import MlflowRegistry
 from ray_distill.tracking.mlflow_tracker import MlflowTracker
 from ray_distill.tracking.none import InMemoryRegistry, NullTracker
 from ray_distill.tracking.open import open_tracker
-from ray_distill.tracking.views import experiment_tags, review_url, ui_command
+from ray_distill.tracking.views import experiment_tags, review_columns, review_url, ui_command
 
 
 def _open(config: TrackingConfig, output: str, spool: Path) -> tuple[Tracker, Registry]:
@@ -90,3 +91,18 @@ def test_the_view_holds_the_columns_in_order() -> None:
     tags = experiment_tags(("tags.verdict", "metrics.student.accuracy"))
     view = json.loads(tags["mlflow.sharedViewState.review"])
     assert view["columnOrder"] == view["selectedColumns"] == ["tags.`verdict`", "metrics.`student.accuracy`"]
+
+
+@pytest.mark.parametrize(
+    ("task", "metrics"),
+    [
+        ("text_classification", ["accuracy", "teacher_accuracy", "macro_f1", "ece", "agreement"]),
+        ("causal_lm", ["nll", "teacher_nll", "kl_from_teacher", "ece", "agreement"]),
+        ("seq2seq", ["nll", "teacher_nll", "kl_from_teacher", "ece", "agreement"]),
+    ],
+)
+def test_the_runs_table_shows_what_the_task_is_judged_by(task: str, metrics: list[str]) -> None:
+    """The headline, the teacher's, and the other metrics that matter: of language models NLL and KL."""
+    columns = review_columns(answers_of(task))
+    assert [name.removeprefix("metrics.") for name in columns if name.startswith("metrics.")][:-1] == metrics
+    assert columns[0] == "tags.verdict" and columns[-1] == "attributes.Duration"

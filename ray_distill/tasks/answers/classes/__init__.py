@@ -7,17 +7,33 @@ from ray_distill.tasks.metrics import Metric, MetricTable
 CLASSES = Answers(
     name="classes",
     package=__name__,
+    rows="labelled rows",
     metrics=MetricTable(
         metrics=(
             Metric(name="accuracy", heading="Accuracy", better="more", high=1.0, proportion=True),
             Metric(name="macro_f1", heading="Macro-F1", better="more", high=1.0),
-            Metric(name="nll", heading="NLL, nats", better="less"),
+            Metric(name="nll", heading="NLL, nats", better="less", infinite="gave probability 0 to a true class"),
             Metric(name="ece", heading="ECE", better="less", high=1.0),
-            Metric(name="agreement", heading="Agreement with teacher", better="more", high=1.0, proportion=True),
-            Metric(name="kl_from_teacher", heading="KL from teacher, nats", better="less"),
+            Metric(
+                name="agreement",
+                heading="Agreement with teacher",
+                short="Agreement",
+                better="more",
+                high=1.0,
+                proportion=True,
+                of_teacher=True,
+            ),
+            Metric(
+                name="kl_from_teacher",
+                heading="KL from teacher, nats",
+                short="KL, nats",
+                better="less",
+                of_teacher=True,
+            ),
         )
     ),
     headline="accuracy",
+    beside=("macro_f1", "ece", "agreement"),
     limits={"accuracy": Limit(relative=0.97, margin=0.01), "ece": Limit(max=0.1)},
     robust=("accuracy", "nll"),
 )

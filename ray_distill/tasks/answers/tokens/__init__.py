@@ -4,24 +4,47 @@ from math import inf
 
 from ray_distill.config.judge import Limit
 from ray_distill.tasks.answers.family import Answers
-from ray_distill.tasks.metrics import Metric, MetricTable
+from ray_distill.tasks.metrics import Metric, MetricTable, efficiency
+
+_QUALITY = (
+    Metric(name="nll", heading="NLL, nats", better="less", infinite="gave probability 0 to a true token"),
+    Metric(name="perplexity", heading="Perplexity", decimals=1, better="less", low=1.0),
+    Metric(name="accuracy", heading="Next-token accuracy", short="Accuracy", better="more", high=1.0),
+    Metric(name="ece", heading="ECE", better="less", high=1.0),
+    Metric(
+        name="agreement", heading="Agreement with teacher", short="Agreement", better="more", high=1.0, of_teacher=True
+    ),
+    Metric(name="kl_from_teacher", heading="KL from teacher, nats", short="KL, nats", better="less", of_teacher=True),
+    Metric(name="entropy_gap", heading="Entropy gap, nats", better="zero", low=-inf, of_teacher=True),
+    Metric(name="tail_mass_gap", heading="Tail-mass gap", better="zero", low=-1.0, high=1.0, of_teacher=True),
+)
+
+#: Metrics of the texts that models write, where there is a reference.
+_WRITTEN = (
+    Metric(name="exact_match", heading="Exact match", better="more", high=1.0),
+    Metric(name="word_error_rate", heading="Word error rate", better="less"),
+    Metric(name="rouge1", heading="ROUGE-1", better="more", high=1.0),
+    Metric(name="rouge2", heading="ROUGE-2", better="more", high=1.0),
+    Metric(name="rouge_l", heading="ROUGE-L", better="more", high=1.0),
+    Metric(name="chrf", heading="chrF", decimals=1, better="more", high=100.0),
+)
+
+#: Metrics of lm-evaluation-harness: more is better, except of perplexities and bits.
+_HARNESS = (
+    Metric(name="lm_eval_*perplexity", heading="Perplexity", better="less"),
+    Metric(name="lm_eval_*bits_per_byte", heading="Bits a byte", better="less"),
+    Metric(name="lm_eval_*", heading="Benchmark", better="more", low=-inf),
+)
 
 TOKENS = Answers(
     name="tokens",
     package=__name__,
-    metrics=MetricTable(
-        metrics=(
-            Metric(name="nll", heading="NLL, nats", better="less"),
-            Metric(name="perplexity", heading="Perplexity", decimals=1, better="less", low=1.0),
-            Metric(name="accuracy", heading="Next-token accuracy", better="more", high=1.0),
-            Metric(name="ece", heading="ECE", better="less", high=1.0),
-            Metric(name="agreement", heading="Agreement with teacher", better="more", high=1.0),
-            Metric(name="kl_from_teacher", heading="KL from teacher, nats", better="less"),
-            Metric(name="entropy_gap", heading="Entropy gap, nats", better="zero", low=-inf),
-            Metric(name="tail_mass_gap", heading="Tail-mass gap", better="zero", low=-1.0, high=1.0),
-        )
-    ),
+    rows="documents",
+    metrics=MetricTable(metrics=(*_QUALITY, *_WRITTEN)),
+    efficiency=efficiency("documents", Metric(name="tokens_per_second", heading="Tokens/s", decimals=0, better="more")),
+    benchmarks=MetricTable(metrics=_HARNESS),
     headline="nll",
+    beside=("kl_from_teacher", "ece", "agreement"),
     # 0.9 of the teacher's NLL is a ninth more of it: DistilGPT2's own loss of likelihood against GPT-2, roughly.
     limits={"nll": Limit(relative=0.9, margin=0.01), "kl_from_teacher": Limit(margin=0.01), "ece": Limit(max=0.1)},
     robust=("nll", "kl_from_teacher"),

@@ -12,9 +12,9 @@ import yaml
 
 from ray_distill.config.judge import HarnessConfig
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.measures.directions import higher_is_better
 from ray_distill.evaluation.predict.harness import _read, run_harness
 from ray_distill.models.io.load import load_model
+from ray_distill.tasks.answers.tokens import TOKENS
 from ray_distill.testing.models import write_tiny_causal_model
 
 needs_lm_eval = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs the extra lm-eval")
@@ -181,6 +181,12 @@ def test_results_become_estimates():
 
 def test_benchmarks_have_a_direction():
     """The gate can ask for them: more is better but of perplexities and bits."""
-    assert higher_is_better("lm_eval_even_acc") and higher_is_better("lm_eval_write_exact_match")
-    assert higher_is_better("lm_eval_texts_word_perplexity") is False
-    assert higher_is_better("lm_eval_texts_bits_per_byte") is False
+    sides = {
+        "lm_eval_even_acc": True,
+        "lm_eval_write_exact_match": True,
+        "lm_eval_look_at_home_acc": True,
+        "lm_eval_texts_word_perplexity": False,
+        "lm_eval_look_at_home_perplexity": False,
+        "lm_eval_texts_bits_per_byte": False,
+    }
+    assert {name: TOKENS.find(name).higher_is_better for name in sides} == sides

@@ -10,6 +10,7 @@ from ray_distill.evaluation.measures.classification import measure_classificatio
 from ray_distill.evaluation.measures.predictions import join_predictions
 from ray_distill.evaluation.measures.robustness import corrupted_views, measure_robustness
 from ray_distill.evaluation.report.assemble import Measured, Resampling, judge
+from ray_distill.tasks.answers.classes import CLASSES
 
 STUDENT = StudentRef(
     url="s",
@@ -58,7 +59,15 @@ def judged(rows, slices=(), **signals):
         )
         for arm, signal in signals.items()
     }
-    return judge(models, student=STUDENT, url="r", measure=measure_classification, resampling=RESAMPLING, slices=slices)
+    return judge(
+        models,
+        task="text_classification",
+        student=STUDENT,
+        url="r",
+        measure=measure_classification,
+        resampling=RESAMPLING,
+        slices=slices,
+    )
 
 
 def test_the_report_holds_every_arm_and_its_paired_differences():
@@ -98,7 +107,14 @@ def test_notes_name_weak_slices_small_splits_and_missing_labels():
     teacher = answers(rows, 1.0)
     same = Measured(url="m", efficiency=EFFICIENCY, predictions=join_predictions(bare, teacher, teacher=teacher))
     models = {"teacher": same, "student": same}
-    report = judge(models, student=STUDENT, url="r", measure=measure_classification, resampling=RESAMPLING)
+    report = judge(
+        models,
+        task="text_classification",
+        student=STUDENT,
+        url="r",
+        measure=measure_classification,
+        resampling=RESAMPLING,
+    )
     assert any("No row of the test split has a true label" in note for note in report.notes)
 
 
@@ -146,7 +162,14 @@ def noisy_answers(rows):
 def test_robustness_falls_with_severity_and_is_reproducible():
     """Accuracy and NLL by corruption and severity; the same seed damages the same rows alike."""
     rows = snapshot()
-    options = {"predict": noisy_answers, "measure": measure_classification, "seed": 4, "bootstrap": 100, "bins": 10}
+    options = {
+        "predict": noisy_answers,
+        "measure": measure_classification,
+        "metrics": CLASSES.robust,
+        "seed": 4,
+        "bootstrap": 100,
+        "bins": 10,
+    }
     found = measure_robustness(rows, {"noise": shuffle_label}, (1, 3), **options)["student"]
     assert {name: set(found[name]) for name in found} == {"noise": {"1", "3"}}
     assert set(found["noise"]["1"]) == {"accuracy", "nll"}

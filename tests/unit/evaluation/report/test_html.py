@@ -18,6 +18,7 @@ from ray_distill.evaluation.report import plots
 from ray_distill.evaluation.report.assemble import Measured, Resampling, judge
 from ray_distill.evaluation.report.html import render_report, report_figures
 from ray_distill.promotion.gate import decide
+from ray_distill.tasks.answers.classes import CLASSES
 
 STUDENT = StudentRef(
     url="s3://runs/student",
@@ -88,6 +89,7 @@ def measured(rows, arm, signal, classes, robust):
             (1, 2, 3),
             predict=lambda table: {arm: answers(table, signal, classes)},
             measure=measure_classification,
+            metrics=CLASSES.robust,
             seed=0,
             bootstrap=100,
             bins=10,
@@ -108,7 +110,13 @@ def everything(n=400, classes=10, robust=True):
     rows = snapshot(n, classes)
     models = {arm: measured(rows, arm, signal, classes, robust) for arm, signal in SIGNALS.items()}
     report = judge(
-        models, student=STUDENT, url="r", measure=measure_classification, resampling=RESAMPLING, slices=("locale",)
+        models,
+        task="text_classification",
+        student=STUDENT,
+        url="r",
+        measure=measure_classification,
+        resampling=RESAMPLING,
+        slices=("locale",),
     )
     return report, {arm: model.predictions for arm, model in models.items()}
 
@@ -257,7 +265,14 @@ def test_what_was_not_measured_has_no_section():
         predictions=join_predictions(rows, logp, teacher=logp),
         efficiency=Efficiency(parameters=1, bytes_on_disk=1, latency_ms_p50=1, latency_ms_p95=1, examples_per_second=1),
     )
-    report = judge({"student": model}, student=STUDENT, url="r", measure=measure_classification, resampling=RESAMPLING)
+    report = judge(
+        {"student": model},
+        task="text_classification",
+        student=STUDENT,
+        url="r",
+        measure=measure_classification,
+        resampling=RESAMPLING,
+    )
     html = render_report(report, title="bare", classes=list("abc"), predictions={"student": model.predictions}, bins=5)
     assert page_of(html).headings == ["What to notice", "Quality", "Size and speed", "Provenance"]
     assert "<figure" not in html and "agreement" in html

@@ -114,6 +114,7 @@ def judged(documents=150, robust=True, arms=tuple(FAR)):
     models = {arm: measured(arm, FAR[arm], documents, robust) for arm in arms}
     report = judge(
         models,
+        task="causal_lm",
         student=STUDENT,
         url="r",
         measure=measure_language,
@@ -244,6 +245,7 @@ def test_a_student_alone_has_a_page():
     )
     report = judge(
         {"student": model},
+        task="causal_lm",
         student=STUDENT,
         url="r",
         measure=measure_language,
@@ -290,15 +292,19 @@ def test_benchmarks_have_a_table_of_the_models_that_ran_them(full):
 
 
 def test_the_run_s_table_shows_what_decides(full):
-    """MLflow's description of the run: NLL with interval, KL, perplexity; not the accuracy of classifiers."""
+    """MLflow's description of the run: NLL with interval, KL, ECE and agreement; not the accuracy of classifiers."""
     report = full[0]
     text = summary(
         report, Decision(verdict=Verdict.HOLD, reasons=("so",), student=STUDENT, report_fingerprint="e"), "s3://page"
     )
     metrics = report.models["student"].metrics
-    assert "| model | NLL, nats (95 % interval) | KL from teacher, nats | ECE | parameters |" in text
+    assert (
+        "| Model | NLL, nats (95 % interval) | KL from teacher, nats | ECE | Agreement with teacher | Parameters |"
+        in text
+    )
     row = next(line for line in text.splitlines() if line.startswith("| student"))
     assert row.startswith(
         f"| student | {metrics['nll'].value:.4f} ({metrics['nll'].low:.4f}–{metrics['nll'].high:.4f})"
-        f" | {metrics['kl_from_teacher'].value:.4f} | {metrics['ece'].value:.4f} | 49,160,000 |"
+        f" | {metrics['kl_from_teacher'].value:.4f} | {metrics['ece'].value:.4f}"
+        f" | {metrics['agreement'].value:.4f} | 49,160,000 |"
     )

@@ -169,7 +169,7 @@ def test_the_objective_is_what_the_validation_split_allows(tmp_path: Path) -> No
 )
 def test_every_objective_has_a_direction(metric: str, more: bool) -> None:
     """Less loss, more accuracy."""
-    assert planning.more_is_better(metric) is more
+    assert planning.more_is_better("text_classification", metric) is more
 
 
 def _planned(folder: Path, rule: str | None) -> Planned:

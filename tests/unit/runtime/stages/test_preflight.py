@@ -1,0 +1,26 @@
+"""Settings that are refused before anything is spent."""
+
+from pathlib import Path
+
+import pytest
+
+from ray_distill.config import parse_config
+from ray_distill.errors import ConfigError
+from ray_distill.runtime.stages.preflight import check
+
+
+@pytest.mark.parametrize(("task", "known"), [("text_classification", "macro_f1"), ("causal_lm", "perplexity")])
+def test_a_limit_on_an_unknown_metric_is_refused_with_the_known_names(tmp_path: Path, task: str, known: str) -> None:
+    """A misspelt metric costs nothing: without this, the gate would find it missing when all is paid for."""
+    config = parse_config(
+        {
+            "campaign": "c",
+            "task": task,
+            "output": str(tmp_path / "out"),
+            "snapshot": {"source": str(tmp_path / "rows.jsonl")},
+            "labels": {"teacher": {"model": str(tmp_path)}},
+            "gate": {"limits": {"accuracyy": {"min": 0.9}}},
+        }
+    )
+    with pytest.raises(ConfigError, match=rf"gate\.limits\.accuracyy: {task} has no such metric; it has .*{known}"):
+        check(config)

@@ -1,1 +1,1 @@
-"""Stage 2, make labels: engines and the reduction of logits on the device. Never imports students."""
+"""Make labels (stage 2): engines, and the reduction of logits on the device."""

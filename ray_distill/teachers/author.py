@@ -1,4 +1,4 @@
-"""The teacher as an author: texts that it writes behind prompts or of sources, greedily, by draws, or by beam search.
+"""Generate texts with the teacher, from prompts or sources: greedily, by draws, by beams.
 
 What is drawn belongs to a prompt, a candidate and a step (`draw.independent`), not to a batch.
 """
@@ -152,7 +152,7 @@ class Author:
         return tokens, [self._log_probability(one, two) for one, two in zip(before, tokens, strict=True)]
 
     def _log_probability(self, prompt: IntArray, tokens: IntArray) -> float:
-        """Of tokens behind a prompt: a beam search keeps its own scores, of which lengths have taken their share."""
+        """Score tokens behind a prompt; scores of a beam search include a length penalty."""
         inputs, module = self._inputs([prompt]), self.model.module
         del inputs["attention_mask"]  # one row: nothing is padded
         before = inputs[self.voice.grows].shape[1]
@@ -188,8 +188,8 @@ class Author:
 def open_author(config: TeacherConfig, settings: SequencesConfig, *, task: str, seed: int) -> Author:
     """Load the teacher a config names, to write.
 
-    What the checkpoint's own generation config says of sampling, penalties and lengths does not count, but for tokens
-    that belong to the weights (`own_tokens`): the campaign's settings alone decide.
+    Sampling, penalties and lengths of the checkpoint's own generation config are ignored, except tokens that belong to
+    the weights (`own_tokens`): the campaign's settings decide.
 
     Raises:
         ModelError, StorageError: as `load_model`; or it is no model of transformers that writes.
@@ -210,7 +210,7 @@ def open_author(config: TeacherConfig, settings: SequencesConfig, *, task: str, 
 
 
 def weights(logits_NV: Tensor, settings: SequencesConfig) -> Tensor:
-    """What tokens are drawn by, ``[N, V]``, unnormalised: tempered, then cut to `top_k`, then to `top_p`.
+    """Return unnormalised weights to draw tokens by ``[N, V]``: tempered, cut by top_k, top_p.
 
     Tokens as likely as the last of `top_k` are kept with it. `top_p` (Holtzman et al., The curious case of neural text
     degeneration, 2020) keeps the fewest likeliest tokens that have that share of what `top_k` left.
@@ -228,7 +228,7 @@ def weights(logits_NV: Tensor, settings: SequencesConfig) -> Tensor:
 
 
 class _Known(LogitsProcessor):  # type: ignore[misc]
-    """Forbids the ids that a vocabulary has beyond its tokenizer's, and what a model never writes."""
+    """Forbid ids that the tokenizer lacks, and tokens that a model never writes."""
 
     def __init__(self, voice: Voice):
         self._known = len(voice.tokenizer)

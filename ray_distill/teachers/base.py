@@ -13,7 +13,7 @@ from ray_distill.tasks.base import Encoded
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """What is wanted of a teacher: the stored form of its distributions, and which hidden states."""
+    """Request the stored form of distributions, and hidden states, from a teacher."""
 
     estimator: str
     k: int
@@ -28,15 +28,15 @@ class Ask:
     seed: int = 0
     """Of the draws, beside the row's id."""
     bases: Mapping[int, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = field(default_factory=dict)
-    """By layer, mean ``[D]`` and PCA basis ``[D, r]``: its states are wanted as ``(h - mean) @ basis``, ``[N, r]``."""
+    """By layer, mean ``[D]`` and PCA basis ``[D, r]``; states are returned as ``(h - mean) @ basis``, ``[N, r]``."""
 
 
 class Known(Protocol):
-    """Who a teacher is; some can be told without loading what answers."""
+    """Identify a teacher; some engines can do it without loading the model."""
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of everything that decides the answer: weights, revision, dtype, processor, engine."""
+        """Return the fingerprint of all that decides an answer: weights, dtype, processor, engine."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -48,7 +48,7 @@ class Known(Protocol):
 
 
 class Identity(Known, Protocol):
-    """What a store must know of its teacher beside that."""
+    """Describe a teacher for the manifest of a store."""
 
     @property
     def tokens(self) -> str | None:

@@ -1,4 +1,4 @@
-"""Draws that belong to a row, not to a batch: counter-based uniforms, and the inverse CDF on the logits' device.
+"""Draw by row, not by batch: counter-based uniforms, and the inverse CDF on the device.
 
 Nothing here has a state. A uniform is a hash of (row id, position, seed, number of the draw), so that a row gets the
 same draws in another batch, order or slice, on any worker.
@@ -22,7 +22,7 @@ _WRITING = np.uint64(2**63)
 def stratified(
     row_ids: npt.NDArray[np.bytes_], positions: npt.NDArray[np.int32], *, draws: int, seed: int
 ) -> npt.NDArray[np.float64]:
-    """Points in [0, 1), ascending along a row: ``(i + U_i) / draws`` with ``U_i`` uniform on 53 bits.
+    """Return ascending points in [0, 1): ``(i + U_i) / draws``, ``U_i`` uniform on 53 bits.
 
     One point falls in each of ``draws`` equal strata. Each point is as likely anywhere as a free uniform is, taken over
     the strata, so the expected number that hits an interval is still ``draws`` times its length; the variance is that
@@ -47,7 +47,7 @@ def stratified(
 def independent(
     row_ids: npt.NDArray[np.bytes_], candidates: npt.NDArray[np.int32], *, step: int, seed: int
 ) -> npt.NDArray[np.float64]:
-    """Points in [0, 1) by which a text is written: of all rows, candidates and steps independent of each other.
+    """Return points in [0, 1) to generate by, independent over rows, candidates and steps.
 
     They have nothing in common with those of `stratified`, so that the draws by which a text is written and the draws
     by which it is labelled are independent too.
@@ -81,7 +81,7 @@ def _uniform(bits: Words) -> npt.NDArray[np.float64]:
 
 
 def pick(weight_NV: Tensor, points_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """Classes at ``points`` of the CDF of unnormalised weights: int64 ``[N, D]``, and their sums ``[N]`` in float64.
+    """Return classes ``[N, D]`` at points of the weights' CDF, and float64 sums ``[N]``.
 
     A class without weight is never picked while the row has any. Running sums are float64: in float32 they would lose
     the classes behind the first 2²⁴ parts. They are taken over blocks of classes, then within the blocks that are hit:
@@ -103,12 +103,12 @@ def pick(weight_NV: Tensor, points_ND: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _block(classes: int, draws: int) -> int:
-    """Classes a block: a power of two up to 128, so that the blocks that draws hit are no larger than all classes."""
+    """Return classes a block: a power of two up to 128; the blocks hit must not exceed V."""
     return min(128, 1 << max(classes // max(draws, 1), 1).bit_length() - 1)
 
 
 def _just_below(total: Tensor) -> Tensor:
-    """The largest numbers less than ``total``: a point there is within the last class that has weight."""
+    """Return the largest numbers below ``total``, which lie in the last class with weight."""
     return torch.nextafter(total, torch.zeros_like(total))
 
 

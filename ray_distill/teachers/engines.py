@@ -1,4 +1,4 @@
-"""The engines by the name a config uses: who a teacher is, and the teacher itself."""
+"""Open and identify teachers by the engine that a config names."""
 
 from ray_distill.config import TeacherConfig
 from ray_distill.teachers.base import Identity, Teacher
@@ -19,7 +19,7 @@ def open_teacher(config: TeacherConfig, *, task: str, head_url: str | None = Non
 
 
 def identify(config: TeacherConfig, *, task: str, head_url: str | None = None) -> Identity:
-    """Who the teacher of a config is; vLLM is not started for it. Errors as `open_teacher`."""
+    """Identify the teacher of a config without starting vLLM. Errors as `open_teacher`."""
     if config.engine == "vllm":
         return identify_vllm(config, task=task)
     return open_transformers(config, task=task, head_url=head_url)

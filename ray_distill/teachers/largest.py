@@ -1,4 +1,4 @@
-"""The k largest of many classes, in two steps: selection from a whole vocabulary is the dearest part of a reduction."""
+"""Select the k largest of many classes in two steps: the costliest part of a reduction."""
 
 from torch import Tensor
 

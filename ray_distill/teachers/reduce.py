@@ -1,4 +1,4 @@
-"""From logits to the stored form of a distribution, in float32, on the device the logits are on."""
+"""Reduce logits to the stored form of a distribution, in float32, on their device."""
 
 import math
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ class _Part:
 
 @dataclass(frozen=True, kw_only=True)
 class _Room:
-    """Memory for one slice, used for all: taken anew for each step of each slice, it would cost more than the work."""
+    """Memory of one slice, reused for all: allocating it for each would cost more than the work."""
 
     s_NV: Tensor
     p_NV: Tensor
@@ -89,15 +89,15 @@ class _Soft:
 def reduce_logits(
     logits_NV: Tensor, ask: Ask, row_ids: pa.Array | None = None, places: Places | None = None
 ) -> Distributions:
-    """Reduce logits to the stored form an estimator asks for (MATHS.md §1-3): one position a row, or ``places``.
+    """Reduce logits to the stored form of an estimator (MATHS.md §1-3), at ``places``.
 
     ``dense`` and ``topk`` keep exact classes. ``sampled`` keeps the classes hit by ``ask.draws`` points of the inverse
     CDF of ``r ∝ p^a``; ``hybrid`` keeps the exact top k and draws from r over the others. The points are stratified
     and seeded by row id (`ray_distill.teachers.draw`): ``E[count_j] = N r_j`` with no more variance than independent
     draws, and a row's answer owes nothing to its batch. ``hybrid`` with k ≥ V is dense, every count 0.
 
-    ``log_tail`` at T is the share of the classes that are not stored: a logsumexp over them where they hold less than
-    half of the mass (``1 - Σp`` would cancel), the complement of the stored share where they hold more. Where nothing
+    ``log_tail`` at T is the share of the classes that are not stored: a logsumexp over them where they have less than
+    half of the mass (``1 - Σp`` would cancel), else the complement of the stored share. Where nothing
     is outside it is -inf. Rows with NaN logits come out as NaN (logp, entropy): who stores them decides what becomes
     of them. Works in slices of `_SLICE` elements, in memory taken once: no second copy of all the logits exists.
 
@@ -142,7 +142,7 @@ def reduce_logits(
 
 
 def one_a_row(rows: int) -> Places:
-    """Where the logits of a classifier stand: row r is answered by logits r, at position 0."""
+    """Return the places of one answer a row: logits r answer row r, at position 0."""
     return Places(row_offsets=np.arange(rows + 1, dtype=np.int64), position=np.zeros(rows, np.int32), logits=None)
 
 
@@ -236,7 +236,7 @@ def _all(soft: _Soft, temperatures: int, entropy_N: Tensor) -> _Part:
 
 
 def _proposal(soft: _Soft, exponent: float, head_NK: Tensor) -> Tensor:
-    """``p^a`` unnormalised, without the head; a class without mass is never proposed, at a = 0 neither."""
+    """Return unnormalised ``p^a`` without the head; classes without mass get 0, also at a = 0."""
     weight_NV = soft.p_NV
     if exponent != 1:
         log_NV = exponent * (soft.s_NV - soft.log_total_N.unsqueeze(-1))
@@ -247,7 +247,7 @@ def _proposal(soft: _Soft, exponent: float, head_NK: Tensor) -> Tensor:
 def _part(
     soft: _Soft, head_NK: Tensor, drawn_ND: Tensor, ask: Ask, entropy_N: Tensor, log_normaliser_N: Tensor
 ) -> _Part:
-    """Merge head and draws into unique ascending entries; a head's entry comes before a draw of the same class."""
+    """Merge head and draws into unique ascending entries; the head wins over equal draws."""
     ids_NM, order_NM = torch.cat([head_NK, drawn_ND], -1).sort(dim=-1, stable=True)
     first_NM = torch.ones_like(ids_NM, dtype=torch.bool)
     first_NM[:, 1:] = ids_NM[:, 1:] != ids_NM[:, :-1]
@@ -267,7 +267,7 @@ def _part(
 
 
 def _log_tails(soft: _Soft, ids_NM: Tensor, first_NM: Tensor, temperatures: tuple[float, ...]) -> Tensor:
-    """Log of the mass outside the ids at each temperature, with a small relative error at either end: ``[N, T]``.
+    """Return the log mass outside the ids at each temperature ``[N, T]``, accurate at both ends.
 
     ``first_NM`` marks each id once. The probabilities of ``soft`` are used up.
     """

@@ -1,4 +1,4 @@
-"""From final hidden states to the stored form of a distribution: the head is applied to some positions at a time."""
+"""Reduce final hidden states to distributions, with the head applied to slices."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,12 +17,12 @@ _GPU_LOGITS = 1 << 27
 
 
 def reduce_states(states_PD: Tensor, head: nn.Linear, ask: Ask, row_ids: pa.Array, places: Places) -> Distributions:
-    """`reduce_logits` of ``head(states_PD)``, which never exists as a whole: neither do ``[B, L, V]`` logits.
+    """Apply `reduce_logits` to ``head(states_PD)`` by slices, so that no ``[P, V]`` exists.
 
     Args:
         states_PD: one a position of ``places``, in order; in the head's dtype, on its device.
         head: the model's.
-        ask: what is wanted.
+        ask: the stored form.
         row_ids: of the rows.
         places: the positions; ``logits`` is None.
 

@@ -78,7 +78,7 @@ class TransformersTeacher:
         return Signal(distributions=distributions, hidden=hidden)
 
     def _answer(self, encoded: Encoded, ask: Ask) -> tuple[Distributions, States]:
-        """Run the model; where its head can be taken apart it sees the answered tokens alone, some at a time."""
+        """Run the model; a separable head sees the answered tokens alone, by slices."""
         batch = self.task.collate(encoded, np.arange(encoded.rows, dtype=np.int64))
         answered, apart = self.task.positions(encoded), self.model.apart
         if apart is None or answered is None:
@@ -112,7 +112,7 @@ def _check(model: Model, ask: Ask) -> None:
 
 
 def _distributions(logits: Tensor, answered: Ragged | None, ask: Ask, row_ids: pa.Array) -> Distributions:
-    """Reduce ``[B, V]`` logits, or those of the answered tokens of ``[B, L, V]`` (where padding is at the end)."""
+    """Reduce logits ``[B, V]``, or ``[B, L, V]`` at the answered tokens (padding at the end)."""
     if answered is None:
         return reduce_logits(logits, ask, row_ids)
     places = Places(row_offsets=answered.offsets, position=answered.values, logits=_flat(answered, logits.shape[1]))
@@ -120,7 +120,7 @@ def _distributions(logits: Tensor, answered: Ragged | None, ask: Ask, row_ids: p
 
 
 def _flat(answered: Ragged, length: int) -> npt.NDArray[np.int64]:
-    """Where each answered token stands in a batch ``[B, L]`` whose rows are put behind one another."""
+    """Return the index of each answered token in a flattened batch ``[B, L]``."""
     row = np.repeat(np.arange(len(answered.offsets) - 1), np.diff(answered.offsets))
     return np.asarray(row * length + answered.values, np.int64)
 

@@ -1,4 +1,4 @@
-"""What vLLM cannot give, and why: decided from settings alone, before anything is started."""
+"""Refuse settings that vLLM cannot serve, before anything is started."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ ENGINE = "labels.teacher.engine: vllm"
 
 
 def refuse_labels(labels: LabelsConfig, *, task: str) -> None:
-    """Refuse labels that vLLM cannot make; says all reasons at once. Other engines pass.
+    """Refuse labels that vLLM cannot make, with all reasons. Other engines pass.
 
     Raises:
         TeacherRefused: a setting of the teacher, the signal or the resources that it cannot serve.
@@ -24,7 +24,7 @@ def refuse_labels(labels: LabelsConfig, *, task: str) -> None:
     if share > 1 and labels.resources.gpus != share:
         reasons.append(
             f"labels.teacher.vllm.tensor_parallel_size is {share}, but labels.resources.gpus is "
-            f"{labels.resources.gpus:g}: give an actor as many GPUs as hold the model"
+            f"{labels.resources.gpus:g}: give an actor as many GPUs as the model is split over"
         )
     _raise(labels.teacher.model, reasons)
 
@@ -35,13 +35,13 @@ def refuse_teacher(config: TeacherConfig, *, task: str) -> None:
 
 
 def refuse_classes(labels: LabelsConfig, vocabulary: int) -> None:
-    """Refuse a k of more classes than the teacher has, where its engine is vLLM; errors as `refuse_labels`."""
+    """Refuse a k above the number of vLLM's classes; errors as `refuse_labels`."""
     if labels.teacher.engine == "vllm":
         _raise(labels.teacher.model, list(_of_classes(labels.signal.k, vocabulary)))
 
 
 def refuse_ask(ask: Ask, vocabulary: int, model: str) -> None:
-    """Refuse a signal that vLLM cannot give for a model with this many tokens; errors as `refuse_labels`."""
+    """Refuse a signal that vLLM cannot give with this vocabulary; errors as `refuse_labels`."""
     _raise(model, [*_of_ask(ask), *_of_classes(ask.k, vocabulary)])
 
 
@@ -70,7 +70,7 @@ def _of_ask(ask: Ask) -> Iterator[str]:
         )
     if ask.layers:
         yield (
-            f"labels.hidden.layers asks for {list(ask.layers)}, but vLLM's extractor gives the last layer before "
+            f"labels.hidden.layers is {list(ask.layers)}, but vLLM's extractor gives the last layer before "
             "the final norm alone: leave hidden states out"
         )
 

@@ -1,4 +1,4 @@
-"""From vLLM's flat log-probabilities to the stored form of a distribution; pure numpy, vLLM is not needed."""
+"""Convert vLLM's flat log-probabilities to the stored form; pure numpy, without vLLM."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ LEAST_TAIL = 2.0**-15
 
 @dataclass(frozen=True, kw_only=True)
 class Flat:
-    """What vLLM said at every token that it read: N tokens of all rows, K classes each, the likeliest first."""
+    """Outputs of vLLM at N tokens of all rows: K classes each, the likeliest first."""
 
     row_offsets: npt.NDArray[np.int64]
     """``[R+1]``"""
@@ -29,13 +29,13 @@ class Flat:
 def flat_of(outputs: Sequence[Any], k: int) -> Flat:
     """Take the k likeliest out of vLLM's outputs.
 
-    ``FlatLogprobs`` holds, for each token, the actual token first (the one that was read there, or written) and then
+    ``FlatLogprobs`` has, for each token, the actual token first (the one that was read there, or written) and then
     the k likeliest, the actual token once more if it is one of them; nothing for a prompt's first token. So what
-    vLLM adds is the first column, whatever it holds, and no token is looked at by itself.
+    vLLM adds is the first column, whatever its content, and no token is processed by itself.
 
     Args:
         outputs: ``RequestOutput`` with flat ``prompt_logprobs``, and flat ``logprobs`` of one written token.
-        k: classes that were asked for.
+        k: classes that were requested.
 
     Raises:
         LabelError: vLLM gave another number of them.
@@ -70,7 +70,7 @@ def reduce_flat(
     position: npt.NDArray[np.int32],
     vocabulary: int,
 ) -> Distributions:
-    """The stored form at some of the tokens: entries by class id, the tail by difference, no entropy.
+    """Return the stored form at some tokens: entries by id, tail by difference, no entropy.
 
     Args:
         found: at all tokens.
@@ -98,9 +98,9 @@ def reduce_flat(
 def log_tail(logp_PK: npt.NDArray[np.float32], vocabulary: int) -> npt.NDArray[np.float32]:
     """``[P]``: log of the mass outside the k likeliest, by difference, summed in float64.
 
-    At least `LEAST_TAIL`, also where the head sums to 1 or more: what is smaller cannot be told from 0. But never more
-    than the classes outside can hold, each of them no likelier than the least likely one inside; so that a head that
-    falls off steeply has the small tail it must have. -inf where no class is outside.
+    At least `LEAST_TAIL`, also where the head sums to 1 or more: a smaller tail cannot be distinguished from 0. At most
+    what the classes outside can have, each of them no likelier than the least likely one inside; so a head that falls
+    off steeply has the small tail that it must have. -inf where no class is outside.
     """
     p_PK = np.exp(logp_PK.astype(np.float64))
     others = vocabulary - p_PK.shape[1]

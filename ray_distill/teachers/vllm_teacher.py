@@ -1,8 +1,8 @@
-"""The teacher engine for language models on vLLM: the k likeliest next tokens at T = 1. No other file imports vLLM.
+"""Label with language models on vLLM: the k likeliest next tokens at T = 1.
 
 vLLM scores the tokens of a prompt. What it gives for token t is the distribution *before* it, so token t's own answer
 (over the next one) stands at t + 1; of the last token that is read it is the distribution of the one token that vLLM
-has to write. The last token of a text is therefore no input: nothing after it is asked for.
+has to write. The last token of a text is therefore no input: nothing after it is requested.
 """
 
 import importlib.metadata
@@ -57,7 +57,7 @@ _started: dict[str, Any] = {}
 
 @dataclass(frozen=True, kw_only=True)
 class VllmIdentity:
-    """Who a vLLM teacher is, from its files and the version of vLLM alone."""
+    """Identity of a vLLM teacher, from its files and the version of vLLM alone."""
 
     model: str
     fingerprint: str
@@ -73,7 +73,7 @@ class VllmIdentity:
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """What a teacher wrote after a prompt."""
+    """A text that the teacher generated after a prompt."""
 
     tokens: npt.NDArray[np.int32]
     """``[L]``: the token that ended it among them."""
@@ -108,7 +108,7 @@ class VllmTeacher:
         return self.identity.vocabulary
 
     def answer(self, encoded: Encoded, ask: Ask) -> Signal:
-        """Answer for every row of ``encoded``, in order, as one batch. Entropies are NaN: vLLM does not give them.
+        """Label every row of ``encoded``, in order, as one batch. Entropies are NaN.
 
         Raises:
             TeacherRefused: anything but the k likeliest tokens at T = 1.
@@ -121,7 +121,7 @@ class VllmTeacher:
         return Signal(distributions=_distributions(found, answered, self.vocabulary))
 
     def _score(self, tokens: Ragged, k: int) -> Flat:
-        """What vLLM says at every token but the last of each row."""
+        """Score every token except the last of each row."""
         prompts = [tokens.values[start : stop - 1].tolist() for start, stop in _pairs(tokens.offsets)]
         return flat_of(generate(self.engine, prompts, scoring(k)) if prompts else [], k)
 
@@ -143,7 +143,7 @@ def open_vllm(config: TeacherConfig, *, task: str) -> VllmTeacher:
 
 
 def identify_vllm(config: TeacherConfig, *, task: str) -> VllmIdentity:
-    """Who the teacher is, without starting vLLM; errors as `open_vllm`."""
+    """Identify the teacher without starting vLLM; errors as `open_vllm`."""
     refuse_teacher(config, task=task)
     with open_checkpoint(config.model) as folder:
         return _identity(folder, config, task)
@@ -161,8 +161,8 @@ def vllm_version() -> str:
         except importlib.metadata.PackageNotFoundError:
             continue
     raise ModelError(
-        "labels.teacher.engine is vllm, but there is no vLLM in this environment: make one as "
-        "cluster/vllm-requirements.txt says, and name its interpreter in labels.teacher.vllm.python"
+        "labels.teacher.engine is vllm, but there is no vLLM in this environment: create one "
+        "from cluster/vllm-requirements.txt, and name its interpreter in labels.teacher.vllm.python"
     )
 
 
@@ -204,7 +204,7 @@ def _identity(folder: Path, config: TeacherConfig, task: str) -> VllmIdentity:
 
 
 def _steps(config: TeacherConfig) -> dict[str, int]:
-    """How vLLM cuts its work: batched inference is not bit-exact, so this decides the last digits."""
+    """Return how vLLM batches: inference is not bit-exact, so this decides the last digits."""
     vllm = config.vllm
     return {
         "tensor_parallel_size": vllm.tensor_parallel_size,
@@ -214,15 +214,16 @@ def _steps(config: TeacherConfig) -> dict[str, int]:
 
 
 def _start(folder: Path, config: TeacherConfig, length: int) -> Any:
-    """Nothing is cached or scheduled ahead, so that an answer depends on its batch alone. No graphs are captured: they
-    serve writing, token by token, and scoring is one pass over each text.
+    """Start vLLM without caches or scheduling ahead: an answer depends on its batch alone.
+
+    No graphs are captured: they speed up generation, token by token, and scoring is one pass over each text.
     """
     os.environ.update(SETTINGS)
     try:
         from vllm import LLM
     except ImportError as error:
         raise ModelError(
-            f"vLLM cannot be imported: {error}; make its environment as cluster/vllm-requirements.txt says"
+            f"vLLM cannot be imported: {error}; create its environment from cluster/vllm-requirements.txt"
         ) from error
     try:
         engine = LLM(
@@ -248,7 +249,7 @@ def _start(folder: Path, config: TeacherConfig, length: int) -> Any:
 
 
 def scoring(k: int) -> Any:
-    """What is asked of each text: the k likeliest at every token, and at the one that vLLM has to write."""
+    """Request the k likeliest at every token, and at the one that vLLM has to write."""
     from vllm import SamplingParams
 
     return SamplingParams(
@@ -266,10 +267,10 @@ def write(
     temperature: float = 1.0,
     top_p: float = 1.0,
 ) -> list[Written]:
-    """Have the teacher write after each prompt, as one batch. (Graphs would serve this: the engine has none.)
+    """Generate a text after each prompt, as one batch; the engine captures no graphs.
 
     On a CPU, vLLM 0.32 cannot take back the draw of a prompt that it has cut in two ("CPU Generator does not use
-    offset"): ``max_num_batched_tokens`` must hold all prompts of the batch there.
+    offset"): ``max_num_batched_tokens`` must cover all prompts of the batch there.
 
     Args:
         teacher: a started one.
@@ -278,7 +279,7 @@ def write(
         most: tokens written at most; a text is never longer than the teacher's may be.
         ends: tokens that end a text.
         temperature: of the draws; 0 = the likeliest token.
-        top_p: drawn from the likeliest tokens that hold this much.
+        top_p: drawn from the likeliest tokens with this share of the mass.
     """
     from vllm import SamplingParams
 
@@ -333,7 +334,7 @@ def generate(engine: Any, prompts: Sequence[list[int]], parameters: Any) -> list
 
 
 def _distributions(found: Flat, answered: Ragged, vocabulary: int) -> Distributions:
-    """The answers at the tokens that are asked for."""
+    """Return the distributions at the answered tokens."""
     row = np.repeat(np.arange(len(answered.offsets) - 1), np.diff(answered.offsets))
     at_P = found.row_offsets[row] + answered.values
     return reduce_flat(found, at_P, row_offsets=answered.offsets, position=answered.values, vocabulary=vocabulary)

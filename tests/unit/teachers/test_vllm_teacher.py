@@ -43,7 +43,7 @@ def _labels(teacher: dict[str, Any] | None = None, **changes: Any) -> LabelsConf
         (_labels(signal={"estimator": "sampled"}), "causal_lm", "estimator is sampled, but vLLM draws"),
         (_labels(signal={"estimator": "hybrid"}), "causal_lm", "estimator is hybrid, but vLLM cannot draw"),
         (_labels(signal={"estimator": "topk", "temperatures": [1, 2, 4]}), "causal_lm", "temperatures has 2, 4, and"),
-        (_labels(hidden={"layers": [-1]}), "causal_lm", r"layers asks for \[-1\], but"),
+        (_labels(hidden={"layers": [-1]}), "causal_lm", r"layers is \[-1\], but"),
         (_labels(), "text_classification", "task is text_classification, and vLLM scores texts"),
         (_labels({"model": "package:teacher"}), "causal_lm", "it is a module:function"),
         (_labels({"head": {}}), "causal_lm", "head fits a classifier"),

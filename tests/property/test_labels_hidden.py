@@ -74,6 +74,18 @@ def test_float8_is_the_standards():
     np.testing.assert_array_equal(widen(narrow(values, "float8"), "float8"), expected)
 
 
+@pytest.mark.parametrize(("dtype", "kind"), [("bfloat16", torch.bfloat16), ("float8", torch.float8_e4m3fn)])
+def test_the_stored_bits_are_torchs(dtype, kind):
+    """Values of all sizes, signs and ties: the same bytes as torch's own conversion writes, negative zero too."""
+    random = np.random.default_rng(2)
+    drawn = random.uniform(-448, 448, 20_000) * 2.0 ** -random.integers(0, 30, 20_000)
+    bits = (random.integers(0, 2**15, 5000) << 16 | 0x8000).astype(np.uint32)  # halfway between two of bfloat16
+    ties = np.clip(np.nan_to_num(bits.view(np.float32)), -448, 448)
+    values = np.concatenate([drawn, ties, -ties, [0.0, -0.0, 448.0, -448.0]]).astype(np.float32)
+    expected = torch.from_numpy(values).to(kind).view(torch.uint8 if dtype == "float8" else torch.uint16)
+    np.testing.assert_array_equal(narrow(values, dtype), expected.numpy())
+
+
 def test_a_code_of_no_number_is_corrupt():
     """127 and 255 are NaN, which no writer stores."""
     with pytest.raises(CorruptStore, match="stands for no number"):

@@ -249,6 +249,8 @@ def _chosen(encoded: Encoded, limit: int) -> npt.NDArray[np.int64]:
 
 
 def _check_labels(labels: npt.NDArray[np.int64], classes: Sequence[str]) -> None:
+    if len(classes) < 2:
+        raise ModelError(f"cannot fit a head: there is nothing to decide between {', '.join(classes) or 'no classes'}")
     counts = np.bincount(labels, minlength=len(classes)) if len(labels) else np.zeros(len(classes), np.int64)
     missing = [name for name, count in zip(classes, counts, strict=False) if count == 0]
     if missing or len(counts) != len(classes):

@@ -106,16 +106,27 @@ def test_a_head_of_another_encoder_or_pooling_is_refused(spec: TeacherConfig, tm
         read_head(url)
 
 
-def test_the_fit_is_scikit_learns(spec: TeacherConfig) -> None:
-    """Same convex problem, same solution; the strength is one that validation prefers."""
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_fit_is_scikit_learns(classes: int) -> None:
+    """Same convex problem, same solution, of two classes too; the strength is one that validation prefers."""
     generator = np.random.default_rng(0)
-    y = generator.integers(0, 3, 300)
-    x = (generator.standard_normal((300, 5)) + 1.2 * np.eye(3, 5)[y]).astype(np.float32)
-    fit = fit_logistic(torch.from_numpy(x), y, classes=3, seed=0)
+    y = generator.integers(0, classes, 300)
+    x = (generator.standard_normal((300, 5)) + 1.2 * np.eye(classes, 5)[y]).astype(np.float32)
+    fit = fit_logistic(torch.from_numpy(x), y, classes=classes, seed=0)
+    assert fit.weight_VD.shape == (classes, 5) and fit.bias_V.shape == (classes,)
     reference = LogisticRegression(C=fit.strength, tol=1e-8, max_iter=5000).fit(x.astype(np.float64), y)
     ours = torch.from_numpy(x) @ fit.weight_VD.T + fit.bias_V
     assert np.allclose(ours.log_softmax(1), reference.predict_log_proba(x), atol=2e-3)
     assert fit.validation_nll[f"{fit.strength:g}"] == min(fit.validation_nll.values())
+
+
+def test_a_class_of_one_row_is_fitted_although_two_folds_lack_it() -> None:
+    """The fold that holds the row is scored by a model that has never seen the class."""
+    y = np.array([0] * 10 + [1] * 10 + [2])
+    x = torch.from_numpy(np.random.default_rng(3).standard_normal((21, 4)).astype(np.float32))
+    fit = fit_logistic(x, y, classes=3, seed=0)
+    assert fit.weight_VD.shape == (3, 4) and torch.isfinite(fit.weight_VD).all()
+    assert all(np.isfinite(score) for score in fit.validation_nll.values())
 
 
 @pytest.mark.golden

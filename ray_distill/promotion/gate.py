@@ -34,7 +34,7 @@ from ray_distill.config import GateConfig, Limit
 from ray_distill.config.identity import identity
 from ray_distill.errors import PromotionError
 from ray_distill.fingerprint import fingerprint
-from ray_distill.tasks.answers.catalogue import answers_of
+from ray_distill.tasks.catalogue import get_task
 from ray_distill.text import estimate, short_number
 
 #: What a difference of floats may be off by without meaning anything.
@@ -67,12 +67,12 @@ def gate_fingerprint(gate: GateConfig, task: str) -> str:
 
 def limits_of(gate: GateConfig, task: str) -> Mapping[str, Limit]:
     """Return the gate's limits, or where it sets none those of the task's answers."""
-    return gate.limits if gate.limits is not None else answers_of(task).limits
+    return gate.limits if gate.limits is not None else get_task(task).answers.limits
 
 
 def wrong_limits(gate: GateConfig, task: str) -> list[str]:
     """Return one sentence for each limit that the task's models cannot be judged by."""
-    answers, wrong = answers_of(task), []
+    answers, wrong = get_task(task).answers, []
     for name, limit in (gate.limits or {}).items():
         known = answers.find(name)
         if known is None:
@@ -122,7 +122,7 @@ def _findings(report: EvalReport, gate: GateConfig) -> Iterator[Finding]:
     for name, limit in limits_of(gate, report.task).items():
         yield from _limit(report, name, limit)
     for arm in gate.beat:
-        yield _beat(report, arm, answers_of(report.task).headline)
+        yield _beat(report, arm, get_task(report.task).answers.headline)
 
 
 def _limit(report: EvalReport, name: str, limit: Limit) -> Iterator[Finding]:
@@ -234,7 +234,7 @@ def _metric_of(report: EvalReport, arm: str, name: str) -> Estimate | None:
 
 def _sign(report: EvalReport, name: str) -> int:
     """Return 1 where more of a metric is better, -1 where less is; `wrong_limits` has refused all others."""
-    known = answers_of(report.task).find(name)
+    known = get_task(report.task).answers.find(name)
     assert known is not None and known.higher_is_better is not None, name
     return 1 if known.higher_is_better else -1
 

@@ -22,7 +22,7 @@ from ray_distill.runtime.stages import generate
 from ray_distill.runtime.stages import label as label_stage
 from ray_distill.runtime.stages import promote as promote_stage
 from ray_distill.runtime.stages import train as train_stage
-from ray_distill.runtime.stages.preflight import check, corruptions_of
+from ray_distill.runtime.stages.preflight import check
 from ray_distill.runtime.stages.relabel import RelabelReport, relabel_source
 from ray_distill.runtime.stages.snapshot import freeze
 from ray_distill.runtime.sweep import publish, run_sweep
@@ -30,7 +30,8 @@ from ray_distill.runtime.sweep.resolve_trials import checked_trials
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.sources.resolve import describe_sources
 from ray_distill.storage import files
-from ray_distill.tasks.catalogue import TOKEN_TASKS, get_label_task
+from ray_distill.tasks.answers.tokens import TOKENS
+from ray_distill.tasks.catalogue import TASKS, get_task
 
 
 class CampaignResult(Artifact):
@@ -168,16 +169,16 @@ def plan_sweep(config: Campaign) -> list[str]:
 def plan(config: Campaign) -> list[str]:
     """What `run` would do, without doing it: a line a stage."""
     check(config)
-    task, language = get_label_task(config.task), config.task in TOKEN_TASKS
+    task, language = get_task(config.task), TASKS[config.task].answers is TOKENS
     damages = (
         config.evaluation.corruptions
         if config.evaluation.corruptions is not None or language
-        else tuple(corruptions_of(config))
+        else tuple(task.inputs.corruptions_of(config))
     )
     sources = describe_sources(config.snapshot)
     training = config.student.training
     lines = [
-        f"snapshot  {len(sources)} source file(s) of {task.input_column} → {config.output_url}/snapshots",
+        f"snapshot  {len(sources)} source file(s) of {task.inputs.column} → {config.output_url}/snapshots",
         *_plan_writing(config),
         f"label     {config.labels.teacher.model}, {config.labels.signal.estimator}, "
         f"T {', '.join(f'{t:g}' for t in config.labels.signal.temperatures)} → {config.store_url}",

@@ -228,7 +228,7 @@ def _ceiling(job: TrainingJob, config: Campaign, snapshot: Snapshot, model: Mode
     if job.ceiling is None:
         raise ConfigError("the arm ceiling_true_labels needs the teacher's labelled rows: set student.ceiling")
     source, task = open_snapshot(job.ceiling), TASKS[config.task]
-    columns = ["row_id", task.input_column, "label"]
+    columns = ["row_id", task.inputs.column, "label"]
     table = pa.concat_tables([source.read(split, columns) for split in ("train", "validation", "calibration", "test")])
     table = table.filter(pc.is_valid(table["label"]))
     for split in ("validation", "test"):

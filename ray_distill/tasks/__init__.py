@@ -1,1 +1,1 @@
-"""What differs by problem: one file a task, one explicit catalogue."""
+"""Tasks: how inputs are read (`inputs/`) times what is answered (`answers/`). Imports labels and below."""

@@ -1,47 +1,30 @@
-"""All tasks by the name a config uses. Adding one is a file and a line."""
+"""All tasks by the name a configuration uses; adding one is a line."""
 
 from collections.abc import Mapping
-from typing import TypeVar
 
 from ray_distill.errors import ConfigError
-from ray_distill.tasks.base import LabelTask, Task, TokenTask
-from ray_distill.tasks.causal_lm import CausalLM
-from ray_distill.tasks.image_classification import ImageClassification
-from ray_distill.tasks.seq2seq import Seq2Seq
-from ray_distill.tasks.text_classification import TextClassification
+from ray_distill.tasks.answers.classes import CLASSES
+from ray_distill.tasks.answers.tokens import TOKENS
+from ray_distill.tasks.inputs.chat import TEXT_OR_CHAT
+from ray_distill.tasks.inputs.image import IMAGE
+from ray_distill.tasks.inputs.pair import PAIR
+from ray_distill.tasks.inputs.text import TEXT
+from ray_distill.tasks.task import Task
 
-T = TypeVar("T")
-
-#: Those whose models choose among named classes.
-TASKS: Mapping[str, Task] = {"text_classification": TextClassification(), "image_classification": ImageClassification()}
-
-#: Those whose models answer at tokens.
-TOKEN_TASKS: Mapping[str, TokenTask] = {"causal_lm": CausalLM(), "seq2seq": Seq2Seq()}
-
-#: All of them.
-LABEL_TASKS: Mapping[str, LabelTask] = {**TASKS, **TOKEN_TASKS}
+TASKS: Mapping[str, Task] = {
+    "text_classification": Task(name="text_classification", inputs=TEXT, answers=CLASSES),
+    "image_classification": Task(name="image_classification", inputs=IMAGE, answers=CLASSES),
+    "causal_lm": Task(name="causal_lm", inputs=TEXT_OR_CHAT, answers=TOKENS),
+    "seq2seq": Task(name="seq2seq", inputs=PAIR, answers=TOKENS),
+}
 
 
 def get_task(name: str) -> Task:
-    """The classification task of this name.
+    """Return the task of this name.
 
     Raises:
         ConfigError: there is none.
     """
-    return _find(TASKS, name)
-
-
-def get_token_task(name: str) -> TokenTask:
-    """The task of this name, whose models answer at tokens; errors as `get_task`."""
-    return _find(TOKEN_TASKS, name)
-
-
-def get_label_task(name: str) -> LabelTask:
-    """The task of this name, of whatever kind; errors as `get_task`."""
-    return _find(LABEL_TASKS, name)
-
-
-def _find(tasks: Mapping[str, T], name: str) -> T:
-    if name not in tasks:
-        raise ConfigError(f"there is no task {name!r}: use {' or '.join(tasks)}")
-    return tasks[name]
+    if name not in TASKS:
+        raise ConfigError(f"there is no task {name!r}: use {' or '.join(TASKS)}")
+    return TASKS[name]

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_distill.labels.model.signal import Signal
-from ray_distill.tasks.base import Encoded
+from ray_distill.tasks.encoded import Encoded
 
 
 @dataclass(frozen=True, kw_only=True)

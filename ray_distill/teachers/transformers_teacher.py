@@ -16,8 +16,9 @@ from ray_distill.labels.model.signal import Distributions, Hidden, Signal
 from ray_distill.models.core.forward import States, forward, forward_body, pool_hidden
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
-from ray_distill.tasks.base import Encoded, LabelTask, Ragged
-from ray_distill.tasks.catalogue import get_label_task
+from ray_distill.tasks.catalogue import get_task
+from ray_distill.tasks.encoded import Encoded, Ragged
+from ray_distill.tasks.task import Task
 from ray_distill.teachers.ask import resolve_layers
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.reduce import Places, reduce_logits
@@ -29,7 +30,7 @@ class TransformersTeacher:
     """Answers with a loaded model; one call is one batch."""
 
     model: Model
-    task: LabelTask
+    task: Task
 
     @property
     def fingerprint(self) -> str:
@@ -79,9 +80,9 @@ class TransformersTeacher:
 
     def _answer(self, encoded: Encoded, ask: Ask) -> tuple[Distributions, States]:
         """Run the model; a separable head sees the answered tokens alone, by slices."""
-        batch = self.task.collate(encoded, np.arange(encoded.rows, dtype=np.int64))
-        answered, apart = self.task.positions(encoded), self.model.apart
-        if apart is None or answered is None:
+        batch = self.task.inputs.collate(encoded, np.arange(encoded.rows, dtype=np.int64))
+        answered, apart = self.task.answers.store.positions(encoded), self.model.apart
+        if apart is None:
             output = forward(self.model.module, batch, ask.layers)
             return _distributions(output.logits_BV, answered, ask, encoded.row_ids), output
         body, head = apart
@@ -97,7 +98,7 @@ def open_teacher(config: TeacherConfig, *, task: str, head_url: str | None = Non
     Raises:
         ModelError, ConfigError, StorageError: as `load_model`.
     """
-    return TransformersTeacher(model=load_model(config, task=task, head_url=head_url), task=get_label_task(task))
+    return TransformersTeacher(model=load_model(config, task=task, head_url=head_url), task=get_task(task))
 
 
 def _check(model: Model, ask: Ask) -> None:
@@ -111,9 +112,9 @@ def _check(model: Model, ask: Ask) -> None:
         )
 
 
-def _distributions(logits: Tensor, answered: Ragged | None, ask: Ask, row_ids: pa.Array) -> Distributions:
+def _distributions(logits: Tensor, answered: Ragged, ask: Ask, row_ids: pa.Array) -> Distributions:
     """Reduce logits ``[B, V]``, or ``[B, L, V]`` at the answered tokens (padding at the end)."""
-    if answered is None:
+    if logits.ndim == 2:
         return reduce_logits(logits, ask, row_ids)
     places = Places(row_offsets=answered.offsets, position=answered.values, logits=_flat(answered, logits.shape[1]))
     return reduce_logits(logits.flatten(0, 1), ask, row_ids, places)

@@ -29,8 +29,9 @@ from ray_distill.models.core.checkpoint_files import (
 from ray_distill.models.core.checkpoint_files import read_metadata as read_saved
 from ray_distill.models.io.load import read_config, read_processor, vocabulary_of
 from ray_distill.models.text.lm_processor import LanguageProcessor
-from ray_distill.tasks.base import Encoded, LabelTask, Ragged
-from ray_distill.tasks.catalogue import get_label_task
+from ray_distill.tasks.catalogue import get_task
+from ray_distill.tasks.encoded import Encoded, Ragged
+from ray_distill.tasks.task import Task
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.vllm_limits import refuse_ask, refuse_teacher
 from ray_distill.teachers.vllm_reduce import Flat, flat_of, reduce_flat
@@ -88,7 +89,7 @@ class VllmTeacher:
     """Answers with a started engine; one call is one batch."""
 
     identity: VllmIdentity
-    task: LabelTask
+    task: Task
     engine: Any
     """``vllm.LLM``"""
 
@@ -115,8 +116,7 @@ class VllmTeacher:
             LabelError: vLLM gave back other texts or another number of tokens than it was given.
         """
         refuse_ask(ask, self.vocabulary, self.identity.model)
-        answered = self.task.positions(encoded)
-        assert answered is not None, "a language model answers at tokens"
+        answered = self.task.answers.store.positions(encoded)
         found = self._score(encoded.features["input_ids"], ask.k)
         return Signal(distributions=_distributions(found, answered, self.vocabulary))
 
@@ -139,7 +139,7 @@ def open_vllm(config: TeacherConfig, *, task: str) -> VllmTeacher:
         identity = _identity(folder, config, task)
         if identity.fingerprint not in _started:
             _started[identity.fingerprint] = _start(folder, config, identity.length)
-    return VllmTeacher(identity=identity, task=get_label_task(task), engine=_started[identity.fingerprint])
+    return VllmTeacher(identity=identity, task=get_task(task), engine=_started[identity.fingerprint])
 
 
 def identify_vllm(config: TeacherConfig, *, task: str) -> VllmIdentity:

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from ray_distill.fingerprint import fingerprint
 from ray_distill.labels.model.signal import Hidden, Signal
 from ray_distill.models.core.checkpoint_files import quiet
-from ray_distill.models.core.model import ModelParts
+from ray_distill.models.core.model import Model, ModelParts
 from ray_distill.models.text.processors import ImageProcessor, TextProcessor, image_processor, text_processor
-from ray_distill.tasks.base import Encoded
+from ray_distill.tasks.catalogue import get_task
+from ray_distill.tasks.encoded import Batch, Encoded
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.reduce import reduce_logits
 
@@ -34,6 +35,12 @@ _CHAT_TEMPLATE = (
     "{% if message['tool_calls'] %}{{ message['tool_calls'] | tojson }}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+def example(model: Model) -> Batch:
+    """One made-up example of a model's inputs, as a batch of one."""
+    inputs = get_task(model.task).inputs
+    return inputs.collate(inputs.example(model.processor), np.zeros(1, np.int64))
 
 
 def tiny_tokenizer(max_length: int = 64) -> transformers.PreTrainedTokenizerFast:

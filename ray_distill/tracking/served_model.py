@@ -3,7 +3,7 @@
 A serving machine has MLflow, transformers, torch, numpy, pandas and Pillow, and nothing of ours, so this file does
 not import the package. (One exception: a student that a ``module:function`` built needs ray_distill and that module,
 because no file can rebuild it.) No code is pickled, and weights are read from safetensors only. Images are decoded
-exactly as `ray_distill.tasks.images` does; a test compares the two.
+exactly as `ray_distill.tasks.inputs.pixels` does; a test compares the two.
 
 Input is a DataFrame with a column ``text`` (strings) or ``image`` (encoded bytes such as PNG or JPEG, or their
 base64 text). Output is a DataFrame with ``label``, ``probability`` and ``probabilities``, one row an input row.
@@ -107,15 +107,15 @@ def _load_built(folder: Path, task: str) -> Loaded:
     from ray_distill.tasks.catalogue import get_task
 
     model, kind = load_model(str(folder), task=task), get_task(task)
-    read: Callable[[Any], Any] = _text if kind.input_column == "text" else _bytes
+    read: Callable[[Any], Any] = _text if kind.inputs.column == "text" else _bytes
 
     def encode(values: Sequence[Any]) -> Any:
         ids = pa.array([index.to_bytes(16, "big") for index in range(len(values))], pa.binary(16))
-        rows = pa.table({"row_id": ids, kind.input_column: [read(value) for value in values]})
-        encoded = kind.encode(rows, model.processor)
+        rows = pa.table({"row_id": ids, kind.inputs.column: [read(value) for value in values]})
+        encoded = kind.inputs.encode(rows, model.processor)
         if encoded.rejected:
-            raise ValueError(f"column {kind.input_column!r}: {encoded.rejected[0].reason}")
-        return kind.collate(encoded, np.arange(len(values)))
+            raise ValueError(f"column {kind.inputs.column!r}: {encoded.rejected[0].reason}")
+        return kind.inputs.collate(encoded, np.arange(len(values)))
 
     return model.module, encode, list(model.classes)
 

@@ -57,18 +57,18 @@ def bare(name: str, snapshot: dict[str, str]) -> dict[str, float]:
     from ray_distill.models.io.load import load_model
     from ray_distill.runtime.labelling.batching import plan
     from ray_distill.snapshots.reader import open_snapshot
-    from ray_distill.tasks.catalogue import get_label_task
+    from ray_distill.tasks.catalogue import get_task
 
     torch.set_num_threads(1)
-    model, task = load_model(teacher_of(name), task=TASKS[name]), get_label_task(TASKS[name])
+    model, task = load_model(teacher_of(name), task=TASKS[name]), get_task(TASKS[name])
     opened = open_snapshot(SnapshotRef.from_dict(snapshot))
     _, batch, unit = SIZES[name]
     batches, total = [], 0
     for rows in (opened.read_shard(shard, ["row_id", "text"]) for shard in opened.shards):
         total += rows.num_rows
         for start in range(0, rows.num_rows, unit):
-            encoded = task.encode(rows.slice(start, unit), model.processor)
-            batches += [task.collate(encoded, index) for index in plan(encoded, batch)]
+            encoded = task.inputs.encode(rows.slice(start, unit), model.processor)
+            batches += [task.inputs.collate(encoded, index) for index in plan(encoded, batch)]
     with torch.inference_mode():
         forward(model.module, batches[0])
         start_s = time.perf_counter()

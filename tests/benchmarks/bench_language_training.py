@@ -48,7 +48,7 @@ from ray_distill.students.modules.token_student_module import PLACES, TokenBundl
 from ray_distill.students.objective.weighted_losses import build_terms
 from ray_distill.students.order.cursor import global_batch_at
 from ray_distill.students.process_group import current_ranks
-from ray_distill.tasks.catalogue import LABEL_TASKS
+from ray_distill.tasks.catalogue import TASKS
 from ray_distill.testing.models import write_tiny_causal_model
 from tests.labs.language_store import config_of, labelled, write_texts
 
@@ -152,8 +152,8 @@ def _memory(bench: Bench) -> Loop:
 
 
 def _data(bench: Bench, labels: Any) -> TokenSet:
-    task = LABEL_TASKS[TASK]
-    table = open_snapshot(bench.labels.snapshot).read("train", ["row_id", task.input_column])
+    task = TASKS[TASK]
+    table = open_snapshot(bench.labels.snapshot).read("train", ["row_id", task.inputs.column])
     return build_token_set(
         table, task=task, processor=bench.student.processor, vocabulary=bench.student.vocabulary, labels=labels
     )

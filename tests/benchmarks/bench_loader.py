@@ -50,8 +50,8 @@ from ray_distill.students.data.token_examples import build_token_set
 from ray_distill.students.loop.train_loop import Trial, batches_of
 from ray_distill.students.order.prefetch import Feed
 from ray_distill.students.process_group import current_ranks
-from ray_distill.tasks.base import Ragged
-from ray_distill.tasks.catalogue import TASKS, TOKEN_TASKS
+from ray_distill.tasks.catalogue import TASKS
+from ray_distill.tasks.encoded import Ragged
 from tests.labs.codecs import language_like
 
 K, BLOCKS = 64, 8
@@ -229,7 +229,7 @@ def _ours(folder: Path, kind: Kind) -> dict[str, float]:
             store_classes=names,
         )
         if kind.positions == 1
-        else partial(build_token_set, task=TOKEN_TASKS[kind.task], processor=Words(), vocabulary=kind.classes)
+        else partial(build_token_set, task=TASKS[kind.task], processor=Words(), vocabulary=kind.classes)
     )
     training = TrainingConfig(
         global_batch=kind.batch, micro_batch=kind.batch, stream="always", memory_gb=kind.memory_gb, shuffle_units=32

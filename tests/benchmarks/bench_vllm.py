@@ -59,13 +59,13 @@ def encoded_of(texts: Path, config: Any) -> Any:
 
     from ray_distill.labels.model import rowids
     from ray_distill.models.io.load import load_processor
-    from ray_distill.tasks.catalogue import get_label_task
+    from ray_distill.tasks.catalogue import get_task
     from ray_distill.testing.labels import row_id
 
     found = json.loads(texts.read_text())
     ids = pa.array([row_id(number) for number in range(len(found))], rowids.ROW_ID)
     processor = load_processor(config, task="causal_lm")
-    return get_label_task("causal_lm").encode(pa.table({"row_id": ids, "text": found}), processor)
+    return get_task("causal_lm").inputs.encode(pa.table({"row_id": ids, "text": found}), processor)
 
 
 def answer(given: argparse.Namespace) -> dict[str, float]:
@@ -104,11 +104,11 @@ def answer(given: argparse.Namespace) -> dict[str, float]:
 
 def converting(teacher: Any, encoded: Any, k: int) -> dict[str, float]:
     """Seconds that vLLM takes for all texts, and that its answer takes to become labels."""
-    from ray_distill.tasks.catalogue import get_label_task
+    from ray_distill.tasks.catalogue import get_task
     from ray_distill.teachers.vllm_reduce import flat_of, reduce_flat
     from ray_distill.teachers.vllm_teacher import generate, scoring
 
-    tokens, answered = encoded.features["input_ids"], get_label_task("causal_lm").positions(encoded)
+    tokens, answered = encoded.features["input_ids"], get_task("causal_lm").answers.store.positions(encoded)
     prompts = [
         tokens.values[start : stop - 1].tolist()
         for start, stop in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True)

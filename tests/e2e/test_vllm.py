@@ -28,7 +28,7 @@ from ray_distill.runtime.labelling.label_units import label_units
 from ray_distill.runtime.labelling.live_audit import audit_live
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.take import take_snapshot
-from ray_distill.tasks.catalogue import get_label_task
+from ray_distill.tasks.catalogue import get_task
 from ray_distill.teachers.transformers_teacher import open_teacher
 from ray_distill.testing.models import write_tiny_causal_model
 from tests.labs.vllm import ROOT, vllm_python, wrote
@@ -108,9 +108,9 @@ def _filled(config: Campaign, snapshot: SnapshotRef, facts: TeacherFacts, found:
 def _live(config: Campaign, snapshot: SnapshotRef, store: LabelStore, batch: int) -> Answer:
     """What transformers says, in this process, in batches of another size."""
     teacher = TeacherConfig(model=config.labels.teacher.model)
-    task, opened = get_label_task("causal_lm"), open_snapshot(snapshot)
+    task, opened = get_task("causal_lm"), open_snapshot(snapshot)
     parts = [
-        task.encode(opened.read_shard(shard, ["row_id", "text"]), load_processor(teacher, task="causal_lm"))
+        task.inputs.encode(opened.read_shard(shard, ["row_id", "text"]), load_processor(teacher, task="causal_lm"))
         for shard in opened.shards
     ]
     answers = [

@@ -35,7 +35,7 @@ from ray_distill.sequences.generator import Generator
 from ray_distill.sequences.store import SequenceStore, prompt_ids
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
-from ray_distill.tasks.causal_lm import CausalLM
+from ray_distill.tasks.catalogue import get_task
 from ray_distill.testing.authors import MODEL
 from ray_distill.testing.models import tiny_causal_tokenizer, write_tiny_causal_model
 from tests.labs import campaign as lab
@@ -226,7 +226,7 @@ def test_labelling_what_was_written_stores_the_generating_distribution(given: La
     opened, signal = open_snapshot(written), _labelled(config, written)
     answers = {row["row_id"]: row for table in _store(config)._tables() for row in table.to_pylist()}
     rows_written = opened.read("train", columns=["row_id", "text", "sequence_parent"])
-    encoded = CausalLM().encode(rows_written, load_processor(config.labels.teacher, task="causal_lm"))
+    encoded = get_task("causal_lm").inputs.encode(rows_written, load_processor(config.labels.teacher, task="causal_lm"))
     parents = dict(zip(rows_written["row_id"].to_pylist(), rows_written["sequence_parent"].to_pylist(), strict=True))
     tokens = encoded.features["input_ids"]
     for at, row_id in enumerate(encoded.row_ids.to_pylist()):

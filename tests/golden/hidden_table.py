@@ -216,7 +216,7 @@ def _label(config: Campaign, head_url: str | None) -> LabelSetRef:
     task, teacher = TASKS[config.task], open_teacher(config.labels.teacher, task=config.task, head_url=facts.head_url)
     ask, processor = ask_of(store.manifest, found.fits), load_processor(config.labels.teacher, task=config.task)
     for unit in store.pending(open_snapshot(snapshot)):
-        encoded = task.encode(read_inputs(snapshot, unit, task.input_column), processor)
+        encoded = task.inputs.encode(read_inputs(snapshot, unit, task.inputs.column), processor)
         row_ids, signal, unusable = answer_all(teacher, encoded, ask, store.manifest.batch)
         rejected = [*unusable, *((row.row_id, row.reason) for row in encoded.rejected)]
         store.commit([write_attempt(config.store_url, store.manifest, unit, row_ids, signal, rejected)])
@@ -290,7 +290,7 @@ def losses_of(arm: str, weight: float, soft: Mapping[str, Any]) -> dict[str, Any
 
 
 def _test_rows(config: Campaign, labels: LabelSetRef) -> pa.Table:
-    column = TASKS[config.task].input_column
+    column = TASKS[config.task].inputs.column
     return open_snapshot(labels.snapshot).read("test", columns=["row_id", column, "count", "label"])
 
 

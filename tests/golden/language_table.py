@@ -39,7 +39,7 @@ from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.students.run import TrainingJob, run_arms
 from ray_distill.students.telemetry.reporter import SilentReporter
-from ray_distill.tasks.catalogue import LABEL_TASKS
+from ray_distill.tasks.catalogue import TASKS
 
 CONFIG = Path(__file__).parents[2] / "jobs" / "configs" / "docstrings.yaml"
 STORES: Mapping[str, tuple[str, ...]] = {
@@ -167,7 +167,7 @@ def _measure(asked: Asked, stores: Mapping[str, LabelSetRef], students: Mapping[
     snapshot: SnapshotRef = next(iter(stores.values())).snapshot
     rows = open_snapshot(snapshot).read("test", columns=["row_id", "text", "count"])
     with torch.inference_mode():
-        tables = predict_documents(models, rows, task=LABEL_TASKS["causal_lm"], batch=8, bins=15, teacher="teacher")
+        tables = predict_documents(models, rows, task=TASKS["causal_lm"], batch=8, bins=15, teacher="teacher")
     settings = {"seed": 0, "bootstrap": 1000, "bins": 15}
     measured = {name: measure_language(table, **settings) for name, table in tables.items()}
     theirs = measured["teacher"]

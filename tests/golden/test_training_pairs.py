@@ -20,7 +20,7 @@ from ray_distill.students.engines.build import build_engine
 from ray_distill.students.modules.token_student_module import TokenBundle
 from ray_distill.students.objective.weighted_losses import to_device
 from ray_distill.students.process_group import current_ranks
-from ray_distill.tasks.catalogue import TOKEN_TASKS
+from ray_distill.tasks.catalogue import TASKS
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.transformers_teacher import open_teacher
 from ray_distill.testing.gloo import run_gloo
@@ -38,14 +38,14 @@ def train(folder: str, family: Family, training: dict[str, Any]) -> tuple[list[f
     quiet: dict[str, Any] = {"dropout_rate": 0.0} if family == "t5" else {"dropout": 0.0}
     for seed, name in enumerate(("teacher", "student")):
         write_tiny_seq2seq_model(Path(folder) / name, seed=seed, architecture=family, **quiet)
-    task, teacher = TOKEN_TASKS["seq2seq"], open_teacher(TeacherConfig(model=f"{folder}/teacher"), task="seq2seq")
+    task, teacher = TASKS["seq2seq"], open_teacher(TeacherConfig(model=f"{folder}/teacher"), task="seq2seq")
     rows = pa.table(
         {
             "row_id": pa.array([row_id(number) for number in range(ROWS)], rowids.ROW_ID),
             "text": [pair_text(f"source {number}", "target " * (number % 3 + 1)) for number in range(ROWS)],
         }
     )
-    encoded = task.encode(rows, teacher.model.processor)
+    encoded = task.inputs.encode(rows, teacher.model.processor)
     signal = teacher.answer(encoded, Ask(estimator="topk", k=9, temperatures=(1.0,)))
     model = load_model(f"{folder}/student", task="seq2seq")
     data = build_token_set(

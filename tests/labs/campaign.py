@@ -86,7 +86,7 @@ def write_teacher(folder: Path, steps: int = 60) -> Path:
             "text": pa.array([text for text, _ in rows]),
         }
     )
-    encoded = task.encode(table, model.processor)
+    encoded = task.inputs.encode(table, model.processor)
     wanted = torch.tensor([CLASSES.index(label) for _, label in rows])
     optimizer = torch.optim.AdamW(model.module.parameters(), lr=5e-3)
     generator = np.random.default_rng(0)
@@ -95,7 +95,7 @@ def write_teacher(folder: Path, steps: int = 60) -> Path:
         torch.manual_seed(0)
         for _ in range(steps):
             index = generator.choice(len(rows), 64, replace=False)
-            logits = model.module(**task.collate(encoded, index)).logits
+            logits = model.module(**task.inputs.collate(encoded, index)).logits
             loss = torch.nn.functional.cross_entropy(logits, wanted[index])
             optimizer.zero_grad()
             loss.backward()

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from ray_distill.models.io.load import load_model
-from ray_distill.tasks.catalogue import LABEL_TASKS
+from ray_distill.tasks.catalogue import TASKS
 from ray_distill.testing.models import write_tiny_causal_model
 
 SEED = 5
@@ -64,17 +64,17 @@ def write_teacher(folder: Path, steps: int = 80) -> Path:
     """Train a Llama of 2 layers on 300 texts of its own (some seconds) and write it as a checkpoint."""
     torch.set_num_threads(1)
     write_tiny_causal_model(folder, seed=1, max_position_embeddings=256)
-    model, task = load_model(str(folder), task="causal_lm"), LABEL_TASKS["causal_lm"]
+    model, task = load_model(str(folder), task="causal_lm"), TASKS["causal_lm"]
     texts = sentences(300, seed=99)
     rows = pa.table(
         {"row_id": pa.array([at.to_bytes(16, "big") for at in range(len(texts))], pa.binary(16)), "text": texts}
     )
-    encoded = task.encode(rows, model.processor)
+    encoded = task.inputs.encode(rows, model.processor)
     optimizer = torch.optim.AdamW(model.module.parameters(), lr=5e-3)
     generator = np.random.default_rng(0)
     model.module.train()
     for _ in range(steps):
-        batch = task.collate(encoded, generator.choice(len(texts), 16, replace=False))
+        batch = task.inputs.collate(encoded, generator.choice(len(texts), 16, replace=False))
         logits = model.module(**batch, use_cache=False).logits
         wanted = batch["input_ids"][:, 1:].masked_fill(batch["attention_mask"][:, 1:] == 0, -100)
         loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), wanted.flatten())

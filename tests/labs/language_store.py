@@ -19,8 +19,8 @@ from ray_distill.runtime.labelling.identify_teacher import make_manifest, prepar
 from ray_distill.runtime.stages.snapshot import freeze
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.students.run import TrainingJob, run_arms
-from ray_distill.tasks.base import Encoded
-from ray_distill.tasks.catalogue import LABEL_TASKS
+from ray_distill.tasks.catalogue import TASKS
+from ray_distill.tasks.encoded import Encoded
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.transformers_teacher import TransformersTeacher, open_teacher
 from tests.labs.training import Recorder
@@ -79,10 +79,10 @@ class Labeller:
         """Label one unit after the other, as the stages of a cluster do."""
         settings, opened = self.config.labels, open_snapshot(snapshot)
         manifest = make_manifest(self.config, prepare_teacher(self.config, snapshot, None))
-        store, task = create_or_open(self.config.store_url, manifest), LABEL_TASKS[self.config.task]
+        store, task = create_or_open(self.config.store_url, manifest), TASKS[self.config.task]
         for unit in store.pending(opened):
-            rows = opened.read_shard(opened.shard(unit.shard), ["row_id", task.input_column])
-            encoded = task.encode(
+            rows = opened.read_shard(opened.shard(unit.shard), ["row_id", task.inputs.column])
+            encoded = task.inputs.encode(
                 rows.take(pa.array(unit.rows)), load_processor(settings.teacher, task=self.config.task)
             )
             teacher = open_teacher(settings.teacher, task=self.config.task)

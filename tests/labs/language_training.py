@@ -38,7 +38,7 @@ from ray_distill.students.order.cursor import global_batch_at
 from ray_distill.students.order.micro_batches import Budget
 from ray_distill.students.process_group import current_ranks
 from ray_distill.students.telemetry.reporter import Remembering, TrainingStopped
-from ray_distill.tasks.catalogue import LABEL_TASKS
+from ray_distill.tasks.catalogue import TASKS
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.transformers_teacher import open_teacher
 from ray_distill.testing.models import write_tiny_causal_model
@@ -117,7 +117,9 @@ def labels_of(lab: Lab, table: pa.Table) -> tuple[pa.Array, Signal]:
         pool="token",
         layers=LAYERS if any(map(wants_layers, lab.losses)) else (),
     )
-    ids, signal, _ = answer_all(teacher, teacher.task.encode(table.slice(2), teacher.model.processor), ask, batch=5)
+    ids, signal, _ = answer_all(
+        teacher, teacher.task.inputs.encode(table.slice(2), teacher.model.processor), ask, batch=5
+    )
     return ids, signal
 
 
@@ -133,7 +135,7 @@ def data_of(lab: Lab, model: Model, *, rows: int, seed: int, packed: int = 0) ->
     table = table_of(rows, seed)
     return build_token_set(
         table,
-        task=LABEL_TASKS[TASK],
+        task=TASKS[TASK],
         processor=model.processor,
         vocabulary=model.vocabulary,
         labels=labels_of(lab, table),

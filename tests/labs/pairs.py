@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from ray_distill.models.io.load import load_model
 from ray_distill.snapshots.pairs import pair_text
-from ray_distill.tasks.catalogue import TOKEN_TASKS
+from ray_distill.tasks.catalogue import TASKS
 from ray_distill.testing.models import write_tiny_seq2seq_model
 
 SEED = 5
@@ -52,15 +52,17 @@ def write_teacher(folder: Path, steps: int = 80) -> Path:
     """Train a T5 of 2 + 2 layers on 300 pairs of its own (some seconds) and write it as a checkpoint."""
     torch.set_num_threads(1)
     write_tiny_seq2seq_model(folder, seed=1, dropout_rate=0.0)
-    model, task = load_model(str(folder), task="seq2seq"), TOKEN_TASKS["seq2seq"]
-    encoded = task.encode(table_of(pairs(300, seed=99)), model.processor)
+    model, task = load_model(str(folder), task="seq2seq"), TASKS["seq2seq"]
+    encoded = task.inputs.encode(table_of(pairs(300, seed=99)), model.processor)
     optimizer = torch.optim.AdamW(model.module.parameters(), lr=5e-3)
     generator = np.random.default_rng(0)
     model.module.train()
     for _ in range(steps):
         index = generator.choice(encoded.rows, 16, replace=False)
-        logits = model.module(**task.collate(encoded, index), use_cache=False).logits
-        wanted = [torch.from_numpy(part.astype(np.int64)) for part in _targets(task.truth(encoded), index)]
+        logits = model.module(**task.inputs.collate(encoded, index), use_cache=False).logits
+        wanted = [
+            torch.from_numpy(part.astype(np.int64)) for part in _targets(task.answers.store.truth(encoded), index)
+        ]
         padded = torch.nn.utils.rnn.pad_sequence(wanted, batch_first=True, padding_value=-100)
         loss = functional.cross_entropy(logits.flatten(0, 1), padded.flatten())
         optimizer.zero_grad()

@@ -46,7 +46,7 @@ def write_teacher(folder: Path, rows: Path, steps: int = 120) -> Path:
     model, task = load_model(str(folder), task="image_classification"), TASKS["image_classification"]
     table = pq.read_table(rows)
     wanted = torch.tensor([CLASSES.index(digit) for digit in table["digit"].to_pylist()])
-    encoded = task.encode(
+    encoded = task.inputs.encode(
         pa.table(
             {
                 "row_id": pa.array([at.to_bytes(16, "big") for at in range(len(table))], pa.binary(16)),
@@ -60,7 +60,9 @@ def write_teacher(folder: Path, rows: Path, steps: int = 120) -> Path:
     model.module.train()
     for _ in range(steps):
         index = generator.choice(len(table), 64, replace=False)
-        loss = torch.nn.functional.cross_entropy(model.module(**task.collate(encoded, index)).logits, wanted[index])
+        loss = torch.nn.functional.cross_entropy(
+            model.module(**task.inputs.collate(encoded, index)).logits, wanted[index]
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

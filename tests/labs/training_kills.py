@@ -333,7 +333,7 @@ class Lab:
 def rows_of(labels: LabelSetRef) -> dict[tuple[int, ...], int]:
     """Rows of the training data by the tokens of their text."""
     table = open_snapshot(labels.snapshot).read("train", ["row_id", "text"]).combine_chunks().sort_by("row_id")
-    tokens = TASKS["text_classification"].encode(table, tiny_text_processor()).features["input_ids"]
+    tokens = TASKS["text_classification"].inputs.encode(table, tiny_text_processor()).features["input_ids"]
     found = {
         tuple(tokens.values[start:end].tolist()): row
         for row, (start, end) in enumerate(zip(tokens.offsets, tokens.offsets[1:], strict=False))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_distill.labels.model import rowids
-from ray_distill.tasks.base import Encoded, Ragged
+from ray_distill.tasks.encoded import Encoded, Ragged
 from ray_distill.tasks.packing import collate_packed, pack
 from ray_distill.testing.labels import row_id
 

@@ -29,7 +29,7 @@ from ray_distill.tasks.answers.classes import CLASSES
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-#: (predictions, seed, bootstrap, bins) -> metrics: `ray_distill.tasks.base.Task.measure`.
+#: (predictions, seed, bootstrap, bins) -> metrics, as `measure_classification`.
 Measure = Callable[..., dict[str, Estimate]]
 #: (student's predictions, another model's, seed, bootstrap, bins) -> paired differences: `compare_classification`.
 Compare = Callable[..., dict[str, Estimate]]

@@ -13,7 +13,7 @@ from ray_distill.evaluation.measures.predictions import join_predictions
 from ray_distill.fingerprint import fingerprint, fingerprint_bytes
 
 if TYPE_CHECKING:
-    from ray_distill.tasks.base import Corruption
+    from ray_distill.tasks.inputs.modality import Corruption
 
 #: Corruption, then severity as text, then metric: the form of `ModelReport.robustness`.
 Robustness = dict[str, dict[str, dict[str, Estimate]]]

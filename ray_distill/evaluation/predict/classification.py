@@ -11,7 +11,8 @@ import torch
 from ray_distill.errors import EvaluationError
 from ray_distill.models.core.forward import forward
 from ray_distill.models.core.model import Model
-from ray_distill.tasks.base import Encoded, Task
+from ray_distill.tasks.encoded import Encoded
+from ray_distill.tasks.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +27,12 @@ class Predictor:
 
     def encode(self, rows: pa.Table) -> Encoded:
         """Features of snapshot rows."""
-        return self.task.encode(rows, self.model.processor)
+        return self.task.inputs.encode(rows, self.model.processor)
 
     def logits(self, encoded: Encoded, index: npt.NDArray[np.int64]) -> torch.Tensor:
         """Answer the given rows as one batch: float32 ``[B, V]`` on the CPU, in the wanted class order."""
         with torch.inference_mode():
-            output = forward(self.model.module, self.task.collate(encoded, index))
+            output = forward(self.model.module, self.task.inputs.collate(encoded, index))
             return output.logits_BV[:, torch.from_numpy(self.order_V).to(output.logits_BV.device)].float().cpu()
 
     def predict(self, encoded: Encoded) -> pa.Table:
@@ -40,7 +41,16 @@ class Predictor:
         order = np.argsort(lengths, kind="stable").astype(np.int64)
         chunks = [order[start : start + self.batch] for start in range(0, len(order), self.batch)]
         logits = torch.cat([self.logits(encoded, chunk) for chunk in chunks])
-        return self.task.predict(logits, encoded.row_ids.take(pa.array(order)))
+        return log_probabilities(logits, encoded.row_ids.take(pa.array(order)))
+
+
+def log_probabilities(logits_NV: torch.Tensor, row_ids: pa.Array) -> pa.Table:
+    """Return one row an example: ``row_id``, and ``logp`` as a list of V float32 natural logs."""
+    logp_NV = logits_NV.detach().float().log_softmax(-1).cpu().numpy()
+    rows, classes = logp_NV.shape
+    offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * np.int32(classes))
+    logp = pa.ListArray.from_arrays(offsets, pa.array(logp_NV.reshape(-1)))
+    return pa.table({"row_id": row_ids, "logp": logp})
 
 
 def predict_all(predictors: Mapping[str, Predictor], rows: pa.Table) -> dict[str, pa.Table]:

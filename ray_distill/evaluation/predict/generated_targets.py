@@ -22,10 +22,11 @@ from ray_distill.models.core.model import Model
 from ray_distill.models.text.seq2seq_processor import PairProcessor, own_tokens
 from ray_distill.snapshots.pairs import read_pair
 from ray_distill.tasks.answers.tokens import TOKENS
-from ray_distill.tasks.base import Encoded, TokenTask
+from ray_distill.tasks.encoded import Encoded
+from ray_distill.tasks.task import Task
 
 
-def write_targets(models: Mapping[str, Model], rows: pa.Table, *, task: TokenTask, batch: int) -> dict[str, pa.Table]:
+def write_targets(models: Mapping[str, Model], rows: pa.Table, *, task: Task, batch: int) -> dict[str, pa.Table]:
     """What every model writes of the sources that all can use.
 
     Args:
@@ -42,7 +43,7 @@ def write_targets(models: Mapping[str, Model], rows: pa.Table, *, task: TokenTas
     """
     encoded = encode_for_all(models, rows, task=task)
     used = rows.take(pc.index_in(encoded.row_ids, value_set=rows["row_id"].cast(pa.binary(16)).combine_chunks()))
-    reference = [read_pair(text).target or "" for text in used[task.input_column].to_pylist()]
+    reference = [read_pair(text).target or "" for text in used[task.inputs.column].to_pylist()]
     known = {"row_id": used["row_id"], "count": used["count"], "reference": pa.array(reference, pa.string())}
     return {
         name: pa.table(known | {"written": pa.array(_write(model, task, encoded, batch), pa.string())})
@@ -108,7 +109,7 @@ def _rates(sums: Mapping[str, Floats], weight_BN: Floats) -> dict[str, Floats]:
         return {"exact_match": total["match"] / total["one"], "word_error_rate": total["errors"] / total["words"]}
 
 
-def _write(model: Model, task: TokenTask, encoded: Encoded, batch: int) -> list[str]:
+def _write(model: Model, task: Task, encoded: Encoded, batch: int) -> list[str]:
     """Decoded targets in the order of the rows."""
     module, processor = model.module, model.processor
     if not isinstance(module, transformers.GenerationMixin) or not isinstance(processor, PairProcessor):
@@ -118,7 +119,9 @@ def _write(model: Model, task: TokenTask, encoded: Encoded, batch: int) -> list[
         )
     found: dict[int, str] = {}
     for index in _by_length(encoded, batch):
-        inputs = {name: value for name, value in task.collate(encoded, index).items() if not name.startswith("decoder")}
+        inputs = {
+            name: value for name, value in task.inputs.collate(encoded, index).items() if not name.startswith("decoder")
+        }
         with torch.inference_mode():
             tokens_BL = module.generate(**place_batch(module, inputs), generation_config=_greedy(module, processor))
         texts = processor.tokenizer.batch_decode(tokens_BL, skip_special_tokens=True)

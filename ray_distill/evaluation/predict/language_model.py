@@ -21,7 +21,8 @@ from ray_distill.evaluation.measures.language_model import TAIL_TOP, is_sum, sum
 from ray_distill.models.core.forward import forward
 from ray_distill.models.core.model import Model
 from ray_distill.models.text.tokenizer_match import tokens_of
-from ray_distill.tasks.base import Encoded, Ragged, TokenTask
+from ray_distill.tasks.encoded import Encoded, Ragged
+from ray_distill.tasks.task import Task
 
 #: Most float32 logits of one batch, bytes; a longer document is a batch of its own.
 LOGITS_BYTES = 1 << 29
@@ -33,7 +34,7 @@ def predict_documents(
     models: Mapping[str, Model],
     rows: pa.Table,
     *,
-    task: TokenTask,
+    task: Task,
     batch: int,
     bins: int,
     teacher: str | None,
@@ -80,16 +81,16 @@ def predict_documents(
     }
 
 
-def encode_for_all(models: Mapping[str, Model], rows: pa.Table, *, task: TokenTask) -> Encoded:
+def encode_for_all(models: Mapping[str, Model], rows: pa.Table, *, task: Task) -> Encoded:
     """Features that suit every model: of the first one's processor, cut to the shortest limit among them.
 
     Raises:
         EvaluationError: the models differ in tokens or vocabulary, or no document can be used.
     """
     check_alike(models)
-    encoded = task.encode(rows, next(iter(models.values())).processor)
+    encoded = task.inputs.encode(rows, next(iter(models.values())).processor)
     encoded = _cut(encoded, min(getattr(model.processor, "max_length", np.inf) for model in models.values()))
-    answers = task.positions(encoded) if encoded.rows else None
+    answers = task.answers.store.positions(encoded) if encoded.rows else None
     encoded = encoded.take(np.flatnonzero(np.diff(answers.offsets))) if answers is not None else encoded
     if not encoded.rows:
         why = encoded.rejected[0].reason if encoded.rejected else "nothing in them is to be predicted"
@@ -118,11 +119,9 @@ def check_alike(models: Mapping[str, Model]) -> None:
             )
 
 
-def batches(
-    encoded: Encoded, *, task: TokenTask, batch: int, vocabulary: int, index: Ints | None = None
-) -> Iterator[Ints]:
+def batches(encoded: Encoded, *, task: Task, batch: int, vocabulary: int, index: Ints | None = None) -> Iterator[Ints]:
     """Rows (all, or ``index``) in batches of like length whose float32 logits stay under `LOGITS_BYTES`."""
-    lengths = np.diff(encoded.features[task.answering].offsets)
+    lengths = np.diff(encoded.features[task.inputs.answering].offsets)
     index = np.arange(encoded.rows) if index is None else index
     order = index[np.argsort(lengths[index], kind="stable")].astype(np.int64)
     most, start = max(1, LOGITS_BYTES // (4 * vocabulary)), 0
@@ -134,20 +133,20 @@ def batches(
         start = stop
 
 
-def run_batch(model: Model, task: TokenTask, encoded: Encoded, index: Ints) -> Tensor:
+def run_batch(model: Model, task: Task, encoded: Encoded, index: Ints) -> Tensor:
     """Logits ``[B, L, V]`` of the given rows, on the model's device."""
     with torch.inference_mode():
-        return forward(model.module, task.collate(encoded, index)).logits_BV
+        return forward(model.module, task.inputs.collate(encoded, index)).logits_BV
 
 
 def _batch(
-    models: Mapping[str, Model], encoded: Encoded, index: Ints, *, task: TokenTask, bins: int, teacher: str | None
+    models: Mapping[str, Model], encoded: Encoded, index: Ints, *, task: Task, bins: int, teacher: str | None
 ) -> dict[str, pa.Table]:
     part = encoded.take(index)
-    answers = task.positions(part)
+    answers = task.answers.store.positions(part)
     document_P = np.repeat(np.arange(part.rows), np.diff(answers.offsets))
     position_P = answers.values.astype(np.int64)
-    true_P = task.truth(part).values.astype(np.int64)
+    true_P = task.answers.store.truth(part).values.astype(np.int64)
     theirs_BLV = None if teacher is None else run_batch(models[teacher], task, encoded, index)
 
     def sums(name: str) -> pa.Table:  # a function, so that one model's logits are gone before the next one's are made

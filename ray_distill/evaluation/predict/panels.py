@@ -11,7 +11,12 @@ import pyarrow.compute as pc
 
 from ray_distill.artifacts import Efficiency, Estimate
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.measures.classification import Compare, Measure, compare_classification
+from ray_distill.evaluation.measures.classification import (
+    Compare,
+    Measure,
+    compare_classification,
+    measure_classification,
+)
 from ray_distill.evaluation.measures.language_model import compare_language, measure_language
 from ray_distill.evaluation.measures.predictions import join_predictions
 from ray_distill.evaluation.predict.classification import Predictor, predict_all, predictor
@@ -19,7 +24,8 @@ from ray_distill.evaluation.predict.language_model import batches, encode_for_al
 from ray_distill.models.core.model import Model
 from ray_distill.tasks.answers.classes import CLASSES
 from ray_distill.tasks.answers.tokens import TOKENS
-from ray_distill.tasks.base import Corruption, Task, TokenTask
+from ray_distill.tasks.inputs.modality import Corruption
+from ray_distill.tasks.task import Task
 
 #: Answers the examples of the given indices as one batch: inputs encoded beforehand, collation included.
 Run = Callable[[npt.NDArray[np.int64]], object]
@@ -83,22 +89,22 @@ class ClassPanel:
     @property
     def columns(self) -> Sequence[str]:
         """See `Panel`."""
-        return "row_id", self.task.input_column, "label", "count"
+        return "row_id", self.task.inputs.column, "label", "count"
 
     @property
     def measure(self) -> Measure:
         """See `Panel`."""
-        return self.task.measure
+        return measure_classification
 
     @property
     def corruptions(self) -> Mapping[str, Corruption]:
         """See `Panel`."""
-        return self.task.corruptions
+        return self.task.inputs.corruptions
 
     @property
     def usual(self) -> Sequence[str]:
         """See `Panel`."""
-        return tuple(self.task.corruptions)
+        return tuple(self.task.inputs.corruptions)
 
     def answer(self, rows: pa.Table, slices: Sequence[str]) -> dict[str, pa.Table]:
         """See `Panel`."""
@@ -130,7 +136,7 @@ class ClassPanel:
 class LanguagePanel:
     """Language models: an answer at every position, held against the true token and the teacher's own answer."""
 
-    task: TokenTask
+    task: Task
     models: Mapping[str, Model]
     batch: int
     bins: int
@@ -145,12 +151,12 @@ class LanguagePanel:
     @property
     def columns(self) -> Sequence[str]:
         """See `Panel`."""
-        return "row_id", self.task.input_column, "count"
+        return "row_id", self.task.inputs.column, "count"
 
     @property
     def corruptions(self) -> Mapping[str, Corruption]:
         """See `Panel`."""
-        return self.task.corruptions if self.raw else {}
+        return self.task.inputs.corruptions if self.raw else {}
 
     def answer(self, rows: pa.Table, slices: Sequence[str]) -> dict[str, pa.Table]:
         """See `Panel`."""
@@ -182,7 +188,7 @@ class LanguagePanel:
     def speed(self, rows: pa.Table, efficiency: Mapping[str, Efficiency]) -> dict[str, dict[str, Estimate]]:
         """Tokens answered at a second, padding not counted: throughput times the mean length of the timed documents."""
         encoded = encode_for_all(self.models, rows, task=self.task)
-        length = float(np.diff(encoded.features[self.task.answering].offsets).mean())
+        length = float(np.diff(encoded.features[self.task.inputs.answering].offsets).mean())
         rates = {arm: cost.examples_per_second * length for arm, cost in efficiency.items()}
         return {
             arm: {"tokens_per_second": Estimate(value=rate, low=rate, high=rate, n=encoded.rows)}

@@ -12,8 +12,8 @@ from ray_distill.errors import EvaluationError
 from ray_distill.evaluation.measures.classification import Compare, Measure, compare_classification
 from ray_distill.evaluation.measures.robustness import Robustness
 from ray_distill.fingerprint import fingerprint
-from ray_distill.tasks.answers.catalogue import answers_of
 from ray_distill.tasks.answers.family import Answers
+from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.metrics import Metric
 
 #: Rows below which a slice is not reported, and most slices reported (the largest).
@@ -79,7 +79,7 @@ def judge(
         task=task,
         student=student,
         models=reports,
-        comparisons=_comparisons(models, resampling, compare, answers_of(task)),
+        comparisons=_comparisons(models, resampling, compare, get_task(task).answers),
     )
     report = report.with_changes(notes=tuple(_notes(report)))
     content = {key: value for key, value in report.to_dict().items() if key not in ("url", "fingerprint")}
@@ -132,7 +132,7 @@ def _comparisons(
 
 def _notes(report: EvalReport) -> Iterator[str]:
     """Findings a reviewer must see, whatever the verdict."""
-    metrics, answers = report.models["student"].metrics, answers_of(report.task)
+    metrics, answers = report.models["student"].metrics, get_task(report.task).answers
     metric = answers.metrics[answers.headline]
     name = metric.name
     if name not in metrics:

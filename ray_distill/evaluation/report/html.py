@@ -22,7 +22,7 @@ from ray_distill.evaluation.predict import harness
 from ray_distill.evaluation.predict.side_by_side import Written
 from ray_distill.evaluation.report import plots
 from ray_distill.evaluation.report.wording import CLASSES, Wording, wording
-from ray_distill.tasks.answers.catalogue import answers_of
+from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.metrics import Metric
 from ray_distill.text import NONE, arm_name, has_interval, number, ordered_arms
 
@@ -211,7 +211,7 @@ def _ratio(report: EvalReport, name: str) -> str:
 
 
 def _quality_table(report: EvalReport) -> Table:
-    table, models = answers_of(report.task).metrics.metrics, report.models.values()
+    table, models = get_task(report.task).answers.metrics.metrics, report.models.values()
     shown = [metric for metric in table if any(metric.name in model.metrics for model in models)]
     rows = []
     for arm in ordered_arms(report.models):
@@ -253,7 +253,7 @@ def _benchmark_table(report: EvalReport) -> Table | None:
 def _comparison_table(report: EvalReport, words: Wording) -> Table:
     """Student minus each other model; a cell is good or bad only where its interval excludes 0."""
     arms = [arm for arm in ordered_arms(report.models) if arm != "student"]
-    tables = answers_of(report.task).metrics
+    tables = get_task(report.task).answers.metrics
     names = [name for name in words.compared if any(f"{name}_minus_{arm}" in report.comparisons for arm in arms)]
     rows = []
     for arm in arms:

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ray_distill.artifacts import EvalReport
-from ray_distill.tasks.answers.catalogue import answers_of
 from ray_distill.tasks.answers.classes import CLASSES as CLASS_ANSWERS
+from ray_distill.tasks.catalogue import get_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,4 +93,4 @@ LANGUAGE = Wording(
 
 def wording(report: EvalReport) -> Wording:
     """The words for the models of this report."""
-    return CLASSES if answers_of(report.task) is CLASS_ANSWERS else LANGUAGE
+    return CLASSES if get_task(report.task).answers is CLASS_ANSWERS else LANGUAGE

@@ -9,8 +9,8 @@ from torch import nn
 
 from ray_distill.errors import ConfigError
 from ray_distill.fingerprint import fingerprint
-from ray_distill.models.core.model import INPUTS, Factory, Model
-from ray_distill.tasks.base import Processor
+from ray_distill.models.core.model import Factory, Model
+from ray_distill.tasks.inputs.modality import Processor
 
 
 def finish(
@@ -60,17 +60,6 @@ def tried(model: Model) -> Model:
     """
     assert model.states is not None
     return model
-
-
-def input_of(task: str) -> str:
-    """The snapshot column a task's models read.
-
-    Raises:
-        ConfigError: there is no such task.
-    """
-    if task not in INPUTS:
-        raise ConfigError(f"there is no task {task!r}: use {' or '.join(INPUTS)}")
-    return INPUTS[task]
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -10,10 +10,8 @@ from torch import nn
 from ray_distill.errors import ModelError
 from ray_distill.models.core.head_extraction import body_and_head
 from ray_distill.models.core.shape_probe import States, probe
-from ray_distill.tasks.base import Processor
-
-#: The snapshot column each task's models read; decides which half of a processor is used.
-INPUTS = {"text_classification": "text", "image_classification": "image", "causal_lm": "text", "seq2seq": "text"}
+from ray_distill.tasks.catalogue import get_task
+from ray_distill.tasks.inputs.modality import Processor
 
 #: Tasks whose models answer at every token, ``[B, L, V]``; those of the others once an example, ``[B, V]``.
 PER_TOKEN = ("causal_lm", "seq2seq")
@@ -83,7 +81,7 @@ class Model:
             self.module,
             self.processor,
             classes=self.class_count,
-            column=INPUTS[self.task],
+            inputs=get_task(self.task).inputs,
             url=self.url,
             per_token=self.task in PER_TOKEN,
         )

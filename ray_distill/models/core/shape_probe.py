@@ -1,15 +1,14 @@
-"""Run one made-up example through a model, to see that it runs and what hidden states it shows."""
+"""Run one made-up example through a model: check that it runs, and find the shapes of its hidden states."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ray_distill.errors import ModelError
 from ray_distill.models.core.forward import as_tokens, place_batch, states_of
-from ray_distill.tasks.base import Processor
-from ray_distill.tasks.seq2seq import TARGET, Pairs
+from ray_distill.tasks.inputs.modality import Inputs, Processor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +22,14 @@ class States:
 
 
 def probe(
-    module: nn.Module, processor: Processor, *, classes: int, column: str, url: str, per_token: bool = False
+    module: nn.Module, processor: Processor, *, classes: int, inputs: Inputs, url: str, per_token: bool = False
 ) -> States:
     """Run the module once on the features of one example; its mode is left as it is.
 
     Raises:
         ModelError: it does not run on its processor's features, or has another number of outputs than classes.
     """
-    batch = example(processor, column)
+    batch = inputs.collate(inputs.example(processor), np.zeros(1, np.int64))
     training = module.training
     try:
         with torch.inference_mode():
@@ -51,17 +50,3 @@ def probe(
     return States(
         widths=tuple(as_tokens(state).shape[-1] for state in states), spatial=any(state.ndim == 4 for state in states)
     )
-
-
-def example(processor: Processor, column: str) -> dict[str, Tensor]:
-    """One made-up example, a ``text`` or an ``image``, as a batch of one."""
-    if column == "text":
-        features = processor.pairs(["a"], ["a"])[0] if isinstance(processor, Pairs) else processor.texts(["a"])
-        found = {
-            name: torch.from_numpy(ragged.values[None].astype(np.int64))
-            for name, ragged in features.items()
-            if name != TARGET
-        }
-        return {**found, "attention_mask": torch.ones_like(found["input_ids"])}
-    image = np.zeros((32, 32, 3), np.uint8)
-    return {name: torch.from_numpy(ragged.values) for name, ragged in processor.images([image]).items()}

@@ -33,7 +33,7 @@ from ray_distill.models.core.fingerprint import place
 from ray_distill.models.core.forward import as_tokens, place_batch, pool_hidden
 from ray_distill.models.heads.logistic import LogisticFit, fit_logistic
 from ray_distill.storage import files
-from ray_distill.tasks.base import Batch, Encoded
+from ray_distill.tasks.encoded import Batch, Encoded
 
 HEAD_FORMAT = 1
 _HEAD, _ROWS = "head.safetensors", "fitted_rows.parquet"

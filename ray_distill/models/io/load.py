@@ -22,7 +22,7 @@ from ray_distill.models.core.checkpoint_files import (
     quiet,
     read_metadata,
 )
-from ray_distill.models.core.fingerprint import SPREAD, finish, input_of, place, state_digest, take_from_file, tried
+from ray_distill.models.core.fingerprint import SPREAD, finish, place, state_digest, take_from_file, tried
 from ray_distill.models.core.model import PER_TOKEN, Factory, Model, ModelParts
 from ray_distill.models.core.module_function import call_factory, check_annotated, is_factory, named, takes
 from ray_distill.models.heads.fit_head import attach_head
@@ -36,7 +36,8 @@ from ray_distill.models.text.processors import (
 )
 from ray_distill.models.text.seq2seq_processor import PairProcessor, pair_processor, start_of
 from ray_distill.models.text.tokenizer_match import language_of, speaking
-from ray_distill.tasks.base import Processor
+from ray_distill.tasks.catalogue import get_task
+from ray_distill.tasks.inputs.modality import Processor
 
 _AUTO_CLASSES = {
     "text_classification": "AutoModelForSequenceClassification",
@@ -74,7 +75,7 @@ def load_model(spec: str | TeacherConfig | StudentModel, *, task: str, head_url:
         StorageError: the file system refused.
     """
     config = as_config(spec)
-    input_of(task)
+    get_task(task)
     if is_factory(config.model):
         return _from_factory(config, task, language_of(spec, {}, config.model))
     with open_checkpoint(config.model) as folder:
@@ -157,24 +158,24 @@ def read_processor(
         ConfigError: the language settings are wrong.
     """
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": config.trust_remote_code}
-    if input_of(task) == "text" and not any(any(folder.glob(name)) for name in _VOCABULARIES):
+    if get_task(task).inputs.column == "text" and not any(any(folder.glob(name)) for name in _VOCABULARIES):
         options["gguf_file"] = gguf_file(folder)
         if options["gguf_file"] is None:  # transformers would make up an empty tokenizer
             raise ModelError(f"{config.model} has no tokenizer: none of {', '.join(_VOCABULARIES)} is there")
     try:
-        if input_of(task) == "text":
+        if get_task(task).inputs.column == "text":
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
         else:
             processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", **options)
     except Exception as error:
-        what = "tokenizer" if input_of(task) == "text" else "image processor"
+        what = "tokenizer" if get_task(task).inputs.column == "text" else "image processor"
         raise ModelError(f"cannot load the {what} of {config.model}: {error}") from error
     if task in PER_TOKEN:
         limit = text_limit(tokenizer, model_config, config.max_length)
         if task == "seq2seq":
             return pair_processor(tokenizer, limit, config.language, start=start_of(model_config, config.model))
         return language_processor(tokenizer, limit, config.language)
-    if input_of(task) == "text":
+    if get_task(task).inputs.column == "text":
         return text_processor(tokenizer, text_limit(tokenizer, model_config, config.max_length))
     return image_processor(processor, int(getattr(model_config, "num_channels", 3)))
 

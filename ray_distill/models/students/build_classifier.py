@@ -16,14 +16,15 @@ from ray_distill.models.core.checkpoint_files import (
     open_checkpoint,
     read_metadata,
 )
-from ray_distill.models.core.fingerprint import finish, input_of, state_digest, tried
+from ray_distill.models.core.fingerprint import finish, state_digest, tried
 from ray_distill.models.core.model import PER_TOKEN, Factory, Model
 from ray_distill.models.core.module_function import call_factory, check_annotated, is_factory, takes
 from ray_distill.models.io.load import as_config, class_names, read_classifier, read_config, read_processor
 from ray_distill.models.students.build_lm import build_language_student
 from ray_distill.models.students.layer_copy import changed_config, copy_layers, depth_of, evenly_spaced, fresh, shorter
 from ray_distill.models.text.processors import ImageProcessor, resized
-from ray_distill.tasks.base import Processor
+from ray_distill.tasks.catalogue import get_task
+from ray_distill.tasks.inputs.modality import Processor
 
 
 def build_student(
@@ -46,7 +47,7 @@ def build_student(
         ModelError: the teacher or checkpoint cannot be loaded, or the student does not run.
         StorageError: the file system refused.
     """
-    input_of(task)
+    get_task(task)
     if task in PER_TOKEN:
         return build_language_student(config, task=task, teacher=teacher, seed=seed, vocabulary=vocabulary)
     if config.embeddings != "new":

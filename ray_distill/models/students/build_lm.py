@@ -36,7 +36,7 @@ from ray_distill.models.students.embeddings import start_embeddings
 from ray_distill.models.students.layer_copy import changed_config, fresh
 from ray_distill.models.students.layer_selection import take_layers
 from ray_distill.models.text.tokenizer_match import require_length, require_same_tokens, speaking
-from ray_distill.tasks.base import Processor
+from ray_distill.tasks.inputs.modality import Processor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from ray_distill.fingerprint import fingerprint
 from ray_distill.models.text.decode import reads_back, text_of
 from ray_distill.models.text.lm_processor import IntArray, LanguageProcessor
 from ray_distill.models.text.seq2seq_processor import PairProcessor, own_tokens
-from ray_distill.tasks.base import Processor
+from ray_distill.tasks.inputs.modality import Processor
 
 Ids = npt.NDArray[np.int64]
 #: Prompts of rows in their order, none where a row is no prompt; and the reasons of those by their place.

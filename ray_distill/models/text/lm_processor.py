@@ -14,7 +14,7 @@ from ray_distill.errors import ConfigError, ModelError
 from ray_distill.fingerprint import fingerprint
 from ray_distill.models.text.chat import ROLES, Conversation, Template, Unfit, read_chat, without_answer
 from ray_distill.models.text.processors import tokenizer_content
-from ray_distill.tasks.base import Ragged
+from ray_distill.tasks.encoded import Ragged
 
 #: Texts are tokenised together up to this many characters: a token takes some hundred bytes until it is an integer.
 _TOGETHER = 1 << 22

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ray_distill.errors import ModelError
 from ray_distill.fingerprint import fingerprint, sha256
-from ray_distill.tasks.base import Ragged
+from ray_distill.tasks.encoded import Ragged
 
 #: Above this, a tokenizer's limit means "none": transformers uses int(1e30).
 _NO_LIMIT = 1_000_000

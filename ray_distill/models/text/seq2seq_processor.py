@@ -15,7 +15,7 @@ from ray_distill.fingerprint import fingerprint
 from ray_distill.models.text.lm_processor import IntArray, fingerprint_tokens
 from ray_distill.models.text.processors import ragged
 from ray_distill.snapshots.pairs import read_pair
-from ray_distill.tasks.base import Ragged
+from ray_distill.tasks.encoded import Ragged
 
 #: Texts are tokenised together up to this many: a token takes some hundred bytes until it is an integer.
 _TOGETHER = 64

@@ -11,7 +11,7 @@ from ray_distill.errors import ConfigError, ModelError
 from ray_distill.models.text.lm_processor import LanguageProcessor, language_processor
 from ray_distill.models.text.processors import TextProcessor
 from ray_distill.models.text.seq2seq_processor import PairProcessor, pair_processor
-from ray_distill.tasks.base import Processor
+from ray_distill.tasks.inputs.modality import Processor
 
 
 def language_of(spec: Any, saved: Mapping[str, Any], url: str) -> LanguageConfig | None:

@@ -19,7 +19,7 @@ from ray_distill.evaluation.measures.cost import Meter, StageCost, metered, stag
 from ray_distill.fingerprint import fingerprint
 from ray_distill.runtime.core.console import say
 from ray_distill.storage import files
-from ray_distill.tasks.answers.catalogue import answers_of
+from ray_distill.tasks.catalogue import get_task
 from ray_distill.tracking.base import Registry, Run, Tracker
 from ray_distill.tracking.open import open_tracker
 from ray_distill.tracking.views import review_columns
@@ -123,7 +123,7 @@ def session(config: Campaign, *, sweep: bool = False) -> Iterator[Session]:
         campaign=config.campaign,
         output_url=config.output_url,
         spool=_spool(config),
-        columns=review_columns(answers_of(config.task)),
+        columns=review_columns(get_task(config.task).answers),
     )
     state = files.join(config.output_url, "state", f"parent-{parent_key(config, sweep=sweep)}.json")
     known = files.read_json(state)["run_id"] if files.exists(state) else None

@@ -29,8 +29,8 @@ from ray_distill.runtime.labelling.batching import answer_all, ask_of, by_length
 from ray_distill.runtime.labelling.calibrate_store import LOOK_ROWS, Found, fit_store, look
 from ray_distill.runtime.labelling.identify_teacher import TeacherFacts
 from ray_distill.snapshots.reader import open_snapshot
-from ray_distill.tasks.base import Encoded
-from ray_distill.tasks.catalogue import get_label_task
+from ray_distill.tasks.catalogue import get_task
+from ray_distill.tasks.encoded import Encoded
 from ray_distill.teachers.base import Teacher
 from ray_distill.teachers.engines import open_teacher
 
@@ -174,14 +174,14 @@ def _encode(config: Campaign, snapshot: SnapshotRef, pieces: Sequence[Piece]) ->
     Raises:
         LabelError: none of the rows can be.
     """
-    opened, task = open_snapshot(snapshot), get_label_task(config.task)
+    opened, task = open_snapshot(snapshot), get_task(config.task)
     tables = [
-        opened.read_shard(opened.shard(piece.shard), columns=["row_id", task.input_column]).take(
+        opened.read_shard(opened.shard(piece.shard), columns=["row_id", task.inputs.column]).take(
             pa.array(piece.rows, pa.int64())
         )
         for piece in pieces
     ]
-    encoded = task.encode(pa.concat_tables(tables), load_processor(config.labels.teacher, task=config.task))
+    encoded = task.inputs.encode(pa.concat_tables(tables), load_processor(config.labels.teacher, task=config.task))
     if not encoded.rows:
         raise LabelError(
             f"none of the {len(encoded.rejected)} probed rows can be encoded for the teacher, the first: "

@@ -16,7 +16,7 @@ from ray_distill.labels.sizing.options import Kept, Option
 from ray_distill.runtime.labelling.batching import answer_all, ask_of
 from ray_distill.runtime.labelling.calibrate_store import fit_store
 from ray_distill.runtime.labelling.identify_teacher import TeacherFacts, make_manifest
-from ray_distill.tasks.base import Encoded
+from ray_distill.tasks.encoded import Encoded
 from ray_distill.teachers.base import Ask, Teacher
 from ray_distill.teachers.engines import estimators
 

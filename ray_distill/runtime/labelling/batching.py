@@ -18,7 +18,7 @@ from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.signal import Signal
 from ray_distill.labels.model.validity import Rejects, split_unusable
 from ray_distill.runtime.core.failures import Failure, Rows, ask_halving, failure_of, out_of_memory
-from ray_distill.tasks.base import Encoded
+from ray_distill.tasks.encoded import Encoded
 from ray_distill.teachers.base import Ask, Teacher
 
 T = TypeVar("T")

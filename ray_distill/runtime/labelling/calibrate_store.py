@@ -23,7 +23,7 @@ from ray_distill.labels.model.signal import Distributions, Signal
 from ray_distill.models.io.load import load_processor
 from ray_distill.runtime.labelling.batching import answer_all, ask_of
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
-from ray_distill.tasks.catalogue import get_label_task
+from ray_distill.tasks.catalogue import get_task
 from ray_distill.teachers.engines import open_teacher
 
 #: Rows of the calibration split that are looked at, at most.
@@ -42,9 +42,9 @@ class Found:
 def look(config: Campaign, snapshot: SnapshotRef, head_url: str | None, manifest: StoreManifest) -> Found:
     """Ask the teacher about some calibration rows and fit a store to the answer; runs where the teacher can."""
     teacher = open_teacher(config.labels.teacher, task=config.task, head_url=head_url)
-    task = get_label_task(config.task)
-    rows = _some_rows(open_snapshot(snapshot), task.input_column)
-    encoded = task.encode(rows, load_processor(config.labels.teacher, task=config.task))
+    task = get_task(config.task)
+    rows = _some_rows(open_snapshot(snapshot), task.inputs.column)
+    encoded = task.inputs.encode(rows, load_processor(config.labels.teacher, task=config.task))
     row_ids, signal, _ = answer_all(teacher, encoded, ask_of(manifest), manifest.batch)
     return fit_store(manifest, row_ids, signal)
 

@@ -49,11 +49,11 @@ def encode_units(block: pa.Table, *, job: LabelJob, strikes: Any = None) -> pa.T
 
 def encode_unit(unit: WorkUnit, job: LabelJob) -> pa.Table:
     """`Encoded.to_table` of a unit's rows, with ``unit_id`` and ``reason``, which is null for those not rejected."""
-    from ray_distill.tasks.catalogue import get_label_task
+    from ray_distill.tasks.catalogue import get_task
 
-    task = get_label_task(job.task)
-    rows = read_inputs(job.snapshot, unit, task.input_column)
-    encoded = task.encode(rows, _processor(job.teacher, job.task))
+    task = get_task(job.task)
+    rows = read_inputs(job.snapshot, unit, task.inputs.column)
+    encoded = task.inputs.encode(rows, _processor(job.teacher, job.task))
     table = encoded.to_table().append_column("unit_id", pa.array([unit.unit_id] * encoded.rows, pa.string()))
     table = table.append_column("reason", pa.nulls(encoded.rows, pa.string()))
     if not encoded.rejected:

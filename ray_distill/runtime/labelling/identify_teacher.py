@@ -75,16 +75,16 @@ def tokens_here(teacher: TeacherConfig, task: str) -> str:
 def _fit(config: Campaign, snapshot: SnapshotRef) -> str:
     """Fit the head on the train split's labelled rows; they are then no rows the teacher may teach."""
     task, teacher, opened = TASKS[config.task], config.labels.teacher, open_snapshot(snapshot)
-    rows = opened.read("train", columns=["row_id", task.input_column, "label"])
+    rows = opened.read("train", columns=["row_id", task.inputs.column, "label"])
     rows = rows.filter(pc.is_valid(rows["label"]))
-    encoded = task.encode(rows, load_processor(teacher, task=config.task))
+    encoded = task.inputs.encode(rows, load_processor(teacher, task=config.task))
     labels = rows["label"].take(pc.index_in(encoded.row_ids, value_set=rows["row_id"].combine_chunks()))
     return fit_head(
         teacher,
         encoded,
         np.asarray(labels),
         classes=opened.classes,
-        collate=task.collate,
+        collate=task.inputs.collate,
         seed=config.seed,
         url=files.join(config.output_url, "heads"),
         batch=config.labels.resources.batch,

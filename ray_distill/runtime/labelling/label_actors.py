@@ -22,7 +22,7 @@ from ray_distill.runtime.core.failures import Failure, Rows, described, failure_
 from ray_distill.runtime.labelling.batching import Limit, answer_unit, ask_of, free_memory, plan
 from ray_distill.runtime.labelling.death_counter import LAST_WORD, limit, telling
 from ray_distill.runtime.labelling.encode_write import LabelJob, encode_unit, failed_table
-from ray_distill.tasks.base import Encoded
+from ray_distill.tasks.encoded import Encoded
 
 
 class TeacherJob(Protocol):

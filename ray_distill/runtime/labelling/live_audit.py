@@ -24,7 +24,7 @@ from ray_distill.models.io.load import load_processor
 from ray_distill.runtime.labelling.batching import answer_all, ask_of
 from ray_distill.runtime.labelling.bounded_task import ask_teacher
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
-from ray_distill.tasks.catalogue import get_label_task
+from ray_distill.tasks.catalogue import get_task
 from ray_distill.teachers.engines import open_teacher
 
 #: Units that a sample comes from, at most: each is read whole.
@@ -135,11 +135,11 @@ def answer_twice(
             f"the teacher {config.labels.teacher.model} has fingerprint {teacher.fingerprint}, the store was filled by "
             f"{manifest.teacher['fingerprint']}: give the campaign that filled it"
         )
-    task = get_label_task(config.task)
+    task = get_task(config.task)
     opened = open_snapshot(snapshot)
-    table = pa.concat_tables([opened.read_shard(opened.shard(name), ["row_id", task.input_column]) for name in shards])
+    table = pa.concat_tables([opened.read_shard(opened.shard(name), ["row_id", task.inputs.column]) for name in shards])
     rows = table.filter(pa.array(rowids.is_in(rowids.to_numpy(table["row_id"]), ids)))
-    encoded = task.encode(rows, load_processor(config.labels.teacher, task=config.task))
+    encoded = task.inputs.encode(rows, load_processor(config.labels.teacher, task=config.task))
     found = []
     for batch in (manifest.batch, 1):
         row_ids, signal, _ = answer_all(teacher, encoded, ask_of(manifest), batch)

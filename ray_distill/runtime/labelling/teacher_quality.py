@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from ray_distill.artifacts import Estimate, SnapshotRef, StudentRef
 from ray_distill.config import Campaign, CheckConfig
 from ray_distill.errors import TeacherRefused
-from ray_distill.evaluation.measures.classification import Ints
+from ray_distill.evaluation.measures.classification import Ints, measure_classification
 from ray_distill.evaluation.measures.language_model import measure_language
 from ray_distill.evaluation.measures.predictions import join_predictions
 from ray_distill.evaluation.predict.classification import predict_all, predictor
@@ -21,8 +21,9 @@ from ray_distill.evaluation.predict.language_model import predict_documents
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
-from ray_distill.tasks.base import TokenTask
-from ray_distill.tasks.catalogue import TASKS, TOKEN_TASKS
+from ray_distill.tasks.answers.tokens import TOKENS
+from ray_distill.tasks.catalogue import TASKS
+from ray_distill.tasks.task import Task
 
 #: Train documents in which a language model's commonest token is looked for.
 COUNTED_DOCUMENTS = 1000
@@ -45,8 +46,8 @@ def check_teacher(
     opened = open_snapshot(snapshot)
     teacher = load_model(config.labels.teacher, task=config.task, head_url=head_url)
     present = None if champion is None else load_model(champion.url, task=config.task)
-    measure = _measure_language if config.task in TOKEN_TASKS else _measure_classifier
-    majority = _token_majority if config.task in TOKEN_TASKS else _class_majority
+    measure = _measure_language if TASKS[config.task].answers is TOKENS else _measure_classifier
+    majority = _token_majority if TASKS[config.task].answers is TOKENS else _class_majority
     return TeacherCheck(
         teacher=measure(config, teacher, opened),
         majority_accuracy=majority(config, teacher, opened),
@@ -56,11 +57,11 @@ def check_teacher(
 
 def _measure_classifier(config: Campaign, model: Model, opened: Snapshot) -> dict[str, Estimate]:
     task, settings = TASKS[config.task], config.evaluation
-    rows = opened.read("calibration", columns=["row_id", task.input_column, "label", "count"])
+    rows = opened.read("calibration", columns=["row_id", task.inputs.column, "label", "count"])
     one = predictor(model, task, opened.classes, batch=config.labels.resources.batch)
     answers = predict_all({"model": one}, rows)["model"]
     kept = rows.filter(pc.is_in(rows["row_id"], value_set=answers["row_id"].combine_chunks()))
-    return task.measure(
+    return measure_classification(
         join_predictions(kept, answers), seed=config.seed, bootstrap=settings.bootstrap, bins=settings.bins
     )
 
@@ -79,8 +80,8 @@ def _labelled(rows: pa.Table) -> pa.Table:
 
 
 def _measure_language(config: Campaign, model: Model, opened: Snapshot) -> dict[str, Estimate]:
-    task, settings = TOKEN_TASKS[config.task], config.evaluation
-    rows = opened.read("calibration", columns=["row_id", task.input_column, "count"])
+    task, settings = TASKS[config.task], config.evaluation
+    rows = opened.read("calibration", columns=["row_id", task.inputs.column, "count"])
     found = predict_documents(
         {"model": model}, rows, task=task, batch=config.labels.resources.batch, bins=settings.bins, teacher=None
     )["model"]
@@ -89,22 +90,22 @@ def _measure_language(config: Campaign, model: Model, opened: Snapshot) -> dict[
 
 def _token_majority(config: Campaign, model: Model, opened: Snapshot) -> float:
     """As `_class_majority`, of the tokens that are to be predicted."""
-    task = TOKEN_TASKS[config.task]
+    task = TASKS[config.task]
     known = _answers(
-        task, model, opened.read("train", columns=["row_id", task.input_column]).slice(0, COUNTED_DOCUMENTS)
+        task, model, opened.read("train", columns=["row_id", task.inputs.column]).slice(0, COUNTED_DOCUMENTS)
     )
-    rows = _answers(task, model, opened.read("calibration", columns=["row_id", task.input_column]))
+    rows = _answers(task, model, opened.read("calibration", columns=["row_id", task.inputs.column]))
     if not len(known) or not len(rows):
         return float("nan")
     return float((rows == np.bincount(known).argmax()).mean())
 
 
-def _answers(task: TokenTask, model: Model, rows: pa.Table) -> Ints:
+def _answers(task: Task, model: Model, rows: pa.Table) -> Ints:
     """The true tokens of some documents, in one row."""
-    encoded = task.encode(rows, model.processor)
+    encoded = task.inputs.encode(rows, model.processor)
     if not encoded.rows:
         return np.zeros(0, np.int64)
-    return np.asarray(task.truth(encoded).values, np.int64)
+    return np.asarray(task.answers.store.truth(encoded).values, np.int64)
 
 
 def refuse_weak_teacher(check: TeacherCheck, floor: CheckConfig, name: str) -> None:

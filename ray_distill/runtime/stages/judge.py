@@ -22,8 +22,9 @@ from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
-from ray_distill.tasks.base import Corruption
-from ray_distill.tasks.catalogue import TASKS, TOKEN_TASKS
+from ray_distill.tasks.answers.tokens import TOKENS
+from ray_distill.tasks.catalogue import TASKS
+from ray_distill.tasks.inputs.modality import Corruption
 
 #: Examples that requests and batches go round when models are timed.
 TIMED_EXAMPLES = 256
@@ -89,9 +90,9 @@ def _load(config: Campaign, urls: Mapping[str, str], head_url: str | None) -> di
 def panel_of(config: Campaign, models: Mapping[str, Model], classes: tuple[str, ...]) -> Panel:
     """Models of the campaign's task, ready to answer the same rows."""
     settings = config.evaluation
-    if config.task in TOKEN_TASKS:
+    if TASKS[config.task].answers is TOKENS:
         return LanguagePanel(
-            task=TOKEN_TASKS[config.task],
+            task=TASKS[config.task],
             models=models,
             batch=settings.batch,
             bins=settings.bins,
@@ -148,7 +149,7 @@ def _written_targets(config: Campaign, models: Mapping[str, Model], rows: pa.Tab
     settings = config.evaluation
     if config.task != "seq2seq" or not settings.written:
         return {}
-    texts = write_targets(models, rows.slice(0, settings.written), task=TOKEN_TASKS[config.task], batch=settings.batch)
+    texts = write_targets(models, rows.slice(0, settings.written), task=TASKS[config.task], batch=settings.batch)
     measures = (measure_targets, measure_overlap) if settings.overlap else (measure_targets,)
     return {
         arm: {
@@ -165,7 +166,7 @@ def _write(config: Campaign, models: Mapping[str, Model], rows: pa.Table) -> tup
     if config.task != "causal_lm" or not settings.prompts:
         return ()
     shown = _shown(models)
-    documents = rows[TOKEN_TASKS[config.task].input_column]
+    documents = rows[TASKS[config.task].inputs.column]
     prompts = choose_prompts(shown, settings.prompts, documents, new_tokens=settings.new_tokens)
     return write_side_by_side(shown, prompts, new_tokens=settings.new_tokens)
 

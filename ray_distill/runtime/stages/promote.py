@@ -11,7 +11,7 @@ from ray_distill.promotion.gate import decide, gate_fingerprint
 from ray_distill.runtime.core.console import say
 from ray_distill.runtime.core.session import Session, Stage, user
 from ray_distill.runtime.stages import evaluate
-from ray_distill.tasks.answers.catalogue import answers_of
+from ray_distill.tasks.catalogue import get_task
 from ray_distill.tracking.views import DESCRIPTION, TITLE
 
 #: Efficiency figures of the parent run's table.
@@ -116,7 +116,7 @@ def _report_alias(held: Session, name: str, alias: str) -> None:
 
 def summary(report: EvalReport, decision: Decision, page: str) -> str:
     """The parent run's Markdown: verdict, reasons, the models side by side by the task's brief metrics."""
-    answers = answers_of(report.task)
+    answers = get_task(report.task).answers
     (first, *others), costs = answers.brief, [answers.efficiency[name] for name in _COSTS]
     headings = ["Model", f"{first.heading} (95 % interval)", *(metric.heading for metric in (*others, *costs))]
     lines = [

@@ -4,7 +4,8 @@ from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign, SnapshotConfig
 from ray_distill.snapshots.take import take_snapshot
 from ray_distill.storage import files
-from ray_distill.tasks.catalogue import TOKEN_TASKS, get_label_task
+from ray_distill.tasks.answers.tokens import TOKENS
+from ray_distill.tasks.catalogue import TASKS, get_task
 
 
 def freeze(config: Campaign, sources: SnapshotConfig | None = None) -> SnapshotRef:
@@ -13,10 +14,10 @@ def freeze(config: Campaign, sources: SnapshotConfig | None = None) -> SnapshotR
     Raises:
         SnapshotError, StorageError: as `take_snapshot`.
     """
-    chat = config.task in TOKEN_TASKS and config.labels.teacher.language.format == "chat"
+    chat = TASKS[config.task].answers is TOKENS and config.labels.teacher.language.format == "chat"
     return take_snapshot(
         sources or config.snapshot,
-        input_column=get_label_task(config.task).input_column,
+        input_column=get_task(config.task).inputs.column,
         seed=config.seed,
         url=files.join(files.absolute(config.output_url), "snapshots"),
         nested=chat,

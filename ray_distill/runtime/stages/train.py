@@ -22,7 +22,8 @@ from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.students.arms import arm_by_name
 from ray_distill.students.run import TrainingJob, arm_plan
-from ray_distill.tasks.catalogue import TOKEN_TASKS
+from ray_distill.tasks.answers.tokens import TOKENS
+from ray_distill.tasks.catalogue import TASKS
 from ray_distill.tracking.base import Dataset
 
 #: Seconds of the curves that a killed driver may not have written down: a run that goes on is told them again, for they
@@ -151,7 +152,7 @@ def _job(held: Session, labels: LabelSetRef) -> TrainingJob:
     config = held.config
     opened = open_snapshot(labels.snapshot)
     # A text tells its own next tokens.
-    labelled = opened.manifest.splits["train"].labelled > 0 or config.task in TOKEN_TASKS
+    labelled = opened.manifest.splits["train"].labelled > 0 or TASKS[config.task].answers is TOKENS
     head = label.head_of(labels.store)
     job = TrainingJob(
         config=config.model_dump(mode="json", by_alias=True),

@@ -20,8 +20,8 @@ from ray_distill.students.export import exported_arm
 from ray_distill.students.loop.validation import MIN_LABELLED
 from ray_distill.students.process_group import Ranks
 from ray_distill.students.run import TrainingJob, arm_plan
-from ray_distill.tasks.answers.catalogue import answers_of
-from ray_distill.tasks.catalogue import TOKEN_TASKS
+from ray_distill.tasks.answers.tokens import TOKENS
+from ray_distill.tasks.catalogue import TASKS, get_task
 
 ARM = "student"
 
@@ -149,7 +149,7 @@ def objective(config: Campaign, snapshot: Snapshot, label_sets: int) -> str:
     assert config.sweep is not None
     chosen = config.sweep.objective
     labelled = snapshot.manifest.splits["validation"].labelled
-    if config.task in TOKEN_TASKS:
+    if TASKS[config.task].answers is TOKENS:
         measured = ("validation_nll", "validation_kl")
     elif labelled >= MIN_LABELLED:
         measured = ("validation_nll", "validation_accuracy")
@@ -172,14 +172,14 @@ def objective(config: Campaign, snapshot: Snapshot, label_sets: int) -> str:
 def judged_rows(config: Campaign, snapshot: Snapshot, metric: str) -> int:
     """Rows of the validation split that the objective is a mean of."""
     split = snapshot.manifest.splits["validation"]
-    by_label = metric in ("validation_nll", "validation_accuracy") and config.task not in TOKEN_TASKS
+    by_label = metric in ("validation_nll", "validation_accuracy") and TASKS[config.task].answers is not TOKENS
     return split.labelled if by_label else split.rows
 
 
 def more_is_better(task: str, metric: str) -> bool:
     """Whether more of an objective is better."""
     name = metric.removeprefix("validation_")
-    return bool(answers_of(task).metrics["kl_from_teacher" if name == "kl" else name].higher_is_better)
+    return bool(get_task(task).answers.metrics["kl_from_teacher" if name == "kl" else name].higher_is_better)
 
 
 def on_disk(planned: Planned) -> Outcome | None:

@@ -15,7 +15,7 @@ from ray_distill.students.data.examples import TrainingSet
 from ray_distill.students.data.soft_targets import Teaching
 from ray_distill.students.data.token_examples import TokenSet
 from ray_distill.students.order.cursor import Index
-from ray_distill.tasks.base import Encoded, Ragged
+from ray_distill.tasks.encoded import Encoded, Ragged
 
 #: A set of either kind.
 Rows = TrainingSet | TokenSet

@@ -21,7 +21,9 @@ from ray_distill.labels.model.signal import Hidden, Signal, gather_ranges
 from ray_distill.losses.base import LossBatch
 from ray_distill.students.data.soft_targets import Teaching, over_rows, remap, teaching_of
 from ray_distill.students.order.cursor import Index
-from ray_distill.tasks.base import Batch, Encoded, LabelTask, Processor, Task
+from ray_distill.tasks.encoded import Batch, Encoded
+from ray_distill.tasks.inputs.modality import Processor
+from ray_distill.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +154,7 @@ class TrainingSet:
             hidden_mask_BL=mask,
             example_weight_B=torch.from_numpy(weight),
         )
-        return self.task.collate(self.encoded, rows), loss_batch
+        return self.task.inputs.collate(self.encoded, rows), loss_batch
 
     def _hidden(self, rows: Index) -> tuple[dict[int, torch.Tensor], torch.Tensor | None]:
         padded = {layer: _pad_states(hidden, rows) for layer, hidden in self.hidden.items()}
@@ -219,14 +221,14 @@ def build_set(
     return found
 
 
-def encode_sorted(table: pa.Table, task: LabelTask, processor: Processor, name: str, *, part: bool = False) -> Encoded:
+def encode_sorted(table: pa.Table, task: Task, processor: Processor, name: str, *, part: bool = False) -> Encoded:
     """Features of the usable rows, ascending by row id; the others are logged, unless this is a ``part`` of a split.
 
     Raises:
         TrainingError: none is usable.
     """
     order = pc.sort_indices(table["row_id"].combine_chunks())
-    encoded = task.encode(table.take(order), processor)
+    encoded = task.inputs.encode(table.take(order), processor)
     if part:
         return encoded
     if encoded.rejected:
@@ -273,7 +275,7 @@ def _aligned(signal: Signal, position: Index, task: Task, encoded: Encoded) -> S
         offsets, flat = gather_ranges(feature.offsets, have)
         features[name] = replace(feature, values=feature.values[flat], offsets=offsets)
     labelled = Encoded(row_ids=encoded.row_ids.take(pa.array(have)), features=features)
-    return task.align(signal.take(position[have]), labelled)
+    return task.answers.store.align(signal.take(position[have]), labelled)
 
 
 def _check_tokens(found: TrainingSet) -> None:

@@ -23,8 +23,8 @@ from ray_distill.storage import files
 from ray_distill.students.data.examples import TrainingSet, build_set
 from ray_distill.students.data.streaming import Build, Labels, LabelSource, Source
 from ray_distill.students.data.token_examples import TokenSet, build_token_set, check_tokens
-from ray_distill.tasks.base import LabelTask
-from ray_distill.tasks.catalogue import TASKS, TOKEN_TASKS
+from ray_distill.tasks.catalogue import TASKS
+from ray_distill.tasks.task import Task
 
 #: Labels of a snapshot.
 Labelled = tuple[Snapshot, LabelSource]
@@ -91,7 +91,7 @@ def _open_source(
 ) -> Source:
     snapshot, labels = labelled
     manifest = labels.manifest
-    task: LabelTask = TOKEN_TASKS[config.task] if model.vocabulary else TASKS[config.task]
+    task: Task = TASKS[config.task] if model.vocabulary else TASKS[config.task]
     make = (
         _token_builder(config, model, manifest)
         if model.vocabulary
@@ -109,7 +109,7 @@ def _open_source(
         snapshot=snapshot,
         labels=labels,
         layers=tuple(layers),
-        columns=("row_id", task.input_column, *(() if model.vocabulary else ("label",))),
+        columns=("row_id", task.inputs.column, *(() if model.vocabulary else ("label",))),
         build=partial(_build, make, excluded, held_out),
     )
 
@@ -125,7 +125,7 @@ def _token_builder(config: Campaign, model: Model, manifest: StoreManifest) -> B
         )
     return partial(
         build_token_set,
-        task=TOKEN_TASKS[config.task],
+        task=TASKS[config.task],
         processor=model.processor,
         vocabulary=model.vocabulary,
         pool=manifest.pool,

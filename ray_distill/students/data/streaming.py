@@ -24,7 +24,7 @@ from ray_distill.students.data.concat import Rows, cheaply_joined, join_sets, si
 from ray_distill.students.data.unit_cache import UnitCache
 from ray_distill.students.order.cursor import Index
 from ray_distill.students.process_group import Ranks
-from ray_distill.tasks.base import Batch
+from ray_distill.tasks.encoded import Batch
 
 Labels = tuple[pa.Array, Signal]
 Mask = npt.NDArray[np.bool_]

@@ -23,8 +23,10 @@ from ray_distill.models.core.model import Model
 from ray_distill.students.data.examples import encode_sorted, hex_ids, is_in, positions_in
 from ray_distill.students.modules.token_student_module import PLACES
 from ray_distill.students.order.cursor import Index
-from ray_distill.tasks.base import Batch, Encoded, Processor, Ragged, TokenTask
+from ray_distill.tasks.encoded import Batch, Encoded, Ragged
+from ray_distill.tasks.inputs.modality import Processor
 from ray_distill.tasks.packing import collate_packed
+from ray_distill.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ class TokenSet:
     ``answered.values[answered.offsets[r]:answered.offsets[r+1]]``.
     """
 
-    task: TokenTask
+    task: Task
     encoded: Encoded
     answered: Ragged
     """Where in each document a token is to be predicted."""
@@ -132,8 +134,8 @@ class TokenSet:
         """Model inputs, and the flat place of each document's first token."""
         if self.packed:
             return collate_packed(self.encoded, rows, self.packed)
-        inputs = self.task.collate(self.encoded, rows)
-        return inputs, np.arange(len(rows), dtype=np.int64) * inputs[self.task.answering].shape[1]
+        inputs = self.task.inputs.collate(self.encoded, rows)
+        return inputs, np.arange(len(rows), dtype=np.int64) * inputs[self.task.inputs.answering].shape[1]
 
     def _targets(self, rows: Index, counts_B: Index) -> SparseTargets | None:
         """Teacher distributions at the answered positions; documents it has not labelled get a harmless uniform one."""
@@ -188,7 +190,7 @@ class TokenSet:
 def build_token_set(
     table: pa.Table,
     *,
-    task: TokenTask,
+    task: Task,
     processor: Processor,
     vocabulary: int,
     labels: tuple[pa.Array, Signal] | None,
@@ -217,7 +219,7 @@ def build_token_set(
         TrainingError: no usable document is left.
     """
     encoded = encode_sorted(table, task, processor, name, part=part)
-    answered = task.positions(encoded)
+    answered = task.answers.store.positions(encoded)
     stored = positions_in(encoded.row_ids, labels)
     signal = Signal() if labels is None else labels[1]
     if signal.distributions is not None:
@@ -232,7 +234,7 @@ def build_token_set(
         task=task,
         encoded=encoded,
         answered=answered,
-        truth=task.truth(encoded),
+        truth=task.answers.store.truth(encoded),
         stored=stored,
         packed=packed,
         distil=(stored >= 0) & ~is_in(encoded.row_ids, excluded),

@@ -34,7 +34,7 @@ from ray_distill.students.engines.portable_state import load_atoms, save_atoms
 from ray_distill.students.engines.zero_state import base_optimizer, loss_scale, set_loss_scale, zero_parts
 from ray_distill.students.process_group import Ranks
 from ray_distill.students.telemetry.step_timer import Stopwatch
-from ray_distill.tasks.base import Batch
+from ray_distill.tasks.encoded import Batch
 
 
 class DeepSpeedEngine:

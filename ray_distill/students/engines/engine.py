@@ -14,7 +14,7 @@ from ray_distill.losses.base import StudentOutput
 from ray_distill.losses.fused import Asked
 from ray_distill.students.process_group import Ranks
 from ray_distill.students.telemetry.step_timer import Stopwatch
-from ray_distill.tasks.base import Batch
+from ray_distill.tasks.encoded import Batch
 
 
 class Engine(Protocol):

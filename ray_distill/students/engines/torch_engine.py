@@ -17,7 +17,7 @@ from ray_distill.students.engines.engine import average_buffers, build_optimizer
 from ray_distill.students.engines.portable_state import WholeParts, load_atoms, save_atoms
 from ray_distill.students.process_group import Ranks
 from ray_distill.students.telemetry.step_timer import Stopwatch
-from ray_distill.tasks.base import Batch
+from ray_distill.tasks.encoded import Batch
 
 
 class TorchEngine:

@@ -18,7 +18,7 @@ from ray_distill.students.modules.token_student_module import PLACES
 from ray_distill.students.order.cursor import Index
 from ray_distill.students.order.micro_batches import MicroBatch
 from ray_distill.students.process_group import Ranks
-from ray_distill.tasks.base import Batch
+from ray_distill.tasks.encoded import Batch
 
 log = logging.getLogger(__name__)
 

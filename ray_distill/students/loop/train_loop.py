@@ -43,7 +43,7 @@ from ray_distill.students.order.prefetch import Feed
 from ray_distill.students.process_group import Ranks
 from ray_distill.students.telemetry.reporter import Remembering, Told, TrainingStopped
 from ray_distill.students.telemetry.step_timer import StepMeter, peak_memory
-from ray_distill.tasks.base import Batch
+from ray_distill.tasks.encoded import Batch
 
 #: Seconds between two questions whether a machine is about to be taken away; asking is collective.
 LOOK_SECONDS = 5.0

@@ -21,7 +21,7 @@ from ray_distill.students.objective.weighted_losses import to_device
 from ray_distill.students.order.cursor import Index
 from ray_distill.students.order.micro_batches import Budget, micro_batches
 from ray_distill.students.process_group import Ranks
-from ray_distill.tasks.base import Batch
+from ray_distill.tasks.encoded import Batch
 
 #: With fewer labelled validation rows than this, arms are judged by their divergence from the teacher.
 MIN_LABELLED = 50

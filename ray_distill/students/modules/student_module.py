@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ray_distill.errors import ConfigError
 from ray_distill.models.core.forward import forward, pool_hidden
 from ray_distill.models.core.model import Model
-from ray_distill.tasks.base import Batch
+from ray_distill.tasks.encoded import Batch
 
 
 class Bundle(nn.Module):

@@ -14,7 +14,7 @@ from ray_distill.losses.fused import Asked, FusedHead
 from ray_distill.models.core.forward import last_states, place_batch, spared, states_of, without_cache
 from ray_distill.models.core.head_extraction import body_and_head
 from ray_distill.students.modules.student_module import project
-from ray_distill.tasks.base import Batch
+from ray_distill.tasks.encoded import Batch
 
 log = logging.getLogger(__name__)
 

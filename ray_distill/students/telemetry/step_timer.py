@@ -15,7 +15,7 @@ import torch
 from ray_distill.config import TrainingConfig
 from ray_distill.students.process_group import Ranks
 from ray_distill.students.telemetry.flops import FlopCount, peak_flops
-from ray_distill.tasks.base import Batch
+from ray_distill.tasks.encoded import Batch
 
 #: Parts of a step; what belongs to none of them is ``other``.
 PARTS = ("data", "forward", "backward", "optimizer", "communication", "other")

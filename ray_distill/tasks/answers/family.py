@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
+from typing import cast
 
+from ray_distill.config import Campaign
 from ray_distill.config.judge import Limit
+from ray_distill.tasks.facets import RefuseFacet, StoreFacet
 from ray_distill.tasks.metrics import EFFICIENCY, Metric, MetricTable
 
 
@@ -56,5 +59,14 @@ class Answers:
         return tuple(self.metrics[name] for name in (self.headline, *self.beside))
 
     def facet(self, name: str) -> ModuleType:
-        """Import one of the family's modules: ``model``, ``store``, ``learn``, ``judge``, ``page`` or ``serve``."""
+        """Import one of the family's modules: ``model``, ``store``, ``learn``, ``judge``, ``page``, ``serve``…"""
         return import_module(f"{self.package}.{name}")
+
+    @property
+    def store(self) -> StoreFacet:
+        """Import what labelling needs."""
+        return cast(StoreFacet, self.facet("store"))
+
+    def refuse(self, config: Campaign) -> list[str]:
+        """List the settings that the family cannot serve."""
+        return cast(RefuseFacet, self.facet("refuse")).refuse(config)

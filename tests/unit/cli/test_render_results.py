@@ -4,7 +4,7 @@ import pytest
 
 from ray_distill.artifacts import Efficiency, Estimate, EvalReport, LabelSetRef, ModelReport, SnapshotRef, StudentRef
 from ray_distill.cli.render_results import show_report
-from ray_distill.tasks.answers.catalogue import answers_of
+from ray_distill.tasks.catalogue import get_task
 
 STUDENT = StudentRef(
     url="s",
@@ -52,4 +52,4 @@ def test_classifiers_are_shown_by_their_accuracy():
 def test_every_brief_metric_has_a_column(task):
     """The terminal reads the task's table, so that a metric added there is shown."""
     heading = show_report(report(task)).splitlines()[0]
-    assert all(metric.short in heading for metric in answers_of(task).brief)
+    assert all(metric.short in heading for metric in get_task(task).answers.brief)

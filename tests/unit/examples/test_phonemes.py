@@ -7,7 +7,7 @@ import pytest
 from ray_distill.config import load_config
 from ray_distill.examples import phonemes
 from ray_distill.models.io.load import load_model
-from ray_distill.tasks.catalogue import get_token_task
+from ray_distill.tasks.catalogue import get_task
 
 LINES = """
 a.m. EY2 EH1 M
@@ -45,5 +45,5 @@ def test_a_teacher_is_trained_and_loads(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(phonemes, "TEACHER_STEPS", 2)
     model = load_model(str(phonemes.train_teacher(tmp_path / "rows.parquet", tmp_path / "t", seed=0)), task="seq2seq")
     assert names == ("word", "phonemes") and model.vocabulary == len(phonemes.tokenizer())
-    assert get_token_task(config.task).name == "seq2seq"
+    assert get_task(config.task).name == "seq2seq"
     assert dict(config.student.model.overrides) == phonemes.STUDENT_OVERRIDES

@@ -17,7 +17,7 @@ from ray_distill.runtime.core.connection import explain
 from ray_distill.runtime.labelling.batching import by_length
 from ray_distill.runtime.stages.promote import judged_against
 from ray_distill.runtime.stages.relabel import class_probabilities
-from ray_distill.tasks.base import Encoded, Ragged
+from ray_distill.tasks.encoded import Encoded, Ragged
 from ray_distill.testing.labels import fake_manifest, fake_teacher, row_id
 
 IDS = pa.array([row_id(number) for number in range(6)], pa.binary(16))

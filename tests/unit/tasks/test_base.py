@@ -5,7 +5,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_distill.tasks.base import Encoded, Ragged
+from ray_distill.tasks.encoded import Encoded, Ragged
 
 INNER = {"ids": (), "frames": (3,), "pixels": (1, 2, 2)}
 

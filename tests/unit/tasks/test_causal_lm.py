@@ -13,8 +13,8 @@ from ray_distill.errors import ModelError
 from ray_distill.labels.format.arrow_tables import concat_signals, signal_to_table, table_to_signal
 from ray_distill.labels.model import rowids
 from ray_distill.models.core.fingerprint import finish
-from ray_distill.tasks.base import Encoded, Ragged
-from ray_distill.tasks.causal_lm import CausalLM
+from ray_distill.tasks.catalogue import get_task
+from ray_distill.tasks.encoded import Encoded, Ragged
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.reduce import Places, reduce_logits
 from ray_distill.teachers.transformers_teacher import TransformersTeacher
@@ -62,11 +62,11 @@ def _teacher(task: str = "causal_lm") -> TransformersTeacher:
         identity={},
         describe={},
     )
-    return TransformersTeacher(model=model, task=CausalLM())
+    return TransformersTeacher(model=model, task=get_task("causal_lm"))
 
 
 def _encoded() -> Encoded:
-    return CausalLM().encode(_rows(), Words())  # type: ignore[arg-type]
+    return get_task("causal_lm").inputs.encode(_rows(), Words())
 
 
 def _ask(estimator: str) -> Ask:
@@ -76,7 +76,7 @@ def _ask(estimator: str) -> Ask:
 def test_every_token_but_the_last_is_answered() -> None:
     """Rows of 3, 5 and 2 tokens have 2, 4 and 1 positions; blank texts and single tokens are rejected with reasons."""
     encoded = _encoded()
-    answered = CausalLM().positions(encoded)
+    answered = get_task("causal_lm").answers.store.positions(encoded)
     assert np.diff(answered.offsets).tolist() == [2, 4, 1] and answered.values.tolist() == [0, 1, 0, 1, 2, 3, 0]
     assert {row.row_id: row.reason for row in encoded.rejected} == {
         row_id(3): "empty text",

@@ -11,8 +11,9 @@ from ray_distill.errors import ConfigError, ModelError
 from ray_distill.labels.model import rowids
 from ray_distill.models.text.seq2seq_processor import PairProcessor, pair_processor
 from ray_distill.snapshots.pairs import pair_text, read_pair
-from ray_distill.tasks.base import Encoded, TokenTask
-from ray_distill.tasks.catalogue import get_token_task
+from ray_distill.tasks.catalogue import get_task
+from ray_distill.tasks.encoded import Encoded
+from ray_distill.tasks.task import Task
 from ray_distill.testing.labels import row_id
 from ray_distill.testing.models import tiny_causal_tokenizer, tiny_pair_tokenizer, tiny_text_processor
 
@@ -23,13 +24,13 @@ def _processor(limit: int = 64, **settings: object) -> PairProcessor:
     return pair_processor(tiny_pair_tokenizer(), limit, LanguageConfig.model_validate(settings), start=START)
 
 
-def _task() -> TokenTask:
-    return get_token_task("seq2seq")
+def _task() -> Task:
+    return get_task("seq2seq")
 
 
 def _encode(rows: list[str], **settings: object) -> Encoded:
     ids = pa.array([row_id(number) for number in range(len(rows))], rowids.ROW_ID)
-    return _task().encode(pa.table({"row_id": ids, "text": rows}), _processor(**settings))  # type: ignore[arg-type]
+    return _task().inputs.encode(pa.table({"row_id": ids, "text": rows}), _processor(**settings))  # type: ignore[arg-type]
 
 
 def _row(encoded: Encoded, name: str, row: int) -> list[int]:
@@ -48,7 +49,7 @@ def test_the_decoder_reads_the_target_one_place_later() -> None:
     assert _row(encoded, "input_ids", 0) == _ids("ab")
     assert _row(encoded, "target", 0) == [*_ids("xyz")[:3], END]
     assert _row(encoded, "decoder_input_ids", 0) == [START, *_ids("xyz")[:3]]
-    positions, truth = _task().positions(encoded), _task().truth(encoded)
+    positions, truth = _task().answers.store.positions(encoded), _task().answers.store.truth(encoded)
     assert positions.values.tolist() == [0, 1, 2, 3, 0, 1] and positions.offsets.tolist() == [0, 4, 6]
     assert positions.values.dtype == np.int32 and truth.offsets.tolist() == [0, 4, 6]
 
@@ -56,7 +57,7 @@ def test_the_decoder_reads_the_target_one_place_later() -> None:
 def test_a_batch_is_padded_at_the_end() -> None:
     """Sources and decoder tokens to their own longest, each with its mask; the target itself is no input."""
     encoded = _encode([pair_text("ab", "xyz"), pair_text("longer", "q")])
-    batch = {name: value.tolist() for name, value in _task().collate(encoded, np.array([1, 0])).items()}
+    batch = {name: value.tolist() for name, value in _task().inputs.collate(encoded, np.array([1, 0])).items()}
     assert set(batch) == {"input_ids", "decoder_input_ids", "attention_mask", "decoder_attention_mask"}
     assert batch["input_ids"] == [_ids("longer"), [*_ids("ab"), PAD, PAD, PAD, PAD]]
     assert batch["decoder_input_ids"] == [[START, _ids("q")[0], PAD, PAD], [START, *_ids("xyz")[:3]]]
@@ -79,7 +80,7 @@ def test_rows_that_cannot_be_learnt_go_apart_with_reasons() -> None:
 
 def test_nothing_encodes_to_nothing() -> None:
     """A unit of rejected rows alone must not fail."""
-    assert _encode(["x"]).rows == 0 and _task().positions(_encode([])).offsets.tolist() == [0]
+    assert _encode(["x"]).rows == 0 and _task().answers.store.positions(_encode([])).offsets.tolist() == [0]
 
 
 def test_long_texts_are_cut_or_rejected() -> None:
@@ -114,7 +115,7 @@ def test_only_the_source_is_corrupted(name: str) -> None:
     """What is to be written of it stays, and so does the row's id."""
     source = "several words that can be spoilt here " * 4
     rows = pa.table({"row_id": pa.array([row_id(0)], rowids.ROW_ID), "text": [pair_text(source, "the very words")]})
-    damaged = _task().corruptions[name](rows, 3, np.random.default_rng(0))
+    damaged = _task().inputs.corruptions[name](rows, 3, np.random.default_rng(0))
     found = read_pair(damaged["text"][0].as_py())
     assert found.target == "the very words" and found.source != source
     assert damaged["row_id"].equals(rows["row_id"])
@@ -124,7 +125,7 @@ def test_processors_that_cannot_serve_are_refused() -> None:
     """One for texts alone, a tokenizer that does not end a text, and conversations."""
     rows = pa.table({"row_id": pa.array([row_id(0)], rowids.ROW_ID), "text": [pair_text("a", "b")]})
     with pytest.raises(ModelError, match="TextProcessor cannot encode a source with its target"):
-        _task().encode(rows, tiny_text_processor())
+        _task().inputs.encode(rows, tiny_text_processor())
     with pytest.raises(ModelError, match="adds no end"):
         pair_processor(tiny_causal_tokenizer(), 64, LanguageConfig(), start=0)
     with pytest.raises(ConfigError, match="not a conversation"):

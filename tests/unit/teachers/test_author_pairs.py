@@ -25,7 +25,7 @@ from ray_distill.snapshots.identity import row_ids
 from ray_distill.snapshots.pairs import Pair, pair_text, read_pair
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.splits import SPLITS
-from ray_distill.tasks.catalogue import TOKEN_TASKS
+from ray_distill.tasks.catalogue import TASKS
 from ray_distill.teachers.author import Author, open_author
 from ray_distill.testing.labels import row_id
 from ray_distill.testing.models import write_tiny_seq2seq_model
@@ -80,7 +80,7 @@ def test_greedy_is_what_the_evaluation_sees_the_teacher_write(folder: Path) -> N
         author = _open(folder, new_tokens=12, language=language)
         found = _written(author, _rows([*PAIRS]))
         model = load_model(TeacherConfig(model=str(folder), language=LanguageConfig(**language)), task="seq2seq")
-        expected = write_targets({"teacher": model}, _rows([*PAIRS]), task=TOKEN_TASKS["seq2seq"], batch=2)["teacher"]
+        expected = write_targets({"teacher": model}, _rows([*PAIRS]), task=TASKS["seq2seq"], batch=2)["teacher"]
         assert [row["text"] for row in found.values()] == expected["written"].to_pylist()
         unwritten = _written(author, _rows([(source, None) for source, _ in PAIRS]))
         assert {key: row["text"] for key, row in unwritten.items()} == {key: row["text"] for key, row in found.items()}

@@ -13,7 +13,7 @@ from ray_distill.config.labels import LanguageConfig
 from ray_distill.labels.format.arrow_tables import concat_signals
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.signal import Distributions
-from ray_distill.tasks.base import Encoded
+from ray_distill.tasks.encoded import Encoded
 from ray_distill.teachers import states
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.reduce import Places, reduce_logits
@@ -41,7 +41,7 @@ def _open(folder: Path, **settings: Any) -> TransformersTeacher:
 
 def _encode(teacher: TransformersTeacher, texts: list[str]) -> Encoded:
     ids = pa.array([row_id(number) for number in range(len(texts))], rowids.ROW_ID)
-    return teacher.task.encode(pa.table({"row_id": ids, "text": texts}), teacher.model.processor)
+    return teacher.task.inputs.encode(pa.table({"row_id": ids, "text": texts}), teacher.model.processor)
 
 
 def _ask(**values: Any) -> Ask:
@@ -75,10 +75,10 @@ def test_the_answers_are_the_models_at_the_tokens_that_are_learnt(
     teacher = _open(folder, **settings)
     encoded = _encode(teacher, texts)
     signal = teacher.answer(encoded, _ask(layers=(0, 2)))
-    answered = teacher.task.positions(encoded)
+    answered = teacher.task.answers.store.positions(encoded)
     assert answered is not None and signal.distributions is not None
     for row in range(len(texts)):
-        batch = teacher.task.collate(encoded, np.array([row]))
+        batch = teacher.task.inputs.collate(encoded, np.array([row]))
         with torch.inference_mode():
             plain = teacher.model.module(**batch, output_hidden_states=True)
         at = answered.values[answered.offsets[row] : answered.offsets[row + 1]]
@@ -152,6 +152,6 @@ def test_a_model_that_bends_its_logits_answers_as_a_whole(tmp_path: Path) -> Non
     encoded = _encode(teacher, TEXTS[:1])
     found = teacher.answer(encoded, _ask()).distributions
     with torch.inference_mode():
-        plain = teacher.model.module(**teacher.task.collate(encoded, np.array([0]))).logits[0, :-1]
+        plain = teacher.model.module(**teacher.task.inputs.collate(encoded, np.array([0]))).logits[0, :-1]
     assert found is not None
     np.testing.assert_allclose(found.logp.reshape(-1, V), plain.log_softmax(-1), atol=1e-5)

@@ -10,7 +10,7 @@ import torch
 from ray_distill.config import TeacherConfig
 from ray_distill.errors import TeacherRefused
 from ray_distill.labels.format.hidden_states import bases, basis_name, fit_basis, mean_name, project
-from ray_distill.tasks.base import Encoded
+from ray_distill.tasks.encoded import Encoded
 from ray_distill.teachers.ask import resolve_layers
 from ray_distill.teachers.base import Ask, Teacher
 from ray_distill.teachers.transformers_teacher import TransformersTeacher, open_teacher
@@ -28,7 +28,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> TransformersTeacher:
 
 def _encode(teacher: TransformersTeacher, texts: list[str]) -> Encoded:
     ids = pa.array([bytes([i]) * 16 for i in range(len(texts))], pa.binary(16))
-    return teacher.task.encode(pa.table({"row_id": ids, "text": texts}), teacher.model.processor)
+    return teacher.task.inputs.encode(pa.table({"row_id": ids, "text": texts}), teacher.model.processor)
 
 
 def _ask(**values: object) -> Ask:
@@ -41,7 +41,7 @@ def test_a_teacher_answers_what_its_model_says(teacher: TransformersTeacher) -> 
     signal = teacher.answer(encoded, _ask(layers=(0, 2)))
     assert signal.distributions is not None and signal.distributions.rows == len(TEXTS)
     for row in range(len(TEXTS)):
-        batch = teacher.task.collate(encoded, np.array([row]))
+        batch = teacher.task.inputs.collate(encoded, np.array([row]))
         with torch.inference_mode():
             plain = teacher.model.module(**batch, output_hidden_states=True)
         logp = signal.distributions.take([row]).logp

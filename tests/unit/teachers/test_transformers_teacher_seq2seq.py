@@ -13,7 +13,7 @@ from ray_distill.config import TeacherConfig
 from ray_distill.labels.format.arrow_tables import concat_signals, signal_to_table, table_to_signal
 from ray_distill.labels.model import rowids
 from ray_distill.snapshots.pairs import pair_text
-from ray_distill.tasks.base import Encoded
+from ray_distill.tasks.encoded import Encoded
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.transformers_teacher import TransformersTeacher, open_teacher
 from ray_distill.testing.labels import row_id
@@ -33,7 +33,7 @@ def _open(folder: Path, family: Family) -> TransformersTeacher:
 def _encode(teacher: TransformersTeacher) -> Encoded:
     ids = pa.array([row_id(number) for number in range(len(PAIRS))], rowids.ROW_ID)
     rows = pa.table({"row_id": ids, "text": [pair_text(*pair) for pair in PAIRS]})
-    return teacher.task.encode(rows, teacher.model.processor)
+    return teacher.task.inputs.encode(rows, teacher.model.processor)
 
 
 def _ask(**values: Any) -> Ask:

@@ -15,8 +15,8 @@ from ray_distill.labels.model import rowids
 from ray_distill.labels.model.signal import Signal
 from ray_distill.labels.model.validity import unusable
 from ray_distill.models.io.load import load_processor
-from ray_distill.tasks.base import Encoded
-from ray_distill.tasks.catalogue import get_label_task
+from ray_distill.tasks.catalogue import get_task
+from ray_distill.tasks.encoded import Encoded
 from ray_distill.teachers import vllm_teacher
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.engines import estimators, identify
@@ -208,13 +208,13 @@ class FakeEngine:
 def _teacher(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine) -> VllmTeacher:
     monkeypatch.setattr(vllm_teacher, "scoring", lambda k: k)
     identity = VllmIdentity(model="tiny", fingerprint="f", vocabulary=V, tokens="t", length=128, describe={})
-    return VllmTeacher(identity=identity, task=get_label_task("causal_lm"), engine=engine)
+    return VllmTeacher(identity=identity, task=get_task("causal_lm"), engine=engine)
 
 
 def _encoded(folder: Path, texts: list[str], **teacher: Any) -> Encoded:
     processor = load_processor(TeacherConfig(model=str(folder), **teacher), task="causal_lm")
     ids = pa.array([row_id(number) for number in range(len(texts))], rowids.ROW_ID)
-    return get_label_task("causal_lm").encode(pa.table({"row_id": ids, "text": texts}), processor)
+    return get_task("causal_lm").inputs.encode(pa.table({"row_id": ids, "text": texts}), processor)
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +238,7 @@ def test_every_learnt_token_gets_the_answer_of_the_token_before_it(
         .answer(encoded, Ask(estimator="topk", k=3, temperatures=(1.0,)))
         .distributions
     )
-    answered = get_label_task("causal_lm").positions(encoded)
+    answered = get_task("causal_lm").answers.store.positions(encoded)
     assert found is not None and answered is not None
     assert found.row_offsets.tolist() == answered.offsets.tolist()
     assert found.position.tolist() == answered.values.tolist()

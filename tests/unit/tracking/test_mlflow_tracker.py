@@ -373,10 +373,10 @@ def _own_answer(folder: Path, column: str, values: list[Any]) -> Any:
     task = get_task(f"{column}_classification")
     model = load_model(str(folder), task=task.name)
     ids = pa.array([index.to_bytes(16, "big") for index in range(len(values))], pa.binary(16))
-    encoded = task.encode(pa.table({"row_id": ids, column: values}), model.processor)
+    encoded = task.inputs.encode(pa.table({"row_id": ids, column: values}), model.processor)
     assert encoded.rejected == ()
     with torch.no_grad():
-        return forward(model.module, task.collate(encoded, np.arange(len(values)))).logits_BV.softmax(-1).numpy()
+        return forward(model.module, task.inputs.collate(encoded, np.arange(len(values)))).logits_BV.softmax(-1).numpy()
 
 
 FACTORY = """

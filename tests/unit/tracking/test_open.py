@@ -6,7 +6,7 @@ import pytest
 
 from ray_distill.config import TrackingConfig
 from ray_distill.errors import ConfigError, PromotionError
-from ray_distill.tasks.answers.catalogue import answers_of
+from ray_distill.tasks.catalogue import get_task
 from ray_distill.tracking.base import Dataset, Registry, Run, Tracker
 from ray_distill.tracking.mlflow_registry import MlflowRegistry
 from ray_distill.tracking.mlflow_tracker import MlflowTracker
@@ -103,6 +103,6 @@ def test_the_view_holds_the_columns_in_order() -> None:
 )
 def test_the_runs_table_shows_what_the_task_is_judged_by(task: str, metrics: list[str]) -> None:
     """The headline, the teacher's, and the other metrics that matter: of language models NLL and KL."""
-    columns = review_columns(answers_of(task))
+    columns = review_columns(get_task(task).answers)
     assert [name.removeprefix("metrics.") for name in columns if name.startswith("metrics.")][:-1] == metrics
     assert columns[0] == "tags.verdict" and columns[-1] == "attributes.Duration"

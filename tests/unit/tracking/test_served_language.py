@@ -17,7 +17,7 @@ from ray_distill.models.io.load import load_model
 from ray_distill.models.io.save import save_model
 from ray_distill.models.text.prompts import given_prompt
 from ray_distill.snapshots.pairs import pair_text
-from ray_distill.tasks.catalogue import TOKEN_TASKS
+from ray_distill.tasks.catalogue import TASKS
 from ray_distill.testing.models import write_tiny_causal_model, write_tiny_seq2seq_model
 from ray_distill.tracking.mlflow_tracker import MlflowTracker
 
@@ -174,7 +174,7 @@ def test_an_encoder_decoder_writes_targets(
         }
     )
     student = {"student": load_model(str(folder), task="seq2seq")}
-    wanted = write_targets(student, rows, task=TOKEN_TASKS["seq2seq"], batch=1)
+    wanted = write_targets(student, rows, task=TASKS["seq2seq"], batch=1)
     found = logged(tracker, folder, task="seq2seq").predict(pd.DataFrame({"text": sources}))["generated"]
     assert found.tolist() == wanted["student"]["written"].to_pylist() and any(found)
 

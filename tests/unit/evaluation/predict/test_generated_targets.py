@@ -16,11 +16,11 @@ from ray_distill.labels.model import rowids
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
 from ray_distill.snapshots.pairs import pair_text
-from ray_distill.tasks.catalogue import TOKEN_TASKS
+from ray_distill.tasks.catalogue import TASKS
 from ray_distill.testing.labels import row_id
 from ray_distill.testing.models import write_tiny_seq2seq_model
 
-TASK = TOKEN_TASKS["seq2seq"]
+TASK = TASKS["seq2seq"]
 PAIRS = [("a source", "its target"), ("a considerably longer source", "x y"), ("no", None), ("s", "q")]
 
 
@@ -104,7 +104,7 @@ def test_likelihoods_are_of_the_targets(model: Model) -> None:
 
 def test_batches_are_bound_by_what_is_written(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits are as many as decoder tokens, however long the sources are."""
-    encoded = TASK.encode(_rows(), model.processor)
+    encoded = TASK.inputs.encode(_rows(), model.processor)
     monkeypatch.setattr("ray_distill.evaluation.predict.language_model.LOGITS_BYTES", 4 * 264 * 8)
     found = [part.tolist() for part in batches(encoded, task=TASK, batch=9, vocabulary=264)]
     lengths = np.diff(encoded.features["target"].offsets)

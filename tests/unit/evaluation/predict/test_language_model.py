@@ -19,11 +19,11 @@ from ray_distill.evaluation.predict.classification import predict_all, predictor
 from ray_distill.evaluation.predict.language_model import batches, encode_for_all, predict_documents
 from ray_distill.evaluation.predict.panels import ClassPanel, LanguagePanel
 from ray_distill.models.io.load import load_model
-from ray_distill.tasks.catalogue import LABEL_TASKS, TASKS
+from ray_distill.tasks.catalogue import TASKS
 from ray_distill.testing.labels import row_id
 from ray_distill.testing.models import write_tiny_causal_model, write_tiny_text_model
 
-TASK = LABEL_TASKS["causal_lm"]
+TASK = TASKS["causal_lm"]
 BINS = 10
 TEXTS = ["the cat sat on the mat", "a", "no", "an owl; " * 9, "Ünï 🎈", "nine lives, nine tails"]
 CHAT = [
@@ -274,7 +274,7 @@ def test_classifiers_answer_as_they_did_without_a_panel(tmp_path):
     panel = ClassPanel(task=task, models=models, classes=("yes", "no"), batch=2)
     texts = ["good film", "", "bad", "so so"]
     rows = rows_of(texts).append_column("label", pa.array([0, 1, None, 1], pa.int32()))
-    assert set(panel.columns) <= set(rows.column_names) and set(panel.usual) == set(task.corruptions)
+    assert set(panel.columns) <= set(rows.column_names) and set(panel.usual) == set(task.inputs.corruptions)
     predictors = {arm: predictor(model, task, ("yes", "no"), batch=2) for arm, model in models.items()}
     plain, kept = predict_all(predictors, rows), rows.take([0, 2, 3])
     for arm, table in panel.answer(rows, ("locale",)).items():

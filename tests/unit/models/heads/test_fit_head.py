@@ -16,11 +16,11 @@ from ray_distill.models.core.forward import forward
 from ray_distill.models.heads.fit_head import fit_head, fitted_rows, read_head
 from ray_distill.models.heads.logistic import fit_logistic
 from ray_distill.models.io.load import load_model, load_processor
-from ray_distill.tasks.base import Encoded
-from ray_distill.tasks.text_classification import TextClassification
+from ray_distill.tasks.catalogue import get_task
+from ray_distill.tasks.encoded import Encoded
 from ray_distill.testing.models import tiny_tokenizer
 
-TEXT = TextClassification()
+TEXT = get_task("text_classification")
 CLASSES = ("letters", "digits")
 SAMPLES = [("abc de", 0), ("12 345", 1), ("xyz", 0), ("9 8 7", 1), ("hello", 0), ("2048", 1), ("qq", 0), ("5", 1)] * 3
 
@@ -50,13 +50,13 @@ def _rows(samples: list[tuple[str, int]]) -> pa.Table:
 
 
 def _encode(spec: TeacherConfig, samples: list[tuple[str, int]]) -> tuple[Encoded, np.ndarray]:
-    encoded = TEXT.encode(_rows(samples), load_processor(spec, task=TEXT.name))
+    encoded = TEXT.inputs.encode(_rows(samples), load_processor(spec, task=TEXT.name))
     return encoded, np.array([label for _, label in samples])
 
 
 def _fit(spec: TeacherConfig, url: Path, samples: list[tuple[str, int]] = SAMPLES, seed: int = 0) -> str:
     encoded, labels = _encode(spec, samples)
-    return fit_head(spec, encoded, labels, classes=CLASSES, collate=TEXT.collate, seed=seed, url=str(url))
+    return fit_head(spec, encoded, labels, classes=CLASSES, collate=TEXT.inputs.collate, seed=seed, url=str(url))
 
 
 def test_an_encoder_with_its_fitted_head_classifies(spec: TeacherConfig, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_an_encoder_with_its_fitted_head_classifies(spec: TeacherConfig, tmp_pat
     model = load_model(spec, task=TEXT.name, head_url=url)
     encoded, labels = _encode(spec, SAMPLES)
     with torch.inference_mode():
-        output = forward(model.module, TEXT.collate(encoded, np.arange(len(labels))), [1])
+        output = forward(model.module, TEXT.inputs.collate(encoded, np.arange(len(labels))), [1])
     assert (output.logits_BV.argmax(1).numpy() == labels).all()
     assert model.classes == CLASSES and model.widths == (32, 32) and output.hidden[1].shape[0] == len(labels)
 
@@ -155,10 +155,12 @@ def test_minilm_becomes_a_teacher(tmp_path: Path) -> None:
     ]
     samples = [(text, 0) for text in money] + [(text, 1) for text in sport]
     encoded, labels = _encode(spec, samples)
-    url = fit_head(spec, encoded, labels, classes=("money", "sport"), collate=TEXT.collate, seed=0, url=str(tmp_path))
+    url = fit_head(
+        spec, encoded, labels, classes=("money", "sport"), collate=TEXT.inputs.collate, seed=0, url=str(tmp_path)
+    )
     model = load_model(spec, task=TEXT.name, head_url=url)
     held, truth = _encode(spec, [("The tennis player retired hurt.", 1), ("Oil prices dropped sharply.", 0)])
     with torch.inference_mode():
-        output = forward(model.module, TEXT.collate(held, np.arange(2)))
+        output = forward(model.module, TEXT.inputs.collate(held, np.arange(2)))
     assert output.logits_BV.argmax(1).tolist() == truth.tolist()
     assert model.layers == 6 and model.widths == (384,) * 7

@@ -13,9 +13,14 @@ from ray_distill.config import HeadConfig, TeacherConfig
 from ray_distill.errors import ConfigError, DistillError, ModelError
 from ray_distill.models.core.checkpoint_files import checkpoint_digest
 from ray_distill.models.core.forward import forward
-from ray_distill.models.core.shape_probe import example
 from ray_distill.models.io.load import load_model, load_processor
-from ray_distill.testing.models import tiny_text_model, tiny_tokenizer, write_tiny_image_model, write_tiny_text_model
+from ray_distill.testing.models import (
+    example,
+    tiny_text_model,
+    tiny_tokenizer,
+    write_tiny_image_model,
+    write_tiny_text_model,
+)
 
 TEXT, IMAGE = "text_classification", "image_classification"
 CLASSES = ("ham", "spam", "other")
@@ -87,7 +92,7 @@ def test_dtype_is_that_of_the_weights(checkpoint: Path) -> None:
     """A bfloat16 teacher holds and answers in bfloat16."""
     model = load_model(TeacherConfig(model=str(checkpoint), dtype="bfloat16"), task=TEXT)
     assert {p.dtype for p in model.module.parameters()} == {torch.bfloat16}
-    assert forward(model.module, example(model.processor, "text")).logits_BV.dtype == torch.bfloat16
+    assert forward(model.module, example(model)).logits_BV.dtype == torch.bfloat16
 
 
 def _pickled(folder: Path) -> None:
@@ -168,7 +173,7 @@ def test_image_models_take_grey_and_colour(tmp_path: Path, architecture: str) ->
     """Token and feature-map models load; ``spatial`` tells them apart; hidden states come as tokens."""
     folder = write_tiny_image_model(tmp_path / "image", CLASSES, 0, channels=3, architecture=architecture)  # type: ignore[arg-type]
     model = load_model(str(folder), task=IMAGE)
-    output = forward(model.module, example(model.processor, "image"), [0, model.layers])
+    output = forward(model.module, example(model), [0, model.layers])
     assert model.states.spatial == (architecture == "resnet")
     assert [state.shape[-1] for state in output.hidden.values()] == [model.widths[0], model.widths[-1]]
     assert all(state.ndim == 3 for state in output.hidden.values()) and output.mask_BL is None

@@ -19,14 +19,13 @@ from ray_distill.errors import ConfigError, ModelError
 from ray_distill.models.core.checkpoint_files import METADATA_FILE, checkpoint_digest
 from ray_distill.models.core.forward import forward
 from ray_distill.models.core.model import Model, ModelParts
-from ray_distill.models.core.shape_probe import example
 from ray_distill.models.io.load import load_model, load_processor
 from ray_distill.models.io.save import save_model
 from ray_distill.models.students.build_classifier import build_student
 from ray_distill.models.text.lm_processor import LanguageProcessor
 from ray_distill.models.text.processors import text_processor
 from ray_distill.storage.files import upload_folder
-from ray_distill.testing.models import tiny_causal_tokenizer, tiny_text_processor, write_tiny_causal_model
+from ray_distill.testing.models import example, tiny_causal_tokenizer, tiny_text_processor, write_tiny_causal_model
 
 TASK, V = "causal_lm", 264
 CHAT = LanguageConfig(format="chat", roles=("user", "assistant"), long="reject")
@@ -100,7 +99,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _logits(model: Model) -> torch.Tensor:
     with torch.inference_mode():
-        return forward(model.module, example(model.processor, "text")).logits_BV[0]
+        return forward(model.module, example(model)).logits_BV[0]
 
 
 def test_a_language_model_has_a_vocabulary_and_no_classes(folder: Path) -> None:

@@ -20,11 +20,11 @@ from ray_distill.config import StudentModel, TeacherConfig
 from ray_distill.errors import ConfigError, ModelError
 from ray_distill.models.core.forward import forward
 from ray_distill.models.core.model import Model, ModelParts
-from ray_distill.models.core.shape_probe import example
 from ray_distill.models.io.load import load_model
 from ray_distill.models.io.save import save_model
 from ray_distill.models.students.build_classifier import build_student, evenly_spaced
 from ray_distill.testing.models import (
+    example,
     tiny_image_processor,
     tiny_text_model,
     tiny_tokenizer,
@@ -50,7 +50,7 @@ def _student(teacher: TeacherConfig, classes: tuple[str, ...] = CLASSES, seed: i
 
 def _logits(model: Model) -> torch.Tensor:
     with torch.inference_mode():
-        return forward(model.module, example(model.processor, "text")).logits_BV[0]
+        return forward(model.module, example(model)).logits_BV[0]
 
 
 SOURCES = {

@@ -17,7 +17,7 @@ from ray_distill.runtime.labelling.batching import answer_all, answer_unit, ask_
 from ray_distill.runtime.labelling.death_counter import Strikes
 from ray_distill.runtime.labelling.isolate_failures import FailedUnit, Suspect, spread
 from ray_distill.runtime.labelling.label_actors import Plan
-from ray_distill.tasks.base import Encoded, Ragged
+from ray_distill.tasks.encoded import Encoded, Ragged
 from ray_distill.teachers.base import Ask
 from ray_distill.testing.labels import fake_manifest, row_id
 from ray_distill.testing.models import FakeTeacher

@@ -20,7 +20,7 @@ from ray_distill.runtime.forecast.plan_report import PlanReport
 from ray_distill.runtime.forecast.probe import Piece, unit_rows
 from ray_distill.runtime.forecast.storage_options import Comparison, compare
 from ray_distill.runtime.labelling.identify_teacher import TeacherFacts
-from ray_distill.tasks.base import Encoded
+from ray_distill.tasks.encoded import Encoded
 from ray_distill.testing.labels import row_id
 from ray_distill.testing.models import FakeTeacher
 

@@ -27,7 +27,7 @@ from ray_distill.students.data.token_examples import TokenSet, build_token_set
 from ray_distill.students.modules.student_module import make_projections
 from ray_distill.students.modules.token_student_module import PLACES, TokenBundle
 from ray_distill.students.objective.weighted_losses import to_device
-from ray_distill.tasks.catalogue import TOKEN_TASKS
+from ray_distill.tasks.catalogue import TASKS
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.transformers_teacher import open_teacher
 from ray_distill.testing.labels import row_id
@@ -36,7 +36,7 @@ from ray_distill.testing.models import tiny_pair_tokenizer, write_tiny_seq2seq_m
 PAIRS = [("a source", "its target"), ("a considerably longer source", "x"), ("s", "longer than its source"), ("u", "v")]
 #: Rows the teacher has labelled: all but the last.
 LABELLED = 3
-TASK = TOKEN_TASKS["seq2seq"]
+TASK = TASKS["seq2seq"]
 LOSSES = (Soft(), Hard(), TeacherHard())
 
 
@@ -47,7 +47,7 @@ def _rows(rows: int = len(PAIRS)) -> pa.Table:
 
 def _set(folder: Path, model: Model, layers: tuple[int, ...] = ()) -> TokenSet:
     teacher = open_teacher(TeacherConfig(model=str(folder)), task="seq2seq")
-    encoded = TASK.encode(_rows(LABELLED), teacher.model.processor)
+    encoded = TASK.inputs.encode(_rows(LABELLED), teacher.model.processor)
     signal = teacher.answer(encoded, Ask(estimator="topk", k=9, temperatures=(1.0,), layers=layers, pool="token"))
     return build_token_set(
         _rows(), task=TASK, processor=model.processor, vocabulary=model.vocabulary, labels=(encoded.row_ids, signal)
@@ -102,7 +102,7 @@ def test_without_losses_the_bundle_gives_the_logits_of_the_targets(folders: tupl
     assert fused is None
     expected, true = [], []
     for row in (2, 0):
-        alone = TASK.collate(data.encoded, np.array([row]))
+        alone = TASK.inputs.collate(data.encoded, np.array([row]))
         with torch.no_grad():
             expected.append(model.module(**alone).logits[0])
         true += data.truth.values[data.truth.offsets[row] : data.truth.offsets[row + 1]].tolist()

@@ -20,8 +20,8 @@ from ray_distill.models.text.lm_processor import LanguageProcessor, language_pro
 from ray_distill.students.data.token_examples import TokenSet, build_token_set, check_tokens
 from ray_distill.students.modules.token_student_module import PLACES
 from ray_distill.students.objective.validate_losses import check_retained_mass
-from ray_distill.tasks.base import Batch
-from ray_distill.tasks.catalogue import LABEL_TASKS
+from ray_distill.tasks.catalogue import TASKS
+from ray_distill.tasks.encoded import Batch
 from ray_distill.testing.models import tiny_causal_tokenizer, write_tiny_causal_model
 
 V = 264
@@ -79,7 +79,7 @@ def _ends(counts: list[int]) -> Any:
 
 
 def build(texts: dict[int, str], labels: tuple[pa.Array, Signal] | None, **changes: Any) -> TokenSet:
-    values: dict[str, Any] = {"task": LABEL_TASKS["causal_lm"], "processor": processor(), "vocabulary": V, **changes}
+    values: dict[str, Any] = {"task": TASKS["causal_lm"], "processor": processor(), "vocabulary": V, **changes}
     return build_token_set(snapshot(texts), labels=labels, **values)
 
 
@@ -292,6 +292,6 @@ def test_a_documents_entropy_is_the_mean_over_its_tokens() -> None:
     entropy = np.array([1.0, 2.0, 6.0, 0.5, 1.5], np.float32)
     labels = ids, replace(signal, distributions=replace(signal.distributions, entropy=entropy))
     found = build_token_set(
-        snapshot(texts), task=LABEL_TASKS["causal_lm"], processor=processor(), vocabulary=V, labels=labels
+        snapshot(texts), task=TASKS["causal_lm"], processor=processor(), vocabulary=V, labels=labels
     )
     assert np.array_equal(found.entropies(), [3.0, np.nan, 1.0], equal_nan=True)

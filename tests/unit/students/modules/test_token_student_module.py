@@ -25,8 +25,8 @@ from ray_distill.students.loop.validation import Score, TokenJudge
 from ray_distill.students.modules.token_student_module import PLACES, TokenBundle
 from ray_distill.students.order.micro_batches import Budget
 from ray_distill.students.process_group import Ranks
-from ray_distill.tasks.base import Batch
-from ray_distill.tasks.catalogue import LABEL_TASKS
+from ray_distill.tasks.catalogue import TASKS
+from ray_distill.tasks.encoded import Batch
 from ray_distill.testing.models import write_tiny_causal_model
 
 V = 264
@@ -127,7 +127,7 @@ def test_a_head_that_cannot_be_fused_gives_logits(make: Any, caplog: pytest.LogC
 def data_of(processor: Any, labelled: Any = None) -> TokenSet:
     table = pa.table({"row_id": pa.array([b"a" * 16, b"b" * 16], pa.binary(16)), "text": ["some text", "other"]})
     return build_token_set(
-        table, task=LABEL_TASKS["causal_lm"], processor=processor, vocabulary=V, labels=labelled, name="validation"
+        table, task=TASKS["causal_lm"], processor=processor, vocabulary=V, labels=labelled, name="validation"
     )
 
 

@@ -17,7 +17,7 @@ from ray_distill.students.data.token_examples import TokenSet, build_token_set
 from ray_distill.students.modules.student_module import make_projections
 from ray_distill.students.modules.token_student_module import TokenBundle
 from ray_distill.students.objective.weighted_losses import Term, ask_head, build_terms, combine, squares, to_device
-from ray_distill.tasks.catalogue import LABEL_TASKS
+from ray_distill.tasks.catalogue import TASKS
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.transformers_teacher import open_teacher
 from ray_distill.testing.models import write_tiny_causal_model
@@ -88,13 +88,9 @@ def data_of(folder: Path, vocabulary: int) -> TokenSet:
         }
     )
     ask = Ask(estimator="topk", k=6, temperatures=(1.0,), pool="token", layers=(2,))
-    ids, signal, _ = answer_all(teacher, teacher.task.encode(table, teacher.model.processor), ask, batch=4)
+    ids, signal, _ = answer_all(teacher, teacher.task.inputs.encode(table, teacher.model.processor), ask, batch=4)
     return build_token_set(
-        table,
-        task=LABEL_TASKS["causal_lm"],
-        processor=teacher.model.processor,
-        vocabulary=vocabulary,
-        labels=(ids, signal),
+        table, task=TASKS["causal_lm"], processor=teacher.model.processor, vocabulary=vocabulary, labels=(ids, signal)
     )
 
 

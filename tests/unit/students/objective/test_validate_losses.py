@@ -22,8 +22,8 @@ from ray_distill.students.modules.student_module import build_bundle, make_proje
 from ray_distill.students.modules.token_student_module import TokenBundle
 from ray_distill.students.objective.validate_losses import layers_wanted, pairs_of
 from ray_distill.students.objective.weighted_losses import build_terms
-from ray_distill.tasks.base import Batch
-from ray_distill.tasks.catalogue import LABEL_TASKS, TOKEN_TASKS
+from ray_distill.tasks.catalogue import TASKS
+from ray_distill.tasks.encoded import Batch
 from ray_distill.testing.models import (
     write_tiny_causal_model,
     write_tiny_image_model,
@@ -70,10 +70,10 @@ def inputs_of(model: Model, columns: dict[str, Any]) -> Batch:
     table = pa.table({"row_id": IDS, **columns})
     if model.vocabulary:
         return build_token_set(
-            table, task=TOKEN_TASKS[model.task], processor=model.processor, vocabulary=model.vocabulary, labels=None
+            table, task=TASKS[model.task], processor=model.processor, vocabulary=model.vocabulary, labels=None
         ).batch(np.arange(2))[0]
-    task = LABEL_TASKS[model.task]
-    return task.collate(task.encode(table, model.processor), np.arange(2))
+    task = TASKS[model.task]
+    return task.inputs.collate(task.inputs.encode(table, model.processor), np.arange(2))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ray_distill.config import TrainingConfig
 from ray_distill.errors import ConfigError
 from ray_distill.students.order.micro_batches import Budget, Lengths, MicroBatch, cut_by_tokens, micro_batches
-from ray_distill.tasks.base import Encoded, Ragged
+from ray_distill.tasks.encoded import Encoded, Ragged
 from ray_distill.tasks.packing import collate_packed
 
 

@@ -7,10 +7,10 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image, ImageFilter
 
-from ray_distill.tasks.base import Corruption
-from ray_distill.tasks.classification import Unusable
-from ray_distill.tasks.corruptions import corrupt_column
-from ray_distill.tasks.images import decode_image, encode_png
+from ray_distill.tasks.inputs.corruptions import corrupt_column
+from ray_distill.tasks.inputs.modality import Corruption
+from ray_distill.tasks.inputs.pixels import decode_image, encode_png
+from ray_distill.tasks.inputs.rows import Unusable
 
 Pixels = npt.NDArray[np.uint8]
 #: (pixels [H, W, C], severity, generator) -> pixels of the same shape.

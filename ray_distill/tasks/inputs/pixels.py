@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from ray_distill.tasks.classification import Unusable
+from ray_distill.tasks.inputs.rows import Unusable
 
 #: A longer strip would be resized to gigabytes by processors that keep the aspect ratio.
 _LONGEST_RATIO = 200

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from ray_distill.tasks.base import Corruption
-from ray_distill.tasks.corruptions import Change, corrupt_column
+from ray_distill.tasks.inputs.corruptions import Change, corrupt_column
+from ray_distill.tasks.inputs.modality import Corruption
 
 #: By severity: share of letters mistyped; of words in capitals; of words lost.
 _TYPO_RATES = {1: 0.03, 2: 0.07, 3: 0.12}

@@ -1,0 +1,34 @@
+"""What each facet of a family must have: the contract between the stages and ``tasks/answers/<family>/<facet>.py``."""
+
+from typing import Protocol
+
+import pyarrow as pa
+
+from ray_distill.config import Campaign
+from ray_distill.labels.model.signal import Signal
+from ray_distill.tasks.encoded import Encoded, Ragged
+
+
+class StoreFacet(Protocol):
+    """Labelling: where a model answers, what is true there, and how stored labels reach the student's positions."""
+
+    def positions(self, encoded: Encoded) -> Ragged:
+        """Return where a model answers: places (int32) of each row, ascending."""
+
+    def truth(self, encoded: Encoded, rows: pa.Table | None = None) -> Ragged:
+        """Return the true class or token at each of `positions`, in their order; -1 where it is unknown.
+
+        Args:
+            encoded: the usable rows.
+            rows: the snapshot rows that they were encoded from; required where the truth is a column.
+        """
+
+    def align(self, signal: Signal, encoded: Encoded) -> Signal:
+        """Map the teacher's positions to the student's."""
+
+
+class RefuseFacet(Protocol):
+    """Configuration: settings that the family cannot serve."""
+
+    def refuse(self, config: Campaign) -> list[str]:
+        """List them, each as ``<config path>: <what is wrong>; <what to do>``."""

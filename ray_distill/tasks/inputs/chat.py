@@ -1,0 +1,94 @@
+"""One text or conversation a row, with a mark on each token that is to be predicted."""
+
+from collections.abc import Mapping
+from typing import Protocol, cast, runtime_checkable
+
+import numpy as np
+import pyarrow as pa
+
+from ray_distill.config import Campaign
+from ray_distill.tasks.encoded import Batch, Encoded, Ragged, Rejected
+from ray_distill.tasks.inputs.modality import Index, Inputs, Processor
+from ray_distill.tasks.inputs.padding import pad_sequences, real_tokens
+from ray_distill.tasks.inputs.rows import encoded, sift
+from ray_distill.tasks.inputs.text import COLUMN, Texts, example, read_text, refuse_target, show, statistics
+from ray_distill.tasks.inputs.text_corruptions import TEXT_CORRUPTIONS
+
+#: The feature that no model takes: 1 on each token that is to be predicted.
+ANSWERED = "answered"
+
+
+@runtime_checkable
+class Language(Protocol):
+    """A processor that reads conversations; see `models.text.lm_processor.LanguageProcessor`."""
+
+    def language(self, texts: list[str]) -> tuple[Mapping[str, Ragged], dict[int, str]]:
+        """Return ``input_ids`` and ``answered`` of every text, and by their place the reasons why some are empty."""
+
+
+def encode(rows: pa.Table, processor: Processor) -> Encoded:
+    """Tokenise: ``input_ids`` and ``answered``; texts in which nothing can be learnt are rejected.
+
+    With a processor that reads plain texts only, all tokens but the first are to be predicted.
+    """
+    texts, row_ids, rejected = sift(rows, COLUMN, read_text)
+    features, reasons = _tokens(texts, processor)
+    lengths, learnt = np.diff(features["input_ids"].offsets), np.diff(answers(features[ANSWERED]).offsets)
+    for row in np.flatnonzero((lengths < 2) | (learnt == 0)).tolist():
+        reasons.setdefault(row, "fewer than two tokens" if lengths[row] < 2 else "nothing to learn")
+    apart = tuple(Rejected(row_id=row_ids[row].as_py(), reason=reasons[row]) for row in sorted(reasons))
+    found = encoded(row_ids, dict(features), rejected, processor)
+    kept = found.take(np.setdiff1d(np.arange(len(texts)), sorted(reasons)).astype(np.int64))
+    return Encoded(row_ids=kept.row_ids, features=kept.features, rejected=(*rejected, *apart))
+
+
+def collate(encoded: Encoded, index: Index) -> Batch:
+    """Token ids int64 ``[B, L]``, padded at the end to the longest of the batch, and ``attention_mask``."""
+    batch = {name: pad_sequences(feature, index) for name, feature in encoded.features.items() if name != ANSWERED}
+    return {**batch, "attention_mask": real_tokens(encoded.features["input_ids"], index)}
+
+
+def answers(answered: Ragged) -> Ragged:
+    """Return the tokens of each row (int32, ascending) that precede an answered one; none precedes a row's first."""
+    lengths = np.diff(answered.offsets)
+    within = np.arange(len(answered.values)) - np.repeat(answered.offsets[:-1], lengths)
+    flat = np.flatnonzero((answered.values != 0) & (within > 0))
+    offsets = np.searchsorted(flat, answered.offsets).astype(np.int64)
+    return Ragged(values=(within[flat] - 1).astype(np.int32), offsets=offsets)
+
+
+def _tokens(texts: list[str], processor: Processor) -> tuple[dict[str, Ragged], dict[int, str]]:
+    if isinstance(processor, Language):
+        features, reasons = processor.language(texts)
+        return dict(features), dict(reasons)
+    features = cast(Texts, processor).texts(texts)
+    ids = features["input_ids"]
+    return {**features, ANSWERED: Ragged(values=np.ones(len(ids.values), np.int8), offsets=ids.offsets)}, {}
+
+
+def _plain(config: Campaign) -> bool:
+    return config.labels.teacher.language.format == "text"
+
+
+def _refuse(config: Campaign) -> list[str]:
+    settings = config.labels.teacher.language
+    return refuse_target(config) + [
+        f"labels.teacher.language.{name}: {config.task} has no sources and targets; leave it out"
+        for name in ("prefix", "target_length")
+        if getattr(settings, name)
+    ]
+
+
+TEXT_OR_CHAT = Inputs(
+    name="chat",
+    column=COLUMN,
+    encode=encode,
+    collate=collate,
+    example=example,
+    statistics=statistics,
+    show=show,
+    answering="input_ids",
+    corruptions=TEXT_CORRUPTIONS,
+    corruptible=_plain,
+    refuse=_refuse,
+)

@@ -1,0 +1,97 @@
+"""One encoded image a row (PNG, JPEG and all that Pillow decodes)."""
+
+import io
+from collections.abc import Mapping
+from typing import Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from PIL import Image, UnidentifiedImageError
+
+from ray_distill.errors import EvaluationError
+from ray_distill.tasks.encoded import Batch, Encoded, Ragged
+from ray_distill.tasks.inputs.image_corruptions import IMAGE_CORRUPTIONS
+from ray_distill.tasks.inputs.modality import Floats, Index, Inputs, Processor
+from ray_distill.tasks.inputs.pixels import decode_image
+from ray_distill.tasks.inputs.rows import encoded, one_row, sift
+from ray_distill.tasks.inputs.text import refuse_target
+
+COLUMN = "image"
+#: Columns of an image that are shown, and its shades from dark to light.
+SHOWN_COLUMNS, _SHADES = 56, " .:-=+*#%@"
+
+
+class Images(Processor, Protocol):
+    """A processor that reads images; see `models.text.processors.ImageProcessor`."""
+
+    def images(self, images: list[npt.NDArray[np.uint8]]) -> Mapping[str, Ragged]:
+        """Prepare images ``[H, W, C]`` uint8: ``pixel_values`` float32 ``[R, C, H, W]``."""
+
+
+def encode(rows: pa.Table, processor: Processor) -> Encoded:
+    """Decode, resize and normalise; missing and undecodable images are rejected."""
+    images, row_ids, rejected = sift(rows, COLUMN, decode_image)
+    return encoded(row_ids, dict(cast(Images, processor).images(images)), rejected, processor)
+
+
+def collate(encoded: Encoded, index: Index) -> Batch:
+    """``pixel_values`` float32 ``[B, C, H, W]``."""
+    import torch
+
+    return {
+        name: torch.from_numpy(feature.values[feature.offsets[index]]) for name, feature in encoded.features.items()
+    }
+
+
+def example(processor: Processor) -> Encoded:
+    """Prepare a black image."""
+    return one_row(cast(Images, processor).images([np.zeros((32, 32, 3), np.uint8)]))
+
+
+def statistics(images: pa.ChunkedArray) -> dict[str, Floats]:
+    """Return brightness and contrast (0 … 1), edges (mean absolute step between neighbours) and size in pixels.
+
+    Raises:
+        EvaluationError: an image cannot be decoded.
+    """
+    values = [_statistics_of(row, item.as_py()) for row, item in enumerate(images)]
+    table = np.array(values, dtype=np.float64).reshape(-1, 4)
+    return dict(zip(("brightness", "contrast", "edges", "pixels"), table.T, strict=True))
+
+
+def show(data: bytes | None) -> str:
+    """Return size and mode of an image, and its shades of grey as characters, twice as wide as high."""
+    try:
+        image = Image.open(io.BytesIO(data or b""))
+        columns = min(2 * image.width, SHOWN_COLUMNS)
+        small = image.convert("L").resize((columns, max(1, round(columns / 2 * image.height / image.width))))
+    except (UnidentifiedImageError, OSError) as error:
+        return f"image: {len(data or b'')} bytes that are no readable image ({error})"
+    shades = np.asarray(small).astype(int) * (len(_SHADES) - 1) // 255
+    lines = ["".join(_SHADES[shade] for shade in line).rstrip() for line in shades]
+    return "\n".join([f"image: {image.width} × {image.height}, {image.mode}", "\n".join(lines).strip("\n")])
+
+
+def _statistics_of(row: int, data: bytes) -> tuple[float, float, float, float]:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            grey = np.asarray(image.convert("L"), dtype=np.float64) / 255
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise EvaluationError(f"the image of row {row} cannot be decoded: {error}") from error
+    steps = [np.abs(np.diff(grey, axis=axis)) for axis in (0, 1)]
+    edges = np.mean([step.mean() if step.size else 0.0 for step in steps])
+    return float(grey.mean()), float(grey.std()), float(edges), float(grey.size)
+
+
+IMAGE = Inputs(
+    name="image",
+    column=COLUMN,
+    encode=encode,
+    collate=collate,
+    example=example,
+    statistics=statistics,
+    show=show,
+    corruptions=IMAGE_CORRUPTIONS,
+    refuse=refuse_target,
+)

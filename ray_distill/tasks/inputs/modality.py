@@ -1,0 +1,66 @@
+"""The contract of a modality: everything that the stages need to read inputs of one kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ray_distill.config import Campaign
+from ray_distill.tasks.encoded import Batch, Encoded
+
+#: A seeded corruption: (rows, severity 1..3, generator) -> rows of the same ids, in the same order.
+Corruption = Callable[[pa.Table, int, np.random.Generator], pa.Table]
+Index = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+class Processor(Protocol):
+    """A tokenizer or an image processor; each modality requires more methods and checks for them."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of everything that decides the features."""
+
+
+def _nothing_refused(config: Campaign) -> list[str]:
+    return []
+
+
+def _always(config: Campaign) -> bool:
+    return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """A modality: plain functions over snapshot rows, so that a task of the user's own can replace any one of them."""
+
+    name: str
+    column: str
+    """Snapshot column that contains the input."""
+    encode: Callable[[pa.Table, Processor], Encoded]
+    """Turn snapshot rows (``row_id``, the input column) into features; unusable rows are returned as rejected."""
+    collate: Callable[[Encoded, Index], Batch]
+    """Build tensors of the given rows; ragged features are padded at the end to the longest row of the batch."""
+    example: Callable[[Processor], Encoded]
+    """Encode one made-up row, to try a model on."""
+    statistics: Callable[[pa.ChunkedArray], Mapping[str, Floats]]
+    """Compute simple statistics of every input, ``[N]`` each, for drift tests."""
+    show: Callable[[bytes | None], str]
+    """Render one input for a terminal."""
+    answering: str = ""
+    """Feature at whose tokens a model can answer: collated it is ``[B, L]``. Empty for inputs without tokens."""
+    corruptions: Mapping[str, Corruption]
+    """Seeded corruptions by name."""
+    corruptible: Callable[[Campaign], bool] = _always
+    """Return False where the corruptions would break what the campaign's inputs are, such as conversations."""
+    refuse: Callable[[Campaign], list[str]] = _nothing_refused
+    """List the settings that these inputs cannot serve, each as ``<config path>: <what is wrong>; <what to do>``."""
+
+    def corruptions_of(self, config: Campaign) -> Mapping[str, Corruption]:
+        """Return the corruptions that the campaign's inputs can suffer."""
+        return self.corruptions if self.corruptible(config) else {}

@@ -76,8 +76,9 @@ class TeacherConfig(Section):
     """The model whose answers are stored."""
 
     model: str = Field(description="checkpoint folder or URL, or module:function")
-    engine: Literal["transformers", "vllm"] = Field(
-        "transformers", description="what runs the model; vllm: language models, estimator topk at T = 1 alone"
+    engine: str = Field(
+        "transformers",
+        description="transformers, or vllm: language models, estimator topk at T = 1 alone (teachers/engines.py)",
     )
     vllm: VllmConfig = VllmConfig()
     revision: str | None = Field(None, description="sha256:… of the checkpoint's files; a mismatch is an error")

@@ -1,30 +1,105 @@
-"""Open and identify teachers by the engine that a config names."""
+"""List the engines that run teachers. A new engine is one file and one entry here."""
 
-from ray_distill.config import TeacherConfig
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from ray_distill.config import LabelsConfig, TeacherConfig
+from ray_distill.errors import ConfigError
+from ray_distill.teachers import vllm_limits
 from ray_distill.teachers.base import Identity, Teacher
 from ray_distill.teachers.transformers_teacher import open_teacher as open_transformers
 from ray_distill.teachers.vllm_teacher import identify_vllm, open_vllm
 
 
+class Open(Protocol):
+    """Load a teacher, ready to label."""
+
+    def __call__(self, config: TeacherConfig, *, task: str, head_url: str | None) -> Teacher:
+        """See `open_teacher`."""
+
+
+class Identify(Protocol):
+    """Identify a teacher, without starting an engine where that is possible."""
+
+    def __call__(self, config: TeacherConfig, *, task: str, head_url: str | None) -> Identity:
+        """See `identify`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """One way to run a teacher."""
+
+    open: Open
+    identify: Identify
+    estimators: tuple[str, ...]
+    """Estimators that it can give."""
+    refuse: Callable[[LabelsConfig, str], None] | None = None
+    """Refuse settings of labels for a task, before anything is started."""
+    refuse_classes: Callable[[LabelsConfig, int], None] | None = None
+    """Refuse settings of labels for a number of classes."""
+    python: Callable[[TeacherConfig], str | None] = lambda _: None
+    """Interpreter of the engine's own environment; None: the one of Ray's workers."""
+    keeps_memory: bool = False
+    """True: its memory is released when its process ends, so that a task must end its process."""
+
+
+ENGINES: Mapping[str, Engine] = {
+    "transformers": Engine(
+        open=open_transformers, identify=open_transformers, estimators=("dense", "topk", "sampled", "hybrid")
+    ),
+    "vllm": Engine(
+        open=lambda config, *, task, head_url: open_vllm(config, task=task),
+        identify=lambda config, *, task, head_url: identify_vllm(config, task=task),
+        estimators=("topk",),
+        refuse=vllm_limits.refuse_settings,
+        refuse_classes=vllm_limits.refuse_classes,
+        python=lambda teacher: teacher.vllm.python,
+        keeps_memory=True,
+    ),
+}
+
+
+def engine_of(config: TeacherConfig) -> Engine:
+    """Return the engine of a teacher.
+
+    Raises:
+        ConfigError: there is none of this name; the known ones are listed.
+    """
+    if config.engine not in ENGINES:
+        raise ConfigError(f"labels.teacher.engine: unknown {config.engine!r}; the engines are {', '.join(ENGINES)}")
+    return ENGINES[config.engine]
+
+
 def open_teacher(config: TeacherConfig, *, task: str, head_url: str | None = None) -> Teacher:
-    """Load the teacher a config names, ready to answer.
+    """Load the teacher that a config names, ready to label.
 
     Raises:
         TeacherRefused: its engine cannot load it.
         ModelError, ConfigError, StorageError: as `load_model`.
     """
-    if config.engine == "vllm":
-        return open_vllm(config, task=task)
-    return open_transformers(config, task=task, head_url=head_url)
+    return engine_of(config).open(config, task=task, head_url=head_url)
 
 
 def identify(config: TeacherConfig, *, task: str, head_url: str | None = None) -> Identity:
-    """Identify the teacher of a config without starting vLLM. Errors as `open_teacher`."""
-    if config.engine == "vllm":
-        return identify_vllm(config, task=task)
-    return open_transformers(config, task=task, head_url=head_url)
+    """Identify the teacher of a config; vLLM is not started. Errors as `open_teacher`."""
+    return engine_of(config).identify(config, task=task, head_url=head_url)
 
 
-def estimators(config: TeacherConfig) -> tuple[str, ...]:
-    """Estimators that the teacher's engine can give."""
-    return ("topk",) if config.engine == "vllm" else ("dense", "topk", "sampled", "hybrid")
+def refuse_labels(labels: LabelsConfig, *, task: str) -> None:
+    """Refuse labels that the teacher's engine cannot make, with all reasons.
+
+    Raises:
+        TeacherRefused: a setting of the teacher, the signal or the resources that the engine cannot serve.
+        ConfigError: an unknown engine.
+    """
+    engine = engine_of(labels.teacher)
+    if engine.refuse is not None:
+        engine.refuse(labels, task)
+
+
+def refuse_classes(labels: LabelsConfig, classes: int) -> None:
+    """Refuse labels that the engine cannot make over so many classes; errors as `refuse_labels`."""
+    engine = engine_of(labels.teacher)
+    if engine.refuse_classes is not None:
+        engine.refuse_classes(labels, classes)

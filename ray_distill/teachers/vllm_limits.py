@@ -10,14 +10,12 @@ from ray_distill.teachers.base import Ask
 ENGINE = "labels.teacher.engine: vllm"
 
 
-def refuse_labels(labels: LabelsConfig, *, task: str) -> None:
-    """Refuse labels that vLLM cannot make, with all reasons. Other engines pass.
+def refuse_settings(labels: LabelsConfig, task: str) -> None:
+    """Refuse labels that vLLM cannot make, with all reasons.
 
     Raises:
         TeacherRefused: a setting of the teacher, the signal or the resources that it cannot serve.
     """
-    if labels.teacher.engine != "vllm":
-        return
     signal, share = labels.signal, labels.teacher.vllm.tensor_parallel_size
     ask = Ask(estimator=signal.estimator, k=signal.k, temperatures=signal.temperatures, layers=labels.hidden.layers)
     reasons = [*_of_teacher(labels.teacher, task), *_of_ask(ask)]
@@ -30,18 +28,17 @@ def refuse_labels(labels: LabelsConfig, *, task: str) -> None:
 
 
 def refuse_teacher(config: TeacherConfig, *, task: str) -> None:
-    """Refuse a model that vLLM cannot load as a teacher; errors as `refuse_labels`."""
+    """Refuse a model that vLLM cannot load as a teacher; errors as `refuse_settings`."""
     _raise(config.model, list(_of_teacher(config, task)))
 
 
 def refuse_classes(labels: LabelsConfig, vocabulary: int) -> None:
-    """Refuse a k above the number of vLLM's classes; errors as `refuse_labels`."""
-    if labels.teacher.engine == "vllm":
-        _raise(labels.teacher.model, list(_of_classes(labels.signal.k, vocabulary)))
+    """Refuse a k above the number of vLLM's classes; errors as `refuse_settings`."""
+    _raise(labels.teacher.model, list(_of_classes(labels.signal.k, vocabulary)))
 
 
 def refuse_ask(ask: Ask, vocabulary: int, model: str) -> None:
-    """Refuse a signal that vLLM cannot give with this vocabulary; errors as `refuse_labels`."""
+    """Refuse a signal that vLLM cannot give with this vocabulary; errors as `refuse_settings`."""
     _raise(model, [*_of_ask(ask), *_of_classes(ask.k, vocabulary)])
 
 

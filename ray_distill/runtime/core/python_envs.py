@@ -1,6 +1,6 @@
-"""Where the teacher lives: vLLM has a Python environment of its own, in which every task and actor runs that asks it.
+"""Run the tasks and actors of a teacher in the Python environment of its engine.
 
-All who ask the teacher go through `environment`; nothing else knows that there is more than one environment.
+`environment` is the only place that chooses one.
 """
 
 import json
@@ -13,12 +13,13 @@ import ray
 from ray_distill.config import TeacherConfig
 from ray_distill.errors import ClusterError, TeacherRefused
 from ray_distill.runtime.core.connection import on_cluster
+from ray_distill.teachers.engines import engine_of
 
-#: Seconds in which an interpreter must say what it holds.
-LOOK_SECONDS = 120.0
+#: Seconds in which an interpreter must report its packages.
+REPORT_SECONDS = 120.0
 
 #: Run by the other interpreter, which may lack anything.
-_LOOK = """
+_REPORT = """
 import importlib.metadata, importlib.util, json, sys
 found = {"python": ".".join(map(str, sys.version_info[:2]))}
 for name in ("ray", "vllm", "ray_distill"):
@@ -30,60 +31,62 @@ print(json.dumps(found))
 
 
 def environment(teacher: TeacherConfig) -> dict[str, Any]:
-    """Options of a Ray task or actor that asks the teacher; none where it lives beside everything else."""
-    if teacher.engine != "vllm" or teacher.vllm.python is None:
-        return {}
-    return {"runtime_env": {"py_executable": teacher.vllm.python}}
+    """Return options of a Ray task or actor that runs the teacher; empty in the workers' own environment."""
+    python = engine_of(teacher).python(teacher)
+    return {} if python is None else {"runtime_env": {"py_executable": python}}
 
 
 def once(teacher: TeacherConfig) -> dict[str, Any]:
-    """`environment` of a task, whose process ends with it: an engine holds its memory for as long as that lives."""
-    return {**environment(teacher), "max_calls": 1} if teacher.engine == "vllm" else {}
+    """Return `environment` of a task whose process ends with it, where only that releases the engine's memory."""
+    return {**environment(teacher), "max_calls": 1} if engine_of(teacher).keeps_memory else {}
 
 
 def require_environment(teacher: TeacherConfig) -> None:
-    """Look into the teacher's environment on one node: Ray starts a worker that cannot begin again and again.
+    """Validate the teacher's environment on one node: Ray restarts a worker that cannot start for ever.
 
     Raises:
-        ClusterError: there is no such interpreter, or it lacks what a worker needs; says what and how to mend it.
+        ClusterError: there is no such interpreter, or it lacks a package; the message names it.
     """
-    if environment(teacher):
-        on_cluster(look, teacher.vllm.python, what="looking into vLLM's environment")
+    python = engine_of(teacher).python(teacher)
+    if python is not None:
+        on_cluster(check_python, python, what="validating the teacher's environment")
 
 
-def look(python: str) -> None:
-    """Ask an interpreter of this node what it holds; errors as `require_environment`."""
-    mend = "make it as cluster/vllm-requirements.txt says, on every node that labels"
+def check_python(python: str) -> None:
+    """Validate the packages of an interpreter of this node; errors as `require_environment`."""
+    mend = "create it from cluster/vllm-requirements.txt, on every node that labels"
     try:
-        done = subprocess.run([python, "-c", _LOOK], capture_output=True, text=True, timeout=LOOK_SECONDS, check=True)
+        done = subprocess.run(
+            [python, "-c", _REPORT], capture_output=True, text=True, timeout=REPORT_SECONDS, check=True
+        )
         found = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise ClusterError(
-            f"labels.teacher.vllm.python: {python} is no Python that runs on this node ({error}): {mend}"
+            f"labels.teacher.vllm.python: {python} is not a Python that runs on this node ({error}): {mend}"
         ) from error
-    wanted = {
+    expected = {
         "python": ".".join(map(str, sys.version_info[:2])),
         "ray": ray.__version__,
         "vllm": True,
         "ray_distill": True,
     }
     wrong = [
-        f"{name} {_told(found[name])}, expected {_told(value)}"
-        for name, value in wanted.items()
+        f"{name} {_text(found[name])}, expected {_text(value)}"
+        for name, value in expected.items()
         if found[name] != value
     ]
     if wrong:
         raise ClusterError(
-            f"labels.teacher.vllm.python: the environment of {python} cannot hold a worker of this Ray: "
+            f"labels.teacher.vllm.python: the environment of {python} cannot run a worker of this Ray: "
             f"{'; '.join(wrong)}: {mend}"
         )
 
 
 def require_same_tokens(here: str | None, there: str | None, teacher: TeacherConfig) -> None:
-    """Refuse an environment in which texts are read as other tokens than students will be trained on.
+    """Refuse an environment that tokenizes texts otherwise than the students' environment.
 
     Raises:
-        TeacherRefused: says so.
+        TeacherRefused: the fingerprints differ.
     """
     if here != there:
         raise TeacherRefused(
@@ -93,5 +96,5 @@ def require_same_tokens(here: str | None, there: str | None, teacher: TeacherCon
         )
 
 
-def _told(value: Any) -> str:
+def _text(value: Any) -> str:
     return ("there" if value else "missing") if isinstance(value, bool) else str(value)

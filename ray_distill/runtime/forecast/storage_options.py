@@ -18,7 +18,7 @@ from ray_distill.runtime.labelling.calibrate_store import fit_store
 from ray_distill.runtime.labelling.identify_teacher import TeacherFacts, make_manifest
 from ray_distill.tasks.encoded import Encoded
 from ray_distill.teachers.base import Ask, Teacher
-from ray_distill.teachers.engines import estimators
+from ray_distill.teachers.engines import engine_of
 
 #: Positions on which the forms are compared, at most; and rows, at least.
 COMPARED, COMPARED_ROWS = 2048, 4
@@ -72,7 +72,7 @@ def compare(comparison: Comparison, encoded: Encoded) -> Forms:
     some = _some(comparison, encoded, classes)
     smallest = choose.smallest_k(some.wide, config.plan.target_nats)
     configured = config.labels.signal
-    given = estimators(config.labels.teacher)
+    given = engine_of(config.labels.teacher).estimators
     wanted = [
         configured,
         *(form for form in _forms(configured, classes, smallest) if form != configured and form.estimator in given),

@@ -18,7 +18,7 @@ from ray_distill.runtime.core.python_envs import environment, once, require_envi
 from ray_distill.runtime.labelling.death_counter import limit, strikes_actor, told
 from ray_distill.runtime.labelling.identify_teacher import TeacherFacts, prepare_teacher, tokens_here
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
-from ray_distill.teachers.vllm_limits import refuse_labels
+from ray_distill.teachers.engines import refuse_labels
 
 T = TypeVar("T")
 

@@ -22,8 +22,7 @@ from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.teachers.ask import resolve_layers
-from ray_distill.teachers.engines import identify
-from ray_distill.teachers.vllm_limits import refuse_classes
+from ray_distill.teachers.engines import identify, refuse_classes
 
 
 @dataclass(frozen=True, kw_only=True)

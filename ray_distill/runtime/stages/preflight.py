@@ -10,7 +10,7 @@ from ray_distill.storage import files
 from ray_distill.students.engines.engine import check_compiler
 from ray_distill.students.objective.validate_losses import check_losses
 from ray_distill.tasks.catalogue import get_task
-from ray_distill.teachers.vllm_limits import refuse_labels
+from ray_distill.teachers.engines import refuse_labels
 
 
 def check(config: Campaign) -> None:

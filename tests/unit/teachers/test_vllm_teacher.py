@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ray_distill.config import LabelsConfig, TeacherConfig
-from ray_distill.errors import LabelError, ModelError, TeacherRefused
+from ray_distill.errors import ConfigError, LabelError, ModelError, TeacherRefused
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.signal import Signal
 from ray_distill.labels.model.validity import unusable
@@ -19,8 +19,7 @@ from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.encoded import Encoded
 from ray_distill.teachers import vllm_teacher
 from ray_distill.teachers.base import Ask
-from ray_distill.teachers.engines import estimators, identify
-from ray_distill.teachers.vllm_limits import refuse_classes, refuse_labels
+from ray_distill.teachers.engines import engine_of, identify, refuse_classes, refuse_labels
 from ray_distill.teachers.vllm_reduce import LEAST_TAIL, flat_of, log_tail, reduce_flat
 from ray_distill.teachers.vllm_teacher import VllmIdentity, VllmTeacher, vllm_version
 from ray_distill.testing.labels import row_id
@@ -78,8 +77,14 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
 def test_what_it_can_give_passes() -> None:
     """The k likeliest at T = 1 of a language model, on as many GPUs as share it; and no other estimator is compared."""
     refuse_labels(_labels({"vllm": {"tensor_parallel_size": 2}}, resources={"gpus": 2}), task="causal_lm")
-    assert estimators(_labels().teacher) == ("topk",)
-    assert "dense" in estimators(TeacherConfig(model="any"))
+    assert engine_of(_labels().teacher).estimators == ("topk",)
+    assert "dense" in engine_of(TeacherConfig(model="any")).estimators
+
+
+def test_an_unknown_engine_is_refused_with_the_known_ones() -> None:
+    """Before anything is opened."""
+    with pytest.raises(ConfigError, match="labels.teacher.engine: unknown 'vlm'; the engines are transformers, vllm"):
+        refuse_labels(_labels({"engine": "vlm"}), task="causal_lm")
 
 
 def test_more_classes_than_there_are_tokens_are_refused() -> None:

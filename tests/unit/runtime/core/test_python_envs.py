@@ -9,7 +9,7 @@ import ray
 from ray_distill.config import TeacherConfig
 from ray_distill.errors import ClusterError, TeacherRefused
 from ray_distill.runtime.core import python_envs
-from ray_distill.runtime.core.python_envs import environment, look, once, require_same_tokens
+from ray_distill.runtime.core.python_envs import check_python, environment, once, require_same_tokens
 
 VLLM = TeacherConfig(model="m", engine="vllm", vllm={"python": "/opt/vllm/bin/python"})
 
@@ -33,13 +33,15 @@ def _python(folder: Path, said: str) -> str:
 def test_an_environment_that_fits_passes(tmp_path: Path) -> None:
     """The same Python and Ray, vLLM, and this package."""
     version = ".".join(map(str, sys.version_info[:2]))
-    look(_python(tmp_path, f'{{"python": "{version}", "ray": "{ray.__version__}", "vllm": true, "ray_distill": true}}'))
+    check_python(
+        _python(tmp_path, f'{{"python": "{version}", "ray": "{ray.__version__}", "vllm": true, "ray_distill": true}}')
+    )
 
 
 def test_everything_that_is_missing_is_said_at_once(tmp_path: Path) -> None:
     """With what was found and what is expected."""
     with pytest.raises(ClusterError) as refused:
-        look(_python(tmp_path, '{"python": "3.1", "ray": "2.0", "vllm": false, "ray_distill": true}'))
+        check_python(_python(tmp_path, '{"python": "3.1", "ray": "2.0", "vllm": false, "ray_distill": true}'))
     told = str(refused.value)
     assert "python 3.1, expected 3." in told and f"ray 2.0, expected {ray.__version__}" in told
     assert "vllm missing, expected there" in told and "ray_distill missing" not in told
@@ -47,15 +49,15 @@ def test_everything_that_is_missing_is_said_at_once(tmp_path: Path) -> None:
 
 def test_a_real_interpreter_answers() -> None:
     """This one has everything but vLLM."""
-    with pytest.raises(ClusterError, match=r"this Ray: vllm missing, expected there: make it as"):
-        look(sys.executable)
+    with pytest.raises(ClusterError, match=r"this Ray: vllm missing, expected there: create it from"):
+        check_python(sys.executable)
 
 
 def test_a_path_that_leads_nowhere_is_one_clear_error(tmp_path: Path) -> None:
     """Ray would try to start workers with it for ever."""
     for python in (str(tmp_path / "none"), _python(tmp_path, "not what was asked")):
-        with pytest.raises(ClusterError, match="is no Python that runs on this node"):
-            look(python)
+        with pytest.raises(ClusterError, match="is not a Python that runs on this node"):
+            check_python(python)
 
 
 def test_other_tokens_there_than_here_are_refused() -> None:

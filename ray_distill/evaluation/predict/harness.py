@@ -19,9 +19,7 @@ from ray_distill.errors import EvaluationError
 from ray_distill.evaluation.measures.classification import Z95
 from ray_distill.models.core.model import Model
 from ray_distill.storage import files
-
-#: What every metric's name begins with: ``lm_eval_<task>_<metric>``.
-PREFIX = "lm_eval_"
+from ray_distill.tasks.answers.tokens import BENCHMARK_PREFIX
 
 
 def run_harness(
@@ -98,7 +96,7 @@ def _read(found: Mapping[str, Any]) -> dict[str, Estimate]:
             metric, _, chosen = key.partition(",")
             if not chosen or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
-            name = f"{PREFIX}{task}_{metric}" + ("" if chosen == "none" else f"_{chosen}")
+            name = f"{BENCHMARK_PREFIX}{task}_{metric}" + ("" if chosen == "none" else f"_{chosen}")
             estimates[name] = _estimate(float(value), values.get(f"{metric}_stderr,{chosen}"), n)
     return estimates
 

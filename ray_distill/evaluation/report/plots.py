@@ -15,18 +15,15 @@ from typing import Any, Literal
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 
 from ray_distill.artifacts import Estimate, EvalReport
-from ray_distill.evaluation.measures.classification import Floats, Scores, confidence_bins, read_scores
-from ray_distill.evaluation.measures.language_model import BUCKETS
-from ray_distill.text import ARM_COLOURS, arm_colour, arm_name, ordered_arms
+from ray_distill.text import arm_colour, arm_name, ordered_arms
+
+Floats = npt.NDArray[np.float64]
 
 INK = "#1f2329"
-MOST_CLASSES = 20
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 9,
@@ -46,9 +43,6 @@ _STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.6,
     "text.parse_math": False,
 }
-
-#: What is drawn by position in the document: the part of a metric's name before the bucket, and its axis.
-_BY_POSITION = {"kl_from_teacher": "KL, nats", "entropy_gap": "entropy gap", "tail_mass_gap": "tail gap"}
 
 #: Training losses by arm: (step, loss) in order.
 History = Mapping[str, Sequence[tuple[int, float]]]
@@ -74,32 +68,7 @@ def headline_figure(report: EvalReport, metric: str, axis: str) -> Figure:
     return figure
 
 
-def confusion_figure(predictions: pa.Table, classes: Sequence[str]) -> Figure:
-    """Shares of each true class that were predicted as each class; above 20 classes, the most confused 20."""
-    matrix_VV = confusion_matrix(read_scores(predictions).labelled, len(classes))
-    shown = most_confused(matrix_VV, MOST_CLASSES)
-    share = matrix_VV / np.maximum(matrix_VV.sum(axis=1, keepdims=True), 1e-12)
-    side = 2.0 + 0.3 * len(shown)
-    with styled_figure(side + 0.6, side) as (figure, (axes,)):
-        colours = LinearSegmentedColormap.from_list("share", [to_rgba(ARM_COLOURS["student"], a) for a in (0, 1)])
-        axes.pcolormesh(
-            share[np.ix_(shown, shown)], cmap=colours, vmin=0, vmax=1, edgecolors=to_rgba(INK, 0.08), linewidth=0.5
-        )
-        names = [classes[v] for v in shown]
-        middle = np.arange(len(shown)) + 0.5
-        axes.set_xticks(middle, labels=names, rotation=90 if max(map(len, names)) > 2 else 0)
-        axes.set_yticks(middle, labels=names)
-        axes.tick_params(length=0)
-        axes.invert_yaxis()
-        axes.set_aspect("equal")
-        axes.spines[:].set_visible(False)
-        axes.set_xlabel("predicted" if len(shown) == len(classes) else f"predicted ({len(shown)} of {len(classes)})")
-        axes.set_ylabel("true class")
-        _annotate(axes, share[np.ix_(shown, shown)])
-    return figure
-
-
-def reliability_figure(curves: Mapping[str, Curve], bins: int, top: str = "class") -> Figure:
+def reliability_figure(curves: Mapping[str, Curve], bins: int, top: str) -> Figure:
     """Accuracy against confidence, by arm; below, how often the student is how confident."""
     with styled_figure(5.4, 5.2, rows=2, height_ratios=(4, 1), sharex=True) as (figure, (axes, below)):
         axes.plot([0, 1], [0, 1], color=INK, linewidth=0.7, alpha=0.5, linestyle=(0, (4, 3)))
@@ -113,35 +82,6 @@ def reliability_figure(curves: Mapping[str, Curve], bins: int, top: str = "class
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
         draw_grid(axes, "both")
-    return figure
-
-
-def positions_figure(report: EvalReport) -> Figure:
-    """KL from the teacher and the gaps by position in the document, of every model but the teacher, with intervals."""
-    arms = [arm for arm in ordered_arms(report.models) if arm != "teacher"]
-    buckets = [
-        name for name in BUCKETS if any(f"kl_from_teacher_at_{name}" in report.models[arm].metrics for arm in arms)
-    ]
-    with styled_figure(5.4, 5.2, rows=3, height_ratios=(2, 1, 1), sharex=True) as (figure, panels):
-        for axes, (metric, heading) in zip(panels, _BY_POSITION.items(), strict=True):
-            for number, arm in enumerate(arms):
-                _dodged(
-                    axes,
-                    report,
-                    arm,
-                    [f"{metric}_at_{name}" for name in buckets],
-                    0.09 * (number - (len(arms) - 1) / 2),
-                )
-            axes.set_ylabel(heading)
-            draw_grid(axes, "y")
-            if metric == "kl_from_teacher":
-                axes.set_ylim(bottom=0)
-            else:
-                axes.axhline(0, color=INK, linewidth=0.7, alpha=0.5, linestyle=(0, (4, 3)))
-        panels[-1].set_xticks(range(len(buckets)), labels=[_bucket_label(name) for name in buckets])
-        panels[-1].set_xlabel("position in the document, tokens")
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -174,32 +114,6 @@ def robustness_figure(report: EvalReport, metric: str, axis: str) -> Figure:
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4 if len(kinds) > 2 else 2)
     return figure
-
-
-def confusion_matrix(scores: Scores, classes: int) -> Floats:
-    """Weighted counts ``[true, predicted]``."""
-    cells = scores.label_N * classes + scores.logp_NV.argmax(axis=1)
-    flat = np.bincount(cells, weights=scores.weight_N, minlength=classes**2)
-    return flat.astype(np.float64, copy=False).reshape(classes, classes)
-
-
-def most_confused(matrix_VV: Floats, most: int) -> npt.NDArray[np.intp]:
-    """All classes if there are at most ``most``, else those with the most mistakes, in class order."""
-    mistakes_V = matrix_VV.sum(axis=0) + matrix_VV.sum(axis=1) - 2 * np.diag(matrix_VV)
-    return np.sort(np.argsort(-mistakes_V, kind="stable")[:most])
-
-
-def reliability(scores: Scores, bins: int) -> Curve:
-    """Mean confidence and accuracy of the non-empty bins, and every bin's share of the weight."""
-    index_N, weight_N = confidence_bins(scores, bins), scores.weight_N
-    correct_N = scores.logp_NV.argmax(axis=1) == scores.label_N
-    weight = np.bincount(index_N, weights=weight_N, minlength=bins)
-    sums = [
-        np.bincount(index_N, weights=weight_N * x, minlength=bins)
-        for x in (np.exp(scores.logp_NV.max(axis=1)), correct_N)
-    ]
-    some = weight > 0
-    return sums[0][some] / weight[some], sums[1][some] / weight[some], weight / weight.sum()
 
 
 def figure_svg(figure: Figure, salt: str) -> str:
@@ -267,47 +181,6 @@ def _interval_line(axes: Axes, points: Sequence[tuple[int, Estimate]], arm: str)
         linewidth=0,
     )
     axes.set_xticks(severity)
-
-
-def _dodged(axes: Axes, report: EvalReport, arm: str, metrics: Sequence[str], shift: float) -> None:
-    """An arm's values beside those of the others, one place a metric; a value without an interval is a point."""
-    found = [
-        (place + shift, report.models[arm].metrics[name])
-        for place, name in enumerate(metrics)
-        if name in report.models[arm].metrics
-    ]
-    axes.plot(
-        [x for x, _ in found],
-        [item.value for _, item in found],
-        "o-",
-        color=arm_colour(arm),
-        markersize=3.5,
-        linewidth=0.9,
-        label=arm_name(arm),
-    )
-    for x, item in found:
-        axes.plot([x, x], [item.low, item.high], color=arm_colour(arm), linewidth=1.6, solid_capstyle="round")
-
-
-def _bucket_label(name: str) -> str:
-    """``16_63`` as ``16–63``, ``1024_up`` as ``1024 …``."""
-    start, _, stop = name.partition("_")
-    return f"{start} …" if stop == "up" else f"{start}–{stop}"
-
-
-def _annotate(axes: Axes, share: Floats) -> None:
-    """Write shares of at least one per cent into their cells, in per cent."""
-    for (row, column), value in np.ndenumerate(share):
-        if value >= 0.005:
-            axes.text(
-                column + 0.5,
-                row + 0.5,
-                f"{100 * value:.0f}",
-                ha="center",
-                va="center",
-                fontsize=7,
-                color="#ffffff" if value > 0.55 else INK,
-            )
 
 
 def draw_grid(axes: Axes, which: Literal["x", "y", "both"]) -> None:

@@ -20,27 +20,30 @@ _QUALITY = (
 )
 
 #: Metrics of the texts that models write, where there is a reference.
-_WRITTEN = (
-    Metric(name="exact_match", heading="Exact match", better="more", high=1.0),
-    Metric(name="word_error_rate", heading="Word error rate", better="less"),
-    Metric(name="rouge1", heading="ROUGE-1", better="more", high=1.0),
-    Metric(name="rouge2", heading="ROUGE-2", better="more", high=1.0),
-    Metric(name="rouge_l", heading="ROUGE-L", better="more", high=1.0),
-    Metric(name="chrf", heading="chrF", decimals=1, better="more", high=100.0),
+WRITTEN = MetricTable(
+    metrics=(
+        Metric(name="exact_match", heading="Exact match", better="more", high=1.0),
+        Metric(name="word_error_rate", heading="Word error rate", better="less"),
+        Metric(name="rouge1", heading="ROUGE-1", better="more", high=1.0),
+        Metric(name="rouge2", heading="ROUGE-2", better="more", high=1.0),
+        Metric(name="rouge_l", heading="ROUGE-L", better="more", high=1.0),
+        Metric(name="chrf", heading="chrF", decimals=1, better="more", high=100.0),
+    )
 )
 
-#: Metrics of lm-evaluation-harness: more is better, except of perplexities and bits.
+#: Metrics of lm-evaluation-harness, ``lm_eval_<task>_<metric>``: more is better, except of perplexities and bits.
+BENCHMARK_PREFIX = "lm_eval_"
 _HARNESS = (
-    Metric(name="lm_eval_*perplexity", heading="Perplexity", better="less"),
-    Metric(name="lm_eval_*bits_per_byte", heading="Bits a byte", better="less"),
-    Metric(name="lm_eval_*", heading="Benchmark", better="more", low=-inf),
+    Metric(name=f"{BENCHMARK_PREFIX}*perplexity", heading="Perplexity", better="less"),
+    Metric(name=f"{BENCHMARK_PREFIX}*bits_per_byte", heading="Bits a byte", better="less"),
+    Metric(name=f"{BENCHMARK_PREFIX}*", heading="Benchmark", better="more", low=-inf),
 )
 
 TOKENS = Answers(
     name="tokens",
     package=__name__,
     rows="documents",
-    metrics=MetricTable(metrics=(*_QUALITY, *_WRITTEN)),
+    metrics=MetricTable(metrics=(*_QUALITY, *WRITTEN.metrics)),
     efficiency=efficiency("documents", Metric(name="tokens_per_second", heading="Tokens/s", decimals=0, better="more")),
     benchmarks=MetricTable(metrics=_HARNESS),
     headline="nll",

@@ -9,7 +9,7 @@ import pytest
 
 from ray_distill.artifacts import Decision, Efficiency, LabelSetRef, SnapshotRef, StudentRef, Verdict
 from ray_distill.config import CostConfig, DriftConfig, GateConfig
-from ray_distill.evaluation.measures.classification import measure_classification, read_scores
+from ray_distill.evaluation.measures.classification import measure_classification
 from ray_distill.evaluation.measures.cost import cost_report, stage_cost
 from ray_distill.evaluation.measures.drift import DriftSample, compare
 from ray_distill.evaluation.measures.predictions import join_predictions
@@ -284,27 +284,3 @@ def test_figures_can_be_saved_as_png(full):
     figures = report_figures(report, [str(i) for i in range(10)], predictions, 10)
     assert set(figures) == {"accuracy", "confusion", "reliability", "robustness"}
     assert plots.figure_png(figures["confusion"]).startswith(b"\x89PNG")
-
-
-def test_confusion_weighs_and_keeps_the_most_confused():
-    """Counts weigh; above the limit the classes with the most mistakes stay, in order."""
-    predictions = pa.table(
-        {
-            "row_id": pa.array([i.to_bytes(16, "big") for i in range(3)], pa.binary(16)),
-            "logp": pa.array([[0.0, -50, -50], [-50, 0.0, -50], [-50, -50, 0.0]], pa.list_(pa.float32())),
-            "count": pa.array([2, 3, 4], pa.int64()),
-            "label": pa.array([0, 2, 2], pa.int32()),
-        }
-    )
-    matrix = plots.confusion_matrix(read_scores(predictions), 3)
-    assert matrix.tolist() == [[2, 0, 0], [0, 0, 0], [0, 3, 4]]
-    assert plots.most_confused(matrix, 2).tolist() == [1, 2]
-    confidence, accuracy, share = plots.reliability(read_scores(predictions), 4)
-    assert confidence == pytest.approx([1]) and accuracy == pytest.approx([6 / 9]) and share.tolist() == [0, 0, 0, 1]
-
-
-def test_many_classes_still_make_a_readable_matrix():
-    """Of 60 classes 20 are shown, and the axis says so."""
-    _, predictions = everything(n=200, classes=60, robust=False)
-    figure = plots.confusion_figure(predictions["student"], [f"class {i}" for i in range(60)])
-    assert len(figure.axes[0].get_xticks()) == 20 and figure.axes[0].get_xlabel() == "predicted (20 of 60)"

@@ -291,6 +291,17 @@ def test_benchmarks_have_a_table_of_the_models_that_ran_them(full):
     assert "Benchmarks" not in without
 
 
+def test_the_targets_that_models_write_have_a_table(full):
+    """Exact matches, word error rate and overlaps of targets stand where they were measured, and only there."""
+    report, predictions, without = full
+    more = {name: Estimate(value=0.25, low=0.2, high=0.3, n=9) for name in ("exact_match", "word_error_rate", "chrf")}
+    models = {arm: model.with_changes(metrics=model.metrics | more) for arm, model in report.models.items()}
+    html = render(report.with_changes(models=models), predictions)
+    section = html[html.index("<h2>Written targets") : html.index("<h2>Size and speed")]
+    assert all(heading in section for heading in ("Exact match", "Word error rate", "chrF")) and "ROUGE-1" not in html
+    assert html.count("Exact match") == 1 and "Written targets" not in without
+
+
 def test_the_run_s_table_shows_what_decides(full):
     """MLflow's description of the run: NLL with interval, KL, ECE and agreement; not the accuracy of classifiers."""
     report = full[0]

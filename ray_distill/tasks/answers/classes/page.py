@@ -1,0 +1,119 @@
+"""The review page of classifiers: its words, the confusion matrix and the reliability diagram."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_rgba
+from matplotlib.figure import Figure
+
+from ray_distill.artifacts import EvalReport
+from ray_distill.evaluation.measures.classification import Floats, Scores, confidence_bins, read_scores
+from ray_distill.evaluation.report.family_page import LOSS_CAPTION, Section, Tile, Wording, calibration_caption
+from ray_distill.evaluation.report.plots import INK, Curve, reliability_figure, styled_figure
+from ray_distill.text import ARM_COLOURS
+
+MOST_CLASSES = 20
+
+WORDING = Wording(
+    compared=("accuracy", "macro_f1", "nll", "ece", "agreement", "kl_from_teacher"),
+    axis="accuracy",
+    pair=("confusion", "reliability"),
+    mistakes="Where it errs, and whether it knows",
+    speed="latency of single requests, throughput of batches.",
+    rows="Rows",
+    slices="Accuracy, slices of at least 30 rows.",
+    captions={
+        "accuracy": "Accuracy of every model on the same rows.",
+        "confusion": "The student's predictions, per cent of each true class.",
+        "reliability": calibration_caption("Accuracy"),
+        "robustness": "Accuracy on corrupted inputs, the same damage for every model; severity 0 is the clean test "
+        "split.",
+        "loss": LOSS_CAPTION,
+    },
+    tiles=((Tile(metric="accuracy", heading="accuracy"), Tile(metric="agreement", heading="agreement")),),
+)
+
+
+def figures(
+    report: EvalReport, *, predictions: Mapping[str, pa.Table], names: Sequence[str], bins: int
+) -> dict[str, Figure]:
+    """Return the confusion matrix of the student and the reliability diagram of all arms in ``predictions``."""
+    curves = {arm: reliability(read_scores(table).labelled, bins) for arm, table in predictions.items()}
+    return {
+        "confusion": confusion_figure(predictions["student"], names),
+        "reliability": reliability_figure(curves, bins, "class"),
+    }
+
+
+def sections(report: EvalReport) -> Sequence[Section]:
+    """Return the tables that only classifiers have: none."""
+    return ()
+
+
+def confusion_figure(predictions: pa.Table, classes: Sequence[str]) -> Figure:
+    """Shares of each true class that were predicted as each class; above 20 classes, the most confused 20."""
+    matrix_VV = confusion_matrix(read_scores(predictions).labelled, len(classes))
+    shown = most_confused(matrix_VV, MOST_CLASSES)
+    share = matrix_VV / np.maximum(matrix_VV.sum(axis=1, keepdims=True), 1e-12)
+    side = 2.0 + 0.3 * len(shown)
+    with styled_figure(side + 0.6, side) as (figure, (axes,)):
+        colours = LinearSegmentedColormap.from_list("share", [to_rgba(ARM_COLOURS["student"], a) for a in (0, 1)])
+        axes.pcolormesh(
+            share[np.ix_(shown, shown)], cmap=colours, vmin=0, vmax=1, edgecolors=to_rgba(INK, 0.08), linewidth=0.5
+        )
+        names = [classes[v] for v in shown]
+        middle = np.arange(len(shown)) + 0.5
+        axes.set_xticks(middle, labels=names, rotation=90 if max(map(len, names)) > 2 else 0)
+        axes.set_yticks(middle, labels=names)
+        axes.tick_params(length=0)
+        axes.invert_yaxis()
+        axes.set_aspect("equal")
+        axes.spines[:].set_visible(False)
+        axes.set_xlabel("predicted" if len(shown) == len(classes) else f"predicted ({len(shown)} of {len(classes)})")
+        axes.set_ylabel("true class")
+        _annotate(axes, share[np.ix_(shown, shown)])
+    return figure
+
+
+def confusion_matrix(scores: Scores, classes: int) -> Floats:
+    """Weighted counts ``[true, predicted]``."""
+    cells = scores.label_N * classes + scores.logp_NV.argmax(axis=1)
+    flat = np.bincount(cells, weights=scores.weight_N, minlength=classes**2)
+    return flat.astype(np.float64, copy=False).reshape(classes, classes)
+
+
+def most_confused(matrix_VV: Floats, most: int) -> npt.NDArray[np.intp]:
+    """All classes if there are at most ``most``, else those with the most mistakes, in class order."""
+    mistakes_V = matrix_VV.sum(axis=0) + matrix_VV.sum(axis=1) - 2 * np.diag(matrix_VV)
+    return np.sort(np.argsort(-mistakes_V, kind="stable")[:most])
+
+
+def reliability(scores: Scores, bins: int) -> Curve:
+    """Mean confidence and accuracy of the non-empty bins, and every bin's share of the weight."""
+    index_N, weight_N = confidence_bins(scores, bins), scores.weight_N
+    correct_N = scores.logp_NV.argmax(axis=1) == scores.label_N
+    weight = np.bincount(index_N, weights=weight_N, minlength=bins)
+    sums = [
+        np.bincount(index_N, weights=weight_N * x, minlength=bins)
+        for x in (np.exp(scores.logp_NV.max(axis=1)), correct_N)
+    ]
+    some = weight > 0
+    return sums[0][some] / weight[some], sums[1][some] / weight[some], weight / weight.sum()
+
+
+def _annotate(axes: Axes, share: Floats) -> None:
+    """Write shares of at least one per cent into their cells, in per cent."""
+    for (row, column), value in np.ndenumerate(share):
+        if value >= 0.005:
+            axes.text(
+                column + 0.5,
+                row + 0.5,
+                f"{100 * value:.0f}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="#ffffff" if value > 0.55 else INK,
+            )

@@ -1,8 +1,6 @@
 """A whole campaign, from traffic to verdict."""
 
-from typing import Literal
-
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 
 from ray_distill.config.judge import CostConfig, DriftConfig, EvaluationConfig, GateConfig, TrackingConfig
 from ray_distill.config.labels import LabelsConfig
@@ -19,7 +17,7 @@ class Campaign(Section):
     """A whole campaign, from traffic to verdict."""
 
     campaign: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    task: Literal["text_classification", "image_classification", "causal_lm", "seq2seq"]
+    task: str = Field(min_length=1, description="a name of the catalogue of tasks, or package.module:object")
     seed: int = 0
     output: str | None = Field(
         None,
@@ -41,19 +39,6 @@ class Campaign(Section):
     cost: CostConfig = Field(CostConfig(), json_schema_extra=NOT_DECIDING)
     plan: PlanConfig = Field(PlanConfig(), json_schema_extra=NOT_DECIDING)
     tracking: TrackingConfig = Field(TrackingConfig(), json_schema_extra=NOT_DECIDING)
-
-    @field_validator("sequences")
-    @classmethod
-    def _writes(cls, value: SequencesConfig | None, info: ValidationInfo) -> SequencesConfig | None:
-        task = info.data.get("task", "causal_lm")
-        if value is not None and task not in ("causal_lm", "seq2seq"):
-            raise ValueError(f"a teacher of {task} writes no texts: leave the section out")
-        return value
-
-    @property
-    def form(self) -> Literal["text", "chat", "pair"]:
-        """What a row of a language model's is: a text, a conversation, or a source with its target."""
-        return "pair" if self.task == "seq2seq" else self.labels.teacher.language.format
 
     @property
     def output_url(self) -> str:

@@ -30,8 +30,7 @@ from ray_distill.runtime.sweep.resolve_trials import checked_trials
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.sources.resolve import describe_sources
 from ray_distill.storage import files
-from ray_distill.tasks.answers.tokens import TOKENS
-from ray_distill.tasks.catalogue import TASKS, get_task
+from ray_distill.tasks.catalogue import get_task
 
 
 class CampaignResult(Artifact):
@@ -169,7 +168,7 @@ def plan_sweep(config: Campaign) -> list[str]:
 def plan(config: Campaign) -> list[str]:
     """What `run` would do, without doing it: a line a stage."""
     check(config)
-    task, language = get_task(config.task), TASKS[config.task].answers is TOKENS
+    task, language = get_task(config.task), get_task(config.task).answers.per_token
     damages = (
         config.evaluation.corruptions
         if config.evaluation.corruptions is not None or language

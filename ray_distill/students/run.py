@@ -52,7 +52,7 @@ from ray_distill.students.order.micro_batches import Budget
 from ray_distill.students.process_group import Ranks, current_ranks
 from ray_distill.students.telemetry.memory_report import Sizes, memory_explained
 from ray_distill.students.telemetry.reporter import Remembering, Reporter
-from ray_distill.tasks.catalogue import TASKS
+from ray_distill.tasks.catalogue import get_task
 
 log = logging.getLogger(__name__)
 
@@ -227,7 +227,7 @@ def _ceiling(job: TrainingJob, config: Campaign, snapshot: Snapshot, model: Mode
         return None
     if job.ceiling is None:
         raise ConfigError("the arm ceiling_true_labels needs the teacher's labelled rows: set student.ceiling")
-    source, task = open_snapshot(job.ceiling), TASKS[config.task]
+    source, task = open_snapshot(job.ceiling), get_task(config.task)
     columns = ["row_id", task.inputs.column, "label"]
     table = pa.concat_tables([source.read(split, columns) for split in ("train", "validation", "calibration", "test")])
     table = table.filter(pc.is_valid(table["label"]))

@@ -15,6 +15,8 @@ class Task:
     """As the configuration names it: a key of the catalogue, or ``package.module:object``."""
     inputs: Inputs
     answers: Answers
+    auto_class: str
+    """The transformers class that loads the task's checkpoints, such as ``AutoModelForSequenceClassification``."""
 
     def refuse(self, config: Campaign) -> list[str]:
         """List the settings that do not go with this task, each as ``<config path>: <what is wrong>; <what to do>``."""

@@ -13,9 +13,6 @@ from ray_distill.models.core.shape_probe import States, probe
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.inputs.modality import Processor
 
-#: Tasks whose models answer at every token, ``[B, L, V]``; those of the others once an example, ``[B, V]``.
-PER_TOKEN = ("causal_lm", "seq2seq")
-
 
 class ModelParts(NamedTuple):
     """What a ``module:function`` returns.
@@ -83,14 +80,14 @@ class Model:
             classes=self.class_count,
             inputs=get_task(self.task).inputs,
             url=self.url,
-            per_token=self.task in PER_TOKEN,
+            per_token=get_task(self.task).answers.per_token,
         )
 
     @cached_property
     def apart(self) -> tuple[nn.Module, nn.Linear] | None:
         """A language model's body and head as `body_and_head` gives them; None where they are not to be had."""
         try:
-            return body_and_head(self.module) if self.task in PER_TOKEN else None
+            return body_and_head(self.module) if get_task(self.task).answers.per_token else None
         except ModelError:
             return None
 

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from ray_distill.errors import ConfigError, ModelError
-from ray_distill.models.core.model import PER_TOKEN, ModelParts
+from ray_distill.models.core.model import ModelParts
+from ray_distill.tasks.catalogue import get_task
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
@@ -86,7 +87,7 @@ def named(parts: ModelParts, task: str, name: str) -> tuple[tuple[str, ...], int
     Raises:
         ModelError: it is a language model of which nothing says how many tokens it knows.
     """
-    if task not in PER_TOKEN:
+    if not get_task(task).answers.per_token:
         return parts.classes, 0
     found = len(parts.classes) or getattr(getattr(parts.module, "config", None), "vocab_size", None)
     if not isinstance(found, int) or found < 1:
@@ -110,7 +111,7 @@ def _parts(name: str, found: Any, task: str) -> ModelParts:
         )
     names = tuple(classes)
     distinct = all(isinstance(item, str) for item in names) and len(set(names)) == len(names)
-    if not distinct or not (names or task in PER_TOKEN):
+    if not distinct or not (names or get_task(task).answers.per_token):
         raise ModelError(f"{name} returned the classes {names!r}: expected distinct names")
     return ModelParts(module=module, processor=processor, classes=names)
 

@@ -23,35 +23,17 @@ from ray_distill.models.core.checkpoint_files import (
     read_metadata,
 )
 from ray_distill.models.core.fingerprint import SPREAD, finish, place, state_digest, take_from_file, tried
-from ray_distill.models.core.model import PER_TOKEN, Factory, Model, ModelParts
+from ray_distill.models.core.model import Factory, Model, ModelParts
 from ray_distill.models.core.module_function import call_factory, check_annotated, is_factory, named, takes
 from ray_distill.models.heads.fit_head import attach_head
-from ray_distill.models.text.lm_processor import LanguageProcessor, language_processor
-from ray_distill.models.text.processors import (
-    ImageProcessor,
-    TextProcessor,
-    image_processor,
-    text_limit,
-    text_processor,
-)
-from ray_distill.models.text.seq2seq_processor import PairProcessor, pair_processor, start_of
 from ray_distill.models.text.tokenizer_match import language_of, speaking
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.inputs.modality import Processor
 
-_AUTO_CLASSES = {
-    "text_classification": "AutoModelForSequenceClassification",
-    "image_classification": "AutoModelForImageClassification",
-    "causal_lm": "AutoModelForCausalLM",
-    "seq2seq": "AutoModelForSeq2SeqLM",
-}
-#: Files of which a tokenizer has at least one.
-_VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
-
 
 def auto_class(task: str) -> Any:
     """The transformers class that loads a task's models, and builds them from a config."""
-    return getattr(transformers, _AUTO_CLASSES[task])
+    return getattr(transformers, get_task(task).auto_class)
 
 
 def load_model(spec: str | TeacherConfig | StudentModel, *, task: str, head_url: str | None = None) -> Model:
@@ -148,36 +130,14 @@ def read_config(folder: Path, config: TeacherConfig) -> Any:
         raise ModelError(f"cannot read the config of {config.model}: {error}") from error
 
 
-def read_processor(
-    folder: Path, model_config: Any, config: TeacherConfig, *, task: str
-) -> TextProcessor | LanguageProcessor | PairProcessor | ImageProcessor:
-    """The checkpoint's tokenizer or image processor.
+def read_processor(folder: Path, model_config: Any, config: TeacherConfig, *, task: str) -> Processor:
+    """Read the checkpoint's tokenizer or image processor, as the task's inputs do.
 
     Raises:
         ModelError: it has none, or one that cannot be used.
         ConfigError: the language settings are wrong.
     """
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": config.trust_remote_code}
-    if get_task(task).inputs.column == "text" and not any(any(folder.glob(name)) for name in _VOCABULARIES):
-        options["gguf_file"] = gguf_file(folder)
-        if options["gguf_file"] is None:  # transformers would make up an empty tokenizer
-            raise ModelError(f"{config.model} has no tokenizer: none of {', '.join(_VOCABULARIES)} is there")
-    try:
-        if get_task(task).inputs.column == "text":
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
-        else:
-            processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", **options)
-    except Exception as error:
-        what = "tokenizer" if get_task(task).inputs.column == "text" else "image processor"
-        raise ModelError(f"cannot load the {what} of {config.model}: {error}") from error
-    if task in PER_TOKEN:
-        limit = text_limit(tokenizer, model_config, config.max_length)
-        if task == "seq2seq":
-            return pair_processor(tokenizer, limit, config.language, start=start_of(model_config, config.model))
-        return language_processor(tokenizer, limit, config.language)
-    if get_task(task).inputs.column == "text":
-        return text_processor(tokenizer, text_limit(tokenizer, model_config, config.max_length))
-    return image_processor(processor, int(getattr(model_config, "num_channels", 3)))
+    return get_task(task).inputs.read_processor(folder, model_config, config)
 
 
 def read_classifier(
@@ -225,7 +185,7 @@ def read_classifier(
             f"{config.model} has no weights for {', '.join(missing[:4])}: it is no {type(module).__name__}"
             + (
                 ""
-                if task in PER_TOKEN
+                if get_task(task).answers.per_token
                 else "; for an encoder without a classification head set `head` in the teacher's config"
             )
         )
@@ -249,7 +209,7 @@ def _from_checkpoint(config: TeacherConfig, task: str, folder: Path, digest: str
     processor = read_processor(folder, model_config, config, task=task)
     identity: dict[str, Any] = {"checkpoint": digest, "dtype": config.dtype}
     describe: dict[str, Any] = {"source": "checkpoint", "checkpoint": digest, "dtype": config.dtype}
-    vocabulary = vocabulary_of(model_config) if task in PER_TOKEN else 0
+    vocabulary = vocabulary_of(model_config) if get_task(task).answers.per_token else 0
     if config.head is not None and vocabulary:
         raise ConfigError(f"labels.teacher.head fits a classifier, and {task} has none: leave it out")
     if config.head is None:

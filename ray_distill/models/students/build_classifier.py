@@ -17,7 +17,7 @@ from ray_distill.models.core.checkpoint_files import (
     read_metadata,
 )
 from ray_distill.models.core.fingerprint import finish, state_digest, tried
-from ray_distill.models.core.model import PER_TOKEN, Factory, Model
+from ray_distill.models.core.model import Factory, Model
 from ray_distill.models.core.module_function import call_factory, check_annotated, is_factory, takes
 from ray_distill.models.io.load import as_config, class_names, read_classifier, read_config, read_processor
 from ray_distill.models.students.build_lm import build_language_student
@@ -48,7 +48,7 @@ def build_student(
         StorageError: the file system refused.
     """
     get_task(task)
-    if task in PER_TOKEN:
+    if get_task(task).answers.per_token:
         return build_language_student(config, task=task, teacher=teacher, seed=seed, vocabulary=vocabulary)
     if config.embeddings != "new":
         raise ConfigError(f"student.model.embeddings: {config.embeddings} is for language models; the task is {task}")

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ray_distill.config import TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, ModelError
 from ray_distill.fingerprint import fingerprint
 from ray_distill.models.text.chat import ROLES, Conversation, Template, Unfit, read_chat, without_answer
-from ray_distill.models.text.processors import tokenizer_content
+from ray_distill.models.text.processors import read_tokenizer, text_limit, tokenizer_content
 from ray_distill.tasks.encoded import Ragged
 
 #: Texts are tokenised together up to this many characters: a token takes some hundred bytes until it is an integer.
@@ -178,6 +179,12 @@ class LanguageProcessor:
         """Padding is masked whatever it is: a language model often has no token for it."""
         known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
         return _ragged(rows, np.int32, pad=next((int(token) for token in known if token is not None), 0))
+
+
+def read_language_processor(folder: Path, model_config: Any, config: TeacherConfig) -> LanguageProcessor:
+    """Read the processor of a causal language model; errors as `read_tokenizer` and `language_processor`."""
+    tokenizer = read_tokenizer(folder, config)
+    return language_processor(tokenizer, text_limit(tokenizer, model_config, config.max_length), config.language)
 
 
 def language_processor(tokenizer: Any, max_length: int, settings: LanguageConfig) -> LanguageProcessor:

@@ -13,11 +13,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import transformers  # its classes by full name: each is imported when it is used, which takes seconds
 
+from ray_distill.config import TeacherConfig
 from ray_distill.errors import ModelError
 from ray_distill.fingerprint import fingerprint, sha256
+from ray_distill.models.core.checkpoint_files import gguf_file
 from ray_distill.tasks.encoded import Ragged
 
+#: Files of which a tokenizer has at least one.
+_VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
 #: Above this, a tokenizer's limit means "none": transformers uses int(1e30).
 _NO_LIMIT = 1_000_000
 #: Families whose position ids start after the padding id, so that fewer tokens fit than positions exist.
@@ -95,6 +100,44 @@ class ImageProcessor:
     def save(self, folder: Path) -> None:
         """Write the processor's file."""
         self.processor.save_pretrained(folder)
+
+
+def read_tokenizer(folder: Path, config: TeacherConfig) -> Any:
+    """Read a checkpoint's tokenizer, from the GGUF file where it has no other.
+
+    Raises:
+        ModelError: it has none, or one that cannot be read.
+    """
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": config.trust_remote_code}
+    if not any(any(folder.glob(name)) for name in _VOCABULARIES):
+        options["gguf_file"] = gguf_file(folder)
+        if options["gguf_file"] is None:  # transformers would make up an empty tokenizer
+            raise ModelError(f"{config.model} has no tokenizer: none of {', '.join(_VOCABULARIES)} is there")
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, **options)
+    except Exception as error:
+        raise ModelError(f"cannot load the tokenizer of {config.model}: {error}") from error
+
+
+def read_text_processor(folder: Path, model_config: Any, config: TeacherConfig) -> TextProcessor:
+    """Read the processor of a text classifier; errors as `read_tokenizer` and `text_processor`."""
+    tokenizer = read_tokenizer(folder, config)
+    return text_processor(tokenizer, text_limit(tokenizer, model_config, config.max_length))
+
+
+def read_image_processor(folder: Path, model_config: Any, config: TeacherConfig) -> ImageProcessor:
+    """Read the processor of an image model.
+
+    Raises:
+        ModelError: it has none, or one that cannot be used.
+    """
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(
+            folder, backend="pil", local_files_only=True, trust_remote_code=config.trust_remote_code
+        )
+    except Exception as error:
+        raise ModelError(f"cannot load the image processor of {config.model}: {error}") from error
+    return image_processor(processor, int(getattr(model_config, "num_channels", 3)))
 
 
 def text_processor(tokenizer: Any, max_length: int) -> TextProcessor:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ray_distill.config import TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, ModelError
 from ray_distill.fingerprint import fingerprint
 from ray_distill.models.text.lm_processor import IntArray, fingerprint_tokens
-from ray_distill.models.text.processors import ragged
+from ray_distill.models.text.processors import ragged, read_tokenizer, text_limit
 from ray_distill.snapshots.pairs import read_pair
 from ray_distill.tasks.encoded import Ragged
 
@@ -141,6 +142,13 @@ class PairProcessor:
 
     def _ragged(self, rows: list[list[int]]) -> Ragged:
         return ragged(rows, pad=int(self.tokenizer.pad_token_id))
+
+
+def read_pair_processor(folder: Path, model_config: Any, config: TeacherConfig) -> PairProcessor:
+    """Read the processor of an encoder-decoder; errors as `read_tokenizer`, `start_of` and `pair_processor`."""
+    tokenizer = read_tokenizer(folder, config)
+    limit, start = text_limit(tokenizer, model_config, config.max_length), start_of(model_config, config.model)
+    return pair_processor(tokenizer, limit, config.language, start=start)
 
 
 def pair_processor(tokenizer: Any, max_length: int, settings: LanguageConfig, *, start: int) -> PairProcessor:

@@ -29,6 +29,7 @@ from ray_distill.sequences.generator import Generator
 from ray_distill.sequences.store import SequenceStore, create_or_open
 from ray_distill.sequences.units import WriteReceipt, write_attempt
 from ray_distill.snapshots.reader import open_snapshot
+from ray_distill.tasks.catalogue import get_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ def make_generator(config: Campaign, settings: SequencesConfig) -> Generator:
     return Generator(
         teacher=author.model.fingerprint,
         model=config.labels.teacher.model,
-        format=config.form,
+        format=get_task(config.task).inputs.form(config),
         method=settings.method,
         candidates=settings.candidates,
         temperature=settings.temperature,

@@ -20,7 +20,7 @@ from ray_distill.models.io.load import load_processor
 from ray_distill.models.text.tokenizer_match import tokens_of
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
-from ray_distill.tasks.catalogue import TASKS
+from ray_distill.tasks.catalogue import get_task
 from ray_distill.teachers.ask import resolve_layers
 from ray_distill.teachers.engines import identify, refuse_classes
 
@@ -73,7 +73,7 @@ def tokens_here(teacher: TeacherConfig, task: str) -> str:
 
 def _fit(config: Campaign, snapshot: SnapshotRef) -> str:
     """Fit the head on the train split's labelled rows; they are then no rows the teacher may teach."""
-    task, teacher, opened = TASKS[config.task], config.labels.teacher, open_snapshot(snapshot)
+    task, teacher, opened = get_task(config.task), config.labels.teacher, open_snapshot(snapshot)
     rows = opened.read("train", columns=["row_id", task.inputs.column, "label"])
     rows = rows.filter(pc.is_valid(rows["label"]))
     encoded = task.inputs.encode(rows, load_processor(teacher, task=config.task))

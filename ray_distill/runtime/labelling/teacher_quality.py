@@ -21,8 +21,7 @@ from ray_distill.evaluation.predict.language_model import predict_documents
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
-from ray_distill.tasks.answers.tokens import TOKENS
-from ray_distill.tasks.catalogue import TASKS
+from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.task import Task
 
 #: Train documents in which a language model's commonest token is looked for.
@@ -46,8 +45,8 @@ def check_teacher(
     opened = open_snapshot(snapshot)
     teacher = load_model(config.labels.teacher, task=config.task, head_url=head_url)
     present = None if champion is None else load_model(champion.url, task=config.task)
-    measure = _measure_language if TASKS[config.task].answers is TOKENS else _measure_classifier
-    majority = _token_majority if TASKS[config.task].answers is TOKENS else _class_majority
+    measure = _measure_language if get_task(config.task).answers.per_token else _measure_classifier
+    majority = _token_majority if get_task(config.task).answers.per_token else _class_majority
     return TeacherCheck(
         teacher=measure(config, teacher, opened),
         majority_accuracy=majority(config, teacher, opened),
@@ -56,7 +55,7 @@ def check_teacher(
 
 
 def _measure_classifier(config: Campaign, model: Model, opened: Snapshot) -> dict[str, Estimate]:
-    task, settings = TASKS[config.task], config.evaluation
+    task, settings = get_task(config.task), config.evaluation
     rows = opened.read("calibration", columns=["row_id", task.inputs.column, "label", "count"])
     one = predictor(model, task, opened.classes, batch=config.labels.resources.batch)
     answers = predict_all({"model": one}, rows)["model"]
@@ -80,7 +79,7 @@ def _labelled(rows: pa.Table) -> pa.Table:
 
 
 def _measure_language(config: Campaign, model: Model, opened: Snapshot) -> dict[str, Estimate]:
-    task, settings = TASKS[config.task], config.evaluation
+    task, settings = get_task(config.task), config.evaluation
     rows = opened.read("calibration", columns=["row_id", task.inputs.column, "count"])
     found = predict_documents(
         {"model": model}, rows, task=task, batch=config.labels.resources.batch, bins=settings.bins, teacher=None
@@ -90,7 +89,7 @@ def _measure_language(config: Campaign, model: Model, opened: Snapshot) -> dict[
 
 def _token_majority(config: Campaign, model: Model, opened: Snapshot) -> float:
     """As `_class_majority`, of the tokens that are to be predicted."""
-    task = TASKS[config.task]
+    task = get_task(config.task)
     known = _answers(
         task, model, opened.read("train", columns=["row_id", task.inputs.column]).slice(0, COUNTED_DOCUMENTS)
     )

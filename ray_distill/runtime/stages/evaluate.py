@@ -28,8 +28,7 @@ from ray_distill.runtime.stages.judge import Judged, judge_students
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.students.arms import ARMS
-from ray_distill.tasks.answers.tokens import TOKENS
-from ray_distill.tasks.catalogue import TASKS
+from ray_distill.tasks.catalogue import get_task
 from ray_distill.tracking.base import Run
 
 #: The file of what models wrote, beside the report and on the run.
@@ -116,10 +115,10 @@ def log_student(held: Session, report: EvalReport) -> str | None:
 def _example(config: Campaign, report: EvalReport) -> list[Any]:
     """Inputs to try the logged model with: of the test split; of language models made up, since their rows are long
     texts that people wrote, and those go to the tracking server only when asked for."""
-    if TASKS[config.task].answers is TOKENS:
+    if get_task(config.task).answers.per_token:
         chat = config.labels.teacher.language.format == "chat"
         return [json.dumps([{"role": "user", "content": "What is a student?"}]) if chat else "A student is"]
-    column = TASKS[config.task].inputs.column
+    column = get_task(config.task).inputs.column
     rows = open_snapshot(report.student.labels.snapshot).read("test", columns=[column])
     found: list[Any] = rows.slice(0, 2)[column].to_pylist()
     return found

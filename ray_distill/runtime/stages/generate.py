@@ -16,6 +16,7 @@ from ray_distill.sequences.derive import Derived, require_answers
 from ray_distill.sequences.store import Missing, SequenceStore, create_or_open
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
+from ray_distill.tasks.catalogue import get_task
 
 
 def write(held: Session, snapshot: SnapshotRef) -> SnapshotRef:
@@ -45,9 +46,8 @@ def write(held: Session, snapshot: SnapshotRef) -> SnapshotRef:
 
 def _write(held: Session, stage: Stage, settings: SequencesConfig, opened: Snapshot) -> SnapshotRef:
     config = held.config
-    require_answers(
-        opened, settings.splits, config.form, config.labels.teacher.language.roles, config.labels.max_bad_fraction
-    )
+    form, roles = get_task(config.task).inputs.form(config), config.labels.teacher.language.roles
+    require_answers(opened, settings.splits, form, roles, config.labels.max_bad_fraction)
     label.record_snapshot(stage.run, opened, "prompts")
     generator = ask_teacher(make_generator, config, settings, labels=config.labels, rows=0, what="opening the teacher")
     store = create_or_open(held.url("sequences", generator.fingerprint), generator)
@@ -156,6 +156,8 @@ def _settings(config: Campaign) -> SequencesConfig:
             f"the campaign {config.campaign} has no section sequences: say there what the teacher is to "
             "write (sequences: {} takes every default), or label the snapshot as it is"
         )
+    if wrong := get_task(config.task).refuse(config):
+        raise ConfigError(f"{len(wrong)} wrong field(s)\n  " + "\n  ".join(wrong))
     return config.sequences
 
 

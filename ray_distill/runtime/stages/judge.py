@@ -22,8 +22,7 @@ from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
-from ray_distill.tasks.answers.tokens import TOKENS
-from ray_distill.tasks.catalogue import TASKS
+from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.inputs.modality import Corruption
 
 #: Examples that requests and batches go round when models are timed.
@@ -90,15 +89,15 @@ def _load(config: Campaign, urls: Mapping[str, str], head_url: str | None) -> di
 def panel_of(config: Campaign, models: Mapping[str, Model], classes: tuple[str, ...]) -> Panel:
     """Models of the campaign's task, ready to answer the same rows."""
     settings = config.evaluation
-    if TASKS[config.task].answers is TOKENS:
+    if get_task(config.task).answers.per_token:
         return LanguagePanel(
-            task=TASKS[config.task],
+            task=get_task(config.task),
             models=models,
             batch=settings.batch,
             bins=settings.bins,
             raw=config.labels.teacher.language.format == "text",
         )
-    return ClassPanel(task=TASKS[config.task], models=models, classes=classes, batch=settings.batch)
+    return ClassPanel(task=get_task(config.task), models=models, classes=classes, batch=settings.batch)
 
 
 def _judge(
@@ -149,7 +148,7 @@ def _written_targets(config: Campaign, models: Mapping[str, Model], rows: pa.Tab
     settings = config.evaluation
     if config.task != "seq2seq" or not settings.written:
         return {}
-    texts = write_targets(models, rows.slice(0, settings.written), task=TASKS[config.task], batch=settings.batch)
+    texts = write_targets(models, rows.slice(0, settings.written), task=get_task(config.task), batch=settings.batch)
     measures = (measure_targets, measure_overlap) if settings.overlap else (measure_targets,)
     return {
         arm: {
@@ -166,7 +165,7 @@ def _write(config: Campaign, models: Mapping[str, Model], rows: pa.Table) -> tup
     if config.task != "causal_lm" or not settings.prompts:
         return ()
     shown = _shown(models)
-    documents = rows[TASKS[config.task].inputs.column]
+    documents = rows[get_task(config.task).inputs.column]
     prompts = choose_prompts(shown, settings.prompts, documents, new_tokens=settings.new_tokens)
     return write_side_by_side(shown, prompts, new_tokens=settings.new_tokens)
 

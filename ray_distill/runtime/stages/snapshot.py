@@ -4,8 +4,7 @@ from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign, SnapshotConfig
 from ray_distill.snapshots.take import take_snapshot
 from ray_distill.storage import files
-from ray_distill.tasks.answers.tokens import TOKENS
-from ray_distill.tasks.catalogue import TASKS, get_task
+from ray_distill.tasks.catalogue import get_task
 
 
 def freeze(config: Campaign, sources: SnapshotConfig | None = None) -> SnapshotRef:
@@ -14,11 +13,11 @@ def freeze(config: Campaign, sources: SnapshotConfig | None = None) -> SnapshotR
     Raises:
         SnapshotError, StorageError: as `take_snapshot`.
     """
-    chat = TASKS[config.task].answers is TOKENS and config.labels.teacher.language.format == "chat"
+    inputs = get_task(config.task).inputs
     return take_snapshot(
         sources or config.snapshot,
-        input_column=get_task(config.task).inputs.column,
+        input_column=inputs.column,
         seed=config.seed,
         url=files.join(files.absolute(config.output_url), "snapshots"),
-        nested=chat,
+        nested=inputs.nested(config),
     )

@@ -22,8 +22,7 @@ from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.students.arms import arm_by_name
 from ray_distill.students.run import TrainingJob, arm_plan
-from ray_distill.tasks.answers.tokens import TOKENS
-from ray_distill.tasks.catalogue import TASKS
+from ray_distill.tasks.catalogue import get_task
 from ray_distill.tracking.base import Dataset
 
 #: Seconds of the curves that a killed driver may not have written down: a run that goes on is told them again, for they
@@ -152,7 +151,7 @@ def _job(held: Session, labels: LabelSetRef) -> TrainingJob:
     config = held.config
     opened = open_snapshot(labels.snapshot)
     # A text tells its own next tokens.
-    labelled = opened.manifest.splits["train"].labelled > 0 or TASKS[config.task].answers is TOKENS
+    labelled = opened.manifest.splits["train"].labelled > 0 or get_task(config.task).answers.per_token
     head = label.head_of(labels.store)
     job = TrainingJob(
         config=config.model_dump(mode="json", by_alias=True),

@@ -20,8 +20,7 @@ from ray_distill.students.export import exported_arm
 from ray_distill.students.loop.validation import MIN_LABELLED
 from ray_distill.students.process_group import Ranks
 from ray_distill.students.run import TrainingJob, arm_plan
-from ray_distill.tasks.answers.tokens import TOKENS
-from ray_distill.tasks.catalogue import TASKS, get_task
+from ray_distill.tasks.catalogue import get_task
 
 ARM = "student"
 
@@ -149,7 +148,7 @@ def objective(config: Campaign, snapshot: Snapshot, label_sets: int) -> str:
     assert config.sweep is not None
     chosen = config.sweep.objective
     labelled = snapshot.manifest.splits["validation"].labelled
-    if TASKS[config.task].answers is TOKENS:
+    if get_task(config.task).answers.per_token:
         measured = ("validation_nll", "validation_kl")
     elif labelled >= MIN_LABELLED:
         measured = ("validation_nll", "validation_accuracy")
@@ -172,7 +171,7 @@ def objective(config: Campaign, snapshot: Snapshot, label_sets: int) -> str:
 def judged_rows(config: Campaign, snapshot: Snapshot, metric: str) -> int:
     """Rows of the validation split that the objective is a mean of."""
     split = snapshot.manifest.splits["validation"]
-    by_label = metric in ("validation_nll", "validation_accuracy") and TASKS[config.task].answers is not TOKENS
+    by_label = metric in ("validation_nll", "validation_accuracy") and not get_task(config.task).answers.per_token
     return split.labelled if by_label else split.rows
 
 

@@ -14,8 +14,7 @@ from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
 from ray_distill.runtime.stages.judge import TIMED_EXAMPLES, panel_of, runner_of, size_of
 from ray_distill.snapshots.reader import open_snapshot
-from ray_distill.tasks.answers.tokens import TOKENS
-from ray_distill.tasks.catalogue import TASKS
+from ray_distill.tasks.catalogue import get_task
 
 
 def time_students(
@@ -52,10 +51,10 @@ def time_students(
 
 def _accepted(config: Campaign, models: Mapping[str, Model], rows: pa.Table) -> pa.Table:
     """The rows that every model can answer."""
-    if TASKS[config.task].answers is TOKENS:
-        known = [encode_for_all(models, rows, task=TASKS[config.task]).row_ids]
+    if get_task(config.task).answers.per_token:
+        known = [encode_for_all(models, rows, task=get_task(config.task)).row_ids]
     else:
-        task = TASKS[config.task]
+        task = get_task(config.task)
         processors = {model.processor.fingerprint: model.processor for model in models.values()}
         known = [task.inputs.encode(rows, processor).row_ids for processor in processors.values()]
     for ids in known:

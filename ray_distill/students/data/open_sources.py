@@ -23,7 +23,7 @@ from ray_distill.storage import files
 from ray_distill.students.data.examples import TrainingSet, build_set
 from ray_distill.students.data.streaming import Build, Labels, LabelSource, Source
 from ray_distill.students.data.token_examples import TokenSet, build_token_set, check_tokens
-from ray_distill.tasks.catalogue import TASKS
+from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.task import Task
 
 #: Labels of a snapshot.
@@ -91,13 +91,13 @@ def _open_source(
 ) -> Source:
     snapshot, labels = labelled
     manifest = labels.manifest
-    task: Task = TASKS[config.task] if model.vocabulary else TASKS[config.task]
+    task: Task = get_task(config.task) if model.vocabulary else get_task(config.task)
     make = (
         _token_builder(config, model, manifest)
         if model.vocabulary
         else partial(
             build_set,
-            task=TASKS[config.task],
+            task=get_task(config.task),
             processor=model.processor,
             student_classes=model.classes,
             store_classes=manifest.classes,
@@ -125,7 +125,7 @@ def _token_builder(config: Campaign, model: Model, manifest: StoreManifest) -> B
         )
     return partial(
         build_token_set,
-        task=TASKS[config.task],
+        task=get_task(config.task),
         processor=model.processor,
         vocabulary=model.vocabulary,
         pool=manifest.pool,

@@ -26,6 +26,8 @@ class Answers:
     name: str
     package: str
     """Where the facets lie, e.g. ``ray_distill.tasks.answers.classes``."""
+    per_token: bool = False
+    """Models answer at tokens, ``[B, L, V]``, over a vocabulary; else once a row, ``[B, V]``, over named classes."""
     rows: str
     """The units that quality is measured over, as a plural noun: what ``n`` of an estimate counts."""
     metrics: MetricTable

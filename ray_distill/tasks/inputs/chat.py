@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from ray_distill.config import Campaign
 from ray_distill.tasks.encoded import Batch, Encoded, Ragged, Rejected
-from ray_distill.tasks.inputs.modality import Index, Inputs, Processor
+from ray_distill.tasks.inputs.modality import Form, Index, Inputs, Processor
 from ray_distill.tasks.inputs.padding import pad_sequences, real_tokens
 from ray_distill.tasks.inputs.rows import encoded, sift
 from ray_distill.tasks.inputs.text import COLUMN, Texts, example, read_text, refuse_target, show, statistics
@@ -66,8 +66,16 @@ def _tokens(texts: list[str], processor: Processor) -> tuple[dict[str, Ragged], 
     return {**features, ANSWERED: Ragged(values=np.ones(len(ids.values), np.int8), offsets=ids.offsets)}, {}
 
 
-def _plain(config: Campaign) -> bool:
-    return config.labels.teacher.language.format == "text"
+def _form(config: Campaign) -> Form:
+    return config.labels.teacher.language.format
+
+
+def _is_chat(config: Campaign) -> bool:
+    return _form(config) == "chat"
+
+
+def _is_text(config: Campaign) -> bool:
+    return not _is_chat(config)
 
 
 def _refuse(config: Campaign) -> list[str]:
@@ -82,6 +90,7 @@ def _refuse(config: Campaign) -> list[str]:
 TEXT_OR_CHAT = Inputs(
     name="chat",
     column=COLUMN,
+    processor="ray_distill.models.text.lm_processor:read_language_processor",
     encode=encode,
     collate=collate,
     example=example,
@@ -89,6 +98,8 @@ TEXT_OR_CHAT = Inputs(
     show=show,
     answering="input_ids",
     corruptions=TEXT_CORRUPTIONS,
-    corruptible=_plain,
+    form=_form,
+    nested=_is_chat,
+    corruptible=_is_text,
     refuse=_refuse,
 )

@@ -87,6 +87,7 @@ def _statistics_of(row: int, data: bytes) -> tuple[float, float, float, float]:
 IMAGE = Inputs(
     name="image",
     column=COLUMN,
+    processor="ray_distill.models.text.processors:read_image_processor",
     encode=encode,
     collate=collate,
     example=example,

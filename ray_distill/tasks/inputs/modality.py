@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ray_distill.config import Campaign
+from ray_distill.config import Campaign, TeacherConfig
 from ray_distill.tasks.encoded import Batch, Encoded
 
 #: A seeded corruption: (rows, severity 1..3, generator) -> rows of the same ids, in the same order.
 Corruption = Callable[[pa.Table, int, np.random.Generator], pa.Table]
 Index = npt.NDArray[np.int64]
+#: What a teacher that writes makes of a row: a text, a conversation, or a source with its target.
+Form = Literal["text", "chat", "pair"]
 Floats = npt.NDArray[np.float64]
 
 
@@ -27,8 +31,20 @@ class Processor(Protocol):
         """Fingerprint of everything that decides the features."""
 
 
+#: (folder, transformers config, settings) -> processor; errors as `Inputs.read_processor`.
+ReadProcessor = Callable[[Path, Any, TeacherConfig], Processor]
+
+
 def _nothing_refused(config: Campaign) -> list[str]:
     return []
+
+
+def _plain_text(config: Campaign) -> Form:
+    return "text"
+
+
+def _never(config: Campaign) -> bool:
+    return False
 
 
 def _always(config: Campaign) -> bool:
@@ -56,10 +72,35 @@ class Inputs:
     """Feature at whose tokens a model can answer: collated it is ``[B, L]``. Empty for inputs without tokens."""
     corruptions: Mapping[str, Corruption]
     """Seeded corruptions by name."""
+    processor: str
+    """Function that reads a checkpoint's processor, ``package.module:function``; it is imported when first called.
+
+    It lies in a layer above this one (``models``), which alone imports transformers.
+    """
+    form: Callable[[Campaign], Form] = _plain_text
+    """Return the form of a row that a teacher writes."""
+    nested: Callable[[Campaign], bool] = _never
+    """Return True where values of the column may be nested, such as conversations; they become canonical JSON."""
     corruptible: Callable[[Campaign], bool] = _always
     """Return False where the corruptions would break what the campaign's inputs are, such as conversations."""
     refuse: Callable[[Campaign], list[str]] = _nothing_refused
     """List the settings that these inputs cannot serve, each as ``<config path>: <what is wrong>; <what to do>``."""
+
+    def read_processor(self, folder: Path, model_config: Any, config: TeacherConfig) -> Processor:
+        """Read the tokenizer or image processor of a local checkpoint.
+
+        Args:
+            folder: the checkpoint.
+            model_config: its transformers config.
+            config: settings of the model; ``model`` is named in messages.
+
+        Raises:
+            ModelError: it has none, or one that cannot be used.
+            ConfigError: the settings do not suit it.
+        """
+        module, _, function = self.processor.partition(":")
+        read: ReadProcessor = getattr(import_module(module), function)
+        return read(folder, model_config, config)
 
     def corruptions_of(self, config: Campaign) -> Mapping[str, Corruption]:
         """Return the corruptions that the campaign's inputs can suffer."""

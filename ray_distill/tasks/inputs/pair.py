@@ -136,6 +136,7 @@ def _refuse(config: Campaign) -> list[str]:
 PAIR = Inputs(
     name="pair",
     column=COLUMN,
+    processor="ray_distill.models.text.seq2seq_processor:read_pair_processor",
     encode=encode,
     collate=collate,
     example=_example,
@@ -143,5 +144,6 @@ PAIR = Inputs(
     show=show,
     answering=DECODER,
     corruptions=SOURCE_CORRUPTIONS,
+    form=lambda config: "pair",
     refuse=_refuse,
 )

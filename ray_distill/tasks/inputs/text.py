@@ -86,6 +86,7 @@ def read_text(data: bytes) -> str:
 TEXT = Inputs(
     name="text",
     column=COLUMN,
+    processor="ray_distill.models.text.processors:read_text_processor",
     encode=encode,
     collate=collate,
     example=example,

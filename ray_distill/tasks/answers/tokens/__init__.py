@@ -42,6 +42,7 @@ _HARNESS = (
 TOKENS = Answers(
     name="tokens",
     package=__name__,
+    per_token=True,
     rows="documents",
     metrics=MetricTable(metrics=(*_QUALITY, *WRITTEN.metrics)),
     efficiency=efficiency("documents", Metric(name="tokens_per_second", heading="Tokens/s", decimals=0, better="more")),

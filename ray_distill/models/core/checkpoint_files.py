@@ -1,4 +1,4 @@
-"""Checkpoint folders: fetching, what may be in them, and the digest that stands for their content."""
+"""Fetch checkpoint folders, validate their files and compute their digest."""
 
 import hashlib
 import importlib.util
@@ -43,7 +43,7 @@ _SMALL = (
 
 @contextmanager
 def open_checkpoint(url: str, *, weights: bool = True) -> Iterator[Path]:
-    """Give a local folder with the checkpoint's files; a remote one is downloaded and removed afterwards.
+    """Yield a local folder with the files; a remote one is downloaded, then removed.
 
     Raises:
         ModelError: there is no such folder, or nothing in it.
@@ -67,7 +67,7 @@ def check_files(folder: Path, url: str) -> None:
     """Refuse what is neither a safetensors checkpoint nor one GGUF file.
 
     Raises:
-        ModelError: says what is missing, or that the weights are pickles and how to convert them.
+        ModelError: a file is missing, or the weights are pickles (with how to convert them).
     """
     names = _names(folder)
     if _matching(names, _WEIGHTS):
@@ -78,7 +78,7 @@ def check_files(folder: Path, url: str) -> None:
     pickles = _matching(names, _PICKLES)
     if pickles:
         raise ModelError(
-            f"{url} holds its weights as {pickles[0]}, which can run code when loaded, and no safetensors: convert it "
+            f"{url} has its weights as {pickles[0]}, which can run code when loaded, and no safetensors: convert it "
             "on a machine that trusts it (AutoModel.from_pretrained(folder).save_pretrained(folder))"
         )
     raise ModelError(
@@ -87,7 +87,7 @@ def check_files(folder: Path, url: str) -> None:
 
 
 def gguf_file(folder: Path) -> str | None:
-    """Name of the GGUF file that holds a checkpoint's config, tokenizer and weights; None for safetensors.
+    """Return the name of a checkpoint's GGUF file; None for safetensors.
 
     Safetensors count where both are there.
     """
@@ -97,7 +97,7 @@ def gguf_file(folder: Path) -> str | None:
 
 
 def checkpoint_digest(folder: Path) -> str:
-    """Digest of the files that decide the model's answers, ``sha256:…``: what ``revision`` is compared with.
+    """Return the digest ``sha256:…`` of the files that decide answers, as in ``revision``.
 
     The model card and free metadata are left out, so that they may change; the factory of a saved model counts.
     """
@@ -130,7 +130,7 @@ def check_revision(found: str, expected: str | None, url: str) -> None:
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
-    """What `save_model` wrote beside the model; empty for a checkpoint from elsewhere.
+    """Read the metadata that `save_model` wrote; empty for a checkpoint from elsewhere.
 
     Raises:
         ModelError: the file is not a JSON object.
@@ -143,13 +143,13 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ModelError(f"{METADATA_FILE} in the model folder is damaged: {error}") from error
     if not isinstance(value, dict):
-        raise ModelError(f"{METADATA_FILE} in the model folder must hold an object, found {type(value).__name__}")
+        raise ModelError(f"{METADATA_FILE} in the model folder must be an object, found {type(value).__name__}")
     return value
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers' progress bars and load reports: we check what was loaded and say so ourselves."""
+    """Silence transformers' progress bars and load reports; the loader has its own checks."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -165,7 +165,7 @@ def _check_gguf(found: list[str], url: str) -> None:
     """Refuse several GGUF files, and packages that are not there to read one."""
     if len(found) > 1:
         raise ModelError(
-            f"{url} holds {len(found)} GGUF files ({', '.join(found[:4])}) and no safetensors: keep the "
+            f"{url} has {len(found)} GGUF files ({', '.join(found[:4])}) and no safetensors: keep the "
             "one that is meant, in a folder of its own (parts of one model must be merged first)"
         )
     missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
@@ -178,7 +178,7 @@ def _check_gguf(found: list[str], url: str) -> None:
 
 
 def _download(url: str, folder: Path, *, weights: bool) -> None:
-    """Fetch a checkpoint's files; a GGUF always, for it holds the config and the tokenizer too."""
+    """Fetch a checkpoint's files; a GGUF always, as it has config and tokenizer too."""
     names = {info.name: info for info in files.list_files(url)}
     wanted = [name for name in names if "/" not in name]
     if not wanted:

@@ -81,7 +81,7 @@ SPREAD = "spread"
 
 
 def place(module: nn.Module, *, dtype: str | None, device: str) -> nn.Module:
-    """Move a module to its dtype (None = as it is) and device; ``auto`` is cuda where there is one, else cpu.
+    """Move a module to its dtype (None: unchanged) and device; ``auto``: cuda, else cpu.
 
     Raises:
         ConfigError: there is no such device.

@@ -25,7 +25,7 @@ class States:
 
 @dataclass(frozen=True, kw_only=True)
 class Output(States):
-    """What a model said for B examples."""
+    """Outputs of a model for B examples."""
 
     logits_BV: Tensor
     """``[B, V]``; ``[B, L, V]`` of a model that answers at every token."""
@@ -33,7 +33,7 @@ class Output(States):
 
 @dataclass(frozen=True, kw_only=True)
 class BodyOutput(States):
-    """What the body of a language model said for B examples."""
+    """Outputs of a language model's body for B examples."""
 
     last_BLD: Tensor
     """``[B, L, D]``: what its head makes logits of."""
@@ -49,7 +49,7 @@ def forward(module: nn.Module, batch: Mapping[str, Tensor], layers: Sequence[int
     Args:
         module: a transformers model, or any module with the interface of `ModelParts`, wrapped or not.
         batch: tensors by the name the module's forward takes; floating ones are cast to its dtype.
-        layers: non-negative indices of the hidden states wanted.
+        layers: non-negative indices of the hidden states to return.
 
     Raises:
         ModelError: the module has no such layer.
@@ -69,7 +69,7 @@ def forward_body(
 
 @contextmanager
 def spared(body: nn.Module, head: nn.Module) -> Iterator[list[Tensor]]:
-    """Let a head that is part of the body see nothing while that runs; what it would have seen is caught.
+    """Skip a head inside the body while the body runs, and capture its input.
 
     The body of an encoder-decoder is the model itself, because families do things to what the decoder gives before the
     head sees it (T5 scales it): so no family need be known, and no ``[B, L, V]`` logits are made.
@@ -95,12 +95,12 @@ def last_states(found: Any, caught: Sequence[Tensor]) -> Tensor:
 
 
 def states_of(found: Any) -> tuple[Tensor, ...]:
-    """Hidden states of a module's output where it answers: of an encoder-decoder, the decoder's; empty if none."""
+    """Return the hidden states of an output, the decoder's of an encoder-decoder; or ()."""
     return getattr(found, "hidden_states", None) or getattr(found, "decoder_hidden_states", None) or ()
 
 
 def without_cache(module: nn.Module) -> dict[str, bool]:
-    """``use_cache=False`` for a module whose forward, or that of the module it wraps, has such a parameter."""
+    """Return ``use_cache=False`` if the module's forward, or a wrapped one, has the parameter."""
     kind: Any = type(module)
     names, passes_on = _parameters(kind)
     if "use_cache" in names:
@@ -110,7 +110,7 @@ def without_cache(module: nn.Module) -> dict[str, bool]:
 
 
 def pool_hidden(hidden_BLD: Tensor, mask_BL: Tensor | None, how: str) -> Tensor:
-    """Pool token states to one vector an example: ``[B, D]``; ``token`` keeps all: ``[sum(mask), D]``.
+    """Pool token states to ``[B, D]``; ``token`` keeps all: ``[sum(mask), D]``.
 
     Args:
         hidden_BLD: ``[B, L, D]``.
@@ -134,7 +134,7 @@ def pool_hidden(hidden_BLD: Tensor, mask_BL: Tensor | None, how: str) -> Tensor:
 
 
 def as_tokens(hidden: Tensor) -> Tensor:
-    """A hidden state as ``[B, L, D]``: feature maps ``[B, C, H, W]`` by place, vectors ``[B, D]`` as one token."""
+    """Reshape to ``[B, L, D]``: feature maps ``[B, C, H, W]`` by place, vectors as one token."""
     if hidden.ndim == 4:
         return hidden.flatten(2).transpose(1, 2)
     if hidden.ndim == 2:
@@ -165,7 +165,7 @@ def _run(module: nn.Module, batch: Mapping[str, Tensor], layers: Sequence[int]) 
 
 @cache
 def _parameters(kind: Any) -> tuple[frozenset[str], bool]:
-    """Names of the parameters of the forward of a class of modules, and whether it takes any other by name."""
+    """Return the parameters of a module class's forward, and whether it takes ``**kwargs``."""
     found = inspect.signature(kind.forward).parameters
     return frozenset(found), any(item.kind is inspect.Parameter.VAR_KEYWORD for item in found.values())
 

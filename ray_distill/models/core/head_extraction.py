@@ -1,4 +1,4 @@
-"""What training may count on of a language model: that its head can be taken apart, and how it can be packed."""
+"""Find the head of a language model, and whether it can read packed documents."""
 
 import inspect
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def body_and_head(module: nn.Module) -> tuple[nn.Module, nn.Linear]:
     while its head is `spared`.
 
     Raises:
-        ModelError: it has no linear head, or its logits are not the head's output: says why.
+        ModelError: it has no linear head, or its logits are not the head's output.
     """
     name = type(module).__name__
     written = is_encoder_decoder(module)
@@ -70,10 +70,10 @@ def is_encoder_decoder(module: nn.Module) -> bool:
 def keeps_documents_apart(module: nn.Module) -> bool:
     """Whether documents packed into the rows of a batch get the logits they get alone.
 
-    They are told apart by ``position_ids`` that begin again at 0, with neither ``attention_mask`` nor a cache. Tried
+    They are separated by ``position_ids`` that restart at 0, with neither ``attention_mask`` nor a cache. Tried
     on made-up documents: what the second one of a row gets must be what it gets alone, up to rounding, and must not
-    depend in any digit on what stands before it. Two rows at once, because flash attention in transformers looks at
-    the positions of a batch of one row alone.
+    depend in any digit on what stands before it. Two rows at once, because flash attention in transformers reads the
+    positions of a batch of one row alone.
     """
     names = inspect.signature(type(module).forward).parameters
     if "position_ids" not in names or "use_cache" not in names or _output(module) is None:
@@ -113,7 +113,7 @@ def _output(module: nn.Module) -> Any:
 
 
 def _bends(module: nn.Module) -> list[str]:
-    """What the config says of the logits; settings that change nothing are left out."""
+    """Return the config's settings of the logits, except those that change nothing."""
     config: Any = getattr(module, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     found = {key: getattr(config, key, None) for key in _BENDS}
@@ -125,7 +125,7 @@ def _bends(module: nn.Module) -> list[str]:
 
 
 def _biased(module: nn.Module) -> list[str]:
-    """BART and its like have a bias beside their head; all zeros in most of them, not in Marian's."""
+    """Return whether a bias beside the head (BART) is not zero, as in Marian."""
     bias: Any = getattr(module, "final_logits_bias", None)
     return [] if bias is None or not bool(bias.any()) else ["adds a bias to its logits (final_logits_bias)"]
 

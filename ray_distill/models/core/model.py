@@ -15,11 +15,11 @@ from ray_distill.tasks.inputs.modality import Processor
 
 
 class ModelParts(NamedTuple):
-    """What a ``module:function`` returns.
+    """Parts of a model that a ``module:function`` returns.
 
     ``module.forward(**features, output_hidden_states: bool)`` returns an object with ``logits`` ``[B, V]``
     and, if it has any, ``hidden_states`` (a tuple of ``[B, L, D]``, ``[B, C, H, W]`` or ``[B, D]``). A function with a
-    parameter ``weights`` is called with False where only the processor is wanted, and may give any module then.
+    parameter ``weights`` is called with False where only the processor is needed, and may return any module then.
 
     A language model answers with ``logits`` ``[B, L, V]``; its ``classes`` are empty where the module has a ``config``
     with ``vocab_size`` V, as those of transformers have, else any V names.
@@ -51,7 +51,7 @@ class Model:
     """In eval mode, on its device, in its dtype; ``forward`` of this folder calls it."""
     processor: Processor
     classes: tuple[str, ...]
-    """In the order of the logits; empty where ``vocabulary`` says how many there are."""
+    """In the order of the logits; empty where ``vocabulary`` has their number."""
     vocabulary: int = 0
     """Width V of a language model's logits, which may exceed its tokenizer's vocabulary; 0 for other tasks."""
     fingerprint: str
@@ -69,7 +69,7 @@ class Model:
 
     @cached_property
     def states(self) -> States:
-        """Shapes of the hidden states, found by running one made-up example the first time it is asked.
+        """Return the shapes of the hidden states, from one made-up example, run once.
 
         Raises:
             ModelError: the model does not run, or has another number of outputs than classes.
@@ -85,7 +85,7 @@ class Model:
 
     @cached_property
     def apart(self) -> tuple[nn.Module, nn.Linear] | None:
-        """A language model's body and head as `body_and_head` gives them; None where they are not to be had."""
+        """Return a language model's body and head (`body_and_head`); None where there are none."""
         try:
             return body_and_head(self.module) if get_task(self.task).answers.per_token else None
         except ModelError:

@@ -23,7 +23,7 @@ def is_factory(model: str) -> bool:
 
 
 def call_factory(name: str, arguments: Mapping[str, Any], *, task: str, seed: int | None = None) -> ModelParts:
-    """Call a ``module:function``; with ``seed`` its random initialisation is a function of the seed.
+    """Call a ``module:function``; ``seed`` decides its random initialisation.
 
     Only a language model may come without class names.
 
@@ -57,7 +57,7 @@ def import_factory(name: str) -> Callable[..., Any]:
 
 
 def check_annotated(name: str) -> None:
-    """Let a function be called only if it says that it builds models.
+    """Refuse to call a function that is not annotated to build models.
 
     The file beside a saved model names its function; a forged file could name any function on the machine.
 
@@ -85,7 +85,7 @@ def named(parts: ModelParts, task: str, name: str) -> tuple[tuple[str, ...], int
     """The class names of a function's model and its vocabulary: of one of these two it has none.
 
     Raises:
-        ModelError: it is a language model of which nothing says how many tokens it knows.
+        ModelError: it is a language model of unknown vocabulary size.
     """
     if not get_task(task).answers.per_token:
         return parts.classes, 0

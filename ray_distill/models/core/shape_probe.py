@@ -1,4 +1,4 @@
-"""Run one made-up example through a model: check that it runs, and find the shapes of its hidden states."""
+"""Run one made-up example through a model, for the shapes of its hidden states."""
 
 from dataclasses import dataclass
 

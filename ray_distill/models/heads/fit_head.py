@@ -1,4 +1,4 @@
-"""A linear classification head for an encoder that has none: fitted once on labelled rows, then part of the teacher."""
+"""Fit a linear classification head on an encoder, once, as part of the teacher."""
 
 import io
 import json
@@ -54,7 +54,7 @@ class Head:
 
 
 class EncoderWithHead(nn.Module):
-    """An encoder, its pooling and a linear head, with the interface of a transformers classifier."""
+    """An encoder with pooling and a linear head, with the interface of a classifier."""
 
     def __init__(self, encoder: nn.Module, head: Head):
         super().__init__()
@@ -71,7 +71,7 @@ class EncoderWithHead(nn.Module):
 
 
 def embed(found: Any, mask_BL: Tensor | None, pool: str, *, normalize: bool) -> Tensor:
-    """Pool an encoder's output to ``[B, D]``, of length 1 if asked."""
+    """Pool an encoder's output to ``[B, D]``, of length 1 with ``normalize``."""
     mask_BL = None if mask_BL is None else mask_BL.bool()
     pooled_BD = pool_hidden(as_tokens(found.last_hidden_state), mask_BL, pool)
     return nn.functional.normalize(pooled_BD, dim=-1) if normalize else pooled_BD
@@ -88,14 +88,14 @@ def fit_head(
     url: str,
     batch: int = 64,
 ) -> str:
-    """Fit a multinomial logistic regression on an encoder's pooled embeddings; return the folder it lies in.
+    """Fit a logistic regression on an encoder's pooled embeddings; return its folder.
 
     The folder is ``<url>/<fingerprint of encoder, rows, labels, settings and seed>``. A head that is there already
     is kept, so that a rerun, on another machine too, gives the very same teacher. Its files are
     ``head.safetensors`` and ``fitted_rows.parquet`` (``row_id`` of the rows used, which must not be distilled).
 
     Args:
-        spec: the encoder; ``spec.head`` says how to pool and how many rows to use at most, the first by row id.
+        spec: the encoder; ``spec.head`` has the pooling and the most rows to use, the first by row id.
         encoded: labelled rows as the encoder's own processor (`load_processor`) encodes them.
         labels: ``[R]`` class indices, aligned with ``encoded``.
         classes: class names.

@@ -1,4 +1,4 @@
-"""Train a student through low-rank adapters (LoRA, with the optional package peft), and merge them when it is saved."""
+"""Train a student through low-rank adapters (LoRA by peft), merged when it is saved."""
 
 import copy
 import importlib
@@ -57,7 +57,7 @@ def has_lora(module: nn.Module) -> bool:
 
 
 def merged(module: nn.Module, state_dict: Mapping[str, Tensor] | None = None) -> nn.Module:
-    """A copy with the adapters added to the weights they stand beside: a model of its own class, as before `add_lora`.
+    """Return a copy with the adapters merged: a model of its own class, as before `add_lora`.
 
     Args:
         module: with adapters; left as it is.

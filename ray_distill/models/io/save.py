@@ -1,4 +1,4 @@
-"""Save a model as a standard transformers directory that plain ``AutoModelFor…`` loads again."""
+"""Save a model as a standard transformers directory that ``AutoModelFor…`` loads."""
 
 import json
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ def save_model(
     metadata: Mapping[str, Any],
     state_dict: Mapping[str, Tensor] | None = None,
 ) -> str:
-    """Write weights (safetensors), config, processor, ``README.md`` and ``ray_distill.json`` into a local folder.
+    """Write weights, config, processor, ``README.md`` and ``ray_distill.json`` to a folder.
 
     A model of transformers' own classes loads with plain ``AutoModelFor…``; one that a function built is loaded
     by `load_model`, which calls the function whose name and arguments stand in ``ray_distill.json``. Adapters are
@@ -86,7 +86,7 @@ def save_model(
 
 
 def _language(model: Model) -> dict[str, Any]:
-    """What a language model must be told to read texts as it did: it stands in no file of transformers'."""
+    """Return the language settings of a model, which no file of transformers records."""
     if not isinstance(model.processor, LanguageProcessor | PairProcessor):
         return {}
     return {
@@ -97,14 +97,14 @@ def _language(model: Model) -> dict[str, Any]:
 
 
 def _is_standard(model: Model) -> bool:
-    """Whether the checkpoint alone rebuilds the module: transformers' own class, or its own code in the folder."""
+    """Return whether the checkpoint alone rebuilds the module, by class or code in the folder."""
     if not isinstance(model.module, transformers.PreTrainedModel):
         return False
     return model.factory is None or type(model.module).__module__.startswith("transformers.")
 
 
 def _once(module: Any, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights without the second names of tied ones, which transformers ties again: gathered, they are copies."""
+    """Return the weights without second names of tied ones, which transformers ties again."""
     tied = set(getattr(module, "all_tied_weights_keys", None) or ())
     return {name: value for name, value in state_dict.items() if name not in tied}
 

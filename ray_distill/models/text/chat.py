@@ -1,4 +1,4 @@
-"""Conversations: read a row, render it with the tokenizer's own template, and find what each role wrote in it."""
+"""Read and render conversations, and find the spans that each role wrote."""
 
 import json
 import re
@@ -35,7 +35,7 @@ class Conversation:
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """A tokenizer with a chat template, and whose messages are wanted."""
+    """A tokenizer with a chat template, and the roles that are learnt."""
 
     tokenizer: Any
     roles: Collection[str]
@@ -49,11 +49,11 @@ class Template:
         return _encodable(self._render(conversation, len(conversation.messages)))
 
     def prompt(self, conversation: Conversation) -> str:
-        """The conversation and the header of an answer, for the assistant to go on; errors as `render`."""
+        """Render a conversation up to the header of an answer; errors as `render`."""
         return _encodable(self._render(conversation, len(conversation.messages), prompt=True))
 
     def after_answer(self) -> str:
-        """What the template writes behind an answer: first the token that ends a turn; empty if it cannot be told."""
+        """Return the text that the template adds behind an answer; empty if it is unclear."""
         answered = Conversation(messages=({"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}))
         try:
             return self.render(answered).partition(_ANSWER)[2]
@@ -61,7 +61,7 @@ class Template:
             return ""
 
     def spans(self, conversation: Conversation, text: str, until: int) -> list[tuple[int, int]]:
-        """Characters ``[start, end)`` of ``text`` that the wanted roles wrote, with the end of their turns.
+        """Return the spans ``[start, end)`` of ``text`` by the learnt roles, with end of turn.
 
         Args:
             conversation: what was rendered.
@@ -77,7 +77,7 @@ class Template:
         return list(self._by_prefixes(conversation, text, until))
 
     def _marked(self, conversation: Conversation, source: str) -> list[tuple[int, int]]:
-        """What the template itself says the assistant wrote."""
+        """Return the assistant's spans as the template marks them."""
         _, found = chat_template_utils.render_jinja_template(
             conversations=[list(conversation.messages)],
             tools=list(conversation.tools) or None,
@@ -97,14 +97,14 @@ class Template:
                 return
             if index >= MOST_MESSAGES:
                 raise Unfit(
-                    f"more than {MOST_MESSAGES} messages, of which the template does not say who wrote what: "
+                    f"more than {MOST_MESSAGES} messages, whose roles the template does not mark: "
                     "use one with {% generation %}, or cut the conversation"
                 )
             end = self._prefix(conversation, text, index + 1, prompt=False)
             yield start, start + _closed(text[start:end], specials)
 
     def _start(self, conversation: Conversation, text: str, index: int) -> int:
-        """Where a message begins: an assistant's after its header, which a prompt for it would give."""
+        """Return the start of a message; an assistant's begins after its header."""
         prompt = conversation.messages[index]["role"] == "assistant"
         if index:
             return self._prefix(conversation, text, index, prompt=prompt)
@@ -124,8 +124,8 @@ class Template:
         )
         if not text.startswith(part):
             raise Unfit(
-                f"the chat template writes the first {messages} messages otherwise once others follow, so what "
-                "each role wrote cannot be told: use a template with {% generation %}, or one answer a row"
+                f"the chat template writes the first {messages} messages otherwise once others follow, so the "
+                "spans of the roles are unknown: use a template with {% generation %}, or one answer a row"
             )
         return len(part)
 
@@ -164,13 +164,13 @@ def without_answer(conversation: Conversation) -> Conversation:
 
 
 def read_chat(text: str) -> Conversation:
-    """Read ``{"messages": [...], "tools": [...]}`` or the bare list of messages, as OpenAI's API has them.
+    """Read ``{"messages": [...], "tools": [...]}`` or a bare list, as in OpenAI's API.
 
     Contents in parts are joined, and the arguments of a tool call that are JSON in a string are read, as templates
-    want them; what else a message holds is kept.
+    need them; the other fields of a message are kept.
 
     Raises:
-        Unfit: it is not JSON, or no conversation; says which message and why.
+        Unfit: it is not JSON or not a conversation; the reason names the message.
     """
     try:
         found = json.loads(text)
@@ -216,7 +216,7 @@ def _content(value: Any, where: str) -> str:
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
         if kind != "text" or not isinstance(part.get("text"), str):
             raise Unfit(
-                f"the content of {where} holds {kind!r}, expected text"
+                f"the content of {where} has {kind!r}, expected text"
                 if kind != "text"
                 else f"the content of {where} is {type(part.get('text')).__name__}, expected text"
             )
@@ -250,6 +250,6 @@ def _read_arguments(function: dict[str, Any]) -> dict[str, Any]:
 
 
 def _closed(text: str, specials: tuple[str, ...]) -> int:
-    """Length of a message up to the token that ends its turn; white space after it is the template's."""
+    """Return the length of a message up to the token that ends its turn."""
     bare = text.rstrip()
     return len(bare) if bare.endswith(specials) else len(text)

@@ -1,4 +1,4 @@
-"""An answer beside its prompt: the text of tokens that a model wrote, and the row that the two of them make."""
+"""Decode generated tokens, and join an answer with its prompt to a row."""
 
 import json
 from typing import Any
@@ -20,7 +20,7 @@ def text_of(processor: LanguageProcessor, prompt: IntArray, tokens: IntArray) ->
 
 
 def reads_back(processor: LanguageProcessor, row: str, answer: str, prompt: IntArray, tokens: IntArray) -> bool:
-    """Whether the row with its answer has, when it is labelled, the very tokens that were written."""
+    """Return whether the row with its answer is tokenized to the generated tokens."""
     try:
         text = with_answer(row, answer, processor.settings.format)
         if processor.settings.format == "chat":

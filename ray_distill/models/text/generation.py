@@ -1,6 +1,6 @@
-"""How a model is given what it writes of, and what it wrote: behind a prompt, or the target of a source.
+"""Generate text with decoder-only and encoder-decoder models by one interface.
 
-This is all that an author need know of a family; what is chosen at each step is its own.
+A generator needs nothing else of a family; the choice at each step is its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ class Voice(Protocol):
 
     @property
     def tokenizer(self) -> Any:
-        """Of prompts and answers."""
+        """Return the tokenizer of prompts and answers."""
 
     @property
     def pad(self) -> int:
@@ -47,23 +47,23 @@ class Voice(Protocol):
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """What `generate` must be told beside its inputs."""
+        """Return the options of `generate` beside its inputs."""
 
     @property
     def own(self) -> str:
-        """Fingerprint of the tokens that only the checkpoint's generation settings name; empty where they name none."""
+        """Return the fingerprint of tokens named in the generation settings alone; empty if none."""
 
     def prompts(self, texts: list[str], new_tokens: int) -> Prompted:
         """Prompts of rows' inputs, for so many tokens to be written."""
 
     def inputs(self, prompts: Sequence[IntArray]) -> dict[str, Ids]:
-        """Padded inputs ``[N, L]`` of a batch; the last column of the one that grows is real in every row."""
+        """Return padded inputs ``[N, L]``; the last column of the growing input is never padding."""
 
     def text(self, prompt: IntArray, tokens: IntArray) -> str:
-        """What tokens say, without special ones."""
+        """Decode tokens without special ones."""
 
     def reads_back(self, row: str, answer: str, prompt: IntArray, tokens: IntArray) -> bool:
-        """Whether the row with its answer has, when it is labelled, the very tokens that were written."""
+        """Return whether the row with its answer is tokenized to the generated tokens."""
 
     def require_room(self, new_tokens: int, url: str) -> None:
         """Refuse to write more than can be read again.
@@ -86,7 +86,7 @@ class Continuing:
 
     @property
     def tokenizer(self) -> Any:
-        """Of prompts and answers."""
+        """Return the tokenizer of prompts and answers."""
         return self.processor.tokenizer
 
     @property
@@ -142,7 +142,7 @@ class Translating:
 
     @property
     def tokenizer(self) -> Any:
-        """Of sources and targets."""
+        """Return the tokenizer of sources and targets."""
         return self.processor.tokenizer
 
     @property
@@ -152,7 +152,7 @@ class Translating:
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """`generate` would look for a start even where it is given."""
+        """Return the start token, which `generate` would search even where it is given."""
         return {"decoder_start_token_id": self.processor.start}
 
     def prompts(self, texts: list[str], new_tokens: int) -> Prompted:

@@ -1,4 +1,4 @@
-"""The tokenizer of a language model: from texts or conversations to tokens, and which of them are learnt."""
+"""Tokenize texts or conversations for a language model, and mark the learnt tokens."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,7 +58,7 @@ class LanguageProcessor:
         """Tokenise each text once, and mark what is learnt of it.
 
         Args:
-            texts: plain, or conversations in JSON, as the settings say.
+            texts: plain, or conversations in JSON, by the settings.
 
         Returns:
             ``input_ids`` (int32) and ``answered`` (int8, one a token: 1 = it is to be predicted) of every text in
@@ -77,10 +77,10 @@ class LanguageProcessor:
         return {"input_ids": self._ragged(ids), "answered": _ragged(answered, np.int8, pad=0)}, reasons
 
     def prompts(self, texts: list[str]) -> tuple[list[IntArray], dict[int, str]]:
-        """Tokens for the model to go on from, uncut: of a text all, of a conversation those before its last answer.
+        """Return prompts, uncut: a whole text, or a conversation before its last answer.
 
         Args:
-            texts: plain, or conversations in JSON, as the settings say.
+            texts: plain, or conversations in JSON, by the settings.
 
         Returns:
             The tokens of every text in order, none where it is no prompt; and the reasons of those by their place.
@@ -117,7 +117,7 @@ class LanguageProcessor:
         self.tokenizer.save_pretrained(folder)
 
     def _open(self, texts: list[str]) -> tuple[dict[int, _Source], dict[int, str]]:
-        """What is to be tokenised by row, and why others are not."""
+        """Return the text of each row to tokenize, and the reasons of rejected rows."""
         if self.settings.format == "text":
             return {row: _Source(text) for row, text in enumerate(texts)}, {}
         template = self._template()
@@ -196,7 +196,7 @@ def language_processor(tokenizer: Any, max_length: int, settings: LanguageConfig
         settings: how a text becomes tokens, and which are learnt.
 
     Raises:
-        ModelError: conversations are wanted, and it has no template for them or cannot tell where its tokens lie.
+        ModelError: the format is chat, and it has no template or no character offsets.
         ConfigError: a role that there is not.
     """
     name, chat = type(tokenizer).__name__, settings.format == "chat"
@@ -210,8 +210,8 @@ def language_processor(tokenizer: Any, max_length: int, settings: LanguageConfig
         )
     if chat and not getattr(tokenizer, "is_fast", False):
         raise ModelError(
-            f"the tokenizer {name} cannot say which characters a token covers, so roles cannot be told "
-            "apart: it needs a tokenizer.json"
+            f"the tokenizer {name} has no character offsets of tokens, so that roles cannot be "
+            "separated: it needs a tokenizer.json"
         )
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.model_max_length = max_length
@@ -227,7 +227,7 @@ def language_processor(tokenizer: Any, max_length: int, settings: LanguageConfig
 
 
 def fingerprint_tokens(tokenizer: Any, *, chat: bool) -> str:
-    """Two tokenizers with this in common give equal tokens. (What pads is left out: it is masked.)"""
+    """Return all that decides the tokens; padding is excluded, as it is masked."""
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if name != "pad_token"}
     return fingerprint(
         {

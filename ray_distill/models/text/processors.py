@@ -1,4 +1,4 @@
-"""Tokenizers and image processors behind the tasks' `Processor` protocol, with content fingerprints.
+"""Wrap tokenizers and image processors as `Processor`, with content fingerprints.
 
 Image processors run on Pillow and numpy; torchvision is never needed.
 """
@@ -72,7 +72,7 @@ class TextProcessor:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageProcessor:
-    """An image processor: resizes, rescales and normalises to one size, in the model's number of channels."""
+    """Resize, rescale and normalise images to one size, in the model's number of channels."""
 
     processor: Any
     channels: int
@@ -163,7 +163,7 @@ def text_processor(tokenizer: Any, max_length: int) -> TextProcessor:
 
 
 def image_processor(processor: Any, channels: int) -> ImageProcessor:
-    """Wrap a transformers image processor (Pillow backend) for a model with ``channels`` input channels.
+    """Wrap a transformers image processor (Pillow) for a model with ``channels`` channels.
 
     Raises:
         ModelError: its mean or standard deviation are of another number of channels and not all equal.
@@ -186,10 +186,10 @@ def resized(processor: ImageProcessor, size: int) -> ImageProcessor:
 
 
 def text_limit(tokenizer: Any, config: Any, max_length: int | None) -> int:
-    """Tokens kept of a text: what was asked for, else the smaller of the tokenizer's and the model's limit.
+    """Return the tokens kept of a text: as requested, else the tokenizer's or model's limit.
 
     Raises:
-        ModelError: more was asked for than the model has positions, or no limit is known.
+        ModelError: more was requested than the model has positions, or no limit is known.
     """
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and getattr(config, "model_type", "") in _OFFSET_POSITIONS:
@@ -200,12 +200,12 @@ def text_limit(tokenizer: Any, config: Any, max_length: int | None) -> int:
         return max_length
     limits = [limit for limit in (positions, tokenizer.model_max_length) if limit and limit < _NO_LIMIT]
     if not limits:
-        raise ModelError("neither the tokenizer nor the model says how long a text may be: set max_length")
+        raise ModelError("neither the tokenizer nor the model has a maximum length: set max_length")
     return int(min(limits))
 
 
 def to_channels(image: npt.NDArray[np.uint8], channels: int) -> npt.NDArray[np.uint8]:
-    """Convert ``[H, W, C]`` between grey (1) and colour (3) by the luma of ITU-R 601, as Pillow does."""
+    """Convert ``[H, W, C]`` between grey and colour by the luma of ITU-R 601, as Pillow does."""
     found = image.shape[-1]
     if found == channels:
         return image
@@ -227,7 +227,7 @@ def ragged(rows: list[list[int]], *, pad: int) -> Ragged:
 
 
 def _needs_segments(tokenizer: Any) -> bool:
-    """Whether a single text gets any segment id but 0, which models take for granted when it is left out."""
+    """Return whether a single text gets a segment id except 0, the default of models."""
     if "token_type_ids" not in tokenizer.model_input_names:
         return False
     return any(tokenizer("a", padding=False, return_token_type_ids=True)["token_type_ids"])

@@ -1,4 +1,4 @@
-"""What a language model is to go on from: the beginning of a text, or a conversation that waits for the assistant."""
+"""Make prompts: the beginning of a text, or a conversation before the assistant's turn."""
 
 import json
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ BEGINNING = 32
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prompt:
-    """Tokens ``[L]`` to go on from, as a reader sees them, and what did follow where that is known."""
+    """Tokens ``[L]`` to continue, as text, and the known continuation."""
 
     ids_L: IntArray
     shown: str
@@ -23,9 +23,9 @@ class Prompt:
 
 
 def given_prompt(text: str, processor: LanguageProcessor) -> Prompt:
-    """A prompt somebody wrote: a text; or for chat a conversation as JSON, or what a user says.
+    """Read a prompt: a text; for chat a conversation as JSON, or a user's message.
 
-    A conversation that ends with the assistant's words is asked for those again.
+    The last message of a conversation is dropped if it is the assistant's.
 
     Raises:
         ModelError: it is empty, too long, or a conversation that cannot be read.
@@ -43,7 +43,7 @@ def given_prompt(text: str, processor: LanguageProcessor) -> Prompt:
 
 
 def prompt_of_document(text: str, processor: LanguageProcessor, *, reference_tokens: int) -> Prompt | None:
-    """The beginning of a text, or a conversation up to the assistant's last message; None where there is none.
+    """Return the beginning of a text, or a conversation before its last answer; or None.
 
     Args:
         text: a row's.
@@ -100,7 +100,7 @@ def _until_last_answer(conversation: Conversation) -> Conversation:
 
 
 def _read(text: str) -> Conversation:
-    """A conversation in JSON; what is no JSON is what a user says.
+    """Read a conversation in JSON; any other text is a user's message.
 
     Raises:
         Unfit: it is JSON, but no conversation.
@@ -115,7 +115,7 @@ def _read(text: str) -> Conversation:
 
 
 def _says(message: dict[str, object]) -> str:
-    """What a message says: its content, and the tools it calls as JSON."""
+    """Return the content of a message, and its tool calls as JSON."""
     calls = json.dumps(message["tool_calls"]) if "tool_calls" in message else ""
     return f"{message.get('content') or ''}{calls}"
 

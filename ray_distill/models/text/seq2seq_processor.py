@@ -1,4 +1,4 @@
-"""The tokenizer of an encoder-decoder: from sources and targets to what its encoder and its decoder read."""
+"""Tokenize sources and targets for the encoder and the decoder of a model."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ _TOGETHER = 64
 
 @dataclass(frozen=True, kw_only=True)
 class PairProcessor:
-    """A tokenizer with its limits, and the token that the decoder starts with. Made by `pair_processor`."""
+    """A tokenizer with its limits, and the decoder's start token. Made by `pair_processor`."""
 
     tokenizer: Any
     max_length: int
@@ -161,8 +161,8 @@ def pair_processor(tokenizer: Any, max_length: int, settings: LanguageConfig, *,
         start: what the decoder reads first (``decoder_start_token_id``).
 
     Raises:
-        ModelError: it has no padding token, or does not end a text, so that nothing would say where a target ends.
-        ConfigError: conversations are wanted.
+        ModelError: it has no padding token, or does not end a text, so that the end of a target would be unknown.
+        ConfigError: the format is chat.
     """
     name = type(tokenizer).__name__
     if settings.format != "text":
@@ -206,14 +206,14 @@ def start_of(model_config: Any, url: str) -> int:
     found = getattr(model_config, "decoder_start_token_id", None)
     if not isinstance(found, int):
         raise ModelError(
-            f"{url} does not say what its decoder starts with: set decoder_start_token_id in config.json "
+            f"{url} has no start token of its decoder: set decoder_start_token_id in config.json "
             "(seq2seq is for encoder-decoders such as T5, BART and Marian)"
         )
     return found
 
 
 def own_tokens(module: Any) -> dict[str, Any]:
-    """Of a model's generation settings those that say with which tokens a text begins and ends, and which it never has.
+    """Return the generation settings on tokens that begin, end or never occur in a text.
 
     They belong to the weights; all others are a way to decode, which is a campaign's to choose.
     """
@@ -225,7 +225,7 @@ def own_tokens(module: Any) -> dict[str, Any]:
 
 
 def _ends(tokenizer: Any) -> frozenset[int]:
-    """Of the tokens that may end a text those that it adds."""
+    """Return the end tokens that the tokenizer adds to a text."""
     known = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
     return frozenset(known & set(tokenizer(text_target="a", verbose=False)["input_ids"]))
 

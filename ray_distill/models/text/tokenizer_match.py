@@ -1,4 +1,4 @@
-"""Which tokens a language model reads: who decides it, and whether two models read the same ones."""
+"""Decide how a language model tokenizes, and compare the tokens of two models."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,9 +15,9 @@ from ray_distill.tasks.inputs.modality import Processor
 
 
 def language_of(spec: Any, saved: Mapping[str, Any], url: str) -> LanguageConfig | None:
-    """The language settings a model is loaded with; None where nobody says anything.
+    """Return the language settings that a model is loaded with; None where there are none.
 
-    A teacher's config always says; a folder or a student's config does not, and what was saved with the model counts.
+    A teacher's config has them; for a folder or a student those that were saved with the model count.
 
     Args:
         spec: what `load_model` was given.
@@ -40,7 +40,7 @@ def language_of(spec: Any, saved: Mapping[str, Any], url: str) -> LanguageConfig
 def speaking(
     processor: Processor, settings: LanguageConfig | None, *, task: str, max_length: int | None = None
 ) -> Processor:
-    """A function's processor with these settings; as it is for other tasks, or where it holds no tokenizer.
+    """Apply language settings to a function's processor, if it has a tokenizer.
 
     Raises:
         ModelError, ConfigError: as `language_processor`.
@@ -61,7 +61,7 @@ def tokens_of(processor: Processor) -> str:
 
 
 def require_same_tokens(student: Processor, student_url: str, teacher: Processor, teacher_url: str) -> None:
-    """Refuse a student that reads other tokens than its teacher: the stored distributions would be of other things.
+    """Refuse a student whose tokens differ from its teacher's, and so from the stored labels.
 
     Raises:
         ConfigError: names both, what differs, and the ways out.
@@ -99,7 +99,7 @@ def require_length(processor: Processor, model_config: Any, asked: int | None, u
 
 
 def _difference(ours: Any, theirs: Any) -> str:
-    """What differs between two tokenizers, in words: the student's first."""
+    """Describe the differences of two tokenizers, the student's first."""
     if ours is None or theirs is None:
         return "their processors differ"
     mine, its = ours.get_vocab(), theirs.get_vocab()

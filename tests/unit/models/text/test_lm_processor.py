@@ -118,7 +118,7 @@ def test_contents_in_parts_are_joined() -> None:
     parts = [{"type": "text", "text": "y"}, {"type": "text", "text": "o"}]
     assert _learn(_processor(), [ASK, {**SAY, "content": parts}]) == _learn(_processor(), [ASK, SAY])
     picture = [{"type": "image_url", "image_url": {"url": "x"}}]
-    assert _why([{**ASK, "content": picture}, SAY]) == "the content of message 1 holds 'image_url', expected text"
+    assert _why([{**ASK, "content": picture}, SAY]) == "the content of message 1 has 'image_url', expected text"
 
 
 def test_a_template_that_marks_answers_is_believed() -> None:

@@ -75,7 +75,6 @@ class Steps(Section):
 class Schedule(Section):
     """A weight that changes over training: ``{cosine: [1.0, 0.1]}``."""
 
-    constant: float | None = None
     linear: tuple[float, float] | None = None
     cosine: tuple[float, float] | None = None
     step: tuple[Stage, ...] | None = Field(None, description="[share of training, value] pairs")
@@ -87,8 +86,8 @@ class Schedule(Section):
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if sum(v is not None for v in (self.constant, self.linear, self.cosine, self.step)) != 1:
-            raise ValueError("a schedule has exactly one of constant, linear, cosine, step")
+        if sum(v is not None for v in (self.linear, self.cosine, self.step)) != 1:
+            raise ValueError("a schedule has exactly one of linear, cosine, step")
         return self
 
 
@@ -112,17 +111,9 @@ class CheckpointPolicy(Section):
     best: int = Field(
         0,
         ge=0,
-        description="the best by the last look at the validation split before each; these stay "
+        description="the best by the validation loss measured last before each, as arms are judged; these stay "
         "when the training is over, too",
     )
-    metric: str | None = Field(None, description="best by which, as it is reported; default: what arms are judged by")
-    mode: Literal["min", "max"] = Field("min", description="whether less of the metric is better, or more")
-
-    @model_validator(mode="after")
-    def _named(self) -> Self:
-        if self.metric is None and self.mode == "max":
-            raise ValueError("mode: max goes with a metric; what arms are judged by is a loss")
-        return self
 
 
 class SamplingConfig(Section):

@@ -191,34 +191,18 @@ def prune(folder_url: str, policy: CheckpointPolicy, protect: Collection[str] = 
 
 
 def _best(urls: list[str], policy: CheckpointPolicy) -> list[str]:
-    """The best checkpoints by the last look at the validation split before each, better ones first; ties: newer ones.
-
-    Raises:
-        TrainingError: the metric is none of those that are measured; they are named.
-    """
+    """Return the best checkpoints by the validation loss measured last before each; of equal ones the newer."""
     if policy.best == 0:
         return []
     found = []
     for url in urls:
         try:
-            looked = _read_marker(url).state.get("validation")
+            validation = _read_marker(url).state.get("validation")
         except (StorageError, TrainingError):
-            continue  # a damaged one is nobody's best; `find_checkpoint` tells of it
-        if looked is not None:
-            found.append((_measured(looked, policy), url))
-    sign = 1 if policy.mode == "min" else -1
-    return [url for _, url in sorted(found, key=lambda pair: sign * pair[0])[: policy.best]]
-
-
-def _measured(looked: Mapping[str, Any], policy: CheckpointPolicy) -> float:
-    if policy.metric is None:
-        return float(looked["value"])
-    if policy.metric not in looked["metrics"]:
-        raise TrainingError(
-            f"student.training.checkpoints.metric {policy.metric!r} is not measured on the validation "
-            f"split; there are {', '.join(sorted(looked['metrics']))}"
-        )
-    return float(looked["metrics"][policy.metric])
+            continue  # a damaged one is not the best of anything; `find_checkpoint` reports it
+        if validation is not None:
+            found.append((float(validation["value"]), url))
+    return [url for _, url in sorted(found, key=lambda pair: pair[0])[: policy.best]]
 
 
 def _complete(folder_url: str) -> list[str]:

@@ -27,9 +27,6 @@ def weight_curve(weight: float | Schedule, steps: int) -> Curve:
     """The weight of a loss over ``steps`` steps: from the first of its two values to the second, or in jumps."""
     if isinstance(weight, float | int):
         return lambda step: float(weight)
-    if weight.constant is not None:
-        constant = weight.constant
-        return lambda step: constant
     if weight.step is not None:
         stages = stage_starts(weight.step, steps)
         return lambda step: stage_at(stages, step)

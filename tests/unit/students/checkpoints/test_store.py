@@ -212,21 +212,11 @@ def test_another_plan_names_both_sides() -> None:
 
 
 def test_the_best_stay_beside_the_newest(tmp_path: Path) -> None:
-    """By the loss that arms are judged by, and by a metric of which more is better."""
+    """By the loss that arms are judged by."""
     seen = {1: (0.9, 0.1), 2: (0.2, 0.2), 3: (0.8, 0.9), 4: (0.7, 0.3), 5: (0.6, 0.4)}
-    for name, policy, kept in (
-        ("loss", CheckpointPolicy(last=1, best=1), [2, 5]),
-        ("metric", CheckpointPolicy(last=2, best=1, metric="validation_accuracy", mode="max"), [3, 4, 5]),
-    ):
-        for step, (loss, accuracy) in seen.items():
-            save(tmp_path / name, step, policy, loss=loss, accuracy=accuracy)
-        assert steps_in(tmp_path / name) == kept
-
-
-def test_a_metric_that_nobody_measures_is_named(tmp_path: Path) -> None:
-    """With those there are."""
-    with pytest.raises(TrainingError, match=r"metric 'f1' is not measured.*there are validation_accuracy"):
-        save(tmp_path, 1, CheckpointPolicy(best=1, metric="f1"))
+    for step, (loss, accuracy) in seen.items():
+        save(tmp_path, step, CheckpointPolicy(last=1, best=1), loss=loss, accuracy=accuracy)
+    assert steps_in(tmp_path) == [2, 5]
 
 
 def test_training_goes_on_while_a_checkpoint_is_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,6 @@ def test_without_warmup_the_first_step_has_the_full_rate() -> None:
 def test_weights_follow_their_schedule() -> None:
     """A number stays; a pair is walked from its first to its second value over the steps."""
     assert weight_curve(0.3, 10)(7) == 0.3
-    assert weight_curve(Schedule(constant=2.0), 10)(3) == 2.0
     linear, cosine = weight_curve(Schedule(linear=(1.0, 0.0)), 11), weight_curve(Schedule(cosine=(1.0, 0.1)), 11)
     assert [linear(0), linear(5), linear(10)] == pytest.approx([1, 0.5, 0])
     assert [cosine(0), cosine(5), cosine(10)] == pytest.approx([1, 0.55, 0.1])

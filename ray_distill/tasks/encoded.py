@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ray_distill.labels.model.signal import gather_ranges
+from ray_distill.labels.model.ragged import gather_ranges
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ray_distill.labels.model.signal import gather_ranges
+from ray_distill.labels.model.ragged import gather_ranges
 from ray_distill.tasks.encoded import Batch, Encoded
 
 Index = npt.NDArray[np.int64]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ray_distill.errors import TeacherRefused
 from ray_distill.labels.model import rowids
-from ray_distill.labels.model.signal import Distributions, Draws
+from ray_distill.labels.model.distributions import Distributions, Draws
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.draw import pick, stratified
 from ray_distill.teachers.largest import largest

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor, nn
 
-from ray_distill.labels.model.signal import Distributions
+from ray_distill.labels.model.distributions import Distributions
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.reduce import Places, reduce_logits
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ray_distill.config import TeacherConfig
 from ray_distill.errors import TeacherRefused
-from ray_distill.labels.model.signal import Distributions, Hidden, Signal
+from ray_distill.labels.model.distributions import Distributions
+from ray_distill.labels.model.signal import Signal, Vectors, signal_of
 from ray_distill.models.core.forward import States, forward, forward_body, pool_hidden
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
@@ -76,7 +77,7 @@ class TransformersTeacher:
         with torch.inference_mode():
             distributions, states = self._answer(encoded, ask)
             hidden = {layer: _pooled(states, layer, ask) for layer in ask.layers}
-        return Signal(distributions=distributions, hidden=hidden)
+        return signal_of(distributions=distributions, hidden=hidden)
 
     def _answer(self, encoded: Encoded, ask: Ask) -> tuple[Distributions, States]:
         """Run the model; a separable head sees the answered tokens alone, by slices."""
@@ -132,11 +133,13 @@ def _nothing(model: Model, ask: Ask, encoded: Encoded) -> Signal:
     widths = {layer: model.widths[layer] for layer in ask.layers} | {
         layer: basis_DR.shape[1] for layer, (_, basis_DR) in ask.bases.items()
     }
-    hidden = {layer: Hidden(offsets=start, values=np.zeros((0, width), np.float32)) for layer, width in widths.items()}
-    return Signal(distributions=reduce_logits(torch.zeros(0, model.class_count), ask, encoded.row_ids), hidden=hidden)
+    hidden = {layer: Vectors(offsets=start, values=np.zeros((0, width), np.float32)) for layer, width in widths.items()}
+    return signal_of(
+        distributions=reduce_logits(torch.zeros(0, model.class_count), ask, encoded.row_ids), hidden=hidden
+    )
 
 
-def _pooled(output: States, layer: int, ask: Ask) -> Hidden:
+def _pooled(output: States, layer: int, ask: Ask) -> Vectors:
     """One layer's states, pooled and projected on the device, then float32 on the host."""
     states_BLD = output.hidden[layer]
     values_ND = pool_hidden(states_BLD.float(), output.mask_BL, ask.pool)
@@ -144,7 +147,7 @@ def _pooled(output: States, layer: int, ask: Ask) -> Hidden:
         mean_D, basis_DR = (torch.from_numpy(array).to(values_ND.device) for array in ask.bases[layer])
         values_ND = (values_ND - mean_D) @ basis_DR
     lengths = np.ones(len(states_BLD), np.int64) if ask.pool != "token" else _lengths(states_BLD, output.mask_BL)
-    return Hidden(offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]), values=values_ND.cpu().numpy())
+    return Vectors(offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]), values=values_ND.cpu().numpy())
 
 
 def _lengths(states_BLD: Tensor, mask_BL: Tensor | None) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

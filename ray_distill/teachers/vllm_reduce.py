@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_distill.errors import LabelError
-from ray_distill.labels.model.signal import Distributions
+from ray_distill.labels.model.distributions import Distributions
 
 #: The least mass of a tail that can be told by difference, 3e-5. The log-probabilities are float32, and so is the sum
 #: over the vocabulary that normalises them: it moves the head, and with it the difference to 1, by as much whatever the

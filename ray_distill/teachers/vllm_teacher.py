@@ -18,7 +18,8 @@ import numpy.typing as npt
 from ray_distill.config import TeacherConfig
 from ray_distill.errors import LabelError, ModelError
 from ray_distill.fingerprint import fingerprint
-from ray_distill.labels.model.signal import Distributions, Signal
+from ray_distill.labels.model.distributions import Distributions
+from ray_distill.labels.model.signal import Signal, signal_of
 from ray_distill.models.core.checkpoint_files import (
     check_files,
     check_revision,
@@ -118,7 +119,7 @@ class VllmTeacher:
         refuse_ask(ask, self.vocabulary, self.identity.model)
         answered = self.task.answers.store.positions(encoded)
         found = self._score(encoded.features["input_ids"], ask.k)
-        return Signal(distributions=_distributions(found, answered, self.vocabulary))
+        return signal_of(distributions=_distributions(found, answered, self.vocabulary))
 
     def _score(self, tokens: Ragged, k: int) -> Flat:
         """Score every token except the last of each row."""

@@ -10,9 +10,10 @@ import pyarrow as pa
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.fingerprint import fingerprint
 from ray_distill.labels.model import rowids
+from ray_distill.labels.model.distributions import Distributions, Family, bernoulli
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.rowids import SnapshotRows
-from ray_distill.labels.model.signal import Distributions, Hidden, Signal
+from ray_distill.labels.model.signal import Signal, Vectors, signal_of
 from ray_distill.labels.model.validity import split_unusable
 from ray_distill.labels.model.work_units import Receipt, WorkUnit, entries
 from ray_distill.labels.store.label_store import create_or_open
@@ -79,6 +80,7 @@ def fake_manifest(
     unit_rows: int = 4,
     temperatures: tuple[float, ...] = (1.0, 2.0),
     teacher: str = "fake",
+    family: Family = "categorical",
 ) -> StoreManifest:
     """A manifest for `fake_teacher`."""
     return StoreManifest(
@@ -92,6 +94,7 @@ def fake_manifest(
         pool=pool,
         hidden_dtype=hidden_dtype,
         codec=(estimator, 2),
+        family=family,
         unit_rows=unit_rows,
     )
 
@@ -103,15 +106,18 @@ def fake_teacher(row_ids: pa.Array, manifest: StoreManifest) -> Signal:
     logits_RV = seeds / 64 + np.arange(len(manifest.classes)) * 0.01
     offsets = np.arange(len(ids) + 1, dtype=np.int64)
     hidden = {
-        layer: Hidden(offsets=offsets, values=(ids[:, -4:] / 7 + layer).astype(np.float32))
+        layer: Vectors(offsets=offsets, values=(ids[:, -4:] / 7 + layer).astype(np.float32))
         for layer in manifest.hidden_layers
     }
-    return Signal(distributions=reduce_logits(logits_RV, manifest), hidden=hidden)
+    return signal_of(distributions=reduce_logits(logits_RV, manifest), hidden=hidden)
 
 
 def reduce_logits(logits_RV: np.ndarray, manifest: StoreManifest) -> Distributions:
     """The stored form of logits ``[R, V]``, one position a row, in float64: plain and slow."""
     rows, classes = logits_RV.shape
+    if manifest.family == "bernoulli":
+        one_a_row = np.arange(rows + 1, dtype=np.int64)
+        return bernoulli(logits_RV.astype(np.float32), row_offsets=one_a_row, temperatures=manifest.temperatures)
     keep = manifest.k if manifest.estimator == "topk" else classes
     logp_RV = _log_softmax(logits_RV)
     ids_RK = np.sort(np.argsort(-logp_RV, axis=1, kind="stable")[:, :keep], axis=1)

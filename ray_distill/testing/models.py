@@ -17,7 +17,7 @@ from tokenizers.models import BPE, WordPiece
 from torch import Tensor, nn
 
 from ray_distill.fingerprint import fingerprint
-from ray_distill.labels.model.signal import Hidden, Signal
+from ray_distill.labels.model.signal import Signal, Vectors, signal_of
 from ray_distill.models.core.checkpoint_files import quiet
 from ray_distill.models.core.model import Model, ModelParts
 from ray_distill.models.text.processors import ImageProcessor, TextProcessor, image_processor, text_processor
@@ -325,10 +325,10 @@ class FakeTeacher:
         logits_RV = 3 * self._numbers(ids, "logits", len(self.classes) or self.vocabulary)
         offsets = np.arange(len(ids) + 1, dtype=np.int64)
         hidden = {
-            layer: Hidden(offsets=offsets, values=self._numbers(ids, f"layer {layer}", self.width))
+            layer: Vectors(offsets=offsets, values=self._numbers(ids, f"layer {layer}", self.width))
             for layer in ask.layers
         }
-        return Signal(distributions=reduce_logits(torch.from_numpy(logits_RV), ask, encoded.row_ids), hidden=hidden)
+        return signal_of(distributions=reduce_logits(torch.from_numpy(logits_RV), ask, encoded.row_ids), hidden=hidden)
 
     def _numbers(self, ids: Sequence[bytes], what: str, width: int) -> npt.NDArray[np.float32]:
         """Normal numbers ``[R, width]``, each row from its id."""

@@ -21,10 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_distill.labels.format import parquet_shards
-from ray_distill.labels.format.arrow_tables import concat_signals
 from ray_distill.labels.format.codecs.measure import added_error, compact_options, fit_ids
+from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.model.signal import Distributions, Signal
+from ray_distill.labels.model.signal import concat_signals, signal_of
 from tests.labs.codecs import language_like, language_logits, manifest_of
 from tests.labs.labelling import docstrings, sources
 
@@ -120,7 +120,7 @@ def bytes_lines(name: str, texts: Logits, positions: int) -> Iterator[str]:
         if count >= positions:
             break
     for number, (estimator, k, draws, temperatures) in enumerate(FORMS):
-        exact = concat_signals([Signal(distributions=part) for part in parts[number]]).distributions
+        exact = concat_signals([signal_of(distributions=part) for part in parts[number]]).distributions
         assert exact is not None
         size = k or draws
         yield (

@@ -36,8 +36,9 @@ from ray_distill.config import SnapshotConfig, TrainingConfig
 from ray_distill.labels.format.codecs.measure import compact_options, fit_ids
 from ray_distill.labels.format.fitted_arrays import write_fits
 from ray_distill.labels.model import rowids
+from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.model.signal import Distributions, Signal
+from ray_distill.labels.model.signal import signal_of
 from ray_distill.labels.store.label_store import create_or_open
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.store.writer import write_attempt
@@ -191,7 +192,7 @@ def _label(folder: Path, kind: Kind, exact: list[Distributions], codec: str) -> 
     receipts = []
     for number, unit in enumerate(store.pending(snapshot)):
         ids = snapshot.read_shard(snapshot.shard(unit.shard), ["row_id"])["row_id"].take(pa.array(unit.rows))
-        signal = Signal(distributions=exact[number % BLOCKS].take(np.arange(len(ids))))
+        signal = signal_of(distributions=exact[number % BLOCKS].take(np.arange(len(ids))))
         receipts.append(write_attempt(store.url, manifest, unit, rowids.to_arrow(rowids.to_numpy(ids)), signal, []))
     store.commit(receipts)
     (folder / "ref.json").write_text(store.ref(ref).to_json())

@@ -34,7 +34,7 @@ from ray_distill.students.objective.weighted_losses import build_terms
 from ray_distill.students.process_group import current_ranks
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.testing.models import write_tiny_text_model
-from tests.labs.training import CLASSES, signal_of
+from tests.labs.training import CLASSES, lab_signal
 
 ROWS, LONGEST, GLOBAL_BATCH = 1024, 128, 128
 
@@ -113,7 +113,7 @@ def _data(model: Model) -> TrainingSet:
         student_classes=model.classes,
         snapshot_classes=CLASSES,
         store_classes=CLASSES,
-        labels=(ids, signal_of(ROWS, 0)),
+        labels=(ids, lab_signal(ROWS, 0)),
     )
 
 

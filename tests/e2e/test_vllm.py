@@ -9,9 +9,9 @@ import pytest
 
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign, TeacherConfig, parse_config
-from ray_distill.labels.format.arrow_tables import concat_signals
 from ray_distill.labels.format.fitted_arrays import write_fits
 from ray_distill.labels.model import rowids
+from ray_distill.labels.model.signal import concat_signals
 from ray_distill.labels.store.label_store import LabelStore, create_or_open
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.tools.live_agreement import Answer, compare

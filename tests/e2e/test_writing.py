@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign, parse_config
 from ray_distill.errors import LabelError
-from ray_distill.labels.model.signal import Distributions
+from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.store.label_store import create_or_open as create_labels
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.models.io.load import load_processor

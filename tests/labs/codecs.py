@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from ray_distill.labels.format.codecs.base import running
 from ray_distill.labels.format.codecs.measure import compact_options
+from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.model.signal import Distributions
+from ray_distill.labels.model.ragged import running
 
 
 def manifest_of(

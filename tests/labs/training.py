@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from ray_distill.config import LossConfig, TrainingConfig
-from ray_distill.labels.model.signal import Distributions, Hidden, Signal
+from ray_distill.labels.model.distributions import Distributions
+from ray_distill.labels.model.signal import Signal, Vectors, signal_of
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
 from ray_distill.students.data.examples import TrainingSet, build_set
@@ -101,7 +102,7 @@ def table_of(rows: int, seed: int, labelled: float) -> pa.Table:
     return pa.table({"row_id": ids, "text": texts, "label": pa.array(labels, pa.int32())})
 
 
-def signal_of(rows: int, seed: int) -> Signal:
+def lab_signal(rows: int, seed: int) -> Signal:
     """Dense distributions at T = 1 and 2, and pooled hidden states."""
     rng = np.random.default_rng(seed)
     logp = torch.from_numpy(rng.normal(size=(rows, 4)) * 2).log_softmax(-1).numpy().astype(np.float32)
@@ -118,9 +119,9 @@ def signal_of(rows: int, seed: int) -> Signal:
         entropy=-(np.exp(logp) * logp).sum(-1),
     )
     hidden = {
-        layer: Hidden(offsets=steps, values=rng.normal(size=(rows, WIDTH)).astype(np.float32)) for layer in LAYERS
+        layer: Vectors(offsets=steps, values=rng.normal(size=(rows, WIDTH)).astype(np.float32)) for layer in LAYERS
     }
-    return Signal(distributions=distributions, hidden=hidden)
+    return signal_of(distributions=distributions, hidden=hidden)
 
 
 def data_of(model: Model, rows: int, seed: int, labelled: float) -> TrainingSet:
@@ -134,7 +135,7 @@ def data_of(model: Model, rows: int, seed: int, labelled: float) -> TrainingSet:
         student_classes=model.classes,
         snapshot_classes=CLASSES,
         store_classes=CLASSES,
-        labels=(ids, signal_of(rows, seed)),
+        labels=(ids, lab_signal(rows, seed)),
         excluded=ids[:7],
     )
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from ray_distill.errors import StoreMismatch
 from ray_distill.labels.model import rowids
-from ray_distill.labels.model.signal import Distributions, Signal
+from ray_distill.labels.model.distributions import Distributions
+from ray_distill.labels.model.signal import Signal, signal_of
 from ray_distill.labels.store.ensemble import AveragedLabels, average, averaged_manifest
 from ray_distill.labels.store.label_store import open_store
 from ray_distill.labels.store.reader import LabelSet, open_label_set
@@ -152,8 +153,7 @@ def test_other_positions_are_refused(tmp_path: Path) -> None:
 
         def read_rows(self, wanted: rowids.RowIds) -> tuple[object, Signal]:
             ids, signal = ours.read_rows(wanted)
-            assert signal.distributions is not None
-            return ids, Signal(
+            return ids, signal_of(
                 distributions=replace(signal.distributions, position=signal.distributions.position + np.int32(1))
             )
 

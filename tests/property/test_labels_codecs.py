@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from ray_distill.errors import CorruptStore, LabelError
 from ray_distill.labels.format import hidden_states as hidden_states
 from ray_distill.labels.format import parquet_shards
-from ray_distill.labels.format.arrow_tables import concat_signals, signal_to_table, table_to_rejected, table_to_signal
+from ray_distill.labels.format.arrow_tables import signal_to_table, table_to_rejected, table_to_signal
 from ray_distill.labels.format.codecs import find_codec
-from ray_distill.labels.format.codecs.base import running
 from ray_distill.labels.format.dtypes import narrow, widen
 from ray_distill.labels.model import rowids
-from ray_distill.labels.model.signal import Distributions, Hidden, Signal
-from ray_distill.labels.model.validity import mass, split_unusable
+from ray_distill.labels.model.distributions import Distributions, mass
+from ray_distill.labels.model.ragged import running
+from ray_distill.labels.model.signal import Vectors, concat_signals, signal_of
+from ray_distill.labels.model.validity import split_unusable
 from ray_distill.testing.labels import fake_manifest, row_id
 
 FIELDS = ("row_offsets", "position", "entry_offsets", "ids", "logp", "log_tail", "entropy")
@@ -49,10 +50,10 @@ def signals(draw, estimator=None, classes=7, layers=(0, 3)):
     )
     vectors = {layer: rng.integers(0, 3, len(positions)) for layer in layers}
     hidden = {
-        layer: Hidden(offsets=running(n), values=rng.normal(size=(int(n.sum()), 3 + layer)).astype(np.float32))
+        layer: Vectors(offsets=running(n), values=rng.normal(size=(int(n.sum()), 3 + layer)).astype(np.float32))
         for layer, n in vectors.items()
     }
-    return Signal(distributions=distributions, hidden=hidden)
+    return signal_of(distributions=distributions, hidden=hidden)
 
 
 def ids_of(signal, start=0):
@@ -86,7 +87,7 @@ def test_a_codec_is_lossless_and_deterministic(data, key):
     assert encoded == parquet_shards.encode_labels(ids, signal.distributions, manifest, {})
     found, distributions = parquet_shards.decode_labels(encoded, manifest, {}, "shard")
     np.testing.assert_array_equal(found, ids)
-    assert_equal(Signal(distributions=distributions), Signal(distributions=signal.distributions))
+    assert_equal(signal_of(distributions=distributions), signal_of(distributions=signal.distributions))
 
 
 @settings(deadline=None, max_examples=40)
@@ -182,7 +183,7 @@ def test_hidden_states_that_are_not_finite_are_unusable():
     """A NaN in any layer rejects its row and names the layer."""
     values = np.ones((3, 2), dtype=np.float32)
     values[1, 0] = np.nan
-    signal = Signal(hidden={4: Hidden(offsets=np.arange(4), values=values)})
+    signal = signal_of(hidden={4: Vectors(offsets=np.arange(4), values=values)})
     ids = pa.array([row_id(n) for n in range(3)], rowids.ROW_ID)
     row_ids, kept, rejected = split_unusable(ids, signal)
     assert rejected == [(row_id(1), "hidden state of layer 4 is NaN or infinite")]
@@ -204,8 +205,8 @@ def test_signals_of_different_kinds_do_not_join():
     for other in (fake_manifest(layers=(1,), temperatures=(1.0,)), fake_manifest(layers=(2,)), fake_manifest()):
         with pytest.raises(LabelError, match="cannot be joined"):
             concat_signals([one, fake_teacher(ids, other)])
-    nine = Hidden(offsets=np.arange(3), values=np.ones((2, 9), np.float32))
-    wide = Signal(distributions=one.distributions, hidden={1: nine})
+    nine = Vectors(offsets=np.arange(3), values=np.ones((2, 9), np.float32))
+    wide = signal_of(distributions=one.distributions, hidden={1: nine})
     with pytest.raises(LabelError, match="different widths"):
         concat_signals([one, wide])
 

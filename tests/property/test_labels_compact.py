@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from ray_distill.errors import CorruptStore, LabelError
 from ray_distill.labels.format import parquet_shards
 from ray_distill.labels.format.codecs import find_codec
-from ray_distill.labels.format.codecs.base import running
 from ray_distill.labels.format.codecs.measure import added_error, compact_options, fit_ids
 from ray_distill.labels.format.codecs.planes import DIRECT, ESCAPE, WIDE_GAP, contexts, escaped, gaps, unescaped, ungaps
 from ray_distill.labels.format.codecs.quantise import decode_entropy, decode_odds, encode_entropy, encode_odds
 from ray_distill.labels.model import rowids
+from ray_distill.labels.model.distributions import Distributions, Draws
 from ray_distill.labels.model.manifest import ESTIMATORS, StoreManifest
-from ray_distill.labels.model.signal import Distributions, Draws
+from ray_distill.labels.model.ragged import running
 from ray_distill.testing.labels import row_id
 
 FIELDS = ("row_offsets", "position", "entry_offsets", "ids", "logp", "log_tail", "entropy")
@@ -340,11 +340,10 @@ def test_unusable_options_are_refused(change):
 
 
 def test_what_bins_cannot_say_is_refused():
-    """Sigmoid outputs are stored lossless only, and NaN is no label."""
+    """Bins are of probabilities that sum to 1, and NaN is not a label."""
     distributions = made("topk", 7, [1], 1)
-    sigmoid = replace(manifest_of("topk", 7, lossless=False), family="bernoulli")
-    with pytest.raises(LabelError, match="lossless only"):
-        through_a_file(replace(distributions, family="bernoulli"), sigmoid, {})
+    with pytest.raises(LabelError, match="family bernoulli needs estimator and codec dense"):
+        replace(manifest_of("dense", 7), family="bernoulli")
     with pytest.raises(LabelError, match="NaN"):
         through_a_file(
             replace(distributions, logp=distributions.logp * np.float32("nan")),

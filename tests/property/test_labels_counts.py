@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_distill.errors import CorruptStore
-from ray_distill.labels.format.codecs.base import running
 from ray_distill.labels.format.codecs.counts import decode_counts, encode_counts, expected_counts
 from ray_distill.labels.format.codecs.quantise import centres
+from ray_distill.labels.model.ragged import running
 
 
 @pytest.mark.parametrize(("power", "levels", "draws"), [(0.4, 112, 50), (0.25, 208, 12), (0.5, 65535, 1000)])

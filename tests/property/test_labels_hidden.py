@@ -18,7 +18,7 @@ from ray_distill.labels.format.hidden_states import (
     project,
     relative_error,
 )
-from ray_distill.labels.model.signal import Hidden
+from ray_distill.labels.model.signal import Vectors
 from ray_distill.storage import files
 from ray_distill.testing.labels import fake_manifest
 
@@ -35,7 +35,7 @@ def stored(values: np.ndarray, dtype: str, fits=None) -> np.ndarray:
     """The values after a trip through a shard."""
     manifest, fits = fake_manifest(hidden_dtype=dtype, layers=(1,)), fits or {}
     ids = np.array([number.to_bytes(16) for number in range(len(values))], dtype="S16")
-    hidden = Hidden(offsets=np.arange(len(values) + 1), values=values)
+    hidden = Vectors(offsets=np.arange(len(values) + 1), values=values)
     data = encode_hidden(ids, hidden, 1, manifest, fits)
     assert data == encode_hidden(ids, hidden, 1, manifest, fits)
     return decode_hidden(data, 1, manifest, fits, "shard")[1].values
@@ -173,7 +173,7 @@ def test_a_vector_of_another_width_than_the_basis_is_corrupt():
     """A shard that was written without the store's basis is not read as if it had been."""
     values = states(10, 8, 3)
     ids = np.array([number.to_bytes(16) for number in range(10)], dtype="S16")
-    manifest, hidden = fake_manifest(layers=(1,)), Hidden(offsets=np.arange(11), values=values)
+    manifest, hidden = fake_manifest(layers=(1,)), Vectors(offsets=np.arange(11), values=values)
     mean, basis, _ = fit_basis(values, rank=2)
     with pytest.raises(CorruptStore, match="shard: column values: vectors of 8 values, the store's basis has 2"):
         decode_hidden(

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_distill.errors import LabelError
-from ray_distill.labels.format.arrow_tables import concat_signals
 from ray_distill.labels.format.chunked_distributions import DistributionParts
-from ray_distill.labels.format.codecs.base import running
-from ray_distill.labels.model.signal import Distributions, Draws, Signal
+from ray_distill.labels.model.distributions import Distributions, Draws
+from ray_distill.labels.model.ragged import running
+from ray_distill.labels.model.signal import concat_signals, signal_of
 
 
 @st.composite
@@ -65,7 +65,7 @@ def test_rows_keep_their_positions_and_entries(found: Distributions, data: st.Da
 def test_rows_of_several_are_those_of_each(several: list[Distributions], data: st.DataObject) -> None:
     """Rows of parts, whichever and in whatever order, are what they are in all of them put together by copying."""
     parts = DistributionParts.join([DistributionParts.join(several[:2]), *several[2:]])
-    together = concat_signals([Signal(distributions=found) for found in several]).distributions
+    together = concat_signals([signal_of(distributions=found) for found in several]).distributions
     assert together is not None and parts.rows == together.rows
     for name in ("row_offsets", "log_tail", "entropy"):
         assert np.array_equal(getattr(parts, name), getattr(together, name))

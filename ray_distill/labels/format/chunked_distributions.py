@@ -1,16 +1,15 @@
 """Rows of several distributions as one, without a copy of their entries until rows are taken."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ray_distill.labels.format.arrow_tables import require_same_kind
-from ray_distill.labels.format.codecs.base import running
-from ray_distill.labels.model.signal import Distributions
+from ray_distill.labels.model.distributions import Distributions, column_of, columns_of, require_same_kind
+from ray_distill.labels.model.ragged import running
 
 Index = npt.NDArray[np.int64]
 
@@ -91,30 +90,12 @@ class DistributionParts:
         positions = self._positions(index)
         ends = [(part, part.entry_offsets[own.start : own.stop + 1]) for part, own in positions]
         entries = [(part, slice(int(own[0]), int(own[-1]))) for part, own in ends]
-        first = self.parts[0]
-        draws = (
-            None
-            if first.draws is None
-            else replace(
-                first.draws,
-                count=np.concatenate([part.draws.count[own] for part, own in entries if part.draws is not None]),
-                log_normaliser=np.concatenate(
-                    [part.draws.log_normaliser[own] for part, own in positions if part.draws is not None]
-                ),
-            )
-        )
-        return Distributions(
-            family=first.family,
-            classes=first.classes,
-            temperatures=first.temperatures,
-            draws=draws,
+        return columns_of(
+            self.parts[0],
             row_offsets=running(np.array([own.stop - own.start for _, own in positions], np.int64)),
             entry_offsets=running(np.concatenate([own[1:] - own[:-1] for _, own in ends])),
-            position=_column("position", positions),
-            log_tail=_column("log_tail", positions),
-            entropy=_column("entropy", positions),
-            ids=_column("ids", entries),
-            logp=_column("logp", entries),
+            positions=lambda name: _column(name, positions),
+            entries=lambda name: _column(name, entries),
         )
 
     def _positions(self, index: Index) -> list[tuple[Distributions, slice]]:
@@ -132,4 +113,4 @@ class DistributionParts:
 
 
 def _column(name: str, slices: Sequence[tuple[Distributions, slice]]) -> npt.NDArray[Any]:
-    return np.concatenate([getattr(part, name)[own] for part, own in slices])
+    return np.concatenate([column_of(part, name)[own] for part, own in slices])

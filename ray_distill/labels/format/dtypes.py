@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from ray_distill.errors import CorruptStore, LabelError
 
-Vectors = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float32]
 
 #: Stored type, and numpy's type that holds its bits.
 STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int8": np.int8, "float8": np.uint8}
@@ -20,7 +20,7 @@ _EXTENSIONS = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float8": np.dtype(ml_d
 LARGEST = {"int8": 127.0, "float8": 448.0}
 
 
-def scaled(values_ND: Vectors, dtype: str) -> tuple[Vectors, Vectors]:
+def scaled(values_ND: Floats, dtype: str) -> tuple[Floats, Floats]:
     """Values that the type can tell apart, and each vector's scale; a vector of zeros has scale 0.
 
     Raises:
@@ -34,7 +34,7 @@ def scaled(values_ND: Vectors, dtype: str) -> tuple[Vectors, Vectors]:
     return np.clip(values_ND / safe_N[:, None], -largest, largest), scale_N
 
 
-def narrow(values: Vectors, dtype: str) -> npt.NDArray[Any]:
+def narrow(values: Floats, dtype: str) -> npt.NDArray[Any]:
     """float32 values in the stored type, rounded to the nearest, ties to even; those of `LARGEST` after `scaled`.
 
     Raises:
@@ -53,7 +53,7 @@ def narrow(values: Vectors, dtype: str) -> npt.NDArray[Any]:
     return stored
 
 
-def widen(stored: npt.NDArray[Any], dtype: str) -> Vectors:
+def widen(stored: npt.NDArray[Any], dtype: str) -> Floats:
     """float32 values of what `narrow` stored; exact.
 
     Raises:
@@ -61,7 +61,7 @@ def widen(stored: npt.NDArray[Any], dtype: str) -> Vectors:
     """
     if dtype in _EXTENSIONS:
         stored = np.ascontiguousarray(stored).view(_EXTENSIONS[dtype])
-    found: Vectors = stored.astype(np.float32, copy=False)
+    found: Floats = stored.astype(np.float32, copy=False)
     if dtype == "float8" and np.isnan(found).any():
         raise CorruptStore("column values: a code of float8 that stands for no number")
     return found

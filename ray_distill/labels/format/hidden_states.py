@@ -11,18 +11,19 @@ import pyarrow as pa
 
 from ray_distill.errors import CorruptStore, LabelError
 from ray_distill.labels.format import parquet_shards
-from ray_distill.labels.format.codecs.base import cells, require_lengths, running, uncells
+from ray_distill.labels.format.codecs.base import cells, require_lengths, uncells
 from ray_distill.labels.format.dtypes import LARGEST, STORED, narrow, scaled, widen
 from ray_distill.labels.format.fitted_arrays import Fits
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.ragged import running
 from ray_distill.labels.model.rowids import RowIds
-from ray_distill.labels.model.signal import Hidden
+from ray_distill.labels.model.signal import Vectors
 
-Vectors = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float32]
 
 
-def encode_hidden(ids: RowIds, hidden: Hidden, layer: int, manifest: StoreManifest, fits: Fits) -> bytes:
+def encode_hidden(ids: RowIds, hidden: Vectors, layer: int, manifest: StoreManifest, fits: Fits) -> bytes:
     """A shard of one layer: ``row_id``, ``vectors`` (how many), ``values`` (their bytes), ``scale`` of one-byte types.
 
     Raises:
@@ -38,7 +39,7 @@ def encode_hidden(ids: RowIds, hidden: Hidden, layer: int, manifest: StoreManife
     return parquet_shards.to_parquet(pa.table(columns))
 
 
-def decode_hidden(data: bytes, layer: int, manifest: StoreManifest, fits: Fits, name: str) -> tuple[RowIds, Hidden]:
+def decode_hidden(data: bytes, layer: int, manifest: StoreManifest, fits: Fits, name: str) -> tuple[RowIds, Vectors]:
     """Row ids and hidden states of a shard, ``[N, rank]`` where the layer was projected.
 
     Raises:
@@ -51,7 +52,7 @@ def decode_hidden(data: bytes, layer: int, manifest: StoreManifest, fits: Fits, 
         raise CorruptStore(f"{name}: {error}") from error
 
 
-def _decode(table: pa.Table, layer: int, manifest: StoreManifest, fits: Fits) -> Hidden:
+def _decode(table: pa.Table, layer: int, manifest: StoreManifest, fits: Fits) -> Vectors:
     dtype = manifest.hidden_dtype
     values, ends = uncells(table, "values", STORED[dtype])
     offsets = running(parquet_shards.column_of(table, "vectors", pa.int32()))
@@ -67,7 +68,7 @@ def _decode(table: pa.Table, layer: int, manifest: StoreManifest, fits: Fits) ->
         scale, _ = uncells(table, "scale", np.float32)
         require_lengths("scale", len(scale), len(found))
         found = found * scale[:, None]
-    return Hidden(offsets=offsets, values=found)
+    return Vectors(offsets=offsets, values=found)
 
 
 def mean_name(layer: int) -> str:
@@ -80,7 +81,7 @@ def basis_name(layer: int) -> str:
     return f"hidden.{layer}.basis"
 
 
-def project(values_ND: Vectors, layer: int, fits: Fits) -> Vectors:
+def project(values_ND: Floats, layer: int, fits: Fits) -> Floats:
     """``Uᵀ(h − μ)`` where the store has a basis for the layer (MATHS.md §5), else the states as they are.
 
     States as wide as the basis has components have been projected already, by a teacher that was given `bases`.
@@ -91,12 +92,12 @@ def project(values_ND: Vectors, layer: int, fits: Fits) -> Vectors:
     return ((values_ND - fits[mean_name(layer)]) @ basis_DR).astype(np.float32)
 
 
-def narrows(basis_DR: Vectors) -> bool:
+def narrows(basis_DR: Floats) -> bool:
     """Whether projected states can be told from others by their width; others are projected when they are written."""
     return bool(basis_DR.shape[1] < basis_DR.shape[0])
 
 
-def bases(layers: Sequence[int], fits: Fits) -> dict[int, tuple[Vectors, Vectors]]:
+def bases(layers: Sequence[int], fits: Fits) -> dict[int, tuple[Floats, Floats]]:
     """Mean and basis of the layers that a teacher can project on its device: all that crosses to the host is r wide."""
     return {
         layer: (fits[mean_name(layer)], fits[basis_name(layer)])
@@ -105,7 +106,7 @@ def bases(layers: Sequence[int], fits: Fits) -> dict[int, tuple[Vectors, Vectors
     }
 
 
-def fit_basis(values_ND: Vectors, *, rank: int = 0, variance: float = 0.0) -> tuple[Vectors, Vectors, float]:
+def fit_basis(values_ND: Floats, *, rank: int = 0, variance: float = 0.0) -> tuple[Floats, Floats, float]:
     """PCA of hidden states: mean ``[D]``, basis ``[D, r]``, and the share of the variance it keeps.
 
     Args:
@@ -134,11 +135,11 @@ def fit_basis(values_ND: Vectors, *, rank: int = 0, variance: float = 0.0) -> tu
     return mean_D.astype(np.float32), basis_DR.astype(np.float32), float(share_D[kept - 1])
 
 
-def relative_error(values_ND: Vectors, layer: int, manifest: StoreManifest, fits: Fits) -> float:
+def relative_error(values_ND: Floats, layer: int, manifest: StoreManifest, fits: Fits) -> float:
     """Share of the states' squared size that the stored form loses, projection included; measured, not estimated."""
     offsets = np.arange(len(values_ND) + 1, dtype=np.int64)
     ids = np.array([number.to_bytes(16) for number in range(len(values_ND))], dtype="S16")
-    data = encode_hidden(ids, Hidden(offsets=offsets, values=values_ND), layer, manifest, fits)
+    data = encode_hidden(ids, Vectors(offsets=offsets, values=values_ND), layer, manifest, fits)
     found = decode_hidden(data, layer, manifest, fits, "slice")[1].values
     if basis_name(layer) in fits:
         found = found @ fits[basis_name(layer)].T + fits[mean_name(layer)]

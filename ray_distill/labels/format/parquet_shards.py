@@ -12,9 +12,9 @@ from ray_distill.errors import CorruptStore, LabelError
 from ray_distill.labels.format.codecs import find_codec
 from ray_distill.labels.format.fitted_arrays import Fits
 from ray_distill.labels.model import rowids
+from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.rowids import RowIds
-from ray_distill.labels.model.signal import Distributions
 from ray_distill.labels.model.validity import Rejects
 
 #: Codecs that hold plain int32 and float32. Their cells stand between their lengths, and they are compressed for the

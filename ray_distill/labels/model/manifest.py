@@ -6,7 +6,7 @@ from typing import Any, Self, cast
 
 from ray_distill.errors import CorruptStore, LabelError, StoreMismatch
 from ray_distill.fingerprint import fingerprint
-from ray_distill.labels.model.signal import Family
+from ray_distill.labels.model.distributions import Family
 
 #: Version of the store's layout: manifest, log records and file names. Those from release 0.2 on stay readable.
 STORE_VERSION = 2
@@ -185,6 +185,10 @@ def _rules(manifest: StoreManifest) -> list[tuple[bool, str]]:
             f"temperatures must be positive, distinct and contain 1, found {list(temperatures)}",
         ),
         (manifest.family in ("categorical", "bernoulli"), f"family {manifest.family!r} is unknown"),
+        (
+            manifest.family == "categorical" or (manifest.estimator, codec[0]) == ("dense", "dense"),
+            f"family {manifest.family} needs estimator and codec dense, found {manifest.estimator}, {codec[0]}",
+        ),
         (all(layer >= 0 for layer in manifest.hidden_layers), "hidden layers must be counted from 0"),
         (manifest.pool in POOLS, f"pool {manifest.pool!r} is not one of {', '.join(POOLS)}"),
         (manifest.hidden_dtype in HIDDEN_DTYPES, f"hidden_dtype {manifest.hidden_dtype!r} is unknown"),

@@ -1,175 +1,174 @@
-"""A teacher's answer as plain numpy: named, aligned columns over rows, positions and entries.
+"""A teacher's answer as plain numpy: named parts, aligned with the row ids that were asked for.
 
-Both levels are ragged: a row has positions (one for a classifier, one a token for a language model) and a
-position has entries (the classes that are stored). Rows are aligned with the row ids they were asked for.
+Each part is ragged: a row has positions or vectors (one for a classifier, one a token for a language model), and a
+position has entries (the classes that are stored).
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-Family = Literal["categorical", "bernoulli"]
-Array = npt.NDArray[np.generic]
+from ray_distill.errors import LabelError
+from ray_distill.labels.model.columns import Columns, constant, flat, lists, shared
+from ray_distill.labels.model.distributions import Distributions
+from ray_distill.labels.model.ragged import RaggedArray, owner
 
+#: Name of the part that holds distributions over classes.
+DISTRIBUTIONS = "distributions"
 
-@dataclass(frozen=True, kw_only=True)
-class Draws:
-    """How entries were drawn, where an estimator draws them (``sampled``, ``hybrid``; MATHS.md §1).
+#: Beginning of the names of the parts that hold hidden states: ``hidden.<layer>``.
+HIDDEN = "hidden."
 
-    The proposal is ``r_j = p_j^exponent / Z`` at T = 1, over all classes (``sampled``) or over those outside the exact
-    head (``hybrid``). An entry with count c has the target ``c · p_T(j) / (number · r_j)``.
-    """
-
-    number: int
-    """N: draws a position."""
-    exponent: float
-    """a: 1 draws from the teacher itself."""
-    count: npt.NDArray[np.int32]
-    """``[E]``: how often an entry was drawn; 0 marks an entry of the exact head (``hybrid``)."""
-    log_normaliser: npt.NDArray[np.float32]
-    """``[P]``: log Z. 0 for ``sampled`` at a = 1; the head's log tail mass for ``hybrid`` at a = 1."""
+#: Rows, and why they cannot be stored.
+Invalid = tuple[npt.NDArray[np.int64], str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distributions:
-    """Distributions over classes, dense, truncated or sampled (MATHS.md §1-3).
+class Vectors(RaggedArray):
+    """Vectors of rows: hidden states of one layer, one a row where they are pooled, else one a token.
 
-    R rows, P positions, E entries, T declared temperatures. ``logp`` are the teacher's log-probabilities at
-    temperature 1 under the *full* distribution; they are never renormalised over the stored classes.
+    ``values`` are float32 ``[N, D]``.
     """
 
-    family: Family = "categorical"
-    classes: int
-    """Size of the full class set, V."""
-    temperatures: tuple[float, ...]
-    """Declared temperatures; column t of ``log_tail`` belongs to ``temperatures[t]``."""
-    row_offsets: npt.NDArray[np.int64]
-    """``[R+1]``: row r owns positions ``row_offsets[r]:row_offsets[r+1]``."""
-    position: npt.NDArray[np.int32]
-    """``[P]``: where in its row (token, frame, query)."""
-    entry_offsets: npt.NDArray[np.int64]
-    """``[P+1]``: position p owns entries ``entry_offsets[p]:entry_offsets[p+1]``."""
-    ids: npt.NDArray[np.int32]
-    """``[E]``: class ids, ascending within a position."""
-    logp: npt.NDArray[np.float32]
-    """``[E]``: natural log-probabilities at T = 1."""
-    log_tail: npt.NDArray[np.float32]
-    """``[P, T]``: log of the mass outside the stored classes at each T; -inf where nothing is outside."""
-    entropy: npt.NDArray[np.float32]
-    """``[P]``: entropy of the full distribution at T = 1, nats; NaN at all positions where a teacher cannot give it."""
-    draws: Draws | None = None
-    """Of sampled entries; None where every stored class is exact."""
+    def to_columns(self, extra: int = 0) -> Columns:
+        """Return lists of numbers, one a row, and ``extra`` empty ones."""
+        width, count = self.values.shape[1], self.rows + extra
+        values = lists(self.values.reshape(-1).astype(np.float32), self.offsets * width, extra)
+        return {"values": values, "width": constant(width, count)}
 
-    def __post_init__(self) -> None:
-        positions, entries = len(self.position), len(self.ids)
-        assert self.row_offsets[0] == 0 and self.row_offsets[-1] == positions
-        assert self.entry_offsets[0] == 0 and self.entry_offsets[-1] == entries
-        assert len(self.entry_offsets) == positions + 1 and len(self.logp) == entries
-        assert self.log_tail.shape == (positions, len(self.temperatures)) and len(self.entropy) == positions
-        assert self.draws is None or (len(self.draws.count) == entries and len(self.draws.log_normaliser) == positions)
+    @classmethod
+    def from_columns(cls, columns: Columns) -> "Vectors":
+        """Rebuild from `to_columns`' form."""
+        values, offsets = flat(columns, "values", np.float32)
+        width = int(shared(columns, "width", 0))
+        return cls(offsets=offsets // max(width, 1), values=values.reshape(-1, width) if width else no_vectors())
 
-    @property
-    def rows(self) -> int:
-        """Number of rows, R."""
-        return len(self.row_offsets) - 1
-
-    @property
-    def drawn(self) -> bool:
-        """Whether the entries were drawn."""
-        return self.draws is not None
-
-    @property
-    def width(self) -> int:
-        """Entries of every position; 0 where they differ."""
-        positions = len(self.position)
-        width = int(self.entry_offsets[-1]) // max(positions, 1)
-        return width if np.array_equal(self.entry_offsets, np.arange(positions + 1) * width) else 0
-
-    def take(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> "Distributions":
-        """Return the given rows, in the given order."""
-        index = np.asarray(rows, dtype=np.int64)
-        row_offsets, positions = gather_ranges(self.row_offsets, index)
-        width = self.width
-        if width:  # whole lines of a matrix: no index of every entry
-            entry_offsets = np.arange(len(positions) + 1, dtype=np.int64) * width
-        else:
-            entry_offsets, entries = gather_ranges(self.entry_offsets, positions)
-
-        def taken(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-            return values.reshape(-1, width).take(positions, axis=0).reshape(-1) if width else values.take(entries)
-
-        return Distributions(
-            family=self.family,
-            classes=self.classes,
-            temperatures=self.temperatures,
-            row_offsets=row_offsets,
-            position=self.position[positions],
-            entry_offsets=entry_offsets,
-            ids=taken(self.ids),
-            logp=taken(self.logp),
-            log_tail=self.log_tail[positions],
-            entropy=self.entropy[positions],
-            draws=None
-            if self.draws is None
-            else replace(
-                self.draws, count=taken(self.draws.count), log_normaliser=self.draws.log_normaliser[positions]
-            ),
-        )
+    def invalid_rows(self) -> list[Invalid]:
+        """Return the rows that cannot be stored, with the reason."""
+        bad = ~np.isfinite(self.values).all(axis=1)
+        return [(np.unique(owner(self.offsets)[bad]), "NaN or infinite")]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Hidden:
-    """Hidden states of one layer: ``values[offsets[r]:offsets[r+1]]`` are row r's vectors.
+#: A part of a signal: ``rows, take, concat, to_columns, from_columns, invalid_rows``.
+Part = Distributions | Vectors
 
-    Pooled states have one vector a row, per-token states one a token.
-    """
-
-    offsets: npt.NDArray[np.int64]
-    """``[R+1]``"""
-    values: npt.NDArray[np.float32]
-    """``[N, D]``"""
-
-    @property
-    def rows(self) -> int:
-        """Number of rows, R."""
-        return len(self.offsets) - 1
-
-    def take(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> "Hidden":
-        """Return the given rows, in the given order."""
-        offsets, positions = gather_ranges(self.offsets, np.asarray(rows, dtype=np.int64))
-        return Hidden(offsets=offsets, values=self.values[positions])
+#: Kinds of parts, by the name that tables and manifests have for them. Another kind is a class and a line here.
+KINDS: dict[str, type[Distributions] | type[Vectors]] = {"distributions": Distributions, "vectors": Vectors}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Signal:
-    """Everything a teacher said about some rows; every part has the same rows in the same order."""
+    """Everything a teacher answered for some rows; every part has the same rows in the same order."""
 
-    distributions: Distributions | None = None
-    hidden: Mapping[int, Hidden] = field(default_factory=dict)
-    """By layer index, counted from 0 (the embeddings) as transformers' ``hidden_states`` does."""
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    """By name: `DISTRIBUTIONS`, and ``hidden.<layer>`` with layers counted from 0 (the embeddings) as transformers'
+    ``hidden_states`` does."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows; 0 without parts."""
+        return next((part.rows for part in self.parts.values()), 0)
+
+    @property
+    def distributions(self) -> Distributions:
+        """The part `DISTRIBUTIONS`.
+
+        Raises:
+            LabelError: the signal has none.
+        """
+        part = self.parts.get(DISTRIBUTIONS)
+        if not isinstance(part, Distributions):
+            raise LabelError(f"the signal has no distributions, only {', '.join(self.parts) or 'nothing'}")
+        return part
+
+    @property
+    def hidden(self) -> dict[int, Vectors]:
+        """Hidden states by layer, ascending."""
+        found = {layer_of(name): part for name, part in self.parts.items() if isinstance(part, Vectors)}
+        return dict(sorted(found.items()))
 
     def take(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> "Signal":
         """Return the given rows, in the given order."""
-        return Signal(
-            distributions=None if self.distributions is None else self.distributions.take(rows),
-            hidden={layer: hidden.take(rows) for layer, hidden in self.hidden.items()},
-        )
+        return self._each(lambda part: part.take(rows))
+
+    def with_parts(self, parts: Mapping[str, Part]) -> "Signal":
+        """Return this signal with other or further parts."""
+        return Signal(parts={**self.parts, **parts})
+
+    def _each(self, change: Callable[[Part], Part]) -> "Signal":
+        return Signal(parts={name: change(part) for name, part in self.parts.items()})
 
 
-def gather_ranges(
-    offsets: npt.NDArray[np.int64], index: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Offsets and flat indices of the ranges ``offsets[i]:offsets[i+1]`` for each i of ``index``, in order."""
-    lengths = offsets[index + 1] - offsets[index]
-    new_offsets = np.zeros(len(index) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=new_offsets[1:])
-    flat = np.arange(new_offsets[-1], dtype=np.int64) + np.repeat(offsets[index] - new_offsets[:-1], lengths)
-    return new_offsets, flat
+def signal_of(distributions: Distributions | None = None, hidden: Mapping[int, Vectors] | None = None) -> Signal:
+    """Return the signal that has these distributions, and hidden states by layer."""
+    parts: dict[str, Part] = {} if distributions is None else {DISTRIBUTIONS: distributions}
+    return Signal(parts={**parts, **{hidden_part(layer): states for layer, states in (hidden or {}).items()}})
 
 
-def rectangular(values: npt.NDArray[np.float32], width: int) -> npt.NDArray[np.float32]:
-    """View flat entries of equal width as ``[P, width]`` without a copy."""
-    return values.reshape(-1, width)
+def hidden_part(layer: int) -> str:
+    """Return the name of the part with a layer's hidden states."""
+    return f"{HIDDEN}{layer}"
+
+
+def layer_of(name: str) -> int:
+    """Return the layer whose hidden states a part holds."""
+    return int(name.removeprefix(HIDDEN))
+
+
+def concat_signals(signals: Sequence[Signal]) -> Signal:
+    """Return the rows of several signals, one after the other; those without rows are left out.
+
+    Raises:
+        LabelError: they have different parts, classes or temperatures.
+    """
+    full = [signal for signal in signals if signal.rows] or list(signals[:1])
+    if len(full) < 2:
+        return full[0] if full else Signal()
+    if len({tuple(sorted(signal.parts)) for signal in full}) > 1:
+        raise LabelError("signals with different parts cannot be joined; all must have the same layers")
+    return Signal(parts={name: _concat(name, [signal.parts[name] for signal in full]) for name in full[0].parts})
+
+
+def _concat(name: str, parts: Sequence[Any]) -> Part:
+    if isinstance(parts[0], Vectors):
+        widths = {part.values.shape[1] for part in parts if len(part.values)}
+        if len(widths) > 1:
+            raise LabelError(f"vectors of different widths cannot be joined in {name}: {sorted(widths)}")
+    joined: Part = type(parts[0]).concat(parts)
+    return joined
+
+
+def signal_columns(signal: Signal, extra: int = 0) -> dict[str, pa.Array]:
+    """Return a signal as columns ``<part>.<column>``, each part with its ``kind``; then ``extra`` empty rows."""
+    names = {kind: name for name, kind in KINDS.items()}
+    columns: dict[str, pa.Array] = {}
+    for name, part in signal.parts.items():
+        columns[f"{name}.kind"] = constant(names[type(part)], part.rows + extra)
+        columns |= {f"{name}.{key}": column for key, column in part.to_columns(extra).items()}
+    return columns
+
+
+def signal_from_columns(columns: Columns) -> Signal:
+    """Rebuild a signal from `signal_columns`' form; other columns are ignored.
+
+    Raises:
+        LabelError: rows of different tasks or teachers were mixed.
+    """
+    names = [name.removesuffix(".kind") for name in columns if name.endswith(".kind")]
+    return Signal(parts={name: _part(name, columns) for name in names})
+
+
+def _part(name: str, columns: Columns) -> Part:
+    own = {key.removeprefix(f"{name}."): column for key, column in columns.items() if key.startswith(f"{name}.")}
+    default = "vectors" if name.startswith(HIDDEN) else "distributions"  # a table without rows has no kinds in it
+    found: Part = KINDS[shared(own, "kind", default)].from_columns(own)
+    return found
+
+
+def no_vectors(width: int = 0) -> npt.NDArray[np.float32]:
+    """Return ``[0, width]``."""
+    return np.empty((0, width), dtype=np.float32)

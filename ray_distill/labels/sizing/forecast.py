@@ -72,7 +72,6 @@ def measure_sizes(
     wanted = {count, count // 2, count // 4, count // 8, *(rows for rows in _common(units) if rows < count)} - {0}
     order = np.random.default_rng(seed).permutation(count).astype(np.int64)
     parts = {rows: _chunks(order, rows, ids) for rows in sorted(wanted)}
-    assert signal.distributions is not None
     every = signal.distributions
     layers = {
         layer: _line(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from ray_distill.labels.model.signal import Distributions
+from ray_distill.labels.model.distributions import Distributions
 
 #: Classes of the wide answer where the teacher has more than `DENSE_UP_TO`.
 WIDE, DENSE_UP_TO = 1024, 4096

@@ -18,12 +18,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ray_distill.errors import StoreMismatch
-from ray_distill.labels.format.arrow_tables import concat_signals
-from ray_distill.labels.format.codecs.base import running
 from ray_distill.labels.model import rowids
+from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.ragged import running
 from ray_distill.labels.model.rowids import RowIds
-from ray_distill.labels.model.signal import Distributions, Signal
+from ray_distill.labels.model.signal import Signal, signal_of
 from ray_distill.labels.store.reader import READERS, LabelSet
 
 log = logging.getLogger(__name__)
@@ -73,18 +73,16 @@ class AveragedLabels:
         return first.in_order(parts) if parts else self._averaged(*first.read(layers))
 
     def _averaged(self, ids: pa.FixedSizeBinaryArray, own: Signal) -> tuple[pa.FixedSizeBinaryArray, Signal]:
-        assert own.distributions is not None
         wanted, base = rowids.to_numpy(ids), self._plain(own.distributions, 0)
         parts, have = [base], [np.ones(len(wanted), dtype=bool)]
         for number, labels in enumerate(self._sets[1:], start=1):
             found, signal = labels.read_rows(wanted)
-            assert signal.distributions is not None
             place = _places(wanted, rowids.to_numpy(found))
             parts.append(_instead(base, self._plain(signal.distributions, number), place))
             have.append((place >= 0) & ~rowids.is_in(wanted, self._fitted[number]))
             _require_same_positions(base, parts[-1], wanted, labels.ref.store)
         weights_MR = np.where(np.stack(have), self._weights[:, None], 0.0)
-        return ids, Signal(distributions=average(parts, weights_MR), hidden=own.hidden)
+        return ids, signal_of(distributions=average(parts, weights_MR), hidden=own.hidden)
 
     def _plain(self, found: Distributions, number: int) -> Distributions:
         """A set's distributions over the first set's class ids, ascending, at the temperatures of the mean."""
@@ -119,6 +117,8 @@ def averaged_manifest(manifests: Sequence[StoreManifest]) -> StoreManifest:
     first = manifests[0]
     for manifest in manifests:
         require_same_classes(first, manifest)
+        if manifest.family != "categorical":
+            raise StoreMismatch(f"labels of {_teacher(manifest)} are yes or no by class: mix such sets by source")
         if manifest.draws:
             raise StoreMismatch(
                 f"labels of {_teacher(manifest)} were drawn ({manifest.estimator}), and the mean of draws is no "
@@ -216,8 +216,7 @@ def _places(wanted: RowIds, found: RowIds) -> Index:
 def _instead(base: Distributions, found: Distributions, place: Index) -> Distributions:
     """Rows of ``found`` at their places, and the base's own where there is none."""
     missing = np.flatnonzero(place < 0)
-    both = concat_signals([Signal(distributions=found), Signal(distributions=base.take(missing))]).distributions
-    assert both is not None
+    both = Distributions.concat([part for part in (found, base.take(missing)) if part.rows] or [base])
     filled = place.copy()
     filled[missing] = np.arange(len(missing)) + found.rows
     return both.take(filled)

@@ -13,13 +13,14 @@ from ray_distill.artifacts import LabelSetRef
 from ray_distill.errors import CorruptStore, LabelError, StorageError, StoreMismatch
 from ray_distill.fingerprint import sha256
 from ray_distill.labels.format import parquet_shards
-from ray_distill.labels.format.arrow_tables import concat_signals, empty_signal
+from ray_distill.labels.format.arrow_tables import empty_signal
 from ray_distill.labels.format.fitted_arrays import read_fits
 from ray_distill.labels.format.hidden_states import decode_hidden
 from ray_distill.labels.model import rowids
+from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.rowids import RowIds, SnapshotRows
-from ray_distill.labels.model.signal import Distributions, Hidden, Signal
+from ray_distill.labels.model.signal import Signal, Vectors, concat_signals, signal_of
 from ray_distill.labels.model.work_units import FileReceipt, Receipt, hidden_name, labels_name
 from ray_distill.labels.store.label_store import LabelStore, make_ref, open_store
 from ray_distill.snapshots.reader import open_snapshot
@@ -83,7 +84,7 @@ class LabelSet:
         ids, distributions = read_labels(self._url, self.manifest, unit)
         _require_same(files.join(self._url, labels_name(unit.unit, unit.attempt)), ids, share.ids)
         hidden = {layer: self._hidden(unit, layer, ids) for layer in layers}
-        signal = Signal(distributions=distributions, hidden=hidden)
+        signal = signal_of(distributions=distributions, hidden=hidden)
         whole = len(share.keep) == len(ids)
         return self.row_ids(unit), signal if whole else signal.take(share.keep)
 
@@ -113,7 +114,7 @@ class LabelSet:
 
     def _nothing(self, layers: Sequence[int]) -> Signal:
         empty = empty_signal(self.manifest)
-        return Signal(distributions=empty.distributions, hidden={layer: empty.hidden[layer] for layer in layers})
+        return signal_of(distributions=empty.distributions, hidden={layer: empty.hidden[layer] for layer in layers})
 
     def _holders(self, wanted: RowIds) -> Iterator[tuple[Receipt, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
         """Units that hold wanted rows, the places of these among the wanted, and among what `read_unit` returns."""
@@ -137,7 +138,7 @@ class LabelSet:
             np.array([share.ids[share.keep[-1]] for share in shares], dtype="S16"),
         )
 
-    def _hidden(self, unit: Receipt, layer: int, ids: RowIds) -> Hidden:
+    def _hidden(self, unit: Receipt, layer: int, ids: RowIds) -> Vectors:
         found, hidden = read_hidden(self._url, self.manifest, unit, layer)
         _require_same(files.join(self._url, hidden_name(layer, unit.unit, unit.attempt)), found, ids)
         return hidden
@@ -270,7 +271,7 @@ def read_labels(url: str, manifest: StoreManifest, unit: Receipt) -> tuple[RowId
     return ids, distributions
 
 
-def read_hidden(url: str, manifest: StoreManifest, unit: Receipt, layer: int) -> tuple[RowIds, Hidden]:
+def read_hidden(url: str, manifest: StoreManifest, unit: Receipt, layer: int) -> tuple[RowIds, Vectors]:
     """Row ids and hidden states of one layer of a whole unit; errors as `read_labels`."""
     location, fits = files.join(url, hidden_name(layer, unit.unit, unit.attempt)), read_fits(url, manifest.fits)
     if layer not in unit.hidden:

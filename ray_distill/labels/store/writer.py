@@ -14,9 +14,10 @@ from ray_distill.labels.format.arrow_tables import empty_signal
 from ray_distill.labels.format.fitted_arrays import read_fits
 from ray_distill.labels.format.hidden_states import encode_hidden
 from ray_distill.labels.model import rowids
+from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.rowids import RowIds
-from ray_distill.labels.model.signal import Distributions, Signal
+from ray_distill.labels.model.signal import Signal
 from ray_distill.labels.model.validity import Rejects, require_usable
 from ray_distill.labels.model.work_units import (
     FileReceipt,
@@ -140,8 +141,6 @@ def require_signal(manifest: StoreManifest, signal: Signal, rows: int) -> Distri
         LabelError: names each difference.
     """
     distributions = signal.distributions
-    if distributions is None:
-        raise LabelError("the signal has no distributions; a label store needs them")
     pairs = [
         ("rows", distributions.rows, rows),
         ("family", distributions.family, manifest.family),

@@ -13,8 +13,9 @@ from ray_distill.artifacts import SnapshotRef
 from ray_distill.errors import CorruptStore
 from ray_distill.labels.format import parquet_shards
 from ray_distill.labels.model import rowids
+from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.rowids import RowIds, SnapshotRows
-from ray_distill.labels.model.signal import Distributions, Signal
+from ray_distill.labels.model.signal import signal_of
 from ray_distill.labels.model.validity import unusable
 from ray_distill.labels.model.work_units import Receipt, entries, hidden_name, labels_name, quarantine_name, unit_id
 from ray_distill.labels.store.committed_units import Ledger
@@ -220,7 +221,7 @@ def _check_unit(store: LabelStore, receipt: Receipt, found: _Findings) -> None:
         hidden = _guard(found, url, name, partial(read_hidden, url, store.manifest, receipt, layer))
         if labels is not None and hidden is not None and not np.array_equal(hidden[0], labels[0]):
             found.corrupt.append(f"{name}: its row ids are not those of the unit's labels")
-        if hidden is not None and unusable(Signal(hidden={layer: hidden[1]})):
+        if hidden is not None and unusable(signal_of(hidden={layer: hidden[1]})):
             found.corrupt.append(f"{name}: hidden states are NaN or infinite")
     rejected = _rejected(store, receipt, found)
     if labels is not None and rejected is not None:
@@ -247,7 +248,7 @@ def _check_content(
     if unit_id(np.concatenate([ids, rejected]), store.manifest.fingerprint) != receipt.unit:
         found.corrupt.append(f"{name}: its rows are not those of the unit")
         return
-    bad = unusable(Signal(distributions=distributions))
+    bad = unusable(signal_of(distributions=distributions))
     if bad:
         found.corrupt.append(f"{name}: {len(bad)} rows cannot be used: {min(bad.items())[1]}")
         return

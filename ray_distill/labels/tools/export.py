@@ -8,7 +8,8 @@ import pyarrow as pa
 from ray_distill.errors import LabelError
 from ray_distill.labels.format import parquet_shards
 from ray_distill.labels.model import rowids
-from ray_distill.labels.model.signal import Distributions, Hidden
+from ray_distill.labels.model.distributions import Distributions
+from ray_distill.labels.model.signal import Vectors
 from ray_distill.labels.model.work_units import Receipt
 from ray_distill.labels.store.label_store import LabelStore, open_store
 from ray_distill.labels.store.reader import read_hidden, read_labels
@@ -29,8 +30,8 @@ def export_store(store_url: str, target: str, *, hidden: bool = False) -> Export
 
     Columns: ``row_id`` as 32 hexadecimal digits; lists over positions ``position``, ``entropy`` (null where it is not
     known) and ``log_tail`` (a list a position, in the order of the temperatures); lists over positions of lists over
-    entries ``ids``, ``logp`` and, where entries were drawn, ``count``; with ``hidden`` a list of vectors
-    ``hidden_<layer>``. The store's manifest goes along as ``manifest.json``.
+    entries ``ids``, ``logp``, where entries were drawn ``count``, and of Bernoulli classes ``log_odds``; with
+    ``hidden`` a list of vectors ``hidden_<layer>``. The store's manifest goes along as ``manifest.json``.
 
     Raises:
         LabelError: there is no store, it is empty, or the target is not empty.
@@ -75,6 +76,8 @@ def _distribution_columns(found: Distributions) -> dict[str, pa.Array]:
         return by_row(pa.LargeListArray.from_arrays(entries, values))
 
     drawn = {} if found.draws is None else {"count": by_position(pa.array(found.draws.count))}
+    if found.log_odds is not None:
+        drawn["log_odds"] = by_position(pa.array(found.log_odds))
     return {
         "position": by_row(pa.array(found.position)),
         "entropy": by_row(pa.array(found.entropy, from_pandas=True)),
@@ -85,7 +88,7 @@ def _distribution_columns(found: Distributions) -> dict[str, pa.Array]:
     }
 
 
-def _vectors(hidden: Hidden) -> pa.Array:
+def _vectors(hidden: Vectors) -> pa.Array:
     width = hidden.values.shape[1]
     ends = np.arange(len(hidden.values) + 1, dtype=np.int64) * width
     vectors = pa.LargeListArray.from_arrays(pa.array(ends), pa.array(np.ascontiguousarray(hidden.values).reshape(-1)))

@@ -9,8 +9,8 @@ import numpy as np
 from ray_distill.errors import LabelError
 from ray_distill.labels.format import parquet_shards
 from ray_distill.labels.model import rowids
+from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.model.signal import Distributions
 from ray_distill.labels.model.work_units import Receipt, quarantine_name
 from ray_distill.labels.store.label_store import LabelStore, open_store
 from ray_distill.labels.store.reader import read_hidden, read_labels, read_verified

@@ -16,10 +16,11 @@ from ray_distill.labels.format import parquet_shards
 from ray_distill.labels.format.fitted_arrays import Fits
 from ray_distill.labels.format.hidden_states import decode_hidden, encode_hidden
 from ray_distill.labels.model import rowids
+from ray_distill.labels.model.distributions import Distributions, log_sigmoid
 from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.ragged import owner
 from ray_distill.labels.model.rowids import RowIds
-from ray_distill.labels.model.signal import Distributions, Hidden, Signal
-from ray_distill.labels.model.validity import owner
+from ray_distill.labels.model.signal import Signal, Vectors, signal_of
 
 Floats = npt.NDArray[np.float64]
 
@@ -79,7 +80,6 @@ class Answer:
 def as_stored(answer: Answer, manifest: StoreManifest, fits: Fits) -> Answer:
     """An answer as the store would give it back: what its form adds must not look like a disagreement."""
     ids, signal = answer.ids, answer.signal
-    assert signal.distributions is not None
     data = parquet_shards.encode_labels(ids, signal.distributions, manifest, fits)
     hidden = {
         layer: decode_hidden(encode_hidden(ids, values, layer, manifest, fits), layer, manifest, fits, "answer")[1]
@@ -87,7 +87,7 @@ def as_stored(answer: Answer, manifest: StoreManifest, fits: Fits) -> Answer:
     }
     return Answer(
         ids=ids,
-        signal=Signal(distributions=parquet_shards.decode_labels(data, manifest, fits, "answer")[1], hidden=hidden),
+        signal=signal_of(distributions=parquet_shards.decode_labels(data, manifest, fits, "answer")[1], hidden=hidden),
     )
 
 
@@ -154,8 +154,14 @@ def _places(distributions: Distributions, row: int) -> list[int]:
 
 
 def _total_variation(first: Distributions, second: Distributions) -> Floats:
-    """``[P]``: half of the sum of the differences, over common classes and one bucket for all others."""
+    """``[P]``: half of the sum of the differences, over common classes and one bucket for all others.
+
+    Of Bernoulli classes: the largest difference of a class, each of which is a distribution of its own.
+    """
     positions = len(first.position)
+    if first.log_odds is not None and second.log_odds is not None:
+        apart = np.abs(np.exp(log_sigmoid(first.log_odds)) - np.exp(log_sigmoid(second.log_odds)))
+        return _worst(apart, first.entry_offsets)
     keys, others = (owner(part.entry_offsets) * part.classes + part.ids for part in (first, second))
     _, at, to = np.intersect1d(keys, others, assume_unique=True, return_indices=True)
     position = owner(first.entry_offsets)[at]
@@ -175,7 +181,7 @@ def _distances(pair: tuple[Answer, Answer], layer: int) -> Floats:
     return found
 
 
-def _relative(one: Hidden, other: Hidden) -> Floats:
+def _relative(one: Vectors, other: Vectors) -> Floats:
     size = np.linalg.norm(other.values.astype(np.float64), axis=1)
     far = np.linalg.norm(one.values.astype(np.float64) - other.values, axis=1)
     relative: Floats = far / np.maximum(size, np.finfo(np.float32).tiny)

@@ -16,11 +16,10 @@ from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign
 from ray_distill.errors import LabelError
 from ray_distill.labels.format import parquet_shards
-from ray_distill.labels.format.arrow_tables import concat_signals
 from ray_distill.labels.format.fitted_arrays import read_fits
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.model.signal import Distributions, Signal
+from ray_distill.labels.model.signal import Signal, concat_signals
 from ray_distill.labels.sizing import options
 from ray_distill.labels.sizing.forecast import Sizes, forecast_bytes, measure_sizes
 from ray_distill.models.io.load import load_processor
@@ -106,10 +105,10 @@ def probe(request: ProbeRequest) -> Probed:
     manifest = replace(manifest, range_rows=found.range_rows)
     units = _units_to_come(request, manifest)
     sizes = measure_sizes(asked.ids, asked.signal, manifest=manifest, fits=found.fits, units=units)
-    data = parquet_shards.encode_labels(asked.ids, distributions_of(asked.signal), manifest, found.fits)
+    data = parquet_shards.encode_labels(asked.ids, asked.signal.distributions, manifest, found.fits)
     read_seconds, _ = _timed(lambda: parquet_shards.decode_labels(data, manifest, found.fits, "the probe"))
     rows = len(asked.ids)
-    positions = len(distributions_of(asked.signal).position)
+    positions = len(asked.signal.distributions.position)
     comparison = Comparison(
         config=config,
         facts=request.facts,
@@ -239,12 +238,6 @@ def _found(request: ProbeRequest, asked: _Asked, load_seconds: float) -> tuple[f
         return max(seconds - load_seconds, 0.0), found
     seconds, found = _timed(lambda: fit_store(manifest, rowids.to_arrow(asked.ids), asked.signal))
     return seconds + teacher, found
-
-
-def distributions_of(signal: Signal) -> Distributions:
-    """The distributions; every answer to a store has them."""
-    assert signal.distributions is not None
-    return signal.distributions
 
 
 def _timed(work: Callable[[], T]) -> tuple[float, T]:

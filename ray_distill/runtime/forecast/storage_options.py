@@ -8,8 +8,9 @@ import numpy as np
 
 from ray_distill.config import Campaign, SignalConfig
 from ray_distill.labels.model import rowids
+from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.rowids import RowIds
-from ray_distill.labels.model.signal import Distributions, Signal
+from ray_distill.labels.model.signal import signal_of
 from ray_distill.labels.sizing import options as choose
 from ray_distill.labels.sizing.forecast import forecast_bytes, measure_sizes
 from ray_distill.labels.sizing.options import Kept, Option
@@ -92,7 +93,6 @@ def _some(comparison: Comparison, encoded: Encoded, classes: int) -> _Some:
         k=classes if classes <= choose.DENSE_UP_TO else max(choose.WIDE, min(config.labels.signal.k, classes)),
     )
     row_ids, signal, _ = answer_all(comparison.teacher, encoded.take(order), ask, config.labels.resources.batch)
-    assert signal.distributions is not None
     return _Some(encoded=encoded.take(order), ids=rowids.to_numpy(row_ids), wide=signal.distributions)
 
 
@@ -119,12 +119,11 @@ def _option(comparison: Comparison, some: _Some, form: SignalConfig) -> Option:
     if drawn or width > len(some.wide.ids) // len(some.wide.position):
         row_ids, signal, _ = answer_all(comparison.teacher, some.encoded, ask_of(manifest), manifest.batch)
         ids = rowids.to_numpy(row_ids)
-        assert signal.distributions is not None
         exact = signal.distributions
     else:
         ids, exact = some.ids, choose.truncate(some.wide, width)
-    found = fit_store(manifest, rowids.to_arrow(ids), Signal(distributions=exact))
-    sizes = measure_sizes(ids, Signal(distributions=exact), manifest=manifest, fits=found.fits, units=units)
+    found = fit_store(manifest, rowids.to_arrow(ids), signal_of(distributions=exact))
+    sizes = measure_sizes(ids, signal_of(distributions=exact), manifest=manifest, fits=found.fits, units=units)
     labels_bytes, rows = forecast_bytes(sizes, units, kept).labels, max(sum(units) * kept, 1)
     added = float(found.measured["labels"]["nats"]["1"])
     return Option(

@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ray_distill.labels.format.arrow_tables import concat_signals
 from ray_distill.labels.format.fitted_arrays import Fits
 from ray_distill.labels.format.hidden_states import bases
 from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.model.signal import Signal
+from ray_distill.labels.model.signal import Signal, concat_signals
 from ray_distill.labels.model.validity import Rejects, split_unusable
 from ray_distill.runtime.core.failures import Failure, Rows, ask_halving, failure_of, out_of_memory
 from ray_distill.tasks.encoded import Encoded

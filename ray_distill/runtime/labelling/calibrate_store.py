@@ -18,8 +18,9 @@ from ray_distill.labels.format.codecs.measure import added_error, fit_ids
 from ray_distill.labels.format.fitted_arrays import Fits
 from ray_distill.labels.format.hidden_states import basis_name, encode_hidden, fit_basis, mean_name, relative_error
 from ray_distill.labels.model import rowids
+from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.model.signal import Distributions, Signal
+from ray_distill.labels.model.signal import Signal
 from ray_distill.models.io.load import load_processor
 from ray_distill.runtime.labelling.batching import answer_all, ask_of
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
@@ -65,7 +66,6 @@ def fit_store(manifest: StoreManifest, row_ids: pa.Array, signal: Signal) -> Fou
     order = np.argsort(rowids.to_numpy(row_ids), kind="stable").astype(np.int64)
     ids, signal = rowids.to_numpy(row_ids)[order], signal.take(order)
     distributions = signal.distributions
-    assert distributions is not None
     fits: dict[str, Any] = _fit_labels(manifest, distributions)
     kept: dict[int, float] = {}
     if manifest.hidden_rank or manifest.hidden_variance:

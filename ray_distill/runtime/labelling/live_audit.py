@@ -9,12 +9,11 @@ import pyarrow as pa
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign
 from ray_distill.errors import LabelError, StoreMismatch
-from ray_distill.labels.format.arrow_tables import concat_signals
 from ray_distill.labels.format.fitted_arrays import read_fits
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.rowids import RowIds
-from ray_distill.labels.model.signal import Signal
+from ray_distill.labels.model.signal import Signal, concat_signals, signal_of
 from ray_distill.labels.model.work_units import Receipt
 from ray_distill.labels.store.committed_units import Ledger
 from ray_distill.labels.store.label_store import LabelStore, open_store
@@ -103,7 +102,7 @@ def _shuffled(ledger: Ledger, rng: np.random.Generator) -> Iterator[Receipt]:
 def _stored(store: LabelStore, unit: Receipt, rows: npt.NDArray[np.int64]) -> Answer:
     ids, distributions = read_labels(store.url, store.manifest, unit)
     hidden = {layer: read_hidden(store.url, store.manifest, unit, layer)[1].take(rows) for layer in unit.hidden}
-    return Answer(ids=ids[rows], signal=Signal(distributions=distributions.take(rows), hidden=hidden))
+    return Answer(ids=ids[rows], signal=signal_of(distributions=distributions.take(rows), hidden=hidden))
 
 
 def _ascending(ids: RowIds, signal: Signal) -> Answer:

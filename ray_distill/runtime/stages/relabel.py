@@ -11,8 +11,8 @@ from ray_distill.errors import ConfigError
 from ray_distill.evaluation.measures.classification import Floats
 from ray_distill.evaluation.measures.drift import DriftReport, DriftSample, compare, input_statistics
 from ray_distill.fingerprint import fingerprint
-from ray_distill.labels.model.signal import Distributions
-from ray_distill.labels.model.validity import owner
+from ray_distill.labels.model.distributions import Distributions
+from ray_distill.labels.model.ragged import owner
 from ray_distill.labels.store.label_store import open_store
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.runtime.core.connection import on_cluster
@@ -118,7 +118,6 @@ def _sample(ref: LabelSetRef, tokens: Tokens | None) -> tuple[DriftSample, Token
     layer = max(labels.manifest.hidden_layers, default=None)
     pooled = layer is not None and labels.manifest.pool != "token"
     row_ids, signal = labels.read(layers=(layer,) if layer is not None and pooled else ())
-    assert signal.distributions is not None
     rows, found = _rows(opened, row_ids), signal.distributions
     if labels.manifest.vocabulary:
         tokens = commonest_tokens(found) if tokens is None else tokens

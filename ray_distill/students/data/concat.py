@@ -7,10 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ray_distill.labels.format.arrow_tables import concat_signals
 from ray_distill.labels.format.chunked_distributions import DistributionParts
-from ray_distill.labels.format.codecs.base import running
-from ray_distill.labels.model.signal import Hidden, Signal, gather_ranges
+from ray_distill.labels.model.ragged import gather_ranges, running
+from ray_distill.labels.model.signal import Vectors, concat_signals, signal_of
 from ray_distill.students.data.examples import TrainingSet
 from ray_distill.students.data.soft_targets import Teaching
 from ray_distill.students.data.token_examples import TokenSet
@@ -95,7 +94,7 @@ def _join_tokens(parts: Sequence[TokenSet]) -> TokenSet:
         stored=np.concatenate(stored),
         distil=np.concatenate([part.distil for part in parts]),
         distributions=DistributionParts.join(distributions) if distributions else None,
-        hidden=concat_signals([Signal(hidden=part.hidden) for part in parts]).hidden,
+        hidden=concat_signals([signal_of(hidden=part.hidden) for part in parts]).hidden,
     )
 
 
@@ -113,7 +112,7 @@ def _join_encoded(parts: Sequence[Encoded]) -> Encoded:
 
 def size_of(data: Rows) -> int:
     """Bytes of a set's arrays."""
-    ragged: list[Ragged | Hidden] = [*data.encoded.features.values(), *data.hidden.values()]
+    ragged: list[Ragged | Vectors] = [*data.encoded.features.values(), *data.hidden.values()]
     found: list[Any] = [data.encoded.row_ids, data.distil]
     if isinstance(data, TrainingSet):
         found += [data.labels, *(() if data.teaching is None else vars(data.teaching).values())]
@@ -181,10 +180,10 @@ def _join(parts: Sequence[Ragged]) -> Ragged:
     )
 
 
-def _join_hidden(parts: Sequence[Hidden]) -> Hidden:
+def _join_hidden(parts: Sequence[Vectors]) -> Vectors:
     """A part without a vector does not know how wide one is."""
     values = [part.values for part in parts if len(part.values)] or [parts[0].values]
-    return Hidden(offsets=_offsets([part.offsets for part in parts]), values=np.concatenate(values))
+    return Vectors(offsets=_offsets([part.offsets for part in parts]), values=np.concatenate(values))
 
 
 def _offsets(parts: Sequence[Index]) -> Index:

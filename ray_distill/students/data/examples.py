@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 import torch
 
 from ray_distill.errors import ConfigError, TrainingError
-from ray_distill.labels.model.signal import Hidden, Signal, gather_ranges
+from ray_distill.labels.model.ragged import gather_ranges
+from ray_distill.labels.model.signal import DISTRIBUTIONS, Signal, Vectors
 from ray_distill.losses.base import LossBatch
 from ray_distill.students.data.soft_targets import Teaching, over_rows, remap, teaching_of
 from ray_distill.students.order.cursor import Index
@@ -61,7 +62,7 @@ class Examples(Protocol):
     def ids_of(self, rows: Index) -> list[str]:
         """Ids of rows in the snapshot, as hexadecimal text."""
 
-    def states(self, rows: Index) -> Mapping[int, Hidden]:
+    def states(self, rows: Index) -> Mapping[int, Vectors]:
         """Teacher states of rows the teacher has labelled, by stored layer."""
 
     def prepare(self, step: int, rows_of: Callable[[int], Index], stop: int) -> None:
@@ -88,7 +89,7 @@ class TrainingSet:
     distil: npt.NDArray[np.bool_]
     """``[R]``: the teacher may teach this row."""
     teaching: Teaching | None
-    hidden: Mapping[int, Hidden]
+    hidden: Mapping[int, Vectors]
     """Teacher states by stored layer; a row without teacher labels has none."""
     per_token: bool = False
     entropy: npt.NDArray[np.float32] | None = None
@@ -122,7 +123,7 @@ class TrainingSet:
         """``[R]``: the teacher's entropy in nats; NaN where it has none."""
         return np.full(self.rows, np.nan) if self.entropy is None else self.entropy.astype(np.float64)
 
-    def states(self, rows: Index) -> dict[int, Hidden]:
+    def states(self, rows: Index) -> dict[int, Vectors]:
         """Teacher states of rows, by stored layer."""
         return {layer: hidden.take(rows) for layer, hidden in self.hidden.items()}
 
@@ -210,7 +211,7 @@ def build_set(
         per_token=per_token,
         teaching=teaching_of(signal, position, store_classes, student_classes),
         entropy=None
-        if signal is None or signal.distributions is None
+        if signal is None or DISTRIBUTIONS not in signal.parts
         else over_rows(signal.distributions.entropy, position, np.nan),
         hidden={} if signal is None else {layer: _spread(h, position) for layer, h in signal.hidden.items()},
     )
@@ -307,16 +308,16 @@ def is_in(row_ids: pa.Array, values: pa.Array | None) -> npt.NDArray[np.bool_]:
     return np.asarray(pc.is_in(row_ids, value_set=values), dtype=np.bool_)
 
 
-def _spread(hidden: Hidden, position: Index) -> Hidden:
+def _spread(hidden: Vectors, position: Index) -> Vectors:
     """Hidden states of the labelled rows over all rows; the others have no vector."""
     lengths = np.zeros(len(position), dtype=np.int64)
     lengths[position >= 0] = np.diff(hidden.offsets)
     offsets = np.zeros(len(position) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
-    return Hidden(offsets=offsets, values=hidden.values)
+    return Vectors(offsets=offsets, values=hidden.values)
 
 
-def _pad_states(hidden: Hidden, rows: Index) -> tuple[torch.Tensor, torch.Tensor]:
+def _pad_states(hidden: Vectors, rows: Index) -> tuple[torch.Tensor, torch.Tensor]:
     """States ``[B, L, D]`` with zeros on padding, and the mask ``[B, L]``."""
     offsets, flat = gather_ranges(hidden.offsets, rows)
     lengths = np.diff(offsets)

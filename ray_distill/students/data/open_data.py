@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from ray_distill.config import TrainingConfig
-from ray_distill.labels.format.codecs.base import running
 from ray_distill.labels.model import rowids
+from ray_distill.labels.model.ragged import running
 from ray_distill.students.data.concat import join_sets, size_of
 from ray_distill.students.data.examples import Examples, TrainingSet
 from ray_distill.students.data.streaming import Source, StreamedSet, Unit, scan

@@ -9,7 +9,8 @@ import numpy.typing as npt
 import torch
 
 from ray_distill.errors import ConfigError, TrainingError
-from ray_distill.labels.model.signal import Distributions, Signal
+from ray_distill.labels.model.distributions import Distributions
+from ray_distill.labels.model.signal import DISTRIBUTIONS, Signal
 from ray_distill.losses.base import SparseTargets
 from ray_distill.students.order.cursor import Index
 
@@ -62,7 +63,7 @@ def teaching_of(
     signal: Signal | None, position: Index, store_classes: Sequence[str], student_classes: Sequence[str]
 ) -> Teaching | None:
     """Distributions of the labelled rows spread over all rows; the others get a harmless uniform one."""
-    if signal is None or signal.distributions is None:
+    if signal is None or DISTRIBUTIONS not in signal.parts:
         return None
     if set(store_classes) != set(student_classes):
         raise ConfigError(

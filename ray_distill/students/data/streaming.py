@@ -16,7 +16,7 @@ from ray_distill.errors import DistillError, TrainingError
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.rowids import RowIds
-from ray_distill.labels.model.signal import Hidden, Signal
+from ray_distill.labels.model.signal import Signal, Vectors
 from ray_distill.losses.base import LossBatch
 from ray_distill.snapshots.manifest import Shard
 from ray_distill.snapshots.reader import Snapshot
@@ -243,7 +243,7 @@ class StreamedSet:
         held, joined = self._joined(rows)
         return joined.ids_of(np.searchsorted(held, rows).astype(np.int64))
 
-    def states(self, rows: Index) -> Mapping[int, Hidden]:
+    def states(self, rows: Index) -> Mapping[int, Vectors]:
         """Teacher states of rows the teacher has labelled, by stored layer; each row once, ascending."""
         _, joined = self._joined(rows)
         return joined.states(np.arange(joined.rows, dtype=np.int64))

@@ -17,7 +17,9 @@ import torch
 
 from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.labels.format.chunked_distributions import DistributionParts
-from ray_distill.labels.model.signal import Distributions, Hidden, Signal, gather_ranges
+from ray_distill.labels.model.distributions import Distributions
+from ray_distill.labels.model.ragged import gather_ranges
+from ray_distill.labels.model.signal import DISTRIBUTIONS, Signal, Vectors
 from ray_distill.losses.base import LossBatch, SparseTargets
 from ray_distill.models.core.model import Model
 from ray_distill.students.data.examples import encode_sorted, hex_ids, is_in, positions_in
@@ -48,7 +50,7 @@ class TokenSet:
     distil: npt.NDArray[np.bool_]
     """``[R]``: the teacher may teach this document."""
     distributions: Distributions | DistributionParts | None
-    hidden: Mapping[int, Hidden] = field(default_factory=dict)
+    hidden: Mapping[int, Vectors] = field(default_factory=dict)
     """Teacher states by stored layer, one a token of each labelled document."""
     packed: int = 0
     """Tokens of a sequence that documents are packed into; 0 = one document a sequence, padded."""
@@ -90,7 +92,7 @@ class TokenSet:
             found[have] = sums / np.diff(offsets)
         return found
 
-    def states(self, rows: Index) -> dict[int, Hidden]:
+    def states(self, rows: Index) -> dict[int, Vectors]:
         """Teacher states of documents the teacher has labelled, by stored layer."""
         return {layer: hidden.take(self.stored[rows]) for layer, hidden in self.hidden.items()}
 
@@ -179,7 +181,7 @@ class TokenSet:
             exponent=1.0 if draws is None else draws.exponent,
         )
 
-    def _states(self, hidden: Hidden, owner_N: Index, position_N: Index) -> torch.Tensor:
+    def _states(self, hidden: Vectors, owner_N: Index, position_N: Index) -> torch.Tensor:
         """Teacher states at the answered positions ``[N, D]``; zeros where the document is not labelled."""
         have_N = self.stored[owner_N] >= 0
         states_ND = np.zeros((len(owner_N), hidden.values.shape[1]), np.float32)
@@ -222,7 +224,7 @@ def build_token_set(
     answered = task.answers.store.positions(encoded)
     stored = positions_in(encoded.row_ids, labels)
     signal = Signal() if labels is None else labels[1]
-    if signal.distributions is not None:
+    if DISTRIBUTIONS in signal.parts:
         _check_vocabulary(signal.distributions, vocabulary)
         _check_positions(signal.distributions, answered, stored, encoded)
     if signal.hidden and pool != "token":
@@ -238,7 +240,7 @@ def build_token_set(
         stored=stored,
         packed=packed,
         distil=(stored >= 0) & ~is_in(encoded.row_ids, excluded),
-        distributions=signal.distributions,
+        distributions=signal.distributions if DISTRIBUTIONS in signal.parts else None,
         hidden=signal.hidden,
     )
     if part:

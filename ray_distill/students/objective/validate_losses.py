@@ -7,7 +7,7 @@ import numpy as np
 from ray_distill.config import LossConfig, TrainingConfig
 from ray_distill.errors import ConfigError
 from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.model.signal import Hidden
+from ray_distill.labels.model.signal import Vectors
 from ray_distill.losses.base import Labels
 from ray_distill.models.core.model import Model
 from ray_distill.students.data.examples import Examples
@@ -118,7 +118,7 @@ def scales_of(data: Examples) -> dict[int, float]:
     return state_scales(data.states(rows[data.distil[rows]]))
 
 
-def state_scales(hidden: Mapping[int, Hidden]) -> dict[int, float]:
+def state_scales(hidden: Mapping[int, Vectors]) -> dict[int, float]:
     """Mean squared length of the stored vectors of each layer, in float64; 0 of a layer without any."""
     sums = {
         layer: float(np.einsum("ij,ij->", states.values, states.values, dtype=np.float64))

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from ray_distill.labels.format import parquet_shards
-from ray_distill.labels.format.codecs.base import running
 from ray_distill.labels.format.codecs.measure import fit_ids
 from ray_distill.labels.model import rowids
+from ray_distill.labels.model.distributions import Distributions, Draws
 from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.model.signal import Distributions, Draws
+from ray_distill.labels.model.ragged import running
 from ray_distill.testing.labels import row_id
 
 FOLDER = Path(__file__).parent

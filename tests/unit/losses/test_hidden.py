@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ray_distill.labels.format.hidden_states import basis_name, fit_basis, mean_name, project
-from ray_distill.labels.model.signal import Hidden
+from ray_distill.labels.model.signal import Vectors
 from ray_distill.losses.base import Labels, LossBatch, StudentOutput
 from ray_distill.losses.catalogue import LOSSES
 from ray_distill.losses.hidden import HiddenMatch
@@ -30,7 +30,7 @@ def test_pca_is_the_formula_of_states_on_a_basis() -> None:
     teacher_ND = (rng.normal(size=(40, 9)) * np.arange(1, 10) + 5).astype(np.float32)
     mean, basis, _ = fit_basis(teacher_ND, rank=4)
     stored = project(teacher_ND, 4, {mean_name(4): mean, basis_name(4): basis})
-    scales = state_scales({4: Hidden(offsets=np.arange(41, dtype=np.int64), values=stored)})
+    scales = state_scales({4: Vectors(offsets=np.arange(41, dtype=np.int64), values=stored)})
     student = torch.from_numpy(rng.normal(size=(40, 4)).astype(np.float32)).requires_grad_()
     loss = HiddenMatch(layers={1: 4}, kind="pca", scales=scales)
     value = loss(StudentOutput(logits_BV=torch.zeros(40, 2), hidden={1: student}), batch_of(torch.from_numpy(stored)))

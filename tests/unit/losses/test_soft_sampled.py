@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ray_distill.config import LossConfig
-from ray_distill.labels.model.signal import Distributions
+from ray_distill.labels.model.distributions import Distributions
 from ray_distill.losses.base import LossBatch, SparseTargets, StudentOutput
 from ray_distill.losses.buckets import drawn_weights
 from ray_distill.losses.soft import Soft, forward_kl

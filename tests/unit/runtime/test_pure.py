@@ -11,7 +11,7 @@ import ray
 from ray_distill.artifacts import Decision, EvalReport, LabelSetRef, ModelReport, SnapshotRef, StudentRef, Verdict
 from ray_distill.errors import ClusterError, ModelError, PromotionError, StoreMismatch
 from ray_distill.evaluation.measures.efficiency import Efficiency
-from ray_distill.labels.model.signal import Distributions
+from ray_distill.labels.model.distributions import Distributions
 from ray_distill.promotion.chain import read_chain, record_decision
 from ray_distill.runtime.core.connection import explain
 from ray_distill.runtime.labelling.batching import by_length

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ray_distill.errors import TeacherRefused
-from ray_distill.labels.model.signal import Distributions
+from ray_distill.labels.model.distributions import Distributions
 from ray_distill.teachers import reduce
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.draw import pick

@@ -10,9 +10,9 @@ import torch
 
 from ray_distill.config import TeacherConfig
 from ray_distill.config.labels import LanguageConfig
-from ray_distill.labels.format.arrow_tables import concat_signals
 from ray_distill.labels.model import rowids
-from ray_distill.labels.model.signal import Distributions
+from ray_distill.labels.model.distributions import Distributions
+from ray_distill.labels.model.signal import concat_signals
 from ray_distill.tasks.encoded import Encoded
 from ray_distill.teachers import states
 from ray_distill.teachers.base import Ask

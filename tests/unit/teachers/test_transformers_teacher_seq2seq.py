@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from ray_distill.config import TeacherConfig
-from ray_distill.labels.format.arrow_tables import concat_signals, signal_to_table, table_to_signal
+from ray_distill.labels.format.arrow_tables import signal_to_table, table_to_signal
 from ray_distill.labels.model import rowids
+from ray_distill.labels.model.signal import concat_signals
 from ray_distill.snapshots.pairs import pair_text
 from ray_distill.tasks.encoded import Encoded
 from ray_distill.teachers.base import Ask

@@ -12,7 +12,7 @@ import torch
 from ray_distill.config import LabelsConfig, TeacherConfig
 from ray_distill.errors import ConfigError, LabelError, ModelError, TeacherRefused
 from ray_distill.labels.model import rowids
-from ray_distill.labels.model.signal import Signal
+from ray_distill.labels.model.signal import signal_of
 from ray_distill.labels.model.validity import unusable
 from ray_distill.models.io.load import load_processor
 from ray_distill.tasks.catalogue import get_task
@@ -145,7 +145,7 @@ def test_the_actual_token_is_dropped_and_the_likeliest_stand_by_id() -> None:
     assert labels.ids.tolist() == [1, 3, 4, 9, 0, 8] and labels.entry_offsets.tolist() == [0, 2, 4, 6]
     assert labels.logp.tolist() == [-1.5, -0.5, -1.0, -1.0, -0.125, -3.0]
     assert labels.position.tolist() == [0, 2, 0] and labels.classes == 10 and labels.temperatures == (1.0,)
-    assert np.isnan(labels.entropy).all() and not unusable(Signal(distributions=labels))
+    assert np.isnan(labels.entropy).all() and not unusable(signal_of(distributions=labels))
     tails = 1 - np.exp([[-1.5, -0.5], [-1.0, -1.0], [-0.125, -3.0]]).sum(axis=1)
     np.testing.assert_allclose(np.exp(labels.log_tail[:, 0]), np.maximum(tails, LEAST_TAIL), rtol=1e-6)
 
@@ -187,7 +187,7 @@ def test_an_answer_of_nan_is_not_usable() -> None:
         position=np.zeros(2, np.int32),
         vocabulary=10,
     )
-    assert list(unusable(Signal(distributions=labels))) == [0]
+    assert list(unusable(signal_of(distributions=labels))) == [0]
 
 
 class FakeEngine:

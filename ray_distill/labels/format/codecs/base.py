@@ -9,10 +9,9 @@ import pyarrow as pa
 
 from ray_distill.errors import CorruptStore
 from ray_distill.labels.format.fitted_arrays import Fits
+from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.model.signal import Distributions
-
-Offsets = npt.NDArray[np.int64]
+from ray_distill.labels.model.ragged import Offsets
 
 
 class Codec(Protocol):
@@ -99,10 +98,3 @@ def require_lengths(name: str, found: int, expected: int) -> None:
 def row_totals(offsets: Offsets, per_position: Offsets) -> Offsets:
     """Offsets of the rows' entries: row r's positions are ``offsets[r]:offsets[r+1]`` of ``per_position``."""
     return per_position[offsets]
-
-
-def running(counts: npt.NDArray[Any]) -> Offsets:
-    """Offsets from counts: ``[n+1]``, starting at 0."""
-    offsets = np.zeros(len(counts) + 1, dtype=np.int64)
-    np.cumsum(counts, out=offsets[1:])
-    return offsets

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ray_distill.errors import CorruptStore, LabelError
-from ray_distill.labels.format.codecs.base import Offsets, cells, require_lengths, row_totals, running, uncells
+from ray_distill.labels.format.codecs.base import cells, require_lengths, row_totals, uncells
 from ray_distill.labels.format.codecs.counts import Bins, decode_counts, encode_counts, expected_counts
 from ray_distill.labels.format.codecs.dense import require_dense
 from ray_distill.labels.format.codecs.order import by_class, by_rank, rank_order
@@ -48,8 +48,9 @@ from ray_distill.labels.format.codecs.quantise import (
     quantise,
 )
 from ray_distill.labels.format.fitted_arrays import Fits
+from ray_distill.labels.model.distributions import Distributions, Draws
 from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.model.signal import Distributions, Draws
+from ray_distill.labels.model.ragged import Offsets, running
 
 #: Bits of the layout: positions count from 0; all positions have equally many entries; entries were drawn; the
 #: normaliser of the draws is 0; counts are differences to what their bins lead one to expect; no position's entropy is
@@ -137,11 +138,6 @@ def options(manifest: StoreManifest) -> tuple[bool, float, int]:
         raise LabelError(
             f"codec compact needs options lossless (true or false), power (0 to 1) and levels "
             f"(2 to 65535), found {dict(given)}"
-        )
-    if not lossless and manifest.family != "categorical":
-        raise LabelError(
-            f"codec compact stores the family {manifest.family} lossless only: its bins are made for "
-            "probabilities that sum to 1; set labels.signal.encoding to lossless"
         )
     return lossless, float(power), levels
 

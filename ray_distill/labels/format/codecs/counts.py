@@ -12,9 +12,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ray_distill.errors import CorruptStore
-from ray_distill.labels.format.codecs.base import Offsets, cells, running
+from ray_distill.labels.format.codecs.base import cells
 from ray_distill.labels.format.codecs.order import sorted_places
 from ray_distill.labels.format.codecs.planes import chosen, escaped, plane, unescaped
+from ray_distill.labels.model.ragged import Offsets, running
 
 Counts = npt.NDArray[np.int64]
 Bins = npt.NDArray[np.unsignedinteger]

@@ -1,45 +1,69 @@
-"""``dense``: log-probabilities of all V classes in float32, lossless; class ids and the empty tail are implied."""
+"""``dense``: numbers of all V classes, lossless; class ids and the empty tail are implied.
+
+Of categorical distributions they are log-probabilities in float32. Of Bernoulli classes they are log-odds z, from which
+σ(z/T) and σ(−z/T) follow exactly at every temperature: float32, or float16 where the teacher's own logits are half
+precision (option ``dtype``).
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from ray_distill.errors import LabelError
 from ray_distill.labels.format.codecs.base import cells, require_lengths, row_totals, uncells
 from ray_distill.labels.format.fitted_arrays import Fits
+from ray_distill.labels.model.distributions import Distributions, bernoulli
 from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.model.signal import Distributions
+
+#: Types of log-odds, by the option ``dtype``.
+DTYPES: Mapping[str, npt.DTypeLike] = {"float32": np.float32, "float16": np.float16}
 
 
 @dataclass(frozen=True)
 class DenseCodec:
-    """Columns ``position`` int32 ``[P]``, ``logp`` float32 ``[P·V]``, ``entropy`` float32 ``[P]``, a cell a row."""
+    """A cell a row: ``position`` int32 ``[P]``, and float32 ``logp`` ``[P·V]`` and ``entropy`` ``[P]`` of categorical
+    distributions, or ``log_odds`` ``[P·V]`` of Bernoulli classes.
+    """
 
     name: str = "dense"
     version: int = 2
 
     def encode(self, distributions: Distributions, manifest: StoreManifest, fits: Fits) -> Mapping[str, pa.Array]:
-        """Columns of a shard.
+        """Return the columns of a shard.
 
         Raises:
-            LabelError: a position lacks classes, or has mass outside them.
+            LabelError: a position lacks classes, has mass outside them, or log-odds that the type cannot hold exactly.
         """
         require_dense(distributions, f"dense/{self.version}")
         rows = distributions.row_offsets
-        return {
-            "position": cells(distributions.position.astype(np.int32), rows),
-            "logp": cells(distributions.logp.astype(np.float32), row_totals(rows, distributions.entry_offsets)),
+        entries = row_totals(rows, distributions.entry_offsets)
+        columns = {"position": cells(distributions.position.astype(np.int32), rows)}
+        if distributions.log_odds is not None:
+            return columns | {"log_odds": cells(_exactly(distributions.log_odds, log_odds_dtype(manifest)), entries)}
+        return columns | {
+            "logp": cells(distributions.logp.astype(np.float32), entries),
             "entropy": cells(distributions.entropy.astype(np.float32), rows),
         }
 
     def decode(self, table: pa.Table, manifest: StoreManifest, fits: Fits) -> Distributions:
-        """Distributions of a shard's rows; errors as `Codec.decode`."""
+        """Return the distributions of a shard's rows; errors as `Codec.decode`."""
         position, rows = uncells(table, "position", np.int32)
+        positions, classes = len(position), manifest.class_count
+        if manifest.family == "bernoulli":
+            log_odds, _ = uncells(table, "log_odds", log_odds_dtype(manifest))
+            require_lengths("log_odds", len(log_odds), positions * classes)
+            return bernoulli(
+                log_odds.reshape(positions, classes),
+                row_offsets=rows,
+                position=position,
+                temperatures=manifest.temperatures,
+            )
         logp, _ = uncells(table, "logp", np.float32)
         entropy, _ = uncells(table, "entropy", np.float32)
-        positions, classes = len(position), manifest.class_count
         require_lengths("logp", len(logp), positions * classes)
         require_lengths("entropy", len(entropy), positions)
         return Distributions(
@@ -54,6 +78,34 @@ class DenseCodec:
             log_tail=np.full((positions, len(manifest.temperatures)), -np.inf, dtype=np.float32),
             entropy=entropy,
         )
+
+
+def log_odds_dtype(manifest: StoreManifest) -> npt.DTypeLike:
+    """Return the stored type of log-odds.
+
+    Raises:
+        LabelError: the manifest names another one.
+    """
+    name = manifest.options.get("dtype", "float32")
+    if name not in DTYPES:
+        raise LabelError(f"codec dense stores log-odds as {' or '.join(DTYPES)}, found the option dtype {name!r}")
+    return DTYPES[name]
+
+
+def _exactly(log_odds: npt.NDArray[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Return log-odds in the stored type.
+
+    Raises:
+        LabelError: one of them is no number of that type.
+    """
+    with np.errstate(over="ignore"):
+        stored = log_odds.astype(dtype)
+    if not np.array_equal(stored.astype(log_odds.dtype), log_odds, equal_nan=True):
+        raise LabelError(
+            f"codec dense stores log-odds without loss, and some are not numbers of {np.dtype(dtype).name}: set the "
+            "option dtype to float32"
+        )
+    return stored
 
 
 def require_dense(distributions: Distributions, codec: str) -> None:

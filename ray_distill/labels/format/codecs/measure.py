@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from ray_distill.labels.format import parquet_shards
 from ray_distill.labels.format.fitted_arrays import Fits
+from ray_distill.labels.model.distributions import Distributions, log_sigmoid
 from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.ragged import owner
 from ray_distill.labels.model.rowids import ROW_ID_BYTES
-from ray_distill.labels.model.signal import Distributions
-from ray_distill.labels.model.validity import owner
 
 Floats = npt.NDArray[np.float64]
 
@@ -59,8 +59,8 @@ def compact_options(temperatures: Sequence[float], lossless: bool, *, drawn: boo
 
 def _mean_divergence(exact: Distributions, stored: Distributions, temperature: float) -> float:
     column = exact.temperatures.index(temperature)
-    if exact.family == "bernoulli":
-        return _bernoulli(exact.logp.astype(np.float64), stored.logp.astype(np.float64), len(exact.position))
+    if exact.log_odds is not None and stored.log_odds is not None:
+        return float(_bernoulli(exact.log_odds, stored.log_odds, temperature).sum() / max(len(exact.position), 1))
     p, q = _log_softened(exact, temperature), _log_softened(stored, temperature)
     head, tail = np.exp(p), exact.log_tail[:, column].astype(np.float64)
     total = _terms(head, p, q).sum() + _terms(np.exp(tail), tail, stored.log_tail[:, column].astype(np.float64)).sum()
@@ -73,11 +73,11 @@ def _terms(weight: Floats, log_p: Floats, log_q: Floats) -> Floats:
         return np.where(weight > 0, weight * (log_p - log_q), 0)
 
 
-def _bernoulli(log_p: Floats, log_q: Floats, positions: int) -> float:
-    with np.errstate(divide="ignore"):
-        not_p, not_q = np.log(-np.expm1(np.minimum(log_p, 0))), np.log(-np.expm1(np.minimum(log_q, 0)))
-    both = _terms(np.exp(log_p), log_p, log_q) + _terms(np.exp(not_p), not_p, not_q)
-    return float(both.sum() / max(positions, 1))
+def _bernoulli(exact: npt.NDArray[Any], stored: npt.NDArray[Any], temperature: float) -> Floats:
+    """Return, for each class, the divergence of a yes or no with these log-odds, softened."""
+    z, found = exact.astype(np.float64) / temperature, stored.astype(np.float64) / temperature
+    yes, no = (log_sigmoid(z), log_sigmoid(found)), (log_sigmoid(-z), log_sigmoid(-found))
+    return _terms(np.exp(yes[0]), *yes) + _terms(np.exp(no[0]), *no)
 
 
 def _log_softened(distributions: Distributions, temperature: float) -> Floats:

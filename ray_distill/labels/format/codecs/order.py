@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_distill.errors import CorruptStore, LabelError
-from ray_distill.labels.format.codecs.base import Offsets
 from ray_distill.labels.format.fitted_arrays import Fits
-from ray_distill.labels.model.signal import Distributions
+from ray_distill.labels.model.distributions import Distributions
+from ray_distill.labels.model.ragged import Offsets
 
 #: Above this many times the entries, padding positions to equal width costs more than a general sort.
 _PADDING = 4

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ray_distill.errors import CorruptStore
-from ray_distill.labels.format.codecs.base import Offsets, cells, require_lengths, uncells
+from ray_distill.labels.format.codecs.base import cells, require_lengths, uncells
+from ray_distill.labels.model.ragged import Offsets
 
 #: By entry, a number below `CONTEXTS`.
 Context = npt.NDArray[np.uint8]

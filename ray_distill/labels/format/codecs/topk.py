@@ -7,10 +7,11 @@ import numpy as np
 import pyarrow as pa
 
 from ray_distill.errors import CorruptStore
-from ray_distill.labels.format.codecs.base import cells, require_lengths, row_totals, running, uncells
+from ray_distill.labels.format.codecs.base import cells, require_lengths, row_totals, uncells
 from ray_distill.labels.format.fitted_arrays import Fits
+from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.model.signal import Distributions
+from ray_distill.labels.model.ragged import running
 
 
 @dataclass(frozen=True)

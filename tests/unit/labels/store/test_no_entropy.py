@@ -14,7 +14,7 @@ from ray_distill.labels.format import parquet_shards
 from ray_distill.labels.format.codecs.measure import compact_options
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.model.signal import Signal
+from ray_distill.labels.model.signal import Signal, signal_of
 from ray_distill.labels.model.validity import split_unusable
 from ray_distill.labels.sizing import options as choose
 from ray_distill.labels.store.label_store import open_store
@@ -36,7 +36,7 @@ def _manifest(form: str) -> StoreManifest:
 def _silent(row_ids: pa.Array, manifest: StoreManifest) -> Signal:
     found = fake_teacher(row_ids, manifest).distributions
     assert found is not None
-    return Signal(distributions=replace(found, entropy=np.full_like(found.entropy, np.nan)))
+    return signal_of(distributions=replace(found, entropy=np.full_like(found.entropy, np.nan)))
 
 
 @pytest.mark.parametrize("form", sorted(CODECS))
@@ -66,7 +66,7 @@ def test_an_entropy_that_is_missing_among_others_is_a_broken_answer() -> None:
     found = fake_teacher(ids, manifest).distributions
     assert found is not None
     found.entropy[2] = np.nan
-    _, kept, rejected = split_unusable(ids, Signal(distributions=found))
+    _, kept, rejected = split_unusable(ids, signal_of(distributions=found))
     assert [row for row, _ in rejected] == [ids[2].as_py()]
     assert kept.distributions is not None and np.isfinite(kept.distributions.entropy).all()
     with pytest.raises(LabelError, match="entropy of 1 of 4 positions"):

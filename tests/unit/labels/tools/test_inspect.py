@@ -10,7 +10,7 @@ from PIL import Image
 
 from ray_distill import cli
 from ray_distill.errors import LabelError
-from ray_distill.labels.model.signal import Signal
+from ray_distill.labels.model.signal import signal_of
 from ray_distill.labels.store.label_store import open_store
 from ray_distill.labels.store.reader import read_labels
 from ray_distill.labels.tools.export import export_store
@@ -31,7 +31,7 @@ def store(tmp_path):
         for at, name in enumerate(ids.to_pylist()):
             if name == BAD:
                 signal.distributions.logp[signal.distributions.entry_offsets[at]] = np.nan
-        return Signal(distributions=signal.distributions, hidden=signal.hidden)
+        return signal_of(distributions=signal.distributions, hidden=signal.hidden)
 
     url = str(tmp_path / "store")
     label_all(url, fake_manifest(estimator="topk", layers=(1,)), fake_snapshot(range(20)), teacher)

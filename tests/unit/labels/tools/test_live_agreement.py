@@ -8,7 +8,7 @@ import pytest
 
 from ray_distill.labels.format.codecs.measure import compact_options, fit_ids
 from ray_distill.labels.model import rowids
-from ray_distill.labels.model.signal import Hidden, Signal
+from ray_distill.labels.model.signal import Vectors, signal_of
 from ray_distill.labels.tools.live_agreement import Answer, as_stored, compare
 from ray_distill.testing.labels import fake_manifest, fake_teacher, row_id
 
@@ -23,9 +23,9 @@ def answer(estimator="topk", noise=0.0, seed=0):
     rng = np.random.default_rng(seed)
     logp = signal.distributions.logp + rng.normal(scale=noise, size=len(signal.distributions.logp)).astype(np.float32)
     values = signal.hidden[1].values * (1 + rng.normal(scale=noise, size=signal.hidden[1].values.shape))
-    moved = Signal(
+    moved = signal_of(
         distributions=replace(signal.distributions, logp=logp),
-        hidden={1: Hidden(offsets=signal.hidden[1].offsets, values=values.astype(np.float32))},
+        hidden={1: Vectors(offsets=signal.hidden[1].offsets, values=values.astype(np.float32))},
     )
     order = np.argsort(rowids.to_numpy(IDS), kind="stable")
     return manifest, Answer(ids=rowids.to_numpy(IDS)[order], signal=moved.take(order))
@@ -72,7 +72,7 @@ def test_another_hidden_state_disagrees_though_the_labels_agree():
     """Layers are compared on their own."""
     _, one = answer()
     hidden = one.signal.hidden[1]
-    other = replace(one, signal=replace(one.signal, hidden={1: replace(hidden, values=hidden.values[::-1].copy())}))
+    other = replace(one, signal=one.signal.with_parts({"hidden.1": replace(hidden, values=hidden.values[::-1].copy())}))
     found = compare(other, one, one)
     assert not found.ok and found.stored.largest == 0 and found.hidden[1][0].largest > 0.1
 
@@ -85,9 +85,9 @@ def test_a_class_at_the_edge_of_a_topk_may_change():
     faint = entries.logp.copy()
     faint[edge] = -12.0
     ids = entries.ids.copy()
-    before = Answer(ids=one.ids, signal=Signal(distributions=replace(entries, logp=faint)))
+    before = Answer(ids=one.ids, signal=signal_of(distributions=replace(entries, logp=faint)))
     ids[edge] = np.where(ids[edge] < entries.classes - 1, entries.classes - 1, ids[edge])
-    after = Answer(ids=one.ids, signal=Signal(distributions=replace(entries, logp=faint, ids=ids)))
+    after = Answer(ids=one.ids, signal=signal_of(distributions=replace(entries, logp=faint, ids=ids)))
     assert not np.array_equal(ids, entries.ids)
     assert compare(before, after, before).ok
 

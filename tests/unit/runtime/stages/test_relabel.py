@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ray_distill.labels.model.signal import Distributions
+from ray_distill.labels.model.distributions import Distributions
 from ray_distill.runtime.stages import relabel
 from ray_distill.runtime.stages.relabel import commonest_tokens, token_probabilities
 

@@ -11,7 +11,8 @@ import torch
 
 from ray_distill.config import LossConfig
 from ray_distill.errors import ConfigError, TrainingError
-from ray_distill.labels.model.signal import Distributions, Draws, Hidden, Signal
+from ray_distill.labels.model.distributions import Distributions, Draws
+from ray_distill.labels.model.signal import Signal, Vectors, signal_of
 from ray_distill.students.arms import arm_by_name, arm_rows
 from ray_distill.students.data.examples import TrainingSet, build_set
 from ray_distill.students.data.soft_targets import remap
@@ -49,7 +50,7 @@ def topk(numbers: list[int], tail: float = 0.1, tokens: list[int] | None = None)
     lengths = np.ones(n, np.int64) if tokens is None else np.array(tokens)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     values = np.repeat(np.array(numbers, np.float32), lengths)[:, None] * np.ones((1, 5), np.float32)
-    return pa.array([row_id(number) for number in numbers], pa.binary(16)), Signal(
+    return pa.array([row_id(number) for number in numbers], pa.binary(16)), signal_of(
         distributions=Distributions(
             classes=3,
             temperatures=(1.0, 4.0),
@@ -61,7 +62,7 @@ def topk(numbers: list[int], tail: float = 0.1, tokens: list[int] | None = None)
             log_tail=np.log(np.tile([[tail, 0.8]], (n, 1))).astype(np.float32),
             entropy=np.ones(n, np.float32),
         ),
-        hidden={4: Hidden(offsets=offsets, values=values)},
+        hidden={4: Vectors(offsets=offsets, values=values)},
     )
 
 
@@ -189,14 +190,13 @@ def test_too_little_retained_mass_is_refused() -> None:
 def drawn(numbers: list[int]) -> tuple[pa.Array, Signal]:
     """The labels of `topk`, the first class drawn 3 times of 4, the second exact."""
     ids, signal = topk(numbers)
-    assert signal.distributions is not None
     draws = Draws(
         number=4,
         exponent=0.5,
         count=np.tile(np.array([3, 0], np.int32), len(numbers)),
         log_normaliser=np.array(numbers, np.float32),
     )
-    return ids, replace(signal, distributions=replace(signal.distributions, draws=draws))
+    return ids, signal.with_parts({"distributions": replace(signal.distributions, draws=draws)})
 
 
 def test_draws_reach_the_losses() -> None:

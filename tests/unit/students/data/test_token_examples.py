@@ -13,7 +13,8 @@ import torch
 
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, TrainingError
-from ray_distill.labels.model.signal import Distributions, Draws, Hidden, Signal
+from ray_distill.labels.model.distributions import Distributions, Draws
+from ray_distill.labels.model.signal import Signal, Vectors, signal_of
 from ray_distill.losses.base import LossBatch
 from ray_distill.models.io.load import load_model
 from ray_distill.models.text.lm_processor import LanguageProcessor, language_processor
@@ -57,7 +58,7 @@ def labels_of(texts: dict[int, str], *, drawn: bool = False) -> tuple[pa.Array, 
     )
     tokens = [len(text) for text in texts.values()]
     states = [[row, token] for row, length in zip(texts, tokens, strict=True) for token in range(length)]
-    return pa.array([row_id(n) for n in texts], pa.binary(16)), Signal(
+    return pa.array([row_id(n) for n in texts], pa.binary(16)), signal_of(
         distributions=Distributions(
             classes=V,
             temperatures=(1.0, 2.0),
@@ -70,7 +71,7 @@ def labels_of(texts: dict[int, str], *, drawn: bool = False) -> tuple[pa.Array, 
             entropy=np.ones(count, np.float32),
             draws=draws if drawn else None,
         ),
-        hidden={2: Hidden(offsets=_ends(tokens), values=np.array(states, np.float32))},
+        hidden={2: Vectors(offsets=_ends(tokens), values=np.array(states, np.float32))},
     )
 
 
@@ -184,7 +185,7 @@ def test_positions_with_fewer_classes_are_padded() -> None:
         logp=found.logp[1:],
         draws=replace(found.draws, count=found.draws.count[1:]),
     )
-    targets = build(numbered(1, 3), (ids, replace(signal, distributions=cut))).batch(np.array([1, 0]))[1].targets
+    targets = build(numbered(1, 3), (ids, signal.with_parts({"distributions": cut}))).batch(np.array([1, 0]))[1].targets
     assert targets is not None and targets.count_NK is not None
     assert targets.ids_NK.tolist() == [[30, 31], [31, 32], [11, 0]]
     assert targets.logp_NK[2].exp().tolist() == pytest.approx([0.3, 0.0]) and targets.count_NK[2].tolist() == [4, 0]
@@ -216,10 +217,9 @@ def test_labels_at_other_tokens_are_refused() -> None:
     with pytest.raises(ConfigError, match=f"row {row_id(2).hex()} was labelled at other tokens .* label again"):
         build(texts, labels_of(texts), processor=processor(max_length=5))
     ids, signal = labels_of(texts)
-    assert signal.distributions is not None
     moved = signal.distributions.position.copy()
     moved[-1] += 1
-    shifted = replace(signal, distributions=replace(signal.distributions, position=moved))
+    shifted = signal.with_parts({"distributions": replace(signal.distributions, position=moved)})
     with pytest.raises(ConfigError, match=f"row {row_id(2).hex()} was labelled at other tokens"):
         build(texts, (ids, shifted))
 
@@ -288,9 +288,8 @@ def test_a_documents_entropy_is_the_mean_over_its_tokens() -> None:
     """NaN of a document that the teacher has not labelled."""
     texts = {1: "abcd", 2: "ef", 3: "ghi"}
     ids, signal = labels_of({1: "abcd", 3: "ghi"})
-    assert signal.distributions is not None
     entropy = np.array([1.0, 2.0, 6.0, 0.5, 1.5], np.float32)
-    labels = ids, replace(signal, distributions=replace(signal.distributions, entropy=entropy))
+    labels = ids, signal.with_parts({"distributions": replace(signal.distributions, entropy=entropy)})
     found = build_token_set(
         snapshot(texts), task=TASKS["causal_lm"], processor=processor(), vocabulary=V, labels=labels
     )

@@ -13,11 +13,10 @@ from ray_distill.labels.store.label_store import LabelStore, create_or_open, ope
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.store.writer import write_attempt
 from ray_distill.runtime import campaign
-from ray_distill.runtime.core import connection
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from tests.labs import campaign as lab
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("embedded_ray")]
 
 TEACHER = {"model": "tests.labs.campaign:spelling_teacher"}
 
@@ -61,20 +60,19 @@ def test_the_teacher_agrees_with_its_store_and_not_with_another(
     another teacher is refused.
     """
     path, config = _config(tmp_path, TEACHER)
-    with connection.connected():
-        labels = campaign.label(config, campaign.snapshot(config))
-        capfd.readouterr()
-        status, report, _ = _audit(capfd, config.store_url, "--live", path, "--sample", "40")
-        assert (status, report["ok"], report["live"]["ok"], report["live"]["rows"]) == (0, True, True, 40)
-        assert report["live"]["stored"]["largest"] <= 1e-4
+    labels = campaign.label(config, campaign.snapshot(config))
+    capfd.readouterr()
+    status, report, _ = _audit(capfd, config.store_url, "--live", path, "--sample", "40")
+    assert (status, report["ok"], report["live"]["ok"], report["live"]["rows"]) == (0, True, True, 40)
+    assert report["live"]["stored"]["largest"] <= 1e-4
 
-        snapshot, forged = open_snapshot(labels.snapshot), str(tmp_path / "forged")
-        row = _forge(open_store(config.store_url), snapshot, forged)
-        status, report, _ = _audit(capfd, forged, "--live", path, "--sample", "120")
-        assert (status, report["ok"], report["live"]["ok"]) == (1, True, False)
-        assert row in report["live"]["disagree"] and len(report["live"]["disagree"]) == 2
+    snapshot, forged = open_snapshot(labels.snapshot), str(tmp_path / "forged")
+    row = _forge(open_store(config.store_url), snapshot, forged)
+    status, report, _ = _audit(capfd, forged, "--live", path, "--sample", "120")
+    assert (status, report["ok"], report["live"]["ok"]) == (1, True, False)
+    assert row in report["live"]["disagree"] and len(report["live"]["disagree"]) == 2
 
-        status, _, said = _audit(
-            capfd, config.store_url, "--live", path, "--set", "labels.teacher.arguments.backwards=true"
-        )
-        assert status == 1 and "the store was filled by" in said and "Traceback" not in said
+    status, _, said = _audit(
+        capfd, config.store_url, "--live", path, "--set", "labels.teacher.arguments.backwards=true"
+    )
+    assert status == 1 and "the store was filled by" in said and "Traceback" not in said

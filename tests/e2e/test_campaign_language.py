@@ -1,7 +1,6 @@
 """Whole campaigns of language models, from a YAML file to a verdict; again with nothing left to do; newer texts."""
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,12 @@ from ray_distill.labels.store.reader import open_label_set
 from ray_distill.models.io.load import load_model
 from ray_distill.promotion.chain import champion, read_chain
 from ray_distill.runtime import campaign
-from ray_distill.runtime.core import connection
 from ray_distill.runtime.stages.preflight import check
 from ray_distill.storage import files
 from tests.labs import language as lab
 from tests.labs.campaign import committed_rows, load
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("embedded_ray")]
 
 ARMS = {"student", "baseline_hard_labels", "baseline_teacher_hard_labels"}
 CHAT: dict[str, Any] = {
@@ -51,12 +49,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def connected() -> Iterator[None]:
-    with connection.connected():
-        yield
-
-
 def text_campaign(home: Path) -> Campaign:
     source = lab.write_texts(home / "texts.jsonl", lab.sentences(300, seed=3))
     return load(home / "text.yaml", lab.config_of(home / "text", source, home / "teacher"))
@@ -81,13 +73,13 @@ def evaluated(config: Campaign) -> Trained:
 
 
 @pytest.fixture(scope="module")
-def text(home: Path, connected: None) -> Trained:
+def text(home: Path) -> Trained:
     """Plain texts, top-k labels in their compact form, padded."""
     return evaluated(text_campaign(home))
 
 
 @pytest.fixture(scope="module")
-def chat(home: Path, connected: None) -> Trained:
+def chat(home: Path) -> Trained:
     """Nested conversations, hybrid labels, packed."""
     return evaluated(chat_campaign(home))
 

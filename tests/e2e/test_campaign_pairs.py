@@ -13,14 +13,13 @@ from ray_distill.errors import ConfigError
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.models.io.load import load_model
 from ray_distill.runtime import campaign
-from ray_distill.runtime.core import connection
 from ray_distill.runtime.stages.preflight import check
 from ray_distill.snapshots.pairs import read_pair
 from ray_distill.snapshots.reader import open_snapshot
 from tests.labs import campaign as campaign_lab
 from tests.labs import pairs as lab
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("embedded_ray")]
 
 ROWS, UNWRITTEN = 300, 2
 
@@ -61,19 +60,18 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
             },
         ),
     )
-    with connection.connected():
-        check(config)
-        frozen = campaign.snapshot(config)
-        labels = campaign.label(config, frozen)
-        students = campaign.train(config, labels)
-        return Ran(
-            config=config,
-            snapshot=frozen,
-            labels=labels,
-            students=students,
-            report=campaign.evaluate(config, students),
-            again=campaign.label(config, frozen),
-        )
+    check(config)
+    frozen = campaign.snapshot(config)
+    labels = campaign.label(config, frozen)
+    students = campaign.train(config, labels)
+    return Ran(
+        config=config,
+        snapshot=frozen,
+        labels=labels,
+        students=students,
+        report=campaign.evaluate(config, students),
+        again=campaign.label(config, frozen),
+    )
 
 
 def test_labels_are_at_the_targets_tokens(ran: Ran) -> None:
@@ -136,13 +134,12 @@ def test_a_teacher_writes_the_targets_that_its_student_learns(tmp_path: Path) ->
             student__training__epochs=1,
         ),
     )
-    with connection.connected():
-        check(config)
-        frozen = campaign.snapshot(config)
-        written = campaign.write(config, frozen)
-        assert campaign.write(config, frozen) == written
-        labels = campaign.label(config, written)
-        students = campaign.train(config, labels)
+    check(config)
+    frozen = campaign.snapshot(config)
+    written = campaign.write(config, frozen)
+    assert campaign.write(config, frozen) == written
+    labels = campaign.label(config, written)
+    students = campaign.train(config, labels)
     before, after = open_snapshot(frozen), open_snapshot(written)
     parents = {
         row["row_id"]: row["text"] for split in ("train", "validation") for row in before.read(split).to_pylist()

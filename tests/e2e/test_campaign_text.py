@@ -15,12 +15,11 @@ from ray_distill.labels.store.reader import open_label_set
 from ray_distill.models.io.load import load_model
 from ray_distill.promotion.chain import champion, read_chain
 from ray_distill.runtime import campaign
-from ray_distill.runtime.core import connection
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from tests.labs import campaign as lab
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("embedded_ray")]
 
 ROWS = 600
 ARMS = {"teacher", "student", "baseline_hard_labels", "baseline_teacher_hard_labels"}
@@ -28,7 +27,7 @@ ARMS = {"teacher", "student", "baseline_hard_labels", "baseline_teacher_hard_lab
 
 @dataclass(frozen=True, kw_only=True)
 class Ran:
-    """A campaign that was run once, with its Ray gone again."""
+    """A campaign that was run once."""
 
     folder: Path
     config: Campaign
@@ -41,9 +40,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     teacher = lab.write_teacher(folder / "teacher")
     source = lab.write_rows(folder / "rows.jsonl", lab.annotated(lab.texts(ROWS, seed=3), train_labels=30))
     config = lab.load(folder / "campaign.yaml", lab.config_of(folder, source, {"model": str(teacher)}))
-    with connection.connected():
-        result = campaign.run(config)
-    return Ran(folder=folder, config=config, result=result)
+    return Ran(folder=folder, config=config, result=campaign.run(config))
 
 
 @pytest.fixture
@@ -160,7 +157,7 @@ def test_the_student_is_a_registered_model_that_mlflow_serves(ran: Ran, client: 
 
 
 def test_a_second_run_skips_every_stage_and_never_starts_ray(
-    ran: Ran, client: mlflow.MlflowClient, capfd: pytest.CaptureFixture[str]
+    ran: Ran, client: mlflow.MlflowClient, no_ray: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The same command again gives the same result, says what it skipped, and needs no cluster for it."""
     assert not ray.is_initialized()

@@ -1,24 +1,16 @@
 """What goes wrong before anything is spent: one line that names it, exit status 1, nothing left behind."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ray_distill import cli
-from ray_distill.runtime.core import connection
 from tests.labs import campaign as lab
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("embedded_ray")]
 
 TEACHER = {"model": "tests.labs.campaign:spelling_teacher"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    with connection.connected():
-        yield
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A plan beside the labelling run it is for: bytes as they come, nothing left behind, only what is missing counted."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,12 @@ import pytest
 from ray_distill.errors import DistillError
 from ray_distill.labels.store.label_store import open_store
 from ray_distill.runtime import campaign
-from ray_distill.runtime.core import connection
 from ray_distill.runtime.forecast.forecast import plan
 from ray_distill.runtime.forecast.plan_report import PlanReport
 from ray_distill.storage import files
 from tests.labs import campaign as lab
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("embedded_ray")]
 
 TRAFFIC = lab.texts(900, seed=31)
 FORMS: dict[str, dict[str, Any]] = {
@@ -27,12 +25,6 @@ FORMS: dict[str, dict[str, Any]] = {
     },
     "dense": {"signal": {"temperatures": [1, 2]}, "unit_rows": 512},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    with connection.connected():
-        yield
 
 
 def planned(folder: Path, name: str, rows: int = 700) -> tuple[Any, PlanReport]:

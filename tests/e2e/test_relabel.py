@@ -1,6 +1,5 @@
 """Newer traffic: only what is new is labelled, what cannot be is counted, and drift is told from chance."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +9,10 @@ from ray_distill.artifacts import LabelSetRef
 from ray_distill.config import Campaign
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.runtime import campaign
-from ray_distill.runtime.core import connection
 from ray_distill.runtime.stages.relabel import RelabelReport
 from tests.labs import campaign as lab
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("embedded_ray")]
 
 TRAFFIC = lab.texts(1000, seed=3)
 OLD, REUSED = TRAFFIC[:500], TRAFFIC[100:500]
@@ -35,15 +33,14 @@ class Labelled:
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Labelled]:
+def labelled(tmp_path_factory: pytest.TempPathFactory, embedded_ray: None) -> Labelled:
     folder = tmp_path_factory.mktemp("relabel")
     fuse = folder / "fuse"
     teacher = {"model": "tests.labs.campaign:spelling_teacher", "arguments": {"fuse": str(fuse)}}
     source = lab.write_rows(folder / "old.jsonl", lab.annotated(OLD, train_labels=20))
     config = lab.load(folder / "campaign.yaml", lab.config_of(folder, source, teacher))
-    with connection.connected():
-        labels = campaign.label(config, campaign.snapshot(config))
-        yield Labelled(folder=folder, config=config, fuse=fuse, labels=labels)
+    labels = campaign.label(config, campaign.snapshot(config))
+    return Labelled(folder=folder, config=config, fuse=fuse, labels=labels)
 
 
 def test_of_traffic_that_overlaps_by_80_percent_only_the_new_fifth_is_labelled(labelled: Labelled) -> None:
@@ -104,7 +101,6 @@ def test_a_head_is_fitted_once_and_labels_newer_traffic_without_labels(tmp_path:
         tmp_path / "head.yaml", lab.config_of(tmp_path, source, teacher, labels__check={"beat_majority": False})
     )
     newer = lab.write_rows(tmp_path / "newer.jsonl", [*((text, None) for text, _ in REUSED), *NEW])
-    with connection.connected():
-        campaign.label(config, campaign.snapshot(config))
-        report = campaign.relabel(config, str(newer))
+    campaign.label(config, campaign.snapshot(config))
+    report = campaign.relabel(config, str(newer))
     assert (report.rows_total, report.rows_reused, report.rows_labelled, report.rows_quarantined) == (500, 400, 100, 0)

@@ -1,9 +1,8 @@
 """A teacher that fails while it labels: each row is labelled or in quarantine with the reason, or the run says why not.
 
-One Ray for the file, a snapshot of a few units, and a teacher of some weights that fails as it is told.
+A snapshot of a few units, and a teacher of some weights that fails as it is told.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from ray_distill.labels.store.label_store import LabelStore, create_or_open
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.tools.audit import audit
 from ray_distill.runtime import campaign
-from ray_distill.runtime.core import connection
 from ray_distill.runtime.labelling.encode_write import LabelJob
 from ray_distill.runtime.labelling.identify_teacher import make_manifest, prepare_teacher
 from ray_distill.runtime.labelling.label_units import Labelled, label_units
@@ -32,7 +30,7 @@ from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from tests.labs import campaign as lab
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("embedded_ray")]
 
 MODEL = "ray_distill.testing.failing:failing_text_model"
 ROWS, BATCH, UNIT = 64, 4, 16
@@ -107,7 +105,7 @@ class Filled:
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def given(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     folder = tmp_path_factory.mktemp("failures")
     texts = lab.texts(ROWS, seed=3)
     texts[7], texts[20] = ("$ " + texts[7][0], texts[7][1]), ("% " + texts[20][0], texts[20][1])
@@ -131,19 +129,18 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
             tracking={"enabled": False},
         ),
     )
-    with connection.connected():
-        snapshot = campaign.snapshot(config)
-        manifest = make_manifest(config, prepare_teacher(config, snapshot, None))
-        rows = pa.concat_tables(
-            [open_snapshot(snapshot).read(name, columns=["row_id", "text"]) for name in lab.SPLIT_SHARES]
-        )
-        odd = {
-            text[0]: row
-            for row, text in zip(*(column.to_pylist() for column in rows.columns), strict=True)
-            if text[0] in "$%"
-        }
-        made = Lab(folder=folder, config=config, snapshot=snapshot, manifest=manifest, odd=odd)
-        yield replace(made, whole=made.label("whole"))
+    snapshot = campaign.snapshot(config)
+    manifest = make_manifest(config, prepare_teacher(config, snapshot, None))
+    rows = pa.concat_tables(
+        [open_snapshot(snapshot).read(name, columns=["row_id", "text"]) for name in lab.SPLIT_SHARES]
+    )
+    odd = {
+        text[0]: row
+        for row, text in zip(*(column.to_pylist() for column in rows.columns), strict=True)
+        if text[0] in "$%"
+    }
+    made = Lab(folder=folder, config=config, snapshot=snapshot, manifest=manifest, odd=odd)
+    return replace(made, whole=made.label("whole"))
 
 
 def _whole_but(given: Lab, found: Filled, rejected: dict[str, str], halved: set[int]) -> None:

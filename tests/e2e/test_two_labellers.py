@@ -8,12 +8,11 @@ import pytest
 from ray_distill import cli
 from ray_distill.labels.model.work_units import entries, labels_name
 from ray_distill.labels.store.label_store import open_store
-from ray_distill.runtime.core import connection
 from ray_distill.storage import files
 from ray_distill.testing.s3 import s3_server
 from tests.labs import campaign as lab
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("embedded_ray")]
 
 TEACHER = {"model": "tests.labs.campaign:spelling_teacher"}
 ROWS = 400
@@ -73,8 +72,7 @@ def test_two_labellers_on_a_local_store(tmp_path: Path, capfd: pytest.CaptureFix
     assert report["ok"] is False
     assert report["corrupt"] == 1
     assert damaged in json.dumps(report["details"])
-    with connection.connected():
-        assert cli.main(["train", config]) == 1
+    assert cli.main(["train", config]) == 1
     told = capfd.readouterr().err
     assert "Traceback" not in told
     errors = [line for line in told.splitlines() if line.startswith("error: ")]

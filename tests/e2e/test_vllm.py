@@ -1,7 +1,6 @@
 """vLLM for real, in its own environment through Ray: the labels it makes are those of transformers."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from ray_distill.labels.store.label_store import LabelStore, create_or_open
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.tools.live_agreement import Answer, compare
 from ray_distill.models.io.load import load_processor
-from ray_distill.runtime.core import connection
 from ray_distill.runtime.forecast.forecast import choose_pieces
 from ray_distill.runtime.forecast.probe import Piece, Probed, ProbeRequest, probe
 from ray_distill.runtime.labelling.batching import answer_all, ask_of
@@ -31,20 +29,11 @@ from ray_distill.snapshots.take import take_snapshot
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.teachers.transformers_teacher import open_teacher
 from ray_distill.testing.models import write_tiny_causal_model
-from tests.labs.vllm import ROOT, vllm_python, wrote
+from tests.labs.vllm import vllm_python, wrote
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("embedded_ray")]
 
 WORDS = ("the", "teacher", "reads", "what", "a", "student", "is", "to", "learn", "and", "says", "how", "likely", "next")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    """Workers of both environments import this checkout."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        with connection.connected():
-            yield
 
 
 def _config(folder: Path) -> Campaign:

@@ -1,6 +1,6 @@
 """A teacher that writes, through Ray: killed midway it repeats and loses nothing, and is labelled as it wrote.
 
-One Ray for the file, a tiny language model of random weights, and prompts of which one kills or fails its process.
+A tiny language model of random weights, and prompts of which one kills or fails its process.
 """
 
 import json
@@ -10,7 +10,6 @@ import string
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from ray_distill.labels.store.label_store import create_or_open as create_labels
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.models.io.load import load_processor
 from ray_distill.runtime import campaign
-from ray_distill.runtime.core import connection
 from ray_distill.runtime.labelling.encode_write import LabelJob
 from ray_distill.runtime.labelling.identify_teacher import make_manifest, prepare_teacher
 from ray_distill.runtime.labelling.label_units import label_units
@@ -40,7 +38,7 @@ from ray_distill.testing.authors import MODEL
 from ray_distill.testing.models import tiny_causal_tokenizer, write_tiny_causal_model
 from tests.labs import campaign as lab
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("embedded_ray")]
 
 ROWS, UNIT = 96, 4
 SPLITS = {"train": 0.6, "validation": 0.2, "calibration": 0.1, "test": 0.1}
@@ -90,12 +88,11 @@ class Lab:
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def given(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     folder = tmp_path_factory.mktemp("writing")
     texts = [f"text number {n}" for n in range(ROWS - 1)] + ["an odd text $"]
     (folder / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    with connection.connected():
-        yield Lab(folder=folder, source=folder / "rows.jsonl")
+    return Lab(folder=folder, source=folder / "rows.jsonl")
 
 
 def _store(config: Campaign) -> SequenceStore:

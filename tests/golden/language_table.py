@@ -67,10 +67,11 @@ class Asked:
     arms: tuple[str, ...]
     seeds: tuple[int, ...]
     rates: tuple[float, ...]
+    keep: int
 
 
-def main() -> None:
-    asked = _asked()
+def main(argv: Sequence[str] | None = None) -> None:
+    asked = _asked(argv)
     prepare(asked.folder, asked.rows)
     torch.set_num_threads(2)
     stores = {name: _label(asked, name) for name in dict.fromkeys(ARMS[arm][0] for arm in asked.arms)}
@@ -80,20 +81,22 @@ def main() -> None:
     _measure(asked, stores, students)
 
 
-def _asked() -> Asked:
+def _asked(argv: Sequence[str] | None) -> Asked:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int, default=ROWS, help="docstrings in all")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=tuple(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     parser.add_argument("--rates", nargs="+", type=float, default=(5e-4, 1.5e-3))
-    found = parser.parse_args()
+    parser.add_argument("--keep", type=int, default=4, help="layers of the teacher that the student has")
+    found = parser.parse_args(argv)
     return Asked(
         folder=found.folder.resolve(),
         rows=found.rows,
         arms=tuple(found.arms),
         seeds=tuple(found.seeds),
         rates=tuple(found.rates),
+        keep=found.keep,
     )
 
 
@@ -108,6 +111,7 @@ def _config(asked: Asked, store: str, *overrides: str) -> Campaign:
                 f"output={folder / f'runs-{asked.rows}'}",
                 f"labels.store={folder / f'labels-{asked.rows}-{store}'}",
                 "tracking.enabled=false",
+                f"student.model.keep={asked.keep}",
                 *STORES[store],
                 *overrides,
             ),

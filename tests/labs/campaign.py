@@ -201,6 +201,11 @@ def committed_rows(store_url: str) -> int:
     return sum(receipt.rows for receipt in winners(store.log.records).values())
 
 
+def events_of(stderr: str) -> list[dict[str, Any]]:
+    """Return the events among the lines that a command wrote to stderr."""
+    return [json.loads(line) for line in stderr.splitlines() if line.startswith('{"time"') and line.endswith("}")]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Command:
     """A running ``ray-distill`` command in a process of its own, with what it has written so far."""
@@ -240,8 +245,7 @@ class Command:
     @property
     def events(self) -> list[dict[str, Any]]:
         """The events among the lines of its stderr."""
-        lines = [line for line in self.stderr.splitlines() if line.startswith('{"time"') and line.endswith("}")]
-        return [json.loads(line) for line in lines]
+        return events_of(self.stderr)
 
     @property
     def skipped(self) -> list[str]:

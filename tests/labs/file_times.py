@@ -10,7 +10,15 @@ from collections.abc import Mapping
 import pytest
 
 #: Test files that may take longer than the limit, and why.
-SLOW_FILES: Mapping[str, str] = {}
+SLOW_FILES: Mapping[str, str] = {
+    "tests/crash/test_labels_killed.py": "labels 212 units on a cluster of its own, undisturbed and twice with a kill",
+    "tests/crash/test_training_killed.py": "trains on a cluster of two nodes, undisturbed and twice with a kill",
+    "tests/cluster/test_sweep.py": "submits a sweep of six trials to a head of its own, twice",
+    "tests/e2e/test_interruption.py": "starts two commands, each with a Ray of its own, and interrupts them",
+    "tests/e2e/test_vllm.py": "installs vLLM in an environment of its own where none is cached",
+    "tests/golden/test_language_golden.py": "unpacks a model of 135 M parameters and learns from its 49,152 logits a token",
+    "tests/golden/test_training_curves.py": "trains on up to four ranks on two cores, with five engines",
+}
 
 
 def too_slow(seconds: Mapping[str, float], limit: float, allowed: Mapping[str, str]) -> list[str]:

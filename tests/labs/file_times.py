@@ -16,7 +16,7 @@ SLOW_FILES: Mapping[str, str] = {
     "tests/cluster/test_sweep.py": "submits a sweep of six trials to a head of its own, twice",
     "tests/e2e/test_interruption.py": "starts two commands, each with a Ray of its own, and interrupts them",
     "tests/e2e/test_vllm.py": "installs vLLM in an environment of its own where none is cached",
-    "tests/golden/test_language_golden.py": "unpacks a model of 135 M parameters and learns from its 49,152 logits a token",
+    "tests/golden/test_language_golden.py": "unpacks a model of 135 M parameters and learns from 49,152 logits a token",
     "tests/golden/test_training_curves.py": "trains on up to four ranks on two cores, with five engines",
 }
 

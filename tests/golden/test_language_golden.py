@@ -15,11 +15,11 @@ from ray_distill.config import StudentModel, TeacherConfig
 from ray_distill.examples.docstrings import docstrings, fetch
 from ray_distill.models.core.forward import forward
 from ray_distill.models.core.model import Model
-from ray_distill.models.core.shape_probe import example
 from ray_distill.models.io.load import load_model
 from ray_distill.models.io.save import save_model
 from ray_distill.models.students.build_classifier import build_student
 from ray_distill.runtime.core import connection
+from ray_distill.testing.models import example
 from tests.golden import language_table
 
 pytestmark = pytest.mark.golden
@@ -49,7 +49,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Pruned:
 
 def _logits(model: Model) -> torch.Tensor:
     with torch.inference_mode():
-        return forward(model.module, example(model.processor, "text")).logits_BV[0]
+        return forward(model.module, example(model)).logits_BV[0]
 
 
 def test_smollm2_is_pruned_saved_and_loaded(pruned: Pruned) -> None:

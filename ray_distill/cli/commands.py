@@ -151,9 +151,12 @@ def inspect(options: argparse.Namespace) -> int:
     shown = [show_row(report)]
     if options.snapshot:
         from ray_distill.cli import resolve_references
+        from ray_distill.labels.store.label_store import open_store
         from ray_distill.labels.tools.show_input import show_input
+        from ray_distill.tasks.catalogue import get_task
 
-        shown.append(show_input(resolve_references.snapshot_to_audit(options.snapshot), report.row_id))
+        inputs = get_task(open_store(options.store).manifest.task).inputs
+        shown.append(show_input(resolve_references.snapshot_to_audit(options.snapshot), report.row_id, inputs.show))
     print("\n".join(shown))
     return 0
 

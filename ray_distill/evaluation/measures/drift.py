@@ -15,16 +15,12 @@ student; one kind alone asks for teacher labels on the new rows, by which the pr
 before a training run is paid for.
 """
 
-import io
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
-from PIL import Image
 
 from ray_distill.artifacts import Artifact, Document, Number
 from ray_distill.config import DriftConfig
@@ -55,7 +51,7 @@ class DriftSample:
     class_probs: Floats
     """``[N, V]``: the teacher's probabilities."""
     stats: Mapping[str, Floats]
-    """``[N]`` each: see `input_statistics`."""
+    """``[N]`` each: statistics of the inputs, see `tasks.inputs.modality.Inputs.statistics`."""
     embeddings: npt.NDArray[np.floating] | None
     """``[N, D]``, or None where no hidden states were stored."""
     count: npt.NDArray[np.integer]
@@ -112,19 +108,6 @@ def compare(reference: DriftSample, current: DriftSample, config: DriftConfig, s
         rows_reference=len(reference.count),
         rows_current=len(current.count),
     )
-
-
-def input_statistics(rows: pa.Table, input_column: str) -> dict[str, Floats]:
-    """Simple statistics of every input, ``[N]`` each: of texts or of encoded images, by the column's name.
-
-    Raises:
-        EvaluationError: an image that cannot be decoded, or an unknown column.
-    """
-    if input_column == "text":
-        return _text_statistics(rows[input_column])
-    if input_column == "image":
-        return _image_statistics(rows[input_column])
-    raise EvaluationError(f"there are no input statistics for the column {input_column!r}: expected text or image")
 
 
 def holm(p_values: list[float]) -> list[float]:
@@ -337,31 +320,3 @@ def _recommend(findings: tuple[Finding, ...]) -> str:
     if "embeddings" in kinds or len(kinds) == 2:
         return "retrain"
     return "relabel" if kinds else "nothing"
-
-
-def _text_statistics(texts: pa.ChunkedArray) -> dict[str, Floats]:
-    characters = pc.utf8_length(texts).to_numpy().astype(np.float64)
-    non_ascii = characters - pc.utf8_length(pc.replace_substring_regex(texts, r"[^\x00-\x7F]", "")).to_numpy()
-    return {
-        "characters": characters,
-        "words": pc.count_substring_regex(texts, r"\S+").to_numpy().astype(np.float64),
-        "non_ascii_share": non_ascii / np.maximum(characters, 1),
-    }
-
-
-def _image_statistics(images: pa.ChunkedArray) -> dict[str, Floats]:
-    """Brightness and contrast (0 … 1), edges (mean absolute step between neighbours) and size in pixels."""
-    values = [_one_image(i, item.as_py()) for i, item in enumerate(images)]
-    table = np.array(values, dtype=np.float64).reshape(-1, 4)
-    return dict(zip(("brightness", "contrast", "edges", "pixels"), table.T, strict=True))
-
-
-def _one_image(row: int, data: bytes) -> tuple[float, float, float, float]:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            grey = np.asarray(image.convert("L"), dtype=np.float64) / 255
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise EvaluationError(f"the image of row {row} cannot be decoded: {error}") from error
-    steps = [np.abs(np.diff(grey, axis=axis)) for axis in (0, 1)]
-    edges = np.mean([step.mean() if step.size else 0.0 for step in steps])
-    return float(grey.mean()), float(grey.std()), float(edges), float(grey.size)

@@ -9,7 +9,7 @@ from ray_distill.artifacts import Artifact, LabelSetRef, SnapshotRef
 from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError
 from ray_distill.evaluation.measures.classification import Floats
-from ray_distill.evaluation.measures.drift import DriftReport, DriftSample, compare, input_statistics
+from ray_distill.evaluation.measures.drift import DriftReport, DriftSample, compare
 from ray_distill.fingerprint import fingerprint
 from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.ragged import owner
@@ -22,6 +22,7 @@ from ray_distill.runtime.stages import label
 from ray_distill.runtime.stages.snapshot import freeze
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.snapshots.sources.resolve import describe_sources
+from ray_distill.tasks.catalogue import get_task
 
 #: Tokens by which a language model's answers are compared: those it gives most mass, and all others as one.
 TOKENS = 255
@@ -126,7 +127,7 @@ def _sample(ref: LabelSetRef, tokens: Tokens | None) -> tuple[DriftSample, Token
         probabilities = class_probabilities(found)
     return DriftSample(
         class_probs=probabilities,
-        stats=input_statistics(rows, opened.input_column),
+        stats=get_task(labels.manifest.task).inputs.statistics(rows[opened.input_column]),
         embeddings=signal.hidden[layer].values if layer is not None and pooled else None,
         count=np.asarray(rows["count"]),
     ), tokens

@@ -1,11 +1,7 @@
 """Drift: silent on two halves of one snapshot, loud on a shift that matters, indifferent to a trifle."""
 
-import io
-
 import numpy as np
-import pyarrow as pa
 import pytest
-from PIL import Image
 from scipy import stats as scipy_stats
 from sklearn.metrics import roc_auc_score
 
@@ -16,7 +12,6 @@ from ray_distill.evaluation.measures.drift import (
     DriftSample,
     compare,
     holm,
-    input_statistics,
     jensen_shannon,
     kolmogorov_smirnov,
     weighted_auc,
@@ -158,35 +153,6 @@ def test_statistics_match_scipy_and_scikit_learn():
 def test_equal_statistics_do_not_drift():
     """A constant statistic (all images of one size) has distance 0 and p-value 1."""
     assert kolmogorov_smirnov(np.ones(30), np.ones(40), np.ones(30), np.ones(40)) == (0.0, 1.0)
-
-
-def test_text_statistics():
-    """Characters, words, and the share of characters outside ASCII."""
-    found = input_statistics(pa.table({"text": ["ab c", "häß", ""]}), "text")
-    assert {k: list(v) for k, v in found.items()} == {
-        "characters": [4, 3, 0],
-        "words": [2, 1, 0],
-        "non_ascii_share": [0, 2 / 3, 0],
-    }
-
-
-def test_image_statistics():
-    """Brightness, contrast, edges and pixels of encoded images."""
-    grey = np.array([[0, 255], [255, 0]], dtype=np.uint8)
-    data = []
-    for pixels in (grey, np.full((1, 3), 255, dtype=np.uint8)):
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "PNG")
-        data.append(buffer.getvalue())
-    found = input_statistics(pa.table({"image": pa.array(data, pa.large_binary())}), "image")
-    assert {k: list(v) for k, v in found.items()} == {
-        "brightness": [0.5, 1],
-        "contrast": [0.5, 0],
-        "edges": [1, 0],
-        "pixels": [4, 3],
-    }
-    with pytest.raises(EvaluationError, match="row 0 cannot be decoded"):
-        input_statistics(pa.table({"image": pa.array([b"no image"], pa.large_binary())}), "image")
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,10 @@
 """`inspect` and `export`: what a store holds, for people and for other tools."""
 
-import io
 import json
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from ray_distill import cli
 from ray_distill.errors import LabelError
@@ -15,7 +13,6 @@ from ray_distill.labels.store.label_store import open_store
 from ray_distill.labels.store.reader import read_labels
 from ray_distill.labels.tools.export import export_store
 from ray_distill.labels.tools.inspect import inspect_row, show_row
-from ray_distill.labels.tools.show_input import show_image, show_text
 from ray_distill.storage import files
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id
 
@@ -100,17 +97,3 @@ def test_both_are_commands(store, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["row_id"] == row_id(3).hex()
     assert cli.main(["export", store, str(tmp_path / "out"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == 19
-
-
-def test_a_text_and_an_image_are_shown_as_a_terminal_can():
-    """A long text is cut and says by how much; an image is drawn in shades; what is neither says so."""
-    assert show_text("grüße".encode()) == "text: grüße"
-    assert show_text(b"x" * 2003).endswith("x… and 3 more characters")
-    shades = np.zeros((8, 8), np.uint8)
-    shades[:, 4:] = 255
-    data = io.BytesIO()
-    Image.fromarray(shades).save(data, "PNG")
-    first, *lines = show_image(data.getvalue()).splitlines()
-    assert first == "image: 8 × 8, L" and len(lines) == 8
-    assert all(line.strip().endswith("@@@") and not line.startswith("@") for line in lines)
-    assert "no readable image" in show_image(b"none")

@@ -1,0 +1,129 @@
+"""Outside `tasks/` nothing decides by the task: no task's name, vocabulary flag, modality or metric's presence.
+
+`STILL_WRONG` counts the lines that are left in each file: a file may only get better. Whoever mends a place lowers the
+number; the list is to become empty.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from ray_distill.tasks.catalogue import TASKS
+
+ROOT = Path(__file__).parents[2] / "ray_distill"
+#: Folders that may name tasks: where they are defined, and what shows or fakes them.
+FREE = ("tasks", "examples", "testing")
+MODALITIES = {"text", "image", "chat", "pair", "audio"}
+METRICS = {metric for task in TASKS.values() for metric in task.answers.names}
+
+STILL_WRONG: dict[str, int] = {
+    "cli/quickstart.py": 1,
+    "evaluation/predict/side_by_side.py": 1,
+    "labels/model/manifest.py": 2,
+    "models/core/model.py": 1,
+    "models/io/load.py": 2,
+    "models/students/build_lm.py": 3,
+    "models/text/chat.py": 2,
+    "models/text/decode.py": 2,
+    "models/text/lm_processor.py": 5,
+    "models/text/prompts.py": 1,
+    "models/text/seq2seq_processor.py": 1,
+    "models/text/tokenizer_match.py": 1,
+    "runtime/labelling/identify_teacher.py": 3,
+    "runtime/stages/evaluate.py": 1,
+    "runtime/stages/judge.py": 4,
+    "runtime/stages/label.py": 1,
+    "runtime/stages/relabel.py": 1,
+    "sequences/derive.py": 3,
+    "sequences/texts.py": 3,
+    "snapshots/freeze.py": 1,
+    "snapshots/sources/columns.py": 2,
+    "snapshots/sources/read.py": 7,
+    "snapshots/take.py": 1,
+    "students/data/open_sources.py": 3,
+    "students/export.py": 1,
+    "students/run.py": 1,
+    "teachers/vllm_limits.py": 1,
+    "tracking/logged_model.py": 4,
+    "tracking/served_language.py": 4,
+    "tracking/served_model.py": 3,
+}
+
+
+def _is_vocabulary(node: ast.expr) -> bool:
+    return isinstance(node, ast.Attribute | ast.Name) and getattr(node, "attr", getattr(node, "id", "")) == "vocabulary"
+
+
+def _tests(tree: ast.AST) -> Iterator[ast.expr]:
+    """Expressions whose truth decides something."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If | ast.IfExp | ast.While | ast.Assert):
+            yield node.test
+        elif isinstance(node, ast.BoolOp):
+            yield from node.values
+        elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            yield node.operand
+        elif isinstance(node, ast.comprehension):
+            yield from node.ifs
+
+
+def _texts(node: ast.expr) -> set[str]:
+    return {part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str)}
+
+
+def _wrong_comparison(node: ast.Compare) -> bool:
+    sides = [node.left, *node.comparators]
+    texts = set[str]().union(*(_texts(side) for side in sides if isinstance(side, ast.Constant | ast.Tuple | ast.Set)))
+    identity = any(isinstance(op, ast.Is | ast.IsNot) for op in node.ops)
+    zero = any(isinstance(side, ast.Constant) and side.value in (0, None) for side in sides)
+    membership = any(isinstance(op, ast.In | ast.NotIn) for op in node.ops)
+    metric = membership and isinstance(node.left, ast.Constant) and node.left.value in METRICS
+    return bool(
+        texts & (set(TASKS) | MODALITIES)
+        or metric
+        or ((identity or zero) and any(_is_vocabulary(side) for side in sides))
+    )
+
+
+def wrong_lines(source: str) -> list[int]:
+    """Lines that decide by the task."""
+    tree = ast.parse(source)
+    documents = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    found = {test.lineno for test in _tests(tree) if _is_vocabulary(test)}
+    for node in ast.walk(tree):
+        named = isinstance(node, ast.Constant) and node.value in TASKS and id(node) not in documents
+        if named or (isinstance(node, ast.Compare) and _wrong_comparison(node)):
+            found.add(node.lineno)
+    return sorted(found)
+
+
+def test_the_check_finds_each_kind() -> None:
+    """A task's name anywhere; vocabularies as flags; modalities and metrics compared. Plain uses pass."""
+    for line in (
+        'x = "causal_lm"',
+        "if model.vocabulary: pass",
+        "x = 1 if vocabulary is None else 2",
+        'if column == "image": pass',
+        'if "perplexity" in metrics: pass',
+        'x = form in ("text", "chat")',
+    ):
+        assert wrong_lines(line) == [1], line
+    for line in ('x = rows["text"]', "x = model.vocabulary * 4", 'x = metrics["nll"]', '"""causal_lm"""'):
+        assert wrong_lines(line) == [], line
+
+
+def test_nothing_outside_tasks_decides_by_the_task() -> None:
+    """No file has more such lines than are listed."""
+    found = {
+        str(path.relative_to(ROOT)): wrong_lines(path.read_text())
+        for path in sorted(ROOT.rglob("*.py"))
+        if path.relative_to(ROOT).parts[0] not in FREE
+    }
+    worse = {name: lines for name, lines in found.items() if len(lines) > STILL_WRONG.get(name, 0)}
+    assert worse == {}

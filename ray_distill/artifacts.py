@@ -113,7 +113,7 @@ class SnapshotRef(Artifact):
 
 
 class LabelSetRef(Artifact):
-    """Labels of one snapshot: the first ``log_length`` records of a store's log, pinned by their digest."""
+    """Labels of a snapshot: the first ``log_length`` records of a log, pinned by digest."""
 
     store: str
     """Folder of the label store."""
@@ -158,7 +158,7 @@ class Estimate(Artifact):
 
 
 class Efficiency(Artifact):
-    """What a model costs to hold and to run, all models measured alike on one machine."""
+    """Size and speed of a model; all models are measured alike on one machine."""
 
     parameters: int
     bytes_on_disk: int
@@ -194,7 +194,7 @@ class ModelReport(Artifact):
 
 
 class EvalReport(Artifact):
-    """The judgement of one student: the student, its teacher, its baselines and the champion, side by side."""
+    """Evaluation of one student beside its teacher, its baselines and the champion."""
 
     url: str
     """Folder of the report."""
@@ -213,7 +213,7 @@ class EvalReport(Artifact):
 
 
 class Verdict(StrEnum):
-    """What becomes of a student."""
+    """Decision on a student."""
 
     PROMOTE = "PROMOTE"
     HOLD = "HOLD"

@@ -8,7 +8,7 @@
     ├── LabelError           labels cannot be made, or must not be used
     │   ├── CorruptStore     bytes differ from what the log promised
     │   ├── StoreMismatch    a store made for another teacher, signal or data
-    │   └── TeacherRefused   the teacher is below its floor, or cannot give what is asked
+    │   └── TeacherRefused   the teacher is below its floor, or cannot give the signal
     ├── ModelError           a model cannot be loaded, built or saved
     ├── TrainingError        a run cannot start, or cannot go on
     ├── EvaluationError      a measurement cannot be made
@@ -29,7 +29,7 @@ class ConfigError(DistillError):
 
 
 class StorageError(DistillError):
-    """A file system could not do what was asked."""
+    """A file system operation failed."""
 
 
 class AlreadyExists(StorageError):
@@ -49,11 +49,11 @@ class CorruptStore(LabelError):
 
 
 class StoreMismatch(LabelError):
-    """A label store was made for something else than what is asked of it."""
+    """A label store was made for other settings, data or another teacher."""
 
 
 class TeacherRefused(LabelError):
-    """The teacher is below the configured floor, or cannot give the signal that is asked."""
+    """The teacher is below the configured floor, or cannot give the configured signal."""
 
 
 class ModelError(DistillError):

@@ -37,5 +37,5 @@ def fingerprint_bytes(data: bytes) -> str:
 
 
 def sha256(data: bytes) -> str:
-    """Digest of a file's bytes as manifests and logs record it: ``sha256:`` and 64 hexadecimal digits."""
+    """Return the digest of bytes: ``sha256:`` and 64 hexadecimal digits."""
     return "sha256:" + hashlib.sha256(data).hexdigest()

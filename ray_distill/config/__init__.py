@@ -1,7 +1,7 @@
-"""One file a campaign, validated whole: the sections stand in the order in which the data flows.
+"""Validate the one file of a campaign; sections are in the order of the data flow.
 
-Every default is one a careful practitioner would choose. What a store or a model already knows (class
-names, layers, temperatures, tokenizer) is read from there and never asked for twice.
+Every default is one a careful practitioner would choose. What a store or a model already has (class
+names, layers, temperatures, tokenizer) is read from there and never configured twice.
 """
 
 from ray_distill.config.campaign import Campaign

@@ -1,6 +1,6 @@
-"""The part of a configuration that decides results: the one source of every key by which results are reused.
+"""Extract the part of a configuration that decides results: the source of every key.
 
-A field decides a result unless it says ``json_schema_extra=NOT_DECIDING``, so that a new option can never be ignored
+A field decides a result unless it has ``json_schema_extra=NOT_DECIDING``, so that a new option can never be ignored
 by accident when results are reused.
 """
 

@@ -1,4 +1,4 @@
-"""What is measured, when a student is promoted, when drift alarms, and what things cost."""
+"""Configure evaluation, gate, drift, cost and tracking."""
 
 from typing import Literal, Self
 
@@ -8,7 +8,7 @@ from ray_distill.config.section import NOT_DECIDING, Section
 
 
 class HarnessConfig(Section):
-    """Tasks of lm-evaluation-harness that language models are also measured by (needs the extra lm-eval).
+    """Benchmarks of lm-evaluation-harness for language models (needs the extra lm-eval).
 
     Their prompts are plain text: no chat template is put around them.
     """
@@ -24,7 +24,7 @@ class HarnessConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """What is measured on the test split."""
+    """Measurements on the test split."""
 
     corruptions: tuple[str, ...] | None = Field(
         None,
@@ -36,7 +36,7 @@ class EvaluationConfig(Section):
     bins: int = Field(15, ge=2, description="bins of the calibration error")
     prompts: tuple[str, ...] | Literal["test"] = Field(
         (),
-        description="language models: texts (for chat: conversations as JSON, or what a user says) that teacher, "
+        description="language models: texts (for chat: conversations as JSON, or a user's message) that teacher, "
         "student and champion continue side by side, greedily, on the review page and as the artifact generations.json;"
         " test: the beginnings of five documents of the test split. What is written is raw text and goes to the "
         "tracking server, so by default there is none",
@@ -49,7 +49,7 @@ class EvaluationConfig(Section):
         200,
         ge=0,
         description="seq2seq: test rows of which every model writes its own target, to be "
-        "held against the reference; 0 = none",
+        "compared with the reference; 0 = none",
     )
     overlap: bool = Field(
         False,
@@ -61,7 +61,7 @@ class EvaluationConfig(Section):
 
 
 class Limit(Section):
-    """What the gate asks of one metric."""
+    """Limit of one metric at the gate."""
 
     min: float | None = Field(None, description="least acceptable value")
     max: float | None = Field(None, description="greatest acceptable value")
@@ -112,7 +112,7 @@ class CostConfig(Section):
 
 
 class TrackingConfig(Section):
-    """Where runs are recorded."""
+    """Tracking server and experiment of the runs."""
 
     uri: str | None = Field(None, description="MLflow tracking URI; default: sqlite beside the campaign's output")
     experiment: str | None = Field(None, description="default: the campaign's name")

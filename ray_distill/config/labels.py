@@ -17,7 +17,7 @@ class HeadConfig(Section):
 
 
 class LanguageConfig(Section):
-    """How a text becomes the tokens of a language model, and which of them are learnt; for teacher and students."""
+    """Tokenization for teacher and students of language models, and the learnt tokens."""
 
     format: Literal["text", "chat"] = Field(
         "text",
@@ -31,16 +31,16 @@ class LanguageConfig(Section):
 
 
 class VllmConfig(Section):
-    """vLLM as the teacher's engine, and the environment of its own that it lives in; see teachers/README.md."""
+    """vLLM as the teacher's engine, and its own environment; see teachers/README.md."""
 
     python: str | None = Field(
         None,
-        description="interpreter of vLLM's own environment, at this path on every node that asks the teacher "
+        description="interpreter of vLLM's own environment, at this path on every node that runs the teacher "
         "(Ray's runtime_env: py_executable); default: the environment that Ray's workers are in anyway",
         json_schema_extra=NOT_DECIDING,
     )
     tensor_parallel_size: int = Field(
-        1, ge=1, description="GPUs that hold a part of each layer; labels.resources.gpus must be as many"
+        1, ge=1, description="GPUs that each layer is split over; labels.resources.gpus must be as many"
     )
     gpu_memory_utilization: float = Field(
         0.8,
@@ -96,7 +96,7 @@ class TeacherConfig(Section):
 
 
 class SignalConfig(Section):
-    """What is stored of the teacher's distribution."""
+    """Stored form of the teacher's distribution."""
 
     estimator: Literal["dense", "topk", "sampled", "hybrid"] = Field(
         "dense",
@@ -146,7 +146,7 @@ class HiddenConfig(Section):
     @model_validator(mode="after")
     def _one_basis(self) -> Self:
         if self.rank is not None and self.variance is not None:
-            raise ValueError("rank and variance both say how many components are kept: give one")
+            raise ValueError("rank and variance both set the number of components: give one")
         return self
 
 
@@ -159,7 +159,7 @@ class CheckConfig(Section):
 
 
 class Resources(Section):
-    """Resources of the labelling job. Batch and threads decide: they change the last digits of the labels."""
+    """Resources of labelling. Batch and threads decide results: they change the last digits."""
 
     actors: tuple[int, int] = Field(
         (1, 1), description="least and most teacher actors: 1 <= least <= most", json_schema_extra=NOT_DECIDING
@@ -177,7 +177,7 @@ class Resources(Section):
 
 
 class FailuresConfig(Section):
-    """When a teacher has failed, and how often it is tried again; changes no label of a row that it can answer."""
+    """Time limits and retries of a failing teacher; they change no label that it can give."""
 
     batch_seconds: float = Field(600, gt=0, description="seconds a teacher batch may take, also a batch of one row")
     load_seconds: float = Field(3600, gt=0, description="seconds in which the teacher must be loaded")

@@ -23,7 +23,7 @@ def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> Campaign:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(value, dict):
-        raise ConfigError(f"{path} must hold a mapping of sections, found {type(value).__name__}")
+        raise ConfigError(f"{path} must be a mapping of sections, found {type(value).__name__}")
     for override in overrides:
         _override(value, override)
     return parse_config(value, origin=str(path))

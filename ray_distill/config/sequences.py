@@ -1,4 +1,4 @@
-"""What the teacher writes to be learnt from: how, and what of it is kept."""
+"""Configure the texts that the teacher generates, and which of them are kept."""
 
 from typing import Literal, Self
 
@@ -18,7 +18,7 @@ _OF_METHOD = {
 
 
 class SequenceFilters(Section):
-    """Which sequences are dropped, in this order; each is counted under the first reason that holds."""
+    """Filters of sequences, in this order; each is counted under the first that applies."""
 
     min_tokens: int = Field(1, ge=1, description="least tokens written, the one that ends the answer included")
     max_tokens: int | None = Field(None, ge=1, description="most tokens written")

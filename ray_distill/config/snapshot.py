@@ -1,4 +1,4 @@
-"""What is frozen, and how."""
+"""Configure the snapshot: sources, columns, splits, redaction."""
 
 from typing import Literal, Self
 
@@ -24,7 +24,7 @@ class Columns(Section):
 
 
 class Splits(Section):
-    """Shares of the four splits; they sum to 1. Deterministic: the same row always lands in the same split."""
+    """Shares of the four splits, which sum to 1; a row is always in the same split."""
 
     train: float = Field(0.85, gt=0, lt=1)
     validation: float = Field(0.05, gt=0, lt=1)
@@ -41,7 +41,7 @@ class Splits(Section):
 
 
 class SnapshotConfig(Section):
-    """What is frozen, and how."""
+    """Sources, columns, splits and checks of a snapshot."""
 
     source: str | tuple[str, ...] = Field(description="file, folder or glob on any fsspec URL")
     format: Literal["auto", "parquet", "jsonl", "csv", "images"] = "auto"

@@ -9,7 +9,7 @@ from ray_distill.config.section import NOT_DECIDING, Section
 
 
 class LoraSettings(Section):
-    """Adapters of low rank, trained instead of the weights they stand beside, and merged when the student is saved."""
+    """Low-rank adapters, trained instead of the weights, and merged when the student is saved."""
 
     rank: int = Field(16, ge=1)
     alpha: float = Field(32.0, gt=0, description="the adapters' output is scaled by alpha / rank")
@@ -18,7 +18,7 @@ class LoraSettings(Section):
 
 
 class StudentModel(Section):
-    """Where the student's weights come from."""
+    """Source of the student's weights."""
 
     source: Literal["config", "teacher_layers", "checkpoint", "module"] = Field("config", alias="from")
     model: str | None = Field(None, description="checkpoint folder or URL, or module:function")
@@ -59,7 +59,7 @@ Stage = tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(allow_
 
 
 class Steps(Section):
-    """A value that jumps: ``{step: [[0, 2], [0.5, 1]]}`` is 2, and 1 from half of the training on."""
+    """A step function: ``{step: [[0, 2], [0.5, 1]]}`` is 2, and 1 after half of the training."""
 
     step: tuple[Stage, ...] = Field(min_length=1)
 
@@ -92,7 +92,7 @@ class Schedule(Section):
 
 
 class LossConfig(Section):
-    """One term of the training loss: its weight, and settings that the loss of that name knows (`students.terms`)."""
+    """A term of the training loss: its weight, and the settings of the loss of that name."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -100,12 +100,12 @@ class LossConfig(Section):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """All but the weight, as they were given; the loss itself says which there are."""
+        """Return all settings except the weight, as given; the loss declares the valid ones."""
         return self.model_extra or {}
 
 
 class CheckpointPolicy(Section):
-    """Which checkpoints stay while a student trains; the one that it was resumed from always does."""
+    """Checkpoints that are kept; the one that a run was resumed from always is."""
 
     last: int = Field(2, ge=1, description="the newest")
     best: int = Field(
@@ -195,18 +195,16 @@ class TrainingConfig(Section):
     memory_gb: float = Field(
         8.0,
         gt=0,
-        description="gigabytes of training rows and labels that a worker may hold",
+        description="gigabytes of training rows and labels in a worker's memory",
         json_schema_extra=NOT_DECIDING,
     )
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints", json_schema_extra=NOT_DECIDING)
     checkpoints: CheckpointPolicy = Field(
         CheckpointPolicy(), description="which of them stay", json_schema_extra=NOT_DECIDING
     )
-    evaluate_every: int = Field(100, ge=1, description="steps between looks at the validation split")
+    evaluate_every: int = Field(100, ge=1, description="steps between validations")
     patience: int = Field(
-        0,
-        ge=0,
-        description="looks without a better result after which an arm's training ends; 0 = never before the last step",
+        0, ge=0, description="validations without a better result after which an arm's training ends; 0 = never"
     )
     gradient_norms_every: int = Field(
         0,
@@ -242,7 +240,7 @@ class TrainingConfig(Section):
     @field_validator("workers", mode="before")
     @classmethod
     def _counts(cls, value: Any) -> Any:
-        """One message for both forms: pydantic would tell of each alternative apart."""
+        """Return one message for both forms: pydantic would report each alternative apart."""
         counts = tuple(value) if isinstance(value, list | tuple) else (value,)
         whole = all(isinstance(count, int) and not isinstance(count, bool) and count >= 1 for count in counts)
         if not whole or (isinstance(value, list | tuple) and len(counts) != 2):
@@ -288,7 +286,7 @@ class MixtureConfig(Section):
     """Label sets beside the campaign's own: of other teachers, or of other snapshots."""
 
     how: Literal["average", "source"] = Field(
-        description="average: the campaign's rows, each taught by the weighted mean of what the teachers said of it; "
+        description="average: the campaign's rows, each taught by the weighted mean of its teachers' labels; "
         "source: the rows of all sets, each taught by its own labels, a set's share of an epoch being its weight"
     )
     weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="of the campaign's own labels")
@@ -296,7 +294,7 @@ class MixtureConfig(Section):
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """Of all label sets, the campaign's own first."""
+        """Return the weights of all label sets, the campaign's own first."""
         return (self.weight, *(other.weight for other in self.others))
 
 

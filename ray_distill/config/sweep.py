@@ -1,4 +1,4 @@
-"""The trials of a sweep: what each changes of the campaign, by which number they are compared, when one is stopped."""
+"""Configure the trials of a sweep, their objective and their early stopping."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -42,13 +42,15 @@ class TrialConfig(Section):
 
 
 class StopConfig(Section):
-    """Asynchronous successive halving in its stopping form (Li et al. 2020, arXiv 1810.05934): a trial that reaches a
-    rung goes on only if it is among the best of all that have reached it so far."""
+    """Asynchronous successive halving in its stopping form (Li et al. 2020, arXiv 1810.05934).
+
+    A trial that reaches a rung goes on only if it is among the best of all that have reached it so far.
+    """
 
     rungs: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
         min_length=1,
-        description="epochs after which a trial is held against the others, at its first look at the "
-        "validation split (student.training.evaluate_every) from then on; increasing",
+        description="epochs after which a trial is compared with the others, at its next validation "
+        "(student.training.evaluate_every); increasing",
     )
     keep: float = Field(
         1 / 3,

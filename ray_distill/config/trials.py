@@ -1,4 +1,4 @@
-"""The trials that a campaign's section ``sweep`` describes, each with the whole campaign that it makes."""
+"""Expand the section ``sweep`` into trials, each with its whole campaign."""
 
 import json
 import random
@@ -47,7 +47,7 @@ def expand(config: Campaign) -> tuple[Trial, ...]:
 
 
 class WrongTrials:
-    """What is wrong with trials; the same mistake in many of them is told once."""
+    """List errors of trials; the same error in many of them is reported once."""
 
     def __init__(self) -> None:
         self._lines: dict[str, list[str]] = {}
@@ -72,7 +72,7 @@ class WrongTrials:
 
 
 def value_at(config: Campaign, path: str) -> Any:
-    """What a campaign has at a dotted path; None where there is nothing."""
+    """Return the value of a campaign at a dotted path, or None."""
     value: Any = config.model_dump(mode="json", by_alias=True)
     for part in path.split("."):
         value = value.get(part) if isinstance(value, dict) else None
@@ -112,7 +112,7 @@ def _combination(grid: Mapping[str, tuple[Any, ...]], index: int) -> dict[str, A
 
 
 def _short_names(paths: tuple[str, ...]) -> dict[str, str]:
-    """The last parts of each path, as few as tell it from the others."""
+    """Return the last parts of each path, as few as make it unique."""
 
     def tail(path: str, parts: int) -> str:
         return ".".join(path.split(".")[-parts:])

@@ -1,4 +1,4 @@
-"""Stage 1, freeze the input: sources, row ids, duplicates, splits, quarantine. Imports storage; no torch, no ray."""
+"""Freeze the input (stage 1): sources, ids, duplicates, splits, quarantine."""
 
 from ray_distill.snapshots.manifest import Shard, SnapshotManifest
 from ray_distill.snapshots.reader import Snapshot, open_snapshot

@@ -1,4 +1,4 @@
-"""From rows to the content of a snapshot, in memory: checks, exclusion, duplicates, labels, splits.
+"""Turn rows into the content of a snapshot, in memory: checks, duplicates, labels, splits.
 
 Nothing is written here, and nothing depends on the order of the rows but the label policy ``first``.
 """
@@ -17,7 +17,7 @@ from ray_distill.snapshots.identity import Ids, ids_to_arrow, row_ids
 from ray_distill.snapshots.labels import UNKNOWN, UNLABELLED, check_classes, class_names, label_index
 from ray_distill.snapshots.manifest import RowCounts
 from ray_distill.snapshots.rows import Mask, Reason, Rows, check_bad_fraction, count_reasons, quarantine_table
-from ray_distill.snapshots.sources.columns import wanted_columns
+from ray_distill.snapshots.sources.columns import source_columns
 from ray_distill.snapshots.sources.image_source import check_images
 from ray_distill.snapshots.sources.read import read_rows
 from ray_distill.snapshots.sources.resolve import match_sources, source_patterns
@@ -45,7 +45,7 @@ class Frozen:
 
 @dataclass(frozen=True, kw_only=True)
 class _Groups:
-    """Group of each input, the split it puts the input in, and how many inputs are in groups of several splits."""
+    """Return each input's group and split, and the number of inputs in groups of several splits."""
 
     names: pa.Array
     split: SplitIndex
@@ -53,7 +53,7 @@ class _Groups:
 
 
 def freeze(config: SnapshotConfig, input_column: str, seed: int, nested: bool = False) -> Frozen:
-    """Read the sources and settle everything that a snapshot holds.
+    """Read the sources and compute the whole content of a snapshot.
 
     Raises:
         SnapshotError: nothing matches, a column is missing, too many rows are unusable, none is left, or a split
@@ -63,7 +63,7 @@ def freeze(config: SnapshotConfig, input_column: str, seed: int, nested: bool = 
     check_classes(config.classes or ())
     files = match_sources(source_patterns(config.source), config.format)
     names = [file.name for file in files]
-    rows = read_rows(files, wanted_columns(config.columns, input_column), input_column, nested)
+    rows = read_rows(files, source_columns(config.columns, input_column), input_column, nested)
     rows = _mark_unusable(rows, config, input_column)
     check_bad_fraction(rows, names, config.max_bad_fraction, "source")
     usable = rows.filter(rows.why == 0)
@@ -98,7 +98,7 @@ def _is_excluded(ids: Ids, config: SnapshotConfig, input_column: str, nested: bo
         return np.zeros(len(ids), dtype=bool)
     files = match_sources(config.exclude, config.format)
     only_input = config.columns.model_copy(update={"label": None, "group": None, "time": None, "slices": ()})
-    rows = read_rows(files, wanted_columns(only_input, input_column), input_column, nested)
+    rows = read_rows(files, source_columns(only_input, input_column), input_column, nested)
     check_bad_fraction(rows, [file.name for file in files], config.max_bad_fraction, "sources to exclude")
     inputs = rows.filter(rows.why == 0).table.column(input_column).drop_null()
     result: Mask = pc.is_in(ids_to_arrow(ids), value_set=ids_to_arrow(row_ids(inputs, input_column))).to_numpy(
@@ -159,7 +159,7 @@ def _merge_columns(
 
 
 def _merge_groups(copies: merge.Copies, table: pa.Table, ids: Ids, splits: Splits, seed: int) -> _Groups:
-    """One group for each input; where groups decide the split, one of the earliest split (see `splits`)."""
+    """Return one group of each input; if groups decide the split, one of the earliest split."""
     split = np.zeros(len(ids), dtype=np.int8)
     if "group" not in table.column_names:
         return _Groups(names=pa.nulls(len(ids), pa.large_string()), split=split, crossing=0)

@@ -24,7 +24,7 @@ def row_id(content: bytes | memoryview, input_column: str) -> bytes:
 
 
 def row_ids(inputs: pa.ChunkedArray, input_column: str) -> Ids:
-    """Ids of a column of inputs (large_string or large_binary, without nulls), as ``[N, 16]`` uint8."""
+    """Return ids ``[N, 16]`` uint8 of inputs (large_string or large_binary, without nulls)."""
     digests = b"".join(row_id(value, input_column) for chunk in inputs.chunks for value in _values(chunk))
     return np.frombuffer(digests, dtype=np.uint8).reshape(-1, ROW_ID_BYTES)
 
@@ -41,7 +41,7 @@ def _values(chunk: pa.Array) -> Iterator[memoryview]:
 
 
 def id_order(ids: Ids) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-    """Ids as two big-endian integer columns, the more significant last: keys for `numpy.lexsort`."""
+    """Return ids as two big-endian integer columns, keys for `numpy.lexsort`."""
     halves = np.ascontiguousarray(ids).view(">u8").astype(np.uint64)
     return halves[:, 1], halves[:, 0]
 

@@ -17,7 +17,7 @@ UNKNOWN = -2
 
 
 def class_names(labels: pa.Array) -> tuple[str, ...]:
-    """Names found in a column of label texts: numerically if all are integers, else by code point."""
+    """Return the sorted names in label texts: numerically if all are integers."""
     names = [name for name in labels.unique().to_pylist() if name is not None]
     if all(_INTEGER.fullmatch(name) for name in names):
         return tuple(sorted(names, key=int))
@@ -37,7 +37,7 @@ def check_classes(classes: Sequence[str]) -> None:
 
 
 def label_index(labels: pa.Array, classes: Sequence[str]) -> npt.NDArray[np.int32]:
-    """Class index of each label text: a name first, else a number that is an index into ``classes``.
+    """Return the class index of each label text: a name first, else a number as index.
 
     Returns:
         ``[N]``: the index, `UNLABELLED` for null, `UNKNOWN` for what is neither a name nor an index.

@@ -27,7 +27,7 @@ class Shard(Artifact):
 
 
 class SplitCounts(Artifact):
-    """What a split holds. ``weight`` is the sum of the rows' counts; ``classes`` counts labelled rows by class."""
+    """Counts of a split; ``weight`` sums the rows' counts, ``classes`` counts labelled rows."""
 
     rows: int
     weight: int
@@ -36,7 +36,7 @@ class SplitCounts(Artifact):
 
 
 class RowCounts(Artifact):
-    """Where every row of the sources went: ``read`` is the sum of the others.
+    """Counts of source rows by outcome: ``read`` is the sum of the others.
 
     ``merged`` rows are further copies of a kept row, ``dropped`` ones had contradicting labels under the policy
     ``drop``, ``excluded`` ones are in the sources of ``exclude``.
@@ -114,7 +114,7 @@ def parse_manifest(data: bytes, url: str) -> SnapshotManifest:
         raise SnapshotError(f"{url} is not a snapshot's manifest ({error!r}): take the snapshot again") from error
     if manifest.fingerprint != written:
         raise SnapshotError(
-            f"{url} is damaged: its content has the fingerprint {manifest.fingerprint}, it says {written}; restore it, "
-            f"or take the snapshot again"
+            f"{url} is damaged: its content has the fingerprint {manifest.fingerprint}, recorded is {written}; "
+            f"restore it, or take the snapshot again"
         )
     return manifest

@@ -1,4 +1,4 @@
-"""Exact duplicates become one row with a count; different labels of one input follow a stated policy.
+"""Merge exact duplicates to one row with a count; conflicting labels follow a policy.
 
 Whatever else the copies of a row differ in is settled without regard to their order: the first group and slice
 value by name, the earliest time; a value wins over null.
@@ -93,7 +93,7 @@ def merge_times(copies: Copies, column: pa.Array) -> pa.Array:
 
 
 def rank_texts(column: pa.Array) -> tuple[pa.Array, Index]:
-    """Distinct texts in order, and each row's rank among them (the largest int64 where it is null)."""
+    """Return distinct texts in order, and each row's rank (the largest int64 if null)."""
     encoded = column.dictionary_encode()
     order = pc.sort_indices(encoded.dictionary).to_numpy()
     rank = np.empty(len(order) + 1, dtype=np.int64)

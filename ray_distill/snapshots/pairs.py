@@ -1,4 +1,4 @@
-"""A source and its target as one text: the input of a sequence-to-sequence row, of which its id is the hash."""
+"""Encode a source and its target as one text, the input of a sequence-to-sequence row."""
 
 import json
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from ray_distill.snapshots.sources.nested import canonical
 
 
 class Pair(NamedTuple):
-    """What is read, and what is to be written of it."""
+    """A source and its target."""
 
     source: str
     target: str | None
@@ -26,7 +26,7 @@ def pair_text(source: str, target: str | None) -> str:
 
 
 def read_pair(text: str) -> Pair:
-    """What `pair_text` made a text of.
+    """Decode a text of `pair_text`.
 
     Raises:
         ValueError: it is none such.
@@ -45,7 +45,7 @@ def read_pair(text: str) -> Pair:
 
 
 def with_target(text: str, target: str) -> str:
-    """The row with another target, such as one that a teacher has written; errors as `read_pair`."""
+    """Replace the target of a row, e.g. with a generated one; errors as `read_pair`."""
     return pair_text(read_pair(text).source, target)
 
 

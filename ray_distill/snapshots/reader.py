@@ -16,7 +16,7 @@ from ray_distill.storage.files import absolute, exists, join, open_input, read_b
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """A frozen snapshot; small and picklable, rows are read when asked for.
+    """A frozen snapshot: small and picklable; rows are read on demand.
 
     Columns: ``row_id`` fixed_size_binary(16); ``text`` string or ``image`` large_binary (encoded bytes);
     ``label`` int32, null where unknown; ``count`` int64; and where configured ``group`` string, ``time``
@@ -63,14 +63,14 @@ class Snapshot:
         data = read_bytes(url)
         if sha256(data) != shard.digest:
             raise SnapshotError(
-                f"{url} is damaged: its digest is {sha256(data)}, the manifest says {shard.digest}; restore it, or "
+                f"{url} is damaged: its digest is {sha256(data)}, the manifest has {shard.digest}; restore it, or "
                 f"delete the folder of the snapshot and take it again"
             )
         self._check(columns)
         return pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns))
 
     def read_range(self, shard: Shard, start: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Rows ``start:stop`` of a shard; only the row groups that hold them are read.
+        """Rows ``start:stop`` of a shard; only their row groups are read.
 
         Unlike `read_shard` it cannot check the file's digest: read each shard whole once before trusting its parts.
 
@@ -93,7 +93,7 @@ class Snapshot:
         return pa.concat_tables([self.read_shard(shard, columns) for shard in self.shards if shard.split == split])
 
     def read_quarantine(self) -> pa.Table:
-        """Rows that could not be used: ``source``, ``row`` (from 1) and ``reason``, never their content."""
+        """Return unusable rows: ``source``, ``row`` (from 1), ``reason``; never their content."""
         return pq.read_table(pa.BufferReader(read_bytes(join(self.ref.url, QUARANTINE_NAME))))
 
     def summary(self) -> str:
@@ -130,11 +130,11 @@ def open_snapshot(ref: SnapshotRef | str) -> Snapshot:
     folder = absolute(ref if isinstance(ref, str) else ref.url)
     url = join(folder, MANIFEST_NAME)
     if not exists(url):
-        raise SnapshotError(f"{folder} holds no {MANIFEST_NAME}, so it is no snapshot: check the URL, or take one")
+        raise SnapshotError(f"{folder} has no {MANIFEST_NAME}, so it is not a snapshot: check the URL, or take one")
     manifest = parse_manifest(read_bytes(url), url)
     if not isinstance(ref, str) and manifest.fingerprint != ref.fingerprint:
         raise SnapshotError(
-            f"{url} has the fingerprint {manifest.fingerprint}, the reference says {ref.fingerprint}: another snapshot "
+            f"{url} has the fingerprint {manifest.fingerprint}, the reference has {ref.fingerprint}: another snapshot "
             f"was put there; take the snapshot again"
         )
     return Snapshot(ref=SnapshotRef(url=join(folder), fingerprint=manifest.fingerprint), manifest=manifest)

@@ -1,4 +1,4 @@
-"""Rows on their way into a snapshot: Arrow columns, where each row came from, and why it cannot be used.
+"""Rows of a source: Arrow columns, origin, and the reasons of unusable rows.
 
 A record that cannot even be read is a row of nulls with a reason, so every record of the input is accounted
 for: read = kept + merged + excluded + dropped + quarantined.
@@ -117,7 +117,7 @@ def count_reasons(rows: Rows) -> dict[str, int]:
 
 
 def quarantine_table(rows: Rows, names: Sequence[str]) -> pa.Table:
-    """Where the unusable rows are and why, without their content (which may be private)."""
+    """Return origin and reason of unusable rows, without their content (which may be private)."""
     bad = np.flatnonzero(rows.why)
     return pa.table(
         [

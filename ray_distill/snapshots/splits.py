@@ -4,7 +4,7 @@ By id and by group a row's split depends on that row alone, so a snapshot of mor
 from test to train. By time it depends on the others too: the newest rows are the test.
 
 The same input in several groups is one row. It goes to the *earliest* of its groups' splits (train before
-validation before calibration before test). So a later split holds no row of an earlier split's group, and what
+validation before calibration before test). So a later split has no row of an earlier split's group, and what
 moves to an earlier split is what that split's own groups have anyway. By time such a row has its earliest time.
 """
 
@@ -35,7 +35,7 @@ def split_by_group(groups: Sequence[str], splits: Splits, seed: int) -> SplitInd
 
 
 def split_by_time(micros: npt.NDArray[np.int64], ids: Ids, splits: Splits) -> SplitIndex:
-    """Oldest rows to train, newest to test, cut at the shares of rows; equal times are ordered by id."""
+    """Split by time: oldest rows to train, newest to test; equal times by id."""
     order = np.lexsort((*id_order(ids), micros))
     cuts = np.round(_bounds(splits) * len(order)).astype(np.int64)
     result = np.empty(len(order), dtype=np.int8)
@@ -47,7 +47,7 @@ def check_none_empty(index: SplitIndex, splits: Splits) -> None:
     """Every later stage needs its split.
 
     Raises:
-        SnapshotError: some split has no row; says how many each has.
+        SnapshotError: a split has no row; the message has the number of each.
     """
     counts = np.bincount(index, minlength=len(SPLITS))
     if counts.all():

@@ -1,10 +1,10 @@
-"""Freeze input into a snapshot: shards first, the manifest last, so that a crash leaves nothing visible.
+"""Freeze input into a snapshot: shards first, the manifest last.
 
     <url>/<fingerprint>/data/<split>-<nnnnn>.parquet
     <url>/<fingerprint>/quarantine.parquet
     <url>/<fingerprint>/snapshot.json
 
-All rows are held in Arrow memory while a snapshot is taken: until reading streams, the memory of one machine
+All rows stay in Arrow memory while a snapshot is taken: until reading streams, the memory of one machine
 (about three times the size of the input) bounds a snapshot.
 """
 
@@ -53,7 +53,7 @@ class _PlannedShard:
 def take_snapshot(
     config: SnapshotConfig, *, input_column: str, seed: int, url: str, nested: bool = False
 ) -> SnapshotRef:
-    """Freeze the configured sources below ``url``; a snapshot that is already there is left as it is.
+    """Freeze the configured sources below ``url``; an existing snapshot is kept.
 
     Args:
         config: sources, columns, splits and policies.
@@ -93,7 +93,7 @@ def write_frozen(frozen: Frozen, about: SnapshotManifest, *, shard_rows: int, ur
 
     Args:
         frozen: the rows, in the order of their ids; each split has some.
-        about: what its manifest says of how the rows came about; what is said of the rows themselves is filled in.
+        about: the manifest's fields on the origin of the rows; the fields on the rows are filled in.
         shard_rows: rows a shard.
         url: as in `take_snapshot`, as are returns and errors.
     """
@@ -109,7 +109,7 @@ def write_frozen(frozen: Frozen, about: SnapshotManifest, *, shard_rows: int, ur
 
 
 def _is_there(ref: SnapshotRef) -> bool:
-    """Whether the snapshot has been taken; one whose manifest is absent or damaged is to be written again."""
+    """Return whether the snapshot is complete; without a valid manifest it is written again."""
     try:
         open_snapshot(ref)
     except SnapshotError:
@@ -209,7 +209,7 @@ def _parquet(table: pa.Table) -> bytes:
 
 
 def _bytes_of(column: pa.ChunkedArray) -> int:
-    """Of its texts or files, by value: what a column takes in memory depends on how it came there."""
+    """Return the bytes of its values: memory use depends on how a column was made."""
     kind = column.type
     if not (
         pa.types.is_string(kind)

@@ -1,4 +1,4 @@
-"""A tiny language model that writes as any other, tells when it begins a batch, and dies on a chosen prompt."""
+"""A tiny language model that records the start of a batch and dies on a chosen prompt."""
 
 import os
 import signal
@@ -16,13 +16,13 @@ MODEL = "ray_distill.testing.authors:tiny_author"
 
 
 class TinyAuthor(transformers.LlamaForCausalLM):  # type: ignore[misc]
-    """A Llama of 2 layers that generates; its weights, and so its fingerprint, are the same whatever else it does."""
+    """Build a Llama of 2 layers that generates; its weights and fingerprint are fixed."""
 
     marks: str | None = None
     fault: int | None = None
 
     def generate(self, *arguments: Any, generation_config: Any = None, **named: Any) -> Any:
-        """As any model's, after a line with the process id in the file ``marks``; dies at a prompt with ``fault``."""
+        """Generate after writing the process id to the file ``marks``; die at ``fault``."""
         if self.marks is not None:
             with Path(self.marks).open("a") as file:
                 file.write(f"{os.getpid()}\n")

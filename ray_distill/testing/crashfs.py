@@ -2,7 +2,7 @@
 
 Two of them, so that both ways of storage are cut: ``crash://<local path>``, an fsspec file system that stands for
 a remote one, and `crashing_disk`, which cuts the operating-system calls of local writes. Production code does
-not know of either. After its death a process does nothing more: every later operation dies as well, until the
+not see either. After its death a process does nothing more: every later operation dies as well, until the
 context is left. Count the points of a run first (`points`), then run it once for each point and way.
 """
 
@@ -63,7 +63,7 @@ _fuse = Fuse()
 
 
 class CrashFileSystem(LocalFileSystem):  # type: ignore[misc]
-    """A remote file system, played by a local folder: whole writes, conditional creates, reads, deletions.
+    """Simulate a remote file system in a folder: writes, conditional creates, reads, deletions.
 
     A plain write that is cut leaves half a file under its name, as some file systems do; a conditional create is
     atomic, as on object stores, so half of one is nothing.
@@ -106,7 +106,7 @@ def crashing_remote(at: int | None = None, way: Way = "before") -> Iterator[Fuse
 
 
 class _CrashingOs:
-    """The calls of the os module by which local files are written, each a point at which the process may die."""
+    """Replace calls of the os module that write local files; the process may die at each."""
 
     CALLS = frozenset({"open", "write", "fsync", "link", "replace", "unlink", "makedirs"})
 

@@ -1,4 +1,4 @@
-"""A teacher that fails when it is told to: on some rows, on large batches, on everything, or while it is loaded."""
+"""A teacher that fails as configured: on some rows, large batches, all, or when loaded."""
 
 import os
 import signal
@@ -35,7 +35,7 @@ class FailingText(TinyText):
         self.once, self.starts = once, starts
 
     def eval(self) -> Self:
-        """A model is put into this mode when it is loaded to answer, and not for its processor alone."""
+        """Enter the mode of a model that is loaded to label, not for its processor alone."""
         if self.starts is not None:
             with Path(self.starts).open("a") as file:
                 file.write(f"{os.getpid()}\n")
@@ -63,7 +63,7 @@ class FailingText(TinyText):
         if fault == "memory":
             raise torch.OutOfMemoryError(f"out of memory (pretended) for {rows} rows")
         if fault == "raise":
-            raise ValueError("this teacher was told to fail")
+            raise ValueError("this teacher is configured to fail")
         if fault == "hang":
             threading.Event().wait()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -78,7 +78,7 @@ def failing_text_model(
     once: str | None = None,
     starts: str | None = None,
 ) -> ModelParts:
-    """For ``module:function`` configs: a text classifier that fails as told.
+    """Build a text classifier that fails as configured, for ``module:function``.
 
     Args:
         classes: class names.

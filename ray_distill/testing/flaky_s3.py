@@ -1,8 +1,8 @@
-"""An S3 server that fails as real ones do, for tests of what must hold all the same.
+"""An S3 server that fails as real ones do, for tests of what must stay true.
 
 It is the server of `testing.s3`, and a share of the requests to it goes wrong, one request in a way, chosen by the
-seed and the request's number. The operation may have taken effect when its answer is lost: a client that only asks
-again must cope with that.
+seed and the request's number. The operation may have taken effect when its answer is lost: a client that only
+retries must cope with that.
 """
 
 import json
@@ -41,7 +41,7 @@ _ERRORS = {"500": ("500 Internal Server Error", "InternalError"), "503": ("503 S
 
 
 class FlakyServer:
-    """What of a flaky server a test may read and set; the object is also the server's WSGI middleware."""
+    """Settings and counters of a flaky server; also the server's WSGI middleware."""
 
     def __init__(self, app: App, share: float, seed: int, ways: Sequence[str] = WAYS):
         self.url = ""

@@ -1,4 +1,4 @@
-"""Run a function on several local processes joined by gloo: what a cluster does, on one machine."""
+"""Run a function on several local processes joined by gloo, as a cluster does."""
 
 import contextlib
 import multiprocessing
@@ -28,7 +28,7 @@ PRELOAD = ("torch", "ray_distill.students.run")
 
 
 def run_gloo(function: Callable[..., Result], world: int, *args: Any, timeout: float = 300.0) -> list[Result]:
-    """Call ``function(*args)`` on ``world`` fresh processes and return what each returned, by rank.
+    """Call ``function(*args)`` on ``world`` processes and return their results by rank.
 
     Inside, ``torch.distributed`` is initialised with gloo and torch uses one thread. The processes are forked from a
     server that has imported torch and run nothing; they receive the environment that this process has now. ``function``

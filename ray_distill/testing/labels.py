@@ -1,4 +1,4 @@
-"""A snapshot and a teacher in memory, and labelling without a cluster: for tests of anything beside a label store."""
+"""A snapshot and a teacher in memory, and labelling without a cluster, for tests."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ FakeTeacher = Callable[[pa.Array, StoreManifest], Signal]
 
 @dataclass(frozen=True, kw_only=True)
 class FakeShard:
-    """A shard that holds the rows with these numbers."""
+    """A shard with the rows of these numbers."""
 
     name: str
     numbers: tuple[int, ...]
@@ -100,7 +100,7 @@ def fake_manifest(
 
 
 def fake_teacher(row_ids: pa.Array, manifest: StoreManifest) -> Signal:
-    """Answer from the row ids alone: logits are their first bytes, hidden states their last four."""
+    """Label from the row ids: logits are their first bytes, hidden states their last four."""
     ids = np.frombuffer(b"".join(row_ids.to_pylist()), dtype=np.uint8).reshape(-1, rowids.ROW_ID_BYTES)
     seeds = ids[:, np.arange(len(manifest.classes)) % rowids.ROW_ID_BYTES].astype(np.float64)
     logits_RV = seeds / 64 + np.arange(len(manifest.classes)) * 0.01
@@ -159,7 +159,7 @@ def label_all(
     teacher: FakeTeacher = fake_teacher,
     units_a_record: int = 2,
 ) -> list[str]:
-    """Label what is pending, one unit after the other, in this process; returns the units that were won."""
+    """Label pending units one by one in this process; return the units that were won."""
     store = create_or_open(store_url, manifest)
     shards = {shard.name: shard for shard in snapshot.shards}
     won, receipts = [], []
@@ -179,9 +179,9 @@ def _rows_of(snapshot: SnapshotRows, shard: object, unit: WorkUnit) -> pa.Array:
 
 
 def winners(records: Sequence[Mapping[str, Any]]) -> dict[str, Receipt]:
-    """The committed attempt of each unit, in the order of commitment: the first record that names a unit wins.
+    """Return the committed attempt of each unit in order: the first record of a unit wins.
 
-    What the ledger does at speed, said plainly.
+    A plain reference for the ledger, which does it at speed.
     """
     found: dict[str, Receipt] = {}
     for number, record in enumerate(records):

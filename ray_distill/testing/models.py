@@ -68,7 +68,7 @@ def tiny_tokenizer(max_length: int = 64) -> transformers.PreTrainedTokenizerFast
 
 
 def tiny_causal_tokenizer(max_length: int = 128) -> transformers.PreTrainedTokenizerFast:
-    """A tokenizer of single bytes, as GPT-2's without its merges: it reads any text and gives it back.
+    """Return a tokenizer of single bytes, as GPT-2's without merges: lossless on any text.
 
     It adds no token of its own to a text; it has bos, eos and pad, and a ChatML-like chat template.
     """
@@ -91,7 +91,7 @@ def tiny_causal_tokenizer(max_length: int = 128) -> transformers.PreTrainedToken
 
 
 def tiny_pair_tokenizer(max_length: int = 64) -> transformers.PreTrainedTokenizerFast:
-    """A tokenizer of single bytes, as T5's for bytes: it ends each text, and has pad, eos and unk at 0, 1 and 2."""
+    """Return a tokenizer of single bytes as ByT5's, with pad, eos and unk at 0, 1 and 2."""
     pieces = ["<pad>", "</s>", "<unk>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(BPE({piece: index for index, piece in enumerate(pieces)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -123,7 +123,7 @@ def tiny_image_processor(size: int = 28, channels: int = 1) -> ImageProcessor:
 
 
 def write_tiny_text_model(folder: Path, classes: Sequence[str], seed: int, **overrides: Any) -> Path:
-    """Write a BERT classifier (2 layers, width 32, untrained) with its tokenizer; return the folder.
+    """Write an untrained BERT classifier (2 layers, width 32) with its tokenizer.
 
     Args:
         folder: made if it is missing.
@@ -148,7 +148,7 @@ def write_tiny_text_model(folder: Path, classes: Sequence[str], seed: int, **ove
 
 
 def write_tiny_causal_model(folder: Path, seed: int, **overrides: Any) -> Path:
-    """Write a Llama (2 layers, width 32, untied, untrained) with `tiny_causal_tokenizer`; return the folder.
+    """Write an untrained Llama (2 layers, width 32, untied) with `tiny_causal_tokenizer`.
 
     Its vocabulary of 264 exceeds the tokenizer's 261, as that of many models does.
 
@@ -181,7 +181,7 @@ def write_tiny_causal_model(folder: Path, seed: int, **overrides: Any) -> Path:
 def write_tiny_seq2seq_model(
     folder: Path, seed: int, *, architecture: Literal["t5", "bart"] = "t5", **overrides: Any
 ) -> Path:
-    """Write an encoder-decoder (2 layers each, width 32, untrained) with `tiny_pair_tokenizer`; return the folder.
+    """Write an untrained encoder-decoder (2 layers each, width 32) with `tiny_pair_tokenizer`.
 
     Its vocabulary of 264 exceeds the tokenizer's 259, as that of many models does.
 
@@ -219,7 +219,7 @@ def write_tiny_image_model(
     architecture: Literal["vit", "resnet"] = "vit",
     **overrides: Any,
 ) -> Path:
-    """Write an image classifier (2 layers or stages, untrained) with its processor; return the folder.
+    """Write an untrained image classifier (2 layers or stages) with its processor.
 
     Args:
         folder: made if it is missing.
@@ -260,7 +260,7 @@ class TinyText(nn.Module):
         self.head = nn.Linear(16, classes)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, output_hidden_states: bool = False) -> SimpleNamespace:
-        """Return logits ``[B, V]`` and hidden states: embeddings ``[B, L, 16]``, then their mean ``[B, 16]``."""
+        """Return logits ``[B, V]``; hidden states: embeddings ``[B, L, 16]``, mean ``[B, 16]``."""
         _check_fuse(self.fuse)
         tokens_BLD = self.embedding(input_ids)
         weight_BL1 = attention_mask.unsqueeze(-1).to(tokens_BLD.dtype)
@@ -287,7 +287,7 @@ class TinyImage(nn.Module):
 
 
 def tiny_text_model(classes: list[str], fuse: str | None = None) -> ModelParts:
-    """For ``module:function`` configs: a text classifier that throws while the file ``fuse`` exists.
+    """Build a text classifier that throws while the file ``fuse`` exists.
 
     The file changes nothing of its fingerprint, so a finished store can be opened with a teacher that throws.
     """
@@ -305,7 +305,7 @@ def tiny_image_model(classes: list[str], size: int = 28, channels: int = 1, fuse
 
 @dataclass(frozen=True, kw_only=True)
 class FakeTeacher:
-    """A teacher without a model: its logits and hidden states are a function of the row id alone."""
+    """A teacher without a model: logits and hidden states are functions of the row id."""
 
     classes: tuple[str, ...]
     vocabulary: int = 0
@@ -341,7 +341,7 @@ class FakeTeacher:
 
 @dataclass(frozen=True, kw_only=True)
 class ThrowingTeacher:
-    """A teacher with another's fingerprint that throws when it is asked: proof that nothing was left to do."""
+    """A teacher with another's fingerprint that throws: proof that no work was left."""
 
     fingerprint: str
     classes: tuple[str, ...]
@@ -349,12 +349,12 @@ class ThrowingTeacher:
 
     def answer(self, encoded: Encoded, ask: Ask) -> Signal:
         """Throw."""
-        raise AssertionError(f"the throwing teacher was asked to label {encoded.rows} rows")
+        raise AssertionError(f"the throwing teacher had to label {encoded.rows} rows")
 
 
 def _check_fuse(fuse: str | None) -> None:
     if fuse is not None and Path(fuse).exists():
-        raise RuntimeError(f"the teacher was asked although {fuse} exists")
+        raise RuntimeError(f"the teacher was called although {fuse} exists")
 
 
 def _labels(classes: Sequence[str]) -> dict[str, Any]:

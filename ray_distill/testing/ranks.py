@@ -1,4 +1,4 @@
-"""Ranks that are threads of one process: collective code at any number of ranks, without process groups."""
+"""Run ranks as threads of one process, without process groups."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class _Room:
-    """Where the ranks meet."""
+    """Rendezvous of the ranks."""
 
     barrier: threading.Barrier
     box: list[Any]
@@ -51,7 +51,7 @@ class ThreadRanks(Ranks):
 
 
 def run_threads(work: Callable[[Ranks], T], world: int) -> list[T]:
-    """What some work gives on each of ``world`` ranks. Where one raises, the others stop at the next place they meet.
+    """Run work on ``world`` ranks; if one raises, the others stop at the next rendezvous.
 
     Raises:
         Exception: what the first of the ranks raised that was not merely left alone.

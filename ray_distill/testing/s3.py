@@ -1,4 +1,4 @@
-"""A real S3-speaking server on loopback, for tests of everything that claims to work on an object store."""
+"""Run an S3 server on loopback, for tests on an object store."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ def s3_server(bucket: str = "distill", *, wrap: Callable[[Any], Any] = lambda ap
     """Serve S3 on a free port of 127.0.0.1, with one empty bucket; yields the bucket's URL.
 
     The process environment points at the server meanwhile, the way S3 clients read it, so that processes
-    started inside find it too; `s3_environment` says which variables these are.
+    started inside find it too; `s3_environment` returns these variables.
 
     Args:
         bucket: its name.
@@ -36,8 +36,10 @@ def s3_server(bucket: str = "distill", *, wrap: Callable[[Any], Any] = lambda ap
 
 
 def _one_at_a_time(app: Any) -> Any:
-    """Let writes of an application follow each other: it looks whether a name is taken and takes it in two steps,
-    between which, on a busy machine, another thread may do so too. S3 itself does not."""
+    """Serialise the writes of an application, which checks and creates a name in two steps.
+
+    Between the two another thread may create it too, on a busy machine. S3 itself does not allow that.
+    """
     lock = threading.Lock()
 
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:

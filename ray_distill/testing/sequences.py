@@ -43,12 +43,12 @@ def fake_generator(**changes: Any) -> Generator:
 
 
 def fake_author(rows: pa.Table, generator: Generator) -> pa.Table:
-    """Two letters and a length from the row id and the candidate; a prompt with ``!`` gets no answer."""
+    """Return letters and a length from row id and candidate; none for a prompt with ``!``."""
     found: list[dict[str, Any]] = []
     rejected = []
     for row_id, text in zip(rows["row_id"].to_pylist(), rows["text"].to_pylist(), strict=True):
         if "!" in text:
-            rejected.append((row_id, "the teacher was told to fail"))
+            rejected.append((row_id, "the teacher is configured to fail"))
             continue
         for candidate in range(generator.candidates):
             key = fingerprint([row_id.hex(), candidate, generator.seed])

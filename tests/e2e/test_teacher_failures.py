@@ -197,7 +197,7 @@ def test_rows_that_raise_or_never_fit_go_to_quarantine(given: Lab) -> None:
         found,
         {
             "$": "teacher ran out of memory on this row alone",
-            "%": "teacher raised ValueError: this teacher was told to fail",
+            "%": "teacher raised ValueError: this teacher is configured to fail",
         },
         {1},
     )
@@ -227,7 +227,7 @@ def test_a_failure_that_does_not_come_back_leaves_no_trace(given: Lab) -> None:
 @pytest.mark.parametrize(
     ("fault", "reason", "most"),
     [
-        ("raise", "ValueError: this teacher was told to fail", 2),
+        ("raise", "ValueError: this teacher is configured to fail", 2),
         ("memory", "ran out of memory", 2),
         ("die", "process died", 5),
     ],
@@ -244,7 +244,10 @@ def test_a_teacher_that_fails_on_everything_is_one_error(given: Lab, fault: str,
 
 @pytest.mark.parametrize(
     ("fault", "reason", "loads"),
-    [("raise", "ValueError: this teacher was told to fail", 1), ("die", "died 2 times in a row while it loaded", 2)],
+    [
+        ("raise", "ValueError: this teacher is configured to fail", 1),
+        ("die", "died 2 times in a row while it loaded", 2),
+    ],
 )
 def test_a_teacher_that_cannot_be_loaded_is_one_error(given: Lab, fault: str, reason: str, loads: int) -> None:
     """The error names the cause, and the teacher was loaded as often as `attempts` allows."""
@@ -292,7 +295,7 @@ def test_a_campaign_says_what_became_of_the_failures(given: Lab, capfd: pytest.C
     ref = campaign.label(config, given.snapshot)
     told = capfd.readouterr().err
     assert "1 units that the teacher failed on were labelled with care" in told
-    assert "teacher raised ValueError: this teacher was told to fail" in told
+    assert "teacher raised ValueError: this teacher is configured to fail" in told
     assert '"quarantined": 1}' in told
     assert open_label_set(ref).rows == ROWS - 1
     loads = starts.read_text()

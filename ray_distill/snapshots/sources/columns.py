@@ -1,4 +1,4 @@
-"""Which source column becomes which snapshot column, and what is said when one is missing."""
+"""Map source columns to snapshot columns, and report missing ones."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,8 @@ from ray_distill.errors import SnapshotError
 RESERVED = ("row_id", "text", "target", "image", "label", "count", "group", "time")
 
 
-def wanted_columns(columns: Columns, input_column: str) -> dict[str, str]:
-    """Source column by snapshot column: the input, and target, label, group, time and slices where configured.
+def source_columns(columns: Columns, input_column: str) -> dict[str, str]:
+    """Return source column by snapshot column: input, target, label, group, time, slices.
 
     Raises:
         SnapshotError: a slice has a reserved name, or is named twice.
@@ -25,18 +25,18 @@ def wanted_columns(columns: Columns, input_column: str) -> dict[str, str]:
     named = {"label": columns.label, "group": columns.group, "time": columns.time}
     if input_column == "text":
         named["target"] = columns.target
-    wanted = {input_column: columns.text if input_column == "text" else columns.image}
-    wanted |= {part: name for part, name in named.items() if name is not None}
-    return wanted | {name: name for name in columns.slices}
+    mapping = {input_column: columns.text if input_column == "text" else columns.image}
+    mapping |= {part: name for part, name in named.items() if name is not None}
+    return mapping | {name: name for name in columns.slices}
 
 
-def require_columns(wanted: Mapping[str, str], found: Sequence[str], where: str) -> None:
-    """Check that every wanted source column is there, once.
+def require_columns(mapping: Mapping[str, str], found: Sequence[str], where: str) -> None:
+    """Require each source column exactly once.
 
     Raises:
         SnapshotError: names the column, what was found and the nearest name.
     """
-    for part, name in wanted.items():
+    for part, name in mapping.items():
         if name not in found:
             near = difflib.get_close_matches(name, found, n=1, cutoff=0.5)
             advice = f"did you mean {near[0]!r}? " if near else ""

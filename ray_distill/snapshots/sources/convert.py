@@ -40,7 +40,7 @@ def to_text(column: pa.ChunkedArray | pa.Array, name: str, numbers: bool = True)
         return _decode(_joined(column.cast(pa.large_binary())))
     if not (_is_scalar(kind) if numbers else pa.types.is_null(kind)):
         expected = "text or numbers" if numbers else "text"
-        raise SnapshotError(f"column {name!r} holds {kind}, expected {expected}: convert it in the source")
+        raise SnapshotError(f"column {name!r} has {kind}, expected {expected}: convert it in the source")
     if pa.types.is_floating(kind):
         column = _floats_to_text(column)
     return _joined(column.cast(pa.large_string())), np.zeros(len(column), dtype=bool)
@@ -57,12 +57,12 @@ def to_bytes(column: pa.ChunkedArray, name: str) -> pa.Array:
     if pa.types.is_null(column.type) or _is_bytes(column.type):
         return _joined(column.cast(pa.large_binary()))
     raise SnapshotError(
-        f"column {name!r} holds {column.type}, expected encoded images as binary or as struct {{bytes, path}}"
+        f"column {name!r} has {column.type}, expected encoded images as binary or as struct {{bytes, path}}"
     )
 
 
 def to_time(column: pa.ChunkedArray, name: str) -> tuple[pa.Array, Mask]:
-    """Return ``column`` as UTC microseconds: timestamps, dates, ISO 8601 texts, or numbers of epoch seconds.
+    """Convert timestamps, dates, ISO 8601 texts or epoch seconds to UTC microseconds.
 
     Times without a zone are UTC.
 
@@ -83,7 +83,7 @@ def to_time(column: pa.ChunkedArray, name: str) -> tuple[pa.Array, Mask]:
 
 
 def parse_time(text: str) -> int | None:
-    """Microseconds since 1970 of an ISO 8601 time or a number of epoch seconds; None if it is neither."""
+    """Return microseconds since 1970 of an ISO 8601 time or of epoch seconds; else None."""
     text = text.strip()
     if _NUMBER.fullmatch(text):
         seconds = float(text)
@@ -114,7 +114,7 @@ def _floats_to_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _decode(column: pa.Array) -> tuple[pa.Array, Mask]:
-    """UTF-8 bytes as text. Arrow checks a whole column at once; only a bad column is looked at row by row."""
+    """Decode UTF-8: Arrow checks a whole column; only a bad column is decoded row by row."""
     try:
         return column.cast(pa.large_string()), np.zeros(len(column), dtype=bool)
     except pa.ArrowInvalid:

@@ -1,4 +1,4 @@
-"""CSV files: pyarrow reads what is well formed; a file with a bad record is split record by record.
+"""Read CSV files: by pyarrow, or record by record where a record is malformed.
 
 A record with the wrong number of fields, or a quote that never closes, costs its own line only: reading goes
 on with the next line. Empty fields are null.
@@ -25,28 +25,28 @@ _SENTINEL = b"the end of the file"
 _LARGEST_BLOCK = 1 << 30
 
 
-def read_csv(data: bytes, wanted: Mapping[str, str], source: int, where: str) -> Rows:
+def read_csv(data: bytes, mapping: Mapping[str, str], source: int, where: str) -> Rows:
     """Read a CSV file with a header; columns arrive as large_binary, by snapshot column.
 
     Raises:
-        SnapshotError: no header, or a wanted column is missing.
+        SnapshotError: no header, or a column is missing.
     """
     data = data.removeprefix(b"\xef\xbb\xbf")
     header, start = _record(data, _BLANK.match(data).end())  # type: ignore[union-attr]
     if not data.strip() or header is None:
         found = "not CSV" if data.strip() else "empty"
         raise SnapshotError(f"{where} is {found}: a header with column names is needed")
-    require_columns(wanted, [name.decode(errors="replace") for name in header], where)
-    table = _read_whole(data, wanted, len(header))
+    require_columns(mapping, [name.decode(errors="replace") for name in header], where)
+    table = _read_whole(data, mapping, len(header))
     if table is not None:
         return file_rows(table, np.zeros(len(table), dtype=np.int8), source)
-    return _read_records(data, start, wanted, header, source)
+    return _read_records(data, start, mapping, header, source)
 
 
-def _read_whole(data: bytes, wanted: Mapping[str, str], width: int) -> pa.Table | None:
-    """The wanted columns, or None where some record is malformed."""
+def _read_whole(data: bytes, mapping: Mapping[str, str], width: int) -> pa.Table | None:
+    """Return the columns, or None if a record is malformed."""
     data = data + b"\n" + b",".join([_SENTINEL] * width) + b"\n"
-    names = list(dict.fromkeys(wanted.values()))
+    names = list(dict.fromkeys(mapping.values()))
     try:
         table = csv.read_csv(
             pa.BufferReader(data),
@@ -63,12 +63,12 @@ def _read_whole(data: bytes, wanted: Mapping[str, str], width: int) -> pa.Table 
         return None
     if any(table.column(name)[-1].as_py() != _SENTINEL for name in names):
         return None
-    return pa.table({part: table.column(name) for part, name in wanted.items()}).slice(0, len(table) - 1)
+    return pa.table({part: table.column(name) for part, name in mapping.items()}).slice(0, len(table) - 1)
 
 
-def _read_records(data: bytes, start: int, wanted: Mapping[str, str], header: Fields, source: int) -> Rows:
+def _read_records(data: bytes, start: int, mapping: Mapping[str, str], header: Fields, source: int) -> Rows:
     records = list(_records(data, start, len(header)))
-    index = {part: header.index(name.encode()) for part, name in wanted.items()}
+    index = {part: header.index(name.encode()) for part, name in mapping.items()}
     table = pa.table(
         {
             part: pa.array([None if fields is None else fields[at] or None for fields in records], pa.large_binary())

@@ -38,18 +38,18 @@ _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryEr
 _BATCH_FILES = 256
 
 
-def read_images(files: Sequence[SourceFile], first: int, wanted: Mapping[str, str]) -> Rows:
+def read_images(files: Sequence[SourceFile], first: int, mapping: Mapping[str, str]) -> Rows:
     """Read image files as rows: ``image`` (large_binary) and ``label``, the folder's name.
 
     Args:
         files: image files, one a row.
         first: source index of the first file; the others follow.
-        wanted: snapshot columns asked for.
+        mapping: snapshot columns to read.
 
     Raises:
-        SnapshotError: a column is asked for that folders of images cannot have.
+        SnapshotError: a column that folders of images cannot have.
     """
-    impossible = sorted(set(wanted) - {"image", "label"})
+    impossible = sorted(set(mapping) - {"image", "label"})
     if impossible:
         raise SnapshotError(
             f"{files[0].name}: a folder of images has only images and their folders' names, so no "

@@ -1,4 +1,4 @@
-"""JSON Lines: pyarrow reads pieces of whole lines; a piece with a bad line is read line by line."""
+"""Read JSON Lines: pieces by pyarrow, or line by line where a line is bad."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -24,22 +24,22 @@ Piece = tuple[pa.Table, npt.NDArray[np.int8]]
 
 
 def read_jsonl(
-    data: bytes, wanted: Mapping[str, str], source: int, input_column: str, nested: bool = False
+    data: bytes, mapping: Mapping[str, str], source: int, input_column: str, nested: bool = False
 ) -> tuple[Rows, set[str]]:
-    """Read one JSON object a line; columns arrive as large_string, by snapshot column. Blank lines are skipped.
+    """Read one JSON object a line into large_string columns. Blank lines are skipped.
 
     Returns:
         The rows, and the keys seen. (A key that a line leaves out is null there.)
     """
     keys: set[str] = set()
-    pieces = [_read_piece(piece, wanted, input_column, keys, nested) for piece in _pieces(data)]
-    pieces = pieces or [_read_lines([], wanted, input_column, keys, nested)]
+    pieces = [_read_piece(piece, mapping, input_column, keys, nested) for piece in _pieces(data)]
+    pieces = pieces or [_read_lines([], mapping, input_column, keys, nested)]
     why = np.concatenate([why for _, why in pieces])
     return file_rows(pa.concat_tables([table for table, _ in pieces]), why, source), keys
 
 
 def _pieces(data: bytes) -> Iterator[bytes]:
-    """Cut at line ends into pieces of about 4 MB, so that a bad line slows down its own piece only."""
+    """Cut at line ends into pieces of about 4 MB: a bad line slows its own piece only."""
     at = 0
     while at < len(data):
         end = data.find(b"\n", at + _PIECE_BYTES)
@@ -48,21 +48,23 @@ def _pieces(data: bytes) -> Iterator[bytes]:
         at = end
 
 
-def _read_piece(piece: bytes, wanted: Mapping[str, str], input_column: str, keys: set[str], nested: bool) -> Piece:
+def _read_piece(piece: bytes, mapping: Mapping[str, str], input_column: str, keys: set[str], nested: bool) -> Piece:
     lines = [line for line in piece.split(b"\n") if line.strip()]
-    schema = _guess_schema(lines[:_SAMPLED_LINES], wanted, input_column, keys)
+    schema = _guess_schema(lines[:_SAMPLED_LINES], mapping, input_column, keys)
     table = None if schema is None else _read_whole(piece, schema)
     if table is None or len(table) != len(lines):
-        return _read_lines(lines, wanted, input_column, keys, nested)
-    columns = {part: to_text(table.column(name), name)[0] for part, name in wanted.items()}
-    keys.update(name for part, name in wanted.items() if columns[part].null_count < len(lines))
+        return _read_lines(lines, mapping, input_column, keys, nested)
+    columns = {part: to_text(table.column(name), name)[0] for part, name in mapping.items()}
+    keys.update(name for part, name in mapping.items() if columns[part].null_count < len(lines))
     return pa.table(columns), np.zeros(len(lines), dtype=np.int8)
 
 
-def _guess_schema(lines: list[bytes], wanted: Mapping[str, str], input_column: str, keys: set[str]) -> pa.Schema | None:
-    """Types of the wanted keys by the first lines, or None where they are not plain and uniform.
+def _guess_schema(
+    lines: list[bytes], mapping: Mapping[str, str], input_column: str, keys: set[str]
+) -> pa.Schema | None:
+    """Return the types of the keys in the first lines, or None if not plain and uniform.
 
-    Arrow is told the types because it would read a text that looks like a time as a time.
+    Types are explicit because Arrow would parse a text with the form of a time as a time.
     """
     try:
         sample = [json.loads(line) for line in lines]
@@ -72,10 +74,10 @@ def _guess_schema(lines: list[bytes], wanted: Mapping[str, str], input_column: s
         return None
     keys.update(key for value in sample for key in value)
     types = {}
-    for name in wanted.values():
+    for name in mapping.values():
         kinds = {type(value[name]) for value in sample if value.get(name) is not None}
         kinds -= {int} if float in kinds else set()
-        allowed = {str} if name == wanted[input_column] else set(_TYPES)
+        allowed = {str} if name == mapping[input_column] else set(_TYPES)
         if len(kinds) > 1 or not kinds <= allowed:
             return None
         types[name] = _TYPES[kinds.pop()] if kinds else pa.string()
@@ -98,14 +100,14 @@ def _read_whole(piece: bytes, schema: pa.Schema) -> pa.Table | None:
 
 
 def _read_lines(
-    lines: list[bytes], wanted: Mapping[str, str], input_column: str, keys: set[str], nested: bool
+    lines: list[bytes], mapping: Mapping[str, str], input_column: str, keys: set[str], nested: bool
 ) -> Piece:
     why = np.zeros(len(lines), dtype=np.int8)
-    columns: dict[str, list[str | float | None]] = {part: [None] * len(lines) for part in wanted}
+    columns: dict[str, list[str | float | None]] = {part: [None] * len(lines) for part in mapping}
     for at, line in enumerate(lines):
         value, why[at] = _parse(line)
         keys.update(value)
-        for part, name in wanted.items():
+        for part, name in mapping.items():
             text, reason = _text(
                 value.get(name), only_text=part == input_column, nested=nested and part == input_column
             )

@@ -1,4 +1,4 @@
-"""Conversations in nested columns, as one JSON text a row: equal ones have equal ids, whatever format held them."""
+"""Write nested conversations as one JSON text a row: equal ones have equal ids."""
 
 import json
 from typing import Any
@@ -13,12 +13,12 @@ _VERBATIM = ("arguments", "parameters")
 
 
 def is_nested(kind: pa.DataType) -> bool:
-    """Whether a column holds lists or structs."""
+    """Return whether a column has lists or structs."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_struct(kind))
 
 
 def canonical(value: Any, *, padded: bool) -> str:
-    """JSON with sorted keys and no spaces; keys that hold null are left out.
+    """Write JSON with sorted keys and no spaces; null keys are dropped.
 
     Args:
         value: lists and dicts of plain values.
@@ -33,7 +33,7 @@ def canonical(value: Any, *, padded: bool) -> str:
 
 
 def column_to_json(column: pa.ChunkedArray) -> tuple[pa.Array, Mask]:
-    """A nested column as large_string, and a mask of the rows that have no JSON (which are null)."""
+    """Return a nested column as large_string, and a mask of rows without JSON (null)."""
     texts: list[str | None] = []
     bad = np.zeros(len(column), dtype=bool)
     for row, item in enumerate(column):

@@ -1,4 +1,4 @@
-"""From source files to rows: each format's reader, then the same columns and checks for all of them."""
+"""Read source files into rows: each format's reader, then the same checks for all."""
 
 import gzip
 import zlib
@@ -24,13 +24,13 @@ from ray_distill.storage.files import open_input, read_bytes
 from ray_distill.storage.remote import protocol
 
 
-def read_rows(files: Sequence[SourceFile], wanted: Mapping[str, str], input_column: str, nested: bool = False) -> Rows:
+def read_rows(files: Sequence[SourceFile], mapping: Mapping[str, str], input_column: str, nested: bool = False) -> Rows:
     """Read all files, in order, as rows of one schema.
 
-    Columns: the input (``text`` large_string or ``image`` large_binary), ``label`` always, and the others that are
-    wanted: ``time`` in UTC microseconds, the rest large_string with empty texts as null. Rows that cannot be used
-    are there too, marked. Where the input may be ``nested``, lists and objects become canonical JSON. A ``target`` that
-    is wanted is no column of its own: the input is then a source with its target (`pairs`).
+    Columns: the input (``text`` large_string or ``image`` large_binary), ``label`` always, and the others that
+    ``mapping`` names: ``time`` in UTC microseconds, the rest large_string with empty texts as null. Rows that cannot be
+    used are there too, marked. Where the input may be ``nested``, lists and objects become canonical JSON. A ``target``
+    in ``mapping`` is not a column of its own: the input is then a source with its target (`pairs`).
 
     Raises:
         SnapshotError: a file is damaged, has another format or lacks a column.
@@ -42,42 +42,42 @@ def read_rows(files: Sequence[SourceFile], wanted: Mapping[str, str], input_colu
     for (kind, _), run in groupby(enumerate(files), key=lambda item: (item[1].format, protocol(item[1].url))):
         indexed = list(run)
         if kind == "images":
-            parts.append(_read_images(indexed, wanted, input_column))
+            parts.append(_read_images(indexed, mapping, input_column))
             continue
         for index, file in indexed:
-            rows, found = _read_table(file, index, wanted, input_column, nested)
-            parts.append(_normalise(rows, wanted, input_column, file.name, nested))
+            rows, found = _read_table(file, index, mapping, input_column, nested)
+            parts.append(_normalise(rows, mapping, input_column, file.name, nested))
             json_lines |= file.format == "jsonl"
             keys |= found
     if json_lines:
-        require_columns(wanted, sorted(keys), "the JSON Lines source, in any line,")
+        require_columns(mapping, sorted(keys), "the JSON Lines source, in any line,")
     return concat_rows(parts)
 
 
-def _read_images(indexed: list[tuple[int, SourceFile]], wanted: Mapping[str, str], input_column: str) -> Rows:
+def _read_images(indexed: list[tuple[int, SourceFile]], mapping: Mapping[str, str], input_column: str) -> Rows:
     first, file = indexed[0]
     if input_column != "image":
         raise SnapshotError(f"{file.name} is an image, but this task reads {input_column}: check snapshot.source")
-    return _normalise(read_images([item for _, item in indexed], first, wanted), wanted, input_column, file.name)
+    return _normalise(read_images([item for _, item in indexed], first, mapping), mapping, input_column, file.name)
 
 
 def _read_table(
-    file: SourceFile, index: int, wanted: Mapping[str, str], input_column: str, nested: bool
+    file: SourceFile, index: int, mapping: Mapping[str, str], input_column: str, nested: bool
 ) -> tuple[Rows, set[str]]:
     """Rows of one table and the names of its columns."""
     if file.format == "parquet":
-        rows = _read_parquet(file, wanted, index)
-        return rows, set(wanted.values())
+        rows = _read_parquet(file, mapping, index)
+        return rows, set(mapping.values())
     if input_column != "text":
         raise SnapshotError(
             f"{file.name}: images are read from folders or from Parquet, found {file.format}: convert the source"
         )
     data = _read_plain(file)
     if file.format == "csv":
-        return read_csv(data, wanted, index, file.name), set(wanted.values())
-    rows, keys = read_jsonl(data, wanted, index, input_column, nested)
+        return read_csv(data, mapping, index, file.name), set(mapping.values())
+    rows, keys = read_jsonl(data, mapping, index, input_column, nested)
     if (rows.why == 0).any():
-        require_columns({input_column: wanted[input_column]}, sorted(keys), file.name)
+        require_columns({input_column: mapping[input_column]}, sorted(keys), file.name)
     return rows, keys
 
 
@@ -91,22 +91,22 @@ def _read_plain(file: SourceFile) -> bytes:
         raise SnapshotError(f"{file.name} is not a whole gzip file ({error}): restore it") from error
 
 
-def _read_parquet(file: SourceFile, wanted: Mapping[str, str], index: int) -> Rows:
+def _read_parquet(file: SourceFile, mapping: Mapping[str, str], index: int) -> Rows:
     try:
         with open_input(file.url) as stream, pq.ParquetFile(stream) as parquet:
-            require_columns(wanted, parquet.schema_arrow.names, file.name)
-            table = parquet.read(columns=sorted(set(wanted.values())))
+            require_columns(mapping, parquet.schema_arrow.names, file.name)
+            table = parquet.read(columns=sorted(set(mapping.values())))
     except (pa.ArrowException, OSError) as error:
         raise SnapshotError(f"{file.name} cannot be read as Parquet ({error}): restore or remove the file") from error
-    table = pa.table({part: table.column(name) for part, name in wanted.items()})
+    table = pa.table({part: table.column(name) for part, name in mapping.items()})
     return file_rows(table, np.zeros(len(table), dtype=np.int8), index)
 
 
-def _normalise(rows: Rows, wanted: Mapping[str, str], input_column: str, where: str, nested: bool = False) -> Rows:
+def _normalise(rows: Rows, mapping: Mapping[str, str], input_column: str, where: str, nested: bool = False) -> Rows:
     """Bring every column to its one type and mark the rows where that fails."""
     columns: dict[str, pa.Array] = {}
     for part, column in zip(rows.table.column_names, rows.table.columns, strict=True):
-        name = wanted.get(part, part)
+        name = mapping.get(part, part)
         try:
             columns[part], bad, reason = _convert(part, name, column, nested)
         except SnapshotError as error:
@@ -119,7 +119,7 @@ def _normalise(rows: Rows, wanted: Mapping[str, str], input_column: str, where: 
     if "target" in columns:
         columns["text"] = pair_texts(columns["text"], columns.pop("target"))
     columns.setdefault("label", pa.nulls(len(rows), pa.large_string()))
-    order = [input_column, "label", *(part for part in wanted if part not in (input_column, "target", "label"))]
+    order = [input_column, "label", *(part for part in mapping if part not in (input_column, "target", "label"))]
     table = pa.table({part: columns[part] for part in order})
     return Rows(table=table, why=rows.why, source=rows.source, record=rows.record)
 

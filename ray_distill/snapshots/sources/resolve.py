@@ -1,4 +1,4 @@
-"""Which files a snapshot is made of: patterns resolved, formats told apart, folders of images named by class."""
+"""Resolve the sources of a snapshot: patterns, formats, folders of images by class."""
 
 import re
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ _CREDENTIALS = re.compile(r"(?<=://)[^/@]*@")
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFile:
-    """One file to read. ``folder`` is the class of an image: its folder below the source's root, or None."""
+    """A file to read; ``folder`` is the class of an image: its folder below the root, or None."""
 
     url: str
     size: int
@@ -53,7 +53,7 @@ def source_patterns(source: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def match_sources(patterns: Sequence[str], kind: str) -> list[SourceFile]:
-    """Files that ``patterns`` stand for, in the order of the patterns, then by name; each file once.
+    """Return the files of ``patterns``, in their order, then by name; each file once.
 
     Hidden files (a name that starts with a dot) are left out, and so is what table writers leave beside their
     data (``_SUCCESS``, ``_temporary/…``).
@@ -63,7 +63,7 @@ def match_sources(patterns: Sequence[str], kind: str) -> list[SourceFile]:
         kind: a format, or ``auto`` to go by each file's suffix.
 
     Raises:
-        SnapshotError: a pattern matches nothing, or a file's format cannot be told.
+        SnapshotError: a pattern matches nothing, or a file's format is unknown.
     """
     found: dict[str, SourceFile] = {}
     for pattern in patterns:
@@ -76,7 +76,7 @@ def match_sources(patterns: Sequence[str], kind: str) -> list[SourceFile]:
 
 
 def describe_sources(config: SnapshotConfig) -> list[dict[str, Any]]:
-    """What the source files are now, without reading them: a cheap key by which unchanged input is recognised.
+    """Return a cheap key of the source files, without reading them: equal if unchanged.
 
     Returns:
         One dict a file of ``source`` and ``exclude``: ``role``, ``name``, ``size`` in bytes, and ``version``,
@@ -85,7 +85,7 @@ def describe_sources(config: SnapshotConfig) -> list[dict[str, Any]]:
 
     Raises:
         SnapshotError: as `match_sources`.
-        StorageError: a file cannot be looked at.
+        StorageError: a file cannot be accessed.
     """
     roles = {"source": source_patterns(config.source), "exclude": config.exclude}
     return [
@@ -97,7 +97,7 @@ def describe_sources(config: SnapshotConfig) -> list[dict[str, Any]]:
 
 def _version(url: str) -> str:
     filesystem, path = remote.resolve(url)
-    return str(remote.attempt(url, "look at it", lambda: filesystem.checksum(path)))
+    return str(remote.attempt(url, "read its checksum", lambda: filesystem.checksum(path)))
 
 
 def _source_file(item: FileInfo, kind: str) -> SourceFile:

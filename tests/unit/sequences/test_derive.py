@@ -89,7 +89,9 @@ def test_the_manifest_says_what_was_dropped_and_why(parent: Snapshot, tmp_path: 
     assert about["generator_fingerprint"] == store.generator.fingerprint and about["filters"]["max_tokens"] == 12
     assert counts["sequences"] == counts["kept"] + sum(counts["dropped"].values())
     assert set(counts["dropped"]) == {"cut off", "too long", "not the best"}
-    assert counts["quarantined"] == {"the teacher was told to fail": 1} and counts["prompts_left"] == counts["kept"]
+    assert (
+        counts["quarantined"] == {"the teacher is configured to fail": 1} and counts["prompts_left"] == counts["kept"]
+    )
     assert rows.read == rows.kept + rows.merged + rows.dropped + rows.excluded + rows.quarantined
     (bad,) = opened.read_quarantine().to_pylist()
     assert bytes.fromhex(bad["source"]) in [row["row_id"] for split in BOTH for row in _rows(parent)[split]]

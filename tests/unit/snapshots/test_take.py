@@ -235,7 +235,7 @@ def test_interrupted_snapshot_is_invisible_and_can_be_taken_again(tmp_path: Path
     (folder / "quarantine.parquet" / "in the way").mkdir(parents=True)
     with pytest.raises(StorageError, match=r"quarantine\.parquet"):
         take(tmp_path, plain(300))
-    with pytest.raises(SnapshotError, match=r"holds no snapshot\.json, so it is no snapshot"):
+    with pytest.raises(SnapshotError, match=r"has no snapshot\.json, so it is not a snapshot"):
         open_snapshot(whole.ref)
     (folder / "quarantine.parquet" / "in the way").rmdir()
     (folder / "quarantine.parquet").rmdir()
@@ -274,7 +274,7 @@ def test_manifest_of_another_version_or_content_is_refused(tmp_path: Path) -> No
         open_snapshot(snapshot.ref)
     assert take(tmp_path, plain(300)) == snapshot == open_snapshot(snapshot.ref)
     path.write_text(json.dumps(manifest))
-    with pytest.raises(SnapshotError, match="the reference says 00"):
+    with pytest.raises(SnapshotError, match="the reference has 00"):
         open_snapshot(SnapshotRef(url=snapshot.ref.url, fingerprint="00"))
 
 

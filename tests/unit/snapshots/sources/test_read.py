@@ -207,7 +207,7 @@ def test_parquet_missing_column_names_the_nearest(tmp_path: Path) -> None:
 def test_parquet_text_of_another_type_is_an_error(tmp_path: Path, column: pa.Array) -> None:
     """A text column must hold text."""
     pq.write_table(pa.table({"utterance": column}), tmp_path / "a.parquet")
-    with pytest.raises(SnapshotError, match=r"a\.parquet: column 'utterance' holds .*expected text"):
+    with pytest.raises(SnapshotError, match=r"a\.parquet: column 'utterance' has .*expected text"):
         read(tmp_path / "a.parquet", {"text": "utterance"})
 
 
@@ -258,7 +258,7 @@ def test_images_in_parquet_may_be_structs(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": values, "path": ["1.png"] * 3}), tmp_path / "a.parquet")
     rows = read(tmp_path / "a.parquet", {"image": "image"}, "image")
     assert rows.table.column("image").to_pylist() == [png(1), None, None]
-    with pytest.raises(SnapshotError, match=r"holds string, expected encoded images as binary or as struct"):
+    with pytest.raises(SnapshotError, match=r"has string, expected encoded images as binary or as struct"):
         read(tmp_path / "a.parquet", {"image": "path"}, "image")
 
 

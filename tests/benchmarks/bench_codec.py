@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_distill.labels.format import parquet_shards
-from ray_distill.labels.format.codecs.measure import added_error, compact_options, fit_ids
+from ray_distill.labels.format.codecs.compact import compact_options, fit_ids
+from ray_distill.labels.format.codecs.measure import added_error
 from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.signal import concat_signals, signal_of

@@ -119,7 +119,7 @@ def label(name: str, snapshot: dict[str, str], store_url: str) -> dict[str, floa
 
 def manifest_of(name: str, model: Any) -> Any:
     """Top 50 of a language model in compact form; dense of a classifier."""
-    from ray_distill.labels.format.codecs.measure import compact_options
+    from ray_distill.labels.format.codecs.compact import compact_options
     from ray_distill.labels.model.manifest import StoreManifest
 
     _, batch, unit = SIZES[name]

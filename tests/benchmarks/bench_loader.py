@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_distill.config import SnapshotConfig, TrainingConfig
-from ray_distill.labels.format.codecs.measure import compact_options, fit_ids
+from ray_distill.labels.format.codecs.compact import compact_options, fit_ids
 from ray_distill.labels.format.fitted_arrays import write_fits
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.distributions import Distributions

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ray_distill.labels.format.codecs.measure import compact_options
+from ray_distill.labels.format.codecs.compact import compact_options
 from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.ragged import running

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from ray_distill.errors import CorruptStore, LabelError
 from ray_distill.labels.format import parquet_shards
 from ray_distill.labels.format.codecs import find_codec
-from ray_distill.labels.format.codecs.measure import added_error, compact_options, fit_ids
+from ray_distill.labels.format.codecs.compact import compact_options, fit_ids
+from ray_distill.labels.format.codecs.measure import added_error
 from ray_distill.labels.format.codecs.planes import DIRECT, ESCAPE, WIDE_GAP, contexts, escaped, gaps, unescaped, ungaps
 from ray_distill.labels.format.codecs.quantise import decode_entropy, decode_odds, encode_entropy, encode_odds
 from ray_distill.labels.model import rowids

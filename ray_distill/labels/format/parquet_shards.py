@@ -17,19 +17,12 @@ from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.rowids import RowIds
 from ray_distill.labels.model.validity import Rejects
 
-#: Codecs that hold plain int32 and float32. Their cells stand between their lengths, and they are compressed for the
-#: reader, who unpacks them again in every epoch: LZ4 is read three to five times as fast as zstd, with 1.3 to 1.4 times
-#: the bytes. The codec ``compact`` needs the fewest bytes: its lengths lie apart, its bytes in one piece.
-PLAIN = ("dense", "topk")
-
 
 def encode_labels(ids: RowIds, distributions: Distributions, manifest: StoreManifest, fits: Fits) -> bytes:
     """A shard of labels: ``row_id`` and the columns of the manifest's codec."""
-    columns = find_codec(manifest.codec).encode(distributions, manifest, fits)
-    table = pa.table({"row_id": rowids.to_arrow(ids), **columns})
-    if manifest.codec[0] in PLAIN:
-        return to_parquet(table, compression="lz4")
-    return to_parquet(table, "DELTA_LENGTH_BYTE_ARRAY")
+    codec = find_codec(manifest.codec)
+    columns = codec.encode(distributions, manifest, fits)
+    return to_parquet(pa.table({"row_id": rowids.to_arrow(ids), **columns}), codec.cell_encoding, codec.compression)
 
 
 def decode_labels(data: bytes, manifest: StoreManifest, fits: Fits, name: str) -> tuple[RowIds, Distributions]:

@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign
 from ray_distill.labels.format import parquet_shards
-from ray_distill.labels.format.codecs.measure import added_error, fit_ids
+from ray_distill.labels.format.codecs import find_codec
+from ray_distill.labels.format.codecs.measure import added_error
 from ray_distill.labels.format.fitted_arrays import Fits
 from ray_distill.labels.format.hidden_states import basis_name, encode_hidden, fit_basis, mean_name, relative_error
 from ray_distill.labels.model import rowids
@@ -66,7 +67,7 @@ def fit_store(manifest: StoreManifest, row_ids: pa.Array, signal: Signal) -> Fou
     order = np.argsort(rowids.to_numpy(row_ids), kind="stable").astype(np.int64)
     ids, signal = rowids.to_numpy(row_ids)[order], signal.take(order)
     distributions = signal.distributions
-    fits: dict[str, Any] = _fit_labels(manifest, distributions)
+    fits: dict[str, Any] = dict(find_codec(manifest.codec).fit(distributions, manifest))
     kept: dict[int, float] = {}
     if manifest.hidden_rank or manifest.hidden_variance:
         for layer, hidden in signal.hidden.items():
@@ -84,12 +85,6 @@ def fit_store(manifest: StoreManifest, row_ids: pa.Array, signal: Signal) -> Fou
         },
     }
     return Found(fits=fits, measured=measured, range_rows=_rows_a_unit(manifest, ids, signal, distributions, fits))
-
-
-def _fit_labels(manifest: StoreManifest, distributions: Distributions) -> dict[str, Any]:
-    if manifest.codec[0] != "compact" or manifest.estimator == "dense":
-        return {}
-    return {"ids": fit_ids(distributions, manifest.class_count)}
 
 
 def _hidden_error(

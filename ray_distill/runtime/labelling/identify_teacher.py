@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign, TeacherConfig
 from ray_distill.errors import ConfigError, TeacherRefused
-from ray_distill.labels.format.codecs.measure import compact_options
+from ray_distill.labels.format.codecs import choose_codec, find_codec
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.models.heads.fit_head import fit_head
 from ray_distill.models.io.load import load_processor
@@ -112,9 +112,7 @@ def make_manifest(config: Campaign, facts: TeacherFacts) -> StoreManifest:
             f"at most {facts.vocabulary}, or take the estimator dense, which stores all of it"
         )
     teacher, drawn = labels.teacher, signal.estimator in ("sampled", "hybrid")
-    lossless = signal.encoding == "lossless"
-    plain = lossless and not drawn  # the plain codecs hold every digit of what is not drawn, and any tool reads them
-    counted = signal.estimator == "sampled" and signal.exponent == 1
+    codec = choose_codec(signal)
     return StoreManifest(
         task=config.task,
         classes=facts.classes,
@@ -139,8 +137,8 @@ def make_manifest(config: Campaign, facts: TeacherFacts) -> StoreManifest:
         hidden_dtype=hidden.dtype,
         hidden_rank=(hidden.rank or 0) if facts.layers else 0,
         hidden_variance=(hidden.variance or 0.0) if facts.layers else 0.0,
-        codec=(signal.estimator, 2) if plain else ("compact", 2),
-        options={} if plain else compact_options(signal.temperatures, lossless, drawn=counted),
+        codec=codec,
+        options=find_codec(codec).options(signal),
         unit_rows=labels.unit_rows,
         unit_bytes=labels.unit_bytes,
         batch=labels.resources.batch,

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_distill.labels.format import parquet_shards
-from ray_distill.labels.format.codecs.measure import fit_ids
+from ray_distill.labels.format.codecs.compact import fit_ids
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.distributions import Distributions, Draws
 from ray_distill.labels.model.manifest import StoreManifest

@@ -1,5 +1,6 @@
 """Stored forms of distributions, by name and version. A new one is one file and one line here."""
 
+from ray_distill.config import SignalConfig
 from ray_distill.errors import LabelError
 from ray_distill.labels.format.codecs.base import Codec
 from ray_distill.labels.format.codecs.compact import CompactCodec
@@ -12,6 +13,11 @@ CODECS: dict[tuple[str, int], Codec] = {
     ("topk", 2): TopKCodec(),
     ("compact", 2): CompactCodec(),
 }
+
+
+def choose_codec(signal: SignalConfig) -> tuple[str, int]:
+    """Return the first codec of the table that stores what is configured."""
+    return next(key for key, codec in CODECS.items() if codec.serves(signal))
 
 
 def find_codec(key: tuple[str, int]) -> Codec:
@@ -29,4 +35,4 @@ def find_codec(key: tuple[str, int]) -> Codec:
     return CODECS[key]
 
 
-__all__ = ["CODECS", "Codec", "find_codec"]
+__all__ = ["CODECS", "Codec", "choose_codec", "find_codec"]

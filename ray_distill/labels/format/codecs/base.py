@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ray_distill.config import SignalConfig
 from ray_distill.errors import CorruptStore
 from ray_distill.labels.format.fitted_arrays import Fits
 from ray_distill.labels.model.distributions import Distributions
@@ -24,6 +25,23 @@ class Codec(Protocol):
     @property
     def version(self) -> int:
         """Version of its stored form; an old one stays readable for ever."""
+
+    @property
+    def cell_encoding(self) -> str:
+        """Parquet encoding of binary cells."""
+
+    @property
+    def compression(self) -> str:
+        """Parquet compression of a shard's pages: ``lz4`` or ``zstd``."""
+
+    def serves(self, signal: SignalConfig) -> bool:
+        """Return whether this codec stores what is configured."""
+
+    def options(self, signal: SignalConfig) -> dict[str, Any]:
+        """Return the codec's settings for what is configured; they become the manifest's ``options``."""
+
+    def fit(self, distributions: Distributions, manifest: StoreManifest) -> Fits:
+        """Return the arrays that the codec needs, fitted on a slice of the calibration split before the first unit."""
 
     def encode(self, distributions: Distributions, manifest: StoreManifest, fits: Fits) -> Mapping[str, pa.Array]:
         """Columns of a shard, one value a row; equal distributions give equal bytes.

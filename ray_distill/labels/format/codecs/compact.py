@@ -11,7 +11,7 @@ The counts of draws from p itself are stored as differences to what the bins of 
 (`counts`), where probabilities have bins.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ray_distill.config import SignalConfig
 from ray_distill.errors import CorruptStore, LabelError
 from ray_distill.labels.format.codecs.base import cells, require_lengths, row_totals, uncells
 from ray_distill.labels.format.codecs.counts import Bins, decode_counts, encode_counts, expected_counts
@@ -64,6 +65,22 @@ class CompactCodec:
 
     name: str = "compact"
     version: int = 2
+    #: Lengths of cells lie apart from their bytes, which are then one piece for zstd.
+    cell_encoding: str = "DELTA_LENGTH_BYTE_ARRAY"
+    compression: str = "zstd"
+
+    def serves(self, signal: SignalConfig) -> bool:
+        """Return whether this codec stores what is configured: every estimator, with loss or without."""
+        return True
+
+    def options(self, signal: SignalConfig) -> dict[str, Any]:
+        """Return the codec's settings for what is configured."""
+        counted = signal.estimator == "sampled" and signal.exponent == 1
+        return compact_options(signal.temperatures, signal.encoding == "lossless", drawn=counted)
+
+    def fit(self, distributions: Distributions, manifest: StoreManifest) -> Fits:
+        """Return the order of class ids by frequency, unless every position has all classes."""
+        return {} if manifest.estimator == "dense" else {"ids": fit_ids(distributions, manifest.class_count)}
 
     def encode(self, distributions: Distributions, manifest: StoreManifest, fits: Fits) -> Mapping[str, pa.Array]:
         """Columns of a shard; errors as `Codec.encode`."""
@@ -123,6 +140,24 @@ class CompactCodec:
             entropy=entropy,
             draws=_decode_draws(table, manifest, layout, rows, per_entry[1]),
         )
+
+
+def fit_ids(distributions: Distributions, class_count: int) -> npt.NDArray[np.int32]:
+    """Return class ids ``[V]`` by how often they are stored, most often first; equals by id."""
+    counts = np.bincount(distributions.ids, minlength=class_count)
+    return np.argsort(-counts, kind="stable").astype(np.int32)
+
+
+def compact_options(temperatures: Sequence[float], lossless: bool, *, drawn: bool = False) -> dict[str, Any]:
+    """Return options of ``compact`` for the declared temperatures: bins that add about 1e-4 nats on a language model.
+
+    The power is 1/(2T) of the largest T (MATHS.md §1), a little less at T = 1 alone: fewer levels then add as little,
+    and small probabilities move less. Where all entries are ``drawn``, the target at T = 1 is made of the counts, which
+    are exact, and fewer levels do.
+    """
+    highest = max(max(temperatures), 1.25)
+    levels = 208 if max(temperatures) > 1 else 112 if drawn else 160
+    return {"lossless": lossless, "power": 1 / (2 * highest), "levels": levels}
 
 
 def options(manifest: StoreManifest) -> tuple[bool, float, int]:

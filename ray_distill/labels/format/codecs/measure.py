@@ -3,7 +3,6 @@
 Measured on a slice of the calibration split, through the very bytes that a shard would have.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,24 +36,6 @@ def added_error(exact: Distributions, manifest: StoreManifest, fits: Fits) -> di
         "max_abs_dlogp": float(moved.max(initial=0)),
         "bytes_a_position": len(data) / max(len(exact.position), 1),
     }
-
-
-def fit_ids(distributions: Distributions, class_count: int) -> npt.NDArray[np.int32]:
-    """Class ids ``[V]`` by how often they are stored, most often first; equals by id."""
-    counts = np.bincount(distributions.ids, minlength=class_count)
-    return np.argsort(-counts, kind="stable").astype(np.int32)
-
-
-def compact_options(temperatures: Sequence[float], lossless: bool, *, drawn: bool = False) -> dict[str, Any]:
-    """Options of ``compact`` for the declared temperatures: bins that add about 1e-4 nats on a language model.
-
-    The power is 1/(2T) of the largest T (MATHS.md §1), a little less at T = 1 alone: fewer levels then add as little,
-    and small probabilities move less. Where all entries are ``drawn``, the target at T = 1 is made of the counts, which
-    are exact, and fewer levels do.
-    """
-    highest = max(max(temperatures), 1.25)
-    levels = 208 if max(temperatures) > 1 else 112 if drawn else 160
-    return {"lossless": lossless, "power": 1 / (2 * highest), "levels": levels}
 
 
 def _mean_divergence(exact: Distributions, stored: Distributions, temperature: float) -> float:

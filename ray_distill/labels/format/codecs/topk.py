@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from ray_distill.config import SignalConfig
 from ray_distill.errors import CorruptStore
 from ray_distill.labels.format.codecs.base import cells, require_lengths, row_totals, uncells
 from ray_distill.labels.format.fitted_arrays import Fits
@@ -22,6 +24,22 @@ class TopKCodec:
 
     name: str = "topk"
     version: int = 2
+    #: Training unpacks these numbers again in every epoch: LZ4 is read three to five times as fast as zstd, with 1.3 to
+    #: 1.4 times the bytes.
+    cell_encoding: str = "PLAIN"
+    compression: str = "lz4"
+
+    def serves(self, signal: SignalConfig) -> bool:
+        """Return whether this codec stores what is configured: every digit of the estimator ``topk``."""
+        return signal.estimator == "topk" and signal.encoding == "lossless"
+
+    def options(self, signal: SignalConfig) -> dict[str, Any]:
+        """Return the codec's settings for what is configured: none."""
+        return {}
+
+    def fit(self, distributions: Distributions, manifest: StoreManifest) -> Fits:
+        """Return the fitted arrays: none."""
+        return {}
 
     def encode(self, distributions: Distributions, manifest: StoreManifest, fits: Fits) -> Mapping[str, pa.Array]:
         """Columns of a shard."""

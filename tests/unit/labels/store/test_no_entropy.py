@@ -11,7 +11,7 @@ import torch
 
 from ray_distill.errors import LabelError
 from ray_distill.labels.format import parquet_shards
-from ray_distill.labels.format.codecs.measure import compact_options
+from ray_distill.labels.format.codecs.compact import compact_options
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.signal import Signal, signal_of

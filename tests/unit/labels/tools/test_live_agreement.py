@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_distill.labels.format.codecs.measure import compact_options, fit_ids
+from ray_distill.labels.format.codecs.compact import compact_options, fit_ids
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.signal import Vectors, signal_of
 from ray_distill.labels.tools.live_agreement import Answer, as_stored, compare

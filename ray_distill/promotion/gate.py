@@ -174,7 +174,7 @@ def _margin(report: EvalReport, name: str, student: Estimate, margin: float) -> 
     champion = _metric_of(report, "champion", name)
     if champion is None or not math.isfinite(champion.value):
         return _unmeasured(f"the champion's {name}, which the student's is held against,", champion)
-    difference, sign = _difference(report, name, "champion", student, champion), _sign(report, name)
+    difference, sign = _difference(report, name, arm="champion", student=student, other=champion), _sign(report, name)
     lead = Lead(value=sign * difference.value + margin, low=_low(difference, sign) + margin)
     shown = f"{name} minus the champion's is {estimate(difference, signed=True)}, which"
     return _judge(lead, shown, f"the margin of {-sign * margin:+g}")
@@ -188,7 +188,7 @@ def _beat(report: EvalReport, arm: str, name: str) -> Finding:
         return _unmeasured(f"the student's {name}", student)
     if other is None or not math.isfinite(other.value):
         return _unmeasured(f"the {name} of {arm}, which the student must beat,", other)
-    difference, sign = _difference(report, name, arm, student, other), _sign(report, name)
+    difference, sign = _difference(report, name, arm=arm, student=student, other=other), _sign(report, name)
     shown = f"{name} minus that of {arm} is {estimate(difference, signed=True)}"
     side = "exceed" if sign > 0 else "be below"
     if sign * difference.value < 0:
@@ -214,7 +214,7 @@ def _unmeasured(what: str, found: Estimate | None) -> Finding:
     return Finding(verdict=Verdict.REJECT, reason=f"{what} {state}: what is not measured is not promoted")
 
 
-def _difference(report: EvalReport, name: str, arm: str, student: Estimate, other: Estimate) -> Estimate:
+def _difference(report: EvalReport, name: str, *, arm: str, student: Estimate, other: Estimate) -> Estimate:
     """Student minus the arm: paired where reported, else from the two separate intervals."""
     paired = report.comparisons.get(f"{name}_minus_{arm}")
     if paired is not None and math.isfinite(paired.value):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from ray_distill.config import LabelsConfig, TeacherConfig
 from ray_distill.errors import TeacherRefused
 from ray_distill.models.core.module_function import is_factory
+from ray_distill.tasks.catalogue import get_task
 from ray_distill.teachers.base import Ask
 
 ENGINE = "labels.teacher.engine: vllm"
@@ -43,7 +44,7 @@ def refuse_ask(ask: Ask, vocabulary: int, model: str) -> None:
 
 
 def _of_teacher(config: TeacherConfig, task: str) -> Iterator[str]:
-    if task != "causal_lm":
+    if get_task(task).auto_class != "AutoModelForCausalLM":
         yield f"the task is {task}, and vLLM scores texts by a language model: use engine transformers"
     if is_factory(config.model):
         yield "it is a module:function, and vLLM loads checkpoints: use engine transformers"

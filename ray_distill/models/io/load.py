@@ -209,12 +209,13 @@ def _from_checkpoint(config: TeacherConfig, task: str, folder: Path, digest: str
     processor = read_processor(folder, model_config, config, task=task)
     identity: dict[str, Any] = {"checkpoint": digest, "dtype": config.dtype}
     describe: dict[str, Any] = {"source": "checkpoint", "checkpoint": digest, "dtype": config.dtype}
-    vocabulary = vocabulary_of(model_config) if get_task(task).answers.per_token else 0
-    if config.head is not None and vocabulary:
+    per_token = get_task(task).answers.per_token
+    vocabulary = vocabulary_of(model_config) if per_token else 0
+    if config.head is not None and per_token:
         raise ConfigError(f"labels.teacher.head fits a classifier, and {task} has none: leave it out")
     if config.head is None:
         module = _read_placed(folder, config, task)
-        classes = () if vocabulary else class_names(model_config)
+        classes = () if per_token else class_names(model_config)
     else:
         module, head = attach_head(folder, config, digest=digest, head_url=head_url)
         classes = head.classes

@@ -11,6 +11,7 @@ from ray_distill.errors import ConfigError, ModelError
 from ray_distill.models.text.lm_processor import LanguageProcessor, language_processor
 from ray_distill.models.text.processors import TextProcessor
 from ray_distill.models.text.seq2seq_processor import PairProcessor, pair_processor
+from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.inputs.modality import Processor
 
 
@@ -40,15 +41,25 @@ def language_of(spec: Any, saved: Mapping[str, Any], url: str) -> LanguageConfig
 def speaking(
     processor: Processor, settings: LanguageConfig | None, *, task: str, max_length: int | None = None
 ) -> Processor:
-    """Apply language settings to a function's processor, if it has a tokenizer.
+    """Apply language settings to a function's processor, if the task's inputs have any.
 
     Raises:
         ModelError, ConfigError: as `language_processor`.
     """
-    if isinstance(processor, PairProcessor):
-        settings = settings or processor.settings
-        return pair_processor(processor.tokenizer, max_length or processor.max_length, settings, start=processor.start)
-    if task != "causal_lm" or not isinstance(processor, TextProcessor | LanguageProcessor):
+    return get_task(task).inputs.adapt_processor(processor, settings, max_length)
+
+
+def adapt_pairs(processor: Processor, settings: LanguageConfig | None, max_length: int | None) -> Processor:
+    """Apply settings to a processor of sources and targets; another one is returned as it is."""
+    if not isinstance(processor, PairProcessor):
+        return processor
+    settings = settings or processor.settings
+    return pair_processor(processor.tokenizer, max_length or processor.max_length, settings, start=processor.start)
+
+
+def adapt_language(processor: Processor, settings: LanguageConfig | None, max_length: int | None) -> Processor:
+    """Make a language model's processor of one with a tokenizer; another one is returned as it is."""
+    if not isinstance(processor, TextProcessor | LanguageProcessor):
         return processor
     if settings is None:
         settings = processor.settings if isinstance(processor, LanguageProcessor) else LanguageConfig()

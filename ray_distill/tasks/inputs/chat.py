@@ -91,6 +91,7 @@ TEXT_OR_CHAT = Inputs(
     name="chat",
     column=COLUMN,
     processor="ray_distill.models.text.lm_processor:read_language_processor",
+    adapt="ray_distill.models.text.tokenizer_match:adapt_language",
     encode=encode,
     collate=collate,
     example=example,

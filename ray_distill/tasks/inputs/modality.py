@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ray_distill.config import Campaign, TeacherConfig
+from ray_distill.config.labels import LanguageConfig
 from ray_distill.tasks.encoded import Batch, Encoded
 
 #: A seeded corruption: (rows, severity 1..3, generator) -> rows of the same ids, in the same order.
@@ -33,6 +34,15 @@ class Processor(Protocol):
 
 #: (folder, transformers config, settings) -> processor; errors as `Inputs.read_processor`.
 ReadProcessor = Callable[[Path, Any, TeacherConfig], Processor]
+
+
+#: (processor, settings, most tokens) -> processor; as `Inputs.adapt_processor`.
+AdaptProcessor = Callable[[Processor, LanguageConfig | None, int | None], Processor]
+
+
+def _import(name: str) -> Any:
+    module, _, function = name.partition(":")
+    return getattr(import_module(module), function)
 
 
 def _nothing_refused(config: Campaign) -> list[str]:
@@ -77,6 +87,9 @@ class Inputs:
 
     It lies in a layer above this one (``models``), which alone imports transformers.
     """
+    adapt: str = ""
+    """Function that applies language settings to a processor of the user's, ``package.module:function``; empty: none.
+    """
     form: Callable[[Campaign], Form] = _plain_text
     """Return the form of a row that a teacher writes."""
     nested: Callable[[Campaign], bool] = _never
@@ -98,9 +111,26 @@ class Inputs:
             ModelError: it has none, or one that cannot be used.
             ConfigError: the settings do not suit it.
         """
-        module, _, function = self.processor.partition(":")
-        read: ReadProcessor = getattr(import_module(module), function)
+        read: ReadProcessor = _import(self.processor)
         return read(folder, model_config, config)
+
+    def adapt_processor(
+        self, processor: Processor, settings: LanguageConfig | None, max_length: int | None
+    ) -> Processor:
+        """Apply language settings to a processor that a ``module:function`` returned.
+
+        Args:
+            processor: the function's.
+            settings: of the campaign, or saved with the model; None where there are none.
+            max_length: tokens kept of an input; None: as many as the processor keeps.
+
+        Raises:
+            ModelError, ConfigError: the settings do not suit it.
+        """
+        if not self.adapt:
+            return processor
+        adapt: AdaptProcessor = _import(self.adapt)
+        return adapt(processor, settings, max_length)
 
     def corruptions_of(self, config: Campaign) -> Mapping[str, Corruption]:
         """Return the corruptions that the campaign's inputs can suffer."""

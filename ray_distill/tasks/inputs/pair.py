@@ -137,6 +137,7 @@ PAIR = Inputs(
     name="pair",
     column=COLUMN,
     processor="ray_distill.models.text.seq2seq_processor:read_pair_processor",
+    adapt="ray_distill.models.text.tokenizer_match:adapt_pairs",
     encode=encode,
     collate=collate,
     example=_example,

@@ -43,12 +43,10 @@ def fixed(rng: np.random.Generator, count: int, size: int) -> pa.Array:
 def many_units(count: int) -> pa.Table:
     """The columns of ``count`` committed units with labels and one hidden layer each."""
     rng, numbers = np.random.default_rng(0), np.arange(count)
-    size = pa.array(rng.integers(50_000, 90_000, count))
-    file = pa.StructArray.from_arrays([size, fixed(rng, count, 32)], fields=list(SCHEMA.field("labels").type))
-    hidden = pa.StructArray.from_arrays(
-        [pa.array(np.ones(count, np.int32)), size, fixed(rng, count, 32)],
-        fields=list(SCHEMA.field("hidden").type.value_type),
-    )
+    element = SCHEMA.field("parts").type.value_type
+    names = pa.array(["distributions", "hidden.7"] * count)
+    sizes = pa.array(rng.integers(50_000, 90_000, 2 * count))
+    parts = pa.StructArray.from_arrays([names, sizes, fixed(rng, 2 * count, 32)], fields=list(element))
     columns = {
         "record": numbers // UNITS_A_RECORD,
         "unit": fixed(rng, count, 16),
@@ -61,10 +59,9 @@ def many_units(count: int) -> pa.Table:
         "rejected": np.zeros(count, np.int64),
         "halved": np.zeros(count, np.int64),
         "reasons": pa.repeat("", count),
-        "labels": file,
         "quarantine": pa.nulls(count, SCHEMA.field("quarantine").type),
-        "hidden": pa.ListArray.from_arrays(pa.array(np.arange(count + 1, dtype=np.int32)), hidden).cast(
-            SCHEMA.field("hidden").type
+        "parts": pa.ListArray.from_arrays(pa.array(2 * np.arange(count + 1, dtype=np.int32)), parts).cast(
+            SCHEMA.field("parts").type
         ),
     }
     return pa.table(columns, schema=SCHEMA)

@@ -58,7 +58,7 @@ def test_the_bytes_of_a_run_are_within_five_percent_of_its_plan(tmp_path: Path, 
     assert report.bytes_total == pytest.approx(real, rel=0.05)
     assert set(report.bytes_hidden) == {str(layer) for layer in store.manifest.hidden_layers}
     for layer in report.bytes_hidden:
-        found = sum(item.size for item in files.list_files(files.join(labels.store, "hidden", layer)))
+        found = sum(item.size for item in files.list_files(files.join(labels.store, f"hidden.{layer}")))
         assert report.bytes_hidden[layer] == pytest.approx(found, rel=0.05)
     assert report.units == len(store.ledger) and 0 < report.seconds_once < report.seconds
     assert json.loads(report.to_json())["seconds"] == report.seconds

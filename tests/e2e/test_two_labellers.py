@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ray_distill import cli
-from ray_distill.labels.model.work_units import entries, labels_name
+from ray_distill.labels.model.work_units import entries, part_file
 from ray_distill.labels.store.label_store import open_store
 from ray_distill.storage import files
 from ray_distill.testing.s3 import s3_server
@@ -85,7 +85,7 @@ def _flip_a_byte(store_url: str) -> str:
     store = open_store(store_url)
     store.log.refresh()
     receipt = entries(store.log.records[0], 0)[0]
-    name = labels_name(receipt.unit, receipt.attempt)
+    name = part_file("distributions", receipt.unit, receipt.attempt)
     path = Path(store_url) / name
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1

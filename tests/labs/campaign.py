@@ -23,7 +23,7 @@ import torch
 import yaml
 
 from ray_distill.config import Campaign, Splits, load_config
-from ray_distill.labels.model.work_units import labels_name
+from ray_distill.labels.model.work_units import part_file
 from ray_distill.labels.store.label_store import open_store
 from ray_distill.models.core.model import ModelParts
 from ray_distill.models.io.load import load_model
@@ -189,7 +189,7 @@ def label_bytes(store_url: str) -> dict[str, bytes]:
     store = open_store(store_url)
     store.log.refresh()
     return {
-        unit: files.read_bytes(files.join(store_url, labels_name(unit, receipt.attempt)))
+        unit: files.read_bytes(files.join(store_url, part_file("distributions", unit, receipt.attempt)))
         for unit, receipt in winners(store.log.records).items()
     }
 

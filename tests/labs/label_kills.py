@@ -220,7 +220,7 @@ class Lab:
         report = audit(store, self.snapshot)
         if not report.ok or (report.units, report.rows) != (self.units, len(self.rows)):
             outcome.wrong.append(f"audit: {report.to_dict()}")
-        outcome.orphans = sum(name.startswith("labels/") for name in report.orphans)
+        outcome.orphans = sum(name.startswith("distributions/") for name in report.orphans)
         read = Counter(open_label_set(open_store(store).ref(self.snapshot.ref), self.snapshot).read()[0].to_pylist())
         outcome.lost = len(set(self.rows) - set(read))
         outcome.twice = sum(count - 1 for named in (read, Counter(_named(store))) for count in named.values())
@@ -264,7 +264,7 @@ def _attempts(store_url: str) -> int:
     try:
         return sum(
             1
-            for unit in os.scandir(f"{store_url}/labels")
+            for unit in os.scandir(f"{store_url}/distributions")
             if any(name.endswith(".parquet") and name[0] != "." for name in os.listdir(unit))  # noqa: PTH208
         )
     except FileNotFoundError:

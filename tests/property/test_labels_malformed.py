@@ -97,7 +97,7 @@ def foreign(draw, held, other):
                 *sorted(held),
                 "log/000000000009.json",
                 "log/notes.txt",
-                "labels/x/y.parquet",
+                "distributions/x/y.parquet",
                 f"log/compact/000000000002-{'0' * 32}.parquet",
             ]
         )
@@ -112,7 +112,7 @@ def lose(draw, held, other):
 
 def swap(draw, held, other):
     """The contents of two files of a kind, exchanged."""
-    folder = draw(st.sampled_from(["labels/", "hidden/", "log/0"]))
+    folder = draw(st.sampled_from(["distributions/", "hidden.1/", "log/0"]))
     one, two = (draw(st.sampled_from([name for name in sorted(held) if name.startswith(folder)])) for _ in range(2))
     return {one: held[two], two: held[one]}
 
@@ -131,7 +131,7 @@ def miscount(draw, held, other):
     name = draw(st.sampled_from([name for name in sorted(held) if name.startswith("log/0")]))
     try:
         record = json.loads(held[name])
-        record["units"][0][draw(st.sampled_from([*COUNTS, "attempt", "unit", "labels", "hidden", "reasons"]))] = draw(
+        record["units"][0][draw(st.sampled_from([*COUNTS, "attempt", "unit", "parts", "reasons"]))] = draw(
             st.one_of(st.integers(-2, 9), st.integers(2**62, 2**70), st.none(), st.text(max_size=4), st.just({}))
         )
     except (ValueError, LookupError, TypeError):

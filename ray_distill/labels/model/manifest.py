@@ -9,7 +9,7 @@ from ray_distill.fingerprint import fingerprint
 from ray_distill.labels.model.distributions import Family
 
 #: Version of the store's layout: manifest, log records and file names. Those from release 0.2 on stay readable.
-STORE_VERSION = 2
+STORE_VERSION = 3
 
 ESTIMATORS = ("dense", "topk", "sampled", "hybrid")
 POOLS = ("token", "mean", "cls", "last")

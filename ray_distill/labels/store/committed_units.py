@@ -43,9 +43,8 @@ SCHEMA = pa.schema(
         ("rows", pa.int64()),
         ("rejected", pa.int64()),
         ("reasons", pa.string()),
-        ("labels", pa.struct(_FILE)),
         ("quarantine", pa.struct(_FILE)),
-        ("hidden", pa.list_(pa.field("element", pa.struct([pa.field("layer", pa.int32()), *_FILE])))),
+        ("parts", pa.list_(pa.field("element", pa.struct([pa.field("part", pa.string()), *_FILE])))),
         ("halved", pa.int64()),
     ]
 )
@@ -137,7 +136,7 @@ class Ledger:
     def bytes_written(self, length: int | None = None) -> int:
         """Size of all files of the units."""
         table = self._prefix(length)
-        files = [table.column("labels"), table.column("quarantine"), pc.list_flatten(table.column("hidden"))]
+        files = [table.column("quarantine"), pc.list_flatten(table.column("parts"))]
         return sum(pc.sum(pc.struct_field(item, "size")).as_py() or 0 for item in files)
 
     def _prefix(self, length: int | None) -> pa.Table:
@@ -207,7 +206,7 @@ def _row(receipt: Receipt, record: int) -> dict[str, Any]:
         reasons = canonical_json(dict(receipt.reasons)).decode() if receipt.reasons else ""
     except (ValueError, TypeError) as error:
         raise CorruptStore(f"unit {unit}: the reasons in its log entry are unusable ({error})") from error
-    hidden = [{"layer": layer, **_stored(item, unit)} for layer, item in sorted(receipt.hidden.items())]
+    parts = [{"part": part, **_stored(item, unit)} for part, item in sorted(receipt.parts.items())]
     return {
         "record": record,
         "unit": _hex(unit, 16, unit),
@@ -216,8 +215,7 @@ def _row(receipt: Receipt, record: int) -> dict[str, Any]:
         "shard": receipt.shard,
         **{name: getattr(receipt, name) for name in _COUNTS},
         "reasons": reasons,
-        "labels": _stored(receipt.labels, unit),
-        "hidden": hidden,
+        "parts": parts,
         "quarantine": None if receipt.quarantine is None else _stored(receipt.quarantine, unit),
     }
 
@@ -247,8 +245,7 @@ def _receipt(row: Mapping[str, Any]) -> Receipt:
         shard=row["shard"],
         **{name: row[name] for name in _COUNTS},
         reasons=json.loads(row["reasons"] or "{}"),
-        labels=_file(row["labels"]),
-        hidden={item["layer"]: _file(item) for item in row["hidden"]},
+        parts={item["part"]: _file(item) for item in row["parts"]},
         quarantine=None if row["quarantine"] is None else _file(row["quarantine"]),
     )
 

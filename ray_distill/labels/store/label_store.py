@@ -16,7 +16,8 @@ from ray_distill.labels.format.codecs import find_codec
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.rowids import RowIds, SnapshotRows
-from ray_distill.labels.model.work_units import Receipt, WorkUnit, labels_name, quarantine_name, unit_id
+from ray_distill.labels.model.signal import DISTRIBUTIONS
+from ray_distill.labels.model.work_units import Receipt, WorkUnit, part_file, quarantine_file, unit_id
 from ray_distill.labels.store.committed_units import Ledger
 from ray_distill.storage import files
 from ray_distill.storage.log import DIGEST_BYTES, CommitLog, Record, covered
@@ -156,8 +157,8 @@ class LabelStore:
         known = self._rows.get(unit.unit)
         if known is not None:
             return known
-        labelled = self._ids(labels_name(unit.unit, unit.attempt), unit.rows)
-        name = quarantine_name(unit.unit, unit.attempt)
+        labelled = self._ids(part_file(DISTRIBUTIONS, unit.unit, unit.attempt), unit.rows)
+        name = quarantine_file(unit.unit, unit.attempt)
         rejected = self._ids(name, unit.rejected) if unit.quarantine else rowids.empty()
         rows, count = UnitRows(labelled=labelled, rejected=rejected), len(labelled) + len(rejected)
         if self._cached + count <= CACHED_ROWS:

@@ -20,8 +20,8 @@ from ray_distill.labels.model import rowids
 from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.rowids import RowIds, SnapshotRows
-from ray_distill.labels.model.signal import Signal, Vectors, concat_signals, signal_of
-from ray_distill.labels.model.work_units import FileReceipt, Receipt, hidden_name, labels_name
+from ray_distill.labels.model.signal import DISTRIBUTIONS, Signal, Vectors, concat_signals, hidden_part, signal_of
+from ray_distill.labels.model.work_units import FileReceipt, Receipt, part_file
 from ray_distill.labels.store.label_store import LabelStore, make_ref, open_store
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
@@ -82,7 +82,7 @@ class LabelSet:
         require_layers(self.manifest, layers)
         share = self._shares[unit.unit]
         ids, distributions = read_labels(self._url, self.manifest, unit)
-        _require_same(files.join(self._url, labels_name(unit.unit, unit.attempt)), ids, share.ids)
+        _require_same(files.join(self._url, part_file(DISTRIBUTIONS, unit.unit, unit.attempt)), ids, share.ids)
         hidden = {layer: self._hidden(unit, layer, ids) for layer in layers}
         signal = signal_of(distributions=distributions, hidden=hidden)
         whole = len(share.keep) == len(ids)
@@ -140,7 +140,7 @@ class LabelSet:
 
     def _hidden(self, unit: Receipt, layer: int, ids: RowIds) -> Vectors:
         found, hidden = read_hidden(self._url, self.manifest, unit, layer)
-        _require_same(files.join(self._url, hidden_name(layer, unit.unit, unit.attempt)), found, ids)
+        _require_same(files.join(self._url, part_file(hidden_part(layer), unit.unit, unit.attempt)), found, ids)
         return hidden
 
     def read(self, layers: Sequence[int] = ()) -> tuple[pa.FixedSizeBinaryArray, Signal]:
@@ -260,25 +260,31 @@ def require_layers(manifest: StoreManifest, layers: Sequence[int]) -> None:
 
 
 def read_labels(url: str, manifest: StoreManifest, unit: Receipt) -> tuple[RowIds, Distributions]:
-    """Row ids and distributions of a whole unit, verified against its receipt.
+    """Return row ids and distributions of a whole unit, verified against its receipt.
 
     Raises:
         CorruptStore: names the file.
     """
-    location, fits = files.join(url, labels_name(unit.unit, unit.attempt)), read_fits(url, manifest.fits)
-    ids, distributions = parquet_shards.decode_labels(read_verified(location, unit.labels), manifest, fits, location)
+    location, data = _read_part(url, unit, DISTRIBUTIONS)
+    ids, distributions = parquet_shards.decode_labels(data, manifest, read_fits(url, manifest.fits), location)
     _require_rows(location, len(ids), distributions.rows, unit.rows)
     return ids, distributions
 
 
 def read_hidden(url: str, manifest: StoreManifest, unit: Receipt, layer: int) -> tuple[RowIds, Vectors]:
-    """Row ids and hidden states of one layer of a whole unit; errors as `read_labels`."""
-    location, fits = files.join(url, hidden_name(layer, unit.unit, unit.attempt)), read_fits(url, manifest.fits)
-    if layer not in unit.hidden:
-        raise CorruptStore(f"{location}: the log has no such file for unit {unit.unit}; restore the log")
-    ids, hidden = decode_hidden(read_verified(location, unit.hidden[layer]), layer, manifest, fits, location)
+    """Return row ids and hidden states of one layer of a whole unit; errors as `read_labels`."""
+    location, data = _read_part(url, unit, hidden_part(layer))
+    ids, hidden = decode_hidden(data, layer, manifest, read_fits(url, manifest.fits), location)
     _require_rows(location, len(ids), hidden.rows, unit.rows)
     return ids, hidden
+
+
+def _read_part(url: str, unit: Receipt, part: str) -> tuple[str, bytes]:
+    """Return the URL and the verified bytes of a unit's file of one part."""
+    location = files.join(url, part_file(part, unit.unit, unit.attempt))
+    if part not in unit.parts:
+        raise CorruptStore(f"{location}: the log has no such file for unit {unit.unit}; restore the log")
+    return location, read_verified(location, unit.parts[part])
 
 
 def _require_rows(location: str, ids: int, rows: int, promised: int) -> None:

@@ -17,17 +17,9 @@ from ray_distill.labels.model import rowids
 from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.rowids import RowIds
-from ray_distill.labels.model.signal import Signal
+from ray_distill.labels.model.signal import DISTRIBUTIONS, Signal, hidden_part
 from ray_distill.labels.model.validity import Rejects, require_usable
-from ray_distill.labels.model.work_units import (
-    FileReceipt,
-    Receipt,
-    WorkUnit,
-    hidden_name,
-    labels_name,
-    quarantine_name,
-    unit_id,
-)
+from ray_distill.labels.model.work_units import FileReceipt, Receipt, WorkUnit, part_file, quarantine_file, unit_id
 from ray_distill.storage import files
 
 
@@ -78,16 +70,14 @@ def _write(
     halved: int,
 ) -> Receipt:
     attempt, name, fits = uuid.uuid4().hex, unit.unit_id, read_fits(url, manifest.fits)
-    hidden = {
-        layer: write_verified(url, hidden_name(layer, name, attempt), encode_hidden(ids, part, layer, manifest, fits))
+    parts = {
+        hidden_part(layer): encode_hidden(ids, part, layer, manifest, fits)
         for layer, part in sorted(signal.hidden.items())
     }
+    parts[DISTRIBUTIONS] = parquet_shards.encode_labels(ids, distributions, manifest, fits)
     quarantine = None
     if rejected:
-        quarantine = write_verified(url, quarantine_name(name, attempt), parquet_shards.encode_quarantine(rejected))
-    labels = write_verified(
-        url, labels_name(name, attempt), parquet_shards.encode_labels(ids, distributions, manifest, fits)
-    )
+        quarantine = write_verified(url, quarantine_file(name, attempt), parquet_shards.encode_quarantine(rejected))
     return Receipt(
         unit=name,
         attempt=attempt,
@@ -98,8 +88,7 @@ def _write(
         rows=len(ids),
         rejected=len(rejected),
         reasons=dict(sorted(Counter(reason for _, reason in rejected).items())),
-        labels=labels,
-        hidden=hidden,
+        parts={part: write_verified(url, part_file(part, name, attempt), data) for part, data in parts.items()},
         quarantine=quarantine,
         halved=halved,
     )

@@ -14,10 +14,11 @@ from ray_distill.errors import CorruptStore
 from ray_distill.labels.format import parquet_shards
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.distributions import Distributions
+from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.rowids import RowIds, SnapshotRows
-from ray_distill.labels.model.signal import signal_of
+from ray_distill.labels.model.signal import DISTRIBUTIONS, HIDDEN, hidden_part, signal_of
 from ray_distill.labels.model.validity import unusable
-from ray_distill.labels.model.work_units import Receipt, entries, hidden_name, labels_name, quarantine_name, unit_id
+from ray_distill.labels.model.work_units import Receipt, entries, part_file, quarantine_file, unit_id
 from ray_distill.labels.store.committed_units import Ledger
 from ray_distill.labels.store.label_store import LabelStore, UnitRows, open_store
 from ray_distill.labels.store.reader import read_hidden, read_labels, read_verified, snapshot_row_ids
@@ -28,9 +29,6 @@ from ray_distill.storage.local import is_unfinished
 from ray_distill.storage.log import DIGEST_BYTES, CommitLog, Record, check_checkpoint, covered, damaged_checkpoint
 
 T = TypeVar("T")
-
-#: Folders of the store that hold attempts.
-ATTEMPT_FOLDERS = ("labels", "hidden", "quarantine")
 
 #: Orphans younger than this may belong to a labeller that has not committed yet.
 ORPHAN_AGE_SECONDS = 3600.0
@@ -148,8 +146,13 @@ def _attempt_files(url: str) -> list[FileInfo]:
     return [
         item
         for item in files.list_files(url, unfinished=True)
-        if item.name.split("/", 1)[0] in ATTEMPT_FOLDERS or is_unfinished(item.name.rsplit("/", 1)[-1])
+        if _of_attempts(item.name.split("/", 1)[0]) or is_unfinished(item.name.rsplit("/", 1)[-1])
     ]
+
+
+def _of_attempts(folder: str) -> bool:
+    """Return whether a folder of the store holds attempts: of a part, or of rejected rows."""
+    return folder in (DISTRIBUTIONS, "quarantine") or folder.startswith(HIDDEN)
 
 
 def _receipts(records: Sequence[Record], found: _Findings) -> list[Receipt]:
@@ -212,12 +215,14 @@ def _clean(orphans: Sequence[FileInfo], older_than: float) -> tuple[str, ...]:
 def _check_unit(store: LabelStore, receipt: Receipt, found: _Findings) -> None:
     """Check the bytes of each file of a unit, then that together they are the unit."""
     unit, attempt, url = receipt.unit, receipt.attempt, store.url
-    if receipt.manifest != store.manifest.fingerprint or set(receipt.hidden) != set(store.manifest.hidden_layers):
+    if receipt.manifest != store.manifest.fingerprint or set(receipt.parts) != part_names(store.manifest):
         found.corrupt.append(f"unit {unit}: its log entry is for another manifest than the store's")
         return
-    labels = _guard(found, url, labels_name(unit, attempt), lambda: read_labels(url, store.manifest, receipt))
-    for layer in receipt.hidden:
-        name = hidden_name(layer, unit, attempt)
+    labels = _guard(
+        found, url, part_file(DISTRIBUTIONS, unit, attempt), lambda: read_labels(url, store.manifest, receipt)
+    )
+    for layer in store.manifest.hidden_layers:
+        name = part_file(hidden_part(layer), unit, attempt)
         hidden = _guard(found, url, name, partial(read_hidden, url, store.manifest, receipt, layer))
         if labels is not None and hidden is not None and not np.array_equal(hidden[0], labels[0]):
             found.corrupt.append(f"{name}: its row ids are not those of the unit's labels")
@@ -228,9 +233,14 @@ def _check_unit(store: LabelStore, receipt: Receipt, found: _Findings) -> None:
         _check_content(store, receipt, labels, rejected, found)
 
 
+def part_names(manifest: StoreManifest) -> set[str]:
+    """Return the names of the parts that each unit of a store has."""
+    return {DISTRIBUTIONS, *map(hidden_part, manifest.hidden_layers)}
+
+
 def _rejected(store: LabelStore, receipt: Receipt, found: _Findings) -> RowIds | None:
     """Row ids of the rejected rows; None where they cannot be read."""
-    promised, name = receipt.quarantine, quarantine_name(receipt.unit, receipt.attempt)
+    promised, name = receipt.quarantine, quarantine_file(receipt.unit, receipt.attempt)
     if promised is None:
         return rowids.empty()
     location = files.join(store.url, name)
@@ -244,7 +254,7 @@ def _check_content(
     store: LabelStore, receipt: Receipt, labels: tuple[RowIds, Distributions], rejected: RowIds, found: _Findings
 ) -> None:
     ids, distributions = labels
-    name = labels_name(receipt.unit, receipt.attempt)
+    name = part_file(DISTRIBUTIONS, receipt.unit, receipt.attempt)
     if unit_id(np.concatenate([ids, rejected]), store.manifest.fingerprint) != receipt.unit:
         found.corrupt.append(f"{name}: its rows are not those of the unit")
         return

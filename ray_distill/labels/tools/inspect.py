@@ -11,7 +11,7 @@ from ray_distill.labels.format import parquet_shards
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.model.work_units import Receipt, quarantine_name
+from ray_distill.labels.model.work_units import Receipt, quarantine_file
 from ray_distill.labels.store.label_store import LabelStore, open_store
 from ray_distill.labels.store.reader import read_hidden, read_labels, read_verified
 from ray_distill.storage import files
@@ -83,7 +83,7 @@ def _beginning(ids: rowids.RowIds, prefix: str) -> rowids.RowIds:
 
 
 def _rejected(store: LabelStore, unit: Receipt, name: str) -> RowReport:
-    location = files.join(store.url, quarantine_name(unit.unit, unit.attempt))
+    location = files.join(store.url, quarantine_file(unit.unit, unit.attempt))
     assert unit.quarantine is not None
     ids, reasons = parquet_shards.decode_quarantine(read_verified(location, unit.quarantine), location)
     return RowReport(row_id=name, unit=unit.unit, shard=unit.shard, reason=reasons[rowids.hexadecimal(ids).index(name)])

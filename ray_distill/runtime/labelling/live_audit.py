@@ -101,7 +101,10 @@ def _shuffled(ledger: Ledger, rng: np.random.Generator) -> Iterator[Receipt]:
 
 def _stored(store: LabelStore, unit: Receipt, rows: npt.NDArray[np.int64]) -> Answer:
     ids, distributions = read_labels(store.url, store.manifest, unit)
-    hidden = {layer: read_hidden(store.url, store.manifest, unit, layer)[1].take(rows) for layer in unit.hidden}
+    hidden = {
+        layer: read_hidden(store.url, store.manifest, unit, layer)[1].take(rows)
+        for layer in store.manifest.hidden_layers
+    }
     return Answer(ids=ids[rows], signal=signal_of(distributions=distributions.take(rows), hidden=hidden))
 
 

@@ -94,9 +94,9 @@ def test_labels_go_the_whole_way(bucket):
     row_ids, signal = open_label_set(ref, snapshot).read(layers=(2,))
     np.testing.assert_array_equal(signal.distributions.logp, fake_teacher(row_ids, manifest).distributions.logp)
     assert audit(url, snapshot).ok
-    shard = files.list_files(files.join(url, "hidden"))[0]
+    shard = files.list_files(files.join(url, "hidden.2"))[0]
     files.write_bytes(shard.url, files.read_bytes(shard.url)[:-1])
-    assert f"hidden/{shard.name}" in audit(url).corrupt[0]
+    assert f"hidden.2/{shard.name}" in audit(url).corrupt[0]
     with pytest.raises(CorruptStore, match=shard.name):
         open_label_set(ref, snapshot).read(layers=(2,))
 

@@ -160,7 +160,7 @@ def test_layers_that_are_not_stored_are_refused(url):
         labels.read_unit(labels.units[0], layers=(2, 5))
 
 
-@pytest.mark.parametrize("name", ["labels", "hidden"])
+@pytest.mark.parametrize("name", ["distributions", "hidden.0"])
 def test_a_flipped_byte_names_the_file(url, name):
     """One changed byte anywhere in a shard is CorruptStore with the file's URL."""
     snapshot = fake_snapshot(range(4))
@@ -200,8 +200,8 @@ def test_where_a_teacher_lies_does_not_matter(url):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"version": 3}, LabelError, "version 3, this release reads 2: upgrade"),
-        ({"version": 1}, LabelError, "version 1, this release reads 2: it is older than 0.2: label into a new store"),
+        ({"version": 4}, LabelError, "version 4, this release reads 3: upgrade"),
+        ({"version": 1}, LabelError, "version 1, this release reads 3: it is older than 0.2: label into a new store"),
         ({"codec": ["dense", 9]}, LabelError, "codec dense/9, this release reads dense/2, topk/2"),
         ({"codec": ["compact", 1]}, LabelError, "codec compact/1, .* label again where the store is older than 0.2"),
         ({"estimator": "psychic"}, LabelError, "estimator 'psychic' is not one of dense, topk"),
@@ -262,7 +262,7 @@ def test_the_bytes_of_a_shard_depend_on_its_content_alone(url):
         write_attempt(url, manifest, unit, order, fake_teacher(order, manifest), []) for order in (ids, backwards)
     ]
     assert receipts[0].attempt != receipts[1].attempt
-    assert receipts[0].labels == receipts[1].labels and receipts[0].hidden == receipts[1].hidden
+    assert receipts[0].parts == receipts[1].parts
 
 
 def test_an_attempt_must_cover_its_unit_exactly(url):
@@ -281,7 +281,7 @@ def test_an_attempt_must_cover_its_unit_exactly(url):
     ):
         with pytest.raises(LabelError, match=message):
             write_attempt(url, manifest, unit, given, answer, rejected)
-    assert files.list_files(files.join(url, "labels"), unfinished=True) == []
+    assert files.list_files(files.join(url, "distributions"), unfinished=True) == []
 
 
 def test_a_signal_of_another_kind_is_refused(url):
@@ -327,7 +327,7 @@ def test_a_receipt_whose_file_is_gone_or_foreign_is_not_committed(url):
     receipt = write_attempt(url, manifest, unit, ids, fake_teacher(ids, manifest), [])
     with pytest.raises(LabelError, match="for manifest"):
         store.commit([Receipt.from_dict({**receipt.to_dict(), "manifest": "other"})])
-    location = files.join(url, work_units.labels_name(receipt.unit, receipt.attempt))
+    location = files.join(url, work_units.part_file("distributions", receipt.unit, receipt.attempt))
     files.write_bytes(location, b"short")
     with pytest.raises(CorruptStore, match="found 5 bytes"):
         store.commit([receipt])

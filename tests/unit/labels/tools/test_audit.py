@@ -43,12 +43,12 @@ def replace_record(url, number, change):
 
 def replace_shard(url, receipt, data):
     """Put other bytes into a shard *and* their digest into the log: only the content can give it away."""
-    files.write_bytes(files.join(url, work_units.labels_name(receipt.unit, receipt.attempt)), data)
+    files.write_bytes(files.join(url, work_units.part_file("distributions", receipt.unit, receipt.attempt)), data)
 
     def change(record):
         for entry in record["units"]:
             if entry["unit"] == receipt.unit:
-                entry["labels"] = {"size": len(data), "digest": sha256(data)}
+                entry["parts"]["distributions"] = {"size": len(data), "digest": sha256(data)}
 
     for number in range(2):
         replace_record(url, number, change)
@@ -64,17 +64,19 @@ def test_a_sound_store_is_ok_in_plain_json(url):
 
 def test_a_flipped_byte_is_named(url):
     """One changed byte makes the store not ok, and says in which file."""
-    shard = files.list_files(files.join(url, "labels"))[1]
+    shard = files.list_files(files.join(url, "distributions"))[1]
     data = bytearray(files.read_bytes(shard.url))
     data[len(data) // 2] ^= 4
     files.write_bytes(shard.url, bytes(data))
     report = audit(url, SNAPSHOT).to_dict()
     assert not report["ok"] and report["corrupt"] == 1
-    assert report["details"]["corrupt"][0].startswith(f"labels/{shard.name}: found {shard.size} bytes with sha256:")
+    assert report["details"]["corrupt"][0].startswith(
+        f"distributions/{shard.name}: found {shard.size} bytes with sha256:"
+    )
     assert report["missing"] == 4 == len([name for name in report["details"]["missing"] if name.startswith("row ")])
 
 
-@pytest.mark.parametrize("folder", ["labels", "hidden"])
+@pytest.mark.parametrize("folder", ["distributions", "hidden.1"])
 def test_a_lost_file_is_missing(url, folder):
     """A file that the log promises and that is not there is missing, not corrupt."""
     lost = files.list_files(files.join(url, folder))[0]
@@ -117,7 +119,9 @@ def test_a_unit_that_is_committed_twice_is_a_duplicate(url):
 def test_swapped_shards_are_corrupt_even_with_matching_digests(url):
     """A shard with another unit's rows is found by its rows, whatever the log says of its bytes."""
     one, other = receipts(url)[:2]
-    replace_shard(url, one, files.read_bytes(files.join(url, work_units.labels_name(other.unit, other.attempt))))
+    replace_shard(
+        url, one, files.read_bytes(files.join(url, work_units.part_file("distributions", other.unit, other.attempt)))
+    )
     report = audit(url)
     assert not report.ok and any("row" in line and one.unit in line for line in report.corrupt)
 
@@ -125,7 +129,7 @@ def test_swapped_shards_are_corrupt_even_with_matching_digests(url):
 def test_mass_that_does_not_sum_to_one_is_corrupt(url):
     """A shard whose probabilities do not sum to 1 is found though all digests agree."""
     one = receipts(url)[0]
-    name = work_units.labels_name(one.unit, one.attempt)
+    name = work_units.part_file("distributions", one.unit, one.attempt)
     ids, distributions = parquet_shards.decode_labels(files.read_bytes(files.join(url, name)), MANIFEST, {}, name)
     spoiled = type(distributions)(**{**vars(distributions), "log_tail": distributions.log_tail + 1})
     replace_shard(url, one, parquet_shards.encode_labels(ids, spoiled, MANIFEST, {}))
@@ -153,9 +157,9 @@ def test_an_entry_for_another_manifest_is_corrupt(url):
         lambda record: record.update(units="none"),
         lambda record: record["units"].append({}),
         lambda record: record["units"][0].update(attempt="../../etc"),
-        lambda record: record["units"][0].update(labels=None),
+        lambda record: record["units"][0].update(parts=None),
         lambda record: record["units"][0].update(rows="many"),
-        lambda record: record["units"][0].update(hidden=[]),
+        lambda record: record["units"][0].update(parts=[]),
         lambda record: record["units"][0].update(rejected=5),
     ],
 )

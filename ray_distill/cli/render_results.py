@@ -106,8 +106,8 @@ def show_agreement(found: Agreement) -> str:
         _apart("labels", "total variation", found.stored, found.noise),
     ]
     lines += [
-        _apart(f"layer {layer}", "relative distance", stored, noise)
-        for layer, (stored, noise) in sorted(found.hidden.items())
+        _apart(f"layer {layer}", "relative distance", apart.stored, apart.noise)
+        for layer, apart in sorted(found.hidden.items())
     ]
     return "\n".join([*lines, *(f"disagrees: {row}" for row in found.disagree)])
 

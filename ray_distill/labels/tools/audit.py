@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ray_distill.artifacts import SnapshotRef
+from ray_distill.artifacts import Document, SnapshotRef
 from ray_distill.errors import CorruptStore
 from ray_distill.labels.format import parquet_shards
 from ray_distill.labels.model import rowids
@@ -37,8 +37,7 @@ ORPHAN_AGE_SECONDS = 3600.0
 NAMED = 100
 
 
-@dataclass(frozen=True, kw_only=True)
-class AuditReport:
+class AuditReport(Document):
     """What an audit found; names are relative to the store, corrupt ones say why."""
 
     store: str
@@ -64,7 +63,7 @@ class AuditReport:
         return not (self.duplicates or self.missing or self.corrupt)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values: counts, and under ``details`` up to 100 names of each kind."""
+        """Return counts, and under ``details`` up to 100 names of each kind, as plain JSON values."""
         named = {
             "duplicates": self.duplicates,
             "missing": self.missing,

@@ -1,11 +1,10 @@
 """One row of a store, readably: which unit holds it, its likeliest classes, the mass of the rest, its layers."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ray_distill.artifacts import Document
 from ray_distill.errors import LabelError
 from ray_distill.labels.format import parquet_shards
 from ray_distill.labels.model import rowids
@@ -20,8 +19,7 @@ from ray_distill.storage import files
 SHOWN_CLASSES, SHOWN_POSITIONS = 10, 8
 
 
-@dataclass(frozen=True, kw_only=True)
-class RowReport:
+class RowReport(Document):
     """What a store knows of a row."""
 
     row_id: str
@@ -30,24 +28,12 @@ class RowReport:
     """Shard of the snapshot that it was labelled from."""
     reason: str | None = None
     """Why it is in quarantine; None if it is labelled."""
-    positions: tuple[Mapping[str, Any], ...] = ()
+    positions: tuple[dict[str, Any], ...] = ()
     """Each with ``position``, ``entropy`` (nats, None if it is not known), ``classes`` (name and probability, likeliest
     first) and ``tail`` (mass that is not stored, by temperature)."""
     position_count: int = 0
-    hidden: Mapping[str, Mapping[str, float]] | None = None
+    hidden: dict[str, dict[str, float]] | None = None
     """By layer: vectors, width, and their root mean square."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {
-            "row_id": self.row_id,
-            "unit": self.unit,
-            "shard": self.shard,
-            "reason": self.reason,
-            "position_count": self.position_count,
-            "positions": list(self.positions),
-            "hidden": self.hidden,
-        }
 
 
 def inspect_row(store_url: str, row: str) -> RowReport:

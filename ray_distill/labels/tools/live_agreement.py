@@ -5,13 +5,13 @@ twice, in different batches, and what lies between its two answers is the yardst
 and the store.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ray_distill.artifacts import Document
 from ray_distill.labels.format import parquet_shards
 from ray_distill.labels.format.fitted_arrays import Fits
 from ray_distill.labels.format.hidden_states import decode_hidden, encode_hidden
@@ -31,16 +31,25 @@ FACTOR = 4.0
 LEAST_VARIATION, LEAST_DISTANCE = 1e-3, 1e-2
 
 
-@dataclass(frozen=True, kw_only=True)
-class Distance:
+class Distance(Document):
     """How far two answers are apart, over the sampled rows."""
 
     mean: float
+    """Of the rows' distances."""
     largest: float
+    """Of the row that is furthest apart."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Agreement:
+class LayerDistance(Document):
+    """How far two answers are apart in one hidden layer: distances relative to the teacher's vectors."""
+
+    stored: Distance
+    """Store to teacher, the worst vector of a row."""
+    noise: Distance
+    """Teacher to teacher in other batches, likewise."""
+
+
+class Agreement(Document):
     """A sample of stored rows beside the live teacher's answers."""
 
     rows: int
@@ -49,8 +58,8 @@ class Agreement:
     """Store to teacher: total variation of the distributions, the worst position of a row."""
     noise: Distance
     """Teacher to teacher in other batches, likewise."""
-    hidden: Mapping[int, tuple[Distance, Distance]] = field(default_factory=dict)
-    """By layer, store and noise: distance of the vectors relative to the teacher's, the worst vector of a row."""
+    hidden: dict[int, LayerDistance] = {}
+    """By layer."""
     disagree: tuple[str, ...] = ()
     """Ids of rows that differ by more than noise, or that the teacher cannot answer any more."""
 
@@ -60,13 +69,8 @@ class Agreement:
         return not self.disagree
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        value = asdict(self)
-        value["hidden"] = {
-            str(layer): {"stored": asdict(stored), "noise": asdict(noise)}
-            for layer, (stored, noise) in self.hidden.items()
-        }
-        return {"ok": self.ok, **value, "disagree": list(self.disagree)}
+        """Return this agreement as plain JSON values, ``ok`` first."""
+        return {"ok": self.ok, **super().to_dict()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +116,10 @@ def compare(stored: Answer, live: Answer, again: Answer) -> Agreement:
         rows=len(stored.ids),
         stored=_distance(labels[0]),
         noise=_distance(labels[1]),
-        hidden={int(layer): (_distance(found), _distance(noise)) for layer, (found, noise) in far.items()},
+        hidden={
+            int(layer): LayerDistance(stored=_distance(found), noise=_distance(noise))
+            for layer, (found, noise) in far.items()
+        },
         disagree=tuple(rowids.hexadecimal(np.sort(np.concatenate([both[0].ids[wrong], unanswered])))),
     )
 

@@ -38,7 +38,7 @@ def test_equal_answers_are_no_distance_apart(estimator):
     found = compare(one, one, one)
     assert found.ok and found.rows == 12
     assert found.stored.largest == found.noise.largest == 0
-    assert found.hidden[1][0].largest == 0
+    assert found.hidden[1].stored.largest == 0
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -74,7 +74,7 @@ def test_another_hidden_state_disagrees_though_the_labels_agree():
     hidden = one.signal.hidden[1]
     other = replace(one, signal=one.signal.with_parts({"hidden.1": replace(hidden, values=hidden.values[::-1].copy())}))
     found = compare(other, one, one)
-    assert not found.ok and found.stored.largest == 0 and found.hidden[1][0].largest > 0.1
+    assert not found.ok and found.stored.largest == 0 and found.hidden[1].stored.largest > 0.1
 
 
 def test_a_class_at_the_edge_of_a_topk_may_change():

@@ -1,6 +1,9 @@
 """What each facet of a family must have: the contract between the stages and ``tasks/answers/<family>/<facet>.py``."""
 
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
 
 import pyarrow as pa
 
@@ -32,3 +35,28 @@ class RefuseFacet(Protocol):
 
     def refuse(self, config: Campaign) -> list[str]:
         """List them, each as ``<config path>: <what is wrong>; <what to do>``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """How requests are answered by a logged model, as plain data for tracking."""
+
+    code: Path
+    """File that is copied beside the checkpoint; it imports nothing of this package. Its ``load(folder, *, task,
+    column)`` returns a function from requests and parameters to answers by column."""
+    outputs: Mapping[str, Literal["string", "double", "doubles"]]
+    """Columns of the answers; ``doubles`` is a list of numbers a row."""
+    params: Mapping[str, int] = field(default_factory=dict)
+    """Parameters of a request with their defaults."""
+    requirements: Sequence[str]
+    """Packages that a serving machine needs beside MLflow; pinned to what is installed where the model is logged."""
+
+
+class ServeFacet(Protocol):
+    """Tracking: what the model that is logged needs to be served."""
+
+    SERVING: Serving
+    """How requests are answered."""
+
+    def example(self, config: Campaign) -> Sequence[str | bytes] | None:
+        """Return example requests; None to take rows of the test split."""

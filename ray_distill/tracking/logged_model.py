@@ -8,22 +8,20 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ray_distill.errors import ConfigError
+from ray_distill.tasks.catalogue import get_task
+from ray_distill.tasks.facets import Serving
+from ray_distill.tasks.task import Task
 from ray_distill.tracking.operations import LogModel
 
-#: What a machine that serves the model needs; pinned to what is installed where it is logged.
-REQUIREMENTS = ("mlflow", "transformers", "torch", "safetensors", "numpy", "pandas", "pillow")
-#: What chat templates are written in.
-TEMPLATES = "jinja2"
-COLUMNS = {"text_classification": "text", "image_classification": "image", "causal_lm": "text", "seq2seq": "text"}
-#: What `served_language` writes where nobody says how much; that file imports nothing of ours, nor we from it.
-MAX_NEW_TOKENS = 128
-#: By task, what MLflow executes where it is not `served_model`.
-SERVED = {"causal_lm": "served_language.py", "seq2seq": "served_language.py"}
+#: File that MLflow executes: it loads the code of the task's family.
+SERVED = Path(__file__).with_name("served_model.py")
+#: Types of a served frame's columns that pandas has; the others are columns of objects.
+_SERIES = {"double": "float64"}
 
 
-def requirements(task: str) -> list[str]:
+def requirements(serving: Serving) -> list[str]:
     """Return pinned pip requirements; a build tag such as ``+cpu`` is left out, serving may use another build."""
-    names = (*REQUIREMENTS, TEMPLATES) if task in SERVED else REQUIREMENTS
+    names = dict.fromkeys(("mlflow", "pandas", *serving.requirements))
     return [f"{name}=={version(name).partition('+')[0]}" for name in names]
 
 
@@ -31,16 +29,14 @@ def plain_example(example: Any, task: str) -> list[str]:
     """Return example inputs as JSON values: texts as they are, encoded images as base64.
 
     Args:
-        example: one input or several: ``str`` for text, ``bytes`` (PNG, JPEG…) for images.
-        task: of `COLUMNS`.
+        example: one input or several: ``str`` for text, ``bytes`` (PNG, JPEG…) where inputs are binary.
+        task: name of the model's task.
 
     Raises:
-        ConfigError: a task or an example this tracker cannot log.
+        ConfigError: there is no such task, or the example is not an input of it.
     """
-    if task not in COLUMNS:
-        raise ConfigError(f"models of task {task!r} cannot be logged: expected one of {sorted(COLUMNS)}")
     items = [example] if isinstance(example, str | bytes) else list(example)
-    wanted = str if COLUMNS[task] == "text" else bytes
+    wanted = bytes if get_task(task).inputs.binary else str
     if not items or not all(isinstance(item, wanted) for item in items):
         raise ConfigError(f"the example of a {task} model must be {wanted.__name__} or a list of it, found {example!r}")
     return [base64.b64encode(item).decode() if isinstance(item, bytes) else item for item in items]
@@ -114,41 +110,33 @@ def _write(target: Path, model: Any, run_id: str, operation: LogModel) -> None:
     from mlflow import pyfunc
     from mlflow.models import Model
 
-    column = COLUMNS[operation.task]
+    task = get_task(operation.task)
+    serving, column = task.answers.serve.SERVING, task.inputs.column
+    outputs = {name: _SERIES.get(kind, "object") for name, kind in serving.outputs.items()}
     pyfunc.save_model(
         path=str(target),
-        python_model=str(Path(__file__).with_name(SERVED.get(operation.task, "served_model.py"))),
-        artifacts={"checkpoint": str(operation.path)},
-        model_config={"task": operation.task},
-        signature=_signature(operation.task),
+        python_model=str(SERVED),
+        artifacts={"checkpoint": str(operation.path), "code": str(serving.code)},
+        model_config={"task": task.name, "column": column, "outputs": outputs},
+        signature=_signature(task),
         input_example=pd.DataFrame({column: list(operation.example)}),
-        pip_requirements=requirements(operation.task),
+        pip_requirements=requirements(serving),
         mlflow_model=Model(
             artifact_path=model.artifact_location, model_uuid=model.model_id, run_id=run_id, model_id=model.model_id
         ),
     )
 
 
-def _signature(task: str) -> Any:
+def _signature(task: Task) -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import Array
 
-    column = COLUMNS[task]
-    inputs = Schema([ColSpec(DataType.string if column == "text" else DataType.binary, column)])
-    if task in SERVED:
-        return ModelSignature(
-            inputs=inputs,
-            outputs=Schema([ColSpec(DataType.string, "generated")]),
-            params=ParamSchema([ParamSpec("max_new_tokens", DataType.long, MAX_NEW_TOKENS)]),
-        )
+    kinds = {"string": DataType.string, "double": DataType.double, "doubles": Array(DataType.double)}
+    serving = task.answers.serve.SERVING
+    params = [ParamSpec(name, DataType.long, value) for name, value in serving.params.items()]
     return ModelSignature(
-        inputs=inputs,
-        outputs=Schema(
-            [
-                ColSpec(DataType.string, "label"),
-                ColSpec(DataType.double, "probability"),
-                ColSpec(Array(DataType.double), "probabilities"),
-            ]
-        ),
+        inputs=Schema([ColSpec(DataType.binary if task.inputs.binary else DataType.string, task.inputs.column)]),
+        outputs=Schema([ColSpec(kinds[kind], name) for name, kind in serving.outputs.items()]),
+        params=ParamSchema(params) if params else None,
     )

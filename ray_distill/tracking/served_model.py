@@ -1,184 +1,46 @@
 """The logged model as MLflow serves it: this file is copied beside the checkpoint and executed by MLflow.
 
-A serving machine has MLflow, transformers, torch, numpy, pandas and Pillow, and nothing of ours, so this file does
-not import the package. (One exception: a student that a ``module:function`` built needs ray_distill and that module,
-because no file can rebuild it.) No code is pickled, and weights are read from safetensors only. Images are decoded
-exactly as `ray_distill.tasks.inputs.pixels` does; a test compares the two.
+A serving machine has MLflow, pandas and what the model itself needs, and nothing of ours, so this file does not import
+the package. How requests are answered stands in the artifact ``code``, a file of the task's family, whose ``load``
+returns a function from requests and parameters to answers by column.
 
-Input is a DataFrame with a column ``text`` (strings) or ``image`` (encoded bytes such as PNG or JPEG, or their
-base64 text). Output is a DataFrame with ``label``, ``probability`` and ``probabilities``, one row an input row.
+Input is a DataFrame with the column that the model's config names. Output is a DataFrame, one row an input row.
 """
 
-import base64
-import io
-import json
-from collections.abc import Callable, Iterator, Sequence
+import importlib.util
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
-import transformers
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
-from PIL import Image, ImageOps
-
-BATCH = 32
-
-
-Encode = Callable[[Sequence[Any]], Any]
-Loaded = tuple[Any, Encode, list[str]]
-"""Module, what turns a column's values into its inputs, class names."""
 
 
 class ServedStudent(PythonModel):
-    """A classifier checkpoint behind MLflow's predict."""
+    """A checkpoint behind MLflow's predict."""
 
     def load_context(self, context: Any) -> None:
-        """Load model and processor from the artifact ``checkpoint``; ``task`` comes from the model's config."""
-        folder, task = Path(context.artifacts["checkpoint"]), context.model_config["task"]
-        self.column, load = _TASKS[task]
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        model, self.encode, self.labels = _load_built(folder, task) if _is_built(folder) else load(folder)
-        self.model = model.to(self.device).eval()
-        self.dtype = next(self.model.parameters()).dtype
+        """Load the artifact ``checkpoint`` by the artifact ``code``; task, column and outputs are in the config."""
+        config = context.model_config
+        self.column, self.outputs = config["column"], config["outputs"]
+        code = _module(Path(context.artifacts["code"]))
+        self.answer = code.load(Path(context.artifacts["checkpoint"]), task=config["task"], column=self.column)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Classify each row."""
+        """Answer each row."""
         if self.column not in model_input.columns:
             raise ValueError(f"this model needs a column {self.column!r}, found {list(model_input.columns)}")
-        rows = [self._probabilities(batch) for batch in _batches(list(model_input[self.column]))]
-        probabilities = np.concatenate(rows) if rows else np.zeros((0, len(self.labels)))
-        best = probabilities.argmax(axis=1) if len(probabilities) else np.zeros(0, dtype=int)
-        return pd.DataFrame(
-            {
-                "label": [self.labels[index] for index in best],
-                "probability": [float(row[index]) for row, index in zip(probabilities, best, strict=True)],
-                "probabilities": [row.tolist() for row in probabilities],
-            }
-        )
-
-    @torch.inference_mode()
-    def _probabilities(self, values: Sequence[Any]) -> np.ndarray[Any, Any]:
-        inputs = {name: self._place(tensor) for name, tensor in self.encode(values).items()}
-        rows: np.ndarray[Any, Any] = self.model(**inputs).logits.double().softmax(-1).cpu().numpy()
-        return rows
-
-    def _place(self, tensor: Any) -> Any:
-        return tensor.to(self.device, self.dtype) if tensor.is_floating_point() else tensor.to(self.device)
+        answers = self.answer(list(model_input[self.column]), params or {})
+        return pd.DataFrame({name: pd.Series(answers[name], dtype=kind) for name, kind in self.outputs.items()})
 
 
-def _load_text(folder: Path) -> Loaded:
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or 10**6)
-
-    def encode(texts: Sequence[Any]) -> Any:
-        return tokenizer(
-            [_text(text) for text in texts],
-            padding=True,
-            truncation=True,
-            max_length=limit,
-            padding_side="right",
-            return_tensors="pt",
-        )
-
-    return model, encode, _labels(model)
-
-
-def _load_image(folder: Path) -> Loaded:
-    model = transformers.AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True)
-    processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
-    channels = getattr(model.config, "num_channels", 3)
-
-    def encode(images: Sequence[Any]) -> Any:
-        pixels = [_to_channels(_decode(_bytes(image)), channels) for image in images]
-        return processor(pixels, return_tensors="pt", input_data_format="channels_last", do_convert_rgb=False)
-
-    return model, encode, _labels(model)
-
-
-def _load_built(folder: Path, task: str) -> Loaded:
-    """Load a student that a ``module:function`` built, by the package that saved it."""
-    import pyarrow as pa
-
-    from ray_distill.models.io.load import load_model
-    from ray_distill.tasks.catalogue import get_task
-
-    model, kind = load_model(str(folder), task=task), get_task(task)
-    read: Callable[[Any], Any] = _text if kind.inputs.column == "text" else _bytes
-
-    def encode(values: Sequence[Any]) -> Any:
-        ids = pa.array([index.to_bytes(16, "big") for index in range(len(values))], pa.binary(16))
-        rows = pa.table({"row_id": ids, kind.inputs.column: [read(value) for value in values]})
-        encoded = kind.inputs.encode(rows, model.processor)
-        if encoded.rejected:
-            raise ValueError(f"column {kind.inputs.column!r}: {encoded.rejected[0].reason}")
-        return kind.inputs.collate(encoded, np.arange(len(values)))
-
-    return model.module, encode, list(model.classes)
-
-
-_TASKS: dict[str, tuple[str, Callable[[Path], Loaded]]] = {
-    "text_classification": ("text", _load_text),
-    "image_classification": ("image", _load_image),
-}
-
-
-def _is_built(folder: Path) -> bool:
-    metadata = folder / "ray_distill.json"
-    return metadata.exists() and "factory" in json.loads(metadata.read_text(encoding="utf-8"))
-
-
-def _labels(model: Any) -> list[str]:
-    return [model.config.id2label[index] for index in range(model.config.num_labels)]
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"column 'text' must hold strings, found {value!r}")
-    return value
-
-
-def _bytes(value: Any) -> bytes:
-    if isinstance(value, bytes | bytearray):
-        return bytes(value)
-    try:
-        return base64.b64decode(value, validate=True)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"column 'image' must hold encoded images, as bytes or base64: {error}") from error
-
-
-def _decode(data: bytes) -> np.ndarray[Any, Any]:
-    """Decode to ``[H, W, 1]`` or ``[H, W, 3]`` uint8, upright; transparency is over white."""
-    try:
-        with Image.open(io.BytesIO(data)) as file:
-            image = ImageOps.exif_transpose(file)
-            image.load()
-    except Exception as error:  # Pillow's decoders raise many kinds
-        raise ValueError(f"column 'image' must hold encoded images: {type(error).__name__}: {error}") from error
-    if image.mode.startswith("I;16"):
-        return (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)[..., None]
-    grey = image.mode in ("1", "L", "LA", "I", "F")
-    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    pixels = np.asarray(image.convert("L" if grey else "RGB"))
-    return pixels[..., None] if grey else pixels
-
-
-def _to_channels(image: np.ndarray[Any, Any], channels: int) -> np.ndarray[Any, Any]:
-    if image.shape[-1] == channels:
-        return image
-    if channels == 3:
-        return np.repeat(image, 3, axis=-1)
-    grey: np.ndarray[Any, Any] = np.rint(image.astype(np.float64) @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
-    return grey[..., None]
-
-
-def _batches(values: list[Any]) -> Iterator[list[Any]]:
-    for start in range(0, len(values), BATCH):
-        yield values[start : start + BATCH]
+def _module(path: Path) -> Any:
+    """Execute a file as a module of its own."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None, path
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 set_model(ServedStudent())

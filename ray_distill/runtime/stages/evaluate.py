@@ -1,6 +1,5 @@
 """The evaluation stage: judge on the cluster, then record metrics, plots, the page and the student as a model."""
 
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -113,14 +112,13 @@ def log_student(held: Session, report: EvalReport) -> str | None:
 
 
 def _example(config: Campaign, report: EvalReport) -> list[Any]:
-    """Inputs to try the logged model with: of the test split; of language models made up, since their rows are long
-    texts that people wrote, and those go to the tracking server only when asked for."""
-    if get_task(config.task).answers.per_token:
-        chat = config.labels.teacher.language.format == "chat"
-        return [json.dumps([{"role": "user", "content": "What is a student?"}]) if chat else "A student is"]
-    column = get_task(config.task).inputs.column
-    rows = open_snapshot(report.student.labels.snapshot).read("test", columns=[column])
-    found: list[Any] = rows.slice(0, 2)[column].to_pylist()
+    """Return inputs to try the logged model with: the family's own, else of the test split."""
+    task = get_task(config.task)
+    made_up = task.answers.serve.example(config)
+    if made_up is not None:
+        return list(made_up)
+    rows = open_snapshot(report.student.labels.snapshot).read("test", columns=[task.inputs.column])
+    found: list[Any] = rows.slice(0, 2)[task.inputs.column].to_pylist()
     return found
 
 

@@ -11,7 +11,7 @@ from typing import cast
 
 from ray_distill.config import Campaign
 from ray_distill.config.judge import Limit
-from ray_distill.tasks.facets import RefuseFacet, StoreFacet
+from ray_distill.tasks.facets import RefuseFacet, ServeFacet, StoreFacet
 from ray_distill.tasks.metrics import EFFICIENCY, Metric, MetricTable
 
 
@@ -68,6 +68,11 @@ class Answers:
     def store(self) -> StoreFacet:
         """Import what labelling needs."""
         return cast(StoreFacet, self.facet("store"))
+
+    @property
+    def serve(self) -> ServeFacet:
+        """Import what tracking needs to log a model that can be served."""
+        return cast(ServeFacet, self.facet("serve"))
 
     def refuse(self, config: Campaign) -> list[str]:
         """List the settings that the family cannot serve."""

@@ -88,6 +88,7 @@ IMAGE = Inputs(
     name="image",
     column=COLUMN,
     processor="ray_distill.models.text.processors:read_image_processor",
+    binary=True,
     encode=encode,
     collate=collate,
     example=example,

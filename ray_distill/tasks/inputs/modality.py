@@ -78,6 +78,8 @@ class Inputs:
     """Compute simple statistics of every input, ``[N]`` each, for drift tests."""
     show: Callable[[bytes | None], str]
     """Render one input for a terminal."""
+    binary: bool = False
+    """Inputs are files such as images, not texts: served as bytes, and written as base64 where only text may stand."""
     answering: str = ""
     """Feature at whose tokens a model can answer: collated it is ``[B, L]``. Empty for inputs without tokens."""
     corruptions: Mapping[str, Corruption]

@@ -92,7 +92,8 @@ def test_a_model_of_texts_is_served_by_mlflow_alone(tracker: MlflowTracker, tmp_
     assert served.input_example["text"].tolist() == ["Once"]
     kept = Path(tracker.uri.removeprefix("sqlite:///")).parent / "mlartifacts" / "models"
     files = [path.name for path in kept.glob("**/*") if path.is_file()]
-    assert "served_language.py" in files and not [name for name in files if name.endswith((".pkl", ".bin", ".pt"))]
+    assert {"served_model.py", "answer_requests.py"} <= set(files)
+    assert not [name for name in files if name.endswith((".pkl", ".bin", ".pt"))]
     requirements = next(kept.glob("**/requirements.txt")).read_text()
     assert "jinja2==" in requirements and "ray" not in requirements
 
@@ -182,7 +183,7 @@ def test_an_encoder_decoder_writes_targets(
 def test_the_served_file_says_what_the_package_says() -> None:
     """It may not import the package, so what both need stands in both: the date of templates, the default limit."""
     from ray_distill.models.text import chat
-    from ray_distill.tracking import logged_model, served_language
+    from ray_distill.tasks.answers.tokens import answer_requests, serve
 
-    assert served_language.STILL == chat._STILL
-    assert served_language.MAX_NEW_TOKENS == logged_model.MAX_NEW_TOKENS
+    assert answer_requests.STILL == chat._STILL
+    assert serve.SERVING.params["max_new_tokens"] == answer_requests.MAX_NEW_TOKENS

@@ -1,25 +1,22 @@
-"""A logged language model as MLflow serves it: this file is copied beside the checkpoint and executed by MLflow.
+"""Answer requests with a language model: this file is copied beside the checkpoint, and `served_model` executes it.
 
-As `served_model`, it does not import the package, but for a student that a ``module:function`` built; no code is
-pickled, and weights are read from safetensors only.
+It does not import the package, except for a student that a ``module:function`` built; no code is pickled, and weights
+are read from safetensors only.
 
-Input is a DataFrame with a column ``text``. A model of plain text goes on with it. A model of conversations answers it:
-what a user says, or a conversation as JSON, as OpenAI's API has them. An encoder-decoder takes it as the source, cut to
-what it reads, and writes the target. Output is a DataFrame with ``generated``, one row
-an input row: always the likeliest token, until the model ends or ``max_new_tokens`` are there. Rows are answered one by
-one, so that no answer depends on its neighbours; for heavy traffic give the checkpoint to an inference server.
+Requests are texts. A model of plain text continues one. A model of conversations answers it: what a user says, or a
+conversation as JSON, as OpenAI's API has them. An encoder-decoder takes it as the source, cut to what it reads, and
+writes the target. The answers are ``generated``: always the likeliest token, until the model ends or ``max_new_tokens``
+are there. Requests are answered one by one, so that no answer depends on its neighbours; for heavy traffic give the
+checkpoint to an inference server.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 import transformers
-from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel
 
 MAX_NEW_TOKENS = 128
 #: A template that asks for today's date was given this one when the student learnt; `ray_distill.models.text.chat` too.
@@ -27,31 +24,27 @@ STILL = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}\n"
 
 #: (text, tokens to write at most) -> what follows.
 Write = Callable[[str, int], str]
+#: (requests, parameters) -> answers by column.
+Answer = Callable[[list[Any], Mapping[str, Any]], dict[str, list[Any]]]
 
 
-class ServedLanguageModel(PythonModel):
-    """A language model's checkpoint behind MLflow's predict: a causal one, or an encoder-decoder."""
+def load(folder: Path, *, task: str, column: str) -> Answer:
+    """Load model and tokenizer of a checkpoint: a causal one, or an encoder-decoder."""
+    saved = folder / "ray_distill.json"
+    facts = json.loads(saved.read_text(encoding="utf-8")) if saved.exists() else {}
+    if facts.get("task") == "seq2seq":
+        write = _load_pairs(folder, facts)
+    else:
+        chat = facts.get("language", {}).get("format") == "chat"
+        write = _load_built(folder) if "factory" in facts else _load(folder, chat=chat)
 
-    def load_context(self, context: Any) -> None:
-        """Load model and tokenizer from the artifact ``checkpoint``."""
-        folder = Path(context.artifacts["checkpoint"])
-        saved = folder / "ray_distill.json"
-        facts = json.loads(saved.read_text(encoding="utf-8")) if saved.exists() else {}
-        if facts.get("task") == "seq2seq":
-            self.write = _load_pairs(folder, facts)
-        else:
-            chat = facts.get("language", {}).get("format") == "chat"
-            self.write = _load_built(folder) if "factory" in facts else _load(folder, chat=chat)
-
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Continue, or answer, each row."""
-        if "text" not in model_input.columns:
-            raise ValueError(f"this model needs a column 'text', found {list(model_input.columns)}")
-        most = int((params or {}).get("max_new_tokens", MAX_NEW_TOKENS))
+    def answer(values: list[Any], params: Mapping[str, Any]) -> dict[str, list[Any]]:
+        most = int(params.get("max_new_tokens", MAX_NEW_TOKENS))
         if most < 1:
             raise ValueError(f"max_new_tokens must be at least 1, found {most}")
-        answers = [self.write(_text(value), most) for value in model_input["text"]]
-        return pd.DataFrame({"generated": pd.Series(answers, dtype="object")})
+        return {"generated": [write(_text(value), most) for value in values]}
+
+    return answer
 
 
 def _load(folder: Path, *, chat: bool) -> Write:
@@ -191,6 +184,3 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"column 'text' must hold strings, found {value!r}")
     return value
-
-
-set_model(ServedLanguageModel())

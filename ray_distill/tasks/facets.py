@@ -1,15 +1,23 @@
 """What each facet of a family must have: the contract between the stages and ``tasks/answers/<family>/<facet>.py``."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import pyarrow as pa
 
+from ray_distill.artifacts import Estimate
 from ray_distill.config import Campaign
 from ray_distill.labels.model.signal import Signal
 from ray_distill.tasks.encoded import Encoded, Ragged
+
+if TYPE_CHECKING:
+    from ray_distill.evaluation.measures.intervals import Resampling
+    from ray_distill.evaluation.predict.panel import Extras, Panel, Timed
+    from ray_distill.snapshots.reader import Snapshot
 
 
 class StoreFacet(Protocol):
@@ -60,3 +68,47 @@ class ServeFacet(Protocol):
 
     def example(self, config: Campaign) -> Sequence[str | bytes] | None:
         """Return example requests; None to take rows of the test split."""
+
+
+class JudgeFacet(Protocol):
+    """Evaluation: how models of a family answer, and what is measured of their answers.
+
+    Tables of answers have one row an example: ``row_id``, ``count`` and columns of the family's own, sums where
+    possible, so that parts of a split can be judged on their own and put together.
+    """
+
+    COLUMNS: tuple[str, ...]
+    """Columns of the snapshot that `answer` reads, beside ``row_id``, the input and ``count``."""
+    DAMAGED_BY_DEFAULT: bool
+    """Are all corruptions of the inputs tried where the configuration names none?"""
+
+    def answer(self, panel: Panel, rows: pa.Table, slices: Sequence[str] = ()) -> dict[str, pa.Table]:
+        """Return by arm what `measure` reads: the same rows in the same order, those that all models accept.
+
+        Args:
+            panel: the models.
+            rows: snapshot rows with ``row_id``, the input, ``count`` and `COLUMNS`.
+            slices: other columns of ``rows`` to carry over.
+        """
+
+    def answer_damaged(self, panel: Panel, rows: pa.Table) -> dict[str, pa.Table]:
+        """Return by arm what `measure` reads, on corrupted rows."""
+
+    def measure(self, answers: pa.Table, how: Resampling) -> dict[str, Estimate]:
+        """Return the metrics of one model's answers by name; those that need what is absent are left out."""
+
+    def compare(self, student: pa.Table, other: pa.Table, how: Resampling) -> dict[str, Estimate]:
+        """Return paired differences, student minus another model, of every metric both have on the same rows."""
+
+    def trivial(self, panel: Panel, opened: Snapshot) -> Mapping[str, float]:
+        """Return what the commonest answer of the train split scores on the calibration split.
+
+        Returns:
+            By metric, of which more is better; empty where no truth is known.
+        """
+
+    def extras(self, panel: Panel, rows: pa.Table, config: Campaign) -> Extras:
+        """Return what the configuration asks for beside answers; called first, so that mistakes cost no measurement."""
+
+    def timed(self, panel: Panel, rows: pa.Table) -> Timed:
+        """Return every model over the rows that all accept, encoded and ready to be timed."""

@@ -35,9 +35,8 @@ import torch
 
 from ray_distill.artifacts import Estimate, LabelSetRef
 from ray_distill.config import Campaign, load_config
-from ray_distill.evaluation.measures.classification import compare_classification, measure_classification
-from ray_distill.evaluation.measures.predictions import join_predictions
-from ray_distill.evaluation.predict.classification import predictor
+from ray_distill.evaluation.measures.intervals import Resampling
+from ray_distill.evaluation.predict.panel import Panel
 from ray_distill.examples import mnist, newsgroups
 from ray_distill.labels.format.fitted_arrays import write_fits
 from ray_distill.labels.store.label_store import create_or_open
@@ -55,6 +54,8 @@ from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.students.run import TrainingJob, run_arms
 from ray_distill.students.telemetry.reporter import SilentReporter
+from ray_distill.tasks.answers.classes.evaluation.measures import compare, measure
+from ray_distill.tasks.answers.classes.evaluation.predictions import join_predictions, predict_rows
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.teachers.engines import open_teacher
 
@@ -70,7 +71,7 @@ KINDS: Mapping[str, tuple[str, Mapping[str, Any], str]] = {
 }
 ARMS = ("soft", "hard", *(f"{first}+{kind}" for first in ("soft", "hard") for kind in KINDS))
 METRICS = {"accuracy": "accuracy", "kl_from_teacher": "KL from teacher, nats", "ece": "ECE"}
-SETTINGS = {"seed": 0, "bootstrap": 1000, "bins": 15}
+HOW = Resampling(seed=0, bootstrap=1000, bins=15)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,8 +297,8 @@ def _test_rows(config: Campaign, labels: LabelSetRef) -> pa.Table:
 
 def _answers(config: Campaign, labels: LabelSetRef, model: Model) -> pa.Table:
     task, classes = TASKS[config.task], open_snapshot(labels.snapshot).classes
-    asked = predictor(model, task, classes, batch=64)
-    return asked.predict(asked.encode(_test_rows(config, labels)))
+    panel = Panel(task=task, models={"model": model}, classes=classes, batch=64, bins=HOW.bins)
+    return predict_rows(panel, _test_rows(config, labels))["model"]
 
 
 def _tell(asked: Asked, data: str, labels: Mapping[str, LabelSetRef], weights: Mapping[str, float]) -> None:
@@ -309,20 +310,17 @@ def _tell(asked: Asked, data: str, labels: Mapping[str, LabelSetRef], weights: M
         answers = pq.read_table(asked.folder / data / "results" / f"{arm}@{weights[arm]:g}-{seed}.parquet")
         return join_predictions(rows, answers, teacher=teacher)
 
-    accuracy = measure_classification(join_predictions(rows, teacher), **SETTINGS)["accuracy"].value
+    accuracy = measure(join_predictions(rows, teacher), HOW)["accuracy"].value
     _say(f"\n{data}: {rows.num_rows} test rows, teacher's accuracy {accuracy:.3f}; {len(asked.seeds)} seeds\n")
     _say(f"| losses | weight | {' | '.join(METRICS.values())} | accuracy less that without | KL less that without |")
     _say("|" + "---|" * (len(METRICS) + 4))
     for arm in asked.arms:
         tables, base = [joined(arm, seed) for seed in asked.seeds], arm.partition("+")[0]
-        measured = [measure_classification(table, **SETTINGS) for table in tables]
+        measured = [measure(table, HOW) for table in tables]
         cells = [_cell([one[metric] for one in measured]) for metric in METRICS]
         less = ["–", "–"]
         if base != arm and base in asked.arms:
-            pairs = [
-                compare_classification(table, joined(base, seed), **SETTINGS)
-                for table, seed in zip(tables, asked.seeds, strict=True)
-            ]
+            pairs = [compare(table, joined(base, seed), HOW) for table, seed in zip(tables, asked.seeds, strict=True)]
             less = [_cell([one[metric] for one in pairs], sign="+") for metric in ("accuracy", "kl_from_teacher")]
         _say(
             f"| {arm.replace('+', ' + ')} | {f'{weights[arm]:g}' if base != arm else '–'} | {' | '.join(cells)} "

@@ -26,8 +26,8 @@ import torch
 
 from ray_distill.artifacts import Estimate, LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign, load_config
-from ray_distill.evaluation.measures.language_model import compare_language, measure_language
-from ray_distill.evaluation.predict.language_model import predict_documents
+from ray_distill.evaluation.measures.intervals import Resampling
+from ray_distill.evaluation.predict.panel import Panel
 from ray_distill.examples.docstrings import ROWS, prepare
 from ray_distill.labels.store.label_store import open_store
 from ray_distill.labels.store.reader import open_label_set
@@ -39,6 +39,8 @@ from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.students.run import TrainingJob, run_arms
 from ray_distill.students.telemetry.reporter import SilentReporter
+from ray_distill.tasks.answers.tokens.evaluation.measures import compare, measure
+from ray_distill.tasks.answers.tokens.evaluation.predictions import predict_documents
 from ray_distill.tasks.catalogue import TASKS
 
 CONFIG = Path(__file__).parents[2] / "jobs" / "configs" / "docstrings.yaml"
@@ -171,9 +173,9 @@ def _measure(asked: Asked, stores: Mapping[str, LabelSetRef], students: Mapping[
     snapshot: SnapshotRef = next(iter(stores.values())).snapshot
     rows = open_snapshot(snapshot).read("test", columns=["row_id", "text", "count"])
     with torch.inference_mode():
-        tables = predict_documents(models, rows, task=TASKS["causal_lm"], batch=8, bins=15, teacher="teacher")
-    settings = {"seed": 0, "bootstrap": 1000, "bins": 15}
-    measured = {name: measure_language(table, **settings) for name, table in tables.items()}
+        tables = predict_documents(Panel(task=TASKS["causal_lm"], models=models, batch=8, bins=15), rows)
+    how = Resampling(seed=0, bootstrap=1000, bins=15)
+    measured = {name: measure(table, how) for name, table in tables.items()}
     theirs = measured["teacher"]
     tokens = int(sum(tables["teacher"]["tokens"].to_pylist()))
     _say(
@@ -191,7 +193,7 @@ def _measure(asked: Asked, stores: Mapping[str, LabelSetRef], students: Mapping[
             if arm == "topk" or against[0] not in tables
             else _cell(
                 [
-                    compare_language(tables[one], tables[other], **settings)["kl_from_teacher"]
+                    compare(tables[one], tables[other], how)["kl_from_teacher"]
                     for one, other in zip(own, against, strict=True)
                 ],
                 sign="+",

@@ -71,7 +71,7 @@ def judge_tiny(task: str, root: Path) -> Numbers:
         "check": {
             "teacher": _estimates(check.teacher),
             "champion": _estimates(check.champion),
-            "majority": check.majority_accuracy,
+            "majority": check.trivial["accuracy"],
         },
     }
 

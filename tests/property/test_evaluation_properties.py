@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_distill.evaluation.measures.classification import compare_classification, measure_classification
+from ray_distill.evaluation.measures.intervals import Resampling
 from ray_distill.tasks.answers.classes import CLASSES
+from ray_distill.tasks.answers.classes.evaluation.measures import compare, measure
 
-OPTIONS = {"seed": 1, "bootstrap": 100, "bins": 8}
+HOW = Resampling(seed=1, bootstrap=100, bins=8)
 
 
 @st.composite
@@ -40,7 +41,7 @@ def predictions(draw):
 @given(predictions())
 def test_values_lie_in_their_intervals_and_domains(table):
     """Every value is possible, and inside its interval where there is one; one row has none."""
-    for name, estimate in measure_classification(table, **OPTIONS).items():
+    for name, estimate in measure(table, HOW).items():
         highest = CLASSES.metrics[name].high
         assert 0 <= estimate.value <= highest
         if estimate.n < 2:
@@ -57,7 +58,7 @@ def test_a_count_is_worth_as_many_rows(table):
     repeated = table.take(np.repeat(np.arange(len(counts)), counts))
     ones = pa.array(np.ones(counts.sum(), dtype=np.int64))
     repeated = repeated.set_column(repeated.column_names.index("count"), "count", ones)
-    first, second = (measure_classification(t, **OPTIONS) for t in (table, repeated))
+    first, second = (measure(t, HOW) for t in (table, repeated))
     assert {n: e.value for n, e in first.items()} == pytest.approx({n: e.value for n, e in second.items()}, abs=1e-12)
 
 
@@ -66,7 +67,7 @@ def test_a_count_is_worth_as_many_rows(table):
 def test_the_order_of_rows_does_not_matter(table, seed):
     """Values are sums over rows."""
     shuffled = table.take(np.random.default_rng(seed).permutation(table.num_rows))
-    first, second = (measure_classification(t, **OPTIONS) for t in (table, shuffled))
+    first, second = (measure(t, HOW) for t in (table, shuffled))
     assert {n: e.value for n, e in first.items()} == pytest.approx({n: e.value for n, e in second.items()}, abs=1e-12)
 
 
@@ -75,7 +76,7 @@ def test_the_order_of_rows_does_not_matter(table, seed):
 def test_differences_turn_their_sign_with_the_models(table):
     """Student minus other is the negative of other minus student, value and interval."""
     other = table.set_column(table.column_names.index("logp"), "logp", table["teacher_logp"])
-    there, back = (compare_classification(*pair, **OPTIONS) for pair in ((table, other), (other, table)))
+    there, back = (compare(*pair, HOW) for pair in ((table, other), (other, table)))
     for name, estimate in there.items():
         assert estimate.value == pytest.approx(-back[name].value, abs=1e-12)
         assert estimate.low == pytest.approx(-back[name].high, abs=1e-9, nan_ok=True)

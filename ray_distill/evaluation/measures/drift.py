@@ -25,7 +25,7 @@ import numpy.typing as npt
 from ray_distill.artifacts import Artifact, Document, Number
 from ray_distill.config import DriftConfig
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.measures.classification import Floats, Ints, effective_size
+from ray_distill.evaluation.measures.intervals import Floats, Ints, effective_size
 
 #: Least Kolmogorov–Smirnov distance that matters: a tenth of the mass lies elsewhere.
 MIN_KS = 0.1

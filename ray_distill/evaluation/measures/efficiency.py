@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ray_distill.artifacts import Efficiency
+from ray_distill.artifacts import Efficiency, Estimate
 from ray_distill.errors import EvaluationError
 
 if TYPE_CHECKING:
@@ -61,6 +61,25 @@ def measure_efficiency(
     seconds = _in_turns(runners, single)
     batch_seconds = _in_turns(runners, batches)
     return {name: _efficiency(runner, seconds[name], batch_seconds[name], batch) for name, runner in runners.items()}
+
+
+def further_rates(
+    efficiency: Mapping[str, Efficiency], units: Mapping[str, float], examples: int
+) -> dict[str, dict[str, Estimate]]:
+    """Return throughput in other units than examples, by arm.
+
+    Args:
+        efficiency: measured, by arm.
+        units: by name of the rate, units of an example in the mean.
+        examples: number of examples that the mean is over.
+    """
+    rates = {
+        arm: {name: cost.examples_per_second * mean for name, mean in units.items()} for arm, cost in efficiency.items()
+    }
+    return {
+        arm: {name: Estimate(value=rate, low=rate, high=rate, n=examples) for name, rate in found.items()}
+        for arm, found in rates.items()
+    }
 
 
 def bytes_of_folder(folder: Path) -> int:

@@ -8,8 +8,7 @@ import pyarrow as pa
 
 from ray_distill.artifacts import Estimate
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.measures.classification import Measure
-from ray_distill.evaluation.measures.predictions import join_predictions
+from ray_distill.evaluation.measures.intervals import Measure, Resampling
 from ray_distill.fingerprint import fingerprint, fingerprint_bytes
 
 if TYPE_CHECKING:
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
 
 #: Corruption, then severity as text, then metric: the form of `ModelReport.robustness`.
 Robustness = dict[str, dict[str, dict[str, Estimate]]]
-#: (corrupted rows, one model's answers) -> what is measured.
-Join = Callable[[pa.Table, pa.Table], pa.Table]
 
 
 def corrupted_views(
@@ -47,37 +44,31 @@ def measure_robustness(
     corruptions: Mapping[str, "Corruption"],
     severities: Sequence[int],
     *,
-    predict: Callable[[pa.Table], Mapping[str, pa.Table]],
+    answer: Callable[[pa.Table], Mapping[str, pa.Table]],
     measure: Measure,
-    seed: int,
-    bootstrap: int,
-    bins: int,
+    how: Resampling,
     metrics: Sequence[str],
-    join: Join = join_predictions,
 ) -> dict[str, Robustness]:
-    """Accuracy and NLL (or other ``metrics``) of every model on every corrupted view of ``rows``, by arm.
+    """Measure every model on every corrupted view of ``rows``, by arm.
 
     A view is made once for all models.
 
     Args:
-        rows: snapshot rows: ``row_id``, the input, ``count``, ``label``.
+        rows: snapshot rows: ``row_id``, the input, ``count`` and the truth.
         corruptions: by name.
         severities: 1 (mild) to 3 (strong).
-        predict: rows -> by arm ``row_id``, ``logp``, for every row, or what ``join`` takes.
-        measure: `Task.measure`.
-        seed: of corruptions and resampling: equal seeds damage equal rows equally.
-        bootstrap: resamples behind an interval.
-        bins: passed on to ``measure``.
+        answer: rows -> by arm what ``measure`` reads.
+        measure: the family's measures.
+        how: seed of corruptions and resampling, number of resamples: equal seeds damage equal rows equally.
         metrics: those of ``measure`` that are kept.
-        join: makes of a model's answers what ``measure`` reads.
 
     Raises:
         EvaluationError: a corruption or a model lost rows.
     """
     result: dict[str, Robustness] = {}
-    for name, severity, corrupted in corrupted_views(rows, corruptions, severities, seed=seed):
-        for arm, answers in predict(corrupted).items():
-            measured = measure(join(corrupted, answers), seed=seed, bootstrap=bootstrap, bins=bins)
+    for name, severity, corrupted in corrupted_views(rows, corruptions, severities, seed=how.seed):
+        for arm, answers in answer(corrupted).items():
+            measured = measure(answers, how)
             by_severity = result.setdefault(arm, {}).setdefault(name, {})
             by_severity[str(severity)] = {metric: measured[metric] for metric in metrics if metric in measured}
     return result

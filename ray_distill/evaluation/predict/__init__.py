@@ -1,1 +1,1 @@
-"""Run models over snapshot rows and keep what the measures need."""
+"""Run models over encoded rows, batch by batch, the same for every family of answers. Imports models and tasks."""

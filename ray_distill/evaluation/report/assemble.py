@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from ray_distill.artifacts import Efficiency, Estimate, EvalReport, ModelReport, StudentRef
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.measures.classification import Compare, Measure, compare_classification
+from ray_distill.evaluation.measures.intervals import Resampling
 from ray_distill.evaluation.measures.robustness import Robustness
 from ray_distill.fingerprint import fingerprint
 from ray_distill.tasks.answers.family import Answers
@@ -35,25 +35,14 @@ class Measured:
     """Figures that ``predictions`` do not hold (tokens a second, benchmarks); they join the metrics."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Resampling:
-    """How intervals are made: as in the evaluation config."""
-
-    seed: int
-    bootstrap: int
-    bins: int
-
-
 def judge(
     models: Mapping[str, Measured],
     *,
     task: str,
     student: StudentRef,
     url: str,
-    measure: Measure,
-    resampling: Resampling,
+    how: Resampling,
     slices: Sequence[str] = (),
-    compare: Compare = compare_classification,
 ) -> EvalReport:
     """Assemble the report of a student beside its teacher, baselines and champion.
 
@@ -62,43 +51,38 @@ def judge(
         task: the task that all of them serve, by name.
         student: the reference the verdict will be about.
         url: where the report will be written.
-        measure: `Task.measure`.
-        resampling: of all intervals.
+        how: seed, number of resamples and bins of all intervals.
         slices: columns of the predictions by which quality is reported too.
-        compare: the paired differences that go with ``measure``.
 
     Raises:
         EvaluationError: no student among the models, or predictions that cannot be measured or paired.
     """
     if "student" not in models:
         raise EvaluationError(f"there is no student to judge, only {', '.join(sorted(models))}")
-    reports = {arm: _model_report(arm, model, measure, resampling, slices) for arm, model in models.items()}
+    answers = get_task(task).answers
+    reports = {arm: _model_report(arm, model, answers, how, slices) for arm, model in models.items()}
     report = EvalReport(
         url=url,
         fingerprint="",
         task=task,
         student=student,
         models=reports,
-        comparisons=_comparisons(models, resampling, compare, get_task(task).answers),
+        comparisons=_comparisons(models, how, answers),
     )
     report = report.with_changes(notes=tuple(_notes(report)))
     content = {key: value for key, value in report.to_dict().items() if key not in ("url", "fingerprint")}
     return report.with_changes(fingerprint=fingerprint(content))
 
 
-def _model_report(
-    arm: str, model: Measured, measure: Measure, resampling: Resampling, slices: Sequence[str]
-) -> ModelReport:
-    def measured(table: pa.Table) -> dict[str, Estimate]:
-        return measure(table, seed=resampling.seed, bootstrap=resampling.bootstrap, bins=resampling.bins)
-
+def _model_report(arm: str, model: Measured, answers: Answers, how: Resampling, slices: Sequence[str]) -> ModelReport:
+    measure = answers.judge.measure
     return ModelReport(
         name=arm,
         url=model.url,
-        metrics={**measured(model.predictions), **model.more},
+        metrics={**measure(model.predictions, how), **model.more},
         efficiency=model.efficiency,
         robustness=model.robustness,
-        slices={name: measured(part) for name, part in _slices(model.predictions, slices)},
+        slices={name: measure(part, how) for name, part in _slices(model.predictions, slices)},
     )
 
 
@@ -113,18 +97,13 @@ def _slices(predictions: pa.Table, columns: Sequence[str]) -> Iterator[tuple[str
         yield f"{column}={'(none)' if value is None else value}", predictions.filter(chosen)
 
 
-def _comparisons(
-    models: Mapping[str, Measured], resampling: Resampling, compare: Compare, answers: Answers
-) -> dict[str, Estimate]:
+def _comparisons(models: Mapping[str, Measured], how: Resampling, answers: Answers) -> dict[str, Estimate]:
     """Paired differences, student minus every other model, keyed ``<metric>_minus_<arm>``."""
     ours, result = models["student"].predictions, {}
     for arm, model in models.items():
         if arm == "student":
             continue
-        differences = compare(
-            ours, model.predictions, seed=resampling.seed, bootstrap=resampling.bootstrap, bins=resampling.bins
-        )
-        for name, difference in differences.items():
+        for name, difference in answers.judge.compare(ours, model.predictions, how).items():
             if not (arm == "teacher" and answers.metrics[name].of_teacher):
                 result[f"{name}_minus_{arm}"] = difference
     return result

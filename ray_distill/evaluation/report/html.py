@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from ray_distill.artifacts import Decision, Estimate, EvalReport
 from ray_distill.evaluation.measures.cost import CostReport, StageCost
 from ray_distill.evaluation.measures.drift import DriftReport
-from ray_distill.evaluation.predict.side_by_side import Written
+from ray_distill.evaluation.predict.texts import Written
 from ray_distill.evaluation.report import plots
 from ray_distill.evaluation.report.family_page import Tile, Wording, page_of
 from ray_distill.evaluation.report.tables import Table, cell, estimate_cell, interval_text, metric_table, value_text

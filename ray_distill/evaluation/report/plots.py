@@ -14,14 +14,12 @@ from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ray_distill.artifacts import Estimate, EvalReport
+from ray_distill.evaluation.measures.intervals import Floats
 from ray_distill.text import arm_colour, arm_name, ordered_arms
-
-Floats = npt.NDArray[np.float64]
 
 INK = "#1f2329"
 _STYLE: dict[Any, Any] = {

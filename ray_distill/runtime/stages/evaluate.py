@@ -14,7 +14,7 @@ from ray_distill.config.identity import identity
 from ray_distill.errors import ConfigError
 from ray_distill.evaluation.measures.cost import CostReport, cost_metrics, cost_report
 from ray_distill.evaluation.measures.drift import DriftReport
-from ray_distill.evaluation.predict.side_by_side import from_json, to_json
+from ray_distill.evaluation.predict.texts import from_json, to_json
 from ray_distill.evaluation.report.html import render_report, report_figures
 from ray_distill.evaluation.report.plots import figure_png
 from ray_distill.fingerprint import fingerprint

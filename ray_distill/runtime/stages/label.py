@@ -187,11 +187,7 @@ def _checked(check: TeacherCheck) -> dict[str, dict[str, float]]:
     def values(group: Mapping[str, Estimate]) -> dict[str, float]:
         return {name: estimate.value for name, estimate in group.items()}
 
-    return {
-        "teacher": values(check.teacher),
-        "majority": {"accuracy": check.majority_accuracy},
-        "champion": values(check.champion),
-    }
+    return {"teacher": values(check.teacher), "majority": dict(check.trivial), "champion": values(check.champion)}
 
 
 def record_snapshot(run: Run, opened: Snapshot, context: str) -> None:

@@ -8,8 +8,8 @@ import pyarrow.compute as pc
 from ray_distill.artifacts import Artifact, LabelSetRef, SnapshotRef
 from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError
-from ray_distill.evaluation.measures.classification import Floats
 from ray_distill.evaluation.measures.drift import DriftReport, DriftSample, compare
+from ray_distill.evaluation.measures.intervals import Floats
 from ray_distill.fingerprint import fingerprint
 from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.ragged import owner

@@ -2,19 +2,13 @@
 
 from collections.abc import Mapping
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from ray_distill.artifacts import Efficiency, SnapshotRef
 from ray_distill.config import Campaign, TeacherConfig
-from ray_distill.evaluation.measures.efficiency import measure_efficiency
-from ray_distill.evaluation.predict.language_model import encode_for_all
-from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
-from ray_distill.runtime.stages.judge import TIMED_EXAMPLES, panel_of, runner_of, size_of
+from ray_distill.runtime.stages.judge import TIMED_EXAMPLES, panel_of, size_of, time_models
 from ray_distill.snapshots.reader import open_snapshot
-from ray_distill.tasks.catalogue import get_task
 
 
 def time_students(
@@ -40,23 +34,6 @@ def time_students(
     }
     opened = open_snapshot(snapshot)
     panel = panel_of(config, models, opened.classes)
-    rows = _accepted(config, models, opened.read("validation", columns=list(panel.columns)).slice(0, TIMED_EXAMPLES))
-    runners = {
-        name: runner_of(models[name], run, size_of(models[name], None)) for name, run in panel.runs(rows).items()
-    }
-    return measure_efficiency(
-        runners, examples=rows.num_rows, requests=config.evaluation.latency_requests, batch=config.evaluation.batch
-    )
-
-
-def _accepted(config: Campaign, models: Mapping[str, Model], rows: pa.Table) -> pa.Table:
-    """The rows that every model can answer."""
-    if get_task(config.task).answers.per_token:
-        known = [encode_for_all(models, rows, task=get_task(config.task)).row_ids]
-    else:
-        task = get_task(config.task)
-        processors = {model.processor.fingerprint: model.processor for model in models.values()}
-        known = [task.inputs.encode(rows, processor).row_ids for processor in processors.values()]
-    for ids in known:
-        rows = rows.filter(pc.is_in(rows["row_id"], value_set=ids))
-    return rows
+    rows = opened.read("validation", columns=panel.columns).slice(0, TIMED_EXAMPLES)
+    sizes = {name: size_of(model, None) for name, model in models.items()}
+    return time_models(config, models, panel.task.answers.judge.timed(panel, rows), sizes)

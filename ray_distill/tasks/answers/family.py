@@ -11,7 +11,7 @@ from typing import cast
 
 from ray_distill.config import Campaign
 from ray_distill.config.judge import Limit
-from ray_distill.tasks.facets import RefuseFacet, ServeFacet, StoreFacet
+from ray_distill.tasks.facets import JudgeFacet, RefuseFacet, ServeFacet, StoreFacet
 from ray_distill.tasks.metrics import EFFICIENCY, Metric, MetricTable
 
 
@@ -73,6 +73,11 @@ class Answers:
     def serve(self) -> ServeFacet:
         """Import what tracking needs to log a model that can be served."""
         return cast(ServeFacet, self.facet("serve"))
+
+    @property
+    def judge(self) -> JudgeFacet:
+        """Import what evaluation needs."""
+        return cast(JudgeFacet, self.facet("judge"))
 
     def refuse(self, config: Campaign) -> list[str]:
         """List the settings that the family cannot serve."""

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from ray_distill.errors import ConfigError
-from ray_distill.evaluation.measures.classification import measure_classification
-from ray_distill.evaluation.predict.classification import log_probabilities
+from ray_distill.evaluation.measures.intervals import Resampling
 from ray_distill.labels.model.signal import Signal
+from ray_distill.tasks.answers.classes.evaluation.measures import measure
+from ray_distill.tasks.answers.classes.evaluation.predictions import log_probabilities
 from ray_distill.tasks.catalogue import TASKS, get_task
 from ray_distill.tasks.encoded import Encoded
 from ray_distill.tasks.inputs.pixels import decode_image, encode_png
@@ -175,7 +176,7 @@ def test_predictions_are_log_probabilities() -> None:
     assert predictions.schema.field("logp").type == pa.list_(pa.float32())
     assert np.allclose(logp, logits.double().log_softmax(1), atol=1e-6)
     table = predictions.append_column("count", pa.array([1, 3])).append_column("label", pa.array([0, 2], pa.int32()))
-    measured = measure_classification(table, seed=0, bootstrap=100, bins=5)
+    measured = measure(table, Resampling(seed=0, bootstrap=100, bins=5))
     assert measured["accuracy"].value == 0.25
 
 

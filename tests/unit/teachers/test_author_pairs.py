@@ -14,7 +14,6 @@ from transformers import GenerationConfig
 from ray_distill.config import SequencesConfig, TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError
-from ray_distill.evaluation.predict.generated_targets import write_targets
 from ray_distill.labels.model import rowids
 from ray_distill.models.io.load import load_model
 from ray_distill.models.text.generation import Translating
@@ -25,6 +24,7 @@ from ray_distill.snapshots.identity import row_ids
 from ray_distill.snapshots.pairs import Pair, pair_text, read_pair
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.splits import SPLITS
+from ray_distill.tasks.answers.tokens.evaluation.generated_targets import write_targets
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.teachers.author import Author, open_author
 from ray_distill.testing.labels import row_id

@@ -11,12 +11,12 @@ import pytest
 from ray_distill.config import StudentModel, TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError
-from ray_distill.evaluation.predict.generated_targets import write_targets
-from ray_distill.evaluation.predict.side_by_side import write_side_by_side
 from ray_distill.models.io.load import load_model
 from ray_distill.models.io.save import save_model
 from ray_distill.models.text.prompts import given_prompt
 from ray_distill.snapshots.pairs import pair_text
+from ray_distill.tasks.answers.tokens.evaluation.generated_targets import write_targets
+from ray_distill.tasks.answers.tokens.evaluation.side_by_side import write_side_by_side
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.testing.models import write_tiny_causal_model, write_tiny_seq2seq_model
 from ray_distill.tracking.mlflow_tracker import MlflowTracker

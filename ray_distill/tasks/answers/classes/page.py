@@ -10,9 +10,10 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 
 from ray_distill.artifacts import EvalReport
-from ray_distill.evaluation.measures.classification import Floats, Scores, confidence_bins, read_scores
+from ray_distill.evaluation.measures.intervals import Floats
 from ray_distill.evaluation.report.family_page import LOSS_CAPTION, Section, Tile, Wording, calibration_caption
 from ray_distill.evaluation.report.plots import INK, Curve, reliability_figure, styled_figure
+from ray_distill.tasks.answers.classes.evaluation.measures import Scores, confidence_bins, read_scores
 from ray_distill.text import ARM_COLOURS
 
 MOST_CLASSES = 20

@@ -111,10 +111,10 @@ def _load_pairs(folder: Path, facts: dict[str, Any]) -> Write:
 
 def _load_built(folder: Path) -> Write:
     """Load a student that a ``module:function`` built, by the package that saved it."""
-    from ray_distill.evaluation.predict.side_by_side import write_side_by_side
     from ray_distill.models.io.load import load_model
     from ray_distill.models.text.lm_processor import LanguageProcessor
     from ray_distill.models.text.prompts import given_prompt
+    from ray_distill.tasks.answers.tokens.evaluation.side_by_side import write_side_by_side
 
     model = load_model(str(folder), task="causal_lm")
     processor = model.processor

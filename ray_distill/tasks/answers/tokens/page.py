@@ -7,11 +7,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ray_distill.artifacts import EvalReport
-from ray_distill.evaluation.measures.language_model import BUCKETS, read_documents, reliability
 from ray_distill.evaluation.report.family_page import LOSS_CAPTION, Section, Tile, Wording, calibration_caption
 from ray_distill.evaluation.report.plots import INK, draw_grid, reliability_figure, styled_figure
 from ray_distill.evaluation.report.tables import estimate_cell, metric_table
 from ray_distill.tasks.answers.tokens import BENCHMARK_PREFIX, TOKENS, WRITTEN
+from ray_distill.tasks.answers.tokens.evaluation.measures import BUCKETS, read_documents, reliability
 from ray_distill.text import arm_colour, arm_name, ordered_arms
 
 #: What is drawn by position in the document: the part of a metric's name before the bucket, and its axis.

@@ -1,16 +1,19 @@
 """The report: all models on the same rows, paired differences, plain-spoken notes, slices, robustness."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from ray_distill.artifacts import Efficiency, EvalReport, LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.measures.classification import measure_classification
-from ray_distill.evaluation.measures.predictions import join_predictions
+from ray_distill.evaluation.measures.intervals import Resampling
 from ray_distill.evaluation.measures.robustness import corrupted_views, measure_robustness
-from ray_distill.evaluation.report.assemble import Measured, Resampling, judge
+from ray_distill.evaluation.report.assemble import Measured, judge
 from ray_distill.tasks.answers.classes import CLASSES
+from ray_distill.tasks.answers.classes.evaluation.measures import measure
+from ray_distill.tasks.answers.classes.evaluation.predictions import join_predictions
 
 STUDENT = StudentRef(
     url="s",
@@ -59,15 +62,7 @@ def judged(rows, slices=(), **signals):
         )
         for arm, signal in signals.items()
     }
-    return judge(
-        models,
-        task="text_classification",
-        student=STUDENT,
-        url="r",
-        measure=measure_classification,
-        resampling=RESAMPLING,
-        slices=slices,
-    )
+    return judge(models, task="text_classification", student=STUDENT, url="r", how=RESAMPLING, slices=slices)
 
 
 def test_the_report_holds_every_arm_and_its_paired_differences():
@@ -107,14 +102,7 @@ def test_notes_name_weak_slices_small_splits_and_missing_labels():
     teacher = answers(rows, 1.0)
     same = Measured(url="m", efficiency=EFFICIENCY, predictions=join_predictions(bare, teacher, teacher=teacher))
     models = {"teacher": same, "student": same}
-    report = judge(
-        models,
-        task="text_classification",
-        student=STUDENT,
-        url="r",
-        measure=measure_classification,
-        resampling=RESAMPLING,
-    )
+    report = judge(models, task="text_classification", student=STUDENT, url="r", how=RESAMPLING)
     assert any("No row of the test split has a true label" in note for note in report.notes)
 
 
@@ -138,17 +126,6 @@ def test_a_report_needs_a_student():
         judged(snapshot(), teacher=3.0)
 
 
-def test_predictions_are_put_in_the_order_of_the_rows():
-    """Answers may come in any order; a missing one is an error that counts."""
-    rows = snapshot(10)
-    shuffled = answers(rows, 1.0).take(np.random.default_rng(0).permutation(10))
-    joined = join_predictions(rows, shuffled, slices=("locale",))
-    assert joined["row_id"].equals(rows["row_id"]) and joined["logp"].equals(answers(rows, 1.0)["logp"])
-    assert joined.column_names == ["row_id", "logp", "count", "label", "locale"]
-    with pytest.raises(EvaluationError, match="no prediction for 3 of 10 rows"):
-        join_predictions(rows, shuffled.slice(3))
-
-
 def shuffle_label(rows, severity, generator):
     """A corruption that leaves the signal to chance with the severity."""
     noise = pa.array(generator.normal(size=rows.num_rows) * severity)
@@ -156,19 +133,18 @@ def shuffle_label(rows, severity, generator):
 
 
 def noisy_answers(rows):
-    return {"student": answers(rows, 3.0 - 1.2 * np.abs(rows["noise"].to_numpy()))}
+    found = answers(rows, 3.0 - 1.2 * np.abs(rows["noise"].to_numpy()))
+    return {"student": join_predictions(rows, found)}
 
 
 def test_robustness_falls_with_severity_and_is_reproducible():
     """Accuracy and NLL by corruption and severity; the same seed damages the same rows alike."""
     rows = snapshot()
     options = {
-        "predict": noisy_answers,
-        "measure": measure_classification,
+        "answer": noisy_answers,
+        "measure": measure,
+        "how": replace(RESAMPLING, seed=4),
         "metrics": CLASSES.robust,
-        "seed": 4,
-        "bootstrap": 100,
-        "bins": 10,
     }
     found = measure_robustness(rows, {"noise": shuffle_label}, (1, 3), **options)["student"]
     assert {name: set(found[name]) for name in found} == {"noise": {"1", "3"}}

@@ -9,16 +9,17 @@ import pytest
 
 from ray_distill.artifacts import Decision, Efficiency, LabelSetRef, SnapshotRef, StudentRef, Verdict
 from ray_distill.config import CostConfig, DriftConfig, GateConfig
-from ray_distill.evaluation.measures.classification import measure_classification
 from ray_distill.evaluation.measures.cost import cost_report, stage_cost
 from ray_distill.evaluation.measures.drift import DriftSample, compare
-from ray_distill.evaluation.measures.predictions import join_predictions
+from ray_distill.evaluation.measures.intervals import Resampling
 from ray_distill.evaluation.measures.robustness import measure_robustness
 from ray_distill.evaluation.report import plots
-from ray_distill.evaluation.report.assemble import Measured, Resampling, judge
+from ray_distill.evaluation.report.assemble import Measured, judge
 from ray_distill.evaluation.report.html import render_report, report_figures
 from ray_distill.promotion.gate import decide
 from ray_distill.tasks.answers.classes import CLASSES
+from ray_distill.tasks.answers.classes.evaluation.measures import measure
+from ray_distill.tasks.answers.classes.evaluation.predictions import join_predictions
 
 STUDENT = StudentRef(
     url="s3://runs/student",
@@ -87,12 +88,10 @@ def measured(rows, arm, signal, classes, robust):
             rows,
             {"blur": damage(1.0), "noise": damage(2.0), "shift": damage(0.5)},
             (1, 2, 3),
-            predict=lambda table: {arm: answers(table, signal, classes)},
-            measure=measure_classification,
+            answer=lambda table: {arm: join_predictions(table, answers(table, signal, classes))},
+            measure=measure,
             metrics=CLASSES.robust,
-            seed=0,
-            bootstrap=100,
-            bins=10,
+            how=RESAMPLING,
         )[arm]
         if robust
         else {}
@@ -109,15 +108,7 @@ def everything(n=400, classes=10, robust=True):
     """A whole page's input: report, predictions and all extras."""
     rows = snapshot(n, classes)
     models = {arm: measured(rows, arm, signal, classes, robust) for arm, signal in SIGNALS.items()}
-    report = judge(
-        models,
-        task="text_classification",
-        student=STUDENT,
-        url="r",
-        measure=measure_classification,
-        resampling=RESAMPLING,
-        slices=("locale",),
-    )
+    report = judge(models, task="text_classification", student=STUDENT, url="r", how=RESAMPLING, slices=("locale",))
     return report, {arm: model.predictions for arm, model in models.items()}
 
 
@@ -265,14 +256,7 @@ def test_what_was_not_measured_has_no_section():
         predictions=join_predictions(rows, logp, teacher=logp),
         efficiency=Efficiency(parameters=1, bytes_on_disk=1, latency_ms_p50=1, latency_ms_p95=1, examples_per_second=1),
     )
-    report = judge(
-        {"student": model},
-        task="text_classification",
-        student=STUDENT,
-        url="r",
-        measure=measure_classification,
-        resampling=RESAMPLING,
-    )
+    report = judge({"student": model}, task="text_classification", student=STUDENT, url="r", how=RESAMPLING)
     html = render_report(report, title="bare", classes=list("abc"), predictions={"student": model.predictions}, bins=5)
     assert page_of(html).headings == ["What to notice", "Quality", "Size and speed", "Provenance"]
     assert "<figure" not in html and "agreement" in html

@@ -9,14 +9,15 @@ import pytest
 from ray_distill.artifacts import Decision, Efficiency, Estimate, LabelSetRef, SnapshotRef, StudentRef, Verdict
 from ray_distill.config import CostConfig, GateConfig
 from ray_distill.evaluation.measures.cost import cost_report, stage_cost
-from ray_distill.evaluation.measures.language_model import compare_language, measure_language, sum_by_document
+from ray_distill.evaluation.measures.intervals import Resampling
 from ray_distill.evaluation.measures.robustness import measure_robustness
-from ray_distill.evaluation.predict.side_by_side import Written
+from ray_distill.evaluation.predict.texts import Written
 from ray_distill.evaluation.report import plots
-from ray_distill.evaluation.report.assemble import Measured, Resampling, judge
+from ray_distill.evaluation.report.assemble import Measured, judge
 from ray_distill.evaluation.report.html import render_report, report_figures
 from ray_distill.promotion.gate import decide
 from ray_distill.runtime.stages.promote import summary
+from ray_distill.tasks.answers.tokens.evaluation.measures import measure, sum_by_document
 from ray_distill.text import arm_name
 
 STUDENT = StudentRef(
@@ -32,6 +33,7 @@ STUDENT = StudentRef(
     ),
 )
 BINS = 10
+RESAMPLING = Resampling(seed=0, bootstrap=100, bins=BINS)
 FAR = {"teacher": 0.0, "student": 0.12, "champion": 0.16, "baseline_hard_labels": 0.35}
 
 
@@ -89,13 +91,10 @@ def measured(arm, far, documents, robust):
             table(far, documents).select(["row_id", "count"]),
             damage,
             (1, 2, 3),
-            join=lambda _, answers: answers,
-            predict=lambda rows: {arm: table(far, documents, rows["by"][0].as_py())},
-            measure=measure_language,
+            answer=lambda rows: {arm: table(far, documents, rows["by"][0].as_py())},
+            measure=measure,
             metrics=("nll",),
-            seed=0,
-            bootstrap=100,
-            bins=BINS,
+            how=RESAMPLING,
         )[arm]
         if robust
         else {}
@@ -112,16 +111,7 @@ def measured(arm, far, documents, robust):
 
 def judged(documents=150, robust=True, arms=tuple(FAR)):
     models = {arm: measured(arm, FAR[arm], documents, robust) for arm in arms}
-    report = judge(
-        models,
-        task="causal_lm",
-        student=STUDENT,
-        url="r",
-        measure=measure_language,
-        compare=compare_language,
-        slices=("source",),
-        resampling=Resampling(seed=0, bootstrap=100, bins=BINS),
-    )
+    report = judge(models, task="causal_lm", student=STUDENT, url="r", slices=("source",), how=RESAMPLING)
     return report, {"student": models["student"].predictions}
 
 
@@ -243,15 +233,7 @@ def test_a_student_alone_has_a_page():
         predictions=rows,
         efficiency=Efficiency(parameters=1, bytes_on_disk=1, latency_ms_p50=1, latency_ms_p95=1, examples_per_second=1),
     )
-    report = judge(
-        {"student": model},
-        task="causal_lm",
-        student=STUDENT,
-        url="r",
-        measure=measure_language,
-        compare=compare_language,
-        resampling=Resampling(seed=0, bootstrap=100, bins=BINS),
-    )
+    report = judge({"student": model}, task="causal_lm", student=STUDENT, url="r", how=RESAMPLING)
     assert set(report_figures(report, (), {"student": rows}, BINS)) == {"nll", "reliability"}
     page = Page(render(report, {"student": rows}))
     assert "Differences on the same rows" not in page.headings and "Throughput, documents/s" in page.cells

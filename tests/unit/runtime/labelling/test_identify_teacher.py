@@ -16,7 +16,7 @@ from ray_distill.runtime.labelling.teacher_quality import TeacherCheck, refuse_w
 def _check(accuracy: float | None, ece: float | None = 0.05, majority: float = 0.5) -> TeacherCheck:
     measured = {"accuracy": accuracy, "ece": ece}
     teacher = {name: Estimate(value=value, n=10) for name, value in measured.items() if value is not None}
-    return TeacherCheck(teacher=teacher, majority_accuracy=majority)
+    return TeacherCheck(teacher=teacher, trivial={} if math.isnan(majority) else {"accuracy": majority})
 
 
 @pytest.mark.parametrize(("accurate", "calibrated", "better"), list(itertools.product([True, False], repeat=3)))
@@ -33,7 +33,7 @@ def test_a_teacher_passes_only_if_it_clears_every_floor(accurate: bool, calibrat
     assert "the teacher big is below its floor" in told
     assert ("accuracy 0.7000 is 0.1000 below the floor min_accuracy 0.8" in told) is not accurate
     assert ("ece 0.2500 is 0.1500 above max_ece 0.1" in told) is not calibrated
-    assert ("commonest class" in told) is not better
+    assert ("commonest answer" in told) is not better
     assert "Nothing was labelled" in told
 
 

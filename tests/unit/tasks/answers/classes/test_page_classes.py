@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_distill.evaluation.measures.classification import read_scores
+from ray_distill.tasks.answers.classes.evaluation.measures import read_scores
 from ray_distill.tasks.answers.classes.page import confusion_figure, confusion_matrix, most_confused, reliability
 
 

@@ -2,7 +2,7 @@
 
 Tokens within a document depend on each other, so the *document* is the sampling unit: intervals resample documents,
 ``n`` is a number of documents, and a document weighs its ``count``. Every mean is over tokens (Σ count · sum over
-Σ count · tokens). A document's sums come from `language_predict`; nothing here sees a distribution.
+Σ count · tokens). A document's sums come from `predictions`; nothing here sees a distribution.
 
 | column                                    | sum over the answered positions of the document                        |
 |-------------------------------------------|------------------------------------------------------------------------|
@@ -30,7 +30,7 @@ import pyarrow as pa
 
 from ray_distill.artifacts import Estimate
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.measures.classification import Floats, Ints, percentiles, resampled_weights
+from ray_distill.evaluation.measures.intervals import Floats, Ints, Resampling, Weighted, percentiles, resample
 from ray_distill.tasks.answers.tokens import TOKENS
 
 #: Positions (tokens from the document's first, 0) by bucket: from, and up to but without.
@@ -63,6 +63,11 @@ class Documents:
     def has_teacher(self) -> bool:
         """Was there a teacher to be compared with?"""
         return BESIDE[0] in self.sums
+
+    @property
+    def width(self) -> int:
+        """Sums of a document over all columns."""
+        return sum(sums.shape[1] for sums in self.sums.values())
 
 
 def sum_by_document(
@@ -99,14 +104,12 @@ def sum_by_document(
     }
 
 
-def measure_language(predictions: pa.Table, *, seed: int, bootstrap: int, bins: int) -> dict[str, Estimate]:
-    """Quality of a language model's predictions, and its likeness to the teacher where there is one.
+def measure(answers: pa.Table, how: Resampling) -> dict[str, Estimate]:
+    """Return the quality of a language model's answers, and its likeness to the teacher where there is one.
 
     Args:
-        predictions: ``row_id``, ``count`` and the columns above, one row a document.
-        seed: of the resampling.
-        bootstrap: number of resamples.
-        bins: of the calibration histogram, as the table was made with.
+        answers: ``row_id``, ``count`` and the columns above, one row a document.
+        how: seed and number of resamples; bins of the calibration histogram, as the table was made with.
 
     Returns:
         ``nll`` (nats a token), ``perplexity``, ``accuracy`` (of the next token), ``ece``; with a teacher also
@@ -116,24 +119,22 @@ def measure_language(predictions: pa.Table, *, seed: int, bootstrap: int, bins: 
     Raises:
         EvaluationError: no documents, or sums that cannot be.
     """
-    documents = read_documents(predictions, bins)
-    values = _finish(_totals(documents, documents.weight_N[None, :]))
-    samples = _resample([documents], seed=seed, bootstrap=bootstrap)[0]
-    n = len(documents.weight_N)
+    documents = read_documents(answers, how.bins)
+    weighted, weight_N = _weighted(documents), documents.weight_N
+    values = weighted(weight_N[None, :])
+    samples = resample([weighted], weight_N, how, widest=documents.width)[0]
     return {
-        name: _estimate(float(value_1[0]), samples[name], n, *_domain(name))
+        name: _estimate(float(value_1[0]), samples[name], len(weight_N), *_domain(name))
         for name, value_1 in values.items()
         if not np.isnan(value_1[0])
     }
 
 
-def compare_language(
-    student: pa.Table, other: pa.Table, *, seed: int, bootstrap: int, bins: int
-) -> dict[str, Estimate]:
-    """Paired differences, student minus the other model, of every metric both have on the same documents.
+def compare(student: pa.Table, other: pa.Table, how: Resampling) -> dict[str, Estimate]:
+    """Return paired differences, student minus the other model, of every metric both have on the same documents.
 
     Raises:
-        EvaluationError: the tables are of other documents or other tokens, or as `measure_language`.
+        EvaluationError: the tables are of other documents or other tokens, or as `measure`.
     """
     if not student["row_id"].equals(other["row_id"]):
         raise EvaluationError(
@@ -145,21 +146,22 @@ def compare_language(
             "a paired comparison needs the same tokens: the two models answered other numbers of "
             "positions of the same documents; evaluate models of one tokenizer and one length"
         )
-    pair = [read_documents(table, bins) for table in (student, other)]
-    left, right = (_finish(_totals(item, item.weight_N[None, :])) for item in pair)
-    left_B, right_B = _resample(pair, seed=seed, bootstrap=bootstrap)
+    pair = [read_documents(table, how.bins) for table in (student, other)]
+    weighted, weight_N = [_weighted(item) for item in pair], pair[0].weight_N
+    left, right = (item(weight.weight_N[None, :]) for item, weight in zip(weighted, pair, strict=True))
+    left_B, right_B = resample(weighted, weight_N, how, widest=pair[0].width)
     differences = {}
     for name in left.keys() & right.keys():
         with np.errstate(invalid="ignore"):
             value, samples_B = float(left[name][0] - right[name][0]), left_B[name] - right_B[name]
         low, high = _domain(name)
         if not np.isnan([left[name][0], right[name][0]]).any():
-            differences[name] = _estimate(value, samples_B, len(pair[0].weight_N), low - high, high - low)
+            differences[name] = _estimate(value, samples_B, len(weight_N), low - high, high - low)
     return {name: differences[name] for name in left if name in differences}
 
 
 def read_documents(predictions: pa.Table, bins: int) -> Documents:
-    """Check a predictions table and return it as arrays; errors as `measure_language`."""
+    """Check a predictions table and return it as arrays; errors as `measure`."""
     if predictions.num_rows == 0:
         raise EvaluationError("there are no predictions to measure: the split holds no usable document")
     sums = {name: _floats(predictions, name) for name in predictions.column_names if is_sum(name)}
@@ -228,20 +230,15 @@ def _finish(totals: Mapping[str, Floats]) -> dict[str, Floats]:
     return found
 
 
+def _weighted(documents: Documents) -> Weighted:
+    """Return the metrics of these documents as a function of their weights."""
+    return lambda weight_BN: _finish(_totals(documents, weight_BN))
+
+
 def _totals(documents: Documents, weight_BN: Floats) -> dict[str, Floats]:
     """Weighted sums over documents, ``[B, width]`` by column."""
     with np.errstate(invalid="ignore"):  # 0 · inf where a resample leaves out an infinite loss
         return {name: weight_BN @ sums for name, sums in documents.sums.items()}
-
-
-def _resample(pair: list[Documents], *, seed: int, bootstrap: int) -> list[dict[str, Floats]]:
-    """Metrics of ``bootstrap`` resamples of the documents; every model sees the same resamples."""
-    widest = sum(sums.shape[1] for sums in pair[0].sums.values())
-    parts: list[list[dict[str, Floats]]] = [[] for _ in pair]
-    for weight_BN in resampled_weights(pair[0].weight_N, seed=seed, bootstrap=bootstrap, widest=widest):
-        for part, documents in zip(parts, pair, strict=True):
-            part.append(_finish(_totals(documents, weight_BN)))
-    return [{name: np.concatenate([item[name] for item in part]) for name in part[0]} for part in parts]
 
 
 def _estimate(value: float, samples_B: Floats, n: int, low: float, high: float) -> Estimate:

@@ -12,9 +12,9 @@ import yaml
 
 from ray_distill.config.judge import HarnessConfig
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.predict.harness import _read, run_harness
 from ray_distill.models.io.load import load_model
 from ray_distill.tasks.answers.tokens import TOKENS
+from ray_distill.tasks.answers.tokens.evaluation.harness import _read, run_harness
 from ray_distill.testing.models import write_tiny_causal_model
 
 needs_lm_eval = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs the extra lm-eval")

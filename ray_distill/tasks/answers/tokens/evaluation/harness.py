@@ -16,7 +16,7 @@ from typing import Any
 from ray_distill.artifacts import Estimate
 from ray_distill.config.judge import HarnessConfig
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.measures.classification import Z95
+from ray_distill.evaluation.measures.intervals import Z95
 from ray_distill.models.core.model import Model
 from ray_distill.storage import files
 from ray_distill.tasks.answers.tokens import BENCHMARK_PREFIX
@@ -53,7 +53,7 @@ def _run(model: Model, folder: Path, config: HarnessConfig, *, seed: int, batch:
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    from ray_distill.evaluation.predict.harness_model import HarnessModel
+    from ray_distill.tasks.answers.tokens.evaluation.harness_model import HarnessModel
 
     try:
         with contextlib.chdir(folder):  # the harness finds a task's data from where it stands

@@ -9,9 +9,10 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import CHRF
 
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.measures.overlap import compare_overlap, measure_overlap
+from ray_distill.evaluation.measures.intervals import Resampling
+from ray_distill.tasks.answers.tokens.evaluation.overlap import compare_overlap, measure_overlap
 
-OPTIONS = {"seed": 0, "bootstrap": 200}
+HOW = Resampling(seed=0, bootstrap=200)
 REFERENCES = ["the cat sat on the mat", "an owl flew over the river at night", "rivers run", "so it goes"]
 ANSWERS = ["the cat lay on a mat", "the owl flies at night", "a river runs", ""]
 
@@ -27,8 +28,8 @@ def table(answers, references, counts=None):
     )
 
 
-def values(*args, **options):
-    return {name: item.value for name, item in measure_overlap(table(*args), **OPTIONS, **options).items()}
+def values(*args):
+    return {name: item.value for name, item in measure_overlap(table(*args), HOW).items()}
 
 
 def test_rouge_by_hand():
@@ -59,7 +60,7 @@ def test_the_numbers_are_those_of_the_packages():
 def test_the_same_text_is_perfect_and_another_is_nothing():
     """1 and 100, or 0 and 0, with intervals inside of what can be."""
     for answers, share in ((REFERENCES, 1.0), (["xyz"] * 4, 0.0)):
-        found = measure_overlap(table(answers, REFERENCES), **OPTIONS)
+        found = measure_overlap(table(answers, REFERENCES), HOW)
         assert [found[name].value for name in ("rouge1", "rouge_l")] == [share, share]
         if share:
             assert found["chrf"].value == pytest.approx(100) and found["rouge2"].value == pytest.approx(1)
@@ -89,7 +90,7 @@ def test_intervals_are_over_documents_and_differences_are_paired():
     worse = [" ".join(reference.split()[: rng.integers(1, 9)]) for reference in references]
     better = [f"{answer} {reference.split()[-1]}" for answer, reference in zip(worse, references, strict=True)]
     ours, theirs = table(better, references), table(worse, references)
-    alone, difference = measure_overlap(ours, **OPTIONS), compare_overlap(ours, theirs, **OPTIONS)
+    alone, difference = measure_overlap(ours, HOW), compare_overlap(ours, theirs, HOW)
     assert set(alone) == set(difference)
     for name in ("rouge1", "chrf"):
         assert alone[name].low < alone[name].value < alone[name].high and alone[name].n == 60
@@ -105,9 +106,9 @@ def test_what_cannot_be_measured_is_said(monkeypatch):
         (table(["a", None], ["b", "c"]), "written is missing in 1 of 2"),
     ):
         with pytest.raises(EvaluationError, match=why):
-            measure_overlap(predictions, **OPTIONS)
+            measure_overlap(predictions, HOW)
     with pytest.raises(EvaluationError, match="differ in row_id"):
-        compare_overlap(whole, whole.take([1, 0, 2, 3]), **OPTIONS)
+        compare_overlap(whole, whole.take([1, 0, 2, 3]), HOW)
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics.helpers", None)
     with pytest.raises(EvaluationError, match=r"pip install 'ray-distill\[seq2seq\]'"):
-        measure_overlap(whole, **OPTIONS)
+        measure_overlap(whole, HOW)

@@ -9,13 +9,15 @@ import torch
 from torch import nn
 
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.measures.language_model import measure_language
-from ray_distill.evaluation.predict.generated_targets import distance, measure_targets, write_targets
-from ray_distill.evaluation.predict.language_model import batches, predict_documents
+from ray_distill.evaluation.measures.intervals import Resampling
+from ray_distill.evaluation.predict.panel import Panel
 from ray_distill.labels.model import rowids
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
 from ray_distill.snapshots.pairs import pair_text
+from ray_distill.tasks.answers.tokens.evaluation.generated_targets import distance, measure_targets, write_targets
+from ray_distill.tasks.answers.tokens.evaluation.measures import measure
+from ray_distill.tasks.answers.tokens.evaluation.predictions import predict_documents, token_batches
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.testing.labels import row_id
 from ray_distill.testing.models import write_tiny_seq2seq_model
@@ -81,16 +83,15 @@ def test_a_distance_counts_the_fewest_changes(ours: str, theirs: str, errors: in
 def test_measures_weigh_documents_by_count(model: Model) -> None:
     """One right of weight 3, one with two wrong of three words; the interval is over documents."""
     table = pa.table({"count": [3, 1], "reference": ["a b", "a b c"], "written": ["a  b", "a x y"]})
-    found = measure_targets(table, seed=0, bootstrap=200)
+    found = measure_targets(table, Resampling(seed=0, bootstrap=200))
     assert found["exact_match"].value == 0.75 and found["word_error_rate"].value == pytest.approx(2 / 9)
     assert all(one.n == 2 and one.low <= one.value <= one.high for one in found.values())
 
 
 def test_likelihoods_are_of_the_targets(model: Model) -> None:
     """NLL, tokens and the rest by transformers' own loss over the target tokens; a model is nought from itself."""
-    found = predict_documents(
-        {"teacher": model, "student": model}, _rows(), task=TASK, batch=2, bins=5, teacher="teacher"
-    )["student"]
+    panel = Panel(task=TASK, models={"teacher": model, "student": model}, batch=2, bins=5)
+    found = predict_documents(panel, _rows())["student"]
     assert found["tokens"].to_pylist() == [len(target) + 1 for _, target in PAIRS if target]
     tokenizer = model.processor.tokenizer  # type: ignore[attr-defined]
     for row, (source, target) in enumerate((source, target) for source, target in PAIRS if target):
@@ -98,15 +99,16 @@ def test_likelihoods_are_of_the_targets(model: Model) -> None:
         with torch.no_grad():
             loss = float(model.module(input_ids=ids, labels=labels).loss) * labels.numel()
         assert found["nll"][row].as_py() == pytest.approx(loss, rel=1e-4)
-    metrics = measure_language(found, seed=0, bootstrap=100, bins=5)
+    metrics = measure(found, Resampling(seed=0, bootstrap=100, bins=5))
     assert metrics["kl_from_teacher"].value == pytest.approx(0, abs=1e-6) and metrics["agreement"].value == 1.0
 
 
 def test_batches_are_bound_by_what_is_written(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits are as many as decoder tokens, however long the sources are."""
     encoded = TASK.inputs.encode(_rows(), model.processor)
-    monkeypatch.setattr("ray_distill.evaluation.predict.language_model.LOGITS_BYTES", 4 * 264 * 8)
-    found = [part.tolist() for part in batches(encoded, task=TASK, batch=9, vocabulary=264)]
+    monkeypatch.setattr("ray_distill.tasks.answers.tokens.evaluation.predictions.LOGITS_BYTES", 4 * 264 * 8)
+    panel = Panel(task=TASK, models={"teacher": model}, batch=9, bins=5)
+    found = [part.tolist() for part in token_batches(panel, encoded)]
     lengths = np.diff(encoded.features["target"].offsets)
     assert sorted(sum(found, [])) == [0, 1, 2]
     assert all(len(part) == 1 or max(lengths[part]) * len(part) <= 8 for part in found) and len(found) == 2

@@ -1,20 +1,11 @@
 """Quality of a classifier's predictions, each number with a 95 % interval; paired differences between two.
 
-Conventions, which every number here follows:
-
-- An example weighs its ``count``. What the split draws is distinct inputs, not requests, so the *row* is the
-  sampling unit: intervals resample rows, and ``n`` is a number of rows.
-- Intervals of means that are proportions (accuracy, agreement) are Wilson's at Kish's effective size
-  ``(Σw)²/Σw²``, since a bootstrap of all-correct rows would claim certainty; their paired differences are
-  Bonett and Price's (2012) adjusted Wald at the same size. The rest are bootstrapped percentiles,
-  shifted so that the resamples centre on the estimate (a resampled ECE is biased upwards by its noise).
-- A class to which a model gives probability zero costs infinity: NLL and KL are then ``inf`` without an
-  interval. Nothing is clipped, because a clipped value would hide exactly the mistake it prices.
-- Fewer than two rows give values without intervals.
+A class to which a model gives probability zero costs infinity: NLL and KL are then ``inf`` without an interval. Nothing
+is clipped, because a clipped value would hide exactly the mistake it prices. Proportions have Wilson's intervals, the
+rest bootstrapped ones: see `ray_distill.evaluation.measures.intervals`.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,21 +15,19 @@ import pyarrow.compute as pc
 
 from ray_distill.artifacts import Estimate
 from ray_distill.errors import EvaluationError
+from ray_distill.evaluation.measures.intervals import (
+    Floats,
+    Ints,
+    Resampling,
+    paired_proportions,
+    percentiles,
+    resample,
+    wilson,
+)
 from ray_distill.tasks.answers.classes import CLASSES
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-
-#: (predictions, seed, bootstrap, bins) -> metrics, as `measure_classification`.
-Measure = Callable[..., dict[str, Estimate]]
-#: (student's predictions, another model's, seed, bootstrap, bins) -> paired differences: `compare_classification`.
-Compare = Callable[..., dict[str, Estimate]]
 
 #: Largest distance of a row's total probability from 1 (as a log) that is taken for rounding.
 NORMALISATION_TOLERANCE = 1e-2
-#: Numbers held at once while resampling.
-CHUNK_ELEMENTS = 4_000_000
-Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,20 +76,24 @@ class Summary:
     columns: Mapping[str, Column]
     finish: Callable[[Totals], dict[str, Floats]]
 
+    @property
+    def widest(self) -> int:
+        """Most groups of a column: the size that a resample is reduced to."""
+        return max(column.groups for column in self.columns.values())
+
     def __call__(self, weight_BN: Floats) -> dict[str, Floats]:
         """Metrics of B weightings of the same rows, ``[B]`` each."""
         return self.finish({name: _grouped_sum(column, weight_BN) for name, column in self.columns.items()})
 
 
-def measure_classification(predictions: pa.Table, *, seed: int, bootstrap: int, bins: int) -> dict[str, Estimate]:
-    """Accuracy, macro-F1, NLL and ECE where rows have labels; agreement and KL where there is a teacher.
+def measure(answers: pa.Table, how: Resampling) -> dict[str, Estimate]:
+    """Return accuracy, macro-F1, NLL and ECE where rows have labels; agreement and KL where there is a teacher.
 
     Args:
-        predictions: ``row_id``, ``logp`` (list of V natural logs), ``count``, ``label`` (null = unknown) and,
+        answers: ``row_id``, ``logp`` (list of V natural logs), ``count``, ``label`` (null = unknown) and,
             optionally, ``teacher_logp``.
-        seed: of the resampling.
-        bootstrap: number of resamples.
-        bins: equal-width bins of the top-label confidence in the calibration error (Guo et al. 2017).
+        how: seed and number of resamples; equal-width bins of the top-label confidence in the calibration error
+            (Guo et al. 2017).
 
     Returns:
         Estimates by metric name; NLL and ``kl_from_teacher`` = KL(teacher ‖ student) in nats. Macro-F1 is over
@@ -110,11 +103,11 @@ def measure_classification(predictions: pa.Table, *, seed: int, bootstrap: int, 
     Raises:
         EvaluationError: no rows, or log-probabilities, counts or labels that cannot be.
     """
-    scores = read_scores(predictions)
+    scores = read_scores(answers)
     estimates: dict[str, Estimate] = {}
-    for part, summary in _summaries(scores, bins):
+    for part, summary in _summaries(scores, how.bins):
         values = summary(part.weight_N[None, :])
-        samples = _resample([summary], part.weight_N, seed=seed, bootstrap=bootstrap)[0]
+        samples = resample([summary], part.weight_N, how, widest=summary.widest)[0]
         for name, value_1 in values.items():
             value, n = float(value_1[0]), len(part.weight_N)
             metric = CLASSES.metrics[name]
@@ -125,25 +118,23 @@ def measure_classification(predictions: pa.Table, *, seed: int, bootstrap: int, 
     return estimates
 
 
-def compare_classification(
-    student: pa.Table, other: pa.Table, *, seed: int, bootstrap: int, bins: int
-) -> dict[str, Estimate]:
-    """Paired differences, student minus the other model, of every metric both have on the same rows.
+def compare(student: pa.Table, other: pa.Table, how: Resampling) -> dict[str, Estimate]:
+    """Return paired differences, student minus the other model, of every metric both have on the same rows.
 
     Raises:
-        EvaluationError: the tables hold different rows, or as `measure_classification`.
+        EvaluationError: the tables hold different rows, or as `measure`.
     """
     if not student["row_id"].equals(other["row_id"]):
         raise EvaluationError(
             "a paired comparison needs the same rows in the same order: the two models' predictions "
             f"differ in their row ids ({student.num_rows} and {other.num_rows} rows)"
         )
-    ours, theirs = read_scores(student), read_scores(other)
+    first, second = (_summaries(read_scores(table), how.bins) for table in (student, other))
     differences: dict[str, Estimate] = {}
-    for (part, summary), (_, other_summary) in zip(_summaries(ours, bins), _summaries(theirs, bins), strict=False):
+    for (part, summary), (_, other_summary) in zip(first, second, strict=False):
         pair = [summary, other_summary]
         left, right = (item(part.weight_N[None, :]) for item in pair)
-        left_B, right_B = _resample(pair, part.weight_N, seed=seed, bootstrap=bootstrap)
+        left_B, right_B = resample(pair, part.weight_N, how, widest=max(item.widest for item in pair))
         for name in left:
             metric = CLASSES.metrics[name]
             value, span = float(left[name][0] - right[name][0]), metric.high - metric.low
@@ -158,7 +149,7 @@ def compare_classification(
 
 
 def read_scores(predictions: pa.Table) -> Scores:
-    """Check a predictions table and return it as arrays; errors as `measure_classification`."""
+    """Check a predictions table and return it as arrays; errors as `measure`."""
     if predictions.num_rows == 0:
         raise EvaluationError("there are no predictions to measure: the split holds no usable row")
     logp_NV = _log_probabilities(predictions, "logp")
@@ -177,39 +168,6 @@ def read_scores(predictions: pa.Table) -> Scores:
             f"{logp_NV.shape[1]}: evaluate models of the same classes"
         )
     return Scores(weight_N=weight_N, label_N=label_N, logp_NV=logp_NV, teacher_logp_NV=teacher_NV)
-
-
-def wilson(proportion: float, weight_N: Floats) -> Estimate:
-    """Wilson's score interval of a weighted proportion, at Kish's effective number of rows."""
-    n, size = len(weight_N), effective_size(weight_N)
-    if n < 2:
-        return Estimate(value=proportion, n=n)
-    centre = (proportion + Z95**2 / (2 * size)) / (1 + Z95**2 / size)
-    half = Z95 * math.sqrt(proportion * (1 - proportion) / size + Z95**2 / (4 * size**2)) / (1 + Z95**2 / size)
-    return _bracketed(proportion, centre - half, centre + half, n, low=0.0, high=1.0)
-
-
-def paired_proportions(ours_N: Floats, theirs_N: Floats, weight_N: Floats) -> Estimate:
-    """Difference of two weighted proportions on the same rows (Bonett and Price 2012), ours minus theirs.
-
-    Args:
-        ours_N: 1 where the first model is right, else 0.
-        theirs_N: the same of the second model.
-        weight_N: weights of the rows.
-    """
-    n, size, total = len(weight_N), effective_size(weight_N), weight_N.sum()
-    gain = float((weight_N * ours_N * (1 - theirs_N)).sum() / total)
-    loss = float((weight_N * theirs_N * (1 - ours_N)).sum() / total)
-    if n < 2:
-        return Estimate(value=gain - loss, n=n)
-    up, down = (size * gain + 1) / (size + 2), (size * loss + 1) / (size + 2)
-    half = Z95 * math.sqrt((up + down - (up - down) ** 2) / (size + 2))
-    return _bracketed(gain - loss, up - down - half, up - down + half, n, low=-1.0, high=1.0)
-
-
-def effective_size(weight_N: Floats) -> float:
-    """Kish's effective number of equally weighted rows, ``(Σw)²/Σw²``."""
-    return float(weight_N.sum() ** 2 / (weight_N**2).sum())
 
 
 def confidence_bins(scores: Scores, bins: int) -> Ints:
@@ -288,50 +246,6 @@ def _grouped_sum(column: Column, weight_BN: Floats) -> Floats:
     cells_BN = np.arange(resamples)[:, None] * column.groups + column.group_N
     flat = np.bincount(cells_BN.ravel(), weights=values_BN.ravel(), minlength=resamples * column.groups)
     return flat.astype(np.float64, copy=False).reshape(resamples, column.groups)
-
-
-def _resample(summaries: list[Summary], weight_N: Floats, *, seed: int, bootstrap: int) -> list[dict[str, Floats]]:
-    """Metrics of ``bootstrap`` resamples of the rows; every summary sees the same resamples."""
-    widest = max(c.groups for s in summaries for c in s.columns.values())
-    parts: list[list[dict[str, Floats]]] = [[] for _ in summaries]
-    for weight_BN in resampled_weights(weight_N, seed=seed, bootstrap=bootstrap, widest=widest):
-        for part, summary in zip(parts, summaries, strict=True):
-            part.append(summary(weight_BN))
-    return [{name: np.concatenate([item[name] for item in part]) for name in part[0]} for part in parts]
-
-
-def resampled_weights(weight_N: Floats, *, seed: int, bootstrap: int, widest: int) -> Iterator[Floats]:
-    """Weights of ``bootstrap`` resamples of N rows, ``[B, N]`` a piece: how often each row was drawn, times its weight.
-
-    ``widest`` is the number of values a resample is reduced to, which bounds a piece's size as N does.
-    """
-    n, generator = len(weight_N), np.random.default_rng(seed)
-    chunk = max(1, CHUNK_ELEMENTS // max(n, widest))
-    for start in range(0, bootstrap, chunk):
-        size = min(chunk, bootstrap - start)
-        drawn = generator.integers(n, size=(size, n)) + np.arange(size)[:, None] * n
-        yield np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n) * weight_N
-
-
-def percentiles(value: float, samples_B: Floats, n: int, *, low: float, high: float) -> Estimate:
-    """A bootstrap interval shifted so that the resamples centre on the value; none where a resample has no value.
-
-    Args:
-        value: the estimate on all rows.
-        samples_B: ``[B]``, the same of the resamples.
-        n: rows.
-        low: least possible value.
-        high: greatest possible value.
-    """
-    if n < 2 or not math.isfinite(value) or not np.isfinite(samples_B).all():
-        return Estimate(value=value, n=n)
-    lower, upper = np.quantile(samples_B, (0.025, 0.975)) - samples_B.mean() + value
-    return _bracketed(value, float(lower), float(upper), n, low=low, high=high)
-
-
-def _bracketed(value: float, lower: float, upper: float, n: int, *, low: float, high: float) -> Estimate:
-    """An estimate whose interval lies within the possible values and holds the value itself."""
-    return Estimate(value=value, low=max(low, min(lower, value)), high=min(high, max(upper, value)), n=n)
 
 
 def _log_probabilities(predictions: pa.Table, name: str) -> Floats:

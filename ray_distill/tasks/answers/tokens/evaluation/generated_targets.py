@@ -15,13 +15,14 @@ import transformers
 
 from ray_distill.artifacts import Estimate
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.measures.classification import Floats, Ints, percentiles, resampled_weights
-from ray_distill.evaluation.predict.language_model import encode_for_all
+from ray_distill.evaluation.measures.intervals import Floats, Resampling, percentiles, resample
+from ray_distill.evaluation.predict.batches import batches_of
 from ray_distill.models.core.forward import place_batch
 from ray_distill.models.core.model import Model
 from ray_distill.models.text.seq2seq_processor import PairProcessor, own_tokens
 from ray_distill.snapshots.pairs import read_pair
 from ray_distill.tasks.answers.tokens import TOKENS
+from ray_distill.tasks.answers.tokens.evaluation.predictions import encode_for_all
 from ray_distill.tasks.encoded import Encoded
 from ray_distill.tasks.task import Task
 
@@ -51,13 +52,12 @@ def write_targets(models: Mapping[str, Model], rows: pa.Table, *, task: Task, ba
     }
 
 
-def measure_targets(written: pa.Table, *, seed: int, bootstrap: int) -> dict[str, Estimate]:
+def measure_targets(written: pa.Table, how: Resampling) -> dict[str, Estimate]:
     """How near a model's targets are to the references, with intervals over documents.
 
     Args:
         written: of one model, by `write_targets`.
-        seed: of the resampling.
-        bootstrap: number of resamples.
+        how: seed and number of resamples.
 
     Returns:
         ``exact_match``, the share of targets that are the reference word for word; and ``word_error_rate``, words to
@@ -76,18 +76,9 @@ def measure_targets(written: pa.Table, *, seed: int, bootstrap: int) -> dict[str
     }
     weight_N = written["count"].to_numpy().astype(np.float64)
     value = _rates(sums, weight_N[None, :])
-    parts = [
-        _rates(sums, weight_BN)
-        for weight_BN in resampled_weights(weight_N, seed=seed, bootstrap=bootstrap, widest=len(sums))
-    ]
+    samples = resample([lambda weight_BN: _rates(sums, weight_BN)], weight_N, how, widest=len(sums))[0]
     return {
-        name: percentiles(
-            float(value[name][0]),
-            np.concatenate([part[name] for part in parts]),
-            len(pairs),
-            low=0.0,
-            high=TOKENS.metrics[name].high,
-        )
+        name: percentiles(float(value[name][0]), samples[name], len(pairs), low=0.0, high=TOKENS.metrics[name].high)
         for name in value
     }
 
@@ -118,7 +109,7 @@ def _write(model: Model, task: Task, encoded: Encoded, batch: int) -> list[str]:
             "transformers; set evaluation.written: 0 to judge it by its likelihoods alone"
         )
     found: dict[int, str] = {}
-    for index in _by_length(encoded, batch):
+    for index in batches_of(np.diff(encoded.features["input_ids"].offsets), batch=batch):
         inputs = {
             name: value for name, value in task.inputs.collate(encoded, index).items() if not name.startswith("decoder")
         }
@@ -139,13 +130,6 @@ def _greedy(module: Any, processor: PairProcessor) -> Any:
         pad_token_id=processor.tokenizer.pad_token_id,
         **own_tokens(module),
     )
-
-
-def _by_length(encoded: Encoded, batch: int) -> Iterator[Ints]:
-    """Rows in batches of sources of like length."""
-    order = np.argsort(np.diff(encoded.features["input_ids"].offsets), kind="stable").astype(np.int64)
-    for start in range(0, len(order), batch):
-        yield order[start : start + batch]
 
 
 def _floats(values: Iterator[float]) -> Floats:

@@ -5,31 +5,21 @@ Prompts and answers are raw text, and go to the review page and the tracking ser
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
 import torch
 
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.predict.language_model import check_alike
+from ray_distill.evaluation.predict.texts import Written
 from ray_distill.models.core.forward import forward
 from ray_distill.models.core.model import Model
 from ray_distill.models.text.lm_processor import LanguageProcessor
 from ray_distill.models.text.prompts import Prompt, given_prompt, prompt_of_document
+from ray_distill.tasks.answers.tokens.evaluation.predictions import check_alike
 
 #: Documents of the test split that are continued where it is asked for.
 FROM_TEST = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Written:
-    """A prompt, what every model wrote after it, and what did follow where that is known."""
-
-    prompt: str
-    answers: Mapping[str, str]
-    """By arm."""
-    reference: str | None = None
 
 
 def choose_prompts(
@@ -91,16 +81,6 @@ def greedy(model: Model, ids: Sequence[int], *, stops: frozenset[int], new_token
             break
         found.append(token)
     return found[len(ids) :]
-
-
-def to_json(written: Sequence[Written], *, new_tokens: int) -> dict[str, Any]:
-    """As plain JSON values: the artifact ``generations.json``."""
-    return {"decoding": "greedy", "new_tokens": new_tokens, "prompts": [asdict(item) for item in written]}
-
-
-def from_json(value: Mapping[str, Any]) -> tuple[Written, ...]:
-    """What `to_json` gave."""
-    return tuple(Written(**item) for item in value["prompts"])
 
 
 def _from_test(documents: pa.ChunkedArray, processor: LanguageProcessor, new_tokens: int) -> Iterator[Prompt]:

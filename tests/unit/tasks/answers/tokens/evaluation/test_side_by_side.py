@@ -11,16 +11,14 @@ from ray_distill.config import TeacherConfig
 from ray_distill.config.judge import EvaluationConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import EvaluationError, ModelError
-from ray_distill.evaluation.predict.side_by_side import (
+from ray_distill.evaluation.predict.texts import Written, from_json, to_json
+from ray_distill.models.io.load import load_model
+from ray_distill.tasks.answers.tokens.evaluation.side_by_side import (
     FROM_TEST,
-    Written,
     choose_prompts,
-    from_json,
     greedy,
-    to_json,
     write_side_by_side,
 )
-from ray_distill.models.io.load import load_model
 from ray_distill.testing.models import tiny_text_processor, write_tiny_causal_model
 
 HEADER = "<|im_start|>assistant\n"

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from ray_distill.artifacts import Estimate
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.measures.classification import Floats, percentiles, resampled_weights
+from ray_distill.evaluation.measures.intervals import Floats, Resampling, Weighted, percentiles, resample
 from ray_distill.tasks.answers.tokens import TOKENS
 
 ROUGE = {"rouge1": "rouge1", "rouge2": "rouge2", "rouge_l": "rougeL"}
@@ -36,27 +36,27 @@ class Overlaps:
     """``[N, ORDER, 3]``: n-grams of the answer, of the reference, and of both, by order."""
 
 
-def measure_overlap(predictions: pa.Table, *, seed: int, bootstrap: int) -> dict[str, Estimate]:
+def measure_overlap(predictions: pa.Table, how: Resampling) -> dict[str, Estimate]:
     """ROUGE and chrF of generated texts.
 
     Args:
         predictions: ``row_id``, ``count``, ``written`` and ``reference`` (strings), one row a document.
-        seed: of the resampling.
-        bootstrap: number of resamples.
+        how: seed and number of resamples.
 
     Raises:
         EvaluationError: no documents, a missing text, or the optional packages are not installed.
     """
     overlaps = read_overlaps(predictions)
-    values, samples = _finish(overlaps, overlaps.weight_N[None, :]), _resample([overlaps], seed, bootstrap)[0]
-    n = len(overlaps.weight_N)
+    weighted, weight_N = _weighted(overlaps), overlaps.weight_N
+    values, samples = weighted(weight_N[None, :]), resample([weighted], weight_N, how, widest=3 * ORDER)[0]
+    n = len(weight_N)
     return {
         name: percentiles(float(value_1[0]), samples[name], n, low=0.0, high=TOKENS.metrics[name].high)
         for name, value_1 in values.items()
     }
 
 
-def compare_overlap(student: pa.Table, other: pa.Table, *, seed: int, bootstrap: int) -> dict[str, Estimate]:
+def compare_overlap(student: pa.Table, other: pa.Table, how: Resampling) -> dict[str, Estimate]:
     """Paired differences, student minus the other model, on the same documents.
 
     Raises:
@@ -70,12 +70,13 @@ def compare_overlap(student: pa.Table, other: pa.Table, *, seed: int, bootstrap:
             )
     pair = [read_overlaps(table) for table in (student, other)]
     left, right = (_finish(item, item.weight_N[None, :]) for item in pair)
-    left_B, right_B = _resample(pair, seed, bootstrap)
+    weighted, weight_N = [_weighted(item) for item in pair], pair[0].weight_N
+    left_B, right_B = resample(weighted, weight_N, how, widest=3 * ORDER)
     return {
         name: percentiles(
             float(left[name][0] - right[name][0]),
             left_B[name] - right_B[name],
-            len(pair[0].weight_N),
+            len(weight_N),
             low=-TOKENS.metrics[name].high,
             high=TOKENS.metrics[name].high,
         )
@@ -123,6 +124,11 @@ def _matches(ours: Sequence[Counter[str]], theirs: Sequence[Counter[str]]) -> li
     ]
 
 
+def _weighted(overlaps: Overlaps) -> Weighted:
+    """Return the measures of these documents as a function of their weights."""
+    return lambda weight_BN: _finish(overlaps, weight_BN)
+
+
 def _finish(overlaps: Overlaps, weight_BN: Floats) -> dict[str, Floats]:
     """Measures of B weightings of the documents."""
     total_B = weight_BN.sum(axis=1)
@@ -141,15 +147,6 @@ def _chrf(counts_BO3: Floats) -> Floats:
     )
     below_B = BETA**2 * precision_B + recall_B
     return np.asarray(100 * (1 + BETA**2) * precision_B * recall_B / np.where(below_B > 0, below_B, 1.0))
-
-
-def _resample(pair: Sequence[Overlaps], seed: int, bootstrap: int) -> list[dict[str, Floats]]:
-    """Measures of ``bootstrap`` resamples of the documents; every model sees the same resamples."""
-    parts: list[list[dict[str, Floats]]] = [[] for _ in pair]
-    for weight_BN in resampled_weights(pair[0].weight_N, seed=seed, bootstrap=bootstrap, widest=3 * ORDER):
-        for part, overlaps in zip(parts, pair, strict=True):
-            part.append(_finish(overlaps, weight_BN))
-    return [{name: np.concatenate([item[name] for item in part]) for name in part[0]} for part in parts]
 
 
 def _package(module: str, name: str) -> Any:

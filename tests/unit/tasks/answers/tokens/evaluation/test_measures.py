@@ -1,22 +1,24 @@
 """Measures of a language model from sums a document: token-weighted, with intervals over documents."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.measures.language_model import (
+from ray_distill.evaluation.measures.intervals import Resampling
+from ray_distill.tasks.answers.tokens.evaluation.measures import (
     BUCKETS,
-    compare_language,
-    measure_language,
+    compare,
+    measure,
     read_documents,
     reliability,
     sum_by_document,
 )
 
-OPTIONS = {"seed": 0, "bootstrap": 200, "bins": 10}
+HOW = Resampling(seed=0, bootstrap=200, bins=10)
 VALUES = ("nll", "correct", "entropy", "confidence", "kl_from_teacher", "agreement", "teacher_entropy", "tail_gap")
 
 
@@ -49,7 +51,7 @@ def test_every_mean_is_over_tokens_weighted_by_count():
     lengths, counts = [3, 40, 7], [2, 1, 5]
     values, document_P, _ = positions(lengths)
     weight_P = np.array(counts)[document_P]
-    found = measure_language(table(lengths, counts=counts), **OPTIONS)
+    found = measure(table(lengths, counts=counts), HOW)
     for name, column in (
         ("nll", "nll"),
         ("accuracy", "correct"),
@@ -70,7 +72,7 @@ def test_ece_is_guo_s_over_all_tokens():
     values, _, _ = positions(lengths)
     bin_P = (values["confidence"] * 10).astype(int)
     expected = sum(abs((values["confidence"] - values["correct"])[bin_P == b].sum()) for b in range(10)) / 140
-    found = measure_language(table(lengths), **OPTIONS)
+    found = measure(table(lengths), HOW)
     assert found["ece"].value == pytest.approx(expected, rel=1e-12)
 
 
@@ -78,7 +80,7 @@ def test_buckets_split_by_position_and_empty_ones_are_left_out():
     """KL, entropy gap and tail gap of positions 0-15, 16-63, …; a bucket that no document reaches has no metric."""
     lengths = [70, 30, 20]
     values, _, position_P = positions(lengths)
-    found = measure_language(table(lengths), **OPTIONS)
+    found = measure(table(lengths), HOW)
     for bucket, (start, stop) in list(BUCKETS.items())[:3]:
         inside = (position_P >= start) & (position_P < stop)
         assert found[f"kl_from_teacher_at_{bucket}"].value == pytest.approx(values["kl_from_teacher"][inside].mean())
@@ -88,7 +90,7 @@ def test_buckets_split_by_position_and_empty_ones_are_left_out():
 
 def test_a_bucket_that_few_documents_reach_has_a_value_without_an_interval():
     """Where a resample may hold none of it, nothing can be said of how sure the value is."""
-    found = measure_language(table([70, *[20] * 30]), **OPTIONS)
+    found = measure(table([70, *[20] * 30]), HOW)
     assert math.isfinite(found["kl_from_teacher_at_64_255"].value)
     assert math.isnan(found["kl_from_teacher_at_64_255"].low)
     assert found["kl_from_teacher_at_16_63"].low < found["kl_from_teacher_at_16_63"].high
@@ -100,7 +102,7 @@ def test_intervals_are_over_documents_not_tokens():
     level = rng.uniform(1, 3, 60)
     widths = []
     for length in (5, 500):
-        found = measure_language(table([length] * 60, nll=np.repeat(level, length)), **OPTIONS)["nll"]
+        found = measure(table([length] * 60, nll=np.repeat(level, length)), HOW)["nll"]
         assert found.low < found.value < found.high
         widths.append(found.width)
     assert widths[0] == pytest.approx(widths[1], rel=1e-9)
@@ -112,7 +114,7 @@ def test_the_interval_of_a_mean_holds_the_truth_as_often_as_it_says():
     for _ in range(200):
         lengths = np.full(60, 4)
         level = rng.normal(2.0, 0.5, 60)
-        found = measure_language(table(lengths, nll=np.repeat(level, 4)), **OPTIONS)["nll"]
+        found = measure(table(lengths, nll=np.repeat(level, 4)), HOW)["nll"]
         inside += found.low <= 2.0 <= found.high
     assert inside >= 176
 
@@ -120,7 +122,7 @@ def test_the_interval_of_a_mean_holds_the_truth_as_often_as_it_says():
 def test_metrics_that_need_a_teacher_are_absent_without_one():
     """A teacher on its own is measured by NLL, perplexity, accuracy and calibration alone."""
     bare = table([9, 9], without=("kl_from_teacher", "agreement", "teacher_entropy", "tail_gap"))
-    assert set(measure_language(bare, **OPTIONS)) == {"nll", "perplexity", "accuracy", "ece"}
+    assert set(measure(bare, HOW)) == {"nll", "perplexity", "accuracy", "ece"}
 
 
 def test_paired_differences_are_narrower_than_two_intervals():
@@ -129,11 +131,11 @@ def test_paired_differences_are_narrower_than_two_intervals():
     lengths = [8] * 80
     hard = np.repeat(rng.uniform(1, 5, 80), 8)
     better, worse = table(lengths, nll=hard), table(lengths, nll=hard + 0.1 + rng.normal(0, 0.02, 640))
-    difference = compare_language(better, worse, **OPTIONS)["nll"]
+    difference = compare(better, worse, HOW)["nll"]
     assert difference.low < difference.value < difference.high < 0
     assert difference.value == pytest.approx(-0.1, abs=0.01)
-    assert difference.width < measure_language(better, **OPTIONS)["nll"].width / 20
-    assert set(compare_language(better, worse, **OPTIONS)) == set(measure_language(better, **OPTIONS))
+    assert difference.width < measure(better, HOW)["nll"].width / 20
+    assert set(compare(better, worse, HOW)) == set(measure(better, HOW))
 
 
 def test_an_infinite_loss_stays_infinite_and_has_no_interval():
@@ -141,7 +143,7 @@ def test_an_infinite_loss_stays_infinite_and_has_no_interval():
     lengths = [4] * 10
     nll = np.full(40, 1.0)
     nll[7] = np.inf
-    found = measure_language(table(lengths, nll=nll), **OPTIONS)
+    found = measure(table(lengths, nll=nll), HOW)
     assert found["nll"].value == found["perplexity"].value == math.inf
     assert math.isnan(found["nll"].low)
     assert math.isfinite(found["kl_from_teacher"].low)
@@ -152,18 +154,18 @@ def test_what_cannot_be_is_an_error_that_names_it():
     good = table([5, 6])
     nll = np.full(11, 1.0)
     nll[6] = np.nan
-    for predictions, options, words in (
-        (good.slice(0, 0), OPTIONS, "no predictions"),
-        (table([5, 6], nll=nll), OPTIONS, "nll of document 1"),
-        (good, {**OPTIONS, "bins": 15}, "10 calibration bins, 15"),
-        (good.drop_columns("nll"), OPTIONS, "lack nll"),
+    for predictions, how, words in (
+        (good.slice(0, 0), HOW, "no predictions"),
+        (table([5, 6], nll=nll), HOW, "nll of document 1"),
+        (good, replace(HOW, bins=15), "10 calibration bins, 15"),
+        (good.drop_columns("nll"), HOW, "lack nll"),
     ):
         with pytest.raises(EvaluationError, match=words):
-            measure_language(predictions, **options)
+            measure(predictions, how)
     with pytest.raises(EvaluationError, match="row ids"):
-        compare_language(good, good.take([1, 0]), **OPTIONS)
+        compare(good, good.take([1, 0]), HOW)
     with pytest.raises(EvaluationError, match="numbers of positions"):
-        compare_language(good, table([6, 6]), **OPTIONS)
+        compare(good, table([6, 6]), HOW)
 
 
 def test_reliability_reads_the_histogram():

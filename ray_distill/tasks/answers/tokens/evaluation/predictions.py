@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.measures.classification import Floats, Ints
-from ray_distill.evaluation.measures.language_model import TAIL_TOP, is_sum, sum_by_document
-from ray_distill.models.core.forward import forward
+from ray_distill.evaluation.measures.intervals import Floats, Ints
+from ray_distill.evaluation.predict.batches import Reduce, batches_of, run_batch, run_models
+from ray_distill.evaluation.predict.panel import Panel, Run, Timed
 from ray_distill.models.core.model import Model
 from ray_distill.models.text.tokenizer_match import tokens_of
+from ray_distill.tasks.answers.tokens.evaluation.measures import TAIL_TOP, is_sum, sum_by_document
 from ray_distill.tasks.encoded import Encoded, Ragged
 from ray_distill.tasks.task import Task
 
@@ -30,29 +31,16 @@ LOGITS_BYTES = 1 << 29
 CHUNK_ELEMENTS = 1 << 24
 
 
-def predict_documents(
-    models: Mapping[str, Model],
-    rows: pa.Table,
-    *,
-    task: Task,
-    batch: int,
-    bins: int,
-    teacher: str | None,
-    keep: Sequence[str] = (),
-) -> dict[str, pa.Table]:
-    """What every model said of the documents that can be used, as `measure_language` reads it.
+def predict_documents(panel: Panel, rows: pa.Table, keep: Sequence[str] = ()) -> dict[str, pa.Table]:
+    """Sum what every model answers in the documents that can be used, as `measures.measure` reads it.
 
     Args:
-        models: by name; the first one's processor encodes for all.
+        panel: models of one tokenizer, the reference among them.
         rows: ``row_id``, the input, ``count``.
-        task: of the models.
-        batch: documents a batch at most.
-        bins: of the calibration histogram.
-        teacher: the model that the others are compared with; None = each alone.
         keep: other columns of ``rows`` to carry over, of other names than the sums.
 
     Returns:
-        By model, one row a document: the same documents in the order of ``rows``.
+        By arm, one row a document: the same documents in the order of ``rows``.
 
     Raises:
         EvaluationError: tokens or vocabularies differ, no document can be used, a column to keep has a sum's name, or
@@ -63,22 +51,52 @@ def predict_documents(
             f"the column {taken[0]} cannot be a slice of a language model's evaluation, which has a "
             "column of this name itself: rename it where the rows come from"
         )
-    encoded = encode_for_all(models, rows, task=task)
-    parts: dict[str, list[pa.Table]] = {name: [] for name in models}
-    order: list[Ints] = []
-    width = next(iter(models.values())).vocabulary
-    for index in batches(encoded, task=task, batch=batch, vocabulary=width):
-        order.append(index)
-        for name, table in _batch(models, encoded, index, task=task, bins=bins, teacher=teacher).items():
-            parts[name].append(table)
-    back = np.argsort(np.concatenate(order))
+    encoded = encode_for_all(panel.models, rows, task=panel.task)
+    tables = run_models(
+        panel.models,
+        panel.task,
+        encoded,
+        token_batches(panel, encoded),
+        reduction=lambda index: _reduction(panel, encoded.take(index)),
+        reference=panel.reference,
+    )
     place = pc.index_in(encoded.row_ids, value_set=rows["row_id"].cast(pa.binary(16)).combine_chunks())
     known = {name: rows[name].take(place) for name in ("row_id", "count", *keep)}
-    tables = {name: pa.concat_tables(found).take(back) for name, found in parts.items()}
     return {
-        name: pa.table(known | dict(zip(table.column_names, table.columns, strict=True)))
-        for name, table in tables.items()
+        arm: pa.table(known | dict(zip(table.column_names, table.columns, strict=True)))
+        for arm, table in tables.items()
     }
+
+
+def time_documents(panel: Panel, rows: pa.Table) -> Timed:
+    """Prepare every model over the documents that all can use; their mean length makes tokens a second of documents.
+
+    Padding does not count. A batch whose logits would take too much memory is run in parts.
+
+    Raises:
+        EvaluationError: as `encode_for_all`.
+    """
+    encoded = encode_for_all(panel.models, rows, task=panel.task)
+
+    def run_of(model: Model) -> Run:
+        def run(index: Ints) -> object:
+            parts = token_batches(panel, encoded, index)
+            return [run_batch(model, panel.task, encoded, part)[:, -1].cpu() for part in parts]
+
+        return run
+
+    length = float(_lengths(panel, encoded).mean())
+    return Timed(
+        runs={arm: run_of(model) for arm, model in panel.models.items()},
+        examples=encoded.rows,
+        rates={"tokens_per_second": length},
+    )
+
+
+def token_batches(panel: Panel, encoded: Encoded, index: Ints | None = None) -> Iterator[Ints]:
+    """Yield rows (all, or ``index``) in batches of like length whose float32 logits stay under `LOGITS_BYTES`."""
+    most = max(1, LOGITS_BYTES // (4 * next(iter(panel.models.values())).vocabulary))
+    return batches_of(_lengths(panel, encoded), batch=panel.batch, most=most, index=index)
 
 
 def encode_for_all(models: Mapping[str, Model], rows: pa.Table, *, task: Task) -> Encoded:
@@ -119,50 +137,30 @@ def check_alike(models: Mapping[str, Model]) -> None:
             )
 
 
-def batches(encoded: Encoded, *, task: Task, batch: int, vocabulary: int, index: Ints | None = None) -> Iterator[Ints]:
-    """Rows (all, or ``index``) in batches of like length whose float32 logits stay under `LOGITS_BYTES`."""
-    lengths = np.diff(encoded.features[task.inputs.answering].offsets)
-    index = np.arange(encoded.rows) if index is None else index
-    order = index[np.argsort(lengths[index], kind="stable")].astype(np.int64)
-    most, start = max(1, LOGITS_BYTES // (4 * vocabulary)), 0
-    while start < len(order):
-        stop = min(start + batch, len(order))
-        while stop - start > 1 and int(lengths[order[stop - 1]]) * (stop - start) > most:
-            stop -= 1
-        yield order[start:stop]
-        start = stop
+def _lengths(panel: Panel, encoded: Encoded) -> Ints:
+    lengths: Ints = np.diff(encoded.features[panel.task.inputs.answering].offsets)
+    return lengths
 
 
-def run_batch(model: Model, task: Task, encoded: Encoded, index: Ints) -> Tensor:
-    """Logits ``[B, L, V]`` of the given rows, on the model's device."""
-    with torch.inference_mode():
-        return forward(model.module, task.inputs.collate(encoded, index)).logits_BV
-
-
-def _batch(
-    models: Mapping[str, Model], encoded: Encoded, index: Ints, *, task: Task, bins: int, teacher: str | None
-) -> dict[str, pa.Table]:
-    part = encoded.take(index)
-    answers = task.answers.store.positions(part)
+def _reduction(panel: Panel, part: Encoded) -> Reduce:
+    """Return what sums a model's logits of one batch of documents."""
+    store = panel.task.answers.store
+    answers = store.positions(part)
     document_P = np.repeat(np.arange(part.rows), np.diff(answers.offsets))
     position_P = answers.values.astype(np.int64)
-    true_P = task.answers.store.truth(part).values.astype(np.int64)
-    theirs_BLV = None if teacher is None else run_batch(models[teacher], task, encoded, index)
+    true_P = store.truth(part).values.astype(np.int64)
 
-    def sums(name: str) -> pa.Table:  # a function, so that one model's logits are gone before the next one's are made
-        logits_BLV = (
-            theirs_BLV if name == teacher and theirs_BLV is not None else run_batch(models[name], task, encoded, index)
-        )
-        values = _values(logits_BLV, theirs_BLV, document_P, position_P, true_P)
+    def sums(arm: str, logits_BLV: Tensor, beside_BLV: Tensor | None) -> pa.Table:
+        values = _values(logits_BLV, beside_BLV, document_P, position_P, true_P)
         if np.isnan(values["confidence"]).any():
             raise EvaluationError(
-                f"{models[name].url} answers with NaN: its weights are damaged or overflow in its dtype"
+                f"{panel.models[arm].url} answers with NaN: its weights are damaged or overflow in its dtype"
             )
         return pa.table(
-            sum_by_document(values, document_P=document_P, position_P=position_P, documents=part.rows, bins=bins)
+            sum_by_document(values, document_P=document_P, position_P=position_P, documents=part.rows, bins=panel.bins)
         )
 
-    return {name: sums(name) for name in models}
+    return sums
 
 
 def _values(

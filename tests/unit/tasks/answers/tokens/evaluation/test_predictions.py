@@ -12,19 +12,21 @@ import torch
 from ray_distill.config import TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.measures.language_model import ALONE, BESIDE, BUCKETS, TAIL_TOP, measure_language
-from ray_distill.evaluation.measures.predictions import join_predictions
-from ray_distill.evaluation.predict import language_model
-from ray_distill.evaluation.predict.classification import predict_all, predictor
-from ray_distill.evaluation.predict.language_model import batches, encode_for_all, predict_documents
-from ray_distill.evaluation.predict.panels import ClassPanel, LanguagePanel
+from ray_distill.evaluation.measures.efficiency import further_rates
+from ray_distill.evaluation.measures.intervals import Resampling
+from ray_distill.evaluation.predict.panel import Panel
 from ray_distill.models.io.load import load_model
+from ray_distill.tasks.answers.tokens import judge
+from ray_distill.tasks.answers.tokens.evaluation import predictions
+from ray_distill.tasks.answers.tokens.evaluation.measures import ALONE, BESIDE, BUCKETS, TAIL_TOP, measure
+from ray_distill.tasks.answers.tokens.evaluation.predictions import encode_for_all, predict_documents
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.testing.labels import row_id
-from ray_distill.testing.models import write_tiny_causal_model, write_tiny_text_model
+from ray_distill.testing.models import write_tiny_causal_model
 
 TASK = TASKS["causal_lm"]
 BINS = 10
+HOW = Resampling(seed=0, bootstrap=100, bins=BINS)
 TEXTS = ["the cat sat on the mat", "a", "no", "an owl; " * 9, "Ünï 🎈", "nine lives, nine tails"]
 CHAT = [
     json.dumps([{"role": "user", "content": ask}, {"role": "assistant", "content": say}])
@@ -62,8 +64,12 @@ def models(folders):
     return loaded(folders)
 
 
+def panel_of(models, **options):
+    return Panel(**{"task": TASK, "models": models, "batch": 4, "bins": BINS, **options})
+
+
 def predict(models, texts, *, batch=4, teacher="teacher", **options):
-    return predict_documents(models, rows_of(texts), task=TASK, batch=batch, bins=BINS, teacher=teacher, **options)
+    return predict_documents(panel_of(models, batch=batch, reference=teacher), rows_of(texts), **options)
 
 
 def log_probabilities(model, ids):
@@ -131,8 +137,8 @@ def test_of_conversations_only_the_answers_count(folders):
 def test_what_is_found_does_not_depend_on_the_batches(models, monkeypatch):
     """One document at a time, all at once, few positions at a time, little memory: the same up to rounding."""
     whole = predict(models, TEXTS, batch=64)
-    monkeypatch.setattr(language_model, "CHUNK_ELEMENTS", 7 * 264)
-    monkeypatch.setattr(language_model, "LOGITS_BYTES", 4 * 264 * 30)
+    monkeypatch.setattr(predictions, "CHUNK_ELEMENTS", 7 * 264)
+    monkeypatch.setattr(predictions, "LOGITS_BYTES", 4 * 264 * 30)
     for batch in (1, 64):
         parts = predict(models, TEXTS, batch=batch)
         for arm, table in whole.items():
@@ -141,11 +147,12 @@ def test_what_is_found_does_not_depend_on_the_batches(models, monkeypatch):
                 assert np.allclose(table[name].to_numpy(), parts[arm][name].to_numpy(), rtol=1e-4, atol=1e-4), name
 
 
-def test_batches_are_of_like_length_and_bounded(models):
+def test_batches_are_of_like_length_and_bounded(models, monkeypatch):
     """Each document once, the shortest first; a batch is padded to no more logits than allowed, or is one document."""
     encoded = encode_for_all(models, rows_of(TEXTS), task=TASK)
     lengths = np.diff(encoded.features["input_ids"].offsets)
-    found = list(batches(encoded, task=TASK, batch=2, vocabulary=language_model.LOGITS_BYTES // (4 * 30)))
+    monkeypatch.setattr(predictions, "LOGITS_BYTES", 4 * 264 * 30)
+    found = list(predictions.token_batches(panel_of(models, batch=2), encoded))
     assert sorted(np.concatenate(found).tolist()) == list(range(encoded.rows))
     assert [len(part) for part in found] == [2, 1, 1, 1] and lengths[found[-1][0]] == max(lengths) > 30
     assert lengths[np.concatenate(found)].tolist() == sorted(lengths.tolist())
@@ -154,7 +161,7 @@ def test_batches_are_of_like_length_and_bounded(models):
 def test_a_teacher_beside_itself_agrees_with_itself(models):
     """Zero KL, zero gaps, full agreement; also where its logits are so coarse that two tokens are equally likely."""
     coarse = replace(models["teacher"], module=Coarse(models["teacher"].module))
-    found = measure_language(predict({"teacher": coarse}, TEXTS)["teacher"], seed=0, bootstrap=100, bins=BINS)
+    found = measure(predict({"teacher": coarse}, TEXTS)["teacher"], HOW)
     for name, value in (("kl_from_teacher", 0.0), ("agreement", 1.0), ("entropy_gap", 0.0), ("tail_mass_gap", 0.0)):
         assert found[name].value == pytest.approx(value, abs=1e-6), name
 
@@ -233,53 +240,29 @@ def test_without_a_teacher_each_is_measured_alone(models):
     assert "kl_from_teacher" not in table.column_names and "nll" in table.column_names
 
 
-def language_panel(models, **options):
-    return LanguagePanel(**{"task": TASK, "models": models, "batch": 4, "bins": BINS, "raw": True, **options})
-
-
 def test_damaged_texts_are_measured_where_something_is_left_of_them(models):
     """The asked-for arms alone, the same documents for all; a text of which one token is left is left out for all."""
-    panel = language_panel(models)
+    panel = panel_of(models).only(("student", "teacher"))
     damaged = rows_of(["teh cat", "x", "", "on the mat"])
-    tables = panel.answer_damaged(damaged, ("teacher", "student"))
+    tables = judge.answer_damaged(panel, damaged)
     assert list(tables) == ["teacher", "student"]
     assert all(table["row_id"].to_pylist() == [row_id(0), row_id(3)] for table in tables.values())
-    found = measure_language(tables["student"], seed=0, bootstrap=100, bins=BINS)
-    assert set(panel.robust) <= set(found)
+    assert set(TASK.answers.robust) <= set(measure(tables["student"], HOW))
 
 
-def test_conversations_are_not_corrupted(models):
-    """A letter mistyped in JSON is no typo of the user's."""
-    assert set(language_panel(models).corruptions) == {"typos", "case", "dropout"}
-    assert language_panel(models, raw=False).corruptions == {} and language_panel(models).usual == ()
+def test_corruptions_are_opted_into_and_conversations_are_not_corrupted():
+    """A letter mistyped in JSON is not a typo of the user's; each corruption costs passes over the test split."""
+    config = SimpleNamespace(labels=SimpleNamespace(teacher=TeacherConfig(model="m")))
+    assert set(TASK.inputs.corruptions_of(config)) == {"typos", "case", "dropout"}
+    config.labels.teacher = TeacherConfig(model="m", language=LanguageConfig(format="chat"))
+    assert TASK.inputs.corruptions_of(config) == {} and not judge.DAMAGED_BY_DEFAULT
 
 
 def test_a_timed_run_answers_every_document(models):
     """Also where a batch is run in parts; tokens a second are documents a second times tokens a document."""
-    panel = language_panel(models, batch=2)
-    rows = rows_of([TEXTS[0], TEXTS[2]])
-    parts = panel.runs(rows)["student"](np.array([0, 1, 0], dtype=np.int64))
-    assert sum(len(part) for part in parts) == 3
-    speed = panel.speed(rows, {"student": SimpleNamespace(examples_per_second=10.0)})
+    timed = judge.timed(panel_of(models, batch=2), rows_of([TEXTS[0], TEXTS[1], TEXTS[2]]))
+    parts = timed.runs["student"](np.array([0, 1, 0], dtype=np.int64))
+    assert sum(len(part) for part in parts) == 3 and timed.examples == 2
+    speed = further_rates({"student": SimpleNamespace(examples_per_second=10.0)}, timed.rates, timed.examples)
     assert speed["student"]["tokens_per_second"].value == 10 * (len(TEXTS[0]) + 2) / 2
-
-
-def test_classifiers_answer_as_they_did_without_a_panel(tmp_path):
-    """The same table as joining every model's predictions, for the rows that all accept."""
-    task = TASKS["text_classification"]
-    models = {
-        arm: load_model(str(write_tiny_text_model(tmp_path / arm, ["no", "yes"], seed)), task=task.name)
-        for seed, arm in enumerate(("teacher", "student"))
-    }
-    panel = ClassPanel(task=task, models=models, classes=("yes", "no"), batch=2)
-    texts = ["good film", "", "bad", "so so"]
-    rows = rows_of(texts).append_column("label", pa.array([0, 1, None, 1], pa.int32()))
-    assert set(panel.columns) <= set(rows.column_names) and set(panel.usual) == set(task.inputs.corruptions)
-    predictors = {arm: predictor(model, task, ("yes", "no"), batch=2) for arm, model in models.items()}
-    plain, kept = predict_all(predictors, rows), rows.take([0, 2, 3])
-    for arm, table in panel.answer(rows, ("locale",)).items():
-        assert table.equals(join_predictions(kept, plain[arm], teacher=plain["teacher"], slices=("locale",)))
-    damaged = panel.answer_damaged(kept, ("student",))
-    assert list(damaged) == ["student"] and damaged["student"].equals(join_predictions(kept, plain["student"]))
-    assert panel.runs(kept)["student"](np.array([1, 0], dtype=np.int64)).shape == (2, 2)
-    assert panel.speed(kept, {}) == {}
+    assert speed["student"]["tokens_per_second"].n == 2

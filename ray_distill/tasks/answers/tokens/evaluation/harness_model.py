@@ -9,11 +9,11 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.predict.language_model import LOGITS_BYTES
-from ray_distill.evaluation.predict.side_by_side import greedy
 from ray_distill.models.core.forward import forward
 from ray_distill.models.core.model import Model
 from ray_distill.models.text.lm_processor import LanguageProcessor
+from ray_distill.tasks.answers.tokens.evaluation.predictions import LOGITS_BYTES
+from ray_distill.tasks.answers.tokens.evaluation.side_by_side import greedy
 
 #: Context, what is to follow it: tokens.
 Pair = tuple[list[int], list[int]]

@@ -1,0 +1,150 @@
+"""Intervals of 95 % for all measures: Wilson's of proportions, the bootstrap of everything else; paired differences.
+
+Conventions, which every number here follows:
+
+- An example weighs its ``count``. Splits draw distinct inputs, not requests, so the *row* is the sampling unit:
+  intervals resample rows, and ``n`` is a number of rows.
+- Intervals of means that are proportions (accuracy, agreement) are Wilson's at Kish's effective size
+  ``(Σw)²/Σw²``, since a bootstrap of all-correct rows would claim certainty; their paired differences are
+  Bonett and Price's (2012) adjusted Wald at the same size. The rest are bootstrapped percentiles,
+  shifted so that the resamples centre on the estimate (a resampled ECE is biased upwards by its noise).
+- Fewer than two rows give values without intervals, and so do values that are not finite.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ray_distill.artifacts import Estimate
+from ray_distill.config import Campaign
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+#: Numbers held at once while resampling.
+CHUNK_ELEMENTS = 4_000_000
+Z95 = 1.959963984540054
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resampling:
+    """How estimates and their intervals are made: as in the evaluation config."""
+
+    seed: int
+    """Of the resampling: equal seeds draw equal rows for every model."""
+    bootstrap: int
+    """Number of resamples."""
+    bins: int = 15
+    """Equal-width bins of confidence in the calibration error."""
+
+    @classmethod
+    def of(cls, config: Campaign) -> Self:
+        """Return what a campaign asks for."""
+        settings = config.evaluation
+        return cls(seed=config.seed, bootstrap=settings.bootstrap, bins=settings.bins)
+
+
+class Measure(Protocol):
+    """A family's measures: `JudgeFacet.measure`."""
+
+    def __call__(self, answers: pa.Table, how: Resampling) -> dict[str, Estimate]:
+        """Return the metrics of one model's answers by name."""
+
+
+class Compare(Protocol):
+    """A family's paired differences: `JudgeFacet.compare`."""
+
+    def __call__(self, student: pa.Table, other: pa.Table, how: Resampling) -> dict[str, Estimate]:
+        """Return the student's metrics less another model's, on the same rows, by name."""
+
+
+#: Metrics of B weightings ``[B, N]`` of the same N rows: ``[B]`` by name.
+Weighted = Callable[[Floats], dict[str, Floats]]
+
+
+def wilson(proportion: float, weight_N: Floats) -> Estimate:
+    """Return Wilson's score interval of a weighted proportion, at Kish's effective number of rows."""
+    n, size = len(weight_N), effective_size(weight_N)
+    if n < 2:
+        return Estimate(value=proportion, n=n)
+    centre = (proportion + Z95**2 / (2 * size)) / (1 + Z95**2 / size)
+    half = Z95 * math.sqrt(proportion * (1 - proportion) / size + Z95**2 / (4 * size**2)) / (1 + Z95**2 / size)
+    return _bracketed(proportion, centre - half, centre + half, n, low=0.0, high=1.0)
+
+
+def paired_proportions(ours_N: Floats, theirs_N: Floats, weight_N: Floats) -> Estimate:
+    """Return the difference of two weighted proportions on the same rows (Bonett and Price 2012), first minus second.
+
+    Args:
+        ours_N: 1 where the first model is right, else 0.
+        theirs_N: the same of the second model.
+        weight_N: weights of the rows.
+    """
+    n, size, total = len(weight_N), effective_size(weight_N), weight_N.sum()
+    gain = float((weight_N * ours_N * (1 - theirs_N)).sum() / total)
+    loss = float((weight_N * theirs_N * (1 - ours_N)).sum() / total)
+    if n < 2:
+        return Estimate(value=gain - loss, n=n)
+    up, down = (size * gain + 1) / (size + 2), (size * loss + 1) / (size + 2)
+    half = Z95 * math.sqrt((up + down - (up - down) ** 2) / (size + 2))
+    return _bracketed(gain - loss, up - down - half, up - down + half, n, low=-1.0, high=1.0)
+
+
+def effective_size(weight_N: Floats) -> float:
+    """Return Kish's effective number of equally weighted rows, ``(Σw)²/Σw²``."""
+    return float(weight_N.sum() ** 2 / (weight_N**2).sum())
+
+
+def resample(models: Sequence[Weighted], weight_N: Floats, how: Resampling, *, widest: int) -> list[dict[str, Floats]]:
+    """Return the metrics of every resample of the rows, ``[B]`` by name; every model sees the same resamples.
+
+    Args:
+        models: the metrics of each model as a function of the rows' weights.
+        weight_N: weights of the rows.
+        how: seed and number of resamples.
+        widest: as `resampled_weights`.
+    """
+    parts: list[list[dict[str, Floats]]] = [[] for _ in models]
+    for weight_BN in resampled_weights(weight_N, how, widest=widest):
+        for part, metrics in zip(parts, models, strict=True):
+            part.append(metrics(weight_BN))
+    return [{name: np.concatenate([item[name] for item in part]) for name in part[0]} for part in parts]
+
+
+def resampled_weights(weight_N: Floats, how: Resampling, *, widest: int) -> Iterator[Floats]:
+    """Yield weights of resamples of N rows, ``[B, N]`` a piece: how often each row was drawn, times its weight.
+
+    ``widest`` is the number of values a resample is reduced to, which bounds a piece's size as N does.
+    """
+    n, generator = len(weight_N), np.random.default_rng(how.seed)
+    chunk = max(1, CHUNK_ELEMENTS // max(n, widest))
+    for start in range(0, how.bootstrap, chunk):
+        size = min(chunk, how.bootstrap - start)
+        drawn = generator.integers(n, size=(size, n)) + np.arange(size)[:, None] * n
+        yield np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n) * weight_N
+
+
+def percentiles(value: float, samples_B: Floats, n: int, *, low: float, high: float) -> Estimate:
+    """Return a bootstrap interval shifted so that the resamples centre on the value; none if a resample has no value.
+
+    Args:
+        value: the estimate on all rows.
+        samples_B: ``[B]``, the same of the resamples.
+        n: rows.
+        low: least possible value.
+        high: greatest possible value.
+    """
+    if n < 2 or not math.isfinite(value) or not np.isfinite(samples_B).all():
+        return Estimate(value=value, n=n)
+    lower, upper = np.quantile(samples_B, (0.025, 0.975)) - samples_B.mean() + value
+    return _bracketed(value, float(lower), float(upper), n, low=low, high=high)
+
+
+def _bracketed(value: float, lower: float, upper: float, n: int, *, low: float, high: float) -> Estimate:
+    """Return an estimate whose interval lies within the possible values and holds the value itself."""
+    return Estimate(value=value, low=max(low, min(lower, value)), high=min(high, max(upper, value)), n=n)

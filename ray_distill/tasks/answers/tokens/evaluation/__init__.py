@@ -1,0 +1,1 @@
+"""Judge language models: sums a document, written texts, benchmarks. Imports evaluation and models."""

@@ -18,7 +18,6 @@ METRICS = {metric for task in TASKS.values() for metric in task.answers.names}
 
 STILL_WRONG: dict[str, int] = {
     "cli/quickstart.py": 1,
-    "evaluation/predict/side_by_side.py": 1,
     "labels/model/manifest.py": 2,
     "models/core/model.py": 1,
     "models/students/build_lm.py": 3,
@@ -28,7 +27,6 @@ STILL_WRONG: dict[str, int] = {
     "models/text/prompts.py": 1,
     "models/text/seq2seq_processor.py": 1,
     "runtime/labelling/identify_teacher.py": 3,
-    "runtime/stages/judge.py": 4,
     "runtime/stages/label.py": 1,
     "runtime/stages/relabel.py": 1,
     "sequences/derive.py": 3,

@@ -18,7 +18,7 @@ from ray_distill.errors import LabelError
 from ray_distill.labels.format.parquet_shards import decode_quarantine
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.model.work_units import Receipt, quarantine_name
+from ray_distill.labels.model.work_units import Receipt, quarantine_file
 from ray_distill.labels.store.label_store import LabelStore, create_or_open
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.tools.audit import audit
@@ -93,7 +93,7 @@ class Filled:
         found: dict[bytes, str] = {}
         for receipt in self.receipts:
             if receipt.quarantine is not None:
-                name = quarantine_name(receipt.unit, receipt.attempt)
+                name = quarantine_file(receipt.unit, receipt.attempt)
                 ids, reasons = decode_quarantine(files.read_bytes(files.join(self.url, name)), name)
                 found |= dict(zip(rowids.to_arrow(ids).to_pylist(), reasons, strict=True))
         return found
@@ -156,10 +156,10 @@ def _whole_but(given: Lab, found: Filled, rejected: dict[str, str], halved: set[
     for row, logp in labels.items():
         np.testing.assert_allclose(logp, wanted[row], atol=1e-5)
     assert {receipt.halved for receipt in found.receipts} - {0} == halved
-    before = {receipt.unit: receipt.labels.digest for receipt in given.whole.receipts}
+    before = {receipt.unit: receipt.parts["distributions"].digest for receipt in given.whole.receipts}
     for receipt in found.receipts:
         if not receipt.halved and not receipt.rejected:
-            assert receipt.labels.digest == before[receipt.unit]
+            assert receipt.parts["distributions"].digest == before[receipt.unit]
     _nothing_is_left(found)
 
 

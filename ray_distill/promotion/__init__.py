@@ -1,1 +1,1 @@
-"""Stage 5, decide: an EvalReport becomes PROMOTE, HOLD or REJECT. Pure; imports no torch."""
+"""Decide, from an EvalReport, PROMOTE, HOLD or REJECT (stage 5). Imports no torch."""

@@ -1,8 +1,9 @@
-"""The decision chain: every verdict ever given on a model name, append-only. It is the truth; an alias follows.
+"""Record and verify the decision chain: all verdicts on a model name, append-only.
 
-Entries are records of a `CommitLog` under ``<url>/decisions``: created exclusively, never rewritten. Each
-names the champion it found, so that a PROMOTE judged against a champion who has since been replaced is refused
-(a registry alias has no compare-and-set; this chain does), and so that a reader can verify the whole history.
+The chain is the truth, and a registry alias follows it. Entries are records of a `CommitLog` under
+``<url>/decisions``: created exclusively, never rewritten. Each entry names the champion at its time, so that a PROMOTE
+judged against a champion that has been replaced since is refused (a registry alias has no compare-and-set; this chain
+does), and so that a reader can verify the whole history.
 """
 
 from collections.abc import Sequence
@@ -20,29 +21,29 @@ class Entry(Artifact):
 
     decision: Decision
     previous: StudentRef | None
-    """The champion when it was recorded; None before the first PROMOTE."""
+    """The champion when the decision was recorded; None before the first PROMOTE."""
     time: str
     """ISO 8601, UTC."""
     who: str
-    """Person or job that asked for it."""
+    """Person or job that requested the decision."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AliasState:
-    """Whether a registry alias follows the chain; ``sentence`` says it in plain words."""
+    """Whether a registry alias agrees with the chain; ``sentence`` states both and the remedy."""
 
     agree: bool
     champion: StudentRef | None
-    """What the alias should name."""
+    """The student that the alias should name."""
     sentence: str
 
 
 def read_chain(url: str) -> tuple[Entry, ...]:
-    """Read the decisions under ``url``, oldest first; none is an empty chain.
+    """Read the decisions under ``url``, oldest first; without any the chain is empty.
 
     Raises:
         CorruptStore: an entry is missing or is not JSON.
-        PromotionError: an entry is no decision, or does not follow from those before it.
+        PromotionError: an entry is not a decision, or does not follow from the entries before it.
     """
     log = CommitLog(files.join(url, "decisions"))
     log.refresh()
@@ -50,17 +51,17 @@ def read_chain(url: str) -> tuple[Entry, ...]:
 
 
 def record_decision(url: str, decision: Decision, *, against: StudentRef | None, who: str, time: datetime) -> Entry:
-    """Append a decision and return its entry; recording the newest decision again changes nothing.
+    """Append a decision and return its entry; repeating the newest decision changes nothing.
 
     Args:
         url: folder of the chain.
-        decision: what the gate said.
-        against: the champion the report compared with, None where there was none.
-        who: person or job.
-        time: when, with a time zone.
+        decision: the gate's decision.
+        against: the champion that the report compared the student with; None if there was no champion.
+        who: person or job that requested the decision.
+        time: time of the decision, with a time zone.
 
     Raises:
-        PromotionError: a PROMOTE that was judged against another champion than the present one.
+        PromotionError: a PROMOTE was judged against a champion other than the present one.
     """
     log = CommitLog(files.join(url, "decisions"))
     found: list[Entry] = []
@@ -86,13 +87,13 @@ def record_decision(url: str, decision: Decision, *, against: StudentRef | None,
 
 
 def champion(chain: Sequence[Entry]) -> StudentRef | None:
-    """The student of the last PROMOTE, or None."""
+    """Return the student of the last PROMOTE, or None."""
     promoted = (entry.decision for entry in reversed(chain) if entry.decision.verdict is Verdict.PROMOTE)
     return next((decision.student for decision in promoted), None)
 
 
 def check_alias(chain: Sequence[Entry], alias: StudentRef | None) -> AliasState:
-    """Compare the student that a registry alias names with the chain's champion; pure."""
+    """Compare the student that a registry alias names with the chain's champion."""
     truth = champion(chain)
     agree = (alias and alias.fingerprint) == (truth and truth.fingerprint)
     if agree:
@@ -114,8 +115,8 @@ def _entries(root: str, records: Sequence[Record]) -> tuple[Entry, ...]:
             raise PromotionError(f"{root}: entry {number} is not a decision: {error}") from error
         if entry.previous != champion(entries):
             raise PromotionError(
-                f"{root}: entry {number} found {_name(entry.previous)} as champion, but the entries "
-                f"before it make it {_name(champion(entries))}: the chain was altered, restore it"
+                f"{root}: entry {number} names {_name(entry.previous)} as champion, but the entries "
+                f"before it result in {_name(champion(entries))}: the chain was altered, restore it"
             )
         entries.append(entry)
     return tuple(entries)

@@ -1,28 +1,28 @@
-"""The gate: one report and one config make one verdict. Pure; the same report always gets the same answer.
+"""Compute the verdict on a student from an evaluation report and the gate's config.
 
-Each rule of the config is a *lead* over its limit: a number with a 95 % interval, positive when the student
-keeps the rule. The truth table of a rule:
+The functions are pure: equal reports and configs give equal verdicts. Each rule of the config is a *lead* over its
+limit: a number with a 95 % interval, positive when the student keeps the rule. The truth table of a rule:
 
-    the metric (or what it is compared with) is missing, NaN or infinite      REJECT, by its name
-    the lead's point estimate is negative: the rule is broken                 REJECT
+    the metric (or the figure it is compared with) is missing, NaN or infinite  REJECT, with the metric's name
+    the lead's point estimate is negative: the rule is broken                   REJECT
     the point estimate keeps the rule, but the interval's lower end does not,
-    or there is no interval                                                   HOLD
-    the whole interval keeps the rule                                         PROMOTE
+    or there is no interval                                                     HOLD
+    the whole interval keeps the rule                                           PROMOTE
 
 The verdict is the worst of the rules. Rules and their leads, for a metric where higher is better (where lower
 is better both sides change sign, and ``relative`` divides):
 
     min L                 student - L
     max L                 L - student
-    relative r            student - r · teacher: paired where the report has the pair
-    margin m              student - champion + m: non-inferiority; without a champion there is nothing to lose to
+    relative r            student - r · teacher: paired if the report has the pair
+    margin m              student - champion + m: non-inferiority; PROMOTE if there is no champion
     beat arm              student - arm, which must exceed 0: equality is HOLD
 
-``beat`` compares the headline metric of the task's answers. Where the config sets no limits, those of the task's
-answers apply. Which side is better comes from their metric tables.
+``beat`` compares the headline metric of the task's answers. If the config sets no limits, those of the task's
+answers apply. Their metric tables define which direction is better.
 
-Efficiency figures are taken as exact. Where no paired difference was reported, the two models' own
-intervals are combined, which is wider and therefore the cautious reading.
+Efficiency figures are treated as exact. If the report has no paired difference, the two models' own intervals are
+combined; the result is wider and therefore cautious.
 """
 
 import math
@@ -37,14 +37,14 @@ from ray_distill.fingerprint import fingerprint
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.text import estimate, short_number
 
-#: What a difference of floats may be off by without meaning anything.
+#: Differences of floats up to this size are rounding errors.
 ROUNDING = 1e-9
 SEVERITY = {Verdict.REJECT: 0, Verdict.HOLD: 1, Verdict.PROMOTE: 2}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What one rule came to."""
+    """The verdict of one rule, and its reason as a sentence without the full stop."""
 
     verdict: Verdict
     reason: str
@@ -52,26 +52,26 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Lead:
-    """By how much the student keeps a rule, and the cautious end of that."""
+    """The distance by which the student keeps a rule, and the cautious end of its interval."""
 
     value: float
     low: float
 
 
 def gate_fingerprint(gate: GateConfig, task: str) -> str:
-    """Return the fingerprint of a gate's rules; where the verdict is published is not part of them."""
-    # The default limits are rules too: if they change, verdicts are given anew.
+    """Return the fingerprint of a gate's rules, without the place of publication."""
+    # The default limits are rules too: if they change, verdicts are computed again.
     limits = {name: identity(limit) for name, limit in limits_of(gate, task).items()}
     return fingerprint({**identity(gate), "limits": limits})
 
 
 def limits_of(gate: GateConfig, task: str) -> Mapping[str, Limit]:
-    """Return the gate's limits, or where it sets none those of the task's answers."""
+    """Return the gate's limits, or those of the task's answers if the gate sets none."""
     return gate.limits if gate.limits is not None else get_task(task).answers.limits
 
 
 def wrong_limits(gate: GateConfig, task: str) -> list[str]:
-    """Return one sentence for each limit that the task's models cannot be judged by."""
+    """Return one sentence for each limit that does not apply to the task's models."""
     answers, wrong = get_task(task).answers, []
     for name, limit in (gate.limits or {}).items():
         known = answers.find(name)
@@ -89,13 +89,15 @@ def decide(report: EvalReport, gate: GateConfig) -> Decision:
     """Decide what becomes of the report's student.
 
     Returns:
-        The worst finding's verdict, and one sentence a rule, the gravest first.
+        The worst finding's verdict, and one sentence per rule, the most severe first.
 
     Raises:
-        PromotionError: the report has no ``student``, or the task's models cannot be judged by a limit.
+        PromotionError: the report has no ``student``, or a limit does not apply to the task's models.
     """
     if "student" not in report.models:
-        raise PromotionError(f"the report {report.url} judges no student, only {', '.join(sorted(report.models))}")
+        raise PromotionError(
+            f"the report {report.url} has no model `student`, only {', '.join(sorted(report.models))}; evaluate again"
+        )
     wrong = wrong_limits(gate, report.task)
     if wrong:
         raise PromotionError("\n".join(wrong))
@@ -104,7 +106,7 @@ def decide(report: EvalReport, gate: GateConfig) -> Decision:
     if not findings:
         return Decision(
             verdict=Verdict.HOLD,
-            reasons=("the gate asks for nothing, so nothing is established: set gate.limits or gate.beat.",),
+            reasons=("the gate has no rules, so nothing is established: set gate.limits or gate.beat.",),
             student=report.student,
             report_fingerprint=report.fingerprint,
             gate_fingerprint=rules,
@@ -144,12 +146,15 @@ def _limit(report: EvalReport, name: str, limit: Limit) -> Iterator[Finding]:
 
 
 def _relative(report: EvalReport, name: str, student: Estimate, relative: float) -> Finding:
-    """Keep a share of the teacher's value; where lower is better, at most the teacher's value over the share."""
+    """Require a share of the teacher's value.
+
+    If lower is better, require at most the teacher's value divided by the share.
+    """
     if relative == 0:
         return Finding(verdict=Verdict.PROMOTE, reason=f"{name} {estimate(student)} may be anything: relative is 0")
     teacher = _metric_of(report, "teacher", name)
     if teacher is None or not math.isfinite(teacher.value):
-        return _unmeasured(f"the teacher's {name}, which the student's is held against,", teacher)
+        return _unmeasured(f"the teacher's {name}, with which the student's is compared,", teacher)
     sign = _sign(report, name)
     factor = relative if sign > 0 else 1 / relative
     limit = factor * teacher.value
@@ -165,15 +170,15 @@ def _relative(report: EvalReport, name: str, student: Estimate, relative: float)
 
 
 def _margin(report: EvalReport, name: str, student: Estimate, margin: float) -> Finding:
-    """Be no worse than the champion by more than the margin."""
+    """Require that the student is not worse than the champion by more than the margin."""
     if "champion" not in report.models:
         return Finding(
             verdict=Verdict.PROMOTE,
-            reason=f"{name} {estimate(student)} has no champion to lose to: this would be the first",
+            reason=f"{name} {estimate(student)} is compared with no champion: this student would be the first",
         )
     champion = _metric_of(report, "champion", name)
     if champion is None or not math.isfinite(champion.value):
-        return _unmeasured(f"the champion's {name}, which the student's is held against,", champion)
+        return _unmeasured(f"the champion's {name}, with which the student's is compared,", champion)
     difference, sign = _difference(report, name, arm="champion", student=student, other=champion), _sign(report, name)
     lead = Lead(value=sign * difference.value + margin, low=_low(difference, sign) + margin)
     shown = f"{name} minus the champion's is {estimate(difference, signed=True)}, which"
@@ -181,7 +186,7 @@ def _margin(report: EvalReport, name: str, student: Estimate, margin: float) -> 
 
 
 def _beat(report: EvalReport, arm: str, name: str) -> Finding:
-    """Do better than an arm beyond doubt."""
+    """Require that the student is better than an arm over the whole interval."""
     values = {who: _metric_of(report, who, name) for who in ("student", arm)}
     student, other = values["student"], values[arm]
     if student is None or not math.isfinite(student.value):
@@ -215,7 +220,7 @@ def _unmeasured(what: str, found: Estimate | None) -> Finding:
 
 
 def _difference(report: EvalReport, name: str, *, arm: str, student: Estimate, other: Estimate) -> Estimate:
-    """Student minus the arm: paired where reported, else from the two separate intervals."""
+    """Return student minus arm: paired if reported, else from the two separate intervals."""
     paired = report.comparisons.get(f"{name}_minus_{arm}")
     if paired is not None and math.isfinite(paired.value):
         return paired
@@ -233,14 +238,14 @@ def _metric_of(report: EvalReport, arm: str, name: str) -> Estimate | None:
 
 
 def _sign(report: EvalReport, name: str) -> int:
-    """Return 1 where more of a metric is better, -1 where less is; `wrong_limits` has refused all others."""
+    """Return 1 if higher is better, -1 if lower is; `wrong_limits` has refused other metrics."""
     known = get_task(report.task).answers.find(name)
     assert known is not None and known.higher_is_better is not None, name
     return 1 if known.higher_is_better else -1
 
 
 def _low(difference: Estimate, sign: int) -> float:
-    """Cautious end of a difference whose sign is turned so that more is better."""
+    """Return the cautious end of a difference, with its sign changed if lower is better."""
     return difference.low if sign > 0 else -difference.high
 
 

@@ -1,1 +1,4 @@
-"""What a teacher wrote, and the snapshot made of it. Imports storage, snapshots, labels; no torch, no ray."""
+"""Store, select and freeze the texts that a teacher generates for prompts.
+
+Imports storage, snapshots and labels; neither torch nor ray.
+"""

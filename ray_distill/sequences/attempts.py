@@ -1,13 +1,13 @@
-"""What a teacher wrote for the prompts of one unit, as a table and as the bytes of one file.
+"""Build, check and encode the table of sequences that a teacher wrote for one unit.
 
-row_id fixed_size_binary(16)   the prompt's
-candidate int32                0 … n-1; null where the prompt got no answer
-text string                    what was written, without special tokens
-tokens int32                   how many were written, the one that ended it included
-log_probability double         of all of them, by the teacher at temperature 1, nats
-ended bool                     false: cut off at `new_tokens`
-same_tokens bool               whether the text, when it is labelled, has the very tokens that were written
-reason string                  why the prompt got no answer; else null
+row_id fixed_size_binary(16)   id of the prompt's row
+candidate int32                0 … n-1; null if the prompt got no sequence
+text string                    the generated text, without special tokens
+tokens int32                   number of generated tokens, including the end token
+log_probability double         sum over these tokens, by the teacher at temperature 1, nats
+ended bool                     false: truncated at `new_tokens`
+same_tokens bool               whether tokenizing the text for labelling gives exactly the generated tokens
+reason string                  why the prompt got no sequence; else null
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ SCHEMA = pa.schema(
 
 
 def rejected_table(rejected: Rejects) -> pa.Table:
-    """Prompts without an answer, each with the reason."""
+    """Build the rows of prompts without a sequence, each with its reason."""
     found = {name: pa.nulls(len(rejected), kind) for name, kind in zip(SCHEMA.names, SCHEMA.types, strict=True)}
     found["row_id"] = pa.array([row for row, _ in rejected], ROW_ID)
     found["reason"] = pa.array([reason for _, reason in rejected], pa.string())
@@ -45,27 +45,27 @@ def rejected_table(rejected: Rejects) -> pa.Table:
 
 
 def ordered(parts: Sequence[pa.Table]) -> pa.Table:
-    """All rows by prompt, then by candidate, whatever order they were written in."""
+    """Concatenate tables and sort the rows by prompt, then by candidate."""
     table = pa.concat_tables([SCHEMA.empty_table(), *parts])
     order = pc.sort_indices(table, sort_keys=[("row_id", "ascending"), ("candidate", "ascending")])
     return table.take(order).combine_chunks()
 
 
 def answered(table: pa.Table) -> pa.Table:
-    """The rows that hold a sequence."""
+    """Return the rows with a sequence."""
     return table.filter(pc.is_null(table["reason"]))
 
 
 def unanswered(table: pa.Table) -> pa.Table:
-    """The rows of prompts without an answer."""
+    """Return the rows of prompts without a sequence."""
     return table.filter(pc.is_valid(table["reason"]))
 
 
 def require_candidates(table: pa.Table, candidates: int, where: str) -> None:
-    """Every prompt has as many sequences as were asked for, numbered from 0, or one reason.
+    """Require for every prompt all its sequences, numbered from 0, or one reason.
 
     Raises:
-        LabelError: one has not.
+        LabelError: a prompt has neither.
     """
     found = answered(table)
     lists = found.group_by("row_id").aggregate([("candidate", "list")])
@@ -78,20 +78,20 @@ def require_candidates(table: pa.Table, candidates: int, where: str) -> None:
     twice = {row.hex() for row in rows if rows.count(row) > 1} if len(set(rows)) < len(rows) else set()
     if wrong or twice:
         raise LabelError(
-            f"{where}: prompt {min([*wrong, *twice])} must have {candidates} sequences or one reason, and "
-            "has others: hand over each prompt's own, once"
+            f"{where}: prompt {min([*wrong, *twice])} must have {candidates} sequences or one reason, but "
+            "has others: pass the rows of each prompt once"
         )
 
 
 def read_ids(source: Any, name: str) -> pa.Table:
-    """``row_id`` and ``reason`` of an attempt, without the texts; the digest is not checked.
+    """Read ``row_id`` and ``reason`` of an attempt, not its texts; the digest is not checked.
 
     Args:
         source: a seekable file object.
         name: the file's URL, for messages.
 
     Raises:
-        CorruptStore: it is no attempt.
+        CorruptStore: the file is not an attempt.
     """
     try:
         return pq.read_table(source, columns=["row_id", "reason"])
@@ -100,15 +100,15 @@ def read_ids(source: Any, name: str) -> pa.Table:
 
 
 def encode(table: pa.Table) -> bytes:
-    """The bytes of one attempt; equal tables give equal bytes."""
+    """Encode one attempt as bytes; equal tables give equal bytes."""
     return parquet_shards.to_parquet(table)
 
 
 def decode(data: bytes, name: str) -> pa.Table:
-    """The table of one attempt.
+    """Decode the table of one attempt.
 
     Raises:
-        CorruptStore: it is none; names the file.
+        CorruptStore: the bytes are not an attempt; the message names the file.
     """
     table = parquet_shards.from_parquet(data, name)
     if table.schema.remove_metadata() != SCHEMA:

@@ -1,6 +1,7 @@
-"""The snapshot that a teacher has written: its texts where there were prompts, and the other rows as they are.
+"""Derive a snapshot in which a teacher's texts replace the prompts.
 
-Each row keeps what its parent is: split, group, time, slices, count. Labelling and training read it like any other.
+Rows that are not prompts stay unchanged. Each row keeps its parent's split, group, time, slices and count. Labelling
+and training read a derived snapshot like any other.
 """
 
 from collections import Counter
@@ -30,7 +31,7 @@ from ray_distill.snapshots.rows import QUARANTINE_SCHEMA
 from ray_distill.snapshots.splits import SPLITS
 from ray_distill.snapshots.take import write_frozen
 
-#: Columns that a derived snapshot has beside its parent's; null in rows that the teacher did not write.
+#: Columns of a derived snapshot in addition to its parent's; null in rows that the teacher did not write.
 COLUMNS = {
     "sequence_parent": pa.binary(16),
     "sequence_candidate": pa.int32(),
@@ -38,17 +39,17 @@ COLUMNS = {
     "sequence_log_probability": pa.float64(),
     "sequence_score": pa.float64(),
 }
-#: Before the names of a parent's columns, among those of the sequences: they may be called anything.
+#: Prefix of the parent's columns in the table of sequences, because their names are arbitrary.
 _PARENT, _SPLIT = "parent.", "sequence_split"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Derived:
-    """A derived snapshot, and what became of everything on the way to it."""
+    """A derived snapshot, and the counts of kept, merged, dropped and quarantined rows."""
 
     ref: SnapshotRef
     counts: dict[str, Any]
-    """As in the manifest's ``derived``."""
+    """The counts in the manifest's ``derived``."""
 
 
 def derive(
@@ -60,19 +61,21 @@ def derive(
     url: str,
     shard_rows: int,
 ) -> Derived:
-    """Make the snapshot of what a store holds for a parent's prompts; the same content whoever wrote it, and when.
+    """Freeze the stored sequences of a parent's prompts as a snapshot.
+
+    The content does not depend on the time of writing or on the number of writers.
 
     Args:
-        parent: whose splits named in the settings are prompts.
-        store: with all of them written.
-        settings: what is kept.
+        parent: the snapshot of the prompts; ``settings.splits`` names the splits that are prompts.
+        store: contains the sequences of all prompts.
+        settings: filters and selection of the sequences.
         scorer: the function that ``settings.filters.scorer`` names.
         url: folder of snapshots.
-        shard_rows: rows a shard.
+        shard_rows: rows per shard.
 
     Raises:
-        LabelError: some prompts are not written, or the scorer fails.
-        SnapshotError: nothing is left of a split.
+        LabelError: some prompts have no sequences yet, or the scorer fails.
+        SnapshotError: a split is empty.
     """
     written = store.read(prompt_ids(parent, settings.splits))
     rows = _rows(parent)
@@ -111,17 +114,17 @@ def derive(
 def require_answers(
     parent: Snapshot, splits: Sequence[str], form: str, roles: Collection[str], max_bad_fraction: float
 ) -> None:
-    """Refuse rows that stay as they are and in which nothing can be learnt: labelling would, much later.
+    """Refuse unchanged rows without a learning target; labelling would refuse them much later.
 
     Args:
         parent: the snapshot.
-        splits: whose rows the teacher writes anew.
-        form: of the rows, see `with_answer`; any text can be learnt.
-        roles: whose messages are learnt of a conversation.
-        max_bad_fraction: share of all rows that may have none.
+        splits: splits whose rows the teacher replaces.
+        form: format of the rows, see `with_answer`; rows of the format ``text`` always have a target.
+        roles: roles of a conversation whose messages are targets.
+        max_bad_fraction: largest accepted share of rows without a target.
 
     Raises:
-        SnapshotError: more have none.
+        SnapshotError: more rows than that have no target.
     """
     if form == "text":
         return
@@ -131,7 +134,7 @@ def require_answers(
     if sum(mute.values()) > max_bad_fraction * total:
         found = ", ".join(f"{count} of {len(rows[split])} in {split}" for split, count in mute.items() if count)
         raise SnapshotError(
-            f"{parent.ref.url}: {_mute(form, roles)} stay as they are, and nothing can be learnt of them: {found}. Add "
+            f"{parent.ref.url}: {_mute(form, roles)} would stay unchanged and have no target to learn: {found}. Add "
             "these splits to sequences.splits, so that the teacher answers them"
         )
 
@@ -141,7 +144,7 @@ def _mute(form: str, roles: Collection[str]) -> str:
 
 
 def _rows(parent: Snapshot) -> pa.Table:
-    """All rows of the parent, with the number of their split; texts large."""
+    """Read all rows of the parent, with the number of their split, strings as ``large_string``."""
     parts = []
     for shard in parent.shards:
         part = parent.read_shard(shard)
@@ -160,7 +163,7 @@ def _rows(parent: Snapshot) -> pa.Table:
 
 
 def _beside_parents(answers: pa.Table, rows: pa.Table) -> pa.Table:
-    """Sequences, each with the columns of the row that was its prompt; the row's input is called ``input``."""
+    """Join sequences with the columns of their prompts' rows; the input is named ``input``."""
     at = pc.index_in(answers["row_id"], value_set=rows["row_id"].combine_chunks())
     parents = rows.take(at)
     kept = [name for name in rows.column_names if name not in ("row_id", "text", "label")]
@@ -174,7 +177,7 @@ def _beside_parents(answers: pa.Table, rows: pa.Table) -> pa.Table:
 
 
 def _texts(sequences: pa.Table, found: Selection, generator: Generator) -> pa.Table:
-    """The rows that the kept sequences make."""
+    """Build the rows of the kept sequences."""
     kept, scores = sequences.filter(pa.array(found.kept)), pa.array(found.scores[found.kept], from_pandas=True)
     texts = [
         with_answer(row, answer, generator.format)
@@ -198,7 +201,7 @@ def _texts(sequences: pa.Table, found: Selection, generator: Generator) -> pa.Ta
 
 
 def _untouched(rows: pa.Table, splits: Sequence[str]) -> pa.Table:
-    """Rows of the splits that the teacher does not write."""
+    """Return the rows of the splits that the teacher does not write."""
     prompts = np.isin(rows[_SPLIT].to_numpy(), [SPLITS.index(name) for name in splits])
     kept = rows.filter(pa.array(~prompts))
     return pa.table(
@@ -210,9 +213,12 @@ def _untouched(rows: pa.Table, splits: Sequence[str]) -> pa.Table:
 
 
 def _merged(written: pa.Table, untouched: pa.Table) -> tuple[pa.Table, npt.NDArray[np.int8], int]:
-    """All rows by their ids, equal ones once with their counts summed, in the earliest of their splits.
+    """Merge rows with equal ids: counts are summed, the earliest split is kept; sort by id.
 
-    So no text stands in two splits; of equal ones the first by split, parent and candidate says where it came from.
+    Hence no text is in two splits. A merged row keeps the columns of the first by split, parent and candidate.
+
+    Returns:
+        The merged rows, the number of each row's split, and how many rows were merged into another.
     """
     table = pa.concat_tables([written, untouched.select(written.column_names)], promote_options="none")
     order = pc.sort_indices(
@@ -250,7 +256,7 @@ def _counts(written: pa.Table, sequences: pa.Table, found: Selection, merged: in
 
 
 def _row_counts(sequences: pa.Table, found: Selection, counts: dict[str, Any], kept: int, merged: int) -> RowCounts:
-    """Where every sequence, every prompt without one and every untouched row went."""
+    """Count sequences, prompts without a sequence and unchanged rows by outcome."""
     quarantined = sum(counts["quarantined"].values())
     dropped = len(sequences) - int(found.kept.sum())
     return RowCounts(
@@ -264,7 +270,7 @@ def _row_counts(sequences: pa.Table, found: Selection, counts: dict[str, Any], k
 
 
 def _quarantine(written: pa.Table) -> pa.Table:
-    """Prompts without an answer: the parent's row id stands where the place in a source does."""
+    """List prompts without a sequence; the parent's row id replaces the position in a source."""
     bad = attempts.unanswered(written)
     return pa.table(
         [
@@ -281,9 +287,9 @@ def _check_none_empty(split: npt.NDArray[np.int8], counts: dict[str, Any]) -> No
     empty = [name for number, name in enumerate(SPLITS) if not present[number]]
     if empty:
         lost = {**counts["dropped"], **counts["quarantined"]}
-        told = ", ".join(f"{count} {reason}" for reason, count in lost.items()) or "nothing, but texts are equal"
+        dropped = ", ".join(f"{count} {reason}" for reason, count in lost.items()) or "none, but texts are equal"
         raise SnapshotError(
-            f"nothing is left of the split {', '.join(empty)}: of {counts['sequences']} sequences for "
-            f"{counts['prompts']} prompts {counts['kept']} were kept; dropped: {told}. Loosen sequences.filters, or "
-            "give more prompts"
+            f"the derived split {', '.join(empty)} is empty: {counts['kept']} of {counts['sequences']} sequences for "
+            f"{counts['prompts']} prompts were kept; dropped: {dropped}. Loosen sequences.filters, or provide more "
+            "prompts"
         )

@@ -1,4 +1,4 @@
-"""What decides every text that a teacher writes: the key under which texts are found again."""
+"""Describe and fingerprint the generator, which is the key of stored texts."""
 
 from ray_distill.artifacts import Artifact
 from ray_distill.fingerprint import fingerprint
@@ -8,17 +8,17 @@ VERSION = 1
 
 
 class Generator(Artifact):
-    """A teacher and the way in which it writes.
+    """A teacher and its decoding settings.
 
-    With the id of a prompt and the number of a candidate this decides a text, up to the last digits of sums that depend
-    on which prompts share a batch; so the batch and the threads belong to it, as they do to a label store.
+    Together with a prompt's id and a candidate's number it decides a text, up to the last digits of sums, which depend
+    on the prompts in a batch. Batch size and threads are therefore part of it, as for a label store.
     """
 
     version: int = VERSION
     teacher: str
     """Fingerprint of the teacher: weights, dtype, tokenizer, template."""
     model: str
-    """Where the teacher came from; not part of the fingerprint."""
+    """Path or name of the teacher's checkpoint; not part of the fingerprint."""
     format: str
     """``text``, ``chat`` or ``pair``: see `with_answer`."""
     method: str
@@ -30,14 +30,14 @@ class Generator(Artifact):
     length_penalty: float
     new_tokens: int
     seed: int
-    """0 where nothing is drawn."""
+    """0 if the method draws nothing."""
     prompts_a_batch: int
     threads: int
     own: str = ""
-    """Fingerprint of tokens that the checkpoint's generation settings end, begin or forbid texts with: they are no part
-    of the teacher's, whose answers they do not change. Empty: none."""
+    """Fingerprint of the tokens that the checkpoint's generation settings require at an end or a beginning, or forbid.
+    They are not part of the teacher's fingerprint, because they do not change its labels. Empty: none."""
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of everything except the place of the model."""
+        """Fingerprint of all fields except ``model``."""
         return fingerprint({name: item for name, item in self.to_dict().items() if name != "model"})

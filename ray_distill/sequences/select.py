@@ -1,4 +1,4 @@
-"""Which sequences are kept, and of every other one why not: pure functions over a table."""
+"""Select the sequences to keep and give a reason for every dropped one; pure functions."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,34 +15,34 @@ from ray_distill.errors import LabelError
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
-#: Scores ``[N]`` of the rows of a table with `SCORED`; NaN for what is to be dropped.
+#: Returns the scores ``[N]`` of the rows of a table with the columns `SCORED`; NaN drops a row.
 Scorer = Callable[[pa.Table], Sequence[float]]
-#: What a scorer sees: ``input`` is the row that the prompt came from, with its own answer where it has one.
+#: Columns that a scorer receives; ``input`` is the prompt's row, with its own answer if it has one.
 SCORED = ("row_id", "candidate", "input", "text", "tokens", "log_probability")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What became of N sequences."""
+    """The outcome of the selection among N sequences."""
 
     kept: Mask
     """``[N]``"""
     scores: Floats
-    """``[N]``: NaN where the scorer was not asked, or there is none."""
+    """``[N]``: NaN if a sequence was not scored."""
     dropped: dict[str, int]
-    """Sequences by the first reason that held, the reasons in the order in which they are looked at."""
+    """Number of dropped sequences by the first reason that applied, in the order of the checks."""
 
 
 def select(table: pa.Table, settings: SequencesConfig, scorer: Scorer | None = None) -> Selection:
-    """Decide about every sequence.
+    """Decide for every sequence whether it is kept.
 
     Args:
-        table: sequences with `SCORED`, and ``ended``; ordered by prompt, then by candidate.
-        settings: what is kept.
+        table: sequences with the columns `SCORED` and ``ended``; sorted by prompt, then by candidate.
+        settings: filters and selection.
         scorer: the function that ``settings.filters.scorer`` names.
 
     Raises:
-        LabelError: the scorer returned something else than a number a row.
+        LabelError: the scorer failed, or did not return one number per row.
     """
     kept, dropped = np.ones(len(table), bool), Counter[str]()
 
@@ -67,13 +67,13 @@ def select(table: pa.Table, settings: SequencesConfig, scorer: Scorer | None = N
 
 
 def mean_log_probability(table: pa.Table) -> Floats:
-    """``[N]``: a token, in nats."""
+    """Return the mean log-probability per token ``[N]``, in nats."""
     found: Floats = table["log_probability"].to_numpy() / np.maximum(table["tokens"].to_numpy(), 1)
     return found
 
 
 def _plain(table: pa.Table, filters: SequenceFilters) -> Iterator[tuple[str, Mask]]:
-    """Reasons that need no scorer, in their order, and whom they hold for."""
+    """Yield the reasons that need no scorer, in order, each with the mask of its sequences."""
     tokens = table["tokens"].to_numpy()
     blank = pc.equal(pc.utf8_trim_whitespace(table["text"]), "")
     yield "empty", np.asarray(blank, bool)
@@ -93,19 +93,19 @@ def _scored(table: pa.Table, scorer: Scorer, name: str) -> Floats:
         found = np.asarray(list(scorer(table)), np.float64)
     except Exception as error:
         raise LabelError(
-            f"sequences.filters.scorer: {name} raised {type(error).__name__}: {error}; it gets a table of "
-            f"{', '.join(SCORED)} and must return a number a row"
+            f"sequences.filters.scorer: {name} raised {type(error).__name__}: {error}; it receives a table with "
+            f"the columns {', '.join(SCORED)} and must return one number per row"
         ) from error
     if found.shape != (len(table),):
         raise LabelError(
             f"sequences.filters.scorer: {name} returned numbers of shape {list(found.shape)} for "
-            f"{len(table)} sequences: expected one a row"
+            f"{len(table)} sequences: expected one number per row"
         )
     return found
 
 
 def _repeats(table: pa.Table, kept: Mask) -> Mask:
-    """Kept sequences whose prompt has an equal one before them."""
+    """Return the mask of kept sequences that repeat an earlier one of the same prompt."""
     seen: set[tuple[bytes, str]] = set()
     bad = np.zeros(len(table), bool)
     for row, pair in enumerate(zip(table["row_id"].to_pylist(), table["text"].to_pylist(), strict=True)):
@@ -116,7 +116,7 @@ def _repeats(table: pa.Table, kept: Mask) -> Mask:
 
 
 def _best(table: pa.Table, kept: Mask, rank: Floats) -> Mask:
-    """The first of the highest of each prompt, among those that are kept."""
+    """Return the mask of each prompt's best kept sequence; of equal ranks, the first."""
     best: dict[bytes, int] = {}
     ids = table["row_id"].to_pylist()
     for row in np.flatnonzero(kept).tolist():

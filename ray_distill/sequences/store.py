@@ -1,10 +1,11 @@
-"""All that one generator has written, for whatever snapshot: an append-only log of units, and their files.
+"""Store the texts of one generator as an append-only log of units and their files.
 
-    <url>/generator.json                      who writes, and how
+    <url>/generator.json                      the generator: teacher and decoding settings
     <url>/log/<n>.json                        record n names units, attempts, sizes, digests
     <url>/written/<unit>/<attempt>.parquet    see `attempts`
 
-Readers trust the log only. A prompt is written once: by its row id, whichever snapshot it came with.
+Readers trust the log only. One store serves all snapshots: a prompt is identified by its row id, so it is written once,
+even if several snapshots contain it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,24 +31,24 @@ from ray_distill.storage.log import CommitLog, Record
 
 @dataclass(frozen=True, kw_only=True)
 class Missing:
-    """What of a snapshot is still to be written."""
+    """The work units of a snapshot that are not written yet, and counts of its prompts."""
 
     units: tuple[WorkUnit, ...]
     prompts: int
-    """All prompts of the snapshot."""
+    """Number of prompts of the snapshot."""
     written: int
-    """Those that have their answers already, or a reason why not."""
+    """Number of prompts with sequences or with a reason why there are none."""
     rejected: int
-    """Those of them with a reason."""
+    """Number of written prompts that have a reason instead of sequences."""
 
     @property
     def left(self) -> int:
-        """Prompts still to write for."""
+        """Number of prompts that are not written yet."""
         return self.prompts - self.written
 
 
 class SequenceStore:
-    """An open store, and its log as of the last call that needed it."""
+    """An open store, with its log in the state of the last call that refreshed it."""
 
     def __init__(self, url: str, generator: Generator) -> None:
         self.url = files.absolute(url)
@@ -57,7 +58,9 @@ class SequenceStore:
         self._read = 0
 
     def receipts(self) -> Mapping[str, WriteReceipt]:
-        """The committed attempt of each unit, in the order of commitment: the first record that names a unit wins.
+        """Return the committed attempt of each unit, in commit order.
+
+        The first record that names a unit wins.
 
         Raises:
             CorruptStore: a record is malformed.
@@ -69,12 +72,12 @@ class SequenceStore:
         return self._receipts
 
     def missing(self, snapshot: Snapshot, splits: Sequence[str], unit_rows: int) -> Missing:
-        """Compare the prompts of a snapshot with everything committed, row by row."""
+        """Compare the prompts of a snapshot with all committed prompts, row by row."""
         self.log.refresh()
-        held, rejected = self._held()
+        committed, rejected = self._committed()
         units, prompts, written, bad = [], 0, 0, 0
         for shard, start, ids in _ranges(snapshot, splits, unit_rows):
-            known = rowids.is_in(ids, held)
+            known = rowids.is_in(ids, committed)
             prompts, written = prompts + len(ids), written + int(known.sum())
             bad += int(rowids.is_in(ids, rejected).sum())
             if not known.all():
@@ -90,23 +93,23 @@ class SequenceStore:
                 )
         return Missing(units=tuple(units), prompts=prompts, written=written, rejected=bad)
 
-    def _held(self) -> tuple[RowIds, RowIds]:
-        """Ids of all prompts that are done with, and of those of them that got no answer; ascending."""
-        held, rejected = [rowids.empty()], [rowids.empty()]
+    def _committed(self) -> tuple[RowIds, RowIds]:
+        """Return the sorted ids of all committed prompts, and of those without a sequence."""
+        committed, rejected = [rowids.empty()], [rowids.empty()]
         for receipt in self.receipts().values():
             url = files.join(self.url, receipt.name)
             with files.open_input(url) as source:
                 table = attempts.read_ids(source, url)
-            held.append(rowids.to_numpy(table["row_id"]))
+            committed.append(rowids.to_numpy(table["row_id"]))
             rejected.append(rowids.to_numpy(attempts.unanswered(table)["row_id"]))
-        return np.unique(np.concatenate(held)), np.unique(np.concatenate(rejected))
+        return np.unique(np.concatenate(committed)), np.unique(np.concatenate(rejected))
 
     def commit(self, receipts: Iterable[WriteReceipt]) -> list[str]:
-        """Append one record that names all units not yet won by another attempt; returns the ids of those.
+        """Append one record of all units that have no committed attempt yet; return their ids.
 
         Raises:
-            LabelError: a receipt is of another generator.
-            CorruptStore: a file is missing or has another size than its receipt says.
+            LabelError: a receipt belongs to another generator.
+            CorruptStore: a file is missing, or its size differs from its receipt.
         """
         offered: dict[str, WriteReceipt] = {}
         for receipt in receipts:
@@ -123,33 +126,36 @@ class SequenceStore:
     def _check(self, receipt: WriteReceipt) -> None:
         if receipt.generator != self.generator.fingerprint:
             raise LabelError(
-                f"{self.url}: the receipt of unit {receipt.unit} is of the generator {receipt.generator}, "
-                f"the store is of {self.generator.fingerprint}; write with the store's own"
+                f"{self.url}: the receipt of unit {receipt.unit} belongs to the generator {receipt.generator}, "
+                f"the store to {self.generator.fingerprint}; write with the store's generator"
             )
         url = files.join(self.url, receipt.name)
         size = files.sizes([url])[0]
         if size != receipt.size:
-            raise CorruptStore(f"{url}: found {size} bytes, its receipt says {receipt.size}; write the unit again")
+            raise CorruptStore(f"{url}: found {size} bytes, expected {receipt.size}; write the unit again")
 
     def read(self, ids: RowIds) -> pa.Table:
-        """What was written for these prompts (`attempts.SCHEMA`), by prompt, then by candidate; digests are checked.
+        """Read the sequences of these prompts (`attempts.SCHEMA`), sorted by prompt and candidate.
+
+        The digest of every file is verified.
 
         Raises:
-            LabelError: some of them were not written yet.
-            CorruptStore: a file's bytes are not those that were committed.
+            LabelError: some of the prompts are not written yet.
+            CorruptStore: a file's bytes differ from the committed ones.
         """
         self.log.refresh()
-        wanted, parts = np.sort(ids), []
-        left = np.ones(len(wanted), bool)
+        requested, parts = np.sort(ids), []
+        left = np.ones(len(requested), bool)
         for table in self._tables():
-            # Two writers that divide prompts otherwise may both write one: the first that was committed counts.
-            at = rowids.find(rowids.to_numpy(table["row_id"]), wanted)
+            # Two writers that divide prompts into different units may both write one: the first committed one counts.
+            at = rowids.find(rowids.to_numpy(table["row_id"]), requested)
             fresh = (at >= 0) & left[at]
             parts.append(table.filter(pa.array(fresh)))
             left[at[fresh]] = False
         if left.any():
             raise LabelError(
-                f"{self.url}: {int(left.sum())} of {len(wanted)} prompts are not written yet; run `ray-distill write`"
+                f"{self.url}: {int(left.sum())} of {len(requested)} prompts are not written yet; "
+                "run `ray-distill write`"
             )
         return attempts.ordered(parts)
 
@@ -159,25 +165,25 @@ class SequenceStore:
             data = files.read_bytes(url)
             if sha256(data) != receipt.digest:
                 raise CorruptStore(
-                    f"{url}: its digest is {sha256(data)}, the log promised {receipt.digest}; restore the file"
+                    f"{url}: found the digest {sha256(data)}, expected {receipt.digest} from the log; restore the file"
                 )
             yield attempts.decode(data, url)
 
 
 def create_or_open(url: str, generator: Generator) -> SequenceStore:
-    """Create a store, or open the one that is there if it is the same generator's; many may call this at once.
+    """Create a store, or open the existing one of the same generator; many may do so at once.
 
     Raises:
-        CorruptStore: another generator's file lies there, or a damaged one.
+        CorruptStore: the existing store has another generator, or its description is damaged.
     """
     place = files.join(url, GENERATOR_NAME)
     if not files.exists(place):
-        with suppress(AlreadyExists):  # another writer was first: what it wrote is compared below
+        with suppress(AlreadyExists):  # another writer was first: its generator is compared below
             files.create_exclusive(place, files.json_bytes(generator.to_dict()))
     try:
         found = Generator.from_dict(files.read_json(place)).fingerprint
     except (ConfigError, TypeError) as error:
-        raise CorruptStore(f"{place}: it describes no generator ({error}); restore it") from error
+        raise CorruptStore(f"{place}: it does not describe a generator ({error}); restore it") from error
     except StorageError as error:
         if isinstance(error.__cause__, ValueError):
             raise CorruptStore(f"{place}: it is damaged ({error.__cause__}); restore it") from error
@@ -191,12 +197,12 @@ def create_or_open(url: str, generator: Generator) -> SequenceStore:
 
 
 def prompt_ids(snapshot: Snapshot, splits: Sequence[str]) -> RowIds:
-    """Row ids of all prompts."""
+    """Return the row ids of all prompts."""
     return np.concatenate([rowids.empty(), *(ids for _, _, ids in _ranges(snapshot, splits, 1 << 20))])
 
 
 def _ranges(snapshot: Snapshot, splits: Sequence[str], unit_rows: int) -> Iterator[tuple[str, int, RowIds]]:
-    """Shard, first row and ids of the fixed ranges into which the prompts fall, in order."""
+    """Yield shard, first row and ids of the fixed ranges of prompts, in order."""
     for shard in snapshot.shards:
         if shard.split in splits:
             ids = rowids.to_numpy(snapshot.read_shard(shard, columns=["row_id"])["row_id"])
@@ -205,6 +211,6 @@ def _ranges(snapshot: Snapshot, splits: Sequence[str], unit_rows: int) -> Iterat
 
 
 def count_reasons(table: pa.Table) -> dict[str, int]:
-    """Prompts without an answer, by reason."""
+    """Count the prompts without a sequence by reason."""
     counted = pc.value_counts(attempts.unanswered(table)["reason"])
     return {item["values"].as_py(): item["counts"].as_py() for item in counted}

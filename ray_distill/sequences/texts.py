@@ -1,4 +1,4 @@
-"""The row that a prompt and an answer make."""
+"""Combine a prompt's row with an answer, and check whether a row has a learning target."""
 
 import json
 from collections.abc import Collection
@@ -9,16 +9,16 @@ from ray_distill.snapshots.sources.nested import canonical
 
 
 def with_answer(row: str, answer: str, form: str) -> str:
-    """The row with a teacher's answer in place of its own.
+    """Return the row with the teacher's answer instead of its own.
 
     Args:
         row: the input of the parent row: a text, a conversation in JSON, or a source with or without a target.
-        answer: what was written.
-        form: ``text``: the answer is put behind the text. ``chat``: assistant messages at the end give way to the
-            answer, and the conversation is in its canonical form. ``pair``: the answer is the target.
+        answer: the generated text.
+        form: ``text``: the answer is appended to the text. ``chat``: the answer replaces assistant messages at the
+            end, and the conversation is brought into its canonical form. ``pair``: the answer becomes the target.
 
     Raises:
-        ValueError: the row is no conversation, or no source.
+        ValueError: the row is not a conversation, or not a source.
     """
     if form == "text":
         return row + answer
@@ -33,7 +33,10 @@ def with_answer(row: str, answer: str, form: str) -> str:
 
 
 def teaches(row: str, form: str, roles: Collection[str]) -> bool:
-    """Whether something can be learnt of a row as it is: a pair with a target, a conversation where a role speaks."""
+    """Return whether a row has a learning target.
+
+    A pair needs a target, a conversation a message of one of the roles.
+    """
     return _has_target(row) if form == "pair" else _speaks(row, roles)
 
 
@@ -45,7 +48,7 @@ def _has_target(row: str) -> bool:
 
 
 def _speaks(row: str, roles: Collection[str]) -> bool:
-    """Whether one of these roles has a message in a conversation; False for what is no conversation."""
+    """Return whether a conversation has a message of one of the roles; False for other rows."""
     try:
         found: Any = json.loads(row)
         messages = found["messages"] if isinstance(found, dict) else found

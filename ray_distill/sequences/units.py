@@ -1,4 +1,4 @@
-"""One attempt at a unit of prompts: write its file, read it back, return the receipt that may be committed."""
+"""Write one attempt at a unit of prompts, read it back, and return its receipt."""
 
 import uuid
 from collections import Counter
@@ -19,7 +19,7 @@ from ray_distill.storage import files
 
 
 class WriteReceipt(Artifact):
-    """One attempt at a unit of prompts, complete and verified; committed, it is the unit's entry in the log."""
+    """A complete, verified attempt at a unit of prompts; once committed, the unit's log entry."""
 
     unit: str
     attempt: str
@@ -27,20 +27,20 @@ class WriteReceipt(Artifact):
     generator: str
     """Fingerprint of the generator."""
     rows: int
-    """Prompts that were answered."""
+    """Number of prompts with sequences."""
     rejected: int
-    """Prompts that got no answer."""
+    """Number of prompts without a sequence."""
     reasons: dict[str, int]
-    """Of these, by reason."""
+    """Number of rejected prompts by reason."""
     sequences: int
     tokens: int
-    """Written, all sequences together."""
+    """Number of generated tokens in all sequences."""
     size: int
-    """Bytes of the file."""
+    """Size of the file in bytes."""
     digest: str
     """``sha256:…`` of the file."""
     halved: int = 0
-    """0 where the batches were those planned; else prompts of the smallest batch that a failed one was cut into."""
+    """0 if all batches ran as planned; else the number of prompts in the smallest part of a divided batch."""
 
     @property
     def name(self) -> str:
@@ -49,25 +49,25 @@ class WriteReceipt(Artifact):
 
 
 def write_attempt(url: str, generator: Generator, unit: WorkUnit, table: pa.Table, halved: int = 0) -> WriteReceipt:
-    """Store what was written for a whole unit under a fresh attempt name.
+    """Store the sequences of a whole unit under a new attempt name.
 
     Args:
         url: the store.
-        generator: what wrote it.
+        generator: the generator that wrote the sequences.
         unit: the prompts.
         table: `attempts.SCHEMA`: all candidates of every prompt, or its reason; in any order.
         halved: `WriteReceipt.halved`.
 
     Raises:
-        LabelError: prompts or candidates are missing, foreign or doubled.
-        StorageError: the file could not be written, or reads back differently.
+        LabelError: prompts or candidates are missing, duplicated, or belong to another unit.
+        StorageError: the file cannot be written, or its bytes differ when read back.
     """
     where = f"unit {unit.unit_id} ({unit.shard}, rows {unit.start}:{unit.stop})"
     found = np.unique(rowids.to_numpy(table["row_id"]))
     if unit_id(found, generator.fingerprint) != unit.unit_id:
         raise LabelError(
-            f"{where}: found {len(found)} prompts, not its own {len(unit.rows)}, or another generator: "
-            "write for the prompts of the unit alone"
+            f"{where}: found {len(found)} prompts, expected the unit's {len(unit.rows)} and the store's generator: "
+            "write for exactly the prompts of the unit"
         )
     attempts.require_candidates(table, generator.candidates, where)
     table = attempts.ordered([table])
@@ -91,7 +91,7 @@ def write_attempt(url: str, generator: Generator, unit: WorkUnit, table: pa.Tabl
 
 
 def entries(record: Mapping[str, Any], number: int) -> list[WriteReceipt]:
-    """The receipts in one record of the log.
+    """Parse the receipts in one record of the log.
 
     Raises:
         CorruptStore: the record or an entry is malformed.

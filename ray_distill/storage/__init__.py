@@ -1,1 +1,1 @@
-"""fsspec paths, exclusive create, manifests and digests. Imports no torch, no ray."""
+"""Store files and an append-only log on fsspec paths. Imports neither torch nor ray."""

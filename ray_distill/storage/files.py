@@ -1,7 +1,7 @@
-"""Whole files on local paths and fsspec URLs alike: read, write durably, create exclusively, list, copy.
+"""Read, write, create exclusively, list and copy whole files on local paths and fsspec URLs.
 
-Settings of a remote file system (endpoint, keys, region) come from the environment, the way its own client
-reads them. Every failure is a StorageError that names the URL.
+The client of a remote file system reads its settings (endpoint, keys, region) from the environment. Every
+failure raises a StorageError that names the URL.
 """
 
 import glob as globbing
@@ -26,7 +26,7 @@ _MAGIC = frozenset("*?[")
 
 @dataclass(frozen=True, kw_only=True)
 class FileInfo:
-    """A file below a listed folder: its name relative to the folder, its size in bytes and its URL."""
+    """A file in a listed folder: its name relative to the folder, its size in bytes and its URL."""
 
     name: str
     size: int
@@ -34,19 +34,19 @@ class FileInfo:
 
 
 def join(url: str, *parts: str | int) -> str:
-    """Join a URL or path and names below it with single slashes."""
+    """Join a URL or path and the names below it with single slashes."""
     base = url if url == "/" else url.rstrip("/")
     names = [str(part).strip("/") for part in parts]
     return "/".join([base.rstrip("/"), *names]) if names else base
 
 
 def is_local(url: str) -> bool:
-    """Whether a URL is a path of this machine: no scheme, ``file://`` or ``local://``."""
+    """Return whether a URL is a path on this machine: no scheme, ``file://`` or ``local://``."""
     return remote.protocol(url) in ("file", "local")
 
 
 def absolute(url: str) -> str:
-    """A URL that means the same in every process: local paths are made absolute, other URLs stay."""
+    """Make a local path absolute, for use in any process; return other URLs unchanged."""
     return str(_path(url).absolute()) if is_local(url) else url
 
 
@@ -63,21 +63,24 @@ def read_bytes(url: str) -> bytes:
 
 
 def read_many(urls: Sequence[str]) -> list[bytes]:
-    """Read whole files of one file system, concurrently where it can; errors as `read_bytes`."""
+    """Read whole files, concurrently where supported; errors as in `read_bytes`.
+
+    All files belong to one file system.
+    """
     if not urls or is_local(urls[0]):
         return [read_bytes(url) for url in urls]
     filesystem, _ = remote.resolve(urls[0])
     paths = [filesystem._strip_protocol(url) for url in urls]
-    # Of many requests one may fail each time: what failed is read again, not all of it.
+    # Among many requests one may fail each time: only the files that failed are read again.
     found = filesystem.cat_ranges(paths, None, None, on_error="return")
     return [bytes(data) if isinstance(data, bytes) else read_bytes(url) for url, data in zip(urls, found, strict=True)]
 
 
 def write_bytes(url: str, data: bytes) -> None:
-    """Write a whole file durably, with its parent folders; what was there is replaced.
+    """Write a whole file durably, with its parent folders; an existing file is replaced.
 
     Raises:
-        StorageError: rights, space or the connection.
+        StorageError: permissions, space or the connection do not allow it.
     """
     if is_local(url):
         _locally(url, "write it", lambda: local.write(_path(url), data))
@@ -88,15 +91,15 @@ def write_bytes(url: str, data: bytes) -> None:
 
 
 def create_exclusive(url: str, data: bytes) -> None:
-    """Create a file of which one of many concurrent writers gets the name, whole or not at all.
+    """Create a file completely or not at all; exactly one of many concurrent writers succeeds.
 
-    On a remote file system an answer may be lost and the request repeated, by the client library too; so a
-    name that already holds exactly ``data`` counts as won. Writers that must be told apart put something
-    unique into the data.
+    On a remote file system a response may be lost and the request repeated, also by the client library. An
+    existing file with exactly ``data`` as content therefore counts as created by this call. Writers that must be
+    distinguished put something unique into the data.
 
     Raises:
         AlreadyExists: the name is taken.
-        StorageError: the file system has no exclusive create, or as `write_bytes`.
+        StorageError: the file system has no exclusive create, or as in `write_bytes`.
     """
     if is_local(url):
         _locally(url, "create it", lambda: local.create(_path(url), data))
@@ -120,18 +123,18 @@ def _create_or_recognise(filesystem: Any, path: str, data: bytes) -> None:
 
 
 def exists(url: str) -> bool:
-    """Whether a file or folder is there."""
+    """Return whether a file or folder exists."""
     if is_local(url):
-        return _locally(url, "look for it", lambda: _path(url).exists())
+        return _locally(url, "check it", lambda: _path(url).exists())
     filesystem, path = remote.resolve(url)
-    return bool(remote.attempt(url, "look for it", lambda: filesystem.exists(path)))
+    return bool(remote.attempt(url, "check it", lambda: filesystem.exists(path)))
 
 
 def sizes(urls: Sequence[str]) -> list[int]:
-    """Sizes in bytes of files of one file system.
+    """Return the sizes in bytes of files of one file system.
 
     Raises:
-        StorageError: one of them does not exist.
+        StorageError: one of the files does not exist.
     """
     if not urls or is_local(urls[0]):
         return [_locally(url, "measure it", _path(url).stat).st_size for url in urls]
@@ -145,7 +148,7 @@ def _size(filesystem: Any, url: str) -> int:
 
 
 def modified(url: str) -> float:
-    """When a file was last written, in seconds since the epoch."""
+    """Return when a file was last written, in seconds since the epoch."""
     if is_local(url):
         return _locally(url, "date it", _path(url).stat).st_mtime
     filesystem, path = remote.resolve(url)
@@ -153,11 +156,11 @@ def modified(url: str) -> float:
 
 
 def list_files(url: str, *, unfinished: bool = False) -> list[FileInfo]:
-    """All files below a folder, at any depth, sorted by name; none where there is no folder.
+    """List all files below a folder, at any depth, sorted by name; none without the folder.
 
     Args:
         url: the folder.
-        unfinished: also what writes that were cut off left behind.
+        unfinished: list the temporary files of interrupted writes too.
     """
     found = _list_local(url) if is_local(url) else _list_remote(url)
     if not unfinished:
@@ -179,7 +182,7 @@ def _list_local(url: str) -> list[FileInfo]:
 
 
 def _size_if_there(path: Path) -> int | None:
-    """The size of a listed file, or None where another process has removed it since."""
+    """Return the size of a listed file, or None if another process has removed it since."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -203,10 +206,10 @@ def _list_remote(url: str) -> list[FileInfo]:
 
 
 def glob_files(pattern: str) -> list[FileInfo]:
-    """The files that a file, a folder or a glob stands for, sorted by name; none where nothing matches.
+    """List the files that a file, a folder or a glob names, sorted by name; possibly none.
 
-    Names are relative to the folder, or to the part of a glob before its first wildcard. Folders that a glob
-    matches stand for all files below them.
+    Names are relative to the folder, or to the part of a glob before its first wildcard. A folder that a glob
+    matches contributes all files below it.
     """
     if not _MAGIC.isdisjoint(pattern) and not exists(pattern):
         return _glob(pattern)
@@ -232,7 +235,10 @@ def _first_magic(pattern: str) -> int:
 
 
 def _glob_remote(base: str, pattern: str) -> list[FileInfo]:
-    """Files below ``base`` that match, or lie in a folder that does; fsspec's own glob passes failed listings over."""
+    """List files below ``base`` that match, or whose folder matches.
+
+    fsspec's own glob ignores failed listings.
+    """
     matches = re.compile(glob_translate(pattern)).match
     return [
         item
@@ -246,7 +252,7 @@ def _is_file(url: str) -> bool:
         return _path(url).is_file()
     filesystem, path = remote.resolve(url)
     try:
-        return bool(remote.attempt(url, "look for it", lambda: filesystem.info(path)["type"] == "file"))
+        return bool(remote.attempt(url, "check it", lambda: filesystem.info(path)["type"] == "file"))
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return False
@@ -254,7 +260,7 @@ def _is_file(url: str) -> bool:
 
 
 def delete(url: str) -> None:
-    """Delete a file, or a folder with all that is in it; nothing there is fine."""
+    """Delete a file, or a folder with all its content; a missing one is not an error."""
     if is_local(url):
         _locally(url, "delete it", lambda: _delete_local(_path(url)))
         return
@@ -274,10 +280,10 @@ def _delete_local(path: Path) -> None:
 
 
 def open_input(url: str) -> IO[bytes]:
-    """Open a file for reading; seekable. Close it after use.
+    """Open a seekable file for reading; the caller closes it.
 
     Raises:
-        StorageError: it cannot be opened. (Errors of later reads are OSErrors, of remote ones StorageErrors.)
+        StorageError: the file cannot be opened. (Later reads raise OSError; of remote files, StorageError.)
     """
     if is_local(url):
         return _locally(url, "open it", lambda: _path(url).open("rb"))
@@ -285,7 +291,7 @@ def open_input(url: str) -> IO[bytes]:
 
 
 def upload_folder(source: Path, url: str) -> None:
-    """Copy every file below a local folder to a URL; each arrives whole, in the order of the names.
+    """Copy every file below a local folder to a URL, each as a whole, sorted by name.
 
     Raises:
         StorageError: the folder is missing, or a file cannot be written.
@@ -307,10 +313,10 @@ def _put(source: Path, url: str) -> None:
 
 
 def download_folder(url: str, target: Path) -> Path:
-    """Bring a folder to this machine and return where it is; a local folder is returned as it is.
+    """Download a folder and return its local path; a local folder is not copied.
 
     Raises:
-        StorageError: there is no such folder, or it cannot be read.
+        StorageError: the folder does not exist or cannot be read.
     """
     if is_local(url):
         if not _path(url).is_dir():
@@ -336,7 +342,7 @@ def _get(item: FileInfo, target: Path) -> None:
 
 
 def _copy(copy: Callable[[Path], Any], target: Path) -> None:
-    """Fill a file by ``copy(temporary)`` so that its name never holds half of it."""
+    """Write a file with ``copy(temporary)`` and rename it; readers never see a partial file."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
     try:
@@ -350,7 +356,7 @@ def read_json(url: str) -> Any:
     """Read a JSON file.
 
     Raises:
-        StorageError: it cannot be read, or is not JSON.
+        StorageError: the file cannot be read or is not JSON.
     """
     data = read_bytes(url)
     try:
@@ -360,12 +366,12 @@ def read_json(url: str) -> Any:
 
 
 def write_json(url: str, value: Any) -> None:
-    """Write plain values as `json_bytes` gives them."""
+    """Write plain values as JSON, formatted by `json_bytes`."""
     write_bytes(url, json_bytes(value))
 
 
 def json_bytes(value: Any) -> bytes:
-    """Plain values as indented JSON, keys in the order given; equal values give equal bytes."""
+    """Encode values as indented JSON, keys in the given order; equal values give equal bytes."""
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
@@ -381,7 +387,7 @@ def _locally(url: str, what: str, operation: Callable[[], T]) -> T:
 
 
 def _make_parent(url: str, filesystem: Any, path: str) -> None:
-    """Make the folder of a file; object stores have none, and would take a bucket for one."""
+    """Create the folder of a file; not on object stores, which would create a bucket instead."""
     if remote.protocol(url) not in remote.OBJECT_STORES:
         parent = filesystem._parent(path)
         remote.attempt(url, "make its folder", lambda: filesystem.makedirs(parent, exist_ok=True))

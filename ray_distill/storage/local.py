@@ -1,9 +1,9 @@
-"""Durable and exclusive writes on a local disk.
+"""Write files durably and create files exclusively on a local disk.
 
-Both kinds write a hidden temporary file beside the target and flush it to the disk before it gets its name,
-so that a reader never meets a half-written file, whatever moment the process or the machine dies at.
+Both functions write a hidden temporary file beside the target and flush it to disk before it gets its final name.
+A reader therefore never sees a partial file, at whatever moment the process or the machine fails.
 """
-# Descriptors, links and folder syncs have no pathlib form, and one module of calls is clearer than two:
+# Descriptors, links and folder syncs have no pathlib form, and one module for these calls is clearer than two:
 # ruff: noqa: PTH103, PTH105, PTH108, PTH121
 
 import contextlib
@@ -13,22 +13,22 @@ import re
 import uuid
 from pathlib import Path
 
-#: Errors by which a file system says that it has no hard links.
+#: Error numbers of file systems without hard links.
 NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}\.part")
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether a file name is that of a write that never ended."""
+    """Return whether a file name belongs to an interrupted write."""
     return _UNFINISHED.fullmatch(name) is not None
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a whole file so that the name holds the old bytes or the new ones, never a mixture.
+    """Write a whole file atomically: readers see the old bytes or the new ones, never a mixture.
 
     Raises:
-        OSError: as the operating system says.
+        OSError: the operating system refuses an operation.
     """
     temporary = _write_temporary(path, data)
     try:
@@ -40,13 +40,14 @@ def write(path: Path, data: bytes) -> None:
 
 
 def create(path: Path, data: bytes) -> None:
-    """Create a file that must not exist: a link, unlike ``O_EXCL``, gives the name and all bytes at once.
+    """Create a file that must not exist yet, as a hard link to a complete temporary file.
 
-    Where the file system has no links, ``O_EXCL`` is exclusive still, but a crash may leave a short file.
+    A link makes the name and all bytes visible at once, which ``O_EXCL`` does not. On file systems without links,
+    ``O_EXCL`` is used: the creation is still exclusive, but a crash may leave a short file.
 
     Raises:
         FileExistsError: the name is taken.
-        OSError: as the operating system says.
+        OSError: the operating system refuses an operation.
     """
     temporary = _write_temporary(path, data)
     try:
@@ -60,7 +61,8 @@ def _link(temporary: Path, path: Path, data: bytes) -> None:
     try:
         os.link(temporary, path)
     except FileExistsError:
-        # A network file system may have linked, lost its answer and asked again: then the name is ours.
+        # A network file system may have created the link, lost the response and repeated the request: then the
+        # existing name is this process's own link.
         if not os.path.samefile(temporary, path):
             raise
     except OSError as error:
@@ -93,7 +95,7 @@ def _write_new(path: Path, data: bytes) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    """Flush a folder's entries; without it a new name may be lost with the power."""
+    """Flush a folder's entries to disk; without this a power failure may lose a new name."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

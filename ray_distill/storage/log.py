@@ -1,14 +1,14 @@
-"""An append-only log of JSON records, one file each, that many writers share without a lock.
+"""Append JSON records, one file each, to a log that many writers share without a lock.
 
-Record n is created exclusively: of all writers that try n one wins, the others read what it wrote and try
-n+1. The log is dense, so a gap means a lost record and is never read over.
+Record n is created exclusively: one of the writers that try n succeeds, the others read its record and try
+n+1. The log is dense, so a gap means a lost record; a gap is an error and is never skipped.
 
-A checkpoint, ``log/compact/<n>-<digest of its bytes>.parquet``, stands for the first n records: whoever opens the
-log reads the newest one and the records after it. What is in it is its writer's affair, but for the chain of
-digests, which goes on from there.
+A checkpoint, ``log/compact/<n>-<digest of its bytes>.parquet``, replaces the first n records for readers: opening
+the log reads the newest checkpoint and the records after it. The caller decides the content of a checkpoint, except
+for the chain of digests, which continues from there.
 
-Why no record is ever deleted, though a checkpoint holds it all: a writer that slept since it saw n records would
-find the name of record n free again, and create a second history.
+Records are never deleted, although a checkpoint contains them: a writer that paused after reading n records would
+find the name of record n free again and create a second history.
 """
 
 import hashlib
@@ -24,10 +24,10 @@ from ray_distill.storage import files
 
 Record = dict[str, Any]
 
-#: ``(url, bytes) -> chain``: take up a checkpoint, and return the chain of digests that it holds.
+#: ``(url, bytes) -> chain``: load a checkpoint and return the chain of digests stored in it.
 Restore = Callable[[str, bytes], bytes]
 
-#: Of one prefix in a chain of digests.
+#: Size in bytes of the digest of one prefix in a chain of digests.
 DIGEST_BYTES = 32
 
 _NAME = re.compile(r"(\d{12})\.json")
@@ -35,51 +35,51 @@ _CHECKPOINT = re.compile(r"compact/(\d{12})-([0-9a-f]{32})\.parquet")
 
 
 class CommitLog:
-    """The log under ``<root>/log/``, as it was at the last `refresh`.
+    """The log under ``<root>/log/`` in its state at the last `refresh`.
 
     Args:
         root: the folder.
-        restore: takes up a checkpoint when the log is first read; without it every record is read.
+        restore: loads a checkpoint when the log is first read; without it every record is read.
     """
 
     def __init__(self, root: str, restore: Restore | None = None) -> None:
         self.root = root
         self.checkpoint = 0
-        """Records that the newest checkpoint stands for."""
+        """Number of records that the newest checkpoint covers."""
         self._restore = restore
         self._records: list[Record] = []
         self._chain = bytearray(hashlib.sha256(b"").digest())
 
     @property
     def length(self) -> int:
-        """Number of records, those before `first` included."""
+        """Number of records, including those before `first`."""
         return len(self._chain) // DIGEST_BYTES - 1
 
     @property
     def first(self) -> int:
-        """Number of the first of `records`: those before it stand in a checkpoint, or were dropped."""
+        """Number of the first of `records`; earlier ones are in a checkpoint or were dropped."""
         return self.length - len(self._records)
 
     @property
     def records(self) -> Sequence[Record]:
-        """The records that are held, from number `first` on, in order."""
+        """Records in memory, from number `first` on, in order."""
         return tuple(self._records)
 
     @property
     def digest(self) -> str:
-        """Digest of everything read so far."""
+        """Digest of all records read so far."""
         return self.prefix_digest(self.length)
 
     @property
     def chain(self) -> bytes:
-        """The digests of all prefixes, of no record first: 32 bytes each."""
+        """Digests of all prefixes, 32 bytes each, starting with that of the empty prefix."""
         return bytes(self._chain)
 
     def prefix_digest(self, length: int) -> str:
-        """Digest of the first ``length`` records: a SHA-256 chain over their bytes.
+        """Return the digest of the first ``length`` records: a SHA-256 chain over their bytes.
 
         Raises:
-            CorruptStore: the log is shorter.
+            CorruptStore: the log is shorter than ``length``.
         """
         if length > self.length:
             raise CorruptStore(
@@ -90,7 +90,7 @@ class CommitLog:
         return "sha256:" + self._chain[at : at + DIGEST_BYTES].hex()
 
     def refresh(self) -> None:
-        """Read the records that were appended since.
+        """Read the records that were appended since the last call.
 
         Raises:
             CorruptStore: a record is missing or is not JSON, or the newest checkpoint is damaged.
@@ -104,7 +104,7 @@ class CommitLog:
             self._chain += _next(self.digest, data)
 
     def _take_up(self, checkpoints: Sequence[str]) -> None:
-        """Note the newest checkpoint; begin with it if nothing has been read yet."""
+        """Note the number of the newest checkpoint; restore from it if nothing has been read yet."""
         if not checkpoints:
             return
         newest = checkpoints[-1]
@@ -120,26 +120,30 @@ class CommitLog:
         self.checkpoint = max(self.checkpoint, number)
 
     def write_checkpoint(self, data: bytes) -> str:
-        """Write the checkpoint of all records up to `length`; returns its URL. Many may write it at once."""
+        """Write a checkpoint of all records up to `length` and return its URL.
+
+        Many writers may do so at the same time.
+        """
         url = files.join(self.root, "log", "compact", f"{self.length:012d}-{_short(data)}.parquet")
-        with suppress(AlreadyExists):  # its name is its content
+        with suppress(AlreadyExists):  # the name contains the digest of the content, so an existing file is equal
             files.create_exclusive(url, data)
         self.checkpoint = max(self.checkpoint, self.length)
         return url
 
     def checkpoints(self) -> list[str]:
-        """URLs of all checkpoints, oldest first."""
+        """Return the URLs of all checkpoints, oldest first."""
         return [files.join(self.root, "log", name) for name in sorted(self._listed()) if _CHECKPOINT.fullmatch(name)]
 
     def drop_records(self) -> None:
-        """Let go of the records in memory; their digests stay, and later ones are read as before."""
+        """Drop the records in memory; their digests stay, and later records are read as before."""
         self._records = []
 
     def append(self, build: Callable[[Sequence[Record]], Record | None]) -> Record | None:
-        """Append what ``build(records)`` makes of the records held (see `first`); None ends without a record.
+        """Append the record that ``build(records)`` returns, or nothing if it returns None.
 
-        After a lost race the log is read again and ``build`` is asked again, so that it can leave out what
-        the winner has already done. Each lost race is another writer's success: it cannot go on for ever.
+        ``build`` receives the records in memory (see `first`). After a lost race the log is read and ``build`` is
+        called again, so that it can leave out what the winner has already recorded. Each lost race is another
+        writer's success, so the number of tries is bounded by the number of writers' records.
         """
         self.refresh()
         while (record := build(self.records)) is not None:
@@ -158,13 +162,13 @@ class CommitLog:
         before = self.length
         self.refresh()
         if self.length == before:
-            raise StorageError(f"{url}: it exists but is not listed; the file system must list what it holds")
+            raise StorageError(f"{url}: it exists but is not listed; the file system must list all of its files")
 
     def _listed(self) -> list[str]:
         return [item.name for item in files.list_files(files.join(self.root, "log"))]
 
     def _read(self, urls: Sequence[str]) -> list[bytes]:
-        """Read by name: a listing taken while others write may lack a record that is there."""
+        """Read records by name, because a listing during writes may lack an existing record."""
         try:
             return files.read_many(urls)
         except StorageError as error:
@@ -175,7 +179,7 @@ class CommitLog:
 
 
 def record_url(root: str, number: int) -> str:
-    """URL of a record."""
+    """Return the URL of a record."""
     return files.join(root, "log", f"{number:012d}.json")
 
 
@@ -203,20 +207,22 @@ def _short(data: bytes) -> str:
 
 
 def covered(name: str) -> int:
-    """How many records a checkpoint stands for, by its name or URL."""
+    """Return the number of records that a checkpoint covers, from its name or URL."""
     return int(name.rsplit("/", 1)[-1][:12])
 
 
 def check_checkpoint(url: str, data: bytes) -> None:
-    """Compare a checkpoint's bytes with its name.
+    """Compare the digest of a checkpoint's bytes with its name.
 
     Raises:
-        CorruptStore: they differ.
+        CorruptStore: the digests differ.
     """
     if not url.endswith(f"-{_short(data)}.parquet"):
-        raise damaged_checkpoint(url, f"found {len(data)} bytes with {sha256(data)}, which its name does not give")
+        raise damaged_checkpoint(url, f"found {len(data)} bytes with {sha256(data)}, expected the digest in its name")
 
 
 def damaged_checkpoint(url: str, found: str) -> CorruptStore:
-    """The error for a checkpoint that cannot be used."""
-    return CorruptStore(f"{url}: this checkpoint of the log is damaged: {found}; delete it, the records hold it all")
+    """Build the error for a checkpoint that cannot be used."""
+    return CorruptStore(
+        f"{url}: this checkpoint of the log is damaged: {found}; delete it, the records contain the same data"
+    )

@@ -1,4 +1,7 @@
-"""What fsspec leaves open: which file systems create exclusively, which failures pass, what to tell the user."""
+"""Resolve fsspec URLs, retry transient failures, and translate errors of file systems.
+
+fsspec itself does not define which file systems create exclusively or which failures are transient.
+"""
 
 import errno
 import io
@@ -14,25 +17,26 @@ from ray_distill.errors import AlreadyExists, StorageError
 
 T = TypeVar("T")
 
-#: Object stores: no folders to make, whole objects at once, and a conditional create on the server's side.
+#: Object stores: no folders to create, objects written as a whole, and a conditional create in the server.
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
 
-#: Seconds waited before the second try of an operation, the third, …: up to half as much more or less, so that many
-#: workers that one outage stopped do not all come back at once.
+#: Seconds before the second, third and fourth try of an operation, each varied at random by up to half, so that the
+#: many workers that one outage stopped do not all return at once.
 BACKOFF_SECONDS = (0.2, 0.6, 1.8)
 
-#: Tries of one request by S3's own client, which waits up to 1, 2, 4 s between them. An operation of many requests (a
-#: listing of a thousand pages) would rarely get through if only the whole of it were tried again.
+#: Tries of one request by S3's own client, which waits up to 1, 2, 4 s between tries. An operation of many requests (a
+#: listing of a thousand pages) would rarely succeed if only the whole operation were retried.
 REQUEST_TRIES = 4
-#: Seconds until a connection stands, and between two pieces of an answer. A store that answers nothing at all is given
-#: up after 4 operations × 4 requests × these: 8 minutes. fsspec's own settings go first (``FSSPEC_S3`` and its files).
+#: Time limits in seconds for connecting and between two pieces of a response. With a store that never responds, an
+#: operation fails after 4 operations × 4 requests × these limits: 8 minutes. fsspec's own settings (``FSSPEC_S3`` and
+#: its files) take precedence.
 S3_CLIENT = {
     "connect_timeout": 10,
     "read_timeout": 30,
     "retries": {"mode": "standard", "total_max_attempts": REQUEST_TRIES},
 }
 
-#: Bytes fetched at once when a file is read in pieces.
+#: Bytes per request when a file is read in pieces.
 READ_AHEAD = 2**20
 
 _S3 = ("s3", "s3a")
@@ -46,7 +50,7 @@ _NO_CREDENTIALS = (
 _FINAL = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 
-#: Bases of the errors that client libraries raise beside OSError, looked up only where the library is loaded.
+#: Base classes of errors that client libraries raise in addition to OSError; resolved only if the library is loaded.
 _CLIENT_ERRORS = (
     ("botocore.exceptions", "BotoCoreError"),
     ("botocore.exceptions", "ClientError"),
@@ -59,12 +63,14 @@ _CLIENT_ERRORS = (
 
 
 def protocol(url: str) -> str:
-    """The protocol of a URL, ``file`` where it has none."""
+    """Return the protocol of a URL, ``file`` if the URL has none."""
     return url.split("://", 1)[0].split("::", 1)[0] if "://" in url or "::" in url else "file"
 
 
 def resolve(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL and the path in it. Listings are never cached: other writers exist.
+    """Return the fsspec file system of a URL and the path in it.
+
+    Listings are never cached, because there are other writers.
 
     Raises:
         StorageError: the protocol is unknown, or its package is not installed.
@@ -78,19 +84,22 @@ def resolve(url: str) -> tuple[Any, str]:
     except failures() as error:
         raise translate(error, url, "open") from error
     except ValueError as error:
-        raise StorageError(f"{url}: not a usable URL ({error}): use a local path or a URL that fsspec knows") from error
+        raise StorageError(
+            f"{url}: not a usable URL ({error}): use a local path or a URL that fsspec supports"
+        ) from error
     if protocol(url) in _S3:
-        # s3fs tries what its client has tried again, and reads twice over: in all 125 times. `attempt` is enough.
+        # s3fs retries what its client has retried already, and reads once more around that: 125 tries. `attempt` is
+        # enough.
         filesystem.retries = 1
         _drop_expectation(filesystem)
     return filesystem, path
 
 
 def _drop_expectation(filesystem: Any) -> None:
-    """Have uploads not wait to be asked for their body.
+    """Send the body of an upload at once, without ``Expect: 100-continue``.
 
-    The client's time-outs begin when the body is sent. A server that takes the connection and says nothing is so
-    waited for without end (measured: aiohttp 3.14, ``Expect: 100-continue``).
+    The client's time limits start when the body is sent. A server that accepts the connection and never responds would
+    therefore block an upload for ever (measured with aiohttp 3.14).
     """
     from botocore.handlers import add_expect_header  # type: ignore[import-untyped]
 
@@ -98,32 +107,33 @@ def _drop_expectation(filesystem: Any) -> None:
 
 
 def _settings(scheme: str) -> dict[str, Any]:
-    """Time-outs and retries for the client of a protocol, below what fsspec was configured with."""
+    """Return time limits and retries for a protocol's client; fsspec's configuration wins."""
     if scheme not in _S3:
         return {}
     return {"config_kwargs": {**S3_CLIENT, **fsspec.config.conf.get("s3", {}).get("config_kwargs", {})}}
 
 
 def creates_exclusively(url: str, filesystem: Any) -> bool:
-    """Whether ``pipe_file(mode="create")`` lets exactly one of many writers win.
+    """Return whether only one of many writers succeeds in ``pipe_file(mode="create")``.
 
-    fsspec's default looks first and writes then, which two writers can both pass; so a file system counts
-    only if it is an object store known for conditional writes, or says so by an attribute ``exclusive_create``.
+    fsspec's default first checks for the file and then writes it, so that two writers can both succeed. A file system
+    therefore qualifies only if it is an object store with conditional writes, or has the attribute
+    ``exclusive_create``.
     """
     return protocol(url) in OBJECT_STORES or getattr(filesystem, "exclusive_create", False) is True
 
 
 def failures() -> tuple[type[BaseException], ...]:
-    """Every exception type by which a file system reports failure."""
+    """Return every exception type that a file system raises for a failure."""
     loaded = ((sys.modules.get(module), name) for module, name in _CLIENT_ERRORS)
     return (OSError, *(getattr(module, name) for module, name in loaded if module is not None))
 
 
 def attempt(url: str, what: str, operation: Callable[[], T]) -> T:
-    """Run an operation on a remote file system; transient failures are tried again a bounded number of times.
+    """Run an operation on a remote file system; retry transient failures a few times.
 
     Raises:
-        StorageError: names the URL, what failed and what to do; AlreadyExists where a name was taken.
+        StorageError: names the URL, the operation that failed and the remedy; AlreadyExists if the name is taken.
     """
     for wait in (*BACKOFF_SECONDS, None):
         try:
@@ -136,8 +146,11 @@ def attempt(url: str, what: str, operation: Callable[[], T]) -> T:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether a later try may succeed: resets, time-outs, 5xx; not missing files, rights, space or keys."""
-    if _code(error) == "NoSuchUpload":  # the upload was completed, or dropped, by a request whose answer was lost
+    """Return whether a later try may succeed.
+
+    Resets, time-outs and 5xx are transient; missing files, permissions, space and credentials are not.
+    """
+    if _code(error) == "NoSuchUpload":  # a request whose response was lost has completed or dropped the upload
         return True
     if isinstance(error, _FINAL) or is_taken(error) or type(error).__name__ in _NO_CREDENTIALS:
         return False
@@ -145,26 +158,26 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_taken(error: BaseException) -> bool:
-    """Whether a conditional create was refused because the name exists."""
+    """Return whether a conditional create was refused because the name exists."""
     return isinstance(error, FileExistsError) or _code(error) in ("PreconditionFailed", "412")
 
 
 def _code(error: BaseException) -> str | None:
-    """The code of an S3 server's answer, if an error comes of one."""
+    """Return the error code in an S3 server's response, or None if the error has another cause."""
     response = getattr(error.__cause__, "response", None)
     return response.get("Error", {}).get("Code") if isinstance(response, dict) else None
 
 
 def translate(error: BaseException, url: str, what: str) -> StorageError:
-    """The StorageError for a file system's failure: the URL, what was found, and what to do."""
+    """Translate a file system's failure into a StorageError: URL, cause and remedy."""
     failed = f"{url}: cannot {what}"
     detail = str(error) or type(error).__name__
     if is_taken(error):
         return AlreadyExists(f"{failed}: the name is taken")
     if isinstance(error, FileNotFoundError):
-        return StorageError(f"{failed}: it does not exist; check the path, and that its writer ended well")
+        return StorageError(f"{failed}: it does not exist; check the path, and that its writer has finished")
     if isinstance(error, PermissionError):
-        return StorageError(f"{failed}: permission denied ({detail}); check the rights and the credentials")
+        return StorageError(f"{failed}: permission denied ({detail}); check the permissions and the credentials")
     if type(error).__name__ in _NO_CREDENTIALS:
         return StorageError(f"{failed}: no credentials ({detail}); provide them as {protocol(url)}:// expects")
     if getattr(error, "errno", None) in _NO_SPACE:
@@ -173,19 +186,19 @@ def translate(error: BaseException, url: str, what: str) -> StorageError:
 
 
 def open_steadily(url: str) -> io.BufferedReader:
-    """Open a remote file for reading; each piece is read by `attempt`, and none is taken for whole when it is short.
+    """Open a remote file for reading; failed and truncated reads are retried by `attempt`.
 
     Raises:
-        StorageError: it cannot be opened; later, from the reads: a piece cannot be read.
+        StorageError: the file cannot be opened; later reads raise it if a piece cannot be read.
     """
     filesystem, path = resolve(url)
-    # The size is asked for when the file is opened. Without a cache a read of it is a request for just these bytes.
+    # Opening requests the size of the file. Without a cache, a read is a request for exactly these bytes.
     opened = attempt(url, "open it", lambda: filesystem.open(path, "rb", cache_type="none"))
     return io.BufferedReader(_Steady(url, opened), READ_AHEAD)
 
 
 class _Steady(io.RawIOBase):
-    """A remote file whose reads are tried again from where they began."""
+    """A remote file that retries a failed read from the position where the read began."""
 
     def __init__(self, url: str, opened: Any):
         self._url, self._opened, self._at = url, opened, 0
@@ -196,9 +209,6 @@ class _Steady(io.RawIOBase):
 
     def seekable(self) -> bool:
         return True
-
-    def tell(self) -> int:
-        return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._at = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence] + offset
@@ -212,7 +222,7 @@ class _Steady(io.RawIOBase):
         return length
 
     def readall(self) -> bytes:
-        """All that is left, at once: by default it is read in pieces of 8 KiB, each of them a request here."""
+        """Read the rest of the file at once; the default would send one request per 8 KiB."""
         left = bytearray(max(0, self._size - self._at))
         self.readinto(left)
         return bytes(left)
@@ -221,7 +231,7 @@ class _Steady(io.RawIOBase):
         self._opened.seek(self._at)
         data: bytes = self._opened.read(length)
         if len(data) != length:
-            raise OSError(errno.EIO, f"{len(data)} of {length} bytes came from position {self._at} on")
+            raise OSError(errno.EIO, f"received {len(data)} of {length} bytes from position {self._at}")
         return data
 
     def close(self) -> None:

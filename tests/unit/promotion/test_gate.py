@@ -207,7 +207,7 @@ def test_a_gate_that_asks_nothing_holds():
 
 def test_a_report_without_a_student_is_an_error():
     """There is nothing to decide."""
-    with pytest.raises(PromotionError, match="judges no student"):
+    with pytest.raises(PromotionError, match="has no model `student`"):
         decide(report([model("teacher", accuracy=0.9)]), GateConfig())
 
 

@@ -244,18 +244,18 @@ def test_an_attempt_must_be_whole(parent: Snapshot, tmp_path: Path) -> None:
     rows = parent.read_shard(parent.shard(unit.shard)).take(pa.array(unit.rows))
     whole = fake_author(rows, fake_generator())
     for wrong, says in (
-        (whole.slice(2), "found 7 prompts, not its own 8"),
+        (whole.slice(2), "found 7 prompts, expected the unit's 8"),
         (whole.slice(1), "must have 2 sequences"),
         (ordered([whole, whole.slice(0, 1)]), "must have 2 sequences"),
         (ordered([whole, rejected_table([(rows["row_id"][0].as_py(), "why")])]), "must have 2"),
     ):
         with pytest.raises(LabelError, match=says):
             write_attempt(url, fake_generator(), unit, wrong)
-    with pytest.raises(LabelError, match="or another generator"):
+    with pytest.raises(LabelError, match="and the store's generator"):
         write_attempt(url, fake_generator(seed=1), unit, whole)
     other = create_or_open(str(tmp_path / "other"), fake_generator(seed=1))
     theirs = write_all(str(tmp_path / "other"), fake_generator(seed=1), parent)
-    with pytest.raises(LabelError, match="is of the generator"):
+    with pytest.raises(LabelError, match="belongs to the generator"):
         store.commit(theirs.receipts().values())
     assert other.generator.fingerprint != store.generator.fingerprint
 
@@ -269,10 +269,10 @@ def test_damage_is_seen(parent: Snapshot, tmp_path: Path) -> None:
     data = bytearray(files.read_bytes(place))
     data[10] ^= 1
     files.write_bytes(place, bytes(data))
-    with pytest.raises(CorruptStore, match="its digest is"):
+    with pytest.raises(CorruptStore, match="found the digest"):
         store.read(prompt_ids(parent, BOTH))
     files.write_bytes(place, bytes(data[:-1]))
-    with pytest.raises(CorruptStore, match="its receipt says"):
+    with pytest.raises(CorruptStore, match=r"found \d+ bytes, expected \d+; write the unit again"):
         store.commit([receipt])
     with pytest.raises(CorruptStore, match="found the generator"):
         create_or_open(url, fake_generator(seed=3))
@@ -288,7 +288,7 @@ def test_too_little_left_is_an_error_that_says_where_it_went(parent: Snapshot, t
     with pytest.raises(LabelError, match="of .* prompts are not written yet"):
         _derive(parent, store, tmp_path)
     write_all(store.url, fake_generator(), parent)
-    with pytest.raises(SnapshotError, match="nothing is left of the split train, validation: .* improbable"):
+    with pytest.raises(SnapshotError, match="the derived split train, validation is empty: .* improbable"):
         _derive(parent, store, tmp_path, filters={"min_log_probability": -0.001})
 
 
@@ -297,7 +297,9 @@ def test_conversations_in_which_nothing_can_be_learnt_are_refused_before_anythin
     users = [[{"role": "user", "content": f"q{n}"}] for n in range(60)]
     answered = [[*user, {"role": "assistant", "content": "a"}] for user in users]
     mute = prompts_snapshot(tmp_path / "mute", [json.dumps(user) for user in users])
-    with pytest.raises(SnapshotError, match=r"of assistant stay .*: \d+ of \d+ in calibration, \d+ of \d+ in test"):
+    with pytest.raises(
+        SnapshotError, match=r"of assistant would stay .*: \d+ of \d+ in calibration, \d+ of \d+ in test"
+    ):
         require_answers(mute, BOTH, "chat", ("assistant",), 0.01)
     require_answers(mute, SPLITS, "chat", ("assistant",), 0.01)
     require_answers(mute, BOTH, "chat", ("user",), 0.01)
@@ -309,7 +311,7 @@ def test_conversations_in_which_nothing_can_be_learnt_are_refused_before_anythin
 def test_sources_without_a_target_are_refused_where_nobody_writes_one(tmp_path: Path) -> None:
     """In a split that stays as it is; any text is learnt of."""
     unwritten = prompts_snapshot(tmp_path / "unwritten", [pair_text(f"source {n}", None) for n in range(60)])
-    with pytest.raises(SnapshotError, match=r"sources without a target stay .*: \d+ of \d+ in calibration"):
+    with pytest.raises(SnapshotError, match=r"sources without a target would stay .*: \d+ of \d+ in calibration"):
         require_answers(unwritten, BOTH, "pair", (), 0.01)
     require_answers(unwritten, SPLITS, "pair", (), 0)
     require_answers(unwritten, BOTH, "text", (), 0)

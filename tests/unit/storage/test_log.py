@@ -159,7 +159,7 @@ def test_a_checkpoint_whose_bytes_are_not_its_names_is_refused(root, spoil):
     url = log.write_checkpoint(log.chain)
     files.write_bytes(url, spoil(log.chain))
     opened = restoring(root)
-    with pytest.raises(CorruptStore, match="damaged.*delete it, the records hold it all"):
+    with pytest.raises(CorruptStore, match="damaged.*delete it, the records contain the same data"):
         opened.refresh()
     files.delete(url)
     opened.refresh()

@@ -249,7 +249,7 @@ def test_a_scorer_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.Monke
     derived = derive_snapshot(parent.ref, store.url, store.generator, config.sequences, str(tmp_path / "s"), 64)
     assert 0 < derived.counts["dropped"]["low score"] <= 10
     high = config.sequences.filters.model_copy(update={"min_score": 99})
-    with pytest.raises(SnapshotError, match="nothing is left of the split train, validation: .* low score"):
+    with pytest.raises(SnapshotError, match="the derived split train, validation is empty: .* low score"):
         derive_snapshot(
             parent.ref,
             store.url,

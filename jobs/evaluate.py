@@ -1,4 +1,7 @@
-"""Ray job: judge the student beside its teacher and baselines on the test split; the last line is the EvalReport."""
+"""Evaluate the student, its teacher and baselines on the test split, as a Ray job.
+
+On stdout, the last line is the EvalReport.
+"""
 
 import sys
 

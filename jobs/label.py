@@ -1,4 +1,4 @@
-"""Ray job: let the teacher label a snapshot; the last line is the LabelSetRef."""
+"""Label a snapshot with the teacher, as a Ray job; the last line is the LabelSetRef."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Ray job: run a whole campaign, from snapshot to verdict; the last line is the CampaignResult."""
+"""Run a campaign, snapshot to verdict, as a Ray job; the last line is its CampaignResult."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Ray job: decide on a student from its report; the last line is the Decision."""
+"""Decide on a student from its report, as a Ray job; the last line is the Decision."""
 
 import sys
 

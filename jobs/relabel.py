@@ -1,4 +1,7 @@
-"""Ray job: freeze new traffic, label only the rows never seen, test for drift; the last line is the report."""
+"""Freeze new traffic, label only its new rows and test for drift, as a Ray job.
+
+On stdout, the last line is the report.
+"""
 
 import sys
 

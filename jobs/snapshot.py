@@ -1,4 +1,4 @@
-"""Ray job: freeze the configured source into a snapshot; the last line is its SnapshotRef."""
+"""Freeze the configured source, as a Ray job; the last line is the SnapshotRef."""
 
 import sys
 

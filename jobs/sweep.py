@@ -1,4 +1,7 @@
-"""Ray job: train and compare the students of the config's section sweep; the last line is the SweepResult."""
+"""Train and compare the students of the config's section sweep, as a Ray job.
+
+On stdout, the last line is the SweepResult.
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""Ray job: train the student and its baselines from stored labels; the last line holds a StudentRef an arm."""
+"""Train the student and its baselines from stored labels, as a Ray job.
+
+On stdout, the last line is a JSON object with one StudentRef per arm.
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""Ray job: let the teacher continue the prompts of a snapshot; the last line is the new SnapshotRef."""
+"""Let the teacher continue the prompts of a snapshot, as a Ray job.
+
+On stdout, the last line is the SnapshotRef of the new snapshot.
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""Define the commands, render their results, submit jobs and check a machine. Only `jobs/` imports it."""
+"""Parse and run the commands, render results, submit jobs, and check machines.
+
+Only `jobs/` imports this room.
+"""
 
 from ray_distill.cli.parser import main
 

@@ -1,4 +1,4 @@
-"""Run the commands of `ray-distill`. Each one imports what it runs when it is called."""
+"""Run the commands of `ray-distill`. Each command imports its stage when it is called."""
 
 import argparse
 import json
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from ray_distill.config import Campaign
     from ray_distill.labels.tools.live_agreement import Agreement
 
-#: Exit status of an error of the user's or the machine's.
+#: Exit status of an error in the input, the configuration or the machine.
 FAILED = 1
 
 
 def quickstart(options: argparse.Namespace) -> int:
-    """`ray-distill quickstart`."""
+    """Run `ray-distill quickstart`."""
     from ray_distill.cli import quickstart as example
 
     if options.dry_run:
@@ -27,26 +27,26 @@ def quickstart(options: argparse.Namespace) -> int:
 
 
 def campaign_stage(options: argparse.Namespace) -> int:
-    """Run the stage of a campaign that the parser chose, as ``options.stage`` and ``options.show``."""
+    """Run the parser's choice, ``options.stage``, and render its result with ``options.show``."""
     return _stage(options, lambda config: options.stage(config, options), options.show)
 
 
 def run(config: "Campaign", options: argparse.Namespace) -> Any:
-    """`ray-distill run`."""
+    """Run `ray-distill run`."""
     from ray_distill.runtime import campaign
 
     return campaign.run(config)
 
 
 def snapshot(config: "Campaign", options: argparse.Namespace) -> Any:
-    """`ray-distill snapshot`."""
+    """Run `ray-distill snapshot`."""
     from ray_distill.runtime import campaign
 
     return campaign.snapshot(config)
 
 
 def write(config: "Campaign", options: argparse.Namespace) -> Any:
-    """`ray-distill write`."""
+    """Run `ray-distill write`."""
     from ray_distill.cli import resolve_references
     from ray_distill.runtime import campaign
 
@@ -54,7 +54,7 @@ def write(config: "Campaign", options: argparse.Namespace) -> Any:
 
 
 def label(config: "Campaign", options: argparse.Namespace) -> Any:
-    """`ray-distill label`."""
+    """Run `ray-distill label`."""
     from ray_distill.cli import resolve_references
     from ray_distill.runtime import campaign
 
@@ -62,7 +62,7 @@ def label(config: "Campaign", options: argparse.Namespace) -> Any:
 
 
 def train(config: "Campaign", options: argparse.Namespace) -> Any:
-    """`ray-distill train`."""
+    """Run `ray-distill train`."""
     from ray_distill.cli import resolve_references
     from ray_distill.runtime import campaign
 
@@ -70,14 +70,14 @@ def train(config: "Campaign", options: argparse.Namespace) -> Any:
 
 
 def sweep(config: "Campaign", options: argparse.Namespace) -> Any:
-    """`ray-distill sweep`."""
+    """Run `ray-distill sweep`."""
     from ray_distill.runtime import campaign
 
     return campaign.sweep(config)
 
 
 def evaluate(config: "Campaign", options: argparse.Namespace) -> Any:
-    """`ray-distill evaluate`."""
+    """Run `ray-distill evaluate`."""
     from ray_distill.cli import resolve_references
     from ray_distill.runtime import campaign
 
@@ -85,7 +85,7 @@ def evaluate(config: "Campaign", options: argparse.Namespace) -> Any:
 
 
 def promote(config: "Campaign", options: argparse.Namespace) -> Any:
-    """`ray-distill promote`."""
+    """Run `ray-distill promote`."""
     from ray_distill.cli import resolve_references
     from ray_distill.runtime import campaign
 
@@ -93,14 +93,14 @@ def promote(config: "Campaign", options: argparse.Namespace) -> Any:
 
 
 def relabel(config: "Campaign", options: argparse.Namespace) -> Any:
-    """`ray-distill relabel`."""
+    """Run `ray-distill relabel`."""
     from ray_distill.runtime import campaign
 
     return campaign.relabel(config, options.source)
 
 
 def plan(options: argparse.Namespace) -> int:
-    """`ray-distill plan`."""
+    """Run `ray-distill plan`."""
     return _stage(options, _forecast, "show_plan")
 
 
@@ -111,7 +111,7 @@ def _forecast(config: "Campaign") -> Any:
 
 
 def audit(options: argparse.Namespace) -> int:
-    """`ray-distill audit`: 0 if the store is sound, 1 if not."""
+    """Run `ray-distill audit`; return 0 if the store is sound, 1 if not."""
     from ray_distill.cli import render_results, resolve_references
     from ray_distill.labels.tools.audit import audit as audit_store
 
@@ -126,7 +126,7 @@ def audit(options: argparse.Namespace) -> int:
 
 
 def _audit_live(options: argparse.Namespace) -> "Agreement":
-    """Label a sample again; what is damaged already is not worth a teacher's time."""
+    """Label a sample again and compare; called only for stores without damage."""
     from ray_distill.cli import resolve_references
     from ray_distill.config import load_config
     from ray_distill.runtime.core import connection, session
@@ -141,7 +141,7 @@ def _audit_live(options: argparse.Namespace) -> "Agreement":
 
 
 def inspect(options: argparse.Namespace) -> int:
-    """`ray-distill inspect`."""
+    """Run `ray-distill inspect`."""
     from ray_distill.labels.tools.inspect import inspect_row, show_row
 
     report = inspect_row(options.store, options.row)
@@ -162,7 +162,7 @@ def inspect(options: argparse.Namespace) -> int:
 
 
 def export(options: argparse.Namespace) -> int:
-    """`ray-distill export`."""
+    """Run `ray-distill export`."""
     from dataclasses import asdict
 
     from ray_distill.labels.tools.export import export_store
@@ -173,7 +173,7 @@ def export(options: argparse.Namespace) -> int:
 
 
 def submit(options: argparse.Namespace) -> int:
-    """`ray-distill submit`: the job's own exit status."""
+    """Run `ray-distill submit`; return the job's exit status."""
     from ray_distill.cli.submit import submit as send
 
     return send(
@@ -192,7 +192,7 @@ def submit(options: argparse.Namespace) -> int:
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """`ray-distill doctor`: 0 if nothing fails."""
+    """Run `ray-distill doctor`; return 0 if no check fails."""
     from ray_distill.cli import doctor as examination
 
     config = _load(options) if options.config else None
@@ -202,9 +202,10 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def _stage(options: argparse.Namespace, command: "Callable[[Campaign], Any]", show: str | None) -> int:
-    """Load the config, connect to Ray, run a stage, print its result; with ``--json`` print nothing else on stdout.
+    """Load the config, connect to Ray, run a stage and print its result.
 
-    The config is loaded first: an invalid one is reported before anything heavy is imported.
+    With ``--json`` the result is the only text on stdout. The config is loaded first, so that an invalid one is
+    reported before slow imports.
     """
     config = _load(options)
     if options.dry_run:

@@ -1,7 +1,7 @@
-"""Look at this machine and at what a campaign points to; say what is missing and how to mend it.
+"""Check this machine and the services of a campaign; report problems and how to fix them.
 
-Each check is one small function that returns one `Finding`. A check that cannot look says so as a warning or
-failure of its own: the others still run.
+Each check is one small function that returns one `Finding`. A check that cannot run reports this as its own warning or
+failure, and the other checks still run.
 """
 
 import json
@@ -37,12 +37,12 @@ def diagnose(
     tracking_uri: str | None = None,
     address: str | None = None,
 ) -> list[Finding]:
-    """Check this machine and, where they are named, the label store, the tracking server and the cluster.
+    """Check this machine and, if given, the label store, the tracking server and the cluster.
 
     Args:
         config: a campaign; its store, tracking server and resources are checked too.
-        store_url: label store to try, before the config's.
-        tracking_uri: tracking server to try, before the config's.
+        store_url: label store to check instead of the config's.
+        tracking_uri: tracking server to check instead of the config's.
         address: dashboard of a cluster, ``http://HEAD:8265``.
     """
     store = store_url or (config.store_url if config else None)
@@ -73,7 +73,10 @@ def diagnose(
 
 
 def _tracking_uri(config: Campaign) -> str | None:
-    """Where the campaign is recorded: the SQLite that the tracker takes where none is named; None = nowhere."""
+    """Return the campaign's tracking URI, the tracker's default if it has none.
+
+    None means that tracking is off.
+    """
     if not config.tracking.enabled or config.tracking.uri == "none":
         return None
     if config.tracking.uri:
@@ -84,7 +87,7 @@ def _tracking_uri(config: Campaign) -> str | None:
 
 
 def render(findings: Sequence[Finding]) -> str:
-    """Lay findings out for a terminal: one line each, the remedy below what is not ok, a summary last."""
+    """Format findings for a terminal: one line each, remedies below failures, a summary last."""
     width = max((len(finding.name) for finding in findings), default=0)
     lines = []
     for finding in findings:
@@ -100,7 +103,7 @@ def to_json(findings: Sequence[Finding]) -> str:
 
 
 def healthy(findings: Sequence[Finding]) -> bool:
-    """Say whether nothing failed; warnings do not count."""
+    """Return whether no check failed; warnings do not count."""
     return all(finding.ok != "fail" for finding in findings)
 
 

@@ -1,4 +1,4 @@
-"""Check one thing of this machine, of a cluster or of a store; each check returns one `Finding`."""
+"""Check one property of a machine, a cluster or a store; each check returns one `Finding`."""
 
 import locale
 import os
@@ -32,7 +32,7 @@ Grade = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What one check found; ``mend`` is one sentence, empty where nothing is to be done."""
+    """The result of one check; ``mend`` is the remedy in one sentence, empty if none is needed."""
 
     name: str
     ok: Grade
@@ -41,23 +41,23 @@ class Finding:
 
 
 def check_python(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> Finding:
-    """Python is new enough."""
+    """Check that Python is new enough."""
     found = ".".join(map(str, version))
     if version >= MIN_PYTHON:
         return Finding(name="python", ok="ok", found=found)
-    wanted = ".".join(map(str, MIN_PYTHON))
-    return Finding(name="python", ok="fail", found=found, mend=f"Make the virtual environment with Python {wanted}.")
+    minimum = ".".join(map(str, MIN_PYTHON))
+    return Finding(name="python", ok="fail", found=found, mend=f"Create the virtual environment with Python {minimum}.")
 
 
 def check_packages() -> Finding:
-    """Every package this project depends on is installed, in a version that it accepts."""
+    """Check that every dependency is installed in an accepted version."""
     from packaging.requirements import Requirement
 
-    wanted = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or ()]
-    wanted = [item for item in wanted if item.marker is None or item.marker.evaluate({"extra": ""})]
-    wrong = [text for item in wanted if (text := _wrong_version(item.name, str(item.specifier))) is not None]
+    required = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or ()]
+    required = [item for item in required if item.marker is None or item.marker.evaluate({"extra": ""})]
+    wrong = [text for item in required if (text := _wrong_version(item.name, str(item.specifier))) is not None]
     if not wrong:
-        return Finding(name="packages", ok="ok", found=f"all {len(wanted)} in accepted versions")
+        return Finding(name="packages", ok="ok", found=f"all {len(required)} in accepted versions")
     return Finding(name="packages", ok="fail", found="; ".join(wrong), mend=REINSTALL)
 
 
@@ -74,7 +74,7 @@ def _wrong_version(name: str, specifier: str) -> str | None:
 
 
 def check_encoding() -> Finding:
-    """Files and output are UTF-8."""
+    """Check that files and output are encoded in UTF-8."""
     found = {"files": locale.getpreferredencoding(False), "stdout": getattr(sys.stdout, "encoding", None) or "utf-8"}
     strange = {where: name for where, name in found.items() if name.lower().replace("-", "") != "utf8"}
     if not strange:
@@ -84,7 +84,7 @@ def check_encoding() -> Finding:
 
 
 def check_compiler(environment: Mapping[str, str] = os.environ) -> Finding:
-    """A C++ compiler, by which DeepSpeed builds the ops that some of its settings ask for."""
+    """Check for a C++ compiler, with which DeepSpeed builds the ops of some settings."""
     names = [environment["CXX"]] if environment.get("CXX") else ["g++", "c++", "clang++"]
     found = next((path for name in names if (path := shutil.which(name, path=environment.get("PATH")))), None)
     if found:
@@ -99,7 +99,7 @@ def check_compiler(environment: Mapping[str, str] = os.environ) -> Finding:
 
 
 def check_ninja(environment: Mapping[str, str] = os.environ) -> Finding:
-    """Ninja, by which torch drives that compiler: on PATH, or beside this Python as the package installs it."""
+    """Check for ninja, with which torch runs that compiler: on PATH or beside this Python."""
     beside = str(Path(sys.executable).parent)
     found = shutil.which("ninja", path=os.pathsep.join([environment.get("PATH", ""), beside]))
     if found:
@@ -108,7 +108,7 @@ def check_ninja(environment: Mapping[str, str] = os.environ) -> Finding:
 
 
 def check_device() -> Finding:
-    """What torch computes on, and that it imports at all."""
+    """Check that torch can be imported, and report its device."""
     try:
         import torch
     except (ImportError, OSError) as error:
@@ -120,33 +120,36 @@ def check_device() -> Finding:
 
 
 def check_cores(config: Campaign | None = None) -> Finding:
-    """Enough cores here for what the config asks: the larger of labelling and training."""
+    """Check that this machine has the cores that the config requires.
+
+    This is the larger number of labelling and training.
+    """
     found = _cores()
-    wanted = _wanted(config, "cpus")
-    if found >= wanted:
+    required = _required(config, "cpus")
+    if found >= required:
         return Finding(name="cpu cores", ok="ok", found=str(found))
     return Finding(
         name="cpu cores",
         ok="warn",
-        found=f"{found} here, the config asks for {wanted:g}",
+        found=f"{found} here, the config requires {required:g}",
         mend="Lower labels.resources or student.training.workers/cpus, or use a larger cluster (--address).",
     )
 
 
 def check_gpus(config: Campaign | None = None) -> Finding:
-    """Enough GPUs here for what the config asks."""
+    """Check that this machine has the GPUs that the config requires."""
     try:
         import torch
     except (ImportError, OSError) as error:
         return Finding(name="gpus", ok="fail", found=f"cannot be counted: {error}", mend=REINSTALL)
     found = torch.cuda.device_count()
-    wanted = _wanted(config, "gpus")
-    if found >= wanted:
+    required = _required(config, "gpus")
+    if found >= required:
         return Finding(name="gpus", ok="ok", found=str(found))
     return Finding(
         name="gpus",
         ok="warn",
-        found=f"{found} here, the config asks for {wanted:g}",
+        found=f"{found} here, the config requires {required:g}",
         mend="Set labels.resources.gpus and student.training.gpus to 0, or use a cluster that has them.",
     )
 
@@ -157,8 +160,8 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _wanted(config: Campaign | None, kind: Literal["cpus", "gpus"]) -> float:
-    """Return the CPUs or GPUs that the larger of labelling (fewest actors) and training takes."""
+def _required(config: Campaign | None, kind: Literal["cpus", "gpus"]) -> float:
+    """Return the CPUs or GPUs of labelling (fewest actors) or training, the larger number."""
     if config is None:
         return 0
     resources, training = config.labels.resources, config.student.training
@@ -168,7 +171,7 @@ def _wanted(config: Campaign | None, kind: Literal["cpus", "gpus"]) -> float:
 
 
 def check_memory() -> Finding:
-    """Memory that is free now."""
+    """Check the memory that is free now."""
     import psutil  # type: ignore[import-untyped]
 
     memory = psutil.virtual_memory()
@@ -184,7 +187,7 @@ def check_memory() -> Finding:
 
 
 def check_shared_memory(folder: Path = Path("/dev/shm")) -> Finding:
-    """Shared memory, where Ray keeps its objects."""
+    """Check the shared memory, in which Ray stores its objects."""
     if not folder.is_dir():
         return Finding(name="shared memory", ok="ok", found=f"no {folder} on {sys.platform}: Ray uses files instead")
     size = shutil.disk_usage(folder).free / GIB
@@ -193,13 +196,13 @@ def check_shared_memory(folder: Path = Path("/dev/shm")) -> Finding:
     return Finding(
         name="shared memory",
         ok="warn",
-        found=f"{size:.2f} GiB free in {folder}: Ray will use slow disk",
+        found=f"{size:.2f} GiB free in {folder}: Ray will use the slower disk",
         mend="In a container, start it with --shm-size=4g (Kubernetes: an emptyDir of medium Memory).",
     )
 
 
 def check_disk(url: str) -> Finding:
-    """Disk space where the campaign writes, if that is a local folder."""
+    """Check the disk space of the campaign's output, if it is a local folder."""
     if "://" in url:
         return Finding(name="disk", ok="ok", found=f"{url} is not a local folder")
     usage = shutil.disk_usage(_existing(Path(url)))
@@ -215,13 +218,13 @@ def check_disk(url: str) -> Finding:
 
 
 def _existing(path: Path) -> Path:
-    """Return the nearest folder on the way to ``path`` that exists: no check makes folders."""
+    """Return the deepest existing folder of ``path``, because no check creates folders."""
     path = path.absolute()
     return next(parent for parent in (path, *path.parents) if parent.is_dir())
 
 
 def check_token(environment: Mapping[str, str]) -> Finding:
-    """A token for clusters; Ray's clusters refuse jobs without one since 2.59."""
+    """Check for a token; since version 2.59, Ray's clusters refuse jobs without one."""
     try:
         token = submit.find_token(environment)
     except ClusterError as error:
@@ -237,12 +240,12 @@ def check_token(environment: Mapping[str, str]) -> Finding:
         name="ray token",
         ok="warn",
         found="none: only needed to submit to a cluster",
-        mend="Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or make one: ray get-auth-token --generate.",
+        mend="Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or create one: ray get-auth-token --generate.",
     )
 
 
 def check_cluster(address: str) -> Finding:
-    """The cluster answers, and accepts the token."""
+    """Check that the cluster answers and accepts the token."""
     try:
         submit.check_address(address, submit.find_token(os.environ))
     except ClusterError as error:
@@ -252,7 +255,7 @@ def check_cluster(address: str) -> Finding:
 
 
 def check_store(url: str) -> Finding:
-    """The label store can be written, and of two writers of one name only the first succeeds."""
+    """Check that the label store is writable and creates files exclusively."""
     from ray_distill.storage import files
 
     folder = url if "://" in url else str(_existing(Path(url)))
@@ -270,22 +273,27 @@ def check_store(url: str) -> Finding:
             name="label store",
             ok="fail",
             found=str(error),
-            mend="Make the bucket or folder, and give credentials by the environment (AWS_ENDPOINT_URL, "
-            "AWS_ACCESS_KEY_ID …) or the cloud's own chain.",
+            mend="Create the bucket or folder, and provide credentials through the environment (AWS_ENDPOINT_URL, "
+            "AWS_ACCESS_KEY_ID …) or the cloud's own credential chain.",
         )
     if exclusive:
         return Finding(name="label store", ok="ok", found=f"{url} is writable, exclusive create works")
     return Finding(
         name="label store",
         ok="fail",
-        found=f"{url} let two writers create the same object",
+        found=f"{url} allows two writers to create the same object",
         mend="Run one labeller at a time on it (nothing enforces that), or move the store to local disk, "
         "S3, GCS or Azure.",
     )
 
 
 def check_tracking(uri: str, *, named: bool = True) -> Finding:
-    """The tracking server answers; a database's folder can be written. Not ``named``: the campaign's default."""
+    """Check that the tracking server answers, or that the folder of a database is writable.
+
+    Args:
+        uri: the tracking URI.
+        named: whether the user gave the URI; if not, it is the campaign's default.
+    """
     scheme = urlsplit(uri).scheme
     if scheme in ("http", "https"):
         return _check_server(uri)
@@ -298,12 +306,12 @@ def check_tracking(uri: str, *, named: bool = True) -> Finding:
             name="tracking",
             ok="fail",
             found=f"{uri}: {folder} is not writable",
-            mend="Set tracking.uri to a place that is.",
+            mend="Set tracking.uri to a writable place.",
         )
     return Finding(
         name="tracking",
         ok="warn",
-        found=f"{uri}: not checked, {scheme or 'a plain folder'} is unusual",
+        found=f"{uri}: not checked, because {scheme or 'a plain folder'} is unusual",
         mend="Use http(s)://… of an MLflow server, or sqlite:///….",
     )
 

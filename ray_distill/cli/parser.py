@@ -1,4 +1,4 @@
-"""Build the parser of `ray-distill` and run the chosen command. Parsing imports nothing heavy."""
+"""Build the parser of `ray-distill` and run a command. Parsing imports no slow module."""
 
 import argparse
 import sys
@@ -18,14 +18,14 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A command that runs over a campaign's config; each has a job file in ``jobs/``."""
+    """A command that runs a stage of a campaign; each has a job file in ``jobs/``."""
 
     name: str
     text: str
     command: "Callable[[Campaign, argparse.Namespace], Any]"
-    #: Option that overrides the campaign's latest result, and its help.
+    #: Name of the option that replaces the campaign's latest result, and its help.
     reference: tuple[str, str] | None = None
-    #: Function of `commands` that renders the result; None prints JSON.
+    #: Name of the function that renders the result; None prints JSON.
     show: str | None = None
 
 
@@ -39,38 +39,38 @@ STAGES = (
     Stage(name="snapshot", text="freeze the source", command=commands.snapshot),
     Stage(
         name="write",
-        text="let the teacher continue prompts; the result is then labelled and learnt",
+        text="let the teacher continue prompts; labelling and training use the result",
         command=commands.write,
         reference=("snapshot", "SnapshotRef (JSON or file) of the prompts; default: the campaign's latest"),
     ),
     Stage(
         name="label",
-        text="let the teacher label the rows that the store does not hold yet",
+        text="let the teacher label the rows that are not in the store yet",
         command=commands.label,
         reference=("snapshot", "SnapshotRef (JSON or file); default: the campaign's latest"),
     ),
     Stage(
         name="train",
-        text="train student and baselines from stored labels",
+        text="train the student and its baselines from stored labels",
         command=commands.train,
         reference=("labels", "LabelSetRef (JSON or file); default: the campaign's latest"),
     ),
     Stage(
         name="sweep",
-        text="train the students of the section sweep, several at a time, and compare them",
+        text="train the students of the section sweep, several at the same time, and compare them",
         command=commands.sweep,
         show="show_sweep",
     ),
     Stage(
         name="evaluate",
-        text="judge the student on the test split",
+        text="evaluate the student on the test split",
         command=commands.evaluate,
         reference=("students", "students by arm, as `train` printed them (or a file); default: the campaign's latest"),
         show="show_report",
     ),
     Stage(
         name="promote",
-        text="decide, record, register",
+        text="decide on the student, record the decision and register the model",
         command=commands.promote,
         reference=("report", "EvalReport (JSON or file); default: the campaign's latest"),
     ),
@@ -84,7 +84,7 @@ STAGES = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its result is the last line of stdout with ``--json``."""
+    """Run one command; with ``--json`` its result is the last line of stdout."""
     options = build_parser().parse_args(argv)
     try:
         status: int = options.command(options)
@@ -92,23 +92,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         _end(f"error: {error}")
         return commands.FAILED
     except KeyboardInterrupt:
-        _end("\nstopped: run the same command again and it goes on where it was")
+        _end("\nstopped: run the same command again to continue")
         return INTERRUPTED
     return status
 
 
 def _end(text: str) -> None:
-    """Write the last line; stdout is flushed first, because the log of a cluster's job holds both streams."""
+    """Write the last line to stderr, after flushing stdout.
+
+    The log of a cluster's job contains both streams.
+    """
     sys.stdout.flush()
     sys.stderr.write(text + "\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+    """Build the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="ray-distill",
         description="Distil a large teacher into a small student: freeze traffic, label it once, "
-        "train from the labels, judge, decide.",
+        "train from the labels, evaluate, decide.",
     )
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     _quickstart(subparsers)
@@ -135,15 +138,15 @@ def _campaign_command(subparsers: Any, stage: Stage) -> None:
             "--resume",
             action=argparse.BooleanOptionalAction,
             default=True,
-            help="go on from finished arms and checkpoints; --no-resume trains anew",
+            help="continue from finished arms and checkpoints; --no-resume starts again",
         )
-    parser.add_argument("--dry-run", action="store_true", help="check everything that can be checked, change nothing")
+    parser.add_argument("--dry-run", action="store_true", help="check all that can be checked, change nothing")
     parser.add_argument("--address", help="an existing Ray cluster (auto, ray://…); default: an embedded Ray")
     parser.set_defaults(command=commands.campaign_stage, name=stage.name, stage=stage.command, show=stage.show)
 
 
 def _config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the config, as a positional or as ``--config`` (what the files in ``jobs/`` receive), and ``--set``."""
+    """Add ``--set`` and the config, as a positional or as ``--config``, which jobs receive."""
     config = parser.add_mutually_exclusive_group(required=True)
     config.add_argument("config", nargs="?", default=argparse.SUPPRESS, help="the campaign's YAML file")
     config.add_argument("--config", dest="config", metavar="CONFIG", help="the same, as a job receives it")
@@ -158,21 +161,21 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _json_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="stdout holds one JSON object and nothing else")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
 
 
 def _quickstart(subparsers: Any) -> None:
     text = "distil a digit classifier, end to end, on this machine"
     parser = subparsers.add_parser("quickstart", help=text, description=text[0].upper() + text[1:] + ".")
-    parser.add_argument("--output", default="distill/quickstart", help="folder for everything it makes")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done")
+    parser.add_argument("--output", default="distill/quickstart", help="folder for all files of the quickstart")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, change nothing")
     parser.add_argument("--address", help="an existing Ray cluster; default: an embedded Ray")
     _json_argument(parser)
     parser.set_defaults(command=commands.quickstart)
 
 
 def _plan(subparsers: Any) -> None:
-    text = "ask the teacher about a few rows: what labelling would take in bytes, hours and money, and which form fits"
+    text = "forecast the bytes, hours and money of labelling from a few rows, and compare ways to store the labels"
     parser = subparsers.add_parser("plan", help=text, description=text[0].upper() + text[1:] + ".")
     _config_arguments(parser)
     parser.add_argument("--address", help="an existing Ray cluster (auto, ray://…); default: an embedded Ray")
@@ -184,9 +187,11 @@ def _audit(subparsers: Any) -> None:
     parser = subparsers.add_parser("audit", help=text, description=text[0].upper() + text[1:] + ".")
     parser.add_argument("store", help="URL of the label store")
     parser.add_argument("--snapshot", help="a snapshot that must be covered: its URL, or a SnapshotRef (JSON or file)")
-    parser.add_argument("--clean", action="store_true", help="delete files that no record names and no labeller writes")
+    parser.add_argument(
+        "--clean", action="store_true", help="delete files that no record names and no labeller is writing"
+    )
     parser.add_argument("--live", metavar="CONFIG", help="also label a sample again with the teacher of this campaign")
-    parser.add_argument("--sample", type=int, default=64, help="rows of that sample (default: 64)")
+    parser.add_argument("--sample", type=int, default=64, help="number of rows in that sample (default: 64)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="override a field of CONFIG")
     parser.add_argument("--address", help="an existing Ray cluster for the teacher; default: an embedded Ray")
     _json_argument(parser)
@@ -194,21 +199,21 @@ def _audit(subparsers: Any) -> None:
 
 
 def _inspect(subparsers: Any) -> None:
-    text = "show one row of a label store: likeliest classes, mass of the rest, layers"
+    text = "show one row of a label store: most likely classes, mass of the rest, layers"
     parser = subparsers.add_parser("inspect", help=text, description=text[0].upper() + text[1:] + ".")
     parser.add_argument("store", help="URL of the label store")
-    parser.add_argument("--row", required=True, help="id of the row, or the first digits of it")
-    parser.add_argument("--snapshot", help="show text or image too: a snapshot's URL, or SnapshotRef (JSON or file)")
+    parser.add_argument("--row", required=True, help="id of the row, or its first digits")
+    parser.add_argument("--snapshot", help="show the input too: a snapshot's URL, or a SnapshotRef (JSON or file)")
     _json_argument(parser)
     parser.set_defaults(command=commands.inspect)
 
 
 def _export(subparsers: Any) -> None:
-    text = "write a label store as plain Parquet that any tool reads"
+    text = "write a label store as plain Parquet, readable by other tools"
     parser = subparsers.add_parser("export", help=text, description=text[0].upper() + text[1:] + ".")
     parser.add_argument("store", help="URL of the label store")
     parser.add_argument("target", help="URL of a new folder")
-    parser.add_argument("--hidden", action="store_true", help="hidden states too")
+    parser.add_argument("--hidden", action="store_true", help="export hidden states too")
     _json_argument(parser)
     parser.set_defaults(command=commands.export)
 
@@ -219,7 +224,7 @@ def _submit(subparsers: Any) -> None:
     _config_arguments(parser)
     parser.add_argument("--job", default="pipeline", help="a file in jobs/ without its suffix (default: pipeline)")
     parser.add_argument("--address", default="http://127.0.0.1:8265", help="the cluster's dashboard")
-    parser.add_argument("--working-dir", default=".", help="the folder that holds jobs/")
+    parser.add_argument("--working-dir", default=".", help="the folder that contains jobs/")
     parser.add_argument("--runtime-env", default="{}", help="Ray runtime environment to add, as JSON")
     parser.add_argument("--metadata", action="append", default=[], metavar="NAME=VALUE", help="labels of the job")
     parser.add_argument(
@@ -229,16 +234,18 @@ def _submit(subparsers: Any) -> None:
         metavar="TEXT",
         help="a further argument of the job, e.g. --argument=--snapshot --argument='{…}'",
     )
-    parser.add_argument("--ship-package", action="store_true", help="send this ray_distill along")
+    parser.add_argument(
+        "--ship-package", action="store_true", help="send this installation of ray_distill with the job"
+    )
     parser.add_argument("--no-follow", action="store_true", help="return once the job is accepted")
     parser.set_defaults(command=commands.submit)
 
 
 def _doctor(subparsers: Any) -> None:
-    text = "name what this machine or cluster lacks, and how to mend it"
+    text = "report what this machine or cluster lacks, and how to fix it"
     parser = subparsers.add_parser("doctor", help=text, description=text[0].upper() + text[1:] + ".")
     parser.add_argument("config", nargs="?", help="a campaign's YAML file, to check its store and tracking server too")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="override one field")
-    parser.add_argument("--address", help="a Ray cluster's dashboard that should answer")
+    parser.add_argument("--address", help="dashboard of a Ray cluster to check")
     _json_argument(parser)
     parser.set_defaults(command=commands.doctor)

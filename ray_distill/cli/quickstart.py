@@ -1,4 +1,7 @@
-"""The quickstart: real digits, a teacher trained on rows it will not label, and the whole way to a verdict."""
+"""Run the quickstart: train a teacher of real digits, then run a campaign to its verdict.
+
+The teacher is trained on rows that it does not label.
+"""
 
 import json
 from dataclasses import dataclass
@@ -19,12 +22,12 @@ from ray_distill.runtime.core.console import say
 
 @dataclass(frozen=True, kw_only=True)
 class QuickstartResult:
-    """The campaign's result in the quickstart's own short form."""
+    """The campaign's result, in the quickstart's short form."""
 
     result: CampaignResult
 
     def to_json(self) -> str:
-        """One line of JSON: models, labels, verdict, where it is recorded."""
+        """Return one line of JSON: models, labels, verdict, and the run that records them."""
         result, models = self.result, self.result.report.models
         return json.dumps(
             {
@@ -48,7 +51,7 @@ class QuickstartResult:
 
 
 def quickstart(output: str, address: str | None = None) -> QuickstartResult:
-    """Run it, or go on where it was stopped."""
+    """Run the quickstart, or continue an interrupted one."""
     folder = Path(output).resolve()
     config = prepare(folder)
     with connection.connected(address):
@@ -56,11 +59,14 @@ def quickstart(output: str, address: str | None = None) -> QuickstartResult:
 
 
 def prepare(folder: Path) -> Campaign:
-    """Write the sources, train the teacher if it is not there yet, write ``campaign.yaml``; return its content."""
+    """Write the sources, the teacher and ``campaign.yaml``; return the campaign.
+
+    Existing sources and an existing teacher are reused.
+    """
     marker = folder / "teacher" / "preprocessor_config.json"
     teacher, traffic = folder / "teacher.parquet", folder / "traffic.parquet"
     if marker.is_file() and traffic.is_file():
-        say("quickstart: digits and teacher are there already, skipped", skipped="teacher")
+        say("quickstart: skipped digits and teacher, which exist already", skipped="teacher")
     else:
         say("quickstart: writing 5,000 digits and training the teacher on 1,800 of them (about a minute)")
         mnist.write_sources(folder, seed=mnist.SEED)
@@ -71,7 +77,7 @@ def prepare(folder: Path) -> Campaign:
 
 
 def config_of(folder: Path, teacher: Path, traffic: Path) -> dict[str, Any]:
-    """The campaign as its YAML file holds it."""
+    """Return the campaign's configuration, as written to its YAML file."""
     return {
         "campaign": "quickstart-digits",
         "task": "image_classification",
@@ -115,18 +121,18 @@ def config_of(folder: Path, teacher: Path, traffic: Path) -> dict[str, Any]:
 
 
 def plan(output: str) -> list[str]:
-    """What it would do."""
+    """List the steps of the quickstart."""
     folder = Path(output).resolve()
     return [
         f"sources   5,000 digits → {folder}/traffic.parquet (3,200) and teacher.parquet (1,800)",
         f"teacher   a residual network trained on its 1,800 rows → {folder}/teacher",
-        f"campaign  snapshot, label, train, evaluate, promote → {folder}; written down in {folder}/campaign.yaml",
+        f"campaign  snapshot, label, train, evaluate, promote → {folder}; configured in {folder}/campaign.yaml",
         f"record    sqlite:///{folder}/mlflow.db",
     ]
 
 
 def show(outcome: QuickstartResult) -> str:
-    """The outcome for a person."""
+    """Render the outcome for a terminal."""
     return render_results.show_campaign(outcome.result)
 
 

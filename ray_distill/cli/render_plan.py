@@ -1,4 +1,4 @@
-"""Render a plan for a terminal."""
+"""Render the report of a forecast for a terminal."""
 
 from ray_distill.labels.sizing.forecast import Breakeven
 from ray_distill.labels.sizing.options import Kept, Option
@@ -8,7 +8,7 @@ from ray_distill.text import NONE, byte_size, duration
 
 
 def show_plan(report: PlanReport) -> str:
-    """Rows, bytes, time and money; then how else the answers could be stored; then whether it pays."""
+    """Render rows, bytes, time and money, other ways to store the labels, and the break-even."""
     lines = [
         f"rows        {report.rows:,} of {report.rows_total:,} to label in {report.units:,} units, "
         f"{report.rows_reused:,} labelled already"
@@ -28,7 +28,7 @@ def show_plan(report: PlanReport) -> str:
     ]
     lines += [
         "",
-        "mass kept by the k likeliest classes (mean, and what 95 % of the positions exceed)",
+        "mass of the k most likely classes (mean, and the value that 95 % of the positions exceed)",
         table([_kept(point) for point in report.curve]),
     ]
     lines += [

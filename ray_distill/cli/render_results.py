@@ -14,7 +14,7 @@ from ray_distill.tracking.views import ui_command
 
 
 def show_report(report: EvalReport) -> str:
-    """Show the models side by side by the task's brief metrics and costs, then what a reviewer must notice."""
+    """Render a table of the models, their brief metrics and costs, then the report's notes."""
     answers = get_task(report.task).answers
     first, *others = answers.brief
     rows = []
@@ -29,7 +29,7 @@ def show_report(report: EvalReport) -> str:
 
 
 def show_campaign(result: CampaignResult) -> str:
-    """A campaign's outcome: models, verdict, what it cost, where things lie, how to look at them."""
+    """Render a campaign's outcome: models, verdict, costs, URLs, and the command for the review."""
     costs, decision = result.costs, result.decision
     money = f"{costs.total.money:.4f} {costs.total.currency}"
     paid = (
@@ -57,7 +57,7 @@ def show_campaign(result: CampaignResult) -> str:
 
 
 def show_sweep(result: SweepResult) -> str:
-    """A sweep's trials side by side, the best and where it all lies."""
+    """Render a table of a sweep's trials, the best trial and the URLs."""
     rows = []
     for trial in result.trials:
         cost, value = trial.efficiency, trial.metrics.get(result.objective)
@@ -87,7 +87,7 @@ def show_sweep(result: SweepResult) -> str:
 
 
 def show_audit(report: AuditReport) -> str:
-    """An audit as lines of name and value, then each thing that is wrong."""
+    """Render an audit as lines of name and value, then every problem."""
     found = report.to_dict()
     details = found.pop("details")
     lines = [f"{name:<12}{value}" for name, value in found.items()]
@@ -100,7 +100,7 @@ def show_audit(report: AuditReport) -> str:
 
 
 def show_agreement(found: Agreement) -> str:
-    """A sample labelled again, as lines beside `show_audit`'s."""
+    """Render the comparison of a sample labelled again, in the format of `show_audit`."""
     lines = [
         f"live        {found.rows} rows labelled again, {len(found.disagree)} disagree",
         _apart("labels", "total variation", found.stored, found.noise),

@@ -1,4 +1,4 @@
-"""References given on a command line: as JSON, as the file that holds it, or left out for the campaign's latest."""
+"""Resolve references given as JSON or as a file; by default the campaign's latest result."""
 
 import json
 from pathlib import Path
@@ -14,38 +14,41 @@ A = TypeVar("A", bound=Artifact)
 
 
 def snapshot(config: Campaign, text: str | None) -> SnapshotRef:
-    """The snapshot given, or the campaign's latest to be labelled: what the teacher wrote, where it writes."""
+    """Return the given snapshot, or the campaign's latest one to label.
+
+    If the campaign has a section ``sequences``, that is the snapshot of the texts that the teacher wrote.
+    """
     stage = "snapshot" if config.sequences is None else "write"
     return read(SnapshotRef, text) if text else SnapshotRef.from_dict(_latest(config, stage))
 
 
 def prompts(config: Campaign, text: str | None) -> SnapshotRef:
-    """The snapshot given, or the campaign's latest that was frozen from its source."""
+    """Return the given snapshot, or the latest one that was frozen from the campaign's source."""
     return read(SnapshotRef, text) if text else SnapshotRef.from_dict(_latest(config, "snapshot"))
 
 
 def labels(config: Campaign, text: str | None) -> LabelSetRef:
-    """The label set given, or the campaign's latest."""
+    """Return the given label set, or the campaign's latest."""
     return read(LabelSetRef, text) if text else LabelSetRef.from_dict(_latest(config, "label")["labels"])
 
 
 def students(config: Campaign, text: str | None) -> dict[str, StudentRef]:
-    """The students given, by arm, or the campaign's latest."""
+    """Return the given students by arm, or the campaign's latest."""
     if text:
         return read_students(text)
     return {arm: StudentRef.from_dict(ref) for arm, ref in _latest(config, "train").items()}
 
 
 def report(config: Campaign, text: str | None) -> EvalReport:
-    """The report given, or the campaign's latest."""
+    """Return the given report, or the campaign's latest."""
     return read(EvalReport, text) if text else EvalReport.from_dict(_latest(config, "evaluate")["report"])
 
 
 def snapshot_to_audit(text: str) -> SnapshotRef | str:
-    """A snapshot by its reference (JSON, or the file that holds it), or by the URL of its folder.
+    """Return a snapshot's reference, from JSON or a file, or the text if it is a folder's URL.
 
     Raises:
-        ConfigError: neither JSON nor file hold a SnapshotRef.
+        ConfigError: the JSON or the file is not a SnapshotRef.
     """
     if text.lstrip().startswith("{") or text.endswith(".json") or Path(text).is_file():
         return read(SnapshotRef, text)
@@ -53,17 +56,17 @@ def snapshot_to_audit(text: str) -> SnapshotRef | str:
 
 
 def read(kind: type[A], text: str) -> A:
-    """Read an artifact from its JSON, or from the file or URL that holds it.
+    """Read an artifact from its JSON, or from a file or URL with that JSON.
 
     Raises:
-        ConfigError: not an artifact of this kind.
+        ConfigError: the JSON is not an artifact of this kind.
         StorageError: the file cannot be read.
     """
     return kind.from_json(_text(text))
 
 
 def read_students(text: str) -> dict[str, StudentRef]:
-    """Read what the training job printed: a JSON object of students, keyed by arm; errors as `read`."""
+    """Read the training job's output, a JSON object of students by arm; errors as in `read`."""
     try:
         value = json.loads(_text(text))
     except ValueError as error:
@@ -83,15 +86,15 @@ def _text(text: str) -> str:
 
 
 def _latest(config: Campaign, stage: str) -> Any:
-    """What a stage left behind.
+    """Read the result of a stage's last run.
 
     Raises:
-        ConfigError: it has not been run.
+        ConfigError: the stage has not been run.
     """
     url = files.join(absolute(config).output_url, "state", f"{stage}.json")
     if not files.exists(url):
         raise ConfigError(
-            f"the campaign {config.campaign} has not been through `{stage}` yet ({url} is missing): run "
+            f"the campaign {config.campaign} has no result of `{stage}` yet ({url} is missing): run "
             f"`ray-distill {stage}` first, or pass the reference"
         )
     return files.read_json(url)["result"]

@@ -1,7 +1,7 @@
-"""Send one of the job files to a Ray cluster through the Jobs API, follow its log, return its exit status.
+"""Submit a job file to a Ray cluster, follow its log, and return its exit status.
 
-Only a staged copy travels: ``jobs/`` and the campaign's config, never the rest of the folder. Nothing here
-imports ray before the cluster has answered, so a wrong address or token is reported in an instant.
+Only a copy of ``jobs/`` and of the campaign's config is sent, never the rest of the folder. This module imports ray
+after the cluster has answered, so that a wrong address or token is reported at once.
 """
 
 import asyncio
@@ -27,10 +27,10 @@ from ray_distill.errors import ClusterError, ConfigError
 from ray_distill.storage import files
 
 CONNECT_SECONDS = 10.0
-#: How a head says that its agent is not up yet; how long that is waited for, and how often it is asked.
+#: Text of the error while a head's agent is starting; how long to wait for the agent, and the seconds between tries.
 NO_AGENT, AGENT_SECONDS, RETRY_SECONDS = "No available agent", 60.0, 2.0
 MAX_STAGED_BYTES = 64 * 1024 * 1024
-INTERRUPTED = 130  # what a shell reports for a process that Ctrl-C ended
+INTERRUPTED = 130  # exit status that a shell reports for a process ended by Ctrl-C
 FINISHED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 
 
@@ -49,27 +49,27 @@ def submit(
     follow: bool = True,
     as_json: bool = False,
 ) -> int:
-    """Run ``jobs/<job>.py`` on a cluster and return its exit status: 0 = succeeded.
+    """Run ``jobs/<job>.py`` on a cluster and return its exit status; 0 means success.
 
     Args:
         job: name of a file in ``<working_dir>/jobs`` without its suffix, e.g. ``pipeline``.
-        config_path: the campaign's YAML file; validated here, before anything is sent.
+        config_path: the campaign's YAML file; validated on this machine before anything is sent.
         address: the cluster's dashboard, ``http://HEAD:8265``.
-        overrides: dotted overrides, handed on as ``--set``.
+        overrides: dotted overrides, passed to the job as ``--set``.
         arguments: further arguments of the job, e.g. ``("--snapshot", "{…}")``.
-        working_dir: the folder that holds ``jobs/``.
-        runtime_env: Ray runtime environment (``env_vars``, ``pip`` …) to add to ours.
-        metadata: labels of the job in Ray's dashboard, beside campaign, job and config fingerprint.
-        token: the cluster's token; default: as `find_token`.
-        ship_package: send this ``ray_distill`` along, for clusters whose image does not hold it.
+        working_dir: the folder that contains ``jobs/``.
+        runtime_env: Ray runtime environment (``env_vars``, ``pip`` …) to merge with ours.
+        metadata: labels of the job in Ray's dashboard, in addition to campaign, job and config fingerprint.
+        token: the cluster's token; default: that of `find_token`.
+        ship_package: send this ``ray_distill`` with the job, for clusters whose image does not contain it.
         follow: copy the job's log to stdout until it ends; otherwise return 0 once it is accepted.
-        as_json: nothing on stdout but ``{"job_id", "status", "exit_code"}`` at the end, the log on stderr; a job
+        as_json: print only ``{"job_id", "status", "exit_code"}`` on stdout, at the end, and the log on stderr; a job
             that is not followed to its end has no exit code.
 
     Raises:
-        ConfigError: the config is wrong, or would record its runs in a folder that ends with the job.
-        ClusterError: no cluster at the address, token missing or refused, no such job file, too much to send,
-            or the connection was lost (the job itself goes on).
+        ConfigError: the config is invalid, or would record its runs in a folder that is deleted with the job.
+        ClusterError: no cluster answers at the address, the token is missing or refused, the job file does not exist
+            or is too large, or the connection was lost (the job itself continues).
     """
     config = load_config(config_path, tuple(overrides))
     _require_lasting_record(config)
@@ -83,11 +83,11 @@ def submit(
             runtime_env=_runtime_env(runtime_env or {}, folder, ship_package=ship_package),
             metadata={**_labels(config, job), **(metadata or {})},
         )
-    _say(f"submitted {job_id}: {job} of {config.campaign} on {address}")
+    _print_error(f"submitted {job_id}: {job} of {config.campaign} on {address}")
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         status, exit_code = _follow(client, job_id, address) if follow else ("PENDING", 0)
     if not follow:
-        _say(_how_to_go_on(job_id, address))
+        _print_error(_follow_commands(job_id, address))
     if as_json:
         ended = exit_code if status in FINISHED else None
         sys.stdout.write(json.dumps({"job_id": job_id, "status": status, "exit_code": ended}) + "\n")
@@ -96,7 +96,10 @@ def submit(
 
 
 def _require_lasting_record(config: Campaign) -> None:
-    """Runs are recorded beside a local output; beside a remote one they would lie in the job's own, passing folder."""
+    """Refuse a campaign whose runs would be recorded in the job's temporary folder.
+
+    Without a tracking URI, runs are recorded in a local output, but not in a remote one.
+    """
     tracking = config.tracking
     if tracking.enabled and tracking.uri is None and not files.is_local(config.output_url):
         raise ConfigError(
@@ -106,13 +109,13 @@ def _require_lasting_record(config: Campaign) -> None:
 
 
 def find_token(environment: Mapping[str, str]) -> str | None:
-    """Return the cluster's token where Ray itself would find it, or None.
+    """Return the cluster's token from the places that Ray itself reads, or None.
 
-    ``RAY_AUTH_TOKEN``, else the file ``RAY_AUTH_TOKEN_PATH`` names, else ``~/.ray/auth_token``; none with
-    ``RAY_AUTH_MODE=disabled``.
+    The places are ``RAY_AUTH_TOKEN``, then the file in ``RAY_AUTH_TOKEN_PATH``, then ``~/.ray/auth_token``. With
+    ``RAY_AUTH_MODE=disabled`` there is no token.
 
     Raises:
-        ClusterError: the file is not there although it is named, or cannot be read.
+        ClusterError: ``RAY_AUTH_TOKEN_PATH`` names a missing file, or a file cannot be read.
     """
     if environment.get("RAY_AUTH_MODE", "").lower() == "disabled":
         return None
@@ -133,17 +136,17 @@ def find_token(environment: Mapping[str, str]) -> str | None:
 
 
 def check_address(address: str, token: str | None) -> None:
-    """Make sure that a Ray dashboard answers at ``address`` and accepts ``token``.
+    """Check that a Ray dashboard answers at ``address`` and accepts ``token``.
 
     Raises:
-        ClusterError: as `submit`, with what to do about it.
+        ClusterError: as in `submit`, with the remedy.
     """
     if urlsplit(address).scheme not in ("http", "https"):
         raise ClusterError(f"the address must be the cluster's dashboard, like http://HEAD:8265; found {address!r}")
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
         other = os.environ.get(name)
         if other and other.rstrip("/") != address.rstrip("/"):
-            raise ClusterError(f"{name}={other} would win over the address {address}: unset it, or make them equal")
+            raise ClusterError(f"{name}={other} would override the address {address}: unset it, or make them equal")
     request = urllib.request.Request(f"{address.rstrip('/')}/api/jobs/", headers=_headers(token))
     try:
         with urllib.request.urlopen(request, timeout=CONNECT_SECONDS):
@@ -161,13 +164,13 @@ def check_address(address: str, token: str | None) -> None:
 def _refusal(address: str, status: int) -> str:
     if status == 401:
         return (
-            f"the cluster at {address} wants a token and none was sent: set RAY_AUTH_TOKEN, or copy the "
+            f"the cluster at {address} requires a token and none was sent: set RAY_AUTH_TOKEN, or copy the "
             "cluster's token to ~/.ray/auth_token (`ray get-auth-token` prints it on the head)"
         )
     if status == 403:
         return (
             f"the cluster at {address} refused the token: it belongs to another cluster; set RAY_AUTH_TOKEN to "
-            "what `ray get-auth-token` prints on the head"
+            "the output of `ray get-auth-token` on the head"
         )
     return f"{address} answered with HTTP {status}, which is not a Ray dashboard's Jobs API: check host and port"
 
@@ -184,7 +187,7 @@ def entrypoint_of(job: str, config_name: str, overrides: Sequence[str], argument
 
 @contextmanager
 def _staged(job: str, config: Path, working_dir: Path) -> Iterator[Path]:
-    """Copy ``jobs/`` and the config into a folder of their own for as long as the upload takes."""
+    """Copy ``jobs/`` and the config into a temporary folder for the time of the upload."""
     source = working_dir / "jobs"
     if not (source / f"{job}.py").is_file():
         known = ", ".join(sorted(path.stem for path in source.glob("*.py"))) or "none"
@@ -205,19 +208,19 @@ def _refuse_huge(folder: Path) -> None:
     if total > MAX_STAGED_BYTES:
         largest = max(sizes, key=lambda path: sizes[path])
         raise ClusterError(
-            f"{folder} holds {total / 2**20:.0f} MiB, at most {MAX_STAGED_BYTES // 2**20} MiB are sent with a job; "
-            f"the largest file is {largest}: keep data and models out of it and name them by URL in the config"
+            f"{folder} contains {total / 2**20:.0f} MiB, at most {MAX_STAGED_BYTES // 2**20} MiB are sent with a job; "
+            f"the largest file is {largest}: move data and models elsewhere and name their URLs in the config"
         )
 
 
-def _runtime_env(wanted: Mapping[str, Any], folder: Path, *, ship_package: bool) -> dict[str, Any]:
-    if "working_dir" in wanted:
-        raise ClusterError("runtime_env must not hold working_dir: the staged jobs/ folder is the job's working dir")
-    result = {**wanted, "working_dir": str(folder)}
+def _runtime_env(requested: Mapping[str, Any], folder: Path, *, ship_package: bool) -> dict[str, Any]:
+    if "working_dir" in requested:
+        raise ClusterError("runtime_env must not set working_dir: the staged jobs/ folder is the job's working dir")
+    result = {**requested, "working_dir": str(folder)}
     if ship_package:
         package = str(Path(ray_distill.__file__).parent)
-        result["py_modules"] = [*wanted.get("py_modules", ()), package]
-        result["excludes"] = [*wanted.get("excludes", ()), "**/__pycache__/"]
+        result["py_modules"] = [*requested.get("py_modules", ()), package]
+        result["excludes"] = [*requested.get("excludes", ()), "**/__pycache__/"]
     return result
 
 
@@ -228,13 +231,13 @@ def _labels(config: Campaign, job: str) -> dict[str, str]:
 def _client(address: str, token: str | None) -> Any:
     from ray.job_submission import JobSubmissionClient
 
-    for name in ("dashboard_sdk", "job.sdk"):  # their INFO lines would stand between the job's log and its reason
+    for name in ("dashboard_sdk", "job.sdk"):  # their INFO lines would separate the job's log from its error
         logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
     return JobSubmissionClient(address, headers=_headers(token))
 
 
 def _send(client: Any, **request: Any) -> str:
-    """Hand the job in; a cluster that has just started has no agent to take it for some seconds."""
+    """Submit the job; retry while a cluster that has just started has no agent for it yet."""
     give_up = time.monotonic() + AGENT_SECONDS
     while True:
         try:
@@ -242,27 +245,27 @@ def _send(client: Any, **request: Any) -> str:
             return job_id
         except (RuntimeError, ValueError, OSError) as error:
             if NO_AGENT not in str(error) or time.monotonic() > give_up:
-                raise ClusterError(f"the cluster did not take the job: {error}") from error
+                raise ClusterError(f"the cluster did not accept the job: {error}") from error
             time.sleep(RETRY_SECONDS)
 
 
 def _follow(client: Any, job_id: str, address: str) -> tuple[str, int]:
-    """Copy the job's log until it ends; return its status and the exit status to end with."""
+    """Copy the job's log until it ends; return its status and the exit status of this command."""
     try:
         last_line = asyncio.run(_tail(client, job_id))
         info = _final(client, job_id)
     except KeyboardInterrupt:
-        _say(f"\nno longer following: {job_id} goes on. {_how_to_go_on(job_id, address)}")
+        _print_error(f"\nno longer following: {job_id} continues. {_follow_commands(job_id, address)}")
         return "RUNNING", INTERRUPTED
     except (RuntimeError, OSError) as error:
         raise ClusterError(
-            f"lost the connection to {job_id} ({error}); it may go on. {_how_to_go_on(job_id, address)}"
+            f"lost the connection to {job_id} ({error}); it may continue. {_follow_commands(job_id, address)}"
         ) from error
     return str(info.status.value), _report(job_id, info, last_line)
 
 
 async def _tail(client: Any, job_id: str) -> str:
-    """Copy the log to stdout until the job ends; return its last line that says something."""
+    """Copy the log to stdout until the job ends; return its last line that is not blank."""
     last = ""
     unfinished = ""
     async for text in client.tail_job_logs(job_id):
@@ -275,7 +278,7 @@ async def _tail(client: Any, job_id: str) -> str:
 
 
 def _final(client: Any, job_id: str, patience_seconds: float = 60.0) -> Any:
-    """Return the job's final record: its log closes a moment before its status is final."""
+    """Wait for the job's final record, because its log closes before its status is final."""
     deadline = time.monotonic() + patience_seconds
     while True:
         info = client.get_job_info(job_id)
@@ -287,25 +290,27 @@ def _final(client: Any, job_id: str, patience_seconds: float = 60.0) -> Any:
 
 
 def _report(job_id: str, info: Any, last_line: str) -> int:
-    """Return the exit status, after the reason as the last line where it is not 0."""
+    """Return the exit status; if it is not 0, print the reason as the last line."""
     if info.status.value == "SUCCEEDED":
         return 0
     if info.status.value == "STOPPED":
-        _say(f"error: {job_id} was stopped")
+        _print_error(f"error: {job_id} was stopped")
         return 1
     code = info.driver_exit_code
     reason = last_line if code is not None and last_line else (info.message or "no reason was given").split("\n")[0]
-    _say(f"error: {job_id} failed{'' if code is None else f' with exit code {code}'}: {reason.removeprefix('error: ')}")
-    # 128 and above: the shell's way to say "killed by a signal"; Ray gives it as a negative number.
+    exit_code = "" if code is None else f" with exit code {code}"
+    _print_error(f"error: {job_id} failed{exit_code}: {reason.removeprefix('error: ')}")
+    # A shell reports a process killed by signal n as 128 + n, Ray as -n.
     return 1 if code is None else 128 - code if code < 0 else code or 1
 
 
-def _how_to_go_on(job_id: str, address: str) -> str:
+def _follow_commands(job_id: str, address: str) -> str:
     where = f"--address {address} {job_id}"
     return f"Follow it: ray job logs --follow {where} · stop it: ray job stop {where}"
 
 
-def _say(text: str) -> None:
+def _print_error(text: str) -> None:
+    """Print a line to stderr, after flushing stdout."""
     sys.stdout.flush()
     sys.stderr.write(text + "\n")
     sys.stderr.flush()

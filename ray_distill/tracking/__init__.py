@@ -1,1 +1,1 @@
-"""Recording of runs and the model registry; the only importer of mlflow."""
+"""Record runs and register models; the only importer of mlflow."""

@@ -1,8 +1,8 @@
-"""Write operations to MLflow, one call each; the only place that writes runs to a tracking server.
+"""Write operations to MLflow; the only module that writes runs to a tracking server.
 
-Every operation may be written twice without harm: a run is recognised by its name and start time, metrics by
-(key, step, timestamp), params and tags by their value, datasets by name and digest, models by the digest of
-their files. So `spool` can replay an operation whose answer was lost.
+Every operation is idempotent: a run is identified by its name and start time, metrics by (key, step, timestamp),
+params and tags by their value, datasets by name and digest, models by the digest of their files. Therefore `spool` can
+replay an operation whose response was lost.
 """
 
 import getpass
@@ -33,7 +33,7 @@ from ray_distill.tracking.views import DESCRIPTION, TITLE, experiment_tags
 
 logger = logging.getLogger(__name__)
 
-# MLflow's own defaults wait about four minutes before they admit that a server is away, and print for each run.
+# With its default settings, MLflow reports an unavailable server only after about four minutes, and prints every run.
 _SETTINGS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -41,15 +41,15 @@ _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
-_UPLOADS = (LogArtifact, LogModel)  # they keep MLflow's own timeout, two minutes
-_AWAY_STATUS = {401, 403, 408, 429}  # the records are fine: a token or a host list will be mended
+_UPLOADS = (LogArtifact, LogModel)  # these keep MLflow's own timeout, two minutes
+_AWAY_STATUS = {401, 403, 408, 429}  # the records are valid: someone can correct the token or the host list
 _AWAY_NAMES = {"EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "OperationalError"}
 _PARENT = "mlflow.parentRunId"
 _RETRY_LOGGER = logging.getLogger("urllib3.connectionpool")
 
 
 def import_mlflow() -> Any:
-    """Import mlflow with its telemetry off and its start-up chatter silenced; takes seconds the first time."""
+    """Import mlflow without telemetry and start-up messages; the first call takes seconds."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import mlflow
 
@@ -60,7 +60,7 @@ def import_mlflow() -> Any:
 
 
 def new_client(uri: str) -> Any:
-    """Return an ``MlflowClient`` of a tracking URI; the folder of a SQLite file is made."""
+    """Return an ``MlflowClient`` for a tracking URI; create the folder of a SQLite file."""
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     return import_mlflow().MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -68,12 +68,15 @@ def new_client(uri: str) -> Any:
 
 @contextmanager
 def our_settings(slow: bool = False) -> Iterator[None]:
-    """Let MLflow's calls inside the block fail soon and quietly; what the user has set in the environment wins."""
-    wanted = {name: value for name, value in _SETTINGS.items() if not (slow and name.endswith("TIMEOUT"))}
-    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    """Let MLflow's calls in the block fail soon and without output.
+
+    Variables that the user has set in the environment take precedence.
+    """
+    settings = {name: value for name, value in _SETTINGS.items() if not (slow and name.endswith("TIMEOUT"))}
+    added = {name: value for name, value in settings.items() if name not in os.environ}
     os.environ.update(added)
     level = _RETRY_LOGGER.level
-    _RETRY_LOGGER.setLevel(logging.ERROR)  # each retry would be a warning; the outage is said once, by us
+    _RETRY_LOGGER.setLevel(logging.ERROR)  # each retry would log a warning; the tracker reports an outage once
     try:
         yield
     finally:
@@ -83,7 +86,7 @@ def our_settings(slow: bool = False) -> Iterator[None]:
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether an exception says "the server cannot take this now" rather than "it never will"."""
+    """Return whether an error means an unavailable server, not a refused record."""
     import requests
     import urllib3
     from mlflow.exceptions import MlflowException
@@ -99,7 +102,7 @@ def is_away(error: BaseException) -> bool:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """Return the exception at the bottom: "connection refused" rather than four layers that wrap it."""
+    """Return the innermost exception: "connection refused", not the four that wrap it."""
     return list(_causes(error))[-1]
 
 
@@ -110,7 +113,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 class Client:
-    """Writes operations to one experiment of one tracking server; connects with the first one."""
+    """A writer of operations to one experiment of one server; it connects with the first one."""
 
     def __init__(
         self,
@@ -133,10 +136,10 @@ class Client:
         """Write one operation.
 
         Returns:
-            The run's id for `CreateRun`, the model's URI for `LogModel`, whether there is such a run for `ReopenRun`.
+            The run's id for `CreateRun`, the model's URI for `LogModel`, whether the run exists for `ReopenRun`.
 
         Raises:
-            Exception: whatever MLflow, its artifact store or the network raise; `is_away` tells them apart.
+            Exception: any error of MLflow, its artifact store or the network; `is_away` distinguishes them.
             LookupError: the operation's run was never created on this server.
         """
         with our_settings(slow=isinstance(operation, _UPLOADS)):
@@ -168,17 +171,17 @@ class Client:
         return None
 
     def alive(self) -> bool:
-        """Whether the server answers the smallest question."""
+        """Return whether the server answers a minimal request."""
         try:
             with our_settings():
                 self._connected().search_experiments(max_results=1)
-        except Exception as error:  # noqa: BLE001 - any failure at all is the answer "no"
+        except Exception as error:  # noqa: BLE001 - any failure means "no"
             logger.debug("%s does not answer: %s", self._uri, error)
             return False
         return True
 
     def experiment_id(self) -> str:
-        """Return the experiment's id; the experiment is created, or restored if it was deleted."""
+        """Return the experiment's id; create the experiment, or restore a deleted one."""
         if self._experiment_id is None:
             with our_settings():
                 self._experiment_id = self._find_experiment(self._connected())
@@ -195,7 +198,7 @@ class Client:
         if found is None:
             return str(client.create_experiment(self._experiment, _artifact_location(self._uri), tags))
         if found.lifecycle_stage == "deleted":
-            logger.warning("the MLflow experiment %r had been deleted: it is restored, with its runs", self._experiment)
+            logger.warning("the MLflow experiment %r was deleted: restoring it with its runs", self._experiment)
             client.restore_experiment(found.experiment_id)
         for key, value in tags.items():
             if found.tags.get(key) != value:
@@ -211,7 +214,7 @@ class Client:
         return str(run.info.run_id)
 
     def _find_run(self, client: Any, experiment_id: str, operation: CreateRun) -> str | None:
-        """Find the run of a ``create`` whose answer was lost."""
+        """Find the run of a ``create`` whose response was lost."""
         runs = client.search_runs([experiment_id], f"attributes.start_time = {operation.start}")
         ids = [str(run.info.run_id) for run in runs if run.info.run_name == operation.name]
         return next((run_id for run_id in ids if not self._is_mapped(run_id)), None)
@@ -224,7 +227,7 @@ class Client:
         return tags
 
     def _reopen(self, run_id: str, operation: ReopenRun) -> bool:
-        """Set a run running again; False if this server has no such run (any more)."""
+        """Set a run's status to running; return False if this server has no such run (any more)."""
         from mlflow.exceptions import MlflowException
 
         client = self._connected()
@@ -295,14 +298,14 @@ class Client:
 
 
 def _artifact_location(uri: str) -> str | None:
-    """Artifacts of a local SQLite store lie beside its file; a server decides for itself."""
+    """Return a folder beside a local SQLite file; None lets a server choose the location."""
     if not uri.startswith("sqlite:///"):
         return None
     return (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
 
 
 def _named(tags: Mapping[str, str]) -> dict[str, str]:
-    """Give our tag names their MLflow ones: the description is a note, the title is the run's name."""
+    """Rename the description to MLflow's note, and drop the title, which is the run's name."""
     return {"mlflow.note.content" if key == DESCRIPTION else key: value for key, value in tags.items() if key != TITLE}
 
 
@@ -319,5 +322,5 @@ def _parts(items: list[Any], size: int) -> Iterator[list[Any]]:
 
 
 def now_ms() -> int:
-    """Return the time in milliseconds, as MLflow counts it."""
+    """Return the time in milliseconds since 1970, MLflow's unit."""
     return time.time_ns() // 1_000_000

@@ -1,4 +1,7 @@
-"""A transformers directory as an MLflow logged model: signature, input example, metrics, no pickled code."""
+"""Log a transformers directory as an MLflow model with signature, example and metrics.
+
+The model contains no pickled code.
+"""
 
 import base64
 import hashlib
@@ -13,37 +16,40 @@ from ray_distill.tasks.facets import Serving
 from ray_distill.tasks.task import Task
 from ray_distill.tracking.operations import LogModel
 
-#: File that MLflow executes: it loads the code of the task's family.
+#: File that MLflow executes; it loads the code of the task's family.
 SERVED = Path(__file__).with_name("served_model.py")
-#: Types of a served frame's columns that pandas has; the others are columns of objects.
+#: pandas types of the columns in a served frame; columns of other types are of type object.
 _SERIES = {"double": "float64"}
 
 
 def requirements(serving: Serving) -> list[str]:
-    """Return pinned pip requirements; a build tag such as ``+cpu`` is left out, serving may use another build."""
+    """Return pinned pip requirements without build tags such as ``+cpu``.
+
+    Serving may use another build than training.
+    """
     names = dict.fromkeys(("mlflow", "pandas", *serving.requirements))
     return [f"{name}=={version(name).partition('+')[0]}" for name in names]
 
 
 def plain_example(example: Any, task: str) -> list[str]:
-    """Return example inputs as JSON values: texts as they are, encoded images as base64.
+    """Return example inputs as JSON values: texts unchanged, encoded images as base64.
 
     Args:
-        example: one input or several: ``str`` for text, ``bytes`` (PNG, JPEG…) where inputs are binary.
+        example: one input or several: ``str`` for text, ``bytes`` (PNG, JPEG…) for binary inputs.
         task: name of the model's task.
 
     Raises:
-        ConfigError: there is no such task, or the example is not an input of it.
+        ConfigError: the task does not exist, or the example is not an input of it.
     """
     items = [example] if isinstance(example, str | bytes) else list(example)
-    wanted = bytes if get_task(task).inputs.binary else str
-    if not items or not all(isinstance(item, wanted) for item in items):
-        raise ConfigError(f"the example of a {task} model must be {wanted.__name__} or a list of it, found {example!r}")
+    kind = bytes if get_task(task).inputs.binary else str
+    if not items or not all(isinstance(item, kind) for item in items):
+        raise ConfigError(f"the example of a {task} model must be {kind.__name__} or a list of it, found {example!r}")
     return [base64.b64encode(item).decode() if isinstance(item, bytes) else item for item in items]
 
 
 def folder_digest(folder: Path) -> str:
-    """Digest of a folder's file names and contents."""
+    """Return the digest of a folder's file names and contents."""
     total = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
@@ -52,12 +58,12 @@ def folder_digest(folder: Path) -> str:
 
 
 def log_model(client: Any, *, experiment_id: str, run_id: str, operation: LogModel) -> str:
-    """Log a checkpoint as a model of a run, once: the same files logged again give the same model.
+    """Log a checkpoint as a model of a run, once: equal files give the same model again.
 
     Args:
         client: an ``MlflowClient``.
         experiment_id: the run's experiment.
-        run_id: the run that made the model.
+        run_id: the run that created the model.
         operation: the checkpoint's folder, the model's name, task, example inputs and metrics.
 
     Returns:
@@ -105,7 +111,10 @@ def _log_metrics(client: Any, run_id: str, model_id: str, operation: LogModel) -
 
 
 def _write(target: Path, model: Any, run_id: str, operation: LogModel) -> None:
-    """Write the MLflow model directory; the model is not loaded, so this costs one copy of the checkpoint."""
+    """Write the MLflow model directory.
+
+    This copies the checkpoint once and does not load the model.
+    """
     import pandas as pd
     from mlflow import pyfunc
     from mlflow.models import Model

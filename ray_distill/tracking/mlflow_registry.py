@@ -1,4 +1,4 @@
-"""Registered models in MLflow: versions, their tags, and the alias that serving follows."""
+"""Register models in MLflow: versions, their tags, and the alias that serving follows."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -14,12 +14,12 @@ _VERSIONS_TAG = "mlflow.modelVersions"
 class MlflowRegistry:
     """MLflow's model registry; see `ray_distill.tracking.base.Registry`.
 
-    Unlike runs, a registration or an alias is never spooled: whoever promotes must know that it happened.
-    Every method raises PromotionError when the registry refuses or is away.
+    Unlike runs, a registration or an alias is never spooled, because a promotion must report whether it succeeded.
+    Every method raises PromotionError if the registry refuses or is unavailable.
     """
 
     def __init__(self, uri: str) -> None:
-        """Connect with the first call.
+        """Store the address; the first call connects.
 
         Args:
             uri: the MLflow tracking URI, whose registry is used.
@@ -28,7 +28,10 @@ class MlflowRegistry:
         self._client: Any = None
 
     def register(self, model_uri: str, *, name: str, tags: Mapping[str, str]) -> str:
-        """Register a logged model (``models:/m-…``); the same model again gives the same version, tags updated."""
+        """Register a logged model (``models:/m-…``) and return its version.
+
+        The same model again gives the same version, with updated tags.
+        """
         with self._calls(f"register {model_uri} as {name!r}") as client:
             self._ensure_model(client, name)
             model_id = model_uri.removeprefix("models:/") if model_uri.startswith("models:/m-") else None
@@ -44,7 +47,7 @@ class MlflowRegistry:
             return str(created.version)
 
     def alias(self, name: str, alias: str) -> str | None:
-        """Version the alias points at, or None (also when there is no such model yet)."""
+        """Return the version that the alias points at, or None (also if the model does not exist)."""
         with self._calls(f"read the alias {alias!r} of {name!r}") as client:
             found = self._find_model(client, name)
             version = None if found is None else found.aliases.get(alias)
@@ -56,15 +59,15 @@ class MlflowRegistry:
             client.set_registered_model_alias(name, alias, version)
 
     def tags(self, name: str, version: str) -> Mapping[str, str]:
-        """A version's tags."""
+        """Return a version's tags."""
         with self._calls(f"read version {version} of {name!r}") as client:
             return dict(client.get_model_version(name, version).tags)
 
     def _source(self, client: Any, model_uri: str, model_id: str | None) -> tuple[str, str | None]:
-        """Return what a version points at, and the run it came from.
+        """Return the source of a version, and the run that created it.
 
-        A server resolves ``models:/m-…`` itself. MLflow's database store would look the model up in the process's
-        *global* tracking URI, which is not ours to set, so there folder and run are named.
+        A server resolves ``models:/m-…`` itself. MLflow's database store would resolve it with the process's *global*
+        tracking URI, which this package does not set; for a database this returns the folder and the run instead.
         """
         if model_id is None or self._uri.startswith(("http://", "https://")):
             return model_uri, None
@@ -94,7 +97,7 @@ class MlflowRegistry:
 
     @contextmanager
     def _calls(self, what: str) -> Iterator[Any]:
-        """Give the client and turn whatever it raises into a PromotionError that names the purpose."""
+        """Yield the client, and turn its exceptions into a PromotionError that names the purpose."""
         try:
             with our_settings():
                 if self._client is None:
@@ -105,6 +108,6 @@ class MlflowRegistry:
 
 
 def _link(client: Any, model_id: str, name: str, version: str) -> None:
-    """Let the logged model's page show the version, as MLflow's own ``register_model`` does."""
+    """Show the version on the logged model's page, as MLflow's own ``register_model`` does."""
     versions = json.loads(client.get_logged_model(model_id).tags.get(_VERSIONS_TAG, "[]"))
     client.set_logged_model_tags(model_id, {_VERSIONS_TAG: json.dumps([*versions, {"name": name, "version": version}])})

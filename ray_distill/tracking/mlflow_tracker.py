@@ -1,8 +1,8 @@
-"""Runs in MLflow that survive the absence of MLflow.
+"""Record runs in MLflow, and spool them while the server is unavailable.
 
-Everything that a run records is an operation. It is written at once; if the server is away it waits in the spool,
-with all operations after it, and is replayed in order. Every failure of tracking ends in this module: it never stops
-the work that is recorded.
+Each record of a run is an operation. It is written at once; if the server is unavailable, this operation and all
+later ones wait in the spool and are replayed in order. This module catches every failure of tracking, so that tracking
+never stops the recorded work.
 """
 
 import logging
@@ -35,27 +35,27 @@ from ray_distill.tracking.views import DEFAULT_COLUMNS, review_url
 
 logger = logging.getLogger(__name__)
 
-BUFFER = 200  # metric points held back at most
+BUFFER = 200  # most metric points in the buffer
 BUFFER_SECONDS = 2.0
-RETRY_SECONDS = 10.0  # between attempts to reach a server that is away
-MAX_ATTEMPTS = 3  # of a record that fails although the server answers
+RETRY_SECONDS = 10.0  # between attempts to reach an unavailable server
+MAX_ATTEMPTS = 3  # to write a record that fails although the server answers
 _SCHEMES = ("sqlite:///", "postgresql", "mysql", "mssql", "http://", "https://", "databricks")
 
 
 class MlflowTracker:
-    """Runs of one MLflow experiment; see `ray_distill.tracking.base.Tracker`."""
+    """A tracker of runs in one MLflow experiment; see `ray_distill.tracking.base.Tracker`."""
 
     def __init__(self, uri: str, experiment: str, spool: Path, *, columns: tuple[str, ...] = DEFAULT_COLUMNS) -> None:
-        """Nothing is imported, opened or created before the first run.
+        """Store the settings; the first run imports, opens and creates what is needed.
 
         Args:
             uri: an MLflow tracking URI: a server, or a database such as ``sqlite:///mlflow.db``.
-            experiment: name of the MLflow experiment; made when it does not exist.
-            spool: folder on a local disk for what must wait.
+            experiment: name of the MLflow experiment; created if it does not exist.
+            spool: folder on a local disk for operations that must wait.
             columns: columns of the review table, see `views.DEFAULT_COLUMNS`.
 
         Raises:
-            ConfigError: MLflow 3 has no such kind of store.
+            ConfigError: MLflow 3 does not support this kind of store.
         """
         self._uri = _absolute(uri)
         self._spool = Spool(spool)
@@ -72,14 +72,17 @@ class MlflowTracker:
 
     @property
     def uri(self) -> str:
-        """The tracking URI, with an absolute path."""
+        """Tracking URI, with an absolute path."""
         return self._uri
 
     def review_url(self, run_id: str | None = None) -> str:
-        """Return the address of a run, or of the table of all runs; the plain URI while the server is away."""
+        """Return the address of a run, or of the table of all runs.
+
+        While the server is unavailable, return the tracking URI.
+        """
         try:
             return review_url(self._uri, self._client.experiment_id(), run_id and self._spool.real_id(run_id))
-        except Exception as error:  # noqa: BLE001 - an address is no reason to fail
+        except Exception as error:  # noqa: BLE001 - a missing address must not stop the work
             logger.debug("no address for run %s: %s", run_id, error)
             return self._uri
 
@@ -87,7 +90,10 @@ class MlflowTracker:
     def run(
         self, name: str, *, parent: str | None = None, run_id: str | None = None, tags: Mapping[str, str] | None = None
     ) -> Iterator["MlflowRun"]:
-        """Open or reopen a run; FINISHED, FAILED (with a tag ``error``) or KILLED by how the block ends."""
+        """Open or reopen a run; the end of the block decides its status.
+
+        The status is FINISHED, FAILED (with a tag ``error``) or KILLED.
+        """
         run = MlflowRun(self, self._run_id(name, parent, run_id, clean_tags(tags or {})))
         self._open.append(run)
         try:
@@ -104,7 +110,7 @@ class MlflowTracker:
             self._open.remove(run)
 
     def flush(self) -> int:
-        """Write buffered metrics and replay what waits, now; return how many operations still wait."""
+        """Write buffered metrics and replay the spool now; return the number of waiting operations."""
         with self._lock:
             for run in self._open:
                 run.flush()
@@ -112,37 +118,40 @@ class MlflowTracker:
             return self._replayed()
 
     def submit(self, operation: Operation) -> str | bool | None:
-        """Write an operation, or let it wait; return MLflow's answer, None if there is none yet."""
+        """Write or spool an operation; return MLflow's response, None if there is none yet."""
         with self._lock:
             if self._replayed():
                 self._keep(operation)
                 return None
             try:
                 return self._client.apply(operation)
-            except Exception as error:  # noqa: BLE001 - the border: work never dies of tracking
+            except Exception as error:  # noqa: BLE001 - failures of tracking must never stop the work
                 self._failed(operation, error)
                 return None
 
     def _replayed(self) -> int:
-        """Replay what waits, if that is due; return how many operations still wait."""
+        """Replay the spool if a replay is due; return the number of waiting operations."""
         try:
             self._replay()
             return len(self._spool)
         except OSError as error:
-            logger.warning("what waits for MLflow at %s cannot be read: %s", self._uri, one_line(error))
+            logger.warning("the operations that wait for MLflow at %s cannot be read: %s", self._uri, one_line(error))
             return 0
 
     def _run_id(self, name: str, parent: str | None, run_id: str | None, tags: dict[str, str]) -> str:
         if run_id is not None:
             if self.submit(ReopenRun(run=run_id, tags=tags)) is not False:
                 return self._spool.real_id(run_id) or run_id
-            logger.warning("%s has no run %s (any more): %s is recorded as a new run", self._uri, run_id, name)
+            logger.warning("%s has no run %s (any more): recording %s as a new run", self._uri, run_id, name)
         local = new_local_id()
         created = self.submit(CreateRun(run=local, name=name, parent=parent, start=self._start(), tags=tags))
         return str(created) if created else local
 
     def _start(self) -> int:
-        """Return a start time no other run of this process has: it identifies a run whose creation is repeated."""
+        """Return a start time that is unique in this process.
+
+        It identifies a run whose creation is repeated.
+        """
         self._last_start = max(now_ms(), self._last_start + 1)
         return self._last_start
 
@@ -154,17 +163,17 @@ class MlflowTracker:
         if replayed is None:
             return
         if replayed:
-            logger.warning("MLflow at %s is back: %d waiting records were written", self._uri, replayed)
+            logger.warning("MLflow at %s is available again: wrote %d waiting records", self._uri, replayed)
         self._away_since = None
 
     def _drain(self) -> int | None:
-        """Write all that waits; return how many operations that were, None if the server is still away."""
+        """Write all waiting operations; return their number, None if the server is unavailable."""
         replayed = 0
         while (waiting := self._spool.first()) is not None:
             operation = waiting.operation
             try:
                 answer = self._client.apply(operation, replayed=True)
-            except Exception as error:  # noqa: BLE001 - the border: work never dies of tracking
+            except Exception as error:  # noqa: BLE001 - failures of tracking must never stop the work
                 if self._must_wait(error):
                     return None
                 self._reject(operation, error)
@@ -177,7 +186,10 @@ class MlflowTracker:
         return replayed
 
     def _must_wait(self, error: Exception) -> bool:
-        """Return whether the next operation waits on; one that fails though the server answers gets a few chances."""
+        """Return whether the next operation must wait.
+
+        An operation that fails although the server answers is tried `MAX_ATTEMPTS` times.
+        """
         if not is_away(error):
             return False
         if self._client.alive():
@@ -195,20 +207,20 @@ class MlflowTracker:
         self._keep(operation)
 
     def _announce(self, error: Exception) -> None:
-        """Say once an outage that records wait, and where."""
+        """Log once per outage that records wait, and in which folder."""
         self._retry_at = time.monotonic() + RETRY_SECONDS
         if self._away_since is None:
             self._away_since = time.monotonic()
             logger.warning(
-                "MLflow at %s cannot be written to (%s): work goes on, records wait in %s and are "
-                "written when it is back",
+                "MLflow at %s is unavailable (%s): work continues, records wait in %s and are written when the "
+                "server is available again",
                 self._uri,
                 one_line(root_cause(error)),
                 self._spool.folder,
             )
 
     def _keep(self, operation: Operation) -> None:
-        """Let an operation wait in the spool, with a copy of the files it names."""
+        """Append an operation to the spool, with a copy of the files that it names."""
         files = None
         try:
             if isinstance(operation, LogArtifact | LogModel):
@@ -224,12 +236,12 @@ class MlflowTracker:
         try:
             self._spool.reject(operation, reason)
         except OSError as failure:
-            reason += f"; nor could it be kept: {one_line(failure)}"
+            reason += f"; writing it to the spool failed too: {one_line(failure)}"
         level = logging.DEBUG if operation.run in self._complained else logging.WARNING
         self._complained.add(operation.run)
         logger.log(
             level,
-            "MLflow at %s refused a record (%s) of run %s: %s; it is kept in %s",
+            "MLflow at %s refused a record (%s) of run %s: %s; the record is in %s",
             self._uri,
             operation.op,
             operation.run,
@@ -239,7 +251,7 @@ class MlflowTracker:
 
 
 class MlflowRun:
-    """One run; see `ray_distill.tracking.base.Run`. Metrics are held back for two seconds at most."""
+    """A run, see `ray_distill.tracking.base.Run`; metrics are buffered for at most two seconds."""
 
     def __init__(self, tracker: MlflowTracker, run_id: str) -> None:
         self._tracker = tracker
@@ -250,15 +262,15 @@ class MlflowRun:
 
     @property
     def run_id(self) -> str:
-        """Identifier that reopens this run; a local one if the run began while the server was away."""
+        """Identifier that reopens this run; a local one if it began during an outage."""
         return self._run_id
 
     def params(self, values: Mapping[str, Any]) -> None:
-        """Record settings; a value that contradicts the recorded one becomes a tag ``param_conflict.<name>``."""
+        """Record settings; a conflict with a recorded value becomes a tag ``param_conflict.<name>``."""
         self._tracker.submit(LogParams(run=self._run_id, values=flatten(values)))
 
     def tags(self, values: Mapping[str, str]) -> None:
-        """Record short facts; the tag ``description`` is Markdown that the UI shows on the run's page."""
+        """Record short facts; the tag ``description`` is Markdown, shown on the run's page."""
         self._tracker.submit(SetTags(run=self._run_id, tags=clean_tags(values)))
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
@@ -280,7 +292,7 @@ class MlflowRun:
         self._tracker.submit(LogArtifact(run=self._run_id, path=str(path.absolute()), folder=folder))
 
     def dataset(self, dataset: Dataset) -> None:
-        """Record an input under our own digest."""
+        """Record a dataset as an input, under our own digest."""
         self._tracker.submit(
             LogDataset(
                 run=self._run_id,
@@ -296,19 +308,19 @@ class MlflowRun:
         """Log a transformers directory as a model.
 
         Args:
-            path: folder with config.json, model.safetensors and the tokenizer's or processor's files. It must not
-                be changed afterwards.
+            path: folder with config.json, model.safetensors and the files of the tokenizer or processor. The folder
+                must not be changed afterwards.
             name: name of the model within the run.
             task: ``text_classification`` or ``image_classification``.
             example: one input or several: texts, or encoded images as bytes.
             metrics: figures shown beside the model.
 
         Returns:
-            ``models:/m-…``; None while the server is away. Logging the same files again (in the reopened run)
+            ``models:/m-…``; None while the server is unavailable. Logging the same files again (in the reopened run)
             returns the URI of the same model.
 
         Raises:
-            ConfigError: a task or an example that cannot be logged.
+            ConfigError: the task or the example cannot be logged.
         """
         finite, _ = split_metrics(metrics)
         uri = self._tracker.submit(
@@ -325,14 +337,14 @@ class MlflowRun:
         return None if uri is None else str(uri)
 
     def flush(self) -> None:
-        """Write the metrics held back."""
+        """Write the buffered metrics."""
         with self._lock:
             points, self._points = self._points, []
         if points:
             self._tracker.submit(LogMetrics(run=self._run_id, points=tuple(points)))
 
     def end(self, status: Literal["FINISHED", "FAILED", "KILLED"], error: str | None = None) -> None:
-        """Write what is held back and close the run."""
+        """Write the buffered metrics and close the run."""
         self.flush()
         tags = {} if error is None else {"error": error}
         self._tracker.submit(EndRun(run=self._run_id, status=status, tags=tags, time=now_ms()))
@@ -342,8 +354,8 @@ def _absolute(uri: str) -> str:
     """Check a tracking URI and make a SQLite file's path absolute."""
     if not uri.startswith(_SCHEMES):
         raise ConfigError(
-            f"tracking.uri: {uri!r} is no MLflow 3 store; use http(s)://server, sqlite:///file.db or "
-            "another database (plain folders are not supported any more)"
+            f"tracking.uri: {uri!r} is not an MLflow 3 store; use http(s)://server, sqlite:///file.db or "
+            "another database (MLflow 3 does not support plain folders)"
         )
     if uri.startswith("sqlite:///"):
         return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).expanduser().absolute()}"

@@ -1,4 +1,4 @@
-"""Tracking switched off, and a registry that lives as long as the process."""
+"""Record nothing, and register models in memory, for campaigns without tracking."""
 
 import uuid
 from collections.abc import Iterator, Mapping
@@ -33,12 +33,12 @@ class NullRun:
         """Record nothing."""
 
     def model(self, path: Path, *, name: str, task: str, example: Any, metrics: Mapping[str, float]) -> str | None:
-        """Record nothing; the model is where it was."""
+        """Record nothing; return the URL of the local folder."""
         return path.absolute().as_uri()
 
 
 class NullTracker:
-    """Runs that leave no trace but their ids."""
+    """A tracker that records nothing; its runs have only ids."""
 
     uri = "none"
 
@@ -50,17 +50,17 @@ class NullTracker:
         yield NullRun(run_id or uuid.uuid4().hex)
 
     def flush(self) -> int:
-        """Nothing ever waits."""
+        """Return 0, because no record ever waits."""
         return 0
 
     def review_url(self, run_id: str | None = None) -> str:
-        """There is nothing to open."""
+        """Return ``none``, because there is no page to open."""
         return self.uri
 
 
 @dataclass
 class InMemoryRegistry:
-    """Versions and aliases of this process; for tests, and for campaigns without MLflow."""
+    """A registry in memory, which ends with the process; for tests and campaigns without MLflow."""
 
     _versions: dict[str, list[tuple[str, dict[str, str]]]] = field(default_factory=dict)
     _aliases: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class InMemoryRegistry:
         return str(known + 1)
 
     def alias(self, name: str, alias: str) -> str | None:
-        """Version the alias points at, or None."""
+        """Return the version that the alias points at, or None."""
         return self._aliases.get((name, alias))
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
@@ -84,7 +84,7 @@ class InMemoryRegistry:
         self._aliases[name, alias] = version
 
     def tags(self, name: str, version: str) -> Mapping[str, str]:
-        """A version's tags; PromotionError if there is no such version."""
+        """Return a version's tags; PromotionError if there is no such version."""
         versions = self._versions.get(name, [])
         if not version.isdigit() or not 1 <= int(version) <= len(versions):
             raise PromotionError(f"model {name!r} has {len(versions)} version(s), not {version!r}")

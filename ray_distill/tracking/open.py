@@ -1,4 +1,4 @@
-"""Choose where a campaign is recorded."""
+"""Choose the tracker and the registry of a campaign."""
 
 import logging
 from pathlib import Path
@@ -16,17 +16,17 @@ logger = logging.getLogger(__name__)
 def open_tracker(
     config: TrackingConfig, *, campaign: str, output_url: str, spool: Path, columns: tuple[str, ...] = DEFAULT_COLUMNS
 ) -> tuple[Tracker, Registry]:
-    """Return the tracker and the registry of a campaign; nothing is connected yet.
+    """Return the tracker and the registry of a campaign; neither connects before its first use.
 
     Args:
         config: ``tracking`` of the campaign.
-        campaign: the campaign's name, the experiment's by default.
-        output_url: where the campaign's artifacts go; a local one holds the default ``mlflow.db``.
-        spool: local folder for records that wait while the server is away.
+        campaign: the campaign's name, which is the default name of the experiment.
+        output_url: folder of the campaign's artifacts; a local one contains the default ``mlflow.db``.
+        spool: local folder for records that wait while the server is unavailable.
         columns: columns of the review table, see `views.DEFAULT_COLUMNS`.
 
     Raises:
-        ConfigError: the URI is of no kind MLflow 3 has.
+        ConfigError: MLflow 3 does not support this kind of URI.
     """
     if not config.enabled or config.uri == "none":
         return NullTracker(), InMemoryRegistry()
@@ -37,7 +37,7 @@ def open_tracker(
 
 
 def default_uri(output_url: str) -> str:
-    """Return the tracking URI when none is configured: SQLite beside a local output, else in this folder."""
+    """Return the default tracking URI: SQLite in a local output, else in the current folder."""
     local = output_url.removeprefix("file://")
     folder = Path.cwd() if "://" in local else Path(local).absolute()
     uri = f"sqlite:///{folder / 'mlflow.db'}"

@@ -1,4 +1,4 @@
-"""Everything that a run records, as one model an operation; what waits in the spool is their JSON."""
+"""Define the operations of a run; the spool stores them as JSON."""
 
 from typing import Annotated, Any, Literal
 
@@ -6,11 +6,11 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 
 class Recorded(BaseModel):
-    """What all operations have in common."""
+    """The base of all operations."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    run: str = Field(description="the run's id: the server's, or a local one if it began while the server was away")
+    run: str = Field(description="the run's id: the server's, or a local one if the run began during an outage")
 
 
 class CreateRun(Recorded):
@@ -24,7 +24,7 @@ class CreateRun(Recorded):
 
 
 class ReopenRun(Recorded):
-    """Set a run running again."""
+    """Set a run's status to running."""
 
     op: Literal["reopen"] = "reopen"
     tags: dict[str, str]
@@ -60,7 +60,7 @@ class LogArtifact(Recorded):
 
 
 class LogDataset(Recorded):
-    """Record an input."""
+    """Record a dataset as an input."""
 
     op: Literal["dataset"] = "dataset"
     name: str
@@ -99,6 +99,6 @@ def read_operation(text: str) -> Operation:
     """Read an operation's JSON.
 
     Raises:
-        ValueError: it is not one.
+        ValueError: the text is not an operation.
     """
     return _READER.validate_json(text)

@@ -1,4 +1,7 @@
-"""What a run records, brought into the form and the limits MLflow accepts; plain values, no MLflow."""
+"""Convert records to the names, sizes and numbers that MLflow accepts.
+
+This module does not import MLflow.
+"""
 
 import hashlib
 import json
@@ -8,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# MLflow 3 refuses or cuts what is longer (mlflow.utils.validation).
+# MLflow 3 refuses or truncates longer values (mlflow.utils.validation).
 MAX_KEY = 250
 MAX_PARAM = 6000
 MAX_TAG = 8000
@@ -18,7 +21,7 @@ _FORBIDDEN = re.compile(r"[^\w\-. :/]")
 
 
 def clean_name(name: str) -> str:
-    """Turn a name into one MLflow accepts: no commas, brackets or path tricks, at most 250 characters."""
+    """Turn a name into a valid one: no commas, brackets or parent paths, at most 250 characters."""
     name = _FORBIDDEN.sub("_", name) or "_"
     if posixpath.normpath(name) != name or name.startswith(("/", "..")) or name == ".":
         name = name.replace("/", "_").replace("..", "_")
@@ -27,7 +30,7 @@ def clean_name(name: str) -> str:
 
 
 def shorten(text: str, limit: int) -> str:
-    """Cut a long text to ``limit`` characters; what is cut away is named by length and digest."""
+    """Truncate a long text to ``limit`` characters, the full length and digest included."""
     if len(text) <= limit:
         return text
     note = f"… ({len(text)} characters, sha256 {_digest(text)})"
@@ -35,17 +38,20 @@ def shorten(text: str, limit: int) -> str:
 
 
 def flatten(values: Mapping[str, Any]) -> dict[str, str]:
-    """Flatten nested mappings to dotted names with text values: ``{"a": {"b": 1}}`` gives ``{"a.b": "1"}``."""
+    """Flatten nested mappings to dotted names with text values.
+
+    For example, ``{"a": {"b": 1}}`` gives ``{"a.b": "1"}``.
+    """
     return {clean_name(key): shorten(_text(value), MAX_PARAM) for key, value in _leaves(values, "")}
 
 
 def clean_tags(values: Mapping[str, str]) -> dict[str, str]:
-    """Return tags with names and values MLflow accepts."""
+    """Return tags with names and values that MLflow accepts."""
     return {clean_name(key): shorten(str(value), MAX_TAG) for key, value in values.items()}
 
 
 def split_metrics(values: Mapping[str, float | None]) -> tuple[dict[str, float], dict[str, str]]:
-    """Split metrics into the finite numbers and the tags ``unmeasured.<name>`` of all others."""
+    """Split metrics into finite numbers and, for all others, tags ``unmeasured.<name>``."""
     numbers = {clean_name(name): math.nan if value is None else float(value) for name, value in values.items()}
     finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
     absent = {clean_name(f"unmeasured.{name}"): str(numbers[name]) for name in numbers.keys() - finite.keys()}
@@ -53,9 +59,9 @@ def split_metrics(values: Mapping[str, float | None]) -> tuple[dict[str, float],
 
 
 def split_params(new: Mapping[str, str], old: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Split params into those to log and, as tags, those that contradict what the run already has.
+    """Split params into new ones to log and tags for those that contradict recorded ones.
 
-    MLflow never changes a param; a reopened run may well come with another value, and both must be seen.
+    MLflow never changes a param. A reopened run may have another value, and the user must see both.
     """
     fresh = {key: value for key, value in new.items() if key not in old}
     conflicts = {key: value for key, value in new.items() if key in old and old[key] != value}
@@ -66,7 +72,7 @@ def split_params(new: Mapping[str, str], old: Mapping[str, str]) -> tuple[dict[s
 
 
 def one_line(error: BaseException) -> str:
-    """Describe an exception in one line for a tag."""
+    """Describe an exception in one line, for a tag."""
     text = " ".join(str(error).split())
     return shorten(f"{type(error).__name__}: {text}" if text else type(error).__name__, 500)
 

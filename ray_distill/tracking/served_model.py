@@ -1,10 +1,11 @@
-"""The logged model as MLflow serves it: this file is copied beside the checkpoint and executed by MLflow.
+"""Serve a logged model in MLflow, which executes a copy of this file beside the checkpoint.
 
-A serving machine has MLflow, pandas and what the model itself needs, and nothing of ours, so this file does not import
-the package. How requests are answered stands in the artifact ``code``, a file of the task's family, whose ``load``
-returns a function from requests and parameters to answers by column.
+A serving machine has MLflow, pandas and the requirements of the model, but not this package, so this file does not
+import it. The artifact ``code``, a file of the task's family, answers the requests: its ``load`` returns a function
+from requests and parameters to answers by column.
 
-Input is a DataFrame with the column that the model's config names. Output is a DataFrame, one row an input row.
+The input is a DataFrame with the column that the model's config names. The output is a DataFrame with one row per
+input row.
 """
 
 import importlib.util
@@ -17,10 +18,13 @@ from mlflow.pyfunc import PythonModel
 
 
 class ServedStudent(PythonModel):
-    """A checkpoint behind MLflow's predict."""
+    """A checkpoint that answers MLflow's predict."""
 
     def load_context(self, context: Any) -> None:
-        """Load the artifact ``checkpoint`` by the artifact ``code``; task, column and outputs are in the config."""
+        """Load the artifact ``checkpoint`` with the artifact ``code``.
+
+        The model's config names task, column and outputs.
+        """
         config = context.model_config
         self.column, self.outputs = config["column"], config["outputs"]
         code = _module(Path(context.artifacts["code"]))
@@ -35,7 +39,7 @@ class ServedStudent(PythonModel):
 
 
 def _module(path: Path) -> Any:
-    """Execute a file as a module of its own."""
+    """Execute a file as a separate module."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)

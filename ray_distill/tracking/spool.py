@@ -1,14 +1,15 @@
-"""Keep operations on local disk while the tracking server is away.
+"""Store operations on local disk while the tracking server is unavailable.
 
-A spool folder holds, once the first operation has to wait::
+After the first operation that has to wait, a spool folder contains::
 
     spool.db         SQLite: the operations that wait, and the server's id of every run that has a local one
     files/<name>/…   artifacts of waiting operations
     replay.lock      locked by the one process that replays
     rejected.jsonl   operations that the server refused, with its reason
 
-All processes of a campaign share one queue. An operation is committed before it counts and deleted after the server
-took it, so a crash repeats at most the operation in flight, and repeating an operation is harmless (see `client`).
+All processes of a campaign share one queue. `append` commits an operation to the database, and the operation is deleted
+after the server has accepted it. A crash therefore repeats at most the operation in flight, and operations are
+idempotent (see `client`).
 """
 
 import fcntl
@@ -31,7 +32,7 @@ from ray_distill.tracking.operations import Operation, read_operation
 logger = logging.getLogger(__name__)
 
 LOCAL_PREFIX = "spooled-"
-#: Seconds that a process waits for another one's commit.
+#: Seconds that a process waits for another process's commit.
 BUSY_SECONDS = 30.0
 _TABLES = """
 CREATE TABLE IF NOT EXISTS waiting (n INTEGER PRIMARY KEY AUTOINCREMENT, operation TEXT NOT NULL, files TEXT);
@@ -40,7 +41,7 @@ CREATE TABLE IF NOT EXISTS runs (local TEXT PRIMARY KEY, real TEXT NOT NULL);
 
 
 def new_local_id() -> str:
-    """Return an id for a run the server does not know yet."""
+    """Return a local id for a run that does not exist on the server yet."""
     return LOCAL_PREFIX + uuid.uuid4().hex
 
 
@@ -51,13 +52,13 @@ class Waiting:
     number: int
     operation: Operation
     files: str | None
-    """Name under which its files are kept."""
+    """Name of the folder with copies of the operation's files."""
 
 
 class Spool:
-    """A queue of operations on disk, first in, first out, for all processes that open the folder.
+    """A FIFO queue of operations on disk, shared by all processes that open the folder.
 
-    Every method raises OSError where the disk is full, or the folder or its database cannot be used.
+    Every method raises OSError if the disk is full, or the folder or its database cannot be used.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -68,7 +69,7 @@ class Spool:
 
     @property
     def folder(self) -> Path:
-        """Where the operations wait."""
+        """Folder of the queue."""
         return self._folder
 
     def __len__(self) -> int:
@@ -76,30 +77,30 @@ class Spool:
         return int(rows[0][0]) if rows else 0
 
     def append(self, operation: Operation, files: str | None = None) -> None:
-        """Write an operation behind all others, with the name of the files that `keep_files` kept for it."""
+        """Append an operation, with the name under which `keep_files` stored its files."""
         row = (operation.model_dump_json(), files)
         with self._database() as database:
             database.execute("INSERT INTO waiting (operation, files) VALUES (?, ?)", row)
 
     def first(self) -> Waiting | None:
-        """Return the operation that is next, without taking it; a row that is not one is put aside."""
+        """Return the next operation without removing it; move invalid rows to `rejected.jsonl`."""
         while rows := self._read("SELECT n, operation, files FROM waiting ORDER BY n LIMIT 1"):
             ((number, text, files),) = rows
             try:
                 return Waiting(number=number, operation=read_operation(text), files=files)
             except ValueError as error:
-                logger.warning("%s holds a damaged operation, which is left out: %r", self._path, text[:80])
+                logger.warning("%s contains a damaged operation, which is skipped: %r", self._path, text[:80])
                 self._reject({"operation": text}, str(error))
                 self._delete(number, files)
         return None
 
     def acknowledge(self, waiting: Waiting) -> None:
-        """Take an operation off for good, and the files kept for it."""
+        """Delete an operation and the copies of its files."""
         self._delete(waiting.number, waiting.files)
 
     @contextmanager
     def replaying(self) -> Iterator[bool]:
-        """Yield whether this process may replay: False while another one does, or nothing waits."""
+        """Yield whether this process may replay: False if another one does, or nothing waits."""
         if not self._path.exists():
             yield False
             return
@@ -109,14 +110,14 @@ class Spool:
             except BlockingIOError:
                 yield False
                 return
-            yield True  # the lock ends with the file, and with the process
+            yield True  # closing the file, or the end of the process, releases the lock
 
     def keep_files(self, path: Path, *, link: bool) -> tuple[str, Path]:
-        """Copy a file or folder into the spool; return the name under which it is kept, and the copy's path.
+        """Copy a file or folder into the spool; return the copy's name in the spool and its path.
 
         Args:
-            path: what to keep.
-            link: hard-link where the disk allows it. Only for files that are never changed in place.
+            path: the file or folder.
+            link: hard-link if the disk allows it. Only for files that are never changed in place.
         """
         kept = uuid.uuid4().hex
         target = self._folder / "files" / kept / path.name
@@ -134,18 +135,18 @@ class Spool:
             database.execute("INSERT OR REPLACE INTO runs (local, real) VALUES (?, ?)", (local, real))
 
     def real_id(self, run_id: str) -> str | None:
-        """Return the server's id of a run, or None while the server does not know the run."""
+        """Return the server's id of a run, or None if the run is not on the server yet."""
         if not run_id.startswith(LOCAL_PREFIX):
             return run_id
         rows = self._read("SELECT real FROM runs WHERE local = ?", run_id)
         return str(rows[0][0]) if rows else None
 
     def is_mapped(self, real: str) -> bool:
-        """Return whether a server's run already answers to some local id."""
+        """Return whether a local id is mapped to a server's run already."""
         return bool(self._read("SELECT 1 FROM runs WHERE real = ? LIMIT 1", real))
 
     def reject(self, operation: Operation, reason: str) -> None:
-        """Put an operation that the server refused aside, with the reason."""
+        """Append an operation that the server refused to `rejected.jsonl`, with the reason."""
         self._reject(operation.model_dump(mode="json"), reason)
 
     def close(self) -> None:
@@ -166,10 +167,10 @@ class Spool:
         if files is not None:
             shutil.rmtree(self._folder / "files" / files, ignore_errors=True)
         if not len(self):
-            self.close()  # the last one to close a database tidies up beside it
+            self.close()  # the last process that closes a database removes its journal files
 
     def _read(self, query: str, *values: str) -> list[tuple[Any, ...]]:
-        """Return a query's rows; none where there is no database yet."""
+        """Return a query's rows; none if there is no database yet."""
         if self._connection is None and not self._path.exists():
             return []
         with self._database() as database:
@@ -177,7 +178,7 @@ class Spool:
 
     @contextmanager
     def _database(self) -> Iterator[sqlite3.Connection]:
-        """Open the database where it is not open; commit at the end of the block."""
+        """Open the database if it is closed; commit at the end of the block."""
         with self._lock:
             try:
                 if self._connection is None:
@@ -189,7 +190,7 @@ class Spool:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    """Open the database, or a new one if the file is damaged, which is put aside."""
+    """Open the database; rename a damaged file and open a new database instead."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         return _connect(path)
@@ -198,13 +199,13 @@ def _open(path: Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError as error:
         aside = path.with_name(f"damaged-{time.time_ns()}.db")
         path.rename(aside)
-        logger.warning("%s is damaged (%s): it is put aside as %s", path, error, aside.name)
+        logger.warning("%s is damaged (%s): renaming it to %s", path, error, aside.name)
         return _connect(path)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, check_same_thread=False)
-    with suppress(sqlite3.OperationalError):  # another process changes it at the moment: the mode stays in the file
+    with suppress(sqlite3.OperationalError):  # another process is changing the mode, which is stored in the file
         connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.executescript(_TABLES)
@@ -212,7 +213,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _link_or_copy(source: str | Path, target: str | Path) -> str:
-    """Hard-link a file, or copy it where the target is on another disk."""
+    """Hard-link a file, or copy it if the target is on another disk."""
     copy: Callable[[Any, Any], Any] = shutil.copy2
     try:
         os.link(source, target)

@@ -1,7 +1,7 @@
-"""How a person opens what was recorded: the command, the address, and the columns of the runs table.
+"""Build the command and the addresses that open runs, and the columns of the runs table.
 
-MLflow keeps the columns of its runs table in the browser, except for *shared views*: an experiment tag holds the
-state of the page, and an address with its key opens the table in that state. We store one such view, so that one
+MLflow stores the columns of its runs table in the browser, except in *shared views*: an experiment tag contains the
+state of the page, and an address with the tag's key opens the table in that state. We store one such view, so that one
 link shows verdict and headline figures side by side without a click.
 """
 
@@ -10,9 +10,9 @@ import shlex
 
 from ray_distill.tasks.answers.family import Answers
 
-#: Our name of the tag that MLflow shows as a run's description, rendered as Markdown.
+#: Our name for the tag that MLflow shows as a run's description, rendered as Markdown.
 DESCRIPTION = "description"
-#: Our name of the tag that renames a run; the one text that every table and chart of MLflow shows.
+#: Our name for the tag that renames a run; the name is the only text in all tables and charts of MLflow.
 TITLE = "title"
 #: Columns of the review table that all tasks share: ``tags.<name>``, ``metrics.<name>``, ``params.<name>`` or
 #: ``attributes.<name>``.
@@ -23,14 +23,17 @@ _VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 
 
 def review_columns(answers: Answers) -> tuple[str, ...]:
-    """Return the columns of the review table for models of a family: headline, the teacher's, other brief metrics."""
+    """Return the columns of the review table for models of a family.
+
+    They are the headline metric of the student and of the teacher, then the other brief metrics.
+    """
     first, *others = (metric.name for metric in answers.brief)
     names = (first, f"teacher_{first}", *others)
     return _FIRST + tuple(f"metrics.{name}" for name in names) + _LAST
 
 
 def experiment_tags(columns: tuple[str, ...]) -> dict[str, str]:
-    """Return the experiment tags that make MLflow's UI open on runs and metrics, not on LLM traces."""
+    """Return the experiment tags that let MLflow's UI open on runs instead of LLM traces."""
     ids = [_column(name) for name in columns]
     state = {
         "selectedColumns": ids,
@@ -43,7 +46,7 @@ def experiment_tags(columns: tuple[str, ...]) -> dict[str, str]:
 
 
 def ui_command(uri: str, port: int = 5000) -> str:
-    """Return the one line that opens the MLflow UI for a tracking URI."""
+    """Return the command that opens the MLflow UI for a tracking URI."""
     if uri.startswith(("http://", "https://")):
         return f"python -m webbrowser {shlex.quote(uri)}"
     return f"mlflow ui --port {port} --backend-store-uri {shlex.quote(uri)}"
@@ -52,7 +55,7 @@ def ui_command(uri: str, port: int = 5000) -> str:
 def review_url(uri: str, experiment_id: str, run_id: str | None = None, port: int = 5000) -> str:
     """Return the address of a run, or of the experiment's review table.
 
-    For a database URI the address is where ``ui_command`` serves it, on this machine.
+    For a database URI this is the local address at which ``ui_command`` serves the database.
     """
     base = uri.rstrip("/") if uri.startswith(("http://", "https://")) else f"http://127.0.0.1:{port}"
     page = f"runs/{run_id}?" if run_id else f"runs?viewStateShareKey={VIEW}&"

@@ -112,7 +112,7 @@ def test_the_package_itself_travels_when_asked(cluster: Cluster, capfd: pytest.C
     assert "/py_modules_files/" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize(("token", "says"), [("wrong-token", "refused the token"), ("", "wants a token")])
+@pytest.mark.parametrize(("token", "says"), [("wrong-token", "refused the token"), ("", "requires a token")])
 def test_a_wrong_or_missing_token_is_an_error_that_says_what_to_set(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, token: str, says: str
 ) -> None:

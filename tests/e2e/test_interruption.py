@@ -74,7 +74,7 @@ def _ctrl_c(command: lab.Command) -> None:
     os.killpg(command.process.pid, signal.SIGINT)
     assert command.wait() == 130, command.stderr
     assert "Traceback" not in command.stderr
-    assert "run the same command again and it goes on" in command.stderr.splitlines()[-1]
+    assert "run the same command again to continue" in command.stderr.splitlines()[-1]
     command.wait_for_all()
 
 

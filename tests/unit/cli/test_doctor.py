@@ -116,7 +116,7 @@ def test_a_config_that_wants_more_than_this_machine_has_is_a_warning(tmp_path: P
     """Cores and GPUs are compared with the larger of labelling and training."""
     config = _config(tmp_path, student={"training": {"workers": 4096, "global_batch": 4096, "gpus": 1}})
     assert doctor_checks.check_cores(config).ok == "warn"
-    assert "asks for 4096" in doctor_checks.check_cores(config).found
+    assert "requires 4096" in doctor_checks.check_cores(config).found
     assert doctor_checks.check_gpus(config).ok == "warn"
 
 

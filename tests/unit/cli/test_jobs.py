@@ -125,7 +125,7 @@ def test_ctrl_c_ends_a_job_as_a_shell_expects(
         raise KeyboardInterrupt
 
     assert _snapshot_job(monkeypatch, interrupted, "--config", config) == 130
-    assert "goes on where it was" in capsys.readouterr().err
+    assert "run the same command again to continue" in capsys.readouterr().err
 
 
 def test_a_wrong_config_is_reported_before_ray_is_touched(

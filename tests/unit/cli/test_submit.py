@@ -87,7 +87,7 @@ def test_huge_folders_are_refused_with_their_largest_file(project: Path, monkeyp
     (project / "jobs" / "model.bin").write_bytes(b"0" * 2_000_000)
     monkeypatch.setattr(module, "MAX_STAGED_BYTES", 2**20)
     with (
-        pytest.raises(ClusterError, match=r"holds 2 MiB, at most 1 MiB .*model\.bin"),
+        pytest.raises(ClusterError, match=r"contains 2 MiB, at most 1 MiB .*model\.bin"),
         module._staged("label", project / "campaign.yaml", project),
     ):
         pass
@@ -121,7 +121,7 @@ def test_only_a_dashboard_is_an_address(address: str) -> None:
 def test_a_variable_that_would_win_over_the_address_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray silently prefers RAY_ADDRESS; a job must not land on another cluster than the one named."""
     monkeypatch.setenv("RAY_ADDRESS", "http://other:8265")
-    with pytest.raises(ClusterError, match="RAY_ADDRESS=http://other:8265 would win"):
+    with pytest.raises(ClusterError, match="RAY_ADDRESS=http://other:8265 would override"):
         check_address("http://mine:8265", None)
 
 
@@ -143,7 +143,7 @@ def test_the_token_is_found_where_ray_looks(tmp_path: Path) -> None:
 
 def test_the_staged_folder_is_the_only_working_dir(project: Path) -> None:
     """A runtime_env may add packages and variables, not another working dir; the package travels on request."""
-    with pytest.raises(ClusterError, match="must not hold working_dir"):
+    with pytest.raises(ClusterError, match="must not set working_dir"):
         module._runtime_env({"working_dir": "."}, project, ship_package=False)
     result = module._runtime_env({"env_vars": {"A": "1"}, "py_modules": ["mine"]}, project, ship_package=True)
     assert result["env_vars"] == {"A": "1"}

@@ -511,7 +511,7 @@ def test_a_campaign_recorded_offline_arrives_whole(
     left = {path.name for path in (tmp_path / "waiting").iterdir()} - {"spool.db-shm", "spool.db-wal"}
     assert left == {"files", "replay.lock", "spool.db"}
     assert list((tmp_path / "waiting" / "files").iterdir()) == []
-    assert caplog.text.count("is back") == 1
+    assert caplog.text.count("is available again: wrote") == 1
 
 
 def test_two_processes_that_wait_and_replay_at_once_record_everything_once(

@@ -64,9 +64,9 @@ def test_an_outage_is_said_once_and_costs_little_time(tmp_path: Path, caplog: py
                 run.tags({"step": str(step)})
             assert time.monotonic() - started < 5
         assert run.run_id.startswith("spooled-")
-    assert caplog.text.count("work goes on") == 1
+    assert caplog.text.count("work continues") == 1
     assert tracker.flush() == 302
-    assert caplog.text.count("work goes on") == 1
+    assert caplog.text.count("work continues") == 1
 
 
 def test_a_missing_permission_waits_for_its_mending(tmp_path: Path) -> None:
@@ -198,5 +198,5 @@ def test_a_server_that_dies_and_comes_back_has_everything_once(
         assert [point.step for point in history] == list(range(300))
         assert [item.path for item in client.list_artifacts(runs["train"].info.run_id)] == ["report.html"]
         assert runs["evaluate"].data.tags["verdict"] == "HOLD" and runs["evaluate"].data.params == {"bins": "15"}
-    assert caplog.text.count("work goes on") == 2 == caplog.text.count("waiting records were written")
+    assert caplog.text.count("work continues") == 2 == caplog.text.count("is available again: wrote")
     assert not (tmp_path / "spool" / "rejected.jsonl").exists()

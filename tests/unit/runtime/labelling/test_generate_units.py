@@ -81,7 +81,7 @@ def test_what_is_labelled_is_what_was_written(tmp_path: Path) -> None:
     assert resolve_references.snapshot(_config(tmp_path, None), None).fingerprint == "snapshot"
     assert resolve_references.prompts(_config(tmp_path, {}), None).fingerprint == "snapshot"
     (state / "write.json").unlink()
-    with pytest.raises(ConfigError, match="has not been through `write` yet"):
+    with pytest.raises(ConfigError, match="has no result of `write` yet"):
         resolve_references.snapshot(_config(tmp_path, {}), None)
 
 

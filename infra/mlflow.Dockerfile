@@ -1,4 +1,4 @@
-# The tracking server, in the version that the client is pinned to. Built by docker-compose.yaml.
+# The tracking server, in the pinned version of the client. docker-compose.yaml builds this image.
 FROM python:3.11.14-slim-bookworm
 
 RUN useradd --uid 1000 --create-home mlflow

@@ -182,7 +182,7 @@ def check_memory() -> Finding:
         name="memory",
         ok="warn",
         found=found,
-        mend=f"Ray, torch and DeepSpeed need about {MIN_MEMORY_GIB:g} GiB: close something, or use smaller batches.",
+        mend=f"Ray, torch and DeepSpeed need about {MIN_MEMORY_GIB:g} GiB: close other programs, or reduce batches.",
     )
 
 

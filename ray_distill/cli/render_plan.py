@@ -71,9 +71,9 @@ def _rank(layer: str, found: dict[str, int]) -> str:
 
 
 def _pays(found: Breakeven, currency: str) -> str:
-    verdict = "offline pays" if found.offline_pays else "the teacher beside the student is cheaper"
+    verdict = "offline pays" if found.offline_pays else "running the teacher during training is cheaper"
     turn = (
-        "never pays: reading takes as much as the teacher"
+        "never pays: reading the labels costs as much as running the teacher"
         if found.passes_to_pay is None
         else f"pays from {found.passes_to_pay:.1f} passes over the training rows on"
     )

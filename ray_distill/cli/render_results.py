@@ -79,7 +79,7 @@ def show_sweep(result: SweepResult) -> str:
             *result.notes,
             f"best      {result.best} {result.winner.name}",
             f"page      {files.join(result.url, 'sweep.html')}",
-            f"go on     ray-distill run {files.join(result.url, 'best.yaml')}",
+            f"next      ray-distill run {files.join(result.url, 'best.yaml')}",
             f"review    {ui_command(result.tracking_uri)}",
             f"          then {result.review}",
         ]
@@ -103,19 +103,19 @@ def show_agreement(found: Agreement) -> str:
     """Render the comparison of a sample labelled again, in the format of `show_audit`."""
     lines = [
         f"live        {found.rows} rows labelled again, {len(found.disagree)} disagree",
-        _apart("labels", "total variation", found.stored, found.noise),
+        _distances("labels", "total variation", found.stored, found.noise),
     ]
     lines += [
-        _apart(f"layer {layer}", "relative distance", apart.stored, apart.noise)
-        for layer, apart in sorted(found.hidden.items())
+        _distances(f"layer {layer}", "relative distance", distances.stored, distances.noise)
+        for layer, distances in sorted(found.hidden.items())
     ]
     return "\n".join([*lines, *(f"disagrees: {row}" for row in found.disagree)])
 
 
-def _apart(what: str, unit: str, stored: Distance, noise: Distance) -> str:
+def _distances(what: str, unit: str, stored: Distance, noise: Distance) -> str:
     return (
-        f"{what:<12}{unit} to the store {stored.mean:.1e} (at most {stored.largest:.1e}), of the teacher to itself "
-        f"in other batches {noise.mean:.1e} (at most {noise.largest:.1e})"
+        f"{what:<12}{unit} from the store {stored.mean:.1e} (at most {stored.largest:.1e}), between two runs of "
+        f"the teacher with different batches {noise.mean:.1e} (at most {noise.largest:.1e})"
     )
 
 

@@ -195,14 +195,14 @@ def _staged(job: str, config: Path, working_dir: Path) -> Iterator[Path]:
             f"no job {job!r} in {source.resolve()} (found: {known}): run from the project's checkout, "
             "or name its folder as the working dir"
         )
-    _refuse_huge(source)
+    _refuse_large(source)
     with tempfile.TemporaryDirectory(prefix="ray-distill-submit-") as name:
         shutil.copytree(source, Path(name) / "jobs", ignore=shutil.ignore_patterns("__pycache__", ".*"))
         shutil.copyfile(config, Path(name) / config.name)
         yield Path(name)
 
 
-def _refuse_huge(folder: Path) -> None:
+def _refuse_large(folder: Path) -> None:
     sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     total = sum(sizes.values())
     if total > MAX_STAGED_BYTES:

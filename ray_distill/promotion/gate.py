@@ -197,18 +197,18 @@ def _beat(report: EvalReport, arm: str, name: str) -> Finding:
     shown = f"{name} minus that of {arm} is {estimate(difference, signed=True)}"
     side = "exceed" if sign > 0 else "be below"
     if sign * difference.value < 0:
-        return Finding(verdict=Verdict.REJECT, reason=f"{shown}: the student is worse, it must {side} 0")
+        return Finding(verdict=Verdict.REJECT, reason=f"{shown}: the student is worse, the difference must {side} 0")
     if not _low(difference, sign) > 0:
-        return Finding(verdict=Verdict.HOLD, reason=f"{shown}: the student must {side} 0 beyond doubt")
+        return Finding(verdict=Verdict.HOLD, reason=f"{shown}: its whole interval must {side} 0")
     side = "exceeds" if sign > 0 else "is below"
-    return Finding(verdict=Verdict.PROMOTE, reason=f"{shown}: the student {side} 0 beyond doubt")
+    return Finding(verdict=Verdict.PROMOTE, reason=f"{shown}: its whole interval {side} 0")
 
 
 def _judge(lead: Lead, shown: str, rule: str) -> Finding:
     if not lead.value >= -ROUNDING:
         return Finding(verdict=Verdict.REJECT, reason=f"{shown} breaks {rule}")
     if math.isnan(lead.low):
-        return Finding(verdict=Verdict.HOLD, reason=f"{shown} keeps {rule}, but without an interval that is not sure")
+        return Finding(verdict=Verdict.HOLD, reason=f"{shown} keeps {rule}, but has no interval")
     if lead.low < -ROUNDING:
         return Finding(verdict=Verdict.HOLD, reason=f"{shown} keeps {rule}, but not over its whole interval")
     return Finding(verdict=Verdict.PROMOTE, reason=f"{shown} keeps {rule}")
@@ -216,7 +216,7 @@ def _judge(lead: Lead, shown: str, rule: str) -> Finding:
 
 def _unmeasured(what: str, found: Estimate | None) -> Finding:
     state = "is missing from the report" if found is None else f"is {found.value}, not a finite number"
-    return Finding(verdict=Verdict.REJECT, reason=f"{what} {state}: what is not measured is not promoted")
+    return Finding(verdict=Verdict.REJECT, reason=f"{what} {state}: a student is promoted only if it is measured")
 
 
 def _difference(report: EvalReport, name: str, *, arm: str, student: Estimate, other: Estimate) -> Estimate:

@@ -22,7 +22,7 @@ from ray_distill.sequences import attempts
 from ray_distill.sequences.generator import Generator
 from ray_distill.sequences.select import Scorer, Selection, select
 from ray_distill.sequences.store import SequenceStore, count_reasons, prompt_ids
-from ray_distill.sequences.texts import teaches, with_answer
+from ray_distill.sequences.texts import has_target, with_answer
 from ray_distill.snapshots.freeze import Frozen
 from ray_distill.snapshots.identity import id_order, ids_to_arrow, row_ids
 from ray_distill.snapshots.manifest import RowCounts
@@ -129,17 +129,17 @@ def require_answers(
     if form == "text":
         return
     rows = {split: parent.read(split, columns=["text"])["text"].to_pylist() for split in SPLITS if split not in splits}
-    mute = {split: sum(not teaches(text, form, roles) for text in texts) for split, texts in rows.items()}
+    targetless = {split: sum(not has_target(text, form, roles) for text in texts) for split, texts in rows.items()}
     total = sum(shard.rows for shard in parent.shards)
-    if sum(mute.values()) > max_bad_fraction * total:
-        found = ", ".join(f"{count} of {len(rows[split])} in {split}" for split, count in mute.items() if count)
+    if sum(targetless.values()) > max_bad_fraction * total:
+        found = ", ".join(f"{count} of {len(rows[split])} in {split}" for split, count in targetless.items() if count)
         raise SnapshotError(
-            f"{parent.ref.url}: {_mute(form, roles)} would stay unchanged and have no target to learn: {found}. Add "
-            "these splits to sequences.splits, so that the teacher answers them"
+            f"{parent.ref.url}: {_without_target(form, roles)} would stay unchanged and have no target to learn: "
+            f"{found}. Add these splits to sequences.splits, so that the teacher answers them"
         )
 
 
-def _mute(form: str, roles: Collection[str]) -> str:
+def _without_target(form: str, roles: Collection[str]) -> str:
     return "sources without a target" if form == "pair" else f"conversations without a message of {' or '.join(roles)}"
 
 

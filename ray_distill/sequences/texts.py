@@ -32,22 +32,22 @@ def with_answer(row: str, answer: str, form: str) -> str:
     return canonical({**found, "messages": messages} if isinstance(found, dict) else messages, padded=False)
 
 
-def teaches(row: str, form: str, roles: Collection[str]) -> bool:
+def has_target(row: str, form: str, roles: Collection[str]) -> bool:
     """Return whether a row has a learning target.
 
     A pair needs a target, a conversation a message of one of the roles.
     """
-    return _has_target(row) if form == "pair" else _speaks(row, roles)
+    return _pair_has_target(row) if form == "pair" else _has_message(row, roles)
 
 
-def _has_target(row: str) -> bool:
+def _pair_has_target(row: str) -> bool:
     try:
         return read_pair(row).target is not None
     except ValueError:
         return False
 
 
-def _speaks(row: str, roles: Collection[str]) -> bool:
+def _has_message(row: str, roles: Collection[str]) -> bool:
     """Return whether a conversation has a message of one of the roles; False for other rows."""
     try:
         found: Any = json.loads(row)

@@ -287,7 +287,7 @@ def open_input(url: str) -> IO[bytes]:
     """
     if is_local(url):
         return _locally(url, "open it", lambda: _path(url).open("rb"))
-    return remote.open_steadily(url)
+    return remote.open_with_retries(url)
 
 
 def upload_folder(source: Path, url: str) -> None:
@@ -390,4 +390,4 @@ def _make_parent(url: str, filesystem: Any, path: str) -> None:
     """Create the folder of a file; not on object stores, which would create a bucket instead."""
     if remote.protocol(url) not in remote.OBJECT_STORES:
         parent = filesystem._parent(path)
-        remote.attempt(url, "make its folder", lambda: filesystem.makedirs(parent, exist_ok=True))
+        remote.attempt(url, "create its folder", lambda: filesystem.makedirs(parent, exist_ok=True))

@@ -96,14 +96,14 @@ class CommitLog:
             CorruptStore: a record is missing or is not JSON, or the newest checkpoint is damaged.
         """
         names = self._listed()
-        self._take_up(sorted(name for name in names if _CHECKPOINT.fullmatch(name)))
+        self._load_checkpoint(sorted(name for name in names if _CHECKPOINT.fullmatch(name)))
         last = max((n for n in map(_number, names) if n is not None), default=-1)
         urls = [record_url(self.root, n) for n in range(self.length, last + 1)]
         for url, data in zip(urls, self._read(urls), strict=True):
             self._records.append(_parse(url, data))
             self._chain += _next(self.digest, data)
 
-    def _take_up(self, checkpoints: Sequence[str]) -> None:
+    def _load_checkpoint(self, checkpoints: Sequence[str]) -> None:
         """Note the number of the newest checkpoint; restore from it if nothing has been read yet."""
         if not checkpoints:
             return

@@ -185,7 +185,7 @@ def translate(error: BaseException, url: str, what: str) -> StorageError:
     return StorageError(f"{failed}: {type(error).__name__}: {detail}; run again if the cause may have passed")
 
 
-def open_steadily(url: str) -> io.BufferedReader:
+def open_with_retries(url: str) -> io.BufferedReader:
     """Open a remote file for reading; failed and truncated reads are retried by `attempt`.
 
     Raises:
@@ -194,10 +194,10 @@ def open_steadily(url: str) -> io.BufferedReader:
     filesystem, path = resolve(url)
     # Opening requests the size of the file. Without a cache, a read is a request for exactly these bytes.
     opened = attempt(url, "open it", lambda: filesystem.open(path, "rb", cache_type="none"))
-    return io.BufferedReader(_Steady(url, opened), READ_AHEAD)
+    return io.BufferedReader(_RetryingFile(url, opened), READ_AHEAD)
 
 
-class _Steady(io.RawIOBase):
+class _RetryingFile(io.RawIOBase):
     """A remote file that retries a failed read from the position where the read began."""
 
     def __init__(self, url: str, opened: Any):

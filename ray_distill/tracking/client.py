@@ -42,8 +42,8 @@ _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
 _UPLOADS = (LogArtifact, LogModel)  # these keep MLflow's own timeout, two minutes
-_AWAY_STATUS = {401, 403, 408, 429}  # the records are valid: someone can correct the token or the host list
-_AWAY_NAMES = {"EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "OperationalError"}
+_UNAVAILABLE_STATUS = {401, 403, 408, 429}  # the records are valid: someone can correct the token or the host list
+_UNAVAILABLE_ERRORS = {"EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "OperationalError"}
 _PARENT = "mlflow.parentRunId"
 _RETRY_LOGGER = logging.getLogger("urllib3.connectionpool")
 
@@ -67,7 +67,7 @@ def new_client(uri: str) -> Any:
 
 
 @contextmanager
-def our_settings(slow: bool = False) -> Iterator[None]:
+def mlflow_settings(slow: bool = False) -> Iterator[None]:
     """Let MLflow's calls in the block fail soon and without output.
 
     Variables that the user has set in the environment take precedence.
@@ -85,7 +85,7 @@ def our_settings(slow: bool = False) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def is_away(error: BaseException) -> bool:
+def is_unavailable(error: BaseException) -> bool:
     """Return whether an error means an unavailable server, not a refused record."""
     import requests
     import urllib3
@@ -93,11 +93,11 @@ def is_away(error: BaseException) -> bool:
 
     network = (ConnectionError, TimeoutError, requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError)
     for cause in _causes(error):
-        if isinstance(cause, network) or type(cause).__name__ in _AWAY_NAMES:
+        if isinstance(cause, network) or type(cause).__name__ in _UNAVAILABLE_ERRORS:
             return True
         if isinstance(cause, MlflowException):
             status = cause.get_http_status_code()
-            return status >= 500 or status in _AWAY_STATUS
+            return status >= 500 or status in _UNAVAILABLE_STATUS
     return False
 
 
@@ -139,10 +139,10 @@ class Client:
             The run's id for `CreateRun`, the model's URI for `LogModel`, whether the run exists for `ReopenRun`.
 
         Raises:
-            Exception: any error of MLflow, its artifact store or the network; `is_away` distinguishes them.
+            Exception: any error of MLflow, its artifact store or the network; `is_unavailable` distinguishes them.
             LookupError: the operation's run was never created on this server.
         """
-        with our_settings(slow=isinstance(operation, _UPLOADS)):
+        with mlflow_settings(slow=isinstance(operation, _UPLOADS)):
             if isinstance(operation, CreateRun):
                 return self._create(operation, replayed=replayed)
             run_id = self._real_id(operation.run)
@@ -173,7 +173,7 @@ class Client:
     def alive(self) -> bool:
         """Return whether the server answers a minimal request."""
         try:
-            with our_settings():
+            with mlflow_settings():
                 self._connected().search_experiments(max_results=1)
         except Exception as error:  # noqa: BLE001 - any failure means "no"
             logger.debug("%s does not answer: %s", self._uri, error)
@@ -183,7 +183,7 @@ class Client:
     def experiment_id(self) -> str:
         """Return the experiment's id; create the experiment, or restore a deleted one."""
         if self._experiment_id is None:
-            with our_settings():
+            with mlflow_settings():
                 self._experiment_id = self._find_experiment(self._connected())
         return self._experiment_id
 

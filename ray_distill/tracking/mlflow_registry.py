@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ray_distill.errors import PromotionError
-from ray_distill.tracking.client import new_client, our_settings
+from ray_distill.tracking.client import mlflow_settings, new_client
 
 _VERSIONS_TAG = "mlflow.modelVersions"
 
@@ -99,7 +99,7 @@ class MlflowRegistry:
     def _calls(self, what: str) -> Iterator[Any]:
         """Yield the client, and turn its exceptions into a PromotionError that names the purpose."""
         try:
-            with our_settings():
+            with mlflow_settings():
                 if self._client is None:
                     self._client = new_client(self._uri)
                 yield self._client

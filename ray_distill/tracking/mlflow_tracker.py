@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from ray_distill.errors import ConfigError
 from ray_distill.tracking.base import Dataset
-from ray_distill.tracking.client import Client, is_away, now_ms, root_cause
+from ray_distill.tracking.client import Client, is_unavailable, now_ms, root_cause
 from ray_distill.tracking.logged_model import plain_example
 from ray_distill.tracking.operations import (
     CreateRun,
@@ -64,10 +64,10 @@ class MlflowTracker:
         )
         self._lock = threading.RLock()
         self._open: list[MlflowRun] = []
-        self._away_since: float | None = None
+        self._unavailable_since: float | None = None
         self._retry_at = 0.0
         self._attempts = 0
-        self._complained: set[str] = set()
+        self._warned_runs: set[str] = set()
         self._last_start = 0
 
     @property
@@ -164,7 +164,7 @@ class MlflowTracker:
             return
         if replayed:
             logger.warning("MLflow at %s is available again: wrote %d waiting records", self._uri, replayed)
-        self._away_since = None
+        self._unavailable_since = None
 
     def _drain(self) -> int | None:
         """Write all waiting operations; return their number, None if the server is unavailable."""
@@ -190,27 +190,27 @@ class MlflowTracker:
 
         An operation that fails although the server answers is tried `MAX_ATTEMPTS` times.
         """
-        if not is_away(error):
+        if not is_unavailable(error):
             return False
         if self._client.alive():
             self._attempts += 1
             if self._attempts >= MAX_ATTEMPTS:
                 return False
-        self._announce(error)
+        self._report_outage(error)
         return True
 
     def _failed(self, operation: Operation, error: Exception) -> None:
-        if not is_away(error):
+        if not is_unavailable(error):
             self._reject(operation, error)
             return
-        self._announce(error)
+        self._report_outage(error)
         self._keep(operation)
 
-    def _announce(self, error: Exception) -> None:
+    def _report_outage(self, error: Exception) -> None:
         """Log once per outage that records wait, and in which folder."""
         self._retry_at = time.monotonic() + RETRY_SECONDS
-        if self._away_since is None:
-            self._away_since = time.monotonic()
+        if self._unavailable_since is None:
+            self._unavailable_since = time.monotonic()
             logger.warning(
                 "MLflow at %s is unavailable (%s): work continues, records wait in %s and are written when the "
                 "server is available again",
@@ -229,7 +229,7 @@ class MlflowTracker:
                 operation = operation.model_copy(update={"path": str(path)})
             self._spool.append(operation, files)
         except OSError as error:
-            logger.warning("a record (%s) of run %s is lost: %s", operation.op, operation.run, one_line(error))
+            logger.warning("lost a record (%s) of run %s: %s", operation.op, operation.run, one_line(error))
 
     def _reject(self, operation: Operation, error: Exception) -> None:
         reason = one_line(error)
@@ -237,8 +237,8 @@ class MlflowTracker:
             self._spool.reject(operation, reason)
         except OSError as failure:
             reason += f"; writing it to the spool failed too: {one_line(failure)}"
-        level = logging.DEBUG if operation.run in self._complained else logging.WARNING
-        self._complained.add(operation.run)
+        level = logging.DEBUG if operation.run in self._warned_runs else logging.WARNING
+        self._warned_runs.add(operation.run)
         logger.log(
             level,
             "MLflow at %s refused a record (%s) of run %s: %s; the record is in %s",

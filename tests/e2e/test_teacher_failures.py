@@ -172,8 +172,8 @@ def _nothing_is_left(found: Filled) -> None:
 
 
 def test_without_a_failure_nothing_is_marked(given: Lab) -> None:
-    """The undisturbed run: all rows, no careful unit, no halved batch, and log entries without a mark."""
-    assert (given.whole.done.rows, given.whole.done.careful, given.whole.done.halved) == (ROWS, 0, 0)
+    """The undisturbed run: all rows, no isolated unit, no halved batch, and log entries without a mark."""
+    assert (given.whole.done.rows, given.whole.done.isolated, given.whole.done.halved) == (ROWS, 0, 0)
     given.whole.store.log.refresh()
     assert {receipt.halved for receipt in given.whole.store.ledger.receipts()} == {0}
     assert len(given.odd) == 2
@@ -186,7 +186,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(given: Lab) -> None:
     full = [receipt for receipt in found.receipts if receipt.rows >= BATCH]
     assert all(receipt.halved == 2 for receipt in full)
     assert found.done.halved >= len(full) > 0
-    assert found.done.careful == 0
+    assert found.done.isolated == 0
 
 
 def test_rows_that_raise_or_never_fit_go_to_quarantine(given: Lab) -> None:
@@ -201,7 +201,7 @@ def test_rows_that_raise_or_never_fit_go_to_quarantine(given: Lab) -> None:
         },
         {1},
     )
-    assert 1 <= found.done.careful <= 2
+    assert 1 <= found.done.isolated <= 2
 
 
 def test_rows_that_hang_or_kill_the_process_go_to_quarantine(given: Lab) -> None:
@@ -220,7 +220,7 @@ def test_rows_that_hang_or_kill_the_process_go_to_quarantine(given: Lab) -> None
 def test_a_failure_that_does_not_come_back_leaves_no_trace(given: Lab) -> None:
     """An error that happens once: the unit is labelled with care in the planned batches, and its bytes are the same."""
     found = given.label("once", faults={"$": "raise"}, once=str(given.folder / "happened"))
-    assert found.done.careful == 1
+    assert found.done.isolated == 1
     _whole_but(given, found, {}, set())
 
 

@@ -90,7 +90,7 @@ def _filled(config: Campaign, snapshot: SnapshotRef, facts: TeacherFacts, found:
     done = label_units(
         job, store, store.coverage(open_snapshot(snapshot)).units, max_rejected=0, progress=lambda rows: None
     )
-    assert (done.rows, done.rejected, done.careful) == (64, 0, 0)
+    assert (done.rows, done.rejected, done.isolated) == (64, 0, 0)
     return store
 
 

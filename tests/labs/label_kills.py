@@ -42,7 +42,7 @@ STUDENT = {
     "arguments": {"classes": list(lab.CLASSES)},
 }
 #: What Ray calls the process of a teacher actor, and that of a task that writes units while it runs.
-ACTOR, WRITER = "ray::MapWorker(MapBatches(TeacherActor))", "ray::MapBatches(write_units)"
+ACTOR, WRITER = "ray::MapWorker(MapBatches(LabelActor))", "ray::MapBatches(write_units)"
 
 
 @dataclass(kw_only=True)

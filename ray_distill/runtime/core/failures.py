@@ -40,31 +40,29 @@ class Answers(Generic[T]):
     """Rows of the smallest batch that a halved one was cut into; 0 if none was halved."""
 
 
-def ask_halving(batches: Sequence[Rows], ask: Callable[[Rows], T | Failure]) -> Answers[T]:
-    """Ask for each batch; halve one that fails until every row is answered, or fails alone.
+def answer_halving(batches: Sequence[Rows], answer: Callable[[Rows], T | Failure]) -> Answers[T]:
+    """Answer each batch; halve one that fails until every row is answered, or fails alone.
 
     Args:
         batches: rows, as planned.
-        ask: the answer of some rows, or why there is none; an exception ends it all.
+        answer: returns the answer of some rows, or why there is none; an exception ends it all.
     """
-    found = [_halved(rows, ask) for rows in batches]
-    sizes = [one.halved for one in found if one.halved]
-    return Answers(
-        parts=tuple(part for one in found for part in one.parts),
-        failed={row: failure for one in found for row, failure in one.failed.items()},
-        halved=min(sizes, default=0),
-    )
-
-
-def _halved(rows: Rows, ask: Callable[[Rows], T | Failure]) -> Answers[T]:
-    answer = ask(rows)
-    if not isinstance(answer, Failure):
-        return Answers(parts=(answer,), failed={}, halved=0)
-    if len(rows) == 1:
-        return Answers(parts=(), failed={int(rows[0]): answer}, halved=0)
-    middle = (len(rows) + 1) // 2
-    both = ask_halving([rows[:middle], rows[middle:]], ask)
-    return Answers(parts=both.parts, failed=both.failed, halved=both.halved or len(rows) - middle)
+    parts: list[T] = []
+    failed: dict[int, Failure] = {}
+    sizes: list[int] = []
+    for rows in batches:
+        found = answer(rows)
+        if not isinstance(found, Failure):
+            parts.append(found)
+        elif len(rows) == 1:
+            failed[int(rows[0])] = found
+        else:
+            middle = (len(rows) + 1) // 2
+            halves = answer_halving([rows[:middle], rows[middle:]], answer)
+            parts += halves.parts
+            failed |= halves.failed
+            sizes.append(halves.halved or len(rows) - middle)
+    return Answers(parts=tuple(parts), failed=failed, halved=min(sizes, default=0))
 
 
 def failure_of(error: Exception) -> Failure:

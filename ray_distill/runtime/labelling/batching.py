@@ -1,29 +1,25 @@
-"""A teacher's answer for many rows, in the batches that a store's plan decides: the same wherever it is asked."""
+"""Answer many rows in the batches of a store's plan, which are the same in every process."""
 
-import contextlib
 import gc
 import traceback
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ray_distill.errors import DistillError
 from ray_distill.labels.format.fitted_arrays import Fits
 from ray_distill.labels.format.hidden_states import bases
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.signal import Signal, concat_signals
 from ray_distill.labels.model.validity import Rejects, split_unusable
-from ray_distill.runtime.core.failures import Failure, Rows, ask_halving, failure_of, out_of_memory
+from ray_distill.runtime.core.failures import Failure, Rows, answer_halving, failure_of, out_of_memory
 from ray_distill.tasks.encoded import Encoded
 from ray_distill.teachers.base import Ask, Teacher
 
 T = TypeVar("T")
-
-#: Entered for each batch: a time limit.
-Limit = Callable[[], AbstractContextManager[None]]
 
 
 def ask_of(manifest: StoreManifest, fits: Fits | None = None) -> Ask:
@@ -42,52 +38,43 @@ def ask_of(manifest: StoreManifest, fits: Fits | None = None) -> Ask:
 
 
 def answer_all(teacher: Teacher, encoded: Encoded, ask: Ask, batch: int) -> tuple[pa.Array, Signal, Rejects]:
-    """`answer_unit` without a time limit: row ids and signal of the usable rows, and the others with a reason."""
-    row_ids, signal, unusable, _ = answer_unit(teacher, encoded, ask, batch, contextlib.nullcontext)
-    return row_ids, signal, unusable
-
-
-def answer_unit(
-    teacher: Teacher, encoded: Encoded, ask: Ask, batch: int, limit: Limit
-) -> tuple[pa.Array, Signal, Rejects, int]:
     """Answer rows in batches of like length; a batch that does not fit into memory is halved, and its halves too.
 
-    Args:
-        teacher: who answers.
-        encoded: the rows.
-        ask: what is wanted.
-        batch: rows a batch, as planned.
-        limit: entered for each batch.
-
     Returns:
-        Row ids and signal of the rows that can be stored, ``(row id, reason)`` of the others, and
-        `Receipt.halved`.
+        Row ids and signal of the rows that can be stored, and ``(row id, reason)`` of the others.
 
     Raises:
         Exception: whatever the teacher raises; out of memory only for a row alone.
     """
 
-    def one(rows: Rows) -> Signal | Failure:
-        with limit():
-            return answer_or_memory(teacher, encoded.take(rows), ask)
+    def answer(rows: Rows) -> Signal | Failure:
+        return try_answer(lambda: teacher.answer(encoded.take(rows), ask), len(rows))
 
     batches = plan(encoded, batch)
-    found = ask_halving(batches, one)
+    found = answer_halving(batches, answer)
     order = np.concatenate([np.zeros(0, dtype=np.int64), *batches])
-    return *split_unusable(encoded.row_ids.take(pa.array(order)), concat_signals(found.parts)), found.halved
+    return split_unusable(encoded.row_ids.take(pa.array(order)), concat_signals(found.parts))
 
 
-def answer_or_memory(teacher: Teacher, part: Encoded, ask: Ask) -> Signal | Failure:
-    """One batch's answer; as `or_memory`."""
-    return or_memory(lambda: teacher.answer(part, ask), part.rows)
+def try_answer(answer: Callable[[], T], rows: int, *, isolated: bool = False) -> T | Failure:
+    """Return the answer of a batch, or why there is none.
 
+    Args:
+        answer: lets the teacher answer.
+        rows: of the batch.
+        isolated: return every failure of the teacher. By default only lack of memory for several rows is returned,
+            because smaller batches mend nothing else.
 
-def or_memory(answer: Callable[[], T], rows: int) -> T | Failure:
-    """A batch's answer, or that memory ran out; for a row alone that is raised, as any other error is."""
+    Raises:
+        DistillError: it is the package's own error.
+        Exception: of the teacher, unless it is returned.
+    """
     try:
         return answer()
+    except DistillError:
+        raise
     except Exception as error:
-        if rows == 1 or not out_of_memory(error):
+        if not isolated and (rows == 1 or not out_of_memory(error)):
             raise
         # The frames of the traceback hold the tensors that filled the memory.
         traceback.clear_frames(error.__traceback__)

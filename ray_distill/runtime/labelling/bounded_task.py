@@ -1,21 +1,19 @@
 """Ask the teacher about some rows in one task that has an end: before it labels, to plan, to audit.
 
-While it labels, what it fails on goes to quarantine (`careful`); here there is nothing to do without its answer, so a
-teacher that hangs is one error.
+While a teacher labels, rows that it fails on go to quarantine (`isolate_failures`); here nothing can be done without
+its answer, so a teacher that hangs is one error.
 """
 
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import ray
-
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign, LabelsConfig
 from ray_distill.errors import ClusterError, LabelError
 from ray_distill.runtime.core.connection import on_cluster
 from ray_distill.runtime.core.python_envs import environment, once, require_environment, require_same_tokens
-from ray_distill.runtime.labelling.death_counter import limit, strikes_actor, told
+from ray_distill.runtime.labelling.death_counter import Deaths, counted_deaths, limit
 from ray_distill.runtime.labelling.identify_teacher import TeacherFacts, prepare_teacher, tokens_here
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.teachers.engines import refuse_labels
@@ -40,22 +38,26 @@ def ask_teacher(function: Callable[..., T], *arguments: Any, labels: LabelsConfi
     """
     require_environment(labels.teacher)
     seconds = labels.failures.load_seconds + math.ceil(rows / labels.resources.batch) * labels.failures.batch_seconds
-    with strikes_actor(labels.failures.attempts) as strikes:
+    error = LabelError(
+        f"{what} took longer than {seconds:g} s, so it was ended: the teacher hangs, or labels.failures "
+        "(load_seconds, and batch_seconds for each batch) leaves it too little time"
+    )
+    with counted_deaths(labels.failures.attempts) as deaths:
         try:
             result: T = on_cluster(
                 _limited,
                 function,
                 arguments,
-                seconds,
-                what,
-                strikes,
+                error,
+                deaths,
+                seconds=seconds,
                 what=what,
                 cpus=labels.resources.cpus,
                 gpus=labels.resources.gpus,
                 options=once(labels.teacher),
             )
         except ClusterError as lost:
-            hung = told(strikes)
+            hung = deaths.error()
             if hung is None:
                 raise
             raise hung from lost
@@ -86,14 +88,12 @@ def rows_of(snapshot: Snapshot, split: str) -> int:
     return sum(shard.rows for shard in snapshot.shards if shard.split == split)
 
 
-def _limited(function: Callable[..., T], arguments: tuple[Any, ...], seconds: float, what: str, strikes: Any) -> T:
-    """The task: ends its process when the time is over, and is not tried again after that."""
-    error = LabelError(
-        f"{what} took longer than {seconds:g} s, so it was ended: the teacher hangs, or labels.failures "
-        "(load_seconds, and batch_seconds for each batch) leaves it too little time"
-    )
-    before = told(strikes)
+def _limited(
+    function: Callable[..., T], arguments: tuple[Any, ...], error: LabelError, deaths: Deaths, *, seconds: float
+) -> T:
+    """Run the task; report ``error`` and end the process when the time is over, which is not tried again."""
+    before = deaths.error()
     if before is not None:
         raise before
-    with limit(seconds, lambda: ray.get(strikes.fail.remote(error))):
+    with limit(seconds, lambda: deaths.fail(error)):
         return function(*arguments)

@@ -1,7 +1,8 @@
-"""Who died on what: the count outside of the processes that die, and the watch that ends one which hangs.
+"""Count worker deaths by unit, and end a worker that exceeds its time limit.
 
-Ray repeats for ever what a process died on. It must: a killed worker or a lost node is nobody's fault. So what was
-begun and never ended is counted here, and the next process that is given it is told not to try.
+Ray repeats for ever what a process died on. It must: a killed worker or a lost node is nobody's fault. So units that
+were begun and never ended are counted here, outside of the processes that die, and a unit with too many deaths is
+refused to the next process.
 """
 
 import contextlib
@@ -10,9 +11,10 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
 
 import ray
+from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_distill.errors import DistillError, LabelError
@@ -21,7 +23,7 @@ from ray_distill.errors import DistillError, LabelError
 GRACE, LAST_WORD = 5.0, 10.0
 
 
-class Strikes:
+class DeathCounter:
     """Counts deaths by unit, and while loading; one actor of a labelling run."""
 
     def __init__(self, attempts: int):
@@ -39,7 +41,7 @@ class Strikes:
     def loading(self, actor: str) -> str | None:
         """An actor is about to load the teacher; the reason if it must not try."""
         for unit in [unit for unit, by in self._open.items() if by == actor]:
-            self._strike(unit)  # Ray starts an actor again under its old name
+            self._count_death(unit)  # Ray starts an actor again under its old name
         self._died_loading += actor in self._loading
         self._loading.add(actor)
         if self._died_loading < self._attempts:
@@ -51,14 +53,14 @@ class Strikes:
         self._loading.discard(actor)
         self._died_loading = 0
 
-    def _strike(self, unit: str) -> None:
+    def _count_death(self, unit: str) -> None:
         self._died[unit] += 1
         del self._open[unit]
 
     def begin(self, unit: str, actor: str) -> str | None:
         """A unit is about to be answered; the reason if it must not be tried again."""
         if unit in self._open:
-            self._strike(unit)
+            self._count_death(unit)
         if self._died[unit] >= self._attempts:
             self._given_up[unit] = f"the teacher's process died {self._died[unit]} times on the unit"
         if unit in self._given_up:
@@ -101,33 +103,84 @@ class Strikes:
         self._answered = True
 
 
+@dataclass(frozen=True, kw_only=True)
+class Deaths:
+    """The `DeathCounter` actor of a run, as workers and the driver call it; picklable."""
+
+    actor: ActorHandle
+
+    def loading(self, actor: str) -> str | None:
+        """Call `DeathCounter.loading`."""
+        refused: str | None = ray.get(self.actor.loading.remote(actor))
+        return refused
+
+    def loaded(self, actor: str) -> None:
+        """Call `DeathCounter.loaded`."""
+        ray.get(self.actor.loaded.remote(actor))
+
+    def begin(self, unit: str, actor: str) -> str | None:
+        """Call `DeathCounter.begin`."""
+        refused: str | None = ray.get(self.actor.begin.remote(unit, actor))
+        return refused
+
+    def done(self, unit: str, *, answered: bool = False) -> None:
+        """Call `DeathCounter.done` without waiting: if the call is lost, one death too many is counted."""
+        self.actor.done.remote(unit, answered)
+
+    def give_up(self, unit: str, reason: str) -> None:
+        """Call `DeathCounter.give_up`, for `LAST_WORD` seconds at most: the process is about to end."""
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(self.actor.give_up.remote(unit, reason), timeout=LAST_WORD)
+
+    def step(self, name: str) -> str | None:
+        """Call `DeathCounter.step`."""
+        refused: str | None = ray.get(self.actor.step.remote(name))
+        return refused
+
+    def fail(self, error: DistillError) -> None:
+        """Call `DeathCounter.fail`."""
+        ray.get(self.actor.fail.remote(error))
+
+    def error(self) -> DistillError | None:
+        """Call `DeathCounter.error`; None if the actor does not answer."""
+        try:
+            error: DistillError | None = ray.get(self.actor.error.remote(), timeout=LAST_WORD)
+        except ray.exceptions.RayError:
+            return None
+        return error
+
+    def trust(self) -> None:
+        """Call `DeathCounter.trust`."""
+        ray.get(self.actor.trust.remote())
+
+
 @contextlib.contextmanager
-def strikes_actor(attempts: int) -> Iterator[Any]:
-    """A `Strikes` actor beside the driver, so that no lost node takes the counts along."""
+def counted_deaths(attempts: int) -> Iterator[Deaths]:
+    """Start a `DeathCounter` actor beside the driver, so that no lost node takes the counts along."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     made = (
-        ray.remote(Strikes)
+        ray.remote(DeathCounter)
         .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
         .remote(attempts)
     )
     try:
-        yield made
+        yield Deaths(actor=made)
     finally:
         ray.kill(made)
 
 
 @contextlib.contextmanager
-def counted(strikes: Any, what: str, unit: str) -> Iterator[None]:
-    """A step beside the teacher, whose deaths are counted; ``strikes`` None counts nothing.
+def counted(deaths: Deaths | None, what: str, unit: str) -> Iterator[None]:
+    """Count the deaths of a step beside the teacher; ``deaths`` None counts nothing.
 
     Raises:
         LabelError: it has killed its process too often.
     """
-    if strikes is None:
+    if deaths is None:
         yield
         return
-    refused = ray.get(strikes.step.remote(f"{what} ({unit})"))
-    with telling(strikes):
+    refused = deaths.step(f"{what} ({unit})")
+    with reporting(deaths):
         if refused is not None:
             raise LabelError(
                 f"{what}: {refused}; look for the kernel's out-of-memory killer, give the machine more "
@@ -136,38 +189,29 @@ def counted(strikes: Any, what: str, unit: str) -> Iterator[None]:
         try:
             yield
         finally:
-            strikes.done.remote(f"{what} ({unit})")
+            deaths.done(f"{what} ({unit})")
 
 
 @contextlib.contextmanager
-def telling(strikes: Any) -> Iterator[None]:
-    """Leave an error of ours with ``strikes`` on its way out."""
+def reporting(deaths: Deaths) -> Iterator[None]:
+    """Report an error of the package to ``deaths`` on its way out: Ray Data passes it on as a text."""
     try:
         yield
     except DistillError as error:
-        ray.get(strikes.fail.remote(error))
+        deaths.fail(error)
         raise
 
 
-def told(strikes: Any) -> DistillError | None:
-    """The error of ours that was left with ``strikes``, if there is one."""
-    try:
-        error: DistillError | None = ray.get(strikes.error.remote(), timeout=LAST_WORD)
-    except ray.exceptions.RayError:
-        return None
-    return error
-
-
 @contextlib.contextmanager
-def limit(seconds: float, tell: Callable[[], None], grace: float = GRACE) -> Iterator[None]:
+def limit(seconds: float, report: Callable[[], None], grace: float = GRACE) -> Iterator[None]:
     """End this process if the block takes longer: native code cannot be interrupted.
 
     Args:
         seconds: the block's time.
-        tell: called before the end, from another thread.
-        grace: seconds after which the process ends untold, should the block hold Python's lock.
+        report: called before the end, from another thread.
+        grace: seconds after which the process ends without a report, should the block hold Python's lock.
     """
-    timer = threading.Timer(seconds, _end, [tell])
+    timer = threading.Timer(seconds, _end, [report])
     timer.daemon = True
     with open(os.devnull, "w") as nowhere:
         faulthandler.dump_traceback_later(seconds + grace, exit=True, file=nowhere)
@@ -179,8 +223,8 @@ def limit(seconds: float, tell: Callable[[], None], grace: float = GRACE) -> Ite
             faulthandler.cancel_dump_traceback_later()
 
 
-def _end(tell: Callable[[], None]) -> None:
+def _end(report: Callable[[], None]) -> None:
     try:
-        tell()
+        report()
     finally:
         os._exit(1)

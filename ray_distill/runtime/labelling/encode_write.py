@@ -16,7 +16,7 @@ from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.validity import Rejects
 from ray_distill.labels.model.work_units import WorkUnit
 from ray_distill.labels.store.writer import write_attempt
-from ray_distill.runtime.labelling.death_counter import counted
+from ray_distill.runtime.labelling.death_counter import Deaths, counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,16 +33,16 @@ class LabelJob:
     failures: FailuresConfig = FailuresConfig()
 
 
-def encode_units(block: pa.Table, *, job: LabelJob, strikes: Any = None) -> pa.Table:
+def encode_units(block: pa.Table, *, job: LabelJob, deaths: Deaths | None = None) -> pa.Table:
     """Read and encode the rows of the units named in a block; rejected rows stay, with a reason.
 
     Raises:
-        LabelError: by the count of ``strikes`` this has killed its process too often.
+        LabelError: by the count of ``deaths`` this has killed its process too often.
     """
     parts = []
     for text in block.column("unit").to_pylist():
         unit = WorkUnit.from_dict(json.loads(text))
-        with counted(strikes, f"reading and encoding rows {unit.start}:{unit.stop} of {unit.shard}", unit.unit_id):
+        with counted(deaths, f"reading and encoding rows {unit.start}:{unit.stop} of {unit.shard}", unit.unit_id):
             parts.append(encode_unit(unit, job))
     return pa.concat_tables(parts, promote_options="default")
 
@@ -103,20 +103,22 @@ def _load_processor(teacher: str, task: str) -> Any:
     return load_processor(TeacherConfig.model_validate_json(teacher), task=task)
 
 
-def write_units(block: pa.Table, *, job: LabelJob, units: dict[str, WorkUnit], strikes: Any = None) -> pa.Table:
+def write_units(
+    block: pa.Table, *, job: LabelJob, units: dict[str, WorkUnit], deaths: Deaths | None = None
+) -> pa.Table:
     """Write an attempt for every unit in a block.
 
     Returns:
         A row a unit: ``unit``, and either ``receipt`` (JSON) or, where the teacher failed on it, ``failed``.
 
     Raises:
-        LabelError: by the count of ``strikes`` this has killed its process too often.
+        LabelError: by the count of ``deaths`` this has killed its process too often.
     """
     names: Sequence[str] = block.column("unit_id").unique().to_pylist()
     parts = [block.filter(pa.compute.equal(block.column("unit_id"), name)) for name in names]
     failed = [_failed(part) for part in parts]
     receipts = [
-        None if reason is not None else _write(units[name], part, job, strikes)
+        None if reason is not None else _write(units[name], part, job, deaths)
         for name, part, reason in zip(names, parts, failed, strict=True)
     ]
     return pa.table(
@@ -133,9 +135,9 @@ def _failed(part: pa.Table) -> str | None:
     return next(iter(found), None)
 
 
-def _write(unit: WorkUnit, part: pa.Table, job: LabelJob, strikes: Any) -> str:
+def _write(unit: WorkUnit, part: pa.Table, job: LabelJob, deaths: Deaths | None) -> str:
     row_ids, signal = table_to_signal(part)
-    with counted(strikes, f"writing rows {unit.start}:{unit.stop} of {unit.shard}", unit.unit_id):
+    with counted(deaths, f"writing rows {unit.start}:{unit.stop} of {unit.shard}", unit.unit_id):
         receipt = write_attempt(
             job.store_url, job.manifest, unit, row_ids, signal, table_to_rejected(part), table_to_halved(part)
         )

@@ -1,6 +1,6 @@
 """Let a teacher write with Ray Data: actors generate whole units and store them, the driver commits their receipts.
 
-How units go through, what becomes of those that the teacher fails on, and how they are committed is in `units`.
+How units go through, what becomes of those that the teacher fails on, and how they are committed is in `pipeline`.
 """
 
 import functools
@@ -19,10 +19,11 @@ from ray_distill.errors import LabelError
 from ray_distill.labels.model.work_units import WorkUnit
 from ray_distill.runtime.core.connection import on_cluster
 from ray_distill.runtime.core.failures import Answers
-from ray_distill.runtime.labelling.generate_actors import AuthorActor, CarefulAuthor, WriteJob
-from ray_distill.runtime.labelling.isolate_failures import FailedUnit, carefully
-from ray_distill.runtime.labelling.label_actors import Plan
+from ray_distill.runtime.labelling.actors import GenerateActor, WriteJob
+from ray_distill.runtime.labelling.death_counter import Deaths
+from ray_distill.runtime.labelling.isolate_failures import FailedUnit, isolate
 from ray_distill.runtime.labelling.pipeline import Seen, Work, dataset_of, teacher_pool, work_through
+from ray_distill.runtime.labelling.teacher_actor import Plan
 from ray_distill.sequences.attempts import rejected_table
 from ray_distill.sequences.derive import Derived, derive
 from ray_distill.sequences.generator import Generator
@@ -42,7 +43,7 @@ class Wrote:
     tokens: int
     bytes_written: int
     seconds: float
-    careful: int
+    isolated: int
     """Units that the teacher failed on and that were written by themselves."""
     halved: int
     """Units in which a batch had to be halved."""
@@ -117,7 +118,7 @@ def write_units(
         seconds = time.monotonic() - started
     return Wrote(
         seconds=seconds,
-        careful=seen.careful,
+        isolated=seen.isolated,
         **{name: tally[name] for name in ("prompts", "rejected", "sequences", "tokens", "bytes_written", "halved")},
     )
 
@@ -130,16 +131,16 @@ def _work(job: WriteJob, store: SequenceStore) -> Work[WriteReceipt]:
         failures=job.failures,
         pipeline=functools.partial(_pipeline, job),
         read=lambda value: WriteReceipt.from_dict(dict(value)),
-        carefully=functools.partial(_rewrite, job),
+        isolate=functools.partial(_rewrite, job),
         commit=store.commit,
     )
 
 
-def _pipeline(job: WriteJob, units: Sequence[WorkUnit], strikes: Any) -> Any:
+def _pipeline(job: WriteJob, units: Sequence[WorkUnit], deaths: Deaths) -> Any:
     rows = [{"unit_id": unit.unit_id, "work": json.dumps(unit.to_dict())} for unit in units]
     return dataset_of(rows).map_batches(
-        AuthorActor,
-        fn_constructor_kwargs={"job": job, "strikes": strikes},
+        GenerateActor,
+        fn_constructor_kwargs={"job": job, "deaths": deaths},
         batch_size=None,
         batch_format="pyarrow",
         **teacher_pool(job.resources),
@@ -147,7 +148,7 @@ def _pipeline(job: WriteJob, units: Sequence[WorkUnit], strikes: Any) -> Any:
 
 
 def _rewrite(job: WriteJob, failed: Sequence[FailedUnit], good: WorkUnit | None) -> Iterator[WriteReceipt]:
-    return carefully(job, failed, good, actor=CarefulAuthor, finish=functools.partial(_written, job))
+    return isolate(job, failed, good, actor=GenerateActor, finish=functools.partial(_written, job))
 
 
 def _written(job: WriteJob, one: FailedUnit, plan: Plan, found: Answers[pa.Table]) -> WriteReceipt:
@@ -159,7 +160,7 @@ def _written(job: WriteJob, one: FailedUnit, plan: Plan, found: Answers[pa.Table
 
 
 def derive_snapshot(
-    snapshot: SnapshotRef, store_url: str, generator: Generator, settings: SequencesConfig, url: str, shard_rows: int
+    snapshot: SnapshotRef, store_url: str, generator: Generator, settings: SequencesConfig, *, url: str, shard_rows: int
 ) -> Derived:
     """`derive`, with the scorer that the settings name; errors as there, and ModelError if it cannot be imported."""
     from ray_distill.models.core.module_function import import_factory

@@ -1,11 +1,10 @@
-"""Label the units that the teacher failed on: batch by batch, watched from outside, down to the row at fault.
+"""Answer the units that the teacher failed on: batch by batch, each within a time limit, down to the row at fault.
 
-One actor of its own, which Ray does not restart. The batches are those of the store's plan, so a unit on which a
-failure does not come back has the same bytes as ever.
+They have one actor of their own, which Ray does not restart. The batches are those of the store's plan, so a unit on
+which a failure does not come back has the same bytes as ever.
 """
 
 import contextlib
-import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,15 +13,15 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import pyarrow as pa
 import ray
+from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from ray_distill.errors import LabelError
-from ray_distill.labels.model.work_units import Receipt, WorkUnit
-from ray_distill.runtime.core.connection import explain, on_cluster
-from ray_distill.runtime.core.failures import Answers, Failure, Rows, ask_halving, died, timed_out
+from ray_distill.labels.model.work_units import WorkUnit
+from ray_distill.runtime.core.connection import explain
+from ray_distill.runtime.core.failures import Answers, Failure, Rows, answer_halving, died, timed_out
 from ray_distill.runtime.core.python_envs import environment
-from ray_distill.runtime.labelling.encode_write import LabelJob, rejected_table, write_units
-from ray_distill.runtime.labelling.label_actors import CarefulActor, Plan, TeacherJob
+from ray_distill.runtime.labelling.teacher_actor import Plan, TeacherActor, TeacherJob
 
 R = TypeVar("R")
 
@@ -40,109 +39,92 @@ class FailedUnit:
         return json.dumps(self.unit.to_dict())
 
 
-#: A receipt of a failed unit's answers.
+#: Makes a receipt of a failed unit's answers.
 Finish = Callable[[FailedUnit, Plan, Answers[pa.Table]], R]
 
 
-def relabel(job: LabelJob, failed: Sequence[FailedUnit], good: WorkUnit | None) -> Iterator[Receipt]:
-    """Label units that the pipeline could not; rows that fail alone go to quarantine.
+def isolate(
+    job: TeacherJob,
+    failed: Sequence[FailedUnit],
+    good: WorkUnit | None,
+    *,
+    actor: type[TeacherActor[Any, Any]],
+    finish: Finish[R],
+) -> Iterator[R]:
+    """Let an actor of its own answer units that the pipeline could not, down to single rows.
 
     Args:
-        job: what to label, and how.
+        job: passed to the actor.
         failed: the units.
         good: a unit that this teacher has answered in this run, if there is one.
+        actor: its class.
+        finish: makes a receipt of a unit's answers.
 
     Raises:
-        LabelError: the teacher fails on whatever row it is asked, also on one it has answered before: then it is
-            not the rows, and none of them is put in quarantine for it.
+        LabelError: the teacher fails on every row, also on one it has answered before: then the rows are not at
+            fault, and none of them is put in quarantine for it.
         ClusterError: a part of Ray failed.
     """
-    return carefully(job, failed, good, actor=CarefulActor, finish=functools.partial(_labelled, job))
-
-
-def carefully(
-    job: TeacherJob, failed: Sequence[FailedUnit], good: WorkUnit | None, *, actor: type[Any], finish: Finish[R]
-) -> Iterator[R]:
-    """Have units answered by an actor of its own; `relabel` says of what.
-
-    Args:
-        job: handed to the actor.
-        failed: the units.
-        good: a unit that this teacher has answered in this run, if there is one.
-        actor: has `CarefulActor`'s ``ready``, ``plan`` and ``answer``.
-        finish: makes a unit's answers a receipt.
-    """
-    asker = Asker(job, actor)
-    with contextlib.closing(asker):
-        suspect = Suspect(asker, job.teacher.model, job.failures.attempts, failed, good)
-        suspect.clear(failed[0].reason)
+    teacher = IsolatedTeacher(job, actor)
+    with contextlib.closing(teacher):
+        check = TeacherCheck(teacher, job, failed, good)
+        check.require_answer(failed[0].reason)
         for one in failed:
-            yield _answered(asker, suspect, job, one, finish)
+            yield _answered(teacher, check, one, finish)
 
 
-def _answered(asker: "Asker", suspect: "Suspect", job: TeacherJob, one: FailedUnit, finish: Finish[R]) -> R:
-    plan = asker.plan(one.text)
+def _answered(teacher: "IsolatedTeacher", check: "TeacherCheck", one: FailedUnit, finish: Finish[R]) -> R:
+    plan = teacher.plan(one.text)
     planned = {rows.tobytes() for rows in plan.batches}
 
-    def ask(rows: Rows) -> pa.Table | Failure:
-        # A first death may be somebody else's doing; a batch that dies twice may be halved at once, down to one row.
-        deaths = job.failures.attempts if len(rows) == 1 else 1 + (rows.tobytes() in planned)
-        answer = asker.ask(one.text, rows, deaths)
-        suspect.saw(one.text, rows, answer)
-        return answer
+    def answer(rows: Rows) -> pa.Table | Failure:
+        # A first death may have another cause; a batch that dies twice may be halved at once, down to one row.
+        deaths = teacher.job.failures.attempts if len(rows) == 1 else 1 + (rows.tobytes() in planned)
+        found = teacher.answer(one.text, rows, deaths)
+        check.record(one.text, rows, found)
+        return found
 
-    return finish(one, plan, ask_halving(plan.batches, ask))
-
-
-def _labelled(job: LabelJob, one: FailedUnit, plan: Plan, found: Answers[pa.Table]) -> Receipt:
-    rejected = [(plan.row_ids[row], failure.reason) for row, failure in sorted(found.failed.items())]
-    table = pa.concat_tables(
-        [*found.parts, rejected_table(one.unit.unit_id, [*plan.rejected, *rejected])], promote_options="default"
-    )
-    if found.halved:
-        table = table.append_column("halved", pa.array(np.full(len(table), found.halved, dtype=np.int32)))
-    written = on_cluster(write_units, table, job=job, units={one.unit.unit_id: one.unit}, what="writing labels")
-    return Receipt.from_dict(json.loads(written.column("receipt")[0].as_py()))
+    return finish(one, plan, answer_halving(plan.batches, answer))
 
 
-class Asking(Protocol):
-    """Who asks the teacher; see `Asker`."""
+class UnitTeacher(Protocol):
+    """A teacher that answers single batches; see `IsolatedTeacher`."""
 
     def plan(self, unit: str) -> Plan:
-        """How a unit is to be answered."""
+        """Return how a unit is answered."""
 
-    def ask(self, unit: str, rows: Rows, deaths: int) -> pa.Table | Failure:
-        """The answer of one batch."""
+    def answer(self, unit: str, rows: Rows, deaths: int) -> pa.Table | Failure:
+        """Return the answer of one batch."""
 
 
-class Suspect:
-    """The question whether the rows are at fault or the teacher: a row that it must be able to answer decides."""
+class TeacherCheck:
+    """Decides whether the rows or the teacher are at fault: it must be able to answer some row."""
 
-    def __init__(self, asker: "Asking", model: str, attempts: int, failed: Sequence[FailedUnit], good: WorkUnit | None):
-        self._asker, self._model, self._attempts = asker, model, attempts
-        self._failed = [one.text for one in failed[:attempts]]
+    def __init__(self, teacher: UnitTeacher, job: TeacherJob, failed: Sequence[FailedUnit], good: WorkUnit | None):
+        self._teacher, self._model, self._attempts = teacher, job.teacher.model, job.failures.attempts
+        self._failed = [one.text for one in failed[: self._attempts]]
         self._good = None if good is None else json.dumps(good.to_dict())
         self._answered: tuple[str, Rows] | None = None
         self._streak = 0
 
-    def saw(self, unit: str, rows: Rows, answer: pa.Table | Failure) -> None:
-        """Take note of an answer; after so many rows in a row that failed alone, the teacher is asked another."""
+    def record(self, unit: str, rows: Rows, answer: pa.Table | Failure) -> None:
+        """Record an answer; after `attempts` rows in a row that failed alone, require an answer to another one."""
         if not isinstance(answer, Failure):
             self._answered, self._streak = (unit, rows[:1]), 0
         elif len(rows) == 1:
             self._streak += 1
             if self._streak % self._attempts == 0:
-                self.clear(answer.reason)
+                self.require_answer(answer.reason)
 
-    def clear(self, reason: str) -> None:
-        """Have the teacher answer one row.
+    def require_answer(self, reason: str) -> None:
+        """Let the teacher answer one row.
 
         Raises:
             LabelError: it answers none of `attempts` rows, or not the one that it has answered before.
         """
         witnesses = self._witnesses()
         for unit, rows in witnesses:
-            answer = self._asker.ask(unit, rows, deaths=1)
+            answer = self._teacher.answer(unit, rows, deaths=1)
             if not isinstance(answer, Failure):
                 self._answered = self._answered or (unit, rows)
                 return
@@ -158,14 +140,14 @@ class Suspect:
             )
 
     def _witnesses(self) -> list[tuple[str, Rows]]:
-        """Rows to ask about: one that was answered, as often as it takes, or else some of the units that failed."""
+        """Return rows to try: one that was answered, again and again, or else some of the units that failed."""
         if self._answered is not None:
             return [self._answered] * self._attempts
         if self._good is not None:
-            plan = self._asker.plan(self._good)
+            plan = self._teacher.plan(self._good)
             if plan.batches:
                 return [(self._good, plan.batches[0][:1])] * self._attempts
-        return spread([(unit, self._asker.plan(unit)) for unit in self._failed], self._attempts)
+        return spread([(unit, self._teacher.plan(unit)) for unit in self._failed], self._attempts)
 
 
 def spread(plans: Sequence[tuple[str, Plan]], count: int) -> list[tuple[str, Rows]]:
@@ -176,14 +158,41 @@ def spread(plans: Sequence[tuple[str, Plan]], count: int) -> list[tuple[str, Row
     return list(distinct.values())[:count]
 
 
-class Asker:
+@dataclass(frozen=True, kw_only=True)
+class IsolatedActor:
+    """A `TeacherActor` without a death counter, as the driver calls it."""
+
+    actor: ActorHandle
+
+    def ready(self) -> None:
+        """Wait until the teacher is loaded, without a limit: the process limits itself, and may wait for its place."""
+        ray.get(self.actor.ready.remote())
+
+    def plan(self, unit: str, *, seconds: float) -> Plan:
+        """Call `TeacherActor.plan`."""
+        plan: Plan = ray.get(self.actor.plan.remote(unit), timeout=seconds)
+        return plan
+
+    def answer(self, unit: str, rows: Rows, *, seconds: float) -> pa.Table | Failure:
+        """Call `TeacherActor.answer`."""
+        answer: pa.Table | Failure = ray.get(self.actor.answer.remote(unit, rows), timeout=seconds)
+        return answer
+
+    def kill(self) -> None:
+        """End the process."""
+        ray.kill(self.actor)
+
+
+class IsolatedTeacher:
     """A teacher in a process of its own, replaced when it is spent; every call is bounded in time."""
 
-    def __init__(self, job: TeacherJob, kind: type[Any] = CarefulActor):
-        self._job, self._kind, self._actor = job, kind, None
+    def __init__(self, job: TeacherJob, kind: type[TeacherActor[Any, Any]]):
+        self.job = job
+        self._kind = kind
+        self._actor: IsolatedActor | None = None
 
-    def ask(self, unit: str, rows: Rows, deaths: int) -> pa.Table | Failure:
-        """The answer of one batch; what kills the process is tried again in a fresh one, ``deaths`` times in all."""
+    def answer(self, unit: str, rows: Rows, deaths: int) -> pa.Table | Failure:
+        """Return the answer of one batch; a batch that kills the process is tried ``deaths`` times in all."""
         answer = self._once(unit, rows)
         for _ in range(deaths - 1):
             if not isinstance(answer, Failure) or answer.kind != "died":
@@ -192,12 +201,11 @@ class Asker:
         return answer
 
     def plan(self, unit: str) -> Plan:
-        """How a unit is to be answered."""
-        left = self._job.failures.attempts
+        """Return how a unit is answered."""
+        left = self.job.failures.attempts
         while True:
             try:
-                plan: Plan = ray.get(self._ready().plan.remote(unit), timeout=self._job.failures.load_seconds)
-                return plan
+                return self._ready().plan(unit, seconds=self.job.failures.load_seconds)
             except RayActorError as error:
                 self.close()
                 left -= 1
@@ -209,9 +217,9 @@ class Asker:
     def _once(self, unit: str, rows: Rows) -> pa.Table | Failure:
         # The inputs first: the time limit is for the teacher.
         self.plan(unit)
-        seconds = self._job.failures.batch_seconds
+        seconds = self.job.failures.batch_seconds
         try:
-            answer: pa.Table | Failure = ray.get(self._ready().answer.remote(unit, rows), timeout=seconds)
+            answer = self._ready().answer(unit, rows, seconds=seconds)
         except GetTimeoutError:
             answer = timed_out(seconds)
         except RayActorError:
@@ -222,40 +230,40 @@ class Asker:
             self.close()
         return answer
 
-    def _ready(self) -> Any:
-        """An actor that has loaded the teacher.
+    def _ready(self) -> IsolatedActor:
+        """Return an actor that has loaded the teacher.
 
         Raises:
-            LabelError: the teacher cannot be loaded, or its process died so often while loading it.
+            LabelError: the teacher cannot be loaded, or its process died too often while loading it.
         """
-        for _ in range(self._job.failures.attempts):
+        for _ in range(self.job.failures.attempts):
             if self._actor is not None:
                 return self._actor
-            resources = self._job.resources
-            made = (
-                ray.remote(self._kind)
-                .options(
-                    num_cpus=resources.cpus, num_gpus=resources.gpus, max_restarts=0, **environment(self._job.teacher)
-                )
-                .remote(self._job)
-            )
+            made = self._start()
             try:
-                # Without a limit: the process watches itself while it loads, and may have to wait for its place.
-                ray.get(made.ready.remote())
+                made.ready()
                 self._actor = made
             except RayActorError:
-                ray.kill(made)
+                made.kill()
             except RayError as error:
                 raise explain(error, "loading the teacher") from error
         if self._actor is None:
             raise LabelError(
-                f"the teacher {self._job.teacher.model} cannot be loaded: the process died "
-                f"{self._job.failures.attempts} times in a row while it loaded the teacher"
+                f"the teacher {self.job.teacher.model} cannot be loaded: the process died "
+                f"{self.job.failures.attempts} times in a row while it loaded the teacher"
             )
         return self._actor
+
+    def _start(self) -> IsolatedActor:
+        resources = self.job.resources
+        options = environment(self.job.teacher)
+        made = ray.remote(self._kind).options(
+            num_cpus=resources.cpus, num_gpus=resources.gpus, max_restarts=0, **options
+        )
+        return IsolatedActor(actor=made.remote(self.job))
 
     def close(self) -> None:
         """End the process."""
         if self._actor is not None:
-            ray.kill(self._actor)
+            self._actor.kill()
             self._actor = None

@@ -1,26 +1,32 @@
 """Fill a label store with Ray Data: CPU tasks read and encode, teacher actors answer, CPU tasks write.
 
-A unit that the teacher fails on leaves the pipeline as failed and is labelled by itself (`careful`). Only Arrow blocks
-pass between the stages, and rows carry their unit: nothing relies on Ray keeping one unit a block, although it is asked
-to. How units go through, and how they are committed, is in `units`.
+A unit that the teacher fails on leaves the pipeline as failed and is labelled by itself (`isolate_failures`). Only
+Arrow blocks pass between the stages, and rows carry their unit: nothing relies on Ray keeping one unit a block,
+although it is configured so. How units go through, and how they are committed, is in `pipeline`.
 """
 
 import functools
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import pyarrow as pa
 
 from ray_distill.errors import LabelError
 from ray_distill.labels.model.work_units import Receipt, WorkUnit
 from ray_distill.labels.store.label_store import LabelStore
+from ray_distill.runtime.core.connection import on_cluster
+from ray_distill.runtime.core.failures import Answers
 from ray_distill.runtime.core.python_envs import environment
+from ray_distill.runtime.labelling.actors import LabelActor, unit_table
+from ray_distill.runtime.labelling.death_counter import Deaths
 from ray_distill.runtime.labelling.encode_write import LabelJob, encode_units, write_units
-from ray_distill.runtime.labelling.isolate_failures import relabel
-from ray_distill.runtime.labelling.label_actors import TeacherActor
+from ray_distill.runtime.labelling.isolate_failures import FailedUnit, isolate
 from ray_distill.runtime.labelling.pipeline import Seen, Work, dataset_of, teacher_pool, work_through
+from ray_distill.runtime.labelling.teacher_actor import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +38,7 @@ class Labelled:
     reasons: dict[str, int]
     bytes_written: int
     seconds: float
-    careful: int = 0
+    isolated: int = 0
     """Units that the teacher failed on and that were labelled by themselves."""
     halved: int = 0
     """Units in which a batch had to be halved."""
@@ -76,7 +82,7 @@ def label_units(
         reasons=dict(reasons),
         bytes_written=tally["bytes"],
         seconds=time.monotonic() - started,
-        careful=seen.careful,
+        isolated=seen.isolated,
         halved=tally["halved"],
     )
 
@@ -89,28 +95,40 @@ def _work(job: LabelJob, store: LabelStore) -> Work[Receipt]:
         failures=job.failures,
         pipeline=functools.partial(_pipeline, job),
         read=Receipt.from_dict,
-        carefully=functools.partial(relabel, job),
+        isolate=functools.partial(_relabel, job),
         commit=store.commit,
     )
 
 
-def _pipeline(job: LabelJob, units: Sequence[WorkUnit], strikes: Any) -> Any:
+def _pipeline(job: LabelJob, units: Sequence[WorkUnit], deaths: Deaths) -> Any:
     by_id = {unit.unit_id: unit for unit in units}
     one = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
     # Ray fuses neighbours that ask for the same: a GPU would wait for its own actor to read and tokenise.
     beside = 0.5 if job.resources.cpus != 0.5 else 0.4
     return (
         dataset_of([{"unit": json.dumps(unit.to_dict())} for unit in units])
-        .map_batches(encode_units, fn_kwargs={"job": job, "strikes": strikes}, num_cpus=beside, **one)
+        .map_batches(encode_units, fn_kwargs={"job": job, "deaths": deaths}, num_cpus=beside, **one)
         .map_batches(
-            TeacherActor,
-            fn_constructor_kwargs={"job": job, "strikes": strikes},
+            LabelActor,
+            fn_constructor_kwargs={"job": job, "deaths": deaths},
             **teacher_pool(job.resources),
             **environment(job.teacher),
             **one,
         )
-        .map_batches(write_units, fn_kwargs={"job": job, "units": by_id, "strikes": strikes}, num_cpus=beside, **one)
+        .map_batches(write_units, fn_kwargs={"job": job, "units": by_id, "deaths": deaths}, num_cpus=beside, **one)
     )
+
+
+def _relabel(job: LabelJob, failed: Sequence[FailedUnit], good: WorkUnit | None) -> Iterator[Receipt]:
+    return isolate(job, failed, good, actor=LabelActor, finish=functools.partial(_relabelled, job))
+
+
+def _relabelled(job: LabelJob, one: FailedUnit, plan: Plan, found: Answers[pa.Table]) -> Receipt:
+    """Write a unit's answers; rows that failed alone go to quarantine."""
+    failed = [(plan.row_ids[row], failure.reason) for row, failure in sorted(found.failed.items())]
+    table = unit_table(one.unit.unit_id, [*plan.rejected, *failed], found)
+    written = on_cluster(write_units, table, job=job, units={one.unit.unit_id: one.unit}, what="writing labels")
+    return Receipt.from_dict(json.loads(written.column("receipt")[0].as_py()))
 
 
 def _too_many(tally: Counter[str], reasons: Counter[str], limit: int, receipt: Receipt) -> str:

@@ -1,7 +1,7 @@
-"""Work units through Ray Data: receipts as they come, failed units again with care, all committed in groups.
+"""Run work units through Ray Data: yield receipts as they come, isolate failed units, commit all in groups.
 
-The same for whatever a teacher does with a unit; labelling and writing say what that is (`Work`). Workers hand back
-receipts; the driver alone commits them.
+The same for whatever a teacher does with a unit; labelling and writing define that (`Work`). Workers return receipts;
+the driver alone commits them.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from ray_distill.config.labels import FailuresConfig
 from ray_distill.labels.model.work_units import WorkUnit
 from ray_distill.runtime.core.connection import explain, require_bundles
 from ray_distill.runtime.core.console import say
-from ray_distill.runtime.labelling.death_counter import strikes_actor, told
+from ray_distill.runtime.labelling.death_counter import Deaths, counted_deaths
 from ray_distill.runtime.labelling.isolate_failures import FailedUnit
 
 #: Units in one Ray Data execution; each is a block, and too many blocks burden the scheduler.
@@ -52,12 +52,12 @@ class Work(Generic[R]):
     """As a message has it: ``labelling``."""
     resources: Resources
     failures: FailuresConfig
-    pipeline: Callable[[Sequence[WorkUnit], Any], Any]
-    """``(units, strikes) -> Dataset`` of a row a unit: ``unit``, and ``receipt`` (JSON) or ``failed``."""
+    pipeline: Callable[[Sequence[WorkUnit], Deaths], Any]
+    """``(units, deaths) -> Dataset`` of a row a unit: ``unit``, and ``receipt`` (JSON) or ``failed``."""
     read: Callable[[Mapping[str, Any]], R]
     """A receipt from its JSON."""
-    carefully: Callable[[Sequence[FailedUnit], WorkUnit | None], Iterator[R]]
-    """Receipts of units that the pipeline could not do, given one that it could; see `careful.relabel`."""
+    isolate: Callable[[Sequence[FailedUnit], WorkUnit | None], Iterator[R]]
+    """Receipts of units that the pipeline could not do, given one that it could; see `isolate_failures.isolate`."""
     commit: Callable[[Sequence[R]], object]
 
 
@@ -67,8 +67,8 @@ class Seen:
 
     good: WorkUnit | None = None
     """A unit that it answered."""
-    careful: int = 0
-    """Units that were done with care."""
+    isolated: int = 0
+    """Units that failed, and that the teacher then answered by themselves."""
 
 
 @contextlib.contextmanager
@@ -89,8 +89,8 @@ def work_through(work: Work[R], units: Sequence[WorkUnit], seen: Seen) -> Iterat
     gc.collect()
     # Closed at once, however the block ends: what is finished is committed while the store can be reached.
     with (
-        strikes_actor(work.failures.attempts) as strikes,
-        contextlib.closing(_committing(work, _windows(work, units, strikes, seen))) as committed,
+        counted_deaths(work.failures.attempts) as deaths,
+        contextlib.closing(_committing(work, _windows(work, units, deaths, seen))) as committed,
     ):
         yield committed
 
@@ -115,9 +115,9 @@ def teacher_pool(resources: Resources) -> dict[str, Any]:
     }
 
 
-def _windows(work: Work[R], units: Sequence[WorkUnit], strikes: Any, seen: Seen) -> Generator[R, None, None]:
+def _windows(work: Work[R], units: Sequence[WorkUnit], deaths: Deaths, seen: Seen) -> Generator[R, None, None]:
     for start in range(0, len(units), WINDOW):
-        yield from _receipts(work, units[start : start + WINDOW], strikes, seen)
+        yield from _receipts(work, units[start : start + WINDOW], deaths, seen)
 
 
 def _committing(work: Work[R], receipts: Iterator[R]) -> Generator[R, None, None]:
@@ -136,12 +136,12 @@ def _committing(work: Work[R], receipts: Iterator[R]) -> Generator[R, None, None
             work.commit(waiting)
 
 
-def _receipts(work: Work[R], units: Sequence[WorkUnit], strikes: Any, seen: Seen) -> Iterator[R]:
+def _receipts(work: Work[R], units: Sequence[WorkUnit], deaths: Deaths, seen: Seen) -> Iterator[R]:
     """Do some units, those that the teacher fails on by themselves, and yield their receipts as they come."""
     left = {unit.unit_id: unit for unit in units}
     while left:
         failed: list[FailedUnit] = []
-        with contextlib.closing(_pipelined(work, list(left.values()), strikes)) as results:
+        with contextlib.closing(_pipelined(work, list(left.values()), deaths)) as results:
             for name, receipt, reason in results:
                 unit = left.pop(name)
                 if receipt is None:
@@ -155,21 +155,21 @@ def _receipts(work: Work[R], units: Sequence[WorkUnit], strikes: Any, seen: Seen
             return
         say(
             f"{work.name}: the teacher failed on {len(failed):,} units, first because {failed[0].reason}; {work.doing} "
-            "them with care",
+            "them by themselves",
             failed_units=len(failed),
         )
-        for receipt in work.carefully(failed, seen.good):
-            seen.careful += 1
+        for receipt in work.isolate(failed, seen.good):
+            seen.isolated += 1
             yield receipt
-        ray.get(strikes.trust.remote())
+        deaths.trust()
 
 
 def _pipelined(
-    work: Work[R], units: Sequence[WorkUnit], strikes: Any
+    work: Work[R], units: Sequence[WorkUnit], deaths: Deaths
 ) -> Generator[tuple[str, R | None, str], None, None]:
     """Run one Ray Data execution over some units; yield each unit's id, and its receipt or why it has none."""
     batches = iter(
-        work.pipeline(units, strikes).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        work.pipeline(units, deaths).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     )
     try:
         # Closed at once: an execution that is left midway would go on, and hold the teacher's place.
@@ -183,5 +183,5 @@ def _pipelined(
         # new Ray to shut its execution down.
         traceback.clear_frames(error.__traceback__)
         if isinstance(error, ray.exceptions.RayError):
-            raise told(strikes) or explain(error, work.doing) from error
+            raise deaths.error() or explain(error, work.doing) from error
         raise

@@ -8,8 +8,8 @@ from ray_distill.fingerprint import fingerprint
 from ray_distill.runtime.core.connection import on_cluster
 from ray_distill.runtime.core.console import Progress, say
 from ray_distill.runtime.core.session import Session, Stage
+from ray_distill.runtime.labelling.actors import WriteJob
 from ray_distill.runtime.labelling.bounded_task import ask_teacher
-from ray_distill.runtime.labelling.generate_actors import WriteJob
 from ray_distill.runtime.labelling.generate_units import Wrote, derive_snapshot, make_generator, write_units
 from ray_distill.runtime.stages import label
 from ray_distill.sequences.derive import Derived, require_answers
@@ -73,8 +73,8 @@ def _write(held: Session, stage: Stage, settings: SequencesConfig, opened: Snaps
         store.url,
         generator,
         settings,
-        held.url("snapshots"),
-        config.snapshot.shard_rows,
+        url=held.url("snapshots"),
+        shard_rows=config.snapshot.shard_rows,
         what="making the snapshot",
         cpus=config.labels.resources.cpus if scored else 1,
         gpus=config.labels.resources.gpus if scored else 0,
@@ -108,7 +108,7 @@ def _record_wrote(stage: Stage, wrote: Wrote) -> None:
             "sequences_written": float(wrote.sequences),
             "tokens_written": float(wrote.tokens),
             "tokens_per_second": wrote.tokens / max(wrote.seconds, 1e-9),
-            "units_rewritten": float(wrote.careful),
+            "units_rewritten": float(wrote.isolated),
             "units_halved": float(wrote.halved),
         }
     )

@@ -153,15 +153,15 @@ def _record_labelled(stage: Stage, done: Labelled) -> None:
             "rows_labelled": float(done.rows),
             "rows_newly_quarantined": float(done.rejected),
             "label_bytes": float(done.bytes_written),
-            "units_relabelled": float(done.careful),
+            "units_relabelled": float(done.isolated),
             "units_halved": float(done.halved),
         }
     )
-    if done.careful or done.halved:
+    if done.isolated or done.halved:
         say(
-            f"label: {done.careful:,} units that the teacher failed on were labelled with care, and in "
+            f"label: {done.isolated:,} units that the teacher failed on were labelled by themselves, and in "
             f"{done.halved:,} units batches had to be halved",
-            careful=done.careful,
+            isolated=done.isolated,
             halved=done.halved,
         )
     if done.rejected:

@@ -1,6 +1,5 @@
 """The writing stage without a cluster: what is refused before the teacher is paid for, planned, and handed on."""
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,14 @@ from ray_distill.config import Campaign, parse_config
 from ray_distill.errors import ConfigError, SnapshotError
 from ray_distill.labels.model.work_units import WorkUnit
 from ray_distill.runtime import campaign
-from ray_distill.runtime.core.failures import Failure, ask_halving
+from ray_distill.runtime.core.failures import Failure, answer_halving
 from ray_distill.runtime.core.session import parent_key
-from ray_distill.runtime.labelling import generate_actors
-from ray_distill.runtime.labelling.batching import or_memory
-from ray_distill.runtime.labelling.generate_actors import AuthorActor, CarefulAuthor, WriteJob
+from ray_distill.runtime.labelling.actors import GenerateActor, WriteJob
+from ray_distill.runtime.labelling.batching import try_answer
 from ray_distill.runtime.labelling.generate_units import derive_snapshot, make_generator
 from ray_distill.runtime.labelling.isolate_failures import FailedUnit
-from ray_distill.runtime.labelling.label_actors import Loaded
 from ray_distill.runtime.stages.preflight import check
+from ray_distill.sequences.attempts import rejected_table
 from ray_distill.sequences.store import SequenceStore, create_or_open, prompt_ids
 from ray_distill.sequences.units import WriteReceipt, write_attempt
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
@@ -140,16 +138,13 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> WriteJob:
     )
 
 
-class _Alone(AuthorActor):
-    """An author outside of Ray: nobody counts its deaths."""
-
-    def __init__(self, job: WriteJob):
-        Loaded.__init__(self, job)
+class _Alone(GenerateActor):
+    """An actor outside of Ray: nobody counts its deaths."""
 
     def receipt(self, unit: WorkUnit) -> WriteReceipt:
-        """Of one unit, written."""
+        """Return the receipt of one unit, written."""
         block = pa.table({"unit_id": [unit.unit_id], "work": [json.dumps(unit.to_dict())]})
-        found = self._answer(unit.unit_id, block, contextlib.nullcontext)
+        found = self.answer_block(unit.unit_id, block)
         assert found["unit_id"].to_pylist() == [unit.unit_id]
         return WriteReceipt.from_dict(json.loads(found["receipt"][0].as_py()))
 
@@ -166,17 +161,17 @@ def _units(job: WriteJob) -> tuple[Snapshot, SequenceStore, tuple[WorkUnit, ...]
     return parent, store, store.missing(parent, job.settings.splits, 16).units
 
 
-def test_actors_write_units_and_the_careful_one_writes_the_same(job: WriteJob, threads: None) -> None:
-    """Receipts that can be committed; batch by batch with care the file has the same bytes."""
+def test_actors_write_units_and_an_isolated_one_writes_the_same(job: WriteJob, threads: None) -> None:
+    """Receipts that can be committed; batch by batch in isolation the file has the same bytes."""
     parent, store, units = _units(job)
-    actor, careful = _Alone(job), CarefulAuthor(job)
-    careful.ready()
+    actor, isolated = _Alone(job), GenerateActor(job)
+    isolated.ready()
     receipts = [actor.receipt(unit) for unit in units]
     for unit, receipt in zip(units, receipts, strict=True):
         one = FailedUnit(unit=unit, reason="")
-        plan = careful.plan(one.text)
-        answers = ask_halving(plan.batches, lambda rows, text=one.text: careful.answer(text, rows))
-        parts = [*answers.parts, generate_actors.rejected_table(plan.rejected)]
+        plan = isolated.plan(one.text)
+        answers = answer_halving(plan.batches, lambda rows, text=one.text: isolated.answer(text, rows))
+        parts = [*answers.parts, rejected_table(plan.rejected)]
         again = write_attempt(job.store_url, job.generator, unit, pa.concat_tables(parts))
         assert again == receipt.with_changes(attempt=again.attempt)
         assert {row for row, _ in plan.rejected}.isdisjoint(plan.row_ids)
@@ -186,7 +181,12 @@ def test_actors_write_units_and_the_careful_one_writes_the_same(job: WriteJob, t
     reasons = set(table["reason"].drop_null().to_pylist())
     assert reasons == {"prompt too long: with sequences.new_tokens = 6 the teacher reads 122 tokens of it"}
     derived = derive_snapshot(
-        job.snapshot, job.store_url, job.generator, job.settings, str(Path(job.store_url).parent / "snapshots"), 64
+        job.snapshot,
+        job.store_url,
+        job.generator,
+        job.settings,
+        url=str(Path(job.store_url).parent / "snapshots"),
+        shard_rows=64,
     )
     assert derived.counts["sequences"] == 2 * sum(receipt.rows for receipt in receipts)
 
@@ -224,11 +224,15 @@ def test_only_memory_is_forgiven_and_only_to_several_rows() -> None:
 
         return answer
 
-    assert isinstance(or_memory(raising(MemoryError()), 2), Failure)
+    assert isinstance(try_answer(raising(MemoryError()), 2), Failure)
     for error, rows in ((MemoryError(), 1), (ValueError("x"), 2)):
         with pytest.raises(type(error)):
-            or_memory(raising(error), rows)
-    assert or_memory(lambda: 3, 1) == 3
+            try_answer(raising(error), rows)
+    assert try_answer(lambda: 3, 1) == 3
+    for error, rows in ((MemoryError(), 1), (ValueError("x"), 2)):
+        assert isinstance(try_answer(raising(error), rows, isolated=True), Failure)
+    with pytest.raises(ConfigError):
+        try_answer(raising(ConfigError("ours")), 2, isolated=True)
 
 
 def best_of(table: pa.Table) -> list[float]:
@@ -246,7 +250,9 @@ def test_a_scorer_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.Monke
         {"method": "sample", "candidates": 2, "filters": {"scorer": "test_generate_units:best_of", "min_score": 5}},
     )
     assert config.sequences is not None
-    derived = derive_snapshot(parent.ref, store.url, store.generator, config.sequences, str(tmp_path / "s"), 64)
+    derived = derive_snapshot(
+        parent.ref, store.url, store.generator, config.sequences, url=str(tmp_path / "s"), shard_rows=64
+    )
     assert 0 < derived.counts["dropped"]["low score"] <= 10
     high = config.sequences.filters.model_copy(update={"min_score": 99})
     with pytest.raises(SnapshotError, match="the derived split train, validation is empty: .* low score"):
@@ -255,7 +261,7 @@ def test_a_scorer_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.Monke
             store.url,
             store.generator,
             config.sequences.model_copy(update={"filters": high}),
-            str(tmp_path / "s"),
-            64,
+            url=str(tmp_path / "s"),
+            shard_rows=64,
         )
     assert np.isfinite(derived.counts["kept"])

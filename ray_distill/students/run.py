@@ -25,7 +25,9 @@ from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
 from ray_distill.students.arms import Arm, arm_by_name, arm_rows
 from ray_distill.students.checkpoints.store import prune
-from ray_distill.students.data.examples import Examples, TrainingSet, build_set
+from ray_distill.students.data.answer_format import learn_facet
+from ray_distill.students.data.build_examples import build_examples
+from ray_distill.students.data.examples import Examples, PositionExamples
 from ray_distill.students.data.open_data import open_data
 from ray_distill.students.data.open_sources import open_labels, open_sources
 from ray_distill.students.data.resampling import Shares, resampled
@@ -34,9 +36,8 @@ from ray_distill.students.engines.engine import check_compiler, checkpoint_activ
 from ray_distill.students.export import export_arm, exported_arm, marker_url
 from ray_distill.students.loop.best_result import Best, load_outcome, save_outcome
 from ray_distill.students.loop.train_loop import Trial, checkpoints_url, run_trial
-from ray_distill.students.loop.validation import Judge, choose_judge
-from ray_distill.students.modules.student_module import Bundle, build_bundle, make_projections
-from ray_distill.students.modules.token_student_module import TokenBundle
+from ray_distill.students.loop.validation import Validator
+from ray_distill.students.modules.student_module import StudentModule, make_projections
 from ray_distill.students.objective.loss_settings import plain_settings, temperatures_of
 from ray_distill.students.objective.validate_losses import (
     check_losses,
@@ -93,7 +94,7 @@ class Workshop:
     shares: Shares | None
     """Of the sources that are mixed."""
     ceiling: Examples | None
-    judge: Judge
+    judge: Validator
     pairs: Mapping[str, dict[int, int]]
     """Student layer to stored teacher layer, by the name of each loss of hidden states."""
     steps: int
@@ -198,7 +199,7 @@ def _open(job: TrainingJob, config: Campaign, ranks: Ranks) -> Workshop:
     )
     train, mixture = data.train, config.student.mixture
     rows = arm_rows("student", losses, train)
-    ceiling = _ceiling(job, config, snapshot, model)
+    ceiling = _ceiling(job, config, snapshot, model, manifest)
     for own in (data.validation, *([] if ceiling is None else [ceiling])):
         Budget.of(training).check(own.lengths)
     for temperature in temperatures_of(losses, manifest.temperatures):
@@ -215,35 +216,32 @@ def _open(job: TrainingJob, config: Campaign, ranks: Ranks) -> Workshop:
         if mixture is None or mixture.how == "average"
         else Shares(starts=data.sources, weights=mixture.weights),
         ceiling=ceiling,
-        judge=choose_judge(data.validation),
+        judge=learn_facet(get_task(config.task).answers).validator(data.validation),
         pairs=pairs,
         steps=math.ceil(training.epochs * steps_per_epoch(len(rows), training.global_batch)),
     )
 
 
-def _ceiling(job: TrainingJob, config: Campaign, snapshot: Snapshot, model: Model) -> TrainingSet | None:
+def _ceiling(
+    job: TrainingJob, config: Campaign, snapshot: Snapshot, model: Model, manifest: StoreManifest
+) -> PositionExamples | None:
     """The teacher's own labelled rows, less any that the campaign validates or tests on."""
     if "ceiling_true_labels" not in job.arms:
         return None
     if job.ceiling is None:
         raise ConfigError("the arm ceiling_true_labels needs the teacher's labelled rows: set student.ceiling")
     source, task = open_snapshot(job.ceiling), get_task(config.task)
-    columns = ["row_id", task.inputs.column, "label"]
+    answers = learn_facet(task.answers).answer_format(
+        task=task, model=model, manifest=manifest, snapshot_classes=source.classes, training=config.student.training
+    )
+    columns = ["row_id", task.inputs.column, *answers.truth_columns]
     table = pa.concat_tables([source.read(split, columns) for split in ("train", "validation", "calibration", "test")])
-    table = table.filter(pc.is_valid(table["label"]))
+    for column in answers.truth_columns:
+        table = table.filter(pc.is_valid(table[column]))
     for split in ("validation", "test"):
         held_out = snapshot.read(split, ["row_id"])["row_id"].combine_chunks()
         table = table.filter(pc.invert(pc.is_in(table["row_id"], value_set=held_out)))
-    return build_set(
-        table,
-        task=task,
-        processor=model.processor,
-        student_classes=model.classes,
-        store_classes=(),
-        snapshot_classes=source.classes,
-        labels=None,
-        name="ceiling",
-    )
+    return build_examples(table, answers=answers, processor=model.processor, labels=None, name="ceiling")
 
 
 def _run_arm(workshop: Workshop, arm: Arm, reporter: Remembering) -> StudentRef:
@@ -312,24 +310,16 @@ def _finish_trial(workshop: Workshop, arm: Arm, trial: Trial, reporter: Remember
         return best
     training, ranks = trial.training, workshop.ranks
     pairs, plain = layers_wanted(trial.terms)
-    widths = trial.data.widths
     module = copy.deepcopy(workshop.model.module)
     if training.activation_checkpointing:
         checkpoint_activations(module)
-    bundle: Bundle | TokenBundle
-    if workshop.model.vocabulary:
-        projections = make_projections(workshop.model, layers=pairs, widths=widths, seed=trial.seed)
-        bundle = TokenBundle(module, projections, plain)
-    else:
-        bundle = build_bundle(
-            workshop.model,
-            module,
-            layers=pairs,
-            widths=widths,
-            pool=workshop.manifest.pool,
-            seed=trial.seed,
-            plain=plain,
-        )
+    bundle = StudentModule(
+        module,
+        make_projections(workshop.model, layers=pairs, widths=trial.data.widths, seed=trial.seed),
+        plain,
+        pool=workshop.manifest.pool,
+        fuse=learn_facet(get_task(workshop.config.task).answers).FUSED,
+    )
     if training.compile is not None:
         compile_module(bundle.computing, training.compile)
     least = trial.budget.least(trial.data.lengths)

@@ -30,10 +30,10 @@ from ray_distill.models.io.load import load_model
 from ray_distill.students.engines.build import build_engine
 from ray_distill.students.engines.engine import Engine
 from ray_distill.students.loop.train_loop import Trial, take_step
-from ray_distill.students.loop.validation import choose_judge
-from ray_distill.students.modules.student_module import build_bundle
+from ray_distill.students.modules.student_module import StudentModule, make_projections
 from ray_distill.students.objective.weighted_losses import build_terms
 from ray_distill.students.process_group import current_ranks
+from ray_distill.tasks.answers.classes import learn as class_learn
 from ray_distill.testing.gloo import run_gloo
 from ray_distill.testing.models import write_tiny_text_model
 from tests.labs.training import CLASSES, ROWS, data_of
@@ -129,10 +129,10 @@ def _build(way: dict[str, Any], folder: str) -> tuple[Trial, Engine]:
         training=training,
         rate=1e-4,
         terms=build_terms(losses, steps=1000, temperatures=(1.0, 2.0), layers={}),
-        judge=choose_judge(data),
+        judge=class_learn.validator(data),
         plan={},
     )
-    bundle = build_bundle(model, model.module, layers={}, widths={}, pool="mean", seed=3)
+    bundle = StudentModule(model.module, make_projections(model, layers={}, widths={}, seed=3), pool="mean")
     engine = build_engine(bundle, training, ranks, passes=2 // ranks.world)
     engine.train(True)
     return trial, engine

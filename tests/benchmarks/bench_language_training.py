@@ -40,14 +40,16 @@ from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
 from ray_distill.models.students.build_classifier import build_student
 from ray_distill.snapshots.reader import open_snapshot
-from ray_distill.students.data.token_examples import TokenSet, build_token_set
+from ray_distill.students.data.build_examples import build_examples
+from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.engines.build import build_engine
 from ray_distill.students.loop.train_loop import Trial, take_step
-from ray_distill.students.loop.validation import TokenJudge
-from ray_distill.students.modules.token_student_module import PLACES, TokenBundle
+from ray_distill.students.modules.student_module import PLACES, StudentModule
 from ray_distill.students.objective.weighted_losses import build_terms
 from ray_distill.students.order.cursor import global_batch_at
 from ray_distill.students.process_group import current_ranks
+from ray_distill.tasks.answers.tokens import learn as token_learn
+from ray_distill.tasks.answers.tokens.learn import TokenFormat
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.testing.models import write_tiny_causal_model
 from tests.labs.language_store import config_of, labelled, write_texts
@@ -151,18 +153,21 @@ def _memory(bench: Bench) -> Loop:
     return _training(bench, _data(bench, None), {"hard": LossConfig()})
 
 
-def _data(bench: Bench, labels: Any) -> TokenSet:
+def _data(bench: Bench, labels: Any) -> PositionExamples:
     task = TASKS[TASK]
     table = open_snapshot(bench.labels.snapshot).read("train", ["row_id", task.inputs.column])
-    return build_token_set(
-        table, task=task, processor=bench.student.processor, vocabulary=bench.student.vocabulary, labels=labels
+    return build_examples(
+        table,
+        answers=TokenFormat(task=task, vocabulary=bench.student.vocabulary),
+        processor=bench.student.processor,
+        labels=labels,
     )
 
 
-def _training(bench: Bench, data: TokenSet, losses: dict[str, LossConfig], read: float = 0.0) -> Loop:
+def _training(bench: Bench, data: PositionExamples, losses: dict[str, LossConfig], read: float = 0.0) -> Loop:
     """`students.loop`."""
     ranks, training = current_ranks(), bench.config.student.training
-    engine = build_engine(TokenBundle(_copy(bench.student), {}), training, ranks, passes=1)
+    engine = build_engine(StudentModule(_copy(bench.student), {}, fuse=True), training, ranks, passes=1)
     trial = Trial(
         name="bench",
         url="",
@@ -171,7 +176,7 @@ def _training(bench: Bench, data: TokenSet, losses: dict[str, LossConfig], read:
         steps=bench.steps + 1,
         seed=0,
         terms=build_terms(losses, steps=bench.steps, temperatures=(1.0,), layers={}),
-        judge=TokenJudge(data=data),
+        judge=token_learn.validator(data),
         training=training,
         rate=1e-4,
         plan={},
@@ -204,11 +209,11 @@ def _copy(model: Model) -> Any:
     return copy.deepcopy(model.module)
 
 
-def _rows(data: TokenSet, step: int) -> Any:
+def _rows(data: PositionExamples, step: int) -> Any:
     return global_batch_at(0, step, data.rows, GLOBAL_BATCH)
 
 
-def _tokens(data: TokenSet, steps: int) -> int:
+def _tokens(data: PositionExamples, steps: int) -> int:
     lengths = np.diff(data.answered.offsets)
     return int(sum(lengths[_rows(data, step)].sum() for step in range(1, steps + 1)))
 

@@ -44,13 +44,15 @@ from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.store.writer import write_attempt
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.take import take_snapshot
-from ray_distill.students.data.examples import build_set
+from ray_distill.students.data.answer_format import AnswerFormat
+from ray_distill.students.data.build_examples import build_examples
 from ray_distill.students.data.open_data import open_data
 from ray_distill.students.data.streaming import Source, StreamedSet
-from ray_distill.students.data.token_examples import build_token_set
 from ray_distill.students.loop.train_loop import Trial, batches_of
 from ray_distill.students.order.prefetch import Feed
 from ray_distill.students.process_group import current_ranks
+from ray_distill.tasks.answers.classes.learn import ClassFormat
+from ray_distill.tasks.answers.tokens.learn import TokenFormat
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.tasks.encoded import Ragged
 from tests.labs.codecs import language_like
@@ -220,18 +222,12 @@ def _ours(folder: Path, kind: Kind) -> dict[str, float]:
     labels = open_label_set(LabelSetRef.from_json((folder / "ref.json").read_text()))
     snapshot, start = open_snapshot(labels.ref.snapshot), time.perf_counter()
     names = _names(kind)
-    build: Any = (
-        partial(
-            build_set,
-            task=TASKS[kind.task],
-            processor=Words(),
-            student_classes=names,
-            snapshot_classes=(),
-            store_classes=names,
-        )
+    answers: AnswerFormat = (
+        ClassFormat(task=TASKS[kind.task], student_classes=names, snapshot_classes=(), store_classes=names)
         if kind.positions == 1
-        else partial(build_token_set, task=TASKS[kind.task], processor=Words(), vocabulary=kind.classes)
+        else TokenFormat(task=TASKS[kind.task], vocabulary=kind.classes)
     )
+    build: Any = partial(build_examples, answers=answers, processor=Words())
     training = TrainingConfig(
         global_batch=kind.batch, micro_batch=kind.batch, stream="always", memory_gb=kind.memory_gb, shuffle_units=32
     )

@@ -24,14 +24,16 @@ import torch
 from ray_distill.config import LossConfig, TrainingConfig
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
-from ray_distill.students.data.examples import TrainingSet, build_set
+from ray_distill.students.data.build_examples import build_examples
+from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.engines.build import build_engine
 from ray_distill.students.engines.engine import Engine
 from ray_distill.students.loop.train_loop import Trial, micros_of, take_step
-from ray_distill.students.loop.validation import choose_judge
-from ray_distill.students.modules.student_module import build_bundle
+from ray_distill.students.modules.student_module import StudentModule, make_projections
 from ray_distill.students.objective.weighted_losses import build_terms
 from ray_distill.students.process_group import current_ranks
+from ray_distill.tasks.answers.classes import learn as class_learn
+from ray_distill.tasks.answers.classes.learn import ClassFormat
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.testing.models import write_tiny_text_model
 from tests.labs.training import CLASSES, lab_signal
@@ -100,19 +102,21 @@ def _padding(trial: Trial, steps: int) -> tuple[float, int, int]:
     )
 
 
-def _data(model: Model) -> TrainingSet:
+def _data(model: Model) -> PositionExamples:
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(3.3, 0.8, ROWS), 2, LONGEST - 2).astype(int)
     texts = ["".join(rng.choice(list("abcdefgh"), length)) for length in lengths]
     ids = pa.array([rng.bytes(16) for _ in range(ROWS)], pa.binary(16))
     table = pa.table({"row_id": ids, "text": texts, "label": pa.array(rng.integers(0, 4, ROWS), pa.int32())})
-    return build_set(
+    return build_examples(
         table,
-        task=TASKS["text_classification"],
+        answers=ClassFormat(
+            task=TASKS["text_classification"],
+            student_classes=model.classes,
+            snapshot_classes=CLASSES,
+            store_classes=CLASSES,
+        ),
         processor=model.processor,
-        student_classes=model.classes,
-        snapshot_classes=CLASSES,
-        store_classes=CLASSES,
         labels=(ids, lab_signal(ROWS, 0)),
     )
 
@@ -131,10 +135,10 @@ def _build(way: dict[str, Any], folder: str) -> tuple[Trial, Engine]:
         training=training,
         rate=1e-4,
         terms=build_terms(losses, steps=1000, temperatures=(1.0, 2.0), layers={}),
-        judge=choose_judge(data),
+        judge=class_learn.validator(data),
         plan={},
     )
-    bundle = build_bundle(model, model.module, layers={}, widths={}, pool="mean", seed=3)
+    bundle = StudentModule(model.module, make_projections(model, layers={}, widths={}, seed=3), pool="mean")
     engine = build_engine(bundle, training, current_ranks(), passes=GLOBAL_BATCH)
     engine.train(True)
     return trial, engine

@@ -288,9 +288,9 @@ def test_a_loss_that_is_not_finite_names_step_term_and_rows(tmp_path: Path) -> N
     """Training does not go on with NaN: the row whose label is broken is named, and its batch is saved."""
     lab.write_model(tmp_path)
     trial, engine = lab.build(Lab(folder=str(tmp_path)))
-    assert trial.data.teaching is not None
-    broken = 30
-    trial.data.teaching.logp_RK[broken, 0] = float("nan")
+    found, broken = trial.data.distributions, 30
+    assert found is not None
+    found.logp[found.entry_offsets[trial.data.stored[broken]]] = float("nan")
     (row,) = trial.data.ids_of(np.array([broken]))
     with pytest.raises(TrainingError, match=f"the loss term 'soft' is nan at step . of 8; labels .* of {row}: label"):
         run_trial(trial, engine, current_ranks(), Remembering(lab.Recorder()), resume=False)

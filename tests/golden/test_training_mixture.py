@@ -163,7 +163,7 @@ def test_another_mixture_is_another_student(home: Path, tmp_path: Path) -> None:
 
 def test_sets_that_do_not_go_together_are_refused(home: Path, tmp_path: Path) -> None:
     """By source: one form of labels, and one teacher's states; of a truncated mean, the temperature that it has."""
-    with pytest.raises(ConfigError, match="stored; found T 1, 2 with dense, k 0, no draws, and T 1 with topk"):
+    with pytest.raises(ConfigError, match="draws; found T 1, 2 with dense, k 0, no draws, and T 1 with topk"):
         run_arms(job(home, tmp_path, {"how": "source", "others": {"truncated": 1.0}}), Recorder())
     wrong = job(home, tmp_path, {"how": "source", "others": {"elsewhere": 1.0}})
     wrong.config["student"]["losses"]["hidden"] = {}  # type: ignore[index]

@@ -15,11 +15,12 @@ from ray_distill.losses.fused import Asked, Part
 from ray_distill.losses.soft import Soft
 from ray_distill.models.io.load import load_model
 from ray_distill.snapshots.pairs import pair_text
-from ray_distill.students.data.token_examples import build_token_set
+from ray_distill.students.data.build_examples import build_examples
 from ray_distill.students.engines.build import build_engine
-from ray_distill.students.modules.token_student_module import TokenBundle
+from ray_distill.students.modules.student_module import StudentModule
 from ray_distill.students.objective.weighted_losses import to_device
 from ray_distill.students.process_group import current_ranks
+from ray_distill.tasks.answers.tokens.learn import TokenFormat
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.transformers_teacher import open_teacher
@@ -48,11 +49,14 @@ def train(folder: str, family: Family, training: dict[str, Any]) -> tuple[list[f
     encoded = task.inputs.encode(rows, teacher.model.processor)
     signal = teacher.answer(encoded, Ask(estimator="topk", k=9, temperatures=(1.0,)))
     model = load_model(f"{folder}/student", task="seq2seq")
-    data = build_token_set(
-        rows, task=task, processor=model.processor, vocabulary=model.vocabulary, labels=(encoded.row_ids, signal)
+    data = build_examples(
+        rows,
+        answers=TokenFormat(task=task, vocabulary=model.vocabulary),
+        processor=model.processor,
+        labels=(encoded.row_ids, signal),
     )
     engine = build_engine(
-        TokenBundle(model.module, {}), TrainingConfig.model_validate(training), current_ranks(), passes=1
+        StudentModule(model.module, {}, fuse=True), TrainingConfig.model_validate(training), current_ranks(), passes=1
     )
     engine.train(True)
     losses: list[float] = []

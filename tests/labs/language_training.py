@@ -23,13 +23,12 @@ from ray_distill.labels.model.signal import Signal
 from ray_distill.models.core.model import Model
 from ray_distill.models.students.build_classifier import build_student
 from ray_distill.runtime.labelling.batching import answer_all
-from ray_distill.students.data.token_examples import TokenSet, build_token_set
+from ray_distill.students.data.build_examples import build_examples
+from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.engines.build import build_engine
 from ray_distill.students.engines.engine import Engine, checkpoint_activations, compile_module
 from ray_distill.students.loop.train_loop import Trial, run_trial
-from ray_distill.students.loop.validation import TokenJudge
-from ray_distill.students.modules.student_module import layer_pairs, make_projections
-from ray_distill.students.modules.token_student_module import TokenBundle
+from ray_distill.students.modules.student_module import StudentModule, layer_pairs, make_projections
 from ray_distill.students.objective.loss_settings import wants_layers
 from ray_distill.students.objective.schedules import rate_factor
 from ray_distill.students.objective.validate_losses import layers_wanted, pairs_of, state_scales
@@ -38,6 +37,8 @@ from ray_distill.students.order.cursor import global_batch_at
 from ray_distill.students.order.micro_batches import Budget
 from ray_distill.students.process_group import current_ranks
 from ray_distill.students.telemetry.reporter import Remembering, TrainingStopped
+from ray_distill.tasks.answers.tokens import learn as token_learn
+from ray_distill.tasks.answers.tokens.learn import TokenFormat
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.transformers_teacher import open_teacher
@@ -130,18 +131,15 @@ def student_of(lab: Lab) -> Model:
     return build_student(config, task=TASK, classes=(), teacher=TeacherConfig(model=f"{lab.folder}/teacher"), seed=3)
 
 
-def data_of(lab: Lab, model: Model, *, rows: int, seed: int, packed: int = 0) -> TokenSet:
+def data_of(lab: Lab, model: Model, *, rows: int, seed: int, packed: int = 0) -> PositionExamples:
     """Documents and labels; the teacher may not teach three of those it has labelled."""
     table = table_of(rows, seed)
-    return build_token_set(
+    return build_examples(
         table,
-        task=TASKS[TASK],
+        answers=TokenFormat(task=TASKS[TASK], vocabulary=model.vocabulary, pool="token", packed=packed),
         processor=model.processor,
-        vocabulary=model.vocabulary,
         labels=labels_of(lab, table),
         excluded=table["row_id"].combine_chunks()[4:7],
-        pool="token",
-        packed=packed,
     )
 
 
@@ -182,7 +180,7 @@ def build(lab: Lab) -> tuple[Trial, Engine]:
     module = copy.deepcopy(model.module)
     if training.activation_checkpointing:
         checkpoint_activations(module)
-    bundle = TokenBundle(module, make_projections(model, layers=pairs, widths=widths, seed=3), plain)
+    bundle = StudentModule(module, make_projections(model, layers=pairs, widths=widths, seed=3), plain, fuse=True)
     if training.compile is not None:
         compile_module(bundle.computing, training.compile)
     trial = Trial(
@@ -193,7 +191,7 @@ def build(lab: Lab) -> tuple[Trial, Engine]:
         steps=lab.steps,
         seed=3,
         terms=terms,
-        judge=TokenJudge(data=data_of(lab, model, rows=14, seed=2, packed=training.packed)),
+        judge=token_learn.validator(data_of(lab, model, rows=14, seed=2, packed=training.packed)),
         training=training,
         rate=training.learning_rate[0],
         plan={},
@@ -272,7 +270,9 @@ def reference(lab: Lab) -> list[dict[str, float]]:
     return curve
 
 
-def _means(lab: Lab, both: nn.ModuleDict, data: TokenSet, pairs: dict[int, int], rows: Any) -> dict[str, Tensor]:
+def _means(
+    lab: Lab, both: nn.ModuleDict, data: PositionExamples, pairs: dict[int, int], rows: Any
+) -> dict[str, Tensor]:
     """Mean of each loss over the positions that count, of whole float64 logits, one document at a time."""
     found: dict[str, list[Tensor]] = {name: [] for name in lab.losses}
     for row in rows.tolist():
@@ -300,7 +300,7 @@ def _means(lab: Lab, both: nn.ModuleDict, data: TokenSet, pairs: dict[int, int],
 
 
 def _hidden(
-    config: LossConfig, both: nn.ModuleDict, data: TokenSet, pairs: dict[int, int], row: int, states: Any
+    config: LossConfig, both: nn.ModuleDict, data: PositionExamples, pairs: dict[int, int], row: int, states: Any
 ) -> Tensor:
     """Distance at each position, averaged over the pairs of layers."""
     distances = []
@@ -315,7 +315,9 @@ def _hidden(
     return torch.stack(distances).mean(0)
 
 
-def _divergence(name: str, config: LossConfig, data: TokenSet, stored: int, place: int, logits_V: Tensor) -> Tensor:
+def _divergence(
+    name: str, config: LossConfig, data: PositionExamples, stored: int, place: int, logits_V: Tensor
+) -> Tensor:
     """One position's ``soft`` or ``teacher_hard``, as MATHS.md §1-3 writes it."""
     assert data.distributions is not None
     found = data.distributions.take([stored])

@@ -19,18 +19,20 @@ from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.signal import Signal, Vectors, signal_of
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
-from ray_distill.students.data.examples import TrainingSet, build_set
+from ray_distill.students.data.build_examples import build_examples
+from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.engines.build import build_engine
 from ray_distill.students.engines.engine import Engine, compile_module
 from ray_distill.students.loop.train_loop import Trial, run_trial
-from ray_distill.students.loop.validation import choose_judge
-from ray_distill.students.modules.student_module import build_bundle
+from ray_distill.students.modules.student_module import StudentModule, make_projections
 from ray_distill.students.objective.validate_losses import layers_wanted, pairs_of, scales_of
 from ray_distill.students.objective.weighted_losses import build_terms, group_of
 from ray_distill.students.order.micro_batches import Budget
 from ray_distill.students.process_group import current_ranks
 from ray_distill.students.telemetry.reporter import Remembering, TrainingStopped
 from ray_distill.students.telemetry.step_timer import is_measured
+from ray_distill.tasks.answers.classes import learn as class_learn
+from ray_distill.tasks.answers.classes.learn import ClassFormat
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.testing.models import write_tiny_text_model
 
@@ -124,17 +126,19 @@ def lab_signal(rows: int, seed: int) -> Signal:
     return signal_of(distributions=distributions, hidden=hidden)
 
 
-def data_of(model: Model, rows: int, seed: int, labelled: float) -> TrainingSet:
+def data_of(model: Model, rows: int, seed: int, labelled: float) -> PositionExamples:
     """A training set whose first seven rows the teacher may not teach."""
     table = table_of(rows, seed, labelled)
     ids = table["row_id"].combine_chunks()
-    return build_set(
+    return build_examples(
         table,
-        task=TASKS["text_classification"],
+        answers=ClassFormat(
+            task=TASKS["text_classification"],
+            student_classes=model.classes,
+            snapshot_classes=CLASSES,
+            store_classes=CLASSES,
+        ),
         processor=model.processor,
-        student_classes=model.classes,
-        snapshot_classes=CLASSES,
-        store_classes=CLASSES,
         labels=(ids, lab_signal(rows, seed)),
         excluded=ids[:7],
     )
@@ -178,13 +182,16 @@ def build(lab: Lab) -> tuple[Trial, Engine]:
         steps=lab.steps,
         seed=3,
         terms=terms,
-        judge=choose_judge(data_of(model, 60, 2, 1.0)),
+        judge=class_learn.validator(data_of(model, 60, 2, 1.0)),
         training=training,
         rate=training.learning_rate[0],
         plan=plan,
     )
-    bundle = build_bundle(
-        model, model.module, layers=projected, widths=dict.fromkeys(LAYERS, WIDTH), pool="mean", seed=3, plain=plain
+    bundle = StudentModule(
+        model.module,
+        make_projections(model, layers=projected, widths=dict.fromkeys(LAYERS, WIDTH), seed=3),
+        plain=plain,
+        pool="mean",
     )
     if training.compile is not None:
         compile_module(bundle.computing, training.compile)
@@ -219,7 +226,7 @@ def run_all(labs: list[Lab]) -> list[Ran]:
 class Watched:
     """Examples, and an engine, that note the rows which are trained on: some are made ahead and never are."""
 
-    def __init__(self, data: TrainingSet, engine: Engine) -> None:
+    def __init__(self, data: PositionExamples, engine: Engine) -> None:
         self.seen: list[int] = []
         self._data, self._forward = data, engine.forward
         self._made: list[tuple[Any, list[int]]] = []

@@ -11,9 +11,8 @@ from ray_distill.config import TrainingConfig
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.ragged import running
 from ray_distill.students.data.concat import join_sets, size_of
-from ray_distill.students.data.examples import Examples, TrainingSet
+from ray_distill.students.data.examples import Examples, PositionExamples
 from ray_distill.students.data.streaming import Source, StreamedSet, Unit, scan
-from ray_distill.students.data.token_examples import TokenSet
 from ray_distill.students.order.cursor import Index
 from ray_distill.students.process_group import Ranks
 
@@ -32,7 +31,7 @@ class Opened:
     """``[U+1]`` number of the first row of each unit; None: one holds everything."""
     sources: Index
     """``[M+1]`` number of the first row of each source."""
-    validation: TrainingSet | TokenSet
+    validation: PositionExamples
 
 
 def open_data(sources: Sequence[Source], training: TrainingConfig, ranks: Ranks) -> Opened:
@@ -48,7 +47,7 @@ def open_data(sources: Sequence[Source], training: TrainingConfig, ranks: Ranks)
     measured = units and training.stream != "never"
     row_bytes = float(ranks.share(_row_bytes(sources, units) if measured and ranks.first else 0.0))
     rows, budget = _rows_of(units), training.memory_gb * 1e9
-    copies = 1 if len(sources) == 1 else 2  # several are held apart, and as one; of documents, less
+    copies = 1 if len(sources) == 1 else 2  # several are held apart, and as one; of large rows, less
     if not measured or (training.stream == "auto" and copies * rows * row_bytes <= budget):
         return _in_memory(sources, units)
     log.info(
@@ -93,7 +92,7 @@ def _in_memory(sources: Sequence[Source], units: list[Unit]) -> Opened:
     )
 
 
-def _bounds(table: pa.Table, units: list[Unit], train: TrainingSet | TokenSet) -> Index | None:
+def _bounds(table: pa.Table, units: list[Unit], train: PositionExamples) -> Index | None:
     """Where units begin among the usable rows, as `scan` finds it; None where rows are not ordered by their ids."""
     ids, usable = rowids.to_numpy(table["row_id"]), rowids.to_numpy(train.encoded.row_ids)
     if not (ids[:-1] < ids[1:]).all():

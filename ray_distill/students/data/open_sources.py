@@ -15,16 +15,15 @@ from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.rowids import RowIds
 from ray_distill.labels.store.ensemble import AveragedLabels, require_same_classes
 from ray_distill.labels.store.reader import open_label_set
-from ray_distill.models.core.head_extraction import keeps_documents_apart
 from ray_distill.models.core.model import Model
 from ray_distill.models.heads.fit_head import fitted_rows
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
-from ray_distill.students.data.examples import TrainingSet, build_set
-from ray_distill.students.data.streaming import Build, Labels, LabelSource, Source
-from ray_distill.students.data.token_examples import TokenSet, build_token_set, check_tokens
+from ray_distill.students.data.answer_format import learn_facet
+from ray_distill.students.data.build_examples import build_examples
+from ray_distill.students.data.examples import PositionExamples
+from ray_distill.students.data.streaming import Labels, LabelSource, Source
 from ray_distill.tasks.catalogue import get_task
-from ray_distill.tasks.task import Task
 
 #: Labels of a snapshot.
 Labelled = tuple[Snapshot, LabelSource]
@@ -90,51 +89,25 @@ def _open_source(
     config: Campaign, labelled: Labelled, model: Model, layers: Sequence[int], excluded: RowIds, held_out: RowIds
 ) -> Source:
     snapshot, labels = labelled
-    manifest = labels.manifest
-    task: Task = get_task(config.task) if model.vocabulary else get_task(config.task)
-    make = (
-        _token_builder(config, model, manifest)
-        if model.vocabulary
-        else partial(
-            build_set,
-            task=get_task(config.task),
-            processor=model.processor,
-            student_classes=model.classes,
-            store_classes=manifest.classes,
-            snapshot_classes=snapshot.classes,
-            per_token=bool(layers) and manifest.pool == "token",
-        )
+    task = get_task(config.task)
+    answers = learn_facet(task.answers).answer_format(
+        task=task,
+        model=model,
+        manifest=labels.manifest,
+        snapshot_classes=snapshot.classes,
+        training=config.student.training,
     )
     return Source(
         snapshot=snapshot,
         labels=labels,
         layers=tuple(layers),
-        columns=("row_id", task.inputs.column, *(() if model.vocabulary else ("label",))),
-        build=partial(_build, make, excluded, held_out),
-    )
-
-
-def _token_builder(config: Campaign, model: Model, manifest: StoreManifest) -> Build:
-    """What makes sets of a language model's documents."""
-    packed = config.student.training.packed
-    check_tokens(manifest.teacher, model)
-    if packed and not keeps_documents_apart(model.module):
-        raise ConfigError(
-            f"student.training.packed: {type(model.module).__name__} would let documents of one row see "
-            "each other, so its losses would be of other texts than the labels: set it to 0"
-        )
-    return partial(
-        build_token_set,
-        task=get_task(config.task),
-        processor=model.processor,
-        vocabulary=model.vocabulary,
-        pool=manifest.pool,
-        packed=packed,
+        columns=("row_id", task.inputs.column, *answers.truth_columns),
+        build=partial(_build, partial(build_examples, answers=answers, processor=model.processor), excluded, held_out),
     )
 
 
 def _build(
-    make: Callable[..., TrainingSet | TokenSet],
+    make: Callable[..., PositionExamples],
     excluded: RowIds,
     held_out: RowIds,
     table: pa.Table,
@@ -142,7 +115,7 @@ def _build(
     labels: Labels,
     name: str,
     part: bool = False,
-) -> TrainingSet | TokenSet:
+) -> PositionExamples:
     ids = rowids.to_numpy(table["row_id"])
     judged = rowids.is_in(ids, held_out)
     if judged.any():
@@ -163,15 +136,12 @@ def _ids_in(url: str) -> RowIds:
 
 
 def _require_same_form(first: StoreManifest, other: StoreManifest) -> None:
-    """Refuse sources whose distributions could not stand in one batch: a classifier's are all as wide as the widest."""
-    forms = [
-        (m.temperatures, m.draws, m.exponent if m.draws else 1.0, (m.estimator, m.k) if m.classes else ())
-        for m in (first, other)
-    ]
+    """Refuse sources whose distributions cannot stand in one batch."""
+    forms = [(m.temperatures, m.draws, m.exponent if m.draws else 1.0) for m in (first, other)]
     if forms[0] != forms[1]:
         raise ConfigError(
-            "student.mixture: label sets that are mixed by source need the same temperatures and draws, and those of "
-            f"classifiers as many classes stored; found {_form(first)}, and {_form(other)} of "
+            "student.mixture: label sets that are mixed by source need the same temperatures and draws; found "
+            f"{_form(first)}, and {_form(other)} of "
             f"{other.teacher.get('model') or other.teacher['fingerprint']}"
         )
 

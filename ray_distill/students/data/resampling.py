@@ -7,8 +7,7 @@ import numpy.typing as npt
 
 from ray_distill.config import SamplingConfig
 from ray_distill.errors import ConfigError
-from ray_distill.students.data.examples import Examples, TrainingSet
-from ray_distill.students.data.token_examples import TokenSet
+from ray_distill.students.data.examples import Examples
 from ray_distill.students.order.cursor import Index
 
 Weights = npt.NDArray[np.float64]
@@ -43,14 +42,14 @@ def resampled(
         shares: of the sources that the rows come from; None: their own numbers decide.
 
     Raises:
-        ConfigError: the data cannot tell classes or entropies.
+        ConfigError: the rows have no classes, or no known entropies, or are not in memory.
     """
     if sampling is None:
         return rows if shares is None else _shared_evenly(rows, shares, seed)
-    values = (_classes if sampling.by == "class" else _entropies)(data)[rows]
-    weight = (
-        class_weights(values, sampling.power) if sampling.by == "class" else entropy_weights(values, sampling.power)
-    )
+    if sampling.by == "class":
+        weight = class_weights(data.sampling_classes()[rows], sampling.power)
+    else:
+        weight = entropy_weights(_entropies(data)[rows], sampling.power)
     return np.repeat(rows, systematic(weight if shares is None else shared(weight, rows, shares), seed))
 
 
@@ -122,28 +121,12 @@ def _filled(weight: Weights) -> Weights:
     return np.where(known, weight, mean) if mean > 0 else np.ones(len(weight))
 
 
-def _classes(data: Examples) -> npt.NDArray[np.float64]:
-    """``[R]``: the true class, else the teacher's first choice of those stored; NaN where there is neither."""
-    if not isinstance(data, TrainingSet):
-        raise ConfigError(
-            "student.training.sampling.by: class is for classifiers whose rows are in memory "
-            "(stream: never, or a larger memory_gb)"
-        )
-    found = data.labels.astype(np.float64)
-    found[data.labels < 0] = np.nan
-    if data.teaching is not None:
-        rows = np.flatnonzero((data.labels < 0) & data.distil)
-        best = data.teaching.logp_RK[rows].argmax(axis=1)
-        found[rows] = data.teaching.ids_RK[rows, best]
-    return found
-
-
 def _entropies(data: Examples) -> npt.NDArray[np.float64]:
-    """``[R]``: the teacher's entropy in nats, of a document the mean over its positions; NaN where it has none."""
-    if not isinstance(data, TrainingSet | TokenSet):
-        raise ConfigError(
-            "student.training.sampling.by: entropy needs rows in memory: set stream to never, or raise memory_gb"
-        )
+    """Return ``[R]`` entropies of the teacher in nats; NaN where it has none.
+
+    Raises:
+        ConfigError: no row that may be taught has one.
+    """
     found = data.entropies()
     if data.distil.any() and np.isnan(found[data.distil]).all():
         raise ConfigError(

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ray_distill.errors import DistillError, TrainingError
+from ray_distill.errors import ConfigError, DistillError, TrainingError
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.rowids import RowIds
@@ -20,7 +20,8 @@ from ray_distill.labels.model.signal import Signal, Vectors
 from ray_distill.losses.base import LossBatch
 from ray_distill.snapshots.manifest import Shard
 from ray_distill.snapshots.reader import Snapshot
-from ray_distill.students.data.concat import Rows, cheaply_joined, join_sets, size_of, take_rows
+from ray_distill.students.data.concat import cheaply_joined, join_sets, size_of, take_rows
+from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.data.unit_cache import UnitCache
 from ray_distill.students.order.cursor import Index
 from ray_distill.students.process_group import Ranks
@@ -53,10 +54,10 @@ class LabelSource(Protocol):
 
 
 class Build(Protocol):
-    """Joins snapshot rows with labels: `build_set` or `build_token_set` with all else given."""
+    """Joins snapshot rows with labels: `build_examples` with all else given."""
 
-    def __call__(self, table: pa.Table, *, labels: Labels, name: str, part: bool = False) -> Rows:
-        """A set of the usable rows, ascending by id; see `build_set`."""
+    def __call__(self, table: pa.Table, *, labels: Labels, name: str, part: bool = False) -> PositionExamples:
+        """Return a set of the usable rows, ascending by id; see `build_examples`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ class Source:
             for start in range(0, shard.rows, rows)
         ]
 
-    def load(self, unit: Unit) -> Rows:
+    def load(self, unit: Unit) -> PositionExamples:
         """A unit's usable rows with their labels."""
         table = self.snapshot.read_range(unit.shard, unit.start, unit.stop, self.columns)
         labels = self.labels.read_rows(rowids.to_numpy(table["row_id"]), self.layers)
@@ -211,8 +212,8 @@ class StreamedSet:
         self.drawn = any(source.labels.manifest.draws > 0 for source in sources)
         self._sources, self._units, self._bounds = sources, units, facts.bounds
         self._chunk = int(np.clip(budget / 8 / max(row_bytes, 1.0), 1, CHUNK_ROWS))
-        self._cache: UnitCache[Rows] = UnitCache(self._load, size_of, int(budget * 3 / 4))
-        self._held: tuple[Index, Rows] | None = None
+        self._cache: UnitCache[PositionExamples] = UnitCache(self._load, size_of, int(budget * 3 / 4))
+        self._held: tuple[Index, PositionExamples] | None = None
         self._until = 0
         self._widths: dict[int, int] | None = None
 
@@ -247,6 +248,27 @@ class StreamedSet:
         """Teacher states of rows the teacher has labelled, by stored layer; each row once, ascending."""
         _, joined = self._joined(rows)
         return joined.states(np.arange(joined.rows, dtype=np.int64))
+
+    def sampling_classes(self) -> npt.NDArray[np.float64]:
+        """Refuse: the labels of all rows are needed at once.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            "student.training.sampling.by: class is for classifiers whose rows are in memory "
+            "(stream: never, or a larger memory_gb)"
+        )
+
+    def entropies(self) -> npt.NDArray[np.float64]:
+        """Refuse: the labels of all rows are needed at once.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            "student.training.sampling.by: entropy needs rows in memory: set stream to never, or raise memory_gb"
+        )
 
     def prepare(self, step: int, rows_of: Callable[[int], Index], stop: int) -> None:
         """Put the rows of this step and some after it together, and begin to read what comes after these."""
@@ -285,11 +307,11 @@ class StreamedSet:
         self._cache.take_back()
         self._held = self._joined(rows, whole=True)
 
-    def _joined(self, rows: Index, *, whole: bool = False) -> tuple[Index, Rows]:
+    def _joined(self, rows: Index, *, whole: bool = False) -> tuple[Index, PositionExamples]:
         """These rows, ascending and each once, and a set of them.
 
         If units may be ``whole``, they are not copied, nor are other rows of theirs left out, as far as the budget for
-        that goes: documents' distributions are then copied once, when a batch is made.
+        that goes: the distributions of large rows are then copied once, when a batch is made.
         """
         rows = np.unique(rows)
         unit = self._unit_of(rows)
@@ -306,7 +328,7 @@ class StreamedSet:
     def _unit_of(self, rows: Index) -> Index:
         return np.searchsorted(self._bounds, rows, side="right").astype(np.int64) - 1
 
-    def _load(self, number: int) -> Rows:
+    def _load(self, number: int) -> PositionExamples:
         unit, expected = self._units[number], int(self._bounds[number + 1] - self._bounds[number])
         found = self._sources[unit.source].load(unit)
         if found.rows != expected:

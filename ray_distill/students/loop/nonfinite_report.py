@@ -14,7 +14,6 @@ from torch import Tensor
 from ray_distill.errors import StorageError, TrainingError
 from ray_distill.losses.base import LossBatch
 from ray_distill.storage import files
-from ray_distill.students.modules.token_student_module import PLACES
 from ray_distill.students.order.cursor import Index
 from ray_distill.students.order.micro_batches import MicroBatch
 from ray_distill.students.process_group import Ranks
@@ -59,7 +58,7 @@ def not_finite(
         The error to raise; the same on every rank.
     """
     culprits = [number for number, shares in enumerate(parts) if not all(bool(share.isfinite()) for share in shares)]
-    marked = [ids_of(_broken_rows(micros[number], *batches[number])) for number in culprits]
+    marked = [ids_of(_broken_rows(micros[number], batches[number][1])) for number in culprits]
     saved = _save(files.join(url, f"step-{step + 1}-rank-{ranks.rank}"), micros, batches, ids_of, culprits)
     told = ranks.gather((marked, [ids_of(_real(micros[number])) for number in culprits], saved))
     broken = [row for marks, _, _ in told for rows in marks for row in rows]
@@ -87,17 +86,16 @@ def _real(micro: MicroBatch) -> Any:
     return micro.rows[micro.real]
 
 
-def _broken_rows(micro: MicroBatch, inputs: Batch, batch: LossBatch) -> Any:
-    """Rows whose stored labels are not finite where they must be (-inf stands for "absent"); none of a language
-    model's, whose labels are of positions."""
-    if PLACES in inputs:
-        return micro.rows[:0]
-    bad = np.zeros(len(micro.rows), dtype=np.bool_)
+def _broken_rows(micro: MicroBatch, batch: LossBatch) -> Any:
+    """Return the rows with a position whose stored labels are not finite where they must be (-inf means "absent")."""
+    bad = np.zeros(len(batch.labels_B), dtype=np.bool_)
     for tensor in _flat("", batch).values():
         if tensor.is_floating_point() and len(tensor) == len(bad):
             wrong = tensor.isnan() | (tensor == math.inf)
             bad |= wrong.reshape(len(bad), -1).any(dim=1).cpu().numpy()
-    return micro.rows[bad & micro.real]
+    owner = np.arange(len(bad)) if batch.row_B is None else batch.row_B.cpu().numpy()
+    rows = np.unique(owner[bad])
+    return micro.rows[rows[micro.real[rows]]]
 
 
 def _save(

@@ -24,8 +24,7 @@ from ray_distill.students.data.examples import Examples
 from ray_distill.students.engines.engine import Engine
 from ray_distill.students.loop.best_result import WEIGHTS_FILE, Best, read_weights, weights_bytes
 from ray_distill.students.loop.nonfinite_report import not_finite
-from ray_distill.students.loop.validation import Judge, Score
-from ray_distill.students.modules.token_student_module import PLACES
+from ray_distill.students.loop.validation import Score, Validator
 from ray_distill.students.objective.schedules import rate_factor
 from ray_distill.students.objective.weighted_losses import (
     Term,
@@ -61,7 +60,7 @@ class Trial:
     rows: Index
     """Rows of ``data`` it trains on."""
     terms: tuple[Term, ...]
-    judge: Judge
+    judge: Validator
     training: TrainingConfig
     rate: float
     steps: int
@@ -241,7 +240,7 @@ def _pass(
 ) -> Tensor:
     """Forward one micro-batch; returns its share of the global loss and notes the share of each term, and the square of
     its gradient's norm where norms are wanted."""
-    asked = ask_head(terms, batch, step=step, weights=weights, norms=norms is not None) if PLACES in inputs else None
+    asked = ask_head(terms, batch, step=step, weights=weights, norms=norms is not None)
     output = engine.forward(inputs, asked)
     loss, part = combine(terms, output, batch, step=step, weights=weights)
     parts.append(part)

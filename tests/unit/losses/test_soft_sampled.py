@@ -13,7 +13,7 @@ from ray_distill.labels.model.distributions import Distributions
 from ray_distill.losses.base import LossBatch, SparseTargets, StudentOutput
 from ray_distill.losses.buckets import drawn_weights
 from ray_distill.losses.soft import Soft, forward_kl
-from ray_distill.students.data.soft_targets import _pad_entries
+from ray_distill.students.data.sparse_targets import sparse_targets
 from ray_distill.students.objective.weighted_losses import build_terms
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.reduce import reduce_logits
@@ -24,22 +24,8 @@ TEMPERATURES = (1.0, 2.0)
 
 def as_targets(found: Distributions) -> SparseTargets:
     """What the student is given of a label set."""
-    padded = {
-        name: torch.from_numpy(column)
-        for name, column in _pad_entries(found, np.arange(found.classes, dtype=np.int64)).items()
-    }
-    draws = found.draws
-    return SparseTargets(
-        classes=found.classes,
-        temperatures=found.temperatures,
-        ids_NK=padded["ids_RK"],
-        logp_NK=padded["logp_RK"],
-        log_tail_NT=torch.from_numpy(found.log_tail),
-        count_NK=padded.get("count_RK"),
-        log_normaliser_N=None if draws is None else torch.from_numpy(draws.log_normaliser),
-        draws=0 if draws is None else draws.number,
-        exponent=1.0 if draws is None else draws.exponent,
-    )
+    targets = sparse_targets(found, np.arange(found.rows), np.diff(found.row_offsets))
+    return replace(targets, ids_NK=targets.ids_NK.long())
 
 
 def label(teacher_V: Tensor, estimator: str, exponent: float = 1.0, redraws: int = 1) -> SparseTargets:

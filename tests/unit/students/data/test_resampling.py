@@ -1,33 +1,50 @@
 """Rows that come more often than others: exactly as many in all, in the share that is asked for, from a seed alone."""
 
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_distill.config import SamplingConfig
 from ray_distill.errors import ConfigError
+from ray_distill.labels.model.distributions import Distributions
 from ray_distill.students.data import resampling
-from ray_distill.students.data.examples import TrainingSet
+from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.data.resampling import Shares, class_weights, entropy_weights, resampled, shared, systematic
-from ray_distill.students.data.token_examples import TokenSet
+from ray_distill.tasks.answers.classes.learn import ClassFormat
+from ray_distill.tasks.answers.tokens.learn import TokenFormat
+from ray_distill.tasks.catalogue import TASKS
+from ray_distill.tasks.encoded import Encoded, Ragged
 
 
-def classifier(labels: list[int], entropy: list[float]) -> TrainingSet:
-    """A set of which only labels and entropies are looked at."""
-    found: Any = object.__new__(TrainingSet)
-    values = {
-        "labels": np.array(labels),
-        "entropy": np.array(entropy, np.float32),
-        "teaching": None,
-        "distil": np.ones(len(labels), np.bool_),
-    }
-    for name, value in values.items():
-        object.__setattr__(found, name, value)
-    object.__setattr__(found, "encoded", type("Encoded", (), {"rows": len(labels)})())
-    return found  # type: ignore[no-any-return]
+def classifier(labels: list[int], entropy: list[float]) -> PositionExamples:
+    """A set whose truth and entropies alone are read."""
+    count = len(labels)
+    steps = np.arange(count + 1, dtype=np.int64)
+    return PositionExamples(
+        format=ClassFormat(
+            task=TASKS["text_classification"], student_classes=(), store_classes=(), snapshot_classes=()
+        ),
+        encoded=Encoded(row_ids=pa.array([bytes(16)] * count, pa.binary(16)), features={}),
+        answered=Ragged(values=np.zeros(count, np.int32), offsets=steps),
+        truth=Ragged(values=np.array(labels, np.int32), offsets=steps),
+        stored=steps[:-1],
+        distil=np.ones(count, np.bool_),
+        distributions=Distributions(
+            classes=2,
+            temperatures=(1.0,),
+            row_offsets=steps,
+            position=np.zeros(count, np.int32),
+            entry_offsets=steps,
+            ids=np.ones(count, np.int32),
+            logp=np.zeros(count, np.float32),
+            log_tail=np.zeros((count, 1), np.float32),
+            entropy=np.array(entropy, np.float32),
+        ),
+    )
 
 
 def by(kind: str, power: float = 1.0) -> SamplingConfig:
@@ -116,6 +133,14 @@ def test_what_is_not_known_weighs_as_the_rest_of_its_source() -> None:
     assert shared(weight, np.arange(5), shares) == pytest.approx([1 / 6, 1 / 2, 1 / 3, 1 / 2, 1 / 2])
 
 
+def test_rows_without_truth_have_the_class_of_the_teacher() -> None:
+    """Its first choice; of 90 true rows of class 0 and 10 that the teacher calls 1, each gets half of the epoch."""
+    data = classifier([0] * 90 + [-1] * 10, [1.0] * 100)
+    assert data.sampling_classes().tolist() == [0.0] * 90 + [1.0] * 10
+    rows = resampled(np.arange(100), data, by("class"), seed=3)
+    assert [(rows < 90).sum(), (rows >= 90).sum()] == [50, 50]
+
+
 def test_without_sampling_rows_stay() -> None:
     """Each once, untouched."""
     rows = np.array([1, 5, 7])
@@ -130,7 +155,8 @@ def test_unknown_classes_weigh_as_the_others_on_average() -> None:
 
 def test_what_cannot_be_told_is_refused() -> None:
     """An engine without entropies; a language model has no classes."""
+    documents = replace(classifier([0, 1], [1.0, 1.0]), format=TokenFormat(task=TASKS["causal_lm"], vocabulary=2))
     with pytest.raises(ConfigError, match="the labels tell none: the teacher's engine"):
         resampled(np.arange(2), classifier([0, 1], [np.nan, np.nan]), by("entropy"), seed=0)
     with pytest.raises(ConfigError, match="by: class is for classifiers"):
-        resampled(np.arange(2), object.__new__(TokenSet), by("class"), seed=0)
+        resampled(np.arange(2), documents, by("class"), seed=0)

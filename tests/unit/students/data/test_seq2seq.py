@@ -23,10 +23,11 @@ from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
 from ray_distill.models.text.seq2seq_processor import pair_processor
 from ray_distill.snapshots.pairs import pair_text
-from ray_distill.students.data.token_examples import TokenSet, build_token_set
-from ray_distill.students.modules.student_module import make_projections
-from ray_distill.students.modules.token_student_module import PLACES, TokenBundle
+from ray_distill.students.data.build_examples import build_examples
+from ray_distill.students.data.examples import PositionExamples
+from ray_distill.students.modules.student_module import PLACES, StudentModule, make_projections
 from ray_distill.students.objective.weighted_losses import to_device
+from ray_distill.tasks.answers.tokens.learn import TokenFormat
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.transformers_teacher import open_teacher
@@ -45,12 +46,15 @@ def _rows(rows: int = len(PAIRS)) -> pa.Table:
     return pa.table({"row_id": ids, "text": [pair_text(*pair) for pair in PAIRS[:rows]]}).sort_by("row_id")
 
 
-def _set(folder: Path, model: Model, layers: tuple[int, ...] = ()) -> TokenSet:
+def _set(folder: Path, model: Model, layers: tuple[int, ...] = ()) -> PositionExamples:
     teacher = open_teacher(TeacherConfig(model=str(folder)), task="seq2seq")
     encoded = TASK.inputs.encode(_rows(LABELLED), teacher.model.processor)
     signal = teacher.answer(encoded, Ask(estimator="topk", k=9, temperatures=(1.0,), layers=layers, pool="token"))
-    return build_token_set(
-        _rows(), task=TASK, processor=model.processor, vocabulary=model.vocabulary, labels=(encoded.row_ids, signal)
+    return build_examples(
+        _rows(),
+        answers=TokenFormat(task=TASK, vocabulary=model.vocabulary),
+        processor=model.processor,
+        labels=(encoded.row_ids, signal),
     )
 
 
@@ -67,7 +71,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
     )
 
 
-def _gradients(bundle: TokenBundle) -> dict[str, torch.Tensor]:
+def _gradients(bundle: StudentModule) -> dict[str, torch.Tensor]:
     return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in bundle.named_parameters()}
 
 
@@ -76,7 +80,7 @@ def test_fused_losses_are_those_of_whole_logits(folders: tuple[Path, Path]) -> N
     model = load_model(str(folders[1]), task="seq2seq")
     inputs, stored = _set(folders[0], model).batch(np.arange(len(PAIRS)))
     batch = to_device(stored, torch.device("cpu"))
-    bundle = TokenBundle(copy.deepcopy(model.module).double().train(), {})
+    bundle = StudentModule(copy.deepcopy(model.module).double().train(), {}, fuse=True)
     assert bundle.fused is not None
     total, sums, _ = bundle(inputs, Asked(batch=batch, parts=tuple(Part(loss=loss, factor=0.5) for loss in LOSSES)))[2]
     total.backward()
@@ -98,7 +102,7 @@ def test_without_losses_the_bundle_gives_the_logits_of_the_targets(folders: tupl
     model = load_model(str(folders[1]), task="seq2seq")
     data = _set(folders[0], model)
     inputs, batch = data.batch(np.array([2, 0]))
-    logits, _, fused, _ = TokenBundle(copy.deepcopy(model.module).eval(), {})(inputs)
+    logits, _, fused, _ = StudentModule(copy.deepcopy(model.module).eval(), {}, fuse=True)(inputs)
     assert fused is None
     expected, true = [], []
     for row in (2, 0):
@@ -118,7 +122,7 @@ def test_hidden_states_are_the_decoders(folders: tuple[Path, Path]) -> None:
     projections = make_projections(teacher, layers={2: 2}, widths={2: 32}, seed=0)
     with torch.no_grad():
         projections[2].weight.copy_(torch.eye(32))
-    bundle = TokenBundle(copy.deepcopy(teacher.module).eval(), projections)
+    bundle = StudentModule(copy.deepcopy(teacher.module).eval(), projections, fuse=True)
     _, hidden, _, _ = bundle(inputs, Asked(batch=batch, parts=()))
     assert hidden[2].shape == (len(batch.labels_B), 32)
     taught = batch.distil_B
@@ -153,6 +157,6 @@ def test_a_head_with_a_bias_beside_it_is_trained_whole(tmp_path: Path) -> None:
     data = _set(tmp_path, model)
     model.module.final_logits_bias.fill_(0.5)
     inputs, batch = data.batch(np.arange(2))
-    bundle = TokenBundle(copy.deepcopy(model.module).eval(), {})
+    bundle = StudentModule(copy.deepcopy(model.module).eval(), {}, fuse=True)
     logits, _, fused, _ = bundle(inputs, Asked(batch=batch, parts=()))
     assert bundle.fused is None and fused is None and logits.shape == (len(batch.labels_B), 264)

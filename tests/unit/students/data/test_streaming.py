@@ -15,11 +15,13 @@ from ray_distill.labels.store.label_store import open_store
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.take import take_snapshot
-from ray_distill.students.data.examples import TrainingSet, build_set
+from ray_distill.students.data.build_examples import build_examples
+from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.data.open_data import Opened, open_data
 from ray_distill.students.data.streaming import Source, StreamedSet, scan
 from ray_distill.students.loop.train_loop import Trial, batches_of
 from ray_distill.students.process_group import Ranks, current_ranks
+from ray_distill.tasks.answers.classes.learn import ClassFormat
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.testing.labels import fake_manifest, label_all
 from ray_distill.testing.models import tiny_text_processor
@@ -56,12 +58,14 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
         snapshot = open_snapshot(ref)
         label_all(str(folder / "labels"), manifest, snapshot)
     build: Any = partial(
-        build_set,
-        task=TASKS["text_classification"],
+        build_examples,
+        answers=ClassFormat(
+            task=TASKS["text_classification"],
+            student_classes=CLASSES[::-1],
+            snapshot_classes=snapshot.classes,
+            store_classes=CLASSES,
+        ),
         processor=tiny_text_processor(),
-        student_classes=CLASSES[::-1],
-        snapshot_classes=snapshot.classes,
-        store_classes=CLASSES,
         excluded=snapshot.read("train")["row_id"].combine_chunks()[:9],
     )
     return Source(
@@ -106,7 +110,7 @@ def trial_of(data: Opened, **training: Any) -> Trial:
 def test_batches_are_those_of_memory_to_the_bit(source: Source) -> None:
     """Every micro-batch of two ranks over more than two epochs, unusable, excluded and reused rows among them."""
     memory, streamed = opened(source, stream="never"), opened(source, stream="always")
-    assert isinstance(memory.train, TrainingSet) and isinstance(streamed.train, StreamedSet)
+    assert isinstance(memory.train, PositionExamples) and isinstance(streamed.train, StreamedSet)
     assert memory.units is not None and memory.units.tolist() == streamed.units.tolist()  # type: ignore[union-attr]
     assert memory.train.rows < ROWS * 0.75 and 0 < memory.train.distil.sum() < memory.train.rows
     for name in ("rows", "drawn", "widths"):
@@ -136,7 +140,7 @@ def test_each_unit_is_read_about_once_an_epoch(source: Source) -> None:
 def test_memory_decides(source: Source) -> None:
     """auto: in memory where it fits, streamed where it does not; either way the same validation rows."""
     small, large = opened(source, memory_gb=3e-5), opened(source, memory_gb=1)
-    assert isinstance(small.train, StreamedSet) and isinstance(large.train, TrainingSet)
+    assert isinstance(small.train, StreamedSet) and isinstance(large.train, PositionExamples)
     assert small.validation.encoded.row_ids.equals(large.validation.encoded.row_ids)
     assert_equal(small.validation.batch(np.arange(9)), large.validation.batch(np.arange(9)))
     small.train.close()

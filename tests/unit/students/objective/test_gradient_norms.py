@@ -13,10 +13,11 @@ from ray_distill.config import LossConfig, TeacherConfig
 from ray_distill.losses.base import LossBatch, SparseTargets, StudentOutput
 from ray_distill.models.io.load import load_model
 from ray_distill.runtime.labelling.batching import answer_all
-from ray_distill.students.data.token_examples import TokenSet, build_token_set
-from ray_distill.students.modules.student_module import make_projections
-from ray_distill.students.modules.token_student_module import TokenBundle
+from ray_distill.students.data.build_examples import build_examples
+from ray_distill.students.data.examples import PositionExamples
+from ray_distill.students.modules.student_module import StudentModule, make_projections
 from ray_distill.students.objective.weighted_losses import Term, ask_head, build_terms, combine, squares, to_device
+from ray_distill.tasks.answers.tokens.learn import TokenFormat
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.teachers.base import Ask
 from ray_distill.teachers.transformers_teacher import open_teacher
@@ -78,7 +79,7 @@ def test_norms_are_those_of_the_whole_batch(micro_batch: int) -> None:
     assert min(wanted) > 0
 
 
-def data_of(folder: Path, vocabulary: int) -> TokenSet:
+def data_of(folder: Path, vocabulary: int) -> PositionExamples:
     write_tiny_causal_model(folder / "teacher", seed=1, initializer_range=0.5)
     teacher = open_teacher(TeacherConfig(model=str(folder / "teacher")), task="causal_lm")
     table = pa.table(
@@ -89,8 +90,11 @@ def data_of(folder: Path, vocabulary: int) -> TokenSet:
     )
     ask = Ask(estimator="topk", k=6, temperatures=(1.0,), pool="token", layers=(2,))
     ids, signal, _ = answer_all(teacher, teacher.task.inputs.encode(table, teacher.model.processor), ask, batch=4)
-    return build_token_set(
-        table, task=TASKS["causal_lm"], processor=teacher.model.processor, vocabulary=vocabulary, labels=(ids, signal)
+    return build_examples(
+        table,
+        answers=TokenFormat(task=TASKS["causal_lm"], vocabulary=vocabulary),
+        processor=teacher.model.processor,
+        labels=(ids, signal),
     )
 
 
@@ -103,7 +107,7 @@ def test_a_fused_heads_norms_are_at_the_final_states(tmp_path: Path) -> None:
     terms = terms_of({1: 2})
     weights = [float(term.loss.weight(batch)) for term in terms]
     projections = make_projections(model, layers={1: 2}, widths={2: data.hidden[2].values.shape[1]}, seed=0)
-    bundle = TokenBundle(copy.deepcopy(model.module), projections, plain=(1,))
+    bundle = StudentModule(copy.deepcopy(model.module), projections, plain=(1,), fuse=True)
     caught: list[torch.Tensor] = []
     hook = bundle.student.get_submodule("lm_head").register_forward_pre_hook(lambda _, given: caught.append(given[0]))
     logits, hidden, _, states = bundle(inputs)

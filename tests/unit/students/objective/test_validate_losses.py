@@ -17,11 +17,11 @@ from ray_distill.errors import ConfigError
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
 from ray_distill.snapshots.pairs import pair_text
-from ray_distill.students.data.token_examples import build_token_set
-from ray_distill.students.modules.student_module import build_bundle, make_projections
-from ray_distill.students.modules.token_student_module import TokenBundle
+from ray_distill.students.data.build_examples import build_examples
+from ray_distill.students.modules.student_module import StudentModule, make_projections
 from ray_distill.students.objective.validate_losses import layers_wanted, pairs_of
 from ray_distill.students.objective.weighted_losses import build_terms
+from ray_distill.tasks.answers.tokens.learn import TokenFormat
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.tasks.encoded import Batch
 from ray_distill.testing.models import (
@@ -69,8 +69,11 @@ KINDS: dict[str, tuple[str, Callable[[Path], Path], dict[str, Any]]] = {
 def inputs_of(model: Model, columns: dict[str, Any]) -> Batch:
     table = pa.table({"row_id": IDS, **columns})
     if model.vocabulary:
-        return build_token_set(
-            table, task=TASKS[model.task], processor=model.processor, vocabulary=model.vocabulary, labels=None
+        return build_examples(
+            table,
+            answers=TokenFormat(task=TASKS[model.task], vocabulary=model.vocabulary),
+            processor=model.processor,
+            labels=None,
         ).batch(np.arange(2))[0]
     task = TASKS[model.task]
     return task.inputs.collate(task.inputs.encode(table, model.processor), np.arange(2))
@@ -93,11 +96,8 @@ def test_maps_pair_what_the_bundle_gives(tmp_path: Path, kind: str) -> None:
     terms = build_terms(losses, steps=1, temperatures=(1.0,), layers=pairs)
     projected, plain = layers_wanted(terms)
     module, widths = copy.deepcopy(model.module), dict.fromkeys(STORED, WIDTH)
-    bundle = (
-        TokenBundle(module, make_projections(model, layers=projected, widths=widths, seed=0), plain)
-        if (model.vocabulary)
-        else build_bundle(model, module, layers=projected, widths=widths, pool="mean", seed=0, plain=plain)
-    )
+    projections = make_projections(model, layers=projected, widths=widths, seed=0)
+    bundle = StudentModule(module, projections, plain, pool="mean", fuse=model.vocabulary > 0)
     with torch.no_grad():
         logits, hidden, _, states = bundle(inputs_of(model, columns))
     assert sorted(hidden) == sorted(pairs["hidden"]) and sorted(states) == sorted({0, last})

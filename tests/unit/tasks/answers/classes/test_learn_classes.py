@@ -14,10 +14,11 @@ from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.labels.model.distributions import Distributions, Draws
 from ray_distill.labels.model.signal import Signal, Vectors, signal_of
 from ray_distill.students.arms import arm_by_name, arm_rows
-from ray_distill.students.data.examples import TrainingSet, build_set
-from ray_distill.students.data.soft_targets import remap
+from ray_distill.students.data.build_examples import build_examples
+from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.objective.validate_losses import check_retained_mass
 from ray_distill.students.objective.weighted_losses import to_device
+from ray_distill.tasks.answers.classes.learn import ClassFormat, remap
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.testing.models import tiny_text_processor
 
@@ -66,18 +67,18 @@ def topk(numbers: list[int], tail: float = 0.1, tokens: list[int] | None = None)
     )
 
 
-def build(table: pa.Table, labels: tuple[pa.Array, Signal] | None, **changes: Any) -> TrainingSet:
+def build(table: pa.Table, labels: tuple[pa.Array, Signal] | None, **changes: Any) -> PositionExamples:
     """A training set of text classification; classes in the store's order unless changed."""
-    values: dict[str, Any] = {
+    answers: dict[str, Any] = {
         "task": TASKS["text_classification"],
-        "processor": tiny_text_processor(),
         "student_classes": STORE,
         "snapshot_classes": STORE,
         "store_classes": STORE,
-        "labels": labels,
-        **changes,
+        **{name: changes.pop(name) for name in (*changes,) if name.endswith("classes") or name == "states"},
     }
-    return build_set(table, **values)
+    return build_examples(
+        table, answers=ClassFormat(**answers), processor=tiny_text_processor(), labels=labels, **changes
+    )
 
 
 def test_rows_meet_their_labels_by_id_whatever_the_order() -> None:
@@ -104,9 +105,10 @@ def test_classes_are_remapped_by_name() -> None:
         student_classes=("cat", "ant", "bee"),
         snapshot_classes=("bee", "cat"),
     )
-    assert found.labels.tolist() == [2, 0, -1]
-    assert found.teaching is not None
-    first = found.teaching.ids_RK[np.arange(3), found.teaching.logp_RK.argmax(-1)]
+    assert found.truth.values.tolist() == [2, 0, -1]
+    targets = found.batch(np.arange(3))[1].targets
+    assert targets is not None
+    first = targets.ids_NK[np.arange(3), targets.logp_NK.argmax(-1)]
     assert [("cat", "ant", "bee")[i] for i in first] == ["ant", "bee", "cat"]
 
 
@@ -130,7 +132,9 @@ def test_rows_without_teacher_labels_keep_their_true_label(caplog: pytest.LogCap
     with caplog.at_level(logging.WARNING):
         found = build(snapshot([0, 1, 2], [1, 1, 1]), topk([0, 2]))
     assert found.distil.tolist() == [True, False, True]
-    assert found.teaching is not None and np.isfinite(found.teaching.logp_RK).all()
+    for rows in (np.array([1]), np.arange(3)):
+        targets = found.batch(rows)[1].targets
+        assert targets is not None and targets.logp_NK.isfinite().all()
     assert found.batch(np.array([1]))[1].hidden[4].tolist() == [[0, 0, 0, 0, 0]]
     assert "1 of 3 train rows have no teacher labels" in caplog.text
 
@@ -140,14 +144,14 @@ def test_excluded_rows_are_not_distilled() -> None:
     excluded = pa.array([row_id(2), row_id(77)], pa.binary(16))
     found = build(snapshot([0, 1, 2], [0, 1, 2]), topk([0, 1, 2]), excluded=excluded)
     assert found.distil.tolist() == [True, True, False]
-    assert found.labels.tolist() == [0, 1, 2]
+    assert found.truth.values.tolist() == [0, 1, 2]
 
 
 def test_unusable_rows_are_left_out() -> None:
     """A row the student's processor cannot read is dropped, and the others keep their places."""
     table = snapshot([0, 1, 2], [0, 1, 2]).set_column(1, "text", pa.array(["aa", None, "cc"]))
     found = build(table, topk([0, 1, 2]))
-    assert found.rows == 2 and found.labels.tolist() == [0, 2]
+    assert found.rows == 2 and found.truth.values.tolist() == [0, 2]
     assert found.batch(np.array([0, 1]))[1].hidden[4][:, 0].tolist() == [0, 2]
 
 
@@ -166,7 +170,7 @@ def test_padding_rows_get_no_weight() -> None:
 
 def test_states_one_a_token_are_padded_with_a_mask() -> None:
     """Equal tokenisation: states [B, L, D] and which of them are real."""
-    found = build(snapshot([0, 2], [None, None]), topk([0, 2], tokens=[3, 5]), per_token=True)
+    found = build(snapshot([0, 2], [None, None]), topk([0, 2], tokens=[3, 5]), states="sequence")
     _, batch = found.batch(np.array([0, 1]))
     assert batch.hidden[4].shape == (2, 5, 5)
     assert batch.hidden_mask_BL is not None and batch.hidden_mask_BL.sum(-1).tolist() == [3, 5]
@@ -176,7 +180,7 @@ def test_another_tokenisation_refuses_states_one_a_token() -> None:
     """Unequal lengths name a row and both lengths."""
     lengths = r"has 4 states in teacher layer 4 and 5 tokens in the student \(1 such rows\)"
     with pytest.raises(ConfigError, match=lengths):
-        build(snapshot([0, 2], [None, None]), topk([0, 2], tokens=[3, 4]), per_token=True)
+        build(snapshot([0, 2], [None, None]), topk([0, 2], tokens=[3, 4]), states="sequence")
 
 
 def test_too_little_retained_mass_is_refused() -> None:

@@ -14,13 +14,15 @@ import torch
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.labels.model.distributions import Distributions, Draws
-from ray_distill.labels.model.signal import Signal, Vectors, signal_of
+from ray_distill.labels.model.signal import DISTRIBUTIONS, Signal, Vectors, signal_of
 from ray_distill.losses.base import LossBatch
 from ray_distill.models.io.load import load_model
 from ray_distill.models.text.lm_processor import LanguageProcessor, language_processor
-from ray_distill.students.data.token_examples import TokenSet, build_token_set, check_tokens
-from ray_distill.students.modules.token_student_module import PLACES
+from ray_distill.students.data.build_examples import build_examples
+from ray_distill.students.data.examples import PositionExamples
+from ray_distill.students.modules.student_module import PLACES
 from ray_distill.students.objective.validate_losses import check_retained_mass
+from ray_distill.tasks.answers.tokens.learn import TokenFormat, check_tokens
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.tasks.encoded import Batch
 from ray_distill.testing.models import tiny_causal_tokenizer, write_tiny_causal_model
@@ -79,9 +81,14 @@ def _ends(counts: list[int]) -> Any:
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
-def build(texts: dict[int, str], labels: tuple[pa.Array, Signal] | None, **changes: Any) -> TokenSet:
-    values: dict[str, Any] = {"task": TASKS["causal_lm"], "processor": processor(), "vocabulary": V, **changes}
-    return build_token_set(snapshot(texts), labels=labels, **values)
+def build(texts: dict[int, str], labels: tuple[pa.Array, Signal] | None, **changes: Any) -> PositionExamples:
+    answers: dict[str, Any] = {
+        "task": TASKS["causal_lm"],
+        "vocabulary": V,
+        **{name: changes.pop(name) for name in ("vocabulary", "pool", "packed") if name in changes},
+    }
+    values: dict[str, Any] = {"processor": processor(), **changes}
+    return build_examples(snapshot(texts), answers=TokenFormat(**answers), labels=labels, **values)
 
 
 def numbered(*numbers: int) -> dict[int, str]:
@@ -131,7 +138,7 @@ def test_documents_without_labels_are_used_for_their_text_alone(caplog: pytest.L
     with caplog.at_level(logging.WARNING):
         found = build(numbered(0, 1, 2), labels_of(numbered(0, 2)))
     assert found.distil.tolist() == [True, False, True] and found.labelled.all()
-    assert "1 of 3 train documents have no teacher labels" in caplog.text
+    assert "1 of 3 train rows have no teacher labels" in caplog.text
     batch = found.batch(np.array([1, 0]))[1]
     assert batch.distil_B.tolist() == [False, True, True, True]
     assert batch.targets is not None and batch.targets.logp_NK.isfinite().all()
@@ -185,7 +192,7 @@ def test_positions_with_fewer_classes_are_padded() -> None:
         logp=found.logp[1:],
         draws=replace(found.draws, count=found.draws.count[1:]),
     )
-    targets = build(numbered(1, 3), (ids, signal.with_parts({"distributions": cut}))).batch(np.array([1, 0]))[1].targets
+    targets = build(numbered(1, 3), (ids, signal.with_parts({DISTRIBUTIONS: cut}))).batch(np.array([1, 0]))[1].targets
     assert targets is not None and targets.count_NK is not None
     assert targets.ids_NK.tolist() == [[30, 31], [31, 32], [11, 0]]
     assert targets.logp_NK[2].exp().tolist() == pytest.approx([0.3, 0.0]) and targets.count_NK[2].tolist() == [4, 0]
@@ -219,7 +226,7 @@ def test_labels_at_other_tokens_are_refused() -> None:
     ids, signal = labels_of(texts)
     moved = signal.distributions.position.copy()
     moved[-1] += 1
-    shifted = signal.with_parts({"distributions": replace(signal.distributions, position=moved)})
+    shifted = signal.with_parts({DISTRIBUTIONS: replace(signal.distributions, position=moved)})
     with pytest.raises(ConfigError, match=f"row {row_id(2).hex()} was labelled at other tokens"):
         build(texts, (ids, shifted))
 
@@ -289,8 +296,6 @@ def test_a_documents_entropy_is_the_mean_over_its_tokens() -> None:
     texts = {1: "abcd", 2: "ef", 3: "ghi"}
     ids, signal = labels_of({1: "abcd", 3: "ghi"})
     entropy = np.array([1.0, 2.0, 6.0, 0.5, 1.5], np.float32)
-    labels = ids, signal.with_parts({"distributions": replace(signal.distributions, entropy=entropy)})
-    found = build_token_set(
-        snapshot(texts), task=TASKS["causal_lm"], processor=processor(), vocabulary=V, labels=labels
-    )
+    labels = ids, signal.with_parts({DISTRIBUTIONS: replace(signal.distributions, entropy=entropy)})
+    found = build(texts, labels)
     assert np.array_equal(found.entropies(), [3.0, np.nan, 1.0], equal_nan=True)

@@ -1,0 +1,181 @@
+"""Students of language models: a position a token that is to be predicted, whose truth follows from the text."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from torch import Tensor
+
+from ray_distill.config import TrainingConfig
+from ray_distill.errors import ConfigError
+from ray_distill.labels.model.distributions import Distributions
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.ragged import gather_ranges
+from ray_distill.labels.model.signal import DISTRIBUTIONS, Signal
+from ray_distill.losses.base import LossBatch, StudentOutput
+from ray_distill.losses.buckets import BucketLoss
+from ray_distill.losses.cross_entropy import Hard
+from ray_distill.losses.fused import Asked, Part
+from ray_distill.losses.soft import Soft
+from ray_distill.models.core.head_extraction import keeps_documents_apart
+from ray_distill.models.core.model import Model
+from ray_distill.students.data.answer_format import StateLayout
+from ray_distill.students.data.examples import PositionExamples
+from ray_distill.students.loop.validation import Score, Validator
+from ray_distill.students.order.cursor import Index
+from ray_distill.tasks.encoded import Batch, Encoded, Ragged
+from ray_distill.tasks.packing import collate_packed
+from ray_distill.tasks.task import Task
+
+#: Logits of all positions over a vocabulary do not fit into memory.
+FUSED: Final = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenFormat:
+    """Documents answered at tokens, over a vocabulary; see `AnswerFormat`."""
+
+    task: Task
+    vocabulary: int
+    """Number of classes of the student's head."""
+    pool: str = "token"
+    """How the labels' hidden states are pooled."""
+    packed: int = 0
+    """Tokens of a sequence that documents are packed into; 0 = one document a sequence, padded."""
+    states: StateLayout = "position"
+    truth_columns: tuple[str, ...] = ()
+
+    def positions(self, encoded: Encoded) -> Ragged:
+        """Return every token whose next one is to be predicted."""
+        return self.task.answers.store.positions(encoded)
+
+    def truth(self, table: pa.Table, encoded: Encoded) -> Ragged:
+        """Return the true next tokens."""
+        return self.task.answers.store.truth(encoded)
+
+    def align(self, signal: Signal, stored: Index, encoded: Encoded, answered: Ragged) -> Signal:
+        """Return the labels as they are; see `AnswerFormat`.
+
+        Raises:
+            ConfigError: they have another vocabulary, other positions, or states that are not one a token.
+        """
+        if DISTRIBUTIONS in signal.parts:
+            _check_vocabulary(signal.distributions, self.vocabulary)
+            _check_positions(signal.distributions, answered, stored, encoded)
+        if signal.hidden and self.pool != "token":
+            raise ConfigError(
+                f"labels.hidden.pool is {self.pool}: a language model's states are matched token by token; label "
+                "with pool: token, or leave the hidden loss out"
+            )
+        return signal
+
+    def collate(self, encoded: Encoded, rows: Index) -> tuple[Batch, Index]:
+        """Return the model inputs, and the flat place of each document's first token."""
+        if self.packed:
+            return collate_packed(encoded, rows, self.packed)
+        inputs = self.task.inputs.collate(encoded, rows)
+        return inputs, np.arange(len(rows), dtype=np.int64) * inputs[self.task.inputs.answering].shape[1]
+
+    def sampling_classes(self, examples: PositionExamples) -> npt.NDArray[np.float64]:
+        """Refuse: a document has no class.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError("student.training.sampling.by: class is for classifiers; sample documents by entropy")
+
+
+def answer_format(
+    *, task: Task, model: Model, manifest: StoreManifest, snapshot_classes: tuple[str, ...], training: TrainingConfig
+) -> TokenFormat:
+    """Return the format of a source's documents; see `LearnFacet`."""
+    check_tokens(manifest.teacher, model)
+    if training.packed and not keeps_documents_apart(model.module):
+        raise ConfigError(
+            f"student.training.packed: {type(model.module).__name__} would let documents of one row see "
+            "each other, so its losses would be of other texts than the labels: set it to 0"
+        )
+    return TokenFormat(task=task, vocabulary=model.vocabulary, pool=manifest.pool, packed=training.packed)
+
+
+def validator(validation: PositionExamples) -> Validator:
+    """Return what arms are compared by: the NLL of the true tokens, by which the gate decides too."""
+    losses = (Hard(),) if validation.distributions is None else (Hard(), Soft())
+    rows = np.arange(validation.rows, dtype=np.int64)
+    return Validator(data=validation, rows=rows, measure=ByTokens(losses=losses))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByTokens:
+    """NLL of the true tokens, and beside it the KL from the teacher where the split is labelled; see `Measure`."""
+
+    losses: tuple[BucketLoss, ...]
+
+    def asked(self, batch: LossBatch) -> Asked:
+        """Return the losses that a fused head is to give."""
+        return Asked(batch=batch, parts=tuple(Part(loss=loss, factor=1.0) for loss in self.losses))
+
+    def sums(self, output: StudentOutput, batch: LossBatch) -> tuple[Tensor, ...]:
+        """Return the weighted sum of each loss, then the weight of each."""
+        sums = [loss(output, batch) for loss in self.losses] if output.fused is None else list(output.fused[1])
+        return (*sums, *(loss.weight(batch) for loss in self.losses))
+
+    def finish(self, sums: Sequence[float]) -> Score:
+        """Return the mean NLL, and the mean KL beside it unless no position is labelled."""
+        totals, weights = sums[: len(self.losses)], sums[len(self.losses) :]
+        means = {
+            name: total / weight
+            for name, total, weight in zip(("validation_nll", "validation_kl"), totals, weights, strict=False)
+            if weight
+        }
+        return Score(value=means["validation_nll"], metrics=means)
+
+
+def check_tokens(teacher: Mapping[str, Any], model: Model) -> None:
+    """Refuse a student whose tokenizer is not the one the labels were taken with.
+
+    Args:
+        teacher: of the store's manifest; its ``tokens`` is the fingerprint of the teacher's tokenizer and template.
+        model: the student.
+
+    Raises:
+        ConfigError: says how to proceed.
+    """
+    wanted, found = teacher.get("tokens"), getattr(model.processor, "tokens_fingerprint", None)
+    if wanted and found and wanted != found:
+        raise ConfigError(
+            f"the student {model.url} has another tokenizer or chat template ({found[:19]}…) than the labels of "
+            f"{teacher.get('model', 'the teacher')} ({wanted[:19]}…), and distributions over other tokens teach it "
+            "nothing. Start the student from the teacher's config or layers, save the teacher's tokenizer beside the "
+            "student, or let the teacher write the texts and train on those with hard labels"
+        )
+
+
+def _check_vocabulary(found: Distributions, vocabulary: int) -> None:
+    if found.classes != vocabulary:
+        raise ConfigError(
+            f"the labels are distributions over {found.classes} tokens, the student's head has {vocabulary}: a student "
+            "must have the teacher's tokenizer and vocabulary; start it from the teacher's config or layers, or label "
+            "with a teacher of the student's family"
+        )
+
+
+def _check_positions(found: Distributions, answered: Ragged, stored: Index, encoded: Encoded) -> None:
+    """Refuse labels that were taken at other tokens than the student is asked at."""
+    have = np.flatnonzero(stored >= 0)
+    ours, ours_at = gather_ranges(answered.offsets, have)
+    theirs, theirs_at = gather_ranges(found.row_offsets, stored[have])
+    wrong = np.flatnonzero(np.diff(ours) != np.diff(theirs))
+    if not len(wrong):
+        apart = np.flatnonzero(answered.values[ours_at] != found.position[theirs_at])
+        wrong = np.searchsorted(ours, apart[:1], side="right") - 1
+    if not len(wrong):
+        return
+    row = int(have[wrong[0]])
+    raise ConfigError(
+        f"row {encoded.row_ids[row].as_py().hex()} was labelled at other tokens than the student has: tokenizer, "
+        "template, roles or max_length have changed since; train with those of the labels, or label again"
+    )

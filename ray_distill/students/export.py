@@ -16,7 +16,6 @@ from ray_distill.storage import files
 from ray_distill.students.checkpoints.store import check_plan
 from ray_distill.students.loop.best_result import Best
 from ray_distill.students.process_group import Ranks
-from ray_distill.students.telemetry.reporter import Told
 
 
 def export_arm(
@@ -29,7 +28,6 @@ def export_arm(
     facts: Mapping[str, Any],
     plan: Mapping[str, Any],
     ranks: Ranks,
-    lately: Told,
 ) -> StudentRef:
     """Write ``<output>/<arm>/`` from the best weights, then the marker ``<output>/<arm>.json``.
 
@@ -42,15 +40,14 @@ def export_arm(
         facts: plain JSON for the card and the metadata.
         plan: what a later run must agree with to take this arm as done.
         ranks: this process among the others; the first one writes.
-        lately: what was told lately; the marker holds it.
     """
-    ref = _write(output, arm, model, best, labels, facts, plan, lately) if ranks.first else None
+    ref = _write(output, arm, model, best, labels=labels, facts=facts, plan=plan) if ranks.first else None
     shared: StudentRef = ranks.share(ref)
     return shared
 
 
-def exported_arm(output: str, arm: str, plan: Mapping[str, Any], ranks: Ranks) -> tuple[StudentRef, Told] | None:
-    """The reference of an arm that is already exported, and what had been told lately; None = it is not.
+def exported_arm(output: str, arm: str, plan: Mapping[str, Any], ranks: Ranks) -> StudentRef | None:
+    """Return the reference of an arm that is already exported; None = it is not.
 
     Raises:
         TrainingError: it was made from other labels or settings; the difference is named.
@@ -59,7 +56,7 @@ def exported_arm(output: str, arm: str, plan: Mapping[str, Any], ranks: Ranks) -
     if marker is None:
         return None
     check_plan(marker["plan"], plan, f"the exported model {files.join(output, arm)}")
-    return StudentRef.from_dict(marker["ref"]), marker.get("lately", [])
+    return StudentRef.from_dict(marker["ref"])
 
 
 def marker_url(output: str, arm: str) -> str:
@@ -96,10 +93,10 @@ def _write(
     arm: str,
     model: Model,
     best: Best,
+    *,
     labels: LabelSetRef,
     facts: Mapping[str, Any],
     plan: Mapping[str, Any],
-    lately: Told,
 ) -> StudentRef:
     module = copy.deepcopy(model.module)
     module.load_state_dict(best.weights)
@@ -118,7 +115,7 @@ def _write(
         files.delete(url)
         files.upload_folder(Path(local), url)
     ref = StudentRef(url=url, fingerprint=digest, arm=arm, labels=labels)
-    marker = {"ref": ref.to_dict(), "plan": plan, "lately": lately}
+    marker = {"ref": ref.to_dict(), "plan": plan}
     files.write_bytes(marker_url(output, arm), json.dumps(marker, indent=1).encode())
     return ref
 

@@ -51,8 +51,9 @@ from ray_distill.students.objective.weighted_losses import build_terms, group_of
 from ray_distill.students.order.cursor import Index, steps_per_epoch
 from ray_distill.students.order.micro_batches import Budget
 from ray_distill.students.process_group import Ranks, current_ranks
+from ray_distill.students.telemetry.curves import curve_url
 from ray_distill.students.telemetry.memory_report import Sizes, memory_explained
-from ray_distill.students.telemetry.reporter import Remembering, Reporter
+from ray_distill.students.telemetry.reporter import Reporter
 from ray_distill.tasks.catalogue import get_task
 
 log = logging.getLogger(__name__)
@@ -118,18 +119,14 @@ def run_arms(job: TrainingJob, reporter: Reporter) -> list[StudentRef]:
     if not job.resume:
         _clear(job, ranks)
     done = {arm.name: exported_arm(job.output, arm.name, arm_plan(job, config, arm), ranks) for arm in arms}
-    remembering = Remembering(reporter)
-    refs = {}
-    for name, exported in done.items():
-        if exported is not None:
-            refs[name], lately = exported
-            remembering.repeat(lately)
-            log.info("%s is already trained: %s is taken as it is", name, refs[name].url)
+    refs = {name: exported for name, exported in done.items() if exported is not None}
+    for name, ref in refs.items():
+        log.info("%s is already trained: %s is taken as it is", name, ref.url)
     if len(refs) == len(arms):
         return list(refs.values())
     workshop = _open(job, config, ranks)
     try:
-        return [refs.get(arm.name) or _run_arm(workshop, arm, remembering) for arm in arms]
+        return [refs.get(arm.name) or _run_arm(workshop, arm, reporter) for arm in arms]
     finally:
         workshop.train.close()
 
@@ -170,6 +167,7 @@ def _clear(job: TrainingJob, ranks: Ranks) -> None:
         for name in job.arms:
             files.delete(marker_url(job.output, name))
             files.delete(_work_url(job, name))
+            files.delete(curve_url(job.output, name))
     ranks.barrier()
 
 
@@ -244,7 +242,7 @@ def _ceiling(
     return build_examples(table, answers=answers, processor=model.processor, labels=None, name="ceiling")
 
 
-def _run_arm(workshop: Workshop, arm: Arm, reporter: Remembering) -> StudentRef:
+def _run_arm(workshop: Workshop, arm: Arm, reporter: Reporter) -> StudentRef:
     """Train an arm once for each learning rate and export the best of them."""
     trials = _trials(workshop, arm)
     outcomes = [_finish_trial(workshop, arm, trial, reporter) for trial in trials]
@@ -259,7 +257,6 @@ def _run_arm(workshop: Workshop, arm: Arm, reporter: Remembering) -> StudentRef:
         facts=_facts(workshop, arm, trials[best]),
         plan=arm_plan(workshop.job, workshop.config, arm),
         ranks=workshop.ranks,
-        lately=reporter.lately,
     )
     if workshop.ranks.first and workshop.config.student.training.checkpoints.best == 0:
         files.delete(_work_url(workshop.job, arm.name))
@@ -281,13 +278,15 @@ def _trials(workshop: Workshop, arm: Arm) -> list[Trial]:
     Budget.of(training, group_of(terms)).check(data.lengths)
     plan = {**arm_plan(workshop.job, workshop.config, arm), "steps": workshop.steps, "rows": len(rows)}
     several = len(training.learning_rate) > 1
+    names = [f"{arm.name}/rate-{rate:g}" if several else arm.name for rate in training.learning_rate]
     return [
         Trial(
-            name=f"{arm.name}/rate-{rate:g}" if several else arm.name,
+            name=names[number],
             data=data,
             rows=rows,
             terms=terms,
             url=files.join(_work_url(workshop.job, arm.name), f"trial-{number}"),
+            curve=curve_url(workshop.job.output, names[number]),
             judge=workshop.judge,
             training=training,
             rate=rate,
@@ -300,14 +299,12 @@ def _trials(workshop: Workshop, arm: Arm) -> list[Trial]:
     ]
 
 
-def _finish_trial(workshop: Workshop, arm: Arm, trial: Trial, reporter: Remembering) -> Best:
+def _finish_trial(workshop: Workshop, arm: Arm, trial: Trial, reporter: Reporter) -> Best:
     """A trial's best result: the one kept, or trained now (going on from a checkpoint when resuming)."""
     kept = load_outcome(trial.url, trial.plan, workshop.ranks) if workshop.job.resume else None
     if kept is not None:
         log.info("%s is already finished", trial.name)
-        best, lately = kept
-        reporter.repeat(lately)
-        return best
+        return kept
     training, ranks = trial.training, workshop.ranks
     pairs, plain = layers_wanted(trial.terms)
     module = copy.deepcopy(workshop.model.module)
@@ -329,7 +326,7 @@ def _finish_trial(workshop: Workshop, arm: Arm, trial: Trial, reporter: Remember
             best = run_trial(trial, engine, ranks, reporter, resume=workshop.job.resume)
         finally:
             engine.close()
-    save_outcome(trial.url, best, trial.plan, ranks, reporter.lately)
+    save_outcome(trial.url, best, trial.plan, ranks)
     if ranks.first:
         prune(checkpoints_url(trial), training.checkpoints, last=0)
     return best

@@ -171,6 +171,7 @@ def _training(bench: Bench, data: PositionExamples, losses: dict[str, LossConfig
     trial = Trial(
         name="bench",
         url="",
+        curve="",
         data=data,
         rows=np.arange(data.rows),
         steps=bench.steps + 1,

@@ -241,6 +241,7 @@ def _ours(folder: Path, kind: Kind) -> dict[str, float]:
     trial = Trial(
         name="",
         url="",
+        curve="",
         data=data.train,
         rows=np.arange(data.train.rows),
         terms=(),

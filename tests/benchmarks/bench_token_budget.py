@@ -128,6 +128,7 @@ def _build(way: dict[str, Any], folder: str) -> tuple[Trial, Engine]:
     trial = Trial(
         name="bench",
         url="",
+        curve="",
         data=data,
         rows=np.arange(data.rows),
         steps=1000,

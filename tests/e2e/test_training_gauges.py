@@ -4,7 +4,6 @@ import re
 import time
 import urllib.request
 from collections.abc import Mapping
-from typing import Any
 
 import pytest
 import ray
@@ -13,8 +12,9 @@ from ray_distill.config import CostConfig, TrainingConfig
 from ray_distill.errors import TrainingError
 from ray_distill.evaluation.measures.cost import stage_cost
 from ray_distill.runtime.training import launch
-from ray_distill.runtime.training.metrics_channel import Mailbox, MailReporter
+from ray_distill.runtime.training.outcome_channel import OutcomeChannelHandle, RankReporter
 from ray_distill.runtime.training.prometheus import TrainingGauges
+from ray_distill.runtime.training.workers import RUN
 from ray_distill.students.run import TrainingJob
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("embedded_ray")]
@@ -34,8 +34,8 @@ PATIENCE = 60.0
 class FirstRank:
     """A process that reports steps as the first rank does."""
 
-    def __init__(self, mailbox: Any) -> None:
-        self._reporter = MailReporter(mailbox, 0, TrainingGauges("camp"))
+    def __init__(self) -> None:
+        self._reporter = RankReporter(gauges=TrainingGauges("camp"))
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
         self._reporter.metrics("student", step, values)
@@ -59,8 +59,7 @@ def scraped(address: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 def test_a_running_training_is_scraped() -> None:
     """The first rank's last step by campaign and arm, and the cost that the driver tells."""
-    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
-    rank = ray.remote(num_cpus=0)(FirstRank).remote(mailbox)
+    rank = ray.remote(num_cpus=0)(FirstRank).remote()
     for step in (1, 2):
         ray.get(rank.report.remote(step, {**VALUES, "loss": VALUES["loss"] / step}))
     TrainingGauges("camp").cost(
@@ -87,12 +86,12 @@ def test_a_running_training_is_scraped() -> None:
     assert found == pytest.approx(expected)
 
 
-def slow_ranks(job: bytes, settings: TrainingConfig, mailbox: Any, folder: str) -> None:
+def slow_ranks(job: bytes, settings: TrainingConfig, channel: OutcomeChannelHandle, folder: str) -> None:
     """What Ray Train would run: ranks that come to work after a while, and fail."""
     time.sleep(6)
-    ray.get(mailbox.begin.remote())
+    channel.begin(RUN)
     time.sleep(3)
-    ray.get(mailbox.fail.remote(TrainingError("at work")))
+    channel.fail(RUN, TrainingError("at work"))
 
 
 def test_what_training_waits_for_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,5 +103,5 @@ def test_what_training_waits_for_is_said_once(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(launch, "say", said.append)
         monkeypatch.setattr(launch, "WAIT_SECONDS", seconds)
         with pytest.raises(TrainingError, match="at work"):
-            launch.train_ranks(job, TrainingConfig(), on_metrics=lambda _: None)
+            launch.train_ranks(job, TrainingConfig(), on_poll=lambda: None)
         assert [text[:47] for text in said] == expected

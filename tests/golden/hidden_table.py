@@ -136,9 +136,6 @@ class Watching(SilentReporter):
     def metrics(self, arm: str, step: int, values: Mapping[str, float]) -> None:
         self.validation = values.get("validation_nll", self.validation)
 
-    def repeat(self, arm: str, step: int, values: Mapping[str, float]) -> None:
-        self.metrics(arm, step, values)
-
 
 def main() -> None:
     asked = _asked()

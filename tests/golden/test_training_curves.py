@@ -22,7 +22,6 @@ from ray_distill.students.engines.engine import check_compiler
 from ray_distill.students.loop import train_loop
 from ray_distill.students.loop.train_loop import run_trial
 from ray_distill.students.process_group import current_ranks
-from ray_distill.students.telemetry.reporter import Remembering
 from ray_distill.students.telemetry.step_timer import PARTS, StepMeter
 from ray_distill.testing.gloo import run_gloo
 from tests.labs import training as lab
@@ -293,7 +292,7 @@ def test_a_loss_that_is_not_finite_names_step_term_and_rows(tmp_path: Path) -> N
     found.logp[found.entry_offsets[trial.data.stored[broken]]] = float("nan")
     (row,) = trial.data.ids_of(np.array([broken]))
     with pytest.raises(TrainingError, match=f"the loss term 'soft' is nan at step . of 8; labels .* of {row}: label"):
-        run_trial(trial, engine, current_ranks(), Remembering(lab.Recorder()), resume=False)
+        run_trial(trial, engine, current_ranks(), lab.Recorder(), resume=False)
     (facts,) = (tmp_path / "trial" / "diagnosis").glob("*.json")
     told = json.loads(facts.read_text())
     (culprit,) = told["not_finite"]
@@ -311,7 +310,7 @@ def test_a_loss_that_overflows_names_the_batch(tmp_path: Path) -> None:
     with torch.no_grad():
         next(iter(engine._module.parameters())).fill_(float("inf"))  # type: ignore[attr-defined]
     with pytest.raises(TrainingError, match="at step 1 of 8; it came from 12 rows, .* and 4 more; their labels"):
-        run_trial(trial, engine, current_ranks(), Remembering(lab.Recorder()), resume=False)
+        run_trial(trial, engine, current_ranks(), lab.Recorder(), resume=False)
 
 
 def test_rows_that_are_to_come_twice_do(tmp_path: Path) -> None:
@@ -321,7 +320,7 @@ def test_rows_that_are_to_come_twice_do(tmp_path: Path) -> None:
     watched = lab.Watched(trial.data, engine)  # type: ignore[arg-type]
     rows = np.repeat(np.arange(30), [2] * 12 + [1] * 18)
     trial = replace(trial, data=watched, rows=rows)
-    run_trial(trial, engine, current_ranks(), Remembering(lab.Recorder()), resume=False)
+    run_trial(trial, engine, current_ranks(), lab.Recorder(), resume=False)
     assert sorted(watched.seen) == rows.tolist()
 
 
@@ -341,7 +340,7 @@ def test_a_machine_that_is_to_go_is_answered_by_a_checkpoint(tmp_path: Path, mon
     lab.write_model(tmp_path)
     trial, engine = lab.build(Lab(folder=str(tmp_path), training={"checkpoint_every": 100}))
     recorder = lab.Recorder(save_after=3)
-    run_trial(trial, engine, current_ranks(), Remembering(recorder), resume=False)
+    run_trial(trial, engine, current_ranks(), recorder, resume=False)
     assert [one["step"] for one in recorder.saved] == [3] and max(recorder.curve) == 8
 
 

@@ -24,7 +24,8 @@ from ray_distill.snapshots.take import take_snapshot
 from ray_distill.students import run
 from ray_distill.students.export import export_arm
 from ray_distill.students.run import TrainingJob, run_arms
-from ray_distill.students.telemetry import reporter
+from ray_distill.students.telemetry import curves
+from ray_distill.students.telemetry.curves import curve_url, read_curve
 from ray_distill.students.telemetry.reporter import SilentReporter, TrainingStopped
 from ray_distill.testing.labels import fake_manifest, label_all
 from ray_distill.testing.models import write_tiny_text_model
@@ -99,6 +100,11 @@ def job_of(home: Path, output: Path, *, training: Mapping[str, Any] | None = Non
     )
 
 
+def curves_of(output: Path, *arms: str) -> dict[str, dict[int, dict[str, float]]]:
+    """The curves that lie in the files of a job."""
+    return {arm: read_curve(curve_url(str(output), arm)) for arm in arms}
+
+
 @pytest.fixture(scope="module")
 def trained(home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recorder, list[Any]]:
     """All three arms, trained once."""
@@ -151,7 +157,7 @@ def test_resuming_a_finished_job_trains_nothing(
     with caplog.at_level(logging.INFO):
         assert run_arms(job_of(home, output, resume=True), recorder) == refs
     assert recorder.curve == {} and "student is already trained" in caplog.text
-    assert all(recorder.repeated[arm].items() <= curve.items() for arm, curve in told.by_arm.items())
+    assert curves_of(output, *told.by_arm) == told.by_arm
 
 
 def test_exported_models_of_other_settings_are_not_reused(
@@ -175,17 +181,26 @@ def test_a_stopped_job_resumes_to_the_same_model(home: Path, tmp_path: Path) -> 
     rest = run_arms(job_of(home, tmp_path / "cut", arms=("student",), resume=True), recorder)
     assert sorted(recorder.curve) == [4, 5, 6]
     assert rest[0].fingerprint == whole[0].fingerprint
-    assert recorder.repeated == cut.by_arm, "what the finished trial and the checkpoint had told may have been lost"
+    first, second = "student/rate-0.001", "student/rate-0.01"
+    taken = {first: cut.by_arm[first], second: cut.by_arm[second] | recorder.by_arm[second]}
+    assert curves_of(tmp_path / "cut", first, second) == taken
 
 
-def test_what_a_killed_run_had_told_lately_is_told_again_after_each_marker(
+def test_the_curve_of_a_killed_run_has_every_step_once(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed once a checkpoint, an outcome or an exported arm is complete, with all that it told lost on its way: the
-    curve of the run that goes on has every step. Numbers of longer ago are taken for kept."""
+    """Killed once a checkpoint, an outcome or an exported arm is complete, or three steps after a checkpoint: the files
+    have the steps before it, and after the run that goes on all of them, with the values of the last time."""
 
     class Killed(BaseException):
         pass
+
+    metrics = Recorder.metrics
+
+    def kill_at_step_5(self: Recorder, arm: str, step: int, values: Mapping[str, float]) -> None:
+        metrics(self, arm, step, values)
+        if step == 5:
+            raise Killed
 
     def kill(*_: object, **__: object) -> None:
         raise Killed
@@ -196,28 +211,26 @@ def test_what_a_killed_run_had_told_lately_is_told_again_after_each_marker(
 
     def job(name: str) -> TrainingJob:
         return job_of(
-            home, tmp_path / name, arms=ARMS[:1], resume=True, training={"learning_rate": 1e-3, "checkpoint_every": 4}
+            home, tmp_path / name, arms=ARMS[:1], resume=True, training={"learning_rate": 1e-3, "checkpoint_every": 2}
         )
 
-    for place, owner, name, killing in (
-        ("checkpoint", Recorder, "checkpoint", kill),
-        ("outcome", run, "export_arm", kill),
-        ("export", run, "export_arm", export_and_be_killed),
+    monkeypatch.setattr(curves, "WRITE_SECONDS", 0.0)
+    for place, owner, name, killing, held in (
+        ("checkpoint", Recorder, "checkpoint", kill, {2}),
+        ("step", Recorder, "metrics", kill_at_step_5, {0, 2, 4}),
+        ("outcome", run, "export_arm", kill, {6}),
+        ("export", run, "export_arm", export_and_be_killed, {6}),
     ):
+        killed, recorder = Recorder(), Recorder()
         with monkeypatch.context() as patch, pytest.raises(Killed):
             patch.setattr(owner, name, killing)
-            run_arms(job(place), Recorder())
-        recorder = Recorder()
+            run_arms(job(place), killed)
         run_arms(job(place), recorder)
-        held = 4 if place == "checkpoint" else 6
-        assert sorted(recorder.repeated["student"]) == list(range(1, held + 1)), place
-        assert sorted(recorder.curve) == list(range(held + 1, 7)), place
-
-    monkeypatch.setattr(reporter, "RECENT_SECONDS", 0.0)
-    recorder = Recorder()
-    run_arms(job("late"), SilentReporter())
-    run_arms(job("late"), recorder)
-    assert sorted(recorder.repeated["student"]) == [6]
+        begun = min(recorder.curve, default=7)
+        assert begun - 1 in held and sorted(recorder.curve) == list(range(begun, 7)), place
+        expected = killed.by_arm["student"] | recorder.by_arm.get("student", {})
+        assert curves_of(tmp_path / place, "student") == {"student": expected}, place
+        assert sorted(expected) == list(range(1, 7)), place
 
 
 def test_rows_of_the_teacher_are_not_distilled(home: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from ray_distill.students.objective.weighted_losses import build_terms, group_of
 from ray_distill.students.order.cursor import global_batch_at
 from ray_distill.students.order.micro_batches import Budget
 from ray_distill.students.process_group import current_ranks
-from ray_distill.students.telemetry.reporter import Remembering, TrainingStopped
+from ray_distill.students.telemetry.reporter import TrainingStopped
 from ray_distill.tasks.answers.tokens import learn as token_learn
 from ray_distill.tasks.answers.tokens.learn import TokenFormat
 from ray_distill.tasks.catalogue import TASKS
@@ -186,6 +186,7 @@ def build(lab: Lab) -> tuple[Trial, Engine]:
     trial = Trial(
         name="student",
         url=f"{lab.folder}/{lab.trial}",
+        curve=f"{lab.folder}/{lab.trial}/curve",
         data=data,
         rows=np.arange(data.rows),
         steps=lab.steps,
@@ -205,7 +206,7 @@ def run(lab: Lab) -> Ran:
     """Train on this rank, to the end."""
     trial, engine = build(lab)
     recorder = Recorder()
-    best = run_trial(trial, engine, current_ranks(), Remembering(recorder), resume=lab.resume)
+    best = run_trial(trial, engine, current_ranks(), recorder, resume=lab.resume)
     engine.close()
     return Ran(curve=recorder.curve, best=best.to_dict(), weights=best.weights, saved=recorder.saved)
 
@@ -219,7 +220,7 @@ def run_cut(lab: Lab) -> Ran:
     """Train until stopped, then build everything anew and train the rest; returns the rest."""
     trial, engine = build(lab)
     try:
-        run_trial(trial, engine, current_ranks(), Remembering(Recorder(lab.stop_after)), resume=False)
+        run_trial(trial, engine, current_ranks(), Recorder(lab.stop_after), resume=False)
     except TrainingStopped:
         engine.close()
         return run(replace(lab, stop_after=None, resume=True))

@@ -29,7 +29,7 @@ from ray_distill.students.objective.validate_losses import layers_wanted, pairs_
 from ray_distill.students.objective.weighted_losses import build_terms, group_of
 from ray_distill.students.order.micro_batches import Budget
 from ray_distill.students.process_group import current_ranks
-from ray_distill.students.telemetry.reporter import Remembering, TrainingStopped
+from ray_distill.students.telemetry.reporter import TrainingStopped
 from ray_distill.students.telemetry.step_timer import is_measured
 from ray_distill.tasks.answers.classes import learn as class_learn
 from ray_distill.tasks.answers.classes.learn import ClassFormat
@@ -68,16 +68,12 @@ class Recorder:
     def __init__(self, stop_after: int | None = None, save_after: int | None = None) -> None:
         self.curve: dict[int, dict[str, float]] = {}
         self.by_arm: dict[str, dict[int, dict[str, float]]] = {}
-        self.repeated: dict[str, dict[int, dict[str, float]]] = {}
         self.saved: list[Mapping[str, Any]] = []
         self._stop_after, self._save_after = stop_after, save_after
 
     def metrics(self, arm: str, step: int, values: Mapping[str, float]) -> None:
         self.curve[step] = dict(values)
         self.by_arm.setdefault(arm, {})[step] = dict(values)
-
-    def repeat(self, arm: str, step: int, values: Mapping[str, float]) -> None:
-        self.repeated.setdefault(arm, {})[step] = dict(values)
 
     def checkpoint(self, value: Mapping[str, Any]) -> None:
         self.saved.append(value)
@@ -177,6 +173,7 @@ def build(lab: Lab) -> tuple[Trial, Engine]:
     trial = Trial(
         name="student",
         url=f"{lab.folder}/{lab.trial}",
+        curve=f"{lab.folder}/{lab.trial}/curve",
         data=data,
         rows=np.arange(data.rows),
         steps=lab.steps,
@@ -213,7 +210,7 @@ def run(lab: Lab) -> Ran:
     """Train on this rank, to the end."""
     trial, engine = build(lab)
     recorder = Recorder()
-    best = run_trial(trial, engine, current_ranks(), Remembering(recorder), resume=lab.resume)
+    best = run_trial(trial, engine, current_ranks(), recorder, resume=lab.resume)
     engine.close()
     return Ran(curve=recorder.curve, best=best.to_dict(), weights=best.weights, saved=recorder.saved)
 
@@ -250,7 +247,7 @@ def run_part(lab: Lab) -> tuple[dict[int, dict[str, float]], list[int]]:
     trial, engine = build(lab)
     recorder, watched = Recorder(lab.stop_after), Watched(trial.data, engine)  # type: ignore[arg-type]
     with contextlib.suppress(TrainingStopped):
-        run_trial(replace(trial, data=watched), engine, current_ranks(), Remembering(recorder), resume=lab.resume)
+        run_trial(replace(trial, data=watched), engine, current_ranks(), recorder, resume=lab.resume)
     engine.close()
     return recorder.curve, watched.seen
 

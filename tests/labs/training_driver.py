@@ -14,7 +14,7 @@ from ray_distill.config import parse_config
 from ray_distill.errors import DistillError
 from ray_distill.runtime.core import connection
 from ray_distill.runtime.training.launch import train_ranks
-from ray_distill.runtime.training.metrics_channel import StepMetrics
+from ray_distill.students.telemetry.curves import CurveReader
 
 
 def train(order: dict[str, Any]) -> str:
@@ -22,12 +22,16 @@ def train(order: dict[str, Any]) -> str:
     job = pickle.loads(Path(order["job"]).read_bytes())
     curve = Path(order["curve"])
 
-    def keep(metrics: StepMetrics) -> None:
+    reader = CurveReader(job.output)
+
+    def keep() -> None:
         with curve.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": metrics.step, **metrics.values}) + "\n")
+            for metrics in reader.new():
+                file.write(json.dumps({"step": metrics.step, **metrics.values}) + "\n")
 
     try:
-        refs = train_ranks(job, parse_config(dict(job.config)).student.training, on_metrics=keep)
+        refs = train_ranks(job, parse_config(dict(job.config)).student.training, on_poll=keep)
+        keep()
     except DistillError as error:
         return "failed " + json.dumps(str(error))
     return "done " + json.dumps([ref.to_dict() for ref in refs])

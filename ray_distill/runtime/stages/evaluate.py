@@ -27,6 +27,7 @@ from ray_distill.runtime.stages.judge import Judged, judge_students
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.students.arms import ARMS
+from ray_distill.students.telemetry.curves import curve_url, read_curve
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tracking.base import Run
 
@@ -182,7 +183,7 @@ def publish(held: Session, run: Run, report: EvalReport, decision: Decision) -> 
     classes = open_snapshot(report.student.labels.snapshot).classes
     predictions = {"student": _predictions(report)}
     costs = campaign_costs(held, report)
-    history, texts = _history(held, report), _texts(report)
+    history, texts = _history(report), _texts(report)
     page = render_report(
         report,
         title=config.campaign,
@@ -231,16 +232,17 @@ def _texts(report: EvalReport) -> dict[str, Any]:
     return files.read_json(url) if files.exists(url) else {}
 
 
-def _history(held: Session, report: EvalReport) -> dict[str, list[tuple[int, float]]]:
+def _history(report: EvalReport) -> dict[str, list[tuple[int, float]]]:
     """The curve of each trained arm; of several learning rates, that of the one which was kept."""
-    url = held.url("state", "curves.json")
-    curves = files.read_json(url) if files.exists(url) else {}
     history = {}
     for arm in ARMS.keys() & report.models.keys():
         facts = files.read_json(files.join(report.models[arm].url, "ray_distill.json"))["metadata"]
-        curve = curves.get(arm) or curves.get(f"{arm}/rate-{facts['learning_rate']:g}")
+        output = report.models[arm].url.rpartition("/")[0]
+        curve = read_curve(curve_url(output, arm)) or read_curve(
+            curve_url(output, f"{arm}/rate-{facts['learning_rate']:g}")
+        )
         if curve:
-            history[arm] = [(int(step), loss) for step, loss in curve]
+            history[arm] = [(step, values["loss"]) for step, values in curve.items()]
     return history
 
 

@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Mapping
 
 from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign
@@ -16,18 +15,15 @@ from ray_distill.runtime.stages import label
 from ray_distill.runtime.stages.snapshot import freeze
 from ray_distill.runtime.training.label_mixture import mixed_labels
 from ray_distill.runtime.training.launch import train_ranks
-from ray_distill.runtime.training.metrics_channel import StepMetrics
 from ray_distill.runtime.training.prometheus import TrainingGauges
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.students.arms import arm_by_name
 from ray_distill.students.run import TrainingJob, arm_plan
+from ray_distill.students.telemetry.curves import CurveReader, StepMetrics
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tracking.base import Dataset
 
-#: Seconds of the curves that a killed driver may not have written down: a run that goes on is told them again, for they
-#: are fewer than `reporter.RECENT_SECONDS`.
-KEEP_SECONDS = 2.0
 #: Seconds between two looks at what the training has cost so far.
 COST_SECONDS = 10.0
 
@@ -68,11 +64,9 @@ def train(held: Session, labels: LabelSetRef, *, resume: bool) -> dict[str, Stud
                     profile={"log_length": ref.log_length},
                 )
             )
-        curves = Curves(held, stage, TrainingGauges(held.config.campaign))
-        try:
-            refs = train_ranks(job, training, on_metrics=curves.add)
-        finally:
-            curves.keep()
+        curves = Curves(held, stage, job.output, TrainingGauges(held.config.campaign))
+        refs = train_ranks(job, training, on_poll=curves.poll)
+        curves.record()
         stage.meter.wrote(sum(item.size for ref in refs for item in files.list_files(ref.url)))
     students = {ref.arm: ref for ref in refs}
     held.finish("train", fingerprint(_plans(held.config, job)), {arm: ref.to_dict() for arm, ref in students.items()})
@@ -95,56 +89,57 @@ def _clear(held: Session, folder: str) -> None:
 
 
 class Curves:
-    """Metrics of the steps as they come in: to the tracker, to the terminal, and kept for the report; and the cost."""
+    """Records the curves that the ranks write: in the tracker, on the terminal; and what the training has cost so far.
 
-    def __init__(self, held: Session, stage: Stage, gauges: TrainingGauges | None = None):
-        self._run, self._url = stage.run, held.url("state", "curves.json")
+    Which steps a run in the tracker has is kept, so that one that goes on gets each step once.
+    """
+
+    def __init__(self, held: Session, stage: Stage, output: str, gauges: TrainingGauges | None = None):
+        self._run, self._url = stage.run, held.url("state", "recorded.json")
         self._meter, self._gauges, self._priced_at = stage.meter, gauges, -math.inf
-        self._losses: dict[str, list[tuple[int, float]]] = _kept(held)
-        self._kept_at = time.monotonic()
+        kept = files.read_json(self._url) if files.exists(self._url) else {}
+        known = kept.get("steps") if kept.get("run_id") == self._run.run_id else None
+        self._reader = CurveReader(output, known=known)
 
-    def add(self, metrics: StepMetrics) -> None:
-        """Take one step's numbers; a restarted run repeats steps, and the repeat replaces them."""
-        prefix = metrics.arm.replace("/", "_")
-        self._run.metrics({f"{prefix}_{name}": value for name, value in metrics.values.items()}, step=metrics.step)
-        if "loss" in metrics.values:
-            curve = self._losses.setdefault(metrics.arm, [])
-            while curve and curve[-1][0] >= metrics.step:
-                curve.pop()
-            curve.append((metrics.step, metrics.values["loss"]))
-        if "validation_nll" in metrics.values or metrics.step == 1:
-            numbers = "  ".join(
-                f"{name} {value:.4g}"
-                for name, value in sorted(metrics.values.items())
-                if not name.startswith(("seconds_", "peak_memory_"))
-            )
-            say(f"train {metrics.arm} step {metrics.step}: {numbers}", arm=metrics.arm, step=metrics.step)
+    def poll(self) -> None:
+        """Record what is new; if the storage fails, the next call does."""
+        try:
+            self.record()
+        except StorageError as error:
+            say(f"train: the curves cannot be read now: {error}")
         if time.monotonic() - self._priced_at > COST_SECONDS:
-            self._tell_cost()
-        if time.monotonic() - self._kept_at > KEEP_SECONDS:
-            try:
-                self.keep()
-            except StorageError as error:  # the next attempt, or the last one of the stage, writes them all
-                say(f"train: the curves are not written yet: {error}")
+            self._report_cost()
 
-    def _tell_cost(self) -> None:
+    def record(self) -> None:
+        """Record what is new.
+
+        Raises:
+            StorageError: the curves cannot be read.
+        """
+        found = self._reader.new()
+        for one in found:
+            prefix = one.arm.replace("/", "_")
+            self._run.metrics({f"{prefix}_{name}": value for name, value in one.values.items()}, step=one.step)
+            if "validation_nll" in one.values or one.step == 1:
+                _show(one)
+        if found:
+            files.write_json(self._url, {"run_id": self._run.run_id, "steps": self._reader.known})
+
+    def _report_cost(self) -> None:
         """Under the names of the stage's end, and at its step: the end, being later, is what MLflow then shows."""
         self._priced_at, cost = time.monotonic(), self._meter.so_far
         self._run.metrics(stage_metrics(cost))
         if self._gauges is not None:
             self._gauges.cost(cost)
 
-    def keep(self) -> None:
-        """Write the curves down, for the report and for a run that goes on from here."""
-        self._kept_at = time.monotonic()
-        files.write_json(self._url, self._losses)
 
-
-def _kept(held: Session) -> dict[str, list[tuple[int, float]]]:
-    """Curves of arms that an earlier, interrupted run trained."""
-    url = held.url("state", "curves.json")
-    kept: Mapping[str, list[list[float]]] = files.read_json(url) if files.exists(url) else {}
-    return {arm: [(int(step), loss) for step, loss in curve] for arm, curve in kept.items()}
+def _show(metrics: StepMetrics) -> None:
+    numbers = "  ".join(
+        f"{name} {value:.4g}"
+        for name, value in sorted(metrics.values.items())
+        if not name.startswith(("seconds_", "peak_memory_"))
+    )
+    say(f"train {metrics.arm} step {metrics.step}: {numbers}", arm=metrics.arm, step=metrics.step)
 
 
 def _job(held: Session, labels: LabelSetRef) -> TrainingJob:

@@ -191,7 +191,7 @@ def on_disk(planned: Planned) -> Outcome | None:
     arm = arm_by_name(ARM)
     exported = exported_arm(job.output, ARM, arm_plan(job, planned.trial.config, arm), Ranks(rank=0, world=1))
     if exported is not None:
-        return finished(planned, exported[0])
+        return finished(planned, exported)
     url = files.join(job.output, STOPPED)
     kept = files.read_json(url) if files.exists(url) else None
     if kept is None or kept["rule"] != planned.task.rule:

@@ -179,7 +179,7 @@ def _train(found: Sweep, runs: TrialRuns) -> dict[str, Outcome]:
         )
 
     schedule = Schedule(
-        todo, earlier, found.stop, most=config.sweep.max_concurrent, begun=runs.begin, stepped=runs.step, ended=ended
+        todo, earlier, found.stop, most=config.sweep.max_concurrent, begun=runs.begin, recorded=runs.record, ended=ended
     )
     started, since = time.time(), time.monotonic()
     try:

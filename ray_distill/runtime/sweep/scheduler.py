@@ -8,7 +8,7 @@ import pickle
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -20,15 +20,15 @@ from ray_distill.errors import ClusterError
 from ray_distill.evaluation.measures.cost import SECONDS_AN_HOUR
 from ray_distill.runtime.core.connection import capacity, explain, require_bundles
 from ray_distill.runtime.core.console import say
-from ray_distill.runtime.sweep.coordinator import Desk
+from ray_distill.runtime.sweep.coordinator import Coordinator, CoordinatorHandle
 from ray_distill.runtime.sweep.resolve_trials import Outcome, Planned, finished, on_disk
 from ray_distill.runtime.sweep.trial_worker import known_rungs, train_alone, train_together
-from ray_distill.runtime.training.metrics_channel import StepMetrics
+from ray_distill.runtime.training.outcome_channel import RunOutcome
 from ray_distill.runtime.training.workers import fit_ranks, resources_of
 from ray_distill.students.telemetry.reporter import TrainingStopped
 
-#: Seconds between two looks at the desk.
-POLL_SECONDS = 0.5
+#: Seconds between two polls of the coordinator, and of the curves of all running trials.
+POLL_SECONDS, CURVE_SECONDS = 0.5, 2.0
 
 
 def require_room(planned: Sequence[Planned]) -> None:
@@ -64,7 +64,7 @@ class Schedule:
         *,
         most: int | None,
         begun: Callable[[Planned], None],
-        stepped: Callable[[str, StepMetrics], None],
+        recorded: Callable[[Planned], None],
         ended: Callable[[Planned, Outcome], None],
     ) -> None:
         """Nothing runs yet.
@@ -75,7 +75,8 @@ class Schedule:
             stop: the rule that stops a trial.
             most: trials at once, queued by Ray if they do not fit; None = as many as fit what the cluster has.
             begun: called when a trial starts, again if it was lost and starts again.
-            stepped: called with every step's numbers and the trial's key; a trial that was lost repeats steps.
+            recorded: called every `CURVE_SECONDS` for a trial that is being trained, and when it has ended, to record
+                what its curve has.
             ended: called with what became of a trial.
         """
         self._waiting, self._most = deque(todo), most
@@ -84,18 +85,20 @@ class Schedule:
         self.hours: dict[str, float] = {"CPU": 0.0, "GPU": 0.0}
         """Reserved by trials that have ended, by resource."""
         self._lost: dict[str, int] = {}
-        self._begun, self._stepped, self._ended = begun, stepped, ended
+        self._begun, self._recorded, self._ended = begun, recorded, ended
         known = {one.key: known_rungs(one.task.job.output, one.task.rule) for one in (*todo, *others)}
         self._here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._desk = ray.remote(num_cpus=0, scheduling_strategy=self._here)(Desk).remote(
-            stop.rungs if stop else (), stop.keep if stop else 1.0, known
+        actor = ray.remote(num_cpus=0, scheduling_strategy=self._here)(Coordinator)
+        self._coordinator = CoordinatorHandle(
+            actor.remote(stop.rungs if stop else (), stop.keep if stop else 1.0, known)
         )
+        self._recorded_at = time.monotonic()
 
     def run(self) -> None:
         """Run all trials to their ends.
 
         Raises:
-            ClusterError: the desk is gone.
+            ClusterError: the coordinator is gone.
         """
         with tempfile.TemporaryDirectory(prefix="ray-distill-sweep-", ignore_cleanup_errors=True) as folder:
             try:
@@ -106,7 +109,7 @@ class Schedule:
                     self._look(done)
             except ray.exceptions.RayActorError as lost:
                 raise ClusterError(
-                    f"the sweep lost its desk ({explain(lost, 'asking it')}): run the same command "
+                    f"the sweep lost its coordinator ({explain(lost, 'asking it')}): run the same command "
                     "again and it goes on where it was"
                 ) from lost
             finally:
@@ -131,10 +134,10 @@ class Schedule:
         training, task = training_of(planned), pickle.dumps(planned.task)
         if training.least_workers == 1:
             run = ray.remote(num_cpus=training.cpus, num_gpus=training.gpus, max_retries=0)(train_alone)
-            ref = run.remote(task, self._desk, max(1, int(training.cpus)))
+            ref = run.remote(task, self._coordinator, max(1, int(training.cpus)))
         else:
             fit = ray.remote(num_cpus=0, max_retries=0, max_calls=1, scheduling_strategy=self._here)(fit_ranks)
-            ref = fit.remote(task, training, self._desk, folder, train_together)
+            ref = fit.remote(task, training, self._coordinator, folder, train_together)
         self._running[planned.key], self._since[planned.key] = (planned, ref), time.monotonic()
 
     def _end(self, planned: Planned) -> None:
@@ -145,23 +148,23 @@ class Schedule:
             self.hours[name] += hours * amount
 
     def _look(self, done: Sequence[Any]) -> None:
-        """Hand on metrics, and see to the trials that have ended: at the desk, or with their process."""
-        outcomes = ray.get(self._desk.outcomes.remote())  # before the metrics, which are all there by then
-        for key, metrics in ray.get(self._desk.take.remote()).items():
-            for one in metrics:
-                self._stepped(key, one)
+        """Record curves, and handle the trials that have ended: with an outcome, or with their process."""
+        outcomes = self._coordinator.outcomes()
+        record = time.monotonic() - self._recorded_at >= CURVE_SECONDS
         for key, (planned, ref) in list(self._running.items()):
-            students, error = outcomes.get(key, (None, None))
-            if error is not None or students is not None:
+            if record or key in outcomes:
+                self._recorded(planned)
+            if key in outcomes:
                 self._end(planned)
-                self._ended(planned, outcome_of(planned, students, error))
+                self._ended(planned, outcome_of(planned, outcomes[key]))
             elif ref in done:
                 self._check_lost(planned, ref)
+        if record:
+            self._recorded_at = time.monotonic()
 
     def _check_lost(self, planned: Planned, ref: Any) -> None:
-        """A process that ended without an outcome; unless that came after the look at the desk."""
-        outcome: Mapping[str, Any] = ray.get(self._desk.outcomes.remote())
-        if planned.key in outcome:
+        """Handle a process that ended without an outcome, unless that came after the poll."""
+        if planned.key in self._coordinator.outcomes():
             return
         try:
             ray.get(ref)
@@ -189,13 +192,13 @@ class Schedule:
         )
 
 
-def outcome_of(planned: Planned, students: Sequence[str] | None, error: Exception | None) -> Outcome:
-    """What a trial's ranks have left at the desk."""
-    if students is not None:
-        return finished(planned, StudentRef.from_json(students[0]))
-    assert error is not None
-    stopped = on_disk(planned) if isinstance(error, TrainingStopped) else None
-    return stopped or failed(error)
+def outcome_of(planned: Planned, found: RunOutcome) -> Outcome:
+    """Return the outcome of a trial whose ranks have ended."""
+    if found.students is not None:
+        return finished(planned, StudentRef.from_json(found.students[0]))
+    assert found.error is not None
+    stopped = on_disk(planned) if isinstance(found.error, TrainingStopped) else None
+    return stopped or failed(found.error)
 
 
 def failed(error: Exception) -> Outcome:

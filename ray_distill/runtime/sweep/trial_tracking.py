@@ -6,10 +6,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from ray_distill.artifacts import Efficiency
+from ray_distill.errors import StorageError
+from ray_distill.runtime.core.console import say
 from ray_distill.runtime.core.session import Session
 from ray_distill.runtime.sweep.resolve_trials import ARM, Outcome, Planned
-from ray_distill.runtime.training.metrics_channel import StepMetrics
 from ray_distill.storage import files
+from ray_distill.students.telemetry.curves import CurveReader
 from ray_distill.tracking.base import Run
 
 
@@ -20,6 +22,7 @@ class TrialRuns:
         """``folder``: where the runs' ids are kept."""
         self._held, self._folder = held, folder
         self._open: dict[str, tuple[Run, ExitStack]] = {}
+        self._curves: dict[str, CurveReader] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -51,13 +54,25 @@ class TrialRuns:
         )
         self._open[planned.key] = run, stack
         run.params(trial.changes)
-        files.write_json(self._url(planned.key), {"run_id": run.run_id})
+        kept = self._kept(planned.key)
+        known = kept.get("steps") if kept.get("run_id") == run.run_id else None
+        self._curves[planned.key] = CurveReader(planned.task.job.output, known=known)
+        self._keep(planned.key, run)
 
-    def step(self, key: str, metrics: StepMetrics) -> None:
-        """Record one step's numbers; of several learning rates, under the rate's name."""
-        rate = metrics.arm.removeprefix(ARM).strip("/")
-        prefix = f"{rate}_" if rate else ""
-        self._open[key][0].metrics({f"{prefix}{name}": value for name, value in metrics.values.items()}, metrics.step)
+    def record(self, planned: Planned) -> None:
+        """Record the new steps of a trial's curve; of several learning rates, under the rate's name."""
+        run, curves = self._open[planned.key][0], self._curves[planned.key]
+        try:
+            found = curves.new()
+        except StorageError as error:
+            say(f"sweep: the curve of {planned.trial.name} cannot be read now: {error}")
+            return
+        for one in found:
+            rate = one.arm.removeprefix(ARM).strip("/")
+            prefix = f"{rate}_" if rate else ""
+            run.metrics({f"{prefix}{name}": value for name, value in one.values.items()}, one.step)
+        if found:
+            self._keep(planned.key, run)
 
     def end(self, planned: Planned, outcome: Outcome) -> None:
         """Record what became of the trial and close its run."""
@@ -66,12 +81,13 @@ class TrialRuns:
         run.tags({"verdict": outcome.verdict, **({"reason": outcome.reason} if outcome.reason else {})})
         error = outcome.error
         stack.__exit__(None if error is None else type(error), error, None if error is None else error.__traceback__)
-        files.write_json(self._url(planned.key), {"run_id": run.run_id, "verdict": outcome.verdict})
+        self._keep(planned.key, run, verdict=outcome.verdict)
 
     def earlier(self, planned: Planned, outcome: Outcome) -> None:
         """Record a trial that ended before this command, unless its run says so already."""
         if self._kept(planned.key).get("verdict") != outcome.verdict:
             self.begin(planned)
+            self.record(planned)
             self.end(planned, outcome)
 
     def measured(self, planned: Planned, efficiency: Efficiency | None, *, best: bool, on_frontier: bool) -> None:
@@ -93,6 +109,10 @@ class TrialRuns:
     def run_id(self, key: str) -> str:
         """The trial's run."""
         return str(self._kept(key)["run_id"])
+
+    def _keep(self, key: str, run: Run, **more: str) -> None:
+        """Keep a trial's run, and which steps it has."""
+        files.write_json(self._url(key), {"run_id": run.run_id, "steps": self._curves[key].known, **more})
 
     def _kept(self, key: str) -> dict[str, Any]:
         url = self._url(key)

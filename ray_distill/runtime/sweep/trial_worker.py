@@ -1,4 +1,4 @@
-"""What the ranks of a trial run: the training of one student, which asks at each rung whether to go on.
+"""The ranks of a trial: the training of one student, which is judged at each rung.
 
 <trial>/student/, student.json    the finished student, as in any training
 <trial>/rungs.json                what it had at the rungs that it has passed
@@ -8,15 +8,16 @@
 import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ray_distill.errors import DistillError, TrainingError
-from ray_distill.runtime.sweep.successive_halving import Judgement
-from ray_distill.runtime.training.metrics_channel import Outbox
-from ray_distill.runtime.training.workers import DEFECTS
+from ray_distill.errors import TrainingError
+from ray_distill.runtime.sweep.coordinator import CoordinatorHandle
+from ray_distill.runtime.training.outcome_channel import RankReporter
+from ray_distill.runtime.training.workers import send_outcome
 from ray_distill.storage import files
-from ray_distill.students.telemetry.reporter import TrainingStopped
+
+if TYPE_CHECKING:
+    from ray_distill.students.run import TrainingJob
 
 RUNGS, STOPPED = "rungs.json", "stopped.json"
 
@@ -26,77 +27,48 @@ class TrialTask:
     """What a trial's ranks need, as plain picklable values."""
 
     key: str
-    """Fingerprint of its plan: its folder's name, and what the desk knows it by."""
-    job: Any
-    """A ``TrainingJob`` of the arm ``student``."""
+    """Fingerprint of its plan: the name of its folder, and of its run in the channel."""
+    job: "TrainingJob"
+    """Of the arm ``student``."""
     metric: str
     higher_is_better: bool
     rule: str | None = None
     """Fingerprint of the rule by which it may be stopped; None = it may not."""
 
 
-class TrialReporter:
-    """The training loop's reporter inside a trial; only the first rank speaks."""
+class RungJudge:
+    """Has a trial judged at its rungs, from the first rank."""
 
-    def __init__(self, task: TrialTask, desk: Any, rank: int) -> None:
-        self._task, self._desk, self._rank = task, desk, rank
-        self._outbox = Outbox(partial(desk.put.remote, task.key))
-        self._passed: dict[float, float] = known_rungs(task.job.output, task.rule) if rank == 0 else {}
-        self.stopped: dict[str, Any] | None = None
-        """What `STOPPED` is to say, once the trial is to stop."""
+    def __init__(self, task: TrialTask, coordinator: CoordinatorHandle) -> None:
+        self._task, self._coordinator = task, coordinator
+        self._passed = known_rungs(task.job.output, task.rule)
+        self._stopped: dict[str, Any] = {}
 
-    def metrics(self, arm: str, step: int, values: Mapping[str, float]) -> None:
-        """Send a step's numbers, several steps at a time; and ask at a rung."""
-        if self._rank != 0:
-            return
-        self._outbox.add(arm, step, values)
-        if "epoch" not in values:
-            return
-        self.flush()
-        if self._task.rule is not None and self.stopped is None:
-            self._ask(step, values)
-
-    def repeat(self, arm: str, step: int, values: Mapping[str, float]) -> None:
-        """Drop them: a trial's run shows by its steps where it went on, and may lack those that a kill caught."""
-
-    def _ask(self, step: int, values: Mapping[str, float]) -> None:
-        import ray
-
+    def validated(self, step: int, values: Mapping[str, float]) -> bool:
+        """Report a validation; return whether the trial has failed a rung and must stop."""
         value = objective_of(values, self._task)
-        found: list[Judgement] = ray.get(self._desk.judge.remote(self._task.key, values["epoch"], value))
+        found = self._coordinator.judge(self._task.key, values["epoch"], value)
         if not found:
-            return
+            return False
         if not found[-1].goes_on:
-            seen = {name: value for name, value in values.items() if name.startswith("validation_")}
-            self.stopped = {
+            self._stopped = {
                 "rule": self._task.rule,
                 "step": step,
                 "epoch": values["epoch"],
-                "metrics": seen,
+                "metrics": {name: value for name, value in values.items() if name.startswith("validation_")},
                 "passed": _pairs(self._passed),
                 **asdict(found[-1]),
             }
-            return
+            return True
         self._passed |= {one.rung: one.value for one in found}
         files.write_json(
             files.join(self._task.job.output, RUNGS), {"rule": self._task.rule, "passed": _pairs(self._passed)}
         )
-
-    def flush(self) -> None:
-        """Send what is waiting."""
-        self._outbox.flush()
-
-    def checkpoint(self, value: Mapping[str, Any]) -> None:
-        """The checkpoint itself is in our own storage."""
-        self.flush()
-
-    def should_stop(self) -> bool:
-        """Whether the trial has failed a rung."""
-        return self.stopped is not None
-
-    def should_save(self) -> bool:
-        """Never: a trial whose node is taken away goes on from its last checkpoint."""
         return False
+
+    def record_stop(self) -> None:
+        """Write why the trial was stopped, when its last checkpoint is there."""
+        files.write_json(files.join(self._task.job.output, STOPPED), self._stopped)
 
 
 def objective_of(values: Mapping[str, float], task: TrialTask) -> float:
@@ -125,47 +97,37 @@ def known_rungs(folder: str, rule: str | None) -> dict[float, float]:
     return found
 
 
-def train_alone(task: bytes, desk: Any, threads: int) -> None:
-    """A trial of one rank, in a process without a group; several such trials follow each other in one process."""
-    run_rank(pickle.loads(task), desk, 0, threads)
+def train_alone(task: bytes, coordinator: CoordinatorHandle, threads: int) -> None:
+    """Train a trial of one rank, in a process without a group; several such trials follow each other in one process."""
+    run_rank(pickle.loads(task), coordinator, 0, threads)
 
 
 def train_together(config: dict[str, Any]) -> None:
-    """One rank of several, started by Ray Train; ``config`` as `ranks.fit_ranks` makes it."""
+    """Train one rank of several, started by Ray Train; ``config`` as `workers.fit_ranks` makes it."""
     import ray.train
 
     rank = ray.train.get_context().get_world_rank()
-    run_rank(pickle.loads(config["job"]), config["mailbox"], rank, config["threads"])
+    run_rank(pickle.loads(config["job"]), config["channel"], rank, config["threads"])
 
 
-def run_rank(task: TrialTask, desk: Any, rank: int, threads: int) -> None:
-    """Train, and leave the outcome at the desk; an error of one rank alone must end the others, so it is raised."""
-    import ray
+def run_rank(task: TrialTask, coordinator: CoordinatorHandle, rank: int, threads: int) -> None:
+    """Train, and send the outcome to the coordinator; see `workers.send_outcome`."""
     import torch
 
-    from ray_distill.students.run import run_arms
-
     torch.set_num_threads(threads)
-    reporter = TrialReporter(task, desk, rank)
-    try:
-        try:
-            students = run_arms(task.job, reporter)
-        finally:
-            reporter.flush()  # before the outcome: the driver takes no metrics after it
-    except TrainingStopped as stopped:  # of all ranks alike
-        if rank == 0:
-            assert reporter.stopped is not None, "nobody else asks a trial to stop"
-            files.write_json(files.join(task.job.output, STOPPED), reporter.stopped)
-            ray.get(desk.fail.remote(task.key, stopped))
-        return
-    except DistillError as error:
-        ray.get(desk.fail.remote(task.key, error))
-        raise
-    except DEFECTS as error:
-        ray.get(desk.fail.remote(task.key, TrainingError(f"training failed: {type(error).__name__}: {error}")))
-        raise
-    if rank == 0:
-        ray.get(desk.finish.remote(task.key, [student.to_json() for student in students]))
+    judge = RungJudge(task, coordinator) if rank == 0 and task.rule is not None else None
+    send_outcome(
+        task.key,
+        task.job,
+        coordinator,
+        RankReporter(on_validation=None if judge is None else judge.validated),
+        first=rank == 0,
+        on_stopped=_no_stop if judge is None else judge.record_stop,
+    )
+
+
+def _no_stop() -> None:
+    raise AssertionError("only its rungs stop a trial")
 
 
 def _pairs(values: Mapping[float, float]) -> list[list[float]]:

@@ -1,4 +1,4 @@
-"""Start training ranks with Ray Train, carry their metrics to the driver, restart what was lost.
+"""Start training ranks with Ray Train, wait for their outcome, restart ranks that were lost.
 
 The ranks write students and checkpoints themselves (`ray_distill.students`); Ray starts them and tells when one
 is gone. A restart goes on from the newest verified checkpoint, so a lost worker costs the steps since then.
@@ -8,7 +8,6 @@ import pickle
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -18,25 +17,23 @@ from ray_distill.config import TrainingConfig
 from ray_distill.errors import ClusterError
 from ray_distill.runtime.core.connection import explain, require_bundles
 from ray_distill.runtime.core.console import say
-from ray_distill.runtime.training.metrics_channel import Mailbox, StepMetrics
-from ray_distill.runtime.training.workers import fit_ranks, resources_of
+from ray_distill.runtime.training.outcome_channel import OutcomeChannel, OutcomeChannelHandle, RunOutcome
+from ray_distill.runtime.training.workers import RUN, fit_ranks, resources_of
 from ray_distill.students.run import TrainingJob
 
-#: Seconds between two looks into the mailbox.
+#: Seconds between two polls of the channel and of the curves.
 POLL_SECONDS = 1.0
 #: Seconds without a rank at work after which it is said what training may wait for.
 WAIT_SECONDS = 60.0
 
 
-def train_ranks(
-    job: TrainingJob, training: TrainingConfig, *, on_metrics: Callable[[StepMetrics], None]
-) -> list[StudentRef]:
+def train_ranks(job: TrainingJob, training: TrainingConfig, *, on_poll: Callable[[], None]) -> list[StudentRef]:
     """Run ``students.run.run_arms`` on as many ranks as the settings ask for and return its result.
 
     Args:
         job: what to train; ``job.resume`` must be set, a restart relies on it.
         training: how many ranks, with which resources, and how many restarts.
-        on_metrics: called on this process with every step's numbers; a restart repeats steps.
+        on_poll: called on this process every `POLL_SECONDS` while the ranks train, to read the curves they write.
 
     Raises:
         DistillError: what a rank raised, at once.
@@ -44,19 +41,19 @@ def train_ranks(
     """
     assert job.resume, "a restarted rank must go on, not begin anew"
     require_bundles([resources_of(training)] * training.least_workers, "training")
-    # The mailbox must not go with a node of the ranks': Ray Train starts them anew without us when one is taken away.
+    # The channel must not go with a node of the ranks': Ray Train starts them anew without us when one is taken away.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     for attempt in range(training.max_failures + 1):
-        mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
-        failure = _fit(job, training, mailbox, on_metrics)
+        channel = OutcomeChannelHandle(ray.remote(num_cpus=0, scheduling_strategy=here)(OutcomeChannel).remote())
+        failure = _fit(job, training, channel, on_poll)
         try:
-            students, error = ray.get(mailbox.outcome.remote())
+            outcome = channel.outcomes().get(RUN, RunOutcome())
         except ray.exceptions.RayError as lost:
-            students, error, failure = None, None, failure or lost
-        if error is not None:
-            raise error
-        if students is not None:
-            return [StudentRef.from_json(text) for text in students]
+            outcome, failure = RunOutcome(), failure or lost
+        if outcome.error is not None:
+            raise outcome.error
+        if outcome.students is not None:
+            return [StudentRef.from_json(text) for text in outcome.students]
         reason = "no rank finished" if failure is None else str(explain(failure, "training"))
         if attempt < training.max_failures:
             say(
@@ -70,9 +67,9 @@ def train_ranks(
 
 
 def _fit(
-    job: TrainingJob, training: TrainingConfig, mailbox: Any, on_metrics: Callable[[StepMetrics], None]
+    job: TrainingJob, training: TrainingConfig, channel: OutcomeChannelHandle, on_poll: Callable[[], None]
 ) -> BaseException | None:
-    """One attempt: returns what Ray raised, if it did; metrics are delivered meanwhile and at the end.
+    """Make one attempt; return the error that Ray raised, if it did.
 
     Ray Train is asked from a task. On this process's main thread it would take Ctrl-C over, for the rest of the
     process, and end it with exit status 0; on another thread it would still be asking Ray while Ctrl-C shuts Ray down,
@@ -83,30 +80,29 @@ def _fit(
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         # The task's process is used once: Ray Train leaves its handler of SIGINT behind.
         fit = ray.remote(num_cpus=0, max_retries=0, max_calls=1, scheduling_strategy=here)(fit_ranks)
-        running = fit.remote(pickle.dumps(job), training, mailbox, folder)
+        running = fit.remote(pickle.dumps(job), training, channel, folder)
         tell_at: float | None = time.monotonic() + WAIT_SECONDS
         try:
             while not ray.wait([running], timeout=POLL_SECONDS)[0]:
-                tell_at = _tell_wait(mailbox, training, tell_at)
-                if _deliver(mailbox, on_metrics):
+                tell_at = _tell_wait(channel, training, tell_at)
+                on_poll()
+                if _finished(channel):
                     return None  # without a dashboard, Ray Train takes twelve seconds more to put its own things away
             ray.get(running)
         except ray.exceptions.RayError as lost:
             failure = lost
-        finally:  # Ctrl-C too: the curve then reaches as far as what the ranks have sent
-            _deliver(mailbox, on_metrics)
     return failure
 
 
-def _tell_wait(mailbox: Any, training: TrainingConfig, at: float | None) -> float | None:
+def _tell_wait(channel: OutcomeChannelHandle, training: TrainingConfig, at: float | None) -> float | None:
     """Say once, at some time, that no rank is at work yet; when to say it still."""
     if at is None:
         return None
     try:
-        if ray.get(mailbox.begun.remote()):
+        if channel.begun(RUN):
             return None
     except ray.exceptions.RayError:
-        return None  # as in `_deliver`
+        return None  # as in `_finished`
     if time.monotonic() < at:
         return at
     say(
@@ -116,12 +112,10 @@ def _tell_wait(mailbox: Any, training: TrainingConfig, at: float | None) -> floa
     return None
 
 
-def _deliver(mailbox: Any, on_metrics: Callable[[StepMetrics], None]) -> bool:
-    """Hand on the metrics that wait; whether the students are trained."""
+def _finished(channel: OutcomeChannelHandle) -> bool:
+    """Return whether the students are trained."""
     try:
-        waiting, finished = ray.get(mailbox.take.remote())
+        found = channel.outcomes().get(RUN)
     except ray.exceptions.RayError:
-        return False  # the mailbox went with its node; the attempt fails and says so
-    for metrics in waiting:
-        on_metrics(metrics)
-    return bool(finished)
+        return False  # the channel went with its node; the attempt fails and reports that
+    return found is not None and found.students is not None

@@ -1,4 +1,4 @@
-"""Have Ray Train run the ranks of a training job, and what each rank does.
+"""Run the ranks of a training job with Ray Train, and the work of each rank.
 
 A process of its own asks Ray Train, so this module imports only what that takes; a rank imports the rest.
 """
@@ -8,12 +8,18 @@ import os
 import pickle
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray_distill.config import TrainingConfig
 from ray_distill.errors import DistillError, TrainingError
-from ray_distill.runtime.training.metrics_channel import MailReporter
+from ray_distill.runtime.training.outcome_channel import OutcomeChannelHandle, RankReporter
+from ray_distill.students.telemetry.reporter import TrainingStopped
 
+if TYPE_CHECKING:
+    from ray_distill.students.run import TrainingJob
+
+#: Name of a campaign's training in its channel.
+RUN = "train"
 #: What another attempt would raise again; what a lost peer makes of the others is a RuntimeError and no defect.
 DEFECTS = (TypeError, ValueError, LookupError, AttributeError, ImportError, AssertionError, ZeroDivisionError)
 
@@ -29,7 +35,7 @@ START_SECONDS = 20.0
 def fit_ranks(
     job: bytes,
     training: TrainingConfig,
-    mailbox: Any,
+    channel: OutcomeChannelHandle,
     folder: str,
     rank: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
@@ -38,7 +44,7 @@ def fit_ranks(
     Args:
         job: a pickled ``TrainingJob``.
         training: how many ranks, with which resources.
-        mailbox: the actor that the first rank reports to.
+        channel: where the outcome goes.
         folder: for Ray Train's own files, on this node.
         rank: what each rank runs; default: `train_rank`.
     """
@@ -52,7 +58,7 @@ def fit_ranks(
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_SECONDS))
     trainer = TorchTrainer(
         rank or train_rank,
-        train_loop_config={"job": job, "mailbox": mailbox, "threads": max(1, int(training.cpus))},
+        train_loop_config={"job": job, "channel": channel, "threads": max(1, int(training.cpus))},
         torch_config=TorchConfig(backend="nccl" if training.gpus else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=training.workers,
@@ -77,28 +83,56 @@ def resources_of(training: TrainingConfig) -> dict[str, float]:
 
 
 def train_rank(config: dict[str, Any]) -> None:
-    """What each rank runs, with its process group initialised by Ray Train; ``config["job"]`` is a pickled job."""
+    """Run one rank, with its process group initialised by Ray Train; ``config["job"]`` is a pickled job."""
     import ray.train
     import torch
 
     from ray_distill.runtime.training.prometheus import TrainingGauges
-    from ray_distill.students.run import run_arms
 
     torch.set_num_threads(config["threads"])
-    rank = ray.train.get_context().get_world_rank()
-    job = pickle.loads(config["job"])
-    if rank == 0:
-        config["mailbox"].begin.remote()
-    reporter = MailReporter(config["mailbox"], rank, TrainingGauges(job.config["campaign"]) if rank == 0 else None)
+    first, job = ray.train.get_context().get_world_rank() == 0, pickle.loads(config["job"])
+    if first:
+        config["channel"].begin(RUN)
+    reporter = RankReporter(gauges=TrainingGauges(job.config["campaign"]) if first else None, notices=True)
+    send_outcome(RUN, job, config["channel"], reporter, first=first)
+
+
+def send_outcome(
+    run: str,
+    job: "TrainingJob",
+    channel: OutcomeChannelHandle,
+    reporter: RankReporter,
+    *,
+    first: bool,
+    on_stopped: Callable[[], None] = lambda: None,
+) -> None:
+    """Train the arms of a job on this rank, and send the students or the error that ended it.
+
+    Args:
+        run: name of the run in the channel.
+        job: what to train.
+        channel: where the outcome goes.
+        reporter: the rank's.
+        first: whether this is the first rank, which sends the students.
+        on_stopped: called on the first rank when the reporter has stopped the run, before that is sent.
+
+    Raises:
+        DistillError: the error that was sent, which must end the other ranks too; not if the reporter stopped them all.
+    """
+    from ray_distill.students.run import run_arms
+
     try:
         students = run_arms(job, reporter)
+    except TrainingStopped as stopped:
+        if first:
+            on_stopped()
+            channel.fail(run, stopped)
+        return
     except DistillError as error:
-        ray.get(config["mailbox"].fail.remote(error))
+        channel.fail(run, error)
         raise
     except DEFECTS as error:
-        ray.get(config["mailbox"].fail.remote(TrainingError(f"training failed: {type(error).__name__}: {error}")))
+        channel.fail(run, TrainingError(f"training failed: {type(error).__name__}: {error}"))
         raise
-    finally:
-        reporter.flush()
-    if rank == 0:
-        ray.get(config["mailbox"].finish.remote([student.to_json() for student in students]))
+    if first:
+        channel.finish(run, tuple(student.to_json() for student in students))

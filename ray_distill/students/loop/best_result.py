@@ -15,7 +15,6 @@ from ray_distill.storage import files
 from ray_distill.students.checkpoints.store import check_plan
 from ray_distill.students.loop.validation import Score
 from ray_distill.students.process_group import Ranks
-from ray_distill.students.telemetry.reporter import Told
 
 log = logging.getLogger(__name__)
 
@@ -42,29 +41,29 @@ class Best:
         return cls(score=score, step=int(value["step"]), weights=weights)
 
 
-def save_outcome(url: str, best: Best, plan: Mapping[str, Any], ranks: Ranks, lately: Told) -> None:
-    """Keep a finished trial's best result: the weights, then the marker with their digest and what was told lately."""
+def save_outcome(url: str, best: Best, plan: Mapping[str, Any], ranks: Ranks) -> None:
+    """Keep a finished trial's best result: the weights, then the marker with their digest."""
     if ranks.first:
         data = weights_bytes(best.weights)
         files.write_bytes(files.join(url, WEIGHTS_FILE), data)
-        marker = {"best": best.to_dict(), "digest": sha256(data), "plan": plan, "lately": lately}
+        marker = {"best": best.to_dict(), "digest": sha256(data), "plan": plan}
         files.write_bytes(files.join(url, _MARKER), json.dumps(marker, indent=1).encode())
     ranks.barrier()
 
 
-def load_outcome(url: str, plan: Mapping[str, Any], ranks: Ranks) -> tuple[Best, Told] | None:
-    """A finished trial's best result, weights on the first rank alone, and what it had told lately; None = unfinished.
+def load_outcome(url: str, plan: Mapping[str, Any], ranks: Ranks) -> Best | None:
+    """Return a finished trial's best result, weights on the first rank alone; None = it is not finished.
 
     Raises:
         TrainingError: it is of another run.
     """
     found = _read_outcome(url) if ranks.first else None
-    shared = ranks.share(None if found is None else (found[0].to_dict(), *found[1:]))
+    shared = ranks.share(None if found is None else (found[0].to_dict(), found[1]))
     if shared is None:
         return None
-    value, saved_plan, lately = shared
+    value, saved_plan = shared
     check_plan(saved_plan, plan, f"the finished trial {url}")
-    return Best.from_dict(value, found[0].weights if found is not None else {}), lately
+    return Best.from_dict(value, found[0].weights if found is not None else {})
 
 
 def weights_bytes(weights: Mapping[str, Tensor]) -> bytes:
@@ -79,7 +78,7 @@ def read_weights(data: bytes) -> dict[str, Tensor]:
     return weights
 
 
-def _read_outcome(url: str) -> tuple[Best, dict[str, Any], Told] | None:
+def _read_outcome(url: str) -> tuple[Best, dict[str, Any]] | None:
     marker_url = files.join(url, _MARKER)
     if not files.exists(marker_url):
         return None
@@ -88,7 +87,7 @@ def _read_outcome(url: str) -> tuple[Best, dict[str, Any], Told] | None:
         data = files.read_bytes(files.join(url, WEIGHTS_FILE))
         if sha256(data) != marker["digest"]:
             raise TrainingError(f"{url}: {WEIGHTS_FILE} is damaged: its digest is not {marker['digest']}")
-        return Best.from_dict(marker["best"], read_weights(data)), marker["plan"], marker["lately"]
+        return Best.from_dict(marker["best"], read_weights(data)), marker["plan"]
     except (TrainingError, ValueError, KeyError, TypeError) as error:
         log.warning("the finished trial %s cannot be used and is trained again: %s", url, error)
         return None

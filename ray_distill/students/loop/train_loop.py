@@ -4,7 +4,7 @@ import math
 import random
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -40,7 +40,8 @@ from ray_distill.students.order.epoch_order import Order, Plan, units_of
 from ray_distill.students.order.micro_batches import Budget, MicroBatch, micro_batches, share
 from ray_distill.students.order.prefetch import Feed
 from ray_distill.students.process_group import Ranks
-from ray_distill.students.telemetry.reporter import Remembering, Told, TrainingStopped
+from ray_distill.students.telemetry.curves import CurveWriter
+from ray_distill.students.telemetry.reporter import Reporter, TrainingStopped
 from ray_distill.students.telemetry.step_timer import StepMeter, peak_memory
 from ray_distill.tasks.encoded import Batch
 
@@ -56,6 +57,8 @@ class Trial:
     """The arm, and its learning rate where there are several: what metrics are reported under."""
     url: str
     """Folder of its checkpoints."""
+    curve: str
+    """Folder of its curve; see `students.telemetry.curves`."""
     data: Examples
     rows: Index
     """Rows of ``data`` it trains on."""
@@ -82,61 +85,79 @@ class Trial:
         return Budget.of(self.training, group_of(self.terms))
 
 
+@dataclass(kw_only=True)
+class TrainState:
+    """How far a run has come: all that a checkpoint has beside the engine's state."""
+
+    step: int = 0
+    """Steps done."""
+    best: Best | None = None
+    last_validation: Score | None = None
+    checkpoint: str | None = None
+    """The checkpoint from which the run went on."""
+
+
 #: The micro-batches of a step on one rank, before they are moved to its device.
 Batches = list[tuple[Batch, LossBatch]]
 
 
-def run_trial(trial: Trial, engine: Engine, ranks: Ranks, reporter: Remembering, *, resume: bool) -> Best:
+def run_trial(trial: Trial, engine: Engine, ranks: Ranks, reporter: Reporter, *, resume: bool) -> Best:
     """Train to the end, from the newest checkpoint if ``resume`` and there is one.
 
     Raises:
         TrainingError: a loss is not finite, or the checkpoint is of another run.
         TrainingStopped: a stop was requested; the state is saved.
     """
-    step, best, looked, resumed, lately = _restore(trial, engine, ranks) if resume else (0, None, None, None, [])
-    reporter.repeat(lately)
+    state = _restore(trial, engine, ranks) if resume else TrainState()
     saver = CheckpointWriter(
         checkpoints_url(trial),
         ranks,
         trial.training.checkpoints,
         plan=trial.plan,
-        protect=() if resumed is None else (resumed,),
+        protect=() if state.checkpoint is None else (state.checkpoint,),
     )
-    with Feed(partial(batches_of, trial, ranks), trial.steps) as feed, closing(saver):
-        return _train(trial, engine, ranks, reporter, feed, saver, step, best, looked)
+    curve = CurveWriter(trial.curve, after=state.step) if ranks.first else None
+    with (
+        Feed(partial(batches_of, trial, ranks), trial.steps) as feed,
+        closing(saver),
+        nullcontext() if curve is None else closing(curve),
+    ):
+        return _train(trial, engine, ranks, reporter, feed=feed, saver=saver, curve=curve, state=state)
 
 
 def _train(
     trial: Trial,
     engine: Engine,
     ranks: Ranks,
-    reporter: Remembering,
+    reporter: Reporter,
+    *,
     feed: Feed[Batches],
     saver: CheckpointWriter,
-    step: int,
-    best: Best | None,
-    looked: Score | None,
+    curve: CurveWriter | None,
+    state: TrainState,
 ) -> Best:
-    """Train from a step to the end; see `run_trial`."""
+    """Train from a state to the end; see `run_trial`. The first rank has the writer of the curve."""
 
     def told(url: str | None, after: int) -> None:
         if url is not None:
             reporter.checkpoint({"trial": trial.name, "step": after, "url": url})
 
-    saved, next_look = step, time.monotonic() + LOOK_SECONDS
+    saved, next_look = state.step, time.monotonic() + LOOK_SECONDS
     engine.train(True)
     meter = StepMeter.of(engine.device, trial.training, ranks)
-    while step < trial.steps:
+    while state.step < trial.steps:
         asks = (reporter.should_stop(), time.monotonic() >= next_look, saver.idle)
-        values, (stop, look, idle) = take_step(trial, engine, ranks, step, feed, asks=asks, meter=meter)
-        step += 1
+        values, (stop, look, idle) = take_step(trial, engine, ranks, state.step, feed, asks=asks, meter=meter)
+        state.step = step = state.step + 1
         last = step == trial.steps
         if last or step % trial.training.evaluate_every == 0:
             with engine.averaged():
-                best, looked = _judge(trial, engine, ranks, step, best, values)
+                state.best = best = _judge(trial, engine, ranks, state, values)
             last = last or _hopeless(trial.training, step, best)
             values.update(peak_memory(ranks, engine.device))
         reporter.metrics(trial.name, step, values)
+        if curve is not None:
+            curve.add(step, values)
         if saver.under_way and idle == ranks.world:
             told(saver.advance(), saved)
         if last:
@@ -146,7 +167,9 @@ def _train(
             next_look = time.monotonic() + LOOK_SECONDS
             leave = reporter.should_save()
         if stop or leave or step % trial.training.checkpoint_every == 0:
-            told(_save(trial, engine, ranks, saver, step, best, looked, reporter.lately), saved)
+            if curve is not None:
+                curve.complete()
+            told(_save(trial, engine, ranks, saver, state), saved)
             saved = step
         if stop or leave:
             told(saver.finish(), saved)
@@ -156,8 +179,10 @@ def _train(
                 f"the state is saved in {trial.url}, resume to go on"
             )
     told(saver.finish(), saved)
-    assert best is not None
-    return best
+    if curve is not None:
+        curve.complete()
+    assert state.best is not None
+    return state.best
 
 
 def _hopeless(training: TrainingConfig, step: int, best: Best) -> bool:
@@ -290,10 +315,9 @@ def _metrics(trial: Trial, step: int, weights: Sequence[float], means: Sequence[
     return {"loss": loss, **{f"loss_{name}": mean for name, mean in found.items()}}
 
 
-def _judge(
-    trial: Trial, engine: Engine, ranks: Ranks, step: int, best: Best | None, values: dict[str, float]
-) -> tuple[Best, Score]:
-    """Validate, add the result to ``values``, and keep the weights if they are the best so far."""
+def _judge(trial: Trial, engine: Engine, ranks: Ranks, state: TrainState, values: dict[str, float]) -> Best:
+    """Validate, add the result to ``values``, and return the best so far, this one if it is."""
+    step, best = state.step, state.best
     score = trial.judge.score(engine, ranks, replace(trial.budget, group=1))
     if not math.isfinite(score.value):
         raise TrainingError(
@@ -301,22 +325,15 @@ def _judge(
             "lower the learning rate, or prefer precision bf16 or fp32 to fp16"
         )
     values.update(score.metrics, epoch=trial.training.epochs * step / trial.steps)
+    state.last_validation = score
     if best is not None and best.score.value <= score.value:
-        return best, score
-    return Best(score=score, step=step, weights=engine.weights()), score
+        return best
+    return Best(score=score, step=step, weights=engine.weights())
 
 
-def _save(
-    trial: Trial,
-    engine: Engine,
-    ranks: Ranks,
-    saver: CheckpointWriter,
-    step: int,
-    best: Best | None,
-    looked: Score | None,
-    lately: Told,
-) -> str | None:
+def _save(trial: Trial, engine: Engine, ranks: Ranks, saver: CheckpointWriter, state: TrainState) -> str | None:
     """Begin a checkpoint; the URL of the one before, if that is complete only now."""
+    best, last = state.best, state.last_validation
 
     def write(folder: Path) -> None:
         (folder / "engine").mkdir()
@@ -324,31 +341,32 @@ def _save(
         if best is not None and ranks.first:
             (folder / WEIGHTS_FILE).write_bytes(weights_bytes(best.weights))
 
-    cursor = cursor_at(step, len(trial.rows), trial.training.global_batch)
-    state = {
+    cursor = cursor_at(state.step, len(trial.rows), trial.training.global_batch)
+    plain = {
         "cursor": cursor.to_dict(),
         "best": None if best is None else best.to_dict(),
-        "validation": None if looked is None else {"value": looked.value, "metrics": looked.metrics},
-        "lately": lately,
+        "validation": None if last is None else {"value": last.value, "metrics": last.metrics},
     }
-    return saver.start(write, step=step, state=state)
+    return saver.start(write, step=state.step, state=plain)
 
 
-def _restore(trial: Trial, engine: Engine, ranks: Ranks) -> tuple[int, Best | None, Score | None, str | None, Told]:
-    """Load the newest checkpoint, if there is one: steps done, best so far, the last look before it, its URL, and what
-    was told lately."""
+def _restore(trial: Trial, engine: Engine, ranks: Ranks) -> TrainState:
+    """Load the newest checkpoint, if there is one."""
     found = find_checkpoint(checkpoints_url(trial), ranks)
     if found is None:
-        return 0, None, None, None, []
+        return TrainState()
     check_plan(found.plan, trial.plan, f"checkpoint {found.url}")
     with fetched(found, ranks) as local:
         engine.load(local / "engine")
         saved = found.state["best"]
         weights = read_weights((local / WEIGHTS_FILE).read_bytes()) if saved is not None and ranks.first else {}
     look = found.state.get("validation")
-    looked = None if look is None else Score(value=float(look["value"]), metrics=dict(look["metrics"]))
-    best = None if saved is None else Best.from_dict(saved, weights)
-    return found.step, best, looked, found.url, found.state.get("lately", [])
+    return TrainState(
+        step=found.step,
+        best=None if saved is None else Best.from_dict(saved, weights),
+        last_validation=None if look is None else Score(value=float(look["value"]), metrics=dict(look["metrics"])),
+        checkpoint=found.url,
+    )
 
 
 def checkpoints_url(trial: Trial) -> str:

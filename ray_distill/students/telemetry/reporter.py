@@ -1,18 +1,9 @@
-"""How a training loop speaks to whoever started it, without knowing who that is."""
+"""The interface between a training loop and the process that started it."""
 
-import time
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from ray_distill.errors import TrainingError
-
-#: Seconds of a run's numbers that may still be on their way to where they are kept, or were when it was killed: those
-#: that a rank sends together, those that wait for the driver, and those that the driver has not written down.
-RECENT_SECONDS = 20.0
-
-#: Numbers of steps as plain JSON: arm, step and values of each.
-Told = list[tuple[str, int, dict[str, float]]]
 
 
 class TrainingStopped(TrainingError):
@@ -24,10 +15,10 @@ class Reporter(Protocol):
     but for times (`timing.is_measured`), which are each rank's own."""
 
     def metrics(self, arm: str, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of one step of an arm; steps count from 1. A resumed run repeats those since its checkpoint."""
+        """Report numbers of one step of an arm; steps count from 1. A resumed run repeats those since its checkpoint.
 
-    def repeat(self, arm: str, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of a step that was taken before the run was killed, which may have been lost with it."""
+        What is kept of them are the files of `curves`, which the loop writes itself.
+        """
 
     def checkpoint(self, value: Mapping[str, Any]) -> None:
         """A checkpoint is complete: small plain JSON values that say which."""
@@ -45,9 +36,6 @@ class SilentReporter:
     def metrics(self, arm: str, step: int, values: Mapping[str, float]) -> None:
         """Drop them."""
 
-    def repeat(self, arm: str, step: int, values: Mapping[str, float]) -> None:
-        """Drop them."""
-
     def checkpoint(self, value: Mapping[str, Any]) -> None:
         """Drop it."""
 
@@ -58,48 +46,3 @@ class SilentReporter:
     def should_save(self) -> bool:
         """Never."""
         return False
-
-
-class Remembering:
-    """A reporter that knows what it has told lately, so that whatever a killed run may go on from can hold it.
-
-    A rank, its node or the driver may die with numbers that nobody has kept, of steps which no resumed run takes again.
-    """
-
-    def __init__(self, reporter: Reporter) -> None:
-        self._reporter = reporter
-        self._told: deque[tuple[float, tuple[str, int, dict[str, float]]]] = deque()
-
-    @property
-    def lately(self) -> Told:
-        """What was told in the `RECENT_SECONDS` before the last, in order."""
-        return [told for _, told in self._told]
-
-    def metrics(self, arm: str, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of one step."""
-        self._remember(arm, step, values)
-        self._reporter.metrics(arm, step, values)
-
-    def repeat(self, told: Sequence[Sequence[Any]]) -> None:
-        """Tell again what a run that was killed had told lately: its `lately`."""
-        for arm, step, values in told:
-            self._remember(arm, step, values)
-            self._reporter.repeat(arm, step, values)
-
-    def checkpoint(self, value: Mapping[str, Any]) -> None:
-        """A checkpoint is complete."""
-        self._reporter.checkpoint(value)
-
-    def should_stop(self) -> bool:
-        """Whether to save and stop."""
-        return self._reporter.should_stop()
-
-    def should_save(self) -> bool:
-        """Whether to save now."""
-        return self._reporter.should_save()
-
-    def _remember(self, arm: str, step: int, values: Mapping[str, float]) -> None:
-        now = time.monotonic()
-        self._told.append((now, (arm, step, dict(values))))
-        while now - self._told[0][0] > RECENT_SECONDS:
-            self._told.popleft()

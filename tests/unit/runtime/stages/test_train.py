@@ -1,4 +1,4 @@
-"""Loss curves as they are kept for the report."""
+"""Curves as the training stage records them in the tracker."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,50 +7,59 @@ from pathlib import Path
 import pytest
 
 from ray_distill.config import parse_config
+from ray_distill.errors import StorageError
 from ray_distill.evaluation.measures.cost import StageCost, stage_metrics
-from ray_distill.runtime.core.session import Session, session
+from ray_distill.runtime.core.session import Session, Stage, session
 from ray_distill.runtime.stages import train
 from ray_distill.runtime.stages.train import Curves
-from ray_distill.runtime.training.launch import StepMetrics
 from ray_distill.storage import files
+from ray_distill.students.telemetry.curves import CurveWriter, curve_url
 
 
-def _add(curves: Curves, arm: str, steps: range, loss: float) -> None:
+def _train(folder: Path, arm: str, steps: range, loss: float) -> None:
+    """Write the curve of a run that goes on before the first step."""
+    writer = CurveWriter(curve_url(str(folder), arm), after=steps.start - 1)
     for step in steps:
-        curves.add(StepMetrics(arm=arm, step=step, values={"loss": loss, "examples_per_second": 1.0}))
+        writer.add(step, {"loss": loss, "examples_per_second": 1.0})
+    writer.complete()
+    writer.close()
 
 
-class Told:
-    """A run and gauges that keep what they are told."""
+class Recorded:
+    """A run and gauges that keep what they receive."""
+
+    run_id = "run"
 
     def __init__(self) -> None:
         self.values: list[Mapping[str, float]] = []
+        self.losses: list[tuple[int, float]] = []
         self.costs: list[StageCost] = []
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         self.values.append(values)
+        self.losses += [(step, value) for name, value in values.items() if name == "student_loss"]
 
     def cost(self, cost: StageCost) -> None:
         self.costs.append(cost)
 
 
-def test_cost_is_told_while_the_training_runs(config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the first step at once, then every so many seconds: to the run under the names of the end, and as gauges."""
-    told = Told()
+def _curves(held: Session, stage: Stage, folder: Path, run: Recorded) -> Curves:
+    return Curves(held, replace(stage, run=run), str(folder), run)  # type: ignore[arg-type]
+
+
+def test_cost_is_recorded_while_the_training_runs(config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, then every so many seconds: to the run under the names of the end, and as gauges."""
+    run = Recorded()
     with session(config) as held, held.stage("train", cores=4) as stage:
-        curves = Curves(held, replace(stage, run=told), told)  # type: ignore[arg-type]
-        _add(curves, "student", range(1, 4), 1.0)
+        curves = _curves(held, stage, tmp_path, run)
+        for _ in range(3):
+            curves.poll()
         monkeypatch.setattr(train, "COST_SECONDS", 0.0)
-        _add(curves, "student", range(4, 5), 1.0)
-    costs = [values for values in told.values if "train_cost_usd" in values]
-    assert [values["train_core_hours"] for values in costs] == [cost.core_hours for cost in told.costs]
+        curves.poll()
+    costs = [values for values in run.values if "train_cost_usd" in values]
+    assert [values["train_core_hours"] for values in costs] == [cost.core_hours for cost in run.costs]
     assert len(costs) == 2 and 0 < costs[0]["train_core_hours"] < costs[1]["train_core_hours"]
     assert set(costs[0]) == set(stage_metrics(stage.meter.cost))
-
-
-def _curves(held: Session) -> Curves:
-    with held.stage("train") as stage:
-        return Curves(held, stage)
 
 
 @pytest.fixture
@@ -67,26 +76,46 @@ def config(tmp_path: Path):
     )
 
 
-def test_a_run_that_goes_on_from_a_checkpoint_replaces_what_it_repeats(config) -> None:
-    """Steps 4 and 5 were done twice: the curve has each step once, with the later value; other arms stay."""
-    with session(config) as held:
-        first = _curves(held)
-        _add(first, "baseline_hard_labels", range(1, 3), 9.0)
-        _add(first, "student", range(1, 6), 1.0)
-        first.keep()
-        second = _curves(held)
-        _add(second, "student", range(4, 7), 2.0)
-        second.keep()
-        kept = files.read_json(held.url("state", "curves.json"))
-    assert kept["student"] == [[1, 1.0], [2, 1.0], [3, 1.0], [4, 2.0], [5, 2.0], [6, 2.0]]
-    assert kept["baseline_hard_labels"] == [[1, 9.0], [2, 9.0]]
+def test_a_run_in_the_tracker_gets_each_step_once(config, tmp_path: Path) -> None:
+    """Also from commands that go on after others, though steps were trained twice; another run gets them all."""
+    run = Recorded()
+    with session(config) as held, held.stage("train") as stage:
+        first = _curves(held, stage, tmp_path, run)
+        _train(tmp_path, "baseline_hard_labels", range(1, 3), 9.0)
+        _train(tmp_path, "student", range(1, 6), 1.0)
+        first.record()
+        _train(tmp_path, "student", range(4, 7), 2.0)
+        first.record()
+        _train(tmp_path, "student", range(6, 9), 3.0)
+        _curves(held, stage, tmp_path, run).record()
+        assert run.losses == [*((step, 1.0) for step in range(1, 6)), (6, 2.0), (7, 3.0), (8, 3.0)]
+        other = Recorded()
+        other.run_id = "other"
+        _curves(held, stage, tmp_path, other).record()
+    assert other.losses == [
+        *((step, 1.0) for step in range(1, 4)),
+        *((4, 2.0), (5, 2.0)),
+        *((6, 3.0), (7, 3.0), (8, 3.0)),
+    ]
 
 
-def test_a_model_that_is_trained_anew_gets_a_new_curve(config) -> None:
-    """Beginning at step 1 forgets the arm's earlier curve."""
-    with session(config) as held:
-        curves = _curves(held)
-        _add(curves, "student", range(1, 6), 1.0)
-        _add(curves, "student", range(1, 3), 2.0)
-        curves.keep()
-        assert files.read_json(held.url("state", "curves.json")) == {"student": [[1, 2.0], [2, 2.0]]}
+def test_curves_that_cannot_be_read_are_read_at_the_next_poll(
+    config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training goes on; only the end of the stage needs them."""
+    run = Recorded()
+
+    def away(url: str) -> list[files.FileInfo]:
+        raise StorageError("away")
+
+    with session(config) as held, held.stage("train") as stage:
+        curves = _curves(held, stage, tmp_path, run)
+        _train(tmp_path, "student", range(1, 3), 1.0)
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "list_files", away)
+            curves.poll()
+            with pytest.raises(StorageError, match="away"):
+                curves.record()
+        curves.poll()
+    assert run.losses == [(1, 1.0), (2, 1.0)]
+    assert "the curves cannot be read now: away" in "".join(capsys.readouterr())

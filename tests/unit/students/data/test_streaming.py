@@ -94,6 +94,7 @@ def trial_of(data: Opened, **training: Any) -> Trial:
     return Trial(
         name="student",
         url="",
+        curve="",
         data=data.train,
         rows=np.arange(0, data.train.rows, 2),
         terms=(),

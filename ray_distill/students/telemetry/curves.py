@@ -1,0 +1,172 @@
+"""The numbers of every step of a run, as files that survive a kill.
+
+    <output>/curves/<run>/<first step>.jsonl
+
+The first rank writes them while it trains, the driver and the report read them. A file grows until the next checkpoint
+and is complete before that checkpoint is. So a run that goes on from a checkpoint finds all steps before it, and takes
+all others again, whose numbers it drops first: the files have every step once.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from ray_distill.errors import StorageError
+from ray_distill.storage import files
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two writes of a file that grows: how far a reader may be behind.
+WRITE_SECONDS = 2.0
+#: Steps of a file at most, since it is written whole each time.
+MOST_STEPS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMetrics:
+    """Numbers of one step of an arm."""
+
+    arm: str
+    """The arm, and its learning rate where there are several."""
+    step: int
+    values: Mapping[str, float]
+
+
+def curve_url(output: str, arm: str) -> str:
+    """Return the folder of an arm's curve; ``output`` is the folder of the students."""
+    return files.join(output, "curves", arm)
+
+
+class CurveWriter:
+    """Writes the curve of one run, from the first rank alone. The training waits for it at a checkpoint only."""
+
+    def __init__(self, url: str, *, after: int) -> None:
+        """Go on after a step; what an earlier run wrote of later steps is dropped.
+
+        Raises:
+            StorageError: the earlier files cannot be read or changed.
+        """
+        self._url, self._lines = url, list[str]()
+        self._first = after + 1
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="curve")
+        self._writing: Future[None] | None = None
+        self._written_at = time.monotonic()
+        _cut(url, after)
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Add a step's numbers; they are written within `WRITE_SECONDS`, if the storage is as fast."""
+        self._lines.append(json.dumps({"step": step, "values": values}))
+        if len(self._lines) >= MOST_STEPS:
+            self.complete()
+        elif time.monotonic() - self._written_at >= WRITE_SECONDS and (self._writing is None or self._writing.done()):
+            self._await()
+            self._written_at = time.monotonic()
+            self._writing = self._thread.submit(files.write_bytes, self._file, _bytes(self._lines))
+
+    def complete(self) -> None:
+        """Wait until all steps are written, and begin another file with the next.
+
+        Raises:
+            StorageError: they cannot be written.
+        """
+        self._await()
+        if self._lines:
+            files.write_bytes(self._file, _bytes(self._lines))
+            self._first += len(self._lines)
+            self._lines, self._written_at = [], time.monotonic()
+
+    def close(self) -> None:
+        """End the thread; steps since `complete` may be lost."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def _file(self) -> str:
+        return files.join(self._url, f"{self._first:09d}.jsonl")
+
+    def _await(self) -> None:
+        """Wait for the write under way. One that failed is repeated by the next, which writes the same file."""
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        try:
+            writing.result()
+        except StorageError as error:
+            log.warning("a part of the curve is not written yet: %s", error)
+
+
+def read_curve(url: str) -> dict[int, dict[str, float]]:
+    """Return the numbers of every step of a curve, by step; empty if there is none."""
+    return dict(_steps(files.read_many([files.join(url, name) for name in _names(url)])))
+
+
+class CurveReader:
+    """Reads the curves of a training while they grow; each step of each run is returned once."""
+
+    def __init__(self, output: str, *, known: Mapping[str, int] | None = None) -> None:
+        """Read below ``output``; of runs in ``known``, by name, only the steps after the given one."""
+        self._url, self._known = files.join(output, "curves"), dict(known or {})
+
+    @property
+    def known(self) -> dict[str, int]:
+        """The last step of each run that was returned."""
+        return dict(self._known)
+
+    def new(self) -> list[StepMetrics]:
+        """Return the steps that have been written since, in order.
+
+        Raises:
+            StorageError: a file cannot be read; nothing is skipped, the next call reads it.
+        """
+        starts: dict[str, list[int]] = {}
+        for item in files.list_files(self._url):
+            arm, _, name = item.name.rpartition("/")
+            starts.setdefault(arm, []).append(int(name.removesuffix(".jsonl")))
+        found = [one for arm, firsts in starts.items() for one in self._new(arm, sorted(firsts))]
+        self._known |= {one.arm: one.step for one in found}
+        return found
+
+    def _new(self, arm: str, firsts: list[int]) -> list[StepMetrics]:
+        """Read the files that may have later steps than the last known one."""
+        known = self._known.get(arm, 0)
+        begun = [first for first in firsts if first <= known + 1]
+        wanted = [*begun[-1:], *firsts[len(begun) :]]
+        data = files.read_many([files.join(self._url, arm, f"{first:09d}.jsonl") for first in wanted])
+        return [StepMetrics(arm=arm, step=step, values=values) for step, values in _steps(data) if step > known]
+
+
+def _cut(url: str, after: int) -> None:
+    """Drop what a curve has of later steps, the last file first, so that what is left never has a hole."""
+    for name in reversed(_names(url)):
+        one = files.join(url, name)
+        if int(name.removesuffix(".jsonl")) > after:
+            files.delete(one)
+            continue
+        data = files.read_bytes(one)
+        kept = _bytes([line for line in _lines(data) if json.loads(line)["step"] <= after])
+        if kept != data:
+            files.write_bytes(one, kept)
+        return
+
+
+def _names(url: str) -> list[str]:
+    """Return the names of a curve's files, in order; a folder in it has the curve of another run."""
+    return [item.name for item in files.list_files(url) if "/" not in item.name]
+
+
+def _steps(data: list[bytes]) -> Iterator[tuple[int, dict[str, float]]]:
+    for part in data:
+        for line in _lines(part):
+            found = json.loads(line)
+            yield found["step"], found["values"]
+
+
+def _lines(data: bytes) -> list[str]:
+    """Return the whole lines of a file; the last may be cut off where storage does not write files at once."""
+    return data.decode(errors="replace").split("\n")[:-1]
+
+
+def _bytes(lines: list[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()

@@ -1,7 +1,8 @@
 """A running training as Prometheus metrics, through Ray: the agent of each node serves what its processes have set.
 
 Every node tells its port as ``MetricsExportPort`` (``ray.nodes()``); ``ray start --metrics-export-port`` fixes it. As
-they are scraped the names begin with ``ray_``; `infra/grafana/training.json` shows them. Imports little: see `outcome_channel`.
+they are scraped the names begin with ``ray_``; `infra/grafana/training.json` shows them. Imports little: see
+`outcome_channel`.
 """
 
 from collections.abc import Mapping

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
-from ray_distill.config import Campaign, LossConfig, MixtureConfig, parse_config
+from ray_distill.config import Campaign, LossConfig, MixtureConfig
 from ray_distill.config.identity import identity
 from ray_distill.errors import ConfigError
 from ray_distill.labels.model.manifest import StoreManifest
@@ -61,10 +61,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """Everything a rank needs, as plain picklable values."""
+    """Everything a rank needs, as picklable values."""
 
-    config: Mapping[str, Any]
-    """The campaign as plain values (``model_dump(mode="json", by_alias=True)``)."""
+    config: Campaign
     labels: LabelSetRef
     output: str
     """Folder of the students; a local path must be absolute, for ranks run elsewhere."""
@@ -85,7 +84,6 @@ class Workshop:
     """What all arms of a job share."""
 
     job: TrainingJob
-    config: Campaign
     ranks: Ranks
     model: Model
     manifest: StoreManifest
@@ -114,29 +112,28 @@ def run_arms(job: TrainingJob, reporter: Reporter) -> list[StudentRef]:
         TrainingStopped: the reporter asked to stop; the state is saved.
     """
     ranks = current_ranks()
-    config = parse_config(dict(job.config))
     arms = [arm_by_name(name) for name in job.arms]
     if not job.resume:
         _clear(job, ranks)
-    done = {arm.name: exported_arm(job.output, arm.name, arm_plan(job, config, arm), ranks) for arm in arms}
+    done = {arm.name: exported_arm(job.output, arm.name, arm_plan(job, arm), ranks) for arm in arms}
     refs = {name: exported for name, exported in done.items() if exported is not None}
     for name, ref in refs.items():
         log.info("%s is already trained: %s is taken as it is", name, ref.url)
     if len(refs) == len(arms):
         return list(refs.values())
-    workshop = _open(job, config, ranks)
+    workshop = _open(job, ranks)
     try:
         return [refs.get(arm.name) or _run_arm(workshop, arm, reporter) for arm in arms]
     finally:
         workshop.train.close()
 
 
-def arm_plan(job: TrainingJob, config: Campaign, arm: Arm) -> dict[str, Any]:
+def arm_plan(job: TrainingJob, arm: Arm) -> dict[str, Any]:
     """Return what decides an arm's result, as plain JSON; an arm or trial made under another plan is not reused.
 
     Labels and rows count by their fingerprints, wherever they lie.
     """
-    losses = _losses(config, arm)
+    config, losses = job.config, _losses(job.config, arm)
     ceiling = job.ceiling.fingerprint if arm.ceiling and job.ceiling is not None else None
     student = config.student.model_copy(
         update={"losses": losses, "ceiling": ceiling, "mixture": _by_content(config.student.mixture, job.others)}
@@ -175,8 +172,9 @@ def _work_url(job: TrainingJob, arm: str) -> str:
     return files.join(job.output, "work", arm)
 
 
-def _open(job: TrainingJob, config: Campaign, ranks: Ranks) -> Workshop:
+def _open(job: TrainingJob, ranks: Ranks) -> Workshop:
     """Read snapshots and labels, build the student, and settle what all arms share."""
+    config = job.config
     labelled = open_labels(config, (job.labels, *job.others))
     snapshot, manifest = labelled[0][0], labelled[0][1].manifest
     model = build_student(
@@ -204,7 +202,6 @@ def _open(job: TrainingJob, config: Campaign, ranks: Ranks) -> Workshop:
         check_retained_mass(train, rows, temperature)
     return Workshop(
         job=job,
-        config=config,
         ranks=ranks,
         model=model,
         manifest=manifest,
@@ -255,17 +252,17 @@ def _run_arm(workshop: Workshop, arm: Arm, reporter: Reporter) -> StudentRef:
         outcomes[best],
         labels=workshop.job.labels,
         facts=_facts(workshop, arm, trials[best]),
-        plan=arm_plan(workshop.job, workshop.config, arm),
+        plan=arm_plan(workshop.job, arm),
         ranks=workshop.ranks,
     )
-    if workshop.ranks.first and workshop.config.student.training.checkpoints.best == 0:
+    if workshop.ranks.first and workshop.job.config.student.training.checkpoints.best == 0:
         files.delete(_work_url(workshop.job, arm.name))
     workshop.ranks.barrier()
     return ref
 
 
 def _trials(workshop: Workshop, arm: Arm) -> list[Trial]:
-    training, losses = workshop.config.student.training, _losses(workshop.config, arm)
+    training, losses = workshop.job.config.student.training, _losses(workshop.job.config, arm)
     data = workshop.ceiling if arm.ceiling else workshop.train
     assert data is not None
     rows = arm_rows(arm.name, losses, data)
@@ -276,7 +273,7 @@ def _trials(workshop: Workshop, arm: Arm) -> list[Trial]:
         losses, steps=workshop.steps, temperatures=declared, layers=workshop.pairs, scales=scales_of(data)
     )
     Budget.of(training, group_of(terms)).check(data.lengths)
-    plan = {**arm_plan(workshop.job, workshop.config, arm), "steps": workshop.steps, "rows": len(rows)}
+    plan = {**arm_plan(workshop.job, arm), "steps": workshop.steps, "rows": len(rows)}
     several = len(training.learning_rate) > 1
     names = [f"{arm.name}/rate-{rate:g}" if several else arm.name for rate in training.learning_rate]
     return [
@@ -334,7 +331,7 @@ def _finish_trial(workshop: Workshop, arm: Arm, trial: Trial, reporter: Reporter
 
 def _facts(workshop: Workshop, arm: Arm, trial: Trial) -> dict[str, Any]:
     """What the model card says of an arm."""
-    config, labels, teacher = workshop.config, workshop.job.labels, workshop.manifest.teacher
+    config, labels, teacher = workshop.job.config, workshop.job.labels, workshop.manifest.teacher
     losses = {name: loss.model_dump(mode="json", exclude_defaults=True) for name, loss in _losses(config, arm).items()}
     mixture = config.student.mixture
     return {

@@ -96,7 +96,7 @@ def slow_ranks(job: bytes, settings: TrainingConfig, channel: OutcomeChannelHand
 
 def test_what_training_waits_for_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """While no rank is at work; and never where one is in time."""
-    job = TrainingJob(config={}, labels=None, output="", resume=True)  # type: ignore[arg-type]
+    job = TrainingJob(config=None, labels=None, output="", resume=True)  # type: ignore[arg-type]
     monkeypatch.setattr(launch, "fit_ranks", slow_ranks)
     for seconds, expected in ((2.0, ["train: none of 1 worker(s) is at work after 2 s"]), (600.0, [])):
         said = list[str]()

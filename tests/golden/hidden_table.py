@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 import torch
 
 from ray_distill.artifacts import Estimate, LabelSetRef
-from ray_distill.config import Campaign, load_config
+from ray_distill.config import Campaign, load_config, parse_config
 from ray_distill.evaluation.measures.intervals import Resampling
 from ray_distill.evaluation.predict.panel import Panel
 from ray_distill.examples import mnist, newsgroups
@@ -257,7 +257,7 @@ def _train(
     value["student"]["losses"] = losses_of(arm, weight, DATA[data].soft)
     head = head_of(labels[pool].store)
     job = TrainingJob(
-        config=value,
+        config=parse_config(value),
         labels=labels[pool],
         seed=seed,
         output=output,

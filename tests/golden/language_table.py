@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from ray_distill.artifacts import Estimate, LabelSetRef, SnapshotRef, StudentRef
-from ray_distill.config import Campaign, load_config
+from ray_distill.config import Campaign, load_config, parse_config
 from ray_distill.evaluation.measures.intervals import Resampling
 from ray_distill.evaluation.predict.panel import Panel
 from ray_distill.examples.docstrings import ROWS, prepare
@@ -152,7 +152,7 @@ def _train_one(asked: Asked, arm: str, labels: LabelSetRef, seed: int, rates: Se
     value = config.model_dump(mode="json", by_alias=True)
     value["student"]["losses"] = dict(losses)
     job = TrainingJob(
-        config=value,
+        config=parse_config(value),
         labels=labels,
         seed=seed,
         arms=("student",),

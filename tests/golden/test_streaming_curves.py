@@ -136,7 +136,7 @@ def test_mixtures_are_streamed_as_they_are_held(home: Path, labels: LabelSetRef,
         recorder = Recorder()
         run_arms(
             TrainingJob(
-                config=own.model_copy(update={"student": student}).model_dump(mode="json", by_alias=True),
+                config=own.model_copy(update={"student": student}),
                 labels=first,
                 arms=("student",),
                 output=str(tmp_path / name),
@@ -155,12 +155,7 @@ def test_mixtures_are_streamed_as_they_are_held(home: Path, labels: LabelSetRef,
 
 def _ranks(config: Campaign, labels: LabelSetRef, output: str) -> list[dict[str, float]]:
     recorder = Recorder()
-    run_arms(
-        TrainingJob(
-            config=config.model_dump(mode="json", by_alias=True), arms=("student",), output=output, labels=labels
-        ),
-        recorder,
-    )
+    run_arms(TrainingJob(config=config, arms=("student",), output=output, labels=labels), recorder)
     return curve(recorder)
 
 

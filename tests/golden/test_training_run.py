@@ -91,7 +91,7 @@ def job_of(home: Path, output: Path, *, training: Mapping[str, Any] | None = Non
     )
     return replace(
         TrainingJob(
-            config=config.model_dump(mode="json", by_alias=True),
+            config=config,
             arms=ARMS,
             output=str(output),
             labels=LabelSetRef.from_json((home / "labels.json").read_text()),

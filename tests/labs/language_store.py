@@ -121,8 +121,5 @@ def train(
 ) -> tuple[dict[str, StudentRef], Recorder]:
     """Train arms from stored labels; their references, and what was recorded."""
     recorder = Recorder()
-    refs = run_arms(
-        TrainingJob(config=config.model_dump(mode="json", by_alias=True), arms=arms, output=str(output), labels=labels),
-        recorder,
-    )
+    refs = run_arms(TrainingJob(config=config, arms=arms, output=str(output), labels=labels), recorder)
     return {ref.arm: ref for ref in refs}, recorder

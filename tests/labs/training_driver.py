@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ray_distill.config import parse_config
 from ray_distill.errors import DistillError
 from ray_distill.runtime.core import connection
 from ray_distill.runtime.training.launch import train_ranks
@@ -30,7 +29,7 @@ def train(order: dict[str, Any]) -> str:
                 file.write(json.dumps({"step": metrics.step, **metrics.values}) + "\n")
 
     try:
-        refs = train_ranks(job, parse_config(dict(job.config)).student.training, on_poll=keep)
+        refs = train_ranks(job, job.config.student.training, on_poll=keep)
         keep()
     except DistillError as error:
         return "failed " + json.dumps(str(error))

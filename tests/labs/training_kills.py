@@ -30,6 +30,7 @@ from ray.core.generated import autoscaler_pb2
 from safetensors.torch import load_file
 
 from ray_distill.artifacts import LabelSetRef
+from ray_distill.config import parse_config
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.students.order.cursor import global_batch_at, steps_per_epoch
 from ray_distill.students.run import TrainingJob
@@ -162,7 +163,7 @@ class Lab:
         return Run(
             folder=folder,
             job=TrainingJob(
-                config=config,
+                config=parse_config(config),
                 labels=self._labels,
                 output=str(folder / "students"),
                 arms=("student",),

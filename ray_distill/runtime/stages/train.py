@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 
 from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign
@@ -41,7 +42,7 @@ def arms(config: Campaign, *, labelled: bool = True) -> tuple[str, ...]:
 def train(held: Session, labels: LabelSetRef, *, resume: bool) -> dict[str, StudentRef]:
     """Train every arm that is not trained yet; by arm."""
     job = _job(held, labels)
-    done = held.done("train", fingerprint(_plans(held.config, job)))
+    done = held.done("train", fingerprint(_plans(job)))
     if done is not None and resume and all(files.exists(ref["url"] + "/config.json") for ref in done.values()):
         say(f"train: {', '.join(done)} are trained already, skipped", skipped="train")
         return {arm: StudentRef.from_dict(ref) for arm, ref in done.items()}
@@ -69,7 +70,7 @@ def train(held: Session, labels: LabelSetRef, *, resume: bool) -> dict[str, Stud
         curves.record()
         stage.meter.wrote(sum(item.size for ref in refs for item in files.list_files(ref.url)))
     students = {ref.arm: ref for ref in refs}
-    held.finish("train", fingerprint(_plans(held.config, job)), {arm: ref.to_dict() for arm, ref in students.items()})
+    held.finish("train", fingerprint(_plans(job)), {arm: ref.to_dict() for arm, ref in students.items()})
     return students
 
 
@@ -149,7 +150,7 @@ def _job(held: Session, labels: LabelSetRef) -> TrainingJob:
     labelled = opened.manifest.splits["train"].labelled > 0 or get_task(config.task).answers.per_token
     head = label.head_of(labels.store)
     job = TrainingJob(
-        config=config.model_dump(mode="json", by_alias=True),
+        config=config,
         labels=labels,
         output="",
         seed=config.seed,
@@ -160,12 +161,12 @@ def _job(held: Session, labels: LabelSetRef) -> TrainingJob:
         teacher_rows_url=files.join(head, "fitted_rows.parquet") if head else None,
     )
     # Another plan is another folder: models of an earlier configuration stay what their references say.
-    folder = held.url("students", fingerprint(_plans(config, job))[:12])
-    return TrainingJob(**{**job.__dict__, "output": folder})
+    folder = held.url("students", fingerprint(_plans(job))[:12])
+    return replace(job, output=folder)
 
 
-def _plans(config: Campaign, job: TrainingJob) -> dict[str, object]:
-    return {name: arm_plan(job, config, arm_by_name(name)) for name in job.arms}
+def _plans(job: TrainingJob) -> dict[str, object]:
+    return {name: arm_plan(job, arm_by_name(name)) for name in job.arms}
 
 
 def _ceiling(held: Session, classes: tuple[str, ...]) -> SnapshotRef | None:

@@ -100,9 +100,8 @@ def labelling(base: Campaign, trials: Sequence[Trial]) -> dict[str, Campaign]:
 
 def plan_of(trial: Trial, labels: LabelSetRef, output: str, teacher_rows: str | None) -> TrainingJob:
     """The training job of a trial; ``output`` is the folder of all trials."""
-    plain = trial.config.model_dump(mode="json", by_alias=True)
     job = TrainingJob(
-        config=plain,
+        config=trial.config,
         labels=labels,
         output=output,
         arms=(ARM,),
@@ -116,8 +115,9 @@ def plan_of(trial: Trial, labels: LabelSetRef, output: str, teacher_rows: str | 
 
 def plan_key(trial: Trial, labels: LabelSetRef) -> str:
     """Fingerprint of everything that decides a trial's student."""
-    job = TrainingJob(config={}, labels=labels, output="", seed=trial.config.seed, others=mixed_labels(trial.config))
-    return fingerprint(arm_plan(job, trial.config, arm_by_name(ARM)))[:12]
+    config = trial.config
+    job = TrainingJob(config=config, labels=labels, output="", seed=config.seed, others=mixed_labels(config))
+    return fingerprint(arm_plan(job, arm_by_name(ARM)))[:12]
 
 
 def duplicates(trials: Sequence[Trial]) -> dict[int, int]:
@@ -189,7 +189,7 @@ def on_disk(planned: Planned) -> Outcome | None:
     """
     job = planned.task.job
     arm = arm_by_name(ARM)
-    exported = exported_arm(job.output, ARM, arm_plan(job, planned.trial.config, arm), Ranks(rank=0, world=1))
+    exported = exported_arm(job.output, ARM, arm_plan(job, arm), Ranks(rank=0, world=1))
     if exported is not None:
         return finished(planned, exported)
     url = files.join(job.output, STOPPED)

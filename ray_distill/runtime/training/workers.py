@@ -93,7 +93,7 @@ def train_rank(config: dict[str, Any]) -> None:
     first, job = ray.train.get_context().get_world_rank() == 0, pickle.loads(config["job"])
     if first:
         config["channel"].begin(RUN)
-    reporter = RankReporter(gauges=TrainingGauges(job.config["campaign"]) if first else None, notices=True)
+    reporter = RankReporter(gauges=TrainingGauges(job.config.campaign) if first else None, notices=True)
     send_outcome(RUN, job, config["channel"], reporter, first=first)
 
 

@@ -50,7 +50,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
 
 
 def _job(config: Campaign) -> TrainingJob:
-    return TrainingJob(config={}, labels=LABELS, output="", seed=config.seed, others=(LABELS,))
+    return TrainingJob(config=config, labels=LABELS, output="", seed=config.seed, others=(LABELS,))
 
 
 #: Training options that divide the work among passes, processes and memory, or say what is kept and reported.
@@ -73,7 +73,7 @@ KEYS: dict[str, tuple[Callable[[Campaign], object], tuple[Path, ...]]] = {
     "label": (lambda config: label.key_of(config, SNAPSHOT), (("labels",),)),
     "labels of a sweep": (resolve_trials.label_key, (("labels",),)),
     "train": (
-        lambda config: arm_plan(_job(config), config, arm_by_name("student")),
+        lambda config: arm_plan(_job(config), arm_by_name("student")),
         (("student", "model"), ("student", "training"), ("student", "mixture"), ("student", "losses", "soft")),
     ),
     "evaluate": (
@@ -187,8 +187,8 @@ def test_labels_count_by_their_content_wherever_they_lie(config: Campaign) -> No
     key, moved = KEYS["train"][0], _put(config, ("student", "mixture", "others", 0, "labels"), "elsewhere")
     assert key(moved) == key(config)
     others = (LabelSetRef(store="s", fingerprint="other", snapshot=SNAPSHOT, log_length=1, log_digest="d"),)
-    job = TrainingJob(config={}, labels=LABELS, output="", seed=config.seed, others=others)
-    assert arm_plan(job, config, arm_by_name("student")) != key(config)
+    job = TrainingJob(config=config, labels=LABELS, output="", seed=config.seed, others=others)
+    assert arm_plan(job, arm_by_name("student")) != key(config)
 
 
 def test_labels_of_another_store_are_another_result_of_the_stage(config: Campaign) -> None:

@@ -102,7 +102,9 @@ def _plan(held: Session, key: str, snapshot: SnapshotRef, trials: Sequence[Trial
     heads = {name: label.head_of(ref.store) for name, ref in labels.items()}
     fitted = {name: head and files.join(head, "fitted_rows.parquet") for name, head in heads.items()}
     planned = [
-        _planned(held, trial, variants, labels, fitted, metric, rule) for trial in trials if trial.number not in same
+        _planned(held, trial, variants, labels, fitted=fitted, metric=metric, rule=rule)
+        for trial in trials
+        if trial.number not in same
     ]
     return Sweep(
         held=held,
@@ -127,6 +129,7 @@ def _planned(
     trial: Trial,
     variants: Mapping[str, Campaign],
     labels: Mapping[str, LabelSetRef],
+    *,
     fitted: Mapping[str, str | None],
     metric: str,
     rule: str | None,
@@ -188,14 +191,14 @@ def _train(found: Sweep, runs: TrialRuns) -> dict[str, Outcome]:
         _keep_cost(
             found.held,
             schedule,
-            started,
-            time.monotonic() - since,
-            sum(item.size for one in todo for item in files.list_files(one.task.job.output)),
+            started=started,
+            seconds=time.monotonic() - since,
+            written=sum(item.size for one in todo for item in files.list_files(one.task.job.output)),
         )
     return outcomes
 
 
-def _keep_cost(held: Session, schedule: Schedule, started: float, seconds: float, written: int) -> None:
+def _keep_cost(held: Session, schedule: Schedule, *, started: float, seconds: float, written: int) -> None:
     """What the trials have reserved is the cost of the stage."""
     cores, accelerators = (schedule.hours[name] * SECONDS_AN_HOUR / max(seconds, 1e-9) for name in ("CPU", "GPU"))
     cost = stage_cost(

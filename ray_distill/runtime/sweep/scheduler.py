@@ -137,7 +137,7 @@ class Schedule:
             ref = run.remote(task, self._coordinator, max(1, int(training.cpus)))
         else:
             fit = ray.remote(num_cpus=0, max_retries=0, max_calls=1, scheduling_strategy=self._here)(fit_ranks)
-            ref = fit.remote(task, training, self._coordinator, folder, train_together)
+            ref = fit.remote(task, training, self._coordinator, folder, rank=train_together)
         self._running[planned.key], self._since[planned.key] = (planned, ref), time.monotonic()
 
     def _end(self, planned: Planned) -> None:

@@ -37,6 +37,7 @@ def fit_ranks(
     training: TrainingConfig,
     channel: OutcomeChannelHandle,
     folder: str,
+    *,
     rank: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
     """Run a job's ranks to their end; what it raises tells what was lost.

@@ -29,6 +29,7 @@ def not_finite(
     trial: str,
     url: str,
     ranks: Ranks,
+    *,
     step: int,
     steps: int,
     values: Mapping[str, float],
@@ -59,7 +60,9 @@ def not_finite(
     """
     culprits = [number for number, shares in enumerate(parts) if not all(bool(share.isfinite()) for share in shares)]
     marked = [ids_of(_broken_rows(micros[number], batches[number][1])) for number in culprits]
-    saved = _save(files.join(url, f"step-{step + 1}-rank-{ranks.rank}"), micros, batches, ids_of, culprits)
+    saved = _save(
+        files.join(url, f"step-{step + 1}-rank-{ranks.rank}"), micros, batches, ids_of=ids_of, culprits=culprits
+    )
     told = ranks.gather((marked, [ids_of(_real(micros[number])) for number in culprits], saved))
     broken = [row for marks, _, _ in told for rows in marks for row in rows]
     near = [row for _, rows, _ in told for each in rows for row in each]
@@ -102,6 +105,7 @@ def _save(
     url: str,
     micros: Sequence[MicroBatch],
     batches: Sequence[tuple[Batch, LossBatch]],
+    *,
     ids_of: Callable[[Index], list[str]],
     culprits: Sequence[int],
 ) -> str | None:

@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -147,12 +147,12 @@ def _train(
     meter = StepMeter.of(engine.device, trial.training, ranks)
     while state.step < trial.steps:
         asks = (reporter.should_stop(), time.monotonic() >= next_look, saver.idle)
-        values, (stop, look, idle) = take_step(trial, engine, ranks, state.step, feed, asks=asks, meter=meter)
+        values, (stop, look, idle) = take_step(trial, engine, ranks, state.step, feed=feed, asks=asks, meter=meter)
         state.step = step = state.step + 1
         last = step == trial.steps
         if last or step % trial.training.evaluate_every == 0:
             with engine.averaged():
-                state.best = best = _judge(trial, engine, ranks, state, values)
+                state.best = best = _judge(trial, engine, ranks, state=state, values=values)
             last = last or _hopeless(trial.training, step, best)
             values.update(peak_memory(ranks, engine.device))
         reporter.metrics(trial.name, step, values)
@@ -169,7 +169,7 @@ def _train(
         if stop or leave or step % trial.training.checkpoint_every == 0:
             if curve is not None:
                 curve.complete()
-            told(_save(trial, engine, ranks, saver, state), saved)
+            told(_save(trial, engine, ranks, saver=saver, state=state), saved)
             saved = step
         if stop or leave:
             told(saver.finish(), saved)
@@ -195,8 +195,8 @@ def take_step(
     engine: Engine,
     ranks: Ranks,
     step: int,
-    feed: Feed[Batches] | None = None,
     *,
+    feed: Feed[Batches] | None = None,
     asks: Sequence[bool] = (),
     meter: StepMeter | None = None,
 ) -> tuple[dict[str, float], list[int]]:
@@ -221,13 +221,12 @@ def take_step(
     rate = trial.rate * rate_factor(
         step, steps=trial.steps, warmup=trial.training.warmup, shape=trial.training.schedule
     )
-    parts: list[list[Tensor]] = []
     every = trial.training.gradient_norms_every
-    norms: list[list[Tensor]] | None = [] if every and (step + 1) % every == 0 else None
-    run = partial(_pass, trial.terms, engine, step, weights, parts, norms)
+    norms = list[list[Tensor]]() if every and (step + 1) % every == 0 else None
+    passes = _Passes(terms=trial.terms, engine=engine, step=step, weights=weights, norms=norms)
     with meter.counted():
-        engine.step([partial(run, *batch) for batch in batches], rate, watch)
-    sums: list[float | Tensor] = [torch.stack(column).sum() for column in zip(*parts, strict=True)]
+        engine.step([partial(passes.forward, *batch) for batch in batches], rate, watch)
+    sums: list[float | Tensor] = [torch.stack(column).sum() for column in zip(*passes.parts, strict=True)]
     work = meter.work([inputs for inputs, _ in batches])
     with watch.part("communication"):
         found = ranks.total([*sums, *map(float, asks), *work], engine.device)
@@ -239,39 +238,43 @@ def take_step(
             trial.name,
             files.join(trial.url, "diagnosis"),
             ranks,
-            step,
-            trial.steps,
-            values,
-            trial.data.ids_of,
-            micros_of(trial, ranks, step),
-            batches,
-            parts,
+            step=step,
+            steps=trial.steps,
+            values=values,
+            ids_of=trial.data.ids_of,
+            micros=micros_of(trial, ranks, step),
+            batches=batches,
+            parts=passes.parts,
         )
-    if norms is not None:
-        values |= _gradient_norms(trial.terms, norms, ranks, engine.device)
+    if passes.norms is not None:
+        values |= _gradient_norms(trial.terms, passes.norms, ranks, engine.device)
     speed = meter.stop(trial.order.size(step), tokens, flops)
     return {**values, "learning_rate": rate, **speed}, [round(count) for count in said]
 
 
-def _pass(
-    terms: Sequence[Term],
-    engine: Engine,
-    step: int,
-    weights: Sequence[float],
-    parts: list[list[Tensor]],
-    norms: list[list[Tensor]] | None,
-    inputs: Batch,
-    batch: LossBatch,
-) -> Tensor:
-    """Forward one micro-batch; returns its share of the global loss and notes the share of each term, and the square of
-    its gradient's norm where norms are wanted."""
-    asked = ask_head(terms, batch, step=step, weights=weights, norms=norms is not None)
-    output = engine.forward(inputs, asked)
-    loss, part = combine(terms, output, batch, step=step, weights=weights)
-    parts.append(part)
-    if norms is not None:
-        norms.append(squares(terms, output, batch, step=step, weights=weights))
-    return loss
+@dataclass(frozen=True, kw_only=True)
+class _Passes:
+    """The forward passes of one step on this rank, and what each adds to the global losses."""
+
+    terms: Sequence[Term]
+    engine: Engine
+    step: int
+    weights: Sequence[float]
+    parts: list[list[Tensor]] = field(default_factory=list)
+    """By pass, the share of each term."""
+    norms: list[list[Tensor]] | None = None
+    """By pass, the square of the norm of each term's gradient, where norms are reported."""
+
+    def forward(self, inputs: Batch, batch: LossBatch) -> Tensor:
+        """Forward one micro-batch and return its share of the global loss."""
+        terms, step, weights = self.terms, self.step, self.weights
+        asked = ask_head(terms, batch, step=step, weights=weights, norms=self.norms is not None)
+        output = self.engine.forward(inputs, asked)
+        loss, part = combine(terms, output, batch, step=step, weights=weights)
+        self.parts.append(part)
+        if self.norms is not None:
+            self.norms.append(squares(terms, output, batch, step=step, weights=weights))
+        return loss
 
 
 def _gradient_norms(
@@ -315,7 +318,7 @@ def _metrics(trial: Trial, step: int, weights: Sequence[float], means: Sequence[
     return {"loss": loss, **{f"loss_{name}": mean for name, mean in found.items()}}
 
 
-def _judge(trial: Trial, engine: Engine, ranks: Ranks, state: TrainState, values: dict[str, float]) -> Best:
+def _judge(trial: Trial, engine: Engine, ranks: Ranks, *, state: TrainState, values: dict[str, float]) -> Best:
     """Validate, add the result to ``values``, and return the best so far, this one if it is."""
     step, best = state.step, state.best
     score = trial.judge.score(engine, ranks, replace(trial.budget, group=1))
@@ -331,7 +334,7 @@ def _judge(trial: Trial, engine: Engine, ranks: Ranks, state: TrainState, values
     return Best(score=score, step=step, weights=engine.weights())
 
 
-def _save(trial: Trial, engine: Engine, ranks: Ranks, saver: CheckpointWriter, state: TrainState) -> str | None:
+def _save(trial: Trial, engine: Engine, ranks: Ranks, *, saver: CheckpointWriter, state: TrainState) -> str | None:
     """Begin a checkpoint; the URL of the one before, if that is complete only now."""
     best, last = state.best, state.last_validation
 

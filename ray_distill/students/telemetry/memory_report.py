@@ -80,7 +80,7 @@ def suggestion(
             share = RECOMPUTED if recomputed and not training.activation_checkpointing else 1.0
             micro = min(_size(training), int(room / (activations * share) * _size(training)))
             if micro >= least:
-                return _told(training, micro, recomputed, stage, offload, least)
+                return _told(training, micro=micro, recomputed=recomputed, stage=stage, offload=offload, least=least)
     return None
 
 
@@ -95,7 +95,7 @@ def _steps(training: TrainingConfig) -> list[tuple[int, str]]:
     return ladder[ladder.index(now) :] if now in ladder else [now, ladder[-1]]
 
 
-def _told(training: TrainingConfig, micro: int, recomputed: bool, stage: int, offload: str, least: int) -> str:
+def _told(training: TrainingConfig, *, micro: int, recomputed: bool, stage: int, offload: str, least: int) -> str:
     changes = []
     if micro < _size(training):
         changes.append(f"{_setting(training)}: {_rounded(training, micro, least)}")
@@ -138,7 +138,9 @@ def memory_explained(
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
         if not is_out_of_memory(error):
             raise
-        raise TrainingError(explain_memory(trial, sizes, training, world, str(error), least)) from error
+        raise TrainingError(
+            explain_memory(trial, sizes, training, world=world, text=str(error), least=least)
+        ) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -149,7 +151,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def explain_memory(trial: str, sizes: Sizes, training: TrainingConfig, world: int, text: str, least: int) -> str:
+def explain_memory(trial: str, sizes: Sizes, training: TrainingConfig, *, world: int, text: str, least: int) -> str:
     """One line: what the tensors take by class, and which setting would fit."""
     used, limit, device = _measured()
     classes = held(sizes, training, world)

@@ -60,19 +60,22 @@ class TrialRuns:
         self._keep(planned.key, run)
 
     def record(self, planned: Planned) -> None:
-        """Record the new steps of a trial's curve; of several learning rates, under the rate's name."""
+        """Record the new steps of a trial's curve; of several learning rates, under the rate's name.
+
+        None is recorded twice: a kill may cost the run in the tracker the steps of one call, which the files have.
+        """
         run, curves = self._open[planned.key][0], self._curves[planned.key]
         try:
             found = curves.new()
         except StorageError as error:
             say(f"sweep: the curve of {planned.trial.name} cannot be read now: {error}")
             return
+        if found:
+            self._keep(planned.key, run)
         for one in found:
             rate = one.arm.removeprefix(ARM).strip("/")
             prefix = f"{rate}_" if rate else ""
             run.metrics({f"{prefix}{name}": value for name, value in one.values.items()}, one.step)
-        if found:
-            self._keep(planned.key, run)
 
     def end(self, planned: Planned, outcome: Outcome) -> None:
         """Record what became of the trial and close its run."""

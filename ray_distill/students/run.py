@@ -312,7 +312,7 @@ def _finish_trial(workshop: Workshop, arm: Arm, trial: Trial, reporter: Reporter
         make_projections(workshop.model, layers=pairs, widths=trial.data.widths, seed=trial.seed),
         plain,
         pool=workshop.manifest.pool,
-        fuse=learn_facet(get_task(workshop.config.task).answers).FUSED,
+        fuse=learn_facet(get_task(workshop.job.config.task).answers).FUSED,
     )
     if training.compile is not None:
         compile_module(bundle.computing, training.compile)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from ray_distill.artifacts import LabelSetRef
-from ray_distill.config import SignalConfig, StudentConfig, TrainingConfig, parse_config
+from ray_distill.config import LossConfig, SignalConfig, StudentConfig, TrainingConfig, parse_config
 from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.signal import Signal
@@ -75,14 +75,14 @@ def job(
 ) -> TrainingJob:
     """Soft labels alone, mixed as told."""
     found = job_of(home, output, training={**ONE_RATE, **training}, arms=("student",))
-    config = json.loads(json.dumps(found.config))
+    config = found.config.model_dump(mode="json", by_alias=True)
     config["student"]["losses"] = {"soft": {"temperature": temperature}}
     if mixture is None:
-        return replace(found, config=config)
+        return replace(found, config=parse_config(config))
     others = [{"labels": str(home / f"{name}.json"), "weight": weight} for name, weight in mixture["others"].items()]
     config["student"]["mixture"] = {**mixture, "others": others}
     refs = tuple(LabelSetRef.from_json(Path(other["labels"]).read_text()) for other in others)
-    return replace(found, config=config, others=refs)
+    return replace(found, config=parse_config(config), others=refs)
 
 
 def curve(home: Path, output: Path, mixture: Mapping[str, Any] | None, **settings: Any) -> list[dict[str, float]]:
@@ -131,7 +131,7 @@ def test_rows_that_the_campaign_is_judged_on_are_not_learnt_from_elsewhere(home:
     """The other snapshot has all of the campaign's rows, in other splits: none of those that judge it is trained on."""
     again = open_snapshot(freeze(tmp_path, "traffic", 160, seed=1, split_seed=9))
     ref = label(tmp_path, "second-again", again)
-    config = parse_config(job(home, tmp_path, {"how": "source", "others": {"elsewhere": 1.0}}).config)
+    config = job(home, tmp_path, {"how": "source", "others": {"elsewhere": 1.0}}).config
     model = load_model(str(home / "teacher"), task="text_classification")
     labelled = open_labels(config, (LabelSetRef.from_json((home / "labels.json").read_text()), ref))
     own, other = open_sources(config, labelled, model, layers=(), teacher_rows_url=None)
@@ -166,7 +166,10 @@ def test_sets_that_do_not_go_together_are_refused(home: Path, tmp_path: Path) ->
     with pytest.raises(ConfigError, match="draws; found T 1, 2 with dense, k 0, no draws, and T 1 with topk"):
         run_arms(job(home, tmp_path, {"how": "source", "others": {"truncated": 1.0}}), Recorder())
     wrong = job(home, tmp_path, {"how": "source", "others": {"elsewhere": 1.0}})
-    wrong.config["student"]["losses"]["hidden"] = {}  # type: ignore[index]
+    student = wrong.config.student.model_copy(
+        update={"losses": {**wrong.config.student.losses, "hidden": LossConfig()}}
+    )
+    wrong = replace(wrong, config=wrong.config.model_copy(update={"student": student}))
     with pytest.raises(ConfigError, match="states of another teacher.*leave the losses of hidden states out"):
         run_arms(wrong, Recorder())
     with pytest.raises(ConfigError, match="temperature 2.*1"):
@@ -178,7 +181,7 @@ def test_what_a_mixture_cannot_be_is_known_before_anything_is_labelled(home: Pat
     (tmp_path / "other.json").write_text('{"kind": "SnapshotRef", "url": "x", "fingerprint": "y"}')
     config = parse_config(
         {
-            **job(home, tmp_path, None).config,
+            **job(home, tmp_path, None).config.model_dump(mode="json", by_alias=True),
             "student": {
                 "mixture": {
                     "how": "average",
@@ -213,4 +216,4 @@ def test_what_a_mixture_cannot_be_is_known_before_anything_is_labelled(home: Pat
         for name, own in with_others.items()
     }
     assert {name: temperatures_of(own) for name, own in dense.items()} == {"second": (1.0, 2.0), "truncated": (1.0,)}
-    assert check_mixture(parse_config(job(home, tmp_path, None).config)) == []
+    assert check_mixture(job(home, tmp_path, None).config) == []

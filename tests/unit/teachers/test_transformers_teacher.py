@@ -129,7 +129,7 @@ def test_the_fake_answers_from_row_ids_alone() -> None:
     assert np.array_equal(whole.take([3, 0]).hidden[1].values, part.hidden[1].values)
     throwing: Teacher = ThrowingTeacher(fingerprint=fake.fingerprint, classes=CLASSES)
     assert throwing.fingerprint == fake.fingerprint
-    with pytest.raises(AssertionError, match="asked to label 5 rows"):
+    with pytest.raises(AssertionError, match="had to label 5 rows"):
         throwing.answer(Encoded(row_ids=ids, features={}), _ask())
 
 

@@ -167,7 +167,7 @@ def test_a_damaged_shard_ends_training_with_its_name(source: Source, tmp_path: P
     """Of the snapshot before the first step, of the labels when the order comes to it."""
     data = opened(source, stream="always")
     unit = source.labels.units[0]
-    victim = next(Path(source.labels.ref.store, "labels", unit.unit).glob("*.parquet"))
+    victim = next(Path(source.labels.ref.store, "distributions", unit.unit).glob("*.parquet"))
     whole = victim.read_bytes()
     victim.write_bytes(whole[:-1] + b"x")
     try:

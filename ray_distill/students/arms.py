@@ -1,4 +1,7 @@
-"""The models of a campaign: the student, and what it must be compared with. Equal steps, equal tuning."""
+"""Define the arms of a campaign, which have equal steps and equal tuning.
+
+The arms are the student and the baselines with which it is compared.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +23,7 @@ class Arm:
     losses: Mapping[str, LossConfig] | None = None
     """None = the configured ones."""
     ceiling: bool = False
-    """True: trained on the teacher's own labelled rows, not on the snapshot's train split."""
+    """True: the arm is trained on the teacher's own labelled rows, not on the snapshot's train split."""
 
 
 ARMS: Mapping[str, Arm] = {
@@ -35,10 +38,10 @@ ARMS: Mapping[str, Arm] = {
 
 
 def arm_by_name(name: str) -> Arm:
-    """The arm of that name.
+    """Return the arm of that name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no arm of that name.
     """
     if name not in ARMS:
         raise ConfigError(f"unknown arm {name!r}; there are {', '.join(ARMS)}")
@@ -46,12 +49,12 @@ def arm_by_name(name: str) -> Arm:
 
 
 def arm_rows(name: str, losses: Mapping[str, LossConfig], data: Examples) -> Index:
-    """Rows an arm trains on: those at least one of its losses gives weight.
+    """Return the rows an arm trains on: those to which at least one of its losses gives weight.
 
-    A loss on true labels weighs labelled rows, every other loss the rows the teacher may teach.
+    A loss on true labels weighs labelled rows, every other loss weighs the rows the teacher may teach.
 
     Raises:
-        TrainingError: there are none.
+        TrainingError: there are no such rows.
     """
     use = np.zeros(data.rows, dtype=np.bool_)
     for loss in losses:

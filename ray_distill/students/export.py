@@ -1,4 +1,4 @@
-"""A trained arm as a standard transformers directory with a model card, and the reference to it."""
+"""Export a trained arm as a transformers directory with a model card, and reference it."""
 
 import copy
 import json
@@ -33,13 +33,13 @@ def export_arm(
 
     Args:
         output: folder of the campaign's students.
-        arm: the model's part in the campaign.
-        model: what the student was built as; its module is not changed.
+        arm: name of the arm.
+        model: the student as it was built; its module is not changed.
         best: the result to export; its weights are needed on the first rank.
-        labels: what it was trained from.
+        labels: the label set it was trained from.
         facts: plain JSON for the card and the metadata.
-        plan: what a later run must agree with to take this arm as done.
-        ranks: this process among the others; the first one writes.
+        plan: the plan that a later run must have to reuse this arm.
+        ranks: the process group; the first rank writes.
     """
     ref = _write(output, arm, model, best, labels=labels, facts=facts, plan=plan) if ranks.first else None
     shared: StudentRef = ranks.share(ref)
@@ -47,10 +47,10 @@ def export_arm(
 
 
 def exported_arm(output: str, arm: str, plan: Mapping[str, Any], ranks: Ranks) -> StudentRef | None:
-    """Return the reference of an arm that is already exported; None = it is not.
+    """Return the reference of an arm that is already exported; None = it is not exported.
 
     Raises:
-        TrainingError: it was made from other labels or settings; the difference is named.
+        TrainingError: it was made from other labels or settings; the message names the difference.
     """
     marker = ranks.share(_read_marker(marker_url(output, arm)) if ranks.first else None)
     if marker is None:
@@ -60,12 +60,15 @@ def exported_arm(output: str, arm: str, plan: Mapping[str, Any], ranks: Ranks) -
 
 
 def marker_url(output: str, arm: str) -> str:
-    """File that says an arm is complete."""
+    """Return the URL of the file that marks an arm as complete."""
     return files.join(output, f"{arm}.json")
 
 
 def model_card(arm: str, model: Model, best: Best, facts: Mapping[str, Any]) -> str:
-    """The card's Markdown: what was made, from what, how, and how well it did on validation."""
+    """Return the model card as Markdown.
+
+    It describes the model, its data, its settings and its validation results.
+    """
     lines = [
         "---",
         "library_name: transformers",

@@ -1,6 +1,7 @@
-"""What the training loop asks of the process group: sums, one rank's value on all, everyone's values, a wait.
+"""Wrap the collectives of the training loop: sum, broadcast, gather and barrier.
 
-In a single process without a group every answer is the process's own, so that the same code runs without one.
+In a single process without a group, each collective returns the process's own values, so the same code runs without a
+group.
 """
 
 from collections.abc import Sequence
@@ -13,18 +14,18 @@ from torch import Tensor, distributed
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """This process among the others; every method is collective and must be called on every rank."""
+    """This process in its group; every method is collective and must be called on every rank."""
 
     rank: int
     world: int
 
     @property
     def first(self) -> bool:
-        """Whether this is the one rank that writes what all share."""
+        """Whether this is the rank that writes the files shared by all ranks."""
         return self.rank == 0
 
     def total(self, values: Sequence[float | Tensor], device: torch.device) -> list[float]:
-        """Element-wise sum over the ranks, in float64."""
+        """Return the element-wise sum over the ranks, in float64."""
         each = [torch.as_tensor(value, dtype=torch.float64).detach().to(device) for value in values]
         if not each:
             return []
@@ -34,7 +35,7 @@ class Ranks:
         return [float(value) for value in summed.cpu()]
 
     def share(self, value: Any) -> Any:
-        """The first rank's value, on every rank."""
+        """Return the first rank's value on every rank."""
         if self.world == 1:
             return value
         box = [value]
@@ -42,7 +43,7 @@ class Ranks:
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, by rank, on every rank."""
+        """Return every rank's value, by rank, on every rank."""
         if self.world == 1:
             return [value]
         box: list[Any] = [None] * self.world
@@ -50,13 +51,13 @@ class Ranks:
         return box
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
+        """Wait until every rank has called this method."""
         if self.world > 1:
             distributed.barrier()
 
 
 def current_ranks() -> Ranks:
-    """This process in the initialised group, or alone."""
+    """Return this process in the initialised group, or as a group of one."""
     if distributed.is_available() and distributed.is_initialized():
         return Ranks(rank=distributed.get_rank(), world=distributed.get_world_size())
     return Ranks(rank=0, world=1)

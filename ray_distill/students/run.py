@@ -1,7 +1,7 @@
-"""The training stage on one rank: a plain function from a job to references of trained models.
+"""Run the training stage on one rank: a function from a job to trained models.
 
-`run_arms` is called on every rank, inside whatever started them, with ``torch.distributed`` initialised; or in
-a process alone.
+`run_arms` is called on every rank with ``torch.distributed`` initialised, by whichever launcher started the ranks; or
+in a single process.
 """
 
 import copy
@@ -43,8 +43,8 @@ from ray_distill.students.objective.validate_losses import (
     check_losses,
     check_retained_mass,
     labels_of,
-    layers_wanted,
     pairs_of,
+    required_layers,
     scales_of,
 )
 from ray_distill.students.objective.weighted_losses import build_terms, group_of
@@ -61,16 +61,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """Everything a rank needs, as picklable values."""
+    """Everything a rank needs for training, as picklable values."""
 
     config: Campaign
     labels: LabelSetRef
     output: str
-    """Folder of the students; a local path must be absolute, for ranks run elsewhere."""
+    """Folder of the students; a local path must be absolute, because ranks run in other working directories."""
     arms: tuple[str, ...] = ("student", "baseline_hard_labels", "baseline_teacher_hard_labels")
     seed: int = 0
     resume: bool = False
-    """Take exported arms, finished trials and checkpoints as they are; with none of these it starts anew."""
+    """Whether exported arms, finished trials and checkpoints are reused; if there are none, training starts anew."""
     teacher_rows_url: str | None = None
     """Parquet with a ``row_id`` column: rows the teacher was fitted on, which it may not teach."""
     ceiling: SnapshotRef | None = field(default=None)
@@ -81,7 +81,7 @@ class TrainingJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Workshop:
-    """What all arms of a job share."""
+    """State that all arms of a job share."""
 
     job: TrainingJob
     ranks: Ranks
@@ -89,9 +89,9 @@ class Workshop:
     manifest: StoreManifest
     train: Examples
     units: Index | None
-    """Where the units of ``train`` begin."""
+    """Number of the first row of each unit of ``train``."""
     shares: Shares | None
-    """Of the sources that are mixed."""
+    """Shares of the mixed sources."""
     ceiling: Examples | None
     judge: Validator
     pairs: Mapping[str, dict[int, int]]
@@ -100,16 +100,16 @@ class Workshop:
 
 
 def run_arms(job: TrainingJob, reporter: Reporter) -> list[StudentRef]:
-    """Train every arm of a job and export it; the same references on every rank.
+    """Train and export every arm of a job; return the same references on every rank.
 
     Arms are trained one after the other with equal steps and equal tuning. Output below ``job.output``:
-    ``<arm>/`` (a transformers directory), ``<arm>.json`` (its reference, written last) and, while it lasts,
+    ``<arm>/`` (a transformers directory), ``<arm>.json`` (its reference, written last) and, during training,
     ``work/<arm>/``.
 
     Raises:
-        ConfigError: configuration, labels and student do not fit.
-        TrainingError: a run cannot start or go on.
-        TrainingStopped: the reporter asked to stop; the state is saved.
+        ConfigError: configuration, labels and student do not match.
+        TrainingError: a run cannot start or continue.
+        TrainingStopped: the reporter requested a stop; the state is saved.
     """
     ranks = current_ranks()
     arms = [arm_by_name(name) for name in job.arms]
@@ -118,7 +118,7 @@ def run_arms(job: TrainingJob, reporter: Reporter) -> list[StudentRef]:
     done = {arm.name: exported_arm(job.output, arm.name, arm_plan(job, arm), ranks) for arm in arms}
     refs = {name: exported for name, exported in done.items() if exported is not None}
     for name, ref in refs.items():
-        log.info("%s is already trained: %s is taken as it is", name, ref.url)
+        log.info("%s is already trained: %s is reused", name, ref.url)
     if len(refs) == len(arms):
         return list(refs.values())
     workshop = _open(job, ranks)
@@ -129,9 +129,10 @@ def run_arms(job: TrainingJob, reporter: Reporter) -> list[StudentRef]:
 
 
 def arm_plan(job: TrainingJob, arm: Arm) -> dict[str, Any]:
-    """Return what decides an arm's result, as plain JSON; an arm or trial made under another plan is not reused.
+    """Return the plan of an arm: everything that determines its result, as plain JSON.
 
-    Labels and rows count by their fingerprints, wherever they lie.
+    An arm or trial made under another plan is not reused. Labels and rows are identified by their fingerprints,
+    independent of their addresses.
     """
     config, losses = job.config, _losses(job.config, arm)
     ceiling = job.ceiling.fingerprint if arm.ceiling and job.ceiling is not None else None
@@ -139,13 +140,13 @@ def arm_plan(job: TrainingJob, arm: Arm) -> dict[str, Any]:
         update={"losses": losses, "ceiling": ceiling, "mixture": _by_content(config.student.mixture, job.others)}
     )
     plan = identity(student)
-    for name, loss in losses.items():  # with the defaults of the loss, which the configuration does not hold
+    for name, loss in losses.items():  # adds the defaults of the loss, which are not in the configuration
         plan["losses"][name] |= plain_settings(name, loss)
     return {"labels": job.labels.fingerprint, "arm": arm.name, "seed": job.seed, **plan}
 
 
 def _by_content(mixture: MixtureConfig | None, others: Sequence[LabelSetRef]) -> MixtureConfig | None:
-    """Put the fingerprints of label sets in the place of their addresses."""
+    """Replace the addresses of label sets by their fingerprints."""
     if mixture is None:
         return None
     named = zip(mixture.others, others, strict=True)
@@ -159,7 +160,7 @@ def _losses(config: Campaign, arm: Arm) -> Mapping[str, LossConfig]:
 
 
 def _clear(job: TrainingJob, ranks: Ranks) -> None:
-    """Forget earlier results of these arms; the exported models themselves stay until they are replaced."""
+    """Delete earlier results of these arms; the exported models stay until they are replaced."""
     if ranks.first:
         for name in job.arms:
             files.delete(marker_url(job.output, name))
@@ -173,7 +174,7 @@ def _work_url(job: TrainingJob, arm: str) -> str:
 
 
 def _open(job: TrainingJob, ranks: Ranks) -> Workshop:
-    """Read snapshots and labels, build the student, and settle what all arms share."""
+    """Read snapshots and labels, build the student, and prepare the state that all arms share."""
     config = job.config
     labelled = open_labels(config, (job.labels, *job.others))
     snapshot, manifest = labelled[0][0], labelled[0][1].manifest
@@ -189,7 +190,7 @@ def _open(job: TrainingJob, ranks: Ranks) -> Workshop:
     if wrong:
         raise ConfigError("\n  ".join(wrong))
     pairs = pairs_of(losses, manifest.hidden_layers, model)
-    layers = tuple(sorted({theirs for own in pairs.values() for theirs in own.values()}))
+    layers = tuple(sorted({layer for own in pairs.values() for layer in own.values()}))
     data = open_data(
         open_sources(config, labelled, model, layers=layers, teacher_rows_url=job.teacher_rows_url), training, ranks
     )
@@ -220,7 +221,7 @@ def _open(job: TrainingJob, ranks: Ranks) -> Workshop:
 def _ceiling(
     job: TrainingJob, config: Campaign, snapshot: Snapshot, model: Model, manifest: StoreManifest
 ) -> PositionExamples | None:
-    """The teacher's own labelled rows, less any that the campaign validates or tests on."""
+    """Return the teacher's own labelled rows, without the campaign's validation and test rows."""
     if "ceiling_true_labels" not in job.arms:
         return None
     if job.ceiling is None:
@@ -234,17 +235,17 @@ def _ceiling(
     for column in answers.truth_columns:
         table = table.filter(pc.is_valid(table[column]))
     for split in ("validation", "test"):
-        held_out = snapshot.read(split, ["row_id"])["row_id"].combine_chunks()
-        table = table.filter(pc.invert(pc.is_in(table["row_id"], value_set=held_out)))
+        evaluated = snapshot.read(split, ["row_id"])["row_id"].combine_chunks()
+        table = table.filter(pc.invert(pc.is_in(table["row_id"], value_set=evaluated)))
     return build_examples(table, answers=answers, processor=model.processor, labels=None, name="ceiling")
 
 
 def _run_arm(workshop: Workshop, arm: Arm, reporter: Reporter) -> StudentRef:
-    """Train an arm once for each learning rate and export the best of them."""
+    """Train an arm once for each learning rate and export the best result."""
     trials = _trials(workshop, arm)
     outcomes = [_finish_trial(workshop, arm, trial, reporter) for trial in trials]
     best = min(range(len(trials)), key=lambda i: outcomes[i].score.value)
-    log.info("%s: learning rate %g is kept, %s", arm.name, trials[best].rate, outcomes[best].score.metrics)
+    log.info("%s: learning rate %g is selected, %s", arm.name, trials[best].rate, outcomes[best].score.metrics)
     ref = export_arm(
         workshop.job.output,
         arm.name,
@@ -266,7 +267,7 @@ def _trials(workshop: Workshop, arm: Arm) -> list[Trial]:
     data = workshop.ceiling if arm.ceiling else workshop.train
     assert data is not None
     rows = arm_rows(arm.name, losses, data)
-    if not (arm.ceiling and training.sampling is not None and training.sampling.by == "entropy"):  # it has no teacher
+    if not (arm.ceiling and training.sampling is not None and training.sampling.by == "entropy"):  # without a teacher
         rows = resampled(rows, data, training.sampling, workshop.job.seed, None if arm.ceiling else workshop.shares)
     declared = workshop.manifest.temperatures
     terms = build_terms(
@@ -297,13 +298,16 @@ def _trials(workshop: Workshop, arm: Arm) -> list[Trial]:
 
 
 def _finish_trial(workshop: Workshop, arm: Arm, trial: Trial, reporter: Reporter) -> Best:
-    """A trial's best result: the one kept, or trained now (going on from a checkpoint when resuming)."""
+    """Return a trial's best result: the stored one, or that of training it now.
+
+    When resuming, training continues from a checkpoint.
+    """
     kept = load_outcome(trial.url, trial.plan, workshop.ranks) if workshop.job.resume else None
     if kept is not None:
         log.info("%s is already finished", trial.name)
         return kept
     training, ranks = trial.training, workshop.ranks
-    pairs, plain = layers_wanted(trial.terms)
+    pairs, plain = required_layers(trial.terms)
     module = copy.deepcopy(workshop.model.module)
     if training.activation_checkpointing:
         checkpoint_activations(module)
@@ -330,7 +334,7 @@ def _finish_trial(workshop: Workshop, arm: Arm, trial: Trial, reporter: Reporter
 
 
 def _facts(workshop: Workshop, arm: Arm, trial: Trial) -> dict[str, Any]:
-    """What the model card says of an arm."""
+    """Return the facts of an arm for its model card."""
     config, labels, teacher = workshop.job.config, workshop.job.labels, workshop.manifest.teacher
     losses = {name: loss.model_dump(mode="json", exclude_defaults=True) for name, loss in _losses(config, arm).items()}
     mixture = config.student.mixture

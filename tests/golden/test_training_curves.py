@@ -279,7 +279,7 @@ def test_resuming_with_other_labels_is_refused(tmp_path: Path) -> None:
     """Both fingerprints are named."""
     lab.write_model(tmp_path)
     lab.run_until_stopped(Lab(folder=str(tmp_path), stop_after=3))
-    with pytest.raises(TrainingError, match="labels labels-1, this run asks for labels labels-2"):
+    with pytest.raises(TrainingError, match="labels labels-1, this run has labels labels-2"):
         lab.run(Lab(folder=str(tmp_path), resume=True, labels="labels-2"))
 
 
@@ -336,7 +336,7 @@ def test_patience_ends_an_arm_that_learns_nothing_more(tmp_path: Path) -> None:
 
 def test_a_machine_that_is_to_go_is_answered_by_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is complete before the next step, and the run goes on."""
-    monkeypatch.setattr(train_loop, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(train_loop, "POLL_SECONDS", 0.0)
     lab.write_model(tmp_path)
     trial, engine = lab.build(Lab(folder=str(tmp_path), training={"checkpoint_every": 100}))
     recorder = lab.Recorder(save_after=3)
@@ -369,7 +369,7 @@ def test_checkpoints_are_told_of_when_they_are_complete(tmp_path: Path) -> None:
 def test_the_torch_engine_refuses_fp16(tmp_path: Path) -> None:
     """It has no loss scaling."""
     lab.write_model(tmp_path)
-    with pytest.raises(ConfigError, match="engine torch knows precision fp32 and bf16, found fp16"):
+    with pytest.raises(ConfigError, match="engine torch supports precision fp32 and bf16, found fp16"):
         lab.build(Lab(folder=str(tmp_path), training={"precision": "fp16"}))
 
 

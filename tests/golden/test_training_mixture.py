@@ -157,7 +157,7 @@ def test_another_mixture_is_another_student(home: Path, tmp_path: Path) -> None:
         for mixture in (None, source, {**source, "weight": 3.0})
     }
     assert len(set(losses.values())) == 3
-    with pytest.raises(TrainingError, match=r"with mixture\.weight 3\.0, this run asks for mixture\.weight 1\.0"):
+    with pytest.raises(TrainingError, match=r"with mixture\.weight 3\.0, this run has mixture\.weight 1\.0"):
         run_arms(replace(job(home, tmp_path, source), resume=True), Recorder())
 
 

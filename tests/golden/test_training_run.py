@@ -166,7 +166,7 @@ def test_exported_models_of_other_settings_are_not_reused(
     """Resuming with another configuration names the difference."""
     output, _, _ = trained
     with pytest.raises(
-        TrainingError, match=r"student was made with training\.epochs 2\.0, this run asks for training\.epochs 3\.0"
+        TrainingError, match=r"student was made with training\.epochs 2\.0, this run has training\.epochs 3\.0"
     ):
         run_arms(job_of(home, output, training={"epochs": 3}, resume=True), SilentReporter())
 

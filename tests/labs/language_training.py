@@ -29,9 +29,9 @@ from ray_distill.students.engines.build import build_engine
 from ray_distill.students.engines.engine import Engine, checkpoint_activations, compile_module
 from ray_distill.students.loop.train_loop import Trial, run_trial
 from ray_distill.students.modules.student_module import StudentModule, layer_pairs, make_projections
-from ray_distill.students.objective.loss_settings import wants_layers
+from ray_distill.students.objective.loss_settings import needs_layers
 from ray_distill.students.objective.schedules import rate_factor
-from ray_distill.students.objective.validate_losses import layers_wanted, pairs_of, state_scales
+from ray_distill.students.objective.validate_losses import pairs_of, required_layers, state_scales
 from ray_distill.students.objective.weighted_losses import build_terms, group_of
 from ray_distill.students.order.cursor import global_batch_at
 from ray_distill.students.order.micro_batches import Budget
@@ -116,7 +116,7 @@ def labels_of(lab: Lab, table: pa.Table) -> tuple[pa.Array, Signal]:
         temperatures=TEMPERATURES,
         seed=3,
         pool="token",
-        layers=LAYERS if any(map(wants_layers, lab.losses)) else (),
+        layers=LAYERS if any(map(needs_layers, lab.losses)) else (),
     )
     ids, signal, _ = answer_all(
         teacher, teacher.task.inputs.encode(table.slice(2), teacher.model.processor), ask, batch=5
@@ -175,7 +175,7 @@ def build(lab: Lab) -> tuple[Trial, Engine]:
         scales=state_scales(data.hidden),
         layers=pairs_of(losses_of(lab), LAYERS, model),
     )
-    pairs, plain = layers_wanted(terms)
+    pairs, plain = required_layers(terms)
     widths = {layer: hidden.values.shape[1] for layer, hidden in data.hidden.items()}
     module = copy.deepcopy(model.module)
     if training.activation_checkpointing:

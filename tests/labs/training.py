@@ -25,7 +25,7 @@ from ray_distill.students.engines.build import build_engine
 from ray_distill.students.engines.engine import Engine, compile_module
 from ray_distill.students.loop.train_loop import Trial, run_trial
 from ray_distill.students.modules.student_module import StudentModule, make_projections
-from ray_distill.students.objective.validate_losses import layers_wanted, pairs_of, scales_of
+from ray_distill.students.objective.validate_losses import pairs_of, required_layers, scales_of
 from ray_distill.students.objective.weighted_losses import build_terms, group_of
 from ray_distill.students.order.micro_batches import Budget
 from ray_distill.students.process_group import current_ranks
@@ -169,7 +169,7 @@ def build(lab: Lab) -> tuple[Trial, Engine]:
     terms = build_terms(
         losses, steps=lab.steps, temperatures=(1.0, 2.0), layers=pairs_of(losses, LAYERS, model), scales=scales_of(data)
     )
-    projected, plain = layers_wanted(terms)
+    projected, plain = required_layers(terms)
     trial = Trial(
         name="student",
         url=f"{lab.folder}/{lab.trial}",
@@ -234,9 +234,9 @@ class Watched:
         self._made.append((made[0], rows[real].tolist()))
         return made
 
-    def forward(self, inputs: Any, asked: Any = None) -> Any:
+    def forward(self, inputs: Any, request: Any = None) -> Any:
         self.seen += [row for made, rows in self._made if made is inputs for row in rows]
-        return self._forward(inputs, asked)
+        return self._forward(inputs, request)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._data, name)

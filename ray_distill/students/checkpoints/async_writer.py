@@ -1,8 +1,11 @@
-"""Checkpoints written beside the training: a rank stops only while its state is copied to the local disk.
+"""Write checkpoints during training.
 
-Each rank uploads its own files on a thread. Whether all are through is agreed in the sum that every step makes anyway,
-so that all ranks go on to the next stage after the same step; the first rank then writes the marker, on its thread, and
-removes what the policy does not keep. A checkpoint that is asked for while one is under way waits for it.
+A rank stops only while its state is copied to the local disk.
+
+Each rank uploads its own files on a thread. The sum that every step computes anyway also counts the ranks whose upload
+is complete, so that all ranks enter the next stage after the same step; the first rank then writes the marker, on its
+thread, and removes the checkpoints that the policy does not keep. A checkpoint that is requested while another is under
+way waits for it.
 """
 
 import logging
@@ -21,18 +24,20 @@ from ray_distill.students.process_group import Ranks
 
 log = logging.getLogger(__name__)
 
-#: A failed upload is told of, and the next checkpoint tried; so many in a row end the run, which would go unprotected.
+#: Failed uploads in a row that end the run, because it would continue without usable checkpoints. Fewer are logged.
 MAX_FAILED = 2
 
 
 class CheckpointWriter:
-    """Writes one trial's checkpoints, one at a time. `start`, `advance` and `finish` are collective.
+    """Write one trial's checkpoints, one at a time.
+
+    `start`, `advance` and `finish` are collective.
 
     Args:
         folder_url: the trial's folder of checkpoints.
-        ranks: this process among the others.
-        policy: which checkpoints stay.
-        plan: what a run must agree with to go on from one of them.
+        ranks: the process group.
+        policy: which checkpoints are kept.
+        plan: the plan that a run must have to resume from one of them.
         protect: URLs of checkpoints that must stay: the one this run was resumed from.
     """
 
@@ -56,12 +61,15 @@ class CheckpointWriter:
 
     @property
     def under_way(self) -> bool:
-        """Whether a checkpoint is being written; the same on every rank."""
+        """Return whether a checkpoint is being written; the same on every rank."""
         return self._stage != "none"
 
     @property
     def idle(self) -> bool:
-        """Whether this rank has done its part of the stage; `advance` when all have."""
+        """Return whether this rank has completed its part of the stage.
+
+        Call `advance` when all ranks have.
+        """
         return self._work is None or self._work.done()
 
     def start(self, write: Callable[[Path], None], *, step: int, state: Mapping[str, Any]) -> str | None:
@@ -69,11 +77,11 @@ class CheckpointWriter:
 
         Args:
             write: writes this rank's files into a local folder; called once on every rank.
-            step: steps done.
-            state: plain JSON of the loop.
+            step: number of completed steps.
+            state: state of the loop as plain JSON.
 
         Returns:
-            URL of the checkpoint before, if it was still under way and is complete now.
+            URL of the previous checkpoint, if it was still under way and is complete now.
         """
         before = self.finish()
         attempt = self._ranks.share(uuid.uuid4().hex[:8])
@@ -86,24 +94,24 @@ class CheckpointWriter:
         return before
 
     def advance(self) -> str | None:
-        """Go on to the next stage, waiting for this rank's part; the URL if the checkpoint is complete now.
+        """Enter the next stage after this rank's part; return the URL of a checkpoint completed now.
 
         Raises:
-            StorageError: on every rank, if one could not do its part, twice in a row.
+            StorageError: on every rank, if the part of any rank failed in two checkpoints in a row.
         """
         found, error = (None, None) if self._work is None else self._work.result()
         self._work = None
         if self._stage == "uploading":
             self._drop_local()
-        told = self._ranks.gather((found, error))
-        errors = [error for _, error in told if error is not None]
+        outcomes = self._ranks.gather((found, error))
+        errors = [error for _, error in outcomes if error is not None]
         if errors:
             self._stage = "none"
             self._give_up(errors[0])
             return None
         if self._stage == "uploading":
             if self._ranks.first:
-                digests = {name: digest for part, _ in told for name, digest in part.items()}
+                digests = {name: digest for part, _ in outcomes for name, digest in part.items()}
                 self._work = self._thread.submit(_outcome, lambda: self._complete(digests))
             self._stage = "completing"
             return None
@@ -111,14 +119,17 @@ class CheckpointWriter:
         return self._url
 
     def finish(self) -> str | None:
-        """Wait for what is under way, on all ranks; the URL if it is complete now."""
+        """Wait on all ranks for the checkpoint under way; return its URL if it is complete now."""
         url = None
         while self.under_way:
             url = self.advance()
         return url
 
     def close(self) -> None:
-        """Let the thread come to its end; what was under way is a leftover. Not collective, so fit for a failure."""
+        """Shut the thread down; a checkpoint under way stays incomplete, without a marker.
+
+        This method is not collective, so it may be called after a failure of one rank.
+        """
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._drop_local()
 
@@ -126,7 +137,7 @@ class CheckpointWriter:
         complete(self._url, digests, step=self._step, plan=self._plan, state=self._state)
         try:
             prune(self._folder_url, self._policy, {self._url, *self._protect})
-        except StorageError as error:  # the checkpoint stands; what is left over goes with the next
+        except StorageError as error:  # the checkpoint is complete; the next call of `prune` removes the old ones
             log.warning("old checkpoints in %s could not be removed: %s", self._folder_url, error)
 
     def _give_up(self, error: DistillError) -> None:
@@ -144,7 +155,10 @@ class CheckpointWriter:
 
 
 def _outcome(work: Callable[[], Any]) -> tuple[Any, DistillError | None]:
-    """What some work gave, or its error of ours, to be told to the other ranks; anything else ends this rank."""
+    """Return the result of some work, or its `DistillError`, to be gathered by all ranks.
+
+    Other errors are raised, and end this rank.
+    """
     try:
         return work(), None
     except DistillError as error:

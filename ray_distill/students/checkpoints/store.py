@@ -1,8 +1,8 @@
-"""Checkpoints that are either complete and verified, or not there.
+"""Store and find checkpoints; only complete, verified checkpoints are used.
 
 Layout below a trial's folder: ``checkpoints/<step>-<attempt>/rank-<r>/…`` and, written last, by the first rank
-alone, ``marker.json`` with the digest of every file. A folder without a marker is a crash's leftover. `saving` writes
-them, beside the training.
+alone, ``marker.json`` with the digest of every file. A folder without a marker is the leftover of a crash.
+`async_writer` writes checkpoints during training.
 """
 
 import json
@@ -33,22 +33,23 @@ _MARKER = "marker.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A complete checkpoint: where it lies, after how many steps, and what its marker says."""
+    """A complete checkpoint: its address, its number of steps, and the contents of its marker."""
 
     url: str
     step: int
     plan: Mapping[str, Any]
-    """What a run must agree with to go on from here."""
+    """The plan that a run must have to resume from this checkpoint."""
     state: Mapping[str, Any]
-    """Plain JSON of the loop: cursor, best result so far, and the last look at the validation split."""
+    """State of the loop as plain JSON: cursor, best result so far, and the result of the last validation."""
     digests: Mapping[str, str]
     """``rank-<r>/<file>`` to ``sha256:…``."""
 
 
 def find_checkpoint(folder_url: str, ranks: Ranks) -> Checkpoint | None:
-    """The newest complete checkpoint whose files all have their digests, the same on every rank; None = there is none.
+    """Return the newest checkpoint whose files all match their digests; None = there is none.
 
-    Each rank reads its share of the files. A damaged checkpoint is skipped with a warning that names it.
+    The result is the same on every rank; each rank reads its share of the files. A damaged checkpoint is skipped with a
+    warning that names it.
 
     Raises:
         TrainingError: there are complete checkpoints but every one of them is damaged.
@@ -57,8 +58,8 @@ def find_checkpoint(folder_url: str, ranks: Ranks) -> Checkpoint | None:
     for url in ranks.share(_complete(folder_url) if ranks.first else []):
         checkpoint, error = ranks.share(_attempted(partial(_read_marker, url)) if ranks.first else None)
         if checkpoint is not None:
-            told = ranks.gather(_attempted(partial(_verify_share, checkpoint, ranks))[1])
-            error = next((one for one in told if one is not None), None)
+            errors = ranks.gather(_attempted(partial(_verify_share, checkpoint, ranks))[1])
+            error = next((one for one in errors if one is not None), None)
             if error is None:
                 found: Checkpoint = checkpoint
                 return found
@@ -75,13 +76,13 @@ def find_checkpoint(folder_url: str, ranks: Ranks) -> Checkpoint | None:
 
 @contextmanager
 def fetched(checkpoint: Checkpoint, ranks: Ranks) -> Iterator[Path]:
-    """All ranks' files in one local folder, verified, for as long as the context lasts; collective.
+    """Download and verify all ranks' files into one local folder; removed on exit; collective.
 
     The ranks of a machine share the folder: each machine downloads a checkpoint once.
 
     Raises:
-        TrainingError: on every rank, if a file differs from its digest anywhere.
-        StorageError: on every rank, if one cannot be read anywhere.
+        TrainingError: on every rank, if a file differs from its digest on any machine.
+        StorageError: on every rank, if a file cannot be read on any machine.
     """
     machines = ranks.gather(_machine())
     leader = machines.index(machines[ranks.rank])
@@ -95,12 +96,12 @@ def fetched(checkpoint: Checkpoint, ranks: Ranks) -> Iterator[Path]:
                 error = found
             except OSError as found:
                 error = StorageError(f"{checkpoint.url} cannot be copied to {folder} to be resumed from: {found}")
-        told = ranks.gather((folder, error))
-        for _, wrong in told:
+        outcomes = ranks.gather((folder, error))
+        for _, wrong in outcomes:
             if wrong is not None:
                 raise wrong
-        yield Path(told[leader][0])
-        ranks.barrier()  # nobody reads any more
+        yield Path(outcomes[leader][0])
+        ranks.barrier()  # no rank reads the folder after this
 
 
 def _download(checkpoint: Checkpoint, folder: Path) -> None:
@@ -111,32 +112,35 @@ def _download(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _machine() -> tuple[str, int, int]:
-    """What ranks that see the same temporary folder have in common: two containers of a machine may not."""
+    """Return a key that is equal on ranks with the same temporary folder.
+
+    Two containers of one machine may have different temporary folders, so the name of the machine is not enough.
+    """
     boot, place = Path("/proc/sys/kernel/random/boot_id"), Path(gettempdir()).stat()
     name = boot.read_text(encoding="ascii") if boot.exists() else socket.gethostname()
     return name, place.st_dev, place.st_ino
 
 
-def check_plan(saved: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> None:
-    """Refuse to go on from what another run saved.
+def check_plan(saved: Mapping[str, Any], current: Mapping[str, Any], where: str) -> None:
+    """Refuse to resume from files that a run with another plan saved.
 
     Raises:
-        TrainingError: the first difference, by its dotted name and with both sides.
+        TrainingError: the plans differ; the first difference is named by its dotted name, with both values.
     """
-    found = _difference(saved, json.loads(json.dumps(asked)))
+    found = _difference(saved, json.loads(json.dumps(current)))
     if found is None:
         return
     name, before, now = found
     raise TrainingError(
-        f"{where} was made with {name} {before}, this run asks for {name} {now}: resume with the same, or start anew "
+        f"{where} was made with {name} {before}, this run has {name} {now}: resume with the same value, or start anew "
         "without resuming"
     )
 
 
-def _difference(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """Return the dotted name of the first difference and both values; None = there is no difference."""
-    for name in {**asked, **saved}:
-        before, now = saved.get(name, "unrecorded"), asked.get(name, "unset")
+def _difference(saved: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """Return the dotted name and both values of the first difference; None = no difference."""
+    for name in {**current, **saved}:
+        before, now = saved.get(name, "unrecorded"), current.get(name, "unset")
         if isinstance(before, dict) and isinstance(now, dict):
             if (found := _difference(before, now)) is not None:
                 return f"{name}.{found[0]}", *found[1:]
@@ -146,10 +150,12 @@ def _difference(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[str
 
 
 def upload(local: Path, url: str, prefix: str) -> dict[str, str]:
-    """Upload a rank's files below a checkpoint, read each back, and return their digests by name.
+    """Upload a rank's files below a checkpoint; return their digests by name.
+
+    Each file is read back and verified.
 
     Raises:
-        StorageError: a file cannot be written or read, or comes back as something else.
+        StorageError: a file cannot be written or read, or the bytes read back differ from those written.
     """
     digests = {}
     for path in sorted(path for path in local.rglob("*") if path.is_file()):
@@ -160,7 +166,7 @@ def upload(local: Path, url: str, prefix: str) -> dict[str, str]:
             _verified(url, name, digests[name])
         except TrainingError as error:
             raise StorageError(
-                f"{error}; it was just written: the file system does not keep what it is given"
+                f"{error}; it was just written: the file system does not store the bytes that it receives"
             ) from error
     return digests
 
@@ -168,19 +174,21 @@ def upload(local: Path, url: str, prefix: str) -> dict[str, str]:
 def complete(
     url: str, digests: Mapping[str, str], *, step: int, plan: Mapping[str, Any], state: Mapping[str, Any]
 ) -> None:
-    """Make a checkpoint of files that are all there: write the marker."""
+    """Write the marker, which completes a checkpoint; all its files must have been uploaded."""
     marker = {"format": FORMAT, "step": step, "plan": plan, "state": state, "digests": digests}
     files.create_exclusive(files.join(url, _MARKER), json.dumps(marker, indent=1).encode())
 
 
 def prune(folder_url: str, policy: CheckpointPolicy, protect: Collection[str] = (), *, last: int | None = None) -> None:
-    """Remove what the policy does not keep, and leftovers of crashes; markers go first.
+    """Remove checkpoints that the policy does not keep, and leftovers of crashes.
+
+    Markers are removed first.
 
     Args:
         folder_url: a trial's folder of checkpoints.
-        policy: how many of the newest stay, and of the best.
-        protect: URLs that stay whatever the policy says: of the one just completed, and the one resumed from.
-        last: instead of the policy's own number of the newest.
+        policy: how many of the newest and of the best checkpoints are kept.
+        protect: URLs that are kept in any case: the checkpoint just completed, and the one resumed from.
+        last: number of the newest to keep, in place of the policy's.
     """
     complete_urls = _complete(folder_url)
     kept = {*complete_urls[: policy.last if last is None else last], *_best(complete_urls, policy), *protect}
@@ -191,7 +199,10 @@ def prune(folder_url: str, policy: CheckpointPolicy, protect: Collection[str] = 
 
 
 def _best(urls: list[str], policy: CheckpointPolicy) -> list[str]:
-    """Return the best checkpoints by the validation loss measured last before each; of equal ones the newer."""
+    """Return the best checkpoints by their last validation loss.
+
+    If two are equal, the newer one is first.
+    """
     if policy.best == 0:
         return []
     found = []
@@ -199,14 +210,14 @@ def _best(urls: list[str], policy: CheckpointPolicy) -> list[str]:
         try:
             validation = _read_marker(url).state.get("validation")
         except (StorageError, TrainingError):
-            continue  # a damaged one is not the best of anything; `find_checkpoint` reports it
+            continue  # a damaged checkpoint is not among the best; `find_checkpoint` reports it
         if validation is not None:
             found.append((float(validation["value"]), url))
     return [url for _, url in sorted(found, key=lambda pair: pair[0])[: policy.best]]
 
 
 def _complete(folder_url: str) -> list[str]:
-    """URLs of complete checkpoints, newest first."""
+    """Return the URLs of complete checkpoints, newest first."""
     listed = files.list_files(folder_url)
     names = {item.name.split("/")[0] for item in listed if item.name.endswith("/" + _MARKER)}
     return [files.join(folder_url, name) for name in sorted(names, key=_step_of, reverse=True)]
@@ -222,7 +233,7 @@ def _verify_share(checkpoint: Checkpoint, ranks: Ranks) -> None:
 
 
 def _attempted(work: Callable[[], T]) -> tuple[T | None, str | None]:
-    """What some work gives, or what was wrong, to be told to the other ranks."""
+    """Return the result of some work, or its error message, to be sent to the other ranks."""
     try:
         return work(), None
     except (StorageError, TrainingError) as error:
@@ -234,7 +245,8 @@ def _read_marker(url: str) -> Checkpoint:
         marker = json.loads(files.read_bytes(files.join(url, _MARKER)))
         if marker["format"] != FORMAT:
             raise TrainingError(
-                f"{url}: it has format {marker['format']}, this release reads {FORMAT}; start anew without resuming"
+                f"{url}: the checkpoint has format {marker['format']}, this release reads {FORMAT}; start anew without "
+                "resuming"
             )
         return Checkpoint(
             url=url, step=int(marker["step"]), plan=marker["plan"], state=marker["state"], digests=marker["digests"]
@@ -244,7 +256,11 @@ def _read_marker(url: str) -> Checkpoint:
 
 
 def _verified(url: str, name: str, digest: str) -> bytes:
-    """A file's bytes, which are what the marker promised."""
+    """Return a file's bytes after comparing them with the digest from the marker.
+
+    Raises:
+        TrainingError: the digests differ.
+    """
     data = files.read_bytes(files.join(url, name))
     if sha256(data) != digest:
         raise TrainingError(f"{url}: {name} is damaged: its digest is {sha256(data)}, not {digest}")

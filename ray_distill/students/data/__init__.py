@@ -1,1 +1,1 @@
-"""Join snapshot rows with their labels and make tensors of any choice of them, in memory or streamed."""
+"""Join snapshot rows with their labels and make tensors of them, in memory or streamed."""

@@ -1,4 +1,4 @@
-"""How the rows of a family of answers are answered: the interface between examples and a family's ``learn`` module."""
+"""Define the interface between examples and the ``learn`` module of a family of answers."""
 
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
@@ -25,52 +25,52 @@ StateLayout = Literal["row", "sequence", "position"]
 
 
 class AnswerFormat(Protocol):
-    """Where rows are answered, what is true there, how their inputs collate, and which labels fit."""
+    """Answered positions, truth, collation and matching labels of a family of answers."""
 
     @property
     def task(self) -> Task:
-        """Encodes rows."""
+        """The task, which encodes rows."""
 
     @property
     def truth_columns(self) -> tuple[str, ...]:
-        """Snapshot columns that hold the truth; none where it follows from the input."""
+        """Snapshot columns that contain the truth; empty if the truth follows from the input."""
 
     @property
     def states(self) -> StateLayout:
-        """How teacher states enter a batch."""
+        """The layout of teacher states in a batch."""
 
     def positions(self, encoded: Encoded) -> Ragged:
         """Return the answered positions of each row, int32, ascending."""
 
     def truth(self, table: pa.Table, encoded: Encoded) -> Ragged:
-        """Return the true class at each of `positions`, integers in their order; -1 where it is unknown.
+        """Return the true class at each of `positions`, integers in the same order; -1 = unknown.
 
         Args:
             table: the snapshot rows, in any order.
-            encoded: those of them that are usable.
+            encoded: the usable rows of the table.
         """
 
     def align(self, signal: Signal, stored: Index, encoded: Encoded, answered: Ragged) -> Signal:
-        """Return the labels over the student's classes; the rows stay.
+        """Return the labels over the student's classes; the rows of the signal are unchanged.
 
         Args:
             signal: the labels, whose parts may be missing.
             stored: ``[R]`` row of the signal that belongs to each encoded row; -1 = none.
             encoded: the usable rows.
-            answered: `positions` of them.
+            answered: `positions` of the usable rows.
 
         Raises:
-            ConfigError: student and labels do not fit: other classes, positions, or hidden states.
+            ConfigError: student and labels differ in their classes, positions or hidden states.
         """
 
     def collate(self, encoded: Encoded, rows: Index) -> tuple[Batch, Index | None]:
-        """Return the model inputs of some rows, and the flat place of each row's first token among them.
+        """Return the model inputs of some rows, and the flat index of each row's first token.
 
-        The place is None where the model answers once a row.
+        The indices are None if the model gives one answer a row.
         """
 
     def sampling_classes(self, examples: "PositionExamples") -> npt.NDArray[np.float64]:
-        """Return ``[R]`` classes that rows are sampled by, NaN where there is none.
+        """Return ``[R]`` classes by which rows are sampled; NaN = the row has no class.
 
         Raises:
             ConfigError: rows of this family have no class.
@@ -80,7 +80,7 @@ class AnswerFormat(Protocol):
 class LearnFacet(Protocol):
     """The module ``learn`` of a family of answers."""
 
-    #: Whether the student's head and its losses are one, so that no logits of all positions are held.
+    #: Whether the student's head is fused with its losses, so that the logits of all positions are never in memory.
     FUSED: bool
 
     def answer_format(
@@ -95,11 +95,11 @@ class LearnFacet(Protocol):
         """Return the format of a source's rows.
 
         Args:
-            task: of the campaign.
+            task: the campaign's task.
             model: the student.
-            manifest: of the source's labels.
-            snapshot_classes: class names in which the source's snapshot counts.
-            training: the settings.
+            manifest: the manifest of the source's labels.
+            snapshot_classes: class names whose indices the source's snapshot stores.
+            training: the training settings.
 
         Raises:
             ConfigError: the student cannot learn from these labels.
@@ -109,7 +109,7 @@ class LearnFacet(Protocol):
         """Return the rule by which every arm is measured on the validation split.
 
         Raises:
-            TrainingError: the split has neither enough true labels nor any of the teacher.
+            TrainingError: the split has neither enough true labels nor any teacher labels.
         """
 
 

@@ -29,20 +29,20 @@ def build_examples(
     name: str = "train",
     part: bool = False,
 ) -> PositionExamples:
-    """Join rows of a snapshot (``row_id``, the task's input column, columns of the truth) with their teacher labels.
+    """Join rows of a snapshot with their teacher labels.
 
     Args:
-        table: the rows.
-        answers: where rows are answered, and which labels fit.
-        processor: the student's.
-        labels: row ids and their signal, as a label set reads them; None = no teacher.
+        table: the rows: ``row_id``, the task's input column, and the columns of the truth.
+        answers: the rules for answered positions and matching labels.
+        processor: the student's processor.
+        labels: row ids and their signal, as returned by a label set; None = no teacher.
         excluded: ids of rows the teacher was trained on; it may not teach them.
-        name: of the split, for messages.
-        part: these are only some rows of the split: nothing is logged, and none need be usable.
+        name: name of the split, for messages.
+        part: the table has only some rows of the split: nothing is logged, and no row needs to be usable.
 
     Raises:
-        ConfigError: labels and student do not fit.
-        TrainingError: no usable row is left, or none of the train split has labels.
+        ConfigError: labels and student do not match.
+        TrainingError: no row is usable, or no usable row of the train split has labels.
     """
     encoded = encode_sorted(table, answers.task, processor, name, part=part)
     answered, stored = answers.positions(encoded), _stored(encoded.row_ids, labels)
@@ -65,10 +65,12 @@ def build_examples(
 
 
 def encode_sorted(table: pa.Table, task: Task, processor: Processor, name: str, *, part: bool = False) -> Encoded:
-    """Encode the usable rows, ascending by row id; the others are logged, unless this is a ``part`` of a split.
+    """Encode the usable rows, ascending by row id.
+
+    Unusable rows are logged, unless the table is only a ``part`` of the split.
 
     Raises:
-        TrainingError: none is usable.
+        TrainingError: no row is usable.
     """
     order = pc.sort_indices(table["row_id"].combine_chunks())
     encoded = task.inputs.encode(table.take(order), processor)

@@ -1,4 +1,7 @@
-"""Some rows of several sets as one set: what lies in units becomes a batch of rows of many units."""
+"""Select rows of example sets, and join several sets into one.
+
+A batch of streamed rows is joined from the rows of many units.
+"""
 
 from collections.abc import Sequence
 
@@ -14,8 +17,8 @@ from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.order.cursor import Index
 from ray_distill.tasks.encoded import Encoded, Ragged
 
-#: Bytes of a row's distributions from which on joining sets without a copy pays: a copied byte costs less than finding
-#: a small row in the set that it is of.
+#: Least bytes of a row's distributions at which joining sets without a copy is faster: for smaller rows, copying costs
+#: less than finding the row in its set.
 LARGE_ROW = 1024
 
 
@@ -41,7 +44,10 @@ def cheaply_joined(data: PositionExamples) -> bool:
 
 
 def join_sets(parts: Sequence[PositionExamples]) -> PositionExamples:
-    """Return all rows of several sets, one set after the other; distributions of large rows stay where they are."""
+    """Return all rows of several sets, one set after the other.
+
+    Distributions of large rows are not copied.
+    """
     if len(parts) == 1:
         return parts[0]
     bases = running(np.array([_labelled_rows(part) for part in parts]))
@@ -90,7 +96,7 @@ def _join_distributions(parts: Sequence[Distributions | DistributionParts]) -> D
 
 
 def _labelled_rows(part: PositionExamples) -> int:
-    """Return the rows of a set's labels, of which some may not be rows of the set."""
+    """Return the number of labelled rows in a set's labels; some may not be rows of the set."""
     return next((own.rows for own in (part.distributions, *part.hidden.values()) if own is not None), 0)
 
 

@@ -1,9 +1,9 @@
-"""Rows of a snapshot joined with their teacher labels, and the tensors of any choice of them.
+"""Store rows of a snapshot with their teacher labels, and make tensors of selected rows.
 
-A row has answered positions: a classifier's row has one, a language model's one for each token that is to be predicted.
-Labels belong to (row, position), never to a place in a batch: batch size, packing and number of ranks may differ
-between labelling and training. These sets are in memory, as numpy, on every rank; `streaming` has those that are not.
-The order decides which rows are taken.
+A row has answered positions: a classifier's row has one, a language model's row has one for each token that is to be
+predicted. Labels belong to (row, position), never to a place in a batch: batch size, packing and number of ranks may
+differ between labelling and training. The sets of this module are in memory, as numpy, on every rank; `streaming` has
+sets that do not fit into memory. The order of examples (`students.order`) selects the rows.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,79 +37,89 @@ class Examples(Protocol):
 
     @property
     def labelled(self) -> npt.NDArray[np.bool_]:
-        """``[R]``: losses on true labels weigh the row."""
+        """``[R]``: whether losses on true labels weigh the row."""
 
     @property
     def distil(self) -> npt.NDArray[np.bool_]:
-        """``[R]``: the teacher may teach the row."""
+        """``[R]``: whether the teacher may teach the row."""
 
     @property
     def lengths(self) -> npt.NDArray[np.int32] | None:
-        """``[R, F]``: tokens of each row, by feature of token ids; None where there are none, or where nobody asked."""
+        """``[R, F]``: tokens of each row, by feature of token ids; None = no tokens, or not counted."""
 
     @property
     def widths(self) -> Mapping[int, int]:
-        """Numbers of a teacher state by stored layer."""
+        """Width of a teacher state by stored layer."""
 
     @property
     def drawn(self) -> bool:
         """Whether the teacher's classes were drawn."""
 
     def retained_mass(self, temperature: float, rows: Index) -> float:
-        """Mean mass of the stored classes at a declared temperature over rows the teacher has labelled."""
+        """Return the mean mass of the stored classes over labelled rows, at a declared temperature."""
 
     def ids_of(self, rows: Index) -> list[str]:
-        """Ids of rows in the snapshot, as hexadecimal text."""
+        """Return the ids of rows in the snapshot, as hexadecimal text."""
 
     def states(self, rows: Index) -> Mapping[int, Vectors]:
-        """Teacher states of rows the teacher has labelled, by stored layer."""
+        """Return the teacher states of labelled rows, by stored layer."""
 
     def sampling_classes(self) -> npt.NDArray[np.float64]:
-        """``[R]``: the class a row is sampled by; NaN where there is none.
+        """Return ``[R]`` classes by which rows are sampled; NaN = the row has no class.
 
         Raises:
             ConfigError: rows have no classes, or are not in memory.
         """
 
     def entropies(self) -> npt.NDArray[np.float64]:
-        """``[R]``: the teacher's entropy in nats, the mean over a row's positions; NaN where it has none.
+        """Return ``[R]`` entropies of the teacher in nats; NaN = unknown.
+
+        The entropy of a row is the mean over its positions.
 
         Raises:
             ConfigError: rows are not in memory.
         """
 
     def prepare(self, step: int, rows_of: Callable[[int], Index], stop: int) -> None:
-        """Get ready for `batch` on the rows of a step; those of later steps, before ``stop``, may be read ahead."""
+        """Prepare the rows of a step for `batch`.
+
+        Rows of later steps, before ``stop``, may be prefetched.
+        """
 
     def batch(self, rows: Index, real: npt.NDArray[np.bool_] | None = None) -> tuple[Batch, LossBatch]:
-        """Model inputs and what the losses see of the given rows; rows that are not ``real`` get no weight."""
+        """Return the model inputs and the loss inputs of rows.
+
+        Rows that are not ``real`` get weight 0.
+        """
 
     def close(self) -> None:
-        """End what reads ahead, if anything does."""
+        """End prefetching, if there is any."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PositionExamples:
-    """Usable rows of one split, ascending by row id so that their order owes nothing to files.
+    """Usable rows of one split, ascending by row id.
 
-    R rows; row r has the answered positions ``answered.values[answered.offsets[r]:answered.offsets[r+1]]``. A row
-    without teacher labels stays if its truth is known: ``distil`` is False there.
+    Their order does not depend on files.
+
+    There are R rows; row r has the answered positions ``answered.values[answered.offsets[r]:answered.offsets[r+1]]``. A
+    row without teacher labels is kept if its truth is known; its ``distil`` is False.
     """
 
     format: AnswerFormat
     encoded: Encoded
     answered: Ragged
-    """Where in each row an answer is wanted."""
+    """The answered positions of each row."""
     truth: Ragged
-    """The true class at each answered position, -1 where it is unknown."""
+    """The true class at each answered position; -1 = unknown."""
     stored: Index
     """``[R]``: row of ``distributions`` and ``hidden``; -1 = the teacher has not labelled the row."""
     distil: npt.NDArray[np.bool_]
-    """``[R]``: the teacher may teach this row."""
+    """``[R]``: whether the teacher may teach this row."""
     distributions: Distributions | DistributionParts | None
-    """Over the student's classes; the ids of a position need not ascend."""
+    """Distributions over the student's classes; the ids of a position need not ascend."""
     hidden: Mapping[int, Vectors] = field(default_factory=dict)
-    """Teacher states of labelled rows by stored layer: one a row, or one a token."""
+    """Teacher states of labelled rows by stored layer: one state a row, or one a token."""
 
     @property
     def rows(self) -> int:
@@ -118,20 +128,20 @@ class PositionExamples:
 
     @cached_property
     def labelled(self) -> npt.NDArray[np.bool_]:
-        """``[R]``: the truth is known at some position of the row."""
+        """``[R]``: whether the truth is known at some position of the row."""
         known, offsets = self.truth.values >= 0, self.truth.offsets
-        if known.all():  # eight bytes a position would be much for documents
+        if known.all():  # saves the general path's eight bytes a position, much memory for documents
             return np.diff(offsets) > 0
         return np.diff(np.searchsorted(np.flatnonzero(known), offsets)) > 0
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int32] | None:
-        """``[R, F]``: tokens of each row; of a pair those of the source and those the decoder reads; None of images."""
+        """``[R, F]``: tokens of each row; for pairs, source and decoder tokens; None for images."""
         return self.encoded.lengths
 
     @property
     def widths(self) -> dict[int, int]:
-        """Numbers of a teacher state by stored layer."""
+        """Width of a teacher state by stored layer."""
         return {layer: hidden.values.shape[1] for layer, hidden in self.hidden.items()}
 
     @property
@@ -140,7 +150,7 @@ class PositionExamples:
         return self.distributions is not None and self.distributions.drawn
 
     def ids_of(self, rows: Index) -> list[str]:
-        """Ids of rows in the snapshot, as hexadecimal text."""
+        """Return the ids of rows in the snapshot, as hexadecimal text."""
         return [one.as_py().hex() for one in self.encoded.row_ids.take(pa.array(rows, pa.int64()))]
 
     def sampling_classes(self) -> npt.NDArray[np.float64]:
@@ -156,16 +166,16 @@ class PositionExamples:
         offsets, flat = gather_ranges(self.distributions.row_offsets, self.stored[have])
         owner = np.repeat(np.arange(len(have)), np.diff(offsets))
         sums = np.bincount(owner, weights=self.distributions.entropy[flat], minlength=len(have))
-        with np.errstate(invalid="ignore"):  # of a row without positions: 0 / 0
+        with np.errstate(invalid="ignore"):  # a row without positions gives 0 / 0
             found[have] = sums / np.diff(offsets)
         return found
 
     def states(self, rows: Index) -> dict[int, Vectors]:
-        """Teacher states of rows the teacher has labelled, by stored layer."""
+        """Return the teacher states of labelled rows, by stored layer."""
         return {layer: hidden.take(self.stored[rows]) for layer, hidden in self.hidden.items()}
 
     def retained_mass(self, temperature: float, rows: Index) -> float:
-        """Mean mass of the stored classes at a declared temperature over the positions of labelled rows."""
+        """Return the mean mass of the stored classes over all positions of labelled rows."""
         found = self.distributions
         assert found is not None
         _, flat = gather_ranges(found.row_offsets, self.stored[rows])
@@ -173,16 +183,16 @@ class PositionExamples:
         return float(np.mean(-np.expm1(found.log_tail[flat, column].astype(np.float64))))
 
     def prepare(self, step: int, rows_of: Callable[[int], Index], stop: int) -> None:
-        """Do nothing: everything is in memory."""
+        """Do nothing, because all rows are in memory."""
 
     def close(self) -> None:
-        """Do nothing: there is nothing to end."""
+        """Do nothing, because there is no prefetching to end."""
 
     def batch(self, rows: Index, real: npt.NDArray[np.bool_] | None = None) -> tuple[Batch, LossBatch]:
-        """Model inputs and what the losses see of the given rows: N answered positions, row by row.
+        """Return the model inputs and loss inputs of rows: N answered positions, row by row.
 
-        Rows that are not ``real`` get no weight. Where a model answers at places among its inputs, these are the entry
-        `PLACES`.
+        Rows that are not ``real`` get weight 0. If a model answers at positions of its inputs, their flat indices are
+        the entry `PLACES`.
         """
         offsets, flat = gather_ranges(self.answered.offsets, rows)
         counts, stored = np.diff(offsets), self.stored[rows]
@@ -207,7 +217,10 @@ class PositionExamples:
     def _states(
         self, stored: Index, owner_N: Index, position_N: Index
     ) -> tuple[dict[int, torch.Tensor], torch.Tensor | None]:
-        """Teacher states as the format lays them out, zeros of rows without labels; the mask of padded sequences."""
+        """Return teacher states in the format's layout, and the mask of padded sequences.
+
+        The states of rows without labels are zeros.
+        """
         if self.format.states == "sequence":
             padded = {layer: _padded(hidden, stored) for layer, hidden in self.hidden.items()}
             mask = next((inside for _, inside in padded.values()), None)
@@ -218,7 +231,7 @@ class PositionExamples:
 
 
 def _at(hidden: Vectors, stored_N: Index, position_N: Index) -> torch.Tensor:
-    """States at positions ``[N, D]``; zeros where the row is not labelled."""
+    """Return the states at positions ``[N, D]``; zeros for rows that are not labelled."""
     have_N = stored_N >= 0
     states_ND = np.zeros((len(stored_N), hidden.values.shape[1]), np.float32)
     states_ND[have_N] = hidden.values[hidden.offsets[stored_N[have_N]] + position_N[have_N]]
@@ -226,7 +239,10 @@ def _at(hidden: Vectors, stored_N: Index, position_N: Index) -> torch.Tensor:
 
 
 def _padded(hidden: Vectors, stored_B: Index) -> tuple[torch.Tensor, torch.Tensor]:
-    """States ``[B, L, D]`` with zeros on padding and in rows without labels, and the mask ``[B, L]``."""
+    """Return states ``[B, L, D]`` and the mask ``[B, L]``.
+
+    States are zeros on padding and for rows without labels.
+    """
     have_B = stored_B >= 0
     offsets, flat = gather_ranges(hidden.offsets, stored_B[have_B])
     lengths = np.zeros(len(stored_B), np.int64)

@@ -1,4 +1,4 @@
-"""Opens what a student trains on and is judged by: in memory where it fits, else read while training goes on."""
+"""Open the training and validation rows of a student: in memory if they fit, else streamed."""
 
 import logging
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from ray_distill.students.process_group import Ranks
 
 log = logging.getLogger(__name__)
 
-#: Units whose size in memory is measured, to tell that of all.
+#: Units of each source whose size in memory is measured, to estimate the size of all units.
 _MEASURED = 3
 
 
@@ -28,47 +28,50 @@ class Opened:
 
     train: Examples
     units: Index | None
-    """``[U+1]`` number of the first row of each unit; None: one holds everything."""
+    """``[U+1]`` number of the first row of each unit; None = all rows are one unit."""
     sources: Index
     """``[M+1]`` number of the first row of each source."""
     validation: PositionExamples
 
 
 def open_data(sources: Sequence[Source], training: TrainingConfig, ranks: Ranks) -> Opened:
-    """Open the training rows of all sources, one after the other, and the first one's validation rows; collective.
+    """Open the training rows of all sources and the first one's validation rows; collective.
 
-    The order of examples is a function of the units either way, so that the curve does not depend on where they lie.
+    The rows of the sources are numbered one source after the other.
+
+    The order of examples is a function of the units in both cases, so the curve does not depend on whether rows are in
+    memory or streamed.
 
     Raises:
         TrainingError: no row is usable, or rows cannot be read in parts.
-        ConfigError: labels and student do not fit.
+        ConfigError: labels and student do not match.
     """
     units = [unit for number, source in enumerate(sources) for unit in source.units("train", number)]
     measured = units and training.stream != "never"
     row_bytes = float(ranks.share(_row_bytes(sources, units) if measured and ranks.first else 0.0))
     rows, budget = _rows_of(units), training.memory_gb * 1e9
-    copies = 1 if len(sources) == 1 else 2  # several are held apart, and as one; of large rows, less
+    copies = 1 if len(sources) == 1 else 2  # several are in memory apart and joined; large rows take less than that
     if not measured or (training.stream == "auto" and copies * rows * row_bytes <= budget):
         return _in_memory(sources, units)
     log.info(
-        "%d rows take about %.1f GB in memory: they are read while training goes on, within %.1f GB a worker",
+        "%d rows need about %.1f GB of memory: they are streamed during training, within %.1f GB a worker",
         rows,
         rows * row_bytes / 1e9,
         training.memory_gb,
     )
     _warn_of_little(training, units, row_bytes, ranks)
-    # Arrow's own allocator gives the pages of a unit that is dropped back to the system, which clears them for the next
-    # one: a seventh of the loader's time. The process is a training worker, and reads nothing else worth mentioning.
+    # Arrow's own allocator returns the pages of a dropped unit to the system, which clears them for the next unit: a
+    # seventh of the loader's time. The process is a training worker and reads little else through Arrow.
     pa.set_memory_pool(pa.system_memory_pool())
     facts = scan(sources, units, ranks, lengths=training.micro_tokens > 0)
     table = sources[0].snapshot.read("validation", list(sources[0].columns))
-    held = sources[0].labels.read_rows(rowids.to_numpy(table["row_id"]), sources[0].layers)
+    labels = sources[0].labels.read_rows(rowids.to_numpy(table["row_id"]), sources[0].layers)
     first = np.searchsorted([unit.source for unit in units], np.arange(len(sources) + 1))
     return Opened(
         train=StreamedSet(sources, units, facts, row_bytes=row_bytes, budget=budget),
         units=facts.bounds,
         sources=facts.bounds[first],
-        validation=sources[0].build(table, labels=held, name="validation"),
+        validation=sources[0].build(table, labels=labels, name="validation"),
     )
 
 
@@ -93,7 +96,10 @@ def _in_memory(sources: Sequence[Source], units: list[Unit]) -> Opened:
 
 
 def _bounds(table: pa.Table, units: list[Unit], train: PositionExamples) -> Index | None:
-    """Where units begin among the usable rows, as `scan` finds it; None where rows are not ordered by their ids."""
+    """Return the number of each unit's first usable row; None if ids do not ascend.
+
+    `scan` returns the same numbers for streamed rows.
+    """
     ids, usable = rowids.to_numpy(table["row_id"]), rowids.to_numpy(train.encoded.row_ids)
     if not (ids[:-1] < ids[1:]).all():
         return None
@@ -102,7 +108,10 @@ def _bounds(table: pa.Table, units: list[Unit], train: PositionExamples) -> Inde
 
 
 def _row_bytes(sources: Sequence[Source], units: list[Unit]) -> float:
-    """Bytes that a row takes in memory, its labels decoded: the mean over a few units of each source."""
+    """Return the mean bytes of a row in memory, with decoded labels.
+
+    They are measured on a few units of each source.
+    """
     total = 0.0
     for number, source in enumerate(sources):
         own = [unit for unit in units if unit.source == number]
@@ -117,7 +126,10 @@ def _rows_of(units: Sequence[Unit]) -> int:
 
 
 def _warn_of_little(training: TrainingConfig, units: list[Unit], row_bytes: float, ranks: Ranks) -> None:
-    """Say so where the units that are open at a time do not fit: training is right then, but reads them again."""
+    """Warn if the units that are open at a time do not fit into the memory budget.
+
+    Training is then correct, but reads units several times.
+    """
     unit_bytes = row_bytes * _rows_of(units) / len(units)
     open_units = min(len(units), training.shuffle_units) / max(1, min(ranks.world, training.shuffle_units // 2))
     room = training.memory_gb * 1e9 * 3 / 4 / max(unit_bytes, 1.0)

@@ -1,4 +1,4 @@
-"""What a student learns from: the snapshot and labels of its campaign, and those that its configuration mixes in."""
+"""Open the snapshots and labels a student learns from: the campaign's own and mixed ones."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,15 +25,17 @@ from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.data.streaming import Labels, LabelSource, Source
 from ray_distill.tasks.catalogue import get_task
 
-#: Labels of a snapshot.
+#: A snapshot and its labels.
 Labelled = tuple[Snapshot, LabelSource]
 
 
 def open_labels(config: Campaign, refs: Sequence[LabelSetRef]) -> list[Labelled]:
-    """Open label sets as the campaign mixes them: one that is their mean, or all of them; the campaign's own first.
+    """Open the label sets as the campaign mixes them.
+
+    The result is their mean as one set, or all sets, the campaign's own first.
 
     Raises:
-        StoreMismatch: they are of different tasks, classes or forms, and cannot be mixed so.
+        StoreMismatch: the sets have different tasks, classes or forms and cannot be mixed in this way.
     """
     mixture = config.student.mixture
     snapshots = [open_snapshot(ref.snapshot) for ref in refs]
@@ -50,27 +52,27 @@ def open_labels(config: Campaign, refs: Sequence[LabelSetRef]) -> list[Labelled]
 def open_sources(
     config: Campaign, labelled: Sequence[Labelled], model: Model, *, layers: Sequence[int], teacher_rows_url: str | None
 ) -> list[Source]:
-    """Rows of label sets as the student reads them.
+    """Return the sources from which the student reads rows with their labels.
 
-    Rows that the campaign is judged on are taken from its own snapshot alone: from the others they are left out, in
-    whatever split they are there.
+    The rows on which the campaign is evaluated come from its own snapshot alone: they are left out of the other
+    sources, in whichever split they are there.
 
     Args:
         config: the campaign.
         labelled: snapshots and their labels, the campaign's own first.
         model: the student.
         layers: teacher layers whose states are read.
-        teacher_rows_url: Parquet with the ids of rows the campaign's teacher may not teach; those of other teachers are
-            known from their stores.
+        teacher_rows_url: Parquet with the ids of rows the campaign's teacher may not teach; the stores of other
+            teachers record theirs.
 
     Raises:
-        ConfigError: student and labels do not fit.
+        ConfigError: student and labels do not match.
     """
     snapshot, first = labelled[0][0], labelled[0][1].manifest
     excluded = rowids.empty() if teacher_rows_url is None else _ids_in(teacher_rows_url)
     found = [_open_source(config, labelled[0], model, layers, excluded, rowids.empty())]
     if len(labelled) > 1:
-        held_out = np.sort(
+        evaluated = np.sort(
             np.concatenate(
                 [
                     rowids.to_numpy(snapshot.read(split, ["row_id"])["row_id"])
@@ -81,12 +83,12 @@ def open_sources(
         for own in labelled[1:]:
             if layers:
                 _require_same_states(first, own[1].manifest)
-            found.append(_open_source(config, own, model, layers, _fitted_rows(own[1].manifest), held_out))
+            found.append(_open_source(config, own, model, layers, _fitted_rows(own[1].manifest), evaluated))
     return found
 
 
 def _open_source(
-    config: Campaign, labelled: Labelled, model: Model, layers: Sequence[int], excluded: RowIds, held_out: RowIds
+    config: Campaign, labelled: Labelled, model: Model, layers: Sequence[int], excluded: RowIds, evaluated: RowIds
 ) -> Source:
     snapshot, labels = labelled
     task = get_task(config.task)
@@ -102,14 +104,14 @@ def _open_source(
         labels=labels,
         layers=tuple(layers),
         columns=("row_id", task.inputs.column, *answers.truth_columns),
-        build=partial(_build, partial(build_examples, answers=answers, processor=model.processor), excluded, held_out),
+        build=partial(_build, partial(build_examples, answers=answers, processor=model.processor), excluded, evaluated),
     )
 
 
 def _build(
     make: Callable[..., PositionExamples],
     excluded: RowIds,
-    held_out: RowIds,
+    evaluated: RowIds,
     table: pa.Table,
     *,
     labels: Labels,
@@ -117,15 +119,17 @@ def _build(
     part: bool = False,
 ) -> PositionExamples:
     ids = rowids.to_numpy(table["row_id"])
-    judged = rowids.is_in(ids, held_out)
-    if judged.any():
-        table, ids = table.filter(pa.array(~judged)), ids[~judged]
-    own = rowids.to_arrow(ids[rowids.is_in(ids, excluded)])  # of a unit's rows few are, and each call hashes them
+    dropped = rowids.is_in(ids, evaluated)
+    if dropped.any():
+        table, ids = table.filter(pa.array(~dropped)), ids[~dropped]
+    own = rowids.to_arrow(
+        ids[rowids.is_in(ids, excluded)]
+    )  # few rows of a unit are excluded, and each call hashes them
     return make(table, labels=labels, excluded=own, name=name, part=part)
 
 
 def _fitted_rows(manifest: StoreManifest) -> RowIds:
-    """Ids of the rows that a store's teacher was fitted on here, ascending."""
+    """Return the ids of the rows on which the head of a store's teacher was fitted, ascending."""
     head = manifest.teacher.get("head")
     return rowids.empty() if head is None else np.sort(rowids.to_numpy(fitted_rows(str(head))))
 
@@ -136,7 +140,7 @@ def _ids_in(url: str) -> RowIds:
 
 
 def _require_same_form(first: StoreManifest, other: StoreManifest) -> None:
-    """Refuse sources whose distributions cannot stand in one batch."""
+    """Refuse sources whose distributions cannot be in one batch."""
     forms = [(m.temperatures, m.draws, m.exponent if m.draws else 1.0) for m in (first, other)]
     if forms[0] != forms[1]:
         raise ConfigError(
@@ -153,12 +157,12 @@ def _form(manifest: StoreManifest) -> str:
 
 
 def _require_same_states(first: StoreManifest, other: StoreManifest) -> None:
-    """Refuse to match hidden states of several teachers with one projection, or on several bases."""
+    """Refuse hidden states of several teachers, or on several bases, for one projection."""
     if (first.teacher["fingerprint"], first.pool) != (other.teacher["fingerprint"], other.pool) or any(
         m.hidden_rank or m.hidden_variance for m in (first, other)
     ):
         raise ConfigError(
-            "student.mixture: states of another teacher, pooled otherwise or on another basis, lie in another space "
-            "than those of the campaign's own, and one student layer cannot follow both: leave the losses of hidden "
-            "states out"
+            "student.mixture: states of another teacher, with other pooling or on another basis, are in another space "
+            "than the states of the campaign's teacher, and one student layer cannot match both: leave the losses of "
+            "hidden states out"
         )

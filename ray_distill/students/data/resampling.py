@@ -1,4 +1,4 @@
-"""Which rows come how often in an epoch, where some shall come more often: by class, by entropy, or by source."""
+"""Resample the rows of an epoch by class, by entropy, or by source."""
 
 from dataclasses import dataclass
 
@@ -18,28 +18,28 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """What part of an epoch the rows of each source are."""
+    """The share of an epoch that each source's rows have."""
 
     starts: Index
-    """``[M+1]`` where each source begins in the rows of the data."""
+    """``[M+1]`` number of each source's first row in the data."""
     weights: tuple[float, ...]
-    """Of each; a source without a row that is learnt from has none."""
+    """Weight of each source; a source without rows to train on has no share."""
 
 
 def resampled(
     rows: Index, data: Examples, sampling: SamplingConfig | None, seed: int, shares: Shares | None = None
 ) -> Index:
-    """The rows of an epoch, ascending, as many as before: each about as often as its weight asks for.
+    """Return the N rows of an epoch, ascending, each repeated in proportion to its weight.
 
-    A row of ``c`` times the mean weight comes ⌊c⌋ or ⌈c⌉ times, ``c`` on average over seeds (systematic sampling);
-    the same rows in every epoch. Rows whose class or entropy is not known come once on average.
+    A row with ``c`` times the mean weight is repeated ⌊c⌋ or ⌈c⌉ times, ``c`` on average over seeds (systematic
+    sampling). The rows are the same in every epoch. A row with an unknown class or entropy occurs once on average.
 
     Args:
-        rows: ``[N]`` the rows to choose from, ascending.
-        data: what they are rows of.
-        sampling: what was configured; None: each once.
-        seed: of the run.
-        shares: of the sources that the rows come from; None: their own numbers decide.
+        rows: ``[N]`` the rows to sample from, ascending.
+        data: the examples to which the row numbers refer.
+        sampling: the configured sampling; None = each row once.
+        seed: seed of the run.
+        shares: shares of the sources; None = each source has the share of its number of rows.
 
     Raises:
         ConfigError: the rows have no classes, or no known entropies, or are not in memory.
@@ -54,7 +54,10 @@ def resampled(
 
 
 def shared(weight: Weights, rows: Index, shares: Shares) -> Weights:
-    """Weights of rows scaled so that each source has its share of them all; NaN weighs what others of its source do."""
+    """Scale the weights of rows to the shares of their sources.
+
+    NaN is replaced by the mean weight of the row's source.
+    """
     source = np.searchsorted(shares.starts, rows, side="right") - 1
     found = np.zeros(len(rows))
     for number, share in enumerate(shares.weights):
@@ -65,7 +68,10 @@ def shared(weight: Weights, rows: Index, shares: Shares) -> Weights:
 
 
 def class_weights(classes: npt.NDArray[np.float64], power: float) -> Weights:
-    """``[N]``: a class of n rows weighs n^(1 - power) in all; NaN where the class is not known."""
+    """Return ``[N]`` weights by class; NaN = unknown class.
+
+    A class of n rows weighs n^(1 - power) in total.
+    """
     known = ~np.isnan(classes)
     _, inverse, counts = np.unique(classes[known], return_inverse=True, return_counts=True)
     weight = np.full(len(classes), np.nan)
@@ -74,22 +80,30 @@ def class_weights(classes: npt.NDArray[np.float64], power: float) -> Weights:
 
 
 def entropy_weights(entropies: npt.NDArray[np.float64], power: float) -> Weights:
-    """``[N]``: the teacher's entropy to a power; NaN where it is not known."""
+    """Return ``[N]`` weights: the teacher's entropy to a power; NaN = unknown entropy."""
     weight: Weights = np.maximum(entropies, 0.0) ** power
     return weight
 
 
 def systematic(weight: Weights, seed: int) -> Index:
-    """How often each row comes: N times in all, its share of the weights on average; NaN weighs what the others do."""
+    """Return how often each row occurs, on average in proportion to its weight.
+
+    The sum is N.
+
+    A weight of NaN is replaced by the mean of the known weights.
+    """
     edges = np.cumsum(_filled(weight))
     edges *= len(weight) / edges[-1]
-    edges[-1] = len(weight)  # whatever rounding says
+    edges[-1] = len(weight)  # without the rounding error of the sum
     start = _start(seed)
     return np.diff(np.floor(edges + start), prepend=0.0).astype(np.int64)
 
 
 def _shared_evenly(rows: Index, shares: Shares, seed: int) -> Index:
-    """`systematic` where the rows of a source weigh alike: some rows at a time, for there may be very many."""
+    """Sample as `systematic` with equal weights within a source.
+
+    Rows are processed in chunks, because N may be very large.
+    """
     bounds, start = np.searchsorted(rows, shares.starts), _start(seed)
     sizes = np.diff(bounds)
     weights = np.where(sizes > 0, shares.weights, 0.0)
@@ -110,27 +124,30 @@ def _shared_evenly(rows: Index, shares: Shares, seed: int) -> Index:
 
 
 def _start(seed: int) -> float:
-    """Where systematic sampling begins, in [0, 1)."""
+    """Return the start of systematic sampling, in [0, 1)."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 1]))).random()
 
 
 def _filled(weight: Weights) -> Weights:
-    """The weights with their mean where they are not known; all 1 where that is nothing."""
+    """Replace unknown weights by the mean of the known ones.
+
+    If that mean is 0, all weights are 1.
+    """
     known = ~np.isnan(weight)
     mean = float(weight[known].mean()) if known.any() else 0.0
     return np.where(known, weight, mean) if mean > 0 else np.ones(len(weight))
 
 
 def _entropies(data: Examples) -> npt.NDArray[np.float64]:
-    """Return ``[R]`` entropies of the teacher in nats; NaN where it has none.
+    """Return ``[R]`` entropies of the teacher in nats; NaN = unknown.
 
     Raises:
-        ConfigError: no row that may be taught has one.
+        ConfigError: no row that the teacher may teach has a known entropy.
     """
     found = data.entropies()
     if data.distil.any() and np.isnan(found[data.distil]).all():
         raise ConfigError(
-            "student.training.sampling.by: entropy, but the labels tell none: the teacher's engine gives "
-            "none, or they are the mean of truncated ones; sample by class, or label otherwise"
+            "student.training.sampling.by: entropy, but the labels contain no entropies: the teacher's engine gives "
+            "none, or the labels are the mean of truncated distributions; sample by class, or label with other settings"
         )
     return found

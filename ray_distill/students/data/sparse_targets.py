@@ -1,4 +1,4 @@
-"""Stored distributions as the tensors that losses read."""
+"""Convert stored distributions to the tensors that losses read."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ from ray_distill.students.order.cursor import Index
 
 
 def sparse_targets(labels: Distributions | DistributionParts, stored: Index, counts: Index) -> SparseTargets:
-    """Make tensors of the distributions at the positions of some rows, padded to the widest position among them.
+    """Convert the distributions of rows to tensors, padded to the widest position.
 
     Args:
-        labels: of the rows that the teacher has labelled.
+        labels: distributions of the rows that the teacher has labelled.
         stored: ``[B]`` row of ``labels``; -1 = the teacher has not labelled the row, whose positions get a harmless
             uniform distribution.
-        counts: ``[B]`` positions of each row.
+        counts: ``[B]`` number of positions of each row.
     """
     have = stored >= 0
     found = labels.take(stored[have])
@@ -45,9 +45,9 @@ def sparse_targets(labels: Distributions | DistributionParts, stored: Index, cou
 
 
 def padded(found: Distributions) -> list[npt.NDArray[Any]]:
-    """Return ids, log-probabilities and, of drawn entries, counts as ``[P, K]``, K those of the widest position.
+    """Return ids, log-probabilities and, for drawn entries, counts as ``[P, K]``.
 
-    Absent entries have class 0, log-probability -inf and count 0.
+    K is the number of entries of the widest position. Absent entries have class 0, log-probability -inf and count 0.
     """
     columns: list[tuple[npt.NDArray[Any], Any]] = [(found.ids, 0), (found.logp, -np.inf)]
     if found.draws is not None:

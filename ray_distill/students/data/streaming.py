@@ -1,7 +1,10 @@
-"""Training rows that do not fit into memory: units of the snapshot, with their labels, read as the order comes to them.
+"""Stream training rows that do not fit into memory.
 
-Rows are numbered as in memory, so batches, and with them curves, are the same. What must be known of every row before
-the first step (is it usable, is it labelled, may the teacher teach it) is found in one pass that the ranks share.
+Units of the snapshot are read with their labels, in training order.
+
+Rows are numbered as in memory, so batches, and therefore curves, are the same. One pass over the snapshot, which the
+ranks share, finds the facts that are needed of every row before the first step: whether it is usable, whether it is
+labelled, and whether the teacher may teach it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +33,7 @@ from ray_distill.tasks.encoded import Batch
 Labels = tuple[pa.Array, Signal]
 Mask = npt.NDArray[np.bool_]
 
-#: Rows that are put together at a time, at most: it makes a batch of many units cheap, and bounds what that takes.
+#: Most rows that are joined at a time: joining many at once makes batches of many units cheap; the limit bounds memory.
 CHUNK_ROWS = 8192
 #: Units that a statistic over all labels is estimated from.
 SAMPLE_UNITS = 16
@@ -41,20 +44,20 @@ class LabelSource(Protocol):
 
     @property
     def manifest(self) -> StoreManifest:
-        """What they are."""
+        """Description of the labels."""
 
-    def labelled(self, wanted: RowIds) -> RowIds:
-        """Those of some row ids that have labels; nothing is read."""
+    def labelled(self, requested: RowIds) -> RowIds:
+        """Return the requested row ids that have labels; no labels are read."""
 
-    def read_rows(self, wanted: RowIds, layers: Sequence[int] = ()) -> Labels:
-        """Ids and labels of those of some rows that have them."""
+    def read_rows(self, requested: RowIds, layers: Sequence[int] = ()) -> Labels:
+        """Return the ids and labels of the requested rows that have labels."""
 
     def read(self, layers: Sequence[int] = ()) -> Labels:
-        """All labelled rows of the snapshot, each once, in the snapshot's order."""
+        """Return all labelled rows of the snapshot, each once, in the snapshot's order."""
 
 
 class Build(Protocol):
-    """Joins snapshot rows with labels: `build_examples` with all else given."""
+    """Joins snapshot rows with labels: `build_examples` with all other arguments bound."""
 
     def __call__(self, table: pa.Table, *, labels: Labels, name: str, part: bool = False) -> PositionExamples:
         """Return a set of the usable rows, ascending by id; see `build_examples`."""
@@ -62,10 +65,13 @@ class Build(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """Rows of a snapshot that are read together: the range of one work unit, whoever labelled it."""
+    """Rows of a snapshot that are read together: the range of one work unit.
+
+    Any attempt may have labelled it.
+    """
 
     source: int
-    """Number of the source whose snapshot it is of."""
+    """Number of the source whose snapshot has the rows."""
     shard: Shard
     start: int
     stop: int
@@ -73,7 +79,7 @@ class Unit:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where training rows come from."""
+    """A snapshot with its labels, from which training rows are built."""
 
     snapshot: Snapshot
     labels: LabelSource
@@ -83,9 +89,9 @@ class Source:
     build: Build
 
     def units(self, split: str, number: int = 0) -> list[Unit]:
-        """The ranges into which the shards of a split fall: of the pinned snapshot and store, and of nothing else.
+        """Return the units of a split's shards; they depend only on the pinned snapshot and store.
 
-        ``number`` is this source's.
+        ``number`` is the number of this source.
         """
         rows = self.labels.manifest.rows_a_unit
         return [
@@ -96,7 +102,7 @@ class Source:
         ]
 
     def load(self, unit: Unit) -> PositionExamples:
-        """A unit's usable rows with their labels."""
+        """Return a unit's usable rows with their labels."""
         table = self.snapshot.read_range(unit.shard, unit.start, unit.stop, self.columns)
         labels = self.labels.read_rows(rowids.to_numpy(table["row_id"]), self.layers)
         return self.build(table, labels=labels, name="train", part=True)
@@ -104,20 +110,21 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class UnitFacts:
-    """What is known of a unit's usable rows without their labels."""
+    """Facts about a unit's usable rows that do not need their labels."""
 
     labelled: Mask
     distil: Mask
     lengths: npt.NDArray[np.int32] | None
-    """See `Examples`; None where nobody asked."""
+    """See `Examples`; None = not counted."""
     least: bytes
-    """Of the ids of all its rows."""
+    """The least id of all rows of the unit."""
     greatest: bytes
+    """The greatest id of all rows of the unit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is known of every usable row without its labels."""
+    """Facts about every usable row that do not need its labels."""
 
     bounds: Index
     """``[U+1]`` number of the first row of each unit."""
@@ -127,17 +134,19 @@ class Facts:
 
 
 def scan(sources: Sequence[Source], units: Sequence[Unit], ranks: Ranks, *, lengths: bool = False) -> Facts:
-    """Go through all rows once, each shard on one rank, its digest checked; the same facts on every rank.
+    """Read all rows once, each shard on one rank, and return the same facts on every rank.
+
+    The digest of each shard is verified.
 
     Args:
-        sources: of the rows.
-        units: into which they fall.
-        ranks: that share the work.
-        lengths: whether the rows' tokens are counted, which takes 4 bytes a row, or 8.
+        sources: the sources of the rows.
+        units: all units, in order.
+        ranks: the process group, which shares the work.
+        lengths: whether the rows' tokens are counted, which takes 4 or 8 bytes a row.
 
     Raises:
-        SnapshotError: a shard is damaged. What one rank finds is raised on all, so that none waits for it.
-        TrainingError: rows are not ordered by their ids, or none is usable.
+        SnapshotError: a shard is damaged. An error of one rank is raised on all ranks, so that none waits for it.
+        TrainingError: rows are not ordered by their ids, or no row is usable.
     """
     found: dict[int, UnitFacts] | DistillError
     try:
@@ -154,7 +163,7 @@ def scan(sources: Sequence[Source], units: Sequence[Unit], ranks: Ranks, *, leng
         source = units[number].source
         if before.greatest >= after.least and units[number + 1].source == source:
             raise TrainingError(
-                f"{sources[source].snapshot.ref.url}: its rows are not ordered by their ids, so they cannot be "
+                f"{sources[source].snapshot.ref.url}: the rows are not ordered by their ids, so they cannot be "
                 "read in parts; take the snapshot again, or set student.training.stream to never"
             )
     bounds = np.append(0, np.cumsum([len(unit.labelled) for unit in ordered])).astype(np.int64)
@@ -202,7 +211,7 @@ def _facts_of(source: Source, table: pa.Table, lengths: bool) -> UnitFacts:
 
 
 class StreamedSet:
-    """`Examples` whose units are read when they are wanted, on threads, within a budget of bytes."""
+    """`Examples` whose units are read on demand, on threads, within a budget of bytes."""
 
     def __init__(
         self, sources: Sequence[Source], units: Sequence[Unit], facts: Facts, *, row_bytes: float, budget: float
@@ -213,44 +222,44 @@ class StreamedSet:
         self._sources, self._units, self._bounds = sources, units, facts.bounds
         self._chunk = int(np.clip(budget / 8 / max(row_bytes, 1.0), 1, CHUNK_ROWS))
         self._cache: UnitCache[PositionExamples] = UnitCache(self._load, size_of, int(budget * 3 / 4))
-        self._held: tuple[Index, PositionExamples] | None = None
+        self._current: tuple[Index, PositionExamples] | None = None
         self._until = 0
         self._widths: dict[int, int] | None = None
 
     @property
     def loads(self) -> int:
-        """Units read so far, by this process."""
+        """Number of units read so far by this process."""
         return self._cache.loads
 
     @property
     def widths(self) -> dict[int, int]:
-        """Numbers of a teacher state by stored layer."""
+        """Width of a teacher state by stored layer."""
         if self._widths is None:
             taught = np.flatnonzero(self.distil)[:1]
             self._widths = self._joined(taught)[1].widths if len(taught) else {}
         return self._widths
 
     def retained_mass(self, temperature: float, rows: Index) -> float:
-        """Mean mass of the stored classes over those of the rows that lie in a few units, evenly spread."""
+        """Return the mean mass of the stored classes over the rows in a few units, evenly spread."""
         units = np.unique(self._unit_of(rows))
         some = units[np.linspace(0, len(units) - 1, min(len(units), SAMPLE_UNITS)).astype(np.int64)]
         _, joined = self._joined(rows[np.isin(self._unit_of(rows), some)])
         return joined.retained_mass(temperature, np.arange(joined.rows, dtype=np.int64))
 
     def ids_of(self, rows: Index) -> list[str]:
-        """Ids of rows in the snapshot, as hexadecimal text."""
+        """Return the ids of rows in the snapshot, as hexadecimal text."""
         if len(rows) == 0:
             return []
-        held, joined = self._joined(rows)
-        return joined.ids_of(np.searchsorted(held, rows).astype(np.int64))
+        numbers, joined = self._joined(rows)
+        return joined.ids_of(np.searchsorted(numbers, rows).astype(np.int64))
 
     def states(self, rows: Index) -> Mapping[int, Vectors]:
-        """Teacher states of rows the teacher has labelled, by stored layer; each row once, ascending."""
+        """Return the teacher states of labelled rows, by stored layer; each row once, ascending."""
         _, joined = self._joined(rows)
         return joined.states(np.arange(joined.rows, dtype=np.int64))
 
     def sampling_classes(self) -> npt.NDArray[np.float64]:
-        """Refuse: the labels of all rows are needed at once.
+        """Refuse sampling by class, which needs the labels of all rows at once.
 
         Raises:
             ConfigError: always.
@@ -261,7 +270,7 @@ class StreamedSet:
         )
 
     def entropies(self) -> npt.NDArray[np.float64]:
-        """Refuse: the labels of all rows are needed at once.
+        """Refuse sampling by entropy, which needs the labels of all rows at once.
 
         Raises:
             ConfigError: always.
@@ -271,54 +280,54 @@ class StreamedSet:
         )
 
     def prepare(self, step: int, rows_of: Callable[[int], Index], stop: int) -> None:
-        """Put the rows of this step and some after it together, and begin to read what comes after these."""
+        """Join the rows of this step and some later steps, and prefetch the following units."""
         now = rows_of(step)
-        if step < self._until and self._holds(now):
+        if step < self._until and self._has(now):
             return
         span = max(1, self._chunk // max(len(now), 1))
-        self._until = step + span  # whole units may hold rows of later steps, but those after them are to be asked for
+        self._until = step + span  # whole units may have rows of later steps, but the steps after are to be prefetched
         rows = np.concatenate([now, *(rows_of(at) for at in range(step + 1, min(step + span, stop)))])
-        self._hold(rows)
+        self._join(rows)
         later = [rows_of(at) for at in range(min(step + span, stop), min(step + 2 * span, stop))]
         if later:
             units = np.unique(self._unit_of(np.concatenate(later)))
-            self._cache.ask(units.tolist(), keep=np.unique(self._unit_of(rows)).tolist())
+            self._cache.prefetch(units.tolist(), keep=np.unique(self._unit_of(rows)).tolist())
 
     def batch(self, rows: Index, real: Mask | None = None) -> tuple[Batch, LossBatch]:
         """See `Examples`."""
-        if not self._holds(rows):
-            self._hold(rows)
-        assert self._held is not None
-        return self._held[1].batch(np.searchsorted(self._held[0], rows).astype(np.int64), real)
+        if not self._has(rows):
+            self._join(rows)
+        assert self._current is not None
+        return self._current[1].batch(np.searchsorted(self._current[0], rows).astype(np.int64), real)
 
     def close(self) -> None:
-        """End the threads and forget what was read."""
+        """End the threads and drop the units in memory."""
         self._cache.close()
-        self._held = None
+        self._current = None
 
-    def _holds(self, rows: Index) -> bool:
-        if self._held is None:
+    def _has(self, rows: Index) -> bool:
+        if self._current is None:
             return False
-        held = self._held[0]
-        return bool((held[np.minimum(np.searchsorted(held, rows), len(held) - 1)] == rows).all())
+        numbers = self._current[0]
+        return bool((numbers[np.minimum(np.searchsorted(numbers, rows), len(numbers) - 1)] == rows).all())
 
-    def _hold(self, rows: Index) -> None:
-        self._held = None  # not two at a time
-        self._cache.take_back()
-        self._held = self._joined(rows, whole=True)
+    def _join(self, rows: Index) -> None:
+        self._current = None  # frees its memory before the next is made
+        self._cache.unpin()
+        self._current = self._joined(rows, whole=True)
 
     def _joined(self, rows: Index, *, whole: bool = False) -> tuple[Index, PositionExamples]:
-        """These rows, ascending and each once, and a set of them.
+        """Return these rows, ascending and each once, and a set that contains them.
 
-        If units may be ``whole``, they are not copied, nor are other rows of theirs left out, as far as the budget for
-        that goes: the distributions of large rows are then copied once, when a batch is made.
+        If ``whole`` is True, units are included whole and without a copy, with all their rows, as far as the budget
+        allows: the distributions of large rows are then copied only once, when a batch is made.
         """
         rows = np.unique(rows)
         unit = self._unit_of(rows)
         found = {}
         for number, data in self._cache.each(np.unique(unit).tolist()):
             first, own = self._bounds[number], rows[unit == number]
-            if whole and cheaply_joined(data) and self._cache.lend(number):
+            if whole and cheaply_joined(data) and self._cache.pin(number):
                 found[number] = np.arange(first, first + data.rows), data
             else:
                 found[number] = own, take_rows(data, own - first)
@@ -334,6 +343,6 @@ class StreamedSet:
         if found.rows != expected:
             raise TrainingError(
                 f"{unit.shard.name}: {found.rows} of the rows {unit.start} to {unit.stop} are usable, "
-                f"{expected} were when training began: the snapshot has changed; restore it"
+                f"{expected} were usable when training began: the snapshot has changed; restore it"
             )
         return found

@@ -1,1 +1,1 @@
-"""Train a module with plain torch or DeepSpeed ZeRO, and convert engine states to a portable form."""
+"""Train a module with torch or DeepSpeed ZeRO, and convert engine states to a portable form."""

@@ -1,4 +1,4 @@
-"""Which engine trains a bundle; DeepSpeed is imported only where it is asked for."""
+"""Build the configured engine; DeepSpeed is imported only if it is configured."""
 
 from torch import nn
 
@@ -9,7 +9,7 @@ from ray_distill.students.process_group import Ranks
 
 
 def build_engine(module: nn.Module, training: TrainingConfig, ranks: Ranks, *, passes: int) -> Engine:
-    """The configured engine around a bundle; ``passes`` is the greatest number of micro-batches a step."""
+    """Build the configured engine around a bundle; ``passes`` is the most micro-batches a step."""
     if training.engine == "torch":
         return TorchEngine(module, training, ranks)
     from ray_distill.students.engines.deepspeed_engine import start_deepspeed

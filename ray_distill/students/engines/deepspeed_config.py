@@ -1,4 +1,4 @@
-"""DeepSpeed's settings from ours; knows its names but does not import it."""
+"""Convert training settings to DeepSpeed's; uses DeepSpeed's names without importing it."""
 
 from typing import Any
 
@@ -7,15 +7,17 @@ from ray_distill.errors import ConfigError
 
 
 def deepspeed_settings(training: TrainingConfig, *, micro_batch: int, passes: int) -> dict[str, Any]:
-    """The dictionary ``deepspeed.initialize`` takes; the raw block of the configuration is merged in last.
+    """Return the settings for ``deepspeed.initialize``.
+
+    The raw block of the configuration is merged in last.
 
     Args:
-        training: what was configured.
+        training: the training settings.
         micro_batch: examples a forward pass.
         passes: the greatest number of micro-batches a step on one rank.
 
     Raises:
-        ConfigError: offload without the ZeRO stage it needs.
+        ConfigError: the configured offload needs a higher ZeRO stage.
     """
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch,
@@ -32,7 +34,7 @@ def deepspeed_settings(training: TrainingConfig, *, micro_batch: int, passes: in
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with ``over`` laid on it, mapping by mapping; neither is changed."""
+    """Return ``base`` updated recursively with ``over``; neither is changed."""
     merged = dict(base)
     for name, value in over.items():
         below = merged.get(name)

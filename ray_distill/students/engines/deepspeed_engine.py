@@ -1,7 +1,10 @@
-"""The DeepSpeed engine, ZeRO 0-3: the only module that imports deepspeed, and imported only by name.
+"""Train with DeepSpeed, ZeRO 0-3.
 
-DeepSpeed averages gradients over ranks and accumulation steps. Our losses are shares of one global mean, so
-both are undone: accumulation by not asking for it, ranks by a factor before the backward pass.
+This is the only module that imports deepspeed, and it is itself imported only by name.
+
+DeepSpeed averages gradients over ranks and accumulation steps. The losses of this package are shares of one global
+mean, so both averages are undone: the one over steps by disabling the scaling, the one over ranks by a factor before
+the backward pass.
 """
 
 import logging
@@ -56,25 +59,28 @@ class DeepSpeedEngine:
 
     @property
     def device(self) -> torch.device:
-        """Where the bundle computes."""
+        """The device on which the bundle computes."""
         return torch.device(self._engine.device)
 
-    def forward(self, inputs: Batch, asked: Asked | None = None) -> StudentOutput:
-        """Run the bundle through DeepSpeed, which gathers what it has partitioned."""
-        return run_bundle(self._engine, inputs, asked)
+    def forward(self, inputs: Batch, request: Asked | None = None) -> StudentOutput:
+        """Run the bundle through DeepSpeed, which gathers the parameters it has partitioned."""
+        return run_bundle(self._engine, inputs, request)
 
     def train(self, mode: bool) -> None:
-        """Switch mode; statistics are made equal on all ranks before they are used."""
+        """Switch between training and evaluation.
+
+        Before evaluation, running statistics are averaged over the ranks.
+        """
         if not mode:
             average_buffers(self._engine.module, self._ranks)
         self._engine.train(mode)
 
     def step(self, passes: Sequence[Callable[[], Tensor]], rate: float, watch: Stopwatch | None = None) -> None:
-        """One optimiser step on the summed gradients.
+        """Take one optimiser step on the summed gradients.
 
-        What ZeRO sends while a pass computes counts to that pass: at stages 2 and 3 all of the reduction but its last
-        bucket, at 3 the gathering of parameters too. At 1 and above the optimiser's part holds the gathering of what
-        each rank has updated.
+        The time of communication during a pass counts to that pass: at stages 2 and 3 all of the reduction except its
+        last bucket, at 3 the gathering of parameters too. At 1 and above, the time of the optimiser includes gathering
+        the parameters that each rank has updated.
         """
         self._watch = watch or Stopwatch()
         if self._own_schedule:
@@ -100,7 +106,10 @@ class DeepSpeedEngine:
             return self._reduce(*arguments, **named)
 
     def weights(self) -> dict[str, Tensor]:
-        """The student's state on the CPU, on the first rank; partitioned parameters are gathered one by one."""
+        """Return the student's state on the CPU, on the first rank; empty on the others.
+
+        Partitioned parameters are gathered one by one.
+        """
         average_buffers(self._engine.module, self._ranks)
         student: nn.Module = self._engine.module.get_submodule("student")
         found: dict[str, Tensor] = {}
@@ -111,7 +120,7 @@ class DeepSpeedEngine:
         return found
 
     def save(self, folder: Path) -> None:
-        """Write this rank's share of the atoms; every rank must call it, partitions are put together."""
+        """Write this rank's share of the atoms; collective, because partitions are gathered."""
         average_buffers(self._engine.module, self._ranks)
         own: dict[str, Any] = {"loss_scale": loss_scale(self._engine.optimizer)}
         if not self._own_schedule:
@@ -119,23 +128,23 @@ class DeepSpeedEngine:
         save_atoms(folder, self._engine.module, self._parts(), self._ranks, own)
 
     def load(self, folder: Path) -> None:
-        """Read the atoms of whichever engine, stage and number of ranks wrote them."""
+        """Read the atoms, written by any engine, at any stage and any number of ranks."""
         own = load_atoms(folder, self._engine.module, self._parts())
         set_loss_scale(self._engine.optimizer, own.get("loss_scale", {}))
         if not self._own_schedule and "schedule" in own:
             self._engine.lr_scheduler.load_state_dict(own["schedule"])
 
     def close(self) -> None:
-        """Free DeepSpeed's buffers and hooks, and ours."""
+        """Free DeepSpeed's buffers and hooks, and the hook of this class."""
         del self._engine.allreduce_gradients
         self._engine.destroy()
 
 
 def start_deepspeed(module: nn.Module, training: TrainingConfig, ranks: Ranks, *, passes: int) -> DeepSpeedEngine:
-    """Initialise DeepSpeed around a bundle; a process alone becomes a group of one.
+    """Initialise DeepSpeed around a bundle; a single process becomes a group of one.
 
     Raises:
-        TrainingError: DeepSpeed does not start; the likely cause is named.
+        TrainingError: DeepSpeed does not start; the message names the likely cause.
     """
     device = training_device(training)
     share = max(1, training.global_batch // ranks.world)
@@ -152,14 +161,14 @@ def start_deepspeed(module: nn.Module, training: TrainingConfig, ranks: Ranks, *
             model_parameters=parameter_groups(module, training.weight_decay),
         )
     except (RuntimeError, ValueError, AssertionError, OSError, ImportError) as error:
-        # It reports settings and devices it does not support by any of these.
+        # DeepSpeed raises any of these for settings and devices that it does not support.
         raise TrainingError(
-            f"DeepSpeed did not start: {error}. If it was to build an op of its own, that needs a C++ compiler and "
-            "ninja: `ray-distill doctor` says what is missing; student.training.engine: torch goes without"
+            f"DeepSpeed did not start: {error}. If it compiles an op of its own, that needs a C++ compiler and ninja: "
+            "`ray-distill doctor` reports what is missing; student.training.engine: torch needs neither"
         ) from error
     if own_optimizer is not None:
         _uncount_steps(own_optimizer)
-    zero_parts(engine.optimizer, ranks)  # refuses before the first step what no checkpoint could hold
+    zero_parts(engine.optimizer, ranks)  # raises before the first step if its state cannot be saved in a checkpoint
     return DeepSpeedEngine(deepspeed, engine, ranks, own_schedule="scheduler" not in settings, ema=training.ema)
 
 
@@ -175,17 +184,20 @@ def _uncount_steps(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _import_deepspeed(device: torch.device) -> ModuleType:
-    """Import DeepSpeed, which otherwise guesses the accelerator, and refuses to start without a local rank."""
+    """Import DeepSpeed with the accelerator and the local rank set in the environment.
+
+    Without them DeepSpeed guesses the accelerator and does not start.
+    """
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
-    # Once a collective of every step; DeepSpeed calls what torch 2.13 has renamed.
+    # Otherwise torch warns at a collective of every step: DeepSpeed calls a function that torch 2.13 has renamed.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # An all-reduce over shared memory, for ranks on one CPU. Gloo gives the same sums; without the op nothing is
-    # compiled (94 s of CPU on the first run) and no compiler is needed.
+    # This op is an all-reduce over shared memory, for ranks on one CPU. Gloo gives the same sums; without the op
+    # nothing is compiled (94 s of CPU on the first run) and no compiler is needed.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     module: ModuleType = deepspeed
     return module

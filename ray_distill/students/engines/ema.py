@@ -1,7 +1,9 @@
-"""An exponential moving average of the weights, which is what is judged and exported where it is asked for.
+"""Maintain an exponential moving average of the weights.
 
-It is kept as one more state of the optimiser, beside each tensor that is optimised: so it is cut over the ranks as the
-master weights are, lies in float32 where they lie, and is saved and resumed with them (`atoms`).
+If it is configured, it is validated and exported in place of the weights.
+
+The average is one more state of the optimiser, beside each optimised tensor. Therefore it is partitioned over the ranks
+like the master weights, is in float32 on their device, and is saved and resumed with them (`portable_state`).
 """
 
 from collections.abc import Callable, Iterator
@@ -16,16 +18,16 @@ AVERAGE = "average"
 
 
 class Average:
-    """Averages the weights of one engine.
+    """Exponential moving average of one engine's weights.
 
-    ``a_t = d_t · a_(t-1) + (1 - d_t) · w_t`` with ``d_t = min(decay, (1 + t) / (10 + t))``, begun at ``a_1 = w_1``. The
-    lesser decay of the first steps (as in TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``) lets short
-    runs forget their first weights too.
+    ``a_t = d_t · a_(t-1) + (1 - d_t) · w_t`` with ``d_t = min(decay, (1 + t) / (10 + t))``, starting at ``a_1 = w_1``.
+    The smaller decay of the first steps (as in TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``) lets the
+    average of a short run lose the first weights too.
 
     Args:
-        decay: what is kept of the average at each step, in the end.
-        optimizer: the one over master weights, whole or partitioned.
-        parts: how the engine holds them, asked for anew each time they are exchanged.
+        decay: share of the average that is kept at each step, after the first steps.
+        optimizer: the optimiser of the master weights, whole or partitioned.
+        parts: returns the engine's access to its states; called at each exchange.
     """
 
     def __init__(self, decay: float, optimizer: torch.optim.Optimizer, parts: Callable[[], Parts]) -> None:
@@ -33,7 +35,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the weights in, after a step."""
+        """Add the current weights to the average, after a step."""
         for tensor, state in self._optimizer.state.items():
             if AVERAGE in state:
                 state[AVERAGE].lerp_(tensor, 1 - decay_at(float(state["step"]), self._decay))
@@ -42,7 +44,10 @@ class Average:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Inside, the model computes and is exported with the averages; collective. Then all is as it was, exactly."""
+        """Use the averages as the model's weights inside the context; collective.
+
+        On exit the weights are restored exactly.
+        """
         self._exchange()
         try:
             yield
@@ -62,5 +67,5 @@ class Average:
 
 
 def decay_at(step: float, decay: float) -> float:
-    """What is kept of the average at a step, counted from 1."""
+    """Return the share of the average that is kept at a step, counted from 1."""
     return min(decay, (1 + step) / (10 + step))

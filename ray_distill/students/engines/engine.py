@@ -1,4 +1,4 @@
-"""What trains a bundle: one small protocol over plain torch and DeepSpeed, with one optimiser for both."""
+"""Define the protocol of engines, plain torch and DeepSpeed, and the optimiser they share."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -18,51 +18,68 @@ from ray_distill.tasks.encoded import Batch
 
 
 class Engine(Protocol):
-    """Trains one bundle. Every method but ``forward`` in plain torch is collective: call it on every rank."""
+    """Trains one bundle (`StudentModule`).
+
+    Every method except plain torch's ``forward`` is collective: call it on every rank.
+    """
 
     @property
     def device(self) -> torch.device:
-        """Where the bundle computes."""
+        """The device on which the bundle computes."""
 
-    def forward(self, inputs: Batch, asked: Asked | None = None) -> StudentOutput:
-        """Run the bundle on a micro-batch; ``asked`` is for bundles with a fused head."""
+    def forward(self, inputs: Batch, request: Asked | None = None) -> StudentOutput:
+        """Run the bundle on a micro-batch; ``request`` is for bundles with a fused head."""
 
     def train(self, mode: bool) -> None:
         """Switch between training and evaluation (dropout, batch norm)."""
 
     def step(self, passes: Sequence[Callable[[], Tensor]], rate: float, watch: Stopwatch | None = None) -> None:
-        """One optimiser step: gradients are *summed* over the passes and over the ranks, then clipped.
+        """Take one optimiser step.
+
+        Gradients are *summed* over the passes and over the ranks, then clipped.
 
         Args:
-            passes: each runs a micro-batch and returns its share of the global loss; as many on every rank.
+            passes: each runs a micro-batch and returns its share of the global loss; equally many on every rank.
             rate: learning rate of this step.
-            watch: told which part of the step runs.
+            watch: receives which part of the step runs.
         """
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Inside, the weights are their moving average, where one is kept; afterwards they are what they were."""
+        """Use the moving average as the weights inside the context, if there is one.
+
+        On exit the weights are restored.
+        """
 
     def weights(self) -> dict[str, Tensor]:
-        """The student's whole state on the CPU (without projections) on the first rank; empty on the others."""
+        """Return the student's whole state on the first rank's CPU; empty on other ranks.
+
+        It does not include the projections.
+        """
 
     def save(self, folder: Path) -> None:
         """Write bundle and optimiser into an existing local folder; each rank writes its own files."""
 
     def load(self, folder: Path) -> None:
-        """Read what every rank's `save` wrote, put together in one folder; by any engine, at any number of ranks."""
+        """Read the files of every rank's `save`, from one folder.
+
+        They may come from any engine, at any number of ranks.
+        """
 
     def close(self) -> None:
-        """Release what the engine holds."""
+        """Release the engine's resources."""
 
 
-def run_bundle(bundle: Callable[..., Any], inputs: Batch, asked: Asked | None) -> StudentOutput:
-    """Call a bundle, wrapped or not; its answer as the losses see it."""
-    logits_BV, hidden, fused, states = bundle(inputs) if asked is None else bundle(inputs, asked)
+def run_bundle(bundle: Callable[..., Any], inputs: Batch, request: Asked | None) -> StudentOutput:
+    """Call a bundle, wrapped or not, and return its output in the form that losses read."""
+    logits_BV, hidden, fused, states = bundle(inputs) if request is None else bundle(inputs, request)
     return StudentOutput(logits_BV=logits_BV, hidden=hidden, fused=fused, states=states)
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: matrices decay; biases, norms and other vectors do not."""
+    """Return trainable parameters in two groups: matrices with weight decay, vectors without.
+
+    Vectors are biases, norms and all other parameters with fewer than two dimensions.
+    """
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
@@ -72,15 +89,15 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def build_optimizer(module: nn.Module, weight_decay: float) -> torch.optim.AdamW:
-    """The optimiser of every engine; each step sets its own learning rate."""
+    """Build the optimiser of every engine; each step sets its own learning rate."""
     return torch.optim.AdamW(parameter_groups(module, weight_decay), lr=0.0, betas=(0.9, 0.999), eps=1e-8)
 
 
 def training_device(training: TrainingConfig) -> torch.device:
-    """The GPU this process was given, or the CPU.
+    """Return the GPU assigned to this process, or the CPU.
 
     Raises:
-        TrainingError: GPUs are asked for and there is none.
+        TrainingError: GPUs are configured and there is none.
     """
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
@@ -96,7 +113,7 @@ def checkpoint_activations(module: nn.Module) -> None:
     """Let a model recompute its activations in the backward pass.
 
     Raises:
-        TrainingError: it is no transformers model that can.
+        TrainingError: it is not a transformers model with activation checkpointing.
     """
     if not getattr(module, "supports_gradient_checkpointing", False):
         raise TrainingError(
@@ -108,7 +125,7 @@ def checkpoint_activations(module: nn.Module) -> None:
 
 
 def check_compiler(training: TrainingConfig) -> list[str]:
-    """What is wrong with the backend that is to compile the student, if one is."""
+    """Return the errors in the compiler backend; empty if it is valid or not configured."""
     backend = training.compile
     if backend is None or backend in torch.compiler.list_backends(exclude_tags=()):
         return []
@@ -117,15 +134,15 @@ def check_compiler(training: TrainingConfig) -> list[str]:
 
 
 def compile_module(module: nn.Module, backend: str) -> None:
-    """Let torch compile a module's forward pass where it stands; parameters keep their names.
+    """Compile a module's forward pass with torch, in place; parameters keep their names.
 
-    Sizes of batches are symbols: each step has others, and would be compiled anew.
+    Batch sizes are symbolic, because they differ by step and each new size would be compiled again.
     """
     module.compile(backend=backend, dynamic=True)
 
 
 def average_buffers(module: nn.Module, ranks: Ranks) -> None:
-    """Make floating buffers (running statistics of batch norm) equal on all ranks: their mean."""
+    """Average floating-point buffers over the ranks: running statistics of batch norm."""
     if ranks.world == 1:
         return
     with torch.no_grad():

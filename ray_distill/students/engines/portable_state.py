@@ -1,11 +1,12 @@
-"""The state of an engine as atoms: for each parameter its master weight and optimiser state, whole and in float32.
+"""Save and load an engine's state as atoms: one whole float32 tensor a parameter and state.
 
-An atom does not tell how its parameter was partitioned, so any engine, at any number of ranks and any ZeRO stage,
-reads what any other wrote. Files are safetensors: nothing is unpickled. Parameters are put together one at a time, and
-dealt to the ranks to be written, so that no rank ever holds all of them.
+The atoms of a parameter are its master weight and its optimiser states. An atom does not depend on how its parameter
+was partitioned, so an engine, at any number of ranks and any ZeRO stage, reads the files of any other engine. Files are
+safetensors: nothing is unpickled. Parameters are gathered one at a time and distributed over the ranks to be written,
+so that no rank ever has all of them in memory.
 
     atoms-<rank>.safetensors    <parameter>::weight, <parameter>::<name of a state>; the first rank's: buffer::<name>
-    atoms.json                  format, names of the states, the optimiser's step, what the engine adds of its own
+    atoms.json                  format, names of the states, the optimiser's step, the engine's own values
 """
 
 import heapq
@@ -31,63 +32,78 @@ _BUFFER = "buffer"
 
 
 class Parts(Protocol):
-    """How an engine holds master weights and optimiser states. Reading is collective; so is everything else."""
+    """Access to an engine's master weights and optimiser states; every method is collective."""
 
     def states(self) -> tuple[str, ...]:
-        """Names of the optimiser's tensors of a parameter: ``exp_avg`` and ``exp_avg_sq`` of Adam."""
+        """Return the names of the optimiser's tensors of a parameter.
+
+        Adam has ``exp_avg`` and ``exp_avg_sq``.
+        """
 
     def step(self) -> float:
-        """Steps that the optimiser has counted."""
+        """Return the number of steps that the optimiser has counted."""
 
     def read(self, parameter: nn.Parameter, name: str) -> Tensor | None:
-        """One atom, whole, float32, in the shape of the parameter; None where it has no such state."""
+        """Return one whole atom; None = the parameter has no such state.
+
+        It is in float32, in the shape of the parameter.
+        """
 
     def prepare(self, states: Sequence[str], step: float) -> None:
-        """Make room for states that a new optimiser has none of yet, all zeros, and set its step."""
+        """Create states of zeros that a new optimiser does not have yet, and set its step."""
 
     def write(self, parameter: nn.Parameter, name: str, value: Tensor) -> None:
         """Set one atom from its whole value on the CPU."""
 
     def release(self) -> None:
-        """Let go of whatever was made from the master weights, before those are changed in place; then `finish`."""
+        """Drop values derived from the master weights, before these are changed in place.
+
+        `finish` is called afterwards.
+        """
 
     def finish(self) -> None:
-        """Make the parameters that compute follow their master weights."""
+        """Copy the master weights to the parameters that compute."""
 
 
 def save_atoms(folder: Path, module: nn.Module, parts: Parts, ranks: Ranks, own: Mapping[str, Any]) -> None:
-    """Write this rank's share of the atoms; every rank calls it. ``own`` is plain JSON, kept for `load_atoms`."""
-    ours: dict[str, Tensor] = {}
+    """Write this rank's share of the atoms; collective.
+
+    ``own`` is plain JSON, which `load_atoms` returns.
+    """
+    share: dict[str, Tensor] = {}
     names, trained = (WEIGHT, *parts.states()), _trained(module)
     owners = iter(deal([_size(parameter) for _, parameter in trained for _ in names], ranks.world))
     for parameter_name, parameter in trained:
         for name in names:
             value, owner = parts.read(parameter, name), next(owners)
             if value is not None and owner == ranks.rank:
-                ours[f"{parameter_name}::{name}"] = value.detach().to("cpu", copy=True).contiguous()
+                share[f"{parameter_name}::{name}"] = value.detach().to("cpu", copy=True).contiguous()
     if ranks.first:
-        ours |= {
+        share |= {
             f"{_BUFFER}::{name}": value.detach().to("cpu", copy=True).contiguous() for name, value in _buffers(module)
         }
         facts = {"format": _FORMAT, "states": list(parts.states()), "step": parts.step(), "own": dict(own)}
         (folder / _FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    save_file(ours, folder / f"atoms-{ranks.rank:05d}.safetensors")
+    save_file(share, folder / f"atoms-{ranks.rank:05d}.safetensors")
 
 
 def deal(sizes: Sequence[int], world: int) -> list[int]:
-    """Which rank writes each atom: the largest goes first, each to the rank that has the least so far."""
+    """Return the rank that writes each atom.
+
+    Atoms are assigned largest first, each to the rank with the fewest elements so far.
+    """
     owners, heap = [0] * len(sizes), [(0, rank) for rank in range(world)]
     for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
-        held, owners[number] = heap[0]
-        heapq.heapreplace(heap, (held + sizes[number], owners[number]))
+        load, owners[number] = heap[0]
+        heapq.heapreplace(heap, (load + sizes[number], owners[number]))
     return owners
 
 
 def load_atoms(folder: Path, module: nn.Module, parts: Parts) -> dict[str, Any]:
-    """Set module and optimiser from the atoms of all ranks, put together in one folder; returns ``own``.
+    """Set module and optimiser from the atoms of all ranks, in one folder, and return ``own``.
 
     Raises:
-        TrainingError: atoms are missing, of another shape, or of a form that this version does not know.
+        TrainingError: atoms are missing, have another shape, or have a format that this version does not read.
     """
     facts = _facts(folder)
     with torch.no_grad(), _Atoms(folder) as atoms:
@@ -108,11 +124,11 @@ def load_atoms(folder: Path, module: nn.Module, parts: Parts) -> dict[str, Any]:
 
 
 class WholeParts:
-    """`Parts` of an optimiser that holds whole parameters, or whole float32 copies of them.
+    """`Parts` of an optimiser of whole parameters, or of whole float32 copies of them.
 
     Args:
-        optimizer: Adam or one like it.
-        masters: by parameter the float32 copy that is optimised; a parameter that is not named is its own.
+        optimizer: Adam or a similar optimiser.
+        masters: the optimised float32 copy by parameter; a parameter without an entry is optimised itself.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, masters: Mapping[nn.Parameter, Tensor] | None = None) -> None:
@@ -146,7 +162,7 @@ class WholeParts:
         (master if name == WEIGHT else self._optimizer.state[master][name]).copy_(value)
 
     def release(self) -> None:
-        """See `Parts`: nothing was."""
+        """See `Parts`; there are no derived values."""
 
     def finish(self) -> None:
         """See `Parts`."""
@@ -158,7 +174,7 @@ class WholeParts:
 
 
 def tensor_states(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """Names of an optimiser's states that have the shape of what they belong to."""
+    """Return the names of an optimiser's states that have the shape of their parameter."""
     found = {
         name: None
         for tensor, state in optimizer.state.items()
@@ -169,14 +185,20 @@ def tensor_states(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
 
 
 def counted_steps(optimizer: torch.optim.Optimizer) -> float:
-    """The step that an optimiser has counted: the greatest of its states', 0 where it has none."""
+    """Return the step that an optimiser has counted; 0 without states.
+
+    It is the greatest step in the states.
+    """
     return max((float(state["step"]) for state in optimizer.state.values() if "step" in state), default=0.0)
 
 
 def make_states(
     optimizer: torch.optim.Optimizer, tensors: Iterable[Tensor], states: Sequence[str], step: float
 ) -> None:
-    """Give each tensor zeros for every state and the step, of the kind that the optimiser itself would make."""
+    """Create the missing states of each tensor, as zeros, and set its step.
+
+    The step has the type that the optimiser itself would use.
+    """
     of_torch = type(optimizer).__module__.startswith("torch.")
     for tensor in tensors:
         state = optimizer.state[tensor]
@@ -185,17 +207,20 @@ def make_states(
 
 
 def _trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Parameters that training changes, each once however many modules share it; the same order on every rank."""
+    """Return the trainable parameters, in the same order on every rank.
+
+    A parameter that modules share occurs once.
+    """
     return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
 
 
 def _size(parameter: nn.Parameter) -> int:
-    """Numbers of a whole parameter, partitioned or not."""
+    """Return the number of elements of a whole parameter, partitioned or not."""
     return math.prod(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """Buffers that belong to the state: running statistics, counts."""
+    """Return the buffers that belong to the state: running statistics, counts."""
     kept = module.state_dict(keep_vars=True).keys()
     return [(name, buffer) for name, buffer in module.named_buffers() if name in kept]
 
@@ -216,13 +241,13 @@ def _facts(folder: Path) -> dict[str, Any]:
 def _require_shape(name: str, value: Tensor, expected: Sequence[int]) -> None:
     if tuple(value.shape) != tuple(expected):
         raise TrainingError(
-            f"the checkpoint holds {name} with shape {tuple(value.shape)}, the student has "
+            f"the checkpoint has {name} with shape {tuple(value.shape)}, the student has "
             f"{tuple(expected)}: resume with the student that was trained, or start anew"
         )
 
 
 class _Atoms:
-    """The atoms of all ranks' files, each read when it is asked for."""
+    """The atoms of all ranks' files, each read on request."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -238,13 +263,13 @@ class _Atoms:
         self._where.clear()
 
     def get(self, key: str, *, needed: bool) -> Tensor | None:
-        """One atom; None where it is not there and not ``needed``."""
+        """Return one atom; None if it is absent and not ``needed``."""
         if key in self._where:
             value: Tensor = self._where[key].get_tensor(key)
             return value
         if not needed:
             return None
         raise TrainingError(
-            f"the checkpoint lacks {key.replace('::', ', ')}: it is of another student; resume with "
+            f"the checkpoint lacks {key.replace('::', ', ')}: it belongs to another student; resume with "
             "the student that was trained, or start anew without resuming"
         )

@@ -1,4 +1,7 @@
-"""The plain torch engine: the reference the DeepSpeed engine is compared with, and training without it."""
+"""Train with plain torch.
+
+Tests compare the DeepSpeed engine with this one.
+"""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -24,13 +27,13 @@ class TorchEngine:
     """`Engine` in one process or several: whole replicas, gradients summed by all-reduce.
 
     Raises:
-        ConfigError: fp16, which needs DeepSpeed's loss scaling.
+        ConfigError: the precision is fp16, which needs DeepSpeed's loss scaling.
     """
 
     def __init__(self, module: nn.Module, training: TrainingConfig, ranks: Ranks) -> None:
         if training.precision == "fp16":
             raise ConfigError(
-                "student.training: engine torch knows precision fp32 and bf16, found fp16; use bf16, or deepspeed"
+                "student.training: engine torch supports precision fp32 and bf16, found fp16; use bf16, or deepspeed"
             )
         self._ranks = ranks
         self._clip = training.clip
@@ -43,22 +46,25 @@ class TorchEngine:
 
     @property
     def device(self) -> torch.device:
-        """Where the bundle computes."""
+        """The device on which the bundle computes."""
         return self._device
 
-    def forward(self, inputs: Batch, asked: Asked | None = None) -> StudentOutput:
-        """Run the bundle, under autocast where the precision is bf16."""
+    def forward(self, inputs: Batch, request: Asked | None = None) -> StudentOutput:
+        """Run the bundle, under autocast if the precision is bf16."""
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
-            return run_bundle(self._module, inputs, asked)
+            return run_bundle(self._module, inputs, request)
 
     def train(self, mode: bool) -> None:
-        """Switch mode; statistics are made equal on all ranks before they are used."""
+        """Switch between training and evaluation.
+
+        Before evaluation, running statistics are averaged over the ranks.
+        """
         if not mode:
             average_buffers(self._module, self._ranks)
         self._module.train(mode)
 
     def step(self, passes: Sequence[Callable[[], Tensor]], rate: float, watch: Stopwatch | None = None) -> None:
-        """One AdamW step on the summed gradients."""
+        """Take one AdamW step on the summed gradients."""
         watch = watch or Stopwatch()
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -82,7 +88,7 @@ class TorchEngine:
         return nullcontext() if self._average is None else self._average.used()
 
     def weights(self) -> dict[str, Tensor]:
-        """The student's state on the CPU, on the first rank."""
+        """Return the student's state on the CPU, on the first rank; empty on the others."""
         average_buffers(self._module, self._ranks)
         if not self._ranks.first:
             return {}
@@ -90,19 +96,22 @@ class TorchEngine:
         return {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
 
     def save(self, folder: Path) -> None:
-        """Write this rank's share of the atoms: all ranks hold the same."""
+        """Write this rank's share of the atoms; all ranks have the same state."""
         average_buffers(self._module, self._ranks)
         save_atoms(folder, self._module, self._parts(), self._ranks, {})
 
     def load(self, folder: Path) -> None:
-        """Read the atoms of whichever engine wrote them."""
+        """Read the atoms, written by any engine."""
         load_atoms(folder, self._module, self._parts())
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Do nothing, because there is nothing to release."""
 
     def _sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Sum over the ranks; a parameter no pass used gets zeros, so that all ranks do the same."""
+        """Sum gradients over the ranks.
+
+        An unused parameter gets zeros, so that all ranks reduce the same parameters.
+        """
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

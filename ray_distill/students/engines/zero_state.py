@@ -1,6 +1,8 @@
-"""Master weights and optimiser states where ZeRO has partitioned them; knows DeepSpeed's optimisers, imports nothing.
+"""Access master weights and optimiser states that ZeRO has partitioned.
 
-What is read is put together by DeepSpeed's own collectives. What is set is set on each rank for its own partition.
+The module uses attributes of DeepSpeed's optimisers without importing DeepSpeed.
+
+Reads gather whole tensors with DeepSpeed's own collectives. Writes set each rank's own partition.
 """
 
 from collections.abc import Sequence
@@ -22,15 +24,17 @@ from ray_distill.students.engines.portable_state import (
 )
 from ray_distill.students.process_group import Ranks
 
-#: What a dynamic loss scale depends on.
+#: Attributes that make up the state of a dynamic loss scale.
 _SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 def zero_parts(optimizer: Any, ranks: Ranks) -> Parts:
-    """The parts of DeepSpeed's optimiser, by what it is: ZeRO 3, ZeRO 1 and 2, or whole on every rank (ZeRO 0).
+    """Return the `Parts` of DeepSpeed's optimiser.
+
+    The kinds are ZeRO 3, ZeRO 1 and 2, and whole on every rank (ZeRO 0).
 
     Raises:
-        TrainingError: it is of another kind, so its state could not be saved.
+        TrainingError: the optimiser is of another kind, so its state cannot be saved.
     """
     if hasattr(optimizer, "fp32_partitioned_groups_flat"):
         return Zero3Parts(optimizer, ranks)
@@ -44,13 +48,16 @@ def zero_parts(optimizer: Any, ranks: Ranks) -> Parts:
     if isinstance(optimizer, torch.optim.Optimizer):
         return WholeParts(optimizer)
     raise TrainingError(
-        f"checkpoints of DeepSpeed's {type(optimizer).__name__} are not known: zero_stage 0 in half precision "
-        "makes it of a fused optimiser; use zero_stage 1, or leave the optimizer out of student.training.deepspeed"
+        f"checkpoints of DeepSpeed's {type(optimizer).__name__} are not supported: zero_stage 0 in half precision "
+        "creates it for a fused optimiser; use zero_stage 1, or leave the optimizer out of student.training.deepspeed"
     )
 
 
 class _Partitioned:
-    """What both kinds of partition share: an optimiser over flat tensors, each a rank's part of many parameters."""
+    """Common base of partitioned `Parts`.
+
+    The optimiser has flat tensors, each one rank's part of many parameters.
+    """
 
     def __init__(self, optimizer: Any, flats: Sequence[Tensor]) -> None:
         self._zero, self._flats = optimizer, flats
@@ -64,7 +71,10 @@ class _Partitioned:
         return counted_steps(self._zero.optimizer)
 
     def prepare(self, states: Sequence[str], step: float) -> None:
-        """See `Parts`. DeepSpeed makes states in the first step, and links them to the parameters then."""
+        """See `Parts`.
+
+        DeepSpeed itself creates states in the first step, and links them to parameters then.
+        """
         make_states(self._zero.optimizer, self._flats, states, step)
 
     def release(self) -> None:
@@ -72,7 +82,7 @@ class _Partitioned:
 
 
 class Zero12Parts(_Partitioned):
-    """`Parts` at ZeRO 1 and 2: parameters are whole, their master weights and states are cut over the ranks."""
+    """`Parts` at ZeRO 1 and 2: whole parameters, partitioned master weights and states."""
 
     def __init__(self, optimizer: Any) -> None:
         flats = getattr(optimizer, "single_partition_of_fp32_groups", None)
@@ -99,14 +109,20 @@ class Zero12Parts(_Partitioned):
         self._zero.update_lp_params()
 
     def _link(self) -> None:
-        """Have parameters know their states. DeepSpeed does so once, after the step of its first group: those of the
-        second have none yet then, and stay without."""
+        """Link parameters to their states.
+
+        DeepSpeed links them once, after the step of its first group: the parameters of the second group have no states
+        at that time and would stay without a link.
+        """
         self._zero._hp_optimizer_states_linked = False
         self._zero._lazy_init_hp_params_optimizer_state()
 
 
 class Zero3Parts(_Partitioned):
-    """`Parts` at ZeRO 3: the parameters themselves are cut, each into equal pieces of which the last is filled up."""
+    """`Parts` at ZeRO 3, where parameters themselves are partitioned.
+
+    Each is cut into equal pieces; the last one is padded.
+    """
 
     def __init__(self, optimizer: Any, ranks: Ranks) -> None:
         super().__init__(optimizer, optimizer.fp32_partitioned_groups_flat)
@@ -123,7 +139,10 @@ class Zero3Parts(_Partitioned):
         super().prepare(states, step)
 
     def release(self) -> None:
-        """See `Parts`: small parameters that every rank keeps whole, to be gathered anew at the end."""
+        """See `Parts`.
+
+        Small parameters that every rank keeps whole are released; `finish` gathers them again.
+        """
         self._zero.checkpoint_event_prologue()
 
     def write(self, parameter: Any, name: str, value: Tensor) -> None:
@@ -141,19 +160,25 @@ class Zero3Parts(_Partitioned):
 
 
 def base_optimizer(optimizer: Any) -> torch.optim.Optimizer:
-    """The optimiser over master weights that DeepSpeed's own wraps; the one itself where it wraps none."""
+    """Return the optimiser of master weights inside DeepSpeed's optimiser.
+
+    An optimiser that wraps no other is returned itself.
+    """
     found: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
     return found
 
 
 def loss_scale(optimizer: Any) -> dict[str, float]:
-    """Where a half-precision optimiser's loss scale stands; empty where it has none."""
+    """Return the state of a half-precision optimiser's loss scale; empty if it has none."""
     holder = _scaler(optimizer)
     return {} if holder is None else {name: getattr(holder, name) for name in _SCALE if hasattr(holder, name)}
 
 
 def set_loss_scale(optimizer: Any, saved: dict[str, float]) -> None:
-    """Set what `loss_scale` gave; an optimiser without a loss scale takes none."""
+    """Restore the state returned by `loss_scale`.
+
+    For an optimiser without a loss scale, nothing is done.
+    """
     holder = _scaler(optimizer)
     if holder is None:
         return

@@ -1,4 +1,4 @@
-"""The best result of a trial, kept so that a finished trial is never trained again."""
+"""Store the best result of a trial, so that a finished trial is never trained again."""
 
 import json
 import logging
@@ -24,14 +24,14 @@ _MARKER = "outcome.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Best:
-    """The best result so far; ``weights`` are the student's, on the first rank alone."""
+    """The best result so far; ``weights`` are the student's, on the first rank only."""
 
     score: Score
     step: int
     weights: dict[str, Tensor] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the weights, as plain JSON values."""
+        """Return everything except the weights, as plain JSON values."""
         return {"value": self.score.value, "metrics": self.score.metrics, "step": self.step}
 
     @classmethod
@@ -42,7 +42,7 @@ class Best:
 
 
 def save_outcome(url: str, best: Best, plan: Mapping[str, Any], ranks: Ranks) -> None:
-    """Keep a finished trial's best result: the weights, then the marker with their digest."""
+    """Write a finished trial's best result: the weights, then the marker with their digest."""
     if ranks.first:
         data = weights_bytes(best.weights)
         files.write_bytes(files.join(url, WEIGHTS_FILE), data)
@@ -52,10 +52,12 @@ def save_outcome(url: str, best: Best, plan: Mapping[str, Any], ranks: Ranks) ->
 
 
 def load_outcome(url: str, plan: Mapping[str, Any], ranks: Ranks) -> Best | None:
-    """Return a finished trial's best result, weights on the first rank alone; None = it is not finished.
+    """Return a finished trial's best result; None = it is not finished.
+
+    Only the first rank gets the weights.
 
     Raises:
-        TrainingError: it is of another run.
+        TrainingError: the result was made under another plan.
     """
     found = _read_outcome(url) if ranks.first else None
     shared = ranks.share(None if found is None else (found[0].to_dict(), found[1]))
@@ -67,7 +69,10 @@ def load_outcome(url: str, plan: Mapping[str, Any], ranks: Ranks) -> Best | None
 
 
 def weights_bytes(weights: Mapping[str, Tensor]) -> bytes:
-    """Weights as safetensors; tensors that share memory (tied weights) are written apart."""
+    """Return weights as safetensors.
+
+    Tensors that share memory (tied weights) are written separately.
+    """
     data: bytes = save({name: value.contiguous().clone() for name, value in weights.items()})
     return data
 

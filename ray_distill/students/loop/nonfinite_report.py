@@ -1,4 +1,4 @@
-"""What a run leaves for whoever looks into it: the batch whose loss was not finite, saved, and its rows named."""
+"""Report a loss that is not finite: save its batch and name its rows."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from ray_distill.tasks.encoded import Batch
 
 log = logging.getLogger(__name__)
 
-#: Rows that a message names; the files have all.
+#: Most rows that a message names; the files name all rows.
 SHOWN = 8
 
 
@@ -38,22 +38,23 @@ def not_finite(
     batches: Sequence[tuple[Batch, LossBatch]],
     parts: Sequence[Sequence[Tensor]],
 ) -> TrainingError:
-    """Save each rank's batch and name the rows to look at; collective.
+    """Save each rank's batch and name the rows to inspect; collective.
 
-    Below ``url``: ``step-<n>-rank-<r>.safetensors`` with every tensor of the rank's micro-batches, and ``.json`` with
-    their row ids and which of them gave what is not finite. They hold what the examples hold: the inputs themselves.
+    The files below ``url`` are ``step-<n>-rank-<r>.safetensors`` with every tensor of the rank's micro-batches, and
+    ``step-<n>-rank-<r>.json`` with their row ids and the micro-batches whose losses are not finite. They contain the
+    examples, including the inputs.
 
     Args:
-        trial: what is trained, for the message.
+        trial: name of the trial, for the message.
         url: folder to save in.
-        ranks: this process among the others.
-        step: counted from 0; files and message count from 1.
-        steps: of the whole run.
+        ranks: the process group.
+        step: number of the step, from 0; files and message count from 1.
+        steps: number of steps of the whole run.
         values: the global losses by name.
-        ids_of: tells ids of rows of the data.
+        ids_of: returns the ids of rows of the data.
         micros: this rank's micro-batches, as rows of the data.
-        batches: the same, as tensors.
-        parts: the losses' share of each, by micro-batch.
+        batches: the same micro-batches, as tensors.
+        parts: shares of the losses, by micro-batch.
 
     Returns:
         The error to raise; the same on every rank.
@@ -63,17 +64,17 @@ def not_finite(
     saved = _save(
         files.join(url, f"step-{step + 1}-rank-{ranks.rank}"), micros, batches, ids_of=ids_of, culprits=culprits
     )
-    told = ranks.gather((marked, [ids_of(_real(micros[number])) for number in culprits], saved))
-    broken = [row for marks, _, _ in told for rows in marks for row in rows]
-    near = [row for _, rows, _ in told for each in rows for row in each]
-    kept = next((where for _, _, where in told if where is not None), None)
+    reports = ranks.gather((marked, [ids_of(_real(micros[number])) for number in culprits], saved))
+    broken = [row for marks, _, _ in reports for rows in marks for row in rows]
+    near = [row for _, rows, _ in reports for each in rows for row in each]
+    kept = next((where for _, _, where in reports if where is not None), None)
     terms = [
         f"the loss term {name.removeprefix('loss_')!r} is {value}"
         for name, value in values.items()
         if name != "loss" and not math.isfinite(value)
     ] or [f"the loss is {values['loss']}"]
     if broken:
-        where = f"labels that are not finite are those of {_some(broken)}: label these rows again, or leave them out"
+        where = f"the labels of {_some(broken)} are not finite: label these rows again, or leave them out"
     elif near:
         where = (
             f"it came from {len(near)} rows, {_some(near)}; their labels are finite, so lower the learning rate, "
@@ -90,7 +91,7 @@ def _real(micro: MicroBatch) -> Any:
 
 
 def _broken_rows(micro: MicroBatch, batch: LossBatch) -> Any:
-    """Return the rows with a position whose stored labels are not finite where they must be (-inf means "absent")."""
+    """Return the rows with a position whose stored labels have NaN or +inf; -inf means "absent"."""
     bad = np.zeros(len(batch.labels_B), dtype=np.bool_)
     for tensor in _flat("", batch).values():
         if tensor.is_floating_point() and len(tensor) == len(bad):
@@ -109,7 +110,7 @@ def _save(
     ids_of: Callable[[Index], list[str]],
     culprits: Sequence[int],
 ) -> str | None:
-    """Write this rank's batch; its URL, or None where the file system refuses (told of in the log)."""
+    """Write this rank's batch and return its URL; None if storage fails, which is logged."""
     tensors = {
         f"{number}.{name}": tensor.detach().cpu().contiguous()
         for number, (inputs, batch) in enumerate(batches)
@@ -130,7 +131,7 @@ def _save(
 
 
 def _flat(prefix: str, value: Any) -> dict[str, Tensor]:
-    """Every tensor in mappings and dataclasses, by its path."""
+    """Return every tensor in nested mappings and dataclasses, by its path."""
     return dict(_tensors(prefix, value))
 
 

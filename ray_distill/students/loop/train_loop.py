@@ -1,4 +1,4 @@
-"""One trial: a bundle trained for a fixed number of steps, its best weights on validation kept."""
+"""Train one trial: a fixed number of steps of a bundle; keep its best weights on validation."""
 
 import math
 import random
@@ -28,9 +28,9 @@ from ray_distill.students.loop.validation import Score, Validator
 from ray_distill.students.objective.schedules import rate_factor
 from ray_distill.students.objective.weighted_losses import (
     Term,
-    ask_head,
     combine,
     group_of,
+    head_request,
     squares,
     to_device,
     weights_of,
@@ -45,23 +45,23 @@ from ray_distill.students.telemetry.reporter import Reporter, TrainingStopped
 from ray_distill.students.telemetry.step_timer import StepMeter, peak_memory
 from ray_distill.tasks.encoded import Batch
 
-#: Seconds between two questions whether a machine is about to be taken away; asking is collective.
-LOOK_SECONDS = 5.0
+#: Seconds between two checks for a preemption notice; the check is collective.
+POLL_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """Everything that decides a trial's result, but for the first weights of the bundle."""
+    """Everything that decides a trial's result, except the initial weights of the bundle."""
 
     name: str
-    """The arm, and its learning rate where there are several: what metrics are reported under."""
+    """Name under which metrics are reported: the arm, with its learning rate if there are several."""
     url: str
-    """Folder of its checkpoints."""
+    """Folder of the trial; its checkpoints are below."""
     curve: str
-    """Folder of its curve; see `students.telemetry.curves`."""
+    """Folder of the trial's curve; see `students.telemetry.curves`."""
     data: Examples
     rows: Index
-    """Rows of ``data`` it trains on."""
+    """Rows of ``data`` on which the trial trains."""
     terms: tuple[Term, ...]
     judge: Validator
     training: TrainingConfig
@@ -69,9 +69,9 @@ class Trial:
     steps: int
     seed: int
     plan: Mapping[str, Any]
-    """What a checkpoint must agree with: plain JSON."""
+    """The plan that a checkpoint must have, as plain JSON."""
     units: Index | None = None
-    """``[U+1]`` where units that are read whole begin in the rows of ``data``; None: one holds everything."""
+    """``[U+1]`` first row in ``data`` of each unit that is read whole; None = all rows are one unit."""
 
     @cached_property
     def order(self) -> Order:
@@ -81,20 +81,20 @@ class Trial:
 
     @cached_property
     def budget(self) -> Budget:
-        """How much a forward pass may hold."""
+        """The limits of a forward pass."""
         return Budget.of(self.training, group_of(self.terms))
 
 
 @dataclass(kw_only=True)
 class TrainState:
-    """How far a run has come: all that a checkpoint has beside the engine's state."""
+    """Progress of a run: everything that a checkpoint contains beside the engine's state."""
 
     step: int = 0
-    """Steps done."""
+    """Number of completed steps."""
     best: Best | None = None
     last_validation: Score | None = None
     checkpoint: str | None = None
-    """The checkpoint from which the run went on."""
+    """The checkpoint from which the run was resumed."""
 
 
 #: The micro-batches of a step on one rank, before they are moved to its device.
@@ -105,7 +105,7 @@ def run_trial(trial: Trial, engine: Engine, ranks: Ranks, reporter: Reporter, *,
     """Train to the end, from the newest checkpoint if ``resume`` and there is one.
 
     Raises:
-        TrainingError: a loss is not finite, or the checkpoint is of another run.
+        TrainingError: a loss is not finite, or the checkpoint was made under another plan.
         TrainingStopped: a stop was requested; the state is saved.
     """
     state = _restore(trial, engine, ranks) if resume else TrainState()
@@ -136,18 +136,21 @@ def _train(
     curve: CurveWriter | None,
     state: TrainState,
 ) -> Best:
-    """Train from a state to the end; see `run_trial`. The first rank has the writer of the curve."""
+    """Train from a state to the end; see `run_trial`.
 
-    def told(url: str | None, after: int) -> None:
+    Only the first rank has a writer of the curve.
+    """
+
+    def report_saved(url: str | None, after: int) -> None:
         if url is not None:
             reporter.checkpoint({"trial": trial.name, "step": after, "url": url})
 
-    saved, next_look = state.step, time.monotonic() + LOOK_SECONDS
+    saved, next_poll = state.step, time.monotonic() + POLL_SECONDS
     engine.train(True)
     meter = StepMeter.of(engine.device, trial.training, ranks)
     while state.step < trial.steps:
-        asks = (reporter.should_stop(), time.monotonic() >= next_look, saver.idle)
-        values, (stop, look, idle) = take_step(trial, engine, ranks, state.step, feed=feed, asks=asks, meter=meter)
+        votes = (reporter.should_stop(), time.monotonic() >= next_poll, saver.idle)
+        values, (stop, poll, idle) = take_step(trial, engine, ranks, state.step, feed=feed, votes=votes, meter=meter)
         state.step = step = state.step + 1
         last = step == trial.steps
         if last or step % trial.training.evaluate_every == 0:
@@ -159,26 +162,26 @@ def _train(
         if curve is not None:
             curve.add(step, values)
         if saver.under_way and idle == ranks.world:
-            told(saver.advance(), saved)
+            report_saved(saver.advance(), saved)
         if last:
             break
         leave = False
-        if look:
-            next_look = time.monotonic() + LOOK_SECONDS
+        if poll:
+            next_poll = time.monotonic() + POLL_SECONDS
             leave = reporter.should_save()
         if stop or leave or step % trial.training.checkpoint_every == 0:
             if curve is not None:
                 curve.complete()
-            told(_save(trial, engine, ranks, saver=saver, state=state), saved)
+            report_saved(_save(trial, engine, ranks, saver=saver, state=state), saved)
             saved = step
         if stop or leave:
-            told(saver.finish(), saved)
+            report_saved(saver.finish(), saved)
         if stop:
             raise TrainingStopped(
                 f"{trial.name}: stopped as requested after step {step} of {trial.steps}; "
                 f"the state is saved in {trial.url}, resume to go on"
             )
-    told(saver.finish(), saved)
+    report_saved(saver.finish(), saved)
     if curve is not None:
         curve.complete()
     assert state.best is not None
@@ -186,7 +189,7 @@ def _train(
 
 
 def _hopeless(training: TrainingConfig, step: int, best: Best) -> bool:
-    """Whether the last ``patience`` looks at the validation split brought nothing better."""
+    """Return whether the last ``patience`` validations did not improve on the best result."""
     return training.patience > 0 and step - best.step >= training.patience * training.evaluate_every
 
 
@@ -197,15 +200,17 @@ def take_step(
     step: int,
     *,
     feed: Feed[Batches] | None = None,
-    asks: Sequence[bool] = (),
+    votes: Sequence[bool] = (),
     meter: StepMeter | None = None,
 ) -> tuple[dict[str, float], list[int]]:
-    """One optimiser step; returns its metrics, and how many ranks said yes to each of ``asks``.
+    """Take one optimiser step; return its metrics and the counts of ``votes``.
 
-    Without a feed the batches are made here.
+    The count of a vote is the number of ranks on which it is True.
 
-    Randomness inside the model is a function of (seed, step, rank), so a resumed run draws what the
-    uninterrupted one drew.
+    Without a feed, this function makes the batches itself.
+
+    Randomness inside the model is a function of (seed, step, rank), so a resumed run draws the same numbers as an
+    uninterrupted run.
 
     Raises:
         TrainingError: a loss is not finite; the batch is saved.
@@ -229,8 +234,8 @@ def take_step(
     sums: list[float | Tensor] = [torch.stack(column).sum() for column in zip(*passes.parts, strict=True)]
     work = meter.work([inputs for inputs, _ in batches])
     with watch.part("communication"):
-        found = ranks.total([*sums, *map(float, asks), *work], engine.device)
-    means, (*said, tokens, flops) = found[: len(sums)], found[len(sums) :]
+        found = ranks.total([*sums, *map(float, votes), *work], engine.device)
+    means, (*counts, tokens, flops) = found[: len(sums)], found[len(sums) :]
     values = _metrics(trial, step, weights, means)
     broken = [name for name, value in values.items() if not math.isfinite(value)]
     if broken:
@@ -249,27 +254,27 @@ def take_step(
     if passes.norms is not None:
         values |= _gradient_norms(trial.terms, passes.norms, ranks, engine.device)
     speed = meter.stop(trial.order.size(step), tokens, flops)
-    return {**values, "learning_rate": rate, **speed}, [round(count) for count in said]
+    return {**values, "learning_rate": rate, **speed}, [round(count) for count in counts]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Passes:
-    """The forward passes of one step on this rank, and what each adds to the global losses."""
+    """The forward passes of one step on this rank, and their shares of the global losses."""
 
     terms: Sequence[Term]
     engine: Engine
     step: int
     weights: Sequence[float]
     parts: list[list[Tensor]] = field(default_factory=list)
-    """By pass, the share of each term."""
+    """Share of each term, by pass."""
     norms: list[list[Tensor]] | None = None
-    """By pass, the square of the norm of each term's gradient, where norms are reported."""
+    """Squared norm of each term's gradient, by pass; None = norms are not reported."""
 
     def forward(self, inputs: Batch, batch: LossBatch) -> Tensor:
-        """Forward one micro-batch and return its share of the global loss."""
+        """Run one micro-batch forward and return its share of the global loss."""
         terms, step, weights = self.terms, self.step, self.weights
-        asked = ask_head(terms, batch, step=step, weights=weights, norms=self.norms is not None)
-        output = self.engine.forward(inputs, asked)
+        request = head_request(terms, batch, step=step, weights=weights, norms=self.norms is not None)
+        output = self.engine.forward(inputs, request)
         loss, part = combine(terms, output, batch, step=step, weights=weights)
         self.parts.append(part)
         if self.norms is not None:
@@ -280,13 +285,13 @@ class _Passes:
 def _gradient_norms(
     terms: Sequence[Term], norms: Sequence[Sequence[Tensor]], ranks: Ranks, device: torch.device
 ) -> dict[str, float]:
-    """Of each term, the norm over the whole global batch."""
+    """Return the norm of each term's gradient over the whole global batch."""
     found = ranks.total([torch.stack(column).sum() for column in zip(*norms, strict=True)], device)
     return {f"gradient_norm_{term.name}": math.sqrt(square) for term, square in zip(terms, found, strict=True)}
 
 
 def micros_of(trial: Trial, ranks: Ranks, step: int) -> list[MicroBatch]:
-    """This rank's micro-batches of a step, as rows of the data."""
+    """Return this rank's micro-batches of a step, as rows of the data."""
     slots, budget = np.arange(trial.order.size(step), dtype=np.int64), trial.budget
     lengths = trial.data.lengths
     found = micro_batches(
@@ -300,26 +305,29 @@ def micros_of(trial: Trial, ranks: Ranks, step: int) -> list[MicroBatch]:
 
 
 def batches_of(trial: Trial, ranks: Ranks, step: int) -> Batches:
-    """This rank's micro-batches of a step: a function of the step alone, so that a thread may make them ahead."""
+    """Make this rank's micro-batches of a step.
+
+    They depend on the step alone, so a thread may prefetch them.
+    """
 
     def rows_of(step: int) -> Index:
         slots = np.arange(trial.order.size(step), dtype=np.int64)
-        ours = share(slots, rank=ranks.rank, world=ranks.world, group=trial.budget.group)
-        return trial.rows[trial.order.rows_at(step, ours.rows)]
+        own = share(slots, rank=ranks.rank, world=ranks.world, group=trial.budget.group)
+        return trial.rows[trial.order.rows_at(step, own.rows)]
 
     trial.data.prepare(step, rows_of, trial.steps)
     return [trial.data.batch(micro.rows, micro.real) for micro in micros_of(trial, ranks, step)]
 
 
 def _metrics(trial: Trial, step: int, weights: Sequence[float], means: Sequence[float]) -> dict[str, float]:
-    """Global means of the terms the batch carried, and their weighted sum."""
+    """Return the global means of the terms with weight in the batch, and their weighted sum."""
     found = {term.name: mean for term, weight, mean in zip(trial.terms, weights, means, strict=True) if weight > 0}
     loss = sum(term.weight(step) * found[term.name] for term in trial.terms if term.name in found)
     return {"loss": loss, **{f"loss_{name}": mean for name, mean in found.items()}}
 
 
 def _judge(trial: Trial, engine: Engine, ranks: Ranks, *, state: TrainState, values: dict[str, float]) -> Best:
-    """Validate, add the result to ``values``, and return the best so far, this one if it is."""
+    """Validate, add the result to ``values``, and return the best result so far."""
     step, best = state.step, state.best
     score = trial.judge.score(engine, ranks, replace(trial.budget, group=1))
     if not math.isfinite(score.value):
@@ -335,7 +343,7 @@ def _judge(trial: Trial, engine: Engine, ranks: Ranks, *, state: TrainState, val
 
 
 def _save(trial: Trial, engine: Engine, ranks: Ranks, *, saver: CheckpointWriter, state: TrainState) -> str | None:
-    """Begin a checkpoint; the URL of the one before, if that is complete only now."""
+    """Begin a checkpoint; return the URL of the previous one if it is completed now."""
     best, last = state.best, state.last_validation
 
     def write(folder: Path) -> None:
@@ -354,7 +362,7 @@ def _save(trial: Trial, engine: Engine, ranks: Ranks, *, saver: CheckpointWriter
 
 
 def _restore(trial: Trial, engine: Engine, ranks: Ranks) -> TrainState:
-    """Load the newest checkpoint, if there is one."""
+    """Load the newest checkpoint, if there is one, and return the state of the run."""
     found = find_checkpoint(checkpoints_url(trial), ranks)
     if found is None:
         return TrainState()
@@ -363,22 +371,22 @@ def _restore(trial: Trial, engine: Engine, ranks: Ranks) -> TrainState:
         engine.load(local / "engine")
         saved = found.state["best"]
         weights = read_weights((local / WEIGHTS_FILE).read_bytes()) if saved is not None and ranks.first else {}
-    look = found.state.get("validation")
+    last = found.state.get("validation")
     return TrainState(
         step=found.step,
         best=None if saved is None else Best.from_dict(saved, weights),
-        last_validation=None if look is None else Score(value=float(look["value"]), metrics=dict(look["metrics"])),
+        last_validation=None if last is None else Score(value=float(last["value"]), metrics=dict(last["metrics"])),
         checkpoint=found.url,
     )
 
 
 def checkpoints_url(trial: Trial) -> str:
-    """Folder of a trial's checkpoints."""
+    """Return the folder of a trial's checkpoints."""
     return files.join(trial.url, "checkpoints")
 
 
 def _seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed every generator a model may draw from."""
+    """Seed every random generator that a model may use."""
     drawn = int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint32)[0])
     torch.manual_seed(drawn)
     random.seed(drawn)

@@ -1,4 +1,7 @@
-"""How every arm of a campaign is measured while it trains: one rule, chosen by the validation split alone."""
+"""Measure every arm of a campaign by one rule during training.
+
+The rule depends on the validation split alone.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,28 +33,31 @@ class Score:
 
 
 class Measure(Protocol):
-    """What a family of answers measures of validation rows: sums that add up over micro-batches and ranks."""
+    """Validation measure of a family of answers, as sums over micro-batches and ranks."""
 
-    def asked(self, batch: LossBatch) -> Asked | None:
-        """Return the losses that a fused head is to give; None where logits are needed."""
+    def head_request(self, batch: LossBatch) -> Asked | None:
+        """Return the losses that a fused head computes; None if logits are needed."""
 
     def sums(self, output: StudentOutput, batch: LossBatch) -> tuple[Tensor, ...]:
-        """Return scalars of a micro-batch, always as many; rows without weight count nothing."""
+        """Return scalars of a micro-batch, always equally many; rows with weight 0 do not count."""
 
     def finish(self, sums: Sequence[float]) -> Score:
-        """Return the score of the totals over all rows."""
+        """Return the score, from the totals over all rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Validator:
-    """The validation rows that count, and what is measured of them."""
+    """The validation rows that count, and the measure applied to them."""
 
     data: Examples
     rows: Index
     measure: Measure
 
     def score(self, engine: Engine, ranks: Ranks, budget: Budget) -> Score:
-        """Measure the student as it is; every rank takes a share of the rows and all get the same score."""
+        """Measure the current student; return the same score on all ranks.
+
+        The ranks share the rows.
+        """
         lengths = self.data.lengths
         engine.train(False)
         found: list[list[float]] = []
@@ -65,7 +71,7 @@ class Validator:
             ):
                 inputs, made = self.data.batch(micro.rows, micro.real)
                 batch = to_device(made, engine.device)
-                output = engine.forward(inputs, self.measure.asked(batch))
+                output = engine.forward(inputs, self.measure.head_request(batch))
                 found.append([float(value) for value in self.measure.sums(output, batch)])
         engine.train(True)
         return self.measure.finish(ranks.total([sum(column) for column in zip(*found, strict=True)], engine.device))

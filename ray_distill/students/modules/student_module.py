@@ -1,6 +1,6 @@
-"""The module that is trained: the student, beside it the projections of its hidden states, and perhaps a fused head.
+"""Define the trained module: student, projections of hidden states, optional fused head.
 
-The projections are saved with the optimiser and stay behind when the student is exported.
+The projections are saved with the optimiser state and are not exported with the student.
 """
 
 import logging
@@ -18,22 +18,25 @@ from ray_distill.tasks.encoded import Batch
 
 log = logging.getLogger(__name__)
 
-#: The batch's entry that says where answers are wanted: int64 ``[N]`` into the flat ``[B * L]`` tokens. A batch without
-#: it is answered once a row.
+#: The batch's entry with the answered positions: int64 ``[N]`` indices into the flat ``[B * L]`` tokens. For a batch
+#: without this entry the student gives one answer a row.
 PLACES = "places"
 
 
 class StudentModule(nn.Module):
-    """``forward(inputs, asked)`` answers at N positions: logits ``[N, V]``, or the losses ``asked`` for without them.
+    """The student with its projections.
 
-    A fused head takes the place of the student's own on the same parameters, so its weights keep their names. A student
-    that is not fused, or whose head is more than a linear map (scaled or capped logits), is run whole and gives logits.
+    `forward` returns logits ``[N, V]`` at N positions, or the requested losses.
+
+    With a ``request`` and a fused head, `forward` computes the losses without the logits. A fused head replaces the
+    student's own head on the same parameters, so the weights keep their names. A student that is not fused, or whose
+    head is more than a linear map (scaled or capped logits), is run whole and returns logits.
 
     Args:
-        student: the model to train, with a head of its own.
-        projections: by student layer, from its width to the teacher's.
-        plain: student layers that are wanted without a projection, too.
-        pool: how a row's states are pooled where it is answered once; ``token`` keeps them all.
+        student: the model to train, with its own head.
+        projections: by student layer, the map from its width to the teacher's.
+        plain: student layers whose states are also returned without a projection.
+        pool: how a row's states are pooled if it has one answer; ``token`` keeps all states.
         fuse: whether to fuse the head with its losses.
     """
 
@@ -56,18 +59,18 @@ class StudentModule(nn.Module):
 
     @property
     def computing(self) -> nn.Module:
-        """The part that `forward` calls, without the fused head."""
+        """The submodule that `forward` calls, without the fused head."""
         return self.student if self.fused is None else self.student.get_submodule(self.fused[0])
 
     def forward(
-        self, inputs: Batch, asked: Asked | None = None
+        self, inputs: Batch, request: Asked | None = None
     ) -> tuple[Tensor, dict[int, Tensor], tuple[Tensor, Tensor, Tensor] | None, dict[int, Tensor]]:
         """Run the student.
 
         Returns:
-            Logits, ``[N, 0]`` where a fused head gives losses; the projected states by student layer; those losses, or
-            None; and the states of `plain` layers as they are. States are ``[N, D]`` at the answered places, or pooled
-            as the teacher's were.
+            Logits, ``[N, 0]`` if a fused head computes losses; the projected states by student layer; those losses, or
+            None; and the states of `plain` layers without projection. States are ``[N, D]`` at the answered positions,
+            or pooled like the teacher's.
         """
         found = place_batch(self.student, inputs)
         places_N = found.pop(PLACES, None)
@@ -78,9 +81,9 @@ class StudentModule(nn.Module):
         body, head = (self.student.get_submodule(name) for name in self.fused)
         last = forward_body(body, head, found, self.layers)
         states_ND, (projected, plain) = _at(last.last_BLD, places_N), self._hidden(last, places_N)
-        if asked is None:
+        if request is None:
             return head(states_ND), projected, None, plain
-        return states_ND[:, :0], projected, head(states_ND, asked), plain
+        return states_ND[:, :0], projected, head(states_ND, request), plain
 
     def _hidden(self, output: States, places_N: Tensor | None) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
         if places_N is not None or self.pool == "token":
@@ -92,16 +95,19 @@ class StudentModule(nn.Module):
 
 
 def _at(values: Tensor, places_N: Tensor | None) -> Tensor:
-    """Return the values of a batch's tokens at flat places; all of them where there are no places."""
+    """Return the values of a batch's tokens at flat indices; all values if there are no indices."""
     return values if places_N is None else values.flatten(0, 1)[places_N]
 
 
 def _fuse(student: nn.Module) -> tuple[str, str] | None:
-    """Replace the student's head; return the names of its body and head, or None where the head cannot be fused."""
+    """Replace the student's head by a fused one, and return the names of body and head.
+
+    The result is None if the head cannot be fused.
+    """
     try:
         body, head = body_and_head(student)
     except ModelError as reason:
-        log.warning("the student's head is not fused with its losses, which holds whole logits: %s", reason)
+        log.warning("the student's head is not fused with its losses, so whole logits are kept in memory: %s", reason)
         return None
     names = {module: name for name, module in student.named_modules()}
     parent, _, own = names[head].rpartition(".")
@@ -112,36 +118,40 @@ def _fuse(student: nn.Module) -> tuple[str, str] | None:
 def make_projections(
     model: Model, *, layers: Mapping[int, int], widths: Mapping[int, int], seed: int
 ) -> dict[int, nn.Linear]:
-    """Return for each pair of layers a linear map from the student's width to the teacher's, by student layer.
+    """Return the projection of each layer pair, by student layer.
+
+    A projection is a linear map from the student's width to the teacher's.
 
     Args:
-        model: what the student was built as.
+        model: the student as it was built.
         layers: student layer to stored teacher layer.
         widths: width of each stored teacher layer.
-        seed: of the maps' first weights.
+        seed: seed of the maps' initial weights.
     """
     generator = torch.Generator().manual_seed(seed)
-    return {ours: _projection(model.widths[ours], widths[theirs], generator) for ours, theirs in layers.items()}
+    return {
+        student: _projection(model.widths[student], widths[teacher], generator) for student, teacher in layers.items()
+    }
 
 
 def layer_pairs(
     spec: str | Mapping[int, int], stored: Sequence[int], model: Model, loss: str = "hidden"
 ) -> dict[int, int]:
-    """Which student layer follows which stored teacher layer.
+    """Return the stored teacher layer that each student layer matches.
 
-    ``uniform`` spreads as many pairs as possible evenly over both, the last always with the last; ``last`` is
-    that one pair; a mapping is taken as it is. Layer 0, the embeddings, is only used when named. Of an encoder-decoder
-    layers are those of its decoder.
+    ``uniform`` spreads as many pairs as possible evenly over both models and always pairs the last layers; ``last``
+    pairs only the last layers; a mapping is used unchanged. Layer 0, the embeddings, is only used when named. Layers of
+    an encoder-decoder are those of its decoder.
 
     Raises:
-        ConfigError: nothing is stored, the student shows no hidden states, or a named layer is not there; ``loss`` is
-            whose setting it is.
+        ConfigError: no states are stored, the student returns no hidden states, or a named layer does not exist. The
+            message names the setting of ``loss``.
     """
     where = f"student.losses.{loss}.layers"
     if not stored:
-        raise ConfigError(f"{where}: the label store holds no hidden states; set labels.hidden.layers and label again")
+        raise ConfigError(f"{where}: the label store has no hidden states; set labels.hidden.layers and label again")
     if model.layers < 1:
-        raise ConfigError(f"{where}: the student {model.url} shows no hidden states; leave the loss out")
+        raise ConfigError(f"{where}: the student {model.url} returns no hidden states; leave the loss out")
     if not isinstance(spec, str):
         return _named_pairs(spec, stored, model.layers, where)
     ordered = sorted(stored)
@@ -151,19 +161,22 @@ def layer_pairs(
 
 def _named_pairs(spec: Mapping[int, int], stored: Sequence[int], layers: int, where: str) -> dict[int, int]:
     if not spec:
-        raise ConfigError(f"{where}: no pair is given; say uniform, last, or {{student layer: stored teacher layer}}")
-    for ours, theirs in spec.items():
-        if not 0 <= ours <= layers:
-            raise ConfigError(f"{where}: the student has layers 0 to {layers}, found {ours}")
-        if theirs not in stored:
-            raise ConfigError(f"{where}: the store holds the teacher layers {sorted(stored)}, found {theirs}")
+        raise ConfigError(f"{where}: no pair is given; set uniform, last, or {{student layer: stored teacher layer}}")
+    for student, teacher in spec.items():
+        if not 0 <= student <= layers:
+            raise ConfigError(f"{where}: the student has layers 0 to {layers}, found {student}")
+        if teacher not in stored:
+            raise ConfigError(f"{where}: the store has the teacher layers {sorted(stored)}, found {teacher}")
     return dict(spec)
 
 
-def _projection(ours: int, theirs: int, generator: torch.Generator) -> nn.Linear:
-    """A linear map whose first weights depend on the generator alone (uniform within 1/√ours, as torch's)."""
-    layer = nn.Linear(ours, theirs)
-    bound = ours**-0.5
+def _projection(width: int, target: int, generator: torch.Generator) -> nn.Linear:
+    """Return a linear map with initial weights from the generator alone.
+
+    They are uniform within 1/√width, as torch's.
+    """
+    layer = nn.Linear(width, target)
+    bound = width**-0.5
     with torch.no_grad():
         layer.weight.copy_((torch.rand(layer.weight.shape, generator=generator) * 2 - 1) * bound)
         layer.bias.zero_()

@@ -1,1 +1,1 @@
-"""Configure the losses, validate them against labels and student, and reduce them over all workers."""
+"""Configure losses, validate them against labels and student, and reduce them globally."""

@@ -1,7 +1,7 @@
-"""The settings of losses: what a configuration says of each, checked against the loss of that name.
+"""Validate the configured settings of losses against the fields of each loss.
 
-The fields of a loss are its settings (`losses.base.Loss`), so that a new loss needs no line here or in the
-configuration. A few names mean the same in every loss, and are given in another form than the loss wants them.
+The fields of a loss are its settings (`losses.base.Loss`), so that a new loss needs no code here or in the
+configuration. A few names mean the same in every loss, and the configuration has them in another form than the loss.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,22 +20,22 @@ from ray_distill.losses.catalogue import LOSSES
 from ray_distill.losses.layers import LayerLoss
 from ray_distill.students.objective.schedules import stage_starts
 
-#: How a configuration says which student layer follows which stored teacher layer.
+#: Form in which a configuration pairs student layers with stored teacher layers.
 LayerMap = Literal["uniform", "last"] | dict[Annotated[int, pydantic.Field(ge=0)], Annotated[int, pydantic.Field(ge=0)]]
-#: Settings of any loss that has a field of that name, in a configuration's form.
+#: Form in a configuration of the fields that mean the same in every loss.
 FORMS: Mapping[str, Any] = {
     "layers": LayerMap,
     "temperature": Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)] | Steps,
 }
-#: Fields that are no settings: the run measures them.
+#: Fields that are not settings: the run measures them.
 MEASURED = frozenset({"scales"})
 
 
 def known_loss(name: str) -> type[Loss]:
-    """The class of a loss.
+    """Return the class of a loss.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is no loss of that name.
     """
     if name not in LOSSES:
         raise ConfigError(f"student.losses: unknown loss {name!r}; there are {', '.join(sorted(LOSSES))}")
@@ -48,15 +48,17 @@ def fields_of(kind: type[Loss]) -> tuple[Field[Any], ...]:
 
 
 def follows_labels(name: str) -> bool:
-    """Whether a loss is of true labels; all others follow the teacher."""
+    """Return whether a loss compares with true labels; all others use the teacher."""
     return known_loss(name).follows_labels
 
 
 def settings_of(name: str, config: LossConfig) -> dict[str, Any]:
-    """All settings of a loss but its weight, with those that are not given at their defaults.
+    """Return all settings of a loss except its weight.
+
+    Settings that are not given have their defaults.
 
     Raises:
-        ConfigError: an unknown loss or setting, or a value that does not fit; it is named.
+        ConfigError: a loss or setting is unknown, or a value is invalid; the message names it.
     """
     kind = known_loss(name)
     known = {field.name: field.default for field in fields_of(kind) if field.name not in MEASURED}
@@ -77,7 +79,10 @@ def settings_of(name: str, config: LossConfig) -> dict[str, Any]:
 
 
 def plain_settings(name: str, config: LossConfig) -> dict[str, Any]:
-    """`settings_of` and the weight, as plain JSON values: two are equal where the losses are."""
+    """Return `settings_of` and the weight as plain JSON values.
+
+    Two results are equal exactly if the losses are equal.
+    """
     values: dict[str, Any] = to_jsonable_python({"weight": config.weight, **settings_of(name, config)})
     return values
 
@@ -85,10 +90,12 @@ def plain_settings(name: str, config: LossConfig) -> dict[str, Any]:
 def stages_of(
     name: str, settings: Mapping[str, Any], steps: int, temperatures: Sequence[float]
 ) -> list[tuple[int, dict[str, float]]]:
-    """From which step on which settings change; of a loss without a temperature, none from step 0 on.
+    """Return the first step and the changed settings of each stage of a loss.
+
+    A loss without a temperature has one stage, from step 0, that changes nothing.
 
     Raises:
-        ConfigError: a temperature that the labels do not declare; the declared ones are named.
+        ConfigError: the labels do not declare a temperature; the message names the declared ones.
     """
     if "temperature" not in settings:
         return [(0, {})]
@@ -101,7 +108,7 @@ def stages_of(
 
 
 def temperatures_of(losses: Mapping[str, LossConfig], temperatures: Sequence[float]) -> list[float]:
-    """The declared temperatures at which a run's losses will look at the teacher's distributions.
+    """Return the declared temperatures at which a run's losses read the teacher's distributions.
 
     Raises:
         ConfigError: as `stages_of`.
@@ -116,12 +123,15 @@ def temperatures_of(losses: Mapping[str, LossConfig], temperatures: Sequence[flo
 
 
 def layer_maps(losses: Mapping[str, LossConfig]) -> dict[str, Any]:
-    """By the name of each loss of hidden states, how its layers are paired: ``uniform``, ``last`` or the pairs."""
-    return {name: settings_of(name, config)["layers"] for name, config in losses.items() if wants_layers(name)}
+    """Return the configured layer pairing of each loss of hidden states, by its name.
+
+    A pairing is ``uniform``, ``last`` or the pairs.
+    """
+    return {name: settings_of(name, config)["layers"] for name, config in losses.items() if needs_layers(name)}
 
 
-def wants_layers(name: str) -> bool:
-    """Whether there is a loss of that name, and it is of hidden states."""
+def needs_layers(name: str) -> bool:
+    """Return whether there is a loss of that name that compares hidden states."""
     kind = LOSSES.get(name)
     return kind is not None and issubclass(kind, LayerLoss)
 
@@ -130,7 +140,7 @@ def refuse_labels(loss: Loss, name: str, labels: Labels) -> None:
     """Refuse labels that a loss cannot be used with.
 
     Raises:
-        ConfigError: the loss says why.
+        ConfigError: the labels are refused, for the reason given by the loss.
     """
     try:
         loss.check(labels)
@@ -146,7 +156,11 @@ def _declared(name: str, temperature: float, temperatures: Sequence[float]) -> f
 
 
 def _fitting(where: str, value: Any, form: Any) -> Any:
-    """The value in the form its field wants."""
+    """Validate a value and return it in the form of its field.
+
+    Raises:
+        ConfigError: the value is invalid.
+    """
     if where.endswith(".temperature") and isinstance(value, Mapping) and set(value) != {"step"}:
         raise ConfigError(
             f"{where}: a temperature steps through declared ones, as in {{step: [[0, 2], [0.5, 1]]}}, and does not "
@@ -156,6 +170,6 @@ def _fitting(where: str, value: Any, form: Any) -> Any:
     try:
         return TypeAdapter(form).validate_python(value)
     except ValidationError as error:
-        told = dict.fromkeys(item["msg"].removeprefix("Value error, ") for item in error.errors())
-        message = ", or ".join(text[0].lower() + text[1:] for text in told)
+        messages = dict.fromkeys(item["msg"].removeprefix("Value error, ") for item in error.errors())
+        message = ", or ".join(text[0].lower() + text[1:] for text in messages)
         raise ConfigError(f"{where}: {message}; found {value!r}") from error

@@ -1,4 +1,4 @@
-"""Numbers that change over training, as pure functions of the step: learning rate and loss weights."""
+"""Compute learning rates and loss weights as pure functions of the step."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,8 +15,11 @@ Curve = Callable[[int], float]
 
 
 def rate_factor(step: int, *, steps: int, warmup: float, shape: Shape) -> float:
-    """Factor of the learning rate at a step: it rises linearly over ``warmup`` (share of the steps), then stays
-    (``constant``) or falls towards 0 at the end (``linear``, ``cosine``)."""
+    """Return the factor of the learning rate at a step.
+
+    The factor rises linearly over ``warmup`` (share of the steps), then stays (``constant``) or falls towards 0 at the
+    end (``linear``, ``cosine``).
+    """
     rising = round(warmup * steps)
     if step < rising:
         return (step + 1) / (rising + 1)
@@ -24,7 +27,10 @@ def rate_factor(step: int, *, steps: int, warmup: float, shape: Shape) -> float:
 
 
 def weight_curve(weight: float | Schedule, steps: int) -> Curve:
-    """The weight of a loss over ``steps`` steps: from the first of its two values to the second, or in jumps."""
+    """Return the weight of a loss as a function of the step, over ``steps`` steps.
+
+    It is constant, a curve between two values, or has stages.
+    """
     if isinstance(weight, float | int):
         return lambda step: float(weight)
     if weight.step is not None:
@@ -36,17 +42,23 @@ def weight_curve(weight: float | Schedule, steps: int) -> Curve:
 
 
 def stage_starts(stages: Sequence[tuple[float, T]], steps: int) -> tuple[tuple[int, T], ...]:
-    """First step and value of each stage of ``[share of training, value]`` pairs, over ``steps`` steps."""
+    """Return the first step and the value of each stage, over ``steps`` steps.
+
+    The stages are given as ``[share of training, value]`` pairs.
+    """
     return tuple((round(share * steps), value) for share, value in stages)
 
 
 def stage_at(starts: Sequence[tuple[int, T]], step: int) -> T:
-    """The value of the last stage that has begun at a step; the first begins with 0."""
+    """Return the value of the last stage that has begun at a step.
+
+    The first stage begins at step 0.
+    """
     return next(value for start, value in reversed(starts) if start <= step)
 
 
 def _fall(start: float, end: float, done: float, shape: Shape) -> float:
-    """From ``start`` at ``done`` = 0 to ``end`` at 1 along the shape."""
+    """Return the value on the curve from ``start`` at ``done`` = 0 to ``end`` at ``done`` = 1."""
     if shape == "constant":
         return start
     share = done if shape == "linear" else (1 - math.cos(math.pi * done)) / 2

@@ -1,4 +1,4 @@
-"""The losses of a run beside its labels, student and sampler: what each of these must give, and what is refused."""
+"""Validate the losses of a run against its labels, student and sampler."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,20 +17,23 @@ from ray_distill.students.objective.weighted_losses import Term, build_terms, gr
 from ray_distill.students.order.cursor import Index
 from ray_distill.students.order.micro_batches import Budget
 
-#: Where the length of stored states is measured: rows in each of so many places.
+#: Number of places at which the length of stored states is measured, and rows at each.
 SCALE_PLACES, SCALE_ROWS = 16, 256
 
-#: Least mean mass of the stored classes at the training temperature: below it the tail's unknown shape is
-#: most of what the student would be taught (MATHS.md §3).
+#: Least mean mass of the stored classes at the training temperature: below it, most of the target's mass would be in
+#: the tail, whose shape is unknown (MATHS.md §3).
 MIN_RETAINED_MASS = 0.5
 
 
 def check_losses(losses: Mapping[str, LossConfig], labels: Labels, training: TrainingConfig) -> list[str]:
-    """What is wrong with the losses, before anything is spent: each by its dotted name, with what to do."""
+    """Return the errors in the configured losses, each with its dotted name and a remedy.
+
+    Commands run this check before they spend any resources.
+    """
     wrong, terms = [], list[Term]()
     for name, config in losses.items():
         try:
-            # Which layers pair up is known with the student; any pair will do to check the rest.
+            # Layers are paired later, with the student; any pair is enough to check the other settings.
             own = build_terms({name: config}, steps=1, temperatures=labels.temperatures, layers={name: {0: 0}})
             terms += own
             for _, loss in own[0].stages:
@@ -45,7 +48,7 @@ def check_losses(losses: Mapping[str, LossConfig], labels: Labels, training: Tra
 
 
 def labels_of(manifest: StoreManifest) -> Labels:
-    """What the losses may know of a store."""
+    """Return the properties of a store that losses may use."""
     return Labels(
         temperatures=manifest.temperatures,
         drawn=manifest.draws > 0,
@@ -56,7 +59,7 @@ def labels_of(manifest: StoreManifest) -> Labels:
 
 
 def pairs_of(losses: Mapping[str, LossConfig], stored: Sequence[int], model: Model) -> dict[str, dict[int, int]]:
-    """By the name of each loss of hidden states, student layer to stored teacher layer.
+    """Return student layer to stored teacher layer, by the name of each loss of hidden states.
 
     Raises:
         ConfigError: as `layer_pairs`.
@@ -65,12 +68,13 @@ def pairs_of(losses: Mapping[str, LossConfig], stored: Sequence[int], model: Mod
 
 
 def check_retained_mass(data: Examples, rows: Index, temperature: float) -> None:
-    """Refuse a temperature at which the stored classes hold too little of the teacher's mass.
+    """Refuse a temperature at which the stored classes have too little of the teacher's mass.
 
-    Where classes were drawn the tail is known without bias, however little of the mass is stored: nothing is refused.
+    If classes were drawn, the tail is estimated without bias, however little of the mass is stored, and every
+    temperature is accepted.
 
     Raises:
-        ConfigError: the measured mass is below the floor.
+        ConfigError: the measured mass is below the minimum.
     """
     taught = rows[data.distil[rows]]
     if data.drawn or len(taught) == 0:
@@ -78,17 +82,19 @@ def check_retained_mass(data: Examples, rows: Index, temperature: float) -> None
     mass = data.retained_mass(temperature, taught)
     if mass < MIN_RETAINED_MASS:
         raise ConfigError(
-            f"student.losses.soft.temperature {temperature:g}: the stored classes hold only {mass:.2f} of the "
+            f"student.losses.soft.temperature {temperature:g}: the stored classes have only {mass:.2f} of the "
             f"teacher's mass at this temperature, at least {MIN_RETAINED_MASS} is needed; train at a lower "
             "temperature, or label again with a larger k"
         )
 
 
-def layers_wanted(terms: Sequence[Term]) -> tuple[dict[int, int], tuple[int, ...]]:
-    """Student layers that a bundle must project, with the teacher layer of each; and those it must give as they are.
+def required_layers(terms: Sequence[Term]) -> tuple[dict[int, int], tuple[int, ...]]:
+    """Return the layers to project, with their teacher layers, and the plain layers.
+
+    Student layers are *plain* if losses need their states without a projection.
 
     Raises:
-        ConfigError: two losses want one layer projected to two teacher layers.
+        ConfigError: two losses project one student layer to different teacher layers.
     """
     projected, plain = dict[int, int](), set[int]()
     for term in terms:
@@ -96,18 +102,20 @@ def layers_wanted(terms: Sequence[Term]) -> tuple[dict[int, int], tuple[int, ...
         if not term.loss.projected:
             plain |= set(pairs)
             continue
-        for ours, theirs in pairs.items():
-            if projected.setdefault(ours, theirs) != theirs:
+        for student, teacher in pairs.items():
+            if projected.setdefault(student, teacher) != teacher:
                 raise ConfigError(
-                    f"student.losses.{term.name}.layers: student layer {ours} is projected to teacher layer "
-                    f"{projected[ours]} by another loss, and to {theirs} by this one: pair it alike"
+                    f"student.losses.{term.name}.layers: student layer {student} is projected to teacher layer "
+                    f"{projected[student]} by another loss, and to {teacher} by this one: use the same pair in both"
                 )
     return projected, tuple(sorted(plain))
 
 
 def scales_of(data: Examples) -> dict[int, float]:
-    """Mean squared length of the stored vectors of each layer, over rows in a few places evenly spread: as many as are
-    read at once where data are streamed, and the same ones where they are not.
+    """Return the mean squared length of the stored vectors of each layer.
+
+    The mean is over rows at a few evenly spread places, few enough to be read at once if data are streamed. The rows
+    are the same if data are in memory.
     """
     if not data.widths:
         return {}
@@ -119,7 +127,10 @@ def scales_of(data: Examples) -> dict[int, float]:
 
 
 def state_scales(hidden: Mapping[int, Vectors]) -> dict[int, float]:
-    """Mean squared length of the stored vectors of each layer, in float64; 0 of a layer without any."""
+    """Return the mean squared length of each layer's vectors, in float64.
+
+    It is 0 for a layer without vectors.
+    """
     sums = {
         layer: float(np.einsum("ij,ij->", states.values, states.values, dtype=np.float64))
         for layer, states in hidden.items()

@@ -1,4 +1,4 @@
-"""The configured losses as terms: a name, a loss and a weight over time; and their exact global reduction."""
+"""Build the losses as weighted terms, and reduce them exactly over the global batch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,16 +23,16 @@ class Term:
 
     name: str
     stages: tuple[tuple[int, Loss], ...]
-    """The loss from a step on: several where its temperature changes."""
+    """First step and loss of each stage; there are several if the temperature changes."""
     weight: Curve
 
     @property
     def loss(self) -> Loss:
-        """The loss of the first step. All stages weigh a batch alike and want the same of the student."""
+        """The loss of the first step; all stages have the same weights and student outputs."""
         return self.stages[0][1]
 
     def at(self, step: int) -> Loss:
-        """The loss of a step."""
+        """Return the loss of a step."""
         return stage_at(self.stages, step)
 
 
@@ -47,15 +47,14 @@ def build_terms(
     """Build the terms of a configuration.
 
     Args:
-        losses: by name.
-        steps: of the whole run, over which weights change.
-        temperatures: the labels declare.
+        losses: settings by the name of the loss.
+        steps: number of steps of the whole run, over which weights change.
+        temperatures: temperatures that the labels declare.
         layers: student layer to stored teacher layer, by the name of each loss of hidden states.
         scales: mean squared length of the stored states, by teacher layer.
 
     Raises:
-        ConfigError: an unknown loss or setting, a value that does not fit it, or a temperature the labels do not
-            declare.
+        ConfigError: a loss or setting is unknown, a value is invalid, or the labels do not declare a temperature.
     """
     given = {name: {"layers": layers.get(name, {}), "scales": scales or {}} for name in losses}
     terms = tuple(
@@ -86,10 +85,10 @@ def _stages(
 
 
 def group_of(terms: Sequence[Term]) -> int:
-    """Rows that the sampler must keep together for these terms: 1 where none compares rows with each other.
+    """Return the number of rows that the sampler must keep together; 1 if no term compares rows.
 
     Raises:
-        ConfigError: two want groups of different sizes.
+        ConfigError: two terms need groups of different sizes.
     """
     found = {term.name: size for term in terms if (size := term.loss.group_rows()) is not None}
     if len(set(found.values())) > 1:
@@ -102,10 +101,12 @@ def group_of(terms: Sequence[Term]) -> int:
 
 
 def weights_of(terms: Sequence[Term], batches: Sequence[LossBatch], ranks: Ranks, device: torch.device) -> list[float]:
-    """The global weight of each term over all micro-batches of all ranks: known before the first backward.
+    """Return the global weight of each term.
+
+    It is the sum over all micro-batches of all ranks, computed before the first backward pass.
 
     Raises:
-        TrainingError: a loss finds that the batch does not fit.
+        TrainingError: a loss refuses the batch.
     """
     try:
         own = [sum(float(term.loss.weight(batch)) for batch in batches) for term in terms]
@@ -114,11 +115,15 @@ def weights_of(terms: Sequence[Term], batches: Sequence[LossBatch], ranks: Ranks
     return ranks.total(own, device)
 
 
-def ask_head(
+def head_request(
     terms: Sequence[Term], batch: LossBatch, *, step: int, weights: Sequence[float], norms: bool = False
 ) -> Asked:
-    """What a fused head is asked for: the terms that need no logits, with their factors in the global loss, and if
-    ``norms`` the size of each one's gradient."""
+    """Return the request to a fused head.
+
+    It has the terms that need no logits, with their factors in the global loss.
+
+    If ``norms`` is True, the head also computes the squared norm of each term's gradient.
+    """
     parts = tuple(
         Part(loss=cast(BucketLoss, term.at(step)), factor=term.weight(step) / (weight or 1.0))
         for term, weight in zip(terms, weights, strict=True)
@@ -130,14 +135,14 @@ def ask_head(
 def combine(
     terms: Sequence[Term], output: StudentOutput, batch: LossBatch, *, step: int, weights: Sequence[float]
 ) -> tuple[Tensor, list[Tensor]]:
-    """One micro-batch's share of the global loss, and of each term's global mean.
+    """Return a micro-batch's share of the global loss, and its share of each term's global mean.
 
-    ``Σ w_term · sum / W_term`` (MATHS.md §6): adding up the shares of all micro-batches and ranks, or their
-    gradients, gives the loss of the whole batch. A term nothing in the batch carries counts 0. What a fused head has
-    been asked for (`ask_head`) is taken from it.
+    ``Σ w_term · sum / W_term`` (MATHS.md §6): the sum of the shares of all micro-batches and ranks, or of their
+    gradients, is that of the whole batch. A term without weight in the batch counts 0. The values of terms that a fused
+    head has computed (`head_request`) are taken from its output.
 
     Raises:
-        TrainingError: a loss finds that student and labels do not fit.
+        TrainingError: a loss refuses the combination of student output and labels.
     """
     made = iter(() if output.fused is None else output.fused[1])
     known = [next(made) if output.fused is not None and _fits(term) else None for term in terms]
@@ -156,12 +161,14 @@ def combine(
 def squares(
     terms: Sequence[Term], output: StudentOutput, batch: LossBatch, *, step: int, weights: Sequence[float]
 ) -> list[Tensor]:
-    """Squared norm of each term's gradient at what the student gave for a micro-batch, in float64.
+    """Return the squared norm of each term's gradient for a micro-batch, in float64.
 
-    The gradient is of the term's global mean, without the term's own weight, at logits and hidden states as the losses
-    see them; at the final hidden states where a fused head made the losses. Outputs of different examples are
-    different outputs: the sum over all micro-batches and ranks is the square for the whole global batch. Nothing of
-    the student's own graph is touched.
+    The gradient is taken at the student's outputs.
+
+    The gradient is of the term's global mean, without the term's own weight, with respect to the logits and hidden
+    states that the losses read; with respect to the final hidden states if a fused head computed the losses. Outputs of
+    different examples are separate variables: the sum over all micro-batches and ranks is the square for the whole
+    global batch. The student's own graph is not changed.
     """
     made = iter(() if output.fused is None else output.fused[2])
     found = []
@@ -188,12 +195,15 @@ def _leaf(tensor: Tensor) -> Tensor:
 
 
 def _fits(term: Term) -> bool:
-    """Whether a fused head can give this term."""
+    """Return whether a fused head can compute this term."""
     return isinstance(term.loss, BucketLoss)
 
 
 def to_device(batch: LossBatch, device: torch.device) -> LossBatch:
-    """The batch with all its tensors on ``device``; class ids cross as they are stored, and become int64 there."""
+    """Move a batch to ``device``.
+
+    Class ids are moved in their stored type and converted to int64 there.
+    """
     targets = batch.targets
     if targets is not None:
         targets = replace(

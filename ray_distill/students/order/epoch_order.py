@@ -1,12 +1,12 @@
-"""The order of examples where they lie in units that are read whole: shuffled, yet few units open at a time.
+"""Shuffle examples in units that are read whole, with few units open at a time.
 
-A pure function of (seed, epoch, global batch, rows of each unit, `Plan.mixed`). It knows nothing of ranks, files,
-attempts or compaction, and its state is the number of the step.
+The order is a pure function of (seed, epoch, global batch, rows of each unit, `Plan.mixed`). It does not depend on
+ranks, files, attempts or compaction, and the only state is the number of the step.
 
 The units of an epoch are permuted and laid end to end; that line is cut into lanes; block c of every global batch
-comes from lane c; and inside a lane rows are shuffled within windows of a few units. So a rank, which takes a
-contiguous share of each batch, has the windows of its own lanes open and no others, and reads each unit about once.
-Where one window holds everything, the order is `sampler.epoch_order`.
+comes from lane c; and inside a lane rows are shuffled within windows of a few units. A rank has a contiguous share of
+each batch, so only the windows of its own lanes are open, and it reads each unit about once. If one window contains all
+units, the order is `cursor.epoch_order`.
 """
 
 from collections import OrderedDict
@@ -18,23 +18,23 @@ import numpy.typing as npt
 
 from ray_distill.students.order.cursor import Index, epoch_order, steps_per_epoch
 
-#: Units that are open at a time, unless a configuration says otherwise.
+#: Default number of units that are open at a time.
 MIXED_UNITS = 64
 
-#: Units a lane has at least, on average: a unit that lies across the cut between two lanes is read twice, so that at
-#: most one unit in so many is.
+#: Least average number of units a lane. A unit across the cut between two lanes is read twice, so at most one unit in
+#: this number is read twice.
 UNITS_A_LANE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What decides the order, beside seed and epoch."""
+    """Everything that determines the order, except seed and epoch."""
 
     units: Index
     """``[U]`` rows of each unit, in the order in which rows are numbered."""
     global_batch: int
     mixed: int = MIXED_UNITS
-    """Units that rows are shuffled over at a time, all lanes together; where there are no more, the whole epoch is."""
+    """Units over which rows are shuffled at a time, all lanes together; if there are no more, over all units."""
 
     @cached_property
     def rows(self) -> int:
@@ -43,17 +43,20 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Global batches of an epoch; the last may be short."""
+        """Number of global batches of an epoch; the last may be short."""
         return steps_per_epoch(self.rows, self.global_batch)
 
     @property
     def whole(self) -> bool:
-        """Whether one window holds everything."""
+        """Whether one window contains all units."""
         return len(self.units) <= self.mixed
 
     @cached_property
     def lanes(self) -> int:
-        """Number of lanes, C: the largest divisor of the global batch that leaves each enough units, and two open."""
+        """Number of lanes, C.
+
+        C is the largest divisor of the global batch for which each lane has enough units, and two open units.
+        """
         most = min(self.mixed // 2, len(self.units) // UNITS_A_LANE, self.global_batch)
         if self.whole or most < 2:
             return 1
@@ -61,32 +64,32 @@ class Plan:
 
     @property
     def window(self) -> int:
-        """Units of a window."""
+        """Number of units of a window."""
         return max(1, self.mixed // self.lanes)
 
     def batch_rows(self, inside: int) -> int:
-        """Rows of the global batch with this number in its epoch."""
+        """Return the number of rows of the global batch with number ``inside`` in its epoch."""
         return min(self.global_batch, self.rows - inside * self.global_batch)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """One epoch's lanes and windows: a few numbers a unit, never one a row."""
+    """Lanes and windows of one epoch: a few numbers a unit, no number a row."""
 
     unit: Index
     """``[U]`` units in the order in which they are laid end to end."""
     first: Index
-    """``[U]`` number of the first row of each of these."""
+    """``[U]`` number of the first row of each unit, in the order of ``unit``."""
     at: Index
-    """``[U+1]`` where each of these begins on the line."""
+    """``[U+1]`` start of each unit on the line, in the order of ``unit``."""
     lane: Index
-    """``[C+1]`` where each lane begins on the line."""
+    """``[C+1]`` start of each lane on the line."""
     window: Index
-    """``[W+1]`` where each window begins on the line; no window lies in two lanes."""
+    """``[W+1]`` start of each window on the line; no window is in two lanes."""
 
 
 class Order:
-    """Rows of the global batches of a run; makes what it needs of an epoch once, and keeps the open windows."""
+    """Rows of the global batches of a run, with a cache of epoch layouts and open windows."""
 
     def __init__(self, plan: Plan, seed: int) -> None:
         self.plan = plan
@@ -95,15 +98,15 @@ class Order:
         self._windows: OrderedDict[tuple[int, int], Index] = OrderedDict()
 
     def size(self, step: int) -> int:
-        """Rows of the global batch of a step, counted from 0 over all epochs."""
+        """Return the number of rows of a step's global batch; steps count from 0 over all epochs."""
         return self.plan.batch_rows(step % self.plan.steps)
 
     def batch(self, step: int) -> Index:
-        """Rows of the global batch of a step; over the steps of an epoch each row comes exactly once."""
+        """Return the rows of a step's global batch; each row occurs exactly once an epoch."""
         return self.rows_at(step, np.arange(self.size(step), dtype=np.int64))
 
     def rows_at(self, step: int, slots: npt.NDArray[np.int64]) -> Index:
-        """Rows at some places of the global batch of a step: a rank asks for its own and pays for no others."""
+        """Return the rows in some slots of a step's global batch, at the cost of those rows alone."""
         epoch, inside = divmod(step, self.plan.steps)
         made = self._open(epoch)
         if not isinstance(made, Epoch):
@@ -118,35 +121,35 @@ class Order:
         return found
 
     def _open(self, epoch: int) -> Epoch | Index:
-        """The plan of an epoch, or its whole permutation where one window holds everything."""
+        """Return the layout of an epoch, or its whole permutation if one window contains all units."""
         if epoch not in self._epochs:
             self._epochs[epoch] = (
                 epoch_order(self._seed, epoch, self.plan.rows)
                 if self.plan.whole
                 else lay_out(self.plan, self._seed, epoch)
             )
-            while len(self._epochs) > 2:  # a reader that looks ahead sees the next one too
+            while len(self._epochs) > 2:  # prefetching also reads the next epoch
                 self._epochs.popitem(last=False)
         return self._epochs[epoch]
 
     def _shuffled(self, epoch: int, made: Epoch, number: int) -> Index:
-        """Rows of a window, in the order in which they come; the windows used last are kept."""
+        """Return the rows of a window in training order; the most recently used windows are cached."""
         key = epoch, number
         if key in self._windows:
             self._windows.move_to_end(key)
             return self._windows[key]
         self._windows[key] = found = window_rows(made, self._seed, epoch, number)
-        while len(self._windows) > 2 * self.plan.lanes:  # at a change a batch is in two windows of a lane
+        while len(self._windows) > 2 * self.plan.lanes:  # a batch may be in two windows of a lane
             self._windows.popitem(last=False)
         return found
 
 
 def units_of(rows: Index, bounds: Index | None) -> Index:
-    """Rows of each unit that has any, of an ascending choice of rows.
+    """Return the number of selected rows in each unit that has any.
 
     Args:
-        rows: ``[N]`` the chosen rows, ascending.
-        bounds: ``[U+1]`` where each unit begins, in the numbers of the rows; None: one unit holds everything.
+        rows: ``[N]`` the selected rows, ascending.
+        bounds: ``[U+1]`` number of the first row of each unit; None = all rows are one unit.
     """
     if bounds is None:
         return np.array([len(rows)], dtype=np.int64)
@@ -155,7 +158,7 @@ def units_of(rows: Index, bounds: Index | None) -> Index:
 
 
 def lay_out(plan: Plan, seed: int, epoch: int) -> Epoch:
-    """The lanes and windows of an epoch."""
+    """Compute the lanes and windows of an epoch."""
     unit = _generator(seed, epoch, 1).permutation(len(plan.units))
     rows = plan.units[unit]
     at, lane = _starts(rows), _lane_starts(plan)
@@ -163,7 +166,7 @@ def lay_out(plan: Plan, seed: int, epoch: int) -> Epoch:
 
 
 def window_rows(made: Epoch, seed: int, epoch: int, number: int) -> Index:
-    """Rows of a window, shuffled."""
+    """Return the rows of a window, shuffled."""
     low, high = int(made.window[number]), int(made.window[number + 1])
     place = low + _generator(seed, epoch, 2, number).permutation(high - low)
     unit = np.searchsorted(made.at, place, side="right") - 1
@@ -171,13 +174,13 @@ def window_rows(made: Epoch, seed: int, epoch: int, number: int) -> Index:
 
 
 def _on_line(plan: Plan, made: Epoch, inside: int, slots: npt.NDArray[np.int64]) -> Index:
-    """Where on the line the rows of a batch's slots lie.
+    """Return the places on the line of the rows in a batch's slots.
 
-    A short last batch takes equally much of every lane, so that ranks need no other lanes at an epoch's end.
+    A short last batch has equally many rows from every lane, so that ranks need no other lanes at an epoch's end.
     """
     size, lanes = plan.batch_rows(inside), plan.lanes
     each, more = divmod(size, lanes)
-    # the first `more` lanes give one row more
+    # each of the first `more` lanes has one more row in the batch
     edge = more * (each + 1)
     early = slots < edge
     lane = np.where(early, slots // (each + 1), more + (slots - edge) // max(each, 1))
@@ -186,16 +189,18 @@ def _on_line(plan: Plan, made: Epoch, inside: int, slots: npt.NDArray[np.int64])
 
 
 def _lane_starts(plan: Plan) -> Index:
-    """Where lanes begin: each is as long as what all batches take of it."""
+    """Return the starts of the lanes; the length of a lane is its number of rows in all batches."""
     each, more = divmod(plan.batch_rows(plan.steps - 1), plan.lanes)
     last = each + (np.arange(plan.lanes) < more)
     return _starts((plan.steps - 1) * (plan.global_batch // plan.lanes) + last)
 
 
 def _window_starts(plan: Plan, at: Index, lane: Index) -> Index:
-    """Cut every lane between units: every `Plan.window` of them, from another first cut in each lane.
+    """Cut every lane into windows of `Plan.window` whole units.
 
-    If all lanes changed their windows at one step, they would wait for all their units at once.
+    The first cut differs by lane.
+
+    If all lanes changed their windows at the same step, training would wait for all their units at once.
     """
     cuts = []
     for number, (low, high) in enumerate(zip(lane[:-1], lane[1:], strict=True)):

@@ -1,6 +1,8 @@
-"""How a global batch is cut into the forward passes of each rank: by rows, or by tokens among rows of like length.
+"""Cut a global batch into the forward passes of each rank.
 
-However it is cut, losses are shares of one mean over the global batch, so the curve stays the same.
+A batch is cut by rows, or by tokens with rows of similar length together.
+
+Losses are shares of one mean over the global batch, so the curve does not depend on the cut.
 """
 
 import math
@@ -16,7 +18,7 @@ from ray_distill.errors import ConfigError
 from ray_distill.students.order.cursor import Index
 from ray_distill.tasks.packing import pack
 
-#: ``[R, F]``: tokens of each row in each feature that is padded by itself; two of an encoder-decoder.
+#: ``[R, F]``: tokens of each row in each separately padded feature; an encoder-decoder has two.
 Lengths = npt.NDArray[np.int32]
 
 
@@ -30,23 +32,23 @@ class MicroBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How much a forward pass may hold."""
+    """The limits of a forward pass."""
 
     rows: int
-    """Examples, at most."""
+    """Most examples."""
     tokens: int = 0
-    """Tokens, padding included, at most; 0 = rows alone count, and are taken as they come."""
+    """Most tokens, padding included; 0 = only rows are limited, and their order is kept."""
     packed: int = 0
     """Tokens of a sequence that documents are packed into; 0 = one document a sequence."""
     group: int = 1
-    """Rows that a loss compares with each other, and that stay together."""
+    """Number of rows that a loss compares with each other, and that stay together."""
 
     @classmethod
     def of(cls, training: TrainingConfig, group: int = 1) -> Self:
-        """As configured.
+        """Return the configured limits.
 
         Raises:
-            ConfigError: a micro-batch would split a group; the sizes that would do are named.
+            ConfigError: a micro-batch would split a group; the message names the valid sizes.
         """
         rows = training.micro_batch
         if rows % group:
@@ -69,12 +71,15 @@ class Budget:
         return cls(rows=rows, tokens=training.micro_tokens, packed=training.packed, group=group)
 
     def passes(self, global_batch: int, world: int) -> int:
-        """Forward passes of a rank in a step, at most."""
+        """Return the most forward passes of a rank in a step."""
         size = share_of(global_batch, world, self.group)
         return size // self.group if self.tokens else math.ceil(size / self.rows)
 
     def least(self, lengths_RF: Lengths | None) -> int:
-        """Rows, or tokens, that a pass must hold: a group, or the longest example as often as a group has rows."""
+        """Return the least limit that a pass needs: the rows, or the tokens, of one group.
+
+        The tokens are those of a group of the longest example.
+        """
         if not self.tokens or lengths_RF is None:
             return self.group
         return max(self.packed, int(lengths_RF.max(axis=0, initial=0).sum()) * self.group)
@@ -83,7 +88,7 @@ class Budget:
         """Refuse examples that cannot be cut by tokens.
 
         Raises:
-            ConfigError: rows have no tokens, or one alone, or a group of the longest, has more than a pass may hold.
+            ConfigError: rows have no tokens, or one example, or a group of the longest, exceeds the limit of a pass.
         """
         if not self.tokens:
             return
@@ -99,36 +104,41 @@ class Budget:
 
 
 def share_of(rows: int, world: int, group: int = 1) -> int:
-    """Rows of each rank's share of a batch: as many whole groups on every rank, filled up where they do not suffice."""
+    """Return the rows of each rank's share of a batch.
+
+    Every rank gets equally many whole groups, with padding if needed.
+    """
     return math.ceil(math.ceil(rows / group) / world) * group
 
 
 def share(batch: Index, *, rank: int, world: int, group: int = 1) -> MicroBatch:
-    """This rank's contiguous share of a batch.
+    """Return this rank's contiguous share of a batch.
 
-    A batch that the ranks cannot share evenly is filled up with its own first rows, marked as not real: collectives
-    need equal numbers of passes, and losses give such rows no weight. Blocks of ``group`` rows, counted from the
-    batch's first, stay together.
+    A batch that the ranks cannot share evenly is padded with its own first rows, marked as not real: collectives need
+    equal numbers of passes, and losses give such rows weight 0. Blocks of ``group`` rows, counted from the first row of
+    the batch, stay together.
     """
     size = share_of(len(batch), world, group)
     filled = np.resize(batch, size * world)
-    ours = slice(rank * size, (rank + 1) * size)
-    return MicroBatch(rows=filled[ours], real=(np.arange(size * world) < len(batch))[ours])
+    own = slice(rank * size, (rank + 1) * size)
+    return MicroBatch(rows=filled[own], real=(np.arange(size * world) < len(batch))[own])
 
 
 def micro_batches(
     batch: Index, *, rank: int, world: int, budget: Budget, lengths_BF: Lengths | None = None
 ) -> list[MicroBatch]:
-    """This rank's share of a batch, in micro-batches: as many on every rank, and each rank knows by itself how many.
+    """Return this rank's share of a batch, in micro-batches.
+
+    Every rank has the same number of micro-batches, and each rank computes this number without communication.
 
     Args:
         batch: ``[B]`` rows of the whole global batch.
-        rank: of whose share.
+        rank: this rank.
         world: number of ranks.
-        budget: how much each may hold.
-        lengths_BF: of these rows; only asked for where the budget is of tokens.
+        budget: the limits of each micro-batch.
+        lengths_BF: lengths of these rows; only required if the budget limits tokens.
     """
-    ours = share(batch, rank=rank, world=world, group=budget.group)
+    own = share(batch, rank=rank, world=world, group=budget.group)
     if budget.tokens:
         assert lengths_BF is not None
         slots = np.arange(len(batch), dtype=np.int64)
@@ -139,24 +149,25 @@ def micro_batches(
         places = evened(cuts[rank], max(map(len, cuts)), budget.group)
     else:
         places = [
-            np.arange(start, min(start + budget.rows, len(ours.rows)))
-            for start in range(0, len(ours.rows), budget.rows)
+            np.arange(start, min(start + budget.rows, len(own.rows))) for start in range(0, len(own.rows), budget.rows)
         ]
-    return [MicroBatch(rows=ours.rows[at], real=ours.real[at]) for at in places]
+    return [MicroBatch(rows=own.rows[at], real=own.real[at]) for at in places]
 
 
 def cut_by_tokens(lengths_SF: Lengths, budget: Budget) -> list[Index]:
-    """Places in a share of S rows, in micro-batches within the budget; the longest rows come first.
+    """Cut a share of S rows into micro-batches within the budget, the longest rows first.
 
-    Rows of like length go together, so that little is padded. A pass that does not fit fails at the first step, not
-    where the longest rows happen to meet.
+    The result has places in the share.
+
+    Rows of similar length are together, so there is little padding. A pass that does not fit into memory fails at the
+    first step, and not at a later step where the longest rows happen to be together.
     """
     if budget.packed:
         return _cut_packed(lengths_SF.sum(axis=1, dtype=np.int64), budget)
     blocks = np.arange(len(lengths_SF), dtype=np.int64).reshape(-1, budget.group)
     widest_GF = lengths_SF[blocks].max(axis=1)
     order = np.argsort(-widest_GF.sum(axis=1), kind="stable")
-    if lengths_SF.shape[1] == 1:  # the first block is the widest: no look at the others
+    if lengths_SF.shape[1] == 1:  # the first block is the widest, so the others need no comparison
         return _cut_sorted(blocks[order], widest_GF[order, 0], budget)
     cuts: list[Index] = []
     start, widest = 0, np.zeros(lengths_SF.shape[1], dtype=np.int64)
@@ -180,7 +191,10 @@ def _cut_sorted(blocks: Index, widest: Lengths, budget: Budget) -> list[Index]:
 
 
 def evened(cuts: Sequence[Index], passes: int, group: int = 1) -> list[Index]:
-    """The same rows in exactly so many micro-batches, for another rank needs them: those of most rows are halved."""
+    """Split micro-batches until there are ``passes``, as another rank needs.
+
+    The micro-batch with the most rows is halved first.
+    """
     found = list(cuts)
     while len(found) < passes:
         at = max(range(len(found)), key=lambda number: len(found[number]))
@@ -190,17 +204,20 @@ def evened(cuts: Sequence[Index], passes: int, group: int = 1) -> list[Index]:
 
 
 def _cut_packed(lengths_S: Index, budget: Budget) -> list[Index]:
-    """As many whole sequences a pass, and one at least, as the budget holds with their documents.
+    """Cut packed documents into passes of whole sequences within the budget.
 
-    Packing the documents of some of these sequences again gives the same sequences: which of them a document went into
-    did not depend on the others.
+    A pass has as many sequences as the budget allows, and at least one.
+
+    Packing the documents of some of these sequences again gives the same sequences, because the sequence of a document
+    does not depend on the other documents.
     """
     cuts: list[Index] = []
-    held: list[Index] = []
+    current: list[Index] = []
     for sequence in pack(lengths_S, budget.packed):
-        longest = max(budget.packed, int(lengths_S[(held or [sequence])[0]].sum()))  # overlong documents come first
-        if held and ((len(held) + 1) * longest > budget.tokens or sum(map(len, held)) + len(sequence) > budget.rows):
-            cuts.append(np.concatenate(held))
-            held = []
-        held.append(sequence)
-    return [*cuts, np.concatenate(held)]
+        longest = max(budget.packed, int(lengths_S[(current or [sequence])[0]].sum()))  # overlong documents come first
+        rows = sum(map(len, current)) + len(sequence)
+        if current and ((len(current) + 1) * longest > budget.tokens or rows > budget.rows):
+            cuts.append(np.concatenate(current))
+            current = []
+        current.append(sequence)
+    return [*cuts, np.concatenate(current)]

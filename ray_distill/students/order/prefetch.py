@@ -1,4 +1,4 @@
-"""Batches made ahead on a thread while the device computes."""
+"""Prefetch batches on a thread while the device computes."""
 
 import threading
 import time
@@ -8,21 +8,21 @@ from typing import Generic, Self, TypeVar
 
 T = TypeVar("T")
 
-#: Steps that are made ahead: one to be taken at once and one in the making. More would only hide single slow steps,
-#: and each holds a whole step's labels in memory.
+#: Number of prefetched steps: one that is ready and one that is being made. More would only hide single slow steps, and
+#: each keeps a whole step's labels in memory.
 AHEAD = 2
 
 
 class Feed(Generic[T]):
-    """What a function makes of each step, in their order, made on one thread up to `AHEAD` steps before it is taken.
+    """Results of a function of the step, in order, made on one thread up to `AHEAD` steps ahead.
 
-    The function must be one of the step alone: it draws nothing from generators that training seeds. Use it as a
-    context, so that the thread ends with the loop, however that ends.
+    The result must depend on the step alone: the function does not use random generators that training seeds. Use the
+    feed as a context manager, so that the thread ends with the loop even after an error.
     """
 
     def __init__(self, make: Callable[[int], T], stop: int, *, ahead: int = AHEAD) -> None:
         self.waited = 0.0
-        """Seconds that the last `take` waited: what the loop lost to data."""
+        """Seconds that the last `take` waited for data."""
         self._make, self._stop, self._ahead = make, stop, ahead
         self._change = threading.Condition()
         self._made: deque[tuple[T | None, BaseException | None]] = deque()
@@ -31,9 +31,9 @@ class Feed(Generic[T]):
         self._closed = False
 
     def take(self, step: int) -> T:
-        """What was made of a step below ``stop``; whatever making it raised is raised here.
+        """Return the result of a step below ``stop``; an error while making it is raised here.
 
-        Steps are expected one after the other; another one begins anew there.
+        Steps are expected one after the other; after any other step, prefetching starts again at that step.
         """
         start = time.perf_counter()
         if step != self._next:
@@ -49,7 +49,7 @@ class Feed(Generic[T]):
         return value  # type: ignore[return-value]
 
     def close(self) -> None:
-        """End the thread and wait for it; what was made ahead is dropped. `take` may begin anew."""
+        """End the thread, wait for it, and drop prefetched results; `take` may start again."""
         with self._change:
             self._closed = True
             self._change.notify_all()

@@ -1,10 +1,10 @@
-"""The numbers of every step of a run, as files that survive a kill.
+"""Store the metrics of every step of a run, as files that survive a kill.
 
     <output>/curves/<run>/<first step>.jsonl
 
-The first rank writes them while it trains, the driver and the report read them. A file grows until the next checkpoint
-and is complete before that checkpoint is. So a run that goes on from a checkpoint finds all steps before it, and takes
-all others again, whose numbers it drops first: the files have every step once.
+The first rank writes the files during training; the driver and the report read them. A file grows until the next
+checkpoint and is complete before that checkpoint is. A resumed run therefore finds the metrics of all steps before its
+checkpoint. It drops the metrics of later steps and takes these steps again, so the files have every step once.
 """
 
 import json
@@ -19,18 +19,18 @@ from ray_distill.storage import files
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two writes of a file that grows: how far a reader may be behind.
+#: Seconds between two writes of a growing file, which is the delay of a reader.
 WRITE_SECONDS = 2.0
-#: Steps of a file at most, since it is written whole each time.
+#: Most steps of a file, because each write replaces the whole file.
 MOST_STEPS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepMetrics:
-    """Numbers of one step of an arm."""
+    """Metrics of one step of an arm."""
 
     arm: str
-    """The arm, and its learning rate where there are several."""
+    """The arm, with its learning rate if there are several."""
     step: int
     values: Mapping[str, float]
 
@@ -41,10 +41,10 @@ def curve_url(output: str, arm: str) -> str:
 
 
 class CurveWriter:
-    """Writes the curve of one run, from the first rank alone. The training waits for it at a checkpoint only."""
+    """Writes the curve of one run, on the first rank; training waits for it only at checkpoints."""
 
     def __init__(self, url: str, *, after: int) -> None:
-        """Go on after a step; what an earlier run wrote of later steps is dropped.
+        """Continue a curve after a step; the metrics of later steps from an earlier run are dropped.
 
         Raises:
             StorageError: the earlier files cannot be read or changed.
@@ -57,7 +57,10 @@ class CurveWriter:
         _cut(url, after)
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Add a step's numbers; they are written within `WRITE_SECONDS`, if the storage is as fast."""
+        """Add a step's metrics.
+
+        They are written within `WRITE_SECONDS`, if the storage is fast enough.
+        """
         self._lines.append(json.dumps({"step": step, "values": values}))
         if len(self._lines) >= MOST_STEPS:
             self.complete()
@@ -67,10 +70,10 @@ class CurveWriter:
             self._writing = self._thread.submit(files.write_bytes, self._file, _bytes(self._lines))
 
     def complete(self) -> None:
-        """Wait until all steps are written, and begin another file with the next.
+        """Wait until all steps are written, and begin a new file with the next step.
 
         Raises:
-            StorageError: they cannot be written.
+            StorageError: the file cannot be written.
         """
         self._await()
         if self._lines:
@@ -87,7 +90,10 @@ class CurveWriter:
         return files.join(self._url, f"{self._first:09d}.jsonl")
 
     def _await(self) -> None:
-        """Wait for the write under way. One that failed is repeated by the next, which writes the same file."""
+        """Wait for the write under way.
+
+        After a failed write, the next one writes the same file again.
+        """
         writing, self._writing = self._writing, None
         if writing is None:
             return
@@ -98,24 +104,24 @@ class CurveWriter:
 
 
 def read_curve(url: str) -> dict[int, dict[str, float]]:
-    """Return the numbers of every step of a curve, by step; empty if there is none."""
+    """Return the metrics of every step of a curve, by step; empty if there is no curve."""
     return dict(_steps(files.read_many([files.join(url, name) for name in _names(url)])))
 
 
 class CurveReader:
-    """Reads the curves of a training while they grow; each step of each run is returned once."""
+    """Reads the curves of a training job while they grow; returns each step of each run once."""
 
     def __init__(self, output: str, *, known: Mapping[str, int] | None = None) -> None:
-        """Read below ``output``; of runs in ``known``, by name, only the steps after the given one."""
+        """Read curves below ``output``; ``known`` has the last step already read, by run."""
         self._url, self._known = files.join(output, "curves"), dict(known or {})
 
     @property
     def known(self) -> dict[str, int]:
-        """The last step of each run that was returned."""
+        """The last step returned, by run."""
         return dict(self._known)
 
     def new(self) -> list[StepMetrics]:
-        """Return the steps that have been written since, in order.
+        """Return the steps written since the last call, in order.
 
         Raises:
             StorageError: a file cannot be read; nothing is skipped, the next call reads it.
@@ -132,13 +138,16 @@ class CurveReader:
         """Read the files that may have later steps than the last known one."""
         known = self._known.get(arm, 0)
         begun = [first for first in firsts if first <= known + 1]
-        wanted = [*begun[-1:], *firsts[len(begun) :]]
-        data = files.read_many([files.join(self._url, arm, f"{first:09d}.jsonl") for first in wanted])
+        unread = [*begun[-1:], *firsts[len(begun) :]]
+        data = files.read_many([files.join(self._url, arm, f"{first:09d}.jsonl") for first in unread])
         return [StepMetrics(arm=arm, step=step, values=values) for step, values in _steps(data) if step > known]
 
 
 def _cut(url: str, after: int) -> None:
-    """Drop what a curve has of later steps, the last file first, so that what is left never has a hole."""
+    """Drop the later steps of a curve.
+
+    The last file is changed first, so that the remaining steps never have a gap.
+    """
     for name in reversed(_names(url)):
         one = files.join(url, name)
         if int(name.removesuffix(".jsonl")) > after:
@@ -152,7 +161,10 @@ def _cut(url: str, after: int) -> None:
 
 
 def _names(url: str) -> list[str]:
-    """Return the names of a curve's files, in order; a folder in it has the curve of another run."""
+    """Return the names of a curve's files, in order.
+
+    Subfolders contain the curves of other runs.
+    """
     return [item.name for item in files.list_files(url) if "/" not in item.name]
 
 
@@ -164,7 +176,10 @@ def _steps(data: list[bytes]) -> Iterator[tuple[int, dict[str, float]]]:
 
 
 def _lines(data: bytes) -> list[str]:
-    """Return the whole lines of a file; the last may be cut off where storage does not write files at once."""
+    """Return the complete lines of a file.
+
+    On storage without atomic writes, the last line may be truncated.
+    """
     return data.decode(errors="replace").split("\n")[:-1]
 
 

@@ -1,4 +1,4 @@
-"""Floating-point operations: how many a step takes, and how many a device could do."""
+"""Count the floating-point operations of a step, and provide the peak rates of devices."""
 
 import re
 from collections.abc import Mapping
@@ -7,8 +7,8 @@ from typing import Any, Literal, Self
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-#: Device names as torch tells them, and dense peaks in TFLOP/s of one device by precision. Where a data sheet prints
-#: them "with sparsity", half of that. The first pattern that is found decides. Sources, as of November 2026:
+#: Device names as torch reports them, and dense peaks in TFLOP/s of one device by precision. If a data sheet gives
+#: peaks "with sparsity", half of that is used. The first matching pattern decides. Sources, as of November 2026:
 #: NVIDIA data sheets of A100 (nvidia.com/en-us/data-center/a100), H100 (…/h100: SXM, PCIe and NVL), H200 (…/h200),
 #: L4 (…/l4), L40S (…/l40s), T4 (…/tesla-t4); AMD's of MI300X (amd.com/en/products/accelerators/instinct/mi300).
 PEAKS: tuple[tuple[str, Mapping[str, float]], ...] = (
@@ -23,7 +23,7 @@ PEAKS: tuple[tuple[str, Mapping[str, float]], ...] = (
 )
 
 _ATEN = torch.ops.aten
-#: torch counts neither of the CPU's.
+#: Attention operations that torch does not count; it counts neither of those for the CPU.
 _FORWARD = (_ATEN._scaled_dot_product_flash_attention_for_cpu,)
 _BACKWARD = (
     _ATEN._scaled_dot_product_efficient_attention_backward,
@@ -34,12 +34,12 @@ _BACKWARD = (
 
 
 def peak_flops(device_name: str, precision: Literal["fp32", "bf16", "fp16"], *, tf32: bool = False) -> float | None:
-    """FLOPs a second that a device can do at most; None where its data sheet is not known here.
+    """Return the peak FLOPs a second of a device; None if `PEAKS` does not have the device.
 
     Args:
-        device_name: as ``torch.cuda.get_device_name`` tells it.
-        precision: of the matrix products.
-        tf32: whether float32 products may be made in TF32 (``torch.set_float32_matmul_precision``).
+        device_name: name of the device, as returned by ``torch.cuda.get_device_name``.
+        precision: precision of the matrix products.
+        tf32: whether float32 products may use TF32 (``torch.set_float32_matmul_precision``).
     """
     for pattern, peaks in PEAKS:
         if re.search(pattern, device_name):
@@ -49,11 +49,12 @@ def peak_flops(device_name: str, precision: Literal["fp32", "bf16", "fp16"], *, 
 
 
 class FlopCount:
-    """Counts the FLOPs of matrix products, convolutions and attention of whatever runs inside the block.
+    """Counts the FLOPs of matrix products, convolutions and attention inside the context.
 
-    By `torch.utils.flop_counter`, which sees the operations themselves: so frozen weights, adapters, a fused head,
-    convolutions and models of the user's own are counted as they are, where 6 × parameters × tokens would not fit them.
-    Attention's backward pass counts twice its forward, without the scores that some kernels compute again.
+    The count is that of `torch.utils.flop_counter`, which intercepts the operations themselves. So frozen weights,
+    adapters, a fused head, convolutions and users' own models are counted correctly; the formula 6 × parameters ×
+    tokens would be wrong for them. Attention's backward pass counts twice its forward pass, without the scores that
+    some kernels compute again.
     """
 
     def __init__(self) -> None:
@@ -62,7 +63,7 @@ class FlopCount:
 
     @property
     def total(self) -> int:
-        """FLOPs so far; a multiplication with its addition is two."""
+        """Number of FLOPs so far; a multiply-add counts as two."""
         return int(self._mode.get_total_flops())
 
     def __enter__(self) -> Self:

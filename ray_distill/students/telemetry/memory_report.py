@@ -1,4 +1,7 @@
-"""Why a rank ran out of memory: what its tensors take by class, and which setting would fit by that estimate."""
+"""Explain why a rank ran out of memory.
+
+The report has the bytes of its tensors by class, and a setting estimated to fit.
+"""
 
 import logging
 import re
@@ -17,18 +20,18 @@ from ray_distill.errors import TrainingError
 log = logging.getLogger(__name__)
 
 GIB = 2**30
-#: Share of a device that a suggested setting may take by the estimate, which knows nothing of fragmentation.
+#: Share of a device that a suggested setting may use by the estimate, which does not include fragmentation.
 USABLE = 0.9
-#: What recomputing activations leaves of them: the inputs of the layers, and one layer at a time.
+#: Share of the activations' bytes that remains with recomputation: the inputs of the layers, and one layer at a time.
 RECOMPUTED = 0.3
 _UNITS = {"B": 1, "bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": GIB, "TiB": 2**40}
 #: CPU: "[enforce fail at alloc_cpu.cpp:…] … you tried to allocate 4096 bytes"; CUDA: "Tried to allocate 2.00 GiB".
-_ASKED = re.compile(r"tried to allocate ([\d.]+) ?(bytes|B|KiB|MiB|GiB|TiB)", re.IGNORECASE)
+_FAILED_ALLOCATION = re.compile(r"tried to allocate ([\d.]+) ?(bytes|B|KiB|MiB|GiB|TiB)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Numbers of a bundle's parameters, whole."""
+    """Numbers of elements of a bundle's whole parameters."""
 
     all: int
     trained: int
@@ -41,11 +44,12 @@ class Sizes:
         return cls(all=sum(parameter.numel() for parameter in parameters), trained=trained)
 
 
-def held(sizes: Sizes, training: TrainingConfig, world: int) -> dict[str, float]:
-    """Bytes that one rank's device holds all the time, by class, with AdamW (Rajbhandari et al., arXiv 1910.02054, §3).
+def resident_bytes(sizes: Sizes, training: TrainingConfig, world: int) -> dict[str, float]:
+    """Return the bytes that are always allocated on one rank's device with AdamW, by class.
 
-    Plain torch holds weights, gradients and two moments in float32. DeepSpeed holds weights and gradients in the
-    training precision, a float32 master copy and two moments, cut over the ranks by its stage.
+    Plain torch stores weights, gradients and two moments in float32. DeepSpeed stores weights and gradients in the
+    training precision, a float32 master copy and two moments, partitioned over the ranks by its stage (Rajbhandari et
+    al., arXiv 1910.02054, §3).
     """
     if training.engine == "torch":
         moments = 8.0 * sizes.trained
@@ -63,29 +67,34 @@ def held(sizes: Sizes, training: TrainingConfig, world: int) -> dict[str, float]
 def suggestion(
     sizes: Sizes, training: TrainingConfig, world: int, *, activations: float, limit: float, least: int = 1
 ) -> str | None:
-    """The mildest change of settings that would fit by the estimate; None = none would, on these ranks.
+    """Return the smallest change of settings estimated to fit.
+
+    The result is None if no change fits on these ranks.
 
     Args:
-        sizes: of the bundle.
-        training: what was asked for.
+        sizes: sizes of the bundle.
+        training: the configured settings.
         world: number of ranks.
         activations: bytes of everything else at the configured micro-batch; they shrink with it.
         limit: bytes of the device.
-        least: rows, or tokens, that a forward pass must hold (`Budget.least`).
+        least: least limit of rows, or tokens, that a forward pass needs (`Budget.least`).
     """
     for stage, offload in _steps(training):
         tried = training.model_copy(update={"zero_stage": stage, "offload": offload})
-        room = USABLE * limit - sum(held(sizes, tried, world).values())
+        room = USABLE * limit - sum(resident_bytes(sizes, tried, world).values())
         for recomputed in sorted({training.activation_checkpointing, True}):
             share = RECOMPUTED if recomputed and not training.activation_checkpointing else 1.0
             micro = min(_size(training), int(room / (activations * share) * _size(training)))
             if micro >= least:
-                return _told(training, micro=micro, recomputed=recomputed, stage=stage, offload=offload, least=least)
+                return _changes(training, micro=micro, recomputed=recomputed, stage=stage, offload=offload, least=least)
     return None
 
 
 def _steps(training: TrainingConfig) -> list[tuple[int, str]]:
-    """Stage and offload from today's to what saves most; plain torch has neither."""
+    """Return stages and offloads, from the configured to the most economical.
+
+    Plain torch has one entry.
+    """
     if training.engine == "torch":
         return [(training.zero_stage, training.offload)]
     ladder = [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (2, "optimizer"), (3, "optimizer"), (3, "all")]
@@ -95,7 +104,7 @@ def _steps(training: TrainingConfig) -> list[tuple[int, str]]:
     return ladder[ladder.index(now) :] if now in ladder else [now, ladder[-1]]
 
 
-def _told(training: TrainingConfig, *, micro: int, recomputed: bool, stage: int, offload: str, least: int) -> str:
+def _changes(training: TrainingConfig, *, micro: int, recomputed: bool, stage: int, offload: str, least: int) -> str:
     changes = []
     if micro < _size(training):
         changes.append(f"{_setting(training)}: {_rounded(training, micro, least)}")
@@ -109,14 +118,14 @@ def _told(training: TrainingConfig, *, micro: int, recomputed: bool, stage: int,
 
 
 def _rounded(training: TrainingConfig, micro: int, least: int) -> int:
-    """A power of two, of tokens or of whole groups of rows."""
+    """Round down to a power of two, of tokens or of whole groups of rows."""
     if training.micro_tokens:
         return max(least, 1 << (micro.bit_length() - 1))
     return least * (1 << ((micro // least).bit_length() - 1))
 
 
 def _setting(training: TrainingConfig) -> str:
-    """The setting that bounds a forward pass."""
+    """Return the setting that limits a forward pass."""
     return "micro_tokens" if training.micro_tokens else "micro_batch"
 
 
@@ -128,7 +137,9 @@ def _size(training: TrainingConfig) -> int:
 def memory_explained(
     trial: str, sizes: Sizes, training: TrainingConfig, world: int, *, least: int = 1
 ) -> Iterator[None]:
-    """Turn running out of memory into an error that says what took it, and what would fit; ``least`` as `suggestion`.
+    """Convert an out-of-memory error into one with the tensors' bytes and a setting that fits.
+
+    The arguments are those of `suggestion`.
 
     Raises:
         TrainingError: the device, or the process, is out of memory.
@@ -144,7 +155,7 @@ def memory_explained(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is no memory: of a GPU, of torch on the CPU, or of Python."""
+    """Return whether an error reports exhausted memory: on a GPU, in torch on a CPU, in Python."""
     text = str(error)
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         "DefaultCPUAllocator" in text or "not enough memory" in text or "CUDA out of memory" in text
@@ -152,17 +163,17 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def explain_memory(trial: str, sizes: Sizes, training: TrainingConfig, *, world: int, text: str, least: int) -> str:
-    """One line: what the tensors take by class, and which setting would fit."""
+    """Return one line with the bytes of tensors by class, and a setting that fits."""
     used, limit, device = _measured()
-    classes = held(sizes, training, world)
-    activations = max(used + _asked(text) - sum(classes.values()), 0.01 * limit)
+    classes = resident_bytes(sizes, training, world)
+    activations = max(used + _failed_bytes(text) - sum(classes.values()), 0.01 * limit)
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in classes.items())
     found = suggestion(sizes, training, world, activations=activations, limit=limit, least=least)
     advice = (
         f"by this estimate it fits with student.training {{{found}}}"
         if found is not None
         else (
-            f"no {_setting(training)}, stage or offload fits by this estimate: take a smaller student, a larger "
+            f"no {_setting(training)}, stage or offload fits by this estimate: use a smaller student, a larger "
             "device, or more workers with zero_stage 3"
         )
     )
@@ -173,9 +184,9 @@ def explain_memory(trial: str, sizes: Sizes, training: TrainingConfig, *, world:
     )
 
 
-def _asked(text: str) -> float:
-    """Bytes of the allocation that failed, where the message tells."""
-    found = _ASKED.search(text)
+def _failed_bytes(text: str) -> float:
+    """Return the bytes of the failed allocation, from the message; 0 = not stated."""
+    found = _FAILED_ALLOCATION.search(text)
     if found is None:
         return 0.0
     unit = next(size for name, size in _UNITS.items() if name.lower() == found[2].lower())
@@ -183,7 +194,10 @@ def _asked(text: str) -> float:
 
 
 def _measured() -> tuple[float, float, str]:
-    """Bytes in use, bytes there are, and where: the GPU's, or those that this process may have of the machine's."""
+    """Return bytes in use, the limit in bytes, and the device.
+
+    Without a GPU, they are those of this process.
+    """
     if torch.cuda.is_available():
         _, total = torch.cuda.mem_get_info()
         return float(torch.cuda.max_memory_allocated()), float(total), f"cuda:{torch.cuda.current_device()}"
@@ -193,7 +207,7 @@ def _measured() -> tuple[float, float, str]:
 
 
 def _cgroup() -> int:
-    """Bytes that a container may have; 0 where nothing is said."""
+    """Return the memory limit of the container in bytes; 0 if there is none."""
     try:
         text = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
     except OSError:

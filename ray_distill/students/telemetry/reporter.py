@@ -7,42 +7,49 @@ from ray_distill.errors import TrainingError
 
 
 class TrainingStopped(TrainingError):
-    """A stop was requested: the state is saved, and a resumed run goes on from it."""
+    """Training stopped on request: the state is saved, and a resumed run continues from it."""
 
 
 class Reporter(Protocol):
-    """Every rank calls every method equally often, so an implementation may be collective. Values are the same on all,
-    but for times (`timing.is_measured`), which are each rank's own."""
+    """Receiver of metrics and checkpoints, and source of stop and save requests.
+
+    Every rank calls every method equally often, so an implementation may be collective. Values are the same on all
+    ranks, except times (`step_timer.is_measured`), which are each rank's own.
+    """
 
     def metrics(self, arm: str, step: int, values: Mapping[str, float]) -> None:
-        """Report numbers of one step of an arm; steps count from 1. A resumed run repeats those since its checkpoint.
+        """Report the metrics of one step of an arm; steps count from 1.
 
-        What is kept of them are the files of `curves`, which the loop writes itself.
+        A resumed run reports the steps since its checkpoint again. The permanent record of metrics is in the files of
+        `curves`, which the loop writes itself.
         """
 
     def checkpoint(self, value: Mapping[str, Any]) -> None:
-        """A checkpoint is complete: small plain JSON values that say which."""
+        """Report a completed checkpoint, identified by small plain JSON values."""
 
     def should_stop(self) -> bool:
-        """Whether to save and stop; one rank's yes is enough."""
+        """Return whether to save and stop; True on one rank is enough."""
 
     def should_save(self) -> bool:
-        """Whether to save now, because some rank's machine is about to be taken away. Asked every few seconds."""
+        """Return whether to save now, because some rank's node has a preemption notice.
+
+        The loop calls this method every few seconds.
+        """
 
 
 class SilentReporter:
-    """Reports nothing and never stops."""
+    """Reports nothing and never requests a stop."""
 
     def metrics(self, arm: str, step: int, values: Mapping[str, float]) -> None:
-        """Drop them."""
+        """Drop the metrics."""
 
     def checkpoint(self, value: Mapping[str, Any]) -> None:
-        """Drop it."""
+        """Drop the checkpoint's values."""
 
     def should_stop(self) -> bool:
-        """Never."""
+        """Return False."""
         return False
 
     def should_save(self) -> bool:
-        """Never."""
+        """Return False."""
         return False

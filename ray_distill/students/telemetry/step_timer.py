@@ -1,6 +1,6 @@
-"""Where the time of a step goes, what gets done in it, and the memory it took: numbers of a run that are measured.
+"""Measure the time, throughput and memory of steps.
 
-They differ from run to run, so no test of curves compares them, and nothing that is trained depends on them.
+Measured metrics differ between runs, so no test of curves compares them, and no trained weight depends on them.
 """
 
 import resource
@@ -17,29 +17,32 @@ from ray_distill.students.process_group import Ranks
 from ray_distill.students.telemetry.flops import FlopCount, peak_flops
 from ray_distill.tasks.encoded import Batch
 
-#: Parts of a step; what belongs to none of them is ``other``.
+#: Parts of a step; time outside all other parts is ``other``.
 PARTS = ("data", "forward", "backward", "optimizer", "communication", "other")
-#: With more ranks than this only the greatest and the smallest peak are told.
-RANKS_TOLD = 8
+#: With more ranks than this, only the greatest and the smallest peak are reported.
+MAX_RANKS_REPORTED = 8
 _GIB = 2**30
 _MEASURED = ("seconds_", "peak_memory_gib_", "data_wait", "examples_per_second", "tokens_per_second", "mfu", "hfu")
 
 
 class Clock(Protocol):
-    """Marks moments, and tells the seconds between two of them once `settle` has been called on the last."""
+    """Records marks in time and measures the seconds between them.
+
+    Call `settle` on the later mark before `seconds`.
+    """
 
     def mark(self) -> Any:
-        """This moment."""
+        """Record the current time as a mark."""
 
     def settle(self, mark: Any) -> None:
         """Wait until a mark has passed."""
 
     def seconds(self, first: Any, second: Any) -> float:
-        """Seconds from one mark to a later one."""
+        """Return the seconds from one mark to a later one."""
 
 
 class HostClock:
-    """`Clock` of this process, for a CPU: what is called has been done when the call returns."""
+    """`Clock` of this process, for a CPU, where work is complete when its call returns."""
 
     def mark(self) -> float:
         """See `Clock`."""
@@ -54,9 +57,11 @@ class HostClock:
 
 
 class CudaClock:
-    """`Clock` of a GPU's current stream, by events: none of them makes the host wait but the step's last.
+    """`Clock` of a GPU's current stream, by events.
 
-    The stream is idle while the host fetches a batch, so the time between two events holds the host's part too.
+    The host waits only for the last event of a step.
+
+    The stream is idle while the host fetches a batch, so the time between two events includes the host's part.
     """
 
     def mark(self) -> torch.cuda.Event:
@@ -75,7 +80,10 @@ class CudaClock:
 
 
 class Stopwatch:
-    """Seconds by part of a step. A part inside another is taken out of it, so that the parts sum to the whole."""
+    """Measures the seconds of each part of a step.
+
+    The time of a nested part is subtracted from the part around it, so that the parts sum to the whole step.
+    """
 
     def __init__(self, clock: Clock | None = None) -> None:
         self._clock = clock or HostClock()
@@ -84,13 +92,13 @@ class Stopwatch:
         """The part that runs from a mark on, and the mark."""
 
     def start(self) -> None:
-        """Begin a step, whatever has become of the one before."""
+        """Begin a step, even if the previous step was not stopped."""
         self._running = ["other"]
         self._laps = [("other", self._clock.mark())]
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Count the block to a part."""
+        """Count the time of the context to a part."""
         assert name in PARTS, name
         self._running.append(name)
         self._laps.append((name, self._clock.mark()))
@@ -101,7 +109,7 @@ class Stopwatch:
             self._laps.append((self._running[-1], self._clock.mark()))
 
     def stop(self) -> dict[str, float]:
-        """End the step: seconds of each of `PARTS`."""
+        """End the step and return the seconds of each of `PARTS`."""
         end = self._clock.mark()
         self._clock.settle(end)
         found = dict.fromkeys(PARTS, 0.0)
@@ -112,15 +120,17 @@ class Stopwatch:
 
 
 class StepMeter:
-    """Measures the steps of one trial on one rank: `start`, the step's parts through ``watch``, `work`, `stop`.
+    """Measures the steps of one trial on one rank.
+
+    Call `start`, measure the step's parts through ``watch``, and call `work` and `stop`.
 
     Args:
-        world: ranks that share a step.
-        peak: FLOPs a second of one device at the precision of training; None where that is not known, and then the
-            model's FLOPs are not counted.
-        recomputes: whether activations are computed twice, which the count would hold; see `stop`.
+        world: number of ranks that share a step.
+        peak: peak FLOPs a second of one device at the training precision; None = unknown, and the model's FLOPs are not
+            counted.
+        recomputes: whether activations are computed twice, which the count includes; see `stop`.
         compiled: whether the model is compiled.
-        clock: of the device.
+        clock: clock of the device.
     """
 
     def __init__(
@@ -141,7 +151,7 @@ class StepMeter:
 
     @classmethod
     def of(cls, device: torch.device, training: TrainingConfig, ranks: Ranks) -> Self:
-        """The meter for what a trial runs on."""
+        """Return the meter for a device and training settings."""
         if device.type != "cuda":
             return cls(world=ranks.world)
         peak = peak_flops(
@@ -164,10 +174,10 @@ class StepMeter:
         return self.watch
 
     def counted(self) -> AbstractContextManager[object]:
-        """Around a step's passes: the FLOPs of the first step are counted, which slows it, if they are of use.
+        """Count the FLOPs of the first step's passes inside the context, if the peak is known.
 
-        A compiled model runs as it was written while it is counted: what torch would compile under the counter, it
-        would skip, for ever.
+        Counting makes the first step slower. While FLOPs are counted, a compiled model runs uncompiled: torch would
+        permanently skip code that it first compiles under the counter.
         """
         if self._capacity is None or self._per_unit is not None:
             return nullcontext()
@@ -179,20 +189,20 @@ class StepMeter:
         return stack
 
     def work(self, inputs: Sequence[Batch]) -> list[float]:
-        """What this rank did, to be summed over the ranks for `stop`: tokens, and FLOPs where they were counted."""
+        """Return this rank's tokens, and FLOPs if counted, to be summed over the ranks for `stop`."""
         return [float(sum(tokens_of(batch) for batch in inputs)), float(self._count.total if self._count else 0)]
 
     def stop(self, examples: int, tokens: float, flops: float) -> dict[str, float]:
-        """End a step and give its metrics.
+        """End a step and return its metrics.
 
-        ``mfu`` is the share of the devices' peak that the model's FLOPs took (Chowdhery et al., arXiv 2204.02311,
-        appendix B). FLOPs an example, or a token where there are tokens, are those of the first step, so of its padding
-        too. Where activations are recomputed the count holds them, and the number is called ``hfu``, as there.
+        ``mfu`` is the ratio of the model's FLOPs to the devices' peak (Chowdhery et al., arXiv 2204.02311, appendix B).
+        FLOPs an example, or a token if there are tokens, are those of the first step, including its padding. If
+        activations are recomputed, the count includes this, and the metric is called ``hfu``, as in that paper.
 
         Args:
-            examples: of all ranks.
-            tokens: of all ranks; 0 where inputs are no tokens.
-            flops: of all ranks; 0 where they were not counted.
+            examples: number of examples on all ranks.
+            tokens: number of tokens on all ranks; 0 if inputs have no tokens.
+            flops: number of FLOPs on all ranks; 0 if they were not counted.
         """
         seconds = self.watch.stop()
         whole = sum(seconds.values())
@@ -213,7 +223,10 @@ class StepMeter:
 
 
 def tokens_of(inputs: Batch) -> int:
-    """Tokens that a model reads: of padded rows the real ones, of packed rows all, of pairs those of both sides."""
+    """Return the tokens that a model reads.
+
+    Padding does not count, packed rows count whole, and pairs count on both sides.
+    """
     masks = [inputs[name] for name in ("attention_mask", "decoder_attention_mask") if name in inputs]
     if masks:
         return int(sum(int(mask.sum()) for mask in masks))
@@ -223,23 +236,26 @@ def tokens_of(inputs: Batch) -> int:
 def peak_memory(
     ranks: Ranks, device: torch.device, *, own: Callable[[torch.device], int] | None = None
 ) -> dict[str, float]:
-    """The most memory each rank has held so far, in GiB; collective. With many ranks the extremes alone.
+    """Return the peak memory of each rank so far, in GiB; collective.
 
-    On a GPU what torch has had allocated there; on a CPU the peak resident set of the process.
+    With more than `MAX_RANKS_REPORTED` ranks, only the extremes are returned. On a GPU this is the memory allocated by torch; on a CPU it is the peak resident set of the process.
     """
     found = [size / _GIB for size in ranks.gather((own or _own_peak)(device))]
-    if len(found) > RANKS_TOLD:
+    if len(found) > MAX_RANKS_REPORTED:
         return {"peak_memory_gib_max": max(found), "peak_memory_gib_min": min(found)}
     return {f"peak_memory_gib_rank_{rank}": size for rank, size in enumerate(found)}
 
 
 def is_measured(name: str) -> bool:
-    """Whether a step's metric is of time or memory: it then says nothing of what was learnt, and differs by run."""
+    """Return whether a metric measures time or memory.
+
+    Such metrics differ between runs and do not depend on what was learnt.
+    """
     return name.startswith(_MEASURED)
 
 
 def _own_peak(device: torch.device) -> int:
-    """Bytes."""
+    """Return the peak memory of this process on a device, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

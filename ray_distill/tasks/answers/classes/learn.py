@@ -140,7 +140,7 @@ def validator(validation: PositionExamples) -> Validator:
 class ByTruth:
     """NLL and accuracy on true labels; see `Measure`."""
 
-    def asked(self, batch: LossBatch) -> None:
+    def head_request(self, batch: LossBatch) -> None:
         """Return None: accuracy needs logits."""
 
     def sums(self, output: StudentOutput, batch: LossBatch) -> tuple[Tensor, ...]:
@@ -157,7 +157,7 @@ class ByTruth:
 class ByTeacher:
     """KL from the teacher and agreement with it; see `Measure`."""
 
-    def asked(self, batch: LossBatch) -> None:
+    def head_request(self, batch: LossBatch) -> None:
         """Return None: agreement needs logits."""
 
     def sums(self, output: StudentOutput, batch: LossBatch) -> tuple[Tensor, ...]:

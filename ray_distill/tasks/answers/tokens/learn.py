@@ -114,7 +114,7 @@ class ByTokens:
 
     losses: tuple[BucketLoss, ...]
 
-    def asked(self, batch: LossBatch) -> Asked:
+    def head_request(self, batch: LossBatch) -> Asked:
         """Return the losses that a fused head is to give."""
         return Asked(batch=batch, parts=tuple(Part(loss=loss, factor=1.0) for loss in self.losses))
 

@@ -200,14 +200,14 @@ def test_a_future_format_is_not_guessed_at(tmp_path: Path) -> None:
 
 def test_another_plan_names_both_sides() -> None:
     """Other labels, a setting that only one side has, one in a section: what was saved and what is asked for."""
-    with pytest.raises(TrainingError, match="with training.epochs 1, this run asks for training.epochs 2"):
+    with pytest.raises(TrainingError, match="with training.epochs 1, this run has training.epochs 2"):
         check_plan({"training": {"clip": 1, "epochs": 1}}, {"training": {"clip": 1, "epochs": 2}}, "here")
     check_plan({"labels": "a", "rates": [1, 2]}, {"labels": "a", "rates": (1, 2)}, "here")
-    with pytest.raises(TrainingError, match="here was made with labels a, this run asks for labels b"):
+    with pytest.raises(TrainingError, match="here was made with labels a, this run has labels b"):
         check_plan({"labels": "a"}, {"labels": "b"}, "here")
-    with pytest.raises(TrainingError, match="patience unrecorded, this run asks for patience 2"):
+    with pytest.raises(TrainingError, match="patience unrecorded, this run has patience 2"):
         check_plan({}, {"patience": 2}, "here")
-    with pytest.raises(TrainingError, match="patience 2, this run asks for patience unset"):
+    with pytest.raises(TrainingError, match="patience 2, this run has patience unset"):
         check_plan({"patience": 2}, {}, "here")
 
 
@@ -279,7 +279,7 @@ def test_a_file_that_comes_back_otherwise_is_no_checkpoint(tmp_path: Path, monke
         writer.start(written(1), step=1, state={})
         assert writer.finish() is None
     writer.start(written(1), step=1, state={})
-    with pytest.raises(StorageError, match="does not keep what it is given"):
+    with pytest.raises(StorageError, match="does not store the bytes that it receives"):
         writer.finish()
     writer.close()
     assert steps_in(tmp_path) == []

@@ -156,7 +156,7 @@ def test_unknown_classes_weigh_as_the_others_on_average() -> None:
 def test_what_cannot_be_told_is_refused() -> None:
     """An engine without entropies; a language model has no classes."""
     documents = replace(classifier([0, 1], [1.0, 1.0]), format=TokenFormat(task=TASKS["causal_lm"], vocabulary=2))
-    with pytest.raises(ConfigError, match="the labels tell none: the teacher's engine"):
+    with pytest.raises(ConfigError, match="the labels contain no entropies: the teacher's engine"):
         resampled(np.arange(2), classifier([0, 1], [np.nan, np.nan]), by("entropy"), seed=0)
     with pytest.raises(ConfigError, match="by: class is for classifiers"):
         resampled(np.arange(2), documents, by("class"), seed=0)

@@ -16,7 +16,9 @@ ALONE = Ranks(rank=0, world=1)
 
 def test_an_optimiser_of_another_kind_is_refused_by_name() -> None:
     """DeepSpeed's fused half-precision optimiser holds flat masters that nothing maps to parameters."""
-    with pytest.raises(TrainingError, match=r"checkpoints of DeepSpeed's SimpleNamespace are not known.*zero_stage 1"):
+    with pytest.raises(
+        TrainingError, match=r"checkpoints of DeepSpeed's SimpleNamespace are not supported.*zero_stage 1"
+    ):
         zero_parts(SimpleNamespace(fp32_groups_flat=[]), ALONE)
 
 

@@ -197,13 +197,13 @@ def test_last_and_explicit() -> None:
 
 def test_layers_that_are_not_there_are_named() -> None:
     """Nothing stored, no such layer of either side, a student without hidden states."""
-    with pytest.raises(ConfigError, match="the label store holds no hidden states"):
+    with pytest.raises(ConfigError, match="the label store has no hidden states"):
         layer_pairs("uniform", (), student(2))
     with pytest.raises(ConfigError, match="the student has layers 0 to 2, found 3"):
         layer_pairs({3: 6}, (6,), student(2))
-    with pytest.raises(ConfigError, match=r"the store holds the teacher layers \[6\], found 5"):
+    with pytest.raises(ConfigError, match=r"the store has the teacher layers \[6\], found 5"):
         layer_pairs({1: 5}, (6,), student(2))
-    with pytest.raises(ConfigError, match="the student s shows no hidden states"):
+    with pytest.raises(ConfigError, match="the student s returns no hidden states"):
         layer_pairs("last", (6,), student(-1))
 
 

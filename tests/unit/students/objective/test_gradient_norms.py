@@ -16,7 +16,7 @@ from ray_distill.runtime.labelling.batching import answer_all
 from ray_distill.students.data.build_examples import build_examples
 from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.modules.student_module import StudentModule, make_projections
-from ray_distill.students.objective.weighted_losses import Term, ask_head, build_terms, combine, squares, to_device
+from ray_distill.students.objective.weighted_losses import Term, build_terms, combine, head_request, squares, to_device
 from ray_distill.tasks.answers.tokens.learn import TokenFormat
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.teachers.base import Ask
@@ -119,10 +119,10 @@ def test_a_fused_heads_norms_are_at_the_final_states(tmp_path: Path) -> None:
         # A projected layer is made of the plain one: only what the loss itself reads counts.
         own = {"hidden": hidden[1], "cka": states[1]}.get(term.name, at[0])
         wanted.append(float(torch.autograd.grad(value, own, retain_graph=True)[0].norm()))
-    logits, hidden, fused, states = bundle(inputs, ask_head(terms, batch, step=0, weights=weights, norms=True))
+    logits, hidden, fused, states = bundle(inputs, head_request(terms, batch, step=0, weights=weights, norms=True))
     output = StudentOutput(logits_BV=logits, hidden=hidden, fused=fused, states=states)
     found = squares(terms, output, batch, step=0, weights=weights)
     assert [math.sqrt(float(square)) for square in found] == pytest.approx(wanted, rel=1e-4)
     combine(terms, output, batch, step=0, weights=weights)[0].backward()
-    unasked = bundle(inputs, ask_head(terms, batch, step=0, weights=weights))[2]
+    unasked = bundle(inputs, head_request(terms, batch, step=0, weights=weights))[2]
     assert unasked is not None and len(unasked[2]) == 0 and torch.equal(unasked[0], fused[0])

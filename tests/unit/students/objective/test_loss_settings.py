@@ -14,7 +14,7 @@ from ray_distill.losses.base import Labels, Loss, LossBatch, StudentOutput, teac
 from ray_distill.losses.relations import Cka
 from ray_distill.losses.soft import Soft
 from ray_distill.students.objective.loss_settings import plain_settings, settings_of, temperatures_of
-from ray_distill.students.objective.validate_losses import check_losses, layers_wanted
+from ray_distill.students.objective.validate_losses import check_losses, required_layers
 from ray_distill.students.objective.weighted_losses import Term, build_terms, group_of
 
 DECLARED = (1.0, 2.0)
@@ -143,7 +143,7 @@ def test_what_a_bundle_must_give() -> None:
         temperatures=DECLARED,
         layers={"hidden": {2: 6}, "cka": {2: 6, 1: 3}, "relation": {0: 6}},
     )
-    assert layers_wanted(terms) == ({2: 6}, (0, 1, 2))
+    assert required_layers(terms) == ({2: 6}, (0, 1, 2))
 
 
 @pytest.mark.parametrize(

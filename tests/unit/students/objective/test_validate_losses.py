@@ -19,7 +19,7 @@ from ray_distill.models.io.load import load_model
 from ray_distill.snapshots.pairs import pair_text
 from ray_distill.students.data.build_examples import build_examples
 from ray_distill.students.modules.student_module import StudentModule, make_projections
-from ray_distill.students.objective.validate_losses import layers_wanted, pairs_of
+from ray_distill.students.objective.validate_losses import pairs_of, required_layers
 from ray_distill.students.objective.weighted_losses import build_terms
 from ray_distill.tasks.answers.tokens.learn import TokenFormat
 from ray_distill.tasks.catalogue import TASKS
@@ -94,7 +94,7 @@ def test_maps_pair_what_the_bundle_gives(tmp_path: Path, kind: str) -> None:
     assert pairs["hidden"][last] == 12 and 0 not in pairs["hidden"] and len(pairs["hidden"]) == min(4, last)
     assert pairs["cka"] == {last: 12} and pairs["rkd_distance"] == {0: 3, last: 6}
     terms = build_terms(losses, steps=1, temperatures=(1.0,), layers=pairs)
-    projected, plain = layers_wanted(terms)
+    projected, plain = required_layers(terms)
     module, widths = copy.deepcopy(model.module), dict.fromkeys(STORED, WIDTH)
     projections = make_projections(model, layers=projected, widths=widths, seed=0)
     bundle = StudentModule(module, projections, plain, pool="mean", fuse=model.vocabulary > 0)
@@ -112,10 +112,10 @@ def test_layers_that_are_not_there_are_named_with_the_loss(tmp_path: Path, kind:
     model = load_model(str(write(tmp_path)), task=task)
     for given, told in (
         ({9: 3}, rf"student\.losses\.cka\.layers: the student has layers 0 to {model.layers}, found 9"),
-        ({1: 5}, r"student\.losses\.cka\.layers: the store holds the teacher layers \[3, 6, 9, 12\]"),
+        ({1: 5}, r"student\.losses\.cka\.layers: the store has the teacher layers \[3, 6, 9, 12\]"),
         ({}, r"student\.losses\.cka\.layers: no pair is given"),
     ):
         with pytest.raises(ConfigError, match=told):
             pairs_of({"cka": LossConfig.model_validate({"layers": given})}, STORED, model)
-    with pytest.raises(ConfigError, match=r"student\.losses\.relation\.layers: the label store holds no hidden states"):
+    with pytest.raises(ConfigError, match=r"student\.losses\.relation\.layers: the label store has no hidden states"):
         pairs_of({"relation": LossConfig()}, (), model)

@@ -11,9 +11,9 @@ from ray_distill.errors import TrainingError
 from ray_distill.students.telemetry.memory_report import (
     GIB,
     Sizes,
-    held,
     is_out_of_memory,
     memory_explained,
+    resident_bytes,
     suggestion,
 )
 
@@ -53,7 +53,7 @@ def settings(**values: object) -> TrainingConfig:
 )
 def test_what_a_rank_holds(values: dict[str, object], world: int, expected: tuple[float, ...]) -> None:
     """Gigabytes of a billion parameters, as the paper on ZeRO counts: 2 + 2 + 12 bytes each, cut by stage."""
-    assert [size / 1e9 for size in held(SIZES, settings(**values), world).values()] == list(expected)
+    assert [size / 1e9 for size in resident_bytes(SIZES, settings(**values), world).values()] == list(expected)
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def test_too_little_retained_mass_is_refused() -> None:
     """At T = 4 the stored classes hold 0.2 of the mass: not enough to teach from."""
     found = build(snapshot([0, 1], [0, 1]), topk([0, 1]))
     check_retained_mass(found, np.arange(2), 1.0)
-    with pytest.raises(ConfigError, match=r"temperature 4: the stored classes hold only 0\.20"):
+    with pytest.raises(ConfigError, match=r"temperature 4: the stored classes have only 0\.20"):
         check_retained_mass(found, np.arange(2), 4.0)
 
 

@@ -261,7 +261,7 @@ def test_too_little_retained_mass_is_refused() -> None:
     found = build({**texts, 2: "unlabelled"}, labels_of(texts))
     assert found.retained_mass(1.0, np.array([0, 1])) == pytest.approx(0.9, abs=1e-6)
     check_retained_mass(found, np.arange(3), 1.0)
-    with pytest.raises(ConfigError, match=r"temperature 2: the stored classes hold only 0\.30"):
+    with pytest.raises(ConfigError, match=r"temperature 2: the stored classes have only 0\.30"):
         check_retained_mass(found, np.arange(3), 2.0)
     check_retained_mass(build(texts, labels_of(texts, drawn=True)), np.arange(2), 2.0)
 

@@ -238,7 +238,8 @@ def peak_memory(
 ) -> dict[str, float]:
     """Return the peak memory of each rank so far, in GiB; collective.
 
-    With more than `MAX_RANKS_REPORTED` ranks, only the extremes are returned. On a GPU this is the memory allocated by torch; on a CPU it is the peak resident set of the process.
+    With more than `MAX_RANKS_REPORTED` ranks, only the extremes are returned. On a GPU this is the memory allocated by
+    torch; on a CPU it is the peak resident set of the process.
     """
     found = [size / _GIB for size in ranks.gather((own or _own_peak)(device))]
     if len(found) > MAX_RANKS_REPORTED:

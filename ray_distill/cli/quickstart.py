@@ -16,8 +16,7 @@ from ray_distill.config import Campaign, parse_config
 from ray_distill.examples import mnist
 from ray_distill.runtime import campaign
 from ray_distill.runtime.campaign import CampaignResult
-from ray_distill.runtime.core import connection
-from ray_distill.runtime.core.console import say
+from ray_distill.runtime.core import connection, console
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +65,9 @@ def prepare(folder: Path) -> Campaign:
     marker = folder / "teacher" / "preprocessor_config.json"
     teacher, traffic = folder / "teacher.parquet", folder / "traffic.parquet"
     if marker.is_file() and traffic.is_file():
-        say("quickstart: skipped digits and teacher, which exist already", skipped="teacher")
+        console.report("quickstart: skipped digits and teacher, which exist already", skipped="teacher")
     else:
-        say("quickstart: writing 5,000 digits and training the teacher on 1,800 of them (about a minute)")
+        console.report("quickstart: writing 5,000 digits and training the teacher on 1,800 of them (about a minute)")
         mnist.write_sources(folder, seed=mnist.SEED)
         mnist.train_teacher(teacher, folder / "teacher", seed=mnist.SEED)
     value = config_of(folder, teacher, traffic)

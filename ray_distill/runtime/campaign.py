@@ -1,9 +1,9 @@
-"""The stages of a campaign, each a plain function from references and a config to a reference; and all of them.
+"""Run the stages of a campaign: plain functions from references and a config to a reference.
 
     snapshot ─► (write) ─► label ─► train ─► evaluate ─► promote
 
-Every stage asks first whether it has been done with the same inputs. So a campaign that was stopped anywhere is
-run again with the same command, and goes on where it was.
+Every stage first checks whether it has finished with the same inputs. So the same command resumes a campaign that was
+stopped anywhere.
 """
 
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ from ray_distill.evaluation.measures.cost import CostReport
 from ray_distill.evaluation.sweep.compare import SweepResult
 from ray_distill.fingerprint import fingerprint
 from ray_distill.promotion.gate import limits_of
-from ray_distill.runtime.core.console import say
-from ray_distill.runtime.core.session import Session, absolute, session
+from ray_distill.runtime.core import console
+from ray_distill.runtime.core.session import Session, absolute, open_session
 from ray_distill.runtime.stages import evaluate as evaluate_stage
 from ray_distill.runtime.stages import generate
 from ray_distill.runtime.stages import label as label_stage
@@ -34,10 +34,10 @@ from ray_distill.tasks.catalogue import get_task
 
 
 class CampaignResult(Artifact):
-    """Everything a campaign made, by reference, and the facts a reader wants first."""
+    """Everything that a campaign made, by reference, and the facts that a reader needs first."""
 
     snapshot: SnapshotRef
-    """What was labelled: the frozen source, or what the teacher wrote from it."""
+    """The labelled snapshot: the frozen source, or the snapshot that the teacher wrote from it."""
     labels: LabelSetRef
     students: dict[str, StudentRef]
     report: EvalReport
@@ -48,117 +48,119 @@ class CampaignResult(Artifact):
     tracking_uri: str
     run_id: str
     review: str
-    """Address at which the runs are looked at, once the tracking UI runs."""
+    """Address of the runs in the tracking UI, once the UI runs."""
 
 
 def snapshot(config: Campaign) -> SnapshotRef:
     """Freeze the configured source; see `take_snapshot`."""
-    with session(config) as held:
-        return _snapshot(held)
+    with open_session(config) as session:
+        return _snapshot(session)
 
 
 def write(config: Campaign, snapshot: SnapshotRef) -> SnapshotRef:
-    """Let the teacher write behind the prompts of a snapshot; the snapshot of what is kept is then labelled.
+    """Let the teacher answer the prompts of a snapshot; return the snapshot of the answers kept.
+
+    That snapshot is then labelled.
 
     Raises:
         ConfigError: the campaign has no section ``sequences``.
         LabelError: too many prompts got no answer, or the teacher or the scorer fails.
-        SnapshotError: the filters leave nothing of a split.
+        SnapshotError: the filters leave a split empty.
     """
-    with session(config) as held:
-        return generate.write(held, snapshot)
+    with open_session(config) as session:
+        return generate.write(session, snapshot)
 
 
 def label(config: Campaign, snapshot: SnapshotRef) -> LabelSetRef:
-    """Let the teacher label what the store does not hold yet.
+    """Let the teacher label the rows that are not in the store yet.
 
     Raises:
         TeacherRefused: the teacher is below its floor; nothing was labelled.
         StoreMismatch: the store was made for another teacher or signal.
     """
-    with session(config) as held:
-        return label_stage.label(held, snapshot)
+    with open_session(config) as session:
+        return label_stage.label(session, snapshot)
 
 
 def train(config: Campaign, labels: LabelSetRef, *, resume: bool = True) -> dict[str, StudentRef]:
-    """Train the student and its baselines from stored labels; by arm.
+    """Train the student and its baselines from stored labels; return the students by arm.
 
     Args:
         config: the campaign.
-        labels: what `label` returned.
-        resume: go on from finished arms and checkpoints; False forgets them.
+        labels: the result of `label`.
+        resume: keep finished arms and continue from checkpoints; False deletes both.
     """
-    with session(config) as held:
-        return train_stage.train(held, labels, resume=resume)
+    with open_session(config) as session:
+        return train_stage.train(session, labels, resume=resume)
 
 
 def evaluate(config: Campaign, students: Mapping[str, StudentRef]) -> EvalReport:
-    """Judge the student beside teacher, baselines and champion on the test split."""
-    with session(config) as held:
-        return evaluate_stage.evaluate(held, students)
+    """Evaluate the student beside teacher, baselines and champion on the test split."""
+    with open_session(config) as session:
+        return evaluate_stage.evaluate(session, students)
 
 
 def promote(config: Campaign, report: EvalReport) -> Decision:
     """Decide, record the decision, register the student and, on PROMOTE, point the alias at it."""
-    with session(config) as held:
-        return promote_stage.promote(held, report)
+    with open_session(config) as session:
+        return promote_stage.promote(session, report)
 
 
 def relabel(config: Campaign, source: str | None = None) -> RelabelReport:
-    """Label the new rows of newer traffic, and say whether it has drifted from the campaign's snapshot.
+    """Label the new rows of newer traffic, and measure its drift from the campaign's snapshot.
 
     Args:
         config: the campaign; its snapshot must have been labelled.
         source: file, folder or glob of the newer traffic; default: ``snapshot.source`` read again.
     """
-    with session(config) as held:
-        return relabel_source(held, source)
+    with open_session(config) as session:
+        return relabel_source(session, source)
 
 
 def run(config: Campaign) -> CampaignResult:
-    """The whole way; stages that are done already are skipped, and said to be."""
+    """Run all stages; skip finished ones, and report that they were skipped."""
     check(config)
-    with session(config) as held:
-        frozen = _snapshot(held)
+    with open_session(config) as session:
+        frozen = _snapshot(session)
         if config.sequences is not None:
-            frozen = generate.write(held, frozen)
-        labels = label_stage.label(held, frozen)
-        students = train_stage.train(held, labels, resume=True)
-        report = evaluate_stage.evaluate(held, students)
-        decision = promote_stage.promote(held, report)
+            frozen = generate.write(session, frozen)
+        labels = label_stage.label(session, frozen)
+        students = train_stage.train(session, labels, resume=True)
+        report = evaluate_stage.evaluate(session, students)
+        decision = promote_stage.promote(session, report)
         return CampaignResult(
             snapshot=frozen,
             labels=labels,
             students=students,
             report=report,
             decision=decision,
-            costs=evaluate_stage.campaign_costs(held, report),
-            labelled=label_stage.store_facts(held, labels),
-            tracking_uri=held.tracker.uri,
-            run_id=held.parent.run_id,
-            review=held.tracker.review_url(held.parent.run_id),
+            costs=evaluate_stage.campaign_costs(session, report),
+            labelled=label_stage.store_facts(session, labels),
+            tracking_uri=session.tracker.uri,
+            run_id=session.parent.run_id,
+            review=session.tracker.review_url(session.parent.run_id),
         )
 
 
 def sweep(config: Campaign) -> SweepResult:
-    """Label once, train the students of the section ``sweep``, several at a time, and compare them on validation.
+    """Label once, train the trials of the section ``sweep``, and compare them on validation.
 
-    Trials that are done already are taken as they are, others go on from their checkpoints.
+    Several trials run at a time. Finished trials are reused; interrupted trials continue from their checkpoints.
 
     Raises:
-        ConfigError: there is no such section, or trials are wrong; nothing has been started.
+        ConfigError: there is no such section, or a trial is wrong; no trial has started.
         TrainingError: every trial has failed.
     """
     trials = checked_trials(config)
-    with session(config, sweep=True) as held:
-        frozen = _snapshot(held)
+    with open_session(config, sweep=True) as session:
+        frozen = _snapshot(session)
         if config.sequences is not None:
-            frozen = generate.write(held, frozen)
-        return run_sweep.sweep(held, frozen, trials)
+            frozen = generate.write(session, frozen)
+        return run_sweep.sweep(session, frozen, trials)
 
 
 def plan_sweep(config: Campaign) -> list[str]:
-    """What `sweep` would do, without doing it: a line a trial."""
+    """Describe what `sweep` would do, one line per trial; run nothing."""
     return [
         *publish.plan_lines(absolute(config), checked_trials(config)),
         f"record     {config.tracking.uri or 'SQLite beside the output'}",
@@ -166,7 +168,7 @@ def plan_sweep(config: Campaign) -> list[str]:
 
 
 def plan(config: Campaign) -> list[str]:
-    """What `run` would do, without doing it: a line a stage."""
+    """Describe what `run` would do, one line per stage; run nothing."""
     check(config)
     task, language = get_task(config.task), get_task(config.task).answers.per_token
     damages = (
@@ -206,9 +208,9 @@ def _plan_writing(config: Campaign) -> list[str]:
 
 
 def snapshot_key(config: Campaign) -> str:
-    """Return the key of everything that decides a snapshot: of sources their files, wherever these lie.
+    """Return the key of everything that decides a snapshot.
 
-    The files count by name, size and time, to be cheap.
+    Sources count by their files, regardless of the folder. Each file counts by name, size and time, to be cheap.
     """
     return fingerprint(
         {
@@ -220,21 +222,21 @@ def snapshot_key(config: Campaign) -> str:
     )
 
 
-def _snapshot(held: Session) -> SnapshotRef:
-    config = held.config
+def _snapshot(session: Session) -> SnapshotRef:
+    config = session.config
     key = snapshot_key(config)
-    done = held.done("snapshot", key)
+    done = session.done("snapshot", key)
     if done is not None and files.exists(files.join(done["url"], "snapshot.json")):
         ref = SnapshotRef.from_dict(done)
-        say(f"snapshot: already taken, skipped ({ref.url})", skipped="snapshot")
+        console.report(f"snapshot: already taken, skipped ({ref.url})", skipped="snapshot")
         return ref
-    with held.stage("snapshot") as stage:
+    with session.stage("snapshot") as stage:
         ref = freeze(config)
         opened = open_snapshot(ref)
         stage.meter.wrote(sum(shard.bytes for shard in opened.shards))
-        say(opened.summary(), snapshot=ref.url)
+        console.report(opened.summary(), snapshot=ref.url)
         label_stage.record_snapshot(stage.run, opened, "snapshot")
         stage.run.metrics({f"{name}_rows": float(part.rows) for name, part in opened.manifest.splits.items()})
         stage.run.metrics({"quarantined_rows": float(opened.manifest.rows.quarantined)})
-    held.finish("snapshot", key, ref.to_dict())
+    session.finish("snapshot", key, ref.to_dict())
     return ref

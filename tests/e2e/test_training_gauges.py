@@ -100,7 +100,7 @@ def test_what_training_waits_for_is_said_once(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(launch, "fit_ranks", slow_ranks)
     for seconds, expected in ((2.0, ["train: none of 1 worker(s) is at work after 2 s"]), (600.0, [])):
         said = list[str]()
-        monkeypatch.setattr(launch, "say", said.append)
+        monkeypatch.setattr(launch.console, "report", said.append)
         monkeypatch.setattr(launch, "WAIT_SECONDS", seconds)
         with pytest.raises(TrainingError, match="at work"):
             launch.train_ranks(job, TrainingConfig(), on_poll=lambda: None)

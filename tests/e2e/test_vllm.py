@@ -17,8 +17,8 @@ from ray_distill.labels.tools.live_agreement import Answer, compare
 from ray_distill.models.io.load import load_processor
 from ray_distill.runtime.forecast.forecast import choose_pieces
 from ray_distill.runtime.forecast.probe import Piece, Probed, ProbeRequest, probe
-from ray_distill.runtime.labelling.batching import answer_all, ask_of
-from ray_distill.runtime.labelling.bounded_task import ask_teacher, teacher_facts
+from ray_distill.runtime.labelling.batching import answer_all, request_of
+from ray_distill.runtime.labelling.bounded_task import run_teacher_task, teacher_facts
 from ray_distill.runtime.labelling.calibrate_store import Found, with_found
 from ray_distill.runtime.labelling.encode_write import LabelJob
 from ray_distill.runtime.labelling.identify_teacher import TeacherFacts, make_manifest
@@ -103,7 +103,8 @@ def _live(config: Campaign, snapshot: SnapshotRef, store: LabelStore, batch: int
         for shard in opened.shards
     ]
     answers = [
-        answer_all(open_teacher(teacher, task="causal_lm"), part, ask_of(store.manifest), batch)[:2] for part in parts
+        answer_all(open_teacher(teacher, task="causal_lm"), part, request_of(store.manifest), batch)[:2]
+        for part in parts
     ]
     ids = np.concatenate([rowids.to_numpy(found) for found, _ in answers])
     order = np.argsort(ids, kind="stable").astype(np.int64)
@@ -124,7 +125,7 @@ def _probed(config: Campaign, snapshot: SnapshotRef, facts: TeacherFacts) -> Pro
         pieces=choose_pieces(pieces, 24, 0),
         units=None,
     )
-    return ask_teacher(probe, request, labels=config.labels, rows=400, what="probing the teacher")
+    return run_teacher_task(probe, request, labels=config.labels, rows=400, what="probing the teacher")
 
 
 def test_both_engines_make_the_same_labels(tmp_path: Path) -> None:
@@ -161,7 +162,7 @@ def test_what_a_teacher_writes_is_decided_by_its_prompt_and_seed(tmp_path: Path)
     engine = labels.teacher.vllm.model_copy(update={"max_num_batched_tokens": 2048})
     teacher = labels.teacher.model_copy(update={"vllm": engine})
     prompts = [[5, 6, 7], [9] * 40, [5, 6, 7], [20] * 120]
-    many, one, ended = ask_teacher(wrote, teacher, prompts, labels=labels, rows=4, what="writing")
+    many, one, ended = run_teacher_task(wrote, teacher, prompts, labels=labels, rows=4, what="writing")
     assert [len(text.tokens) for text in many] == [20, 20, 20, 8] and not any(text.ended for text in many)
     assert many[0].tokens.tolist() == one.tokens.tolist() != many[2].tokens.tolist()
     assert all((text.logp <= 0).all() and len(text.logp) == len(text.tokens) for text in many)

@@ -45,8 +45,8 @@ from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model, load_processor
 from ray_distill.runtime import campaign
 from ray_distill.runtime.core.session import absolute
-from ray_distill.runtime.labelling.batching import answer_all, ask_of
-from ray_distill.runtime.labelling.calibrate_store import look, with_found
+from ray_distill.runtime.labelling.batching import answer_all, request_of
+from ray_distill.runtime.labelling.calibrate_store import calibrate, with_found
 from ray_distill.runtime.labelling.encode_write import read_inputs
 from ray_distill.runtime.labelling.identify_teacher import make_manifest, prepare_teacher
 from ray_distill.runtime.stages.label import head_of
@@ -209,10 +209,10 @@ def _label(config: Campaign, head_url: str | None) -> LabelSetRef:
     snapshot = campaign.snapshot(config)
     facts = prepare_teacher(config, snapshot, head_url)
     wanted = make_manifest(config, facts)
-    found = look(config, snapshot, facts.head_url, wanted)
+    found = calibrate(config, snapshot, facts.head_url, wanted)
     store = create_or_open(config.store_url, with_found(wanted, found, write_fits(config.store_url, found.fits)))
     task, teacher = TASKS[config.task], open_teacher(config.labels.teacher, task=config.task, head_url=facts.head_url)
-    ask, processor = ask_of(store.manifest, found.fits), load_processor(config.labels.teacher, task=config.task)
+    ask, processor = request_of(store.manifest, found.fits), load_processor(config.labels.teacher, task=config.task)
     for unit in store.pending(open_snapshot(snapshot)):
         encoded = task.inputs.encode(read_inputs(snapshot, unit, task.inputs.column), processor)
         row_ids, signal, unusable = answer_all(teacher, encoded, ask, store.manifest.batch)

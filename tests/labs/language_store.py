@@ -14,7 +14,7 @@ from ray_distill.config import Campaign, parse_config
 from ray_distill.labels.store.label_store import create_or_open
 from ray_distill.labels.store.writer import write_attempt
 from ray_distill.models.io.load import load_processor
-from ray_distill.runtime.labelling.batching import answer_all, ask_of
+from ray_distill.runtime.labelling.batching import answer_all, request_of
 from ray_distill.runtime.labelling.identify_teacher import make_manifest, prepare_teacher
 from ray_distill.runtime.stages.snapshot import freeze
 from ray_distill.snapshots.reader import open_snapshot
@@ -87,7 +87,7 @@ class Labeller:
             )
             teacher = open_teacher(settings.teacher, task=self.config.task)
             ids, signal, unusable = answer_all(
-                _Asked(teacher=teacher, ids=self.asked), encoded, ask_of(manifest), manifest.batch
+                _Asked(teacher=teacher, ids=self.asked), encoded, request_of(manifest), manifest.batch
             )
             rejected = [*unusable, *((row.row_id, row.reason) for row in encoded.rejected)]
             self.rejected.update(rejected)

@@ -1,1 +1,4 @@
-"""Connect to Ray, hold a campaign's session and classify failures. Imports no other room of `runtime`."""
+"""Connect to Ray, open a campaign's session and classify failures.
+
+Imports no other folder of `runtime`.
+"""

@@ -1,4 +1,4 @@
-"""Ray for one command: attach to a cluster, or start an embedded one; and one way to run a function there."""
+"""Attach to a Ray cluster or start an embedded one for a command, and run functions there."""
 
 import logging
 import os
@@ -13,27 +13,27 @@ from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError
 
 from ray_distill.errors import ClusterError, DistillError
-from ray_distill.runtime.core.console import say
+from ray_distill.runtime.core import console
 
 T = TypeVar("T")
 
-#: How long an autoscaler may take to add the nodes that are asked for, and how often they are counted.
+#: Seconds that an autoscaler may take to add the requested nodes, and seconds between two counts of the nodes.
 SCALE_SECONDS, POLL_SECONDS = 300.0, 5.0
 
-#: How long an execution that was closed may still be finishing.
+#: Seconds that a closed execution may take to end.
 EXECUTION_SECONDS = 15.0
 
-#: Set while Ray is the one started here: nothing will ever be added to it.
+#: Set while the embedded Ray of this process runs, which no autoscaler enlarges.
 _embedded = threading.Event()
 
-#: Idle workers that an embedded Ray keeps. By default it ends all but one a core after a second, and the next block of
-#: a pipeline waits ten seconds for torch to be imported again.
+#: Idle workers that an embedded Ray keeps. By default, Ray ends all but one per core after a second, and the next block
+#: of a pipeline waits ten seconds for the import of torch in a new process.
 KEEP_WORKERS = {"num_workers_soft_limit": 16}
 
 
 @contextmanager
 def connected(address: str | None = None) -> Iterator[None]:
-    """Have Ray while the block runs: the one already there, the one at ``address``, or an embedded one.
+    """Connect to Ray while the block runs: the running one, the one at ``address``, or an embedded one.
 
     Raises:
         ClusterError: there is no cluster at ``address``, or it refuses the token.
@@ -51,9 +51,9 @@ def connected(address: str | None = None) -> Iterator[None]:
 
 
 def _let_executions_end() -> None:
-    """Wait for Ray Data's threads, which it gives two seconds to end when an execution is closed.
+    """Wait for the threads of Ray Data, which gives them two seconds when it closes an execution.
 
-    A thread that asks Ray while Ray is being shut down ends the process on the spot: exit status 1, and no word.
+    A thread that calls Ray during Ray's shutdown ends the process immediately, with exit status 1 and no message.
     """
     give_up = time.monotonic() + EXECUTION_SECONDS
     for thread in threading.enumerate():
@@ -62,14 +62,14 @@ def _let_executions_end() -> None:
 
 
 def _start(address: str | None) -> None:
-    # Ray's core prints what it also raises, and warns of its own data actors; what fails reaches us as an exception.
+    # Ray's core prints errors that it also raises, and warns about its own data actors; errors arrive as exceptions.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address is None:
             # One core still needs two slots: the teacher's actor, and the tasks that read and write beside it.
             cores = max(2, os.cpu_count() or 2)
-            # "local": without it Ray would join whatever cluster was started on this machine before.
+            # "local": without it, Ray would join any cluster that already runs on this machine.
             _patiently(
                 lambda: ray.init(
                     address="local", num_cpus=cores, include_dashboard=False, _system_config=KEEP_WORKERS, **options
@@ -78,16 +78,16 @@ def _start(address: str | None) -> None:
             _embedded.set()
         else:
             ray.init(address=address, **options)
-    except Exception as error:  # a refused token is a RayError; a node that starts too slowly a bare Exception
+    except Exception as error:  # a refused token raises a RayError; a node that starts too slowly a bare Exception
         where = "an embedded Ray cannot start" if address is None else f"no Ray cluster answers at {address}"
-        raise ClusterError(f"{where}: {error}; `ray-distill doctor` looks for the reason") from error
+        raise ClusterError(f"{where}: {error}; run `ray-distill doctor` to find the reason") from error
 
 
 def _patiently(start: Callable[[], Any]) -> None:
-    """Start Ray, and once more if it gave itself up: a busy machine may need more than the half minute it has."""
+    """Start Ray, and retry once after its startup timeout of half a minute, too short on a busy machine."""
     try:
         start()
-    except Exception as error:  # a bare one, told by its text alone
+    except Exception as error:  # Ray raises a bare Exception, which only its text identifies
         if "timed out during startup" not in str(error):
             raise
         ray.shutdown()
@@ -106,16 +106,16 @@ def on_cluster(
     """Run ``function`` as one Ray task and return its result.
 
     Args:
-        function: importable; what it gets and returns crosses the cluster.
-        arguments: its arguments.
+        function: importable; its arguments and result are sent over the cluster.
+        arguments: positional arguments of the function.
         cpus: CPUs reserved.
         gpus: GPUs reserved.
-        what: what is being done, for the message when it fails.
+        what: the activity, for error messages.
         options: further options of the task.
-        named: its keyword arguments.
+        named: keyword arguments of the function.
 
     Raises:
-        DistillError: the one the function raised, or ClusterError if the task itself was lost.
+        DistillError: the error that the function raised, or ClusterError if the task itself was lost.
     """
     require_resources(cpus=cpus, gpus=gpus, what=what)
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2, **(options or {}))(function)
@@ -127,25 +127,25 @@ def on_cluster(
 
 
 def require_resources(*, cpus: float, gpus: float, what: str) -> None:
-    """Refuse to wait for ever for what no node of the cluster has; errors as `require_bundles`."""
+    """Require a node with these resources, else Ray would wait for ever; errors as `require_bundles`."""
     require_bundles([{"CPU": cpus, "GPU": gpus}], what)
 
 
 def require_bundles(bundles: Sequence[Mapping[str, float]], what: str) -> None:
-    """Make sure that each bundle fits some node of the cluster, and that all of them fit the cluster together.
+    """Require that each bundle fits some node, and that all bundles together fit the cluster.
 
-    What an autoscaler could add cannot be known, so a cluster that is too small is asked to grow and given
-    `SCALE_SECONDS` for it; an embedded Ray is refused at once.
+    The limits of an autoscaler are unknown, so the autoscaler of a cluster that is too small gets a request for more
+    nodes and `SCALE_SECONDS` to add them; an embedded Ray is refused at once.
 
     Args:
-        bundles: resources by Ray's names, ``{"CPU": 4, "GPU": 1}``; each is held on one node.
-        what: what needs them, for the message.
+        bundles: resources by Ray's names, ``{"CPU": 4, "GPU": 1}``; each bundle is reserved on one node.
+        what: the activity that needs the bundles, for the message.
 
     Raises:
-        ClusterError: says what is asked and what there is.
+        ClusterError: the bundles do not fit; the message names the required and the available resources.
     """
-    wanted = [{name: amount for name, amount in bundle.items() if amount > 0} for bundle in bundles]
-    if _fits(wanted, _nodes()) or (not _embedded.is_set() and _grown(wanted, what)):
+    required = [{name: amount for name, amount in bundle.items() if amount > 0} for bundle in bundles]
+    if _fits(required, _nodes()) or (not _embedded.is_set() and _grown(required, what)):
         return
     best = ", ".join(_text({"CPU": 0, "GPU": 0, **node}) for node in _nodes())
     raise ClusterError(
@@ -155,17 +155,17 @@ def require_bundles(bundles: Sequence[Mapping[str, float]], what: str) -> None:
 
 
 def capacity(name: str) -> float:
-    """How much of a resource (``CPU``, ``GPU``) the nodes that are alive have together."""
+    """Return the total of a resource (``CPU``, ``GPU``) over all nodes that are alive."""
     return sum(node.get(name, 0.0) for node in _nodes())
 
 
 def _nodes() -> list[dict[str, float]]:
-    """Resources of every node that is alive."""
+    """Return the resources of every node that is alive."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _fits(bundles: Sequence[Mapping[str, float]], nodes: Sequence[Mapping[str, float]]) -> bool:
-    """Whether each bundle fits a node, and their sum all nodes together."""
+    """Return whether each bundle fits a node, and the sum of the bundles fits all nodes together."""
     each = all(
         any(all(node.get(name, 0) >= amount for name, amount in bundle.items()) for node in nodes) for bundle in bundles
     )
@@ -176,8 +176,11 @@ def _fits(bundles: Sequence[Mapping[str, float]], nodes: Sequence[Mapping[str, f
 
 
 def _grown(bundles: Sequence[Mapping[str, float]], what: str) -> bool:
-    """Ask the autoscaler for room and wait for it; the request is withdrawn, for it would outlive the job."""
-    say(
+    """Request nodes from the autoscaler and wait for them; return whether they came.
+
+    The request is withdrawn at the end, because it would outlive the job.
+    """
+    console.report(
         f"{what} needs {_several(bundles)}, more than the cluster has now: waiting up to {SCALE_SECONDS:g} s for it "
         "to grow"
     )
@@ -194,16 +197,16 @@ def _grown(bundles: Sequence[Mapping[str, float]], what: str) -> bool:
 
 
 def _request(bundles: Sequence[Mapping[str, float]]) -> None:
-    """Tell the autoscaler, from inside the cluster: a client at ray:// cannot."""
-    ask = ray.remote(num_cpus=0)(request_resources)
+    """Send a request to the autoscaler from inside the cluster: a client at ray:// cannot."""
+    task = ray.remote(num_cpus=0)(request_resources)
     try:
-        ray.get(ask.remote(bundles=[dict(bundle) for bundle in bundles]))
+        ray.get(task.remote(bundles=[dict(bundle) for bundle in bundles]))
     except RayError as error:
-        raise explain(error, "asking the cluster to grow") from error
+        raise explain(error, "requesting more nodes") from error
 
 
 def _several(bundles: Sequence[Mapping[str, float]]) -> str:
-    """Bundles in words: equal ones are counted."""
+    """Return bundles in words; equal bundles are counted."""
     counts: dict[str, int] = {}
     for bundle in bundles:
         counts[_text(bundle)] = counts.get(_text(bundle), 0) + 1
@@ -215,7 +218,7 @@ def _text(resources: Mapping[str, float]) -> str:
 
 
 def explain(error: BaseException, what: str) -> DistillError:
-    """Find the error of ours inside what Ray raised; else say in one line what failed and why."""
+    """Return the package's error inside an error of Ray; else a ClusterError of one line."""
     seen: BaseException | None = error
     chain: list[BaseException] = []
     while seen is not None and seen not in chain:

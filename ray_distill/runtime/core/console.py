@@ -1,7 +1,7 @@
-"""Report events and progress on stderr, and lay out tables; stdout belongs to results.
+"""Report events and progress on stderr, and format tables; stdout is for results only.
 
-On a terminal events are sentences, and progress is a bar with its rate and the time left; elsewhere (a log collector,
-CI) each is one JSON object a line.
+On a terminal, events are sentences, and progress is a bar with its rate and the time left; elsewhere (a log collector,
+CI) each event or progress report is one JSON object on a line.
 """
 
 import io
@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
-#: Least seconds between two progress lines of a log.
+#: Minimum seconds between two progress lines of a log.
 INTERVAL_LOG = 10.0
 
 
-def say(sentence: str, **facts: Any) -> None:
+def report(sentence: str, **facts: Any) -> None:
     """Report one event: ``sentence`` for people, ``facts`` beside it for machines."""
     if sys.stderr.isatty():
         sys.stderr.write(f"{sentence}\n")
@@ -30,7 +30,7 @@ def say(sentence: str, **facts: Any) -> None:
 
 
 class Progress:
-    """Report a running count with its rate and the time left; a context, which ends the bar of a terminal."""
+    """Report a running count with its rate and the time left; on exit, end the bar of a terminal."""
 
     def __init__(self, task: str, total: int, unit: str = "rows"):
         self.task, self.total, self.unit = task, total, unit
@@ -50,7 +50,7 @@ class Progress:
             self._bar.stop()
 
     def add(self, count: int) -> None:
-        """Count ``count`` more as done and report; a log gets no line soon after another, except the last."""
+        """Add ``count`` and report; a log gets a line every `INTERVAL_LOG` seconds, and the last one."""
         self.done += count
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], advance=count, rate=self._rate())
@@ -66,11 +66,11 @@ class Progress:
     def _log(self) -> None:
         rate = self._rate()
         left = (self.total - self.done) / max(rate, 1e-9)
-        say(f"{self.task} {self.done}/{self.total} {self.unit}", rate=round(rate, 1), seconds_left=round(left, 1))
+        report(f"{self.task} {self.done}/{self.total} {self.unit}", rate=round(rate, 1), seconds_left=round(left, 1))
 
 
 def _bar(task: str, total: int, unit: str) -> "Bar":
-    """Return a bar on stderr; what is written to stderr meanwhile appears above it."""
+    """Return a bar on stderr; other output on stderr appears above the bar."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -92,7 +92,7 @@ def _bar(task: str, total: int, unit: str) -> "Bar":
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Lay out rows as text, the first column left and the others right: ruled on a terminal, else plain columns."""
+    """Format rows as text, with rules on a terminal; the first column is left-aligned, others right."""
     return _ruled(rows) if sys.stdout.isatty() else _aligned(rows)
 
 

@@ -1,6 +1,6 @@
-"""What a teacher's failure is, and which rows are at fault: pure functions, without Ray.
+"""Classify failures of a teacher, and find the failing rows: pure functions, without Ray.
 
-A batch that fails is halved until each failing row stands alone; the others keep their answers.
+A batch that fails is halved until each failing row is alone; all other rows keep their answers.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,39 +13,39 @@ import numpy.typing as npt
 T = TypeVar("T")
 Rows = npt.NDArray[np.int64]
 
-#: Of an exception's text in a reason: it may hold data, and every different text is a reason of its own.
+#: Characters of an exception's text in a reason: the text may contain data, and each different text is a new reason.
 REASON_LENGTH = 120
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Why a batch has no answer."""
+    """Reason why a batch has no answer."""
 
     kind: Literal["memory", "raised", "timeout", "died"]
     reason: str
-    """As it stands in quarantine when the batch is one row."""
+    """Text that quarantine records when the batch is one row."""
     spent: bool = False
-    """Whether the process can answer nothing more."""
+    """Whether the process can answer no further batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answers(Generic[T]):
-    """What became of all batches of a unit."""
+    """Answers and failures of all batches of a unit."""
 
     parts: tuple[T, ...]
     """Answers in the order of the rows."""
     failed: dict[int, Failure]
-    """By row."""
+    """Failures by row."""
     halved: int
-    """Rows of the smallest batch that a halved one was cut into; 0 if none was halved."""
+    """Rows of the smallest batch after halving; 0 if no batch was halved."""
 
 
 def answer_halving(batches: Sequence[Rows], answer: Callable[[Rows], T | Failure]) -> Answers[T]:
-    """Answer each batch; halve one that fails until every row is answered, or fails alone.
+    """Answer each batch; halve a batch that fails until every row is answered or fails alone.
 
     Args:
         batches: rows, as planned.
-        answer: returns the answer of some rows, or why there is none; an exception ends it all.
+        answer: returns the answer of some rows, or their failure; an exception ends all batches.
     """
     parts: list[T] = []
     failed: dict[int, Failure] = {}
@@ -66,35 +66,35 @@ def answer_halving(batches: Sequence[Rows], answer: Callable[[Rows], T | Failure
 
 
 def failure_of(error: Exception) -> Failure:
-    """What an exception of the teacher means."""
+    """Return the failure that an exception of the teacher means."""
     if out_of_memory(error):
         return Failure(kind="memory", reason="teacher ran out of memory on this row alone")
     return Failure(kind="raised", reason=f"teacher raised {described(error)}", spent=_poisonous(error))
 
 
 def described(error: BaseException) -> str:
-    """An exception in one short line."""
+    """Return an exception in one short line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:REASON_LENGTH] if lines else 'no message'}"
 
 
 def timed_out(seconds: float) -> Failure:
-    """A row that took too long."""
+    """Return the failure of a row that took too long."""
     return Failure(kind="timeout", spent=True, reason=f"teacher took longer than {seconds:g} s on this row")
 
 
 def died() -> Failure:
-    """A row on which the process ended."""
+    """Return the failure of a row on which the process ended."""
     return Failure(kind="died", spent=True, reason="the teacher's process died on this row")
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether a smaller batch may help: memory of the device or of the host ran out."""
+    """Return whether memory of the device or host ran out, so that a smaller batch may help."""
     import torch
 
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    # Neither the CPU's allocator nor CUDA outside of torch's own has an exception class for it.
+    # Neither the CPU's allocator nor CUDA outside of torch has an exception class for lack of memory.
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(
         sign in text for sign in ("can't allocate memory", "not enough memory", "out of memory", "status_alloc_failed")
@@ -102,5 +102,5 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def _poisonous(error: BaseException) -> bool:
-    """After an error inside a kernel every later call on the device fails."""
+    """Return whether the error came from a kernel, after which every call on the device fails."""
     return "CUDA error" in str(error) or "device-side assert" in str(error)

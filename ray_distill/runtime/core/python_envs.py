@@ -18,7 +18,7 @@ from ray_distill.teachers.engines import engine_of
 #: Seconds in which an interpreter must report its packages.
 REPORT_SECONDS = 120.0
 
-#: Run by the other interpreter, which may lack anything.
+#: Code that the other interpreter runs, which may lack any package.
 _REPORT = """
 import importlib.metadata, importlib.util, json, sys
 found = {"python": ".".join(map(str, sys.version_info[:2]))}
@@ -31,21 +31,23 @@ print(json.dumps(found))
 
 
 def environment(teacher: TeacherConfig) -> dict[str, Any]:
-    """Return options of a Ray task or actor that runs the teacher; empty in the workers' own environment."""
+    """Return the Ray options of the teacher's environment; empty for the workers' own environment."""
     python = engine_of(teacher).python(teacher)
     return {} if python is None else {"runtime_env": {"py_executable": python}}
 
 
 def once(teacher: TeacherConfig) -> dict[str, Any]:
-    """Return `environment` of a task whose process ends with it, where only that releases the engine's memory."""
+    """Return `environment` and, where only an ended process releases memory, ``max_calls`` 1."""
     return {**environment(teacher), "max_calls": 1} if engine_of(teacher).keeps_memory else {}
 
 
 def require_environment(teacher: TeacherConfig) -> None:
-    """Validate the teacher's environment on one node: Ray restarts a worker that cannot start for ever.
+    """Validate the teacher's environment on one node.
+
+    Without this check, Ray would restart for ever a worker that cannot start.
 
     Raises:
-        ClusterError: there is no such interpreter, or it lacks a package; the message names it.
+        ClusterError: there is no such interpreter, or it lacks a package; the message names the package.
     """
     python = engine_of(teacher).python(teacher)
     if python is not None:
@@ -83,7 +85,7 @@ def check_python(python: str) -> None:
 
 
 def require_same_tokens(here: str | None, there: str | None, teacher: TeacherConfig) -> None:
-    """Refuse an environment that tokenizes texts otherwise than the students' environment.
+    """Refuse a teacher's environment that tokenizes texts differently from the students' environment.
 
     Raises:
         TeacherRefused: the fingerprints differ.
@@ -92,7 +94,7 @@ def require_same_tokens(here: str | None, there: str | None, teacher: TeacherCon
         raise TeacherRefused(
             f"the tokenizer of {teacher.model} differs between the two environments: fingerprint {there} in that of "
             f"{teacher.vllm.python}, {here} in this one; install the same version of tokenizers in both, and versions "
-            "of transformers that read it alike"
+            "of transformers that load it identically"
         )
 
 

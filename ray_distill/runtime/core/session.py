@@ -1,7 +1,8 @@
-"""One command's hold on its campaign: where things lie, what is done already, and who records it.
+"""Open a campaign for one command: its URLs, its finished stages, its costs and its tracker.
 
-What is done stands in ``<output>/state/<stage>.json``: the key of the stage's inputs and its result. A stage
-whose key is unchanged is skipped; nothing else decides. Costs of every attempt, failed ones too, lie beside.
+A finished stage has a file ``<output>/state/<stage>.json`` with the key of the stage's inputs and its result. A stage
+whose key is unchanged is skipped; nothing else decides. ``<output>/state/costs`` has the cost of every attempt,
+failed attempts included.
 """
 
 import os
@@ -17,7 +18,7 @@ from ray_distill.config.identity import identity
 from ray_distill.errors import ConfigError
 from ray_distill.evaluation.measures.cost import Meter, StageCost, metered, stage_metrics
 from ray_distill.fingerprint import fingerprint
-from ray_distill.runtime.core.console import say
+from ray_distill.runtime.core import console
 from ray_distill.storage import files
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tracking.base import Registry, Run, Tracker
@@ -27,40 +28,43 @@ from ray_distill.tracking.views import review_columns
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """A campaign while a command works on it. The parent run is open in the tracker."""
+    """A campaign while a command works on it; the parent run is open in the tracker."""
 
     config: Campaign
     tracker: Tracker
     registry: Registry
     parent: Run
     state: str = "state"
-    """Folder of what is done, below the output: another one for work whose results are not the campaign's own."""
+    """Folder of finished stages, below the output; another folder for results that are not the campaign's own."""
 
     def url(self, *parts: str) -> str:
-        """Where an artifact of the campaign lies."""
+        """Return the URL of an artifact of the campaign."""
         return files.join(self.config.output_url, *parts)
 
     def done(self, stage: str, key: str) -> Any:
-        """What a stage left when its inputs had this key; None if it has not been run with them."""
+        """Return the result of a stage for inputs with this key; None if there is none."""
         found = self.last(stage)
         return found["result"] if found is not None and found["key"] == key else None
 
     def last(self, stage: str) -> dict[str, Any] | None:
-        """``{key, result}`` of the stage's latest finished run; None if there is none."""
+        """Return ``{key, result}`` of the stage's latest finished run; None if there is none."""
         url = self.url(self.state, f"{stage}.json")
         if not files.exists(url):
             return None
         found = files.read_json(url)
         if not isinstance(found, dict) or not {"key", "result"} <= set(found):
-            raise ConfigError(f"{url} is not what a stage leaves behind: delete it, and the stage is run again")
+            raise ConfigError(f"{url} is not the result of a stage: delete it, and the stage is run again")
         return found
 
     def finish(self, stage: str, key: str, result: Any) -> None:
-        """Remember a stage's result under the key of its inputs."""
+        """Store a stage's result under the key of its inputs."""
         files.write_json(self.url(self.state, f"{stage}.json"), {"key": key, "result": result})
 
     def costs(self) -> list[StageCost]:
-        """What every stage has taken so far at today's prices, attempts added up, in the order of the first ones."""
+        """Return the cost of every stage so far at today's prices, in the order of first attempts.
+
+        The cost of a stage is the sum over its attempts.
+        """
         found: dict[str, StageCost] = {}
         attempts = [files.read_json(item.url) for item in files.list_files(self.url("state", "costs"))]
         for attempt in sorted(attempts, key=lambda value: value["started"]):
@@ -73,10 +77,10 @@ class Session:
     def stage(
         self, name: str, *, cores: float = 1, accelerators: float = 0, resumes: bool = False
     ) -> Iterator["Stage"]:
-        """Run a stage: a nested run in the tracker, its cost metered and kept whether it succeeds or not.
+        """Run a stage in a nested run of the tracker; meter and store its cost, also if it fails.
 
-        ``resumes``: go on in the nested run of an attempt that did not end well, so that its curves continue; for
-        stages that only one command works at a time.
+        ``resumes``: reopen the nested run of an attempt that failed or was killed, so that its curves continue; only
+        for stages that one command runs at a time.
         """
         started, unfinished = _now(), self.url(self.state, "unfinished", f"{name}.json")
         known = self._unfinished(unfinished) if resumes else None
@@ -94,12 +98,12 @@ class Session:
             files.delete(unfinished)
 
     def keep_cost(self, started: float, cost: StageCost) -> None:
-        """Keep what an attempt at a stage took; ``started`` in seconds since 1970."""
+        """Store the cost of an attempt at a stage; ``started`` in seconds since 1970."""
         attempt = {"started": started, "cost": cost.to_dict()}
         files.write_json(self.url("state", "costs", f"{cost.stage}-{uuid.uuid4().hex}.json"), attempt)
 
     def _unfinished(self, url: str) -> str | None:
-        """The run that an earlier attempt of this parent's left unfinished."""
+        """Return the run that an earlier attempt under this parent run left unfinished."""
         left = files.read_json(url) if files.exists(url) else {}
         return left["run_id"] if left.get("parent") == self.parent.run_id else None
 
@@ -114,9 +118,11 @@ class Stage:
 
 
 @contextmanager
-def session(config: Campaign, *, sweep: bool = False) -> Iterator[Session]:
-    """Open the campaign: its tracker, and its parent run, which is the same for every command with this config; of a
-    sweep, another than the campaign's."""
+def open_session(config: Campaign, *, sweep: bool = False) -> Iterator[Session]:
+    """Open the campaign: its tracker and its parent run.
+
+    The parent run is the same for every command with this config; a sweep has a parent run of its own.
+    """
     config = absolute(config)
     tracker, registry = open_tracker(
         config.tracking,
@@ -136,14 +142,15 @@ def session(config: Campaign, *, sweep: bool = False) -> Iterator[Session]:
         yield Session(config=config, tracker=tracker, registry=registry, parent=run)
     waiting = tracker.flush()
     if waiting:
-        say(
-            f"the tracking server is away: {waiting} records wait in {_spool(config)}, the next command sends them",
+        console.report(
+            f"the tracking server is unreachable: {waiting} records wait in {_spool(config)}; the next command sends "
+            "them",
             waiting=waiting,
         )
 
 
 def absolute(config: Campaign) -> Campaign:
-    """The same campaign with absolute local paths, so that a process in another folder finds them."""
+    """Return the campaign with absolute local paths, valid for a process in any folder."""
     snapshot, labels, student = config.snapshot, config.labels, config.student
     sources = (snapshot.source,) if isinstance(snapshot.source, str) else snapshot.source
     teacher = labels.teacher.model_copy(update={"model": _model(labels.teacher.model)})
@@ -180,12 +187,12 @@ def _mixture(mixture: MixtureConfig) -> MixtureConfig:
 
 
 def _model(name: str) -> str:
-    """A local checkpoint by its absolute path; a URL or ``module:function`` as it is."""
+    """Return the absolute path of a local checkpoint; a URL or ``module:function`` unchanged."""
     return files.absolute(name) if files.is_local(name) and Path(name).exists() else name
 
 
 def parent_key(config: Campaign, *, sweep: bool = False) -> str:
-    """Return the key of the parent run of a campaign's results, or of its sweep's, among those of one output."""
+    """Return the key of a campaign's parent run, or of its sweep's, among the runs of one output."""
     settings = {"campaign": identity(config)}
     if sweep and config.sweep is not None:
         settings["sweep"] = identity(config.sweep)
@@ -193,20 +200,23 @@ def parent_key(config: Campaign, *, sweep: bool = False) -> str:
 
 
 def _spool(config: Campaign) -> Path:
-    """Where records wait for the tracking server: beside a local output, else in this folder."""
+    """Return the folder of records that wait for the tracking server.
+
+    It is inside a local output, else inside the current folder.
+    """
     if files.is_local(config.output_url):
         return Path(files.absolute(config.output_url)) / "spool"
     return Path.cwd() / ".ray-distill" / "spool" / config.campaign
 
 
 def _priced(cost: StageCost, prices: CostConfig) -> StageCost:
-    """What was taken, at other prices: they and their currency may have changed since."""
+    """Return a cost at other prices: prices and currency may have changed since it was recorded."""
     money = cost.core_hours * prices.core_hour + cost.accelerator_hours * prices.accelerator_hour
     return cost.with_changes(money=money, currency=prices.currency)
 
 
 def _add(before: StageCost, more: StageCost) -> StageCost:
-    """Two attempts at one stage as one."""
+    """Return the sum of two attempts at one stage."""
     first, second = dict(before), dict(more)
     summed = {name: first[name] + second[name] for name in first if name not in ("stage", "currency")}
     return StageCost(stage=before.stage, currency=before.currency, **summed)
@@ -219,5 +229,5 @@ def _now() -> float:
 
 
 def user() -> str:
-    """Who asked for this: for the decision chain."""
+    """Return the name of the user, for the decision chain."""
     return os.environ.get("USER") or os.environ.get("USERNAME") or "unknown"

@@ -24,12 +24,12 @@ from ray_distill.labels.sizing.forecast import TIME_ERROR, Breakeven, break_even
 from ray_distill.labels.sizing.options import recommend
 from ray_distill.labels.store.label_store import LabelStore, create_or_open
 from ray_distill.runtime import campaign
-from ray_distill.runtime.core.console import say
+from ray_distill.runtime.core import console
 from ray_distill.runtime.core.session import absolute
 from ray_distill.runtime.forecast.plan_report import PlanReport
 from ray_distill.runtime.forecast.probe import Piece, Probed, ProbeRequest, probe
-from ray_distill.runtime.labelling.bounded_task import ask_teacher, teacher_facts
-from ray_distill.runtime.labelling.calibrate_store import LOOK_ROWS, with_found
+from ray_distill.runtime.labelling.bounded_task import run_teacher_task, teacher_facts
+from ray_distill.runtime.labelling.calibrate_store import CALIBRATION_ROWS, with_found
 from ray_distill.runtime.labelling.encode_write import LabelJob
 from ray_distill.runtime.labelling.identify_teacher import make_manifest
 from ray_distill.runtime.labelling.label_units import label_units
@@ -108,7 +108,9 @@ def _plan(config: Campaign, snapshot: SnapshotRef, scratch: str) -> PlanReport:
     if not work.rows:
         return _nothing_left(config, opened, work)
     pieces = choose_pieces(work.pieces, config.plan.rows, config.seed)
-    say(f"plan: {work.rows:,} of {work.total:,} rows are to be labelled; probing {sum(len(p.rows) for p in pieces):,}")
+    console.report(
+        f"plan: {work.rows:,} of {work.total:,} rows are to be labelled; probing {sum(len(p.rows) for p in pieces):,}"
+    )
     request = ProbeRequest(
         config=config,
         snapshot=snapshot,
@@ -118,8 +120,12 @@ def _plan(config: Campaign, snapshot: SnapshotRef, scratch: str) -> PlanReport:
         pieces=pieces,
         units=None if store is None else [len(unit.rows) for unit in work.pieces],
     )
-    probed = ask_teacher(
-        probe, request, labels=config.labels, rows=LOOK_ROWS + PASSES * config.plan.rows, what="probing the teacher"
+    probed = run_teacher_task(
+        probe,
+        request,
+        labels=config.labels,
+        rows=CALIBRATION_ROWS + PASSES * config.plan.rows,
+        what="probing the teacher",
     )
     rehearsed = _rehearse(request, opened, probed, files.join(scratch, "labels"))
     return _report(config, opened, work, _Measured(probed=probed, rehearsed=rehearsed, started=started))

@@ -24,8 +24,8 @@ from ray_distill.labels.sizing import options
 from ray_distill.labels.sizing.forecast import Sizes, forecast_bytes, measure_sizes
 from ray_distill.models.io.load import load_processor
 from ray_distill.runtime.forecast.storage_options import Comparison, Forms, compare
-from ray_distill.runtime.labelling.batching import answer_all, ask_of, by_length
-from ray_distill.runtime.labelling.calibrate_store import LOOK_ROWS, Found, fit_store, look
+from ray_distill.runtime.labelling.batching import answer_all, by_length, request_of
+from ray_distill.runtime.labelling.calibrate_store import CALIBRATION_ROWS, Found, calibrate, fit_store
 from ray_distill.runtime.labelling.identify_teacher import TeacherFacts
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.tasks.catalogue import get_task
@@ -100,37 +100,37 @@ def probe(request: ProbeRequest) -> Probed:
     load_seconds, teacher = _timed(
         lambda: open_teacher(config.labels.teacher, task=config.task, head_url=request.facts.head_url)
     )
-    asked = _ask(teacher, _encode(config, request.snapshot, request.pieces), manifest, config)
-    fit_seconds, found = _found(request, asked, load_seconds)
+    answered = _answer(teacher, _encode(config, request.snapshot, request.pieces), manifest, config)
+    fit_seconds, found = _found(request, answered, load_seconds)
     manifest = replace(manifest, range_rows=found.range_rows)
     units = _units_to_come(request, manifest)
-    sizes = measure_sizes(asked.ids, asked.signal, manifest=manifest, fits=found.fits, units=units)
-    data = parquet_shards.encode_labels(asked.ids, asked.signal.distributions, manifest, found.fits)
+    sizes = measure_sizes(answered.ids, answered.signal, manifest=manifest, fits=found.fits, units=units)
+    data = parquet_shards.encode_labels(answered.ids, answered.signal.distributions, manifest, found.fits)
     read_seconds, _ = _timed(lambda: parquet_shards.decode_labels(data, manifest, found.fits, "the probe"))
-    rows = len(asked.ids)
-    positions = len(asked.signal.distributions.position)
+    rows = len(answered.ids)
+    positions = len(answered.signal.distributions.position)
     comparison = Comparison(
         config=config,
         facts=request.facts,
         teacher=teacher,
         units=units,
-        kept=rows / (rows + asked.rejected),
+        kept=rows / (rows + answered.rejected),
         positions=positions / rows,
     )
     return Probed(
         rows=rows,
-        rejected=asked.rejected,
+        rejected=answered.rejected,
         positions=positions,
         found=found,
         units=tuple(units),
         sizes=sizes,
-        teacher_seconds=asked.seconds,
+        teacher_seconds=answered.seconds,
         load_seconds=load_seconds,
         read_seconds=read_seconds / rows,
         fit_seconds=fit_seconds,
-        forms=_with_own_bytes(compare(comparison, asked.encoded), sizes, units, asked),
-        ranks={layer: options.ranks(hidden.values) for layer, hidden in asked.signal.hidden.items()},
-        widths={layer: hidden.values.shape[1] for layer, hidden in asked.signal.hidden.items()},
+        forms=_with_own_bytes(compare(comparison, answered.encoded), sizes, units, answered),
+        ranks={layer: options.ranks(hidden.values) for layer, hidden in answered.signal.hidden.items()},
+        widths={layer: hidden.values.shape[1] for layer, hidden in answered.signal.hidden.items()},
     )
 
 
@@ -140,10 +140,10 @@ def _units_to_come(request: ProbeRequest, manifest: StoreManifest) -> Sequence[i
     return unit_rows([shard.rows for shard in open_snapshot(request.snapshot).shards], manifest.rows_a_unit)
 
 
-def _with_own_bytes(forms: Forms, sizes: Sizes, units: Sequence[int], asked: "_Asked") -> Forms:
+def _with_own_bytes(forms: Forms, sizes: Sizes, units: Sequence[int], answered: "_Answered") -> Forms:
     """The configured form by the store's own fits and all rows, which are better than the comparison's."""
-    rows, configured = len(asked.ids), forms.options[0]
-    total = forecast_bytes(sizes, units, rows / (rows + asked.rejected)).labels
+    rows, configured = len(answered.ids), forms.options[0]
+    total = forecast_bytes(sizes, units, rows / (rows + answered.rejected)).labels
     factor = total / max(configured.total_bytes, 1)
     own = replace(configured, total_bytes=total, bytes_a_position=configured.bytes_a_position * factor)
     return replace(forms, options=(own, *forms.options[1:]))
@@ -155,7 +155,7 @@ def unit_rows(shard_rows: Sequence[int], rows_a_unit: int) -> list[int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Asked:
+class _Answered:
     """The rows that were answered in the time there was, in the order of their ids."""
 
     encoded: Encoded
@@ -189,15 +189,17 @@ def _encode(config: Campaign, snapshot: SnapshotRef, pieces: Sequence[Piece]) ->
     return encoded
 
 
-def _ask(teacher: Teacher, encoded: Encoded, manifest: StoreManifest, config: Campaign) -> _Asked:
+def _answer(teacher: Teacher, encoded: Encoded, manifest: StoreManifest, config: Campaign) -> _Answered:
     """Time the teacher batch by batch, in a random order, until the time is over."""
-    ask, batch, order = ask_of(manifest), manifest.batch, by_length(encoded)
+    request, batch, order = request_of(manifest), manifest.batch, by_length(encoded)
     parts = [order[start : start + batch] for start in range(0, len(order), batch)]
-    answer_all(teacher, encoded.take(parts[0]), ask, batch)  # the first answer of a process takes longer than others
+    answer_all(
+        teacher, encoded.take(parts[0]), request, batch
+    )  # the first answer of a process takes longer than others
     random, start = np.random.default_rng(config.seed), time.perf_counter()
     done, answers = [], []
     for at in random.permutation(len(parts)):
-        answers.append(answer_all(teacher, encoded.take(parts[at]), ask, batch))
+        answers.append(answer_all(teacher, encoded.take(parts[at]), request, batch))
         done.append(at)
         seconds = time.perf_counter() - start
         if seconds > config.plan.seconds:
@@ -212,7 +214,7 @@ def _ask(teacher: Teacher, encoded: Encoded, manifest: StoreManifest, config: Ca
         )
     by_id = np.argsort(ids, kind="stable").astype(np.int64)
     skipped = round(len(encoded.rejected) * some.rows / encoded.rows)
-    return _Asked(
+    return _Answered(
         encoded=some,
         ids=ids[by_id],
         signal=concat_signals([signal for _, signal, _ in answers]).take(by_id),
@@ -221,7 +223,7 @@ def _ask(teacher: Teacher, encoded: Encoded, manifest: StoreManifest, config: Ca
     )
 
 
-def _found(request: ProbeRequest, asked: _Asked, load_seconds: float) -> tuple[float, Found]:
+def _found(request: ProbeRequest, answered: _Answered, load_seconds: float) -> tuple[float, Found]:
     """Return what a store finds out before its first unit, and the seconds of it without the teacher's start.
 
     Where the calibration rows would take more time than there is, the probed rows stand for them.
@@ -232,11 +234,11 @@ def _found(request: ProbeRequest, asked: _Asked, load_seconds: float) -> tuple[f
             fits=read_fits(request.store_url, manifest.fits), measured=manifest.measured, range_rows=manifest.range_rows
         )
     splits = open_snapshot(request.snapshot).manifest.splits
-    teacher = asked.seconds * min(splits["calibration"].rows or splits["train"].rows, LOOK_ROWS)
+    teacher = answered.seconds * min(splits["calibration"].rows or splits["train"].rows, CALIBRATION_ROWS)
     if teacher <= config.plan.seconds / 2:
-        seconds, found = _timed(lambda: look(config, request.snapshot, request.facts.head_url, manifest))
+        seconds, found = _timed(lambda: calibrate(config, request.snapshot, request.facts.head_url, manifest))
         return max(seconds - load_seconds, 0.0), found
-    seconds, found = _timed(lambda: fit_store(manifest, rowids.to_arrow(asked.ids), asked.signal))
+    seconds, found = _timed(lambda: fit_store(manifest, rowids.to_arrow(answered.ids), answered.signal))
     return seconds + teacher, found
 
 

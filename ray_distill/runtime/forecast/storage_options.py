@@ -14,7 +14,7 @@ from ray_distill.labels.model.signal import signal_of
 from ray_distill.labels.sizing import options as choose
 from ray_distill.labels.sizing.forecast import forecast_bytes, measure_sizes
 from ray_distill.labels.sizing.options import Kept, Option
-from ray_distill.runtime.labelling.batching import answer_all, ask_of
+from ray_distill.runtime.labelling.batching import answer_all, request_of
 from ray_distill.runtime.labelling.calibrate_store import fit_store
 from ray_distill.runtime.labelling.identify_teacher import TeacherFacts, make_manifest
 from ray_distill.tasks.encoded import Encoded
@@ -74,11 +74,11 @@ def compare(comparison: Comparison, encoded: Encoded) -> Forms:
     smallest = choose.smallest_k(some.wide, config.plan.target_nats)
     configured = config.labels.signal
     given = engine_of(config.labels.teacher).estimators
-    wanted = [
+    candidates = [
         configured,
         *(form for form in _forms(configured, classes, smallest) if form != configured and form.estimator in given),
     ]
-    options = tuple(_option(comparison, some, form) for form in wanted)
+    options = tuple(_option(comparison, some, form) for form in candidates)
     return Forms(curve=choose.curve(some.wide), smallest_k=smallest, options=options, full=choose.is_full(some.wide))
 
 
@@ -87,12 +87,12 @@ def _some(comparison: Comparison, encoded: Encoded, classes: int) -> _Some:
     config = comparison.config
     rows = max(COMPARED_ROWS, int(COMPARED / max(comparison.positions, 1)))
     order = np.random.default_rng(config.seed).permutation(encoded.rows)[:rows].astype(np.int64)
-    ask = Ask(
+    request = Ask(
         estimator="topk",
         temperatures=config.labels.signal.temperatures,
         k=classes if classes <= choose.DENSE_UP_TO else max(choose.WIDE, min(config.labels.signal.k, classes)),
     )
-    row_ids, signal, _ = answer_all(comparison.teacher, encoded.take(order), ask, config.labels.resources.batch)
+    row_ids, signal, _ = answer_all(comparison.teacher, encoded.take(order), request, config.labels.resources.batch)
     return _Some(encoded=encoded.take(order), ids=rowids.to_numpy(row_ids), wide=signal.distributions)
 
 
@@ -117,7 +117,7 @@ def _option(comparison: Comparison, some: _Some, form: SignalConfig) -> Option:
     manifest = make_manifest(config.model_copy(update={"labels": labels}), replace(comparison.facts, layers=()))
     drawn, width = manifest.draws > 0, manifest.k or manifest.class_count
     if drawn or width > len(some.wide.ids) // len(some.wide.position):
-        row_ids, signal, _ = answer_all(comparison.teacher, some.encoded, ask_of(manifest), manifest.batch)
+        row_ids, signal, _ = answer_all(comparison.teacher, some.encoded, request_of(manifest), manifest.batch)
         ids = rowids.to_numpy(row_ids)
         exact = signal.distributions
     else:

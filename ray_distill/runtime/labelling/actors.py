@@ -15,7 +15,7 @@ from ray_distill.labels.format.fitted_arrays import read_fits
 from ray_distill.labels.model.validity import Rejects, split_unusable
 from ray_distill.labels.model.work_units import WorkUnit
 from ray_distill.runtime.core.failures import Answers, Rows
-from ray_distill.runtime.labelling.batching import ask_of, plan
+from ray_distill.runtime.labelling.batching import plan, request_of
 from ray_distill.runtime.labelling.encode_write import LabelJob, encode_unit, read_inputs, rejected_table
 from ray_distill.runtime.labelling.teacher_actor import Plan, TeacherActor
 from ray_distill.sequences import attempts
@@ -47,7 +47,7 @@ class LabelActor(TeacherActor[LabelJob, UnitInputs]):
 
         torch.set_num_threads(self.job.manifest.threads)
         self.teacher = open_teacher(self.job.teacher, task=self.job.task, head_url=self.job.head_url)
-        self.ask = ask_of(self.job.manifest, read_fits(self.job.store_url, self.job.manifest.fits))
+        self.request = request_of(self.job.manifest, read_fits(self.job.store_url, self.job.manifest.fits))
 
     def _encode(self, unit: WorkUnit) -> UnitInputs:
         return self._encoded(unit.unit_id, encode_unit(unit, self.job))
@@ -65,7 +65,7 @@ class LabelActor(TeacherActor[LabelJob, UnitInputs]):
 
     def _answer(self, inputs: UnitInputs, rows: Rows) -> pa.Table:
         part = inputs.encoded.take(rows)
-        row_ids, signal, unusable = split_unusable(part.row_ids, self.teacher.answer(part, self.ask))
+        row_ids, signal, unusable = split_unusable(part.row_ids, self.teacher.answer(part, self.request))
         return signal_to_table(row_ids, inputs.unit, signal, unusable)
 
     def _finish(self, unit: str, inputs: UnitInputs, found: Answers[pa.Table]) -> pa.Table:

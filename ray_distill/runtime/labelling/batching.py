@@ -22,7 +22,7 @@ from ray_distill.teachers.base import Ask, Teacher
 T = TypeVar("T")
 
 
-def ask_of(manifest: StoreManifest, fits: Fits | None = None) -> Ask:
+def request_of(manifest: StoreManifest, fits: Fits | None = None) -> Ask:
     """What a store wants of its teacher; with its fits, hidden states come projected on its bases."""
     return Ask(
         estimator=manifest.estimator,
@@ -37,7 +37,7 @@ def ask_of(manifest: StoreManifest, fits: Fits | None = None) -> Ask:
     )
 
 
-def answer_all(teacher: Teacher, encoded: Encoded, ask: Ask, batch: int) -> tuple[pa.Array, Signal, Rejects]:
+def answer_all(teacher: Teacher, encoded: Encoded, request: Ask, batch: int) -> tuple[pa.Array, Signal, Rejects]:
     """Answer rows in batches of like length; a batch that does not fit into memory is halved, and its halves too.
 
     Returns:
@@ -48,7 +48,7 @@ def answer_all(teacher: Teacher, encoded: Encoded, ask: Ask, batch: int) -> tupl
     """
 
     def answer(rows: Rows) -> Signal | Failure:
-        return try_answer(lambda: teacher.answer(encoded.take(rows), ask), len(rows))
+        return try_answer(lambda: teacher.answer(encoded.take(rows), request), len(rows))
 
     batches = plan(encoded, batch)
     found = answer_halving(batches, answer)

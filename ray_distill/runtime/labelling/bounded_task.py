@@ -21,7 +21,7 @@ from ray_distill.teachers.engines import refuse_labels
 T = TypeVar("T")
 
 
-def ask_teacher(function: Callable[..., T], *arguments: Any, labels: LabelsConfig, rows: int, what: str) -> T:
+def run_teacher_task(function: Callable[..., T], *arguments: Any, labels: LabelsConfig, rows: int, what: str) -> T:
     """Run ``function`` as one task with the teacher's resources and return its result.
 
     Args:
@@ -65,7 +65,7 @@ def ask_teacher(function: Callable[..., T], *arguments: Any, labels: LabelsConfi
 
 
 def teacher_facts(config: Campaign, snapshot: SnapshotRef, head_url: str | None) -> TeacherFacts:
-    """`prepare_teacher` on the cluster; errors as there and as `ask_teacher`.
+    """`prepare_teacher` on the cluster; errors as there and as `run_teacher_task`.
 
     Raises:
         TeacherRefused: its engine cannot give what is asked, or reads texts as other tokens than a student would.
@@ -74,7 +74,7 @@ def teacher_facts(config: Campaign, snapshot: SnapshotRef, head_url: str | None)
     refuse_labels(config.labels, task=config.task)
     fits = config.labels.teacher.head is not None and head_url is None
     rows = rows_of(open_snapshot(snapshot), "train") if fits else 0
-    facts = ask_teacher(
+    facts = run_teacher_task(
         prepare_teacher, config, snapshot, head_url, labels=config.labels, rows=rows, what="opening the teacher"
     )
     if environment(teacher):

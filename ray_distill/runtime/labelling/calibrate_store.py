@@ -23,13 +23,13 @@ from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.signal import Signal
 from ray_distill.models.io.load import load_processor
-from ray_distill.runtime.labelling.batching import answer_all, ask_of
+from ray_distill.runtime.labelling.batching import answer_all, request_of
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.teachers.engines import open_teacher
 
 #: Rows of the calibration split that are looked at, at most.
-LOOK_ROWS = 512
+CALIBRATION_ROWS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +41,13 @@ class Found:
     range_rows: int
 
 
-def look(config: Campaign, snapshot: SnapshotRef, head_url: str | None, manifest: StoreManifest) -> Found:
+def calibrate(config: Campaign, snapshot: SnapshotRef, head_url: str | None, manifest: StoreManifest) -> Found:
     """Ask the teacher about some calibration rows and fit a store to the answer; runs where the teacher can."""
     teacher = open_teacher(config.labels.teacher, task=config.task, head_url=head_url)
     task = get_task(config.task)
     rows = _some_rows(open_snapshot(snapshot), task.inputs.column)
     encoded = task.inputs.encode(rows, load_processor(config.labels.teacher, task=config.task))
-    row_ids, signal, _ = answer_all(teacher, encoded, ask_of(manifest), manifest.batch)
+    row_ids, signal, _ = answer_all(teacher, encoded, request_of(manifest), manifest.batch)
     return fit_store(manifest, row_ids, signal)
 
 
@@ -55,7 +55,7 @@ def _some_rows(opened: Snapshot, column: str) -> pa.Table:
     """The first calibration rows by id, which is a random choice; train rows where that split is empty."""
     rows = opened.read("calibration", columns=["row_id", column])
     rows = rows if rows.num_rows else opened.read("train", columns=["row_id", column])
-    return rows.take(pc.sort_indices(rows["row_id"].combine_chunks())[:LOOK_ROWS])
+    return rows.take(pc.sort_indices(rows["row_id"].combine_chunks())[:CALIBRATION_ROWS])
 
 
 def fit_store(manifest: StoreManifest, row_ids: pa.Array, signal: Signal) -> Found:

@@ -1,6 +1,6 @@
-"""The teacher before it labels: fit its head if it has none, and identify it.
+"""Identify the teacher before it labels, and fit its head if it has none.
 
-It runs as one task on a node with the teacher's resources; only plain values leave it.
+`prepare_teacher` runs as one task on a node with the teacher's resources; only plain values leave the task.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ from ray_distill.teachers.engines import identify, refuse_classes
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherFacts:
-    """What a store must know of its teacher."""
+    """Facts about a teacher that its store records."""
 
     fingerprint: str
     classes: tuple[str, ...]
@@ -36,17 +36,19 @@ class TeacherFacts:
     head_url: str | None
     describe: Mapping[str, Any]
     vocabulary: int = 0
-    """Width of a language model's logits, which has no class names; else 0."""
+    """Width of the logits of a language model, which has no class names; 0 for other models."""
     tokens: str | None = None
     """Fingerprint of a language model's tokens, which its students must share; None for other tasks."""
 
 
 def prepare_teacher(config: Campaign, snapshot: SnapshotRef, head_url: str | None) -> TeacherFacts:
-    """Open the teacher and say what it is; its head is fitted once, when the store has none yet (``head_url`` None).
+    """Open the teacher and return its facts; fit its head if ``head_url`` is None.
+
+    The head is fitted once, while the store has none yet.
 
     Raises:
-        TeacherRefused: its classes are not the snapshot's, or it has not the layers that are asked for.
-        ModelError: it cannot be loaded, or a class has no labelled row to fit the head on.
+        TeacherRefused: the teacher's classes are not the snapshot's, or it lacks a requested layer.
+        ModelError: the teacher cannot be loaded, or a class has no labelled row to fit the head on.
     """
     if config.labels.teacher.head is not None and head_url is None:
         head_url = _fit(config, snapshot)
@@ -67,12 +69,12 @@ def prepare_teacher(config: Campaign, snapshot: SnapshotRef, head_url: str | Non
 
 
 def tokens_here(teacher: TeacherConfig, task: str) -> str:
-    """Fingerprint of the teacher's tokens as this environment reads them."""
+    """Return the fingerprint of the teacher's tokens as this environment reads them."""
     return tokens_of(load_processor(teacher, task=task))
 
 
 def _fit(config: Campaign, snapshot: SnapshotRef) -> str:
-    """Fit the head on the train split's labelled rows; they are then no rows the teacher may teach."""
+    """Fit the head on the labelled rows of the train split; the teacher must not teach these rows."""
     task, teacher, opened = get_task(config.task), config.labels.teacher, open_snapshot(snapshot)
     rows = opened.read("train", columns=["row_id", task.inputs.column, "label"])
     rows = rows.filter(pc.is_valid(rows["label"]))
@@ -91,19 +93,20 @@ def _fit(config: Campaign, snapshot: SnapshotRef) -> str:
 
 
 def _same_classes(teacher: tuple[str, ...], snapshot: tuple[str, ...], name: str) -> None:
-    ours, theirs = sorted(set(snapshot) - set(teacher)), sorted(set(teacher) - set(snapshot))
-    if ours or theirs:
+    only_snapshot, only_teacher = sorted(set(snapshot) - set(teacher)), sorted(set(teacher) - set(snapshot))
+    if only_snapshot or only_teacher:
         raise TeacherRefused(
-            f"the teacher {name} and the snapshot have different classes: only the teacher has {theirs[:5]}, only the "
-            f"snapshot has {ours[:5]}; name them alike in snapshot.classes, or in the teacher's id2label"
+            f"the teacher {name} and the snapshot have different classes: only the teacher has {only_teacher[:5]}, "
+            f"only the snapshot has {only_snapshot[:5]}; use the same names in snapshot.classes and in the teacher's "
+            "id2label"
         )
 
 
 def make_manifest(config: Campaign, facts: TeacherFacts) -> StoreManifest:
-    """What the campaign's store must be: `StoreManifest` of this teacher and these settings.
+    """Return the manifest of the campaign's store, for this teacher and these settings.
 
     Raises:
-        ConfigError: more tokens are to be stored than a language model has.
+        ConfigError: ``k`` exceeds the vocabulary of a language model.
     """
     labels, hidden, signal = config.labels, config.labels.hidden, config.labels.signal
     if signal.estimator in ("topk", "hybrid") and 0 < facts.vocabulary < signal.k:

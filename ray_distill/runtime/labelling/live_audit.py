@@ -20,8 +20,8 @@ from ray_distill.labels.store.label_store import LabelStore, open_store
 from ray_distill.labels.store.reader import read_hidden, read_labels
 from ray_distill.labels.tools.live_agreement import Agreement, Answer, as_stored, compare
 from ray_distill.models.io.load import load_processor
-from ray_distill.runtime.labelling.batching import answer_all, ask_of
-from ray_distill.runtime.labelling.bounded_task import ask_teacher
+from ray_distill.runtime.labelling.batching import answer_all, request_of
+from ray_distill.runtime.labelling.bounded_task import run_teacher_task
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.teachers.engines import open_teacher
@@ -49,7 +49,7 @@ def audit_live(config: Campaign, store_url: str, snapshot: SnapshotRef, sample: 
     shards = [name for name, ids in by_shard.items() if rowids.is_in(ids, stored.ids).any()]
     # Once in batches, and once row by row: a batch each.
     rows = (1 + config.labels.resources.batch) * len(stored.ids)
-    live, again = ask_teacher(
+    live, again = run_teacher_task(
         answer_twice,
         config,
         snapshot,
@@ -72,12 +72,12 @@ def _row_ids(snapshot: Snapshot) -> dict[str, RowIds]:
 def _sample(store: LabelStore, by_shard: Mapping[str, RowIds], rows: int, seed: int) -> Answer:
     """Stored rows of a snapshot, spread over some units, both chosen by the seed."""
     store.log.refresh()
-    wanted, rng = np.sort(np.concatenate([rowids.empty(), *by_shard.values()])), np.random.default_rng(seed)
+    known_ids, rng = np.sort(np.concatenate([rowids.empty(), *by_shard.values()])), np.random.default_rng(seed)
     share = -(-rows // max(min(SAMPLED_UNITS, len(store.ledger)), 1))
     parts: list[Answer] = []
     left = rows
     for unit in _shuffled(store.ledger, rng):
-        at = np.flatnonzero(rowids.is_in(store.unit_rows(unit).labelled, wanted))
+        at = np.flatnonzero(rowids.is_in(store.unit_rows(unit).labelled, known_ids))
         chosen = np.sort(rng.permutation(at)[: min(share, left)])
         parts += [_stored(store, unit, chosen)] if len(chosen) else []
         left -= len(chosen)
@@ -144,6 +144,6 @@ def answer_twice(
     encoded = task.inputs.encode(rows, load_processor(config.labels.teacher, task=config.task))
     found = []
     for batch in (manifest.batch, 1):
-        row_ids, signal, _ = answer_all(teacher, encoded, ask_of(manifest), batch)
+        row_ids, signal, _ = answer_all(teacher, encoded, request_of(manifest), batch)
         found.append(_ascending(rowids.to_numpy(row_ids), signal))
     return found[0], found[1]

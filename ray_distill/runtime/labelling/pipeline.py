@@ -20,8 +20,8 @@ import ray.data
 from ray_distill.config import Resources
 from ray_distill.config.labels import FailuresConfig
 from ray_distill.labels.model.work_units import WorkUnit
+from ray_distill.runtime.core import console
 from ray_distill.runtime.core.connection import explain, require_bundles
-from ray_distill.runtime.core.console import say
 from ray_distill.runtime.labelling.death_counter import Deaths, counted_deaths
 from ray_distill.runtime.labelling.isolate_failures import FailedUnit
 
@@ -153,7 +153,7 @@ def _receipts(work: Work[R], units: Sequence[WorkUnit], deaths: Deaths, seen: Se
                     break  # nothing but failures so far: first find out whether it is the teacher
         if not failed:
             return
-        say(
+        console.report(
             f"{work.name}: the teacher failed on {len(failed):,} units, first because {failed[0].reason}; {work.doing} "
             "them by themselves",
             failed_units=len(failed),

@@ -19,8 +19,8 @@ from ray_distill.evaluation.report.html import render_report, report_figures
 from ray_distill.evaluation.report.plots import figure_png
 from ray_distill.fingerprint import fingerprint
 from ray_distill.promotion.chain import champion, read_chain
+from ray_distill.runtime.core import console
 from ray_distill.runtime.core.connection import on_cluster
-from ray_distill.runtime.core.console import say
 from ray_distill.runtime.core.session import Session, Stage
 from ray_distill.runtime.stages import label
 from ray_distill.runtime.stages.judge import Judged, judge_students
@@ -35,20 +35,20 @@ from ray_distill.tracking.base import Run
 _TEXTS = "generations.json"
 
 
-def evaluate(held: Session, students: Mapping[str, StudentRef]) -> EvalReport:
+def evaluate(session: Session, students: Mapping[str, StudentRef]) -> EvalReport:
     """Judge the students of one training run; the report lies at ``report.url``, its page beside it."""
-    config = held.config
+    config = session.config
     if "student" not in students:
         raise ConfigError(f"there is no arm `student` to evaluate, only {', '.join(sorted(students)) or 'none'}")
-    present, own = champion(read_chain(held.url("promotion"))), students["student"].fingerprint
+    present, own = champion(read_chain(session.url("promotion"))), students["student"].fingerprint
     key = key_of(config, students)
-    done = held.done("evaluate", key)
+    done = session.done("evaluate", key)
     # A student that has become the champion since is not judged again, against itself.
     if done is not None and (present is None or present.fingerprint in (done["champion"], own)):
-        say(f"evaluate: already judged, skipped ({done['report']['url']})", skipped="evaluate")
+        console.report(f"evaluate: already judged, skipped ({done['report']['url']})", skipped="evaluate")
         return EvalReport.from_dict(done["report"])
     resources = config.labels.resources
-    with held.stage("evaluate", cores=resources.cpus, accelerators=resources.gpus) as stage:
+    with session.stage("evaluate", cores=resources.cpus, accelerators=resources.gpus) as stage:
         judged = on_cluster(
             judge_students,
             config,
@@ -57,7 +57,7 @@ def evaluate(held: Session, students: Mapping[str, StudentRef]) -> EvalReport:
             head_url=label.head_of(students["student"].labels.store),
             champion=present,
             threads=max(1, int(resources.cpus)),
-            url=held.url("evaluations", fingerprint([key, present and present.fingerprint])[:12], "report.json"),
+            url=session.url("evaluations", fingerprint([key, present and present.fingerprint])[:12], "report.json"),
             cpus=resources.cpus,
             gpus=resources.gpus,
             what="evaluation",
@@ -65,10 +65,10 @@ def evaluate(held: Session, students: Mapping[str, StudentRef]) -> EvalReport:
         keep_texts(judged, config.evaluation.new_tokens)
         keep_predictions(judged)
         files.write_json(judged.report.url, judged.report.to_dict())
-        _record(held, stage, judged.report)
-    held.finish("evaluate", key, {"report": judged.report.to_dict(), "champion": present and present.fingerprint})
+        _record(session, stage, judged.report)
+    session.finish("evaluate", key, {"report": judged.report.to_dict(), "champion": present and present.fingerprint})
     for note in judged.report.notes:
-        say(f"evaluate: {note}")
+        console.report(f"evaluate: {note}")
     return judged.report
 
 
@@ -88,25 +88,25 @@ def key_of(config: Campaign, students: Mapping[str, StudentRef]) -> str:
     )
 
 
-def _record(held: Session, stage: Stage, report: EvalReport) -> None:
+def _record(session: Session, stage: Stage, report: EvalReport) -> None:
     """Metrics of every arm on the stage's run; the campaign's own run gets its headline with the verdict."""
     opened = open_snapshot(report.student.labels.snapshot)
-    for run in (stage.run, held.parent):
+    for run in (stage.run, session.parent):
         label.record_snapshot(run, opened, "evaluation")
     for arm, model in report.models.items():
         stage.run.metrics({f"{arm}_{name}": value for name, value in model_metrics(model).items()})
     stage.run.metrics(model_metrics(report.models["student"]) | _robustness_metrics(report))
 
 
-def log_student(held: Session, report: EvalReport) -> str | None:
+def log_student(session: Session, report: EvalReport) -> str | None:
     """Log the student as a model with signature, example and metrics; its URI, None while the server is away."""
-    example = _example(held.config, report)
+    example = _example(session.config, report)
     with tempfile.TemporaryDirectory(prefix="ray-distill-model-") as folder:
         local = files.download_folder(report.student.url, Path(folder))
-        return held.parent.model(
+        return session.parent.model(
             local,
             name="student",
-            task=held.config.task,
+            task=session.config.task,
             example=example,
             metrics=model_metrics(report.models["student"]),
         )
@@ -153,15 +153,17 @@ def _robustness_metrics(report: EvalReport) -> dict[str, float]:
     }
 
 
-def campaign_costs(held: Session, report: EvalReport) -> CostReport:
+def campaign_costs(session: Session, report: EvalReport) -> CostReport:
     """The campaign's bill up to now."""
-    resources = held.config.labels.resources
+    resources = session.config.labels.resources
     rates = {
         arm: model.efficiency.examples_per_second
         for arm, model in report.models.items()
         if arm in ("teacher", "student", "champion")
     }
-    return cost_report(held.costs(), rates, cores=resources.cpus, accelerators=resources.gpus, prices=held.config.cost)
+    return cost_report(
+        session.costs(), rates, cores=resources.cpus, accelerators=resources.gpus, prices=session.config.cost
+    )
 
 
 def keep_predictions(judged: Judged) -> None:
@@ -177,12 +179,12 @@ def keep_texts(judged: Judged, new_tokens: int) -> None:
         files.write_json(files.join(_folder(judged.report), _TEXTS), to_json(judged.written, new_tokens=new_tokens))
 
 
-def publish(held: Session, run: Run, report: EvalReport, decision: Decision) -> str:
+def publish(session: Session, run: Run, report: EvalReport, decision: Decision) -> str:
     """Render the review page with the verdict, keep it beside the report and on ``run``; return its URL."""
-    config = held.config
+    config = session.config
     classes = open_snapshot(report.student.labels.snapshot).classes
     predictions = {"student": _predictions(report)}
-    costs = campaign_costs(held, report)
+    costs = campaign_costs(session, report)
     history, texts = _history(report), _texts(report)
     page = render_report(
         report,
@@ -192,9 +194,9 @@ def publish(held: Session, run: Run, report: EvalReport, decision: Decision) -> 
         bins=config.evaluation.bins,
         history=history,
         decision=decision,
-        drift=_drift(held),
+        drift=_drift(session),
         cost=costs,
-        provenance=_provenance(held, report),
+        provenance=_provenance(session, report),
         written=from_json(texts) if texts else (),
     )
     url = files.join(_folder(report), "report.html")
@@ -246,16 +248,16 @@ def _history(report: EvalReport) -> dict[str, list[tuple[int, float]]]:
     return history
 
 
-def _drift(held: Session) -> DriftReport | None:
+def _drift(session: Session) -> DriftReport | None:
     """What the latest relabelling found, if there was one."""
-    last = held.last("relabel")
+    last = session.last("relabel")
     return None if last is None else DriftReport.from_dict(last["result"]["drift"])
 
 
-def _provenance(held: Session, report: EvalReport) -> dict[str, str]:
+def _provenance(session: Session, report: EvalReport) -> dict[str, str]:
     labels = report.student.labels
     return {
-        "configuration": held.config.fingerprint,
+        "configuration": session.config.fingerprint,
         "snapshot": f"{labels.snapshot.fingerprint} at {labels.snapshot.url}",
         "labels": f"{labels.fingerprint} at {labels.store}",
         "student": f"{report.student.fingerprint} at {report.student.url}",

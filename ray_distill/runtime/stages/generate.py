@@ -5,11 +5,12 @@ from ray_distill.config import Campaign, SequencesConfig
 from ray_distill.config.identity import identity
 from ray_distill.errors import ConfigError, LabelError
 from ray_distill.fingerprint import fingerprint
+from ray_distill.runtime.core import console
 from ray_distill.runtime.core.connection import on_cluster
-from ray_distill.runtime.core.console import Progress, say
+from ray_distill.runtime.core.console import Progress
 from ray_distill.runtime.core.session import Session, Stage
 from ray_distill.runtime.labelling.actors import WriteJob
-from ray_distill.runtime.labelling.bounded_task import ask_teacher
+from ray_distill.runtime.labelling.bounded_task import run_teacher_task
 from ray_distill.runtime.labelling.generate_units import Wrote, derive_snapshot, make_generator, write_units
 from ray_distill.runtime.stages import label
 from ray_distill.sequences.derive import Derived, require_answers
@@ -19,7 +20,7 @@ from ray_distill.storage import files
 from ray_distill.tasks.catalogue import get_task
 
 
-def write(held: Session, snapshot: SnapshotRef) -> SnapshotRef:
+def write(session: Session, snapshot: SnapshotRef) -> SnapshotRef:
     """The snapshot that the teacher has written; prompts that were written for before, in whatever snapshot, are not
     written for again.
 
@@ -28,29 +29,31 @@ def write(held: Session, snapshot: SnapshotRef) -> SnapshotRef:
         LabelError: too many prompts got no answer, or the teacher or the scorer fails.
         SnapshotError: the filters leave nothing of a split.
     """
-    config, settings = held.config, _settings(held.config)
+    config, settings = session.config, _settings(session.config)
     key = key_of(config, snapshot)
-    done = held.done("write", key)
+    done = session.done("write", key)
     if done is not None and files.exists(files.join(done["url"], "snapshot.json")):
         ref = SnapshotRef.from_dict(done)
-        say(f"write: every prompt is written for already, skipped ({ref.url})", skipped="write")
+        console.report(f"write: every prompt is written for already, skipped ({ref.url})", skipped="write")
         return ref
     resources = config.labels.resources
-    with held.stage(
+    with session.stage(
         "write", cores=resources.cpus * resources.actors[1] + 1, accelerators=resources.gpus * resources.actors[1]
     ) as stage:
-        ref = _write(held, stage, settings, open_snapshot(snapshot))
-    held.finish("write", key, ref.to_dict())
+        ref = _write(session, stage, settings, open_snapshot(snapshot))
+    session.finish("write", key, ref.to_dict())
     return ref
 
 
-def _write(held: Session, stage: Stage, settings: SequencesConfig, opened: Snapshot) -> SnapshotRef:
-    config = held.config
+def _write(session: Session, stage: Stage, settings: SequencesConfig, opened: Snapshot) -> SnapshotRef:
+    config = session.config
     form, roles = get_task(config.task).inputs.form(config), config.labels.teacher.language.roles
     require_answers(opened, settings.splits, form, roles, config.labels.max_bad_fraction)
     label.record_snapshot(stage.run, opened, "prompts")
-    generator = ask_teacher(make_generator, config, settings, labels=config.labels, rows=0, what="opening the teacher")
-    store = create_or_open(held.url("sequences", generator.fingerprint), generator)
+    generator = run_teacher_task(
+        make_generator, config, settings, labels=config.labels, rows=0, what="opening the teacher"
+    )
+    store = create_or_open(session.url("sequences", generator.fingerprint), generator)
     missing = store.missing(opened, settings.splits, settings.unit_rows)
     if missing.units:
         job = WriteJob(
@@ -73,7 +76,7 @@ def _write(held: Session, stage: Stage, settings: SequencesConfig, opened: Snaps
         store.url,
         generator,
         settings,
-        url=held.url("snapshots"),
+        url=session.url("snapshots"),
         shard_rows=config.snapshot.shard_rows,
         what="making the snapshot",
         cpus=config.labels.resources.cpus if scored else 1,
@@ -84,7 +87,7 @@ def _write(held: Session, stage: Stage, settings: SequencesConfig, opened: Snaps
 
 
 def _fill(job: WriteJob, store: SequenceStore, missing: Missing) -> Wrote:
-    say(
+    console.report(
         f"write: {missing.left:,} of {missing.prompts:,} prompts to write for in {len(missing.units):,} units, "
         f"{missing.written:,} are written for already",
         prompts=missing.left,
@@ -135,16 +138,16 @@ def _record_derived(stage: Stage, derived: Derived, missing: Missing) -> None:
         {f"dropped_{reason.replace(' ', '_')}": float(count) for reason, count in counts["dropped"].items()}
     )
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in counts["dropped"].items()) or "none"
-    say(
+    console.report(
         f"write: {counts['kept']:,} of {counts['sequences']:,} sequences for {counts['prompts']:,} prompts are kept; "
         f"dropped: {dropped}",
         snapshot=derived.ref.url,
         dropped=counts["dropped"],
     )
     for reason, count in counts["quarantined"].items():
-        say(f"write: {count:,} prompts went to quarantine: {reason}", quarantined=count)
+        console.report(f"write: {count:,} prompts went to quarantine: {reason}", quarantined=count)
     if counts["other_tokens"]:
-        say(
+        console.report(
             f"write: {counts['other_tokens']:,} of the kept sequences have other tokens when they are read than when "
             "they were written; their labels are the teacher's for the tokens that are read"
         )

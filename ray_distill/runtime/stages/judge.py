@@ -128,17 +128,17 @@ def _measure(
 
 
 def _corruptions(config: Campaign, panel: Panel) -> dict[str, Corruption]:
-    """Return the corruptions that are wanted, by name."""
-    possible, wanted = panel.task.inputs.corruptions_of(config), config.evaluation.corruptions
-    if wanted is None:
+    """Return the corruptions that the config requests, by name."""
+    possible, requested = panel.task.inputs.corruptions_of(config), config.evaluation.corruptions
+    if requested is None:
         return dict(possible) if panel.task.answers.judge.DAMAGED_BY_DEFAULT else {}
-    unknown = sorted(set(wanted) - set(possible))
+    unknown = sorted(set(requested) - set(possible))
     if unknown:
         raise EvaluationError(
             f"evaluation.corruptions: {config.task} has no {', '.join(unknown)}; it has "
             f"{', '.join(sorted(possible)) or 'none (for conversations)'}"
         )
-    return {name: possible[name] for name in wanted}
+    return {name: possible[name] for name in requested}
 
 
 def _robustness(

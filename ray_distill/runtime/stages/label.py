@@ -12,10 +12,11 @@ from ray_distill.labels.format.fitted_arrays import write_fits
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.store.label_store import Coverage, LabelStore, create_or_open, open_store
 from ray_distill.promotion.chain import champion, read_chain
-from ray_distill.runtime.core.console import Progress, say
+from ray_distill.runtime.core import console
+from ray_distill.runtime.core.console import Progress
 from ray_distill.runtime.core.session import Session, Stage
-from ray_distill.runtime.labelling.bounded_task import ask_teacher, rows_of, teacher_facts
-from ray_distill.runtime.labelling.calibrate_store import LOOK_ROWS, look, with_found
+from ray_distill.runtime.labelling.bounded_task import rows_of, run_teacher_task, teacher_facts
+from ray_distill.runtime.labelling.calibrate_store import CALIBRATION_ROWS, calibrate, with_found
 from ray_distill.runtime.labelling.encode_write import LabelJob
 from ray_distill.runtime.labelling.identify_teacher import make_manifest
 from ray_distill.runtime.labelling.label_units import Labelled, label_units
@@ -25,31 +26,31 @@ from ray_distill.storage import files
 from ray_distill.tracking.base import Dataset, Run
 
 
-def label(held: Session, snapshot: SnapshotRef) -> LabelSetRef:
+def label(session: Session, snapshot: SnapshotRef) -> LabelSetRef:
     """Label a snapshot; rows the store holds already, from whatever snapshot, are not labelled again."""
-    key = key_of(held.config, snapshot)
-    done = held.done("label", key)
+    key = key_of(session.config, snapshot)
+    done = session.done("label", key)
     if done is not None:
         ref = LabelSetRef.from_dict(done["labels"])
         if not open_store(ref.store).coverage(open_snapshot(snapshot)).units:
-            say(f"label: every row is labelled already, skipped ({ref.store})", skipped="label")
+            console.report(f"label: every row is labelled already, skipped ({ref.store})", skipped="label")
             return ref
-    labels = held.config.labels
-    with held.stage(
+    labels = session.config.labels
+    with session.stage(
         "label",
         cores=labels.resources.cpus * labels.resources.actors[1] + 1,
         accelerators=labels.resources.gpus * labels.resources.actors[1],
     ) as stage:
-        ref, done_now, _ = fill_store(held, stage, snapshot, check=True)
-    held.finish("label", key, {"labels": ref.to_dict(), "rows": done_now.rows, "seconds": done_now.seconds})
+        ref, done_now, _ = fill_store(session, stage, snapshot, check=True)
+    session.finish("label", key, {"labels": ref.to_dict(), "rows": done_now.rows, "seconds": done_now.seconds})
     return ref
 
 
 def fill_store(
-    held: Session, stage: Stage, snapshot: SnapshotRef, *, check: bool
+    session: Session, stage: Stage, snapshot: SnapshotRef, *, check: bool
 ) -> tuple[LabelSetRef, Labelled, Coverage]:
     """Bring the store up to a snapshot; returns the labels, what was labelled, and what was missing before."""
-    config = held.config
+    config = session.config
     exists = files.exists(files.join(config.store_url, "store.json"))
     # A head fitted again, on newer rows, would be another teacher: a store keeps the one it began with.
     head_url = head_of(config.store_url) if exists else None
@@ -59,8 +60,8 @@ def fill_store(
     store = create_or_open(config.store_url, manifest) if exists else None
     coverage = None if store is None else store.coverage(opened)
     if check and (coverage is None or coverage.units):
-        now = champion(read_chain(held.url("promotion")))
-        found = ask_teacher(
+        now = champion(read_chain(session.url("promotion")))
+        found = run_teacher_task(
             check_teacher,
             config,
             snapshot,
@@ -111,8 +112,15 @@ def _create(
     run: Run, config: Campaign, snapshot: SnapshotRef, manifest: StoreManifest, head_url: str | None
 ) -> LabelStore:
     """Fit a new store to a look at the data, create it, and say what its form costs."""
-    found = ask_teacher(
-        look, config, snapshot, head_url, manifest, labels=config.labels, rows=LOOK_ROWS, what="fitting the label store"
+    found = run_teacher_task(
+        calibrate,
+        config,
+        snapshot,
+        head_url,
+        manifest,
+        labels=config.labels,
+        rows=CALIBRATION_ROWS,
+        what="fitting the label store",
     )
     digests = write_fits(config.store_url, found.fits)
     store = create_or_open(config.store_url, with_found(manifest, found, digests))
@@ -120,7 +128,7 @@ def _create(
     nats = {f"label_nats_added_t{temperature}": value for temperature, value in labels.get("nats", {}).items()}
     if labels:
         run.metrics({**nats, "label_bytes_a_position": labels["bytes_a_position"]})
-        say(
+        console.report(
             f"label: a position takes {labels['bytes_a_position']:.1f} bytes and its stored form adds "
             + ", ".join(f"{value:.1e} nats at T = {temperature}" for temperature, value in labels["nats"].items()),
             **nats,
@@ -129,7 +137,7 @@ def _create(
 
 
 def _label(job: LabelJob, store: LabelStore, coverage: Coverage, config: Campaign) -> Labelled:
-    say(
+    console.report(
         f"label: {coverage.rows_to_label:,} of {coverage.rows_total:,} rows to label in {len(coverage.units):,} units, "
         f"{coverage.rows_reused:,} are in the store already",
         rows=coverage.rows_to_label,
@@ -158,7 +166,7 @@ def _record_labelled(stage: Stage, done: Labelled) -> None:
         }
     )
     if done.isolated or done.halved:
-        say(
+        console.report(
             f"label: {done.isolated:,} units that the teacher failed on were labelled by themselves, and in "
             f"{done.halved:,} units batches had to be halved",
             isolated=done.isolated,
@@ -166,7 +174,7 @@ def _record_labelled(stage: Stage, done: Labelled) -> None:
         )
     if done.rejected:
         reasons = ", ".join(f"{count} × {reason}" for reason, count in sorted(done.reasons.items()))
-        say(f"label: {done.rejected:,} rows went to quarantine: {reasons}", quarantined=done.rejected)
+        console.report(f"label: {done.rejected:,} rows went to quarantine: {reasons}", quarantined=done.rejected)
 
 
 def _record_check(run: Run, check: TeacherCheck) -> None:
@@ -179,8 +187,10 @@ def _record_check(run: Run, check: TeacherCheck) -> None:
         if group
     ]
     if "accuracy" not in check.teacher:
-        say("teacher check: no row of the calibration split has a true label, so the teacher's quality is not known")
-    say("teacher check on the calibration split — " + "; ".join(lines))
+        console.report(
+            "teacher check: no row of the calibration split has a true label, so the teacher's quality is not known"
+        )
+    console.report("teacher check on the calibration split — " + "; ".join(lines))
 
 
 def _checked(check: TeacherCheck) -> dict[str, dict[str, float]]:
@@ -204,12 +214,12 @@ def record_snapshot(run: Run, opened: Snapshot, context: str) -> None:
     )
 
 
-def store_facts(held: Session, labels: LabelSetRef) -> dict[str, float]:
+def store_facts(session: Session, labels: LabelSetRef) -> dict[str, float]:
     """Rows and bytes of a label set, and the rate at which the campaign's latest labelling went."""
     store = open_store(labels.store)
     store.log.refresh()
     ledger, length = store.ledger, labels.log_length
-    last = held.last("label")
+    last = session.last("label")
     rows, seconds = (0, 0.0) if last is None else (last["result"]["rows"], last["result"]["seconds"])
     return {
         "rows": float(ledger.counts("rows", length).sum()),

@@ -8,7 +8,7 @@ from ray_distill.errors import PromotionError
 from ray_distill.fingerprint import fingerprint
 from ray_distill.promotion.chain import Entry, check_alias, read_chain, record_decision
 from ray_distill.promotion.gate import decide, gate_fingerprint
-from ray_distill.runtime.core.console import say
+from ray_distill.runtime.core import console
 from ray_distill.runtime.core.session import Session, Stage, user
 from ray_distill.runtime.stages import evaluate
 from ray_distill.tasks.catalogue import get_task
@@ -18,46 +18,50 @@ from ray_distill.tracking.views import DESCRIPTION, TITLE
 _COSTS = ("parameters", "latency_ms_p50")
 
 
-def promote(held: Session, report: EvalReport) -> Decision:
+def promote(session: Session, report: EvalReport) -> Decision:
     """Decide about a report's student. The chain is written first; registry and page follow it, at once or later."""
-    chain_url = held.url("promotion")
-    key = fingerprint({"report": report.fingerprint, "gate": gate_fingerprint(held.config.gate, report.task)})
-    if held.done("promote", key) is not None:
-        decision = _decided(held, read_chain(chain_url), report)
+    chain_url = session.url("promotion")
+    key = fingerprint({"report": report.fingerprint, "gate": gate_fingerprint(session.config.gate, report.task)})
+    if session.done("promote", key) is not None:
+        decision = _decided(session, read_chain(chain_url), report)
         if decision is not None:
-            say(f"promote: already decided, skipped ({decision.verdict})", skipped="promote")
+            console.report(f"promote: already decided, skipped ({decision.verdict})", skipped="promote")
             return decision
-    with held.stage("promote") as stage:
-        decision = _decide(held, report)
-        for run in (stage.run, held.parent):
+    with session.stage("promote") as stage:
+        decision = _decide(session, report)
+        for run in (stage.run, session.parent):
             run.tags({"verdict": str(decision.verdict), "reasons": " ".join(decision.reasons)})
-        held.parent.tags({TITLE: f"{decision.verdict} {held.config.campaign}"})
-        page = evaluate.publish(held, held.parent, report, decision)
-        held.parent.tags({DESCRIPTION: summary(report, decision, page)})
-        registered = _register(held, stage, report, decision)
+        session.parent.tags({TITLE: f"{decision.verdict} {session.config.campaign}"})
+        page = evaluate.publish(session, session.parent, report, decision)
+        session.parent.tags({DESCRIPTION: summary(report, decision, page)})
+        registered = _register(session, stage, report, decision)
     if registered:
-        held.finish("promote", key, decision.to_dict())
-    say(f"promote: {decision.verdict} — {' '.join(decision.reasons)}", verdict=str(decision.verdict))
+        session.finish("promote", key, decision.to_dict())
+    console.report(f"promote: {decision.verdict} — {' '.join(decision.reasons)}", verdict=str(decision.verdict))
     return decision
 
 
-def _decide(held: Session, report: EvalReport) -> Decision:
+def _decide(session: Session, report: EvalReport) -> Decision:
     """The decision the chain holds for this report already, or a new one, recorded."""
-    chain = read_chain(held.url("promotion"))
-    decision = _decided(held, chain, report)
+    chain = read_chain(session.url("promotion"))
+    decision = _decided(session, chain, report)
     if decision is None:
-        decision = decide(report, held.config.gate)
+        decision = decide(report, session.config.gate)
         record_decision(
-            held.url("promotion"), decision, against=judged_against(report, chain), who=user(), time=datetime.now(UTC)
+            session.url("promotion"),
+            decision,
+            against=judged_against(report, chain),
+            who=user(),
+            time=datetime.now(UTC),
         )
     return decision
 
 
-def _decided(held: Session, chain: Sequence[Entry], report: EvalReport) -> Decision | None:
+def _decided(session: Session, chain: Sequence[Entry], report: EvalReport) -> Decision | None:
     """The newest decision, if it is about this report and by these limits."""
     newest = chain[-1].decision if chain else None
-    wanted = (report.fingerprint, gate_fingerprint(held.config.gate, report.task))
-    same = newest is not None and (newest.report_fingerprint, newest.gate_fingerprint) == wanted
+    expected = (report.fingerprint, gate_fingerprint(session.config.gate, report.task))
+    same = newest is not None and (newest.report_fingerprint, newest.gate_fingerprint) == expected
     return newest if same else None
 
 
@@ -78,40 +82,42 @@ def judged_against(report: EvalReport, chain: Sequence[Entry]) -> StudentRef | N
     )
 
 
-def _register(held: Session, stage: Stage, report: EvalReport, decision: Decision) -> bool:
+def _register(session: Session, stage: Stage, report: EvalReport, decision: Decision) -> bool:
     """Log and register the student, and let the alias follow the chain; whether the registry could follow."""
-    model_uri = evaluate.log_student(held, report)
+    model_uri = evaluate.log_student(session, report)
     if model_uri is None:
-        say(
+        console.report(
             "promote: the decision stands in the chain; the tracking server is away, so the student is not registered "
             "yet: run the command again when it is back"
         )
         return False
-    gate = held.config.gate
-    name = gate.model_name or held.config.campaign
+    gate = session.config.gate
+    name = gate.model_name or session.config.campaign
     try:
-        version = held.registry.register(
+        version = session.registry.register(
             model_uri,
             name=name,
             tags={"student": report.student.to_json(), "report": report.url, "verdict": str(decision.verdict)},
         )
         stage.run.tags({"registered_model": f"{name} version {version}"})
         if decision.verdict is Verdict.PROMOTE:
-            held.registry.set_alias(name, gate.alias, version)
-        _report_alias(held, name, gate.alias)
+            session.registry.set_alias(name, gate.alias, version)
+        _report_alias(session, name, gate.alias)
     except PromotionError as error:
         # The decision is recorded in the chain, which is the truth: a registry that is away loses nothing.
-        say(f"promote: the registry could not follow the decision: {error}; run the command again to repair it")
+        console.report(
+            f"promote: the registry could not follow the decision: {error}; run the command again to repair it"
+        )
         return False
     return True
 
 
-def _report_alias(held: Session, name: str, alias: str) -> None:
-    version = held.registry.alias(name, alias)
-    text = None if version is None else held.registry.tags(name, version).get("student")
-    state = check_alias(read_chain(held.url("promotion")), None if text is None else StudentRef.from_json(text))
+def _report_alias(session: Session, name: str, alias: str) -> None:
+    version = session.registry.alias(name, alias)
+    text = None if version is None else session.registry.tags(name, version).get("student")
+    state = check_alias(read_chain(session.url("promotion")), None if text is None else StudentRef.from_json(text))
     if not state.agree:
-        say(f"promote: {state.sentence}")
+        console.report(f"promote: {state.sentence}")
 
 
 def summary(report: EvalReport, decision: Decision, page: str) -> str:

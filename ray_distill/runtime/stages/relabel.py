@@ -15,8 +15,8 @@ from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.ragged import owner
 from ray_distill.labels.store.label_store import open_store
 from ray_distill.labels.store.reader import open_label_set
+from ray_distill.runtime.core import console
 from ray_distill.runtime.core.connection import on_cluster
-from ray_distill.runtime.core.console import say
 from ray_distill.runtime.core.session import Session
 from ray_distill.runtime.stages import label
 from ray_distill.runtime.stages.snapshot import freeze
@@ -44,27 +44,27 @@ class RelabelReport(Artifact):
     drift: DriftReport
 
 
-def relabel_source(held: Session, source: str | None) -> RelabelReport:
+def relabel_source(session: Session, source: str | None) -> RelabelReport:
     """Freeze, label and compare newer traffic; see `campaign.relabel`."""
-    reference = held.last("label")
+    reference = session.last("label")
     if reference is None:
         raise ConfigError(
-            f"the campaign {held.config.campaign} has no labels yet to compare newer traffic with: "
+            f"the campaign {session.config.campaign} has no labels yet to compare newer traffic with: "
             "run `ray-distill label` (or `run`) first"
         )
     labels = LabelSetRef.from_dict(reference["result"]["labels"])
-    snapshot = _freeze(held, source, open_snapshot(labels.snapshot).classes)
+    snapshot = _freeze(session, source, open_snapshot(labels.snapshot).classes)
     opened = open_snapshot(snapshot)
-    resources = held.config.labels.resources
-    with held.stage(
+    resources = session.config.labels.resources
+    with session.stage(
         "relabel", cores=resources.cpus * resources.actors[1] + 1, accelerators=resources.gpus * resources.actors[1]
     ) as stage:
-        before = open_store(held.config.store_url).coverage(opened)
-        new = open_store(held.config.store_url).ref(snapshot)
+        before = open_store(session.config.store_url).coverage(opened)
+        new = open_store(session.config.store_url).ref(snapshot)
         if before.units:
-            new, _, before = label.fill_store(held, stage, snapshot, check=False)
-        after = open_store(held.config.store_url).coverage(opened)
-        drift = on_cluster(measure_drift, held.config, labels, new, what="measuring drift")
+            new, _, before = label.fill_store(session, stage, snapshot, check=False)
+        after = open_store(session.config.store_url).coverage(opened)
+        drift = on_cluster(measure_drift, session.config, labels, new, what="measuring drift")
         report = RelabelReport(
             rows_total=before.rows_total,
             rows_reused=before.rows_reused,
@@ -83,27 +83,29 @@ def relabel_source(held: Session, source: str | None) -> RelabelReport:
         stage.run.metrics({f"drift_{finding.name}": finding.value for finding in drift.findings})
         stage.run.tags({"drift": "alarm" if drift.alarm else "none", "recommendation": drift.recommendation})
     key = fingerprint({"snapshot": snapshot.fingerprint, "labels": new.fingerprint})
-    held.finish("relabel", key, report.to_dict())
-    _tell(report)
+    session.finish("relabel", key, report.to_dict())
+    _report(report)
     return report
 
 
-def _freeze(held: Session, source: str | None, classes: tuple[str, ...]) -> SnapshotRef:
+def _freeze(session: Session, source: str | None, classes: tuple[str, ...]) -> SnapshotRef:
     """Newer traffic in the class order of the reference, so that class indices mean the same in both."""
-    config = held.config
+    config = session.config
     chosen = config.snapshot.model_copy(update={"classes": classes, **({"source": source} if source else {})})
     describe_sources(chosen)  # an error about the source comes before anything else is touched
     return freeze(config, chosen)
 
 
-def _tell(report: RelabelReport) -> None:
-    say(
+def _report(report: RelabelReport) -> None:
+    console.report(
         f"relabel: {report.rows_total:,} rows, {report.rows_reused:,} reused, {report.rows_labelled:,} labelled, "
         f"{report.rows_quarantined:,} in quarantine"
     )
     for finding in report.drift.findings:
-        say(f"drift{' ALARM' if finding.alarm else ''}: {finding.sentence}", alarm=finding.alarm)
-    say(f"drift: {'alarm' if report.drift.alarm else 'no alarm'}; recommended: {report.drift.recommendation}")
+        console.report(f"drift{' ALARM' if finding.alarm else ''}: {finding.sentence}", alarm=finding.alarm)
+    console.report(
+        f"drift: {'alarm' if report.drift.alarm else 'no alarm'}; recommended: {report.drift.recommendation}"
+    )
 
 
 def measure_drift(config: Campaign, reference: LabelSetRef, current: LabelSetRef) -> DriftReport:

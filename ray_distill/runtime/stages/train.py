@@ -10,7 +10,7 @@ from ray_distill.errors import ConfigError, StorageError
 from ray_distill.evaluation.measures.cost import stage_metrics
 from ray_distill.fingerprint import fingerprint
 from ray_distill.promotion.chain import read_chain
-from ray_distill.runtime.core.console import say
+from ray_distill.runtime.core import console
 from ray_distill.runtime.core.session import Session, Stage
 from ray_distill.runtime.stages import label
 from ray_distill.runtime.stages.snapshot import freeze
@@ -39,17 +39,17 @@ def arms(config: Campaign, *, labelled: bool = True) -> tuple[str, ...]:
     return tuple(names)
 
 
-def train(held: Session, labels: LabelSetRef, *, resume: bool) -> dict[str, StudentRef]:
+def train(session: Session, labels: LabelSetRef, *, resume: bool) -> dict[str, StudentRef]:
     """Train every arm that is not trained yet; by arm."""
-    job = _job(held, labels)
-    done = held.done("train", fingerprint(_plans(job)))
+    job = _job(session, labels)
+    done = session.done("train", fingerprint(_plans(job)))
     if done is not None and resume and all(files.exists(ref["url"] + "/config.json") for ref in done.values()):
-        say(f"train: {', '.join(done)} are trained already, skipped", skipped="train")
+        console.report(f"train: {', '.join(done)} are trained already, skipped", skipped="train")
         return {arm: StudentRef.from_dict(ref) for arm, ref in done.items()}
     if not resume:
-        _clear(held, job.output)
-    training = held.config.student.training
-    with held.stage(
+        _clear(session, job.output)
+    training = session.config.student.training
+    with session.stage(
         "train",
         cores=training.most_workers * training.cpus,
         accelerators=training.most_workers * training.gpus,
@@ -65,22 +65,22 @@ def train(held: Session, labels: LabelSetRef, *, resume: bool) -> dict[str, Stud
                     profile={"log_length": ref.log_length},
                 )
             )
-        curves = Curves(held, stage, job.output, TrainingGauges(held.config.campaign))
+        curves = Curves(session, stage, job.output, TrainingGauges(session.config.campaign))
         refs = train_ranks(job, training, on_poll=curves.poll)
         curves.record()
         stage.meter.wrote(sum(item.size for ref in refs for item in files.list_files(ref.url)))
     students = {ref.arm: ref for ref in refs}
-    held.finish("train", fingerprint(_plans(job)), {arm: ref.to_dict() for arm, ref in students.items()})
+    session.finish("train", fingerprint(_plans(job)), {arm: ref.to_dict() for arm, ref in students.items()})
     return students
 
 
-def _clear(held: Session, folder: str) -> None:
+def _clear(session: Session, folder: str) -> None:
     """Forget what was trained with these settings, but never a model that a decision names.
 
     Raises:
         ConfigError: one of them is in the decision chain.
     """
-    for entry in read_chain(held.url("promotion")):
+    for entry in read_chain(session.url("promotion")):
         if entry.decision.student.url.startswith(folder + "/"):
             raise ConfigError(
                 f"{folder} holds a model that was decided on ({entry.decision.verdict}, {entry.time}): "
@@ -95,8 +95,8 @@ class Curves:
     Which steps a run in the tracker has is kept, so that one that goes on gets each step once.
     """
 
-    def __init__(self, held: Session, stage: Stage, output: str, gauges: TrainingGauges | None = None):
-        self._run, self._url = stage.run, held.url("state", "recorded.json")
+    def __init__(self, session: Session, stage: Stage, output: str, gauges: TrainingGauges | None = None):
+        self._run, self._url = stage.run, session.url("state", "recorded.json")
         self._meter, self._gauges, self._priced_at = stage.meter, gauges, -math.inf
         kept = files.read_json(self._url) if files.exists(self._url) else {}
         known = kept.get("steps") if kept.get("run_id") == self._run.run_id else None
@@ -107,7 +107,7 @@ class Curves:
         try:
             self.record()
         except StorageError as error:
-            say(f"train: the curves cannot be read now: {error}")
+            console.report(f"train: the curves cannot be read now: {error}")
         if time.monotonic() - self._priced_at > COST_SECONDS:
             self._report_cost()
 
@@ -140,11 +140,11 @@ def _show(metrics: StepMetrics) -> None:
         for name, value in sorted(metrics.values.items())
         if not name.startswith(("seconds_", "peak_memory_"))
     )
-    say(f"train {metrics.arm} step {metrics.step}: {numbers}", arm=metrics.arm, step=metrics.step)
+    console.report(f"train {metrics.arm} step {metrics.step}: {numbers}", arm=metrics.arm, step=metrics.step)
 
 
-def _job(held: Session, labels: LabelSetRef) -> TrainingJob:
-    config = held.config
+def _job(session: Session, labels: LabelSetRef) -> TrainingJob:
+    config = session.config
     opened = open_snapshot(labels.snapshot)
     # A text tells its own next tokens.
     labelled = opened.manifest.splits["train"].labelled > 0 or get_task(config.task).answers.per_token
@@ -156,12 +156,12 @@ def _job(held: Session, labels: LabelSetRef) -> TrainingJob:
         seed=config.seed,
         resume=True,
         arms=arms(config, labelled=labelled),
-        ceiling=_ceiling(held, opened.classes),
+        ceiling=_ceiling(session, opened.classes),
         others=mixed_labels(config),
         teacher_rows_url=files.join(head, "fitted_rows.parquet") if head else None,
     )
     # Another plan is another folder: models of an earlier configuration stay what their references say.
-    folder = held.url("students", fingerprint(_plans(job))[:12])
+    folder = session.url("students", fingerprint(_plans(job))[:12])
     return replace(job, output=folder)
 
 
@@ -169,11 +169,11 @@ def _plans(job: TrainingJob) -> dict[str, object]:
     return {name: arm_plan(job, arm_by_name(name)) for name in job.arms}
 
 
-def _ceiling(held: Session, classes: tuple[str, ...]) -> SnapshotRef | None:
+def _ceiling(session: Session, classes: tuple[str, ...]) -> SnapshotRef | None:
     """The teacher's own labelled rows, frozen like any other input."""
-    source = held.config.student.ceiling
+    source = session.config.student.ceiling
     if source is None:
         return None
     return freeze(
-        held.config, held.config.snapshot.model_copy(update={"source": source, "exclude": (), "classes": classes})
+        session.config, session.config.snapshot.model_copy(update={"source": source, "exclude": (), "classes": classes})
     )

@@ -20,20 +20,20 @@ from ray_distill.runtime.sweep.resolve_trials import duplicates, labelling
 from ray_distill.storage import files
 
 
-def publish(held: Session, result: SweepResult, trials: Mapping[int, Trial], facts: Mapping[str, str]) -> None:
+def publish(session: Session, result: SweepResult, trials: Mapping[int, Trial], facts: Mapping[str, str]) -> None:
     """Write tables, figures and page below ``result.url``, and record them on the sweep's run.
 
     Args:
-        held: the sweep's session.
+        session: the sweep's session.
         result: what it found.
         trials: by number.
         facts: for the page's provenance.
     """
     values = varied(result, trials)
-    best = best_campaign(held.config, list(trials.values()), result.best)
+    best = best_campaign(session.config, list(trials.values()), result.best)
     page = render_sweep(
         result,
-        title=held.config.campaign,
+        title=session.config.campaign,
         values=values,
         provenance=facts,
         rerun=f"ray-distill run {shlex.quote(files.join(result.url, 'best.yaml'))}",
@@ -51,20 +51,20 @@ def publish(held: Session, result: SweepResult, trials: Mapping[int, Trial], fac
         for name, data in made.items():
             files.write_bytes(files.join(result.url, name), data)
             (Path(folder) / name).write_bytes(data)
-            held.parent.artifact(Path(folder) / name)
+            session.parent.artifact(Path(folder) / name)
     winner = result.winner
-    held.parent.metrics(
+    session.parent.metrics(
         {f"best_{name}": value for name, value in winner.metrics.items()}
         | {f"trials_{verdict}": float(result.count(verdict)) for verdict in ("finished", "stopped", "failed")}
     )
     if winner.efficiency is not None:
-        held.parent.metrics(
+        session.parent.metrics(
             {
                 "best_parameters": float(winner.efficiency.parameters),
                 "best_latency_ms_p50": winner.efficiency.latency_ms_p50,
             }
         )
-    held.parent.tags({"best_trial": winner.name, "objective": result.objective, "description": markdown(result)})
+    session.parent.tags({"best_trial": winner.name, "objective": result.objective, "description": markdown(result)})
 
 
 def varied(result: SweepResult, trials: Mapping[int, Trial]) -> dict[str, Sequence[Any]]:
@@ -104,9 +104,9 @@ def plan_lines(config: Campaign, trials: Sequence[Trial]) -> list[str]:
     lines = []
     for trial in trials:
         changes = ", ".join(f"{path}={value}" for path, value in trial.changes.items())
-        told = f"{trial.name}: {changes}" if trial.name in named else trial.name
+        title = f"{trial.name}: {changes}" if trial.name in named else trial.name
         again = f" (as trial {same[trial.number]}: trained once)" if trial.number in same else ""
-        lines.append(f"trial {trial.number:>4} {told}{again}")
+        lines.append(f"trial {trial.number:>4} {title}{again}")
     if config.sweep.grid:
         lines.insert(0, f"grid       {' × '.join(config.sweep.grid)}")
     return [

@@ -17,8 +17,8 @@ from ray_distill.errors import DistillError, TrainingError
 from ray_distill.evaluation.measures.cost import SECONDS_AN_HOUR, stage_cost, stage_metrics
 from ray_distill.evaluation.sweep.compare import SweepResult, TrialResult, best_of, mark_frontier
 from ray_distill.fingerprint import fingerprint
+from ray_distill.runtime.core import console
 from ray_distill.runtime.core.connection import on_cluster
-from ray_distill.runtime.core.console import say
 from ray_distill.runtime.core.session import Session, parent_key
 from ray_distill.runtime.stages import label
 from ray_distill.runtime.sweep import publish
@@ -46,7 +46,7 @@ from ray_distill.storage import files
 class Sweep:
     """A sweep with its labels: what is to be trained, and by what it is compared."""
 
-    held: Session
+    session: Session
     key: str
     trials: tuple[Trial, ...]
     planned: tuple[Planned, ...]
@@ -59,11 +59,11 @@ class Sweep:
     @property
     def stop(self) -> StopConfig | None:
         """The rule that stops a trial."""
-        assert self.held.config.sweep is not None
-        return self.held.config.sweep.stop
+        assert self.session.config.sweep is not None
+        return self.session.config.sweep.stop
 
 
-def sweep(held: Session, snapshot: SnapshotRef, trials: Sequence[Trial]) -> SweepResult:
+def sweep(session: Session, snapshot: SnapshotRef, trials: Sequence[Trial]) -> SweepResult:
     """Train all trials that are not trained yet, and compare them.
 
     Raises:
@@ -71,43 +71,45 @@ def sweep(held: Session, snapshot: SnapshotRef, trials: Sequence[Trial]) -> Swee
         TrainingError: every trial has failed.
         ClusterError: a trial does not fit the cluster.
     """
-    key = parent_key(held.config, sweep=True)
-    held = replace(held, state=f"state/sweep-{key}")
-    found = _plan(held, key, snapshot, trials)
-    done_key = fingerprint([[one.key for one in found.planned], found.metric, parent_key(held.config, sweep=True)])
-    done = held.done("sweep", done_key)
+    key = parent_key(session.config, sweep=True)
+    session = replace(session, state=f"state/sweep-{key}")
+    found = _plan(session, key, snapshot, trials)
+    done_key = fingerprint([[one.key for one in found.planned], found.metric, parent_key(session.config, sweep=True)])
+    done = session.done("sweep", done_key)
     if done is not None:
         result = SweepResult.from_dict(done)
         if all(files.exists(trial.student.url + "/config.json") for trial in result.own if trial.student):
-            say(f"sweep: all {len(result.trials)} trials are done already, skipped ({result.url})", skipped="sweep")
+            console.report(
+                f"sweep: all {len(result.trials)} trials are done already, skipped ({result.url})", skipped="sweep"
+            )
             return result
-    with TrialRuns(held, held.url(held.state, "runs")) as runs:
+    with TrialRuns(session, session.url(session.state, "runs")) as runs:
         outcomes = _train(found, runs)
         _require_one(found, outcomes)
         result = _compare(found, outcomes, runs)
-    publish.publish(held, result, {trial.number: trial for trial in trials}, _facts(found))
+    publish.publish(session, result, {trial.number: trial for trial in trials}, _facts(found))
     if not result.count("failed"):  # those are tried again
-        held.finish("sweep", done_key, result.to_dict())
+        session.finish("sweep", done_key, result.to_dict())
     return result
 
 
-def _plan(held: Session, key: str, snapshot: SnapshotRef, trials: Sequence[Trial]) -> Sweep:
+def _plan(session: Session, key: str, snapshot: SnapshotRef, trials: Sequence[Trial]) -> Sweep:
     """Label what trials need, and settle what is trained where."""
-    config = held.config
+    config = session.config
     variants = labelling(config, trials)
     metric = objective(config, open_snapshot(snapshot), len(variants))
-    labels = {name: _label(held, name, variant, snapshot) for name, variant in variants.items()}
+    labels = {name: _label(session, name, variant, snapshot) for name, variant in variants.items()}
     same, stop = duplicates(trials), config.sweep and config.sweep.stop
     rule = None if stop is None else fingerprint([identity(stop), metric])
     heads = {name: label.head_of(ref.store) for name, ref in labels.items()}
     fitted = {name: head and files.join(head, "fitted_rows.parquet") for name, head in heads.items()}
     planned = [
-        _planned(held, trial, variants, labels, fitted=fitted, metric=metric, rule=rule)
+        _planned(session, trial, variants, labels, fitted=fitted, metric=metric, rule=rule)
         for trial in trials
         if trial.number not in same
     ]
     return Sweep(
-        held=held,
+        session=session,
         key=key,
         trials=tuple(trials),
         planned=tuple(planned),
@@ -118,14 +120,14 @@ def _plan(held: Session, key: str, snapshot: SnapshotRef, trials: Sequence[Trial
     )
 
 
-def _label(held: Session, name: str, variant: Campaign, snapshot: SnapshotRef) -> LabelSetRef:
+def _label(session: Session, name: str, variant: Campaign, snapshot: SnapshotRef) -> LabelSetRef:
     """One label set; what is done of it is remembered apart, for the campaign's own labels are the campaign's."""
-    own = label_key(held.config) == name
-    return label.label(replace(held, config=variant, state="state" if own else f"state/labels-{name}"), snapshot)
+    own = label_key(session.config) == name
+    return label.label(replace(session, config=variant, state="state" if own else f"state/labels-{name}"), snapshot)
 
 
 def _planned(
-    held: Session,
+    session: Session,
     trial: Trial,
     variants: Mapping[str, Campaign],
     labels: Mapping[str, LabelSetRef],
@@ -136,14 +138,14 @@ def _planned(
 ) -> Planned:
     name = label_key(trial.config)
     trial = replace(trial, config=trial.config.model_copy(update={"labels": variants[name].labels}))
-    job = plan_of(trial, labels[name], held.url("sweep", "trials"), fitted[name])
+    job = plan_of(trial, labels[name], session.url("sweep", "trials"), fitted[name])
     return Planned(
         trial=trial,
         task=TrialTask(
             key=job.output.rpartition("/")[2],
             job=job,
             metric=metric,
-            higher_is_better=more_is_better(held.config.task, metric),
+            higher_is_better=more_is_better(session.config.task, metric),
             rule=rule,
         ),
     )
@@ -151,14 +153,14 @@ def _planned(
 
 def _train(found: Sweep, runs: TrialRuns) -> dict[str, Outcome]:
     """What became of every trial, by key."""
-    config = found.held.config
+    config = found.session.config
     assert config.sweep is not None
     outcomes = {one.key: outcome for one in found.planned if (outcome := on_disk(one)) is not None}
     todo = [one for one in found.planned if one.key not in outcomes]
     earlier = [one for one in found.planned if one.key in outcomes]
     for one in earlier:
         runs.earlier(one, outcomes[one.key])
-    say(
+    console.report(
         f"sweep: {len(found.trials)} trials, {len(found.same)} of them another one again, {len(earlier)} done already, "
         f"{len(todo)} to train",
         trials=len(found.trials),
@@ -174,7 +176,7 @@ def _train(found: Sweep, runs: TrialRuns) -> dict[str, Outcome]:
         outcomes[one.key] = outcome
         value = outcome.metrics.get(found.metric)
         shown = outcome.reason or f"{found.metric} {value:.4g}"
-        say(
+        console.report(
             f"sweep: {one.trial.number} {outcome.verdict} ({one.trial.name}): {shown}; "
             f"{len(outcomes)} of {len(found.planned)} trials have ended",
             trial=one.trial.number,
@@ -189,7 +191,7 @@ def _train(found: Sweep, runs: TrialRuns) -> dict[str, Outcome]:
         schedule.run()
     finally:
         _keep_cost(
-            found.held,
+            found.session,
             schedule,
             started=started,
             seconds=time.monotonic() - since,
@@ -198,14 +200,14 @@ def _train(found: Sweep, runs: TrialRuns) -> dict[str, Outcome]:
     return outcomes
 
 
-def _keep_cost(held: Session, schedule: Schedule, *, started: float, seconds: float, written: int) -> None:
+def _keep_cost(session: Session, schedule: Schedule, *, started: float, seconds: float, written: int) -> None:
     """What the trials have reserved is the cost of the stage."""
     cores, accelerators = (schedule.hours[name] * SECONDS_AN_HOUR / max(seconds, 1e-9) for name in ("CPU", "GPU"))
     cost = stage_cost(
-        "sweep", seconds, cores=cores, accelerators=accelerators, bytes_written=written, prices=held.config.cost
+        "sweep", seconds, cores=cores, accelerators=accelerators, bytes_written=written, prices=session.config.cost
     )
-    held.keep_cost(started, cost)
-    held.parent.metrics(stage_metrics(cost))
+    session.keep_cost(started, cost)
+    session.parent.metrics(stage_metrics(cost))
 
 
 def _require_one(found: Sweep, outcomes: Mapping[str, Outcome]) -> None:
@@ -225,7 +227,7 @@ def _require_one(found: Sweep, outcomes: Mapping[str, Outcome]) -> None:
 
 
 def _compare(found: Sweep, outcomes: Mapping[str, Outcome], runs: TrialRuns) -> SweepResult:
-    held, better = found.held, more_is_better(found.held.config.task, found.metric)
+    session, better = found.session, more_is_better(found.session.config.task, found.metric)
     speeds, notes = _speeds(found, outcomes)
     own = {one.trial.number: _result(one, outcomes[one.key], speeds.get(one.key), runs) for one in found.planned}
     again = {
@@ -251,16 +253,16 @@ def _compare(found: Sweep, outcomes: Mapping[str, Outcome], runs: TrialRuns) -> 
             f"{len(failed)} trial(s) failed (number {', '.join(map(str, failed))}); the same command tries them again"
         )
     return SweepResult(
-        url=held.url("sweep", found.key),
+        url=session.url("sweep", found.key),
         objective=found.metric,
         more_is_better=better,
         trials=marked,
         best=best,
-        validation_rows=judged_rows(held.config, open_snapshot(found.snapshot), found.metric),
+        validation_rows=judged_rows(session.config, open_snapshot(found.snapshot), found.metric),
         notes=tuple(notes),
-        tracking_uri=held.tracker.uri,
-        run_id=held.parent.run_id,
-        review=held.tracker.review_url(held.parent.run_id),
+        tracking_uri=session.tracker.uri,
+        run_id=session.parent.run_id,
+        review=session.tracker.review_url(session.parent.run_id),
     )
 
 
@@ -281,7 +283,7 @@ def _result(one: Planned, outcome: Outcome, speed: Efficiency | None, runs: Tria
 
 def _speeds(found: Sweep, outcomes: Mapping[str, Outcome]) -> tuple[dict[str, Efficiency], list[str]]:
     """Size and speed of finished trials, by key; those of one shape differ in weights alone, and are timed once."""
-    config, resources = found.held.config, found.held.config.labels.resources
+    config, resources = found.session.config, found.session.config.labels.resources
     shapes: dict[str, list[tuple[Planned, StudentRef]]] = {}
     for one in found.planned:
         student = outcomes[one.key].student
@@ -301,7 +303,7 @@ def _speeds(found: Sweep, outcomes: Mapping[str, Outcome]) -> tuple[dict[str, Ef
             what="timing the students",
         )
     except DistillError as error:  # the trials are worth more than their timings
-        say(f"sweep: the students could not be timed: {error}")
+        console.report(f"sweep: the students could not be timed: {error}")
         return {}, [f"Size and latency are missing, so there is no frontier: {error}"]
     return {one.key: timed[shape] for shape, members in shapes.items() for one, _ in members}, []
 
@@ -318,7 +320,7 @@ def _facts(found: Sweep) -> dict[str, str]:
         else (f"rungs at {', '.join(f'{rung:g}' for rung in stop.rungs)} epochs, {stop.keep:.3g} go on")
     )
     return {
-        "configuration": found.held.config.fingerprint,
+        "configuration": found.session.config.fingerprint,
         "stopping": rule,
         "snapshot": f"{found.snapshot.fingerprint} at {found.snapshot.url}",
         **sets,

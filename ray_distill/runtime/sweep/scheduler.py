@@ -18,8 +18,8 @@ from ray_distill.artifacts import StudentRef
 from ray_distill.config import StopConfig, TrainingConfig
 from ray_distill.errors import ClusterError
 from ray_distill.evaluation.measures.cost import SECONDS_AN_HOUR
+from ray_distill.runtime.core import console
 from ray_distill.runtime.core.connection import capacity, explain, require_bundles
-from ray_distill.runtime.core.console import say
 from ray_distill.runtime.sweep.coordinator import Coordinator, CoordinatorHandle
 from ray_distill.runtime.sweep.resolve_trials import Outcome, Planned, finished, on_disk
 from ray_distill.runtime.sweep.trial_worker import known_rungs, train_alone, train_together
@@ -106,7 +106,7 @@ class Schedule:
                     while self._waiting and self._has_room(self._waiting[0]):
                         self._start(self._waiting.popleft(), folder)
                     done, _ = ray.wait([ref for _, ref in self._running.values()], timeout=POLL_SECONDS)
-                    self._look(done)
+                    self._poll(done)
             except ray.exceptions.RayActorError as lost:
                 raise ClusterError(
                     f"the sweep lost its coordinator ({explain(lost, 'asking it')}): run the same command "
@@ -147,7 +147,7 @@ class Schedule:
         for name, amount in need(planned).items():
             self.hours[name] += hours * amount
 
-    def _look(self, done: Sequence[Any]) -> None:
+    def _poll(self, done: Sequence[Any]) -> None:
         """Record curves, and handle the trials that have ended: with an outcome, or with their process."""
         outcomes = self._coordinator.outcomes()
         record = time.monotonic() - self._recorded_at >= CURVE_SECONDS
@@ -175,7 +175,7 @@ class Schedule:
         lost = self._lost[planned.key] = self._lost.get(planned.key, 0) + 1
         most = training_of(planned).max_failures
         if lost <= most:
-            say(
+            console.report(
                 f"sweep: {planned.trial.name} was interrupted ({reason}); restart {lost} of {most} goes on from the "
                 "last checkpoint",
                 trial=planned.trial.number,

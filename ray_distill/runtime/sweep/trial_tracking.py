@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from ray_distill.artifacts import Efficiency
 from ray_distill.errors import StorageError
-from ray_distill.runtime.core.console import say
+from ray_distill.runtime.core import console
 from ray_distill.runtime.core.session import Session
 from ray_distill.runtime.sweep.resolve_trials import ARM, Outcome, Planned
 from ray_distill.storage import files
@@ -18,9 +18,9 @@ from ray_distill.tracking.base import Run
 class TrialRuns:
     """Runs of the trials that are being trained; those still open when the block ends, end as it does."""
 
-    def __init__(self, held: Session, folder: str) -> None:
+    def __init__(self, session: Session, folder: str) -> None:
         """``folder``: where the runs' ids are kept."""
-        self._held, self._folder = held, folder
+        self._session, self._folder = session, folder
         self._open: dict[str, tuple[Run, ExitStack]] = {}
         self._curves: dict[str, CurveReader] = {}
 
@@ -40,14 +40,14 @@ class TrialRuns:
             return
         stack, trial = ExitStack(), planned.trial
         run = stack.enter_context(
-            self._held.tracker.run(
+            self._session.tracker.run(
                 _name(planned),
-                parent=self._held.parent.run_id,
+                parent=self._session.parent.run_id,
                 run_id=self._kept(planned.key).get("run_id"),
                 tags={
                     "stage": "trial",
                     "trial": str(trial.number),
-                    "campaign": self._held.config.campaign,
+                    "campaign": self._session.config.campaign,
                     "plan": planned.key,
                 },
             )
@@ -68,7 +68,7 @@ class TrialRuns:
         try:
             found = curves.new()
         except StorageError as error:
-            say(f"sweep: the curve of {planned.trial.name} cannot be read now: {error}")
+            console.report(f"sweep: the curve of {planned.trial.name} cannot be read now: {error}")
             return
         if found:
             self._keep(planned.key, run)
@@ -96,7 +96,7 @@ class TrialRuns:
     def measured(self, planned: Planned, efficiency: Efficiency | None, *, best: bool, on_frontier: bool) -> None:
         """Add what is known when all trials have ended."""
         known = self._kept(planned.key)["run_id"]
-        with self._held.tracker.run(_name(planned), parent=self._held.parent.run_id, run_id=known) as run:
+        with self._session.tracker.run(_name(planned), parent=self._session.parent.run_id, run_id=known) as run:
             run.tags({"frontier": str(on_frontier).lower(), "best": str(best).lower()})
             if efficiency is not None:
                 run.metrics(

@@ -15,8 +15,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_distill.artifacts import StudentRef
 from ray_distill.config import TrainingConfig
 from ray_distill.errors import ClusterError
+from ray_distill.runtime.core import console
 from ray_distill.runtime.core.connection import explain, require_bundles
-from ray_distill.runtime.core.console import say
 from ray_distill.runtime.training.outcome_channel import OutcomeChannel, OutcomeChannelHandle, RunOutcome
 from ray_distill.runtime.training.workers import RUN, fit_ranks, resources_of
 from ray_distill.students.run import TrainingJob
@@ -56,7 +56,7 @@ def train_ranks(job: TrainingJob, training: TrainingConfig, *, on_poll: Callable
             return [StudentRef.from_json(text) for text in outcome.students]
         reason = "no rank finished" if failure is None else str(explain(failure, "training"))
         if attempt < training.max_failures:
-            say(
+            console.report(
                 f"training was interrupted ({reason}); restart {attempt + 1} of {training.max_failures} goes on from "
                 "the last checkpoint"
             )
@@ -81,10 +81,10 @@ def _fit(
         # The task's process is used once: Ray Train leaves its handler of SIGINT behind.
         fit = ray.remote(num_cpus=0, max_retries=0, max_calls=1, scheduling_strategy=here)(fit_ranks)
         running = fit.remote(pickle.dumps(job), training, channel, folder)
-        tell_at: float | None = time.monotonic() + WAIT_SECONDS
+        report_at: float | None = time.monotonic() + WAIT_SECONDS
         try:
             while not ray.wait([running], timeout=POLL_SECONDS)[0]:
-                tell_at = _tell_wait(channel, training, tell_at)
+                report_at = _report_wait(channel, training, report_at)
                 on_poll()
                 if _finished(channel):
                     return None  # without a dashboard, Ray Train takes twelve seconds more to put its own things away
@@ -94,7 +94,7 @@ def _fit(
     return failure
 
 
-def _tell_wait(channel: OutcomeChannelHandle, training: TrainingConfig, at: float | None) -> float | None:
+def _report_wait(channel: OutcomeChannelHandle, training: TrainingConfig, at: float | None) -> float | None:
     """Say once, at some time, that no rank is at work yet; when to say it still."""
     if at is None:
         return None
@@ -105,7 +105,7 @@ def _tell_wait(channel: OutcomeChannelHandle, training: TrainingConfig, at: floa
         return None  # as in `_finished`
     if time.monotonic() < at:
         return at
-    say(
+    console.report(
         f"train: none of {training.least_workers} worker(s) is at work after {WAIT_SECONDS:g} s: other jobs hold the "
         "room, Ray holds it for a run that was killed (three minutes at most), or they are slow to start"
     )

@@ -37,7 +37,7 @@ from ray_distill.errors import ConfigError, PromotionError
 from ray_distill.models.core.forward import forward
 from ray_distill.models.io.load import load_model
 from ray_distill.models.io.save import save_model
-from ray_distill.runtime.core.session import session
+from ray_distill.runtime.core.session import open_session
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tracking.base import Dataset
 from ray_distill.tracking.mlflow_registry import MlflowRegistry
@@ -566,7 +566,7 @@ def test_the_runs_table_of_a_language_campaign_has_nll_and_kl(db: str, tmp_path:
             "tracking": {"uri": db},
         }
     )
-    with session(config):
+    with open_session(config):
         tags = _client(db).get_experiment_by_name("words").tags
     shown = json.loads(tags["mlflow.sharedViewState.review"])["selectedColumns"]
     assert {"metrics.`nll`", "metrics.`teacher_nll`", "metrics.`kl_from_teacher`"} <= set(shown)

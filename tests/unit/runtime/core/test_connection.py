@@ -71,7 +71,7 @@ def test_a_cluster_that_does_not_grow_is_refused_and_an_embedded_one_at_once(
     with pytest.raises(ClusterError, match="training needs 1 CPU and 1 GPU on one node"):
         connection.require_resources(cpus=1, gpus=1, what="training")
     assert asked == [[{"CPU": 1, "GPU": 1}], []]
-    monkeypatch.setattr(connection, "say", lambda text: pytest.fail(text))
+    monkeypatch.setattr(connection.console, "report", lambda text: pytest.fail(text))
     connection._embedded.set()
     try:
         with pytest.raises(ClusterError, match=r"2 × 3 CPU on one node; the nodes have 4 CPU and 0 GPU: change"):

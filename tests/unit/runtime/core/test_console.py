@@ -17,7 +17,7 @@ def test_a_table_is_aligned() -> None:
 
 def test_off_a_terminal_a_line_is_one_json_object_with_its_facts(capsys: pytest.CaptureFixture[str]) -> None:
     """stdout stays empty; quotes and line breaks in a sentence do not break the line."""
-    console.say('it is "done"\nand well', skipped="label")
+    console.report('it is "done"\nand well', skipped="label")
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
@@ -53,7 +53,7 @@ def test_a_terminal_has_a_bar_with_rate_and_time_left_and_events_above_it(monkey
     monkeypatch.setenv("COLUMNS", "100")
     with console.Progress("label", 10) as progress:
         progress.add(4)
-        console.say("half way")
+        console.report("half way")
         progress.add(6)
     shown = terminal.getvalue()
     assert "half way\n" in shown

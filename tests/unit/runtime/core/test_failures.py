@@ -20,7 +20,7 @@ from ray_distill.labels.model.signal import Signal
 from ray_distill.labels.model.work_units import WorkUnit
 from ray_distill.runtime.core.failures import Failure, Rows, answer_halving, died, failure_of, out_of_memory, timed_out
 from ray_distill.runtime.labelling.actors import LabelActor
-from ray_distill.runtime.labelling.batching import answer_all, ask_of
+from ray_distill.runtime.labelling.batching import answer_all, request_of
 from ray_distill.runtime.labelling.death_counter import DeathCounter
 from ray_distill.runtime.labelling.encode_write import LabelJob
 from ray_distill.runtime.labelling.isolate_failures import FailedUnit, TeacherCheck, spread
@@ -113,7 +113,7 @@ MEMORY = [
 @pytest.mark.parametrize("error", MEMORY, ids=range(len(MEMORY)))
 def test_a_teacher_that_runs_out_of_memory_answers_in_halves(error: Exception) -> None:
     """The same rows in the same order with the same answer, and the smallest batch is told."""
-    encoded, ask = _encoded(10), ask_of(MANIFEST)
+    encoded, ask = _encoded(10), request_of(MANIFEST)
     whole = answer_all(FakeTeacher(classes=MANIFEST.classes), encoded, ask, 8)
     row_ids, signal, unusable = answer_all(SmallTeacher(3, error), encoded, ask, 8)
     assert (row_ids, unusable) == (whole[0], whole[2])
@@ -132,7 +132,7 @@ class Alone(LabelActor):
         super().__init__(JOB)
 
     def _load(self) -> None:
-        self.teacher, self.ask = self.small, ask_of(MANIFEST)
+        self.teacher, self.request = self.small, request_of(MANIFEST)
 
     @contextlib.contextmanager
     def _limited(self, unit: str) -> Iterator[None]:
@@ -163,7 +163,7 @@ def test_another_error_is_raised_at_once() -> None:
     """Only memory is a matter of the batch's size."""
     error = ValueError("odd")
     with pytest.raises(ValueError, match="odd"):
-        answer_all(SmallTeacher(3, error), _encoded(10), ask_of(MANIFEST), 8)
+        answer_all(SmallTeacher(3, error), _encoded(10), request_of(MANIFEST), 8)
 
 
 def test_failures_are_told_apart() -> None:

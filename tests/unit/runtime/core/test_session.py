@@ -6,7 +6,7 @@ import pytest
 
 from ray_distill.config import Campaign, parse_config
 from ray_distill.errors import ConfigError
-from ray_distill.runtime.core.session import Session, absolute, session
+from ray_distill.runtime.core.session import Session, absolute, open_session
 from ray_distill.storage import files
 
 
@@ -26,37 +26,37 @@ def _config(folder: Path, **sections: object) -> Campaign:
 
 def test_a_stage_is_done_only_for_the_inputs_it_was_done_with(tmp_path: Path) -> None:
     """The same key finds the result, in a later session too; another key and another stage find nothing."""
-    with session(_config(tmp_path)) as held:
-        assert held.done("train", "key") is None
-        assert held.last("train") is None
-        held.finish("train", "key", {"student": 1})
-    with session(_config(tmp_path)) as held:
-        assert held.done("train", "key") == {"student": 1}
-        assert held.done("train", "other") is None
-        assert held.done("label", "key") is None
-        assert held.last("train") == {"key": "key", "result": {"student": 1}}
+    with open_session(_config(tmp_path)) as session:
+        assert session.done("train", "key") is None
+        assert session.last("train") is None
+        session.finish("train", "key", {"student": 1})
+    with open_session(_config(tmp_path)) as session:
+        assert session.done("train", "key") == {"student": 1}
+        assert session.done("train", "other") is None
+        assert session.done("label", "key") is None
+        assert session.last("train") == {"key": "key", "result": {"student": 1}}
 
 
 def test_a_state_file_that_is_something_else_is_named(tmp_path: Path) -> None:
     """It is neither taken for a result nor overwritten in silence."""
-    with session(_config(tmp_path)) as held:
-        files.write_json(held.url("state", "train.json"), {"result": 1})
-        with pytest.raises(ConfigError, match=r"state/train\.json is not what a stage leaves behind"):
-            held.done("train", "key")
+    with open_session(_config(tmp_path)) as session:
+        files.write_json(session.url("state", "train.json"), {"result": 1})
+        with pytest.raises(ConfigError, match=r"state/train\.json is not the result of a stage"):
+            session.done("train", "key")
 
 
 def test_the_attempts_at_a_stage_are_added_up_and_failed_ones_count(tmp_path: Path) -> None:
     """Two attempts, one of which failed: one cost, with the time and the bytes of both, in order of first attempts."""
-    with session(_config(tmp_path)) as held:
-        with pytest.raises(ConfigError, match="half way"), held.stage("label", cores=2) as stage:
+    with open_session(_config(tmp_path)) as session:
+        with pytest.raises(ConfigError, match="half way"), session.stage("label", cores=2) as stage:
             stage.meter.wrote(10)
             raise ConfigError("half way")
-        with held.stage("train", cores=1):
+        with session.stage("train", cores=1):
             pass
-        with held.stage("label", cores=2) as stage:
+        with session.stage("label", cores=2) as stage:
             stage.meter.wrote(5)
-    with session(_config(tmp_path)) as held:
-        costs = held.costs()
+    with open_session(_config(tmp_path)) as session:
+        costs = session.costs()
     assert [cost.stage for cost in costs] == ["label", "train"]
     assert costs[0].bytes_written == 15
     assert costs[0].wall_seconds > 0
@@ -65,10 +65,10 @@ def test_the_attempts_at_a_stage_are_added_up_and_failed_ones_count(tmp_path: Pa
 
 def test_costs_are_told_at_the_prices_of_today(tmp_path: Path) -> None:
     """Hours are what was taken; a change of prices or of currency applies to all of them."""
-    with session(_config(tmp_path)) as held, held.stage("label", cores=2, accelerators=1):
+    with open_session(_config(tmp_path)) as session, session.stage("label", cores=2, accelerators=1):
         pass
-    with session(_config(tmp_path, cost={"core_hour": 3, "accelerator_hour": 5, "currency": "EUR"})) as held:
-        cost = held.costs()[0]
+    with open_session(_config(tmp_path, cost={"core_hour": 3, "accelerator_hour": 5, "currency": "EUR"})) as session:
+        cost = session.costs()[0]
     assert cost.currency == "EUR"
     assert cost.money == pytest.approx(3 * cost.core_hours + 5 * cost.accelerator_hours)
 
@@ -77,8 +77,8 @@ def test_commands_with_one_config_share_a_parent_run_and_others_do_not(tmp_path:
     """The parent's id is kept for the same config, wherever it is recorded, and is another one for another config."""
 
     def parent(**sections: object) -> str:
-        with session(_config(tmp_path, **sections)) as held:
-            return held.parent.run_id
+        with open_session(_config(tmp_path, **sections)) as session:
+            return session.parent.run_id
 
     first = parent()
     assert parent() == first
@@ -110,16 +110,16 @@ def test_relative_paths_become_absolute_and_urls_stay(tmp_path: Path, monkeypatc
 
 def test_a_session_is_held_by_one_config_alone(tmp_path: Path) -> None:
     """The session's config is the absolute one, and its URLs lie below its output."""
-    with session(_config(tmp_path)) as held:
-        assert isinstance(held, Session)
-        assert held.url("state", "x.json") == str(tmp_path / "out" / "state" / "x.json")
+    with open_session(_config(tmp_path)) as session:
+        assert isinstance(session, Session)
+        assert session.url("state", "x.json") == str(tmp_path / "out" / "state" / "x.json")
 
 
 def test_training_that_goes_on_goes_on_in_its_own_run(tmp_path: Path) -> None:
     """An attempt that failed is continued in the same nested run; one that succeeded, or of another config, is not."""
 
     def attempt(fails: bool, **sections: object) -> str:
-        with session(_config(tmp_path, **sections)) as held, held.stage("train", resumes=True) as stage:
+        with open_session(_config(tmp_path, **sections)) as session, session.stage("train", resumes=True) as stage:
             run_id = stage.run.run_id
             if fails:
                 runs.append(run_id)

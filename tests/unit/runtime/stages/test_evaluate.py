@@ -99,12 +99,12 @@ def judged(root, **settings):
 
 def published(config, found):
     """What reaches the tracking server and the folder of the report."""
-    held = Session(config=config, tracker=NullTracker(), registry=InMemoryRegistry(), parent=Recorded())
+    session = Session(config=config, tracker=NullTracker(), registry=InMemoryRegistry(), parent=Recorded())
     keep_texts(found, config.evaluation.new_tokens)
     keep_predictions(found)
     report = EvalReport.from_dict(found.report.to_dict())
-    page = publish(held, held.parent, report, decide(report, config.gate))
-    return held, files.read_bytes(page).decode()
+    page = publish(session, session.parent, report, decide(report, config.gate))
+    return session, files.read_bytes(page).decode()
 
 
 def test_texts_are_judged_published_and_logged(tmp_path):
@@ -117,18 +117,18 @@ def test_texts_are_judged_published_and_logged(tmp_path):
     assert student.metrics["kl_from_teacher"].low > 0 and student.metrics["tokens_per_second"].value > 0
     assert set(student.robustness["typos"]["1"]) == {"nll", "kl_from_teacher"}
     assert not report.models["baseline_hard_labels"].robustness and report.models["champion"].robustness
-    held, page = published(config, found)
-    assert {"report.html", "report.json", "plots", "generations.json"} == set(held.parent.artifacts)
-    assert held.parent.artifacts["plots"] == ["nll.png", "positions.png", "reliability.png", "robustness.png"]
-    written = json.loads(held.parent.artifacts["generations.json"])
+    session, page = published(config, found)
+    assert {"report.html", "report.json", "plots", "generations.json"} == set(session.parent.artifacts)
+    assert session.parent.artifacts["plots"] == ["nll.png", "positions.png", "reliability.png", "robustness.png"]
+    written = json.loads(session.parent.artifacts["generations.json"])
     assert written["new_tokens"] == 6 and len(written["prompts"]) == 5
     assert set(written["prompts"][0]["answers"]) == {"teacher", "student", "champion"}
     assert "document" in written["prompts"][0]["prompt"] and written["prompts"][0]["reference"]
-    assert "What they write" in page and held.parent.artifacts["report.html"].decode() == page
-    assert held.parent.values["nll"] == student.metrics["nll"].value
-    assert {"teacher_nll", "kl_from_teacher_at_0_15", "perplexity"} <= set(held.parent.values)
-    assert log_student(held, report) == "models:/m"
-    (about,) = held.parent.models
+    assert "What they write" in page and session.parent.artifacts["report.html"].decode() == page
+    assert session.parent.values["nll"] == student.metrics["nll"].value
+    assert {"teacher_nll", "kl_from_teacher_at_0_15", "perplexity"} <= set(session.parent.values)
+    assert log_student(session, report) == "models:/m"
+    (about,) = session.parent.models
     assert (about["task"], about["example"]) == ("causal_lm", ["A student is"])
 
 
@@ -136,12 +136,12 @@ def test_conversations_are_judged_and_no_text_of_theirs_leaves(tmp_path):
     """Nobody asked for texts: neither the page, nor an artifact, nor the logged example holds a word of a row."""
     config, found = judged(tmp_path, chat=True)
     assert found.written == () and found.report.models["student"].metrics["nll"].value > 0
-    held, page = published(config, found)
-    assert "generations.json" not in held.parent.artifacts and "What they write" not in page
-    log_student(held, found.report)
-    (about,) = held.parent.models
+    session, page = published(config, found)
+    assert "generations.json" not in session.parent.artifacts and "What they write" not in page
+    log_student(session, found.report)
+    (about,) = session.parent.models
     assert json.loads(about["example"][0])[0]["role"] == "user"
-    kept = [page, json.dumps(about["example"]), held.parent.artifacts["report.json"].decode()]
+    kept = [page, json.dumps(about["example"]), session.parent.artifacts["report.json"].decode()]
     assert not any("document" in text and "owls" in text for text in kept)
 
 

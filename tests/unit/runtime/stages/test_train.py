@@ -9,7 +9,7 @@ import pytest
 from ray_distill.config import parse_config
 from ray_distill.errors import StorageError
 from ray_distill.evaluation.measures.cost import StageCost, stage_metrics
-from ray_distill.runtime.core.session import Session, Stage, session
+from ray_distill.runtime.core.session import Session, Stage, open_session
 from ray_distill.runtime.stages import train
 from ray_distill.runtime.stages.train import Curves
 from ray_distill.storage import files
@@ -43,15 +43,15 @@ class Recorded:
         self.costs.append(cost)
 
 
-def _curves(held: Session, stage: Stage, folder: Path, run: Recorded) -> Curves:
-    return Curves(held, replace(stage, run=run), str(folder), run)  # type: ignore[arg-type]
+def _curves(session: Session, stage: Stage, folder: Path, run: Recorded) -> Curves:
+    return Curves(session, replace(stage, run=run), str(folder), run)  # type: ignore[arg-type]
 
 
 def test_cost_is_recorded_while_the_training_runs(config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At once, then every so many seconds: to the run under the names of the end, and as gauges."""
     run = Recorded()
-    with session(config) as held, held.stage("train", cores=4) as stage:
-        curves = _curves(held, stage, tmp_path, run)
+    with open_session(config) as session, session.stage("train", cores=4) as stage:
+        curves = _curves(session, stage, tmp_path, run)
         for _ in range(3):
             curves.poll()
         monkeypatch.setattr(train, "COST_SECONDS", 0.0)
@@ -79,19 +79,19 @@ def config(tmp_path: Path):
 def test_a_run_in_the_tracker_gets_each_step_once(config, tmp_path: Path) -> None:
     """Also from commands that go on after others, though steps were trained twice; another run gets them all."""
     run = Recorded()
-    with session(config) as held, held.stage("train") as stage:
-        first = _curves(held, stage, tmp_path, run)
+    with open_session(config) as session, session.stage("train") as stage:
+        first = _curves(session, stage, tmp_path, run)
         _train(tmp_path, "baseline_hard_labels", range(1, 3), 9.0)
         _train(tmp_path, "student", range(1, 6), 1.0)
         first.record()
         _train(tmp_path, "student", range(4, 7), 2.0)
         first.record()
         _train(tmp_path, "student", range(6, 9), 3.0)
-        _curves(held, stage, tmp_path, run).record()
+        _curves(session, stage, tmp_path, run).record()
         assert run.losses == [*((step, 1.0) for step in range(1, 6)), (6, 2.0), (7, 3.0), (8, 3.0)]
         other = Recorded()
         other.run_id = "other"
-        _curves(held, stage, tmp_path, other).record()
+        _curves(session, stage, tmp_path, other).record()
     assert other.losses == [
         *((step, 1.0) for step in range(1, 4)),
         *((4, 2.0), (5, 2.0)),
@@ -108,8 +108,8 @@ def test_curves_that_cannot_be_read_are_read_at_the_next_poll(
     def away(url: str) -> list[files.FileInfo]:
         raise StorageError("away")
 
-    with session(config) as held, held.stage("train") as stage:
-        curves = _curves(held, stage, tmp_path, run)
+    with open_session(config) as session, session.stage("train") as stage:
+        curves = _curves(session, stage, tmp_path, run)
         _train(tmp_path, "student", range(1, 3), 1.0)
         with monkeypatch.context() as patch:
             patch.setattr(files, "list_files", away)

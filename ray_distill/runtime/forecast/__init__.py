@@ -1,1 +1,4 @@
-"""Forecast bytes, time and money of labelling from a probe on few rows. Imports `core` and `labelling`."""
+"""Forecast bytes, time and money of labelling from a probe on few rows.
+
+Imports `core`, `labelling`, `stages` and `campaign`.
+"""

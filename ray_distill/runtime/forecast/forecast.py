@@ -1,8 +1,8 @@
-"""Forecast, for `ray-distill plan`, what labelling would take, from a few rows that are really labelled.
+"""Forecast the cost of labelling, for `ray-distill plan`, by labelling a few rows.
 
-Two measurements on the cluster: a probe of the teacher alone (`probe`), and a rehearsal, in which the pipeline of
-`label` fills a scratch store beside the campaign's with the probe's rows, which includes starting, reading and
-writing. The scratch store is always deleted; nothing stays but the snapshot.
+There are two measurements on the cluster: a probe of the teacher alone (`probe`), and a rehearsal, in which the
+pipeline of `label` fills a scratch store beside the campaign's with the probe's rows, which includes starting, reading
+and writing. The scratch store is always deleted; only the snapshot stays.
 """
 
 import time
@@ -39,21 +39,23 @@ from ray_distill.runtime.stages.snapshot import freeze
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
 
-#: Pieces of the snapshot that are probed: units of the rehearsal.
+#: Pieces of the snapshot that are probed; each is a unit of the rehearsal.
 PIECES = 8
-#: Times that the probe's rows are answered, at most: once to time the teacher, three times to compare forms.
+#: Maximum number of times that the probe's rows are answered: once to time the teacher, three times to compare forms.
 PASSES = 4
 
 
 def plan(config: Campaign) -> PlanReport:
-    """Probe the teacher and forecast what `label` would take; nothing is recorded, and nothing stays but the snapshot.
+    """Probe the teacher and forecast bytes, time and money of `label`.
+
+    Nothing is recorded, and only the snapshot stays.
 
     Raises:
-        ConfigError: what `run` would refuse.
+        ConfigError: `run` would refuse the campaign.
         TeacherRefused, ModelError: the teacher cannot be used.
         StoreMismatch: the store was made for another teacher or signal.
         LabelError: none of the probed rows can be labelled.
-        ClusterError: the cluster cannot hold the actors, or a part of the probe failed.
+        ClusterError: the actors do not fit the cluster, or a part of the probe failed.
     """
     check(config)
     config = absolute(config)
@@ -66,9 +68,9 @@ def plan(config: Campaign) -> PlanReport:
 
 
 def _frozen(config: Campaign) -> SnapshotRef:
-    """The campaign's snapshot if it is that of the sources as they are now, else a fresh one.
+    """Return the campaign's snapshot if its sources are unchanged, else a new snapshot.
 
-    A fresh one is not remembered as the stage's result: `snapshot` finds it in place, and records it.
+    A new snapshot is not stored as the stage's result: `snapshot` finds it in place and records it.
     """
     url = files.join(config.output_url, "state", "snapshot.json")
     known = files.read_json(url) if files.exists(url) else {}
@@ -81,7 +83,7 @@ def _frozen(config: Campaign) -> SnapshotRef:
 
 @dataclass(frozen=True, kw_only=True)
 class _Work:
-    """What is to be labelled: pieces are whole units here."""
+    """The rows to label; each piece is a whole unit."""
 
     pieces: tuple[Piece, ...]
     reused: int
@@ -91,7 +93,7 @@ class _Work:
 
     @property
     def rows(self) -> int:
-        """Rows to label."""
+        """Return the number of rows to label."""
         return sum(len(piece.rows) for piece in self.pieces)
 
 
@@ -150,9 +152,10 @@ def _work(opened: Snapshot, manifest: StoreManifest, store: LabelStore | None) -
 
 
 def choose_pieces(units: Sequence[Piece], rows: int, seed: int) -> list[Piece]:
-    """A seeded sample of rows in `PIECES` pieces of like size, spread evenly over the units by their rows.
+    """Return a seeded sample of rows in `PIECES` pieces of similar size.
 
-    Rows of a shard stand by their id, a hash: any of them are as good as others. All rows where there are no more.
+    The sample is spread evenly over the units by their rows; a small snapshot is sampled whole. Rows of a shard are in
+    the order of their ids, which are hashes, so any subset of them is a random sample.
     """
     total = sum(len(unit.rows) for unit in units)
     rows, random = min(rows, total), np.random.default_rng(seed)
@@ -171,7 +174,7 @@ def choose_pieces(units: Sequence[Piece], rows: int, seed: int) -> list[Piece]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Rehearsed:
-    """The rehearsal's time: seconds of what is done once, and its throughput between."""
+    """The rehearsal's time: seconds of the steps done once, and throughput of the others."""
 
     once: float
     rows_per_second: float
@@ -179,16 +182,16 @@ class _Rehearsed:
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured:
-    """What was measured for a plan."""
+    """Measurements for a forecast."""
 
     probed: Probed
     rehearsed: _Rehearsed
     started: float
-    """Seconds that opening the teacher took."""
+    """Seconds to open the teacher."""
 
 
 def _rehearse(request: ProbeRequest, opened: Snapshot, probed: Probed, url: str) -> _Rehearsed:
-    """Label the pieces into a scratch store, as `label` would, and time their arrival."""
+    """Label the pieces into a scratch store, as `label` would, and time the receipts."""
     labels = request.config.labels
     scratch = create_or_open(url, with_found(request.manifest, probed.found, write_fits(url, probed.found.fits)))
     units = [_unit(opened, piece, scratch.manifest) for piece in request.pieces]
@@ -216,12 +219,13 @@ def _rehearse(request: ProbeRequest, opened: Snapshot, probed: Probed, url: str)
 
 
 def _paced(arrivals: Sequence[tuple[int, float]], total: float, *, most: float) -> _Rehearsed:
-    """Split a rehearsal of ``total`` seconds into its throughput and what is done once.
+    """Split a rehearsal of ``total`` seconds into its throughput and the steps done once.
 
     Args:
-        arrivals: units as they came: rows, and seconds since the start.
+        arrivals: units in the order of their receipts: rows, and seconds since the start.
         total: seconds to the end.
-        most: rows a second of the teachers alone. Units may arrive together, and a single one has no pace.
+        most: rows a second of the teachers alone, which bounds the throughput: units may arrive together, and a single
+            unit has no rate.
     """
     rows, seconds = sum(count for count, _ in arrivals[1:]), arrivals[-1][1] - arrivals[0][1]
     rate = min(rows / seconds, most) if seconds > 0 else most
@@ -240,7 +244,7 @@ def _unit(opened: Snapshot, piece: Piece, manifest: StoreManifest) -> WorkUnit:
 
 
 def _seconds_once(config: Campaign, opened: Snapshot, measured: _Measured, *, new: bool) -> float:
-    """Seconds of what is done once; the check and the fits each load a teacher of their own."""
+    """Return the seconds of the steps done once; the check and the fits each load a teacher."""
     probed = measured.probed
     checked = probed.load_seconds + opened.manifest.splits["calibration"].rows * probed.teacher_seconds
     fitted = probed.load_seconds + probed.fit_seconds if new else 0.0
@@ -283,7 +287,7 @@ def _report(config: Campaign, opened: Snapshot, work: _Work, measured: _Measured
 
 
 def _cost(config: Campaign, seconds: float) -> StageCost:
-    """Price the seconds of the stage with everything that `label` reserves."""
+    """Price the seconds of the stage with all resources that `label` reserves."""
     resources = config.labels.resources
     return stage_cost(
         "label",
@@ -296,7 +300,10 @@ def _cost(config: Campaign, seconds: float) -> StageCost:
 
 
 def _break_even(config: Campaign, opened: Snapshot, probed: Probed, cost: StageCost) -> Breakeven:
-    """Offline against online: in one pass every training row goes through one teacher, or is read and decoded."""
+    """Compare offline with online distillation.
+
+    In one pass, every training row is answered by one teacher (online), or read and decoded (offline).
+    """
     rows, resources, prices = opened.manifest.splits["train"].rows, config.labels.resources, config.cost
     hours = rows * probed.teacher_seconds / SECONDS_AN_HOUR
     read = rows * probed.read_seconds / SECONDS_AN_HOUR
@@ -318,11 +325,11 @@ def _notes(config: Campaign, probed: Probed, work: _Work) -> list[str]:
         notes.append(f"{probed.rejected} of {probed.rejected + probed.rows} probed rows cannot be labelled")
     if rows.actors[0] != rows.actors[1]:
         notes.append(
-            f"the time is forecast for {rows.actors[0]} actors; the price is that of {rows.actors[1]}, as `label` "
-            "reserves them"
+            f"the time is forecast for {rows.actors[0]} actors; the price is that of {rows.actors[1]} actors, which "
+            "`label` reserves"
         )
     if probed.rows + probed.rejected == work.rows:
-        notes.append("the probe has seen every row")
+        notes.append("the probe labelled every row")
     return notes
 
 

@@ -1,4 +1,4 @@
-"""The forecast of a labelling run, as an artifact."""
+"""Define the forecast of a labelling run as an artifact."""
 
 from ray_distill.artifacts import Artifact, Number, SnapshotRef
 from ray_distill.labels.sizing.forecast import Breakeven
@@ -6,7 +6,10 @@ from ray_distill.labels.sizing.options import Kept, Option
 
 
 class PlanReport(Artifact):
-    """The forecast of a labelling run: bytes within a few percent; time, hours and money within ± ``time_error``."""
+    """The forecast of a labelling run.
+
+    Bytes are exact to a few percent; time, hours and money to ± ``time_error``.
+    """
 
     campaign: str
     snapshot: SnapshotRef
@@ -15,22 +18,22 @@ class PlanReport(Artifact):
     """Rows of the snapshot by split."""
     rows_total: int
     rows_reused: int
-    """Labelled already, or in quarantine."""
+    """Rows labelled already, or in quarantine."""
     rows: int
-    """Still to label."""
+    """Rows still to label."""
     units: int
     positions: int
     probed_rows: int
     probed_rejected: int
     bytes_labels: int
     bytes_hidden: dict[str, int]
-    """By layer."""
+    """Bytes of hidden states by layer."""
     bytes_a_position: Number
-    """Of labels."""
+    """Bytes of labels per position."""
     seconds: Number
-    """Of the whole `label` stage."""
+    """Seconds of the whole `label` stage."""
     seconds_once: Number
-    """Of ``seconds``: before the first unit and after the last one, however many there are."""
+    """Part of ``seconds`` before the first unit and after the last one, independent of the number of units."""
     time_error: Number
     """Relative error that ``seconds``, the hours and ``money`` may have."""
     core_hours: Number
@@ -46,11 +49,11 @@ class PlanReport(Artifact):
     """Ways to store a position, the configured one first."""
     recommended: Option | None = None
     ranks: dict[str, dict[str, int]] = {}
-    """Principal components that keep a share of a layer's variance, by layer and share; ``width`` beside."""
+    """Principal components that keep a share of a layer's variance, by layer and share; also ``width``."""
     break_even: Breakeven | None = None
     notes: tuple[str, ...] = ()
 
     @property
     def bytes_total(self) -> int:
-        """Labels and hidden states."""
+        """Return the bytes of labels and hidden states."""
         return self.bytes_labels + sum(self.bytes_hidden.values())

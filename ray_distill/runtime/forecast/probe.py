@@ -1,6 +1,6 @@
-"""Probe the teacher for `ray-distill plan`: one task on a teacher's node that labels a few rows and times them.
+"""Probe the teacher for `ray-distill plan`: label a few rows in one task and time them.
 
-Only plain values and small arrays leave the task.
+The task runs on a node with the teacher's resources; only plain values and small arrays leave the task.
 """
 
 import time
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Rows of one snapshot shard that are probed together; ``start:stop`` is the range of their unit."""
+    """Rows of one snapshot shard that are probed together; their unit is ``start:stop``."""
 
     shard: str
     start: int
@@ -48,49 +48,49 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Probed:
-    """What the probe found; times in seconds."""
+    """Measurements of the probe; times in seconds."""
 
     rows: int
-    """That were answered; the teacher was timed on these."""
+    """Answered rows, on which the teacher was timed."""
     rejected: int
     positions: int
     found: Found
-    """What a new store would find: fits, rows a unit. Of an existing store its own."""
+    """Fits and rows a unit of the planned store, or those of the existing store."""
     units: tuple[int, ...]
-    """Rows of the units to come."""
+    """Rows of each unit to label."""
     sizes: Sizes
     teacher_seconds: float
-    """Of one teacher, a row."""
+    """Seconds of one teacher per row."""
     load_seconds: float
     read_seconds: float
-    """Decoding a label shard, a row."""
+    """Seconds to decode a label shard, per row."""
     fit_seconds: float
-    """Of the look at the calibration split that a new store needs, without loading the teacher."""
+    """Seconds to fit a new store on the calibration split, without loading the teacher."""
     forms: Forms
     ranks: dict[int, dict[float, int]]
-    """Components that keep a share of the variance, by layer."""
+    """Principal components that keep a share of the variance, by layer and share."""
     widths: dict[int, int]
-    """Of the hidden states, by layer."""
+    """Widths of the hidden states by layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeRequest:
-    """Everything that the probe needs; picklable."""
+    """Inputs of the probe; picklable."""
 
     config: Campaign
     snapshot: SnapshotRef
     facts: TeacherFacts
     manifest: StoreManifest
-    """Of the store that is planned, or of the existing one."""
+    """Manifest of the planned store, or of the existing one."""
     store_url: str | None
-    """The existing store, for its fits; None = the fits are made here."""
+    """The existing store, for its fits; None = the probe makes the fits."""
     pieces: Sequence[Piece]
     units: Sequence[int] | None
-    """Rows of the units to come; None = of a new store's, which follow from the fits."""
+    """Rows of each unit to label; None = those of a new store, which follow from the fits."""
 
 
 def probe(request: ProbeRequest) -> Probed:
-    """Let the teacher answer the rows of some pieces; runs where the teacher can.
+    """Let the teacher answer the rows of some pieces; runs in the teacher's environment.
 
     Raises:
         LabelError: the teacher can answer none of the rows.
@@ -141,7 +141,10 @@ def _units_to_come(request: ProbeRequest, manifest: StoreManifest) -> Sequence[i
 
 
 def _with_own_bytes(forms: Forms, sizes: Sizes, units: Sequence[int], answered: "_Answered") -> Forms:
-    """The configured form by the store's own fits and all rows, which are better than the comparison's."""
+    """Replace the bytes of the configured form by those of the store's own fits and all rows.
+
+    These are more accurate than the comparison's.
+    """
     rows, configured = len(answered.ids), forms.options[0]
     total = forecast_bytes(sizes, units, rows / (rows + answered.rejected)).labels
     factor = total / max(configured.total_bytes, 1)
@@ -150,28 +153,28 @@ def _with_own_bytes(forms: Forms, sizes: Sizes, units: Sequence[int], answered: 
 
 
 def unit_rows(shard_rows: Sequence[int], rows_a_unit: int) -> list[int]:
-    """Rows of the units of a snapshot of which nothing is labelled yet."""
+    """Return the rows of each unit of a snapshot without labels."""
     return [min(rows_a_unit, rows - start) for rows in shard_rows for start in range(0, rows, rows_a_unit)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Answered:
-    """The rows that were answered in the time there was, in the order of their ids."""
+    """Rows answered within the time limit, in the order of their ids."""
 
     encoded: Encoded
-    """In the teacher's order."""
+    """The rows in the teacher's order."""
     ids: rowids.RowIds
     signal: Signal
     rejected: int
     seconds: float
-    """Of the teacher, a row."""
+    """Seconds of the teacher per row."""
 
 
 def _encode(config: Campaign, snapshot: SnapshotRef, pieces: Sequence[Piece]) -> Encoded:
     """Read and encode all pieces.
 
     Raises:
-        LabelError: none of the rows can be.
+        LabelError: none of the rows can be encoded.
     """
     opened, task = open_snapshot(snapshot), get_task(config.task)
     tables = [
@@ -190,7 +193,7 @@ def _encode(config: Campaign, snapshot: SnapshotRef, pieces: Sequence[Piece]) ->
 
 
 def _answer(teacher: Teacher, encoded: Encoded, manifest: StoreManifest, config: Campaign) -> _Answered:
-    """Time the teacher batch by batch, in a random order, until the time is over."""
+    """Time the teacher batch by batch, in a random order, until the time limit."""
     request, batch, order = request_of(manifest), manifest.batch, by_length(encoded)
     parts = [order[start : start + batch] for start in range(0, len(order), batch)]
     answer_all(
@@ -224,9 +227,9 @@ def _answer(teacher: Teacher, encoded: Encoded, manifest: StoreManifest, config:
 
 
 def _found(request: ProbeRequest, answered: _Answered, load_seconds: float) -> tuple[float, Found]:
-    """Return what a store finds out before its first unit, and the seconds of it without the teacher's start.
+    """Return the seconds to fit a store, without the teacher's start, and its `Found`.
 
-    Where the calibration rows would take more time than there is, the probed rows stand for them.
+    If the calibration rows would take longer than half of ``plan.seconds``, the probed rows replace them.
     """
     config, manifest = request.config, request.manifest
     if request.store_url is not None:
@@ -243,7 +246,7 @@ def _found(request: ProbeRequest, answered: _Answered, load_seconds: float) -> t
 
 
 def _timed(work: Callable[[], T]) -> tuple[float, T]:
-    """Seconds and result."""
+    """Return the seconds and the result of a call."""
     start = time.perf_counter()
     result = work()
     return time.perf_counter() - start, result

@@ -1,4 +1,7 @@
-"""The ways to store a teacher's answer, each measured on the same few rows: what it takes and what it loses."""
+"""Compare the forms in which a teacher's answer can be stored, on the same few rows.
+
+A form is measured by its bytes and by the information that it loses.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,53 +24,53 @@ from ray_distill.tasks.encoded import Encoded
 from ray_distill.teachers.base import Ask, Teacher
 from ray_distill.teachers.engines import engine_of
 
-#: Positions on which the forms are compared, at most; and rows, at least.
+#: Maximum positions, and minimum rows, on which the forms are compared.
 COMPARED, COMPARED_ROWS = 2048, 4
-#: With fewer classes nothing is drawn: all of them take less.
+#: Minimum number of classes for forms that draw: with fewer classes, storing all of them takes fewer bytes.
 DRAWS_FROM = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forms:
-    """What the comparison found."""
+    """Result of the comparison."""
 
     curve: tuple[Kept, ...]
     smallest_k: int | None
     """The fewest classes within the target; None where the likeliest `choose.WIDE` are too few."""
     options: tuple[Option, ...]
-    """The configured one first."""
+    """The measured forms, the configured one first."""
     full: bool
-    """Whether every class was looked at."""
+    """Whether the comparison read every class."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Some:
-    """The rows that are compared."""
+    """The rows on which forms are compared."""
 
     encoded: Encoded
     ids: RowIds
-    """Of those with a usable answer, in the order of `wide`."""
+    """Ids of the rows with a usable answer, in the order of `wide`."""
     wide: Distributions
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What all forms are measured with."""
+    """Inputs that the measurements of all forms share."""
 
     config: Campaign
     facts: TeacherFacts
     teacher: Teacher
     """Answers once for all forms, and once more for each form that draws."""
     units: Sequence[int]
-    """Rows of the units to come."""
+    """Rows of each unit to label."""
     kept: float
     """Share of the rows that can be labelled."""
     positions: float
-    """Of a row, on average."""
+    """Mean positions per row."""
 
 
 def compare(comparison: Comparison, encoded: Encoded) -> Forms:
-    """Compare the configured form with the others that could serve, on usable rows."""
+    """Compare the configured form with other possible forms, on usable rows."""
     config = comparison.config
     classes = make_manifest(config, comparison.facts).class_count
     some = _some(comparison, encoded, classes)
@@ -83,7 +86,7 @@ def compare(comparison: Comparison, encoded: Encoded) -> Forms:
 
 
 def _some(comparison: Comparison, encoded: Encoded, classes: int) -> _Some:
-    """Return a random part of the rows and their wide answer."""
+    """Return a random sample of the rows and their wide answer."""
     config = comparison.config
     rows = max(COMPARED_ROWS, int(COMPARED / max(comparison.positions, 1)))
     order = np.random.default_rng(config.seed).permutation(encoded.rows)[:rows].astype(np.int64)
@@ -97,7 +100,7 @@ def _some(comparison: Comparison, encoded: Encoded, classes: int) -> _Some:
 
 
 def _forms(configured: SignalConfig, classes: int, smallest: int | None) -> list[SignalConfig]:
-    """The other forms worth a look, all in the compact encoding."""
+    """Return the other forms to compare, all in the compact encoding."""
     changes: list[dict[str, object]] = []
     if classes <= choose.DENSE_UP_TO:
         changes.append({"estimator": "dense"})
@@ -111,7 +114,7 @@ def _forms(configured: SignalConfig, classes: int, smallest: int | None) -> list
 
 
 def _option(comparison: Comparison, some: _Some, form: SignalConfig) -> Option:
-    """Measure one form through the very bytes of its shards."""
+    """Measure one form by encoding its shards."""
     config, units, kept = comparison.config, comparison.units, comparison.kept
     labels = config.labels.model_copy(update={"signal": form})
     manifest = make_manifest(config.model_copy(update={"labels": labels}), replace(comparison.facts, layers=()))
@@ -139,7 +142,7 @@ def _option(comparison: Comparison, some: _Some, form: SignalConfig) -> Option:
 
 
 def _noise(wide: Distributions, form: SignalConfig, k: int, draws: int) -> float:
-    """Of draws from the teacher itself; not known of others."""
+    """Return the noise of draws from the teacher's own distribution; NaN for other draws."""
     if not draws:
         return 0.0
     return choose.noise_of_draws(wide, k, draws) if form.exponent == 1 else nan

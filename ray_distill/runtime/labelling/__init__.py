@@ -1,1 +1,4 @@
-"""Label and generate with Ray Data: teacher actors, isolation of failing rows, commits. Imports `core`."""
+"""Label and generate with Ray Data: teacher actors, isolation of failing rows, commits.
+
+Imports `core`.
+"""

@@ -1,4 +1,4 @@
-"""Hold a teacher that labels, or one that writes."""
+"""Define the actors that run a labelling or a generating teacher."""
 
 import json
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class UnitInputs:
-    """A unit's rows as the teacher reads them."""
+    """A unit's encoded rows."""
 
     unit: str
     encoded: Encoded
@@ -38,7 +38,7 @@ class UnitInputs:
 
 
 class LabelActor(TeacherActor[LabelJob, UnitInputs]):
-    """Labels units in batches of like length; which rows share a batch depends on the unit alone."""
+    """Label units in batches of similar length; the unit alone decides which rows share a batch."""
 
     def _load(self) -> None:
         import torch
@@ -73,7 +73,10 @@ class LabelActor(TeacherActor[LabelJob, UnitInputs]):
 
 
 def unit_table(unit: str, rejected: Rejects, found: Answers[pa.Table]) -> pa.Table:
-    """Join a unit's answers and its rejected rows, marked if a batch was halved, for `encode_write.write_units`."""
+    """Join a unit's answers and rejected rows for `encode_write.write_units`.
+
+    The table is marked if a batch was halved.
+    """
     table = pa.concat_tables([*found.parts, rejected_table(unit, rejected)], promote_options="default")
     if not found.halved:
         return table
@@ -82,7 +85,7 @@ def unit_table(unit: str, rejected: Rejects, found: Answers[pa.Table]) -> pa.Tab
 
 @dataclass(frozen=True, kw_only=True)
 class WriteJob:
-    """Everything that writing needs; picklable."""
+    """Inputs of a writing run; picklable."""
 
     snapshot: SnapshotRef
     task: str
@@ -94,20 +97,23 @@ class WriteJob:
 
     @property
     def failures(self) -> FailuresConfig:
-        """When the teacher has failed."""
+        """Return the failure settings."""
         return self.settings.failures
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitPrompts:
-    """A unit's prompts as the teacher reads them."""
+    """A unit's encoded prompts."""
 
     work: WorkUnit
     prompts: "Prompts"
 
 
 class GenerateActor(TeacherActor[WriteJob, UnitPrompts]):
-    """Writes for whole units, and stores what it wrote: generating takes so long that nothing beside it counts."""
+    """Generate texts for whole units and store them.
+
+    Storing is not a step of its own, because its time is negligible beside generation.
+    """
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Return ``unit``, and either ``receipt`` (JSON) or, where the teacher failed on it, ``failed``."""

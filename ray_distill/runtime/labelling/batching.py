@@ -1,4 +1,4 @@
-"""Answer many rows in the batches of a store's plan, which are the same in every process."""
+"""Answer rows in the batches of a store's plan, which are the same in every process."""
 
 import gc
 import traceback
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def request_of(manifest: StoreManifest, fits: Fits | None = None) -> Ask:
-    """What a store wants of its teacher; with its fits, hidden states come projected on its bases."""
+    """Return a store's request to its teacher; ``fits`` project the hidden states on the store's bases."""
     return Ask(
         estimator=manifest.estimator,
         k=manifest.k,
@@ -38,13 +38,13 @@ def request_of(manifest: StoreManifest, fits: Fits | None = None) -> Ask:
 
 
 def answer_all(teacher: Teacher, encoded: Encoded, request: Ask, batch: int) -> tuple[pa.Array, Signal, Rejects]:
-    """Answer rows in batches of like length; a batch that does not fit into memory is halved, and its halves too.
+    """Answer rows in batches of similar length; halve, repeatedly, a batch that exceeds memory.
 
     Returns:
-        Row ids and signal of the rows that can be stored, and ``(row id, reason)`` of the others.
+        Row ids and signal of the rows that can be stored, and ``(row id, reason)`` of the other rows.
 
     Raises:
-        Exception: whatever the teacher raises; out of memory only for a row alone.
+        Exception: any error of the teacher; out of memory only for a single row.
     """
 
     def answer(rows: Rows) -> Signal | Failure:
@@ -57,17 +57,17 @@ def answer_all(teacher: Teacher, encoded: Encoded, request: Ask, batch: int) -> 
 
 
 def try_answer(answer: Callable[[], T], rows: int, *, isolated: bool = False) -> T | Failure:
-    """Return the answer of a batch, or why there is none.
+    """Return the answer of a batch, or its failure.
 
     Args:
-        answer: lets the teacher answer.
-        rows: of the batch.
-        isolated: return every failure of the teacher. By default only lack of memory for several rows is returned,
-            because smaller batches mend nothing else.
+        answer: calls the teacher.
+        rows: number of rows in the batch.
+        isolated: return every failure of the teacher. By default, only lack of memory for several rows is returned,
+            because smaller batches help against no other failure.
 
     Raises:
-        DistillError: it is the package's own error.
-        Exception: of the teacher, unless it is returned.
+        DistillError: the package's own error.
+        Exception: the teacher's error, unless it is returned as a failure.
     """
     try:
         return answer()
@@ -76,7 +76,7 @@ def try_answer(answer: Callable[[], T], rows: int, *, isolated: bool = False) ->
     except Exception as error:
         if not isolated and (rows == 1 or not out_of_memory(error)):
             raise
-        # The frames of the traceback hold the tensors that filled the memory.
+        # The frames of the traceback keep references to the tensors that filled the memory.
         traceback.clear_frames(error.__traceback__)
         failure = failure_of(error)
     free_memory()
@@ -84,7 +84,7 @@ def try_answer(answer: Callable[[], T], rows: int, *, isolated: bool = False) ->
 
 
 def free_memory() -> None:
-    """Give back what a failed batch left behind."""
+    """Release the memory of a failed batch."""
     import torch
 
     gc.collect()
@@ -93,13 +93,16 @@ def free_memory() -> None:
 
 
 def plan(encoded: Encoded, batch: int) -> list[Rows]:
-    """Rows of each batch, as the store's plan has them."""
+    """Return the rows of each batch of the store's plan."""
     order = by_length(encoded)
     return [order[start : start + batch] for start in range(0, len(order), batch)]
 
 
 def by_length(encoded: Encoded) -> npt.NDArray[np.int64]:
-    """Row indices by ascending length, then by row id, so that batches are padded little and always alike."""
+    """Return row indices by ascending length, then by row id.
+
+    So batches have little padding, and the same padding in every run.
+    """
     lengths = np.zeros(encoded.rows, dtype=np.int64)
     for feature in encoded.features.values():
         lengths = np.maximum(lengths, np.diff(feature.offsets))

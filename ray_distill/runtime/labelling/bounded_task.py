@@ -1,7 +1,7 @@
-"""Ask the teacher about some rows in one task that has an end: before it labels, to plan, to audit.
+"""Call the teacher in one task with a time limit: before it labels, to plan, to audit.
 
-While a teacher labels, rows that it fails on go to quarantine (`isolate_failures`); here nothing can be done without
-its answer, so a teacher that hangs is one error.
+While a teacher labels, rows that it fails on go to quarantine (`isolate_failures`); these tasks need its answer, so a
+teacher that hangs is an error.
 """
 
 import math
@@ -25,22 +25,22 @@ def run_teacher_task(function: Callable[..., T], *arguments: Any, labels: Labels
     """Run ``function`` as one task with the teacher's resources and return its result.
 
     Args:
-        function: importable; loads the teacher and asks it.
-        arguments: its arguments.
-        labels: the teacher's resources, and what it may take.
-        rows: rows that it is asked about, repeats counted.
-        what: what is being done, for the message when it fails.
+        function: importable; loads the teacher and calls it.
+        arguments: positional arguments of the function.
+        labels: the teacher's resources, and its time limits.
+        rows: rows that the teacher answers, repeats counted.
+        what: the activity, for error messages.
 
     Raises:
-        LabelError: it took longer than ``labels.failures`` allows for loading and for every batch of the rows.
-        DistillError: the one the function raised, or ClusterError if the task itself was lost, or the teacher's
+        LabelError: the task took longer than ``labels.failures`` allows for loading and for every batch of the rows.
+        DistillError: the error that the function raised, or ClusterError if the task itself was lost, or the teacher's
             environment is not usable.
     """
     require_environment(labels.teacher)
     seconds = labels.failures.load_seconds + math.ceil(rows / labels.resources.batch) * labels.failures.batch_seconds
     error = LabelError(
         f"{what} took longer than {seconds:g} s, so it was ended: the teacher hangs, or labels.failures "
-        "(load_seconds, and batch_seconds for each batch) leaves it too little time"
+        "(load_seconds, and batch_seconds for each batch) allows too little time"
     )
     with counted_deaths(labels.failures.attempts) as deaths:
         try:
@@ -65,10 +65,10 @@ def run_teacher_task(function: Callable[..., T], *arguments: Any, labels: Labels
 
 
 def teacher_facts(config: Campaign, snapshot: SnapshotRef, head_url: str | None) -> TeacherFacts:
-    """`prepare_teacher` on the cluster; errors as there and as `run_teacher_task`.
+    """Run `prepare_teacher` on the cluster; errors also as `prepare_teacher` and `run_teacher_task`.
 
     Raises:
-        TeacherRefused: its engine cannot give what is asked, or reads texts as other tokens than a student would.
+        TeacherRefused: the engine cannot give the requested labels, or tokenizes texts differently from the students.
     """
     teacher = config.labels.teacher
     refuse_labels(config.labels, task=config.task)
@@ -84,14 +84,14 @@ def teacher_facts(config: Campaign, snapshot: SnapshotRef, head_url: str | None)
 
 
 def rows_of(snapshot: Snapshot, split: str) -> int:
-    """Rows of one split."""
+    """Return the number of rows of one split."""
     return sum(shard.rows for shard in snapshot.shards if shard.split == split)
 
 
 def _limited(
     function: Callable[..., T], arguments: tuple[Any, ...], error: LabelError, deaths: Deaths, *, seconds: float
 ) -> T:
-    """Run the task; report ``error`` and end the process when the time is over, which is not tried again."""
+    """Run the function; after the time limit, report ``error``, end the process, and do not retry."""
     before = deaths.error()
     if before is not None:
         raise before

@@ -1,6 +1,7 @@
-"""What a new store finds out before its first unit: its fits, what its stored form costs, and rows a unit.
+"""Calibrate a new store before its first unit: its fits, the cost of its stored form, rows a unit.
 
-All of it comes from one look at some rows of the calibration split. A store keeps what it found: later runs adopt it.
+All results come from the teacher's answer to some rows of the calibration split. The store keeps the results, and later
+runs adopt them.
 """
 
 from collections.abc import Mapping
@@ -28,13 +29,13 @@ from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.teachers.engines import open_teacher
 
-#: Rows of the calibration split that are looked at, at most.
+#: Maximum rows of the calibration split that are read.
 CALIBRATION_ROWS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a look at the data found for a store."""
+    """Results of the calibration of a store."""
 
     fits: Fits
     measured: Mapping[str, Any]
@@ -42,7 +43,10 @@ class Found:
 
 
 def calibrate(config: Campaign, snapshot: SnapshotRef, head_url: str | None, manifest: StoreManifest) -> Found:
-    """Ask the teacher about some calibration rows and fit a store to the answer; runs where the teacher can."""
+    """Fit a store to the teacher's answer to some calibration rows.
+
+    Runs in the teacher's environment.
+    """
     teacher = open_teacher(config.labels.teacher, task=config.task, head_url=head_url)
     task = get_task(config.task)
     rows = _some_rows(open_snapshot(snapshot), task.inputs.column)
@@ -52,7 +56,10 @@ def calibrate(config: Campaign, snapshot: SnapshotRef, head_url: str | None, man
 
 
 def _some_rows(opened: Snapshot, column: str) -> pa.Table:
-    """The first calibration rows by id, which is a random choice; train rows where that split is empty."""
+    """Return the first calibration rows by id, or train rows if the calibration split is empty.
+
+    Ids are hashes, so the first ids are a random sample.
+    """
     rows = opened.read("calibration", columns=["row_id", column])
     rows = rows if rows.num_rows else opened.read("train", columns=["row_id", column])
     return rows.take(pc.sort_indices(rows["row_id"].combine_chunks())[:CALIBRATION_ROWS])
@@ -62,7 +69,7 @@ def fit_store(manifest: StoreManifest, row_ids: pa.Array, signal: Signal) -> Fou
     """Fit and measure a store's form on a teacher's answer; pure.
 
     Raises:
-        LabelError: there are too few rows for the PCA rank that is asked for.
+        LabelError: there are too few rows for the configured PCA rank.
     """
     order = np.argsort(rowids.to_numpy(row_ids), kind="stable").astype(np.int64)
     ids, signal = rowids.to_numpy(row_ids)[order], signal.take(order)
@@ -99,7 +106,7 @@ def _hidden_error(
 def _rows_a_unit(
     manifest: StoreManifest, ids: rowids.RowIds, signal: Signal, distributions: Distributions, fits: Fits
 ) -> int:
-    """As many rows as stay within ``unit_bytes``, by the bytes that these rows take; 0 = no fewer than asked for."""
+    """Return the rows that fit ``unit_bytes``, by the bytes of these rows; 0 = at least ``unit_rows``."""
     size = len(parquet_shards.encode_labels(ids, distributions, manifest, fits)) + sum(
         len(encode_hidden(ids, hidden, layer, manifest, fits)) for layer, hidden in signal.hidden.items()
     )
@@ -108,5 +115,5 @@ def _rows_a_unit(
 
 
 def with_found(manifest: StoreManifest, found: Found, digests: Mapping[str, str]) -> StoreManifest:
-    """The manifest of a store that found this, its fits stored under these digests."""
+    """Return the manifest of a store with these results, its fits stored under these digests."""
     return replace(manifest, fits=digests, measured=found.measured, range_rows=found.range_rows)

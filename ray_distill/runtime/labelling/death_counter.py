@@ -1,8 +1,8 @@
 """Count worker deaths by unit, and end a worker that exceeds its time limit.
 
-Ray repeats for ever what a process died on. It must: a killed worker or a lost node is nobody's fault. So units that
-were begun and never ended are counted here, outside of the processes that die, and a unit with too many deaths is
-refused to the next process.
+Ray retries for ever a task whose process died, and must, because a killed worker or a lost node is not the task's fault.
+So an actor outside of the dying processes counts units that were begun and never ended, and refuses a unit with too many
+deaths to the next process.
 """
 
 import contextlib
@@ -19,17 +19,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_distill.errors import DistillError, LabelError
 
-#: Seconds after which a process that cannot even run Python is ended, beyond its time; and for its last word.
-GRACE, LAST_WORD = 5.0, 10.0
+#: Seconds beyond its limit after which a process that cannot run Python is ended; and seconds for its last report.
+GRACE, LAST_REPORT = 5.0, 10.0
 
 
 class DeathCounter:
-    """Counts deaths by unit, and while loading; one actor of a labelling run."""
+    """Count deaths by unit, and deaths while loading; one actor per labelling run."""
 
     def __init__(self, attempts: int):
         self._attempts = attempts
         self._open: dict[str, str] = {}
-        """Units and steps that were begun and not ended, and by which actor."""
+        """Units and steps that were begun and not ended, with their actors."""
         self._died: Counter[str] = Counter()
         self._given_up: dict[str, str] = {}
         self._died_beside: Counter[str] = Counter()
@@ -39,9 +39,9 @@ class DeathCounter:
         self._error: DistillError | None = None
 
     def loading(self, actor: str) -> str | None:
-        """An actor is about to load the teacher; the reason if it must not try."""
+        """Note that an actor will load the teacher; return a reason if it must not."""
         for unit in [unit for unit, by in self._open.items() if by == actor]:
-            self._count_death(unit)  # Ray starts an actor again under its old name
+            self._count_death(unit)  # Ray restarts an actor under its old name
         self._died_loading += actor in self._loading
         self._loading.add(actor)
         if self._died_loading < self._attempts:
@@ -49,7 +49,7 @@ class DeathCounter:
         return f"the process died {self._died_loading} times in a row while it loaded the teacher"
 
     def loaded(self, actor: str) -> None:
-        """It is loaded, or said why it cannot be."""
+        """Note that an actor has loaded the teacher, or has reported why it cannot."""
         self._loading.discard(actor)
         self._died_loading = 0
 
@@ -58,7 +58,7 @@ class DeathCounter:
         del self._open[unit]
 
     def begin(self, unit: str, actor: str) -> str | None:
-        """A unit is about to be answered; the reason if it must not be tried again."""
+        """Note that an actor will answer a unit; return a reason if it must not."""
         if unit in self._open:
             self._count_death(unit)
         if self._died[unit] >= self._attempts:
@@ -67,22 +67,22 @@ class DeathCounter:
             return self._given_up[unit]
         failures = self._died.total() + len(self._given_up)
         if not self._answered and failures >= self._attempts:
-            return "the teacher has failed on everything before it"
+            return "the teacher has failed on every unit before this one"
         self._open[unit] = actor
         return None
 
     def done(self, unit: str, answered: bool = False) -> None:
-        """The process lives, whatever became of the unit or step."""
+        """Note that the process survived a unit or step, answered or not."""
         self._open.pop(unit, None)
         self._answered = self._answered or answered
 
     def give_up(self, unit: str, reason: str) -> None:
-        """The process is about to end itself because of the unit, which must not be tried again."""
+        """Note that a process will end itself because of a unit, which must not be tried again."""
         self._open.pop(unit, None)
         self._given_up[unit] = reason
 
     def step(self, name: str) -> str | None:
-        """A step beside the teacher begins; the reason if it must not be tried again."""
+        """Note that a step beside the teacher begins; return a reason if it must not."""
         if name in self._open:
             self._died_beside[name] += 1
         self._open[name] = ""
@@ -91,15 +91,15 @@ class DeathCounter:
         return f"the process died {self._died_beside[name]} times"
 
     def fail(self, error: DistillError) -> None:
-        """An error of ours that ends the run; the first one stays."""
+        """Store an error of the package that ends the run; the first error is kept."""
         self._error = self._error or error
 
     def error(self) -> DistillError | None:
-        """What ended the run: Ray Data passes an exception on as a text."""
+        """Return the error that ended the run; Ray Data passes exceptions on as text."""
         return self._error
 
     def trust(self) -> None:
-        """The teacher was found to work: failures are the units' own."""
+        """Note that the teacher works, so that failures belong to the units."""
         self._answered = True
 
 
@@ -124,13 +124,13 @@ class Deaths:
         return refused
 
     def done(self, unit: str, *, answered: bool = False) -> None:
-        """Call `DeathCounter.done` without waiting: if the call is lost, one death too many is counted."""
+        """Call `DeathCounter.done` without waiting; a lost call counts one death too many."""
         self.actor.done.remote(unit, answered)
 
     def give_up(self, unit: str, reason: str) -> None:
-        """Call `DeathCounter.give_up`, for `LAST_WORD` seconds at most: the process is about to end."""
+        """Call `DeathCounter.give_up`, for `LAST_REPORT` seconds at most: the process is about to end."""
         with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(self.actor.give_up.remote(unit, reason), timeout=LAST_WORD)
+            ray.get(self.actor.give_up.remote(unit, reason), timeout=LAST_REPORT)
 
     def step(self, name: str) -> str | None:
         """Call `DeathCounter.step`."""
@@ -144,7 +144,7 @@ class Deaths:
     def error(self) -> DistillError | None:
         """Call `DeathCounter.error`; None if the actor does not answer."""
         try:
-            error: DistillError | None = ray.get(self.actor.error.remote(), timeout=LAST_WORD)
+            error: DistillError | None = ray.get(self.actor.error.remote(), timeout=LAST_REPORT)
         except ray.exceptions.RayError:
             return None
         return error
@@ -156,7 +156,7 @@ class Deaths:
 
 @contextlib.contextmanager
 def counted_deaths(attempts: int) -> Iterator[Deaths]:
-    """Start a `DeathCounter` actor beside the driver, so that no lost node takes the counts along."""
+    """Start a `DeathCounter` actor on the driver's node, so that no lost worker node loses the counts."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     made = (
         ray.remote(DeathCounter)
@@ -174,7 +174,7 @@ def counted(deaths: Deaths | None, what: str, unit: str) -> Iterator[None]:
     """Count the deaths of a step beside the teacher; ``deaths`` None counts nothing.
 
     Raises:
-        LabelError: it has killed its process too often.
+        LabelError: the step has killed its process too often.
     """
     if deaths is None:
         yield
@@ -183,7 +183,7 @@ def counted(deaths: Deaths | None, what: str, unit: str) -> Iterator[None]:
     with reporting(deaths):
         if refused is not None:
             raise LabelError(
-                f"{what}: {refused}; look for the kernel's out-of-memory killer, give the machine more "
+                f"{what}: {refused}; check the kernel's log for its out-of-memory killer, give the machine more "
                 "memory or make units smaller (labels.unit_bytes)"
             )
         try:
@@ -194,7 +194,7 @@ def counted(deaths: Deaths | None, what: str, unit: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reporting(deaths: Deaths) -> Iterator[None]:
-    """Report an error of the package to ``deaths`` on its way out: Ray Data passes it on as a text."""
+    """Report an error of the package to ``deaths`` and raise it: Ray Data passes errors on as text."""
     try:
         yield
     except DistillError as error:
@@ -204,12 +204,13 @@ def reporting(deaths: Deaths) -> Iterator[None]:
 
 @contextlib.contextmanager
 def limit(seconds: float, report: Callable[[], None], grace: float = GRACE) -> Iterator[None]:
-    """End this process if the block takes longer: native code cannot be interrupted.
+    """End this process if the block exceeds its time limit: native code cannot be interrupted.
 
     Args:
-        seconds: the block's time.
+        seconds: the time limit.
         report: called before the end, from another thread.
-        grace: seconds after which the process ends without a report, should the block hold Python's lock.
+        grace: seconds beyond the limit after which the process ends without a report, if the block never releases the
+            GIL.
     """
     timer = threading.Timer(seconds, _end, [report])
     timer.daemon = True

@@ -1,4 +1,7 @@
-"""The steps of labelling beside the teacher, as functions that any worker runs: read and encode, write."""
+"""Read and encode units, and write their labels: the steps that need no teacher.
+
+The functions run in any worker.
+"""
 
 import functools
 import json
@@ -21,7 +24,7 @@ from ray_distill.runtime.labelling.death_counter import Deaths, counted
 
 @dataclass(frozen=True, kw_only=True)
 class LabelJob:
-    """Everything the stages need; picklable."""
+    """Inputs of all steps of labelling; picklable."""
 
     task: str
     snapshot: SnapshotRef
@@ -37,7 +40,7 @@ def encode_units(block: pa.Table, *, job: LabelJob, deaths: Deaths | None = None
     """Read and encode the rows of the units named in a block; rejected rows stay, with a reason.
 
     Raises:
-        LabelError: by the count of ``deaths`` this has killed its process too often.
+        LabelError: this step has killed its process too often, by the count of ``deaths``.
     """
     parts = []
     for text in block.column("unit").to_pylist():
@@ -48,7 +51,10 @@ def encode_units(block: pa.Table, *, job: LabelJob, deaths: Deaths | None = None
 
 
 def encode_unit(unit: WorkUnit, job: LabelJob) -> pa.Table:
-    """`Encoded.to_table` of a unit's rows, with ``unit_id`` and ``reason``, which is null for those not rejected."""
+    """Return `Encoded.to_table` of a unit's rows with ``unit_id`` and ``reason``.
+
+    ``reason`` is null for rows that are not rejected.
+    """
     from ray_distill.tasks.catalogue import get_task
 
     task = get_task(job.task)
@@ -63,7 +69,7 @@ def encode_unit(unit: WorkUnit, job: LabelJob) -> pa.Table:
 
 
 def rejected_table(unit_id: str, rejected: Rejects) -> pa.Table:
-    """Rows of a unit that have no answer: ``row_id``, ``unit_id``, ``reason``."""
+    """Return the rows of a unit without an answer: ``row_id``, ``unit_id``, ``reason``."""
     return pa.table(
         {
             "row_id": pa.array([row for row, _ in rejected], pa.binary(16)),
@@ -74,18 +80,18 @@ def rejected_table(unit_id: str, rejected: Rejects) -> pa.Table:
 
 
 def failed_table(unit_id: str, reason: str) -> pa.Table:
-    """A unit that the teacher failed on, for the driver: ``unit_id``, ``failed``."""
+    """Return a unit that the teacher failed on, for the driver: ``unit_id``, ``failed``."""
     return pa.table({"unit_id": pa.array([unit_id], pa.string()), "failed": pa.array([reason], pa.string())})
 
 
 def read_inputs(snapshot: SnapshotRef, unit: WorkUnit, column: str) -> pa.Table:
-    """``row_id`` and input of a unit's rows."""
+    """Return ``row_id`` and input of a unit's rows."""
     return _read_shard(snapshot, unit.shard, column).take(pa.array(unit.rows, pa.int64()))
 
 
 @functools.lru_cache(maxsize=2)
 def _read_shard(snapshot: SnapshotRef, name: str, column: str) -> pa.Table:
-    """A shard's inputs; a worker process that gets the next unit of the same shard does not read it again."""
+    """Return a shard's inputs; cached, because a worker process often gets the shard's next unit."""
     from ray_distill.snapshots.reader import open_snapshot
 
     opened = open_snapshot(snapshot)
@@ -109,10 +115,10 @@ def write_units(
     """Write an attempt for every unit in a block.
 
     Returns:
-        A row a unit: ``unit``, and either ``receipt`` (JSON) or, where the teacher failed on it, ``failed``.
+        One row per unit: ``unit``, and either ``receipt`` (JSON) or, if the teacher failed on the unit, ``failed``.
 
     Raises:
-        LabelError: by the count of ``deaths`` this has killed its process too often.
+        LabelError: this step has killed its process too often, by the count of ``deaths``.
     """
     names: Sequence[str] = block.column("unit_id").unique().to_pylist()
     parts = [block.filter(pa.compute.equal(block.column("unit_id"), name)) for name in names]

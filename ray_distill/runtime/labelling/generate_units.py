@@ -1,6 +1,6 @@
-"""Let a teacher write with Ray Data: actors generate whole units and store them, the driver commits their receipts.
+"""Let a teacher write with Ray Data: actors generate and store units, the driver commits receipts.
 
-How units go through, what becomes of those that the teacher fails on, and how they are committed is in `pipeline`.
+`pipeline` schedules the units, isolates failed units and commits receipts.
 """
 
 import functools
@@ -35,7 +35,7 @@ from ray_distill.tasks.catalogue import get_task
 
 @dataclass(frozen=True, kw_only=True)
 class Wrote:
-    """What one writing run did."""
+    """Counts of one writing run."""
 
     prompts: int
     rejected: int
@@ -44,17 +44,17 @@ class Wrote:
     bytes_written: int
     seconds: float
     isolated: int
-    """Units that the teacher failed on and that were written by themselves."""
+    """Units that the teacher failed on and that were then written in isolation."""
     halved: int
     """Units in which a batch had to be halved."""
 
 
 def make_generator(config: Campaign, settings: SequencesConfig) -> Generator:
-    """Open the teacher, and say what decides the texts that it will write.
+    """Open the teacher, and return everything that decides the texts it will write.
 
     Raises:
-        ModelError: it cannot be loaded, or cannot write.
-        ConfigError: there is no room for a prompt.
+        ModelError: the teacher cannot be loaded, or cannot write.
+        ConfigError: the context has no room for a prompt.
     """
     from ray_distill.teachers.author import open_author
 
@@ -86,18 +86,18 @@ def write_units(
     max_rejected: int,
     progress: Callable[[int], None],
 ) -> Wrote:
-    """Write for units and commit them as they are done; whatever is committed survives an interruption.
+    """Write for units and commit them as they finish; committed units survive an interruption.
 
     Args:
-        job: for whom to write, and how.
+        job: the prompts, and how to answer them.
         store: the open store of ``job.generator``.
         units: from ``store.missing``.
         max_rejected: prompts that may get no answer before the run stops.
         progress: called with the number of prompts that were just finished.
 
     Raises:
-        LabelError: too many prompts got no answer, or the teacher fails whatever it is asked.
-        ClusterError: the cluster cannot hold the actors, or a stage failed.
+        LabelError: too many prompts got no answer, or the teacher fails on every prompt.
+        ClusterError: the actors do not fit the cluster, or a stage failed.
     """
     tally, reasons, seen = Counter[str](), Counter[str](), Seen()
     with work_through(_work(job, store), units, seen) as receipts:
@@ -162,7 +162,11 @@ def _written(job: WriteJob, one: FailedUnit, plan: Plan, found: Answers[pa.Table
 def derive_snapshot(
     snapshot: SnapshotRef, store_url: str, generator: Generator, settings: SequencesConfig, *, url: str, shard_rows: int
 ) -> Derived:
-    """`derive`, with the scorer that the settings name; errors as there, and ModelError if it cannot be imported."""
+    """Run `derive` with the configured scorer.
+
+    Raises:
+        ModelError: the scorer cannot be imported; other errors as `derive`.
+    """
     from ray_distill.models.core.module_function import import_factory
 
     name = settings.filters.scorer

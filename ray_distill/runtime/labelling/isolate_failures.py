@@ -1,7 +1,7 @@
-"""Answer the units that the teacher failed on: batch by batch, each within a time limit, down to the row at fault.
+"""Answer failed units batch by batch, each within a time limit, down to the row at fault.
 
-They have one actor of their own, which Ray does not restart. The batches are those of the store's plan, so a unit on
-which a failure does not come back has the same bytes as ever.
+The units have one actor of their own, which Ray does not restart. The batches are those of the store's plan, so a unit
+on which a failure does not recur has the same bytes as without the failure.
 """
 
 import contextlib
@@ -28,14 +28,14 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, kw_only=True)
 class FailedUnit:
-    """A unit that the pipeline passed on, and why."""
+    """A unit that failed in the pipeline, and the reason."""
 
     unit: WorkUnit
     reason: str
 
     @property
     def text(self) -> str:
-        """The unit as JSON."""
+        """Return the unit as JSON."""
         return json.dumps(self.unit.to_dict())
 
 
@@ -51,18 +51,18 @@ def isolate(
     actor: type[TeacherActor[Any, Any]],
     finish: Finish[R],
 ) -> Iterator[R]:
-    """Let an actor of its own answer units that the pipeline could not, down to single rows.
+    """Let a separate actor answer the units that failed in the pipeline, down to single rows.
 
     Args:
         job: passed to the actor.
         failed: the units.
         good: a unit that this teacher has answered in this run, if there is one.
-        actor: its class.
+        actor: class of the actor.
         finish: makes a receipt of a unit's answers.
 
     Raises:
-        LabelError: the teacher fails on every row, also on one it has answered before: then the rows are not at
-            fault, and none of them is put in quarantine for it.
+        LabelError: the teacher fails on every row, also on a row that it has answered before: then the rows are not at
+            fault, and no row goes to quarantine.
         ClusterError: a part of Ray failed.
     """
     teacher = IsolatedTeacher(job, actor)
@@ -78,7 +78,7 @@ def _answered(teacher: "IsolatedTeacher", check: "TeacherCheck", one: FailedUnit
     planned = {rows.tobytes() for rows in plan.batches}
 
     def answer(rows: Rows) -> pa.Table | Failure:
-        # A first death may have another cause; a batch that dies twice may be halved at once, down to one row.
+        # A first death may have another cause; a batch on which the process dies twice is halved, down to one row.
         deaths = teacher.job.failures.attempts if len(rows) == 1 else 1 + (rows.tobytes() in planned)
         found = teacher.answer(one.text, rows, deaths)
         check.record(one.text, rows, found)
@@ -98,7 +98,7 @@ class UnitTeacher(Protocol):
 
 
 class TeacherCheck:
-    """Decides whether the rows or the teacher are at fault: it must be able to answer some row."""
+    """Decide whether the rows or the teacher are at fault: a working teacher answers some row."""
 
     def __init__(self, teacher: UnitTeacher, job: TeacherJob, failed: Sequence[FailedUnit], good: WorkUnit | None):
         self._teacher, self._model, self._attempts = teacher, job.teacher.model, job.failures.attempts
@@ -108,7 +108,10 @@ class TeacherCheck:
         self._streak = 0
 
     def record(self, unit: str, rows: Rows, answer: pa.Table | Failure) -> None:
-        """Record an answer; after `attempts` rows in a row that failed alone, require an answer to another one."""
+        """Record an answer; after `attempts` single rows failed in succession, check the teacher.
+
+        The check is `require_answer`.
+        """
         if not isinstance(answer, Failure):
             self._answered, self._streak = (unit, rows[:1]), 0
         elif len(rows) == 1:
@@ -117,10 +120,10 @@ class TeacherCheck:
                 self.require_answer(answer.reason)
 
     def require_answer(self, reason: str) -> None:
-        """Let the teacher answer one row.
+        """Require that the teacher answers one row.
 
         Raises:
-            LabelError: it answers none of `attempts` rows, or not the one that it has answered before.
+            LabelError: the teacher answers none of `attempts` rows, or not the row that it has answered before.
         """
         witnesses = self._witnesses()
         for unit, rows in witnesses:
@@ -129,18 +132,18 @@ class TeacherCheck:
                 self._answered = self._answered or (unit, rows)
                 return
             reason = answer.reason
-        # Fewer rows than that prove nothing: they may be the last of a store, and bad.
+        # Fewer than `attempts` rows prove nothing: they may be the last rows of a store, and bad.
         if len(witnesses) >= self._attempts:
             known = self._good is not None or self._answered is not None
             raise LabelError(
                 f"the teacher {self._model} fails on {'a row that it has answered before' if known else 'every row'}, "
-                f"{len(witnesses)} times of {len(witnesses)}: {reason}. It is the teacher or its machine and not the "
-                "rows, so none was put in quarantine for it; mend that (look at labels.resources and labels.failures) "
+                f"{len(witnesses)} times of {len(witnesses)}: {reason}. The teacher or its machine is at fault and not "
+                "the rows, so no row was put in quarantine; correct that (check labels.resources and labels.failures) "
                 "and run again"
             )
 
     def _witnesses(self) -> list[tuple[str, Rows]]:
-        """Return rows to try: one that was answered, again and again, or else some of the units that failed."""
+        """Return rows to try: an answered row, repeatedly, or else rows of the failed units."""
         if self._answered is not None:
             return [self._answered] * self._attempts
         if self._good is not None:
@@ -151,7 +154,7 @@ class TeacherCheck:
 
 
 def spread(plans: Sequence[tuple[str, Plan]], count: int) -> list[tuple[str, Rows]]:
-    """Up to ``count`` rows from as many units as there are, and of all lengths."""
+    """Return up to ``count`` rows, spread over all units and lengths."""
     each = [(unit, np.concatenate([np.zeros(0, np.int64), *plan.batches])) for unit, plan in plans]
     chosen = [(unit, rows[at * len(rows) // count :][:1]) for at in range(count) for unit, rows in each if len(rows)]
     distinct = {(unit, int(rows[0])): (unit, rows) for unit, rows in chosen}
@@ -165,7 +168,10 @@ class IsolatedActor:
     actor: ActorHandle
 
     def ready(self) -> None:
-        """Wait until the teacher is loaded, without a limit: the process limits itself, and may wait for its place."""
+        """Wait until the teacher is loaded.
+
+        There is no limit here: the process limits its own loading, and may first wait for its resources.
+        """
         ray.get(self.actor.ready.remote())
 
     def plan(self, unit: str, *, seconds: float) -> Plan:
@@ -184,7 +190,7 @@ class IsolatedActor:
 
 
 class IsolatedTeacher:
-    """A teacher in a process of its own, replaced when it is spent; every call is bounded in time."""
+    """A teacher in a separate process, which is replaced when it cannot go on; every call has a limit."""
 
     def __init__(self, job: TeacherJob, kind: type[TeacherActor[Any, Any]]):
         self.job = job
@@ -192,7 +198,7 @@ class IsolatedTeacher:
         self._actor: IsolatedActor | None = None
 
     def answer(self, unit: str, rows: Rows, deaths: int) -> pa.Table | Failure:
-        """Return the answer of one batch; a batch that kills the process is tried ``deaths`` times in all."""
+        """Return the answer of one batch; try a batch that kills the process ``deaths`` times in all."""
         answer = self._once(unit, rows)
         for _ in range(deaths - 1):
             if not isinstance(answer, Failure) or answer.kind != "died":
@@ -215,7 +221,7 @@ class IsolatedTeacher:
                 raise explain(error, "encoding a unit") from error
 
     def _once(self, unit: str, rows: Rows) -> pa.Table | Failure:
-        # The inputs first: the time limit is for the teacher.
+        # Encode the inputs first: the time limit is for the teacher.
         self.plan(unit)
         seconds = self.job.failures.batch_seconds
         try:

@@ -1,8 +1,8 @@
 """Fill a label store with Ray Data: CPU tasks read and encode, teacher actors answer, CPU tasks write.
 
-A unit that the teacher fails on leaves the pipeline as failed and is labelled by itself (`isolate_failures`). Only
+A unit that the teacher fails on leaves the pipeline as failed and is labelled in isolation (`isolate_failures`). Only
 Arrow blocks pass between the stages, and rows carry their unit: nothing relies on Ray keeping one unit a block,
-although it is configured so. How units go through, and how they are committed, is in `pipeline`.
+although it is configured to. `pipeline` schedules the units and commits receipts.
 """
 
 import functools
@@ -31,7 +31,7 @@ from ray_distill.runtime.labelling.teacher_actor import Plan
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """What one labelling run did."""
+    """Counts of one labelling run."""
 
     rows: int
     rejected: int
@@ -39,7 +39,7 @@ class Labelled:
     bytes_written: int
     seconds: float
     isolated: int = 0
-    """Units that the teacher failed on and that were labelled by themselves."""
+    """Units that the teacher failed on and that were then labelled in isolation."""
     halved: int = 0
     """Units in which a batch had to be halved."""
 
@@ -47,18 +47,18 @@ class Labelled:
 def label_units(
     job: LabelJob, store: LabelStore, units: Sequence[WorkUnit], *, max_rejected: int, progress: Callable[[int], None]
 ) -> Labelled:
-    """Label units and commit them as they are done; whatever is committed survives an interruption.
+    """Label units and commit them as they finish; committed units survive an interruption.
 
     Args:
-        job: what to label, and how.
+        job: the rows to label, and how to label them.
         store: the open store, made with ``job.manifest``.
         units: from ``store.coverage``.
         max_rejected: rows that may go to quarantine before the run stops.
         progress: called with the number of rows that were just finished.
 
     Raises:
-        LabelError: too many rows could not be labelled, or the teacher fails whatever row it is asked.
-        ClusterError: the cluster cannot hold the actors, or a stage failed.
+        LabelError: too many rows could not be labelled, or the teacher fails on every row.
+        ClusterError: the actors do not fit the cluster, or a stage failed.
     """
     tally: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
@@ -103,7 +103,7 @@ def _work(job: LabelJob, store: LabelStore) -> Work[Receipt]:
 def _pipeline(job: LabelJob, units: Sequence[WorkUnit], deaths: Deaths) -> Any:
     by_id = {unit.unit_id: unit for unit in units}
     one = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
-    # Ray fuses neighbours that ask for the same: a GPU would wait for its own actor to read and tokenise.
+    # Ray fuses neighbouring stages with equal resources: a GPU would wait while its own actor reads and tokenizes.
     beside = 0.5 if job.resources.cpus != 0.5 else 0.4
     return (
         dataset_of([{"unit": json.dumps(unit.to_dict())} for unit in units])

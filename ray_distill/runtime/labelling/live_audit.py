@@ -1,4 +1,7 @@
-"""A sample of a store's rows, labelled again by the live teacher; see `ray_distill.labels.tools.live_agreement`."""
+"""Label a sample of a store's rows again with the live teacher, and compare.
+
+See `ray_distill.labels.tools.live_agreement`.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -26,7 +29,7 @@ from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.teachers.engines import open_teacher
 
-#: Units that a sample comes from, at most: each is read whole.
+#: Maximum units of a sample: each is read whole.
 SAMPLED_UNITS = 16
 
 
@@ -34,20 +37,20 @@ def audit_live(config: Campaign, store_url: str, snapshot: SnapshotRef, sample: 
     """Label a seeded sample of stored rows again, twice, and compare.
 
     Args:
-        config: names the teacher, and where it runs.
+        config: names the teacher and its resources.
         store_url: the label store.
-        snapshot: holds the rows' inputs.
-        sample: rows, at most.
+        snapshot: contains the rows' inputs.
+        sample: maximum number of rows.
 
     Raises:
-        StoreMismatch: the teacher is not the one that filled the store.
-        LabelError: the store holds no row of the snapshot.
+        StoreMismatch: another teacher filled the store.
+        LabelError: the store has no row of the snapshot.
     """
     store = open_store(store_url)
     by_shard = _row_ids(open_snapshot(snapshot))
     stored = _sample(store, by_shard, sample, config.seed)
     shards = [name for name, ids in by_shard.items() if rowids.is_in(ids, stored.ids).any()]
-    # Once in batches, and once row by row: a batch each.
+    # Once in batches, and once row by row, which is one batch a row.
     rows = (1 + config.labels.resources.batch) * len(stored.ids)
     live, again = run_teacher_task(
         answer_twice,
@@ -65,12 +68,12 @@ def audit_live(config: Campaign, store_url: str, snapshot: SnapshotRef, sample: 
 
 
 def _row_ids(snapshot: Snapshot) -> dict[str, RowIds]:
-    """By shard."""
+    """Return the row ids of a snapshot by shard."""
     return {shard.name: rowids.to_numpy(snapshot.read_shard(shard, ["row_id"])["row_id"]) for shard in snapshot.shards}
 
 
 def _sample(store: LabelStore, by_shard: Mapping[str, RowIds], rows: int, seed: int) -> Answer:
-    """Stored rows of a snapshot, spread over some units, both chosen by the seed."""
+    """Return stored rows of a snapshot, spread over some units; the seed selects rows and units."""
     store.log.refresh()
     known_ids, rng = np.sort(np.concatenate([rowids.empty(), *by_shard.values()])), np.random.default_rng(seed)
     share = -(-rows // max(min(SAMPLED_UNITS, len(store.ledger)), 1))
@@ -85,13 +88,13 @@ def _sample(store: LabelStore, by_shard: Mapping[str, RowIds], rows: int, seed: 
             break
     if not parts:
         raise LabelError(
-            f"{store.url} holds no labelled row of the snapshot: name one that it was filled from with --snapshot"
+            f"{store.url} has no labelled row of the snapshot: name a snapshot that it was filled from with --snapshot"
         )
     return _ascending(np.concatenate([part.ids for part in parts]), concat_signals([part.signal for part in parts]))
 
 
 def _shuffled(ledger: Ledger, rng: np.random.Generator) -> Iterator[Receipt]:
-    """Committed units in a random order; a few at a time exist, however many there are."""
+    """Yield committed units in a random order; only a few at a time are in memory."""
     places = rng.permutation(len(ledger))
     for start in range(0, len(places), SAMPLED_UNITS):
         some = places[start : start + SAMPLED_UNITS]
@@ -116,17 +119,19 @@ def _ascending(ids: RowIds, signal: Signal) -> Answer:
 def answer_twice(
     config: Campaign, snapshot: SnapshotRef, manifest: StoreManifest, ids: RowIds, shards: Sequence[str]
 ) -> tuple[Answer, Answer]:
-    """The teacher's answers for some rows in batches of the store's size, and row by row; runs where it can.
+    """Return the teacher's answers for some rows in batches of the store's size, and row by row.
+
+    Runs in the teacher's environment.
 
     Args:
         config: names the teacher.
-        snapshot: holds the rows.
-        manifest: of the store that holds their labels.
-        ids: of the rows, ascending.
-        shards: names of those of the snapshot that hold them.
+        snapshot: contains the rows.
+        manifest: manifest of the store with the rows' labels.
+        ids: ids of the rows, ascending.
+        shards: names of the snapshot's shards that contain the rows.
 
     Raises:
-        StoreMismatch: it is another teacher than the store's.
+        StoreMismatch: the teacher is not the store's.
     """
     import torch
 

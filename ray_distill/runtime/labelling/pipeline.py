@@ -1,6 +1,6 @@
-"""Run work units through Ray Data: yield receipts as they come, isolate failed units, commit all in groups.
+"""Run work units through Ray Data: yield receipts, isolate failed units, commit in groups.
 
-The same for whatever a teacher does with a unit; labelling and writing define that (`Work`). Workers return receipts;
+The module is the same for labelling and writing, which define their work on a unit (`Work`). Workers return receipts;
 the driver alone commits them.
 """
 
@@ -27,16 +27,17 @@ from ray_distill.runtime.labelling.isolate_failures import FailedUnit
 
 #: Units in one Ray Data execution; each is a block, and too many blocks burden the scheduler.
 WINDOW = 2000
-#: Receipts committed with one log record, and seconds after which fewer are: what a killed driver loses at most.
+#: Receipts committed with one log record, and seconds after which fewer are committed: the maximum loss of a killed
+#: driver.
 COMMIT_UNITS, COMMIT_SECONDS = 64, 30.0
 
 
 class Done(Protocol):
-    """A receipt."""
+    """Receipt of a finished unit."""
 
     @property
     def rows(self) -> int:
-        """Rows that the teacher could answer."""
+        """Return the number of rows that the teacher could answer."""
 
 
 R = TypeVar("R", bound=Done)
@@ -44,50 +45,52 @@ R = TypeVar("R", bound=Done)
 
 @dataclass(frozen=True, kw_only=True)
 class Work(Generic[R]):
-    """What is done with units."""
+    """Work to do on units."""
 
     name: str
-    """The command: ``label``."""
+    """Name of the command: ``label``."""
     doing: str
-    """As a message has it: ``labelling``."""
+    """Name of the activity in messages: ``labelling``."""
     resources: Resources
     failures: FailuresConfig
     pipeline: Callable[[Sequence[WorkUnit], Deaths], Any]
-    """``(units, deaths) -> Dataset`` of a row a unit: ``unit``, and ``receipt`` (JSON) or ``failed``."""
+    """``(units, deaths) -> Dataset`` with one row per unit: ``unit``, and ``receipt`` (JSON) or ``failed``."""
     read: Callable[[Mapping[str, Any]], R]
-    """A receipt from its JSON."""
+    """Parse a receipt from its JSON."""
     isolate: Callable[[Sequence[FailedUnit], WorkUnit | None], Iterator[R]]
-    """Receipts of units that the pipeline could not do, given one that it could; see `isolate_failures.isolate`."""
+    """Yield receipts of units that failed, given a unit that did not fail; see `isolate_failures.isolate`."""
     commit: Callable[[Sequence[R]], object]
 
 
 @dataclass(kw_only=True)
 class Seen:
-    """What a run has seen of its teacher."""
+    """Results of a run about its teacher."""
 
     good: WorkUnit | None = None
-    """A unit that it answered."""
+    """A unit that the teacher answered."""
     isolated: int = 0
-    """Units that failed, and that the teacher then answered by themselves."""
+    """Units that failed, and that the teacher then answered in isolation."""
 
 
 @contextlib.contextmanager
 def work_through(work: Work[R], units: Sequence[WorkUnit], seen: Seen) -> Iterator[Iterator[R]]:
-    """Receipts of all units as they come; whatever the block got is committed when it ends, however it ends.
+    """Yield an iterator of receipts; at exit, commit all receipts that the block got.
+
+    They are committed however the block ends.
 
     Raises:
-        LabelError: the teacher fails whatever row it is asked.
-        ClusterError: the cluster cannot hold the actors, or a stage failed.
+        LabelError: the teacher fails on every row.
+        ClusterError: the actors do not fit the cluster, or a stage failed.
     """
-    # Actors must not hold every CPU, or the tasks that read and write beside them starve (they would wait for ever).
+    # Actors must not reserve every CPU, else the tasks that read and write beside them would wait for ever.
     actor = {"CPU": work.resources.cpus, "GPU": work.resources.gpus}
     require_bundles(
         [actor] * work.resources.actors[0] + [{"CPU": 1}], f"{work.doing} (teacher actors, and reading beside)"
     )
-    # An execution that failed on its first block keeps its actors until its cycles are collected (Ray 2.60); this one
-    # would wait for their place for ever.
+    # An execution that failed on its first block keeps its actors until its cycles are collected (Ray 2.60); the next
+    # execution would wait for their resources for ever.
     gc.collect()
-    # Closed at once, however the block ends: what is finished is committed while the store can be reached.
+    # Closed at once, however the block ends: finished units are committed while the store is reachable.
     with (
         counted_deaths(work.failures.attempts) as deaths,
         contextlib.closing(_committing(work, _windows(work, units, deaths, seen))) as committed,
@@ -96,7 +99,7 @@ def work_through(work: Work[R], units: Sequence[WorkUnit], seen: Seen) -> Iterat
 
 
 def dataset_of(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """A block a row, which stays one block however large its features are."""
+    """Return a dataset with one block per row, which Ray never splits, however large its features."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -106,7 +109,7 @@ def dataset_of(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def teacher_pool(resources: Resources) -> dict[str, Any]:
-    """Options of the stage that holds the teachers."""
+    """Return the options of the stage with the teachers."""
     least, most = resources.actors
     return {
         "num_cpus": resources.cpus,
@@ -121,7 +124,7 @@ def _windows(work: Work[R], units: Sequence[WorkUnit], deaths: Deaths, seen: See
 
 
 def _committing(work: Work[R], receipts: Iterator[R]) -> Generator[R, None, None]:
-    """Pass receipts on; commit them in groups, and what is left when the run ends, however it ends."""
+    """Pass receipts on; commit them in groups, and the rest when the run ends, however it ends."""
     waiting: list[R] = []
     last = time.monotonic()
     try:
@@ -137,7 +140,7 @@ def _committing(work: Work[R], receipts: Iterator[R]) -> Generator[R, None, None
 
 
 def _receipts(work: Work[R], units: Sequence[WorkUnit], deaths: Deaths, seen: Seen) -> Iterator[R]:
-    """Do some units, those that the teacher fails on by themselves, and yield their receipts as they come."""
+    """Work on some units and yield their receipts; failed units are answered in isolation."""
     left = {unit.unit_id: unit for unit in units}
     while left:
         failed: list[FailedUnit] = []
@@ -150,12 +153,12 @@ def _receipts(work: Work[R], units: Sequence[WorkUnit], deaths: Deaths, seen: Se
                     seen.good = unit if receipt.rows else seen.good
                     yield receipt
                 if len(failed) >= work.failures.attempts and seen.good is None:
-                    break  # nothing but failures so far: first find out whether it is the teacher
+                    break  # only failures so far: first check whether the teacher is at fault
         if not failed:
             return
         console.report(
-            f"{work.name}: the teacher failed on {len(failed):,} units, first because {failed[0].reason}; {work.doing} "
-            "them by themselves",
+            f"{work.name}: the teacher failed on {len(failed):,} units, the first because {failed[0].reason}; "
+            f"{work.doing} them in isolation",
             failed_units=len(failed),
         )
         for receipt in work.isolate(failed, seen.good):
@@ -167,20 +170,20 @@ def _receipts(work: Work[R], units: Sequence[WorkUnit], deaths: Deaths, seen: Se
 def _pipelined(
     work: Work[R], units: Sequence[WorkUnit], deaths: Deaths
 ) -> Generator[tuple[str, R | None, str], None, None]:
-    """Run one Ray Data execution over some units; yield each unit's id, and its receipt or why it has none."""
+    """Run one Ray Data execution; yield each unit's id, and its receipt or the reason for none."""
     batches = iter(
         work.pipeline(units, deaths).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     )
     try:
-        # Closed at once: an execution that is left midway would go on, and hold the teacher's place.
+        # Closed at once: an abandoned execution would continue and keep the teacher's resources.
         with contextlib.closing(batches):
             for batch in batches:
                 for row in batch.to_pylist():
                     receipt = None if row["receipt"] is None else work.read(json.loads(row["receipt"]))
                     yield row["unit"], receipt, row["failed"] or ""
     except BaseException as error:
-        # Ray's iterators live on in the frames of a traceback, beyond Ray itself: one that is ended only then starts a
-        # new Ray to shut its execution down.
+        # The frames of a traceback keep Ray's iterators alive after Ray's shutdown: an iterator that is finalized so
+        # late starts a new Ray to shut its execution down.
         traceback.clear_frames(error.__traceback__)
         if isinstance(error, ray.exceptions.RayError):
             raise deaths.error() or explain(error, work.doing) from error

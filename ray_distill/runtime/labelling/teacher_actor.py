@@ -1,4 +1,4 @@
-"""Hold a teacher in a process: one class for the pipeline and for isolated units, whatever the teacher does."""
+"""Run a teacher in a process: one base class for labelling and writing, pipeline and isolation."""
 
 import functools
 import json
@@ -22,24 +22,24 @@ from ray_distill.runtime.labelling.encode_write import failed_table
 
 
 class TeacherJob(Protocol):
-    """What every process that holds a teacher needs."""
+    """Inputs of every process that runs a teacher."""
 
     @property
     def teacher(self) -> TeacherConfig:
-        """The teacher."""
+        """Return the teacher's configuration."""
 
     @property
     def resources(self) -> Resources:
-        """Resources of its process."""
+        """Return the resources of the process."""
 
     @property
     def failures(self) -> FailuresConfig:
-        """When it has failed."""
+        """Return the failure settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How a unit is answered."""
+    """The planned batches of a unit."""
 
     batches: tuple[Rows, ...]
     row_ids: tuple[bytes, ...]
@@ -55,9 +55,9 @@ I = TypeVar("I")  # noqa: E741 - one letter, as the other type variables
 class TeacherActor(ABC, Generic[J, I]):
     """A teacher on its device.
 
-    With a death counter it is an actor of the pipeline, called with blocks; without one it is isolated and answers
-    single batches through `plan` and `answer`. Loading errors are stored and raised later, because Ray reports
-    constructor exceptions poorly.
+    With a death counter, the object is an actor of the pipeline and is called with blocks; without one, it is isolated
+    and answers single batches through `plan` and `answer`. Loading errors are stored and raised later, because Ray
+    reports constructor exceptions poorly.
     """
 
     def __init__(self, job: J, deaths: Deaths | None = None):
@@ -68,8 +68,8 @@ class TeacherActor(ABC, Generic[J, I]):
         refused = None if deaths is None else deaths.loading(self._name)
         if refused is not None:
             self.error = LabelError(
-                f"the teacher {job.teacher.model} cannot be loaded: {refused}; look for the kernel's out-of-memory "
-                "killer, or give labels.resources more"
+                f"the teacher {job.teacher.model} cannot be loaded: {refused}; check the kernel's log for its "
+                "out-of-memory killer, or raise labels.resources"
             )
             return
         self._load_within_limit()
@@ -82,11 +82,11 @@ class TeacherActor(ABC, Generic[J, I]):
             raise self.error
 
     def plan(self, unit: str) -> Plan:
-        """Return how a unit (JSON) is answered."""
+        """Return the planned batches of a unit (JSON)."""
         return self._plan(self._read(unit))
 
     def answer(self, unit: str, rows: Rows) -> pa.Table | Failure:
-        """Return the answer for rows of a unit (JSON) as one batch, or why there is none."""
+        """Return the answer for rows of a unit (JSON) as one batch, or its failure."""
         inputs = self._read(unit)
         return try_answer(lambda: self._answer(inputs, rows), len(rows), isolated=True)
 
@@ -102,10 +102,10 @@ class TeacherActor(ABC, Generic[J, I]):
         return pa.concat_tables(tables, promote_options="default")
 
     def answer_block(self, unit: str, block: pa.Table) -> pa.Table:
-        """Answer one unit batch by batch; a batch that does not fit into memory is halved.
+        """Answer one unit batch by batch; halve a batch that does not fit into memory.
 
         Raises:
-            Exception: whatever the teacher raises.
+            Exception: any error of the teacher.
         """
         inputs = self._encoded(unit, block)
         plan = self._plan(inputs)
@@ -118,7 +118,7 @@ class TeacherActor(ABC, Generic[J, I]):
 
     @abstractmethod
     def _load(self) -> None:
-        """Load the teacher; it may raise anything."""
+        """Load the teacher; may raise any exception."""
 
     @abstractmethod
     def _encode(self, unit: WorkUnit) -> I:
@@ -134,11 +134,11 @@ class TeacherActor(ABC, Generic[J, I]):
 
     @abstractmethod
     def _answer(self, inputs: I, rows: Rows) -> pa.Table:
-        """Let the teacher answer one batch; it may raise anything."""
+        """Let the teacher answer one batch; may raise any exception."""
 
     @abstractmethod
     def _finish(self, unit: str, inputs: I, found: Answers[pa.Table]) -> pa.Table:
-        """Return what the pipeline passes on for an answered unit."""
+        """Return the table that the pipeline passes on for an answered unit."""
 
     def _load_within_limit(self) -> None:
         try:
@@ -164,7 +164,7 @@ class TeacherActor(ABC, Generic[J, I]):
         return answer
 
     def _guarded(self, unit: str, block: pa.Table) -> pa.Table:
-        """Answer one unit, or report why the teacher failed on it."""
+        """Answer one unit, or return the reason why the teacher failed on it."""
         try:
             return self.answer_block(unit, block)
         except DistillError:

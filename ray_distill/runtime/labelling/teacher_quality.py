@@ -1,6 +1,7 @@
-"""The teacher's floor: measured on the calibration split before anything is labelled, beside what is easy to beat.
+"""Compare the teacher with its floor and a trivial model, on the calibration split.
 
-`check_teacher` runs as one task on a node with the teacher's resources; only plain values leave it.
+The check comes before labelling. `check_teacher` runs as one task on a node with the teacher's resources; only plain
+values leave the task.
 """
 
 from collections.abc import Mapping
@@ -19,11 +20,11 @@ from ray_distill.tasks.catalogue import get_task
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherCheck:
-    """The teacher on the calibration split, beside what is easy to beat."""
+    """Metrics of the teacher on the calibration split, beside trivial scores and the champion."""
 
     teacher: Mapping[str, Estimate]
     trivial: Mapping[str, float] = field(default_factory=dict)
-    """By metric, of which more is better: the score of the train split's commonest answer; empty without truth."""
+    """Score of the train split's commonest answer, by metric where more is better; empty without truth."""
     champion: Mapping[str, Estimate] = field(default_factory=dict)
 
 
@@ -61,10 +62,10 @@ def _measure(config: Campaign, panel: Panel, opened: Snapshot) -> dict[str, Esti
 
 
 def refuse_weak_teacher(check: TeacherCheck, floor: CheckConfig, name: str) -> None:
-    """Stop before anything is spent on a teacher that is not worth copying; pure.
+    """Refuse a teacher below its floor before any labelling; pure.
 
     Raises:
-        TeacherRefused: says which floor is missed, and by how much.
+        TeacherRefused: the teacher misses a floor; the message names each missed floor, and by how much.
     """
     accuracy, ece = check.teacher.get("accuracy"), check.teacher.get("ece")
     wrong = []
@@ -88,5 +89,5 @@ def refuse_weak_teacher(check: TeacherCheck, floor: CheckConfig, name: str) -> N
     if wrong:
         raise TeacherRefused(
             f"the teacher {name} is below its floor on the calibration split: {'; '.join(wrong)}. "
-            "Nothing was labelled; take a better teacher, or change labels.check"
+            "Nothing was labelled; use a better teacher, or change labels.check"
         )

@@ -217,7 +217,7 @@ def test_when_nothing_was_ever_answered_nothing_more_is_tried() -> None:
         for _ in range(2):
             assert deaths.begin("first", "actor") is None
         assert deaths.begin("first", "actor") is not None
-        assert deaths.begin("second", "actor") == "the teacher has failed on everything before it"
+        assert deaths.begin("second", "actor") == "the teacher has failed on every unit before this one"
         rescue(deaths)
         assert deaths.begin("second", "actor") is None
         assert deaths.begin("first", "actor") == "the teacher's process died 2 times on the unit"
@@ -243,7 +243,7 @@ def test_an_actor_that_comes_back_has_died_on_what_it_began() -> None:
         assert deaths.begin(unit, "a") is None
     assert deaths.begin("another actor's", "b") is None
     assert deaths.loading("a") is None
-    assert deaths.begin("third", "a") == "the teacher has failed on everything before it"
+    assert deaths.begin("third", "a") == "the teacher has failed on every unit before this one"
 
 
 def test_a_step_beside_the_teacher_is_bounded_too() -> None:

@@ -1,8 +1,8 @@
 """Count worker deaths by unit, and end a worker that exceeds its time limit.
 
-Ray retries for ever a task whose process died, and must, because a killed worker or a lost node is not the task's fault.
-So an actor outside of the dying processes counts units that were begun and never ended, and refuses a unit with too many
-deaths to the next process.
+Ray retries for ever a task whose process died, and must, because a killed worker or a lost node is not the task's
+fault. So an actor outside of the dying processes counts units that were begun and never ended, and refuses a unit with
+too many deaths to the next process.
 """
 
 import contextlib

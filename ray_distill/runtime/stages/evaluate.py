@@ -1,4 +1,4 @@
-"""The evaluation stage: judge on the cluster, then record metrics, plots, the page and the student as a model."""
+"""Run the evaluation stage: judge the models, record metrics, plots, review page and student."""
 
 import tempfile
 from collections.abc import Mapping
@@ -31,19 +31,19 @@ from ray_distill.students.telemetry.curves import curve_url, read_curve
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tracking.base import Run
 
-#: The file of what models wrote, beside the report and on the run.
+#: File of the texts that models wrote, beside the report and on the run.
 _TEXTS = "generations.json"
 
 
 def evaluate(session: Session, students: Mapping[str, StudentRef]) -> EvalReport:
-    """Judge the students of one training run; the report lies at ``report.url``, its page beside it."""
+    """Judge the students of one training run; return the report, which is stored at ``report.url``."""
     config = session.config
     if "student" not in students:
         raise ConfigError(f"there is no arm `student` to evaluate, only {', '.join(sorted(students)) or 'none'}")
     present, own = champion(read_chain(session.url("promotion"))), students["student"].fingerprint
     key = key_of(config, students)
     done = session.done("evaluate", key)
-    # A student that has become the champion since is not judged again, against itself.
+    # A student that has since become the champion is not judged again against itself.
     if done is not None and (present is None or present.fingerprint in (done["champion"], own)):
         console.report(f"evaluate: already judged, skipped ({done['report']['url']})", skipped="evaluate")
         return EvalReport.from_dict(done["report"])
@@ -89,7 +89,10 @@ def key_of(config: Campaign, students: Mapping[str, StudentRef]) -> str:
 
 
 def _record(session: Session, stage: Stage, report: EvalReport) -> None:
-    """Metrics of every arm on the stage's run; the campaign's own run gets its headline with the verdict."""
+    """Record the metrics of every arm on the stage's run.
+
+    The campaign's own run gets its metrics with the verdict.
+    """
     opened = open_snapshot(report.student.labels.snapshot)
     for run in (stage.run, session.parent):
         label.record_snapshot(run, opened, "evaluation")
@@ -99,7 +102,11 @@ def _record(session: Session, stage: Stage, report: EvalReport) -> None:
 
 
 def log_student(session: Session, report: EvalReport) -> str | None:
-    """Log the student as a model with signature, example and metrics; its URI, None while the server is away."""
+    """Log the student as a model with signature, example and metrics.
+
+    Returns:
+        Its URI; None while the tracking server is unreachable.
+    """
     example = _example(session.config, report)
     with tempfile.TemporaryDirectory(prefix="ray-distill-model-") as folder:
         local = files.download_folder(report.student.url, Path(folder))
@@ -113,7 +120,7 @@ def log_student(session: Session, report: EvalReport) -> str | None:
 
 
 def _example(config: Campaign, report: EvalReport) -> list[Any]:
-    """Return inputs to try the logged model with: the family's own, else of the test split."""
+    """Return example inputs for the logged model: the family's own, else rows of the test split."""
     task = get_task(config.task)
     made_up = task.answers.serve.example(config)
     if made_up is not None:
@@ -124,7 +131,10 @@ def _example(config: Campaign, report: EvalReport) -> list[Any]:
 
 
 def model_metrics(model: ModelReport) -> dict[str, float]:
-    """One model's figures as flat metrics: values, and interval ends as ``<name>_ci95_low`` and ``_high``."""
+    """Return one model's figures as flat metrics.
+
+    The ends of intervals are ``<name>_ci95_low`` and ``<name>_ci95_high``.
+    """
     metrics: dict[str, float] = {}
     for name, estimate in model.metrics.items():
         metrics |= {name: estimate.value, f"{name}_ci95_low": estimate.low, f"{name}_ci95_high": estimate.high}
@@ -139,7 +149,7 @@ def model_metrics(model: ModelReport) -> dict[str, float]:
 
 
 def headline(model: ModelReport) -> dict[str, float]:
-    """One model's figures without the ends of their intervals: what the campaign's own run shows."""
+    """Return one model's figures without the ends of intervals, for the campaign's own run."""
     return {name: value for name, value in model_metrics(model).items() if "_ci95_" not in name}
 
 
@@ -154,7 +164,7 @@ def _robustness_metrics(report: EvalReport) -> dict[str, float]:
 
 
 def campaign_costs(session: Session, report: EvalReport) -> CostReport:
-    """The campaign's bill up to now."""
+    """Return the campaign's costs so far."""
     resources = session.config.labels.resources
     rates = {
         arm: model.efficiency.examples_per_second
@@ -167,20 +177,24 @@ def campaign_costs(session: Session, report: EvalReport) -> CostReport:
 
 
 def keep_predictions(judged: Judged) -> None:
-    """Keep what the review page is drawn from beside the report; the page itself comes with the verdict."""
+    """Store the predictions of the review page beside the report; promotion renders the page."""
     sink = pa.BufferOutputStream()
     pq.write_table(judged.predictions, sink)
     files.write_bytes(files.join(_folder(judged.report), "predictions.parquet"), sink.getvalue().to_pybytes())
 
 
 def keep_texts(judged: Judged, new_tokens: int) -> None:
-    """Keep what models wrote beside the report, where it was asked for."""
+    """Store the texts that models wrote, if configured, beside the report."""
     if judged.written:
         files.write_json(files.join(_folder(judged.report), _TEXTS), to_json(judged.written, new_tokens=new_tokens))
 
 
 def publish(session: Session, run: Run, report: EvalReport, decision: Decision) -> str:
-    """Render the review page with the verdict, keep it beside the report and on ``run``; return its URL."""
+    """Render the review page with the verdict; store it beside the report and on ``run``.
+
+    Returns:
+        The URL of the page.
+    """
     config = session.config
     classes = open_snapshot(report.student.labels.snapshot).classes
     predictions = {"student": _predictions(report)}
@@ -229,13 +243,13 @@ def _predictions(report: EvalReport) -> pa.Table:
 
 
 def _texts(report: EvalReport) -> dict[str, Any]:
-    """What `keep_texts` kept; empty where nothing was asked for."""
+    """Return the texts that `keep_texts` stored; empty if there are none."""
     url = files.join(_folder(report), _TEXTS)
     return files.read_json(url) if files.exists(url) else {}
 
 
 def _history(report: EvalReport) -> dict[str, list[tuple[int, float]]]:
-    """The curve of each trained arm; of several learning rates, that of the one which was kept."""
+    """Return the curve of each trained arm; for several learning rates, that of the selected rate."""
     history = {}
     for arm in ARMS.keys() & report.models.keys():
         facts = files.read_json(files.join(report.models[arm].url, "ray_distill.json"))["metadata"]
@@ -249,7 +263,7 @@ def _history(report: EvalReport) -> dict[str, list[tuple[int, float]]]:
 
 
 def _drift(session: Session) -> DriftReport | None:
-    """What the latest relabelling found, if there was one."""
+    """Return the drift report of the latest relabelling; None without one."""
     last = session.last("relabel")
     return None if last is None else DriftReport.from_dict(last["result"]["drift"])
 

@@ -1,4 +1,4 @@
-"""The writing stage: identify the teacher, let it write what is missing, make the snapshot of what it wrote."""
+"""Run the writing stage: identify the teacher, write missing sequences, make their snapshot."""
 
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign, SequencesConfig
@@ -21,20 +21,21 @@ from ray_distill.tasks.catalogue import get_task
 
 
 def write(session: Session, snapshot: SnapshotRef) -> SnapshotRef:
-    """The snapshot that the teacher has written; prompts that were written for before, in whatever snapshot, are not
-    written for again.
+    """Let the teacher answer the prompts of a snapshot; return the snapshot of the answers.
+
+    Prompts that have an answer already, from any snapshot, are not answered again.
 
     Raises:
-        ConfigError: the campaign does not say what is to be written.
+        ConfigError: the campaign has no section ``sequences``.
         LabelError: too many prompts got no answer, or the teacher or the scorer fails.
-        SnapshotError: the filters leave nothing of a split.
+        SnapshotError: the filters leave a split empty.
     """
     config, settings = session.config, _settings(session.config)
     key = key_of(config, snapshot)
     done = session.done("write", key)
     if done is not None and files.exists(files.join(done["url"], "snapshot.json")):
         ref = SnapshotRef.from_dict(done)
-        console.report(f"write: every prompt is written for already, skipped ({ref.url})", skipped="write")
+        console.report(f"write: every prompt has an answer already, skipped ({ref.url})", skipped="write")
         return ref
     resources = config.labels.resources
     with session.stage(
@@ -68,7 +69,7 @@ def _write(session: Session, stage: Stage, settings: SequencesConfig, opened: Sn
         _record_wrote(stage, _fill(job, store, missing))
     left = store.missing(opened, settings.splits, settings.unit_rows)
     if left.units:
-        raise LabelError(f"{store.url}: {left.left} prompts are still not written for after the run; run it again")
+        raise LabelError(f"{store.url}: {left.left} prompts still have no answer after the run; run it again")
     scored = settings.filters.scorer is not None
     derived = on_cluster(
         derive_snapshot,
@@ -88,8 +89,8 @@ def _write(session: Session, stage: Stage, settings: SequencesConfig, opened: Sn
 
 def _fill(job: WriteJob, store: SequenceStore, missing: Missing) -> Wrote:
     console.report(
-        f"write: {missing.left:,} of {missing.prompts:,} prompts to write for in {len(missing.units):,} units, "
-        f"{missing.written:,} are written for already",
+        f"write: {missing.left:,} of {missing.prompts:,} prompts to answer in {len(missing.units):,} units, "
+        f"{missing.written:,} have an answer already",
         prompts=missing.left,
     )
     limit = int(job.settings.max_bad_fraction * missing.prompts)
@@ -148,16 +149,16 @@ def _record_derived(stage: Stage, derived: Derived, missing: Missing) -> None:
         console.report(f"write: {count:,} prompts went to quarantine: {reason}", quarantined=count)
     if counts["other_tokens"]:
         console.report(
-            f"write: {counts['other_tokens']:,} of the kept sequences have other tokens when they are read than when "
-            "they were written; their labels are the teacher's for the tokens that are read"
+            f"write: {counts['other_tokens']:,} of the kept sequences have other tokens after reading than the teacher "
+            "wrote; their labels are the teacher's for the tokens after reading"
         )
 
 
 def _settings(config: Campaign) -> SequencesConfig:
     if config.sequences is None:
         raise ConfigError(
-            f"the campaign {config.campaign} has no section sequences: say there what the teacher is to "
-            "write (sequences: {} takes every default), or label the snapshot as it is"
+            f"the campaign {config.campaign} has no section sequences: configure there how the teacher writes "
+            "(sequences: {} uses every default), or label the snapshot as it is"
         )
     if wrong := get_task(config.task).refuse(config):
         raise ConfigError(f"{len(wrong)} wrong field(s)\n  " + "\n  ".join(wrong))
@@ -165,7 +166,7 @@ def _settings(config: Campaign) -> SequencesConfig:
 
 
 def key_of(config: Campaign, snapshot: SnapshotRef) -> str:
-    """Return the key of everything that decides the snapshot.
+    """Return the key of everything that decides the written snapshot.
 
     The teacher's files count by name, size and time, to be cheap.
     """

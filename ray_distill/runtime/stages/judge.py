@@ -1,4 +1,4 @@
-"""Evaluate all models of a campaign on one node: the same rows, the same damage, the same minutes."""
+"""Evaluate all models of a campaign on one node, on the same rows and corruptions, at the same time."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ from ray_distill.storage import files
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.inputs.modality import Corruption
 
-#: Examples that requests and batches go round when models are timed.
+#: Examples that timing repeats in its requests and batches.
 TIMED_EXAMPLES = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """The report, the student's predictions on the test split that its plots are drawn from, and what models wrote."""
+    """The report, the student's test predictions for the plots, and the texts that models wrote."""
 
     report: EvalReport
     predictions: pa.Table
@@ -50,11 +50,11 @@ def judge_students(
 
     Args:
         config: the campaign.
-        snapshot: whose test split is used.
+        snapshot: the snapshot with the test split.
         students: by arm, ``student`` among them.
-        head_url: the teacher's fitted head, where it has one.
+        head_url: the teacher's fitted head, if it has one.
         champion: the model in production, None if there is none.
-        url: where the report will be written.
+        url: URL at which the report will be written.
         threads: CPU threads of every model.
 
     Raises:
@@ -69,7 +69,7 @@ def judge_students(
     panel = panel_of(config, models, opened.classes)
     rows = opened.read("test", columns=[*panel.columns, *config.snapshot.columns.slices])
     corruptions = _corruptions(config, panel)
-    # First, so that a prompt or a benchmark that cannot be used costs no measurement.
+    # First, so that an unusable prompt or benchmark fails before the measurements.
     extras = panel.task.answers.judge.extras(panel, rows, config)
     measured = _measure(config, panel, rows, sizes=sizes, corruptions=corruptions, extras=extras)
     report = judge(
@@ -93,7 +93,7 @@ def _load(config: Campaign, urls: Mapping[str, str], head_url: str | None) -> di
 
 
 def panel_of(config: Campaign, models: Mapping[str, Model], classes: tuple[str, ...]) -> Panel:
-    """Return models of the campaign's task, ready to answer the same rows."""
+    """Return a panel of models of the campaign's task, which answers the same rows with each."""
     settings = config.evaluation
     return Panel(task=get_task(config.task), models=models, classes=classes, batch=settings.batch, bins=settings.bins)
 
@@ -107,7 +107,7 @@ def _measure(
     corruptions: Mapping[str, Corruption],
     extras: Extras,
 ) -> dict[str, Measured]:
-    """Return answers, costs and robustness of every model, by arm, on the rows that all accept."""
+    """Return answers, costs and robustness of every model, by arm, on the rows that all models accept."""
     judging = panel.task.answers.judge
     answers = judging.answer(panel, rows, config.snapshot.columns.slices)
     rows = rows.filter(pc.is_in(rows["row_id"], value_set=next(iter(answers.values()))["row_id"].combine_chunks()))
@@ -159,7 +159,7 @@ def _robustness(
 def time_models(
     config: Campaign, models: Mapping[str, Model], timed: Timed, sizes: Mapping[str, int]
 ) -> dict[str, Efficiency]:
-    """Time models in turns, by the campaign's settings; what is timed is collation and the forward pass."""
+    """Time collation and forward pass of models in turns, by the campaign's settings."""
     settings = config.evaluation
     runners = {
         arm: Runner(
@@ -176,7 +176,7 @@ def time_models(
 
 
 def size_of(model: Model, head_url: str | None) -> int:
-    """Bytes a model's files take; of a ``module:function`` model, which has none, what its weights take."""
+    """Return the bytes of a model's files; for a ``module:function`` model, of its weights."""
     if model.factory is not None and model.url == model.factory.name:
         return sum(tensor.numel() * tensor.element_size() for tensor in model.module.state_dict().values())
     return sum(item.size for url in (model.url, head_url) if url for item in files.list_files(url))

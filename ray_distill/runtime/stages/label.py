@@ -1,4 +1,4 @@
-"""The labelling stage: identify the teacher, check it, label what is missing, pin the result."""
+"""Run the labelling stage: identify and check the teacher, label missing rows, pin the result."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +27,7 @@ from ray_distill.tracking.base import Dataset, Run
 
 
 def label(session: Session, snapshot: SnapshotRef) -> LabelSetRef:
-    """Label a snapshot; rows the store holds already, from whatever snapshot, are not labelled again."""
+    """Label a snapshot; rows that are in the store already, from any snapshot, are not labelled again."""
     key = key_of(session.config, snapshot)
     done = session.done("label", key)
     if done is not None:
@@ -49,10 +49,14 @@ def label(session: Session, snapshot: SnapshotRef) -> LabelSetRef:
 def fill_store(
     session: Session, stage: Stage, snapshot: SnapshotRef, *, check: bool
 ) -> tuple[LabelSetRef, Labelled, Coverage]:
-    """Bring the store up to a snapshot; returns the labels, what was labelled, and what was missing before."""
+    """Label the rows of a snapshot that the store lacks.
+
+    Returns:
+        The snapshot's labels, the counts of this run, and the store's coverage before it.
+    """
     config = session.config
     exists = files.exists(files.join(config.store_url, "store.json"))
-    # A head fitted again, on newer rows, would be another teacher: a store keeps the one it began with.
+    # A head fitted again, on newer rows, would be another teacher: a store keeps its first head.
     head_url = head_of(config.store_url) if exists else None
     facts = teacher_facts(config, snapshot, head_url)
     manifest = make_manifest(config, facts)
@@ -74,7 +78,7 @@ def fill_store(
         _record_check(stage.run, found)
         refuse_weak_teacher(found, config.labels.check, config.labels.teacher.model)
     if store is None or coverage is None:
-        # An unlabelled store must not come into being for a teacher that is refused: it is created after the check.
+        # The store is created after the check, so that a refused teacher leaves no empty store.
         store = _create(stage.run, config, snapshot, manifest, facts.head_url)
         coverage = store.coverage(opened)
     record_snapshot(stage.run, opened, "labels")
@@ -96,7 +100,7 @@ def fill_store(
     if left.units:
         raise LabelError(
             f"{config.store_url}: {left.rows_to_label} rows are still not labelled after the run; "
-            "run it again, and look at `ray-distill audit` if it stays so"
+            "run it again, and run `ray-distill audit` if rows are still missing"
         )
     stage.run.metrics(
         {
@@ -111,7 +115,7 @@ def fill_store(
 def _create(
     run: Run, config: Campaign, snapshot: SnapshotRef, manifest: StoreManifest, head_url: str | None
 ) -> LabelStore:
-    """Fit a new store to a look at the data, create it, and say what its form costs."""
+    """Calibrate a new store, create it, and report the cost of its stored form."""
     found = run_teacher_task(
         calibrate,
         config,
@@ -167,8 +171,8 @@ def _record_labelled(stage: Stage, done: Labelled) -> None:
     )
     if done.isolated or done.halved:
         console.report(
-            f"label: {done.isolated:,} units that the teacher failed on were labelled by themselves, and in "
-            f"{done.halved:,} units batches had to be halved",
+            f"label: {done.isolated:,} units failed and were relabelled in isolation; {done.halved:,} units needed "
+            "smaller batches",
             isolated=done.isolated,
             halved=done.halved,
         )
@@ -188,7 +192,7 @@ def _record_check(run: Run, check: TeacherCheck) -> None:
     ]
     if "accuracy" not in check.teacher:
         console.report(
-            "teacher check: no row of the calibration split has a true label, so the teacher's quality is not known"
+            "teacher check: no row of the calibration split has a true label, so the teacher's quality is unknown"
         )
     console.report("teacher check on the calibration split — " + "; ".join(lines))
 
@@ -215,7 +219,7 @@ def record_snapshot(run: Run, opened: Snapshot, context: str) -> None:
 
 
 def store_facts(session: Session, labels: LabelSetRef) -> dict[str, float]:
-    """Rows and bytes of a label set, and the rate at which the campaign's latest labelling went."""
+    """Return rows and bytes of a label set, and the rate of the campaign's latest labelling."""
     store = open_store(labels.store)
     store.log.refresh()
     ledger, length = store.ledger, labels.log_length
@@ -229,15 +233,16 @@ def store_facts(session: Session, labels: LabelSetRef) -> dict[str, float]:
 
 
 def head_of(store_url: str) -> str | None:
-    """Folder of the head of the teacher that filled a store; None if it has none."""
+    """Return the folder of the head of the store's teacher; None if the teacher has no fitted head."""
     head: str | None = open_store(store_url).manifest.teacher.get("head")
     return head
 
 
 def key_of(config: Campaign, snapshot: SnapshotRef) -> str:
-    """Return the key of everything that decides the labels, and of their store, to which the result refers.
+    """Return the key of everything that decides the labels.
 
-    The teacher's files count by name, size and time, to be cheap.
+    The store is part of the key, because the result refers to it. The teacher's files count by name, size and time, to
+    be cheap.
     """
     return fingerprint(
         {
@@ -252,7 +257,7 @@ def key_of(config: Campaign, snapshot: SnapshotRef) -> str:
 
 
 def model_files(model: str) -> list[Any]:
-    """A checkpoint's files by name, size and time."""
+    """Return a checkpoint's files by name, size and time."""
     if files.is_local(model) and not files.exists(model):
         return []  # a module:function has no files
     return [[item.name, item.size, files.modified(item.url)] for item in files.list_files(model)]

@@ -1,4 +1,4 @@
-"""Refuse before anything is spent settings that training or evaluation would refuse hours later."""
+"""Refuse settings, before labelling, that training or evaluation would refuse hours later."""
 
 from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError, ModelError
@@ -14,11 +14,11 @@ from ray_distill.teachers.engines import refuse_labels
 
 
 def check(config: Campaign) -> None:
-    """Refuse now what training or evaluation would refuse when the teacher has been paid for.
+    """Refuse settings that training or evaluation would refuse after labelling.
 
     Raises:
-        ConfigError: everything that is wrong, at once.
-        TeacherRefused: what the teacher's engine cannot give, at once.
+        ConfigError: settings are wrong; the message names all of them.
+        TeacherRefused: the teacher's engine cannot give the configured labels.
     """
     labels, hidden = config.labels, config.labels.hidden
     wrong = check_mixture(config)

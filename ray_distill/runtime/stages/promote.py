@@ -1,4 +1,4 @@
-"""The promotion stage: the gate's verdict, the decision chain, the registry, the review page."""
+"""Run the promotion stage: the gate's verdict, decision chain, registry and review page."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -14,12 +14,15 @@ from ray_distill.runtime.stages import evaluate
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tracking.views import DESCRIPTION, TITLE
 
-#: Efficiency figures of the parent run's table.
+#: Efficiency figures in the table of the parent run.
 _COSTS = ("parameters", "latency_ms_p50")
 
 
 def promote(session: Session, report: EvalReport) -> Decision:
-    """Decide about a report's student. The chain is written first; registry and page follow it, at once or later."""
+    """Decide about a report's student.
+
+    The decision chain is written first; registry and page follow it, at once or in a later command.
+    """
     chain_url = session.url("promotion")
     key = fingerprint({"report": report.fingerprint, "gate": gate_fingerprint(session.config.gate, report.task)})
     if session.done("promote", key) is not None:
@@ -42,7 +45,7 @@ def promote(session: Session, report: EvalReport) -> Decision:
 
 
 def _decide(session: Session, report: EvalReport) -> Decision:
-    """The decision the chain holds for this report already, or a new one, recorded."""
+    """Return the decision of the chain about this report; without one, decide and record."""
     chain = read_chain(session.url("promotion"))
     decision = _decided(session, chain, report)
     if decision is None:
@@ -58,7 +61,7 @@ def _decide(session: Session, report: EvalReport) -> Decision:
 
 
 def _decided(session: Session, chain: Sequence[Entry], report: EvalReport) -> Decision | None:
-    """The newest decision, if it is about this report and by these limits."""
+    """Return the newest decision if it is about this report, by these limits; else None."""
     newest = chain[-1].decision if chain else None
     expected = (report.fingerprint, gate_fingerprint(session.config.gate, report.task))
     same = newest is not None and (newest.report_fingerprint, newest.gate_fingerprint) == expected
@@ -66,7 +69,9 @@ def _decided(session: Session, chain: Sequence[Entry], report: EvalReport) -> De
 
 
 def judged_against(report: EvalReport, chain: Sequence[Entry]) -> StudentRef | None:
-    """The champion the report compared with: not today's, so that a report a promotion has overtaken is refused.
+    """Return the champion that the report compared with.
+
+    It is not the current champion, so that a report that is older than a promotion is refused.
 
     Raises:
         PromotionError: the report's champion is not in this chain.
@@ -78,17 +83,17 @@ def judged_against(report: EvalReport, chain: Sequence[Entry]) -> StudentRef | N
         if entry.decision.student.url == judged.url:
             return entry.decision.student
     raise PromotionError(
-        f"the report compared with the champion {judged.url}, which the decision chain does not know: evaluate again"
+        f"the report compared with the champion {judged.url}, which is not in the decision chain: evaluate again"
     )
 
 
 def _register(session: Session, stage: Stage, report: EvalReport, decision: Decision) -> bool:
-    """Log and register the student, and let the alias follow the chain; whether the registry could follow."""
+    """Log and register the student, and set the alias by the chain; return whether all succeeded."""
     model_uri = evaluate.log_student(session, report)
     if model_uri is None:
         console.report(
-            "promote: the decision stands in the chain; the tracking server is away, so the student is not registered "
-            "yet: run the command again when it is back"
+            "promote: the decision is in the chain; the tracking server is unreachable, so the student is not "
+            "registered yet: run the command again when the server is back"
         )
         return False
     gate = session.config.gate
@@ -104,9 +109,9 @@ def _register(session: Session, stage: Stage, report: EvalReport, decision: Deci
             session.registry.set_alias(name, gate.alias, version)
         _report_alias(session, name, gate.alias)
     except PromotionError as error:
-        # The decision is recorded in the chain, which is the truth: a registry that is away loses nothing.
+        # The chain records the decision and is authoritative: an unreachable registry loses nothing.
         console.report(
-            f"promote: the registry could not follow the decision: {error}; run the command again to repair it"
+            f"promote: the registry could not record the decision: {error}; run the command again to repair it"
         )
         return False
     return True
@@ -121,7 +126,7 @@ def _report_alias(session: Session, name: str, alias: str) -> None:
 
 
 def summary(report: EvalReport, decision: Decision, page: str) -> str:
-    """The parent run's Markdown: verdict, reasons, the models side by side by the task's brief metrics."""
+    """Return the parent run's Markdown: verdict, reasons, models side by side by the brief metrics."""
     answers = get_task(report.task).answers
     (first, *others), costs = answers.brief, [answers.efficiency[name] for name in _COSTS]
     headings = ["Model", f"{first.heading} (95 % interval)", *(metric.heading for metric in (*others, *costs))]

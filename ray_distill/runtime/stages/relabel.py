@@ -1,4 +1,4 @@
-"""Newer traffic: label only what is new, and say whether it has drifted from what the student was made for."""
+"""Label the new rows of newer traffic, and measure its drift from the student's training data."""
 
 import numpy as np
 import numpy.typing as npt
@@ -24,21 +24,21 @@ from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.snapshots.sources.resolve import describe_sources
 from ray_distill.tasks.catalogue import get_task
 
-#: Tokens by which a language model's answers are compared: those it gives most mass, and all others as one.
+#: Tokens by which a language model's answers are compared: those with most mass; all others count as one.
 TOKENS = 255
 Tokens = npt.NDArray[np.int64]
 
 
 class RelabelReport(Artifact):
-    """What relabelling did, and what it found."""
+    """Counts and drift of a relabelling run."""
 
     rows_total: int
     rows_reused: int
-    """Rows whose labels were in the store already."""
+    """Rows with labels in the store before the run."""
     rows_labelled: int
-    """Rows that passed through the teacher now."""
+    """Rows that the teacher labelled in this run."""
     rows_quarantined: int
-    """Rows that cannot be used: refused while freezing, or by the teacher."""
+    """Unusable rows, quarantined during freezing or labelling."""
     snapshot: SnapshotRef
     labels: LabelSetRef
     drift: DriftReport
@@ -89,10 +89,10 @@ def relabel_source(session: Session, source: str | None) -> RelabelReport:
 
 
 def _freeze(session: Session, source: str | None, classes: tuple[str, ...]) -> SnapshotRef:
-    """Newer traffic in the class order of the reference, so that class indices mean the same in both."""
+    """Freeze newer traffic in the class order of the reference, so that class indices agree."""
     config = session.config
     chosen = config.snapshot.model_copy(update={"classes": classes, **({"source": source} if source else {})})
-    describe_sources(chosen)  # an error about the source comes before anything else is touched
+    describe_sources(chosen)  # report an error about the source before any other work
     return freeze(config, chosen)
 
 
@@ -109,14 +109,17 @@ def _report(report: RelabelReport) -> None:
 
 
 def measure_drift(config: Campaign, reference: LabelSetRef, current: LabelSetRef) -> DriftReport:
-    """Compare two label sets of one store: the teacher's classes, the inputs, the stored embeddings."""
+    """Compare two label sets of one store by the teacher's classes, the inputs and the embeddings."""
     before, tokens = _sample(reference, None)
     now, _ = _sample(current, tokens)
     return compare(before, now, config.drift, config.seed)
 
 
 def _sample(ref: LabelSetRef, tokens: Tokens | None) -> tuple[DriftSample, Tokens | None]:
-    """A label set's sample; and, of a language model, the tokens by which it was told: these, or its own commonest."""
+    """Return a label set's sample and, for a language model, the tokens of its columns.
+
+    ``tokens`` None selects the label set's own commonest tokens.
+    """
     labels, opened = open_label_set(ref), open_snapshot(ref.snapshot)
     layer = max(labels.manifest.hidden_layers, default=None)
     pooled = layer is not None and labels.manifest.pool != "token"
@@ -136,22 +139,22 @@ def _sample(ref: LabelSetRef, tokens: Tokens | None) -> tuple[DriftSample, Token
 
 
 def _rows(opened: Snapshot, row_ids: pa.Array) -> pa.Table:
-    """Input and count of the given rows, in their order."""
+    """Return input and count of the given rows, in their order."""
     columns = ["row_id", opened.input_column, "count"]
     table = pa.concat_tables([opened.read_shard(shard, columns) for shard in opened.shards])
     return table.take(pc.index_in(row_ids, value_set=table["row_id"].combine_chunks()))
 
 
 def commonest_tokens(distributions: Distributions) -> Tokens:
-    """The tokens to which a teacher gave most of its mass, at most `TOKENS`, ascending."""
+    """Return the tokens to which a teacher gave most mass, at most `TOKENS`, ascending."""
     mass_V = np.bincount(distributions.ids, np.exp(distributions.logp.astype(np.float64)), distributions.classes)
     return np.sort(np.argsort(-mass_V, kind="stable")[:TOKENS]).astype(np.int64)
 
 
 def token_probabilities(distributions: Distributions, tokens: Tokens) -> Floats:
-    """``[R, len(tokens) + 1]``: by document, the mean mass that the teacher gave to each token, and to all others.
+    """Return the mean mass of each token, and of all other tokens, by document: ``[R, len(tokens) + 1]``.
 
-    Of what is stored alone: both sides of a comparison are, so that truncation moves neither against the other.
+    Only the stored mass counts, on both sides of a comparison, so that truncation affects both sides equally.
     """
     rows, last = len(distributions.row_offsets) - 1, len(tokens)
     column_V = np.full(distributions.classes, last, np.int64)
@@ -166,7 +169,10 @@ def token_probabilities(distributions: Distributions, tokens: Tokens) -> Floats:
 
 
 def class_probabilities(distributions: Distributions) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """``[P, V]``: the stored distributions as full ones; a tail is spread evenly over the classes not stored."""
+    """Return the stored distributions over all classes: ``[P, V]``.
+
+    A tail is spread evenly over the classes not stored.
+    """
     positions, classes = len(distributions.position), distributions.classes
     at = owner(distributions.entry_offsets)
     stored = np.diff(distributions.entry_offsets)

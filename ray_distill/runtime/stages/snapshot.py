@@ -1,4 +1,4 @@
-"""Take a campaign's snapshots: all of them with its task's input column, its seed and its way to read conversations."""
+"""Take a campaign's snapshots, all with the same input column, seed and conversation format."""
 
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign, SnapshotConfig
@@ -8,7 +8,9 @@ from ray_distill.tasks.catalogue import get_task
 
 
 def freeze(config: Campaign, sources: SnapshotConfig | None = None) -> SnapshotRef:
-    """Freeze the campaign's sources, or others, among its snapshots; one that is there already is left as it is.
+    """Freeze the campaign's sources, or other sources, into the folder of its snapshots.
+
+    A snapshot that exists already is left unchanged.
 
     Raises:
         SnapshotError, StorageError: as `take_snapshot`.

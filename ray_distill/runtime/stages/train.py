@@ -1,4 +1,4 @@
-"""The training stage: the student and what it is compared with, from one label set."""
+"""Run the training stage: train the student and its baselines from one label set."""
 
 import math
 import time
@@ -25,12 +25,12 @@ from ray_distill.students.telemetry.curves import CurveReader, StepMetrics
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tracking.base import Dataset
 
-#: Seconds between two looks at what the training has cost so far.
+#: Seconds between two reports of the training's cost so far.
 COST_SECONDS = 10.0
 
 
 def arms(config: Campaign, *, labelled: bool = True) -> tuple[str, ...]:
-    """The models of a campaign; without true labels in the train split there is no hard-labels baseline."""
+    """Return the arms of a campaign; the hard-labels baseline needs true labels in the train split."""
     names = ["student", "baseline_teacher_hard_labels"]
     if labelled:
         names.append("baseline_hard_labels")
@@ -40,7 +40,7 @@ def arms(config: Campaign, *, labelled: bool = True) -> tuple[str, ...]:
 
 
 def train(session: Session, labels: LabelSetRef, *, resume: bool) -> dict[str, StudentRef]:
-    """Train every arm that is not trained yet; by arm."""
+    """Train every arm that is not trained yet; return all students by arm."""
     job = _job(session, labels)
     done = session.done("train", fingerprint(_plans(job)))
     if done is not None and resume and all(files.exists(ref["url"] + "/config.json") for ref in done.values()):
@@ -75,24 +75,24 @@ def train(session: Session, labels: LabelSetRef, *, resume: bool) -> dict[str, S
 
 
 def _clear(session: Session, folder: str) -> None:
-    """Forget what was trained with these settings, but never a model that a decision names.
+    """Delete the models trained with these settings, but never a model that a decision names.
 
     Raises:
-        ConfigError: one of them is in the decision chain.
+        ConfigError: a model in the folder is in the decision chain.
     """
     for entry in read_chain(session.url("promotion")):
         if entry.decision.student.url.startswith(folder + "/"):
             raise ConfigError(
-                f"{folder} holds a model that was decided on ({entry.decision.verdict}, {entry.time}): "
+                f"{folder} contains a model that was decided on ({entry.decision.verdict}, {entry.time}): "
                 "training anew would destroy it; change the seed or another setting instead"
             )
     files.delete(folder)
 
 
 class Curves:
-    """Records the curves that the ranks write: in the tracker, on the terminal; and what the training has cost so far.
+    """Record the curves that the ranks write, in the tracker and on the terminal, and the cost so far.
 
-    Which steps a run in the tracker has is kept, so that one that goes on gets each step once.
+    The object stores which steps a run in the tracker has, so that a continued run gets each step once.
     """
 
     def __init__(self, session: Session, stage: Stage, output: str, gauges: TrainingGauges | None = None):
@@ -103,7 +103,7 @@ class Curves:
         self._reader = CurveReader(output, known=known)
 
     def poll(self) -> None:
-        """Record what is new; if the storage fails, the next call does."""
+        """Record new steps; if the storage fails, the next call records them."""
         try:
             self.record()
         except StorageError as error:
@@ -112,7 +112,7 @@ class Curves:
             self._report_cost()
 
     def record(self) -> None:
-        """Record what is new.
+        """Record new steps.
 
         Raises:
             StorageError: the curves cannot be read.
@@ -127,7 +127,10 @@ class Curves:
             files.write_json(self._url, {"run_id": self._run.run_id, "steps": self._reader.known})
 
     def _report_cost(self) -> None:
-        """Under the names of the stage's end, and at its step: the end, being later, is what MLflow then shows."""
+        """Record the cost so far, under the names and step of the stage's final cost.
+
+        MLflow shows the later value, so the final cost replaces this one.
+        """
         self._priced_at, cost = time.monotonic(), self._meter.so_far
         self._run.metrics(stage_metrics(cost))
         if self._gauges is not None:
@@ -146,7 +149,7 @@ def _show(metrics: StepMetrics) -> None:
 def _job(session: Session, labels: LabelSetRef) -> TrainingJob:
     config = session.config
     opened = open_snapshot(labels.snapshot)
-    # A text tells its own next tokens.
+    # The tokens of a text are its true labels.
     labelled = opened.manifest.splits["train"].labelled > 0 or get_task(config.task).answers.per_token
     head = label.head_of(labels.store)
     job = TrainingJob(
@@ -160,7 +163,7 @@ def _job(session: Session, labels: LabelSetRef) -> TrainingJob:
         others=mixed_labels(config),
         teacher_rows_url=files.join(head, "fitted_rows.parquet") if head else None,
     )
-    # Another plan is another folder: models of an earlier configuration stay what their references say.
+    # Another plan has another folder, so that models of an earlier configuration keep their references.
     folder = session.url("students", fingerprint(_plans(job))[:12])
     return replace(job, output=folder)
 
@@ -170,7 +173,7 @@ def _plans(job: TrainingJob) -> dict[str, object]:
 
 
 def _ceiling(session: Session, classes: tuple[str, ...]) -> SnapshotRef | None:
-    """The teacher's own labelled rows, frozen like any other input."""
+    """Freeze the teacher's own labelled rows, like any other input; None if not configured."""
     source = session.config.student.ceiling
     if source is None:
         return None

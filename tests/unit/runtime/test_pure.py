@@ -94,7 +94,7 @@ def test_a_report_is_judged_against_the_champion_it_compared_with(tmp_path: Path
     assert judged_against(_report("c", None), chain) is None
     assert judged_against(_report("c", "b"), chain) == _student("b")
     assert judged_against(_report("c", "a"), chain) == _student("a")
-    with pytest.raises(PromotionError, match="models/x, which the decision chain does not know"):
+    with pytest.raises(PromotionError, match="models/x, which is not in the decision chain"):
         judged_against(_report("c", "x"), chain)
 
 

@@ -64,7 +64,7 @@ def test_a_scorer_that_cannot_be_imported_is_refused_before_anything_is_written(
 def test_a_campaign_that_writes_nothing_has_no_writing_stage(tmp_path: Path) -> None:
     """The command says what to put into the config."""
     config = _config(tmp_path, None, tracking={"enabled": False})
-    with pytest.raises(ConfigError, match="has no section sequences: say there what the teacher is to write"):
+    with pytest.raises(ConfigError, match="has no section sequences: configure there how the teacher writes"):
         campaign.write(config, SnapshotRef(url="nowhere", fingerprint="f"))
 
 

@@ -33,7 +33,7 @@ KEEP_WORKERS = {"num_workers_soft_limit": 16}
 
 @contextmanager
 def connected(address: str | None = None) -> Iterator[None]:
-    """Connect to Ray while the block runs: the running one, the one at ``address``, or an embedded one.
+    """Connect to a running Ray, the one at ``address`` or an embedded one, for the block.
 
     Raises:
         ClusterError: there is no cluster at ``address``, or it refuses the token.
@@ -51,9 +51,10 @@ def connected(address: str | None = None) -> Iterator[None]:
 
 
 def _let_executions_end() -> None:
-    """Wait for the threads of Ray Data, which gives them two seconds when it closes an execution.
+    """Wait for the threads of Ray Data's closed executions.
 
-    A thread that calls Ray during Ray's shutdown ends the process immediately, with exit status 1 and no message.
+    Ray Data itself waits two seconds for them. A thread that calls Ray during Ray's shutdown ends the process
+    immediately, with exit status 1 and no message.
     """
     give_up = time.monotonic() + EXECUTION_SECONDS
     for thread in threading.enumerate():
@@ -84,7 +85,7 @@ def _start(address: str | None) -> None:
 
 
 def _patiently(start: Callable[[], Any]) -> None:
-    """Start Ray, and retry once after its startup timeout of half a minute, too short on a busy machine."""
+    """Start Ray; retry once after its startup timeout, which is too short on a busy machine."""
     try:
         start()
     except Exception as error:  # Ray raises a bare Exception, which only its text identifies
@@ -127,7 +128,10 @@ def on_cluster(
 
 
 def require_resources(*, cpus: float, gpus: float, what: str) -> None:
-    """Require a node with these resources, else Ray would wait for ever; errors as `require_bundles`."""
+    """Require a node with these resources, because Ray would wait for ever without it.
+
+    Errors are those of `require_bundles`.
+    """
     require_bundles([{"CPU": cpus, "GPU": gpus}], what)
 
 
@@ -165,7 +169,7 @@ def _nodes() -> list[dict[str, float]]:
 
 
 def _fits(bundles: Sequence[Mapping[str, float]], nodes: Sequence[Mapping[str, float]]) -> bool:
-    """Return whether each bundle fits a node, and the sum of the bundles fits all nodes together."""
+    """Return whether each bundle fits a node, and all bundles together fit all nodes."""
     each = all(
         any(all(node.get(name, 0) >= amount for name, amount in bundle.items()) for node in nodes) for bundle in bundles
     )

@@ -30,7 +30,7 @@ def report(sentence: str, **facts: Any) -> None:
 
 
 class Progress:
-    """Report a running count with its rate and the time left; on exit, end the bar of a terminal."""
+    """Report a running count with rate and time left; on exit, end the bar of a terminal."""
 
     def __init__(self, task: str, total: int, unit: str = "rows"):
         self.task, self.total, self.unit = task, total, unit
@@ -50,7 +50,7 @@ class Progress:
             self._bar.stop()
 
     def add(self, count: int) -> None:
-        """Add ``count`` and report; a log gets a line every `INTERVAL_LOG` seconds, and the last one."""
+        """Add ``count`` and report; a log gets a line every `INTERVAL_LOG` seconds, and a last one."""
         self.done += count
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], advance=count, rate=self._rate())
@@ -92,7 +92,7 @@ def _bar(task: str, total: int, unit: str) -> "Bar":
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Format rows as text, with rules on a terminal; the first column is left-aligned, others right."""
+    """Format rows as text, with rules on a terminal; only the first column is left-aligned."""
     return _ruled(rows) if sys.stdout.isatty() else _aligned(rows)
 
 

@@ -31,7 +31,7 @@ print(json.dumps(found))
 
 
 def environment(teacher: TeacherConfig) -> dict[str, Any]:
-    """Return the Ray options of the teacher's environment; empty for the workers' own environment."""
+    """Return the Ray options of the teacher's environment; empty for the workers' own."""
     python = engine_of(teacher).python(teacher)
     return {} if python is None else {"runtime_env": {"py_executable": python}}
 
@@ -85,7 +85,7 @@ def check_python(python: str) -> None:
 
 
 def require_same_tokens(here: str | None, there: str | None, teacher: TeacherConfig) -> None:
-    """Refuse a teacher's environment that tokenizes texts differently from the students' environment.
+    """Refuse a teacher's environment that tokenizes texts differently from the students'.
 
     Raises:
         TeacherRefused: the fingerprints differ.

@@ -192,7 +192,7 @@ def _model(name: str) -> str:
 
 
 def parent_key(config: Campaign, *, sweep: bool = False) -> str:
-    """Return the key of a campaign's parent run, or of its sweep's, among the runs of one output."""
+    """Return the key of a campaign's or sweep's parent run, unique among the runs of one output."""
     settings = {"campaign": identity(config)}
     if sweep and config.sweep is not None:
         settings["sweep"] = identity(config.sweep)

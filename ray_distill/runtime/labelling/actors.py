@@ -116,7 +116,7 @@ class GenerateActor(TeacherActor[WriteJob, UnitPrompts]):
     """
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Return ``unit``, and either ``receipt`` (JSON) or, where the teacher failed on it, ``failed``."""
+        """Return ``unit`` and either ``receipt`` (JSON) or, if the teacher failed, ``failed``."""
         found = super().__call__(block)
         columns = {"unit": found["unit_id"], **{name: found[name] for name in found.column_names if name != "unit_id"}}
         for name in ("receipt", "failed"):

@@ -23,7 +23,10 @@ T = TypeVar("T")
 
 
 def request_of(manifest: StoreManifest, fits: Fits | None = None) -> Ask:
-    """Return a store's request to its teacher; ``fits`` project the hidden states on the store's bases."""
+    """Return a store's request to its teacher.
+
+    With the store's ``fits``, the teacher projects hidden states on the store's bases.
+    """
     return Ask(
         estimator=manifest.estimator,
         k=manifest.k,

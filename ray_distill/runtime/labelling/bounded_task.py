@@ -65,10 +65,11 @@ def run_teacher_task(function: Callable[..., T], *arguments: Any, labels: Labels
 
 
 def teacher_facts(config: Campaign, snapshot: SnapshotRef, head_url: str | None) -> TeacherFacts:
-    """Run `prepare_teacher` on the cluster; errors also as `prepare_teacher` and `run_teacher_task`.
+    """Run `prepare_teacher` on the cluster.
 
     Raises:
         TeacherRefused: the engine cannot give the requested labels, or tokenizes texts differently from the students.
+        DistillError: as `prepare_teacher` and `run_teacher_task`.
     """
     teacher = config.labels.teacher
     refuse_labels(config.labels, task=config.task)
@@ -91,7 +92,7 @@ def rows_of(snapshot: Snapshot, split: str) -> int:
 def _limited(
     function: Callable[..., T], arguments: tuple[Any, ...], error: LabelError, deaths: Deaths, *, seconds: float
 ) -> T:
-    """Run the function; after the time limit, report ``error``, end the process, and do not retry."""
+    """Run the function; after the time limit, report ``error`` and end the process for good."""
     before = deaths.error()
     if before is not None:
         raise before

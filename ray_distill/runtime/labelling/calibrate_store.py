@@ -1,4 +1,4 @@
-"""Calibrate a new store before its first unit: its fits, the cost of its stored form, rows a unit.
+"""Calibrate a new store before its first unit: fits, cost of the stored form, rows a unit.
 
 All results come from the teacher's answer to some rows of the calibration split. The store keeps the results, and later
 runs adopt them.
@@ -106,7 +106,7 @@ def _hidden_error(
 def _rows_a_unit(
     manifest: StoreManifest, ids: rowids.RowIds, signal: Signal, distributions: Distributions, fits: Fits
 ) -> int:
-    """Return the rows that fit ``unit_bytes``, by the bytes of these rows; 0 = at least ``unit_rows``."""
+    """Return how many rows fit ``unit_bytes``, by these rows' bytes; 0 = at least ``unit_rows``."""
     size = len(parquet_shards.encode_labels(ids, distributions, manifest, fits)) + sum(
         len(encode_hidden(ids, hidden, layer, manifest, fits)) for layer, hidden in signal.hidden.items()
     )

@@ -128,7 +128,7 @@ class Deaths:
         self.actor.done.remote(unit, answered)
 
     def give_up(self, unit: str, reason: str) -> None:
-        """Call `DeathCounter.give_up`, for `LAST_REPORT` seconds at most: the process is about to end."""
+        """Call `DeathCounter.give_up` within `LAST_REPORT` seconds, because the process will end."""
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(self.actor.give_up.remote(unit, reason), timeout=LAST_REPORT)
 
@@ -156,7 +156,7 @@ class Deaths:
 
 @contextlib.contextmanager
 def counted_deaths(attempts: int) -> Iterator[Deaths]:
-    """Start a `DeathCounter` actor on the driver's node, so that no lost worker node loses the counts."""
+    """Start a `DeathCounter` actor on the driver's node, which outlives lost worker nodes."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     made = (
         ray.remote(DeathCounter)
@@ -194,7 +194,10 @@ def counted(deaths: Deaths | None, what: str, unit: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reporting(deaths: Deaths) -> Iterator[None]:
-    """Report an error of the package to ``deaths`` and raise it: Ray Data passes errors on as text."""
+    """Report an error of the package to ``deaths`` and raise it.
+
+    The report is needed because Ray Data passes errors on as text.
+    """
     try:
         yield
     except DistillError as error:

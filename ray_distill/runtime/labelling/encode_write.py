@@ -91,7 +91,7 @@ def read_inputs(snapshot: SnapshotRef, unit: WorkUnit, column: str) -> pa.Table:
 
 @functools.lru_cache(maxsize=2)
 def _read_shard(snapshot: SnapshotRef, name: str, column: str) -> pa.Table:
-    """Return a shard's inputs; cached, because a worker process often gets the shard's next unit."""
+    """Return a shard's inputs; cached, because a worker often gets the shard's next unit."""
     from ray_distill.snapshots.reader import open_snapshot
 
     opened = open_snapshot(snapshot)

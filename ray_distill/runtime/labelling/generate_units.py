@@ -1,4 +1,4 @@
-"""Let a teacher write with Ray Data: actors generate and store units, the driver commits receipts.
+"""Let a teacher write with Ray Data: actors generate and store units, the driver commits.
 
 `pipeline` schedules the units, isolates failed units and commits receipts.
 """

@@ -74,7 +74,7 @@ def tokens_here(teacher: TeacherConfig, task: str) -> str:
 
 
 def _fit(config: Campaign, snapshot: SnapshotRef) -> str:
-    """Fit the head on the labelled rows of the train split; the teacher must not teach these rows."""
+    """Fit the head on the train split's labelled rows, which the teacher then must not teach."""
     task, teacher, opened = get_task(config.task), config.labels.teacher, open_snapshot(snapshot)
     rows = opened.read("train", columns=["row_id", task.inputs.column, "label"])
     rows = rows.filter(pc.is_valid(rows["label"]))

@@ -190,7 +190,7 @@ class IsolatedActor:
 
 
 class IsolatedTeacher:
-    """A teacher in a separate process, which is replaced when it cannot go on; every call has a limit."""
+    """A teacher in a separate, replaceable process; every call has a time limit."""
 
     def __init__(self, job: TeacherJob, kind: type[TeacherActor[Any, Any]]):
         self.job = job
@@ -198,7 +198,7 @@ class IsolatedTeacher:
         self._actor: IsolatedActor | None = None
 
     def answer(self, unit: str, rows: Rows, deaths: int) -> pa.Table | Failure:
-        """Return the answer of one batch; try a batch that kills the process ``deaths`` times in all."""
+        """Return the answer of one batch; try ``deaths`` times if the batch kills the process."""
         answer = self._once(unit, rows)
         for _ in range(deaths - 1):
             if not isinstance(answer, Failure) or answer.kind != "died":

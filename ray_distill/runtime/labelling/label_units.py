@@ -1,8 +1,9 @@
-"""Fill a label store with Ray Data: CPU tasks read and encode, teacher actors answer, CPU tasks write.
+"""Fill a label store with Ray Data.
 
-A unit that the teacher fails on leaves the pipeline as failed and is labelled in isolation (`isolate_failures`). Only
-Arrow blocks pass between the stages, and rows carry their unit: nothing relies on Ray keeping one unit a block,
-although it is configured to. `pipeline` schedules the units and commits receipts.
+CPU tasks read and encode, teacher actors answer, and CPU tasks write. A unit that the teacher fails on leaves the
+pipeline as failed and is labelled in isolation (`isolate_failures`). Only Arrow blocks pass between the stages, and
+rows carry their unit: nothing relies on Ray keeping one unit a block, although it is configured to. `pipeline`
+schedules the units and commits receipts.
 """
 
 import functools

@@ -99,7 +99,7 @@ def work_through(work: Work[R], units: Sequence[WorkUnit], seen: Seen) -> Iterat
 
 
 def dataset_of(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """Return a dataset with one block per row, which Ray never splits, however large its features."""
+    """Return a dataset with one block per row, which Ray never splits, whatever its size."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -1,4 +1,4 @@
-"""Run a teacher in a process: one base class for labelling and writing, pipeline and isolation."""
+"""Define the base class of processes that run a teacher, in the pipeline or isolated."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""Run the evaluation stage: judge the models, record metrics, plots, review page and student."""
+"""Run the evaluation stage: judge the models; record metrics, plots, page and student."""
 
 import tempfile
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ _TEXTS = "generations.json"
 
 
 def evaluate(session: Session, students: Mapping[str, StudentRef]) -> EvalReport:
-    """Judge the students of one training run; return the report, which is stored at ``report.url``."""
+    """Judge the students of one training run; return the report, stored at ``report.url``."""
     config = session.config
     if "student" not in students:
         raise ConfigError(f"there is no arm `student` to evaluate, only {', '.join(sorted(students)) or 'none'}")
@@ -249,7 +249,7 @@ def _texts(report: EvalReport) -> dict[str, Any]:
 
 
 def _history(report: EvalReport) -> dict[str, list[tuple[int, float]]]:
-    """Return the curve of each trained arm; for several learning rates, that of the selected rate."""
+    """Return the curve of each trained arm; of several learning rates, that of the selected one."""
     history = {}
     for arm in ARMS.keys() & report.models.keys():
         facts = files.read_json(files.join(report.models[arm].url, "ray_distill.json"))["metadata"]

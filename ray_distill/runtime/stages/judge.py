@@ -1,4 +1,4 @@
-"""Evaluate all models of a campaign on one node, on the same rows and corruptions, at the same time."""
+"""Evaluate all models of a campaign on one node: same rows, same corruptions, same time."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -107,7 +107,7 @@ def _measure(
     corruptions: Mapping[str, Corruption],
     extras: Extras,
 ) -> dict[str, Measured]:
-    """Return answers, costs and robustness of every model, by arm, on the rows that all models accept."""
+    """Return answers, costs and robustness by arm, on the rows that all models accept."""
     judging = panel.task.answers.judge
     answers = judging.answer(panel, rows, config.snapshot.columns.slices)
     rows = rows.filter(pc.is_in(rows["row_id"], value_set=next(iter(answers.values()))["row_id"].combine_chunks()))

@@ -1,4 +1,4 @@
-"""Run the labelling stage: identify and check the teacher, label missing rows, pin the result."""
+"""Run the labelling stage: identify and check the teacher, label missing rows, pin labels."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +27,7 @@ from ray_distill.tracking.base import Dataset, Run
 
 
 def label(session: Session, snapshot: SnapshotRef) -> LabelSetRef:
-    """Label a snapshot; rows that are in the store already, from any snapshot, are not labelled again."""
+    """Label the rows of a snapshot that are not yet in the store, from whatever snapshot."""
     key = key_of(session.config, snapshot)
     done = session.done("label", key)
     if done is not None:
@@ -233,7 +233,7 @@ def store_facts(session: Session, labels: LabelSetRef) -> dict[str, float]:
 
 
 def head_of(store_url: str) -> str | None:
-    """Return the folder of the head of the store's teacher; None if the teacher has no fitted head."""
+    """Return the folder of the fitted head of a store's teacher; None if it has none."""
     head: str | None = open_store(store_url).manifest.teacher.get("head")
     return head
 

@@ -88,7 +88,7 @@ def judged_against(report: EvalReport, chain: Sequence[Entry]) -> StudentRef | N
 
 
 def _register(session: Session, stage: Stage, report: EvalReport, decision: Decision) -> bool:
-    """Log and register the student, and set the alias by the chain; return whether all succeeded."""
+    """Log and register the student, set the alias by the chain; return whether all succeeded."""
     model_uri = evaluate.log_student(session, report)
     if model_uri is None:
         console.report(
@@ -126,7 +126,7 @@ def _report_alias(session: Session, name: str, alias: str) -> None:
 
 
 def summary(report: EvalReport, decision: Decision, page: str) -> str:
-    """Return the parent run's Markdown: verdict, reasons, models side by side by the brief metrics."""
+    """Return the parent run's Markdown: verdict, reasons, and a table of the brief metrics."""
     answers = get_task(report.task).answers
     (first, *others), costs = answers.brief, [answers.efficiency[name] for name in _COSTS]
     headings = ["Model", f"{first.heading} (95 % interval)", *(metric.heading for metric in (*others, *costs))]

@@ -1,4 +1,4 @@
-"""Label the new rows of newer traffic, and measure its drift from the student's training data."""
+"""Label new rows of newer traffic, and measure its drift from the student's training data."""
 
 import numpy as np
 import numpy.typing as npt
@@ -109,7 +109,7 @@ def _report(report: RelabelReport) -> None:
 
 
 def measure_drift(config: Campaign, reference: LabelSetRef, current: LabelSetRef) -> DriftReport:
-    """Compare two label sets of one store by the teacher's classes, the inputs and the embeddings."""
+    """Compare two label sets of one store by teacher's classes, inputs and stored embeddings."""
     before, tokens = _sample(reference, None)
     now, _ = _sample(current, tokens)
     return compare(before, now, config.drift, config.seed)
@@ -152,9 +152,10 @@ def commonest_tokens(distributions: Distributions) -> Tokens:
 
 
 def token_probabilities(distributions: Distributions, tokens: Tokens) -> Floats:
-    """Return the mean mass of each token, and of all other tokens, by document: ``[R, len(tokens) + 1]``.
+    """Return the mean mass of each token, and of the rest, by document.
 
-    Only the stored mass counts, on both sides of a comparison, so that truncation affects both sides equally.
+    The shape is ``[R, len(tokens) + 1]``; the last column is the mass of all other tokens. Only the stored mass counts,
+    on both sides of a comparison, so that truncation affects both sides equally.
     """
     rows, last = len(distributions.row_offsets) - 1, len(tokens)
     column_V = np.full(distributions.classes, last, np.int64)

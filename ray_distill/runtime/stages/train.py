@@ -30,7 +30,7 @@ COST_SECONDS = 10.0
 
 
 def arms(config: Campaign, *, labelled: bool = True) -> tuple[str, ...]:
-    """Return the arms of a campaign; the hard-labels baseline needs true labels in the train split."""
+    """Return the arms of a campaign; without true labels there is no hard-labels baseline."""
     names = ["student", "baseline_teacher_hard_labels"]
     if labelled:
         names.append("baseline_hard_labels")
@@ -90,9 +90,10 @@ def _clear(session: Session, folder: str) -> None:
 
 
 class Curves:
-    """Record the curves that the ranks write, in the tracker and on the terminal, and the cost so far.
+    """Record curves and cost of a running training.
 
-    The object stores which steps a run in the tracker has, so that a continued run gets each step once.
+    The ranks write the curves, which go to the tracker and the terminal. The object stores which steps a run in the
+    tracker has, so that a continued run gets each step once.
     """
 
     def __init__(self, session: Session, stage: Stage, output: str, gauges: TrainingGauges | None = None):

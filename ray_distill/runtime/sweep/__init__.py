@@ -1,1 +1,4 @@
-"""Run the trials of a sweep side by side and publish what they reached. Imports `core`, `stages`, `training`."""
+"""Run the trials of a sweep side by side and publish their results.
+
+Imports `core`, `stages`, `training`.
+"""

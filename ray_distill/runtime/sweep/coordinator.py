@@ -1,6 +1,6 @@
-"""The actor between all running trials of a sweep and the driver, which also compares trials.
+"""Define the actor between a sweep's running trials and the driver; it also compares trials.
 
-Ray imports this module in processes that only pass things on, so it imports nothing heavy.
+Ray imports this module in processes that only forward calls, so it imports no heavy package.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,17 +10,17 @@ from ray_distill.runtime.training.outcome_channel import OutcomeChannel, Outcome
 
 
 class Coordinator(OutcomeChannel):
-    """An outcome channel with rungs; as an actor it does one thing at a time, so judgements have an order."""
+    """An outcome channel with rungs; its actor makes one judgement at a time, in order."""
 
     def __init__(self, rungs: Sequence[float], keep: float, known: Mapping[str, Mapping[float, float]]) -> None:
-        """``known``: what trials had at their rungs before this command, by trial."""
+        """Restore ``known``, the values of trials at their rungs before this command, by trial."""
         super().__init__()
         self._rungs = Rungs(rungs, keep)
         for trial, values in known.items():
             self._rungs.restore(trial, values)
 
     def judge(self, trial: str, epoch: float, value: float) -> list[Judgement]:
-        """See `Rungs.report`."""
+        """Call `Rungs.report`."""
         return self._rungs.report(trial, epoch, value)
 
 
@@ -28,6 +28,6 @@ class CoordinatorHandle(OutcomeChannelHandle):
     """Typed calls of a `Coordinator` actor."""
 
     def judge(self, trial: str, epoch: float, value: float) -> list[Judgement]:
-        """See `Rungs.report`."""
+        """Call `Coordinator.judge`."""
         found: list[Judgement] = self._get(self._actor.judge.remote(trial, epoch, value))
         return found

@@ -1,4 +1,4 @@
-"""What a sweep leaves to be looked at, as files and in MLflow: tables, figures, a page, the best as a campaign."""
+"""Publish a sweep's tables, figures, page and best campaign, as files and in MLflow."""
 
 import shlex
 import tempfile
@@ -25,9 +25,9 @@ def publish(session: Session, result: SweepResult, trials: Mapping[int, Trial], 
 
     Args:
         session: the sweep's session.
-        result: what it found.
+        result: the sweep's result.
         trials: by number.
-        facts: for the page's provenance.
+        facts: provenance of the page.
     """
     values = varied(result, trials)
     best = best_campaign(session.config, list(trials.values()), result.best)
@@ -68,7 +68,7 @@ def publish(session: Session, result: SweepResult, trials: Mapping[int, Trial], 
 
 
 def varied(result: SweepResult, trials: Mapping[int, Trial]) -> dict[str, Sequence[Any]]:
-    """What each trial (of ``result.own``) has at each path that differs between them."""
+    """Return the values of the trials in ``result.own`` at each path that differs between them."""
     found = {
         path: [value_at(trials[trial.number].config, path) for trial in result.own] for path in paths_of(result.trials)
     }
@@ -76,7 +76,7 @@ def varied(result: SweepResult, trials: Mapping[int, Trial]) -> dict[str, Sequen
 
 
 def best_campaign(base: Campaign, trials: Sequence[Trial], best: int) -> str:
-    """The best trial as a campaign's YAML: the sweep's own files, one student, all stages."""
+    """Return the best trial as a campaign's YAML: the sweep's files, one student, all stages."""
     trial = trials[best - 1]
     value = base.model_dump(mode="json", by_alias=True, exclude={"sweep"}, exclude_unset=True)
     for path, item in trial.changes.items():
@@ -91,7 +91,7 @@ def best_campaign(base: Campaign, trials: Sequence[Trial], best: int) -> str:
 
 
 def plan_lines(config: Campaign, trials: Sequence[Trial]) -> list[str]:
-    """What a sweep would do, without doing it: a line a trial."""
+    """Describe what a sweep would do, one line per trial; run nothing."""
     assert config.sweep is not None
     same, sets = duplicates(trials), labelling(config, trials)
     stop = config.sweep.stop

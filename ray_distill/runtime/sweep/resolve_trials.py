@@ -1,4 +1,4 @@
-"""The trials of a sweep before they run: validated, put together where they are the same, each with its folder."""
+"""Validate the trials of a sweep, find duplicates, and plan the folder of each trial."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,37 +27,37 @@ ARM = "student"
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A trial that is to be trained, and where."""
+    """A trial to train, with its task."""
 
     trial: Trial
     task: TrialTask
 
     @property
     def key(self) -> str:
-        """What its folder is called."""
+        """Return the name of the trial's folder."""
         return self.task.key
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a trial."""
+    """Outcome of a trial."""
 
     verdict: str
     """``finished``, ``stopped`` or ``failed``."""
     metrics: Mapping[str, float]
-    """Of the weights that are kept; of a stopped trial, when it was stopped."""
+    """Metrics of the weights kept; of a stopped trial, the metrics at its stop."""
     epoch: float | None = None
-    """When these were measured."""
+    """Epoch at which the metrics were measured."""
     student: StudentRef | None = None
     reason: str = ""
     error: Exception | None = None
 
 
 def checked_trials(config: Campaign) -> tuple[Trial, ...]:
-    """All trials, each with absolute paths, refused now for what training would refuse when labels are paid for.
+    """Return all trials with absolute paths, after checks that else come after labelling.
 
     Raises:
-        ConfigError: there is no sweep; or everything that is wrong, by path and trial.
+        ConfigError: there is no sweep, or trials are wrong; the message names all errors by path and trial.
     """
     trials, wrong = [], WrongTrials()
     for trial in expand(config):
@@ -85,8 +85,11 @@ def label_key(config: Campaign) -> str:
 
 
 def labelling(base: Campaign, trials: Sequence[Trial]) -> dict[str, Campaign]:
-    """The campaign as it labels for trials, by `label_key`: with the first such trial's labels, and a store of its own
-    where they are not the campaign's and name none. Seed, snapshot and tracking are the campaign's."""
+    """Return the campaigns that label for trials, by `label_key`.
+
+    Each has the ``labels`` of the first trial with that key. Labels other than the campaign's get a store of their own,
+    unless they name one. Seed, snapshot and tracking are the campaign's.
+    """
     found: dict[str, Campaign] = {}
     own = label_key(base)
     for trial in trials:
@@ -99,7 +102,7 @@ def labelling(base: Campaign, trials: Sequence[Trial]) -> dict[str, Campaign]:
 
 
 def plan_of(trial: Trial, labels: LabelSetRef, output: str, teacher_rows: str | None) -> TrainingJob:
-    """The training job of a trial; ``output`` is the folder of all trials."""
+    """Return the training job of a trial; ``output`` is the folder of all trials."""
     job = TrainingJob(
         config=trial.config,
         labels=labels,
@@ -114,18 +117,18 @@ def plan_of(trial: Trial, labels: LabelSetRef, output: str, teacher_rows: str | 
 
 
 def plan_key(trial: Trial, labels: LabelSetRef) -> str:
-    """Fingerprint of everything that decides a trial's student."""
+    """Return the fingerprint of everything that decides a trial's student."""
     config = trial.config
     job = TrainingJob(config=config, labels=labels, output="", seed=config.seed, others=mixed_labels(config))
     return fingerprint(arm_plan(job, arm_by_name(ARM)))[:12]
 
 
 def duplicates(trials: Sequence[Trial]) -> dict[int, int]:
-    """Numbers of trials that would train the student of an earlier one, to its number."""
+    """Map the number of each duplicate trial to that of the earlier trial with the same student."""
     first: dict[str, int] = {}
     found = {}
     for trial in trials:
-        # Labels are the same where their settings are, so this is known before there are any.
+        # Equal settings give equal labels, so duplicates are found before labelling.
         pretended = LabelSetRef(
             store="",
             fingerprint=label_key(trial.config),
@@ -140,10 +143,10 @@ def duplicates(trials: Sequence[Trial]) -> dict[int, int]:
 
 
 def objective(config: Campaign, snapshot: Snapshot, label_sets: int) -> str:
-    """The number by which trials are compared.
+    """Return the metric by which trials are compared.
 
     Raises:
-        ConfigError: students of this validation split are not measured by it, or not alike.
+        ConfigError: the configured metric is not measured on this validation split, or is not comparable.
     """
     assert config.sweep is not None
     chosen = config.sweep.objective
@@ -157,8 +160,8 @@ def objective(config: Campaign, snapshot: Snapshot, label_sets: int) -> str:
     metric = chosen or measured[0]
     if metric not in measured:
         raise ConfigError(
-            f"sweep.objective: {metric} is not measured of {config.task} on a validation split of {labelled} rows with "
-            f"true labels ({MIN_LABELLED} make the difference); {' and '.join(measured)} are"
+            f"sweep.objective: {metric} is not measured for {config.task} on a validation split of {labelled} rows "
+            f"with true labels (the limit is {MIN_LABELLED}); {' and '.join(measured)} are"
         )
     if label_sets > 1 and metric in ("validation_kl", "validation_agreement"):
         raise ConfigError(
@@ -169,23 +172,25 @@ def objective(config: Campaign, snapshot: Snapshot, label_sets: int) -> str:
 
 
 def judged_rows(config: Campaign, snapshot: Snapshot, metric: str) -> int:
-    """Rows of the validation split that the objective is a mean of."""
+    """Return the number of validation rows over which the objective is a mean."""
     split = snapshot.manifest.splits["validation"]
     by_label = metric in ("validation_nll", "validation_accuracy") and not get_task(config.task).answers.per_token
     return split.labelled if by_label else split.rows
 
 
 def more_is_better(task: str, metric: str) -> bool:
-    """Whether more of an objective is better."""
+    """Return whether a higher value of an objective is better."""
     name = metric.removeprefix("validation_")
     return bool(get_task(task).answers.metrics["kl_from_teacher" if name == "kl" else name].higher_is_better)
 
 
 def on_disk(planned: Planned) -> Outcome | None:
-    """What became of a trial before this command; None = it is still to be trained, or to go on.
+    """Return the outcome of a trial that ended before this command.
+
+    None means that the trial is still to be trained, or to continue.
 
     Raises:
-        TrainingError: its folder holds something else.
+        TrainingError: the trial's folder contains a different student.
     """
     job = planned.task.job
     arm = arm_by_name(ARM)
@@ -205,7 +210,7 @@ def on_disk(planned: Planned) -> Outcome | None:
 
 
 def finished(planned: Planned, ref: StudentRef) -> Outcome:
-    """The outcome of a trial whose student is there."""
+    """Return the outcome of a trial whose student is exported."""
     facts = files.read_json(files.join(ref.url, "ray_distill.json"))["metadata"]
     epochs = planned.trial.config.student.training.epochs
     return Outcome(

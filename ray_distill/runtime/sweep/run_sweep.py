@@ -1,8 +1,8 @@
-"""The sweep: labels for its trials, the trials themselves, and what they came to, side by side.
+"""Run a sweep: label for its trials, train them, and compare their results.
 
-<output>/sweep/trials/<plan>/   a trial's student, or its checkpoints: found again by any sweep with such a trial
+<output>/sweep/trials/<plan>/   a trial's student, or its checkpoints: reused by any sweep with the same trial
 <output>/sweep/<key>/           one sweep's tables, figures, page, and the best trial as a campaign of its own
-<output>/state/sweep-<key>/     what is done, and the runs of the trials
+<output>/state/sweep-<key>/     the finished sweep's result, and the runs of the trials
 """
 
 import time
@@ -44,13 +44,13 @@ from ray_distill.storage import files
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A sweep with its labels: what is to be trained, and by what it is compared."""
+    """A sweep with its labels, the trials to train, and the metric of the comparison."""
 
     session: Session
     key: str
     trials: tuple[Trial, ...]
     planned: tuple[Planned, ...]
-    """Without trials that are an earlier one again."""
+    """Trials without duplicates of earlier trials."""
     same: Mapping[int, int]
     snapshot: SnapshotRef
     labels: Mapping[str, LabelSetRef]
@@ -58,7 +58,7 @@ class Sweep:
 
     @property
     def stop(self) -> StopConfig | None:
-        """The rule that stops a trial."""
+        """Return the rule that stops a trial."""
         assert self.session.config.sweep is not None
         return self.session.config.sweep.stop
 
@@ -67,7 +67,7 @@ def sweep(session: Session, snapshot: SnapshotRef, trials: Sequence[Trial]) -> S
     """Train all trials that are not trained yet, and compare them.
 
     Raises:
-        ConfigError: the objective cannot be measured, or not of all trials alike.
+        ConfigError: the objective cannot be measured, or is not comparable between the trials.
         TrainingError: every trial has failed.
         ClusterError: a trial does not fit the cluster.
     """
@@ -88,13 +88,13 @@ def sweep(session: Session, snapshot: SnapshotRef, trials: Sequence[Trial]) -> S
         _require_one(found, outcomes)
         result = _compare(found, outcomes, runs)
     publish.publish(session, result, {trial.number: trial for trial in trials}, _facts(found))
-    if not result.count("failed"):  # those are tried again
+    if not result.count("failed"):  # the same command tries failed trials again
         session.finish("sweep", done_key, result.to_dict())
     return result
 
 
 def _plan(session: Session, key: str, snapshot: SnapshotRef, trials: Sequence[Trial]) -> Sweep:
-    """Label what trials need, and settle what is trained where."""
+    """Label for the trials, and plan the folder and task of each."""
     config = session.config
     variants = labelling(config, trials)
     metric = objective(config, open_snapshot(snapshot), len(variants))
@@ -121,7 +121,10 @@ def _plan(session: Session, key: str, snapshot: SnapshotRef, trials: Sequence[Tr
 
 
 def _label(session: Session, name: str, variant: Campaign, snapshot: SnapshotRef) -> LabelSetRef:
-    """One label set; what is done of it is remembered apart, for the campaign's own labels are the campaign's."""
+    """Label for one label set.
+
+    Its state is stored apart from the campaign's, unless the labels are the campaign's own.
+    """
     own = label_key(session.config) == name
     return label.label(replace(session, config=variant, state="state" if own else f"state/labels-{name}"), snapshot)
 
@@ -152,7 +155,7 @@ def _planned(
 
 
 def _train(found: Sweep, runs: TrialRuns) -> dict[str, Outcome]:
-    """What became of every trial, by key."""
+    """Train the trials that have not ended; return the outcome of every trial, by key."""
     config = found.session.config
     assert config.sweep is not None
     outcomes = {one.key: outcome for one in found.planned if (outcome := on_disk(one)) is not None}
@@ -161,7 +164,7 @@ def _train(found: Sweep, runs: TrialRuns) -> dict[str, Outcome]:
     for one in earlier:
         runs.earlier(one, outcomes[one.key])
     console.report(
-        f"sweep: {len(found.trials)} trials, {len(found.same)} of them another one again, {len(earlier)} done already, "
+        f"sweep: {len(found.trials)} trials, {len(found.same)} of them duplicates, {len(earlier)} done already, "
         f"{len(todo)} to train",
         trials=len(found.trials),
         done=len(earlier),
@@ -201,7 +204,7 @@ def _train(found: Sweep, runs: TrialRuns) -> dict[str, Outcome]:
 
 
 def _keep_cost(session: Session, schedule: Schedule, *, started: float, seconds: float, written: int) -> None:
-    """What the trials have reserved is the cost of the stage."""
+    """Store the cost of the stage: the resources that its trials have reserved."""
     cores, accelerators = (schedule.hours[name] * SECONDS_AN_HOUR / max(seconds, 1e-9) for name in ("CPU", "GPU"))
     cost = stage_cost(
         "sweep", seconds, cores=cores, accelerators=accelerators, bytes_written=written, prices=session.config.cost
@@ -211,7 +214,7 @@ def _keep_cost(session: Session, schedule: Schedule, *, started: float, seconds:
 
 
 def _require_one(found: Sweep, outcomes: Mapping[str, Outcome]) -> None:
-    """Make sure that something can be compared.
+    """Require a finished trial.
 
     Raises:
         TrainingError: no trial has finished.
@@ -219,7 +222,7 @@ def _require_one(found: Sweep, outcomes: Mapping[str, Outcome]) -> None:
     if any(outcome.verdict == "finished" for outcome in outcomes.values()):
         return
     failed = [one for one in found.planned if outcomes[one.key].verdict == "failed"]
-    first = failed[0]  # whoever is the first at the last rung passes it: without a failure one has finished
+    first = failed[0]  # the first trial at the last rung passes it: without a failure, a trial has finished
     raise TrainingError(
         f"no trial of the sweep has finished: {len(failed)} of {len(found.planned)} failed, the first, "
         f"'{first.trial.name}', with: {outcomes[first.key].reason}"
@@ -282,7 +285,10 @@ def _result(one: Planned, outcome: Outcome, speed: Efficiency | None, runs: Tria
 
 
 def _speeds(found: Sweep, outcomes: Mapping[str, Outcome]) -> tuple[dict[str, Efficiency], list[str]]:
-    """Size and speed of finished trials, by key; those of one shape differ in weights alone, and are timed once."""
+    """Return size and speed of finished trials, by key; students of equal shape are timed once.
+
+    Such students differ only in their weights.
+    """
     config, resources = found.session.config, found.session.config.labels.resources
     shapes: dict[str, list[tuple[Planned, StudentRef]]] = {}
     for one in found.planned:

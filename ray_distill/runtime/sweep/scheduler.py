@@ -1,7 +1,7 @@
 """Run the trials of a sweep, several at a time, from one thread.
 
-A trial of one rank is a Ray task: the processes, which took seconds to import torch, serve one trial after the other.
-A trial of several ranks is a Ray Train run. Either goes on from its checkpoint when it was lost.
+A trial of one rank is a Ray task, so that a process, which takes seconds to import torch, trains several trials in
+succession. A trial of several ranks is a Ray Train run. A lost trial continues from its checkpoint.
 """
 
 import pickle
@@ -35,26 +35,29 @@ def require_room(planned: Sequence[Planned]) -> None:
     """Refuse trials that would wait for ever.
 
     Raises:
-        ClusterError: one does not fit the cluster, even alone.
+        ClusterError: a trial does not fit the cluster, even alone.
     """
     for training in {training.model_dump_json(): training for training in map(training_of, planned)}.values():
         require_bundles([resources_of(training)] * training.least_workers, "a trial of the sweep")
 
 
 def need(planned: Planned) -> dict[str, float]:
-    """What a trial takes of the cluster, over all of its ranks."""
+    """Return the resources that a trial reserves, over all of its ranks."""
     training = training_of(planned)
     return {name: training.least_workers * amount for name, amount in resources_of(training).items()}
 
 
 def training_of(planned: Planned) -> TrainingConfig:
-    """How a trial trains; of a number of workers that may change it takes the least, so that trials do not compete."""
+    """Return a trial's training settings with a fixed number of workers.
+
+    A variable number is fixed at its minimum, so that trials do not compete for workers.
+    """
     training = planned.trial.config.student.training
     return training.model_copy(update={"workers": training.least_workers})
 
 
 class Schedule:
-    """The trials that are still to be trained, and those that are being trained."""
+    """Queue of trials to train, and the running trials."""
 
     def __init__(
         self,
@@ -67,23 +70,23 @@ class Schedule:
         recorded: Callable[[Planned], None],
         ended: Callable[[Planned, Outcome], None],
     ) -> None:
-        """Nothing runs yet.
+        """Start the coordinator; `run` starts the trials.
 
         Args:
             todo: in the order in which they start.
-            others: trials of the sweep that have ended before; what they had at their rungs counts.
+            others: trials of the sweep that ended before this command; their values at rungs count.
             stop: the rule that stops a trial.
-            most: trials at once, queued by Ray if they do not fit; None = as many as fit what the cluster has.
-            begun: called when a trial starts, again if it was lost and starts again.
-            recorded: called every `CURVE_SECONDS` for a trial that is being trained, and when it has ended, to record
-                what its curve has.
-            ended: called with what became of a trial.
+            most: maximum trials at once, queued by Ray if they do not fit; None = as many as fit the cluster.
+            begun: called when a trial starts, also when a lost trial starts again.
+            recorded: called every `CURVE_SECONDS` for a running trial, and when it has ended, to record the new steps
+                of its curve.
+            ended: called with the outcome of a trial.
         """
         self._waiting, self._most = deque(todo), most
         self._running: dict[str, tuple[Planned, Any]] = {}
         self._since: dict[str, float] = {}
         self.hours: dict[str, float] = {"CPU": 0.0, "GPU": 0.0}
-        """Reserved by trials that have ended, by resource."""
+        """Hours reserved by trials that have ended, by resource."""
         self._lost: dict[str, int] = {}
         self._begun, self._recorded, self._ended = begun, recorded, ended
         known = {one.key: known_rungs(one.task.job.output, one.task.rule) for one in (*todo, *others)}
@@ -109,19 +112,22 @@ class Schedule:
                     self._poll(done)
             except ray.exceptions.RayActorError as lost:
                 raise ClusterError(
-                    f"the sweep lost its coordinator ({explain(lost, 'asking it')}): run the same command "
-                    "again and it goes on where it was"
+                    f"the sweep lost its coordinator ({explain(lost, 'the call')}): run the same command "
+                    "again to continue the sweep"
                 ) from lost
             finally:
                 for planned, _ in list(self._running.values()):
                     self._end(planned)
 
     def _has_room(self, planned: Planned) -> bool:
-        """Whether the next trial may start; none overtakes it, so that a large one comes to its turn."""
+        """Return whether the next trial may start.
+
+        No trial overtakes it, so that a large trial does not wait for ever.
+        """
         if self._most is not None:
             return len(self._running) < self._most
         if not self._running:
-            return True  # it fitted when the sweep began: Ray waits until it does again
+            return True  # the trial fitted when the sweep began: Ray waits until it fits again
         taken = [need(one) for one, _ in self._running.values()]
         return all(
             sum(one.get(name, 0.0) for one in taken) + amount <= capacity(name)
@@ -141,14 +147,14 @@ class Schedule:
         self._running[planned.key], self._since[planned.key] = (planned, ref), time.monotonic()
 
     def _end(self, planned: Planned) -> None:
-        """Take a trial off what runs."""
+        """Remove a trial from the running ones, and add its reserved hours."""
         del self._running[planned.key]
         hours = (time.monotonic() - self._since.pop(planned.key)) / SECONDS_AN_HOUR
         for name, amount in need(planned).items():
             self.hours[name] += hours * amount
 
     def _poll(self, done: Sequence[Any]) -> None:
-        """Record curves, and handle the trials that have ended: with an outcome, or with their process."""
+        """Record curves; handle the trials that ended with an outcome or with their process."""
         outcomes = self._coordinator.outcomes()
         record = time.monotonic() - self._recorded_at >= CURVE_SECONDS
         for key, (planned, ref) in list(self._running.items()):
@@ -163,7 +169,7 @@ class Schedule:
             self._recorded_at = time.monotonic()
 
     def _check_lost(self, planned: Planned, ref: Any) -> None:
-        """Handle a process that ended without an outcome, unless that came after the poll."""
+        """Handle a process that ended without an outcome, unless the outcome came after the poll."""
         if planned.key in self._coordinator.outcomes():
             return
         try:
@@ -202,5 +208,5 @@ def outcome_of(planned: Planned, found: RunOutcome) -> Outcome:
 
 
 def failed(error: Exception) -> Outcome:
-    """The outcome of a trial that ended with an error."""
+    """Return the outcome of a trial that ended with an error."""
     return Outcome(verdict="failed", metrics={}, reason=str(error), error=error)

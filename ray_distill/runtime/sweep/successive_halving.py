@@ -1,8 +1,8 @@
-"""When a trial is hopeless: asynchronous successive halving in its stopping form (Li et al. 2020, arXiv 1810.05934).
+"""Stop hopeless trials by asynchronous successive halving, in its stopping form.
 
-Nobody waits for anybody: a trial that reaches a rung is held against those that have reached it before, and goes on if
-it is among the best share of them, itself counted, rounded up. So the first always goes on, and a good trial that
-comes late is never stopped for it.
+The rule is of Li et al. 2020 (arXiv 1810.05934). No trial waits for another: a trial that reaches a rung is compared
+with the trials that have reached it before, and continues if it is among the best share of them, itself counted,
+rounded up. So the first trial at a rung always continues, and a good trial is never stopped for reaching a rung late.
 """
 
 import math
@@ -12,37 +12,37 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """A trial at a rung."""
+    """Comparison of a trial at a rung."""
 
     rung: float
     value: float
     place: int
-    """1 = the best of those that have reached the rung so far; equal values share a place."""
+    """Rank among the trials that have reached the rung so far, 1 = best; equal values share a place."""
     of: int
     goes_on: bool
 
 
 class Rungs:
-    """What trials had at each rung."""
+    """Values of the trials at each rung."""
 
     def __init__(self, rungs: Sequence[float], keep: float) -> None:
-        """Nobody has reached any of ``rungs`` (epochs, increasing) yet; ``keep`` is the share that goes on."""
+        """Create empty ``rungs`` (epochs, increasing); ``keep`` is the share that continues."""
         self._keep = keep
         self._found: dict[float, dict[str, float]] = {rung: {} for rung in rungs}
 
     def restore(self, trial: str, values: Mapping[float, float]) -> None:
-        """Take over what a trial had at rungs when they were reached; rungs that are none any more are left out."""
+        """Restore a trial's values at the rungs that it reached; ignore rungs that no longer exist."""
         for rung, value in values.items():
             if rung in self._found:
                 self._found[rung][trial] = value
 
     def report(self, trial: str, epoch: float, value: float) -> list[Judgement]:
-        """Judge a trial at each rung that it has reached and not been judged at, up to the first that it fails.
+        """Judge a trial at each newly reached rung, up to the first that it fails.
 
         Args:
-            trial: which.
+            trial: the trial's key.
             epoch: passes over its training rows so far.
-            value: of the objective; less is better.
+            value: value of the objective; less is better.
         """
         made = []
         for rung, found in self._found.items():

@@ -1,4 +1,4 @@
-"""Size and speed of a sweep's students, timed in turns on one node, on rows of the validation split."""
+"""Measure size and speed of a sweep's students, in turns on one node, on validation rows."""
 
 from collections.abc import Mapping
 
@@ -18,13 +18,13 @@ def time_students(
 
     Args:
         config: the campaign.
-        snapshot: whose validation split is used.
+        snapshot: the snapshot with the validation split.
         urls: folders of students, by name.
         threads: CPU threads of every model.
 
     Raises:
-        EvaluationError: the models answer other classes or tokens than each other, or accept no row.
-        ModelError: one cannot be loaded.
+        EvaluationError: the models' classes or tokens differ, or they accept no row.
+        ModelError: a model cannot be loaded.
     """
     torch.set_num_threads(threads)
     teacher = config.labels.teacher

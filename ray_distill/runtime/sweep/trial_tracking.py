@@ -1,4 +1,4 @@
-"""The nested runs of a sweep's trials: one each, whatever number of commands worked on it."""
+"""Record a sweep's trials as nested runs: one run per trial, over any number of commands."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -16,10 +16,10 @@ from ray_distill.tracking.base import Run
 
 
 class TrialRuns:
-    """Runs of the trials that are being trained; those still open when the block ends, end as it does."""
+    """Open runs of the running trials; runs that are open when the block ends get its status."""
 
     def __init__(self, session: Session, folder: str) -> None:
-        """``folder``: where the runs' ids are kept."""
+        """Create an empty set of runs; ``folder`` stores the runs' ids."""
         self._session, self._folder = session, folder
         self._open: dict[str, tuple[Run, ExitStack]] = {}
         self._curves: dict[str, CurveReader] = {}
@@ -35,7 +35,7 @@ class TrialRuns:
         self._open.clear()
 
     def begin(self, planned: Planned) -> None:
-        """Open the trial's run, or reopen it; a trial that starts again goes on in its run."""
+        """Open the trial's run, or reopen it: a trial that starts again continues its run."""
         if planned.key in self._open:
             return
         stack, trial = ExitStack(), planned.trial
@@ -62,7 +62,8 @@ class TrialRuns:
     def record(self, planned: Planned) -> None:
         """Record the new steps of a trial's curve; of several learning rates, under the rate's name.
 
-        None is recorded twice: a kill may cost the run in the tracker the steps of one call, which the files have.
+        No step is recorded twice. After a kill, the run in the tracker may lack the steps of one call; the files have
+        them.
         """
         run, curves = self._open[planned.key][0], self._curves[planned.key]
         try:
@@ -78,7 +79,7 @@ class TrialRuns:
             run.metrics({f"{prefix}{name}": value for name, value in one.values.items()}, one.step)
 
     def end(self, planned: Planned, outcome: Outcome) -> None:
-        """Record what became of the trial and close its run."""
+        """Record the outcome of the trial and close its run."""
         run, stack = self._open.pop(planned.key)
         run.metrics(kept_metrics(outcome))
         run.tags({"verdict": outcome.verdict, **({"reason": outcome.reason} if outcome.reason else {})})
@@ -87,14 +88,14 @@ class TrialRuns:
         self._keep(planned.key, run, verdict=outcome.verdict)
 
     def earlier(self, planned: Planned, outcome: Outcome) -> None:
-        """Record a trial that ended before this command, unless its run says so already."""
+        """Record a trial that ended before this command, unless its run has the verdict already."""
         if self._kept(planned.key).get("verdict") != outcome.verdict:
             self.begin(planned)
             self.record(planned)
             self.end(planned, outcome)
 
     def measured(self, planned: Planned, efficiency: Efficiency | None, *, best: bool, on_frontier: bool) -> None:
-        """Add what is known when all trials have ended."""
+        """Record frontier, best trial, size and speed, after all trials have ended."""
         known = self._kept(planned.key)["run_id"]
         with self._session.tracker.run(_name(planned), parent=self._session.parent.run_id, run_id=known) as run:
             run.tags({"frontier": str(on_frontier).lower(), "best": str(best).lower()})
@@ -110,11 +111,11 @@ class TrialRuns:
                 )
 
     def run_id(self, key: str) -> str:
-        """The trial's run."""
+        """Return the id of the trial's run."""
         return str(self._kept(key)["run_id"])
 
     def _keep(self, key: str, run: Run, **more: str) -> None:
-        """Keep a trial's run, and which steps it has."""
+        """Store the id of a trial's run, and its recorded steps."""
         files.write_json(self._url(key), {"run_id": run.run_id, "steps": self._curves[key].known, **more})
 
     def _kept(self, key: str) -> dict[str, Any]:
@@ -127,12 +128,15 @@ class TrialRuns:
 
 
 def kept_metrics(outcome: Outcome) -> Mapping[str, float]:
-    """Numbers of the weights that are kept; of a stopped trial, when it was stopped."""
+    """Return the metrics of the weights kept; of a stopped trial, the metrics at its stop."""
     which = "best" if outcome.verdict == "finished" else "last"
     epoch = {} if outcome.epoch is None else {f"{which}_epoch": outcome.epoch}
     return {f"{which}_{name}": value for name, value in outcome.metrics.items()} | epoch
 
 
 def _name(planned: Planned) -> str:
-    """The number first: tables cut long names off at the end, where those of a grid differ."""
+    """Return the run's name, which begins with the trial's number.
+
+    Tables truncate long names at the end, where the names of a grid differ.
+    """
     return f"{planned.trial.number} {planned.trial.name}"

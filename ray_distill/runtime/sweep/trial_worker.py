@@ -1,8 +1,8 @@
-"""The ranks of a trial: the training of one student, which is judged at each rung.
+"""Run the ranks of a trial: train one student, which is judged at each rung.
 
 <trial>/student/, student.json    the finished student, as in any training
-<trial>/rungs.json                what it had at the rungs that it has passed
-<trial>/stopped.json              why it was stopped; the checkpoint beside it lets it go on under another rule
+<trial>/rungs.json                the trial's values at the rungs that it has passed
+<trial>/stopped.json              the reason of the stop; the checkpoint beside it allows another rule to continue
 """
 
 import pickle
@@ -24,20 +24,20 @@ RUNGS, STOPPED = "rungs.json", "stopped.json"
 
 @dataclass(frozen=True, kw_only=True)
 class TrialTask:
-    """What a trial's ranks need, as plain picklable values."""
+    """Inputs of a trial's ranks, as plain picklable values."""
 
     key: str
-    """Fingerprint of its plan: the name of its folder, and of its run in the channel."""
+    """Fingerprint of the trial's plan: the name of its folder, and of its run in the channel."""
     job: "TrainingJob"
-    """Of the arm ``student``."""
+    """Training job of the arm ``student``."""
     metric: str
     higher_is_better: bool
     rule: str | None = None
-    """Fingerprint of the rule by which it may be stopped; None = it may not."""
+    """Fingerprint of the rule that may stop the trial; None = no rule."""
 
 
 class RungJudge:
-    """Has a trial judged at its rungs, from the first rank."""
+    """Send a trial's validations to the coordinator, from the first rank, to be judged at rungs."""
 
     def __init__(self, task: TrialTask, coordinator: CoordinatorHandle) -> None:
         self._task, self._coordinator = task, coordinator
@@ -45,7 +45,7 @@ class RungJudge:
         self._stopped: dict[str, Any] = {}
 
     def validated(self, step: int, values: Mapping[str, float]) -> bool:
-        """Report a validation; return whether the trial has failed a rung and must stop."""
+        """Report a validation; return whether the trial failed a rung and must stop."""
         value = objective_of(values, self._task)
         found = self._coordinator.judge(self._task.key, values["epoch"], value)
         if not found:
@@ -67,15 +67,15 @@ class RungJudge:
         return False
 
     def record_stop(self) -> None:
-        """Write why the trial was stopped, when its last checkpoint is there."""
+        """Write the reason of the stop, after the trial's last checkpoint."""
         files.write_json(files.join(self._task.job.output, STOPPED), self._stopped)
 
 
 def objective_of(values: Mapping[str, float], task: TrialTask) -> float:
-    """The objective as a number of which less is better.
+    """Return the objective as a number of which less is better.
 
     Raises:
-        TrainingError: it was not measured.
+        TrainingError: the objective was not measured.
     """
     if task.metric not in values:
         raise TrainingError(
@@ -86,7 +86,7 @@ def objective_of(values: Mapping[str, float], task: TrialTask) -> float:
 
 
 def known_rungs(folder: str, rule: str | None) -> dict[float, float]:
-    """What a trial had at the rungs that it has passed or failed under a rule, by rung."""
+    """Return a trial's values at the rungs that it has passed or failed under a rule, by rung."""
     found: dict[float, float] = {}
     for name in (RUNGS, STOPPED):
         url = files.join(folder, name)
@@ -98,12 +98,12 @@ def known_rungs(folder: str, rule: str | None) -> dict[float, float]:
 
 
 def train_alone(task: bytes, coordinator: CoordinatorHandle, threads: int) -> None:
-    """Train a trial of one rank, in a process without a group; several such trials follow each other in one process."""
+    """Train a trial of one rank, without a process group; a process runs several in succession."""
     run_rank(pickle.loads(task), coordinator, 0, threads)
 
 
 def train_together(config: dict[str, Any]) -> None:
-    """Train one rank of several, started by Ray Train; ``config`` as `workers.fit_ranks` makes it."""
+    """Train one of several ranks, started by Ray Train; `workers.fit_ranks` makes ``config``."""
     import ray.train
 
     rank = ray.train.get_context().get_world_rank()

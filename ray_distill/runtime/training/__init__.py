@@ -1,1 +1,4 @@
-"""Start training workers with Ray Train and carry their metrics to the driver. Imports `core`."""
+"""Start training workers with Ray Train and send their outcome to the driver.
+
+Imports `core`.
+"""

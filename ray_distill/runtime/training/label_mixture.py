@@ -1,4 +1,4 @@
-"""The label sets that a student learns from beside its campaign's own."""
+"""Read and validate the further label sets of a student's mixture."""
 
 from ray_distill.artifacts import LabelSetRef
 from ray_distill.config import Campaign
@@ -8,10 +8,10 @@ from ray_distill.storage import files
 
 
 def mixed_labels(config: Campaign) -> tuple[LabelSetRef, ...]:
-    """The label sets that ``student.mixture`` names, in its order.
+    """Return the label sets that ``student.mixture`` names, in its order.
 
     Raises:
-        ConfigError: a file is missing, or holds no reference of labels; every one that is wrong is named.
+        ConfigError: a file is missing or is not a reference of labels; the message names every such file.
     """
     found, wrong = list[LabelSetRef](), list[str]()
     for number, other in enumerate(config.student.mixture.others if config.student.mixture else ()):
@@ -28,7 +28,7 @@ def mixed_labels(config: Campaign) -> tuple[LabelSetRef, ...]:
 
 
 def check_mixture(config: Campaign) -> list[str]:
-    """What is wrong with the mixture, as far as it is known before anything is labelled."""
+    """Return the errors of the mixture that can be found before labelling."""
     mixture, signal = config.student.mixture, config.labels.signal
     if mixture is None:
         return []
@@ -48,14 +48,17 @@ def check_mixture(config: Campaign) -> list[str]:
     ):
         if mixture.how == "average" and estimator in ("sampled", "hybrid"):
             wrong.append(
-                f"student.mixture.how: average, but {name} is {estimator}, and the mean of draws is no "
-                "distribution: take topk or dense, or mix by source"
+                f"student.mixture.how: average, but {name} is {estimator}, and the mean of draws is not a "
+                "distribution: use topk or dense, or mix by source"
             )
     return wrong
 
 
 def temperatures_of(config: Campaign) -> tuple[float, ...]:
-    """Temperatures that training may use: those that are stored, but T = 1 alone of a mean of truncated labels."""
+    """Return the temperatures that training may use.
+
+    These are the stored temperatures; for a mean of truncated labels, only T = 1.
+    """
     mixture, signal = config.student.mixture, config.labels.signal
     if mixture is None or mixture.how == "source":
         return signal.temperatures

@@ -1,7 +1,7 @@
 """Start training ranks with Ray Train, wait for their outcome, restart ranks that were lost.
 
-The ranks write students and checkpoints themselves (`ray_distill.students`); Ray starts them and tells when one
-is gone. A restart goes on from the newest verified checkpoint, so a lost worker costs the steps since then.
+The ranks write students and checkpoints themselves (`ray_distill.students`); Ray starts the ranks and reports lost
+ones. A restart continues from the newest verified checkpoint, so a lost worker costs the steps since then.
 """
 
 import pickle
@@ -23,25 +23,25 @@ from ray_distill.students.run import TrainingJob
 
 #: Seconds between two polls of the channel and of the curves.
 POLL_SECONDS = 1.0
-#: Seconds without a rank at work after which it is said what training may wait for.
+#: Seconds without a working rank after which a message reports possible causes.
 WAIT_SECONDS = 60.0
 
 
 def train_ranks(job: TrainingJob, training: TrainingConfig, *, on_poll: Callable[[], None]) -> list[StudentRef]:
-    """Run ``students.run.run_arms`` on as many ranks as the settings ask for and return its result.
+    """Run ``students.run.run_arms`` on the configured number of ranks and return its result.
 
     Args:
-        job: what to train; ``job.resume`` must be set, a restart relies on it.
-        training: how many ranks, with which resources, and how many restarts.
-        on_poll: called on this process every `POLL_SECONDS` while the ranks train, to read the curves they write.
+        job: the training job; ``job.resume`` must be set, because a restart relies on it.
+        training: number of ranks, their resources, and number of restarts.
+        on_poll: called in this process every `POLL_SECONDS` while the ranks train, to read the curves they write.
 
     Raises:
-        DistillError: what a rank raised, at once.
+        DistillError: a rank raised it; it is raised at once.
         ClusterError: the ranks were lost more often than ``training.max_failures``, or cannot be placed.
     """
     assert job.resume, "a restarted rank must go on, not begin anew"
     require_bundles([resources_of(training)] * training.least_workers, "training")
-    # The channel must not go with a node of the ranks': Ray Train starts them anew without us when one is taken away.
+    # The channel stays on the driver's node: Ray Train restarts the ranks by itself when a rank's node is lost.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     for attempt in range(training.max_failures + 1):
         channel = OutcomeChannelHandle(ray.remote(num_cpus=0, scheduling_strategy=here)(OutcomeChannel).remote())
@@ -71,14 +71,14 @@ def _fit(
 ) -> BaseException | None:
     """Make one attempt; return the error that Ray raised, if it did.
 
-    Ray Train is asked from a task. On this process's main thread it would take Ctrl-C over, for the rest of the
-    process, and end it with exit status 0; on another thread it would still be asking Ray while Ctrl-C shuts Ray down,
-    and Ray's core then ends the process on the spot, with exit status 1 and without a word.
+    A task calls Ray Train. On the main thread of this process, Ray Train would install its handler of Ctrl-C for the
+    rest of the process, and end it with exit status 0; on another thread, it would still call Ray while Ctrl-C shuts
+    Ray down, and Ray's core would then end the process immediately, with exit status 1 and without a message.
     """
     failure: BaseException | None = None
     with tempfile.TemporaryDirectory(prefix="ray-distill-train-", ignore_cleanup_errors=True) as folder:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        # The task's process is used once: Ray Train leaves its handler of SIGINT behind.
+        # The task's process is used once: Ray Train does not remove its handler of SIGINT.
         fit = ray.remote(num_cpus=0, max_retries=0, max_calls=1, scheduling_strategy=here)(fit_ranks)
         running = fit.remote(pickle.dumps(job), training, channel, folder)
         report_at: float | None = time.monotonic() + WAIT_SECONDS
@@ -87,7 +87,7 @@ def _fit(
                 report_at = _report_wait(channel, training, report_at)
                 on_poll()
                 if _finished(channel):
-                    return None  # without a dashboard, Ray Train takes twelve seconds more to put its own things away
+                    return None  # without a dashboard, the shutdown of Ray Train takes twelve seconds more
             ray.get(running)
         except ray.exceptions.RayError as lost:
             failure = lost
@@ -95,7 +95,7 @@ def _fit(
 
 
 def _report_wait(channel: OutcomeChannelHandle, training: TrainingConfig, at: float | None) -> float | None:
-    """Say once, at some time, that no rank is at work yet; when to say it still."""
+    """Report once, at time ``at``, that no rank works yet; return ``at`` while that is pending."""
     if at is None:
         return None
     try:
@@ -106,8 +106,8 @@ def _report_wait(channel: OutcomeChannelHandle, training: TrainingConfig, at: fl
     if time.monotonic() < at:
         return at
     console.report(
-        f"train: none of {training.least_workers} worker(s) is at work after {WAIT_SECONDS:g} s: other jobs hold the "
-        "room, Ray holds it for a run that was killed (three minutes at most), or they are slow to start"
+        f"train: none of {training.least_workers} worker(s) is at work after {WAIT_SECONDS:g} s: other jobs use the "
+        "resources, Ray reserves them for a run that was killed (three minutes at most), or workers are slow to start"
     )
     return None
 
@@ -117,5 +117,5 @@ def _finished(channel: OutcomeChannelHandle) -> bool:
     try:
         found = channel.outcomes().get(RUN)
     except ray.exceptions.RayError:
-        return False  # the channel went with its node; the attempt fails and reports that
+        return False  # the channel was lost with its node; the attempt fails and reports that
     return found is not None and found.students is not None

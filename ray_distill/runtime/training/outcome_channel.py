@@ -1,7 +1,7 @@
-"""The actor between the ranks of runs and the driver: results, and the errors that end runs.
+"""Send results, and errors that end runs, from ranks to the driver through an actor.
 
-Numbers of steps do not pass through it: they are files (`students.telemetry.curves`). Ray imports this module in
-processes that only pass things on, so it imports nothing heavy.
+Metrics of steps do not pass through the actor: they are files (`students.telemetry.curves`). Ray imports this module in
+processes that only forward calls, so it imports no heavy package.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,13 +13,13 @@ from ray_distill.errors import DistillError
 if TYPE_CHECKING:
     from ray_distill.runtime.training.prometheus import TrainingGauges
 
-#: Called on the first rank with the step and the numbers of each validation; True = stop.
+#: Called on the first rank with the step and the metrics of each validation; True = stop.
 OnValidation = Callable[[int, Mapping[str, float]], bool]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOutcome:
-    """How a run ended: with students, or with an error of ours."""
+    """Outcome of a run: students, or an error of the package."""
 
     students: tuple[str, ...] | None = None
     """StudentRefs as JSON."""
@@ -27,7 +27,7 @@ class RunOutcome:
 
 
 class OutcomeChannel:
-    """The actor. Runs have names."""
+    """Actor class that stores the outcomes of runs by name."""
 
     def __init__(self) -> None:
         self._begun: set[str] = set()
@@ -46,7 +46,7 @@ class OutcomeChannel:
         self._outcomes.setdefault(run, RunOutcome(students=students))
 
     def fail(self, run: str, error: DistillError) -> None:
-        """Store an error of ours, unless the run has an outcome."""
+        """Store an error of the package, unless the run has an outcome."""
         self._outcomes.setdefault(run, RunOutcome(error=error))
 
     def outcomes(self) -> dict[str, RunOutcome]:
@@ -77,7 +77,7 @@ class OutcomeChannelHandle:
         self._get(self._actor.finish.remote(run, students))
 
     def fail(self, run: str, error: DistillError) -> None:
-        """Store an error of ours; the first one stays."""
+        """Store an error of the package; the first error is kept."""
         self._get(self._actor.fail.remote(run, error))
 
     def outcomes(self) -> dict[str, RunOutcome]:
@@ -97,7 +97,7 @@ class RankReporter:
     Args:
         gauges: set at every step; for the first rank.
         on_validation: called after each validation; for the first rank.
-        notices: whether Ray Train runs this rank, and can give notice that its node will go.
+        notices: whether Ray Train runs this rank, and can give preemption notices.
     """
 
     def __init__(
@@ -112,27 +112,27 @@ class RankReporter:
         self._noticed: list[str] = []
 
     def metrics(self, arm: str, step: int, values: Mapping[str, float]) -> None:
-        """Set the gauges; after a validation, find out whether to stop."""
+        """Set the gauges; after a validation, call ``on_validation`` for whether to stop."""
         if self._gauges is not None:
             self._gauges.step(arm, step, values)
         if self._on_validation is not None and "epoch" in values and not self._stop:
             self._stop = self._on_validation(step, values)
 
     def checkpoint(self, value: Mapping[str, Any]) -> None:
-        """Do nothing: the checkpoint is in our own storage, and Ray does not record it.
+        """Do nothing: the checkpoint is in the campaign's storage, and Ray does not record it.
 
-        Ray keeps no report without a checkpoint of its own, and takes one when it next looks at its workers, a second
-        or two later, for which every rank would wait.
+        Ray keeps no report without a checkpoint of its own, and collects a report when it next polls its workers, a
+        second or two later; every rank would wait for that.
         """
 
     def should_stop(self) -> bool:
-        """Return whether ``on_validation`` has stopped the run. A driver that ends simply ends its ranks."""
+        """Return whether ``on_validation`` stopped the run; a driver's end itself ends its ranks."""
         return self._stop
 
     def should_save(self) -> bool:
-        """Return whether Ray has notice that one of the ranks' nodes will go; once for each such notice.
+        """Return whether Ray has a new preemption notice for a node of the ranks.
 
-        The run goes on: when the node is gone, Ray Train starts the ranks anew where there is room.
+        The run continues: when the node is lost, Ray Train restarts the ranks where there is room.
         """
         if not self._notices:
             return False

@@ -1,8 +1,8 @@
-"""A running training as Prometheus metrics, through Ray: the agent of each node serves what its processes have set.
+"""Export a running training as Prometheus metrics through Ray.
 
-Every node tells its port as ``MetricsExportPort`` (``ray.nodes()``); ``ray start --metrics-export-port`` fixes it. As
-they are scraped the names begin with ``ray_``; `infra/grafana/training.json` shows them. Imports little: see
-`outcome_channel`.
+Ray's agent on each node serves the metrics of the node's processes. Every node publishes its port as
+``MetricsExportPort`` (``ray.nodes()``); ``ray start --metrics-export-port`` fixes the port. Scraped names begin with
+``ray_``; `infra/grafana/training.json` shows them. The module imports little: see `outcome_channel`.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any
 
 from ray_distill.evaluation.measures.cost import StageCost
 
-#: Gauge → what it says, and its tags beside ``campaign``. A process's gauges go with it.
+#: Gauge → its description, and its tags beside ``campaign``. Gauges disappear with their process.
 GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "distill_train_step": ("Optimizer steps done", ("arm",)),
     "distill_train_loss": ("Training loss; term: total or the name of one", ("arm", "term")),
@@ -20,17 +20,17 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "distill_train_step_seconds": ("Seconds of the last step on the first rank, by part", ("arm", "part")),
     "distill_train_data_wait_ratio": ("Share of the last step spent waiting for data", ("arm",)),
     "distill_train_flops_utilisation_ratio": ("Share of the devices' peak FLOPs; kind: mfu or hfu", ("arm", "kind")),
-    "distill_train_peak_memory_bytes": ("Most memory held; rank: its number, or max and min", ("arm", "rank")),
+    "distill_train_peak_memory_bytes": ("Peak memory; rank: its number, or max and min", ("arm", "rank")),
     "distill_train_core_hours": ("Core-hours reserved by this attempt", ()),
     "distill_train_accelerator_hours": ("Accelerator-hours reserved by this attempt", ()),
-    "distill_train_money": ("What this attempt has cost at the configured prices", ("currency",)),
+    "distill_train_money": ("Cost of this attempt at the configured prices", ("currency",)),
 }
 _PLAIN = {
     "examples_per_second": "distill_train_examples_per_second",
     "tokens_per_second": "distill_train_tokens_per_second",
     "data_wait": "distill_train_data_wait_ratio",
 }
-#: Metrics of a step that begin so → gauge, the tag that the rest of the name is, and the factor to its unit.
+#: Prefix of a step's metrics → gauge, the tag whose value is the rest of the name, and the factor to the gauge's unit.
 _BY_REST = (
     ("seconds_", "distill_train_step_seconds", "part", 1.0),
     ("peak_memory_gib_rank_", "distill_train_peak_memory_bytes", "rank", 2.0**30),
@@ -41,7 +41,7 @@ _BY_REST = (
 
 
 class TrainingGauges:
-    """Sets the gauges of a campaign's training from the process it is made in; without Ray nothing comes of it."""
+    """Set the gauges of a campaign's training from this process; no effect without Ray."""
 
     def __init__(self, campaign: str) -> None:
         from ray.util.metrics import Gauge
@@ -52,12 +52,12 @@ class TrainingGauges:
         }
 
     def step(self, arm: str, step: int, values: Mapping[str, float]) -> None:
-        """Tell a step's metrics, by the names of the training loop; what has no gauge is left out."""
+        """Set the gauges of a step's metrics, by the training loop's names; ignore other metrics."""
         for name, tags, value in gauged(step, values):
             self._gauges[name].set(value, tags={"campaign": self._campaign, "arm": arm, **tags})
 
     def cost(self, cost: StageCost) -> None:
-        """Tell what the training has taken so far."""
+        """Set the gauges of the training's cost so far."""
         own = {"campaign": self._campaign}
         self._gauges["distill_train_core_hours"].set(cost.core_hours, tags=own)
         self._gauges["distill_train_accelerator_hours"].set(cost.accelerator_hours, tags=own)
@@ -65,7 +65,7 @@ class TrainingGauges:
 
 
 def gauged(step: int, values: Mapping[str, float]) -> list[tuple[str, dict[str, str], float]]:
-    """Gauge, tags and value of everything in a step's metrics that has a gauge."""
+    """Return gauge, tags and value of each of a step's metrics that has a gauge."""
     found: list[tuple[str, dict[str, str], float]] = [("distill_train_step", {}, float(step))]
     for name, value in values.items():
         if name in _PLAIN:

@@ -1,6 +1,6 @@
 """Run the ranks of a training job with Ray Train, and the work of each rank.
 
-A process of its own asks Ray Train, so this module imports only what that takes; a rank imports the rest.
+A separate process calls Ray Train, so this module imports only what that call needs; a rank imports the rest.
 """
 
 import logging
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 #: Name of a campaign's training in its channel.
 RUN = "train"
-#: What another attempt would raise again; what a lost peer makes of the others is a RuntimeError and no defect.
+#: Errors that another attempt would raise again. A lost peer raises a RuntimeError in the other ranks, none of these.
 DEFECTS = (TypeError, ValueError, LookupError, AttributeError, ImportError, AssertionError, ZeroDivisionError)
 
-#: Machines that may be taken away after a notice. Not any number: what fails on a machine that is going counts as this.
+#: Maximum preemptions after a notice; bounded, because any failure on a machine with a notice counts as a preemption.
 MAX_PREEMPTIONS = 100
-#: Seconds between two looks of Ray Train whether there is room for more workers, where their number may change.
+#: Seconds between two checks of Ray Train for room for more workers, if their number may change.
 RESIZE_SECONDS = 60.0
-#: Seconds that workers whose number may change are waited for. They are as many as there is room for, by a view of the
-#: nodes that Ray renews every twenty seconds: after a node was lost, it is tried again with fewer. By default it is 60.
+#: Seconds that Ray Train waits for workers whose number may change (its default is 60). The number follows a view of
+#: the nodes that Ray renews every twenty seconds: after the loss of a node, the next try starts fewer workers.
 START_SECONDS = 20.0
 
 
@@ -40,14 +40,14 @@ def fit_ranks(
     *,
     rank: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
-    """Run a job's ranks to their end; what it raises tells what was lost.
+    """Run a job's ranks to their end; errors report lost ranks.
 
     Args:
         job: a pickled ``TrainingJob``.
-        training: how many ranks, with which resources.
-        channel: where the outcome goes.
+        training: number of ranks, and their resources.
+        channel: receives the outcome.
         folder: for Ray Train's own files, on this node.
-        rank: what each rank runs; default: `train_rank`.
+        rank: function of each rank; default: `train_rank`.
     """
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -67,7 +67,7 @@ def fit_ranks(
             resources_per_worker=resources_of(training),
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         ),
-        # Failures are counted by who calls this; of machines that are taken away many more are gone on from.
+        # The caller counts failures; preemptions have a much higher limit.
         run_config=ray.train.RunConfig(
             name=f"train-{uuid.uuid4().hex[:8]}",
             storage_path=folder,
@@ -78,13 +78,13 @@ def fit_ranks(
 
 
 def resources_of(training: TrainingConfig) -> dict[str, float]:
-    """What one rank holds, by Ray's names."""
+    """Return the resources of one rank, by Ray's names."""
     gpus = {"GPU": training.gpus} if training.gpus else {}
     return {"CPU": training.cpus, **gpus}
 
 
 def train_rank(config: dict[str, Any]) -> None:
-    """Run one rank, with its process group initialised by Ray Train; ``config["job"]`` is a pickled job."""
+    """Run one rank in the process group that Ray Train made; ``config["job"]`` is a pickled job."""
     import ray.train
     import torch
 
@@ -111,11 +111,11 @@ def send_outcome(
 
     Args:
         run: name of the run in the channel.
-        job: what to train.
-        channel: where the outcome goes.
-        reporter: the rank's.
+        job: the training job.
+        channel: receives the outcome.
+        reporter: the rank's reporter.
         first: whether this is the first rank, which sends the students.
-        on_stopped: called on the first rank when the reporter has stopped the run, before that is sent.
+        on_stopped: called on the first rank when the reporter has stopped the run, before the stop is sent.
 
     Raises:
         DistillError: the error that was sent, which must end the other ranks too; not if the reporter stopped them all.

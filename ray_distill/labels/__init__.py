@@ -1,4 +1,6 @@
-"""Stage 2, the label store: signals, codecs, log, writer, reader, audit. Imports storage; no torch, no ray.
+"""Stage 2, the label store: signals, codecs, log, writer, reader and audit.
+
+Imports storage; no torch, no ray.
 
 Labelling calls, in this order: `create_or_open`, `LabelStore.coverage` (or `pending`), a teacher, then for each
 unit `split_unusable` and `write_attempt`, and for many of them at once `LabelStore.commit`; last, `LabelStore.ref`.

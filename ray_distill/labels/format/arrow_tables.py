@@ -56,21 +56,21 @@ def table_to_signal(table: pa.Table) -> tuple[pa.FixedSizeBinaryArray, Signal]:
 
 
 def table_to_rejected(table: pa.Table) -> Rejects:
-    """``(row id, reason)`` of the rejected rows of a table, in order."""
+    """Return ``(row id, reason)`` of the rejected rows of a table, in order."""
     table = table.filter(pa.compute.is_valid(table.column("reason")))
     ids = table.column("row_id").to_pylist()
     return list(zip(ids, table.column("reason").to_pylist(), strict=True))
 
 
 def table_to_halved(table: pa.Table) -> int:
-    """`Receipt.halved` of the one unit in a table."""
+    """Return `Receipt.halved` of the one unit in a table."""
     if "halved" not in table.column_names:
         return 0
     return int(pa.compute.min(table.column("halved")).as_py() or 0)
 
 
 def empty_signal(manifest: StoreManifest) -> Signal:
-    """A signal of no rows, as a store with this manifest holds it."""
+    """Return a signal without rows, in the form that a store with this manifest keeps."""
     start = np.zeros(1, dtype=np.int64)
     draws = (
         None

@@ -1,4 +1,4 @@
-"""Rows of several distributions as one, without a copy of their entries until rows are taken."""
+"""Join rows of several distributions; entries are copied only when rows are taken."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,14 +30,14 @@ class DistributionParts:
 
     @classmethod
     def of(cls, found: "Distributions | DistributionParts") -> "DistributionParts":
-        """All rows of some distributions."""
+        """Wrap all rows of some distributions."""
         if isinstance(found, DistributionParts):
             return found
         return cls(parts=(found,), part=np.zeros(found.rows, np.int64), row=np.arange(found.rows, dtype=np.int64))
 
     @classmethod
     def join(cls, several: Sequence["Distributions | DistributionParts"]) -> "DistributionParts":
-        """All rows of several, one after the other; those without rows are left out.
+        """Join all rows of several, one after the other; those without rows are left out.
 
         Raises:
             LabelError: they have different classes, temperatures or draws.
@@ -99,7 +99,7 @@ class DistributionParts:
         )
 
     def _positions(self, index: Index) -> list[tuple[Distributions, slice]]:
-        """For each row the part that it is of, and its positions there."""
+        """Return for each row the part that it belongs to, and its positions there."""
         found = []
         for number, row in zip(self.part[index].tolist(), self.row[index].tolist(), strict=True):
             part = self.parts[number]
@@ -107,7 +107,7 @@ class DistributionParts:
         return found
 
     def _whole(self, name: str) -> npt.NDArray[Any]:
-        """A column of positions, of all rows."""
+        """Return a column of positions, of all rows."""
         slices = self._positions(np.arange(self.rows))
         return _column(name, slices) if slices else getattr(self.parts[0], name)[:0]
 

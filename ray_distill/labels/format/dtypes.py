@@ -21,7 +21,9 @@ LARGEST = {"int8": 127.0, "float8": 448.0}
 
 
 def scaled(values_ND: Floats, dtype: str) -> tuple[Floats, Floats]:
-    """Values that the type can tell apart, and each vector's scale; a vector of zeros has scale 0.
+    """Scale each vector so that the type can distinguish its values, and return the scales.
+
+    A vector of zeros has scale 0.
 
     Raises:
         LabelError: a value is NaN or infinite.
@@ -35,7 +37,9 @@ def scaled(values_ND: Floats, dtype: str) -> tuple[Floats, Floats]:
 
 
 def narrow(values: Floats, dtype: str) -> npt.NDArray[Any]:
-    """float32 values in the stored type, rounded to the nearest, ties to even; those of `LARGEST` after `scaled`.
+    """Convert float32 values to the stored type, rounded to the nearest, ties to even.
+
+    Values of `LARGEST` are converted after `scaled`.
 
     Raises:
         LabelError: a finite value becomes infinite.
@@ -54,7 +58,7 @@ def narrow(values: Floats, dtype: str) -> npt.NDArray[Any]:
 
 
 def widen(stored: npt.NDArray[Any], dtype: str) -> Floats:
-    """float32 values of what `narrow` stored; exact.
+    """Return the float32 values of what `narrow` stored; exact.
 
     Raises:
         CorruptStore: a code stands for no number.

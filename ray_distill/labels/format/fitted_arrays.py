@@ -1,4 +1,4 @@
-"""Arrays that are fitted once, before a store's first unit: id orders of codecs, PCA bases of hidden layers.
+"""Fit arrays once, before the first unit: id orders of codecs, PCA bases of hidden layers.
 
 They lie in ``fits/`` under the digest of their bytes, which the manifest names: a store keeps the fits it began with,
 and two labellers that fit at the same time cannot overwrite each other's.
@@ -39,7 +39,7 @@ def _write(store_url: str, array: npt.NDArray[Any]) -> str:
 
 
 def read_fits(store_url: str, digests: Mapping[str, str]) -> Fits:
-    """The arrays that a manifest names, verified; read once a process.
+    """Return the arrays that a manifest names, verified; read once a process.
 
     Raises:
         CorruptStore: a file is missing or was changed; names it.

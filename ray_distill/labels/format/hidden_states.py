@@ -1,4 +1,6 @@
-"""The bytes of hidden states: projected on a PCA basis where one was fitted, then narrowed to the stored type.
+"""Convert hidden states to bytes and back.
+
+They are projected on a PCA basis where one was fitted, then narrowed to the stored type.
 
 Hidden states lie in files of their own, so that training from labels alone never reads them.
 """
@@ -24,7 +26,9 @@ Floats = npt.NDArray[np.float32]
 
 
 def encode_hidden(ids: RowIds, hidden: Vectors, layer: int, manifest: StoreManifest, fits: Fits) -> bytes:
-    """A shard of one layer: ``row_id``, ``vectors`` (how many), ``values`` (their bytes), ``scale`` of one-byte types.
+    """Return a shard of one layer.
+
+    Its columns are ``row_id``, ``vectors`` (how many), ``values`` (their bytes) and ``scale`` of one-byte types.
 
     Raises:
         LabelError: values beyond the range of the stored type.
@@ -40,7 +44,7 @@ def encode_hidden(ids: RowIds, hidden: Vectors, layer: int, manifest: StoreManif
 
 
 def decode_hidden(data: bytes, layer: int, manifest: StoreManifest, fits: Fits, name: str) -> tuple[RowIds, Vectors]:
-    """Row ids and hidden states of a shard, ``[N, rank]`` where the layer was projected.
+    """Return row ids and hidden states of a shard, ``[N, rank]`` where the layer was projected.
 
     Raises:
         CorruptStore: names the file.
@@ -82,7 +86,7 @@ def basis_name(layer: int) -> str:
 
 
 def project(values_ND: Floats, layer: int, fits: Fits) -> Floats:
-    """``Uᵀ(h − μ)`` where the store has a basis for the layer (MATHS.md §5), else the states as they are.
+    """Return ``Uᵀ(h − μ)`` if the store has a basis for the layer, else h (MATHS.md §5).
 
     States as wide as the basis has components have been projected already, by a teacher that was given `bases`.
     """
@@ -93,12 +97,18 @@ def project(values_ND: Floats, layer: int, fits: Fits) -> Floats:
 
 
 def narrows(basis_DR: Floats) -> bool:
-    """Whether projected states can be told from others by their width; others are projected when they are written."""
+    """Return whether the width of states shows if they are projected.
+
+    Where it does not, states are projected when they are written.
+    """
     return bool(basis_DR.shape[1] < basis_DR.shape[0])
 
 
 def bases(layers: Sequence[int], fits: Fits) -> dict[int, tuple[Floats, Floats]]:
-    """Mean and basis of the layers that a teacher can project on its device: all that crosses to the host is r wide."""
+    """Return mean and basis of the layers that a teacher can project on its device.
+
+    Only r numbers a vector are then copied to the host.
+    """
     return {
         layer: (fits[mean_name(layer)], fits[basis_name(layer)])
         for layer in layers
@@ -107,7 +117,7 @@ def bases(layers: Sequence[int], fits: Fits) -> dict[int, tuple[Floats, Floats]]
 
 
 def fit_basis(values_ND: Floats, *, rank: int = 0, variance: float = 0.0) -> tuple[Floats, Floats, float]:
-    """PCA of hidden states: mean ``[D]``, basis ``[D, r]``, and the share of the variance it keeps.
+    """Fit a PCA: mean ``[D]``, basis ``[D, r]``, and the share of the variance it keeps.
 
     Args:
         values_ND: states of the calibration split, finite.
@@ -136,7 +146,10 @@ def fit_basis(values_ND: Floats, *, rank: int = 0, variance: float = 0.0) -> tup
 
 
 def relative_error(values_ND: Floats, layer: int, manifest: StoreManifest, fits: Fits) -> float:
-    """Share of the states' squared size that the stored form loses, projection included; measured, not estimated."""
+    """Return the share of the states' squared size that the stored form loses.
+
+    Projection is included; the share is measured, not estimated.
+    """
     offsets = np.arange(len(values_ND) + 1, dtype=np.int64)
     ids = np.array([number.to_bytes(16) for number in range(len(values_ND))], dtype="S16")
     data = encode_hidden(ids, Vectors(offsets=offsets, values=values_ND), layer, manifest, fits)

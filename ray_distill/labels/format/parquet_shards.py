@@ -1,4 +1,6 @@
-"""The bytes of a store's Parquet files: labels and quarantine; `hidden` has those of hidden states.
+"""Convert labels and quarantined rows to the bytes of Parquet files, and back.
+
+`hidden_states` does the same for hidden states.
 
 The same content always gives the same bytes: no times, no random names, fixed writer settings.
 """
@@ -19,14 +21,14 @@ from ray_distill.labels.model.validity import Rejects
 
 
 def encode_labels(ids: RowIds, distributions: Distributions, manifest: StoreManifest, fits: Fits) -> bytes:
-    """A shard of labels: ``row_id`` and the columns of the manifest's codec."""
+    """Return a shard of labels: ``row_id`` and the columns of the manifest's codec."""
     codec = find_codec(manifest.codec)
     columns = codec.encode(distributions, manifest, fits)
     return to_parquet(pa.table({"row_id": rowids.to_arrow(ids), **columns}), codec.cell_encoding, codec.compression)
 
 
 def decode_labels(data: bytes, manifest: StoreManifest, fits: Fits, name: str) -> tuple[RowIds, Distributions]:
-    """Row ids and distributions of a shard.
+    """Return row ids and distributions of a shard.
 
     Raises:
         CorruptStore: names the file.
@@ -39,7 +41,7 @@ def decode_labels(data: bytes, manifest: StoreManifest, fits: Fits, name: str) -
 
 
 def encode_quarantine(rejected: Rejects) -> bytes:
-    """A shard of rejected rows: ``row_id`` and ``reason``, ordered by id."""
+    """Return a shard of rejected rows: ``row_id`` and ``reason``, ordered by id."""
     ordered = sorted(rejected)
     return to_parquet(
         pa.table(
@@ -52,7 +54,7 @@ def encode_quarantine(rejected: Rejects) -> bytes:
 
 
 def decode_quarantine(data: bytes, name: str) -> tuple[RowIds, list[str]]:
-    """Row ids and reasons of rejected rows; errors as `decode_labels`."""
+    """Return row ids and reasons of rejected rows; errors as `decode_labels`."""
     table = from_parquet(data, name)
     try:
         return ids_of(table), column_of(table, "reason", pa.string())
@@ -61,7 +63,9 @@ def decode_quarantine(data: bytes, name: str) -> tuple[RowIds, list[str]]:
 
 
 def read_row_ids(source: Any, name: str) -> RowIds:
-    """Row ids of a shard, without its other columns. The digest is not checked: nothing is trained from this.
+    """Read the row ids of a shard, without its other columns.
+
+    The digest is not checked, because nothing is trained from these bytes.
 
     Args:
         source: a seekable file object.
@@ -74,7 +78,7 @@ def read_row_ids(source: Any, name: str) -> RowIds:
 
 
 def ids_of(table: pa.Table) -> RowIds:
-    """Row ids of a shard's table.
+    """Return the row ids of a shard's table.
 
     Raises:
         CorruptStore: there is no such column.
@@ -85,7 +89,7 @@ def ids_of(table: pa.Table) -> RowIds:
 
 
 def column_of(table: pa.Table, name: str, kind: pa.DataType) -> Any:
-    """A plain column: integers as numpy, anything else as a list.
+    """Return a plain column: integers as numpy, anything else as a list.
 
     Raises:
         CorruptStore: it is missing, of another type, or has nulls.
@@ -97,7 +101,10 @@ def column_of(table: pa.Table, name: str, kind: pa.DataType) -> Any:
 
 
 def to_parquet(table: pa.Table, cell_encoding: str = "PLAIN", compression: str = "zstd") -> bytes:
-    """A table as the bytes of one Parquet file, its binary cells in this encoding; equal tables give equal bytes."""
+    """Return a table as the bytes of one Parquet file; equal tables give equal bytes.
+
+    ``encoding`` is that of its binary cells.
+    """
     encodings = {item.name: cell_encoding if pa.types.is_large_binary(item.type) else "PLAIN" for item in table.schema}
     sink = pa.BufferOutputStream()
     # Cells are opaque bytes: dictionaries and statistics would only cost time and, for a large cell, space.
@@ -117,7 +124,7 @@ def to_parquet(table: pa.Table, cell_encoding: str = "PLAIN", compression: str =
 
 
 def from_parquet(data: bytes, name: str) -> pa.Table:
-    """The table of a Parquet file.
+    """Return the table of a Parquet file.
 
     Raises:
         CorruptStore: the bytes are none; names the file.

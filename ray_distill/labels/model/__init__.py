@@ -1,1 +1,4 @@
-"""Describe labels as plain data: signals, manifests, row ids, work units. Imports storage and snapshots alone."""
+"""Describe labels as plain data: signals, manifests, row ids, work units.
+
+Imports storage and snapshots only.
+"""

@@ -1,4 +1,4 @@
-"""Columns of flat Arrow tables, one value a row: lists of numbers, and constants that all rows share."""
+"""Convert lists of numbers, and constants of all rows, to columns of flat Arrow tables."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Distributions over classes as plain numpy: named, aligned columns over rows, positions and entries."""
+"""Distributions over classes as plain numpy: named columns over rows, positions and entries."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ MASS_TOLERANCE = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """How entries were drawn, where an estimator draws them (``sampled``, ``hybrid``; MATHS.md §1).
+    """How an estimator drew entries (``sampled``, ``hybrid``; MATHS.md §1).
 
     The proposal is ``r_j = p_j^exponent / Z`` at T = 1, over all classes (``sampled``) or over those outside the exact
     head (``hybrid``). An entry with count c has the target ``c · p_T(j) / (number · r_j)``.
@@ -38,7 +38,9 @@ class Draws:
 
 @dataclass(frozen=True, kw_only=True)
 class Distributions:
-    """Distributions over classes, dense, truncated or sampled (MATHS.md §1-3), or independent sigmoids of all classes.
+    """Distributions over classes, or independent sigmoids of all classes.
+
+    Distributions are dense, truncated or sampled (MATHS.md §1-3).
 
     R rows, P positions, E entries, T declared temperatures. ``logp`` are the teacher's log-probabilities at
     temperature 1 under the *full* distribution; they are never renormalised over the stored classes.
@@ -261,7 +263,10 @@ def binary_entropy(log_odds: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
 
 def mass(distributions: Distributions) -> npt.NDArray[np.float64]:
-    """Return ``[P]``: stored mass plus tail at T = 1; 1 where the signal is sound. All 1 for Bernoulli classes."""
+    """Return ``[P]``: stored mass plus tail at T = 1; 1 where the signal is sound.
+
+    All 1 for Bernoulli classes.
+    """
     positions = len(distributions.position)
     if distributions.family != "categorical":
         return np.ones(positions)
@@ -273,7 +278,7 @@ def mass(distributions: Distributions) -> npt.NDArray[np.float64]:
 
 
 def require_same_kind(parts: Sequence[Distributions]) -> None:
-    """Refuse to join distributions that are over different classes, or of different temperatures or draws.
+    """Refuse to join distributions of different classes, temperatures or draws.
 
     Raises:
         LabelError: names the kinds.
@@ -336,5 +341,5 @@ def _draws(columns: Columns) -> Draws:
 
 
 def rectangular(values: Floats, width: int) -> Floats:
-    """View flat entries of equal width as ``[P, width]`` without a copy."""
+    """Return flat entries of equal width as a view ``[P, width]``."""
     return values.reshape(-1, width)

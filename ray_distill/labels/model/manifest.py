@@ -1,4 +1,4 @@
-"""What every shard of a label store must agree with: the content of ``store.json``."""
+"""The content of ``store.json``: settings that every shard of a label store must agree with."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -24,7 +24,9 @@ DESCRIPTIVE = ("model", "revision", "head")
 
 @dataclass(frozen=True, kw_only=True)
 class StoreManifest:
-    """Teacher, signal, form and batch plan of a store; two runs may share a store if these are equal.
+    """Teacher, signal, form and batch plan of a store.
+
+    Two runs may share a store if these are equal.
 
     ``teacher`` has at least ``fingerprint``; its ``model``, ``revision`` and ``head`` (where its fitted head lies) are
     for readers and are not compared.
@@ -33,7 +35,7 @@ class StoreManifest:
     task: str
     teacher: Mapping[str, Any]
     classes: tuple[str, ...]
-    """Class names in the order of the teacher's class ids; empty where ``vocabulary`` says how many there are."""
+    """Class names in the order of the teacher's class ids; empty where ``vocabulary`` gives their number."""
     vocabulary: int = 0
     """Number of classes that have no names of their own: the tokens of a language model."""
     estimator: str = "dense"
@@ -55,7 +57,7 @@ class StoreManifest:
     hidden_rank: int = 0
     """Dimensions of the PCA basis that hidden states are projected on, at most; 0 = not projected."""
     hidden_variance: float = 0.0
-    """Least share of the variance that the basis keeps, where a rank is not asked for; 0 = not projected."""
+    """Least share of the variance that the basis keeps, where no rank is configured; 0 = not projected."""
     codec: tuple[str, int] = ("dense", 2)
     """Name and version of the codec of the distributions."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -98,7 +100,10 @@ class StoreManifest:
         return len(self.classes) or self.vocabulary
 
     def identity(self) -> dict[str, Any]:
-        """What decides the bytes of a shard: `to_dict` without what only describes."""
+        """Return the settings that decide the bytes of a shard.
+
+        These are `to_dict` without the fields that only describe.
+        """
         value = self.to_dict()
         value["teacher"] = {key: item for key, item in self.teacher.items() if key not in DESCRIPTIVE}
         value.pop("measured", None)
@@ -109,7 +114,7 @@ class StoreManifest:
         return replace(self, **{name: getattr(store, name) for name in (*FOUND, "measured")})
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return the manifest as plain JSON values."""
         return {key: list(item) if isinstance(item, tuple) else item for key, item in asdict(self).items()}
 
     @classmethod
@@ -136,7 +141,9 @@ class StoreManifest:
             raise CorruptStore(f"the label store's manifest has a value of the wrong kind: {error}") from error
 
     def require(self, wanted: "StoreManifest", url: str) -> None:
-        """Refuse to use this store for ``wanted``; what stores find for themselves (`FOUND`) may differ.
+        """Refuse to use this store for the manifest ``requested``.
+
+        Settings that stores find for themselves (`FOUND`) may differ.
 
         Raises:
             StoreMismatch: names each field that differs, with both sides.
@@ -146,7 +153,7 @@ class StoreManifest:
             return
         found, asked = _flat(self.identity()), _flat(wanted.identity())
         lines = [
-            f"{key}: the store has {_short(found.get(key))}, this run wants {_short(asked.get(key))}"
+            f"{key}: the store has {_short(found.get(key))}, this run requests {_short(asked.get(key))}"
             for key in sorted(set(found) | set(asked))
             if found.get(key) != asked.get(key)
         ]
@@ -215,7 +222,7 @@ def _rebuild(key: str, value: Any) -> Any:
 
 
 def _flat(value: Mapping[str, Any]) -> dict[str, Any]:
-    """The teacher's fields beside the others, so that a difference is named as closely as possible."""
+    """Return the teacher's fields beside the others, so that errors name the exact field."""
     teacher = {f"teacher.{key}": item for key, item in value["teacher"].items()}
     return {**{key: item for key, item in value.items() if key != "teacher"}, **teacher}
 

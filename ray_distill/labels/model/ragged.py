@@ -1,4 +1,4 @@
-"""Rows of unequal length in one flat array: taken, joined and counted without a loop over rows."""
+"""Take, join and count rows of unequal length in one flat array, without a loop over rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,14 +31,17 @@ class RaggedArray:
 
     @classmethod
     def concat(cls, parts: Sequence[Self]) -> Self:
-        """Return the rows of several, one after the other; parts without values may have another inner shape."""
+        """Concatenate the rows of several; parts without values may have another inner shape."""
         filled = [part.values for part in parts if len(part.values)]
         values = np.concatenate(filled) if filled else parts[0].values
         return replace(parts[0], offsets=join_offsets([part.offsets for part in parts]), values=values)
 
 
 def gather_ranges(offsets: Offsets, index: Offsets) -> tuple[Offsets, Offsets]:
-    """Return offsets and flat indices of the ranges ``offsets[i]:offsets[i+1]`` for each i of ``index``, in order."""
+    """Return offsets and flat indices of the ranges ``offsets[i]:offsets[i+1]``.
+
+    The ranges are those of each i of ``index``, in order.
+    """
     lengths = offsets[index + 1] - offsets[index]
     new_offsets = running(lengths)
     flat = np.arange(new_offsets[-1], dtype=np.int64) + np.repeat(offsets[index] - new_offsets[:-1], lengths)

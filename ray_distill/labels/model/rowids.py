@@ -30,7 +30,7 @@ class ShardLike(Protocol):
 
 
 class SnapshotRows(Protocol):
-    """What the label store needs of a snapshot: its shards, and the row ids in each."""
+    """The part of a snapshot that a label store needs: its shards, and the row ids in each."""
 
     @property
     def ref(self) -> SnapshotRef:
@@ -41,11 +41,11 @@ class SnapshotRows(Protocol):
         """All shards, in a fixed order."""
 
     def read_shard(self, shard: Any, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows of a shard, in a fixed order."""
+        """Return the rows of a shard, in a fixed order."""
 
 
 def to_numpy(column: pa.Array | pa.ChunkedArray) -> RowIds:
-    """Row ids of a ``fixed_size_binary(16)`` column.
+    """Return the row ids of a ``fixed_size_binary(16)`` column.
 
     Raises:
         LabelError: the column is of another type, or has nulls.
@@ -63,13 +63,13 @@ def _view(array: pa.Array) -> RowIds:
 
 
 def to_arrow(ids: RowIds) -> pa.FixedSizeBinaryArray:
-    """Row ids as an Arrow array of ``fixed_size_binary(16)``."""
+    """Return row ids as an Arrow array of ``fixed_size_binary(16)``."""
     data = np.ascontiguousarray(ids, dtype="S16")
     return pa.FixedSizeBinaryArray.from_buffers(ROW_ID, len(data), [None, pa.py_buffer(data.tobytes())])
 
 
 def from_bytes(ids: Iterable[bytes]) -> RowIds:
-    """Row ids given as Python bytes.
+    """Return row ids given as Python bytes.
 
     Raises:
         LabelError: one of them is not 16 bytes.
@@ -82,23 +82,23 @@ def from_bytes(ids: Iterable[bytes]) -> RowIds:
 
 
 def hexadecimal(ids: RowIds) -> list[str]:
-    """Row ids for humans."""
+    """Return row ids in hexadecimal digits, for people."""
     data = np.ascontiguousarray(ids, dtype="S16").tobytes()
     return [data[at : at + ROW_ID_BYTES].hex() for at in range(0, len(data), ROW_ID_BYTES)]
 
 
 def empty() -> RowIds:
-    """No row ids."""
+    """Return an array without row ids."""
     return np.empty(0, dtype="S16")
 
 
 def is_in(ids: RowIds, ascending: RowIds) -> npt.NDArray[np.bool_]:
-    """Which of ``ids`` stand in ``ascending``, which is sorted."""
+    """Return which of ``ids`` stand in ``ascending``, which is sorted."""
     return find(ids, ascending) >= 0
 
 
 def find(ids: RowIds, ascending: RowIds) -> npt.NDArray[np.int64]:
-    """Where each id stands in ``ascending``, which is sorted; -1 where it does not."""
+    """Return the place of each id in ``ascending``, which is sorted; -1 for an absent one."""
     if not len(ascending):
         return np.full(len(ids), -1, dtype=np.int64)
     at = np.minimum(np.searchsorted(ascending, ids), len(ascending) - 1).astype(np.int64)

@@ -1,4 +1,4 @@
-"""A teacher's answer as plain numpy: named parts, aligned with the row ids that were asked for.
+"""A teacher's answer as plain numpy: named parts, aligned with the requested row ids.
 
 Each part is ragged: a row has positions or vectors (one for a classifier, one a token for a language model), and a
 position has entries (the classes that are stored).
@@ -29,7 +29,9 @@ Invalid = tuple[npt.NDArray[np.int64], str]
 
 @dataclass(frozen=True, kw_only=True)
 class Vectors(RaggedArray):
-    """Vectors of rows: hidden states of one layer, one a row where they are pooled, else one a token.
+    """Vectors of rows: hidden states of one layer.
+
+    There is one a row where they are pooled, else one a token.
 
     ``values`` are float32 ``[N, D]``.
     """
@@ -62,7 +64,7 @@ KINDS: dict[str, type[Distributions] | type[Vectors]] = {"distributions": Distri
 
 @dataclass(frozen=True, kw_only=True)
 class Signal:
-    """Everything a teacher answered for some rows; every part has the same rows in the same order."""
+    """All parts of a teacher's answer for some rows, each with the same rows in the same order."""
 
     parts: Mapping[str, Part] = field(default_factory=dict)
     """By name: `DISTRIBUTIONS`, and ``hidden.<layer>`` with layers counted from 0 (the embeddings) as transformers'
@@ -115,7 +117,7 @@ def hidden_part(layer: int) -> str:
 
 
 def layer_of(name: str) -> int:
-    """Return the layer whose hidden states a part holds."""
+    """Return the layer whose hidden states a part contains."""
     return int(name.removeprefix(HIDDEN))
 
 
@@ -143,7 +145,10 @@ def _concat(name: str, parts: Sequence[Any]) -> Part:
 
 
 def signal_columns(signal: Signal, extra: int = 0) -> dict[str, pa.Array]:
-    """Return a signal as columns ``<part>.<column>``, each part with its ``kind``; then ``extra`` empty rows."""
+    """Return a signal as columns ``<part>.<column>``, each part with its ``kind``.
+
+    ``extra`` empty rows follow.
+    """
     names = {kind: name for name, kind in KINDS.items()}
     columns: dict[str, pa.Array] = {}
     for name, part in signal.parts.items():

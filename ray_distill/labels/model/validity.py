@@ -11,7 +11,7 @@ Rejects = list[tuple[bytes, str]]
 
 
 def split_unusable(row_ids: pa.Array, signal: Signal) -> tuple[pa.Array, Signal, Rejects]:
-    """Part the rows that can be stored from those that cannot: NaN, infinities, mass that is not 1.
+    """Split rows that can be stored from those that cannot: NaN, infinities, mass that is not 1.
 
     Returns:
         The usable row ids and their signal, in order, and ``(row id, reason)`` of each other row.

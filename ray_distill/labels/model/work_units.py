@@ -21,7 +21,7 @@ PartName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*(\.[0-9]+)
 
 
 def unit_id(ids: RowIds, manifest_fingerprint: str) -> str:
-    """Return the id of the unit that labels these rows for this manifest; the order of the rows does not matter."""
+    """Return the id of the unit that labels these rows for this manifest, in any order."""
     rows = fingerprint_bytes(np.sort(ids).tobytes())
     return fingerprint({"rows": rows, "count": len(ids), "manifest": manifest_fingerprint})
 
@@ -52,7 +52,7 @@ class FileReceipt(Document):
 
 
 class Receipt(Document):
-    """One attempt at a unit, complete and verified; committed, it is the unit's entry in the log."""
+    """One complete and verified attempt at a unit; committed, it is the unit's entry in the log."""
 
     refusal: ClassVar[type[DistillError]] = CorruptStore
 

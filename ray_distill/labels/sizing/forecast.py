@@ -1,4 +1,4 @@
-"""Forecast the bytes and seconds of a labelling run from a probe's measurements, and its break-even; pure.
+"""Forecast the bytes and seconds of a labelling run, and its break-even, from a probe; pure.
 
 Shards of some sizes are really encoded, and a unit's bytes are interpolated between them. Seconds are the rows divided
 by the throughput of a rehearsal, beside what is done once.
@@ -25,14 +25,17 @@ TIME_ERROR = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class SizeLine:
-    """Bytes of a shard by its rows, measured at some sizes; straight between them, and on beyond the last."""
+    """Bytes of a shard by its rows, measured at some sizes.
+
+    The line is straight between them, and extended beyond the last.
+    """
 
     rows: tuple[int, ...]
     """Ascending."""
     sizes: tuple[float, ...]
 
     def at(self, rows: int) -> float:
-        """Bytes of a shard of ``rows``; 0 of none."""
+        """Return the bytes of a shard of ``rows``; 0 of none."""
         last = len(self.rows) - 1
         if rows <= 0 or last < 0:
             return 0.0
@@ -89,13 +92,13 @@ def measure_sizes(
 
 
 def _common(units: Sequence[int], most: int = 4) -> list[int]:
-    """The commonest sizes of units."""
+    """Return the commonest sizes of units."""
     sizes, counts = np.unique(np.asarray(units, dtype=np.int64), return_counts=True)
     return [int(rows) for rows in sizes[np.argsort(-counts, kind="stable")][:most]]
 
 
 def _chunks(order: npt.NDArray[np.int64], rows: int, ids: RowIds) -> list[npt.NDArray[np.int64]]:
-    """Disjoint pieces of so many rows, each in the order of its ids as a shard is."""
+    """Return disjoint pieces of so many rows, each in the order of its ids as a shard is."""
     pieces = [order[start : start + rows] for start in range(0, len(order) - rows + 1, rows)][:PIECES]
     return [piece[np.argsort(ids[piece], kind="stable")] for piece in pieces]
 
@@ -122,7 +125,10 @@ class Bytes:
 
 
 def forecast_bytes(sizes: Sizes, units: Sequence[int], kept: float = 1.0) -> Bytes:
-    """Bytes of the files of units with these rows, a share ``kept`` of which can be labelled."""
+    """Forecast the bytes of the files of units with these rows.
+
+    A share ``kept`` of the rows can be labelled.
+    """
     rows, counts = np.unique(np.rint(np.asarray(units, dtype=np.float64) * kept).astype(np.int64), return_counts=True)
 
     def over(line: SizeLine) -> int:
@@ -144,7 +150,10 @@ def forecast_seconds(*, once: float, rows: int, rows_per_second: float) -> float
 
 @dataclass(frozen=True, kw_only=True)
 class Breakeven:
-    """Offline labels against the teacher beside every student's step; money and hours of reserved hardware."""
+    """Cost of offline labels against that of the teacher beside every student's step.
+
+    Costs are money and hours of reserved hardware.
+    """
 
     passes: float
     """Planned passes over the training rows: students × epochs."""
@@ -173,7 +182,10 @@ def break_even(
     teacher_money: float,
     teacher_hours: float,
 ) -> Breakeven:
-    """Compare; ``read_*`` and ``teacher_*`` are of one pass over the training rows. Without prices, hours decide."""
+    """Compare both costs; without prices, hours decide.
+
+    ``read_*`` and ``teacher_*`` are of one pass over the training rows.
+    """
     priced = teacher_money > 0
     once, saved = (label_money, teacher_money - read_money) if priced else (label_hours, teacher_hours - read_hours)
     return Breakeven(

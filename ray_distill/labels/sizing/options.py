@@ -1,4 +1,6 @@
-"""What each stored form of a distribution loses, and which is the smallest within a target; pure (MATHS.md §1-3).
+"""Measure what each stored form loses, and recommend the smallest within a target; pure.
+
+The measures are those of MATHS.md §1-3.
 
 Measured on a probe's *wide* answer: every class where there are few, else the likeliest `WIDE` and the mass of the
 rest, which with the stored entropy are enough for exact numbers at temperature 1.
@@ -22,7 +24,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """What the k likeliest classes keep."""
+    """Mass and information that the k likeliest classes keep."""
 
     k: int
     mass: Mapping[str, float]
@@ -58,30 +60,33 @@ def is_full(wide: Distributions) -> bool:
 
 
 def curve(wide: Distributions) -> tuple[Kept, ...]:
-    """What is kept at k = 1, 2, 4, … up to the classes of the wide answer."""
+    """Measure the k likeliest classes at k = 1, 2, 4, … up to the classes of the wide answer."""
     found = _Sorted.of(wide)
     return tuple(found.kept(k) for k in ladder(found.logp.shape[1]))
 
 
 def kept(wide: Distributions, k: int) -> Kept:
-    """What the k likeliest classes keep."""
+    """Measure what the k likeliest classes keep."""
     found = _Sorted.of(wide)
     return found.kept(min(k, found.logp.shape[1]))
 
 
 def ladder(most: int) -> list[int]:
-    """1, 2, 4, … below ``most``, and ``most``."""
+    """Return 1, 2, 4, … below ``most``, and ``most``."""
     return [2**power for power in range(most.bit_length()) if 2**power < most] + ([most] if most else [])
 
 
 def smallest_k(wide: Distributions, target: float) -> int | None:
-    """The fewest classes with which the mean nats lost are within ``target``; None beyond the wide answer."""
+    """Return the fewest classes whose mean loss in nats is within ``target``.
+
+    None if the wide answer has too few.
+    """
     within = np.flatnonzero(_Sorted.of(wide).lost().mean(axis=0) <= target)
     return int(within[0]) + 1 if len(within) else None
 
 
 def truncate(wide: Distributions, k: int) -> Distributions:
-    """The ``topk`` answer that is in a wide one; tails as a teacher gives them (MATHS.md §3)."""
+    """Return the ``topk`` answer that a wide one contains, with a teacher's tails (MATHS.md §3)."""
     found = _Sorted.of(wide)
     positions, width = found.logp.shape
     k = min(k, width)
@@ -99,7 +104,9 @@ def truncate(wide: Distributions, k: int) -> Distributions:
 
 
 def noise_of_draws(wide: Distributions, k: int, draws: int) -> float:
-    """``E‖ŵ − p‖²`` of draws from the teacher itself outside the k likeliest, an upper bound (MATHS.md §1).
+    """Return ``E‖ŵ − p‖²`` of draws outside the k likeliest, an upper bound (MATHS.md §1).
+
+    The draws are from the teacher itself.
 
     n draws from ``r = p/τ`` with ``ŵ = τ c/n`` have the variance ``Σ_tail (τ p − p²)/n``, at most ``τ²/n``.
     """
@@ -133,7 +140,10 @@ class _Sorted:
         return self.wide.temperatures.index(1.0)
 
     def tail(self, column: int) -> Floats:
-        """``[P, K]``: mass at a temperature outside the first 1, 2, … classes, summed from its small end."""
+        """Return ``[P, K]``: mass at a temperature outside the first 1, 2, … classes.
+
+        It is summed from its small end.
+        """
         soft = self.logp / self.wide.temperatures[column]
         soft = np.exp(soft - soft[:, :1])
         outside = np.exp(self.wide.log_tail[:, column].astype(np.float64))
@@ -143,7 +153,7 @@ class _Sorted:
         return found
 
     def lost(self) -> Floats:
-        """``[P, K]``: ``KL(p ‖ p̃)`` with the first 1, 2, … classes exact and the rest spread evenly.
+        """Return ``[P, K]``: ``KL(p ‖ p̃)`` with the first 1, 2, … classes exact and the rest even.
 
         ``τ log((V − k)/τ) + Σ_tail p log p``; the last sum is −entropy less the head's part. Where the entropy is not
         known it is what makes the loss largest: the mass outside the wide answer, in classes as likely as its last one.
@@ -161,8 +171,11 @@ class _Sorted:
         return np.where(others > 0, np.maximum(spread + rest, 0.0), 0.0)
 
     def _entropy(self, terms: Floats) -> Floats:
-        """``[P]``: as it was given; where it was not, the least it can be. (Σ p log p is convex: no classes of a given
-        mass have more of it than as many as are as likely as may be.)"""
+        """Return the given entropy ``[P]``, or the least possible one where none was given.
+
+        Σ p log p is convex, so classes of a given total mass have the least entropy if they are as few and as likely as
+        possible.
+        """
         entropy = self.wide.entropy.astype(np.float64)
         outside = self.tail(self.one)[:, -1]
         with np.errstate(invalid="ignore"):
@@ -170,7 +183,7 @@ class _Sorted:
         return np.where(np.isnan(entropy), least, entropy)
 
     def kept(self, k: int) -> Kept:
-        """As `kept`."""
+        """Measure as `kept`."""
         mass = {f"{at:g}": 1 - self.tail(column)[:, k - 1] for column, at in enumerate(self.wide.temperatures)}
         return Kept(
             k=k,
@@ -181,7 +194,9 @@ class _Sorted:
 
 
 def recommend(options: Sequence[Option], target: float) -> Option:
-    """The fewest bytes among the forms within ``target``; those that draw only where no other is.
+    """Recommend the form of fewest bytes within ``target``.
+
+    Forms that draw are recommended only where no other is within it.
 
     Draws are unbiased but noisy. If nothing is within the target, the form that loses least.
     """
@@ -193,7 +208,10 @@ def recommend(options: Sequence[Option], target: float) -> Option:
 
 
 def ranks(values_ND: npt.NDArray[np.float32], shares: Sequence[float] = (0.95, 0.99)) -> dict[float, int]:
-    """Principal components that keep each share of the variance of hidden states; none of fewer than two vectors."""
+    """Return the principal components that keep each share of the variance of hidden states.
+
+    None for fewer than two vectors.
+    """
     if len(values_ND) < 2:
         return {}
     centred_ND = values_ND.astype(np.float64) - values_ND.mean(axis=0, dtype=np.float64)

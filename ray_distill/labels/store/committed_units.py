@@ -1,4 +1,6 @@
-"""The committed units of a store in columns, and their checkpoint: a million units cost megabytes, not gigabytes.
+"""Keep the committed units of a store in columns, and their checkpoint.
+
+A million units need megabytes, not gigabytes.
 
 The first record that names a unit wins, so the winners among the first n records are a prefix of all winners:
 one ledger serves every reference, however old.
@@ -72,7 +74,7 @@ class Ledger:
         return name in self._recent or self._find(np.array([name], dtype="S16"))[0] >= 0
 
     def __getitem__(self, unit: str) -> Receipt:
-        """The winning attempt; KeyError if there is none."""
+        """Return the winning attempt; KeyError if there is none."""
         at = int(self.find([unit])[0])
         if at < 0:
             raise KeyError(unit)
@@ -101,7 +103,7 @@ class Ledger:
             self._recent, self._tables, self._sorted = set(), [], None
 
     def find(self, units: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Where each unit stands in the order of commitment; -1 where it is not committed."""
+        """Return the place of each unit in the order of commitment; -1 if it is not committed."""
         self._merge()
         return self._find(np.array([bytes.fromhex(unit) for unit in units], dtype="S16"))
 
@@ -115,7 +117,7 @@ class Ledger:
         return np.where(at >= 0, order[at], -1) if len(order) else at
 
     def receipts(self, length: int | None = None, without: npt.NDArray[np.int64] | None = None) -> Iterator[Receipt]:
-        """Winning attempts, a batch at a time.
+        """Yield winning attempts, a batch at a time.
 
         Args:
             length: only of the first ``length`` records.
@@ -129,12 +131,12 @@ class Ledger:
             yield from map(_receipt, table.take(places[at : at + BATCH]).to_pylist())
 
     def counts(self, name: str, length: int | None = None) -> npt.NDArray[np.int64]:
-        """``[U]``: one of start, stop, rows, rejected, halved and record of each unit."""
+        """Return ``[U]``: one of start, stop, rows, rejected, halved and record of each unit."""
         values: npt.NDArray[np.int64] = self._prefix(length).column(name).to_numpy()
         return values
 
     def bytes_written(self, length: int | None = None) -> int:
-        """Size of all files of the units."""
+        """Return the size of all files of the units."""
         table = self._prefix(length)
         files = [table.column("quarantine"), pc.list_flatten(table.column("parts"))]
         return sum(pc.sum(pc.struct_field(item, "size")).as_py() or 0 for item in files)
@@ -150,7 +152,7 @@ class Ledger:
         return self.length == length and bool(self._prefix(None).equals(other._prefix(length)))
 
     def to_bytes(self, chain: bytes, length: int | None = None) -> bytes:
-        """The checkpoint of the first ``length`` records: equal records give equal bytes.
+        """Return the checkpoint of the first ``length`` records: equal records give equal bytes.
 
         Args:
             chain: digest of every prefix, of no record first, 32 bytes each.
@@ -175,7 +177,7 @@ class Ledger:
 
     @classmethod
     def from_bytes(cls, url: str, data: bytes) -> tuple[Self, bytes]:
-        """A checkpoint's ledger and chain.
+        """Return a checkpoint's ledger and chain.
 
         Raises:
             CorruptStore: it is none that this release can read; it may be deleted.
@@ -200,7 +202,7 @@ def _table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
 
 
 def _row(receipt: Receipt, record: int) -> dict[str, Any]:
-    """A receipt as a row of `SCHEMA`."""
+    """Return a receipt as a row of `SCHEMA`."""
     unit = receipt.unit
     try:
         reasons = canonical_json(dict(receipt.reasons)).decode() if receipt.reasons else ""
@@ -227,7 +229,7 @@ def _stored(item: FileReceipt, unit: str) -> dict[str, Any]:
 
 
 def _hex(text: str, size: int, unit: str) -> bytes:
-    """The bytes that ``2 size`` lower-case hexadecimal digits stand for."""
+    """Return the bytes of ``2 size`` lower-case hexadecimal digits."""
     try:
         value = bytes.fromhex(text)
     except ValueError:

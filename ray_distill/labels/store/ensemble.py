@@ -1,10 +1,10 @@
-"""One teacher out of several: the weighted mean of what they said of the same rows.
+"""Read several teachers as one: the weighted mean of their labels of the same rows.
 
 Where every teacher stores all classes the mean is exact, entropy included. Of truncated distributions it is exact on
 the classes that all of them store, and the mean mass of everything else is the tail's: what a teacher gave a class that
 it did not store need not be guessed. So it stays a distribution over K+1 buckets (MATHS.md §2), of smaller K. One class
 more is kept: the likeliest by what is known, if not all store it, so that the first choice is right wherever it can be
-told; what the others gave it is in the tail.
+determined; its mass in the other sets is in the tail.
 """
 
 import logging
@@ -33,7 +33,9 @@ Weights = npt.NDArray[np.float64]
 
 
 class AveragedLabels:
-    """Several label sets read as one: rows, positions and hidden states are the first's, distributions are means.
+    """Several label sets, read as one.
+
+    Rows, positions and hidden states are the first set's, distributions are means.
 
     Of a row that one of the others has not labelled, or was fitted on, the mean is over the rest.
 
@@ -58,15 +60,18 @@ class AveragedLabels:
         self._maps = [_class_map(labels.manifest, self.manifest) for labels in sets]
 
     def labelled(self, wanted: RowIds) -> RowIds:
-        """As `LabelSet.labelled`."""
+        """Return as `LabelSet.labelled`."""
         return self._sets[0].labelled(wanted)
 
     def read_rows(self, wanted: RowIds, layers: Sequence[int] = ()) -> tuple[pa.FixedSizeBinaryArray, Signal]:
-        """As `LabelSet.read_rows`."""
+        """Read as `LabelSet.read_rows`."""
         return self._averaged(*self._sets[0].read_rows(wanted, layers))
 
     def read(self, layers: Sequence[int] = ()) -> tuple[pa.FixedSizeBinaryArray, Signal]:
-        """As `LabelSet.read`; by units, for a mean takes several times the memory of what goes into it."""
+        """Read as `LabelSet.read`, unit by unit.
+
+        A mean needs several times the memory of its inputs.
+        """
         first = self._sets[0]
         with ThreadPoolExecutor(READERS, thread_name_prefix="labels") as pool:
             parts = list(pool.map(lambda unit: self._averaged(*first.read_unit(unit, layers)), first.units))
@@ -85,7 +90,10 @@ class AveragedLabels:
         return ids, signal_of(distributions=average(parts, weights_MR), hidden=own.hidden)
 
     def _plain(self, found: Distributions, number: int) -> Distributions:
-        """A set's distributions over the first set's class ids, ascending, at the temperatures of the mean."""
+        """Return a set's distributions over the first set's class ids, at the temperatures of the mean.
+
+        Class ids are ascending.
+        """
         columns = [found.temperatures.index(temperature) for temperature in self.manifest.temperatures]
         ids, logp, to_first = found.ids, found.logp, self._maps[number]
         if to_first is not None:
@@ -106,13 +114,13 @@ class AveragedLabels:
 
 
 def averaged_manifest(manifests: Sequence[StoreManifest]) -> StoreManifest:
-    """What training may know of the mean: the first set's manifest, with the temperatures that the mean has.
+    """Return the first set's manifest, with the temperatures of the mean, for training.
 
     Dense distributions are averaged and the mean is softened, at any temperature that all declare. Of truncated ones
     the tail of the mean is known at T = 1 alone.
 
     Raises:
-        StoreMismatch: the sets cannot be averaged; says which and why.
+        StoreMismatch: the sets cannot be averaged; the message names which and why.
     """
     first = manifests[0]
     for manifest in manifests:
@@ -148,7 +156,9 @@ def require_same_classes(first: StoreManifest, other: StoreManifest) -> None:
 
 
 def average(parts: Sequence[Distributions], weights_MR: npt.NDArray[np.float64]) -> Distributions:
-    """The weighted mean of M distributions at each position, on the classes that all of them store, and the likeliest.
+    """Return the weighted mean of M distributions at each position.
+
+    It has the classes that all of them store, and the likeliest.
 
     Args:
         parts: of the same rows and positions, class ids ascending, nothing drawn.
@@ -197,7 +207,7 @@ def average(parts: Sequence[Distributions], weights_MR: npt.NDArray[np.float64])
 
 
 def _likeliest(keys: Sequence[Index], masses: Sequence[Weights], classes: int) -> Index:
-    """At each position the class of the greatest mass that is known; of equal ones the first."""
+    """Return at each position the class of the greatest stored mass; of equal ones the first."""
     every, inverse = np.unique(np.concatenate(keys), return_inverse=True)
     known = np.bincount(inverse, weights=np.concatenate(masses), minlength=len(every))
     order = np.lexsort((every, -known, every // classes))
@@ -207,14 +217,14 @@ def _likeliest(keys: Sequence[Index], masses: Sequence[Weights], classes: int) -
 
 
 def _places(wanted: RowIds, found: RowIds) -> Index:
-    """Where each wanted id stands among the found; -1 where it does not."""
+    """Return the place of each requested id among the found; -1 for an absent one."""
     order = np.argsort(found, kind="stable").astype(np.int64)
     at = rowids.find(wanted, found[order])
     return np.where(at >= 0, order[at], -1) if len(found) else at
 
 
 def _instead(base: Distributions, found: Distributions, place: Index) -> Distributions:
-    """Rows of ``found`` at their places, and the base's own where there is none."""
+    """Return rows of ``found`` at their places, and the base's own elsewhere."""
     missing = np.flatnonzero(place < 0)
     both = Distributions.concat([part for part in (found, base.take(missing)) if part.rows] or [base])
     filled = place.copy()
@@ -246,7 +256,7 @@ def _require_same_positions(base: Distributions, other: Distributions, ids: RowI
 
 
 def _class_map(manifest: StoreManifest, first: StoreManifest) -> npt.NDArray[np.int32] | None:
-    """For each class id of a store the first one's, by name; None where they are the same."""
+    """Map each class id of a store to the first one's by name; None where they are the same."""
     if manifest.classes == first.classes:
         return None
     index = {name: number for number, name in enumerate(first.classes)}

@@ -1,4 +1,4 @@
-"""The label store: open it, ask what is missing, commit what was made, pin it as a reference."""
+"""The label store: open it, list missing units, commit attempts, pin it as a reference."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -33,7 +33,7 @@ CACHED_ROWS = 1 << 22
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """How much of a snapshot a store holds, and the units that are missing."""
+    """How much of a snapshot a store has labelled, and the units that are missing."""
 
     units: tuple[WorkUnit, ...]
     rows_total: int
@@ -50,7 +50,10 @@ class Coverage:
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """A fixed range of a snapshot shard and the rows in it; ``unit_id`` is the id if all of them are labelled."""
+    """A fixed range of a snapshot shard and the rows in it.
+
+    ``unit_id`` is the id if all of them are labelled.
+    """
 
     shard: str
     start: int
@@ -96,14 +99,14 @@ class LabelStore:
         return self._ledger
 
     def pending(self, snapshot: SnapshotRows) -> list[WorkUnit]:
-        """The units of a snapshot that are still to label; see `coverage`."""
+        """Yield the units of a snapshot that are still to label; see `coverage`."""
         return list(self.coverage(snapshot).units)
 
     def coverage(self, snapshot: SnapshotRows) -> Coverage:
         """Compare a snapshot with the store: by unit first, then by row with everything committed.
 
-        Only rows that no committed unit holds are left to label, whichever snapshot they came with; rejected
-        rows count as held. Units are read one after the other, so memory goes with the snapshot, not the store.
+        Only rows that are in no committed unit are left to label, whichever snapshot they came with; rejected
+        rows count as done. Units are read one after the other, so memory goes with the snapshot, not the store.
         """
         self.log.refresh()
         ledger, parts = self.ledger, list(ranges(snapshot, self.manifest))
@@ -120,7 +123,7 @@ class LabelStore:
         )
 
     def _held(self, parts: Iterable[Range], units: Iterator[Receipt]) -> UnitRows:
-        """Which rows of the ranges the units have labelled and rejected."""
+        """Return which rows of the ranges the units have labelled and rejected."""
         ids = np.sort(np.concatenate([rowids.empty(), *(part.ids for part in parts)]))
         labelled, rejected = np.zeros(len(ids), dtype=bool), np.zeros(len(ids), dtype=bool)
         while not labelled.all() and (unit := next(units, None)) is not None:
@@ -131,7 +134,10 @@ class LabelStore:
         return UnitRows(labelled=ids[labelled], rejected=ids[rejected])
 
     def _split(self, part: Range, held: UnitRows) -> tuple[WorkUnit | None, int, int]:
-        """The unit of a range's new rows (None if there are none), and how many are labelled and rejected."""
+        """Return the unit of a range's new rows, and how many are labelled and rejected.
+
+        The unit is None if there are no new rows.
+        """
         reused = rowids.is_in(part.ids, held.labelled)
         bad = rowids.is_in(part.ids, held.rejected) & ~reused
         return self._unit(part, ~(reused | bad)), int(reused.sum()), int(bad.sum())
@@ -149,10 +155,10 @@ class LabelStore:
         )
 
     def unit_rows(self, unit: Receipt) -> UnitRows:
-        """Row ids of a committed unit; reads only that column.
+        """Read the row ids of a committed unit; reads only that column.
 
         Raises:
-            CorruptStore: a file is unreadable, or holds another number of rows than the log says.
+            CorruptStore: a file is unreadable, or has another number of rows than its log entry.
         """
         known = self._rows.get(unit.unit)
         if known is not None:
@@ -182,7 +188,7 @@ class LabelStore:
 
         Raises:
             LabelError: a receipt is for another store's manifest.
-            CorruptStore: a file is missing or has another size than its receipt says.
+            CorruptStore: a file is missing or has another size than in its receipt.
         """
         offered: dict[str, Receipt] = {}
         for receipt in receipts:
@@ -219,7 +225,7 @@ class LabelStore:
         urls = [files.join(self.url, name) for name in promised]
         for url, size, item in zip(urls, files.sizes(urls), promised.values(), strict=True):
             if size != item.size:
-                raise CorruptStore(f"{url}: found {size} bytes, its receipt says {item.size}; label the unit again")
+                raise CorruptStore(f"{url}: found {size} bytes, its receipt has {item.size}; label the unit again")
 
     def ref(self, snapshot: SnapshotRef) -> LabelSetRef:
         """Pin the labels of a snapshot as the log stands now."""
@@ -228,7 +234,7 @@ class LabelStore:
 
 
 def make_ref(store: LabelStore, snapshot: SnapshotRef, length: int) -> LabelSetRef:
-    """The reference to a snapshot's labels in the first ``length`` records of a store's log."""
+    """Return the reference to a snapshot's labels in a log's first ``length`` records."""
     digest = store.log.prefix_digest(length)
     content = {"manifest": store.manifest.fingerprint, "log": digest, "snapshot": snapshot.fingerprint}
     return LabelSetRef(
@@ -237,7 +243,7 @@ def make_ref(store: LabelStore, snapshot: SnapshotRef, length: int) -> LabelSetR
 
 
 def ranges(snapshot: SnapshotRows, manifest: StoreManifest) -> Iterator[Range]:
-    """The fixed ranges of ``rows_a_unit`` rows into which a snapshot's shards fall, in order."""
+    """Return the fixed ranges of ``rows_a_unit`` rows of a snapshot's shards, in order."""
     for shard in snapshot.shards:
         ids = rowids.to_numpy(snapshot.read_shard(shard, columns=["row_id"]).column("row_id"))
         for start in range(0, len(ids), manifest.rows_a_unit):
@@ -249,7 +255,7 @@ def open_store(url: str) -> LabelStore:
     """Open an existing store.
 
     Raises:
-        LabelError: there is none, or it is of a later version, or of a codec this release does not know.
+        LabelError: there is none, or it is of a later version, or of a codec that this release does not have.
         CorruptStore: its manifest was changed.
     """
     location = files.join(url, MANIFEST_NAME)
@@ -270,7 +276,7 @@ def _manifest(location: str, value: Any) -> StoreManifest:
     manifest = StoreManifest.from_dict(value["manifest"])
     if value.get("fingerprint") != manifest.fingerprint:
         raise CorruptStore(
-            f"{location}: its content has fingerprint {manifest.fingerprint}, it says {value.get('fingerprint')}: "
+            f"{location}: its content has fingerprint {manifest.fingerprint}, it states {value.get('fingerprint')}: "
             "it was changed after its creation; restore it"
         )
     find_codec(manifest.codec)
@@ -278,7 +284,7 @@ def _manifest(location: str, value: Any) -> StoreManifest:
 
 
 def create_or_open(url: str, manifest: StoreManifest) -> LabelStore:
-    """Create a store, or open the one that is there if it is the same; many may call this at once.
+    """Create a store, or open an equal one that exists; many may call this at once.
 
     Raises:
         StoreMismatch: it was made for something else: each differing field with both sides.

@@ -1,4 +1,7 @@
-"""Read the labels of one snapshot, pinned by a reference: verified, each row once, always in the same order."""
+"""Read the labels of one snapshot, pinned by a reference.
+
+Labels are verified, and each row is read once, always in the same order.
+"""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,11 +35,11 @@ READERS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What one unit contributes to a label set."""
+    """The rows that one unit contributes to a label set."""
 
     unit: Receipt
     ids: RowIds
-    """Row ids of the whole unit, as its shard holds them."""
+    """Row ids of the whole unit, in the order of its shard."""
     keep: npt.NDArray[np.int64]
     """Which of them are this set's, ascending."""
 
@@ -64,12 +67,12 @@ class LabelSet:
         return np.sort(np.concatenate([rowids.empty(), *(share.ids[share.keep] for share in self._shares.values())]))
 
     def row_ids(self, unit: Receipt) -> pa.FixedSizeBinaryArray:
-        """Row ids that `read_unit` returns for a unit; known without reading it."""
+        """Return the row ids that `read_unit` returns for a unit, without reading it."""
         share = self._shares[unit.unit]
         return rowids.to_arrow(share.ids[share.keep])
 
     def read_unit(self, unit: Receipt, layers: Sequence[int] = ()) -> tuple[pa.FixedSizeBinaryArray, Signal]:
-        """The snapshot's rows of one unit that no earlier unit holds, ordered by row id.
+        """Read the snapshot's rows of one unit that are in no earlier unit, ordered by row id.
 
         Args:
             unit: one of ``units``.
@@ -89,17 +92,19 @@ class LabelSet:
         return self.row_ids(unit), signal if whole else signal.take(share.keep)
 
     def labelled(self, wanted: RowIds) -> RowIds:
-        """Those of some row ids that have labels; nothing is read."""
+        """Return those of some row ids that have labels; nothing is read."""
         found = np.zeros(len(wanted), dtype=bool)
         for _, own, _ in self._holders(wanted):
             found[own] = True
         return wanted[found]
 
     def read_rows(self, wanted: RowIds, layers: Sequence[int] = ()) -> tuple[pa.FixedSizeBinaryArray, Signal]:
-        """Ids and labels of those of some rows that have them, unit by unit; only units that hold one are read.
+        """Read ids and labels of some rows, unit by unit; rows without labels are left out.
+
+        Only units that contain one of the rows are read.
 
         Args:
-            wanted: row ids of the snapshot; few units are asked for where they are close to each other.
+            wanted: row ids of the snapshot; few units are read where the ids are close to each other.
             layers: as in `read_unit`, as are the errors.
         """
         ids, signals = [rowids.empty()], []
@@ -117,7 +122,10 @@ class LabelSet:
         return signal_of(distributions=empty.distributions, hidden={layer: empty.hidden[layer] for layer in layers})
 
     def _holders(self, wanted: RowIds) -> Iterator[tuple[Receipt, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-        """Units that hold wanted rows, the places of these among the wanted, and among what `read_unit` returns."""
+        """Return units that contain requested rows, and the places of these rows.
+
+        The places are those among the requested rows, and those among the rows that `read_unit` returns.
+        """
         if not len(wanted):
             return
         (least, greatest), ascending = self._ends, np.sort(wanted)
@@ -144,7 +152,7 @@ class LabelSet:
         return hidden
 
     def read(self, layers: Sequence[int] = ()) -> tuple[pa.FixedSizeBinaryArray, Signal]:
-        """All labelled rows of the snapshot, each once, in the snapshot's order; errors as `read_unit`."""
+        """Read all labelled rows of the snapshot, each once, in its order; errors as `read_unit`."""
         with ThreadPoolExecutor(READERS, thread_name_prefix="labels") as pool:
             parts = list(pool.map(lambda unit: self.read_unit(unit, layers), self.units))
         return self.in_order(parts) if parts else (rowids.to_arrow(rowids.empty()), self._nothing(layers))
@@ -152,14 +160,19 @@ class LabelSet:
     def in_order(
         self, parts: Sequence[tuple[pa.FixedSizeBinaryArray, Signal]]
     ) -> tuple[pa.FixedSizeBinaryArray, Signal]:
-        """What `read_unit` gave for each of ``units``, or was made of it, as one, in the snapshot's order."""
+        """Join the results of `read_unit` for each of ``units``, in the snapshot's order.
+
+        A result may also be what was computed from one.
+        """
         ids = np.concatenate([rowids.to_numpy(ids) for ids, _ in parts])
         signal = concat_signals([signal for _, signal in parts])
         return rowids.to_arrow(ids[self._order]), signal.take(self._order)
 
 
 def _share(store: LabelStore, length: int, snapshot_ids: RowIds) -> dict[str, Share]:
-    """Give each row of the snapshot to the first unit that labelled it, by unit; ``length`` records count.
+    """Assign each row of the snapshot to the first unit that labelled it, by unit.
+
+    Only the first ``length`` records count.
 
     Raises:
         CorruptStore: a unit was labelled for another manifest than the store's.
@@ -198,7 +211,7 @@ def _require_covered(store: LabelStore, ids: RowIds, covered: npt.NDArray[np.boo
 
 
 def _snapshot_order(shares: dict[str, Share], snapshot_ids: RowIds) -> npt.NDArray[np.int64]:
-    """Where, in the units' rows one after the other, each labelled row of the snapshot stands."""
+    """Return the place of each labelled row of the snapshot in the units' concatenated rows."""
     ids = np.concatenate([rowids.empty(), *(shares[name].ids[shares[name].keep] for name in sorted(shares))])
     by_id = np.argsort(ids, kind="stable").astype(np.int64)
     at = rowids.find(snapshot_ids, ids[by_id])
@@ -240,21 +253,21 @@ def open_label_set(ref: LabelSetRef, snapshot: SnapshotRows | None = None) -> La
 
 
 def snapshot_row_ids(snapshot: SnapshotRows) -> RowIds:
-    """Row ids of a whole snapshot, in its order."""
+    """Return the row ids of a whole snapshot, in its order."""
     parts = [snapshot.read_shard(shard, columns=["row_id"]).column("row_id") for shard in snapshot.shards]
     return np.concatenate([rowids.empty(), *map(rowids.to_numpy, parts)])
 
 
 def require_layers(manifest: StoreManifest, layers: Sequence[int]) -> None:
-    """Refuse hidden layers that a store does not hold.
+    """Refuse hidden layers that a store does not have.
 
     Raises:
-        StoreMismatch: names the layers that are wanted and those that are stored.
+        StoreMismatch: names the layers that are requested and those that are stored.
     """
     absent = sorted(set(layers) - set(manifest.hidden_layers))
     if absent:
         raise StoreMismatch(
-            f"hidden layers {absent} are wanted, the store has {list(manifest.hidden_layers)}; use those, or label "
+            f"hidden layers {absent} are requested, the store has {list(manifest.hidden_layers)}; use those, or label "
             "with these layers in another store"
         )
 
@@ -293,7 +306,7 @@ def _require_rows(location: str, ids: int, rows: int, promised: int) -> None:
 
 
 def read_verified(location: str, promised: FileReceipt) -> bytes:
-    """The bytes of a committed file.
+    """Return the bytes of a committed file, verified.
 
     Raises:
         CorruptStore: it is missing, or its size or digest is not what the log promised.

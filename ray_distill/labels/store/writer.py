@@ -1,4 +1,4 @@
-"""One attempt at a work unit: write its files, read them back, return the receipt that may be committed."""
+"""Make one attempt at a work unit: write its files, read them back, return the receipt."""
 
 import uuid
 from collections import Counter
@@ -46,7 +46,7 @@ def write_attempt(
         halved: `Receipt.halved`.
 
     Raises:
-        LabelError: rows are missing, foreign or doubled, or the signal is not what the manifest says.
+        LabelError: rows are missing, foreign or doubled, or the signal differs from the manifest's.
         StorageError: a file could not be written, or reads back differently.
     """
     ids = rowids.to_numpy(row_ids)
@@ -109,7 +109,7 @@ def write_verified(url: str, name: str, data: bytes) -> FileReceipt:
 
 
 def _require_whole(unit: WorkUnit, manifest: StoreManifest, ids: RowIds, rejected: Sequence[tuple[bytes, str]]) -> None:
-    """The unit's id is a digest of its rows: what was handed over must hash to it."""
+    """Require the rows to hash to the unit's id."""
     found = np.concatenate([ids, rowids.from_bytes(row for row, _ in rejected)])
     where = f"unit {unit.unit_id} ({unit.shard}, rows {unit.start}:{unit.stop})"
     if len(found) != len(unit.rows):
@@ -124,7 +124,7 @@ def _require_whole(unit: WorkUnit, manifest: StoreManifest, ids: RowIds, rejecte
 
 
 def require_signal(manifest: StoreManifest, signal: Signal, rows: int) -> Distributions:
-    """The signal's distributions, if the signal is of the kind and size that the manifest declares.
+    """Return the signal's distributions; require the kind and size that the manifest declares.
 
     Raises:
         LabelError: names each difference.

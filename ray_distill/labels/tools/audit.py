@@ -38,7 +38,7 @@ NAMED = 100
 
 
 class AuditReport(Document):
-    """What an audit found; names are relative to the store, corrupt ones say why."""
+    """The findings of an audit; names are relative to the store, corrupt ones have a reason."""
 
     store: str
     units: int
@@ -84,7 +84,7 @@ class AuditReport(Document):
 
 @dataclass
 class _Findings:
-    """What has been found so far."""
+    """The findings so far."""
 
     corrupt: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -141,7 +141,10 @@ def audit(
 
 
 def _attempt_files(url: str) -> list[FileInfo]:
-    """All files below the store's folders of attempts, and what cut-off writes left anywhere in it."""
+    """List all files below the store's folders of attempts, and remnants of interrupted writes.
+
+    Remnants may lie anywhere in the store.
+    """
     return [
         item
         for item in files.list_files(url, unfinished=True)
@@ -150,7 +153,7 @@ def _attempt_files(url: str) -> list[FileInfo]:
 
 
 def _of_attempts(folder: str) -> bool:
-    """Return whether a folder of the store holds attempts: of a part, or of rejected rows."""
+    """Return whether a folder of the store is for attempts: of a part, or of rejected rows."""
     return folder in (DISTRIBUTIONS, "quarantine") or folder.startswith(HIDDEN)
 
 
@@ -165,7 +168,7 @@ def _receipts(records: Sequence[Record], found: _Findings) -> list[Receipt]:
 
 
 def _check_checkpoints(log: CommitLog, found: _Findings) -> None:
-    """A checkpoint must be what the records before it make."""
+    """Require a checkpoint to be what the records before it make."""
     urls = log.checkpoints()
     if not urls:
         return
@@ -238,7 +241,7 @@ def part_names(manifest: StoreManifest) -> set[str]:
 
 
 def _rejected(store: LabelStore, receipt: Receipt, found: _Findings) -> RowIds | None:
-    """Row ids of the rejected rows; None where they cannot be read."""
+    """Read the row ids of the rejected rows; None where they cannot be read."""
     promised, name = receipt.quarantine, quarantine_file(receipt.unit, receipt.attempt)
     if promised is None:
         return rowids.empty()
@@ -265,7 +268,7 @@ def _check_content(
 
 
 def _guard(found: _Findings, url: str, name: str, read: Callable[[], T]) -> T | None:
-    """What ``read`` returns, or None with the file named as missing or corrupt."""
+    """Return what ``read`` returns, or None with the file noted as missing or corrupt."""
     try:
         return read()
     except CorruptStore as error:
@@ -277,7 +280,10 @@ def _guard(found: _Findings, url: str, name: str, read: Callable[[], T]) -> T | 
 
 
 def _count_rows(found: _Findings, snapshot: SnapshotRows | SnapshotRef | str | None) -> tuple[int, int]:
-    """Distinct labelled and rejected rows; those of the snapshot without either are noted as missing."""
+    """Count distinct labelled and rejected rows.
+
+    Rows of the snapshot without either are noted as missing.
+    """
     labelled = np.unique(np.concatenate([rowids.empty(), *(rows.labelled for rows in found.rows)]))
     rejected = np.unique(np.concatenate([rowids.empty(), *(rows.rejected for rows in found.rows)]))
     rejected = rejected[~rowids.is_in(rejected, labelled)]

@@ -1,4 +1,4 @@
-"""Labels as plain Parquet, for tools that know nothing of this store: numbers in lists, one row a row."""
+"""Export labels as plain Parquet for other tools: numbers in lists, one row a row."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from ray_distill.storage import files
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What an export wrote."""
+    """The result of an export."""
 
     url: str
     files: int
@@ -26,7 +26,9 @@ class Exported:
 
 
 def export_store(store_url: str, target: str, *, hidden: bool = False) -> Exported:
-    """Write each committed unit of a store as one plain Parquet file, every file verified before it is copied.
+    """Write each committed unit of a store as one plain Parquet file.
+
+    Every file is verified before it is copied.
 
     Columns: ``row_id`` as 32 hexadecimal digits; lists over positions ``position``, ``entropy`` (null where it is not
     known) and ``log_tail`` (a list a position, in the order of the temperatures); lists over positions of lists over
@@ -47,13 +49,13 @@ def export_store(store_url: str, target: str, *, hidden: bool = False) -> Export
         files.write_bytes(files.join(target, f"{unit.unit}.parquet"), parquet_shards.to_parquet(table))
         count, rows = count + 1, rows + table.num_rows
     if not count:
-        raise LabelError(f"{store_url}: the store holds no labels yet; label a snapshot first")
+        raise LabelError(f"{store_url}: the store has no labels yet; label a snapshot first")
     files.write_json(files.join(target, "manifest.json"), store.manifest.to_dict())
     return Exported(url=files.absolute(target), files=count, rows=rows)
 
 
 def plain_table(store: LabelStore, unit: Receipt, *, hidden: bool) -> pa.Table:
-    """One unit as plain columns; see `export_store`."""
+    """Return one unit as plain columns; see `export_store`."""
     ids, distributions = read_labels(store.url, store.manifest, unit)
     columns = {"row_id": pa.array(rowids.hexadecimal(ids), pa.string()), **_distribution_columns(distributions)}
     if hidden:

@@ -1,4 +1,4 @@
-"""One row of a store, readably: which unit holds it, its likeliest classes, the mass of the rest, its layers."""
+"""Show one row of a store: its unit, likeliest classes, mass of the rest, and layers."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ SHOWN_CLASSES, SHOWN_POSITIONS = 10, 8
 
 
 class RowReport(Document):
-    """What a store knows of a row."""
+    """The labels of a row in a store."""
 
     row_id: str
     unit: str
@@ -37,10 +37,10 @@ class RowReport(Document):
 
 
 def inspect_row(store_url: str, row: str) -> RowReport:
-    """Find a row by its id (or the first digits of it, where they are unique) and read what is stored.
+    """Find a row by its id, or by its first digits where these are unique, and read its labels.
 
     Raises:
-        LabelError: no committed unit holds it, several ids begin so, or ``row`` is not hexadecimal.
+        LabelError: no committed unit contains it, several ids begin so, or ``row`` is not hexadecimal.
         CorruptStore: its files are not what the log promised.
     """
     prefix = row.lower()
@@ -55,14 +55,14 @@ def inspect_row(store_url: str, row: str) -> RowReport:
             for name in rowids.hexadecimal(_beginning(ids, prefix)):
                 found.setdefault(name, (unit, labelled))
     if len(found) != 1:
-        what = "no committed unit holds" if not found else f"{len(found)} rows begin with"
+        what = "no committed unit contains" if not found else f"{len(found)} rows begin with"
         raise LabelError(f"{store_url}: {what} row {row}" + ("; give more digits" if found else "; is it labelled?"))
     name, (unit, labelled) = found.popitem()
     return _labelled(store, unit, name) if labelled else _rejected(store, unit, name)
 
 
 def _beginning(ids: rowids.RowIds, prefix: str) -> rowids.RowIds:
-    """The ids that begin with these digits; ids are ascending, so a range of them does."""
+    """Return the ids that begin with these digits; ids are ascending, so they are a range."""
     width = 2 * rowids.ROW_ID_BYTES
     low, high = (np.frombuffer(bytes.fromhex(prefix.ljust(width, fill)), dtype="S16") for fill in "0f")
     return ids[np.searchsorted(ids, low[0]) : np.searchsorted(ids, high[0], side="right")]
@@ -116,7 +116,7 @@ def _position(one: Distributions, manifest: StoreManifest, number: int) -> dict[
 
 
 def show_row(report: RowReport) -> str:
-    """A report as lines for people."""
+    """Return a report as lines for people."""
     lines = [f"row    {report.row_id}", f"unit   {report.unit}  ({report.shard})"]
     if report.reason is not None:
         return "\n".join([*lines, f"quarantined: {report.reason}"])

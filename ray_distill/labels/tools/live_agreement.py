@@ -1,6 +1,8 @@
-"""Whether stored labels are what the teacher says today, measured against how far the teacher differs from itself.
+"""Compare stored labels with the teacher's answers today.
 
-Batched inference is not bit-exact: the same rows in other batches give other last digits. So the teacher is asked
+The yardstick is how far the teacher differs from itself.
+
+Batched inference is not bit-exact: the same rows in other batches give other last digits. So the teacher answers
 twice, in different batches, and what lies between its two answers is the yardstick for what lies between one of them
 and the store.
 """
@@ -41,7 +43,7 @@ class Distance(Document):
 
 
 class LayerDistance(Document):
-    """How far two answers are apart in one hidden layer: distances relative to the teacher's vectors."""
+    """Distances between two answers in one hidden layer, relative to the teacher's vectors."""
 
     stored: Distance
     """Store to teacher, the worst vector of a row."""
@@ -82,7 +84,10 @@ class Answer:
 
 
 def as_stored(answer: Answer, manifest: StoreManifest, fits: Fits) -> Answer:
-    """An answer as the store would give it back: what its form adds must not look like a disagreement."""
+    """Return an answer as the store would return it.
+
+    Otherwise the error of the stored form would be reported as a disagreement.
+    """
     ids, signal = answer.ids, answer.signal
     data = parquet_shards.encode_labels(ids, signal.distributions, manifest, fits)
     hidden = {
@@ -129,7 +134,7 @@ def _distance(far: Floats) -> Distance:
 
 
 def _common(one: Answer, other: Answer) -> tuple[Answer, Answer]:
-    """Both answers cut to the rows that both have."""
+    """Return both answers cut to the rows that both have."""
     return _among(one, other.ids), _among(other, one.ids)
 
 
@@ -139,7 +144,9 @@ def _among(answer: Answer, ids: RowIds) -> Answer:
 
 
 def _variations(one: Answer, other: Answer) -> Floats:
-    """``[R]``: the largest total variation of a row's positions; 1 where the positions are not the same.
+    """Return ``[R]``: the largest total variation of a row's positions.
+
+    1 where the positions are not the same.
 
     Taken over the classes that both store and one bucket for the rest: at the edge of a top-k, or of a draw, noise may
     swap a class for its equal.
@@ -161,7 +168,9 @@ def _places(distributions: Distributions, row: int) -> list[int]:
 
 
 def _total_variation(first: Distributions, second: Distributions) -> Floats:
-    """``[P]``: half of the sum of the differences, over common classes and one bucket for all others.
+    """Return ``[P]``: half of the sum of the differences.
+
+    The sum is over common classes and one bucket for all others.
 
     Of Bernoulli classes: the largest difference of a class, each of which is a distribution of its own.
     """
@@ -180,7 +189,10 @@ def _total_variation(first: Distributions, second: Distributions) -> Floats:
 
 
 def _distances(pair: tuple[Answer, Answer], layer: int) -> Floats:
-    """``[R]``: the largest relative distance of a row's vectors; 1 where there is another number of them."""
+    """Return ``[R]``: the largest relative distance of a row's vectors.
+
+    1 where their numbers differ.
+    """
     first, second = (answer.signal.hidden[layer] for answer in pair)
     same = np.flatnonzero(np.diff(first.offsets) == np.diff(second.offsets))
     found, kept = np.ones(first.rows), first.take(same)
@@ -196,7 +208,7 @@ def _relative(one: Vectors, other: Vectors) -> Floats:
 
 
 def _worst(values: Floats, offsets: npt.NDArray[np.int64]) -> Floats:
-    """The largest value of each row; 0 of none."""
+    """Return the largest value of each row; 0 of none."""
     found = np.zeros(len(offsets) - 1)
     np.maximum.at(found, owner(offsets), values)
     return found

@@ -28,4 +28,6 @@ def show_input(snapshot: SnapshotRef | str, row_id: str, show: Callable[[bytes |
         at = rowids.find(np.array([wanted], dtype="S16"), rowids.to_numpy(table["row_id"]))[0]
         if at >= 0:
             return show(table[opened.input_column].cast(pa.large_binary())[int(at)].as_py())
-    raise SnapshotError(f"{opened.ref.url}: the snapshot does not hold row {row_id}; name the one it was labelled from")
+    raise SnapshotError(
+        f"{opened.ref.url}: the snapshot does not contain row {row_id}; name the one it was labelled from"
+    )

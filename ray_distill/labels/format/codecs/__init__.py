@@ -1,4 +1,7 @@
-"""Stored forms of distributions, by name and version. A new one is one file and one line here."""
+"""Stored forms of distributions, by name and version.
+
+A new codec is one file and one line here.
+"""
 
 from ray_distill.config import SignalConfig
 from ray_distill.errors import LabelError
@@ -21,10 +24,10 @@ def choose_codec(signal: SignalConfig) -> tuple[str, int]:
 
 
 def find_codec(key: tuple[str, int]) -> Codec:
-    """The codec that a manifest names.
+    """Return the codec that a manifest names.
 
     Raises:
-        LabelError: this release does not know it.
+        LabelError: this release has no such codec.
     """
     if key not in CODECS:
         known = ", ".join(f"{name}/{version}" for name, version in CODECS)

@@ -1,4 +1,7 @@
-"""What every codec shares: its protocol, and binary cells, the one physical form of ragged numbers in a shard."""
+"""Define what all codecs share: their protocol, and binary cells.
+
+Binary cells are the one physical form of ragged numbers in a shard.
+"""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -38,13 +41,16 @@ class Codec(Protocol):
         """Return whether this codec stores what is configured."""
 
     def options(self, signal: SignalConfig) -> dict[str, Any]:
-        """Return the codec's settings for what is configured; they become the manifest's ``options``."""
+        """Return the codec's settings for a configuration; they become the manifest's ``options``."""
 
     def fit(self, distributions: Distributions, manifest: StoreManifest) -> Fits:
-        """Return the arrays that the codec needs, fitted on a slice of the calibration split before the first unit."""
+        """Return the arrays that the codec needs, fitted before the first unit.
+
+        They are fitted on a slice of the calibration split.
+        """
 
     def encode(self, distributions: Distributions, manifest: StoreManifest, fits: Fits) -> Mapping[str, pa.Array]:
-        """Columns of a shard, one value a row; equal distributions give equal bytes.
+        """Return the columns of a shard, one value a row; equal distributions give equal bytes.
 
         Args:
             distributions: what the manifest's estimator gives.
@@ -56,7 +62,7 @@ class Codec(Protocol):
         """
 
     def decode(self, table: pa.Table, manifest: StoreManifest, fits: Fits) -> Distributions:
-        """Distributions of a shard's rows, as writable or shared numpy arrays.
+        """Return the distributions of a shard's rows, as writable or shared numpy arrays.
 
         Raises:
             CorruptStore: columns are missing or disagree with each other.
@@ -64,7 +70,10 @@ class Codec(Protocol):
 
 
 def cells(values: npt.NDArray[Any], offsets: Offsets) -> pa.LargeBinaryArray:
-    """One binary cell a row: row r holds the little-endian bytes of ``values[offsets[r]:offsets[r+1]]``."""
+    """Return one binary cell a row.
+
+    The cell of row r contains the little-endian bytes of ``values[offsets[r]:offsets[r+1]]``.
+    """
     data = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
     ends = np.asarray(offsets * data.itemsize, dtype="<i8")
     return pa.LargeBinaryArray.from_buffers(
@@ -73,10 +82,12 @@ def cells(values: npt.NDArray[Any], offsets: Offsets) -> pa.LargeBinaryArray:
 
 
 def uncells(table: pa.Table, name: str, dtype: npt.DTypeLike) -> tuple[npt.NDArray[Any], Offsets]:
-    """The values of a column of binary cells and the offset of each row's first, without a copy or a loop.
+    """Return the values of a column of binary cells, and where each row's begin.
+
+    The values are neither copied nor looped over. The offsets are those of each row's first value.
 
     Raises:
-        CorruptStore: there is no such column, it is of another type, or a cell holds part of a value.
+        CorruptStore: there is no such column, it is of another type, or a cell contains part of a value.
     """
     array = _large_binary(table, name)
     dtype = np.dtype(dtype).newbyteorder("<")
@@ -114,5 +125,8 @@ def require_lengths(name: str, found: int, expected: int) -> None:
 
 
 def row_totals(offsets: Offsets, per_position: Offsets) -> Offsets:
-    """Offsets of the rows' entries: row r's positions are ``offsets[r]:offsets[r+1]`` of ``per_position``."""
+    """Return offsets of the rows' entries.
+
+    The positions of row r are ``offsets[r]:offsets[r+1]`` of ``per_position``.
+    """
     return per_position[offsets]

@@ -1,11 +1,13 @@
-"""``compact``: ranks of class ids as sorted gaps, probabilities in one byte, everything in byte planes.
+"""``compact``: gaps of ranks, probabilities in one byte, byte planes.
+
+The ranks of class ids are stored as sorted gaps, every probability in one byte, and everything in byte planes.
 
 Options (``manifest.options``): ``lossless``; else ``power`` and ``levels`` of the bins of probabilities. The fitted
 array ``ids`` (``[V]`` int32, rank to class id) puts frequent classes close together; without it, rank and id are one.
 
 Columns, a cell a row: ``layout`` uint8 (what is implied, see the constants), ``ids`` and ``logp`` (``[E]``, in the
-order of ranks), ``log_tail`` ``[P·T]``, ``entropy`` ``[P]``; where the layout says so ``position`` ``[P]``, ``entries``
-``[P]``, ``count`` ``[E]`` and ``log_normaliser`` ``[P]``. Lossless columns are the planes of float32.
+order of ranks), ``log_tail`` ``[P·T]``, ``entropy`` ``[P]``; where the layout requires it ``position`` ``[P]``,
+``entries`` ``[P]``, ``count`` ``[E]`` and ``log_normaliser`` ``[P]``. Lossless columns are the planes of float32.
 
 The counts of draws from p itself are stored as differences to what the bins of the probabilities lead one to expect
 (`counts`), where probabilities have bins.
@@ -70,7 +72,7 @@ class CompactCodec:
     compression: str = "zstd"
 
     def serves(self, signal: SignalConfig) -> bool:
-        """Return whether this codec stores what is configured: every estimator, with loss or without."""
+        """Return whether this codec can store a configuration: every estimator, lossless or lossy."""
         return True
 
     def options(self, signal: SignalConfig) -> dict[str, Any]:
@@ -83,7 +85,7 @@ class CompactCodec:
         return {} if manifest.estimator == "dense" else {"ids": fit_ids(distributions, manifest.class_count)}
 
     def encode(self, distributions: Distributions, manifest: StoreManifest, fits: Fits) -> Mapping[str, pa.Array]:
-        """Columns of a shard; errors as `Codec.encode`."""
+        """Return the columns of a shard; errors as `Codec.encode`."""
         values = _encode_lossless if options(manifest)[0] else _encode_lossy
         layout = _layout(distributions)
         if layout & DRAWN and layout & NORMAL and not options(manifest)[0]:
@@ -106,7 +108,7 @@ class CompactCodec:
         return columns | _encode_draws(distributions, manifest, order, layout)
 
     def decode(self, table: pa.Table, manifest: StoreManifest, fits: Fits) -> Distributions:
-        """Distributions of a shard's rows; errors as `Codec.decode`."""
+        """Return the distributions of a shard's rows; errors as `Codec.decode`."""
         layout, rows = _read_layout(table), _rows(table)
         dense = manifest.estimator == "dense"
         offsets = _entry_offsets(table, layout, rows, manifest.class_count if dense else None)
@@ -149,7 +151,9 @@ def fit_ids(distributions: Distributions, class_count: int) -> npt.NDArray[np.in
 
 
 def compact_options(temperatures: Sequence[float], lossless: bool, *, drawn: bool = False) -> dict[str, Any]:
-    """Return options of ``compact`` for the declared temperatures: bins that add about 1e-4 nats on a language model.
+    """Return options of ``compact`` for the declared temperatures.
+
+    The bins are chosen so that they add about 1e-4 nats on a language model.
 
     The power is 1/(2T) of the largest T (MATHS.md §1), a little less at T = 1 alone: fewer levels then add as little,
     and small probabilities move less. Where all entries are ``drawn``, the target at T = 1 is made of the counts, which
@@ -161,7 +165,7 @@ def compact_options(temperatures: Sequence[float], lossless: bool, *, drawn: boo
 
 
 def options(manifest: StoreManifest) -> tuple[bool, float, int]:
-    """``lossless, power, levels`` of a manifest.
+    """Return ``lossless, power, levels`` of a manifest.
 
     Raises:
         LabelError: an option is missing or not usable.
@@ -220,7 +224,7 @@ def _read_layout(table: pa.Table) -> int:
 
 
 def _rows(table: pa.Table) -> Offsets:
-    """Offsets of the rows' positions: every position has an entropy."""
+    """Return offsets of the rows' positions: every position has an entropy."""
     return uncells(table, "entropy.0", np.uint8)[1]
 
 
@@ -237,7 +241,7 @@ def _position(table: pa.Table, layout: int, rows: Offsets) -> npt.NDArray[np.int
 
 
 def _entry_offsets(table: pa.Table, layout: int, rows: Offsets, width: int | None) -> Offsets:
-    """Offsets of the positions' entries; each has ``width``, or what the shard says."""
+    """Return offsets of the positions' entries, from ``width`` or else from the shard's counts."""
     positions = int(rows[-1])
     stored = positions * width if width is not None else stored_gaps(table, "ids")
     if width is None and not layout & EQUAL:
@@ -274,7 +278,7 @@ def _decode_lossless(table: pa.Table, manifest: StoreManifest, rows: Offsets, of
 def _tails(
     table: pa.Table, manifest: StoreManifest, rows: Offsets, dtype: npt.DTypeLike, read: Callable[[Any], Any]
 ) -> npt.NDArray[Any]:
-    """What ``read`` makes of the tails' words, ``[P, T]``; -inf with an estimator that has none."""
+    """Return the tails ``[P, T]`` that ``read`` decodes; -inf for an estimator without a tail."""
     shape = (int(rows[-1]), len(manifest.temperatures))
     if manifest.estimator == "dense":
         return np.full(shape, -np.inf, dtype=np.float32)
@@ -325,7 +329,7 @@ def _read_bins(table: pa.Table, levels: int, entries: Offsets) -> Bins:
 
 
 def _width(offsets: Offsets) -> int:
-    """Entries of every position, 0 if they differ."""
+    """Return the number of entries of every position, 0 if positions differ."""
     width = int(offsets[1]) if len(offsets) > 1 else 0
     return width if np.array_equal(offsets, np.arange(len(offsets)) * width) else 0
 

@@ -1,7 +1,9 @@
-"""How often a class was drawn, told by how likely it is: what is stored is the difference, which is nearly always 0.
+"""Store counts of draws as differences from the counts that the probabilities imply.
+
+The difference is nearly always 0.
 
 With ``r = p`` a class is drawn about N·p times, and stratified draws keep to that within one or two. The expected
-number belongs to the bin that the probability is stored in, so the decoder knows it before the counts are read.
+number belongs to the bin that the probability is stored in, so the decoder has it before it reads the counts.
 """
 
 import decimal
@@ -26,7 +28,9 @@ FULL, SHIFTS = 3, np.arange(0, 8, 2, dtype=np.uint8)
 
 @functools.lru_cache(maxsize=8)
 def expected_counts(power: float, levels: int, draws: int) -> Counts:
-    """``[levels+1]``: draws that a probability in each bin leads one to expect, at least 1 (what is stored was drawn).
+    """Return the expected number of draws of a probability in each bin, ``[levels+1]``.
+
+    It is at least 1, because only drawn classes are stored.
 
     In decimal arithmetic, which rounds alike everywhere: an ``exp`` may differ in its last bit between processors, and
     a count decoded on another machine must be the one that was encoded.
@@ -38,7 +42,9 @@ def expected_counts(power: float, levels: int, draws: int) -> Counts:
 
 
 def encode_counts(count: npt.NDArray[np.int32], bins: Bins, expected: Counts, offsets: Offsets) -> dict[str, pa.Array]:
-    """Columns ``count``, four differences a byte, and ``count.more`` with those that do not fit into two bits.
+    """Return columns ``count``, four differences a byte, and ``count.more``.
+
+    ``count.more`` has the differences that do not fit into two bits.
 
     A row's differences stand in the order of their bins: rare classes, whose count is 1 almost surely, make long runs
     of zeros then.
@@ -63,7 +69,7 @@ def encode_counts(count: npt.NDArray[np.int32], bins: Bins, expected: Counts, of
 
 
 def decode_counts(table: pa.Table, bins: Bins, expected: Counts, offsets: Offsets) -> npt.NDArray[np.int32]:
-    """The counts that `encode_counts` stored.
+    """Return the counts that `encode_counts` stored.
 
     Raises:
         CorruptStore: a column is missing or of another length, or a count is below 0.
@@ -81,6 +87,9 @@ def decode_counts(table: pa.Table, bins: Bins, expected: Counts, offsets: Offset
 
 
 def _quads(offsets: Offsets) -> tuple[Offsets, npt.NDArray[np.int64]]:
-    """Offsets of the rows' bytes at four entries a byte, and where each entry stands among the quarters of bytes."""
+    """Return offsets of the rows' bytes at four entries a byte.
+
+    Also return where each entry stands among the quarters of bytes.
+    """
     padded = running(-(-np.diff(offsets) // 4))
     return padded, np.arange(offsets[-1]) + np.repeat(4 * padded[:-1] - offsets[:-1], np.diff(offsets))

@@ -26,8 +26,10 @@ DTYPES: Mapping[str, npt.DTypeLike] = {"float32": np.float32, "float16": np.floa
 
 @dataclass(frozen=True)
 class DenseCodec:
-    """A cell a row: ``position`` int32 ``[P]``, and float32 ``logp`` ``[P·V]`` and ``entropy`` ``[P]`` of categorical
-    distributions, or ``log_odds`` ``[P·V]`` of Bernoulli classes.
+    """Store one cell a row and column, with every class of each position.
+
+    ``position`` is int32 ``[P]``. Categorical distributions have float32 ``logp`` ``[P·V]`` and ``entropy`` ``[P]``,
+    Bernoulli classes ``log_odds`` ``[P·V]``.
     """
 
     name: str = "dense"
@@ -38,7 +40,7 @@ class DenseCodec:
     compression: str = "lz4"
 
     def serves(self, signal: SignalConfig) -> bool:
-        """Return whether this codec stores what is configured: every digit of the estimator ``dense``."""
+        """Return whether this codec can store a configuration: the estimator ``dense``, lossless."""
         return signal.estimator == "dense" and signal.encoding == "lossless"
 
     def options(self, signal: SignalConfig) -> dict[str, Any]:
@@ -53,7 +55,7 @@ class DenseCodec:
         """Return the columns of a shard.
 
         Raises:
-            LabelError: a position lacks classes, has mass outside them, or log-odds that the type cannot hold exactly.
+            LabelError: a position lacks classes, has mass outside them, or log-odds that do not fit the type exactly.
         """
         require_dense(distributions, f"dense/{self.version}")
         rows = distributions.row_offsets

@@ -1,4 +1,6 @@
-"""What a stored form costs: nats it adds, how far values move, bytes; and what is chosen before the first unit.
+"""Measure what a stored form costs: nats it adds, how far values move, bytes.
+
+The settings that are chosen before the first unit are measured here too.
 
 Measured on a slice of the calibration split, through the very bytes that a shard would have.
 """
@@ -19,12 +21,12 @@ Floats = npt.NDArray[np.float64]
 
 
 def added_error(exact: Distributions, manifest: StoreManifest, fits: Fits) -> dict[str, Any]:
-    """What encoding adds to a slice.
+    """Measure the error that encoding adds to a slice.
 
     Returns:
         ``nats``: by temperature, the mean over positions of ``KL(p_T ‖ p̂_T)`` over the stored classes and the tail's
         bucket, p̂ what decoding gives; ``max_abs_dlogp``: the largest change of a log-probability at T = 1;
-        ``bytes_a_position``: of a shard that holds the slice, Parquet's overhead and the row ids included.
+        ``bytes_a_position``: of a shard of the slice, Parquet's overhead and the row ids included.
     """
     ids = np.frombuffer(np.random.default_rng(0).bytes(exact.rows * ROW_ID_BYTES), dtype=f"S{ROW_ID_BYTES}")
     data = parquet_shards.encode_labels(ids, exact, manifest, fits)
@@ -49,7 +51,7 @@ def _mean_divergence(exact: Distributions, stored: Distributions, temperature: f
 
 
 def _terms(weight: Floats, log_p: Floats, log_q: Floats) -> Floats:
-    """``p log(p/q)``, 0 where p is."""
+    """Return ``p log(p/q)``, 0 where p is 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(weight > 0, weight * (log_p - log_q), 0)
 
@@ -62,7 +64,10 @@ def _bernoulli(exact: npt.NDArray[Any], stored: npt.NDArray[Any], temperature: f
 
 
 def _log_softened(distributions: Distributions, temperature: float) -> Floats:
-    """``log p_T`` of the stored entries: softened, then scaled to the mass beside the tail at T (MATHS.md §3)."""
+    """Return ``log p_T`` of the stored entries.
+
+    They are softened, then scaled to the mass beside the tail at T (MATHS.md §3).
+    """
     column, offsets = distributions.temperatures.index(temperature), distributions.entry_offsets
     soft = distributions.logp.astype(np.float64) / temperature
     owners = owner(offsets)

@@ -1,4 +1,4 @@
-"""Entries in the order of their ranks, for storage, and back in the order of their class ids."""
+"""Put entries into the order of their ranks for storage, and back into that of class ids."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ Columns = Sequence[npt.NDArray[Any] | None]
 
 
 def rank_order(fits: Fits, classes: int, error: type[LabelError]) -> npt.NDArray[np.int32] | None:
-    """The fitted order, rank to class id; None where rank and id are one.
+    """Return the fitted order, rank to class id; None where rank and id are equal.
 
     Raises:
         LabelError: of the kind ``error``: it does not name each class once.
@@ -42,7 +42,9 @@ def rank_order(fits: Fits, classes: int, error: type[LabelError]) -> npt.NDArray
 
 
 def by_rank(distributions: Distributions, order: npt.NDArray[np.int32] | None) -> tuple[Order | slice, Order]:
-    """Where the entries go, and their gaps: the ranks' distance less 1, the first rank itself.
+    """Return where the entries go, and their gaps.
+
+    A gap is the ranks' distance less 1; the first is the rank itself.
 
     Raises:
         LabelError: ids are not distinct and within 0..V-1.
@@ -69,7 +71,7 @@ def by_rank(distributions: Distributions, order: npt.NDArray[np.int32] | None) -
 def by_class(
     steps: Order, offsets: Offsets, order: npt.NDArray[np.int32] | None, classes: int, columns: Columns
 ) -> tuple[npt.NDArray[np.int32], list[Any]]:
-    """Class ids, ascending within a position, and the columns brought into that order.
+    """Return class ids, ascending within a position, and the columns in that order.
 
     Raises:
         CorruptStore: a rank is outside 0..V-1.
@@ -93,7 +95,7 @@ def by_class(
 
 
 def _blocks(offsets: Offsets) -> Iterator[tuple[int, int]]:
-    """Ranges of positions with about `_BLOCK` entries: what is worked on stays in a core's cache."""
+    """Yield ranges of positions with about `_BLOCK` entries, which stay in a core's cache."""
     positions = len(offsets) - 1
     step = max(1, int(_BLOCK * positions // max(int(offsets[-1]), 1)))
     for first in range(0, positions, step):
@@ -110,7 +112,7 @@ def _ranks(steps: Order, offsets: Offsets, classes: int) -> Order:
 
 
 def sorted_places(values: npt.NDArray[Any], offsets: Offsets, limit: int) -> Order:
-    """Places of the entries in ascending order of ``values`` (0..limit-1) within each position."""
+    """Return the entries' places by ascending ``values`` (0..limit-1) within each position."""
     if not len(values):
         return np.zeros(0, dtype=np.int64)
     counts = np.diff(offsets)

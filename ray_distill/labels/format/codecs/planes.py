@@ -1,4 +1,6 @@
-"""Byte planes: numbers taken apart into columns of single bytes, which an entropy coder squeezes far better than words.
+"""Byte planes: numbers split into columns of single bytes.
+
+An entropy coder compresses planes far better than words.
 
 A plane is a column of binary cells, one a row. Rare large numbers leave an escape in the plane and go to a column of
 their own, so that the common ones cost one byte before compression.
@@ -31,17 +33,17 @@ WIDE_GAP = DIRECT + (ESCAPE - DIRECT) * 256
 
 
 def split(name: str, words: npt.NDArray[Any], offsets: Offsets) -> dict[str, pa.Array]:
-    """Columns ``name.0`` (lowest bytes) to ``name.<itemsize-1>`` of unsigned or float words."""
+    """Split unsigned or float words into ``name.0`` (lowest bytes) to ``name.<itemsize-1>``."""
     little = np.ascontiguousarray(words, dtype=words.dtype.newbyteorder("<"))
     octets = little.view(np.uint8).reshape(-1, little.itemsize)
     return {f"{name}.{byte}": cells(octets[:, byte], offsets) for byte in range(little.itemsize)}
 
 
 def join(table: pa.Table, name: str, dtype: npt.DTypeLike, offsets: Offsets) -> npt.NDArray[Any]:
-    """The words that `split` took apart.
+    """Return the words that `split` split.
 
     Raises:
-        CorruptStore: a plane is missing, or its cells are not as long as ``offsets`` says.
+        CorruptStore: a plane is missing, or its cells do not have the lengths of ``offsets``.
     """
     kind = np.dtype(dtype).newbyteorder("<")
     octets = np.empty((int(offsets[-1]), kind.itemsize), dtype=np.uint8)
@@ -51,14 +53,14 @@ def join(table: pa.Table, name: str, dtype: npt.DTypeLike, offsets: Offsets) -> 
 
 
 def plane(table: pa.Table, name: str, offsets: Offsets) -> npt.NDArray[np.uint8]:
-    """One column of bytes; errors as `join`."""
+    """Return one column of bytes; errors as `join`."""
     values, found = uncells(table, name, np.uint8)
     require_offsets(name, found, offsets)
     return values
 
 
 def require_offsets(name: str, found: Offsets, expected: Offsets) -> None:
-    """Refuse cells that are not as long as the columns beside them say.
+    """Refuse cells whose lengths differ from those of the columns beside them.
 
     Raises:
         CorruptStore: names the column, its first row that differs and both lengths.
@@ -67,20 +69,20 @@ def require_offsets(name: str, found: Offsets, expected: Offsets) -> None:
     if not np.array_equal(found, expected):
         row = int(np.flatnonzero(np.diff(found) != np.diff(expected))[0])
         raise CorruptStore(
-            f"column {name}: the cell of row {row} holds {found[row + 1] - found[row]} values, "
+            f"column {name}: the cell of row {row} has {found[row + 1] - found[row]} values, "
             f"expected {expected[row + 1] - expected[row]} from the columns beside it"
         )
 
 
 def escaped(name: str, values: npt.NDArray[Any], offsets: Offsets) -> dict[str, pa.Array]:
-    """Column ``name`` of numbers below `ESCAPE`; those above it, if there are any, in ``name.wide``."""
+    """Return numbers below `ESCAPE` as column ``name``, and any others as ``name.wide``."""
     wide = values >= ESCAPE
     columns = {name: cells(np.where(wide, ESCAPE, values).astype(np.uint8), offsets)}
     return columns | _wide(name, values, wide, offsets, planes=False)
 
 
 def unescaped(table: pa.Table, name: str, offsets: Offsets) -> npt.NDArray[np.int64]:
-    """The numbers that `escaped` stored; errors as `join`."""
+    """Return the numbers that `escaped` stored; errors as `join`."""
     codes = plane(table, name, offsets)
     values = codes.astype(np.int64)
     _read_wide(table, name, values, codes == ESCAPE, offsets, least=ESCAPE, planes=False)
@@ -88,8 +90,10 @@ def unescaped(table: pa.Table, name: str, offsets: Offsets) -> npt.NDArray[np.in
 
 
 def gaps(name: str, values: npt.NDArray[np.int64], offsets: Offsets, context: Context) -> dict[str, pa.Array]:
-    """Columns of numbers from 0 that are mostly small: ``name.<context>`` holds a code each, ``name.low`` the low bytes
-    of those from `DIRECT` on, ``name.wide`` those from `WIDE_GAP` on, in planes.
+    """Return columns of numbers from 0 that are mostly small.
+
+    ``name.<context>`` has a code for each, ``name.low`` the low bytes of those from `DIRECT` on, ``name.wide`` those
+    from `WIDE_GAP` on, in planes.
     """
     blocks, wide = values >= DIRECT, values >= WIDE_GAP
     codes = np.where(wide, ESCAPE, np.where(blocks, DIRECT + ((values - DIRECT) >> 8), values)).astype(np.uint8)
@@ -102,7 +106,7 @@ def gaps(name: str, values: npt.NDArray[np.int64], offsets: Offsets, context: Co
 
 
 def ungaps(table: pa.Table, name: str, offsets: Offsets, context: Context) -> npt.NDArray[np.int64]:
-    """The numbers that `gaps` stored; errors as `join`."""
+    """Return the numbers that `gaps` stored; errors as `join`."""
     codes = np.empty(len(context), dtype=np.uint8)
     for part in range(CONTEXTS):
         mask = context == part
@@ -117,12 +121,15 @@ def ungaps(table: pa.Table, name: str, offsets: Offsets, context: Context) -> np
 
 
 def stored_gaps(table: pa.Table, name: str) -> int:
-    """How many numbers `gaps` stored; errors as `join`."""
+    """Return how many numbers `gaps` stored; errors as `join`."""
     return sum(len(uncells(table, f"{name}.{part}", np.uint8)[0]) for part in range(CONTEXTS))
 
 
 def contexts(offsets: Offsets) -> Context:
-    """Which quarter of its position each entry is in: gaps grow from quarter to quarter, and are coded apart."""
+    """Return the quarter of its position that each entry is in.
+
+    Gaps grow from quarter to quarter, and are coded separately.
+    """
     counts = np.diff(offsets)
     width = int(counts[0]) if len(counts) else 0
     if np.all(counts == width):
@@ -133,7 +140,7 @@ def contexts(offsets: Offsets) -> Context:
 
 
 def chosen(mask: npt.NDArray[np.bool_], offsets: Offsets) -> Offsets:
-    """Offsets of the rows' values that a mask keeps."""
+    """Return offsets of the rows' values that a mask keeps."""
     return np.searchsorted(np.flatnonzero(mask), offsets).astype(np.int64)
 
 

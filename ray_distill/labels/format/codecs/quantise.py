@@ -26,21 +26,21 @@ def quantise(logp: npt.NDArray[Any], power: float, levels: int) -> Codes:
 
 
 def centres(power: float, levels: int) -> Floats:
-    """Log-probability ``[levels+1]`` that stands for each bin, before scaling; -inf for bin 0."""
+    """Return the log-probability ``[levels+1]`` of each bin, before scaling; -inf for bin 0."""
     with np.errstate(divide="ignore"):
         logs: Floats = np.log(np.maximum(np.arange(levels + 1) - 0.5, 0) / levels) / power
     return logs
 
 
 def encode_odds(log_odds: Floats) -> Codes:
-    """16 bits of log-odds: about 5e-4 apart around 0, coarser outwards; ±infinity exactly."""
+    """Encode log-odds in 16 bits: 5e-4 apart around 0, coarser outwards; ±infinity exactly."""
     finite = np.clip(np.where(np.isfinite(log_odds), log_odds, 0), -_ODDS, _ODDS)
     codes = np.rint(np.arcsinh(finite / 4) / _STEP) + _TOP // 2 + 1
     return np.where(np.isneginf(log_odds), 0, np.where(np.isposinf(log_odds), _TOP, codes)).astype(np.uint16)
 
 
 def decode_odds(codes: Codes) -> Floats:
-    """Log-odds that `encode_odds` stored."""
+    """Return the log-odds that `encode_odds` stored."""
     odds = 4 * np.sinh((codes.astype(np.float64) - (_TOP // 2 + 1)) * _STEP)
     return np.where(codes == 0, -np.inf, np.where(codes == _TOP, np.inf, odds))
 
@@ -53,7 +53,7 @@ def log_odds(log_tail: Floats, log_head: Floats) -> Floats:
 
 
 def log_rest(log_mass: Floats) -> Floats:
-    """``log(1 - exp(x))`` for x <= 0; -inf for x >= 0."""
+    """Return ``log(1 - exp(x))`` for x <= 0; -inf for x >= 0."""
     with np.errstate(divide="ignore"):
         return np.log(-np.expm1(np.minimum(log_mass, 0)))
 
@@ -64,14 +64,14 @@ def log_share(odds: Floats) -> Floats:
 
 
 def encode_entropy(entropy: npt.NDArray[Any], classes: int) -> Codes:
-    """16 bits of an entropy in nats, within 0..log V; finer near 0."""
+    """Encode an entropy in nats, within 0..log V, in 16 bits; finer near 0."""
     share = np.clip(entropy.astype(np.float64) / np.log(max(classes, 2)), 0, 1)
     codes: Codes = np.rint(np.sqrt(share) * _TOP).astype(np.uint16)
     return codes
 
 
 def decode_entropy(codes: Codes, classes: int) -> npt.NDArray[np.float32]:
-    """Entropy that `encode_entropy` stored."""
+    """Return the entropy that `encode_entropy` stored."""
     share = (codes.astype(np.float64) / _TOP) ** 2
     entropy: npt.NDArray[np.float32] = (share * np.log(max(classes, 2))).astype(np.float32)
     return entropy

@@ -1,4 +1,7 @@
-"""``topk``: class ids in int32 and log-probabilities in float32, lossless, with the log tail at each temperature."""
+"""``topk``: class ids and log-probabilities, lossless, and the log tail by temperature.
+
+Class ids are int32 and log-probabilities float32.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,8 +21,10 @@ from ray_distill.labels.model.ragged import running
 
 @dataclass(frozen=True)
 class TopKCodec:
-    """A cell a row: ``position`` and ``entries`` int32 ``[P]``, ``ids`` int32 and ``logp`` float32 ``[E]``,
-    ``log_tail`` float32 ``[P·T]``, ``entropy`` float32 ``[P]``.
+    """Store one cell a row and column, with the likeliest classes of each position.
+
+    ``position`` and ``entries`` are int32 ``[P]``, ``ids`` int32 and ``logp`` float32 ``[E]``, ``log_tail`` float32
+    ``[P·T]``, ``entropy`` float32 ``[P]``.
     """
 
     name: str = "topk"
@@ -30,7 +35,7 @@ class TopKCodec:
     compression: str = "lz4"
 
     def serves(self, signal: SignalConfig) -> bool:
-        """Return whether this codec stores what is configured: every digit of the estimator ``topk``."""
+        """Return whether this codec can store a configuration: the estimator ``topk``, lossless."""
         return signal.estimator == "topk" and signal.encoding == "lossless"
 
     def options(self, signal: SignalConfig) -> dict[str, Any]:
@@ -42,7 +47,7 @@ class TopKCodec:
         return {}
 
     def encode(self, distributions: Distributions, manifest: StoreManifest, fits: Fits) -> Mapping[str, pa.Array]:
-        """Columns of a shard."""
+        """Return the columns of a shard."""
         rows, temperatures = distributions.row_offsets, len(distributions.temperatures)
         entries = row_totals(rows, distributions.entry_offsets)
         return {
@@ -55,7 +60,7 @@ class TopKCodec:
         }
 
     def decode(self, table: pa.Table, manifest: StoreManifest, fits: Fits) -> Distributions:
-        """Distributions of a shard's rows; errors as `Codec.decode`."""
+        """Return the distributions of a shard's rows; errors as `Codec.decode`."""
         position, rows = uncells(table, "position", np.int32)
         entries, _ = uncells(table, "entries", np.int32)
         ids, _ = uncells(table, "ids", np.int32)

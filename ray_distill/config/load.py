@@ -40,7 +40,7 @@ def parse_config(value: dict[str, Any], origin: str = "config") -> Campaign:
 
 
 def _explain(item: Any) -> str:
-    """One wrong field as one line: its dotted name, what was found, what is allowed."""
+    """Explain one wrong field in one line: its dotted name, the value found, the values allowed."""
     where = ".".join(str(part) for part in item["loc"]) or "(whole file)"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "missing":

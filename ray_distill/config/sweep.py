@@ -16,7 +16,7 @@ Objective = Literal["validation_nll", "validation_accuracy", "validation_kl", "v
 
 
 def check_path(path: str) -> str:
-    """A dotted path that a trial may change.
+    """Validate a dotted path that a trial may change.
 
     Raises:
         ValueError: it is none.
@@ -129,5 +129,5 @@ class SweepConfig(Section):
 
 
 def _among(item: Any, others: tuple[Any, ...]) -> bool:
-    """Is a value there already? True and 1 are two values."""
+    """Return whether a value is in a list; True and 1 are two values."""
     return any(type(item) is type(other) and item == other for other in others)

@@ -29,7 +29,7 @@ class Trial:
 
 
 def expand(config: Campaign) -> tuple[Trial, ...]:
-    """All trials of a campaign, validated.
+    """Return all trials of a campaign, validated.
 
     Raises:
         ConfigError: there is no sweep, or trials are wrong: everything that is, at once, by path and trial.
@@ -103,7 +103,7 @@ def _changes(sweep: SweepConfig, seed: int) -> Iterator[tuple[str, dict[str, Any
 
 
 def _combination(grid: Mapping[str, tuple[Any, ...]], index: int) -> dict[str, Any]:
-    """A point of the grid by its place; the last path changes fastest."""
+    """Return a point of the grid by its place; the last path changes fastest."""
     found = {}
     for path in reversed(list(grid)):
         index, at = divmod(index, len(grid[path]))

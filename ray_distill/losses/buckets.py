@@ -83,7 +83,7 @@ def drawn_weights(targets: SparseTargets, temperature: float) -> Tensor:
 
 
 def temperature_index(declared: tuple[float, ...], temperature: float) -> int:
-    """Position of a temperature among the declared ones.
+    """Return the position of a temperature among the declared ones.
 
     Raises:
         ValueError: it is not among them.
@@ -99,7 +99,7 @@ def temperature_index(declared: tuple[float, ...], temperature: float) -> int:
 
 
 def student_masses(logits_NV: Tensor, targets: SparseTargets, temperature: float) -> Tensor:
-    """`Buckets.logq_NB` from whole logits. Logits below float32 are raised to it.
+    """Compute `Buckets.logq_NB` from whole logits, which are raised to float32 at least.
 
     The tail is a logsumexp over the classes that are not stored, because ``1 - Σ q`` cancels.
     """
@@ -112,7 +112,10 @@ def student_masses(logits_NV: Tensor, targets: SparseTargets, temperature: float
 
 
 def _complement_logsumexp(scaled_NV: Tensor, targets: SparseTargets, has_tail_N: Tensor) -> Tensor:
-    """Logsumexp over the classes that are not stored; rows without a tail get any finite value."""
+    """Return the logsumexp over classes that are not stored.
+
+    Rows without a tail get any finite value.
+    """
     stored_NV = torch.zeros(scaled_NV.shape, dtype=torch.int32, device=scaled_NV.device)
     stored_NV.scatter_add_(-1, targets.ids_NK, (targets.logp_NK != -math.inf).to(torch.int32))
     outside_NV = (stored_NV == 0) | ~has_tail_N.unsqueeze(-1)
@@ -120,7 +123,7 @@ def _complement_logsumexp(scaled_NV: Tensor, targets: SparseTargets, has_tail_N:
 
 
 def _log1mexp(x: Tensor) -> Tensor:
-    """``log(1 - e^x)`` for x <= 0 without cancellation (Mächler 2012); 0 at -inf.
+    """Return ``log(1 - e^x)`` for x <= 0 without cancellation (Mächler 2012); 0 at -inf.
 
     Rounding can lift the log of a tail of almost all the mass just above 0, which counts as 0.
     """

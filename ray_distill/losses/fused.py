@@ -40,7 +40,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class HeadRequest:
     """Request losses of a batch from a fused head, instead of logits."""
 
     batch: LossBatch
@@ -63,16 +63,16 @@ class FusedHead(nn.Module):
         self.in_features, self.out_features = head.in_features, head.out_features
         self.chunk_elements = chunk_elements
 
-    def forward(self, hidden: Tensor, asked: Asked | None = None) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        """Return logits ``[..., V]`` of hidden states ``[..., D]``, or what `Asked` requests.
+    def forward(self, hidden: Tensor, request: HeadRequest | None = None) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """Return logits ``[..., V]`` of hidden states ``[..., D]``, or what a `HeadRequest` specifies.
 
         The latter are the total and the sums of `fused_loss`, and `fused_squares` (``[0]`` without norms).
         """
-        if asked is None:
+        if request is None:
             return nn.functional.linear(hidden, self.weight, self.bias)
-        head, wanted = (self.weight, self.bias), asked.parts if asked.norms else ()
-        total, sums = fused_loss(hidden, *head, asked.batch, asked.parts, chunk_elements=self.chunk_elements)
-        return total, sums, fused_squares(hidden, *head, asked.batch, wanted, chunk_elements=self.chunk_elements)
+        head, wanted = (self.weight, self.bias), request.parts if request.norms else ()
+        total, sums = fused_loss(hidden, *head, request.batch, request.parts, chunk_elements=self.chunk_elements)
+        return total, sums, fused_squares(hidden, *head, request.batch, wanted, chunk_elements=self.chunk_elements)
 
 
 def fused_loss(
@@ -84,7 +84,9 @@ def fused_loss(
     *,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> tuple[Tensor, Tensor]:
-    """``Σ factor · loss`` over N positions of a linear head's logits, and each loss's own sum.
+    """Compute ``Σ factor · loss`` over N positions of a linear head's logits, and each sum.
+
+    Each loss's own sum is returned without its factor.
 
     Positions that no loss gives weight leave before the first product. Products are taken in the dtype of
     ``hidden_ND`` and summed in float32; a half-precision CPU takes them in float32. Autocast has no effect.

@@ -112,7 +112,7 @@ def row_states(states: Tensor, batch: LossBatch) -> Tensor:
 
 
 def sequences(states: Tensor, batch: LossBatch) -> Tensor:
-    """``[R, L, D]``: the states of each row's tokens, zeros on padding.
+    """Return ``[R, L, D]``: the states of each row's tokens, zeros on padding.
 
     Raises:
         ValueError: they are pooled.
@@ -126,7 +126,7 @@ def sequences(states: Tensor, batch: LossBatch) -> Tensor:
 
 
 def sequence_mask(batch: LossBatch) -> Tensor:
-    """bool ``[R, L]``: which tokens of `sequences` are real.
+    """Return bool ``[R, L]``: which tokens of `sequences` are real.
 
     Raises:
         ValueError: the states are pooled.

@@ -40,7 +40,7 @@ def add_products(
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """A matrix product, summed and returned in float32 (float64 of float64)."""
+    """Return a matrix product, summed and returned in float32 (float64 of float64)."""
     if left.dtype in (torch.float32, torch.float64):
         return left @ right
     if left.is_cuda:

@@ -60,7 +60,7 @@ class GroupLoss(LayerLoss):
         """Return the distance of the relations ``[n]``: finite, with a finite gradient."""
 
     def _weights(self, batch: LossBatch) -> tuple[Tensor, Tensor]:
-        """Which rows count in each group ``[n, G]``, and the weight of each ``[n]``."""
+        """Return which rows count in each group ``[n, G]``, and the weight of each ``[n]``."""
         weight_R = row_weights(batch)
         if batch.row_B is None and len(weight_R) % self.group:
             raise ValueError(
@@ -76,7 +76,7 @@ class GroupLoss(LayerLoss):
         return self._grouped(row_states(states, batch))
 
     def _grouped(self, values: Tensor) -> Tensor:
-        """``[R, …]`` as ``[n, G, …]``; rows at the end that have no answered token are filled up."""
+        """Reshape ``[R, …]`` to ``[n, G, …]``; the last group is filled up with empty rows."""
         missing = -len(values) % self.group
         filled = torch.cat([values, values.new_zeros(missing, *values.shape[1:])])
         return filled.view(len(filled) // self.group, self.group, *values.shape[1:])
@@ -129,7 +129,10 @@ class RkdAngle(GroupLoss):
 
 
 def _products(states_nGD: Tensor, inside_nG: Tensor) -> Tensor:
-    """``[n, G, G]`` scalar products of rows less the mean of those that count; 0 of the others."""
+    """Return ``[n, G, G]`` scalar products of rows less the mean of those that count.
+
+    The products of other rows are 0.
+    """
     inside_nG1 = inside_nG.unsqueeze(-1)
     mean_n1D = torch.where(inside_nG1, states_nGD, 0.0).sum(1, keepdim=True) / inside_nG1.sum(1, keepdim=True).clamp(1)
     centred_nGD = torch.where(inside_nG1, states_nGD - mean_n1D, 0.0)
@@ -152,17 +155,17 @@ def _angles(states_nGD: Tensor) -> Tensor:
 
 
 def _different(inside_nG: Tensor) -> Tensor:
-    """bool ``[n, G, G]``: pairs of two different rows that count."""
+    """Return bool ``[n, G, G]``: pairs of two different rows that count."""
     other_GG = ~torch.eye(inside_nG.shape[-1], dtype=torch.bool, device=inside_nG.device)
     return inside_nG.unsqueeze(-1) & inside_nG.unsqueeze(-2) & other_GG
 
 
 def _mean(values: Tensor, chosen: Tensor, over: tuple[int, ...]) -> Tensor:
-    """Mean of the chosen values, 0 of none."""
+    """Return the mean of the chosen values, 0 of none."""
     return torch.where(chosen, values, 0.0).sum(over) / chosen.sum(over).clamp(min=1)
 
 
 def _root(squares: Tensor) -> Tensor:
-    """Square root with gradient 0 at 0."""
+    """Return the square root, with gradient 0 at 0."""
     positive = squares > 0
     return torch.where(positive, torch.where(positive, squares, 1.0).sqrt(), 0.0)

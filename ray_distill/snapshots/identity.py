@@ -14,7 +14,7 @@ Ids = npt.NDArray[np.uint8]
 
 
 def row_id(content: bytes | memoryview, input_column: str) -> bytes:
-    """Id of one input: BLAKE2b (128 bits) of its exact bytes, apart for each kind of input.
+    """Return the id of one input: BLAKE2b (128 bits) of its bytes, distinct by kind of input.
 
     Args:
         content: the UTF-8 bytes of a text, or the encoded bytes of an image; nothing is normalised.
@@ -30,7 +30,7 @@ def row_ids(inputs: pa.ChunkedArray, input_column: str) -> Ids:
 
 
 def _values(chunk: pa.Array) -> Iterator[memoryview]:
-    """Each value's bytes, without making a Python object of its content."""
+    """Yield each value's bytes, without making a Python object of its content."""
     _, offsets, data = chunk.buffers()
     if not len(chunk):
         return
@@ -47,6 +47,6 @@ def id_order(ids: Ids) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
 
 
 def ids_to_arrow(ids: Ids) -> pa.FixedSizeBinaryArray:
-    """Ids as fixed_size_binary(16)."""
+    """Return ids as fixed_size_binary(16)."""
     buffer = pa.py_buffer(np.ascontiguousarray(ids))
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(ROW_ID_BYTES), len(ids), [None, buffer])

@@ -25,7 +25,7 @@ def class_names(labels: pa.Array) -> tuple[str, ...]:
 
 
 def check_classes(classes: Sequence[str]) -> None:
-    """Class names must be distinct and not empty.
+    """Require class names to be distinct and not empty.
 
     Raises:
         SnapshotError: names the first that is not.

@@ -89,7 +89,7 @@ class SnapshotManifest(Artifact):
 
 
 def manifest_json(manifest: SnapshotManifest) -> dict[str, Any]:
-    """A manifest as it is written: its fingerprint beside it, by which damage is seen."""
+    """Return a manifest as JSON, with its fingerprint, which reveals damage."""
     return {"fingerprint": manifest.fingerprint, **manifest.to_dict()}
 
 

@@ -37,7 +37,7 @@ class Copies:
         return self.order[self.starts]
 
     def least(self, values: Index) -> Index:
-        """``[R]``: the least value among the copies of each input."""
+        """Return ``[R]``: the least value among the copies of each input."""
         return np.minimum.reduceat(values[self.order], self.starts) if len(self.starts) else values[:0]
 
 
@@ -52,7 +52,7 @@ def gather_copies(ids: Ids) -> Copies:
 
 
 def merge_labels(copies: Copies, labels: Labels, classes: Sequence[str], policy: str) -> tuple[Labels, Index]:
-    """One label for each input.
+    """Merge labels into one for each input.
 
     Args:
         copies: N rows gathered into R inputs.
@@ -80,13 +80,13 @@ def merge_labels(copies: Copies, labels: Labels, classes: Sequence[str], policy:
 
 
 def merge_texts(copies: Copies, column: pa.Array) -> pa.Array:
-    """``[R]``: the first text by name among the copies of each input; null where all are null."""
+    """Return ``[R]``: the first text by name among copies of each input; null if all are null."""
     names, ranks = rank_texts(column)
     return take_ranked(names, copies.least(ranks))
 
 
 def merge_times(copies: Copies, column: pa.Array) -> pa.Array:
-    """``[R]``: the earliest time among the copies of each input; null where all are null."""
+    """Return ``[R]``: the earliest time among the copies of each input; null if all are null."""
     micros = column.cast(pa.int64()).fill_null(NULL).to_numpy(zero_copy_only=False)
     least = copies.least(micros)
     return pa.array(least, mask=least == NULL).cast(column.type)
@@ -103,6 +103,6 @@ def rank_texts(column: pa.Array) -> tuple[pa.Array, Index]:
 
 
 def take_ranked(names: pa.Array, ranks: Index) -> pa.Array:
-    """Texts of the given ranks; null for the rank of null."""
+    """Return texts of the given ranks; null for the rank of null."""
     absent = ranks == NULL
     return names.take(pa.array(np.where(absent, 0, ranks), mask=absent))

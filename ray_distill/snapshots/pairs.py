@@ -17,7 +17,7 @@ class Pair(NamedTuple):
 
 
 def pair_text(source: str, target: str | None) -> str:
-    """The text of a row: canonical JSON, without ``target`` where that is missing or blank.
+    """Return the text of a row: canonical JSON, without a missing or blank ``target``.
 
     Raises:
         ValueError: one of them is not UTF-8.
@@ -50,7 +50,7 @@ def with_target(text: str, target: str) -> str:
 
 
 def pair_texts(source: pa.Array, target: pa.Array) -> pa.Array:
-    """Two columns of texts as one, large_string; null where there is no source."""
+    """Join two columns of texts, large_string; null where there is no source."""
     return pa.array(
         [
             None if read is None else pair_text(read, written)

@@ -42,7 +42,7 @@ class Snapshot:
         return self.manifest.shards
 
     def shard(self, name: str) -> Shard:
-        """The shard of that name.
+        """Return the shard of that name.
 
         Raises:
             SnapshotError: there is none.
@@ -70,7 +70,7 @@ class Snapshot:
         return pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns))
 
     def read_range(self, shard: Shard, start: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Rows ``start:stop`` of a shard; only their row groups are read.
+        """Read rows ``start:stop`` of a shard; only their row groups are read.
 
         Unlike `read_shard` it cannot check the file's digest: read each shard whole once before trusting its parts.
 
@@ -97,7 +97,7 @@ class Snapshot:
         return pq.read_table(pa.BufferReader(read_bytes(join(self.ref.url, QUARANTINE_NAME))))
 
     def summary(self) -> str:
-        """The counts, as a few lines for people."""
+        """Summarise the counts in a few lines for people."""
         return summarise(self.manifest)
 
     def _check(self, columns: Sequence[str] | None) -> None:
@@ -141,7 +141,7 @@ def open_snapshot(ref: SnapshotRef | str) -> Snapshot:
 
 
 def summarise(manifest: SnapshotManifest) -> str:
-    """A manifest's counts, as a few lines for people."""
+    """Summarise a manifest's counts in a few lines for people."""
     rows = manifest.rows
     lines = [
         f"{rows.read:,} rows read: {rows.kept:,} kept, {rows.merged:,} merged as duplicates, "

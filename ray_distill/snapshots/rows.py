@@ -89,7 +89,7 @@ class Rows:
 
 
 def file_rows(table: pa.Table, why: npt.NDArray[np.int8], source: int) -> Rows:
-    """Rows of one whole file, numbered from 1."""
+    """Return rows of one whole file, numbered from 1."""
     rows = len(why)
     return Rows(
         table=table,
@@ -100,7 +100,7 @@ def file_rows(table: pa.Table, why: npt.NDArray[np.int8], source: int) -> Rows:
 
 
 def concat_rows(parts: Sequence[Rows]) -> Rows:
-    """All rows in order, as one chunk a column; the parts have the same columns."""
+    """Join all rows in order, as one chunk a column; the parts have the same columns."""
     return Rows(
         table=pa.concat_tables([part.table for part in parts]).combine_chunks(),
         why=np.concatenate([part.why for part in parts]),
@@ -110,7 +110,7 @@ def concat_rows(parts: Sequence[Rows]) -> Rows:
 
 
 def count_reasons(rows: Rows) -> dict[str, int]:
-    """Unusable rows by reason, the commonest first."""
+    """Count unusable rows by reason, the commonest first."""
     counts = np.bincount(rows.why, minlength=len(Reason))
     found = sorted((reason for reason in Reason if reason and counts[reason]), key=lambda r: (-counts[r], r))
     return {reason.text: int(counts[reason]) for reason in found}

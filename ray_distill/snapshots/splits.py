@@ -44,7 +44,7 @@ def split_by_time(micros: npt.NDArray[np.int64], ids: Ids, splits: Splits) -> Sp
 
 
 def check_none_empty(index: SplitIndex, splits: Splits) -> None:
-    """Every later stage needs its split.
+    """Require every split to have rows, because later stages need them.
 
     Raises:
         SnapshotError: a split has no row; the message has the number of each.
@@ -71,5 +71,5 @@ def _split_by_hash(keys: Sequence[bytes], person: bytes, splits: Splits, seed: i
 
 
 def _bounds(splits: Splits) -> npt.NDArray[np.float64]:
-    """Upper bounds of the first three splits in [0, 1]."""
+    """Return upper bounds of the first three splits in [0, 1]."""
     return np.cumsum([getattr(splits, name) for name in SPLITS])[:-1]

@@ -134,7 +134,10 @@ def _plan(frozen: Frozen, shard_rows: int) -> Iterator[_PlannedShard]:
 
 
 def _content(table: pa.Table) -> str:
-    """Fingerprint of rows by value. The row id stands for the input, of which it is the hash."""
+    """Fingerprint rows by value.
+
+    The row id stands for the input, of which it is the hash.
+    """
     values = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
         plain = column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column
@@ -175,7 +178,7 @@ def _write(url: str, planned: _PlannedShard, frozen: Frozen, input_column: str) 
 
 
 def _shard_table(frozen: Frozen, rows: npt.NDArray[np.int64], input_column: str) -> pa.Table:
-    """Rows as they are stored: texts as plain strings, the input beside its id."""
+    """Return rows as they are stored: texts as plain strings, the input beside its id."""
     table = frozen.table.take(pa.array(rows))
     table = table.add_column(1, input_column, frozen.inputs.take(pa.array(frozen.first[rows])))
     stored = [
@@ -189,7 +192,7 @@ def _shard_table(frozen: Frozen, rows: npt.NDArray[np.int64], input_column: str)
 
 
 def _parquet(table: pa.Table) -> bytes:
-    """One Parquet file; equal tables give equal bytes, however they lie in memory."""
+    """Return one Parquet file; equal tables give equal bytes, however they lie in memory."""
     sink = pa.BufferOutputStream()
     rows, size = table.num_rows, sum(_bytes_of(column) for column in table.columns)
     group = min(_GROUP_ROWS, max(1, _GROUP_BYTES * rows // max(1, size), rows // _GROUPS))

@@ -1,1 +1,4 @@
-"""Tasks: how inputs are read (`inputs/`) times what is answered (`answers/`). Imports labels and below."""
+"""Tasks: an input modality (`inputs/`) times a family of answers (`answers/`).
+
+Imports labels and below.
+"""

@@ -1,4 +1,7 @@
-"""All tasks by the name a configuration uses; adding one is a line. ``package.module:object`` is a user's own."""
+"""All tasks by the name a configuration uses; adding one is a line.
+
+``package.module:object`` is a user's own.
+"""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -25,7 +28,7 @@ TASKS: Mapping[str, Task] = {
 
 
 def get_task(name: str) -> Task:
-    """Return the task of this name: of the catalogue, or the object that ``package.module:object`` names.
+    """Return the task of this name, from the catalogue or from ``package.module:object``.
 
     Raises:
         ConfigError: there is none, it cannot be imported, or it is not a `Task`.

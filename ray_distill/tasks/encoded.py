@@ -1,4 +1,4 @@
-"""Model inputs between encoding and collation: ragged features by name, and the rows that were rejected."""
+"""Model inputs between encoding and collation: ragged features, and rejected rows."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -56,7 +56,10 @@ class Encoded:
 
     @property
     def lengths(self) -> npt.NDArray[np.int32] | None:
-        """``[R, F]``: tokens of each row, by feature of token ids, as each is padded by itself; None without any."""
+        """Return tokens of each row, ``[R, F]``, by feature of token ids; None without any.
+
+        Each feature is padded by itself.
+        """
         found = [np.diff(self.features[name].offsets) for name in TOKEN_IDS if name in self.features]
         return np.stack(found, axis=1).astype(np.int32) if found else None
 
@@ -69,7 +72,10 @@ class Encoded:
         return Encoded(row_ids=self.row_ids.take(pa.array(index, pa.int64())), features=features)
 
     def to_table(self) -> pa.Table:
-        """As an Arrow table (``row_id`` and a large_list a feature, inner shape in the field's metadata)."""
+        """Return an Arrow table: ``row_id`` and a large_list a feature.
+
+        The inner shape is in the field's metadata.
+        """
         arrays: list[pa.Array] = [self.row_ids]
         fields = [pa.field("row_id", pa.binary(16))]
         for name, feature in self.features.items():

@@ -1,4 +1,4 @@
-"""What each facet of a family must have: the contract between the stages and ``tasks/answers/<family>/<facet>.py``."""
+"""Protocols of a family's facets, ``tasks/answers/<family>/<facet>.py``, for the stages."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 class StoreFacet(Protocol):
-    """Labelling: where a model answers, what is true there, and how stored labels reach the student's positions."""
+    """Labelling: answered positions, their truth, and stored labels at the student's positions."""
 
     def positions(self, encoded: Encoded) -> Ragged:
         """Return where a model answers: places (int32) of each row, ascending."""
 
     def truth(self, encoded: Encoded, rows: pa.Table | None = None) -> Ragged:
-        """Return the true class or token at each of `positions`, in their order; -1 where it is unknown.
+        """Return the true class or token at each of `positions`, in order; -1 if unknown.
 
         Args:
             encoded: the usable rows.
@@ -83,7 +83,9 @@ class JudgeFacet(Protocol):
     """Are all corruptions of the inputs tried where the configuration names none?"""
 
     def answer(self, panel: Panel, rows: pa.Table, slices: Sequence[str] = ()) -> dict[str, pa.Table]:
-        """Return by arm what `measure` reads: the same rows in the same order, those that all models accept.
+        """Return by arm the table that `measure` reads, of the rows that all models accept.
+
+        All tables have the same rows in the same order.
 
         Args:
             panel: the models.
@@ -95,10 +97,16 @@ class JudgeFacet(Protocol):
         """Return by arm what `measure` reads, on corrupted rows."""
 
     def measure(self, answers: pa.Table, how: Resampling) -> dict[str, Estimate]:
-        """Return the metrics of one model's answers by name; those that need what is absent are left out."""
+        """Return the metrics of one model's answers by name.
+
+        Metrics whose inputs are absent are left out.
+        """
 
     def compare(self, student: pa.Table, other: pa.Table, how: Resampling) -> dict[str, Estimate]:
-        """Return paired differences, student minus another model, of every metric both have on the same rows."""
+        """Return paired differences, student minus another model, of every metric both have.
+
+        Both are measured on the same rows.
+        """
 
     def trivial(self, panel: Panel, opened: Snapshot) -> Mapping[str, float]:
         """Return what the commonest answer of the train split scores on the calibration split.
@@ -108,7 +116,10 @@ class JudgeFacet(Protocol):
         """
 
     def extras(self, panel: Panel, rows: pa.Table, config: Campaign) -> Extras:
-        """Return what the configuration asks for beside answers; called first, so that mistakes cost no measurement."""
+        """Return the configured results beside answers.
+
+        It is called first, so that a mistake costs no measurement.
+        """
 
     def timed(self, panel: Panel, rows: pa.Table) -> Timed:
         """Return every model over the rows that all accept, encoded and ready to be timed."""

@@ -62,7 +62,7 @@ class MetricTable:
     metrics: Sequence[Metric] = ()
 
     def find(self, name: str) -> Metric | None:
-        """Return the metric of this name; a metric at a bucket, ``<name>_at_<bucket>``, is the metric.
+        """Return the metric of this name; ``<name>_at_<bucket>`` is the metric at a bucket.
 
         Of patterns, the first that matches counts.
         """

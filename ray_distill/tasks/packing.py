@@ -1,4 +1,7 @@
-"""Several documents in one row, each with positions of its own: no token is spent on padding that need not be."""
+"""Pack several documents into one row, each with positions of its own.
+
+No token is spent on avoidable padding.
+"""
 
 from collections.abc import Iterator
 
@@ -34,7 +37,7 @@ def pack(lengths: Index, capacity: int) -> list[Index]:
 
 
 def collate_packed(encoded: Encoded, index: Index, capacity: int) -> tuple[Batch, Index]:
-    """Tensors of the given documents, packed, and where each begins.
+    """Return tensors of the given documents, packed, and where each begins.
 
     There is no attention mask: models that keep documents apart see them end where positions begin again at 0, and
     what pads a row's end is one more document.
@@ -71,9 +74,9 @@ def collate_packed(encoded: Encoded, index: Index, capacity: int) -> tuple[Batch
 
 
 def _first_fit(lengths: Index, capacity: int) -> Index:
-    """Row of each document, the rows numbered as they were opened.
+    """Return the row of each document, the rows numbered as they were opened.
 
-    The rows are the leaves of a binary tree whose nodes know the most room below them, so that the first row with
+    The rows are the leaves of a binary tree whose nodes store the most room below them, so that the first row with
     enough is found in log(rows) steps.
     """
     needed = np.minimum(lengths, capacity)  # a longer one fills a row
@@ -95,6 +98,6 @@ def _first_fit(lengths: Index, capacity: int) -> Index:
 
 
 def _starts(rows: list[Index], lengths: Index) -> Iterator[tuple[Index, Index]]:
-    """The documents of each row, and where in it they begin."""
+    """Return the documents of each row, and where in it they begin."""
     for row in rows:
         yield row, np.cumsum(lengths[row]) - lengths[row]

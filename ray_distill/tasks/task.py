@@ -19,5 +19,8 @@ class Task:
     """The transformers class that loads the task's checkpoints, such as ``AutoModelForSequenceClassification``."""
 
     def refuse(self, config: Campaign) -> list[str]:
-        """List the settings that do not go with this task, each as ``<config path>: <what is wrong>; <what to do>``."""
+        """List the settings that do not go with this task.
+
+        Each is ``<config path>: <what is wrong>; <what to do>``.
+        """
         return [*self.inputs.refuse(config), *self.answers.refuse(config)]

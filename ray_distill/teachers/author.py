@@ -46,7 +46,7 @@ class Prompts:
     """Rows of the input that are no prompts, with the reason."""
 
     def plan(self, batch: int) -> list[Rows]:
-        """Rows of each batch: of like length, and a function of the prompts alone."""
+        """Return the rows of each batch: similar in length, and a function of the prompts alone."""
         order = sorted(range(len(self.tokens)), key=lambda row: (len(self.tokens[row]), self.row_ids[row]))
         return [np.array(order[start : start + batch], np.int64) for start in range(0, len(order), batch)]
 
@@ -66,7 +66,7 @@ class Author:
         return tuple(sorted(self.voice.stops))
 
     def encode(self, rows: pa.Table) -> Prompts:
-        """Prompts of rows (``row_id``, ``text``); those that are none go apart, with the reason."""
+        """Encode prompts of rows (``row_id``, ``text``); unusable rows are returned with the reason."""
         texts, ids = rows["text"].to_pylist(), rowids.to_numpy(rows["row_id"])
         tokens, reasons = self.voice.prompts(texts, self.settings.new_tokens)
         kept = [row for row in range(len(texts)) if row not in reasons]
@@ -78,7 +78,7 @@ class Author:
         )
 
     def write(self, prompts: Prompts, index: Rows) -> pa.Table:
-        """All candidates of some prompts, written as one batch: `attempts.SCHEMA`.
+        """Write all candidates of some prompts as one batch: `attempts.SCHEMA`.
 
         A prompt behind which the model has no finite distribution gets a reason instead.
         """
@@ -118,7 +118,7 @@ class Author:
         )
 
     def _tokens(self, prompts: Sequence[IntArray], ids: rowids.RowIds) -> tuple[list[IntArray], list[float]]:
-        """One token after the other; each prompt's candidates stand behind one another."""
+        """Write one token after the other; each prompt's candidates are adjacent."""
         count = self.settings.candidates
         repeated = [prompt for prompt in prompts for _ in range(count)]
         candidate = np.tile(np.arange(count, dtype=np.int32), len(prompts))
@@ -162,7 +162,7 @@ class Author:
         return float(logp_LV.gather(-1, written_1L[0, :, None]).double().sum())
 
     def _generate(self, prompts: Sequence[IntArray], step: LogitsProcessor, **options: Any) -> list[IntArray]:
-        """Tokens written for each prompt, padded at the end."""
+        """Generate the tokens written for each prompt, padded at the end."""
         inputs = self._inputs(prompts)
         config = GenerationConfig(
             max_new_tokens=self.settings.new_tokens,
@@ -236,7 +236,7 @@ class _Known(LogitsProcessor):  # type: ignore[misc]
         self._never = NoBadWordsLogitsProcessor(never) if never else None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """The logits with those ids at -inf."""
+        """Return the logits with those ids at -inf."""
         known = torch.arange(scores.shape[-1], device=scores.device) < self._known
         found = scores.masked_fill(~known, -torch.inf)
         return found if self._never is None else cast(Tensor, self._never(input_ids, found))
@@ -252,14 +252,14 @@ class _Step(_Known):
         """``[N]`` a step, by the model itself: neither tempered nor cut."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Logits of which only the chosen token's is finite."""
+        """Return logits of which only the chosen token's is finite."""
         chosen_N1 = self._choose(super().__call__(input_ids, scores), len(self.logp))[:, None]
         self.logp.append(scores.float().log_softmax(-1).gather(-1, chosen_N1)[:, 0])
         return torch.full_like(scores, -torch.inf).scatter(-1, chosen_N1, 0.0)
 
 
 def _until(tokens: IntArray, stops: Sequence[int]) -> IntArray:
-    """Tokens up to the first that ends a text; what stands behind it pads."""
+    """Return tokens up to the first that ends a text; tokens after it are padding."""
     ends = np.flatnonzero(np.isin(tokens, stops))
     return tokens[: ends[0] + 1] if len(ends) else tokens
 

@@ -12,7 +12,7 @@ from ray_distill.tasks.encoded import Encoded
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ask:
+class LabelRequest:
     """Request the stored form of distributions, and hidden states, from a teacher."""
 
     estimator: str
@@ -66,7 +66,7 @@ class Identity(Known, Protocol):
 class Teacher(Known, Protocol):
     """Something that labels encoded rows. It refuses, before the start, what it cannot give."""
 
-    def answer(self, encoded: Encoded, ask: Ask) -> Signal:
+    def answer(self, encoded: Encoded, request: LabelRequest) -> Signal:
         """Answer for every row of ``encoded``, in order, as one batch.
 
         Rows whose answer is not finite come back as they are: the store's writer puts them in quarantine.

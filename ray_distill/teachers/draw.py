@@ -66,7 +66,7 @@ def independent(
 
 
 def _keys(row_ids: npt.NDArray[np.bytes_], seed: int, *words: Words) -> Words:
-    """``[P]``: one key for each row id and its words."""
+    """Return ``[P]``: one key for each row id and its words."""
     halves_P2 = np.frombuffer(np.ascontiguousarray(row_ids, dtype="S16").tobytes(), dtype="<u8").reshape(-1, 2)
     key_P = np.full(len(halves_P2), seed % 2**64, dtype=np.uint64)
     for word_P in (halves_P2[:, 0], halves_P2[:, 1], *words):
@@ -75,7 +75,7 @@ def _keys(row_ids: npt.NDArray[np.bytes_], seed: int, *words: Words) -> Words:
 
 
 def _uniform(bits: Words) -> npt.NDArray[np.float64]:
-    """Uniform numbers in [0, 1) on 53 bits."""
+    """Return uniform numbers in [0, 1) on 53 bits."""
     numbers: npt.NDArray[np.float64] = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return numbers
 
@@ -113,7 +113,7 @@ def _just_below(total: Tensor) -> Tensor:
 
 
 def _mix(state: Words) -> Words:
-    """One step of splitmix64, elementwise; uint64 arrays wrap."""
+    """Apply one step of splitmix64, elementwise; uint64 arrays wrap."""
     z = state + _GOLDEN
     z = (z ^ (z >> np.uint64(30))) * _FIRST
     z = (z ^ (z >> np.uint64(27))) * _SECOND

@@ -10,7 +10,7 @@ SPARED = 4
 
 
 def largest(values_NV: Tensor, k: int) -> Tensor:
-    """Indices ``[N, k]`` of the k largest of each row, in no order; of equal values any.
+    """Return indices ``[N, k]`` of the k largest of each row, in any order; of equal values any.
 
     The k largest lie in those k groups of classes whose maxima are largest: only these are searched. NaN is larger
     than all.

@@ -13,7 +13,7 @@ from torch import Tensor
 from ray_distill.errors import TeacherRefused
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.distributions import Distributions, Draws
-from ray_distill.teachers.base import Ask
+from ray_distill.teachers.base import LabelRequest
 from ray_distill.teachers.draw import pick, stratified
 from ray_distill.teachers.largest import largest
 
@@ -67,7 +67,7 @@ class _Room:
 
     @classmethod
     def of(cls, positions: int, logits_NV: Tensor) -> "_Room":
-        """For so many positions, in float32, where the logits are."""
+        """Allocate room for so many positions, in float32, on the device of the logits."""
         shape = (positions, logits_NV.shape[1])
         s_NV, p_NV, spare_NV = (torch.empty(shape, dtype=torch.float32, device=logits_NV.device) for _ in range(3))
         return cls(s_NV=s_NV, p_NV=p_NV, spare_NV=spare_NV)
@@ -87,11 +87,11 @@ class _Soft:
 
 
 def reduce_logits(
-    logits_NV: Tensor, ask: Ask, row_ids: pa.Array | None = None, places: Places | None = None
+    logits_NV: Tensor, request: LabelRequest, row_ids: pa.Array | None = None, places: Places | None = None
 ) -> Distributions:
     """Reduce logits to the stored form of an estimator (MATHS.md §1-3), at ``places``.
 
-    ``dense`` and ``topk`` keep exact classes. ``sampled`` keeps the classes hit by ``ask.draws`` points of the inverse
+    ``dense`` and ``topk`` keep exact classes. ``sampled`` keeps the classes hit by ``request.draws`` points of the inverse
     CDF of ``r ∝ p^a``; ``hybrid`` keeps the exact top k and draws from r over the others. The points are stratified
     and seeded by row id (`ray_distill.teachers.draw`): ``E[count_j] = N r_j`` with no more variance than independent
     draws, and a row's answer owes nothing to its batch. ``hybrid`` with k ≥ V is dense, every count 0.
@@ -106,23 +106,23 @@ def reduce_logits(
     """
     places = one_a_row(len(logits_NV)) if places is None else places
     rows, positions, classes = len(places.row_offsets) - 1, len(places.position), logits_NV.shape[1]
-    _check(ask, rows, row_ids)
+    _check(request, rows, row_ids)
     step = max(1, min(_SLICE, _CPU_SLICE if logits_NV.device.type == "cpu" else _SLICE) // classes)
     room = _Room.of(min(step, positions), logits_NV)
     ids_P = (
         None
-        if row_ids is None or ask.estimator not in DRAWN
+        if row_ids is None or request.estimator not in DRAWN
         else np.repeat(rowids.to_numpy(row_ids), np.diff(places.row_offsets))
     )
     parts = [
-        _reduce(_soften(logits_NV, places, at, at + step, room), ask, _seeds(ids_P, places, at, at + step))
+        _reduce(_soften(logits_NV, places, at, at + step, room), request, _seeds(ids_P, places, at, at + step))
         for at in range(0, max(positions, 1), step)
     ]
     entry_offsets = np.zeros(positions + 1, np.int64)
     np.cumsum(_host([part.length_n for part in parts]), out=entry_offsets[1:])
     return Distributions(
         classes=classes,
-        temperatures=ask.temperatures,
+        temperatures=request.temperatures,
         row_offsets=places.row_offsets,
         position=places.position,
         entry_offsets=entry_offsets,
@@ -131,10 +131,10 @@ def reduce_logits(
         log_tail=_host([part.tail_nT for part in parts]),
         entropy=_host([part.entropy_n for part in parts]),
         draws=None
-        if ask.estimator not in DRAWN
+        if request.estimator not in DRAWN
         else Draws(
-            number=ask.draws,
-            exponent=ask.exponent,
+            number=request.draws,
+            exponent=request.exponent,
             count=_host([part.count_E for part in parts]),
             log_normaliser=_host([part.log_normaliser_n for part in parts]),
         ),
@@ -147,7 +147,7 @@ def one_a_row(rows: int) -> Places:
 
 
 def _soften(logits_NV: Tensor, places: Places, start: int, stop: int, room: _Room) -> _Soft:
-    """The softmax of a slice of positions, in the memory of ``room``."""
+    """Compute the softmax of a slice of positions, in the memory of ``room``."""
     s_NV, p_NV, spare_NV = (
         buffer[: min(stop, len(places.position)) - start] for buffer in (room.s_NV, room.p_NV, room.spare_NV)
     )
@@ -174,54 +174,54 @@ def _seeds(ids_P: npt.NDArray[np.bytes_] | None, places: Places, start: int, sto
     return None if ids_P is None else (ids_P[start:stop], places.position[start:stop])
 
 
-def _check(ask: Ask, rows: int, row_ids: pa.Array | None) -> None:
-    if ask.estimator not in ("dense", "topk", *DRAWN):
+def _check(request: LabelRequest, rows: int, row_ids: pa.Array | None) -> None:
+    if request.estimator not in ("dense", "topk", *DRAWN):
         raise TeacherRefused(
-            f"this teacher cannot give the estimator {ask.estimator!r}: use dense, topk, sampled or hybrid"
+            f"this teacher cannot give the estimator {request.estimator!r}: use dense, topk, sampled or hybrid"
         )
-    if ask.estimator not in DRAWN:
+    if request.estimator not in DRAWN:
         return
-    if ask.draws < 1 or not ask.exponent >= 0:
+    if request.draws < 1 or not request.exponent >= 0:
         raise TeacherRefused(
-            f"the estimator {ask.estimator!r} needs at least one draw and an exponent of 0 or more, "
-            f"found {ask.draws} draws and the exponent {ask.exponent:g}"
+            f"the estimator {request.estimator!r} needs at least one draw and an exponent of 0 or more, "
+            f"found {request.draws} draws and the exponent {request.exponent:g}"
         )
     if row_ids is None or len(row_ids) != rows:
         raise TeacherRefused(
-            f"the estimator {ask.estimator!r} seeds its draws by row id: {rows} rows of logits came with "
+            f"the estimator {request.estimator!r} seeds its draws by row id: {rows} rows of logits came with "
             f"{'no' if row_ids is None else len(row_ids)} row ids; pass the id of every row"
         )
 
 
-def _reduce(soft: _Soft, ask: Ask, seeds: Seeds | None) -> _Part:
+def _reduce(soft: _Soft, request: LabelRequest, seeds: Seeds | None) -> _Part:
     entropy_N, classes = _entropy(soft), soft.s_NV.shape[1]
-    head = {"dense": classes, "sampled": 0}.get(ask.estimator, min(ask.k, classes))
+    head = {"dense": classes, "sampled": 0}.get(request.estimator, min(request.k, classes))
     if head == classes:
-        return _all(soft, len(ask.temperatures), entropy_N)
+        return _all(soft, len(request.temperatures), entropy_N)
     head_NK = largest(soft.s_NV, head)
     if seeds is None:
         no_draws = head_NK[:, :0]
-        return _part(soft, head_NK, no_draws, ask, entropy_N, torch.full_like(entropy_N, -math.inf))
-    points_ND = stratified(*seeds, draws=ask.draws, seed=ask.seed)
-    drawn_ND, total_N = pick(_proposal(soft, ask.exponent, head_NK), torch.from_numpy(points_ND).to(head_NK.device))
+        return _part(soft, head_NK, no_draws, request, entropy_N, torch.full_like(entropy_N, -math.inf))
+    points_ND = stratified(*seeds, draws=request.draws, seed=request.seed)
+    drawn_ND, total_N = pick(_proposal(soft, request.exponent, head_NK), torch.from_numpy(points_ND).to(head_NK.device))
     log_normaliser_N = total_N.log().float()
-    if ask.estimator == "sampled" and ask.exponent == 1:
+    if request.estimator == "sampled" and request.exponent == 1:
         log_normaliser_N = log_normaliser_N * 0.0  # exactly 0, and NaN stays NaN
     elif head:
         # Nothing to draw from (the head has all the mass): the draws are made to repeat the head, and so vanish.
         drawn_ND = torch.where((total_N > 0).unsqueeze(-1), drawn_ND, head_NK[:, :1])
-    return _part(soft, head_NK, drawn_ND, ask, entropy_N, log_normaliser_N)
+    return _part(soft, head_NK, drawn_ND, request, entropy_N, log_normaliser_N)
 
 
 def _entropy(soft: _Soft) -> Tensor:
-    """``[N]``: the log of the sum less the mean of s."""
+    """Return ``[N]``: the log of the sum less the mean of s."""
     # p is 0 far above this bound: 0 · -inf is kept out of the sum, and NaN is not.
     torch.clamp(soft.s_NV, min=-1e4, out=soft.spare_NV)
     return soft.log_total_N - soft.spare_NV.mul_(soft.p_NV).sum(-1)
 
 
 def _all(soft: _Soft, temperatures: int, entropy_N: Tensor) -> _Part:
-    """Every class, exact; nothing is outside and nothing is left to draw from."""
+    """Keep every class, exact; nothing is outside and nothing is left to draw from."""
     rows, classes = soft.s_NV.shape
     ids_NV = torch.arange(classes, dtype=torch.int32, device=entropy_N.device).expand(rows, classes)
     return _Part(
@@ -245,7 +245,7 @@ def _proposal(soft: _Soft, exponent: float, head_NK: Tensor) -> Tensor:
 
 
 def _part(
-    soft: _Soft, head_NK: Tensor, drawn_ND: Tensor, ask: Ask, entropy_N: Tensor, log_normaliser_N: Tensor
+    soft: _Soft, head_NK: Tensor, drawn_ND: Tensor, request: LabelRequest, entropy_N: Tensor, log_normaliser_N: Tensor
 ) -> _Part:
     """Merge head and draws into unique ascending entries; the head wins over equal draws."""
     ids_NM, order_NM = torch.cat([head_NK, drawn_ND], -1).sort(dim=-1, stable=True)
@@ -262,7 +262,7 @@ def _part(
         count_E=run_E.masked_fill(exact_E, 0).int(),
         entropy_n=entropy_N,
         log_normaliser_n=log_normaliser_N,
-        tail_nT=_log_tails(soft, ids_NM, first_NM, ask.temperatures),
+        tail_nT=_log_tails(soft, ids_NM, first_NM, request.temperatures),
     )
 
 
@@ -291,6 +291,6 @@ def _log_tail(scaled_NV: Tensor, ids_NM: Tensor) -> Tensor:
 
 
 def _host(columns: list[Tensor]) -> npt.NDArray[Any]:
-    """Slices of one column, joined and copied to the host."""
+    """Join slices of one column and copy them to the host."""
     joined: npt.NDArray[Any] = torch.cat(columns).cpu().numpy()
     return joined

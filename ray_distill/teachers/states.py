@@ -8,7 +8,7 @@ import pyarrow as pa
 from torch import Tensor, nn
 
 from ray_distill.labels.model.distributions import Distributions
-from ray_distill.teachers.base import Ask
+from ray_distill.teachers.base import LabelRequest
 from ray_distill.teachers.reduce import Places, reduce_logits
 
 #: Logits that exist at once: enough for a product that keeps its device busy, too few to fill its memory.
@@ -16,13 +16,15 @@ _LOGITS = 1 << 24
 _GPU_LOGITS = 1 << 27
 
 
-def reduce_states(states_PD: Tensor, head: nn.Linear, ask: Ask, row_ids: pa.Array, places: Places) -> Distributions:
+def reduce_states(
+    states_PD: Tensor, head: nn.Linear, request: LabelRequest, row_ids: pa.Array, places: Places
+) -> Distributions:
     """Apply `reduce_logits` to ``head(states_PD)`` by slices, so that no ``[P, V]`` exists.
 
     Args:
         states_PD: one a position of ``places``, in order; in the head's dtype, on its device.
         head: the model's.
-        ask: the stored form.
+        request: the stored form.
         row_ids: of the rows.
         places: the positions; ``logits`` is None.
 
@@ -32,14 +34,14 @@ def reduce_states(states_PD: Tensor, head: nn.Linear, ask: Ask, row_ids: pa.Arra
     limit = _LOGITS if states_PD.device.type == "cpu" else _GPU_LOGITS
     step, positions = max(1, limit // head.out_features), len(places.position)
     parts = [
-        reduce_logits(head(states_PD[at : at + step]), ask, row_ids, _piece(places, at, at + step))
+        reduce_logits(head(states_PD[at : at + step]), request, row_ids, _piece(places, at, at + step))
         for at in range(0, max(positions, 1), step)
     ]
     return parts[0] if len(parts) == 1 else _join(parts, places)
 
 
 def _piece(places: Places, start: int, stop: int) -> Places:
-    """Some of the positions; every row is there, with none, some or all of its own."""
+    """Take some of the positions; every row is there, with none, some or all of its own."""
     stop = min(stop, len(places.position))
     return Places(
         row_offsets=places.row_offsets.clip(start, stop) - start, position=places.position[start:stop], logits=None

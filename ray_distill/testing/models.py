@@ -23,7 +23,7 @@ from ray_distill.models.core.model import Model, ModelParts
 from ray_distill.models.text.processors import ImageProcessor, TextProcessor, image_processor, text_processor
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.encoded import Batch, Encoded
-from ray_distill.teachers.base import Ask
+from ray_distill.teachers.base import LabelRequest
 from ray_distill.teachers.reduce import reduce_logits
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -38,13 +38,13 @@ _CHAT_TEMPLATE = (
 
 
 def example(model: Model) -> Batch:
-    """One made-up example of a model's inputs, as a batch of one."""
+    """Return one made-up example of a model's inputs, as a batch of one."""
     inputs = get_task(model.task).inputs
     return inputs.collate(inputs.example(model.processor), np.zeros(1, np.int64))
 
 
 def tiny_tokenizer(max_length: int = 64) -> transformers.PreTrainedTokenizerFast:
-    """A WordPiece tokenizer of single characters: it reads any English text."""
+    """Return a WordPiece tokenizer of single characters: it reads any English text."""
     characters = string.ascii_lowercase + string.digits
     pieces = [*_SPECIAL, *string.punctuation, *characters, *(f"##{c}" for c in characters)]
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
@@ -109,12 +109,12 @@ def tiny_pair_tokenizer(max_length: int = 64) -> transformers.PreTrainedTokenize
 
 
 def tiny_text_processor(max_length: int = 64) -> TextProcessor:
-    """`tiny_tokenizer` as a processor."""
+    """Return `tiny_tokenizer` as a processor."""
     return text_processor(tiny_tokenizer(max_length), max_length)
 
 
 def tiny_image_processor(size: int = 28, channels: int = 1) -> ImageProcessor:
-    """An image processor to a square, values in -1…1."""
+    """Return an image processor to a square, values in -1…1."""
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
     half = [0.5] * channels
@@ -295,7 +295,9 @@ def tiny_text_model(classes: list[str], fuse: str | None = None) -> ModelParts:
 
 
 def tiny_image_model(classes: list[str], size: int = 28, channels: int = 1, fuse: str | None = None) -> ModelParts:
-    """For ``module:function`` configs: an image classifier; ``fuse`` as in `tiny_text_model`."""
+    """Build an image classifier for ``module:function`` configs.
+
+    ``fuse`` is as in `tiny_text_model`."""
     return ModelParts(
         module=TinyImage(len(classes), channels, fuse),
         processor=tiny_image_processor(size, channels),
@@ -319,19 +321,21 @@ class FakeTeacher:
         names = [*self.classes] or self.vocabulary
         return fingerprint({"fake": names, "width": self.width, "layers": self.layers, "seed": self.seed})
 
-    def answer(self, encoded: Encoded, ask: Ask) -> Signal:
+    def answer(self, encoded: Encoded, request: LabelRequest) -> Signal:
         """Answer every row from its id."""
         ids = encoded.row_ids.to_pylist()
         logits_RV = 3 * self._numbers(ids, "logits", len(self.classes) or self.vocabulary)
         offsets = np.arange(len(ids) + 1, dtype=np.int64)
         hidden = {
             layer: Vectors(offsets=offsets, values=self._numbers(ids, f"layer {layer}", self.width))
-            for layer in ask.layers
+            for layer in request.layers
         }
-        return signal_of(distributions=reduce_logits(torch.from_numpy(logits_RV), ask, encoded.row_ids), hidden=hidden)
+        return signal_of(
+            distributions=reduce_logits(torch.from_numpy(logits_RV), request, encoded.row_ids), hidden=hidden
+        )
 
     def _numbers(self, ids: Sequence[bytes], what: str, width: int) -> npt.NDArray[np.float32]:
-        """Normal numbers ``[R, width]``, each row from its id."""
+        """Return normal numbers ``[R, width]``, each row from its id."""
         rows = np.zeros((len(ids), width), np.float32)
         for row, row_id in enumerate(ids):
             key = hashlib.sha256(f"{self.seed} {what} ".encode() + row_id).digest()
@@ -347,8 +351,8 @@ class ThrowingTeacher:
     classes: tuple[str, ...]
     vocabulary: int = 0
 
-    def answer(self, encoded: Encoded, ask: Ask) -> Signal:
-        """Throw."""
+    def answer(self, encoded: Encoded, request: LabelRequest) -> Signal:
+        """Raise instead of answering."""
         raise AssertionError(f"the throwing teacher had to label {encoded.rows} rows")
 
 

@@ -17,7 +17,7 @@ REGION = "us-east-1"
 
 @contextmanager
 def s3_server(bucket: str = "distill", *, wrap: Callable[[Any], Any] = lambda app: app) -> Iterator[str]:
-    """Serve S3 on a free port of 127.0.0.1, with one empty bucket; yields the bucket's URL.
+    """Serve S3 on a free port of 127.0.0.1, with one empty bucket; yield the bucket's URL.
 
     The process environment points at the server meanwhile, the way S3 clients read it, so that processes
     started inside find it too; `s3_environment` returns these variables.
@@ -53,7 +53,7 @@ def _one_at_a_time(app: Any) -> Any:
 
 @contextmanager
 def _serving(app: Any) -> Iterator[str]:
-    """Serve a WSGI application from a thread; yields its URL."""
+    """Serve a WSGI application from a thread; yield its URL."""
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=MotoRequestHandler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -65,7 +65,7 @@ def _serving(app: Any) -> Iterator[str]:
 
 
 def s3_environment(endpoint: str) -> dict[str, str]:
-    """The variables by which S3 clients find a server and its (invented) keys."""
+    """Return the variables by which S3 clients find a server and its (invented) keys."""
     return {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "test",
@@ -98,5 +98,5 @@ def _filesystem() -> fsspec.AbstractFileSystem:
 
 
 def forget_clients() -> None:
-    """fsspec keeps clients alive, each with the endpoint it was made for."""
+    """Drop the clients that fsspec keeps, each with the endpoint it was made for."""
     fsspec.get_filesystem_class("s3").clear_instance_cache()

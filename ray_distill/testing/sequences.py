@@ -22,7 +22,7 @@ SPLITS = Splits(train=0.5, validation=0.2, calibration=0.15, test=0.15)
 
 
 def fake_generator(**changes: Any) -> Generator:
-    """A generator for `fake_author`."""
+    """Build a generator for `fake_author`."""
     values: dict[str, Any] = {
         "teacher": "fake",
         "model": "fake",
@@ -68,7 +68,7 @@ def fake_author(rows: pa.Table, generator: Generator) -> pa.Table:
 
 
 def prompts_snapshot(folder: Path, texts: Sequence[str], **columns: Sequence[Any]) -> Snapshot:
-    """A snapshot of these texts below ``folder``, in shards of 16 rows."""
+    """Write a snapshot of these texts below ``folder``, in shards of 16 rows."""
     import pyarrow.parquet as pq
 
     folder.mkdir(parents=True, exist_ok=True)

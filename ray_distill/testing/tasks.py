@@ -1,4 +1,6 @@
-"""The conformance suite of tasks: what every task in the catalogue passes, and what users run on their own.
+"""The conformance suite of tasks: tests that every task in the catalogue passes.
+
+Users run it on tasks of their own.
 
 from ray_distill.testing.tasks import CHECKS, TaskCase
 
@@ -39,7 +41,7 @@ class TaskCase:
 
 
 def check_encoding(case: TaskCase) -> None:
-    """Require every row in order, one value list a row, and the same features after the way through Arrow."""
+    """Require every row in order, one value list a row, and equal features after Arrow."""
     encoded = case.encoded
     assert encoded.rows == case.rows.num_rows >= 3, f"expected all of three or more rows, found {encoded.rows}"
     assert encoded.row_ids.to_pylist() == case.rows["row_id"].to_pylist(), "the order of rows changed"
@@ -50,7 +52,10 @@ def check_encoding(case: TaskCase) -> None:
 
 
 def check_rejection(case: TaskCase) -> None:
-    """Require a missing input to be rejected with a reason, and its neighbours to be encoded as before."""
+    """Require a missing input to be rejected with a reason, and its neighbours to be encoded.
+
+    The neighbours are encoded as before.
+    """
     column, middle = case.task.inputs.column, 1
     values = [None if row == middle else value for row, value in enumerate(case.rows[column].to_pylist())]
     at = case.rows.schema.get_field_index(column)
@@ -65,7 +70,7 @@ def check_rejection(case: TaskCase) -> None:
 
 
 def check_collation(case: TaskCase) -> None:
-    """Require tensors with one entry a row in the order asked for, and a row's own values beside any other."""
+    """Require tensors with one entry a row in the requested order, independent of other rows."""
     encoded, inputs = case.encoded, case.task.inputs
     order = np.arange(encoded.rows, dtype=np.int64)[::-1].copy()
     batch = inputs.collate(encoded, order)
@@ -86,7 +91,10 @@ def check_example(case: TaskCase) -> None:
 
 
 def check_views(case: TaskCase) -> None:
-    """Require a statistic a row for drift tests, and some text for a terminal, of missing inputs too."""
+    """Require a statistic a row for drift tests, and some text for a terminal.
+
+    Missing inputs need both too.
+    """
     inputs, column = case.task.inputs, case.rows[case.task.inputs.column]
     statistics = inputs.statistics(column)
     assert statistics and all(values.shape == (case.rows.num_rows,) for values in statistics.values())
@@ -94,7 +102,10 @@ def check_views(case: TaskCase) -> None:
 
 
 def check_corruptions(case: TaskCase) -> None:
-    """Require corruptions to keep ids, order and types, to follow their seed, and to leave rows that encode."""
+    """Require corruptions to keep ids, order and types, and to follow their seed.
+
+    The rows that they return must still be encoded.
+    """
     for name, corrupt in case.task.inputs.corruptions.items():
         for severity in (1, 2, 3):
             damaged = corrupt(case.rows, severity, np.random.default_rng(0))
@@ -104,7 +115,10 @@ def check_corruptions(case: TaskCase) -> None:
 
 
 def check_positions(case: TaskCase) -> None:
-    """Require ascending positions inside each row, a truth at each, and the same ones of any choice of rows."""
+    """Require ascending positions inside each row, and a truth at each.
+
+    Any choice of rows must have the same ones.
+    """
     encoded, store = case.encoded, case.task.answers.store
     positions, truth = store.positions(encoded), store.truth(encoded, case.rows)
     assert positions.offsets.tolist() == truth.offsets.tolist() and len(positions.offsets) == encoded.rows + 1
@@ -117,7 +131,7 @@ def check_positions(case: TaskCase) -> None:
 
 
 def check_metrics(case: TaskCase) -> None:
-    """Require one table of metrics that has the headline, the limits and all that is shown or measured beside it."""
+    """Require one table of metrics with the headline, the limits and all shown or measured."""
     answers = case.task.answers
     used = {answers.headline, *answers.beside, *answers.robust, *answers.limits}
     assert used <= set(answers.metrics.names), f"not in the table: {sorted(used - set(answers.metrics.names))}"

@@ -6,7 +6,7 @@ import torch
 
 
 def assert_equal(found: Any, expected: Any) -> None:
-    """The same tensors, bit for bit, wherever they stand."""
+    """Require the same tensors, bit for bit, on any device."""
     assert type(found) is type(expected)
     if isinstance(found, torch.Tensor):
         assert found.dtype == expected.dtype and torch.equal(found, expected)

@@ -136,16 +136,16 @@ def reduced(
     """One text as a row of positions, by the product's own reduction."""
     import torch
 
-    from ray_distill.teachers.base import Ask
+    from ray_distill.teachers.base import LabelRequest
     from ray_distill.teachers.reduce import Places, reduce_logits
 
-    ask = Ask(estimator=estimator, k=k, draws=draws, temperatures=temperatures)
+    request = LabelRequest(estimator=estimator, k=k, draws=draws, temperatures=temperatures)
     places = Places(
         row_offsets=np.array([0, len(logits_PV)]),
         position=np.arange(len(logits_PV), dtype=np.int32),
         logits=np.arange(len(logits_PV)),
     )
-    return reduce_logits(torch.from_numpy(logits_PV), ask, pa.array([first.to_bytes(16)], pa.binary(16)), places)
+    return reduce_logits(torch.from_numpy(logits_PV), request, pa.array([first.to_bytes(16)], pa.binary(16)), places)
 
 
 def measured(exact: Distributions, estimator: str, k: int, draws: int, size: int) -> str:

@@ -74,7 +74,7 @@ def answer(given: argparse.Namespace) -> dict[str, float]:
 
     from ray_distill.config import TeacherConfig
     from ray_distill.runtime.labelling.batching import answer_all
-    from ray_distill.teachers.base import Ask
+    from ray_distill.teachers.base import LabelRequest
     from ray_distill.teachers.engines import open_teacher
 
     torch.set_num_threads(1)
@@ -86,7 +86,10 @@ def answer(given: argparse.Namespace) -> dict[str, float]:
         vllm={"gpu_memory_utilization": 0.15},
     )
     encoded = encoded_of(given.texts, config)
-    teacher, ask = open_teacher(config, task="causal_lm"), Ask(estimator="topk", k=given.k, temperatures=(1.0,))
+    teacher, ask = (
+        open_teacher(config, task="causal_lm"),
+        LabelRequest(estimator="topk", k=given.k, temperatures=(1.0,)),
+    )
     for batch in (BATCH, 1):
         ids, signal, rejected = answer_all(teacher, encoded, ask, batch)
         assert not rejected, rejected

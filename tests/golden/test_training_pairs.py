@@ -11,7 +11,7 @@ import torch
 from ray_distill.config import TeacherConfig, TrainingConfig
 from ray_distill.labels.model import rowids
 from ray_distill.losses.cross_entropy import Hard
-from ray_distill.losses.fused import Asked, Part
+from ray_distill.losses.fused import HeadRequest, Part
 from ray_distill.losses.soft import Soft
 from ray_distill.models.io.load import load_model
 from ray_distill.snapshots.pairs import pair_text
@@ -22,7 +22,7 @@ from ray_distill.students.objective.weighted_losses import to_device
 from ray_distill.students.process_group import current_ranks
 from ray_distill.tasks.answers.tokens.learn import TokenFormat
 from ray_distill.tasks.catalogue import TASKS
-from ray_distill.teachers.base import Ask
+from ray_distill.teachers.base import LabelRequest
 from ray_distill.teachers.transformers_teacher import open_teacher
 from ray_distill.testing.gloo import run_gloo
 from ray_distill.testing.labels import row_id
@@ -47,7 +47,7 @@ def train(folder: str, family: Family, training: dict[str, Any]) -> tuple[list[f
         }
     )
     encoded = task.inputs.encode(rows, teacher.model.processor)
-    signal = teacher.answer(encoded, Ask(estimator="topk", k=9, temperatures=(1.0,)))
+    signal = teacher.answer(encoded, LabelRequest(estimator="topk", k=9, temperatures=(1.0,)))
     model = load_model(f"{folder}/student", task="seq2seq")
     data = build_examples(
         rows,
@@ -65,7 +65,7 @@ def train(folder: str, family: Family, training: dict[str, Any]) -> tuple[list[f
         inputs, stored = data.batch(np.arange(ROWS))
         batch = to_device(stored, engine.device)
         parts = tuple(Part(loss=loss, factor=1 / len(batch.labels_B)) for loss in (Soft(), Hard()))
-        found = engine.forward(inputs, Asked(batch=batch, parts=parts)).fused
+        found = engine.forward(inputs, HeadRequest(batch=batch, parts=parts)).fused
         assert found is not None
         losses.append(float(found[0].detach()))
         return found[0]

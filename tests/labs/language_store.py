@@ -21,7 +21,7 @@ from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.students.run import TrainingJob, run_arms
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.tasks.encoded import Encoded
-from ray_distill.teachers.base import Ask
+from ray_distill.teachers.base import LabelRequest
 from ray_distill.teachers.transformers_teacher import TransformersTeacher, open_teacher
 from tests.labs.training import Recorder
 
@@ -106,9 +106,9 @@ class _Asked:
     classes = ()
     vocabulary = 0
 
-    def answer(self, encoded: Encoded, ask: Ask) -> Any:
+    def answer(self, encoded: Encoded, request: LabelRequest) -> Any:
         self.ids.extend(encoded.row_ids.to_pylist())
-        return self.teacher.answer(encoded, ask)
+        return self.teacher.answer(encoded, request)
 
 
 def labelled(config: Campaign) -> LabelSetRef:

@@ -40,7 +40,7 @@ from ray_distill.students.telemetry.reporter import TrainingStopped
 from ray_distill.tasks.answers.tokens import learn as token_learn
 from ray_distill.tasks.answers.tokens.learn import TokenFormat
 from ray_distill.tasks.catalogue import TASKS
-from ray_distill.teachers.base import Ask
+from ray_distill.teachers.base import LabelRequest
 from ray_distill.teachers.transformers_teacher import open_teacher
 from ray_distill.testing.models import write_tiny_causal_model
 from tests.labs.training import Ran, Recorder
@@ -109,7 +109,7 @@ def table_of(rows: int, seed: int) -> pa.Table:
 def labels_of(lab: Lab, table: pa.Table) -> tuple[pa.Array, Signal]:
     """What the teacher says of all rows but the first two, which it has not labelled."""
     teacher = open_teacher(TeacherConfig(model=f"{lab.folder}/teacher"), task=TASK)
-    ask = Ask(
+    request = LabelRequest(
         estimator=lab.estimator,
         k=6,
         draws=9,
@@ -119,7 +119,7 @@ def labels_of(lab: Lab, table: pa.Table) -> tuple[pa.Array, Signal]:
         layers=LAYERS if any(map(needs_layers, lab.losses)) else (),
     )
     ids, signal, _ = answer_all(
-        teacher, teacher.task.inputs.encode(table.slice(2), teacher.model.processor), ask, batch=5
+        teacher, teacher.task.inputs.encode(table.slice(2), teacher.model.processor), request, batch=5
     )
     return ids, signal
 

@@ -1,4 +1,4 @@
-"""What a campaign costs, and when it has paid for itself.
+"""Compute the cost of a campaign, and the number of requests after which it has paid.
 
 Money is ``core_hours · price + accelerator_hours · price``: what was *reserved*, whether busy or not, for as long
 as the stage ran. Storage and traffic are not priced; bytes written are recorded beside.
@@ -17,7 +17,7 @@ SECONDS_AN_HOUR = 3600.0
 
 
 class StageCost(Artifact):
-    """What one stage took; hours are reserved hours, ``money`` is in ``currency``."""
+    """The cost of one stage; hours are reserved hours, ``money`` is in ``currency``."""
 
     stage: str
     wall_seconds: Number
@@ -29,7 +29,7 @@ class StageCost(Artifact):
 
 
 class CostReport(Artifact):
-    """A campaign's bill: its stages, what serving costs, and the number of requests after which it has paid."""
+    """A campaign's bill: its stages, the cost of serving, and the break-even in requests."""
 
     stages: tuple[StageCost, ...]
     total: StageCost
@@ -40,7 +40,7 @@ class CostReport(Artifact):
 
 
 class Meter:
-    """A running stage. Add what it writes; read ``so_far`` meanwhile, and ``cost`` when the block has ended."""
+    """A running stage: add bytes that it writes, read ``so_far``, and ``cost`` after the block."""
 
     def __init__(self, price: Callable[[int], StageCost]) -> None:
         self.bytes_written = 0
@@ -53,13 +53,13 @@ class Meter:
 
     @property
     def cost(self) -> StageCost:
-        """What the stage took; there is none before the block has ended."""
+        """Return the stage's cost, which exists only after the block has ended."""
         assert self._cost is not None, "the stage is still running"
         return self._cost
 
     @property
     def so_far(self) -> StageCost:
-        """What the stage has taken until now, or in the end."""
+        """Return the stage's cost until now, or in the end."""
         return self._cost or self._price(self.bytes_written)
 
     def stop(self) -> None:
@@ -71,7 +71,10 @@ class Meter:
 def metered(
     stage: str, *, cores: float, accelerators: float, prices: CostConfig, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Meter]:
-    """Meter a stage that reserves ``cores`` and ``accelerators`` while the block runs, failed or not."""
+    """Meter a stage that reserves ``cores`` and ``accelerators`` while the block runs.
+
+    The stage is metered whether it fails or not.
+    """
     start = clock()
 
     def price(bytes_written: int) -> StageCost:
@@ -121,7 +124,7 @@ def total(costs: Sequence[StageCost], *, currency: str) -> StageCost:
 def cost_per_million_requests(
     examples_per_second: float, *, cores: float, accelerators: float, prices: CostConfig
 ) -> float:
-    """Money for a million requests on a machine that is kept busy at the measured throughput."""
+    """Return the money for a million requests on a machine kept busy at the measured throughput."""
     hours = 1e6 / examples_per_second / SECONDS_AN_HOUR
     return hours * (cores * prices.core_hour + accelerators * prices.accelerator_hour)
 
@@ -129,7 +132,10 @@ def cost_per_million_requests(
 def break_even_requests(
     campaign_money: float, *, teacher_cost_per_million: float, student_cost_per_million: float
 ) -> int | None:
-    """Requests after which the student has saved what the campaign cost; None if it saves nothing."""
+    """Return the number of requests after which the student has saved the campaign's cost.
+
+    None if it saves nothing.
+    """
     saved = (teacher_cost_per_million - student_cost_per_million) / 1e6
     return math.ceil(campaign_money / saved) if saved > 0 else None
 
@@ -142,7 +148,7 @@ def cost_report(
     accelerators: float,
     prices: CostConfig,
 ) -> CostReport:
-    """The campaign's bill; throughputs by arm, all measured on ``cores`` and ``accelerators``."""
+    """Return the campaign's bill; throughputs by arm, all on ``cores`` and ``accelerators``."""
     campaign = total(stages, currency=prices.currency)
     per_million = {
         arm: cost_per_million_requests(rate, cores=cores, accelerators=accelerators, prices=prices)
@@ -161,7 +167,10 @@ def cost_report(
 
 
 def cost_metrics(report: CostReport) -> dict[str, float]:
-    """The bill as flat metrics with units in their names: ``label_wall_seconds``, ``campaign_cost_usd``…"""
+    """Return the bill as flat metrics with units in their names.
+
+    Names are such as ``label_wall_seconds`` and ``campaign_cost_usd``.
+    """
     unit = re.sub(r"[^a-z0-9]+", "_", report.total.currency.lower())
     metrics: dict[str, float] = {}
     for cost in (*report.stages, report.total):
@@ -173,7 +182,7 @@ def cost_metrics(report: CostReport) -> dict[str, float]:
 
 
 def stage_metrics(cost: StageCost) -> dict[str, float]:
-    """One stage's cost as flat metrics, as `cost_metrics`."""
+    """Return one stage's cost as flat metrics, as `cost_metrics`."""
     unit = re.sub(r"[^a-z0-9]+", "_", cost.currency.lower())
     return {
         f"{cost.stage}_wall_seconds": cost.wall_seconds,

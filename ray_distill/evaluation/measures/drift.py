@@ -5,13 +5,13 @@ at most ``alpha``) and *large* (its effect reaches a threshold): with many rows 
 
     classes            Jensen–Shannon divergence of the mean teacher distributions; permutation test
     each statistic     Kolmogorov–Smirnov distance of its two distributions; asymptotic p-value
-    embeddings         classifier two-sample test (Lopez-Paz and Oquab 2017): can a logistic regression tell, out of
+    embeddings         classifier two-sample test (Lopez-Paz and Oquab 2017): can a logistic regression predict, out of
                        fold, which sample an embedding is from? AUC; Mann–Whitney normal p-value
 
 Rows weigh by count; the row is the unit that is permuted, and Kish's effective size enters the asymptotic ones.
 
-What follows from it (`RULE`): a change of the inputs themselves, or two kinds of change at once, ask for a new
-student; one kind alone asks for teacher labels on the new rows, by which the present student can be judged
+The recommendation follows from `RULE`: a change of the inputs themselves, or two kinds of change at once, require a
+new student; one kind alone requires teacher labels on the new rows, by which the present student can be judged
 before a training run is paid for.
 """
 
@@ -59,7 +59,9 @@ class DriftSample:
 
 
 class Finding(Document):
-    """One test: its statistic, how sure (adjusted p-value) and how large (value against threshold)."""
+    """One test: its statistic, adjusted p-value (how sure) and effect (how large).
+
+    The effect is ``value``, to be compared with ``threshold``."""
 
     name: str
     statistic: str
@@ -71,7 +73,10 @@ class Finding(Document):
 
 
 class DriftReport(Artifact):
-    """All findings of a comparison; ``recommendation`` is ``nothing``, ``relabel`` or ``retrain`` by ``rule``."""
+    """All findings of a comparison.
+
+    ``recommendation`` is ``nothing``, ``relabel`` or ``retrain`` by ``rule``.
+    """
 
     alarm: bool
     findings: tuple[Finding, ...]
@@ -91,7 +96,9 @@ class _Test:
 
 
 def compare(reference: DriftSample, current: DriftSample, config: DriftConfig, seed: int) -> DriftReport:
-    """Test whether ``current`` differs from ``reference``; the seed fixes permutations, folds and subsamples.
+    """Test whether ``current`` differs from ``reference``.
+
+    The seed fixes permutations, folds and subsamples.
 
     Raises:
         EvaluationError: fewer than 20 rows on a side, or samples that cannot be compared.
@@ -111,7 +118,7 @@ def compare(reference: DriftSample, current: DriftSample, config: DriftConfig, s
 
 
 def holm(p_values: list[float]) -> list[float]:
-    """Holm's step-down adjustment: reject where the adjusted value is at most alpha."""
+    """Adjust p-values by Holm's step-down method: reject where the result is at most alpha."""
     order = np.argsort(p_values, kind="stable")
     factors = len(p_values) - np.arange(len(p_values))
     adjusted = np.empty(len(p_values))
@@ -120,13 +127,16 @@ def holm(p_values: list[float]) -> list[float]:
 
 
 def jensen_shannon(p_V: Floats, q_V: Floats) -> Floats:
-    """Jensen–Shannon divergence in nats (0 … ln 2) over the last axis."""
+    """Return the Jensen–Shannon divergence in nats (0 … ln 2) over the last axis."""
     middle_V = (p_V + q_V) / 2
     return np.asarray((_relative_entropy(p_V, middle_V) + _relative_entropy(q_V, middle_V)) / 2)
 
 
 def kolmogorov_smirnov(a_N: Floats, b_M: Floats, a_weight_N: Floats, b_weight_M: Floats) -> tuple[float, float]:
-    """Weighted two-sample distance and its asymptotic p-value (Stephens 1970), conservative where there are ties."""
+    """Return the weighted two-sample distance and its asymptotic p-value (Stephens 1970).
+
+    The p-value is conservative where there are ties.
+    """
     points = np.unique(np.concatenate([a_N, b_M]))
     distance = float(np.abs(_cumulative(a_N, a_weight_N, points) - _cumulative(b_M, b_weight_M, points)).max())
     a_size, b_size = effective_size(a_weight_N), effective_size(b_weight_M)
@@ -135,7 +145,7 @@ def kolmogorov_smirnov(a_N: Floats, b_M: Floats, a_weight_N: Floats, b_weight_M:
 
 
 def weighted_auc(low_N: Floats, high_M: Floats, low_weight_N: Floats, high_weight_M: Floats) -> float:
-    """Probability that a score of ``high`` exceeds one of ``low``; ties count half."""
+    """Return the probability that a score of ``high`` exceeds one of ``low``; ties count half."""
     order = np.argsort(low_N)
     below = np.concatenate([[0.0], np.cumsum(low_weight_N[order])])
     ranks_M = (
@@ -212,7 +222,10 @@ def _class_test(
     generator: np.random.Generator,
     permutations: int,
 ) -> tuple[float, float]:
-    """Divergence of the weighted mean distributions, and the share of random divisions that diverge as much."""
+    """Return the divergence of the weighted mean distributions, and its p-value by permutation.
+
+    The p-value is the share of random divisions that diverge as much.
+    """
     mass = np.concatenate([a_NV * a_weight_N[:, None], b_MV * b_weight_M[:, None]])
     table = np.column_stack([mass, np.concatenate([a_weight_N, b_weight_M])])  # [N+M, V+1]: last column = weight
     side = np.arange(len(table)) < len(a_NV)
@@ -243,7 +256,7 @@ def _cumulative(values_N: Floats, weight_N: Floats, points: Floats) -> Floats:
 
 
 def _kolmogorov_tail(x: float) -> float:
-    """P(K > x) of Kolmogorov's distribution."""
+    """Return P(K > x) of Kolmogorov's distribution."""
     if x < 0.2:
         return 1.0  # 1 - 5e-13 and more
     k = np.arange(1, 101)
@@ -258,7 +271,7 @@ def _embedding_test(
     generator: np.random.Generator,
     max_rows: int,
 ) -> tuple[float, float]:
-    """Mean out-of-fold AUC and its one-sided p-value."""
+    """Return the mean out-of-fold AUC and its one-sided p-value."""
     keep_a, keep_b = (generator.permutation(len(x))[:max_rows] for x in (a_ND, b_MD))
     features = np.concatenate([a_ND[keep_a], b_MD[keep_b]]).astype(np.float64)
     weight = np.concatenate([a_weight_N[keep_a], b_weight_M[keep_b]])
@@ -274,7 +287,10 @@ def _embedding_test(
 
 
 def _folds(features: Floats, generator: np.random.Generator) -> Ints:
-    """A random fold a row; equal rows share one, so that a row seen on both sides is not learnt by heart."""
+    """Return a random fold a row; equal rows share one.
+
+    Otherwise a row seen on both sides could be memorised.
+    """
     unique, inverse = np.unique(features, axis=0, return_inverse=True)
     fold: Ints = generator.permutation(len(unique))[inverse.reshape(-1)] % FOLDS
     return fold
@@ -283,7 +299,10 @@ def _folds(features: Floats, generator: np.random.Generator) -> Ints:
 def _fold_auc(
     features: Floats, current: npt.NDArray[np.bool_], weight: Floats, held_out: npt.NDArray[np.bool_]
 ) -> tuple[float, float, float] | None:
-    """Effective pairs, AUC and its variance without drift on the held-out rows; None where a side is missing."""
+    """Return effective pairs, AUC and its variance without drift on the held-out rows.
+
+    None where one side has no rows.
+    """
     from sklearn.linear_model import LogisticRegression  # takes seconds, and few processes get here
 
     test = [held_out & ~current, held_out & current]

@@ -1,4 +1,4 @@
-"""Size, latency and throughput, measured for all models by the same code in the same minutes.
+"""Measure size, latency and throughput of all models by the same code in the same minutes.
 
 Models take turns, request by request and batch by batch, in an order that rotates: whatever else the machine
 does, and whatever it warms up, hits all of them alike.
@@ -44,7 +44,7 @@ def measure_efficiency(
 
     Args:
         runners: by arm.
-        examples: number of examples the runners can be asked for; requests go round them.
+        examples: number of examples that the runners have; requests go round them.
         requests: timed single requests a model.
         batch: examples a batch.
 
@@ -83,7 +83,7 @@ def further_rates(
 
 
 def bytes_of_folder(folder: Path) -> int:
-    """Size of all files under a local folder, bytes."""
+    """Return the size of all files under a local folder, bytes."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
@@ -93,7 +93,10 @@ def count_parameters(module: "torch.nn.Module") -> int:
 
 
 def _in_turns(runners: Mapping[str, Runner], inputs: list[npt.NDArray[np.int64]]) -> dict[str, list[float]]:
-    """Seconds of every input by model; each round asks all models, starting with another one."""
+    """Return the seconds of every input by model.
+
+    Each round runs all models, starting with another one.
+    """
     names = list(runners)
     for name in names:
         for index in inputs[:WARM_UP]:

@@ -1,4 +1,6 @@
-"""Intervals of 95 % for all measures: Wilson's of proportions, the bootstrap of everything else; paired differences.
+"""Compute 95 % intervals of all measures, and paired differences.
+
+Proportions have Wilson's interval, everything else the bootstrap's.
 
 Conventions, which every number here follows:
 
@@ -44,7 +46,7 @@ class Resampling:
 
     @classmethod
     def of(cls, config: Campaign) -> Self:
-        """Return what a campaign asks for."""
+        """Return a campaign's settings."""
         settings = config.evaluation
         return cls(seed=config.seed, bootstrap=settings.bootstrap, bins=settings.bins)
 
@@ -68,7 +70,7 @@ Weighted = Callable[[Floats], dict[str, Floats]]
 
 
 def wilson(proportion: float, weight_N: Floats) -> Estimate:
-    """Return Wilson's score interval of a weighted proportion, at Kish's effective number of rows."""
+    """Return Wilson's score interval of a weighted proportion, at Kish's effective size."""
     n, size = len(weight_N), effective_size(weight_N)
     if n < 2:
         return Estimate(value=proportion, n=n)
@@ -78,7 +80,9 @@ def wilson(proportion: float, weight_N: Floats) -> Estimate:
 
 
 def paired_proportions(ours_N: Floats, theirs_N: Floats, weight_N: Floats) -> Estimate:
-    """Return the difference of two weighted proportions on the same rows (Bonett and Price 2012), first minus second.
+    """Return the difference of two weighted proportions on the same rows, first minus second.
+
+    The interval is that of Bonett and Price (2012).
 
     Args:
         ours_N: 1 where the first model is right, else 0.
@@ -101,7 +105,9 @@ def effective_size(weight_N: Floats) -> float:
 
 
 def resample(models: Sequence[Weighted], weight_N: Floats, how: Resampling, *, widest: int) -> list[dict[str, Floats]]:
-    """Return the metrics of every resample of the rows, ``[B]`` by name; every model sees the same resamples.
+    """Return the metrics of every resample of the rows, ``[B]`` by name.
+
+    Every model sees the same resamples.
 
     Args:
         models: the metrics of each model as a function of the rows' weights.
@@ -117,7 +123,9 @@ def resample(models: Sequence[Weighted], weight_N: Floats, how: Resampling, *, w
 
 
 def resampled_weights(weight_N: Floats, how: Resampling, *, widest: int) -> Iterator[Floats]:
-    """Yield weights of resamples of N rows, ``[B, N]`` a piece: how often each row was drawn, times its weight.
+    """Yield weights of resamples of N rows, ``[B, N]`` a piece.
+
+    A weight is the number of times that a row was drawn, times its own weight.
 
     ``widest`` is the number of values a resample is reduced to, which bounds a piece's size as N does.
     """
@@ -130,7 +138,9 @@ def resampled_weights(weight_N: Floats, how: Resampling, *, widest: int) -> Iter
 
 
 def percentiles(value: float, samples_B: Floats, n: int, *, low: float, high: float) -> Estimate:
-    """Return a bootstrap interval shifted so that the resamples centre on the value; none if a resample has no value.
+    """Return a bootstrap interval shifted so that the resamples centre on the value.
+
+    None if a resample has no value.
 
     Args:
         value: the estimate on all rows.
@@ -146,5 +156,5 @@ def percentiles(value: float, samples_B: Floats, n: int, *, low: float, high: fl
 
 
 def _bracketed(value: float, lower: float, upper: float, n: int, *, low: float, high: float) -> Estimate:
-    """Return an estimate whose interval lies within the possible values and holds the value itself."""
+    """Return an estimate whose interval is within the possible values and contains the value."""
     return Estimate(value=value, low=max(low, min(lower, value)), high=min(high, max(upper, value)), n=n)

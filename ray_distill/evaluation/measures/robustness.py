@@ -1,4 +1,7 @@
-"""Quality on corrupted inputs: every corruption of the task at every severity, the same damage for every model."""
+"""Measure quality on corrupted inputs: every corruption of the task at every severity.
+
+Every model reads the same damaged inputs.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING

@@ -1,1 +1,4 @@
-"""Run models over encoded rows, batch by batch, the same for every family of answers. Imports models and tasks."""
+"""Run models over encoded rows, batch by batch, the same for every family of answers.
+
+Imports models and tasks.
+"""

@@ -1,4 +1,4 @@
-"""The batch loop: run models over the same encoded rows and reduce their logits at once, batch by batch."""
+"""Run models over the same encoded rows, and reduce their logits at once, batch by batch."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -26,7 +26,9 @@ def run_models(
     reduction: Callable[[Ints], Reduce],
     reference: str | None = None,
 ) -> dict[str, pa.Table]:
-    """Run all models on the same batches; there are never more than two models' logits of one batch at once.
+    """Run all models on the same batches.
+
+    No more than two models' logits of one batch exist at once.
 
     Args:
         models: by arm.

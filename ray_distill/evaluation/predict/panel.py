@@ -1,4 +1,4 @@
-"""Models that are judged together, and what a family's `judge` facet returns of them beside tables of answers."""
+"""Models that are judged together, and results of a family's `judge` facet beside answers."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -57,7 +57,10 @@ class Timed:
 
 @dataclass(frozen=True, kw_only=True)
 class Extras:
-    """What a family measures or shows beside its answers: benchmarks, continued prompts, generated targets."""
+    """Results of a family beside its answers.
+
+    They are benchmarks, continued prompts and generated targets.
+    """
 
     figures: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
     """Further metrics by arm."""

@@ -1,4 +1,4 @@
-"""Texts that models wrote after the same prompts, as the review page shows them and as an artifact keeps them."""
+"""Texts that models wrote after the same prompts, for the review page and an artifact."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

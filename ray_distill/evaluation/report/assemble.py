@@ -1,4 +1,4 @@
-"""The judgement: measures of all models on the same rows, their paired differences, and what to notice."""
+"""Assemble the judgement: measures of all models on the same rows, differences and notes."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,14 +25,14 @@ FEW_ROWS = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One model's predictions on the test split (what ``measure`` reads) and what running it costs."""
+    """One model's predictions on the test split, which ``measure`` reads, and its running cost."""
 
     url: str
     predictions: pa.Table
     efficiency: Efficiency
     robustness: Robustness = field(default_factory=dict)
     more: Mapping[str, Estimate] = field(default_factory=dict)
-    """Figures that ``predictions`` do not hold (tokens a second, benchmarks); they join the metrics."""
+    """Figures that ``predictions`` do not contain (tokens a second, benchmarks); they join the metrics."""
 
 
 def judge(
@@ -87,7 +87,10 @@ def _model_report(arm: str, model: Measured, answers: Answers, how: Resampling, 
 
 
 def _slices(predictions: pa.Table, columns: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
-    """The largest slices of enough rows, ``column=value``, largest first; null is a value too."""
+    """Yield the largest slices of enough rows, ``column=value``; null is a value too.
+
+    The largest comes first.
+    """
     found = []
     for column in columns:
         counted = pc.value_counts(predictions[column].combine_chunks()).to_pylist()
@@ -98,7 +101,7 @@ def _slices(predictions: pa.Table, columns: Sequence[str]) -> Iterator[tuple[str
 
 
 def _comparisons(models: Mapping[str, Measured], how: Resampling, answers: Answers) -> dict[str, Estimate]:
-    """Paired differences, student minus every other model, keyed ``<metric>_minus_<arm>``."""
+    """Return paired differences, student minus other model, keyed ``<metric>_minus_<arm>``."""
     ours, result = models["student"].predictions, {}
     for arm, model in models.items():
         if arm == "student":
@@ -110,7 +113,7 @@ def _comparisons(models: Mapping[str, Measured], how: Resampling, answers: Answe
 
 
 def _notes(report: EvalReport) -> Iterator[str]:
-    """Findings a reviewer must see, whatever the verdict."""
+    """Yield findings that a reviewer must see, whatever the verdict."""
     metrics, answers = report.models["student"].metrics, get_task(report.task).answers
     metric = answers.metrics[answers.headline]
     name = metric.name
@@ -119,7 +122,7 @@ def _notes(report: EvalReport) -> Iterator[str]:
     elif metrics[name].n < FEW_ROWS:
         yield (
             f"Only {metrics[name].n} {answers.rows} were measured: intervals are wide, small differences cannot be "
-            "told."
+            "measured."
         )
     for arm, text in (
         ("baseline_teacher_hard_labels", "Soft labels {} hard teacher labels"),
@@ -155,7 +158,7 @@ def _remarks(report: EvalReport, metric: Metric) -> Iterator[str]:
 
 
 def _worse(part: Estimate, overall: float, metric: Metric) -> bool:
-    """Is the whole interval of a slice on the worse side of the value on all rows?"""
+    """Return whether a slice's whole interval is on the worse side of the value on all rows."""
     return part.high < overall if metric.higher_is_better else part.low > overall
 
 

@@ -1,4 +1,4 @@
-"""What a family of answers adds to the review page: words, figures and tables, from its facet ``page``."""
+"""A family's part of the review page, from its facet ``page``: words, figures and tables."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Wording:
     axis: str
     """Name of the headline metric on an axis."""
     explained: str = ""
-    """What a reader must know of the quality table."""
+    """A note for readers of the quality table."""
     pair: tuple[str, str]
     """The figures of the section on mistakes."""
     mistakes: str

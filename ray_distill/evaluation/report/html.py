@@ -55,7 +55,7 @@ def render_report(
         drift: the comparison of snapshots, if one was made.
         cost: the campaign's bill, if it was metered.
         provenance: fingerprints and other facts, by name; the report's and student's own are added.
-        written: what language models wrote, where it was asked for.
+        written: what language models wrote, where ``evaluation.prompts`` is set.
 
     Returns:
         HTML, UTF-8 when written.
@@ -100,7 +100,7 @@ def report_figures(
     bins: int,
     history: plots.History | None = None,
 ) -> dict[str, Figure]:
-    """All figures that the data allow, by the names of `Wording.captions`."""
+    """Return all figures that the data allow, by the names of `Wording.captions`."""
     page, headline = page_of(report), get_task(report.task).answers.headline
     figures = {}
     if headline in report.models["student"].metrics:
@@ -114,7 +114,7 @@ def report_figures(
 
 
 def _tiles(report: EvalReport, words: Wording) -> list[dict[str, str]]:
-    """The headline figures: the student, each beside the teacher's."""
+    """Return the headline figures: the student, each beside the teacher's."""
     student, tables = report.models["student"], get_task(report.task).answers
     first = [next((tile for tile in group if tile.metric in student.metrics), None) for group in words.tiles]
     tiles = [_quality_tile(report, tile) for tile in first if tile]
@@ -153,7 +153,7 @@ def _shown(metric: Metric, estimate: Estimate | None) -> str:
 
 
 def _written(written: Sequence[Written]) -> list[dict[str, Any]]:
-    """Each prompt with the answers in the order of the tables, and what did follow it."""
+    """Return each prompt with the answers in the order of the tables, and its true continuation."""
     return [
         {
             "prompt": item.prompt,
@@ -167,7 +167,7 @@ def _written(written: Sequence[Written]) -> list[dict[str, Any]]:
 
 
 def _ratio(report: EvalReport, metric: Metric) -> str:
-    """How many times better or worse than the teacher, in words."""
+    """Return in words how many times better or worse than the teacher a figure is."""
     figures = [report.models[arm].figure(metric.name) for arm in ("student", "teacher") if arm in report.models]
     ours, theirs = [figure.value for figure in figures if figure] if len(figures) == 2 else (0, 0)
     if not ours or not theirs:
@@ -196,7 +196,10 @@ def _efficiency_table(report: EvalReport) -> Table:
 
 
 def _comparison_table(report: EvalReport, words: Wording) -> Table:
-    """Student minus each other model; a cell is good or bad only where its interval excludes 0."""
+    """Return the table of student minus each other model.
+
+    A cell is good or bad only where its interval excludes 0.
+    """
     arms = [arm for arm in ordered_arms(report.models) if arm != "student"]
     tables = get_task(report.task).answers.metrics
     names = [name for name in words.compared if any(f"{name}_minus_{arm}" in report.comparisons for arm in arms)]

@@ -1,4 +1,6 @@
-"""Figures of a report, as matplotlib `Figure` objects: nothing global, any back end, nothing shown.
+"""Draw a report's figures as matplotlib `Figure` objects.
+
+No global state is used, any back end works, and nothing is shown.
 
 Each figure is drawn in one ink colour plus a colour an arm. As inline SVG the ink becomes ``currentColor``
 and the ground transparent, so that one figure suits a light page, a dark page and paper; as PNG it is black
@@ -49,7 +51,7 @@ Curve = tuple[Floats, Floats, Floats]
 
 
 def headline_figure(report: EvalReport, metric: str, axis: str) -> Figure:
-    """One metric of every model with its 95 % interval, under the name ``axis``."""
+    """Draw one metric of every model with its 95 % interval, under the name ``axis``."""
     arms = [arm for arm in ordered_arms(report.models) if metric in report.models[arm].metrics]
     with styled_figure(6.4, 0.8 + 0.36 * len(arms)) as (figure, (axes,)):
         for y, arm in enumerate(reversed(arms)):
@@ -67,7 +69,7 @@ def headline_figure(report: EvalReport, metric: str, axis: str) -> Figure:
 
 
 def reliability_figure(curves: Mapping[str, Curve], bins: int, top: str) -> Figure:
-    """Accuracy against confidence, by arm; below, how often the student is how confident."""
+    """Draw accuracy against confidence, by arm, and below it the student's confidences."""
     with styled_figure(5.4, 5.2, rows=2, height_ratios=(4, 1), sharex=True) as (figure, (axes, below)):
         axes.plot([0, 1], [0, 1], color=INK, linewidth=0.7, alpha=0.5, linestyle=(0, (4, 3)))
         for arm in ordered_arms(curves):
@@ -84,7 +86,7 @@ def reliability_figure(curves: Mapping[str, Curve], bins: int, top: str) -> Figu
 
 
 def loss_figure(history: History) -> Figure:
-    """Training loss by step, by arm."""
+    """Draw the training loss by step, by arm."""
     with styled_figure(6.4, 3.2) as (figure, (axes,)):
         for arm in ordered_arms(history):
             steps = np.array(history[arm], dtype=np.float64).reshape(-1, 2)
@@ -97,7 +99,7 @@ def loss_figure(history: History) -> Figure:
 
 
 def robustness_figure(report: EvalReport, metric: str, axis: str) -> Figure:
-    """One metric by severity (0 = clean), one panel a corruption, with 95 % intervals."""
+    """Draw one metric by severity (0 = clean), one panel a corruption, with 95 % intervals."""
     kinds = sorted({kind for model in report.models.values() for kind in model.robustness})
     with styled_figure(1.2 + 2.3 * len(kinds), 3.2, columns=len(kinds), sharey=True) as (figure, panels):
         for kind, axes in zip(kinds, panels, strict=True):
@@ -115,7 +117,10 @@ def robustness_figure(report: EvalReport, metric: str, axis: str) -> Figure:
 
 
 def figure_svg(figure: Figure, salt: str) -> str:
-    """Inline SVG on a transparent ground whose ink is ``currentColor``; ``salt`` keeps ids apart on one page."""
+    """Return inline SVG on a transparent ground whose ink is ``currentColor``.
+
+    ``salt`` keeps ids on one page distinct.
+    """
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}), _any_script():
         figure.savefig(
@@ -128,7 +133,7 @@ def figure_svg(figure: Figure, salt: str) -> str:
 
 
 def figure_png(figure: Figure) -> bytes:
-    """PNG on white, 160 dots an inch."""
+    """Return a PNG on white, 160 dots an inch."""
     buffer = io.BytesIO()
     with _any_script():
         figure.savefig(buffer, format="png", dpi=160, facecolor="white")
@@ -146,7 +151,7 @@ def styled_figure(
     sharex: bool = False,
     sharey: bool = False,
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure and its axes, row by row, drawn in the project's style; sizes in inches."""
+    """Yield a figure and its axes, row by row, in the project's style; sizes in inches."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, height_ratios=height_ratios, sharex=sharex, sharey=sharey)
@@ -155,7 +160,10 @@ def styled_figure(
 
 @contextmanager
 def _any_script() -> Iterator[None]:
-    """Class names may be in any script; a browser has the glyphs that matplotlib's own font lacks."""
+    """Silence warnings about missing glyphs while the block runs.
+
+    Class names may be in any script; a browser has the glyphs that matplotlib's own font lacks.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
@@ -182,6 +190,6 @@ def _interval_line(axes: Axes, points: Sequence[tuple[int, Estimate]], arm: str)
 
 
 def draw_grid(axes: Axes, which: Literal["x", "y", "both"]) -> None:
-    """Thin lines behind the data."""
+    """Draw thin lines behind the data."""
     axes.grid(axis=which, color=INK, alpha=0.12, linewidth=0.6)
     axes.set_axisbelow(True)

@@ -24,7 +24,7 @@ def metric_table(report: EvalReport, metrics: Sequence[Metric]) -> Table:
 
 
 def cell(value: str, below: str = "", tone: str = "") -> dict[str, str]:
-    """Return a cell: a value, what stands below it in small print, and ``good`` or ``bad`` as its tone."""
+    """Return a cell: a value, the small print below it, and ``good`` or ``bad`` as its tone."""
     return {"value": value, "below": below, "tone": tone}
 
 

@@ -1,4 +1,4 @@
-"""What a sweep found: its trials side by side, and which of them nothing else beats."""
+"""Compare the trials of a sweep, and find those that no other one dominates."""
 
 import csv
 import io
@@ -35,7 +35,7 @@ class TrialResult(Artifact):
 
 
 class SweepResult(Artifact):
-    """A sweep: all trials in the order of the configuration, compared on the validation split alone."""
+    """All trials of a sweep, in the order of the configuration, compared on validation only."""
 
     url: str
     """Folder of the tables, the figures and the page."""
@@ -61,12 +61,14 @@ class SweepResult(Artifact):
         return self.trials[self.best - 1]
 
     def count(self, verdict: str) -> int:
-        """How many trials ended in this way, each student counted once."""
+        """Return how many trials ended in this way, each student counted once."""
         return sum(trial.verdict == verdict for trial in self.own)
 
 
 def pareto(points: Sequence[Sequence[float]]) -> list[bool]:
-    """Which points no other one dominates: is at most as large in every coordinate and smaller in one.
+    """Return which points no other one dominates.
+
+    A point dominates another if it is at most as large in every coordinate and smaller in one.
 
     Equal points do not dominate each other.
     """
@@ -79,7 +81,10 @@ def pareto(points: Sequence[Sequence[float]]) -> list[bool]:
 
 
 def mark_frontier(trials: Sequence[TrialResult], objective: str, *, more_is_better: bool) -> tuple[TrialResult, ...]:
-    """The trials, those marked that no other finished one beats in quality, parameters and median latency at once."""
+    """Mark the finished trials that no other one dominates.
+
+    The criteria are quality, parameters and median latency.
+    """
     sign = -1.0 if more_is_better else 1.0
     able = [trial for trial in trials if trial.verdict == "finished" and trial.efficiency is not None]
     points = [
@@ -99,12 +104,12 @@ def best_of(trials: Sequence[TrialResult], objective: str, *, more_is_better: bo
 
 
 def paths_of(trials: Sequence[TrialResult]) -> list[str]:
-    """Everything that some trial changes, in the order in which it first comes."""
+    """Return everything that some trial changes, in the order of its first appearance."""
     return list(dict.fromkeys(path for trial in trials for path in trial.changes))
 
 
 def to_csv(result: SweepResult) -> str:
-    """One row a trial: what it changed, what came of it."""
+    """Write one row a trial: its changes and its results."""
     paths = paths_of(result.trials)
     measured = sorted({name for trial in result.trials for name in trial.metrics})
     speed = ("parameters", "bytes_on_disk", "latency_ms_p50", "latency_ms_p95", "examples_per_second")

@@ -55,7 +55,7 @@ def render_sweep(
 
 
 def told(result: SweepResult, trial: TrialResult) -> str:
-    """A trial in one line."""
+    """Describe a trial in one line."""
     value = trial.metrics.get(result.objective)
     ending = trial.reason or trial.verdict
     shown = "" if value is None else f", {result.objective} {value:.4f}"
@@ -63,7 +63,7 @@ def told(result: SweepResult, trial: TrialResult) -> str:
 
 
 def markdown(result: SweepResult) -> str:
-    """The sweep in short, as the parent run's page shows it."""
+    """Summarise the sweep in Markdown, as the parent run's page shows it."""
     best = result.winner
     lines = [
         f"**Best: {_plain(best.name)}** (trial {best.number}), {result.objective} "
@@ -85,7 +85,10 @@ def _timed(result: SweepResult) -> bool:
 
 
 def _titled(svg: str, result: SweepResult) -> str:
-    """Give each line its title, which a browser shows beside the mouse, and the numbers the page's own ground."""
+    """Give each line its title, which a browser shows beside the mouse.
+
+    The numbers get the page's own ground.
+    """
     for trial in result.own:
         group = f'<g id="trial-{trial.number}">'
         svg = svg.replace(group, f"{group}<title>{html.escape(told(result, trial))}</title>")

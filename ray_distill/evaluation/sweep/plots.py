@@ -1,4 +1,4 @@
-"""Figures of a sweep: parallel coordinates of all trials, and quality against size and speed."""
+"""Draw a sweep's figures: parallel coordinates, and quality against size and speed."""
 
 import json
 import math
@@ -40,7 +40,9 @@ class Axis:
 
 
 def axes_of(result: SweepResult, values: dict[str, Sequence[Any]]) -> list[Axis]:
-    """The axes: what trials change, then the objective, parameters and latency, of which better is up.
+    """Return the axes: changed settings, then the objective, parameters and latency.
+
+    Better is up on the last three.
 
     Args:
         result: the sweep.
@@ -58,7 +60,10 @@ def axes_of(result: SweepResult, values: dict[str, Sequence[Any]]) -> list[Axis]
 
 
 def make_axis(name: str, values: Sequence[Any], *, upside_down: bool = False) -> Axis:
-    """Place values on an axis: numbers by size, everything else evenly in the order in which it comes."""
+    """Place values on an axis: numbers by size, everything else evenly.
+
+    Values other than numbers keep the order of their first appearance.
+    """
     if all(isinstance(value, list) and len(value) == 1 for value in values if value is not None):
         values = [value and value[0] for value in values]  # one learning rate is a list of one
     known = [value for value in values if value is not None]
@@ -82,7 +87,7 @@ def make_axis(name: str, values: Sequence[Any], *, upside_down: bool = False) ->
 
 
 def parallel_figure(result: SweepResult, values: dict[str, Sequence[Any]]) -> Figure:
-    """A line a trial through what it changed and what came of it; arguments as `axes_of`.
+    """Draw a line a trial through its changes and its results; arguments as `axes_of`.
 
     Each line is a group with the id ``trial-<number>``.
     """
@@ -105,7 +110,9 @@ def parallel_figure(result: SweepResult, values: dict[str, Sequence[Any]]) -> Fi
 
 
 def frontier_figure(result: SweepResult) -> Figure:
-    """The objective of finished trials against parameters and against latency; better is up and to the left.
+    """Draw the objective of finished trials against parameters and against latency.
+
+    Better is up and to the left.
 
     The same trials are marked in both panels: those that no other one beats in all three at once.
     """
@@ -133,7 +140,7 @@ def frontier_figure(result: SweepResult) -> Figure:
 
 
 def objective_name(result: SweepResult) -> str:
-    """The objective as an axis says it."""
+    """Return the objective's name for an axis."""
     return result.objective.replace("_", " ").replace("nll", "NLL, nats").replace("kl", "KL, nats")
 
 
@@ -160,7 +167,7 @@ def _rank(result: SweepResult, trial: TrialResult) -> tuple[int, float]:
 
 
 def _shades(result: SweepResult) -> Callable[[TrialResult], float]:
-    """Where a finished trial stands among the others: 0 = the worst, 1 = the best."""
+    """Return the place of each finished trial among the others: 0 = the worst, 1 = the best."""
     able = sorted(
         (trial for trial in result.own if trial.verdict == "finished"), key=lambda trial: _rank(result, trial)
     )
@@ -206,7 +213,7 @@ def _scale(values: Sequence[float]) -> Callable[[float], float]:
 
 
 def _scale_axis(axis: XAxis | YAxis, values: Sequence[float]) -> None:
-    """Plain numbers on an axis, which is logarithmic where values are far apart."""
+    """Put plain numbers on an axis, which is logarithmic where values are far apart."""
     if _wide(values):
         (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -222,7 +229,7 @@ def _wide(values: Sequence[float]) -> bool:
 
 
 def _round_ticks(values: Sequence[float], place: Callable[[float], float]) -> list[float]:
-    """Both ends and round numbers between them."""
+    """Return both ends and round numbers between them."""
     low, high = values[0], values[-1]
     if _wide(values):
         between: list[float] = [
@@ -235,7 +242,7 @@ def _round_ticks(values: Sequence[float], place: Callable[[float], float]) -> li
 
 
 def _thinned(ticks: Sequence[tuple[float, str]]) -> tuple[tuple[float, str], ...]:
-    """Ticks without those that would lie on the one before; both ends stay."""
+    """Leave out ticks that would cover the one before; both ends stay."""
     ordered = sorted(ticks)
     kept: list[tuple[float, str]] = []
     for tick in ordered:
@@ -252,7 +259,7 @@ def _word(value: Any) -> str:
 
 
 def _broken(name: str) -> str:
-    """A dotted name on several lines."""
+    """Break a dotted name into several lines."""
     parts, lines = name.split("."), [""]
     for part in parts:
         joined = f"{lines[-1]}.{part}" if lines[-1] else part

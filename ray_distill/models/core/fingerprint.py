@@ -68,7 +68,7 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def state_digest(module: nn.Module) -> str:
-    """Digest of a module's weights and buffers by name, dtype, shape and bytes, ``sha256:…``."""
+    """Digest a module's weights and buffers by name, dtype, shape and bytes, ``sha256:…``."""
     total = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         total.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\n".encode())

@@ -89,7 +89,7 @@ def spared(body: nn.Module, head: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def last_states(found: Any, caught: Sequence[Tensor]) -> Tensor:
-    """``[B, L, D]``: what the head is to see of a body that ran in `spared`."""
+    """Return ``[B, L, D]``: the head's input from a body that ran in `spared`."""
     states: Tensor = caught[0] if caught else found.last_hidden_state
     return states
 
@@ -145,7 +145,7 @@ def as_tokens(hidden: Tensor) -> Tensor:
 
 
 def place_batch(module: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Batch tensors on the device of the module's parameters, floating ones in their dtype."""
+    """Place batch tensors on the module's device, floating ones in its parameters' dtype."""
     anchor = next((p for p in module.parameters() if p.is_floating_point()), None)
     if anchor is None:
         return dict(batch)
@@ -156,7 +156,7 @@ def place_batch(module: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 def _run(module: nn.Module, batch: Mapping[str, Tensor], layers: Sequence[int]) -> tuple[Any, Tensor | None]:
-    """The module's own output, and which tokens are real."""
+    """Run the module; return its own output, and which tokens are real."""
     inputs = place_batch(module, batch)
     found = module(**inputs, **without_cache(module), output_hidden_states=bool(layers))
     mask = inputs.get("decoder_attention_mask", inputs.get("attention_mask"))

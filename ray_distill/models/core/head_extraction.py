@@ -94,7 +94,7 @@ _INSTEAD = (
 
 
 def _packed(module: nn.Module, before_BL: Tensor, document_BL: Tensor) -> Tensor:
-    """Logits ``[B, L, V]`` of the documents that stand behind others, each pair in a row."""
+    """Return logits ``[B, L, V]`` of documents that follow others, each pair in a row."""
     lengths = before_BL.shape[1], document_BL.shape[1]
     positions_L = torch.cat([torch.arange(length) for length in lengths])
     positions_BL = positions_L.expand(len(document_BL), -1).to(document_BL.device)
@@ -131,7 +131,7 @@ def _biased(module: nn.Module) -> list[str]:
 
 
 def _tokens(module: nn.Module, length: int, *, seed: int) -> Tensor:
-    """Made-up token ids ``[1, length]`` on the module's device."""
+    """Return made-up token ids ``[1, length]`` on the module's device."""
     known: int = module.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     device = next(module.parameters()).device
     return torch.randint(known, (1, length), generator=torch.Generator().manual_seed(seed)).to(device)

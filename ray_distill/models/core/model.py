@@ -38,7 +38,7 @@ class Factory:
     arguments: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return the model's facts as plain JSON values."""
         return {"name": self.name, "arguments": dict(self.arguments)}
 
 

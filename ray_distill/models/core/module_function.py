@@ -82,7 +82,7 @@ def _annotated(name: str) -> bool:
 
 
 def named(parts: ModelParts, task: str, name: str) -> tuple[tuple[str, ...], int]:
-    """The class names of a function's model and its vocabulary: of one of these two it has none.
+    """Return the class names of a function's model and its vocabulary; one of them is empty.
 
     Raises:
         ModelError: it is a language model of unknown vocabulary size.

@@ -127,7 +127,7 @@ def fit_head(
 
 
 def fitted_rows(head_url: str) -> pa.Array:
-    """Row ids the head at ``head_url`` was fitted on."""
+    """Return the row ids that the head at ``head_url`` was fitted on."""
     data = files.read_bytes(files.join(head_url, _ROWS))
     return pq.read_table(io.BytesIO(data)).column("row_id").combine_chunks()
 
@@ -214,7 +214,7 @@ def _facts(
     classes: Sequence[str],
     seed: int,
 ) -> dict[str, Any]:
-    """Everything that decides the fit."""
+    """Return everything that decides the fit."""
     assert spec.head is not None
     return {
         "format": HEAD_FORMAT,
@@ -243,7 +243,7 @@ def _write(folder: str, facts: dict[str, Any], fit: LogisticFit, row_ids: pa.Arr
 
 
 def _chosen(encoded: Encoded, limit: int) -> npt.NDArray[np.int64]:
-    """The first rows by row id, so that the choice does not depend on the order of the input."""
+    """Return the first rows by row id, so that the order of the input has no effect."""
     ids = encoded.row_ids.to_pylist()
     return np.array(sorted(range(len(ids)), key=ids.__getitem__)[:limit], dtype=np.int64)
 
@@ -268,7 +268,7 @@ def _embeddings(
     collate: Callable[[Encoded, npt.NDArray[np.int64]], Batch],
     batch: int,
 ) -> Tensor:
-    """Pooled embeddings, float32 ``[R, D]`` on the CPU."""
+    """Return pooled embeddings, float32 ``[R, D]`` on the CPU."""
     assert spec.head is not None
     found = []
     with torch.inference_mode():

@@ -1,4 +1,7 @@
-"""Multinomial logistic regression on few rows: convex, deterministic, its regularisation cross-validated."""
+"""Multinomial logistic regression on few rows: convex and deterministic.
+
+Its regularisation is cross-validated.
+"""
 
 from dataclasses import dataclass
 
@@ -18,7 +21,7 @@ _TOLERANCE = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class LogisticFit:
-    """Weights float32, the chosen inverse strength, and the cross-validated NLL (nats) of each one tried."""
+    """Weights float32, the chosen inverse strength, and each one's cross-validated NLL (nats)."""
 
     weight_VD: Tensor
     bias_V: Tensor
@@ -27,7 +30,9 @@ class LogisticFit:
 
 
 def fit_logistic(vectors_RD: Tensor, labels_R: npt.NDArray[np.int64], *, classes: int, seed: int) -> LogisticFit:
-    """Fit; minimises ``sum of NLL + |weight|² / 2C`` with the C of `STRENGTHS` that is best out of sample.
+    """Fit with the C of `STRENGTHS` that is best out of sample.
+
+    The fit minimises ``sum of NLL + |weight|² / 2C``.
 
     Args:
         vectors_RD: float embeddings.
@@ -60,7 +65,10 @@ def fit_logistic(vectors_RD: Tensor, labels_R: npt.NDArray[np.int64], *, classes
 
 
 def _folds(labels_R: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
-    """Return a fold for each row, classes spread evenly over the folds, whatever their number of rows."""
+    """Return a fold for each row; classes are spread evenly over the folds.
+
+    The number of a class's rows has no effect on that.
+    """
     order = np.random.default_rng(seed).permutation(len(labels_R))
     order = order[np.argsort(labels_R[order], kind="stable")]
     folds = np.empty(len(labels_R), dtype=np.int64)

@@ -1,1 +1,4 @@
-"""Load and save models as standard transformers directories. Imports `core`, `text` and `heads`."""
+"""Load and save models as standard transformers directories.
+
+Imports `core`, `text` and `heads`.
+"""

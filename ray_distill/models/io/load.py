@@ -1,4 +1,4 @@
-"""Load a model: a transformers checkpoint, an encoder with a fitted head, a saved student, or a function's."""
+"""Load a model: a checkpoint, an encoder with a fitted head, a student, or a function's."""
 
 import importlib.util
 from pathlib import Path
@@ -32,15 +32,17 @@ from ray_distill.tasks.inputs.modality import Processor
 
 
 def auto_class(task: str) -> Any:
-    """The transformers class that loads a task's models, and builds them from a config."""
+    """Return the transformers class that loads a task's models, and builds them from a config."""
     return getattr(transformers, get_task(task).auto_class)
 
 
 def load_model(spec: str | TeacherConfig | StudentModel, *, task: str, head_url: str | None = None) -> Model:
-    """Load a model, in eval mode, on its device and in its dtype. The network is never asked for a model.
+    """Load a model, in eval mode, on its device and in its dtype.
+
+    No model is downloaded.
 
     Language models may be one GGUF file, whose weights are unpacked to the dtype. What of a text they learn is the
-    teacher's config's to say; for a folder alone it is what `save_model` wrote.
+    teacher's config's choice; for a folder alone it is what `save_model` wrote.
 
     A checkpoint is tried on one made-up example; a function's model runs only when it is used, so that a finished
     store opens with a teacher that throws.
@@ -73,9 +75,9 @@ def load_model(spec: str | TeacherConfig | StudentModel, *, task: str, head_url:
 
 
 def load_processor(spec: str | TeacherConfig | StudentModel, *, task: str) -> Processor:
-    """Load only what encodes inputs: the processor `load_model` would give, without reading the weights.
+    """Load only what encodes inputs: `load_model`'s processor, without reading the weights.
 
-    A ``module:function`` with a parameter ``weights`` is called with False: every worker that encodes would hold a
+    A ``module:function`` with a parameter ``weights`` is called with False: every worker that encodes would keep a
     copy of the model else.
 
     Raises:
@@ -97,7 +99,7 @@ def load_processor(spec: str | TeacherConfig | StudentModel, *, task: str) -> Pr
 
 
 def as_config(spec: str | TeacherConfig | StudentModel) -> TeacherConfig:
-    """The settings of any model as a teacher's, which has them all."""
+    """Return the settings of any model as a teacher's, which has them all."""
     if isinstance(spec, TeacherConfig):
         return spec
     if isinstance(spec, str):
@@ -109,7 +111,7 @@ def as_config(spec: str | TeacherConfig | StudentModel) -> TeacherConfig:
 
 
 def read_config(folder: Path, config: TeacherConfig) -> Any:
-    """The checkpoint's transformers config.
+    """Read the checkpoint's transformers config.
 
     Raises:
         ModelError: there is none, or this version of transformers cannot read it.
@@ -193,13 +195,13 @@ def read_classifier(
 
 
 def class_names(model_config: Any) -> tuple[str, ...]:
-    """Class names of a transformers config, in the order of the logits."""
+    """Return the class names of a transformers config, in the order of the logits."""
     names = {int(index): str(name) for index, name in model_config.id2label.items()}
     return tuple(names[index] for index in sorted(names))
 
 
 def vocabulary_of(model_config: Any) -> int:
-    """Width of a language model's logits, by its config."""
+    """Return the width of a language model's logits, by its config."""
     text_config = model_config.get_text_config()
     return int(getattr(text_config, "decoder_vocab_size", None) or text_config.vocab_size)
 

@@ -1,4 +1,4 @@
-"""Make a student: fresh from a config, from a teacher's layers, from a checkpoint or from a function."""
+"""Make a student: from a config, a teacher's layers, a checkpoint or a function."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,10 +36,12 @@ def build_student(
     seed: int,
     vocabulary: int | None = None,
 ) -> Model:
-    """Make a student with ``classes`` as its outputs, in that order; float32, on the CPU, in eval mode.
+    """Make a student with ``classes`` as its outputs; float32, on the CPU, in eval mode.
+
+    The outputs are in the order of ``classes``.
 
     The same arguments give the same weights. A student from the teacher's config or layers gets the teacher's
-    processor too. A language model has no classes: its outputs are the teacher's ``vocabulary``, which is looked up
+    processor too. A language model has no classes: its outputs are the teacher's ``vocabulary``, which is found
     where it is not given, and whatever its weights come from, it reads the teacher's tokens.
 
     Raises:
@@ -151,7 +153,7 @@ def _from_module(config: StudentModel, task: str, classes: tuple[str, ...], seed
 
 
 def reorder_classes(module: nn.Module, found: Sequence[str], wanted: Sequence[str], url: str) -> None:
-    """Permute a classification head in place so that its outputs stand in another order of the same names.
+    """Permute a classification head in place, to another order of the same class names.
 
     Raises:
         ModelError: it is not clear which layer is the head.
@@ -167,7 +169,7 @@ def reorder_classes(module: nn.Module, found: Sequence[str], wanted: Sequence[st
     ]
     if len(heads) != 1:
         raise ModelError(
-            f"{url} has its classes in the order {list(found)}, wanted is {list(wanted)}, and which "
+            f"{url} has its classes in the order {list(found)}, expected {list(wanted)}, and which "
             "layer to permute is not clear: give snapshot.classes in the checkpoint's order"
         )
     order = torch.tensor([list(found).index(name) for name in wanted])
@@ -178,7 +180,10 @@ def reorder_classes(module: nn.Module, found: Sequence[str], wanted: Sequence[st
 
 
 def _with_classes(folder: Path, own: TeacherConfig, task: str, classes: Sequence[str], seed: int) -> nn.Module:
-    """Read a checkpoint as a classifier of these classes; a head that is missing or of another size is new."""
+    """Read a checkpoint as a classifier of these classes.
+
+    A head that is missing or of another size is newly initialised.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return read_classifier(
@@ -193,7 +198,7 @@ def _with_classes(folder: Path, own: TeacherConfig, task: str, classes: Sequence
 
 
 def _fit_processor(processor: Processor, overrides: Mapping[str, Any]) -> Processor:
-    """The teacher's processor, at the student's image size where that was changed."""
+    """Return the teacher's processor, at the student's image size where that was changed."""
     size = overrides.get("image_size")
     if isinstance(processor, ImageProcessor) and isinstance(size, int):
         return resized(processor, size)

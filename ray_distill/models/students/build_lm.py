@@ -1,4 +1,4 @@
-"""Make a student of a language model: fresh, from its teacher's layers, from a checkpoint or from a function."""
+"""Make a language model student: from a config, a teacher's layers, a checkpoint or a function."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -41,25 +41,27 @@ from ray_distill.tasks.inputs.modality import Processor
 
 @dataclass(frozen=True, kw_only=True)
 class _Teacher:
-    """What a student must agree with, and where its weights may come from."""
+    """The teacher that a student must agree with, and where its weights may come from."""
 
     config: TeacherConfig
     processor: Processor
     vocabulary: int | None
-    """None where only the weights of a function could tell."""
+    """None where only the weights of a function could show it."""
 
 
 def build_language_student(
     config: StudentModel, *, task: str, teacher: TeacherConfig, seed: int, vocabulary: int | None = None
 ) -> Model:
-    """Make a student over the teacher's tokens; float32, on the CPU, in eval mode. It gets the teacher's processor.
+    """Make a student over the teacher's tokens; float32, on the CPU, in eval mode.
+
+    It gets the teacher's processor.
 
     Args:
         config: where its weights come from.
         task: name of the task.
         teacher: whose labels it learns from.
         seed: of what is drawn: the same arguments give the same weights.
-        vocabulary: width of the teacher's logits, if it is known; else the teacher's config is asked. That of a
+        vocabulary: width of the teacher's logits, if it is known; else it is read from the teacher's config. That of a
             teacher function is not compared then.
 
     Raises:
@@ -173,7 +175,7 @@ def _from_module(config: StudentModel, teacher: _Teacher, task: str, seed: int) 
 
 @contextmanager
 def _opened(teacher: TeacherConfig, *, weights: bool) -> Iterator[Path]:
-    """The teacher's folder, its revision checked where its weights are read."""
+    """Open the teacher's folder; its revision is checked where its weights are read."""
     with open_checkpoint(teacher.model, weights=weights) as folder:
         if weights:
             check_files(folder, teacher.model)
@@ -182,7 +184,7 @@ def _opened(teacher: TeacherConfig, *, weights: bool) -> Iterator[Path]:
 
 
 def _width(teacher: TeacherConfig) -> int | None:
-    """Width of the teacher's logits, without reading its weights; None if a function makes it."""
+    """Return the width of the teacher's logits, without its weights; None if a function makes it."""
     if is_factory(teacher.model):
         return None
     with open_checkpoint(teacher.model, weights=False) as folder:
@@ -195,7 +197,10 @@ def _check(teacher: _Teacher, student_config: Any, config: StudentModel, url: st
 
 
 def _check_tokens(processor: Processor, url: str, teacher: _Teacher, task: str) -> None:
-    """Compare tokens with the teacher's settings; a student may lack the template that those of a chat need."""
+    """Compare tokens with the teacher's settings.
+
+    A student may lack the template that those of a chat need.
+    """
     settings = teacher.config.language
     if settings.format == "text" or getattr(getattr(processor, "tokenizer", None), "chat_template", None):
         processor = speaking(processor, settings, task=task)
@@ -213,7 +218,10 @@ def _check_width(teacher: _Teacher, width: int, url: str) -> None:
 
 
 def _inherit_generation(student: nn.Module, folder: Path) -> None:
-    """Let a student stop and write as its teacher does: some say only there which tokens end a message."""
+    """Copy the teacher's generation config, so that a student stops and writes as it does.
+
+    Some teachers define only there which tokens end a message.
+    """
     if (folder / GENERATION_FILE).is_file() and isinstance(student, transformers.GenerationMixin):
         with quiet():
             student.generation_config = transformers.GenerationConfig.from_pretrained(folder)

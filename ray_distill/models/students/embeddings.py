@@ -9,10 +9,12 @@ from ray_distill.errors import ConfigError
 
 
 def start_embeddings(student: nn.Module, teacher: nn.Module, how: str) -> None:
-    """Fill the student's token embeddings and head (weight and bias) from the teacher's, in place.
+    """Fill the student's token embeddings and head from the teacher's, in place.
+
+    The head's weight and bias are filled.
 
     With ``copy`` they are equal. With ``slice`` the student, which is narrower (width d of the teacher's D), takes the
-    first d columns times ``sqrt(D/d)``. Columns of a trained embedding are alike in size, so d of them hold d/D of a
+    first d columns times ``sqrt(D/d)``. Columns of a trained embedding are alike in size, so d of them have d/D of a
     token vector's squared length; the factor restores the length, and with it the spread of the logits, which are
     products of such vectors with states that the last norm gives one size a component. Where the layers normalise
     their input, as in every model of today, the size of what goes in at the bottom hardly matters. The same factor for

@@ -1,4 +1,4 @@
-"""What students of all kinds are made with: a changed config, a fresh module, and layers copied from a teacher."""
+"""Helpers for students of all kinds: changed configs, fresh modules, copied layers."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ _DERIVED = ("stage_names", "out_features", "out_indices", "_out_features", "_out
 
 
 def evenly_spaced(keep: int, of: int) -> tuple[int, ...]:
-    """The ``keep`` of ``of`` layers that a student takes over: the first, the last, and evenly between them."""
+    """Return the ``keep`` of ``of`` layers of a student: first, last, and evenly between them."""
     if keep > of:
         raise ConfigError(f"student.model.keep is {keep}, but the teacher has {of} layers")
     return tuple(int(layer) for layer in np.rint(np.linspace(0, of - 1, keep)))
@@ -53,7 +53,7 @@ def depth_of(config: Any, url: str) -> int:
 
 
 def changed_config(config: Any, overrides: Mapping[str, Any], classes: Sequence[str]) -> Any:
-    """A copy of a transformers config with overrides and class names, if there are any.
+    """Return a copy of a transformers config with overrides and class names, if there are any.
 
     Raises:
         ConfigError: a field the config does not have, or that is decided elsewhere, or a value it refuses.
@@ -80,7 +80,7 @@ def changed_config(config: Any, overrides: Mapping[str, Any], classes: Sequence[
 
 
 def copy_layers(source: nn.Module, student: nn.Module, kept: Sequence[int], depth: int) -> None:
-    """Copy weights: layer i of the student from layer ``kept[i]`` of the source, all else as it is named.
+    """Copy weights: layer i of the student from layer ``kept[i]``, all others by name.
 
     A stack is any `ModuleList` that has ``depth`` entries in the source and ``len(kept)`` in the student.
 
@@ -91,7 +91,7 @@ def copy_layers(source: nn.Module, student: nn.Module, kept: Sequence[int], dept
 
 
 def stacks_of(source: nn.Module, student: nn.Module, kept: Sequence[int], depth: int, within: str = "") -> list[str]:
-    """Names of the stacks of ``depth`` layers in the source of which the student has as many as are ``kept``.
+    """List stacks of ``depth`` layers in the source that the student has, with ``kept`` layers.
 
     Args:
         source: has all layers.
@@ -121,7 +121,7 @@ def stacks_of(source: nn.Module, student: nn.Module, kept: Sequence[int], depth:
 
 
 def copy_stacks(source: nn.Module, student: nn.Module, kept: Mapping[str, Sequence[int]]) -> None:
-    """`copy_layers` of several stacks, by name, each with its own layers kept.
+    """Run `copy_layers` on several stacks, by name, each with its own layers kept.
 
     Raises:
         ModelError: weights do not fit.
@@ -134,7 +134,9 @@ def copy_stacks(source: nn.Module, student: nn.Module, kept: Mapping[str, Sequen
 
 
 def fresh(config: Any, own: TeacherConfig, task: str, seed: int) -> nn.Module:
-    """A newly initialised model of the task's class, float32, on the CPU: a function of config and seed.
+    """Initialise a new model of the task's class, float32, on the CPU.
+
+    It is a function of config and seed.
 
     Raises:
         ConfigError: the config does not make one.
@@ -153,7 +155,7 @@ def fresh(config: Any, own: TeacherConfig, task: str, seed: int) -> nn.Module:
 
 
 def shorter(config: Any, kept: Sequence[int]) -> dict[str, Any]:
-    """Overrides that leave ``kept`` layers: the count, and every list with one entry a layer."""
+    """Return overrides that leave ``kept`` layers: the count, and every list of one entry a layer."""
     depth = config.num_hidden_layers
     lists = {
         key: [value[layer] for layer in kept]

@@ -1,4 +1,4 @@
-"""Which layers of a language model a student takes over: of its one stack, or of its encoder and its decoder."""
+"""Select the layers that a student takes over: of one stack, or of encoder and decoder."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ class Taken:
 
 
 def take_layers(teacher_config: Any, config: StudentModel, url: str) -> Taken:
-    """The layers that ``config.keep`` (and ``keep_encoder``) means of a teacher.
+    """Return the layers of a teacher that ``config.keep`` (and ``keep_encoder``) selects.
 
     Raises:
         ConfigError: it has fewer, or is no stack of equal layers, or has no encoder.
@@ -80,6 +80,6 @@ def _names(teacher_config: Any, url: str) -> dict[str, str]:
         if encoder in known and decoder in known:
             return {ENCODER: encoder, DECODER: decoder}
     raise ConfigError(
-        f"the teacher {url} ({type(teacher_config).__name__}) does not say how deep its encoder and "
+        f"the teacher {url} ({type(teacher_config).__name__}) does not define how deep its encoder and "
         f"decoder are ({' or '.join(map(str, _DEPTHS))}), so no layers can be left out: use from: config"
     )

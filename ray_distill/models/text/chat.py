@@ -41,7 +41,7 @@ class Template:
     roles: Collection[str]
 
     def render(self, conversation: Conversation) -> str:
-        """The whole conversation as one text.
+        """Render the whole conversation as one text.
 
         Raises:
             Unfit: the template refuses it, or it is no text.
@@ -150,7 +150,7 @@ class Template:
 
 
 def without_answer(conversation: Conversation) -> Conversation:
-    """The conversation up to the assistant's last turn, which is there to be written anew.
+    """Return the conversation up to the assistant's last turn, which is to be written again.
 
     Raises:
         Unfit: there is nothing before it.
@@ -232,7 +232,7 @@ def _objects(value: Any, what: str) -> Sequence[dict[str, Any]]:
 
 
 def _call(call: dict[str, Any]) -> dict[str, Any]:
-    """A tool call whose arguments are an object, which most templates write as JSON themselves."""
+    """Return a tool call whose arguments are an object, which most templates write as JSON."""
     call = {name: item for name, item in call.items() if item is not None}
     if isinstance(call.get("function"), dict):
         call["function"] = _read_arguments(call["function"])

@@ -11,7 +11,7 @@ from ray_distill.sequences.texts import with_answer
 
 
 def text_of(processor: LanguageProcessor, prompt: IntArray, tokens: IntArray) -> str:
-    """The text of ``tokens`` behind ``prompt``, without special tokens.
+    """Return the text of ``tokens`` after ``prompt``, without special tokens.
 
     It is what they add to the prompt's own text: a tokenizer whose tokens begin with a space would lose the first one.
     """

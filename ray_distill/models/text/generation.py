@@ -54,7 +54,7 @@ class Voice(Protocol):
         """Return the fingerprint of tokens named in the generation settings alone; empty if none."""
 
     def prompts(self, texts: list[str], new_tokens: int) -> Prompted:
-        """Prompts of rows' inputs, for so many tokens to be written."""
+        """Return prompts of rows' inputs, for so many tokens to be written."""
 
     def inputs(self, prompts: Sequence[IntArray]) -> dict[str, Ids]:
         """Return padded inputs ``[N, L]``; the last column of the growing input is never padding."""
@@ -96,7 +96,7 @@ class Continuing:
         return next((int(token) for token in known if token is not None), 0)
 
     def prompts(self, texts: list[str], new_tokens: int) -> Prompted:
-        """A prompt is not cut: one that leaves no room for what is written goes apart."""
+        """Return prompts, uncut; reject one that leaves no room for the answer."""
         tokens, reasons = self.processor.prompts(texts)
         room = self.processor.max_length - new_tokens
         for row, found in enumerate(tokens):
@@ -107,7 +107,7 @@ class Continuing:
         return tokens, reasons
 
     def inputs(self, prompts: Sequence[IntArray]) -> dict[str, Ids]:
-        """Padded at the beginning."""
+        """Return prompts padded at the beginning."""
         return _padded(prompts, self.pad, left=True)
 
     def text(self, prompt: IntArray, tokens: IntArray) -> str:
@@ -119,7 +119,10 @@ class Continuing:
         return reads_back(self.processor, row, answer, prompt, tokens)
 
     def require_room(self, new_tokens: int, url: str) -> None:
-        """Prompt and answer are read together; ConfigError if nothing is left for a prompt."""
+        """Require room for prompt and answer, which are read together.
+
+        ConfigError if nothing is left for a prompt.
+        """
         if new_tokens >= self.processor.max_length:
             raise ConfigError(
                 f"sequences.new_tokens is {new_tokens}, but the teacher {url} reads "
@@ -156,16 +159,16 @@ class Translating:
         return {"decoder_start_token_id": self.processor.start}
 
     def prompts(self, texts: list[str], new_tokens: int) -> Prompted:
-        """Sources as labelling reads them; they take no room of what is written."""
+        """Return sources as labelling reads them; they use no room of what is written."""
         return self.processor.prompts(texts)
 
     def inputs(self, prompts: Sequence[IntArray]) -> dict[str, Ids]:
-        """Sources padded at their end, and the beginning of every target."""
+        """Return sources padded at their end, and the beginning of every target."""
         begin_NL = np.tile(np.array(self.begin, np.int64), (len(prompts), 1))
         return {**_padded(prompts, self.pad, left=False), self.grows: begin_NL}
 
     def text(self, prompt: IntArray, tokens: IntArray) -> str:
-        """The target alone."""
+        """Return the target alone."""
         return str(self.tokenizer.decode(tokens.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def reads_back(self, row: str, answer: str, prompt: IntArray, tokens: IntArray) -> bool:
@@ -174,7 +177,7 @@ class Translating:
         return found[: len(wrote)] == wrote and bool(self.stops & set(found[len(wrote) : len(wrote) + 1]))
 
     def require_room(self, new_tokens: int, url: str) -> None:
-        """A target must be learnt whole; ConfigError if fewer tokens of it are read."""
+        """Require room for a whole target; ConfigError if fewer tokens of it are read."""
         room = self.processor.target_length - len(self.begin) + 1
         if new_tokens > room:
             raise ConfigError(
@@ -185,7 +188,7 @@ class Translating:
 
 
 def voice_of(module: Any, processor: Processor) -> Voice | None:
-    """How a model writes; None if it has no tokenizer of a model that does.
+    """Return how a model writes; None if its tokenizer is not of a model that writes.
 
     Args:
         module: with the generation settings that its checkpoint came with, of which only tokens count: those that end
@@ -217,7 +220,7 @@ def _digest(*heard: Any) -> str:
 
 
 def _padded(prompts: Sequence[IntArray], pad: int, *, left: bool) -> dict[str, Ids]:
-    """``input_ids`` and ``attention_mask``."""
+    """Return ``input_ids`` and ``attention_mask``."""
     longest = max(map(len, prompts))
     ids_NL = np.full((len(prompts), longest), pad, np.int64)
     mask_NL = np.zeros_like(ids_NL)

@@ -101,7 +101,7 @@ class LanguageProcessor:
         return found, reasons
 
     def stops(self) -> frozenset[int]:
-        """Tokens after which an answer is at its end: of a text, and of a turn in a conversation."""
+        """Return the tokens that end an answer: of a text, and of a turn in a conversation."""
         found = set() if self.tokenizer.eos_token_id is None else {int(self.tokenizer.eos_token_id)}
         if self.settings.format == "chat":
             after = self.tokenizer(self._template().after_answer(), add_special_tokens=False)["input_ids"]
@@ -132,7 +132,7 @@ class LanguageProcessor:
         return sources, reasons
 
     def _mark(self, source: _Source, tokens: _Tokens) -> tuple[IntArray, npt.NDArray[np.int8]]:
-        """Tokens that are kept, and which of them are learnt.
+        """Return the tokens that are kept, and which of them are learnt.
 
         Raises:
             Unfit: there are too many, or none is learnt.
@@ -159,7 +159,7 @@ class LanguageProcessor:
         return Template(tokenizer=self.tokenizer, roles=self.settings.roles)
 
     def _tokenise(self, texts: Sequence[str], chat: bool) -> Iterator[_Tokens]:
-        """Tokens of each text, uncut. A rendered conversation has its special tokens already."""
+        """Tokenise each text, uncut. A rendered conversation has its special tokens already."""
         for part in _parts(texts):
             found = self.tokenizer(
                 part,
@@ -176,13 +176,16 @@ class LanguageProcessor:
                 yield _Tokens(ids=np.array(ids, np.int32), starts=places[:, 0], ends=places[:, 1])
 
     def _ragged(self, rows: Sequence[IntArray]) -> Ragged:
-        """Padding is masked whatever it is: a language model often has no token for it."""
+        """Return a ragged feature; padding is masked, because a model may have no token for it."""
         known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
         return _ragged(rows, np.int32, pad=next((int(token) for token in known if token is not None), 0))
 
 
 def read_language_processor(folder: Path, model_config: Any, config: TeacherConfig) -> LanguageProcessor:
-    """Read the processor of a causal language model; errors as `read_tokenizer` and `language_processor`."""
+    """Read the processor of a causal language model.
+
+    Errors as `read_tokenizer` and `language_processor`.
+    """
     tokenizer = read_tokenizer(folder, config)
     return language_processor(tokenizer, text_limit(tokenizer, model_config, config.max_length), config.language)
 
@@ -239,7 +242,7 @@ def fingerprint_tokens(tokenizer: Any, *, chat: bool) -> str:
 
 
 def _parts(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Texts in order, in lists of a bounded number of characters, or of one text."""
+    """Yield texts in order, in lists of a bounded number of characters, or of one text."""
     part: list[str] = []
     size = 0
     for text in texts:

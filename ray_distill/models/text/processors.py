@@ -219,7 +219,7 @@ def to_channels(image: npt.NDArray[np.uint8], channels: int) -> npt.NDArray[np.u
 
 
 def ragged(rows: list[list[int]], *, pad: int) -> Ragged:
-    """Token ids of many rows as one int32 feature."""
+    """Return the token ids of many rows as one int32 feature."""
     offsets = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum([len(row) for row in rows], out=offsets[1:])
     values = np.fromiter((item for row in rows for item in row), dtype=np.int32, count=int(offsets[-1]))
@@ -256,7 +256,7 @@ def _tokenizer_fingerprint(tokenizer: Any, max_length: int, segments: bool) -> s
 
 
 def tokenizer_content(tokenizer: Any) -> Any:
-    """Vocabulary and rules; truncation and padding are settings of a call and left out."""
+    """Return vocabulary and rules; truncation and padding are settings of a call."""
     if getattr(tokenizer, "is_fast", False):
         content = json.loads(tokenizer.backend_tokenizer.to_str())
         return {key: value for key, value in content.items() if key not in ("truncation", "padding")}

@@ -77,7 +77,7 @@ def _beginning(text: str, processor: LanguageProcessor, reference_tokens: int) -
 
 
 def _conversation(conversation: Conversation, processor: LanguageProcessor) -> Prompt:
-    """The conversation up to a last message of the assistant, which becomes the reference."""
+    """Return the conversation up to an assistant's last message, which becomes the reference."""
     *before, last = conversation.messages
     answered = last["role"] == "assistant"
     asked = before if answered else list(conversation.messages)
@@ -121,7 +121,7 @@ def _says(message: dict[str, object]) -> str:
 
 
 def _open_end(processor: LanguageProcessor, text: str, *, special: bool) -> IntArray:
-    """Tokens of a text without the end that some tokenizers put behind each."""
+    """Return the tokens of a text without the end that some tokenizers append."""
     tokenizer = processor.tokenizer
     found = tokenizer(text, add_special_tokens=special, truncation=False, verbose=False)
     ids_L = np.array(found["input_ids"], np.int32)

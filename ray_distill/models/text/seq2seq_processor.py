@@ -70,7 +70,7 @@ class PairProcessor:
         }, reasons
 
     def prompts(self, texts: Sequence[str]) -> tuple[list[IntArray], dict[int, str]]:
-        """Tokens of the sources alone that a target is to be written of, as `pairs` has them.
+        """Return the tokens of the sources alone, as `pairs` has them.
 
         Args:
             texts: inputs of rows (`snapshots.pairs`), with a target or without.
@@ -98,12 +98,12 @@ class PairProcessor:
         return found, reasons
 
     def target(self, text: str) -> list[int]:
-        """Tokens of one target, uncut, with the one that ends it."""
+        """Return the tokens of one target, uncut, with the one that ends it."""
         ((_, found),) = self._tokenise([text], target=True)
         return list(found)
 
     def stops(self) -> frozenset[int]:
-        """Tokens with which the tokenizer ends a target."""
+        """Return the tokens with which the tokenizer ends a target."""
         return _ends(self.tokenizer)
 
     def images(self, images: list[npt.NDArray[np.uint8]]) -> Mapping[str, Ragged]:
@@ -118,7 +118,7 @@ class PairProcessor:
         return self._tokenise([self.settings.prefix + text for text in texts], target=False)
 
     def _tokenise(self, texts: Sequence[str], *, target: bool) -> Iterator[tuple[str, list[int]]]:
-        """Each text with its tokens, uncut."""
+        """Tokenise each text, uncut, and return texts with their tokens."""
         for start in range(0, len(texts), _TOGETHER):
             part = list(texts[start : start + _TOGETHER])
             found = self.tokenizer(
@@ -132,7 +132,7 @@ class PairProcessor:
             yield from zip(part, found["input_ids"], strict=True)
 
     def _cut(self, source: str, ids: list[int]) -> list[int]:
-        """A source that is too long loses its end, but not the tokens that the tokenizer puts there."""
+        """Cut the end of a source that is too long, but keep the tokenizer's own last tokens."""
         if len(ids) <= self.max_length:
             return ids
         found: list[int] = self.tokenizer(
@@ -145,7 +145,10 @@ class PairProcessor:
 
 
 def read_pair_processor(folder: Path, model_config: Any, config: TeacherConfig) -> PairProcessor:
-    """Read the processor of an encoder-decoder; errors as `read_tokenizer`, `start_of` and `pair_processor`."""
+    """Read the processor of an encoder-decoder.
+
+    Errors as `read_tokenizer`, `start_of` and `pair_processor`.
+    """
     tokenizer = read_tokenizer(folder, config)
     limit, start = text_limit(tokenizer, model_config, config.max_length), start_of(model_config, config.model)
     return pair_processor(tokenizer, limit, config.language, start=start)
@@ -198,7 +201,7 @@ def pair_processor(tokenizer: Any, max_length: int, settings: LanguageConfig, *,
 
 
 def start_of(model_config: Any, url: str) -> int:
-    """The token that a model's decoder reads first.
+    """Return the token that a model's decoder reads first.
 
     Raises:
         ModelError: its config names none.

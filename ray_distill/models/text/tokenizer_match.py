@@ -58,7 +58,7 @@ def adapt_pairs(processor: Processor, settings: LanguageConfig | None, max_lengt
 
 
 def adapt_language(processor: Processor, settings: LanguageConfig | None, max_length: int | None) -> Processor:
-    """Make a language model's processor of one with a tokenizer; another one is returned as it is."""
+    """Return the language processor of one with a tokenizer; another is returned as it is."""
     if not isinstance(processor, TextProcessor | LanguageProcessor):
         return processor
     if settings is None:
@@ -67,7 +67,7 @@ def adapt_language(processor: Processor, settings: LanguageConfig | None, max_le
 
 
 def tokens_of(processor: Processor) -> str:
-    """Fingerprint of the tokens alone, where the processor has one; else of all it does."""
+    """Return the fingerprint of the tokens alone, else of the whole processor."""
     return str(getattr(processor, "tokens_fingerprint", processor.fingerprint))
 
 

@@ -21,7 +21,7 @@ from ray_distill.runtime.labelling.batching import answer_all, request_of
 from ray_distill.runtime.labelling.calibrate_store import fit_store
 from ray_distill.runtime.labelling.identify_teacher import TeacherFacts, make_manifest
 from ray_distill.tasks.encoded import Encoded
-from ray_distill.teachers.base import Ask, Teacher
+from ray_distill.teachers.base import LabelRequest, Teacher
 from ray_distill.teachers.engines import engine_of
 
 #: Maximum positions, and minimum rows, on which the forms are compared.
@@ -90,7 +90,7 @@ def _some(comparison: Comparison, encoded: Encoded, classes: int) -> _Some:
     config = comparison.config
     rows = max(COMPARED_ROWS, int(COMPARED / max(comparison.positions, 1)))
     order = np.random.default_rng(config.seed).permutation(encoded.rows)[:rows].astype(np.int64)
-    request = Ask(
+    request = LabelRequest(
         estimator="topk",
         temperatures=config.labels.signal.temperatures,
         k=classes if classes <= choose.DENSE_UP_TO else max(choose.WIDE, min(config.labels.signal.k, classes)),

@@ -17,17 +17,17 @@ from ray_distill.labels.model.signal import Signal, concat_signals
 from ray_distill.labels.model.validity import Rejects, split_unusable
 from ray_distill.runtime.core.failures import Failure, Rows, answer_halving, failure_of, out_of_memory
 from ray_distill.tasks.encoded import Encoded
-from ray_distill.teachers.base import Ask, Teacher
+from ray_distill.teachers.base import LabelRequest, Teacher
 
 T = TypeVar("T")
 
 
-def request_of(manifest: StoreManifest, fits: Fits | None = None) -> Ask:
+def request_of(manifest: StoreManifest, fits: Fits | None = None) -> LabelRequest:
     """Return a store's request to its teacher.
 
     With the store's ``fits``, the teacher projects hidden states on the store's bases.
     """
-    return Ask(
+    return LabelRequest(
         estimator=manifest.estimator,
         k=manifest.k,
         temperatures=manifest.temperatures,
@@ -40,7 +40,9 @@ def request_of(manifest: StoreManifest, fits: Fits | None = None) -> Ask:
     )
 
 
-def answer_all(teacher: Teacher, encoded: Encoded, request: Ask, batch: int) -> tuple[pa.Array, Signal, Rejects]:
+def answer_all(
+    teacher: Teacher, encoded: Encoded, request: LabelRequest, batch: int
+) -> tuple[pa.Array, Signal, Rejects]:
     """Answer rows in batches of similar length; halve, repeatedly, a batch that exceeds memory.
 
     Returns:

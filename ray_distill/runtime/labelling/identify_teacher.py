@@ -21,8 +21,8 @@ from ray_distill.models.text.tokenizer_match import tokens_of
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.tasks.catalogue import get_task
-from ray_distill.teachers.ask import resolve_layers
 from ray_distill.teachers.engines import identify, refuse_classes
+from ray_distill.teachers.layers import resolve_layers
 
 
 @dataclass(frozen=True, kw_only=True)

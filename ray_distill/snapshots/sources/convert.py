@@ -105,7 +105,10 @@ def _seconds_to_time(column: pa.ChunkedArray) -> tuple[pa.Array, Mask]:
 
 
 def _floats_to_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Whole numbers without ".0": a column of integers with nulls often arrives as floats."""
+    """Convert whole numbers to texts without ".0".
+
+    A column of integers with nulls often arrives as floats.
+    """
     column = column.cast(pa.float64())
     column = pc.if_else(pc.is_nan(column), None, column)
     whole = pc.and_(pc.equal(pc.floor(column), column), pc.less(pc.abs(column), _EXACT))

@@ -80,7 +80,7 @@ def _read_records(data: bytes, start: int, mapping: Mapping[str, str], header: F
 
 
 def _records(data: bytes, at: int, width: int) -> Iterator[Fields | None]:
-    """Records from ``at`` on, None for a malformed one; blank lines are skipped."""
+    """Yield records from ``at`` on, None for a malformed one; blank lines are skipped."""
     while (at := _BLANK.match(data, at).end()) < len(data):  # type: ignore[union-attr]
         fields, end = _record(data, at)
         if fields is None or len(fields) != width:
@@ -90,7 +90,10 @@ def _records(data: bytes, at: int, width: int) -> Iterator[Fields | None]:
 
 
 def _record(data: bytes, at: int) -> tuple[Fields | None, int]:
-    """Fields of the record at ``at`` and where the next starts; None if a quote never closes."""
+    """Return fields of the record at ``at`` and where the next starts.
+
+    None if a quote never closes.
+    """
     fields: Fields = []
     while True:
         match = _FIELD.match(data, at)

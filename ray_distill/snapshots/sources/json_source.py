@@ -127,14 +127,14 @@ def _parse(line: bytes) -> tuple[dict[str, Any], Reason]:
 
 
 def _join(values: list[str | float | None]) -> pa.Array:
-    """One column of texts; floats become texts together, as `to_text` has them."""
+    """Join one column of texts; floats become texts together, as in `to_text`."""
     numbers = pa.array([value if isinstance(value, float) else None for value in values], pa.float64())
     texts = pa.array([None if isinstance(value, float) else value for value in values], pa.large_string())
     return pc.coalesce(texts, to_text(numbers, "number")[0])
 
 
 def _text(value: Any, only_text: bool, nested: bool) -> tuple[str | float | None, Reason]:
-    """Text of one JSON value (a float stays one), or the reason why it has none."""
+    """Return the text of one JSON value (a float stays one), or the reason why it has none."""
     if value is None:
         return None, Reason.NONE
     if isinstance(value, str):

@@ -64,7 +64,7 @@ def _read_images(indexed: list[tuple[int, SourceFile]], mapping: Mapping[str, st
 def _read_table(
     file: SourceFile, index: int, mapping: Mapping[str, str], input_column: str, nested: bool
 ) -> tuple[Rows, set[str]]:
-    """Rows of one table and the names of its columns."""
+    """Read the rows of one table and the names of its columns."""
     if file.format == "parquet":
         rows = _read_parquet(file, mapping, index)
         return rows, set(mapping.values())

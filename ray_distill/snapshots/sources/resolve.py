@@ -48,7 +48,7 @@ class SourceFile:
 
 
 def source_patterns(source: str | tuple[str, ...]) -> tuple[str, ...]:
-    """The patterns of a ``source`` field, which may be one or several."""
+    """Return the patterns of a ``source`` field, which may be one or several."""
     return (source,) if isinstance(source, str) else source
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, distributed, nn
 from ray_distill.config import TrainingConfig
 from ray_distill.errors import TrainingError
 from ray_distill.losses.base import StudentOutput
-from ray_distill.losses.fused import Asked
+from ray_distill.losses.fused import HeadRequest
 from ray_distill.students.engines.deepspeed_config import deepspeed_settings
 from ray_distill.students.engines.ema import Average
 from ray_distill.students.engines.engine import (
@@ -62,7 +62,7 @@ class DeepSpeedEngine:
         """The device on which the bundle computes."""
         return torch.device(self._engine.device)
 
-    def forward(self, inputs: Batch, request: Asked | None = None) -> StudentOutput:
+    def forward(self, inputs: Batch, request: HeadRequest | None = None) -> StudentOutput:
         """Run the bundle through DeepSpeed, which gathers the parameters it has partitioned."""
         return run_bundle(self._engine, inputs, request)
 

@@ -11,7 +11,7 @@ from torch import Tensor, distributed, nn
 from ray_distill.config import TrainingConfig
 from ray_distill.errors import TrainingError
 from ray_distill.losses.base import StudentOutput
-from ray_distill.losses.fused import Asked
+from ray_distill.losses.fused import HeadRequest
 from ray_distill.students.process_group import Ranks
 from ray_distill.students.telemetry.step_timer import Stopwatch
 from ray_distill.tasks.encoded import Batch
@@ -27,7 +27,7 @@ class Engine(Protocol):
     def device(self) -> torch.device:
         """The device on which the bundle computes."""
 
-    def forward(self, inputs: Batch, request: Asked | None = None) -> StudentOutput:
+    def forward(self, inputs: Batch, request: HeadRequest | None = None) -> StudentOutput:
         """Run the bundle on a micro-batch; ``request`` is for bundles with a fused head."""
 
     def train(self, mode: bool) -> None:
@@ -69,7 +69,7 @@ class Engine(Protocol):
         """Release the engine's resources."""
 
 
-def run_bundle(bundle: Callable[..., Any], inputs: Batch, request: Asked | None) -> StudentOutput:
+def run_bundle(bundle: Callable[..., Any], inputs: Batch, request: HeadRequest | None) -> StudentOutput:
     """Call a bundle, wrapped or not, and return its output in the form that losses read."""
     logits_BV, hidden, fused, states = bundle(inputs) if request is None else bundle(inputs, request)
     return StudentOutput(logits_BV=logits_BV, hidden=hidden, fused=fused, states=states)

@@ -14,7 +14,7 @@ from torch import Tensor, distributed, nn
 from ray_distill.config import TrainingConfig
 from ray_distill.errors import ConfigError
 from ray_distill.losses.base import StudentOutput
-from ray_distill.losses.fused import Asked
+from ray_distill.losses.fused import HeadRequest
 from ray_distill.students.engines.ema import Average
 from ray_distill.students.engines.engine import average_buffers, build_optimizer, run_bundle, training_device
 from ray_distill.students.engines.portable_state import WholeParts, load_atoms, save_atoms
@@ -49,7 +49,7 @@ class TorchEngine:
         """The device on which the bundle computes."""
         return self._device
 
-    def forward(self, inputs: Batch, request: Asked | None = None) -> StudentOutput:
+    def forward(self, inputs: Batch, request: HeadRequest | None = None) -> StudentOutput:
         """Run the bundle, under autocast if the precision is bf16."""
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
             return run_bundle(self._module, inputs, request)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ray_distill.losses.base import LossBatch, StudentOutput
-from ray_distill.losses.fused import Asked
+from ray_distill.losses.fused import HeadRequest
 from ray_distill.students.data.examples import Examples
 from ray_distill.students.engines.engine import Engine
 from ray_distill.students.objective.weighted_losses import to_device
@@ -35,7 +35,7 @@ class Score:
 class Measure(Protocol):
     """Validation measure of a family of answers, as sums over micro-batches and ranks."""
 
-    def head_request(self, batch: LossBatch) -> Asked | None:
+    def head_request(self, batch: LossBatch) -> HeadRequest | None:
         """Return the losses that a fused head computes; None if logits are needed."""
 
     def sums(self, output: StudentOutput, batch: LossBatch) -> tuple[Tensor, ...]:

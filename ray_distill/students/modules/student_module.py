@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_distill.errors import ConfigError, ModelError
-from ray_distill.losses.fused import Asked, FusedHead
+from ray_distill.losses.fused import FusedHead, HeadRequest
 from ray_distill.models.core.forward import States, forward, forward_body, place_batch, pool_hidden
 from ray_distill.models.core.head_extraction import body_and_head
 from ray_distill.models.core.model import Model
@@ -63,7 +63,7 @@ class StudentModule(nn.Module):
         return self.student if self.fused is None else self.student.get_submodule(self.fused[0])
 
     def forward(
-        self, inputs: Batch, request: Asked | None = None
+        self, inputs: Batch, request: HeadRequest | None = None
     ) -> tuple[Tensor, dict[int, Tensor], tuple[Tensor, Tensor, Tensor] | None, dict[int, Tensor]]:
         """Run the student.
 

@@ -11,7 +11,7 @@ from ray_distill.config import LossConfig
 from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.losses.base import Loss, LossBatch, StudentOutput
 from ray_distill.losses.buckets import BucketLoss
-from ray_distill.losses.fused import Asked, Part
+from ray_distill.losses.fused import HeadRequest, Part
 from ray_distill.students.objective.loss_settings import fields_of, known_loss, settings_of, stages_of
 from ray_distill.students.objective.schedules import Curve, stage_at, weight_curve
 from ray_distill.students.process_group import Ranks
@@ -117,7 +117,7 @@ def weights_of(terms: Sequence[Term], batches: Sequence[LossBatch], ranks: Ranks
 
 def head_request(
     terms: Sequence[Term], batch: LossBatch, *, step: int, weights: Sequence[float], norms: bool = False
-) -> Asked:
+) -> HeadRequest:
     """Return the request to a fused head.
 
     It has the terms that need no logits, with their factors in the global loss.
@@ -129,7 +129,7 @@ def head_request(
         for term, weight in zip(terms, weights, strict=True)
         if _fits(term)
     )
-    return Asked(batch=batch, parts=parts, norms=norms)
+    return HeadRequest(batch=batch, parts=parts, norms=norms)
 
 
 def combine(

@@ -1,1 +1,4 @@
-"""What models answer: one folder a family, imported when first used. Only `catalogue` names a family."""
+"""Families of answers: one folder a family, imported when first used.
+
+Only `catalogue` names a family.
+"""

@@ -1,4 +1,4 @@
-"""What a family of tasks answers: its metrics and limits, and the facets that serve the stages.
+"""A family of answers: its metrics and limits, and the facets that the stages use.
 
 Everything here imports quickly: no torch. The facets are modules of the family's own folder, imported when first used.
 """
@@ -19,7 +19,7 @@ from ray_distill.tasks.metrics import EFFICIENCY, Metric, MetricTable
 class Answers:
     """A family of answers: classes, tokens, labels…
 
-    A facet is a module ``<package>.<facet>``; the protocols in `ray_distill.tasks.facets` say what each must have.
+    A facet is a module ``<package>.<facet>``; the protocols in `ray_distill.tasks.facets` define what each must have.
     Facets may import the layer they serve (``judge`` evaluation, ``learn`` students); nothing imports them by name.
     """
 
@@ -37,7 +37,7 @@ class Answers:
     benchmarks: MetricTable = MetricTable()
     """Metrics of benchmarks, whose names are only known when they have run."""
     headline: str
-    """The metric by which models are told apart first."""
+    """The metric by which models are compared first."""
     beside: tuple[str, ...]
     """Metrics shown next to the headline where there is little room: terminal, a run's description, MLflow's table."""
     limits: Mapping[str, Limit]
@@ -61,7 +61,7 @@ class Answers:
         return tuple(self.metrics[name] for name in (self.headline, *self.beside))
 
     def facet(self, name: str) -> ModuleType:
-        """Import one of the family's modules: ``model``, ``store``, ``learn``, ``judge``, ``page``, ``serve``…"""
+        """Import one of the family's modules: ``model``, ``store``, ``learn``, ``judge`` and others."""
         return import_module(f"{self.package}.{name}")
 
     @property

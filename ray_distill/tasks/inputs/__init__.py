@@ -1,1 +1,4 @@
-"""How inputs are read: one file a modality. Imports labels and below, numpy and pyarrow; torch only when collating."""
+"""Input modalities, one file each.
+
+Imports labels and below, numpy and pyarrow; torch only when collating.
+"""

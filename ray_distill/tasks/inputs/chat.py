@@ -23,11 +23,14 @@ class Language(Protocol):
     """A processor that reads conversations; see `models.text.lm_processor.LanguageProcessor`."""
 
     def language(self, texts: list[str]) -> tuple[Mapping[str, Ragged], dict[int, str]]:
-        """Return ``input_ids`` and ``answered`` of every text, and by their place the reasons why some are empty."""
+        """Return ``input_ids`` and ``answered`` of every text, and why some are empty.
+
+        The reasons are by the text's place.
+        """
 
 
 def encode(rows: pa.Table, processor: Processor) -> Encoded:
-    """Tokenise: ``input_ids`` and ``answered``; texts in which nothing can be learnt are rejected.
+    """Tokenise to ``input_ids`` and ``answered``; reject texts without a learnable token.
 
     With a processor that reads plain texts only, all tokens but the first are to be predicted.
     """
@@ -43,13 +46,19 @@ def encode(rows: pa.Table, processor: Processor) -> Encoded:
 
 
 def collate(encoded: Encoded, index: Index) -> Batch:
-    """Token ids int64 ``[B, L]``, padded at the end to the longest of the batch, and ``attention_mask``."""
+    """Return token ids int64 ``[B, L]`` and ``attention_mask``.
+
+    Rows are padded at the end to the longest of the batch.
+    """
     batch = {name: pad_sequences(feature, index) for name, feature in encoded.features.items() if name != ANSWERED}
     return {**batch, "attention_mask": real_tokens(encoded.features["input_ids"], index)}
 
 
 def answers(answered: Ragged) -> Ragged:
-    """Return the tokens of each row (int32, ascending) that precede an answered one; none precedes a row's first."""
+    """Return the tokens of each row that precede an answered one (int32, ascending).
+
+    No token precedes a row's first.
+    """
     lengths = np.diff(answered.offsets)
     within = np.arange(len(answered.values)) - np.repeat(answered.offsets[:-1], lengths)
     flat = np.flatnonzero((answered.values != 0) & (within > 0))

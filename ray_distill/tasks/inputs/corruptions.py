@@ -1,4 +1,4 @@
-"""How a corruption is applied to a table: row by row, each row's chance from the seed and its own id."""
+"""Apply a corruption to a table row by row, with chances from the seed and the row id."""
 
 from collections.abc import Callable
 from typing import Any

@@ -36,7 +36,7 @@ def encode(rows: pa.Table, processor: Processor) -> Encoded:
 
 
 def collate(encoded: Encoded, index: Index) -> Batch:
-    """``pixel_values`` float32 ``[B, C, H, W]``."""
+    """Return ``pixel_values`` float32 ``[B, C, H, W]``."""
     import torch
 
     return {
@@ -50,7 +50,9 @@ def example(processor: Processor) -> Encoded:
 
 
 def statistics(images: pa.ChunkedArray) -> dict[str, Floats]:
-    """Return brightness and contrast (0 … 1), edges (mean absolute step between neighbours) and size in pixels.
+    """Return brightness and contrast (0 … 1), edges and size in pixels.
+
+    Edges are the mean absolute step between neighbours.
 
     Raises:
         EvaluationError: an image cannot be decoded.
@@ -61,7 +63,10 @@ def statistics(images: pa.ChunkedArray) -> dict[str, Floats]:
 
 
 def show(data: bytes | None) -> str:
-    """Return size and mode of an image, and its shades of grey as characters, twice as wide as high."""
+    """Return size and mode of an image, and its shades of grey as characters.
+
+    The characters are twice as wide as high.
+    """
     try:
         image = Image.open(io.BytesIO(data or b""))
         columns = min(2 * image.width, SHOWN_COLUMNS)

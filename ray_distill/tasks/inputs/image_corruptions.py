@@ -45,7 +45,7 @@ def _clip(values: npt.NDArray[np.float64]) -> Pixels:
 
 
 def _on_files(change: _Change) -> Corruption:
-    """Lift a change of pixels to a change of image files; a file that cannot be decoded stays as it is."""
+    """Lift a change of pixels to image files; leave a file that cannot be decoded as it is."""
 
     def on_bytes(data: bytes, severity: int, generator: np.random.Generator) -> bytes:
         try:

@@ -25,7 +25,10 @@ Floats = npt.NDArray[np.float64]
 
 
 class Processor(Protocol):
-    """A tokenizer or an image processor; each modality requires more methods and checks for them."""
+    """A tokenizer or an image processor.
+
+    Each modality requires more methods and checks for them.
+    """
 
     @property
     def fingerprint(self) -> str:
@@ -63,7 +66,10 @@ def _always(config: Campaign) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """A modality: plain functions over snapshot rows, so that a task of the user's own can replace any one of them."""
+    """A modality: plain functions over snapshot rows.
+
+    A task of the user's own can replace any one of them.
+    """
 
     name: str
     column: str

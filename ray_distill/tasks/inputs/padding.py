@@ -1,4 +1,7 @@
-"""Tensors of ragged features: padded token ids and their attention masks. Imports torch when called."""
+"""Make tensors of ragged features: padded token ids and their attention masks.
+
+Imports torch when called.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def pad_sequences(feature: Ragged, index: Index) -> Tensor:
-    """Return rows ``index`` of a feature, padded at the end: ``[B, L, *inner]``; whole numbers as int64."""
+    """Return rows ``index`` of a feature, padded at the end: ``[B, L, *inner]``.
+
+    Whole numbers become int64.
+    """
     import torch
 
     starts, lengths = feature.offsets[index], feature.offsets[index + 1] - feature.offsets[index]

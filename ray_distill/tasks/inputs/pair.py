@@ -1,4 +1,7 @@
-"""A source and its target a row (summaries, translations): the decoder predicts the target token by token."""
+"""A source and its target a row (summaries, translations).
+
+The decoder predicts the target token by token.
+"""
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -51,7 +54,9 @@ SOURCE_CORRUPTIONS: Mapping[str, Corruption] = {
 
 
 def encode(rows: pa.Table, processor: Processor) -> Encoded:
-    """Tokenise: ``input_ids``, ``decoder_input_ids`` and ``target``; a source without a target is rejected.
+    """Tokenise to ``input_ids``, ``decoder_input_ids`` and ``target``.
+
+    A source without a target is rejected.
 
     Raises:
         ModelError: the processor reads no pairs.
@@ -70,7 +75,10 @@ def encode(rows: pa.Table, processor: Processor) -> Encoded:
 
 
 def collate(encoded: Encoded, index: Index) -> Batch:
-    """Token ids int64 of sources ``[B, S]`` and decoder ``[B, L]``, padded at the end, and the masks of both."""
+    """Return token ids int64 of sources ``[B, S]`` and decoder ``[B, L]``, and both masks.
+
+    Rows are padded at the end.
+    """
     batch = {name: pad_sequences(feature, index) for name, feature in encoded.features.items() if name != TARGET}
     return {
         **batch,
@@ -127,7 +135,7 @@ def _refuse(config: Campaign) -> list[str]:
         wrong.append("evaluation.overlap: ROUGE and chrF need optional packages: pip install 'ray-distill[seq2seq]'")
     if config.student.training.packed:
         wrong.append(
-            "student.training.packed: an encoder reads one source a row, and a decoder looks at all of it, so "
+            "student.training.packed: an encoder reads one source a row, and a decoder attends to all of it, so "
             "rows cannot be put together: leave it out"
         )
     return wrong

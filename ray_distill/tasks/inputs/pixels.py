@@ -14,7 +14,9 @@ _GREY_MODES = ("1", "L", "LA", "I", "F")
 
 
 def decode_image(data: bytes) -> npt.NDArray[np.uint8]:
-    """Decode an image file to ``[H, W, 1]`` (grey) or ``[H, W, 3]`` uint8, upright; transparency is over white.
+    """Decode an image file to uint8, ``[H, W, 1]`` (grey) or ``[H, W, 3]``.
+
+    The image is upright; transparency is over white.
 
     Raises:
         Unusable: it cannot be decoded, or is a strip too long to be resized.

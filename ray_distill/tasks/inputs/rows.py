@@ -18,7 +18,9 @@ class Unusable(ValueError):
 def sift(
     rows: pa.Table, column: str, read: Callable[[bytes], T]
 ) -> tuple[list[T], pa.FixedSizeBinaryArray, tuple[Rejected, ...]]:
-    """Read an input column row by row: the values that ``read`` accepts, their row ids, and the rest with reasons.
+    """Read an input column row by row: accepted values, their row ids, and rejected rows.
+
+    ``read`` accepts a value, or gives the reason why it does not.
 
     Args:
         rows: a table with ``row_id`` and the input column (text or binary).
@@ -41,7 +43,7 @@ def sift(
 def encoded(
     row_ids: pa.FixedSizeBinaryArray, features: dict[str, Ragged], rejected: tuple[Rejected, ...], processor: Processor
 ) -> Encoded:
-    """Put the parts of `Encoded` together, checking that the processor gave every row its features."""
+    """Assemble `Encoded`, and check that the processor gave every row its features."""
     for name, feature in features.items():
         assert len(feature.offsets) == len(row_ids) + 1, (name, type(processor).__name__)
     return Encoded(row_ids=row_ids, features=features, rejected=rejected)

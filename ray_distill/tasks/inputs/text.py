@@ -27,13 +27,19 @@ class Texts(Processor, Protocol):
 
 
 def encode(rows: pa.Table, processor: Processor) -> Encoded:
-    """Tokenise; missing, blank and undecodable texts are rejected. Long ones are cut at the processor's limit."""
+    """Tokenise; reject missing, blank and undecodable texts.
+
+    Long ones are cut at the processor's limit.
+    """
     texts, row_ids, rejected = sift(rows, COLUMN, read_text)
     return encoded(row_ids, dict(cast(Texts, processor).texts(texts)), rejected, processor)
 
 
 def collate(encoded: Encoded, index: Index) -> Batch:
-    """Token ids int64 ``[B, L]``, padded at the end to the longest of the batch, and ``attention_mask``."""
+    """Return token ids int64 ``[B, L]`` and ``attention_mask``.
+
+    Rows are padded at the end to the longest of the batch.
+    """
     batch = {name: pad_sequences(feature, index) for name, feature in encoded.features.items()}
     return {**batch, "attention_mask": real_tokens(encoded.features["input_ids"], index)}
 

@@ -17,7 +17,10 @@ _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 
 
 def _neighbours() -> dict[str, str]:
-    """Keys beside and (half a key to the right) above or below each letter of a QWERTY keyboard."""
+    """Return the keys beside and above or below each letter of a QWERTY keyboard.
+
+    Those above and below are half a key to the right.
+    """
     place = {key: (line, column + line / 2) for line, keys in enumerate(_ROWS) for column, key in enumerate(keys)}
     return {
         key: "".join(other for other, at in place.items() if other != key and _distance(at, here) <= 1.5)
@@ -67,7 +70,7 @@ def dropout(text: str, severity: int, generator: np.random.Generator) -> str:
 
 
 def _mistype(text: str, position: int, generator: np.random.Generator) -> tuple[str, int]:
-    """What is typed instead of the letter, and how many letters of the text that uses up."""
+    """Return what is typed instead of the letter, and how many letters of the text it uses."""
     letter = text[position]
     near = _NEIGHBOURS.get(letter.lower(), letter)
     kind = int(generator.integers(4))
@@ -82,7 +85,7 @@ def _mistype(text: str, position: int, generator: np.random.Generator) -> tuple[
 
 
 def on_rows(change: Change) -> Corruption:
-    """A change of texts, as one of rows with a column ``text``."""
+    """Lift a change of texts to rows with a column ``text``."""
 
     def corrupt(rows: pa.Table, severity: int, generator: np.random.Generator) -> pa.Table:
         return corrupt_column(rows, "text", change, severity, generator)

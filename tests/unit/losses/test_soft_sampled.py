@@ -15,7 +15,7 @@ from ray_distill.losses.buckets import drawn_weights
 from ray_distill.losses.soft import Soft, forward_kl
 from ray_distill.students.data.sparse_targets import sparse_targets
 from ray_distill.students.objective.weighted_losses import build_terms
-from ray_distill.teachers.base import Ask
+from ray_distill.teachers.base import LabelRequest
 from ray_distill.teachers.reduce import reduce_logits
 
 REDRAWS, CLASSES, K, DRAWS = 4000, 40, 6, 8
@@ -31,8 +31,8 @@ def as_targets(found: Distributions) -> SparseTargets:
 def label(teacher_V: Tensor, estimator: str, exponent: float = 1.0, redraws: int = 1) -> SparseTargets:
     """One position labelled ``redraws`` times: another row id is another draw."""
     ids = pa.array([n.to_bytes(16, "big") for n in range(redraws)], pa.binary(16))
-    ask = Ask(estimator=estimator, k=K, temperatures=TEMPERATURES, draws=DRAWS, exponent=exponent, seed=7)
-    return as_targets(reduce_logits(teacher_V.expand(redraws, -1), ask, ids))
+    request = LabelRequest(estimator=estimator, k=K, temperatures=TEMPERATURES, draws=DRAWS, exponent=exponent, seed=7)
+    return as_targets(reduce_logits(teacher_V.expand(redraws, -1), request, ids))
 
 
 def logits() -> tuple[Tensor, Tensor]:
@@ -125,8 +125,8 @@ def test_other_divergences_equal_float64(kind: str, estimator: str, temperature:
     """Value and gradient over the buckets, times T²."""
     generator = torch.Generator().manual_seed(0)
     teacher_NV, student_NV = (2 * torch.randn(5, CLASSES, generator=generator) for _ in range(2))
-    ask = Ask(estimator=estimator, k=K, temperatures=TEMPERATURES)
-    targets = as_targets(reduce_logits(teacher_NV, ask))
+    request = LabelRequest(estimator=estimator, k=K, temperatures=TEMPERATURES)
+    targets = as_targets(reduce_logits(teacher_NV, request))
     found, exact = student_NV.clone().requires_grad_(True), student_NV.double().requires_grad_(True)
     batch = LossBatch(
         labels_B=torch.full((5,), -1),
@@ -147,7 +147,7 @@ def test_other_divergences_equal_float64(kind: str, estimator: str, temperature:
 def test_classes_without_mass_leave_finite_gradients(kind: str) -> None:
     """Padding, an empty tail and a student that excludes a class: no NaN, with a target that is met exactly too."""
     teacher_NV = torch.tensor([[1.0, 0.0, -torch.inf, -torch.inf], [0.5, 0.2, 0.1, 0.0]])
-    targets = as_targets(reduce_logits(teacher_NV, Ask(estimator="topk", k=2, temperatures=TEMPERATURES)))
+    targets = as_targets(reduce_logits(teacher_NV, LabelRequest(estimator="topk", k=2, temperatures=TEMPERATURES)))
     targets = replace(
         targets,
         ids_NK=torch.cat([targets.ids_NK, targets.ids_NK[:, :1]], -1),

@@ -16,7 +16,7 @@ from ray_distill.labels.model.signal import concat_signals
 from ray_distill.models.core.fingerprint import finish
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.encoded import Encoded, Ragged
-from ray_distill.teachers.base import Ask
+from ray_distill.teachers.base import LabelRequest
 from ray_distill.teachers.reduce import Places, reduce_logits
 from ray_distill.teachers.transformers_teacher import TransformersTeacher
 from ray_distill.testing.labels import row_id
@@ -70,8 +70,8 @@ def _encoded() -> Encoded:
     return get_task("causal_lm").inputs.encode(_rows(), Words())
 
 
-def _ask(estimator: str) -> Ask:
-    return Ask(estimator=estimator, k=4, temperatures=(1.0, 2.0), layers=(0,), pool="last", draws=9, seed=3)
+def _ask(estimator: str) -> LabelRequest:
+    return LabelRequest(estimator=estimator, k=4, temperatures=(1.0, 2.0), layers=(0,), pool="last", draws=9, seed=3)
 
 
 def test_every_token_but_the_last_is_answered() -> None:

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ray_distill.errors import TeacherRefused
 from ray_distill.labels.model.distributions import Distributions
 from ray_distill.teachers import reduce
-from ray_distill.teachers.base import Ask
+from ray_distill.teachers.base import LabelRequest
 from ray_distill.teachers.draw import pick
 from ray_distill.teachers.largest import largest
 from ray_distill.teachers.reduce import reduce_logits
@@ -22,8 +22,8 @@ from ray_distill.teachers.reduce import reduce_logits
 TEMPERATURES = (1.0, 2.0, 0.5)
 
 
-def _ask(estimator: str = "topk", k: int = 3) -> Ask:
-    return Ask(estimator=estimator, k=k, temperatures=TEMPERATURES)
+def _ask(estimator: str = "topk", k: int = 3) -> LabelRequest:
+    return LabelRequest(estimator=estimator, k=k, temperatures=TEMPERATURES)
 
 
 def _check(found: Distributions, logits_NV: torch.Tensor) -> None:
@@ -77,8 +77,8 @@ def test_a_tiny_tail_is_exact() -> None:
 def test_nothing_outside_is_minus_infinity() -> None:
     """Dense and k ≥ V store everything; so does a top-k of which all others have no mass."""
     logits_NV = torch.tensor([[1.0, 2.0, -torch.inf, -torch.inf]])
-    for ask in (_ask("dense"), _ask(k=4), _ask(k=9), _ask(k=2)):
-        found = reduce_logits(logits_NV, ask)
+    for request in (_ask("dense"), _ask(k=4), _ask(k=9), _ask(k=2)):
+        found = reduce_logits(logits_NV, request)
         assert (found.log_tail == -np.inf).all() and np.isfinite(found.entropy).all()
         assert np.isclose(np.exp(found.logp).sum(), 1)
 
@@ -97,8 +97,8 @@ def test_rows_that_are_not_finite_stay_recognisable() -> None:
     """NaN and +inf logits come out as NaN in that row alone, dense and top-k."""
     logits_NV = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
     logits_NV[1, 2], logits_NV[3, 0] = torch.nan, torch.inf
-    for ask in (_ask("dense"), _ask()):
-        found = reduce_logits(logits_NV, ask)
+    for request in (_ask("dense"), _ask()):
+        found = reduce_logits(logits_NV, request)
         broken = np.isnan(found.logp.reshape(4, -1)).any(1)
         assert broken.tolist() == np.isnan(found.entropy).tolist() == [False, True, False, True]
 
@@ -124,8 +124,8 @@ def test_other_estimators_are_refused() -> None:
         reduce_logits(torch.zeros(1, 3), _drawing("sampled", draws=0), _ids(1))
 
 
-def _drawing(estimator: str, *, draws: int = 12, exponent: float = 1.0, seed: int = 0, k: int = 4) -> Ask:
-    return Ask(estimator=estimator, k=k, temperatures=TEMPERATURES, draws=draws, exponent=exponent, seed=seed)
+def _drawing(estimator: str, *, draws: int = 12, exponent: float = 1.0, seed: int = 0, k: int = 4) -> LabelRequest:
+    return LabelRequest(estimator=estimator, k=k, temperatures=TEMPERATURES, draws=draws, exponent=exponent, seed=seed)
 
 
 def _ids(rows: int) -> pa.Array:
@@ -160,8 +160,8 @@ def test_drawn_entries_are_those_of_float64(
     """Ids ascend, Σ_S p + τ = 1 at every T, counts sum to the draws, the head is exact, Z is the proposal's."""
     generator = torch.Generator().manual_seed(seed % 1000)
     logits_NV = scale * torch.randn(rows, classes, generator=generator)
-    ask = _drawing("hybrid" if hybrid else "sampled", k=k, exponent=exponent, seed=seed)
-    found = reduce_logits(logits_NV, ask, _ids(rows))
+    request = _drawing("hybrid" if hybrid else "sampled", k=k, exponent=exponent, seed=seed)
+    found = reduce_logits(logits_NV, request, _ids(rows))
     exact_NV = logits_NV.double().log_softmax(-1).numpy()
     for row in range(rows):
         one = found.take([row])
@@ -184,24 +184,24 @@ def test_drawn_entries_are_those_of_float64(
 def test_draws_belong_to_the_row(estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another order, another batch or another slice gives a row the same entries bit for bit; another seed does not."""
     logits_NV = 2 * torch.randn(9, 40, generator=torch.Generator().manual_seed(0))
-    ids, ask = _ids(9), _drawing(estimator, exponent=0.5)
-    whole = reduce_logits(logits_NV, ask, ids)
+    ids, request = _ids(9), _drawing(estimator, exponent=0.5)
+    whole = reduce_logits(logits_NV, request, ids)
     order = np.array([4, 8, 0, 2, 6, 1, 7, 3, 5])
-    assert _same(reduce_logits(logits_NV[order], ask, ids.take(pa.array(order))), whole.take(order))
-    assert _same(reduce_logits(logits_NV[3:5], ask, ids[3:5]), whole.take([3, 4]))
+    assert _same(reduce_logits(logits_NV[order], request, ids.take(pa.array(order))), whole.take(order))
+    assert _same(reduce_logits(logits_NV[3:5], request, ids[3:5]), whole.take([3, 4]))
     other = reduce_logits(logits_NV, _drawing(estimator, exponent=0.5, seed=1), ids)
     assert not np.array_equal(other.ids, whole.ids)
     monkeypatch.setattr(reduce, "_SLICE", 80)
-    assert _same(reduce_logits(logits_NV, ask, ids), whole)
+    assert _same(reduce_logits(logits_NV, request, ids), whole)
 
 
 @pytest.mark.parametrize("estimator", ["sampled", "hybrid"])
 def test_half_precision_is_drawn_in_float32(estimator: str) -> None:
     """bf16 logits give what the same numbers in float32 give."""
     logits_NV = torch.randn(5, 40, generator=torch.Generator().manual_seed(0)).bfloat16()
-    ask = _drawing(estimator)
-    found = reduce_logits(logits_NV, ask, _ids(5))
-    assert _same(found, reduce_logits(logits_NV.float(), ask, _ids(5))) and found.logp.dtype == np.float32
+    request = _drawing(estimator)
+    found = reduce_logits(logits_NV, request, _ids(5))
+    assert _same(found, reduce_logits(logits_NV.float(), request, _ids(5))) and found.logp.dtype == np.float32
 
 
 @pytest.mark.parametrize("estimator", ["sampled", "hybrid"])

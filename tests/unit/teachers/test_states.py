@@ -15,7 +15,7 @@ from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.signal import concat_signals
 from ray_distill.tasks.encoded import Encoded
 from ray_distill.teachers import states
-from ray_distill.teachers.base import Ask
+from ray_distill.teachers.base import LabelRequest
 from ray_distill.teachers.reduce import Places, reduce_logits
 from ray_distill.teachers.states import reduce_states
 from ray_distill.teachers.transformers_teacher import TransformersTeacher, open_teacher
@@ -44,8 +44,8 @@ def _encode(teacher: TransformersTeacher, texts: list[str]) -> Encoded:
     return teacher.task.inputs.encode(pa.table({"row_id": ids, "text": texts}), teacher.model.processor)
 
 
-def _ask(**values: Any) -> Ask:
-    return Ask(**({"estimator": "dense", "k": 5, "temperatures": (1.0, 2.0), "draws": 7, "seed": 3} | values))
+def _ask(**values: Any) -> LabelRequest:
+    return LabelRequest(**({"estimator": "dense", "k": 5, "temperatures": (1.0, 2.0), "draws": 7, "seed": 3} | values))
 
 
 def _equal(one: Distributions | None, other: Distributions | None, atol: float = 1e-5) -> None:
@@ -96,15 +96,15 @@ def test_a_head_taken_apart_gives_what_the_whole_model_gives(
 ) -> None:
     """Through the head a few positions at a time, or from the logits of all tokens: the same labels, also alone."""
     teacher = _open(folder)
-    encoded, ask = _encode(teacher, TEXTS), _ask(estimator=estimator)
+    encoded, request = _encode(teacher, TEXTS), _ask(estimator=estimator)
     whole = _open(folder)
     whole.model.__dict__["apart"] = None
-    expected = whole.answer(encoded, ask).distributions
+    expected = whole.answer(encoded, request).distributions
     assert teacher.model.apart is not None
-    _equal(teacher.answer(encoded, ask).distributions, expected)
+    _equal(teacher.answer(encoded, request).distributions, expected)
     monkeypatch.setattr(states, "_LOGITS", 3 * V)
-    _equal(teacher.answer(encoded, ask).distributions, expected)
-    alone = [teacher.answer(encoded.take(np.array([row])), ask) for row in range(len(TEXTS))]
+    _equal(teacher.answer(encoded, request).distributions, expected)
+    alone = [teacher.answer(encoded.take(np.array([row])), request) for row in range(len(TEXTS))]
     _equal(concat_signals(alone).distributions, expected)
 
 
@@ -119,10 +119,10 @@ def test_pieces_of_positions_join_to_the_whole(step: int, monkeypatch: pytest.Mo
     monkeypatch.setattr(states, "_LOGITS", 9 * step)
     with torch.no_grad():
         for estimator in ("topk", "sampled"):
-            ask = _ask(estimator=estimator)
+            request = _ask(estimator=estimator)
             _equal(
-                reduce_states(states_PD, head, ask, ids, places),
-                reduce_logits(head(states_PD), ask, ids, places),
+                reduce_states(states_PD, head, request, ids, places),
+                reduce_logits(head(states_PD), request, ids, places),
                 atol=1e-6,
             )
 

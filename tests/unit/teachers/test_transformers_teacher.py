@@ -11,8 +11,8 @@ from ray_distill.config import TeacherConfig
 from ray_distill.errors import TeacherRefused
 from ray_distill.labels.format.hidden_states import bases, basis_name, fit_basis, mean_name, project
 from ray_distill.tasks.encoded import Encoded
-from ray_distill.teachers.ask import resolve_layers
-from ray_distill.teachers.base import Ask, Teacher
+from ray_distill.teachers.base import LabelRequest, Teacher
+from ray_distill.teachers.layers import resolve_layers
 from ray_distill.teachers.transformers_teacher import TransformersTeacher, open_teacher
 from ray_distill.testing.models import FakeTeacher, ThrowingTeacher, write_tiny_image_model, write_tiny_text_model
 
@@ -31,8 +31,8 @@ def _encode(teacher: TransformersTeacher, texts: list[str]) -> Encoded:
     return teacher.task.inputs.encode(pa.table({"row_id": ids, "text": texts}), teacher.model.processor)
 
 
-def _ask(**values: object) -> Ask:
-    return Ask(**({"estimator": "dense", "k": 2, "temperatures": (1.0, 2.0)} | values))  # type: ignore[arg-type]
+def _ask(**values: object) -> LabelRequest:
+    return LabelRequest(**({"estimator": "dense", "k": 2, "temperatures": (1.0, 2.0)} | values))  # type: ignore[arg-type]
 
 
 def test_a_teacher_answers_what_its_model_says(teacher: TransformersTeacher) -> None:

@@ -15,7 +15,7 @@ from ray_distill.labels.model import rowids
 from ray_distill.labels.model.signal import concat_signals
 from ray_distill.snapshots.pairs import pair_text
 from ray_distill.tasks.encoded import Encoded
-from ray_distill.teachers.base import Ask
+from ray_distill.teachers.base import LabelRequest
 from ray_distill.teachers.transformers_teacher import TransformersTeacher, open_teacher
 from ray_distill.testing.labels import row_id
 from ray_distill.testing.models import write_tiny_seq2seq_model
@@ -37,8 +37,8 @@ def _encode(teacher: TransformersTeacher) -> Encoded:
     return teacher.task.inputs.encode(rows, teacher.model.processor)
 
 
-def _ask(**values: Any) -> Ask:
-    return Ask(**({"estimator": "dense", "k": 5, "temperatures": (1.0,), "draws": 7, "seed": 3} | values))
+def _ask(**values: Any) -> LabelRequest:
+    return LabelRequest(**({"estimator": "dense", "k": 5, "temperatures": (1.0,), "draws": 7, "seed": 3} | values))
 
 
 def _by_hand(teacher: TransformersTeacher, source: str, target: str) -> torch.Tensor:
@@ -72,9 +72,9 @@ def test_answers_are_those_of_transformers_teacher_forcing(tmp_path: Path, famil
 def test_an_answer_owes_nothing_to_its_batch(tmp_path: Path, estimator: str) -> None:
     """Row by row and together: the same labels, draws included, and the same hidden states of the decoder."""
     teacher = _open(tmp_path, "t5")
-    encoded, ask = _encode(teacher), _ask(estimator=estimator, layers=(0, 2), pool="token")
-    together = teacher.answer(encoded, ask)
-    alone = concat_signals([teacher.answer(encoded.take(np.array([row])), ask) for row in range(encoded.rows)])
+    encoded, request = _encode(teacher), _ask(estimator=estimator, layers=(0, 2), pool="token")
+    together = teacher.answer(encoded, request)
+    alone = concat_signals([teacher.answer(encoded.take(np.array([row])), request) for row in range(encoded.rows)])
     assert together.distributions is not None and alone.distributions is not None
     for name in ("position", "row_offsets", "ids"):
         np.testing.assert_array_equal(getattr(together.distributions, name), getattr(alone.distributions, name))

@@ -18,7 +18,7 @@ from ray_distill.models.io.load import load_processor
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.encoded import Encoded
 from ray_distill.teachers import vllm_teacher
-from ray_distill.teachers.base import Ask
+from ray_distill.teachers.base import LabelRequest
 from ray_distill.teachers.engines import engine_of, identify, refuse_classes, refuse_labels
 from ray_distill.teachers.vllm_reduce import LEAST_TAIL, flat_of, log_tail, reduce_flat
 from ray_distill.teachers.vllm_teacher import VllmIdentity, VllmTeacher, vllm_version
@@ -240,7 +240,7 @@ def test_every_learnt_token_gets_the_answer_of_the_token_before_it(
     encoded = _encoded(folder, texts, **teacher)
     found = (
         _teacher(monkeypatch, FakeEngine())
-        .answer(encoded, Ask(estimator="topk", k=3, temperatures=(1.0,)))
+        .answer(encoded, LabelRequest(estimator="topk", k=3, temperatures=(1.0,)))
         .distributions
     )
     answered = get_task("causal_lm").answers.store.positions(encoded)
@@ -260,7 +260,7 @@ def test_it_answers_to_no_rows(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     """Units of which every row was rejected have an answer too."""
     found = (
         _teacher(monkeypatch, FakeEngine())
-        .answer(_encoded(folder, []), Ask(estimator="topk", k=3, temperatures=(1.0,)))
+        .answer(_encoded(folder, []), LabelRequest(estimator="topk", k=3, temperatures=(1.0,)))
         .distributions
     )
     assert found is not None and (found.rows, found.classes, len(found.ids)) == (0, V, 0)
@@ -270,16 +270,16 @@ def test_it_refuses_when_it_is_asked_too(folder: Path, monkeypatch: pytest.Monke
     """Whatever a caller has checked."""
     teacher = _teacher(monkeypatch, FakeEngine())
     for changes in ({"estimator": "dense"}, {"temperatures": (1.0, 2.0)}, {"layers": (1,)}, {"k": V + 1}):
-        ask = Ask(**({"estimator": "topk", "k": 3, "temperatures": (1.0,)} | changes))
+        request = LabelRequest(**({"estimator": "topk", "k": 3, "temperatures": (1.0,)} | changes))
         with pytest.raises(TeacherRefused, match="use engine transformers"):
-            teacher.answer(_encoded(folder, ["ab"]), ask)
+            teacher.answer(_encoded(folder, ["ab"]), request)
 
 
 def test_answers_to_other_texts_are_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that is out of step must not label one text with the distributions of another."""
     with pytest.raises(LabelError, match="out of step"):
         _teacher(monkeypatch, FakeEngine(wrong=True)).answer(
-            _encoded(folder, ["ab"]), Ask(estimator="topk", k=3, temperatures=(1.0,))
+            _encoded(folder, ["ab"]), LabelRequest(estimator="topk", k=3, temperatures=(1.0,))
         )
 
 

@@ -1,4 +1,6 @@
-"""Answer requests with a classifier: this file is copied beside the checkpoint, and `served_model` executes it.
+"""Answer requests with a classifier, from a file that is copied beside the checkpoint.
+
+`served_model` executes the file.
 
 A serving machine has transformers, torch, numpy and Pillow, and nothing of ours, so this file does not import the
 package. (One exception: a student that a ``module:function`` built needs ray_distill and that module, because no file
@@ -125,7 +127,7 @@ def _labels(model: Any) -> list[str]:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"column 'text' must hold strings, found {value!r}")
+        raise ValueError(f"column 'text' must contain strings, found {value!r}")
     return value
 
 
@@ -135,7 +137,7 @@ def _bytes(value: Any) -> bytes:
     try:
         return base64.b64decode(value, validate=True)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"column 'image' must hold encoded images, as bytes or base64: {error}") from error
+        raise ValueError(f"column 'image' must contain encoded images, as bytes or base64: {error}") from error
 
 
 def _decode(data: bytes) -> np.ndarray[Any, Any]:
@@ -145,7 +147,7 @@ def _decode(data: bytes) -> np.ndarray[Any, Any]:
             image = ImageOps.exif_transpose(file)
             image.load()
     except Exception as error:  # Pillow's decoders raise many kinds
-        raise ValueError(f"column 'image' must hold encoded images: {type(error).__name__}: {error}") from error
+        raise ValueError(f"column 'image' must contain encoded images: {type(error).__name__}: {error}") from error
     if image.mode.startswith("I;16"):
         return (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)[..., None]
     grey = image.mode in ("1", "L", "LA", "I", "F")

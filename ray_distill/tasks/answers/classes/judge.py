@@ -1,4 +1,7 @@
-"""Judge classifiers: one answered position a row, compared with its label and the teacher's own distribution."""
+"""Judge classifiers: one answered position a row.
+
+Answers are compared with the row's label and the teacher's own distribution.
+"""
 
 from collections.abc import Sequence
 
@@ -32,7 +35,9 @@ DAMAGED_BY_DEFAULT: bool = True
 
 
 def answer(panel: Panel, rows: pa.Table, slices: Sequence[str] = ()) -> dict[str, pa.Table]:
-    """Return by arm ``row_id``, ``logp``, ``count``, ``label`` and, beside a reference, ``teacher_logp``.
+    """Return by arm ``row_id``, ``logp``, ``count`` and ``label``.
+
+    Beside a reference the tables have ``teacher_logp`` too.
 
     Raises:
         EvaluationError: models have other classes, or no row is accepted by all of them.
@@ -55,7 +60,10 @@ def answer_damaged(panel: Panel, rows: pa.Table) -> dict[str, pa.Table]:
 
 
 def trivial(panel: Panel, opened: Snapshot) -> dict[str, float]:
-    """Return the accuracy on the calibration split, by count, of the train split's commonest class."""
+    """Return the accuracy, by count, of always predicting the train split's commonest class.
+
+    It is measured on the calibration split.
+    """
     splits = (opened.read(split, columns=["label", "count"]) for split in ("train", "calibration"))
     known, rows = (split.filter(pc.is_valid(split["label"])) for split in splits)
     if not known.num_rows or not rows.num_rows:

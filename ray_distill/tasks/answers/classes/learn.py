@@ -1,4 +1,7 @@
-"""Students of one class for each row: a position a row, whose truth is a column of the snapshot."""
+"""Train students of one class for each row.
+
+A row is one position, whose truth is a column of the snapshot.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -81,7 +84,10 @@ class ClassFormat:
         return self.task.inputs.collate(encoded, rows), None
 
     def sampling_classes(self, examples: PositionExamples) -> npt.NDArray[np.float64]:
-        """Return the true class of each row, else the teacher's first choice of those stored; NaN without either."""
+        """Return the true class of each row, else the teacher's first choice of those stored.
+
+        NaN without either.
+        """
         truth = examples.truth.values
         found = truth.astype(np.float64)
         found[truth < 0] = np.nan
@@ -120,7 +126,9 @@ def answer_format(
 
 
 def validator(validation: PositionExamples) -> Validator:
-    """Return what arms are compared by: true labels where `MIN_LABELLED` rows have one, else the teacher.
+    """Return the validator by which arms are compared.
+
+    It reads true labels where `MIN_LABELLED` rows have one, else the teacher.
 
     Raises:
         TrainingError: neither is there.

@@ -22,7 +22,7 @@ WORDING = Wording(
     compared=("accuracy", "macro_f1", "nll", "ece", "agreement", "kl_from_teacher"),
     axis="accuracy",
     pair=("confusion", "reliability"),
-    mistakes="Where it errs, and whether it knows",
+    mistakes="Errors and calibration",
     speed="latency of single requests, throughput of batches.",
     rows="Rows",
     slices="Accuracy, slices of at least 30 rows.",
@@ -41,7 +41,7 @@ WORDING = Wording(
 def figures(
     report: EvalReport, *, predictions: Mapping[str, pa.Table], names: Sequence[str], bins: int
 ) -> dict[str, Figure]:
-    """Return the confusion matrix of the student and the reliability diagram of all arms in ``predictions``."""
+    """Return the student's confusion matrix and the reliability diagram of all arms."""
     curves = {arm: reliability(read_scores(table).labelled, bins) for arm, table in predictions.items()}
     return {
         "confusion": confusion_figure(predictions["student"], names),
@@ -55,7 +55,10 @@ def sections(report: EvalReport) -> Sequence[Section]:
 
 
 def confusion_figure(predictions: pa.Table, classes: Sequence[str]) -> Figure:
-    """Shares of each true class that were predicted as each class; above 20 classes, the most confused 20."""
+    """Draw the shares of each true class that were predicted as each class.
+
+    Above 20 classes, only the most confused 20 are drawn.
+    """
     matrix_VV = confusion_matrix(read_scores(predictions).labelled, len(classes))
     shown = most_confused(matrix_VV, MOST_CLASSES)
     share = matrix_VV / np.maximum(matrix_VV.sum(axis=1, keepdims=True), 1e-12)
@@ -80,20 +83,20 @@ def confusion_figure(predictions: pa.Table, classes: Sequence[str]) -> Figure:
 
 
 def confusion_matrix(scores: Scores, classes: int) -> Floats:
-    """Weighted counts ``[true, predicted]``."""
+    """Return weighted counts ``[true, predicted]``."""
     cells = scores.label_N * classes + scores.logp_NV.argmax(axis=1)
     flat = np.bincount(cells, weights=scores.weight_N, minlength=classes**2)
     return flat.astype(np.float64, copy=False).reshape(classes, classes)
 
 
 def most_confused(matrix_VV: Floats, most: int) -> npt.NDArray[np.intp]:
-    """All classes if there are at most ``most``, else those with the most mistakes, in class order."""
+    """Return the ``most`` classes with the most mistakes, in class order; all if there are fewer."""
     mistakes_V = matrix_VV.sum(axis=0) + matrix_VV.sum(axis=1) - 2 * np.diag(matrix_VV)
     return np.sort(np.argsort(-mistakes_V, kind="stable")[:most])
 
 
 def reliability(scores: Scores, bins: int) -> Curve:
-    """Mean confidence and accuracy of the non-empty bins, and every bin's share of the weight."""
+    """Return mean confidence and accuracy of the non-empty bins, and every bin's weight share."""
     index_N, weight_N = confidence_bins(scores, bins), scores.weight_N
     correct_N = scores.logp_NV.argmax(axis=1) == scores.label_N
     weight = np.bincount(index_N, weights=weight_N, minlength=bins)

@@ -14,7 +14,10 @@ def positions(encoded: Encoded) -> Ragged:
 
 
 def truth(encoded: Encoded, rows: pa.Table | None = None) -> Ragged:
-    """Return the class index (int32, in the snapshot's order) of every row; -1 where the ``label`` is unknown."""
+    """Return the class index of every row; -1 where the ``label`` is unknown.
+
+    Indices are int32, in the snapshot's order.
+    """
     assert rows is not None, "the truth of a classifier is a column of the snapshot"
     at = pc.index_in(encoded.row_ids, value_set=rows["row_id"].cast(pa.binary(16)).combine_chunks())
     labels = pc.fill_null(rows["label"].take(at), -1)

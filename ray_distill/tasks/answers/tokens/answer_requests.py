@@ -1,9 +1,11 @@
-"""Answer requests with a language model: this file is copied beside the checkpoint, and `served_model` executes it.
+"""Answer requests with a language model, from a file that is copied beside the checkpoint.
+
+`served_model` executes the file.
 
 It does not import the package, except for a student that a ``module:function`` built; no code is pickled, and weights
 are read from safetensors only.
 
-Requests are texts. A model of plain text continues one. A model of conversations answers it: what a user says, or a
+Requests are texts. A model of plain text continues one. A model of conversations answers it: a user's message, or a
 conversation as JSON, as OpenAI's API has them. An encoder-decoder takes it as the source, cut to what it reads, and
 writes the target. The answers are ``generated``: always the likeliest token, until the model ends or ``max_new_tokens``
 are there. Requests are answered one by one, so that no answer depends on its neighbours; for heavy traffic give the
@@ -74,7 +76,10 @@ def _load(folder: Path, *, chat: bool) -> Write:
 
 
 def _load_pairs(folder: Path, facts: dict[str, Any]) -> Write:
-    """An encoder-decoder: greedy, but for the tokens that its own settings say a target begins and ends with."""
+    """Load an encoder-decoder that decodes greedily.
+
+    Only the tokens with which a target begins and ends follow its own settings.
+    """
     if "factory" in facts:
         raise ValueError(
             f"the student in {folder} was built by {facts['factory']['name']}: a model that writes "
@@ -129,7 +134,10 @@ def _load_built(folder: Path) -> Write:
 
 
 def _stops(model: Any, tokenizer: Any, *, chat: bool) -> list[int]:
-    """Tokens that end an answer: what model or tokenizer name as the end; in a conversation any special token."""
+    """Return the tokens that end an answer.
+
+    They are those that model or tokenizer name as the end; in a conversation, any special token.
+    """
     named = [tokenizer.eos_token_id, *(tokenizer.all_special_ids if chat else [])]
     for settings in (model.config, model.generation_config):
         ends = getattr(settings, "eos_token_id", None)
@@ -138,13 +146,13 @@ def _stops(model: Any, tokenizer: Any, *, chat: bool) -> list[int]:
 
 
 def _beginning(tokenizer: Any, text: str) -> list[int]:
-    """Tokens of a text, without the end that some tokenizers put behind each."""
+    """Return the tokens of a text, without the end that some tokenizers append."""
     ids: list[int] = tokenizer(text)["input_ids"]
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def _conversation(tokenizer: Any, text: str) -> list[int]:
-    """Tokens of a conversation that waits for the assistant."""
+    """Return the tokens of a conversation that waits for the assistant."""
     messages, tools = _messages(text)
     source = tokenizer.get_chat_template(tools=tools)
     prompt = tokenizer.apply_chat_template(
@@ -159,7 +167,7 @@ def _conversation(tokenizer: Any, text: str) -> list[int]:
 
 
 def _messages(text: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
-    """Messages and tools of a conversation in JSON; what is no JSON is what a user says."""
+    """Return messages and tools of a conversation in JSON; any other text is a user's message."""
     try:
         found = json.loads(text)
     except ValueError:
@@ -176,11 +184,11 @@ def _messages(text: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | N
 
 
 def _content(value: Any) -> Any:
-    """Parts of a content, joined."""
+    """Join the parts of a content."""
     return "".join(part.get("text", "") for part in value) if isinstance(value, list) else value
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"column 'text' must hold strings, found {value!r}")
+        raise ValueError(f"column 'text' must contain strings, found {value!r}")
     return value

@@ -1,4 +1,7 @@
-"""Judge language models: an answer at every position, compared with the true token and the teacher's own answer."""
+"""Judge language models: an answer at every position.
+
+Answers are compared with the true token and the teacher's own answer.
+"""
 
 import numpy as np
 import pyarrow as pa
@@ -40,7 +43,9 @@ COUNTED_DOCUMENTS = 1000
 
 
 def answer_damaged(panel: Panel, rows: pa.Table) -> dict[str, pa.Table]:
-    """Return answers on corrupted documents; those of which too little is left are left out for all models.
+    """Return answers on corrupted documents.
+
+    Documents of which too little is left are omitted for all models.
 
     A corrupted text has other tokens than the clean one, so its NLL is compared between models, not with that of the
     clean text.
@@ -49,7 +54,10 @@ def answer_damaged(panel: Panel, rows: pa.Table) -> dict[str, pa.Table]:
 
 
 def trivial(panel: Panel, opened: Snapshot) -> dict[str, float]:
-    """Return the accuracy on the calibration split of the commonest true token of the train split."""
+    """Return the accuracy of always predicting the train split's commonest true token.
+
+    It is measured on the calibration split.
+    """
     columns = ["row_id", panel.task.inputs.column]
     known = _true_tokens(panel, opened.read("train", columns=columns).slice(0, COUNTED_DOCUMENTS))
     found = _true_tokens(panel, opened.read("calibration", columns=columns))
@@ -59,7 +67,7 @@ def trivial(panel: Panel, opened: Snapshot) -> dict[str, float]:
 
 
 def extras(panel: Panel, rows: pa.Table, config: Campaign) -> Extras:
-    """Continue prompts and run benchmarks where the configuration asks for it; write targets of sources.
+    """Continue prompts, run benchmarks and write targets of sources, as configured.
 
     Raises:
         EvaluationError, ModelError: a prompt, a benchmark or a model cannot be used.
@@ -94,7 +102,7 @@ def _benchmark(panel: Panel, config: Campaign) -> dict[str, dict[str, Estimate]]
 
 
 def _targets(panel: Panel, rows: pa.Table, config: Campaign) -> dict[str, dict[str, Estimate]]:
-    """Measure what encoder-decoders write of the first sources that all can use, beside the references."""
+    """Measure encoder-decoders' targets of the first usable sources against the references."""
     settings = config.evaluation
     if panel.task.inputs.answering != DECODER or not settings.written:
         return {}

@@ -1,4 +1,7 @@
-"""Students of language models: a position a token that is to be predicted, whose truth follows from the text."""
+"""Train students of language models.
+
+A position is a token to predict, whose truth follows from the text.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +21,7 @@ from ray_distill.labels.model.signal import DISTRIBUTIONS, Signal
 from ray_distill.losses.base import LossBatch, StudentOutput
 from ray_distill.losses.buckets import BucketLoss
 from ray_distill.losses.cross_entropy import Hard
-from ray_distill.losses.fused import Asked, Part
+from ray_distill.losses.fused import HeadRequest, Part
 from ray_distill.losses.soft import Soft
 from ray_distill.models.core.head_extraction import keeps_documents_apart
 from ray_distill.models.core.model import Model
@@ -102,7 +105,10 @@ def answer_format(
 
 
 def validator(validation: PositionExamples) -> Validator:
-    """Return what arms are compared by: the NLL of the true tokens, by which the gate decides too."""
+    """Return the validator by which arms are compared: the NLL of the true tokens.
+
+    The gate decides by it too.
+    """
     losses = (Hard(),) if validation.distributions is None else (Hard(), Soft())
     rows = np.arange(validation.rows, dtype=np.int64)
     return Validator(data=validation, rows=rows, measure=ByTokens(losses=losses))
@@ -110,13 +116,16 @@ def validator(validation: PositionExamples) -> Validator:
 
 @dataclass(frozen=True, kw_only=True)
 class ByTokens:
-    """NLL of the true tokens, and beside it the KL from the teacher where the split is labelled; see `Measure`."""
+    """Measure the NLL of true tokens, and the KL from the teacher on labelled splits.
+
+    See `Measure`.
+    """
 
     losses: tuple[BucketLoss, ...]
 
-    def head_request(self, batch: LossBatch) -> Asked:
+    def head_request(self, batch: LossBatch) -> HeadRequest:
         """Return the losses that a fused head is to give."""
-        return Asked(batch=batch, parts=tuple(Part(loss=loss, factor=1.0) for loss in self.losses))
+        return HeadRequest(batch=batch, parts=tuple(Part(loss=loss, factor=1.0) for loss in self.losses))
 
     def sums(self, output: StudentOutput, batch: LossBatch) -> tuple[Tensor, ...]:
         """Return the weighted sum of each loss, then the weight of each."""
@@ -142,7 +151,7 @@ def check_tokens(teacher: Mapping[str, Any], model: Model) -> None:
         model: the student.
 
     Raises:
-        ConfigError: says how to proceed.
+        ConfigError: the tokens differ; the message names ways to proceed.
     """
     wanted, found = teacher.get("tokens"), getattr(model.processor, "tokens_fingerprint", None)
     if wanted and found and wanted != found:
@@ -164,7 +173,7 @@ def _check_vocabulary(found: Distributions, vocabulary: int) -> None:
 
 
 def _check_positions(found: Distributions, answered: Ragged, stored: Index, encoded: Encoded) -> None:
-    """Refuse labels that were taken at other tokens than the student is asked at."""
+    """Refuse labels of other tokens than those at which the student answers."""
     have = np.flatnonzero(stored >= 0)
     ours, ours_at = gather_ranges(answered.offsets, have)
     theirs, theirs_at = gather_ranges(found.row_offsets, stored[have])

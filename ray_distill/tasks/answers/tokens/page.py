@@ -1,4 +1,7 @@
-"""The review page of language models: its words, the distance from the teacher by position, benchmarks."""
+"""The review page of language models: words, distance from the teacher, benchmarks.
+
+The distance is shown by position.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -27,7 +30,7 @@ WORDING = Wording(
     explained="Means are over tokens, intervals over documents. A gap is what a model has more than the teacher, of "
     "entropy or of probability outside the teacher's 64 likeliest tokens: 0 is best.",
     pair=("positions", "reliability"),
-    mistakes="How far it is from its teacher, and whether it knows",
+    mistakes="Distance from the teacher, and calibration",
     speed="latency of reading a single document, throughput of batches; padding is no token. Nothing is written.",
     rows="Documents",
     slices="NLL in nats a token, slices of at least 30 documents.",
@@ -51,7 +54,7 @@ WORDING = Wording(
 def figures(
     report: EvalReport, *, predictions: Mapping[str, pa.Table], names: Sequence[str], bins: int
 ) -> dict[str, Figure]:
-    """Return the distance from the teacher by position, where there is one, and the reliability diagram."""
+    """Draw the distance from the teacher by position, if any, and the reliability diagram."""
     curves = {arm: reliability(read_documents(table, bins)) for arm, table in predictions.items()}
     found = {"reliability": reliability_figure(curves, bins, "token")}
     if any(name.startswith("kl_from_teacher_at_") for name in report.models["student"].metrics):
@@ -60,14 +63,14 @@ def figures(
 
 
 def sections(report: EvalReport) -> Sequence[Section]:
-    """Return the quality of the targets that models write, and the benchmarks, where there are any."""
+    """Return the quality of written targets, and the benchmarks, where there are any."""
     written = metric_table(report, WRITTEN.metrics)
     found = [Section(heading="Written targets", explained=_WRITTEN, table=written)] if written["headings"][1:] else []
     return [*found, *_benchmarks(report)]
 
 
 def _benchmarks(report: EvalReport) -> Sequence[Section]:
-    """One row a figure of lm-evaluation-harness: there may be many."""
+    """List one row a figure of lm-evaluation-harness: there may be many."""
     by_arm = {
         arm: {name: found for name, found in report.models[arm].metrics.items() if TOKENS.benchmarks.find(name)}
         for arm in ordered_arms(report.models)
@@ -93,7 +96,10 @@ def _benchmarks(report: EvalReport) -> Sequence[Section]:
 
 
 def positions_figure(report: EvalReport) -> Figure:
-    """KL from the teacher and the gaps by position in the document, of every model but the teacher, with intervals."""
+    """Draw KL from the teacher and the gaps by position, of every model except the teacher.
+
+    Positions are those in the document; values have intervals.
+    """
     arms = [arm for arm in ordered_arms(report.models) if arm != "teacher"]
     buckets = [
         name for name in BUCKETS if any(f"kl_from_teacher_at_{name}" in report.models[arm].metrics for arm in arms)
@@ -122,7 +128,10 @@ def positions_figure(report: EvalReport) -> Figure:
 
 
 def _dodged(axes: Axes, report: EvalReport, arm: str, metrics: Sequence[str], shift: float) -> None:
-    """An arm's values beside those of the others, one place a metric; a value without an interval is a point."""
+    """Draw an arm's values beside those of the others, one place a metric.
+
+    A value without an interval is a point.
+    """
     found = [
         (place + shift, report.models[arm].metrics[name])
         for place, name in enumerate(metrics)
@@ -142,6 +151,6 @@ def _dodged(axes: Axes, report: EvalReport, arm: str, metrics: Sequence[str], sh
 
 
 def _bucket_label(name: str) -> str:
-    """``16_63`` as ``16–63``, ``1024_up`` as ``1024 …``."""
+    """Write ``16_63`` as ``16–63``, ``1024_up`` as ``1024 …``."""
     start, _, stop = name.partition("_")
     return f"{start} …" if stop == "up" else f"{start}–{stop}"

@@ -19,7 +19,10 @@ SERVING = Serving(
 
 
 def example(config: Campaign) -> list[str]:
-    """Return a made-up text: rows are long texts that people wrote, which leave the snapshot only when asked for."""
+    """Return a made-up text, because rows are long texts that people wrote.
+
+    Rows leave the snapshot only where the configuration requires it.
+    """
     if config.labels.teacher.language.format == "chat":
         return [json.dumps([{"role": "user", "content": "What is a student?"}])]
     return ["A student is"]

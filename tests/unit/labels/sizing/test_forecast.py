@@ -11,7 +11,7 @@ from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.sizing import options
 from ray_distill.labels.sizing.forecast import SizeLine, break_even, forecast_bytes, forecast_seconds, measure_sizes
 from ray_distill.labels.sizing.options import Option
-from ray_distill.teachers.base import Ask
+from ray_distill.teachers.base import LabelRequest
 from ray_distill.teachers.reduce import reduce_logits
 from ray_distill.testing.labels import fake_manifest, fake_teacher, row_id
 
@@ -23,7 +23,7 @@ def logits(positions: int = 200, classes: int = 40, seed: int = 0) -> torch.Tens
 
 def wide(values: torch.Tensor, k: int) -> Distributions:
     """A wide answer of the k likeliest at T = 1 and 2."""
-    return reduce_logits(values, Ask(estimator="topk", k=k, temperatures=(1.0, 2.0)))
+    return reduce_logits(values, LabelRequest(estimator="topk", k=k, temperatures=(1.0, 2.0)))
 
 
 def test_a_size_line_passes_through_what_was_measured_and_goes_on_straight() -> None:

@@ -21,7 +21,7 @@ from ray_distill.labels.store.label_store import open_store
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.tools.export import export_store
 from ray_distill.labels.tools.inspect import inspect_row, show_row
-from ray_distill.teachers.base import Ask
+from ray_distill.teachers.base import LabelRequest
 from ray_distill.teachers.reduce import reduce_logits
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id
 
@@ -77,7 +77,7 @@ def test_an_entropy_that_is_missing_among_others_is_a_broken_answer() -> None:
 def test_what_is_lost_without_an_entropy_is_an_upper_bound(scale: float) -> None:
     """Never below what the entropy gives, and close to it where the wide answer holds most of the mass."""
     logits = scale * torch.randn(200, 3000, generator=torch.Generator().manual_seed(1))
-    wide = reduce_logits(logits, Ask(estimator="topk", k=1024, temperatures=(1.0,)))
+    wide = reduce_logits(logits, LabelRequest(estimator="topk", k=1024, temperatures=(1.0,)))
     silent = replace(wide, entropy=np.full_like(wide.entropy, np.nan))
     for known, bound in zip(choose.curve(wide), choose.curve(silent), strict=True):
         assert known.nats <= bound.nats + 1e-6 and known.mass == bound.mass

@@ -26,7 +26,7 @@ from ray_distill.runtime.labelling.encode_write import LabelJob
 from ray_distill.runtime.labelling.isolate_failures import FailedUnit, TeacherCheck, spread
 from ray_distill.runtime.labelling.teacher_actor import Plan
 from ray_distill.tasks.encoded import Encoded, Ragged
-from ray_distill.teachers.base import Ask
+from ray_distill.teachers.base import LabelRequest
 from ray_distill.testing.labels import fake_manifest, row_id
 from ray_distill.testing.models import FakeTeacher
 
@@ -54,11 +54,11 @@ def test_halving_finds_the_failing_rows_and_keeps_the_others_in_order(bad: tuple
     """Whichever rows fail, they alone have no answer; a batch without one is asked once, as planned."""
     asked: list[list[int]] = []
 
-    def ask(rows: Rows) -> list[int] | Failure:
+    def request(rows: Rows) -> list[int] | Failure:
         asked.append(rows.tolist())
         return died() if set(rows.tolist()) & set(bad) else rows.tolist()
 
-    found = answer_halving(_batches(12, size), ask)
+    found = answer_halving(_batches(12, size), request)
     assert sum(found.parts, []) == [row for row in range(11, -1, -1) if row not in bad]
     assert found.failed == dict.fromkeys(bad, died())
     assert all(rows.tolist() in asked for rows in _batches(12, size))
@@ -82,10 +82,10 @@ class SmallTeacher:
         self.inner, self.fits, self.error = FakeTeacher(classes=MANIFEST.classes), fits, error
         self.fingerprint, self.classes = self.inner.fingerprint, self.inner.classes
 
-    def answer(self, encoded: Encoded, ask: Ask) -> Signal:
+    def answer(self, encoded: Encoded, request: LabelRequest) -> Signal:
         if encoded.rows > self.fits:
             raise self.error
-        return self.inner.answer(encoded, ask)
+        return self.inner.answer(encoded, request)
 
 
 def _encoded(rows: int) -> Encoded:
@@ -113,14 +113,14 @@ MEMORY = [
 @pytest.mark.parametrize("error", MEMORY, ids=range(len(MEMORY)))
 def test_a_teacher_that_runs_out_of_memory_answers_in_halves(error: Exception) -> None:
     """The same rows in the same order with the same answer, and the smallest batch is told."""
-    encoded, ask = _encoded(10), request_of(MANIFEST)
-    whole = answer_all(FakeTeacher(classes=MANIFEST.classes), encoded, ask, 8)
-    row_ids, signal, unusable = answer_all(SmallTeacher(3, error), encoded, ask, 8)
+    encoded, request = _encoded(10), request_of(MANIFEST)
+    whole = answer_all(FakeTeacher(classes=MANIFEST.classes), encoded, request, 8)
+    row_ids, signal, unusable = answer_all(SmallTeacher(3, error), encoded, request, 8)
     assert (row_ids, unusable) == (whole[0], whole[2])
     np.testing.assert_array_equal(signal.distributions.logp, whole[1].distributions.logp)
     np.testing.assert_array_equal(signal.hidden[1].values, whole[1].hidden[1].values)
     with pytest.raises(type(error)):
-        answer_all(SmallTeacher(0, error), encoded, ask, 8)
+        answer_all(SmallTeacher(0, error), encoded, request, 8)
 
 
 class Alone(LabelActor):

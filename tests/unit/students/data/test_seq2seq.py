@@ -16,7 +16,7 @@ from ray_distill.errors import ConfigError
 from ray_distill.labels.model import rowids
 from ray_distill.losses.base import StudentOutput
 from ray_distill.losses.cross_entropy import Hard, TeacherHard
-from ray_distill.losses.fused import Asked, Part
+from ray_distill.losses.fused import HeadRequest, Part
 from ray_distill.losses.hidden import HiddenMatch
 from ray_distill.losses.soft import Soft
 from ray_distill.models.core.model import Model
@@ -29,7 +29,7 @@ from ray_distill.students.modules.student_module import PLACES, StudentModule, m
 from ray_distill.students.objective.weighted_losses import to_device
 from ray_distill.tasks.answers.tokens.learn import TokenFormat
 from ray_distill.tasks.catalogue import TASKS
-from ray_distill.teachers.base import Ask
+from ray_distill.teachers.base import LabelRequest
 from ray_distill.teachers.transformers_teacher import open_teacher
 from ray_distill.testing.labels import row_id
 from ray_distill.testing.models import tiny_pair_tokenizer, write_tiny_seq2seq_model
@@ -49,7 +49,9 @@ def _rows(rows: int = len(PAIRS)) -> pa.Table:
 def _set(folder: Path, model: Model, layers: tuple[int, ...] = ()) -> PositionExamples:
     teacher = open_teacher(TeacherConfig(model=str(folder)), task="seq2seq")
     encoded = TASK.inputs.encode(_rows(LABELLED), teacher.model.processor)
-    signal = teacher.answer(encoded, Ask(estimator="topk", k=9, temperatures=(1.0,), layers=layers, pool="token"))
+    signal = teacher.answer(
+        encoded, LabelRequest(estimator="topk", k=9, temperatures=(1.0,), layers=layers, pool="token")
+    )
     return build_examples(
         _rows(),
         answers=TokenFormat(task=TASK, vocabulary=model.vocabulary),
@@ -82,7 +84,9 @@ def test_fused_losses_are_those_of_whole_logits(folders: tuple[Path, Path]) -> N
     batch = to_device(stored, torch.device("cpu"))
     bundle = StudentModule(copy.deepcopy(model.module).double().train(), {}, fuse=True)
     assert bundle.fused is not None
-    total, sums, _ = bundle(inputs, Asked(batch=batch, parts=tuple(Part(loss=loss, factor=0.5) for loss in LOSSES)))[2]
+    total, sums, _ = bundle(
+        inputs, HeadRequest(batch=batch, parts=tuple(Part(loss=loss, factor=0.5) for loss in LOSSES))
+    )[2]
     total.backward()
 
     whole = copy.deepcopy(model.module).double().train()
@@ -123,7 +127,7 @@ def test_hidden_states_are_the_decoders(folders: tuple[Path, Path]) -> None:
     with torch.no_grad():
         projections[2].weight.copy_(torch.eye(32))
     bundle = StudentModule(copy.deepcopy(teacher.module).eval(), projections, fuse=True)
-    _, hidden, _, _ = bundle(inputs, Asked(batch=batch, parts=()))
+    _, hidden, _, _ = bundle(inputs, HeadRequest(batch=batch, parts=()))
     assert hidden[2].shape == (len(batch.labels_B), 32)
     taught = batch.distil_B
     torch.testing.assert_close(hidden[2][taught], batch.hidden[2][taught], rtol=1e-3, atol=1e-3)
@@ -158,5 +162,5 @@ def test_a_head_with_a_bias_beside_it_is_trained_whole(tmp_path: Path) -> None:
     model.module.final_logits_bias.fill_(0.5)
     inputs, batch = data.batch(np.arange(2))
     bundle = StudentModule(copy.deepcopy(model.module).eval(), {}, fuse=True)
-    logits, _, fused, _ = bundle(inputs, Asked(batch=batch, parts=()))
+    logits, _, fused, _ = bundle(inputs, HeadRequest(batch=batch, parts=()))
     assert bundle.fused is None and fused is None and logits.shape == (len(batch.labels_B), 264)

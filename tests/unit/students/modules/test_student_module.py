@@ -18,7 +18,7 @@ from ray_distill.labels.format.arrow_tables import empty_signal
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.losses.base import LossBatch, StudentOutput
 from ray_distill.losses.cross_entropy import Hard
-from ray_distill.losses.fused import Asked, FusedHead, Part
+from ray_distill.losses.fused import FusedHead, HeadRequest, Part
 from ray_distill.models.io.load import load_model
 from ray_distill.students.data.build_examples import build_examples
 from ray_distill.students.data.examples import PositionExamples
@@ -40,7 +40,7 @@ INPUTS: Batch = {
     "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]),
 }
 LABELS = torch.tensor([21, 23, 31])
-HARD = Asked(
+HARD = HeadRequest(
     parts=(Part(loss=Hard(), factor=0.5),),
     batch=LossBatch(
         labels_B=LABELS, distil_B=torch.ones(3, dtype=torch.bool), example_weight_B=torch.tensor([1.0, 1.0, 2.0])

@@ -19,7 +19,7 @@ from ray_distill.students.modules.student_module import StudentModule, make_proj
 from ray_distill.students.objective.weighted_losses import Term, build_terms, combine, head_request, squares, to_device
 from ray_distill.tasks.answers.tokens.learn import TokenFormat
 from ray_distill.tasks.catalogue import TASKS
-from ray_distill.teachers.base import Ask
+from ray_distill.teachers.base import LabelRequest
 from ray_distill.teachers.transformers_teacher import open_teacher
 from ray_distill.testing.models import write_tiny_causal_model
 
@@ -88,8 +88,8 @@ def data_of(folder: Path, vocabulary: int) -> PositionExamples:
             "text": ["a few words", "and more of them", "xyz", "the last"],
         }
     )
-    ask = Ask(estimator="topk", k=6, temperatures=(1.0,), pool="token", layers=(2,))
-    ids, signal, _ = answer_all(teacher, teacher.task.inputs.encode(table, teacher.model.processor), ask, batch=4)
+    request = LabelRequest(estimator="topk", k=6, temperatures=(1.0,), pool="token", layers=(2,))
+    ids, signal, _ = answer_all(teacher, teacher.task.inputs.encode(table, teacher.model.processor), request, batch=4)
     return build_examples(
         table,
         answers=TokenFormat(task=TASKS["causal_lm"], vocabulary=vocabulary),

@@ -1,1 +1,4 @@
-"""Judge classifiers: a table of log-probabilities a row, and measures of it. Imports evaluation and models."""
+"""Judge classifiers: a table of log-probabilities a row, and measures of it.
+
+Imports evaluation and models.
+"""

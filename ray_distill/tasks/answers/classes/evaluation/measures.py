@@ -1,4 +1,6 @@
-"""Quality of a classifier's predictions, each number with a 95 % interval; paired differences between two.
+"""Measure a classifier's predictions, and paired differences between two classifiers.
+
+Each number has a 95 % interval.
 
 A class to which a model gives probability zero costs infinity: NLL and KL are then ``inf`` without an interval. Nothing
 is clipped, because a clipped value would hide exactly the mistake it prices. Proportions have Wilson's intervals, the
@@ -71,7 +73,10 @@ Totals = Mapping[str, Floats]
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Metrics that are functions of grouped sums, so that resampling never touches a row twice in Python."""
+    """Metrics that are functions of grouped sums, so that no Python loop touches rows.
+
+    A resample changes only the sums.
+    """
 
     columns: Mapping[str, Column]
     finish: Callable[[Totals], dict[str, Floats]]
@@ -82,12 +87,14 @@ class Summary:
         return max(column.groups for column in self.columns.values())
 
     def __call__(self, weight_BN: Floats) -> dict[str, Floats]:
-        """Metrics of B weightings of the same rows, ``[B]`` each."""
+        """Compute metrics of B weightings of the same rows, ``[B]`` each."""
         return self.finish({name: _grouped_sum(column, weight_BN) for name, column in self.columns.items()})
 
 
 def measure(answers: pa.Table, how: Resampling) -> dict[str, Estimate]:
-    """Return accuracy, macro-F1, NLL and ECE where rows have labels; agreement and KL where there is a teacher.
+    """Return accuracy, macro-F1, NLL and ECE of labelled rows, and agreement and KL.
+
+    Agreement and KL are measured where there is a teacher.
 
     Args:
         answers: ``row_id``, ``logp`` (list of V natural logs), ``count``, ``label`` (null = unknown) and,
@@ -119,10 +126,12 @@ def measure(answers: pa.Table, how: Resampling) -> dict[str, Estimate]:
 
 
 def compare(student: pa.Table, other: pa.Table, how: Resampling) -> dict[str, Estimate]:
-    """Return paired differences, student minus the other model, of every metric both have on the same rows.
+    """Return paired differences, student minus the other model, of every metric both have.
+
+    Both are measured on the same rows.
 
     Raises:
-        EvaluationError: the tables hold different rows, or as `measure`.
+        EvaluationError: the tables have different rows, or as `measure`.
     """
     if not student["row_id"].equals(other["row_id"]):
         raise EvaluationError(
@@ -151,7 +160,7 @@ def compare(student: pa.Table, other: pa.Table, how: Resampling) -> dict[str, Es
 def read_scores(predictions: pa.Table) -> Scores:
     """Check a predictions table and return it as arrays; errors as `measure`."""
     if predictions.num_rows == 0:
-        raise EvaluationError("there are no predictions to measure: the split holds no usable row")
+        raise EvaluationError("there are no predictions to measure: the split has no usable row")
     logp_NV = _log_probabilities(predictions, "logp")
     weight_N = predictions["count"].to_numpy().astype(np.float64)
     if not (weight_N > 0).all():
@@ -171,14 +180,17 @@ def read_scores(predictions: pa.Table) -> Scores:
 
 
 def confidence_bins(scores: Scores, bins: int) -> Ints:
-    """The equal-width bin of each row's top-label confidence, ``[N]``."""
+    """Return the equal-width bin of each row's top-label confidence, ``[N]``."""
     confidence_N = np.exp(scores.logp_NV.max(axis=1))
     bins_N: Ints = np.minimum((confidence_N * bins).astype(np.int64), bins - 1)
     return bins_N
 
 
 def _summaries(scores: Scores, bins: int) -> list[tuple[Scores, Summary]]:
-    """The applicable summaries, each with the rows it is of: quality on labelled rows, fidelity on all."""
+    """Yield the applicable summaries, each with its rows.
+
+    Quality is of labelled rows, fidelity of all.
+    """
     found = []
     labelled = scores.labelled
     if len(labelled.weight_N):
@@ -237,7 +249,7 @@ def _fidelity(logp_NV: Floats, teacher_NV: Floats) -> Summary:
 
 
 def _grouped_sum(column: Column, weight_BN: Floats) -> Floats:
-    """Weighted sums within groups, ``[B, groups]``."""
+    """Return weighted sums within groups, ``[B, groups]``."""
     resamples = len(weight_BN)
     with np.errstate(invalid="ignore"):  # 0 · inf where a resample leaves out an infinite loss
         values_BN = weight_BN * column.values_N
@@ -249,11 +261,11 @@ def _grouped_sum(column: Column, weight_BN: Floats) -> Floats:
 
 
 def _log_probabilities(predictions: pa.Table, name: str) -> Floats:
-    """A list column as float64 ``[N, V]``, each row normalised exactly."""
+    """Return a list column as float64 ``[N, V]``, each row normalised exactly."""
     lengths = pc.list_value_length(predictions[name])
     width = lengths[0].as_py()
     if not width or lengths.null_count or not pc.all(pc.equal(lengths, width)).as_py():
-        raise EvaluationError(f"{name} must hold the same number of classes in every row, at least one")
+        raise EvaluationError(f"{name} must have the same number of classes in every row, at least one")
     flat = predictions[name].combine_chunks().flatten()
     values_NV = flat.to_numpy(zero_copy_only=False).astype(np.float64).reshape(-1, width)
     if np.isnan(values_NV).any():

@@ -1,4 +1,7 @@
-"""Run classifiers over snapshot rows: log-probabilities of every class, one row an example that the models accept."""
+"""Run classifiers over snapshot rows, and return log-probabilities of every class.
+
+One row is an example that all models accept.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -158,5 +161,5 @@ def _run(panel: Panel, model: Model, encoded: Encoded, order_V: Ints) -> Run:
 
 
 def _ordered(logits_BV: torch.Tensor, order_V: Ints) -> torch.Tensor:
-    """Return float32 ``[B, V]`` on the CPU, in the wanted order of classes."""
+    """Return float32 ``[B, V]`` on the CPU, in the requested order of classes."""
     return logits_BV[:, torch.from_numpy(order_V).to(logits_BV.device)].float().cpu()

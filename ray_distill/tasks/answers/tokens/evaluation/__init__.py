@@ -1,1 +1,4 @@
-"""Judge language models: sums a document, written texts, benchmarks. Imports evaluation and models."""
+"""Judge language models: sums a document, written texts, benchmarks.
+
+Imports evaluation and models.
+"""

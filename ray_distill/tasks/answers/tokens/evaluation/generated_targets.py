@@ -1,4 +1,6 @@
-"""What encoder-decoders write of a source, always taking the likeliest token, held against the references.
+"""Write encoder-decoders' targets of sources, and compare them with the references.
+
+The likeliest token is always taken.
 
 Sums of likelihood see a model only after the reference's own words; here it goes on from what it wrote itself. Texts
 are compared and dropped: numbers alone leave this module's measures.
@@ -28,10 +30,10 @@ from ray_distill.tasks.task import Task
 
 
 def write_targets(models: Mapping[str, Model], rows: pa.Table, *, task: Task, batch: int) -> dict[str, pa.Table]:
-    """What every model writes of the sources that all can use.
+    """Write every model's targets of the sources that all can use.
 
     Args:
-        models: by name, of one tokenizer; the first one's processor encodes for all, and says how much is written.
+        models: by name, of one tokenizer; the first one's processor encodes for all, and limits how much is written.
         rows: ``row_id``, the input, ``count``.
         task: of the models.
         batch: sources a batch.
@@ -53,7 +55,7 @@ def write_targets(models: Mapping[str, Model], rows: pa.Table, *, task: Task, ba
 
 
 def measure_targets(written: pa.Table, how: Resampling) -> dict[str, Estimate]:
-    """How near a model's targets are to the references, with intervals over documents.
+    """Measure how near a model's targets are to the references, with intervals over documents.
 
     Args:
         written: of one model, by `write_targets`.
@@ -84,7 +86,10 @@ def measure_targets(written: pa.Table, how: Resampling) -> dict[str, Estimate]:
 
 
 def distance(ours: Sequence[str], theirs: Sequence[str]) -> int:
-    """Fewest words to change, leave out or put in, that make one text of the other (Levenshtein 1966)."""
+    """Return the fewest words to change, omit or insert to make one text of the other.
+
+    This is the distance of Levenshtein (1966).
+    """
     before = list(range(len(theirs) + 1))
     for row, word in enumerate(ours, start=1):
         now = [row]
@@ -101,7 +106,7 @@ def _rates(sums: Mapping[str, Floats], weight_BN: Floats) -> dict[str, Floats]:
 
 
 def _write(model: Model, task: Task, encoded: Encoded, batch: int) -> list[str]:
-    """Decoded targets in the order of the rows."""
+    """Return decoded targets in the order of the rows."""
     module, processor = model.module, model.processor
     if not isinstance(module, transformers.GenerationMixin) or not isinstance(processor, PairProcessor):
         raise EvaluationError(
@@ -121,7 +126,10 @@ def _write(model: Model, task: Task, encoded: Encoded, batch: int) -> list[str]:
 
 
 def _greedy(module: Any, processor: PairProcessor) -> Any:
-    """Greedy, whatever the checkpoint's own habits are; which tokens begin and end a target are the model's to say."""
+    """Configure greedy decoding, whatever the checkpoint's own settings are.
+
+    Only the tokens that begin and end a target follow the model's settings.
+    """
     return transformers.GenerationConfig(
         do_sample=False,
         num_beams=1,

@@ -1,7 +1,7 @@
-"""Tasks of lm-evaluation-harness from files of one's own, run on models that are loaded already.
+"""Run tasks of lm-evaluation-harness from the user's own files on loaded models.
 
-The package is optional; nothing but this module and `harness_model` knows it. None of its own tasks is used: a task is
-what the folder says it is. Its YAML files may name Python functions, which run: as with ``module:function``, give it
+The package is optional; only this module and `harness_model` import it. None of its own tasks is used: a task is
+what the folder defines. Its YAML files may name Python functions, which run: as with ``module:function``, give it
 only files you would run.
 """
 
@@ -88,7 +88,10 @@ def _run(model: Model, folder: Path, config: HarnessConfig, *, seed: int, batch:
 
 
 def _read(found: Mapping[str, Any]) -> dict[str, Estimate]:
-    """The harness's results, ``{task: {"acc,none": value, "acc_stderr,none": value}}``, as estimates."""
+    """Return the harness's results as estimates.
+
+    The results are ``{task: {"acc,none": value, "acc_stderr,none": value}}``.
+    """
     estimates = {}
     for task, values in found["results"].items():
         n = int(found.get("n-samples", {}).get(task, {}).get("effective", 0))
@@ -109,7 +112,7 @@ def _estimate(value: float, error: Any, n: int) -> Estimate:
 
 @contextlib.contextmanager
 def _folder_of(url: str) -> Iterator[Path]:
-    """The tasks' folder on this machine."""
+    """Return the tasks' folder on this machine."""
     if "://" not in url:
         if not Path(url).is_dir():
             raise EvaluationError(

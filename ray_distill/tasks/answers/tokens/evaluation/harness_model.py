@@ -1,4 +1,4 @@
-"""A loaded model as lm-evaluation-harness asks it; imported only where that package is."""
+"""A loaded model behind the interface of lm-evaluation-harness; imported only where that package is."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,7 +22,10 @@ MAX_TOKENS = 256
 
 
 class HarnessModel(TemplateLM):  # type: ignore[misc]
-    """Answers the harness's three kinds of request by `forward`, as `HFLM` does: without a token before the text."""
+    """Answer the harness's three kinds of request by `forward`, as `HFLM` does.
+
+    No token is put before the text.
+    """
 
     def __init__(self, model: Model, *, batch: int) -> None:
         super().__init__()
@@ -39,21 +42,21 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text that nothing stands before."""
+        """Return the token to put before a text that has no context."""
         found = self.tokenizer.bos_token_id
         return int(found if found is not None else self.eot_token_id)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Tokens of a text."""
+        """Return the tokens of a text."""
         ids: list[int] = self.tokenizer(string, add_special_tokens=bool(add_special_tokens), verbose=False)["input_ids"]
         return ids
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of whole texts, window by window."""
+        """Return the log-likelihood of whole texts, window by window."""
         return [sum(value for value, _ in self._score(self._windows(request.args[0]))) for request in requests]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Greedy continuations, cut before the first of the strings that end them."""
+        """Write greedy continuations, cut before the first of the strings that end them."""
         return [self._generate(*request.args) for request in requests]
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], **kwargs: Any) -> list[tuple[float, bool]]:
@@ -78,7 +81,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return text
 
     def _score(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
-        """Of each pair the log-likelihood of what follows, and whether it is the likeliest at every token."""
+        """Score pairs: log-likelihood of the continuation, and whether it is greedy at every token."""
         found: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
         for places in self._batches(pairs):
             for place, scored in zip(places, self._run([pairs[place] for place in places]), strict=True):
@@ -86,7 +89,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return found
 
     def _batches(self, pairs: Sequence[Pair]) -> Iterator[list[int]]:
-        """Places of pairs of like length, the longest first, so many that their logits stay small."""
+        """Yield places of pairs of similar length, the longest first, in batches of bounded logits."""
         lengths = [min(len(context) + len(follows), self.limit + 1) for context, follows in pairs]
         order = sorted(range(len(pairs)), key=lambda place: -lengths[place])
         start = 0
@@ -101,7 +104,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         if longest > self.limit:
             raise EvaluationError(
                 f"evaluation.lm_eval: an answer has {longest} tokens, and {self.model.url} reads "
-                f"{self.limit}: its likelihood cannot be told"
+                f"{self.limit}: its likelihood cannot be measured"
             )
         rows = [(context + follows)[-(self.limit + 1) :] for context, follows in pairs]
         width = max(len(row) for row in rows) - 1

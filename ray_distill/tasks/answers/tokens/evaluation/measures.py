@@ -1,4 +1,6 @@
-"""Quality of a language model, from sums a document; each number with a 95 % interval over documents.
+"""Measure a language model's quality from sums a document.
+
+Each number has a 95 % interval over documents.
 
 Tokens within a document depend on each other, so the *document* is the sampling unit: intervals resample documents,
 ``n`` is a number of documents, and a document weighs its ``count``. Every mean is over tokens (Σ count · sum over
@@ -19,7 +21,7 @@ Tokens within a document depend on each other, so the *document* is the sampling
 
 Where there is no teacher, the columns that need one are absent, and so are their metrics. An interval is left out
 where it cannot be had: fewer than two documents, an infinite loss, or a bucket of positions that so few documents
-reach that a resample may hold none.
+reach that a resample may have none.
 """
 
 from collections.abc import Mapping
@@ -105,7 +107,7 @@ def sum_by_document(
 
 
 def measure(answers: pa.Table, how: Resampling) -> dict[str, Estimate]:
-    """Return the quality of a language model's answers, and its likeness to the teacher where there is one.
+    """Measure a language model's answers, and their likeness to the teacher where there is one.
 
     Args:
         answers: ``row_id``, ``count`` and the columns above, one row a document.
@@ -114,7 +116,7 @@ def measure(answers: pa.Table, how: Resampling) -> dict[str, Estimate]:
     Returns:
         ``nll`` (nats a token), ``perplexity``, ``accuracy`` (of the next token), ``ece``; with a teacher also
         ``agreement``, ``kl_from_teacher`` (nats a token), ``entropy_gap`` (student's less teacher's, nats),
-        ``tail_mass_gap``, and the last three as ``<name>_at_<bucket>`` for the buckets that hold tokens.
+        ``tail_mass_gap``, and the last three as ``<name>_at_<bucket>`` for the buckets that have tokens.
 
     Raises:
         EvaluationError: no documents, or sums that cannot be.
@@ -131,7 +133,9 @@ def measure(answers: pa.Table, how: Resampling) -> dict[str, Estimate]:
 
 
 def compare(student: pa.Table, other: pa.Table, how: Resampling) -> dict[str, Estimate]:
-    """Return paired differences, student minus the other model, of every metric both have on the same documents.
+    """Return paired differences, student minus the other model, of every metric both have.
+
+    Both are measured on the same documents.
 
     Raises:
         EvaluationError: the tables are of other documents or other tokens, or as `measure`.
@@ -163,7 +167,7 @@ def compare(student: pa.Table, other: pa.Table, how: Resampling) -> dict[str, Es
 def read_documents(predictions: pa.Table, bins: int) -> Documents:
     """Check a predictions table and return it as arrays; errors as `measure`."""
     if predictions.num_rows == 0:
-        raise EvaluationError("there are no predictions to measure: the split holds no usable document")
+        raise EvaluationError("there are no predictions to measure: the split has no usable document")
     sums = {name: _floats(predictions, name) for name in predictions.column_names if is_sum(name)}
     missing = [name for name in ("tokens", *ALONE, *_BINNED, "bucket_tokens") if name not in sums]
     if missing:
@@ -171,7 +175,7 @@ def read_documents(predictions: pa.Table, bins: int) -> Documents:
     if sums["bin_tokens"].shape[1] != bins:
         raise EvaluationError(
             f"the predictions were made with {sums['bin_tokens'].shape[1]} calibration bins, "
-            f"{bins} are asked for: evaluate again with evaluation.bins"
+            f"{bins} are configured: evaluate again with evaluation.bins"
         )
     weight_N = predictions["count"].to_numpy().astype(np.float64)
     for name, values_N in (("count", weight_N), ("tokens", sums["tokens"])):
@@ -185,19 +189,19 @@ def read_documents(predictions: pa.Table, bins: int) -> Documents:
 
 
 def is_sum(column: str) -> bool:
-    """Is this one of the columns above?"""
+    """Return whether a name is one of the columns above."""
     return column in ("tokens", *ALONE, *BESIDE) or column.startswith(("bin_", "bucket_"))
 
 
 def reliability(documents: Documents) -> tuple[Floats, Floats, Floats]:
-    """Mean confidence and accuracy of the non-empty bins, and every bin's share of the tokens."""
+    """Return mean confidence and accuracy of the non-empty bins, and every bin's token share."""
     tokens, confidence, correct = (documents.weight_N @ documents.sums[name] for name in _BINNED)
     some = tokens > 0
     return confidence[some] / tokens[some], correct[some] / tokens[some], tokens / tokens.sum()
 
 
 def _finish(totals: Mapping[str, Floats]) -> dict[str, Floats]:
-    """Metrics of B weightings from their totals; NaN where a bucket holds nothing."""
+    """Compute metrics of B weightings from their totals; NaN for an empty bucket."""
     tokens_B = totals["tokens"][:, 0]
 
     def mean(name: str) -> Floats:
@@ -236,7 +240,7 @@ def _weighted(documents: Documents) -> Weighted:
 
 
 def _totals(documents: Documents, weight_BN: Floats) -> dict[str, Floats]:
-    """Weighted sums over documents, ``[B, width]`` by column."""
+    """Return weighted sums over documents, ``[B, width]`` by column."""
     with np.errstate(invalid="ignore"):  # 0 · inf where a resample leaves out an infinite loss
         return {name: weight_BN @ sums for name, sums in documents.sums.items()}
 
@@ -251,7 +255,7 @@ def _domain(name: str) -> tuple[float, float]:
 
 
 def _floats(predictions: pa.Table, name: str) -> Floats:
-    """A column as float64 ``[N, width]``."""
+    """Return a column as float64 ``[N, width]``."""
     column = predictions[name].combine_chunks()
     if pa.types.is_fixed_size_list(column.type):
         return np.asarray(column.flatten().to_numpy(zero_copy_only=False), dtype=np.float64).reshape(len(column), -1)

@@ -1,7 +1,9 @@
-"""Overlap of generated texts with references: ROUGE and chrF, each with a 95 % interval over documents.
+"""Measure the overlap of generated texts with references: ROUGE and chrF.
+
+Each has a 95 % interval over documents.
 
 ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004) are means over documents of the F1 of `rouge_score`, 0 to 1, stems compared: its
-tokenizer knows English letters and digits alone, so where no reference has any, the three are left out. chrF (Popović
+tokenizer reads English letters and digits alone, so where no reference has any, the three are left out. chrF (Popović
 2015) is that of `sacrebleu`'s defaults, 0 to 100: F2 of character n-grams up to 6, from counts summed over documents,
 in any script. A document weighs its ``count``; intervals resample documents.
 """
@@ -27,7 +29,7 @@ ORDER, BETA = 6, 2
 
 @dataclass(frozen=True, kw_only=True)
 class Overlaps:
-    """What N documents add to the measures."""
+    """Contributions of N documents to the measures."""
 
     weight_N: Floats
     rouge: Mapping[str, Floats]
@@ -37,7 +39,7 @@ class Overlaps:
 
 
 def measure_overlap(predictions: pa.Table, how: Resampling) -> dict[str, Estimate]:
-    """ROUGE and chrF of generated texts.
+    """Measure ROUGE and chrF of generated texts.
 
     Args:
         predictions: ``row_id``, ``count``, ``written`` and ``reference`` (strings), one row a document.
@@ -57,7 +59,7 @@ def measure_overlap(predictions: pa.Table, how: Resampling) -> dict[str, Estimat
 
 
 def compare_overlap(student: pa.Table, other: pa.Table, how: Resampling) -> dict[str, Estimate]:
-    """Paired differences, student minus the other model, on the same documents.
+    """Return paired differences, student minus the other model, on the same documents.
 
     Raises:
         EvaluationError: the tables are of other documents or references, or as `measure_overlap`.
@@ -87,7 +89,7 @@ def compare_overlap(student: pa.Table, other: pa.Table, how: Resampling) -> dict
 def read_overlaps(predictions: pa.Table) -> Overlaps:
     """Count the overlap of every document; errors as `measure_overlap`."""
     if not predictions.num_rows:
-        raise EvaluationError("there are no generated texts to measure: the split holds no usable document")
+        raise EvaluationError("there are no generated texts to measure: the split has no usable document")
     for name in ("written", "reference"):
         if predictions[name].null_count:
             raise EvaluationError(
@@ -117,7 +119,10 @@ def _rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, Float
 
 
 def _matches(ours: Sequence[Counter[str]], theirs: Sequence[Counter[str]]) -> list[tuple[int, int, int]]:
-    """By order: n-grams of the answer (none where the reference is too short), of the reference, of both."""
+    """Count n-grams by order: of the answer, of the reference, of both.
+
+    The answer's are none where the reference is too short.
+    """
     return [
         (sum(mine.values()) if its else 0, sum(its.values()), sum((mine & its).values()))
         for mine, its in zip(ours, theirs, strict=True)
@@ -130,14 +135,17 @@ def _weighted(overlaps: Overlaps) -> Weighted:
 
 
 def _finish(overlaps: Overlaps, weight_BN: Floats) -> dict[str, Floats]:
-    """Measures of B weightings of the documents."""
+    """Compute measures of B weightings of the documents."""
     total_B = weight_BN.sum(axis=1)
     found = {name: weight_BN @ value_N / total_B for name, value_N in overlaps.rouge.items()}
     return found | {"chrf": _chrf(np.einsum("bn,nok->bok", weight_BN, overlaps.counts_NO3))}
 
 
 def _chrf(counts_BO3: Floats) -> Floats:
-    """chrF of summed counts: F of the mean precision and recall over the orders that both sides have."""
+    """Compute chrF of summed counts.
+
+    It is the F of the mean precision and recall over the orders that both sides have.
+    """
     ours_BO, theirs_BO, both_BO = np.moveaxis(counts_BO3, -1, 0)
     some_BO = (ours_BO > 0) & (theirs_BO > 0)
     orders_B = np.maximum(some_BO.sum(axis=1), 1)
@@ -150,7 +158,7 @@ def _chrf(counts_BO3: Floats) -> Floats:
 
 
 def _package(module: str, name: str) -> Any:
-    """A module of an optional package.
+    """Import a module of an optional package.
 
     Raises:
         EvaluationError: it is not installed.

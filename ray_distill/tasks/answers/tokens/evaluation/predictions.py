@@ -1,4 +1,6 @@
-"""Run language models over documents, all on the same batches, and keep sums a document: never a distribution.
+"""Run language models over documents, and keep sums a document, never a distribution.
+
+All models run on the same batches.
 
 The models share the tokens: the first one's processor encodes, the others must have its vocabulary and rules. Beside a
 teacher, its logits of a batch are compared with each model's a few hundred positions at a time, so that there are never
@@ -32,7 +34,7 @@ CHUNK_ELEMENTS = 1 << 24
 
 
 def predict_documents(panel: Panel, rows: pa.Table, keep: Sequence[str] = ()) -> dict[str, pa.Table]:
-    """Sum what every model answers in the documents that can be used, as `measures.measure` reads it.
+    """Sum every model's answers in the usable documents, for `measures.measure`.
 
     Args:
         panel: models of one tokenizer, the reference among them.
@@ -69,7 +71,9 @@ def predict_documents(panel: Panel, rows: pa.Table, keep: Sequence[str] = ()) ->
 
 
 def time_documents(panel: Panel, rows: pa.Table) -> Timed:
-    """Prepare every model over the documents that all can use; their mean length makes tokens a second of documents.
+    """Prepare to time every model over the documents that all can use.
+
+    Their mean length makes tokens a second of documents.
 
     Padding does not count. A batch whose logits would take too much memory is run in parts.
 
@@ -94,13 +98,18 @@ def time_documents(panel: Panel, rows: pa.Table) -> Timed:
 
 
 def token_batches(panel: Panel, encoded: Encoded, index: Ints | None = None) -> Iterator[Ints]:
-    """Yield rows (all, or ``index``) in batches of like length whose float32 logits stay under `LOGITS_BYTES`."""
+    """Yield rows in batches of similar length whose float32 logits stay under `LOGITS_BYTES`.
+
+    The rows are all, or those of ``index``.
+    """
     most = max(1, LOGITS_BYTES // (4 * next(iter(panel.models.values())).vocabulary))
     return batches_of(_lengths(panel, encoded), batch=panel.batch, most=most, index=index)
 
 
 def encode_for_all(models: Mapping[str, Model], rows: pa.Table, *, task: Task) -> Encoded:
-    """Features that suit every model: of the first one's processor, cut to the shortest limit among them.
+    """Encode features that suit every model.
+
+    They are of the first model's processor, cut to the shortest limit of all.
 
     Raises:
         EvaluationError: the models differ in tokens or vocabulary, or no document can be used.
@@ -117,7 +126,9 @@ def encode_for_all(models: Mapping[str, Model], rows: pa.Table, *, task: Task) -
 
 
 def check_alike(models: Mapping[str, Model]) -> None:
-    """Refuse models of other tokens or another vocabulary than the first: their likelihoods are of other events.
+    """Refuse models of other tokens or another vocabulary than the first.
+
+    Their likelihoods are of other events.
 
     Raises:
         EvaluationError: names both.
@@ -166,7 +177,7 @@ def _reduction(panel: Panel, part: Encoded) -> Reduce:
 def _values(
     logits_BLV: Tensor, theirs_BLV: Tensor | None, document_P: Ints, position_P: Ints, true_P: Ints
 ) -> dict[str, Floats]:
-    """`compare_positions` of all positions, chunk by chunk, as float64 ``[P]``."""
+    """Run `compare_positions` on all positions, chunk by chunk; return float64 ``[P]``."""
     chunk, parts = max(1, CHUNK_ELEMENTS // logits_BLV.shape[-1]), []
     for start in range(0, len(document_P), chunk):
         rows, places, true = (
@@ -182,7 +193,9 @@ def _values(
 
 
 def compare_positions(logits_PV: Tensor, theirs_PV: Tensor | None, true_P: Tensor) -> dict[str, Tensor]:
-    """Values ``[P]`` that `sum_by_document` sums, in float32: of a model, and beside its teacher where there is one.
+    """Return the float32 values ``[P]`` that `sum_by_document` sums.
+
+    They are of a model, compared with its teacher where there is one.
 
     Args:
         logits_PV: the model's.
@@ -218,7 +231,7 @@ def _entropy(p_PV: Tensor, logp_PV: Tensor) -> Tensor:
 
 
 def _cut(encoded: Encoded, longest: float) -> Encoded:
-    """The first tokens of every row, in all its features."""
+    """Return the first tokens of every row, in all its features."""
     features = {}
     for name, feature in encoded.features.items():
         lengths = np.diff(feature.offsets)

@@ -1,7 +1,7 @@
-"""What language models write: greedy continuations of a few prompts, side by side.
+"""Write greedy continuations of a few prompts with every model, side by side.
 
 Prompts and answers are raw text, and go to the review page and the tracking server: nothing is written unless
-``evaluation.prompts`` asks for it.
+``evaluation.prompts`` is set.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,11 +25,11 @@ FROM_TEST = 5
 def choose_prompts(
     models: Mapping[str, Model], asked: Sequence[str] | str, documents: pa.ChunkedArray, *, new_tokens: int
 ) -> list[Prompt]:
-    """The prompts that all models are to continue.
+    """Choose the prompts that all models are to continue.
 
     Args:
         models: by arm, of one tokenizer.
-        asked: ``evaluation.prompts``: texts, or the word ``test`` for beginnings of the first documents.
+        requested: ``evaluation.prompts``: texts, or the word ``test`` for beginnings of the first documents.
         documents: texts of the test split.
         new_tokens: tokens of a document after its beginning that are shown as the reference.
 
@@ -51,7 +51,9 @@ def choose_prompts(
 def write_side_by_side(
     models: Mapping[str, Model], prompts: Sequence[Prompt], *, new_tokens: int
 ) -> tuple[Written, ...]:
-    """What every model writes after each prompt: always its likeliest token, until it ends or ``new_tokens`` are there.
+    """Continue each prompt with every model's likeliest tokens.
+
+    Writing stops at the end of the answer or after ``new_tokens``.
 
     Each prompt runs alone, so that no answer depends on the others.
     """
@@ -67,7 +69,7 @@ def write_side_by_side(
 
 
 def greedy(model: Model, ids: Sequence[int], *, stops: frozenset[int], new_tokens: int) -> list[int]:
-    """The tokens a model goes on with, without the one that ended it.
+    """Return the tokens that a model appends, without the one that ended it.
 
     It runs over all tokens again for each, as `forward` does for every model: prompts are few.
     """
@@ -102,9 +104,11 @@ def _answer(model: Model, prompt: Prompt, stops: frozenset[int], new_tokens: int
 
 
 def _stops(models: Mapping[str, Model]) -> frozenset[int]:
-    """Tokens that end an answer, the same for all: what any model or the tokenizer names as its end.
+    """Return the tokens that end an answer: those that any model or the tokenizer names.
 
-    In a conversation any special token: a student may not know which of them ends a turn, and all others are no words.
+    They are the same for all models.
+
+    In a conversation any special token ends it: a student may not have learnt which one ends a turn; none is a word.
     """
     processor: Any = next(iter(models.values())).processor
     named: list[Any] = [processor.tokenizer.eos_token_id]

@@ -67,8 +67,8 @@ class WrongTrials:
         if not self._lines:
             return
         names = {name for found in self._lines.values() for name in found}
-        told = [f"{line} ({_named(found)})" for line, found in self._lines.items()]
-        raise ConfigError("\n  ".join([f"sweep: {len(names)} of {trials} trials are wrong", *told]))
+        messages = [f"{line} ({_named(found)})" for line, found in self._lines.items()]
+        raise ConfigError("\n  ".join([f"sweep: {len(names)} of {trials} trials are wrong", *messages]))
 
 
 def value_at(config: Campaign, path: str) -> Any:

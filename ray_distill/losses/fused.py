@@ -64,15 +64,15 @@ class FusedHead(nn.Module):
         self.chunk_elements = chunk_elements
 
     def forward(self, hidden: Tensor, request: HeadRequest | None = None) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        """Return logits ``[..., V]`` of hidden states ``[..., D]``, or what a `HeadRequest` specifies.
+        """Return logits ``[..., V]`` of hidden states ``[..., D]``, or the requested losses.
 
         The latter are the total and the sums of `fused_loss`, and `fused_squares` (``[0]`` without norms).
         """
         if request is None:
             return nn.functional.linear(hidden, self.weight, self.bias)
-        head, wanted = (self.weight, self.bias), request.parts if request.norms else ()
+        head, measured = (self.weight, self.bias), request.parts if request.norms else ()
         total, sums = fused_loss(hidden, *head, request.batch, request.parts, chunk_elements=self.chunk_elements)
-        return total, sums, fused_squares(hidden, *head, request.batch, wanted, chunk_elements=self.chunk_elements)
+        return total, sums, fused_squares(hidden, *head, request.batch, measured, chunk_elements=self.chunk_elements)
 
 
 def fused_loss(
@@ -103,11 +103,11 @@ def fused_loss(
         The total, a scalar to call ``backward`` on, once; and the sums ``[parts]``, without a gradient.
     """
     hidden_ND, batch = _counted(hidden_ND, batch, parts)
-    wanted = tuple(
+    needed = tuple(
         torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
         for tensor in (hidden_ND, weight_VD, bias_V)
     )
-    work = _Work(batch=batch, parts=tuple(parts), chunk_elements=chunk_elements, wanted=wanted)
+    work = _Work(batch=batch, parts=tuple(parts), chunk_elements=chunk_elements, needed=needed)
     total, sums = _Fused.apply(hidden_ND, weight_VD, bias_V, work)  # type: ignore[no-untyped-call]
     return total, sums
 
@@ -131,7 +131,7 @@ def fused_squares(
     for part in parts:
         own_ND, own = _counted(hidden_ND, batch, (part,))
         work = _Work(
-            batch=own, parts=(replace(part, factor=1.0),), chunk_elements=chunk_elements, wanted=(True, False, False)
+            batch=own, parts=(replace(part, factor=1.0),), chunk_elements=chunk_elements, needed=(True, False, False)
         )
         with torch.autocast(hidden_ND.device.type, enabled=False):
             gradient_ND = _run(own_ND, weight_VD, bias_V, work)[1][0]
@@ -175,13 +175,13 @@ class _Work:
     batch: LossBatch
     parts: tuple[Part, ...]
     chunk_elements: int
-    wanted: tuple[bool, ...]
+    needed: tuple[bool, ...]
     """Need of a gradient: hidden states, weight, bias. The frozen head of an adapted student needs none."""
 
     @property
     def gradients(self) -> bool:
         """Return whether any gradient is needed."""
-        return any(self.wanted)
+        return any(self.needed)
 
     @property
     def scale(self) -> float:
@@ -224,8 +224,8 @@ def _run(
     positions, classes = len(hidden_ND), len(weight_VD)
     wide = torch.promote_types(hidden_ND.dtype, torch.float32)
     made = [
-        torch.zeros(t.shape, dtype=wide, device=t.device) if t is not None and wanted else None
-        for t, wanted in zip((hidden_ND, weight_VD, bias_V), work.wanted, strict=True)
+        torch.zeros(t.shape, dtype=wide, device=t.device) if t is not None and needed else None
+        for t, needed in zip((hidden_ND, weight_VD, bias_V), work.needed, strict=True)
     ]
     sums = torch.zeros(len(work.parts), dtype=wide, device=hidden_ND.device)
     step = max(1, min(positions, work.chunk_elements // classes))

@@ -98,10 +98,11 @@ class Author:
         if not np.isfinite(logp).all():
             return rejected_table([(row_id, "distribution is NaN or infinite")])
         ended = [bool(len(one)) and int(one[-1]) in self.stops for one in tokens]
-        said = [one[:-1] if over else one for one, over in zip(tokens, ended, strict=True)]
-        texts = [self.voice.text(prompt, one) for one in said]
+        written = [one[:-1] if over else one for one, over in zip(tokens, ended, strict=True)]
+        texts = [self.voice.text(prompt, one) for one in written]
         same = [
-            self.voice.reads_back(prompts.texts[row], text, prompt, one) for text, one in zip(texts, said, strict=True)
+            self.voice.reads_back(prompts.texts[row], text, prompt, one)
+            for text, one in zip(texts, written, strict=True)
         ]
         return pa.table(
             {

@@ -91,10 +91,10 @@ def reduce_logits(
 ) -> Distributions:
     """Reduce logits to the stored form of an estimator (MATHS.md §1-3), at ``places``.
 
-    ``dense`` and ``topk`` keep exact classes. ``sampled`` keeps the classes hit by ``request.draws`` points of the inverse
-    CDF of ``r ∝ p^a``; ``hybrid`` keeps the exact top k and draws from r over the others. The points are stratified
-    and seeded by row id (`ray_distill.teachers.draw`): ``E[count_j] = N r_j`` with no more variance than independent
-    draws, and a row's answer owes nothing to its batch. ``hybrid`` with k ≥ V is dense, every count 0.
+    ``dense`` and ``topk`` keep exact classes. ``sampled`` keeps the classes hit by ``request.draws`` points of the
+    inverse CDF of ``r ∝ p^a``; ``hybrid`` keeps the exact top k and draws from r over the others. The points are
+    stratified and seeded by row id (`ray_distill.teachers.draw`): ``E[count_j] = N r_j`` with no more variance than
+    independent draws, and a row's answer owes nothing to its batch. ``hybrid`` with k ≥ V is dense, every count 0.
 
     ``log_tail`` at T is the share of the classes that are not stored: a logsumexp over them where they have less than
     half of the mass (``1 - Σp`` would cancel), else the complement of the stored share. Where nothing

@@ -30,8 +30,8 @@ class ThreadRanks(Ranks):
 
     def total(self, values: Sequence[float | Tensor], device: torch.device) -> list[float]:
         """See `Ranks`."""
-        told = self.gather([float(value) for value in values])
-        return [sum(column) for column in zip(*told, strict=True)]
+        gathered = self.gather([float(value) for value in values])
+        return [sum(column) for column in zip(*gathered, strict=True)]
 
     def share(self, value: Any) -> Any:
         """See `Ranks`."""

@@ -239,9 +239,9 @@ def _class_test(
 
 
 def _divergence(side_BN: npt.NDArray[np.bool_], table: Floats) -> Floats:
-    ours = side_BN.astype(np.float64) @ table
-    theirs = table.sum(axis=0) - ours
-    return jensen_shannon(ours[:, :-1] / ours[:, -1:], theirs[:, :-1] / theirs[:, -1:])
+    first = side_BN.astype(np.float64) @ table
+    second = table.sum(axis=0) - first
+    return jensen_shannon(first[:, :-1] / first[:, -1:], second[:, :-1] / second[:, -1:])
 
 
 def _relative_entropy(p_V: Floats, q_V: Floats) -> Floats:
@@ -297,7 +297,7 @@ def _folds(features: Floats, generator: np.random.Generator) -> Ints:
 
 
 def _fold_auc(
-    features: Floats, current: npt.NDArray[np.bool_], weight: Floats, held_out: npt.NDArray[np.bool_]
+    features: Floats, current: npt.NDArray[np.bool_], weight: Floats, tested: npt.NDArray[np.bool_]
 ) -> tuple[float, float, float] | None:
     """Return effective pairs, AUC and its variance without drift on the held-out rows.
 
@@ -305,8 +305,8 @@ def _fold_auc(
     """
     from sklearn.linear_model import LogisticRegression  # takes seconds, and few processes get here
 
-    test = [held_out & ~current, held_out & current]
-    train = ~held_out
+    test = [tested & ~current, tested & current]
+    train = ~tested
     if not all(side.any() for side in test) or len(np.unique(current[train])) < 2:
         return None
     model = LogisticRegression(max_iter=500).fit(features[train], current[train], sample_weight=weight[train])

@@ -79,19 +79,19 @@ def wilson(proportion: float, weight_N: Floats) -> Estimate:
     return _bracketed(proportion, centre - half, centre + half, n, low=0.0, high=1.0)
 
 
-def paired_proportions(ours_N: Floats, theirs_N: Floats, weight_N: Floats) -> Estimate:
+def paired_proportions(first_N: Floats, second_N: Floats, weight_N: Floats) -> Estimate:
     """Return the difference of two weighted proportions on the same rows, first minus second.
 
     The interval is that of Bonett and Price (2012).
 
     Args:
-        ours_N: 1 where the first model is right, else 0.
-        theirs_N: the same of the second model.
+        first_N: 1 where the first model is right, else 0.
+        second_N: the same of the second model.
         weight_N: weights of the rows.
     """
     n, size, total = len(weight_N), effective_size(weight_N), weight_N.sum()
-    gain = float((weight_N * ours_N * (1 - theirs_N)).sum() / total)
-    loss = float((weight_N * theirs_N * (1 - ours_N)).sum() / total)
+    gain = float((weight_N * first_N * (1 - second_N)).sum() / total)
+    loss = float((weight_N * second_N * (1 - first_N)).sum() / total)
     if n < 2:
         return Estimate(value=gain - loss, n=n)
     up, down = (size * gain + 1) / (size + 2), (size * loss + 1) / (size + 2)

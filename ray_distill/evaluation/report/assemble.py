@@ -102,11 +102,11 @@ def _slices(predictions: pa.Table, columns: Sequence[str]) -> Iterator[tuple[str
 
 def _comparisons(models: Mapping[str, Measured], how: Resampling, answers: Answers) -> dict[str, Estimate]:
     """Return paired differences, student minus other model, keyed ``<metric>_minus_<arm>``."""
-    ours, result = models["student"].predictions, {}
+    student, result = models["student"].predictions, {}
     for arm, model in models.items():
         if arm == "student":
             continue
-        for name, difference in answers.judge.compare(ours, model.predictions, how).items():
+        for name, difference in answers.judge.compare(student, model.predictions, how).items():
             if not (arm == "teacher" and answers.metrics[name].of_teacher):
                 result[f"{name}_minus_{arm}"] = difference
     return result

@@ -169,10 +169,10 @@ def _written(written: Sequence[Written]) -> list[dict[str, Any]]:
 def _ratio(report: EvalReport, metric: Metric) -> str:
     """Return in words how many times better or worse than the teacher a figure is."""
     figures = [report.models[arm].figure(metric.name) for arm in ("student", "teacher") if arm in report.models]
-    ours, theirs = [figure.value for figure in figures if figure] if len(figures) == 2 else (0, 0)
-    if not ours or not theirs:
+    student, teacher = [figure.value for figure in figures if figure] if len(figures) == 2 else (0, 0)
+    if not student or not teacher:
         return ""
-    factor, less = max(ours / theirs, theirs / ours), ours < theirs
+    factor, less = max(student / teacher, teacher / student), student < teacher
     if metric.name in _SIZES:
         word = "smaller" if less else "larger"
     else:

@@ -54,7 +54,7 @@ def render_sweep(
     )
 
 
-def told(result: SweepResult, trial: TrialResult) -> str:
+def trial_line(result: SweepResult, trial: TrialResult) -> str:
     """Describe a trial in one line."""
     value = trial.metrics.get(result.objective)
     ending = trial.reason or trial.verdict
@@ -91,7 +91,7 @@ def _titled(svg: str, result: SweepResult) -> str:
     """
     for trial in result.own:
         group = f'<g id="trial-{trial.number}">'
-        svg = svg.replace(group, f"{group}<title>{html.escape(told(result, trial))}</title>")
+        svg = svg.replace(group, f"{group}<title>{html.escape(trial_line(result, trial))}</title>")
     return svg.replace(GROUND, "var(--ground)")
 
 

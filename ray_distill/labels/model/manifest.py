@@ -140,7 +140,7 @@ class StoreManifest:
         except (TypeError, ValueError) as error:
             raise CorruptStore(f"the label store's manifest has a value of the wrong kind: {error}") from error
 
-    def require(self, wanted: "StoreManifest", url: str) -> None:
+    def require(self, requested: "StoreManifest", url: str) -> None:
         """Refuse to use this store for the manifest ``requested``.
 
         Settings that stores find for themselves (`FOUND`) may differ.
@@ -148,14 +148,14 @@ class StoreManifest:
         Raises:
             StoreMismatch: names each field that differs, with both sides.
         """
-        wanted = wanted.adopt(self)
-        if self.fingerprint == wanted.fingerprint:
+        requested = requested.adopt(self)
+        if self.fingerprint == requested.fingerprint:
             return
-        found, asked = _flat(self.identity()), _flat(wanted.identity())
+        found, expected = _flat(self.identity()), _flat(requested.identity())
         lines = [
-            f"{key}: the store has {_short(found.get(key))}, this run requests {_short(asked.get(key))}"
-            for key in sorted(set(found) | set(asked))
-            if found.get(key) != asked.get(key)
+            f"{key}: the store has {_short(found.get(key))}, this run requests {_short(expected.get(key))}"
+            for key in sorted(set(found) | set(expected))
+            if found.get(key) != expected.get(key)
         ]
         raise StoreMismatch(
             f"{url} was made for something else: " + "; ".join(lines) + ". Use another store, or the old settings"

@@ -72,9 +72,9 @@ def measure_sizes(
         seed: of which rows share a shard.
     """
     count = len(ids)
-    wanted = {count, count // 2, count // 4, count // 8, *(rows for rows in _common(units) if rows < count)} - {0}
+    row_counts = {count, count // 2, count // 4, count // 8, *(rows for rows in _common(units) if rows < count)} - {0}
     order = np.random.default_rng(seed).permutation(count).astype(np.int64)
-    parts = {rows: _chunks(order, rows, ids) for rows in sorted(wanted)}
+    parts = {rows: _chunks(order, rows, ids) for rows in sorted(row_counts)}
     every = signal.distributions
     layers = {
         layer: _line(

@@ -124,9 +124,9 @@ class Ledger:
             without: places (see `find`) that are left out.
         """
         table = self._prefix(length)
-        wanted = np.ones(len(table), dtype=bool)
-        wanted[[] if without is None else without] = False
-        places = np.flatnonzero(wanted)
+        included = np.ones(len(table), dtype=bool)
+        included[[] if without is None else without] = False
+        places = np.flatnonzero(included)
         for at in range(0, len(places), BATCH):
             yield from map(_receipt, table.take(places[at : at + BATCH]).to_pylist())
 

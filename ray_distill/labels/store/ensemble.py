@@ -59,13 +59,13 @@ class AveragedLabels:
             _require_overlap(sets[0], other)
         self._maps = [_class_map(labels.manifest, self.manifest) for labels in sets]
 
-    def labelled(self, wanted: RowIds) -> RowIds:
+    def labelled(self, requested: RowIds) -> RowIds:
         """Return as `LabelSet.labelled`."""
-        return self._sets[0].labelled(wanted)
+        return self._sets[0].labelled(requested)
 
-    def read_rows(self, wanted: RowIds, layers: Sequence[int] = ()) -> tuple[pa.FixedSizeBinaryArray, Signal]:
+    def read_rows(self, requested: RowIds, layers: Sequence[int] = ()) -> tuple[pa.FixedSizeBinaryArray, Signal]:
         """Read as `LabelSet.read_rows`."""
-        return self._averaged(*self._sets[0].read_rows(wanted, layers))
+        return self._averaged(*self._sets[0].read_rows(requested, layers))
 
     def read(self, layers: Sequence[int] = ()) -> tuple[pa.FixedSizeBinaryArray, Signal]:
         """Read as `LabelSet.read`, unit by unit.
@@ -78,19 +78,19 @@ class AveragedLabels:
         return first.in_order(parts) if parts else self._averaged(*first.read(layers))
 
     def _averaged(self, ids: pa.FixedSizeBinaryArray, own: Signal) -> tuple[pa.FixedSizeBinaryArray, Signal]:
-        wanted, base = rowids.to_numpy(ids), self._plain(own.distributions, 0)
-        parts, have = [base], [np.ones(len(wanted), dtype=bool)]
+        requested, base = rowids.to_numpy(ids), self._plain(own.distributions, 0)
+        parts, have = [base], [np.ones(len(requested), dtype=bool)]
         for number, labels in enumerate(self._sets[1:], start=1):
-            found, signal = labels.read_rows(wanted)
-            place = _places(wanted, rowids.to_numpy(found))
+            found, signal = labels.read_rows(requested)
+            place = _places(requested, rowids.to_numpy(found))
             parts.append(_instead(base, self._plain(signal.distributions, number), place))
-            have.append((place >= 0) & ~rowids.is_in(wanted, self._fitted[number]))
-            _require_same_positions(base, parts[-1], wanted, labels.ref.store)
+            have.append((place >= 0) & ~rowids.is_in(requested, self._fitted[number]))
+            _require_same_positions(base, parts[-1], requested, labels.ref.store)
         weights_MR = np.where(np.stack(have), self._weights[:, None], 0.0)
         return ids, signal_of(distributions=average(parts, weights_MR), hidden=own.hidden)
 
     def _plain(self, found: Distributions, number: int) -> Distributions:
-        """Return a set's distributions over the first set's class ids, at the temperatures of the mean.
+        """Return a set's distributions over the first set's class ids, at the mean's temperatures.
 
         Class ids are ascending.
         """
@@ -150,8 +150,8 @@ def require_same_classes(first: StoreManifest, other: StoreManifest) -> None:
         raise StoreMismatch(
             f"{sides}they are over {first.class_count} and {other.class_count} classes, and must be over the same"
         )
-    theirs = {manifest.teacher.get("tokens") for manifest in (first, other)} - {None}
-    if len(theirs) > 1:
+    tokens = {manifest.teacher.get("tokens") for manifest in (first, other)} - {None}
+    if len(tokens) > 1:
         raise StoreMismatch(f"{sides}the teachers have different tokenizers or chat templates")
 
 
@@ -216,10 +216,10 @@ def _likeliest(keys: Sequence[Index], masses: Sequence[Weights], classes: int) -
     return best
 
 
-def _places(wanted: RowIds, found: RowIds) -> Index:
+def _places(requested: RowIds, found: RowIds) -> Index:
     """Return the place of each requested id among the found; -1 for an absent one."""
     order = np.argsort(found, kind="stable").astype(np.int64)
-    at = rowids.find(wanted, found[order])
+    at = rowids.find(requested, found[order])
     return np.where(at >= 0, order[at], -1) if len(found) else at
 
 

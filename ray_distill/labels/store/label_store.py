@@ -113,8 +113,8 @@ class LabelStore:
         places = ledger.find([part.unit_id for part in parts])
         same = places[places >= 0]
         open_parts = [part for part, place in zip(parts, places, strict=True) if place < 0]
-        held = self._held(open_parts, ledger.receipts(without=same))
-        split = [self._split(part, held) for part in open_parts]
+        finished = self._finished(open_parts, ledger.receipts(without=same))
+        split = [self._split(part, finished) for part in open_parts]
         return Coverage(
             units=tuple(unit for unit, _, _ in split if unit is not None),
             rows_total=sum(len(part.ids) for part in parts),
@@ -122,7 +122,7 @@ class LabelStore:
             rows_quarantined=int(ledger.counts("rejected")[same].sum()) + sum(bad for _, _, bad in split),
         )
 
-    def _held(self, parts: Iterable[Range], units: Iterator[Receipt]) -> UnitRows:
+    def _finished(self, parts: Iterable[Range], units: Iterator[Receipt]) -> UnitRows:
         """Return which rows of the ranges the units have labelled and rejected."""
         ids = np.sort(np.concatenate([rowids.empty(), *(part.ids for part in parts)]))
         labelled, rejected = np.zeros(len(ids), dtype=bool), np.zeros(len(ids), dtype=bool)
@@ -133,13 +133,13 @@ class LabelStore:
                 mark[at[at >= 0]] = True
         return UnitRows(labelled=ids[labelled], rejected=ids[rejected])
 
-    def _split(self, part: Range, held: UnitRows) -> tuple[WorkUnit | None, int, int]:
+    def _split(self, part: Range, finished: UnitRows) -> tuple[WorkUnit | None, int, int]:
         """Return the unit of a range's new rows, and how many are labelled and rejected.
 
         The unit is None if there are no new rows.
         """
-        reused = rowids.is_in(part.ids, held.labelled)
-        bad = rowids.is_in(part.ids, held.rejected) & ~reused
+        reused = rowids.is_in(part.ids, finished.labelled)
+        bad = rowids.is_in(part.ids, finished.rejected) & ~reused
         return self._unit(part, ~(reused | bad)), int(reused.sum()), int(bad.sum())
 
     def _unit(self, part: Range, new: npt.NDArray[np.bool_]) -> WorkUnit | None:

@@ -91,25 +91,25 @@ class LabelSet:
         whole = len(share.keep) == len(ids)
         return self.row_ids(unit), signal if whole else signal.take(share.keep)
 
-    def labelled(self, wanted: RowIds) -> RowIds:
+    def labelled(self, requested: RowIds) -> RowIds:
         """Return those of some row ids that have labels; nothing is read."""
-        found = np.zeros(len(wanted), dtype=bool)
-        for _, own, _ in self._holders(wanted):
+        found = np.zeros(len(requested), dtype=bool)
+        for _, own, _ in self._holders(requested):
             found[own] = True
-        return wanted[found]
+        return requested[found]
 
-    def read_rows(self, wanted: RowIds, layers: Sequence[int] = ()) -> tuple[pa.FixedSizeBinaryArray, Signal]:
+    def read_rows(self, requested: RowIds, layers: Sequence[int] = ()) -> tuple[pa.FixedSizeBinaryArray, Signal]:
         """Read ids and labels of some rows, unit by unit; rows without labels are left out.
 
         Only units that contain one of the rows are read.
 
         Args:
-            wanted: row ids of the snapshot; few units are read where the ids are close to each other.
+            requested: row ids of the snapshot; few units are read where the ids are close to each other.
             layers: as in `read_unit`, as are the errors.
         """
         ids, signals = [rowids.empty()], []
-        for unit, own, at in self._holders(wanted):
-            ids.append(wanted[own])
+        for unit, own, at in self._holders(requested):
+            ids.append(requested[own])
             found, signal = self.read_unit(unit, layers)
             whole = len(at) == len(found) and bool((np.diff(at) == 1).all())
             signals.append(signal if whole else signal.take(at))
@@ -121,18 +121,18 @@ class LabelSet:
         empty = empty_signal(self.manifest)
         return signal_of(distributions=empty.distributions, hidden={layer: empty.hidden[layer] for layer in layers})
 
-    def _holders(self, wanted: RowIds) -> Iterator[tuple[Receipt, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    def _holders(self, requested: RowIds) -> Iterator[tuple[Receipt, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
         """Return units that contain requested rows, and the places of these rows.
 
         The places are those among the requested rows, and those among the rows that `read_unit` returns.
         """
-        if not len(wanted):
+        if not len(requested):
             return
-        (least, greatest), ascending = self._ends, np.sort(wanted)
+        (least, greatest), ascending = self._ends, np.sort(requested)
         near = np.flatnonzero((least <= ascending[-1]) & (greatest >= ascending[0]))
         for unit in (self.units[at] for at in near):
             share = self._shares[unit.unit]
-            at = rowids.find(wanted, share.ids[share.keep])
+            at = rowids.find(requested, share.ids[share.keep])
             own = np.flatnonzero(at >= 0)
             if len(own):
                 yield unit, own, at[own]

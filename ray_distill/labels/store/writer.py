@@ -138,7 +138,7 @@ def require_signal(manifest: StoreManifest, signal: Signal, rows: int) -> Distri
         ("hidden layers", sorted(signal.hidden), sorted(manifest.hidden_layers)),
         *((f"rows of hidden layer {layer}", hidden.rows, rows) for layer, hidden in signal.hidden.items()),
     ]
-    wrong = [f"{what}: found {found}, expected {wanted}" for what, found, wanted in pairs if found != wanted]
+    wrong = [f"{what}: found {found}, expected {expected}" for what, found, expected in pairs if found != expected]
     if wrong:
         raise LabelError("the signal does not match the store's manifest: " + "; ".join(wrong))
     return distributions

@@ -190,10 +190,10 @@ def _checkpoint_error(log: CommitLog, ledger: Ledger, url: str) -> str | None:
     try:
         data = files.read_bytes(url)
         check_checkpoint(url, data)
-        held, chain = Ledger.from_bytes(url, data)
+        stored, chain = Ledger.from_bytes(url, data)
     except CorruptStore as error:
         return str(error)
-    same = chain == log.chain[: (number + 1) * DIGEST_BYTES] and held.equals(ledger, number)
+    same = chain == log.chain[: (number + 1) * DIGEST_BYTES] and stored.equals(ledger, number)
     return None if same else str(damaged_checkpoint(url, "it is not what the records before it make"))
 
 
@@ -289,7 +289,7 @@ def _count_rows(found: _Findings, snapshot: SnapshotRows | SnapshotRef | str | N
     rejected = rejected[~rowids.is_in(rejected, labelled)]
     if snapshot is None:
         return len(labelled), len(rejected)
-    wanted = snapshot_row_ids(open_snapshot(snapshot) if isinstance(snapshot, SnapshotRef | str) else snapshot)
-    have, refused = rowids.is_in(wanted, labelled), rowids.is_in(wanted, rejected)
-    found.missing += [f"row {name}" for name in rowids.hexadecimal(wanted[~(have | refused)])]
+    expected = snapshot_row_ids(open_snapshot(snapshot) if isinstance(snapshot, SnapshotRef | str) else snapshot)
+    have, refused = rowids.is_in(expected, labelled), rowids.is_in(expected, rejected)
+    found.missing += [f"row {name}" for name in rowids.hexadecimal(expected[~(have | refused)])]
     return int(have.sum()), int(refused.sum())

@@ -50,8 +50,8 @@ def inspect_row(store_url: str, row: str) -> RowReport:
     store.log.refresh()
     found: dict[str, tuple[Receipt, bool]] = {}
     for unit in store.ledger.receipts():
-        held = store.unit_rows(unit)
-        for ids, labelled in ((held.labelled, True), (held.rejected, False)):
+        rows = store.unit_rows(unit)
+        for ids, labelled in ((rows.labelled, True), (rows.rejected, False)):
             for name in rowids.hexadecimal(_beginning(ids, prefix)):
                 found.setdefault(name, (unit, labelled))
     if len(found) != 1:

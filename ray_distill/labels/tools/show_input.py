@@ -22,10 +22,10 @@ def show_input(snapshot: SnapshotRef | str, row_id: str, show: Callable[[bytes |
     Raises:
         SnapshotError: the snapshot does not contain the row.
     """
-    opened, wanted = open_snapshot(snapshot), bytes.fromhex(row_id)
+    opened, requested = open_snapshot(snapshot), bytes.fromhex(row_id)
     for shard in opened.shards:
         table = opened.read_shard(shard, ["row_id", opened.input_column])
-        at = rowids.find(np.array([wanted], dtype="S16"), rowids.to_numpy(table["row_id"]))[0]
+        at = rowids.find(np.array([requested], dtype="S16"), rowids.to_numpy(table["row_id"]))[0]
         if at >= 0:
             return show(table[opened.input_column].cast(pa.large_binary())[int(at)].as_py())
     raise SnapshotError(

@@ -180,13 +180,13 @@ def _check_gguf(found: list[str], url: str) -> None:
 def _download(url: str, folder: Path, *, weights: bool) -> None:
     """Fetch a checkpoint's files; a GGUF always, as it has config and tokenizer too."""
     names = {info.name: info for info in files.list_files(url)}
-    wanted = [name for name in names if "/" not in name]
-    if not wanted:
+    top_level = [name for name in names if "/" not in name]
+    if not top_level:
         raise ModelError(f"there is no checkpoint at {url}: the folder is missing or empty")
     heavy = _WEIGHTS if weights else ()
-    if not _matching(wanted, _WEIGHTS):
+    if not _matching(top_level, _WEIGHTS):
         heavy = _GGUF
-    for name in _matching(wanted, (*_SMALL, METADATA_FILE, GENERATION_FILE, *heavy)):
+    for name in _matching(top_level, (*_SMALL, METADATA_FILE, GENERATION_FILE, *heavy)):
         (folder / name).write_bytes(files.read_bytes(names[name].url))
 
 

@@ -41,10 +41,10 @@ def probe(
         ) from error
     finally:
         module.train(training)
-    shape, wanted = list(logits.shape), f"[1, L, {classes}]" if per_token else f"[1, {classes}]"
+    shape, expected = list(logits.shape), f"[1, L, {classes}]" if per_token else f"[1, {classes}]"
     if (shape[:1] + shape[2:] if per_token else shape) != [1, classes]:
         raise ModelError(
-            f"{url} answers one example with logits of shape {shape}: expected {wanted}, one for each of "
+            f"{url} answers one example with logits of shape {shape}: expected {expected}, one for each of "
             + ("its vocabulary" if per_token else "its classes")
         )
     return States(

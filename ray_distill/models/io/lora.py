@@ -29,7 +29,7 @@ def add_lora(module: nn.Module, settings: LoraSettings, *, seed: int) -> nn.Modu
         ConfigError: there are no such layers.
     """
     peft = _peft()
-    wanted = peft.LoraConfig(
+    adapter_config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
@@ -39,7 +39,7 @@ def add_lora(module: nn.Module, settings: LoraSettings, *, seed: int) -> nn.Modu
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            adapted: nn.Module = peft.inject_adapter_in_model(wanted, module)
+            adapted: nn.Module = peft.inject_adapter_in_model(adapter_config, module)
         except ValueError as error:
             names = sorted(
                 {name.rpartition(".")[2] for name, part in module.named_modules() if isinstance(part, nn.Linear)}

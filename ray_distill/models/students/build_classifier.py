@@ -152,13 +152,13 @@ def _from_module(config: StudentModel, task: str, classes: tuple[str, ...], seed
     )
 
 
-def reorder_classes(module: nn.Module, found: Sequence[str], wanted: Sequence[str], url: str) -> None:
+def reorder_classes(module: nn.Module, found: Sequence[str], expected: Sequence[str], url: str) -> None:
     """Permute a classification head in place, to another order of the same class names.
 
     Raises:
         ModelError: it is not clear which layer is the head.
     """
-    if tuple(found) == tuple(wanted):
+    if tuple(found) == tuple(expected):
         return
     heads = [
         part
@@ -169,10 +169,10 @@ def reorder_classes(module: nn.Module, found: Sequence[str], wanted: Sequence[st
     ]
     if len(heads) != 1:
         raise ModelError(
-            f"{url} has its classes in the order {list(found)}, expected {list(wanted)}, and which "
+            f"{url} has its classes in the order {list(found)}, expected {list(expected)}, and which "
             "layer to permute is not clear: give snapshot.classes in the checkpoint's order"
         )
-    order = torch.tensor([list(found).index(name) for name in wanted])
+    order = torch.tensor([list(found).index(name) for name in expected])
     with torch.no_grad():
         for values in (heads[0].weight, heads[0].bias):
             if values is not None:

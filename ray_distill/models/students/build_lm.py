@@ -1,4 +1,4 @@
-"""Make a language model student: from a config, a teacher's layers, a checkpoint or a function."""
+"""Make a language model student: from a config, teacher layers, a checkpoint or a function."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -184,7 +184,7 @@ def _opened(teacher: TeacherConfig, *, weights: bool) -> Iterator[Path]:
 
 
 def _width(teacher: TeacherConfig) -> int | None:
-    """Return the width of the teacher's logits, without its weights; None if a function makes it."""
+    """Return the width of the teacher's logits, without weights; None if a function makes it."""
     if is_factory(teacher.model):
         return None
     with open_checkpoint(teacher.model, weights=False) as folder:

@@ -155,7 +155,7 @@ def fresh(config: Any, own: TeacherConfig, task: str, seed: int) -> nn.Module:
 
 
 def shorter(config: Any, kept: Sequence[int]) -> dict[str, Any]:
-    """Return overrides that leave ``kept`` layers: the count, and every list of one entry a layer."""
+    """Return overrides that leave ``kept`` layers: the count, and lists with an entry a layer."""
     depth = config.num_hidden_layers
     lists = {
         key: [value[layer] for layer in kept]

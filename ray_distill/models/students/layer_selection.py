@@ -69,8 +69,8 @@ def take_layers(teacher_config: Any, config: StudentModel, url: str) -> Taken:
         return Taken(overrides=shorter(teacher_config, kept), kept={"": kept}, depths={"": depth})
     names = _names(teacher_config, url)
     depths = {part: int(getattr(teacher_config, name)) for part, name in names.items()}
-    wanted = {ENCODER: config.keep_encoder or config.keep, DECODER: config.keep}
-    halves = {part: evenly_spaced(wanted[part], depth) for part, depth in depths.items()}
+    kept_counts = {ENCODER: config.keep_encoder or config.keep, DECODER: config.keep}
+    halves = {part: evenly_spaced(kept_counts[part], depth) for part, depth in depths.items()}
     return Taken(overrides={names[part]: len(kept) for part, kept in halves.items()}, kept=halves, depths=depths)
 
 

@@ -80,15 +80,15 @@ def _conversation(conversation: Conversation, processor: LanguageProcessor) -> P
     """Return the conversation up to an assistant's last message, which becomes the reference."""
     *before, last = conversation.messages
     answered = last["role"] == "assistant"
-    asked = before if answered else list(conversation.messages)
-    if not asked:
+    messages = before if answered else list(conversation.messages)
+    if not messages:
         raise Unfit("nothing comes before the assistant's message")
     template = Template(tokenizer=processor.tokenizer, roles=processor.settings.roles)
-    text = template.prompt(Conversation(messages=tuple(asked), tools=conversation.tools))
+    text = template.prompt(Conversation(messages=tuple(messages), tools=conversation.tools))
     return Prompt(
         ids_L=_open_end(processor, text, special=False),
-        reference=_says(last) if answered else None,
-        shown="\n".join(f"{message['role']}: {_says(message)}" for message in asked),
+        reference=_content_of(last) if answered else None,
+        shown="\n".join(f"{message['role']}: {_content_of(message)}" for message in messages),
     )
 
 
@@ -114,7 +114,7 @@ def _read(text: str) -> Conversation:
     return Conversation(messages=({"role": "user", "content": text},))
 
 
-def _says(message: dict[str, object]) -> str:
+def _content_of(message: dict[str, object]) -> str:
     """Return the content of a message, and its tool calls as JSON."""
     calls = json.dumps(message["tool_calls"]) if "tool_calls" in message else ""
     return f"{message.get('content') or ''}{calls}"

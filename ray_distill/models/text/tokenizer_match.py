@@ -88,7 +88,7 @@ def require_same_tokens(student: Processor, student_url: str, teacher: Processor
     )
 
 
-def require_length(processor: Processor, model_config: Any, asked: int | None, url: str) -> None:
+def require_length(processor: Processor, model_config: Any, requested: int | None, url: str) -> None:
     """Refuse a student that cannot read, or would cut elsewhere, what its teacher read.
 
     Raises:
@@ -96,9 +96,9 @@ def require_length(processor: Processor, model_config: Any, asked: int | None, u
     """
     length = getattr(processor, "max_length", None)
     longest = max((limit for limit in (length, getattr(processor, "target_length", None)) if limit), default=None)
-    if asked is not None and asked != length:
+    if requested is not None and requested != length:
         raise ConfigError(
-            f"student.model.max_length is {asked}, but the teacher reads {length} tokens of a text, and "
+            f"student.model.max_length is {requested}, but the teacher reads {length} tokens of a text, and "
             "labels belong to its tokens: leave it out, or set labels.teacher.max_length for both"
         )
     positions = getattr(model_config, "max_position_embeddings", None)
@@ -109,21 +109,21 @@ def require_length(processor: Processor, model_config: Any, asked: int | None, u
         )
 
 
-def _difference(ours: Any, theirs: Any) -> str:
+def _difference(student: Any, teacher: Any) -> str:
     """Describe the differences of two tokenizers, the student's first."""
-    if ours is None or theirs is None:
+    if student is None or teacher is None:
         return "their processors differ"
-    mine, its = ours.get_vocab(), theirs.get_vocab()
+    mine, its = student.get_vocab(), teacher.get_vocab()
     if mine != its:
         other = sum(its.get(token) != index for token, index in mine.items())
         return f"{len(mine)} tokens against {len(its)}, of which {other} are unknown to the teacher or have other ids"
     special = {
-        name: (ours.special_tokens_map.get(name), theirs.special_tokens_map.get(name))
-        for name in sorted({*ours.special_tokens_map, *theirs.special_tokens_map} - {"pad_token"})
+        name: (student.special_tokens_map.get(name), teacher.special_tokens_map.get(name))
+        for name in sorted({*student.special_tokens_map, *teacher.special_tokens_map} - {"pad_token"})
     }
     apart = [f"{name} {mine} against {its}" for name, (mine, its) in special.items() if mine != its]
     if apart:
         return "; ".join(apart)
-    if ours.chat_template != theirs.chat_template:
+    if student.chat_template != teacher.chat_template:
         return "the same vocabulary, but another chat template"
     return "the same vocabulary, but other rules for cutting a text into tokens"

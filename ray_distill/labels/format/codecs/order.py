@@ -129,9 +129,9 @@ def sorted_places(values: npt.NDArray[Any], offsets: Offsets, limit: int) -> Ord
         keys.sort(axis=1)
         places = ((keys & kind((1 << bits) - 1)).astype(np.int64) + offsets[:-1, None]).reshape(-1)
         return places
-    held = within < counts[:, None]
+    filled = within < counts[:, None]
     keys = np.full((len(counts), width), np.iinfo(kind).max, dtype=kind)
-    keys[held] = values.astype(kind) << kind(bits) | np.broadcast_to(within, held.shape)[held]
+    keys[filled] = values.astype(kind) << kind(bits) | np.broadcast_to(within, filled.shape)[filled]
     keys.sort(axis=1)
-    places = ((keys & kind((1 << bits) - 1)).astype(np.int64) + offsets[:-1, None])[held]
+    places = ((keys & kind((1 << bits) - 1)).astype(np.int64) + offsets[:-1, None])[filled]
     return places

@@ -217,15 +217,15 @@ def _check_tokens(signal: Signal, stored: Index, encoded: Encoded) -> None:
     if tokens is None:
         return
     have = np.flatnonzero(stored >= 0)
-    ours = np.diff(tokens.offsets)[have]
+    student_tokens = np.diff(tokens.offsets)[have]
     for layer, hidden in signal.hidden.items():
-        theirs = np.diff(hidden.offsets)[stored[have]]
-        wrong = np.flatnonzero((theirs > 0) & (theirs != ours))
+        teacher_states = np.diff(hidden.offsets)[stored[have]]
+        wrong = np.flatnonzero((teacher_states > 0) & (teacher_states != student_tokens))
         if len(wrong):
             raise ConfigError(
                 f"labels.hidden.pool is token, but row {encoded.row_ids[int(have[wrong[0]])].as_py().hex()} has "
-                f"{theirs[wrong[0]]} states in teacher layer {layer} and {ours[wrong[0]]} tokens in the student "
-                f"({len(wrong)} such rows): the tokenizers differ; store pooled states (mean, cls or last)"
+                f"{teacher_states[wrong[0]]} states in teacher layer {layer} and {student_tokens[wrong[0]]} tokens in the "
+                f"student ({len(wrong)} such rows): the tokenizers differ; store pooled states (mean, cls or last)"
             )
 
 

@@ -1,4 +1,4 @@
-"""The review page of classifiers: its words, the confusion matrix and the reliability diagram."""
+"""The review page of classifiers: words, confusion matrix and reliability diagram."""
 
 from collections.abc import Mapping, Sequence
 
@@ -90,7 +90,7 @@ def confusion_matrix(scores: Scores, classes: int) -> Floats:
 
 
 def most_confused(matrix_VV: Floats, most: int) -> npt.NDArray[np.intp]:
-    """Return the ``most`` classes with the most mistakes, in class order; all if there are fewer."""
+    """Return the ``most`` classes with the most mistakes, in class order; all if fewer."""
     mistakes_V = matrix_VV.sum(axis=0) + matrix_VV.sum(axis=1) - 2 * np.diag(matrix_VV)
     return np.sort(np.argsort(-mistakes_V, kind="stable")[:most])
 

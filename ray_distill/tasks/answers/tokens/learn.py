@@ -153,11 +153,11 @@ def check_tokens(teacher: Mapping[str, Any], model: Model) -> None:
     Raises:
         ConfigError: the tokens differ; the message names ways to proceed.
     """
-    wanted, found = teacher.get("tokens"), getattr(model.processor, "tokens_fingerprint", None)
-    if wanted and found and wanted != found:
+    expected, found = teacher.get("tokens"), getattr(model.processor, "tokens_fingerprint", None)
+    if expected and found and expected != found:
         raise ConfigError(
             f"the student {model.url} has another tokenizer or chat template ({found[:19]}…) than the labels of "
-            f"{teacher.get('model', 'the teacher')} ({wanted[:19]}…), and distributions over other tokens teach it "
+            f"{teacher.get('model', 'the teacher')} ({expected[:19]}…), and distributions over other tokens teach it "
             "nothing. Start the student from the teacher's config or layers, save the teacher's tokenizer beside the "
             "student, or let the teacher write the texts and train on those with hard labels"
         )
@@ -175,12 +175,12 @@ def _check_vocabulary(found: Distributions, vocabulary: int) -> None:
 def _check_positions(found: Distributions, answered: Ragged, stored: Index, encoded: Encoded) -> None:
     """Refuse labels of other tokens than those at which the student answers."""
     have = np.flatnonzero(stored >= 0)
-    ours, ours_at = gather_ranges(answered.offsets, have)
-    theirs, theirs_at = gather_ranges(found.row_offsets, stored[have])
-    wrong = np.flatnonzero(np.diff(ours) != np.diff(theirs))
+    student_offsets, student_at = gather_ranges(answered.offsets, have)
+    teacher_offsets, teacher_at = gather_ranges(found.row_offsets, stored[have])
+    wrong = np.flatnonzero(np.diff(student_offsets) != np.diff(teacher_offsets))
     if not len(wrong):
-        apart = np.flatnonzero(answered.values[ours_at] != found.position[theirs_at])
-        wrong = np.searchsorted(ours, apart[:1], side="right") - 1
+        apart = np.flatnonzero(answered.values[student_at] != found.position[teacher_at])
+        wrong = np.searchsorted(student_offsets, apart[:1], side="right") - 1
     if not len(wrong):
         return
     row = int(have[wrong[0]])

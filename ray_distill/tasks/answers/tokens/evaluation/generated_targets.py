@@ -71,9 +71,9 @@ def measure_targets(written: pa.Table, how: Resampling) -> dict[str, Estimate]:
         for one, other in zip(written["written"].to_pylist(), written["reference"].to_pylist(), strict=True)
     ]
     sums = {
-        "match": _floats(float(ours == theirs) for ours, theirs in pairs),
-        "errors": _floats(float(distance(ours, theirs)) for ours, theirs in pairs),
-        "words": _floats(float(len(theirs)) for _, theirs in pairs),
+        "match": _floats(float(answer == reference) for answer, reference in pairs),
+        "errors": _floats(float(distance(answer, reference)) for answer, reference in pairs),
+        "words": _floats(float(len(reference)) for _, reference in pairs),
         "one": np.ones(len(pairs)),
     }
     weight_N = written["count"].to_numpy().astype(np.float64)
@@ -85,15 +85,15 @@ def measure_targets(written: pa.Table, how: Resampling) -> dict[str, Estimate]:
     }
 
 
-def distance(ours: Sequence[str], theirs: Sequence[str]) -> int:
+def distance(answer: Sequence[str], reference: Sequence[str]) -> int:
     """Return the fewest words to change, omit or insert to make one text of the other.
 
     This is the distance of Levenshtein (1966).
     """
-    before = list(range(len(theirs) + 1))
-    for row, word in enumerate(ours, start=1):
+    before = list(range(len(reference) + 1))
+    for row, word in enumerate(answer, start=1):
         now = [row]
-        for column, other in enumerate(theirs, start=1):
+        for column, other in enumerate(reference, start=1):
             now.append(min(now[-1] + 1, before[column] + 1, before[column - 1] + (word != other)))
         before = now
     return before[-1]

@@ -1,4 +1,7 @@
-"""A loaded model behind the interface of lm-evaluation-harness; imported only where that package is."""
+"""A loaded model behind the interface of lm-evaluation-harness.
+
+This module is imported only where that package is installed.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

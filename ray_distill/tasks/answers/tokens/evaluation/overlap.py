@@ -115,17 +115,17 @@ def _rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, Float
         return {}
     scorer = _package("rouge_score.rouge_scorer", "rouge-score").RougeScorer([*ROUGE.values()], tokenizer=tokenizer)
     found = [scorer.score(reference, answer) for answer, reference in zip(answers, references, strict=True)]
-    return {name: np.array([item[theirs].fmeasure for item in found]) for name, theirs in ROUGE.items()}
+    return {name: np.array([item[rouge].fmeasure for item in found]) for name, rouge in ROUGE.items()}
 
 
-def _matches(ours: Sequence[Counter[str]], theirs: Sequence[Counter[str]]) -> list[tuple[int, int, int]]:
+def _matches(answers: Sequence[Counter[str]], references: Sequence[Counter[str]]) -> list[tuple[int, int, int]]:
     """Count n-grams by order: of the answer, of the reference, of both.
 
     The answer's are none where the reference is too short.
     """
     return [
         (sum(mine.values()) if its else 0, sum(its.values()), sum((mine & its).values()))
-        for mine, its in zip(ours, theirs, strict=True)
+        for mine, its in zip(answers, references, strict=True)
     ]
 
 
@@ -146,12 +146,12 @@ def _chrf(counts_BO3: Floats) -> Floats:
 
     It is the F of the mean precision and recall over the orders that both sides have.
     """
-    ours_BO, theirs_BO, both_BO = np.moveaxis(counts_BO3, -1, 0)
-    some_BO = (ours_BO > 0) & (theirs_BO > 0)
+    answer_BO, reference_BO, both_BO = np.moveaxis(counts_BO3, -1, 0)
+    some_BO = (answer_BO > 0) & (reference_BO > 0)
     orders_B = np.maximum(some_BO.sum(axis=1), 1)
     precision_B, recall_B = (
         np.where(some_BO, both_BO / np.maximum(side_BO, 1e-300), 0.0).sum(axis=1) / orders_B
-        for side_BO in (ours_BO, theirs_BO)
+        for side_BO in (answer_BO, reference_BO)
     )
     below_B = BETA**2 * precision_B + recall_B
     return np.asarray(100 * (1 + BETA**2) * precision_B * recall_B / np.where(below_B > 0, below_B, 1.0))

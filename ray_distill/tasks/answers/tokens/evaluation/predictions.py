@@ -175,7 +175,7 @@ def _reduction(panel: Panel, part: Encoded) -> Reduce:
 
 
 def _values(
-    logits_BLV: Tensor, theirs_BLV: Tensor | None, document_P: Ints, position_P: Ints, true_P: Ints
+    logits_BLV: Tensor, teacher_BLV: Tensor | None, document_P: Ints, position_P: Ints, true_P: Ints
 ) -> dict[str, Floats]:
     """Run `compare_positions` on all positions, chunk by chunk; return float64 ``[P]``."""
     chunk, parts = max(1, CHUNK_ELEMENTS // logits_BLV.shape[-1]), []
@@ -184,22 +184,22 @@ def _values(
             torch.from_numpy(item[start : start + chunk]).to(logits_BLV.device)
             for item in (document_P, position_P, true_P)
         )
-        theirs_PV = None
-        if theirs_BLV is not None:
-            theirs_PV = theirs_BLV[rows.to(theirs_BLV.device), places.to(theirs_BLV.device)].to(logits_BLV.device)
+        teacher_PV = None
+        if teacher_BLV is not None:
+            teacher_PV = teacher_BLV[rows.to(teacher_BLV.device), places.to(teacher_BLV.device)].to(logits_BLV.device)
         with torch.inference_mode():
-            parts.append(compare_positions(logits_BLV[rows, places], theirs_PV, true))
+            parts.append(compare_positions(logits_BLV[rows, places], teacher_PV, true))
     return {name: torch.cat([part[name].double().cpu() for part in parts]).numpy() for name in parts[0]}
 
 
-def compare_positions(logits_PV: Tensor, theirs_PV: Tensor | None, true_P: Tensor) -> dict[str, Tensor]:
+def compare_positions(logits_PV: Tensor, teacher_PV: Tensor | None, true_P: Tensor) -> dict[str, Tensor]:
     """Return the float32 values ``[P]`` that `sum_by_document` sums.
 
     They are of a model, compared with its teacher where there is one.
 
     Args:
         logits_PV: the model's.
-        theirs_PV: the teacher's, at the same positions; None without one.
+        teacher_PV: the teacher's, at the same positions; None without one.
         true_P: the true next tokens.
     """
     logq_PV = logits_PV.float().log_softmax(-1)
@@ -211,16 +211,16 @@ def compare_positions(logits_PV: Tensor, theirs_PV: Tensor | None, true_P: Tenso
         "confidence": q_PV.amax(-1).clamp(max=1.0),
         "entropy": _entropy(q_PV, logq_PV),
     }
-    if theirs_PV is None:
+    if teacher_PV is None:
         return found
-    logp_PV = theirs_PV.float().log_softmax(-1)
+    logp_PV = teacher_PV.float().log_softmax(-1)
     p_PV = logp_PV.exp()
     # What the teacher gives no probability adds nothing, whatever the model gives it.
     terms_PV = torch.where(p_PV > 0, p_PV * (logp_PV - logq_PV), 0.0)
     top_PK, ids_PK = p_PV.topk(min(TAIL_TOP, p_PV.shape[-1]), dim=-1)
     return found | {
         "kl_from_teacher": terms_PV.sum(-1).clamp(min=0.0),
-        "agreement": first_P == theirs_PV.argmax(-1),
+        "agreement": first_P == teacher_PV.argmax(-1),
         "teacher_entropy": _entropy(p_PV, logp_PV),
         "tail_gap": top_PK.sum(-1) - q_PV.gather(-1, ids_PK).sum(-1),
     }

@@ -18,12 +18,12 @@ from ray_distill.models.text.lm_processor import LanguageProcessor
 from ray_distill.models.text.prompts import Prompt, given_prompt, prompt_of_document
 from ray_distill.tasks.answers.tokens.evaluation.predictions import check_alike
 
-#: Documents of the test split that are continued where it is asked for.
+#: Documents of the test split that are continued where the configuration has the word ``test``.
 FROM_TEST = 5
 
 
 def choose_prompts(
-    models: Mapping[str, Model], asked: Sequence[str] | str, documents: pa.ChunkedArray, *, new_tokens: int
+    models: Mapping[str, Model], requested: Sequence[str] | str, documents: pa.ChunkedArray, *, new_tokens: int
 ) -> list[Prompt]:
     """Choose the prompts that all models are to continue.
 
@@ -43,8 +43,8 @@ def choose_prompts(
         raise EvaluationError(
             f"evaluation.prompts: {first.url} has no tokenizer that could turn tokens into text: leave it out"
         )
-    if not isinstance(asked, str):
-        return [given_prompt(text, first.processor) for text in asked]
+    if not isinstance(requested, str):
+        return [given_prompt(text, first.processor) for text in requested]
     return list(_from_test(documents, first.processor, new_tokens))
 
 

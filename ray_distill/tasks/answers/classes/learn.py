@@ -224,8 +224,9 @@ def _check_tokens(signal: Signal, stored: Index, encoded: Encoded) -> None:
         if len(wrong):
             raise ConfigError(
                 f"labels.hidden.pool is token, but row {encoded.row_ids[int(have[wrong[0]])].as_py().hex()} has "
-                f"{teacher_states[wrong[0]]} states in teacher layer {layer} and {student_tokens[wrong[0]]} tokens in the "
-                f"student ({len(wrong)} such rows): the tokenizers differ; store pooled states (mean, cls or last)"
+                f"{teacher_states[wrong[0]]} states in teacher layer {layer} and {student_tokens[wrong[0]]} tokens "
+                f"in the student ({len(wrong)} such rows): the tokenizers differ; store pooled states "
+                "(mean, cls or last)"
             )
 
 

@@ -196,7 +196,7 @@ def test_the_page_shows_everything(full):
         "Quality",
         "Differences on the same rows",
         "Size and speed",
-        "Where it errs, and whether it knows",
+        "Errors and calibration",
         "Robustness",
         "Slices",
         "Training",

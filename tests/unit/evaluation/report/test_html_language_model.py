@@ -166,7 +166,7 @@ def test_the_page_shows_what_language_models_are_judged_by(full):
         "Quality",
         "Differences on the same rows",
         "Size and speed",
-        "How far it is from its teacher, and whether it knows",
+        "Distance from the teacher, and calibration",
         "Robustness",
         "Slices",
         "Training",

@@ -156,7 +156,7 @@ def test_layers_that_are_not_stored_are_refused(url):
     snapshot = fake_snapshot(range(4))
     label_all(url, fake_manifest(layers=(2,)), snapshot)
     labels = open_label_set(open_store(url).ref(snapshot.ref), snapshot)
-    with pytest.raises(StoreMismatch, match=r"\[5\] are wanted, the store has \[2\]"):
+    with pytest.raises(StoreMismatch, match=r"\[5\] are requested, the store has \[2\]"):
         labels.read_unit(labels.units[0], layers=(2, 5))
 
 
@@ -179,9 +179,9 @@ def test_a_mismatch_names_each_field_with_both_sides(url):
     with pytest.raises(StoreMismatch) as caught:
         create_or_open(url, fake_manifest(unit_rows=9, teacher="other", temperatures=(1.0,)))
     for part in (
-        "unit_rows: the store has 4, this run wants 9",
-        "teacher.fingerprint: the store has 'fake', this run wants 'other'",
-        "temperatures: the store has [1.0, 2.0], this run wants [1.0]",
+        "unit_rows: the store has 4, this run requests 9",
+        "teacher.fingerprint: the store has 'fake', this run requests 'other'",
+        "temperatures: the store has [1.0, 2.0], this run requests [1.0]",
     ):
         assert part in str(caught.value)
     assert "classes" not in str(caught.value)

@@ -60,7 +60,7 @@ def test_the_first_digits_do_where_they_are_unique(store):
     common = max("0123456789abcdef", key=lambda digit: sum(row_id(n).hex()[0] == digit for n in range(20)))
     with pytest.raises(LabelError, match="rows begin with"):
         inspect_row(store, common)
-    with pytest.raises(LabelError, match="no committed unit holds row"):
+    with pytest.raises(LabelError, match="no committed unit contains row"):
         inspect_row(store, row_id(99).hex())
 
 

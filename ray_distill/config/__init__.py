@@ -1,7 +1,7 @@
 """Validate the one file of a campaign; sections are in the order of the data flow.
 
-Every default is one a careful practitioner would choose. What a store or a model already has (class
-names, layers, temperatures, tokenizer) is read from there and never configured twice.
+Every default is one a careful practitioner would choose. Settings that a store or a model already has (class
+names, layers, temperatures, tokenizer) are read from there and never configured twice.
 """
 
 from ray_distill.config.campaign import Campaign

@@ -54,7 +54,7 @@ class StudentModel(Section):
         return self
 
 
-#: ``[share of training, value]``: the value holds from that share of the steps on.
+#: ``[share of training, value]``: the value applies from that share of the steps on.
 Stage = tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(allow_inf_nan=False)]]
 
 

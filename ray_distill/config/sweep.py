@@ -6,7 +6,8 @@ from pydantic import Field, field_validator, model_validator
 
 from ray_distill.config.section import NOT_DECIDING, Section
 
-#: What a trial may change: a student, the labels it learns from, or its seed. The rest is what makes trials comparable.
+#: Settings that a trial may change: a student, the labels it learns from, or its seed. All others are equal, so that
+#: trials can be compared.
 CHANGEABLE = ("student", "labels", "seed")
 
 #: Trials a sweep may have: each is a run, a line of every plot and a row of every table.

@@ -9,7 +9,7 @@ from ray_distill.losses.relations import Cka, RkdAngle, RkdDistance
 from ray_distill.losses.soft import Soft
 from ray_distill.losses.token_relations import TokenRelation
 
-#: By name; the keyword arguments are the fields of the class.
+#: Losses by name; the keyword arguments are the fields of the class.
 LOSSES: Mapping[str, type[Loss]] = {
     "soft": Soft,
     "hard": Hard,

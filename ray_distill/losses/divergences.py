@@ -114,7 +114,7 @@ class AdaptiveKL(Divergence):
         return share_N * ForwardKL()(logp_NB, logq_NB) + (1 - share_N) * ReverseKL()(logp_NB, logq_NB)
 
 
-#: By the name that a configuration uses. A new divergence is a class and a line here.
+#: Divergences by the name that a configuration uses. A new divergence is a class and a line here.
 DIVERGENCES: Mapping[str, type[Divergence]] = {
     "forward_kl": ForwardKL,
     "reverse_kl": ReverseKL,

@@ -22,10 +22,10 @@ from ray_distill.losses.base import LossBatch, SparseTargets
 from ray_distill.losses.buckets import BucketLoss, Buckets
 from ray_distill.losses.products import add_products, head_logits
 
-#: Logits of a chunk of positions: what is held of them at once, in float32. With fewer, the weight's gradient is read
-#: and written for more chunks than its products take time.
+#: Logits of a chunk of positions: as many as are in memory at once, in float32. With fewer, reading and
+#: writing the weight's gradient for every chunk takes longer than its products.
 CHUNK_ELEMENTS = 5 << 23
-#: Logits that are made exponentials at once on a CPU: what its cache holds, so that memory is passed over once, not
+#: Logits that are made exponentials at once on a CPU: as many as fit its cache, so that memory is passed over once, not
 #: four times. A device that runs ahead of its launches takes the whole chunk.
 CACHED_ELEMENTS = 1 << 19
 
@@ -36,7 +36,7 @@ class Part:
 
     loss: BucketLoss
     factor: float
-    """What its sum over the positions is multiplied by."""
+    """Factor of its sum over the positions."""
 
 
 @dataclass(frozen=True, kw_only=True)

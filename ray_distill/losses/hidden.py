@@ -32,7 +32,7 @@ class HiddenMatch(LayerLoss):
 
     kind: str = "cosine"
     scales: Mapping[int, float] = field(default_factory=dict)
-    """By teacher layer, for ``pca``."""
+    """Keyed by teacher layer, for ``pca``."""
 
     projected: ClassVar[bool] = True
 

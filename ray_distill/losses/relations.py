@@ -19,7 +19,7 @@ from torch.nn import functional
 from ray_distill.losses.base import LossBatch, StudentOutput
 from ray_distill.losses.layers import LayerLoss, paired, require_layers, row_states, row_weights
 
-#: Rows of a group, unless a configuration says otherwise.
+#: Rows of a group, unless a configuration sets another number.
 GROUP = 16
 
 

@@ -76,7 +76,7 @@ class SnapshotManifest(Artifact):
     splits: dict[str, SplitCounts]
     shards: tuple[Shard, ...]
     derived: dict[str, Any] | None = None
-    """Of a snapshot that was made from another one: its parent's fingerprint, how, and what became of the rows."""
+    """Origin of a derived snapshot: its parent's fingerprint, how it was derived, and counts of the rows."""
 
     @property
     def fingerprint(self) -> str:

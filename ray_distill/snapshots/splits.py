@@ -1,11 +1,11 @@
 """Which split a row belongs to: a function of the seed and of its id, its group or its time.
 
-By id and by group a row's split depends on that row alone, so a snapshot of more traffic moves no row
-from test to train. By time it depends on the others too: the newest rows are the test.
+Split by id or by group, a row's split depends on that row alone, so a snapshot of more traffic moves no row
+from test to train. Split by time, it depends on the others too: the newest rows are the test.
 
 The same input in several groups is one row. It goes to the *earliest* of its groups' splits (train before
 validation before calibration before test). So a later split has no row of an earlier split's group, and what
-moves to an earlier split is what that split's own groups have anyway. By time such a row has its earliest time.
+moves to an earlier split is what that split's own groups have anyway. Split by time, such a row has its earliest time.
 """
 
 import hashlib

@@ -33,7 +33,7 @@ class Metric:
     of_teacher: bool = False
     """A distance to the teacher, which the teacher itself has none of."""
     infinite: str = ""
-    """What the model did where the value is infinite, as a verb phrase; such values are noted on the report."""
+    """A verb phrase that explains an infinite value by what the model did; such values are noted on the report."""
 
     def __post_init__(self) -> None:
         if not self.short:
@@ -64,7 +64,7 @@ class MetricTable:
     def find(self, name: str) -> Metric | None:
         """Return the metric of this name; ``<name>_at_<bucket>`` is the metric at a bucket.
 
-        Of patterns, the first that matches counts.
+        The first pattern that matches counts.
         """
         stem = name.split("_at_")[0]
         return next((one for one in self.metrics if one.name == stem or fnmatchcase(name, one.name)), None)

@@ -80,7 +80,7 @@ def _first_fit(lengths: Index, capacity: int) -> Index:
     enough is found in log(rows) steps.
     """
     needed = np.minimum(lengths, capacity)  # a longer one fills a row
-    # two rows that follow each other hold more than one row's capacity between them
+    # two rows that follow each other have more than one row's capacity between them
     most = min(len(lengths), 2 * -(-int(needed.sum()) // capacity) + 1)
     leaves = 1 << (most - 1).bit_length()
     room = [capacity] * (2 * leaves)

@@ -1,6 +1,6 @@
 """Generate texts with the teacher, from prompts or sources: greedily, by draws, by beams.
 
-What is drawn belongs to a prompt, a candidate and a step (`draw.independent`), not to a batch.
+A draw belongs to a prompt, a candidate and a step (`draw.independent`), not to a batch.
 """
 
 import inspect

@@ -26,9 +26,9 @@ class LabelRequest:
     exponent: float = 1.0
     """They come from ``p^exponent``."""
     seed: int = 0
-    """Of the draws, beside the row's id."""
+    """Seed of the draws, together with the row's id."""
     bases: Mapping[int, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = field(default_factory=dict)
-    """By layer, mean ``[D]`` and PCA basis ``[D, r]``; states are returned as ``(h - mean) @ basis``, ``[N, r]``."""
+    """Mean ``[D]`` and PCA basis ``[D, r]`` by layer; states are returned as ``(h - mean) @ basis``, ``[N, r]``."""
 
 
 class Known(Protocol):

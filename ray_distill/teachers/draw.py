@@ -15,7 +15,7 @@ Words = npt.NDArray[np.uint64]
 #: Increment and multipliers of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
 _GOLDEN, _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
-#: Where positions of a row stand in a key, texts that are written have this, which is no position.
+#: Keys of written texts have this in place of a row's position; it is not a position.
 _WRITING = np.uint64(2**63)
 
 

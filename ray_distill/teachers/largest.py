@@ -19,7 +19,7 @@ def largest(values_NV: Tensor, k: int) -> Tensor:
     size = next((size for size in GROUPS if classes % size == 0 and SPARED * k * size <= classes), 0)
     if not size:
         return values_NV.topk(k, dim=-1, sorted=False).indices
-    # Group c holds the classes c, c + groups, c + 2 groups, …: their maxima are taken along whole lines of memory.
+    # Group c has the classes c, c + groups, c + 2 groups, …: their maxima are taken along whole lines of memory.
     lines_NSG = values_NV.view(rows, size, classes // size)
     group_NK = lines_NSG.amax(1).topk(k, dim=-1, sorted=False).indices
     among_NM = lines_NSG.gather(2, group_NK.unsqueeze(1).expand(-1, size, -1)).view(rows, -1)

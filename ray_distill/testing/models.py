@@ -28,7 +28,7 @@ from ray_distill.teachers.reduce import reduce_logits
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _CAUSAL_SPECIAL = ("<|pad|>", "<|begin|>", "<|end|>", "<|im_start|>", "<|im_end|>")
-#: ChatML, with tools first and tool calls after what was said.
+#: ChatML, with tools first and tool calls after the content.
 _CHAT_TEMPLATE = (
     "{% if tools %}<|im_start|>tools\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] or '' }}"

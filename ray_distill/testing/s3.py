@@ -28,7 +28,7 @@ def s3_server(bucket: str = "distill", *, wrap: Callable[[Any], Any] = lambda ap
     """
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)  # else each request is a line on stderr
     with _serving(wrap(_one_at_a_time(DomainDispatcherApplication(create_backend_app)))) as endpoint:
-        # Its state is the process's: what an earlier server of this process held is still there.
+        # Its state is the process's: objects of an earlier server of this process are still there.
         urllib.request.urlopen(urllib.request.Request(f"{endpoint}/moto-api/reset", method="POST"), timeout=30).close()
         with _environment(s3_environment(endpoint)):
             _filesystem().mkdir(bucket)

@@ -148,7 +148,7 @@ def check_refusal(case: TaskCase) -> None:
     assert any(line.startswith("snapshot.columns.target") for line in wrong), wrong
 
 
-#: By name; each raises AssertionError where the task does not conform.
+#: Checks by name; each raises AssertionError where the task does not conform.
 CHECKS: Mapping[str, Callable[[TaskCase], None]] = {
     "encoding": check_encoding,
     "rejection": check_rejection,

@@ -28,7 +28,7 @@ from ray_distill.config import Campaign
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-#: Numbers held at once while resampling.
+#: Numbers in memory at once while resampling.
 CHUNK_ELEMENTS = 4_000_000
 Z95 = 1.959963984540054
 
@@ -38,7 +38,7 @@ class Resampling:
     """How estimates and their intervals are made: as in the evaluation config."""
 
     seed: int
-    """Of the resampling: equal seeds draw equal rows for every model."""
+    """Seed of the resampling: equal seeds draw equal rows for every model."""
     bootstrap: int
     """Number of resamples."""
     bins: int = 15

@@ -13,7 +13,7 @@ from ray_distill.tasks.task import Task
 
 #: Answers the examples of the given indices as one batch: inputs encoded beforehand, collation included.
 Run = Callable[[npt.NDArray[np.int64]], object]
-#: Whose quality on corrupted inputs and benchmarks is measured, and who continues prompts.
+#: Arms that are measured on corrupted inputs and benchmarks, and that continue prompts.
 SHOWN_ARMS = ("teacher", "student", "champion")
 
 
@@ -23,13 +23,13 @@ class Panel:
 
     task: Task
     models: Mapping[str, Model]
-    """By arm; of models that share their tokens the first one's processor encodes for all."""
+    """Models by arm; of models that share their tokens the first one's processor encodes for all."""
     classes: tuple[str, ...] = ()
     """Names of what is answered, in the snapshot's order; empty where answers have no names."""
     batch: int
     """Examples a batch at most."""
     bins: int
-    """Of the calibration histogram."""
+    """Bins of the calibration histogram."""
     reference: str | None = "teacher"
     """The arm that the others are compared with; None to measure each alone."""
 
@@ -48,7 +48,7 @@ class Timed:
     """Models over the same encoded examples, ready to be timed."""
 
     runs: Mapping[str, Run]
-    """By arm."""
+    """Keyed by arm."""
     examples: int
     """Number of examples that the runs can be called with: those that all models accept."""
     rates: Mapping[str, float] = field(default_factory=dict)

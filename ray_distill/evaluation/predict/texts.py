@@ -11,7 +11,7 @@ class Written:
 
     prompt: str
     answers: Mapping[str, str]
-    """By arm."""
+    """Keyed by arm."""
     reference: str | None = None
 
 

@@ -19,7 +19,7 @@ from ray_distill.tasks.metrics import Metric
 #: Rows below which a slice is not reported, and most slices reported (the largest).
 MIN_SLICE_ROWS = 30
 MAX_SLICES = 20
-#: Labelled rows below which the report says that its intervals are wide.
+#: Labelled rows below which the report notes that its intervals are wide.
 FEW_ROWS = 200
 
 

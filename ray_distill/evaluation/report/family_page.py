@@ -45,9 +45,9 @@ class Wording:
     rows: str
     """Heading of the number of rows in a slice."""
     slices: str
-    """What the table of slices shows."""
+    """Explanation of the table of slices."""
     captions: Mapping[str, str]
-    """By figure."""
+    """Keyed by figure."""
     tiles: tuple[tuple[Tile, ...], ...]
     """The first tiles; of each group, the first tile whose metric was measured is shown."""
     rate: Tile | None = None

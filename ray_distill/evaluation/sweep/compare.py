@@ -17,13 +17,13 @@ class TrialResult(Artifact):
     verdict: str
     """``finished``, ``stopped`` or ``failed``."""
     changes: dict[str, Any]
-    """What it changed of the campaign: dotted path to value."""
+    """Its changes to the campaign: dotted path to value."""
     metrics: dict[str, Number] = {}
     """On the validation split: of the weights that are kept; of a stopped trial, when it was stopped."""
     epoch: float | None = None
     """Passes over the training rows when these were measured."""
     efficiency: Efficiency | None = None
-    """Of a finished trial: its student, or one of the same shape."""
+    """Efficiency of a finished trial's student, or of one of the same shape."""
     student: StudentRef | None = None
     reason: str = ""
     """Why it was stopped, or failed."""

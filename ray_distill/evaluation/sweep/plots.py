@@ -17,7 +17,7 @@ from ray_distill.evaluation.sweep.compare import SweepResult, TrialResult
 from ray_distill.text import ARM_COLOURS, tick_label
 
 BEST, FAILED = ARM_COLOURS["student"], "#c0392b"
-#: Behind the numbers on the axes; a page puts its own ground in its place.
+#: Background of the numbers on the axes; a page puts its own ground in its place.
 GROUND = "#fefefe"
 #: From the worst finished trial to the best.
 _SHADES = LinearSegmentedColormap.from_list("quality", ["#a3a9b2", "#86a5de", BEST])

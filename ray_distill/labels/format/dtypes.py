@@ -10,7 +10,7 @@ from ray_distill.errors import CorruptStore, LabelError
 
 Floats = npt.NDArray[np.float32]
 
-#: Stored type, and numpy's type that holds its bits.
+#: Stored type, and numpy's type of its bits.
 STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int8": np.int8, "float8": np.uint8}
 #: Types that numpy lacks; Parquet lacks them too, so their bits are stored.
 _EXTENSIONS = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float8": np.dtype(ml_dtypes.float8_e4m3fn)}

@@ -70,7 +70,7 @@ class Distributions:
     """``[E]``: z of ``bernoulli`` classes, else None. It is all that a yes or no needs: the probability at any T is
     σ(z/T) and its complement σ(−z/T), both exact however certain the teacher is."""
     draws: Draws | None = None
-    """Of sampled entries; None where every stored class is exact."""
+    """How entries were sampled; None where every stored class is exact."""
 
     def __post_init__(self) -> None:
         positions, entries = len(self.position), len(self.ids)

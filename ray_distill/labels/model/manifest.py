@@ -15,10 +15,10 @@ ESTIMATORS = ("dense", "topk", "sampled", "hybrid")
 POOLS = ("token", "mean", "cls", "last")
 HIDDEN_DTYPES = ("float32", "bfloat16", "float16", "int8", "float8")
 
-#: Found by looking at the data when a store is created: a later run adopts the store's own, and does not compare.
+#: Computed from the data when a store is created: a later run adopts the store's own, and does not compare.
 FOUND = ("range_rows", "fits")
 
-#: Where a teacher lies is no part of what it says: its own fingerprint covers weights, dtype and processor.
+#: A teacher's location does not change its answers: its own fingerprint covers weights, dtype and processor.
 DESCRIPTIVE = ("model", "revision", "head")
 
 
@@ -65,7 +65,7 @@ class StoreManifest:
     fits: Mapping[str, str] = field(default_factory=dict)
     """Arrays that were fitted before the first unit (id order, PCA bases), by name: digests of files in ``fits/``."""
     measured: Mapping[str, Any] = field(default_factory=dict)
-    """What the stored form was measured to cost on a slice of the calibration split, e.g. nats added at each
+    """Measured cost of the stored form on a slice of the calibration split, e.g. nats added at each
     temperature, bytes a position, variance kept a layer; for readers, not compared."""
     unit_rows: int = 512
     """Most rows of a work unit."""

@@ -17,10 +17,10 @@ from ray_distill.labels.model.columns import Columns, constant, flat, lists, sha
 from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.ragged import RaggedArray, owner
 
-#: Name of the part that holds distributions over classes.
+#: Name of the part with distributions over classes.
 DISTRIBUTIONS = "distributions"
 
-#: Beginning of the names of the parts that hold hidden states: ``hidden.<layer>``.
+#: Beginning of the names of the parts with hidden states: ``hidden.<layer>``.
 HIDDEN = "hidden."
 
 #: Rows, and why they cannot be stored.
@@ -67,8 +67,8 @@ class Signal:
     """All parts of a teacher's answer for some rows, each with the same rows in the same order."""
 
     parts: Mapping[str, Part] = field(default_factory=dict)
-    """By name: `DISTRIBUTIONS`, and ``hidden.<layer>`` with layers counted from 0 (the embeddings) as transformers'
-    ``hidden_states`` does."""
+    """Parts by name: `DISTRIBUTIONS`, and ``hidden.<layer>`` with layers counted from 0 (the embeddings) as in
+    transformers' ``hidden_states``."""
 
     @property
     def rows(self) -> int:

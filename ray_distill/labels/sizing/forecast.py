@@ -55,7 +55,7 @@ class Sizes:
 
     labels: SizeLine
     hidden: Mapping[int, SizeLine]
-    """By layer."""
+    """One line a layer."""
 
 
 def measure_sizes(
@@ -116,7 +116,7 @@ class Bytes:
 
     labels: int
     hidden: Mapping[int, int]
-    """By layer."""
+    """Bytes a layer."""
 
     @property
     def total(self) -> int:

@@ -47,11 +47,11 @@ class Option:
     bytes_a_position: float
     """In a whole unit's shard, Parquet's overhead and row ids included."""
     nats: float
-    """What is lost at T = 1 in expectation: the shape of the rest (0 where it is drawn) and the encoding's rounding."""
+    """Expected loss at T = 1: the shape of the rest (0 where it is drawn) and the encoding's rounding."""
     noise: float
     """``E‖ŵ − p‖²`` of the drawn target; 0 where nothing is drawn."""
     total_bytes: int
-    """Of the run's labels."""
+    """Bytes of the run's labels."""
 
 
 def is_full(wide: Distributions) -> bool:

@@ -23,7 +23,7 @@ from ray_distill.labels.model.rowids import RowIds
 from ray_distill.labels.model.work_units import FileReceipt, Receipt, entries
 from ray_distill.storage.log import Record, damaged_checkpoint
 
-#: Of the checkpoint's form.
+#: Version of the checkpoint's form.
 VERSION = b"1"
 
 #: Units that are kept as they came before they are merged into the sorted columns.

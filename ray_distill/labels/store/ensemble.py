@@ -1,6 +1,6 @@
 """Read several teachers as one: the weighted mean of their labels of the same rows.
 
-Where every teacher stores all classes the mean is exact, entropy included. Of truncated distributions it is exact on
+The mean is exact, entropy included, if every teacher stores all classes. With truncated distributions it is exact on
 the classes that all of them store, and the mean mass of everything else is the tail's: what a teacher gave a class that
 it did not store need not be guessed. So it stays a distribution over K+1 buckets (MATHS.md §2), of smaller K. One class
 more is kept: the likeliest by what is known, if not all store it, so that the first choice is right wherever it can be
@@ -37,7 +37,7 @@ class AveragedLabels:
 
     Rows, positions and hidden states are the first set's, distributions are means.
 
-    Of a row that one of the others has not labelled, or was fitted on, the mean is over the rest.
+    If another set has not labelled a row, or its teacher was fitted on it, the mean is over the rest.
 
     Args:
         sets: of one task and the same classes.
@@ -116,7 +116,7 @@ class AveragedLabels:
 def averaged_manifest(manifests: Sequence[StoreManifest]) -> StoreManifest:
     """Return the first set's manifest, with the temperatures of the mean, for training.
 
-    Dense distributions are averaged and the mean is softened, at any temperature that all declare. Of truncated ones
+    Dense distributions are averaged and the mean is softened, at any temperature that all declare. With truncated ones
     the tail of the mean is known at T = 1 alone.
 
     Raises:

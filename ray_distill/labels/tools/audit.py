@@ -121,7 +121,7 @@ def audit(
     receipts = _receipts(log.records, found)
     if not found.corrupt:
         _check_checkpoints(log, found)
-    # A log that cannot be read in full cannot tell an orphan from a unit.
+    # A log that cannot be read in full does not distinguish an orphan from a unit.
     orphans = [] if found.corrupt else _orphans(present, receipts)
     committed = {receipt.unit: receipt for receipt in reversed(receipts)}
     for receipt in sorted(committed.values(), key=lambda receipt: receipt.unit):

@@ -33,7 +33,7 @@ class RowReport(Document):
     first) and ``tail`` (mass that is not stored, by temperature)."""
     position_count: int = 0
     hidden: dict[str, dict[str, float]] | None = None
-    """By layer: vectors, width, and their root mean square."""
+    """Layers by number: vectors, width, and their root mean square."""
 
 
 def inspect_row(store_url: str, row: str) -> RowReport:

@@ -37,9 +37,9 @@ class Distance(Document):
     """How far two answers are apart, over the sampled rows."""
 
     mean: float
-    """Of the rows' distances."""
+    """Mean of the rows' distances."""
     largest: float
-    """Of the row that is furthest apart."""
+    """Distance of the row that is furthest apart."""
 
 
 class LayerDistance(Document):
@@ -61,7 +61,7 @@ class Agreement(Document):
     noise: Distance
     """Teacher to teacher in other batches, likewise."""
     hidden: dict[int, LayerDistance] = {}
-    """By layer."""
+    """One entry a layer."""
     disagree: tuple[str, ...] = ()
     """Ids of rows that differ by more than noise, or that the teacher cannot answer any more."""
 
@@ -172,7 +172,7 @@ def _total_variation(first: Distributions, second: Distributions) -> Floats:
 
     The sum is over common classes and one bucket for all others.
 
-    Of Bernoulli classes: the largest difference of a class, each of which is a distribution of its own.
+    Bernoulli classes give the largest difference of a class, because each is a distribution of its own.
     """
     positions = len(first.position)
     if first.log_odds is not None and second.log_odds is not None:

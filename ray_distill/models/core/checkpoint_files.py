@@ -16,9 +16,9 @@ from ray_distill.errors import ConfigError, ModelError
 from ray_distill.fingerprint import canonical_json
 from ray_distill.storage import files
 
-#: What a saved model says about itself beside the transformers files.
+#: A saved model's description of itself, beside the transformers files.
 METADATA_FILE = "ray_distill.json"
-#: How a language model writes when it is not told; its distributions do not depend on it.
+#: A language model's defaults for writing; its distributions do not depend on it.
 GENERATION_FILE = "generation_config.json"
 _WEIGHTS = ("*.safetensors",)
 _GGUF = ("*.gguf",)

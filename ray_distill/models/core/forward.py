@@ -18,7 +18,7 @@ class States:
     """The hidden states of B examples."""
 
     hidden: Mapping[int, Tensor] = field(default_factory=dict)
-    """By layer, 0 = the embeddings: ``[B, L, D]``; L differs by layer in convolutional networks."""
+    """States by layer, 0 = the embeddings: ``[B, L, D]``; L differs by layer in convolutional networks."""
     mask_BL: Tensor | None = None
     """bool, True on real tokens; None where nothing is padded (images)."""
 

@@ -55,9 +55,9 @@ class Model:
     vocabulary: int = 0
     """Width V of a language model's logits, which may exceed its tokenizer's vocabulary; 0 for other tasks."""
     fingerprint: str
-    """Of everything that decides the answer: weights, dtype, head, processor."""
+    """Fingerprint of everything that decides the answer: weights, dtype, head, processor."""
     url: str
-    """Where it came from: a folder, a URL or ``module:function``."""
+    """Its origin: a folder, a URL or ``module:function``."""
     factory: Factory | None = None
     describe: Mapping[str, Any] = field(default_factory=dict)
     """Facts for the model card: architecture, parameters, how the weights came about."""

@@ -15,7 +15,7 @@ from torch import Tensor
 STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
 _FOLDS = 3
 _ITERATIONS = 1000
-#: Of the gradient; scikit-learn's own stops where the weakest regularisation has not converged.
+#: Tolerance of the gradient; scikit-learn's own stops where the weakest regularisation has not converged.
 _TOLERANCE = 1e-6
 
 

@@ -41,8 +41,8 @@ def load_model(spec: str | TeacherConfig | StudentModel, *, task: str, head_url:
 
     No model is downloaded.
 
-    Language models may be one GGUF file, whose weights are unpacked to the dtype. What of a text they learn is the
-    teacher's config's choice; for a folder alone it is what `save_model` wrote.
+    Language models may be one GGUF file, whose weights are unpacked to the dtype. The teacher's config decides which
+    tokens of a text they learn; a folder alone has the setting that `save_model` wrote.
 
     A checkpoint is tried on one made-up example; a function's model runs only when it is used, so that a finished
     store opens with a teacher that throws.
@@ -158,7 +158,7 @@ def read_classifier(
         config: its settings, for messages and ``trust_remote_code``.
         task: name of the task.
         complete: refuse a checkpoint that lacks weights; else they are initialised.
-        dtype: of the weights. What a model computes for itself once (rotary angles) keeps the digits it needs, which
+        dtype: of the weights. Values that a model computes once (rotary angles) keep the digits they need, which
             a module that is cast afterwards does not.
         options: passed on to ``from_pretrained``.
 

@@ -10,7 +10,7 @@ from ray_distill.config import StudentModel
 from ray_distill.errors import ConfigError
 from ray_distill.models.students.layer_copy import copy_stacks, depth_of, evenly_spaced, shorter, stacks_of
 
-#: By what families call the depths of their encoder and decoder.
+#: Names that families use for the depths of their encoder and decoder.
 _DEPTHS = (("num_layers", "num_decoder_layers"), ("encoder_layers", "decoder_layers"))
 
 ENCODER, DECODER = "encoder", "decoder"
@@ -21,7 +21,7 @@ class Taken:
     """The layers that are kept."""
 
     overrides: Mapping[str, Any]
-    """Of the teacher's config: what makes it the student's."""
+    """Changes that make the teacher's config the student's."""
     kept: Mapping[str, tuple[int, ...]]
     """Layers of the teacher by the part they are in; the empty name stands for the whole model."""
     depths: Mapping[str, int]

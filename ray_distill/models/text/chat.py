@@ -8,14 +8,14 @@ from typing import Any
 
 from transformers.utils import chat_template_utils
 
-#: Who may speak; a template may know fewer.
+#: Roles of messages; a template may have fewer.
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
-#: Where one message ends is found by rendering all before it, so that the work grows with the square of their number.
+#: A message's end is found by rendering all before it, so that the work grows with the square of their number.
 MOST_MESSAGES = 1000
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-#: A template that asks for today's date would give a row other tokens tomorrow than those that were labelled.
+#: A template that prints today's date would give a row other tokens tomorrow than those that were labelled.
 _STILL = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}\n"
 #: Stands for an answer; no template has it in its own text.
 _ANSWER = "<answer/>"

@@ -138,7 +138,7 @@ class Translating:
     processor: PairProcessor
     stops: frozenset[int]
     begin: tuple[int, ...]
-    """What the decoder reads first: its start, and a token that every target of the model begins with (a language)."""
+    """The decoder's first inputs: its start, and a token that every target of the model begins with (a language)."""
     never: Sequence[Sequence[int]] = ()
     own: str = ""
     grows: str = "decoder_input_ids"

@@ -46,9 +46,9 @@ class LanguageProcessor:
     max_length: int
     settings: LanguageConfig
     fingerprint: str
-    """Of everything that decides the tokens, and which are learnt."""
+    """Fingerprint of everything that decides the tokens, and which are learnt."""
     tokens_fingerprint: str
-    """Of vocabulary, rules, special tokens and, for chat, the template: what labels and a student must share."""
+    """Fingerprint of vocabulary, rules, special tokens and, for chat, the template, which labels and student share."""
 
     def texts(self, texts: list[str]) -> Mapping[str, Ragged]:
         """Tokenise as plain text, whatever the format: ``input_ids`` int32, cut at ``max_length``."""

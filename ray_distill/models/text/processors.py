@@ -27,7 +27,7 @@ _VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
 _NO_LIMIT = 1_000_000
 #: Families whose position ids start after the padding id, so that fewer tokens fit than positions exist.
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "data2vec-text", "ibert")
-#: Attributes of an image processor that say where it came from, not what it does.
+#: Attributes of an image processor that record its origin, not what it does.
 _ORIGIN = ("_processor_class", "_name_or_path", "name_or_path", "transformers_version")
 
 

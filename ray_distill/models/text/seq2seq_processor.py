@@ -32,12 +32,12 @@ class PairProcessor:
     target_length: int
     """Tokens kept of a target: a longer one is learnt as far as it goes, without an end."""
     start: int
-    """What the decoder reads first."""
+    """The decoder's first token."""
     settings: LanguageConfig
     fingerprint: str
-    """Of everything that decides the tokens."""
+    """Fingerprint of everything that decides the tokens."""
     tokens_fingerprint: str
-    """Of vocabulary, rules, special tokens and start: what labels and a student must share."""
+    """Fingerprint of vocabulary, rules, special tokens and start: what labels and a student must share."""
 
     def texts(self, texts: list[str]) -> Mapping[str, Ragged]:
         """Tokenise sources alone: ``input_ids`` int32, cut at ``max_length``."""

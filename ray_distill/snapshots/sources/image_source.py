@@ -19,7 +19,7 @@ from ray_distill.storage.files import read_many
 #: Pillow's decoders for these are self-contained. (Others start programs: EPS starts Ghostscript.)
 DECODERS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
-#: What Pillow raises on malformed input, depending on the decoder.
+#: Errors that Pillow raises on malformed input, depending on the decoder.
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from ray_distill.snapshots.rows import Mask
 
-#: What a model writes and a schema says are taken as they stand: a null there means something.
+#: A model's arguments and a schema are kept as they are: a null there has a meaning.
 _VERBATIM = ("arguments", "parameters")
 
 

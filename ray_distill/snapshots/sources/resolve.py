@@ -13,7 +13,7 @@ from ray_distill.storage.files import FileInfo, absolute, glob_files
 
 Format = Literal["parquet", "jsonl", "csv", "images"]
 
-#: Suffixes by which ``format: auto`` tells formats apart. JSON Lines and CSV may also end in ``.gz``.
+#: Suffixes by which ``format: auto`` distinguishes formats. JSON Lines and CSV may also end in ``.gz``.
 FORMATS: dict[str, Format] = {
     ".parquet": "parquet",
     ".pq": "parquet",

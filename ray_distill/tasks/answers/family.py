@@ -25,7 +25,7 @@ class Answers:
 
     name: str
     package: str
-    """Where the facets lie, e.g. ``ray_distill.tasks.answers.classes``."""
+    """Package of the facets, e.g. ``ray_distill.tasks.answers.classes``."""
     per_token: bool = False
     """Models answer at tokens, ``[B, L, V]``, over a vocabulary; else once a row, ``[B, V]``, over named classes."""
     rows: str

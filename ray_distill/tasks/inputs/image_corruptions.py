@@ -16,7 +16,7 @@ Pixels = npt.NDArray[np.uint8]
 #: (pixels [H, W, C], severity, generator) -> pixels of the same shape.
 _Change = Callable[[Pixels, int, np.random.Generator], Pixels]
 
-#: By severity: noise as a share of white; blur radius as a share of the shorter side; contrast kept.
+#: One value a severity: noise as a share of white; blur radius as a share of the shorter side; contrast kept.
 _NOISE = {1: 0.08, 2: 0.16, 3: 0.28}
 _BLUR = {1: 0.02, 2: 0.04, 3: 0.06}
 _CONTRAST = {1: 0.6, 2: 0.35, 3: 0.2}

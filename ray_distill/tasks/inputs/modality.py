@@ -19,7 +19,7 @@ from ray_distill.tasks.encoded import Batch, Encoded
 #: A seeded corruption: (rows, severity 1..3, generator) -> rows of the same ids, in the same order.
 Corruption = Callable[[pa.Table, int, np.random.Generator], pa.Table]
 Index = npt.NDArray[np.int64]
-#: What a teacher that writes makes of a row: a text, a conversation, or a source with its target.
+#: Form of a row that a teacher writes: a text, a conversation, or a source with its target.
 Form = Literal["text", "chat", "pair"]
 Floats = npt.NDArray[np.float64]
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 from ray_distill.tasks.inputs.corruptions import Change, corrupt_column
 from ray_distill.tasks.inputs.modality import Corruption
 
-#: By severity: share of letters mistyped; of words in capitals; of words lost.
+#: One value a severity: share of letters mistyped; of words in capitals; of words lost.
 _TYPO_RATES = {1: 0.03, 2: 0.07, 3: 0.12}
 _CASE_RATES = {1: 0.2, 2: 0.5, 3: 1.0}
 _DROP_RATES = {1: 0.1, 2: 0.2, 3: 0.3}

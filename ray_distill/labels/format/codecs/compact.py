@@ -181,7 +181,7 @@ def options(manifest: StoreManifest) -> tuple[bool, float, int]:
     return lossless, float(power), levels
 
 
-#: Levels where a manifest does not say: one byte.
+#: Levels of a manifest that does not give them: one byte.
 DEFAULT_LEVELS = 255
 
 
@@ -292,7 +292,7 @@ def _encode_lossy(distributions: Distributions, logp: npt.NDArray[Any], manifest
     rows, offsets = distributions.row_offsets, distributions.entry_offsets
     bins = quantise(logp, power, levels)
     columns = _bins(bins, levels, row_totals(rows, offsets))
-    entropy = np.nan_to_num(distributions.entropy, nan=0.0)  # the layout says that it is not known
+    entropy = np.nan_to_num(distributions.entropy, nan=0.0)  # the layout marks it as unknown
     columns |= split("entropy", encode_entropy(entropy, distributions.classes), rows)
     if manifest.estimator == "dense":
         return columns

@@ -22,7 +22,7 @@ from ray_distill.labels.model.ragged import Offsets, running
 Counts = npt.NDArray[np.int64]
 Bins = npt.NDArray[np.unsignedinteger]
 
-#: What two bits cannot hold, and where the four of a byte stand.
+#: The first value that two bits cannot represent, and the shifts of the four in a byte.
 FULL, SHIFTS = 3, np.arange(0, 8, 2, dtype=np.uint8)
 
 

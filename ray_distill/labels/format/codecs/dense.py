@@ -1,6 +1,6 @@
 """``dense``: numbers of all V classes, lossless; class ids and the empty tail are implied.
 
-Of categorical distributions they are log-probabilities in float32. Of Bernoulli classes they are log-odds z, from which
+Categorical distributions have log-probabilities in float32. Bernoulli classes have log-odds z, from which
 σ(z/T) and σ(−z/T) follow exactly at every temperature: float32, or float16 where the teacher's own logits are half
 precision (option ``dtype``).
 """

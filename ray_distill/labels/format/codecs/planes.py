@@ -16,7 +16,7 @@ from ray_distill.errors import CorruptStore
 from ray_distill.labels.format.codecs.base import cells, require_lengths, uncells
 from ray_distill.labels.model.ragged import Offsets
 
-#: By entry, a number below `CONTEXTS`.
+#: One number below `CONTEXTS` an entry.
 Context = npt.NDArray[np.uint8]
 
 #: Columns that the codes of gaps are spread over.

@@ -13,7 +13,7 @@ Floats = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.uint16]
 
 _TOP = 65535
-#: Log-odds up to this size are told apart; exp(-16384) is far outside float32.
+#: Log-odds up to this size are distinguished; exp(-16384) is far outside float32.
 _ODDS = 2.0**14
 _STEP = float(np.arcsinh(_ODDS / 4)) / (_TOP // 2 - 1)
 

@@ -98,5 +98,5 @@ def _require_counts(entries: np.ndarray) -> None:
 
 
 def _require_ids(ids: np.ndarray, classes: int) -> None:
-    if len(ids) and int(ids.view(np.uint32).max()) >= classes:  # one look finds the negative, too
+    if len(ids) and int(ids.view(np.uint32).max()) >= classes:  # as unsigned, negative ones are found too
         raise CorruptStore(f"column ids: found class {ids.min()}..{ids.max()}, expected 0..{classes - 1}")

@@ -112,7 +112,7 @@ def _load_built(folder: Path, task: str) -> Loaded:
     return model.module, encode, list(model.classes)
 
 
-#: By the column that inputs lie in.
+#: Keyed by the column of the inputs.
 _LOAD: dict[str, Callable[[Path], Loaded]] = {"text": _load_text, "image": _load_image}
 
 

@@ -21,7 +21,7 @@ import torch
 import transformers
 
 MAX_NEW_TOKENS = 128
-#: A template that asks for today's date was given this one when the student learnt; `ray_distill.models.text.chat` too.
+#: Templates that print today's date printed this one when the student learnt; `ray_distill.models.text.chat` too.
 STILL = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}\n"
 
 #: (text, tokens to write at most) -> what follows.

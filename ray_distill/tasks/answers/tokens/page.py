@@ -17,13 +17,13 @@ from ray_distill.tasks.answers.tokens import BENCHMARK_PREFIX, TOKENS, WRITTEN
 from ray_distill.tasks.answers.tokens.evaluation.measures import BUCKETS, read_documents, reliability
 from ray_distill.text import arm_colour, arm_name, ordered_arms
 
-#: What is drawn by position in the document: the part of a metric's name before the bucket, and its axis.
+#: Metrics drawn by position in the document: the part of a metric's name before the bucket, and its axis.
 _BY_POSITION = {"kl_from_teacher": "KL, nats", "entropy_gap": "entropy gap", "tail_mass_gap": "tail gap"}
 
 _WRITTEN = "Each model's own targets, always the likeliest token, beside the references of some test rows."
 
 WORDING = Wording(
-    # Without perplexity, which says what NLL says, and accuracy, which says what agreement does: more do not fit.
+    # Perplexity, a function of NLL, and accuracy, close to agreement, are left out: more do not fit.
     compared=("nll", "ece", "agreement", "kl_from_teacher", "entropy_gap", "tail_mass_gap"),
     elsewhere=WRITTEN.names,
     axis="NLL, nats a token",

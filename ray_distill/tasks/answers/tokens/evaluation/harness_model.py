@@ -20,7 +20,7 @@ from ray_distill.tasks.answers.tokens.evaluation.side_by_side import greedy
 
 #: Context, what is to follow it: tokens.
 Pair = tuple[list[int], list[int]]
-#: Tokens that are written where a task says no number: as the harness's own models do.
+#: Tokens that are written where a task gives no number: as the harness's own models do.
 MAX_TOKENS = 256
 
 

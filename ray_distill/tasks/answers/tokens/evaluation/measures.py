@@ -46,7 +46,7 @@ BUCKETS: Mapping[str, tuple[float, float]] = {
 #: The teacher's likeliest tokens, whose complement is the tail.
 TAIL_TOP = 64
 
-#: What is summed of a model alone, and beside its teacher; and of those, by bucket of positions.
+#: Sums of a model alone, sums beside its teacher, and those of them that are kept by bucket of positions.
 ALONE = ("nll", "correct", "entropy")
 BESIDE = ("kl_from_teacher", "agreement", "teacher_entropy", "tail_gap")
 BUCKETED = ("entropy", "kl_from_teacher", "teacher_entropy", "tail_gap")
@@ -59,7 +59,7 @@ class Documents:
 
     weight_N: Floats
     sums: Mapping[str, Floats]
-    """By column, ``[N, width]``."""
+    """Sums by column, ``[N, width]``."""
 
     @property
     def has_teacher(self) -> bool:

@@ -215,7 +215,7 @@ def compare_positions(logits_PV: Tensor, teacher_PV: Tensor | None, true_P: Tens
         return found
     logp_PV = teacher_PV.float().log_softmax(-1)
     p_PV = logp_PV.exp()
-    # What the teacher gives no probability adds nothing, whatever the model gives it.
+    # A class to which the teacher gives no probability adds nothing, whatever the model gives it.
     terms_PV = torch.where(p_PV > 0, p_PV * (logp_PV - logq_PV), 0.0)
     top_PK, ids_PK = p_PV.topk(min(TAIL_TOP, p_PV.shape[-1]), dim=-1)
     return found | {

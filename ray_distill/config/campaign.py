@@ -42,7 +42,7 @@ class Campaign(Section):
 
     @property
     def output_url(self) -> str:
-        """Folder or URL under which every artifact of the campaign lies."""
+        """Folder or URL under which every artifact of the campaign is written."""
         return (self.output or f"distill/{self.campaign}").rstrip("/")
 
     @property

@@ -66,7 +66,7 @@ def put(value: dict[str, Any], path: str, item: Any) -> None:
     """Set what is at a dotted path of plain values; sections on the way are made.
 
     Raises:
-        ConfigError: something on the way is no section.
+        ConfigError: something on the way is not a section.
     """
     *parents, last = path.split(".")
     for parent in parents:

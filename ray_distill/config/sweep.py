@@ -25,7 +25,8 @@ def check_path(path: str) -> str:
     first, *rest = path.split(".")
     if first not in CHANGEABLE or not all(rest) or (first == "seed") != (not rest):
         raise ValueError(
-            f"{path!r} is no dotted path below student or labels, nor seed: other sections are the same for all trials"
+            f"{path!r} is not a dotted path below student or labels, nor seed: other sections are the same for all "
+            "trials"
         )
     return path
 

@@ -1,7 +1,7 @@
 """Compute divergences from the log masses of a position's buckets (MATHS.md §2).
 
 Both are ``[N, B]``, the tail's bucket last, and both -inf where the teacher has no mass: such buckets (padding, an
-empty tail) are left out, whatever the student gives them. Each returns ``[N]``, in nats but for total variation.
+empty tail) are left out, whatever the student gives them. Each returns ``[N]``, in nats except for total variation.
 """
 
 import math

@@ -56,7 +56,7 @@ def merge_labels(copies: Copies, labels: Labels, classes: Sequence[str], policy:
 
     Args:
         copies: N rows gathered into R inputs.
-        labels: ``[N]`` class indices or `UNLABELLED`; no label is no contradiction.
+        labels: ``[N]`` class indices or `UNLABELLED`; a missing label does not contradict another.
         classes: class names; a tie is won by the first by name.
         policy: ``majority``, ``first`` (in source order), ``drop`` or ``unlabel``. Dropping is left to the caller.
 

@@ -192,7 +192,7 @@ def _shard_table(frozen: Frozen, rows: npt.NDArray[np.int64], input_column: str)
 
 
 def _parquet(table: pa.Table) -> bytes:
-    """Return one Parquet file; equal tables give equal bytes, however they lie in memory."""
+    """Return one Parquet file; equal tables give equal bytes, whatever their layout in memory."""
     sink = pa.BufferOutputStream()
     rows, size = table.num_rows, sum(_bytes_of(column) for column in table.columns)
     group = min(_GROUP_ROWS, max(1, _GROUP_BYTES * rows // max(1, size), rows // _GROUPS))

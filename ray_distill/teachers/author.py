@@ -193,7 +193,7 @@ def open_author(config: TeacherConfig, settings: SequencesConfig, *, task: str, 
     the weights (`own_tokens`): the campaign's settings decide.
 
     Raises:
-        ModelError, StorageError: as `load_model`; or it is no model of transformers that writes.
+        ModelError, StorageError: as `load_model`; or it is not a model of transformers that writes.
         ConfigError: as `load_model`; or `new_tokens` leaves no room.
     """
     model = load_model(config, task=task)

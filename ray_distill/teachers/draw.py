@@ -108,7 +108,7 @@ def _block(classes: int, draws: int) -> int:
 
 
 def _just_below(total: Tensor) -> Tensor:
-    """Return the largest numbers below ``total``, which lie in the last class with weight."""
+    """Return the largest numbers below ``total``, which are in the last class with weight."""
     return torch.nextafter(total, torch.zeros_like(total))
 
 

@@ -1,4 +1,4 @@
-"""Compares what is made of tensors."""
+"""Compare tensors, and structures of tensors."""
 
 from typing import Any
 

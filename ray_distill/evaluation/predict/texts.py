@@ -21,5 +21,5 @@ def to_json(written: Sequence[Written], *, new_tokens: int) -> dict[str, Any]:
 
 
 def from_json(value: Mapping[str, Any]) -> tuple[Written, ...]:
-    """Return what `to_json` was given."""
+    """Return the texts that `to_json` wrote."""
     return tuple(Written(**item) for item in value["prompts"])

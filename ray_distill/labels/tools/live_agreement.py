@@ -34,7 +34,7 @@ LEAST_VARIATION, LEAST_DISTANCE = 1e-3, 1e-2
 
 
 class Distance(Document):
-    """How far two answers are apart, over the sampled rows."""
+    """Distances between two answers, over the sampled rows."""
 
     mean: float
     """Mean of the rows' distances."""
@@ -52,7 +52,7 @@ class LayerDistance(Document):
 
 
 class Agreement(Document):
-    """A sample of stored rows beside the live teacher's answers."""
+    """A comparison of sampled stored rows with the live teacher's answers."""
 
     rows: int
     """Sampled rows."""
@@ -101,7 +101,7 @@ def as_stored(answer: Answer, manifest: StoreManifest, fits: Fits) -> Answer:
 
 
 def compare(stored: Answer, live: Answer, again: Answer) -> Agreement:
-    """Put what is stored beside two live answers; pure.
+    """Compare stored labels with two live answers; pure.
 
     Args:
         stored: the sampled rows from the store.

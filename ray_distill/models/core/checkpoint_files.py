@@ -116,7 +116,7 @@ def check_revision(found: str, expected: str | None, url: str) -> None:
     """Compare a digest with the revision the config pins.
 
     Raises:
-        ConfigError: the revision is no sha256.
+        ConfigError: the revision is not a sha256.
         ModelError: the files are others than those that were pinned.
     """
     if expected is None or expected == found:

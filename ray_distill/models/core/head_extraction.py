@@ -25,7 +25,7 @@ _FIRST, _SECOND = 7, 9
 
 
 def body_and_head(module: nn.Module) -> tuple[nn.Module, nn.Linear]:
-    """Take a language model apart, into what makes its final hidden states and its linear head.
+    """Split a language model into its body, which returns final hidden states, and its head.
 
     ``body(input_ids=…, attention_mask=…, use_cache=False).last_hidden_state`` is ``[B, L, D]``, and ``head`` of it is
     the model's logits ``[B, L, V]``: this is tried on made-up tokens, in eval mode. Both are parts of ``module``, not

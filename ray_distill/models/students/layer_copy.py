@@ -41,12 +41,12 @@ def depth_of(config: Any, url: str) -> int:
     """Number of layers of a teacher's config.
 
     Raises:
-        ConfigError: it is no stack of equal layers.
+        ConfigError: it is not a stack of equal layers.
     """
     depth = getattr(config, "num_hidden_layers", None)
     if not isinstance(depth, int):
         raise ConfigError(
-            f"the teacher {url} ({type(config).__name__}) is no stack of equal layers, so none can be "
+            f"the teacher {url} ({type(config).__name__}) is not a stack of equal layers, so none can be "
             "left out: use from: config"
         )
     return depth

@@ -58,12 +58,12 @@ def take_layers(teacher_config: Any, config: StudentModel, url: str) -> Taken:
     """Return the layers of a teacher that ``config.keep`` (and ``keep_encoder``) selects.
 
     Raises:
-        ConfigError: it has fewer, or is no stack of equal layers, or has no encoder.
+        ConfigError: it has fewer, or is not a stack of equal layers, or has no encoder.
     """
     assert config.keep is not None
     if not getattr(teacher_config, "is_encoder_decoder", False):
         if config.keep_encoder is not None:
-            raise ConfigError(f"student.model.keep_encoder: the teacher {url} is no encoder-decoder: leave it out")
+            raise ConfigError(f"student.model.keep_encoder: the teacher {url} is not an encoder-decoder: leave it out")
         depth = depth_of(teacher_config, url)
         kept = evenly_spaced(config.keep, depth)
         return Taken(overrides=shorter(teacher_config, kept), kept={"": kept}, depths={"": depth})

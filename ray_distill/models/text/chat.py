@@ -44,7 +44,7 @@ class Template:
         """Render the whole conversation as one text.
 
         Raises:
-            Unfit: the template refuses it, or it is no text.
+            Unfit: the template refuses it, or it is not a text.
         """
         return _encodable(self._render(conversation, len(conversation.messages)))
 

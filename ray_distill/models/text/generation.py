@@ -75,7 +75,7 @@ class Voice(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Continuing:
-    """A language model: it goes on from its prompt."""
+    """A language model, which continues its prompt."""
 
     processor: LanguageProcessor
     stops: frozenset[int]

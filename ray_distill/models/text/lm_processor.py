@@ -83,7 +83,7 @@ class LanguageProcessor:
             texts: plain, or conversations in JSON, by the settings.
 
         Returns:
-            The tokens of every text in order, none where it is no prompt; and the reasons of those by their place.
+            The tokens of every text in order, none where it is not a prompt; and the reasons of those by their place.
         """
         sources, reasons, chat = {}, {}, self.settings.format == "chat"
         for row, text in enumerate(texts):

@@ -67,7 +67,7 @@ def to_time(column: pa.ChunkedArray, name: str) -> tuple[pa.Array, Mask]:
     Times without a zone are UTC.
 
     Raises:
-        SnapshotError: a type that is no time.
+        SnapshotError: a type that is not a time.
     """
     column = _plain(column)
     kind = column.type

@@ -1,4 +1,4 @@
-"""Read an input column row by row, and set unusable rows apart with their reasons."""
+"""Read an input column row by row, and separate unusable rows with their reasons."""
 
 from collections.abc import Callable, Mapping
 from typing import TypeVar

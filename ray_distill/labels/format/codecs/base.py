@@ -19,7 +19,7 @@ from ray_distill.labels.model.ragged import Offsets
 
 
 class Codec(Protocol):
-    """One stored form of distributions. Its name and version stand in the store's manifest."""
+    """One stored form of distributions. Its name and version are in the store's manifest."""
 
     @property
     def name(self) -> str:
@@ -87,7 +87,7 @@ def uncells(table: pa.Table, name: str, dtype: npt.DTypeLike) -> tuple[npt.NDArr
     The values are neither copied nor looped over. The offsets are those of each row's first value.
 
     Raises:
-        CorruptStore: there is no such column, it is of another type, or a cell contains part of a value.
+        CorruptStore: the column is missing, or of another type, or a cell contains part of a value.
     """
     array = _large_binary(table, name)
     dtype = np.dtype(dtype).newbyteorder("<")

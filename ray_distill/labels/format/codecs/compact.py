@@ -63,7 +63,7 @@ COUNTED, EQUAL, DRAWN, NORMAL, EXPECTED, NO_ENTROPY = 1, 2, 4, 8, 16, 32
 
 @dataclass(frozen=True)
 class CompactCodec:
-    """The codec; all its settings stand in the manifest."""
+    """The codec; all its settings are in the manifest."""
 
     name: str = "compact"
     version: int = 2
@@ -194,7 +194,7 @@ def _layout(distributions: Distributions) -> int:
 
 
 def _unknown_entropy(distributions: Distributions) -> bool:
-    """Whether the entropy of no position is known.
+    """Return whether the entropy of every position is unknown.
 
     Raises:
         LabelError: that of some positions is.

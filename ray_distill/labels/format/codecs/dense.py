@@ -115,7 +115,7 @@ def _exactly(log_odds: npt.NDArray[Any], dtype: npt.DTypeLike) -> npt.NDArray[An
     """Return log-odds in the stored type.
 
     Raises:
-        LabelError: one of them is no number of that type.
+        LabelError: one of them is not a number of that type.
     """
     with np.errstate(over="ignore"):
         stored = log_odds.astype(dtype)

@@ -34,7 +34,7 @@ Answer = Callable[[list[Any], Mapping[str, Any]], dict[str, list[Any]]]
 
 
 def load(folder: Path, *, task: str, column: str) -> Answer:
-    """Load model and processor of a checkpoint whose inputs lie in ``column``."""
+    """Load model and processor of a checkpoint whose inputs are in ``column``."""
     model, encode, labels = _load_built(folder, task) if _is_built(folder) else _LOAD[column](folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device).eval()

@@ -31,7 +31,7 @@ WORDING = Wording(
     "entropy or of probability outside the teacher's 64 likeliest tokens: 0 is best.",
     pair=("positions", "reliability"),
     mistakes="Distance from the teacher, and calibration",
-    speed="latency of reading a single document, throughput of batches; padding is no token. Nothing is written.",
+    speed="latency of reading a single document, throughput of batches; padding is not a token. Nothing is written.",
     rows="Documents",
     slices="NLL in nats a token, slices of at least 30 documents.",
     captions={

@@ -8,7 +8,7 @@ from ray_distill.losses.catalogue import LOSSES
 
 
 def refuse(config: Campaign) -> list[str]:
-    """List the settings that only classifiers have, and hidden states that do not lie at tokens."""
+    """List the settings that only classifiers have, and hidden states that are not those of tokens."""
     labels = config.labels
     given = {
         "labels.teacher.head": labels.teacher.head,

@@ -265,7 +265,7 @@ def test_layers_of_an_image_transformer_are_copied(tmp_path: Path) -> None:
     )
     assert student.describe["copied_layers"] == {"0": 0, "1": 2} and student.layers == 2
     resnet = write_tiny_image_model(tmp_path / "resnet", CLASSES, 0, architecture="resnet")
-    with pytest.raises(ConfigError, match="no stack of equal layers"):
+    with pytest.raises(ConfigError, match="not a stack of equal layers"):
         build_student(
             StudentModel.model_validate({"from": "teacher_layers", "keep": 1}),
             task=IMAGE,

@@ -110,7 +110,7 @@ def _write(model: Model, task: Task, encoded: Encoded, batch: int) -> list[str]:
     module, processor = model.module, model.processor
     if not isinstance(module, transformers.GenerationMixin) or not isinstance(processor, PairProcessor):
         raise EvaluationError(
-            f"{model.url} ({type(module).__name__}) cannot write: it is no encoder-decoder of "
+            f"{model.url} ({type(module).__name__}) cannot write: it is not an encoder-decoder of "
             "transformers; set evaluation.written: 0 to judge it by its likelihoods alone"
         )
     found: dict[int, str] = {}

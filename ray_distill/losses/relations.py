@@ -76,7 +76,10 @@ class GroupLoss(LayerLoss):
         return self._grouped(row_states(states, batch))
 
     def _grouped(self, values: Tensor) -> Tensor:
-        """Reshape ``[R, …]`` to ``[n, G, …]``; the last group is filled up with empty rows."""
+        """Reshape ``[R, …]`` to ``[n, G, …]``, with zeros for the rows missing at the end.
+
+        These rows have no answered token.
+        """
         missing = -len(values) % self.group
         filled = torch.cat([values, values.new_zeros(missing, *values.shape[1:])])
         return filled.view(len(filled) // self.group, self.group, *values.shape[1:])

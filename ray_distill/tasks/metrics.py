@@ -41,7 +41,7 @@ class Metric:
 
     @property
     def higher_is_better(self) -> bool | None:
-        """Whether more is better; None where 0 is best."""
+        """Return whether more is better; None where 0 is best."""
         return None if self.better == "zero" else self.better == "more"
 
     @property

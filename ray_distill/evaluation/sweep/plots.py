@@ -224,7 +224,7 @@ def _scale_axis(axis: XAxis | YAxis, values: Sequence[float]) -> None:
 
 
 def _wide(values: Sequence[float]) -> bool:
-    """Whether values are for a logarithmic axis."""
+    """Return whether values are for a logarithmic axis."""
     return len(values) > 0 and min(values) > 0 and max(values) / min(values) >= LOG_RATIO
 
 
@@ -271,5 +271,5 @@ def _broken(name: str) -> str:
 
 
 def spread(values: Sequence[Any]) -> bool:
-    """Whether there is something to see: at least two different values."""
+    """Return whether there is something to see: at least two different values."""
     return len({_word(value) for value in values}) > 1

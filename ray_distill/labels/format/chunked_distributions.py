@@ -64,7 +64,7 @@ class DistributionParts:
 
     @property
     def drawn(self) -> bool:
-        """Whether the entries were drawn."""
+        """Return whether the entries were drawn."""
         return self.parts[0].drawn
 
     @cached_property

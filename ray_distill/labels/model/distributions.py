@@ -89,7 +89,7 @@ class Distributions:
 
     @property
     def drawn(self) -> bool:
-        """Whether the entries were drawn."""
+        """Return whether the entries were drawn."""
         return self.draws is not None
 
     @property

@@ -168,7 +168,7 @@ class Breakeven:
 
     @property
     def offline_pays(self) -> bool:
-        """Whether it does for the planned passes."""
+        """Return whether it does for the planned passes."""
         return self.offline_money <= self.online_money if self.online_money else self.offline_hours <= self.online_hours
 
 

@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """Mass and information that the k likeliest classes keep."""
+    """The mass that the k likeliest classes keep, and the nats lost with the others."""
 
     k: int
     mass: Mapping[str, float]
@@ -55,7 +55,7 @@ class Option:
 
 
 def is_full(wide: Distributions) -> bool:
-    """Whether a wide answer has every class."""
+    """Return whether a wide answer has every class."""
     return len(wide.ids) == len(wide.position) * wide.classes
 
 

@@ -69,7 +69,7 @@ class Ledger:
         return len(self._table) + len(self._recent)
 
     def __contains__(self, unit: str) -> bool:
-        """Whether a unit is committed."""
+        """Return whether a unit is committed."""
         name = _hex(unit, 16, unit)
         return name in self._recent or self._find(np.array([name], dtype="S16"))[0] >= 0
 
@@ -148,7 +148,7 @@ class Ledger:
         return self._table.slice(0, int(np.searchsorted(self._table.column("record").to_numpy(), length)))
 
     def equals(self, other: "Ledger", length: int) -> bool:
-        """Whether this is the ledger of the other's first ``length`` records."""
+        """Return whether this is the ledger of the other's first ``length`` records."""
         return self.length == length and bool(self._prefix(None).equals(other._prefix(length)))
 
     def to_bytes(self, chain: bytes, length: int | None = None) -> bytes:

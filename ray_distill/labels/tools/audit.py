@@ -59,7 +59,7 @@ class AuditReport(Document):
 
     @property
     def ok(self) -> bool:
-        """Whether the store can be trained from: orphans do no harm, anything else does."""
+        """Return whether the store can be trained from: orphans do no harm, anything else does."""
         return not (self.duplicates or self.missing or self.corrupt)
 
     def to_dict(self) -> dict[str, Any]:

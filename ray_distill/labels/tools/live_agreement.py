@@ -67,7 +67,7 @@ class Agreement(Document):
 
     @property
     def ok(self) -> bool:
-        """Whether every row agrees."""
+        """Return whether every row agrees."""
         return not self.disagree
 
     def to_dict(self) -> dict[str, Any]:

@@ -63,12 +63,12 @@ def body_and_head(module: nn.Module) -> tuple[nn.Module, nn.Linear]:
 
 
 def is_encoder_decoder(module: nn.Module) -> bool:
-    """Whether a model writes with a decoder what it reads of an encoder."""
+    """Return whether a model writes with a decoder what it reads of an encoder."""
     return bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
 
 
 def keeps_documents_apart(module: nn.Module) -> bool:
-    """Whether documents packed into the rows of a batch get the logits they get alone.
+    """Return whether documents packed into the rows of a batch get the logits they get alone.
 
     They are separated by ``position_ids`` that restart at 0, with neither ``attention_mask`` nor a cache. Tried
     on made-up documents: what the second one of a row gets must be what it gets alone, up to rounding, and must not
@@ -138,7 +138,7 @@ def _tokens(module: nn.Module, length: int, *, seed: int) -> Tensor:
 
 
 def _alike(one: Tensor, other: Tensor, tolerance: float) -> bool:
-    """Whether two tensors differ by no more than a share of the greatest value."""
+    """Return whether two tensors differ by no more than a share of the greatest value."""
     if one.shape != other.shape:
         return False
     return bool((one - other).abs().max() <= tolerance * other.abs().max())

@@ -18,7 +18,7 @@ _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 def is_factory(model: str) -> bool:
-    """Whether ``model`` names a function (``package.module:function``) and not a folder or URL."""
+    """Return whether ``model`` names a function (``package.module:function``) and not a folder or URL."""
     return _NAME.fullmatch(model) is not None
 
 
@@ -73,7 +73,7 @@ def check_annotated(name: str) -> None:
 
 
 def takes(name: str, parameter: str) -> bool:
-    """Whether the function has a parameter of this name."""
+    """Return whether the function has a parameter of this name."""
     return parameter in inspect.signature(import_factory(name)).parameters
 
 

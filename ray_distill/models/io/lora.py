@@ -52,7 +52,7 @@ def add_lora(module: nn.Module, settings: LoraSettings, *, seed: int) -> nn.Modu
 
 
 def has_lora(module: nn.Module) -> bool:
-    """Whether a module has adapters."""
+    """Return whether a module has adapters."""
     return any("lora_A" in name for name, _ in module.named_parameters())
 
 

@@ -172,7 +172,7 @@ class Translating:
         return str(self.tokenizer.decode(tokens.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def reads_back(self, row: str, answer: str, prompt: IntArray, tokens: IntArray) -> bool:
-        """Whether the target's tokens are those that were written, and then its end."""
+        """Return whether the target's tokens are those that were written, and then its end."""
         wrote, found = [*self.begin[1:], *tokens.tolist()], self.processor.target(answer)
         return found[: len(wrote)] == wrote and bool(self.stops & set(found[len(wrote) : len(wrote) + 1]))
 

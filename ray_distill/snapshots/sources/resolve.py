@@ -43,7 +43,7 @@ class SourceFile:
 
     @property
     def compressed(self) -> bool:
-        """Whether it is packed with gzip."""
+        """Return whether it is packed with gzip."""
         return self.url.endswith(".gz")
 
 

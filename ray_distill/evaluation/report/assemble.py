@@ -101,7 +101,7 @@ def _slices(predictions: pa.Table, columns: Sequence[str]) -> Iterator[tuple[str
 
 
 def _comparisons(models: Mapping[str, Measured], how: Resampling, answers: Answers) -> dict[str, Estimate]:
-    """Return paired differences, student minus other model, keyed ``<metric>_minus_<arm>``."""
+    """Return paired differences, student minus each model, keyed ``<metric>_minus_<arm>``."""
     student, result = models["student"].predictions, {}
     for arm, model in models.items():
         if arm == "student":

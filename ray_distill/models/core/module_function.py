@@ -18,7 +18,7 @@ _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 def is_factory(model: str) -> bool:
-    """Return whether ``model`` names a function (``package.module:function``) and not a folder or URL."""
+    """Return whether ``model`` names a function (``package.module:function``)."""
     return _NAME.fullmatch(model) is not None
 
 

@@ -8,7 +8,7 @@ from ray_distill.losses.catalogue import LOSSES
 
 
 def refuse(config: Campaign) -> list[str]:
-    """List the settings that only classifiers have, and hidden states that are not those of tokens."""
+    """List settings that only classifiers have, and hidden states that are not of tokens."""
     labels = config.labels
     given = {
         "labels.teacher.head": labels.teacher.head,

@@ -18,7 +18,10 @@ _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 def is_factory(model: str) -> bool:
-    """Return whether ``model`` names a function (``package.module:function``)."""
+    """Return whether ``model`` names a function (``package.module:function``).
+
+    It names a folder or URL otherwise.
+    """
     return _NAME.fullmatch(model) is not None
 
 

@@ -1,1 +1,1 @@
-"""Distributed, offline distillation: a teacher labels once, students are trained from the store many times."""
+"""Distil offline: a teacher labels once, students are trained from the store many times."""

@@ -1,4 +1,4 @@
-"""Write numbers, sizes and durations as people read them, and name the arms, the same everywhere; imports artifacts."""
+"""Format numbers, sizes, durations and names of arms, the same everywhere."""
 
 import math
 from collections.abc import Iterable
@@ -44,14 +44,14 @@ def arm_colour(arm: str) -> str:
 
 
 def number(value: float, decimals: int, *, signed: bool = False) -> str:
-    """Return a number with so many decimals for a page: ``−1,234.500``, ``∞``, ``not measured`` for NaN."""
+    """Return a number with so many decimals: ``−1,234.500``, ``∞``, ``not measured`` for NaN."""
     if math.isnan(value):
         return "not measured"
     return format(value, f"{'+' if signed else ''},.{decimals}f").replace("-", "−").replace("inf", "∞")
 
 
 def short_number(value: float, *, signed: bool = False) -> str:
-    """Return a number for a sentence: whole from 10 on where it is whole, one decimal from 100 on, else four."""
+    """Return a number for a sentence: whole numbers from 10, one decimal from 100, else four."""
     digits = 0 if float(value).is_integer() and abs(value) >= 10 else 1 if abs(value) >= 100 else 4
     return format(value, f"{'+' if signed else ''},.{digits}f")
 

@@ -291,7 +291,9 @@ def test_a_loss_that_is_not_finite_names_step_term_and_rows(tmp_path: Path) -> N
     assert found is not None
     found.logp[found.entry_offsets[trial.data.stored[broken]]] = float("nan")
     (row,) = trial.data.ids_of(np.array([broken]))
-    with pytest.raises(TrainingError, match=f"the loss term 'soft' is nan at step . of 8; labels .* of {row}: label"):
+    with pytest.raises(
+        TrainingError, match=f"the loss term 'soft' is nan at step . of 8; the labels of {row} are not finite: label"
+    ):
         run_trial(trial, engine, current_ranks(), lab.Recorder(), resume=False)
     (facts,) = (tmp_path / "trial" / "diagnosis").glob("*.json")
     told = json.loads(facts.read_text())

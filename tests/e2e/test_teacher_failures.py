@@ -294,7 +294,7 @@ def test_a_campaign_says_what_became_of_the_failures(given: Lab, capfd: pytest.C
     config = configured(faults={sign: "raise"}, starts=str(starts))
     ref = campaign.label(config, given.snapshot)
     told = capfd.readouterr().err
-    assert "1 units that the teacher failed on were labelled with care" in told
+    assert "1 units failed and were relabelled in isolation" in told
     assert "teacher raised ValueError: this teacher is configured to fail" in told
     assert '"quarantined": 1}' in told
     assert open_label_set(ref).rows == ROWS - 1

@@ -18,7 +18,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -219,9 +219,8 @@ def _say(line: str) -> None:
 
 def _cell(found: Sequence[Estimate], sign: str = "") -> str:
     """Mean over seeds, interval over documents, half the range of the seeds."""
-    mean = replace(
-        found[0],
-        **{name: math.fsum(getattr(one, name) for one in found) / len(found) for name in ("value", "low", "high")},
+    mean = found[0].with_changes(
+        **{name: math.fsum(getattr(one, name) for one in found) / len(found) for name in ("value", "low", "high")}
     )
     values = [one.value for one in found]
     spread = f" ± {(max(values) - min(values)) / 2:.3f}" if len(found) > 1 else ""

@@ -12,10 +12,13 @@ import pytest
 #: Test files that may take longer than the limit, and why.
 SLOW_FILES: Mapping[str, str] = {
     "tests/crash/test_labels_killed.py": "labels 212 units on a cluster of its own, undisturbed and twice with a kill",
+    "tests/crash/test_labels_flaky_store.py": "labels on a failing store as often as it takes to fail everywhere",
+    "tests/crash/test_label_command_flaky_store.py": "runs three commands with a Ray on a store whose requests fail",
     "tests/crash/test_training_killed.py": "trains on a cluster of two nodes, undisturbed and twice with a kill",
-    "tests/cluster/test_sweep.py": "submits a sweep of six trials to a head of its own, twice",
+    "tests/cluster/test_sweep.py": "submits a sweep of twelve trials to a head of its own, twice",
     "tests/e2e/test_interruption.py": "starts two commands, each with a Ray of its own, and interrupts them",
     "tests/e2e/test_vllm.py": "installs vLLM in an environment of its own where none is cached",
+    "tests/golden/test_language_curves.py": "trains language models on up to two ranks, with three engines",
     "tests/golden/test_language_golden.py": "unpacks a model of 135 M parameters and learns from 49,152 logits a token",
     "tests/golden/test_training_curves.py": "trains on up to four ranks on two cores, with five engines",
 }

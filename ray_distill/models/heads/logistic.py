@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.linear_model import LogisticRegressionCV
 from torch import Tensor
 
 #: Inverse strengths tried.
@@ -40,6 +39,8 @@ def fit_logistic(vectors_RD: Tensor, labels_R: npt.NDArray[np.int64], *, classes
         classes: number of classes V, at least 2.
         seed: decides the folds.
     """
+    from sklearn.linear_model import LogisticRegressionCV  # seconds to import, and absent from vLLM's environment
+
     folds_R = _folds(labels_R, seed)
     model = LogisticRegressionCV(
         Cs=STRENGTHS,

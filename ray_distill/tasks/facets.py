@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from ray_distill.artifacts import Estimate
 from ray_distill.config import Campaign
-from ray_distill.labels.model.signal import Signal
 from ray_distill.tasks.encoded import Encoded, Ragged
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class StoreFacet(Protocol):
-    """Labelling: answered positions, their truth, and stored labels at the student's positions."""
+    """Labelling: answered positions, and their truth."""
 
     def positions(self, encoded: Encoded) -> Ragged:
         """Return where a model answers: places (int32) of each row, ascending."""
@@ -33,9 +32,6 @@ class StoreFacet(Protocol):
             encoded: the usable rows.
             rows: the snapshot rows that they were encoded from; required where the truth is a column.
         """
-
-    def align(self, signal: Signal, encoded: Encoded) -> Signal:
-        """Map the teacher's positions to the student's."""
 
 
 class RefuseFacet(Protocol):

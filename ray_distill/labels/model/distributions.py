@@ -338,8 +338,3 @@ def _draws(columns: Columns) -> Draws:
         count=flat(columns, "count", np.int32)[0],
         log_normaliser=flat(columns, "log_normaliser", np.float32)[0],
     )
-
-
-def rectangular(values: Floats, width: int) -> Floats:
-    """Return flat entries of equal width as a view ``[P, width]``."""
-    return values.reshape(-1, width)

@@ -12,7 +12,6 @@ from PIL import Image
 
 from ray_distill.errors import ConfigError
 from ray_distill.evaluation.measures.intervals import Resampling
-from ray_distill.labels.model.signal import Signal
 from ray_distill.tasks.answers.classes.evaluation.measures import measure
 from ray_distill.tasks.answers.classes.evaluation.predictions import log_probabilities
 from ray_distill.tasks.catalogue import TASKS, get_task
@@ -178,13 +177,6 @@ def test_predictions_are_log_probabilities() -> None:
     table = predictions.append_column("count", pa.array([1, 3])).append_column("label", pa.array([0, 2], pa.int32()))
     measured = measure(table, Resampling(seed=0, bootstrap=100, bins=5))
     assert measured["accuracy"].value == 0.25
-
-
-def test_align_is_the_identity() -> None:
-    """A classifier has one position a row."""
-    signal = Signal()
-    for task in (TEXT, IMAGE):
-        assert task.answers.store.align(signal, Encoded(row_ids=_ids(0), features={})) is signal
 
 
 SENTENCE = "The quick brown fox jumps over the lazy dog and then sleeps until noon, dreaming of hens."

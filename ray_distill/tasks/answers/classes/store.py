@@ -4,7 +4,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_distill.labels.model.signal import Signal
 from ray_distill.tasks.encoded import Encoded, Ragged
 
 
@@ -22,8 +21,3 @@ def truth(encoded: Encoded, rows: pa.Table | None = None) -> Ragged:
     at = pc.index_in(encoded.row_ids, value_set=rows["row_id"].cast(pa.binary(16)).combine_chunks())
     labels = pc.fill_null(rows["label"].take(at), -1)
     return Ragged(values=np.asarray(labels, np.int32), offsets=np.arange(encoded.rows + 1, dtype=np.int64))
-
-
-def align(signal: Signal, encoded: Encoded) -> Signal:
-    """Return the signal itself: teacher and student answer at the same position."""
-    return signal

@@ -3,7 +3,6 @@
 import numpy as np
 import pyarrow as pa
 
-from ray_distill.labels.model.signal import Signal
 from ray_distill.tasks.encoded import Encoded, Ragged
 from ray_distill.tasks.inputs.chat import ANSWERED, answers
 from ray_distill.tasks.inputs.pair import DECODER, TARGET
@@ -29,8 +28,3 @@ def truth(encoded: Encoded, rows: pa.Table | None = None) -> Ragged:
     answered, tokens = positions(encoded), encoded.features["input_ids"]
     at = np.repeat(tokens.offsets[:-1], np.diff(answered.offsets)) + answered.values
     return Ragged(values=tokens.values[at + 1], offsets=answered.offsets)
-
-
-def align(signal: Signal, encoded: Encoded) -> Signal:
-    """Return the signal itself: a student has its teacher's tokens."""
-    return signal

@@ -48,7 +48,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", head.token)
         first = _send(head, folder)
-        _until(lambda: len(_students(trials)) >= 3 and len(_unfinished(trials)) > 0)
+        # One student is enough: how many trials ever become one depends on which reaches a rung first.
+        _until(lambda: len(_students(trials)) >= 1 and len(_unfinished(trials)) > 0)
         _kill_driver(head, first)
         killed, before, unfinished = time.time() * 1e3, _students(trials), _unfinished(trials)
         second = _send(head, folder)
@@ -133,7 +134,7 @@ def client(ran: Ran) -> mlflow.MlflowClient:
 
 def test_no_finished_trial_is_repeated_and_others_go_on(ran: Ran, client: mlflow.MlflowClient) -> None:
     """Students from before the kill are untouched, their runs hold each step once; no other began anew."""
-    assert 3 <= len(ran.before) < TRIALS - 2
+    assert 1 <= len(ran.before) < TRIALS - 2
     assert ran.unfinished, "the driver was to be killed while trials were being trained"
     now = _students(ran.folder / "out" / "sweep" / "trials")
     assert {key: now[key] for key in ran.before} == ran.before

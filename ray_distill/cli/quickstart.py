@@ -93,7 +93,7 @@ def config_of(folder: Path, teacher: Path, traffic: Path) -> dict[str, Any]:
             "teacher": {"model": str(folder / "teacher")},
             "signal": {"estimator": "dense", "temperatures": [1.0, 4.0]},
             "hidden": {"layers": [-1], "pool": "mean"},
-            "check": {"min_accuracy": 0.95},
+            "check": {"limits": {"accuracy": {"min": 0.95}}},
             "unit_rows": 256,
         },
         "student": {

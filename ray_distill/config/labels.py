@@ -150,11 +150,23 @@ class HiddenConfig(Section):
         return self
 
 
+class Floor(Section):
+    """Bounds of one metric that a teacher must keep."""
+
+    min: float | None = Field(None, description="least acceptable value")
+    max: float | None = Field(None, description="greatest acceptable value")
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if self.min is None and self.max is None:
+            raise ValueError("a floor needs min or max")
+        return self
+
+
 class CheckConfig(Section):
     """The teacher's floor on the calibration split; below it labelling does not start."""
 
-    min_accuracy: float | None = Field(None, ge=0, le=1)
-    max_ece: float | None = Field(None, ge=0, le=1)
+    limits: dict[str, Floor] = Field({}, description="by metric name, e.g. accuracy: {min: 0.9}")
     beat_majority: bool = Field(True, description="refuse a teacher no better than the majority class")
 
 

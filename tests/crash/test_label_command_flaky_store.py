@@ -32,7 +32,7 @@ def _label(folder, output, capfd):
                 student__model=kill_lab.STUDENT,
                 tracking={"enabled": False},
                 labels__unit_rows=8,
-                labels__check={"min_accuracy": 0.5},
+                labels__check={"limits": {"accuracy": {"min": 0.5}}},
             ),
         )
     )

@@ -35,7 +35,7 @@ def test_a_weak_teacher_labels_nothing(tmp_path: Path, source: Path, capfd: pyte
     """A teacher below its floor is refused with both numbers, and no store comes into being."""
     config = _campaign(tmp_path, source, {**TEACHER, "arguments": {"backwards": True}})
     told = _fails(["run", config], capfd)
-    assert "below the floor min_accuracy 0.7" in told
+    assert "below the least accuracy of 0.7" in told
     assert len(told.splitlines()) == 1
     assert not (tmp_path / "out" / "labels").exists()
     assert not (tmp_path / "out" / "students").exists()

@@ -145,7 +145,7 @@ def config_of(folder: Path, source: Path, teacher: Mapping[str, Any], **changes:
             "teacher": dict(teacher),
             "signal": {"temperatures": [1, 2]},
             "hidden": {"layers": [-1]},
-            "check": {"min_accuracy": 0.7},
+            "check": {"limits": {"accuracy": {"min": 0.7}}},
             "unit_rows": 32,
         },
         "student": {

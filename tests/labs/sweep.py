@@ -88,7 +88,7 @@ def config_of(folder: Path, **sections: Any) -> dict[str, Any]:
         "labels": {
             "teacher": {"model": str(folder / "teacher")},
             "signal": {"temperatures": [1, 4]},
-            "check": {"min_accuracy": 0.8},
+            "check": {"limits": {"accuracy": {"min": 0.8}}},
             "unit_rows": 256,
         },
         "student": {

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from ray_distill.artifacts import Estimate, SnapshotRef, StudentRef
 from ray_distill.config import Campaign, CheckConfig
+from ray_distill.config.labels import Floor
 from ray_distill.errors import TeacherRefused
 from ray_distill.evaluation.measures.intervals import Resampling
 from ray_distill.evaluation.predict.panel import Panel
@@ -67,19 +68,7 @@ def refuse_weak_teacher(check: TeacherCheck, floor: CheckConfig, name: str) -> N
     Raises:
         TeacherRefused: the teacher misses a floor; the message names each missed floor, and by how much.
     """
-    accuracy, ece = check.teacher.get("accuracy"), check.teacher.get("ece")
-    wrong = []
-    if accuracy is None or ece is None:
-        if floor.min_accuracy is not None or floor.max_ece is not None:
-            wrong.append("no row of the calibration split has a true label, so the floor cannot be checked")
-    else:
-        if floor.min_accuracy is not None and not accuracy.value >= floor.min_accuracy:
-            wrong.append(
-                f"accuracy {accuracy.value:.4f} is {floor.min_accuracy - accuracy.value:.4f} below the floor "
-                f"min_accuracy {floor.min_accuracy:g}"
-            )
-        if floor.max_ece is not None and not ece.value <= floor.max_ece:
-            wrong.append(f"ece {ece.value:.4f} is {ece.value - floor.max_ece:.4f} above max_ece {floor.max_ece:g}")
+    wrong = [line for name, limit in floor.limits.items() for line in _missed(name, check.teacher.get(name), limit)]
     for metric, trivial in check.trivial.items() if floor.beat_majority else ():
         found = check.teacher.get(metric)
         if found is not None and not found.value > trivial:
@@ -91,3 +80,28 @@ def refuse_weak_teacher(check: TeacherCheck, floor: CheckConfig, name: str) -> N
             f"the teacher {name} is below its floor on the calibration split: {'; '.join(wrong)}. "
             "Nothing was labelled; use a better teacher, or change labels.check"
         )
+
+
+def _missed(name: str, found: Estimate | None, limit: Floor) -> list[str]:
+    if found is None:
+        return [f"{name} was not measured, because no row of the calibration split has a true label"]
+    wrong = []
+    if limit.min is not None and not found.value >= limit.min:
+        wrong.append(
+            f"{name} {found.value:.4f} is {limit.min - found.value:.4f} below the least {name} of {limit.min:g}"
+        )
+    if limit.max is not None and not found.value <= limit.max:
+        wrong.append(
+            f"{name} {found.value:.4f} is {found.value - limit.max:.4f} above the greatest {name} of {limit.max:g}"
+        )
+    return wrong
+
+
+def unknown_limits(floor: CheckConfig, task: str) -> list[str]:
+    """Return one sentence for each limit of a metric that the task's models do not have."""
+    metrics = get_task(task).answers.metrics
+    return [
+        f"labels.check.limits.{name}: {task} has no such metric; it has {', '.join(metrics.names)}"
+        for name in floor.limits
+        if metrics.find(name) is None
+    ]

@@ -23,6 +23,7 @@ from ray_distill.runtime.labelling.label_units import Labelled, label_units
 from ray_distill.runtime.labelling.teacher_quality import TeacherCheck, check_teacher, refuse_weak_teacher
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
+from ray_distill.tasks.catalogue import get_task
 from ray_distill.tracking.base import Dataset, Run
 
 
@@ -75,7 +76,7 @@ def fill_store(
             rows=(1 + (now is not None)) * rows_of(opened, "calibration"),
             what="checking the teacher",
         )
-        _record_check(stage.run, found)
+        _record_check(stage.run, found, get_task(config.task).answers.headline)
         refuse_weak_teacher(found, config.labels.check, config.labels.teacher.model)
     if store is None or coverage is None:
         # The store is created after the check, so that a refused teacher leaves no empty store.
@@ -181,7 +182,7 @@ def _record_labelled(stage: Stage, done: Labelled) -> None:
         console.report(f"label: {done.rejected:,} rows went to quarantine: {reasons}", quarantined=done.rejected)
 
 
-def _record_check(run: Run, check: TeacherCheck) -> None:
+def _record_check(run: Run, check: TeacherCheck, headline: str) -> None:
     run.metrics(
         {f"calibration_{who}_{name}": value for who, group in _checked(check).items() for name, value in group.items()}
     )
@@ -190,7 +191,7 @@ def _record_check(run: Run, check: TeacherCheck) -> None:
         for who, group in _checked(check).items()
         if group
     ]
-    if "accuracy" not in check.teacher:
+    if headline not in check.teacher:
         console.report(
             "teacher check: no row of the calibration split has a true label, so the teacher's quality is unknown"
         )

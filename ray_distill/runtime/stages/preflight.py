@@ -5,6 +5,7 @@ from ray_distill.errors import ConfigError, ModelError
 from ray_distill.losses.base import Labels
 from ray_distill.models.core.module_function import import_factory, is_factory
 from ray_distill.promotion.gate import wrong_limits
+from ray_distill.runtime.labelling.teacher_quality import unknown_limits
 from ray_distill.runtime.training.label_mixture import check_mixture, temperatures_of
 from ray_distill.storage import files
 from ray_distill.students.engines.engine import check_compiler
@@ -41,7 +42,7 @@ def check(config: Campaign) -> None:
         for name in config.evaluation.corruptions or ()
         if name not in known
     ]
-    wrong += wrong_limits(config.gate, config.task)
+    wrong += unknown_limits(config.labels.check, config.task) + wrong_limits(config.gate, config.task)
     wrong += task.refuse(config) + check_compiler(config.student.training)
     if config.sequences is not None and config.sequences.filters.scorer is not None:
         try:

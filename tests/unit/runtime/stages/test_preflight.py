@@ -24,3 +24,19 @@ def test_a_limit_on_an_unknown_metric_is_refused_with_the_known_names(tmp_path: 
     )
     with pytest.raises(ConfigError, match=rf"gate\.limits\.accuracyy: {task} has no such metric; it has .*{known}"):
         check(config)
+
+
+@pytest.mark.parametrize(("task", "known"), [("text_classification", "macro_f1"), ("causal_lm", "perplexity")])
+def test_a_floor_of_an_unknown_metric_is_refused_with_the_known_names(tmp_path: Path, task: str, known: str) -> None:
+    """The teacher's floor names metrics of the same table."""
+    config = parse_config(
+        {
+            "campaign": "c",
+            "task": task,
+            "output": str(tmp_path / "out"),
+            "snapshot": {"source": str(tmp_path / "rows.jsonl")},
+            "labels": {"teacher": {"model": str(tmp_path)}, "check": {"limits": {"acuracy": {"min": 0.9}}}},
+        }
+    )
+    with pytest.raises(ConfigError, match=rf"labels\.check\.limits\.acuracy: {task} has no such metric; .*{known}"):
+        check(config)

@@ -23,7 +23,7 @@ from ray_distill.labels.model.validity import Rejects
 from ray_distill.models.core.forward import without_cache
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
-from ray_distill.models.text.generation import Voice, voice_of
+from ray_distill.models.text.generation import GenerationFormat, generation_format
 from ray_distill.models.text.lm_processor import IntArray
 from ray_distill.sequences.attempts import SCHEMA, rejected_table
 from ray_distill.teachers.draw import independent, pick
@@ -56,19 +56,19 @@ class Author:
     """A model that writes; made by `open_author`."""
 
     model: Model
-    voice: Voice
+    form: GenerationFormat
     settings: SequencesConfig
     seed: int
 
     @property
     def stops(self) -> tuple[int, ...]:
         """Tokens that end a text."""
-        return tuple(sorted(self.voice.stops))
+        return tuple(sorted(self.form.stops))
 
     def encode(self, rows: pa.Table) -> Prompts:
         """Encode prompts of rows (``row_id``, ``text``); unusable rows are returned with the reason."""
         texts, ids = rows["text"].to_pylist(), rowids.to_numpy(rows["row_id"])
-        tokens, reasons = self.voice.prompts(texts, self.settings.new_tokens)
+        tokens, reasons = self.form.prompts(texts, self.settings.new_tokens)
         kept = [row for row in range(len(texts)) if row not in reasons]
         return Prompts(
             row_ids=ids[kept],
@@ -99,9 +99,9 @@ class Author:
             return rejected_table([(row_id, "distribution is NaN or infinite")])
         ended = [bool(len(one)) and int(one[-1]) in self.stops for one in tokens]
         written = [one[:-1] if over else one for one, over in zip(tokens, ended, strict=True)]
-        texts = [self.voice.text(prompt, one) for one in written]
+        texts = [self.form.text(prompt, one) for one in written]
         same = [
-            self.voice.reads_back(prompts.texts[row], text, prompt, one)
+            self.form.reads_back(prompts.texts[row], text, prompt, one)
             for text, one in zip(texts, written, strict=True)
         ]
         return pa.table(
@@ -123,7 +123,7 @@ class Author:
         count = self.settings.candidates
         repeated = [prompt for prompt in prompts for _ in range(count)]
         candidate = np.tile(np.arange(count, dtype=np.int32), len(prompts))
-        step = _Step(self._choose(np.repeat(ids, count), candidate), self.voice)
+        step = _Step(self._choose(np.repeat(ids, count), candidate), self.form)
         found = self._generate(repeated, step)
         tokens = [_until(row, self.stops) for row in found]
         logp_NL = torch.stack(step.logp, 1).double().cpu().numpy()
@@ -142,7 +142,7 @@ class Author:
     def _beams(self, prompts: Sequence[IntArray]) -> tuple[list[IntArray], list[float]]:
         found = self._generate(
             prompts,
-            _Known(self.voice),
+            _Known(self.form),
             num_beams=self.settings.beams,
             early_stopping=False,
             num_return_sequences=self.settings.candidates,
@@ -156,9 +156,9 @@ class Author:
         """Score tokens behind a prompt; scores of a beam search include a length penalty."""
         inputs, module = self._inputs([prompt]), self.model.module
         del inputs["attention_mask"]  # one row: nothing is padded
-        before = inputs[self.voice.grows].shape[1]
+        before = inputs[self.form.growing_input].shape[1]
         written_1L = torch.from_numpy(tokens.astype(np.int64))[None].to(self._device)
-        inputs[self.voice.grows] = torch.cat([inputs[self.voice.grows], written_1L], 1)
+        inputs[self.form.growing_input] = torch.cat([inputs[self.form.growing_input], written_1L], 1)
         logp_LV = module(**inputs, **without_cache(module)).logits[0, before - 1 : -1].float().log_softmax(-1)
         return float(logp_LV.gather(-1, written_1L[0, :, None]).double().sum())
 
@@ -169,17 +169,17 @@ class Author:
             max_new_tokens=self.settings.new_tokens,
             do_sample=False,
             eos_token_id=list(self.stops) or None,
-            pad_token_id=self.voice.pad,
-            **self.voice.options,
+            pad_token_id=self.form.pad,
+            **self.form.options,
             **options,
         )
         found = cast(Any, self.model.module).generate(
             **inputs, generation_config=config, logits_processor=LogitsProcessorList([step])
         )
-        return list(found[:, inputs[self.voice.grows].shape[1] :].cpu().numpy().astype(np.int32))
+        return list(found[:, inputs[self.form.growing_input].shape[1] :].cpu().numpy().astype(np.int32))
 
     def _inputs(self, prompts: Sequence[IntArray]) -> dict[str, Tensor]:
-        return {name: torch.from_numpy(ids_NL).to(self._device) for name, ids_NL in self.voice.inputs(prompts).items()}
+        return {name: torch.from_numpy(ids_NL).to(self._device) for name, ids_NL in self.form.inputs(prompts).items()}
 
     @property
     def _device(self) -> torch.device:
@@ -198,16 +198,16 @@ def open_author(config: TeacherConfig, settings: SequencesConfig, *, task: str, 
     """
     model = load_model(config, task=task)
     module = model.module
-    voice = voice_of(module, model.processor)
-    if voice is None or not _generates(module):
+    form = generation_format(module, model.processor)
+    if form is None or not _generates(module):
         found = f"a {type(module).__name__} with a {type(model.processor).__name__}"
         raise ModelError(
             f"{model.url} cannot write: found {found}, expected a language model or an encoder-decoder of "
             "transformers with a tokenizer (leave sequences out to label the source's own texts)"
         )
-    voice.require_room(settings.new_tokens, model.url)
+    form.require_room(settings.new_tokens, model.url)
     module.generation_config = cast(Any, GenerationConfig())
-    return Author(model=model, voice=voice, settings=settings, seed=seed)
+    return Author(model=model, form=form, settings=settings, seed=seed)
 
 
 def weights(logits_NV: Tensor, settings: SequencesConfig) -> Tensor:
@@ -231,23 +231,23 @@ def weights(logits_NV: Tensor, settings: SequencesConfig) -> Tensor:
 class _Known(LogitsProcessor):  # type: ignore[misc]
     """Forbid ids that the tokenizer lacks, and tokens that a model never writes."""
 
-    def __init__(self, voice: Voice):
-        self._known = len(voice.tokenizer)
-        never = [list(tokens) for tokens in voice.never if list(tokens) not in ([stop] for stop in voice.stops)]
-        self._never = NoBadWordsLogitsProcessor(never) if never else None
+    def __init__(self, form: GenerationFormat):
+        self._known = len(form.tokenizer)
+        bad_words = [list(tokens) for tokens in form.bad_words if list(tokens) not in ([stop] for stop in form.stops)]
+        self._forbidden = NoBadWordsLogitsProcessor(bad_words) if bad_words else None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return the logits with those ids at -inf."""
         known = torch.arange(scores.shape[-1], device=scores.device) < self._known
         found = scores.masked_fill(~known, -torch.inf)
-        return found if self._never is None else cast(Tensor, self._never(input_ids, found))
+        return found if self._forbidden is None else cast(Tensor, self._forbidden(input_ids, found))
 
 
 class _Step(_Known):
     """Chooses a token itself and leaves no other; keeps its log-probability."""
 
-    def __init__(self, choose: Choose, voice: Voice):
-        super().__init__(voice)
+    def __init__(self, choose: Choose, form: GenerationFormat):
+        super().__init__(form)
         self._choose = choose
         self.logp: list[Tensor] = []
         """``[N]`` a step, by the model itself: neither tempered nor cut."""

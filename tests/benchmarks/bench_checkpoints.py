@@ -25,7 +25,7 @@ from ray_distill.storage import files
 from ray_distill.students.checkpoints import store
 from ray_distill.students.checkpoints.async_writer import CheckpointWriter
 from ray_distill.students.checkpoints.store import fetched, find_checkpoint
-from ray_distill.students.engines.portable_state import deal
+from ray_distill.students.engines.portable_state import assign_writers
 from ray_distill.students.process_group import Ranks
 from ray_distill.testing.ranks import run_threads
 
@@ -80,7 +80,7 @@ def _atoms() -> list[int]:
 
 def _most(sizes: list[int], ranks: int, *, by_size: bool) -> int:
     """Bytes of the fullest rank."""
-    owners = deal(sizes, ranks) if by_size else [number % ranks for number in range(len(sizes))]
+    owners = assign_writers(sizes, ranks) if by_size else [number % ranks for number in range(len(sizes))]
     held = Counter[int]()
     for size, owner in zip(sizes, owners, strict=True):
         held[owner] += 4 * size

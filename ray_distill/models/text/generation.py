@@ -1,6 +1,6 @@
 """Generate text with decoder-only and encoder-decoder models by one interface.
 
-A generator needs nothing else of a family; the choice at each step is its own.
+A generator needs no more of a model than its `GenerationFormat`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,8 +22,8 @@ Ids = npt.NDArray[np.int64]
 Prompted = tuple[list[IntArray], dict[int, str]]
 
 
-class Voice(Protocol):
-    """A model's way to write."""
+class GenerationFormat(Protocol):
+    """Convert between rows and the tokens of generation, for one kind of model."""
 
     @property
     def tokenizer(self) -> Any:
@@ -31,26 +31,26 @@ class Voice(Protocol):
 
     @property
     def pad(self) -> int:
-        """The token that stands where there is none."""
+        """Return the padding token."""
 
     @property
-    def grows(self) -> str:
-        """The input behind which the model writes."""
+    def growing_input(self) -> str:
+        """Return the name of the input that grows by each generated token."""
 
     @property
     def stops(self) -> frozenset[int]:
-        """Tokens that end a text."""
+        """Return the tokens that end a text."""
 
     @property
-    def never(self) -> Sequence[Sequence[int]]:
-        """Runs of tokens that no text has."""
+    def bad_words(self) -> Sequence[Sequence[int]]:
+        """Return sequences of tokens that must not be generated (``bad_words_ids``)."""
 
     @property
     def options(self) -> Mapping[str, Any]:
         """Return the options of `generate` beside its inputs."""
 
     @property
-    def own(self) -> str:
+    def token_fingerprint(self) -> str:
         """Return the fingerprint of tokens named in the generation settings alone; empty if none."""
 
     def prompts(self, texts: list[str], new_tokens: int) -> Prompted:
@@ -74,14 +74,14 @@ class Voice(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Continuing:
-    """A language model, which continues its prompt."""
+class CausalFormat:
+    """The format of a decoder-only model, which continues its prompt."""
 
     processor: LanguageProcessor
     stops: frozenset[int]
-    own: str = ""
-    grows: str = "input_ids"
-    never: Sequence[Sequence[int]] = ()
+    token_fingerprint: str = ""
+    growing_input: str = "input_ids"
+    bad_words: Sequence[Sequence[int]] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -91,7 +91,7 @@ class Continuing:
 
     @property
     def pad(self) -> int:
-        """Masked whatever it is: a language model often has no token for it."""
+        """Return the padding token, or any other: padding is masked, and a language model often has no token for it."""
         known = (self.tokenizer.pad_token_id, *sorted(self.stops))
         return next((int(token) for token in known if token is not None), 0)
 
@@ -111,11 +111,11 @@ class Continuing:
         return _padded(prompts, self.pad, left=True)
 
     def text(self, prompt: IntArray, tokens: IntArray) -> str:
-        """See `answers.text_of`."""
+        """Return what the tokens add to the prompt's text; see `decode.text_of`."""
         return text_of(self.processor, prompt, tokens)
 
     def reads_back(self, row: str, answer: str, prompt: IntArray, tokens: IntArray) -> bool:
-        """See `answers.reads_back`."""
+        """See `decode.reads_back`."""
         return reads_back(self.processor, row, answer, prompt, tokens)
 
     def require_room(self, new_tokens: int, url: str) -> None:
@@ -132,16 +132,16 @@ class Continuing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Translating:
-    """An encoder-decoder: it writes a target of its source."""
+class Seq2SeqFormat:
+    """The format of an encoder-decoder, which generates the target of a source."""
 
     processor: PairProcessor
     stops: frozenset[int]
     begin: tuple[int, ...]
     """The decoder's first inputs: its start, and a token that every target of the model begins with (a language)."""
-    never: Sequence[Sequence[int]] = ()
-    own: str = ""
-    grows: str = "decoder_input_ids"
+    bad_words: Sequence[Sequence[int]] = ()
+    token_fingerprint: str = ""
+    growing_input: str = "decoder_input_ids"
 
     @property
     def tokenizer(self) -> Any:
@@ -150,7 +150,7 @@ class Translating:
 
     @property
     def pad(self) -> int:
-        """The tokenizer's own."""
+        """Return the tokenizer's padding token."""
         return int(self.tokenizer.pad_token_id)
 
     @property
@@ -165,7 +165,7 @@ class Translating:
     def inputs(self, prompts: Sequence[IntArray]) -> dict[str, Ids]:
         """Return sources padded at their end, and the beginning of every target."""
         begin_NL = np.tile(np.array(self.begin, np.int64), (len(prompts), 1))
-        return {**_padded(prompts, self.pad, left=False), self.grows: begin_NL}
+        return {**_padded(prompts, self.pad, left=False), self.growing_input: begin_NL}
 
     def text(self, prompt: IntArray, tokens: IntArray) -> str:
         """Return the target alone."""
@@ -187,8 +187,8 @@ class Translating:
             )
 
 
-def voice_of(module: Any, processor: Processor) -> Voice | None:
-    """Return how a model writes; None if its tokenizer is not of a model that writes.
+def generation_format(module: Any, processor: Processor) -> GenerationFormat | None:
+    """Return the generation format of a model; None if its tokenizer is not of a model that writes.
 
     Args:
         module: with the generation settings that its checkpoint came with, of which only tokens count: those that end
@@ -198,16 +198,18 @@ def voice_of(module: Any, processor: Processor) -> Voice | None:
     if not isinstance(processor, LanguageProcessor | PairProcessor):
         return None
     settings = own_tokens(module)
-    ends, first, never = (settings[name] for name in ("eos_token_id", "forced_bos_token_id", "bad_words_ids"))
+    ends, first, bad_words = (settings[name] for name in ("eos_token_id", "forced_bos_token_id", "bad_words_ids"))
     more = frozenset(_listed(ends)) - processor.stops()
     if isinstance(processor, LanguageProcessor):
-        return Continuing(processor=processor, stops=processor.stops() | more, own=_digest(sorted(more)))
-    return Translating(
+        return CausalFormat(
+            processor=processor, stops=processor.stops() | more, token_fingerprint=_digest(sorted(more))
+        )
+    return Seq2SeqFormat(
         processor=processor,
         stops=processor.stops() | more,
-        never=never or (),
+        bad_words=bad_words or (),
         begin=(processor.start, *_listed(first)),
-        own=_digest(sorted(more), _listed(first), never or []),
+        token_fingerprint=_digest(sorted(more), _listed(first), bad_words or []),
     )
 
 
@@ -215,8 +217,8 @@ def _listed(tokens: int | list[int] | None) -> list[int]:
     return [] if tokens is None else [int(token) for token in (tokens if isinstance(tokens, list) else [tokens])]
 
 
-def _digest(*heard: Any) -> str:
-    return fingerprint(list(heard)) if any(heard) else ""
+def _digest(*tokens: Any) -> str:
+    return fingerprint(list(tokens)) if any(tokens) else ""
 
 
 def _padded(prompts: Sequence[IntArray], pad: int, *, left: bool) -> dict[str, Ids]:

@@ -71,7 +71,7 @@ def make_generator(config: Campaign, settings: SequencesConfig) -> Generator:
         beams=settings.beams,
         length_penalty=settings.length_penalty,
         new_tokens=settings.new_tokens,
-        own=author.voice.own,
+        own=author.form.token_fingerprint,
         seed=config.seed if settings.method == "sample" else 0,
         prompts_a_batch=settings.prompts_a_batch,
         threads=max(1, int(config.labels.resources.cpus)),

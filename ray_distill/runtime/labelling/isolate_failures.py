@@ -67,13 +67,13 @@ def isolate(
     """
     teacher = IsolatedTeacher(job, actor)
     with contextlib.closing(teacher):
-        check = TeacherCheck(teacher, job, failed, good)
+        check = FaultCheck(teacher, job, failed, good)
         check.require_answer(failed[0].reason)
         for one in failed:
             yield _answered(teacher, check, one, finish)
 
 
-def _answered(teacher: "IsolatedTeacher", check: "TeacherCheck", one: FailedUnit, finish: Finish[R]) -> R:
+def _answered(teacher: "IsolatedTeacher", check: "FaultCheck", one: FailedUnit, finish: Finish[R]) -> R:
     plan = teacher.plan(one.text)
     planned = {rows.tobytes() for rows in plan.batches}
 
@@ -97,7 +97,7 @@ class UnitTeacher(Protocol):
         """Return the answer of one batch."""
 
 
-class TeacherCheck:
+class FaultCheck:
     """Decide whether the rows or the teacher are at fault: a working teacher answers some row."""
 
     def __init__(self, teacher: UnitTeacher, job: TeacherJob, failed: Sequence[FailedUnit], good: WorkUnit | None):
@@ -150,10 +150,10 @@ class TeacherCheck:
             plan = self._teacher.plan(self._good)
             if plan.batches:
                 return [(self._good, plan.batches[0][:1])] * self._attempts
-        return spread([(unit, self._teacher.plan(unit)) for unit in self._failed], self._attempts)
+        return spread_rows([(unit, self._teacher.plan(unit)) for unit in self._failed], self._attempts)
 
 
-def spread(plans: Sequence[tuple[str, Plan]], count: int) -> list[tuple[str, Rows]]:
+def spread_rows(plans: Sequence[tuple[str, Plan]], count: int) -> list[tuple[str, Rows]]:
     """Return up to ``count`` rows, spread over all units and lengths."""
     each = [(unit, np.concatenate([np.zeros(0, np.int64), *plan.batches])) for unit, plan in plans]
     chosen = [(unit, rows[at * len(rows) // count :][:1]) for at in range(count) for unit, rows in each if len(rows)]

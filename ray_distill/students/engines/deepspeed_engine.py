@@ -34,7 +34,7 @@ from ray_distill.students.engines.engine import (
     training_device,
 )
 from ray_distill.students.engines.portable_state import load_atoms, save_atoms
-from ray_distill.students.engines.zero_state import base_optimizer, loss_scale, set_loss_scale, zero_parts
+from ray_distill.students.engines.zero_state import base_optimizer, loss_scale, set_loss_scale, zero_state_access
 from ray_distill.students.process_group import Ranks
 from ray_distill.students.telemetry.step_timer import Stopwatch
 from ray_distill.tasks.encoded import Batch
@@ -50,7 +50,7 @@ class DeepSpeedEngine:
         self._engine = engine
         self._ranks = ranks
         self._own_schedule = own_schedule
-        self._parts = partial(zero_parts, engine.optimizer, ranks)
+        self._parts = partial(zero_state_access, engine.optimizer, ranks)
         self._average = None if ema is None else Average(ema, base_optimizer(engine.optimizer), self._parts)
         self._watch = Stopwatch()
         # DeepSpeed reduces gradients at the end of its own backward pass, by this method; see `step` and `close`.
@@ -168,7 +168,9 @@ def start_deepspeed(module: nn.Module, training: TrainingConfig, ranks: Ranks, *
         ) from error
     if own_optimizer is not None:
         _uncount_steps(own_optimizer)
-    zero_parts(engine.optimizer, ranks)  # raises before the first step if its state cannot be saved in a checkpoint
+    zero_state_access(
+        engine.optimizer, ranks
+    )  # raises before the first step if its state cannot be saved in a checkpoint
     return DeepSpeedEngine(deepspeed, engine, ranks, own_schedule="scheduler" not in settings, ema=training.ema)
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-from ray_distill.students.engines.portable_state import Parts
+from ray_distill.students.engines.portable_state import StateAccess
 
 #: Name of the state.
 AVERAGE = "average"
@@ -30,7 +30,7 @@ class Average:
         parts: returns the engine's access to its states; called at each exchange.
     """
 
-    def __init__(self, decay: float, optimizer: torch.optim.Optimizer, parts: Callable[[], Parts]) -> None:
+    def __init__(self, decay: float, optimizer: torch.optim.Optimizer, parts: Callable[[], StateAccess]) -> None:
         self._decay, self._optimizer, self._parts = decay, optimizer, parts
 
     @torch.no_grad()

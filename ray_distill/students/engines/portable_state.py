@@ -31,7 +31,7 @@ WEIGHT = "weight"
 _BUFFER = "buffer"
 
 
-class Parts(Protocol):
+class StateAccess(Protocol):
     """Access to an engine's master weights and optimiser states; every method is collective."""
 
     def states(self) -> tuple[str, ...]:
@@ -65,14 +65,14 @@ class Parts(Protocol):
         """Copy the master weights to the parameters that compute."""
 
 
-def save_atoms(folder: Path, module: nn.Module, parts: Parts, ranks: Ranks, own: Mapping[str, Any]) -> None:
+def save_atoms(folder: Path, module: nn.Module, parts: StateAccess, ranks: Ranks, own: Mapping[str, Any]) -> None:
     """Write this rank's share of the atoms; collective.
 
     ``own`` is plain JSON, which `load_atoms` returns.
     """
     share: dict[str, Tensor] = {}
     names, trained = (WEIGHT, *parts.states()), _trained(module)
-    owners = iter(deal([_size(parameter) for _, parameter in trained for _ in names], ranks.world))
+    owners = iter(assign_writers([_size(parameter) for _, parameter in trained for _ in names], ranks.world))
     for parameter_name, parameter in trained:
         for name in names:
             value, owner = parts.read(parameter, name), next(owners)
@@ -87,7 +87,7 @@ def save_atoms(folder: Path, module: nn.Module, parts: Parts, ranks: Ranks, own:
     save_file(share, folder / f"atoms-{ranks.rank:05d}.safetensors")
 
 
-def deal(sizes: Sequence[int], world: int) -> list[int]:
+def assign_writers(sizes: Sequence[int], world: int) -> list[int]:
     """Return the rank that writes each atom.
 
     Atoms are assigned largest first, each to the rank with the fewest elements so far.
@@ -99,7 +99,7 @@ def deal(sizes: Sequence[int], world: int) -> list[int]:
     return owners
 
 
-def load_atoms(folder: Path, module: nn.Module, parts: Parts) -> dict[str, Any]:
+def load_atoms(folder: Path, module: nn.Module, parts: StateAccess) -> dict[str, Any]:
     """Set module and optimiser from the atoms of all ranks, in one folder, and return ``own``.
 
     Raises:
@@ -123,8 +123,8 @@ def load_atoms(folder: Path, module: nn.Module, parts: Parts) -> dict[str, Any]:
     return own
 
 
-class WholeParts:
-    """`Parts` of an optimiser of whole parameters, or of whole float32 copies of them.
+class WholeStateAccess:
+    """`StateAccess` of an optimiser of whole parameters, or of whole float32 copies of them.
 
     Args:
         optimizer: Adam or a similar optimiser.
@@ -136,15 +136,15 @@ class WholeParts:
         self._masters = dict(masters or {})
 
     def states(self) -> tuple[str, ...]:
-        """See `Parts`."""
+        """See `StateAccess`."""
         return tensor_states(self._optimizer)
 
     def step(self) -> float:
-        """See `Parts`."""
+        """See `StateAccess`."""
         return counted_steps(self._optimizer)
 
     def read(self, parameter: nn.Parameter, name: str) -> Tensor | None:
-        """See `Parts`."""
+        """See `StateAccess`."""
         master = self._master(parameter)
         if name == WEIGHT:
             return torch.as_tensor(master).float()
@@ -152,20 +152,20 @@ class WholeParts:
         return state.get(name)
 
     def prepare(self, states: Sequence[str], step: float) -> None:
-        """See `Parts`."""
+        """See `StateAccess`."""
         for group in self._optimizer.param_groups:
             make_states(self._optimizer, group["params"], states, step)
 
     def write(self, parameter: nn.Parameter, name: str, value: Tensor) -> None:
-        """See `Parts`."""
+        """See `StateAccess`."""
         master = self._master(parameter)
         (master if name == WEIGHT else self._optimizer.state[master][name]).copy_(value)
 
     def release(self) -> None:
-        """See `Parts`; there are no derived values."""
+        """See `StateAccess`; there are no derived values."""
 
     def finish(self) -> None:
-        """See `Parts`."""
+        """See `StateAccess`."""
         for parameter, master in self._masters.items():
             parameter.copy_(master)
 

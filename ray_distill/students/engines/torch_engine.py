@@ -17,7 +17,7 @@ from ray_distill.losses.base import StudentOutput
 from ray_distill.losses.fused import HeadRequest
 from ray_distill.students.engines.ema import Average
 from ray_distill.students.engines.engine import average_buffers, build_optimizer, run_bundle, training_device
-from ray_distill.students.engines.portable_state import WholeParts, load_atoms, save_atoms
+from ray_distill.students.engines.portable_state import WholeStateAccess, load_atoms, save_atoms
 from ray_distill.students.process_group import Ranks
 from ray_distill.students.telemetry.step_timer import Stopwatch
 from ray_distill.tasks.encoded import Batch
@@ -41,7 +41,7 @@ class TorchEngine:
         self._device = training_device(training)
         self._module = module.to(self._device)
         self._optimizer = build_optimizer(module, training.weight_decay)
-        self._parts = partial(WholeParts, self._optimizer)
+        self._parts = partial(WholeStateAccess, self._optimizer)
         self._average = None if training.ema is None else Average(training.ema, self._optimizer, self._parts)
 
     @property

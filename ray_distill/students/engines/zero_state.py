@@ -16,8 +16,8 @@ from torch.nn import functional
 from ray_distill.errors import TrainingError
 from ray_distill.students.engines.portable_state import (
     WEIGHT,
-    Parts,
-    WholeParts,
+    StateAccess,
+    WholeStateAccess,
     counted_steps,
     make_states,
     tensor_states,
@@ -28,8 +28,8 @@ from ray_distill.students.process_group import Ranks
 _SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
-def zero_parts(optimizer: Any, ranks: Ranks) -> Parts:
-    """Return the `Parts` of DeepSpeed's optimiser.
+def zero_state_access(optimizer: Any, ranks: Ranks) -> StateAccess:
+    """Return the `StateAccess` of DeepSpeed's optimiser.
 
     The kinds are ZeRO 3, ZeRO 1 and 2, and whole on every rank (ZeRO 0).
 
@@ -42,11 +42,11 @@ def zero_parts(optimizer: Any, ranks: Ranks) -> Parts:
         return Zero12Parts(optimizer)
     if hasattr(optimizer, "fp32_groups"):  # half precision at ZeRO 0: a float32 copy of each parameter
         halves = chain.from_iterable(optimizer.fp16_groups)
-        return WholeParts(
+        return WholeStateAccess(
             optimizer.optimizer, dict(zip(halves, chain.from_iterable(optimizer.fp32_groups), strict=True))
         )
     if isinstance(optimizer, torch.optim.Optimizer):
-        return WholeParts(optimizer)
+        return WholeStateAccess(optimizer)
     raise TrainingError(
         f"checkpoints of DeepSpeed's {type(optimizer).__name__} are not supported: zero_stage 0 in half precision "
         "creates it for a fused optimiser; use zero_stage 1, or leave the optimizer out of student.training.deepspeed"
@@ -54,7 +54,7 @@ def zero_parts(optimizer: Any, ranks: Ranks) -> Parts:
 
 
 class _Partitioned:
-    """Common base of partitioned `Parts`.
+    """Common base of partitioned `StateAccess`.
 
     The optimiser has flat tensors, each one rank's part of many parameters.
     """
@@ -63,26 +63,26 @@ class _Partitioned:
         self._zero, self._flats = optimizer, flats
 
     def states(self) -> tuple[str, ...]:
-        """See `Parts`."""
+        """See `StateAccess`."""
         return tensor_states(self._zero.optimizer)
 
     def step(self) -> float:
-        """See `Parts`."""
+        """See `StateAccess`."""
         return counted_steps(self._zero.optimizer)
 
     def prepare(self, states: Sequence[str], step: float) -> None:
-        """See `Parts`.
+        """See `StateAccess`.
 
         DeepSpeed itself creates states in the first step, and links them to parameters then.
         """
         make_states(self._zero.optimizer, self._flats, states, step)
 
     def release(self) -> None:
-        """See `Parts`."""
+        """See `StateAccess`."""
 
 
 class Zero12Parts(_Partitioned):
-    """`Parts` at ZeRO 1 and 2: whole parameters, partitioned master weights and states."""
+    """`StateAccess` at ZeRO 1 and 2: whole parameters, partitioned master weights and states."""
 
     def __init__(self, optimizer: Any) -> None:
         flats = getattr(optimizer, "single_partition_of_fp32_groups", None)
@@ -91,21 +91,21 @@ class Zero12Parts(_Partitioned):
             self._link()
 
     def read(self, parameter: Any, name: str) -> Tensor | None:
-        """See `Parts`."""
+        """See `StateAccess`."""
         found: Tensor = parameter.get_full_hp_param(None if name == WEIGHT else name)
         return found
 
     def prepare(self, states: Sequence[str], step: float) -> None:
-        """See `Parts`."""
+        """See `StateAccess`."""
         super().prepare(states, step)
         self._link()
 
     def write(self, parameter: Any, name: str, value: Tensor) -> None:
-        """See `Parts`."""
+        """See `StateAccess`."""
         parameter.set_full_hp_param(value, None if name == WEIGHT else name)
 
     def finish(self) -> None:
-        """See `Parts`."""
+        """See `StateAccess`."""
         self._zero.update_lp_params()
 
     def _link(self) -> None:
@@ -119,7 +119,7 @@ class Zero12Parts(_Partitioned):
 
 
 class Zero3Parts(_Partitioned):
-    """`Parts` at ZeRO 3, where parameters themselves are partitioned.
+    """`StateAccess` at ZeRO 3, where parameters themselves are partitioned.
 
     Each is cut into equal pieces; the last one is padded.
     """
@@ -129,31 +129,31 @@ class Zero3Parts(_Partitioned):
         self._ranks = ranks
 
     def read(self, parameter: Any, name: str) -> Tensor | None:
-        """See `Parts`."""
+        """See `StateAccess`."""
         found: Tensor = self._zero.get_full_hp_param(parameter, None if name == WEIGHT else name)
         return found
 
     def prepare(self, states: Sequence[str], step: float) -> None:
-        """See `Parts`."""
+        """See `StateAccess`."""
         self.release()
         super().prepare(states, step)
 
     def release(self) -> None:
-        """See `Parts`.
+        """See `StateAccess`.
 
         Small parameters that every rank keeps whole are released; `finish` gathers them again.
         """
         self._zero.checkpoint_event_prologue()
 
     def write(self, parameter: Any, name: str, value: Tensor) -> None:
-        """See `Parts`."""
+        """See `StateAccess`."""
         size = parameter.ds_tensor.numel()
         filled = functional.pad(value.flatten(), (0, size * self._ranks.world - value.numel()))
         own = filled[self._ranks.rank * size : (self._ranks.rank + 1) * size]
         self._zero.set_local_hp_param(own, parameter, None if name == WEIGHT else name)
 
     def finish(self) -> None:
-        """See `Parts`."""
+        """See `StateAccess`."""
         for number in range(len(self._flats)):
             self._zero._reassign_or_swap_out_partitioned_parameters(number)
         self._zero.checkpoint_event_epilogue()

@@ -74,7 +74,7 @@ def test_what_is_written_does_not_depend_on_the_batch(folder: Path, method: str)
 def test_the_log_probability_is_the_models_own(folder: Path, method: str) -> None:
     """Greedy is what a loop of plain forward passes writes; every log-probability is neither tempered nor cut."""
     author = _open(folder, method)
-    module, known = author.model.module, len(author.voice.tokenizer)
+    module, known = author.model.module, len(author.form.tokenizer)
     for text in TEXTS[:2]:
         prompts = author.encode(_rows([text]))
         with torch.inference_mode():
@@ -167,12 +167,12 @@ def test_a_conversation_is_gone_on_with_by_the_assistant(folder: Path) -> None:
     """Its last answer is left out, the header of a new one stands at the end, and a turn's end ends the answer."""
     author = _open(folder, form="chat")
     prompts = author.encode(_rows([*CHATS, '[{"role": "assistant", "content": "alone"}]', "{"]))
-    decoded = [author.voice.tokenizer.decode(tokens.tolist()) for tokens in prompts.tokens]
+    decoded = [author.form.tokenizer.decode(tokens.tolist()) for tokens in prompts.tokens]
     assert decoded == [
         "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n",
         "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nand?<|im_end|>\n<|im_start|>assistant\n",
     ]
-    assert [author.voice.tokenizer.decode([stop]) for stop in author.stops] == ["<|end|>", "<|im_end|>"]
+    assert [author.form.tokenizer.decode([stop]) for stop in author.stops] == ["<|end|>", "<|im_end|>"]
     assert [reason.partition(":")[0] for _, reason in prompts.rejected] == ["no prompt", "not JSON"]
     assert author.write(prompts, np.arange(2)).num_rows == 2
 
@@ -201,7 +201,7 @@ def test_what_the_checkpoint_says_of_generating_does_not_count(folder: Path, tmp
         tmp_path / "own"
     )
     assert _open(tmp_path / "own").stops == (2, 3)
-    assert _open(tmp_path / "own").voice.own and not _open(folder).voice.own
+    assert _open(tmp_path / "own").form.token_fingerprint and not _open(folder).form.token_fingerprint
     texts = [row["text"] for row in _written(_open(folder), TEXTS).values()]
     assert [row["text"] for row in _written(_open(tmp_path / "own"), TEXTS).values()] == texts
 

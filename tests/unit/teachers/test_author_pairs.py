@@ -16,7 +16,7 @@ from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError
 from ray_distill.labels.model import rowids
 from ray_distill.models.io.load import load_model
-from ray_distill.models.text.generation import Translating
+from ray_distill.models.text.generation import Seq2SeqFormat
 from ray_distill.sequences.attempts import answered, rejected_table
 from ray_distill.sequences.derive import derive
 from ray_distill.sequences.generator import Generator
@@ -135,10 +135,10 @@ def test_a_target_ends_where_its_model_ends_it(t5: Path) -> None:
 
 def test_whether_a_target_reads_back_is_told(t5: Path) -> None:
     """Letters with their end do, halves of a character do not."""
-    voice, source = _open(t5).voice, np.zeros(1, np.int32)
-    whole = np.array(voice.tokenizer("größer", add_special_tokens=False)["input_ids"], np.int32)
+    form, source = _open(t5).form, np.zeros(1, np.int32)
+    whole = np.array(form.tokenizer("größer", add_special_tokens=False)["input_ids"], np.int32)
     for tokens, same in ((whole, True), (whole[:3], False)):
-        assert voice.reads_back(pair_text("s", None), voice.text(source, tokens), source, tokens) is same
+        assert form.reads_back(pair_text("s", None), form.text(source, tokens), source, tokens) is same
 
 
 def test_tokens_that_belong_to_the_weights_are_heard(t5: Path, tmp_path: Path) -> None:
@@ -151,13 +151,13 @@ def test_tokens_that_belong_to_the_weights_are_heard(t5: Path, tmp_path: Path) -
     GenerationConfig(**own).save_pretrained(tmp_path / "own")
     author = _open(tmp_path / "own", language={"target_length": 11})
     found, _ = author._tokens(prompts.tokens, prompts.row_ids)
-    assert isinstance(author.voice, Translating) and (author.voice.begin, author.stops) == ((0, 70), (1, 5))
+    assert isinstance(author.form, Seq2SeqFormat) and (author.form.begin, author.stops) == ((0, 70), (1, 5))
     options = GenerationConfig(max_new_tokens=11, decoder_start_token_id=0, pad_token_id=0, **own)
     for source, one, before in zip(prompts.tokens, found, plain, strict=True):
         expected = cast(Any, author.model.module).generate(torch.tensor([source.tolist()]), generation_config=options)
         assert expected[0].tolist() == [0, 70, *one.tolist()] and [int(one[0])] not in never
         assert one.tolist() != before.tolist()
-    assert author.voice.own and not _open(t5).voice.own
+    assert author.form.token_fingerprint and not _open(t5).form.token_fingerprint
     with pytest.raises(ConfigError, match="of a target of the teacher .* 10 tokens are learnt"):
         _open(tmp_path / "own", new_tokens=11, language={"target_length": 11})
 

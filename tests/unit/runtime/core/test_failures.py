@@ -23,7 +23,7 @@ from ray_distill.runtime.labelling.actors import LabelActor
 from ray_distill.runtime.labelling.batching import answer_all, request_of
 from ray_distill.runtime.labelling.death_counter import DeathCounter
 from ray_distill.runtime.labelling.encode_write import LabelJob
-from ray_distill.runtime.labelling.isolate_failures import FailedUnit, TeacherCheck, spread
+from ray_distill.runtime.labelling.isolate_failures import FailedUnit, FaultCheck, spread_rows
 from ray_distill.runtime.labelling.teacher_actor import Plan
 from ray_distill.tasks.encoded import Encoded, Ragged
 from ray_distill.teachers.base import LabelRequest
@@ -289,7 +289,7 @@ def test_witnesses_come_from_many_units_and_lengths(
         (f"u{at}", Plan(batches=tuple(np.split(np.arange(size), [2])), row_ids=(), rejected=()))
         for at, size in enumerate(sizes)
     ]
-    assert [(unit, int(rows[0])) for unit, rows in spread(plans, count)] == expected
+    assert [(unit, int(rows[0])) for unit, rows in spread_rows(plans, count)] == expected
 
 
 class FakeUnitTeacher:
@@ -312,7 +312,7 @@ def _unit(name: str) -> WorkUnit:
 
 def _suspect(
     good: set[tuple[str, int]], sizes: dict[str, int], known: str | None = None
-) -> tuple[TeacherCheck, FakeUnitTeacher]:
+) -> tuple[FaultCheck, FakeUnitTeacher]:
     """A teacher under suspicion that answers the ``good`` rows; units have rows 0, 1, …; two attempts."""
     units = {name: FailedUnit(unit=_unit(name), reason="") for name in (*sizes, *([known] if known else []))}
     plans = {
@@ -320,7 +320,7 @@ def _suspect(
     }
     asker = FakeUnitTeacher(plans, {(units[name].text, row) for name, row in good})
     failed = [units[name] for name in sizes]
-    return TeacherCheck(asker, JOB, failed, units[known].unit if known else None), asker
+    return FaultCheck(asker, JOB, failed, units[known].unit if known else None), asker
 
 
 def test_a_teacher_that_answers_a_witness_is_cleared() -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ray_distill.errors import TrainingError
-from ray_distill.students.engines.portable_state import WEIGHT, WholeParts
-from ray_distill.students.engines.zero_state import loss_scale, set_loss_scale, zero_parts
+from ray_distill.students.engines.portable_state import WEIGHT, WholeStateAccess
+from ray_distill.students.engines.zero_state import loss_scale, set_loss_scale, zero_state_access
 from ray_distill.students.process_group import Ranks
 
 ALONE = Ranks(rank=0, world=1)
@@ -19,7 +19,7 @@ def test_an_optimiser_of_another_kind_is_refused_by_name() -> None:
     with pytest.raises(
         TrainingError, match=r"checkpoints of DeepSpeed's SimpleNamespace are not supported.*zero_stage 1"
     ):
-        zero_parts(SimpleNamespace(fp32_groups_flat=[]), ALONE)
+        zero_state_access(SimpleNamespace(fp32_groups_flat=[]), ALONE)
 
 
 def test_half_precision_at_stage_0_is_saved_from_its_float32_copies() -> None:
@@ -27,7 +27,7 @@ def test_half_precision_at_stage_0_is_saved_from_its_float32_copies() -> None:
     half = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
     master = torch.full((3,), 1.001)
     inner = torch.optim.AdamW([master])
-    parts = zero_parts(SimpleNamespace(fp16_groups=[[half]], fp32_groups=[[master]], optimizer=inner), ALONE)
+    parts = zero_state_access(SimpleNamespace(fp16_groups=[[half]], fp32_groups=[[master]], optimizer=inner), ALONE)
     found = parts.read(half, WEIGHT)
     assert found is not None and torch.equal(found, master)
     parts.prepare(["exp_avg"], 4.0)
@@ -41,7 +41,9 @@ def test_half_precision_at_stage_0_is_saved_from_its_float32_copies() -> None:
 
 def test_a_plain_optimiser_is_its_own() -> None:
     """ZeRO 0 in float32."""
-    assert isinstance(zero_parts(torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))]), ALONE), WholeParts)
+    assert isinstance(
+        zero_state_access(torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))]), ALONE), WholeStateAccess
+    )
 
 
 def test_the_loss_scale_goes_on() -> None:

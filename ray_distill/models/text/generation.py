@@ -91,7 +91,7 @@ class CausalFormat:
 
     @property
     def pad(self) -> int:
-        """Return the padding token, or any other: padding is masked, and a language model often has no token for it."""
+        """Return the padding token, or else any other, because padding is masked."""
         known = (self.tokenizer.pad_token_id, *sorted(self.stops))
         return next((int(token) for token in known if token is not None), 0)
 
@@ -188,7 +188,7 @@ class Seq2SeqFormat:
 
 
 def generation_format(module: Any, processor: Processor) -> GenerationFormat | None:
-    """Return the generation format of a model; None if its tokenizer is not of a model that writes.
+    """Return the generation format of a model; None if its processor encodes no texts.
 
     Args:
         module: with the generation settings that its checkpoint came with, of which only tokens count: those that end

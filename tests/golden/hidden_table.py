@@ -37,6 +37,7 @@ from ray_distill.artifacts import Estimate, LabelSetRef
 from ray_distill.config import Campaign, load_config, parse_config
 from ray_distill.evaluation.measures.intervals import Resampling
 from ray_distill.evaluation.predict.panel import Panel
+from ray_distill.evaluation.predict.rows import join_predictions, predict_rows
 from ray_distill.examples import mnist, newsgroups
 from ray_distill.labels.format.fitted_arrays import write_fits
 from ray_distill.labels.store.label_store import create_or_open
@@ -55,7 +56,7 @@ from ray_distill.storage import files
 from ray_distill.students.run import TrainingJob, run_arms
 from ray_distill.students.telemetry.reporter import SilentReporter
 from ray_distill.tasks.answers.classes.evaluation.measures import compare, measure
-from ray_distill.tasks.answers.classes.evaluation.predictions import join_predictions, predict_rows
+from ray_distill.tasks.answers.classes.evaluation.predictions import log_probabilities
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.teachers.engines import open_teacher
 
@@ -295,7 +296,7 @@ def _test_rows(config: Campaign, labels: LabelSetRef) -> pa.Table:
 def _answers(config: Campaign, labels: LabelSetRef, model: Model) -> pa.Table:
     task, classes = TASKS[config.task], open_snapshot(labels.snapshot).classes
     panel = Panel(task=task, models={"model": model}, classes=classes, batch=64, bins=HOW.bins)
-    return predict_rows(panel, _test_rows(config, labels))["model"]
+    return predict_rows(panel, _test_rows(config, labels), columns=log_probabilities)["model"]
 
 
 def _tell(asked: Asked, data: str, labels: Mapping[str, LabelSetRef], weights: Mapping[str, float]) -> None:

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ray_distill.artifacts import Estimate, EvalReport
-from ray_distill.evaluation.measures.intervals import Floats
+from ray_distill.evaluation.measures.calibration import Curve
 from ray_distill.text import arm_colour, arm_name, ordered_arms
 
 INK = "#1f2329"
@@ -46,8 +46,6 @@ _STYLE: dict[Any, Any] = {
 
 #: Training losses by arm: (step, loss) in order.
 History = Mapping[str, Sequence[tuple[int, float]]]
-#: Mean confidence and accuracy of the non-empty bins, and every bin's share of the weight.
-Curve = tuple[Floats, Floats, Floats]
 
 
 def headline_figure(report: EvalReport, metric: str, axis: str) -> Figure:
@@ -68,17 +66,24 @@ def headline_figure(report: EvalReport, metric: str, axis: str) -> Figure:
     return figure
 
 
-def reliability_figure(curves: Mapping[str, Curve], bins: int, top: str) -> Figure:
-    """Draw accuracy against confidence, by arm, and below it the student's confidences."""
+def reliability_figure(curves: Mapping[str, Curve], bins: int, *, of: str, share: str = "accuracy") -> Figure:
+    """Draw a frequency against the probability that was claimed, by arm, and below it how often the student claimed it.
+
+    Args:
+        curves: by arm.
+        bins: number of bins.
+        of: name of the probability.
+        share: name of the frequency.
+    """
     with styled_figure(5.4, 5.2, rows=2, height_ratios=(4, 1), sharex=True) as (figure, (axes, below)):
         axes.plot([0, 1], [0, 1], color=INK, linewidth=0.7, alpha=0.5, linestyle=(0, (4, 3)))
         for arm in ordered_arms(curves):
-            confidence, accuracy, weight = curves[arm]
-            axes.plot(confidence, accuracy, "o-", color=arm_colour(arm), markersize=3.5, label=arm_name(arm))
+            claimed, found, weight = curves[arm]
+            axes.plot(claimed, found, "o-", color=arm_colour(arm), markersize=3.5, label=arm_name(arm))
             if arm == "student":
                 below.bar((np.arange(bins) + 0.5) / bins, weight, width=0.9 / bins, color=arm_colour(arm))
-        axes.set(xlim=(0, 1.02), ylim=(0, 1.02), ylabel="accuracy")
-        below.set(xlabel=f"confidence of the top {top}", ylabel="share", yticks=(0, 0.5, 1), ylim=(0, 1))
+        axes.set(xlim=(0, 1.02), ylim=(0, 1.02), ylabel=share)
+        below.set(xlabel=of, ylabel="share", yticks=(0, 0.5, 1), ylim=(0, 1))
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
         draw_grid(axes, "both")

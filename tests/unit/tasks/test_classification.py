@@ -12,6 +12,7 @@ from PIL import Image
 
 from ray_distill.errors import ConfigError
 from ray_distill.evaluation.measures.intervals import Resampling
+from ray_distill.evaluation.predict.panel import Panel
 from ray_distill.tasks.answers.classes.evaluation.measures import measure
 from ray_distill.tasks.answers.classes.evaluation.predictions import log_probabilities
 from ray_distill.tasks.catalogue import TASKS, get_task
@@ -169,8 +170,9 @@ def test_images_collate_in_the_order_asked() -> None:
 
 def test_predictions_are_log_probabilities() -> None:
     """float32 whatever the logits' dtype, one list a row; the measures take them as they are."""
+    panel = Panel(task=TEXT, models={}, batch=1, bins=5)
     logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 5.0, 0.0]], dtype=torch.bfloat16)
-    predictions = log_probabilities(logits, _ids(2))
+    predictions = pa.table({"row_id": _ids(2), **log_probabilities(panel, "student", logits)})
     logp = np.array(predictions.column("logp").to_pylist())
     assert predictions.schema.field("logp").type == pa.list_(pa.float32())
     assert np.allclose(logp, logits.double().log_softmax(1), atol=1e-6)

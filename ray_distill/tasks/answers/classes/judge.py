@@ -3,19 +3,18 @@
 Answers are compared with the row's label and the teacher's own distribution.
 """
 
-from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_distill.config import Campaign
-from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.predict.panel import Extras, Panel
+from ray_distill.evaluation.predict.panel import Panel
+from ray_distill.evaluation.predict.rows import answer_every_row, answer_rows
+from ray_distill.evaluation.predict.rows import no_extras as extras
+from ray_distill.evaluation.predict.rows import time_rows as timed
 from ray_distill.snapshots.reader import Snapshot
 from ray_distill.tasks.answers.classes.evaluation.measures import compare, measure
-from ray_distill.tasks.answers.classes.evaluation.predictions import accepted_by_all, join_predictions, predict_rows
-from ray_distill.tasks.answers.classes.evaluation.predictions import time_rows as timed
+from ray_distill.tasks.answers.classes.evaluation.predictions import log_probabilities
 
 __all__ = [
     "COLUMNS",
@@ -34,29 +33,10 @@ COLUMNS: tuple[str, ...] = ("label",)
 DAMAGED_BY_DEFAULT: bool = True
 
 
-def answer(panel: Panel, rows: pa.Table, slices: Sequence[str] = ()) -> dict[str, pa.Table]:
-    """Return by arm ``row_id``, ``logp``, ``count`` and ``label``.
-
-    Beside a reference the tables have ``teacher_logp`` too.
-
-    Raises:
-        EvaluationError: models have other classes, or no row is accepted by all of them.
-    """
-    answers = predict_rows(panel, rows)
-    rows = accepted_by_all(rows, (answer["row_id"].combine_chunks() for answer in answers.values()))
-    if not rows.num_rows:
-        raise EvaluationError("no row of the test split is accepted by all models: nothing can be compared")
-    beside = None if panel.reference is None else answers[panel.reference]
-    return {arm: join_predictions(rows, found, teacher=beside, slices=slices) for arm, found in answers.items()}
-
-
-def answer_damaged(panel: Panel, rows: pa.Table) -> dict[str, pa.Table]:
-    """Return answers on corrupted rows, without a reference.
-
-    Raises:
-        EvaluationError: a model rejects a row.
-    """
-    return {arm: join_predictions(rows, found) for arm, found in predict_rows(panel, rows).items()}
+#: By arm ``row_id``, ``logp``, ``count``, ``label`` and, beside a reference, ``teacher_logp``.
+answer = partial(answer_rows, columns=log_probabilities)
+#: The same on corrupted rows, without a reference.
+answer_damaged = partial(answer_every_row, columns=log_probabilities)
 
 
 def trivial(panel: Panel, opened: Snapshot) -> dict[str, float]:
@@ -71,8 +51,3 @@ def trivial(panel: Panel, opened: Snapshot) -> dict[str, float]:
     commonest = int(np.bincount(np.asarray(known["label"]), weights=np.asarray(known["count"])).argmax())
     right_N = np.asarray(rows["label"]) == commonest
     return {"accuracy": float(np.average(right_N, weights=np.asarray(rows["count"])))}
-
-
-def extras(panel: Panel, rows: pa.Table, config: Campaign) -> Extras:
-    """Return nothing: a classifier is measured by its answers alone."""
-    return Extras()

@@ -10,10 +10,11 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 
 from ray_distill.artifacts import EvalReport
+from ray_distill.evaluation.measures.calibration import reliability_curve
 from ray_distill.evaluation.measures.intervals import Floats
 from ray_distill.evaluation.report.family_page import LOSS_CAPTION, Section, Tile, Wording, calibration_caption
-from ray_distill.evaluation.report.plots import INK, Curve, reliability_figure, styled_figure
-from ray_distill.tasks.answers.classes.evaluation.measures import Scores, confidence_bins, read_scores
+from ray_distill.evaluation.report.plots import INK, reliability_figure, styled_figure
+from ray_distill.tasks.answers.classes.evaluation.measures import Scores, read_scores
 from ray_distill.text import ARM_COLOURS
 
 MOST_CLASSES = 20
@@ -42,10 +43,14 @@ def figures(
     report: EvalReport, *, predictions: Mapping[str, pa.Table], names: Sequence[str], bins: int
 ) -> dict[str, Figure]:
     """Return the student's confusion matrix and the reliability diagram of all arms."""
-    curves = {arm: reliability(read_scores(table).labelled, bins) for arm, table in predictions.items()}
+    labelled = {arm: read_scores(table).labelled for arm, table in predictions.items()}
+    curves = {
+        arm: reliability_curve(scores.confidence, scores.correct, scores.weight_N, bins)
+        for arm, scores in labelled.items()
+    }
     return {
         "confusion": confusion_figure(predictions["student"], names),
-        "reliability": reliability_figure(curves, bins, "class"),
+        "reliability": reliability_figure(curves, bins, of="confidence of the top class"),
     }
 
 
@@ -93,19 +98,6 @@ def most_confused(matrix_VV: Floats, most: int) -> npt.NDArray[np.intp]:
     """Return the ``most`` classes with the most mistakes, in class order; all if fewer."""
     mistakes_V = matrix_VV.sum(axis=0) + matrix_VV.sum(axis=1) - 2 * np.diag(matrix_VV)
     return np.sort(np.argsort(-mistakes_V, kind="stable")[:most])
-
-
-def reliability(scores: Scores, bins: int) -> Curve:
-    """Return mean confidence and accuracy of the non-empty bins, and every bin's weight share."""
-    index_N, weight_N = confidence_bins(scores, bins), scores.weight_N
-    correct_N = scores.logp_NV.argmax(axis=1) == scores.label_N
-    weight = np.bincount(index_N, weights=weight_N, minlength=bins)
-    sums = [
-        np.bincount(index_N, weights=weight_N * x, minlength=bins)
-        for x in (np.exp(scores.logp_NV.max(axis=1)), correct_N)
-    ]
-    some = weight > 0
-    return sums[0][some] / weight[some], sums[1][some] / weight[some], weight / weight.sum()
 
 
 def _annotate(axes: Axes, share: Floats) -> None:

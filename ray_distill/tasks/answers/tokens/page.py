@@ -56,7 +56,7 @@ def figures(
 ) -> dict[str, Figure]:
     """Draw the distance from the teacher by position, if any, and the reliability diagram."""
     curves = {arm: reliability(read_documents(table, bins)) for arm, table in predictions.items()}
-    found = {"reliability": reliability_figure(curves, bins, "token")}
+    found = {"reliability": reliability_figure(curves, bins, of="confidence of the top token")}
     if any(name.startswith("kl_from_teacher_at_") for name in report.models["student"].metrics):
         found["positions"] = positions_figure(report)
     return found

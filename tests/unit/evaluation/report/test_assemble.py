@@ -10,10 +10,10 @@ from ray_distill.artifacts import Efficiency, EvalReport, LabelSetRef, SnapshotR
 from ray_distill.errors import EvaluationError
 from ray_distill.evaluation.measures.intervals import Resampling
 from ray_distill.evaluation.measures.robustness import corrupted_views, measure_robustness
+from ray_distill.evaluation.predict.rows import join_predictions
 from ray_distill.evaluation.report.assemble import Measured, judge
 from ray_distill.tasks.answers.classes import CLASSES
 from ray_distill.tasks.answers.classes.evaluation.measures import measure
-from ray_distill.tasks.answers.classes.evaluation.predictions import join_predictions
 
 STUDENT = StudentRef(
     url="s",

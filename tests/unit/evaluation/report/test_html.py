@@ -13,13 +13,13 @@ from ray_distill.evaluation.measures.cost import cost_report, stage_cost
 from ray_distill.evaluation.measures.drift import DriftSample, compare
 from ray_distill.evaluation.measures.intervals import Resampling
 from ray_distill.evaluation.measures.robustness import measure_robustness
+from ray_distill.evaluation.predict.rows import join_predictions
 from ray_distill.evaluation.report import plots
 from ray_distill.evaluation.report.assemble import Measured, judge
 from ray_distill.evaluation.report.html import render_report, report_figures
 from ray_distill.promotion.gate import decide
 from ray_distill.tasks.answers.classes import CLASSES
 from ray_distill.tasks.answers.classes.evaluation.measures import measure
-from ray_distill.tasks.answers.classes.evaluation.predictions import join_predictions
 
 STUDENT = StudentRef(
     url="s3://runs/student",

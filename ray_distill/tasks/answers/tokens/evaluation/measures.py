@@ -32,7 +32,10 @@ import pyarrow as pa
 
 from ray_distill.artifacts import Estimate
 from ray_distill.errors import EvaluationError
-from ray_distill.evaluation.measures.intervals import Floats, Ints, Resampling, Weighted, percentiles, resample
+from ray_distill.evaluation.measures.answer_tables import require_same_rows
+from ray_distill.evaluation.measures.calibration import Curve, mean_curve, probability_bins
+from ray_distill.evaluation.measures.intervals import Floats, Ints, Resampling
+from ray_distill.evaluation.measures.summaries import Column, Part, Summary, Totals, compare_parts, measure_parts
 from ray_distill.tasks.answers.tokens import TOKENS
 
 #: Positions (tokens from the document's first, 0) by bucket: from, and up to but without.
@@ -66,11 +69,6 @@ class Documents:
         """Was there a teacher to be compared with?"""
         return BESIDE[0] in self.sums
 
-    @property
-    def width(self) -> int:
-        """Sums of a document over all columns."""
-        return sum(sums.shape[1] for sums in self.sums.values())
-
 
 def sum_by_document(
     values: Mapping[str, Floats], *, document_P: Ints, position_P: Ints, documents: int, bins: int
@@ -89,7 +87,7 @@ def sum_by_document(
         flat = np.bincount(document_P * groups + group_P, weights=values_P, minlength=documents * groups)
         return pa.FixedSizeListArray.from_arrays(pa.array(flat.astype(np.float64)), groups)
 
-    bin_P = np.minimum((values["confidence"] * bins).astype(np.int64), bins - 1)
+    bin_P = probability_bins(values["confidence"], bins)
     bucket_P = np.searchsorted([start for start, _ in BUCKETS.values()], position_P, side="right") - 1
     ones_P = np.ones(len(document_P))
     columns = {"tokens": pa.array(np.bincount(document_P, minlength=documents).astype(np.int64))}
@@ -121,15 +119,7 @@ def measure(answers: pa.Table, how: Resampling) -> dict[str, Estimate]:
     Raises:
         EvaluationError: no documents, or sums that cannot be.
     """
-    documents = read_documents(answers, how.bins)
-    weighted, weight_N = _weighted(documents), documents.weight_N
-    values = weighted(weight_N[None, :])
-    samples = resample([weighted], weight_N, how, widest=documents.width)[0]
-    return {
-        name: _estimate(float(value_1[0]), samples[name], len(weight_N), *_domain(name))
-        for name, value_1 in values.items()
-        if not np.isnan(value_1[0])
-    }
+    return measure_parts([_part(read_documents(answers, how.bins))], TOKENS.metrics, how)
 
 
 def compare(student: pa.Table, other: pa.Table, how: Resampling) -> dict[str, Estimate]:
@@ -140,28 +130,14 @@ def compare(student: pa.Table, other: pa.Table, how: Resampling) -> dict[str, Es
     Raises:
         EvaluationError: the tables are of other documents or other tokens, or as `measure`.
     """
-    if not student["row_id"].equals(other["row_id"]):
-        raise EvaluationError(
-            "a paired comparison needs the same documents in the same order: the two models' "
-            f"predictions differ in their row ids ({student.num_rows} and {other.num_rows} rows)"
-        )
+    require_same_rows(student, other)
     if not student["tokens"].equals(other["tokens"]):
         raise EvaluationError(
             "a paired comparison needs the same tokens: the two models answered other numbers of "
             "positions of the same documents; evaluate models of one tokenizer and one length"
         )
-    pair = [read_documents(table, how.bins) for table in (student, other)]
-    weighted, weight_N = [_weighted(item) for item in pair], pair[0].weight_N
-    left, right = (item(weight.weight_N[None, :]) for item, weight in zip(weighted, pair, strict=True))
-    left_B, right_B = resample(weighted, weight_N, how, widest=pair[0].width)
-    differences = {}
-    for name in left.keys() & right.keys():
-        with np.errstate(invalid="ignore"):
-            value, samples_B = float(left[name][0] - right[name][0]), left_B[name] - right_B[name]
-        low, high = _domain(name)
-        if not np.isnan([left[name][0], right[name][0]]).any():
-            differences[name] = _estimate(value, samples_B, len(weight_N), low - high, high - low)
-    return {name: differences[name] for name in left if name in differences}
+    first, second = (_part(read_documents(table, how.bins)) for table in (student, other))
+    return compare_parts([first], [second], TOKENS.metrics, how)
 
 
 def read_documents(predictions: pa.Table, bins: int) -> Documents:
@@ -193,14 +169,13 @@ def is_sum(column: str) -> bool:
     return column in ("tokens", *ALONE, *BESIDE) or column.startswith(("bin_", "bucket_"))
 
 
-def reliability(documents: Documents) -> tuple[Floats, Floats, Floats]:
+def reliability(documents: Documents) -> Curve:
     """Return mean confidence and accuracy of the non-empty bins, and every bin's token share."""
     tokens, confidence, correct = (documents.weight_N @ documents.sums[name] for name in _BINNED)
-    some = tokens > 0
-    return confidence[some] / tokens[some], correct[some] / tokens[some], tokens / tokens.sum()
+    return mean_curve(tokens, confidence, correct)
 
 
-def _finish(totals: Mapping[str, Floats]) -> dict[str, Floats]:
+def _finish(totals: Totals) -> dict[str, Floats]:
     """Compute metrics of B weightings from their totals; NaN for an empty bucket."""
     tokens_B = totals["tokens"][:, 0]
 
@@ -234,24 +209,10 @@ def _finish(totals: Mapping[str, Floats]) -> dict[str, Floats]:
     return found
 
 
-def _weighted(documents: Documents) -> Weighted:
+def _part(documents: Documents) -> Part:
     """Return the metrics of these documents as a function of their weights."""
-    return lambda weight_BN: _finish(_totals(documents, weight_BN))
-
-
-def _totals(documents: Documents, weight_BN: Floats) -> dict[str, Floats]:
-    """Return weighted sums over documents, ``[B, width]`` by column."""
-    with np.errstate(invalid="ignore"):  # 0 · inf where a resample leaves out an infinite loss
-        return {name: weight_BN @ sums for name, sums in documents.sums.items()}
-
-
-def _estimate(value: float, samples_B: Floats, n: int, low: float, high: float) -> Estimate:
-    return percentiles(value, samples_B, n, low=low, high=high)
-
-
-def _domain(name: str) -> tuple[float, float]:
-    metric = TOKENS.metrics[name]
-    return metric.low, metric.high
+    columns = {name: Column(values=sums) for name, sums in documents.sums.items()}
+    return Part.of(Summary(columns=columns, finish=_finish), documents.weight_N)
 
 
 def _floats(predictions: pa.Table, name: str) -> Floats:

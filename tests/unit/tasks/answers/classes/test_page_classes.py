@@ -4,8 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from ray_distill.evaluation.measures.calibration import reliability_curve
 from ray_distill.tasks.answers.classes.evaluation.measures import read_scores
-from ray_distill.tasks.answers.classes.page import confusion_figure, confusion_matrix, most_confused, reliability
+from ray_distill.tasks.answers.classes.page import confusion_figure, confusion_matrix, most_confused
 
 
 def test_confusion_weighs_and_keeps_the_most_confused():
@@ -21,7 +22,8 @@ def test_confusion_weighs_and_keeps_the_most_confused():
     matrix = confusion_matrix(read_scores(predictions), 3)
     assert matrix.tolist() == [[2, 0, 0], [0, 0, 0], [0, 3, 4]]
     assert most_confused(matrix, 2).tolist() == [1, 2]
-    confidence, accuracy, share = reliability(read_scores(predictions), 4)
+    scores = read_scores(predictions)
+    confidence, accuracy, share = reliability_curve(scores.confidence, scores.correct, scores.weight_N, 4)
     assert confidence == pytest.approx([1]) and accuracy == pytest.approx([6 / 9]) and share.tolist() == [0, 0, 0, 1]
 
 

@@ -1,4 +1,4 @@
-"""Classifiers over rows: the log-probabilities of each model alone, for the rows that all accept."""
+"""Models that answer once a row: the answers of each alone, for the rows that all accept."""
 
 from pathlib import Path
 
@@ -9,9 +9,10 @@ import torch
 
 from ray_distill.errors import EvaluationError
 from ray_distill.evaluation.predict.panel import Panel
+from ray_distill.evaluation.predict.rows import join_predictions, predict_rows
 from ray_distill.models.io.load import load_model
 from ray_distill.tasks.answers.classes import judge
-from ray_distill.tasks.answers.classes.evaluation.predictions import join_predictions, predict_rows
+from ray_distill.tasks.answers.classes.evaluation.predictions import log_probabilities
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.testing.labels import row_id
 from ray_distill.testing.models import write_tiny_text_model
@@ -44,7 +45,7 @@ def rows_of(texts: list[str]) -> pa.Table:
 
 def test_predictions_are_those_of_each_row_alone(panel: Panel) -> None:
     """In the wanted order of classes, whatever stands beside a row in its batch; a rejected row has none."""
-    for arm, table in predict_rows(panel, rows_of(TEXTS)).items():
+    for arm, table in predict_rows(panel, rows_of(TEXTS), columns=log_probabilities).items():
         assert table["row_id"].to_pylist() == [row_id(0), row_id(2), row_id(3)]
         processor = panel.models[arm].processor
         for row, text in zip(table["logp"].to_pylist(), (TEXTS[0], *TEXTS[2:]), strict=True):
@@ -58,7 +59,7 @@ def test_all_models_are_judged_on_the_rows_that_all_accept(panel: Panel) -> None
     """Answers are joined with what is known of the rows; damaged rows, and timed ones, are answered too."""
     rows = rows_of(TEXTS)
     assert set(panel.columns) <= set(rows.column_names) and judge.DAMAGED_BY_DEFAULT
-    plain, kept = predict_rows(panel, rows), rows.take([0, 2, 3])
+    plain, kept = predict_rows(panel, rows, columns=log_probabilities), rows.take([0, 2, 3])
     for arm, table in judge.answer(panel, rows, ("locale",)).items():
         assert table.equals(join_predictions(kept, plain[arm], teacher=plain["teacher"], slices=("locale",)))
     student = panel.only(["student"])
@@ -80,11 +81,11 @@ def test_a_damaged_row_that_a_model_rejects_is_an_error(panel: Panel) -> None:
 def test_what_cannot_be_answered_is_an_error_that_names_it(panel: Panel, tmp_path: Path) -> None:
     """No row that a model accepts; a model of other classes."""
     with pytest.raises(EvaluationError, match="accepts none of the 1 rows: empty text"):
-        predict_rows(panel, rows_of([""]))
+        predict_rows(panel, rows_of([""]), columns=log_probabilities)
     other = load_model(str(write_tiny_text_model(tmp_path, ["no", "maybe"], 0)), task=TASK.name)
     mixed = Panel(task=TASK, models={"teacher": other}, classes=("yes", "no"), batch=2, bins=10)
     with pytest.raises(EvaluationError, match=r"only the snapshot has \['yes'\], only the model has \['maybe'\]"):
-        predict_rows(mixed, rows_of(TEXTS))
+        predict_rows(mixed, rows_of(TEXTS), columns=log_probabilities)
 
 
 def test_predictions_are_put_in_the_order_of_the_rows() -> None:

@@ -41,6 +41,10 @@ class RefuseFacet(Protocol):
         """List them, each as ``<config path>: <what is wrong>; <what to do>``."""
 
 
+#: Columns of served answers: a text, a number, or a list of either a row.
+Kind = Literal["string", "double", "strings", "doubles"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Serving:
     """How requests are answered by a logged model, as plain data for tracking."""
@@ -48,8 +52,10 @@ class Serving:
     code: Path
     """File that is copied beside the checkpoint; it imports nothing of this package. Its ``load(folder, *, task,
     column)`` returns a function from requests and parameters to answers by column."""
-    outputs: Mapping[str, Literal["string", "double", "doubles"]]
-    """Columns of the answers; ``doubles`` is a list of numbers a row."""
+    parts: Mapping[str, Path] = field(default_factory=dict)
+    """Further files of this kind, which ``load`` receives as modules by these names."""
+    outputs: Mapping[str, Kind]
+    """Columns of the answers."""
     params: Mapping[str, int] = field(default_factory=dict)
     """Parameters of a request with their defaults."""
     requirements: Sequence[str]

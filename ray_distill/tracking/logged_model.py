@@ -125,8 +125,9 @@ def _write(target: Path, model: Any, run_id: str, operation: LogModel) -> None:
     pyfunc.save_model(
         path=str(target),
         python_model=str(SERVED),
-        artifacts={"checkpoint": str(operation.path), "code": str(serving.code)},
-        model_config={"task": task.name, "column": column, "outputs": outputs},
+        artifacts={"checkpoint": str(operation.path), "code": str(serving.code)}
+        | {name: str(path) for name, path in serving.parts.items()},
+        model_config={"task": task.name, "column": column, "outputs": outputs, "parts": list(serving.parts)},
         signature=_signature(task),
         input_example=pd.DataFrame({column: list(operation.example)}),
         pip_requirements=requirements(serving),
@@ -141,7 +142,12 @@ def _signature(task: Task) -> Any:
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import Array
 
-    kinds = {"string": DataType.string, "double": DataType.double, "doubles": Array(DataType.double)}
+    kinds = {
+        "string": DataType.string,
+        "double": DataType.double,
+        "strings": Array(DataType.string),
+        "doubles": Array(DataType.double),
+    }
     serving = task.answers.serve.SERVING
     params = [ParamSpec(name, DataType.long, value) for name, value in serving.params.items()]
     return ModelSignature(

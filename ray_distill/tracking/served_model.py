@@ -2,7 +2,8 @@
 
 A serving machine has MLflow, pandas and the requirements of the model, but not this package, so this file does not
 import it. The artifact ``code``, a file of the task's family, answers the requests: its ``load`` returns a function
-from requests and parameters to answers by column.
+from requests and parameters to answers by column. It receives the artifacts that the config names as ``parts``, as
+modules.
 
 The input is a DataFrame with the column that the model's config names. The output is a DataFrame with one row per
 input row.
@@ -27,8 +28,13 @@ class ServedStudent(PythonModel):
         """
         config = context.model_config
         self.column, self.outputs = config["column"], config["outputs"]
-        code = _module(Path(context.artifacts["code"]))
-        self.answer = code.load(Path(context.artifacts["checkpoint"]), task=config["task"], column=self.column)
+        code, *parts = (_module(Path(context.artifacts[name])) for name in ("code", *config["parts"]))
+        self.answer = code.load(
+            Path(context.artifacts["checkpoint"]),
+            task=config["task"],
+            column=self.column,
+            **dict(zip(config["parts"], parts, strict=True)),
+        )
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Answer each row."""

@@ -1,4 +1,7 @@
-"""Read and check tables of answers: one row an example, with its weight and lists of numbers."""
+"""Read and check tables of answers, one row an example.
+
+A row has a weight and lists of numbers.
+"""
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +29,7 @@ def read_matrix(answers: pa.Table, name: str) -> Floats:
     if not width or lengths.null_count or not pc.all(pc.equal(lengths, width)).as_py():
         raise EvaluationError(f"{name} must have the same number of classes in every row, at least one")
     flat = answers[name].combine_chunks().flatten()
-    values_NV = flat.to_numpy(zero_copy_only=False).astype(np.float64).reshape(-1, width)
+    values_NV: Floats = flat.to_numpy(zero_copy_only=False).astype(np.float64).reshape(-1, width)
     if np.isnan(values_NV).any():
         row = int(np.isnan(values_NV).any(axis=1).argmax())
         raise EvaluationError(f"{name} of row {row} is not a number: the model's logits are NaN or overflowed")
@@ -34,7 +37,7 @@ def read_matrix(answers: pa.Table, name: str) -> Floats:
 
 
 def read_beside(answers: pa.Table, name: str, own_NV: Floats) -> Floats | None:
-    """Return the teacher's column of lists beside the model's ``own_NV``; None without a teacher.
+    """Return the teacher's column of lists, which is shaped as the model's; None without one.
 
     Raises:
         EvaluationError: it answers with other classes, or as `read_matrix`.
@@ -58,7 +61,7 @@ def read_weights(answers: pa.Table) -> Floats:
     """
     if answers.num_rows == 0:
         raise EvaluationError("there are no predictions to measure: the split has no usable row")
-    weight_N = answers["count"].to_numpy().astype(np.float64)
+    weight_N: Floats = answers["count"].to_numpy().astype(np.float64)
     if not (weight_N > 0).all():
         raise EvaluationError(f"counts must be positive, found {weight_N.min():g}: the predictions table is damaged")
     return weight_N

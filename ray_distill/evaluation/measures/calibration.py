@@ -1,4 +1,4 @@
-"""Compare probabilities with frequencies, in bins of equal width of the probability."""
+"""Compare probabilities with frequencies, in bins of equal width."""
 
 import numpy as np
 
@@ -25,7 +25,7 @@ def reliability_curve(probability_N: Floats, hit_N: Floats, weight_N: Floats, bi
     """
     index_N = probability_bins(probability_N, bins)
     weight, claimed, hits = (
-        np.bincount(index_N, weights=values_N, minlength=bins)
+        np.bincount(index_N, weights=values_N, minlength=bins).astype(np.float64, copy=False)
         for values_N in (weight_N, weight_N * probability_N, weight_N * hit_N)
     )
     return mean_curve(weight, claimed, hits)

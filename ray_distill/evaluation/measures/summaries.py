@@ -1,4 +1,4 @@
-"""Estimate metrics that are functions of sums over rows, and their paired differences, for any family of answers.
+"""Estimate metrics that are functions of sums over rows, and their paired differences.
 
 Proportions have Wilson's intervals, the rest bootstrapped ones: see `ray_distill.evaluation.measures.intervals`. The
 family's metric table decides which, and gives the possible values.
@@ -29,7 +29,7 @@ from ray_distill.tasks.metrics import MetricTable
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """Values of N rows, summed (weighted) over rows within groups: the raw material of every metric."""
+    """Values of N rows that are summed, weighted, within groups; all metrics are made of them."""
 
     values: Floats
     """``[N]``, or K values a row, ``[N, K]``."""

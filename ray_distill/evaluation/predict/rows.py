@@ -1,6 +1,7 @@
-"""Run models that answer once a row, over named classes, and tabulate their answers in the snapshot's class order.
+"""Run models that answer once a row, over named classes, and tabulate their answers.
 
-One row is an example that all models accept. What a table has of a model's logits is the family's choice: `Columns`.
+Answers are in the snapshot's order of classes; a family chooses what a table has of the logits (`Columns`). One row is
+an example that all models accept.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,9 +25,9 @@ Columns = Callable[[Panel, str, torch.Tensor], Mapping[str, pa.Array]]
 
 
 def answer_rows(panel: Panel, rows: pa.Table, slices: Sequence[str] = (), *, columns: Columns) -> dict[str, pa.Table]:
-    """Return by arm the answers to the rows that all models accept, as `join_predictions` has them.
+    """Return by arm the answers to the rows that all models accept: `JudgeFacet.answer`.
 
-    Beside a reference, the tables have its columns too.
+    Tables are those of `join_predictions`, with the reference's columns where there is one.
 
     Raises:
         EvaluationError: models have other classes, or no row is accepted by all of them.
@@ -40,7 +41,7 @@ def answer_rows(panel: Panel, rows: pa.Table, slices: Sequence[str] = (), *, col
 
 
 def answer_every_row(panel: Panel, rows: pa.Table, *, columns: Columns) -> dict[str, pa.Table]:
-    """Return by arm the answers to all of the rows, without a reference: `JudgeFacet.answer_damaged`.
+    """Return by arm the answers to all rows, without a reference: `JudgeFacet.answer_damaged`.
 
     Raises:
         EvaluationError: a model rejects a row.

@@ -67,7 +67,9 @@ def headline_figure(report: EvalReport, metric: str, axis: str) -> Figure:
 
 
 def reliability_figure(curves: Mapping[str, Curve], bins: int, *, of: str, share: str = "accuracy") -> Figure:
-    """Draw a frequency against the probability that was claimed, by arm, and below it how often the student claimed it.
+    """Draw frequencies against claimed probabilities, by arm.
+
+    Below is how often the student claimed each.
 
     Args:
         curves: by arm.

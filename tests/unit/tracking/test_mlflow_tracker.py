@@ -308,7 +308,7 @@ def test_a_text_student_is_served_by_mlflow_alone(tracker: MlflowTracker, tmp_pa
     (model,) = _client(tracker.uri).search_logged_models(["2"])
     assert [(metric.key, metric.value) for metric in model.metrics] == [("accuracy", 0.75)]
     files = [path.name for path in tmp_path.glob("mlartifacts/models/**/*") if path.is_file()]
-    assert {"served_model.py", "answer_requests.py"} <= set(files)
+    assert {"served_model.py", "row_requests.py", "answer_requests.py"} <= set(files)
     assert not [name for name in files if name.endswith((".pkl", ".bin", ".pt"))]
 
 

@@ -2,15 +2,11 @@
 
 from pathlib import Path
 
-from ray_distill.config import Campaign
-from ray_distill.tasks.facets import Serving
+from ray_distill.tasks.answers.row_serving import example, row_serving
 
-SERVING = Serving(
-    code=Path(__file__).with_name("answer_requests.py"),
+__all__ = ["SERVING", "example"]
+
+SERVING = row_serving(
+    Path(__file__).with_name("answer_requests.py"),
     outputs={"label": "string", "probability": "double", "probabilities": "doubles"},
-    requirements=("transformers", "torch", "safetensors", "numpy", "pillow"),
 )
-
-
-def example(config: Campaign) -> None:
-    """Return None: a model is shown rows of the test split."""

@@ -58,7 +58,7 @@ class Scores:
     @property
     def correct(self) -> Floats:
         """1 where the top class is the true one, else 0, ``[N]``."""
-        return (self.logp_NV.argmax(axis=1) == self.label_N).astype(np.float64)
+        return np.asarray(self.logp_NV.argmax(axis=1) == self.label_N, dtype=np.float64)
 
 
 def measure(answers: pa.Table, how: Resampling) -> dict[str, Estimate]:

@@ -81,8 +81,13 @@ class Page(Protocol):
             bins: bins of confidence.
         """
 
-    def sections(self, report: EvalReport) -> Sequence[Section]:
-        """Return the family's own tables; empty where nothing was measured for them."""
+    def sections(
+        self, report: EvalReport, *, predictions: Mapping[str, pa.Table], names: Sequence[str], bins: int
+    ) -> Sequence[Section]:
+        """Return the family's own tables; empty where nothing was measured for them.
+
+        Arguments are those of `figures`, but no metric need have been measured.
+        """
 
 
 def page_of(report: EvalReport) -> Page:

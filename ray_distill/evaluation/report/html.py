@@ -75,7 +75,7 @@ def render_report(
         quality=_quality_table(report, words),
         efficiency=_efficiency_table(report),
         headline=get_task(report.task).answers.headline,
-        sections=page.sections(report),
+        sections=page.sections(report, predictions=predictions, names=classes, bins=bins),
         comparisons=_comparison_table(report, words),
         slices=_slice_table(report, words),
         drift=drift,

@@ -54,7 +54,9 @@ def figures(
     }
 
 
-def sections(report: EvalReport) -> Sequence[Section]:
+def sections(
+    report: EvalReport, *, predictions: Mapping[str, pa.Table], names: Sequence[str], bins: int
+) -> Sequence[Section]:
     """Return the tables that only classifiers have: none."""
     return ()
 

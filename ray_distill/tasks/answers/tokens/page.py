@@ -62,7 +62,9 @@ def figures(
     return found
 
 
-def sections(report: EvalReport) -> Sequence[Section]:
+def sections(
+    report: EvalReport, *, predictions: Mapping[str, pa.Table], names: Sequence[str], bins: int
+) -> Sequence[Section]:
     """Return the quality of written targets, and the benchmarks, where there are any."""
     written = metric_table(report, WRITTEN.metrics)
     found = [Section(heading="Written targets", explained=_WRITTEN, table=written)] if written["headings"][1:] else []

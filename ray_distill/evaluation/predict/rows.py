@@ -20,8 +20,9 @@ from ray_distill.evaluation.predict.panel import Extras, Panel, Run, Timed
 from ray_distill.models.core.model import Model
 from ray_distill.tasks.encoded import Encoded
 
-#: (panel, arm, its logits ``[N, V]``: float32, on the CPU, in the order of ``panel.classes``) -> columns of N rows.
-Columns = Callable[[Panel, str, torch.Tensor], Mapping[str, pa.Array]]
+#: (panel, arm, its logits ``[N, V]``: float32, on the CPU, in the order of ``panel.classes``) -> a family's columns of N
+#: rows; metadata of the schema is kept.
+Columns = Callable[[Panel, str, torch.Tensor], pa.Table]
 
 
 def answer_rows(panel: Panel, rows: pa.Table, slices: Sequence[str] = (), *, columns: Columns) -> dict[str, pa.Table]:
@@ -129,7 +130,7 @@ def join_predictions(
         columns["label"] = rows["label"]
     if teacher is not None:
         columns |= {f"teacher_{name}": column for name, column in _in_order(rows, teacher, "teacher").items()}
-    return pa.table(columns | {name: rows[name] for name in slices})
+    return pa.table(columns | {name: rows[name] for name in slices}, metadata=predictions.schema.metadata)
 
 
 def _in_order(rows: pa.Table, predictions: pa.Table, who: str) -> dict[str, pa.ChunkedArray]:
@@ -181,7 +182,7 @@ def _reduction(panel: Panel, orders: Mapping[str, Ints], row_ids: pa.Array, colu
     ids = row_ids.take(pa.array(index))
 
     def reduce(arm: str, logits_BV: torch.Tensor, _: torch.Tensor | None) -> pa.Table:
-        return pa.table({"row_id": ids, **columns(panel, arm, _ordered(logits_BV, orders[arm]))})
+        return columns(panel, arm, _ordered(logits_BV, orders[arm])).add_column(0, "row_id", ids)
 
     return reduce
 

@@ -172,7 +172,7 @@ def test_predictions_are_log_probabilities() -> None:
     """float32 whatever the logits' dtype, one list a row; the measures take them as they are."""
     panel = Panel(task=TEXT, models={}, batch=1, bins=5)
     logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 5.0, 0.0]], dtype=torch.bfloat16)
-    predictions = pa.table({"row_id": _ids(2), **log_probabilities(panel, "student", logits)})
+    predictions = log_probabilities(panel, "student", logits)
     logp = np.array(predictions.column("logp").to_pylist())
     assert predictions.schema.field("logp").type == pa.list_(pa.float32())
     assert np.allclose(logp, logits.double().log_softmax(1), atol=1e-6)

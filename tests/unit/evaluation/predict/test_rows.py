@@ -9,7 +9,7 @@ import torch
 
 from ray_distill.errors import EvaluationError
 from ray_distill.evaluation.predict.panel import Panel
-from ray_distill.evaluation.predict.rows import join_predictions, predict_rows
+from ray_distill.evaluation.predict.rows import answer_rows, join_predictions, predict_rows
 from ray_distill.models.io.load import load_model
 from ray_distill.tasks.answers.classes import judge
 from ray_distill.tasks.answers.classes.evaluation.predictions import log_probabilities
@@ -99,3 +99,13 @@ def test_predictions_are_put_in_the_order_of_the_rows() -> None:
     assert joined.column_names == ["row_id", "logp", "count", "label", "locale"]
     with pytest.raises(EvaluationError, match="no prediction for 3 of 4 rows"):
         join_predictions(rows, shuffled.slice(3))
+
+
+def test_facts_of_a_model_that_its_table_states_are_kept(panel: Panel) -> None:
+    """Metadata of the schema comes through batches, the order of rows and the joining with what is known of them."""
+
+    def columns(panel: Panel, arm: str, logits_NV: torch.Tensor) -> pa.Table:
+        return log_probabilities(panel, arm, logits_NV).replace_schema_metadata({"model": arm})
+
+    for arm, table in answer_rows(panel, rows_of(TEXTS), columns=columns).items():
+        assert table.schema.metadata == {b"model": arm.encode()}

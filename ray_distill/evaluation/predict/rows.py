@@ -20,8 +20,8 @@ from ray_distill.evaluation.predict.panel import Extras, Panel, Run, Timed
 from ray_distill.models.core.model import Model
 from ray_distill.tasks.encoded import Encoded
 
-#: (panel, arm, its logits ``[N, V]``: float32, on the CPU, in the order of ``panel.classes``) -> a family's columns of N
-#: rows; metadata of the schema is kept.
+#: (panel, arm, its logits ``[N, V]``: float32, on the CPU, in the order of ``panel.classes``) -> a family's columns of
+#: the N rows; metadata of the schema is kept.
 Columns = Callable[[Panel, str, torch.Tensor], pa.Table]
 
 

@@ -181,7 +181,7 @@ def _open(job: TrainingJob, ranks: Ranks) -> Workshop:
     model = build_student(
         config.student.model,
         task=config.task,
-        classes=tuple(manifest.classes),
+        classes=manifest.space.names,
         teacher=config.labels.teacher,
         seed=job.seed,
     )
@@ -189,7 +189,7 @@ def _open(job: TrainingJob, ranks: Ranks) -> Workshop:
     wrong = [*check_losses(losses, labels_of(manifest), training), *check_compiler(training)]
     if wrong:
         raise ConfigError("\n  ".join(wrong))
-    pairs = pairs_of(losses, manifest.hidden_layers, model)
+    pairs = pairs_of(losses, tuple(manifest.hidden), model)
     layers = tuple(sorted({layer for own in pairs.values() for layer in own.values()}))
     data = open_data(
         open_sources(config, labelled, model, layers=layers, teacher_rows_url=job.teacher_rows_url), training, ranks
@@ -199,7 +199,7 @@ def _open(job: TrainingJob, ranks: Ranks) -> Workshop:
     ceiling = _ceiling(job, config, snapshot, model, manifest)
     for own in (data.validation, *([] if ceiling is None else [ceiling])):
         Budget.of(training).check(own.lengths)
-    for temperature in temperatures_of(losses, manifest.temperatures):
+    for temperature in temperatures_of(losses, manifest.distributions.temperatures):
         check_retained_mass(train, rows, temperature)
     return Workshop(
         job=job,
@@ -269,7 +269,7 @@ def _trials(workshop: Workshop, arm: Arm) -> list[Trial]:
     rows = arm_rows(arm.name, losses, data)
     if not (arm.ceiling and training.sampling is not None and training.sampling.by == "entropy"):  # without a teacher
         rows = resampled(rows, data, training.sampling, workshop.job.seed, None if arm.ceiling else workshop.shares)
-    declared = workshop.manifest.temperatures
+    declared = workshop.manifest.distributions.temperatures
     terms = build_terms(
         losses, steps=workshop.steps, temperatures=declared, layers=workshop.pairs, scales=scales_of(data)
     )
@@ -341,8 +341,8 @@ def _facts(workshop: Workshop, arm: Arm, trial: Trial) -> dict[str, Any]:
     return {
         "campaign": config.campaign,
         "task": config.task,
-        "teacher": str(teacher.get("model", "")),
-        "teacher_fingerprint": str(teacher["fingerprint"]),
+        "teacher": teacher.model or "",
+        "teacher_fingerprint": teacher.fingerprint,
         "snapshot_fingerprint": labels.snapshot.fingerprint,
         "labels_fingerprint": labels.fingerprint,
         "config_fingerprint": config.fingerprint,

@@ -11,7 +11,8 @@ from ray_distill.artifacts import SnapshotRef
 from ray_distill.fingerprint import fingerprint
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.distributions import Distributions, Family, bernoulli
-from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.manifest import StoreManifest, TeacherIdentity, parts_of
+from ray_distill.labels.model.part_specs import AnswerSpace, DistributionsSpec, VectorsSpec
 from ray_distill.labels.model.rowids import SnapshotRows
 from ray_distill.labels.model.signal import Signal, Vectors, signal_of
 from ray_distill.labels.model.validity import split_unusable
@@ -85,16 +86,20 @@ def fake_manifest(
     """Return a manifest for `fake_teacher`."""
     return StoreManifest(
         task="text_classification",
-        teacher={"fingerprint": teacher, "model": "fake"},
-        classes=tuple(f"class{i}" for i in range(classes)),
-        estimator=estimator,
-        k=k if estimator == "topk" else 0,
-        temperatures=temperatures,
-        hidden_layers=layers,
-        pool=pool,
-        hidden_dtype=hidden_dtype,
-        codec=(estimator, 2),
-        family=family,
+        teacher=TeacherIdentity(fingerprint=teacher, model="fake"),
+        parts=parts_of(
+            [
+                DistributionsSpec(
+                    family=family,
+                    space=AnswerSpace(size=classes, names=tuple(f"class{i}" for i in range(classes))),
+                    estimator=estimator,
+                    k=k if estimator == "topk" else 0,
+                    temperatures=temperatures,
+                    codec=(estimator, 2),
+                ),
+                *(VectorsSpec(layer=layer, pool=pool, dtype=hidden_dtype) for layer in layers),
+            ]
+        ),
         unit_rows=unit_rows,
     )
 
@@ -102,34 +107,34 @@ def fake_manifest(
 def fake_teacher(row_ids: pa.Array, manifest: StoreManifest) -> Signal:
     """Label from the row ids: logits are their first bytes, hidden states their last four."""
     ids = np.frombuffer(b"".join(row_ids.to_pylist()), dtype=np.uint8).reshape(-1, rowids.ROW_ID_BYTES)
-    seeds = ids[:, np.arange(len(manifest.classes)) % rowids.ROW_ID_BYTES].astype(np.float64)
-    logits_RV = seeds / 64 + np.arange(len(manifest.classes)) * 0.01
+    seeds = ids[:, np.arange(manifest.space.size) % rowids.ROW_ID_BYTES].astype(np.float64)
+    logits_RV = seeds / 64 + np.arange(manifest.space.size) * 0.01
     offsets = np.arange(len(ids) + 1, dtype=np.int64)
     hidden = {
         layer: Vectors(offsets=offsets, values=(ids[:, -4:] / 7 + layer).astype(np.float32))
-        for layer in manifest.hidden_layers
+        for layer in manifest.hidden
     }
-    return signal_of(distributions=reduce_logits(logits_RV, manifest), hidden=hidden)
+    return signal_of(distributions=reduce_logits(logits_RV, manifest.distributions), hidden=hidden)
 
 
-def reduce_logits(logits_RV: np.ndarray, manifest: StoreManifest) -> Distributions:
+def reduce_logits(logits_RV: np.ndarray, spec: DistributionsSpec) -> Distributions:
     """Reduce logits ``[R, V]``, one position a row, to the stored form in float64; slow."""
     rows, classes = logits_RV.shape
-    if manifest.family == "bernoulli":
+    if spec.family == "bernoulli":
         one_a_row = np.arange(rows + 1, dtype=np.int64)
-        return bernoulli(logits_RV.astype(np.float32), row_offsets=one_a_row, temperatures=manifest.temperatures)
-    keep = manifest.k if manifest.estimator == "topk" else classes
+        return bernoulli(logits_RV.astype(np.float32), row_offsets=one_a_row, temperatures=spec.temperatures)
+    keep = spec.k if spec.estimator == "topk" else classes
     logp_RV = _log_softmax(logits_RV)
     ids_RK = np.sort(np.argsort(-logp_RV, axis=1, kind="stable")[:, :keep], axis=1)
     outside_RV = np.ones((rows, classes), dtype=bool)
     np.put_along_axis(outside_RV, ids_RK, False, axis=1)
-    tails = [_log_mass(_log_softmax(logits_RV / t), outside_RV) for t in manifest.temperatures]
+    tails = [_log_mass(_log_softmax(logits_RV / t), outside_RV) for t in spec.temperatures]
     with np.errstate(invalid="ignore"):
         entropy = -np.nansum(np.exp(logp_RV) * logp_RV, axis=1) + 0 * logp_RV.sum(axis=1)
     return Distributions(
-        family=manifest.family,
+        family=spec.family,
         classes=classes,
-        temperatures=manifest.temperatures,
+        temperatures=spec.temperatures,
         row_offsets=np.arange(rows + 1, dtype=np.int64),
         position=np.zeros(rows, dtype=np.int32),
         entry_offsets=np.arange(rows + 1, dtype=np.int64) * keep,

@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +23,9 @@ from ray_distill.labels.format import parquet_shards
 from ray_distill.labels.format.codecs.compact import compact_options, fit_ids
 from ray_distill.labels.format.codecs.measure import added_error
 from ray_distill.labels.model.distributions import Distributions
-from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.part_specs import DistributionsSpec
 from ray_distill.labels.model.signal import concat_signals, signal_of
-from tests.labs.codecs import language_like, language_logits, manifest_of
+from tests.labs.codecs import language_like, language_logits, spec_of
 from tests.labs.labelling import docstrings, sources
 
 K = 64
@@ -37,12 +36,12 @@ THREADS = 2
 def compare(positions: int, files: int = 8) -> str:
     """One line: this codec and the baseline on the same distributions, in the same run."""
     exact = language_like(positions, CLASSES, K)
-    manifest, fits = manifest_of(("compact", 2), CLASSES, K), {"ids": fit_ids(exact, CLASSES)}
+    spec, fits = spec_of(("compact", 2), CLASSES, K), {"ids": fit_ids(exact, CLASSES)}
     ids = np.frombuffer(np.random.default_rng(0).bytes(16 * exact.rows), dtype="S16")
-    encode_s, data = timed(lambda: parquet_shards.encode_labels(ids, exact, manifest, fits))
-    parquet_shards.decode_labels(data, manifest, fits, "shard")
+    encode_s, data = timed(lambda: parquet_shards.encode_labels(ids, exact, spec, fits))
+    parquet_shards.decode_labels(data, spec, fits, "shard")
     with ThreadPoolExecutor(THREADS) as pool:
-        decode_s, _ = timed(lambda: list(pool.map(lambda _: decoded_size(data, manifest, fits), range(files))))
+        decode_s, _ = timed(lambda: list(pool.map(lambda _: decoded_size(data, spec, fits), range(files))))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plain.parquet"
         plain_encode_s, _ = timed(lambda: write_plain(exact, path))
@@ -50,7 +49,7 @@ def compare(positions: int, files: int = 8) -> str:
         assert rows == positions
         plain_bytes = path.stat().st_size
     speed, plain_speed = files * positions / decode_s, positions / plain_decode_s
-    nats = added_error(exact, manifest, fits)["nats"]["1"]
+    nats = added_error(exact, spec, fits)["nats"]["1"]
     return (
         f"codec k={K} V={CLASSES}: decode {speed:,.0f} positions/s on {THREADS} threads, "
         f"{speed / plain_speed:.1f}x nested "
@@ -67,9 +66,9 @@ def timed(work: Callable[[], object]) -> tuple[float, object]:
     return time.perf_counter() - start, result
 
 
-def decoded_size(data: bytes, manifest: StoreManifest, fits: dict[str, np.ndarray]) -> int:
+def decoded_size(data: bytes, spec: DistributionsSpec, fits: dict[str, np.ndarray]) -> int:
     """Decode a shard; its positions."""
-    return len(parquet_shards.decode_labels(data, manifest, fits, "shard")[1].position)
+    return len(parquet_shards.decode_labels(data, spec, fits, "shard")[1].position)
 
 
 def write_plain(exact: Distributions, path: Path) -> None:
@@ -153,14 +152,13 @@ def measured(exact: Distributions, estimator: str, k: int, draws: int, size: int
     rows = np.arange(exact.rows)
     fits = {"ids": fit_ids(exact.take(rows[::3]), exact.classes)}
     judged = exact.take(rows[rows % 3 > 0])
-    manifest = replace(
-        manifest_of(("compact", 2), exact.classes, max(k, 1), exact.temperatures),
+    spec = spec_of(("compact", 2), exact.classes, max(k, 1), exact.temperatures).with_changes(
         estimator=estimator,
         k=k,
         draws=draws,
         options=compact_options(exact.temperatures, False, drawn=estimator == "sampled"),
     )
-    error = added_error(judged, manifest, fits)
+    error = added_error(judged, spec, fits)
     each = error["bytes_a_position"]
     nats = ", ".join(f"{value:.2e} nats at T={at}" for at, value in error["nats"].items())
     return (

@@ -120,20 +120,21 @@ def label(name: str, snapshot: dict[str, str], store_url: str) -> dict[str, floa
 def manifest_of(name: str, model: Any) -> Any:
     """Top 50 of a language model in compact form; dense of a classifier."""
     from ray_distill.labels.format.codecs.compact import compact_options
-    from ray_distill.labels.model.manifest import StoreManifest
+    from ray_distill.labels.model.manifest import StoreManifest, TeacherIdentity, parts_of
+    from ray_distill.labels.model.part_specs import AnswerSpace, DistributionsSpec
 
     _, batch, unit = SIZES[name]
-    common = {"task": TASKS[name], "teacher": {"fingerprint": model.fingerprint}, "batch": batch, "unit_rows": unit}
-    if TASKS[name] != "causal_lm":
-        return StoreManifest(**common, classes=model.classes)
+    space = AnswerSpace(names=model.classes, size=len(model.classes) or model.vocabulary)
+    spec = DistributionsSpec(space=space)
+    if TASKS[name] == "causal_lm":
+        options = compact_options((1.0,), False)
+        spec = spec.with_changes(estimator="topk", k=50, codec=("compact", 2), options=options)
     return StoreManifest(
-        **common,
-        classes=(),
-        vocabulary=model.vocabulary,
-        estimator="topk",
-        k=50,
-        codec=("compact", 2),
-        options=compact_options((1.0,), False),
+        task=TASKS[name],
+        teacher=TeacherIdentity(fingerprint=model.fingerprint),
+        parts=parts_of([spec]),
+        batch=batch,
+        unit_rows=unit,
     )
 
 

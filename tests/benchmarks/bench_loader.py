@@ -37,7 +37,8 @@ from ray_distill.labels.format.codecs.compact import compact_options, fit_ids
 from ray_distill.labels.format.fitted_arrays import write_fits
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.distributions import Distributions
-from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.manifest import StoreManifest, TeacherIdentity, parts_of
+from ray_distill.labels.model.part_specs import AnswerSpace, DistributionsSpec
 from ray_distill.labels.model.signal import signal_of
 from ray_distill.labels.store.label_store import create_or_open
 from ray_distill.labels.store.reader import open_label_set
@@ -177,18 +178,17 @@ def _label(folder: Path, kind: Kind, exact: list[Distributions], codec: str) -> 
     ref = take_snapshot(config, input_column="text", seed=0, url=str(folder / "snapshots"))
     named = kind.task == "text_classification"
     form: dict[str, Any] = {"codec": ("topk", 2)}
+    fits: dict[str, str] = {}
     if codec == "compact":
         fits = write_fits(str(folder / "labels"), {"ids": fit_ids(exact[0], kind.classes)})
-        form = {"codec": ("compact", 2), "options": compact_options((1.0,), False), "fits": fits}
+        form = {"codec": ("compact", 2), "options": compact_options((1.0,), False)}
+    space = AnswerSpace(size=kind.classes, names=_names(kind) if named else ())
     manifest = StoreManifest(
         task=kind.task,
-        teacher={"fingerprint": "synthetic"},
-        classes=_names(kind) if named else (),
-        vocabulary=0 if named else kind.classes,
-        estimator="topk",
-        k=K,
+        teacher=TeacherIdentity(fingerprint="synthetic"),
+        parts=parts_of([DistributionsSpec(space=space, estimator="topk", k=K, **form)]),
+        fits=fits,
         unit_rows=kind.unit,
-        **form,
     )
     store, snapshot = create_or_open(str(folder / "labels"), manifest), open_snapshot(ref)
     receipts = []

@@ -79,7 +79,7 @@ def test_labels_are_at_the_targets_tokens(ran: Ran) -> None:
     labels, opened = open_label_set(ran.labels), open_snapshot(ran.snapshot)
     assert labels.rows == ROWS and ran.again == ran.labels
     texts = {row["row_id"]: row["text"] for shard in opened.shards for row in opened.read_shard(shard).to_pylist()}
-    ids, signal = labels.read(layers=labels.manifest.hidden_layers)
+    ids, signal = labels.read(layers=tuple(labels.manifest.hidden))
     found = signal.distributions
     assert found is not None and found.classes == 264
     lengths = [len((read_pair(texts[row]).target or "").encode()) + 1 for row in ids.to_pylist()]

@@ -56,7 +56,7 @@ def test_the_bytes_of_a_run_are_within_five_percent_of_its_plan(tmp_path: Path, 
     store.log.refresh()
     real = store.ledger.bytes_written(labels.log_length)
     assert report.bytes_total == pytest.approx(real, rel=0.05)
-    assert set(report.bytes_hidden) == {str(layer) for layer in store.manifest.hidden_layers}
+    assert set(report.bytes_hidden) == {str(layer) for layer in store.manifest.hidden}
     for layer in report.bytes_hidden:
         found = sum(item.size for item in files.list_files(files.join(labels.store, f"hidden.{layer}")))
         assert report.bytes_hidden[layer] == pytest.approx(found, rel=0.05)

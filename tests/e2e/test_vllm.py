@@ -142,7 +142,7 @@ def test_both_engines_make_the_same_labels(tmp_path: Path) -> None:
     assert all(np.isfinite(option.nats) for option in probed.forms.options)
 
     store = _filled(config, snapshot, facts, probed.found)
-    assert store.manifest.teacher["engine"] == "vllm 0.32.0"
+    assert store.manifest.teacher.engine == "vllm 0.32.0"
     audited = audit_live(config, store.url, snapshot, sample=40)
     assert audited.ok, audited
 

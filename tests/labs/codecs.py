@@ -4,25 +4,17 @@ import numpy as np
 
 from ray_distill.labels.format.codecs.compact import compact_options
 from ray_distill.labels.model.distributions import Distributions
-from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.part_specs import AnswerSpace, DistributionsSpec
 from ray_distill.labels.model.ragged import running
 
 
-def manifest_of(
+def spec_of(
     codec: tuple[str, int], classes: int, k: int, temperatures: tuple[float, ...] = (1.0,)
-) -> StoreManifest:
-    """A causal language model's top-k store."""
+) -> DistributionsSpec:
+    """Top-k distributions of a causal language model."""
     options = compact_options(temperatures, False) if codec[0] == "compact" else {}
-    return StoreManifest(
-        task="causal_lm",
-        teacher={"fingerprint": "synthetic"},
-        classes=(),
-        vocabulary=classes,
-        estimator="topk",
-        k=k,
-        temperatures=temperatures,
-        codec=codec,
-        options=options,
+    return DistributionsSpec(
+        space=AnswerSpace(size=classes), estimator="topk", k=k, temperatures=temperatures, codec=codec, options=options
     )
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ray_distill.errors import StoreMismatch
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.distributions import Distributions
+from ray_distill.labels.model.part_specs import AnswerSpace
 from ray_distill.labels.model.signal import Signal, signal_of
 from ray_distill.labels.store.ensemble import AveragedLabels, average, averaged_manifest
 from ray_distill.labels.store.label_store import open_store
@@ -29,7 +30,9 @@ def dense(rng: np.random.Generator, rows: int) -> np.ndarray:
 def truncated(p_RV: np.ndarray, k: int) -> Distributions:
     """The k likeliest of each row and the mass of the rest; all classes: dense."""
     estimator = "dense" if k == CLASSES else "topk"
-    return reduce_logits(np.log(p_RV), fake_manifest(estimator=estimator, classes=CLASSES, k=k, temperatures=(1.0,)))
+    return reduce_logits(
+        np.log(p_RV), fake_manifest(estimator=estimator, classes=CLASSES, k=k, temperatures=(1.0,)).distributions
+    )
 
 
 @given(
@@ -83,7 +86,9 @@ def sets(folder: Path, **changes: tuple[range, int]) -> list[LabelSet]:
     found = []
     for name, (numbers, turn) in changes.items():
         snapshot, names = fake_snapshot(list(numbers)), tuple(f"class{(i + turn) % 5}" for i in range(5))
-        manifest = replace(fake_manifest(teacher=name, temperatures=(1.0, 2.0)), classes=names)
+        manifest = fake_manifest(teacher=name, temperatures=(1.0, 2.0)).with_distributions(
+            space=AnswerSpace(size=len(names), names=names)
+        )
         label_all(str(folder / name), manifest, snapshot)
         store = open_store(str(folder / name))
         store.log.refresh()
@@ -95,7 +100,7 @@ def test_sets_are_read_as_one(tmp_path: Path) -> None:
     """The first set's rows in its order, classes matched by name; a row that the other lacks is the first's alone."""
     ours, theirs = sets(tmp_path, ours=(range(12), 0), theirs=(range(4, 20), 2))
     mixed = AveragedLabels([ours, theirs], [1.0, 3.0])
-    assert mixed.manifest.temperatures == (1.0, 2.0) and mixed.manifest.classes == ours.manifest.classes
+    assert mixed.manifest.distributions.temperatures == (1.0, 2.0) and mixed.manifest.space == ours.manifest.space
     ids, signal = mixed.read()
     assert signal.distributions is not None and ids.equals(ours.read()[0])
     own = fake_teacher(ids, ours.manifest).distributions
@@ -120,19 +125,20 @@ def test_sets_are_read_as_one(tmp_path: Path) -> None:
 def test_what_has_no_mean_is_refused() -> None:
     """Draws, other classes, other tasks, other tokens: each by name. Truncated ones are known at T = 1 alone."""
     first = fake_manifest()
-    drawn = replace(first, estimator="sampled", draws=8, codec=("draws", 1))
+    drawn = first.with_distributions(estimator="sampled", draws=8, codec=("draws", 1))
     for other, told in (
         (drawn, "were drawn"),
         (fake_manifest(classes=4), "over 5 and 4 classes"),
-        (replace(first, task="image_classification"), "of text_classification and of image"),
-        (replace(first, teacher={**first.teacher, "tokens": "sha256:b"}), "different tokenizers"),
+        (first.with_changes(task="image_classification"), "of text_classification and of image"),
+        (first.with_changes(teacher=first.teacher.with_changes(tokens="sha256:b")), "different tokenizers"),
     ):
-        own = replace(first, teacher={**first.teacher, "tokens": "sha256:a"})
+        own = first.with_changes(teacher=first.teacher.with_changes(tokens="sha256:a"))
         with pytest.raises(StoreMismatch, match=told):
             averaged_manifest([own, other])
     topk = fake_manifest(estimator="topk", k=2)
-    assert averaged_manifest([topk, first]).temperatures == (1.0,)
-    assert averaged_manifest([first, replace(first, temperatures=(1.0, 4.0))]).temperatures == (1.0,)
+    assert averaged_manifest([topk, first]).distributions.temperatures == (1.0,)
+    hotter = first.with_distributions(temperatures=(1.0, 4.0))
+    assert averaged_manifest([first, hotter]).distributions.temperatures == (1.0,)
 
 
 def test_sets_that_share_no_row_are_refused(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Bernoulli classes in the store: a yes or no by class, exact at every temperature, read by every tool."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -48,8 +47,8 @@ def ids_of(rows: int) -> np.ndarray:
 @given(log_odds)
 def test_probabilities_at_every_temperature_are_exact_from_what_is_stored(z_PV):
     """σ(z/T) and its complement are those of the teacher's logits bit for bit, however certain it is."""
-    data = parquet_shards.encode_labels(ids_of(len(z_PV)), of(z_PV), MANIFEST, {})
-    _, found = parquet_shards.decode_labels(data, MANIFEST, {}, "shard")
+    data = parquet_shards.encode_labels(ids_of(len(z_PV)), of(z_PV), MANIFEST.distributions, {})
+    _, found = parquet_shards.decode_labels(data, MANIFEST.distributions, {}, "shard")
     assert found.family == "bernoulli" and found.log_odds is not None
     np.testing.assert_array_equal(found.log_odds, z_PV.reshape(-1))
     for temperature in (1.0, 2.0, 7.0):
@@ -67,7 +66,7 @@ def test_probabilities_at_every_temperature_are_exact_from_what_is_stored(z_PV):
 )
 def test_logits_of_half_precision_take_half_the_bytes_and_lose_nothing(z_PV):
     """With the option float16; other numbers are refused, not rounded."""
-    half = replace(MANIFEST, options={"dtype": "float16"})
+    half = MANIFEST.distributions.with_changes(options={"dtype": "float16"})
     data = parquet_shards.encode_labels(ids_of(len(z_PV)), of(z_PV), half, {})
     _, found = parquet_shards.decode_labels(data, half, {}, "shard")
     np.testing.assert_array_equal(found.log_odds, z_PV.reshape(-1).astype(np.float32))
@@ -104,7 +103,7 @@ def test_entropies_are_those_of_independent_classes():
 def test_measured_error_is_that_of_each_class_softened():
     """The lossless form adds nothing; flipped classes cost what the formula says."""
     exact = of(np.array([[1.0, -2.0, 0.5]], dtype=np.float32))
-    measured = added_error(exact, MANIFEST, {})
+    measured = added_error(exact, MANIFEST.distributions, {})
     assert measured["nats"] == {"1": 0.0, "2": 0.0} and measured["max_abs_dlogp"] == 0
 
 
@@ -113,7 +112,7 @@ def test_a_store_of_bernoulli_classes_is_labelled_read_audited_inspected_and_exp
     url, snapshot = str(tmp_path / "store"), fake_snapshot(range(10))
     label_all(url, MANIFEST, snapshot)
     store = open_store(url)
-    assert store.manifest.family == "bernoulli" and not store.pending(snapshot)
+    assert store.manifest.distributions.family == "bernoulli" and not store.pending(snapshot)
     ids, signal = open_label_set(store.ref(snapshot.ref), snapshot).read()
     expected = fake_teacher(ids, MANIFEST).distributions
     np.testing.assert_array_equal(signal.distributions.log_odds, expected.log_odds)
@@ -129,7 +128,10 @@ def test_a_store_of_bernoulli_classes_is_labelled_read_audited_inspected_and_exp
     assert done.rows == 10
     table = pq.read_table(next(path for path in (tmp_path / "plain").glob("*.parquet")))
     assert len(table["log_odds"][0].as_py()[0]) == CLASSES
-    assert json.loads((tmp_path / "plain" / "manifest.json").read_text())["family"] == "bernoulli"
+    assert (
+        json.loads((tmp_path / "plain" / "manifest.json").read_text())["parts"]["distributions"]["family"]
+        == "bernoulli"
+    )
 
 
 def test_a_live_teacher_is_compared_class_by_class():

@@ -1,7 +1,5 @@
 """Codecs and tables give back exactly what they were given, whatever the raggedness."""
 
-from dataclasses import replace
-
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -16,6 +14,7 @@ from ray_distill.labels.format.codecs import find_codec
 from ray_distill.labels.format.dtypes import narrow, widen
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.distributions import Distributions, mass
+from ray_distill.labels.model.part_specs import VectorsSpec
 from ray_distill.labels.model.ragged import running
 from ray_distill.labels.model.signal import Vectors, concat_signals, signal_of
 from ray_distill.labels.model.validity import split_unusable
@@ -81,11 +80,11 @@ def assert_equal(found, expected):
 def test_a_codec_is_lossless_and_deterministic(data, key):
     """Decoding gives the same arrays bit for bit, encoding twice the same bytes, through a Parquet file."""
     signal = data.draw(signals(estimator=key[0]))
-    manifest = replace(fake_manifest(estimator=key[0], classes=7, k=3), codec=key)
+    spec = fake_manifest(estimator=key[0], classes=7, k=3).distributions.with_changes(codec=key)
     ids = rowids.to_numpy(ids_of(signal))
-    encoded = parquet_shards.encode_labels(ids, signal.distributions, manifest, {})
-    assert encoded == parquet_shards.encode_labels(ids, signal.distributions, manifest, {})
-    found, distributions = parquet_shards.decode_labels(encoded, manifest, {}, "shard")
+    encoded = parquet_shards.encode_labels(ids, signal.distributions, spec, {})
+    assert encoded == parquet_shards.encode_labels(ids, signal.distributions, spec, {})
+    found, distributions = parquet_shards.decode_labels(encoded, spec, {}, "shard")
     np.testing.assert_array_equal(found, ids)
     assert_equal(signal_of(distributions=distributions), signal_of(distributions=signal.distributions))
 
@@ -97,9 +96,9 @@ def test_hidden_states_keep_their_shape_and_lose_only_the_types_rounding(signal,
     relative = {"float32": 0, "float16": 2**-11, "bfloat16": 2**-8}[dtype]
     ids = rowids.to_numpy(ids_of(signal))
     for hidden in signal.hidden.values():
-        manifest = fake_manifest(classes=7, k=3, hidden_dtype=dtype)
-        data = hidden_states.encode_hidden(ids, hidden, 1, manifest, {})
-        found_ids, found = hidden_states.decode_hidden(data, 1, manifest, {}, "shard")
+        spec = VectorsSpec(layer=1, dtype=dtype)
+        data = hidden_states.encode_hidden(ids, hidden, spec, {})
+        found_ids, found = hidden_states.decode_hidden(data, spec, {}, "shard")
         np.testing.assert_array_equal(found_ids, ids)
         np.testing.assert_array_equal(found.offsets, hidden.offsets)
         np.testing.assert_allclose(
@@ -218,7 +217,7 @@ def test_columns_that_disagree_are_corrupt(column):
 
     manifest = fake_manifest(estimator="topk")
     ids = pa.array([row_id(n) for n in range(3)], rowids.ROW_ID)
-    columns = find_codec(("topk", 2)).encode(fake_teacher(ids, manifest).distributions, manifest, {})
+    columns = find_codec(("topk", 2)).encode(fake_teacher(ids, manifest).distributions, manifest.distributions, {})
     table = pa.table({"row_id": ids, **columns})
     at = table.column_names.index(column)
     short = (
@@ -230,4 +229,4 @@ def test_columns_that_disagree_are_corrupt(column):
     replaced = [table.set_column(at, column, other) for other in (short, ragged, pa.array([1, 2, 3]))]
     for changed in (table.drop_columns([column]), *replaced):
         with pytest.raises(CorruptStore, match=f"shard: column|{column}"):
-            parquet_shards.decode_labels(parquet_shards.to_parquet(changed), manifest, {}, "shard")
+            parquet_shards.decode_labels(parquet_shards.to_parquet(changed), manifest.distributions, {}, "shard")

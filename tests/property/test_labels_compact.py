@@ -17,20 +17,17 @@ from ray_distill.labels.format.codecs.planes import DIRECT, ESCAPE, WIDE_GAP, co
 from ray_distill.labels.format.codecs.quantise import decode_entropy, decode_odds, encode_entropy, encode_odds
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.distributions import Distributions, Draws
-from ray_distill.labels.model.manifest import ESTIMATORS, StoreManifest
+from ray_distill.labels.model.part_specs import ESTIMATORS, AnswerSpace, DistributionsSpec
 from ray_distill.labels.model.ragged import running
 from ray_distill.testing.labels import row_id
 
 FIELDS = ("row_offsets", "position", "entry_offsets", "ids", "logp", "log_tail", "entropy")
 
 
-def manifest_of(estimator, classes, *, lossless=True, temperatures=(1.0, 2.0), exponent=1.0, **options):
-    """A manifest of the compact codec."""
-    return StoreManifest(
-        task="causal_lm",
-        teacher={"fingerprint": "t"},
-        classes=(),
-        vocabulary=classes,
+def spec_of(estimator, classes, *, lossless=True, temperatures=(1.0, 2.0), exponent=1.0, **options):
+    """Distributions that the compact codec stores."""
+    return DistributionsSpec(
+        space=AnswerSpace(size=classes),
         estimator=estimator,
         k=1,
         draws=4,
@@ -89,7 +86,7 @@ def made(estimator, classes, positions, seed, *, exponent=1.0, from_zero=True, e
 
 @st.composite
 def given_distributions(draw):
-    """``(manifest without options, distributions, fits)`` of any estimator and layout."""
+    """``(spec without options, distributions, fits)`` of any estimator and layout."""
     estimator = draw(st.sampled_from(ESTIMATORS))
     classes = draw(st.sampled_from([2, 7, 300, 1000]))
     exponent = draw(st.sampled_from([1.0, 0.5]))
@@ -110,12 +107,12 @@ def ids_of(distributions):
     return rowids.to_numpy(pa.array([row_id(n) for n in range(distributions.rows)], rowids.ROW_ID))
 
 
-def through_a_file(distributions, manifest, fits):
+def through_a_file(distributions, spec, fits):
     """Encode to a Parquet file and decode it; twice the same bytes."""
     ids = ids_of(distributions)
-    data = parquet_shards.encode_labels(ids, distributions, manifest, fits)
-    assert data == parquet_shards.encode_labels(ids, distributions, manifest, fits)
-    found, decoded = parquet_shards.decode_labels(data, manifest, fits, "shard")
+    data = parquet_shards.encode_labels(ids, distributions, spec, fits)
+    assert data == parquet_shards.encode_labels(ids, distributions, spec, fits)
+    found, decoded = parquet_shards.decode_labels(data, spec, fits, "shard")
     np.testing.assert_array_equal(found, ids)
     return decoded
 
@@ -137,7 +134,7 @@ def assert_same(found, expected, fields=FIELDS):
 def test_lossless_is_bit_for_bit(case):
     """Every array of every estimator comes back with the same bytes, type and shape; encoding is deterministic."""
     (estimator, classes, exponent), distributions, fits = case
-    found = through_a_file(distributions, manifest_of(estimator, classes, exponent=exponent), fits)
+    found = through_a_file(distributions, spec_of(estimator, classes, exponent=exponent), fits)
     if distributions.rows and len(distributions.position):
         assert_same(found, distributions)
 
@@ -147,8 +144,8 @@ def test_lossless_is_bit_for_bit(case):
 def test_lossy_keeps_structure_exactly_and_mass_whole(case, levels):
     """Ids, positions, counts are exact; the head sums to 1 less the tail; the tail's odds move by less than 1e-3."""
     (estimator, classes, exponent), distributions, fits = case
-    manifest = manifest_of(estimator, classes, lossless=False, exponent=exponent, levels=levels)
-    found = through_a_file(distributions, manifest, fits)
+    spec = spec_of(estimator, classes, lossless=False, exponent=exponent, levels=levels)
+    found = through_a_file(distributions, spec, fits)
     if not len(distributions.position):
         return
     assert_same(found, distributions, FIELDS[:4])
@@ -165,7 +162,7 @@ def test_lossy_adds_little_at_every_declared_temperature(seed, sharpness):
     """One byte a value adds less than 1e-3 nats at T = 1 and 2 on any logits; 65,535 levels less than 1e-6."""
     distributions = made("topk", 300, [6, 6], seed, equal=True, sharpness=sharpness)
     for levels, most in ((255, 1e-3), (65535, 1e-6)):
-        error = added_error(distributions, manifest_of("topk", 300, lossless=False, levels=levels), {})
+        error = added_error(distributions, spec_of("topk", 300, lossless=False, levels=levels), {})
         assert set(error["nats"]) == {"1", "2"}
         assert all(-1e-7 < nats < most for nats in error["nats"].values()), error
 
@@ -173,7 +170,7 @@ def test_lossy_adds_little_at_every_declared_temperature(seed, sharpness):
 def test_lossless_adds_nothing():
     """The measure itself is 0 where nothing is lost."""
     distributions = made("topk", 300, [5, 5], 0)
-    error = added_error(distributions, manifest_of("topk", 300), {})
+    error = added_error(distributions, spec_of("topk", 300), {})
     assert error["nats"] == {"1": 0.0, "2": 0.0} and error["max_abs_dlogp"] == 0.0 and error["bytes_a_position"] > 0
 
 
@@ -183,7 +180,7 @@ def test_probabilities_of_zero_and_empty_tails_stay_exact():
     logp = np.full(len(sound.logp), -np.inf, dtype=np.float32)
     logp[sound.entry_offsets[:-1]] = 0
     certain = replace(sound, logp=logp, log_tail=np.full_like(sound.log_tail, -np.inf))
-    found = through_a_file(certain, manifest_of("topk", 7, lossless=False), {})
+    found = through_a_file(certain, spec_of("topk", 7, lossless=False), {})
     np.testing.assert_allclose(found.logp, logp, atol=1e-7)
     np.testing.assert_array_equal(found.log_tail, certain.log_tail)
 
@@ -193,7 +190,7 @@ def test_a_tiny_head_keeps_its_relative_mass():
     sound = made("topk", 7, [1], 3, equal=True)
     tiny = np.full(len(sound.logp), -30.0, dtype=np.float32)
     found = through_a_file(
-        replace(sound, logp=tiny, log_tail=np.zeros_like(sound.log_tail)), manifest_of("topk", 7, lossless=False), {}
+        replace(sound, logp=tiny, log_tail=np.zeros_like(sound.log_tail)), spec_of("topk", 7, lossless=False), {}
     )
     np.testing.assert_allclose(found.logp, tiny, atol=5e-3)
 
@@ -220,7 +217,7 @@ def test_a_vocabulary_of_2_to_the_31_is_stored():
     few = made("topk", 7, [2], 1, equal=True)
     ids = np.tile(np.array([0, 5, 70_000, 2**20, 2**30, 2**31 - 2], dtype=np.int32), 2)
     wide = replace(few, classes=2**31 - 1, ids=ids)
-    assert_same(through_a_file(wide, manifest_of("topk", 2**31 - 1), {}), wide)
+    assert_same(through_a_file(wide, spec_of("topk", 2**31 - 1), {}), wide)
 
 
 @given(st.floats(-16000, 16000))
@@ -269,11 +266,11 @@ COLUMNS = {
 def test_columns_that_disagree_are_corrupt(estimator, column):
     """A column that is missing, of another type, too short, too long or moved between rows is CorruptStore."""
     distributions = made(estimator, 20_000 if estimator != "dense" else 7, [2, 3], 5, from_zero=False)
-    manifest = manifest_of(estimator, distributions.classes, lossless=False)
+    spec = spec_of(estimator, distributions.classes, lossless=False)
     table = pa.table(
         {
             "row_id": pa.array([row_id(n) for n in range(2)], rowids.ROW_ID),
-            **find_codec(("compact", 2)).encode(distributions, manifest, {}),
+            **find_codec(("compact", 2)).encode(distributions, spec, {}),
         }
     )
     at = table.column_names.index(column)
@@ -286,7 +283,7 @@ def test_columns_that_disagree_are_corrupt(estimator, column):
         ]
     for changed in (table.drop_columns([column]), *(table.set_column(at, column, other) for other in others)):
         with pytest.raises(CorruptStore, match="shard: column "):
-            parquet_shards.decode_labels(parquet_shards.to_parquet(changed), manifest, {}, "shard")
+            parquet_shards.decode_labels(parquet_shards.to_parquet(changed), spec, {}, "shard")
 
 
 @settings(deadline=None, max_examples=150)
@@ -294,9 +291,9 @@ def test_columns_that_disagree_are_corrupt(estimator, column):
 def test_changed_bytes_decode_or_are_corrupt(data, estimator, lossless):
     """Any byte of any cell changed, any cell cut: sound arrays or CorruptStore, never another error."""
     distributions = made(estimator, 300, [2, 3], 7, equal=data.draw(st.booleans()))
-    manifest = manifest_of(estimator, 300, lossless=lossless)
+    spec = spec_of(estimator, 300, lossless=lossless)
     fits = {"ids": fit_ids(distributions, 300)}
-    columns = dict(find_codec(("compact", 2)).encode(distributions, manifest, fits))
+    columns = dict(find_codec(("compact", 2)).encode(distributions, spec, fits))
     name = data.draw(st.sampled_from(sorted(columns)))
     values = columns[name].to_pylist()
     row = data.draw(st.integers(0, 1))
@@ -307,7 +304,7 @@ def test_changed_bytes_decode_or_are_corrupt(data, estimator, lossless):
         values[row] = values[row][:place] + data.draw(st.binary(max_size=2)) + values[row][place + 1 :]
     columns[name] = pa.array(values, columns[name].type)
     try:
-        found = find_codec(("compact", 2)).decode(pa.table(columns), manifest, fits)
+        found = find_codec(("compact", 2)).decode(pa.table(columns), spec, fits)
     except CorruptStore:
         return
     assert found.rows == 2 and (not len(found.ids) or (found.ids.min() >= 0 and found.ids.max() < 300))
@@ -316,14 +313,14 @@ def test_changed_bytes_decode_or_are_corrupt(data, estimator, lossless):
 def test_a_foreign_order_of_ids_is_refused():
     """A fitted array that does not name each class once is corrupt on reading and an error on writing."""
     distributions = made("topk", 300, [2], 1)
-    manifest = manifest_of("topk", 300)
+    spec = spec_of("topk", 300)
     good = {"ids": fit_ids(distributions, 300)}
-    data = parquet_shards.encode_labels(ids_of(distributions), distributions, manifest, good)
+    data = parquet_shards.encode_labels(ids_of(distributions), distributions, spec, good)
     for bad in (good["ids"][:-1], np.zeros(300, np.int32), good["ids"].astype(np.int64), good["ids"] + 1):
         with pytest.raises(CorruptStore, match="names each class once"):
-            parquet_shards.decode_labels(data, manifest, {"ids": bad}, "shard")
+            parquet_shards.decode_labels(data, spec, {"ids": bad}, "shard")
         with pytest.raises(LabelError, match="names each class once"):
-            parquet_shards.encode_labels(ids_of(distributions), distributions, manifest, {"ids": bad})
+            parquet_shards.encode_labels(ids_of(distributions), distributions, spec, {"ids": bad})
 
 
 @pytest.mark.parametrize("change", [{"levels": 1}, {"levels": 70000}, {"power": 0}, {"power": "x"}, {"lossless": 1}])
@@ -333,9 +330,9 @@ def test_unusable_options_are_refused(change):
     with pytest.raises(LabelError, match="needs options"):
         through_a_file(
             distributions,
-            manifest_of("topk", 7, lossless=False, **change)
+            spec_of("topk", 7, lossless=False, **change)
             if "lossless" not in change
-            else replace(manifest_of("topk", 7), options=change),
+            else spec_of("topk", 7).with_changes(options=change),
             {},
         )
 
@@ -344,10 +341,8 @@ def test_what_bins_cannot_say_is_refused():
     """Bins are of probabilities that sum to 1, and NaN is not a label."""
     distributions = made("topk", 7, [1], 1)
     with pytest.raises(LabelError, match="family bernoulli needs estimator and codec dense"):
-        replace(manifest_of("dense", 7), family="bernoulli")
+        spec_of("dense", 7).with_changes(family="bernoulli")
     with pytest.raises(LabelError, match="NaN"):
         through_a_file(
-            replace(distributions, logp=distributions.logp * np.float32("nan")),
-            manifest_of("topk", 7, lossless=False),
-            {},
+            replace(distributions, logp=distributions.logp * np.float32("nan")), spec_of("topk", 7, lossless=False), {}
         )

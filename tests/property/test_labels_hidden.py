@@ -18,9 +18,9 @@ from ray_distill.labels.format.hidden_states import (
     project,
     relative_error,
 )
+from ray_distill.labels.model.part_specs import VectorsSpec
 from ray_distill.labels.model.signal import Vectors
 from ray_distill.storage import files
-from ray_distill.testing.labels import fake_manifest
 
 
 def states(count: int, width: int, rank: int, seed: int = 3, noise: float = 0.0) -> np.ndarray:
@@ -33,12 +33,12 @@ def states(count: int, width: int, rank: int, seed: int = 3, noise: float = 0.0)
 
 def stored(values: np.ndarray, dtype: str, fits=None) -> np.ndarray:
     """The values after a trip through a shard."""
-    manifest, fits = fake_manifest(hidden_dtype=dtype, layers=(1,)), fits or {}
+    spec, fits = VectorsSpec(layer=1, dtype=dtype), fits or {}
     ids = np.array([number.to_bytes(16) for number in range(len(values))], dtype="S16")
     hidden = Vectors(offsets=np.arange(len(values) + 1), values=values)
-    data = encode_hidden(ids, hidden, 1, manifest, fits)
-    assert data == encode_hidden(ids, hidden, 1, manifest, fits)
-    return decode_hidden(data, 1, manifest, fits, "shard")[1].values
+    data = encode_hidden(ids, hidden, spec, fits)
+    assert data == encode_hidden(ids, hidden, spec, fits)
+    return decode_hidden(data, spec, fits, "shard")[1].values
 
 
 @settings(deadline=None, max_examples=50)
@@ -140,12 +140,12 @@ def test_too_few_vectors_for_a_rank_are_refused():
 def test_the_measured_error_is_the_error(dtype):
     """What stands in the manifest is what decoding loses; projection counts, and float32 loses nothing."""
     values = states(60, 12, 6)
-    manifest = fake_manifest(hidden_dtype=dtype, layers=(1,))
-    plain = relative_error(values, 1, manifest, {})
+    spec = VectorsSpec(layer=1, dtype=dtype)
+    plain = relative_error(values, spec, {})
     expected = np.square(stored(values, dtype) - values).sum() / np.square(values).sum()
     assert plain == pytest.approx(float(expected), rel=1e-3, abs=1e-12) and (plain == 0) == (dtype == "float32")
     mean, basis, kept = fit_basis(values, rank=2)
-    projected = relative_error(values, 1, manifest, {mean_name(1): mean, basis_name(1): basis})
+    projected = relative_error(values, spec, {mean_name(1): mean, basis_name(1): basis})
     lost = (1 - kept) * np.square(values - values.mean(0)).sum() / np.square(values).sum()
     assert projected == pytest.approx(float(lost), rel=0.05)
 
@@ -173,13 +173,7 @@ def test_a_vector_of_another_width_than_the_basis_is_corrupt():
     """A shard that was written without the store's basis is not read as if it had been."""
     values = states(10, 8, 3)
     ids = np.array([number.to_bytes(16) for number in range(10)], dtype="S16")
-    manifest, hidden = fake_manifest(layers=(1,)), Vectors(offsets=np.arange(11), values=values)
+    spec, hidden = VectorsSpec(layer=1), Vectors(offsets=np.arange(11), values=values)
     mean, basis, _ = fit_basis(values, rank=2)
     with pytest.raises(CorruptStore, match="shard: column values: vectors of 8 values, the store's basis has 2"):
-        decode_hidden(
-            encode_hidden(ids, hidden, 1, manifest, {}),
-            1,
-            manifest,
-            {mean_name(1): mean, basis_name(1): basis},
-            "shard",
-        )
+        decode_hidden(encode_hidden(ids, hidden, spec, {}), spec, {mean_name(1): mean, basis_name(1): basis}, "shard")

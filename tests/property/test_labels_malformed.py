@@ -9,12 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ray_distill.errors import DistillError
-from ray_distill.fingerprint import canonical_json, fingerprint, sha256
+from ray_distill.fingerprint import canonical_json, sha256
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.store.label_store import open_store
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.tools.audit import audit
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id
+from tests.labs.manifests import altered, own_fingerprint
 
 MANIFEST = fake_manifest(estimator="topk", layers=(1,))
 SNAPSHOT = fake_snapshot(range(14))
@@ -141,31 +142,32 @@ def miscount(draw, held, other):
 
 def from_the_future(draw, held, other):
     """A manifest, well-formed and with its own fingerprint, of a codec, estimator or version nobody knows yet."""
-    change = draw(
+    labels, hidden = "parts/distributions", "parts/hidden.1"
+    place, item = draw(
         st.sampled_from(
             [
-                {"codec": ["topk", 99]},
-                {"codec": ["psychic", 1]},
-                {"version": 99},
-                {"estimator": "psychic"},
-                {"classes": ["one", "two"]},
-                {"hidden_dtype": "int2"},
-                {"temperatures": [1.0]},
-                {"k": 4},
-                {"hidden_layers": [1, 2]},
-                {"hidden_layers": []},
-                {"unit_rows": 3},
-                {"encoding": "psychic"},
+                (f"{labels}/codec", ["topk", 99]),
+                (f"{labels}/codec", ["psychic", 1]),
+                ("version", 99),
+                (f"{labels}/estimator", "psychic"),
+                (f"{labels}/space/names", ["one", "two"]),
+                (f"{labels}/space", {"size": 2, "names": ["one", "two"]}),
+                (f"{hidden}/dtype", "int2"),
+                (f"{labels}/temperatures", [1.0]),
+                (f"{labels}/k", 4),
+                ("parts/hidden.2", {"kind": "vectors", "layer": 2}),
+                ("parts", {"distributions": MANIFEST.distributions.to_dict()}),
+                (labels, {"kind": "psychic"}),
+                ("unit_rows", 3),
+                ("encoding", "psychic"),
             ]
         )
     )
-    value = {**MANIFEST.to_dict(), **change}
+    value = altered(MANIFEST.to_dict(), place, item)
     try:
         mark = StoreManifest.from_dict(value).fingerprint
     except DistillError:
-        mark = fingerprint(
-            {**{key: item for key, item in value.items() if key != "measured"}, "teacher": {"fingerprint": "fake"}}
-        )
+        mark = own_fingerprint(value)
     return {"store.json": json.dumps({"fingerprint": mark, "manifest": value}).encode()}
 
 

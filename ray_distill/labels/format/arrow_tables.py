@@ -71,31 +71,29 @@ def table_to_halved(table: pa.Table) -> int:
 
 def empty_signal(manifest: StoreManifest) -> Signal:
     """Return a signal without rows, in the form that a store with this manifest keeps."""
-    start = np.zeros(1, dtype=np.int64)
+    start, spec = np.zeros(1, dtype=np.int64), manifest.distributions
     draws = (
         None
-        if not manifest.draws
+        if not spec.draws
         else Draws(
-            number=manifest.draws,
-            exponent=manifest.exponent,
+            number=spec.draws,
+            exponent=spec.exponent,
             count=np.empty(0, dtype=np.int32),
             log_normaliser=np.empty(0, dtype=np.float32),
         )
     )
     distributions = Distributions(
         draws=draws,
-        family=manifest.family,
-        classes=manifest.class_count,
-        temperatures=manifest.temperatures,
+        family=spec.family,
+        classes=spec.space.size,
+        temperatures=spec.temperatures,
         row_offsets=start,
         position=np.empty(0, dtype=np.int32),
         entry_offsets=start,
         ids=np.empty(0, dtype=np.int32),
         logp=np.empty(0, dtype=np.float32),
-        log_tail=np.empty((0, len(manifest.temperatures)), dtype=np.float32),
+        log_tail=np.empty((0, len(spec.temperatures)), dtype=np.float32),
         entropy=np.empty(0, dtype=np.float32),
-        log_odds=np.empty(0, dtype=np.float32) if manifest.family == "bernoulli" else None,
+        log_odds=np.empty(0, dtype=np.float32) if spec.family == "bernoulli" else None,
     )
-    return signal_of(
-        distributions, {layer: Vectors(offsets=start, values=no_vectors()) for layer in manifest.hidden_layers}
-    )
+    return signal_of(distributions, {layer: Vectors(offsets=start, values=no_vectors()) for layer in manifest.hidden})

@@ -17,7 +17,7 @@ from ray_distill.labels.format.codecs.base import cells, require_lengths, uncell
 from ray_distill.labels.format.dtypes import LARGEST, STORED, narrow, scaled, widen
 from ray_distill.labels.format.fitted_arrays import Fits
 from ray_distill.labels.model import rowids
-from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.part_specs import VectorsSpec
 from ray_distill.labels.model.ragged import running
 from ray_distill.labels.model.rowids import RowIds
 from ray_distill.labels.model.signal import Vectors
@@ -25,7 +25,7 @@ from ray_distill.labels.model.signal import Vectors
 Floats = npt.NDArray[np.float32]
 
 
-def encode_hidden(ids: RowIds, hidden: Vectors, layer: int, manifest: StoreManifest, fits: Fits) -> bytes:
+def encode_hidden(ids: RowIds, hidden: Vectors, spec: VectorsSpec, fits: Fits) -> bytes:
     """Return a shard of one layer.
 
     Its columns are ``row_id``, ``vectors`` (how many), ``values`` (their bytes) and ``scale`` of one-byte types.
@@ -33,7 +33,7 @@ def encode_hidden(ids: RowIds, hidden: Vectors, layer: int, manifest: StoreManif
     Raises:
         LabelError: values beyond the range of the stored type.
     """
-    values, dtype = project(hidden.values, layer, fits), manifest.hidden_dtype
+    values, dtype = project(hidden.values, spec.layer, fits), spec.dtype
     columns = {"row_id": rowids.to_arrow(ids), "vectors": pa.array(np.diff(hidden.offsets).astype(np.int32))}
     if dtype in LARGEST:
         values, scale = scaled(values, dtype)
@@ -43,7 +43,7 @@ def encode_hidden(ids: RowIds, hidden: Vectors, layer: int, manifest: StoreManif
     return parquet_shards.to_parquet(pa.table(columns))
 
 
-def decode_hidden(data: bytes, layer: int, manifest: StoreManifest, fits: Fits, name: str) -> tuple[RowIds, Vectors]:
+def decode_hidden(data: bytes, spec: VectorsSpec, fits: Fits, name: str) -> tuple[RowIds, Vectors]:
     """Return row ids and hidden states of a shard, ``[N, rank]`` where the layer was projected.
 
     Raises:
@@ -51,17 +51,17 @@ def decode_hidden(data: bytes, layer: int, manifest: StoreManifest, fits: Fits, 
     """
     table = parquet_shards.from_parquet(data, name)
     try:
-        return parquet_shards.ids_of(table), _decode(table, layer, manifest, fits)
+        return parquet_shards.ids_of(table), _decode(table, spec, fits)
     except CorruptStore as error:
         raise CorruptStore(f"{name}: {error}") from error
 
 
-def _decode(table: pa.Table, layer: int, manifest: StoreManifest, fits: Fits) -> Vectors:
-    dtype = manifest.hidden_dtype
+def _decode(table: pa.Table, spec: VectorsSpec, fits: Fits) -> Vectors:
+    dtype = spec.dtype
     values, ends = uncells(table, "values", STORED[dtype])
     offsets = running(parquet_shards.column_of(table, "vectors", pa.int32()))
     width = len(values) // max(int(offsets[-1]), 1)
-    basis = fits.get(basis_name(layer))
+    basis = fits.get(basis_name(spec.layer))
     if basis is not None and len(values) and width != basis.shape[1]:
         raise CorruptStore(f"column values: vectors of {width} values, the store's basis has {basis.shape[1]}")
     require_lengths("values", len(values), int(offsets[-1]) * width)
@@ -145,16 +145,16 @@ def fit_basis(values_ND: Floats, *, rank: int = 0, variance: float = 0.0) -> tup
     return mean_D.astype(np.float32), basis_DR.astype(np.float32), float(share_D[kept - 1])
 
 
-def relative_error(values_ND: Floats, layer: int, manifest: StoreManifest, fits: Fits) -> float:
+def relative_error(values_ND: Floats, spec: VectorsSpec, fits: Fits) -> float:
     """Return the share of the states' squared size that the stored form loses.
 
     Projection is included; the share is measured, not estimated.
     """
     offsets = np.arange(len(values_ND) + 1, dtype=np.int64)
     ids = np.array([number.to_bytes(16) for number in range(len(values_ND))], dtype="S16")
-    data = encode_hidden(ids, Vectors(offsets=offsets, values=values_ND), layer, manifest, fits)
-    found = decode_hidden(data, layer, manifest, fits, "slice")[1].values
-    if basis_name(layer) in fits:
-        found = found @ fits[basis_name(layer)].T + fits[mean_name(layer)]
+    data = encode_hidden(ids, Vectors(offsets=offsets, values=values_ND), spec, fits)
+    found = decode_hidden(data, spec, fits, "slice")[1].values
+    if basis_name(spec.layer) in fits:
+        found = found @ fits[basis_name(spec.layer)].T + fits[mean_name(spec.layer)]
     total = float(np.square(values_ND, dtype=np.float64).sum())
     return float(np.square((values_ND - found).astype(np.float64)).sum()) / total if total else 0.0

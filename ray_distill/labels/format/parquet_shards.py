@@ -15,19 +15,19 @@ from ray_distill.labels.format.codecs import find_codec
 from ray_distill.labels.format.fitted_arrays import Fits
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.distributions import Distributions
-from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.part_specs import DistributionsSpec
 from ray_distill.labels.model.rowids import RowIds
 from ray_distill.labels.model.validity import Rejects
 
 
-def encode_labels(ids: RowIds, distributions: Distributions, manifest: StoreManifest, fits: Fits) -> bytes:
-    """Return a shard of labels: ``row_id`` and the columns of the manifest's codec."""
-    codec = find_codec(manifest.codec)
-    columns = codec.encode(distributions, manifest, fits)
+def encode_labels(ids: RowIds, distributions: Distributions, spec: DistributionsSpec, fits: Fits) -> bytes:
+    """Return a shard of labels: ``row_id`` and the columns of the part's codec."""
+    codec = find_codec(spec.codec)
+    columns = codec.encode(distributions, spec, fits)
     return to_parquet(pa.table({"row_id": rowids.to_arrow(ids), **columns}), codec.cell_encoding, codec.compression)
 
 
-def decode_labels(data: bytes, manifest: StoreManifest, fits: Fits, name: str) -> tuple[RowIds, Distributions]:
+def decode_labels(data: bytes, spec: DistributionsSpec, fits: Fits, name: str) -> tuple[RowIds, Distributions]:
     """Return row ids and distributions of a shard.
 
     Raises:
@@ -35,7 +35,7 @@ def decode_labels(data: bytes, manifest: StoreManifest, fits: Fits, name: str) -
     """
     table = from_parquet(data, name)
     try:
-        return ids_of(table), find_codec(manifest.codec).decode(table, manifest, fits)
+        return ids_of(table), find_codec(spec.codec).decode(table, spec, fits)
     except CorruptStore as error:
         raise CorruptStore(f"{name}: {error}") from error
 

@@ -75,19 +75,18 @@ def measure_sizes(
     row_counts = {count, count // 2, count // 4, count // 8, *(rows for rows in _common(units) if rows < count)} - {0}
     order = np.random.default_rng(seed).permutation(count).astype(np.int64)
     parts = {rows: _chunks(order, rows, ids) for rows in sorted(row_counts)}
-    every = signal.distributions
+    every, spec = signal.distributions, manifest.distributions
     layers = {
         layer: _line(
             parts,
             lambda at, layer=layer, hidden=hidden: encode_hidden(  # type: ignore[misc]
-                ids[at], hidden.take(at), layer, manifest, fits
+                ids[at], hidden.take(at), manifest.hidden[layer], fits
             ),
         )
         for layer, hidden in sorted(signal.hidden.items())
     }
     return Sizes(
-        labels=_line(parts, lambda at: parquet_shards.encode_labels(ids[at], every.take(at), manifest, fits)),
-        hidden=layers,
+        labels=_line(parts, lambda at: parquet_shards.encode_labels(ids[at], every.take(at), spec, fits)), hidden=layers
     )
 
 

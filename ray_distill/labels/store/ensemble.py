@@ -10,7 +10,6 @@ determined; its mass in the other sets is in the tail.
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import reduce
 
 import numpy as np
@@ -94,7 +93,7 @@ class AveragedLabels:
 
         Class ids are ascending.
         """
-        columns = [found.temperatures.index(temperature) for temperature in self.manifest.temperatures]
+        columns = [found.temperatures.index(temperature) for temperature in self.manifest.distributions.temperatures]
         ids, logp, to_first = found.ids, found.logp, self._maps[number]
         if to_first is not None:
             ids = to_first[ids]
@@ -102,7 +101,7 @@ class AveragedLabels:
             ids, logp = ids[order], logp[order]
         return Distributions(
             classes=found.classes,
-            temperatures=self.manifest.temperatures,
+            temperatures=self.manifest.distributions.temperatures,
             row_offsets=found.row_offsets,
             position=found.position,
             entry_offsets=found.entry_offsets,
@@ -125,16 +124,18 @@ def averaged_manifest(manifests: Sequence[StoreManifest]) -> StoreManifest:
     first = manifests[0]
     for manifest in manifests:
         require_same_classes(first, manifest)
-        if manifest.family != "categorical":
-            raise StoreMismatch(f"labels of {_teacher(manifest)} are yes or no by class: mix such sets by source")
-        if manifest.draws:
+        spec = manifest.distributions
+        if spec.family != "categorical":
+            raise StoreMismatch(f"labels of {manifest.teacher.name} are yes or no by class: mix such sets by source")
+        if spec.draws:
             raise StoreMismatch(
-                f"labels of {_teacher(manifest)} were drawn ({manifest.estimator}), and the mean of draws is no "
+                f"labels of {manifest.teacher.name} were drawn ({spec.estimator}), and the mean of draws is no "
                 "distribution of this store: label with dense or topk, or mix the sets by source"
             )
-    dense = all(manifest.estimator == "dense" for manifest in manifests)
-    shared = [t for t in first.temperatures if all(t in manifest.temperatures for manifest in manifests)]
-    return replace(first, temperatures=tuple(shared) if dense else (1.0,))
+    specs = [manifest.distributions for manifest in manifests]
+    dense = all(spec.estimator == "dense" for spec in specs)
+    shared = [t for t in first.distributions.temperatures if all(t in spec.temperatures for spec in specs)]
+    return first.with_distributions(temperatures=tuple(shared) if dense else (1.0,))
 
 
 def require_same_classes(first: StoreManifest, other: StoreManifest) -> None:
@@ -143,14 +144,14 @@ def require_same_classes(first: StoreManifest, other: StoreManifest) -> None:
     Raises:
         StoreMismatch: names both sides.
     """
-    sides = f"labels of {_teacher(first)} and of {_teacher(other)} cannot be mixed: "
+    sides = f"labels of {first.teacher.name} and of {other.teacher.name} cannot be mixed: "
     if first.task != other.task:
         raise StoreMismatch(f"{sides}they are of {first.task} and of {other.task}")
-    if set(first.classes) != set(other.classes) or first.class_count != other.class_count:
+    if set(first.space.names) != set(other.space.names) or first.space.size != other.space.size:
         raise StoreMismatch(
-            f"{sides}they are over {first.class_count} and {other.class_count} classes, and must be over the same"
+            f"{sides}they are over {first.space.size} and {other.space.size} classes, and must be over the same"
         )
-    tokens = {manifest.teacher.get("tokens") for manifest in (first, other)} - {None}
+    tokens = {manifest.teacher.tokens for manifest in (first, other)} - {None}
     if len(tokens) > 1:
         raise StoreMismatch(f"{sides}the teachers have different tokenizers or chat templates")
 
@@ -240,7 +241,7 @@ def _require_overlap(first: LabelSet, other: LabelSet) -> None:
             f"none of the {first.rows} rows has labels in {other.ref.store}, so there is nothing to average: it is of "
             "another source, or its snapshot was redacted or keyed otherwise; mix it by source, or label the same rows"
         )
-    log.info("%d of %d rows have labels of %s too", shared, first.rows, _teacher(other.manifest))
+    log.info("%d of %d rows have labels of %s too", shared, first.rows, other.manifest.teacher.name)
 
 
 def _require_same_positions(base: Distributions, other: Distributions, ids: RowIds, store: str) -> None:
@@ -257,11 +258,7 @@ def _require_same_positions(base: Distributions, other: Distributions, ids: RowI
 
 def _class_map(manifest: StoreManifest, first: StoreManifest) -> npt.NDArray[np.int32] | None:
     """Map each class id of a store to the first one's by name; None where they are the same."""
-    if manifest.classes == first.classes:
+    if manifest.space.names == first.space.names:
         return None
-    index = {name: number for number, name in enumerate(first.classes)}
-    return np.array([index[name] for name in manifest.classes], dtype=np.int32)
-
-
-def _teacher(manifest: StoreManifest) -> str:
-    return str(manifest.teacher.get("model") or manifest.teacher["fingerprint"])
+    index = {name: number for number, name in enumerate(first.space.names)}
+    return np.array([index[name] for name in manifest.space.names], dtype=np.int32)

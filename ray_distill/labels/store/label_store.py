@@ -244,11 +244,12 @@ def make_ref(store: LabelStore, snapshot: SnapshotRef, length: int) -> LabelSetR
 
 def ranges(snapshot: SnapshotRows, manifest: StoreManifest) -> Iterator[Range]:
     """Return the fixed ranges of ``rows_a_unit`` rows of a snapshot's shards, in order."""
+    mark = manifest.fingerprint
     for shard in snapshot.shards:
         ids = rowids.to_numpy(snapshot.read_shard(shard, columns=["row_id"]).column("row_id"))
         for start in range(0, len(ids), manifest.rows_a_unit):
             part = ids[start : start + manifest.rows_a_unit]
-            yield Range(shard=shard.name, start=start, ids=part, unit_id=unit_id(part, manifest.fingerprint))
+            yield Range(shard=shard.name, start=start, ids=part, unit_id=unit_id(part, mark))
 
 
 def open_store(url: str) -> LabelStore:
@@ -273,13 +274,13 @@ def open_store(url: str) -> LabelStore:
 def _manifest(location: str, value: Any) -> StoreManifest:
     if not isinstance(value, dict) or not isinstance(value.get("manifest"), dict):
         raise CorruptStore(f"{location}: expected a label store's manifest, found something else; restore it")
-    manifest = StoreManifest.from_dict(value["manifest"])
+    manifest = StoreManifest.from_dict(value["manifest"], location)
     if value.get("fingerprint") != manifest.fingerprint:
         raise CorruptStore(
             f"{location}: its content has fingerprint {manifest.fingerprint}, it states {value.get('fingerprint')}: "
             "it was changed after its creation; restore it"
         )
-    find_codec(manifest.codec)
+    find_codec(manifest.distributions.codec)
     return manifest
 
 
@@ -289,7 +290,7 @@ def create_or_open(url: str, manifest: StoreManifest) -> LabelStore:
     Raises:
         StoreMismatch: it was made for something else: each differing field with both sides.
     """
-    find_codec(manifest.codec)
+    find_codec(manifest.distributions.codec)
     location = files.join(url, MANIFEST_NAME)
     if not files.exists(location):
         value = {"fingerprint": manifest.fingerprint, "manifest": manifest.to_dict()}

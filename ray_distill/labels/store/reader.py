@@ -264,10 +264,10 @@ def require_layers(manifest: StoreManifest, layers: Sequence[int]) -> None:
     Raises:
         StoreMismatch: names the layers that are requested and those that are stored.
     """
-    absent = sorted(set(layers) - set(manifest.hidden_layers))
+    absent = sorted(set(layers) - set(manifest.hidden))
     if absent:
         raise StoreMismatch(
-            f"hidden layers {absent} are requested, the store has {list(manifest.hidden_layers)}; use those, or label "
+            f"hidden layers {absent} are requested, the store has {list(manifest.hidden)}; use those, or label "
             "with these layers in another store"
         )
 
@@ -279,7 +279,9 @@ def read_labels(url: str, manifest: StoreManifest, unit: Receipt) -> tuple[RowId
         CorruptStore: names the file.
     """
     location, data = _read_part(url, unit, DISTRIBUTIONS)
-    ids, distributions = parquet_shards.decode_labels(data, manifest, read_fits(url, manifest.fits), location)
+    ids, distributions = parquet_shards.decode_labels(
+        data, manifest.distributions, read_fits(url, manifest.fits), location
+    )
     _require_rows(location, len(ids), distributions.rows, unit.rows)
     return ids, distributions
 
@@ -287,7 +289,7 @@ def read_labels(url: str, manifest: StoreManifest, unit: Receipt) -> tuple[RowId
 def read_hidden(url: str, manifest: StoreManifest, unit: Receipt, layer: int) -> tuple[RowIds, Vectors]:
     """Return row ids and hidden states of one layer of a whole unit; errors as `read_labels`."""
     location, data = _read_part(url, unit, hidden_part(layer))
-    ids, hidden = decode_hidden(data, layer, manifest, read_fits(url, manifest.fits), location)
+    ids, hidden = decode_hidden(data, manifest.hidden[layer], read_fits(url, manifest.fits), location)
     _require_rows(location, len(ids), hidden.rows, unit.rows)
     return ids, hidden
 

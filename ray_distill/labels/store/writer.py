@@ -71,10 +71,10 @@ def _write(
 ) -> Receipt:
     attempt, name, fits = uuid.uuid4().hex, unit.unit_id, read_fits(url, manifest.fits)
     parts = {
-        hidden_part(layer): encode_hidden(ids, part, layer, manifest, fits)
+        hidden_part(layer): encode_hidden(ids, part, manifest.hidden[layer], fits)
         for layer, part in sorted(signal.hidden.items())
     }
-    parts[DISTRIBUTIONS] = parquet_shards.encode_labels(ids, distributions, manifest, fits)
+    parts[DISTRIBUTIONS] = parquet_shards.encode_labels(ids, distributions, manifest.distributions, fits)
     quarantine = None
     if rejected:
         quarantine = write_verified(url, quarantine_file(name, attempt), parquet_shards.encode_quarantine(rejected))
@@ -129,13 +129,13 @@ def require_signal(manifest: StoreManifest, signal: Signal, rows: int) -> Distri
     Raises:
         LabelError: names each difference.
     """
-    distributions = signal.distributions
+    distributions, spec = signal.distributions, manifest.distributions
     pairs = [
         ("rows", distributions.rows, rows),
-        ("family", distributions.family, manifest.family),
-        ("classes", distributions.classes, manifest.class_count),
-        ("temperatures", distributions.temperatures, manifest.temperatures),
-        ("hidden layers", sorted(signal.hidden), sorted(manifest.hidden_layers)),
+        ("family", distributions.family, spec.family),
+        ("classes", distributions.classes, spec.space.size),
+        ("temperatures", distributions.temperatures, spec.temperatures),
+        ("hidden layers", sorted(signal.hidden), list(manifest.hidden)),
         *((f"rows of hidden layer {layer}", hidden.rows, rows) for layer, hidden in signal.hidden.items()),
     ]
     wrong = [f"{what}: found {found}, expected {expected}" for what, found, expected in pairs if found != expected]

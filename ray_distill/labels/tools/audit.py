@@ -223,7 +223,7 @@ def _check_unit(store: LabelStore, receipt: Receipt, found: _Findings) -> None:
     labels = _guard(
         found, url, part_file(DISTRIBUTIONS, unit, attempt), lambda: read_labels(url, store.manifest, receipt)
     )
-    for layer in store.manifest.hidden_layers:
+    for layer in store.manifest.hidden:
         name = part_file(hidden_part(layer), unit, attempt)
         hidden = _guard(found, url, name, partial(read_hidden, url, store.manifest, receipt, layer))
         if labels is not None and hidden is not None and not np.array_equal(hidden[0], labels[0]):
@@ -237,7 +237,7 @@ def _check_unit(store: LabelStore, receipt: Receipt, found: _Findings) -> None:
 
 def part_names(manifest: StoreManifest) -> set[str]:
     """Return the names of the parts that each unit of a store has."""
-    return {DISTRIBUTIONS, *map(hidden_part, manifest.hidden_layers)}
+    return set(manifest.parts)
 
 
 def _rejected(store: LabelStore, receipt: Receipt, found: _Findings) -> RowIds | None:

@@ -61,7 +61,7 @@ def plain_table(store: LabelStore, unit: Receipt, *, hidden: bool) -> pa.Table:
     if hidden:
         columns |= {
             f"hidden_{layer}": _vectors(read_hidden(store.url, store.manifest, unit, layer)[1])
-            for layer in store.manifest.hidden_layers
+            for layer in store.manifest.hidden
         }
     return pa.table(columns)
 

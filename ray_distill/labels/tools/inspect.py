@@ -80,7 +80,7 @@ def _labelled(store: LabelStore, unit: Receipt, name: str) -> RowReport:
     at = rowids.hexadecimal(ids).index(name)
     one = distributions.take([at])
     hidden = {}
-    for layer in store.manifest.hidden_layers:
+    for layer in store.manifest.hidden:
         values = read_hidden(store.url, store.manifest, unit, layer)[1].take([at]).values
         hidden[str(layer)] = {
             "vectors": float(len(values)),
@@ -102,7 +102,7 @@ def _position(one: Distributions, manifest: StoreManifest, number: int) -> dict[
     start, stop = one.entry_offsets[number : number + 2]
     ids, p = one.ids[start:stop], np.exp(one.logp[start:stop].astype(np.float64))
     likeliest = np.argsort(-p, kind="stable")[:SHOWN_CLASSES]
-    names = manifest.classes
+    names = manifest.space.names
     entropy = float(one.entropy[number])
     return {
         "position": int(one.position[number]),

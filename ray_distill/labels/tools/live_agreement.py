@@ -89,14 +89,17 @@ def as_stored(answer: Answer, manifest: StoreManifest, fits: Fits) -> Answer:
     Otherwise the error of the stored form would be reported as a disagreement.
     """
     ids, signal = answer.ids, answer.signal
-    data = parquet_shards.encode_labels(ids, signal.distributions, manifest, fits)
+    data = parquet_shards.encode_labels(ids, signal.distributions, manifest.distributions, fits)
+    specs = manifest.hidden
     hidden = {
-        layer: decode_hidden(encode_hidden(ids, values, layer, manifest, fits), layer, manifest, fits, "answer")[1]
+        layer: decode_hidden(encode_hidden(ids, values, specs[layer], fits), specs[layer], fits, "answer")[1]
         for layer, values in signal.hidden.items()
     }
     return Answer(
         ids=ids,
-        signal=signal_of(distributions=parquet_shards.decode_labels(data, manifest, fits, "answer")[1], hidden=hidden),
+        signal=signal_of(
+            distributions=parquet_shards.decode_labels(data, manifest.distributions, fits, "answer")[1], hidden=hidden
+        ),
     )
 
 

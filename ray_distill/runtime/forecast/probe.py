@@ -102,11 +102,13 @@ def probe(request: ProbeRequest) -> Probed:
     )
     answered = _answer(teacher, _encode(config, request.snapshot, request.pieces), manifest, config)
     fit_seconds, found = _found(request, answered, load_seconds)
-    manifest = replace(manifest, range_rows=found.range_rows)
+    manifest = manifest.with_changes(range_rows=found.range_rows)
     units = _units_to_come(request, manifest)
     sizes = measure_sizes(answered.ids, answered.signal, manifest=manifest, fits=found.fits, units=units)
-    data = parquet_shards.encode_labels(answered.ids, answered.signal.distributions, manifest, found.fits)
-    read_seconds, _ = _timed(lambda: parquet_shards.decode_labels(data, manifest, found.fits, "the probe"))
+    data = parquet_shards.encode_labels(answered.ids, answered.signal.distributions, manifest.distributions, found.fits)
+    read_seconds, _ = _timed(
+        lambda: parquet_shards.decode_labels(data, manifest.distributions, found.fits, "the probe")
+    )
     rows = len(answered.ids)
     positions = len(answered.signal.distributions.position)
     comparison = Comparison(

@@ -72,7 +72,7 @@ class Comparison:
 def compare(comparison: Comparison, encoded: Encoded) -> Forms:
     """Compare the configured form with other possible forms, on usable rows."""
     config = comparison.config
-    classes = make_manifest(config, comparison.facts).class_count
+    classes = make_manifest(config, comparison.facts).space.size
     some = _some(comparison, encoded, classes)
     smallest = choose.smallest_k(some.wide, config.plan.target_nats)
     configured = config.labels.signal
@@ -118,7 +118,8 @@ def _option(comparison: Comparison, some: _Some, form: SignalConfig) -> Option:
     config, units, kept = comparison.config, comparison.units, comparison.kept
     labels = config.labels.model_copy(update={"signal": form})
     manifest = make_manifest(config.model_copy(update={"labels": labels}), replace(comparison.facts, layers=()))
-    drawn, width = manifest.draws > 0, manifest.k or manifest.class_count
+    spec = manifest.distributions
+    drawn, width = spec.draws > 0, spec.k or spec.space.size
     if drawn or width > len(some.wide.ids) // len(some.wide.position):
         row_ids, signal, _ = answer_all(comparison.teacher, some.encoded, request_of(manifest), manifest.batch)
         ids = rowids.to_numpy(row_ids)
@@ -132,12 +133,12 @@ def _option(comparison: Comparison, some: _Some, form: SignalConfig) -> Option:
     return Option(
         estimator=form.estimator,
         encoding=form.encoding,
-        k=manifest.k,
-        draws=manifest.draws,
+        k=spec.k,
+        draws=spec.draws,
         bytes_a_position=labels_bytes / (rows * len(exact.position) / exact.rows),
         total_bytes=labels_bytes,
-        nats=added + (0.0 if drawn or not manifest.k else choose.kept(some.wide, manifest.k).nats),
-        noise=_noise(some.wide, form, manifest.k, manifest.draws),
+        nats=added + (0.0 if drawn or not spec.k else choose.kept(some.wide, spec.k).nats),
+        noise=_noise(some.wide, form, spec.k, spec.draws),
     )
 
 

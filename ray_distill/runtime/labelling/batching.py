@@ -27,16 +27,17 @@ def request_of(manifest: StoreManifest, fits: Fits | None = None) -> LabelReques
 
     With the store's ``fits``, the teacher projects hidden states on the store's bases.
     """
+    spec, layers = manifest.distributions, tuple(manifest.hidden)
     return LabelRequest(
-        estimator=manifest.estimator,
-        k=manifest.k,
-        temperatures=manifest.temperatures,
-        layers=manifest.hidden_layers,
+        estimator=spec.estimator,
+        k=spec.k,
+        temperatures=spec.temperatures,
+        layers=layers,
         pool=manifest.pool,
-        draws=manifest.draws,
-        exponent=manifest.exponent,
-        seed=manifest.seed,
-        bases={} if fits is None else bases(manifest.hidden_layers, fits),
+        draws=spec.draws,
+        exponent=spec.exponent,
+        seed=spec.seed,
+        bases={} if fits is None else bases(layers, fits),
     )
 
 

@@ -5,7 +5,7 @@ runs adopt them.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from ray_distill.labels.format.hidden_states import basis_name, encode_hidden, f
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.part_specs import VectorsSpec
 from ray_distill.labels.model.signal import Signal
 from ray_distill.models.io.load import load_processor
 from ray_distill.runtime.labelling.batching import answer_all, request_of
@@ -73,33 +74,31 @@ def fit_store(manifest: StoreManifest, row_ids: pa.Array, signal: Signal) -> Fou
     """
     order = np.argsort(rowids.to_numpy(row_ids), kind="stable").astype(np.int64)
     ids, signal = rowids.to_numpy(row_ids)[order], signal.take(order)
-    distributions = signal.distributions
-    fits: dict[str, Any] = dict(find_codec(manifest.codec).fit(distributions, manifest))
+    distributions, spec = signal.distributions, manifest.distributions
+    fits: dict[str, Any] = dict(find_codec(spec.codec).fit(distributions, spec))
     kept: dict[int, float] = {}
-    if manifest.hidden_rank or manifest.hidden_variance:
-        for layer, hidden in signal.hidden.items():
+    for layer, own in manifest.hidden.items():
+        if own.projected:
             fits[mean_name(layer)], fits[basis_name(layer)], kept[layer] = fit_basis(
-                hidden.values, rank=manifest.hidden_rank, variance=manifest.hidden_variance
+                signal.hidden[layer].values, rank=own.rank, variance=own.variance
             )
     if not len(ids):
         return Found(fits=fits, measured={}, range_rows=0)
     measured = {
         "rows": len(ids),
-        "labels": added_error(distributions, manifest, fits),
+        "labels": added_error(distributions, spec, fits),
         "hidden": {
-            str(layer): _hidden_error(hidden.values, layer, manifest, fits, kept.get(layer))
+            str(layer): _hidden_error(hidden.values, manifest.hidden[layer], fits, kept.get(layer))
             for layer, hidden in signal.hidden.items()
         },
     }
     return Found(fits=fits, measured=measured, range_rows=_rows_a_unit(manifest, ids, signal, distributions, fits))
 
 
-def _hidden_error(
-    values: Any, layer: int, manifest: StoreManifest, fits: Fits, kept: float | None
-) -> dict[str, float | int]:
-    found: dict[str, float | int] = {"relative_squared_error": relative_error(values, layer, manifest, fits)}
+def _hidden_error(values: Any, spec: VectorsSpec, fits: Fits, kept: float | None) -> dict[str, float | int]:
+    found: dict[str, float | int] = {"relative_squared_error": relative_error(values, spec, fits)}
     if kept is not None:
-        found |= {"rank": fits[basis_name(layer)].shape[1], "variance_kept": kept}
+        found |= {"rank": fits[basis_name(spec.layer)].shape[1], "variance_kept": kept}
     return found
 
 
@@ -107,8 +106,8 @@ def _rows_a_unit(
     manifest: StoreManifest, ids: rowids.RowIds, signal: Signal, distributions: Distributions, fits: Fits
 ) -> int:
     """Return how many rows fit ``unit_bytes``, by these rows' bytes; 0 = at least ``unit_rows``."""
-    size = len(parquet_shards.encode_labels(ids, distributions, manifest, fits)) + sum(
-        len(encode_hidden(ids, hidden, layer, manifest, fits)) for layer, hidden in signal.hidden.items()
+    size = len(parquet_shards.encode_labels(ids, distributions, manifest.distributions, fits)) + sum(
+        len(encode_hidden(ids, hidden, manifest.hidden[layer], fits)) for layer, hidden in signal.hidden.items()
     )
     rows = max(1, manifest.unit_bytes * len(ids) // size)
     return 0 if not manifest.unit_bytes or rows >= manifest.unit_rows else rows
@@ -116,4 +115,4 @@ def _rows_a_unit(
 
 def with_found(manifest: StoreManifest, found: Found, digests: Mapping[str, str]) -> StoreManifest:
     """Return the manifest of a store with these results, its fits stored under these digests."""
-    return replace(manifest, fits=digests, measured=found.measured, range_rows=found.range_rows)
+    return manifest.with_changes(fits=dict(digests), measured=found.measured, range_rows=found.range_rows)

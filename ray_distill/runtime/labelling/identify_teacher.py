@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow.compute as pc
 
 from ray_distill.artifacts import SnapshotRef
-from ray_distill.config import Campaign, TeacherConfig
+from ray_distill.config import Campaign, HiddenConfig, TeacherConfig
 from ray_distill.errors import ConfigError, TeacherRefused
 from ray_distill.labels.format.codecs import choose_codec, find_codec
-from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.manifest import StoreManifest, TeacherIdentity, parts_of
+from ray_distill.labels.model.part_specs import AnswerSpace, DistributionsSpec, VectorsSpec
 from ray_distill.models.heads.fit_head import fit_head
 from ray_distill.models.io.load import load_processor
 from ray_distill.models.text.tokenizer_match import tokens_of
@@ -114,36 +115,43 @@ def make_manifest(config: Campaign, facts: TeacherFacts) -> StoreManifest:
             f"labels.signal.k is {signal.k}, but {labels.teacher.model} has a vocabulary of {facts.vocabulary}: give "
             f"at most {facts.vocabulary}, or take the estimator dense, which stores all of it"
         )
-    teacher, drawn = labels.teacher, signal.estimator in ("sampled", "hybrid")
-    codec = choose_codec(signal)
+    teacher, space = labels.teacher, AnswerSpace(names=facts.classes, size=len(facts.classes) or facts.vocabulary)
     return StoreManifest(
         task=config.task,
-        classes=facts.classes,
-        vocabulary=facts.vocabulary,
-        estimator=labels.signal.estimator,
-        teacher={
-            "fingerprint": facts.fingerprint,
-            "model": teacher.model,
-            "revision": teacher.revision,
-            "dtype": teacher.dtype,
-            "head": facts.head_url,
-            **({"tokens": facts.tokens} if facts.tokens else {}),
-            **({"engine": facts.describe["engine"]} if "engine" in facts.describe else {}),
-        },
-        k=min(signal.k, len(facts.classes) or facts.vocabulary) if signal.estimator in ("topk", "hybrid") else 0,
-        draws=signal.draws if drawn else 0,
-        exponent=signal.exponent if drawn else 1.0,
-        seed=config.seed if drawn else 0,
-        temperatures=signal.temperatures,
-        hidden_layers=facts.layers,
-        pool=hidden.pool,
-        hidden_dtype=hidden.dtype,
-        hidden_rank=(hidden.rank or 0) if facts.layers else 0,
-        hidden_variance=(hidden.variance or 0.0) if facts.layers else 0.0,
-        codec=codec,
-        options=find_codec(codec).options(signal),
+        teacher=TeacherIdentity(
+            fingerprint=facts.fingerprint,
+            model=teacher.model,
+            revision=teacher.revision,
+            dtype=teacher.dtype,
+            head=facts.head_url,
+            tokens=facts.tokens,
+            engine=facts.describe.get("engine"),
+        ),
+        parts=parts_of([_distributions(config, space), *(_vectors(hidden, layer) for layer in facts.layers)]),
         unit_rows=labels.unit_rows,
         unit_bytes=labels.unit_bytes,
         batch=labels.resources.batch,
         threads=max(1, int(labels.resources.cpus)),
+    )
+
+
+def _distributions(config: Campaign, space: AnswerSpace) -> DistributionsSpec:
+    signal = config.labels.signal
+    drawn, codec = signal.estimator in ("sampled", "hybrid"), choose_codec(signal)
+    return DistributionsSpec(
+        space=space,
+        estimator=signal.estimator,
+        k=min(signal.k, space.size) if signal.estimator in ("topk", "hybrid") else 0,
+        draws=signal.draws if drawn else 0,
+        exponent=signal.exponent if drawn else 1.0,
+        seed=config.seed if drawn else 0,
+        temperatures=signal.temperatures,
+        codec=codec,
+        options=find_codec(codec).options(signal),
+    )
+
+
+def _vectors(hidden: HiddenConfig, layer: int) -> VectorsSpec:
+    return VectorsSpec(
+        layer=layer, pool=hidden.pool, dtype=hidden.dtype, rank=hidden.rank or 0, variance=hidden.variance or 0.0
     )

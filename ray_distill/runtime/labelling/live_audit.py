@@ -105,8 +105,7 @@ def _shuffled(ledger: Ledger, rng: np.random.Generator) -> Iterator[Receipt]:
 def _stored(store: LabelStore, unit: Receipt, rows: npt.NDArray[np.int64]) -> Answer:
     ids, distributions = read_labels(store.url, store.manifest, unit)
     hidden = {
-        layer: read_hidden(store.url, store.manifest, unit, layer)[1].take(rows)
-        for layer in store.manifest.hidden_layers
+        layer: read_hidden(store.url, store.manifest, unit, layer)[1].take(rows) for layer in store.manifest.hidden
     }
     return Answer(ids=ids[rows], signal=signal_of(distributions=distributions.take(rows), hidden=hidden))
 
@@ -136,11 +135,11 @@ def answer_twice(
     import torch
 
     torch.set_num_threads(manifest.threads)
-    teacher = open_teacher(config.labels.teacher, task=config.task, head_url=manifest.teacher.get("head"))
-    if teacher.fingerprint != manifest.teacher["fingerprint"]:
+    teacher = open_teacher(config.labels.teacher, task=config.task, head_url=manifest.teacher.head)
+    if teacher.fingerprint != manifest.teacher.fingerprint:
         raise StoreMismatch(
             f"the teacher {config.labels.teacher.model} has fingerprint {teacher.fingerprint}, the store was filled by "
-            f"{manifest.teacher['fingerprint']}: give the campaign that filled it"
+            f"{manifest.teacher.fingerprint}: give the campaign that filled it"
         )
     task = get_task(config.task)
     opened = open_snapshot(snapshot)

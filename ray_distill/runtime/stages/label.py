@@ -235,8 +235,7 @@ def store_facts(session: Session, labels: LabelSetRef) -> dict[str, float]:
 
 def head_of(store_url: str) -> str | None:
     """Return the folder of the fitted head of a store's teacher; None if it has none."""
-    head: str | None = open_store(store_url).manifest.teacher.get("head")
-    return head
+    return open_store(store_url).manifest.teacher.head
 
 
 def key_of(config: Campaign, snapshot: SnapshotRef) -> str:

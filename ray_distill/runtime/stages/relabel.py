@@ -121,11 +121,11 @@ def _sample(ref: LabelSetRef, tokens: Tokens | None) -> tuple[DriftSample, Token
     ``tokens`` None selects the label set's own commonest tokens.
     """
     labels, opened = open_label_set(ref), open_snapshot(ref.snapshot)
-    layer = max(labels.manifest.hidden_layers, default=None)
+    layer = max(labels.manifest.hidden, default=None)
     pooled = layer is not None and labels.manifest.pool != "token"
     row_ids, signal = labels.read(layers=(layer,) if layer is not None and pooled else ())
     rows, found = _rows(opened, row_ids), signal.distributions
-    if labels.manifest.vocabulary:
+    if not labels.manifest.space.names:
         tokens = commonest_tokens(found) if tokens is None else tokens
         probabilities = token_probabilities(found, tokens)
     else:

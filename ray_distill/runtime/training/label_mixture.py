@@ -44,7 +44,10 @@ def check_mixture(config: Campaign) -> list[str]:
             )
     for name, estimator in (
         ("labels.signal.estimator", signal.estimator),
-        *((f"student.mixture.others.{number}", manifest.estimator) for number, manifest in enumerate(manifests)),
+        *(
+            (f"student.mixture.others.{number}", manifest.distributions.estimator)
+            for number, manifest in enumerate(manifests)
+        ),
     ):
         if mixture.how == "average" and estimator in ("sampled", "hybrid"):
             wrong.append(
@@ -63,6 +66,8 @@ def temperatures_of(config: Campaign) -> tuple[float, ...]:
     if mixture is None or mixture.how == "source":
         return signal.temperatures
     manifests = [open_store(ref.store).manifest for ref in mixed_labels(config)]
-    if signal.estimator != "dense" or any(manifest.estimator != "dense" for manifest in manifests):
+    if signal.estimator != "dense" or any(manifest.distributions.estimator != "dense" for manifest in manifests):
         return (1.0,)
-    return tuple(t for t in signal.temperatures if all(t in manifest.temperatures for manifest in manifests))
+    return tuple(
+        t for t in signal.temperatures if all(t in manifest.distributions.temperatures for manifest in manifests)
+    )

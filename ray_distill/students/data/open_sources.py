@@ -12,6 +12,7 @@ from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.part_specs import DistributionsSpec
 from ray_distill.labels.model.rowids import RowIds
 from ray_distill.labels.store.ensemble import AveragedLabels, require_same_classes
 from ray_distill.labels.store.reader import open_label_set
@@ -130,8 +131,8 @@ def _build(
 
 def _fitted_rows(manifest: StoreManifest) -> RowIds:
     """Return the ids of the rows on which the head of a store's teacher was fitted, ascending."""
-    head = manifest.teacher.get("head")
-    return rowids.empty() if head is None else np.sort(rowids.to_numpy(fitted_rows(str(head))))
+    head = manifest.teacher.head
+    return rowids.empty() if head is None else np.sort(rowids.to_numpy(fitted_rows(head)))
 
 
 def _ids_in(url: str) -> RowIds:
@@ -141,25 +142,24 @@ def _ids_in(url: str) -> RowIds:
 
 def _require_same_form(first: StoreManifest, other: StoreManifest) -> None:
     """Refuse sources whose distributions cannot be in one batch."""
-    forms = [(m.temperatures, m.draws, m.exponent if m.draws else 1.0) for m in (first, other)]
-    if forms[0] != forms[1]:
+    one, two = first.distributions, other.distributions
+    if (one.temperatures, one.draws, one.exponent) != (two.temperatures, two.draws, two.exponent):
         raise ConfigError(
             "student.mixture: label sets that are mixed by source need the same temperatures and draws; found "
-            f"{_form(first)}, and {_form(other)} of "
-            f"{other.teacher.get('model') or other.teacher['fingerprint']}"
+            f"{_form(one)}, and {_form(two)} of {other.teacher.name}"
         )
 
 
-def _form(manifest: StoreManifest) -> str:
-    drawn = f"{manifest.draws} draws of p^{manifest.exponent:g}" if manifest.draws else "no draws"
-    drawn = f"{manifest.estimator}, k {manifest.k}, {drawn}"
-    return f"T {', '.join(f'{t:g}' for t in manifest.temperatures)} with {drawn}"
+def _form(spec: DistributionsSpec) -> str:
+    drawn = f"{spec.draws} draws of p^{spec.exponent:g}" if spec.draws else "no draws"
+    drawn = f"{spec.estimator}, k {spec.k}, {drawn}"
+    return f"T {', '.join(f'{t:g}' for t in spec.temperatures)} with {drawn}"
 
 
 def _require_same_states(first: StoreManifest, other: StoreManifest) -> None:
     """Refuse hidden states of several teachers, or on several bases, for one projection."""
-    if (first.teacher["fingerprint"], first.pool) != (other.teacher["fingerprint"], other.pool) or any(
-        m.hidden_rank or m.hidden_variance for m in (first, other)
+    if (first.teacher.fingerprint, first.pool) != (other.teacher.fingerprint, other.pool) or any(
+        spec.projected for manifest in (first, other) for spec in manifest.hidden.values()
     ):
         raise ConfigError(
             "student.mixture: states of another teacher, with other pooling or on another basis, are in another space "

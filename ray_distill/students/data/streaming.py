@@ -218,7 +218,7 @@ class StreamedSet:
     ) -> None:
         self.labelled, self.distil, self.lengths = facts.labelled, facts.distil, facts.lengths
         self.rows = len(facts.labelled)
-        self.drawn = any(source.labels.manifest.draws > 0 for source in sources)
+        self.drawn = any(source.labels.manifest.distributions.draws > 0 for source in sources)
         self._sources, self._units, self._bounds = sources, units, facts.bounds
         self._chunk = int(np.clip(budget / 8 / max(row_bytes, 1.0), 1, CHUNK_ROWS))
         self._cache: UnitCache[PositionExamples] = UnitCache(self._load, size_of, int(budget * 3 / 4))

@@ -50,11 +50,11 @@ def check_losses(losses: Mapping[str, LossConfig], labels: Labels, training: Tra
 def labels_of(manifest: StoreManifest) -> Labels:
     """Return the properties of a store that losses may use."""
     return Labels(
-        temperatures=manifest.temperatures,
-        drawn=manifest.draws > 0,
-        hidden=bool(manifest.hidden_layers),
+        temperatures=manifest.distributions.temperatures,
+        drawn=manifest.distributions.draws > 0,
+        hidden=bool(manifest.hidden),
         pool=manifest.pool,
-        basis=manifest.hidden_rank > 0 or manifest.hidden_variance > 0,
+        basis=any(spec.projected for spec in manifest.hidden.values()),
     )
 
 

@@ -14,7 +14,8 @@ from ray_distill.labels.format import parquet_shards
 from ray_distill.labels.format.codecs.compact import fit_ids
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.distributions import Distributions, Draws
-from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.manifest import StoreManifest, TeacherIdentity, parts_of
+from ray_distill.labels.model.part_specs import AnswerSpace, DistributionsSpec
 from ray_distill.labels.model.ragged import running
 from ray_distill.testing.labels import row_id
 
@@ -80,11 +81,8 @@ def write(name: str) -> None:
     """One golden shard: the file, ``.json`` (its manifest) and ``.npz`` (its arrays)."""
     codec, estimator, options = SHARDS[name]
     exact = distributions_of(estimator)
-    manifest = StoreManifest(
-        task="causal_lm",
-        teacher={"fingerprint": "golden"},
-        classes=(),
-        vocabulary=exact.classes,
+    spec = DistributionsSpec(
+        space=AnswerSpace(size=exact.classes),
         estimator=estimator,
         k=3,
         draws=50,
@@ -92,10 +90,11 @@ def write(name: str) -> None:
         codec=codec,
         options=options,
     )
+    manifest = StoreManifest(task="causal_lm", teacher=TeacherIdentity(fingerprint="golden"), parts=parts_of([spec]))
     fits = {"ids": fit_ids(exact, exact.classes)} if codec[0] == "compact" and estimator != "dense" else {}
     ids = rowids.to_numpy(pa.array([row_id(number) for number in range(3)], rowids.ROW_ID))
-    data = parquet_shards.encode_labels(ids, exact, manifest, fits)
-    _, stored = parquet_shards.decode_labels(data, manifest, fits, name)
+    data = parquet_shards.encode_labels(ids, exact, spec, fits)
+    _, stored = parquet_shards.decode_labels(data, spec, fits, name)
     arrays = {field: getattr(stored, field) for field in FIELDS} | {f"fit.{key}": fit for key, fit in fits.items()}
     if stored.draws is not None:
         arrays |= {"count": stored.draws.count, "log_normaliser": stored.draws.log_normaliser}

@@ -14,12 +14,12 @@ from ray_distill.config import SignalConfig
 from ray_distill.errors import CorruptStore
 from ray_distill.labels.format.fitted_arrays import Fits
 from ray_distill.labels.model.distributions import Distributions
-from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.part_specs import DistributionsSpec
 from ray_distill.labels.model.ragged import Offsets
 
 
 class Codec(Protocol):
-    """One stored form of distributions. Its name and version are in the store's manifest."""
+    """One stored form of distributions. Its name and version are in the manifest's part."""
 
     @property
     def name(self) -> str:
@@ -41,27 +41,27 @@ class Codec(Protocol):
         """Return whether this codec stores what is configured."""
 
     def options(self, signal: SignalConfig) -> dict[str, Any]:
-        """Return the codec's settings for a configuration; they become the manifest's ``options``."""
+        """Return the codec's settings for a configuration; they become the part's ``options``."""
 
-    def fit(self, distributions: Distributions, manifest: StoreManifest) -> Fits:
+    def fit(self, distributions: Distributions, spec: DistributionsSpec) -> Fits:
         """Return the arrays that the codec needs, fitted before the first unit.
 
         They are fitted on a slice of the calibration split.
         """
 
-    def encode(self, distributions: Distributions, manifest: StoreManifest, fits: Fits) -> Mapping[str, pa.Array]:
+    def encode(self, distributions: Distributions, spec: DistributionsSpec, fits: Fits) -> Mapping[str, pa.Array]:
         """Return the columns of a shard, one value a row; equal distributions give equal bytes.
 
         Args:
-            distributions: what the manifest's estimator gives.
-            manifest: of the store; ``options`` are this codec's settings.
+            distributions: what the part's estimator gives.
+            spec: the part of the store's manifest; ``options`` are this codec's settings.
             fits: the store's fitted arrays, by name.
 
         Raises:
             LabelError: the distributions are not of the kind this codec stores.
         """
 
-    def decode(self, table: pa.Table, manifest: StoreManifest, fits: Fits) -> Distributions:
+    def decode(self, table: pa.Table, spec: DistributionsSpec, fits: Fits) -> Distributions:
         """Return the distributions of a shard's rows, as writable or shared numpy arrays.
 
         Raises:

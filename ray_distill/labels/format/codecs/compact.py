@@ -2,7 +2,7 @@
 
 The ranks of class ids are stored as sorted gaps, every probability in one byte, and everything in byte planes.
 
-Options (``manifest.options``): ``lossless``; else ``power`` and ``levels`` of the bins of probabilities. The fitted
+Options (``spec.options``): ``lossless``; else ``power`` and ``levels`` of the bins of probabilities. The fitted
 array ``ids`` (``[V]`` int32, rank to class id) puts frequent classes close together; without it, rank and id are one.
 
 Columns, a cell a row: ``layout`` uint8 (what is implied, see the constants), ``ids`` and ``logp`` (``[E]``, in the
@@ -52,7 +52,7 @@ from ray_distill.labels.format.codecs.quantise import (
 )
 from ray_distill.labels.format.fitted_arrays import Fits
 from ray_distill.labels.model.distributions import Distributions, Draws
-from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.part_specs import DistributionsSpec
 from ray_distill.labels.model.ragged import Offsets, running
 
 #: Bits of the layout: positions count from 0; all positions have equally many entries; entries were drawn; the
@@ -63,7 +63,7 @@ COUNTED, EQUAL, DRAWN, NORMAL, EXPECTED, NO_ENTROPY = 1, 2, 4, 8, 16, 32
 
 @dataclass(frozen=True)
 class CompactCodec:
-    """The codec; all its settings are in the manifest."""
+    """The codec; all its settings are in the part's ``options``."""
 
     name: str = "compact"
     version: int = 2
@@ -80,59 +80,59 @@ class CompactCodec:
         counted = signal.estimator == "sampled" and signal.exponent == 1
         return compact_options(signal.temperatures, signal.encoding == "lossless", drawn=counted)
 
-    def fit(self, distributions: Distributions, manifest: StoreManifest) -> Fits:
+    def fit(self, distributions: Distributions, spec: DistributionsSpec) -> Fits:
         """Return the order of class ids by frequency, unless every position has all classes."""
-        return {} if manifest.estimator == "dense" else {"ids": fit_ids(distributions, manifest.class_count)}
+        return {} if spec.estimator == "dense" else {"ids": fit_ids(distributions, spec.space.size)}
 
-    def encode(self, distributions: Distributions, manifest: StoreManifest, fits: Fits) -> Mapping[str, pa.Array]:
+    def encode(self, distributions: Distributions, spec: DistributionsSpec, fits: Fits) -> Mapping[str, pa.Array]:
         """Return the columns of a shard; errors as `Codec.encode`."""
-        values = _encode_lossless if options(manifest)[0] else _encode_lossy
+        values = _encode_lossless if options(spec)[0] else _encode_lossy
         layout = _layout(distributions)
-        if layout & DRAWN and layout & NORMAL and not options(manifest)[0]:
+        if layout & DRAWN and layout & NORMAL and not options(spec)[0]:
             layout |= EXPECTED
-        if not options(manifest)[0] and _unknown_entropy(distributions):
+        if not options(spec)[0] and _unknown_entropy(distributions):
             layout |= NO_ENTROPY
         rows = distributions.row_offsets
         entries = row_totals(rows, distributions.entry_offsets)
         columns: dict[str, pa.Array] = {"layout": pa.array(np.full(distributions.rows, layout, dtype=np.uint8))}
         if not layout & COUNTED:
             columns["position"] = cells(distributions.position.astype(np.int32), rows)
-        if manifest.estimator == "dense":
+        if spec.estimator == "dense":
             require_dense(distributions, "compact")
-            return columns | values(distributions, distributions.logp, manifest)
+            return columns | values(distributions, distributions.logp, spec)
         if not layout & EQUAL:
             columns |= escaped("entries", np.diff(distributions.entry_offsets), rows)
-        order, steps = by_rank(distributions, rank_order(fits, manifest.class_count, LabelError))
+        order, steps = by_rank(distributions, rank_order(fits, spec.space.size, LabelError))
         columns |= gaps("ids", steps, entries, contexts(distributions.entry_offsets))
-        columns |= values(distributions, distributions.logp[order], manifest)
-        return columns | _encode_draws(distributions, manifest, order, layout)
+        columns |= values(distributions, distributions.logp[order], spec)
+        return columns | _encode_draws(distributions, spec, order, layout)
 
-    def decode(self, table: pa.Table, manifest: StoreManifest, fits: Fits) -> Distributions:
+    def decode(self, table: pa.Table, spec: DistributionsSpec, fits: Fits) -> Distributions:
         """Return the distributions of a shard's rows; errors as `Codec.decode`."""
         layout, rows = _read_layout(table), _rows(table)
-        dense = manifest.estimator == "dense"
-        offsets = _entry_offsets(table, layout, rows, manifest.class_count if dense else None)
+        dense = spec.estimator == "dense"
+        offsets = _entry_offsets(table, layout, rows, spec.space.size if dense else None)
         entries = row_totals(rows, offsets)
-        read = _decode_lossless if options(manifest)[0] else _decode_lossy
-        logp, log_tail, entropy = read(table, manifest, rows, offsets)
+        read = _decode_lossless if options(spec)[0] else _decode_lossy
+        logp, log_tail, entropy = read(table, spec, rows, offsets)
         if layout & NO_ENTROPY:
             entropy = np.full_like(entropy, np.nan)
-        count = _decode_counts(table, manifest, layout, entries)
+        count = _decode_counts(table, spec, layout, entries)
         ids, per_entry = (
-            (_all_classes(manifest.class_count, len(offsets) - 1), [logp, count])
+            (_all_classes(spec.space.size, len(offsets) - 1), [logp, count])
             if dense
             else by_class(
                 ungaps(table, "ids", entries, contexts(offsets)),
                 offsets,
-                rank_order(fits, manifest.class_count, CorruptStore),
-                manifest.class_count,
+                rank_order(fits, spec.space.size, CorruptStore),
+                spec.space.size,
                 [logp, count],
             )
         )
         return Distributions(
-            family=manifest.family,
-            classes=manifest.class_count,
-            temperatures=manifest.temperatures,
+            family=spec.family,
+            classes=spec.space.size,
+            temperatures=spec.temperatures,
             row_offsets=rows,
             position=_position(table, layout, rows),
             entry_offsets=offsets,
@@ -140,7 +140,7 @@ class CompactCodec:
             logp=per_entry[0],
             log_tail=log_tail,
             entropy=entropy,
-            draws=_decode_draws(table, manifest, layout, rows, per_entry[1]),
+            draws=_decode_draws(table, spec, layout, rows, per_entry[1]),
         )
 
 
@@ -164,13 +164,13 @@ def compact_options(temperatures: Sequence[float], lossless: bool, *, drawn: boo
     return {"lossless": lossless, "power": 1 / (2 * highest), "levels": levels}
 
 
-def options(manifest: StoreManifest) -> tuple[bool, float, int]:
-    """Return ``lossless, power, levels`` of a manifest.
+def options(spec: DistributionsSpec) -> tuple[bool, float, int]:
+    """Return ``lossless, power, levels`` of a part.
 
     Raises:
         LabelError: an option is missing or not usable.
     """
-    given = manifest.options
+    given = spec.options
     lossless, power, levels = given.get("lossless", False), given.get("power", 0.5), given.get("levels", DEFAULT_LEVELS)
     usable = isinstance(lossless, bool) and isinstance(levels, int) and isinstance(power, (int, float))
     if not usable or not 0 < power <= 1 or not 2 <= levels <= 65535:
@@ -181,7 +181,7 @@ def options(manifest: StoreManifest) -> tuple[bool, float, int]:
     return lossless, float(power), levels
 
 
-#: Levels of a manifest that does not give them: one byte.
+#: Levels of a part that does not give them: one byte.
 DEFAULT_LEVELS = 255
 
 
@@ -258,47 +258,47 @@ def _all_classes(classes: int, positions: int) -> npt.NDArray[np.int32]:
 
 
 def _encode_lossless(
-    distributions: Distributions, logp: npt.NDArray[Any], manifest: StoreManifest
+    distributions: Distributions, logp: npt.NDArray[Any], spec: DistributionsSpec
 ) -> dict[str, pa.Array]:
     rows = distributions.row_offsets
     columns = split("logp", logp.astype(np.float32), row_totals(rows, distributions.entry_offsets))
     columns |= split("entropy", distributions.entropy.astype(np.float32), rows)
-    if manifest.estimator != "dense":
+    if spec.estimator != "dense":
         temperatures = len(distributions.temperatures)
         columns |= split("log_tail", distributions.log_tail.astype(np.float32).reshape(-1), rows * temperatures)
     return columns
 
 
-def _decode_lossless(table: pa.Table, manifest: StoreManifest, rows: Offsets, offsets: Offsets) -> tuple[Any, Any, Any]:
+def _decode_lossless(table: pa.Table, spec: DistributionsSpec, rows: Offsets, offsets: Offsets) -> tuple[Any, Any, Any]:
     logp = join(table, "logp", np.float32, row_totals(rows, offsets))
     entropy = join(table, "entropy", np.float32, rows)
-    return logp, _tails(table, manifest, rows, np.float32, lambda words: words), entropy
+    return logp, _tails(table, spec, rows, np.float32, lambda words: words), entropy
 
 
 def _tails(
-    table: pa.Table, manifest: StoreManifest, rows: Offsets, dtype: npt.DTypeLike, read: Callable[[Any], Any]
+    table: pa.Table, spec: DistributionsSpec, rows: Offsets, dtype: npt.DTypeLike, read: Callable[[Any], Any]
 ) -> npt.NDArray[Any]:
     """Return the tails ``[P, T]`` that ``read`` decodes; -inf for an estimator without a tail."""
-    shape = (int(rows[-1]), len(manifest.temperatures))
-    if manifest.estimator == "dense":
+    shape = (int(rows[-1]), len(spec.temperatures))
+    if spec.estimator == "dense":
         return np.full(shape, -np.inf, dtype=np.float32)
     return np.asarray(read(join(table, "log_tail", dtype, rows * shape[1]))).reshape(shape)
 
 
-def _encode_lossy(distributions: Distributions, logp: npt.NDArray[Any], manifest: StoreManifest) -> dict[str, pa.Array]:
+def _encode_lossy(distributions: Distributions, logp: npt.NDArray[Any], spec: DistributionsSpec) -> dict[str, pa.Array]:
     if np.isnan(logp).any() or np.isnan(distributions.log_tail).any():
         raise LabelError("codec compact cannot store NaN lossy: rows like these belong in quarantine")
-    _, power, levels = options(manifest)
+    _, power, levels = options(spec)
     rows, offsets = distributions.row_offsets, distributions.entry_offsets
     bins = quantise(logp, power, levels)
     columns = _bins(bins, levels, row_totals(rows, offsets))
     entropy = np.nan_to_num(distributions.entropy, nan=0.0)  # the layout marks it as unknown
     columns |= split("entropy", encode_entropy(entropy, distributions.classes), rows)
-    if manifest.estimator == "dense":
+    if spec.estimator == "dense":
         return columns
     tail = distributions.log_tail.astype(np.float64)
     head = log_rest(tail)
-    head[:, manifest.temperatures.index(1.0)] = _log_sums(np.exp(logp.astype(np.float64)), offsets)
+    head[:, spec.temperatures.index(1.0)] = _log_sums(np.exp(logp.astype(np.float64)), offsets)
     return columns | split("log_tail", encode_odds(log_odds(tail, head)).reshape(-1), rows * tail.shape[1])
 
 
@@ -308,17 +308,17 @@ def _bins(bins: npt.NDArray[np.uint16], levels: int, entries: Offsets) -> dict[s
     return {"logp": cells(bins.astype(np.uint8), entries)}
 
 
-def _decode_lossy(table: pa.Table, manifest: StoreManifest, rows: Offsets, offsets: Offsets) -> tuple[Any, Any, Any]:
-    _, power, levels = options(manifest)
+def _decode_lossy(table: pa.Table, spec: DistributionsSpec, rows: Offsets, offsets: Offsets) -> tuple[Any, Any, Any]:
+    _, power, levels = options(spec)
     bins = _read_bins(table, levels, row_totals(rows, offsets))
-    odds = _tails(table, manifest, rows, np.uint16, lambda words: decode_odds(words))
-    ones = manifest.temperatures.index(1.0)
+    odds = _tails(table, spec, rows, np.uint16, lambda words: decode_odds(words))
+    ones = spec.temperatures.index(1.0)
     centre = centres(power, levels)
     scale = log_share(-odds[:, ones]) - _log_sums(np.exp(centre).astype(np.float32)[bins], offsets)
     shift: npt.NDArray[np.float32] = np.where(np.isfinite(scale), scale, 0).astype(np.float32)
     logp = np.minimum(centre.astype(np.float32)[bins] + np.repeat(shift, np.diff(offsets)), np.float32(0))
     tail = log_share(odds).astype(np.float32)
-    return logp, tail, decode_entropy(join(table, "entropy", np.uint16, rows), manifest.class_count)
+    return logp, tail, decode_entropy(join(table, "entropy", np.uint16, rows), spec.space.size)
 
 
 def _read_bins(table: pa.Table, levels: int, entries: Offsets) -> Bins:
@@ -348,16 +348,16 @@ def _log_sums(values: npt.NDArray[Any], offsets: Offsets) -> npt.NDArray[np.floa
 
 
 def _encode_draws(
-    distributions: Distributions, manifest: StoreManifest, order: npt.NDArray[Any] | slice, layout: int
+    distributions: Distributions, spec: DistributionsSpec, order: npt.NDArray[Any] | slice, layout: int
 ) -> dict[str, pa.Array]:
     draws, rows = distributions.draws, distributions.row_offsets
     if draws is None:
         return {}
     entries, count = row_totals(rows, distributions.entry_offsets), draws.count[order]
     if layout & EXPECTED:
-        _, power, levels = options(manifest)
+        _, power, levels = options(spec)
         bins = quantise(distributions.logp[order], power, levels)
-        columns = encode_counts(count, bins, expected_counts(power, levels, manifest.draws), entries)
+        columns = encode_counts(count, bins, expected_counts(power, levels, spec.draws), entries)
     else:
         columns = escaped("count", count, entries)
     return (
@@ -366,22 +366,20 @@ def _encode_draws(
 
 
 def _decode_counts(
-    table: pa.Table, manifest: StoreManifest, layout: int, entries: Offsets
+    table: pa.Table, spec: DistributionsSpec, layout: int, entries: Offsets
 ) -> npt.NDArray[np.int32] | None:
     if not layout & DRAWN:
         return None
     if not layout & EXPECTED:
         return unescaped(table, "count", entries).astype(np.int32)
-    lossless, power, levels = options(manifest)
+    lossless, power, levels = options(spec)
     if lossless:
         raise CorruptStore("column layout: counts cannot follow bins in a lossless store")
-    return decode_counts(
-        table, _read_bins(table, levels, entries), expected_counts(power, levels, manifest.draws), entries
-    )
+    return decode_counts(table, _read_bins(table, levels, entries), expected_counts(power, levels, spec.draws), entries)
 
 
 def _decode_draws(
-    table: pa.Table, manifest: StoreManifest, layout: int, rows: Offsets, count: npt.NDArray[Any] | None
+    table: pa.Table, spec: DistributionsSpec, layout: int, rows: Offsets, count: npt.NDArray[Any] | None
 ) -> Draws | None:
     if count is None:
         return None
@@ -390,4 +388,4 @@ def _decode_draws(
         if layout & NORMAL
         else join(table, "log_normaliser", np.float32, rows)
     )
-    return Draws(number=manifest.draws, exponent=manifest.exponent, count=count, log_normaliser=normaliser)
+    return Draws(number=spec.draws, exponent=spec.exponent, count=count, log_normaliser=normaliser)

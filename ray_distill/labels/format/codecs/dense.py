@@ -18,7 +18,7 @@ from ray_distill.errors import LabelError
 from ray_distill.labels.format.codecs.base import cells, require_lengths, row_totals, uncells
 from ray_distill.labels.format.fitted_arrays import Fits
 from ray_distill.labels.model.distributions import Distributions, bernoulli
-from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.part_specs import DistributionsSpec
 
 #: Types of log-odds, by the option ``dtype``.
 DTYPES: Mapping[str, npt.DTypeLike] = {"float32": np.float32, "float16": np.float16}
@@ -47,11 +47,11 @@ class DenseCodec:
         """Return the codec's settings for what is configured: none."""
         return {}
 
-    def fit(self, distributions: Distributions, manifest: StoreManifest) -> Fits:
+    def fit(self, distributions: Distributions, spec: DistributionsSpec) -> Fits:
         """Return the fitted arrays: none."""
         return {}
 
-    def encode(self, distributions: Distributions, manifest: StoreManifest, fits: Fits) -> Mapping[str, pa.Array]:
+    def encode(self, distributions: Distributions, spec: DistributionsSpec, fits: Fits) -> Mapping[str, pa.Array]:
         """Return the columns of a shard.
 
         Raises:
@@ -62,50 +62,50 @@ class DenseCodec:
         entries = row_totals(rows, distributions.entry_offsets)
         columns = {"position": cells(distributions.position.astype(np.int32), rows)}
         if distributions.log_odds is not None:
-            return columns | {"log_odds": cells(_exactly(distributions.log_odds, log_odds_dtype(manifest)), entries)}
+            return columns | {"log_odds": cells(_exactly(distributions.log_odds, log_odds_dtype(spec)), entries)}
         return columns | {
             "logp": cells(distributions.logp.astype(np.float32), entries),
             "entropy": cells(distributions.entropy.astype(np.float32), rows),
         }
 
-    def decode(self, table: pa.Table, manifest: StoreManifest, fits: Fits) -> Distributions:
+    def decode(self, table: pa.Table, spec: DistributionsSpec, fits: Fits) -> Distributions:
         """Return the distributions of a shard's rows; errors as `Codec.decode`."""
         position, rows = uncells(table, "position", np.int32)
-        positions, classes = len(position), manifest.class_count
-        if manifest.family == "bernoulli":
-            log_odds, _ = uncells(table, "log_odds", log_odds_dtype(manifest))
+        positions, classes = len(position), spec.space.size
+        if spec.family == "bernoulli":
+            log_odds, _ = uncells(table, "log_odds", log_odds_dtype(spec))
             require_lengths("log_odds", len(log_odds), positions * classes)
             return bernoulli(
                 log_odds.reshape(positions, classes),
                 row_offsets=rows,
                 position=position,
-                temperatures=manifest.temperatures,
+                temperatures=spec.temperatures,
             )
         logp, _ = uncells(table, "logp", np.float32)
         entropy, _ = uncells(table, "entropy", np.float32)
         require_lengths("logp", len(logp), positions * classes)
         require_lengths("entropy", len(entropy), positions)
         return Distributions(
-            family=manifest.family,
+            family=spec.family,
             classes=classes,
-            temperatures=manifest.temperatures,
+            temperatures=spec.temperatures,
             row_offsets=rows,
             position=position,
             entry_offsets=np.arange(positions + 1, dtype=np.int64) * classes,
             ids=np.tile(np.arange(classes, dtype=np.int32), positions),
             logp=logp,
-            log_tail=np.full((positions, len(manifest.temperatures)), -np.inf, dtype=np.float32),
+            log_tail=np.full((positions, len(spec.temperatures)), -np.inf, dtype=np.float32),
             entropy=entropy,
         )
 
 
-def log_odds_dtype(manifest: StoreManifest) -> npt.DTypeLike:
+def log_odds_dtype(spec: DistributionsSpec) -> npt.DTypeLike:
     """Return the stored type of log-odds.
 
     Raises:
-        LabelError: the manifest names another one.
+        LabelError: the part names another one.
     """
-    name = manifest.options.get("dtype", "float32")
+    name = spec.options.get("dtype", "float32")
     if name not in DTYPES:
         raise LabelError(f"codec dense stores log-odds as {' or '.join(DTYPES)}, found the option dtype {name!r}")
     return DTYPES[name]

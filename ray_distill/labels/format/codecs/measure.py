@@ -13,14 +13,14 @@ import numpy.typing as npt
 from ray_distill.labels.format import parquet_shards
 from ray_distill.labels.format.fitted_arrays import Fits
 from ray_distill.labels.model.distributions import Distributions, log_sigmoid
-from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.part_specs import DistributionsSpec
 from ray_distill.labels.model.ragged import owner
 from ray_distill.labels.model.rowids import ROW_ID_BYTES
 
 Floats = npt.NDArray[np.float64]
 
 
-def added_error(exact: Distributions, manifest: StoreManifest, fits: Fits) -> dict[str, Any]:
+def added_error(exact: Distributions, spec: DistributionsSpec, fits: Fits) -> dict[str, Any]:
     """Measure the error that encoding adds to a slice.
 
     Returns:
@@ -29,8 +29,8 @@ def added_error(exact: Distributions, manifest: StoreManifest, fits: Fits) -> di
         ``bytes_a_position``: of a shard of the slice, Parquet's overhead and the row ids included.
     """
     ids = np.frombuffer(np.random.default_rng(0).bytes(exact.rows * ROW_ID_BYTES), dtype=f"S{ROW_ID_BYTES}")
-    data = parquet_shards.encode_labels(ids, exact, manifest, fits)
-    _, stored = parquet_shards.decode_labels(data, manifest, fits, "the measured slice")
+    data = parquet_shards.encode_labels(ids, exact, spec, fits)
+    _, stored = parquet_shards.decode_labels(data, spec, fits, "the measured slice")
     with np.errstate(invalid="ignore"):
         moved = np.where(exact.logp == stored.logp, 0, np.abs(exact.logp - stored.logp))
     return {

@@ -15,7 +15,7 @@ from ray_distill.errors import CorruptStore
 from ray_distill.labels.format.codecs.base import cells, require_lengths, row_totals, uncells
 from ray_distill.labels.format.fitted_arrays import Fits
 from ray_distill.labels.model.distributions import Distributions
-from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.part_specs import DistributionsSpec
 from ray_distill.labels.model.ragged import running
 
 
@@ -42,11 +42,11 @@ class TopKCodec:
         """Return the codec's settings for what is configured: none."""
         return {}
 
-    def fit(self, distributions: Distributions, manifest: StoreManifest) -> Fits:
+    def fit(self, distributions: Distributions, spec: DistributionsSpec) -> Fits:
         """Return the fitted arrays: none."""
         return {}
 
-    def encode(self, distributions: Distributions, manifest: StoreManifest, fits: Fits) -> Mapping[str, pa.Array]:
+    def encode(self, distributions: Distributions, spec: DistributionsSpec, fits: Fits) -> Mapping[str, pa.Array]:
         """Return the columns of a shard."""
         rows, temperatures = distributions.row_offsets, len(distributions.temperatures)
         entries = row_totals(rows, distributions.entry_offsets)
@@ -59,7 +59,7 @@ class TopKCodec:
             "entropy": cells(distributions.entropy.astype(np.float32), rows),
         }
 
-    def decode(self, table: pa.Table, manifest: StoreManifest, fits: Fits) -> Distributions:
+    def decode(self, table: pa.Table, spec: DistributionsSpec, fits: Fits) -> Distributions:
         """Return the distributions of a shard's rows; errors as `Codec.decode`."""
         position, rows = uncells(table, "position", np.int32)
         entries, _ = uncells(table, "entries", np.int32)
@@ -67,7 +67,7 @@ class TopKCodec:
         logp, _ = uncells(table, "logp", np.float32)
         log_tail, _ = uncells(table, "log_tail", np.float32)
         entropy, _ = uncells(table, "entropy", np.float32)
-        positions, classes, temperatures = len(position), manifest.class_count, len(manifest.temperatures)
+        positions, classes, temperatures = len(position), spec.space.size, len(spec.temperatures)
         _require_counts(entries)
         for name, found, expected in (
             ("entries", len(entries), positions),
@@ -79,9 +79,9 @@ class TopKCodec:
             require_lengths(name, found, expected)
         _require_ids(ids, classes)
         return Distributions(
-            family=manifest.family,
+            family=spec.family,
             classes=classes,
-            temperatures=manifest.temperatures,
+            temperatures=spec.temperatures,
             row_offsets=rows,
             position=position,
             entry_offsets=running(entries),

@@ -119,7 +119,7 @@ def answer_format(
     return ClassFormat(
         task=task,
         student_classes=model.classes,
-        store_classes=manifest.classes,
+        store_classes=manifest.space.names,
         snapshot_classes=snapshot_classes,
         states="sequence" if manifest.pool == "token" else "row",
     )

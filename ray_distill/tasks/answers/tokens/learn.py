@@ -3,9 +3,9 @@
 A position is a token to predict, whose truth follows from the text.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from torch import Tensor
 from ray_distill.config import TrainingConfig
 from ray_distill.errors import ConfigError
 from ray_distill.labels.model.distributions import Distributions
-from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.manifest import StoreManifest, TeacherIdentity
 from ray_distill.labels.model.ragged import gather_ranges
 from ray_distill.labels.model.signal import DISTRIBUTIONS, Signal
 from ray_distill.losses.base import LossBatch, StudentOutput
@@ -143,7 +143,7 @@ class ByTokens:
         return Score(value=means["validation_nll"], metrics=means)
 
 
-def check_tokens(teacher: Mapping[str, Any], model: Model) -> None:
+def check_tokens(teacher: TeacherIdentity, model: Model) -> None:
     """Refuse a student whose tokenizer is not the one the labels were taken with.
 
     Args:
@@ -153,11 +153,11 @@ def check_tokens(teacher: Mapping[str, Any], model: Model) -> None:
     Raises:
         ConfigError: the tokens differ; the message names ways to proceed.
     """
-    expected, found = teacher.get("tokens"), getattr(model.processor, "tokens_fingerprint", None)
+    expected, found = teacher.tokens, getattr(model.processor, "tokens_fingerprint", None)
     if expected and found and expected != found:
         raise ConfigError(
             f"the student {model.url} has another tokenizer or chat template ({found[:19]}…) than the labels of "
-            f"{teacher.get('model', 'the teacher')} ({expected[:19]}…), and distributions over other tokens teach it "
+            f"{teacher.model or 'the teacher'} ({expected[:19]}…), and distributions over other tokens teach it "
             "nothing. Start the student from the teacher's config or layers, save the teacher's tokenizer beside the "
             "student, or let the teacher write the texts and train on those with hard labels"
         )

@@ -47,8 +47,8 @@ def test_the_bytes_of_units_that_were_not_encoded_are_within_five_percent() -> N
         real = hidden = 0
         for unit in units:
             signal = fake_teacher(rowids.to_arrow(unit), manifest)
-            real += len(parquet_shards.encode_labels(unit, signal.distributions, manifest, {}))
-            hidden += len(encode_hidden(unit, signal.hidden[1], 1, manifest, {}))
+            real += len(parquet_shards.encode_labels(unit, signal.distributions, manifest.distributions, {}))
+            hidden += len(encode_hidden(unit, signal.hidden[1], manifest.hidden[1], {}))
         assert found.labels == pytest.approx(real, rel=0.05)
         assert found.hidden[1] == pytest.approx(hidden, rel=0.05)
         assert found.total == found.labels + found.hidden[1]

@@ -12,6 +12,7 @@ from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.store.writer import write_attempt
 from ray_distill.storage import files
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id, winners
+from tests.labs.manifests import altered, own_fingerprint
 
 
 def throwing_teacher(row_ids, manifest):
@@ -194,30 +195,47 @@ def test_where_a_teacher_lies_does_not_matter(url):
     moved = type(manifest).from_dict(
         {**manifest.to_dict(), "teacher": {"fingerprint": "fake", "model": "s3://elsewhere"}}
     )
-    assert create_or_open(url, moved).manifest.teacher["model"] == "fake"
+    assert create_or_open(url, moved).manifest.teacher.model == "fake"
+
+
+#: Place of the distributions in a manifest.
+LABELS = "parts/distributions"
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "message"),
+    ("place", "item", "error", "message"),
     [
-        ({"version": 4}, LabelError, "version 4, this release reads 3: upgrade"),
-        ({"version": 1}, LabelError, "version 1, this release reads 3: it is older than 0.2: label into a new store"),
-        ({"codec": ["dense", 9]}, LabelError, "codec dense/9, this release reads dense/2, topk/2"),
-        ({"codec": ["compact", 1]}, LabelError, "codec compact/1, .* label again where the store is older than 0.2"),
-        ({"estimator": "psychic"}, LabelError, "estimator 'psychic' is not one of dense, topk"),
-        ({"temperatures": [2.0]}, LabelError, "contain 1"),
-        ({"extra": 1}, CorruptStore, "unknown fields: extra"),
-        ({"classes": 7}, CorruptStore, "wrong kind"),
-        ({"unit_rows": "many"}, CorruptStore, "wrong kind"),
+        ("version", 4, LabelError, "version 4, this release reads 3: upgrade"),
+        ("version", 1, LabelError, "version 1, this release reads 3: it is older than 0.2: label into a new store"),
+        (f"{LABELS}/codec", ["dense", 9], LabelError, "codec dense/9, this release reads dense/2, topk/2"),
+        (
+            f"{LABELS}/codec",
+            ["compact", 1],
+            LabelError,
+            "codec compact/1, .* label again where the store is older than 0.2",
+        ),
+        (f"{LABELS}/estimator", "psychic", LabelError, "estimator 'psychic' is not one of dense, topk"),
+        (f"{LABELS}/temperatures", [2.0], LabelError, "contain 1"),
+        (f"{LABELS}/space/names", ["a"], LabelError, "1 names of 5 classes"),
+        (f"{LABELS}/kind", "boxes", CorruptStore, "'boxes'.* does not match any of the expected tags"),
+        (f"{LABELS}/extra", 1, CorruptStore, "has no field parts.distributions.distributions.extra"),
+        ("parts", {}, LabelError, "there is no part distributions"),
+        (
+            "parts/hidden.2",
+            {"kind": "vectors", "layer": 3},
+            LabelError,
+            "other names than their content: hidden.2 should be hidden.3",
+        ),
+        ("extra", 1, CorruptStore, "store.json: StoreManifest has no field extra"),
+        (f"{LABELS}/space/names", 7, CorruptStore, "wrong kind"),
+        ("unit_rows", "many", CorruptStore, "wrong kind"),
+        ("teacher", {"fingerprint": ""}, CorruptStore, "wrong kind: field teacher.fingerprint"),
     ],
 )
-def test_a_manifest_that_cannot_be_used_is_one_clear_error(url, change, error, message):
+def test_a_manifest_that_cannot_be_used_is_one_clear_error(url, place, item, error, message):
     """Manifests of the future and damaged ones are refused with the reason."""
-    from ray_distill.fingerprint import fingerprint
-
-    value = {**fake_manifest().to_dict(), **change}
-    identity = {key: item for key, item in value.items() if key != "measured"} | {"teacher": {"fingerprint": "fake"}}
-    files.write_json(files.join(url, "store.json"), {"manifest": value, "fingerprint": fingerprint(identity)})
+    value = altered(fake_manifest().to_dict(), place, item)
+    files.write_json(files.join(url, "store.json"), {"manifest": value, "fingerprint": own_fingerprint(value)})
     with pytest.raises(error, match=message):
         open_store(url)
 

@@ -30,7 +30,7 @@ CODECS = {"topk": ("topk", 2), "lossless": ("compact", 2), "compact": ("compact"
 
 def _manifest(form: str) -> StoreManifest:
     options = {} if form == "topk" else compact_options((1.0, 2.0), form == "lossless")
-    return replace(fake_manifest(estimator="topk"), codec=CODECS[form], options=options)
+    return fake_manifest(estimator="topk").with_distributions(codec=CODECS[form], options=options)
 
 
 def _silent(row_ids: pa.Array, manifest: StoreManifest) -> Signal:
@@ -70,7 +70,7 @@ def test_an_entropy_that_is_missing_among_others_is_a_broken_answer() -> None:
     assert [row for row, _ in rejected] == [ids[2].as_py()]
     assert kept.distributions is not None and np.isfinite(kept.distributions.entropy).all()
     with pytest.raises(LabelError, match="entropy of 1 of 4 positions"):
-        parquet_shards.encode_labels(rowids.to_numpy(ids), found, manifest, {})
+        parquet_shards.encode_labels(rowids.to_numpy(ids), found, manifest.distributions, {})
 
 
 @pytest.mark.parametrize("scale", [0.5, 2.0, 6.0])

@@ -130,9 +130,11 @@ def test_mass_that_does_not_sum_to_one_is_corrupt(url):
     """A shard whose probabilities do not sum to 1 is found though all digests agree."""
     one = receipts(url)[0]
     name = work_units.part_file("distributions", one.unit, one.attempt)
-    ids, distributions = parquet_shards.decode_labels(files.read_bytes(files.join(url, name)), MANIFEST, {}, name)
+    ids, distributions = parquet_shards.decode_labels(
+        files.read_bytes(files.join(url, name)), MANIFEST.distributions, {}, name
+    )
     spoiled = type(distributions)(**{**vars(distributions), "log_tail": distributions.log_tail + 1})
-    replace_shard(url, one, parquet_shards.encode_labels(ids, spoiled, MANIFEST, {}))
+    replace_shard(url, one, parquet_shards.encode_labels(ids, spoiled, MANIFEST.distributions, {}))
     report = audit(url)
     assert not report.ok and "probabilities do not sum to 1" in report.corrupt[0] and name in report.corrupt[0]
 

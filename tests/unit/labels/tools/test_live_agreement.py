@@ -8,6 +8,7 @@ import pytest
 
 from ray_distill.labels.format.codecs.compact import compact_options, fit_ids
 from ray_distill.labels.model import rowids
+from ray_distill.labels.model.manifest import parts_of
 from ray_distill.labels.model.signal import Vectors, signal_of
 from ray_distill.labels.tools.live_agreement import Answer, as_stored, compare
 from ray_distill.testing.labels import fake_manifest, fake_teacher, row_id
@@ -95,10 +96,10 @@ def test_a_class_at_the_edge_of_a_topk_may_change():
 def test_what_the_codec_adds_is_no_disagreement():
     """A lossy store's rows are compared with answers that went through the same form."""
     manifest, one = answer()
-    lossy = replace(
-        manifest, codec=("compact", 2), hidden_dtype="int8", options=compact_options(manifest.temperatures, False)
-    )
-    fits = {"ids": fit_ids(one.signal.distributions, manifest.class_count)}
+    options = compact_options(manifest.distributions.temperatures, False)
+    spec = manifest.distributions.with_changes(codec=("compact", 2), options=options)
+    lossy = manifest.with_changes(parts=parts_of([spec, manifest.hidden[1].with_changes(dtype="int8")]))
+    fits = {"ids": fit_ids(one.signal.distributions, manifest.space.size)}
     stored = as_stored(one, lossy, fits)
     assert not np.array_equal(stored.signal.distributions.logp, one.signal.distributions.logp)
     assert compare(stored, as_stored(one, lossy, fits), as_stored(one, lossy, fits)).stored.largest == 0

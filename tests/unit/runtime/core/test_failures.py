@@ -4,7 +4,6 @@ import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +29,7 @@ from ray_distill.teachers.base import LabelRequest
 from ray_distill.testing.labels import fake_manifest, row_id
 from ray_distill.testing.models import FakeTeacher
 
-MANIFEST = replace(fake_manifest(layers=(1,)), batch=8)
+MANIFEST = fake_manifest(layers=(1,)).with_changes(batch=8)
 JOB = LabelJob(
     task="text_classification",
     snapshot=SnapshotRef(url="s", fingerprint="f"),

@@ -1,6 +1,6 @@
 """What a new store finds out from a look at the data, without a cluster."""
 
-from dataclasses import replace
+from types import MappingProxyType
 
 import pyarrow as pa
 import pytest
@@ -8,6 +8,7 @@ import pytest
 from ray_distill.labels.format.fitted_arrays import write_fits
 from ray_distill.labels.format.hidden_states import basis_name
 from ray_distill.labels.model import rowids
+from ray_distill.labels.model.manifest import parts_of
 from ray_distill.labels.store.label_store import create_or_open, open_store
 from ray_distill.runtime.labelling.calibrate_store import fit_store, with_found
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id
@@ -15,9 +16,11 @@ from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teache
 IDS = pa.array([row_id(number) for number in range(40)], rowids.ROW_ID)
 
 
-def fitted(**changes):
-    """A manifest with these changes, and what is found for it on 40 rows."""
-    manifest = replace(fake_manifest(layers=(1,), estimator="topk"), **changes)
+def fitted(labels=MappingProxyType({}), hidden=MappingProxyType({}), **changes):
+    """A manifest with these changes, of its parts and of itself, and what is found for it on 40 rows."""
+    plain = fake_manifest(layers=(1,), estimator="topk")
+    parts = parts_of([plain.distributions.with_changes(**labels), plain.hidden[1].with_changes(**hidden)])
+    manifest = plain.with_changes(parts=parts, **changes)
     signal = fake_teacher(IDS, manifest)
     return manifest, fit_store(manifest, IDS, signal)
 
@@ -32,7 +35,7 @@ def test_a_lossless_store_adds_nothing_and_fits_nothing() -> None:
 
 def test_a_compact_store_says_what_it_adds() -> None:
     """Its class order is fitted, its error is not zero and not large, its bytes are counted."""
-    _, found = fitted(codec=("compact", 2), options={"lossless": False, "power": 0.25, "levels": 255})
+    _, found = fitted({"codec": ("compact", 2), "options": {"lossless": False, "power": 0.25, "levels": 255}})
     assert sorted(found.fits["ids"]) == list(range(5))
     assert all(0 < value < 1e-3 for value in found.measured["labels"]["nats"].values())
     assert found.measured["labels"]["bytes_a_position"] > 0
@@ -40,9 +43,9 @@ def test_a_compact_store_says_what_it_adds() -> None:
 
 def test_a_basis_is_fitted_for_each_layer_and_its_variance_recorded() -> None:
     """The rank that is asked for, or as many components as keep the variance that is."""
-    _, found = fitted(hidden_rank=2)
+    _, found = fitted(hidden={"rank": 2})
     assert found.fits[basis_name(1)].shape == (4, 2) and found.measured["hidden"]["1"]["rank"] == 2
-    _, most = fitted(hidden_variance=0.9)
+    _, most = fitted(hidden={"variance": 0.9})
     assert most.measured["hidden"]["1"]["variance_kept"] >= 0.9
 
 
@@ -58,10 +61,10 @@ def test_units_are_cut_to_their_bytes() -> None:
 def test_a_store_keeps_what_it_found_and_a_later_run_adopts_it(tmp_path) -> None:
     """A second run that measured something else opens the same store, and its rows are found labelled."""
     url, snapshot = str(tmp_path / "store"), fake_snapshot(range(24))
-    manifest, found = fitted(hidden_rank=2, unit_rows=8, unit_bytes=400)
+    manifest, found = fitted(hidden={"rank": 2}, unit_rows=8, unit_bytes=400)
     first = with_found(manifest, found, write_fits(url, found.fits))
     assert first.rows_a_unit < 8
     label_all(url, first, snapshot)
-    other = create_or_open(url, replace(manifest, measured={"rows": 1}))
+    other = create_or_open(url, manifest.with_changes(measured={"rows": 1}))
     assert other.manifest == open_store(url).manifest == first
     assert other.pending(snapshot) == []

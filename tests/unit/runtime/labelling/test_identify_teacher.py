@@ -9,6 +9,8 @@ import pytest
 from ray_distill.artifacts import Estimate
 from ray_distill.config import CheckConfig, parse_config
 from ray_distill.errors import ConfigError, TeacherRefused
+from ray_distill.labels.model.manifest import TeacherIdentity
+from ray_distill.labels.model.part_specs import AnswerSpace
 from ray_distill.runtime.labelling.identify_teacher import TeacherFacts, make_manifest
 from ray_distill.runtime.labelling.teacher_quality import TeacherCheck, refuse_weak_teacher
 
@@ -102,40 +104,41 @@ def test_the_manifest_says_what_the_teacher_and_the_config_decide() -> None:
         ),
         FACTS,
     )
-    assert (manifest.classes, manifest.hidden_layers) == (("a", "b", "c"), (0, 2))
-    assert manifest.teacher == {
-        "fingerprint": "f",
-        "model": "big",
-        "revision": "sha256:1",
-        "dtype": "bfloat16",
-        "head": None,
-    }
-    assert (manifest.estimator, manifest.codec, manifest.k) == ("dense", ("dense", 2), 0)
-    assert manifest.temperatures == (1.0, 2.0)
-    assert (manifest.pool, manifest.hidden_dtype) == ("cls", "float32")
+    assert (manifest.space.names, tuple(manifest.hidden)) == (("a", "b", "c"), (0, 2))
+    assert manifest.teacher == TeacherIdentity(fingerprint="f", model="big", revision="sha256:1", dtype="bfloat16")
+    spec = manifest.distributions
+    assert (spec.estimator, spec.codec, spec.k) == ("dense", ("dense", 2), 0)
+    assert spec.temperatures == (1.0, 2.0)
+    assert {(states.pool, states.dtype) for states in manifest.hidden.values()} == {("cls", "float32")}
     assert (manifest.unit_rows, manifest.batch, manifest.threads) == (7, 5, 3)
 
 
 def test_a_topk_manifest_stores_no_more_classes_than_there_are() -> None:
     """k is capped by the number of classes."""
-    assert make_manifest(_config(signal={"estimator": "topk", "k": 2}), FACTS).k == 2
-    manifest = make_manifest(_config(signal={"estimator": "topk", "k": 64}), FACTS)
-    assert (manifest.k, manifest.codec) == (3, ("topk", 2))
+    assert make_manifest(_config(signal={"estimator": "topk", "k": 2}), FACTS).distributions.k == 2
+    spec = make_manifest(_config(signal={"estimator": "topk", "k": 64}), FACTS).distributions
+    assert (spec.k, spec.codec) == (3, ("topk", 2))
 
 
 def test_a_language_models_manifest_has_a_vocabulary_and_names_its_tokens() -> None:
     """No classes; another tokenizer is another store; a k beyond the vocabulary is an error, not another k."""
     facts = replace(FACTS, classes=(), vocabulary=49152, tokens="t")
     manifest = make_manifest(_config(signal={"estimator": "topk", "k": 64}), facts)
-    assert (manifest.classes, manifest.vocabulary, manifest.class_count, manifest.k) == ((), 49152, 49152, 64)
-    assert manifest.teacher["tokens"] == "t"
+    assert (manifest.space, manifest.distributions.k) == (AnswerSpace(size=49152), 64)
+    assert manifest.teacher.tokens == "t"
     other = make_manifest(_config(signal={"estimator": "topk", "k": 64}), replace(facts, tokens="u"))
     assert other.fingerprint != manifest.fingerprint
-    assert make_manifest(_config(signal={"estimator": "topk", "k": 64}), replace(facts, vocabulary=64)).k == 64
+    assert (
+        make_manifest(_config(signal={"estimator": "topk", "k": 64}), replace(facts, vocabulary=64)).distributions.k
+        == 64
+    )
     for estimator in ("topk", "hybrid"):
         with pytest.raises(ConfigError, match=r"labels\.signal\.k is 64, but big has a vocabulary of 63: give at most"):
             make_manifest(_config(signal={"estimator": estimator, "k": 64}), replace(facts, vocabulary=63))
-    assert make_manifest(_config(signal={"estimator": "dense", "k": 64}), replace(facts, vocabulary=63)).k == 0
+    assert (
+        make_manifest(_config(signal={"estimator": "dense", "k": 64}), replace(facts, vocabulary=63)).distributions.k
+        == 0
+    )
 
 
 def test_what_decides_the_bytes_decides_the_manifest_and_what_does_not_does_not() -> None:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ray_distill.config import TrainingConfig
 from ray_distill.errors import ConfigError
 from ray_distill.labels.format.arrow_tables import empty_signal
-from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.manifest import StoreManifest, TeacherIdentity, parts_of
+from ray_distill.labels.model.part_specs import AnswerSpace, DistributionsSpec
 from ray_distill.losses.base import LossBatch, StudentOutput
 from ray_distill.losses.cross_entropy import Hard
 from ray_distill.losses.fused import FusedHead, HeadRequest, Part
@@ -162,7 +163,8 @@ def test_students_are_judged_by_every_true_token(tmp_path: Path) -> None:
         found = score(model, data, size)
         assert found.metrics == {"validation_nll": found.value}
         assert found.value == pytest.approx(float(torch.cat(nll).mean()), rel=1e-5)
-    manifest = StoreManifest(task="causal_lm", classes=(), vocabulary=V, teacher={"fingerprint": "t"})
+    parts = parts_of([DistributionsSpec(space=AnswerSpace(size=V))])
+    manifest = StoreManifest(task="causal_lm", teacher=TeacherIdentity(fingerprint="t"), parts=parts)
     nobody = (pa.array([], pa.binary(16)), empty_signal(manifest))
     assert set(score(model, data_of(model.processor, nobody), 2).metrics) == {"validation_nll"}
 

@@ -245,7 +245,7 @@ def test_no_label_of_a_store_with_another_manifest_is_read(stores, mutate):
     held = (
         {**sound.files, "store.json": other.files["store.json"]}
         if mutate is from_the_other
-        else {**sound.files, **from_the_future(lambda _: {"codec": ["topk", 99]}, sound.files, {})}
+        else {**sound.files, **from_the_future(lambda _: ("parts/distributions/codec", ["topk", 99]), sound.files, {})}
     )
     sound.become(held)
     try:

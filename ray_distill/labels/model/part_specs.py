@@ -1,4 +1,4 @@
-"""Describe the parts of a store's signal: what each contains, and in which form it is stored.
+"""Describe the parts of a store's signal: content and stored form of each.
 
 A further kind of part is a model here, a class of `signal` and a line in both unions.
 """

@@ -78,7 +78,7 @@ class SmallTeacher:
     """A fake teacher with memory for ``fits`` rows."""
 
     def __init__(self, fits: int, error: Exception):
-        self.inner, self.fits, self.error = FakeTeacher(classes=MANIFEST.classes), fits, error
+        self.inner, self.fits, self.error = FakeTeacher(classes=MANIFEST.space.names), fits, error
         self.fingerprint, self.classes = self.inner.fingerprint, self.inner.classes
 
     def answer(self, encoded: Encoded, request: LabelRequest) -> Signal:
@@ -113,7 +113,7 @@ MEMORY = [
 def test_a_teacher_that_runs_out_of_memory_answers_in_halves(error: Exception) -> None:
     """The same rows in the same order with the same answer, and the smallest batch is told."""
     encoded, request = _encoded(10), request_of(MANIFEST)
-    whole = answer_all(FakeTeacher(classes=MANIFEST.classes), encoded, request, 8)
+    whole = answer_all(FakeTeacher(classes=MANIFEST.space.names), encoded, request, 8)
     row_ids, signal, unusable = answer_all(SmallTeacher(3, error), encoded, request, 8)
     assert (row_ids, unusable) == (whole[0], whole[2])
     np.testing.assert_array_equal(signal.distributions.logp, whole[1].distributions.logp)

@@ -14,6 +14,7 @@ import torch
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.labels.model.distributions import Distributions, Draws
+from ray_distill.labels.model.manifest import TeacherIdentity
 from ray_distill.labels.model.signal import DISTRIBUTIONS, Signal, Vectors, signal_of
 from ray_distill.losses.base import LossBatch
 from ray_distill.models.io.load import load_model
@@ -269,16 +270,17 @@ def test_too_little_retained_mass_is_refused() -> None:
 def test_a_student_with_other_tokens_is_refused(tmp_path: Path) -> None:
     """By the fingerprint in the store's manifest; a store that has none says nothing."""
     model = load_model(str(write_tiny_causal_model(tmp_path, seed=0)), task="causal_lm")
-    own = {"model": "teacher", "tokens": model.processor.tokens_fingerprint}  # type: ignore[attr-defined]
+    tokens: str = model.processor.tokens_fingerprint  # type: ignore[attr-defined]
+    own = TeacherIdentity(fingerprint="t", model="teacher", tokens=tokens)
     check_tokens(own, model)
-    check_tokens({"model": "teacher"}, model)
+    check_tokens(own.with_changes(tokens=None), model)
     check_tokens(own, SimpleNamespace(processor=object(), url="s"))  # type: ignore[arg-type]
     with pytest.raises(
         ConfigError,
         match=r"has another tokenizer or chat template .* than the labels of teacher "
         r".* teach it nothing\. Start the student from the teacher's config",
     ):
-        check_tokens({**own, "tokens": "sha256:" + "0" * 64}, model)
+        check_tokens(own.with_changes(tokens="sha256:" + "0" * 64), model)
 
 
 def test_a_batch_is_a_value_of_its_documents_alone() -> None:

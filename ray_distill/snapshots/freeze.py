@@ -14,14 +14,16 @@ from ray_distill.config import SnapshotConfig, Splits
 from ray_distill.errors import SnapshotError
 from ray_distill.snapshots import merge
 from ray_distill.snapshots.identity import Ids, ids_to_arrow, row_ids
-from ray_distill.snapshots.labels import UNKNOWN, UNLABELLED, check_classes, class_names, label_index
-from ray_distill.snapshots.manifest import RowCounts
+from ray_distill.snapshots.labels import check_classes
+from ray_distill.snapshots.manifest import RowCounts, Truth
 from ray_distill.snapshots.rows import Mask, Reason, Rows, check_bad_fraction, count_reasons, quarantine_table
-from ray_distill.snapshots.sources.columns import source_columns
+from ray_distill.snapshots.sources.columns import InputColumn, source_columns
 from ray_distill.snapshots.sources.image_source import check_images
+from ray_distill.snapshots.sources.label_columns import refuse_other_kind
 from ray_distill.snapshots.sources.read import read_rows
 from ray_distill.snapshots.sources.resolve import match_sources, source_patterns
 from ray_distill.snapshots.splits import SplitIndex, check_none_empty, split_by_group, split_by_id, split_by_time
+from ray_distill.snapshots.truth import TRUTHS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,7 @@ class _Groups:
     crossing: int
 
 
-def freeze(config: SnapshotConfig, input_column: str, seed: int, nested: bool = False) -> Frozen:
+def freeze(config: SnapshotConfig, column: InputColumn, truth: Truth, seed: int) -> Frozen:
     """Read the sources and compute the whole content of a snapshot.
 
     Raises:
@@ -63,61 +65,59 @@ def freeze(config: SnapshotConfig, input_column: str, seed: int, nested: bool = 
     check_classes(config.classes or ())
     files = match_sources(source_patterns(config.source), config.format)
     names = [file.name for file in files]
-    rows = read_rows(files, source_columns(config.columns, input_column), input_column, nested)
-    rows = _mark_unusable(rows, config, input_column)
+    rows = read_rows(files, source_columns(config.columns, column), column, truth)
+    refuse_other_kind(rows)
+    rows = _mark_unusable(rows, config, column, truth)
     check_bad_fraction(rows, names, config.max_bad_fraction, "source")
     usable = rows.filter(rows.why == 0)
-    ids = row_ids(usable.table.column(input_column), input_column)
-    kept = ~_is_excluded(ids, config, input_column, nested)
+    ids = row_ids(usable.table.column(column.name), column.name)
+    kept = ~_is_excluded(ids, config, column)
     if not kept.any():
         raise SnapshotError(
             f"no row is left: {len(rows)} read, {len(rows) - len(usable)} unusable, {len(kept)} excluded: check "
             f"snapshot.source and snapshot.exclude"
         )
-    frozen = _settle(usable.table.filter(pa.array(kept)).combine_chunks(), ids[kept], config, input_column, seed)
+    frozen = _settle(usable.table.filter(pa.array(kept)).combine_chunks(), ids[kept], config, truth, seed=seed)
     counts = frozen.counts.with_changes(
         read=len(rows), excluded=int((~kept).sum()), quarantined=len(rows) - len(usable)
     )
     return replace(frozen, counts=counts, reasons=count_reasons(rows), quarantine=quarantine_table(rows, names))
 
 
-def _mark_unusable(rows: Rows, config: SnapshotConfig, input_column: str) -> Rows:
-    if input_column == "image":
-        rows = check_images(rows)
-    if config.classes is not None:
-        labels = rows.table.column("label").combine_chunks()
-        rows = rows.mark(label_index(labels, config.classes) == UNKNOWN, Reason.UNKNOWN_LABEL)
+def _mark_unusable(rows: Rows, config: SnapshotConfig, column: InputColumn, truth: Truth) -> Rows:
+    if column.binary:
+        rows = check_images(rows, column.name)
+    rows = TRUTHS[truth].check(rows, config.classes)
     if config.splits.by == "time":
         missing: Mask = np.asarray(rows.table.column("time").is_null())
         rows = rows.mark(missing, Reason.MISSING_TIME)
     return rows
 
 
-def _is_excluded(ids: Ids, config: SnapshotConfig, input_column: str, nested: bool) -> Mask:
+def _is_excluded(ids: Ids, config: SnapshotConfig, column: InputColumn) -> Mask:
     if not config.exclude:
         return np.zeros(len(ids), dtype=bool)
     files = match_sources(config.exclude, config.format)
     only_input = config.columns.model_copy(update={"label": None, "group": None, "time": None, "slices": ()})
-    rows = read_rows(files, source_columns(only_input, input_column), input_column, nested)
+    rows = read_rows(files, source_columns(only_input, column), column, "none")
     check_bad_fraction(rows, [file.name for file in files], config.max_bad_fraction, "sources to exclude")
-    inputs = rows.filter(rows.why == 0).table.column(input_column).drop_null()
-    result: Mask = pc.is_in(ids_to_arrow(ids), value_set=ids_to_arrow(row_ids(inputs, input_column))).to_numpy(
-        zero_copy_only=False
-    )
+    inputs = rows.filter(rows.why == 0).table.column(column.name).drop_null()
+    excluded = ids_to_arrow(row_ids(inputs, column.name))
+    result: Mask = pc.is_in(ids_to_arrow(ids), value_set=excluded).to_numpy(zero_copy_only=False)
     return result
 
 
-def _settle(table: pa.Table, ids: Ids, config: SnapshotConfig, input_column: str, seed: int) -> Frozen:
-    """Merge and split usable rows; the counts of what was left out before are still zero."""
+def _settle(table: pa.Table, ids: Ids, config: SnapshotConfig, truth: Truth, *, seed: int) -> Frozen:
+    """Merge and split usable rows, the input in the first column; counts of rows left out before are still zero."""
     copies = merge.gather_copies(ids)
-    texts = table.column("label").combine_chunks()
-    classes = config.classes or class_names(texts)
-    labels, conflicts = merge.merge_labels(copies, label_index(texts, classes), classes, config.conflicts)
+    kind, found = TRUTHS[truth], table.column("label").combine_chunks()
+    classes = config.classes or kind.names(found)
+    labels, conflicts = kind.merge(copies, found, classes, config.conflicts)
     first_ids = ids[copies.first]
     groups = _merge_groups(copies, table, first_ids, config.splits, seed)
     columns = {
         "row_id": ids_to_arrow(first_ids),
-        "label": pa.array(labels, mask=labels == UNLABELLED),
+        "label": labels,
         "count": pa.array(copies.counts),
         **_merge_columns(copies, table, config, groups),
     }
@@ -132,7 +132,7 @@ def _settle(table: pa.Table, ids: Ids, config: SnapshotConfig, input_column: str
         read=0, kept=rows, merged=copies_kept - rows, dropped=len(ids) - copies_kept, excluded=0, quarantined=0
     )
     return Frozen(
-        inputs=table.column(input_column),
+        inputs=table.column(0),
         first=copies.first[kept],
         table=merged,
         split=split,

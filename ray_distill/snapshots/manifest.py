@@ -1,7 +1,7 @@
 """The manifest of a snapshot: everything about it but the rows."""
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 from ray_distill.artifacts import Artifact
 from ray_distill.errors import ConfigError, SnapshotError
@@ -10,6 +10,10 @@ from ray_distill.fingerprint import fingerprint
 MANIFEST_NAME = "snapshot.json"
 QUARANTINE_NAME = "quarantine.parquet"
 VERSION = 2
+
+#: How the column ``label`` is read: one class a row (int32), a set of classes (list<int32>), or not at all, because the
+#: truth follows from the input.
+Truth = Literal["class", "classes", "none"]
 
 
 class Shard(Artifact):
@@ -27,7 +31,10 @@ class Shard(Artifact):
 
 
 class SplitCounts(Artifact):
-    """Counts of a split; ``weight`` sums the rows' counts, ``classes`` counts labelled rows."""
+    """Counts of a split; ``weight`` sums the rows' counts, ``classes`` counts labelled rows.
+
+    A row with a set of classes counts for each of them.
+    """
 
     rows: int
     weight: int
@@ -61,6 +68,7 @@ class SnapshotManifest(Artifact):
     input_column: str
     columns: dict[str, str]
     """Arrow type by column."""
+    truth: Truth
     classes: tuple[str, ...]
     seed: int
     split_by: str

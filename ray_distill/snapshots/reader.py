@@ -19,8 +19,9 @@ class Snapshot:
     """A frozen snapshot: small and picklable; rows are read on demand.
 
     Columns: ``row_id`` fixed_size_binary(16); ``text`` string or ``image`` large_binary (encoded bytes);
-    ``label`` int32, null where unknown; ``count`` int64; and where configured ``group`` string, ``time``
-    timestamp (UTC), and one string column a slice.
+    ``label`` int32, for sets of classes list<int32> (ascending, unique, empty where no class applies), null where
+    unknown; ``count`` int64; and where configured ``group`` string, ``time`` timestamp (UTC), and one string column a
+    slice.
     """
 
     ref: SnapshotRef

@@ -15,6 +15,8 @@ import pyarrow as pa
 from ray_distill.errors import SnapshotError
 
 Mask = npt.NDArray[np.bool_]
+#: ``[N]``: a `Reason` a row; 0 for usable rows
+Why = npt.NDArray[np.int8]
 
 
 class Reason(IntEnum):
@@ -32,6 +34,9 @@ class Reason(IntEnum):
     WRONG_TYPE = 9
     UNREADABLE_TIME = 10
     MISSING_TIME = 11
+    LABEL_LIST = 12
+    LABEL_NOT_LIST = 13
+    REPEATED_LABEL = 14
 
     @property
     def text(self) -> str:
@@ -52,6 +57,9 @@ _TEXTS = {
     Reason.WRONG_TYPE: "wrong type",
     Reason.UNREADABLE_TIME: "unreadable time",
     Reason.MISSING_TIME: "missing time",
+    Reason.LABEL_LIST: "label is a list",
+    Reason.LABEL_NOT_LIST: "label is not a list",
+    Reason.REPEATED_LABEL: "label repeated",
 }
 
 QUARANTINE_SCHEMA = pa.schema([("source", pa.string()), ("row", pa.int64()), ("reason", pa.string())])
@@ -64,8 +72,7 @@ class Rows:
     """N rows: their columns by output name, their places, and why they cannot be used."""
 
     table: pa.Table
-    why: npt.NDArray[np.int8]
-    """``[N]``: a `Reason`"""
+    why: Why
     source: npt.NDArray[np.int32]
     """``[N]``: index of the source file"""
     record: npt.NDArray[np.int64]
@@ -76,7 +83,16 @@ class Rows:
 
     def mark(self, mask: Mask, reason: Reason) -> "Rows":
         """Give ``reason`` to the masked rows that have none yet."""
-        return replace(self, why=np.where(mask & (self.why == 0), np.int8(reason), self.why))
+        return self.mark_each(reasons(mask, reason))
+
+    def mark_each(self, why: Why) -> "Rows":
+        """Give each row its reason of ``why`` ``[N]`` if it has none yet."""
+        return replace(self, why=np.where(self.why == 0, why, self.why))
+
+    def with_labels(self, labels: pa.Array) -> "Rows":
+        """Return the same rows with another column ``label``."""
+        at = self.table.column_names.index("label")
+        return replace(self, table=self.table.set_column(at, "label", labels))
 
     def filter(self, mask: Mask) -> "Rows":
         """Keep the masked rows, in order."""
@@ -88,7 +104,12 @@ class Rows:
         )
 
 
-def file_rows(table: pa.Table, why: npt.NDArray[np.int8], source: int) -> Rows:
+def reasons(bad: Mask, reason: Reason) -> Why:
+    """Return the reason for the masked rows, 0 for the others."""
+    return np.where(bad, np.int8(reason), np.int8(0))
+
+
+def file_rows(table: pa.Table, why: Why, source: int) -> Rows:
     """Return rows of one whole file, numbered from 1."""
     rows = len(why)
     return Rows(

@@ -8,7 +8,7 @@ All rows stay in Arrow memory while a snapshot is taken: until reading streams, 
 (about three times the size of the input) bounds a snapshot.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,10 +28,13 @@ from ray_distill.snapshots.manifest import (
     Shard,
     SnapshotManifest,
     SplitCounts,
+    Truth,
     manifest_json,
 )
 from ray_distill.snapshots.reader import open_snapshot
+from ray_distill.snapshots.sources.columns import InputColumn
 from ray_distill.snapshots.splits import SPLITS
+from ray_distill.snapshots.truth import count_classes
 from ray_distill.storage.files import absolute, join, write_bytes, write_json
 
 _ZSTD_LEVEL = 3
@@ -51,16 +54,25 @@ class _PlannedShard:
 
 
 def take_snapshot(
-    config: SnapshotConfig, *, input_column: str, seed: int, url: str, nested: bool = False
+    config: SnapshotConfig,
+    *,
+    input_column: str,
+    seed: int,
+    url: str,
+    binary: bool = False,
+    nested: bool = False,
+    truth: Truth = "class",
 ) -> SnapshotRef:
     """Freeze the configured sources below ``url``; an existing snapshot is kept.
 
     Args:
         config: sources, columns, splits and policies.
-        input_column: ``text`` or ``image``.
+        input_column: column of the inputs, such as ``text`` or ``image``.
         seed: decides the splits by id and by group.
-        nested: lists and objects in the input column are conversations, kept as canonical JSON; else an error.
         url: folder of snapshots; this one gets a folder named by its fingerprint.
+        binary: inputs are encoded images, not texts.
+        nested: lists and objects in the input column are conversations, kept as canonical JSON; else an error.
+        truth: how labels are read: one class a row, a set of classes, or not at all.
 
     Returns:
         A reference to the snapshot, local paths made absolute.
@@ -69,10 +81,12 @@ def take_snapshot(
         SnapshotError: the sources cannot be frozen; nothing has been written.
         StorageError: a source cannot be read, or the snapshot not be written.
     """
-    frozen = freeze(config, input_column, seed, nested)
+    column = InputColumn(name=input_column, binary=binary, nested=nested)
+    frozen = freeze(config, column, truth, seed)
     manifest = SnapshotManifest(
         input_column=input_column,
         columns={},
+        truth=truth,
         classes=frozen.classes,
         seed=seed,
         split_by=config.splits.by,
@@ -103,7 +117,7 @@ def write_frozen(frozen: Frozen, about: SnapshotManifest, *, shard_rows: int, ur
     ref = SnapshotRef(url=join(absolute(url), manifest.fingerprint), fingerprint=manifest.fingerprint)
     if not _is_there(ref):
         shards = tuple(_write(ref.url, item, frozen, input_column) for item in planned)
-        write_bytes(join(ref.url, QUARANTINE_NAME), _parquet(frozen.quarantine))
+        write_bytes(join(ref.url, QUARANTINE_NAME), _parquet(frozen.quarantine, []))
         write_json(join(ref.url, MANIFEST_NAME), manifest_json(manifest.with_changes(shards=shards)))
     return ref
 
@@ -148,7 +162,7 @@ def _content(table: pa.Table) -> str:
 def _describe(frozen: Frozen, about: SnapshotManifest, shards: list[Shard]) -> SnapshotManifest:
     schema = _shard_table(frozen, np.zeros(0, dtype=np.int64), about.input_column).schema
     return about.with_changes(
-        columns={field.name: str(field.type) for field in schema},
+        columns={field.name: _type_name(field.type) for field in schema},
         classes=frozen.classes,
         rows=frozen.counts,
         quarantined=frozen.reasons,
@@ -161,18 +175,19 @@ def _describe(frozen: Frozen, about: SnapshotManifest, shards: list[Shard]) -> S
 
 def _count(frozen: Frozen, split: int) -> SplitCounts:
     table = frozen.table.filter(pa.array(frozen.split == split))
-    labels = table.column("label").drop_null().to_numpy()
-    by_class = np.bincount(labels, minlength=len(frozen.classes))
+    labels = table.column("label")
+    by_class = count_classes(labels, len(frozen.classes))
     return SplitCounts(
         rows=len(table),
         weight=pc.sum(table.column("count")).as_py(),
-        labelled=len(labels),
+        labelled=len(labels) - labels.null_count,
         classes={name: int(count) for name, count in zip(frozen.classes, by_class, strict=True)},
     )
 
 
 def _write(url: str, planned: _PlannedShard, frozen: Frozen, input_column: str) -> Shard:
-    data = _parquet(_shard_table(frozen, planned.rows, input_column))
+    # Ids and inputs hardly repeat, and nobody searches by their range.
+    data = _parquet(_shard_table(frozen, planned.rows, input_column), ["row_id", input_column])
     write_bytes(join(url, planned.shard.name), data)
     return planned.shard.with_changes(bytes=len(data), digest=sha256(data))
 
@@ -191,13 +206,17 @@ def _shard_table(frozen: Frozen, rows: npt.NDArray[np.int64], input_column: str)
         raise SnapshotError(f"{len(rows)} rows are too much text for a shard ({error}): lower shard_rows") from error
 
 
-def _parquet(table: pa.Table) -> bytes:
-    """Return one Parquet file; equal tables give equal bytes, whatever their layout in memory."""
+def _parquet(table: pa.Table, unique: Sequence[str]) -> bytes:
+    """Return one Parquet file; equal tables give equal bytes, whatever their layout in memory.
+
+    Args:
+        table: the rows.
+        unique: columns whose values hardly repeat.
+    """
     sink = pa.BufferOutputStream()
     rows, size = table.num_rows, sum(_bytes_of(column) for column in table.columns)
     group = min(_GROUP_ROWS, max(1, _GROUP_BYTES * rows // max(1, size), rows // _GROUPS))
-    # Ids and inputs hardly repeat, and nobody searches by their range.
-    repeating = [name for name in table.column_names if name not in ("row_id", "text", "image")]
+    repeating = [_leaf(field) for field in table.schema if field.name not in unique]
     pq.write_table(
         table.combine_chunks(),
         sink,
@@ -209,6 +228,16 @@ def _parquet(table: pa.Table) -> bytes:
     )
     data: bytes = sink.getvalue().to_pybytes()
     return data
+
+
+def _type_name(kind: pa.DataType) -> str:
+    """Return a type as the manifest names it: Arrow's name of a list has one for its items, too, which may change."""
+    return f"list<{kind.value_type}>" if pa.types.is_list(kind) else str(kind)
+
+
+def _leaf(field: pa.Field) -> str:
+    """Return the path of a column's values in a Parquet file."""
+    return f"{field.name}.list.element" if pa.types.is_list(field.type) else str(field.name)
 
 
 def _bytes_of(column: pa.ChunkedArray) -> int:

@@ -35,8 +35,8 @@ from ray_distill.runtime.labelling.identify_teacher import make_manifest
 from ray_distill.runtime.labelling.label_units import label_units
 from ray_distill.runtime.stages.label import head_of
 from ray_distill.runtime.stages.preflight import check
-from ray_distill.runtime.stages.snapshot import freeze
-from ray_distill.snapshots.reader import Snapshot, open_snapshot
+from ray_distill.runtime.stages.snapshot import freeze, open_for
+from ray_distill.snapshots.reader import Snapshot
 from ray_distill.storage import files
 
 #: Pieces of the snapshot that are probed; each is a unit of the rehearsal.
@@ -98,7 +98,7 @@ class _Work:
 
 
 def _plan(config: Campaign, snapshot: SnapshotRef, scratch: str) -> PlanReport:
-    exists, opened = files.exists(files.join(config.store_url, "store.json")), open_snapshot(snapshot)
+    exists, opened = files.exists(files.join(config.store_url, "store.json")), open_for(config.task, snapshot)
     head_url = head_of(config.store_url) if exists else None
     began = time.monotonic()
     facts = teacher_facts(config.model_copy(update={"output": scratch}), snapshot, head_url)

@@ -13,6 +13,7 @@ from ray_distill.runtime.labelling.actors import WriteJob
 from ray_distill.runtime.labelling.bounded_task import run_teacher_task
 from ray_distill.runtime.labelling.generate_units import Wrote, derive_snapshot, make_generator, write_units
 from ray_distill.runtime.stages import label
+from ray_distill.runtime.stages.snapshot import open_for
 from ray_distill.sequences.derive import Derived, require_answers
 from ray_distill.sequences.store import Missing, SequenceStore, create_or_open
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
@@ -41,7 +42,7 @@ def write(session: Session, snapshot: SnapshotRef) -> SnapshotRef:
     with session.stage(
         "write", cores=resources.cpus * resources.actors[1] + 1, accelerators=resources.gpus * resources.actors[1]
     ) as stage:
-        ref = _write(session, stage, settings, open_snapshot(snapshot))
+        ref = _write(session, stage, settings, open_for(config.task, snapshot))
     session.finish("write", key, ref.to_dict())
     return ref
 

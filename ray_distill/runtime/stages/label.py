@@ -21,6 +21,7 @@ from ray_distill.runtime.labelling.encode_write import LabelJob
 from ray_distill.runtime.labelling.identify_teacher import make_manifest
 from ray_distill.runtime.labelling.label_units import Labelled, label_units
 from ray_distill.runtime.labelling.teacher_quality import TeacherCheck, check_teacher, refuse_weak_teacher
+from ray_distill.runtime.stages.snapshot import open_for
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
 from ray_distill.tasks.catalogue import get_task
@@ -55,13 +56,12 @@ def fill_store(
     Returns:
         The snapshot's labels, the counts of this run, and the store's coverage before it.
     """
-    config = session.config
+    config, opened = session.config, open_for(session.config.task, snapshot)
     exists = files.exists(files.join(config.store_url, "store.json"))
     # A head fitted again, on newer rows, would be another teacher: a store keeps its first head.
     head_url = head_of(config.store_url) if exists else None
     facts = teacher_facts(config, snapshot, head_url)
     manifest = make_manifest(config, facts)
-    opened = open_snapshot(snapshot)
     store = create_or_open(config.store_url, manifest) if exists else None
     coverage = None if store is None else store.coverage(opened)
     if check and (coverage is None or coverage.units):

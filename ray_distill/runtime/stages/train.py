@@ -13,11 +13,10 @@ from ray_distill.promotion.chain import read_chain
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.session import Session, Stage
 from ray_distill.runtime.stages import label
-from ray_distill.runtime.stages.snapshot import freeze
+from ray_distill.runtime.stages.snapshot import freeze, open_for
 from ray_distill.runtime.training.label_mixture import mixed_labels
 from ray_distill.runtime.training.launch import train_ranks
 from ray_distill.runtime.training.prometheus import TrainingGauges
-from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.students.arms import arm_by_name
 from ray_distill.students.run import TrainingJob, arm_plan
@@ -149,9 +148,9 @@ def _show(metrics: StepMetrics) -> None:
 
 def _job(session: Session, labels: LabelSetRef) -> TrainingJob:
     config = session.config
-    opened = open_snapshot(labels.snapshot)
-    # The tokens of a text are its true labels.
-    labelled = opened.manifest.splits["train"].labelled > 0 or get_task(config.task).answers.per_token
+    opened = open_for(config.task, labels.snapshot)
+    follows = get_task(config.task).answers.truth == "none"
+    labelled = opened.manifest.splits["train"].labelled > 0 or follows
     head = label.head_of(labels.store)
     job = TrainingJob(
         config=config,

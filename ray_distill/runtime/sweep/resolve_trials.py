@@ -151,7 +151,7 @@ def objective(config: Campaign, snapshot: Snapshot, label_sets: int) -> str:
     assert config.sweep is not None
     chosen = config.sweep.objective
     labelled = snapshot.manifest.splits["validation"].labelled
-    if get_task(config.task).answers.per_token:
+    if get_task(config.task).answers.truth == "none":
         measured = ("validation_nll", "validation_kl")
     elif labelled >= MIN_LABELLED:
         measured = ("validation_nll", "validation_accuracy")
@@ -174,7 +174,7 @@ def objective(config: Campaign, snapshot: Snapshot, label_sets: int) -> str:
 def judged_rows(config: Campaign, snapshot: Snapshot, metric: str) -> int:
     """Return the number of validation rows over which the objective is a mean."""
     split = snapshot.manifest.splits["validation"]
-    by_label = metric in ("validation_nll", "validation_accuracy") and not get_task(config.task).answers.per_token
+    by_label = metric in ("validation_nll", "validation_accuracy") and get_task(config.task).answers.truth != "none"
     return split.labelled if by_label else split.rows
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from ray_distill.config import Columns
 from ray_distill.errors import SnapshotError
@@ -10,22 +11,35 @@ from ray_distill.errors import SnapshotError
 RESERVED = ("row_id", "text", "target", "image", "label", "count", "group", "time")
 
 
-def source_columns(columns: Columns, input_column: str) -> dict[str, str]:
+@dataclass(frozen=True, kw_only=True)
+class InputColumn:
+    """The column of a task's inputs, and the kind of its values."""
+
+    name: str
+    """Name in a snapshot, and in `snapshot.columns` the field that names the source's column."""
+    binary: bool = False
+    """Values are encoded images, which are decoded once; else texts."""
+    nested: bool = False
+    """Lists and objects are conversations, kept as canonical JSON; else they are errors."""
+
+
+def source_columns(columns: Columns, column: InputColumn) -> dict[str, str]:
     """Return source column by snapshot column: input, target, label, group, time, slices.
 
     Raises:
         SnapshotError: a slice has a reserved name, or is named twice.
     """
     for name in columns.slices:
-        if name in RESERVED or columns.slices.count(name) > 1:
+        reserved = name in RESERVED or name == column.name
+        if reserved or columns.slices.count(name) > 1:
             raise SnapshotError(
-                f"snapshot.columns.slices: {name!r} is {'reserved' if name in RESERVED else 'named twice'}; slices "
+                f"snapshot.columns.slices: {name!r} is {'reserved' if reserved else 'named twice'}; slices "
                 f"need distinct names other than {', '.join(RESERVED)}: rename the column in the source"
             )
     named = {"label": columns.label, "group": columns.group, "time": columns.time}
-    if input_column == "text":
+    if not column.binary:
         named["target"] = columns.target
-    mapping = {input_column: columns.text if input_column == "text" else columns.image}
+    mapping = {column.name: getattr(columns, column.name, column.name)}
     mapping |= {part: name for part, name in named.items() if name is not None}
     return mapping | {name: name for name in columns.slices}
 

@@ -4,6 +4,7 @@ Each function returns the converted column and a mask of the rows it could not c
 """
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -44,6 +45,13 @@ def to_text(column: pa.ChunkedArray | pa.Array, name: str, numbers: bool = True)
     if pa.types.is_floating(kind):
         column = _floats_to_text(column)
     return _joined(column.cast(pa.large_string())), np.zeros(len(column), dtype=bool)
+
+
+def mixed_to_text(values: Sequence[str | float | None]) -> pa.Array:
+    """Return plain values as large_string; floats become texts together, as in `to_text`."""
+    numbers = pa.array([value if isinstance(value, float) else None for value in values], pa.float64())
+    texts = pa.array([None if isinstance(value, float) else value for value in values], pa.large_string())
+    return pc.coalesce(texts, to_text(numbers, "number")[0])
 
 
 def to_bytes(column: pa.ChunkedArray, name: str) -> pa.Array:

@@ -38,18 +38,19 @@ _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryEr
 _BATCH_FILES = 256
 
 
-def read_images(files: Sequence[SourceFile], first: int, mapping: Mapping[str, str]) -> Rows:
-    """Read image files as rows: ``image`` (large_binary) and ``label``, the folder's name.
+def read_images(files: Sequence[SourceFile], first: int, mapping: Mapping[str, str], column: str) -> Rows:
+    """Read image files as rows: the input (large_binary) and ``label``, the folder's name.
 
     Args:
         files: image files, one a row.
         first: source index of the first file; the others follow.
         mapping: snapshot columns to read.
+        column: the snapshot column of the input.
 
     Raises:
         SnapshotError: a column that folders of images cannot have.
     """
-    impossible = sorted(set(mapping) - {"image", "label"})
+    impossible = sorted(set(mapping) - {column, "label"})
     if impossible:
         raise SnapshotError(
             f"{files[0].name}: a folder of images has only images and their folders' names, so no "
@@ -57,7 +58,7 @@ def read_images(files: Sequence[SourceFile], first: int, mapping: Mapping[str, s
         )
     labels = pa.array([file.folder for file in files], pa.large_string())
     return Rows(
-        table=pa.table({"image": _read(files), "label": labels}),
+        table=pa.table({column: _read(files), "label": labels}),
         why=np.zeros(len(files), dtype=np.int8),
         source=np.arange(first, first + len(files), dtype=np.int32),
         record=np.ones(len(files), dtype=np.int64),
@@ -70,12 +71,12 @@ def _read(files: Sequence[SourceFile]) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(read_many(batch), pa.large_binary()) for batch in batches])
 
 
-def check_images(rows: Rows) -> Rows:
-    """Mark the rows whose ``image`` is missing, cannot be decoded, or is a decompression bomb."""
+def check_images(rows: Rows, column: str) -> Rows:
+    """Mark the rows whose image is missing, cannot be decoded, or is a decompression bomb."""
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        found = np.fromiter(pool.map(_look, _views(rows.table.column("image"))), dtype=np.int8, count=len(rows))
+        found = np.fromiter(pool.map(_look, _views(rows.table.column(column))), dtype=np.int8, count=len(rows))
     for reason in (Reason.MISSING_IMAGE, Reason.UNDECODABLE_IMAGE, Reason.HUGE_IMAGE):
         rows = rows.mark(found == reason, reason)
     return rows

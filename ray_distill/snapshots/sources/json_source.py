@@ -1,7 +1,7 @@
 """Read JSON Lines: pieces by pyarrow, or line by line where a line is bad."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from pyarrow import json as arrow_json
 
 from ray_distill.snapshots.rows import Reason, Rows, file_rows
-from ray_distill.snapshots.sources.convert import to_text
+from ray_distill.snapshots.sources.columns import InputColumn
+from ray_distill.snapshots.sources.convert import mixed_to_text, to_text
 from ray_distill.snapshots.sources.nested import canonical
 
 _PIECE_BYTES = 4 << 20
@@ -24,16 +25,24 @@ Piece = tuple[pa.Table, npt.NDArray[np.int8]]
 
 
 def read_jsonl(
-    data: bytes, mapping: Mapping[str, str], source: int, input_column: str, nested: bool = False
+    data: bytes, mapping: Mapping[str, str], source: int, column: InputColumn, *, sets: bool = False
 ) -> tuple[Rows, set[str]]:
     """Read one JSON object a line into large_string columns. Blank lines are skipped.
+
+    Args:
+        data: the file.
+        mapping: source column by snapshot column.
+        source: index of the file.
+        column: the column of the inputs.
+        sets: labels may be lists, which become JSON arrays as texts.
 
     Returns:
         The rows, and the keys seen. (A key that a line leaves out is null there.)
     """
     keys: set[str] = set()
-    pieces = [_read_piece(piece, mapping, input_column, keys, nested) for piece in _pieces(data)]
-    pieces = pieces or [_read_lines([], mapping, input_column, keys, nested)]
+    nested = frozenset(part for part, lists in ((column.name, column.nested), ("label", sets)) if lists)
+    pieces = [_read_piece(piece, mapping, column.name, keys, nested) for piece in _pieces(data)]
+    pieces = pieces or [_read_lines([], mapping, column.name, keys, nested)]
     why = np.concatenate([why for _, why in pieces])
     return file_rows(pa.concat_tables([table for table, _ in pieces]), why, source), keys
 
@@ -48,7 +57,9 @@ def _pieces(data: bytes) -> Iterator[bytes]:
         at = end
 
 
-def _read_piece(piece: bytes, mapping: Mapping[str, str], input_column: str, keys: set[str], nested: bool) -> Piece:
+def _read_piece(
+    piece: bytes, mapping: Mapping[str, str], input_column: str, keys: set[str], nested: Collection[str]
+) -> Piece:
     lines = [line for line in piece.split(b"\n") if line.strip()]
     schema = _guess_schema(lines[:_SAMPLED_LINES], mapping, input_column, keys)
     table = None if schema is None else _read_whole(piece, schema)
@@ -100,7 +111,7 @@ def _read_whole(piece: bytes, schema: pa.Schema) -> pa.Table | None:
 
 
 def _read_lines(
-    lines: list[bytes], mapping: Mapping[str, str], input_column: str, keys: set[str], nested: bool
+    lines: list[bytes], mapping: Mapping[str, str], input_column: str, keys: set[str], nested: Collection[str]
 ) -> Piece:
     why = np.zeros(len(lines), dtype=np.int8)
     columns: dict[str, list[str | float | None]] = {part: [None] * len(lines) for part in mapping}
@@ -108,12 +119,12 @@ def _read_lines(
         value, why[at] = _parse(line)
         keys.update(value)
         for part, name in mapping.items():
-            text, reason = _text(
-                value.get(name), only_text=part == input_column, nested=nested and part == input_column
-            )
+            text, reason = _text(value.get(name), only_text=part == input_column, nested=part in nested)
+            if part == "label" and isinstance(value.get(name), list) and part not in nested:
+                reason = Reason.LABEL_LIST
             columns[part][at] = text
             why[at] = why[at] or reason
-    return pa.table({part: _join(values) for part, values in columns.items()}), why
+    return pa.table({part: mixed_to_text(values) for part, values in columns.items()}), why
 
 
 def _parse(line: bytes) -> tuple[dict[str, Any], Reason]:
@@ -124,13 +135,6 @@ def _parse(line: bytes) -> tuple[dict[str, Any], Reason]:
     except (ValueError, RecursionError):
         return {}, Reason.MALFORMED_JSON
     return (value, Reason.NONE) if isinstance(value, dict) else ({}, Reason.MALFORMED_JSON)
-
-
-def _join(values: list[str | float | None]) -> pa.Array:
-    """Join one column of texts; floats become texts together, as in `to_text`."""
-    numbers = pa.array([value if isinstance(value, float) else None for value in values], pa.float64())
-    texts = pa.array([None if isinstance(value, float) else value for value in values], pa.large_string())
-    return pc.coalesce(texts, to_text(numbers, "number")[0])
 
 
 def _text(value: Any, only_text: bool, nested: bool) -> tuple[str | float | None, Reason]:

@@ -2,7 +2,7 @@
 
 import gzip
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -11,26 +11,33 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_distill.errors import SnapshotError
+from ray_distill.snapshots.manifest import Truth
 from ray_distill.snapshots.pairs import pair_texts
-from ray_distill.snapshots.rows import Mask, Reason, Rows, concat_rows, file_rows
-from ray_distill.snapshots.sources.columns import require_columns
+from ray_distill.snapshots.rows import Mask, Reason, Rows, Why, concat_rows, file_rows, reasons
+from ray_distill.snapshots.sources.columns import InputColumn, require_columns
 from ray_distill.snapshots.sources.convert import to_bytes, to_text, to_time
 from ray_distill.snapshots.sources.csv_source import read_csv
 from ray_distill.snapshots.sources.image_source import read_images
 from ray_distill.snapshots.sources.json_source import read_jsonl
 from ray_distill.snapshots.sources.nested import column_to_json, is_nested
 from ray_distill.snapshots.sources.resolve import SourceFile
+from ray_distill.snapshots.truth import TRUTHS, TruthKind
 from ray_distill.storage.files import open_input, read_bytes
 from ray_distill.storage.remote import protocol
 
+#: (source column, its name) -> the snapshot's column, and a reason for each row that could not be converted
+Converter = Callable[[pa.ChunkedArray, str], tuple[pa.Array, Why]]
 
-def read_rows(files: Sequence[SourceFile], mapping: Mapping[str, str], input_column: str, nested: bool = False) -> Rows:
+
+def read_rows(
+    files: Sequence[SourceFile], mapping: Mapping[str, str], column: InputColumn, truth: Truth = "class"
+) -> Rows:
     """Read all files, in order, as rows of one schema.
 
-    Columns: the input (``text`` large_string or ``image`` large_binary), ``label`` always, and the others that
-    ``mapping`` names: ``time`` in UTC microseconds, the rest large_string with empty texts as null. Rows that cannot be
-    used are there too, marked. Where the input may be ``nested``, lists and objects become canonical JSON. A ``target``
-    in ``mapping`` is not a column of its own: the input is then a source with its target (`pairs`).
+    Columns: the input (large_string, large_binary if binary), ``label`` always (large_string, for sets of classes lists
+    of it), and the others that ``mapping`` names: ``time`` in UTC microseconds, the rest large_string with empty texts
+    as null. Rows that cannot be used are there too, marked. A ``target`` in ``mapping`` is not a column of its own: the
+    input is then a source with its target (`pairs`).
 
     Raises:
         SnapshotError: a file is damaged, has another format or lacks a column.
@@ -42,11 +49,11 @@ def read_rows(files: Sequence[SourceFile], mapping: Mapping[str, str], input_col
     for (kind, _), run in groupby(enumerate(files), key=lambda item: (item[1].format, protocol(item[1].url))):
         indexed = list(run)
         if kind == "images":
-            parts.append(_read_images(indexed, mapping, input_column))
+            parts.append(_read_images(indexed, mapping, column, truth))
             continue
         for index, file in indexed:
-            rows, found = _read_table(file, index, mapping, input_column, nested)
-            parts.append(_normalise(rows, mapping, input_column, file.name, nested))
+            rows, found = _read_table(file, index, mapping, column, sets=truth == "classes")
+            parts.append(_normalise(rows, mapping, column, TRUTHS[truth], where=file.name))
             json_lines |= file.format == "jsonl"
             keys |= found
     if json_lines:
@@ -54,30 +61,34 @@ def read_rows(files: Sequence[SourceFile], mapping: Mapping[str, str], input_col
     return concat_rows(parts)
 
 
-def _read_images(indexed: list[tuple[int, SourceFile]], mapping: Mapping[str, str], input_column: str) -> Rows:
+def _read_images(
+    indexed: list[tuple[int, SourceFile]], mapping: Mapping[str, str], column: InputColumn, truth: Truth
+) -> Rows:
     first, file = indexed[0]
-    if input_column != "image":
-        raise SnapshotError(f"{file.name} is an image, but this task reads {input_column}: check snapshot.source")
-    return _normalise(read_images([item for _, item in indexed], first, mapping), mapping, input_column, file.name)
+    if not column.binary:
+        raise SnapshotError(f"{file.name} is an image, but this task reads {column.name}: check snapshot.source")
+    rows = read_images([item for _, item in indexed], first, mapping, column.name)
+    return _normalise(rows, mapping, column, TRUTHS[truth], where=file.name)
 
 
 def _read_table(
-    file: SourceFile, index: int, mapping: Mapping[str, str], input_column: str, nested: bool
+    file: SourceFile, index: int, mapping: Mapping[str, str], column: InputColumn, *, sets: bool
 ) -> tuple[Rows, set[str]]:
     """Read the rows of one table and the names of its columns."""
     if file.format == "parquet":
         rows = _read_parquet(file, mapping, index)
         return rows, set(mapping.values())
-    if input_column != "text":
+    if column.binary:
         raise SnapshotError(
-            f"{file.name}: images are read from folders or from Parquet, found {file.format}: convert the source"
+            f"{file.name}: {column.name}s are read from folders or from Parquet, found {file.format}: convert "
+            "the source"
         )
     data = _read_plain(file)
     if file.format == "csv":
         return read_csv(data, mapping, index, file.name), set(mapping.values())
-    rows, keys = read_jsonl(data, mapping, index, input_column, nested)
+    rows, keys = read_jsonl(data, mapping, index, column, sets=sets)
     if (rows.why == 0).any():
-        require_columns({input_column: mapping[input_column]}, sorted(keys), file.name)
+        require_columns({column.name: mapping[column.name]}, sorted(keys), file.name)
     return rows, keys
 
 
@@ -102,39 +113,59 @@ def _read_parquet(file: SourceFile, mapping: Mapping[str, str], index: int) -> R
     return file_rows(table, np.zeros(len(table), dtype=np.int8), index)
 
 
-def _normalise(rows: Rows, mapping: Mapping[str, str], input_column: str, where: str, nested: bool = False) -> Rows:
+def _normalise(rows: Rows, mapping: Mapping[str, str], column: InputColumn, truth: TruthKind, *, where: str) -> Rows:
     """Bring every column to its one type and mark the rows where that fails."""
     columns: dict[str, pa.Array] = {}
-    for part, column in zip(rows.table.column_names, rows.table.columns, strict=True):
+    for part, values in zip(rows.table.column_names, rows.table.columns, strict=True):
         name = mapping.get(part, part)
         try:
-            columns[part], bad, reason = _convert(part, name, column, nested)
+            columns[part], why = _converter(part, column, truth)(values, name)
         except SnapshotError as error:
             raise SnapshotError(f"{where}: {error}") from error
         except pa.ArrowInvalid as error:
-            raise SnapshotError(f"{where}: column {name!r} ({column.type}) cannot be converted: {error}") from error
-        rows = rows.mark(bad, reason)
-    if input_column == "text":
-        rows = rows.mark(_is_missing(columns["text"]), Reason.MISSING_TEXT)
+            raise SnapshotError(f"{where}: column {name!r} ({values.type}) cannot be converted: {error}") from error
+        rows = rows.mark_each(why)
+    if not column.binary:
+        rows = rows.mark(_is_missing(columns[column.name]), Reason.MISSING_TEXT)
     if "target" in columns:
-        columns["text"] = pair_texts(columns["text"], columns.pop("target"))
-    columns.setdefault("label", pa.nulls(len(rows), pa.large_string()))
-    order = [input_column, "label", *(part for part in mapping if part not in (input_column, "target", "label"))]
+        columns[column.name] = pair_texts(columns[column.name], columns.pop("target"))
+    columns.setdefault("label", pa.nulls(len(rows), truth.absent))
+    order = [column.name, "label", *(part for part in mapping if part not in (column.name, "target", "label"))]
     table = pa.table({part: columns[part] for part in order})
     return Rows(table=table, why=rows.why, source=rows.source, record=rows.record)
 
 
-def _convert(part: str, name: str, column: pa.ChunkedArray, nested: bool) -> tuple[pa.Array, Mask, Reason]:
-    if part == "image":
-        return to_bytes(column, name), np.zeros(len(column), dtype=bool), Reason.NONE
-    if part == "time":
-        return *to_time(column, name), Reason.UNREADABLE_TIME
-    if part == "text" and nested and is_nested(column.type):
-        return *column_to_json(column), Reason.WRONG_TYPE
-    text, bad = to_text(column, name, numbers=part != "text")
-    if part != "text":
-        text = pc.if_else(pc.equal(text, ""), None, text)
-    return text, bad, Reason.NOT_UTF8
+def _converter(part: str, column: InputColumn, truth: TruthKind) -> Converter:
+    """Return the function that converts one column; its second argument is the name in the source."""
+    if part == column.name:
+        return _to_binary if column.binary else _to_nested if column.nested else _to_input
+    return {"label": truth.convert, "time": _to_time}.get(part, _to_other)
+
+
+def _to_binary(values: pa.ChunkedArray, name: str) -> tuple[pa.Array, Why]:
+    return to_bytes(values, name), np.zeros(len(values), dtype=np.int8)
+
+
+def _to_input(values: pa.ChunkedArray, name: str) -> tuple[pa.Array, Why]:
+    text, bad = to_text(values, name, numbers=False)
+    return text, reasons(bad, Reason.NOT_UTF8)
+
+
+def _to_nested(values: pa.ChunkedArray, name: str) -> tuple[pa.Array, Why]:
+    if not is_nested(values.type):
+        return _to_input(values, name)
+    text, bad = column_to_json(values)
+    return text, reasons(bad, Reason.WRONG_TYPE)
+
+
+def _to_other(values: pa.ChunkedArray, name: str) -> tuple[pa.Array, Why]:
+    text, bad = to_text(values, name)
+    return pc.if_else(pc.equal(text, ""), None, text), reasons(bad, Reason.NOT_UTF8)
+
+
+def _to_time(values: pa.ChunkedArray, name: str) -> tuple[pa.Array, Why]:
+    time, bad = to_time(values, name)
+    return time, reasons(bad, Reason.UNREADABLE_TIME)
 
 
 def _is_missing(text: pa.Array) -> Mask:

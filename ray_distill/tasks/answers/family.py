@@ -11,6 +11,7 @@ from typing import cast
 
 from ray_distill.config import Campaign
 from ray_distill.config.judge import Limit
+from ray_distill.snapshots.manifest import Truth
 from ray_distill.tasks.facets import JudgeFacet, RefuseFacet, ServeFacet, StoreFacet
 from ray_distill.tasks.metrics import EFFICIENCY, Metric, MetricTable
 
@@ -28,6 +29,9 @@ class Answers:
     """Package of the facets, e.g. ``ray_distill.tasks.answers.classes``."""
     per_token: bool = False
     """Models answer at tokens, ``[B, L, V]``, over a vocabulary; else once a row, ``[B, V]``, over named classes."""
+    truth: Truth = "class"
+    """How a snapshot reads its labels: one class a row, a set of classes (``classes``), or not at all (``none``),
+    because the truth follows from the input."""
     rows: str
     """The units that quality is measured over, as a plural noun: what ``n`` of an estimate counts."""
     metrics: MetricTable

@@ -15,7 +15,7 @@ from ray_distill.config import Columns, SnapshotConfig
 from ray_distill.errors import SnapshotError
 from ray_distill.snapshots.pairs import pair_text, read_pair, with_target
 from ray_distill.snapshots.reader import open_snapshot
-from ray_distill.snapshots.sources.columns import source_columns
+from ray_distill.snapshots.sources.columns import InputColumn, source_columns
 from ray_distill.snapshots.take import take_snapshot
 
 ROWS = [("a source", "its target"), ('with "quotes", commas\nand lines', "é"), ("unwritten", None), ("blank", " ")]
@@ -113,5 +113,5 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
 def test_target_is_no_name_for_a_slice() -> None:
     """It has a meaning of its own; and images have no target."""
     with pytest.raises(SnapshotError, match="'target' is reserved"):
-        source_columns(Columns(slices=("target",)), "text")
-    assert "target" not in source_columns(Columns(target="summary"), "image")
+        source_columns(Columns(slices=("target",)), InputColumn(name="text"))
+    assert "target" not in source_columns(Columns(target="summary"), InputColumn(name="image", binary=True))

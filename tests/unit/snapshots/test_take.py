@@ -316,7 +316,7 @@ def test_images_from_folders(tmp_path: Path) -> None:
         path.write_bytes(sink.getvalue())
     (tmp_path / "images" / "dog" / "bad.png").write_bytes(b"bad")
     config = SnapshotConfig(source=str(tmp_path / "images"))
-    ref = take_snapshot(config, input_column="image", seed=0, url=str(tmp_path))
+    ref = take_snapshot(config, input_column="image", binary=True, seed=0, url=str(tmp_path))
     snapshot = open_snapshot(ref)
     table = snapshot.read("train")
     assert table.schema.field("image").type == pa.large_binary() and snapshot.classes == ("cat", "dog")

@@ -8,7 +8,7 @@ from ray_distill.config import Columns, Splits
 from ray_distill.errors import SnapshotError
 from ray_distill.snapshots.identity import row_id, row_ids
 from ray_distill.snapshots.labels import check_classes, class_names, label_index
-from ray_distill.snapshots.sources.columns import source_columns
+from ray_distill.snapshots.sources.columns import InputColumn, source_columns
 from ray_distill.snapshots.sources.convert import parse_time, to_time
 from ray_distill.snapshots.splits import SPLITS, split_by_group, split_by_id
 
@@ -86,7 +86,7 @@ def test_classes_must_be_distinct_names(classes: tuple[str, ...], fault: str) ->
 def test_slices_cannot_take_names_with_a_meaning(slices: tuple[str, ...], fault: str) -> None:
     """A slice named like a snapshot column would overwrite it."""
     with pytest.raises(SnapshotError, match=fault):
-        source_columns(Columns(slices=slices), "text")
+        source_columns(Columns(slices=slices), InputColumn(name="text"))
 
 
 def test_times_come_in_many_forms() -> None:

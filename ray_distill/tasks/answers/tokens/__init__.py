@@ -43,6 +43,7 @@ TOKENS = Answers(
     name="tokens",
     package=__name__,
     per_token=True,
+    truth="none",
     rows="documents",
     metrics=MetricTable(metrics=(*_QUALITY, *WRITTEN.metrics)),
     efficiency=efficiency("documents", Metric(name="tokens_per_second", heading="Tokens/s", decimals=0, better="more")),

@@ -9,6 +9,7 @@ import pytest
 
 from ray_distill.errors import SnapshotError
 from ray_distill.snapshots.rows import Reason
+from ray_distill.snapshots.sources.columns import InputColumn
 from ray_distill.snapshots.sources.nested import canonical, column_to_json, is_nested
 from ray_distill.snapshots.sources.read import read_rows
 from ray_distill.snapshots.sources.resolve import match_sources
@@ -46,11 +47,11 @@ def test_both_formats_give_the_same_rows(tmp_path: Path, kind: str) -> None:
     else:
         path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
     files = match_sources([str(path)], "auto")
-    found = read_rows(files, {"text": "messages"}, "text", nested=True)
+    found = read_rows(files, {"text": "messages"}, InputColumn(name="text", nested=True))
     assert found.table.column("text").to_pylist() == [canonical(row, padded=True) for row in rows]
     assert not found.why.any()
     if kind == "parquet":
         with pytest.raises(SnapshotError, match="expected text"):
-            read_rows(files, {"text": "messages"}, "text")
+            read_rows(files, {"text": "messages"}, InputColumn(name="text"))
     else:
-        assert read_rows(files, {"text": "messages"}, "text").why.tolist() == [Reason.WRONG_TYPE] * 2
+        assert read_rows(files, {"text": "messages"}, InputColumn(name="text")).why.tolist() == [Reason.WRONG_TYPE] * 2

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ray_distill.errors import SnapshotError
 from ray_distill.snapshots.rows import Reason, Rows
+from ray_distill.snapshots.sources.columns import InputColumn
 from ray_distill.snapshots.sources.image_source import check_images
 from ray_distill.snapshots.sources.read import read_rows
 from ray_distill.snapshots.sources.resolve import match_sources
@@ -22,7 +23,7 @@ WANTED = {"text": "utterance", "label": "intent"}
 
 
 def read(path: Path | str, wanted: dict[str, str] = WANTED, column: str = "text", kind: str = "auto") -> Rows:
-    return read_rows(match_sources([str(path)], kind), wanted, column)
+    return read_rows(match_sources([str(path)], kind), wanted, InputColumn(name=column, binary=column == "image"))
 
 
 def content(rows: Rows) -> list[tuple[object, ...]]:
@@ -128,7 +129,7 @@ def test_jsonl_bad_lines_are_quarantined_alone(tmp_path: Path) -> None:
         (4, "wrong type"),
         (5, "not UTF-8"),
         (6, "not UTF-8"),
-        (7, "wrong type"),
+        (7, "label is a list"),
         (10, "malformed JSON"),
     ]
 
@@ -241,7 +242,7 @@ def test_images_that_cannot_be_decoded_are_marked(tmp_path: Path) -> None:
     values = [good, None, b"", b"no image", good[:-200], bomb, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"]
     for kind in (pa.binary(), pa.large_binary()):
         pq.write_table(pa.table({"image": pa.array(values, kind)}), tmp_path / "a.parquet")
-        rows = check_images(read(tmp_path / "a.parquet", {"image": "image"}, "image"))
+        rows = check_images(read(tmp_path / "a.parquet", {"image": "image"}, "image"), "image")
         assert reasons(rows) == [
             (2, "missing image"),
             (3, "missing image"),

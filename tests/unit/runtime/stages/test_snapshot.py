@@ -1,0 +1,50 @@
+"""Snapshots of a campaign: taken as its task reads rows, and refused by a task that reads them otherwise."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ray_distill.artifacts import SnapshotRef
+from ray_distill.config import SnapshotConfig
+from ray_distill.errors import SnapshotError
+from ray_distill.runtime.stages.snapshot import open_for
+from ray_distill.snapshots import take_snapshot
+from ray_distill.snapshots.manifest import Truth
+from ray_distill.tasks.catalogue import TASKS
+
+
+def _taken(folder: Path, truth: Truth) -> SnapshotRef:
+    labels = [["a"]] if truth == "classes" else ["a"]
+    pq.write_table(pa.table({"text": [f"row {n}" for n in range(200)], "label": labels * 200}), folder / "a.parquet")
+    config = SnapshotConfig.model_validate({"source": str(folder / "a.parquet"), "columns": {"label": "label"}})
+    return take_snapshot(config, input_column="text", seed=0, url=str(folder / "snapshots"), truth=truth)
+
+
+def test_a_snapshot_of_another_kind_of_labels_is_refused_by_both_names(tmp_path: Path) -> None:
+    """Sets are not one class; a task whose truth follows from the input accepts any kind."""
+    sets = _taken(tmp_path, "classes")
+    with pytest.raises(
+        SnapshotError,
+        match="the snapshot has a set of classes a row, text_classification reads one class a row: take a snapshot",
+    ):
+        open_for("text_classification", sets)
+    with pytest.raises(SnapshotError, match="has no label a row, text_classification reads one class a row"):
+        open_for("text_classification", _taken(tmp_path, "none"))
+    assert open_for("causal_lm", sets).manifest.truth == "classes"
+    assert open_for("text_classification", _taken(tmp_path, "class")).classes == ("a",)
+
+
+def test_a_snapshot_of_other_inputs_is_refused_by_both_names(tmp_path: Path) -> None:
+    """Texts are no images."""
+    with pytest.raises(SnapshotError, match="the snapshot has the inputs 'text', image_classification reads 'image'"):
+        open_for("image_classification", _taken(tmp_path, "class"))
+
+
+def test_tasks_say_how_their_labels_are_read() -> None:
+    """Only the tokens of a text are its own truth."""
+    assert {name: task.answers.truth for name, task in TASKS.items() if task.answers.truth == "none"} == {
+        "causal_lm": "none",
+        "seq2seq": "none",
+    }

@@ -17,7 +17,12 @@ class Columns(Section):
         "the teacher has yet to write it",
     )
     image: str = Field("image", description="encoded image bytes, or {bytes, path} (image tasks)")
-    label: str | None = Field(None, description="true label: class name or index into `classes`; null = unlabelled")
+    label: str | None = Field(
+        None,
+        description="true label: class name or index into `classes`; null = unlabelled. Tasks that "
+        "read sets of classes: a list of names or indices (in CSV a JSON array), or a vector of 0 and 1 as long as "
+        "`classes`; [] = none applies",
+    )
     group: str | None = Field(None, description="rows of one group (user, conversation) stay in one split")
     time: str | None = Field(None, description="event time, for splits by time")
     slices: tuple[str, ...] = Field((), description="columns by which evaluation is also reported")

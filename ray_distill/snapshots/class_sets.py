@@ -1,4 +1,4 @@
-"""Sets of classes as labels: names, indices or 0/1 vectors, brought to ascending unique indices.
+"""Convert sets of classes to ascending indices: from names, indices or 0/1 vectors.
 
 A set is a list of names or indices, or a vector of 0 and 1 (or false and true) with one number a class. The rows that
 can only be one of the two decide once, for all rows of all sources. A row of the other kind goes to quarantine, so no
@@ -45,7 +45,7 @@ class _Lists:
 
 
 def find_names(labels: pa.Array) -> tuple[str, ...]:
-    """Return the sorted names in lists of names, as `class_names` sorts them; empty ones are not names."""
+    """Return the names in lists, sorted as by `class_names`; empty texts are not names."""
     names = labels.flatten()
     return class_names(names.filter(pc.fill_null(pc.not_equal(names, ""), False)))
 
@@ -115,7 +115,7 @@ def _unique(lists: _Lists, index: npt.NDArray[np.int32]) -> Mask:
 
 
 def _is_vector(lists: _Lists, classes: int) -> Mask:
-    """Return ``[N]``: whether a row has one mark a class, all of them numbers or all truth values."""
+    """Return ``[N]``: whether a row has one mark a class, all numbers or all truth values."""
     result: Mask = np.zeros(len(lists.lengths), dtype=bool)
     for marks in _MARKS:
         result |= lists.all_of(_among(lists.entries, marks))

@@ -108,7 +108,10 @@ def _is_excluded(ids: Ids, config: SnapshotConfig, column: InputColumn) -> Mask:
 
 
 def _settle(table: pa.Table, ids: Ids, config: SnapshotConfig, truth: Truth, *, seed: int) -> Frozen:
-    """Merge and split usable rows, the input in the first column; counts of rows left out before are still zero."""
+    """Merge and split usable rows, whose input is the first column.
+
+    The counts of rows that were left out before are still zero.
+    """
     copies = merge.gather_copies(ids)
     kind, found = TRUTHS[truth], table.column("label").combine_chunks()
     classes = config.classes or kind.names(found)

@@ -231,7 +231,10 @@ def _parquet(table: pa.Table, unique: Sequence[str]) -> bytes:
 
 
 def _type_name(kind: pa.DataType) -> str:
-    """Return a type as the manifest names it: Arrow's name of a list has one for its items, too, which may change."""
+    """Return a type as the manifest names it.
+
+    Arrow's name of a list contains a name for its items, which differs between its versions.
+    """
     return f"list<{kind.value_type}>" if pa.types.is_list(kind) else str(kind)
 
 

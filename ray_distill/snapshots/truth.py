@@ -20,7 +20,7 @@ class TruthKind:
     """How labels of one kind are read, checked and merged."""
 
     absent: pa.DataType
-    """Type of the column before the names are looked up."""
+    """Type of the column before names become indices."""
     convert: Callable[[pa.ChunkedArray, str], tuple[pa.Array, Why]]
     """(source column, its name) -> names of classes, null where unknown; and a reason a row that is not usable."""
     check: Callable[[Rows, Sequence[str] | None], Rows]

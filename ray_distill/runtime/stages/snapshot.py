@@ -42,13 +42,13 @@ def open_for(task: str, snapshot: SnapshotRef) -> Snapshot:
             `open_snapshot`.
         StorageError: as `open_snapshot`.
     """
-    opened, wanted = open_snapshot(snapshot), get_task(task)
-    if opened.input_column != wanted.inputs.column:
+    opened, reader = open_snapshot(snapshot), get_task(task)
+    if opened.input_column != reader.inputs.column:
         raise SnapshotError(
             f"{snapshot.url}: the snapshot has the inputs {opened.input_column!r}, {task} reads "
-            f"{wanted.inputs.column!r}: take a snapshot for this task"
+            f"{reader.inputs.column!r}: take a snapshot for this task"
         )
-    found, expected = opened.manifest.truth, wanted.answers.truth
+    found, expected = opened.manifest.truth, reader.answers.truth
     if expected not in (found, "none"):
         raise SnapshotError(
             f"{snapshot.url}: the snapshot has {_LABELS[found]} a row, {task} reads {_LABELS[expected]} a row: take a "

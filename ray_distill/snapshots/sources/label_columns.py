@@ -15,7 +15,7 @@ from ray_distill.errors import SnapshotError
 from ray_distill.snapshots.rows import Mask, Reason, Rows, Why, reasons
 from ray_distill.snapshots.sources.convert import mixed_to_text, to_text
 
-#: A set of classes before its names are looked up.
+#: A set of classes before its names become indices.
 NAMES = pa.large_list(pa.large_string())
 
 #: An entry of a JSON array; floats become texts together.
@@ -44,7 +44,7 @@ def to_class(column: pa.ChunkedArray, name: str) -> tuple[pa.Array, Why]:
 
 
 def to_classes(column: pa.ChunkedArray, name: str) -> tuple[pa.Array, Why]:
-    """Return a set of classes a row as `NAMES`; null where unknown, an empty list where no class applies.
+    """Return a set of classes a row as `NAMES`: null where unknown, [] where none applies.
 
     Args:
         column: lists of names, numbers or truth values, or texts that are JSON arrays of them.

@@ -136,7 +136,7 @@ def _normalise(rows: Rows, mapping: Mapping[str, str], column: InputColumn, trut
 
 
 def _converter(part: str, column: InputColumn, truth: TruthKind) -> Converter:
-    """Return the function that converts one column; its second argument is the name in the source."""
+    """Return the function that converts one column."""
     if part == column.name:
         return _to_binary if column.binary else _to_nested if column.nested else _to_input
     return {"label": truth.convert, "time": _to_time}.get(part, _to_other)

@@ -22,7 +22,7 @@ from ray_distill.sequences import attempts
 from ray_distill.sequences.generator import Generator
 from ray_distill.sequences.select import Scorer, Selection, select
 from ray_distill.sequences.store import SequenceStore, count_reasons, prompt_ids
-from ray_distill.sequences.texts import has_target, with_answer
+from ray_distill.sequences.texts import FORMS
 from ray_distill.snapshots.freeze import Frozen
 from ray_distill.snapshots.identity import id_order, ids_to_arrow, row_ids
 from ray_distill.snapshots.manifest import RowCounts
@@ -81,7 +81,8 @@ def derive(
     rows = _rows(parent)
     sequences = _beside_parents(attempts.answered(written), rows)
     found = select(sequences, settings, scorer)
-    table, split, merged = _merged(_texts(sequences, found, store.generator), _untouched(rows, settings.splits))
+    generated = _texts(sequences, found, store.generator, rows.field("label").type)
+    table, split, merged = _merged(generated, _untouched(rows, settings.splits))
     counts = _counts(written, sequences, found, merged)
     _check_none_empty(split, counts)
     frozen = Frozen(
@@ -119,28 +120,26 @@ def require_answers(
     Args:
         parent: the snapshot.
         splits: splits whose rows the teacher replaces.
-        form: format of the rows, see `with_answer`; rows of the format ``text`` always have a target.
+        form: form of the rows, a key of `FORMS`.
         roles: roles of a conversation whose messages are targets.
         max_bad_fraction: largest accepted share of rows without a target.
 
     Raises:
         SnapshotError: more rows than that have no target.
     """
-    if form == "text":
+    kind = FORMS[form]
+    has_target = kind.has_target
+    if has_target is None:
         return
     rows = {split: parent.read(split, columns=["text"])["text"].to_pylist() for split in SPLITS if split not in splits}
-    targetless = {split: sum(not has_target(text, form, roles) for text in texts) for split, texts in rows.items()}
+    targetless = {split: sum(not has_target(text, roles) for text in texts) for split, texts in rows.items()}
     total = sum(shard.rows for shard in parent.shards)
     if sum(targetless.values()) > max_bad_fraction * total:
         found = ", ".join(f"{count} of {len(rows[split])} in {split}" for split, count in targetless.items() if count)
         raise SnapshotError(
-            f"{parent.ref.url}: {_without_target(form, roles)} would stay unchanged and have no target to learn: "
+            f"{parent.ref.url}: {kind.without_target(roles)} would stay unchanged and have no target to learn: "
             f"{found}. Add these splits to sequences.splits, so that the teacher answers them"
         )
-
-
-def _without_target(form: str, roles: Collection[str]) -> str:
-    return "sources without a target" if form == "pair" else f"conversations without a message of {' or '.join(roles)}"
 
 
 def _rows(parent: Snapshot) -> pa.Table:
@@ -166,21 +165,21 @@ def _beside_parents(answers: pa.Table, rows: pa.Table) -> pa.Table:
     """Join sequences with the columns of their prompts' rows; the input is named ``input``."""
     at = pc.index_in(answers["row_id"], value_set=rows["row_id"].combine_chunks())
     parents = rows.take(at)
-    kept = [name for name in rows.column_names if name not in ("row_id", "text", "label")]
+    kept = parents.drop_columns(["row_id", "text", "label"])
     return pa.table(
         {
             **{name: answers[name] for name in answers.column_names},
             "input": parents["text"],
-            **{_PARENT + name: parents[name] for name in kept},
+            **{_PARENT + name: kept[name] for name in kept.column_names},
         }
     )
 
 
-def _texts(sequences: pa.Table, found: Selection, generator: Generator) -> pa.Table:
-    """Build the rows of the kept sequences."""
+def _texts(sequences: pa.Table, found: Selection, generator: Generator, label: pa.DataType) -> pa.Table:
+    """Build the rows of the kept sequences; their label, of the parent's type, is unknown."""
     kept, scores = sequences.filter(pa.array(found.kept)), pa.array(found.scores[found.kept], from_pandas=True)
     texts = [
-        with_answer(row, answer, generator.format)
+        FORMS[generator.format].with_answer(row, answer)
         for row, answer in zip(kept["input"].to_pylist(), kept["text"].to_pylist(), strict=True)
     ]
     own = [name for name in kept.column_names if name.startswith(_PARENT)]
@@ -189,7 +188,7 @@ def _texts(sequences: pa.Table, found: Selection, generator: Generator) -> pa.Ta
         {
             "row_id": ids_to_arrow(row_ids(text, "text")),
             "text": text,
-            "label": pa.nulls(len(kept), pa.int32()),
+            "label": pa.nulls(len(kept), label),
             **{name.removeprefix(_PARENT): kept[name] for name in own},
             "sequence_parent": kept["row_id"],
             "sequence_candidate": kept["candidate"],

@@ -20,7 +20,7 @@ class Generator(Artifact):
     model: str
     """Path or name of the teacher's checkpoint; not part of the fingerprint."""
     format: str
-    """``text``, ``chat`` or ``pair``: see `with_answer`."""
+    """Form of a row: a key of `ray_distill.sequences.texts.FORMS`."""
     method: str
     candidates: int
     temperature: float

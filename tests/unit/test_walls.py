@@ -29,8 +29,6 @@ STILL_WRONG: dict[str, int] = {
     "runtime/labelling/identify_teacher.py": 3,
     "runtime/stages/label.py": 1,
     "runtime/stages/relabel.py": 1,
-    "sequences/derive.py": 3,
-    "sequences/texts.py": 3,
     "students/data/open_sources.py": 3,
     "students/export.py": 1,
     "students/run.py": 1,

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
-from ray_distill.config import SequencesConfig
+from ray_distill.config import SequencesConfig, SnapshotConfig
 from ray_distill.errors import CorruptStore, LabelError, SnapshotError
 from ray_distill.labels.model.rowids import to_numpy
 from ray_distill.sequences.attempts import SCHEMA, ordered, rejected_table
@@ -17,10 +18,11 @@ from ray_distill.sequences.derive import COLUMNS, Derived, derive, require_answe
 from ray_distill.sequences.generator import Generator
 from ray_distill.sequences.store import SequenceStore, create_or_open, prompt_ids
 from ray_distill.sequences.units import write_attempt
-from ray_distill.snapshots import SPLITS
+from ray_distill.snapshots import SPLITS, take_snapshot
 from ray_distill.snapshots.pairs import pair_text
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
+from ray_distill.testing.sequences import SPLITS as FOUR_SPLITS
 from ray_distill.testing.sequences import FakeAuthor, fake_author, fake_generator, prompts_snapshot, write_all
 
 TEXTS = [*(f"row {n}" for n in range(80)), "bad!"]
@@ -76,6 +78,23 @@ def test_every_sequence_stands_in_its_parents_split_with_its_parents_columns(par
         assert all(row[name] is None for row in found[split] for name in COLUMNS)
     answered = sum(row["reason"] is None for row in written.values())
     assert sum(len(found[split]) for split in BOTH) == answered == 2 * (len(prompt_ids(parent, BOTH)) - 1)
+
+
+def test_a_parent_with_sets_of_classes_keeps_them_in_rows_that_are_not_written(tmp_path: Path) -> None:
+    """Written texts have no label, of the same type; the manifest keeps the kind of the labels."""
+    pq.write_table(pa.table({"text": TEXTS, "label": [["b", "a"], [], None] * 27}), tmp_path / "in.parquet")
+    config = SnapshotConfig.model_validate(
+        {"source": str(tmp_path / "in.parquet"), "splits": FOUR_SPLITS, "columns": {"label": "label"}, "shard_rows": 16}
+    )
+    url = str(tmp_path / "parents")
+    parent = open_snapshot(take_snapshot(config, input_column="text", seed=0, url=url, truth="classes"))
+    derived = _derive(parent, write_all(str(tmp_path / "w"), fake_generator(), parent), tmp_path)
+    opened, before = open_snapshot(derived.ref), _rows(parent)
+    assert opened.manifest.truth == "classes" and opened.classes == ("a", "b")
+    for split, rows in _rows(opened).items():
+        wanted = [None] * len(rows) if split in BOTH else [row["label"] for row in before[split]]
+        assert [row["label"] for row in rows] == wanted
+    assert opened.manifest.splits["test"] == parent.manifest.splits["test"]
 
 
 def test_the_manifest_says_what_was_dropped_and_why(parent: Snapshot, tmp_path: Path) -> None:

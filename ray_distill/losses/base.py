@@ -102,6 +102,8 @@ class Loss(ABC):
     """True: trains on true labels. False: follows the teacher."""
     projected: ClassVar[bool] = False
     """True: reads `StudentOutput.hidden`. False: reads `StudentOutput.states`, where it reads states at all."""
+    any_temperature: ClassVar[bool] = False
+    """True: reads the teacher at any temperature. False: only at those that the labels declare."""
 
     @abstractmethod
     def weight(self, batch: LossBatch) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 from ray_distill.config import LossConfig
 from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.students.data.examples import Examples
-from ray_distill.students.objective.loss_settings import follows_labels
+from ray_distill.students.objective.loss_settings import LossKinds, follows_labels
 from ray_distill.students.order.cursor import Index
 
 
@@ -48,7 +48,7 @@ def arm_by_name(name: str) -> Arm:
     return ARMS[name]
 
 
-def arm_rows(name: str, losses: Mapping[str, LossConfig], data: Examples) -> Index:
+def arm_rows(name: str, losses: Mapping[str, LossConfig], data: Examples, kinds: LossKinds) -> Index:
     """Return the rows an arm trains on: those to which at least one of its losses gives weight.
 
     A loss on true labels weighs labelled rows, every other loss weighs the rows the teacher may teach.
@@ -58,7 +58,7 @@ def arm_rows(name: str, losses: Mapping[str, LossConfig], data: Examples) -> Ind
     """
     use = np.zeros(data.rows, dtype=np.bool_)
     for loss in losses:
-        use |= data.labelled if follows_labels(loss) else data.distil
+        use |= data.labelled if follows_labels(loss, kinds) else data.distil
     rows = np.flatnonzero(use)
     if len(rows) == 0:
         raise TrainingError(

@@ -25,7 +25,7 @@ from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
 from ray_distill.students.arms import Arm, arm_by_name, arm_rows
 from ray_distill.students.checkpoints.store import prune
-from ray_distill.students.data.answer_format import learn_facet
+from ray_distill.students.data.answer_format import LearnFacet, learn_facet
 from ray_distill.students.data.build_examples import build_examples
 from ray_distill.students.data.examples import Examples, PositionExamples
 from ray_distill.students.data.open_data import open_data
@@ -141,7 +141,7 @@ def arm_plan(job: TrainingJob, arm: Arm) -> dict[str, Any]:
     )
     plan = identity(student)
     for name, loss in losses.items():  # adds the defaults of the loss, which are not in the configuration
-        plan["losses"][name] |= plain_settings(name, loss)
+        plan["losses"][name] |= plain_settings(name, loss, _learn(config).LOSSES)
     return {"labels": job.labels.fingerprint, "arm": arm.name, "seed": job.seed, **plan}
 
 
@@ -153,6 +153,10 @@ def _by_content(mixture: MixtureConfig | None, others: Sequence[LabelSetRef]) ->
     return mixture.model_copy(
         update={"others": tuple(other.model_copy(update={"labels": ref.fingerprint}) for other, ref in named)}
     )
+
+
+def _learn(config: Campaign) -> LearnFacet:
+    return learn_facet(get_task(config.task).answers)
 
 
 def _losses(config: Campaign, arm: Arm) -> Mapping[str, LossConfig]:
@@ -185,21 +189,21 @@ def _open(job: TrainingJob, ranks: Ranks) -> Workshop:
         teacher=config.labels.teacher,
         seed=job.seed,
     )
-    losses, training = config.student.losses, config.student.training
-    wrong = [*check_losses(losses, labels_of(manifest), training), *check_compiler(training)]
+    losses, training, learn = config.student.losses, config.student.training, _learn(config)
+    wrong = [*check_losses(losses, labels_of(manifest), training, learn.LOSSES), *check_compiler(training)]
     if wrong:
         raise ConfigError("\n  ".join(wrong))
-    pairs = pairs_of(losses, tuple(manifest.hidden), model)
+    pairs = pairs_of(losses, tuple(manifest.hidden), model, learn.LOSSES)
     layers = tuple(sorted({layer for own in pairs.values() for layer in own.values()}))
     data = open_data(
         open_sources(config, labelled, model, layers=layers, teacher_rows_url=job.teacher_rows_url), training, ranks
     )
     train, mixture = data.train, config.student.mixture
-    rows = arm_rows("student", losses, train)
+    rows = arm_rows("student", losses, train, learn.LOSSES)
     ceiling = _ceiling(job, config, snapshot, model, manifest)
     for own in (data.validation, *([] if ceiling is None else [ceiling])):
         Budget.of(training).check(own.lengths)
-    for temperature in temperatures_of(losses, manifest.distributions.temperatures):
+    for temperature in temperatures_of(losses, manifest.distributions.temperatures, learn.LOSSES):
         check_retained_mass(train, rows, temperature)
     return Workshop(
         job=job,
@@ -212,7 +216,7 @@ def _open(job: TrainingJob, ranks: Ranks) -> Workshop:
         if mixture is None or mixture.how == "average"
         else Shares(starts=data.sources, weights=mixture.weights),
         ceiling=ceiling,
-        judge=learn_facet(get_task(config.task).answers).validator(data.validation),
+        judge=learn.validator(data.validation),
         pairs=pairs,
         steps=math.ceil(training.epochs * steps_per_epoch(len(rows), training.global_batch)),
     )
@@ -227,7 +231,7 @@ def _ceiling(
     if job.ceiling is None:
         raise ConfigError("the arm ceiling_true_labels needs the teacher's labelled rows: set student.ceiling")
     source, task = open_snapshot(job.ceiling), get_task(config.task)
-    answers = learn_facet(task.answers).answer_format(
+    answers = _learn(config).answer_format(
         task=task, model=model, manifest=manifest, snapshot_classes=source.classes, training=config.student.training
     )
     columns = ["row_id", task.inputs.column, *answers.truth_columns]
@@ -266,12 +270,13 @@ def _trials(workshop: Workshop, arm: Arm) -> list[Trial]:
     training, losses = workshop.job.config.student.training, _losses(workshop.job.config, arm)
     data = workshop.ceiling if arm.ceiling else workshop.train
     assert data is not None
-    rows = arm_rows(arm.name, losses, data)
+    kinds = _learn(workshop.job.config).LOSSES
+    rows = arm_rows(arm.name, losses, data, kinds)
     if not (arm.ceiling and training.sampling is not None and training.sampling.by == "entropy"):  # without a teacher
         rows = resampled(rows, data, training.sampling, workshop.job.seed, None if arm.ceiling else workshop.shares)
     declared = workshop.manifest.distributions.temperatures
     terms = build_terms(
-        losses, steps=workshop.steps, temperatures=declared, layers=workshop.pairs, scales=scales_of(data)
+        losses, kinds=kinds, steps=workshop.steps, temperatures=declared, layers=workshop.pairs, scales=scales_of(data)
     )
     Budget.of(training, group_of(terms)).check(data.lengths)
     plan = {**arm_plan(workshop.job, arm), "steps": workshop.steps, "rows": len(rows)}
@@ -316,7 +321,7 @@ def _finish_trial(workshop: Workshop, arm: Arm, trial: Trial, reporter: Reporter
         make_projections(workshop.model, layers=pairs, widths=trial.data.widths, seed=trial.seed),
         plain,
         pool=workshop.manifest.pool,
-        fuse=learn_facet(get_task(workshop.job.config.task).answers).FUSED,
+        fuse=_learn(workshop.job.config).FUSED,
     )
     if training.compile is not None:
         compile_module(bundle.computing, training.compile)

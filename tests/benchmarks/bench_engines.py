@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from ray_distill.config import LossConfig, TrainingConfig
+from ray_distill.losses import catalogue
 from ray_distill.models.io.load import load_model
 from ray_distill.students.engines.build import build_engine
 from ray_distill.students.engines.engine import Engine
@@ -129,7 +130,7 @@ def _build(way: dict[str, Any], folder: str) -> tuple[Trial, Engine]:
         seed=3,
         training=training,
         rate=1e-4,
-        terms=build_terms(losses, steps=1000, temperatures=(1.0, 2.0), layers={}),
+        terms=build_terms(losses, kinds=catalogue.LOSSES, steps=1000, temperatures=(1.0, 2.0), layers={}),
         judge=class_learn.validator(data),
         plan={},
     )

@@ -35,6 +35,7 @@ from ray_distill.artifacts import LabelSetRef
 from ray_distill.config import Campaign, LossConfig, StudentModel
 from ray_distill.examples.docstrings import docstrings
 from ray_distill.labels.store.reader import open_label_set
+from ray_distill.losses import catalogue
 from ray_distill.models.core.forward import forward
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
@@ -176,7 +177,7 @@ def _training(bench: Bench, data: PositionExamples, losses: dict[str, LossConfig
         rows=np.arange(data.rows),
         steps=bench.steps + 1,
         seed=0,
-        terms=build_terms(losses, steps=bench.steps, temperatures=(1.0,), layers={}),
+        terms=build_terms(losses, kinds=catalogue.LOSSES, steps=bench.steps, temperatures=(1.0,), layers={}),
         judge=token_learn.validator(data),
         training=training,
         rate=1e-4,

@@ -22,6 +22,7 @@ import pyarrow as pa
 import torch
 
 from ray_distill.config import LossConfig, TrainingConfig
+from ray_distill.losses import catalogue
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
 from ray_distill.students.data.build_examples import build_examples
@@ -135,7 +136,7 @@ def _build(way: dict[str, Any], folder: str) -> tuple[Trial, Engine]:
         seed=3,
         training=training,
         rate=1e-4,
-        terms=build_terms(losses, steps=1000, temperatures=(1.0, 2.0), layers={}),
+        terms=build_terms(losses, kinds=catalogue.LOSSES, steps=1000, temperatures=(1.0, 2.0), layers={}),
         judge=class_learn.validator(data),
         plan={},
     )

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ray_distill.config import LossConfig, StudentModel, TeacherConfig, TrainingConfig
 from ray_distill.labels.model.signal import Signal
+from ray_distill.losses import catalogue
 from ray_distill.models.core.model import Model
 from ray_distill.models.students.build_classifier import build_student
 from ray_distill.runtime.labelling.batching import answer_all
@@ -116,7 +117,7 @@ def labels_of(lab: Lab, table: pa.Table) -> tuple[pa.Array, Signal]:
         temperatures=TEMPERATURES,
         seed=3,
         pool="token",
-        layers=LAYERS if any(map(needs_layers, lab.losses)) else (),
+        layers=LAYERS if any(needs_layers(name, catalogue.LOSSES) for name in lab.losses) else (),
     )
     ids, signal, _ = answer_all(
         teacher, teacher.task.inputs.encode(table.slice(2), teacher.model.processor), request, batch=5
@@ -170,10 +171,11 @@ def build(lab: Lab) -> tuple[Trial, Engine]:
     data = data_of(lab, model, rows=DOCUMENTS, seed=1, packed=training.packed)
     terms = build_terms(
         losses_of(lab),
+        kinds=catalogue.LOSSES,
         steps=lab.steps,
         temperatures=TEMPERATURES,
         scales=state_scales(data.hidden),
-        layers=pairs_of(losses_of(lab), LAYERS, model),
+        layers=pairs_of(losses_of(lab), LAYERS, model, catalogue.LOSSES),
     )
     pairs, plain = required_layers(terms)
     widths = {layer: hidden.values.shape[1] for layer, hidden in data.hidden.items()}

@@ -17,6 +17,7 @@ import torch
 from ray_distill.config import LossConfig, TrainingConfig
 from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.signal import Signal, Vectors, signal_of
+from ray_distill.losses import catalogue
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
 from ray_distill.students.data.build_examples import build_examples
@@ -167,7 +168,12 @@ def build(lab: Lab) -> tuple[Trial, Engine]:
     data = data_of(model, ROWS, 1, 0.5)
     plan = {"labels": lab.labels}
     terms = build_terms(
-        losses, steps=lab.steps, temperatures=(1.0, 2.0), layers=pairs_of(losses, LAYERS, model), scales=scales_of(data)
+        losses,
+        kinds=catalogue.LOSSES,
+        steps=lab.steps,
+        temperatures=(1.0, 2.0),
+        layers=pairs_of(losses, LAYERS, model, catalogue.LOSSES),
+        scales=scales_of(data),
     )
     projected, plain = required_layers(terms)
     trial = Trial(

@@ -8,6 +8,7 @@ from ray_distill.promotion.gate import wrong_limits
 from ray_distill.runtime.labelling.teacher_quality import unknown_limits
 from ray_distill.runtime.training.label_mixture import check_mixture, temperatures_of
 from ray_distill.storage import files
+from ray_distill.students.data.answer_format import learn_facet
 from ray_distill.students.engines.engine import check_compiler
 from ray_distill.students.objective.validate_losses import check_losses
 from ray_distill.tasks.catalogue import get_task
@@ -24,8 +25,10 @@ def check(config: Campaign) -> None:
     labels, hidden = config.labels, config.labels.hidden
     wrong = check_mixture(config)
     temperatures = labels.signal.temperatures if wrong else temperatures_of(config)
+    task = get_task(config.task)
     wrong += check_losses(
         config.student.losses,
+        kinds=learn_facet(task.answers).LOSSES,
         training=config.student.training,
         labels=Labels(
             temperatures=temperatures,
@@ -35,7 +38,6 @@ def check(config: Campaign) -> None:
             basis=hidden.rank is not None or hidden.variance is not None,
         ),
     )
-    task = get_task(config.task)
     known = task.inputs.corruptions_of(config)
     wrong += [
         f"evaluation.corruptions: {config.task} has no {name!r}; it has {', '.join(sorted(known)) or 'none'}"

@@ -1,5 +1,6 @@
 """Define the interface between examples and the ``learn`` module of a family of answers."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import numpy as np
@@ -9,6 +10,7 @@ import pyarrow as pa
 from ray_distill.config import TrainingConfig
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.signal import Signal
+from ray_distill.losses.base import Loss
 from ray_distill.models.core.model import Model
 from ray_distill.students.order.cursor import Index
 from ray_distill.tasks.answers.family import Answers
@@ -80,6 +82,8 @@ class AnswerFormat(Protocol):
 class LearnFacet(Protocol):
     """The module ``learn`` of a family of answers."""
 
+    #: The losses of the family, by the names that configurations and arms use.
+    LOSSES: Mapping[str, type[Loss]]
     #: Whether the student's head is fused with its losses, so that the logits of all positions are never in memory.
     FUSED: bool
 

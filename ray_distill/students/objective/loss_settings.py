@@ -1,7 +1,8 @@
 """Validate the configured settings of losses against the fields of each loss.
 
-The fields of a loss are its settings (`losses.base.Loss`), so that a new loss needs no code here or in the
-configuration. A few names mean the same in every loss, and the configuration has them in another form than the loss.
+A family of answers has its own losses by name (`LearnFacet.LOSSES`), which are the argument ``kinds`` here. The fields
+of a loss are its settings (`losses.base.Loss`), so that a new loss needs no code here or in the configuration. A few
+names mean the same in every loss, and the configuration has them in another form than the loss.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,10 +17,11 @@ from ray_distill.config import LossConfig, Steps
 from ray_distill.errors import ConfigError
 from ray_distill.losses.base import Labels, Loss
 from ray_distill.losses.buckets import temperature_index
-from ray_distill.losses.catalogue import LOSSES
 from ray_distill.losses.layers import LayerLoss
 from ray_distill.students.objective.schedules import stage_starts
 
+#: The losses of a family of answers, by configured name.
+LossKinds = Mapping[str, type[Loss]]
 #: Form in which a configuration pairs student layers with stored teacher layers.
 LayerMap = Literal["uniform", "last"] | dict[Annotated[int, pydantic.Field(ge=0)], Annotated[int, pydantic.Field(ge=0)]]
 #: Form in a configuration of the fields that mean the same in every loss.
@@ -31,15 +33,15 @@ FORMS: Mapping[str, Any] = {
 MEASURED = frozenset({"scales"})
 
 
-def known_loss(name: str) -> type[Loss]:
+def known_loss(name: str, kinds: LossKinds) -> type[Loss]:
     """Return the class of a loss.
 
     Raises:
-        ConfigError: there is no loss of that name.
+        ConfigError: the family has no loss of that name; the message lists those that it has.
     """
-    if name not in LOSSES:
-        raise ConfigError(f"student.losses: unknown loss {name!r}; there are {', '.join(sorted(LOSSES))}")
-    return LOSSES[name]
+    if name not in kinds:
+        raise ConfigError(f"student.losses: unknown loss {name!r}; there are {', '.join(sorted(kinds))}")
+    return kinds[name]
 
 
 def fields_of(kind: type[Loss]) -> tuple[Field[Any], ...]:
@@ -47,12 +49,12 @@ def fields_of(kind: type[Loss]) -> tuple[Field[Any], ...]:
     return fields(cast("Any", kind))
 
 
-def follows_labels(name: str) -> bool:
+def follows_labels(name: str, kinds: LossKinds) -> bool:
     """Return whether a loss compares with true labels; all others use the teacher."""
-    return known_loss(name).follows_labels
+    return known_loss(name, kinds).follows_labels
 
 
-def settings_of(name: str, config: LossConfig) -> dict[str, Any]:
+def settings_of(name: str, config: LossConfig, kinds: LossKinds) -> dict[str, Any]:
     """Return all settings of a loss except its weight.
 
     Settings that are not given have their defaults.
@@ -60,7 +62,7 @@ def settings_of(name: str, config: LossConfig) -> dict[str, Any]:
     Raises:
         ConfigError: a loss or setting is unknown, or a value is invalid; the message names it.
     """
-    kind = known_loss(name)
+    kind = known_loss(name, kinds)
     known = {field.name: field.default for field in fields_of(kind) if field.name not in MEASURED}
     where, types = f"student.losses.{name}", get_type_hints(kind)
     for setting in config.settings:
@@ -78,21 +80,22 @@ def settings_of(name: str, config: LossConfig) -> dict[str, Any]:
     }
 
 
-def plain_settings(name: str, config: LossConfig) -> dict[str, Any]:
+def plain_settings(name: str, config: LossConfig, kinds: LossKinds) -> dict[str, Any]:
     """Return `settings_of` and the weight as plain JSON values.
 
     Two results are equal exactly if the losses are equal.
     """
-    values: dict[str, Any] = to_jsonable_python({"weight": config.weight, **settings_of(name, config)})
+    values: dict[str, Any] = to_jsonable_python({"weight": config.weight, **settings_of(name, config, kinds)})
     return values
 
 
 def stages_of(
-    name: str, settings: Mapping[str, Any], steps: int, temperatures: Sequence[float]
+    name: str, settings: Mapping[str, Any], steps: int, temperatures: Sequence[float] | None
 ) -> list[tuple[int, dict[str, float]]]:
     """Return the first step and the changed settings of each stage of a loss.
 
-    A loss without a temperature has one stage, from step 0, that changes nothing.
+    A loss without a temperature has one stage, from step 0, that changes nothing. If ``temperatures`` is None, the loss
+    reads the teacher at any temperature.
 
     Raises:
         ConfigError: the labels do not declare a temperature; the message names the declared ones.
@@ -102,13 +105,15 @@ def stages_of(
     value = settings["temperature"]
     stages = value.step if isinstance(value, Steps) else ((0.0, value),)
     return [
-        (start, {"temperature": _declared(name, temperature, temperatures)})
+        (start, {"temperature": temperature if temperatures is None else _declared(name, temperature, temperatures)})
         for start, temperature in stage_starts(stages, steps)
     ]
 
 
-def temperatures_of(losses: Mapping[str, LossConfig], temperatures: Sequence[float]) -> list[float]:
-    """Return the declared temperatures at which a run's losses read the teacher's distributions.
+def temperatures_of(losses: Mapping[str, LossConfig], temperatures: Sequence[float], kinds: LossKinds) -> list[float]:
+    """Return the temperatures at which a run's losses need the mass outside the stored classes.
+
+    They are among the declared ones.
 
     Raises:
         ConfigError: as `stages_of`.
@@ -116,23 +121,26 @@ def temperatures_of(losses: Mapping[str, LossConfig], temperatures: Sequence[flo
     found = {
         changed["temperature"]
         for name, config in losses.items()
-        for _, changed in stages_of(name, settings_of(name, config), 1, temperatures)
+        if not known_loss(name, kinds).any_temperature
+        for _, changed in stages_of(name, settings_of(name, config, kinds), 1, temperatures)
         if changed
     }
     return sorted(found)
 
 
-def layer_maps(losses: Mapping[str, LossConfig]) -> dict[str, Any]:
+def layer_maps(losses: Mapping[str, LossConfig], kinds: LossKinds) -> dict[str, Any]:
     """Return the configured layer pairing of each loss of hidden states, by its name.
 
     A pairing is ``uniform``, ``last`` or the pairs.
     """
-    return {name: settings_of(name, config)["layers"] for name, config in losses.items() if needs_layers(name)}
+    return {
+        name: settings_of(name, config, kinds)["layers"] for name, config in losses.items() if needs_layers(name, kinds)
+    }
 
 
-def needs_layers(name: str) -> bool:
+def needs_layers(name: str, kinds: LossKinds) -> bool:
     """Return whether there is a loss of that name that compares hidden states."""
-    kind = LOSSES.get(name)
+    kind = kinds.get(name)
     return kind is not None and issubclass(kind, LayerLoss)
 
 

@@ -12,7 +12,7 @@ from ray_distill.losses.base import Labels
 from ray_distill.models.core.model import Model
 from ray_distill.students.data.examples import Examples
 from ray_distill.students.modules.student_module import layer_pairs
-from ray_distill.students.objective.loss_settings import layer_maps, refuse_labels
+from ray_distill.students.objective.loss_settings import LossKinds, layer_maps, refuse_labels
 from ray_distill.students.objective.weighted_losses import Term, build_terms, group_of
 from ray_distill.students.order.cursor import Index
 from ray_distill.students.order.micro_batches import Budget
@@ -25,7 +25,9 @@ SCALE_PLACES, SCALE_ROWS = 16, 256
 MIN_RETAINED_MASS = 0.5
 
 
-def check_losses(losses: Mapping[str, LossConfig], labels: Labels, training: TrainingConfig) -> list[str]:
+def check_losses(
+    losses: Mapping[str, LossConfig], labels: Labels, training: TrainingConfig, kinds: LossKinds
+) -> list[str]:
     """Return the errors in the configured losses, each with its dotted name and a remedy.
 
     Commands run this check before they spend any resources.
@@ -34,7 +36,9 @@ def check_losses(losses: Mapping[str, LossConfig], labels: Labels, training: Tra
     for name, config in losses.items():
         try:
             # Layers are paired later, with the student; any pair is enough to check the other settings.
-            own = build_terms({name: config}, steps=1, temperatures=labels.temperatures, layers={name: {0: 0}})
+            own = build_terms(
+                {name: config}, kinds=kinds, steps=1, temperatures=labels.temperatures, layers={name: {0: 0}}
+            )
             terms += own
             for _, loss in own[0].stages:
                 refuse_labels(loss, name, labels)
@@ -58,13 +62,15 @@ def labels_of(manifest: StoreManifest) -> Labels:
     )
 
 
-def pairs_of(losses: Mapping[str, LossConfig], stored: Sequence[int], model: Model) -> dict[str, dict[int, int]]:
+def pairs_of(
+    losses: Mapping[str, LossConfig], stored: Sequence[int], model: Model, kinds: LossKinds
+) -> dict[str, dict[int, int]]:
     """Return student layer to stored teacher layer, by the name of each loss of hidden states.
 
     Raises:
         ConfigError: as `layer_pairs`.
     """
-    return {name: layer_pairs(spec, stored, model, name) for name, spec in layer_maps(losses).items()}
+    return {name: layer_pairs(spec, stored, model, name) for name, spec in layer_maps(losses, kinds).items()}
 
 
 def check_retained_mass(data: Examples, rows: Index, temperature: float) -> None:

@@ -12,7 +12,7 @@ from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.losses.base import Loss, LossBatch, StudentOutput
 from ray_distill.losses.buckets import BucketLoss
 from ray_distill.losses.fused import HeadRequest, Part
-from ray_distill.students.objective.loss_settings import fields_of, known_loss, settings_of, stages_of
+from ray_distill.students.objective.loss_settings import LossKinds, fields_of, known_loss, settings_of, stages_of
 from ray_distill.students.objective.schedules import Curve, stage_at, weight_curve
 from ray_distill.students.process_group import Ranks
 
@@ -39,6 +39,7 @@ class Term:
 def build_terms(
     losses: Mapping[str, LossConfig],
     *,
+    kinds: LossKinds,
     steps: int,
     temperatures: Sequence[float],
     layers: Mapping[str, Mapping[int, int]],
@@ -48,6 +49,7 @@ def build_terms(
 
     Args:
         losses: settings by the name of the loss.
+        kinds: the losses of the family of answers.
         steps: number of steps of the whole run, over which weights change.
         temperatures: temperatures that the labels declare.
         layers: student layer to stored teacher layer, by the name of each loss of hidden states.
@@ -61,7 +63,7 @@ def build_terms(
         Term(
             name=name,
             weight=weight_curve(config.weight, steps),
-            stages=_stages(name, config, steps, temperatures, given[name]),
+            stages=_stages(name, config, kinds, steps=steps, temperatures=temperatures, given=given[name]),
         )
         for name, config in losses.items()
     )
@@ -70,15 +72,21 @@ def build_terms(
 
 
 def _stages(
-    name: str, config: LossConfig, steps: int, temperatures: Sequence[float], given: Mapping[str, object]
+    name: str,
+    config: LossConfig,
+    kinds: LossKinds,
+    *,
+    steps: int,
+    temperatures: Sequence[float],
+    given: Mapping[str, object],
 ) -> tuple[tuple[int, Loss], ...]:
-    kind, settings = known_loss(name), settings_of(name, config)
+    kind, settings = known_loss(name, kinds), settings_of(name, config, kinds)
     known = {field.name for field in fields_of(kind)}
     own = {key: value for key, value in given.items() if key in known}
     try:
         return tuple(
             (start, kind(**{**settings, **own, **changed}))
-            for start, changed in stages_of(name, settings, steps, temperatures)
+            for start, changed in stages_of(name, settings, steps, None if kind.any_temperature else temperatures)
         )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"student.losses.{name}: {error}") from error

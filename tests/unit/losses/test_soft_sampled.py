@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ray_distill.config import LossConfig
 from ray_distill.labels.model.distributions import Distributions
+from ray_distill.losses import catalogue
 from ray_distill.losses.base import LossBatch, SparseTargets, StudentOutput
 from ray_distill.losses.buckets import drawn_weights
 from ray_distill.losses.soft import Soft, forward_kl
@@ -191,5 +192,5 @@ def test_a_configuration_names_the_divergence() -> None:
     """It reaches the loss; forward KL is what none means."""
     for given, expected in (({"divergence": "jsd"}, "jsd"), ({}, "forward_kl")):
         losses = {"soft": LossConfig.model_validate(given)}
-        (term,) = build_terms(losses, steps=1, temperatures=TEMPERATURES, layers={})
+        (term,) = build_terms(losses, kinds=catalogue.LOSSES, steps=1, temperatures=TEMPERATURES, layers={})
         assert term.loss == Soft(divergence=expected)

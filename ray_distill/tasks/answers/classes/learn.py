@@ -18,6 +18,7 @@ from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.signal import DISTRIBUTIONS, Signal
+from ray_distill.losses import catalogue
 from ray_distill.losses.base import LossBatch, SparseTargets, StudentOutput
 from ray_distill.losses.soft import forward_kl
 from ray_distill.models.core.model import Model
@@ -31,6 +32,7 @@ from ray_distill.tasks.task import Task
 
 #: A student answers once a row: there are no logits to spare.
 FUSED: Final = False
+LOSSES: Final = catalogue.LOSSES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.manifest import StoreManifest, TeacherIdentity
 from ray_distill.labels.model.ragged import gather_ranges
 from ray_distill.labels.model.signal import DISTRIBUTIONS, Signal
+from ray_distill.losses import catalogue
 from ray_distill.losses.base import LossBatch, StudentOutput
 from ray_distill.losses.buckets import BucketLoss
 from ray_distill.losses.cross_entropy import Hard
@@ -35,6 +36,7 @@ from ray_distill.tasks.task import Task
 
 #: Logits of all positions over a vocabulary do not fit into memory.
 FUSED: Final = True
+LOSSES: Final = catalogue.LOSSES
 
 
 @dataclass(frozen=True, kw_only=True)

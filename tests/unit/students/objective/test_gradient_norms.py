@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ray_distill.config import LossConfig, TeacherConfig
+from ray_distill.losses import catalogue
 from ray_distill.losses.base import LossBatch, SparseTargets, StudentOutput
 from ray_distill.models.io.load import load_model
 from ray_distill.runtime.labelling.batching import answer_all
@@ -32,7 +33,9 @@ LOSSES = {
 
 
 def terms_of(layers: dict[int, int]) -> tuple[Term, ...]:
-    return build_terms(LOSSES, steps=1, temperatures=(1.0,), layers={"hidden": layers, "cka": layers})
+    return build_terms(
+        LOSSES, kinds=catalogue.LOSSES, steps=1, temperatures=(1.0,), layers={"hidden": layers, "cka": layers}
+    )
 
 
 def rows(start: int, stop: int) -> tuple[StudentOutput, LossBatch]:

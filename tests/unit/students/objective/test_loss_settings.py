@@ -1,7 +1,7 @@
 """What a configuration may say of a loss: checked against the loss, so that a new one is one file and one line."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -27,7 +27,9 @@ def config(**values: Any) -> LossConfig:
 
 
 def build(losses: dict[str, LossConfig], steps: int = 10) -> tuple[Term, ...]:
-    return build_terms(losses, steps=steps, temperatures=DECLARED, layers=dict.fromkeys(losses, {2: 6}))
+    return build_terms(
+        losses, kinds=catalogue.LOSSES, steps=steps, temperatures=DECLARED, layers=dict.fromkeys(losses, {2: 6})
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +50,38 @@ def test_a_new_loss_is_a_class_and_a_line(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(catalogue.LOSSES, "power", Power)  # type: ignore[arg-type]
     (term,) = build({"power": config(weight=0.5, exponent=3)})
     assert term.loss == Power(exponent=3.0) and term.weight(0) == 0.5
-    (told,) = check_losses({"power": config(exponent="big")}, STORED, TRAINING)
+    (told,) = check_losses({"power": config(exponent="big")}, STORED, TRAINING, catalogue.LOSSES)
     assert told.startswith("student.losses.power.exponent: input should be a valid number") and told.endswith("'big'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anywhere(Power):
+    """A loss that reads the teacher at any temperature."""
+
+    temperature: float = 1.0
+
+    any_temperature: ClassVar[bool] = True
+
+
+def test_a_family_has_its_own_losses_by_the_same_names() -> None:
+    """A name means the family's class; an unknown one is refused with the names of the family."""
+    kinds: dict[str, type[Loss]] = {"hard": Power, "soft": Anywhere}
+    losses = {"hard": config(exponent=3)}
+    (term,) = build_terms(losses, kinds=kinds, steps=1, temperatures=DECLARED, layers={})
+    assert term.loss == Power(exponent=3.0)
+    assert plain_settings("hard", losses["hard"], kinds) == {"weight": 1.0, "exponent": 3.0}
+    (told,) = check_losses({"cka": config()}, STORED, TRAINING, kinds)
+    assert told == "student.losses: unknown loss 'cka'; there are hard, soft"
+
+
+def test_a_loss_that_needs_no_tail_takes_any_temperature() -> None:
+    """Also one that the labels do not declare; the mass outside the stored classes is then not looked up."""
+    kinds: dict[str, type[Loss]] = {"soft": Anywhere}
+    losses = {"soft": config(temperature={"step": [[0, 3], [0.5, 1.5]]})}
+    assert check_losses(losses, STORED, TRAINING, kinds) == []
+    (term,) = build_terms(losses, kinds=kinds, steps=4, temperatures=DECLARED, layers={})
+    assert [(start, loss.temperature) for start, loss in term.stages] == [(0, 3.0), (2, 1.5)]  # type: ignore[attr-defined]
+    assert temperatures_of(losses, DECLARED, kinds) == []
 
 
 @pytest.mark.parametrize(
@@ -91,14 +123,14 @@ def test_a_new_loss_is_a_class_and_a_line(monkeypatch: pytest.MonkeyPatch) -> No
 )
 def test_what_does_not_fit_is_refused_by_name(name: str, values: dict[str, Any], told: str) -> None:
     """Before anything is spent: unknown settings, wrong values, undeclared or continuous temperatures."""
-    (found,) = check_losses({name: config(**values)}, STORED, TRAINING)
+    (found,) = check_losses({name: config(**values)}, STORED, TRAINING, catalogue.LOSSES)
     assert told in found
 
 
 def test_everything_wrong_is_told_at_once() -> None:
     """One line a loss, and the sizes of groups."""
     losses = {"soft": config(divergence="jsd"), "hard": config(k=1), "cka": config(group=12)}
-    found = check_losses(losses, Labels(temperatures=DECLARED, drawn=True), TRAINING)
+    found = check_losses(losses, Labels(temperatures=DECLARED, drawn=True), TRAINING, catalogue.LOSSES)
     assert len(found) == 4 and "cannot be used with sampled or hybrid" in found[0] and "hard.k" in found[1]
     assert "student.losses.cka: no hidden states are stored" in found[2]
     assert found[3].startswith("student.training.micro_batch is 32, and a loss compares groups of 12 rows")
@@ -108,11 +140,13 @@ def test_a_configuration_that_fits_passes_and_reads_alike_from_json() -> None:
     """Pairs of layers come back from JSON with keys that are texts; defaults are written out for the plan."""
     given = config(layers={2: 6}, kind="pca", weight={"step": [[0, 1], [0.25, 0.5]]})
     again = LossConfig.model_validate_json(given.model_dump_json())
-    assert check_losses({"hidden": again}, STORED, TRAINING) == []
-    assert settings_of("hidden", again) == {"layers": {2: 6}, "kind": "pca"}
-    assert plain_settings("hidden", again) == plain_settings("hidden", given)
-    assert plain_settings("soft", config()) == plain_settings("soft", config(temperature=1, tail="bucket"))
-    assert plain_settings("soft", config())["divergence"] == "forward_kl"
+    assert check_losses({"hidden": again}, STORED, TRAINING, catalogue.LOSSES) == []
+    assert settings_of("hidden", again, catalogue.LOSSES) == {"layers": {2: 6}, "kind": "pca"}
+    assert plain_settings("hidden", again, catalogue.LOSSES) == plain_settings("hidden", given, catalogue.LOSSES)
+    assert plain_settings("soft", config(), catalogue.LOSSES) == plain_settings(
+        "soft", config(temperature=1, tail="bucket"), catalogue.LOSSES
+    )
+    assert plain_settings("soft", config(), catalogue.LOSSES)["divergence"] == "forward_kl"
 
 
 def test_temperatures_step_through_declared_ones() -> None:
@@ -121,9 +155,9 @@ def test_temperatures_step_through_declared_ones() -> None:
     (term,) = build({"soft": soft}, steps=10)
     assert [term.at(step) for step in (0, 4)] == [Soft(temperature=2.0, divergence="jsd")] * 2
     assert [term.at(step) for step in (5, 9)] == [Soft(temperature=1.0, divergence="jsd")] * 2
-    assert temperatures_of({"soft": soft, "hard": config()}, DECLARED) == [1.0, 2.0]
-    assert temperatures_of({"hard": config()}, DECLARED) == []
-    assert settings_of("soft", soft)["temperature"] == Steps(step=((0, 2), (0.5, 1)))
+    assert temperatures_of({"soft": soft, "hard": config()}, DECLARED, catalogue.LOSSES) == [1.0, 2.0]
+    assert temperatures_of({"hard": config()}, DECLARED, catalogue.LOSSES) == []
+    assert settings_of("soft", soft, catalogue.LOSSES)["temperature"] == Steps(step=((0, 2), (0.5, 1)))
 
 
 def test_groups_are_of_one_size() -> None:
@@ -139,6 +173,7 @@ def test_what_a_bundle_must_give() -> None:
     """Projected layers for matching, plain ones for relations."""
     terms = build_terms(
         {"soft": config(), "hidden": config(), "cka": config(), "relation": config()},
+        kinds=catalogue.LOSSES,
         steps=1,
         temperatures=DECLARED,
         layers={"hidden": {2: 6}, "cka": {2: 6, 1: 3}, "relation": {0: 6}},

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ray_distill.config import LossConfig
 from ray_distill.errors import ConfigError
+from ray_distill.losses import catalogue
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
 from ray_distill.snapshots.pairs import pair_text
@@ -90,10 +91,10 @@ def test_maps_pair_what_the_bundle_gives(tmp_path: Path, kind: str) -> None:
         name: LossConfig.model_validate({"layers": spec})
         for name, spec in (("hidden", "uniform"), ("cka", "last"), ("rkd_distance", {"0": 3, str(last): 6}))
     }
-    pairs = pairs_of(losses, STORED, model)
+    pairs = pairs_of(losses, STORED, model, catalogue.LOSSES)
     assert pairs["hidden"][last] == 12 and 0 not in pairs["hidden"] and len(pairs["hidden"]) == min(4, last)
     assert pairs["cka"] == {last: 12} and pairs["rkd_distance"] == {0: 3, last: 6}
-    terms = build_terms(losses, steps=1, temperatures=(1.0,), layers=pairs)
+    terms = build_terms(losses, kinds=catalogue.LOSSES, steps=1, temperatures=(1.0,), layers=pairs)
     projected, plain = required_layers(terms)
     module, widths = copy.deepcopy(model.module), dict.fromkeys(STORED, WIDTH)
     projections = make_projections(model, layers=projected, widths=widths, seed=0)
@@ -116,6 +117,6 @@ def test_layers_that_are_not_there_are_named_with_the_loss(tmp_path: Path, kind:
         ({}, r"student\.losses\.cka\.layers: no pair is given"),
     ):
         with pytest.raises(ConfigError, match=told):
-            pairs_of({"cka": LossConfig.model_validate({"layers": given})}, STORED, model)
+            pairs_of({"cka": LossConfig.model_validate({"layers": given})}, STORED, model, catalogue.LOSSES)
     with pytest.raises(ConfigError, match=r"student\.losses\.relation\.layers: the label store has no hidden states"):
-        pairs_of({"relation": LossConfig()}, (), model)
+        pairs_of({"relation": LossConfig()}, (), model, catalogue.LOSSES)

@@ -13,6 +13,7 @@ from ray_distill.config import LossConfig
 from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.labels.model.distributions import Distributions, Draws
 from ray_distill.labels.model.signal import Signal, Vectors, signal_of
+from ray_distill.losses import catalogue
 from ray_distill.students.arms import arm_by_name, arm_rows
 from ray_distill.students.data.build_examples import build_examples
 from ray_distill.students.data.examples import PositionExamples
@@ -218,11 +219,15 @@ def test_arms_take_the_rows_their_losses_weigh() -> None:
     excluded = pa.array([row_id(2)], pa.binary(16))
     found = build(snapshot([0, 1, 2, 3], [0, None, 2, None]), topk([0, 1, 2]), excluded=excluded)
     losses = {name: LossConfig() for name in ("soft", "hard")}
-    assert arm_rows("student", losses, found).tolist() == [0, 1, 2]
-    assert arm_rows("baseline_hard_labels", {"hard": LossConfig()}, found).tolist() == [0, 2]
-    assert arm_rows("baseline_teacher_hard_labels", {"teacher_hard": LossConfig()}, found).tolist() == [0, 1]
+    assert arm_rows("student", losses, found, catalogue.LOSSES).tolist() == [0, 1, 2]
+    assert arm_rows("baseline_hard_labels", {"hard": LossConfig()}, found, catalogue.LOSSES).tolist() == [0, 2]
+    assert arm_rows(
+        "baseline_teacher_hard_labels", {"teacher_hard": LossConfig()}, found, catalogue.LOSSES
+    ).tolist() == [0, 1]
     with pytest.raises(TrainingError, match="the arm baseline_hard_labels has no rows: of 1, 0 have true labels"):
-        arm_rows("baseline_hard_labels", {"hard": LossConfig()}, build(snapshot([0], [None]), topk([0])))
+        arm_rows(
+            "baseline_hard_labels", {"hard": LossConfig()}, build(snapshot([0], [None]), topk([0])), catalogue.LOSSES
+        )
 
 
 def test_unknown_arms_are_named() -> None:

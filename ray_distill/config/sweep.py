@@ -1,6 +1,6 @@
 """Configure the trials of a sweep, their objective and their early stopping."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,8 +12,6 @@ CHANGEABLE = ("student", "labels", "seed")
 
 #: Trials a sweep may have: each is a run, a line of every plot and a row of every table.
 MOST_TRIALS = 1000
-
-Objective = Literal["validation_nll", "validation_accuracy", "validation_kl", "validation_agreement"]
 
 
 def check_path(path: str) -> str:
@@ -79,8 +77,9 @@ class SweepConfig(Section):
         None, ge=1, description="take this many of the grid's combinations, drawn by the campaign's seed; default: all"
     )
     trials: tuple[TrialConfig, ...] = Field((), description="further trials, by name")
-    objective: Objective | None = Field(
+    objective: str | None = Field(
         None,
+        pattern=r"^validation_\w+$",
         description="number on the validation split by which trials are compared; never of the test split. "
         "Default: what students are judged by, NLL on true labels, or KL from the teacher where too few rows have one",
     )

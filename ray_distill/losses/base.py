@@ -27,6 +27,9 @@ class SparseTargets:
     temperatures: tuple[float, ...]
     count_NK: Tensor | None = None
     """int32 ``[N, K]``; how often an entry was drawn, 0 where it is exact (``hybrid``) or padding. None: all exact."""
+    log_odds_NK: Tensor | None = None
+    """float32 ``[N, K]``: z of independent yes or no by class (``bernoulli``), whose probability at T is σ(z/T). None:
+    one distribution over exclusive classes."""
     log_normaliser_N: Tensor | None = None
     """float32 ``[N]``; log Z of the proposal ``r_j = p_j^exponent / Z`` at T = 1. Given exactly where counts are."""
     draws: int = 0
@@ -40,7 +43,8 @@ class LossBatch:
     """Inputs of the losses for a micro-batch of B examples: the answered positions."""
 
     labels_B: Tensor
-    """int64 ``[B]``; true class, -1 where unknown."""
+    """int64 ``[B]``: true class, -1 where unknown. Or ``[B, V]``: 1 where a class applies and 0 where it does not, -1
+    in the whole line where that is unknown."""
     targets: SparseTargets | None = None
     """Teacher distributions, one position an example."""
     distil_B: Tensor
@@ -137,7 +141,8 @@ def teacher_weight(batch: LossBatch) -> Tensor:
 
 def label_weight(batch: LossBatch) -> Tensor:
     """Return the weight of each example in losses on true labels: ``[B]``, 0 without a label."""
-    return batch.example_weight_B * (batch.labels_B >= 0)
+    known = batch.labels_B >= 0
+    return batch.example_weight_B * (known if known.ndim == 1 else known.flatten(1).all(-1))
 
 
 def require_targets(batch: LossBatch, loss: str) -> SparseTargets:

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +27,7 @@ def export_arm(
     labels: LabelSetRef,
     facts: Mapping[str, Any],
     plan: Mapping[str, Any],
+    decide: Callable[[Model], Mapping[str, Any]],
     ranks: Ranks,
 ) -> StudentRef:
     """Write ``<output>/<arm>/`` from the best weights, then the marker ``<output>/<arm>.json``.
@@ -39,9 +40,16 @@ def export_arm(
         labels: the label set it was trained from.
         facts: plain JSON for the card and the metadata.
         plan: the plan that a later run must have to reuse this arm.
+        decide: returns `Model.decision` of the model with the best weights; called on the first rank.
         ranks: the process group; the first rank writes.
     """
-    ref = _write(output, arm, model, best, labels=labels, facts=facts, plan=plan) if ranks.first else None
+    ref = None
+    if ranks.first:
+        module = copy.deepcopy(model.module)
+        module.load_state_dict(best.weights)
+        trained = replace(model, module=module)
+        decided = replace(trained, decision=decide(trained))
+        ref = _write(output, arm, decided, best, labels=labels, facts=facts, plan=plan)
     shared: StudentRef = ranks.share(ref)
     return shared
 
@@ -101,8 +109,6 @@ def _write(
     facts: Mapping[str, Any],
     plan: Mapping[str, Any],
 ) -> StudentRef:
-    module = copy.deepcopy(model.module)
-    module.load_state_dict(best.weights)
     metadata = {
         **facts,
         "arm": arm,
@@ -112,9 +118,7 @@ def _write(
     }
     url = files.join(output, arm)
     with TemporaryDirectory(prefix="ray-distill-export-") as local:
-        digest = save_model(
-            replace(model, module=module), Path(local), card=model_card(arm, model, best, facts), metadata=metadata
-        )
+        digest = save_model(model, Path(local), card=model_card(arm, model, best, facts), metadata=metadata)
         files.delete(url)
         files.upload_folder(Path(local), url)
     ref = StudentRef(url=url, fingerprint=digest, arm=arm, labels=labels)

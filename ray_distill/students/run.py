@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -93,6 +94,7 @@ class Workshop:
     shares: Shares | None
     """Shares of the mixed sources."""
     ceiling: Examples | None
+    validation: PositionExamples
     judge: Validator
     pairs: Mapping[str, dict[int, int]]
     """Student layer to stored teacher layer, by the name of each loss of hidden states."""
@@ -216,6 +218,7 @@ def _open(job: TrainingJob, ranks: Ranks) -> Workshop:
         if mixture is None or mixture.how == "average"
         else Shares(starts=data.sources, weights=mixture.weights),
         ceiling=ceiling,
+        validation=data.validation,
         judge=learn.validator(data.validation),
         pairs=pairs,
         steps=math.ceil(training.epochs * steps_per_epoch(len(rows), training.global_batch)),
@@ -246,7 +249,7 @@ def _ceiling(
 
 def _run_arm(workshop: Workshop, arm: Arm, reporter: Reporter) -> StudentRef:
     """Train an arm once for each learning rate and export the best result."""
-    trials = _trials(workshop, arm)
+    trials, learn = _trials(workshop, arm), _learn(workshop.job.config)
     outcomes = [_finish_trial(workshop, arm, trial, reporter) for trial in trials]
     best = min(range(len(trials)), key=lambda i: outcomes[i].score.value)
     log.info("%s: learning rate %g is selected, %s", arm.name, trials[best].rate, outcomes[best].score.metrics)
@@ -258,6 +261,7 @@ def _run_arm(workshop: Workshop, arm: Arm, reporter: Reporter) -> StudentRef:
         labels=workshop.job.labels,
         facts=_facts(workshop, arm, trials[best]),
         plan=arm_plan(workshop.job, arm),
+        decide=partial(learn.fit_decision, validation=workshop.validation, training=trials[best].training),
         ranks=workshop.ranks,
     )
     if workshop.ranks.first and workshop.job.config.student.training.checkpoints.best == 0:

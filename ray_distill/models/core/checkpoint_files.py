@@ -99,16 +99,18 @@ def gguf_file(folder: Path) -> str | None:
 def checkpoint_digest(folder: Path) -> str:
     """Return the digest ``sha256:…`` of the files that decide answers, as in ``revision``.
 
-    The model card and free metadata are left out, so that they may change; the factory of a saved model counts.
+    The model card and free metadata are left out, so that they may change; the factory and the decision of a saved
+    model count.
     """
     total = hashlib.sha256()
     counted = (*_SMALL, *(_GGUF if gguf_file(folder) else _WEIGHTS))
     for path in sorted(folder.iterdir()):
         if path.is_file() and _matching([path.name], counted):
             total.update(f"{path.name}\0{_file_digest(path)}\n".encode())
-    factory = read_metadata(folder).get("factory")
-    if factory:
-        total.update(canonical_json(factory))
+    saved = read_metadata(folder)
+    for name in ("factory", "decision"):
+        if saved.get(name):
+            total.update(canonical_json(saved[name]))
     return "sha256:" + total.hexdigest()
 
 

@@ -61,6 +61,8 @@ class Model:
     factory: Factory | None = None
     describe: Mapping[str, Any] = field(default_factory=dict)
     """Facts for the model card: architecture, parameters, how the weights came about."""
+    decision: Mapping[str, Any] = field(default_factory=dict)
+    """How probabilities become answers, as the family fitted it: plain JSON, empty if nothing was fitted."""
 
     @property
     def class_count(self) -> int:

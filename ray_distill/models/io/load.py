@@ -1,6 +1,7 @@
 """Load a model: a checkpoint, an encoder with a fitted head, a student, or a function's."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,11 @@ def load_model(spec: str | TeacherConfig | StudentModel, *, task: str, head_url:
         saved = read_metadata(folder)
         language = language_of(spec, saved, config.model)
         if saved.get("factory"):
-            return _from_saved_factory(config, task, folder, saved, digest, language)
-        config = config.model_copy(update={"language": language or config.language})
-        return _from_checkpoint(config, task, folder, digest, head_url)
+            found = _from_saved_factory(config, task, folder, saved, digest, language)
+        else:
+            config = config.model_copy(update={"language": language or config.language})
+            found = _from_checkpoint(config, task, folder, digest, head_url)
+        return replace(found, decision=saved["decision"]) if saved.get("decision") else found
 
 
 def load_processor(spec: str | TeacherConfig | StudentModel, *, task: str) -> Processor:

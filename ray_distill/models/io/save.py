@@ -67,6 +67,7 @@ def save_model(
         "task": model.task,
         "classes": list(model.classes),
         "describe": dict(model.describe),
+        "decision": dict(model.decision),
         "metadata": dict(metadata),
         **_language(model),
     }

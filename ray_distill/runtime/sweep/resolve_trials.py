@@ -16,8 +16,9 @@ from ray_distill.runtime.training.label_mixture import mixed_labels
 from ray_distill.snapshots.reader import Snapshot
 from ray_distill.storage import files
 from ray_distill.students.arms import arm_by_name
+from ray_distill.students.data.answer_format import learn_facet
 from ray_distill.students.export import exported_arm
-from ray_distill.students.loop.validation import MIN_LABELLED
+from ray_distill.students.loop.validation import MIN_LABELLED, Objective
 from ray_distill.students.process_group import Ranks
 from ray_distill.students.run import TrainingJob, arm_plan
 from ray_distill.tasks.catalogue import get_task
@@ -151,19 +152,15 @@ def objective(config: Campaign, snapshot: Snapshot, label_sets: int) -> str:
     assert config.sweep is not None
     chosen = config.sweep.objective
     labelled = snapshot.manifest.splits["validation"].labelled
-    if get_task(config.task).answers.truth == "none":
-        measured = ("validation_nll", "validation_kl")
-    elif labelled >= MIN_LABELLED:
-        measured = ("validation_nll", "validation_accuracy")
-    else:
-        measured = ("validation_kl", "validation_agreement")
+    answers = get_task(config.task).answers
+    measured = learn_facet(answers).measured(labelled)
     metric = chosen or measured[0]
     if metric not in measured:
         raise ConfigError(
             f"sweep.objective: {metric} is not measured for {config.task} on a validation split of {labelled} rows "
             f"with true labels (the limit is {MIN_LABELLED}); {' and '.join(measured)} are"
         )
-    if label_sets > 1 and metric in ("validation_kl", "validation_agreement"):
+    if label_sets > 1 and answers.metrics[_objective(config.task, metric).metric].of_teacher:
         raise ConfigError(
             f"sweep.objective: {metric} of trials with different labels is of different teachers' answers and cannot "
             f"be compared: give at least {MIN_LABELLED} validation rows true labels, or sweep over one set of labels"
@@ -174,14 +171,16 @@ def objective(config: Campaign, snapshot: Snapshot, label_sets: int) -> str:
 def judged_rows(config: Campaign, snapshot: Snapshot, metric: str) -> int:
     """Return the number of validation rows over which the objective is a mean."""
     split = snapshot.manifest.splits["validation"]
-    by_label = metric in ("validation_nll", "validation_accuracy") and get_task(config.task).answers.truth != "none"
-    return split.labelled if by_label else split.rows
+    return split.labelled if _objective(config.task, metric).labelled else split.rows
 
 
 def more_is_better(task: str, metric: str) -> bool:
     """Return whether a higher value of an objective is better."""
-    name = metric.removeprefix("validation_")
-    return bool(get_task(task).answers.metrics["kl_from_teacher" if name == "kl" else name].higher_is_better)
+    return bool(get_task(task).answers.metrics[_objective(task, metric).metric].higher_is_better)
+
+
+def _objective(task: str, metric: str) -> Objective:
+    return learn_facet(get_task(task).answers).OBJECTIVES[metric]
 
 
 def on_disk(planned: Planned) -> Outcome | None:

@@ -1,14 +1,13 @@
 """Define the interface between examples and the ``learn`` module of a family of answers."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, Protocol, cast
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from ray_distill.config import TrainingConfig
 from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.ragged import RaggedArray
 from ray_distill.labels.model.signal import Signal
 from ray_distill.losses.base import Loss
 from ray_distill.models.core.model import Model
@@ -19,7 +18,7 @@ from ray_distill.tasks.task import Task
 
 if TYPE_CHECKING:
     from ray_distill.students.data.examples import PositionExamples
-    from ray_distill.students.loop.validation import Validator
+    from ray_distill.students.loop.validation import Objective, Validator
 
 #: How teacher states enter a batch: one vector a row ``[B, D]``; all of a row, padded, with a mask ``[B, L, D]``; or
 #: those at the answered positions ``[N, D]``.
@@ -45,7 +44,10 @@ class AnswerFormat(Protocol):
         """Return the answered positions of each row, int32, ascending."""
 
     def truth(self, table: pa.Table, encoded: Encoded) -> Ragged:
-        """Return the true class at each of `positions`, integers in the same order; -1 = unknown.
+        """Return the truth at each of `positions`, integers in the same order; -1 = unknown.
+
+        It is a class of the student ``[P]``; or ``[P, V]``, 1 where a class of the student applies and 0 where it does
+        not, with -1 in the whole line if that is unknown.
 
         Args:
             table: the snapshot rows, in any order.
@@ -71,8 +73,10 @@ class AnswerFormat(Protocol):
         The indices are None if the model gives one answer a row.
         """
 
-    def sampling_classes(self, examples: "PositionExamples") -> npt.NDArray[np.float64]:
-        """Return ``[R]`` classes by which rows are sampled; NaN = the row has no class.
+    def sampling_classes(self, examples: "PositionExamples") -> RaggedArray:
+        """Return the classes of each row, by which rows are sampled.
+
+        A row whose classes are unknown has none.
 
         Raises:
             ConfigError: rows of this family have no class.
@@ -86,6 +90,8 @@ class LearnFacet(Protocol):
     LOSSES: Mapping[str, type[Loss]]
     #: Whether the student's head is fused with its losses, so that the logits of all positions are never in memory.
     FUSED: bool
+    #: The metrics of `validator`'s scores by which trials may be compared.
+    OBJECTIVES: Mapping[str, "Objective"]
 
     def answer_format(
         self,
@@ -114,6 +120,24 @@ class LearnFacet(Protocol):
 
         Raises:
             TrainingError: the split has neither enough true labels nor any teacher labels.
+        """
+
+    def measured(self, labelled: int) -> Sequence[str]:
+        """Return the `OBJECTIVES` that are measured on a split, the default first.
+
+        Args:
+            labelled: number of the split's rows with true labels.
+        """
+
+    def fit_decision(self, model: Model, validation: "PositionExamples", training: TrainingConfig) -> Mapping[str, Any]:
+        """Return what turns the model's probabilities into answers, as plain JSON: `Model.decision`.
+
+        It is empty if the family fits nothing. It is called on one rank, for each arm, before it is exported.
+
+        Args:
+            model: the trained model, with the weights that are exported, on any device.
+            validation: the validation split.
+            training: the training settings, which have the sizes of forward passes and the device.
         """
 
 

@@ -18,7 +18,7 @@ import torch
 
 from ray_distill.labels.format.chunked_distributions import DistributionParts
 from ray_distill.labels.model.distributions import Distributions
-from ray_distill.labels.model.ragged import gather_ranges
+from ray_distill.labels.model.ragged import RaggedArray, gather_ranges
 from ray_distill.labels.model.signal import Vectors
 from ray_distill.losses.base import LossBatch
 from ray_distill.students.data.answer_format import AnswerFormat
@@ -64,8 +64,10 @@ class Examples(Protocol):
     def states(self, rows: Index) -> Mapping[int, Vectors]:
         """Return the teacher states of labelled rows, by stored layer."""
 
-    def sampling_classes(self) -> npt.NDArray[np.float64]:
-        """Return ``[R]`` classes by which rows are sampled; NaN = the row has no class.
+    def sampling_classes(self) -> RaggedArray:
+        """Return the classes of each row, by which rows are sampled.
+
+        A row whose classes are unknown has none.
 
         Raises:
             ConfigError: rows have no classes, or are not in memory.
@@ -111,7 +113,7 @@ class PositionExamples:
     answered: Ragged
     """The answered positions of each row."""
     truth: Ragged
-    """The true class at each answered position; -1 = unknown."""
+    """The truth at each answered position: a class ``[P]``, or 1 and 0 by class ``[P, V]``; -1 = unknown."""
     stored: Index
     """``[R]``: row of ``distributions`` and ``hidden``; -1 = the teacher has not labelled the row."""
     distil: npt.NDArray[np.bool_]
@@ -129,7 +131,7 @@ class PositionExamples:
     @cached_property
     def labelled(self) -> npt.NDArray[np.bool_]:
         """``[R]``: whether the truth is known at some position of the row."""
-        known, offsets = self.truth.values >= 0, self.truth.offsets
+        known, offsets = known_positions(self.truth), self.truth.offsets
         if known.all():  # saves the general path's eight bytes a position, much memory for documents
             return np.diff(offsets) > 0
         return np.diff(np.searchsorted(np.flatnonzero(known), offsets)) > 0
@@ -153,7 +155,7 @@ class PositionExamples:
         """Return the ids of rows in the snapshot, as hexadecimal text."""
         return [one.as_py().hex() for one in self.encoded.row_ids.take(pa.array(rows, pa.int64()))]
 
-    def sampling_classes(self) -> npt.NDArray[np.float64]:
+    def sampling_classes(self) -> RaggedArray:
         """See `Examples`."""
         return self.format.sampling_classes(self)
 
@@ -228,6 +230,12 @@ class PositionExamples:
         if self.format.states == "row":
             position_N = np.zeros_like(position_N)
         return {layer: _at(hidden, stored[owner_N], position_N) for layer, hidden in self.hidden.items()}, None
+
+
+def known_positions(truth: Ragged) -> npt.NDArray[np.bool_]:
+    """Return ``[P]``: whether the truth of a position is known."""
+    known: npt.NDArray[np.bool_] = truth.values >= 0
+    return known if known.ndim == 1 else np.asarray(known.all(axis=tuple(range(1, known.ndim))))
 
 
 def _at(hidden: Vectors, stored_N: Index, position_N: Index) -> torch.Tensor:

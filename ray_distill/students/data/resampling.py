@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from ray_distill.config import SamplingConfig
 from ray_distill.errors import ConfigError
+from ray_distill.labels.model.ragged import RaggedArray
 from ray_distill.students.data.examples import Examples
 from ray_distill.students.order.cursor import Index
 
@@ -47,7 +48,7 @@ def resampled(
     if sampling is None:
         return rows if shares is None else _shared_evenly(rows, shares, seed)
     if sampling.by == "class":
-        weight = class_weights(data.sampling_classes()[rows], sampling.power)
+        weight = class_weights(data.sampling_classes().take(rows), sampling.power)
     else:
         weight = entropy_weights(_entropies(data)[rows], sampling.power)
     return np.repeat(rows, systematic(weight if shares is None else shared(weight, rows, shares), seed))
@@ -67,15 +68,18 @@ def shared(weight: Weights, rows: Index, shares: Shares) -> Weights:
     return found
 
 
-def class_weights(classes: npt.NDArray[np.float64], power: float) -> Weights:
-    """Return ``[N]`` weights by class; NaN = unknown class.
+def class_weights(classes: RaggedArray, power: float) -> Weights:
+    """Return ``[N]`` weights by the classes of each row; NaN = the row has none.
 
-    A class of n rows weighs n^(1 - power) in total.
+    If every row has one class, a class of n rows weighs n^(1 - power) in total. A row of several classes has the weight
+    of its rarest one, as in repeat factor sampling (Gupta et al., arXiv 1908.03195).
     """
-    known = ~np.isnan(classes)
-    _, inverse, counts = np.unique(classes[known], return_inverse=True, return_counts=True)
-    weight = np.full(len(classes), np.nan)
-    weight[known] = counts[inverse].astype(np.float64) ** -power
+    _, inverse, counts = np.unique(classes.values, return_inverse=True, return_counts=True)
+    by_class = counts[inverse].astype(np.float64) ** -power
+    weight = np.full(classes.rows, np.nan)
+    known = np.flatnonzero(np.diff(classes.offsets))
+    if len(known):
+        weight[known] = np.maximum.reduceat(by_class, classes.offsets[known])
     return weight
 
 

@@ -18,7 +18,7 @@ def sparse_targets(labels: Distributions | DistributionParts, stored: Index, cou
     Args:
         labels: distributions of the rows that the teacher has labelled.
         stored: ``[B]`` row of ``labels``; -1 = the teacher has not labelled the row, whose positions get a harmless
-            uniform distribution.
+            uniform distribution, or a probability of ½ by class.
         counts: ``[B]`` number of positions of each row.
     """
     have = stored >= 0
@@ -26,7 +26,7 @@ def sparse_targets(labels: Distributions | DistributionParts, stored: Index, cou
     have_N = None if have.all() else np.repeat(have, counts)
     draws = found.draws
     ids_PK, logp_PK, *count_PK = padded(found)
-    width = ids_PK.shape[1]
+    width, log_odds = ids_PK.shape[1], found.log_odds
 
     def over_all(values: npt.NDArray[Any], filler: Any) -> torch.Tensor:
         return torch.from_numpy(values if have_N is None else _spread(values, have_N, filler))
@@ -35,8 +35,9 @@ def sparse_targets(labels: Distributions | DistributionParts, stored: Index, cou
         classes=found.classes,
         temperatures=found.temperatures,
         ids_NK=over_all(ids_PK, np.arange(width)),
-        logp_NK=over_all(logp_PK, -np.log(width)),
+        logp_NK=over_all(logp_PK, -np.log(width if log_odds is None else 2)),
         log_tail_NT=over_all(found.log_tail, -np.inf),
+        log_odds_NK=None if log_odds is None else over_all(log_odds.reshape(ids_PK.shape), 0.0),
         count_NK=None if draws is None else over_all(count_PK[0], 0),
         log_normaliser_N=None if draws is None else over_all(draws.log_normaliser, 0.0),
         draws=0 if draws is None else draws.number,

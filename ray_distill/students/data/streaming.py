@@ -18,6 +18,7 @@ import pyarrow as pa
 from ray_distill.errors import ConfigError, DistillError, TrainingError
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.ragged import RaggedArray
 from ray_distill.labels.model.rowids import RowIds
 from ray_distill.labels.model.signal import Signal, Vectors
 from ray_distill.losses.base import LossBatch
@@ -258,7 +259,7 @@ class StreamedSet:
         _, joined = self._joined(rows)
         return joined.states(np.arange(joined.rows, dtype=np.int64))
 
-    def sampling_classes(self) -> npt.NDArray[np.float64]:
+    def sampling_classes(self) -> RaggedArray:
         """Refuse sampling by class, which needs the labels of all rows at once.
 
         Raises:

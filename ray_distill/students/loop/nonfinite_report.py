@@ -91,11 +91,14 @@ def _real(micro: MicroBatch) -> Any:
 
 
 def _broken_rows(micro: MicroBatch, batch: LossBatch) -> Any:
-    """Return the rows with a position whose stored labels have NaN or +inf; -inf means "absent"."""
+    """Return the rows with a position whose stored labels have NaN or +inf; -inf means "absent".
+
+    Infinite log-odds are certainty and are not broken.
+    """
     bad = np.zeros(len(batch.labels_B), dtype=np.bool_)
-    for tensor in _flat("", batch).values():
+    for name, tensor in _flat("", batch).items():
         if tensor.is_floating_point() and len(tensor) == len(bad):
-            wrong = tensor.isnan() | (tensor == math.inf)
+            wrong = tensor.isnan() if name.endswith(".log_odds_NK") else tensor.isnan() | (tensor == math.inf)
             bad |= wrong.reshape(len(bad), -1).any(dim=1).cpu().numpy()
     owner = np.arange(len(bad)) if batch.row_B is None else batch.row_B.cpu().numpy()
     rows = np.unique(owner[bad])

@@ -32,6 +32,16 @@ class Score:
     metrics: dict[str, float]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """A metric of a score by which the trials of a sweep may be compared."""
+
+    metric: str
+    """Its name in the family's table of metrics, which defines the better side and which metrics are of the teacher."""
+    labelled: bool = False
+    """True: a mean over the rows with true labels. False: over all rows."""
+
+
 class Measure(Protocol):
     """Validation measure of a family of answers, as sums over micro-batches and ranks."""
 
@@ -39,10 +49,16 @@ class Measure(Protocol):
         """Return the losses that a fused head computes; None if logits are needed."""
 
     def sums(self, output: StudentOutput, batch: LossBatch) -> tuple[Tensor, ...]:
-        """Return scalars of a micro-batch, always equally many; rows with weight 0 do not count."""
+        """Return sums over a micro-batch, always of the same shapes.
+
+        Rows with weight 0 do not count.
+        """
 
     def finish(self, sums: Sequence[float]) -> Score:
-        """Return the score, from the totals over all rows."""
+        """Return the score from the totals over all rows.
+
+        They are the elements of `sums`, one tensor after the other.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +88,7 @@ class Validator:
                 inputs, made = self.data.batch(micro.rows, micro.real)
                 batch = to_device(made, engine.device)
                 output = engine.forward(inputs, self.measure.head_request(batch))
-                found.append([float(value) for value in self.measure.sums(output, batch)])
+                sums = self.measure.sums(output, batch)
+                found.append(torch.cat([value.double().reshape(-1) for value in sums]).tolist())
         engine.train(True)
         return self.measure.finish(ranks.total([sum(column) for column in zip(*found, strict=True)], engine.device))

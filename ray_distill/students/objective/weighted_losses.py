@@ -220,6 +220,7 @@ def to_device(batch: LossBatch, device: torch.device) -> LossBatch:
             logp_NK=targets.logp_NK.to(device),
             log_tail_NT=targets.log_tail_NT.to(device),
             count_NK=_moved(targets.count_NK, device),
+            log_odds_NK=_moved(targets.log_odds_NK, device),
             log_normaliser_N=_moved(targets.log_normaliser_N, device),
         )
     return LossBatch(

@@ -3,12 +3,11 @@
 A row is one position, whose truth is a column of the snapshot.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from torch import Tensor
 from torch.nn import functional
@@ -17,6 +16,7 @@ from ray_distill.config import TrainingConfig
 from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.ragged import RaggedArray, running
 from ray_distill.labels.model.signal import DISTRIBUTIONS, Signal
 from ray_distill.losses import catalogue
 from ray_distill.losses.base import LossBatch, SparseTargets, StudentOutput
@@ -25,7 +25,7 @@ from ray_distill.models.core.model import Model
 from ray_distill.students.data.answer_format import StateLayout
 from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.data.sparse_targets import padded
-from ray_distill.students.loop.validation import MIN_LABELLED, Score, Validator
+from ray_distill.students.loop.validation import MIN_LABELLED, Objective, Score, Validator
 from ray_distill.students.order.cursor import Index
 from ray_distill.tasks.encoded import Batch, Encoded, Ragged
 from ray_distill.tasks.task import Task
@@ -33,6 +33,12 @@ from ray_distill.tasks.task import Task
 #: A student answers once a row: there are no logits to spare.
 FUSED: Final = False
 LOSSES: Final = catalogue.LOSSES
+OBJECTIVES: Final = {
+    "validation_nll": Objective(metric="nll", labelled=True),
+    "validation_accuracy": Objective(metric="accuracy", labelled=True),
+    "validation_kl": Objective(metric="kl_from_teacher"),
+    "validation_agreement": Objective(metric="agreement"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,19 +91,17 @@ class ClassFormat:
         """Return the model inputs; the model answers once a row."""
         return self.task.inputs.collate(encoded, rows), None
 
-    def sampling_classes(self, examples: PositionExamples) -> npt.NDArray[np.float64]:
+    def sampling_classes(self, examples: PositionExamples) -> RaggedArray:
         """Return the true class of each row, else the teacher's first choice of those stored.
 
-        NaN without either.
+        A row without either has none.
         """
-        truth = examples.truth.values
-        found = truth.astype(np.float64)
-        found[truth < 0] = np.nan
+        found = examples.truth.values.astype(np.int64)
         if examples.distributions is not None:
-            rows = np.flatnonzero((truth < 0) & examples.distil)
+            rows = np.flatnonzero((found < 0) & examples.distil)
             ids, logp, *_ = padded(examples.distributions.take(examples.stored[rows]))
             found[rows] = ids[np.arange(len(rows)), logp.argmax(axis=1)]
-        return found
+        return RaggedArray(values=found[found >= 0], offsets=running(found >= 0))
 
     def _over_students(self, found: Distributions) -> Distributions:
         if set(self.store_classes) != set(self.student_classes):
@@ -144,6 +148,18 @@ def validator(validation: PositionExamples) -> Validator:
             "teacher labels, so students cannot be compared; label it, or give it more labelled rows"
         )
     return Validator(data=validation, rows=taught, measure=ByTeacher())
+
+
+def measured(labelled: int) -> tuple[str, ...]:
+    """Return the metrics of true labels if there are enough of them, else those of the teacher."""
+    if labelled >= MIN_LABELLED:
+        return ("validation_nll", "validation_accuracy")
+    return ("validation_kl", "validation_agreement")
+
+
+def fit_decision(model: Model, validation: PositionExamples, training: TrainingConfig) -> Mapping[str, Any]:
+    """Return nothing: the answer is the most probable class."""
+    return {}
 
 
 @dataclass(frozen=True, kw_only=True)

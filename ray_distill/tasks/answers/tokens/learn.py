@@ -3,12 +3,11 @@
 A position is a token to predict, whose truth follows from the text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from ray_distill.config import TrainingConfig
 from ray_distill.errors import ConfigError
 from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.manifest import StoreManifest, TeacherIdentity
-from ray_distill.labels.model.ragged import gather_ranges
+from ray_distill.labels.model.ragged import RaggedArray, gather_ranges
 from ray_distill.labels.model.signal import DISTRIBUTIONS, Signal
 from ray_distill.losses import catalogue
 from ray_distill.losses.base import LossBatch, StudentOutput
@@ -28,7 +27,7 @@ from ray_distill.models.core.head_extraction import keeps_documents_apart
 from ray_distill.models.core.model import Model
 from ray_distill.students.data.answer_format import StateLayout
 from ray_distill.students.data.examples import PositionExamples
-from ray_distill.students.loop.validation import Score, Validator
+from ray_distill.students.loop.validation import Objective, Score, Validator
 from ray_distill.students.order.cursor import Index
 from ray_distill.tasks.encoded import Batch, Encoded, Ragged
 from ray_distill.tasks.packing import collate_packed
@@ -37,6 +36,7 @@ from ray_distill.tasks.task import Task
 #: Logits of all positions over a vocabulary do not fit into memory.
 FUSED: Final = True
 LOSSES: Final = catalogue.LOSSES
+OBJECTIVES: Final = {"validation_nll": Objective(metric="nll"), "validation_kl": Objective(metric="kl_from_teacher")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class TokenFormat:
         inputs = self.task.inputs.collate(encoded, rows)
         return inputs, np.arange(len(rows), dtype=np.int64) * inputs[self.task.inputs.answering].shape[1]
 
-    def sampling_classes(self, examples: PositionExamples) -> npt.NDArray[np.float64]:
+    def sampling_classes(self, examples: PositionExamples) -> RaggedArray:
         """Refuse: a document has no class.
 
         Raises:
@@ -114,6 +114,16 @@ def validator(validation: PositionExamples) -> Validator:
     losses = (Hard(),) if validation.distributions is None else (Hard(), Soft())
     rows = np.arange(validation.rows, dtype=np.int64)
     return Validator(data=validation, rows=rows, measure=ByTokens(losses=losses))
+
+
+def measured(labelled: int) -> tuple[str, ...]:
+    """Return all of them, because the truth of every text is known."""
+    return tuple(OBJECTIVES)
+
+
+def fit_decision(model: Model, validation: PositionExamples, training: TrainingConfig) -> Mapping[str, Any]:
+    """Return nothing: the answer is the most probable token."""
+    return {}
 
 
 @dataclass(frozen=True, kw_only=True)

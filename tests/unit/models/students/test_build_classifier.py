@@ -1,6 +1,7 @@
 """Building students and saving models: determinism, copied layers, and that what was saved loads again."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -282,6 +283,18 @@ def test_sharded_weights_can_be_saved(teacher: TeacherConfig, tmp_path: Path) ->
     save_model(student, tmp_path, card="", metadata={}, state_dict=state)
     again = load_model(str(tmp_path), task=TEXT).module.state_dict()
     assert all(torch.equal(again[name], value) for name, value in state.items())
+
+
+@pytest.mark.parametrize("source", ["config", "module"])
+def test_what_was_fitted_to_decide_is_saved_with_the_model(teacher: TeacherConfig, tmp_path: Path, source: str) -> None:
+    """It is read back, and it decides answers, so that another one is another model."""
+    student = _student(teacher, **SOURCES[source])
+    decision = {"thresholds": {"ham": 0.1, "spam": 0.30000000000000004, "other": 0.5}}
+    bare = save_model(student, tmp_path / "bare", card="", metadata={})
+    digest = save_model(replace(student, decision=decision), tmp_path / "decided", card="", metadata={})
+    plain, decided = (load_model(str(tmp_path / name), task=TEXT) for name in ("bare", "decided"))
+    assert plain.decision == {} and decided.decision == decision
+    assert bare != digest and plain.fingerprint != decided.fingerprint
 
 
 def unannotated(classes: list[str]):  # type: ignore[no-untyped-def]  # noqa: ANN201

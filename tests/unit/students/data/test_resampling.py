@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ray_distill.config import SamplingConfig
 from ray_distill.errors import ConfigError
 from ray_distill.labels.model.distributions import Distributions
+from ray_distill.labels.model.ragged import RaggedArray, running
 from ray_distill.students.data import resampling
 from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.data.resampling import Shares, class_weights, entropy_weights, resampled, shared, systematic
@@ -44,6 +45,14 @@ def classifier(labels: list[int], entropy: list[float]) -> PositionExamples:
             log_tail=np.zeros((count, 1), np.float32),
             entropy=np.array(entropy, np.float32),
         ),
+    )
+
+
+def rows_of(*classes: list[int]) -> RaggedArray:
+    """The classes of each row."""
+    return RaggedArray(
+        values=np.array([number for row in classes for number in row], np.int64),
+        offsets=running(np.array([*map(len, classes)])),
     )
 
 
@@ -136,7 +145,8 @@ def test_what_is_not_known_weighs_as_the_rest_of_its_source() -> None:
 def test_rows_without_truth_have_the_class_of_the_teacher() -> None:
     """Its first choice; of 90 true rows of class 0 and 10 that the teacher calls 1, each gets half of the epoch."""
     data = classifier([0] * 90 + [-1] * 10, [1.0] * 100)
-    assert data.sampling_classes().tolist() == [0.0] * 90 + [1.0] * 10
+    classes = data.sampling_classes()
+    assert classes.values.tolist() == [0] * 90 + [1] * 10 and classes.offsets.tolist() == list(range(101))
     rows = resampled(np.arange(100), data, by("class"), seed=3)
     assert [(rows < 90).sum(), (rows >= 90).sum()] == [50, 50]
 
@@ -149,8 +159,15 @@ def test_without_sampling_rows_stay() -> None:
 
 def test_unknown_classes_weigh_as_the_others_on_average() -> None:
     """A class that is not known is none."""
-    weight = class_weights(np.array([0.0, 0.0, 1.0, np.nan]), 1.0)
+    weight = class_weights(rows_of([0], [0], [1], []), 1.0)
     assert weight[:3].tolist() == [0.5, 0.5, 1.0] and np.isnan(weight[3])
+    assert np.isnan(class_weights(rows_of([], []), 1.0)).all()
+
+
+def test_a_row_of_several_classes_weighs_as_its_rarest() -> None:
+    """Class 0 has four rows, 1 has two and 2 one; unknown rows anywhere between them."""
+    weight = class_weights(rows_of([], [0, 1], [0], [], [2, 0], [1, 0], []), 1.0)
+    assert np.array_equal(weight, [np.nan, 1 / 2, 1 / 4, np.nan, 1, 1 / 2, np.nan], equal_nan=True)
 
 
 def test_what_cannot_be_told_is_refused() -> None:

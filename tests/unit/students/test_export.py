@@ -1,0 +1,61 @@
+"""An exported arm: the best weights, what was fitted with them, and the marker that names both."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ray_distill.artifacts import LabelSetRef, SnapshotRef
+from ray_distill.models.core.model import Model
+from ray_distill.models.io.load import load_model
+from ray_distill.students.export import export_arm, exported_arm
+from ray_distill.students.loop.best_result import Best
+from ray_distill.students.loop.validation import Score
+from ray_distill.students.process_group import Ranks
+from ray_distill.testing.models import write_tiny_text_model
+
+LABELS = LabelSetRef(
+    store="", fingerprint="f", log_length=0, log_digest="", snapshot=SnapshotRef(url="", fingerprint="")
+)
+ALONE = Ranks(rank=0, world=1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    folder = write_tiny_text_model(tmp_path_factory.mktemp("model") / "student", ("no", "yes"), seed=0)
+    return load_model(str(folder), task="text_classification")
+
+
+def best_of(model: Model) -> Best:
+    """Weights that are all 1 more than the model's."""
+    weights = {name: value + 1 for name, value in model.module.state_dict().items()}
+    return Best(score=Score(value=0.5, metrics={"validation_nll": 0.5}), step=3, weights=weights)
+
+
+def test_the_decision_is_fitted_to_the_exported_weights(model: Model, tmp_path: Path) -> None:
+    """The family gets the model with its best weights, once; what it returns is loaded with them."""
+    best, seen = best_of(model), list[Model]()
+
+    def decide(trained: Model) -> dict[str, object]:
+        seen.append(trained)
+        return {"thresholds": {"yes": 0.25}}
+
+    ref = export_arm(
+        str(tmp_path),
+        "student",
+        model,
+        best,
+        labels=LABELS,
+        facts={"campaign": "c", "task": "t"},
+        plan={"seed": 1},
+        decide=decide,
+        ranks=ALONE,
+    )
+    (trained,) = seen
+    again = load_model(ref.url, task="text_classification")
+    assert again.decision == {"thresholds": {"yes": 0.25}}
+    for name, value in best.weights.items():
+        assert torch.equal(trained.module.state_dict()[name], value), name
+        assert torch.equal(again.module.state_dict()[name], value), name
+        assert not torch.equal(model.module.state_dict()[name], value), name
+    assert exported_arm(str(tmp_path), "student", {"seed": 1}, ALONE) == ref

@@ -1,0 +1,165 @@
+"""Conformance of how a task's students learn: one step from stored labels, and the weights of rows."""
+
+import copy
+import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ray_distill.config import TrainingConfig
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.losses.base import LossBatch, StudentOutput
+from ray_distill.students.data.answer_format import learn_facet
+from ray_distill.students.data.build_examples import build_examples
+from ray_distill.students.data.examples import PositionExamples
+from ray_distill.students.engines.engine import Engine
+from ray_distill.students.engines.torch_engine import TorchEngine
+from ray_distill.students.loop.train_loop import Trial, take_step
+from ray_distill.students.modules.student_module import StudentModule, make_projections
+from ray_distill.students.objective.validate_losses import pairs_of, required_layers, scales_of
+from ray_distill.students.objective.weighted_losses import Term, build_terms
+from ray_distill.students.order.cursor import Index
+from ray_distill.students.process_group import Ranks
+from ray_distill.testing.tasks.case import TaskCase
+from ray_distill.testing.tasks.store import stored
+
+ALONE = Ranks(rank=0, world=1)
+#: Relative, in float32: sums of losses are added in other orders.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """A copy of the student before its first step, with the labels that it learns from."""
+
+    trial: Trial
+    engine: Engine
+    data: PositionExamples
+
+    def losses(self, rows: Index, real: Index | None = None) -> dict[str, tuple[float, float]]:
+        """Return sum and weight of each loss on some rows, of which only the ``real`` ones count."""
+        mask = None if real is None else np.isin(rows, real)
+        output, batch = self.run(rows, mask)
+        return {term.name: measured(term, output, batch) for term in self.trial.terms}
+
+    def run(
+        self, rows: Index, real: np.ndarray[tuple[int], np.dtype[np.bool_]] | None = None
+    ) -> tuple[StudentOutput, LossBatch]:
+        """Return the student's output for some rows, and their batch."""
+        inputs, batch = self.data.batch(rows, real)
+        self.engine.train(False)
+        with torch.no_grad():
+            return self.engine.forward(inputs), batch
+
+
+def check_step(case: TaskCase) -> None:
+    """Require one optimiser step to change the weights, with finite losses of every configured kind."""
+    with lesson(case) as found:
+        before = found.engine.weights()
+        values, _ = take_step(found.trial, found.engine, ALONE, 0)
+        for name in ("loss", *(f"loss_{term.name}" for term in found.trial.terms)):
+            assert math.isfinite(values.get(name, math.nan)), f"{name} is {values.get(name)}"
+        after = found.engine.weights()
+        changed = [name for name, value in after.items() if not torch.equal(value, before[name])]
+        assert changed, "a step changed no weight"
+        odd = [name for name, value in after.items() if value.is_floating_point() and not value.isfinite().all()]
+        assert not odd, f"weights that are not finite after a step: {odd}"
+        score = found.trial.judge.score(found.engine, ALONE, replace(found.trial.budget, group=1))
+        assert math.isfinite(score.value) and score.metrics, f"the validation loss is {score.value}"
+
+
+def check_weights(case: TaskCase) -> None:
+    """Require losses to be sums over rows, which scale with the rows' weights.
+
+    A row of weight 0 must not count, nor a row without a truth in losses on true labels.
+    """
+    with lesson(case) as found:
+        rows = np.arange(found.data.rows, dtype=np.int64)
+        _check_scale(found, rows)
+        padded, alone = found.losses(rows, real=rows[::2]), found.losses(rows[::2])
+        for name, sums in alone.items():
+            assert np.allclose(padded[name], sums, rtol=TOLERANCE, atol=1e-6), f"{name}: rows of weight 0 count"
+        if found.data.format.truth_columns:
+            _check_unlabelled(found)
+
+
+def _check_scale(found: Lesson, rows: Index) -> None:
+    output, batch = found.run(rows)
+    double = replace(batch, example_weight_B=2 * batch.example_weight_B)
+    for term in found.trial.terms:
+        once, twice = measured(term, output, batch), measured(term, output, double)
+        assert once[1] > 0, f"{term.name} has no weight in a batch of all rows"
+        assert np.allclose(twice, np.multiply(2, once), rtol=TOLERANCE), f"{term.name} does not scale with the weights"
+
+
+def _check_unlabelled(found: Lesson) -> None:
+    known = found.data.labelled
+    assert known.any() and not known.all(), "rows with and without a truth are needed"
+    without = found.losses(np.flatnonzero(~known))
+    for term in found.trial.terms:
+        if term.loss.follows_labels:
+            assert without[term.name] == (0, 0), f"{term.name} learns from rows without a truth: {without[term.name]}"
+        else:
+            assert without[term.name][1] > 0, f"{term.name} needs a truth, and follows the teacher"
+
+
+def measured(term: Term, output: StudentOutput, batch: LossBatch) -> tuple[float, float]:
+    """Return a loss's sum over a batch, and its weight."""
+    loss = term.at(0)
+    value: Tensor = loss(output, batch)
+    return float(value), float(loss.weight(batch))
+
+
+@contextmanager
+def lesson(case: TaskCase) -> Iterator[Lesson]:
+    """Prepare the case's student to learn from its teacher's labels, stored and read back."""
+    training = case.config.student.training.model_copy(
+        update={"engine": "torch", "global_batch": case.rows.num_rows, "micro_batch": case.rows.num_rows, "packed": 0}
+    )
+    with stored(case) as found, tempfile.TemporaryDirectory(prefix="ray-distill-conformance-") as folder:
+        manifest = found.labels.manifest
+        student = replace(case.student, module=copy.deepcopy(case.student.module))
+        answers = learn_facet(case.task.answers).answer_format(
+            task=case.task, model=student, manifest=manifest, snapshot_classes=case.classes, training=training
+        )
+        labels = found.labels.read(manifest.hidden_layers)
+        data = build_examples(case.rows, answers=answers, processor=student.processor, labels=labels)
+        terms, engine = _objective(replace(case, student=student), manifest, data, training)
+        trial = Trial(
+            name="student",
+            url=folder,
+            curve=folder,
+            data=data,
+            rows=np.arange(data.rows, dtype=np.int64),
+            steps=2,
+            seed=case.config.seed,
+            terms=terms,
+            judge=learn_facet(case.task.answers).validator(data),
+            training=training,
+            rate=max(training.learning_rate),
+            plan={},
+        )
+        yield Lesson(trial=trial, engine=engine, data=data)
+        engine.close()
+
+
+def _objective(
+    case: TaskCase, manifest: StoreManifest, data: PositionExamples, training: TrainingConfig
+) -> tuple[tuple[Term, ...], Engine]:
+    losses, model = case.config.student.losses, case.student
+    terms = build_terms(
+        losses,
+        steps=2,
+        temperatures=manifest.temperatures,
+        layers=pairs_of(losses, manifest.hidden_layers, model),
+        scales=scales_of(data),
+    )
+    projected, plain = required_layers(terms)
+    projections = make_projections(model, layers=projected, widths=data.widths, seed=case.config.seed)
+    bundle = StudentModule(model.module, projections, plain=plain, pool=manifest.pool)
+    return terms, TorchEngine(bundle, training, ALONE)

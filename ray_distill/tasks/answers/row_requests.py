@@ -6,9 +6,9 @@ This file is copied beside the checkpoint.
 turns logits into answers.
 
 A serving machine has transformers, torch, numpy and Pillow, and nothing of ours, so this file does not import the
-package. (One exception: a student that a ``module:function`` built needs ray_distill and that module, because no file
-can rebuild it.) No code is pickled, and weights are read from safetensors only. Images are decoded exactly as
-`ray_distill.tasks.inputs.pixels` does; a test compares the two.
+package. (One exception: a student that a ``module:function`` built, or whose inputs are a user's own, needs ray_distill
+and the user's module, because no file can rebuild it.) No code is pickled, and weights are read from safetensors only.
+Images are decoded exactly as `ray_distill.tasks.inputs.pixels` does; a test compares the two.
 
 Requests are strings, or encoded images (bytes such as PNG or JPEG, or their base64 text).
 """
@@ -40,11 +40,12 @@ def load(folder: Path, *, task: str, column: str, answers: Any) -> Answer:
     Args:
         folder: the checkpoint.
         task: its name.
-        column: ``text`` or ``image``.
+        column: ``text`` or ``image``; another one of a task of the user's own.
         answers: the module of the family's file.
     """
     facts = _facts(folder)
-    model, encode, names = _load_built(folder, task) if "factory" in facts else _LOAD[column](folder)
+    own = "factory" in facts or column not in _LOAD
+    model, encode, names = _load_own(folder, task) if own else _LOAD[column](folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device).eval()
     dtype = next(model.parameters()).dtype
@@ -96,22 +97,22 @@ def _load_image(folder: Path) -> Loaded:
     return model, encode, _labels(model)
 
 
-def _load_built(folder: Path, task: str) -> Loaded:
-    """Load a student that a ``module:function`` built, by the package that saved it."""
+def _load_own(folder: Path, task: str) -> Loaded:
+    """Load a student that the user's own code builds or feeds, by the package that saved it."""
     import pyarrow as pa
 
     from ray_distill.models.io.load import load_model
     from ray_distill.tasks.catalogue import get_task
 
     model, kind = load_model(str(folder), task=task), get_task(task)
-    read: Callable[[Any], Any] = _text if kind.inputs.column == "text" else _bytes
+    column, read = kind.inputs.column, _bytes if kind.inputs.binary else _text
 
     def encode(values: Sequence[Any]) -> Any:
         ids = pa.array([index.to_bytes(16, "big") for index in range(len(values))], pa.binary(16))
-        rows = pa.table({"row_id": ids, kind.inputs.column: [read(value) for value in values]})
+        rows = pa.table({"row_id": ids, column: [read(value, column) for value in values]})
         encoded = kind.inputs.encode(rows, model.processor)
         if encoded.rejected:
-            raise ValueError(f"column {kind.inputs.column!r}: {encoded.rejected[0].reason}")
+            raise ValueError(f"column {column!r}: {encoded.rejected[0].reason}")
         return kind.inputs.collate(encoded, np.arange(len(values)))
 
     return model.module, encode, list(model.classes)
@@ -132,19 +133,19 @@ def _labels(model: Any) -> list[str]:
     return [model.config.id2label[index] for index in range(model.config.num_labels)]
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, column: str = "text") -> str:
     if not isinstance(value, str):
-        raise ValueError(f"column 'text' must contain strings, found {value!r}")
+        raise ValueError(f"column {column!r} must contain strings, found {value!r}")
     return value
 
 
-def _bytes(value: Any) -> bytes:
+def _bytes(value: Any, column: str = "image") -> bytes:
     if isinstance(value, bytes | bytearray):
         return bytes(value)
     try:
         return base64.b64decode(value, validate=True)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"column 'image' must contain encoded images, as bytes or base64: {error}") from error
+        raise ValueError(f"column {column!r} must contain encoded images, as bytes or base64: {error}") from error
 
 
 def _decode(data: bytes) -> np.ndarray[Any, Any]:

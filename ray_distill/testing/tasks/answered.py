@@ -1,4 +1,4 @@
-"""Answers that a served model must give, of the families in the catalogue: `TaskCase.answered`."""
+"""Answers that a served model must give, by family: values of `TaskCase.answered`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -15,7 +15,7 @@ from ray_distill.tasks.catalogue import get_task
 
 
 def class_answers(model: Model, requests: Sequence[Any], params: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
-    """Return the likeliest class of each request, with its probability and those of all classes."""
+    """Return the likeliest class of each request, its probability, and those of all classes."""
     task = get_task(model.task)
     ids = pa.array([row.to_bytes(16, "big") for row in range(len(requests))], pa.binary(16))
     encoded = task.inputs.encode(pa.table({"row_id": ids, task.inputs.column: list(requests)}), model.processor)

@@ -17,7 +17,7 @@ TOLERANCE = 1e-4
 
 
 def check_answers(case: TaskCase) -> None:
-    """Require one answer a row of each model, in the order of the rows, whatever rows are beside it."""
+    """Require one answer a row of each model, in the order of the rows."""
     judge, rows = case.task.answers.judge, case.counted
     backwards = rows.take(pa.array(range(rows.num_rows - 1, -1, -1)))
     for given, answers in ((rows, case.answers), (backwards, judge.answer(case.panel(), backwards))):
@@ -31,9 +31,9 @@ def check_answers(case: TaskCase) -> None:
 
 
 def check_measures(case: TaskCase) -> None:
-    """Require metrics of the table alone, with values and intervals inside their bounds, whatever the unit of counts.
+    """Require metrics of the table alone, with values and intervals inside their bounds.
 
-    The headline must be among them.
+    The headline must be among them, and another unit of counts must not change a value.
     """
     answers = case.task.answers
     for arm, table in case.answers.items():
@@ -62,7 +62,10 @@ def check_parts(case: TaskCase) -> None:
 
 
 def check_comparison(case: TaskCase) -> None:
-    """Require a model to differ from itself by nothing, and two models by the difference of their measures."""
+    """Require a model not to differ from itself.
+
+    Two models must differ by the difference of their measures.
+    """
     answers, tables = case.task.answers, case.answers
     for name, estimate in answers.judge.compare(tables["student"], tables["student"], case.how).items():
         assert estimate.value == 0, f"{name}: a model differs from itself by {estimate.value}"

@@ -1,4 +1,4 @@
-"""Conformance of how a task's students learn: one step from stored labels, and the weights of rows."""
+"""Conformance of a task's learning: one step from stored labels, and weights of rows."""
 
 import copy
 import math
@@ -58,7 +58,7 @@ class Lesson:
 
 
 def check_step(case: TaskCase) -> None:
-    """Require one optimiser step to change the weights, with finite losses of every configured kind."""
+    """Require one optimiser step to change the weights, with finite losses."""
     with lesson(case) as found:
         before = found.engine.weights()
         values, _ = take_step(found.trial, found.engine, ALONE, 0)

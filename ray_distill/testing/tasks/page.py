@@ -19,7 +19,7 @@ COSTS = Efficiency(
 
 
 def check_wording(case: TaskCase) -> None:
-    """Require the page's words to be about metrics of the table, and about figures with a caption."""
+    """Require the page's words to be about metrics of the table, and captioned figures."""
     answers = case.task.answers
     report, _ = _report(case, {"teacher": case.teacher, "student": case.student})
     words, known = page_of(report).WORDING, {metric.name for metric in answers.metrics.metrics}

@@ -1,4 +1,4 @@
-"""Conformance of how a task's students are served: declared columns, and the model's own answers."""
+"""Conformance of a task's serving: declared columns, and the model's own answers."""
 
 import importlib.util
 import tempfile
@@ -13,13 +13,13 @@ from ray_distill.models.io.save import save_model
 from ray_distill.testing.tasks.case import TaskCase
 
 #: Python types of the values in a column.
-KINDS: Mapping[str, type] = {"string": str, "double": float, "doubles": list}
+KINDS: Mapping[str, type] = {"string": str, "double": float, "strings": list, "doubles": list}
 #: Absolute, in float32: requests are answered in other batches.
 TOLERANCE = 1e-5
 
 
 def check_served(case: TaskCase) -> None:
-    """Require the saved student, served by the family's file, to answer requests as the model itself does.
+    """Require the saved student, when it is served, to answer as the model itself does.
 
     Its columns must be the declared ones; no requests have no answers.
     """
@@ -27,7 +27,10 @@ def check_served(case: TaskCase) -> None:
     requests, params = list(case.requests), {**serving.params, **case.params}
     with tempfile.TemporaryDirectory(prefix="ray-distill-conformance-") as folder:
         save_model(case.student, Path(folder), card="", metadata={})
-        answer = _module(serving.code).load(Path(folder), task=case.config.task, column=case.task.inputs.column)
+        parts = {name: _module(path) for name, path in serving.parts.items()}
+        answer = _module(serving.code).load(
+            Path(folder), task=case.config.task, column=case.task.inputs.column, **parts
+        )
         found, none = answer(requests, params), answer([], params)
     for answers, rows in ((found, len(requests)), (none, 0)):
         assert answers.keys() == serving.outputs.keys(), f"columns {sorted(answers)}, not {sorted(serving.outputs)}"
@@ -49,10 +52,14 @@ def check_serving_example(case: TaskCase) -> None:
 
 
 def _assert_equal(name: str, found: Sequence[Any], expected: Sequence[Any]) -> None:
-    if all(isinstance(value, str) for value in expected):
+    if not all(isinstance(value, float) or _is_numbers(value) for value in expected):
         assert list(found) == list(expected), f"{name}: {found}, the model itself answers {expected}"
     else:
         np.testing.assert_allclose(found, expected, atol=TOLERANCE, err_msg=name)
+
+
+def _is_numbers(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, float) for item in value)
 
 
 def _module(path: Path) -> ModuleType:

@@ -1,4 +1,4 @@
-"""Conformance of a task's settings: its table of metrics, and the campaigns that it refuses."""
+"""Conformance of a task's settings: the table of metrics, and what it refuses."""
 
 from ray_distill.testing.tasks.case import TaskCase
 

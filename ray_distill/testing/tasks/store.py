@@ -1,4 +1,4 @@
-"""Conformance of what a task stores: positions, truth, and answers that survive the label store."""
+"""Conformance of a task's labels: positions, truth, and answers in the label store."""
 
 import copy
 import tempfile
@@ -77,7 +77,7 @@ def check_positions(case: TaskCase) -> None:
 
 
 def check_reduction(case: TaskCase) -> None:
-    """Require an answer at each position, as the manifest declares it, independent of the batch.
+    """Require an answer at each position, as the manifest declares, whatever the batch.
 
     The answers must be finite.
     """
@@ -122,7 +122,7 @@ class Stored:
 
 @contextmanager
 def stored(case: TaskCase, broken: int = 0) -> Iterator[Stored]:
-    """Label the rows with the teacher into a store in a temporary folder, which is then deleted.
+    """Label the rows with the teacher, into a store in a temporary folder.
 
     The last ``broken`` rows are answered by a copy of the teacher whose weights are all NaN.
     """
@@ -181,7 +181,7 @@ def without_weights(model: Model) -> Model:
 
 
 def assert_near(found: Signal, expected: Signal, tolerance: float, what: str) -> None:
-    """Require two signals to have the same parts, rows and positions, and numbers within a tolerance."""
+    """Require two signals to have the same parts and positions, and numbers within a tolerance."""
     assert found.parts.keys() == expected.parts.keys(), what
     for name, part in expected.parts.items():
         other = found.parts[name]

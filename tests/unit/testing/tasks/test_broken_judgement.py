@@ -125,11 +125,9 @@ def test_a_page_that_is_broken_is_found(
 
 
 ALWAYS_BIRD = """
-def load(folder, *, task, column):
-    def answer(values, params):
-        rows = len(values)
-        return {"label": ["bird"] * rows, "probability": [1.0] * rows, "probabilities": [[1.0, 0.0, 0.0]] * rows}
-    return answer
+def columns(logits_NV, names, facts):
+    rows = len(logits_NV)
+    return {"label": ["bird"] * rows, "probability": [1.0] * rows, "probabilities": [[1.0, 0.0, 0.0]] * rows}
 """
 
 
@@ -143,7 +141,7 @@ def test_serving_that_is_broken_is_found(tmp_path: Path, monkeypatch: pytest.Mon
         assert_found("served", with_facet(CASE, "serve", SERVING=changed), match, monkeypatch)
     code = tmp_path / "always_bird.py"
     code.write_text(ALWAYS_BIRD)
-    broken = with_facet(CASE, "serve", SERVING=replace(own, code=code))
+    broken = with_facet(CASE, "serve", SERVING=replace(own, parts={"answers": code}))
     assert_found("served", broken, "the model itself answers|Not equal", monkeypatch)
 
 

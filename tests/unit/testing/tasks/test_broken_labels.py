@@ -42,7 +42,7 @@ class Changed(nn.Module):
 
 
 def _changed(model: Model, change: Callable[[Tensor], Tensor]) -> Model:
-    return replace(model, module=Changed(model.module, change))
+    return replace(model, module=Changed(model.module, change).eval())
 
 
 def _second(encoded: Encoded) -> Ragged:

@@ -127,7 +127,7 @@ def lesson(case: TaskCase) -> Iterator[Lesson]:
         answers = learn_facet(case.task.answers).answer_format(
             task=case.task, model=student, manifest=manifest, snapshot_classes=case.classes, training=training
         )
-        labels = found.labels.read(manifest.hidden_layers)
+        labels = found.labels.read(tuple(manifest.hidden))
         data = build_examples(case.rows, answers=answers, processor=student.processor, labels=labels)
         terms, engine = _objective(replace(case, student=student), manifest, data, training)
         trial = Trial(
@@ -155,8 +155,8 @@ def _objective(
     terms = build_terms(
         losses,
         steps=2,
-        temperatures=manifest.temperatures,
-        layers=pairs_of(losses, manifest.hidden_layers, model),
+        temperatures=manifest.distributions.temperatures,
+        layers=pairs_of(losses, tuple(manifest.hidden), model),
         scales=scales_of(data),
     )
     projected, plain = required_layers(terms)

@@ -100,7 +100,7 @@ def check_storing(case: TaskCase) -> None:
     """
     with stored(case, broken=1) as found:
         assert found.rejected == 1 and found.labels.rows == found.signal.rows, "not every row is stored or rejected"
-        ids, signal = found.labels.read(found.labels.manifest.hidden_layers)
+        ids, signal = found.labels.read(tuple(found.labels.manifest.hidden))
         assert ids.to_pylist() == found.row_ids.to_pylist(), "row ids differ after reading"
         error = found.labels.manifest.measured["labels"]["max_abs_dlogp"]
         _assert_near(signal.distributions, found.signal.distributions, error + 1e-6, "labels differ after reading")

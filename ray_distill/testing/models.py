@@ -20,6 +20,7 @@ from ray_distill.fingerprint import fingerprint
 from ray_distill.labels.model.signal import Signal, Vectors, signal_of
 from ray_distill.models.core.checkpoint_files import quiet
 from ray_distill.models.core.model import Model, ModelParts
+from ray_distill.models.core.skipped_imports import without
 from ray_distill.models.text.processors import ImageProcessor, TextProcessor, image_processor, text_processor
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.encoded import Batch, Encoded
@@ -366,6 +367,6 @@ def _labels(classes: Sequence[str]) -> dict[str, Any]:
 
 
 def _write(folder: Path, build: Any, seed: int) -> None:
-    with torch.random.fork_rng(devices=[]), quiet():
+    with torch.random.fork_rng(devices=[]), quiet(), without("deepspeed"):
         torch.manual_seed(seed)
         build().save_pretrained(folder)

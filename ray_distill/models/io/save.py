@@ -14,6 +14,7 @@ from ray_distill.errors import ModelError
 from ray_distill.models.core.checkpoint_files import METADATA_FILE, checkpoint_digest, quiet
 from ray_distill.models.core.model import Model
 from ray_distill.models.core.module_function import check_annotated
+from ray_distill.models.core.skipped_imports import without
 from ray_distill.models.io.lora import has_lora, merged
 from ray_distill.models.text.lm_processor import LanguageProcessor
 from ray_distill.models.text.seq2seq_processor import PairProcessor
@@ -116,7 +117,8 @@ def _write_weights(model: Model, folder: Path, state_dict: Mapping[str, Tensor] 
         if model.classes:
             module.config.id2label = dict(enumerate(model.classes))
             module.config.label2id = {name: index for index, name in enumerate(model.classes)}
-        with quiet():
+        # accelerate imports DeepSpeed, to recognise its engines; here are none, and the import takes two CPU seconds.
+        with quiet(), without("deepspeed"):
             module.save_pretrained(folder, state_dict=None if state_dict is None else _once(module, state_dict))
         return
     state = model.module.state_dict() if state_dict is None else state_dict

@@ -21,10 +21,16 @@ from ray_distill.errors import ClusterError
 
 Result = TypeVar("Result")
 
-#: Modules that the fork server imports, so that ranks do not: torch and the training take three CPU seconds a rank.
-#: Importing them starts neither an OpenMP pool nor CUDA, so forking afterwards is safe. DeepSpeed is left to the ranks:
-#: its import probes the accelerator.
-PRELOAD = ("torch", "ray_distill.students.run")
+#: Modules that the fork server imports, so that ranks do not: torch and the training take three CPU seconds a rank,
+#: the models of transformers almost as much. Importing them starts neither an OpenMP pool nor CUDA, so forking
+#: afterwards is safe. DeepSpeed is left to the ranks: its import probes the accelerator.
+PRELOAD = (
+    "torch",
+    "ray_distill.students.run",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.t5.modeling_t5",
+)
 
 
 def run_gloo(function: Callable[..., Result], world: int, *args: Any, timeout: float = 300.0) -> list[Result]:

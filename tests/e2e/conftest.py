@@ -1,4 +1,4 @@
-"""One embedded Ray for the whole session: its workers stay warm, with torch imported, from one module to the next."""
+"""What the modules share: one embedded Ray, whose workers stay warm, with torch imported, and one whole campaign."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -6,6 +6,7 @@ from contextlib import ExitStack
 import pytest
 
 from ray_distill.runtime.core import connection
+from tests.labs.whole import WholeCampaign, run_whole
 
 
 class SharedRay:
@@ -41,3 +42,10 @@ def embedded_ray(shared_ray: SharedRay) -> None:
 def no_ray(shared_ray: SharedRay) -> None:
     """Stop the session's Ray, for a test that must not need one."""
     shared_ray.stop()
+
+
+@pytest.fixture(scope="session")
+def whole(shared_ray: SharedRay, tmp_path_factory: pytest.TempPathFactory) -> WholeCampaign:
+    """Return the campaign of `tests.labs.whole`, which the first module that needs it runs."""
+    shared_ray.start()
+    return run_whole(tmp_path_factory.mktemp("whole"))

@@ -1,8 +1,6 @@
 """A whole text campaign, from a YAML file to a verdict and a served model; and again, with nothing left to do."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import mlflow
 import pandas as pd
@@ -10,7 +8,6 @@ import pytest
 import ray
 
 from ray_distill.artifacts import Estimate, EvalReport, LabelSetRef, SnapshotRef, StudentRef, Verdict
-from ray_distill.config import Campaign
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.models.io.load import load_model
 from ray_distill.promotion.chain import champion, read_chain
@@ -18,48 +15,30 @@ from ray_distill.runtime import campaign
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from tests.labs import campaign as lab
+from tests.labs.whole import ROWS, WholeCampaign
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("embedded_ray")]
 
-ROWS = 600
 ARMS = {"teacher", "student", "baseline_hard_labels", "baseline_teacher_hard_labels"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ran:
-    """A campaign that was run once."""
-
-    folder: Path
-    config: Campaign
-    result: campaign.CampaignResult
-
-
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    folder = tmp_path_factory.mktemp("campaign")
-    teacher = lab.write_teacher(folder / "teacher")
-    source = lab.write_rows(folder / "rows.jsonl", lab.annotated(lab.texts(ROWS, seed=3), train_labels=30))
-    config = lab.load(folder / "campaign.yaml", lab.config_of(folder, source, {"model": str(teacher)}))
-    return Ran(folder=folder, config=config, result=campaign.run(config))
-
-
 @pytest.fixture
-def client(ran: Ran) -> Iterator[mlflow.MlflowClient]:
+def client(whole: WholeCampaign) -> Iterator[mlflow.MlflowClient]:
     before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(ran.result.tracking_uri)
+    mlflow.set_tracking_uri(whole.result.tracking_uri)
     yield mlflow.MlflowClient()
     mlflow.set_tracking_uri(before)
 
 
-def _nested(ran: Ran, client: mlflow.MlflowClient) -> dict[str, mlflow.entities.Run]:
-    parent = client.get_run(ran.result.run_id)
-    runs = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{ran.result.run_id}'")
+def _nested(whole: WholeCampaign, client: mlflow.MlflowClient) -> dict[str, mlflow.entities.Run]:
+    parent = client.get_run(whole.result.run_id)
+    runs = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{whole.result.run_id}'")
     return {run.data.tags["stage"]: run for run in runs}
 
 
-def test_every_stage_hands_over_a_reference_that_the_next_can_open(ran: Ran) -> None:
+def test_every_stage_hands_over_a_reference_that_the_next_can_open(whole: WholeCampaign) -> None:
     """Snapshot, labels and students are references with content behind them, and survive their own JSON."""
-    result = ran.result
+    result = whole.result
     assert sum(shard.rows for shard in open_snapshot(result.snapshot).shards) == ROWS
     assert result.labels.snapshot == result.snapshot
     assert open_label_set(result.labels).rows == ROWS
@@ -75,9 +54,9 @@ def test_every_stage_hands_over_a_reference_that_the_next_can_open(ran: Ran) -> 
     assert isinstance(result.students["student"], StudentRef)
 
 
-def test_the_report_holds_all_models_with_intervals(ran: Ran) -> None:
+def test_the_report_holds_all_models_with_intervals(whole: WholeCampaign) -> None:
     """Every model has every metric with a value inside its interval, and every arm's cost was measured."""
-    report = ran.result.report
+    report = whole.result.report
     assert EvalReport.from_dict(files.read_json(report.url)) == report
     assert set(report.models) == ARMS
     for arm, model in report.models.items():
@@ -99,56 +78,60 @@ def _inside(estimate: Estimate) -> None:
     assert estimate.n > 0
 
 
-def test_the_report_has_robustness_and_a_page_with_costs(ran: Ran) -> None:
+def test_the_report_has_robustness_and_a_page_with_costs(whole: WholeCampaign) -> None:
     """Teacher and student were measured on three corruptions, and the page shows them and the bill."""
-    report = ran.result.report
+    report = whole.result.report
     for arm in ("teacher", "student"):
         assert len(report.models[arm].robustness) == 3
     page = files.read_bytes(report.url.rpartition("/")[0] + "/report.html").decode()
     for name in report.models["student"].robustness:
         assert name in page
-    stages = {cost.stage for cost in ran.result.costs.stages}
+    stages = {cost.stage for cost in whole.result.costs.stages}
     assert stages >= {"snapshot", "label", "train", "evaluate"}
-    assert ran.result.costs.total.wall_seconds > 0
-    assert ran.result.costs.total.currency in page
+    assert whole.result.costs.total.wall_seconds > 0
+    assert whole.result.costs.total.currency in page
 
 
-def test_the_decision_stands_in_the_chain(ran: Ran) -> None:
+def test_the_decision_stands_in_the_chain(whole: WholeCampaign) -> None:
     """The student clears the low bar of this gate; it is promoted, with a reason, and is the chain's champion."""
-    decision = ran.result.decision
+    decision = whole.result.decision
     assert decision.verdict is Verdict.PROMOTE
     assert any("accuracy" in reason for reason in decision.reasons)
-    chain = read_chain(f"{ran.folder}/out/promotion")
+    chain = read_chain(f"{whole.folder}/out/promotion")
     assert [entry.decision for entry in chain] == [decision]
-    assert champion(chain) == ran.result.students["student"]
+    assert champion(chain) == whole.result.students["student"]
 
 
-def test_mlflow_has_a_parent_and_nested_runs_with_verdict_and_digests(ran: Ran, client: mlflow.MlflowClient) -> None:
+def test_mlflow_has_a_parent_and_nested_runs_with_verdict_and_digests(
+    whole: WholeCampaign, client: mlflow.MlflowClient
+) -> None:
     """One parent run with the verdict as a tag, one finished run a stage, and the datasets' own digests."""
-    parent = client.get_run(ran.result.run_id)
+    parent = client.get_run(whole.result.run_id)
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["verdict"] == "PROMOTE"
-    accuracy = ran.result.report.models["student"].metrics["accuracy"].value
+    accuracy = whole.result.report.models["student"].metrics["accuracy"].value
     assert parent.data.metrics["accuracy"] == pytest.approx(accuracy)
-    nested = _nested(ran, client)
+    nested = _nested(whole, client)
     assert set(nested) == {"snapshot", "label", "train", "evaluate", "promote"}
     assert {run.info.status for run in nested.values()} == {"FINISHED"}
     digests = {stage: {item.dataset.digest for item in run.inputs.dataset_inputs} for stage, run in nested.items()}
-    assert ran.result.snapshot.fingerprint in digests["snapshot"] & digests["label"] & digests["evaluate"]
-    assert ran.result.labels.fingerprint in digests["train"]
+    assert whole.result.snapshot.fingerprint in digests["snapshot"] & digests["label"] & digests["evaluate"]
+    assert whole.result.labels.fingerprint in digests["train"]
     curve = client.get_metric_history(nested["train"].info.run_id, "student_loss")
     assert [point.step for point in curve] == list(range(1, len(curve) + 1))
     assert len(curve) > 30
-    names = {item.path for item in client.list_artifacts(ran.result.run_id)}
+    names = {item.path for item in client.list_artifacts(whole.result.run_id)}
     assert {"report.html", "report.json", "plots"} <= names
-    plots = {item.path for item in client.list_artifacts(ran.result.run_id, "plots")}
+    plots = {item.path for item in client.list_artifacts(whole.result.run_id, "plots")}
     assert {"plots/loss.png", "plots/confusion.png", "plots/reliability.png"} <= plots
 
 
-def test_the_student_is_a_registered_model_that_mlflow_serves(ran: Ran, client: mlflow.MlflowClient) -> None:
+def test_the_student_is_a_registered_model_that_mlflow_serves(
+    whole: WholeCampaign, client: mlflow.MlflowClient
+) -> None:
     """The alias leads to a model that pyfunc loads and that answers texts with classes."""
     version = client.get_model_version_by_alias("spelling", "champion")
-    assert StudentRef.from_json(version.tags["student"]) == ran.result.students["student"]
+    assert StudentRef.from_json(version.tags["student"]) == whole.result.students["student"]
     served = mlflow.pyfunc.load_model("models:/spelling@champion")
     rows = lab.texts(40, seed=11)
     answers = served.predict(pd.DataFrame({"text": [text for text, _ in rows]}))
@@ -157,14 +140,14 @@ def test_the_student_is_a_registered_model_that_mlflow_serves(ran: Ran, client: 
 
 
 def test_a_second_run_skips_every_stage_and_never_starts_ray(
-    ran: Ran, client: mlflow.MlflowClient, no_ray: None, capfd: pytest.CaptureFixture[str]
+    whole: WholeCampaign, client: mlflow.MlflowClient, no_ray: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The same command again gives the same result, says what it skipped, and needs no cluster for it."""
     assert not ray.is_initialized()
-    again = campaign.run(ran.config)
+    again = campaign.run(whole.config)
     assert not ray.is_initialized()
-    assert again == ran.result
+    assert again == whole.result
     told = capfd.readouterr().err
     for stage in ("snapshot", "label", "train", "evaluate", "promote"):
         assert f'"skipped": "{stage}"' in told
-    assert len(_nested(ran, client)) == 5
+    assert len(_nested(whole, client)) == 5

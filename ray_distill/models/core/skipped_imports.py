@@ -1,4 +1,4 @@
-"""Hide optional packages from other packages, which import every one that they find installed."""
+"""Hide optional packages from other packages that import all they find installed."""
 
 import sys
 from collections.abc import Iterator
@@ -7,7 +7,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def without(*packages: str) -> Iterator[None]:
-    """Hide packages from imports while the block runs; packages that are imported already stay as they are.
+    """Hide packages from imports while the block runs.
+
+    Packages that are imported already stay as they are.
 
     Args:
         packages: names of top-level packages.

@@ -79,7 +79,7 @@ def config_of(folder: Path, teacher: Path, traffic: Path) -> dict[str, Any]:
     """Return the campaign's configuration, as written to its YAML file."""
     return {
         "campaign": "quickstart-digits",
-        "task": "image_classification",
+        "task": mnist.TASK,
         "seed": mnist.SEED,
         "output": str(folder),
         "snapshot": {

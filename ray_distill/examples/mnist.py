@@ -28,6 +28,8 @@ from ray_distill.examples.command import make
 from ray_distill.snapshots.identity import row_ids
 from ray_distill.snapshots.splits import SPLITS, split_by_id
 
+#: The task of the digits.
+TASK = "image_classification"
 CLASSES = tuple("0123456789")
 TEACHER_ROWS, LABELLED_TRAIN_ROWS, SEED = 1800, 200, 7
 SPLIT_SHARES = Splits(train=0.60, validation=0.05, calibration=0.05, test=0.30)

@@ -22,6 +22,7 @@ from ray_distill.runtime.stages import generate
 from ray_distill.runtime.stages import label as label_stage
 from ray_distill.runtime.stages import promote as promote_stage
 from ray_distill.runtime.stages import train as train_stage
+from ray_distill.runtime.stages.judge import requested_corruptions
 from ray_distill.runtime.stages.preflight import check
 from ray_distill.runtime.stages.relabel import RelabelReport, relabel_source
 from ray_distill.runtime.stages.snapshot import freeze
@@ -170,12 +171,7 @@ def plan_sweep(config: Campaign) -> list[str]:
 def plan(config: Campaign) -> list[str]:
     """Describe what `run` would do, one line per stage; run nothing."""
     check(config)
-    task, language = get_task(config.task), get_task(config.task).answers.per_token
-    damages = (
-        config.evaluation.corruptions
-        if config.evaluation.corruptions is not None or language
-        else tuple(task.inputs.corruptions_of(config))
-    )
+    task, damages = get_task(config.task), requested_corruptions(config)
     sources = describe_sources(config.snapshot)
     training = config.student.training
     lines = [
@@ -185,7 +181,7 @@ def plan(config: Campaign) -> list[str]:
         f"T {', '.join(f'{t:g}' for t in config.labels.signal.temperatures)} → {config.store_url}",
         f"train     {', '.join(train_stage.arms(config))}: {_workers(training)} × {training.engine} ZeRO "
         f"{training.zero_stage}, {training.precision} → {config.output_url}/students",
-        f"evaluate  test split, {len(damages or ())} corruptions × {len(config.evaluation.severities)} severities",
+        f"evaluate  test split, {len(damages)} corruptions × {len(config.evaluation.severities)} severities",
         f"promote   {', '.join(limits_of(config.gate, config.task))}; alias {config.gate.alias}",
     ]
     return [*lines, f"record    {config.tracking.uri or 'SQLite beside the output'}"]

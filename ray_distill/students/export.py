@@ -16,6 +16,7 @@ from ray_distill.storage import files
 from ray_distill.students.checkpoints.store import check_plan
 from ray_distill.students.loop.best_result import Best
 from ray_distill.students.process_group import Ranks
+from ray_distill.tasks.catalogue import get_task
 
 
 def export_arm(
@@ -138,7 +139,7 @@ def _read_marker(url: str) -> dict[str, Any] | None:
 
 
 def _answers(model: Model) -> str:
-    return f"over {model.vocabulary:,} tokens" if model.vocabulary else f"with {len(model.classes)} classes"
+    return get_task(model.task).answers.model.describe(model.space)
 
 
 def _shown(value: Any) -> str:

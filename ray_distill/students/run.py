@@ -21,7 +21,7 @@ from ray_distill.config.identity import identity
 from ray_distill.errors import ConfigError
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.models.core.model import Model
-from ray_distill.models.students.build_classifier import build_student
+from ray_distill.models.students.build import build_student
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
 from ray_distill.students.arms import Arm, arm_by_name, arm_rows

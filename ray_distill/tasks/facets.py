@@ -2,21 +2,128 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from ray_distill.artifacts import Estimate
-from ray_distill.config import Campaign
+from ray_distill.config import Campaign, StudentModel, TeacherConfig
+from ray_distill.labels.model.distributions import Distributions, Family
+from ray_distill.labels.model.part_specs import AnswerSpace
 from ray_distill.tasks.encoded import Encoded, Ragged
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from ray_distill.evaluation.measures.intervals import Resampling
     from ray_distill.evaluation.predict.panel import Extras, Panel, Timed
+    from ray_distill.models.heads.logistic import LinearHead
+    from ray_distill.models.students.kind import StudentKind
     from ray_distill.snapshots.reader import Snapshot
+    from ray_distill.tasks.task import Task
+    from ray_distill.teachers.base import LabelRequest
+    from ray_distill.teachers.reduce import Places
+
+#: Fits a head on embeddings ``[R, D]``; see `ModelFacet.head_fit`.
+HeadFit = Callable[["Tensor"], "LinearHead"]
+
+
+class ModelFacet(Protocol):
+    """Models: their classes, the reduction of their logits, and the building of students."""
+
+    FAMILY: Family
+    """Kind of the distributions: one softmax over all classes, or one sigmoid a class."""
+    HEADLESS: str
+    """Advice at the end of the message that a checkpoint has no weights of its head; may be empty."""
+
+    def space(self, model_config: Any) -> AnswerSpace:
+        """Return the classes of a checkpoint, from its transformers config."""
+
+    def space_of(self, module: nn.Module, names: tuple[str, ...], url: str) -> AnswerSpace:
+        """Return the classes of a model that the function ``url`` returned with these names.
+
+        Raises:
+            ModelError: they do not follow from names and module.
+        """
+
+    def describe(self, space: AnswerSpace) -> str:
+        """Return the classes as a phrase behind "a model", such as ``with 10 classes``."""
+
+    def check_model(self, task: Task, *, model: TeacherConfig, space: AnswerSpace | None, model_config: Any) -> None:
+        """Refuse a model that answers otherwise than this family does.
+
+        Args:
+            task: of the campaign.
+            model: settings of the model.
+            space: the classes it answers with; None if a head is to be fitted.
+            model_config: its transformers config; None for a function's model and one with a fitted head.
+
+        Raises:
+            ModelError: its logits have another meaning; the message names the task that suits them.
+            ConfigError: a setting does not go with the family.
+        """
+
+    def check_classes(self, space: AnswerSpace, snapshot: Sequence[str], url: str) -> None:
+        """Refuse a teacher whose classes are not those of the snapshot.
+
+        Raises:
+            TeacherRefused: names the classes that only one side has.
+        """
+
+    def logits_shape(self, width: int) -> tuple[int | None, ...]:
+        """Return the shape of one example's logits; None stands for any length."""
+
+    def separate(self, module: nn.Module) -> tuple[nn.Module, nn.Linear] | None:
+        """Return body and head, where positions may be chosen before the head is applied; else None."""
+
+    def reduce(
+        self, logits_NV: Tensor, request: LabelRequest, row_ids: pa.Array | None = None, places: Places | None = None
+    ) -> Distributions:
+        """Reduce logits on their device to what is stored; arguments and errors as `reduce_logits`."""
+
+    def limit_entries(self, k: int, space: AnswerSpace, url: str) -> int:
+        """Return the number of classes to store of each position where ``labels.signal.k`` is ``k``.
+
+        Raises:
+            ConfigError: there are fewer classes, and the family does not lower k.
+        """
+
+    def head_fit(self, truth: npt.NDArray[Any], classes: Sequence[str], *, seed: int) -> HeadFit:
+        """Return the fit of a linear head on these labels, as `StoreFacet.truth` has them.
+
+        Raises:
+            ModelError: the labels do not suffice; nothing has been computed yet.
+            ConfigError: models of the family have no head to fit.
+        """
+
+    def student(
+        self,
+        config: StudentModel,
+        *,
+        task: Task,
+        classes: tuple[str, ...],
+        width: int | None,
+        teacher: TeacherConfig,
+        seed: int,
+    ) -> StudentKind:
+        """Return the family's part of building a student; see `models.students.build`.
+
+        Args:
+            config: source of the student's weights.
+            task: of the campaign.
+            classes: names of the classes, in the order of the student's logits; empty if they have none.
+            width: number of classes without names, if it is known.
+            teacher: the model whose labels the student learns from.
+            seed: of what is drawn.
+
+        Raises:
+            ConfigError: settings that do not go with the family.
+        """
 
 
 class StoreFacet(Protocol):
@@ -31,6 +138,21 @@ class StoreFacet(Protocol):
         Args:
             encoded: the usable rows.
             rows: the snapshot rows that they were encoded from; required where the truth is a column.
+        """
+
+    def shares(
+        self, distributions: Distributions, classes: npt.NDArray[np.int64] | None
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64] | None]:
+        """Return the probability of each class by row, ``[R, C]``, and the classes of the columns.
+
+        Drift tests compare them.
+
+        Args:
+            distributions: stored ones.
+            classes: the classes to compare, as an earlier call returned them; None to choose them.
+
+        Returns:
+            The classes are None where every class has a column.
         """
 
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ray_distill.config import LabelsConfig, TeacherConfig
-from ray_distill.errors import ConfigError
+from ray_distill.errors import ConfigError, TeacherRefused
+from ray_distill.labels.model.distributions import Family
+from ray_distill.tasks.catalogue import get_task
 from ray_distill.teachers import vllm_limits
 from ray_distill.teachers.base import Identity, Teacher
 from ray_distill.teachers.transformers_teacher import open_teacher as open_transformers
@@ -32,8 +34,8 @@ class Engine:
 
     open: Open
     identify: Identify
-    estimators: tuple[str, ...]
-    """Estimators that it can give."""
+    estimators: Mapping[Family, tuple[str, ...]]
+    """Estimators that it can give, by kind of distribution; a kind that is missing it cannot give at all."""
     refuse: Callable[[LabelsConfig, str], None] | None = None
     """Refuse settings of labels for a task, before anything is started."""
     refuse_classes: Callable[[LabelsConfig, int], None] | None = None
@@ -46,18 +48,27 @@ class Engine:
 
 ENGINES: Mapping[str, Engine] = {
     "transformers": Engine(
-        open=open_transformers, identify=open_transformers, estimators=("dense", "topk", "sampled", "hybrid")
+        open=open_transformers,
+        identify=open_transformers,
+        estimators={"categorical": ("dense", "topk", "sampled", "hybrid"), "bernoulli": ("dense",)},
     ),
     "vllm": Engine(
         open=lambda config, *, task, head_url: open_vllm(config, task=task),
         identify=lambda config, *, task, head_url: identify_vllm(config, task=task),
-        estimators=("topk",),
+        estimators={"categorical": ("topk",)},
         refuse=vllm_limits.refuse_settings,
         refuse_classes=vllm_limits.refuse_classes,
         python=lambda teacher: teacher.vllm.python,
         keeps_memory=True,
     ),
 }
+
+
+_KINDS: Mapping[Family, str] = {
+    "categorical": "one distribution over all classes (a softmax)",
+    "bernoulli": "a yes or no for each class (sigmoids)",
+}
+_ENCODINGS: Mapping[Family, tuple[str, ...]] = {"categorical": ("lossless", "compact"), "bernoulli": ("lossless",)}
 
 
 def engine_of(config: TeacherConfig) -> Engine:
@@ -93,9 +104,20 @@ def refuse_labels(labels: LabelsConfig, *, task: str) -> None:
         TeacherRefused: a setting of the teacher, the signal or the resources that the engine cannot serve.
         ConfigError: an unknown engine.
     """
-    engine = engine_of(labels.teacher)
+    engine, family = engine_of(labels.teacher), get_task(task).answers.model.FAMILY
     if engine.refuse is not None:
         engine.refuse(labels, task)
+    given, signal = engine.estimators.get(family, ()), labels.signal
+    if signal.estimator not in given:
+        raise TeacherRefused(
+            f"labels.signal.estimator is {signal.estimator}, but of {_KINDS[family]} the engine "
+            f"{labels.teacher.engine} gives {' or '.join(given) or 'nothing'}: set it to that, or use another engine"
+        )
+    if signal.encoding not in _ENCODINGS[family]:
+        raise TeacherRefused(
+            f"labels.signal.encoding is {signal.encoding}, which stores no {_KINDS[family]}: set it to "
+            f"{' or '.join(_ENCODINGS[family])}"
+        )
 
 
 def refuse_classes(labels: LabelsConfig, classes: int) -> None:

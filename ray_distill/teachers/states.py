@@ -1,6 +1,6 @@
 """Reduce final hidden states to distributions, with the head applied to slices."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,9 +17,14 @@ _GPU_LOGITS = 1 << 27
 
 
 def reduce_states(
-    states_PD: Tensor, head: nn.Linear, request: LabelRequest, row_ids: pa.Array, places: Places
+    states_PD: Tensor,
+    head: nn.Linear,
+    request: LabelRequest,
+    row_ids: pa.Array,
+    places: Places,
+    reduce: Callable[[Tensor, LabelRequest, pa.Array, Places], Distributions] = reduce_logits,
 ) -> Distributions:
-    """Apply `reduce_logits` to ``head(states_PD)`` by slices, so that no ``[P, V]`` exists.
+    """Apply ``reduce`` to ``head(states_PD)`` by slices, so that no ``[P, V]`` exists.
 
     Args:
         states_PD: one a position of ``places``, in order; in the head's dtype, on its device.
@@ -27,6 +32,7 @@ def reduce_states(
         request: the stored form.
         row_ids: of the rows.
         places: the positions; ``logits`` is None.
+        reduce: `reduce_logits`, or another with its parameters.
 
     Raises:
         TeacherRefused: as `reduce_logits`.
@@ -34,7 +40,7 @@ def reduce_states(
     limit = _LOGITS if states_PD.device.type == "cpu" else _GPU_LOGITS
     step, positions = max(1, limit // head.out_features), len(places.position)
     parts = [
-        reduce_logits(head(states_PD[at : at + step]), request, row_ids, _piece(places, at, at + step))
+        reduce(head(states_PD[at : at + step]), request, row_ids, _piece(places, at, at + step))
         for at in range(0, max(positions, 1), step)
     ]
     return parts[0] if len(parts) == 1 else _join(parts, places)
@@ -60,6 +66,7 @@ def _join(parts: Sequence[Distributions], places: Places) -> Distributions:
         if drawn
         else None
     )
+    odds = [part.log_odds for part in parts if part.log_odds is not None]
     lengths = np.concatenate([np.diff(part.entry_offsets) for part in parts])
     return replace(
         parts[0],
@@ -69,6 +76,7 @@ def _join(parts: Sequence[Distributions], places: Places) -> Distributions:
         entry_offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
         ids=np.concatenate([part.ids for part in parts]),
         logp=np.concatenate([part.logp for part in parts]),
+        log_odds=np.concatenate(odds) if odds else None,
         log_tail=np.concatenate([part.log_tail for part in parts]),
         entropy=np.concatenate([part.entropy for part in parts]),
     )

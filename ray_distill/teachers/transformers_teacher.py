@@ -22,7 +22,7 @@ from ray_distill.tasks.encoded import Encoded, Ragged
 from ray_distill.tasks.task import Task
 from ray_distill.teachers.base import LabelRequest
 from ray_distill.teachers.layers import resolve_layers
-from ray_distill.teachers.reduce import Places, reduce_logits
+from ray_distill.teachers.reduce import Places
 from ray_distill.teachers.states import reduce_states
 
 
@@ -73,7 +73,7 @@ class TransformersTeacher:
         """
         _check(self.model, request)
         if not encoded.rows:
-            return _nothing(self.model, request, encoded)
+            return self._nothing(request, encoded)
         with torch.inference_mode():
             distributions, states = self._answer(encoded, request)
             hidden = {layer: _pooled(states, layer, request) for layer in request.layers}
@@ -85,12 +85,37 @@ class TransformersTeacher:
         answered, apart = self.task.answers.store.positions(encoded), self.model.apart
         if apart is None:
             output = forward(self.model.module, batch, request.layers)
-            return _distributions(output.logits_BV, answered, request, encoded.row_ids), output
+            return self._distributions(output.logits_BV, answered, request, encoded.row_ids), output
         body, head = apart
         states = forward_body(body, head, batch, request.layers)
         places = Places(row_offsets=answered.offsets, position=answered.values, logits=None)
         flat = torch.from_numpy(_flat(answered, states.last_BLD.shape[1])).to(states.last_BLD.device)
-        return reduce_states(states.last_BLD.flatten(0, 1)[flat], head, request, encoded.row_ids, places), states
+        reduce = self.task.answers.model.reduce
+        return reduce_states(
+            states.last_BLD.flatten(0, 1)[flat], head, request, encoded.row_ids, places, reduce
+        ), states
+
+    def _distributions(
+        self, logits: Tensor, answered: Ragged, request: LabelRequest, row_ids: pa.Array
+    ) -> Distributions:
+        """Reduce logits ``[B, V]``, or ``[B, L, V]`` at the answered tokens (padding at the end)."""
+        reduce = self.task.answers.model.reduce
+        if logits.ndim == 2:
+            return reduce(logits, request, row_ids)
+        places = Places(row_offsets=answered.offsets, position=answered.values, logits=_flat(answered, logits.shape[1]))
+        return reduce(logits.flatten(0, 1), request, row_ids, places)
+
+    def _nothing(self, request: LabelRequest, encoded: Encoded) -> Signal:
+        """Return the answer for no rows; many models cannot run on an empty batch."""
+        start = np.zeros(1, np.int64)
+        widths = {layer: self.model.widths[layer] for layer in request.layers} | {
+            layer: basis_DR.shape[1] for layer, (_, basis_DR) in request.bases.items()
+        }
+        hidden = {
+            layer: Vectors(offsets=start, values=np.zeros((0, width), np.float32)) for layer, width in widths.items()
+        }
+        none = self.task.answers.model.reduce(torch.zeros(0, self.model.class_count), request, encoded.row_ids)
+        return signal_of(distributions=none, hidden=hidden)
 
 
 def open_teacher(config: TeacherConfig, *, task: str, head_url: str | None = None) -> TransformersTeacher:
@@ -113,30 +138,10 @@ def _check(model: Model, request: LabelRequest) -> None:
         )
 
 
-def _distributions(logits: Tensor, answered: Ragged, request: LabelRequest, row_ids: pa.Array) -> Distributions:
-    """Reduce logits ``[B, V]``, or ``[B, L, V]`` at the answered tokens (padding at the end)."""
-    if logits.ndim == 2:
-        return reduce_logits(logits, request, row_ids)
-    places = Places(row_offsets=answered.offsets, position=answered.values, logits=_flat(answered, logits.shape[1]))
-    return reduce_logits(logits.flatten(0, 1), request, row_ids, places)
-
-
 def _flat(answered: Ragged, length: int) -> npt.NDArray[np.int64]:
     """Return the index of each answered token in a flattened batch ``[B, L]``."""
     row = np.repeat(np.arange(len(answered.offsets) - 1), np.diff(answered.offsets))
     return np.asarray(row * length + answered.values, np.int64)
-
-
-def _nothing(model: Model, request: LabelRequest, encoded: Encoded) -> Signal:
-    """Return the answer for no rows; many models cannot run on an empty batch."""
-    start = np.zeros(1, np.int64)
-    widths = {layer: model.widths[layer] for layer in request.layers} | {
-        layer: basis_DR.shape[1] for layer, (_, basis_DR) in request.bases.items()
-    }
-    hidden = {layer: Vectors(offsets=start, values=np.zeros((0, width), np.float32)) for layer, width in widths.items()}
-    return signal_of(
-        distributions=reduce_logits(torch.zeros(0, model.class_count), request, encoded.row_ids), hidden=hidden
-    )
 
 
 def _pooled(output: States, layer: int, request: LabelRequest) -> Vectors:

@@ -28,7 +28,7 @@ from ray_distill.models.core.checkpoint_files import (
     open_checkpoint,
 )
 from ray_distill.models.core.checkpoint_files import read_metadata as read_saved
-from ray_distill.models.io.load import read_config, read_processor, vocabulary_of
+from ray_distill.models.io.load import read_config, read_processor
 from ray_distill.models.text.lm_processor import LanguageProcessor
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.encoded import Encoded, Ragged
@@ -188,7 +188,7 @@ def _identity(folder: Path, config: TeacherConfig, task: str) -> VllmIdentity:
     describe = {"source": "checkpoint", "checkpoint": digest, "dtype": config.dtype, "engine": f"vllm {vllm_version()}"}
     return VllmIdentity(
         model=config.model,
-        vocabulary=vocabulary_of(model_config),
+        vocabulary=get_task(task).answers.model.space(model_config).size,
         tokens=processor.tokens_fingerprint,
         length=processor.max_length,
         describe=describe,

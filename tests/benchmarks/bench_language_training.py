@@ -39,7 +39,7 @@ from ray_distill.losses import catalogue
 from ray_distill.models.core.forward import forward
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
-from ray_distill.models.students.build_classifier import build_student
+from ray_distill.models.students.build import build_student
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.students.data.build_examples import build_examples
 from ray_distill.students.data.examples import PositionExamples

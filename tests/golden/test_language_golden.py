@@ -17,7 +17,7 @@ from ray_distill.models.core.forward import forward
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
 from ray_distill.models.io.save import save_model
-from ray_distill.models.students.build_classifier import build_student
+from ray_distill.models.students.build import build_student
 from ray_distill.runtime.core import connection
 from ray_distill.testing.models import example
 from tests.golden import language_table

@@ -22,7 +22,7 @@ from ray_distill.config import LossConfig, StudentModel, TeacherConfig, Training
 from ray_distill.labels.model.signal import Signal
 from ray_distill.losses import catalogue
 from ray_distill.models.core.model import Model
-from ray_distill.models.students.build_classifier import build_student
+from ray_distill.models.students.build import build_student
 from ray_distill.runtime.labelling.batching import answer_all
 from ray_distill.students.data.build_examples import build_examples
 from ray_distill.students.data.examples import PositionExamples

@@ -16,22 +16,7 @@ FREE = ("tasks", "examples", "testing")
 MODALITIES = {"text", "image", "chat", "pair", "audio"}
 METRICS = {metric for task in TASKS.values() for metric in task.answers.names}
 
-STILL_WRONG: dict[str, int] = {
-    "cli/quickstart.py": 1,
-    "models/core/model.py": 1,
-    "models/students/build_lm.py": 3,
-    "models/text/chat.py": 2,
-    "models/text/decode.py": 2,
-    "models/text/lm_processor.py": 5,
-    "models/text/prompts.py": 1,
-    "models/text/seq2seq_processor.py": 1,
-    "runtime/labelling/identify_teacher.py": 3,
-    "runtime/stages/label.py": 1,
-    "runtime/stages/relabel.py": 1,
-    "students/data/open_sources.py": 3,
-    "students/export.py": 1,
-    "students/run.py": 1,
-}
+STILL_WRONG: dict[str, int] = {}
 
 
 def _is_vocabulary(node: ast.expr) -> bool:

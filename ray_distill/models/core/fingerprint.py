@@ -9,6 +9,7 @@ from torch import nn
 
 from ray_distill.errors import ConfigError
 from ray_distill.fingerprint import fingerprint
+from ray_distill.labels.model.part_specs import AnswerSpace
 from ray_distill.models.core.model import Factory, Model
 from ray_distill.tasks.inputs.modality import Processor
 
@@ -16,39 +17,36 @@ from ray_distill.tasks.inputs.modality import Processor
 def finish(
     module: nn.Module,
     processor: Processor,
-    classes: tuple[str, ...],
+    space: AnswerSpace,
     *,
     task: str,
     url: str,
     identity: Mapping[str, Any],
     describe: Mapping[str, Any],
     factory: Factory | None = None,
-    vocabulary: int = 0,
 ) -> Model:
     """Wrap a placed module.
 
     Args:
         module: in its dtype, on its device.
         processor: gives its features.
-        classes: names in the order of the logits; empty for a language model.
+        space: classes in the order of the logits.
         task: name of the task.
         url: where it came from.
         identity: JSON that stands for the weights and dtype.
         describe: facts beyond architecture and size.
         factory: the function it came from, if one.
-        vocabulary: width of the logits where they have no names.
     """
     known = {"architecture": type(module).__name__, "parameters": count_parameters(module)}
     return Model(
         task=task,
         module=module.eval(),
         processor=processor,
-        classes=classes,
-        vocabulary=vocabulary,
+        space=space,
         url=url,
         factory=factory,
         describe={**known, **describe},
-        fingerprint=fingerprint({**identity, "task": task, "classes": classes, "processor": processor.fingerprint}),
+        fingerprint=fingerprint({**identity, "task": task, "classes": space.names, "processor": processor.fingerprint}),
     )
 
 

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ray_distill.errors import ModelError
-from ray_distill.models.core.head_extraction import body_and_head
+from ray_distill.labels.model.part_specs import AnswerSpace
 from ray_distill.models.core.shape_probe import States, probe
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.inputs.modality import Processor
@@ -50,10 +49,8 @@ class Model:
     module: nn.Module
     """In eval mode, on its device, in its dtype; ``forward`` of this folder calls it."""
     processor: Processor
-    classes: tuple[str, ...]
-    """In the order of the logits; empty where ``vocabulary`` has their number."""
-    vocabulary: int = 0
-    """Width V of a language model's logits, which may exceed its tokenizer's vocabulary; 0 for other tasks."""
+    space: AnswerSpace
+    """Classes in the order of the logits; a language model's vocabulary may exceed its tokenizer's."""
     fingerprint: str
     """Fingerprint of everything that decides the answer: weights, dtype, head, processor."""
     url: str
@@ -65,9 +62,19 @@ class Model:
     """How probabilities become answers, as the family fitted it: plain JSON, empty if nothing was fitted."""
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the logits; empty where they have none."""
+        return self.space.names
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of classes without names; 0 where they have names."""
+        return 0 if self.space.names else self.space.size
+
+    @property
     def class_count(self) -> int:
         """Width V of the logits."""
-        return len(self.classes) or self.vocabulary
+        return self.space.size
 
     @cached_property
     def states(self) -> States:
@@ -76,22 +83,19 @@ class Model:
         Raises:
             ModelError: the model does not run, or has another number of outputs than classes.
         """
+        task = get_task(self.task)
         return probe(
             self.module,
             self.processor,
-            classes=self.class_count,
-            inputs=get_task(self.task).inputs,
+            shape=task.answers.model.logits_shape(self.class_count),
+            inputs=task.inputs,
             url=self.url,
-            per_token=get_task(self.task).answers.per_token,
         )
 
     @cached_property
     def apart(self) -> tuple[nn.Module, nn.Linear] | None:
-        """Return a language model's body and head (`body_and_head`); None where there are none."""
-        try:
-            return body_and_head(self.module) if get_task(self.task).answers.per_token else None
-        except ModelError:
-            return None
+        """Return body and head where the head can be applied to chosen positions; else None."""
+        return get_task(self.task).answers.model.separate(self.module)
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -12,7 +12,6 @@ from torch import nn
 
 from ray_distill.errors import ConfigError, ModelError
 from ray_distill.models.core.model import ModelParts
-from ray_distill.tasks.catalogue import get_task
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
@@ -25,10 +24,8 @@ def is_factory(model: str) -> bool:
     return _NAME.fullmatch(model) is not None
 
 
-def call_factory(name: str, arguments: Mapping[str, Any], *, task: str, seed: int | None = None) -> ModelParts:
+def call_factory(name: str, arguments: Mapping[str, Any], *, seed: int | None = None) -> ModelParts:
     """Call a ``module:function``; ``seed`` decides its random initialisation.
-
-    Only a language model may come without class names.
 
     Raises:
         ModelError: it cannot be imported, raises, or returns something else than `ModelParts`.
@@ -41,7 +38,7 @@ def call_factory(name: str, arguments: Mapping[str, Any], *, task: str, seed: in
             found = function(**arguments)
         except Exception as error:
             raise ModelError(f"{name}({_shown(arguments)}) raised {type(error).__name__}: {error}") from error
-    return _parts(name, found, task)
+    return _parts(name, found)
 
 
 def import_factory(name: str) -> Callable[..., Any]:
@@ -84,24 +81,7 @@ def _annotated(name: str) -> bool:
     return "return" in getattr(import_factory(name), "__annotations__", {})
 
 
-def named(parts: ModelParts, task: str, name: str) -> tuple[tuple[str, ...], int]:
-    """Return the class names of a function's model and its vocabulary; one of them is empty.
-
-    Raises:
-        ModelError: it is a language model of unknown vocabulary size.
-    """
-    if not get_task(task).answers.per_token:
-        return parts.classes, 0
-    found = len(parts.classes) or getattr(getattr(parts.module, "config", None), "vocab_size", None)
-    if not isinstance(found, int) or found < 1:
-        raise ModelError(
-            f"{name} returned a {type(parts.module).__name__} without classes, and the module has no "
-            f"config.vocab_size: expected one of the two, as the width of its logits; found {found!r}"
-        )
-    return (), found
-
-
-def _parts(name: str, found: Any, task: str) -> ModelParts:
+def _parts(name: str, found: Any) -> ModelParts:
     if not isinstance(found, tuple) or len(found) != 3:
         raise ModelError(f"{name} returned a {type(found).__name__}: expected (module, processor, classes)")
     module, processor, classes = found
@@ -114,7 +94,7 @@ def _parts(name: str, found: Any, task: str) -> ModelParts:
         )
     names = tuple(classes)
     distinct = all(isinstance(item, str) for item in names) and len(set(names)) == len(names)
-    if not distinct or not (names or get_task(task).answers.per_token):
+    if not distinct:
         raise ModelError(f"{name} returned the classes {names!r}: expected distinct names")
     return ModelParts(module=module, processor=processor, classes=names)
 

@@ -1,5 +1,6 @@
 """Run one made-up example through a model, for the shapes of its hidden states."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,13 +22,18 @@ class States:
     """True where they are feature maps, which have no first or last token to pool."""
 
 
-def probe(
-    module: nn.Module, processor: Processor, *, classes: int, inputs: Inputs, url: str, per_token: bool = False
-) -> States:
+def probe(module: nn.Module, processor: Processor, *, shape: Sequence[int | None], inputs: Inputs, url: str) -> States:
     """Run the module once on the features of one example; its mode is left as it is.
 
+    Args:
+        module: the model's.
+        processor: gives its features.
+        shape: of one example's logits; None stands for any length.
+        inputs: the task's.
+        url: names the model in messages.
+
     Raises:
-        ModelError: it does not run on its processor's features, or has another number of outputs than classes.
+        ModelError: it does not run on its processor's features, or its logits have another shape.
     """
     batch = inputs.collate(inputs.example(processor), np.zeros(1, np.int64))
     training = module.training
@@ -41,11 +47,14 @@ def probe(
         ) from error
     finally:
         module.train(training)
-    shape, expected = list(logits.shape), f"[1, L, {classes}]" if per_token else f"[1, {classes}]"
-    if (shape[:1] + shape[2:] if per_token else shape) != [1, classes]:
+    found_shape = list(logits.shape)
+    if len(found_shape) != len(shape) or any(
+        size not in (None, other) for size, other in zip(shape, found_shape, strict=True)
+    ):
+        expected = ", ".join("L" if size is None else str(size) for size in shape)
         raise ModelError(
-            f"{url} answers one example with logits of shape {shape}: expected {expected}, one for each of "
-            + ("its vocabulary" if per_token else "its classes")
+            f"{url} answers one example with logits of shape {found_shape}: expected [{expected}], whose last size is "
+            "the number of its classes"
         )
     return States(
         widths=tuple(as_tokens(state).shape[-1] for state in states), spatial=any(state.ndim == 4 for state in states)

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,12 +31,20 @@ from ray_distill.models.core.checkpoint_files import (
 )
 from ray_distill.models.core.fingerprint import place
 from ray_distill.models.core.forward import as_tokens, place_batch, pool_hidden
-from ray_distill.models.heads.logistic import LogisticFit, fit_logistic
+from ray_distill.models.heads.logistic import LinearHead
 from ray_distill.storage import files
 from ray_distill.tasks.encoded import Batch, Encoded
+from ray_distill.tasks.facets import HeadFit
 
 HEAD_FORMAT = 1
 _HEAD, _ROWS = "head.safetensors", "fitted_rows.parquet"
+
+
+class PrepareFit(Protocol):
+    """Check labels, and return the fit on them; see `ModelFacet.head_fit`."""
+
+    def __call__(self, truth: npt.NDArray[Any], classes: Sequence[str], *, seed: int) -> HeadFit:
+        """Return a function from embeddings ``[R, D]`` to a head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +91,13 @@ def fit_head(
     labels: npt.NDArray[np.integer[Any]],
     *,
     classes: Sequence[str],
+    prepare: PrepareFit,
     collate: Callable[[Encoded, npt.NDArray[np.int64]], Batch],
     seed: int,
     url: str,
     batch: int = 64,
 ) -> str:
-    """Fit a logistic regression on an encoder's pooled embeddings; return its folder.
+    """Fit a linear head on an encoder's pooled embeddings; return its folder.
 
     The folder is ``<url>/<fingerprint of encoder, rows, labels, settings and seed>``. A head that is there already
     is kept, so that a rerun, on another machine too, gives the very same teacher. Its files are
@@ -97,21 +106,22 @@ def fit_head(
     Args:
         spec: the encoder; ``spec.head`` has the pooling and the most rows to use, the first by row id.
         encoded: labelled rows as the encoder's own processor (`load_processor`) encodes them.
-        labels: ``[R]`` class indices, aligned with ``encoded``.
+        labels: a line a row of ``encoded``, such as class indices ``[R]``.
         classes: class names.
+        prepare: the family's `ModelFacet.head_fit`.
         collate: the task's ``collate``.
         seed: decides the folds in which the regularisation is chosen.
         url: folder or URL to write under.
         batch: examples a forward pass.
 
     Raises:
-        ModelError: a class has no labelled row, or the encoder cannot be loaded.
+        ModelError: the labels do not suffice, or the encoder cannot be loaded.
     """
     if spec.head is None:
         raise ConfigError(f"the teacher {spec.model} has no `head` section, so there is no head to fit")
     index = _chosen(encoded, spec.head.max_rows)
     chosen = np.asarray(labels, dtype=np.int64)[index]
-    _check_labels(chosen, classes)
+    fit = prepare(chosen, classes, seed=seed)
     row_ids = encoded.row_ids.take(pa.array(index))
     with open_checkpoint(spec.model) as folder:
         check_files(folder, spec.model)
@@ -122,7 +132,7 @@ def fit_head(
         if not files.exists(files.join(target, _HEAD)):
             encoder = place(read_encoder(folder, spec), dtype=spec.dtype, device=spec.device).eval()
             vectors = _embeddings(encoder, encoded, index, spec, collate, batch)
-            _write(target, facts, fit_logistic(vectors, chosen, classes=len(classes), seed=seed), row_ids)
+            _write(target, facts, fit(vectors), row_ids)
     return target
 
 
@@ -231,10 +241,10 @@ def _facts(
     }
 
 
-def _write(folder: str, facts: dict[str, Any], fit: LogisticFit, row_ids: pa.Array) -> None:
+def _write(folder: str, facts: dict[str, Any], fit: LinearHead, row_ids: pa.Array) -> None:
     """Write the rows, then the head; of several writers the first wins and all use its head."""
     files.write_bytes(files.join(folder, _ROWS), _parquet(row_ids))
-    facts = {**facts, "regularisation": fit.strength, "validation_nll": fit.validation_nll}
+    facts = {**facts, **fit.facts}
     data = safetensors.torch.save(
         {"weight": fit.weight_VD, "bias": fit.bias_V}, metadata={"facts": canonical_json(facts).decode()}
     )
@@ -246,18 +256,6 @@ def _chosen(encoded: Encoded, limit: int) -> npt.NDArray[np.int64]:
     """Return the first rows by row id, so that the order of the input has no effect."""
     ids = encoded.row_ids.to_pylist()
     return np.array(sorted(range(len(ids)), key=ids.__getitem__)[:limit], dtype=np.int64)
-
-
-def _check_labels(labels: npt.NDArray[np.int64], classes: Sequence[str]) -> None:
-    if len(classes) < 2:
-        raise ModelError(f"cannot fit a head: there is nothing to decide between {', '.join(classes) or 'no classes'}")
-    counts = np.bincount(labels, minlength=len(classes)) if len(labels) else np.zeros(len(classes), np.int64)
-    missing = [name for name, count in zip(classes, counts, strict=False) if count == 0]
-    if missing or len(counts) != len(classes):
-        raise ModelError(
-            f"cannot fit a head: of {len(labels)} labelled rows none is of the class "
-            f"{', '.join(missing[:5])}; label some, or leave the class out of snapshot.classes"
-        )
 
 
 def _embeddings(

@@ -1,14 +1,18 @@
-"""Multinomial logistic regression on few rows: convex and deterministic.
+"""Logistic regression on few rows: convex and deterministic.
 
 Its regularisation is cross-validated.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from ray_distill.errors import ModelError
 
 #: Inverse strengths tried.
 STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
@@ -19,6 +23,16 @@ _TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
+class LinearHead:
+    """Weights of a fitted head, float32."""
+
+    weight_VD: Tensor
+    bias_V: Tensor
+    facts: Mapping[str, Any]
+    """Plain JSON on the fit, for readers of the head's file."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LogisticFit:
     """Weights float32, the chosen inverse strength, and each one's cross-validated NLL (nats)."""
 
@@ -26,6 +40,33 @@ class LogisticFit:
     bias_V: Tensor
     strength: float
     validation_nll: dict[str, float]
+
+
+def require_every_class(labels_R: npt.NDArray[np.int64], classes: Sequence[str]) -> None:
+    """Refuse labels of fewer than two classes, or without a row of some class.
+
+    Raises:
+        ModelError: names the classes without rows.
+    """
+    if len(classes) < 2:
+        raise ModelError(f"cannot fit a head: there is nothing to decide between {', '.join(classes) or 'no classes'}")
+    counts = np.bincount(labels_R, minlength=len(classes)) if len(labels_R) else np.zeros(len(classes), np.int64)
+    missing = [name for name, count in zip(classes, counts, strict=False) if count == 0]
+    if missing or len(counts) != len(classes):
+        raise ModelError(
+            f"cannot fit a head: of {len(labels_R)} labelled rows none is of the class "
+            f"{', '.join(missing[:5])}; label some, or leave the class out of snapshot.classes"
+        )
+
+
+def fit_classes(vectors_RD: Tensor, *, labels_R: npt.NDArray[np.int64], classes: int, seed: int) -> LinearHead:
+    """Fit one multinomial regression; arguments as `fit_logistic`."""
+    fit = fit_logistic(vectors_RD, labels_R, classes=classes, seed=seed)
+    return LinearHead(
+        weight_VD=fit.weight_VD,
+        bias_V=fit.bias_V,
+        facts={"regularisation": fit.strength, "validation_nll": fit.validation_nll},
+    )
 
 
 def fit_logistic(vectors_RD: Tensor, labels_R: npt.NDArray[np.int64], *, classes: int, seed: int) -> LogisticFit:

@@ -13,7 +13,8 @@ from torch import nn
 
 from ray_distill.config import StudentModel, TeacherConfig
 from ray_distill.config.labels import LanguageConfig
-from ray_distill.errors import ConfigError, ModelError
+from ray_distill.errors import ModelError
+from ray_distill.labels.model.part_specs import AnswerSpace
 from ray_distill.models.core.checkpoint_files import (
     check_files,
     check_revision,
@@ -23,9 +24,10 @@ from ray_distill.models.core.checkpoint_files import (
     quiet,
     read_metadata,
 )
+from ray_distill.models.core.class_names import named
 from ray_distill.models.core.fingerprint import SPREAD, finish, place, state_digest, take_from_file, tried
 from ray_distill.models.core.model import Factory, Model, ModelParts
-from ray_distill.models.core.module_function import call_factory, check_annotated, is_factory, named, takes
+from ray_distill.models.core.module_function import call_factory, check_annotated, is_factory, takes
 from ray_distill.models.heads.fit_head import attach_head
 from ray_distill.models.text.tokenizer_match import language_of, speaking
 from ray_distill.tasks.catalogue import get_task
@@ -89,13 +91,13 @@ def load_processor(spec: str | TeacherConfig | StudentModel, *, task: str) -> Pr
     config = as_config(spec)
     if is_factory(config.model):
         unweighted = {"weights": False} if takes(config.model, "weights") else {}
-        parts = call_factory(config.model, {**config.arguments, **unweighted}, task=task, seed=0)
+        parts = call_factory(config.model, {**config.arguments, **unweighted}, seed=0)
         return speaking(parts.processor, language_of(spec, {}, config.model), task=task)
     with open_checkpoint(config.model, weights=False) as folder:
         saved = read_metadata(folder)
         language = language_of(spec, saved, config.model)
         if saved.get("factory"):
-            parts = _call_saved(saved["factory"], config.model, task)
+            parts = _call_saved(saved["factory"], config.model)
             return speaking(parts.processor, language, task=task, max_length=saved.get("max_length"))
         config = config.model_copy(update={"language": language or config.language})
         return read_processor(folder, read_config(folder, config), config, task=task)
@@ -145,7 +147,7 @@ def read_processor(folder: Path, model_config: Any, config: TeacherConfig, *, ta
     return get_task(task).inputs.read_processor(folder, model_config, config)
 
 
-def read_classifier(
+def read_module(
     folder: Path,
     config: TeacherConfig,
     *,
@@ -154,7 +156,7 @@ def read_classifier(
     dtype: torch.dtype = torch.float32,
     **options: Any,
 ) -> nn.Module:
-    """Read a checkpoint with the task's head, on the CPU.
+    """Read a checkpoint with the head of the task's class, on the CPU.
 
     Args:
         folder: local checkpoint.
@@ -188,25 +190,9 @@ def read_classifier(
     if complete and missing:
         raise ModelError(
             f"{config.model} has no weights for {', '.join(missing[:4])}: it is no {type(module).__name__}"
-            + (
-                ""
-                if get_task(task).answers.per_token
-                else "; for an encoder without a classification head set `head` in the teacher's config"
-            )
+            f"{get_task(task).answers.model.HEADLESS}"
         )
     return module
-
-
-def class_names(model_config: Any) -> tuple[str, ...]:
-    """Return the class names of a transformers config, in the order of the logits."""
-    names = {int(index): str(name) for index, name in model_config.id2label.items()}
-    return tuple(names[index] for index in sorted(names))
-
-
-def vocabulary_of(model_config: Any) -> int:
-    """Return the width of a language model's logits, by its config."""
-    text_config = model_config.get_text_config()
-    return int(getattr(text_config, "decoder_vocab_size", None) or text_config.vocab_size)
 
 
 def _from_checkpoint(config: TeacherConfig, task: str, folder: Path, digest: str, head_url: str | None) -> Model:
@@ -214,50 +200,37 @@ def _from_checkpoint(config: TeacherConfig, task: str, folder: Path, digest: str
     processor = read_processor(folder, model_config, config, task=task)
     identity: dict[str, Any] = {"checkpoint": digest, "dtype": config.dtype}
     describe: dict[str, Any] = {"source": "checkpoint", "checkpoint": digest, "dtype": config.dtype}
-    per_token = get_task(task).answers.per_token
-    vocabulary = vocabulary_of(model_config) if per_token else 0
-    if config.head is not None and per_token:
-        raise ConfigError(f"labels.teacher.head fits a classifier, and {task} has none: leave it out")
-    if config.head is None:
+    own = get_task(task)
+    space = None if config.head else own.answers.model.space(model_config)
+    own.answers.model.check_model(own, model=config, space=space, model_config=None if config.head else model_config)
+    if space is not None:
         module = _read_placed(folder, config, task)
-        classes = () if per_token else class_names(model_config)
     else:
         module, head = attach_head(folder, config, digest=digest, head_url=head_url)
-        classes = head.classes
+        space = named(head.classes)
         identity["head"] = describe["head"] = head.fingerprint
         module = place(module, dtype=config.dtype, device=config.device)
-    return tried(
-        finish(
-            module,
-            processor,
-            classes,
-            task=task,
-            url=config.model,
-            vocabulary=vocabulary,
-            identity=identity,
-            describe=describe,
-        )
-    )
+    return tried(finish(module, processor, space, task=task, url=config.model, identity=identity, describe=describe))
 
 
 def _read_placed(folder: Path, config: TeacherConfig, task: str) -> nn.Module:
     """Read a checkpoint to its dtype and device, or to several."""
     dtype = getattr(torch, config.dtype)
     if config.device != SPREAD:
-        return place(read_classifier(folder, config, task=task, dtype=dtype), dtype=None, device=config.device)
+        return place(read_module(folder, config, task=task, dtype=dtype), dtype=None, device=config.device)
     if importlib.util.find_spec("accelerate") is None:
         raise ModelError(
             "labels.teacher.device: spread needs the optional package accelerate: pip install accelerate, "
             "on every machine that loads the teacher"
         )
-    module = read_classifier(folder, config, task=task, dtype=dtype, device_map="auto")
+    module = read_module(folder, config, task=task, dtype=dtype, device_map="auto")
     take_from_file(module)
     return module
 
 
 def _from_factory(config: TeacherConfig, task: str, language: LanguageConfig | None) -> Model:
-    parts = call_factory(config.model, config.arguments, task=task, seed=0)
-    classes, vocabulary = named(parts, task, config.model)
+    parts = call_factory(config.model, config.arguments, seed=0)
+    space = _space_of(parts, config, task)
     factory = Factory(name=config.model, arguments=config.arguments)
     identity = {"weights": state_digest(parts.module), "dtype": config.dtype, "factory": factory.to_dict()}
     check_revision(str(identity["weights"]), config.revision, config.model)
@@ -266,12 +239,11 @@ def _from_factory(config: TeacherConfig, task: str, language: LanguageConfig | N
     return finish(
         module,
         processor,
-        classes,
+        space,
         task=task,
         url=config.model,
         identity=identity,
         factory=factory,
-        vocabulary=vocabulary,
         describe={"source": "module", "dtype": config.dtype},
     )
 
@@ -279,8 +251,7 @@ def _from_factory(config: TeacherConfig, task: str, language: LanguageConfig | N
 def _from_saved_factory(
     config: TeacherConfig, task: str, folder: Path, saved: dict[str, Any], digest: str, language: LanguageConfig | None
 ) -> Model:
-    parts = _call_saved(saved["factory"], config.model, task)
-    classes, vocabulary = named(parts, task, config.model)
+    parts = _call_saved(saved["factory"], config.model)
     path = folder / "model.safetensors"
     try:
         parts.module.load_state_dict(load_file(path))
@@ -288,24 +259,32 @@ def _from_saved_factory(
         raise ModelError(
             f"the weights of {config.model} do not fit what {saved['factory']['name']} builds: {error}"
         ) from error
+    space = _space_of(parts, config, task)
     module = place(parts.module, dtype=config.dtype, device=config.device)
     processor = speaking(parts.processor, language, task=task, max_length=saved.get("max_length"))
     return finish(
         module,
         processor,
-        classes,
+        space,
         task=task,
         url=config.model,
-        vocabulary=vocabulary,
         identity={"checkpoint": digest, "dtype": config.dtype},
         factory=Factory(name=saved["factory"]["name"], arguments=saved["factory"]["arguments"]),
         describe={"source": "checkpoint", "checkpoint": digest, "dtype": config.dtype},
     )
 
 
-def _call_saved(factory: Any, url: str, task: str) -> ModelParts:
+def _space_of(parts: ModelParts, config: TeacherConfig, task: str) -> AnswerSpace:
+    """Return the classes of a function's model, checked by the task's family."""
+    own = get_task(task)
+    space = own.answers.model.space_of(parts.module, parts.classes, config.model)
+    own.answers.model.check_model(own, model=config, space=space, model_config=None)
+    return space
+
+
+def _call_saved(factory: Any, url: str) -> ModelParts:
     """Call the function a saved model names, if it is one that builds models."""
     if not isinstance(factory, dict) or set(factory) != {"name", "arguments"} or not is_factory(str(factory["name"])):
         raise ModelError(f"{url} names no module:function in its metadata, found {factory!r}: it is damaged")
     check_annotated(factory["name"])
-    return call_factory(factory["name"], factory["arguments"], task=task, seed=0)
+    return call_factory(factory["name"], factory["arguments"], seed=0)

@@ -52,8 +52,8 @@ def depth_of(config: Any, url: str) -> int:
     return depth
 
 
-def changed_config(config: Any, overrides: Mapping[str, Any], classes: Sequence[str]) -> Any:
-    """Return a copy of a transformers config with overrides and class names, if there are any.
+def changed_config(config: Any, overrides: Mapping[str, Any], decided: Mapping[str, Any]) -> Any:
+    """Return a copy of a transformers config with overrides, and fields that the task decides.
 
     Raises:
         ConfigError: a field the config does not have, or that is decided elsewhere, or a value it refuses.
@@ -73,9 +73,8 @@ def changed_config(config: Any, overrides: Mapping[str, Any], classes: Sequence[
             f"student.model.overrides: {type(config).__name__} refuses {dict(overrides)}: {error}"
         ) from error
     found.architectures = config.architectures  # decides where a family has several classifiers
-    if classes:
-        found.id2label = dict(enumerate(classes))
-        found.label2id = {name: index for index, name in enumerate(classes)}
+    for key, value in decided.items():
+        setattr(found, key, value)
     return found
 
 

@@ -8,6 +8,11 @@ from typing import Any
 
 from transformers.utils import chat_template_utils
 
+from ray_distill.config.labels import LanguageConfig
+from ray_distill.tasks.inputs.chat import CHAT
+
+#: Type of a message's part that is a text, in OpenAI's API; the others are images, sounds and files.
+_TEXT_PART = "text"
 #: Roles of messages; a template may have fewer.
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
@@ -149,6 +154,11 @@ class Template:
         return _STILL + source if "strftime_now" in source else source
 
 
+def is_chat(settings: LanguageConfig) -> bool:
+    """Return whether a row is a conversation; it is a plain text otherwise."""
+    return settings.format == CHAT
+
+
 def without_answer(conversation: Conversation) -> Conversation:
     """Return the conversation up to the assistant's last turn, which is to be written again.
 
@@ -211,13 +221,13 @@ def _message(value: Any, where: str) -> dict[str, Any]:
 
 
 def _content(value: Any, where: str) -> str:
-    parts = value if isinstance(value, list) else [{"type": "text", "text": value}]
+    parts = value if isinstance(value, list) else [{"type": _TEXT_PART, "text": value}]
     for part in parts:
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-        if kind != "text" or not isinstance(part.get("text"), str):
+        if kind != _TEXT_PART or not isinstance(part.get("text"), str):
             raise Unfit(
                 f"the content of {where} has {kind!r}, expected text"
-                if kind != "text"
+                if kind != _TEXT_PART
                 else f"the content of {where} is {type(part.get('text')).__name__}, expected text"
             )
     return "".join(part["text"] for part in parts)

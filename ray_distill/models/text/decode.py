@@ -23,12 +23,11 @@ def reads_back(processor: LanguageProcessor, row: str, answer: str, prompt: IntA
     """Return whether the row with its answer is tokenized to the generated tokens."""
     try:
         text = with_answer(row, answer, processor.settings.format)
-        if processor.settings.format == "chat":
+        if processor.chat:
             text = Template(tokenizer=processor.tokenizer, roles=processor.settings.roles).render(read_chat(text))
     except (Unfit, json.JSONDecodeError):
         return False
-    chat = processor.settings.format == "chat"
-    found: Any = processor.tokenizer(text, add_special_tokens=not chat, verbose=False)["input_ids"]
+    found: Any = processor.tokenizer(text, add_special_tokens=not processor.chat, verbose=False)["input_ids"]
     wrote = [*prompt.tolist(), *tokens.tolist()]
     return list(found[: len(wrote)]) == wrote
 

@@ -13,7 +13,7 @@ from ray_distill.config import TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, ModelError
 from ray_distill.fingerprint import fingerprint
-from ray_distill.models.text.chat import ROLES, Conversation, Template, Unfit, read_chat, without_answer
+from ray_distill.models.text.chat import ROLES, Conversation, Template, Unfit, is_chat, read_chat, without_answer
 from ray_distill.models.text.processors import read_tokenizer, text_limit, tokenizer_content
 from ray_distill.tasks.encoded import Ragged
 
@@ -50,6 +50,11 @@ class LanguageProcessor:
     tokens_fingerprint: str
     """Fingerprint of vocabulary, rules, special tokens and, for chat, the template, which labels and student share."""
 
+    @property
+    def chat(self) -> bool:
+        """Return whether a row is a conversation."""
+        return is_chat(self.settings)
+
     def texts(self, texts: list[str]) -> Mapping[str, Ragged]:
         """Tokenise as plain text, whatever the format: ``input_ids`` int32, cut at ``max_length``."""
         return {"input_ids": self._ragged([tokens.ids[: self.max_length] for tokens in self._tokenise(texts, False)])}
@@ -65,7 +70,7 @@ class LanguageProcessor:
             order, without tokens where it cannot be used; and the reasons of those by their place.
         """
         sources, reasons = self._open(texts)
-        tokens = self._tokenise([source.text for source in sources.values()], self.settings.format == "chat")
+        tokens = self._tokenise([source.text for source in sources.values()], self.chat)
         empty = np.zeros(0, np.int32)
         found = [(empty, empty.astype(np.int8))] * len(texts)
         for row, one in zip(sources, tokens, strict=True):
@@ -85,7 +90,7 @@ class LanguageProcessor:
         Returns:
             The tokens of every text in order, none where it is not a prompt; and the reasons of those by their place.
         """
-        sources, reasons, chat = {}, {}, self.settings.format == "chat"
+        sources, reasons, chat = {}, {}, self.chat
         for row, text in enumerate(texts):
             try:
                 sources[row] = self._template().prompt(without_answer(read_chat(text))) if chat else text
@@ -103,7 +108,7 @@ class LanguageProcessor:
     def stops(self) -> frozenset[int]:
         """Return the tokens that end an answer: of a text, and of a turn in a conversation."""
         found = set() if self.tokenizer.eos_token_id is None else {int(self.tokenizer.eos_token_id)}
-        if self.settings.format == "chat":
+        if self.chat:
             after = self.tokenizer(self._template().after_answer(), add_special_tokens=False)["input_ids"]
             found |= set(after[:1]) & set(self.tokenizer.all_special_ids)
         return frozenset(found)
@@ -118,7 +123,7 @@ class LanguageProcessor:
 
     def _open(self, texts: list[str]) -> tuple[dict[int, _Source], dict[int, str]]:
         """Return the text of each row to tokenize, and the reasons of rejected rows."""
-        if self.settings.format == "text":
+        if not self.chat:
             return {row: _Source(text) for row, text in enumerate(texts)}, {}
         template = self._template()
         sources: dict[int, _Source] = {}
@@ -202,7 +207,7 @@ def language_processor(tokenizer: Any, max_length: int, settings: LanguageConfig
         ModelError: the format is chat, and it has no template or no character offsets.
         ConfigError: a role that there is not.
     """
-    name, chat = type(tokenizer).__name__, settings.format == "chat"
+    name, chat = type(tokenizer).__name__, is_chat(settings)
     unknown = sorted(set(settings.roles) - set(ROLES))
     if chat and unknown:
         raise ConfigError(f"language.roles names {', '.join(unknown)}: expected some of {', '.join(ROLES)}")

@@ -31,7 +31,7 @@ def given_prompt(text: str, processor: LanguageProcessor) -> Prompt:
         ModelError: it is empty, too long, or a conversation that cannot be read.
     """
     try:
-        prompt = _conversation(_read(text), processor) if _chats(processor) else _text(text, processor)
+        prompt = _conversation(_read(text), processor) if processor.chat else _text(text, processor)
     except Unfit as why:
         raise ModelError(f"the prompt {text[:60]!r} cannot be used: {why}") from why
     if not 0 < len(prompt.ids_L) < processor.max_length:
@@ -50,17 +50,13 @@ def prompt_of_document(text: str, processor: LanguageProcessor, *, reference_tok
         processor: of the models that are to go on.
         reference_tokens: tokens of a text after its beginning that are kept as the reference.
     """
-    if not _chats(processor):
+    if not processor.chat:
         return _beginning(text, processor, reference_tokens)
     try:
         prompt = _conversation(_until_last_answer(read_chat(text)), processor)
     except Unfit:
         return None
     return prompt if len(prompt.ids_L) < processor.max_length else None
-
-
-def _chats(processor: LanguageProcessor) -> bool:
-    return processor.settings.format == "chat"
 
 
 def _text(text: str, processor: LanguageProcessor) -> Prompt:

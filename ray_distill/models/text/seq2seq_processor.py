@@ -13,6 +13,7 @@ from ray_distill.config import TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, ModelError
 from ray_distill.fingerprint import fingerprint
+from ray_distill.models.text.chat import is_chat
 from ray_distill.models.text.lm_processor import IntArray, fingerprint_tokens
 from ray_distill.models.text.processors import ragged, read_tokenizer, text_limit
 from ray_distill.snapshots.pairs import read_pair
@@ -168,7 +169,7 @@ def pair_processor(tokenizer: Any, max_length: int, settings: LanguageConfig, *,
         ConfigError: the format is chat.
     """
     name = type(tokenizer).__name__
-    if settings.format != "text":
+    if is_chat(settings):
         raise ConfigError(
             "labels.teacher.language.format: a source and a target are texts, not a conversation: leave "
             "it out, or take the task causal_lm"

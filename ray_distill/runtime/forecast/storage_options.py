@@ -20,6 +20,7 @@ from ray_distill.labels.sizing.options import Kept, Option
 from ray_distill.runtime.labelling.batching import answer_all, request_of
 from ray_distill.runtime.labelling.calibrate_store import fit_store
 from ray_distill.runtime.labelling.identify_teacher import TeacherFacts, make_manifest
+from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.encoded import Encoded
 from ray_distill.teachers.base import LabelRequest, Teacher
 from ray_distill.teachers.engines import engine_of
@@ -70,13 +71,17 @@ class Comparison:
 
 
 def compare(comparison: Comparison, encoded: Encoded) -> Forms:
-    """Compare the configured form with other possible forms, on usable rows."""
+    """Compare the configured form with other possible forms, on usable rows.
+
+    There are none where the engine can give the teacher's distributions dense alone.
+    """
     config = comparison.config
-    classes = make_manifest(config, comparison.facts).space.size
-    some = _some(comparison, encoded, classes)
+    classes, configured = make_manifest(config, comparison.facts).space.size, config.labels.signal
+    given = engine_of(config.labels.teacher).estimators.get(get_task(config.task).answers.model.FAMILY, ())
+    some = _some(comparison, encoded, classes, "topk" if "topk" in given else configured.estimator)
+    if "topk" not in given:
+        return Forms(curve=(), smallest_k=None, options=(_option(comparison, some, configured),), full=True)
     smallest = choose.smallest_k(some.wide, config.plan.target_nats)
-    configured = config.labels.signal
-    given = engine_of(config.labels.teacher).estimators
     candidates = [
         configured,
         *(form for form in _forms(configured, classes, smallest) if form != configured and form.estimator in given),
@@ -85,13 +90,13 @@ def compare(comparison: Comparison, encoded: Encoded) -> Forms:
     return Forms(curve=choose.curve(some.wide), smallest_k=smallest, options=options, full=choose.is_full(some.wide))
 
 
-def _some(comparison: Comparison, encoded: Encoded, classes: int) -> _Some:
+def _some(comparison: Comparison, encoded: Encoded, classes: int, estimator: str) -> _Some:
     """Return a random sample of the rows and their wide answer."""
     config = comparison.config
     rows = max(COMPARED_ROWS, int(COMPARED / max(comparison.positions, 1)))
     order = np.random.default_rng(config.seed).permutation(encoded.rows)[:rows].astype(np.int64)
     request = LabelRequest(
-        estimator="topk",
+        estimator=estimator,
         temperatures=config.labels.signal.temperatures,
         k=classes if classes <= choose.DENSE_UP_TO else max(choose.WIDE, min(config.labels.signal.k, classes)),
     )

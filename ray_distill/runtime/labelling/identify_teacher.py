@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow.compute as pc
 
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign, HiddenConfig, TeacherConfig
-from ray_distill.errors import ConfigError, TeacherRefused
 from ray_distill.labels.format.codecs import choose_codec, find_codec
 from ray_distill.labels.model.manifest import StoreManifest, TeacherIdentity, parts_of
 from ray_distill.labels.model.part_specs import AnswerSpace, DistributionsSpec, VectorsSpec
@@ -54,8 +52,9 @@ def prepare_teacher(config: Campaign, snapshot: SnapshotRef, head_url: str | Non
     if config.labels.teacher.head is not None and head_url is None:
         head_url = _fit(config, snapshot)
     teacher = identify(config.labels.teacher, task=config.task, head_url=head_url)
-    if not teacher.vocabulary:
-        _same_classes(teacher.classes, open_snapshot(snapshot).classes, config.labels.teacher.model)
+    space = AnswerSpace(names=teacher.classes, size=max(len(teacher.classes), teacher.vocabulary))
+    family = get_task(config.task).answers.model
+    family.check_classes(space, open_snapshot(snapshot).classes, config.labels.teacher.model)
     refuse_classes(config.labels, teacher.vocabulary)
     hidden = config.labels.hidden.layers
     return TeacherFacts(
@@ -80,27 +79,17 @@ def _fit(config: Campaign, snapshot: SnapshotRef) -> str:
     rows = opened.read("train", columns=["row_id", task.inputs.column, "label"])
     rows = rows.filter(pc.is_valid(rows["label"]))
     encoded = task.inputs.encode(rows, load_processor(teacher, task=config.task))
-    labels = rows["label"].take(pc.index_in(encoded.row_ids, value_set=rows["row_id"].combine_chunks()))
     return fit_head(
         teacher,
         encoded,
-        np.asarray(labels),
+        task.answers.store.truth(encoded, rows).values,
         classes=opened.classes,
+        prepare=task.answers.model.head_fit,
         collate=task.inputs.collate,
         seed=config.seed,
         url=files.join(config.output_url, "heads"),
         batch=config.labels.resources.batch,
     )
-
-
-def _same_classes(teacher: tuple[str, ...], snapshot: tuple[str, ...], name: str) -> None:
-    only_snapshot, only_teacher = sorted(set(snapshot) - set(teacher)), sorted(set(teacher) - set(snapshot))
-    if only_snapshot or only_teacher:
-        raise TeacherRefused(
-            f"the teacher {name} and the snapshot have different classes: only the teacher has {only_teacher[:5]}, "
-            f"only the snapshot has {only_snapshot[:5]}; use the same names in snapshot.classes and in the teacher's "
-            "id2label"
-        )
 
 
 def make_manifest(config: Campaign, facts: TeacherFacts) -> StoreManifest:
@@ -109,13 +98,9 @@ def make_manifest(config: Campaign, facts: TeacherFacts) -> StoreManifest:
     Raises:
         ConfigError: ``k`` exceeds the vocabulary of a language model.
     """
-    labels, hidden, signal = config.labels, config.labels.hidden, config.labels.signal
-    if signal.estimator in ("topk", "hybrid") and 0 < facts.vocabulary < signal.k:
-        raise ConfigError(
-            f"labels.signal.k is {signal.k}, but {labels.teacher.model} has a vocabulary of {facts.vocabulary}: give "
-            f"at most {facts.vocabulary}, or take the estimator dense, which stores all of it"
-        )
-    teacher, space = labels.teacher, AnswerSpace(names=facts.classes, size=len(facts.classes) or facts.vocabulary)
+    labels, hidden = config.labels, config.labels.hidden
+    space = AnswerSpace(names=facts.classes, size=max(len(facts.classes), facts.vocabulary))
+    teacher = labels.teacher
     return StoreManifest(
         task=config.task,
         teacher=TeacherIdentity(
@@ -136,12 +121,14 @@ def make_manifest(config: Campaign, facts: TeacherFacts) -> StoreManifest:
 
 
 def _distributions(config: Campaign, space: AnswerSpace) -> DistributionsSpec:
-    signal = config.labels.signal
+    signal, family = config.labels.signal, get_task(config.task).answers.model
+    headed = signal.estimator in ("topk", "hybrid")
     drawn, codec = signal.estimator in ("sampled", "hybrid"), choose_codec(signal)
     return DistributionsSpec(
+        family=family.FAMILY,
         space=space,
         estimator=signal.estimator,
-        k=min(signal.k, space.size) if signal.estimator in ("topk", "hybrid") else 0,
+        k=family.limit_entries(signal.k, space, config.labels.teacher.model) if headed else 0,
         draws=signal.draws if drawn else 0,
         exponent=signal.exponent if drawn else 1.0,
         seed=config.seed if drawn else 0,

@@ -68,7 +68,7 @@ def judge_students(
     opened = open_snapshot(snapshot)
     panel = panel_of(config, models, opened.classes)
     rows = opened.read("test", columns=[*panel.columns, *config.snapshot.columns.slices])
-    corruptions = _corruptions(config, panel)
+    corruptions = requested_corruptions(config)
     # First, so that an unusable prompt or benchmark fails before the measurements.
     extras = panel.task.answers.judge.extras(panel, rows, config)
     measured = _measure(config, panel, rows, sizes=sizes, corruptions=corruptions, extras=extras)
@@ -127,11 +127,16 @@ def _measure(
     }
 
 
-def _corruptions(config: Campaign, panel: Panel) -> dict[str, Corruption]:
-    """Return the corruptions that the config requests, by name."""
-    possible, requested = panel.task.inputs.corruptions_of(config), config.evaluation.corruptions
+def requested_corruptions(config: Campaign) -> dict[str, Corruption]:
+    """Return the corruptions that the config requests, by name.
+
+    Raises:
+        EvaluationError: there is none of a requested name.
+    """
+    task, requested = get_task(config.task), config.evaluation.corruptions
+    possible = task.inputs.corruptions_of(config)
     if requested is None:
-        return dict(possible) if panel.task.answers.judge.DAMAGED_BY_DEFAULT else {}
+        return dict(possible) if task.answers.judge.DAMAGED_BY_DEFAULT else {}
     unknown = sorted(set(requested) - set(possible))
     if unknown:
         raise EvaluationError(

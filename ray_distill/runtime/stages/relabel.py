@@ -9,10 +9,7 @@ from ray_distill.artifacts import Artifact, LabelSetRef, SnapshotRef
 from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError
 from ray_distill.evaluation.measures.drift import DriftReport, DriftSample, compare
-from ray_distill.evaluation.measures.intervals import Floats
 from ray_distill.fingerprint import fingerprint
-from ray_distill.labels.model.distributions import Distributions
-from ray_distill.labels.model.ragged import owner
 from ray_distill.labels.store.label_store import open_store
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.runtime.core import console
@@ -24,9 +21,7 @@ from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.snapshots.sources.resolve import describe_sources
 from ray_distill.tasks.catalogue import get_task
 
-#: Tokens by which a language model's answers are compared: those with most mass; all others count as one.
-TOKENS = 255
-Tokens = npt.NDArray[np.int64]
+Classes = npt.NDArray[np.int64]
 
 
 class RelabelReport(Artifact):
@@ -110,32 +105,25 @@ def _report(report: RelabelReport) -> None:
 
 def measure_drift(config: Campaign, reference: LabelSetRef, current: LabelSetRef) -> DriftReport:
     """Compare two label sets of one store by teacher's classes, inputs and stored embeddings."""
-    before, tokens = _sample(reference, None)
-    now, _ = _sample(current, tokens)
+    before, classes = _sample(reference, None)
+    now, _ = _sample(current, classes)
     return compare(before, now, config.drift, config.seed)
 
 
-def _sample(ref: LabelSetRef, tokens: Tokens | None) -> tuple[DriftSample, Tokens | None]:
-    """Return a label set's sample and, for a language model, the tokens of its columns.
-
-    ``tokens`` None selects the label set's own commonest tokens.
-    """
+def _sample(ref: LabelSetRef, classes: Classes | None) -> tuple[DriftSample, Classes | None]:
+    """Return a label set's sample, and the classes of its columns; see `StoreFacet.shares`."""
     labels, opened = open_label_set(ref), open_snapshot(ref.snapshot)
     layer = max(labels.manifest.hidden, default=None)
     pooled = layer is not None and labels.manifest.pool != "token"
     row_ids, signal = labels.read(layers=(layer,) if layer is not None and pooled else ())
-    rows, found = _rows(opened, row_ids), signal.distributions
-    if not labels.manifest.space.names:
-        tokens = commonest_tokens(found) if tokens is None else tokens
-        probabilities = token_probabilities(found, tokens)
-    else:
-        probabilities = class_probabilities(found)
+    rows, task = _rows(opened, row_ids), get_task(labels.manifest.task)
+    probabilities, classes = task.answers.store.shares(signal.distributions, classes)
     return DriftSample(
         class_probs=probabilities,
-        stats=get_task(labels.manifest.task).inputs.statistics(rows[opened.input_column]),
+        stats=task.inputs.statistics(rows[opened.input_column]),
         embeddings=signal.hidden[layer].values if layer is not None and pooled else None,
         count=np.asarray(rows["count"]),
-    ), tokens
+    ), classes
 
 
 def _rows(opened: Snapshot, row_ids: pa.Array) -> pa.Table:
@@ -143,43 +131,3 @@ def _rows(opened: Snapshot, row_ids: pa.Array) -> pa.Table:
     columns = ["row_id", opened.input_column, "count"]
     table = pa.concat_tables([opened.read_shard(shard, columns) for shard in opened.shards])
     return table.take(pc.index_in(row_ids, value_set=table["row_id"].combine_chunks()))
-
-
-def commonest_tokens(distributions: Distributions) -> Tokens:
-    """Return the tokens to which a teacher gave most mass, at most `TOKENS`, ascending."""
-    mass_V = np.bincount(distributions.ids, np.exp(distributions.logp.astype(np.float64)), distributions.classes)
-    return np.sort(np.argsort(-mass_V, kind="stable")[:TOKENS]).astype(np.int64)
-
-
-def token_probabilities(distributions: Distributions, tokens: Tokens) -> Floats:
-    """Return the mean mass of each token, and of the rest, by document.
-
-    The shape is ``[R, len(tokens) + 1]``; the last column is the mass of all other tokens. Only the stored mass counts,
-    on both sides of a comparison, so that truncation affects both sides equally.
-    """
-    rows, last = len(distributions.row_offsets) - 1, len(tokens)
-    column_V = np.full(distributions.classes, last, np.int64)
-    column_V[tokens] = np.arange(last)
-    row_E = owner(distributions.row_offsets)[owner(distributions.entry_offsets)]
-    cell_E = row_E * (last + 1) + column_V[distributions.ids]
-    mass = np.bincount(cell_E, np.exp(distributions.logp.astype(np.float64)), rows * (last + 1)).reshape(rows, last + 1)
-    positions_R1 = np.maximum(np.diff(distributions.row_offsets), 1)[:, None]
-    mean_RT = mass / positions_R1
-    mean_RT[:, last] = np.maximum(1.0 - mean_RT[:, :last].sum(1), 0.0)  # float32 sums to a little more than 1
-    return mean_RT
-
-
-def class_probabilities(distributions: Distributions) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """Return the stored distributions over all classes: ``[P, V]``.
-
-    A tail is spread evenly over the classes not stored.
-    """
-    positions, classes = len(distributions.position), distributions.classes
-    at = owner(distributions.entry_offsets)
-    stored = np.diff(distributions.entry_offsets)
-    tail = np.exp(distributions.log_tail[:, distributions.temperatures.index(1.0)].astype(np.float64))
-    rest = np.where(stored < classes, tail / np.maximum(classes - stored, 1), 0.0)
-    full = np.repeat(rest[:, None], classes, axis=1)
-    full[at, distributions.ids] = np.exp(distributions.logp.astype(np.float64))
-    assert full.shape == (positions, classes)
-    return full

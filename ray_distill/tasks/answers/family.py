@@ -12,7 +12,7 @@ from typing import cast
 from ray_distill.config import Campaign
 from ray_distill.config.judge import Limit
 from ray_distill.snapshots.manifest import Truth
-from ray_distill.tasks.facets import JudgeFacet, RefuseFacet, ServeFacet, StoreFacet
+from ray_distill.tasks.facets import JudgeFacet, ModelFacet, RefuseFacet, ServeFacet, StoreFacet
 from ray_distill.tasks.metrics import EFFICIENCY, Metric, MetricTable
 
 
@@ -67,6 +67,11 @@ class Answers:
     def facet(self, name: str) -> ModuleType:
         """Import one of the family's modules: ``model``, ``store``, ``learn``, ``judge`` and others."""
         return import_module(f"{self.package}.{name}")
+
+    @property
+    def model(self) -> ModelFacet:
+        """Import what loads, runs and builds models."""
+        return cast(ModelFacet, self.facet("model"))
 
     @property
     def store(self) -> StoreFacet:

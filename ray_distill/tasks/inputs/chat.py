@@ -1,7 +1,7 @@
 """One text or conversation a row, with a mark on each token that is to be predicted."""
 
 from collections.abc import Mapping
-from typing import Protocol, cast, runtime_checkable
+from typing import Final, Protocol, cast, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,8 @@ from ray_distill.tasks.inputs.rows import encoded, sift
 from ray_distill.tasks.inputs.text import COLUMN, Texts, example, read_text, refuse_target, show, statistics
 from ray_distill.tasks.inputs.text_corruptions import TEXT_CORRUPTIONS
 
+#: The form of a row that is a conversation, as ``labels.teacher.language.format`` names it.
+CHAT: Final = "chat"
 #: The feature that no model takes: 1 on each token that is to be predicted.
 ANSWERED = "answered"
 
@@ -80,7 +82,7 @@ def _form(config: Campaign) -> Form:
 
 
 def _is_chat(config: Campaign) -> bool:
-    return _form(config) == "chat"
+    return _form(config) == CHAT
 
 
 def _is_text(config: Campaign) -> bool:
@@ -97,7 +99,7 @@ def _refuse(config: Campaign) -> list[str]:
 
 
 TEXT_OR_CHAT = Inputs(
-    name="chat",
+    name=CHAT,
     column=COLUMN,
     processor="ray_distill.models.text.lm_processor:read_language_processor",
     adapt="ray_distill.models.text.tokenizer_match:adapt_language",

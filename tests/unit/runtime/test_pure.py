@@ -16,7 +16,7 @@ from ray_distill.promotion.chain import read_chain, record_decision
 from ray_distill.runtime.core.connection import explain
 from ray_distill.runtime.labelling.batching import by_length
 from ray_distill.runtime.stages.promote import judged_against
-from ray_distill.runtime.stages.relabel import class_probabilities
+from ray_distill.tasks.answers.classes.store import class_probabilities
 from ray_distill.tasks.encoded import Encoded, Ragged
 from ray_distill.testing.labels import fake_manifest, fake_teacher, row_id
 

@@ -13,6 +13,7 @@ from ray_distill.errors import ModelError
 from ray_distill.labels.format.arrow_tables import signal_to_table, table_to_signal
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.signal import concat_signals
+from ray_distill.models.core.class_names import named
 from ray_distill.models.core.fingerprint import finish
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.encoded import Encoded, Ragged
@@ -57,7 +58,7 @@ def _teacher(task: str = "causal_lm") -> TransformersTeacher:
     model = finish(
         Counting(),
         Words(),
-        tuple(map(str, range(VOCABULARY))),
+        named(tuple(map(str, range(VOCABULARY)))),
         task=task,
         url="test:counting",
         identity={},

@@ -77,8 +77,8 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
 def test_what_it_can_give_passes() -> None:
     """The k likeliest at T = 1 of a language model, on as many GPUs as share it; and no other estimator is compared."""
     refuse_labels(_labels({"vllm": {"tensor_parallel_size": 2}}, resources={"gpus": 2}), task="causal_lm")
-    assert engine_of(_labels().teacher).estimators == ("topk",)
-    assert "dense" in engine_of(TeacherConfig(model="any")).estimators
+    assert engine_of(_labels().teacher).estimators == {"categorical": ("topk",)}
+    assert "dense" in engine_of(TeacherConfig(model="any")).estimators["categorical"]
 
 
 def test_an_unknown_engine_is_refused_with_the_known_ones() -> None:

@@ -56,7 +56,16 @@ def _encode(spec: TeacherConfig, samples: list[tuple[str, int]]) -> tuple[Encode
 
 def _fit(spec: TeacherConfig, url: Path, samples: list[tuple[str, int]] = SAMPLES, seed: int = 0) -> str:
     encoded, labels = _encode(spec, samples)
-    return fit_head(spec, encoded, labels, classes=CLASSES, collate=TEXT.inputs.collate, seed=seed, url=str(url))
+    return fit_head(
+        spec,
+        encoded,
+        labels,
+        classes=CLASSES,
+        prepare=TEXT.answers.model.head_fit,
+        collate=TEXT.inputs.collate,
+        seed=seed,
+        url=str(url),
+    )
 
 
 def test_an_encoder_with_its_fitted_head_classifies(spec: TeacherConfig, tmp_path: Path) -> None:
@@ -156,7 +165,14 @@ def test_minilm_becomes_a_teacher(tmp_path: Path) -> None:
     samples = [(text, 0) for text in money] + [(text, 1) for text in sport]
     encoded, labels = _encode(spec, samples)
     url = fit_head(
-        spec, encoded, labels, classes=("money", "sport"), collate=TEXT.inputs.collate, seed=0, url=str(tmp_path)
+        spec,
+        encoded,
+        labels,
+        classes=("money", "sport"),
+        prepare=TEXT.answers.model.head_fit,
+        collate=TEXT.inputs.collate,
+        seed=0,
+        url=str(tmp_path),
     )
     model = load_model(spec, task=TEXT.name, head_url=url)
     held, truth = _encode(spec, [("The tennis player retired hurt.", 1), ("Oil prices dropped sharply.", 0)])

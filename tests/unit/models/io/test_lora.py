@@ -15,7 +15,7 @@ from ray_distill.models.core.head_extraction import body_and_head
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
 from ray_distill.models.io.save import save_model
-from ray_distill.models.students.build_classifier import build_student
+from ray_distill.models.students.build import build_student
 from ray_distill.testing.models import write_tiny_causal_model
 
 TASK = "causal_lm"

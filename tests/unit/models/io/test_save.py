@@ -21,7 +21,7 @@ from ray_distill.models.core.forward import forward
 from ray_distill.models.core.model import Model, ModelParts
 from ray_distill.models.io.load import load_model, load_processor
 from ray_distill.models.io.save import save_model
-from ray_distill.models.students.build_classifier import build_student
+from ray_distill.models.students.build import build_student
 from ray_distill.models.text.lm_processor import LanguageProcessor
 from ray_distill.models.text.processors import text_processor
 from ray_distill.storage.files import upload_folder

@@ -15,7 +15,7 @@ from ray_distill.models.core.head_extraction import body_and_head, keeps_documen
 from ray_distill.models.core.model import Model, ModelParts
 from ray_distill.models.io.load import load_model, load_processor
 from ray_distill.models.io.save import save_model
-from ray_distill.models.students.build_classifier import build_student
+from ray_distill.models.students.build import build_student
 from ray_distill.models.text.seq2seq_processor import PairProcessor, pair_processor
 from ray_distill.testing.models import tiny_pair_tokenizer, write_tiny_seq2seq_model
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ray_distill.labels.model.distributions import Distributions
-from ray_distill.runtime.stages import relabel
-from ray_distill.runtime.stages.relabel import commonest_tokens, token_probabilities
+from ray_distill.tasks.answers.tokens import store
+from ray_distill.tasks.answers.tokens.store import commonest_tokens, token_probabilities
 
 
 def answers(rows: list[list[dict[int, float]]], classes: int = 9) -> Distributions:
@@ -29,10 +29,10 @@ def answers(rows: list[list[dict[int, float]]], classes: int = 9) -> Distributio
 
 def test_the_commonest_tokens_are_those_of_most_mass(monkeypatch: pytest.MonkeyPatch) -> None:
     """By mass, not by how often they are stored; ascending; of equal ones the first; no more than there are."""
-    monkeypatch.setattr(relabel, "TOKENS", 3)
+    monkeypatch.setattr(store, "TOKENS", 3)
     found = answers([[{5: 0.9, 1: 0.1}], [{1: 0.1, 7: 0.5}, {1: 0.1, 2: 0.5}]])
     assert commonest_tokens(found).tolist() == [2, 5, 7]
-    monkeypatch.setattr(relabel, "TOKENS", 20)
+    monkeypatch.setattr(store, "TOKENS", 20)
     assert commonest_tokens(found).tolist() == list(range(9))
 
 

@@ -16,7 +16,7 @@ from ray_distill.errors import ConfigError, ModelError
 from ray_distill.models.core.head_extraction import body_and_head
 from ray_distill.models.core.model import Model, ModelParts
 from ray_distill.models.io.load import load_model, load_processor
-from ray_distill.models.students.build_classifier import build_student
+from ray_distill.models.students.build import build_student
 from ray_distill.models.text.lm_processor import LanguageProcessor
 from ray_distill.models.text.processors import text_processor
 from ray_distill.testing.models import tiny_causal_tokenizer, write_tiny_causal_model

@@ -23,7 +23,8 @@ from ray_distill.models.core.forward import forward
 from ray_distill.models.core.model import Model, ModelParts
 from ray_distill.models.io.load import load_model
 from ray_distill.models.io.save import save_model
-from ray_distill.models.students.build_classifier import build_student, evenly_spaced
+from ray_distill.models.students.build import build_student
+from ray_distill.models.students.layer_copy import evenly_spaced
 from ray_distill.testing.models import (
     example,
     tiny_image_processor,

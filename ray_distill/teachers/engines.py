@@ -104,10 +104,18 @@ def refuse_labels(labels: LabelsConfig, *, task: str) -> None:
         TeacherRefused: a setting of the teacher, the signal or the resources that the engine cannot serve.
         ConfigError: an unknown engine.
     """
-    engine, family = engine_of(labels.teacher), get_task(task).answers.model.FAMILY
+    engine = engine_of(labels.teacher)
     if engine.refuse is not None:
         engine.refuse(labels, task)
-    given, signal = engine.estimators.get(family, ()), labels.signal
+    refuse_kind(labels, get_task(task).answers.model.FAMILY)
+
+
+def refuse_kind(labels: LabelsConfig, family: Family) -> None:
+    """Refuse a signal that the engine cannot give of such distributions.
+
+    Errors are those of `refuse_labels`.
+    """
+    given, signal = engine_of(labels.teacher).estimators.get(family, ()), labels.signal
     if signal.estimator not in given:
         raise TeacherRefused(
             f"labels.signal.estimator is {signal.estimator}, but of {_KINDS[family]} the engine "
@@ -115,7 +123,7 @@ def refuse_labels(labels: LabelsConfig, *, task: str) -> None:
         )
     if signal.encoding not in _ENCODINGS[family]:
         raise TeacherRefused(
-            f"labels.signal.encoding is {signal.encoding}, which stores no {_KINDS[family]}: set it to "
+            f"labels.signal.encoding is {signal.encoding}, which cannot store {_KINDS[family]}: set it to "
             f"{' or '.join(_ENCODINGS[family])}"
         )
 

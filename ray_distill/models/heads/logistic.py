@@ -69,6 +69,45 @@ def fit_classes(vectors_RD: Tensor, *, labels_R: npt.NDArray[np.int64], classes:
     )
 
 
+def require_both_answers(labels_RV: npt.NDArray[np.int64], classes: Sequence[str]) -> None:
+    """Refuse classes that fewer than two rows have, or that fewer than two lack.
+
+    Each fold needs both answers.
+
+    Args:
+        labels_RV: 1 where a row has the class, else 0.
+        classes: names of the classes.
+
+    Raises:
+        ModelError: names the classes.
+    """
+    rows, with_V = len(labels_RV), labels_RV.sum(axis=0)
+    wrong = [
+        f"{name!r} ({count} of {rows})"
+        for name, count in zip(classes, with_V.tolist(), strict=True)
+        if min(count, rows - count) < 2
+    ]
+    if wrong or not classes:
+        raise ModelError(
+            f"cannot fit a head: at least two labelled rows with and two without each class are needed; found "
+            f"{', '.join(wrong[:5]) or 'no classes'}; label more rows, or leave the class out of snapshot.classes"
+        )
+
+
+def fit_each(vectors_RD: Tensor, *, labels_RV: npt.NDArray[np.int64], seed: int) -> LinearHead:
+    """Fit one regression a class, each with its own regularisation; ``labels_RV`` is 1 or 0."""
+    fits = [fit_logistic(vectors_RD, labels_R, classes=2, seed=seed) for labels_R in labels_RV.T]
+    # A fit of two classes has a row each; their difference is the log odds of the second.
+    return LinearHead(
+        weight_VD=torch.stack([fit.weight_VD[1] - fit.weight_VD[0] for fit in fits]),
+        bias_V=torch.stack([fit.bias_V[1] - fit.bias_V[0] for fit in fits]),
+        facts={
+            "regularisation": [fit.strength for fit in fits],
+            "validation_nll": [fit.validation_nll for fit in fits],
+        },
+    )
+
+
 def fit_logistic(vectors_RD: Tensor, labels_R: npt.NDArray[np.int64], *, classes: int, seed: int) -> LogisticFit:
     """Fit with the C of `STRENGTHS` that is best out of sample.
 

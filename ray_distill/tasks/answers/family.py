@@ -27,8 +27,6 @@ class Answers:
     name: str
     package: str
     """Package of the facets, e.g. ``ray_distill.tasks.answers.classes``."""
-    per_token: bool = False
-    """Models answer at tokens, ``[B, L, V]``, over a vocabulary; else once a row, ``[B, V]``, over named classes."""
     truth: Truth = "class"
     """How a snapshot reads its labels: one class a row, a set of classes (``classes``), or not at all (``none``),
     because the truth follows from the input."""

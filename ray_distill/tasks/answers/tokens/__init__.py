@@ -42,7 +42,6 @@ _HARNESS = (
 TOKENS = Answers(
     name="tokens",
     package=__name__,
-    per_token=True,
     truth="none",
     rows="documents",
     metrics=MetricTable(metrics=(*_QUALITY, *WRITTEN.metrics)),

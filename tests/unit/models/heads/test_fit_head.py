@@ -14,7 +14,7 @@ from ray_distill.config import HeadConfig, TeacherConfig
 from ray_distill.errors import ConfigError, ModelError
 from ray_distill.models.core.forward import forward
 from ray_distill.models.heads.fit_head import fit_head, fitted_rows, read_head
-from ray_distill.models.heads.logistic import fit_logistic
+from ray_distill.models.heads.logistic import fit_each, fit_logistic, require_both_answers
 from ray_distill.models.io.load import load_model, load_processor
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.encoded import Encoded
@@ -180,3 +180,26 @@ def test_minilm_becomes_a_teacher(tmp_path: Path) -> None:
         output = forward(model.module, TEXT.inputs.collate(held, np.arange(2)))
     assert output.logits_BV.argmax(1).tolist() == truth.tolist()
     assert model.layers == 6 and model.widths == (384,) * 7
+
+
+def test_a_head_of_several_labels_is_a_regression_each() -> None:
+    """Each label's log odds are those of scikit-learn's own fit with the strength that validation chose."""
+    generator = np.random.default_rng(1)
+    x = generator.standard_normal((200, 4)).astype(np.float32)
+    labels_RV = (x @ generator.standard_normal((4, 3)) + generator.standard_normal((200, 3)) > 0.5).astype(np.int64)
+    head = fit_each(torch.from_numpy(x), labels_RV=labels_RV, seed=0)
+    assert head.weight_VD.shape == (3, 4) and head.bias_V.shape == (3,)
+    odds = (torch.from_numpy(x) @ head.weight_VD.T + head.bias_V).numpy()
+    for label, strength in enumerate(head.facts["regularisation"]):
+        reference = LogisticRegression(C=strength, tol=1e-8, max_iter=5000).fit(
+            x.astype(np.float64), labels_RV[:, label]
+        )
+        np.testing.assert_allclose(odds[:, label], reference.decision_function(x), atol=5e-3)
+
+
+def test_a_label_that_all_or_no_rows_have_cannot_be_fitted() -> None:
+    """The message names each such label with its count; two rows of either answer suffice."""
+    labels_RV = np.array([[0, 1, 1, 1], [0, 1, 1, 0], [0, 1, 0, 0], [0, 1, 0, 0]])
+    with pytest.raises(ModelError, match=r"found 'none' \(0 of 4\), 'all' \(4 of 4\), 'one' \(1 of 4\); label more"):
+        require_both_answers(labels_RV, ("none", "all", "both", "one"))
+    require_both_answers(labels_RV[:, 2:3], ("both",))

@@ -255,3 +255,25 @@ def test_a_function_that_can_spare_its_weights_is_not_asked_for_them(
     model = load_model("sparing:build", task=TEXT)
     assert model.classes == ("a", "b")
     assert load_processor("sparing:build", task=TEXT).fingerprint == model.processor.fingerprint
+
+
+@pytest.mark.parametrize("inputs", ["text", "image"])
+def test_models_that_answer_yes_or_no_are_refused_by_tasks_of_one_class(tmp_path: Path, inputs: str) -> None:
+    """A problem type of several labels, or one logit: the message names the task that suits the inputs."""
+    write = write_tiny_text_model if inputs == "text" else write_tiny_image_model
+    for name, classes, fields in (
+        ("declared", CLASSES, {"problem_type": "multi_label_classification"}),
+        ("single", ("spam",), {}),
+    ):
+        folder = write(tmp_path / name, classes, seed=0)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | fields))
+        with pytest.raises(ModelError, match=f"use the task {inputs}_multi_label"):
+            load_model(str(folder), task=f"{inputs}_classification")
+
+
+def test_a_declared_softmax_over_classes_is_accepted(copy: Path) -> None:
+    """A problem type of one label is what a classifier has."""
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"problem_type": "single_label_classification"}))
+    assert load_model(str(copy), task=TEXT).classes == CLASSES

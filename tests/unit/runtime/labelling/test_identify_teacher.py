@@ -82,11 +82,11 @@ def test_an_unknown_majority_refuses_nobody() -> None:
 FACTS = TeacherFacts(fingerprint="f", classes=("a", "b", "c"), layers=(0, 2), head_url=None, describe={})
 
 
-def _config(**labels: object):
+def _config(task: str = "text_classification", **labels: object):
     return parse_config(
         {
             "campaign": "c",
-            "task": "text_classification",
+            "task": task,
             "snapshot": {"source": "x"},
             "labels": {"teacher": {"model": "big", "revision": "sha256:1", "dtype": "bfloat16"}, **labels},
         }
@@ -107,7 +107,7 @@ def test_the_manifest_says_what_the_teacher_and_the_config_decide() -> None:
     assert (manifest.space.names, tuple(manifest.hidden)) == (("a", "b", "c"), (0, 2))
     assert manifest.teacher == TeacherIdentity(fingerprint="f", model="big", revision="sha256:1", dtype="bfloat16")
     spec = manifest.distributions
-    assert (spec.estimator, spec.codec, spec.k) == ("dense", ("dense", 2), 0)
+    assert (spec.family, spec.estimator, spec.codec, spec.k) == ("categorical", "dense", ("dense", 2), 0)
     assert spec.temperatures == (1.0, 2.0)
     assert {(states.pool, states.dtype) for states in manifest.hidden.values()} == {("cls", "float32")}
     assert (manifest.unit_rows, manifest.batch, manifest.threads) == (7, 5, 3)
@@ -123,20 +123,24 @@ def test_a_topk_manifest_stores_no_more_classes_than_there_are() -> None:
 def test_a_language_models_manifest_has_a_vocabulary_and_names_its_tokens() -> None:
     """No classes; another tokenizer is another store; a k beyond the vocabulary is an error, not another k."""
     facts = replace(FACTS, classes=(), vocabulary=49152, tokens="t")
-    manifest = make_manifest(_config(signal={"estimator": "topk", "k": 64}), facts)
+    manifest = make_manifest(_config("causal_lm", signal={"estimator": "topk", "k": 64}), facts)
     assert (manifest.space, manifest.distributions.k) == (AnswerSpace(size=49152), 64)
     assert manifest.teacher.tokens == "t"
-    other = make_manifest(_config(signal={"estimator": "topk", "k": 64}), replace(facts, tokens="u"))
+    other = make_manifest(_config("causal_lm", signal={"estimator": "topk", "k": 64}), replace(facts, tokens="u"))
     assert other.fingerprint != manifest.fingerprint
     assert (
-        make_manifest(_config(signal={"estimator": "topk", "k": 64}), replace(facts, vocabulary=64)).distributions.k
+        make_manifest(
+            _config("causal_lm", signal={"estimator": "topk", "k": 64}), replace(facts, vocabulary=64)
+        ).distributions.k
         == 64
     )
     for estimator in ("topk", "hybrid"):
         with pytest.raises(ConfigError, match=r"labels\.signal\.k is 64, but big has a vocabulary of 63: give at most"):
-            make_manifest(_config(signal={"estimator": estimator, "k": 64}), replace(facts, vocabulary=63))
+            make_manifest(_config("causal_lm", signal={"estimator": estimator, "k": 64}), replace(facts, vocabulary=63))
     assert (
-        make_manifest(_config(signal={"estimator": "dense", "k": 64}), replace(facts, vocabulary=63)).distributions.k
+        make_manifest(
+            _config("causal_lm", signal={"estimator": "dense", "k": 64}), replace(facts, vocabulary=63)
+        ).distributions.k
         == 0
     )
 

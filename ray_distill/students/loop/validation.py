@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ray_distill.errors import TrainingError
 from ray_distill.losses.base import LossBatch, StudentOutput
 from ray_distill.losses.fused import HeadRequest
-from ray_distill.students.data.examples import Examples
+from ray_distill.students.data.examples import Examples, PositionExamples
 from ray_distill.students.engines.engine import Engine
 from ray_distill.students.objective.weighted_losses import to_device
 from ray_distill.students.order.cursor import Index
@@ -92,3 +94,27 @@ class Validator:
                 found.append(torch.cat([value.double().reshape(-1) for value in sums]).tolist())
         engine.train(True)
         return self.measure.finish(ranks.total([sum(column) for column in zip(*found, strict=True)], engine.device))
+
+
+def row_validator(validation: PositionExamples, *, truth: Measure, teacher: Measure) -> Validator:
+    """Return the validator of rows that are answered once.
+
+    It reads true labels where `MIN_LABELLED` rows have one, else the teacher.
+
+    Args:
+        validation: the validation split.
+        truth: measures rows with true labels.
+        teacher: measures rows that the teacher may teach.
+
+    Raises:
+        TrainingError: neither is there.
+    """
+    labelled, taught = np.flatnonzero(validation.labelled), np.flatnonzero(validation.distil)
+    if len(labelled) >= MIN_LABELLED:
+        return Validator(data=validation, rows=labelled, measure=truth)
+    if validation.distributions is None or len(taught) == 0:
+        raise TrainingError(
+            f"the validation split has {len(labelled)} labelled rows (at least {MIN_LABELLED} are needed) and no "
+            "teacher labels, so students cannot be compared; label it, or give it more labelled rows"
+        )
+    return Validator(data=validation, rows=taught, measure=teacher)

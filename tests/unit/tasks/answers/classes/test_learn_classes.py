@@ -17,9 +17,10 @@ from ray_distill.losses import catalogue
 from ray_distill.students.arms import arm_by_name, arm_rows
 from ray_distill.students.data.build_examples import build_examples
 from ray_distill.students.data.examples import PositionExamples
+from ray_distill.students.data.row_format import remap
 from ray_distill.students.objective.validate_losses import check_retained_mass
 from ray_distill.students.objective.weighted_losses import to_device
-from ray_distill.tasks.answers.classes.learn import ClassFormat, remap
+from ray_distill.tasks.answers.classes.learn import ClassFormat
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.testing.models import tiny_text_processor
 

@@ -151,12 +151,13 @@ def lesson(case: TaskCase) -> Iterator[Lesson]:
 def _objective(
     case: TaskCase, manifest: StoreManifest, data: PositionExamples, training: TrainingConfig
 ) -> tuple[tuple[Term, ...], Engine]:
-    losses, model = case.config.student.losses, case.student
+    losses, model, kinds = case.config.student.losses, case.student, learn_facet(case.task.answers).LOSSES
     terms = build_terms(
         losses,
+        kinds=kinds,
         steps=2,
         temperatures=manifest.distributions.temperatures,
-        layers=pairs_of(losses, tuple(manifest.hidden), model),
+        layers=pairs_of(losses, tuple(manifest.hidden), model, kinds),
         scales=scales_of(data),
     )
     projected, plain = required_layers(terms)

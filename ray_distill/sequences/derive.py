@@ -81,7 +81,7 @@ def derive(
     rows = _rows(parent)
     sequences = _beside_parents(attempts.answered(written), rows)
     found = select(sequences, settings, scorer)
-    generated = _texts(sequences, found, store.generator, rows.field("label").type)
+    generated = _texts(sequences, found, store.manifest, rows.field("label").type)
     table, split, merged = _merged(generated, _untouched(rows, settings.splits))
     counts = _counts(written, sequences, found, merged)
     _check_none_empty(split, counts)
@@ -97,12 +97,12 @@ def derive(
         quarantine=_quarantine(written),
         counts=_row_counts(sequences, found, counts, len(table), merged),
     )
-    generator = {name: item for name, item in store.generator.to_dict().items() if name not in ("kind", "model")}
+    generator = {name: item for name, item in store.manifest.to_dict().items() if name not in ("kind", "model")}
     about = parent.manifest.with_changes(
         derived={
             "parent": parent.ref.fingerprint,
             "generator": generator,
-            "generator_fingerprint": store.generator.fingerprint,
+            "generator_fingerprint": store.manifest.fingerprint,
             "keep": settings.keep,
             "splits": list(settings.splits),
             "filters": settings.filters.model_dump(mode="json"),

@@ -1,9 +1,11 @@
 """Describe and fingerprint the generator, which is the key of stored texts."""
 
+from typing import ClassVar
+
 from ray_distill.artifacts import Artifact
+from ray_distill.errors import CorruptStore, DistillError
 from ray_distill.fingerprint import fingerprint
 
-GENERATOR_NAME = "generator.json"
 VERSION = 1
 
 
@@ -13,6 +15,8 @@ class Generator(Artifact):
     Together with a prompt's id and a candidate's number it decides a text, up to the last digits of sums, which depend
     on the prompts in a batch. Batch size and threads are therefore part of it, as for a label store.
     """
+
+    refusal: ClassVar[type[DistillError]] = CorruptStore
 
     version: int = VERSION
     teacher: str

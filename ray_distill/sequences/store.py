@@ -1,32 +1,27 @@
-"""Store the texts of one generator as an append-only log of units and their files.
-
-    <url>/generator.json                      the generator: teacher and decoding settings
-    <url>/log/<n>.json                        record n names units, attempts, sizes, digests
-    <url>/written/<unit>/<attempt>.parquet    see `attempts`
+"""Store the texts of one generator: a unit store whose files are `attempts`.
 
 Readers trust the log only. One store serves all snapshots: a prompt is identified by its row id, so it is written once,
 even if several snapshots contain it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_distill.errors import AlreadyExists, ConfigError, CorruptStore, LabelError, StorageError
-from ray_distill.fingerprint import sha256
+from ray_distill.errors import CorruptStore, LabelError
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.rowids import RowIds
 from ray_distill.labels.model.work_units import WorkUnit, unit_id
 from ray_distill.sequences import attempts
-from ray_distill.sequences.generator import GENERATOR_NAME, Generator
-from ray_distill.sequences.units import WriteReceipt, entries
+from ray_distill.sequences.generator import Generator
+from ray_distill.sequences.units import WRITTEN, WriteReceipt
 from ray_distill.snapshots.reader import Snapshot
 from ray_distill.storage import files
-from ray_distill.storage.log import CommitLog, Record
+from ray_distill.storage.receipts import read_verified
+from ray_distill.storage.unit_store import UnitStore, create_manifest, read_manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,29 +42,11 @@ class Missing:
         return self.prompts - self.written
 
 
-class SequenceStore:
-    """An open store, with its log in the state of the last call that refreshed it."""
+class SequenceStore(UnitStore[Generator, WriteReceipt]):
+    """An open store of one generator's texts."""
 
     def __init__(self, url: str, generator: Generator) -> None:
-        self.url = files.absolute(url)
-        self.generator = generator
-        self.log = CommitLog(self.url)
-        self._receipts: dict[str, WriteReceipt] = {}
-        self._read = 0
-
-    def receipts(self) -> Mapping[str, WriteReceipt]:
-        """Return the committed attempt of each unit, in commit order.
-
-        The first record that names a unit wins.
-
-        Raises:
-            CorruptStore: a record is malformed.
-        """
-        for record in self.log.records[self._read :]:
-            for receipt in entries(record, self._read):
-                self._receipts.setdefault(receipt.unit, receipt)
-            self._read += 1
-        return self._receipts
+        super().__init__(url, generator, WriteReceipt)
 
     def missing(self, snapshot: Snapshot, splits: Sequence[str], unit_rows: int) -> Missing:
         """Compare the prompts of a snapshot with all committed prompts, row by row."""
@@ -84,7 +61,7 @@ class SequenceStore:
                 rows = tuple(int(row) for row in np.flatnonzero(~known) + start)
                 units.append(
                     WorkUnit(
-                        unit_id=unit_id(ids[~known], self.generator.fingerprint),
+                        unit_id=unit_id(ids[~known], self.manifest.fingerprint),
                         shard=shard,
                         start=start,
                         stop=start + len(ids),
@@ -96,43 +73,13 @@ class SequenceStore:
     def _committed(self) -> tuple[RowIds, RowIds]:
         """Return the sorted ids of all committed prompts, and of those without a sequence."""
         committed, rejected = [rowids.empty()], [rowids.empty()]
-        for receipt in self.receipts().values():
+        for receipt in self.ledger.receipts():
             url = files.join(self.url, receipt.name)
             with files.open_input(url) as source:
                 table = attempts.read_ids(source, url)
             committed.append(rowids.to_numpy(table["row_id"]))
             rejected.append(rowids.to_numpy(attempts.unanswered(table)["row_id"]))
         return np.unique(np.concatenate(committed)), np.unique(np.concatenate(rejected))
-
-    def commit(self, receipts: Iterable[WriteReceipt]) -> list[str]:
-        """Append one record of all units that have no committed attempt yet; return their ids.
-
-        Raises:
-            LabelError: a receipt belongs to another generator.
-            CorruptStore: a file is missing, or its size differs from its receipt.
-        """
-        offered: dict[str, WriteReceipt] = {}
-        for receipt in receipts:
-            self._check(receipt)
-            offered.setdefault(receipt.unit, receipt)
-        record = self.log.append(lambda _: self._record(offered))
-        return [] if record is None else [entry["unit"] for entry in record["units"]]
-
-    def _record(self, offered: Mapping[str, WriteReceipt]) -> Record | None:
-        known = self.receipts()
-        fresh = [receipt.to_dict() for unit, receipt in offered.items() if unit not in known]
-        return {"version": 1, "units": fresh} if fresh else None
-
-    def _check(self, receipt: WriteReceipt) -> None:
-        if receipt.generator != self.generator.fingerprint:
-            raise LabelError(
-                f"{self.url}: the receipt of unit {receipt.unit} belongs to the generator {receipt.generator}, "
-                f"the store to {self.generator.fingerprint}; write with the store's generator"
-            )
-        url = files.join(self.url, receipt.name)
-        size = files.sizes([url])[0]
-        if size != receipt.size:
-            raise CorruptStore(f"{url}: found {size} bytes, expected {receipt.size}; write the unit again")
 
     def read(self, ids: RowIds) -> pa.Table:
         """Read the sequences of these prompts (`attempts.SCHEMA`), sorted by prompt and candidate.
@@ -160,14 +107,9 @@ class SequenceStore:
         return attempts.ordered(parts)
 
     def _tables(self) -> Iterator[pa.Table]:
-        for receipt in self.receipts().values():
+        for receipt in self.ledger.receipts():
             url = files.join(self.url, receipt.name)
-            data = files.read_bytes(url)
-            if sha256(data) != receipt.digest:
-                raise CorruptStore(
-                    f"{url}: found the digest {sha256(data)}, expected {receipt.digest} from the log; restore the file"
-                )
-            yield attempts.decode(data, url)
+            yield attempts.decode(read_verified(url, receipt.parts[WRITTEN]), url)
 
 
 def create_or_open(url: str, generator: Generator) -> SequenceStore:
@@ -176,22 +118,12 @@ def create_or_open(url: str, generator: Generator) -> SequenceStore:
     Raises:
         CorruptStore: the existing store has another generator, or its description is damaged.
     """
-    place = files.join(url, GENERATOR_NAME)
-    if not files.exists(place):
-        with suppress(AlreadyExists):  # another writer was first: its generator is compared below
-            files.create_exclusive(place, files.json_bytes(generator.to_dict()))
-    try:
-        found = Generator.from_dict(files.read_json(place)).fingerprint
-    except (ConfigError, TypeError) as error:
-        raise CorruptStore(f"{place}: it does not describe a generator ({error}); restore it") from error
-    except StorageError as error:
-        if isinstance(error.__cause__, ValueError):
-            raise CorruptStore(f"{place}: it is damaged ({error.__cause__}); restore it") from error
-        raise
+    create_manifest(url, generator)
+    found = read_manifest(url, Generator).fingerprint
     if found != generator.fingerprint:
         raise CorruptStore(
-            f"{place}: found the generator {found}, expected {generator.fingerprint}; restore it, or "
-            "move the folder away"
+            f"{url}: found the generator {found}, expected {generator.fingerprint}; restore store.json, or move the "
+            "folder away"
         )
     return SequenceStore(url, generator)
 

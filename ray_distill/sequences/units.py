@@ -2,50 +2,32 @@
 
 import uuid
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from ray_distill.artifacts import Artifact
-from ray_distill.errors import ConfigError, CorruptStore, LabelError
+from ray_distill.errors import LabelError
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.work_units import WorkUnit, unit_id
-from ray_distill.labels.store.writer import write_verified
 from ray_distill.sequences import attempts
 from ray_distill.sequences.generator import Generator
-from ray_distill.storage import files
+from ray_distill.storage.receipts import Count, UnitReceipt, part_file, write_verified
+
+#: Name of the part with the sequences of a unit.
+WRITTEN = "written"
 
 
-class WriteReceipt(Artifact):
-    """A complete, verified attempt at a unit of prompts; once committed, the unit's log entry."""
+class WriteReceipt(UnitReceipt):
+    """A complete, verified attempt at a unit of prompts."""
 
-    unit: str
-    attempt: str
-    """Unique name of the attempt's file."""
-    generator: str
-    """Fingerprint of the generator."""
-    rows: int
-    """Number of prompts with sequences."""
-    rejected: int
-    """Number of prompts without a sequence."""
-    reasons: dict[str, int]
-    """Number of rejected prompts by reason."""
-    sequences: int
-    tokens: int
+    sequences: Count
+    tokens: Count
     """Number of generated tokens in all sequences."""
-    size: int
-    """Size of the file in bytes."""
-    digest: str
-    """``sha256:…`` of the file."""
-    halved: int = 0
-    """0 if all batches ran as planned; else the number of prompts in the smallest part of a divided batch."""
 
     @property
     def name(self) -> str:
         """Name of the file, relative to the store."""
-        return files.join("written", self.unit, f"{self.attempt}.parquet")
+        return part_file(WRITTEN, self.unit, self.attempt)
 
 
 def write_attempt(url: str, generator: Generator, unit: WorkUnit, table: pa.Table, halved: int = 0) -> WriteReceipt:
@@ -73,39 +55,16 @@ def write_attempt(url: str, generator: Generator, unit: WorkUnit, table: pa.Tabl
     table = attempts.ordered([table])
     answers, reasons = attempts.answered(table), attempts.unanswered(table)["reason"].to_pylist()
     attempt = uuid.uuid4().hex
-    receipt = WriteReceipt(
+    file = write_verified(url, part_file(WRITTEN, unit.unit_id, attempt), attempts.encode(table))
+    return WriteReceipt(
         unit=unit.unit_id,
         attempt=attempt,
-        generator=generator.fingerprint,
+        manifest=generator.fingerprint,
         rows=len(found) - len(reasons),
         rejected=len(reasons),
         reasons=dict(sorted(Counter(reasons).items())),
+        parts={WRITTEN: file},
         sequences=len(answers),
         tokens=pa.compute.sum(answers["tokens"]).as_py() or 0,
-        size=0,
-        digest="",
         halved=halved,
     )
-    file = write_verified(url, receipt.name, attempts.encode(table))
-    return receipt.with_changes(size=file.size, digest=file.digest)
-
-
-def entries(record: Mapping[str, Any], number: int) -> list[WriteReceipt]:
-    """Parse the receipts in one record of the log.
-
-    Raises:
-        CorruptStore: the record or an entry is malformed.
-    """
-    if record.get("version") != 1 or not isinstance(record.get("units"), list):
-        raise CorruptStore(
-            f"log record {number}: expected version 1 with units, found version "
-            f"{record.get('version')!r}; a later release may have written it: upgrade, or restore it"
-        )
-    try:
-        found = [WriteReceipt.from_dict(entry) for entry in record["units"]]
-    except (ConfigError, TypeError, ValueError, AttributeError) as error:
-        raise CorruptStore(f"log record {number}: an entry is malformed ({error!r}); restore the record") from error
-    for receipt in found:
-        if not (str(receipt.unit).isalnum() and str(receipt.attempt).isalnum()):
-            raise CorruptStore(f"log record {number}: unusable names {receipt.unit!r}, {receipt.attempt!r}; restore it")
-    return found

@@ -16,7 +16,7 @@ from ray_distill.labels.model.part_specs import AnswerSpace, DistributionsSpec, 
 from ray_distill.labels.model.rowids import SnapshotRows
 from ray_distill.labels.model.signal import Signal, Vectors, signal_of
 from ray_distill.labels.model.validity import split_unusable
-from ray_distill.labels.model.work_units import Receipt, WorkUnit, entries
+from ray_distill.labels.model.work_units import Receipt, WorkUnit
 from ray_distill.labels.store.label_store import create_or_open
 from ray_distill.labels.store.writer import write_attempt
 
@@ -190,6 +190,6 @@ def winners(records: Sequence[Mapping[str, Any]]) -> dict[str, Receipt]:
     """
     found: dict[str, Receipt] = {}
     for number, record in enumerate(records):
-        for receipt in entries(record, number):
+        for receipt in Receipt.in_record(record, number):
             found.setdefault(receipt.unit, receipt)
     return found

@@ -21,9 +21,10 @@ import numpy as np
 import pyarrow as pa
 
 from ray_distill.fingerprint import canonical_json
-from ray_distill.labels.store.committed_units import SCHEMA, Ledger
+from ray_distill.labels.model.work_units import Receipt
 from ray_distill.labels.store.label_store import create_or_open, open_store
 from ray_distill.storage import files
+from ray_distill.storage.committed_units import Ledger, schema_of
 from ray_distill.storage.log import CommitLog, record_url
 from ray_distill.testing.labels import fake_manifest
 
@@ -43,7 +44,7 @@ def fixed(rng: np.random.Generator, count: int, size: int) -> pa.Array:
 def many_units(count: int) -> pa.Table:
     """The columns of ``count`` committed units with labels and one hidden layer each."""
     rng, numbers = np.random.default_rng(0), np.arange(count)
-    element = SCHEMA.field("parts").type.value_type
+    element = schema_of(Receipt).field("parts").type.value_type
     names = pa.array(["distributions", "hidden.7"] * count)
     sizes = pa.array(rng.integers(50_000, 90_000, 2 * count))
     parts = pa.StructArray.from_arrays([names, sizes, fixed(rng, 2 * count, 32)], fields=list(element))
@@ -59,12 +60,12 @@ def many_units(count: int) -> pa.Table:
         "rejected": np.zeros(count, np.int64),
         "halved": np.zeros(count, np.int64),
         "reasons": pa.repeat("", count),
-        "quarantine": pa.nulls(count, SCHEMA.field("quarantine").type),
+        "quarantine": pa.nulls(count, schema_of(Receipt).field("quarantine").type),
         "parts": pa.ListArray.from_arrays(pa.array(2 * np.arange(count + 1, dtype=np.int32)), parts).cast(
-            SCHEMA.field("parts").type
+            schema_of(Receipt).field("parts").type
         ),
     }
-    return pa.table(columns, schema=SCHEMA)
+    return pa.table(columns, schema=schema_of(Receipt))
 
 
 def write_large(url: str, units: int) -> None:
@@ -72,7 +73,7 @@ def write_large(url: str, units: int) -> None:
     create_or_open(url, MANIFEST)
     records = -(-units // UNITS_A_RECORD)
     chain = hashlib.sha256(b"").digest() + np.random.default_rng(1).bytes(32 * records)
-    data = Ledger(many_units(units), records).to_bytes(chain)
+    data = Ledger(Receipt, many_units(units), records).to_bytes(chain)
     name = f"{records:012d}-{hashlib.sha256(data).hexdigest()[:32]}.parquet"
     files.write_bytes(files.join(url, "log/compact", name), data)
     for number in range(records):
@@ -82,7 +83,7 @@ def write_large(url: str, units: int) -> None:
 def write_small(url: str, units: int) -> None:
     """A store with all its records and their checkpoint."""
     create_or_open(url, MANIFEST)
-    receipts = list(Ledger(many_units(units), units).receipts())
+    receipts = list(Ledger(Receipt, many_units(units), units).receipts())
     for number, at in enumerate(range(0, units, UNITS_A_RECORD)):
         record = {"version": 1, "units": [receipt.to_dict() for receipt in receipts[at : at + UNITS_A_RECORD]]}
         Path(record_url(url, number)).parent.mkdir(parents=True, exist_ok=True)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from ray_distill.errors import StorageError
-from ray_distill.labels.store import label_store as store_module
 from ray_distill.labels.store.label_store import open_store
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.tools.audit import audit
 from ray_distill.storage import files, local
+from ray_distill.storage import unit_store as store_module
 from ray_distill.storage.log import CommitLog
 from ray_distill.testing.crashfs import Crash, crashing_disk, crashing_remote, cut_points, points
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id, winners

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ray_distill.errors import StorageError
-from ray_distill.labels.model import work_units
+from ray_distill.labels.model.work_units import Receipt
 from ray_distill.labels.store.label_store import open_store
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.tools.audit import audit
@@ -47,7 +47,7 @@ def committed(url):
     """The committed bytes by (unit, kind): what an attempt is called is left out."""
     log = CommitLog(url)
     log.refresh()
-    named = [entry.unit for number, record in enumerate(log.records) for entry in work_units.entries(record, number)]
+    named = [entry.unit for number, record in enumerate(log.records) for entry in Receipt.in_record(record, number)]
     assert len(named) == len(set(named)), "a unit was committed twice"
     return {
         (unit, name.split("/")[0]): files.read_bytes(files.join(url, name))

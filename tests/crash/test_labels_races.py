@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from ray_distill.labels.model.work_units import entries
-from ray_distill.labels.store import label_store as store_module
+from ray_distill.labels.model.work_units import Receipt
 from ray_distill.labels.store.label_store import open_store
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.tools.audit import audit
 from ray_distill.storage import files
+from ray_distill.storage import unit_store as store_module
 from ray_distill.storage.log import CommitLog
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id
 
@@ -110,7 +110,7 @@ def check(url, won):
     """Each unit is in one record, by the labeller that thinks it won it; records are dense, labels whole."""
     log = CommitLog(url)
     log.refresh()
-    named = [entry.unit for number, record in enumerate(log.records) for entry in entries(record, number)]
+    named = [entry.unit for number, record in enumerate(log.records) for entry in Receipt.in_record(record, number)]
     assert len(named) == len(set(named)) == 6
     assert sorted(won[0] + won[1]) == sorted(named)
     report = audit(url, SNAPSHOT)

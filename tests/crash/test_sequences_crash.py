@@ -41,7 +41,7 @@ def _check(url: str, parent: Snapshot, whole: dict[str, bytes]) -> None:
     store = create_or_open(f"{url}/written", GENERATOR)
     store.log.refresh()
     named = [entry["unit"] for record in store.log.records for entry in record["units"]]
-    assert len(named) == len(set(named)) == len(store.receipts())
+    assert len(named) == len(set(named)) == len(store.ledger)
     prompts = [row for table in store._tables() for row in set(table["row_id"].to_pylist())]
     assert set(Counter(prompts).values()) == {1}
     assert len(prompts) == len(prompt_ids(parent, SETTINGS.splits))

@@ -18,7 +18,7 @@ from ray_distill.errors import LabelError
 from ray_distill.labels.format.parquet_shards import decode_quarantine
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.model.work_units import Receipt, quarantine_file
+from ray_distill.labels.model.work_units import Receipt
 from ray_distill.labels.store.label_store import LabelStore, create_or_open
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.tools.audit import audit
@@ -28,6 +28,7 @@ from ray_distill.runtime.labelling.identify_teacher import make_manifest, prepar
 from ray_distill.runtime.labelling.label_units import Labelled, label_units
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
+from ray_distill.storage.receipts import quarantine_file
 from tests.labs import campaign as lab
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("embedded_ray")]

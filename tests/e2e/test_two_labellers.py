@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from ray_distill import cli
-from ray_distill.labels.model.work_units import entries, part_file
+from ray_distill.labels.model.work_units import Receipt
 from ray_distill.labels.store.label_store import open_store
 from ray_distill.storage import files
+from ray_distill.storage.receipts import part_file
 from ray_distill.testing.s3 import s3_server
 from tests.labs import campaign as lab
 
@@ -34,7 +35,9 @@ def _named(store_url: str) -> list[str]:
     """Every unit that the log names, as often as it names it."""
     store = open_store(store_url)
     store.log.refresh()
-    return [receipt.unit for number, record in enumerate(store.log.records) for receipt in entries(record, number)]
+    return [
+        receipt.unit for number, record in enumerate(store.log.records) for receipt in Receipt.in_record(record, number)
+    ]
 
 
 def _audit(store: str, capfd: pytest.CaptureFixture[str], *more: str) -> tuple[int, dict[str, object]]:
@@ -84,7 +87,7 @@ def _flip_a_byte(store_url: str) -> str:
     """Damage one committed shard of labels; returns its name."""
     store = open_store(store_url)
     store.log.refresh()
-    receipt = entries(store.log.records[0], 0)[0]
+    receipt = Receipt.in_record(store.log.records[0], 0)[0]
     name = part_file("distributions", receipt.unit, receipt.attempt)
     path = Path(store_url) / name
     data = bytearray(path.read_bytes())

@@ -34,6 +34,7 @@ from ray_distill.sequences.generator import Generator
 from ray_distill.sequences.store import SequenceStore, prompt_ids
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
+from ray_distill.storage.unit_store import read_manifest
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.testing.authors import MODEL
 from ray_distill.testing.models import tiny_causal_tokenizer, write_tiny_causal_model
@@ -98,7 +99,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 def _store(config: Campaign) -> SequenceStore:
     (folder,) = (Path(config.output_url) / "sequences").iterdir()
-    store = SequenceStore(str(folder), Generator.from_dict(files.read_json(str(folder / "generator.json"))))
+    store = SequenceStore(str(folder), read_manifest(str(folder), Generator))
     store.log.refresh()
     return store
 
@@ -172,14 +173,14 @@ def test_a_command_that_is_killed_midway_writes_the_rest_when_it_is_run_again(
     first.until(lambda: any(Path(config.output_url).glob("sequences/*/log/000000000000.json")))
     first.process.kill()
     assert first.wait() == -signals.SIGKILL
-    committed = set(_store(config).receipts())
+    committed = {receipt.unit for receipt in _store(config).ledger.receipts()}
     left = sum(len(prompt_ids(open_snapshot(prompts), (split,))) for split in ("train", "validation")) - len(committed)
     assert committed and left > 0
     first.wait_for_all()  # its actor writes on until Ray notices
     before = len(marks.read_text().split())
     last, skipped = _write_again(path, capfd)
     assert skipped == [] and len(marks.read_text().split()) - before == left
-    assert committed < set(_store(config).receipts())
+    assert committed < {receipt.unit for receipt in _store(config).ledger.receipts()}
     _whole(config, prompts)
     assert _write_again(path, capfd) == (last, ["write"])
 

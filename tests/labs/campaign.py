@@ -23,13 +23,13 @@ import torch
 import yaml
 
 from ray_distill.config import Campaign, Splits, load_config
-from ray_distill.labels.model.work_units import part_file
 from ray_distill.labels.store.label_store import open_store
 from ray_distill.models.core.model import ModelParts
 from ray_distill.models.io.load import load_model
 from ray_distill.snapshots.identity import row_ids
 from ray_distill.snapshots.splits import SPLITS, split_by_id
 from ray_distill.storage import files
+from ray_distill.storage.receipts import part_file
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.testing.labels import winners
 from ray_distill.testing.models import TinyText, tiny_text_processor, write_tiny_text_model

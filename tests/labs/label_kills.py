@@ -21,7 +21,7 @@ from typing import Any
 
 from ray.cluster_utils import Cluster
 
-from ray_distill.labels.model.work_units import entries
+from ray_distill.labels.model.work_units import Receipt
 from ray_distill.labels.store.label_store import open_store
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.tools.audit import audit
@@ -256,7 +256,9 @@ def _winners(store_url: str) -> dict[str, Any]:
 def _named(store_url: str) -> list[str]:
     store = open_store(store_url)
     store.log.refresh()
-    return [entry.unit for number, record in enumerate(store.log.records) for entry in entries(record, number)]
+    return [
+        entry.unit for number, record in enumerate(store.log.records) for entry in Receipt.in_record(record, number)
+    ]
 
 
 def _attempts(store_url: str) -> int:

@@ -1,15 +1,13 @@
 """The label store: open it, list missing units, commit attempts, pin it as a reference."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ray_distill.artifacts import LabelSetRef, SnapshotRef
-from ray_distill.errors import AlreadyExists, CorruptStore, LabelError, StorageError
+from ray_distill.errors import CorruptStore, LabelError
 from ray_distill.fingerprint import fingerprint
 from ray_distill.labels.format import parquet_shards
 from ray_distill.labels.format.codecs import find_codec
@@ -17,15 +15,10 @@ from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.rowids import RowIds, SnapshotRows
 from ray_distill.labels.model.signal import DISTRIBUTIONS
-from ray_distill.labels.model.work_units import Receipt, WorkUnit, part_file, quarantine_file, unit_id
-from ray_distill.labels.store.committed_units import Ledger
+from ray_distill.labels.model.work_units import Receipt, WorkUnit, unit_id
 from ray_distill.storage import files
-from ray_distill.storage.log import DIGEST_BYTES, CommitLog, Record, covered
-
-MANIFEST_NAME = "store.json"
-
-#: Records after the newest checkpoint of the log at which a commit writes the next one.
-COMPACT_EVERY = 1000
+from ray_distill.storage.receipts import part_file, quarantine_file
+from ray_distill.storage.unit_store import MANIFEST_NAME, UnitStore, create_manifest, read_manifest
 
 #: Row ids of committed units that an open store keeps: 64 MB at most, however large the store.
 CACHED_ROWS = 1 << 22
@@ -69,34 +62,13 @@ class UnitRows:
     rejected: RowIds
 
 
-class LabelStore:
-    """An open store: its manifest, and its log as of the last call that needed it."""
+class LabelStore(UnitStore[StoreManifest, Receipt]):
+    """An open store of labels."""
 
     def __init__(self, url: str, manifest: StoreManifest) -> None:
-        self.url = files.absolute(url)  # references and receipts travel to processes with other working directories
-        self.manifest = manifest
-        self.log = CommitLog(self.url, self._restore)
-        self._ledger = Ledger()
+        super().__init__(url, manifest, Receipt)
         self._rows: dict[str, UnitRows] = {}
         self._cached = 0
-
-    def _restore(self, url: str, data: bytes) -> bytes:
-        ledger, chain = Ledger.from_bytes(url, data)
-        if len(chain) == (covered(url) + 1) * DIGEST_BYTES:  # any other the log refuses
-            self._ledger = ledger
-        return chain
-
-    @property
-    def ledger(self) -> Ledger:
-        """The committed units in the part of the log that has been read.
-
-        Raises:
-            CorruptStore: a record or an entry is malformed.
-        """
-        self._ledger.add(self.log.records[self._ledger.length - self.log.first :])
-        if len(self.log.records) > COMPACT_EVERY:
-            self.log.drop_records()  # the ledger has them, in a tenth of the memory
-        return self._ledger
 
     def pending(self, snapshot: SnapshotRows) -> list[WorkUnit]:
         """Yield the units of a snapshot that are still to label; see `coverage`."""
@@ -180,53 +152,6 @@ class LabelStore:
             raise CorruptStore(f"{url}: found {len(ids)} rows, the log promised {expected}; restore the file")
         return ids
 
-    def commit(self, receipts: Iterable[Receipt]) -> list[str]:
-        """Append one record that names all units not yet won by another attempt.
-
-        Returns:
-            Ids of the units that these receipts won, in order; the files of the others are orphans.
-
-        Raises:
-            LabelError: a receipt is for another store's manifest.
-            CorruptStore: a file is missing or has another size than in its receipt.
-        """
-        offered: dict[str, Receipt] = {}
-        for receipt in receipts:
-            self._check(receipt)
-            offered.setdefault(receipt.unit, receipt)
-        record = self.log.append(lambda _: self._record(offered))
-        if self.log.length - self.log.checkpoint > COMPACT_EVERY:
-            self.compact()
-        return [] if record is None else [entry["unit"] for entry in record["units"]]
-
-    def _record(self, offered: Mapping[str, Receipt]) -> Record | None:
-        ledger = self.ledger
-        fresh = [receipt.to_dict() for unit, receipt in offered.items() if unit not in ledger]
-        return {"version": 1, "units": fresh} if fresh else None
-
-    def compact(self) -> str | None:
-        """Write a checkpoint of the log as it has been read, beside its records, which stay.
-
-        Returns:
-            Its URL; None where one already stands for as many records.
-        """
-        ledger = self.ledger
-        if self.log.length <= self.log.checkpoint:
-            return None
-        return self.log.write_checkpoint(ledger.to_bytes(self.log.chain))
-
-    def _check(self, receipt: Receipt) -> None:
-        if receipt.manifest != self.manifest.fingerprint:
-            raise LabelError(
-                f"{self.url}: the receipt of unit {receipt.unit} is for manifest {receipt.manifest}, the store has "
-                f"{self.manifest.fingerprint}; label with this store's manifest"
-            )
-        promised = receipt.files()
-        urls = [files.join(self.url, name) for name in promised]
-        for url, size, item in zip(urls, files.sizes(urls), promised.values(), strict=True):
-            if size != item.size:
-                raise CorruptStore(f"{url}: found {size} bytes, its receipt has {item.size}; label the unit again")
-
     def ref(self, snapshot: SnapshotRef) -> LabelSetRef:
         """Pin the labels of a snapshot as the log stands now."""
         self.log.refresh()
@@ -259,29 +184,11 @@ def open_store(url: str) -> LabelStore:
         LabelError: there is none, or it is of a later version, or of a codec that this release does not have.
         CorruptStore: its manifest was changed.
     """
-    location = files.join(url, MANIFEST_NAME)
-    if not files.exists(location):
+    if not files.exists(files.join(url, MANIFEST_NAME)):
         raise LabelError(f"{url}: there is no label store here ({MANIFEST_NAME} is missing); label a snapshot first")
-    try:
-        value = files.read_json(location)
-    except StorageError as error:
-        if isinstance(error.__cause__, ValueError):
-            raise CorruptStore(f"{location}: the manifest is not JSON ({error.__cause__}); restore it") from error
-        raise
-    return LabelStore(url, _manifest(location, value))
-
-
-def _manifest(location: str, value: Any) -> StoreManifest:
-    if not isinstance(value, dict) or not isinstance(value.get("manifest"), dict):
-        raise CorruptStore(f"{location}: expected a label store's manifest, found something else; restore it")
-    manifest = StoreManifest.from_dict(value["manifest"], location)
-    if value.get("fingerprint") != manifest.fingerprint:
-        raise CorruptStore(
-            f"{location}: its content has fingerprint {manifest.fingerprint}, it states {value.get('fingerprint')}: "
-            "it was changed after its creation; restore it"
-        )
+    manifest = read_manifest(url, StoreManifest)
     find_codec(manifest.distributions.codec)
-    return manifest
+    return LabelStore(url, manifest)
 
 
 def create_or_open(url: str, manifest: StoreManifest) -> LabelStore:
@@ -291,11 +198,7 @@ def create_or_open(url: str, manifest: StoreManifest) -> LabelStore:
         StoreMismatch: it was made for something else: each differing field with both sides.
     """
     find_codec(manifest.distributions.codec)
-    location = files.join(url, MANIFEST_NAME)
-    if not files.exists(location):
-        value = {"fingerprint": manifest.fingerprint, "manifest": manifest.to_dict()}
-        with suppress(AlreadyExists):  # another labeller was first: what it wrote is compared below
-            files.create_exclusive(location, files.json_bytes(value))
+    create_manifest(url, manifest)
     store = open_store(url)
     store.manifest.require(manifest, url)
     return store

@@ -13,8 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ray_distill.artifacts import LabelSetRef
-from ray_distill.errors import CorruptStore, LabelError, StorageError, StoreMismatch
-from ray_distill.fingerprint import sha256
+from ray_distill.errors import CorruptStore, LabelError, StoreMismatch
 from ray_distill.labels.format import parquet_shards
 from ray_distill.labels.format.arrow_tables import empty_signal
 from ray_distill.labels.format.fitted_arrays import read_fits
@@ -24,10 +23,11 @@ from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.rowids import RowIds, SnapshotRows
 from ray_distill.labels.model.signal import DISTRIBUTIONS, Signal, Vectors, concat_signals, hidden_part, signal_of
-from ray_distill.labels.model.work_units import FileReceipt, Receipt, part_file
+from ray_distill.labels.model.work_units import Receipt
 from ray_distill.labels.store.label_store import LabelStore, make_ref, open_store
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
+from ray_distill.storage.receipts import part_file, read_verified
 
 #: Units that are read and decoded at a time.
 READERS = 4
@@ -305,23 +305,3 @@ def _read_part(url: str, unit: Receipt, part: str) -> tuple[str, bytes]:
 def _require_rows(location: str, ids: int, rows: int, promised: int) -> None:
     if not ids == rows == promised:
         raise CorruptStore(f"{location}: found {ids} row ids and {rows} rows, the log promised {promised}")
-
-
-def read_verified(location: str, promised: FileReceipt) -> bytes:
-    """Return the bytes of a committed file, verified.
-
-    Raises:
-        CorruptStore: it is missing, or its size or digest is not what the log promised.
-    """
-    try:
-        data = files.read_bytes(location)
-    except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise CorruptStore(f"{location}: the log promised this file, but it is missing; restore it") from error
-        raise
-    if len(data) != promised.size or sha256(data) != promised.digest:
-        raise CorruptStore(
-            f"{location}: found {len(data)} bytes with {sha256(data)}, the log promised {promised.size} bytes with "
-            f"{promised.digest}; restore the file"
-        )
-    return data

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from ray_distill.errors import LabelError, StorageError
-from ray_distill.fingerprint import sha256
+from ray_distill.errors import LabelError
 from ray_distill.labels.format import parquet_shards
 from ray_distill.labels.format.arrow_tables import empty_signal
 from ray_distill.labels.format.fitted_arrays import read_fits
@@ -19,8 +18,8 @@ from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.rowids import RowIds
 from ray_distill.labels.model.signal import DISTRIBUTIONS, Signal, hidden_part
 from ray_distill.labels.model.validity import Rejects, require_usable
-from ray_distill.labels.model.work_units import FileReceipt, Receipt, WorkUnit, part_file, quarantine_file, unit_id
-from ray_distill.storage import files
+from ray_distill.labels.model.work_units import Receipt, WorkUnit, unit_id
+from ray_distill.storage.receipts import part_file, quarantine_file, write_verified
 
 
 def write_attempt(
@@ -92,20 +91,6 @@ def _write(
         quarantine=quarantine,
         halved=halved,
     )
-
-
-def write_verified(url: str, name: str, data: bytes) -> FileReceipt:
-    """Write a file below ``url`` and read it back.
-
-    Raises:
-        StorageError: it could not be written, or reads back differently.
-    """
-    target, digest = files.join(url, name), sha256(data)
-    files.write_bytes(target, data)
-    found = sha256(files.read_bytes(target))
-    if found != digest:
-        raise StorageError(f"{target}: wrote {digest} but read back {found}; check the disk or the object store")
-    return FileReceipt(size=len(data), digest=digest)
 
 
 def _require_whole(unit: WorkUnit, manifest: StoreManifest, ids: RowIds, rejected: Sequence[tuple[bytes, str]]) -> None:

@@ -18,15 +18,16 @@ from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.rowids import RowIds, SnapshotRows
 from ray_distill.labels.model.signal import DISTRIBUTIONS, HIDDEN, hidden_part, signal_of
 from ray_distill.labels.model.validity import unusable
-from ray_distill.labels.model.work_units import Receipt, entries, part_file, quarantine_file, unit_id
-from ray_distill.labels.store.committed_units import Ledger
+from ray_distill.labels.model.work_units import Receipt, unit_id
 from ray_distill.labels.store.label_store import LabelStore, UnitRows, open_store
-from ray_distill.labels.store.reader import read_hidden, read_labels, read_verified, snapshot_row_ids
+from ray_distill.labels.store.reader import read_hidden, read_labels, snapshot_row_ids
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
+from ray_distill.storage.committed_units import Ledger
 from ray_distill.storage.files import FileInfo
 from ray_distill.storage.local import is_unfinished
 from ray_distill.storage.log import DIGEST_BYTES, CommitLog, Record, check_checkpoint, covered, damaged_checkpoint
+from ray_distill.storage.receipts import part_file, quarantine_file, read_verified
 
 T = TypeVar("T")
 
@@ -161,7 +162,7 @@ def _receipts(records: Sequence[Record], found: _Findings) -> list[Receipt]:
     receipts: list[Receipt] = []
     for number, record in enumerate(records):
         try:
-            receipts += entries(record, number)
+            receipts += Receipt.in_record(record, number)
         except CorruptStore as error:
             found.corrupt.append(str(error))
     return receipts
@@ -173,7 +174,7 @@ def _check_checkpoints(log: CommitLog, found: _Findings) -> None:
     if not urls:
         return
     try:
-        ledger = Ledger()
+        ledger = Ledger(Receipt)
         ledger.add(log.records)
     except CorruptStore as error:
         found.corrupt.append(str(error))
@@ -183,14 +184,14 @@ def _check_checkpoints(log: CommitLog, found: _Findings) -> None:
             found.corrupt.append(wrong)
 
 
-def _checkpoint_error(log: CommitLog, ledger: Ledger, url: str) -> str | None:
+def _checkpoint_error(log: CommitLog, ledger: Ledger[Receipt], url: str) -> str | None:
     number = covered(url)
     if number > log.length:
         return f"{url}: a checkpoint of {number} records, the log has {log.length}; restore the records"
     try:
         data = files.read_bytes(url)
         check_checkpoint(url, data)
-        stored, chain = Ledger.from_bytes(url, data)
+        stored, chain = Ledger.from_bytes(Receipt, url, data)
     except CorruptStore as error:
         return str(error)
     same = chain == log.chain[: (number + 1) * DIGEST_BYTES] and stored.equals(ledger, number)

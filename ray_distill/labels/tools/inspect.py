@@ -10,10 +10,11 @@ from ray_distill.labels.format import parquet_shards
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.model.work_units import Receipt, quarantine_file
+from ray_distill.labels.model.work_units import Receipt
 from ray_distill.labels.store.label_store import LabelStore, open_store
-from ray_distill.labels.store.reader import read_hidden, read_labels, read_verified
+from ray_distill.labels.store.reader import read_hidden, read_labels
 from ray_distill.storage import files
+from ray_distill.storage.receipts import quarantine_file, read_verified
 
 #: Classes that are shown of a position, and positions of a row.
 SHOWN_CLASSES, SHOWN_POSITIONS = 10, 8

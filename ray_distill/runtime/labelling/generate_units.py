@@ -108,7 +108,7 @@ def write_units(
                 rejected=receipt.rejected,
                 sequences=receipt.sequences,
                 tokens=receipt.tokens,
-                bytes_written=receipt.size,
+                bytes_written=receipt.bytes_written,
                 halved=receipt.halved > 0,
             )
             reasons.update(receipt.reasons)
@@ -130,7 +130,7 @@ def _work(job: WriteJob, store: SequenceStore) -> Work[WriteReceipt]:
         resources=job.resources,
         failures=job.failures,
         pipeline=functools.partial(_pipeline, job),
-        read=lambda value: WriteReceipt.from_dict(dict(value)),
+        read=WriteReceipt.from_dict,
         isolate=functools.partial(_rewrite, job),
         commit=store.commit,
     )

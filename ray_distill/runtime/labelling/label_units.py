@@ -68,10 +68,7 @@ def label_units(
         started = time.monotonic()
         for receipt in receipts:
             tally.update(
-                rows=receipt.rows,
-                rejected=receipt.rejected,
-                halved=receipt.halved > 0,
-                bytes=sum(item.size for item in receipt.files().values()),
+                rows=receipt.rows, rejected=receipt.rejected, halved=receipt.halved > 0, bytes=receipt.bytes_written
             )
             reasons.update(receipt.reasons)
             progress(receipt.rows + receipt.rejected)

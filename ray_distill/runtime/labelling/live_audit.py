@@ -18,7 +18,6 @@ from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.rowids import RowIds
 from ray_distill.labels.model.signal import Signal, concat_signals, signal_of
 from ray_distill.labels.model.work_units import Receipt
-from ray_distill.labels.store.committed_units import Ledger
 from ray_distill.labels.store.label_store import LabelStore, open_store
 from ray_distill.labels.store.reader import read_hidden, read_labels
 from ray_distill.labels.tools.live_agreement import Agreement, Answer, as_stored, compare
@@ -26,6 +25,7 @@ from ray_distill.models.io.load import load_processor
 from ray_distill.runtime.labelling.batching import answer_all, request_of
 from ray_distill.runtime.labelling.bounded_task import run_teacher_task
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
+from ray_distill.storage.committed_units import Ledger
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.teachers.engines import open_teacher
 
@@ -93,7 +93,7 @@ def _sample(store: LabelStore, by_shard: Mapping[str, RowIds], rows: int, seed: 
     return _ascending(np.concatenate([part.ids for part in parts]), concat_signals([part.signal for part in parts]))
 
 
-def _shuffled(ledger: Ledger, rng: np.random.Generator) -> Iterator[Receipt]:
+def _shuffled(ledger: Ledger[Receipt], rng: np.random.Generator) -> Iterator[Receipt]:
     """Yield committed units in a random order; only a few at a time are in memory."""
     places = rng.permutation(len(ledger))
     for start in range(0, len(places), SAMPLED_UNITS):

@@ -34,7 +34,7 @@ def _throwing(rows: pa.Table, generator: Generator) -> pa.Table:
 
 
 def _derive(parent: Snapshot, store: SequenceStore, folder: Path, **settings: Any) -> Derived:
-    values = {"method": "sample", "candidates": store.generator.candidates, **settings}
+    values = {"method": "sample", "candidates": store.manifest.candidates, **settings}
     scored = settings.get("filters", {}).get("scorer") is not None
     return derive(
         parent,
@@ -105,7 +105,7 @@ def test_the_manifest_says_what_was_dropped_and_why(parent: Snapshot, tmp_path: 
     about, rows, counts = opened.manifest.derived, opened.manifest.rows, derived.counts
     assert about is not None and about["counts"] == json.loads(json.dumps(counts))
     assert about["parent"] == parent.ref.fingerprint and about["generator"]["temperature"] == 1.0
-    assert about["generator_fingerprint"] == store.generator.fingerprint and about["filters"]["max_tokens"] == 12
+    assert about["generator_fingerprint"] == store.manifest.fingerprint and about["filters"]["max_tokens"] == 12
     assert counts["sequences"] == counts["kept"] + sum(counts["dropped"].values())
     assert set(counts["dropped"]) == {"cut off", "too long", "not the best"}
     assert (
@@ -274,30 +274,30 @@ def test_an_attempt_must_be_whole(parent: Snapshot, tmp_path: Path) -> None:
         write_attempt(url, fake_generator(seed=1), unit, whole)
     other = create_or_open(str(tmp_path / "other"), fake_generator(seed=1))
     theirs = write_all(str(tmp_path / "other"), fake_generator(seed=1), parent)
-    with pytest.raises(LabelError, match="belongs to the generator"):
-        store.commit(theirs.receipts().values())
-    assert other.generator.fingerprint != store.generator.fingerprint
+    with pytest.raises(LabelError, match="is for manifest"):
+        store.commit(theirs.ledger.receipts())
+    assert other.manifest.fingerprint != store.manifest.fingerprint
 
 
 def test_damage_is_seen(parent: Snapshot, tmp_path: Path) -> None:
     """A changed file, one of another size, another generator's folder."""
     url = str(tmp_path / "w")
     store = write_all(url, fake_generator(), parent)
-    receipt = next(iter(store.receipts().values()))
+    receipt = next(store.ledger.receipts())
     place = files.join(url, receipt.name)
     data = bytearray(files.read_bytes(place))
     data[10] ^= 1
     files.write_bytes(place, bytes(data))
-    with pytest.raises(CorruptStore, match="found the digest"):
+    with pytest.raises(CorruptStore, match=r"found \d+ bytes with .*, the log promised"):
         store.read(prompt_ids(parent, BOTH))
     files.write_bytes(place, bytes(data[:-1]))
-    with pytest.raises(CorruptStore, match=r"found \d+ bytes, expected \d+; write the unit again"):
+    with pytest.raises(CorruptStore, match=r"found \d+ bytes, its receipt has \d+; make the unit again"):
         store.commit([receipt])
     with pytest.raises(CorruptStore, match="found the generator"):
         create_or_open(url, fake_generator(seed=3))
-    assert create_or_open(url, fake_generator(model="elsewhere")).generator.fingerprint == store.generator.fingerprint
-    files.write_bytes(files.join(url, "generator.json"), b"{")
-    with pytest.raises(CorruptStore, match="damaged"):
+    assert create_or_open(url, fake_generator(model="elsewhere")).manifest.fingerprint == store.manifest.fingerprint
+    files.write_bytes(files.join(url, "store.json"), b"{")
+    with pytest.raises(CorruptStore, match="not JSON"):
         create_or_open(url, fake_generator())
 
 

@@ -5,12 +5,13 @@ import pyarrow as pa
 import pytest
 
 from ray_distill.errors import ConfigError, CorruptStore, DistillError, LabelError, StoreMismatch
-from ray_distill.labels.model import rowids, work_units
+from ray_distill.labels.model import rowids
 from ray_distill.labels.model.work_units import Receipt, WorkUnit
 from ray_distill.labels.store.label_store import create_or_open, open_store
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.store.writer import write_attempt
 from ray_distill.storage import files
+from ray_distill.storage.receipts import part_file
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id, winners
 from tests.labs.manifests import altered, own_fingerprint
 
@@ -345,7 +346,7 @@ def test_a_receipt_whose_file_is_gone_or_foreign_is_not_committed(url):
     receipt = write_attempt(url, manifest, unit, ids, fake_teacher(ids, manifest), [])
     with pytest.raises(LabelError, match="for manifest"):
         store.commit([Receipt.from_dict({**receipt.to_dict(), "manifest": "other"})])
-    location = files.join(url, work_units.part_file("distributions", receipt.unit, receipt.attempt))
+    location = files.join(url, part_file("distributions", receipt.unit, receipt.attempt))
     files.write_bytes(location, b"short")
     with pytest.raises(CorruptStore, match="found 5 bytes"):
         store.commit([receipt])

@@ -7,13 +7,14 @@ import pytest
 from ray_distill.errors import DistillError, LabelError
 from ray_distill.fingerprint import sha256
 from ray_distill.labels.format import parquet_shards
-from ray_distill.labels.model import rowids, work_units
+from ray_distill.labels.model import rowids
 from ray_distill.labels.store.label_store import create_or_open, open_store
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.store.writer import write_attempt
 from ray_distill.labels.tools.audit import audit
 from ray_distill.storage import files
 from ray_distill.storage.log import CommitLog, record_url
+from ray_distill.storage.receipts import part_file
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id, winners
 
 MANIFEST = fake_manifest(estimator="topk", layers=(1,))
@@ -43,7 +44,7 @@ def replace_record(url, number, change):
 
 def replace_shard(url, receipt, data):
     """Put other bytes into a shard *and* their digest into the log: only the content can give it away."""
-    files.write_bytes(files.join(url, work_units.part_file("distributions", receipt.unit, receipt.attempt)), data)
+    files.write_bytes(files.join(url, part_file("distributions", receipt.unit, receipt.attempt)), data)
 
     def change(record):
         for entry in record["units"]:
@@ -119,9 +120,7 @@ def test_a_unit_that_is_committed_twice_is_a_duplicate(url):
 def test_swapped_shards_are_corrupt_even_with_matching_digests(url):
     """A shard with another unit's rows is found by its rows, whatever the log says of its bytes."""
     one, other = receipts(url)[:2]
-    replace_shard(
-        url, one, files.read_bytes(files.join(url, work_units.part_file("distributions", other.unit, other.attempt)))
-    )
+    replace_shard(url, one, files.read_bytes(files.join(url, part_file("distributions", other.unit, other.attempt))))
     report = audit(url)
     assert not report.ok and any("row" in line and one.unit in line for line in report.corrupt)
 
@@ -129,7 +128,7 @@ def test_swapped_shards_are_corrupt_even_with_matching_digests(url):
 def test_mass_that_does_not_sum_to_one_is_corrupt(url):
     """A shard whose probabilities do not sum to 1 is found though all digests agree."""
     one = receipts(url)[0]
-    name = work_units.part_file("distributions", one.unit, one.attempt)
+    name = part_file("distributions", one.unit, one.attempt)
     ids, distributions = parquet_shards.decode_labels(
         files.read_bytes(files.join(url, name)), MANIFEST.distributions, {}, name
     )

@@ -251,7 +251,7 @@ def test_a_scorer_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.Monke
     )
     assert config.sequences is not None
     derived = derive_snapshot(
-        parent.ref, store.url, store.generator, config.sequences, url=str(tmp_path / "s"), shard_rows=64
+        parent.ref, store.url, store.manifest, config.sequences, url=str(tmp_path / "s"), shard_rows=64
     )
     assert 0 < derived.counts["dropped"]["low score"] <= 10
     high = config.sequences.filters.model_copy(update={"min_score": 99})
@@ -259,7 +259,7 @@ def test_a_scorer_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.Monke
         derive_snapshot(
             parent.ref,
             store.url,
-            store.generator,
+            store.manifest,
             config.sequences.model_copy(update={"filters": high}),
             url=str(tmp_path / "s"),
             shard_rows=64,

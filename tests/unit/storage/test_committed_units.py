@@ -5,14 +5,15 @@ import pytest
 
 from ray_distill.errors import CorruptStore
 from ray_distill.fingerprint import sha256
-from ray_distill.labels.model.work_units import FileReceipt, Receipt
-from ray_distill.labels.store import label_store as store_module
-from ray_distill.labels.store.committed_units import Ledger
+from ray_distill.labels.model.work_units import Receipt
 from ray_distill.labels.store.label_store import open_store
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.tools.audit import audit
 from ray_distill.storage import files
+from ray_distill.storage import unit_store as store_module
+from ray_distill.storage.committed_units import Ledger
 from ray_distill.storage.log import CommitLog, record_url
+from ray_distill.storage.receipts import FileReceipt
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, label_all, row_id, winners
 
 MANIFEST = fake_manifest(layers=(1,))
@@ -57,13 +58,13 @@ RECORDS = [
 @pytest.fixture(params=["recent", "merged", "read back"])
 def ledger(request):
     """The same records, in each state a ledger can be in."""
-    made = Ledger()
+    made = Ledger(Receipt)
     made.add(RECORDS)
     if request.param == "merged":
         made.find([])
     if request.param == "read back":
         chain = bytes(32 * (len(RECORDS) + 1))
-        made, found = Ledger.from_bytes("x", made.to_bytes(chain))
+        made, found = Ledger.from_bytes(Receipt, "x", made.to_bytes(chain))
         assert found == chain
     return made
 
@@ -97,12 +98,12 @@ def test_units_are_looked_up_by_id(ledger):
 def test_a_checkpoint_depends_on_the_records_alone():
     """In whatever steps records were taken in, looked at or merged, the checkpoint has the same bytes."""
     chain = bytes(32 * (len(RECORDS) + 1))
-    one, other = Ledger(), Ledger()
+    one, other = Ledger(Receipt), Ledger(Receipt)
     one.add(RECORDS)
     for entry in RECORDS:
         other.add([entry])
         other.find([])
-    again, _ = Ledger.from_bytes("x", one.to_bytes(chain))
+    again, _ = Ledger.from_bytes(Receipt, "x", one.to_bytes(chain))
     assert one.to_bytes(chain) == other.to_bytes(chain) == again.to_bytes(chain)
     assert one.equals(other, len(RECORDS)) and not one.equals(other, 2)
 
@@ -113,10 +114,10 @@ def test_a_halved_batch_is_recorded():
     assert Receipt.from_dict(halved.to_dict()) == halved and halved.to_dict()["halved"] == 3
     assert receipt(5).to_dict()["halved"] == 0
     for last in (receipt(5), halved):
-        ledger = Ledger()
+        ledger = Ledger(Receipt)
         ledger.add([*RECORDS, record(last)])
         data = ledger.to_bytes(bytes(32 * (len(RECORDS) + 2)))
-        again, _ = Ledger.from_bytes("x", data)
+        again, _ = Ledger.from_bytes(Receipt, "x", data)
         assert again.equals(ledger, len(RECORDS) + 1) and again[last.unit] == last
         assert again.counts("halved").tolist() == [0] * 5 + [last.halved]
         assert again.to_bytes(bytes(32 * (len(RECORDS) + 2))) == data
@@ -142,7 +143,7 @@ def test_a_halved_batch_is_recorded():
 )
 def test_an_entry_that_columns_cannot_hold_is_corrupt(change):
     """A malformed entry is CorruptStore, and what came before it stays."""
-    ledger = Ledger()
+    ledger = Ledger(Receipt)
     with pytest.raises(CorruptStore):
         ledger.add([RECORDS[0], {"version": 1, "units": [{**receipt(8).to_dict(), **change}]}])
     assert ledger.length == 1 and len(ledger) == 2
@@ -242,9 +243,9 @@ def test_a_checkpoint_that_is_not_of_these_records_is_found_by_the_audit(url, ki
     """A well-named checkpoint is compared with the records, unit by unit and digest by digest."""
     store = open_store(url)
     store.log.refresh()
-    other = Ledger()
+    other = Ledger(Receipt)
     other.add(RECORDS)
-    fewer = Ledger()
+    fewer = Ledger(Receipt)
     fewer.add([*store.log.records[:5], {"version": 1, "units": []}])
     number, data = {
         "another log": lambda: (5, other.to_bytes(store.log.chain[:192])),

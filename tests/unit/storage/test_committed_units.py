@@ -6,6 +6,7 @@ import pytest
 from ray_distill.errors import CorruptStore
 from ray_distill.fingerprint import sha256
 from ray_distill.labels.model.work_units import Receipt
+from ray_distill.labels.store import label_store
 from ray_distill.labels.store.label_store import open_store
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.labels.tools.audit import audit
@@ -278,7 +279,7 @@ def test_coverage_asks_only_about_the_snapshots_rows(tmp_path):
 
 def test_the_cache_of_row_ids_is_bounded(url, monkeypatch):
     """An open store keeps no more row ids than its limit, and answers the same without them."""
-    monkeypatch.setattr(store_module, "CACHED_ROWS", 9)
+    monkeypatch.setattr(label_store, "CACHED_ROWS", 9)
     store = open_store(url)
     for _ in range(2):
         assert store.coverage(fake_snapshot(range(1, 30))).rows_to_label == 6

@@ -48,7 +48,7 @@ _COLUMNS = {
 
 
 def schema_of(receipt: type[UnitReceipt]) -> pa.Schema:
-    """Return the columns of a ledger of such receipts: a column a field, after the number of the record."""
+    """Return the columns of a ledger: the number of the record, then a column a field."""
     fields = receipt.model_fields.items()
     plain = {name: pa.int64() if field.annotation is int else pa.string() for name, field in fields}
     return pa.schema([("record", pa.int64()), *(plain | _COLUMNS).items()])

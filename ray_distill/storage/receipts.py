@@ -1,4 +1,4 @@
-"""Describe attempts at work units: their files, written and read back, and their entries in a store's log."""
+"""Describe attempts at work units: files that were read back, and entries in the log."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self

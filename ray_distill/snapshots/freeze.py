@@ -18,7 +18,6 @@ from ray_distill.snapshots.labels import check_classes
 from ray_distill.snapshots.manifest import RowCounts, Truth
 from ray_distill.snapshots.rows import Mask, Reason, Rows, check_bad_fraction, count_reasons, quarantine_table
 from ray_distill.snapshots.sources.columns import InputColumn, source_columns
-from ray_distill.snapshots.sources.image_source import check_images
 from ray_distill.snapshots.sources.label_columns import refuse_other_kind
 from ray_distill.snapshots.sources.read import read_rows
 from ray_distill.snapshots.sources.resolve import match_sources, source_patterns
@@ -85,8 +84,10 @@ def freeze(config: SnapshotConfig, column: InputColumn, truth: Truth, seed: int)
 
 
 def _mark_unusable(rows: Rows, config: SnapshotConfig, column: InputColumn, truth: Truth) -> Rows:
-    if column.binary:
-        rows = check_images(rows, column.name)
+    inputs = rows.table.column(column.name)
+    if column.verify is not None:
+        rows = rows.mark_each(column.verify(inputs))
+    rows = rows.mark(np.asarray(inputs.is_null()), Reason.MISSING_INPUT)
     rows = TRUTHS[truth].check(rows, config.classes)
     if config.splits.by == "time":
         missing: Mask = np.asarray(rows.table.column("time").is_null())

@@ -37,6 +37,7 @@ class Reason(IntEnum):
     LABEL_LIST = 12
     LABEL_NOT_LIST = 13
     REPEATED_LABEL = 14
+    MISSING_INPUT = 15
 
     @property
     def text(self) -> str:
@@ -60,6 +61,7 @@ _TEXTS = {
     Reason.LABEL_LIST: "label is a list",
     Reason.LABEL_NOT_LIST: "label is not a list",
     Reason.REPEATED_LABEL: "label repeated",
+    Reason.MISSING_INPUT: "missing input",
 }
 
 QUARANTINE_SCHEMA = pa.schema([("source", pa.string()), ("row", pa.int64()), ("reason", pa.string())])

@@ -8,7 +8,7 @@ All rows stay in Arrow memory while a snapshot is taken: until reading streams, 
 (about three times the size of the input) bounds a snapshot.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,7 @@ from ray_distill.snapshots.manifest import (
     manifest_json,
 )
 from ray_distill.snapshots.reader import open_snapshot
+from ray_distill.snapshots.rows import Why
 from ray_distill.snapshots.sources.columns import InputColumn
 from ray_distill.snapshots.splits import SPLITS
 from ray_distill.snapshots.truth import count_classes
@@ -60,6 +61,7 @@ def take_snapshot(
     seed: int,
     url: str,
     binary: bool = False,
+    verify: Callable[[pa.ChunkedArray], Why] | None = None,
     nested: bool = False,
     truth: Truth = "class",
 ) -> SnapshotRef:
@@ -70,7 +72,8 @@ def take_snapshot(
         input_column: column of the inputs, such as ``text`` or ``image``.
         seed: decides the splits by id and by group.
         url: folder of snapshots; this one gets a folder named by its fingerprint.
-        binary: inputs are encoded images, not texts.
+        binary: inputs are encoded files such as images, not texts.
+        verify: returns a reason for each input that is not usable, e.g. `check_images`.
         nested: lists and objects in the input column are conversations, kept as canonical JSON; else an error.
         truth: how labels are read: one class a row, a set of classes, or not at all.
 
@@ -81,7 +84,7 @@ def take_snapshot(
         SnapshotError: the sources cannot be frozen; nothing has been written.
         StorageError: a source cannot be read, or the snapshot not be written.
     """
-    column = InputColumn(name=input_column, binary=binary, nested=nested)
+    column = InputColumn(name=input_column, binary=binary, verify=verify, nested=nested)
     frozen = freeze(config, column, truth, seed)
     manifest = SnapshotManifest(
         input_column=input_column,

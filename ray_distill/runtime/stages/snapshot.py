@@ -29,6 +29,7 @@ def freeze(config: Campaign, sources: SnapshotConfig | None = None) -> SnapshotR
         seed=config.seed,
         url=files.join(files.absolute(config.output_url), "snapshots"),
         binary=task.inputs.binary,
+        verify=task.inputs.verify,
         nested=task.inputs.nested(config),
         truth=task.answers.truth,
     )

@@ -1,11 +1,14 @@
 """Map source columns to snapshot columns, and report missing ones."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+import pyarrow as pa
 
 from ray_distill.config import Columns
 from ray_distill.errors import SnapshotError
+from ray_distill.snapshots.rows import Why
 
 #: Names with a meaning of their own in a snapshot; a slice cannot take them.
 RESERVED = ("row_id", "text", "target", "image", "label", "count", "group", "time")
@@ -18,7 +21,9 @@ class InputColumn:
     name: str
     """Name in a snapshot, and in `snapshot.columns` the field that names the source's column."""
     binary: bool = False
-    """Values are encoded images, which are decoded once; else texts."""
+    """Values are encoded files such as images; else texts."""
+    verify: Callable[[pa.ChunkedArray], Why] | None = None
+    """Return a reason for each input that is not usable, 0 for the others; null and blank texts are always found."""
     nested: bool = False
     """Lists and objects are conversations, kept as canonical JSON; else they are errors."""
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 from PIL import Image
 
 from ray_distill.errors import SnapshotError
-from ray_distill.snapshots.rows import Reason, Rows
+from ray_distill.snapshots.rows import Reason, Rows, Why
 from ray_distill.snapshots.sources.resolve import SourceFile
 from ray_distill.storage.files import read_many
 
@@ -71,15 +71,12 @@ def _read(files: Sequence[SourceFile]) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(read_many(batch), pa.large_binary()) for batch in batches])
 
 
-def check_images(rows: Rows, column: str) -> Rows:
-    """Mark the rows whose image is missing, cannot be decoded, or is a decompression bomb."""
+def check_images(images: pa.ChunkedArray) -> Why:
+    """Return why images are not usable: missing, not decodable, or decompression bombs; else 0."""
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        found = np.fromiter(pool.map(_look, _views(rows.table.column(column))), dtype=np.int8, count=len(rows))
-    for reason in (Reason.MISSING_IMAGE, Reason.UNDECODABLE_IMAGE, Reason.HUGE_IMAGE):
-        rows = rows.mark(found == reason, reason)
-    return rows
+        return np.fromiter(pool.map(_decode, _views(images)), dtype=np.int8, count=len(images))
 
 
 def _views(column: pa.ChunkedArray) -> Iterator[pa.Buffer | None]:
@@ -87,7 +84,7 @@ def _views(column: pa.ChunkedArray) -> Iterator[pa.Buffer | None]:
         yield from (value.as_buffer() for value in chunk)
 
 
-def _look(data: pa.Buffer | None) -> Reason:
+def _decode(data: pa.Buffer | None) -> Reason:
     if data is None or data.size == 0:
         return Reason.MISSING_IMAGE
     try:

@@ -10,6 +10,7 @@ import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
 from ray_distill.errors import EvaluationError
+from ray_distill.snapshots.sources.image_source import check_images
 from ray_distill.tasks.encoded import Batch, Encoded, Ragged
 from ray_distill.tasks.inputs.image_corruptions import IMAGE_CORRUPTIONS
 from ray_distill.tasks.inputs.modality import Floats, Index, Inputs, Processor
@@ -94,6 +95,7 @@ IMAGE = Inputs(
     column=COLUMN,
     processor="ray_distill.models.text.processors:read_image_processor",
     binary=True,
+    verify=check_images,
     encode=encode,
     collate=collate,
     example=example,

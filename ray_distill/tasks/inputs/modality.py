@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from ray_distill.config import Campaign, TeacherConfig
 from ray_distill.config.labels import LanguageConfig
+from ray_distill.snapshots.rows import Why
 from ray_distill.tasks.encoded import Batch, Encoded
 
 #: A seeded corruption: (rows, severity 1..3, generator) -> rows of the same ids, in the same order.
@@ -86,6 +87,11 @@ class Inputs:
     """Render one input for a terminal."""
     binary: bool = False
     """Inputs are files such as images, not texts: served as bytes, and written as base64 where only text may stand."""
+    verify: Callable[[pa.ChunkedArray], Why] | None = None
+    """Return why inputs are not usable: a `ray_distill.snapshots.rows.Reason` each, 0 for usable ones.
+
+    It is called when a snapshot is taken; missing inputs and blank texts are found without it.
+    """
     answering: str = ""
     """Feature at whose tokens a model can answer: collated it is ``[B, L]``. Empty for inputs without tokens."""
     corruptions: Mapping[str, Corruption]

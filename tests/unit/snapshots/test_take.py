@@ -18,6 +18,8 @@ from ray_distill.config import SnapshotConfig
 from ray_distill.errors import SnapshotError, StorageError
 from ray_distill.snapshots import SPLITS, Snapshot, open_snapshot, take_snapshot
 from ray_distill.snapshots.identity import row_id
+from ray_distill.snapshots.rows import Reason
+from ray_distill.snapshots.sources.image_source import check_images
 from ray_distill.testing.s3 import s3_server
 
 Rows = list[dict[str, Any]]
@@ -316,7 +318,7 @@ def test_images_from_folders(tmp_path: Path) -> None:
         path.write_bytes(sink.getvalue())
     (tmp_path / "images" / "dog" / "bad.png").write_bytes(b"bad")
     config = SnapshotConfig(source=str(tmp_path / "images"))
-    ref = take_snapshot(config, input_column="image", binary=True, seed=0, url=str(tmp_path))
+    ref = take_snapshot(config, input_column="image", binary=True, verify=check_images, seed=0, url=str(tmp_path))
     snapshot = open_snapshot(ref)
     table = snapshot.read("train")
     assert table.schema.field("image").type == pa.large_binary() and snapshot.classes == ("cat", "dog")
@@ -326,6 +328,22 @@ def test_images_from_folders(tmp_path: Path) -> None:
         assert [path.parent.name for path in files] == [snapshot.classes[row["label"]]]
         assert row["row_id"] == row_id(row["image"], "image")
     assert snapshot.manifest.quarantined == {"undecodable image": 1}
+
+
+def test_other_files_in_parquet_are_kept_as_they_are(tmp_path: Path) -> None:
+    """A modality of the user's own: its column has its own name, and no check beside its own."""
+    sounds = [{"audio": f"sound {i}".encode(), "label": "ab"[i % 2]} for i in range(200)]
+    source = write(tmp_path / "a.parquet", [{"audio": None, "label": "a"}, {"audio": b"noise", "label": "a"}, *sounds])
+    config = SnapshotConfig(source=source, columns={"label": "label"}, max_bad_fraction=0.02)
+
+    def verify(audio: pa.ChunkedArray) -> np.ndarray:
+        return np.array([Reason.WRONG_TYPE if value == b"noise" else 0 for value in audio.to_pylist()], np.int8)
+
+    ref = take_snapshot(config, input_column="audio", binary=True, verify=verify, seed=0, url=str(tmp_path / "s"))
+    snapshot = open_snapshot(ref)
+    found = [row["audio"] for split in SPLITS for row in snapshot.read(split).to_pylist()]
+    assert sorted(found) == sorted(row["audio"] for row in sounds)
+    assert snapshot.manifest.quarantined == {"missing input": 1, "wrong type": 1}
 
 
 def test_snapshot_on_an_object_store(tmp_path: Path) -> None:

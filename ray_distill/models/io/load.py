@@ -24,10 +24,10 @@ from ray_distill.models.core.checkpoint_files import (
     quiet,
     read_metadata,
 )
-from ray_distill.models.core.class_names import named
 from ray_distill.models.core.fingerprint import SPREAD, finish, place, state_digest, take_from_file, tried
 from ray_distill.models.core.model import Factory, Model, ModelParts
 from ray_distill.models.core.module_function import call_factory, check_annotated, is_factory, takes
+from ray_distill.models.core.row_classes import named
 from ray_distill.models.heads.fit_head import attach_head
 from ray_distill.models.text.tokenizer_match import language_of, speaking
 from ray_distill.tasks.catalogue import get_task

@@ -14,8 +14,8 @@ from torch import nn
 from ray_distill.config import StudentModel, TeacherConfig
 from ray_distill.errors import ConfigError, ModelError
 from ray_distill.labels.model.part_specs import AnswerSpace
-from ray_distill.models.core.class_names import class_names, named
 from ray_distill.models.core.model import ModelParts
+from ray_distill.models.core.row_classes import class_names, named
 from ray_distill.models.io.load import read_module, read_processor
 from ray_distill.models.text.processors import ImageProcessor, resized
 from ray_distill.tasks.inputs.modality import Processor

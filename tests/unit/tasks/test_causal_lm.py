@@ -13,8 +13,8 @@ from ray_distill.errors import ModelError
 from ray_distill.labels.format.arrow_tables import signal_to_table, table_to_signal
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.signal import concat_signals
-from ray_distill.models.core.class_names import named
 from ray_distill.models.core.fingerprint import finish
+from ray_distill.models.core.row_classes import named
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.encoded import Encoded, Ragged
 from ray_distill.teachers.base import LabelRequest

@@ -1,0 +1,78 @@
+"""Models that answer once a row over named classes, whatever each answer means.
+
+`space` to `limit_entries` are what `ModelFacet` requires; families of such models import them.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from torch import nn
+
+from ray_distill.errors import ModelError, TeacherRefused
+from ray_distill.labels.model.part_specs import AnswerSpace
+
+#: Value of ``problem_type`` in a transformers config whose logits are one sigmoid a class.
+MULTI_LABEL: Final = "multi_label_classification"
+HEADLESS: Final = "; for an encoder without a classification head set `head` in the teacher's config"
+
+
+def space(model_config: Any) -> AnswerSpace:
+    """Return the class names of a transformers config."""
+    return named(class_names(model_config))
+
+
+def space_of(module: nn.Module, names: tuple[str, ...], url: str) -> AnswerSpace:
+    """Return the class names that the function ``url`` returned.
+
+    Raises:
+        ModelError: there are none.
+    """
+    if not names:
+        raise ModelError(f"{url} returned the classes (): expected distinct names")
+    return named(names)
+
+
+def describe(space: AnswerSpace) -> str:
+    """Return the number of classes as a phrase."""
+    return f"with {space.size} classes"
+
+
+def check_classes(space: AnswerSpace, snapshot: Sequence[str], url: str) -> None:
+    """Refuse a teacher whose class names are not those of the snapshot, in whatever order.
+
+    Raises:
+        TeacherRefused: names the classes that only one side has.
+    """
+    teacher = set(space.names)
+    only_snapshot, only_teacher = sorted(set(snapshot) - teacher), sorted(teacher - set(snapshot))
+    if only_snapshot or only_teacher:
+        raise TeacherRefused(
+            f"the teacher {url} and the snapshot have different classes: only the teacher has {only_teacher[:5]}, "
+            f"only the snapshot has {only_snapshot[:5]}; use the same names in snapshot.classes and in the teacher's "
+            "id2label"
+        )
+
+
+def logits_shape(width: int) -> tuple[int | None, ...]:
+    """Return ``[1, V]``."""
+    return (1, width)
+
+
+def separate(module: nn.Module) -> None:
+    """Return None: there is one answer a row, and no position to choose."""
+
+
+def limit_entries(k: int, space: AnswerSpace, url: str) -> int:
+    """Return ``k``, or all classes where there are fewer."""
+    return min(k, space.size)
+
+
+def named(names: tuple[str, ...]) -> AnswerSpace:
+    """Return the classes that have these names."""
+    return AnswerSpace(names=names, size=len(names))
+
+
+def class_names(model_config: Any) -> tuple[str, ...]:
+    """Return the class names of a transformers config, in the order of the logits."""
+    names = {int(index): str(name) for index, name in model_config.id2label.items()}
+    return tuple(names[index] for index in sorted(names))

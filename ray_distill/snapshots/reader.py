@@ -1,6 +1,6 @@
 """Open a snapshot: rows by split or by shard, digests verified."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -9,7 +9,14 @@ import pyarrow.parquet as pq
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.errors import SnapshotError
 from ray_distill.fingerprint import sha256
-from ray_distill.snapshots.manifest import MANIFEST_NAME, QUARANTINE_NAME, Shard, SnapshotManifest, parse_manifest
+from ray_distill.snapshots.manifest import (
+    MANIFEST_NAME,
+    QUARANTINE_NAME,
+    Shard,
+    SnapshotManifest,
+    Truth,
+    parse_manifest,
+)
 from ray_distill.snapshots.splits import SPLITS
 from ray_distill.storage.files import absolute, exists, join, open_input, read_bytes
 
@@ -141,6 +148,10 @@ def open_snapshot(ref: SnapshotRef | str) -> Snapshot:
     return Snapshot(ref=SnapshotRef(url=join(folder), fingerprint=manifest.fingerprint), manifest=manifest)
 
 
+#: How many classes a row has, by kind of truth, where it is not one.
+_A_ROW: Mapping[Truth, str] = {"class": "", "classes": ", a set a row", "none": ""}
+
+
 def summarise(manifest: SnapshotManifest) -> str:
     """Summarise a manifest's counts in a few lines for people."""
     rows = manifest.rows
@@ -150,7 +161,7 @@ def summarise(manifest: SnapshotManifest) -> str:
     ]
     for name, counts in manifest.splits.items():
         lines.append(f"  {name:<12}{counts.rows:>10,} rows, weight {counts.weight:,}, {counts.labelled:,} labelled")
-    lines.append(f"  {len(manifest.classes)} classes: {_shortened(manifest.classes)}")
+    lines.append(f"  {len(manifest.classes)} classes{_A_ROW[manifest.truth]}: {_shortened(manifest.classes)}")
     if manifest.conflicts:
         lines.append(f"  {manifest.conflicts:,} inputs with contradicting labels (policy: {manifest.conflict_policy})")
     if manifest.groups_crossing:

@@ -111,7 +111,7 @@ def test_a_row_counts_for_each_of_its_classes(tmp_path: Path) -> None:
         "art": 80,
         "war": 80,
     }
-    assert "labelled" in snapshot.summary() and "3 classes: sport, art, war" in snapshot.summary()
+    assert "3 classes, a set a row: sport, art, war" in snapshot.summary()
 
 
 def test_names_that_are_no_class_and_repeated_ones_cost_the_row(tmp_path: Path) -> None:

@@ -1,15 +1,17 @@
 """Snapshots of a campaign: taken as its task reads rows, and refused by a task that reads them otherwise."""
 
+import io
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from ray_distill.artifacts import SnapshotRef
-from ray_distill.config import SnapshotConfig
+from ray_distill.config import SnapshotConfig, parse_config
 from ray_distill.errors import SnapshotError
-from ray_distill.runtime.stages.snapshot import open_for
+from ray_distill.runtime.stages.snapshot import freeze, open_for
 from ray_distill.snapshots import take_snapshot
 from ray_distill.snapshots.manifest import Truth
 from ray_distill.tasks.catalogue import TASKS
@@ -40,6 +42,28 @@ def test_a_snapshot_of_other_inputs_is_refused_by_both_names(tmp_path: Path) -> 
     """Texts are no images."""
     with pytest.raises(SnapshotError, match="the snapshot has the inputs 'text', image_classification reads 'image'"):
         open_for("image_classification", _taken(tmp_path, "class"))
+
+
+def test_images_are_verified_by_their_modality(tmp_path: Path) -> None:
+    """The task says that its inputs are files, and which of them are not images."""
+    images = []
+    for n in range(200):
+        sink = io.BytesIO()
+        Image.new("L", (4, 4), n).save(sink, "PNG")
+        images.append({"image": sink.getvalue(), "label": "ab"[n % 2]})
+    pq.write_table(pa.Table.from_pylist([*images, {"image": b"noise", "label": "a"}]), tmp_path / "a.parquet")
+    source = {"source": str(tmp_path / "a.parquet"), "columns": {"label": "label"}}
+    config = parse_config(
+        {
+            "campaign": "images",
+            "task": "image_classification",
+            "output": str(tmp_path / "out"),
+            "snapshot": source,
+            "labels": {"teacher": {"model": "x"}},
+        }
+    )
+    opened = open_for(config.task, freeze(config))
+    assert opened.manifest.rows.kept == 200 and opened.manifest.quarantined == {"undecodable image": 1}
 
 
 def test_tasks_say_how_their_labels_are_read() -> None:

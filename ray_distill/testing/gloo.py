@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
@@ -114,10 +114,13 @@ def _collect(workers: Sequence[BaseProcess], results: Any, deadline: float) -> l
     """Wait for every rank's answer; the first failure ends the wait."""
     found: dict[int, Any] = {}
     while len(found) < len(workers):
+        waiting = [rank for rank in range(len(workers)) if rank not in found]
+        # Read before the queue: a process that has ended has sent its answer, if it had one.
+        codes = {rank: workers[rank].exitcode for rank in waiting}
         try:
             rank, success, value = results.get(timeout=0.2)
         except queue.Empty:
-            _check_alive(workers, found, deadline)
+            _check_alive(codes, len(workers), deadline)
             continue
         if not success:
             raise ClusterError(f"rank {rank} of {len(workers)} failed:\n{value}")
@@ -125,11 +128,11 @@ def _collect(workers: Sequence[BaseProcess], results: Any, deadline: float) -> l
     return [found[rank] for rank in range(len(workers))]
 
 
-def _check_alive(workers: Sequence[BaseProcess], found: dict[int, Any], deadline: float) -> None:
-    waiting = [rank for rank in range(len(workers)) if rank not in found]
-    for rank in waiting:
-        code = workers[rank].exitcode
-        if code is not None and code < 0:
-            raise ClusterError(f"rank {rank} of {len(workers)} died of signal {-code}")
+def _check_alive(codes: Mapping[int, int | None], world: int, deadline: float) -> None:
+    """Raise if a rank without an answer has ended, by its exit code, or if time is up."""
+    for rank, code in codes.items():
+        if code is not None:
+            how = f"died of signal {-code}" if code < 0 else f"ended with exit status {code} and without an answer"
+            raise ClusterError(f"rank {rank} of {world} {how}")
     if time.monotonic() > deadline:
-        raise ClusterError(f"ranks {waiting} of {len(workers)} did not end in time")
+        raise ClusterError(f"ranks {[*codes]} of {world} did not end in time")

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -38,6 +39,13 @@ def sleep_long() -> None:
     time.sleep(600)
 
 
+class Unreadable:
+    """An argument that ends the process which unpickles it, as a module that cannot be imported there does."""
+
+    def __reduce__(self) -> Any:
+        return os._exit, (3,)
+
+
 def test_answers_come_by_rank() -> None:
     """Both ranks take part in every collective and see the same."""
     assert run_gloo(collectives, 2, 10) == [(rank, [3.0, 20.0], "from 0", [0, 1]) for rank in (0, 1)]
@@ -50,7 +58,9 @@ def test_a_failure_brings_its_traceback() -> None:
 
 
 def test_a_dead_rank_and_a_slow_one_are_named() -> None:
-    """A signal is told by number; time that is up ends the wait."""
+    """A signal and an exit status are told by number, the wait ends there; and it ends when time is up."""
+    with pytest.raises(ClusterError, match="rank 0 of 1 ended with exit status 3 and without an answer"):
+        run_gloo(len, 1, Unreadable())
     with pytest.raises(ClusterError, match="rank 0 of 1 died of signal 9"):
         run_gloo(die, 1)
     with pytest.raises(ClusterError, match=r"ranks \[0\] of 1 did not end in time"):

@@ -16,6 +16,7 @@ from ray_distill.config import Campaign, StudentModel, TeacherConfig
 from ray_distill.labels.model.distributions import Distributions, Family
 from ray_distill.labels.model.part_specs import AnswerSpace
 from ray_distill.tasks.encoded import Encoded, Ragged
+from ray_distill.tasks.inputs.modality import Corruption
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -203,8 +204,13 @@ class JudgeFacet(Protocol):
 
     COLUMNS: tuple[str, ...]
     """Columns of the snapshot that `answer` reads, beside ``row_id``, the input and ``count``."""
-    DAMAGED_BY_DEFAULT: bool
-    """Are all corruptions of the inputs tried where the configuration names none?"""
+
+    def default_corruptions(self, possible: Mapping[str, Corruption]) -> Mapping[str, Corruption]:
+        """Return the corruptions that are tried where the configuration names none.
+
+        Args:
+            possible: those of the campaign's inputs, by name.
+        """
 
     def answer(self, panel: Panel, rows: pa.Table, slices: Sequence[str] = ()) -> dict[str, pa.Table]:
         """Return by arm the table that `measure` reads, of the rows that all models accept.

@@ -136,7 +136,7 @@ def requested_corruptions(config: Campaign) -> dict[str, Corruption]:
     task, requested = get_task(config.task), config.evaluation.corruptions
     possible = task.inputs.corruptions_of(config)
     if requested is None:
-        return dict(possible) if task.answers.judge.DAMAGED_BY_DEFAULT else {}
+        return dict(task.answers.judge.default_corruptions(possible))
     unknown = sorted(set(requested) - set(possible))
     if unknown:
         raise EvaluationError(

@@ -149,8 +149,7 @@ def _show(metrics: StepMetrics) -> None:
 def _job(session: Session, labels: LabelSetRef) -> TrainingJob:
     config = session.config
     opened = open_for(config.task, labels.snapshot)
-    follows = get_task(config.task).answers.truth == "none"
-    labelled = opened.manifest.splits["train"].labelled > 0 or follows
+    labelled = get_task(config.task).answers.is_labelled(opened.manifest.splits["train"].labelled)
     head = label.head_of(labels.store)
     job = TrainingJob(
         config=config,

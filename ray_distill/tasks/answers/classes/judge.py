@@ -3,6 +3,7 @@
 Answers are compared with the row's label and the teacher's own distribution.
 """
 
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
@@ -15,13 +16,14 @@ from ray_distill.evaluation.predict.rows import time_rows as timed
 from ray_distill.snapshots.reader import Snapshot
 from ray_distill.tasks.answers.classes.evaluation.measures import compare, measure
 from ray_distill.tasks.answers.classes.evaluation.predictions import log_probabilities
+from ray_distill.tasks.inputs.modality import Corruption
 
 __all__ = [
     "COLUMNS",
-    "DAMAGED_BY_DEFAULT",
     "answer",
     "answer_damaged",
     "compare",
+    "default_corruptions",
     "extras",
     "measure",
     "timed",
@@ -29,14 +31,16 @@ __all__ = [
 ]
 
 COLUMNS: tuple[str, ...] = ("label",)
-#: A pass over classified rows is cheap.
-DAMAGED_BY_DEFAULT: bool = True
-
 
 #: By arm ``row_id``, ``logp``, ``count``, ``label`` and, beside a reference, ``teacher_logp``.
 answer = partial(answer_rows, columns=log_probabilities)
 #: The same on corrupted rows, without a reference.
 answer_damaged = partial(answer_every_row, columns=log_probabilities)
+
+
+def default_corruptions(possible: Mapping[str, Corruption]) -> Mapping[str, Corruption]:
+    """Return all: a pass over classified rows is cheap."""
+    return possible
 
 
 def trivial(panel: Panel, opened: Snapshot) -> dict[str, float]:

@@ -58,7 +58,8 @@ def test_predictions_are_those_of_each_row_alone(panel: Panel) -> None:
 def test_all_models_are_judged_on_the_rows_that_all_accept(panel: Panel) -> None:
     """Answers are joined with what is known of the rows; damaged rows, and timed ones, are answered too."""
     rows = rows_of(TEXTS)
-    assert set(panel.columns) <= set(rows.column_names) and judge.DAMAGED_BY_DEFAULT
+    possible = panel.task.inputs.corruptions
+    assert set(panel.columns) <= set(rows.column_names) and judge.default_corruptions(possible) == possible
     plain, kept = predict_rows(panel, rows, columns=log_probabilities), rows.take([0, 2, 3])
     for arm, table in judge.answer(panel, rows, ("locale",)).items():
         assert table.equals(join_predictions(kept, plain[arm], teacher=plain["teacher"], slices=("locale",)))

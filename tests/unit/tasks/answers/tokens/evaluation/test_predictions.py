@@ -253,9 +253,10 @@ def test_damaged_texts_are_measured_where_something_is_left_of_them(models):
 def test_corruptions_are_opted_into_and_conversations_are_not_corrupted():
     """A letter mistyped in JSON is not a typo of the user's; each corruption costs passes over the test split."""
     config = SimpleNamespace(labels=SimpleNamespace(teacher=TeacherConfig(model="m")))
-    assert set(TASK.inputs.corruptions_of(config)) == {"typos", "case", "dropout"}
+    possible = TASK.inputs.corruptions_of(config)
+    assert set(possible) == {"typos", "case", "dropout"} and judge.default_corruptions(possible) == {}
     config.labels.teacher = TeacherConfig(model="m", language=LanguageConfig(format="chat"))
-    assert TASK.inputs.corruptions_of(config) == {} and not judge.DAMAGED_BY_DEFAULT
+    assert TASK.inputs.corruptions_of(config) == {}
 
 
 def test_a_timed_run_answers_every_document(models):

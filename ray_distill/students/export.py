@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
-from ray_distill.artifacts import LabelSetRef, StudentRef
-from ray_distill.errors import TrainingError
+from ray_distill.artifacts import Document, LabelSetRef, StudentRef
+from ray_distill.errors import DistillError, TrainingError
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.save import save_model
 from ray_distill.storage import files
@@ -17,6 +17,16 @@ from ray_distill.students.checkpoints.store import check_plan
 from ray_distill.students.loop.best_result import Best
 from ray_distill.students.process_group import Ranks
 from ray_distill.tasks.catalogue import get_task
+
+
+class ArmMarker(Document):
+    """The content of ``<arm>.json``, which marks an exported arm as complete."""
+
+    refusal: ClassVar[type[DistillError]] = TrainingError
+
+    ref: StudentRef
+    plan: dict[str, Any]
+    """The plan that a later run must have to reuse the arm."""
 
 
 def export_arm(
@@ -61,11 +71,11 @@ def exported_arm(output: str, arm: str, plan: Mapping[str, Any], ranks: Ranks) -
     Raises:
         TrainingError: it was made from other labels or settings; the message names the difference.
     """
-    marker = ranks.share(_read_marker(marker_url(output, arm)) if ranks.first else None)
+    marker: ArmMarker | None = ranks.share(_read_marker(marker_url(output, arm)) if ranks.first else None)
     if marker is None:
         return None
-    check_plan(marker["plan"], plan, f"the exported model {files.join(output, arm)}")
-    return StudentRef.from_dict(marker["ref"])
+    check_plan(marker.plan, plan, f"the exported model {files.join(output, arm)}")
+    return marker.ref
 
 
 def marker_url(output: str, arm: str) -> str:
@@ -123,19 +133,17 @@ def _write(
         files.delete(url)
         files.upload_folder(Path(local), url)
     ref = StudentRef(url=url, fingerprint=digest, arm=arm, labels=labels)
-    marker = {"ref": ref.to_dict(), "plan": plan}
-    files.write_bytes(marker_url(output, arm), json.dumps(marker, indent=1).encode())
+    files.write_json(marker_url(output, arm), ArmMarker(ref=ref, plan=dict(plan)).to_dict())
     return ref
 
 
-def _read_marker(url: str) -> dict[str, Any] | None:
+def _read_marker(url: str) -> ArmMarker | None:
     if not files.exists(url):
         return None
     try:
-        marker: dict[str, Any] = json.loads(files.read_bytes(url))
+        return ArmMarker.from_dict(json.loads(files.read_bytes(url)), url)
     except ValueError as error:
         raise TrainingError(f"{url} is not JSON ({error}): delete it to train this arm again") from error
-    return marker
 
 
 def _answers(model: Model) -> str:

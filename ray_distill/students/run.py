@@ -36,7 +36,7 @@ from ray_distill.students.engines.build import build_engine
 from ray_distill.students.engines.engine import check_compiler, checkpoint_activations, compile_module
 from ray_distill.students.export import export_arm, exported_arm, marker_url
 from ray_distill.students.loop.best_result import Best, load_outcome, save_outcome
-from ray_distill.students.loop.train_loop import Trial, checkpoints_url, run_trial
+from ray_distill.students.loop.train_loop import TrainingRun, checkpoints_url, train_run
 from ray_distill.students.loop.validation import Validator
 from ray_distill.students.modules.student_module import StudentModule, make_projections
 from ray_distill.students.objective.loss_settings import plain_settings, temperatures_of
@@ -71,7 +71,7 @@ class TrainingJob:
     arms: tuple[str, ...] = ("student", "baseline_hard_labels", "baseline_teacher_hard_labels")
     seed: int = 0
     resume: bool = False
-    """Whether exported arms, finished trials and checkpoints are reused; if there are none, training starts anew."""
+    """Whether exported arms, finished runs and checkpoints are reused; if there are none, training starts anew."""
     teacher_rows_url: str | None = None
     """Parquet with a ``row_id`` column: rows the teacher was fitted on, which it may not teach."""
     ceiling: SnapshotRef | None = field(default=None)
@@ -133,7 +133,7 @@ def run_arms(job: TrainingJob, reporter: Reporter) -> list[StudentRef]:
 def arm_plan(job: TrainingJob, arm: Arm) -> dict[str, Any]:
     """Return the plan of an arm: everything that determines its result, as plain JSON.
 
-    An arm or trial made under another plan is not reused. Labels and rows are identified by their fingerprints,
+    An arm or run made under another plan is not reused. Labels and rows are identified by their fingerprints,
     independent of their addresses.
     """
     config, losses = job.config, _losses(job.config, arm)
@@ -249,19 +249,19 @@ def _ceiling(
 
 def _run_arm(workshop: Workshop, arm: Arm, reporter: Reporter) -> StudentRef:
     """Train an arm once for each learning rate and export the best result."""
-    trials, learn = _trials(workshop, arm), _learn(workshop.job.config)
-    outcomes = [_finish_trial(workshop, arm, trial, reporter) for trial in trials]
-    best = min(range(len(trials)), key=lambda i: outcomes[i].score.value)
-    log.info("%s: learning rate %g is selected, %s", arm.name, trials[best].rate, outcomes[best].score.metrics)
+    runs, learn = _runs(workshop, arm), _learn(workshop.job.config)
+    outcomes = [_train_rate(workshop, arm, run, reporter) for run in runs]
+    best = min(range(len(runs)), key=lambda i: outcomes[i].score.value)
+    log.info("%s: learning rate %g is selected, %s", arm.name, runs[best].rate, outcomes[best].score.metrics)
     ref = export_arm(
         workshop.job.output,
         arm.name,
         workshop.model,
         outcomes[best],
         labels=workshop.job.labels,
-        facts=_facts(workshop, arm, trials[best]),
+        facts=_facts(workshop, arm, runs[best]),
         plan=arm_plan(workshop.job, arm),
-        decide=partial(learn.fit_decision, validation=workshop.validation, training=trials[best].training),
+        decide=partial(learn.fit_decision, validation=workshop.validation, training=runs[best].training),
         ranks=workshop.ranks,
     )
     if workshop.ranks.first and workshop.job.config.student.training.checkpoints.best == 0:
@@ -270,7 +270,7 @@ def _run_arm(workshop: Workshop, arm: Arm, reporter: Reporter) -> StudentRef:
     return ref
 
 
-def _trials(workshop: Workshop, arm: Arm) -> list[Trial]:
+def _runs(workshop: Workshop, arm: Arm) -> list[TrainingRun]:
     training, losses = workshop.job.config.student.training, _losses(workshop.job.config, arm)
     data = workshop.ceiling if arm.ceiling else workshop.train
     assert data is not None
@@ -287,12 +287,12 @@ def _trials(workshop: Workshop, arm: Arm) -> list[Trial]:
     several = len(training.learning_rate) > 1
     names = [f"{arm.name}/rate-{rate:g}" if several else arm.name for rate in training.learning_rate]
     return [
-        Trial(
+        TrainingRun(
             name=names[number],
             data=data,
             rows=rows,
             terms=terms,
-            url=files.join(_work_url(workshop.job, arm.name), f"trial-{number}"),
+            url=files.join(_work_url(workshop.job, arm.name), f"run-{number}"),
             curve=curve_url(workshop.job.output, names[number]),
             judge=workshop.judge,
             training=training,
@@ -306,43 +306,43 @@ def _trials(workshop: Workshop, arm: Arm) -> list[Trial]:
     ]
 
 
-def _finish_trial(workshop: Workshop, arm: Arm, trial: Trial, reporter: Reporter) -> Best:
-    """Return a trial's best result: the stored one, or that of training it now.
+def _train_rate(workshop: Workshop, arm: Arm, run: TrainingRun, reporter: Reporter) -> Best:
+    """Return a run's best result: the stored one, or that of training it now.
 
     When resuming, training continues from a checkpoint.
     """
-    kept = load_outcome(trial.url, trial.plan, workshop.ranks) if workshop.job.resume else None
+    kept = load_outcome(run.url, run.plan, workshop.ranks) if workshop.job.resume else None
     if kept is not None:
-        log.info("%s is already finished", trial.name)
+        log.info("%s is already finished", run.name)
         return kept
-    training, ranks = trial.training, workshop.ranks
-    pairs, plain = required_layers(trial.terms)
+    training, ranks = run.training, workshop.ranks
+    pairs, plain = required_layers(run.terms)
     module = copy.deepcopy(workshop.model.module)
     if training.activation_checkpointing:
         checkpoint_activations(module)
     bundle = StudentModule(
         module,
-        make_projections(workshop.model, layers=pairs, widths=trial.data.widths, seed=trial.seed),
+        make_projections(workshop.model, layers=pairs, widths=run.data.widths, seed=run.seed),
         plain,
         pool=workshop.manifest.pool,
         fuse=_learn(workshop.job.config).FUSED,
     )
     if training.compile is not None:
         compile_module(bundle.computing, training.compile)
-    least = trial.budget.least(trial.data.lengths)
-    with memory_explained(trial.name, Sizes.of(bundle), training, ranks.world, least=least):
-        engine = build_engine(bundle, training, ranks, passes=trial.budget.passes(training.global_batch, ranks.world))
+    least = run.budget.least(run.data.lengths)
+    with memory_explained(run.name, Sizes.of(bundle), training, ranks.world, least=least):
+        engine = build_engine(bundle, training, ranks, passes=run.budget.passes(training.global_batch, ranks.world))
         try:
-            best = run_trial(trial, engine, ranks, reporter, resume=workshop.job.resume)
+            best = train_run(run, engine, ranks, reporter, resume=workshop.job.resume)
         finally:
             engine.close()
-    save_outcome(trial.url, best, trial.plan, ranks)
+    save_outcome(run.url, best, run.plan, ranks)
     if ranks.first:
-        prune(checkpoints_url(trial), training.checkpoints, last=0)
+        prune(checkpoints_url(run), training.checkpoints, last=0)
     return best
 
 
-def _facts(workshop: Workshop, arm: Arm, trial: Trial) -> dict[str, Any]:
+def _facts(workshop: Workshop, arm: Arm, run: TrainingRun) -> dict[str, Any]:
     """Return the facts of an arm for its model card."""
     config, labels, teacher = workshop.job.config, workshop.job.labels, workshop.manifest.teacher
     losses = {name: loss.model_dump(mode="json", exclude_defaults=True) for name, loss in _losses(config, arm).items()}
@@ -355,13 +355,13 @@ def _facts(workshop: Workshop, arm: Arm, trial: Trial) -> dict[str, Any]:
         "snapshot_fingerprint": labels.snapshot.fingerprint,
         "labels_fingerprint": labels.fingerprint,
         "config_fingerprint": config.fingerprint,
-        "seed": trial.seed,
+        "seed": run.seed,
         "losses": losses,
-        "training_rows": len(trial.rows),
-        "steps": trial.steps,
-        "global_batch": trial.training.global_batch,
-        "learning_rate": trial.rate,
-        "precision": trial.training.precision,
-        **({"ema": trial.training.ema} if trial.training.ema else {}),
+        "training_rows": len(run.rows),
+        "steps": run.steps,
+        "global_batch": run.training.global_batch,
+        "learning_rate": run.rate,
+        "precision": run.training.precision,
+        **({"ema": run.training.ema} if run.training.ema else {}),
         **({"mixture": mixture.model_dump(mode="json")} if mixture is not None else {}),
     }

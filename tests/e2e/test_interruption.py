@@ -53,7 +53,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_as_one_that_is_not(
     assert 0 < rows < ROWS
 
     training = lab.Command.start(whole.folder, "run", str(config), "--json")
-    training.until(lambda: any(output.glob("students/*/work/student/trial-0/checkpoints/*/marker.json")))
+    training.until(lambda: any(output.glob("students/*/work/student/run-0/checkpoints/*/marker.json")))
     assert training.skipped == ["snapshot"]
     assert any(event.get("rows") == ROWS - rows for event in training.events)
     assert not any(output.glob("students/*/student.json")), "it was to be stopped before the student was finished"

@@ -357,7 +357,10 @@ def test_a_resumed_run_keeps_the_last_look_and_not_the_best_one(tmp_path: Path) 
     markers = (tmp_path / "trial" / "checkpoints").glob("*/marker.json")
     told = {one["step"]: one["state"] for one in (json.loads(path.read_text()) for path in markers)}
     assert told[worse + 1]["validation"] == told[worse]["validation"]
-    assert told[worse]["validation"]["value"] >= told[worse]["best"]["value"] and told[worse]["best"]["step"] < worse
+    assert (
+        told[worse]["validation"]["value"] >= told[worse]["best"]["score"]["value"]
+        and told[worse]["best"]["step"] < worse
+    )
 
 
 def test_checkpoints_are_told_of_when_they_are_complete(tmp_path: Path) -> None:

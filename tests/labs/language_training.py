@@ -28,7 +28,7 @@ from ray_distill.students.data.build_examples import build_examples
 from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.engines.build import build_engine
 from ray_distill.students.engines.engine import Engine, checkpoint_activations, compile_module
-from ray_distill.students.loop.train_loop import Trial, run_trial
+from ray_distill.students.loop.train_loop import TrainingRun, train_run
 from ray_distill.students.modules.student_module import StudentModule, layer_pairs, make_projections
 from ray_distill.students.objective.loss_settings import needs_layers
 from ray_distill.students.objective.schedules import rate_factor
@@ -164,7 +164,7 @@ def losses_of(lab: Lab) -> dict[str, LossConfig]:
     return {name: LossConfig.model_validate(values) for name, values in lab.losses.items()}
 
 
-def build(lab: Lab) -> tuple[Trial, Engine]:
+def build(lab: Lab) -> tuple[TrainingRun, Engine]:
     """The trial and its engine on this rank."""
     torch.set_num_threads(1)
     ranks, training, model = current_ranks(), settings_of(lab), student_of(lab)
@@ -185,7 +185,7 @@ def build(lab: Lab) -> tuple[Trial, Engine]:
     bundle = StudentModule(module, make_projections(model, layers=pairs, widths=widths, seed=3), plain, fuse=True)
     if training.compile is not None:
         compile_module(bundle.computing, training.compile)
-    trial = Trial(
+    trial = TrainingRun(
         name="student",
         url=f"{lab.folder}/{lab.trial}",
         curve=f"{lab.folder}/{lab.trial}/curve",
@@ -208,7 +208,7 @@ def run(lab: Lab) -> Ran:
     """Train on this rank, to the end."""
     trial, engine = build(lab)
     recorder = Recorder()
-    best = run_trial(trial, engine, current_ranks(), recorder, resume=lab.resume)
+    best = train_run(trial, engine, current_ranks(), recorder, resume=lab.resume)
     engine.close()
     return Ran(curve=recorder.curve, best=best.to_dict(), weights=best.weights, saved=recorder.saved)
 
@@ -222,7 +222,7 @@ def run_cut(lab: Lab) -> Ran:
     """Train until stopped, then build everything anew and train the rest; returns the rest."""
     trial, engine = build(lab)
     try:
-        run_trial(trial, engine, current_ranks(), Recorder(lab.stop_after), resume=False)
+        train_run(trial, engine, current_ranks(), Recorder(lab.stop_after), resume=False)
     except TrainingStopped:
         engine.close()
         return run(replace(lab, stop_after=None, resume=True))

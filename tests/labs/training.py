@@ -24,7 +24,7 @@ from ray_distill.students.data.build_examples import build_examples
 from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.engines.build import build_engine
 from ray_distill.students.engines.engine import Engine, compile_module
-from ray_distill.students.loop.train_loop import Trial, run_trial
+from ray_distill.students.loop.train_loop import TrainingRun, train_run
 from ray_distill.students.modules.student_module import StudentModule, make_projections
 from ray_distill.students.objective.validate_losses import pairs_of, required_layers, scales_of
 from ray_distill.students.objective.weighted_losses import build_terms, group_of
@@ -141,7 +141,7 @@ def data_of(model: Model, rows: int, seed: int, labelled: float) -> PositionExam
     )
 
 
-def build(lab: Lab) -> tuple[Trial, Engine]:
+def build(lab: Lab) -> tuple[TrainingRun, Engine]:
     """The trial and its engine on this rank."""
     torch.set_num_threads(1)
     ranks = current_ranks()
@@ -176,7 +176,7 @@ def build(lab: Lab) -> tuple[Trial, Engine]:
         scales=scales_of(data),
     )
     projected, plain = required_layers(terms)
-    trial = Trial(
+    trial = TrainingRun(
         name="student",
         url=f"{lab.folder}/{lab.trial}",
         curve=f"{lab.folder}/{lab.trial}/curve",
@@ -216,7 +216,7 @@ def run(lab: Lab) -> Ran:
     """Train on this rank, to the end."""
     trial, engine = build(lab)
     recorder = Recorder()
-    best = run_trial(trial, engine, current_ranks(), recorder, resume=lab.resume)
+    best = train_run(trial, engine, current_ranks(), recorder, resume=lab.resume)
     engine.close()
     return Ran(curve=recorder.curve, best=best.to_dict(), weights=best.weights, saved=recorder.saved)
 
@@ -253,7 +253,7 @@ def run_part(lab: Lab) -> tuple[dict[int, dict[str, float]], list[int]]:
     trial, engine = build(lab)
     recorder, watched = Recorder(lab.stop_after), Watched(trial.data, engine)  # type: ignore[arg-type]
     with contextlib.suppress(TrainingStopped):
-        run_trial(replace(trial, data=watched), engine, current_ranks(), recorder, resume=lab.resume)
+        train_run(replace(trial, data=watched), engine, current_ranks(), recorder, resume=lab.resume)
     engine.close()
     return recorder.curve, watched.seen
 

@@ -1,17 +1,19 @@
 """Validate the trials of a sweep, find duplicates, and plan the folder of each trial."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign
 from ray_distill.config.identity import identity
 from ray_distill.config.trials import Trial, WrongTrials, expand
 from ray_distill.errors import ConfigError, TeacherRefused
+from ray_distill.evaluation.sweep.compare import TrialResult
 from ray_distill.fingerprint import fingerprint
 from ray_distill.runtime.core.session import absolute
 from ray_distill.runtime.stages.preflight import check
-from ray_distill.runtime.sweep.trial_worker import STOPPED, TrialTask
+from ray_distill.runtime.sweep.trial_worker import STOPPED, PlannedTrial, StoppedTrial, read_marker
 from ray_distill.runtime.training.label_mixture import mixed_labels
 from ray_distill.snapshots.reader import Snapshot
 from ray_distill.storage import files
@@ -24,34 +26,6 @@ from ray_distill.students.run import TrainingJob, arm_plan
 from ray_distill.tasks.catalogue import get_task
 
 ARM = "student"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Planned:
-    """A trial to train, with its task."""
-
-    trial: Trial
-    task: TrialTask
-
-    @property
-    def key(self) -> str:
-        """Return the name of the trial's folder."""
-        return self.task.key
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """Outcome of a trial."""
-
-    verdict: str
-    """``finished``, ``stopped`` or ``failed``."""
-    metrics: Mapping[str, float]
-    """Metrics of the weights kept; of a stopped trial, the metrics at its stop."""
-    epoch: float | None = None
-    """Epoch at which the metrics were measured."""
-    student: StudentRef | None = None
-    reason: str = ""
-    error: Exception | None = None
 
 
 def checked_trials(config: Campaign) -> tuple[Trial, ...]:
@@ -183,35 +157,32 @@ def _objective(task: str, metric: str) -> Objective:
     return learn_facet(get_task(task).answers).OBJECTIVES[metric]
 
 
-def on_disk(planned: Planned) -> Outcome | None:
-    """Return the outcome of a trial that ended before this command.
+def on_disk(planned: PlannedTrial) -> TrialResult | None:
+    """Return the result of a trial that ended before this command.
 
     None means that the trial is still to be trained, or to continue.
 
     Raises:
         TrainingError: the trial's folder contains a different student.
     """
-    job = planned.task.job
-    arm = arm_by_name(ARM)
-    exported = exported_arm(job.output, ARM, arm_plan(job, arm), Ranks(rank=0, world=1))
+    job = planned.job
+    exported = exported_arm(job.output, ARM, arm_plan(job, arm_by_name(ARM)), Ranks(rank=0, world=1))
     if exported is not None:
         return finished(planned, exported)
-    url = files.join(job.output, STOPPED)
-    kept = files.read_json(url) if files.exists(url) else None
-    if kept is None or kept["rule"] != planned.task.rule:
+    stopped = read_marker(job.output, STOPPED, StoppedTrial)
+    if stopped is None or stopped.rule != planned.rule:
         return None
-    return Outcome(
-        verdict="stopped",
-        metrics=kept["metrics"],
-        epoch=kept["epoch"],
-        reason=(f"at epoch {kept['epoch']:.3g}: place {kept['place']} of {kept['of']} at the rung of {kept['rung']:g}"),
-    )
+    return result_of(planned, "stopped", metrics=stopped.metrics, epoch=stopped.epoch, reason=stopped.reason)
 
 
-def finished(planned: Planned, ref: StudentRef) -> Outcome:
-    """Return the outcome of a trial whose student is exported."""
+def finished(planned: PlannedTrial, ref: StudentRef) -> TrialResult:
+    """Return the result of a trial whose student is exported."""
     facts = files.read_json(files.join(ref.url, "ray_distill.json"))["metadata"]
-    epochs = planned.trial.config.student.training.epochs
-    return Outcome(
-        verdict="finished", metrics=facts["validation"], student=ref, epoch=epochs * facts["best_step"] / facts["steps"]
-    )
+    epoch = planned.trial.config.student.training.epochs * facts["best_step"] / facts["steps"]
+    return result_of(planned, "finished", metrics=facts["validation"], epoch=epoch, student=ref)
+
+
+def result_of(planned: PlannedTrial, verdict: str, **more: Any) -> TrialResult:
+    """Return the result of a trial that ended; its size, speed and run are added later."""
+    trial = planned.trial
+    return TrialResult(number=trial.number, name=trial.name, changes=dict(trial.changes), verdict=verdict, **more)

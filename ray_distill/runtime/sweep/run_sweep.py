@@ -23,8 +23,6 @@ from ray_distill.runtime.core.session import Session, parent_key
 from ray_distill.runtime.stages import label
 from ray_distill.runtime.sweep import publish
 from ray_distill.runtime.sweep.resolve_trials import (
-    Outcome,
-    Planned,
     duplicates,
     judged_rows,
     label_key,
@@ -37,7 +35,7 @@ from ray_distill.runtime.sweep.resolve_trials import (
 from ray_distill.runtime.sweep.scheduler import Schedule, require_room
 from ray_distill.runtime.sweep.time_students import time_students
 from ray_distill.runtime.sweep.trial_tracking import TrialRuns
-from ray_distill.runtime.sweep.trial_worker import TrialTask
+from ray_distill.runtime.sweep.trial_worker import PlannedTrial
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 
@@ -49,7 +47,7 @@ class Sweep:
     session: Session
     key: str
     trials: tuple[Trial, ...]
-    planned: tuple[Planned, ...]
+    planned: tuple[PlannedTrial, ...]
     """Trials without duplicates of earlier trials."""
     same: Mapping[int, int]
     snapshot: SnapshotRef
@@ -138,24 +136,16 @@ def _planned(
     fitted: Mapping[str, str | None],
     metric: str,
     rule: str | None,
-) -> Planned:
+) -> PlannedTrial:
     name = label_key(trial.config)
     trial = replace(trial, config=trial.config.model_copy(update={"labels": variants[name].labels}))
     job = plan_of(trial, labels[name], session.url("sweep", "trials"), fitted[name])
-    return Planned(
-        trial=trial,
-        task=TrialTask(
-            key=job.output.rpartition("/")[2],
-            job=job,
-            metric=metric,
-            higher_is_better=more_is_better(session.config.task, metric),
-            rule=rule,
-        ),
-    )
+    better = more_is_better(session.config.task, metric)
+    return PlannedTrial(trial=trial, job=job, metric=metric, higher_is_better=better, rule=rule)
 
 
-def _train(found: Sweep, runs: TrialRuns) -> dict[str, Outcome]:
-    """Train the trials that have not ended; return the outcome of every trial, by key."""
+def _train(found: Sweep, runs: TrialRuns) -> dict[str, TrialResult]:
+    """Train the trials that have not ended; return the result of every trial, by key."""
     config = found.session.config
     assert config.sweep is not None
     outcomes = {one.key: outcome for one in found.planned if (outcome := on_disk(one)) is not None}
@@ -174,7 +164,7 @@ def _train(found: Sweep, runs: TrialRuns) -> dict[str, Outcome]:
         return outcomes
     require_room(todo)
 
-    def ended(one: Planned, outcome: Outcome) -> None:
+    def ended(one: PlannedTrial, outcome: TrialResult) -> None:
         runs.end(one, outcome)
         outcomes[one.key] = outcome
         value = outcome.metrics.get(found.metric)
@@ -198,7 +188,7 @@ def _train(found: Sweep, runs: TrialRuns) -> dict[str, Outcome]:
             schedule,
             started=started,
             seconds=time.monotonic() - since,
-            written=sum(item.size for one in todo for item in files.list_files(one.task.job.output)),
+            written=sum(item.size for one in todo for item in files.list_files(one.job.output)),
         )
     return outcomes
 
@@ -213,7 +203,7 @@ def _keep_cost(session: Session, schedule: Schedule, *, started: float, seconds:
     session.parent.metrics(stage_metrics(cost))
 
 
-def _require_one(found: Sweep, outcomes: Mapping[str, Outcome]) -> None:
+def _require_one(found: Sweep, outcomes: Mapping[str, TrialResult]) -> None:
     """Require a finished trial.
 
     Raises:
@@ -229,10 +219,13 @@ def _require_one(found: Sweep, outcomes: Mapping[str, Outcome]) -> None:
     )
 
 
-def _compare(found: Sweep, outcomes: Mapping[str, Outcome], runs: TrialRuns) -> SweepResult:
+def _compare(found: Sweep, outcomes: Mapping[str, TrialResult], runs: TrialRuns) -> SweepResult:
     session, better = found.session, more_is_better(found.session.config.task, found.metric)
     speeds, notes = _speeds(found, outcomes)
-    own = {one.trial.number: _result(one, outcomes[one.key], speeds.get(one.key), runs) for one in found.planned}
+    own = {
+        one.trial.number: outcomes[one.key].with_changes(efficiency=speeds.get(one.key), run_id=runs.run_id(one.key))
+        for one in found.planned
+    }
     again = {
         trial.number: own[found.same[trial.number]].with_changes(
             number=trial.number, name=trial.name, changes=dict(trial.changes), same_as=found.same[trial.number]
@@ -269,28 +262,13 @@ def _compare(found: Sweep, outcomes: Mapping[str, Outcome], runs: TrialRuns) -> 
     )
 
 
-def _result(one: Planned, outcome: Outcome, speed: Efficiency | None, runs: TrialRuns) -> TrialResult:
-    return TrialResult(
-        number=one.trial.number,
-        name=one.trial.name,
-        verdict=outcome.verdict,
-        changes=dict(one.trial.changes),
-        metrics=dict(outcome.metrics),
-        epoch=outcome.epoch,
-        efficiency=speed,
-        student=outcome.student,
-        reason=outcome.reason,
-        run_id=runs.run_id(one.key),
-    )
-
-
-def _speeds(found: Sweep, outcomes: Mapping[str, Outcome]) -> tuple[dict[str, Efficiency], list[str]]:
+def _speeds(found: Sweep, outcomes: Mapping[str, TrialResult]) -> tuple[dict[str, Efficiency], list[str]]:
     """Return size and speed of finished trials, by key; students of equal shape are timed once.
 
     Such students differ only in their weights.
     """
     config, resources = found.session.config, found.session.config.labels.resources
-    shapes: dict[str, list[tuple[Planned, StudentRef]]] = {}
+    shapes: dict[str, list[tuple[PlannedTrial, StudentRef]]] = {}
     for one in found.planned:
         student = outcomes[one.key].student
         if student is not None:

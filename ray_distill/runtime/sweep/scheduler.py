@@ -18,11 +18,12 @@ from ray_distill.artifacts import StudentRef
 from ray_distill.config import StopConfig, TrainingConfig
 from ray_distill.errors import ClusterError
 from ray_distill.evaluation.measures.cost import SECONDS_AN_HOUR
+from ray_distill.evaluation.sweep.compare import TrialResult
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.connection import capacity, explain, require_bundles
 from ray_distill.runtime.sweep.coordinator import Coordinator, CoordinatorHandle
-from ray_distill.runtime.sweep.resolve_trials import Outcome, Planned, finished, on_disk
-from ray_distill.runtime.sweep.trial_worker import known_rungs, train_alone, train_together
+from ray_distill.runtime.sweep.resolve_trials import finished, on_disk, result_of
+from ray_distill.runtime.sweep.trial_worker import PlannedTrial, known_rungs, train_alone, train_together
 from ray_distill.runtime.training.outcome_channel import RunOutcome
 from ray_distill.runtime.training.workers import fit_ranks, resources_of
 from ray_distill.students.telemetry.reporter import TrainingStopped
@@ -31,7 +32,7 @@ from ray_distill.students.telemetry.reporter import TrainingStopped
 POLL_SECONDS, CURVE_SECONDS = 0.5, 2.0
 
 
-def require_room(planned: Sequence[Planned]) -> None:
+def require_room(planned: Sequence[PlannedTrial]) -> None:
     """Refuse trials that would wait for ever.
 
     Raises:
@@ -41,13 +42,13 @@ def require_room(planned: Sequence[Planned]) -> None:
         require_bundles([resources_of(training)] * training.least_workers, "a trial of the sweep")
 
 
-def need(planned: Planned) -> dict[str, float]:
+def need(planned: PlannedTrial) -> dict[str, float]:
     """Return the resources that a trial reserves, over all of its ranks."""
     training = training_of(planned)
     return {name: training.least_workers * amount for name, amount in resources_of(training).items()}
 
 
-def training_of(planned: Planned) -> TrainingConfig:
+def training_of(planned: PlannedTrial) -> TrainingConfig:
     """Return a trial's training settings with a fixed number of workers.
 
     A variable number is fixed at its minimum, so that trials do not compete for workers.
@@ -61,14 +62,14 @@ class Schedule:
 
     def __init__(
         self,
-        todo: Sequence[Planned],
-        others: Sequence[Planned],
+        todo: Sequence[PlannedTrial],
+        others: Sequence[PlannedTrial],
         stop: StopConfig | None,
         *,
         most: int | None,
-        begun: Callable[[Planned], None],
-        recorded: Callable[[Planned], None],
-        ended: Callable[[Planned, Outcome], None],
+        begun: Callable[[PlannedTrial], None],
+        recorded: Callable[[PlannedTrial], None],
+        ended: Callable[[PlannedTrial, TrialResult], None],
     ) -> None:
         """Start the coordinator; `run` starts the trials.
 
@@ -80,16 +81,16 @@ class Schedule:
             begun: called when a trial starts, also when a lost trial starts again.
             recorded: called every `CURVE_SECONDS` for a running trial, and when it has ended, to record the new steps
                 of its curve.
-            ended: called with the outcome of a trial.
+            ended: called with the result of a trial.
         """
         self._waiting, self._most = deque(todo), most
-        self._running: dict[str, tuple[Planned, Any]] = {}
+        self._running: dict[str, tuple[PlannedTrial, Any]] = {}
         self._since: dict[str, float] = {}
         self.hours: dict[str, float] = {"CPU": 0.0, "GPU": 0.0}
         """Hours reserved by trials that have ended, by resource."""
         self._lost: dict[str, int] = {}
         self._begun, self._recorded, self._ended = begun, recorded, ended
-        known = {one.key: known_rungs(one.task.job.output, one.task.rule) for one in (*todo, *others)}
+        known = {one.key: known_rungs(one.job.output, one.rule) for one in (*todo, *others)}
         self._here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(num_cpus=0, scheduling_strategy=self._here)(Coordinator)
         self._coordinator = CoordinatorHandle(
@@ -119,7 +120,7 @@ class Schedule:
                 for planned, _ in list(self._running.values()):
                     self._end(planned)
 
-    def _has_room(self, planned: Planned) -> bool:
+    def _has_room(self, planned: PlannedTrial) -> bool:
         """Return whether the next trial may start.
 
         No trial overtakes it, so that a large trial does not wait for ever.
@@ -135,18 +136,18 @@ class Schedule:
             if amount > 0
         )
 
-    def _start(self, planned: Planned, folder: str) -> None:
+    def _start(self, planned: PlannedTrial, folder: str) -> None:
         self._begun(planned)
-        training, task = training_of(planned), pickle.dumps(planned.task)
+        training, data = training_of(planned), pickle.dumps(planned)
         if training.least_workers == 1:
             run = ray.remote(num_cpus=training.cpus, num_gpus=training.gpus, max_retries=0)(train_alone)
-            ref = run.remote(task, self._coordinator, max(1, int(training.cpus)))
+            ref = run.remote(data, self._coordinator, max(1, int(training.cpus)))
         else:
             fit = ray.remote(num_cpus=0, max_retries=0, max_calls=1, scheduling_strategy=self._here)(fit_ranks)
-            ref = fit.remote(task, training, self._coordinator, folder, rank=train_together)
+            ref = fit.remote(data, training, self._coordinator, folder, rank=train_together)
         self._running[planned.key], self._since[planned.key] = (planned, ref), time.monotonic()
 
-    def _end(self, planned: Planned) -> None:
+    def _end(self, planned: PlannedTrial) -> None:
         """Remove a trial from the running ones, and add its reserved hours."""
         del self._running[planned.key]
         hours = (time.monotonic() - self._since.pop(planned.key)) / SECONDS_AN_HOUR
@@ -162,13 +163,13 @@ class Schedule:
                 self._recorded(planned)
             if key in outcomes:
                 self._end(planned)
-                self._ended(planned, outcome_of(planned, outcomes[key]))
+                self._ended(planned, result_from(planned, outcomes[key]))
             elif ref in done:
                 self._check_lost(planned, ref)
         if record:
             self._recorded_at = time.monotonic()
 
-    def _check_lost(self, planned: Planned, ref: Any) -> None:
+    def _check_lost(self, planned: PlannedTrial, ref: Any) -> None:
         """Handle a process that ended without an outcome, unless the outcome came after the poll."""
         if planned.key in self._coordinator.outcomes():
             return
@@ -188,25 +189,14 @@ class Schedule:
             )
             self._waiting.appendleft(planned)
             return
-        self._ended(
-            planned,
-            failed(
-                ClusterError(
-                    f"{reason}; that was the last of {most} restart(s) that student.training.max_failures allows"
-                )
-            ),
-        )
+        reason += f"; that was the last of {most} restart(s) that student.training.max_failures allows"
+        self._ended(planned, result_of(planned, "failed", reason=reason))
 
 
-def outcome_of(planned: Planned, found: RunOutcome) -> Outcome:
-    """Return the outcome of a trial whose ranks have ended."""
+def result_from(planned: PlannedTrial, found: RunOutcome) -> TrialResult:
+    """Return the result of a trial whose ranks have ended."""
     if found.students is not None:
         return finished(planned, StudentRef.from_json(found.students[0]))
     assert found.error is not None
     stopped = on_disk(planned) if isinstance(found.error, TrainingStopped) else None
-    return stopped or failed(found.error)
-
-
-def failed(error: Exception) -> Outcome:
-    """Return the outcome of a trial that ended with an error."""
-    return Outcome(verdict="failed", metrics={}, reason=str(error), error=error)
+    return stopped or result_of(planned, "failed", reason=str(found.error))

@@ -6,10 +6,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from ray_distill.artifacts import Efficiency
-from ray_distill.errors import StorageError
+from ray_distill.errors import StorageError, TrainingError
+from ray_distill.evaluation.sweep.compare import TrialResult
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.session import Session
-from ray_distill.runtime.sweep.resolve_trials import ARM, Outcome, Planned
+from ray_distill.runtime.sweep.resolve_trials import ARM
+from ray_distill.runtime.sweep.trial_worker import PlannedTrial
 from ray_distill.storage import files
 from ray_distill.students.telemetry.curves import CurveReader
 from ray_distill.tracking.base import Run
@@ -34,7 +36,7 @@ class TrialRuns:
             stack.__exit__(kind, error, trace)
         self._open.clear()
 
-    def begin(self, planned: Planned) -> None:
+    def begin(self, planned: PlannedTrial) -> None:
         """Open the trial's run, or reopen it: a trial that starts again continues its run."""
         if planned.key in self._open:
             return
@@ -56,10 +58,10 @@ class TrialRuns:
         run.params(trial.changes)
         kept = self._kept(planned.key)
         known = kept.get("steps") if kept.get("run_id") == run.run_id else None
-        self._curves[planned.key] = CurveReader(planned.task.job.output, known=known)
+        self._curves[planned.key] = CurveReader(planned.job.output, known=known)
         self._keep(planned.key, run)
 
-    def record(self, planned: Planned) -> None:
+    def record(self, planned: PlannedTrial) -> None:
         """Record the new steps of a trial's curve; of several learning rates, under the rate's name.
 
         No step is recorded twice. After a kill, the run in the tracker may lack the steps of one call; the files have
@@ -78,23 +80,23 @@ class TrialRuns:
             prefix = f"{rate}_" if rate else ""
             run.metrics({f"{prefix}{name}": value for name, value in one.values.items()}, one.step)
 
-    def end(self, planned: Planned, outcome: Outcome) -> None:
+    def end(self, planned: PlannedTrial, result: TrialResult) -> None:
         """Record the outcome of the trial and close its run."""
         run, stack = self._open.pop(planned.key)
-        run.metrics(kept_metrics(outcome))
-        run.tags({"verdict": outcome.verdict, **({"reason": outcome.reason} if outcome.reason else {})})
-        error = outcome.error
-        stack.__exit__(None if error is None else type(error), error, None if error is None else error.__traceback__)
-        self._keep(planned.key, run, verdict=outcome.verdict)
+        run.metrics(kept_metrics(result))
+        run.tags({"verdict": result.verdict, **({"reason": result.reason} if result.reason else {})})
+        error = TrainingError(result.reason) if result.verdict == "failed" else None
+        stack.__exit__(None if error is None else type(error), error, None)
+        self._keep(planned.key, run, verdict=result.verdict)
 
-    def earlier(self, planned: Planned, outcome: Outcome) -> None:
+    def earlier(self, planned: PlannedTrial, result: TrialResult) -> None:
         """Record a trial that ended before this command, unless its run has the verdict already."""
-        if self._kept(planned.key).get("verdict") != outcome.verdict:
+        if self._kept(planned.key).get("verdict") != result.verdict:
             self.begin(planned)
             self.record(planned)
-            self.end(planned, outcome)
+            self.end(planned, result)
 
-    def measured(self, planned: Planned, efficiency: Efficiency | None, *, best: bool, on_frontier: bool) -> None:
+    def measured(self, planned: PlannedTrial, efficiency: Efficiency | None, *, best: bool, on_frontier: bool) -> None:
         """Record frontier, best trial, size and speed, after all trials have ended."""
         known = self._kept(planned.key)["run_id"]
         with self._session.tracker.run(_name(planned), parent=self._session.parent.run_id, run_id=known) as run:
@@ -127,14 +129,14 @@ class TrialRuns:
         return files.join(self._folder, f"{key}.json")
 
 
-def kept_metrics(outcome: Outcome) -> Mapping[str, float]:
+def kept_metrics(result: TrialResult) -> Mapping[str, float]:
     """Return the metrics of the weights kept; of a stopped trial, the metrics at its stop."""
-    which = "best" if outcome.verdict == "finished" else "last"
-    epoch = {} if outcome.epoch is None else {f"{which}_epoch": outcome.epoch}
-    return {f"{which}_{name}": value for name, value in outcome.metrics.items()} | epoch
+    which = "best" if result.verdict == "finished" else "last"
+    epoch = {} if result.epoch is None else {f"{which}_epoch": result.epoch}
+    return {f"{which}_{name}": value for name, value in result.metrics.items()} | epoch
 
 
-def _name(planned: Planned) -> str:
+def _name(planned: PlannedTrial) -> str:
     """Return the run's name, which begins with the trial's number.
 
     Tables truncate long names at the end, where the names of a grid differ.

@@ -7,9 +7,11 @@
 
 import pickle
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from ray_distill.artifacts import Document, Number
+from ray_distill.config.trials import Trial
 from ray_distill.errors import TrainingError
 from ray_distill.runtime.sweep.coordinator import CoordinatorHandle
 from ray_distill.runtime.training.outcome_channel import RankReporter
@@ -19,15 +21,16 @@ from ray_distill.storage import files
 if TYPE_CHECKING:
     from ray_distill.students.run import TrainingJob
 
+D = TypeVar("D", bound=Document)
+
 RUNGS, STOPPED = "rungs.json", "stopped.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialTask:
-    """Inputs of a trial's ranks, as plain picklable values."""
+class PlannedTrial:
+    """A trial with its training job; all values can be pickled for its ranks."""
 
-    key: str
-    """Fingerprint of the trial's plan: the name of its folder, and of its run in the channel."""
+    trial: Trial
     job: "TrainingJob"
     """Training job of the arm ``student``."""
     metric: str
@@ -35,66 +38,108 @@ class TrialTask:
     rule: str | None = None
     """Fingerprint of the rule that may stop the trial; None = no rule."""
 
+    @property
+    def key(self) -> str:
+        """Fingerprint of the trial's plan: the name of its folder, and of its run in the channel."""
+        return self.job.output.rpartition("/")[2]
+
+
+class PassedRungs(Document):
+    """The content of ``rungs.json``: the rungs that a trial has passed under a rule."""
+
+    rule: str | None
+    passed: tuple[tuple[float, float], ...]
+    """Rung and value."""
+
+
+class StoppedTrial(PassedRungs):
+    """The content of ``stopped.json``: when and why a trial was stopped."""
+
+    step: int
+    epoch: float
+    metrics: dict[str, Number]
+    """On the validation split."""
+    rung: float
+    """The rung that it failed, and its value there."""
+    value: float
+    place: int
+    of: int
+
+    @property
+    def reason(self) -> str:
+        """The comparison that stopped it."""
+        return f"at epoch {self.epoch:.3g}: place {self.place} of {self.of} at the rung of {self.rung:g}"
+
 
 class RungJudge:
     """Send a trial's validations to the coordinator, from the first rank, to be judged at rungs."""
 
-    def __init__(self, task: TrialTask, coordinator: CoordinatorHandle) -> None:
-        self._task, self._coordinator = task, coordinator
-        self._passed = known_rungs(task.job.output, task.rule)
-        self._stopped: dict[str, Any] = {}
+    def __init__(self, planned: PlannedTrial, coordinator: CoordinatorHandle) -> None:
+        self._planned, self._coordinator = planned, coordinator
+        self._passed = known_rungs(planned.job.output, planned.rule)
+        self._stopped: StoppedTrial | None = None
 
     def validated(self, step: int, values: Mapping[str, float]) -> bool:
         """Report a validation; return whether the trial failed a rung and must stop."""
-        value = objective_of(values, self._task)
-        found = self._coordinator.judge(self._task.key, values["epoch"], value)
+        value = objective_of(values, self._planned)
+        found = self._coordinator.judge(self._planned.key, values["epoch"], value)
         if not found:
             return False
-        if not found[-1].goes_on:
-            self._stopped = {
-                "rule": self._task.rule,
-                "step": step,
-                "epoch": values["epoch"],
-                "metrics": {name: value for name, value in values.items() if name.startswith("validation_")},
-                "passed": _pairs(self._passed),
-                **asdict(found[-1]),
-            }
+        last = found[-1]
+        if not last.goes_on:
+            self._stopped = StoppedTrial(
+                rule=self._planned.rule,
+                passed=tuple(self._passed.items()),
+                step=step,
+                epoch=values["epoch"],
+                metrics={name: value for name, value in values.items() if name.startswith("validation_")},
+                rung=last.rung,
+                value=last.value,
+                place=last.place,
+                of=last.of,
+            )
             return True
         self._passed |= {one.rung: one.value for one in found}
-        files.write_json(
-            files.join(self._task.job.output, RUNGS), {"rule": self._task.rule, "passed": _pairs(self._passed)}
-        )
+        passed = PassedRungs(rule=self._planned.rule, passed=tuple(self._passed.items()))
+        files.write_json(files.join(self._planned.job.output, RUNGS), passed.to_dict())
         return False
 
     def record_stop(self) -> None:
         """Write the reason of the stop, after the trial's last checkpoint."""
-        files.write_json(files.join(self._task.job.output, STOPPED), self._stopped)
+        assert self._stopped is not None
+        files.write_json(files.join(self._planned.job.output, STOPPED), self._stopped.to_dict())
 
 
-def objective_of(values: Mapping[str, float], task: TrialTask) -> float:
+def objective_of(values: Mapping[str, float], planned: PlannedTrial) -> float:
     """Return the objective as a number of which less is better.
 
     Raises:
         TrainingError: the objective was not measured.
     """
-    if task.metric not in values:
+    if planned.metric not in values:
         raise TrainingError(
-            f"sweep.objective: {task.metric} is not measured on this validation split; measured are "
+            f"sweep.objective: {planned.metric} is not measured on this validation split; measured are "
             f"{', '.join(sorted(name for name in values if name.startswith('validation_')))}"
         )
-    return -values[task.metric] if task.higher_is_better else values[task.metric]
+    return -values[planned.metric] if planned.higher_is_better else values[planned.metric]
 
 
 def known_rungs(folder: str, rule: str | None) -> dict[float, float]:
     """Return a trial's values at the rungs that it has passed or failed under a rule, by rung."""
+    passed, stopped = read_marker(folder, RUNGS, PassedRungs), read_marker(folder, STOPPED, StoppedTrial)
     found: dict[float, float] = {}
-    for name in (RUNGS, STOPPED):
-        url = files.join(folder, name)
-        kept = files.read_json(url) if files.exists(url) else {}
-        if kept.get("rule") == rule is not None:
-            found |= {float(rung): float(value) for rung, value in kept["passed"]}
-            found |= {float(kept["rung"]): float(kept["value"])} if "rung" in kept else {}
+    for kept in (passed, stopped):
+        if kept is not None and kept.rule == rule is not None:
+            found |= dict(kept.passed)
+    if stopped is not None and stopped.rule == rule is not None:
+        found[stopped.rung] = stopped.value
     return found
+
+
+def read_marker(folder: str, name: str, kind: type[D]) -> D | None:
+    """Return what a trial's folder has under a name; None if it has nothing."""
+    url = files.join(folder, name)
+    return kind.from_dict(files.read_json(url), url) if files.exists(url) else None
 
 
 def train_alone(task: bytes, coordinator: CoordinatorHandle, threads: int) -> None:
@@ -110,15 +155,15 @@ def train_together(config: dict[str, Any]) -> None:
     run_rank(pickle.loads(config["job"]), config["channel"], rank, config["threads"])
 
 
-def run_rank(task: TrialTask, coordinator: CoordinatorHandle, rank: int, threads: int) -> None:
+def run_rank(planned: PlannedTrial, coordinator: CoordinatorHandle, rank: int, threads: int) -> None:
     """Train, and send the outcome to the coordinator; see `workers.send_outcome`."""
     import torch
 
     torch.set_num_threads(threads)
-    judge = RungJudge(task, coordinator) if rank == 0 and task.rule is not None else None
+    judge = RungJudge(planned, coordinator) if rank == 0 and planned.rule is not None else None
     send_outcome(
-        task.key,
-        task.job,
+        planned.key,
+        planned.job,
         coordinator,
         RankReporter(on_validation=None if judge is None else judge.validated),
         first=rank == 0,
@@ -128,7 +173,3 @@ def run_rank(task: TrialTask, coordinator: CoordinatorHandle, rank: int, threads
 
 def _no_stop() -> None:
     raise AssertionError("only its rungs stop a trial")
-
-
-def _pairs(values: Mapping[float, float]) -> list[list[float]]:
-    return [[rung, value] for rung, value in values.items()]

@@ -10,14 +10,14 @@ import logging
 import socket
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+from ray_distill.artifacts import Document
 from ray_distill.config import CheckpointPolicy
-from ray_distill.errors import StorageError, TrainingError
+from ray_distill.errors import DistillError, StorageError, TrainingError
 from ray_distill.fingerprint import sha256
 from ray_distill.storage import files
 from ray_distill.students.process_group import Ranks
@@ -31,18 +31,25 @@ FORMAT = 2
 _MARKER = "marker.json"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """A complete checkpoint: its address, its number of steps, and the contents of its marker."""
+class Marker(Document):
+    """The content of ``marker.json``, which completes a checkpoint."""
+
+    refusal: ClassVar[type[DistillError]] = TrainingError
+
+    format: int = FORMAT
+    step: int
+    plan: dict[str, Any]
+    """The plan that a run must have to resume from this checkpoint."""
+    state: dict[str, Any]
+    """State of the loop as plain JSON: cursor, best result so far, and the result of the last validation."""
+    digests: dict[str, str]
+    """``rank-<r>/<file>`` to ``sha256:…``."""
+
+
+class Checkpoint(Marker):
+    """A complete checkpoint: the content of its marker, and its address."""
 
     url: str
-    step: int
-    plan: Mapping[str, Any]
-    """The plan that a run must have to resume from this checkpoint."""
-    state: Mapping[str, Any]
-    """State of the loop as plain JSON: cursor, best result so far, and the result of the last validation."""
-    digests: Mapping[str, str]
-    """``rank-<r>/<file>`` to ``sha256:…``."""
 
 
 def find_checkpoint(folder_url: str, ranks: Ranks) -> Checkpoint | None:
@@ -175,8 +182,8 @@ def complete(
     url: str, digests: Mapping[str, str], *, step: int, plan: Mapping[str, Any], state: Mapping[str, Any]
 ) -> None:
     """Write the marker, which completes a checkpoint; all its files must have been uploaded."""
-    marker = {"format": FORMAT, "step": step, "plan": plan, "state": state, "digests": digests}
-    files.create_exclusive(files.join(url, _MARKER), json.dumps(marker, indent=1).encode())
+    marker = Marker(step=step, plan=dict(plan), state=dict(state), digests=dict(digests))
+    files.create_exclusive(files.join(url, _MARKER), files.json_bytes(marker.to_dict()))
 
 
 def prune(folder_url: str, policy: CheckpointPolicy, protect: Collection[str] = (), *, last: int | None = None) -> None:
@@ -243,16 +250,14 @@ def _attempted(work: Callable[[], T]) -> tuple[T | None, str | None]:
 def _read_marker(url: str) -> Checkpoint:
     try:
         marker = json.loads(files.read_bytes(files.join(url, _MARKER)))
-        if marker["format"] != FORMAT:
-            raise TrainingError(
-                f"{url}: the checkpoint has format {marker['format']}, this release reads {FORMAT}; start anew without "
-                "resuming"
-            )
-        return Checkpoint(
-            url=url, step=int(marker["step"]), plan=marker["plan"], state=marker["state"], digests=marker["digests"]
-        )
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise TrainingError(f"{url}: its {_MARKER} cannot be read ({error!r})") from error
+    if isinstance(marker, dict) and marker.get("format") != FORMAT:
+        raise TrainingError(
+            f"{url}: the checkpoint has format {marker.get('format')}, this release reads {FORMAT}; start anew without "
+            "resuming"
+        )
+    return Checkpoint(url=url, **dict(Marker.from_dict(marker, f"{url}: its {_MARKER}")))
 
 
 def _verified(url: str, name: str, digest: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Train one trial: a fixed number of steps of a bundle; keep its best weights on validation."""
+"""Train one run: a fixed number of steps of a bundle; keep its best weights on validation."""
 
 import math
 import random
@@ -22,7 +22,7 @@ from ray_distill.students.checkpoints.async_writer import CheckpointWriter
 from ray_distill.students.checkpoints.store import check_plan, fetched, find_checkpoint
 from ray_distill.students.data.examples import Examples
 from ray_distill.students.engines.engine import Engine
-from ray_distill.students.loop.best_result import WEIGHTS_FILE, Best, read_weights, weights_bytes
+from ray_distill.students.loop.best_result import WEIGHTS_FILE, Best, SavedState, read_weights, weights_bytes
 from ray_distill.students.loop.nonfinite_report import not_finite
 from ray_distill.students.loop.validation import Score, Validator
 from ray_distill.students.objective.schedules import rate_factor
@@ -50,7 +50,7 @@ POLL_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class TrainingRun:
     """Everything that decides a trial's result, except the initial weights of the bundle."""
 
     name: str
@@ -101,32 +101,32 @@ class TrainState:
 Batches = list[tuple[Batch, LossBatch]]
 
 
-def run_trial(trial: Trial, engine: Engine, ranks: Ranks, reporter: Reporter, *, resume: bool) -> Best:
+def train_run(run: TrainingRun, engine: Engine, ranks: Ranks, reporter: Reporter, *, resume: bool) -> Best:
     """Train to the end, from the newest checkpoint if ``resume`` and there is one.
 
     Raises:
         TrainingError: a loss is not finite, or the checkpoint was made under another plan.
         TrainingStopped: a stop was requested; the state is saved.
     """
-    state = _restore(trial, engine, ranks) if resume else TrainState()
+    state = _restore(run, engine, ranks) if resume else TrainState()
     saver = CheckpointWriter(
-        checkpoints_url(trial),
+        checkpoints_url(run),
         ranks,
-        trial.training.checkpoints,
-        plan=trial.plan,
+        run.training.checkpoints,
+        plan=run.plan,
         protect=() if state.checkpoint is None else (state.checkpoint,),
     )
-    curve = CurveWriter(trial.curve, after=state.step) if ranks.first else None
+    curve = CurveWriter(run.curve, after=state.step) if ranks.first else None
     with (
-        Feed(partial(batches_of, trial, ranks), trial.steps) as feed,
+        Feed(partial(batches_of, run, ranks), run.steps) as feed,
         closing(saver),
         nullcontext() if curve is None else closing(curve),
     ):
-        return _train(trial, engine, ranks, reporter, feed=feed, saver=saver, curve=curve, state=state)
+        return _train(run, engine, ranks, reporter, feed=feed, saver=saver, curve=curve, state=state)
 
 
 def _train(
-    trial: Trial,
+    run: TrainingRun,
     engine: Engine,
     ranks: Ranks,
     reporter: Reporter,
@@ -136,29 +136,29 @@ def _train(
     curve: CurveWriter | None,
     state: TrainState,
 ) -> Best:
-    """Train from a state to the end; see `run_trial`.
+    """Train from a state to the end; see `train_run`.
 
     Only the first rank has a writer of the curve.
     """
 
     def report_saved(url: str | None, after: int) -> None:
         if url is not None:
-            reporter.checkpoint({"trial": trial.name, "step": after, "url": url})
+            reporter.checkpoint({"trial": run.name, "step": after, "url": url})
 
     saved, next_poll = state.step, time.monotonic() + POLL_SECONDS
     engine.train(True)
-    meter = StepMeter.of(engine.device, trial.training, ranks)
-    while state.step < trial.steps:
+    meter = StepMeter.of(engine.device, run.training, ranks)
+    while state.step < run.steps:
         votes = (reporter.should_stop(), time.monotonic() >= next_poll, saver.idle)
-        values, (stop, poll, idle) = take_step(trial, engine, ranks, state.step, feed=feed, votes=votes, meter=meter)
+        values, (stop, poll, idle) = take_step(run, engine, ranks, state.step, feed=feed, votes=votes, meter=meter)
         state.step = step = state.step + 1
-        last = step == trial.steps
-        if last or step % trial.training.evaluate_every == 0:
+        last = step == run.steps
+        if last or step % run.training.evaluate_every == 0:
             with engine.averaged():
-                state.best = best = _judge(trial, engine, ranks, state=state, values=values)
-            last = last or _hopeless(trial.training, step, best)
+                state.best = best = _judge(run, engine, ranks, state=state, values=values)
+            last = last or _hopeless(run.training, step, best)
             values.update(peak_memory(ranks, engine.device))
-        reporter.metrics(trial.name, step, values)
+        reporter.metrics(run.name, step, values)
         if curve is not None:
             curve.add(step, values)
         if saver.under_way and idle == ranks.world:
@@ -169,17 +169,17 @@ def _train(
         if poll:
             next_poll = time.monotonic() + POLL_SECONDS
             leave = reporter.should_save()
-        if stop or leave or step % trial.training.checkpoint_every == 0:
+        if stop or leave or step % run.training.checkpoint_every == 0:
             if curve is not None:
                 curve.complete()
-            report_saved(_save(trial, engine, ranks, saver=saver, state=state), saved)
+            report_saved(_save(run, engine, ranks, saver=saver, state=state), saved)
             saved = step
         if stop or leave:
             report_saved(saver.finish(), saved)
         if stop:
             raise TrainingStopped(
-                f"{trial.name}: stopped as requested after step {step} of {trial.steps}; "
-                f"the state is saved in {trial.url}, resume to go on"
+                f"{run.name}: stopped as requested after step {step} of {run.steps}; "
+                f"the state is saved in {run.url}, resume to go on"
             )
     report_saved(saver.finish(), saved)
     if curve is not None:
@@ -194,7 +194,7 @@ def _hopeless(training: TrainingConfig, step: int, best: Best) -> bool:
 
 
 def take_step(
-    trial: Trial,
+    run: TrainingRun,
     engine: Engine,
     ranks: Ranks,
     step: int,
@@ -217,18 +217,16 @@ def take_step(
     """
     meter = meter or StepMeter()
     watch = meter.start()
-    _seed_step(trial.seed, step, ranks.rank)
+    _seed_step(run.seed, step, ranks.rank)
     with watch.part("data"):
-        made = batches_of(trial, ranks, step) if feed is None else feed.take(step)
+        made = batches_of(run, ranks, step) if feed is None else feed.take(step)
         batches = [(inputs, to_device(losses, engine.device)) for inputs, losses in made]
     with watch.part("communication"):
-        weights = weights_of(trial.terms, [losses for _, losses in batches], ranks, engine.device)
-    rate = trial.rate * rate_factor(
-        step, steps=trial.steps, warmup=trial.training.warmup, shape=trial.training.schedule
-    )
-    every = trial.training.gradient_norms_every
+        weights = weights_of(run.terms, [losses for _, losses in batches], ranks, engine.device)
+    rate = run.rate * rate_factor(step, steps=run.steps, warmup=run.training.warmup, shape=run.training.schedule)
+    every = run.training.gradient_norms_every
     norms = list[list[Tensor]]() if every and (step + 1) % every == 0 else None
-    passes = _Passes(terms=trial.terms, engine=engine, step=step, weights=weights, norms=norms)
+    passes = _Passes(terms=run.terms, engine=engine, step=step, weights=weights, norms=norms)
     with meter.counted():
         engine.step([partial(passes.forward, *batch) for batch in batches], rate, watch)
     sums: list[float | Tensor] = [torch.stack(column).sum() for column in zip(*passes.parts, strict=True)]
@@ -236,24 +234,24 @@ def take_step(
     with watch.part("communication"):
         found = ranks.total([*sums, *map(float, votes), *work], engine.device)
     means, (*counts, tokens, flops) = found[: len(sums)], found[len(sums) :]
-    values = _metrics(trial, step, weights, means)
+    values = _metrics(run, step, weights, means)
     broken = [name for name, value in values.items() if not math.isfinite(value)]
     if broken:
         raise not_finite(
-            trial.name,
-            files.join(trial.url, "diagnosis"),
+            run.name,
+            files.join(run.url, "diagnosis"),
             ranks,
             step=step,
-            steps=trial.steps,
+            steps=run.steps,
             values=values,
-            ids_of=trial.data.ids_of,
-            micros=micros_of(trial, ranks, step),
+            ids_of=run.data.ids_of,
+            micros=micros_of(run, ranks, step),
             batches=batches,
             parts=passes.parts,
         )
     if passes.norms is not None:
-        values |= _gradient_norms(trial.terms, passes.norms, ranks, engine.device)
-    speed = meter.stop(trial.order.size(step), tokens, flops)
+        values |= _gradient_norms(run.terms, passes.norms, ranks, engine.device)
+    speed = meter.stop(run.order.size(step), tokens, flops)
     return {**values, "learning_rate": rate, **speed}, [round(count) for count in counts]
 
 
@@ -290,59 +288,59 @@ def _gradient_norms(
     return {f"gradient_norm_{term.name}": math.sqrt(square) for term, square in zip(terms, found, strict=True)}
 
 
-def micros_of(trial: Trial, ranks: Ranks, step: int) -> list[MicroBatch]:
+def micros_of(run: TrainingRun, ranks: Ranks, step: int) -> list[MicroBatch]:
     """Return this rank's micro-batches of a step, as rows of the data."""
-    slots, budget = np.arange(trial.order.size(step), dtype=np.int64), trial.budget
-    lengths = trial.data.lengths
+    slots, budget = np.arange(run.order.size(step), dtype=np.int64), run.budget
+    lengths = run.data.lengths
     found = micro_batches(
         slots,
         rank=ranks.rank,
         world=ranks.world,
         budget=budget,
-        lengths_BF=lengths[trial.rows[trial.order.batch(step)]] if budget.tokens and lengths is not None else None,
+        lengths_BF=lengths[run.rows[run.order.batch(step)]] if budget.tokens and lengths is not None else None,
     )
-    return [replace(micro, rows=trial.rows[trial.order.rows_at(step, micro.rows)]) for micro in found]
+    return [replace(micro, rows=run.rows[run.order.rows_at(step, micro.rows)]) for micro in found]
 
 
-def batches_of(trial: Trial, ranks: Ranks, step: int) -> Batches:
+def batches_of(run: TrainingRun, ranks: Ranks, step: int) -> Batches:
     """Make this rank's micro-batches of a step.
 
     They depend on the step alone, so a thread may prefetch them.
     """
 
     def rows_of(step: int) -> Index:
-        slots = np.arange(trial.order.size(step), dtype=np.int64)
-        own = share(slots, rank=ranks.rank, world=ranks.world, group=trial.budget.group)
-        return trial.rows[trial.order.rows_at(step, own.rows)]
+        slots = np.arange(run.order.size(step), dtype=np.int64)
+        own = share(slots, rank=ranks.rank, world=ranks.world, group=run.budget.group)
+        return run.rows[run.order.rows_at(step, own.rows)]
 
-    trial.data.prepare(step, rows_of, trial.steps)
-    return [trial.data.batch(micro.rows, micro.real) for micro in micros_of(trial, ranks, step)]
+    run.data.prepare(step, rows_of, run.steps)
+    return [run.data.batch(micro.rows, micro.real) for micro in micros_of(run, ranks, step)]
 
 
-def _metrics(trial: Trial, step: int, weights: Sequence[float], means: Sequence[float]) -> dict[str, float]:
+def _metrics(run: TrainingRun, step: int, weights: Sequence[float], means: Sequence[float]) -> dict[str, float]:
     """Return the global means of the terms with weight in the batch, and their weighted sum."""
-    found = {term.name: mean for term, weight, mean in zip(trial.terms, weights, means, strict=True) if weight > 0}
-    loss = sum(term.weight(step) * found[term.name] for term in trial.terms if term.name in found)
+    found = {term.name: mean for term, weight, mean in zip(run.terms, weights, means, strict=True) if weight > 0}
+    loss = sum(term.weight(step) * found[term.name] for term in run.terms if term.name in found)
     return {"loss": loss, **{f"loss_{name}": mean for name, mean in found.items()}}
 
 
-def _judge(trial: Trial, engine: Engine, ranks: Ranks, *, state: TrainState, values: dict[str, float]) -> Best:
+def _judge(run: TrainingRun, engine: Engine, ranks: Ranks, *, state: TrainState, values: dict[str, float]) -> Best:
     """Validate, add the result to ``values``, and return the best result so far."""
     step, best = state.step, state.best
-    score = trial.judge.score(engine, ranks, replace(trial.budget, group=1))
+    score = run.judge.score(engine, ranks, replace(run.budget, group=1))
     if not math.isfinite(score.value):
         raise TrainingError(
-            f"{trial.name}: the validation loss is {score.value} after step {step} of {trial.steps}; "
+            f"{run.name}: the validation loss is {score.value} after step {step} of {run.steps}; "
             "lower the learning rate, or prefer precision bf16 or fp32 to fp16"
         )
-    values.update(score.metrics, epoch=trial.training.epochs * step / trial.steps)
+    values.update(score.metrics, epoch=run.training.epochs * step / run.steps)
     state.last_validation = score
     if best is not None and best.score.value <= score.value:
         return best
     return Best(score=score, step=step, weights=engine.weights())
 
 
-def _save(trial: Trial, engine: Engine, ranks: Ranks, *, saver: CheckpointWriter, state: TrainState) -> str | None:
+def _save(run: TrainingRun, engine: Engine, ranks: Ranks, *, saver: CheckpointWriter, state: TrainState) -> str | None:
     """Begin a checkpoint; return the URL of the previous one if it is completed now."""
     best, last = state.best, state.last_validation
 
@@ -352,37 +350,32 @@ def _save(trial: Trial, engine: Engine, ranks: Ranks, *, saver: CheckpointWriter
         if best is not None and ranks.first:
             (folder / WEIGHTS_FILE).write_bytes(weights_bytes(best.weights))
 
-    cursor = cursor_at(state.step, len(trial.rows), trial.training.global_batch)
-    plain = {
-        "cursor": cursor.to_dict(),
-        "best": None if best is None else best.to_dict(),
-        "validation": None if last is None else {"value": last.value, "metrics": last.metrics},
-    }
-    return saver.start(write, step=state.step, state=plain)
+    cursor = cursor_at(state.step, len(run.rows), run.training.global_batch)
+    saved = SavedState(cursor=cursor, best=None if best is None else best.record, validation=last)
+    return saver.start(write, step=state.step, state=saved.to_dict())
 
 
-def _restore(trial: Trial, engine: Engine, ranks: Ranks) -> TrainState:
+def _restore(run: TrainingRun, engine: Engine, ranks: Ranks) -> TrainState:
     """Load the newest checkpoint, if there is one, and return the state of the run."""
-    found = find_checkpoint(checkpoints_url(trial), ranks)
+    found = find_checkpoint(checkpoints_url(run), ranks)
     if found is None:
         return TrainState()
-    check_plan(found.plan, trial.plan, f"checkpoint {found.url}")
+    check_plan(found.plan, run.plan, f"checkpoint {found.url}")
+    saved = SavedState.from_dict(found.state, found.url)
     with fetched(found, ranks) as local:
         engine.load(local / "engine")
-        saved = found.state["best"]
-        weights = read_weights((local / WEIGHTS_FILE).read_bytes()) if saved is not None and ranks.first else {}
-    last = found.state.get("validation")
+        weights = read_weights((local / WEIGHTS_FILE).read_bytes()) if saved.best is not None and ranks.first else {}
     return TrainState(
         step=found.step,
-        best=None if saved is None else Best.from_dict(saved, weights),
-        last_validation=None if last is None else Score(value=float(last["value"]), metrics=dict(last["metrics"])),
+        best=None if saved.best is None else Best.of(saved.best, weights),
+        last_validation=saved.validation,
         checkpoint=found.url,
     )
 
 
-def checkpoints_url(trial: Trial) -> str:
+def checkpoints_url(run: TrainingRun) -> str:
     """Return the folder of a trial's checkpoints."""
-    return files.join(trial.url, "checkpoints")
+    return files.join(run.url, "checkpoints")
 
 
 def _seed_step(seed: int, step: int, rank: int) -> None:

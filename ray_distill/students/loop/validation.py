@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ray_distill.artifacts import Document, Number
 from ray_distill.errors import TrainingError
 from ray_distill.losses.base import LossBatch, StudentOutput
 from ray_distill.losses.fused import HeadRequest
@@ -25,13 +26,12 @@ from ray_distill.students.process_group import Ranks
 MIN_LABELLED = 50
 
 
-@dataclass(frozen=True, kw_only=True)
-class Score:
+class Score(Document):
     """A student's result on the validation split; less is better."""
 
     value: float
     """Mean NLL, or mean KL, in nats."""
-    metrics: dict[str, float]
+    metrics: dict[str, Number]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,26 +5,21 @@ batches; the only state is the number of the step.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ray_distill.artifacts import Document
+
 Index = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cursor:
+class Cursor(Document):
     """Position of a run: the next step, counted from 0 over all epochs."""
 
     epoch: int
     step: int
     global_batch: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the cursor as plain JSON values."""
-        return {"epoch": self.epoch, "step": self.step, "global_batch": self.global_batch}
 
 
 def steps_per_epoch(rows: int, global_batch: int) -> int:

@@ -19,7 +19,7 @@ from ray_distill.students.data.build_examples import build_examples
 from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.engines.engine import Engine
 from ray_distill.students.engines.torch_engine import TorchEngine
-from ray_distill.students.loop.train_loop import Trial, take_step
+from ray_distill.students.loop.train_loop import TrainingRun, take_step
 from ray_distill.students.modules.student_module import StudentModule, make_projections
 from ray_distill.students.objective.validate_losses import pairs_of, required_layers, scales_of
 from ray_distill.students.objective.weighted_losses import Term, build_terms
@@ -37,7 +37,7 @@ TOLERANCE = 1e-4
 class Lesson:
     """A copy of the student before its first step, with the labels that it learns from."""
 
-    trial: Trial
+    trial: TrainingRun
     engine: Engine
     data: PositionExamples
 
@@ -130,7 +130,7 @@ def lesson(case: TaskCase) -> Iterator[Lesson]:
         labels = found.labels.read(tuple(manifest.hidden))
         data = build_examples(case.rows, answers=answers, processor=student.processor, labels=labels)
         terms, engine = _objective(replace(case, student=student), manifest, data, training)
-        trial = Trial(
+        trial = TrainingRun(
             name="student",
             url=folder,
             curve=folder,

@@ -1,6 +1,7 @@
 """A sweep before and after its trials run, without a cluster."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.runtime.core.session import absolute, parent_key
 from ray_distill.runtime.sweep import resolve_trials as planning
 from ray_distill.runtime.sweep.publish import best_campaign
-from ray_distill.runtime.sweep.resolve_trials import Planned
-from ray_distill.runtime.sweep.trial_worker import TrialTask, known_rungs, objective_of
+from ray_distill.runtime.sweep.trial_worker import PlannedTrial, known_rungs, objective_of
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.take import take_snapshot
 from ray_distill.storage import files
@@ -172,19 +172,16 @@ def test_every_objective_has_a_direction(metric: str, more: bool) -> None:
     assert planning.more_is_better("text_classification", metric) is more
 
 
-def _planned(folder: Path, rule: str | None) -> Planned:
+def _planned(folder: Path, rule: str | None) -> PlannedTrial:
     trial = expand(_config(folder))[0]
     job = planning.plan_of(trial, _labels(), str(folder / "trials"), None)
-    task = TrialTask(
-        key=job.output.rpartition("/")[2], job=job, metric="validation_nll", higher_is_better=False, rule=rule
-    )
-    return Planned(trial=trial, task=task)
+    return PlannedTrial(trial=trial, job=job, metric="validation_nll", higher_is_better=False, rule=rule)
 
 
 def test_a_stopped_trial_stays_stopped_under_the_same_rule_alone(tmp_path: Path) -> None:
     """Under another rule, or none, it goes on; what it had at its rungs counts under its own rule alone."""
     planned = _planned(tmp_path, "rule")
-    folder = planned.task.job.output
+    folder = planned.job.output
     assert planning.on_disk(planned) is None
     files.write_json(f"{folder}/rungs.json", {"rule": "rule", "passed": [[1.0, 0.7]]})
     files.write_json(
@@ -199,7 +196,6 @@ def test_a_stopped_trial_stays_stopped_under_the_same_rule_alone(tmp_path: Path)
             "value": 0.6,
             "place": 4,
             "of": 5,
-            "goes_on": False,
         },
     )
     outcome = planning.on_disk(planned)
@@ -215,8 +211,8 @@ def test_a_stopped_trial_stays_stopped_under_the_same_rule_alone(tmp_path: Path)
 def test_the_objective_of_a_trial_is_less_is_better_and_must_be_there(tmp_path: Path) -> None:
     """What is measured is named."""
     planned = _planned(tmp_path, None)
-    assert objective_of({"validation_nll": 0.5}, planned.task) == 0.5
-    more = TrialTask(key="k", job=None, metric="validation_accuracy", higher_is_better=True)
+    assert objective_of({"validation_nll": 0.5}, planned) == 0.5
+    more = replace(planned, metric="validation_accuracy", higher_is_better=True)
     assert objective_of({"validation_accuracy": 0.5}, more) == -0.5
     with pytest.raises(TrainingError, match="validation_accuracy is not measured .* measured are validation_nll"):
         objective_of({"validation_nll": 0.5, "loss": 1.0}, more)

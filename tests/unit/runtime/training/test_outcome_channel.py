@@ -9,7 +9,7 @@ import pytest
 from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.errors import ConfigError, DistillError, TrainingError
 from ray_distill.runtime.sweep.coordinator import Coordinator, CoordinatorHandle
-from ray_distill.runtime.sweep.trial_worker import STOPPED, RungJudge, TrialTask, known_rungs
+from ray_distill.runtime.sweep.trial_worker import STOPPED, PlannedTrial, RungJudge, known_rungs
 from ray_distill.runtime.training.outcome_channel import OutcomeChannel, OutcomeChannelHandle, RankReporter, RunOutcome
 from ray_distill.runtime.training.workers import send_outcome
 from ray_distill.storage import files
@@ -102,14 +102,14 @@ def test_a_trial_goes_on_at_a_rung_that_it_passes_and_stops_at_one_that_it_fails
     coordinator = CoordinatorHandle(_Local(Coordinator((1.0, 2.0), 0.5, {})))
     stops = []
     for name, loss in (("good", 0.5), ("bad", 0.9)):
-        task = TrialTask(
-            key=name,
+        planned = PlannedTrial(
+            trial=None,  # type: ignore[arg-type]
             job=SimpleNamespace(output=str(tmp_path / name)),  # type: ignore[arg-type]
             metric="validation_nll",
             higher_is_better=False,
             rule="r",
         )
-        judge = RungJudge(task, coordinator)
+        judge = RungJudge(planned, coordinator)
         reporter = RankReporter(on_validation=judge.validated)
         reporter.metrics("student", 1, {"loss": 1.0})
         reporter.metrics("student", 2, {"loss": 1.0, "epoch": 0.5, "validation_nll": loss})

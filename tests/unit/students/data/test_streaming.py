@@ -19,7 +19,7 @@ from ray_distill.students.data.build_examples import build_examples
 from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.data.open_data import Opened, open_data
 from ray_distill.students.data.streaming import Source, StreamedSet, scan
-from ray_distill.students.loop.train_loop import Trial, batches_of
+from ray_distill.students.loop.train_loop import TrainingRun, batches_of
 from ray_distill.students.process_group import Ranks, current_ranks
 from ray_distill.tasks.answers.classes.learn import ClassFormat
 from ray_distill.tasks.catalogue import TASKS
@@ -88,10 +88,10 @@ def opened(source: Source, **training: Any) -> Opened:
     )
 
 
-def trial_of(data: Opened, **training: Any) -> Trial:
+def trial_of(data: Opened, **training: Any) -> TrainingRun:
     """As much of a trial as decides batches: every other row of an arm is left out."""
     settings = TrainingConfig.model_validate({"global_batch": 24, "micro_batch": 5, "shuffle_units": 8, **training})
-    return Trial(
+    return TrainingRun(
         name="student",
         url="",
         curve="",

@@ -30,7 +30,7 @@ from ray_distill.losses import catalogue
 from ray_distill.models.io.load import load_model
 from ray_distill.students.engines.build import build_engine
 from ray_distill.students.engines.engine import Engine
-from ray_distill.students.loop.train_loop import Trial, take_step
+from ray_distill.students.loop.train_loop import TrainingRun, take_step
 from ray_distill.students.modules.student_module import StudentModule, make_projections
 from ray_distill.students.objective.weighted_losses import build_terms
 from ray_distill.students.process_group import current_ranks
@@ -116,11 +116,11 @@ def _medians(rounds: list[dict[str, float]]) -> Timed:
     return Timed(step=step, communication=communication / step)
 
 
-def _build(way: dict[str, Any], folder: str) -> tuple[Trial, Engine]:
+def _build(way: dict[str, Any], folder: str) -> tuple[TrainingRun, Engine]:
     ranks, training = current_ranks(), TrainingConfig.model_validate({**SETTINGS, **way})
     model, losses = load_model(f"{folder}/model", task="text_classification"), {"soft": LossConfig(temperature=2.0)}
     data = data_of(model, ROWS, 1, 0.5)
-    trial = Trial(
+    trial = TrainingRun(
         name="bench",
         url="",
         curve="",

@@ -44,7 +44,7 @@ from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.students.data.build_examples import build_examples
 from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.engines.build import build_engine
-from ray_distill.students.loop.train_loop import Trial, take_step
+from ray_distill.students.loop.train_loop import TrainingRun, take_step
 from ray_distill.students.modules.student_module import PLACES, StudentModule
 from ray_distill.students.objective.weighted_losses import build_terms
 from ray_distill.students.order.cursor import global_batch_at
@@ -169,7 +169,7 @@ def _training(bench: Bench, data: PositionExamples, losses: dict[str, LossConfig
     """`students.loop`."""
     ranks, training = current_ranks(), bench.config.student.training
     engine = build_engine(StudentModule(_copy(bench.student), {}, fuse=True), training, ranks, passes=1)
-    trial = Trial(
+    trial = TrainingRun(
         name="bench",
         url="",
         curve="",

@@ -29,7 +29,7 @@ from ray_distill.students.data.build_examples import build_examples
 from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.engines.build import build_engine
 from ray_distill.students.engines.engine import Engine
-from ray_distill.students.loop.train_loop import Trial, micros_of, take_step
+from ray_distill.students.loop.train_loop import TrainingRun, micros_of, take_step
 from ray_distill.students.modules.student_module import StudentModule, make_projections
 from ray_distill.students.objective.weighted_losses import build_terms
 from ray_distill.students.process_group import current_ranks
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
 
-def _in_turns(built: dict[str, tuple[Trial, Engine]], steps: int, rounds: int) -> dict[str, float]:
+def _in_turns(built: dict[str, tuple[TrainingRun, Engine]], steps: int, rounds: int) -> dict[str, float]:
     """Each way's median rate; the first steps, which warm up, are not timed."""
     found: dict[str, list[float]] = {name: [] for name in built}
     for number in range(rounds + 1):
@@ -91,7 +91,7 @@ def _in_turns(built: dict[str, tuple[Trial, Engine]], steps: int, rounds: int) -
     return {name: statistics.median(taken) for name, taken in found.items()}
 
 
-def _padding(trial: Trial, steps: int) -> tuple[float, int, int]:
+def _padding(trial: TrainingRun, steps: int) -> tuple[float, int, int]:
     """Passes a step, real tokens, and all tokens of some steps."""
     lengths = trial.data.lengths
     assert lengths is not None
@@ -122,11 +122,11 @@ def _data(model: Model) -> PositionExamples:
     )
 
 
-def _build(way: dict[str, Any], folder: str) -> tuple[Trial, Engine]:
+def _build(way: dict[str, Any], folder: str) -> tuple[TrainingRun, Engine]:
     training = TrainingConfig.model_validate({"global_batch": GLOBAL_BATCH, "engine": "torch", **way})
     model, losses = load_model(f"{folder}/model", task="text_classification"), {"soft": LossConfig(temperature=2.0)}
     data = _data(model)
-    trial = Trial(
+    trial = TrainingRun(
         name="bench",
         url="",
         curve="",

@@ -59,7 +59,7 @@ def test_training_does_not_feel_it(home: Path, reference: lab.Ran) -> None:
     """The same losses as without it, exactly; another result on validation, and other weights to export."""
     plain = lab.run(Lab(folder=str(home), hidden=True))
     assert loss_curve(reference) == loss_curve(plain)
-    assert reference.best["metrics"] != plain.best["metrics"]
+    assert reference.best["score"]["metrics"] != plain.best["score"]["metrics"]
     assert any(not torch.equal(reference.weights[name], value) for name, value in plain.weights.items())
 
 

@@ -20,7 +20,7 @@ from ray_distill.config import TrainingConfig
 from ray_distill.errors import ClusterError, ConfigError, TrainingError
 from ray_distill.students.engines.engine import check_compiler
 from ray_distill.students.loop import train_loop
-from ray_distill.students.loop.train_loop import run_trial
+from ray_distill.students.loop.train_loop import train_run
 from ray_distill.students.process_group import current_ranks
 from ray_distill.students.telemetry.step_timer import PARTS, StepMeter
 from ray_distill.testing.gloo import run_gloo
@@ -294,7 +294,7 @@ def test_a_loss_that_is_not_finite_names_step_term_and_rows(tmp_path: Path) -> N
     with pytest.raises(
         TrainingError, match=f"the loss term 'soft' is nan at step . of 8; the labels of {row} are not finite: label"
     ):
-        run_trial(trial, engine, current_ranks(), lab.Recorder(), resume=False)
+        train_run(trial, engine, current_ranks(), lab.Recorder(), resume=False)
     (facts,) = (tmp_path / "trial" / "diagnosis").glob("*.json")
     told = json.loads(facts.read_text())
     (culprit,) = told["not_finite"]
@@ -312,7 +312,7 @@ def test_a_loss_that_overflows_names_the_batch(tmp_path: Path) -> None:
     with torch.no_grad():
         next(iter(engine._module.parameters())).fill_(float("inf"))  # type: ignore[attr-defined]
     with pytest.raises(TrainingError, match="at step 1 of 8; it came from 12 rows, .* and 4 more; their labels"):
-        run_trial(trial, engine, current_ranks(), lab.Recorder(), resume=False)
+        train_run(trial, engine, current_ranks(), lab.Recorder(), resume=False)
 
 
 def test_rows_that_are_to_come_twice_do(tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_rows_that_are_to_come_twice_do(tmp_path: Path) -> None:
     watched = lab.Watched(trial.data, engine)  # type: ignore[arg-type]
     rows = np.repeat(np.arange(30), [2] * 12 + [1] * 18)
     trial = replace(trial, data=watched, rows=rows)
-    run_trial(trial, engine, current_ranks(), lab.Recorder(), resume=False)
+    train_run(trial, engine, current_ranks(), lab.Recorder(), resume=False)
     assert sorted(watched.seen) == rows.tolist()
 
 
@@ -333,7 +333,7 @@ def test_patience_ends_an_arm_that_learns_nothing_more(tmp_path: Path) -> None:
     ended = lab.run(run)
     assert max(ended.curve) == ended.best["step"] + 4 < 40
     impatient = replace(run, training={**run.training, "patience": 0}, steps=max(ended.curve), trial="other")
-    assert lab.run(impatient).best["value"] >= ended.best["value"]
+    assert lab.run(impatient).best["score"]["value"] >= ended.best["score"]["value"]
 
 
 def test_a_machine_that_is_to_go_is_answered_by_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,7 +342,7 @@ def test_a_machine_that_is_to_go_is_answered_by_a_checkpoint(tmp_path: Path, mon
     lab.write_model(tmp_path)
     trial, engine = lab.build(Lab(folder=str(tmp_path), training={"checkpoint_every": 100}))
     recorder = lab.Recorder(save_after=3)
-    run_trial(trial, engine, current_ranks(), recorder, resume=False)
+    train_run(trial, engine, current_ranks(), recorder, resume=False)
     assert [one["step"] for one in recorder.saved] == [3] and max(recorder.curve) == 8
 
 

@@ -210,7 +210,7 @@ def run(lab: Lab) -> Ran:
     recorder = Recorder()
     best = train_run(trial, engine, current_ranks(), recorder, resume=lab.resume)
     engine.close()
-    return Ran(curve=recorder.curve, best=best.to_dict(), weights=best.weights, saved=recorder.saved)
+    return Ran(curve=recorder.curve, best=best.record.to_dict(), weights=best.weights, saved=recorder.saved)
 
 
 def run_all(labs: list[Lab]) -> list[Ran]:

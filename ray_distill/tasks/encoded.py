@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ray_distill.labels.model.ragged import gather_ranges
+from ray_distill.labels.model.ragged import RaggedArray
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,18 +18,6 @@ Batch: TypeAlias = "Mapping[str, Tensor]"
 
 #: Features of token ids: of texts, and of what a decoder reads.
 TOKEN_IDS = ("input_ids", "decoder_input_ids")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ragged:
-    """One input feature of many rows: row r owns ``values[offsets[r]:offsets[r+1]]``."""
-
-    values: npt.NDArray[Any]
-    """``[N, *inner]``; the inner shape is the same for all rows."""
-    offsets: npt.NDArray[np.int64]
-    """``[R+1]``"""
-    pad: int = 0
-    """Fills short rows when they are collated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +33,7 @@ class Encoded:
     """Model inputs of some rows: features by the name the model's forward takes."""
 
     row_ids: pa.FixedSizeBinaryArray
-    features: Mapping[str, Ragged]
+    features: Mapping[str, RaggedArray]
     rejected: tuple[Rejected, ...] = field(default=())
     """Rows of the input that are *not* in ``row_ids``."""
 
@@ -65,10 +53,7 @@ class Encoded:
 
     def take(self, index: npt.NDArray[np.int64]) -> "Encoded":
         """Return the given rows, in the given order."""
-        features = {}
-        for name, feature in self.features.items():
-            offsets, flat = gather_ranges(feature.offsets, index)
-            features[name] = Ragged(values=feature.values[flat], offsets=offsets, pad=feature.pad)
+        features = {name: feature.take(index) for name, feature in self.features.items()}
         return Encoded(row_ids=self.row_ids.take(pa.array(index, pa.int64())), features=features)
 
     def to_table(self) -> pa.Table:
@@ -103,6 +88,6 @@ class Encoded:
             offsets = np.asarray(array.offsets, dtype=np.int64)
             values = np.asarray(array.values)[offsets[0] : offsets[-1]].reshape(-1, *inner)
             pad = int((column.metadata or {}).get(b"pad", b"0"))
-            features[column.name] = Ragged(values=values, offsets=(offsets - offsets[0]) // size, pad=pad)
+            features[column.name] = RaggedArray(values=values, offsets=(offsets - offsets[0]) // size, pad=pad)
         ids = table.column("row_id").combine_chunks()
         return cls(row_ids=ids, features=features)

@@ -15,7 +15,8 @@ from ray_distill.artifacts import Estimate
 from ray_distill.config import Campaign, StudentModel, TeacherConfig
 from ray_distill.labels.model.distributions import Distributions, Family
 from ray_distill.labels.model.part_specs import AnswerSpace
-from ray_distill.tasks.encoded import Encoded, Ragged
+from ray_distill.labels.model.ragged import RaggedArray
+from ray_distill.tasks.encoded import Encoded
 from ray_distill.tasks.inputs.modality import Corruption
 
 if TYPE_CHECKING:
@@ -130,10 +131,10 @@ class ModelFacet(Protocol):
 class StoreFacet(Protocol):
     """Labelling: answered positions, and their truth."""
 
-    def positions(self, encoded: Encoded) -> Ragged:
+    def positions(self, encoded: Encoded) -> RaggedArray:
         """Return where a model answers: places (int32) of each row, ascending."""
 
-    def truth(self, encoded: Encoded, rows: pa.Table | None = None) -> Ragged:
+    def truth(self, encoded: Encoded, rows: pa.Table | None = None) -> RaggedArray:
         """Return the true class or token at each of `positions`, in order; -1 if unknown.
 
         Args:

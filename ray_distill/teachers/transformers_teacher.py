@@ -13,12 +13,13 @@ from torch import Tensor
 from ray_distill.config import TeacherConfig
 from ray_distill.errors import TeacherRefused
 from ray_distill.labels.model.distributions import Distributions
+from ray_distill.labels.model.ragged import RaggedArray
 from ray_distill.labels.model.signal import Signal, Vectors, signal_of
 from ray_distill.models.core.forward import States, forward, forward_body, pool_hidden
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
 from ray_distill.tasks.catalogue import get_task
-from ray_distill.tasks.encoded import Encoded, Ragged
+from ray_distill.tasks.encoded import Encoded
 from ray_distill.tasks.task import Task
 from ray_distill.teachers.base import LabelRequest
 from ray_distill.teachers.layers import resolve_layers
@@ -96,7 +97,7 @@ class TransformersTeacher:
         ), states
 
     def _distributions(
-        self, logits: Tensor, answered: Ragged, request: LabelRequest, row_ids: pa.Array
+        self, logits: Tensor, answered: RaggedArray, request: LabelRequest, row_ids: pa.Array
     ) -> Distributions:
         """Reduce logits ``[B, V]``, or ``[B, L, V]`` at the answered tokens (padding at the end)."""
         reduce = self.task.answers.model.reduce
@@ -138,7 +139,7 @@ def _check(model: Model, request: LabelRequest) -> None:
         )
 
 
-def _flat(answered: Ragged, length: int) -> npt.NDArray[np.int64]:
+def _flat(answered: RaggedArray, length: int) -> npt.NDArray[np.int64]:
     """Return the index of each answered token in a flattened batch ``[B, L]``."""
     row = np.repeat(np.arange(len(answered.offsets) - 1), np.diff(answered.offsets))
     return np.asarray(row * length + answered.values, np.int64)

@@ -19,6 +19,7 @@ from ray_distill.config import TeacherConfig
 from ray_distill.errors import LabelError, ModelError
 from ray_distill.fingerprint import fingerprint
 from ray_distill.labels.model.distributions import Distributions
+from ray_distill.labels.model.ragged import RaggedArray
 from ray_distill.labels.model.signal import Signal, signal_of
 from ray_distill.models.core.checkpoint_files import (
     check_files,
@@ -31,7 +32,7 @@ from ray_distill.models.core.checkpoint_files import read_metadata as read_saved
 from ray_distill.models.io.load import read_config, read_processor
 from ray_distill.models.text.lm_processor import LanguageProcessor
 from ray_distill.tasks.catalogue import get_task
-from ray_distill.tasks.encoded import Encoded, Ragged
+from ray_distill.tasks.encoded import Encoded
 from ray_distill.tasks.task import Task
 from ray_distill.teachers.base import LabelRequest
 from ray_distill.teachers.vllm_limits import refuse_request, refuse_teacher
@@ -121,7 +122,7 @@ class VllmTeacher:
         found = self._score(encoded.features["input_ids"], request.k)
         return signal_of(distributions=_distributions(found, answered, self.vocabulary))
 
-    def _score(self, tokens: Ragged, k: int) -> Flat:
+    def _score(self, tokens: RaggedArray, k: int) -> Flat:
         """Score every token except the last of each row."""
         prompts = [tokens.values[start : stop - 1].tolist() for start, stop in _pairs(tokens.offsets)]
         return flat_of(generate(self.engine, prompts, scoring(k)) if prompts else [], k)
@@ -334,7 +335,7 @@ def generate(engine: Any, prompts: Sequence[list[int]], parameters: Any) -> list
     return list(outputs)
 
 
-def _distributions(found: Flat, answered: Ragged, vocabulary: int) -> Distributions:
+def _distributions(found: Flat, answered: RaggedArray, vocabulary: int) -> Distributions:
     """Return the distributions at the answered tokens."""
     row = np.repeat(np.arange(len(answered.offsets) - 1), np.diff(answered.offsets))
     at_P = found.row_offsets[row] + answered.values

@@ -39,6 +39,7 @@ from ray_distill.labels.model import rowids
 from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.manifest import StoreManifest, TeacherIdentity, parts_of
 from ray_distill.labels.model.part_specs import AnswerSpace, DistributionsSpec
+from ray_distill.labels.model.ragged import RaggedArray
 from ray_distill.labels.model.signal import signal_of
 from ray_distill.labels.store.label_store import create_or_open
 from ray_distill.labels.store.reader import open_label_set
@@ -55,7 +56,6 @@ from ray_distill.students.process_group import current_ranks
 from ray_distill.tasks.answers.classes.learn import ClassFormat
 from ray_distill.tasks.answers.tokens.learn import TokenFormat
 from ray_distill.tasks.catalogue import TASKS
-from ray_distill.tasks.encoded import Ragged
 from tests.labs.codecs import language_like
 
 K, BLOCKS = 64, 8
@@ -88,11 +88,11 @@ class Words:
 
     fingerprint = "words"
 
-    def texts(self, texts: list[str]) -> dict[str, Ragged]:
+    def texts(self, texts: list[str]) -> dict[str, RaggedArray]:
         """``input_ids`` of each text."""
         values = np.fromstring(" ".join(texts), np.int32, sep=" ") if texts else np.empty(0, np.int32)
         offsets = np.append(0, np.cumsum([text.count(" ") + 1 for text in texts])).astype(np.int64)
-        return {"input_ids": Ragged(values=values, offsets=offsets)}
+        return {"input_ids": RaggedArray(values=values, offsets=offsets)}
 
     images: Any = None
 

@@ -92,7 +92,7 @@ def test_a_codec_is_lossless_and_deterministic(data, key):
 @settings(deadline=None, max_examples=40)
 @given(signals(), st.sampled_from(["float32", "float16", "bfloat16"]))
 def test_hidden_states_keep_their_shape_and_lose_only_the_types_rounding(signal, dtype):
-    """Ragged vectors come back row by row, within half a unit in the last place of the stored type."""
+    """RaggedArray vectors come back row by row, within half a unit in the last place of the stored type."""
     relative = {"float32": 0, "float16": 2**-11, "bfloat16": 2**-8}[dtype]
     ids = rowids.to_numpy(ids_of(signal))
     for hidden in signal.hidden.values():

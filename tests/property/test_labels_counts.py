@@ -24,7 +24,7 @@ def test_what_is_expected_is_the_rounded_mean_and_at_least_one(power, levels, dr
 
 @given(st.lists(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 2**20)), max_size=9), max_size=4))
 def test_every_count_comes_back(rows):
-    """Ragged rows, empty ones too, counts near what is expected and far from it."""
+    """RaggedArray rows, empty ones too, counts near what is expected and far from it."""
     entries = [entry for row in rows for entry in row]
     bins = np.array([level for level, _ in entries], dtype=np.uint8)
     count = np.array([number for _, number in entries], dtype=np.int32)

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_distill.labels.model import rowids
-from ray_distill.tasks.encoded import Encoded, Ragged
+from ray_distill.labels.model.ragged import RaggedArray
+from ray_distill.tasks.encoded import Encoded
 from ray_distill.tasks.packing import collate_packed, pack
 from ray_distill.testing.labels import row_id
 
@@ -26,7 +27,7 @@ def _naive(lengths: list[int], capacity: int) -> list[list[int]]:
 def _encoded(lengths: np.ndarray, pad: int = 7) -> Encoded:
     """Documents of distinct tokens: 1,000 times the document, and the place in it."""
     values = np.concatenate([[], *(1000 * at + np.arange(n) for at, n in enumerate(lengths, 1))]).astype(np.int32)
-    feature = Ragged(values=values, offsets=np.append(0, np.cumsum(lengths)).astype(np.int64), pad=pad)
+    feature = RaggedArray(values=values, offsets=np.append(0, np.cumsum(lengths)).astype(np.int64), pad=pad)
     ids = pa.array([row_id(n) for n in range(len(lengths))], rowids.ROW_ID)
     return Encoded(row_ids=ids, features={"input_ids": feature})
 

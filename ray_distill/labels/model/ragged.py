@@ -18,6 +18,8 @@ class RaggedArray:
     """``[N, *inner]``; the inner shape is the same for all rows."""
     offsets: Offsets
     """``[R+1]``"""
+    pad: int = 0
+    """Fills short rows when rows are made equally long."""
 
     @property
     def rows(self) -> int:

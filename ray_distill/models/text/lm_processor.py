@@ -13,9 +13,9 @@ from ray_distill.config import TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, ModelError
 from ray_distill.fingerprint import fingerprint
+from ray_distill.labels.model.ragged import RaggedArray
 from ray_distill.models.text.chat import ROLES, Conversation, Template, Unfit, is_chat, read_chat, without_answer
 from ray_distill.models.text.processors import read_tokenizer, text_limit, tokenizer_content
-from ray_distill.tasks.encoded import Ragged
 
 #: Texts are tokenised together up to this many characters: a token takes some hundred bytes until it is an integer.
 _TOGETHER = 1 << 22
@@ -55,11 +55,11 @@ class LanguageProcessor:
         """Return whether a row is a conversation."""
         return is_chat(self.settings)
 
-    def texts(self, texts: list[str]) -> Mapping[str, Ragged]:
+    def texts(self, texts: list[str]) -> Mapping[str, RaggedArray]:
         """Tokenise as plain text, whatever the format: ``input_ids`` int32, cut at ``max_length``."""
         return {"input_ids": self._ragged([tokens.ids[: self.max_length] for tokens in self._tokenise(texts, False)])}
 
-    def language(self, texts: list[str]) -> tuple[Mapping[str, Ragged], dict[int, str]]:
+    def language(self, texts: list[str]) -> tuple[Mapping[str, RaggedArray], dict[int, str]]:
         """Tokenise each text once, and mark what is learnt of it.
 
         Args:
@@ -113,7 +113,7 @@ class LanguageProcessor:
             found |= set(after[:1]) & set(self.tokenizer.all_special_ids)
         return frozenset(found)
 
-    def images(self, images: list[npt.NDArray[np.uint8]]) -> Mapping[str, Ragged]:
+    def images(self, images: list[npt.NDArray[np.uint8]]) -> Mapping[str, RaggedArray]:
         """Refuse: a tokenizer takes no images."""
         raise ModelError("this model has a tokenizer and takes texts, not images: the task and the model disagree")
 
@@ -180,7 +180,7 @@ class LanguageProcessor:
                 places = np.array(found["offset_mapping"][row] if chat else [], np.int32).reshape(-1, 2)
                 yield _Tokens(ids=np.array(ids, np.int32), starts=places[:, 0], ends=places[:, 1])
 
-    def _ragged(self, rows: Sequence[IntArray]) -> Ragged:
+    def _ragged(self, rows: Sequence[IntArray]) -> RaggedArray:
         """Return a ragged feature; padding is masked, because a model may have no token for it."""
         known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
         return _ragged(rows, np.int32, pad=next((int(token) for token in known if token is not None), 0))
@@ -260,7 +260,9 @@ def _parts(texts: Sequence[str]) -> Iterator[list[str]]:
         yield part
 
 
-def _ragged(rows: Sequence[npt.NDArray[Any]], kind: npt.DTypeLike, *, pad: int) -> Ragged:
+def _ragged(rows: Sequence[npt.NDArray[Any]], kind: npt.DTypeLike, *, pad: int) -> RaggedArray:
     offsets = np.zeros(len(rows) + 1, np.int64)
     np.cumsum([len(row) for row in rows], out=offsets[1:])
-    return Ragged(values=np.concatenate([np.zeros(0, kind), *rows]).astype(kind, copy=False), offsets=offsets, pad=pad)
+    return RaggedArray(
+        values=np.concatenate([np.zeros(0, kind), *rows]).astype(kind, copy=False), offsets=offsets, pad=pad
+    )

@@ -18,8 +18,8 @@ import transformers  # its classes by full name: each is imported when it is use
 from ray_distill.config import TeacherConfig
 from ray_distill.errors import ModelError
 from ray_distill.fingerprint import fingerprint, sha256
+from ray_distill.labels.model.ragged import RaggedArray
 from ray_distill.models.core.checkpoint_files import gguf_file
-from ray_distill.tasks.encoded import Ragged
 
 #: Files of which a tokenizer has at least one.
 _VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
@@ -41,7 +41,7 @@ class TextProcessor:
     """Whether the model needs ``token_type_ids`` other than zero."""
     fingerprint: str
 
-    def texts(self, texts: list[str]) -> Mapping[str, Ragged]:
+    def texts(self, texts: list[str]) -> Mapping[str, RaggedArray]:
         """Tokenise: ``input_ids`` int32, and ``token_type_ids`` where the model needs them."""
         found = (
             self.tokenizer(
@@ -61,7 +61,7 @@ class TextProcessor:
             features["token_type_ids"] = ragged(found.get("token_type_ids", []), pad=pad)
         return features
 
-    def images(self, images: list[npt.NDArray[np.uint8]]) -> Mapping[str, Ragged]:
+    def images(self, images: list[npt.NDArray[np.uint8]]) -> Mapping[str, RaggedArray]:
         """Refuse: a tokenizer takes no images."""
         raise ModelError("this model has a tokenizer and takes texts, not images: the task and the model disagree")
 
@@ -78,11 +78,11 @@ class ImageProcessor:
     channels: int
     fingerprint: str
 
-    def texts(self, texts: list[str]) -> Mapping[str, Ragged]:
+    def texts(self, texts: list[str]) -> Mapping[str, RaggedArray]:
         """Refuse: an image processor takes no texts."""
         raise ModelError("this model has an image processor and takes images, not texts: task and model disagree")
 
-    def images(self, images: list[npt.NDArray[np.uint8]]) -> Mapping[str, Ragged]:
+    def images(self, images: list[npt.NDArray[np.uint8]]) -> Mapping[str, RaggedArray]:
         """Prepare images ``[H, W, C]`` uint8 of any size: ``pixel_values`` float32 ``[R, C, H, W]``."""
         ready = [to_channels(image, self.channels) for image in images]
         # no images still have a shape, so that blocks of few rows and of none can be put together
@@ -95,7 +95,7 @@ class ImageProcessor:
                 "resize to one height and width, or crop; mend its preprocessor_config.json"
             )
         values = np.stack([np.asarray(value, np.float32) for value in found])[: len(ready)]
-        return {"pixel_values": Ragged(values=values, offsets=np.arange(len(ready) + 1, dtype=np.int64))}
+        return {"pixel_values": RaggedArray(values=values, offsets=np.arange(len(ready) + 1, dtype=np.int64))}
 
     def save(self, folder: Path) -> None:
         """Write the processor's file."""
@@ -218,12 +218,12 @@ def to_channels(image: npt.NDArray[np.uint8], channels: int) -> npt.NDArray[np.u
     raise ModelError(f"an image has {found} channels and the model takes {channels}: only 1 and 3 can be converted")
 
 
-def ragged(rows: list[list[int]], *, pad: int) -> Ragged:
+def ragged(rows: list[list[int]], *, pad: int) -> RaggedArray:
     """Return the token ids of many rows as one int32 feature."""
     offsets = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum([len(row) for row in rows], out=offsets[1:])
     values = np.fromiter((item for row in rows for item in row), dtype=np.int32, count=int(offsets[-1]))
-    return Ragged(values=values, offsets=offsets, pad=pad)
+    return RaggedArray(values=values, offsets=offsets, pad=pad)
 
 
 def _needs_segments(tokenizer: Any) -> bool:

@@ -13,11 +13,11 @@ from ray_distill.config import TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, ModelError
 from ray_distill.fingerprint import fingerprint
+from ray_distill.labels.model.ragged import RaggedArray
 from ray_distill.models.text.chat import is_chat
 from ray_distill.models.text.lm_processor import IntArray, fingerprint_tokens
 from ray_distill.models.text.processors import ragged, read_tokenizer, text_limit
 from ray_distill.snapshots.pairs import read_pair
-from ray_distill.tasks.encoded import Ragged
 
 #: Texts are tokenised together up to this many: a token takes some hundred bytes until it is an integer.
 _TOGETHER = 64
@@ -40,11 +40,11 @@ class PairProcessor:
     tokens_fingerprint: str
     """Fingerprint of vocabulary, rules, special tokens and start: what labels and a student must share."""
 
-    def texts(self, texts: list[str]) -> Mapping[str, Ragged]:
+    def texts(self, texts: list[str]) -> Mapping[str, RaggedArray]:
         """Tokenise sources alone: ``input_ids`` int32, cut at ``max_length``."""
         return {"input_ids": self._ragged([self._cut(text, ids) for text, ids in self._sources(texts)])}
 
-    def pairs(self, sources: Sequence[str], targets: Sequence[str]) -> tuple[Mapping[str, Ragged], dict[int, str]]:
+    def pairs(self, sources: Sequence[str], targets: Sequence[str]) -> tuple[Mapping[str, RaggedArray], dict[int, str]]:
         """Tokenise sources and targets.
 
         Returns:
@@ -107,7 +107,7 @@ class PairProcessor:
         """Return the tokens with which the tokenizer ends a target."""
         return _ends(self.tokenizer)
 
-    def images(self, images: list[npt.NDArray[np.uint8]]) -> Mapping[str, Ragged]:
+    def images(self, images: list[npt.NDArray[np.uint8]]) -> Mapping[str, RaggedArray]:
         """Refuse: a tokenizer takes no images."""
         raise ModelError("this model has a tokenizer and takes texts, not images: the task and the model disagree")
 
@@ -141,7 +141,7 @@ class PairProcessor:
         )["input_ids"]
         return found
 
-    def _ragged(self, rows: list[list[int]]) -> Ragged:
+    def _ragged(self, rows: list[list[int]]) -> RaggedArray:
         return ragged(rows, pad=int(self.tokenizer.pad_token_id))
 
 

@@ -13,7 +13,7 @@ from ray_distill.losses.base import Loss
 from ray_distill.models.core.model import Model
 from ray_distill.students.order.cursor import Index
 from ray_distill.tasks.answers.family import Answers
-from ray_distill.tasks.encoded import Batch, Encoded, Ragged
+from ray_distill.tasks.encoded import Batch, Encoded
 from ray_distill.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ class AnswerFormat(Protocol):
     def states(self) -> StateLayout:
         """The layout of teacher states in a batch."""
 
-    def positions(self, encoded: Encoded) -> Ragged:
+    def positions(self, encoded: Encoded) -> RaggedArray:
         """Return the answered positions of each row, int32, ascending."""
 
-    def truth(self, table: pa.Table, encoded: Encoded) -> Ragged:
+    def truth(self, table: pa.Table, encoded: Encoded) -> RaggedArray:
         """Return the truth at each of `positions`, integers in the same order; -1 = unknown.
 
         It is a class of the student ``[P]``; or ``[P, V]``, 1 where a class of the student applies and 0 where it does
@@ -54,7 +54,7 @@ class AnswerFormat(Protocol):
             encoded: the usable rows of the table.
         """
 
-    def align(self, signal: Signal, stored: Index, encoded: Encoded, answered: Ragged) -> Signal:
+    def align(self, signal: Signal, stored: Index, encoded: Encoded, answered: RaggedArray) -> Signal:
         """Return the labels over the student's classes; the rows of the signal are unchanged.
 
         Args:

@@ -6,16 +6,15 @@ A batch of streamed rows is joined from the rows of many units.
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from ray_distill.labels.format.chunked_distributions import DistributionParts
 from ray_distill.labels.model.distributions import Distributions
-from ray_distill.labels.model.ragged import gather_ranges, running
-from ray_distill.labels.model.signal import Vectors, concat_signals, signal_of
+from ray_distill.labels.model.ragged import RaggedArray, running
+from ray_distill.labels.model.signal import concat_signals, signal_of
 from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.order.cursor import Index
-from ray_distill.tasks.encoded import Encoded, Ragged
+from ray_distill.tasks.encoded import Encoded
 
 #: Least bytes of a row's distributions at which joining sets without a copy is faster: for smaller rows, copying costs
 #: less than finding the row in its set.
@@ -29,8 +28,8 @@ def take_rows(data: PositionExamples, rows: Index) -> PositionExamples:
     return PositionExamples(
         format=data.format,
         encoded=data.encoded.take(rows),
-        answered=_take(data.answered, rows),
-        truth=_take(data.truth, rows),
+        answered=data.answered.take(rows),
+        truth=data.truth.take(rows),
         stored=np.where(have, np.cumsum(have) - 1, -1),
         distil=data.distil[rows],
         distributions=None if data.distributions is None else data.distributions.take(own),
@@ -55,8 +54,8 @@ def join_sets(parts: Sequence[PositionExamples]) -> PositionExamples:
     return PositionExamples(
         format=parts[0].format,
         encoded=_join_encoded([part.encoded for part in parts]),
-        answered=_join([part.answered for part in parts]),
-        truth=_join([part.truth for part in parts]),
+        answered=RaggedArray.concat([part.answered for part in parts]),
+        truth=RaggedArray.concat([part.truth for part in parts]),
         stored=np.concatenate(stored),
         distil=np.concatenate([part.distil for part in parts]),
         distributions=_join_distributions([part.distributions for part in parts if part.distributions is not None]),
@@ -66,7 +65,7 @@ def join_sets(parts: Sequence[PositionExamples]) -> PositionExamples:
 
 def size_of(data: PositionExamples) -> int:
     """Return the bytes of a set's arrays."""
-    ragged: list[Ragged | Vectors] = [*data.encoded.features.values(), data.answered, data.truth, *data.hidden.values()]
+    ragged: list[RaggedArray] = [*data.encoded.features.values(), data.answered, data.truth, *data.hidden.values()]
     found = int(data.encoded.row_ids.nbytes) + data.stored.nbytes + data.distil.nbytes
     return found + sum(part.values.nbytes + part.offsets.nbytes for part in ragged) + _bytes(data.distributions)
 
@@ -103,19 +102,5 @@ def _labelled_rows(part: PositionExamples) -> int:
 def _join_encoded(parts: Sequence[Encoded]) -> Encoded:
     return Encoded(
         row_ids=pa.concat_arrays([part.row_ids for part in parts]),
-        features={name: _join([part.features[name] for part in parts]) for name in parts[0].features},
-    )
-
-
-def _take(feature: Ragged, rows: Index) -> Ragged:
-    offsets, flat = gather_ranges(feature.offsets, rows)
-    return Ragged(values=feature.values[flat], offsets=offsets, pad=feature.pad)
-
-
-def _join(parts: Sequence[Ragged]) -> Ragged:
-    lengths: list[npt.NDArray[np.int64]] = [np.diff(part.offsets) for part in parts]
-    return Ragged(
-        values=np.concatenate([part.values for part in parts]),
-        pad=parts[0].pad,
-        offsets=running(np.concatenate(lengths)),
+        features={name: RaggedArray.concat([part.features[name] for part in parts]) for name in parts[0].features},
     )

@@ -25,7 +25,7 @@ from ray_distill.students.data.answer_format import AnswerFormat
 from ray_distill.students.data.sparse_targets import sparse_targets
 from ray_distill.students.modules.student_module import PLACES
 from ray_distill.students.order.cursor import Index
-from ray_distill.tasks.encoded import Batch, Encoded, Ragged
+from ray_distill.tasks.encoded import Batch, Encoded
 
 
 class Examples(Protocol):
@@ -110,9 +110,9 @@ class PositionExamples:
 
     format: AnswerFormat
     encoded: Encoded
-    answered: Ragged
+    answered: RaggedArray
     """The answered positions of each row."""
-    truth: Ragged
+    truth: RaggedArray
     """The truth at each answered position: a class ``[P]``, or 1 and 0 by class ``[P, V]``; -1 = unknown."""
     stored: Index
     """``[R]``: row of ``distributions`` and ``hidden``; -1 = the teacher has not labelled the row."""
@@ -232,7 +232,7 @@ class PositionExamples:
         return {layer: _at(hidden, stored[owner_N], position_N) for layer, hidden in self.hidden.items()}, None
 
 
-def known_positions(truth: Ragged) -> npt.NDArray[np.bool_]:
+def known_positions(truth: RaggedArray) -> npt.NDArray[np.bool_]:
     """Return ``[P]``: whether the truth of a position is known."""
     known: npt.NDArray[np.bool_] = truth.values >= 0
     return known if known.ndim == 1 else np.asarray(known.all(axis=tuple(range(1, known.ndim))))

@@ -12,11 +12,12 @@ import numpy as np
 from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.ragged import RaggedArray
 from ray_distill.labels.model.signal import DISTRIBUTIONS, Signal
 from ray_distill.models.core.model import Model
 from ray_distill.students.data.answer_format import StateLayout
 from ray_distill.students.order.cursor import Index
-from ray_distill.tasks.encoded import Batch, Encoded, Ragged
+from ray_distill.tasks.encoded import Batch, Encoded
 from ray_distill.tasks.task import Task
 
 
@@ -48,11 +49,11 @@ class RowFormat:
             states="sequence" if manifest.pool == "token" else "row",
         )
 
-    def positions(self, encoded: Encoded) -> Ragged:
+    def positions(self, encoded: Encoded) -> RaggedArray:
         """Return position 0 of each row."""
         return self.task.answers.store.positions(encoded)
 
-    def align(self, signal: Signal, stored: Index, encoded: Encoded, answered: Ragged) -> Signal:
+    def align(self, signal: Signal, stored: Index, encoded: Encoded, answered: RaggedArray) -> Signal:
         """Return the labels over the student's classes; see `AnswerFormat`.
 
         Raises:

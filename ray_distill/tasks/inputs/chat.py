@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from ray_distill.config import Campaign
-from ray_distill.tasks.encoded import Batch, Encoded, Ragged, Rejected
+from ray_distill.labels.model.ragged import RaggedArray
+from ray_distill.tasks.encoded import Batch, Encoded, Rejected
 from ray_distill.tasks.inputs.modality import Form, Index, Inputs, Processor
 from ray_distill.tasks.inputs.padding import pad_sequences, real_tokens
 from ray_distill.tasks.inputs.rows import encoded, sift
@@ -24,7 +25,7 @@ ANSWERED = "answered"
 class Language(Protocol):
     """A processor that reads conversations; see `models.text.lm_processor.LanguageProcessor`."""
 
-    def language(self, texts: list[str]) -> tuple[Mapping[str, Ragged], dict[int, str]]:
+    def language(self, texts: list[str]) -> tuple[Mapping[str, RaggedArray], dict[int, str]]:
         """Return ``input_ids`` and ``answered`` of every text, and why some are empty.
 
         The reasons are by the text's place.
@@ -56,7 +57,7 @@ def collate(encoded: Encoded, index: Index) -> Batch:
     return {**batch, "attention_mask": real_tokens(encoded.features["input_ids"], index)}
 
 
-def answers(answered: Ragged) -> Ragged:
+def answers(answered: RaggedArray) -> RaggedArray:
     """Return the tokens of each row that precede an answered one (int32, ascending).
 
     No token precedes a row's first.
@@ -65,16 +66,16 @@ def answers(answered: Ragged) -> Ragged:
     within = np.arange(len(answered.values)) - np.repeat(answered.offsets[:-1], lengths)
     flat = np.flatnonzero((answered.values != 0) & (within > 0))
     offsets = np.searchsorted(flat, answered.offsets).astype(np.int64)
-    return Ragged(values=(within[flat] - 1).astype(np.int32), offsets=offsets)
+    return RaggedArray(values=(within[flat] - 1).astype(np.int32), offsets=offsets)
 
 
-def _tokens(texts: list[str], processor: Processor) -> tuple[dict[str, Ragged], dict[int, str]]:
+def _tokens(texts: list[str], processor: Processor) -> tuple[dict[str, RaggedArray], dict[int, str]]:
     if isinstance(processor, Language):
         features, reasons = processor.language(texts)
         return dict(features), dict(reasons)
     features = cast(Texts, processor).texts(texts)
     ids = features["input_ids"]
-    return {**features, ANSWERED: Ragged(values=np.ones(len(ids.values), np.int8), offsets=ids.offsets)}, {}
+    return {**features, ANSWERED: RaggedArray(values=np.ones(len(ids.values), np.int8), offsets=ids.offsets)}, {}
 
 
 def _form(config: Campaign) -> Form:

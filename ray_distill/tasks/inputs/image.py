@@ -10,8 +10,9 @@ import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
 from ray_distill.errors import EvaluationError
+from ray_distill.labels.model.ragged import RaggedArray
 from ray_distill.snapshots.sources.image_source import check_images
-from ray_distill.tasks.encoded import Batch, Encoded, Ragged
+from ray_distill.tasks.encoded import Batch, Encoded
 from ray_distill.tasks.inputs.image_corruptions import IMAGE_CORRUPTIONS
 from ray_distill.tasks.inputs.modality import Floats, Index, Inputs, Processor
 from ray_distill.tasks.inputs.pixels import decode_image
@@ -26,7 +27,7 @@ SHOWN_COLUMNS, _SHADES = 56, " .:-=+*#%@"
 class Images(Processor, Protocol):
     """A processor that reads images; see `models.text.processors.ImageProcessor`."""
 
-    def images(self, images: list[npt.NDArray[np.uint8]]) -> Mapping[str, Ragged]:
+    def images(self, images: list[npt.NDArray[np.uint8]]) -> Mapping[str, RaggedArray]:
         """Prepare images ``[H, W, C]`` uint8: ``pixel_values`` float32 ``[R, C, H, W]``."""
 
 

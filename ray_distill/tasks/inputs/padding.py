@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ray_distill.tasks.encoded import Ragged
+from ray_distill.labels.model.ragged import RaggedArray
 from ray_distill.tasks.inputs.modality import Index
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def pad_sequences(feature: Ragged, index: Index) -> Tensor:
+def pad_sequences(feature: RaggedArray, index: Index) -> Tensor:
     """Return rows ``index`` of a feature, padded at the end: ``[B, L, *inner]``.
 
     Whole numbers become int64.
@@ -34,7 +34,7 @@ def pad_sequences(feature: Ragged, index: Index) -> Tensor:
     return torch.from_numpy(out)
 
 
-def real_tokens(feature: Ragged, index: Index) -> Tensor:
+def real_tokens(feature: RaggedArray, index: Index) -> Tensor:
     """Return the attention mask of `pad_sequences`: int64 ``[B, L]``, 1 on real tokens."""
     import torch
 

@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from ray_distill.config import Campaign
 from ray_distill.errors import ModelError
+from ray_distill.labels.model.ragged import RaggedArray
 from ray_distill.snapshots.pairs import Pair, pair_text, read_pair
-from ray_distill.tasks.encoded import Batch, Encoded, Ragged, Rejected
+from ray_distill.tasks.encoded import Batch, Encoded, Rejected
 from ray_distill.tasks.inputs.corruptions import Change
 from ray_distill.tasks.inputs.modality import Corruption, Index, Inputs, Processor
 from ray_distill.tasks.inputs.padding import pad_sequences, real_tokens
@@ -31,7 +32,7 @@ DECODER = "decoder_input_ids"
 class Pairs(Protocol):
     """A processor of sources and targets; see `models.text.seq2seq_processor.PairProcessor`."""
 
-    def pairs(self, sources: Sequence[str], targets: Sequence[str]) -> tuple[Mapping[str, Ragged], dict[int, str]]:
+    def pairs(self, sources: Sequence[str], targets: Sequence[str]) -> tuple[Mapping[str, RaggedArray], dict[int, str]]:
         """Return the features of every pair, and by their place the reasons why some are empty.
 
         The features are ``input_ids``, ``decoder_input_ids`` and ``target``.

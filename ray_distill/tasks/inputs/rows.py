@@ -5,7 +5,8 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from ray_distill.tasks.encoded import Encoded, Ragged, Rejected
+from ray_distill.labels.model.ragged import RaggedArray
+from ray_distill.tasks.encoded import Encoded, Rejected
 from ray_distill.tasks.inputs.modality import Processor
 
 T = TypeVar("T")
@@ -41,7 +42,10 @@ def sift(
 
 
 def encoded(
-    row_ids: pa.FixedSizeBinaryArray, features: dict[str, Ragged], rejected: tuple[Rejected, ...], processor: Processor
+    row_ids: pa.FixedSizeBinaryArray,
+    features: dict[str, RaggedArray],
+    rejected: tuple[Rejected, ...],
+    processor: Processor,
 ) -> Encoded:
     """Assemble `Encoded`, and check that the processor gave every row its features."""
     for name, feature in features.items():
@@ -49,7 +53,7 @@ def encoded(
     return Encoded(row_ids=row_ids, features=features, rejected=rejected)
 
 
-def one_row(features: Mapping[str, Ragged]) -> Encoded:
+def one_row(features: Mapping[str, RaggedArray]) -> Encoded:
     """Return the features of a made-up row."""
     return Encoded(row_ids=pa.array([bytes(16)], pa.binary(16)), features=features)
 

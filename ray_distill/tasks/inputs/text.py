@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_distill.config import Campaign
-from ray_distill.tasks.encoded import Batch, Encoded, Ragged
+from ray_distill.labels.model.ragged import RaggedArray
+from ray_distill.tasks.encoded import Batch, Encoded
 from ray_distill.tasks.inputs.modality import Floats, Index, Inputs, Processor
 from ray_distill.tasks.inputs.padding import pad_sequences, real_tokens
 from ray_distill.tasks.inputs.rows import Unusable, encoded, one_row, sift
@@ -22,7 +23,7 @@ SHOWN_CHARACTERS = 2000
 class Texts(Processor, Protocol):
     """A processor that reads texts; see `models.text.processors.TextProcessor`."""
 
-    def texts(self, texts: list[str]) -> Mapping[str, Ragged]:
+    def texts(self, texts: list[str]) -> Mapping[str, RaggedArray]:
         """Tokenise texts: ``input_ids`` (int32), and whatever else the model takes."""
 
 

@@ -12,12 +12,13 @@ from ray_distill.artifacts import Decision, EvalReport, LabelSetRef, ModelReport
 from ray_distill.errors import ClusterError, ModelError, PromotionError, StoreMismatch
 from ray_distill.evaluation.measures.efficiency import Efficiency
 from ray_distill.labels.model.distributions import Distributions
+from ray_distill.labels.model.ragged import RaggedArray
 from ray_distill.promotion.chain import read_chain, record_decision
 from ray_distill.runtime.core.connection import explain
 from ray_distill.runtime.labelling.batching import by_length
 from ray_distill.runtime.stages.promote import judged_against
 from ray_distill.tasks.answers.classes.store import class_probabilities
-from ray_distill.tasks.encoded import Encoded, Ragged
+from ray_distill.tasks.encoded import Encoded
 from ray_distill.testing.labels import fake_manifest, fake_teacher, row_id
 
 IDS = pa.array([row_id(number) for number in range(6)], pa.binary(16))
@@ -26,7 +27,9 @@ IDS = pa.array([row_id(number) for number in range(6)], pa.binary(16))
 def _encoded(lengths: list[int], order: list[int]) -> Encoded:
     offsets = np.concatenate([[0], np.cumsum(np.array(lengths)[order])])
     values = np.zeros(offsets[-1], np.int32)
-    return Encoded(row_ids=IDS.take(pa.array(order)), features={"input_ids": Ragged(values=values, offsets=offsets)})
+    return Encoded(
+        row_ids=IDS.take(pa.array(order)), features={"input_ids": RaggedArray(values=values, offsets=offsets)}
+    )
 
 
 def test_batches_are_ordered_by_length_then_id_whatever_order_rows_come_in() -> None:

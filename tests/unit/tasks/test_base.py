@@ -5,7 +5,8 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_distill.tasks.encoded import Encoded, Ragged
+from ray_distill.labels.model.ragged import RaggedArray
+from ray_distill.tasks.encoded import Encoded
 
 INNER = {"ids": (), "frames": (3,), "pixels": (1, 2, 2)}
 
@@ -21,7 +22,7 @@ def encodings(draw: st.DrawFn) -> Encoded:
         size = (int(offsets[-1]), *inner)
         kind = np.int32 if name == "ids" else np.float32
         values = np.arange(int(np.prod(size)), dtype=kind).reshape(size) + draw(st.integers(0, 100))
-        features[name] = Ragged(values=values.astype(kind), offsets=offsets, pad=draw(st.integers(0, 9)))
+        features[name] = RaggedArray(values=values.astype(kind), offsets=offsets, pad=draw(st.integers(0, 9)))
     ids = pa.array([bytes([row]) * 16 for row in range(rows)], pa.binary(16))
     return Encoded(row_ids=ids, features=features)
 
@@ -31,7 +32,7 @@ def _take(encoded: Encoded, start: int, stop: int) -> Encoded:
     features = {}
     for name, feature in encoded.features.items():
         low, high = feature.offsets[start], feature.offsets[stop]
-        features[name] = Ragged(
+        features[name] = RaggedArray(
             values=feature.values[low:high], offsets=feature.offsets[start : stop + 1] - low, pad=feature.pad
         )
     return Encoded(row_ids=encoded.row_ids[start:stop], features=features)
@@ -83,7 +84,7 @@ def test_a_table_without_chunks_has_no_rows() -> None:
     schema = (
         Encoded(
             row_ids=pa.array([], pa.binary(16)),
-            features={"pixels": Ragged(values=np.zeros((0, 1, 2), np.float32), offsets=np.zeros(1, np.int64))},
+            features={"pixels": RaggedArray(values=np.zeros((0, 1, 2), np.float32), offsets=np.zeros(1, np.int64))},
         )
         .to_table()
         .schema

@@ -12,11 +12,12 @@ from torch import nn
 from ray_distill.errors import ModelError
 from ray_distill.labels.format.arrow_tables import signal_to_table, table_to_signal
 from ray_distill.labels.model import rowids
+from ray_distill.labels.model.ragged import RaggedArray
 from ray_distill.labels.model.signal import concat_signals
 from ray_distill.models.core.fingerprint import finish
 from ray_distill.models.core.row_classes import named
 from ray_distill.tasks.catalogue import get_task
-from ray_distill.tasks.encoded import Encoded, Ragged
+from ray_distill.tasks.encoded import Encoded
 from ray_distill.teachers.base import LabelRequest
 from ray_distill.teachers.reduce import Places, reduce_logits
 from ray_distill.teachers.transformers_teacher import TransformersTeacher
@@ -31,10 +32,10 @@ class Words:
 
     fingerprint = "words"
 
-    def texts(self, texts: list[str]) -> dict[str, Ragged]:
+    def texts(self, texts: list[str]) -> dict[str, RaggedArray]:
         tokens = [[len(word) * 3 + ord(word[0]) % 3 for word in text.split()] for text in texts]
         offsets = np.append(0, np.cumsum([len(row) for row in tokens])).astype(np.int64)
-        return {"input_ids": Ragged(values=np.concatenate([[], *tokens]).astype(np.int32), offsets=offsets)}
+        return {"input_ids": RaggedArray(values=np.concatenate([[], *tokens]).astype(np.int32), offsets=offsets)}
 
 
 class Counting(nn.Module):

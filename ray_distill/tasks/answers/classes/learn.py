@@ -23,7 +23,7 @@ from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.data.row_format import RowFormat
 from ray_distill.students.data.sparse_targets import padded
 from ray_distill.students.loop.validation import MIN_LABELLED, Objective, Score, Validator, row_validator
-from ray_distill.tasks.encoded import Encoded, Ragged
+from ray_distill.tasks.encoded import Encoded
 from ray_distill.tasks.task import Task
 
 #: A student answers once a row: there are no logits to spare.
@@ -41,7 +41,7 @@ OBJECTIVES: Final = {
 class ClassFormat(RowFormat):
     """Rows of one class each."""
 
-    def truth(self, table: pa.Table, encoded: Encoded) -> Ragged:
+    def truth(self, table: pa.Table, encoded: Encoded) -> RaggedArray:
         """Return the ``label`` of each row as a class of the student.
 
         Raises:

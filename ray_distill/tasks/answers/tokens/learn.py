@@ -29,7 +29,7 @@ from ray_distill.students.data.answer_format import StateLayout
 from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.loop.validation import Objective, Score, Validator
 from ray_distill.students.order.cursor import Index
-from ray_distill.tasks.encoded import Batch, Encoded, Ragged
+from ray_distill.tasks.encoded import Batch, Encoded
 from ray_distill.tasks.packing import collate_packed
 from ray_distill.tasks.task import Task
 
@@ -53,15 +53,15 @@ class TokenFormat:
     states: StateLayout = "position"
     truth_columns: tuple[str, ...] = ()
 
-    def positions(self, encoded: Encoded) -> Ragged:
+    def positions(self, encoded: Encoded) -> RaggedArray:
         """Return every token whose next one is to be predicted."""
         return self.task.answers.store.positions(encoded)
 
-    def truth(self, table: pa.Table, encoded: Encoded) -> Ragged:
+    def truth(self, table: pa.Table, encoded: Encoded) -> RaggedArray:
         """Return the true next tokens."""
         return self.task.answers.store.truth(encoded)
 
-    def align(self, signal: Signal, stored: Index, encoded: Encoded, answered: Ragged) -> Signal:
+    def align(self, signal: Signal, stored: Index, encoded: Encoded, answered: RaggedArray) -> Signal:
         """Return the labels as they are; see `AnswerFormat`.
 
         Raises:
@@ -184,7 +184,7 @@ def _check_vocabulary(found: Distributions, vocabulary: int) -> None:
         )
 
 
-def _check_positions(found: Distributions, answered: Ragged, stored: Index, encoded: Encoded) -> None:
+def _check_positions(found: Distributions, answered: RaggedArray, stored: Index, encoded: Encoded) -> None:
     """Refuse labels of other tokens than those at which the student answers."""
     have = np.flatnonzero(stored >= 0)
     student_offsets, student_at = gather_ranges(answered.offsets, have)

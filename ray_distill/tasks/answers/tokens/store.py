@@ -5,8 +5,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ray_distill.labels.model.distributions import Distributions
-from ray_distill.labels.model.ragged import owner
-from ray_distill.tasks.encoded import Encoded, Ragged
+from ray_distill.labels.model.ragged import RaggedArray, owner
+from ray_distill.tasks.encoded import Encoded
 from ray_distill.tasks.inputs.chat import ANSWERED, answers
 from ray_distill.tasks.inputs.pair import DECODER, TARGET
 
@@ -16,7 +16,7 @@ Tokens = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
-def positions(encoded: Encoded) -> Ragged:
+def positions(encoded: Encoded) -> RaggedArray:
     """Return the places (int32, ascending) among each row's tokens at which the model answers.
 
     A decoder-only model answers at every token that precedes one to be predicted; a decoder beside an encoder at each
@@ -26,16 +26,16 @@ def positions(encoded: Encoded) -> Ragged:
         return answers(encoded.features[ANSWERED])
     offsets = encoded.features[DECODER].offsets
     within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], np.diff(offsets))
-    return Ragged(values=within.astype(np.int32), offsets=offsets)
+    return RaggedArray(values=within.astype(np.int32), offsets=offsets)
 
 
-def truth(encoded: Encoded, rows: pa.Table | None = None) -> Ragged:
+def truth(encoded: Encoded, rows: pa.Table | None = None) -> RaggedArray:
     """Return the true token at each of `positions`, in their order."""
     if TARGET in encoded.features:
         return encoded.features[TARGET]
     answered, tokens = positions(encoded), encoded.features["input_ids"]
     at = np.repeat(tokens.offsets[:-1], np.diff(answered.offsets)) + answered.values
-    return Ragged(values=tokens.values[at + 1], offsets=answered.offsets)
+    return RaggedArray(values=tokens.values[at + 1], offsets=answered.offsets)
 
 
 def shares(distributions: Distributions, classes: Tokens | None) -> tuple[Floats, Tokens]:

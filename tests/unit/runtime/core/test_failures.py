@@ -15,6 +15,7 @@ from ray_distill.config import Resources, TeacherConfig
 from ray_distill.config.labels import FailuresConfig
 from ray_distill.errors import LabelError
 from ray_distill.labels.format.arrow_tables import table_to_halved, table_to_signal
+from ray_distill.labels.model.ragged import RaggedArray
 from ray_distill.labels.model.signal import Signal
 from ray_distill.labels.model.work_units import WorkUnit
 from ray_distill.runtime.core.failures import Failure, Rows, answer_halving, died, failure_of, out_of_memory, timed_out
@@ -24,7 +25,7 @@ from ray_distill.runtime.labelling.death_counter import DeathCounter
 from ray_distill.runtime.labelling.encode_write import LabelJob
 from ray_distill.runtime.labelling.isolate_failures import FailedUnit, FaultCheck, spread_rows
 from ray_distill.runtime.labelling.teacher_actor import Plan
-from ray_distill.tasks.encoded import Encoded, Ragged
+from ray_distill.tasks.encoded import Encoded
 from ray_distill.teachers.base import LabelRequest
 from ray_distill.testing.labels import fake_manifest, row_id
 from ray_distill.testing.models import FakeTeacher
@@ -93,7 +94,7 @@ def _encoded(rows: int) -> Encoded:
     return Encoded(
         row_ids=ids,
         features={
-            "input_ids": Ragged(
+            "input_ids": RaggedArray(
                 values=np.zeros(lengths.sum(), np.int32), offsets=np.concatenate([[0], np.cumsum(lengths)])
             )
         },

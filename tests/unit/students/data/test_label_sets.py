@@ -36,7 +36,7 @@ from ray_distill.students.order.cursor import Index
 from ray_distill.students.order.micro_batches import MicroBatch
 from ray_distill.students.process_group import current_ranks
 from ray_distill.tasks.catalogue import TASKS
-from ray_distill.tasks.encoded import Batch, Encoded, Ragged
+from ray_distill.tasks.encoded import Batch, Encoded
 from ray_distill.tasks.task import Task
 from ray_distill.testing.labels import fake_manifest, label_all
 from ray_distill.testing.models import tiny_text_processor
@@ -54,13 +54,13 @@ class SetFormat:
     states: StateLayout = "row"
     truth_columns: tuple[str, ...] = ()
 
-    def positions(self, encoded: Encoded) -> Ragged:
+    def positions(self, encoded: Encoded) -> RaggedArray:
         return self.task.answers.store.positions(encoded)
 
-    def truth(self, table: pa.Table, encoded: Encoded) -> Ragged:
+    def truth(self, table: pa.Table, encoded: Encoded) -> RaggedArray:
         return replace(self.positions(encoded), values=truth_of([id_.as_py() for id_ in encoded.row_ids], self.classes))
 
-    def align(self, signal: Signal, stored: Index, encoded: Encoded, answered: Ragged) -> Signal:
+    def align(self, signal: Signal, stored: Index, encoded: Encoded, answered: RaggedArray) -> Signal:
         if not signal.parts:
             return signal
         found = signal.distributions

@@ -18,7 +18,7 @@ from ray_distill.students.data.resampling import Shares, class_weights, entropy_
 from ray_distill.tasks.answers.classes.learn import ClassFormat
 from ray_distill.tasks.answers.tokens.learn import TokenFormat
 from ray_distill.tasks.catalogue import TASKS
-from ray_distill.tasks.encoded import Encoded, Ragged
+from ray_distill.tasks.encoded import Encoded
 
 
 def classifier(labels: list[int], entropy: list[float]) -> PositionExamples:
@@ -30,8 +30,8 @@ def classifier(labels: list[int], entropy: list[float]) -> PositionExamples:
             task=TASKS["text_classification"], student_classes=(), store_classes=(), snapshot_classes=()
         ),
         encoded=Encoded(row_ids=pa.array([bytes(16)] * count, pa.binary(16)), features={}),
-        answered=Ragged(values=np.zeros(count, np.int32), offsets=steps),
-        truth=Ragged(values=np.array(labels, np.int32), offsets=steps),
+        answered=RaggedArray(values=np.zeros(count, np.int32), offsets=steps),
+        truth=RaggedArray(values=np.array(labels, np.int32), offsets=steps),
         stored=steps[:-1],
         distil=np.ones(count, np.bool_),
         distributions=Distributions(

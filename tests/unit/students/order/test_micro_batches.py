@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from ray_distill.config import TrainingConfig
 from ray_distill.errors import ConfigError
+from ray_distill.labels.model.ragged import RaggedArray
 from ray_distill.students.order.micro_batches import Budget, Lengths, MicroBatch, cut_by_tokens, micro_batches
-from ray_distill.tasks.encoded import Encoded, Ragged
+from ray_distill.tasks.encoded import Encoded
 from ray_distill.tasks.packing import collate_packed
 
 
@@ -107,7 +108,7 @@ def test_packed_passes_hold_the_budget_as_they_are_collated(
     offsets = np.append(0, np.cumsum(lengths))
     encoded = Encoded(
         row_ids=pa.array([b"0" * 16] * len(lengths), pa.binary(16)),
-        features={"input_ids": Ragged(values=np.zeros(offsets[-1], np.int32), offsets=offsets)},
+        features={"input_ids": RaggedArray(values=np.zeros(offsets[-1], np.int32), offsets=offsets)},
     )
     assert encoded.lengths is not None
     cuts = cut_by_tokens(encoded.lengths, budget)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_distill.labels.format.codecs import CODECS
+from ray_distill.labels.model.ragged import RaggedArray
 from ray_distill.losses.base import LossBatch, StudentOutput
 from ray_distill.losses.cross_entropy import Hard
 from ray_distill.models.core.model import Model
@@ -19,7 +20,7 @@ from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.loop.validation import Score, Validator
 from ray_distill.tasks.answers.classes import learn, store
 from ray_distill.tasks.answers.classes.learn import ByTeacher, ClassFormat
-from ray_distill.tasks.encoded import Encoded, Ragged
+from ray_distill.tasks.encoded import Encoded
 from ray_distill.testing.tasks import CHECKS
 from tests.labs.broken_tasks import assert_found, with_facet
 from tests.labs.task_cases import case_of, config_of
@@ -45,18 +46,18 @@ def _changed(model: Model, change: Callable[[Tensor], Tensor]) -> Model:
     return replace(model, module=Changed(model.module, change).eval())
 
 
-def _second(encoded: Encoded) -> Ragged:
+def _second(encoded: Encoded) -> RaggedArray:
     return replace(store.positions(encoded), values=np.ones(encoded.rows, np.int32))
 
 
-def _falling(encoded: Encoded) -> Ragged:
-    return Ragged(
+def _falling(encoded: Encoded) -> RaggedArray:
+    return RaggedArray(
         values=np.tile(np.array([1, 0], np.int32), encoded.rows),
         offsets=np.arange(encoded.rows + 1, dtype=np.int64) * 2,
     )
 
 
-def _short_truth(encoded: Encoded, rows: pa.Table | None = None) -> Ragged:
+def _short_truth(encoded: Encoded, rows: pa.Table | None = None) -> RaggedArray:
     found = store.truth(encoded, rows)
     return replace(found, values=found.values[1:])
 
@@ -135,7 +136,7 @@ def test_a_validation_without_a_number_is_found(monkeypatch: pytest.MonkeyPatch)
 class _Guessing(ClassFormat):
     """Rows without a label are of the first class."""
 
-    def truth(self, table: pa.Table, encoded: Encoded) -> Ragged:
+    def truth(self, table: pa.Table, encoded: Encoded) -> RaggedArray:
         found = super().truth(table, encoded)
         return replace(found, values=np.maximum(found.values, 0))
 

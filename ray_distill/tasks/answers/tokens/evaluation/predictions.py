@@ -21,10 +21,11 @@ from ray_distill.errors import EvaluationError
 from ray_distill.evaluation.measures.intervals import Floats, Ints
 from ray_distill.evaluation.predict.batches import Reduce, batches_of, run_batch, run_models
 from ray_distill.evaluation.predict.panel import Panel, Run, Timed
+from ray_distill.labels.model.ragged import RaggedArray
 from ray_distill.models.core.model import Model
 from ray_distill.models.text.tokenizer_match import tokens_of
 from ray_distill.tasks.answers.tokens.evaluation.measures import TAIL_TOP, is_sum, sum_by_document
-from ray_distill.tasks.encoded import Encoded, Ragged
+from ray_distill.tasks.encoded import Encoded
 from ray_distill.tasks.task import Task
 
 #: Most float32 logits of one batch, bytes; a longer document is a batch of its own.
@@ -237,5 +238,5 @@ def _cut(encoded: Encoded, longest: float) -> Encoded:
         lengths = np.diff(feature.offsets)
         within: npt.NDArray[Any] = np.arange(len(feature.values)) - np.repeat(feature.offsets[:-1], lengths)
         offsets = np.concatenate([[0], np.cumsum(np.minimum(lengths, longest))]).astype(np.int64)
-        features[name] = Ragged(values=feature.values[within < longest], offsets=offsets, pad=feature.pad)
+        features[name] = RaggedArray(values=feature.values[within < longest], offsets=offsets, pad=feature.pad)
     return Encoded(row_ids=encoded.row_ids, features=features, rejected=encoded.rejected)

@@ -10,7 +10,8 @@ import pyarrow as pa
 from ray_distill.config import Campaign, TeacherConfig
 from ray_distill.errors import ModelError
 from ray_distill.fingerprint import fingerprint
-from ray_distill.tasks.encoded import Batch, Encoded, Ragged
+from ray_distill.labels.model.ragged import RaggedArray
+from ray_distill.tasks.encoded import Batch, Encoded
 from ray_distill.tasks.inputs.corruptions import corrupt_column
 from ray_distill.tasks.inputs.modality import Corruption, Floats, Index, Inputs, Processor
 from ray_distill.tasks.inputs.rows import Unusable, encoded, one_row, sift
@@ -30,10 +31,10 @@ class Scale:
         """Fingerprint of width and unit."""
         return fingerprint({"readings": self.width, "unit": self.unit})
 
-    def features(self, rows: list[Floats]) -> dict[str, Ragged]:
+    def features(self, rows: list[Floats]) -> dict[str, RaggedArray]:
         """Return ``readings`` float32 ``[R, F]``."""
         values = np.asarray(rows, np.float32).reshape(len(rows), self.width) / np.float32(self.unit)
-        return {COLUMN: Ragged(values=values, offsets=np.arange(len(rows) + 1, dtype=np.int64))}
+        return {COLUMN: RaggedArray(values=values, offsets=np.arange(len(rows) + 1, dtype=np.int64))}
 
 
 def read_numbers(data: bytes) -> Floats:

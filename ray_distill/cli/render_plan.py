@@ -26,11 +26,12 @@ def show_plan(report: PlanReport) -> str:
         f"hours       {report.accelerator_hours:.3g} of accelerators, {report.core_hours:.3g} of cores, {error}",
         f"cost        {report.money:.3g} {report.currency} {error}",
     ]
-    lines += [
-        "",
-        "mass of the k most likely classes (mean, and the value that 95 % of the positions exceed)",
-        table([_kept(point) for point in report.curve]),
-    ]
+    if report.curve:  # empty where every class is stored, whatever the settings
+        lines += [
+            "",
+            "mass of the k most likely classes (mean, and the value that 95 % of the positions exceed)",
+            table([_kept(point) for point in report.curve]),
+        ]
     lines += [
         "",
         f"ways to store a position (target {report.target_nats:g} nats)",

@@ -190,6 +190,8 @@ def test_a_person_reads_rows_bytes_time_and_money() -> None:
         "a note",
     ):
         assert part in text, text
+    heading = "mass of the k most likely classes"
+    assert heading in text and heading not in show_plan(REPORT.with_changes(options=found.options))
 
 
 def test_a_report_is_plain_json() -> None:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ray_distill.labels.model.part_specs import AnswerSpace
 from ray_distill.labels.model.signal import Signal
 from ray_distill.tasks.encoded import Encoded
 
@@ -39,12 +40,8 @@ class Known(Protocol):
         """Return the fingerprint of all that decides an answer: weights, dtype, processor, engine."""
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names, in the order of the class ids it answers with; empty for a language model."""
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of class ids it answers with, where they are tokens and have no names; else 0."""
+    def space(self) -> AnswerSpace:
+        """Return the classes that it answers with, in the order of its class ids."""
 
 
 class Identity(Known, Protocol):

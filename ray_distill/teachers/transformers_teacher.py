@@ -13,6 +13,7 @@ from torch import Tensor
 from ray_distill.config import TeacherConfig
 from ray_distill.errors import TeacherRefused
 from ray_distill.labels.model.distributions import Distributions
+from ray_distill.labels.model.part_specs import AnswerSpace
 from ray_distill.labels.model.ragged import RaggedArray
 from ray_distill.labels.model.signal import Signal, Vectors, signal_of
 from ray_distill.models.core.forward import States, forward, forward_body, pool_hidden
@@ -40,14 +41,9 @@ class TransformersTeacher:
         return self.model.fingerprint
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names in the order of the logits."""
-        return self.model.classes
-
-    @property
-    def vocabulary(self) -> int:
-        """Width of a language model's logits; 0 for other tasks."""
-        return self.model.vocabulary
+    def space(self) -> AnswerSpace:
+        """Classes in the order of the logits."""
+        return self.model.space
 
     @property
     def tokens(self) -> str | None:

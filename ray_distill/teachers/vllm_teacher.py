@@ -19,6 +19,7 @@ from ray_distill.config import TeacherConfig
 from ray_distill.errors import LabelError, ModelError
 from ray_distill.fingerprint import fingerprint
 from ray_distill.labels.model.distributions import Distributions
+from ray_distill.labels.model.part_specs import AnswerSpace
 from ray_distill.labels.model.ragged import RaggedArray
 from ray_distill.labels.model.signal import Signal, signal_of
 from ray_distill.models.core.checkpoint_files import (
@@ -65,12 +66,12 @@ class VllmIdentity:
     model: str
     fingerprint: str
     """Fingerprint of checkpoint, dtype, tokens, vLLM's version and how it cuts its work into steps."""
-    vocabulary: int
+    space: AnswerSpace
+    """Its vocabulary."""
     tokens: str
     length: int
     """Most tokens of a text."""
     describe: Mapping[str, Any]
-    classes: tuple[str, ...] = ()
     states: int = 0
 
 
@@ -101,14 +102,9 @@ class VllmTeacher:
         return self.identity.fingerprint
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """None: a language model has a vocabulary."""
-        return ()
-
-    @property
-    def vocabulary(self) -> int:
-        """Width of the logits."""
-        return self.identity.vocabulary
+    def space(self) -> AnswerSpace:
+        """As `VllmIdentity`."""
+        return self.identity.space
 
     def answer(self, encoded: Encoded, request: LabelRequest) -> Signal:
         """Label every row of ``encoded``, in order, as one batch. Entropies are NaN.
@@ -117,10 +113,10 @@ class VllmTeacher:
             TeacherRefused: anything but the k likeliest tokens at T = 1.
             LabelError: vLLM gave back other texts or another number of tokens than it was given.
         """
-        refuse_request(request, self.vocabulary, self.identity.model)
+        refuse_request(request, self.space.size, self.identity.model)
         answered = self.task.answers.store.positions(encoded)
         found = self._score(encoded.features["input_ids"], request.k)
-        return signal_of(distributions=_distributions(found, answered, self.vocabulary))
+        return signal_of(distributions=_distributions(found, answered, self.space.size))
 
     def _score(self, tokens: RaggedArray, k: int) -> Flat:
         """Score every token except the last of each row."""
@@ -189,7 +185,7 @@ def _identity(folder: Path, config: TeacherConfig, task: str) -> VllmIdentity:
     describe = {"source": "checkpoint", "checkpoint": digest, "dtype": config.dtype, "engine": f"vllm {vllm_version()}"}
     return VllmIdentity(
         model=config.model,
-        vocabulary=get_task(task).answers.model.space(model_config).size,
+        space=get_task(task).answers.model.space(model_config),
         tokens=processor.tokens_fingerprint,
         length=processor.max_length,
         describe=describe,

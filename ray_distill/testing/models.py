@@ -17,6 +17,7 @@ from tokenizers.models import BPE, WordPiece
 from torch import Tensor, nn
 
 from ray_distill.fingerprint import fingerprint
+from ray_distill.labels.model.part_specs import AnswerSpace
 from ray_distill.labels.model.signal import Signal, Vectors, signal_of
 from ray_distill.models.core.checkpoint_files import quiet
 from ray_distill.models.core.model import Model, ModelParts
@@ -310,8 +311,7 @@ def tiny_image_model(classes: list[str], size: int = 28, channels: int = 1, fuse
 class FakeTeacher:
     """A teacher without a model: logits and hidden states are functions of the row id."""
 
-    classes: tuple[str, ...]
-    vocabulary: int = 0
+    space: AnswerSpace
     width: int = 8
     layers: int = 2
     seed: int = 0
@@ -319,13 +319,13 @@ class FakeTeacher:
     @property
     def fingerprint(self) -> str:
         """Fingerprint of its settings."""
-        names = [*self.classes] or self.vocabulary
+        names = [*self.space.names] or self.space.size
         return fingerprint({"fake": names, "width": self.width, "layers": self.layers, "seed": self.seed})
 
     def answer(self, encoded: Encoded, request: LabelRequest) -> Signal:
         """Answer every row from its id."""
         ids = encoded.row_ids.to_pylist()
-        logits_RV = 3 * self._numbers(ids, "logits", len(self.classes) or self.vocabulary)
+        logits_RV = 3 * self._numbers(ids, "logits", self.space.size)
         offsets = np.arange(len(ids) + 1, dtype=np.int64)
         hidden = {
             layer: Vectors(offsets=offsets, values=self._numbers(ids, f"layer {layer}", self.width))
@@ -349,8 +349,7 @@ class ThrowingTeacher:
     """A teacher with another's fingerprint that throws: proof that no work was left."""
 
     fingerprint: str
-    classes: tuple[str, ...]
-    vocabulary: int = 0
+    space: AnswerSpace
 
     def answer(self, encoded: Encoded, request: LabelRequest) -> Signal:
         """Raise instead of answering."""

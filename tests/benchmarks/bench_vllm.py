@@ -126,7 +126,7 @@ def converting(teacher: Any, encoded: Any, k: int) -> dict[str, float]:
         found.row_offsets[row] + answered.values,
         row_offsets=answered.offsets,
         position=answered.values,
-        vocabulary=teacher.vocabulary,
+        vocabulary=teacher.space.size,
     )
     return {"made": made_s - start_s, "converted": time.perf_counter() - made_s, "positions": len(answered.values)}
 

@@ -135,7 +135,7 @@ def test_both_engines_make_the_same_labels(tmp_path: Path) -> None:
     config = _config(tmp_path)
     snapshot = take_snapshot(config.snapshot, input_column="text", seed=0, url=str(tmp_path / "snapshots"))
     facts = teacher_facts(config, snapshot, None)
-    assert facts.vocabulary == 264 and facts.describe["engine"] == "vllm 0.32.0"
+    assert facts.space.size == 264 and facts.describe["engine"] == "vllm 0.32.0"
 
     probed = _probed(config, snapshot, facts)
     assert {option.estimator for option in probed.forms.options} == {"topk"}

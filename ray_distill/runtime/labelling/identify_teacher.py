@@ -29,13 +29,11 @@ class TeacherFacts:
     """Facts about a teacher that its store records."""
 
     fingerprint: str
-    classes: tuple[str, ...]
+    space: AnswerSpace
     layers: tuple[int, ...]
     """The configured hidden layers, counted from 0."""
     head_url: str | None
     describe: Mapping[str, Any]
-    vocabulary: int = 0
-    """Width of the logits of a language model, which has no class names; 0 for other models."""
     tokens: str | None = None
     """Fingerprint of a language model's tokens, which its students must share; None for other tasks."""
 
@@ -52,15 +50,13 @@ def prepare_teacher(config: Campaign, snapshot: SnapshotRef, head_url: str | Non
     if config.labels.teacher.head is not None and head_url is None:
         head_url = _fit(config, snapshot)
     teacher = identify(config.labels.teacher, task=config.task, head_url=head_url)
-    space = AnswerSpace(names=teacher.classes, size=max(len(teacher.classes), teacher.vocabulary))
-    family = get_task(config.task).answers.model
-    family.check_classes(space, open_snapshot(snapshot).classes, config.labels.teacher.model)
-    refuse_classes(config.labels, teacher.vocabulary)
+    family, classes = get_task(config.task).answers.model, open_snapshot(snapshot).classes
+    family.check_classes(teacher.space, classes, config.labels.teacher.model)
+    refuse_classes(config.labels, teacher.space.size)
     hidden = config.labels.hidden.layers
     return TeacherFacts(
         fingerprint=teacher.fingerprint,
-        classes=teacher.classes,
-        vocabulary=teacher.vocabulary,
+        space=teacher.space,
         head_url=head_url,
         tokens=teacher.tokens,
         layers=resolve_layers(hidden, teacher.states) if hidden else (),
@@ -99,7 +95,6 @@ def make_manifest(config: Campaign, facts: TeacherFacts) -> StoreManifest:
         ConfigError: ``k`` exceeds the vocabulary of a language model.
     """
     labels, hidden = config.labels, config.labels.hidden
-    space = AnswerSpace(names=facts.classes, size=max(len(facts.classes), facts.vocabulary))
     teacher = labels.teacher
     return StoreManifest(
         task=config.task,
@@ -112,7 +107,7 @@ def make_manifest(config: Campaign, facts: TeacherFacts) -> StoreManifest:
             tokens=facts.tokens,
             engine=facts.describe.get("engine"),
         ),
-        parts=parts_of([_distributions(config, space), *(_vectors(hidden, layer) for layer in facts.layers)]),
+        parts=parts_of([_distributions(config, facts.space), *(_vectors(hidden, layer) for layer in facts.layers)]),
         unit_rows=labels.unit_rows,
         unit_bytes=labels.unit_bytes,
         batch=labels.resources.batch,

@@ -154,8 +154,7 @@ def manifest_of(case: TaskCase) -> StoreManifest:
     teacher, hidden = TransformersTeacher(model=case.teacher, task=case.task), case.config.labels.hidden.layers
     facts = TeacherFacts(
         fingerprint=teacher.fingerprint,
-        classes=teacher.classes,
-        vocabulary=teacher.vocabulary,
+        space=teacher.space,
         head_url=None,
         tokens=teacher.tokens,
         layers=resolve_layers(hidden, teacher.states) if hidden else (),

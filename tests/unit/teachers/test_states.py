@@ -12,6 +12,7 @@ from ray_distill.config import TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.distributions import Distributions
+from ray_distill.labels.model.part_specs import AnswerSpace
 from ray_distill.labels.model.signal import concat_signals
 from ray_distill.tasks.encoded import Encoded
 from ray_distill.teachers import states
@@ -62,7 +63,7 @@ def _equal(one: Distributions | None, other: Distributions | None, atol: float =
 def test_a_language_teacher_has_a_vocabulary_and_no_classes(folder: Path) -> None:
     """V is the width of the logits; an answer to no rows has it too."""
     teacher = _open(folder)
-    assert (teacher.classes, teacher.vocabulary) == ((), V)
+    assert teacher.space == AnswerSpace(size=V)
     none = teacher.answer(_encode(teacher, []), _ask(layers=(1,)))
     assert none.distributions is not None and none.distributions.classes == V and none.distributions.rows == 0
 

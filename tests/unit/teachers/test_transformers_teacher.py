@@ -10,6 +10,7 @@ import torch
 from ray_distill.config import TeacherConfig
 from ray_distill.errors import TeacherRefused
 from ray_distill.labels.format.hidden_states import bases, basis_name, fit_basis, mean_name, project
+from ray_distill.models.core.row_classes import named
 from ray_distill.tasks.encoded import Encoded
 from ray_distill.teachers.base import LabelRequest, Teacher
 from ray_distill.teachers.layers import resolve_layers
@@ -120,14 +121,14 @@ def test_layers_count_from_the_end_too() -> None:
 
 def test_the_fake_answers_from_row_ids_alone() -> None:
     """In any order and company the same; the throwing one has its name and does nothing else."""
-    fake = FakeTeacher(classes=CLASSES)
+    fake = FakeTeacher(space=named(CLASSES))
     ids = pa.array([bytes([i]) * 16 for i in range(5)], pa.binary(16))
     whole = fake.answer(Encoded(row_ids=ids, features={}), _ask(layers=(1,)))
     part = fake.answer(Encoded(row_ids=ids.take(pa.array([3, 0])), features={}), _ask(layers=(1,)))
     assert whole.distributions is not None and part.distributions is not None
     assert np.array_equal(whole.take([3, 0]).distributions.logp, part.distributions.logp)  # type: ignore[union-attr]
     assert np.array_equal(whole.take([3, 0]).hidden[1].values, part.hidden[1].values)
-    throwing: Teacher = ThrowingTeacher(fingerprint=fake.fingerprint, classes=CLASSES)
+    throwing: Teacher = ThrowingTeacher(fingerprint=fake.fingerprint, space=fake.space)
     assert throwing.fingerprint == fake.fingerprint
     with pytest.raises(AssertionError, match="had to label 5 rows"):
         throwing.answer(Encoded(row_ids=ids, features={}), _ask())

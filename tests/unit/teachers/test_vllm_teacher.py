@@ -12,6 +12,7 @@ import torch
 from ray_distill.config import LabelsConfig, TeacherConfig
 from ray_distill.errors import ConfigError, LabelError, ModelError, TeacherRefused
 from ray_distill.labels.model import rowids
+from ray_distill.labels.model.part_specs import AnswerSpace
 from ray_distill.labels.model.signal import signal_of
 from ray_distill.labels.model.validity import unusable
 from ray_distill.models.io.load import load_processor
@@ -212,7 +213,9 @@ class FakeEngine:
 
 def _teacher(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine) -> VllmTeacher:
     monkeypatch.setattr(vllm_teacher, "scoring", lambda k: k)
-    identity = VllmIdentity(model="tiny", fingerprint="f", vocabulary=V, tokens="t", length=128, describe={})
+    identity = VllmIdentity(
+        model="tiny", fingerprint="f", space=AnswerSpace(size=V), tokens="t", length=128, describe={}
+    )
     return VllmTeacher(identity=identity, task=get_task("causal_lm"), engine=engine)
 
 
@@ -291,7 +294,7 @@ def test_who_it_is_follows_from_files_and_version(folder: Path, monkeypatch: pyt
         return identify(TeacherConfig(model=str(folder), engine="vllm", **settings), task="causal_lm")
 
     one = known()
-    assert (one.classes, one.vocabulary, one.states, one.length) == ((), V, 0, 128)
+    assert (one.space, one.states, one.length) == (AnswerSpace(size=V), 0, 128)
     assert one.tokens == load_processor(TeacherConfig(model=str(folder)), task="causal_lm").tokens_fingerprint
     assert one.describe["engine"] == "vllm 0.32.0"
     same = known(vllm={"python": "/opt/vllm/bin/python", "gpu_memory_utilization": 0.5})

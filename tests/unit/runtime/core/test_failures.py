@@ -79,8 +79,8 @@ class SmallTeacher:
     """A fake teacher with memory for ``fits`` rows."""
 
     def __init__(self, fits: int, error: Exception):
-        self.inner, self.fits, self.error = FakeTeacher(classes=MANIFEST.space.names), fits, error
-        self.fingerprint, self.classes = self.inner.fingerprint, self.inner.classes
+        self.inner, self.fits, self.error = FakeTeacher(space=MANIFEST.space), fits, error
+        self.fingerprint, self.space = self.inner.fingerprint, self.inner.space
 
     def answer(self, encoded: Encoded, request: LabelRequest) -> Signal:
         if encoded.rows > self.fits:
@@ -114,7 +114,7 @@ MEMORY = [
 def test_a_teacher_that_runs_out_of_memory_answers_in_halves(error: Exception) -> None:
     """The same rows in the same order with the same answer, and the smallest batch is told."""
     encoded, request = _encoded(10), request_of(MANIFEST)
-    whole = answer_all(FakeTeacher(classes=MANIFEST.space.names), encoded, request, 8)
+    whole = answer_all(FakeTeacher(space=MANIFEST.space), encoded, request, 8)
     row_ids, signal, unusable = answer_all(SmallTeacher(3, error), encoded, request, 8)
     assert (row_ids, unusable) == (whole[0], whole[2])
     np.testing.assert_array_equal(signal.distributions.logp, whole[1].distributions.logp)

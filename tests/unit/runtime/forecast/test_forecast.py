@@ -13,6 +13,7 @@ from ray_distill.config import Campaign, load_config, parse_config
 from ray_distill.errors import ConfigError
 from ray_distill.labels.model import rowids
 from ray_distill.labels.sizing.forecast import TIME_ERROR, Breakeven
+from ray_distill.models.core.row_classes import named
 from ray_distill.runtime import campaign
 from ray_distill.runtime.core.session import parent_key
 from ray_distill.runtime.forecast.forecast import _paced, choose_pieces, plan
@@ -90,10 +91,10 @@ def test_units_that_come_together_are_not_faster_than_the_teacher() -> None:
 def forms(classes: int, **planned: float):
     """Compare the forms for a fake teacher of so many classes, on 300 rows."""
     names = tuple(f"class{at}" for at in range(classes))
-    facts = TeacherFacts(fingerprint="f", classes=names, layers=(), head_url=None, describe={})
+    facts = TeacherFacts(fingerprint="f", space=named(names), layers=(), head_url=None, describe={})
     ids = rowids.to_arrow(np.sort(rowids.from_bytes(row_id(number) for number in range(300))))
     encoded = Encoded(row_ids=ids, features={})
-    teacher = FakeTeacher(classes=names)
+    teacher = FakeTeacher(space=facts.space)
     comparison = Comparison(
         config=config(**planned), facts=facts, teacher=teacher, units=[512, 100], kept=1.0, positions=1.0
     )

@@ -11,6 +11,7 @@ from ray_distill.config import CheckConfig, parse_config
 from ray_distill.errors import ConfigError, TeacherRefused
 from ray_distill.labels.model.manifest import TeacherIdentity
 from ray_distill.labels.model.part_specs import AnswerSpace
+from ray_distill.models.core.row_classes import named
 from ray_distill.runtime.labelling.identify_teacher import TeacherFacts, make_manifest
 from ray_distill.runtime.labelling.teacher_quality import TeacherCheck, refuse_weak_teacher
 
@@ -79,7 +80,7 @@ def test_an_unknown_majority_refuses_nobody() -> None:
     refuse_weak_teacher(_check(0.1, majority=math.nan), CheckConfig(), "big")
 
 
-FACTS = TeacherFacts(fingerprint="f", classes=("a", "b", "c"), layers=(0, 2), head_url=None, describe={})
+FACTS = TeacherFacts(fingerprint="f", space=named(("a", "b", "c")), layers=(0, 2), head_url=None, describe={})
 
 
 def _config(task: str = "text_classification", **labels: object):
@@ -122,7 +123,7 @@ def test_a_topk_manifest_stores_no_more_classes_than_there_are() -> None:
 
 def test_a_language_models_manifest_has_a_vocabulary_and_names_its_tokens() -> None:
     """No classes; another tokenizer is another store; a k beyond the vocabulary is an error, not another k."""
-    facts = replace(FACTS, classes=(), vocabulary=49152, tokens="t")
+    facts = replace(FACTS, space=AnswerSpace(size=49152), tokens="t")
     manifest = make_manifest(_config("causal_lm", signal={"estimator": "topk", "k": 64}), facts)
     assert (manifest.space, manifest.distributions.k) == (AnswerSpace(size=49152), 64)
     assert manifest.teacher.tokens == "t"
@@ -130,16 +131,19 @@ def test_a_language_models_manifest_has_a_vocabulary_and_names_its_tokens() -> N
     assert other.fingerprint != manifest.fingerprint
     assert (
         make_manifest(
-            _config("causal_lm", signal={"estimator": "topk", "k": 64}), replace(facts, vocabulary=64)
+            _config("causal_lm", signal={"estimator": "topk", "k": 64}), replace(facts, space=AnswerSpace(size=64))
         ).distributions.k
         == 64
     )
     for estimator in ("topk", "hybrid"):
         with pytest.raises(ConfigError, match=r"labels\.signal\.k is 64, but big has a vocabulary of 63: give at most"):
-            make_manifest(_config("causal_lm", signal={"estimator": estimator, "k": 64}), replace(facts, vocabulary=63))
+            make_manifest(
+                _config("causal_lm", signal={"estimator": estimator, "k": 64}),
+                replace(facts, space=AnswerSpace(size=63)),
+            )
     assert (
         make_manifest(
-            _config("causal_lm", signal={"estimator": "dense", "k": 64}), replace(facts, vocabulary=63)
+            _config("causal_lm", signal={"estimator": "dense", "k": 64}), replace(facts, space=AnswerSpace(size=63))
         ).distributions.k
         == 0
     )

@@ -71,8 +71,12 @@ class FusedHead(nn.Module):
         if request is None:
             return nn.functional.linear(hidden, self.weight, self.bias)
         head, measured = (self.weight, self.bias), request.parts if request.norms else ()
-        total, sums = fused_loss(hidden, *head, request.batch, request.parts, chunk_elements=self.chunk_elements)
-        return total, sums, fused_squares(hidden, *head, request.batch, measured, chunk_elements=self.chunk_elements)
+        total, sums = fused_loss(hidden, *head, request.batch, parts=request.parts, chunk_elements=self.chunk_elements)
+        return (
+            total,
+            sums,
+            fused_squares(hidden, *head, request.batch, parts=measured, chunk_elements=self.chunk_elements),
+        )
 
 
 def fused_loss(
@@ -80,8 +84,8 @@ def fused_loss(
     weight_VD: Tensor,
     bias_V: Tensor | None,
     batch: LossBatch,
-    parts: Sequence[Part],
     *,
+    parts: Sequence[Part],
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> tuple[Tensor, Tensor]:
     """Compute ``Σ factor · loss`` over N positions of a linear head's logits, and each sum.
@@ -118,8 +122,8 @@ def fused_squares(
     weight_VD: Tensor,
     bias_V: Tensor | None,
     batch: LossBatch,
-    parts: Sequence[Part],
     *,
+    parts: Sequence[Part],
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> Tensor:
     """Return squared norms ``[parts]``, float64, of each loss's gradient in ``hidden_ND``.
@@ -236,7 +240,7 @@ def _run(
         z_nV = head_logits(chunk_nD, weight_VD, bias_V, room_NV[: len(chunk_nD)])
         gradient_nV = _gradient(z_nV, select(work.batch, at), work, sums)
         if gradient_nV is not None:
-            add_products(gradient_nV, chunk_nD, weight_VD, at, made)
+            add_products(gradient_nV, chunk_nD, weight_VD, at=at, made=made)
     return sums, made
 
 
@@ -249,13 +253,13 @@ def _gradient(z_nV: Tensor, batch: LossBatch, work: _Work, sums: Tensor) -> Tens
         if temperature != 1:
             own_nV.div_(temperature)
         chosen = [index for index, part in enumerate(work.parts) if part.loss.temperature == temperature]
-        _differentiate(own_nV, batch, work, chosen, sums)
+        _differentiate(own_nV, batch, work, chosen=chosen, sums=sums)
         if work.gradients:
             total_nV = own_nV if total_nV is None else total_nV.add_(own_nV)
     return total_nV
 
 
-def _differentiate(z_nV: Tensor, batch: LossBatch, work: _Work, chosen: Sequence[int], sums: Tensor) -> None:
+def _differentiate(z_nV: Tensor, batch: LossBatch, work: _Work, *, chosen: Sequence[int], sums: Tensor) -> None:
     """Differentiate the parts at one temperature in logits divided by it; overwrites ``z_nV``."""
     ids_nK, stored_nK = _stored(batch.targets, z_nV)
     gold_n1 = batch.labels_B.clamp(min=0).unsqueeze(-1)

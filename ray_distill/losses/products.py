@@ -20,7 +20,7 @@ def head_logits(hidden_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, out
 
 
 def add_products(
-    gradient_nV: Tensor, hidden_nD: Tensor, weight_VD: Tensor, at: slice, made: Sequence[Tensor | None]
+    gradient_nV: Tensor, hidden_nD: Tensor, weight_VD: Tensor, *, at: slice, made: Sequence[Tensor | None]
 ) -> None:
     """Add a chunk's gradients in hidden states, weight and bias to ``made``, except to None."""
     d_hidden_ND, d_weight_VD, d_bias_V = made

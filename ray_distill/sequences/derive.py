@@ -95,7 +95,7 @@ def derive(
         groups_crossing=0,
         reasons=counts["quarantined"],
         quarantine=_quarantine(written),
-        counts=_row_counts(sequences, found, counts, len(table), merged),
+        counts=_row_counts(sequences, found, counts=counts, kept=len(table), merged=merged),
     )
     generator = {name: item for name, item in store.manifest.to_dict().items() if name not in ("kind", "model")}
     about = parent.manifest.with_changes(
@@ -113,7 +113,7 @@ def derive(
 
 
 def require_answers(
-    parent: Snapshot, splits: Sequence[str], form: str, roles: Collection[str], max_bad_fraction: float
+    parent: Snapshot, *, splits: Sequence[str], form: str, roles: Collection[str], max_bad_fraction: float
 ) -> None:
     """Refuse unchanged rows without a learning target; labelling would refuse them much later.
 
@@ -254,7 +254,7 @@ def _counts(written: pa.Table, sequences: pa.Table, found: Selection, merged: in
     }
 
 
-def _row_counts(sequences: pa.Table, found: Selection, counts: dict[str, Any], kept: int, merged: int) -> RowCounts:
+def _row_counts(sequences: pa.Table, found: Selection, *, counts: dict[str, Any], kept: int, merged: int) -> RowCounts:
     """Count sequences, prompts without a sequence and unchanged rows by outcome."""
     quarantined = sum(counts["quarantined"].values())
     dropped = len(sequences) - int(found.kept.sum())

@@ -30,7 +30,7 @@ class WriteReceipt(UnitReceipt):
         return part_file(WRITTEN, self.unit, self.attempt)
 
 
-def write_attempt(url: str, generator: Generator, unit: WorkUnit, table: pa.Table, halved: int = 0) -> WriteReceipt:
+def write_attempt(url: str, generator: Generator, unit: WorkUnit, table: pa.Table, *, halved: int = 0) -> WriteReceipt:
     """Store the sequences of a whole unit under a new attempt name.
 
     Args:

@@ -118,7 +118,7 @@ def _settle(table: pa.Table, ids: Ids, config: SnapshotConfig, truth: Truth, *, 
     classes = config.classes or kind.names(found)
     labels, conflicts = kind.merge(copies, found, classes, config.conflicts)
     first_ids = ids[copies.first]
-    groups = _merge_groups(copies, table, first_ids, config.splits, seed)
+    groups = _merge_groups(copies, table, first_ids, splits=config.splits, seed=seed)
     columns = {
         "row_id": ids_to_arrow(first_ids),
         "label": labels,
@@ -129,7 +129,7 @@ def _settle(table: pa.Table, ids: Ids, config: SnapshotConfig, truth: Truth, *, 
     if config.conflicts == "drop":
         kept[conflicts] = False
     merged = pa.table(columns).filter(pa.array(kept))
-    split = _split(merged, first_ids[kept], groups.split[kept], config.splits, seed)
+    split = _split(merged, first_ids[kept], groups.split[kept], splits=config.splits, seed=seed)
     check_none_empty(split, config.splits)
     rows, copies_kept = int(kept.sum()), int(copies.counts[kept].sum())
     counts = RowCounts(
@@ -162,7 +162,7 @@ def _merge_columns(
     return columns
 
 
-def _merge_groups(copies: merge.Copies, table: pa.Table, ids: Ids, splits: Splits, seed: int) -> _Groups:
+def _merge_groups(copies: merge.Copies, table: pa.Table, ids: Ids, *, splits: Splits, seed: int) -> _Groups:
     """Return one group of each input; if groups decide the split, one of the earliest split."""
     split = np.zeros(len(ids), dtype=np.int8)
     if "group" not in table.column_names:
@@ -186,7 +186,7 @@ def _merge_groups(copies: merge.Copies, table: pa.Table, ids: Ids, splits: Split
     )
 
 
-def _split(table: pa.Table, ids: Ids, by_group: SplitIndex, splits: Splits, seed: int) -> SplitIndex:
+def _split(table: pa.Table, ids: Ids, by_group: SplitIndex, *, splits: Splits, seed: int) -> SplitIndex:
     if splits.by == "group":
         return by_group
     if splits.by == "id":

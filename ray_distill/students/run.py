@@ -202,7 +202,7 @@ def _open(job: TrainingJob, ranks: Ranks) -> Workshop:
     )
     train, mixture = data.train, config.student.mixture
     rows = arm_rows("student", losses, train, learn.LOSSES)
-    ceiling = _ceiling(job, config, snapshot, model, manifest)
+    ceiling = _ceiling(job, config, snapshot, model=model, manifest=manifest)
     for own in (data.validation, *([] if ceiling is None else [ceiling])):
         Budget.of(training).check(own.lengths)
     for temperature in temperatures_of(losses, manifest.distributions.temperatures, learn.LOSSES):
@@ -226,7 +226,7 @@ def _open(job: TrainingJob, ranks: Ranks) -> Workshop:
 
 
 def _ceiling(
-    job: TrainingJob, config: Campaign, snapshot: Snapshot, model: Model, manifest: StoreManifest
+    job: TrainingJob, config: Campaign, snapshot: Snapshot, *, model: Model, manifest: StoreManifest
 ) -> PositionExamples | None:
     """Return the teacher's own labelled rows, without the campaign's validation and test rows."""
     if "ceiling_true_labels" not in job.arms:
@@ -277,7 +277,9 @@ def _runs(workshop: Workshop, arm: Arm) -> list[TrainingRun]:
     kinds = _learn(workshop.job.config).LOSSES
     rows = arm_rows(arm.name, losses, data, kinds)
     if not (arm.ceiling and training.sampling is not None and training.sampling.by == "entropy"):  # without a teacher
-        rows = resampled(rows, data, training.sampling, workshop.job.seed, None if arm.ceiling else workshop.shares)
+        rows = resampled(
+            rows, data, training.sampling, seed=workshop.job.seed, shares=None if arm.ceiling else workshop.shares
+        )
     declared = workshop.manifest.distributions.temperatures
     terms = build_terms(
         losses, kinds=kinds, steps=workshop.steps, temperatures=declared, layers=workshop.pairs, scales=scales_of(data)

@@ -115,7 +115,11 @@ def reduce_logits(
         else np.repeat(rowids.to_numpy(row_ids), np.diff(places.row_offsets))
     )
     parts = [
-        _reduce(_soften(logits_NV, places, at, at + step, room), request, _seeds(ids_P, places, at, at + step))
+        _reduce(
+            _soften(logits_NV, places, start=at, stop=at + step, room=room),
+            request,
+            _seeds(ids_P, places, at, at + step),
+        )
         for at in range(0, max(positions, 1), step)
     ]
     entry_offsets = np.zeros(positions + 1, np.int64)
@@ -146,7 +150,7 @@ def one_a_row(rows: int) -> Places:
     return Places(row_offsets=np.arange(rows + 1, dtype=np.int64), position=np.zeros(rows, np.int32), logits=None)
 
 
-def _soften(logits_NV: Tensor, places: Places, start: int, stop: int, room: _Room) -> _Soft:
+def _soften(logits_NV: Tensor, places: Places, *, start: int, stop: int, room: _Room) -> _Soft:
     """Compute the softmax of a slice of positions, in the memory of ``room``."""
     s_NV, p_NV, spare_NV = (
         buffer[: min(stop, len(places.position)) - start] for buffer in (room.s_NV, room.p_NV, room.spare_NV)
@@ -201,7 +205,14 @@ def _reduce(soft: _Soft, request: LabelRequest, seeds: Seeds | None) -> _Part:
     head_NK = largest(soft.s_NV, head)
     if seeds is None:
         no_draws = head_NK[:, :0]
-        return _part(soft, head_NK, no_draws, request, entropy_N, torch.full_like(entropy_N, -math.inf))
+        return _part(
+            soft,
+            head_NK,
+            no_draws,
+            request=request,
+            entropy_N=entropy_N,
+            log_normaliser_N=torch.full_like(entropy_N, -math.inf),
+        )
     points_ND = stratified(*seeds, draws=request.draws, seed=request.seed)
     drawn_ND, total_N = pick(_proposal(soft, request.exponent, head_NK), torch.from_numpy(points_ND).to(head_NK.device))
     log_normaliser_N = total_N.log().float()
@@ -210,7 +221,7 @@ def _reduce(soft: _Soft, request: LabelRequest, seeds: Seeds | None) -> _Part:
     elif head:
         # Nothing to draw from (the head has all the mass): the draws are made to repeat the head, and so vanish.
         drawn_ND = torch.where((total_N > 0).unsqueeze(-1), drawn_ND, head_NK[:, :1])
-    return _part(soft, head_NK, drawn_ND, request, entropy_N, log_normaliser_N)
+    return _part(soft, head_NK, drawn_ND, request=request, entropy_N=entropy_N, log_normaliser_N=log_normaliser_N)
 
 
 def _entropy(soft: _Soft) -> Tensor:
@@ -245,7 +256,13 @@ def _proposal(soft: _Soft, exponent: float, head_NK: Tensor) -> Tensor:
 
 
 def _part(
-    soft: _Soft, head_NK: Tensor, drawn_ND: Tensor, request: LabelRequest, entropy_N: Tensor, log_normaliser_N: Tensor
+    soft: _Soft,
+    head_NK: Tensor,
+    drawn_ND: Tensor,
+    *,
+    request: LabelRequest,
+    entropy_N: Tensor,
+    log_normaliser_N: Tensor,
 ) -> _Part:
     """Merge head and draws into unique ascending entries; the head wins over equal draws."""
     ids_NM, order_NM = torch.cat([head_NK, drawn_ND], -1).sort(dim=-1, stable=True)

@@ -21,6 +21,7 @@ def reduce_states(
     head: nn.Linear,
     request: LabelRequest,
     row_ids: pa.Array,
+    *,
     places: Places,
     reduce: Callable[[Tensor, LabelRequest, pa.Array, Places], Distributions] = reduce_logits,
 ) -> Distributions:

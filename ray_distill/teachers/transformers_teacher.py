@@ -89,7 +89,7 @@ class TransformersTeacher:
         flat = torch.from_numpy(_flat(answered, states.last_BLD.shape[1])).to(states.last_BLD.device)
         reduce = self.task.answers.model.reduce
         return reduce_states(
-            states.last_BLD.flatten(0, 1)[flat], head, request, encoded.row_ids, places, reduce
+            states.last_BLD.flatten(0, 1)[flat], head, request, encoded.row_ids, places=places, reduce=reduce
         ), states
 
     def _distributions(

@@ -23,6 +23,7 @@ class FailingText(TinyText):
     def __init__(
         self,
         classes: int,
+        *,
         faults: Mapping[int, Fault],
         fits: int | None,
         always: Fault | None,
@@ -71,6 +72,7 @@ class FailingText(TinyText):
 
 def failing_text_model(
     classes: list[str],
+    *,
     faults: Mapping[str, Fault] | None = None,
     fits: int | None = None,
     always: Fault | None = None,
@@ -91,5 +93,7 @@ def failing_text_model(
     """
     processor = tiny_text_processor()
     tokens = {int(processor.tokenizer.convert_tokens_to_ids(sign)): fault for sign, fault in (faults or {}).items()}
-    module = FailingText(len(classes), tokens, fits, always, loading, once, starts)
+    module = FailingText(
+        len(classes), faults=tokens, fits=fits, always=always, loading=loading, once=once, starts=starts
+    )
     return ModelParts(module=module, processor=processor, classes=tuple(classes))

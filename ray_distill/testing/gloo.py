@@ -54,9 +54,9 @@ def run_gloo(function: Callable[..., Result], world: int, *args: Any, timeout: f
     environment = dict(os.environ)
     results: Any = context.Queue()
     port = free_port()
+    shared = {"environment": environment, "function": function, "args": args, "results": results}
     workers = [
-        context.Process(target=_work, args=(rank, world, port, environment, function, args, results), daemon=True)
-        for rank in range(world)
+        context.Process(target=_work, args=(rank, world, port), kwargs=shared, daemon=True) for rank in range(world)
     ]
     for worker in workers:
         worker.start()
@@ -87,6 +87,7 @@ def _work(
     rank: int,
     world: int,
     port: int,
+    *,
     environment: dict[str, str],
     function: Callable[..., Any],
     args: tuple[Any, ...],

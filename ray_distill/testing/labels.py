@@ -162,6 +162,7 @@ def label_all(
     manifest: StoreManifest,
     snapshot: SnapshotRows,
     teacher: FakeTeacher = fake_teacher,
+    *,
     units_a_record: int = 2,
 ) -> list[str]:
     """Label pending units one by one in this process; return the units that were won."""
@@ -171,7 +172,7 @@ def label_all(
     for unit in store.pending(snapshot):
         row_ids = _rows_of(snapshot, shards[unit.shard], unit)
         row_ids, signal, rejected = split_unusable(row_ids, teacher(row_ids, manifest))
-        receipts.append(write_attempt(store_url, manifest, unit, row_ids, signal, rejected))
+        receipts.append(write_attempt(store_url, manifest, unit, row_ids=row_ids, signal=signal, rejected=rejected))
         if len(receipts) >= units_a_record:
             won += store.commit(receipts)
             receipts = []

@@ -71,7 +71,7 @@ def log_model(client: Any, *, experiment_id: str, run_id: str, operation: LogMod
     """
     folder = Path(operation.path)
     digest = folder_digest(folder)
-    found = _find(client, experiment_id, run_id, operation.name, digest)
+    found = _find(client, experiment_id, run_id, name=operation.name, digest=digest)
     model = found or client.create_logged_model(
         experiment_id,
         name=operation.name,
@@ -89,7 +89,7 @@ def log_model(client: Any, *, experiment_id: str, run_id: str, operation: LogMod
     return f"models:/{model.model_id}"
 
 
-def _find(client: Any, experiment_id: str, run_id: str, name: str, digest: str) -> Any:
+def _find(client: Any, experiment_id: str, run_id: str, *, name: str, digest: str) -> Any:
     models = client.search_logged_models([experiment_id], filter_string=f"source_run_id = '{run_id}'")
     return next((model for model in models if model.name == name and model.tags.get("checkpoint") == digest), None)
 

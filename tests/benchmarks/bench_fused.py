@@ -82,7 +82,7 @@ def contestant(name: str, tokens: int, classes: int, width: int, k: int) -> Call
     parts = [Part(loss=Soft(), factor=1.0)]
     if name == "fused_kl_ce":
         parts.append(Part(loss=Hard(), factor=0.1))
-    return lambda hidden, weight: fused_loss(hidden, weight, None, batch, parts)[0]
+    return lambda hidden, weight: fused_loss(hidden, weight, None, batch, parts=parts)[0]
 
 
 class Peak:

@@ -195,7 +195,11 @@ def _label(folder: Path, kind: Kind, exact: list[Distributions], codec: str) -> 
     for number, unit in enumerate(store.pending(snapshot)):
         ids = snapshot.read_shard(snapshot.shard(unit.shard), ["row_id"])["row_id"].take(pa.array(unit.rows))
         signal = signal_of(distributions=exact[number % BLOCKS].take(np.arange(len(ids))))
-        receipts.append(write_attempt(store.url, manifest, unit, rowids.to_arrow(rowids.to_numpy(ids)), signal, []))
+        receipts.append(
+            write_attempt(
+                store.url, manifest, unit, row_ids=rowids.to_arrow(rowids.to_numpy(ids)), signal=signal, rejected=[]
+            )
+        )
     store.commit(receipts)
     (folder / "ref.json").write_text(store.ref(ref).to_json())
 

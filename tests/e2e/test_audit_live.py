@@ -41,7 +41,7 @@ def _forge(store: LabelStore, snapshot: Snapshot, url: str) -> str:
         shard = next(shard for shard in snapshot.shards if shard.name == unit.shard)
         names = snapshot.read_shard(shard, ["row_id"])["row_id"].take(list(unit.rows)).combine_chunks()
         rows = [place[name] for name in names.to_pylist()]
-        receipts.append(write_attempt(url, store.manifest, unit, names, swapped.take(rows), []))
+        receipts.append(write_attempt(url, store.manifest, unit, row_ids=names, signal=swapped.take(rows), rejected=[]))
     forged.commit(receipts)
     return str(ids[0].as_py().hex())
 

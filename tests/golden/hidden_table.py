@@ -218,7 +218,9 @@ def _label(config: Campaign, head_url: str | None) -> LabelSetRef:
         encoded = task.inputs.encode(read_inputs(snapshot, unit, task.inputs.column), processor)
         row_ids, signal, unusable = answer_all(teacher, encoded, ask, store.manifest.batch)
         rejected = [*unusable, *((row.row_id, row.reason) for row in encoded.rejected)]
-        store.commit([write_attempt(config.store_url, store.manifest, unit, row_ids, signal, rejected)])
+        store.commit(
+            [write_attempt(config.store_url, store.manifest, unit, row_ids=row_ids, signal=signal, rejected=rejected)]
+        )
     return store.ref(snapshot)
 
 

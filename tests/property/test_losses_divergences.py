@@ -121,7 +121,7 @@ def test_value_and_gradient_equal_float64_whole_and_fused(case: Case, divergence
         torch.eye(hidden.shape[1]),
         None,
         case.batch(),
-        [Part(loss=loss, factor=1.0)],
+        parts=[Part(loss=loss, factor=1.0)],
         chunk_elements=2 * hidden.shape[1],
     )
     total.backward()

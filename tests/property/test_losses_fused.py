@@ -116,7 +116,12 @@ def fused(
 ) -> list[Tensor]:
     leaves = student.leaves(dtype)
     total, sums = fused_loss(
-        student.states(leaves), leaves[1], leaves[2] if len(leaves) > 2 else None, batch, parts, chunk_elements=chunk
+        student.states(leaves),
+        leaves[1],
+        leaves[2] if len(leaves) > 2 else None,
+        batch,
+        parts=parts,
+        chunk_elements=chunk,
     )
     total.backward()
     return [total.detach(), sums, *(leaf.grad for leaf in leaves if leaf.grad is not None)]
@@ -196,7 +201,7 @@ def test_who_is_frozen_gets_no_gradient(frozen: tuple[int, ...], dtype: torch.dt
     parts = [Part(loss=Soft(), factor=1.0), Part(loss=Hard(), factor=0.5)]
     whole = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in ((5, 4), (11, 4), (11,))]
     some = [t.detach().clone().requires_grad_(at not in frozen) for at, t in enumerate(whole)]
-    totals = [fused_loss(h, w, b, batch, parts, chunk_elements=22)[0] for h, w, b in (whole, some)]
+    totals = [fused_loss(h, w, b, batch, parts=parts, chunk_elements=22)[0] for h, w, b in (whole, some)]
     assert torch.equal(*totals)
     totals[0].backward()
     if len(frozen) < 3:

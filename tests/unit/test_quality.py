@@ -52,6 +52,25 @@ def test_functions_are_under_60_lines() -> None:
     assert {name: lines for name, lines in _functions() if lines > 60} == {}
 
 
+def _positional(path: Path) -> Iterator[tuple[str, list[str]]]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            names = [item.arg for item in (*node.args.posonlyargs, *node.args.args)]
+            # torch calls `forward` of a function of autograd with its context, and by position alone.
+            if names[:1] != ["ctx"]:
+                yield (
+                    f"{path.relative_to(ROOT)}:{node.lineno} {node.name}",
+                    [n for n in names if n not in ("self", "cls")],
+                )
+
+
+def test_functions_take_at_most_four_positional_parameters() -> None:
+    """Further ones are keyword-only, so that a call says what it passes."""
+    found = [item for path in MODULES for item in _positional(path)]
+    assert len(found) > 1000
+    assert {where: names for where, names in found if len(names) > 4} == {}
+
+
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_folder_says_what_it_is_for(folder: Path) -> None:
     """One docstring in its `__init__.py`."""

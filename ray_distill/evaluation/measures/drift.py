@@ -186,7 +186,9 @@ def _tests(reference: DriftSample, current: DriftSample, config: DriftConfig, se
     permutations = math.ceil(2 * number / config.alpha)  # the least p-value stays below alpha after the adjustment
     generator = np.random.default_rng(seed)
     weights = reference.count.astype(np.float64), current.count.astype(np.float64)
-    value, p_value = _class_test(reference.class_probs, current.class_probs, *weights, generator, permutations)
+    value, p_value = _class_test(
+        reference.class_probs, current.class_probs, *weights, generator=generator, permutations=permutations
+    )
     yield _Test(
         name="classes",
         statistic="Jensen–Shannon divergence (nats)",
@@ -204,7 +206,9 @@ def _tests(reference: DriftSample, current: DriftSample, config: DriftConfig, se
             threshold=MIN_KS,
         )
     if reference.embeddings is not None and current.embeddings is not None:
-        value, p_value = _embedding_test(reference.embeddings, current.embeddings, *weights, generator, config.max_rows)
+        value, p_value = _embedding_test(
+            reference.embeddings, current.embeddings, *weights, generator=generator, max_rows=config.max_rows
+        )
         yield _Test(
             name="embeddings",
             statistic="classifier two-sample AUC",
@@ -219,6 +223,7 @@ def _class_test(
     b_MV: Floats,
     a_weight_N: Floats,
     b_weight_M: Floats,
+    *,
     generator: np.random.Generator,
     permutations: int,
 ) -> tuple[float, float]:
@@ -268,6 +273,7 @@ def _embedding_test(
     b_MD: npt.NDArray[np.floating],
     a_weight_N: Floats,
     b_weight_M: Floats,
+    *,
     generator: np.random.Generator,
     max_rows: int,
 ) -> tuple[float, float]:

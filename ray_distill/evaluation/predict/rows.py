@@ -72,7 +72,7 @@ def predict_rows(panel: Panel, rows: pa.Table, *, columns: Columns) -> dict[str,
             panel.task,
             encoded,
             batches_of(_lengths(encoded), batch=panel.batch),
-            reduction=partial(_reduction, panel, orders, encoded.row_ids, columns),
+            reduction=partial(_reduction, panel, orders, row_ids=encoded.row_ids, columns=columns),
         )
     return {arm: found[arm] for arm in panel.models}
 
@@ -178,7 +178,7 @@ def _lengths(encoded: Encoded) -> Ints:
     return lengths
 
 
-def _reduction(panel: Panel, orders: Mapping[str, Ints], row_ids: pa.Array, columns: Columns, index: Ints) -> Reduce:
+def _reduction(panel: Panel, orders: Mapping[str, Ints], index: Ints, *, row_ids: pa.Array, columns: Columns) -> Reduce:
     ids = row_ids.take(pa.array(index))
 
     def reduce(arm: str, logits_BV: torch.Tensor, _: torch.Tensor | None) -> pa.Table:

@@ -60,7 +60,7 @@ def judge(
     if "student" not in models:
         raise EvaluationError(f"there is no student to judge, only {', '.join(sorted(models))}")
     answers = get_task(task).answers
-    reports = {arm: _model_report(arm, model, answers, how, slices) for arm, model in models.items()}
+    reports = {arm: _model_report(arm, model, answers, how=how, slices=slices) for arm, model in models.items()}
     report = EvalReport(
         url=url,
         fingerprint="",
@@ -74,7 +74,9 @@ def judge(
     return report.with_changes(fingerprint=fingerprint(content))
 
 
-def _model_report(arm: str, model: Measured, answers: Answers, how: Resampling, slices: Sequence[str]) -> ModelReport:
+def _model_report(
+    arm: str, model: Measured, answers: Answers, *, how: Resampling, slices: Sequence[str]
+) -> ModelReport:
     measure = answers.judge.measure
     return ModelReport(
         name=arm,

@@ -88,7 +88,7 @@ def render_report(
         written=_written(written),
         figures={
             name: Markup(plots.figure_svg(figure, name))  # our own SVG, in which matplotlib escaped the text
-            for name, figure in report_figures(report, classes, predictions, bins, history).items()
+            for name, figure in report_figures(report, classes, predictions, bins=bins, history=history).items()
         },
     )
 
@@ -97,6 +97,7 @@ def report_figures(
     report: EvalReport,
     classes: Sequence[str],
     predictions: Mapping[str, pa.Table],
+    *,
     bins: int,
     history: plots.History | None = None,
 ) -> dict[str, Figure]:

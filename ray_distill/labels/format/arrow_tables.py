@@ -20,7 +20,7 @@ from ray_distill.labels.model.validity import Rejects
 
 
 def signal_to_table(
-    row_ids: pa.Array, unit_id: str, signal: Signal, rejected: Rejects | tuple[()] = (), halved: int = 0
+    row_ids: pa.Array, unit_id: str, signal: Signal, rejected: Rejects | tuple[()] = (), *, halved: int = 0
 ) -> pa.Table:
     """Return one row a labelled row, then one a rejected row (with empty lists and its reason).
 

@@ -26,6 +26,7 @@ def write_attempt(
     store_url: str,
     manifest: StoreManifest,
     unit: WorkUnit,
+    *,
     row_ids: pa.Array,
     signal: Signal,
     rejected: Sequence[tuple[bytes, str]],
@@ -55,13 +56,23 @@ def write_attempt(
     order = np.argsort(ids, kind="stable").astype(np.int64)
     ids, signal, distributions = ids[order], signal.take(order), distributions.take(order)
     require_usable(ids, signal)
-    return _write(store_url, manifest, unit, ids, signal, distributions, list(rejected), halved)
+    return _write(
+        store_url,
+        manifest,
+        unit,
+        ids=ids,
+        signal=signal,
+        distributions=distributions,
+        rejected=list(rejected),
+        halved=halved,
+    )
 
 
 def _write(
     url: str,
     manifest: StoreManifest,
     unit: WorkUnit,
+    *,
     ids: RowIds,
     signal: Signal,
     distributions: Distributions,

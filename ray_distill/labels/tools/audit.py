@@ -233,7 +233,7 @@ def _check_unit(store: LabelStore, receipt: Receipt, found: _Findings) -> None:
             found.corrupt.append(f"{name}: hidden states are NaN or infinite")
     rejected = _rejected(store, receipt, found)
     if labels is not None and rejected is not None:
-        _check_content(store, receipt, labels, rejected, found)
+        _check_content(store, receipt, labels, rejected, found=found)
 
 
 def part_names(manifest: StoreManifest) -> set[str]:
@@ -254,7 +254,7 @@ def _rejected(store: LabelStore, receipt: Receipt, found: _Findings) -> RowIds |
 
 
 def _check_content(
-    store: LabelStore, receipt: Receipt, labels: tuple[RowIds, Distributions], rejected: RowIds, found: _Findings
+    store: LabelStore, receipt: Receipt, labels: tuple[RowIds, Distributions], rejected: RowIds, *, found: _Findings
 ) -> None:
     ids, distributions = labels
     name = part_file(DISTRIBUTIONS, receipt.unit, receipt.attempt)

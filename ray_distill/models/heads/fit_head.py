@@ -127,11 +127,11 @@ def fit_head(
         check_files(folder, spec.model)
         digest = checkpoint_digest(folder)
         check_revision(digest, spec.revision, spec.model)
-        facts = _facts(spec, digest, row_ids, chosen, classes, seed)
+        facts = _facts(spec, digest, row_ids, labels=chosen, classes=classes, seed=seed)
         target = files.join(url, fingerprint(facts))
         if not files.exists(files.join(target, _HEAD)):
             encoder = place(read_encoder(folder, spec), dtype=spec.dtype, device=spec.device).eval()
-            vectors = _embeddings(encoder, encoded, index, spec, collate, batch)
+            vectors = _embeddings(encoder, encoded, index, spec=spec, collate=collate, batch=batch)
             _write(target, facts, fit(vectors), row_ids)
     return target
 
@@ -220,6 +220,7 @@ def _facts(
     spec: TeacherConfig,
     digest: str,
     row_ids: pa.Array,
+    *,
     labels: npt.NDArray[np.int64],
     classes: Sequence[str],
     seed: int,
@@ -262,6 +263,7 @@ def _embeddings(
     encoder: nn.Module,
     encoded: Encoded,
     index: npt.NDArray[np.int64],
+    *,
     spec: TeacherConfig,
     collate: Callable[[Encoded, npt.NDArray[np.int64]], Batch],
     batch: int,

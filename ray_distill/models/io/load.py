@@ -72,10 +72,10 @@ def load_model(spec: str | TeacherConfig | StudentModel, *, task: str, head_url:
         saved = read_metadata(folder)
         language = language_of(spec, saved, config.model)
         if saved.get("factory"):
-            found = _from_saved_factory(config, task, folder, saved, digest, language)
+            found = _from_saved_factory(config, task, folder, saved=saved, digest=digest, language=language)
         else:
             config = config.model_copy(update={"language": language or config.language})
-            found = _from_checkpoint(config, task, folder, digest, head_url)
+            found = _from_checkpoint(config, task, folder, digest=digest, head_url=head_url)
         return replace(found, decision=saved["decision"]) if saved.get("decision") else found
 
 
@@ -195,7 +195,7 @@ def read_module(
     return module
 
 
-def _from_checkpoint(config: TeacherConfig, task: str, folder: Path, digest: str, head_url: str | None) -> Model:
+def _from_checkpoint(config: TeacherConfig, task: str, folder: Path, *, digest: str, head_url: str | None) -> Model:
     model_config = read_config(folder, config)
     processor = read_processor(folder, model_config, config, task=task)
     identity: dict[str, Any] = {"checkpoint": digest, "dtype": config.dtype}
@@ -249,7 +249,13 @@ def _from_factory(config: TeacherConfig, task: str, language: LanguageConfig | N
 
 
 def _from_saved_factory(
-    config: TeacherConfig, task: str, folder: Path, saved: dict[str, Any], digest: str, language: LanguageConfig | None
+    config: TeacherConfig,
+    task: str,
+    folder: Path,
+    *,
+    saved: dict[str, Any],
+    digest: str,
+    language: LanguageConfig | None,
 ) -> Model:
     parts = _call_saved(saved["factory"], config.model)
     path = folder / "model.safetensors"

@@ -70,7 +70,7 @@ def build_student(
     """
     own = get_task(task)
     kind = own.answers.model.student(config, task=own, classes=classes, width=vocabulary, teacher=teacher, seed=seed)
-    made = _make(config, kind, task, teacher, seed)
+    made = _make(config, kind, task, teacher=teacher, seed=seed)
     student = _finish(made, task)
     if config.lora is None:
         return student
@@ -88,7 +88,7 @@ def build_student(
     return _finish(adapted, task)
 
 
-def _make(config: StudentModel, kind: StudentKind, task: str, teacher: TeacherConfig, seed: int) -> _Made:
+def _make(config: StudentModel, kind: StudentKind, task: str, *, teacher: TeacherConfig, seed: int) -> _Made:
     if config.source == "module":
         return _from_module(config, kind, task, seed)
     if config.source == "checkpoint":
@@ -99,10 +99,10 @@ def _make(config: StudentModel, kind: StudentKind, task: str, teacher: TeacherCo
             "student from: set student.model.from to checkpoint or module"
         )
     own = teacher.model_copy(update={"max_length": config.max_length or teacher.max_length})
-    return (_from_layers if config.source == "teacher_layers" else _from_config)(config, kind, task, own, seed)
+    return (_from_layers if config.source == "teacher_layers" else _from_config)(config, kind, task, own=own, seed=seed)
 
 
-def _from_config(config: StudentModel, kind: StudentKind, task: str, own: TeacherConfig, seed: int) -> _Made:
+def _from_config(config: StudentModel, kind: StudentKind, task: str, *, own: TeacherConfig, seed: int) -> _Made:
     with _opened(own, weights=kind.reads_teacher) as folder:
         student_config = changed_config(read_config(folder, own), config.overrides, kind.config_fields)
         kind.check_config(student_config, f"(student.model.overrides of {own.model})")
@@ -118,7 +118,7 @@ def _from_config(config: StudentModel, kind: StudentKind, task: str, own: Teache
     )
 
 
-def _from_layers(config: StudentModel, kind: StudentKind, task: str, own: TeacherConfig, seed: int) -> _Made:
+def _from_layers(config: StudentModel, kind: StudentKind, task: str, *, own: TeacherConfig, seed: int) -> _Made:
     if config.overrides:
         raise ConfigError("student.model.overrides go with from: config; copied layers keep the teacher's config")
     with _opened(own, weights=True) as folder:

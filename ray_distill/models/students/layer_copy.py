@@ -86,10 +86,10 @@ def copy_layers(source: nn.Module, student: nn.Module, kept: Sequence[int], dept
     Raises:
         ModelError: there is no such stack, or weights do not fit.
     """
-    copy_stacks(source, student, dict.fromkeys(stacks_of(source, student, kept, depth), kept))
+    copy_stacks(source, student, dict.fromkeys(stacks_of(source, student, kept, depth=depth), kept))
 
 
-def stacks_of(source: nn.Module, student: nn.Module, kept: Sequence[int], depth: int, within: str = "") -> list[str]:
+def stacks_of(source: nn.Module, student: nn.Module, kept: Sequence[int], *, depth: int, within: str = "") -> list[str]:
     """List stacks of ``depth`` layers in the source that the student has, with ``kept`` layers.
 
     Args:

@@ -49,7 +49,7 @@ class Taken:
             {
                 stack: kept
                 for part, kept in self.kept.items()
-                for stack in stacks_of(source, student, kept, self.depths[part], part)
+                for stack in stacks_of(source, student, kept, depth=self.depths[part], within=part)
             },
         )
 

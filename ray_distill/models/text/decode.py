@@ -19,7 +19,7 @@ def text_of(processor: LanguageProcessor, prompt: IntArray, tokens: IntArray) ->
     return whole[len(before) :] if whole.startswith(before) else _decoded(processor, tokens)
 
 
-def reads_back(processor: LanguageProcessor, row: str, answer: str, prompt: IntArray, tokens: IntArray) -> bool:
+def reads_back(processor: LanguageProcessor, row: str, answer: str, prompt: IntArray, *, tokens: IntArray) -> bool:
     """Return whether the row with its answer is tokenized to the generated tokens."""
     try:
         text = with_answer(row, answer, processor.settings.format)

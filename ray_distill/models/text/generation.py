@@ -116,7 +116,7 @@ class CausalFormat:
 
     def reads_back(self, row: str, answer: str, prompt: IntArray, tokens: IntArray) -> bool:
         """See `decode.reads_back`."""
-        return reads_back(self.processor, row, answer, prompt, tokens)
+        return reads_back(self.processor, row, answer, prompt, tokens=tokens)
 
     def require_room(self, new_tokens: int, url: str) -> None:
         """Require room for prompt and answer, which are read together.

@@ -149,7 +149,7 @@ class GenerateActor(TeacherActor[WriteJob, UnitPrompts]):
 
     def _finish(self, unit: str, inputs: UnitPrompts, found: Answers[pa.Table]) -> pa.Table:
         table = pa.concat_tables([*found.parts, attempts.rejected_table(inputs.prompts.rejected)])
-        receipt = write_attempt(self.job.store_url, self.job.generator, inputs.work, table, found.halved)
+        receipt = write_attempt(self.job.store_url, self.job.generator, inputs.work, table, halved=found.halved)
         return pa.table(
             {
                 "unit_id": pa.array([unit], pa.string()),

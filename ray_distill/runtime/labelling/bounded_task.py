@@ -6,6 +6,7 @@ teacher that hangs is an error.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from ray_distill.artifacts import SnapshotRef
@@ -21,7 +22,9 @@ from ray_distill.teachers.engines import refuse_labels
 T = TypeVar("T")
 
 
-def run_teacher_task(function: Callable[..., T], *arguments: Any, labels: LabelsConfig, rows: int, what: str) -> T:
+def run_teacher_task(
+    function: Callable[..., T], *arguments: Any, labels: LabelsConfig, rows: int, what: str, **named: Any
+) -> T:
     """Run ``function`` as one task with the teacher's resources and return its result.
 
     Args:
@@ -30,6 +33,7 @@ def run_teacher_task(function: Callable[..., T], *arguments: Any, labels: Labels
         labels: the teacher's resources, and its time limits.
         rows: rows that the teacher answers, repeats counted.
         what: the activity, for error messages.
+        named: keyword arguments of the function.
 
     Raises:
         LabelError: the task took longer than ``labels.failures`` allows for loading and for every batch of the rows.
@@ -46,8 +50,7 @@ def run_teacher_task(function: Callable[..., T], *arguments: Any, labels: Labels
         try:
             result: T = on_cluster(
                 _limited,
-                function,
-                arguments,
+                partial(function, *arguments, **named),
                 error,
                 deaths,
                 seconds=seconds,
@@ -89,12 +92,10 @@ def rows_of(snapshot: Snapshot, split: str) -> int:
     return sum(shard.rows for shard in snapshot.shards if shard.split == split)
 
 
-def _limited(
-    function: Callable[..., T], arguments: tuple[Any, ...], error: LabelError, deaths: Deaths, *, seconds: float
-) -> T:
-    """Run the function; after the time limit, report ``error`` and end the process for good."""
+def _limited(work: Callable[[], T], error: LabelError, deaths: Deaths, *, seconds: float) -> T:
+    """Run the work; after the time limit, report ``error`` and end the process for good."""
     before = deaths.error()
     if before is not None:
         raise before
     with limit(seconds, lambda: deaths.fail(error)):
-        return function(*arguments)
+        return work()

@@ -92,7 +92,11 @@ def fit_store(manifest: StoreManifest, row_ids: pa.Array, signal: Signal) -> Fou
             for layer, hidden in signal.hidden.items()
         },
     }
-    return Found(fits=fits, measured=measured, range_rows=_rows_a_unit(manifest, ids, signal, distributions, fits))
+    return Found(
+        fits=fits,
+        measured=measured,
+        range_rows=_rows_a_unit(manifest, ids, signal, distributions=distributions, fits=fits),
+    )
 
 
 def _hidden_error(values: Any, spec: VectorsSpec, fits: Fits, kept: float | None) -> dict[str, float | int]:
@@ -103,7 +107,7 @@ def _hidden_error(values: Any, spec: VectorsSpec, fits: Fits, kept: float | None
 
 
 def _rows_a_unit(
-    manifest: StoreManifest, ids: rowids.RowIds, signal: Signal, distributions: Distributions, fits: Fits
+    manifest: StoreManifest, ids: rowids.RowIds, signal: Signal, *, distributions: Distributions, fits: Fits
 ) -> int:
     """Return how many rows fit ``unit_bytes``, by these rows' bytes; 0 = at least ``unit_rows``."""
     size = len(parquet_shards.encode_labels(ids, distributions, manifest.distributions, fits)) + sum(

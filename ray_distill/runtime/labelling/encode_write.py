@@ -145,6 +145,12 @@ def _write(unit: WorkUnit, part: pa.Table, job: LabelJob, deaths: Deaths | None)
     row_ids, signal = table_to_signal(part)
     with counted(deaths, f"writing rows {unit.start}:{unit.stop} of {unit.shard}", unit.unit_id):
         receipt = write_attempt(
-            job.store_url, job.manifest, unit, row_ids, signal, table_to_rejected(part), table_to_halved(part)
+            job.store_url,
+            job.manifest,
+            unit,
+            row_ids=row_ids,
+            signal=signal,
+            rejected=table_to_rejected(part),
+            halved=table_to_halved(part),
         )
     return json.dumps(receipt.to_dict())

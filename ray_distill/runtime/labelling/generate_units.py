@@ -155,7 +155,7 @@ def _written(job: WriteJob, one: FailedUnit, plan: Plan, found: Answers[pa.Table
     failed = [(plan.row_ids[row], failure.reason) for row, failure in sorted(found.failed.items())]
     table = pa.concat_tables([*found.parts, rejected_table([*plan.rejected, *failed])])
     return on_cluster(
-        write_attempt, job.store_url, job.generator, one.unit, table, found.halved, what="storing sequences"
+        write_attempt, job.store_url, job.generator, one.unit, table, halved=found.halved, what="storing sequences"
     )
 
 

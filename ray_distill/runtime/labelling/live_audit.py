@@ -57,8 +57,8 @@ def audit_live(config: Campaign, store_url: str, snapshot: SnapshotRef, sample: 
         config,
         snapshot,
         store.manifest,
-        stored.ids,
-        shards,
+        ids=stored.ids,
+        shards=shards,
         labels=config.labels,
         rows=rows,
         what="labelling a sample again",
@@ -116,7 +116,7 @@ def _ascending(ids: RowIds, signal: Signal) -> Answer:
 
 
 def answer_twice(
-    config: Campaign, snapshot: SnapshotRef, manifest: StoreManifest, ids: RowIds, shards: Sequence[str]
+    config: Campaign, snapshot: SnapshotRef, manifest: StoreManifest, *, ids: RowIds, shards: Sequence[str]
 ) -> tuple[Answer, Answer]:
     """Return the teacher's answers for some rows in batches of the store's size, and row by row.
 

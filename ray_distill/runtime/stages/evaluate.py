@@ -223,7 +223,9 @@ def publish(session: Session, run: Run, report: EvalReport, decision: Decision) 
             (target / _TEXTS).write_bytes(files.json_bytes(texts))
         plots = target / "plots"
         plots.mkdir()
-        for name, figure in report_figures(report, classes, predictions, config.evaluation.bins, history).items():
+        for name, figure in report_figures(
+            report, classes, predictions, bins=config.evaluation.bins, history=history
+        ).items():
             (plots / f"{name}.png").write_bytes(figure_png(figure))
         for item in sorted(target.iterdir()):
             run.artifact(item)

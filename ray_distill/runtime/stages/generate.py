@@ -50,7 +50,9 @@ def write(session: Session, snapshot: SnapshotRef) -> SnapshotRef:
 def _write(session: Session, stage: Stage, settings: SequencesConfig, opened: Snapshot) -> SnapshotRef:
     config = session.config
     form, roles = get_task(config.task).inputs.form(config), config.labels.teacher.language.roles
-    require_answers(opened, settings.splits, form, roles, config.labels.max_bad_fraction)
+    require_answers(
+        opened, splits=settings.splits, form=form, roles=roles, max_bad_fraction=config.labels.max_bad_fraction
+    )
     label.record_snapshot(stage.run, opened, "prompts")
     generator = run_teacher_task(
         make_generator, config, settings, labels=config.labels, rows=0, what="opening the teacher"

@@ -80,7 +80,7 @@ def fill_store(
         refuse_weak_teacher(found, config.labels.check, config.labels.teacher.model)
     if store is None or coverage is None:
         # The store is created after the check, so that a refused teacher leaves no empty store.
-        store = _create(stage.run, config, snapshot, manifest, facts.head_url)
+        store = _create(stage.run, config, snapshot, manifest, head_url=facts.head_url)
         coverage = store.coverage(opened)
     record_snapshot(stage.run, opened, "labels")
     labelled = Labelled(rows=0, rejected=0, reasons={}, bytes_written=0, seconds=0.0)
@@ -114,7 +114,7 @@ def fill_store(
 
 
 def _create(
-    run: Run, config: Campaign, snapshot: SnapshotRef, manifest: StoreManifest, head_url: str | None
+    run: Run, config: Campaign, snapshot: SnapshotRef, manifest: StoreManifest, *, head_url: str | None
 ) -> LabelStore:
     """Calibrate a new store, create it, and report the cost of its stored form."""
     found = run_teacher_task(

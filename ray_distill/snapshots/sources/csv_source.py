@@ -40,7 +40,7 @@ def read_csv(data: bytes, mapping: Mapping[str, str], source: int, where: str) -
     table = _read_whole(data, mapping, len(header))
     if table is not None:
         return file_rows(table, np.zeros(len(table), dtype=np.int8), source)
-    return _read_records(data, start, mapping, header, source)
+    return _read_records(data, start, mapping=mapping, header=header, source=source)
 
 
 def _read_whole(data: bytes, mapping: Mapping[str, str], width: int) -> pa.Table | None:
@@ -66,7 +66,7 @@ def _read_whole(data: bytes, mapping: Mapping[str, str], width: int) -> pa.Table
     return pa.table({part: table.column(name) for part, name in mapping.items()}).slice(0, len(table) - 1)
 
 
-def _read_records(data: bytes, start: int, mapping: Mapping[str, str], header: Fields, source: int) -> Rows:
+def _read_records(data: bytes, start: int, *, mapping: Mapping[str, str], header: Fields, source: int) -> Rows:
     records = list(_records(data, start, len(header)))
     index = {part: header.index(name.encode()) for part, name in mapping.items()}
     table = pa.table(

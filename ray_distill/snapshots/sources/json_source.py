@@ -41,8 +41,10 @@ def read_jsonl(
     """
     keys: set[str] = set()
     nested = frozenset(part for part, lists in ((column.name, column.nested), ("label", sets)) if lists)
-    pieces = [_read_piece(piece, mapping, column.name, keys, nested) for piece in _pieces(data)]
-    pieces = pieces or [_read_lines([], mapping, column.name, keys, nested)]
+    pieces = [
+        _read_piece(piece, mapping, input_column=column.name, keys=keys, nested=nested) for piece in _pieces(data)
+    ]
+    pieces = pieces or [_read_lines([], mapping, input_column=column.name, keys=keys, nested=nested)]
     why = np.concatenate([why for _, why in pieces])
     return file_rows(pa.concat_tables([table for table, _ in pieces]), why, source), keys
 
@@ -58,13 +60,13 @@ def _pieces(data: bytes) -> Iterator[bytes]:
 
 
 def _read_piece(
-    piece: bytes, mapping: Mapping[str, str], input_column: str, keys: set[str], nested: Collection[str]
+    piece: bytes, mapping: Mapping[str, str], *, input_column: str, keys: set[str], nested: Collection[str]
 ) -> Piece:
     lines = [line for line in piece.split(b"\n") if line.strip()]
     schema = _guess_schema(lines[:_SAMPLED_LINES], mapping, input_column, keys)
     table = None if schema is None else _read_whole(piece, schema)
     if table is None or len(table) != len(lines):
-        return _read_lines(lines, mapping, input_column, keys, nested)
+        return _read_lines(lines, mapping, input_column=input_column, keys=keys, nested=nested)
     columns = {part: to_text(table.column(name), name)[0] for part, name in mapping.items()}
     keys.update(name for part, name in mapping.items() if columns[part].null_count < len(lines))
     return pa.table(columns), np.zeros(len(lines), dtype=np.int8)
@@ -111,7 +113,7 @@ def _read_whole(piece: bytes, schema: pa.Schema) -> pa.Table | None:
 
 
 def _read_lines(
-    lines: list[bytes], mapping: Mapping[str, str], input_column: str, keys: set[str], nested: Collection[str]
+    lines: list[bytes], mapping: Mapping[str, str], *, input_column: str, keys: set[str], nested: Collection[str]
 ) -> Piece:
     why = np.zeros(len(lines), dtype=np.int8)
     columns: dict[str, list[str | float | None]] = {part: [None] * len(lines) for part in mapping}

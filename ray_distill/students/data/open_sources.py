@@ -71,7 +71,7 @@ def open_sources(
     """
     snapshot, first = labelled[0][0], labelled[0][1].manifest
     excluded = rowids.empty() if teacher_rows_url is None else _ids_in(teacher_rows_url)
-    found = [_open_source(config, labelled[0], model, layers, excluded, rowids.empty())]
+    found = [_open_source(config, labelled[0], model, layers=layers, excluded=excluded, evaluated=rowids.empty())]
     if len(labelled) > 1:
         evaluated = np.sort(
             np.concatenate(
@@ -84,12 +84,16 @@ def open_sources(
         for own in labelled[1:]:
             if layers:
                 _require_same_states(first, own[1].manifest)
-            found.append(_open_source(config, own, model, layers, _fitted_rows(own[1].manifest), evaluated))
+            found.append(
+                _open_source(
+                    config, own, model, layers=layers, excluded=_fitted_rows(own[1].manifest), evaluated=evaluated
+                )
+            )
     return found
 
 
 def _open_source(
-    config: Campaign, labelled: Labelled, model: Model, layers: Sequence[int], excluded: RowIds, evaluated: RowIds
+    config: Campaign, labelled: Labelled, model: Model, *, layers: Sequence[int], excluded: RowIds, evaluated: RowIds
 ) -> Source:
     snapshot, labels = labelled
     task = get_task(config.task)

@@ -28,7 +28,7 @@ class Shares:
 
 
 def resampled(
-    rows: Index, data: Examples, sampling: SamplingConfig | None, seed: int, shares: Shares | None = None
+    rows: Index, data: Examples, sampling: SamplingConfig | None, *, seed: int, shares: Shares | None = None
 ) -> Index:
     """Return the N rows of an epoch, ascending, each repeated in proportion to its weight.
 

@@ -126,7 +126,7 @@ class DeepSpeedEngine:
         own: dict[str, Any] = {"loss_scale": loss_scale(self._engine.optimizer)}
         if not self._own_schedule:
             own["schedule"] = self._engine.lr_scheduler.state_dict()
-        save_atoms(folder, self._engine.module, self._parts(), self._ranks, own)
+        save_atoms(folder, self._engine.module, self._parts(), self._ranks, own=own)
 
     def load(self, folder: Path) -> None:
         """Read the atoms, written by any engine, at any stage and any number of ranks."""

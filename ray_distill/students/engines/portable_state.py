@@ -65,7 +65,7 @@ class StateAccess(Protocol):
         """Copy the master weights to the parameters that compute."""
 
 
-def save_atoms(folder: Path, module: nn.Module, parts: StateAccess, ranks: Ranks, own: Mapping[str, Any]) -> None:
+def save_atoms(folder: Path, module: nn.Module, parts: StateAccess, ranks: Ranks, *, own: Mapping[str, Any]) -> None:
     """Write this rank's share of the atoms; collective.
 
     ``own`` is plain JSON, which `load_atoms` returns.

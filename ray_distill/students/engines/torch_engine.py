@@ -98,7 +98,7 @@ class TorchEngine:
     def save(self, folder: Path) -> None:
         """Write this rank's share of the atoms; all ranks have the same state."""
         average_buffers(self._module, self._ranks)
-        save_atoms(folder, self._module, self._parts(), self._ranks, {})
+        save_atoms(folder, self._module, self._parts(), self._ranks, own={})
 
     def load(self, folder: Path) -> None:
         """Read the atoms, written by any engine."""

@@ -11,7 +11,7 @@ Change = Callable[[Any, int, np.random.Generator], Any]
 
 
 def corrupt_column(
-    rows: pa.Table, column: str, change: Change, severity: int, generator: np.random.Generator
+    rows: pa.Table, column: str, change: Change, *, severity: int, generator: np.random.Generator
 ) -> pa.Table:
     """Return ``rows`` with every value of one column changed; ids, order, labels and types stay.
 

@@ -55,7 +55,7 @@ def _on_files(change: _Change) -> Corruption:
         return encode_png(change(pixels, severity, generator))
 
     def on_rows(rows: pa.Table, severity: int, generator: np.random.Generator) -> pa.Table:
-        return corrupt_column(rows, "image", on_bytes, severity, generator)
+        return corrupt_column(rows, "image", on_bytes, severity=severity, generator=generator)
 
     return on_rows
 

@@ -88,7 +88,7 @@ def on_rows(change: Change) -> Corruption:
     """Lift a change of texts to rows with a column ``text``."""
 
     def corrupt(rows: pa.Table, severity: int, generator: np.random.Generator) -> pa.Table:
-        return corrupt_column(rows, "text", change, severity, generator)
+        return corrupt_column(rows, "text", change, severity=severity, generator=generator)
 
     return corrupt
 

@@ -36,7 +36,7 @@ def check_page(case: TaskCase) -> None:
     for models in ({"student": case.student}, {"teacher": case.teacher, "student": case.student}):
         report, tables = _report(case, models)
         bins, words = case.config.evaluation.bins, page_of(report).WORDING
-        drawn = report_figures(report, case.classes, tables, bins)
+        drawn = report_figures(report, case.classes, tables, bins=bins)
         assert set(drawn) <= words.captions.keys(), (
             f"figures without captions: {sorted(set(drawn) - set(words.captions))}"
         )

@@ -139,7 +139,7 @@ def stored(case: TaskCase, broken: int = 0) -> Iterator[Stored]:
         fitted = fit_store(manifest, row_ids, signal)
         store = create_or_open(folder, with_found(manifest, fitted, write_fits(folder, fitted.fits)))
         (unit,) = store.pending(snapshot)
-        receipt = write_attempt(folder, store.manifest, unit, row_ids, signal, rejected)
+        receipt = write_attempt(folder, store.manifest, unit, row_ids=row_ids, signal=signal, rejected=rejected)
         store.commit([receipt])
         yield Stored(
             row_ids=row_ids,

@@ -319,23 +319,23 @@ def test_conversations_in_which_nothing_can_be_learnt_are_refused_before_anythin
     with pytest.raises(
         SnapshotError, match=r"of assistant would stay .*: \d+ of \d+ in calibration, \d+ of \d+ in test"
     ):
-        require_answers(mute, BOTH, "chat", ("assistant",), 0.01)
-    require_answers(mute, SPLITS, "chat", ("assistant",), 0.01)
-    require_answers(mute, BOTH, "chat", ("user",), 0.01)
-    require_answers(mute, BOTH, "chat", ("assistant",), 1.0)
+        require_answers(mute, splits=BOTH, form="chat", roles=("assistant",), max_bad_fraction=0.01)
+    require_answers(mute, splits=SPLITS, form="chat", roles=("assistant",), max_bad_fraction=0.01)
+    require_answers(mute, splits=BOTH, form="chat", roles=("user",), max_bad_fraction=0.01)
+    require_answers(mute, splits=BOTH, form="chat", roles=("assistant",), max_bad_fraction=1.0)
     said = prompts_snapshot(tmp_path / "said", [json.dumps(one) for one in answered])
-    require_answers(said, BOTH, "chat", ("assistant",), 0)
+    require_answers(said, splits=BOTH, form="chat", roles=("assistant",), max_bad_fraction=0)
 
 
 def test_sources_without_a_target_are_refused_where_nobody_writes_one(tmp_path: Path) -> None:
     """In a split that stays as it is; any text is learnt of."""
     unwritten = prompts_snapshot(tmp_path / "unwritten", [pair_text(f"source {n}", None) for n in range(60)])
     with pytest.raises(SnapshotError, match=r"sources without a target would stay .*: \d+ of \d+ in calibration"):
-        require_answers(unwritten, BOTH, "pair", (), 0.01)
-    require_answers(unwritten, SPLITS, "pair", (), 0)
-    require_answers(unwritten, BOTH, "text", (), 0)
+        require_answers(unwritten, splits=BOTH, form="pair", roles=(), max_bad_fraction=0.01)
+    require_answers(unwritten, splits=SPLITS, form="pair", roles=(), max_bad_fraction=0)
+    require_answers(unwritten, splits=BOTH, form="text", roles=(), max_bad_fraction=0)
     written = prompts_snapshot(tmp_path / "written", [pair_text(f"source {n}", "t") for n in range(60)])
-    require_answers(written, BOTH, "pair", (), 0)
+    require_answers(written, splits=BOTH, form="pair", roles=(), max_bad_fraction=0)
 
 
 def test_ids_of_texts_are_those_that_any_snapshot_would_give(parent: Snapshot, tmp_path: Path) -> None:

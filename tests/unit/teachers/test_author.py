@@ -215,9 +215,9 @@ def test_whether_a_text_reads_back_is_told(folder: Path) -> None:
         (prompt,), _ = processor.prompts([row])
         good = np.array(tokenizer("größer x", add_special_tokens=False)["input_ids"], np.int32)
         assert text_of(processor, prompt, good) == "größer x"
-        assert reads_back(processor, row, "größer x", prompt, good)
+        assert reads_back(processor, row, "größer x", prompt, tokens=good)
         half = good[:3]
-        assert not reads_back(processor, row, text_of(processor, prompt, half), prompt, half)
+        assert not reads_back(processor, row, text_of(processor, prompt, half), prompt, tokens=half)
 
 
 def test_an_answer_takes_the_place_of_the_rows_own() -> None:

@@ -122,7 +122,7 @@ def test_pieces_of_positions_join_to_the_whole(step: int, monkeypatch: pytest.Mo
         for estimator in ("topk", "sampled"):
             request = _ask(estimator=estimator)
             _equal(
-                reduce_states(states_PD, head, request, ids, places),
+                reduce_states(states_PD, head, request, ids, places=places),
                 reduce_logits(head(states_PD), request, ids, places),
                 atol=1e-6,
             )

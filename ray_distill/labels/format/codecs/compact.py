@@ -125,8 +125,8 @@ class CompactCodec:
                 ungaps(table, "ids", entries, contexts(offsets)),
                 offsets,
                 rank_order(fits, spec.space.size, CorruptStore),
-                spec.space.size,
-                [logp, count],
+                classes=spec.space.size,
+                columns=[logp, count],
             )
         )
         return Distributions(
@@ -140,7 +140,7 @@ class CompactCodec:
             logp=per_entry[0],
             log_tail=log_tail,
             entropy=entropy,
-            draws=_decode_draws(table, spec, layout, rows, per_entry[1]),
+            draws=_decode_draws(table, spec, layout, rows=rows, count=per_entry[1]),
         )
 
 
@@ -272,11 +272,11 @@ def _encode_lossless(
 def _decode_lossless(table: pa.Table, spec: DistributionsSpec, rows: Offsets, offsets: Offsets) -> tuple[Any, Any, Any]:
     logp = join(table, "logp", np.float32, row_totals(rows, offsets))
     entropy = join(table, "entropy", np.float32, rows)
-    return logp, _tails(table, spec, rows, np.float32, lambda words: words), entropy
+    return logp, _tails(table, spec, rows, dtype=np.float32, read=lambda words: words), entropy
 
 
 def _tails(
-    table: pa.Table, spec: DistributionsSpec, rows: Offsets, dtype: npt.DTypeLike, read: Callable[[Any], Any]
+    table: pa.Table, spec: DistributionsSpec, rows: Offsets, *, dtype: npt.DTypeLike, read: Callable[[Any], Any]
 ) -> npt.NDArray[Any]:
     """Return the tails ``[P, T]`` that ``read`` decodes; -inf for an estimator without a tail."""
     shape = (int(rows[-1]), len(spec.temperatures))
@@ -311,7 +311,7 @@ def _bins(bins: npt.NDArray[np.uint16], levels: int, entries: Offsets) -> dict[s
 def _decode_lossy(table: pa.Table, spec: DistributionsSpec, rows: Offsets, offsets: Offsets) -> tuple[Any, Any, Any]:
     _, power, levels = options(spec)
     bins = _read_bins(table, levels, row_totals(rows, offsets))
-    odds = _tails(table, spec, rows, np.uint16, lambda words: decode_odds(words))
+    odds = _tails(table, spec, rows, dtype=np.uint16, read=lambda words: decode_odds(words))
     ones = spec.temperatures.index(1.0)
     centre = centres(power, levels)
     scale = log_share(-odds[:, ones]) - _log_sums(np.exp(centre).astype(np.float32)[bins], offsets)
@@ -379,7 +379,7 @@ def _decode_counts(
 
 
 def _decode_draws(
-    table: pa.Table, spec: DistributionsSpec, layout: int, rows: Offsets, count: npt.NDArray[Any] | None
+    table: pa.Table, spec: DistributionsSpec, layout: int, *, rows: Offsets, count: npt.NDArray[Any] | None
 ) -> Draws | None:
     if count is None:
         return None

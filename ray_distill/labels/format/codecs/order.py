@@ -69,7 +69,7 @@ def by_rank(distributions: Distributions, order: npt.NDArray[np.int32] | None) -
 
 
 def by_class(
-    steps: Order, offsets: Offsets, order: npt.NDArray[np.int32] | None, classes: int, columns: Columns
+    steps: Order, offsets: Offsets, order: npt.NDArray[np.int32] | None, *, classes: int, columns: Columns
 ) -> tuple[npt.NDArray[np.int32], list[Any]]:
     """Return class ids, ascending within a position, and the columns in that order.
 

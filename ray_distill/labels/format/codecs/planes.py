@@ -85,7 +85,7 @@ def unescaped(table: pa.Table, name: str, offsets: Offsets) -> npt.NDArray[np.in
     """Return the numbers that `escaped` stored; errors as `join`."""
     codes = plane(table, name, offsets)
     values = codes.astype(np.int64)
-    _read_wide(table, name, values, codes == ESCAPE, offsets, least=ESCAPE, planes=False)
+    _read_wide(table, name, values, codes == ESCAPE, offsets=offsets, least=ESCAPE, planes=False)
     return values
 
 
@@ -116,7 +116,7 @@ def ungaps(table: pa.Table, name: str, offsets: Offsets, context: Context) -> np
     at = at[codes[at] < ESCAPE]
     low = plane(table, f"{name}.low", np.searchsorted(at, offsets))
     values[at] = ((values[at] - DIRECT) << 8) + DIRECT + low
-    _read_wide(table, name, values, codes == ESCAPE, offsets, least=WIDE_GAP, planes=True)
+    _read_wide(table, name, values, codes == ESCAPE, offsets=offsets, least=WIDE_GAP, planes=True)
     return values
 
 
@@ -158,8 +158,8 @@ def _read_wide(
     name: str,
     values: npt.NDArray[np.int64],
     wide: npt.NDArray[np.bool_],
-    offsets: Offsets,
     *,
+    offsets: Offsets,
     least: int,
     planes: bool,
 ) -> None:

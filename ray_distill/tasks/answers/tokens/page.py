@@ -113,8 +113,8 @@ def positions_figure(report: EvalReport) -> Figure:
                     axes,
                     report,
                     arm,
-                    [f"{metric}_at_{name}" for name in buckets],
-                    0.09 * (number - (len(arms) - 1) / 2),
+                    metrics=[f"{metric}_at_{name}" for name in buckets],
+                    shift=0.09 * (number - (len(arms) - 1) / 2),
                 )
             axes.set_ylabel(heading)
             draw_grid(axes, "y")
@@ -129,7 +129,7 @@ def positions_figure(report: EvalReport) -> Figure:
     return figure
 
 
-def _dodged(axes: Axes, report: EvalReport, arm: str, metrics: Sequence[str], shift: float) -> None:
+def _dodged(axes: Axes, report: EvalReport, arm: str, *, metrics: Sequence[str], shift: float) -> None:
     """Draw an arm's values beside those of the others, one place a metric.
 
     A value without an interval is a point.

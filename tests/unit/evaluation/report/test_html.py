@@ -265,6 +265,6 @@ def test_what_was_not_measured_has_no_section():
 def test_figures_can_be_saved_as_png(full):
     """Tracking stores the same figures as PNG."""
     report, predictions, _ = full
-    figures = report_figures(report, [str(i) for i in range(10)], predictions, 10)
+    figures = report_figures(report, [str(i) for i in range(10)], predictions, bins=10)
     assert set(figures) == {"accuracy", "confusion", "reliability", "robustness"}
     assert plots.figure_png(figures["confusion"]).startswith(b"\x89PNG")

@@ -213,7 +213,7 @@ def test_the_same_report_gives_the_same_page_with_names_escaped(full):
 def test_distance_by_position_is_drawn_for_buckets_that_hold_tokens(full):
     """Four buckets of documents shorter than 400 tokens; not the teacher, which is 0 from itself."""
     report, predictions, _ = full
-    figures = report_figures(report, (), predictions, BINS)
+    figures = report_figures(report, (), predictions, bins=BINS)
     assert set(figures) == {"nll", "positions", "reliability", "robustness"}
     axes = figures["positions"].axes
     assert [tick.get_text() for tick in axes[-1].get_xticklabels()] == ["0–15", "16–63", "64–255", "256–1023"]
@@ -234,7 +234,7 @@ def test_a_student_alone_has_a_page():
         efficiency=Efficiency(parameters=1, bytes_on_disk=1, latency_ms_p50=1, latency_ms_p95=1, examples_per_second=1),
     )
     report = judge({"student": model}, task="causal_lm", student=STUDENT, url="r", how=RESAMPLING)
-    assert set(report_figures(report, (), {"student": rows}, BINS)) == {"nll", "reliability"}
+    assert set(report_figures(report, (), {"student": rows}, bins=BINS)) == {"nll", "reliability"}
     page = Page(render(report, {"student": rows}))
     assert "Differences on the same rows" not in page.headings and "Throughput, documents/s" in page.cells
 

@@ -89,7 +89,7 @@ def test_a_row_in_two_units_is_read_once_from_the_first_committed(url):
     plans = [(snapshot, store.pending(snapshot)) for snapshot in (second, first)]
     for snapshot, (unit,) in plans:
         ids = snapshot.read_shard(snapshot.shards[0]).column("row_id").combine_chunks()
-        store.commit([write_attempt(url, manifest, unit, ids, fake_teacher(ids, manifest), [])])
+        store.commit([write_attempt(url, manifest, unit, row_ids=ids, signal=fake_teacher(ids, manifest), rejected=[])])
     labels = open_label_set(store.ref(first.ref), first)
     assert labels.rows == 8
     assert sorted(len(labels.row_ids(unit)) for unit in labels.units) == [4, 4]
@@ -278,7 +278,8 @@ def test_the_bytes_of_a_shard_depend_on_its_content_alone(url):
     _, unit, ids = one_unit(url, manifest)
     backwards = ids.take(pa.array([3, 1, 0, 2]))
     receipts = [
-        write_attempt(url, manifest, unit, order, fake_teacher(order, manifest), []) for order in (ids, backwards)
+        write_attempt(url, manifest, unit, row_ids=order, signal=fake_teacher(order, manifest), rejected=[])
+        for order in (ids, backwards)
     ]
     assert receipts[0].attempt != receipts[1].attempt
     assert receipts[0].parts == receipts[1].parts
@@ -299,7 +300,7 @@ def test_an_attempt_must_cover_its_unit_exactly(url):
         (ids[:3], signal.take([0, 1, 2]), [(b"short", "bad")], "16 bytes, found 5"),
     ):
         with pytest.raises(LabelError, match=message):
-            write_attempt(url, manifest, unit, given, answer, rejected)
+            write_attempt(url, manifest, unit, row_ids=given, signal=answer, rejected=rejected)
     assert files.list_files(files.join(url, "distributions"), unfinished=True) == []
 
 
@@ -314,9 +315,9 @@ def test_a_signal_of_another_kind_is_refused(url):
         (fake_manifest(estimator="topk"), "stores all 5 classes"),
     ):
         with pytest.raises(LabelError, match=message):
-            write_attempt(url, manifest, unit, ids, fake_teacher(ids, other), [])
+            write_attempt(url, manifest, unit, row_ids=ids, signal=fake_teacher(ids, other), rejected=[])
     with pytest.raises(LabelError, match="NaN or infinite; reject them"):
-        write_attempt(url, manifest, unit, ids, nan_teacher(2)(ids, manifest), [])
+        write_attempt(url, manifest, unit, row_ids=ids, signal=nan_teacher(2)(ids, manifest), rejected=[])
 
 
 def test_hidden_states_beyond_the_stored_type_are_an_error_not_infinity(url):
@@ -326,14 +327,17 @@ def test_hidden_states_beyond_the_stored_type_are_an_error_not_infinity(url):
     signal = fake_teacher(ids, manifest)
     signal.hidden[1].values[0, 0] = 7e4
     with pytest.raises(LabelError, match="70000 does not fit float16.*bfloat16"):
-        write_attempt(url, manifest, unit, ids, signal, [])
+        write_attempt(url, manifest, unit, row_ids=ids, signal=signal, rejected=[])
 
 
 def test_the_first_attempt_committed_wins(url):
     """Of two attempts at a unit the first in the log is the unit; the other's commit wins nothing."""
     manifest = fake_manifest()
     store, unit, ids = one_unit(url)
-    first, second = (write_attempt(url, manifest, unit, ids, fake_teacher(ids, manifest), []) for _ in range(2))
+    first, second = (
+        write_attempt(url, manifest, unit, row_ids=ids, signal=fake_teacher(ids, manifest), rejected=[])
+        for _ in range(2)
+    )
     assert store.commit([second, first]) == [unit.unit_id]
     assert open_store(url).commit([first]) == [] == store.commit([])
     assert [receipt.attempt for receipt in winners(store.log.records).values()] == [second.attempt]
@@ -343,7 +347,7 @@ def test_a_receipt_whose_file_is_gone_or_foreign_is_not_committed(url):
     """The driver looks at the files before it promises them to readers."""
     manifest = fake_manifest()
     store, unit, ids = one_unit(url)
-    receipt = write_attempt(url, manifest, unit, ids, fake_teacher(ids, manifest), [])
+    receipt = write_attempt(url, manifest, unit, row_ids=ids, signal=fake_teacher(ids, manifest), rejected=[])
     with pytest.raises(LabelError, match="for manifest"):
         store.commit([Receipt.from_dict({**receipt.to_dict(), "manifest": "other"})])
     location = files.join(url, part_file("distributions", receipt.unit, receipt.attempt))
@@ -362,7 +366,12 @@ def test_units_and_receipts_survive_json(url):
     _, unit, ids = one_unit(url, manifest)
     assert WorkUnit.from_dict(unit.to_dict()) == unit
     receipt = write_attempt(
-        url, manifest, unit, ids[:3], fake_teacher(ids[:3], manifest), [(ids[3].as_py(), "no text")]
+        url,
+        manifest,
+        unit,
+        row_ids=ids[:3],
+        signal=fake_teacher(ids[:3], manifest),
+        rejected=[(ids[3].as_py(), "no text")],
     )
     assert Receipt.from_dict(receipt.to_dict()) == receipt and receipt.reasons == {"no text": 1}
     assert type(manifest).from_dict(manifest.to_dict()) == manifest

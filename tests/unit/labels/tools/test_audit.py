@@ -99,7 +99,7 @@ def test_orphans_are_harmless_and_only_old_ones_are_cleaned(url):
     store, extra = create_or_open(url, MANIFEST), fake_snapshot(range(100, 104))
     (unit,) = store.pending(extra)
     ids = extra.read_shard(extra.shards[0]).column("row_id").combine_chunks()
-    receipt = write_attempt(url, MANIFEST, unit, ids, fake_teacher(ids, MANIFEST), [])
+    receipt = write_attempt(url, MANIFEST, unit, row_ids=ids, signal=fake_teacher(ids, MANIFEST), rejected=[])
     files.write_bytes(files.join(url, "log", ".x.json.0123456789abcdef0123456789abcdef.part"), b"{")
     report = audit(url, clean=True)
     assert report.ok and len(report.orphans) == 3 and report.cleaned == ()

@@ -124,7 +124,7 @@ def test_many_rows_are_shared_a_few_at_a_time(sizes: list[int], seed: int, chunk
     rows, shares = np.arange(starts[-1]), Shares(starts=starts, weights=weights)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resampling, "_CHUNK", chunk)
-        found = resampled(rows, None, None, seed, shares)  # type: ignore[arg-type]
+        found = resampled(rows, None, None, seed=seed, shares=shares)  # type: ignore[arg-type]
     assert len(found) == len(rows)
     total = sum(weight for weight, size in zip(weights, sizes, strict=True) if size)
     for number, size in enumerate(sizes):

@@ -163,7 +163,7 @@ def _reduction(panel: Panel, part: Encoded) -> Reduce:
     true_P = store.truth(part).values.astype(np.int64)
 
     def sums(arm: str, logits_BLV: Tensor, beside_BLV: Tensor | None) -> pa.Table:
-        values = _values(logits_BLV, beside_BLV, document_P, position_P, true_P)
+        values = _values(logits_BLV, beside_BLV, document_P=document_P, position_P=position_P, true_P=true_P)
         if np.isnan(values["confidence"]).any():
             raise EvaluationError(
                 f"{panel.models[arm].url} answers with NaN: its weights are damaged or overflow in its dtype"
@@ -176,7 +176,7 @@ def _reduction(panel: Panel, part: Encoded) -> Reduce:
 
 
 def _values(
-    logits_BLV: Tensor, teacher_BLV: Tensor | None, document_P: Ints, position_P: Ints, true_P: Ints
+    logits_BLV: Tensor, teacher_BLV: Tensor | None, *, document_P: Ints, position_P: Ints, true_P: Ints
 ) -> dict[str, Floats]:
     """Run `compare_positions` on all positions, chunk by chunk; return float64 ``[P]``."""
     chunk, parts = max(1, CHUNK_ELEMENTS // logits_BLV.shape[-1]), []

@@ -101,7 +101,7 @@ def add_noise(text: str, severity: int, generator: np.random.Generator) -> str:
 
 def noise(rows: pa.Table, severity: int, generator: np.random.Generator) -> pa.Table:
     """Corrupt readings by noise."""
-    return corrupt_column(rows, COLUMN, add_noise, severity, generator)
+    return corrupt_column(rows, COLUMN, add_noise, severity=severity, generator=generator)
 
 
 def read_scale(folder: Path, model_config: Any, config: TeacherConfig) -> Processor:

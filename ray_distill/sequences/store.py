@@ -5,7 +5,6 @@ even if several snapshots contain it.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +13,7 @@ import pyarrow.compute as pc
 from ray_distill.errors import CorruptStore, LabelError
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.rowids import RowIds
-from ray_distill.labels.model.work_units import WorkUnit, unit_id
+from ray_distill.labels.model.work_units import Coverage, unit_of
 from ray_distill.sequences import attempts
 from ray_distill.sequences.generator import Generator
 from ray_distill.sequences.units import WRITTEN, WriteReceipt
@@ -24,51 +23,23 @@ from ray_distill.storage.receipts import read_verified
 from ray_distill.storage.unit_store import UnitStore, create_manifest, read_manifest
 
 
-@dataclass(frozen=True, kw_only=True)
-class Missing:
-    """The work units of a snapshot that are not written yet, and counts of its prompts."""
-
-    units: tuple[WorkUnit, ...]
-    prompts: int
-    """Number of prompts of the snapshot."""
-    written: int
-    """Number of prompts with sequences or with a reason why there are none."""
-    rejected: int
-    """Number of written prompts that have a reason instead of sequences."""
-
-    @property
-    def left(self) -> int:
-        """Number of prompts that are not written yet."""
-        return self.prompts - self.written
-
-
 class SequenceStore(UnitStore[Generator, WriteReceipt]):
     """An open store of one generator's texts."""
 
     def __init__(self, url: str, generator: Generator) -> None:
         super().__init__(url, generator, WriteReceipt)
 
-    def missing(self, snapshot: Snapshot, splits: Sequence[str], unit_rows: int) -> Missing:
+    def coverage(self, snapshot: Snapshot, splits: Sequence[str], unit_rows: int) -> Coverage:
         """Compare the prompts of a snapshot with all committed prompts, row by row."""
         self.log.refresh()
         committed, rejected = self._committed()
-        units, prompts, written, bad = [], 0, 0, 0
+        mark, units, prompts, reused, bad = self.manifest.fingerprint, [], 0, 0, 0
         for shard, start, ids in _ranges(snapshot, splits, unit_rows):
-            known = rowids.is_in(ids, committed)
-            prompts, written = prompts + len(ids), written + int(known.sum())
-            bad += int(rowids.is_in(ids, rejected).sum())
-            if not known.all():
-                rows = tuple(int(row) for row in np.flatnonzero(~known) + start)
-                units.append(
-                    WorkUnit(
-                        unit_id=unit_id(ids[~known], self.manifest.fingerprint),
-                        shard=shard,
-                        start=start,
-                        stop=start + len(ids),
-                        rows=rows,
-                    )
-                )
-        return Missing(units=tuple(units), prompts=prompts, written=written, rejected=bad)
+            known, refused = rowids.is_in(ids, committed), rowids.is_in(ids, rejected)
+            units.append(unit_of(ids, ~known, shard=shard, start=start, manifest=mark))
+            prompts, reused, bad = prompts + len(ids), reused + int((known & ~refused).sum()), bad + int(refused.sum())
+        missing = tuple(unit for unit in units if unit is not None)
+        return Coverage(units=missing, rows_total=prompts, rows_reused=reused, rows_quarantined=bad)
 
     def _committed(self) -> tuple[RowIds, RowIds]:
         """Return the sorted ids of all committed prompts, and of those without a sequence."""

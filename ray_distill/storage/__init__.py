@@ -1,1 +1,1 @@
-"""Store files and an append-only log on fsspec paths. Imports neither torch nor ray."""
+"""Store files, an append-only log and work units on fsspec paths. Imports neither torch nor ray."""

@@ -92,7 +92,7 @@ def write_all(
 ) -> SequenceStore:
     """Write what is missing, one unit after the other, in this process."""
     store, receipts = create_or_open(url, generator), []
-    for unit in store.missing(snapshot, splits, unit_rows).units:
+    for unit in store.coverage(snapshot, splits, unit_rows).units:
         shard = snapshot.read_shard(snapshot.shard(unit.shard), ["row_id", "text"])
         receipts.append(write_attempt(url, generator, unit, author(shard.take(pa.array(unit.rows)), generator)))
         if len(receipts) >= units_a_record:

@@ -1,8 +1,10 @@
 """Work units and receipts: what is to be labelled, and proof of what was."""
 
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import model_validator
 
 from ray_distill.artifacts import Document
@@ -29,6 +31,39 @@ class WorkUnit(Document):
     """Row after the last of that range."""
     rows: tuple[int, ...]
     """Positions in the shard still to label, ascending, all within the range."""
+
+
+def unit_of(ids: RowIds, new: npt.NDArray[np.bool_], *, shard: str, start: int, manifest: str) -> WorkUnit | None:
+    """Return the unit of the new rows of a fixed range; None if there are none.
+
+    Args:
+        ids: of all rows of the range.
+        new: those that have no answer yet.
+        shard: name of the snapshot shard.
+        start: first row of the range in the shard.
+        manifest: fingerprint of the store's manifest.
+    """
+    if not new.any():
+        return None
+    rows = tuple(int(row) for row in np.flatnonzero(new) + start)
+    return WorkUnit(unit_id=unit_id(ids[new], manifest), shard=shard, start=start, stop=start + len(ids), rows=rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """How many rows of a snapshot have answers in a store, and the units that are missing."""
+
+    units: tuple[WorkUnit, ...]
+    rows_total: int
+    rows_reused: int
+    """Rows that have an answer already, from this snapshot or another."""
+    rows_quarantined: int
+    """Rows that could not be answered; they are not tried again."""
+
+    @property
+    def rows_left(self) -> int:
+        """Rows in ``units``."""
+        return sum(len(unit.rows) for unit in self.units)
 
 
 class Receipt(UnitReceipt):

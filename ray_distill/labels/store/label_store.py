@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from ray_distill.artifacts import LabelSetRef, SnapshotRef
 from ray_distill.errors import CorruptStore, LabelError
@@ -15,30 +14,13 @@ from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.rowids import RowIds, SnapshotRows
 from ray_distill.labels.model.signal import DISTRIBUTIONS
-from ray_distill.labels.model.work_units import Receipt, WorkUnit, unit_id
+from ray_distill.labels.model.work_units import Coverage, Receipt, WorkUnit, unit_id, unit_of
 from ray_distill.storage import files
 from ray_distill.storage.receipts import part_file, quarantine_file
 from ray_distill.storage.unit_store import MANIFEST_NAME, UnitStore, create_manifest, read_manifest
 
 #: Row ids of committed units that an open store keeps: 64 MB at most, however large the store.
 CACHED_ROWS = 1 << 22
-
-
-@dataclass(frozen=True, kw_only=True)
-class Coverage:
-    """How much of a snapshot a store has labelled, and the units that are missing."""
-
-    units: tuple[WorkUnit, ...]
-    rows_total: int
-    rows_reused: int
-    """Rows already labelled, for this snapshot or another."""
-    rows_quarantined: int
-    """Rows that could not be labelled; they are not tried again."""
-
-    @property
-    def rows_to_label(self) -> int:
-        """Rows in ``units``."""
-        return sum(len(unit.rows) for unit in self.units)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,18 +94,11 @@ class LabelStore(UnitStore[StoreManifest, Receipt]):
         """
         reused = rowids.is_in(part.ids, finished.labelled)
         bad = rowids.is_in(part.ids, finished.rejected) & ~reused
-        return self._unit(part, ~(reused | bad)), int(reused.sum()), int(bad.sum())
-
-    def _unit(self, part: Range, new: npt.NDArray[np.bool_]) -> WorkUnit | None:
-        if not new.any():
-            return None
-        rows = np.flatnonzero(new) + part.start
-        return WorkUnit(
-            unit_id=unit_id(part.ids[new], self.manifest.fingerprint),
-            shard=part.shard,
-            start=part.start,
-            stop=part.start + len(part.ids),
-            rows=tuple(int(row) for row in rows),
+        new, mark = ~(reused | bad), self.manifest.fingerprint
+        return (
+            unit_of(part.ids, new, shard=part.shard, start=part.start, manifest=mark),
+            int(reused.sum()),
+            int(bad.sum()),
         )
 
     def unit_rows(self, unit: Receipt) -> UnitRows:

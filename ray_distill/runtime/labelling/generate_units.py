@@ -91,7 +91,7 @@ def write_units(
     Args:
         job: the prompts, and how to answer them.
         store: the open store of ``job.generator``.
-        units: from ``store.missing``.
+        units: from ``store.coverage``.
         max_rejected: prompts that may get no answer before the run stops.
         progress: called with the number of prompts that were just finished.
 

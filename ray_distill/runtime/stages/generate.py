@@ -5,6 +5,7 @@ from ray_distill.config import Campaign, SequencesConfig
 from ray_distill.config.identity import identity
 from ray_distill.errors import ConfigError, LabelError
 from ray_distill.fingerprint import fingerprint
+from ray_distill.labels.model.work_units import Coverage
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.connection import on_cluster
 from ray_distill.runtime.core.console import Progress
@@ -15,7 +16,7 @@ from ray_distill.runtime.labelling.generate_units import Wrote, derive_snapshot,
 from ray_distill.runtime.stages import label
 from ray_distill.runtime.stages.snapshot import open_for
 from ray_distill.sequences.derive import Derived, require_answers
-from ray_distill.sequences.store import Missing, SequenceStore, create_or_open
+from ray_distill.sequences.store import SequenceStore, create_or_open
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
 from ray_distill.tasks.catalogue import get_task
@@ -58,8 +59,8 @@ def _write(session: Session, stage: Stage, settings: SequencesConfig, opened: Sn
         make_generator, config, settings, labels=config.labels, rows=0, what="opening the teacher"
     )
     store = create_or_open(session.url("sequences", generator.fingerprint), generator)
-    missing = store.missing(opened, settings.splits, settings.unit_rows)
-    if missing.units:
+    coverage = store.coverage(opened, settings.splits, settings.unit_rows)
+    if coverage.units:
         job = WriteJob(
             snapshot=opened.ref,
             task=config.task,
@@ -69,10 +70,10 @@ def _write(session: Session, stage: Stage, settings: SequencesConfig, opened: Sn
             store_url=store.url,
             resources=config.labels.resources,
         )
-        _record_wrote(stage, _fill(job, store, missing))
-    left = store.missing(opened, settings.splits, settings.unit_rows)
+        _record_wrote(stage, _fill(job, store, coverage))
+    left = store.coverage(opened, settings.splits, settings.unit_rows)
     if left.units:
-        raise LabelError(f"{store.url}: {left.left} prompts still have no answer after the run; run it again")
+        raise LabelError(f"{store.url}: {left.rows_left} prompts still have no answer after the run; run it again")
     scored = settings.filters.scorer is not None
     derived = on_cluster(
         derive_snapshot,
@@ -86,24 +87,26 @@ def _write(session: Session, stage: Stage, settings: SequencesConfig, opened: Sn
         cpus=config.labels.resources.cpus if scored else 1,
         gpus=config.labels.resources.gpus if scored else 0,
     )
-    _record_derived(stage, derived, missing)
+    _record_derived(stage, derived, coverage)
     return derived.ref
 
 
-def _fill(job: WriteJob, store: SequenceStore, missing: Missing) -> Wrote:
+def _fill(job: WriteJob, store: SequenceStore, coverage: Coverage) -> Wrote:
     console.report(
-        f"write: {missing.left:,} of {missing.prompts:,} prompts to answer in {len(missing.units):,} units, "
-        f"{missing.written:,} have an answer already",
-        prompts=missing.left,
+        f"write: {coverage.rows_left:,} of {coverage.rows_total:,} prompts to answer in {len(coverage.units):,} units, "
+        f"{coverage.rows_total - coverage.rows_left:,} have an answer already",
+        prompts=coverage.rows_left,
     )
-    limit = int(job.settings.max_bad_fraction * missing.prompts)
-    if missing.rejected > limit:
+    limit = int(job.settings.max_bad_fraction * coverage.rows_total)
+    if coverage.rows_quarantined > limit:
         raise LabelError(
-            f"{missing.rejected} of {missing.prompts} prompts got no answer already, more than the "
+            f"{coverage.rows_quarantined} of {coverage.rows_total} prompts got no answer already, more than the "
             f"{limit} that sequences.max_bad_fraction allows: correct the source, or raise the limit"
         )
-    with Progress("write", missing.left, "prompts") as progress:
-        return write_units(job, store, missing.units, max_rejected=limit - missing.rejected, progress=progress.add)
+    with Progress("write", coverage.rows_left, "prompts") as progress:
+        return write_units(
+            job, store, coverage.units, max_rejected=limit - coverage.rows_quarantined, progress=progress.add
+        )
 
 
 def _record_wrote(stage: Stage, wrote: Wrote) -> None:
@@ -121,14 +124,14 @@ def _record_wrote(stage: Stage, wrote: Wrote) -> None:
     )
 
 
-def _record_derived(stage: Stage, derived: Derived, missing: Missing) -> None:
+def _record_derived(stage: Stage, derived: Derived, coverage: Coverage) -> None:
     counts, opened = derived.counts, open_snapshot(derived.ref)
     stage.meter.wrote(sum(shard.bytes for shard in opened.shards))
     label.record_snapshot(stage.run, opened, "sequences")
     stage.run.metrics(
         {
             "prompts_total": float(counts["prompts"]),
-            "prompts_reused": float(missing.written),
+            "prompts_reused": float(coverage.rows_reused + coverage.rows_quarantined),
             "prompts_left": float(counts["prompts_left"]),
             "prompts_quarantined": float(sum(counts["quarantined"].values())),
             "sequences_total": float(counts["sequences"]),

@@ -10,7 +10,8 @@ from ray_distill.errors import LabelError
 from ray_distill.fingerprint import fingerprint
 from ray_distill.labels.format.fitted_arrays import write_fits
 from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.store.label_store import Coverage, LabelStore, create_or_open, open_store
+from ray_distill.labels.model.work_units import Coverage
+from ray_distill.labels.store.label_store import LabelStore, create_or_open, open_store
 from ray_distill.promotion.chain import champion, read_chain
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.console import Progress
@@ -65,19 +66,7 @@ def fill_store(
     store = create_or_open(config.store_url, manifest) if exists else None
     coverage = None if store is None else store.coverage(opened)
     if check and (coverage is None or coverage.units):
-        now = champion(read_chain(session.url("promotion")))
-        found = run_teacher_task(
-            check_teacher,
-            config,
-            snapshot,
-            facts.head_url,
-            now,
-            labels=config.labels,
-            rows=(1 + (now is not None)) * rows_of(opened, "calibration"),
-            what="checking the teacher",
-        )
-        _record_check(stage.run, found, get_task(config.task).answers.headline)
-        refuse_weak_teacher(found, config.labels.check, config.labels.teacher.model)
+        _check(session, stage.run, opened, facts.head_url)
     if store is None or coverage is None:
         # The store is created after the check, so that a refused teacher leaves no empty store.
         store = _create(stage.run, config, snapshot, manifest, head_url=facts.head_url)
@@ -97,12 +86,7 @@ def fill_store(
         )
         labelled = _label(job, store, coverage, config)
         _record_labelled(stage, labelled)
-    left = store.coverage(opened)
-    if left.units:
-        raise LabelError(
-            f"{config.store_url}: {left.rows_to_label} rows are still not labelled after the run; "
-            "run it again, and run `ray-distill audit` if rows are still missing"
-        )
+    left = _require_all(store, opened)
     stage.run.metrics(
         {
             "rows_total": float(coverage.rows_total),
@@ -111,6 +95,42 @@ def fill_store(
         }
     )
     return store.ref(snapshot), labelled, coverage
+
+
+def _check(session: Session, run: Run, opened: Snapshot, head_url: str | None) -> None:
+    """Compare the teacher with its floor and with the champion on the calibration split.
+
+    Raises:
+        TeacherRefused: it is below the floor.
+    """
+    config, now = session.config, champion(read_chain(session.url("promotion")))
+    found = run_teacher_task(
+        check_teacher,
+        config,
+        opened.ref,
+        head_url,
+        now,
+        labels=config.labels,
+        rows=(1 + (now is not None)) * rows_of(opened, "calibration"),
+        what="checking the teacher",
+    )
+    _record_check(run, found, get_task(config.task).answers.headline)
+    refuse_weak_teacher(found, config.labels.check, config.labels.teacher.model)
+
+
+def _require_all(store: LabelStore, opened: Snapshot) -> Coverage:
+    """Return the coverage of a snapshot after its labelling.
+
+    Raises:
+        LabelError: rows are missing.
+    """
+    left = store.coverage(opened)
+    if left.units:
+        raise LabelError(
+            f"{store.url}: {left.rows_left} rows are still not labelled after the run; "
+            "run it again, and run `ray-distill audit` if rows are still missing"
+        )
+    return left
 
 
 def _create(
@@ -143,9 +163,9 @@ def _create(
 
 def _label(job: LabelJob, store: LabelStore, coverage: Coverage, config: Campaign) -> Labelled:
     console.report(
-        f"label: {coverage.rows_to_label:,} of {coverage.rows_total:,} rows to label in {len(coverage.units):,} units, "
+        f"label: {coverage.rows_left:,} of {coverage.rows_total:,} rows to label in {len(coverage.units):,} units, "
         f"{coverage.rows_reused:,} are in the store already",
-        rows=coverage.rows_to_label,
+        rows=coverage.rows_left,
     )
     limit = int(config.labels.max_bad_fraction * coverage.rows_total)
     if coverage.rows_quarantined > limit:
@@ -153,7 +173,7 @@ def _label(job: LabelJob, store: LabelStore, coverage: Coverage, config: Campaig
             f"{coverage.rows_quarantined} of {coverage.rows_total} rows are in quarantine already, more than the "
             f"{limit} that labels.max_bad_fraction allows: correct the source, or raise the limit"
         )
-    with Progress("label", coverage.rows_to_label) as progress:
+    with Progress("label", coverage.rows_left) as progress:
         return label_units(
             job, store, coverage.units, max_rejected=limit - coverage.rows_quarantined, progress=progress.add
         )

@@ -214,9 +214,14 @@ def test_nothing_is_written_twice_neither_in_a_rerun_nor_for_a_snapshot_that_gre
     new = prompts_snapshot(tmp_path / "new", [*TEXTS, *(f"more {n}" for n in range(30))])
     store = write_all(str(tmp_path / "w"), fake_generator(), old)
     assert write_all(str(tmp_path / "w"), fake_generator(), old, _throwing).log.length == store.log.length
-    missing = store.missing(new, BOTH, 8)
-    assert missing.prompts - missing.written == missing.left == sum(len(unit.rows) for unit in missing.units) < 30
-    assert missing.rejected == 1
+    missing = store.coverage(new, BOTH, 8)
+    assert (
+        missing.rows_total - missing.rows_reused - missing.rows_quarantined
+        == missing.rows_left
+        == sum(len(unit.rows) for unit in missing.units)
+        < 30
+    )
+    assert missing.rows_quarantined == 1
     before = store.read(prompt_ids(old, BOTH))
     write_all(str(tmp_path / "w"), fake_generator(), new)
     assert store.read(prompt_ids(old, BOTH)) == before
@@ -229,7 +234,7 @@ def test_two_writers_that_divide_prompts_otherwise_leave_each_prompt_once(parent
     """Overlapping units of two writers are all committed; the first that holds a prompt counts."""
     url = str(tmp_path / "w")
     store = create_or_open(url, fake_generator())
-    other = store.missing(parent, BOTH, 5).units
+    other = store.coverage(parent, BOTH, 5).units
 
     def late(rows: pa.Table, generator: Generator) -> pa.Table:
         table = fake_author(rows, generator)
@@ -259,7 +264,7 @@ def test_an_attempt_must_be_whole(parent: Snapshot, tmp_path: Path) -> None:
     """Missing, foreign, doubled prompts or candidates are refused; so are another generator's receipts."""
     url = str(tmp_path / "w")
     store = create_or_open(url, fake_generator())
-    unit = store.missing(parent, ("train",), 8).units[0]
+    unit = store.coverage(parent, ("train",), 8).units[0]
     rows = parent.read_shard(parent.shard(unit.shard)).take(pa.array(unit.rows))
     whole = fake_author(rows, fake_generator())
     for wrong, says in (

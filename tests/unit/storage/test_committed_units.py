@@ -273,7 +273,7 @@ def test_coverage_asks_only_about_the_snapshots_rows(tmp_path):
     url = str(tmp_path / "store")
     label_all(url, MANIFEST, fake_snapshot(range(60)))
     coverage = open_store(url).coverage(fake_snapshot([59, 100, 3, 101, 30, 3]))
-    assert (coverage.rows_total, coverage.rows_reused, coverage.rows_to_label) == (6, 4, 2)
+    assert (coverage.rows_total, coverage.rows_reused, coverage.rows_left) == (6, 4, 2)
     assert [unit.rows for unit in coverage.units] == [(1, 3)]
 
 
@@ -282,6 +282,6 @@ def test_the_cache_of_row_ids_is_bounded(url, monkeypatch):
     monkeypatch.setattr(label_store, "CACHED_ROWS", 9)
     store = open_store(url)
     for _ in range(2):
-        assert store.coverage(fake_snapshot(range(1, 30))).rows_to_label == 6
+        assert store.coverage(fake_snapshot(range(1, 30))).rows_left == 6
         assert sum(len(rows.labelled) for rows in store._rows.values()) == 8
     assert store.unit_rows(next(store.ledger.receipts())).labelled.tolist() == sorted(row_id(n) for n in range(4))

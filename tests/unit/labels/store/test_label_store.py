@@ -73,7 +73,7 @@ def test_an_overlapping_snapshot_labels_only_its_new_rows(url):
 
     store = open_store(url)
     before = store.coverage(later)
-    assert (before.rows_total, before.rows_reused, before.rows_to_label, before.rows_quarantined) == (21, 16, 5, 0)
+    assert (before.rows_total, before.rows_reused, before.rows_left, before.rows_quarantined) == (21, 16, 5, 0)
     label_all(url, fake_manifest(), later, counting)
     assert sorted(called) == sorted(row_id(n) for n in range(20, 25))
     assert store.pending(later) == [] and store.coverage(later).rows_reused == 21
@@ -103,9 +103,9 @@ def test_rows_the_teacher_cannot_answer_are_quarantined_and_not_retried(url):
     label_all(url, fake_manifest(), snapshot, nan_teacher(1, 5, 8, 9, 10, 11))
     store = open_store(url)
     coverage = store.coverage(snapshot)
-    assert (coverage.rows_reused, coverage.rows_quarantined, coverage.rows_to_label) == (6, 6, 0)
+    assert (coverage.rows_reused, coverage.rows_quarantined, coverage.rows_left) == (6, 6, 0)
     shuffled = store.coverage(fake_snapshot(range(11, -1, -1)))
-    assert (shuffled.rows_reused, shuffled.rows_quarantined, shuffled.rows_to_label) == (6, 6, 0)
+    assert (shuffled.rows_reused, shuffled.rows_quarantined, shuffled.rows_left) == (6, 6, 0)
     row_ids, _ = open_label_set(store.ref(snapshot.ref), snapshot).read()
     assert row_ids.to_pylist() == [row_id(n) for n in (0, 2, 3, 4, 6, 7)]
     entries = [entry for record in store.log.records for entry in record["units"]]

@@ -158,7 +158,7 @@ def threads() -> Any:
 
 def _units(job: WriteJob) -> tuple[Snapshot, SequenceStore, tuple[WorkUnit, ...]]:
     store, parent = create_or_open(job.store_url, job.generator), open_snapshot(job.snapshot)
-    return parent, store, store.missing(parent, job.settings.splits, 16).units
+    return parent, store, store.coverage(parent, job.settings.splits, 16).units
 
 
 def test_actors_write_units_and_an_isolated_one_writes_the_same(job: WriteJob, threads: None) -> None:
@@ -198,7 +198,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_written_in_halves(
     actor, (parent, _, _) = _Alone(job), _units(job)
     unit = (
         create_or_open(str(Path(job.store_url).parent / "halves"), job.generator)
-        .missing(parent, ("train",), 16)
+        .coverage(parent, ("train",), 16)
         .units[0]
     )
     whole = actor.receipt(unit)

@@ -1,1 +1,4 @@
-"""Store files, an append-only log and work units on fsspec paths. Imports neither torch nor ray."""
+"""Store files, an append-only log and work units on fsspec paths.
+
+Imports neither torch nor ray.
+"""

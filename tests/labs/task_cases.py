@@ -25,45 +25,47 @@ from ray_distill.testing.models import (
     write_tiny_text_model,
 )
 from ray_distill.testing.tasks import TaskCase, class_answers, continuations
+from ray_distill.testing.tasks.case import Answered
 from tests.labs.language import sentences
 
 CLASSES = ("bird", "cat", "dog")
 ROWS = 8
 LABELS = pa.array([0, 1, None, 2, 0, None, 1, 2], pa.int32())
+SETS = pa.array([[0], [0, 1], None, [], [2], None, [1, 2], [0]], pa.list_(pa.int32()))
 
-#: Writes a checkpoint: (folder, seed).
-WRITE: Mapping[str, Callable[[Path, int], Path]] = {
-    "text_classification": lambda folder, seed: write_tiny_text_model(folder, CLASSES, seed),
-    "image_classification": lambda folder, seed: write_tiny_image_model(folder, CLASSES, seed),
-    "causal_lm": lambda folder, seed: write_tiny_causal_model(folder, seed),
-    "seq2seq": lambda folder, seed: write_tiny_seq2seq_model(folder, seed, architecture="bart"),
+#: Writes a checkpoint, (folder, seed, changes of its config), by the transformers class that loads it.
+WRITE: Mapping[str, Callable[..., Path]] = {
+    "AutoModelForSequenceClassification": functools.partial(write_tiny_text_model, classes=CLASSES),
+    "AutoModelForImageClassification": functools.partial(write_tiny_image_model, classes=CLASSES),
+    "AutoModelForCausalLM": write_tiny_causal_model,
+    "AutoModelForSeq2SeqLM": functools.partial(write_tiny_seq2seq_model, architecture="bart"),
 }
 
 
 @functools.cache
-def case_of(task: str) -> TaskCase:
+def case_of(name: str) -> TaskCase:
     """Return the case of a task of the catalogue."""
     torch.set_num_threads(1)
-    teacher, student = (_model(task, seed) for seed in (0, 1))
-    values, requests = inputs_of(task)
-    rows = {"row_id": row_ids(ROWS), get_task(task).inputs.column: values, "label": LABELS}
+    task, teacher, student = get_task(name), _model(name, seed=0), _model(name, seed=1)
+    values, requests = inputs_of(name)
+    labels = SETS if task.answers.truth == "classes" else LABELS
     return TaskCase(
-        task=get_task(task),
+        task=task,
         teacher=teacher,
         student=student,
-        rows=pa.table(rows),
-        config=config_of(task),
+        rows=pa.table({"row_id": row_ids(ROWS), task.inputs.column: values, "label": labels}),
+        config=config_of(name, pool="mean" if teacher.classes else "token"),
         classes=CLASSES if teacher.classes else (),
         requests=requests,
-        params={"max_new_tokens": 9} if task == "causal_lm" else {},
-        answered=ANSWERED[task],
+        params={"max_new_tokens": 9} if task.inputs.name == "chat" else {},
+        answered=ANSWERED[task.answers.name, task.inputs.name],
     )
 
 
-def config_of(task: str, **sections: Any) -> Any:
+def config_of(task: str, pool: str = "mean", **sections: Any) -> Any:
     """Return a campaign of the task that nothing is wrong with."""
-    columns = {"target": "t"} if task == "seq2seq" else {}
-    hidden = {"layers": [-1], "dtype": "float32", "pool": "token" if not _has_classes(task) else "mean"}
+    columns = {"target": "t"} if get_task(task).inputs.name == "pair" else {}
+    hidden = {"layers": [-1], "dtype": "float32", "pool": pool}
     value = {
         "campaign": "c",
         "task": task,
@@ -81,7 +83,7 @@ def inputs_of(task: str) -> tuple[pa.Array, tuple[str | bytes, ...]]:
         images = [_png(generator) for _ in range(ROWS)]
         return pa.array(images, pa.large_binary()), tuple(images[:2])
     texts = sentences(ROWS, seed=3)
-    if task == "seq2seq":
+    if get_task(task).inputs.name == "pair":
         return pa.array([pair_text(text, text[:9]) for text in texts], pa.large_string()), tuple(texts[:2])
     return pa.array(texts, pa.large_string()), tuple(texts[:2])
 
@@ -99,21 +101,21 @@ def targets(model: Model, requests: Sequence[Any], params: Mapping[str, Any]) ->
     return {"generated": written["student"]["written"].to_pylist()}
 
 
-ANSWERED = {
-    "text_classification": class_answers,
-    "image_classification": class_answers,
-    "causal_lm": continuations,
-    "seq2seq": targets,
+#: The answers that are served, by family and inputs.
+ANSWERED: Mapping[tuple[str, str], Answered] = {
+    ("classes", "text"): class_answers,
+    ("classes", "image"): class_answers,
+    ("tokens", "chat"): continuations,
+    ("tokens", "pair"): targets,
 }
 
 
-def _model(task: str, seed: int) -> Model:
+def _model(name: str, seed: int) -> Model:
+    task = get_task(name)
+    sets = {"problem_type": "multi_label_classification"} if task.answers.truth == "classes" else {}
     with tempfile.TemporaryDirectory() as folder:
-        return load_model(str(WRITE[task](Path(folder) / "model", seed)), task=task)
-
-
-def _has_classes(task: str) -> bool:
-    return "classification" in task
+        write = WRITE[task.auto_class]
+        return load_model(str(write(folder=Path(folder) / "model", seed=seed, **sets)), task=name)
 
 
 def _png(generator: np.random.Generator) -> bytes:

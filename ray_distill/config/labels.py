@@ -111,8 +111,10 @@ class SignalConfig(Section):
     )
     draws: int = Field(50, ge=1, description="draws a position (sampled, hybrid)")
     exponent: float = Field(1.0, ge=0, le=2, description="draws come from p^exponent; 1 = from the teacher itself")
-    encoding: Literal["lossless", "compact"] = Field(
-        "lossless", description="compact: a few times smaller; what it adds in nats is measured and recorded"
+    encoding: str = Field(
+        "lossless",
+        description="lossless, or compact: a few times smaller; what it adds in nats is measured and recorded "
+        "(labels/format/codecs)",
     )
     temperatures: tuple[float, ...] = Field((1.0,), description="temperatures training may use (MATHS.md §3)")
 

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from ray_distill.config import LabelsConfig, TeacherConfig
 from ray_distill.errors import ConfigError, TeacherRefused
+from ray_distill.labels.format.codecs import encodings
 from ray_distill.labels.model.distributions import Family
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.teachers import vllm_limits
@@ -68,7 +69,6 @@ _KINDS: Mapping[Family, str] = {
     "categorical": "one distribution over all classes (a softmax)",
     "bernoulli": "a yes or no for each class (sigmoids)",
 }
-_ENCODINGS: Mapping[Family, tuple[str, ...]] = {"categorical": ("lossless", "compact"), "bernoulli": ("lossless",)}
 
 
 def engine_of(config: TeacherConfig) -> Engine:
@@ -121,10 +121,10 @@ def refuse_kind(labels: LabelsConfig, family: Family) -> None:
             f"labels.signal.estimator is {signal.estimator}, but of {_KINDS[family]} the engine "
             f"{labels.teacher.engine} gives {' or '.join(given) or 'nothing'}: set it to that, or use another engine"
         )
-    if signal.encoding not in _ENCODINGS[family]:
+    if signal.encoding not in encodings(family):
         raise TeacherRefused(
             f"labels.signal.encoding is {signal.encoding}, which cannot store {_KINDS[family]}: set it to "
-            f"{' or '.join(_ENCODINGS[family])}"
+            f"{' or '.join(encodings(family))}"
         )
 
 

@@ -4,11 +4,12 @@ A new codec is one file and one line here.
 """
 
 from ray_distill.config import SignalConfig
-from ray_distill.errors import LabelError
+from ray_distill.errors import ConfigError, LabelError
 from ray_distill.labels.format.codecs.base import Codec
 from ray_distill.labels.format.codecs.compact import CompactCodec
 from ray_distill.labels.format.codecs.dense import DenseCodec
 from ray_distill.labels.format.codecs.topk import TopKCodec
+from ray_distill.labels.model.distributions import Family
 
 #: Every codec that this release reads. From 0.2 on entries are never removed or changed: stores outlive releases.
 CODECS: dict[tuple[str, int], Codec] = {
@@ -18,9 +19,26 @@ CODECS: dict[tuple[str, int], Codec] = {
 }
 
 
-def choose_codec(signal: SignalConfig) -> tuple[str, int]:
-    """Return the first codec of the table that stores what is configured."""
-    return next(key for key, codec in CODECS.items() if codec.serves(signal))
+def choose_codec(signal: SignalConfig, family: Family) -> tuple[str, int]:
+    """Return the first codec of the table that stores what is configured, of such distributions.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    own = {key: codec for key, codec in CODECS.items() if family in codec.families}
+    found = next((key for key, codec in own.items() if codec.serves(signal)), None)
+    if found is None:
+        raise ConfigError(
+            f"labels.signal: no codec stores the estimator {signal.estimator} of {family} distributions in the "
+            f"encoding {signal.encoding!r}; the encodings are {', '.join(encodings(family))}"
+        )
+    return found
+
+
+def encodings(family: Family) -> tuple[str, ...]:
+    """Return the encodings that can store such distributions, by their names in a configuration."""
+    own = [codec for codec in CODECS.values() if family in codec.families]
+    return tuple(dict.fromkeys(name for codec in own for name in codec.encodings))
 
 
 def find_codec(key: tuple[str, int]) -> Codec:
@@ -38,4 +56,4 @@ def find_codec(key: tuple[str, int]) -> Codec:
     return CODECS[key]
 
 
-__all__ = ["CODECS", "Codec", "choose_codec", "find_codec"]
+__all__ = ["CODECS", "Codec", "choose_codec", "encodings", "find_codec"]

@@ -13,7 +13,7 @@ import pyarrow as pa
 from ray_distill.config import SignalConfig
 from ray_distill.errors import CorruptStore
 from ray_distill.labels.format.fitted_arrays import Fits
-from ray_distill.labels.model.distributions import Distributions
+from ray_distill.labels.model.distributions import Distributions, Family
 from ray_distill.labels.model.part_specs import DistributionsSpec
 from ray_distill.labels.model.ragged import Offsets
 
@@ -36,6 +36,14 @@ class Codec(Protocol):
     @property
     def compression(self) -> str:
         """Parquet compression of a shard's pages: ``lz4`` or ``zstd``."""
+
+    @property
+    def encodings(self) -> tuple[str, ...]:
+        """Names in a configuration, ``labels.signal.encoding``, that may lead to it."""
+
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """Kinds of distributions that it stores."""
 
     def serves(self, signal: SignalConfig) -> bool:
         """Return whether this codec stores what is configured."""

@@ -51,7 +51,7 @@ from ray_distill.labels.format.codecs.quantise import (
     quantise,
 )
 from ray_distill.labels.format.fitted_arrays import Fits
-from ray_distill.labels.model.distributions import Distributions, Draws
+from ray_distill.labels.model.distributions import Distributions, Draws, Family
 from ray_distill.labels.model.part_specs import DistributionsSpec
 from ray_distill.labels.model.ragged import Offsets, running
 
@@ -67,13 +67,15 @@ class CompactCodec:
 
     name: str = "compact"
     version: int = 2
+    encodings: tuple[str, ...] = ("lossless", "compact")
+    families: tuple[Family, ...] = ("categorical",)
     #: Lengths of cells lie apart from their bytes, which are then one piece for zstd.
     cell_encoding: str = "DELTA_LENGTH_BYTE_ARRAY"
     compression: str = "zstd"
 
     def serves(self, signal: SignalConfig) -> bool:
         """Return whether this codec can store a configuration: every estimator, lossless or lossy."""
-        return True
+        return signal.encoding in self.encodings
 
     def options(self, signal: SignalConfig) -> dict[str, Any]:
         """Return the codec's settings for what is configured."""

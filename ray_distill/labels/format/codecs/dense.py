@@ -17,7 +17,7 @@ from ray_distill.config import SignalConfig
 from ray_distill.errors import LabelError
 from ray_distill.labels.format.codecs.base import cells, require_lengths, row_totals, uncells
 from ray_distill.labels.format.fitted_arrays import Fits
-from ray_distill.labels.model.distributions import Distributions, bernoulli
+from ray_distill.labels.model.distributions import Distributions, Family, bernoulli
 from ray_distill.labels.model.part_specs import DistributionsSpec
 
 #: Types of log-odds, by the option ``dtype``.
@@ -34,6 +34,8 @@ class DenseCodec:
 
     name: str = "dense"
     version: int = 2
+    encodings: tuple[str, ...] = ("lossless",)
+    families: tuple[Family, ...] = ("categorical", "bernoulli")
     #: Training unpacks these numbers again in every epoch: LZ4 is read three to five times as fast as zstd, with 1.3 to
     #: 1.4 times the bytes.
     cell_encoding: str = "PLAIN"

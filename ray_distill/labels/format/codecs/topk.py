@@ -14,7 +14,7 @@ from ray_distill.config import SignalConfig
 from ray_distill.errors import CorruptStore
 from ray_distill.labels.format.codecs.base import cells, require_lengths, row_totals, uncells
 from ray_distill.labels.format.fitted_arrays import Fits
-from ray_distill.labels.model.distributions import Distributions
+from ray_distill.labels.model.distributions import Distributions, Family
 from ray_distill.labels.model.part_specs import DistributionsSpec
 from ray_distill.labels.model.ragged import running
 
@@ -29,6 +29,8 @@ class TopKCodec:
 
     name: str = "topk"
     version: int = 2
+    encodings: tuple[str, ...] = ("lossless",)
+    families: tuple[Family, ...] = ("categorical",)
     #: Training unpacks these numbers again in every epoch: LZ4 is read three to five times as fast as zstd, with 1.3 to
     #: 1.4 times the bytes.
     cell_encoding: str = "PLAIN"

@@ -1,12 +1,15 @@
-"""A task of somebody's own, from a package outside of this one, through the commands to a report."""
+"""A task of somebody's own, from a package outside of this one, to a report, a verdict and a served student."""
 
 import json
 from pathlib import Path
 
+import mlflow
+import pandas as pd
 import pytest
 
-from ray_distill.artifacts import EvalReport, LabelSetRef
+from ray_distill.artifacts import Verdict
 from ray_distill.labels.store.reader import open_label_set
+from ray_distill.runtime.campaign import CampaignResult
 from ray_distill.storage import files
 from tests.labs import campaign as lab
 from tests.labs import own_task
@@ -50,25 +53,32 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return lab.write_config(folder / "campaign.yaml", value)
 
 
-def run(config: Path, command: str) -> object:
-    """Run a command in a process of its own, with a Ray of its own; return its JSON."""
-    found = lab.Command.start(config.parent, command, str(config), "--json")
-    assert found.wait() == 0, found.stderr
-    return found.result
+def test_a_task_of_ones_own_from_its_labels_to_a_served_student(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One command in a process of its own, with a Ray of its own: label, train, evaluate, promote.
 
-
-def test_label_train_and_evaluate_a_task_of_ones_own(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its package is on the path of the commands and of Ray's workers; nothing of this package names it."""
+    The package is on the path of the command and of Ray's workers, and nothing of ray_distill names it.
+    """
     own_task.put_on_path(monkeypatch)
-    labels = LabelSetRef.from_dict(run(config, "label"))
-    assert open_label_set(labels).rows == ROWS
-    students = run(config, "train")
-    assert isinstance(students, dict) and "student" in students
-    report = EvalReport.from_dict(run(config, "evaluate"))
-    assert report.task == own_task.TASK
-    student = report.models["student"]
-    assert student.metrics["accuracy"].value > 0.8
-    assert set(student.robustness) == {"noise"}
-    assert EvalReport.from_dict(files.read_json(report.url)) == report
-    page = files.read_bytes(report.url.rpartition("/")[0] + "/report.html").decode()
+    command = lab.Command.start(config.parent, "run", str(config), "--json")
+    assert command.wait() == 0, command.stderr
+    result = CampaignResult.from_dict(command.result)
+    assert open_label_set(result.labels).rows == ROWS
+    assert set(result.students) == {"student", "baseline_hard_labels", "baseline_teacher_hard_labels"}
+    student = result.report.models["student"]
+    assert result.report.task == own_task.TASK and set(student.robustness) == {"noise"}
+    assert student.metrics["accuracy"].value > 0.8 and result.decision.verdict is Verdict.PROMOTE
+    page = files.read_bytes(result.report.url.rpartition("/")[0] + "/report.html").decode()
     assert "Accuracy" in page and "noise" in page
+    _assert_served(result)
+
+
+def _assert_served(result: CampaignResult) -> None:
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(result.tracking_uri)
+    try:
+        served = mlflow.pyfunc.load_model("models:/spelling@champion")
+    finally:
+        mlflow.set_tracking_uri(before)
+    rows = own_task.readings(40, seed=11)
+    answers = served.predict(pd.DataFrame({"readings": [text for text, _ in rows]}))
+    assert sum(answer == label for answer, (_, label) in zip(answers["label"], rows, strict=True)) > 30

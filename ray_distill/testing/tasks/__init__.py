@@ -2,14 +2,7 @@
 
 Users run it on tasks of their own.
 
-from ray_distill.testing.tasks import CHECKS, TaskCase
-
-CASE = TaskCase(task=my_task, teacher=my_teacher, student=my_student, rows=my_rows, config=my_campaign,
-                classes=("no", "yes"), requests=("a text", "another"), answered=class_answers)
-
-@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS.keys())
-def test_my_task_conforms(check):
-    check(CASE)
+`ray_distill/README.md` shows how.
 
 May import everything except the runtime's use of Ray, and tracking.
 """

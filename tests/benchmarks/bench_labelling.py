@@ -121,11 +121,10 @@ def manifest_of(name: str, model: Any) -> Any:
     """Top 50 of a language model in compact form; dense of a classifier."""
     from ray_distill.labels.format.codecs.compact import compact_options
     from ray_distill.labels.model.manifest import StoreManifest, TeacherIdentity, parts_of
-    from ray_distill.labels.model.part_specs import AnswerSpace, DistributionsSpec
+    from ray_distill.labels.model.part_specs import DistributionsSpec
 
     _, batch, unit = SIZES[name]
-    space = AnswerSpace(names=model.classes, size=len(model.classes) or model.vocabulary)
-    spec = DistributionsSpec(space=space)
+    spec = DistributionsSpec(space=model.space)
     if TASKS[name] == "causal_lm":
         options = compact_options((1.0,), False)
         spec = spec.with_changes(estimator="topk", k=50, codec=("compact", 2), options=options)

@@ -18,8 +18,11 @@ pytestmark = pytest.mark.crash
 ROWS = 160
 
 
-def _label(folder, output, capfd):
-    """Snapshot and label a campaign below ``output``; returns the snapshot and the bytes of the label shards."""
+def _label(folder, output, capfd, *, here):
+    """Snapshot and label a campaign below ``output``; returns the snapshot and the bytes of the label shards.
+
+    ``here``: label in this process, as a run that needs nothing of its environment can.
+    """
     source = lab.write_rows(folder / "rows.jsonl", lab.annotated(lab.texts(ROWS, seed=3), train_labels=30))
     config = str(
         lab.write_config(
@@ -38,18 +41,21 @@ def _label(folder, output, capfd):
     )
     assert cli.main(["snapshot", config]) == 0
     snapshot = SnapshotRef.from_dict(json.loads(capfd.readouterr().out.strip().splitlines()[-1]))
-    command = lab.Command.start(folder, "label", config, "--json")
-    assert command.wait() == 0, command.stderr
+    if here:
+        assert cli.main(["label", config, "--json"]) == 0
+    else:
+        command = lab.Command.start(folder, "label", config, "--json")
+        assert command.wait() == 0, command.stderr
     return snapshot, lab.label_bytes(f"{output}/labels")
 
 
 def test_the_label_command_ends_as_on_a_store_that_does_not_fail(tmp_path, capfd, monkeypatch):
     """Snapshot, label and audit, all on the failing store: the same bytes as in a folder, every row once."""
-    expected = _label(tmp_path, str(tmp_path / "out"), capfd)[1]
+    expected = _label(tmp_path, str(tmp_path / "out"), capfd, here=True)[1]
     client = {**remote.S3_CLIENT, "connect_timeout": 5, "read_timeout": 3}
     with flaky_s3_server(seed=5, client=client) as server:
         output = f"{server.url}/spelling"
-        snapshot, found = _label(tmp_path, output, capfd)
+        snapshot, found = _label(tmp_path, output, capfd, here=False)
         assert found == expected
         report = audit(f"{output}/labels", open_snapshot(snapshot))
         assert report.ok, report.to_dict()

@@ -167,14 +167,7 @@ def _train(found: Sweep, runs: TrialRuns) -> dict[str, TrialResult]:
     def ended(one: PlannedTrial, outcome: TrialResult) -> None:
         runs.end(one, outcome)
         outcomes[one.key] = outcome
-        value = outcome.metrics.get(found.metric)
-        shown = outcome.reason or f"{found.metric} {value:.4g}"
-        console.report(
-            f"sweep: {one.trial.number} {outcome.verdict} ({one.trial.name}): {shown}; "
-            f"{len(outcomes)} of {len(found.planned)} trials have ended",
-            trial=one.trial.number,
-            verdict=outcome.verdict,
-        )
+        _report_ended(found, outcome, len(outcomes))
 
     schedule = Schedule(
         todo, earlier, found.stop, most=config.sweep.max_concurrent, begun=runs.begin, recorded=runs.record, ended=ended
@@ -191,6 +184,16 @@ def _train(found: Sweep, runs: TrialRuns) -> dict[str, TrialResult]:
             written=sum(item.size for one in todo for item in files.list_files(one.job.output)),
         )
     return outcomes
+
+
+def _report_ended(found: Sweep, result: TrialResult, ended: int) -> None:
+    shown = result.reason or f"{found.metric} {result.metrics.get(found.metric):.4g}"
+    console.report(
+        f"sweep: {result.number} {result.verdict} ({result.name}): {shown}; "
+        f"{ended} of {len(found.planned)} trials have ended",
+        trial=result.number,
+        verdict=result.verdict,
+    )
 
 
 def _keep_cost(session: Session, schedule: Schedule, *, started: float, seconds: float, written: int) -> None:

@@ -21,7 +21,7 @@ from ray_distill.sequences.units import write_attempt
 from ray_distill.snapshots import SPLITS, take_snapshot
 from ray_distill.snapshots.pairs import pair_text
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
-from ray_distill.storage import files
+from ray_distill.storage import files, unit_store
 from ray_distill.testing.sequences import SPLITS as FOUR_SPLITS
 from ray_distill.testing.sequences import FakeAuthor, fake_author, fake_generator, prompts_snapshot, write_all
 
@@ -258,6 +258,21 @@ def test_two_writers_that_divide_prompts_otherwise_leave_each_prompt_once(parent
     assert 99 not in table["tokens"].to_pylist()
     assert len(pc.unique(table["row_id"])) == len(prompt_ids(parent, BOTH))
     assert _derive(parent, store, tmp_path).counts["sequences"] == 2 * (len(prompt_ids(parent, BOTH)) - 1)
+
+
+def test_many_records_are_read_from_a_checkpoint(
+    parent: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store of texts has the label store's checkpoints of its log, and reads the same through them."""
+    monkeypatch.setattr(unit_store, "COMPACT_EVERY", 1)
+    url = str(tmp_path / "w")
+    store = write_all(url, fake_generator(), parent, units_a_record=1)
+    store.log.refresh()
+    assert store.log.checkpoints() and len(store.ledger) > 2
+    again = create_or_open(url, fake_generator())
+    assert again.coverage(parent, BOTH, 8).units == () and again.log.first > 0
+    assert list(again.ledger.receipts()) == list(store.ledger.receipts())
+    assert again.read(prompt_ids(parent, BOTH)) == store.read(prompt_ids(parent, BOTH))
 
 
 def test_an_attempt_must_be_whole(parent: Snapshot, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from importlib import import_module
 
 from ray_distill.errors import ConfigError
 from ray_distill.tasks.answers.classes import CLASSES
+from ray_distill.tasks.answers.labels import LABELS
 from ray_distill.tasks.answers.tokens import TOKENS
 from ray_distill.tasks.inputs.chat import TEXT_OR_CHAT
 from ray_distill.tasks.inputs.image import IMAGE
@@ -21,6 +22,8 @@ TASKS: Mapping[str, Task] = {
     for task in (
         Task(name="text_classification", inputs=TEXT, answers=CLASSES, auto_class="AutoModelForSequenceClassification"),
         Task(name="image_classification", inputs=IMAGE, answers=CLASSES, auto_class="AutoModelForImageClassification"),
+        Task(name="text_multi_label", inputs=TEXT, answers=LABELS, auto_class="AutoModelForSequenceClassification"),
+        Task(name="image_multi_label", inputs=IMAGE, answers=LABELS, auto_class="AutoModelForImageClassification"),
         Task(name="causal_lm", inputs=TEXT_OR_CHAT, answers=TOKENS, auto_class="AutoModelForCausalLM"),
         Task(name="seq2seq", inputs=PAIR, answers=TOKENS, auto_class="AutoModelForSeq2SeqLM"),
     )

@@ -4,6 +4,8 @@ import functools
 import io
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from PIL import Image
 
 from ray_distill.config import parse_config
+from ray_distill.evaluation.predict.batches import run_batch
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
 from ray_distill.snapshots.pairs import pair_text
@@ -32,6 +35,8 @@ CLASSES = ("bird", "cat", "dog")
 ROWS = 8
 LABELS = pa.array([0, 1, None, 2, 0, None, 1, 2], pa.int32())
 SETS = pa.array([[0], [0, 1], None, [], [2], None, [1, 2], [0]], pa.list_(pa.int32()))
+#: Thresholds of the students of label sets; the third label has none.
+THRESHOLDS = {"bird": 0.3, "cat": 0.6}
 
 #: Writes a checkpoint, (folder, seed, changes of its config), by the transformers class that loads it.
 WRITE: Mapping[str, Callable[..., Path]] = {
@@ -49,6 +54,8 @@ def case_of(name: str) -> TaskCase:
     task, teacher, student = get_task(name), _model(name, seed=0), _model(name, seed=1)
     values, requests = inputs_of(name)
     labels = SETS if task.answers.truth == "classes" else LABELS
+    if task.answers.name == "labels":
+        student = replace(student, decision={"thresholds": THRESHOLDS})
     return TaskCase(
         task=task,
         teacher=teacher,
@@ -101,10 +108,23 @@ def targets(model: Model, requests: Sequence[Any], params: Mapping[str, Any]) ->
     return {"generated": written["student"]["written"].to_pylist()}
 
 
+def label_sets(model: Model, requests: Sequence[Any], params: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
+    """Return the labels of each request by the student's thresholds, and the probabilities of all."""
+    task = get_task(model.task)
+    encoded = task.inputs.encode(
+        pa.table({"row_id": row_ids(len(requests)), task.inputs.column: list(requests)}), model.processor
+    )
+    rows = run_batch(model, task, encoded, np.arange(encoded.rows)).double().sigmoid().tolist()
+    applies = [[p >= THRESHOLDS.get(name, 0.5) for name, p in zip(model.classes, row, strict=True)] for row in rows]
+    return {"labels": [list(compress(model.classes, row)) for row in applies], "probabilities": rows}
+
+
 #: The answers that are served, by family and inputs.
 ANSWERED: Mapping[tuple[str, str], Answered] = {
     ("classes", "text"): class_answers,
     ("classes", "image"): class_answers,
+    ("labels", "text"): label_sets,
+    ("labels", "image"): label_sets,
     ("tokens", "chat"): continuations,
     ("tokens", "pair"): targets,
 }

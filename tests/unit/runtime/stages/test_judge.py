@@ -10,7 +10,7 @@ from tests.labs.judging import golden, judge_tiny
 GOLDEN = json.loads(Path(__file__).with_name("judged.golden.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("task", ["text_classification", "causal_lm", "seq2seq"])
+@pytest.mark.parametrize("task", ["text_classification", "text_multi_label", "causal_lm", "seq2seq"])
 def test_the_numbers_are_those_of_the_golden_file(task: str, tmp_path: Path) -> None:
     """Metrics, slices, robustness, paired differences and the teacher's check, but for rounding of another machine."""
     found = golden(judge_tiny(task, tmp_path))

@@ -13,10 +13,12 @@ import pytest
 SLOW_FILES: Mapping[str, str] = {
     "tests/crash/test_labels_killed.py": "labels 212 units on a cluster of its own, undisturbed and twice with a kill",
     "tests/crash/test_labels_flaky_store.py": "labels on a failing store as often as it takes to fail everywhere",
+    "tests/crash/test_label_command_flaky_store.py": "runs three commands with a Ray on a store whose requests fail",
     "tests/crash/test_training_killed.py": "trains on a cluster of two nodes, undisturbed and twice with a kill",
     "tests/cluster/test_sweep.py": "submits a sweep of twelve trials to a head of its own, twice",
     "tests/e2e/test_campaign_language.py": "runs whole campaigns of texts and of conversations",
     "tests/e2e/test_campaign_text.py": "runs the campaign that test_interruption compares with, which has small units",
+    "tests/e2e/test_campaign_pairs.py": "runs whole campaigns of pairs, one with generated targets",
     "tests/e2e/test_teacher_failures.py": "waits for hanging teachers to reach their time limit",
     "tests/e2e/test_two_labellers.py": "labels with two commands at once, on a local store and on an object store",
     "tests/e2e/test_writing.py": "generates texts on a Ray, killed midway, and labels and trains from them",

@@ -16,6 +16,7 @@ SLOW_FILES: Mapping[str, str] = {
     "tests/crash/test_label_command_flaky_store.py": "runs three commands with a Ray on a store whose requests fail",
     "tests/crash/test_training_killed.py": "trains on a cluster of two nodes, undisturbed and twice with a kill",
     "tests/cluster/test_sweep.py": "submits a sweep of twelve trials to a head of its own, twice",
+    "tests/e2e/test_campaign_labels.py": "runs whole campaigns of texts and of images with label sets",
     "tests/e2e/test_campaign_language.py": "runs whole campaigns of texts and of conversations",
     "tests/e2e/test_campaign_text.py": "runs the campaign that test_interruption compares with, which has small units",
     "tests/e2e/test_campaign_pairs.py": "runs whole campaigns of pairs, one with generated targets",

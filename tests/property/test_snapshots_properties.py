@@ -240,7 +240,7 @@ def test_both_ways_to_read_csv_agree(records: list[tuple[str, str]]) -> None:
     wanted = {"text": "text", "label": "label"}
     header, start = _record(data, 0)
     assert header == [b"text", b"label"]
-    slow = _read_records(data, start, wanted, header, 0)
+    slow = _read_records(data, start, mapping=wanted, header=header, source=0)
     assert not slow.why.any()
     fast = _read_whole(data, wanted, 2)
     assert fast is not None and fast.to_pydict() == slow.table.to_pydict()

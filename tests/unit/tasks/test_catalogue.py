@@ -47,7 +47,7 @@ def test_a_task_that_cannot_be_used_is_refused_with_the_reason(own: str) -> None
         f"{own}:missing": "AttributeError",
         f"{own}:number": "is a int, not a ray_distill.tasks.task.Task",
         "text_clasification": "did you mean text_classification or",
-        "poetry": "there is no task 'poetry': use text_classification or ",
+        "poetry": f"there is no task 'poetry': use {' or '.join(TASKS)}, or package.module:object",
     }.items():
         with pytest.raises(ConfigError, match=message):
             get_task(name)

@@ -64,11 +64,6 @@ class Documents:
     sums: Mapping[str, Floats]
     """Sums by column, ``[N, width]``."""
 
-    @property
-    def has_teacher(self) -> bool:
-        """Was there a teacher to be compared with?"""
-        return BESIDE[0] in self.sums
-
 
 def sum_by_document(
     values: Mapping[str, Floats], *, document_P: Ints, position_P: Ints, documents: int, bins: int

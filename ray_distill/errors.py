@@ -13,6 +13,7 @@
     ├── TrainingError        a run cannot start, or cannot go on
     ├── EvaluationError      a measurement cannot be made
     ├── PromotionError       the decision chain or the registry refuses
+    │   └── RegistryRefused  the registry refuses for good: trying again changes nothing
     └── ClusterError         Ray, or a job on it, failed
 
 A message names the thing, what was found, what was expected, and what to do next. Commands print it on
@@ -70,6 +71,10 @@ class EvaluationError(DistillError):
 
 class PromotionError(DistillError):
     """The decision chain or the model registry refuses."""
+
+
+class RegistryRefused(PromotionError):
+    """The model registry refuses a name, a model or a permission: the same request fails again."""
 
 
 class ClusterError(DistillError):

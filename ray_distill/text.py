@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 from ray_distill.artifacts import Estimate
 
@@ -41,6 +42,21 @@ def arm_name(arm: str) -> str:
 def arm_colour(arm: str) -> str:
     """Return an arm's colour, the same in every figure."""
     return ARM_COLOURS.get(arm, _OTHER_COLOUR)
+
+
+def near_names(name: str, known: Iterable[str]) -> list[str]:
+    """Return up to three known names that are similar to one, or contain it."""
+    names, lower = list(dict.fromkeys(known)), name.lower()
+    similar = get_close_matches(lower, [one.lower() for one in names], cutoff=0.6)
+    found = [one for match in similar for one in names if one.lower() == match]
+    sharing = [one for one in names if len(lower) > 1 and (lower in one.lower() or (one and one.lower() in lower))]
+    return list(dict.fromkeys([*found, *sharing]))[:3]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean …?`` with the nearest known names, empty if none is near."""
+    near = near_names(name, known)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def number(value: float, decimals: int, *, signed: bool = False) -> str:

@@ -16,7 +16,7 @@ from ray_distill.fingerprint import fingerprint
 class Campaign(Section):
     """A whole campaign, from traffic to verdict."""
 
-    campaign: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    campaign: str = Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     task: str = Field(min_length=1, description="a name of the catalogue of tasks, or package.module:object")
     seed: int = 0
     output: str | None = Field(

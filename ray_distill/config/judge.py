@@ -1,10 +1,56 @@
 """Configure evaluation, gate, drift, cost and tracking."""
 
+import posixpath
+import re
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ray_distill.config.section import NOT_DECIDING, Section
+
+#: MLflow's limits (mlflow.utils.validation, and the columns of its database); a test compares them with MLflow's.
+MAX_ALIAS, MAX_MODEL_NAME, MAX_EXPERIMENT = 255, 256, 500
+
+
+def check_alias_name(value: str) -> str:
+    """Return an alias that MLflow's registry accepts.
+
+    Raises:
+        ValueError: it does not; the message names the rule.
+    """
+    if not re.fullmatch(r"[\w-]+", value) or len(value) > MAX_ALIAS:
+        raise ValueError(f"MLflow's aliases have 1 to {MAX_ALIAS} letters, digits, _ or -, and nothing else")
+    if value.lower() == "latest" or re.fullmatch(r"[vV]\d+", value):
+        raise ValueError(
+            "MLflow reserves `latest`, and v with a number, for versions: choose another name, such as champion"
+        )
+    return value
+
+
+def check_model_name(value: str) -> str:
+    """Return a name that MLflow's registry accepts for a model.
+
+    Raises:
+        ValueError: it does not; the message names the rule.
+    """
+    path = "/" in value or ":" in value or value == "." or value.startswith("..") or posixpath.normpath(value) != value
+    if path or not value.strip() or len(value) > MAX_MODEL_NAME or {"'", '"'} <= set(value):
+        raise ValueError(
+            f"MLflow's registered models have names of 1 to {MAX_MODEL_NAME} characters without / and :, which "
+            "do not begin with .. and do not have both kinds of quotes"
+        )
+    return value
+
+
+def check_experiment_name(value: str) -> str:
+    """Return a name that MLflow accepts for an experiment.
+
+    Raises:
+        ValueError: it does not; the message names the rule.
+    """
+    if not value.strip() or len(value) > MAX_EXPERIMENT:
+        raise ValueError(f"MLflow's experiments have names of 1 to {MAX_EXPERIMENT} characters, not blank")
+    return value
 
 
 class HarnessConfig(Section):
@@ -93,6 +139,16 @@ class GateConfig(Section):
         None, description="registered model; default: the campaign's name", json_schema_extra=NOT_DECIDING
     )
 
+    @field_validator("alias")
+    @classmethod
+    def _alias(cls, value: str) -> str:
+        return check_alias_name(value)
+
+    @field_validator("model_name")
+    @classmethod
+    def _model_name(cls, value: str | None) -> str | None:
+        return value if value is None else check_model_name(value)
+
 
 class DriftConfig(Section):
     """When `relabel` raises the alarm."""
@@ -117,3 +173,8 @@ class TrackingConfig(Section):
     uri: str | None = Field(None, description="MLflow tracking URI; default: sqlite beside the campaign's output")
     experiment: str | None = Field(None, description="default: the campaign's name")
     enabled: bool = True
+
+    @field_validator("experiment")
+    @classmethod
+    def _experiment(cls, value: str | None) -> str | None:
+        return value if value is None else check_experiment_name(value)

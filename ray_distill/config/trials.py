@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,17 +58,22 @@ class WrongTrials:
         for line in lines or [heading]:
             self._lines.setdefault(line, []).append(trial)
 
-    def refuse(self, trials: int) -> None:
+    def refuse(self, trials: int, others: Sequence[str] = ()) -> None:
         """Raise what was noted.
+
+        Args:
+            trials: how many the sweep has.
+            others: mistakes of the sweep itself.
 
         Raises:
             ConfigError: something was.
         """
-        if not self._lines:
-            return
         names = {name for found in self._lines.values() for name in found}
         messages = [f"{line} ({_named(found)})" for line, found in self._lines.items()]
-        raise ConfigError("\n  ".join([f"sweep: {len(names)} of {trials} trials are wrong", *messages]))
+        if messages:
+            raise ConfigError("\n  ".join([f"sweep: {len(names)} of {trials} trials are wrong", *others, *messages]))
+        if others:
+            raise ConfigError("\n  ".join([f"{len(others)} wrong field(s)", *others]))
 
 
 def value_at(config: Campaign, path: str) -> Any:

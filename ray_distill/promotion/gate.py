@@ -35,6 +35,7 @@ from ray_distill.config.identity import identity
 from ray_distill.errors import PromotionError
 from ray_distill.fingerprint import fingerprint
 from ray_distill.tasks.catalogue import get_task
+from ray_distill.tasks.known_names import unknown_metrics
 from ray_distill.text import estimate, short_number
 
 #: Differences of floats up to this size are rounding errors.
@@ -72,12 +73,13 @@ def limits_of(gate: GateConfig, task: str) -> Mapping[str, Limit]:
 
 def wrong_limits(gate: GateConfig, task: str) -> list[str]:
     """Return one sentence for each limit that does not apply to the task's models."""
-    answers, wrong = get_task(task).answers, []
-    for name, limit in (gate.limits or {}).items():
+    answers, limits = get_task(task).answers, gate.limits or {}
+    wrong = unknown_metrics("gate.limits", limits, get_task(task))
+    for name, limit in limits.items():
         known = answers.find(name)
         if known is None:
-            wrong.append(f"gate.limits.{name}: {task} has no such metric; it has {', '.join(answers.names)}")
-        elif known.higher_is_better is None and (limit.relative is not None or limit.margin is not None):
+            continue
+        if known.higher_is_better is None and (limit.relative is not None or limit.margin is not None):
             wrong.append(
                 f"gate.limits.{name}: relative and margin compare with another model, but {name} is best at 0: "
                 "use min or max"

@@ -32,12 +32,23 @@ class Metric:
     """A share of rows: its interval is Wilson's, not the bootstrap's."""
     of_teacher: bool = False
     """A distance to the teacher, which the teacher itself has none of."""
+    buckets: tuple[str, ...] = ()
+    """Parts of the rows that have a value of their own, under ``<name>_at_<bucket>``."""
     infinite: str = ""
     """A verb phrase that explains an infinite value by what the model did; such values are noted on the report."""
 
     def __post_init__(self) -> None:
         if not self.short:
             object.__setattr__(self, "short", self.heading)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of its values: the metric's own, and one for each bucket."""
+        return (self.name, *(f"{self.name}_at_{bucket}" for bucket in self.buckets))
+
+    def has(self, name: str) -> bool:
+        """Return whether a value of this name is the metric's."""
+        return name in self.names or fnmatchcase(name, self.name)
 
     @property
     def higher_is_better(self) -> bool | None:
@@ -62,12 +73,8 @@ class MetricTable:
     metrics: Sequence[Metric] = ()
 
     def find(self, name: str) -> Metric | None:
-        """Return the metric of this name; ``<name>_at_<bucket>`` is the metric at a bucket.
-
-        The first pattern that matches counts.
-        """
-        stem = name.split("_at_")[0]
-        return next((one for one in self.metrics if one.name == stem or fnmatchcase(name, one.name)), None)
+        """Return the metric of this name, or of a bucket; the first match counts."""
+        return next((one for one in self.metrics if one.has(name)), None)
 
     def __getitem__(self, name: str) -> Metric:
         """Return the metric of this name, which is in the table."""

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ray_distill.errors import PromotionError
-from ray_distill.tracking.client import mlflow_settings, new_client
+from ray_distill.errors import PromotionError, RegistryRefused
+from ray_distill.tracking.client import is_unavailable, mlflow_settings, new_client
 
 _VERSIONS_TAG = "mlflow.modelVersions"
 
@@ -15,7 +15,7 @@ class MlflowRegistry:
     """MLflow's model registry; see `ray_distill.tracking.base.Registry`.
 
     Unlike runs, a registration or an alias is never spooled, because a promotion must report whether it succeeded.
-    Every method raises PromotionError if the registry refuses or is unavailable.
+    Every method raises PromotionError if the registry is unavailable, and RegistryRefused if it refuses.
     """
 
     def __init__(self, uri: str) -> None:
@@ -36,7 +36,8 @@ class MlflowRegistry:
             self._ensure_model(client, name)
             model_id = model_uri.removeprefix("models:/") if model_uri.startswith("models:/m-") else None
             source, run_id = self._source(client, model_uri, model_id)
-            for found in client.search_model_versions(f"name = '{name}'"):
+            quote = '"' if "'" in name else "'"
+            for found in client.search_model_versions(f"name = {quote}{name}{quote}"):
                 if found.source == source:
                     for key, value in tags.items():
                         client.set_model_version_tag(name, found.version, key, value)
@@ -104,7 +105,16 @@ class MlflowRegistry:
                     self._client = new_client(self._uri)
                 yield self._client
         except Exception as error:
-            raise PromotionError(f"MLflow at {self._uri} could not {what}: {error}") from error
+            kind = RegistryRefused if _is_refusal(error) else PromotionError
+            raise kind(f"MLflow at {self._uri} could not {what}: {error}") from error
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Return whether the call fails again until a name, a token or a permission changes."""
+    from mlflow.exceptions import MlflowException
+
+    status = error.get_http_status_code() if isinstance(error, MlflowException) else None
+    return status in (401, 403) or not is_unavailable(error)
 
 
 def _link(client: Any, model_id: str, name: str, version: str) -> None:

@@ -95,13 +95,3 @@ def _missed(name: str, found: Estimate | None, limit: Floor) -> list[str]:
             f"{name} {found.value:.4f} is {found.value - limit.max:.4f} above the greatest {name} of {limit.max:g}"
         )
     return wrong
-
-
-def unknown_limits(floor: CheckConfig, task: str) -> list[str]:
-    """Return one sentence for each limit of a metric that the task's models do not have."""
-    metrics = get_task(task).answers.metrics
-    return [
-        f"labels.check.limits.{name}: {task} has no such metric; it has {', '.join(metrics.names)}"
-        for name in floor.limits
-        if metrics.find(name) is None
-    ]

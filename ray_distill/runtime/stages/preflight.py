@@ -5,14 +5,15 @@ from ray_distill.errors import ConfigError, ModelError
 from ray_distill.losses.base import Labels
 from ray_distill.models.core.module_function import import_factory, is_factory
 from ray_distill.promotion.gate import wrong_limits
-from ray_distill.runtime.labelling.teacher_quality import unknown_limits
 from ray_distill.runtime.training.label_mixture import check_mixture, temperatures_of
 from ray_distill.storage import files
 from ray_distill.students.data.answer_format import learn_facet
 from ray_distill.students.engines.engine import check_compiler
 from ray_distill.students.objective.validate_losses import check_losses
 from ray_distill.tasks.catalogue import get_task
+from ray_distill.tasks.known_names import unknown_names
 from ray_distill.teachers.engines import refuse_labels
+from ray_distill.text import did_you_mean
 
 
 def check(config: Campaign) -> None:
@@ -38,13 +39,7 @@ def check(config: Campaign) -> None:
             basis=hidden.rank is not None or hidden.variance is not None,
         ),
     )
-    known = task.inputs.corruptions_of(config)
-    wrong += [
-        f"evaluation.corruptions: {config.task} has no {name!r}; it has {', '.join(sorted(known)) or 'none'}"
-        for name in config.evaluation.corruptions or ()
-        if name not in known
-    ]
-    wrong += unknown_limits(config.labels.check, config.task) + wrong_limits(config.gate, config.task)
+    wrong += unknown_names(config, task) + wrong_limits(config.gate, config.task) + unknown_objective(config)
     wrong += task.refuse(config) + check_compiler(config.student.training)
     if config.sequences is not None and config.sequences.filters.scorer is not None:
         try:
@@ -59,3 +54,13 @@ def check(config: Campaign) -> None:
     if wrong:
         raise ConfigError(f"{len(wrong)} wrong field(s)\n  " + "\n  ".join(wrong))
     refuse_labels(labels, task=config.task)
+
+
+def unknown_objective(config: Campaign) -> list[str]:
+    """Return one sentence if the task never measures the sweep's objective."""
+    if config.sweep is None or config.sweep.objective is None:
+        return []
+    known, chosen = learn_facet(get_task(config.task).answers).OBJECTIVES, config.sweep.objective
+    if chosen in known:
+        return []
+    return [f"sweep.objective: {config.task} has no {chosen!r}; it has {', '.join(known)}{did_you_mean(chosen, known)}"]

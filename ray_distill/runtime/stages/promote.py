@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from ray_distill.artifacts import Decision, EvalReport, StudentRef, Verdict
-from ray_distill.errors import PromotionError
+from ray_distill.errors import PromotionError, RegistryRefused
 from ray_distill.fingerprint import fingerprint
 from ray_distill.promotion.chain import Entry, check_alias, read_chain, record_decision
 from ray_distill.promotion.gate import decide, gate_fingerprint
@@ -24,7 +24,14 @@ def promote(session: Session, report: EvalReport) -> Decision:
     The decision chain is written first; registry and page follow it, at once or in a later command.
     """
     chain_url = session.url("promotion")
-    key = fingerprint({"report": report.fingerprint, "gate": gate_fingerprint(session.config.gate, report.task)})
+    gate = session.config.gate
+    key = fingerprint(
+        {
+            "report": report.fingerprint,
+            "gate": gate_fingerprint(gate, report.task),
+            "published": [model_name(session), gate.alias],
+        }
+    )
     if session.done("promote", key) is not None:
         decision = _decided(session, read_chain(chain_url), report)
         if decision is not None:
@@ -37,10 +44,10 @@ def promote(session: Session, report: EvalReport) -> Decision:
         session.parent.tags({TITLE: f"{decision.verdict} {session.config.campaign}"})
         page = evaluate.publish(session, session.parent, report, decision)
         session.parent.tags({DESCRIPTION: summary(report, decision, page)})
+        console.report(f"promote: {decision.verdict} — {' '.join(decision.reasons)}", verdict=str(decision.verdict))
         registered = _register(session, stage, report, decision)
     if registered:
         session.finish("promote", key, decision.to_dict())
-    console.report(f"promote: {decision.verdict} — {' '.join(decision.reasons)}", verdict=str(decision.verdict))
     return decision
 
 
@@ -97,7 +104,7 @@ def _register(session: Session, stage: Stage, report: EvalReport, decision: Deci
         )
         return False
     gate = session.config.gate
-    name = gate.model_name or session.config.campaign
+    name = model_name(session)
     try:
         version = session.registry.register(
             model_uri,
@@ -108,6 +115,12 @@ def _register(session: Session, stage: Stage, report: EvalReport, decision: Deci
         if decision.verdict is Verdict.PROMOTE:
             session.registry.set_alias(name, gate.alias, version)
         _report_alias(session, name, gate.alias)
+    except RegistryRefused as error:
+        raise RegistryRefused(
+            f"the decision {decision.verdict} is in the chain, but the student is not in the registry: {error}; "
+            f"correct what it refuses (gate.model_name is {name}, gate.alias is {gate.alias}), then run "
+            "`ray-distill promote`: the same command alone cannot repair it"
+        ) from error
     except PromotionError as error:
         # The chain records the decision and is authoritative: an unreachable registry loses nothing.
         console.report(
@@ -115,6 +128,11 @@ def _register(session: Session, stage: Stage, report: EvalReport, decision: Deci
         )
         return False
     return True
+
+
+def model_name(session: Session) -> str:
+    """Return the name under which the registry has the campaign's students."""
+    return session.config.gate.model_name or session.config.campaign
 
 
 def _report_alias(session: Session, name: str, alias: str) -> None:

@@ -12,7 +12,7 @@ from ray_distill.errors import ConfigError, TeacherRefused
 from ray_distill.evaluation.sweep.compare import TrialResult
 from ray_distill.fingerprint import fingerprint
 from ray_distill.runtime.core.session import absolute
-from ray_distill.runtime.stages.preflight import check
+from ray_distill.runtime.stages.preflight import check, unknown_objective
 from ray_distill.runtime.sweep.trial_worker import STOPPED, PlannedTrial, StoppedTrial, read_marker
 from ray_distill.runtime.training.label_mixture import mixed_labels
 from ray_distill.snapshots.reader import Snapshot
@@ -50,7 +50,7 @@ def checked_trials(config: Campaign) -> tuple[Trial, ...]:
                     "sweep over them instead"
                 ),
             )
-    wrong.refuse(len(trials))
+    wrong.refuse(len(trials), unknown_objective(config))
     return tuple(trials)
 
 

@@ -6,6 +6,9 @@ from ray_distill.config.judge import Limit
 from ray_distill.tasks.answers.family import Answers
 from ray_distill.tasks.metrics import Metric, MetricTable, efficiency
 
+#: Positions (tokens from the document's first, 0) by which some metrics are reported too.
+POSITION_BUCKETS = ("0_15", "16_63", "64_255", "256_1023", "1024_up")
+
 _QUALITY = (
     Metric(name="nll", heading="NLL, nats", better="less", infinite="gave probability 0 to a true token"),
     Metric(name="perplexity", heading="Perplexity", decimals=1, better="less", low=1.0),
@@ -14,9 +17,31 @@ _QUALITY = (
     Metric(
         name="agreement", heading="Agreement with teacher", short="Agreement", better="more", high=1.0, of_teacher=True
     ),
-    Metric(name="kl_from_teacher", heading="KL from teacher, nats", short="KL, nats", better="less", of_teacher=True),
-    Metric(name="entropy_gap", heading="Entropy gap, nats", better="zero", low=-inf, of_teacher=True),
-    Metric(name="tail_mass_gap", heading="Tail-mass gap", better="zero", low=-1.0, high=1.0, of_teacher=True),
+    Metric(
+        name="kl_from_teacher",
+        heading="KL from teacher, nats",
+        short="KL, nats",
+        better="less",
+        of_teacher=True,
+        buckets=POSITION_BUCKETS,
+    ),
+    Metric(
+        name="entropy_gap",
+        heading="Entropy gap, nats",
+        better="zero",
+        low=-inf,
+        of_teacher=True,
+        buckets=POSITION_BUCKETS,
+    ),
+    Metric(
+        name="tail_mass_gap",
+        heading="Tail-mass gap",
+        better="zero",
+        low=-1.0,
+        high=1.0,
+        of_teacher=True,
+        buckets=POSITION_BUCKETS,
+    ),
 )
 
 #: Metrics of the texts that models write, where there is a reference.

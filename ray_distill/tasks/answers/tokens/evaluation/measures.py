@@ -26,6 +26,7 @@ reach that a resample may have none.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -36,16 +37,12 @@ from ray_distill.evaluation.measures.answer_tables import require_same_rows
 from ray_distill.evaluation.measures.calibration import Curve, mean_curve, probability_bins
 from ray_distill.evaluation.measures.intervals import Floats, Ints, Resampling
 from ray_distill.evaluation.measures.summaries import Column, Part, Summary, Totals, compare_parts, measure_parts
-from ray_distill.tasks.answers.tokens import TOKENS
+from ray_distill.tasks.answers.tokens import POSITION_BUCKETS, TOKENS
 
 #: Positions (tokens from the document's first, 0) by bucket: from, and up to but without.
-BUCKETS: Mapping[str, tuple[float, float]] = {
-    "0_15": (0, 16),
-    "16_63": (16, 64),
-    "64_255": (64, 256),
-    "256_1023": (256, 1024),
-    "1024_up": (1024, np.inf),
-}
+BUCKETS: Mapping[str, tuple[float, float]] = dict(
+    zip(POSITION_BUCKETS, pairwise((0, 16, 64, 256, 1024, np.inf)), strict=True)
+)
 #: The teacher's likeliest tokens, whose complement is the tail.
 TAIL_TOP = 64
 

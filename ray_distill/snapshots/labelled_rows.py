@@ -1,0 +1,29 @@
+"""Count the rows of each split that have a truth, by class."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ray_distill.snapshots.manifest import SnapshotManifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledRows:
+    """Rows of one split: all of them, and those with a truth."""
+
+    rows: int
+    labelled: int
+    """Rows with a truth; all rows where the truth follows from the input."""
+    classes: Mapping[str, int]
+    """Labelled rows by class; a row with a set of classes counts for each. Empty where there are no classes."""
+
+
+def labelled_rows(manifest: SnapshotManifest) -> dict[str, LabelledRows]:
+    """Return the counts of each split of a snapshot; a row counts once, however often it came."""
+    return {
+        name: LabelledRows(
+            rows=split.rows,
+            labelled=split.rows if manifest.truth == "none" else split.labelled,
+            classes={} if manifest.truth == "none" else split.classes,
+        )
+        for name, split in manifest.splits.items()
+    }

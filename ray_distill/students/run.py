@@ -333,7 +333,7 @@ def _train_rate(workshop: Workshop, arm: Arm, run: TrainingRun, reporter: Report
         compile_module(bundle.computing, training.compile)
     least = run.budget.least(run.data.lengths)
     with memory_explained(run.name, Sizes.of(bundle), training, ranks.world, least=least):
-        engine = build_engine(bundle, training, ranks, passes=run.budget.passes(training.global_batch, ranks.world))
+        engine = build_engine(bundle, training, ranks, passes=run.budget.passes(run.order.plan.largest, ranks.world))
         try:
             best = train_run(run, engine, ranks, reporter, resume=workshop.job.resume)
         finally:

@@ -37,7 +37,7 @@ from ray_distill.students.objective.weighted_losses import (
 )
 from ray_distill.students.order.cursor import Index, cursor_at
 from ray_distill.students.order.epoch_order import Order, Plan, units_of
-from ray_distill.students.order.micro_batches import Budget, MicroBatch, micro_batches, share
+from ray_distill.students.order.micro_batches import Budget, MicroBatch, micro_batches
 from ray_distill.students.order.prefetch import Feed
 from ray_distill.students.process_group import Ranks
 from ray_distill.students.telemetry.curves import CurveWriter
@@ -310,7 +310,7 @@ def batches_of(run: TrainingRun, ranks: Ranks, step: int) -> Batches:
 
     def rows_of(step: int) -> Index:
         slots = np.arange(run.order.size(step), dtype=np.int64)
-        own = share(slots, rank=ranks.rank, world=ranks.world, group=run.budget.group)
+        own = run.budget.share(slots, rank=ranks.rank, world=ranks.world)
         return run.rows[run.order.rows_at(step, own.rows)]
 
     run.data.prepare(step, rows_of, run.steps)

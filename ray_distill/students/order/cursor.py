@@ -23,8 +23,17 @@ class Cursor(Document):
 
 
 def steps_per_epoch(rows: int, global_batch: int) -> int:
-    """Return the optimiser steps an epoch; a short last batch is kept."""
-    return math.ceil(rows / global_batch)
+    """Return the optimiser steps an epoch; a short last batch is kept, except one of a lone row.
+
+    A lone row joins the batch before it: batch norm has no variance of one row, and relations of rows no partner.
+    """
+    steps = math.ceil(rows / global_batch)
+    return steps - 1 if steps > 1 and rows % global_batch == 1 else steps
+
+
+def batch_end(inside: int, rows: int, global_batch: int) -> int:
+    """Return where the batch with number ``inside`` of an epoch ends, in the order of the epoch's rows."""
+    return rows if inside + 1 == steps_per_epoch(rows, global_batch) else (inside + 1) * global_batch
 
 
 def cursor_at(step: int, rows: int, global_batch: int) -> Cursor:
@@ -40,4 +49,4 @@ def epoch_order(seed: int, epoch: int, rows: int) -> Index:
 def global_batch_at(seed: int, step: int, rows: int, global_batch: int) -> Index:
     """Return the rows of a step's global batch; each row occurs exactly once an epoch."""
     epoch, inside = divmod(step, steps_per_epoch(rows, global_batch))
-    return epoch_order(seed, epoch, rows)[inside * global_batch : (inside + 1) * global_batch]
+    return epoch_order(seed, epoch, rows)[inside * global_batch : batch_end(inside, rows, global_batch)]

@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from ray_distill.students.order.cursor import Index, epoch_order, steps_per_epoch
+from ray_distill.students.order.cursor import Index, batch_end, epoch_order, steps_per_epoch
 
 #: Default number of units that are open at a time.
 MIXED_UNITS = 64
@@ -43,8 +43,13 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Number of global batches of an epoch; the last may be short."""
+        """Number of global batches of an epoch; the last may be short, or have one row more."""
         return steps_per_epoch(self.rows, self.global_batch)
+
+    @property
+    def largest(self) -> int:
+        """Number of rows of the largest batch: the global batch, or one more where a lone row joins the last."""
+        return max(self.global_batch, self.batch_rows(self.steps - 1))
 
     @property
     def whole(self) -> bool:
@@ -69,7 +74,7 @@ class Plan:
 
     def batch_rows(self, inside: int) -> int:
         """Return the number of rows of the global batch with number ``inside`` in its epoch."""
-        return min(self.global_batch, self.rows - inside * self.global_batch)
+        return batch_end(inside, self.rows, self.global_batch) - inside * self.global_batch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 A batch is cut by rows, or by tokens with rows of similar length together.
 
-Losses are shares of one mean over the global batch, so the curve does not depend on the cut.
+Losses are shares of one mean over the global batch, so the curve does not depend on the cut. It does for a student
+with batch norms, whose statistics are those of the rows of one pass.
 """
 
 import math
@@ -71,9 +72,13 @@ class Budget:
         return cls(rows=rows, tokens=training.micro_tokens, packed=training.packed, group=group)
 
     def passes(self, global_batch: int, world: int) -> int:
-        """Return the most forward passes of a rank in a step."""
+        """Return the most forward passes of a rank in a step, of the largest batch of a run."""
         size = share_of(global_batch, world, self.group)
-        return size // self.group if self.tokens else math.ceil(size / self.rows)
+        return size // self.group if self.tokens else len(cut_by_rows(size, self.rows))
+
+    def share(self, batch: Index, *, rank: int, world: int) -> MicroBatch:
+        """Return a rank's share of a batch; see `share`."""
+        return share(batch, rank=rank, world=world, group=self.group, least=min(2, self.rows))
 
     def least(self, lengths_RF: Lengths | None) -> int:
         """Return the least limit that a pass needs: the rows, or the tokens, of one group.
@@ -111,14 +116,15 @@ def share_of(rows: int, world: int, group: int = 1) -> int:
     return math.ceil(math.ceil(rows / group) / world) * group
 
 
-def share(batch: Index, *, rank: int, world: int, group: int = 1) -> MicroBatch:
+def share(batch: Index, *, rank: int, world: int, group: int = 1, least: int = 1) -> MicroBatch:
     """Return this rank's contiguous share of a batch.
 
-    A batch that the ranks cannot share evenly is padded with its own first rows, marked as not real: collectives need
-    equal numbers of passes, and losses give such rows weight 0. Blocks of ``group`` rows, counted from the first row of
-    the batch, stay together.
+    A batch that the ranks cannot share evenly, or of which a rank's share would be fewer than ``least`` rows, is padded
+    with its own first rows, marked as not real: collectives need equal numbers of passes, and losses give such rows
+    weight 0. Blocks of ``group`` rows, counted from the first row of the batch, stay together. A batch of one row stays
+    as it is.
     """
-    size = share_of(len(batch), world, group)
+    size = max(share_of(len(batch), world, group), least if len(batch) > 1 else 1)
     filled = np.resize(batch, size * world)
     own = slice(rank * size, (rank + 1) * size)
     return MicroBatch(rows=filled[own], real=(np.arange(size * world) < len(batch))[own])
@@ -138,20 +144,30 @@ def micro_batches(
         budget: the limits of each micro-batch.
         lengths_BF: lengths of these rows; only required if the budget limits tokens.
     """
-    own = share(batch, rank=rank, world=world, group=budget.group)
+    own = budget.share(batch, rank=rank, world=world)
     if budget.tokens:
         assert lengths_BF is not None
         slots = np.arange(len(batch), dtype=np.int64)
         cuts = [
-            cut_by_tokens(lengths_BF[share(slots, rank=other, world=world, group=budget.group).rows], budget)
+            cut_by_tokens(lengths_BF[budget.share(slots, rank=other, world=world).rows], budget)
             for other in range(world)
         ]
         places = evened(cuts[rank], max(map(len, cuts)), budget.group)
     else:
-        places = [
-            np.arange(start, min(start + budget.rows, len(own.rows))) for start in range(0, len(own.rows), budget.rows)
-        ]
+        places = cut_by_rows(len(own.rows), budget.rows)
     return [MicroBatch(rows=own.rows[at], real=own.real[at]) for at in places]
+
+
+def cut_by_rows(size: int, rows: int) -> list[Index]:
+    """Cut a share of ``size`` rows, in order, into micro-batches of at most ``rows``.
+
+    No pass has a lone row, whose batch norm has no variance, unless passes or shares of one row are configured: it gets
+    a row of the pass before it, or joins that pass where it has two.
+    """
+    starts = list(range(0, size, rows))
+    if rows > 1 and size > 1 and size % rows == 1:
+        starts[-1:] = [] if rows == 2 else [starts[-1] - 1]
+    return [np.arange(start, stop) for start, stop in zip(starts, [*starts[1:], size], strict=True)]
 
 
 def cut_by_tokens(lengths_SF: Lengths, budget: Budget) -> list[Index]:

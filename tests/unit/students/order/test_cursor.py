@@ -33,6 +33,18 @@ def test_order_is_independent_of_world_and_micro_batch(rows: int, global_batch: 
     assert seen(rows, global_batch, world, micro) == epoch_order(7, 0, rows).tolist()
 
 
+@pytest.mark.parametrize(
+    ("rows", "global_batch", "sizes"),
+    [(25, 12, [12, 13]), (26, 12, [12, 12, 2]), (24, 12, [12, 12]), (1, 12, [1]), (3, 2, [3]), (3, 1, [1, 1, 1])],
+)
+def test_a_lone_row_at_the_end_joins_the_batch_before_it(rows: int, global_batch: int, sizes: list[int]) -> None:
+    """Batch norm has no variance of one row, so an epoch ends with a batch of two rows at least."""
+    assert steps_per_epoch(rows, global_batch) == len(sizes)
+    for epoch in (0, 1):
+        steps = range(epoch * len(sizes), (epoch + 1) * len(sizes))
+        assert [len(global_batch_at(7, step, rows, global_batch)) for step in steps] == sizes
+
+
 def test_epochs_and_seeds_differ_and_repeat() -> None:
     """The order is a function of (seed, epoch): another one each epoch, the same each time."""
     orders = [epoch_order(seed, epoch, 50).tolist() for seed, epoch in ((1, 0), (1, 1), (2, 0))]

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from ray_distill.config import TrainingConfig
 from ray_distill.errors import ConfigError
 from ray_distill.labels.model.ragged import RaggedArray
-from ray_distill.students.order.micro_batches import Budget, Lengths, MicroBatch, cut_by_tokens, micro_batches
+from ray_distill.students.order.micro_batches import (
+    Budget,
+    Lengths,
+    MicroBatch,
+    cut_by_rows,
+    cut_by_tokens,
+    micro_batches,
+)
 from ray_distill.tasks.encoded import Encoded
 from ray_distill.tasks.packing import collate_packed
 
@@ -23,6 +30,38 @@ def test_every_rank_runs_as_many_passes_of_the_same_sizes(batch: int, world: int
     shares = [micro_batches(np.arange(batch), rank=rank, world=world, budget=budget) for rank in range(world)]
     assert len({tuple(len(part.rows) for part in share) for share in shares}) == 1
     assert all(0 <= row < batch for share in shares for part in share for row in part.rows)
+
+
+@given(batch=st.integers(2, 60), world=st.integers(1, 5), micro=st.integers(2, 16))
+def test_no_pass_has_a_lone_row(batch: int, world: int, micro: int) -> None:
+    """Batch norm has no variance of one row: a rank's share has two rows at least, and so has each of its passes.
+
+    Every row still comes once, and a pass has at most as many rows as configured, or three where that is two.
+    """
+    budget = Budget(rows=micro)
+    shares = [micro_batches(np.arange(batch), rank=rank, world=world, budget=budget) for rank in range(world)]
+    sizes = {len(part.rows) for share in shares for part in share}
+    assert sizes <= set(range(2, max(micro, 3) + 1))
+    assert [row for share in shares for part in share for row in part.rows[part.real]] == list(range(batch))
+    assert len(shares[0]) <= budget.passes(batch, world) + (batch < 2 * world)
+
+
+@pytest.mark.parametrize(
+    ("size", "rows", "sizes"),
+    [
+        (65, 64, [63, 2]),
+        (64, 64, [64]),
+        (9, 4, [4, 3, 2]),
+        (5, 2, [2, 3]),
+        (3, 1, [1, 1, 1]),
+        (1, 64, [1]),
+        (3, 2, [3]),
+    ],
+)
+def test_a_lone_row_gets_a_partner(size: int, rows: int, sizes: list[int]) -> None:
+    """global_batch % micro_batch == 1 leaves no pass of one row, unless passes of one row are configured."""
+    assert [len(cut) for cut in cut_by_rows(size, rows)] == sizes
+    assert Budget(rows=rows).passes(size, 1) == len(sizes)
 
 
 @given(batch=st.integers(1, 70), world=st.integers(1, 5), groups=st.integers(1, 4), group=st.integers(1, 7))

@@ -32,7 +32,7 @@ def steps_per_epoch(rows: int, global_batch: int) -> int:
 
 
 def batch_end(inside: int, rows: int, global_batch: int) -> int:
-    """Return where the batch with number ``inside`` of an epoch ends, in the order of the epoch's rows."""
+    """Return where batch ``inside`` of an epoch ends, in the order of the rows."""
     return rows if inside + 1 == steps_per_epoch(rows, global_batch) else (inside + 1) * global_batch
 
 

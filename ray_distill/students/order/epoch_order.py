@@ -43,12 +43,12 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Number of global batches of an epoch; the last may be short, or have one row more."""
+        """Return the number of global batches of an epoch."""
         return steps_per_epoch(self.rows, self.global_batch)
 
     @property
     def largest(self) -> int:
-        """Number of rows of the largest batch: the global batch, or one more where a lone row joins the last."""
+        """Return the rows of the largest batch: the global batch, or one more with a lone row."""
         return max(self.global_batch, self.batch_rows(self.steps - 1))
 
     @property

@@ -98,7 +98,7 @@ def _mark_unusable(rows: Rows, config: SnapshotConfig, column: InputColumn, trut
 def _is_excluded(ids: Ids, config: SnapshotConfig, column: InputColumn) -> Mask:
     if not config.exclude:
         return np.zeros(len(ids), dtype=bool)
-    files = match_sources(config.exclude, config.format)
+    files = match_sources(config.exclude, config.format, splits=True)
     only_input = config.columns.model_copy(update={"label": None, "group": None, "time": None, "slices": ()})
     rows = read_rows(files, source_columns(only_input, column), column, "none")
     check_bad_fraction(rows, [file.name for file in files], config.max_bad_fraction, "sources to exclude")

@@ -67,6 +67,11 @@ _TEXTS = {
 QUARANTINE_SCHEMA = pa.schema([("source", pa.string()), ("row", pa.int64()), ("reason", pa.string())])
 
 _PLACES_SHOWN = 3
+#: How to mend rows of a reason, beside "mend the source".
+_ADVICE = {
+    Reason.NOT_UTF8: "save the source as UTF-8 (in Excel 'CSV UTF-8'; `iconv -f WINDOWS-1252 -t UTF-8`)",
+    Reason.MALFORMED_CSV: "write the source with quoted fields, or as Parquet",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,5 +173,10 @@ def check_bad_fraction(rows: Rows, names: Sequence[str], limit: float, what: str
     raise SnapshotError(
         f"{len(bad)} of {len(rows)} rows of the {what} cannot be used ({len(bad) / len(rows):.1%}; "
         f"max_bad_fraction allows {limit:.1%}): {reasons}. First: {places}. Mend the source, or raise "
-        f"snapshot.max_bad_fraction"
+        f"snapshot.max_bad_fraction{_advice(rows)}"
     )
+
+
+def _advice(rows: Rows) -> str:
+    commonest = Reason(int(np.bincount(rows.why[rows.why != 0]).argmax()))
+    return f"; {_ADVICE[commonest]}" if commonest in _ADVICE else ""

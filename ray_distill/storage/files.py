@@ -155,38 +155,40 @@ def modified(url: str) -> float:
     return float(remote.attempt(url, "date it", lambda: filesystem.modified(path)).timestamp())
 
 
-def list_files(url: str, *, unfinished: bool = False) -> list[FileInfo]:
+def list_files(url: str, *, unfinished: bool = False, follow: bool = False) -> list[FileInfo]:
     """List all files below a folder, at any depth, sorted by name; none without the folder.
 
     Args:
         url: the folder.
         unfinished: list the temporary files of interrupted writes too.
+        follow: go into linked folders too; a link to a folder above itself is left out.
+
+    Raises:
+        StorageError: ``follow``, and a link points to nothing.
     """
-    found = _list_local(url) if is_local(url) else _list_remote(url)
+    found = _list_local(url, follow) if is_local(url) else _list_remote(url)
     if not unfinished:
         found = [item for item in found if not local.is_unfinished(item.name.rsplit("/", 1)[-1])]
     return sorted(found, key=lambda item: item.name)
 
 
-def _list_local(url: str) -> list[FileInfo]:
+def _list_local(url: str, follow: bool) -> list[FileInfo]:
     root = _path(url)
     found = []
-    for folder, _, names in os.walk(root):
+    for folder, inner, names in os.walk(root, followlinks=follow):
+        if follow:
+            inner[:] = [name for name in inner if not local.is_loop(Path(folder, name))]
         for name in names:
             path = Path(folder, name)
-            size = _size_if_there(path)
+            size = local.size_if_there(path)
+            if size is None and follow and path.is_symlink():
+                raise StorageError(
+                    f"{path} is a link to {path.readlink()}, which does not exist; remove or mend the link"
+                )
             if size is not None:
                 relative = path.relative_to(root).as_posix()
                 found.append(FileInfo(name=relative, size=size, url=join(url, relative)))
     return found
-
-
-def _size_if_there(path: Path) -> int | None:
-    """Return the size of a listed file, or None if another process has removed it since."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return None
 
 
 def _list_remote(url: str) -> list[FileInfo]:
@@ -205,26 +207,26 @@ def _list_remote(url: str) -> list[FileInfo]:
     ]
 
 
-def glob_files(pattern: str) -> list[FileInfo]:
+def glob_files(pattern: str, *, follow: bool = False) -> list[FileInfo]:
     """List the files that a file, a folder or a glob names, sorted by name; possibly none.
 
     Names are relative to the folder, or to the part of a glob before its first wildcard. A folder that a glob
-    matches contributes all files below it.
+    matches contributes all files below it. ``follow`` is as in `list_files`.
     """
     if not _MAGIC.isdisjoint(pattern) and not exists(pattern):
-        return _glob(pattern)
+        return _glob(pattern, follow)
     if _is_file(pattern):
         return [FileInfo(name=pattern.rstrip("/").rsplit("/", 1)[-1], size=sizes([pattern])[0], url=pattern)]
-    return list_files(pattern)
+    return list_files(pattern, follow=follow)
 
 
-def _glob(pattern: str) -> list[FileInfo]:
+def _glob(pattern: str, follow: bool) -> list[FileInfo]:
     base = "/".join(pattern.split("/")[: _first_magic(pattern)])
     if not is_local(pattern):
         return _glob_remote(base, pattern[len(base) + 1 :])
     found = {}
     for url in sorted(globbing.glob(str(_path(pattern)), recursive=True)):  # noqa: PTH207  (absolute or relative)
-        for item in glob_files(url):
+        for item in glob_files(url, follow=follow):
             name = item.url.removeprefix(base).lstrip("/")
             found[name] = FileInfo(name=name, size=item.size, url=item.url)
     return [found[name] for name in sorted(found)]

@@ -24,6 +24,19 @@ def is_unfinished(name: str) -> bool:
     return _UNFINISHED.fullmatch(name) is not None
 
 
+def size_if_there(path: Path) -> int | None:
+    """Return the size of a listed file, or None if another process has removed it since."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def is_loop(folder: Path) -> bool:
+    """Return whether a folder is a link to one above it, in which a walk would never end."""
+    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
+
+
 def write(path: Path, data: bytes) -> None:
     """Write a whole file atomically: readers see the old bytes or the new ones, never a mixture.
 

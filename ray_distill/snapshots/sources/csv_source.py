@@ -1,11 +1,13 @@
 """Read CSV files: by pyarrow, or record by record where a record is malformed.
 
 A record with the wrong number of fields, or a quote that never closes, costs its own line only: reading goes
-on with the next line. Empty fields are null.
+on with the next line. Empty fields are null. Fields are separated by commas, or, as Excel writes them in many
+countries, by semicolons or tabs: by the first of `DELIMITERS` for which the header has the columns that are read, or
+by what a first line ``sep=;`` states.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +19,19 @@ from ray_distill.snapshots.sources.columns import require_columns
 
 Fields = list[bytes]
 
-_FIELD = re.compile(rb'(?:"((?:[^"]++|"")*+)")?([^,\r\n]*+)(,|\r?\n|\r|\Z)')
+DELIMITERS = (b",", b";", b"\t", b"|")
+
+_FIELD = {
+    delimiter: re.compile(
+        rb'(?:"((?:[^"]++|"")*+)")?([^'
+        + re.escape(delimiter)
+        + rb"\r\n]*+)("
+        + re.escape(delimiter)
+        + rb"|\r?\n|\r|\Z)"
+    )
+    for delimiter in DELIMITERS
+}
+_STATED = re.compile(rb"sep=([,;\t|])[ \t]*(?:\r?\n|\r)", re.IGNORECASE)
 _LINE_END = re.compile(rb"\r?\n|\r|\Z")
 _BLANK = re.compile(rb"[\r\n]*+")
 #: Appended as a last record. If it does not come back as the last, an open quote has swallowed it.
@@ -31,27 +45,44 @@ def read_csv(data: bytes, mapping: Mapping[str, str], source: int, where: str) -
     Raises:
         SnapshotError: no header, or a column is missing.
     """
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    header, start = _record(data, _BLANK.match(data).end())  # type: ignore[union-attr]
+    stated = _STATED.match(data)
+    data = data[stated.end() :] if stated else data
+    header, start, delimiter = _header(data, mapping, (stated[1],) if stated else DELIMITERS)
     if not data.strip() or header is None:
         found = "not CSV" if data.strip() else "empty"
         raise SnapshotError(f"{where} is {found}: a header with column names is needed")
-    require_columns(mapping, [name.decode(errors="replace") for name in header], where)
-    table = _read_whole(data, mapping, len(header))
+    require_columns(mapping, _names(header), where)
+    table = _read_whole(data, mapping, len(header), delimiter)
     if table is not None:
         return file_rows(table, np.zeros(len(table), dtype=np.int8), source)
-    return _read_records(data, start, mapping=mapping, header=header, source=source)
+    return _read_records(data, start, mapping=mapping, header=header, source=source, delimiter=delimiter)
 
 
-def _read_whole(data: bytes, mapping: Mapping[str, str], width: int) -> pa.Table | None:
+def _header(data: bytes, mapping: Mapping[str, str], delimiters: Sequence[bytes]) -> tuple[Fields | None, int, bytes]:
+    """Return the header's fields, where the records start, and the delimiter.
+
+    The fields are None if a quote never closes. If no delimiter gives all columns, the one that gives most fields is
+    what a message shows.
+    """
+    at = _BLANK.match(data).end()  # type: ignore[union-attr]
+    found = [(*_record(data, at, delimiter), delimiter) for delimiter in delimiters]
+    fit = (item for item in found if item[0] is not None and set(mapping.values()) <= set(_names(item[0])))
+    return next(fit, None) or max(found, key=lambda item: len(item[0] or ()))
+
+
+def _names(header: Fields) -> list[str]:
+    return [name.decode(errors="replace") for name in header]
+
+
+def _read_whole(data: bytes, mapping: Mapping[str, str], width: int, delimiter: bytes = b",") -> pa.Table | None:
     """Return the columns, or None if a record is malformed."""
-    data = data + b"\n" + b",".join([_SENTINEL] * width) + b"\n"
+    data = data + b"\n" + delimiter.join([_SENTINEL] * width) + b"\n"
     names = list(dict.fromkeys(mapping.values()))
     try:
         table = csv.read_csv(
             pa.BufferReader(data),
             read_options=csv.ReadOptions(block_size=min(len(data) + 1, _LARGEST_BLOCK)),
-            parse_options=csv.ParseOptions(newlines_in_values=True),
+            parse_options=csv.ParseOptions(newlines_in_values=True, delimiter=delimiter.decode()),
             convert_options=csv.ConvertOptions(
                 column_types=dict.fromkeys(names, pa.large_binary()),
                 include_columns=names,
@@ -66,8 +97,10 @@ def _read_whole(data: bytes, mapping: Mapping[str, str], width: int) -> pa.Table
     return pa.table({part: table.column(name) for part, name in mapping.items()}).slice(0, len(table) - 1)
 
 
-def _read_records(data: bytes, start: int, *, mapping: Mapping[str, str], header: Fields, source: int) -> Rows:
-    records = list(_records(data, start, len(header)))
+def _read_records(
+    data: bytes, start: int, *, mapping: Mapping[str, str], header: Fields, source: int, delimiter: bytes = b","
+) -> Rows:
+    records = list(_records(data, start, len(header), delimiter))
     index = {part: header.index(name.encode()) for part, name in mapping.items()}
     table = pa.table(
         {
@@ -79,29 +112,29 @@ def _read_records(data: bytes, start: int, *, mapping: Mapping[str, str], header
     return file_rows(table, why, source)
 
 
-def _records(data: bytes, at: int, width: int) -> Iterator[Fields | None]:
+def _records(data: bytes, at: int, width: int, delimiter: bytes) -> Iterator[Fields | None]:
     """Yield records from ``at`` on, None for a malformed one; blank lines are skipped."""
     while (at := _BLANK.match(data, at).end()) < len(data):  # type: ignore[union-attr]
-        fields, end = _record(data, at)
+        fields, end = _record(data, at, delimiter)
         if fields is None or len(fields) != width:
             fields, end = None, _LINE_END.search(data, at).end()  # type: ignore[union-attr]
         yield fields
         at = end
 
 
-def _record(data: bytes, at: int) -> tuple[Fields | None, int]:
+def _record(data: bytes, at: int, delimiter: bytes = b",") -> tuple[Fields | None, int]:
     """Return fields of the record at ``at`` and where the next starts.
 
     None if a quote never closes.
     """
     fields: Fields = []
     while True:
-        match = _FIELD.match(data, at)
+        match = _FIELD[delimiter].match(data, at)
         assert match is not None, "the pattern matches at any position"
-        quoted, plain, delimiter = match.groups()
+        quoted, plain, end = match.groups()
         if quoted is None and plain.startswith(b'"'):
             return None, at
         fields.append(plain if quoted is None else quoted.replace(b'""', b'"') + plain)
         at = match.end()
-        if delimiter != b",":
+        if end != delimiter:
             return fields, at

@@ -1,9 +1,8 @@
 """Read source files into rows: each format's reader, then the same checks for all."""
 
-import gzip
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
+from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +16,14 @@ from ray_distill.snapshots.rows import Mask, Reason, Rows, Why, concat_rows, fil
 from ray_distill.snapshots.sources.columns import InputColumn, require_columns
 from ray_distill.snapshots.sources.convert import to_bytes, to_text, to_time
 from ray_distill.snapshots.sources.csv_source import read_csv
+from ray_distill.snapshots.sources.file_bytes import read_records, restore_advice
 from ray_distill.snapshots.sources.image_source import read_images
+from ray_distill.snapshots.sources.json_document import document_to_lines
 from ray_distill.snapshots.sources.json_source import read_jsonl
 from ray_distill.snapshots.sources.nested import column_to_json, is_nested
 from ray_distill.snapshots.sources.resolve import SourceFile
 from ray_distill.snapshots.truth import TRUTHS, TruthKind
-from ray_distill.storage.files import open_input, read_bytes
+from ray_distill.storage.files import open_input
 from ray_distill.storage.remote import protocol
 
 #: (source column, its name) -> the snapshot's column, and a reason for each row that could not be converted
@@ -83,23 +84,15 @@ def _read_table(
             f"{file.name}: {column.name}s are read from folders or from Parquet, found {file.format}: convert "
             "the source"
         )
-    data = _read_plain(file)
+    data = read_records(file)
     if file.format == "csv":
         return read_csv(data, mapping, index, file.name), set(mapping.values())
+    strict = ".json" in PurePosixPath(file.url.lower()).suffixes
+    data = document_to_lines(data, column=mapping[column.name], where=file.name, strict=strict)
     rows, keys = read_jsonl(data, mapping, index, column, sets=sets)
     if (rows.why == 0).any():
         require_columns({column.name: mapping[column.name]}, sorted(keys), file.name)
     return rows, keys
-
-
-def _read_plain(file: SourceFile) -> bytes:
-    data = read_bytes(file.url)
-    if not file.compressed:
-        return data
-    try:
-        return gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise SnapshotError(f"{file.name} is not a whole gzip file ({error}): restore it") from error
 
 
 def _read_parquet(file: SourceFile, mapping: Mapping[str, str], index: int) -> Rows:
@@ -108,7 +101,7 @@ def _read_parquet(file: SourceFile, mapping: Mapping[str, str], index: int) -> R
             require_columns(mapping, parquet.schema_arrow.names, file.name)
             table = parquet.read(columns=sorted(set(mapping.values())))
     except (pa.ArrowException, OSError) as error:
-        raise SnapshotError(f"{file.name} cannot be read as Parquet ({error}): restore or remove the file") from error
+        raise SnapshotError(f"{file.name} cannot be read as Parquet ({error}): {restore_advice(file)}") from error
     table = pa.table({part: table.column(name) for part, name in mapping.items()})
     return file_rows(table, np.zeros(len(table), dtype=np.int8), index)
 

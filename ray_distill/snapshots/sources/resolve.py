@@ -1,5 +1,6 @@
 """Resolve the sources of a snapshot: patterns, formats, folders of images by class."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,20 +9,39 @@ from typing import Any, Literal
 
 from ray_distill.config import SnapshotConfig
 from ray_distill.errors import SnapshotError
+from ray_distill.snapshots.sources.layout import refuse_splits, refuse_tables
 from ray_distill.storage import remote
-from ray_distill.storage.files import FileInfo, absolute, glob_files
+from ray_distill.storage.files import FileInfo, absolute, glob_files, is_local
 
 Format = Literal["parquet", "jsonl", "csv", "images"]
 
-#: Suffixes by which ``format: auto`` distinguishes formats. JSON Lines and CSV may also end in ``.gz``.
+#: Suffixes by which ``format: auto`` distinguishes formats. JSON and CSV may also end in one of `PACKINGS`.
 FORMATS: dict[str, Format] = {
     ".parquet": "parquet",
     ".pq": "parquet",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".json": "jsonl",
     ".csv": "csv",
+    ".tsv": "csv",
     **dict.fromkeys((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"), "images"),
 }
+
+PACKINGS = (".gz", ".bz2", ".xz", ".zst")
+_PACKABLE = ("jsonl", "csv")
+_SHEET = "export the sheet as 'CSV UTF-8', or write it to Parquet"
+_ARROW = "write it to Parquet (`pyarrow.parquet.write_table`)"
+_ARCHIVE = "unpack it, and name the folder"
+#: Common suffixes of files that are not read, and how to go on.
+_ADVICE = {
+    **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods"), _SHEET),
+    **dict.fromkeys((".arrow", ".feather", ".ipc", ".orc", ".avro"), _ARROW),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), _ARCHIVE),
+    **dict.fromkeys((".heic", ".heif", ".avif", ".jp2", ".dcm", ".exr", ".hdr", ".svg", ".psd"), "convert it to PNG"),
+    **dict.fromkeys((".lz4", ".snappy", ".lzo", ".br"), f"unpack it, or pack it as one of {', '.join(PACKINGS)}"),
+}
+#: What desktops leave in folders, beside hidden files.
+_LITTER = ("thumbs.db", "desktop.ini")
 
 _CREDENTIALS = re.compile(r"(?<=://)[^/@]*@")
 
@@ -42,9 +62,9 @@ class SourceFile:
         return _CREDENTIALS.sub("", self.url)
 
     @property
-    def compressed(self) -> bool:
-        """Return whether it is packed with gzip."""
-        return self.url.endswith(".gz")
+    def packing(self) -> str | None:
+        """Return the suffix of the program that packed it, such as ``.gz``, or None."""
+        return next((suffix for suffix in PACKINGS if self.url.lower().endswith(suffix)), None)
 
 
 def source_patterns(source: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -52,27 +72,42 @@ def source_patterns(source: str | tuple[str, ...]) -> tuple[str, ...]:
     return (source,) if isinstance(source, str) else source
 
 
-def match_sources(patterns: Sequence[str], kind: str) -> list[SourceFile]:
+def match_sources(patterns: Sequence[str], kind: str, *, splits: bool = False) -> list[SourceFile]:
     """Return the files of ``patterns``, in their order, then by name; each file once.
 
-    Hidden files (a name that starts with a dot) are left out, and so is what table writers leave beside their
-    data (``_SUCCESS``, ``_temporary/…``).
+    Links are followed. Hidden files (a name that starts with a dot) are left out, and so is what table writers and
+    desktops leave beside data (``_SUCCESS``, ``_temporary/…``, ``Thumbs.db``).
 
     Args:
         patterns: files, folders or globs, on any fsspec URL.
         kind: a format, or ``auto`` to go by each file's suffix.
+        splits: a pattern may name several splits of a data set, such as the folders train and test.
 
     Raises:
-        SnapshotError: a pattern matches nothing, or a file's format is unknown.
+        SnapshotError: a pattern matches nothing, a file's format is unknown, or as `refuse_tables` and `refuse_splits`.
     """
-    found: dict[str, SourceFile] = {}
+    found: dict[tuple[str, str | None], SourceFile] = {}
     for pattern in patterns:
-        files = [_source_file(item, kind) for item in glob_files(pattern) if not _is_hidden(item.name)]
-        if not files:
-            raise SnapshotError(f"source {_CREDENTIALS.sub('', pattern)!r} matches no file: check the path or the glob")
-        for file in files:
-            found.setdefault(absolute(file.url), file)
+        for file in _match(pattern, kind, splits=splits):
+            found.setdefault((_real(file.url), file.folder), file)
     return list(found.values())
+
+
+def _match(pattern: str, kind: str, *, splits: bool) -> list[SourceFile]:
+    shown, found = _CREDENTIALS.sub("", pattern), glob_files(pattern, follow=True)
+    refuse_tables(pattern, shown, found)
+    seen = [item for item in found if not _is_hidden(item.name)]
+    files = [_source_file(item, kind) for item in seen]
+    if not files:
+        raise SnapshotError(f"source {shown!r} matches no file: check the path or the glob")
+    if not splits:
+        refuse_splits(shown, [item.name for item in seen], images=files[0].format == "images")
+    return files
+
+
+def _real(url: str) -> str:
+    """Return what a file is: several links to it are one file."""
+    return os.path.realpath(absolute(url).removeprefix("file://")) if is_local(url) else url
 
 
 def describe_sources(config: SnapshotConfig) -> list[dict[str, Any]]:
@@ -89,9 +124,9 @@ def describe_sources(config: SnapshotConfig) -> list[dict[str, Any]]:
     """
     roles = {"source": source_patterns(config.source), "exclude": config.exclude}
     return [
-        {"role": role, "name": file.name, "size": file.size, "version": _version(file.url)}
+        {"role": role, "name": file.name, "size": file.size, "version": _version(_real(file.url))}
         for role, patterns in roles.items()
-        for file in match_sources(patterns, config.format)
+        for file in match_sources(patterns, config.format, splits=role == "exclude")
     ]
 
 
@@ -112,19 +147,24 @@ def _source_file(item: FileInfo, kind: str) -> SourceFile:
 
 
 def _format(item: FileInfo) -> Format:
-    path = PurePosixPath(item.name.lower().removesuffix(".gz"))
-    found = FORMATS.get(path.suffix)
+    name = item.name.lower()
+    packing = next((suffix for suffix in PACKINGS if name.endswith(suffix)), "")
+    suffix = PurePosixPath(name.removesuffix(packing)).suffix
+    found, where = FORMATS.get(suffix), _CREDENTIALS.sub("", item.url)
     if found is None:
+        advice = _ADVICE.get(suffix, "narrow the source by a glob, or set snapshot.format")
         raise SnapshotError(
-            f"{_CREDENTIALS.sub('', item.url)}: the format of {path.suffix or 'a file without suffix'} is unknown; "
-            f"known are {', '.join(FORMATS)}: narrow the source by a glob, or set snapshot.format"
+            f"{where}: the format of {suffix or 'a file without suffix'} is unknown; known are {', '.join(FORMATS)}: "
+            f"{advice}"
         )
+    if packing and found not in _PACKABLE:
+        raise SnapshotError(f"{where} is packed ({packing}), and {suffix} is read unpacked only: unpack it")
     return found
 
 
 def _is_hidden(name: str) -> bool:
     path = PurePosixPath(name)
-    if any(part.startswith(".") for part in path.parts):
+    if path.name.lower() in _LITTER or any(part.startswith(".") for part in path.parts):
         return True
     is_image = FORMATS.get(path.suffix.lower()) == "images"
     return not is_image and any(part.startswith("_") for part in path.parts)

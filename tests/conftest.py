@@ -21,6 +21,25 @@ settings.register_profile("search", derandomize=False, deadline=None)
 settings.load_profile("repeatable")
 
 
+#: Variables of a developer's own environment that commands, MLflow, Ray and HTTP clients follow. Tests set what they mean.
+FOREIGN = (
+    *("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID"),
+    *("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
+    *("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"),
+    *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "STORAGE_EMULATOR_HOST"),
+    *(form for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy") for form in (name, name.upper())),
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_foreign_variables() -> Iterator[None]:
+    """Run all tests, and the processes that they start, without the developer's own settings."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in FOREIGN:
+            patch.delenv(name, raising=False)
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _tests_importable() -> Iterator[None]:
     """Let Ray workers, ranks and commands import this checkout and `tests.labs`."""

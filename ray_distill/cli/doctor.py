@@ -28,6 +28,7 @@ from ray_distill.cli.doctor_checks import (
     check_tracking,
 )
 from ray_distill.config import Campaign
+from ray_distill.tracking.place import Place, place_of
 
 
 def diagnose(
@@ -46,7 +47,8 @@ def diagnose(
         address: dashboard of a cluster, ``http://HEAD:8265``.
     """
     store = store_url or (config.store_url if config else None)
-    tracking = tracking_uri or (_tracking_uri(config) if config else None)
+    place = None if config is None else _place(config)
+    tracking = tracking_uri or (place.uri if place else None)
     output = config.output_url if config else "."
     checks: list[Callable[[], Finding]] = [
         check_python,
@@ -67,23 +69,13 @@ def diagnose(
     if store is not None:
         checks.append(lambda: check_store(store))
     if tracking is not None:
-        named = tracking_uri is not None or (config is not None and config.tracking.uri is not None)
-        checks.append(lambda: check_tracking(tracking, named=named))
+        origin = "" if tracking_uri or place is None else place.uri_from or "tracking.uri is not set"
+        checks.append(lambda: check_tracking(tracking, origin=origin))
     return [check() for check in checks]
 
 
-def _tracking_uri(config: Campaign) -> str | None:
-    """Return the campaign's tracking URI, the tracker's default if it has none.
-
-    None means that tracking is off.
-    """
-    if not config.tracking.enabled or config.tracking.uri == "none":
-        return None
-    if config.tracking.uri:
-        return config.tracking.uri
-    from ray_distill.tracking.open import default_uri
-
-    return default_uri(config.output_url)
+def _place(config: Campaign) -> Place | None:
+    return place_of(config.tracking, campaign=config.campaign, output_url=config.output_url)
 
 
 def render(findings: Sequence[Finding]) -> str:

@@ -287,12 +287,12 @@ def check_store(url: str) -> Finding:
     )
 
 
-def check_tracking(uri: str, *, named: bool = True) -> Finding:
+def check_tracking(uri: str, *, origin: str = "") -> Finding:
     """Check that the tracking server answers, or that the folder of a database is writable.
 
     Args:
         uri: the tracking URI.
-        named: whether the user gave the URI; if not, it is the campaign's default.
+        origin: the setting that decided the URI, as the finding shows it.
     """
     scheme = urlsplit(uri).scheme
     if scheme in ("http", "https"):
@@ -300,8 +300,8 @@ def check_tracking(uri: str, *, named: bool = True) -> Finding:
     if scheme == "sqlite":
         folder = _existing(Path(uri.removeprefix("sqlite:///")).parent)
         if os.access(folder, os.W_OK):
-            origin = "" if named else " (tracking.uri is not set)"
-            return Finding(name="tracking", ok="ok", found=f"{uri}{origin}: {folder} is writable")
+            shown = f" ({origin})" if origin else ""
+            return Finding(name="tracking", ok="ok", found=f"{uri}{shown}: {folder} is writable")
         return Finding(
             name="tracking",
             ok="fail",

@@ -116,6 +116,8 @@ def config_of(folder: Path, teacher: Path, traffic: Path) -> dict[str, Any]:
             "limits": {"accuracy": {"relative": 0.97, "margin": 0.01}, "ece": {"max": 0.05}},
             "beat": ["baseline_hard_labels"],
         },
+        # Everything of the quickstart stays in its folder, whatever the environment names for other campaigns.
+        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db", "experiment": "quickstart-digits"},
     }
 
 

@@ -11,6 +11,9 @@ from ray_distill.config.section import NOT_DECIDING, Section
 #: MLflow's limits (mlflow.utils.validation, and the columns of its database); a test compares them with MLflow's.
 MAX_ALIAS, MAX_MODEL_NAME, MAX_EXPERIMENT = 255, 256, 500
 
+#: Beginnings of the URIs of MLflow 3's stores.
+MLFLOW_STORES = ("sqlite:///", "postgresql", "mysql", "mssql", "http://", "https://", "databricks")
+
 
 def check_alias_name(value: str) -> str:
     """Return an alias that MLflow's registry accepts.
@@ -50,6 +53,20 @@ def check_experiment_name(value: str) -> str:
     """
     if not value.strip() or len(value) > MAX_EXPERIMENT:
         raise ValueError(f"MLflow's experiments have names of 1 to {MAX_EXPERIMENT} characters, not blank")
+    return value
+
+
+def check_tracking_uri(value: str) -> str:
+    """Return a tracking or registry URI whose kind of store MLflow 3 supports.
+
+    Raises:
+        ValueError: it does not support it.
+    """
+    if not value.startswith(MLFLOW_STORES):
+        raise ValueError(
+            f"{value!r} is not an MLflow 3 store; use http(s)://server, sqlite:///file.db or another database "
+            "(MLflow 3 does not support plain folders)"
+        )
     return value
 
 
@@ -170,9 +187,26 @@ class CostConfig(Section):
 class TrackingConfig(Section):
     """Tracking server and experiment of the runs."""
 
-    uri: str | None = Field(None, description="MLflow tracking URI; default: sqlite beside the campaign's output")
-    experiment: str | None = Field(None, description="default: the campaign's name")
-    enabled: bool = True
+    uri: str | None = Field(
+        None,
+        description="MLflow tracking URI, or none; default: MLFLOW_TRACKING_URI, else sqlite beside the campaign's "
+        "output",
+    )
+    registry_uri: str | None = Field(
+        None, description="MLflow registry of the students; default: MLFLOW_REGISTRY_URI, else the tracking URI"
+    )
+    experiment: str | None = Field(None, description="default: MLFLOW_EXPERIMENT_NAME, else the campaign's name")
+    enabled: bool = Field(True, description="false: runs and models are not recorded")
+
+    @field_validator("uri")
+    @classmethod
+    def _uri(cls, value: str | None) -> str | None:
+        return value if value in (None, "none") else check_tracking_uri(value)
+
+    @field_validator("registry_uri")
+    @classmethod
+    def _registry_uri(cls, value: str | None) -> str | None:
+        return value if value is None else check_tracking_uri(value)
 
     @field_validator("experiment")
     @classmethod

@@ -16,7 +16,7 @@ from ray_distill.evaluation.sweep.compare import SweepResult
 from ray_distill.fingerprint import fingerprint
 from ray_distill.promotion.gate import limits_of
 from ray_distill.runtime.core import console
-from ray_distill.runtime.core.session import Session, absolute, open_session
+from ray_distill.runtime.core.session import Session, absolute, open_session, record_line
 from ray_distill.runtime.stages import evaluate as evaluate_stage
 from ray_distill.runtime.stages import generate
 from ray_distill.runtime.stages import label as label_stage
@@ -164,7 +164,7 @@ def plan_sweep(config: Campaign) -> list[str]:
     """Describe what `sweep` would do, one line per trial; run nothing."""
     return [
         *publish.plan_lines(absolute(config), checked_trials(config)),
-        f"record     {config.tracking.uri or 'SQLite beside the output'}",
+        f"record     {record_line(absolute(config))}",
     ]
 
 
@@ -184,7 +184,7 @@ def plan(config: Campaign) -> list[str]:
         f"evaluate  test split, {len(damages)} corruptions × {len(config.evaluation.severities)} severities",
         f"promote   {', '.join(limits_of(config.gate, config.task))}; alias {config.gate.alias}",
     ]
-    return [*lines, f"record    {config.tracking.uri or 'SQLite beside the output'}"]
+    return [*lines, f"record    {record_line(absolute(config))}"]
 
 
 def _workers(training: TrainingConfig) -> str:

@@ -59,11 +59,12 @@ def import_mlflow() -> Any:
     return mlflow
 
 
-def new_client(uri: str) -> Any:
+def new_client(uri: str, registry_uri: str | None = None) -> Any:
     """Return an ``MlflowClient`` for a tracking URI; create the folder of a SQLite file."""
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    return import_mlflow().MlflowClient(tracking_uri=uri, registry_uri=uri)
+    for database in (uri, registry_uri or uri):
+        if database.startswith("sqlite:///"):
+            Path(database.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    return import_mlflow().MlflowClient(tracking_uri=uri, registry_uri=registry_uri or uri)
 
 
 @contextmanager

@@ -18,13 +18,14 @@ class MlflowRegistry:
     Every method raises PromotionError if the registry is unavailable, and RegistryRefused if it refuses.
     """
 
-    def __init__(self, uri: str) -> None:
-        """Store the address; the first call connects.
+    def __init__(self, uri: str, registry_uri: str | None = None) -> None:
+        """Store the addresses; the first call connects.
 
         Args:
-            uri: the MLflow tracking URI, whose registry is used.
+            uri: the MLflow tracking URI, where models are logged.
+            registry_uri: the MLflow registry URI; default: the tracking URI.
         """
-        self._uri = uri
+        self._tracking, self._uri = uri, registry_uri or uri
         self._client: Any = None
 
     def register(self, model_uri: str, *, name: str, tags: Mapping[str, str]) -> str:
@@ -67,10 +68,11 @@ class MlflowRegistry:
     def _source(self, client: Any, model_uri: str, model_id: str | None) -> tuple[str, str | None]:
         """Return the source of a version, and the run that created it.
 
-        A server resolves ``models:/m-…`` itself. MLflow's database store would resolve it with the process's *global*
-        tracking URI, which this package does not set; for a database this returns the folder and the run instead.
+        A server resolves ``models:/m-…`` of its own. MLflow's database store would resolve it with the process's
+        *global* tracking URI, which this package does not set; for a database, and for the registry of another server,
+        this returns the folder and the run instead.
         """
-        if model_id is None or self._uri.startswith(("http://", "https://")):
+        if model_id is None or (self._uri == self._tracking and self._uri.startswith(("http://", "https://"))):
             return model_uri, None
         model = client.get_logged_model(model_id)
         return model.artifact_location, model.source_run_id
@@ -102,7 +104,7 @@ class MlflowRegistry:
         try:
             with mlflow_settings():
                 if self._client is None:
-                    self._client = new_client(self._uri)
+                    self._client = new_client(self._tracking, self._uri)
                 yield self._client
         except Exception as error:
             kind = RegistryRefused if _is_refusal(error) else PromotionError

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from ray_distill.errors import ConfigError
 from ray_distill.tracking.base import Dataset
 from ray_distill.tracking.client import Client, is_unavailable, now_ms, root_cause
 from ray_distill.tracking.logged_model import plain_example
@@ -39,7 +38,6 @@ BUFFER = 200  # most metric points in the buffer
 BUFFER_SECONDS = 2.0
 RETRY_SECONDS = 10.0  # between attempts to reach an unavailable server
 MAX_ATTEMPTS = 3  # to write a record that fails although the server answers
-_SCHEMES = ("sqlite:///", "postgresql", "mysql", "mssql", "http://", "https://", "databricks")
 
 
 class MlflowTracker:
@@ -49,15 +47,12 @@ class MlflowTracker:
         """Store the settings; the first run imports, opens and creates what is needed.
 
         Args:
-            uri: an MLflow tracking URI: a server, or a database such as ``sqlite:///mlflow.db``.
+            uri: an MLflow tracking URI: a server, or a database such as ``sqlite:////data/mlflow.db``.
             experiment: name of the MLflow experiment; created if it does not exist.
             spool: folder on a local disk for operations that must wait.
             columns: columns of the review table, see `views.DEFAULT_COLUMNS`.
-
-        Raises:
-            ConfigError: MLflow 3 does not support this kind of store.
         """
-        self._uri = _absolute(uri)
+        self._uri = uri
         self._spool = Spool(spool)
         self._client = Client(
             self._uri, experiment, columns=columns, real_id=self._spool.real_id, is_mapped=self._spool.is_mapped
@@ -72,7 +67,7 @@ class MlflowTracker:
 
     @property
     def uri(self) -> str:
-        """Tracking URI, with an absolute path."""
+        """Tracking URI, as it was given."""
         return self._uri
 
     def review_url(self, run_id: str | None = None) -> str:
@@ -348,15 +343,3 @@ class MlflowRun:
         self.flush()
         tags = {} if error is None else {"error": error}
         self._tracker.submit(EndRun(run=self._run_id, status=status, tags=tags, time=now_ms()))
-
-
-def _absolute(uri: str) -> str:
-    """Check a tracking URI and make a SQLite file's path absolute."""
-    if not uri.startswith(_SCHEMES):
-        raise ConfigError(
-            f"tracking.uri: {uri!r} is not an MLflow 3 store; use http(s)://server, sqlite:///file.db or "
-            "another database (MLflow 3 does not support plain folders)"
-        )
-    if uri.startswith("sqlite:///"):
-        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).expanduser().absolute()}"
-    return uri

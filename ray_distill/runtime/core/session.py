@@ -23,6 +23,7 @@ from ray_distill.storage import files
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tracking.base import Registry, Run, Tracker
 from ray_distill.tracking.open import open_tracker
+from ray_distill.tracking.place import place_of
 from ray_distill.tracking.views import review_columns
 
 
@@ -124,13 +125,11 @@ def open_session(config: Campaign, *, sweep: bool = False) -> Iterator[Session]:
     The parent run is the same for every command with this config; a sweep has a parent run of its own.
     """
     config = absolute(config)
+    place = place_of(config.tracking, campaign=config.campaign, output_url=config.output_url)
     tracker, registry = open_tracker(
-        config.tracking,
-        campaign=config.campaign,
-        output_url=config.output_url,
-        spool=_spool(config),
-        columns=review_columns(get_task(config.task).answers),
+        place, spool=_spool(config), columns=review_columns(get_task(config.task).answers)
     )
+    console.report(f"record: {record_line(config)}")
     state = files.join(config.output_url, "state", f"parent-{parent_key(config, sweep=sweep)}.json")
     known = files.read_json(state)["run_id"] if files.exists(state) else None
     tags = {"stage": "sweep" if sweep else "campaign", "task": config.task, "campaign": config.campaign}
@@ -147,6 +146,12 @@ def open_session(config: Campaign, *, sweep: bool = False) -> Iterator[Session]:
             "them",
             waiting=waiting,
         )
+
+
+def record_line(config: Campaign) -> str:
+    """Describe where the campaign's runs are recorded, and which setting decided it."""
+    place = place_of(config.tracking, campaign=config.campaign, output_url=config.output_url)
+    return "nothing, because tracking is off" if place is None else place.sentence
 
 
 def absolute(config: Campaign) -> Campaign:

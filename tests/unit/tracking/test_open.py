@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from pydantic import ValidationError
+
 from ray_distill.config import TrackingConfig
 from ray_distill.errors import ConfigError, PromotionError
 from ray_distill.tasks.catalogue import get_task
@@ -12,11 +14,18 @@ from ray_distill.tracking.mlflow_registry import MlflowRegistry
 from ray_distill.tracking.mlflow_tracker import MlflowTracker
 from ray_distill.tracking.none import InMemoryRegistry, NullTracker
 from ray_distill.tracking.open import open_tracker
+from ray_distill.tracking.place import Place, place_of
 from ray_distill.tracking.views import experiment_tags, review_columns, review_url, ui_command
 
 
+def _place(config: TrackingConfig, output: str = "out", **environment: str) -> Place:
+    place = place_of(config, campaign="intent", output_url=output, environment=environment)
+    assert place is not None
+    return place
+
+
 def _open(config: TrackingConfig, output: str, spool: Path) -> tuple[Tracker, Registry]:
-    return open_tracker(config, campaign="intent", output_url=output, spool=spool)
+    return open_tracker(place_of(config, campaign="intent", output_url=output, environment={}), spool=spool)
 
 
 @pytest.mark.parametrize(
@@ -38,8 +47,62 @@ def test_a_configured_server_is_taken_as_it_is(tmp_path: Path) -> None:
     """A server's URI is not touched; an impossible one is refused."""
     tracker, _ = _open(TrackingConfig(uri="http://mlflow:5000"), "out", tmp_path)
     assert tracker.uri == "http://mlflow:5000"
-    with pytest.raises(ConfigError, match=r"tracking\.uri"):
-        _open(TrackingConfig(uri="ftp://mlflow"), "out", tmp_path)
+    with pytest.raises(ValidationError, match="'ftp://mlflow' is not an MLflow 3 store"):
+        TrackingConfig(uri="ftp://mlflow")
+
+
+def test_mlflows_variables_count_where_the_campaign_sets_nothing() -> None:
+    """As for every MLflow client; one line says so, and hides a password."""
+    place = _place(
+        TrackingConfig(),
+        MLFLOW_TRACKING_URI="https://me:secret@mlflow",
+        MLFLOW_EXPERIMENT_NAME="team",
+        MLFLOW_REGISTRY_URI="http://models:5000",
+    )
+    assert (place.uri, place.experiment) == ("https://me:secret@mlflow", "team")
+    assert place.registry_uri == "http://models:5000"
+    assert place.sentence == (
+        "https://me:…@mlflow (MLFLOW_TRACKING_URI), experiment team (MLFLOW_EXPERIMENT_NAME), models in "
+        "http://models:5000 (MLFLOW_REGISTRY_URI)"
+    )
+
+
+def test_the_campaign_wins_over_the_environment() -> None:
+    """Field by field: an experiment that only the environment names goes to the configured server."""
+    environment = {"MLFLOW_TRACKING_URI": "http://theirs", "MLFLOW_EXPERIMENT_NAME": "team", "MLFLOW_REGISTRY_URI": ""}
+    place = _place(TrackingConfig(uri="http://mine"), **environment)
+    assert (place.uri, place.uri_from, place.experiment) == ("http://mine", "tracking.uri", "team")
+    assert place.registry_uri == "http://mine"
+    both = _place(TrackingConfig(uri="http://mine", experiment="x", registry_uri="http://models"), **environment)
+    assert (both.experiment, both.experiment_from) == ("x", "tracking.experiment")
+    assert both.registry_uri == "http://models"
+
+
+def test_variables_that_have_no_effect_are_named() -> None:
+    """Only fluent runs follow them."""
+    place = _place(TrackingConfig(), MLFLOW_EXPERIMENT_ID="7")
+    assert place.sentence.endswith("MLFLOW_EXPERIMENT_ID is not read: set tracking.experiment")
+    assert _place(TrackingConfig(experiment="x"), MLFLOW_EXPERIMENT_ID="7").not_read == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("MLFLOW_TRACKING_URI", "./mlruns", "MLFLOW_TRACKING_URI: './mlruns' is not an MLflow 3 store"),
+        ("MLFLOW_REGISTRY_URI", "file:///x", "MLFLOW_REGISTRY_URI: 'file:///x' is not"),
+        ("MLFLOW_EXPERIMENT_NAME", "x" * 501, "MLFLOW_EXPERIMENT_NAME: MLflow's experiments have names"),
+    ],
+)
+def test_a_variable_that_mlflow_refuses_is_named(name: str, value: str, says: str) -> None:
+    """The user looks for it in the shell, not in the YAML file."""
+    with pytest.raises(ConfigError, match=says):
+        _place(TrackingConfig(), **{name: value})
+
+
+def test_a_relative_database_is_beside_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages and workers start in folders of their own."""
+    monkeypatch.chdir(tmp_path)
+    assert _place(TrackingConfig(), MLFLOW_TRACKING_URI="sqlite:///a.db").uri == f"sqlite:///{tmp_path}/a.db"
 
 
 @pytest.mark.parametrize("config", [TrackingConfig(enabled=False), TrackingConfig(uri="none")])

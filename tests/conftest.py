@@ -21,7 +21,7 @@ settings.register_profile("search", derandomize=False, deadline=None)
 settings.load_profile("repeatable")
 
 
-#: Variables of a developer's own environment that commands, MLflow, Ray and HTTP clients follow. Tests set what they mean.
+#: Variables of a developer's own environment that commands, MLflow, Ray and HTTP clients follow; tests set their own.
 FOREIGN = (
     *("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID"),
     *("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),

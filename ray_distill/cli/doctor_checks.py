@@ -5,7 +5,6 @@ import os
 import shutil
 import sys
 import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,9 +13,10 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from ray_distill.cli import submit
+from ray_distill.cli import cluster_address
 from ray_distill.config import Campaign
 from ray_distill.errors import AlreadyExists, ClusterError, StorageError
+from ray_distill.storage.proxies import opener_of, proxy_of
 
 DISTRIBUTION = "ray-distill"
 MIN_PYTHON = (3, 11)
@@ -226,7 +226,7 @@ def _existing(path: Path) -> Path:
 def check_token(environment: Mapping[str, str]) -> Finding:
     """Check for a token; since version 2.59, Ray's clusters refuse jobs without one."""
     try:
-        token = submit.find_token(environment)
+        token = cluster_address.find_token(environment)
     except ClusterError as error:
         return Finding(
             name="ray token",
@@ -247,7 +247,7 @@ def check_token(environment: Mapping[str, str]) -> Finding:
 def check_cluster(address: str) -> Finding:
     """Check that the cluster answers and accepts the token."""
     try:
-        submit.check_address(address, submit.find_token(os.environ))
+        cluster_address.check_address(address, cluster_address.find_token(os.environ))
     except ClusterError as error:
         found, _, mend = str(error).partition(": ")
         return Finding(name="cluster", ok="fail", found=found, mend=mend)
@@ -318,8 +318,10 @@ def check_tracking(uri: str, *, origin: str = "") -> Finding:
 
 def _check_server(uri: str) -> Finding:
     mend = "Start the server (infra/), or correct tracking.uri; until then metrics are spooled and replayed."
+    if (proxy := proxy_of(uri)) is not None:
+        mend = f"{proxy.advice}. {mend}"
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=TRACKING_SECONDS):
+        with opener_of(uri).open(f"{uri.rstrip('/')}/health", timeout=TRACKING_SECONDS):
             return Finding(name="tracking", ok="ok", found=f"{uri} answers")
     except urllib.error.HTTPError as error:
         if error.code == 403:

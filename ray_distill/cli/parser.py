@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray_distill.cli import commands
 from ray_distill.errors import DistillError
+from ray_distill.storage.proxies import keep_loopback_direct
 
 if TYPE_CHECKING:
     from ray_distill.config import Campaign
@@ -86,6 +87,7 @@ STAGES = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; with ``--json`` its result is the last line of stdout."""
     options = build_parser().parse_args(argv)
+    keep_loopback_direct()
     try:
         status: int = options.command(options)
     except DistillError as error:

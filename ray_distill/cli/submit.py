@@ -13,20 +13,18 @@ import shutil
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import ray_distill
+from ray_distill.cli.cluster_address import check_address, find_token, headers_of
+from ray_distill.cli.submit_checks import check_submission
 from ray_distill.config import Campaign, load_config
-from ray_distill.errors import ClusterError, ConfigError
-from ray_distill.storage import files
+from ray_distill.errors import ClusterError
+from ray_distill.storage.proxies import keep_loopback_direct
 
-CONNECT_SECONDS = 10.0
 #: Text of the error while a head's agent is starting; how long to wait for the agent, and the seconds between tries.
 NO_AGENT, AGENT_SECONDS, RETRY_SECONDS = "No available agent", 60.0, 2.0
 MAX_STAGED_BYTES = 64 * 1024 * 1024
@@ -67,12 +65,14 @@ def submit(
             that is not followed to its end has no exit code.
 
     Raises:
-        ConfigError: the config is invalid, or would record its runs in a folder that is deleted with the job.
+        ConfigError: the config is invalid, or names a place that the job does not have or that is deleted with it.
         ClusterError: no cluster answers at the address, the token is missing or refused, the job file does not exist
             or is too large, or the connection was lost (the job itself continues).
     """
     config = load_config(config_path, tuple(overrides))
-    _require_lasting_record(config)
+    keep_loopback_direct()
+    environment = {**os.environ, **(runtime_env or {}).get("env_vars", {})}
+    variables = check_submission(config, Path(working_dir), arguments, address=address, environment=environment)
     token = token or find_token(os.environ)
     check_address(address, token)
     with _staged(job, Path(config_path), Path(working_dir)) as folder:
@@ -80,7 +80,7 @@ def submit(
         job_id = _send(
             client,
             entrypoint=entrypoint_of(job, Path(config_path).name, overrides, arguments),
-            runtime_env=_runtime_env(runtime_env or {}, folder, ship_package=ship_package),
+            runtime_env=_runtime_env(runtime_env or {}, folder, ship_package=ship_package, variables=variables),
             metadata={**_labels(config, job), **(metadata or {})},
         )
     _print_error(f"submitted {job_id}: {job} of {config.campaign} on {address}")
@@ -93,90 +93,6 @@ def submit(
         sys.stdout.write(json.dumps({"job_id": job_id, "status": status, "exit_code": ended}) + "\n")
         sys.stdout.flush()
     return exit_code
-
-
-def _require_lasting_record(config: Campaign) -> None:
-    """Refuse a campaign whose runs would be recorded in the job's temporary folder.
-
-    Without a tracking URI, runs are recorded in a local output, but not in a remote one.
-    """
-    tracking = config.tracking
-    if tracking.enabled and tracking.uri is None and not files.is_local(config.output_url):
-        raise ConfigError(
-            f"tracking.uri is not set and the output {config.output_url} is remote: the runs would be recorded in the "
-            "job's working folder, which the cluster removes; set tracking.uri to your MLflow server, or to none"
-        )
-
-
-def find_token(environment: Mapping[str, str]) -> str | None:
-    """Return the cluster's token from the places that Ray itself reads, or None.
-
-    The places are ``RAY_AUTH_TOKEN``, then the file in ``RAY_AUTH_TOKEN_PATH``, then ``~/.ray/auth_token``. With
-    ``RAY_AUTH_MODE=disabled`` there is no token.
-
-    Raises:
-        ClusterError: ``RAY_AUTH_TOKEN_PATH`` names a missing file, or a file cannot be read.
-    """
-    if environment.get("RAY_AUTH_MODE", "").lower() == "disabled":
-        return None
-    if token := environment.get("RAY_AUTH_TOKEN", "").strip():
-        return token
-    named = environment.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(named) if named else Path(environment.get("HOME", "~")).expanduser() / ".ray" / "auth_token"
-    try:
-        return path.read_text(encoding="utf-8").strip() or None
-    except FileNotFoundError as error:
-        if named:
-            raise ClusterError(f"RAY_AUTH_TOKEN_PATH names {named}, which does not exist: correct it") from error
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ClusterError(
-            f"cannot read the cluster's token in {path} ({error}): correct the file, or set RAY_AUTH_TOKEN"
-        ) from error
-
-
-def check_address(address: str, token: str | None) -> None:
-    """Check that a Ray dashboard answers at ``address`` and accepts ``token``.
-
-    Raises:
-        ClusterError: as in `submit`, with the remedy.
-    """
-    if urlsplit(address).scheme not in ("http", "https"):
-        raise ClusterError(f"the address must be the cluster's dashboard, like http://HEAD:8265; found {address!r}")
-    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
-        other = os.environ.get(name)
-        if other and other.rstrip("/") != address.rstrip("/"):
-            raise ClusterError(f"{name}={other} would override the address {address}: unset it, or make them equal")
-    request = urllib.request.Request(f"{address.rstrip('/')}/api/jobs/", headers=_headers(token))
-    try:
-        with urllib.request.urlopen(request, timeout=CONNECT_SECONDS):
-            return
-    except urllib.error.HTTPError as error:
-        raise ClusterError(_refusal(address, error.code)) from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise ClusterError(
-            f"no Ray cluster answers at {address} ({reason}): start one (`ray start --head`), forward its port "
-            "8265, or correct the address"
-        ) from error
-
-
-def _refusal(address: str, status: int) -> str:
-    if status == 401:
-        return (
-            f"the cluster at {address} requires a token and none was sent: set RAY_AUTH_TOKEN, or copy the "
-            "cluster's token to ~/.ray/auth_token (`ray get-auth-token` prints it on the head)"
-        )
-    if status == 403:
-        return (
-            f"the cluster at {address} refused the token: it belongs to another cluster; set RAY_AUTH_TOKEN to "
-            "the output of `ray get-auth-token` on the head"
-        )
-    return f"{address} answered with HTTP {status}, which is not a Ray dashboard's Jobs API: check host and port"
-
-
-def _headers(token: str | None) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def entrypoint_of(job: str, config_name: str, overrides: Sequence[str], arguments: Sequence[str]) -> str:
@@ -213,10 +129,14 @@ def _refuse_large(folder: Path) -> None:
         )
 
 
-def _runtime_env(requested: Mapping[str, Any], folder: Path, *, ship_package: bool) -> dict[str, Any]:
+def _runtime_env(
+    requested: Mapping[str, Any], folder: Path, *, ship_package: bool, variables: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     if "working_dir" in requested:
         raise ClusterError("runtime_env must not set working_dir: the staged jobs/ folder is the job's working dir")
     result = {**requested, "working_dir": str(folder)}
+    if variables or requested.get("env_vars"):
+        result["env_vars"] = {**(variables or {}), **requested.get("env_vars", {})}
     if ship_package:
         package = str(Path(ray_distill.__file__).parent)
         result["py_modules"] = [*requested.get("py_modules", ()), package]
@@ -233,7 +153,7 @@ def _client(address: str, token: str | None) -> Any:
 
     for name in ("dashboard_sdk", "job.sdk"):  # their INFO lines would separate the job's log from its error
         logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
-    return JobSubmissionClient(address, headers=_headers(token))
+    return JobSubmissionClient(address, headers=headers_of(token))
 
 
 def _send(client: Any, **request: Any) -> str:

@@ -5,7 +5,7 @@ from pydantic import Field
 from ray_distill.config.judge import CostConfig, DriftConfig, EvaluationConfig, GateConfig, TrackingConfig
 from ray_distill.config.labels import LabelsConfig
 from ray_distill.config.plan import PlanConfig
-from ray_distill.config.section import NOT_DECIDING, Section
+from ray_distill.config.section import NOT_DECIDING, OUTPUT, Section
 from ray_distill.config.sequences import SequencesConfig
 from ray_distill.config.snapshot import SnapshotConfig
 from ray_distill.config.student import StudentConfig
@@ -20,9 +20,7 @@ class Campaign(Section):
     task: str = Field(min_length=1, description="a name of the catalogue of tasks, or package.module:object")
     seed: int = 0
     output: str | None = Field(
-        None,
-        description="folder or URL of all artifacts; default: ./distill/<campaign>",
-        json_schema_extra=NOT_DECIDING,
+        None, description="folder or URL of all artifacts; default: ./distill/<campaign>", json_schema_extra=OUTPUT
     )
     snapshot: SnapshotConfig
     sequences: SequencesConfig | None = Field(None, description="what the teacher writes; default: nothing")

@@ -1,7 +1,7 @@
 """Extract the part of a configuration that decides results: the source of every key.
 
-A field decides a result unless it has ``json_schema_extra=NOT_DECIDING``, so that a new option can never be ignored
-by accident when results are reused.
+A field decides a result unless its ``json_schema_extra`` has ``decides: false``, so that a new option can never be
+ignored by accident when results are reused.
 """
 
 from collections.abc import Mapping
@@ -10,8 +10,6 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
-
-from ray_distill.config.section import NOT_DECIDING
 
 
 def identity(section: BaseModel) -> dict[str, Any]:
@@ -27,7 +25,8 @@ def identity(section: BaseModel) -> dict[str, Any]:
 
 def decides(field: FieldInfo) -> bool:
     """Return whether a result depends on a field."""
-    return field.json_schema_extra != NOT_DECIDING
+    extra = field.json_schema_extra
+    return not (isinstance(extra, dict) and extra.get("decides") is False)
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ray_distill.config.section import NOT_DECIDING, Section
+from ray_distill.config.section import INPUT, NOT_DECIDING, Section
 
 #: MLflow's limits (mlflow.utils.validation, and the columns of its database); a test compares them with MLflow's.
 MAX_ALIAS, MAX_MODEL_NAME, MAX_EXPERIMENT = 255, 256, 500
@@ -78,7 +78,8 @@ class HarnessConfig(Section):
 
     folder: str = Field(
         description="folder or URL of the tasks' YAML files and their data, whose paths are relative "
-        "to it; what they name is run as code; no tasks of the package's own are used"
+        "to it; what they name is run as code; no tasks of the package's own are used",
+        json_schema_extra=INPUT,
     )
     tasks: tuple[str, ...] = Field(
         min_length=1, description="tasks or groups of the folder, by name; their figures are lm_eval_<task>_<metric>"

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ray_distill.config.section import NOT_DECIDING, Dtype, Pool, Section
+from ray_distill.config.section import INPUT, NOT_DECIDING, OUTPUT, Dtype, Pool, Section
 
 
 class HeadConfig(Section):
@@ -75,7 +75,7 @@ class VllmConfig(Section):
 class TeacherConfig(Section):
     """The model whose answers are stored."""
 
-    model: str = Field(description="checkpoint folder or URL, or module:function")
+    model: str = Field(description="checkpoint folder or URL, or module:function", json_schema_extra=INPUT)
     engine: str = Field(
         "transformers",
         description="transformers, or vllm: language models, estimator topk at T = 1 alone (teachers/engines.py)",
@@ -210,7 +210,7 @@ class LabelsConfig(Section):
     """
 
     store: str | None = Field(
-        None, description="URL of the label store; default: <output>/labels", json_schema_extra=NOT_DECIDING
+        None, description="URL of the label store; default: <output>/labels", json_schema_extra=OUTPUT
     )
     teacher: TeacherConfig
     signal: SignalConfig = SignalConfig()

@@ -11,6 +11,10 @@ Pool = Literal["token", "mean", "cls", "last"]
 #: `config.identity`.
 NOT_DECIDING: dict[str, JsonValue] = {"decides": False}
 
+#: ``json_schema_extra`` of a field with paths or URLs that a campaign reads, or writes below: see `config.paths`.
+INPUT: dict[str, JsonValue] = {"path": "input"}
+OUTPUT: dict[str, JsonValue] = {"path": "output", **NOT_DECIDING}
+
 
 class Section(BaseModel):
     """A frozen section that refuses unknown names.

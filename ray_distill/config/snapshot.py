@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from ray_distill.config.section import NOT_DECIDING, Section
+from ray_distill.config.section import INPUT, NOT_DECIDING, Section
 
 
 class Columns(Section):
@@ -48,7 +48,7 @@ class Splits(Section):
 class SnapshotConfig(Section):
     """Sources, columns, splits and checks of a snapshot."""
 
-    source: str | tuple[str, ...] = Field(description="file, folder or glob on any fsspec URL")
+    source: str | tuple[str, ...] = Field(description="file, folder or glob on any fsspec URL", json_schema_extra=INPUT)
     format: Literal["auto", "parquet", "jsonl", "csv", "images"] = "auto"
     columns: Columns = Columns()
     classes: tuple[str, ...] | None = Field(None, description="class names in order; default: sorted labels found")
@@ -58,7 +58,9 @@ class SnapshotConfig(Section):
         description="the same input with different labels: keep the commonest label (ties: the "
         "first by name), the first seen, drop the row, or keep it unlabelled",
     )
-    exclude: tuple[str, ...] = Field((), description="sources whose rows are left out: the teacher's training rows")
+    exclude: tuple[str, ...] = Field(
+        (), description="sources whose rows are left out: the teacher's training rows", json_schema_extra=INPUT
+    )
     max_bad_fraction: float = Field(
         0.01, ge=0, le=1, description="above this share of unusable rows, stop", json_schema_extra=NOT_DECIDING
     )

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from ray_distill.config.section import NOT_DECIDING, Section
+from ray_distill.config.section import INPUT, NOT_DECIDING, Section
 
 
 class LoraSettings(Section):
@@ -21,7 +21,7 @@ class StudentModel(Section):
     """Source of the student's weights."""
 
     source: Literal["config", "teacher_layers", "checkpoint", "module"] = Field("config", alias="from")
-    model: str | None = Field(None, description="checkpoint folder or URL, or module:function")
+    model: str | None = Field(None, description="checkpoint folder or URL, or module:function", json_schema_extra=INPUT)
     overrides: dict[str, Any] = Field(default_factory=dict, description="config: teacher's config fields to change")
     embeddings: Literal["new", "copy", "slice"] = Field(
         "new",
@@ -278,7 +278,9 @@ class TrainingConfig(Section):
 class MixedLabels(Section):
     """Another label set that a student learns from."""
 
-    labels: str = Field(description="file or URL of the reference that `ray-distill label` printed for it")
+    labels: str = Field(
+        description="file or URL of the reference that `ray-distill label` printed for it", json_schema_extra=INPUT
+    )
     weight: float = Field(1.0, gt=0, allow_inf_nan=False)
 
 
@@ -307,4 +309,6 @@ class StudentConfig(Section):
     )
     training: TrainingConfig = TrainingConfig()
     mixture: MixtureConfig | None = Field(None, description="label sets to learn from beside `labels`; default: none")
-    ceiling: str | None = Field(None, description="source of the teacher's own labelled rows, for a ceiling if allowed")
+    ceiling: str | None = Field(
+        None, description="source of the teacher's own labelled rows, for a ceiling if allowed", json_schema_extra=INPUT
+    )

@@ -1,4 +1,7 @@
-"""Resolve where runs and models are recorded: the campaign's settings, then MLflow's variables, then a local file."""
+"""Resolve where runs and models are recorded.
+
+The campaign's settings come first, then MLflow's variables, then a local file.
+"""
 
 import os
 from collections.abc import Mapping
@@ -17,7 +20,7 @@ _NOT_READ = ("MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID")
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Tracking store, registry and experiment of a campaign, each with the setting that decided it."""
+    """Tracking store, registry and experiment of a campaign, and which setting decided each."""
 
     uri: str
     uri_from: str

@@ -21,7 +21,8 @@ pytestmark = pytest.mark.cluster
 CONFIG = """
 campaign: tiny
 task: text_classification
-snapshot: {source: rows.jsonl}
+output: /nowhere/out
+snapshot: {source: /nowhere/rows.jsonl}
 labels: {teacher: {model: "module:teacher"}}
 """
 SUCCEEDS = """

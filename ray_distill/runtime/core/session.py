@@ -126,9 +126,7 @@ def open_session(config: Campaign, *, sweep: bool = False) -> Iterator[Session]:
     """
     config = absolute(config)
     place = place_of(config.tracking, campaign=config.campaign, output_url=config.output_url)
-    tracker, registry = open_tracker(
-        place, spool=_spool(config), columns=review_columns(get_task(config.task).answers)
-    )
+    tracker, registry = open_tracker(place, spool=_spool(config), columns=review_columns(get_task(config.task).answers))
     console.report(f"record: {record_line(config)}")
     state = files.join(config.output_url, "state", f"parent-{parent_key(config, sweep=sweep)}.json")
     known = files.read_json(state)["run_id"] if files.exists(state) else None

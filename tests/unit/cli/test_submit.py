@@ -15,7 +15,8 @@ from ray_distill.errors import ClusterError, ConfigError
 CONFIG = """
 campaign: tiny
 task: text_classification
-snapshot: {source: rows.jsonl}
+output: /shared/out
+snapshot: {source: /shared/rows.jsonl}
 labels: {teacher: {model: "module:teacher"}}
 """
 
@@ -59,18 +60,22 @@ def test_only_the_jobs_and_the_config_are_staged(project: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "refused"),
     [
-        ("output: s3://bucket/out", True),
-        ("output: s3://bucket/out\ntracking: {uri: http://mlflow:5000}", False),
-        ("output: s3://bucket/out\ntracking: {enabled: false}", False),
-        ("output: /shared/out", False),
+        ({"output": "s3://bucket/out"}, True),
+        ({"output": "s3://bucket/out", "tracking.uri": "http://mlflow:5000"}, False),
+        ({"output": "s3://bucket/out", "tracking.enabled": "false"}, False),
+        ({"output": "/shared/out"}, False),
     ],
 )
-def test_runs_are_not_recorded_in_a_folder_that_ends_with_the_job(project: Path, settings: str, refused: bool) -> None:
+def test_runs_are_not_recorded_in_a_folder_that_ends_with_the_job(
+    project: Path, settings: dict[str, str], refused: bool
+) -> None:
     """A remote output needs a tracking server; the refusal comes before the cluster is asked for anything."""
-    (project / "campaign.yaml").write_text(CONFIG + settings + "\n")
+    sets = tuple(f"{name}={value}" for name, value in settings.items())
     told = "tracking.uri is not set and the output s3://bucket/out is remote" if refused else "must be the cluster's"
     with pytest.raises(ConfigError if refused else ClusterError, match=told):
-        submit(job="label", config_path=project / "campaign.yaml", address="nowhere", working_dir=project)
+        submit(
+            job="label", config_path=project / "campaign.yaml", address="nowhere", working_dir=project, overrides=sets
+        )
 
 
 def test_an_unknown_job_names_the_known_ones(project: Path) -> None:

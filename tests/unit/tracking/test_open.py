@@ -3,7 +3,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-
 from pydantic import ValidationError
 
 from ray_distill.config import TrackingConfig

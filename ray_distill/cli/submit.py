@@ -153,7 +153,13 @@ def _client(address: str, token: str | None) -> Any:
 
     for name in ("dashboard_sdk", "job.sdk"):  # their INFO lines would separate the job's log from its error
         logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
-    return JobSubmissionClient(address, headers=headers_of(token))
+    try:
+        return JobSubmissionClient(address, headers=headers_of(token))
+    except (RuntimeError, OSError, ValueError, TypeError, KeyError) as error:
+        raise ClusterError(
+            f"{address} answers, but not as a Ray dashboard's Jobs API ({type(error).__name__}: {error}): check host and "
+            "port, and that it runs this machine's version of Ray"
+        ) from error
 
 
 def _send(client: Any, **request: Any) -> str:

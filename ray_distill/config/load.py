@@ -47,7 +47,9 @@ def _explain(item: Any) -> str:
         return f"{where}: is required but missing"
     if item["type"] == "extra_forbidden":
         return f"{where}: unknown field"
-    return f"{where}: {message[0].lower()}{message[1:]}; found {repr(item['input'])[:80]}"
+    if message[1:2].islower():
+        message = message[0].lower() + message[1:]
+    return f"{where}: {message}; found {repr(item['input'])[:80]}"
 
 
 def _override(value: dict[str, Any], override: str) -> None:

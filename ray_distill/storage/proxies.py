@@ -1,4 +1,4 @@
-"""Send requests to this machine directly, and name the proxy that another request goes through.
+"""Send requests to this machine directly, and name the proxy on the way of another request.
 
 HTTP clients (urllib, requests, botocore, and through them Ray's, MLflow's and fsspec's) follow ``http_proxy``,
 ``https_proxy``, ``all_proxy`` and ``no_proxy``, in small or capital letters. A proxy cannot reach this machine by the

@@ -157,8 +157,8 @@ def _client(address: str, token: str | None) -> Any:
         return JobSubmissionClient(address, headers=headers_of(token))
     except (RuntimeError, OSError, ValueError, TypeError, KeyError) as error:
         raise ClusterError(
-            f"{address} answers, but not as a Ray dashboard's Jobs API ({type(error).__name__}: {error}): check host and "
-            "port, and that it runs this machine's version of Ray"
+            f"{address} answers, but not as a Ray dashboard's Jobs API ({type(error).__name__}: {error}): check host "
+            "and port, and that it runs this machine's version of Ray"
         ) from error
 
 

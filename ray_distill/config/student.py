@@ -178,6 +178,11 @@ class TrainingConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     offload: Literal["none", "optimizer", "all"] = Field("none", json_schema_extra=NOT_DECIDING)
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="raw DeepSpeed settings; they win")
+    weigh_by: Literal["count", "row"] = Field(
+        "count",
+        description="weight of a row in losses and in validation: how often it came, as evaluation, gate and drift "
+        "weigh it; or row: 1, however often it came",
+    )
     sampling: SamplingConfig | None = Field(None, description="which rows come more often; default: each once an epoch")
     shuffle_units: int = Field(
         64,

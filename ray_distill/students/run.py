@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -30,8 +31,8 @@ from ray_distill.students.data.answer_format import LearnFacet, learn_facet
 from ray_distill.students.data.build_examples import build_examples
 from ray_distill.students.data.examples import Examples, PositionExamples
 from ray_distill.students.data.open_data import open_data
-from ray_distill.students.data.open_sources import open_labels, open_sources
-from ray_distill.students.data.resampling import Shares, resampled
+from ray_distill.students.data.open_sources import example_columns, open_labels, open_sources
+from ray_distill.students.data.resampling import Shares, occurrences
 from ray_distill.students.engines.build import build_engine
 from ray_distill.students.engines.engine import check_compiler, checkpoint_activations, compile_module
 from ray_distill.students.export import export_arm, exported_arm, marker_url
@@ -99,6 +100,7 @@ class Workshop:
     pairs: Mapping[str, dict[int, int]]
     """Student layer to stored teacher layer, by the name of each loss of hidden states."""
     steps: int
+    """Steps of every arm: the configured epochs of the student's examples."""
 
 
 def run_arms(job: TrainingJob, reporter: Reporter) -> list[StudentRef]:
@@ -202,6 +204,8 @@ def _open(job: TrainingJob, ranks: Ranks) -> Workshop:
     )
     train, mixture = data.train, config.student.mixture
     rows = arm_rows("student", losses, train, learn.LOSSES)
+    shares = Shares(starts=data.sources, weights=mixture.weights) if mixture and mixture.how == "source" else None
+    epoch = occurrences(rows, train, training.sampling, seed=job.seed, shares=shares)
     ceiling = _ceiling(job, config, snapshot, model=model, manifest=manifest)
     for own in (data.validation, *([] if ceiling is None else [ceiling])):
         Budget.of(training).check(own.lengths)
@@ -214,14 +218,12 @@ def _open(job: TrainingJob, ranks: Ranks) -> Workshop:
         manifest=manifest,
         train=train,
         units=data.units,
-        shares=None
-        if mixture is None or mixture.how == "average"
-        else Shares(starts=data.sources, weights=mixture.weights),
+        shares=shares,
         ceiling=ceiling,
         validation=data.validation,
         judge=learn.validator(data.validation),
         pairs=pairs,
-        steps=math.ceil(training.epochs * steps_per_epoch(len(rows), training.global_batch)),
+        steps=math.ceil(training.epochs * steps_per_epoch(len(epoch.rows), training.global_batch)),
     )
 
 
@@ -237,7 +239,7 @@ def _ceiling(
     answers = _learn(config).answer_format(
         task=task, model=model, manifest=manifest, snapshot_classes=source.classes, training=config.student.training
     )
-    columns = ["row_id", task.inputs.column, *answers.truth_columns]
+    columns = list(example_columns(task, answers, config.student.training))
     table = pa.concat_tables([source.read(split, columns) for split in ("train", "validation", "calibration", "test")])
     for column in answers.truth_columns:
         table = table.filter(pc.is_valid(table[column]))
@@ -276,23 +278,28 @@ def _runs(workshop: Workshop, arm: Arm) -> list[TrainingRun]:
     assert data is not None
     kinds = _learn(workshop.job.config).LOSSES
     rows = arm_rows(arm.name, losses, data, kinds)
-    if not (arm.ceiling and training.sampling is not None and training.sampling.by == "entropy"):  # without a teacher
-        rows = resampled(
-            rows, data, training.sampling, seed=workshop.job.seed, shares=None if arm.ceiling else workshop.shares
-        )
+    unknown = arm.ceiling and training.sampling is not None and training.sampling.by == "entropy"  # without a teacher
+    epoch = occurrences(
+        rows,
+        data,
+        None if unknown else training.sampling,
+        seed=workshop.job.seed,
+        shares=None if arm.ceiling else workshop.shares,
+    )
     declared = workshop.manifest.distributions.temperatures
     terms = build_terms(
         losses, kinds=kinds, steps=workshop.steps, temperatures=declared, layers=workshop.pairs, scales=scales_of(data)
     )
     Budget.of(training, group_of(terms)).check(data.lengths)
-    plan = {**arm_plan(workshop.job, arm), "steps": workshop.steps, "rows": len(rows)}
+    plan = {**arm_plan(workshop.job, arm), "steps": workshop.steps, "rows": len(epoch.rows)}
     several = len(training.learning_rate) > 1
     names = [f"{arm.name}/rate-{rate:g}" if several else arm.name for rate in training.learning_rate]
     return [
         TrainingRun(
             name=names[number],
             data=data,
-            rows=rows,
+            rows=epoch.rows,
+            weights=epoch.weights,
             terms=terms,
             url=files.join(_work_url(workshop.job, arm.name), f"run-{number}"),
             curve=curve_url(workshop.job.output, names[number]),
@@ -359,7 +366,8 @@ def _facts(workshop: Workshop, arm: Arm, run: TrainingRun) -> dict[str, Any]:
         "config_fingerprint": config.fingerprint,
         "seed": run.seed,
         "losses": losses,
-        "training_rows": len(run.rows),
+        "training_rows": len(np.unique(run.rows)),
+        "weigh_by": run.training.weigh_by,
         "steps": run.steps,
         "global_batch": run.training.global_batch,
         "learning_rate": run.rate,

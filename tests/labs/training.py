@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
 from ray_distill.students.data.build_examples import build_examples
 from ray_distill.students.data.examples import PositionExamples
+from ray_distill.students.data.resampling import Occurrences, occurrences
 from ray_distill.students.engines.build import build_engine
 from ray_distill.students.engines.engine import Engine, compile_module
 from ray_distill.students.loop.train_loop import TrainingRun, train_run
@@ -61,6 +62,8 @@ class Lab:
     dropout: float = 0.0
     trial: str = "trial"
     """Folder of its checkpoints."""
+    counts: Literal["once", "weighed", "expanded"] = "once"
+    """How often each row came: once; several times, by which it is weighed; or as many equal rows."""
 
 
 class Recorder:
@@ -141,6 +144,12 @@ def data_of(model: Model, rows: int, seed: int, labelled: float) -> PositionExam
     )
 
 
+def counts_of(data: PositionExamples) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """How often each row came: most once to three times, every ninth 40 times."""
+    numbers = np.arange(data.rows)
+    return np.where(numbers % 9 == 4, 40, 1 + numbers % 3)
+
+
 def build(lab: Lab) -> tuple[TrainingRun, Engine]:
     """The trial and its engine on this rank."""
     torch.set_num_threads(1)
@@ -165,7 +174,13 @@ def build(lab: Lab) -> tuple[TrainingRun, Engine]:
         losses["hidden"] = LossConfig(weight=0.5)
     if lab.losses:
         losses = {name: LossConfig.model_validate(values) for name, values in lab.losses.items()}
-    data = data_of(model, ROWS, 1, 0.5)
+    data, validation = data_of(model, ROWS, 1, 0.5), data_of(model, 60, 2, 1.0)
+    epoch = Occurrences(rows=np.arange(data.rows), weights=None)
+    if lab.counts == "expanded":
+        epoch = Occurrences(rows=np.repeat(epoch.rows, counts_of(data)), weights=None)
+    if lab.counts == "weighed":
+        data, validation = (replace(some, count=counts_of(some)) for some in (data, validation))
+        epoch = occurrences(epoch.rows, data, None, seed=3)
     plan = {"labels": lab.labels}
     terms = build_terms(
         losses,
@@ -181,11 +196,12 @@ def build(lab: Lab) -> tuple[TrainingRun, Engine]:
         url=f"{lab.folder}/{lab.trial}",
         curve=f"{lab.folder}/{lab.trial}/curve",
         data=data,
-        rows=np.arange(data.rows),
+        rows=epoch.rows,
+        weights=epoch.weights,
         steps=lab.steps,
         seed=3,
         terms=terms,
-        judge=class_learn.validator(data_of(model, 60, 2, 1.0)),
+        judge=class_learn.validator(validation),
         training=training,
         rate=training.learning_rate[0],
         plan=plan,
@@ -235,9 +251,9 @@ class Watched:
         self._made: list[tuple[Any, list[int]]] = []
         engine.forward = self.forward  # type: ignore[method-assign]
 
-    def batch(self, rows: Any, real: Any = None) -> Any:
-        made = self._data.batch(rows, real)
-        self._made.append((made[0], rows[real].tolist()))
+    def batch(self, rows: Any, weight_B: Any = None) -> Any:
+        made = self._data.batch(rows, weight_B)
+        self._made.append((made[0], rows[weight_B > 0].tolist()))
         return made
 
     def forward(self, inputs: Any, request: Any = None) -> Any:

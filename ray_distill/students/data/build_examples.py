@@ -32,7 +32,8 @@ def build_examples(
     """Join rows of a snapshot with their teacher labels.
 
     Args:
-        table: the rows: ``row_id``, the task's input column, and the columns of the truth.
+        table: the rows: ``row_id``, the task's input column, the columns of the truth, and optionally ``count``, by
+            which rows are weighed.
         answers: the rules for answered positions and matching labels.
         processor: the student's processor.
         labels: row ids and their signal, as returned by a label set; None = no teacher.
@@ -56,6 +57,7 @@ def build_examples(
         distil=(stored >= 0) & ~_is_in(encoded.row_ids, excluded),
         distributions=signal.distributions if DISTRIBUTIONS in signal.parts else None,
         hidden=signal.hidden,
+        count=_counts(table, encoded.row_ids),
     )
     if not part:
         _report(name, found, labels is not None)
@@ -98,6 +100,15 @@ def _stored(row_ids: pa.Array, labels: tuple[pa.Array, Signal] | None) -> Index:
     if labels is None:
         return np.full(len(row_ids), -1, dtype=np.int64)
     return np.asarray(pc.fill_null(pc.index_in(row_ids, value_set=labels[0]), -1), dtype=np.int64)
+
+
+def _counts(table: pa.Table, row_ids: pa.Array) -> Index | None:
+    """Return how often each row came; None if the table does not have counts, or every row came once."""
+    if "count" not in table.column_names:
+        return None
+    place = pc.index_in(row_ids, value_set=table["row_id"].combine_chunks())
+    found = np.asarray(table["count"].combine_chunks().take(place), dtype=np.int64)
+    return None if (found == 1).all() else found
 
 
 def _is_in(row_ids: pa.Array, values: pa.Array | None) -> npt.NDArray[np.bool_]:

@@ -34,6 +34,7 @@ def take_rows(data: PositionExamples, rows: Index) -> PositionExamples:
         distil=data.distil[rows],
         distributions=None if data.distributions is None else data.distributions.take(own),
         hidden={layer: hidden.take(own) for layer, hidden in data.hidden.items()},
+        count=None if data.count is None else data.count[rows],
     )
 
 
@@ -60,13 +61,25 @@ def join_sets(parts: Sequence[PositionExamples]) -> PositionExamples:
         distil=np.concatenate([part.distil for part in parts]),
         distributions=_join_distributions([part.distributions for part in parts if part.distributions is not None]),
         hidden=concat_signals([signal_of(hidden=part.hidden) for part in parts]).hidden,
+        count=join_counts([(part.count, part.rows) for part in parts]),
     )
+
+
+def join_counts(parts: Sequence[tuple[Index | None, int]]) -> Index | None:
+    """Return the counts of several sets, one set after the other, from the counts and the rows of each.
+
+    The result is None if every row came once.
+    """
+    if all(count is None for count, _ in parts):
+        return None
+    return np.concatenate([np.ones(rows, np.int64) if count is None else count for count, rows in parts])
 
 
 def size_of(data: PositionExamples) -> int:
     """Return the bytes of a set's arrays."""
     ragged: list[RaggedArray] = [*data.encoded.features.values(), data.answered, data.truth, *data.hidden.values()]
     found = int(data.encoded.row_ids.nbytes) + data.stored.nbytes + data.distil.nbytes
+    found += 0 if data.count is None else data.count.nbytes
     return found + sum(part.values.nbytes + part.offsets.nbytes for part in ragged) + _bytes(data.distributions)
 
 

@@ -27,6 +27,9 @@ from ray_distill.students.modules.student_module import PLACES
 from ray_distill.students.order.cursor import Index
 from ray_distill.tasks.encoded import Batch, Encoded
 
+#: The weight of each row in the losses; booleans are 1 and 0.
+RowWeights = npt.NDArray[np.float32] | npt.NDArray[np.bool_]
+
 
 class Examples(Protocol):
     """Rows that a student trains on, in memory or streamed; rows are numbered from 0."""
@@ -42,6 +45,10 @@ class Examples(Protocol):
     @property
     def distil(self) -> npt.NDArray[np.bool_]:
         """``[R]``: whether the teacher may teach the row."""
+
+    @property
+    def count(self) -> Index | None:
+        """``[R]``: how often each row came, by which it is weighed; None = all rows weigh the same."""
 
     @property
     def lengths(self) -> npt.NDArray[np.int32] | None:
@@ -88,10 +95,10 @@ class Examples(Protocol):
         Rows of later steps, before ``stop``, may be prefetched.
         """
 
-    def batch(self, rows: Index, real: npt.NDArray[np.bool_] | None = None) -> tuple[Batch, LossBatch]:
+    def batch(self, rows: Index, weight_B: RowWeights | None = None) -> tuple[Batch, LossBatch]:
         """Return the model inputs and the loss inputs of rows.
 
-        Rows that are not ``real`` get weight 0.
+        ``weight_B`` has the weight of each row, 0 for padding; None = 1.
         """
 
     def close(self) -> None:
@@ -122,6 +129,8 @@ class PositionExamples:
     """Distributions over the student's classes; the ids of a position need not ascend."""
     hidden: Mapping[int, Vectors] = field(default_factory=dict)
     """Teacher states of labelled rows by stored layer: one state a row, or one a token."""
+    count: Index | None = None
+    """``[R]``: how often each row came, by which it is weighed; None = all rows weigh the same."""
 
     @property
     def rows(self) -> int:
@@ -190,17 +199,17 @@ class PositionExamples:
     def close(self) -> None:
         """Do nothing, because there is no prefetching to end."""
 
-    def batch(self, rows: Index, real: npt.NDArray[np.bool_] | None = None) -> tuple[Batch, LossBatch]:
+    def batch(self, rows: Index, weight_B: RowWeights | None = None) -> tuple[Batch, LossBatch]:
         """Return the model inputs and loss inputs of rows: N answered positions, row by row.
 
-        Rows that are not ``real`` get weight 0. If a model answers at positions of its inputs, their flat indices are
+        Every position has the weight of its row. If a model answers at positions of its inputs, their flat indices are
         the entry `PLACES`.
         """
         offsets, flat = gather_ranges(self.answered.offsets, rows)
         counts, stored = np.diff(offsets), self.stored[rows]
         owner_N = np.repeat(np.arange(len(rows), dtype=np.int64), counts)
         position_N = self.answered.values[flat].astype(np.int64)
-        weight_B = np.ones(len(rows), np.float32) if real is None else real.astype(np.float32)
+        weight_B = np.ones(len(rows), np.float32) if weight_B is None else weight_B.astype(np.float32)
         inputs, start_B = self.format.collate(self.encoded, rows)
         if start_B is not None:
             inputs = {**inputs, PLACES: torch.from_numpy(start_B[owner_N] + position_N)}

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_distill.artifacts import LabelSetRef
-from ray_distill.config import Campaign
+from ray_distill.config import Campaign, TrainingConfig
 from ray_distill.errors import ConfigError
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import StoreManifest
@@ -20,11 +20,12 @@ from ray_distill.models.core.model import Model
 from ray_distill.models.heads.fit_head import fitted_rows
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
-from ray_distill.students.data.answer_format import learn_facet
+from ray_distill.students.data.answer_format import AnswerFormat, learn_facet
 from ray_distill.students.data.build_examples import build_examples
 from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.data.streaming import Labels, LabelSource, Source
 from ray_distill.tasks.catalogue import get_task
+from ray_distill.tasks.task import Task
 
 #: A snapshot and its labels.
 Labelled = tuple[Snapshot, LabelSource]
@@ -92,6 +93,15 @@ def open_sources(
     return found
 
 
+def example_columns(task: Task, answers: AnswerFormat, training: TrainingConfig) -> tuple[str, ...]:
+    """Return the columns of a snapshot from which examples are built.
+
+    The column ``count`` is read only if rows are weighed by it.
+    """
+    counted = ("count",) if training.weigh_by == "count" else ()
+    return ("row_id", task.inputs.column, *answers.truth_columns, *counted)
+
+
 def _open_source(
     config: Campaign, labelled: Labelled, model: Model, *, layers: Sequence[int], excluded: RowIds, evaluated: RowIds
 ) -> Source:
@@ -108,7 +118,7 @@ def _open_source(
         snapshot=snapshot,
         labels=labels,
         layers=tuple(layers),
-        columns=("row_id", task.inputs.column, *answers.truth_columns),
+        columns=example_columns(task, answers, config.student.training),
         build=partial(_build, partial(build_examples, answers=answers, processor=model.processor), excluded, evaluated),
     )
 

@@ -1,4 +1,4 @@
-"""Resample the rows of an epoch by class, by entropy, or by source."""
+"""Choose the examples of an epoch: weigh rows by how often they came, and sample them by class, entropy or source."""
 
 from dataclasses import dataclass
 
@@ -15,6 +15,10 @@ Weights = npt.NDArray[np.float64]
 
 #: Rows whose counts are found at a time.
 _CHUNK = 1 << 20
+#: Factor by which a share is lowered before it is rounded up, so that rounding errors do not repeat a row once more.
+_BELOW = 1 - 1e-9
+#: Relative difference up to which weights are equal.
+_EQUAL = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +29,44 @@ class Shares:
     """``[M+1]`` number of each source's first row in the data."""
     weights: tuple[float, ...]
     """Weight of each source; a source without rows to train on has no share."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Occurrences:
+    """The examples of an epoch."""
+
+    rows: Index
+    """Ascending; a row may be there several times."""
+    weights: npt.NDArray[np.float32] | None
+    """Weight of each element of ``rows``, 1 on average; None = all weigh the same."""
+
+
+def occurrences(
+    rows: Index, data: Examples, sampling: SamplingConfig | None, *, seed: int, shares: Shares | None = None
+) -> Occurrences:
+    """Return the examples of an epoch, in which each row has its share of the total weight.
+
+    If every row came once, they are `resampled`. Otherwise the share of a row is in proportion to how often it came,
+    and to its weight by ``sampling``. A row with ``c`` times the mean share is there ⌈c⌉ times and weighs c / ⌈c⌉ each
+    time, so no example weighs more than the mean, there are at most 2N examples, and no row is left out.
+
+    Args and errors as `resampled`.
+    """
+    count = None if data.count is None else data.count[rows]
+    if count is None or (count == count[0]).all():
+        return Occurrences(rows=resampled(rows, data, sampling, seed=seed, shares=shares), weights=None)
+    share = count.astype(np.float64)
+    if sampling is not None:
+        share *= _filled(_sampling_weights(rows, data, sampling, count))
+    if shares is not None:
+        share = shared(share, rows, shares)
+    share *= len(rows) / share.sum()
+    times = np.ceil(share * _BELOW)
+    weights = np.repeat(np.divide(share, times, out=np.zeros(len(rows)), where=times > 0), times.astype(np.int64))
+    uniform = bool(np.allclose(weights, weights[0], rtol=_EQUAL, atol=0))
+    return Occurrences(
+        rows=np.repeat(rows, times.astype(np.int64)), weights=None if uniform else weights.astype(np.float32)
+    )
 
 
 def resampled(
@@ -47,10 +89,7 @@ def resampled(
     """
     if sampling is None:
         return rows if shares is None else _shared_evenly(rows, shares, seed)
-    if sampling.by == "class":
-        weight = class_weights(data.sampling_classes().take(rows), sampling.power)
-    else:
-        weight = entropy_weights(_entropies(data)[rows], sampling.power)
+    weight = _sampling_weights(rows, data, sampling, None)
     return np.repeat(rows, systematic(weight if shares is None else shared(weight, rows, shares), seed))
 
 
@@ -68,14 +107,27 @@ def shared(weight: Weights, rows: Index, shares: Shares) -> Weights:
     return found
 
 
-def class_weights(classes: RaggedArray, power: float) -> Weights:
+def _sampling_weights(rows: Index, data: Examples, sampling: SamplingConfig, count: Index | None) -> Weights:
+    """Return ``[N]`` weights by class or entropy; NaN = unknown."""
+    if sampling.by == "class":
+        return class_weights(data.sampling_classes().take(rows), sampling.power, count)
+    return entropy_weights(_entropies(data)[rows], sampling.power)
+
+
+def class_weights(classes: RaggedArray, power: float, count: Index | None = None) -> Weights:
     """Return ``[N]`` weights by the classes of each row; NaN = the row has none.
 
     If every row has one class, a class of n rows weighs n^(1 - power) in total. A row of several classes has the weight
     of its rarest one, as in repeat factor sampling (Gupta et al., arXiv 1908.03195).
+
+    Args:
+        classes: the classes of each row.
+        power: the exponent; see `SamplingConfig`.
+        count: ``[N]`` how often each row came, as which it counts in the size of a class; None = once.
     """
-    _, inverse, counts = np.unique(classes.values, return_inverse=True, return_counts=True)
-    by_class = counts[inverse].astype(np.float64) ** -power
+    _, inverse = np.unique(classes.values, return_inverse=True)
+    each = None if count is None else np.repeat(count, np.diff(classes.offsets))
+    by_class = np.bincount(inverse, weights=each)[inverse].astype(np.float64) ** -power
     weight = np.full(classes.rows, np.nan)
     known = np.flatnonzero(np.diff(classes.offsets))
     if len(known):

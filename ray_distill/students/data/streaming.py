@@ -4,7 +4,7 @@ Units of the snapshot are read with their labels, in training order.
 
 Rows are numbered as in memory, so batches, and therefore curves, are the same. One pass over the snapshot, which the
 ranks share, finds the facts that are needed of every row before the first step: whether it is usable, whether it is
-labelled, and whether the teacher may teach it.
+labelled, whether the teacher may teach it, and how often it came.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +24,8 @@ from ray_distill.labels.model.signal import Signal, Vectors
 from ray_distill.losses.base import LossBatch
 from ray_distill.snapshots.manifest import Shard
 from ray_distill.snapshots.reader import Snapshot
-from ray_distill.students.data.concat import cheaply_joined, join_sets, size_of, take_rows
-from ray_distill.students.data.examples import PositionExamples
+from ray_distill.students.data.concat import cheaply_joined, join_counts, join_sets, size_of, take_rows
+from ray_distill.students.data.examples import PositionExamples, RowWeights
 from ray_distill.students.data.unit_cache import UnitCache
 from ray_distill.students.order.cursor import Index
 from ray_distill.students.process_group import Ranks
@@ -115,6 +115,7 @@ class UnitFacts:
 
     labelled: Mask
     distil: Mask
+    count: Index | None
     lengths: npt.NDArray[np.int32] | None
     """See `Examples`; None = not counted."""
     least: bytes
@@ -131,6 +132,7 @@ class Facts:
     """``[U+1]`` number of the first row of each unit."""
     labelled: Mask
     distil: Mask
+    count: Index | None = None
     lengths: npt.NDArray[np.int32] | None = None
 
 
@@ -177,6 +179,7 @@ def scan(sources: Sequence[Source], units: Sequence[Unit], ranks: Ranks, *, leng
         bounds=bounds,
         labelled=np.concatenate([unit.labelled for unit in ordered]),
         distil=np.concatenate([unit.distil for unit in ordered]),
+        count=join_counts([(unit.count, len(unit.labelled)) for unit in ordered]),
         lengths=np.concatenate(counted) if counted else None,
     )
 
@@ -205,6 +208,7 @@ def _facts_of(source: Source, table: pa.Table, lengths: bool) -> UnitFacts:
     return UnitFacts(
         labelled=part.labelled,
         distil=part.distil,
+        count=part.count,
         lengths=part.lengths if lengths else None,
         least=ids[0].ljust(16, b"\0"),
         greatest=ids[-1].ljust(16, b"\0"),
@@ -218,6 +222,7 @@ class StreamedSet:
         self, sources: Sequence[Source], units: Sequence[Unit], facts: Facts, *, row_bytes: float, budget: float
     ) -> None:
         self.labelled, self.distil, self.lengths = facts.labelled, facts.distil, facts.lengths
+        self.count = facts.count
         self.rows = len(facts.labelled)
         self.drawn = any(source.labels.manifest.distributions.draws > 0 for source in sources)
         self._sources, self._units, self._bounds = sources, units, facts.bounds
@@ -294,12 +299,12 @@ class StreamedSet:
             units = np.unique(self._unit_of(np.concatenate(later)))
             self._cache.prefetch(units.tolist(), keep=np.unique(self._unit_of(rows)).tolist())
 
-    def batch(self, rows: Index, real: Mask | None = None) -> tuple[Batch, LossBatch]:
+    def batch(self, rows: Index, weight_B: RowWeights | None = None) -> tuple[Batch, LossBatch]:
         """See `Examples`."""
         if not self._has(rows):
             self._join(rows)
         assert self._current is not None
-        return self._current[1].batch(np.searchsorted(self._current[0], rows).astype(np.int64), real)
+        return self._current[1].batch(np.searchsorted(self._current[0], rows).astype(np.int64), weight_B)
 
     def close(self) -> None:
         """End the threads and drop the units in memory."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -61,7 +62,7 @@ class TrainingRun:
     """Folder of the trial's curve; see `students.telemetry.curves`."""
     data: Examples
     rows: Index
-    """Rows of ``data`` on which the trial trains."""
+    """Rows of ``data`` on which the trial trains, ascending; some are there several times."""
     terms: tuple[Term, ...]
     judge: Validator
     training: TrainingConfig
@@ -72,6 +73,8 @@ class TrainingRun:
     """The plan that a checkpoint must have, as plain JSON."""
     units: Index | None = None
     """``[U+1]`` first row in ``data`` of each unit that is read whole; None = all rows are one unit."""
+    weights: npt.NDArray[np.float32] | None = None
+    """Weight in the losses of each element of ``rows``; None = all weigh 1."""
 
     @cached_property
     def order(self) -> Order:
@@ -299,7 +302,12 @@ def micros_of(run: TrainingRun, ranks: Ranks, step: int) -> list[MicroBatch]:
         budget=budget,
         lengths_BF=lengths[run.rows[run.order.batch(step)]] if budget.tokens and lengths is not None else None,
     )
-    return [replace(micro, rows=run.rows[run.order.rows_at(step, micro.rows)]) for micro in found]
+    return [_placed(run, micro, run.order.rows_at(step, micro.rows)) for micro in found]
+
+
+def _placed(run: TrainingRun, micro: MicroBatch, places: Index) -> MicroBatch:
+    weight = None if run.weights is None else run.weights[places]
+    return MicroBatch(rows=run.rows[places], real=micro.real, weight=weight)
 
 
 def batches_of(run: TrainingRun, ranks: Ranks, step: int) -> Batches:
@@ -314,7 +322,7 @@ def batches_of(run: TrainingRun, ranks: Ranks, step: int) -> Batches:
         return run.rows[run.order.rows_at(step, own.rows)]
 
     run.data.prepare(step, rows_of, run.steps)
-    return [run.data.batch(micro.rows, micro.real) for micro in micros_of(run, ranks, step)]
+    return [run.data.batch(micro.rows, micro.weights) for micro in micros_of(run, ranks, step)]
 
 
 def _metrics(run: TrainingRun, step: int, weights: Sequence[float], means: Sequence[float]) -> dict[str, float]:

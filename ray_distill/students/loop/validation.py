@@ -15,11 +15,11 @@ from ray_distill.artifacts import Document, Number
 from ray_distill.errors import TrainingError
 from ray_distill.losses.base import LossBatch, StudentOutput
 from ray_distill.losses.fused import HeadRequest
-from ray_distill.students.data.examples import Examples, PositionExamples
+from ray_distill.students.data.examples import Examples, PositionExamples, RowWeights
 from ray_distill.students.engines.engine import Engine
 from ray_distill.students.objective.weighted_losses import to_device
 from ray_distill.students.order.cursor import Index
-from ray_distill.students.order.micro_batches import Budget, micro_batches
+from ray_distill.students.order.micro_batches import Budget, MicroBatch, micro_batches
 from ray_distill.students.process_group import Ranks
 
 #: With fewer labelled validation rows than this, arms are compared by their divergence from the teacher.
@@ -87,13 +87,17 @@ class Validator:
                 budget=budget,
                 lengths_BF=None if lengths is None else lengths[self.rows],
             ):
-                inputs, made = self.data.batch(micro.rows, micro.real)
+                inputs, made = self.data.batch(micro.rows, self._weights(micro))
                 batch = to_device(made, engine.device)
                 output = engine.forward(inputs, self.measure.head_request(batch))
                 sums = self.measure.sums(output, batch)
                 found.append(torch.cat([value.double().reshape(-1) for value in sums]).tolist())
         engine.train(True)
         return self.measure.finish(ranks.total([sum(column) for column in zip(*found, strict=True)], engine.device))
+
+    def _weights(self, micro: MicroBatch) -> RowWeights:
+        """Return the weight of each row: how often it came, 0 for padding."""
+        return micro.real if self.data.count is None else (micro.real * self.data.count[micro.rows]).astype(np.float32)
 
 
 def row_validator(validation: PositionExamples, *, truth: Measure, teacher: Measure) -> Validator:

@@ -29,6 +29,13 @@ class MicroBatch:
 
     rows: Index
     real: npt.NDArray[np.bool_]
+    weight: npt.NDArray[np.float32] | None = None
+    """Weight of each row in the losses; None = all weigh 1."""
+
+    @property
+    def weights(self) -> npt.NDArray[np.float32] | npt.NDArray[np.bool_]:
+        """The weight of each row, 0 for padding."""
+        return self.real if self.weight is None else self.real * self.weight
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.losses.base import LossBatch, StudentOutput
 from ray_distill.students.data.answer_format import learn_facet
 from ray_distill.students.data.build_examples import build_examples
-from ray_distill.students.data.examples import PositionExamples
+from ray_distill.students.data.examples import PositionExamples, RowWeights
 from ray_distill.students.engines.engine import Engine
 from ray_distill.students.engines.torch_engine import TorchEngine
 from ray_distill.students.loop.train_loop import TrainingRun, take_step
@@ -41,17 +41,14 @@ class Lesson:
     engine: Engine
     data: PositionExamples
 
-    def losses(self, rows: Index, real: Index | None = None) -> dict[str, tuple[float, float]]:
-        """Return sum and weight of each loss on some rows, of which only the ``real`` ones count."""
-        mask = None if real is None else np.isin(rows, real)
-        output, batch = self.run(rows, mask)
+    def losses(self, rows: Index, weight_B: RowWeights | None = None) -> dict[str, tuple[float, float]]:
+        """Return sum and weight of each loss on some rows with some weights; None = 1."""
+        output, batch = self.run(rows, weight_B)
         return {term.name: measured(term, output, batch) for term in self.trial.terms}
 
-    def run(
-        self, rows: Index, real: np.ndarray[tuple[int], np.dtype[np.bool_]] | None = None
-    ) -> tuple[StudentOutput, LossBatch]:
+    def run(self, rows: Index, weight_B: RowWeights | None = None) -> tuple[StudentOutput, LossBatch]:
         """Return the student's output for some rows, and their batch."""
-        inputs, batch = self.data.batch(rows, real)
+        inputs, batch = self.data.batch(rows, weight_B)
         self.engine.train(False)
         with torch.no_grad():
             return self.engine.forward(inputs), batch
@@ -76,14 +73,16 @@ def check_step(case: TaskCase) -> None:
 def check_weights(case: TaskCase) -> None:
     """Require losses to be sums over rows, which scale with the rows' weights.
 
-    A row of weight 0 must not count, nor a row without a truth in losses on true labels.
+    A row of weight 0 must not count, nor a row without a truth in losses on true labels. A row of weight n must count
+    like n rows, because rows that came several times are stored once.
     """
     with lesson(case) as found:
         rows = np.arange(found.data.rows, dtype=np.int64)
         _check_scale(found, rows)
-        padded, alone = found.losses(rows, real=rows[::2]), found.losses(rows[::2])
+        padded, alone = found.losses(rows, np.isin(rows, rows[::2])), found.losses(rows[::2])
         for name, sums in alone.items():
             assert np.allclose(padded[name], sums, rtol=TOLERANCE, atol=1e-6), f"{name}: rows of weight 0 count"
+        _check_repeated(found, rows)
         if found.data.format.truth_columns:
             _check_unlabelled(found)
 
@@ -95,6 +94,16 @@ def _check_scale(found: Lesson, rows: Index) -> None:
         once, twice = measured(term, output, batch), measured(term, output, double)
         assert once[1] > 0, f"{term.name} has no weight in a batch of all rows"
         assert np.allclose(twice, np.multiply(2, once), rtol=TOLERANCE), f"{term.name} does not scale with the weights"
+
+
+def _check_repeated(found: Lesson, rows: Index) -> None:
+    """Require a row of weight n to count like n equal rows, in losses that do not compare rows."""
+    times = 1 + rows % 3
+    weighed, repeated = found.losses(rows, times.astype(np.float32)), found.losses(np.repeat(rows, times))
+    for term in found.trial.terms:
+        if term.loss.group_rows() is None:
+            same = np.allclose(weighed[term.name], repeated[term.name], rtol=TOLERANCE, atol=1e-6)
+            assert same, f"{term.name}: a row of weight n does not count like n rows"
 
 
 def _check_unlabelled(found: Lesson) -> None:

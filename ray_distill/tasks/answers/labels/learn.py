@@ -119,7 +119,8 @@ def fit_decision(model: Model, validation: PositionExamples, training: TrainingC
     else:
         assert validation.distributions is not None, "a split without either has no validator"
         rows, sets = taught, log_odds_matrix(validation.distributions.take(validation.stored[taught])) >= 0
-    found = fit_thresholds(student_log_odds(model, validation, rows, training), sets)
+    count = None if validation.count is None else validation.count[rows]
+    found = fit_thresholds(student_log_odds(model, validation, rows, training), sets, count)
     return {"thresholds": dict(zip(model.classes, found.tolist(), strict=True))}
 
 

@@ -14,7 +14,16 @@ from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.ragged import RaggedArray, running
 from ray_distill.students.data import resampling
 from ray_distill.students.data.examples import PositionExamples
-from ray_distill.students.data.resampling import Shares, class_weights, entropy_weights, resampled, shared, systematic
+from ray_distill.students.data.resampling import (
+    Occurrences,
+    Shares,
+    class_weights,
+    entropy_weights,
+    occurrences,
+    resampled,
+    shared,
+    systematic,
+)
 from ray_distill.tasks.answers.classes.learn import ClassFormat
 from ray_distill.tasks.answers.tokens.learn import TokenFormat
 from ray_distill.tasks.catalogue import TASKS
@@ -177,3 +186,62 @@ def test_what_cannot_be_told_is_refused() -> None:
         resampled(np.arange(2), classifier([0, 1], [np.nan, np.nan]), by("entropy"), seed=0)
     with pytest.raises(ConfigError, match="by: class is for classifiers"):
         resampled(np.arange(2), documents, by("class"), seed=0)
+
+
+def counted(count: list[int], labels: list[int] | None = None) -> PositionExamples:
+    """Rows of one class, or of these, that came several times."""
+    return replace(classifier(labels or [0] * len(count), [1.0] * len(count)), count=np.array(count))
+
+
+def totals(found: Occurrences, rows: int) -> list[float]:
+    """Each row's share of the weight of an epoch."""
+    found_R = np.bincount(found.rows, weights=found.weights, minlength=rows)
+    return (found_R / found_R.sum()).tolist()
+
+
+@given(st.lists(st.integers(1, 10**6), min_size=1, max_size=60))
+def test_a_row_has_the_share_of_its_count(count: list[int]) -> None:
+    """The weights of an epoch are in proportion to the counts; no example weighs more than the mean; none is left out;
+    there are at most twice as many examples as rows."""
+    found = occurrences(np.arange(len(count)), counted(count), None, seed=1)
+    assert totals(found, len(count)) == pytest.approx(np.array(count) / np.sum(count), rel=1e-5)
+    weights = np.ones(len(found.rows)) if found.weights is None else found.weights
+    assert weights.max() <= weights.sum() / len(count) * (1 + 1e-5)
+    assert len(count) <= len(found.rows) <= 2 * len(count) and (np.diff(found.rows) >= 0).all()
+
+
+def test_rows_that_came_equally_often_are_as_if_they_came_once() -> None:
+    """No weights, and each row once."""
+    found = occurrences(np.arange(4), counted([3, 3, 3, 3]), None, seed=1)
+    assert found.rows.tolist() == [0, 1, 2, 3] and found.weights is None
+
+
+def test_few_duplicates_are_repeated() -> None:
+    """A row that came three times among many single ones is there three times, with the weight of the others."""
+    found = occurrences(np.arange(99), counted([3] + [1] * 98), None, seed=1)
+    assert np.bincount(found.rows).tolist() == [3] + [1] * 98 and found.weights is None
+
+
+def test_ten_rows_with_most_of_the_traffic_have_most_of_the_gradient() -> None:
+    """Ten of 310 rows came 400 times: 93 % of the traffic, and 93 % of the mean over batches of 32, each of which is
+    divided by its own weight; by rows they would have 3 %."""
+    count = [400] * 10 + [1] * 300
+    found = occurrences(np.arange(310), counted(count), None, seed=1)
+    assert found.weights is not None
+    orders = [np.random.default_rng(epoch).permutation(len(found.rows)) for epoch in range(40)]
+    batches = [batch for order in orders for batch in np.split(order, range(32, len(order), 32))]
+    shares = [found.weights[some][found.rows[some] < 10].sum() / found.weights[some].sum() for some in batches]
+    assert np.mean(shares) == pytest.approx(4000 / 4300, abs=0.005)
+
+
+def test_classes_are_sampled_by_how_often_their_rows_came() -> None:
+    """power 1: every class has the same total, and inside a class a row has the share of its count."""
+    found = occurrences(np.arange(6), counted([10, 30, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]), by("class"), seed=3)
+    assert totals(found, 6) == pytest.approx([1 / 8, 3 / 8, 1 / 8, 1 / 8, 1 / 8, 1 / 8])
+
+
+def test_sources_keep_their_shares_whatever_the_counts() -> None:
+    """Rows of the second source came 100 times each: its share is the configured one."""
+    data, shares = counted([1] * 6 + [2] + [100] * 3), Shares(starts=np.array([0, 6, 10]), weights=(1.0, 3.0))
+    found = totals(occurrences(np.arange(10), data, None, seed=1, shares=shares), 10)
+    assert sum(found[:6]) == pytest.approx(0.25) and found[6] == pytest.approx(0.75 * 2 / 302)

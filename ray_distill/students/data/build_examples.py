@@ -103,7 +103,7 @@ def _stored(row_ids: pa.Array, labels: tuple[pa.Array, Signal] | None) -> Index:
 
 
 def _counts(table: pa.Table, row_ids: pa.Array) -> Index | None:
-    """Return how often each row came; None if the table does not have counts, or every row came once."""
+    """Return how often each row came; None if the table has no counts, or only counts of 1."""
     if "count" not in table.column_names:
         return None
     place = pc.index_in(row_ids, value_set=table["row_id"].combine_chunks())

@@ -118,7 +118,8 @@ class LabelSetRef(Artifact):
     store: str
     """Folder of the label store."""
     fingerprint: str
-    """Covers the store's manifest, the log prefix and the snapshot: equal for equal labels."""
+    """Covers the store's manifest, the snapshot and the units that labelled it: equal for equal labels, whatever else
+    the store has."""
     snapshot: SnapshotRef
     log_length: int
     """Records of the log that count; later ones are not read."""

@@ -201,7 +201,7 @@ def _label(folder: Path, kind: Kind, exact: list[Distributions], codec: str) -> 
             )
         )
     store.commit(receipts)
-    (folder / "ref.json").write_text(store.ref(ref).to_json())
+    (folder / "ref.json").write_text(store.ref(snapshot).to_json())
 
 
 def _names(kind: Kind) -> tuple[str, ...]:

@@ -54,7 +54,7 @@ def check(url, expected):
     label_all(url, MANIFEST, SNAPSHOT, throwing_teacher)
     report = audit(url, SNAPSHOT)
     assert report.ok and (report.rows, report.quarantined, report.units) == (9, 1, 3), report.to_dict()
-    row_ids, _ = open_label_set(open_store(url).ref(SNAPSHOT.ref), SNAPSHOT).read(layers=(1,))
+    row_ids, _ = open_label_set(open_store(url).ref(SNAPSHOT), SNAPSHOT).read(layers=(1,))
     assert row_ids.to_pylist() == [row_id(n) for n in range(10) if n != 5]
     again = audit(url, SNAPSHOT, clean=True, older_than=-60)
     assert again.ok and not audit(url).orphans

@@ -62,7 +62,7 @@ def check(url, expected, snapshot=SNAPSHOT):
     assert label_all(url, MANIFEST, snapshot, throwing_teacher) == []
     report, rows = audit(url, snapshot), sum(shard.rows for shard in snapshot.shards)
     assert report.ok and (report.rows, report.units) == (rows, rows // 4), report.to_dict()
-    ids, signal = open_label_set(open_store(url).ref(snapshot.ref), snapshot).read(layers=(1,))
+    ids, signal = open_label_set(open_store(url).ref(snapshot), snapshot).read(layers=(1,))
     assert ids.to_pylist() == [row_id(n) for n in range(rows)]
     np.testing.assert_array_equal(signal.distributions.logp, fake_teacher(ids, MANIFEST).distributions.logp)
 

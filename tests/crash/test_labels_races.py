@@ -115,7 +115,7 @@ def check(url, won):
     assert sorted(won[0] + won[1]) == sorted(named)
     report = audit(url, SNAPSHOT)
     assert report.ok and (report.units, report.rows, report.duplicates) == (6, 24, ()), report.to_dict()
-    ids, signal = open_label_set(open_store(url).ref(SNAPSHOT.ref), SNAPSHOT).read()
+    ids, signal = open_label_set(open_store(url).ref(SNAPSHOT), SNAPSHOT).read()
     assert ids.to_pylist() == [row_id(n) for n in range(24)]
     np.testing.assert_array_equal(signal.distributions.logp, fake_teacher(ids, MANIFEST).distributions.logp)
 

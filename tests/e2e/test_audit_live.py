@@ -29,7 +29,7 @@ def _audit(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dic
 
 def _forge(store: LabelStore, snapshot: Snapshot, url: str) -> str:
     """A store of the same manifest, sound in every byte, where two rows have each other's labels; an id of them."""
-    ids, signal = open_label_set(store.ref(snapshot.ref), snapshot).read(layers=tuple(store.manifest.hidden))
+    ids, signal = open_label_set(store.ref(snapshot), snapshot).read(layers=tuple(store.manifest.hidden))
     order = np.arange(len(ids))
     p = np.exp(signal.distributions.logp).reshape(len(ids), -1)
     other = int(np.abs(p - p[0]).sum(axis=1).argmax())

@@ -101,7 +101,7 @@ class Filled:
 
     def rows(self) -> dict[bytes, np.ndarray[Any, Any]]:
         """Log-probabilities of every labelled row."""
-        ids, signal = open_label_set(self.store.ref(self.snapshot)).read()
+        ids, signal = open_label_set(self.store.ref(open_snapshot(self.snapshot))).read()
         return dict(zip(ids.to_pylist(), signal.distributions.logp.reshape(len(ids), -1), strict=True))
 
 

@@ -146,7 +146,7 @@ def test_both_engines_make_the_same_labels(tmp_path: Path) -> None:
     audited = audit_live(config, store.url, snapshot, sample=40)
     assert audited.ok, audited
 
-    ids, signal = open_label_set(store.ref(snapshot), open_snapshot(snapshot)).read()
+    ids, signal = open_label_set(store.ref(open_snapshot(snapshot)), open_snapshot(snapshot)).read()
     assert signal.distributions is not None and np.isnan(signal.distributions.entropy).all()
     order = np.argsort(rowids.to_numpy(ids), kind="stable").astype(np.int64)
     stored = Answer(ids=rowids.to_numpy(ids)[order], signal=signal.take(order))

@@ -282,6 +282,6 @@ def _labelled(config: Campaign, written: SnapshotRef) -> dict[bytes, Distributio
         resources=config.labels.resources,
     )
     label_units(job, store, store.coverage(open_snapshot(written)).units, max_rejected=0, progress=lambda _: None)
-    ids, signal = open_label_set(store.ref(written)).read()
+    ids, signal = open_label_set(store.ref(open_snapshot(written))).read()
     assert signal.distributions is not None and signal.distributions.temperatures == (1.0, 2.0)
     return {row_id: signal.distributions.take(np.array([at])) for at, row_id in enumerate(ids.to_pylist())}

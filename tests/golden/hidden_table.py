@@ -221,7 +221,7 @@ def _label(config: Campaign, head_url: str | None) -> LabelSetRef:
         store.commit(
             [write_attempt(config.store_url, store.manifest, unit, row_ids=row_ids, signal=signal, rejected=rejected)]
         )
-    return store.ref(snapshot)
+    return store.ref(open_snapshot(snapshot))
 
 
 def _train_arm(asked: Asked, data: str, arm: str, labels: Mapping[str, LabelSetRef]) -> float:

@@ -89,7 +89,7 @@ def write_home(folder: Path, labelled: float) -> Path:
     )
     manifest = fake_manifest(classes=len(CLASSES), family="bernoulli", unit_rows=32).model_copy(update={"task": TASK})
     label_all(str(folder / "store"), manifest, snapshot, Truth(snapshot=snapshot))
-    (folder / "labels.json").write_text(open_store(str(folder / "store")).ref(snapshot.ref).to_json())
+    (folder / "labels.json").write_text(open_store(str(folder / "store")).ref(snapshot).to_json())
     return folder
 
 

@@ -48,7 +48,7 @@ def label(folder: Path, store: str, snapshot: Snapshot, **manifest: Any) -> Labe
     )
     opened = open_store(str(folder / store))
     opened.log.refresh()
-    return opened.ref(snapshot.ref)
+    return opened.ref(snapshot)
 
 
 @pytest.fixture(scope="module")

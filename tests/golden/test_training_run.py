@@ -70,7 +70,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny_text_model(folder / "teacher", CLASSES, seed=1)
     snapshot = open_snapshot(freeze(folder, "traffic", 160, seed=1))
     label_all(str(folder / "store"), fake_manifest(layers=(1, 2)), snapshot)
-    (folder / "labels.json").write_text(open_store(str(folder / "store")).ref(snapshot.ref).to_json())
+    (folder / "labels.json").write_text(open_store(str(folder / "store")).ref(snapshot).to_json())
     return folder
 
 

@@ -221,7 +221,7 @@ class Lab:
         if not report.ok or (report.units, report.rows) != (self.units, len(self.rows)):
             outcome.wrong.append(f"audit: {report.to_dict()}")
         outcome.orphans = sum(name.startswith("distributions/") for name in report.orphans)
-        read = Counter(open_label_set(open_store(store).ref(self.snapshot.ref), self.snapshot).read()[0].to_pylist())
+        read = Counter(open_label_set(open_store(store).ref(self.snapshot), self.snapshot).read()[0].to_pylist())
         outcome.lost = len(set(self.rows) - set(read))
         outcome.twice = sum(count - 1 for named in (read, Counter(_named(store))) for count in named.values())
         before = _attempts(store)

@@ -92,7 +92,7 @@ class Labeller:
             rejected = [*unusable, *((row.row_id, row.reason) for row in encoded.rejected)]
             self.rejected.update(rejected)
             store.commit([write_attempt(store.url, manifest, unit, row_ids=ids, signal=signal, rejected=rejected)])
-        return store.ref(snapshot)
+        return store.ref(open_snapshot(snapshot))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,7 +92,7 @@ def sets(folder: Path, **changes: tuple[range, int]) -> list[LabelSet]:
         label_all(str(folder / name), manifest, snapshot)
         store = open_store(str(folder / name))
         store.log.refresh()
-        found.append(open_label_set(store.ref(snapshot.ref), snapshot))
+        found.append(open_label_set(store.ref(snapshot), snapshot))
     return found
 
 

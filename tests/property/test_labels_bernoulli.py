@@ -113,7 +113,7 @@ def test_a_store_of_bernoulli_classes_is_labelled_read_audited_inspected_and_exp
     label_all(url, MANIFEST, snapshot)
     store = open_store(url)
     assert store.manifest.distributions.family == "bernoulli" and not store.pending(snapshot)
-    ids, signal = open_label_set(store.ref(snapshot.ref), snapshot).read()
+    ids, signal = open_label_set(store.ref(snapshot), snapshot).read()
     expected = fake_teacher(ids, MANIFEST).distributions
     np.testing.assert_array_equal(signal.distributions.log_odds, expected.log_odds)
     report = audit(url, snapshot)

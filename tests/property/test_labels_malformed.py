@@ -44,7 +44,7 @@ class Sound:
         self.root, self.url = Path(root), str(root)
         label_all(self.url, manifest, SNAPSHOT, teacher, units_a_record=1)
         store = open_store(self.url)
-        self.ref, self.labels = store.ref(SNAPSHOT.ref), None
+        self.ref, self.labels = store.ref(SNAPSHOT), None
         self.plain = self._files()
         store.compact()
         self.files = self._files()
@@ -211,7 +211,7 @@ def prove(stores, data):
         pinned = outcome(lambda: read(sound.ref))
         assert is_error(pinned) or pinned == sound.labels, "a pinned reference reads its own labels or nothing"
         report = outcome(lambda: audit(sound.url, SNAPSHOT))
-        again = outcome(lambda: read(open_store(sound.url).ref(SNAPSHOT.ref)))
+        again = outcome(lambda: read(open_store(sound.url).ref(SNAPSHOT)))
         found_bad = is_error(report) or not report.ok
         assert found_bad or is_error(again) or again == sound.labels, "what passes the audit reads the same"
         outcome(lambda: open_store(sound.url).coverage(SNAPSHOT))
@@ -250,7 +250,7 @@ def test_no_label_of_a_store_with_another_manifest_is_read(stores, mutate):
     sound.become(held)
     try:
         assert is_error(outcome(lambda: read(sound.ref)))
-        assert is_error(outcome(lambda: read(open_store(sound.url).ref(SNAPSHOT.ref))))
+        assert is_error(outcome(lambda: read(open_store(sound.url).ref(SNAPSHOT))))
         report = outcome(lambda: audit(sound.url))
         assert is_error(report) or not report.ok
     finally:

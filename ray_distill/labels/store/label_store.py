@@ -1,13 +1,14 @@
 """The label store: open it, list missing units, commit attempts, pin it as a reference."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from ray_distill.artifacts import LabelSetRef, SnapshotRef
 from ray_distill.errors import CorruptStore, LabelError
-from ray_distill.fingerprint import fingerprint
+from ray_distill.fingerprint import fingerprint, fingerprint_bytes
 from ray_distill.labels.format import parquet_shards
 from ray_distill.labels.format.codecs import find_codec
 from ray_distill.labels.model import rowids
@@ -127,19 +128,97 @@ class LabelStore(UnitStore[StoreManifest, Receipt]):
             raise CorruptStore(f"{url}: found {len(ids)} rows, the log promised {expected}; restore the file")
         return ids
 
-    def ref(self, snapshot: SnapshotRef) -> LabelSetRef:
-        """Pin the labels of a snapshot as the log stands now."""
+    def ref(self, snapshot: SnapshotRows) -> LabelSetRef:
+        """Pin the labels of a snapshot as the log stands now.
+
+        Labels of other snapshots that the store has, now or later, do not change the fingerprint.
+        """
         self.log.refresh()
-        return make_ref(self, snapshot, self.log.length)
+        length, ids = self.log.length, snapshot_row_ids(snapshot)
+        return LabelSetRef(
+            store=self.url,
+            fingerprint=label_fingerprint(self, snapshot.ref, shares_of(self, length, ids)),
+            snapshot=snapshot.ref,
+            log_length=length,
+            log_digest=self.log.prefix_digest(length),
+        )
 
 
-def make_ref(store: LabelStore, snapshot: SnapshotRef, length: int) -> LabelSetRef:
-    """Return the reference to a snapshot's labels in a log's first ``length`` records."""
-    digest = store.log.prefix_digest(length)
-    content = {"manifest": store.manifest.fingerprint, "log": digest, "snapshot": snapshot.fingerprint}
-    return LabelSetRef(
-        store=store.url, fingerprint=fingerprint(content), snapshot=snapshot, log_length=length, log_digest=digest
+def snapshot_row_ids(snapshot: SnapshotRows) -> RowIds:
+    """Return the row ids of a whole snapshot, in its order."""
+    parts = [snapshot.read_shard(shard, columns=["row_id"]).column("row_id") for shard in snapshot.shards]
+    return np.concatenate([rowids.empty(), *map(rowids.to_numpy, parts)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """The rows that one unit contributes to a label set."""
+
+    unit: Receipt
+    ids: RowIds
+    """Row ids of the whole unit, in the order of its shard."""
+    keep: npt.NDArray[np.int64]
+    """Which of them are this set's, ascending."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """The units that labelled a snapshot's rows."""
+
+    units: Mapping[str, Share]
+    """Units with at least one row of the snapshot, by id."""
+    labelled: npt.NDArray[np.bool_]
+    """Which of the snapshot's rows, ascending by id, are labelled."""
+    rejected: npt.NDArray[np.bool_]
+    """Which of them some unit could not answer."""
+
+
+def shares_of(store: LabelStore, length: int, snapshot_ids: RowIds) -> Shares:
+    """Assign each row of a snapshot to the first unit that labelled it.
+
+    Only the first ``length`` records count.
+
+    Raises:
+        CorruptStore: a unit was labelled for another manifest than the store's.
+    """
+    ascending = np.sort(snapshot_ids)
+    taken, rejected = np.zeros(len(ascending), dtype=bool), np.zeros(len(ascending), dtype=bool)
+    shares = {}
+    for unit in store.ledger.receipts(length):
+        if unit.manifest != store.manifest.fingerprint:
+            raise CorruptStore(
+                f"{store.url}: unit {unit.unit} was labelled for manifest {unit.manifest}, the store has "
+                f"{store.manifest.fingerprint}: store.json or the log is another store's; restore it"
+            )
+        rows = store.unit_rows(unit)
+        at = rowids.find(rows.labelled, ascending)
+        fresh = at >= 0
+        fresh[fresh] = ~taken[at[fresh]]
+        if fresh.any():
+            taken[at[fresh]] = True
+            shares[unit.unit] = Share(unit=unit, ids=rows.labelled, keep=np.flatnonzero(fresh))
+        refused = rowids.find(rows.rejected, ascending)
+        rejected[refused[refused >= 0]] = True
+    return Shares(units=shares, labelled=taken, rejected=rejected)
+
+
+def label_fingerprint(store: LabelStore, snapshot: SnapshotRef, shares: Shares) -> str:
+    """Return the fingerprint of a snapshot's labels.
+
+    It covers the store's manifest, the snapshot, and the files and rows of the units that labelled it. The store's log
+    has no part in it, so that labels added for other snapshots leave it, and all results made from it, as they are.
+    """
+    units = b"".join(_share_digest(shares.units[unit]) for unit in sorted(shares.units))
+    return fingerprint(
+        {"manifest": store.manifest.fingerprint, "snapshot": snapshot.fingerprint, "units": fingerprint_bytes(units)}
     )
+
+
+def _share_digest(share: Share) -> bytes:
+    digests = {part: item.digest for part, item in share.unit.parts.items()}
+    whole = len(share.keep) == len(share.ids)
+    rows = "" if whole else fingerprint_bytes(share.keep.tobytes())
+    return fingerprint({"unit": share.unit.unit, "parts": digests, "rows": rows}).encode()
 
 
 def ranges(snapshot: SnapshotRows, manifest: StoreManifest) -> Iterator[Range]:

@@ -3,9 +3,8 @@
 Labels are verified, and each row is read once, always in the same order.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -24,24 +23,21 @@ from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.rowids import RowIds, SnapshotRows
 from ray_distill.labels.model.signal import DISTRIBUTIONS, Signal, Vectors, concat_signals, hidden_part, signal_of
 from ray_distill.labels.model.work_units import Receipt
-from ray_distill.labels.store.label_store import LabelStore, make_ref, open_store
+from ray_distill.labels.store.label_store import (
+    LabelStore,
+    Share,
+    Shares,
+    label_fingerprint,
+    open_store,
+    shares_of,
+    snapshot_row_ids,
+)
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.storage.receipts import part_file, read_verified
 
 #: Units that are read and decoded at a time.
 READERS = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Share:
-    """The rows that one unit contributes to a label set."""
-
-    unit: Receipt
-    ids: RowIds
-    """Row ids of the whole unit, in the order of its shard."""
-    keep: npt.NDArray[np.int64]
-    """Which of them are this set's, ascending."""
 
 
 class LabelSet:
@@ -51,9 +47,15 @@ class LabelSet:
         self.ref = ref
         self.manifest: StoreManifest = store.manifest
         self._url = store.url
-        self._shares = _share(store, ref.log_length, snapshot_ids)
-        self._order = _snapshot_order(self._shares, snapshot_ids)
-        self.units: tuple[Receipt, ...] = tuple(self._shares[name].unit for name in sorted(self._shares))
+        self._shares = shares_of(store, ref.log_length, snapshot_ids)
+        if label_fingerprint(store, ref.snapshot, self._shares) != ref.fingerprint:
+            raise CorruptStore(
+                f"{ref.store}: the snapshot's labels differ from what the reference pins; restore the store's manifest "
+                "and log, or label again"
+            )
+        _require_covered(store, np.sort(snapshot_ids), self._shares)
+        self._order = _snapshot_order(self._shares.units, snapshot_ids)
+        self.units: tuple[Receipt, ...] = tuple(self._shares.units[name].unit for name in sorted(self._shares.units))
         """Units with at least one row of the snapshot, ordered by id, so whatever order they were committed in."""
 
     @property
@@ -64,11 +66,13 @@ class LabelSet:
     @cached_property
     def ids(self) -> RowIds:
         """Ids of the labelled rows, ascending; known without reading a label."""
-        return np.sort(np.concatenate([rowids.empty(), *(share.ids[share.keep] for share in self._shares.values())]))
+        return np.sort(
+            np.concatenate([rowids.empty(), *(share.ids[share.keep] for share in self._shares.units.values())])
+        )
 
     def row_ids(self, unit: Receipt) -> pa.FixedSizeBinaryArray:
         """Return the row ids that `read_unit` returns for a unit, without reading it."""
-        share = self._shares[unit.unit]
+        share = self._shares.units[unit.unit]
         return rowids.to_arrow(share.ids[share.keep])
 
     def read_unit(self, unit: Receipt, layers: Sequence[int] = ()) -> tuple[pa.FixedSizeBinaryArray, Signal]:
@@ -83,7 +87,7 @@ class LabelSet:
             StoreMismatch: a layer is not in the store.
         """
         require_layers(self.manifest, layers)
-        share = self._shares[unit.unit]
+        share = self._shares.units[unit.unit]
         ids, distributions = read_labels(self._url, self.manifest, unit)
         _require_same(files.join(self._url, part_file(DISTRIBUTIONS, unit.unit, unit.attempt)), ids, share.ids)
         hidden = {layer: self._hidden(unit, layer, ids) for layer in layers}
@@ -131,7 +135,7 @@ class LabelSet:
         (least, greatest), ascending = self._ends, np.sort(requested)
         near = np.flatnonzero((least <= ascending[-1]) & (greatest >= ascending[0]))
         for unit in (self.units[at] for at in near):
-            share = self._shares[unit.unit]
+            share = self._shares.units[unit.unit]
             at = rowids.find(requested, share.ids[share.keep])
             own = np.flatnonzero(at >= 0)
             if len(own):
@@ -140,7 +144,7 @@ class LabelSet:
     @cached_property
     def _ends(self) -> tuple[RowIds, RowIds]:
         """Least and greatest row id of each unit's share."""
-        shares = [self._shares[unit.unit] for unit in self.units]
+        shares = [self._shares.units[unit.unit] for unit in self.units]
         return (
             np.array([share.ids[share.keep[0]] for share in shares], dtype="S16"),
             np.array([share.ids[share.keep[-1]] for share in shares], dtype="S16"),
@@ -169,38 +173,13 @@ class LabelSet:
         return rowids.to_arrow(ids[self._order]), signal.take(self._order)
 
 
-def _share(store: LabelStore, length: int, snapshot_ids: RowIds) -> dict[str, Share]:
-    """Assign each row of the snapshot to the first unit that labelled it, by unit.
-
-    Only the first ``length`` records count.
+def _require_covered(store: LabelStore, ids: RowIds, shares: Shares) -> None:
+    """Refuse a snapshot with rows that were neither labelled nor rejected.
 
     Raises:
-        CorruptStore: a unit was labelled for another manifest than the store's.
-        LabelError: a row was neither labelled nor rejected.
+        LabelError: the number of such rows, and the first.
     """
-    ascending = np.sort(snapshot_ids)
-    taken, handled = np.zeros(len(ascending), dtype=bool), np.zeros(len(ascending), dtype=bool)
-    shares = {}
-    for unit in store.ledger.receipts(length):
-        if unit.manifest != store.manifest.fingerprint:
-            raise CorruptStore(
-                f"{store.url}: unit {unit.unit} was labelled for manifest {unit.manifest}, the store has "
-                f"{store.manifest.fingerprint}: store.json or the log is another store's; restore it"
-            )
-        rows = store.unit_rows(unit)
-        at = rowids.find(rows.labelled, ascending)
-        fresh = at >= 0
-        fresh[fresh] = ~taken[at[fresh]]
-        if fresh.any():
-            taken[at[fresh]] = True
-            shares[unit.unit] = Share(unit=unit, ids=rows.labelled, keep=np.flatnonzero(fresh))
-        refused = rowids.find(rows.rejected, ascending)
-        handled[refused[refused >= 0]] = True
-    _require_covered(store, ascending, taken | handled)
-    return shares
-
-
-def _require_covered(store: LabelStore, ids: RowIds, covered: npt.NDArray[np.bool_]) -> None:
+    covered = shares.labelled | shares.rejected
     missing = int((~covered).sum())
     if missing:
         first = rowids.hexadecimal(ids[~covered][:1])[0]
@@ -210,7 +189,7 @@ def _require_covered(store: LabelStore, ids: RowIds, covered: npt.NDArray[np.boo
         )
 
 
-def _snapshot_order(shares: dict[str, Share], snapshot_ids: RowIds) -> npt.NDArray[np.int64]:
+def _snapshot_order(shares: Mapping[str, Share], snapshot_ids: RowIds) -> npt.NDArray[np.int64]:
     """Return the place of each labelled row of the snapshot in the units' concatenated rows."""
     ids = np.concatenate([rowids.empty(), *(shares[name].ids[shares[name].keep] for name in sorted(shares))])
     by_id = np.argsort(ids, kind="stable").astype(np.int64)
@@ -237,11 +216,11 @@ def open_label_set(ref: LabelSetRef, snapshot: SnapshotRows | None = None) -> La
     """
     store = open_store(ref.store)
     store.log.refresh()
-    found = make_ref(store, ref.snapshot, ref.log_length)
-    if (found.log_digest, found.fingerprint) != (ref.log_digest, ref.fingerprint):
+    digest = store.log.prefix_digest(ref.log_length)
+    if digest != ref.log_digest:
         raise CorruptStore(
-            f"{ref.store}: manifest or log differ from what the reference pins (log {found.log_digest}, expected "
-            f"{ref.log_digest}); restore them, or label again"
+            f"{ref.store}: the log differs from what the reference pins (found {digest}, expected {ref.log_digest}); "
+            "restore it, or label again"
         )
     snapshot = open_snapshot(ref.snapshot) if snapshot is None else snapshot
     if snapshot.ref.fingerprint != ref.snapshot.fingerprint:
@@ -250,12 +229,6 @@ def open_label_set(ref: LabelSetRef, snapshot: SnapshotRows | None = None) -> La
             "open the snapshot that the reference names"
         )
     return LabelSet(ref, store, snapshot_row_ids(snapshot))
-
-
-def snapshot_row_ids(snapshot: SnapshotRows) -> RowIds:
-    """Return the row ids of a whole snapshot, in its order."""
-    parts = [snapshot.read_shard(shard, columns=["row_id"]).column("row_id") for shard in snapshot.shards]
-    return np.concatenate([rowids.empty(), *map(rowids.to_numpy, parts)])
 
 
 def require_layers(manifest: StoreManifest, layers: Sequence[int]) -> None:

@@ -19,8 +19,8 @@ from ray_distill.labels.model.rowids import RowIds, SnapshotRows
 from ray_distill.labels.model.signal import DISTRIBUTIONS, HIDDEN, hidden_part, signal_of
 from ray_distill.labels.model.validity import unusable
 from ray_distill.labels.model.work_units import Receipt, unit_id
-from ray_distill.labels.store.label_store import LabelStore, UnitRows, open_store
-from ray_distill.labels.store.reader import read_hidden, read_labels, snapshot_row_ids
+from ray_distill.labels.store.label_store import LabelStore, UnitRows, open_store, snapshot_row_ids
+from ray_distill.labels.store.reader import read_hidden, read_labels
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.storage.committed_units import Ledger

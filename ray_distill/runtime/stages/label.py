@@ -94,7 +94,7 @@ def fill_store(
             "rows_quarantined": float(left.rows_quarantined),
         }
     )
-    return store.ref(snapshot), labelled, coverage
+    return store.ref(opened), labelled, coverage
 
 
 def _check(session: Session, run: Run, opened: Snapshot, head_url: str | None) -> None:

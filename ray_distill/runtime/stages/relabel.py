@@ -55,7 +55,7 @@ def relabel_source(session: Session, source: str | None) -> RelabelReport:
         "relabel", cores=resources.cpus * resources.actors[1] + 1, accelerators=resources.gpus * resources.actors[1]
     ) as stage:
         before = open_store(session.config.store_url).coverage(opened)
-        new = open_store(session.config.store_url).ref(snapshot)
+        new = open_store(session.config.store_url).ref(opened)
         if before.units:
             new, _, before = label.fill_store(session, stage, snapshot, check=False)
         after = open_store(session.config.store_url).coverage(opened)

@@ -66,7 +66,7 @@ def join_sets(parts: Sequence[PositionExamples]) -> PositionExamples:
 
 
 def join_counts(parts: Sequence[tuple[Index | None, int]]) -> Index | None:
-    """Return the counts of several sets, one set after the other, from the counts and the rows of each.
+    """Join the counts of several sets, each given with its number of rows.
 
     The result is None if every row came once.
     """

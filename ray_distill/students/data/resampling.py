@@ -1,4 +1,4 @@
-"""Choose the examples of an epoch: weigh rows by how often they came, and sample them by class, entropy or source."""
+"""Weigh the rows of an epoch by count, and resample them by class, entropy or source."""
 
 from dataclasses import dataclass
 

@@ -144,7 +144,7 @@ def stored(case: TaskCase, broken: int = 0) -> Iterator[Stored]:
         yield Stored(
             row_ids=row_ids,
             signal=signal,
-            labels=open_label_set(store.ref(snapshot.ref), snapshot),
+            labels=open_label_set(store.ref(snapshot), snapshot),
             rejected=store.coverage(snapshot).rows_quarantined,
         )
 

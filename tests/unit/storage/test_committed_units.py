@@ -166,7 +166,7 @@ def checkpoint(url):
 def test_a_checkpoint_is_read_instead_of_the_records_and_later_ones_beside_it(url, monkeypatch):
     """Opening reads one file and the records after it; the same store comes of it, and labelling goes on."""
     before, snapshot = open_store(url), fake_snapshot(range(24))
-    ref = before.ref(snapshot.ref)
+    ref = before.ref(snapshot)
     written = checkpoint(url)
     assert written.startswith(files.join(url, "log/compact/000000000006-"))
     label_all(url, MANIFEST, fake_snapshot(range(20, 32)), units_a_record=1)
@@ -180,7 +180,7 @@ def test_a_checkpoint_is_read_instead_of_the_records_and_later_ones_beside_it(ur
     everything = CommitLog(url)
     everything.refresh()
     assert store.log.chain == everything.chain
-    assert open_label_set(ref, snapshot).rows == 24 and store.ref(snapshot.ref).log_length == 8
+    assert open_label_set(ref, snapshot).rows == 24 and store.ref(snapshot).log_length == 8
     assert store.pending(fake_snapshot(range(32))) == [] and audit(url, fake_snapshot(range(32))).ok
 
 
@@ -190,7 +190,7 @@ def test_references_pinned_before_a_checkpoint_stay_valid(url):
     for rows in (28, 32, 36):
         label_all(url, MANIFEST, fake_snapshot(range(rows)), units_a_record=1)
         snapshot = fake_snapshot(range(rows))
-        pinned.append((snapshot, open_store(url).ref(snapshot.ref)))
+        pinned.append((snapshot, open_store(url).ref(snapshot)))
     checkpoint(url)
     for snapshot, ref in pinned:
         found = open_label_set(ref, snapshot)

@@ -90,7 +90,7 @@ def test_labels_go_the_whole_way(bucket):
     manifest = fake_manifest(estimator="topk", layers=(2,))
     label_all(url, manifest, snapshot)
     assert label_all(url, manifest, snapshot, None) == []
-    ref = open_store(url).ref(snapshot.ref)
+    ref = open_store(url).ref(snapshot)
     row_ids, signal = open_label_set(ref, snapshot).read(layers=(2,))
     np.testing.assert_array_equal(signal.distributions.logp, fake_teacher(row_ids, manifest).distributions.logp)
     assert audit(url, snapshot).ok
@@ -126,4 +126,4 @@ def test_two_labellers_at_once_commit_no_unit_twice(bucket, tmp_path, where):
     report = audit(url, snapshot, clean=True, older_than=-60)
     assert report.ok and report.rows == 16
     assert len(report.orphans) == 8, "each labelled everything; what lost a race is an orphan"
-    assert open_label_set(store.ref(snapshot.ref), snapshot).rows == 16
+    assert open_label_set(store.ref(snapshot), snapshot).rows == 16

@@ -44,7 +44,7 @@ def test_what_is_labelled_is_read_back_in_the_snapshots_order(url, estimator, hi
     manifest = fake_manifest(estimator=estimator, layers=(1, 3), hidden_dtype=hidden_dtype)
     snapshot = fake_snapshot(range(21))
     label_all(url, manifest, snapshot)
-    labels = open_label_set(open_store(url).ref(snapshot.ref), snapshot)
+    labels = open_label_set(open_store(url).ref(snapshot), snapshot)
     row_ids, signal = labels.read(layers=(3,))
     expected = fake_teacher(row_ids, manifest)
     assert row_ids.to_pylist() == [row_id(n) for n in range(21)] and labels.rows == 21
@@ -77,7 +77,7 @@ def test_an_overlapping_snapshot_labels_only_its_new_rows(url):
     label_all(url, fake_manifest(), later, counting)
     assert sorted(called) == sorted(row_id(n) for n in range(20, 25))
     assert store.pending(later) == [] and store.coverage(later).rows_reused == 21
-    row_ids, signal = open_label_set(store.ref(later.ref), later).read()
+    row_ids, signal = open_label_set(store.ref(later), later).read()
     assert row_ids.to_pylist() == [row_id(n) for n in range(24, 3, -1)]
     np.testing.assert_array_equal(signal.distributions.logp, fake_teacher(row_ids, fake_manifest()).distributions.logp)
 
@@ -90,7 +90,7 @@ def test_a_row_in_two_units_is_read_once_from_the_first_committed(url):
     for snapshot, (unit,) in plans:
         ids = snapshot.read_shard(snapshot.shards[0]).column("row_id").combine_chunks()
         store.commit([write_attempt(url, manifest, unit, row_ids=ids, signal=fake_teacher(ids, manifest), rejected=[])])
-    labels = open_label_set(store.ref(first.ref), first)
+    labels = open_label_set(store.ref(first), first)
     assert labels.rows == 8
     assert sorted(len(labels.row_ids(unit)) for unit in labels.units) == [4, 4]
     row_ids, signal = labels.read()
@@ -106,7 +106,7 @@ def test_rows_the_teacher_cannot_answer_are_quarantined_and_not_retried(url):
     assert (coverage.rows_reused, coverage.rows_quarantined, coverage.rows_left) == (6, 6, 0)
     shuffled = store.coverage(fake_snapshot(range(11, -1, -1)))
     assert (shuffled.rows_reused, shuffled.rows_quarantined, shuffled.rows_left) == (6, 6, 0)
-    row_ids, _ = open_label_set(store.ref(snapshot.ref), snapshot).read()
+    row_ids, _ = open_label_set(store.ref(snapshot), snapshot).read()
     assert row_ids.to_pylist() == [row_id(n) for n in (0, 2, 3, 4, 6, 7)]
     entries = [entry for record in store.log.records for entry in record["units"]]
     assert sum(entry["reasons"].get("distribution is NaN or infinite", 0) for entry in entries) == 6
@@ -119,24 +119,50 @@ def test_a_label_set_with_a_hole_is_refused(url):
     manifest = fake_manifest()
     label_all(url, manifest, fake_snapshot(range(8)))
     with pytest.raises(LabelError, match="12 of the snapshot's 20 rows have no labels.*run label again"):
-        open_label_set(open_store(url).ref(snapshot.ref), snapshot)
+        open_label_set(open_store(url).ref(snapshot), snapshot)
 
 
 def test_a_reference_stays_what_it_was_when_the_store_grows(url):
-    """A reference pins a prefix of the log: later commits change neither it nor what it reads."""
+    """A reference pins a prefix of the log: later commits change neither it nor what it reads.
+
+    A reference made later pins a longer log, and has the same fingerprint, because the snapshot's labels are the same.
+    """
     manifest, snapshot = fake_manifest(), fake_snapshot(range(8))
     label_all(url, manifest, snapshot)
-    ref = open_store(url).ref(snapshot.ref)
+    ref = open_store(url).ref(snapshot)
     label_all(url, manifest, fake_snapshot(range(4, 30)))
     assert open_label_set(ref, snapshot).rows == 8
-    assert open_store(url).ref(snapshot.ref) != ref
+    later = open_store(url).ref(snapshot)
+    assert later.log_length > ref.log_length and later.fingerprint == ref.fingerprint
+
+
+def test_a_reference_is_identified_by_the_labels_of_its_snapshot(tmp_path):
+    """Equal labels have one fingerprint, in whatever store, order and company; other labels, rows or settings have
+    others."""
+    snapshot, found = fake_snapshot(range(8)), {}
+    for name, manifest, teacher, others in (
+        ("alone", fake_manifest(), fake_teacher, ()),
+        ("after others", fake_manifest(), fake_teacher, (range(20, 40), range(60, 70))),
+        ("overlapping", fake_manifest(), fake_teacher, (range(6, 12),)),
+        ("refused rows", fake_manifest(), nan_teacher(3), ()),
+        ("manifest", fake_manifest(teacher="another"), fake_teacher, ()),
+    ):
+        url = str(tmp_path / name)
+        for numbers in others:
+            label_all(url, manifest, fake_snapshot(numbers))
+        label_all(url, manifest, snapshot, teacher)
+        found[name] = open_store(url).ref(snapshot).fingerprint
+    assert found["alone"] == found["after others"]
+    assert len(set(found.values())) == len(found) - 1
+    shuffled = fake_snapshot(range(7, -1, -1))
+    assert open_store(str(tmp_path / "alone")).ref(shuffled).fingerprint != found["alone"]
 
 
 def test_a_rewritten_log_is_noticed_by_the_reference(url):
     """A record that changed after the reference was made is CorruptStore, though it is valid by itself."""
     snapshot = fake_snapshot(range(8))
     label_all(url, fake_manifest(), snapshot)
-    ref = open_store(url).ref(snapshot.ref)
+    ref = open_store(url).ref(snapshot)
     record = files.join(url, "log/000000000000.json")
     value = files.read_json(record)
     value["units"][0]["start"] += 1
@@ -148,7 +174,7 @@ def test_a_rewritten_log_is_noticed_by_the_reference(url):
 def test_another_snapshot_than_the_references_is_refused(url):
     """Labels are of one snapshot; another one given in its place is a mismatch that names both."""
     label_all(url, fake_manifest(), fake_snapshot(range(8)))
-    ref = open_store(url).ref(fake_snapshot(range(8)).ref)
+    ref = open_store(url).ref(fake_snapshot(range(8)))
     with pytest.raises(StoreMismatch, match=ref.snapshot.fingerprint):
         open_label_set(ref, fake_snapshot(range(4)))
 
@@ -157,7 +183,7 @@ def test_layers_that_are_not_stored_are_refused(url):
     """A layer the store lacks is an error that names the stored ones."""
     snapshot = fake_snapshot(range(4))
     label_all(url, fake_manifest(layers=(2,)), snapshot)
-    labels = open_label_set(open_store(url).ref(snapshot.ref), snapshot)
+    labels = open_label_set(open_store(url).ref(snapshot), snapshot)
     with pytest.raises(StoreMismatch, match=r"\[5\] are requested, the store has \[2\]"):
         labels.read_unit(labels.units[0], layers=(2, 5))
 
@@ -172,7 +198,7 @@ def test_a_flipped_byte_names_the_file(url, name):
     data[len(data) // 3] ^= 1
     files.write_bytes(shard, bytes(data))
     with pytest.raises(CorruptStore, match=shard):
-        open_label_set(open_store(url).ref(snapshot.ref), snapshot).read(layers=(0,))
+        open_label_set(open_store(url).ref(snapshot), snapshot).read(layers=(0,))
 
 
 def test_a_mismatch_names_each_field_with_both_sides(url):
@@ -381,7 +407,7 @@ def test_a_reference_survives_json_and_other_stages_references_do_not_pass(url):
     """A LabelSetRef is what commands print and accept."""
     snapshot = fake_snapshot(range(4))
     label_all(url, fake_manifest(), snapshot)
-    ref = open_store(url).ref(snapshot.ref)
+    ref = open_store(url).ref(snapshot)
     assert type(ref).from_json(ref.to_json()) == ref
     with pytest.raises(ConfigError):
         type(ref).from_json(snapshot.ref.to_json())
@@ -391,7 +417,7 @@ def test_an_empty_snapshot_has_an_empty_label_set(url):
     """No rows are no error: nothing to label, nothing to read."""
     snapshot = fake_snapshot([])
     assert label_all(url, fake_manifest(layers=(1,)), snapshot) == []
-    row_ids, signal = open_label_set(open_store(url).ref(snapshot.ref), snapshot).read(layers=(1,))
+    row_ids, signal = open_label_set(open_store(url).ref(snapshot), snapshot).read(layers=(1,))
     assert len(row_ids) == 0 and signal.distributions.rows == 0 and signal.hidden[1].rows == 0
 
 
@@ -400,6 +426,6 @@ def test_a_reference_does_not_depend_on_the_working_directory(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     snapshot = fake_snapshot(range(4))
     label_all("store", fake_manifest(), snapshot)
-    ref = open_store("store").ref(snapshot.ref)
+    ref = open_store("store").ref(snapshot)
     monkeypatch.chdir("/")
     assert open_label_set(ref, snapshot).rows == 4

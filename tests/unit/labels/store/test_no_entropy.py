@@ -46,7 +46,7 @@ def test_a_store_without_entropies_gives_back_everything_else(tmp_path: Path, fo
     label_all(url, _manifest(form), snapshot, _silent)
     store = open_store(url)
     store.log.refresh()
-    ids, signal = open_label_set(store.ref(snapshot.ref), snapshot).read()
+    ids, signal = open_label_set(store.ref(snapshot), snapshot).read()
     told = fake_teacher(ids, store.manifest).distributions
     assert told is not None and signal.distributions is not None
     assert np.isnan(signal.distributions.entropy).all()

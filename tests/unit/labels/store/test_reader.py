@@ -19,7 +19,7 @@ def test_a_reference_finds_snapshot_and_labels_by_itself(tmp_path):
     snapshot = open_snapshot(take_snapshot(config, input_column="text", seed=0, url=str(tmp_path / "snapshots")))
     url = str(tmp_path / "store")
     label_all(url, fake_manifest(unit_rows=8), snapshot)
-    row_ids, signal = open_label_set(open_store(url).ref(snapshot.ref)).read()
+    row_ids, signal = open_label_set(open_store(url).ref(snapshot)).read()
     shards = [snapshot.read_shard(shard, columns=["row_id"]) for shard in snapshot.shards]
     assert row_ids.to_pylist() == pa.concat_tables(shards).column("row_id").to_pylist()
     assert signal.distributions.rows == 60

@@ -170,7 +170,7 @@ def test_a_malformed_log_is_reported_and_nothing_is_called_an_orphan(url, change
     report = audit(url, clean=True, older_than=-60)
     assert not report.ok and report.corrupt and report.cleaned == ()
     with pytest.raises(DistillError):
-        open_label_set(open_store(url).ref(SNAPSHOT.ref), SNAPSHOT)
+        open_label_set(open_store(url).ref(SNAPSHOT), SNAPSHOT)
 
 
 def test_a_hole_in_the_log_is_reported(url):
@@ -225,7 +225,7 @@ def test_any_mutation_of_any_file_is_found_or_refused(tmp_path):
     """
     url = str(tmp_path / "store")
     label_all(url, MANIFEST, SNAPSHOT)
-    ref = open_store(url).ref(SNAPSHOT.ref)
+    ref = open_store(url).ref(SNAPSHOT)
     everything = files.list_files(url)
     for seed in range(120):
         rng = random.Random(seed)

@@ -180,7 +180,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     label_all(str(folder / "labels"), fake_manifest(classes=V, family="bernoulli", unit_rows=7), snapshot)
     return Source(
         snapshot=snapshot,
-        labels=open_label_set(open_store(str(folder / "labels")).ref(ref)),
+        labels=open_label_set(open_store(str(folder / "labels")).ref(snapshot)),
         layers=(),
         columns=("row_id", "text"),
         build=partial(build_examples, answers=SetFormat(), processor=tiny_text_processor()),

@@ -70,7 +70,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     )
     return Source(
         snapshot=snapshot,
-        labels=open_label_set(open_store(str(folder / "labels")).ref(ref)),
+        labels=open_label_set(open_store(str(folder / "labels")).ref(snapshot)),
         layers=(3, 6),
         columns=("row_id", "text", "label"),
         build=build,

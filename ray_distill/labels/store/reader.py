@@ -219,8 +219,8 @@ def open_label_set(ref: LabelSetRef, snapshot: SnapshotRows | None = None) -> La
     digest = store.log.prefix_digest(ref.log_length)
     if digest != ref.log_digest:
         raise CorruptStore(
-            f"{ref.store}: the log differs from what the reference pins (found {digest}, expected {ref.log_digest}); "
-            "restore it, or label again"
+            f"{ref.store}: manifest or log differ from what the reference pins (log {digest}, expected "
+            f"{ref.log_digest}); restore them, or label again"
         )
     snapshot = open_snapshot(ref.snapshot) if snapshot is None else snapshot
     if snapshot.ref.fingerprint != ref.snapshot.fingerprint:

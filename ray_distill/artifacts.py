@@ -209,6 +209,8 @@ class EvalReport(Artifact):
     ``ceiling_true_labels``, ``champion``."""
     comparisons: dict[str, Estimate] = {}
     """Paired differences, student minus the other model, keyed ``<metric>_minus_<arm>``."""
+    champion_minus_teacher: dict[str, Estimate] = {}
+    """Paired differences, champion minus teacher, by metric; empty without a champion."""
     notes: tuple[str, ...] = ()
     """Findings in plain words that a reviewer must see."""
 

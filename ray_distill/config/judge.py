@@ -129,28 +129,42 @@ class Limit(Section):
 
     min: float | None = Field(None, description="least acceptable value")
     max: float | None = Field(None, description="greatest acceptable value")
-    margin: float | None = Field(None, ge=0, description="how much worse than the reference is still acceptable")
+    margin: float | None = Field(None, ge=0, description="how much worse than the champion's is still acceptable")
     relative: float | None = Field(None, ge=0, description="least share of the teacher's value, e.g. 0.97")
+    teacher_margin: float | None = Field(
+        None, ge=0, description="how much worse than the teacher's is still acceptable, in units of the metric"
+    )
 
     @model_validator(mode="after")
     def _some(self) -> Self:
-        if all(v is None for v in (self.min, self.max, self.margin, self.relative)):
-            raise ValueError("a limit needs at least one of min, max, margin, relative")
+        if all(value is None for value in (self.min, self.max, self.margin, self.relative, self.teacher_margin)):
+            raise ValueError(
+                "a limit needs at least one of min, max, margin, relative, teacher_margin; to leave a metric without "
+                "a limit, set it to null"
+            )
         return self
 
 
 class GateConfig(Section):
     """When a student replaces the model in production."""
 
-    limits: dict[str, Limit] | None = Field(
-        None,
-        description="by metric name; `margin` is against the champion. Default: accuracy at least 0.97 of the "
-        "teacher's and ece at most 0.1; of language models nll at most the teacher's over 0.9, and ece",
+    limits: dict[str, Limit | None] = Field(
+        {},
+        description="by metric name, in addition to the defaults of the task: a metric that is named here has these "
+        "limits instead of its default ones, null leaves it without any, and all other metrics keep theirs. Defaults: "
+        "accuracy (mAP) at least 0.97 of the teacher's and at most 0.01 below the champion's; of language models nll "
+        "at most the teacher's over 0.9, nll and kl_from_teacher at most 0.01 above the champion's; ece not above the "
+        "teacher's by more than 0.05 (several labels 0.03, language models 0.02)",
     )
     beat: tuple[str, ...] = Field(
         ("baseline_hard_labels",),
         description="arms whose accuracy the student must exceed beyond doubt, or of "
         "language models whose nll it must stay below",
+    )
+    replace_failing_champion: bool = Field(
+        True,
+        description="a rule that the champion itself breaks beyond doubt does not stop a student that beats the "
+        "champion beyond doubt on the headline metric and is no worse on the rule's own metric",
     )
     alias: str = Field("champion", description="registry alias that a PROMOTE sets", json_schema_extra=NOT_DECIDING)
     model_name: str | None = Field(

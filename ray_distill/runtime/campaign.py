@@ -14,7 +14,7 @@ from ray_distill.config.identity import identity
 from ray_distill.evaluation.measures.cost import CostReport
 from ray_distill.evaluation.sweep.compare import SweepResult
 from ray_distill.fingerprint import fingerprint
-from ray_distill.promotion.gate import limits_of
+from ray_distill.promotion.rules import in_words, limits_of
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.session import Session, absolute, open_session, record_line
 from ray_distill.runtime.stages import evaluate as evaluate_stage
@@ -182,9 +182,16 @@ def plan(config: Campaign) -> list[str]:
         f"train     {', '.join(train_stage.arms(config))}: {_workers(training)} × {training.engine} ZeRO "
         f"{training.zero_stage}, {training.precision} → {config.output_url}/students",
         f"evaluate  test split, {len(damages)} corruptions × {len(config.evaluation.severities)} severities",
-        f"promote   {', '.join(limits_of(config.gate, config.task))}; alias {config.gate.alias}",
+        _plan_gate(config),
     ]
     return [*lines, f"record    {record_line(absolute(config))}"]
+
+
+def _plan_gate(config: Campaign) -> str:
+    """Return the rules in force, as the verdict will list them."""
+    rules = [f"{name} ({in_words(limit)})" for name, limit in limits_of(config.gate, config.task).items()]
+    rules += [f"beat {arm}" for arm in config.gate.beat]
+    return f"promote   {', '.join(rules) or 'no rules, so no verdict but HOLD'}; alias {config.gate.alias}"
 
 
 def _workers(training: TrainingConfig) -> str:

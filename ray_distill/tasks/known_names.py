@@ -17,7 +17,7 @@ _CEILING = "ceiling_true_labels"
 def unknown_names(config: Campaign, task: Task) -> list[str]:
     """Return one sentence for each unknown arm, corruption, or metric of the teacher's floor.
 
-    Metrics of the gate are refused by its own rules (`ray_distill.promotion.gate.wrong_limits`).
+    Metrics of the gate are refused by its own rules (`ray_distill.promotion.rules.wrong_limits`).
     """
     return [
         *unknown_floors(config.labels.check.limits, task),

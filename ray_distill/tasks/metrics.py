@@ -30,6 +30,8 @@ class Metric:
     """Factor from the value to the number under ``heading``, e.g. 1e-6 from bytes to MB."""
     proportion: bool = False
     """A share of rows: its interval is Wilson's, not the bootstrap's."""
+    raised_by_noise: bool = False
+    """A sum of absolute gaps, such as a calibration error: noise can only raise it, and few rows are noise."""
     of_teacher: bool = False
     """A distance to the teacher, which the teacher itself has none of."""
     buckets: tuple[str, ...] = ()

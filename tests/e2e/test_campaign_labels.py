@@ -52,7 +52,7 @@ def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         campaign="several",
         student__training__epochs=12 if get_task(task).inputs.binary else 4,
         labels__check={"limits": {"map": {"min": 0.8}}},
-        gate={"limits": {"map": {"min": 0.5}}, "beat": []},
+        gate={"limits": {"map": {"min": 0.5}, "ece": None}, "beat": []},
     )
     config = lab.load(folder / "campaign.yaml", value)
     return Ran(task=task, config=config, result=campaign.run(config))

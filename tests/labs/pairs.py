@@ -104,7 +104,7 @@ def config_of(folder: Path, source: Path, teacher: Path, **changes: Any) -> dict
             },
         },
         "evaluation": {"bootstrap": 200, "latency_requests": 10},
-        "gate": {"limits": {"nll": {"relative": 0.5}}, "beat": []},
+        "gate": {"limits": {"nll": {"relative": 0.5}, "kl_from_teacher": None, "ece": None}, "beat": []},
     }
     for name, change in changes.items():
         *parents, last = name.split("__")

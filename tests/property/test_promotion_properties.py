@@ -17,6 +17,7 @@ from ray_distill.artifacts import (
 )
 from ray_distill.config import GateConfig, Limit
 from ray_distill.promotion.gate import SEVERITY, decide
+from ray_distill.promotion.rules import limits_of, rules_of
 from ray_distill.tasks.answers.classes import CLASSES
 
 STUDENT = StudentRef(
@@ -56,19 +57,34 @@ def reports(draw):
             if draw(st.booleans()):
                 value = models["student"].metrics[name].value - models[arm].metrics[name].value
                 comparisons[f"{name}_minus_{arm}"] = draw(estimates(st.just(value)))
+    champion = {}
+    if {"champion", "teacher"} <= models.keys() and draw(st.booleans()):
+        for name in METRICS:
+            value = models["champion"].metrics[name].value - models["teacher"].metrics[name].value
+            champion[name] = draw(estimates(st.just(value)))
     return EvalReport(
-        url="r", fingerprint="e", task="text_classification", student=STUDENT, models=models, comparisons=comparisons
+        url="r",
+        fingerprint="e",
+        task="text_classification",
+        student=STUDENT,
+        models=models,
+        comparisons=comparisons,
+        champion_minus_teacher=champion,
     )
 
 
 @st.composite
 def gates(draw):
-    limits = {}
+    """Limits of some metrics; null for the others, so that no default is in force."""
+    limits = dict.fromkeys(METRICS)
     for name in draw(st.lists(st.sampled_from(METRICS), unique=True, min_size=1)):
         side = "min" if CLASSES.metrics[name].higher_is_better else "max"
-        rules = draw(st.dictionaries(st.sampled_from([side, "margin", "relative"]), share, min_size=1))
+        rules = draw(
+            st.dictionaries(st.sampled_from([side, "margin", "relative", "teacher_margin"]), share, min_size=1)
+        )
         limits[name] = Limit(**rules)
-    return GateConfig(limits=limits, beat=tuple(draw(st.lists(st.sampled_from(ARMS[1:]), unique=True))))
+    beat = tuple(draw(st.lists(st.sampled_from(ARMS[1:]), unique=True)))
+    return GateConfig(limits=limits, beat=beat, replace_failing_champion=draw(st.booleans()))
 
 
 def moved(estimate, by):
@@ -94,7 +110,7 @@ def test_a_better_student_never_gets_a_worse_verdict(report, gate, gain):
 @given(reports(), gates(), st.data())
 def test_nan_is_always_rejected(report, gate, data):
     """Whatever else is good, a NaN in a metric that a limit names is REJECT, and the reason names the metric."""
-    name = data.draw(st.sampled_from(sorted(gate.limits)))
+    name = data.draw(st.sampled_from(sorted(limits_of(gate, report.task))))
     student = report.models["student"]
     broken = student.with_changes(metrics={**student.metrics, name: Estimate(value=math.nan)})
     decision = decide(report.with_changes(models={**report.models, "student": broken}), gate)
@@ -106,9 +122,42 @@ def test_nan_is_always_rejected(report, gate, data):
 @given(reports(), gates(), gates())
 def test_asking_for_more_never_helps(report, gate, more):
     """A gate with further rules is never more lenient."""
-    limits = {name: limit for name, limit in more.limits.items() if name not in gate.limits}
-    stricter = GateConfig(limits={**gate.limits, **limits}, beat=tuple(dict.fromkeys(gate.beat + more.beat)))
+    limits = {name: limit or more.limits[name] for name, limit in gate.limits.items()}
+    beat = tuple(dict.fromkeys(gate.beat + more.beat))
+    stricter = GateConfig(limits=limits, beat=beat, replace_failing_champion=gate.replace_failing_champion)
     assert SEVERITY[decide(report, stricter).verdict] <= SEVERITY[decide(report, gate).verdict]
+
+
+@settings(max_examples=40, deadline=None)
+@given(reports(), gates(), st.sampled_from(METRICS))
+def test_naming_one_metric_leaves_the_rules_of_all_others(report, gate, name):
+    """Whatever limit one metric is given, every default rule of the other metrics stays, and stands in the reasons."""
+    changed = GateConfig(limits={name: gate.limits[name]}, beat=gate.beat)
+    kept = [rule for rule in rules_of(GateConfig(), report.task) if rule.metric != name]
+    assert kept and set(kept) <= set(rules_of(changed, report.task))
+    reasons = decide(report, changed).reasons
+    assert all(any(rule.metric in reason for reason in reasons) for rule in kept)
+
+
+@settings(max_examples=40, deadline=None)
+@given(reports(), gates())
+def test_a_reject_is_a_rule_broken_over_its_whole_interval(report, gate):
+    """Where every figure was measured and every interval is as wide as can be, nothing is rejected."""
+
+    def widest(found):
+        return Estimate(value=found.value, low=-9.0, high=9.0, n=found.n)
+
+    models = {
+        arm: model.with_changes(metrics={name: widest(found) for name, found in model.metrics.items()})
+        for arm, model in report.models.items()
+    }
+    doubtful = report.with_changes(
+        models=models,
+        comparisons={key: widest(found) for key, found in report.comparisons.items()},
+        champion_minus_teacher={},
+    )
+    compared = {"teacher", "champion", *gate.beat} <= models.keys()
+    assert decide(doubtful, gate).verdict is not Verdict.REJECT or not compared
 
 
 @settings(max_examples=20, deadline=None)

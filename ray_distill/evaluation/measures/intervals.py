@@ -10,6 +10,8 @@ Conventions, which every number here follows:
   ``(Σw)²/Σw²``, since a bootstrap of all-correct rows would claim certainty; their paired differences are
   Bonett and Price's (2012) adjusted Wald at the same size. The rest are bootstrapped percentiles,
   shifted so that the resamples centre on the estimate (a resampled ECE is biased upwards by its noise).
+- A calibration error is raised by noise in the estimate itself, by more the better a model is calibrated. Its interval
+  extends below by the most that this can be; that of a difference by the first model's below, by the second's above.
 - Fewer than two rows give values without intervals, and so do values that are not finite.
 """
 
@@ -137,7 +139,9 @@ def resampled_weights(weight_N: Floats, how: Resampling, *, widest: int) -> Iter
         yield np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n) * weight_N
 
 
-def percentiles(value: float, samples_B: Floats, n: int, *, low: float, high: float) -> Estimate:
+def percentiles(
+    value: float, samples_B: Floats, n: int, *, low: float, high: float, raised: float = 0.0, lowered: float = 0.0
+) -> Estimate:
     """Return a bootstrap interval shifted so that the resamples centre on the value.
 
     None if a resample has no value.
@@ -148,11 +152,24 @@ def percentiles(value: float, samples_B: Floats, n: int, *, low: float, high: fl
         n: rows.
         low: least possible value.
         high: greatest possible value.
+        raised: by how much noise may have raised the value; the interval extends below by it.
+        lowered: by how much noise may have lowered it; the interval extends above by it.
     """
     if n < 2 or not math.isfinite(value) or not np.isfinite(samples_B).all():
         return Estimate(value=value, n=n)
     lower, upper = np.quantile(samples_B, (0.025, 0.975)) - samples_B.mean() + value
-    return _bracketed(value, float(lower), float(upper), n, low=low, high=high)
+    return _bracketed(value, float(lower) - raised, float(upper) + lowered, n, low=low, high=high)
+
+
+def noise_of_gaps(value: float, samples_B: Floats) -> float:
+    """Return by how much noise has raised a sum of absolute gaps, at most.
+
+    The mean of |gap| exceeds the true |gap| by ``s √(2/π)`` where the true gap is 0 and its standard error ``s``,
+    elsewhere by less. Resampling adds the same noise once more: it raises the mean from ``s √(2/π)`` to
+    ``√2 s √(2/π)``. The increase, times ``1 / (√2 - 1) = 1 + √2``, is the bias where all true gaps are 0, and more than
+    the bias elsewhere.
+    """
+    return (1 + math.sqrt(2)) * max(0.0, float(samples_B.mean()) - value)
 
 
 def _bracketed(value: float, lower: float, upper: float, n: int, *, low: float, high: float) -> Estimate:

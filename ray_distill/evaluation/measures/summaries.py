@@ -19,6 +19,7 @@ from ray_distill.evaluation.measures.intervals import (
     Ints,
     Resampling,
     Weighted,
+    noise_of_gaps,
     paired_proportions,
     percentiles,
     resample,
@@ -110,7 +111,8 @@ def measure_parts(parts: Sequence[Part], table: MetricTable, how: Resampling) ->
             if metric.proportion:
                 estimates[name] = wilson(value, part.weight_N)
             else:
-                estimates[name] = percentiles(value, samples[name], n, low=metric.low, high=metric.high)
+                raised = noise_of_gaps(value, samples[name]) if metric.raised_by_noise else 0.0
+                estimates[name] = percentiles(value, samples[name], n, low=metric.low, high=metric.high, raised=raised)
     return estimates
 
 
@@ -137,6 +139,11 @@ def compare_parts(
                 continue
             with np.errstate(invalid="ignore"):
                 value, samples_B = float(left[name][0] - right[name][0]), left_B[name] - right_B[name]
-            span = metric.high - metric.low
-            differences[name] = percentiles(value, samples_B, len(weight_N), low=-span, high=span)
+            span, raised, lowered = metric.high - metric.low, 0.0, 0.0
+            if metric.raised_by_noise:
+                raised = noise_of_gaps(float(left[name][0]), left_B[name])
+                lowered = noise_of_gaps(float(right[name][0]), right_B[name])
+            differences[name] = percentiles(
+                value, samples_B, len(weight_N), low=-span, high=span, raised=raised, lowered=lowered
+            )
     return differences

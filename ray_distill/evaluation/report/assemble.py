@@ -68,6 +68,7 @@ def judge(
         student=student,
         models=reports,
         comparisons=_comparisons(models, how, answers),
+        champion_minus_teacher=_champion_minus_teacher(models, how, answers),
     )
     report = report.with_changes(notes=tuple(_notes(report)))
     content = {key: value for key, value in report.to_dict().items() if key not in ("url", "fingerprint")}
@@ -112,6 +113,14 @@ def _comparisons(models: Mapping[str, Measured], how: Resampling, answers: Answe
             if not (arm == "teacher" and answers.metrics[name].of_teacher):
                 result[f"{name}_minus_{arm}"] = difference
     return result
+
+
+def _champion_minus_teacher(models: Mapping[str, Measured], how: Resampling, answers: Answers) -> dict[str, Estimate]:
+    """Return paired differences, champion minus teacher, by which the gate judges the champion."""
+    if not {"champion", "teacher"} <= models.keys():
+        return {}
+    found = answers.judge.compare(models["champion"].predictions, models["teacher"].predictions, how)
+    return {name: difference for name, difference in found.items() if not answers.metrics[name].of_teacher}
 
 
 def _notes(report: EvalReport) -> Iterator[str]:

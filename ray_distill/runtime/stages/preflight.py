@@ -4,7 +4,7 @@ from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError, ModelError
 from ray_distill.losses.base import Labels
 from ray_distill.models.core.module_function import import_factory, is_factory
-from ray_distill.promotion.gate import wrong_limits
+from ray_distill.promotion.rules import wrong_limits
 from ray_distill.runtime.training.label_mixture import check_mixture, temperatures_of
 from ray_distill.storage import files
 from ray_distill.students.data.answer_format import learn_facet

@@ -7,7 +7,8 @@ from ray_distill.artifacts import Decision, EvalReport, StudentRef, Verdict
 from ray_distill.errors import PromotionError, RegistryRefused
 from ray_distill.fingerprint import fingerprint
 from ray_distill.promotion.chain import Entry, check_alias, read_chain, record_decision
-from ray_distill.promotion.gate import decide, gate_fingerprint
+from ray_distill.promotion.gate import decide
+from ray_distill.promotion.rules import gate_fingerprint
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.session import Session, Stage, user
 from ray_distill.runtime.stages import evaluate

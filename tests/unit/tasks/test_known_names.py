@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from ray_distill.config import Campaign, parse_config
-from ray_distill.promotion.gate import wrong_limits
+from ray_distill.promotion.rules import wrong_limits
 from ray_distill.tasks.answers.tokens import POSITION_BUCKETS
 from ray_distill.tasks.answers.tokens.evaluation.measures import BUCKETS
 from ray_distill.tasks.catalogue import get_task

@@ -212,6 +212,12 @@ class TrackingConfig(Section):
     )
     experiment: str | None = Field(None, description="default: MLFLOW_EXPERIMENT_NAME, else the campaign's name")
     enabled: bool = Field(True, description="false: runs and models are not recorded")
+    every: int | None = Field(
+        None,
+        ge=1,
+        description="steps between two recorded points of a training curve; default: about 200 points a curve. The "
+        "last step is always recorded, and the files below the students' `curves` have every step",
+    )
 
     @field_validator("uri")
     @classmethod

@@ -20,12 +20,14 @@ from ray_distill.runtime.training.prometheus import TrainingGauges
 from ray_distill.storage import files
 from ray_distill.students.arms import arm_by_name
 from ray_distill.students.run import TrainingJob, arm_plan
-from ray_distill.students.telemetry.curves import CurveReader, StepMetrics
+from ray_distill.students.telemetry.curves import CurveReader, Points, StepMetrics
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tracking.base import Dataset
 
 #: Seconds between two reports of the training's cost so far.
 COST_SECONDS = 10.0
+#: Least share of the training's time between two records of it.
+COST_SHARE = 0.02
 
 
 def arms(config: Campaign, *, labelled: bool = True) -> tuple[str, ...]:
@@ -91,13 +93,15 @@ def _clear(session: Session, folder: str) -> None:
 class Curves:
     """Record curves and cost of a running training.
 
-    The ranks write the curves, which go to the tracker and the terminal. The object stores which steps a run in the
-    tracker has, so that a continued run gets each step once.
+    The ranks write the curves, of which `Points` go to the tracker, and validations to the terminal. The object stores
+    which steps a run in the tracker has, so that a continued run gets each step once.
     """
 
     def __init__(self, session: Session, stage: Stage, output: str, gauges: TrainingGauges | None = None):
         self._run, self._url = stage.run, session.url("state", "recorded.json")
-        self._meter, self._gauges, self._priced_at = stage.meter, gauges, -math.inf
+        self._meter, self._gauges = stage.meter, gauges
+        self._began, self._priced_at, self._recorded_at = time.monotonic(), -math.inf, -math.inf
+        self._points = Points(session.config.tracking.every)
         kept = files.read_json(self._url) if files.exists(self._url) else {}
         known = kept.get("steps") if kept.get("run_id") == self._run.run_id else None
         self._reader = CurveReader(output, known=known)
@@ -120,19 +124,22 @@ class Curves:
         found = self._reader.new()
         for one in found:
             prefix = one.arm.replace("/", "_")
-            self._run.metrics({f"{prefix}_{name}": value for name, value in one.values.items()}, step=one.step)
+            self._run.metrics({f"{prefix}_{name}": value for name, value in self._points.of(one).items()}, one.step)
             if "validation_nll" in one.values or one.step == 1:
                 _show(one)
         if found:
             files.write_json(self._url, {"run_id": self._run.run_id, "steps": self._reader.known})
 
     def _report_cost(self) -> None:
-        """Record the cost so far, under the names and step of the stage's final cost.
+        """Report the cost so far, and record it under the names and step of the stage's final cost.
 
-        MLflow shows the later value, so the final cost replaces this one.
+        MLflow shows the later value, so the final cost replaces this one. It keeps every value, so a long training is
+        recorded at longer and longer intervals.
         """
         self._priced_at, cost = time.monotonic(), self._meter.so_far
-        self._run.metrics(stage_metrics(cost))
+        if self._priced_at - self._recorded_at > COST_SHARE * (self._priced_at - self._began):
+            self._recorded_at = self._priced_at
+            self._run.metrics(stage_metrics(cost))
         if self._gauges is not None:
             self._gauges.cost(cost)
 

@@ -13,7 +13,7 @@ from ray_distill.runtime.core.session import Session
 from ray_distill.runtime.sweep.resolve_trials import ARM
 from ray_distill.runtime.sweep.trial_worker import PlannedTrial
 from ray_distill.storage import files
-from ray_distill.students.telemetry.curves import CurveReader
+from ray_distill.students.telemetry.curves import CurveReader, Points
 from ray_distill.tracking.base import Run
 
 
@@ -25,6 +25,7 @@ class TrialRuns:
         self._session, self._folder = session, folder
         self._open: dict[str, tuple[Run, ExitStack]] = {}
         self._curves: dict[str, CurveReader] = {}
+        self._points: dict[str, Points] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -59,10 +60,11 @@ class TrialRuns:
         kept = self._kept(planned.key)
         known = kept.get("steps") if kept.get("run_id") == run.run_id else None
         self._curves[planned.key] = CurveReader(planned.job.output, known=known)
+        self._points[planned.key] = Points(self._session.config.tracking.every)
         self._keep(planned.key, run)
 
     def record(self, planned: PlannedTrial) -> None:
-        """Record the new steps of a trial's curve; of several learning rates, under the rate's name.
+        """Record `Points` of the new steps of a trial's curve; of several learning rates, under the rate's name.
 
         No step is recorded twice. After a kill, the run in the tracker may lack the steps of one call; the files have
         them.
@@ -78,7 +80,8 @@ class TrialRuns:
         for one in found:
             rate = one.arm.removeprefix(ARM).strip("/")
             prefix = f"{rate}_" if rate else ""
-            run.metrics({f"{prefix}{name}": value for name, value in one.values.items()}, one.step)
+            due = self._points[planned.key].of(one)
+            run.metrics({f"{prefix}{name}": value for name, value in due.items()}, one.step)
 
     def end(self, planned: PlannedTrial, result: TrialResult) -> None:
         """Record the outcome of the trial and close its run."""

@@ -119,7 +119,7 @@ def train_run(run: TrainingRun, engine: Engine, ranks: Ranks, reporter: Reporter
         plan=run.plan,
         protect=() if state.checkpoint is None else (state.checkpoint,),
     )
-    curve = CurveWriter(run.curve, after=state.step) if ranks.first else None
+    curve = CurveWriter(run.curve, after=state.step, steps=run.steps) if ranks.first else None
     with (
         Feed(partial(batches_of, run, ranks), run.steps) as feed,
         closing(saver),
@@ -163,7 +163,7 @@ def _train(
             values.update(peak_memory(ranks, engine.device))
         reporter.metrics(run.name, step, values)
         if curve is not None:
-            curve.add(step, values)
+            curve.add(step, values, last=last)
         if saver.under_way and idle == ranks.world:
             report_saved(saver.advance(), saved)
         if last:

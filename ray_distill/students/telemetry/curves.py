@@ -9,6 +9,7 @@ checkpoint. It drops the metrics of later steps and takes these steps again, so 
 
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 WRITE_SECONDS = 2.0
 #: Most steps of a file, because each write replaces the whole file.
 MOST_STEPS = 1000
+#: Points of a curve that a tracker gets by default.
+CURVE_POINTS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,32 @@ class StepMetrics:
     arm: str
     """The arm, with its learning rate if there are several."""
     step: int
+    steps: int
+    """Last step of the run, as far as it is known: a run that ends early has it in its last line alone."""
     values: Mapping[str, float]
+
+
+class Points:
+    """Select the points of curves that are recorded elsewhere; the files have all of them."""
+
+    def __init__(self, every: int | None) -> None:
+        """Select each metric once in ``every`` steps; None = about `CURVE_POINTS` times a curve."""
+        self._every, self._recorded = every, dict[tuple[str, str], int]()
+
+    def of(self, one: StepMetrics) -> dict[str, float]:
+        """Return the metrics of a step that are due.
+
+        A metric is due at its first step of each interval, however rarely it is measured, and at the last step.
+        """
+        interval = (one.step - 1) // (self._every or math.ceil(one.steps / CURVE_POINTS))
+        last = one.step == one.steps
+        due = {
+            name: value
+            for name, value in one.values.items()
+            if last or self._recorded.get((one.arm, name), -1) < interval
+        }
+        self._recorded |= {(one.arm, name): interval for name in due}
+        return due
 
 
 def curve_url(output: str, arm: str) -> str:
@@ -43,25 +71,30 @@ def curve_url(output: str, arm: str) -> str:
 class CurveWriter:
     """Writes the curve of one run, on the first rank; training waits for it only at checkpoints."""
 
-    def __init__(self, url: str, *, after: int) -> None:
+    def __init__(self, url: str, *, after: int, steps: int) -> None:
         """Continue a curve after a step; the metrics of later steps from an earlier run are dropped.
+
+        Args:
+            url: folder of the curve.
+            after: the step.
+            steps: steps of the whole run.
 
         Raises:
             StorageError: the earlier files cannot be read or changed.
         """
-        self._url, self._lines = url, list[str]()
+        self._url, self._lines, self._steps = url, list[str](), steps
         self._first = after + 1
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="curve")
         self._writing: Future[None] | None = None
         self._written_at = time.monotonic()
         _cut(url, after)
 
-    def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Add a step's metrics.
+    def add(self, step: int, values: Mapping[str, float], *, last: bool = False) -> None:
+        """Add a step's metrics; ``last`` is whether the run ends with it.
 
         They are written within `WRITE_SECONDS`, if the storage is fast enough.
         """
-        self._lines.append(json.dumps({"step": step, "values": values}))
+        self._lines.append(json.dumps({"step": step, "steps": step if last else self._steps, "values": values}))
         if len(self._lines) >= MOST_STEPS:
             self.complete()
         elif time.monotonic() - self._written_at >= WRITE_SECONDS and (self._writing is None or self._writing.done()):
@@ -105,7 +138,8 @@ class CurveWriter:
 
 def read_curve(url: str) -> dict[int, dict[str, float]]:
     """Return the metrics of every step of a curve, by step; empty if there is no curve."""
-    return dict(_steps(files.read_many([files.join(url, name) for name in _names(url)])))
+    found = _steps(url, files.read_many([files.join(url, name) for name in _names(url)]))
+    return {one.step: dict(one.values) for one in found}
 
 
 class CurveReader:
@@ -140,7 +174,7 @@ class CurveReader:
         begun = [first for first in firsts if first <= known + 1]
         unread = [*begun[-1:], *firsts[len(begun) :]]
         data = files.read_many([files.join(self._url, arm, f"{first:09d}.jsonl") for first in unread])
-        return [StepMetrics(arm=arm, step=step, values=values) for step, values in _steps(data) if step > known]
+        return [one for one in _steps(arm, data) if one.step > known]
 
 
 def _cut(url: str, after: int) -> None:
@@ -168,11 +202,10 @@ def _names(url: str) -> list[str]:
     return [item.name for item in files.list_files(url) if "/" not in item.name]
 
 
-def _steps(data: list[bytes]) -> Iterator[tuple[int, dict[str, float]]]:
+def _steps(arm: str, data: list[bytes]) -> Iterator[StepMetrics]:
     for part in data:
         for line in _lines(part):
-            found = json.loads(line)
-            yield found["step"], found["values"]
+            yield StepMetrics(arm=arm, **json.loads(line))
 
 
 def _lines(data: bytes) -> list[str]:

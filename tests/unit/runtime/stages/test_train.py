@@ -18,7 +18,7 @@ from ray_distill.students.telemetry.curves import CurveWriter, curve_url
 
 def _train(folder: Path, arm: str, steps: range, loss: float) -> None:
     """Write the curve of a run that goes on before the first step."""
-    writer = CurveWriter(curve_url(str(folder), arm), after=steps.start - 1)
+    writer = CurveWriter(curve_url(str(folder), arm), after=steps.start - 1, steps=8)
     for step in steps:
         writer.add(step, {"loss": loss, "examples_per_second": 1.0})
     writer.complete()
@@ -97,6 +97,28 @@ def test_a_run_in_the_tracker_gets_each_step_once(config, tmp_path: Path) -> Non
         *((4, 2.0), (5, 2.0)),
         *((6, 3.0), (7, 3.0), (8, 3.0)),
     ]
+
+
+def test_a_long_training_is_few_rows_of_the_tracker(config, tmp_path: Path) -> None:
+    """Three arms of 3,000 steps and 16 metrics: 200 of 3,000 points a curve, in polls of any size."""
+    run, arms = Recorded(), ("student", "baseline_hard_labels", "baseline_teacher_hard_labels")
+    writers = [CurveWriter(curve_url(str(tmp_path), arm), after=0, steps=3000) for arm in arms]
+    values = {"loss": 1.0, **{f"seconds_{number}": 1.0 for number in range(15)}}
+    with open_session(config) as session, session.stage("train") as stage:
+        curves = _curves(session, stage, tmp_path, run)
+        for step in range(1, 3001):
+            for writer in writers:
+                writer.add(step, values)
+                if step % 700 == 0 or step == 3000:
+                    writer.complete()
+            if step % 700 == 0:
+                curves.record()
+        curves.record()
+    for writer in writers:
+        writer.close()
+    recorded = [name for values in run.values for name in values if not name.startswith("train_")]
+    assert len(recorded) == 3 * 16 * 201
+    assert [step for step, _ in run.losses] == [*range(1, 3000, 15), 3000]
 
 
 def test_curves_that_cannot_be_read_are_read_at_the_next_poll(

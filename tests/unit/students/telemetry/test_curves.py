@@ -10,7 +10,7 @@ import pytest
 from ray_distill.errors import StorageError
 from ray_distill.storage import files
 from ray_distill.students.telemetry import curves
-from ray_distill.students.telemetry.curves import CurveReader, CurveWriter, StepMetrics, curve_url, read_curve
+from ray_distill.students.telemetry.curves import CurveReader, CurveWriter, Points, StepMetrics, curve_url, read_curve
 from ray_distill.testing.crashfs import Crash, crashing_disk, crashing_remote, cut_points, points
 
 STEPS, EVERY = 9, 3
@@ -22,7 +22,7 @@ def _values(step: int, run: int = 0) -> dict[str, float]:
 
 def _write(url: str, steps: range, run: int = 0, saved: Callable[[int], object] = lambda step: None) -> None:
     """Write steps as a run does that goes on before the first, with a checkpoint every three steps."""
-    writer = CurveWriter(url, after=steps.start - 1)
+    writer = CurveWriter(url, after=steps.start - 1, steps=9)
     for step in steps:
         writer.add(step, _values(step, run))
         if step % EVERY == 0:
@@ -41,7 +41,7 @@ def test_a_run_that_goes_on_replaces_what_it_repeats(tmp_path: Path) -> None:
     url = str(tmp_path)
     _write(url, range(1, 10))
     for after, run in ((6, 1), (4, 2), (0, 3)):
-        CurveWriter(url, after=after).close()
+        CurveWriter(url, after=after, steps=9).close()
         assert sorted(_steps(url)) == list(range(1, after + 1))
         _write(url, range(after + 1, 10), run)
         assert sorted(_steps(url)) == list(range(1, 10))
@@ -86,7 +86,7 @@ def test_a_file_has_the_steps_between_two_checkpoints(tmp_path: Path, monkeypatc
 def test_steps_are_readable_before_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file grows while training goes on, and what is read of it has no hole."""
     monkeypatch.setattr(curves, "WRITE_SECONDS", 0.0)
-    writer = CurveWriter(curve_url(str(tmp_path), "student"), after=0)
+    writer = CurveWriter(curve_url(str(tmp_path), "student"), after=0, steps=9)
     reader = CurveReader(str(tmp_path))
     found, step = list[StepMetrics](), 0
     while not found:
@@ -111,7 +111,7 @@ def test_a_write_that_fails_is_repeated_by_the_next(tmp_path: Path, monkeypatch:
         write(url, data)
 
     monkeypatch.setattr(files, "write_bytes", failing)
-    writer = CurveWriter(str(tmp_path), after=0)
+    writer = CurveWriter(str(tmp_path), after=0, steps=9)
     for step in range(1, 5):
         writer.add(step, _values(step))
     with pytest.raises(StorageError, match="away"):
@@ -155,3 +155,38 @@ def test_what_cannot_be_read_now_is_read_later(tmp_path: Path, monkeypatch: pyte
         patch.setattr(files, "read_many", failing)
         reader.new()
     assert len(reader.new()) == 9
+
+
+def _points(every: int | None, steps: int, validations: int) -> dict[str, list[int]]:
+    """The steps at which a tracker gets each metric of a curve."""
+    points, found = Points(every), dict[str, list[int]]()
+    for step in range(1, steps + 1):
+        values = {"loss": 1.0, **({"validation_nll": 1.0} if step % validations == 0 else {})}
+        for name in points.of(StepMetrics(arm="student", step=step, steps=steps, values=values)):
+            found.setdefault(name, []).append(step)
+    return found
+
+
+def test_a_tracker_gets_about_200_points_of_a_curve(tmp_path: Path) -> None:
+    """The first step and the last, and evenly in between; short curves whole; rare metrics at each of their steps."""
+    found = _points(None, 10_007, 500)
+    assert len(found["loss"]) == 198 and found["loss"][:3] == [1, 52, 103] and found["loss"][-1] == 10_007
+    assert found["validation_nll"] == list(range(500, 10_001, 500))
+    assert _points(None, 200, 7)["loss"] == list(range(1, 201))
+    assert _points(30, 100, 7)["loss"] == [1, 31, 61, 91, 100]
+    assert _points(1, 300, 7)["loss"] == list(range(1, 301))
+
+
+def test_the_last_step_of_a_run_that_ends_early_is_a_point(tmp_path: Path) -> None:
+    """Only its last line knows that it is the last; the arms of a job are thinned apart."""
+    for arm in ("student", "baseline"):
+        writer = CurveWriter(curve_url(str(tmp_path), arm), after=0, steps=4000)
+        for step in range(1, 48):
+            writer.add(step, _values(step), last=step == 47)
+        writer.complete()
+        writer.close()
+    points, found = Points(None), CurveReader(str(tmp_path)).new()
+    assert len(found) == 94
+    assert [(one.arm, one.step) for one in found if points.of(one)] == [
+        (arm, step) for arm in ("baseline", "student") for step in (1, 21, 41, 47)
+    ]

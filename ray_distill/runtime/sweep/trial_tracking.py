@@ -64,7 +64,7 @@ class TrialRuns:
         self._keep(planned.key, run)
 
     def record(self, planned: PlannedTrial) -> None:
-        """Record `Points` of the new steps of a trial's curve; of several learning rates, under the rate's name.
+        """Record `Points` of a trial's new steps; of several learning rates, under the rate's name.
 
         No step is recorded twice. After a kill, the run in the tracker may lack the steps of one call; the files have
         them.

@@ -38,6 +38,8 @@ class Reason(IntEnum):
     LABEL_NOT_LIST = 13
     REPEATED_LABEL = 14
     MISSING_INPUT = 15
+    IMAGE_RANGE = 16
+    IMAGE_STRIP = 17
 
     @property
     def text(self) -> str:
@@ -62,6 +64,8 @@ _TEXTS = {
     Reason.LABEL_NOT_LIST: "label is not a list",
     Reason.REPEATED_LABEL: "label repeated",
     Reason.MISSING_INPUT: "missing input",
+    Reason.IMAGE_RANGE: "image without a known range of values",
+    Reason.IMAGE_STRIP: "image is a strip",
 }
 
 QUARANTINE_SCHEMA = pa.schema([("source", pa.string()), ("row", pa.int64()), ("reason", pa.string())])
@@ -70,6 +74,8 @@ _PLACES_SHOWN = 3
 #: How to mend rows of a reason, beside "mend the source".
 _ADVICE = {
     Reason.NOT_UTF8: "save the source as UTF-8 (in Excel 'CSV UTF-8'; `iconv -f WINDOWS-1252 -t UTF-8`)",
+    Reason.IMAGE_RANGE: "convert such images to 8 bits, or scale 16 bits to 0 … 65535 and floats to 0 … 1 (files with "
+    "12 bits in 16, with 32 bits or with other floats do not state their range)",
     Reason.MALFORMED_CSV: "write the source with quoted fields, or as Parquet",
 }
 

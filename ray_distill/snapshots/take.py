@@ -73,7 +73,7 @@ def take_snapshot(
         seed: decides the splits by id and by group.
         url: folder of snapshots; this one gets a folder named by its fingerprint.
         binary: inputs are encoded files such as images, not texts.
-        verify: returns a reason for each input that is not usable, e.g. `check_images`.
+        verify: returns a reason for each input that is not usable, as `tasks.inputs.modality.Inputs.verify`.
         nested: lists and objects in the input column are conversations, kept as canonical JSON; else an error.
         truth: how labels are read: one class a row, a set of classes, or not at all.
 

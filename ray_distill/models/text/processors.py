@@ -20,6 +20,8 @@ from ray_distill.errors import ModelError
 from ray_distill.fingerprint import fingerprint, sha256
 from ray_distill.labels.model.ragged import RaggedArray
 from ray_distill.models.core.checkpoint_files import gguf_file
+from ray_distill.tasks.inputs import pixels
+from ray_distill.tasks.inputs.pixels import Pixels
 
 #: Files of which a tokenizer has at least one.
 _VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
@@ -204,18 +206,16 @@ def text_limit(tokenizer: Any, config: Any, max_length: int | None) -> int:
     return int(min(limits))
 
 
-def to_channels(image: npt.NDArray[np.uint8], channels: int) -> npt.NDArray[np.uint8]:
-    """Convert ``[H, W, C]`` between grey and colour by the luma of ITU-R 601, as Pillow does."""
-    found = image.shape[-1]
-    if found == channels:
-        return image
-    if found == 1 and channels == 3:
-        return np.repeat(image, 3, axis=-1)
-    if found == 3 and channels == 1:
-        luma: npt.NDArray[np.float64] = image.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
-        grey: npt.NDArray[np.uint8] = np.rint(luma).astype(np.uint8)[..., None]
-        return grey
-    raise ModelError(f"an image has {found} channels and the model takes {channels}: only 1 and 3 can be converted")
+def to_channels(image: Pixels, channels: int) -> Pixels:
+    """Convert ``[H, W, C]`` between grey and colour.
+
+    Raises:
+        ModelError: from or to other numbers of channels than 1 and 3.
+    """
+    try:
+        return pixels.to_channels(image, channels)
+    except ValueError as error:
+        raise ModelError(str(error)) from error
 
 
 def ragged(rows: list[list[int]], *, pad: int) -> RaggedArray:

@@ -8,13 +8,12 @@ turns logits into answers.
 A serving machine has transformers, torch, numpy and Pillow, and nothing of ours, so this file does not import the
 package. (One exception: a student that a ``module:function`` built, or whose inputs are a user's own, needs ray_distill
 and the user's module, because no file can rebuild it.) No code is pickled, and weights are read from safetensors only.
-Images are decoded exactly as `ray_distill.tasks.inputs.pixels` does; a test compares the two.
+Images are decoded by the file `ray_distill.tasks.inputs.pixels`, which is copied too.
 
 Requests are strings, or encoded images (bytes such as PNG or JPEG, or their base64 text).
 """
 
 import base64
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from PIL import Image, ImageOps
 
 BATCH = 32
 
@@ -34,7 +32,7 @@ Loaded = tuple[Any, Encode, list[str]]
 Answer = Callable[[list[Any], Mapping[str, Any]], dict[str, list[Any]]]
 
 
-def load(folder: Path, *, task: str, column: str, answers: Any) -> Answer:
+def load(folder: Path, *, task: str, column: str, answers: Any, pixels: Any) -> Answer:
     """Load model and processor of a checkpoint whose inputs are in ``column``.
 
     Args:
@@ -42,10 +40,11 @@ def load(folder: Path, *, task: str, column: str, answers: Any) -> Answer:
         task: its name.
         column: ``text`` or ``image``; another one of a task of the user's own.
         answers: the module of the family's file.
+        pixels: the module of the file that decodes images.
     """
     facts = _facts(folder)
     own = "factory" in facts or column not in _LOAD
-    model, encode, names = _load_own(folder, task) if own else _LOAD[column](folder)
+    model, encode, names = _load_own(folder, task) if own else _LOAD[column](folder, pixels)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device).eval()
     dtype = next(model.parameters()).dtype
@@ -67,7 +66,7 @@ def load(folder: Path, *, task: str, column: str, answers: Any) -> Answer:
     return answer
 
 
-def _load_text(folder: Path) -> Loaded:
+def _load_text(folder: Path, pixels: Any) -> Loaded:
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or 10**6)
@@ -85,14 +84,14 @@ def _load_text(folder: Path) -> Loaded:
     return model, encode, _labels(model)
 
 
-def _load_image(folder: Path) -> Loaded:
+def _load_image(folder: Path, pixels: Any) -> Loaded:
     model = transformers.AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True)
     processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     channels = getattr(model.config, "num_channels", 3)
 
     def encode(images: Sequence[Any]) -> Any:
-        pixels = [_to_channels(_decode(_bytes(image)), channels) for image in images]
-        return processor(pixels, return_tensors="pt", input_data_format="channels_last", do_convert_rgb=False)
+        ready = [pixels.to_channels(_decode(_bytes(image), pixels), channels) for image in images]
+        return processor(ready, return_tensors="pt", input_data_format="channels_last", do_convert_rgb=False)
 
     return model, encode, _labels(model)
 
@@ -119,7 +118,7 @@ def _load_own(folder: Path, task: str) -> Loaded:
 
 
 #: Keyed by the column of the inputs.
-_LOAD: dict[str, Callable[[Path], Loaded]] = {"text": _load_text, "image": _load_image}
+_LOAD: dict[str, Callable[[Path, Any], Loaded]] = {"text": _load_text, "image": _load_image}
 
 
 def _facts(folder: Path) -> dict[str, Any]:
@@ -148,30 +147,11 @@ def _bytes(value: Any, column: str = "image") -> bytes:
         raise ValueError(f"column {column!r} must contain encoded images, as bytes or base64: {error}") from error
 
 
-def _decode(data: bytes) -> np.ndarray[Any, Any]:
-    """Decode to ``[H, W, 1]`` or ``[H, W, 3]`` uint8, upright; transparency is over white."""
+def _decode(data: bytes, pixels: Any) -> Any:
     try:
-        with Image.open(io.BytesIO(data)) as file:
-            image = ImageOps.exif_transpose(file)
-            image.load()
-    except Exception as error:  # Pillow's decoders raise many kinds
-        raise ValueError(f"column 'image' must contain encoded images: {type(error).__name__}: {error}") from error
-    if image.mode.startswith("I;16"):
-        return (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)[..., None]
-    grey = image.mode in ("1", "L", "LA", "I", "F")
-    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    pixels = np.asarray(image.convert("L" if grey else "RGB"))
-    return pixels[..., None] if grey else pixels
-
-
-def _to_channels(image: np.ndarray[Any, Any], channels: int) -> np.ndarray[Any, Any]:
-    if image.shape[-1] == channels:
-        return image
-    if channels == 3:
-        return np.repeat(image, 3, axis=-1)
-    grey: np.ndarray[Any, Any] = np.rint(image.astype(np.float64) @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
-    return grey[..., None]
+        return pixels.decode_image(data)
+    except pixels.ImageError as error:
+        raise ValueError(f"column 'image' must contain encoded images: {error}") from error
 
 
 def _batches(values: list[Any]) -> Iterator[list[Any]]:

@@ -9,6 +9,9 @@ from pathlib import Path
 from ray_distill.config import Campaign
 from ray_distill.tasks.facets import Kind, Serving
 
+#: The file that decodes images in every stage.
+_PIXELS = Path(__file__).parents[1] / "inputs" / "pixels.py"
+
 
 def row_serving(answers: Path, *, outputs: Mapping[str, Kind]) -> Serving:
     """Return how ``row_requests.py`` reads and runs requests, and a family's file answers.
@@ -19,7 +22,7 @@ def row_serving(answers: Path, *, outputs: Mapping[str, Kind]) -> Serving:
     """
     return Serving(
         code=Path(__file__).with_name("row_requests.py"),
-        parts={"answers": answers},
+        parts={"answers": answers, "pixels": _PIXELS},
         outputs=outputs,
         requirements=("transformers", "torch", "safetensors", "numpy", "pillow"),
     )

@@ -9,10 +9,8 @@ from PIL import Image, ImageFilter
 
 from ray_distill.tasks.inputs.corruptions import corrupt_column
 from ray_distill.tasks.inputs.modality import Corruption
-from ray_distill.tasks.inputs.pixels import decode_image, encode_png
-from ray_distill.tasks.inputs.rows import Unusable
+from ray_distill.tasks.inputs.pixels import ImageError, Pixels, decode_image, encode_png
 
-Pixels = npt.NDArray[np.uint8]
 #: (pixels [H, W, C], severity, generator) -> pixels of the same shape.
 _Change = Callable[[Pixels, int, np.random.Generator], Pixels]
 
@@ -50,7 +48,7 @@ def _on_files(change: _Change) -> Corruption:
     def on_bytes(data: bytes, severity: int, generator: np.random.Generator) -> bytes:
         try:
             pixels = decode_image(data)
-        except Unusable:
+        except ImageError:
             return data
         return encode_png(change(pixels, severity, generator))
 

@@ -19,7 +19,7 @@ from ray_distill.errors import SnapshotError, StorageError
 from ray_distill.snapshots import SPLITS, Snapshot, open_snapshot, take_snapshot
 from ray_distill.snapshots.identity import row_id
 from ray_distill.snapshots.rows import Reason
-from ray_distill.snapshots.sources.image_source import check_images
+from ray_distill.tasks.inputs.image import check_images
 from ray_distill.testing.s3 import s3_server
 
 Rows = list[dict[str, Any]]

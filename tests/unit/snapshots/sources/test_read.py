@@ -15,9 +15,9 @@ from PIL import Image
 from ray_distill.errors import SnapshotError
 from ray_distill.snapshots.rows import Reason, Rows
 from ray_distill.snapshots.sources.columns import InputColumn
-from ray_distill.snapshots.sources.image_source import check_images
 from ray_distill.snapshots.sources.read import read_rows
 from ray_distill.snapshots.sources.resolve import match_sources
+from ray_distill.tasks.inputs.image import check_images
 
 WANTED = {"text": "utterance", "label": "intent"}
 

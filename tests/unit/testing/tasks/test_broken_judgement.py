@@ -141,7 +141,7 @@ def test_serving_that_is_broken_is_found(tmp_path: Path, monkeypatch: pytest.Mon
         assert_found("served", with_facet(CASE, "serve", SERVING=changed), match, monkeypatch)
     code = tmp_path / "always_bird.py"
     code.write_text(ALWAYS_BIRD)
-    broken = with_facet(CASE, "serve", SERVING=replace(own, parts={"answers": code}))
+    broken = with_facet(CASE, "serve", SERVING=replace(own, parts={**own.parts, "answers": code}))
     assert_found("served", broken, "the model itself answers|Not equal", monkeypatch)
 
 

@@ -1,10 +1,13 @@
 """Configure the snapshot: sources, columns, splits, redaction."""
 
+from collections.abc import Callable
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from ray_distill.config.section import INPUT, NOT_DECIDING, Section
+
+Format = Literal["auto", "parquet", "jsonl", "csv", "images"]
 
 
 class Columns(Section):
@@ -23,9 +26,30 @@ class Columns(Section):
         "read sets of classes: a list of names or indices (in CSV a JSON array), or a vector of 0 and 1 as long as "
         "`classes`; [] = none applies",
     )
+    label_values: Literal["auto", "names", "indices"] = Field(
+        "auto",
+        description="all labels are names of classes, or all are indices into `classes`, counted from 0; auto: as the "
+        "values decide, and an error where both readings are possible",
+    )
+    label_missing: tuple[str, ...] | None = Field(
+        None,
+        description="values of `label` that mean unlabelled; null: nan, <NA>, null, and -1 and -100 beside 0, 1, 2…, "
+        "unless a class has that name; []: none",
+    )
     group: str | None = Field(None, description="rows of one group (user, conversation) stay in one split")
     time: str | None = Field(None, description="event time, for splits by time")
     slices: tuple[str, ...] = Field((), description="columns by which evaluation is also reported")
+
+
+class OwnSource(Section):
+    """Rows of one's own for a split, which the traffic then does not fill.
+
+    They never mix with the traffic: an input that both have is left out of the traffic. Its share goes to train.
+    """
+
+    source: str | tuple[str, ...] = Field(description="file, folder or glob on any fsspec URL", json_schema_extra=INPUT)
+    format: Format = "auto"
+    columns: Columns | None = Field(None, description="which column plays which part; default: snapshot.columns")
 
 
 class Splits(Section):
@@ -49,10 +73,15 @@ class SnapshotConfig(Section):
     """Sources, columns, splits and checks of a snapshot."""
 
     source: str | tuple[str, ...] = Field(description="file, folder or glob on any fsspec URL", json_schema_extra=INPUT)
-    format: Literal["auto", "parquet", "jsonl", "csv", "images"] = "auto"
+    format: Format = "auto"
     columns: Columns = Columns()
-    classes: tuple[str, ...] | None = Field(None, description="class names in order; default: sorted labels found")
+    classes: tuple[str, ...] | None = Field(
+        None, description="class names in order; default: the teacher's, or sorted labels found where it has no names"
+    )
     splits: Splits = Splits()
+    validation: OwnSource | None = Field(None, description="labelled rows of one's own for tuning and early stopping")
+    calibration: OwnSource | None = Field(None, description="labelled rows of one's own for the teacher check")
+    test: OwnSource | None = Field(None, description="labelled rows of one's own for the verdict")
     conflicts: Literal["majority", "first", "drop", "unlabel"] = Field(
         "majority",
         description="the same input with different labels: keep the commonest label (ties: the "
@@ -72,3 +101,33 @@ class SnapshotConfig(Section):
         if by != "id" and getattr(self.columns, by) is None:
             raise ValueError(f"splits.by is {by!r} but columns.{by} is not set")
         return self
+
+    @property
+    def own_sources(self) -> dict[str, OwnSource]:
+        """Return the splits that have a source of their own, by name."""
+        found = {"validation": self.validation, "calibration": self.calibration, "test": self.test}
+        return {name: source for name, source in found.items() if source is not None}
+
+    @property
+    def test_slices(self) -> tuple[str, ...]:
+        """Return the columns by which the test split is also reported."""
+        own = self.test.columns if self.test is not None else None
+        return self.columns.slices if own is None else own.slices
+
+    def with_sources(self, change: Callable[[str], str]) -> Self:
+        """Return the same settings with every place of a source changed."""
+        own = {
+            name: part.model_copy(update={"source": tuple(map(change, as_tuple(part.source)))})
+            for name, part in self.own_sources.items()
+        }
+        source, exclude = tuple(map(change, as_tuple(self.source))), tuple(map(change, self.exclude))
+        return self.model_copy(update={"source": source, "exclude": exclude, **own})
+
+    def traffic_alone(self) -> Self:
+        """Return the same settings for other traffic, without rows of one's own."""
+        return self.model_copy(update={"validation": None, "calibration": None, "test": None})
+
+
+def as_tuple(source: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Return the patterns of a ``source`` field, which may be one or several."""
+    return (source,) if isinstance(source, str) else source

@@ -9,7 +9,7 @@ stopped anywhere.
 from collections.abc import Mapping
 
 from ray_distill.artifacts import Artifact, Decision, EvalReport, LabelSetRef, Number, SnapshotRef, StudentRef
-from ray_distill.config import Campaign, TrainingConfig
+from ray_distill.config import Campaign, SnapshotConfig, TrainingConfig
 from ray_distill.config.identity import identity
 from ray_distill.evaluation.measures.cost import CostReport
 from ray_distill.evaluation.sweep.compare import SweepResult
@@ -217,12 +217,17 @@ def snapshot_key(config: Campaign) -> str:
     """
     return fingerprint(
         {
-            "config": identity(config.snapshot.model_copy(update={"source": "", "exclude": ()})),
+            "config": identity(_anywhere(config.snapshot)),
             "seed": config.seed,
             "task": config.task,
             "sources": describe_sources(config.snapshot),
         }
     )
+
+
+def _anywhere(config: SnapshotConfig) -> SnapshotConfig:
+    """Return the settings without the places of the sources."""
+    return config.with_sources(lambda _: "").model_copy(update={"source": "", "exclude": ()})
 
 
 def _snapshot(session: Session) -> SnapshotRef:

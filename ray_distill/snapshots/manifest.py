@@ -46,7 +46,8 @@ class RowCounts(Artifact):
     """Counts of source rows by outcome: ``read`` is the sum of the others.
 
     ``merged`` rows are further copies of a kept row, ``dropped`` ones had contradicting labels under the policy
-    ``drop``, ``excluded`` ones are in the sources of ``exclude``.
+    ``drop``, ``excluded`` ones are in the sources of ``exclude``, ``overlapping`` ones in the source that a later split
+    has of its own.
     """
 
     read: int
@@ -55,6 +56,27 @@ class RowCounts(Artifact):
     dropped: int
     excluded: int
     quarantined: int
+    overlapping: int = 0
+
+
+class LabelsRead(Artifact):
+    """How one column of labels was read; see `label_reading`.
+
+    Values are shortened, and only the commonest are listed: a wrong column may have private texts.
+    """
+
+    section: str
+    """Place in the configuration that names the column."""
+    values: str
+    """``names`` or ``indices``."""
+    unlabelled: dict[str, int]
+    """Rows by value that means no label, other than null and empty texts."""
+    unknown: dict[str, int]
+    """Rows by value that is not a class: these rows are in quarantine."""
+    more: int = 0
+    """Further values that are not a class."""
+    respelt: dict[str, str] = {}
+    """Class by value that differs from it in spelling alone."""
 
 
 class SnapshotManifest(Artifact):
@@ -81,8 +103,12 @@ class SnapshotManifest(Artifact):
     """Inputs whose copies had different labels."""
     groups_crossing: int
     """Inputs found in groups of different splits; each is in the earliest of these splits."""
+    own: dict[str, int] = {}
+    """Splits that have a source of their own, and the rows that were left out elsewhere because of each."""
     splits: dict[str, SplitCounts]
     shards: tuple[Shard, ...]
+    labels_read: tuple[LabelsRead, ...] = ()
+    """How each column of labels was read. Not part of the fingerprint: spellings differ between formats."""
     derived: dict[str, Any] | None = None
     """Origin of a derived snapshot: its parent's fingerprint, how it was derived, and counts of the rows."""
 
@@ -90,6 +116,7 @@ class SnapshotManifest(Artifact):
     def fingerprint(self) -> str:
         """Fingerprint of content and meaning."""
         value = self.to_dict()
+        del value["labels_read"]
         value["shards"] = [
             {key: shard[key] for key in ("name", "split", "rows", "content")} for shard in value["shards"]
         ]

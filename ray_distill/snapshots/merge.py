@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_distill.snapshots.identity import Ids, id_order
-from ray_distill.snapshots.labels import UNLABELLED
+from ray_distill.snapshots.label_reading.names import UNLABELLED
 
 Index = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.int32]

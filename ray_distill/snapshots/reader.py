@@ -1,6 +1,6 @@
 """Open a snapshot: rows by split or by shard, digests verified."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -9,15 +9,9 @@ import pyarrow.parquet as pq
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.errors import SnapshotError
 from ray_distill.fingerprint import sha256
-from ray_distill.snapshots.manifest import (
-    MANIFEST_NAME,
-    QUARANTINE_NAME,
-    Shard,
-    SnapshotManifest,
-    Truth,
-    parse_manifest,
-)
+from ray_distill.snapshots.manifest import MANIFEST_NAME, QUARANTINE_NAME, Shard, SnapshotManifest, parse_manifest
 from ray_distill.snapshots.splits import SPLITS
+from ray_distill.snapshots.summary import summarise
 from ray_distill.storage.files import absolute, exists, join, open_input, read_bytes
 
 
@@ -146,30 +140,3 @@ def open_snapshot(ref: SnapshotRef | str) -> Snapshot:
             f"was put there; take the snapshot again"
         )
     return Snapshot(ref=SnapshotRef(url=join(folder), fingerprint=manifest.fingerprint), manifest=manifest)
-
-
-#: How many classes a row has, by kind of truth, where it is not one.
-_A_ROW: Mapping[Truth, str] = {"class": "", "classes": ", a set a row", "none": ""}
-
-
-def summarise(manifest: SnapshotManifest) -> str:
-    """Summarise a manifest's counts in a few lines for people."""
-    rows = manifest.rows
-    lines = [
-        f"{rows.read:,} rows read: {rows.kept:,} kept, {rows.merged:,} merged as duplicates, "
-        f"{rows.excluded:,} excluded, {rows.dropped:,} dropped, {rows.quarantined:,} in quarantine"
-    ]
-    for name, counts in manifest.splits.items():
-        lines.append(f"  {name:<12}{counts.rows:>10,} rows, weight {counts.weight:,}, {counts.labelled:,} labelled")
-    lines.append(f"  {len(manifest.classes)} classes{_A_ROW[manifest.truth]}: {_shortened(manifest.classes)}")
-    if manifest.conflicts:
-        lines.append(f"  {manifest.conflicts:,} inputs with contradicting labels (policy: {manifest.conflict_policy})")
-    if manifest.groups_crossing:
-        lines.append(f"  {manifest.groups_crossing:,} inputs in groups of several splits, kept in the earliest")
-    for reason, count in manifest.quarantined.items():
-        lines.append(f"  quarantine: {count:,} {reason}")
-    return "\n".join(lines)
-
-
-def _shortened(names: Sequence[str], most: int = 10) -> str:
-    return ", ".join(names) if len(names) <= most else f"{', '.join(names[: most - 1])}, … {names[-1]}"

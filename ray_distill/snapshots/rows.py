@@ -143,9 +143,9 @@ def concat_rows(parts: Sequence[Rows]) -> Rows:
     )
 
 
-def count_reasons(rows: Rows) -> dict[str, int]:
+def count_reasons(why: Why) -> dict[str, int]:
     """Count unusable rows by reason, the commonest first."""
-    counts = np.bincount(rows.why, minlength=len(Reason))
+    counts = np.bincount(why, minlength=len(Reason))
     found = sorted((reason for reason in Reason if reason and counts[reason]), key=lambda r: (-counts[r], r))
     return {reason.text: int(counts[reason]) for reason in found}
 
@@ -163,8 +163,15 @@ def quarantine_table(rows: Rows, names: Sequence[str]) -> pa.Table:
     )
 
 
-def check_bad_fraction(rows: Rows, names: Sequence[str], limit: float, what: str) -> None:
+def check_bad_fraction(rows: Rows, names: Sequence[str], limit: float, what: str, *, more: str = "") -> None:
     """Stop when too many rows are unusable, before anything is written or spent.
+
+    Args:
+        rows: all rows that were read.
+        names: source files.
+        limit: largest accepted share of unusable rows.
+        what: name of the sources in the message.
+        more: further details for the message.
 
     Raises:
         SnapshotError: how many of how many, by reason, and the first places.
@@ -172,14 +179,14 @@ def check_bad_fraction(rows: Rows, names: Sequence[str], limit: float, what: str
     bad = np.flatnonzero(rows.why)
     if not len(bad) or len(bad) <= limit * len(rows):
         return
-    reasons = ", ".join(f"{count} {reason}" for reason, count in count_reasons(rows).items())
+    reasons = ", ".join(f"{count} {reason}" for reason, count in count_reasons(rows.why).items())
     places = "; ".join(
         f"{names[rows.source[i]]} row {rows.record[i]} ({Reason(rows.why[i]).text})" for i in bad[:_PLACES_SHOWN]
     )
     raise SnapshotError(
         f"{len(bad)} of {len(rows)} rows of the {what} cannot be used ({len(bad) / len(rows):.1%}; "
-        f"max_bad_fraction allows {limit:.1%}): {reasons}. First: {places}. Mend the source, or raise "
-        f"snapshot.max_bad_fraction{_advice(rows)}"
+        f"max_bad_fraction allows {limit:.1%}): {reasons}. First: {places}. {more + ' ' if more else ''}Mend the "
+        f"source, or raise snapshot.max_bad_fraction{_advice(rows)}"
     )
 
 

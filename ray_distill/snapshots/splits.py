@@ -9,7 +9,7 @@ moves to an earlier split is what that split's own groups have anyway. Split by 
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -43,8 +43,13 @@ def split_by_time(micros: npt.NDArray[np.int64], ids: Ids, splits: Splits) -> Sp
     return result
 
 
-def check_none_empty(index: SplitIndex, splits: Splits) -> None:
+def check_none_empty(index: SplitIndex, splits: Splits, own: Collection[str] = ()) -> None:
     """Require every split to have rows, because later stages need them.
+
+    Args:
+        index: split of each row.
+        splits: the configured shares.
+        own: splits with a source of their own.
 
     Raises:
         SnapshotError: a split has no row; the message has the number of each.
@@ -53,7 +58,8 @@ def check_none_empty(index: SplitIndex, splits: Splits) -> None:
     if counts.all():
         return
     found = ", ".join(
-        f"{name} {count} (share {getattr(splits, name):g})" for name, count in zip(SPLITS, counts, strict=True)
+        f"{name} {count} ({'a source of its own' if name in own else f'share {getattr(splits, name):g}'})"
+        for name, count in zip(SPLITS, counts, strict=True)
     )
     empty = ", ".join(name for name, count in zip(SPLITS, counts, strict=True) if not count)
     what = {"id": "rows", "group": "rows in more groups", "time": "rows"}[splits.by]

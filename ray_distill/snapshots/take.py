@@ -22,6 +22,8 @@ from ray_distill.config import SnapshotConfig
 from ray_distill.errors import SnapshotError
 from ray_distill.fingerprint import fingerprint, sha256
 from ray_distill.snapshots.freeze import Frozen, freeze
+from ray_distill.snapshots.label_reading.reading import ClassNames
+from ray_distill.snapshots.label_reading.truth import count_classes
 from ray_distill.snapshots.manifest import (
     MANIFEST_NAME,
     QUARANTINE_NAME,
@@ -35,7 +37,6 @@ from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.rows import Why
 from ray_distill.snapshots.sources.columns import InputColumn
 from ray_distill.snapshots.splits import SPLITS
-from ray_distill.snapshots.truth import count_classes
 from ray_distill.storage.files import absolute, join, write_bytes, write_json
 
 _ZSTD_LEVEL = 3
@@ -64,6 +65,7 @@ def take_snapshot(
     verify: Callable[[pa.ChunkedArray], Why] | None = None,
     nested: bool = False,
     truth: Truth = "class",
+    known: ClassNames | None = None,
 ) -> SnapshotRef:
     """Freeze the configured sources below ``url``; an existing snapshot is kept.
 
@@ -76,6 +78,7 @@ def take_snapshot(
         verify: returns a reason for each input that is not usable, as `tasks.inputs.modality.Inputs.verify`.
         nested: lists and objects in the input column are conversations, kept as canonical JSON; else an error.
         truth: how labels are read: one class a row, a set of classes, or not at all.
+        known: class names where ``config.classes`` has none, such as the teacher's; None: the labels name the classes.
 
     Returns:
         A reference to the snapshot, local paths made absolute.
@@ -85,7 +88,7 @@ def take_snapshot(
         StorageError: a source cannot be read, or the snapshot not be written.
     """
     column = InputColumn(name=input_column, binary=binary, verify=verify, nested=nested)
-    frozen = freeze(config, column, truth, seed)
+    frozen = freeze(config, column, truth=truth, seed=seed, known=known)
     manifest = SnapshotManifest(
         input_column=input_column,
         columns={},
@@ -169,6 +172,8 @@ def _describe(frozen: Frozen, about: SnapshotManifest, shards: list[Shard]) -> S
         classes=frozen.classes,
         rows=frozen.counts,
         quarantined=frozen.reasons,
+        own=dict(frozen.own) or about.own,
+        labels_read=frozen.labels_read or about.labels_read,
         conflicts=frozen.conflicts,
         groups_crossing=frozen.groups_crossing,
         splits={name: _count(frozen, index) for index, name in enumerate(SPLITS)},

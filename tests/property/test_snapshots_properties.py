@@ -16,11 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_distill.config import SnapshotConfig
+from ray_distill.config import Columns, SnapshotConfig
 from ray_distill.snapshots import SPLITS, SnapshotManifest, merge, open_snapshot, take_snapshot
-from ray_distill.snapshots.class_sets import check_sets, merge_sets
 from ray_distill.snapshots.identity import row_ids
-from ray_distill.snapshots.labels import label_index
+from ray_distill.snapshots.label_reading.class_sets import merge_sets, read_sets
+from ray_distill.snapshots.label_reading.names import label_index
+from ray_distill.snapshots.label_reading.reading import ClassNames, LabelRules
 from ray_distill.snapshots.manifest import Truth
 from ray_distill.snapshots.rows import Rows
 from ray_distill.snapshots.sources.columns import InputColumn
@@ -135,7 +136,8 @@ def test_each_form_of_a_set_has_the_same_indices(vectors: list[list[int] | None]
         source=np.zeros(len(why), dtype=np.int32),
         record=np.arange(len(why), dtype=np.int64),
     )
-    rows = check_sets(rows, classes)
+    rules = LabelRules(known=ClassNames(names=classes), columns=Columns(), section="snapshot.columns", tolerance=0)
+    rows, _ = read_sets(rows, rules)
     ids = row_ids(pa.chunked_array([pa.array([str(i) for i in range(len(why))], pa.large_string())]), "text")
     copies = merge.gather_copies(ids)
     merged, conflicts = merge_sets(copies, rows.table.column("label").combine_chunks(), classes, "majority")
@@ -177,9 +179,7 @@ def test_every_row_is_accounted_for(drawn: list[Row], seen: list[Row], policy: s
     found = {row["text"]: row["count"] for split in snapshot.rows.values() for row in split}
     assert sum(found.values()) == counts.kept + counts.merged and len(found) == counts.kept
     usable = Counter(
-        row["text"]
-        for row in [*drawn, *FILL]
-        if (row["text"] or "").strip() and row.get("label") in (None, "x", "y", "1")
+        row["text"] for row in [*drawn, *FILL] if (row["text"] or "").strip() and row.get("label") in (None, "x", "y")
     )
     assert all(usable[text] == count for text, count in found.items())
     assert not set(found) & {row["text"] for row in seen}

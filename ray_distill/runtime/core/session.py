@@ -155,18 +155,12 @@ def record_line(config: Campaign) -> str:
 def absolute(config: Campaign) -> Campaign:
     """Return the campaign with absolute local paths, valid for a process in any folder."""
     snapshot, labels, student = config.snapshot, config.labels, config.student
-    sources = (snapshot.source,) if isinstance(snapshot.source, str) else snapshot.source
     teacher = labels.teacher.model_copy(update={"model": _model(labels.teacher.model)})
     model = student.model.model_copy(update={"model": student.model.model and _model(student.model.model)})
     return config.model_copy(
         update={
             "output": files.absolute(config.output_url),
-            "snapshot": snapshot.model_copy(
-                update={
-                    "source": tuple(files.absolute(url) for url in sources),
-                    "exclude": tuple(files.absolute(url) for url in snapshot.exclude),
-                }
-            ),
+            "snapshot": snapshot.with_sources(files.absolute),
             "labels": labels.model_copy(update={"store": files.absolute(config.store_url), "teacher": teacher}),
             "student": student.model_copy(
                 update={

@@ -84,6 +84,7 @@ def key_of(config: Campaign, students: Mapping[str, StudentRef]) -> str:
             "teacher": identity(config.labels.teacher),
             "resources": identity(config.labels.resources),
             "columns": identity(config.snapshot.columns),
+            "slices": list(config.snapshot.test_slices),
         }
     )
 

@@ -67,7 +67,7 @@ def judge_students(
     sizes = {arm: size_of(model, head_url if arm == "teacher" else None) for arm, model in models.items()}
     opened = open_snapshot(snapshot)
     panel = panel_of(config, models, opened.classes)
-    rows = opened.read("test", columns=[*panel.columns, *config.snapshot.columns.slices])
+    rows = opened.read("test", columns=[*panel.columns, *config.snapshot.test_slices])
     corruptions = requested_corruptions(config)
     # First, so that an unusable prompt or benchmark fails before the measurements.
     extras = panel.task.answers.judge.extras(panel, rows, config)
@@ -77,7 +77,7 @@ def judge_students(
         task=config.task,
         student=students["student"],
         url=url,
-        slices=config.snapshot.columns.slices,
+        slices=config.snapshot.test_slices,
         how=Resampling.of(config),
     )
     return Judged(report=report, predictions=measured["student"].predictions, written=extras.written)
@@ -109,7 +109,7 @@ def _measure(
 ) -> dict[str, Measured]:
     """Return answers, costs and robustness by arm, on the rows that all models accept."""
     judging = panel.task.answers.judge
-    answers = judging.answer(panel, rows, config.snapshot.columns.slices)
+    answers = judging.answer(panel, rows, config.snapshot.test_slices)
     rows = rows.filter(pc.is_in(rows["row_id"], value_set=next(iter(answers.values()))["row_id"].combine_chunks()))
     timed = judging.timed(panel, rows.slice(0, TIMED_EXAMPLES))
     efficiency = time_models(config, panel.models, timed, sizes)

@@ -86,7 +86,8 @@ def relabel_source(session: Session, source: str | None) -> RelabelReport:
 def _freeze(session: Session, source: str | None, classes: tuple[str, ...]) -> SnapshotRef:
     """Freeze newer traffic in the class order of the reference, so that class indices agree."""
     config = session.config
-    chosen = config.snapshot.model_copy(update={"classes": classes, **({"source": source} if source else {})})
+    alone = config.snapshot.traffic_alone()
+    chosen = alone.model_copy(update={"classes": classes, **({"source": source} if source else {})})
     describe_sources(chosen)  # report an error about the source before any other work
     return freeze(config, chosen)
 
@@ -116,6 +117,9 @@ def _sample(ref: LabelSetRef, classes: Classes | None) -> tuple[DriftSample, Cla
     layer = max(labels.manifest.hidden, default=None)
     pooled = layer is not None and labels.manifest.pool != "token"
     row_ids, signal = labels.read(layers=(layer,) if layer is not None and pooled else ())
+    if opened.manifest.own:
+        traffic = np.flatnonzero(pc.is_in(row_ids, value_set=_traffic(opened)).to_numpy(zero_copy_only=False))
+        row_ids, signal = row_ids.take(pa.array(traffic)), signal.take(traffic)
     rows, task = _rows(opened, row_ids), get_task(labels.manifest.task)
     probabilities, classes = task.answers.store.shares(signal.distributions, classes)
     return DriftSample(
@@ -124,6 +128,12 @@ def _sample(ref: LabelSetRef, classes: Classes | None) -> tuple[DriftSample, Cla
         embeddings=signal.hidden[layer].values if layer is not None and pooled else None,
         count=np.asarray(rows["count"]),
     ), classes
+
+
+def _traffic(opened: Snapshot) -> pa.Array:
+    """Return the ids of the rows that are traffic, not of a source of their own."""
+    shards = [shard for shard in opened.shards if shard.split not in opened.manifest.own]
+    return pa.concat_tables([opened.read_shard(shard, ["row_id"]) for shard in shards])["row_id"].combine_chunks()
 
 
 def _rows(opened: Snapshot, row_ids: pa.Array) -> pa.Table:

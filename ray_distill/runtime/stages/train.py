@@ -183,6 +183,5 @@ def _ceiling(session: Session, classes: tuple[str, ...]) -> SnapshotRef | None:
     source = session.config.student.ceiling
     if source is None:
         return None
-    return freeze(
-        session.config, session.config.snapshot.model_copy(update={"source": source, "exclude": (), "classes": classes})
-    )
+    alone = session.config.snapshot.traffic_alone()
+    return freeze(session.config, alone.model_copy(update={"source": source, "exclude": (), "classes": classes}))

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_distill.errors import SnapshotError
+from ray_distill.snapshots.label_reading.truth import TRUTHS, TruthKind
 from ray_distill.snapshots.manifest import Truth
 from ray_distill.snapshots.pairs import pair_texts
 from ray_distill.snapshots.rows import Mask, Reason, Rows, Why, concat_rows, file_rows, reasons
@@ -22,7 +23,6 @@ from ray_distill.snapshots.sources.json_document import document_to_lines
 from ray_distill.snapshots.sources.json_source import read_jsonl
 from ray_distill.snapshots.sources.nested import column_to_json, is_nested
 from ray_distill.snapshots.sources.resolve import SourceFile
-from ray_distill.snapshots.truth import TRUTHS, TruthKind
 from ray_distill.storage.files import open_input
 from ray_distill.storage.remote import protocol
 

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from ray_distill.config import SnapshotConfig
+from ray_distill.config.snapshot import as_tuple
 from ray_distill.errors import SnapshotError
 from ray_distill.snapshots.sources.layout import refuse_splits, refuse_tables
 from ray_distill.storage import remote
@@ -67,11 +68,6 @@ class SourceFile:
         return next((suffix for suffix in PACKINGS if self.url.lower().endswith(suffix)), None)
 
 
-def source_patterns(source: str | tuple[str, ...]) -> tuple[str, ...]:
-    """Return the patterns of a ``source`` field, which may be one or several."""
-    return (source,) if isinstance(source, str) else source
-
-
 def match_sources(patterns: Sequence[str], kind: str, *, splits: bool = False) -> list[SourceFile]:
     """Return the files of ``patterns``, in their order, then by name; each file once.
 
@@ -114,19 +110,20 @@ def describe_sources(config: SnapshotConfig) -> list[dict[str, Any]]:
     """Return a cheap key of the source files, without reading them: equal if unchanged.
 
     Returns:
-        One dict a file of ``source`` and ``exclude``: ``role``, ``name``, ``size`` in bytes, and ``version``,
-        which changes when the file does (from its entity tag or checksum where the file system has one, else
-        from its modification time).
+        One dict a file of ``source``, ``exclude`` and the sources of splits: ``role``, ``name``, ``size`` in bytes, and
+        ``version``, which changes when the file does (from its entity tag or checksum where the file system has one,
+        else from its modification time).
 
     Raises:
         SnapshotError: as `match_sources`.
         StorageError: a file cannot be accessed.
     """
-    roles = {"source": source_patterns(config.source), "exclude": config.exclude}
+    roles = {"source": (config.source, config.format), "exclude": (config.exclude, config.format)}
+    roles |= {split: (own.source, own.format) for split, own in config.own_sources.items()}
     return [
         {"role": role, "name": file.name, "size": file.size, "version": _version(_real(file.url))}
-        for role, patterns in roles.items()
-        for file in match_sources(patterns, config.format, splits=role == "exclude")
+        for role, (source, kind) in roles.items()
+        for file in match_sources(as_tuple(source), kind, splits=role == "exclude")
     ]
 
 

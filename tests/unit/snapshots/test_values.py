@@ -7,7 +7,7 @@ import pytest
 from ray_distill.config import Columns, Splits
 from ray_distill.errors import SnapshotError
 from ray_distill.snapshots.identity import row_id, row_ids
-from ray_distill.snapshots.labels import check_classes, class_names, label_index
+from ray_distill.snapshots.label_reading.names import check_classes, class_names, label_index
 from ray_distill.snapshots.sources.columns import InputColumn, source_columns
 from ray_distill.snapshots.sources.convert import parse_time, to_time
 from ray_distill.snapshots.splits import SPLITS, split_by_group, split_by_id
@@ -59,18 +59,9 @@ def test_class_names_sort_numerically_only_if_all_are_integers() -> None:
     assert class_names(texts(None)) == ()
 
 
-def test_label_is_a_name_first_and_an_index_second() -> None:
-    """Numbers index into class names that are words; class names that are numbers are names."""
-    assert label_index(texts("b", None, "a", "1", "2", "-1", "c", "9" * 30), ("a", "b")).tolist() == [
-        1,
-        -1,
-        0,
-        1,
-        -2,
-        -2,
-        -2,
-        -2,
-    ]
+def test_label_index_is_the_place_of_the_name() -> None:
+    """Only names have one: whether a column has names or indices is decided before, for the whole column."""
+    assert label_index(texts("b", None, "a", "1", "c"), ("a", "b")).tolist() == [1, -1, 0, -2, -2]
     assert label_index(texts("5", "1"), ("5", "1")).tolist() == [0, 1]
     assert label_index(texts(), ()).tolist() == []
 

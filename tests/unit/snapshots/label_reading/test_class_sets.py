@@ -111,15 +111,15 @@ def test_a_row_counts_for_each_of_its_classes(tmp_path: Path) -> None:
         "art": 80,
         "war": 80,
     }
-    assert "3 classes, a set a row: sport, art, war" in snapshot.summary()
+    assert "3 classes, a set a row: sport (80), art (80), war (80)" in snapshot.summary()
 
 
 def test_names_that_are_no_class_and_repeated_ones_cost_the_row(tmp_path: Path) -> None:
-    """One bad name makes the row's label unusable; the reasons are counted."""
+    """One bad name makes the row's label unusable, and so does an index among names; the reasons are counted."""
     bad = [["sport", "golf"], ["sport", None], [""], [3], [-1], ["art", "art"], ["art", 1], [["art"]], [{}]]
     rows = [{"text": f"bad {i}", "label": label} for i, label in enumerate(bad)] + rows_of(SETS)
     snapshot = take(write(tmp_path / "in" / "a.jsonl", rows), classes=CLASSES, max_bad_fraction=0.5)
-    assert snapshot.manifest.quarantined == {"unknown label": 5, "label is not a list": 2, "label repeated": 2}
+    assert snapshot.manifest.quarantined == {"unknown label": 6, "label is not a list": 2, "label repeated": 1}
     assert labels_of(snapshot) == expected(INDICES)
 
 

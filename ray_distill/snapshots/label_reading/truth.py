@@ -8,8 +8,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_distill.snapshots import class_sets, merge
-from ray_distill.snapshots.labels import UNKNOWN, UNLABELLED, class_names, label_index
+from ray_distill.snapshots import merge
+from ray_distill.snapshots.label_reading import class_sets
+from ray_distill.snapshots.label_reading.names import UNLABELLED, class_names, label_index
+from ray_distill.snapshots.label_reading.reading import (
+    LabelRules,
+    Reading,
+    count_values,
+    is_unknown,
+    read_labels,
+    to_names,
+)
 from ray_distill.snapshots.manifest import Truth
 from ray_distill.snapshots.rows import Reason, Rows, Why
 from ray_distill.snapshots.sources import label_columns
@@ -23,8 +32,8 @@ class TruthKind:
     """Type of the column before names become indices."""
     convert: Callable[[pa.ChunkedArray, str], tuple[pa.Array, Why]]
     """(source column, its name) -> names of classes, null where unknown; and a reason a row that is not usable."""
-    check: Callable[[Rows, Sequence[str] | None], Rows]
-    """(rows, configured classes) -> the rows, marked where the label is not usable."""
+    read: Callable[[Rows, LabelRules], tuple[Rows, Reading]]
+    """(rows, rules) -> the rows with names of classes as labels, marked where the label is not usable; and how."""
     names: Callable[[pa.Array], tuple[str, ...]]
     """Return the sorted class names in the column."""
     merge: Callable[[merge.Copies, pa.Array, Sequence[str], str], tuple[pa.Array, merge.Index]]
@@ -39,12 +48,14 @@ def count_classes(labels: pa.ChunkedArray, classes: int) -> npt.NDArray[np.int64
     return result
 
 
-def _check_class(rows: Rows, classes: Sequence[str] | None) -> Rows:
+def _read_class(rows: Rows, rules: LabelRules) -> tuple[Rows, Reading]:
     labels = rows.table.column("label").combine_chunks()
-    if classes is None:
-        label_columns.refuse_arrays(class_names(labels))
-        return rows
-    return rows.mark(label_index(labels, classes) == UNKNOWN, Reason.UNKNOWN_LABEL)
+    values = count_values(labels)
+    if rules.known is None:
+        label_columns.refuse_arrays(tuple(values))
+    reading = read_labels(values, rules)
+    unknown = is_unknown(labels, reading)
+    return rows.with_labels(to_names(labels, reading)).mark(unknown, Reason.UNKNOWN_LABEL), reading
 
 
 def _merge_class(
@@ -55,7 +66,7 @@ def _merge_class(
 
 
 _CLASS = TruthKind(
-    absent=pa.large_string(), convert=label_columns.to_class, check=_check_class, names=class_names, merge=_merge_class
+    absent=pa.large_string(), convert=label_columns.to_class, read=_read_class, names=class_names, merge=_merge_class
 )
 
 TRUTHS: Mapping[Truth, TruthKind] = {
@@ -63,14 +74,14 @@ TRUTHS: Mapping[Truth, TruthKind] = {
     "classes": TruthKind(
         absent=label_columns.NAMES,
         convert=label_columns.to_classes,
-        check=class_sets.check_sets,
+        read=class_sets.read_sets,
         names=class_sets.find_names,
         merge=class_sets.merge_sets,
     ),
     "none": TruthKind(
         absent=pa.large_string(),
         convert=label_columns.no_labels,
-        check=_check_class,
+        read=_read_class,
         names=class_names,
         merge=_merge_class,
     ),

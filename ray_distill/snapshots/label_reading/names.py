@@ -1,6 +1,5 @@
 """Class names, and labels as indices into them."""
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,8 +7,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ray_distill.errors import SnapshotError
-
-_INTEGER = re.compile(r"0|-?[1-9]\d*")
+from ray_distill.snapshots.label_reading.reading import sort_names
 
 #: Label of a row that has none; null in a snapshot.
 UNLABELLED = -1
@@ -18,10 +16,7 @@ UNKNOWN = -2
 
 def class_names(labels: pa.Array) -> tuple[str, ...]:
     """Return the sorted names in label texts: numerically if all are integers."""
-    names = [name for name in labels.unique().to_pylist() if name is not None]
-    if all(_INTEGER.fullmatch(name) for name in names):
-        return tuple(sorted(names, key=int))
-    return tuple(sorted(names))
+    return sort_names(name for name in labels.unique().to_pylist() if name is not None)
 
 
 def check_classes(classes: Sequence[str]) -> None:
@@ -37,22 +32,14 @@ def check_classes(classes: Sequence[str]) -> None:
 
 
 def label_index(labels: pa.Array, classes: Sequence[str]) -> npt.NDArray[np.int32]:
-    """Return the class index of each label text: a name first, else a number as index.
+    """Return the class index of each class name.
 
     Returns:
-        ``[N]``: the index, `UNLABELLED` for null, `UNKNOWN` for what is neither a name nor an index.
+        ``[N]``: the index, `UNLABELLED` for null, `UNKNOWN` for a text that is not a class.
     """
     encoded = labels.dictionary_encode()
     index = {name: at for at, name in enumerate(classes)}
-    known = [_index(name, index) for name in encoded.dictionary.to_pylist()]
+    known = [index.get(name, UNKNOWN) for name in encoded.dictionary.to_pylist()]
     lookup = np.array([*known, UNLABELLED], dtype=np.int32)
     result: npt.NDArray[np.int32] = lookup[encoded.indices.fill_null(len(known)).to_numpy(zero_copy_only=False)]
     return result
-
-
-def _index(name: str, index: dict[str, int]) -> int:
-    if name in index:
-        return index[name]
-    if _INTEGER.fullmatch(name) and len(name) < 10 and 0 <= int(name) < len(index):
-        return int(name)
-    return UNKNOWN

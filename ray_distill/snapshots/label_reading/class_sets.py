@@ -15,7 +15,16 @@ import pyarrow.compute as pc
 
 from ray_distill.errors import SnapshotError
 from ray_distill.snapshots import merge
-from ray_distill.snapshots.labels import UNLABELLED, class_names, label_index
+from ray_distill.snapshots.label_reading.names import UNKNOWN, UNLABELLED, class_names, label_index
+from ray_distill.snapshots.label_reading.reading import (
+    NOTHING,
+    LabelRules,
+    Reading,
+    count_values,
+    read_labels,
+    to_names,
+    without_markers,
+)
 from ray_distill.snapshots.rows import Mask, Reason, Rows
 
 #: Type of the column ``label`` of sets.
@@ -50,29 +59,34 @@ def find_names(labels: pa.Array) -> tuple[str, ...]:
     return class_names(names.filter(pc.fill_null(pc.not_equal(names, ""), False)))
 
 
-def check_sets(rows: Rows, classes: Sequence[str] | None) -> Rows:
-    """Mark the rows whose label is not a set of classes; vectors become lists of class names.
+def read_sets(rows: Rows, rules: LabelRules) -> tuple[Rows, Reading]:
+    """Read sets and vectors as lists of class names, and mark the rows that are neither.
 
     Args:
-        rows: the column ``label`` has lists of names.
-        classes: class names in order, None if the data name them.
+        rows: the column ``label`` has lists of texts.
+        rules: known classes and settings.
 
     Raises:
-        SnapshotError: the labels may be both vectors and sets, or are vectors without ``classes``.
+        SnapshotError: the labels may be both vectors and sets, or are vectors without known classes, or their entries
+            have two readings.
     """
     labels = rows.table.column("label").combine_chunks()
     labelled: Mask = np.asarray(pc.is_valid(labels))
-    names = find_names(labels) if classes is None else classes
-    if classes is None:
-        _refuse_marks(names)
     lists = _Lists.of(labels)
-    index = label_index(lists.entries, names)
-    known, unique = lists.all_of(index >= 0), _unique(lists, index)
-    vector = _is_vector(lists, len(names)) if classes is not None else np.zeros(len(labels), dtype=bool)
-    if _are_vectors(labelled & vector, labelled & known & unique):
-        rows = rows.with_labels(_from_vectors(lists, labels, vector, names))
-        return rows.mark(labelled & ~vector, Reason.UNKNOWN_LABEL)
-    return rows.mark(labelled & ~known, Reason.UNKNOWN_LABEL).mark(labelled & ~unique, Reason.REPEATED_LABEL)
+    if rules.known is None:
+        _refuse_marks(find_names(labels))
+    else:
+        names = rules.known.names
+        vector = labelled & _is_vector(lists, len(names))
+        if _are_vectors(vector, labelled & _may_be_set(lists, names)):
+            rows = rows.with_labels(_from_vectors(lists, labels, vector, names))
+            return rows.mark(labelled & ~vector, Reason.UNKNOWN_LABEL), NOTHING
+    reading = without_markers(read_labels(count_values(lists.entries), rules))
+    named = to_names(lists.entries, reading)
+    known, unique = lists.all_of(np.asarray(pc.is_valid(named))), _unique(lists, _codes(named))
+    rows = rows.with_labels(_with_entries(labels, named, lists.lengths))
+    rows = rows.mark(labelled & ~known, Reason.UNKNOWN_LABEL).mark(labelled & ~unique, Reason.REPEATED_LABEL)
+    return rows, reading
 
 
 def merge_sets(
@@ -103,6 +117,29 @@ def _indices(labels: pa.Array, classes: Sequence[str]) -> pa.Array:
     ascending = index[np.lexsort((index, lists.owner))]
     offsets = pa.array(np.concatenate([[0], np.cumsum(lists.lengths)]), pa.int32())
     return pa.ListArray.from_arrays(offsets, pa.array(ascending), mask=pc.is_null(labels))
+
+
+def _may_be_set(lists: _Lists, names: Sequence[str]) -> Mask:
+    """Return ``[N]``: whether a row may be a set, each entry by itself a name or an index."""
+    index = {name: at for at, name in enumerate(names)}
+    numbers = {str(at): at for at in range(len(names))}
+    encoded = lists.entries.dictionary_encode()
+    lookup = np.array([*((numbers | index).get(text, UNKNOWN) for text in encoded.dictionary.to_pylist()), UNKNOWN])
+    at = lookup[encoded.indices.fill_null(len(lookup) - 1).to_numpy(zero_copy_only=False)].astype(np.int32)
+    return lists.all_of(at >= 0) & _unique(lists, at)
+
+
+def _codes(texts: pa.Array) -> npt.NDArray[np.int32]:
+    """Return a number for each distinct text, `UNKNOWN` for null."""
+    indices = texts.dictionary_encode().indices.fill_null(UNKNOWN)
+    result: npt.NDArray[np.int32] = indices.to_numpy(zero_copy_only=False).astype(np.int32)
+    return result
+
+
+def _with_entries(labels: pa.Array, entries: pa.Array, lengths: npt.NDArray[np.int64]) -> pa.Array:
+    """Return lists of the same lengths with other entries; null stays null."""
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int64())
+    return pa.LargeListArray.from_arrays(offsets, entries, mask=pc.is_null(labels))
 
 
 def _unique(lists: _Lists, index: npt.NDArray[np.int32]) -> Mask:

@@ -128,13 +128,13 @@ def audit(options: argparse.Namespace) -> int:
 def _audit_live(options: argparse.Namespace) -> "Agreement":
     """Label a sample again and compare; called only for stores without damage."""
     from ray_distill.cli import resolve_references
-    from ray_distill.config import load_config
+    from ray_distill.cli.campaign_file.load import load_campaign
     from ray_distill.runtime.core import connection, session
     from ray_distill.runtime.labelling import live_audit
 
     if options.sample < 1:
         raise ConfigError(f"--sample must be at least 1 row, found {options.sample}")
-    config = session.absolute(load_config(options.live, tuple(options.set)))
+    config = session.absolute(load_campaign(options.live, options.set))
     snapshot = resolve_references.snapshot(config, options.snapshot)
     with connection.connected(options.address):
         return live_audit.audit_live(config, options.store, snapshot, options.sample)
@@ -201,18 +201,34 @@ def doctor(options: argparse.Namespace) -> int:
     return 0 if examination.healthy(findings) else FAILED
 
 
+def schema(options: argparse.Namespace) -> int:
+    """Run `ray-distill schema`."""
+    from ray_distill.cli.campaign_file.schema import campaign_schema
+
+    print(json.dumps(campaign_schema(), indent=1, ensure_ascii=False))
+    return 0
+
+
 def _stage(options: argparse.Namespace, command: "Callable[[Campaign], Any]", show: str | None) -> int:
     """Load the config, connect to Ray, run a stage and print its result.
 
     With ``--json`` the result is the only text on stdout. The config is loaded first, so that an invalid one is
     reported before slow imports.
     """
+    from ray_distill.cli.campaign_file.load import located_errors
+
     config = _load(options)
     if options.dry_run:
-        return _print_plan(options, _plan_of(options, config))
+        with located_errors(options.config, options.set):
+            lines = _plan_of(options, config)
+        return _print_plan(options, lines)
     from ray_distill.runtime.core import connection
 
-    with redirect_stdout(sys.stderr) if options.json else nullcontext(), connection.connected(options.address):
+    with (
+        redirect_stdout(sys.stderr) if options.json else nullcontext(),
+        connection.connected(options.address),
+        located_errors(options.config, options.set),
+    ):
         result = command(config)
     return _print(options, result, None if show is None else _renderer(show))
 
@@ -254,9 +270,9 @@ def _print_plan(options: argparse.Namespace, lines: Sequence[str]) -> int:
 
 
 def _load(options: argparse.Namespace) -> "Campaign":
-    from ray_distill.config import load_config
+    from ray_distill.cli.campaign_file.load import load_campaign
 
-    return load_config(options.config, tuple(options.set))
+    return load_campaign(options.config, options.set)
 
 
 def _runtime_env(text: str) -> dict[str, Any]:

@@ -125,6 +125,7 @@ def build_parser() -> argparse.ArgumentParser:
     _export(subparsers)
     _submit(subparsers)
     _doctor(subparsers)
+    _schema(subparsers)
     return parser
 
 
@@ -251,3 +252,9 @@ def _doctor(subparsers: Any) -> None:
     parser.add_argument("--address", help="dashboard of a Ray cluster to check")
     _json_argument(parser)
     parser.set_defaults(command=commands.doctor)
+
+
+def _schema(subparsers: Any) -> None:
+    text = "print the JSON schema of a campaign's file, by which editors complete and check it"
+    parser = subparsers.add_parser("schema", help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(command=commands.schema)

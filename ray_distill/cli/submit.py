@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import ray_distill
+from ray_distill.cli.campaign_file.load import load_campaign, refuse_unknown_names
 from ray_distill.cli.cluster_address import check_address, find_token, headers_of
 from ray_distill.cli.submit_checks import check_submission
-from ray_distill.config import Campaign, load_config
+from ray_distill.config import Campaign
 from ray_distill.errors import ClusterError
 from ray_distill.storage.proxies import keep_loopback_direct
 
@@ -69,7 +70,8 @@ def submit(
         ClusterError: no cluster answers at the address, the token is missing or refused, the job file does not exist
             or is too large, or the connection was lost (the job itself continues).
     """
-    config = load_config(config_path, tuple(overrides))
+    config = load_campaign(config_path, overrides)
+    refuse_unknown_names(config)
     keep_loopback_direct()
     environment = {**os.environ, **(runtime_env or {}).get("env_vars", {})}
     variables = check_submission(config, Path(working_dir), arguments, address=address, environment=environment)

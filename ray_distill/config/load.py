@@ -1,12 +1,14 @@
 """Read and validate the one file of a campaign."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from ray_distill.config.campaign import Campaign
+from ray_distill.config.reading.document import Document, parse, read_document
+from ray_distill.config.reading.mistakes import Reading, lines, read
 from ray_distill.errors import ConfigError
 
 
@@ -14,54 +16,56 @@ def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> Campaign:
     """Read a campaign's YAML file and apply dotted overrides (``labels.signal.k=64``).
 
     Raises:
-        ConfigError: every wrong field at once, each with what was found and what is allowed.
+        ConfigError: every wrong field at once, each with what was found, what is allowed, and its line.
     """
-    try:
-        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the config {path}: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} must be a mapping of sections, found {type(value).__name__}")
+    document = open_document(path, overrides)
+    return checked(read(document), document.places, origin=str(path))
+
+
+def open_document(path: str | Path, overrides: Sequence[str] = ()) -> Document:
+    """Read a YAML file and apply overrides, without validating the fields.
+
+    Raises:
+        ConfigError: it is not a YAML mapping, or an override cannot be applied.
+    """
+    document = read_document(path)
     for override in overrides:
-        _override(value, override)
-    return parse_config(value, origin=str(path))
+        _override(document, override)
+    return document
 
 
 def parse_config(value: dict[str, Any], origin: str = "config") -> Campaign:
     """Validate a campaign given as plain values; errors as `load_config`."""
-    try:
-        return Campaign.model_validate(value)
-    except ValidationError as error:
-        # A list of wrong items is called too short as well: only an empty one is.
-        lines = [_explain(item) for item in error.errors() if item["type"] != "too_short" or not item["input"]]
-        raise ConfigError("\n  ".join([f"{origin}: {len(lines)} wrong field(s)", *lines])) from error
+    return checked(read(Document(value=value)), {}, origin=origin)
 
 
-def _explain(item: Any) -> str:
-    """Explain one wrong field in one line: its dotted name, the value found, the values allowed."""
-    where = ".".join(str(part) for part in item["loc"]) or "(whole file)"
-    message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "missing":
-        return f"{where}: is required but missing"
-    if item["type"] == "extra_forbidden":
-        return f"{where}: unknown field"
-    if message[1:2].islower():
-        message = message[0].lower() + message[1:]
-    return f"{where}: {message}; found {repr(item['input'])[:80]}"
+def checked(reading: Reading, places: Mapping[str, str], *, origin: str) -> Campaign:
+    """Return the campaign of a reading without mistakes.
+
+    Raises:
+        ConfigError: there are some; the message has a line for each.
+    """
+    if reading.mistakes or reading.config is None:
+        found = list(lines(reading.mistakes, places))
+        raise ConfigError("\n  ".join([f"{origin}: {len(found)} wrong field(s)", *found]))
+    return reading.config
 
 
-def _override(value: dict[str, Any], override: str) -> None:
+def _override(document: Document, override: str) -> None:
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise ConfigError(f"--set needs name=value, found {override!r}")
     try:
-        put(value, name, yaml.safe_load(text))
-    except yaml.YAMLError as error:
+        put(document.value, name, parse(text))
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"--set {name}: {text!r} is not a YAML value: {error}") from error
     except ConfigError as error:
         raise ConfigError(f"--set {error}") from error
+    for known in [path for path in document.places if path == name or path.startswith(f"{name}.")]:
+        for noted in (document.places, document.written, document.mistakes):
+            noted.pop(known, None)
+    document.places[name] = "--set"
+    document.written[name] = text
 
 
 def put(value: dict[str, Any], path: str, item: Any) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from ray_distill.config.section import INPUT, NOT_DECIDING, Section
 
@@ -237,12 +237,12 @@ class TrainingConfig(Section):
         json_schema_extra=NOT_DECIDING,
     )
 
-    @field_validator("learning_rate", mode="before")
+    @field_validator("learning_rate", mode="before", json_schema_input_type=float | tuple[float, ...])
     @classmethod
     def _one_rate(cls, value: Any) -> Any:
         return (value,) if isinstance(value, int | float | str) else value
 
-    @field_validator("workers", mode="before")
+    @field_validator("workers", mode="before", json_schema_input_type=PositiveInt | tuple[PositiveInt, PositiveInt])
     @classmethod
     def _counts(cls, value: Any) -> Any:
         """Return one message for both forms: pydantic would report each alternative apart."""

@@ -19,6 +19,7 @@ from ray_distill.losses.base import Labels, Loss
 from ray_distill.losses.buckets import temperature_index
 from ray_distill.losses.layers import LayerLoss
 from ray_distill.students.objective.schedules import stage_starts
+from ray_distill.text import did_you_mean
 
 #: The losses of a family of answers, by configured name.
 LossKinds = Mapping[str, type[Loss]]
@@ -40,7 +41,9 @@ def known_loss(name: str, kinds: LossKinds) -> type[Loss]:
         ConfigError: the family has no loss of that name; the message lists those that it has.
     """
     if name not in kinds:
-        raise ConfigError(f"student.losses: unknown loss {name!r}; there are {', '.join(sorted(kinds))}")
+        raise ConfigError(
+            f"student.losses: unknown loss {name!r}; there are {', '.join(sorted(kinds))}{did_you_mean(name, kinds)}"
+        )
     return kinds[name]
 
 
@@ -69,6 +72,7 @@ def settings_of(name: str, config: LossConfig, kinds: LossKinds) -> dict[str, An
         if setting not in known:
             raise ConfigError(
                 f"{where}.{setting}: unknown field; the loss {name!r} has {', '.join(['weight', *known])}"
+                f"{did_you_mean(setting, known)}"
             )
     return {
         setting: _fitting(f"{where}.{setting}", config.settings[setting], FORMS.get(setting, types[setting]))

@@ -106,7 +106,7 @@ def test_everything_wrong_is_told_at_once_by_path_and_trial() -> None:
     )
     lines = told.splitlines()
     assert lines[0] == "sweep: 4 of 7 trials are wrong"
-    assert "student.training.epocs: unknown field (trial 'typo')" in lines[1]
+    assert "student.training.epocs: unknown field; did you mean epochs? (trial 'typo')" in lines[1]
     assert lines[2].strip().startswith("student.training.workers: ")
     assert lines[2].endswith("(trials 'workers=0, temperature=1', 'workers=0, temperature=2' and 1 more)")
     assert len(lines) == 3

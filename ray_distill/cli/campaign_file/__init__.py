@@ -1,0 +1,1 @@
+"""Load a campaign's file, and make its JSON schema; may import all that `cli` may."""

@@ -83,6 +83,11 @@ class TeacherConfig(Section):
     vllm: VllmConfig = VllmConfig()
     revision: str | None = Field(None, description="sha256:… of the checkpoint's files; a mismatch is an error")
     arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of module:function")
+    classes: tuple[str, ...] | None = Field(
+        None,
+        description="names of its classes in the order of its outputs; default: its own (id2label), or, where these "
+        "are LABEL_0, LABEL_1…, those of snapshot.classes",
+    )
     head: HeadConfig | None = Field(None, description="fit a head on labelled rows: for encoders without one")
     dtype: Dtype = "float32"
     device: str = Field(

@@ -16,6 +16,7 @@ from ray_distill.evaluation.sweep.compare import SweepResult
 from ray_distill.fingerprint import fingerprint
 from ray_distill.promotion.rules import in_words, limits_of
 from ray_distill.runtime.core import console
+from ray_distill.runtime.core.class_names import classes_key, describe_classes
 from ray_distill.runtime.core.session import Session, absolute, open_session, record_line
 from ray_distill.runtime.stages import evaluate as evaluate_stage
 from ray_distill.runtime.stages import generate
@@ -175,7 +176,8 @@ def plan(config: Campaign) -> list[str]:
     sources = describe_sources(config.snapshot)
     training = config.student.training
     lines = [
-        f"snapshot  {len(sources)} source file(s) of {task.inputs.column} → {config.output_url}/snapshots",
+        f"snapshot  {len(sources)} source file(s) of {task.inputs.column}{_own(config)}{describe_classes(config)} "
+        f"→ {config.output_url}/snapshots",
         *_plan_writing(config),
         f"label     {config.labels.teacher.model}, {config.labels.signal.estimator}, "
         f"T {', '.join(f'{t:g}' for t in config.labels.signal.temperatures)} → {config.store_url}",
@@ -192,6 +194,11 @@ def _plan_gate(config: Campaign) -> str:
     rules = [f"{name} ({in_words(limit)})" for name, limit in limits_of(config.gate, config.task).items()]
     rules += [f"beat {arm}" for arm in config.gate.beat]
     return f"promote   {', '.join(rules) or 'no rules, so no verdict but HOLD'}; alias {config.gate.alias}"
+
+
+def _own(config: Campaign) -> str:
+    own = config.snapshot.own_sources
+    return "".join(f"; {name} has a source of its own" for name in own)
 
 
 def _workers(training: TrainingConfig) -> str:
@@ -221,6 +228,7 @@ def snapshot_key(config: Campaign) -> str:
             "seed": config.seed,
             "task": config.task,
             "sources": describe_sources(config.snapshot),
+            "classes": classes_key(config),
         }
     )
 

@@ -161,7 +161,7 @@ def _settle(
     table, ids, owner = join(parts)
     copies = merge.gather_copies(ids)
     kind, found = TRUTHS[truth], table.column("label").combine_chunks()
-    classes = kind.names(found) if known is None else known.names
+    classes = _classes(kind.names(found), known)
     labels, conflicts = kind.merge(copies, found, classes, config.conflicts)
     first_ids, own = ids[copies.first], owner[copies.first]
     groups = _merge_groups(copies, table, first_ids, splits=config.splits, seed=seed)
@@ -202,6 +202,19 @@ def _settle(
         conflicts=len(conflicts),
         groups_crossing=int((groups.crossing & (own == TRAFFIC)).sum()),
     )
+
+
+def _classes(found: tuple[str, ...], known: ClassNames | None) -> tuple[str, ...]:
+    """Return the known classes, or those that the labels name.
+
+    Raises:
+        SnapshotError: nobody names the classes.
+    """
+    if known is None or (known.generic and not set(found) <= set(known.names)):
+        return found
+    if known.generic and not found:
+        raise SnapshotError(messages.nobody_named(known))
+    return known.names
 
 
 def _merge_columns(copies: merge.Copies, table: pa.Table, groups: _Groups) -> dict[str, pa.Array]:

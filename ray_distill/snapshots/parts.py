@@ -82,7 +82,7 @@ def read_parts(request: Request) -> list[Part]:
         part = _read(request, SPLITS.index(split), own.source, kind=own.format, columns=columns)
         _require_labels(part, columns, request)
         parts.append(part)
-    if request.known is None:
+    if request.known is None or request.known.generic:
         _refuse_other_names(parts)
     return parts
 
@@ -129,7 +129,7 @@ def _unknown(reading: Reading, rules: LabelRules) -> str:
     """Return a sentence about the values that are not a class; empty if there are none."""
     if not reading.unknown or rules.known is None:
         return ""
-    return messages.not_a_class(reading.unknown, rules.known.names, rules.known.origin, rules.section) + "."
+    return messages.not_a_class(reading.unknown, rules.known, rules.section)
 
 
 def _require_labels(part: Part, columns: Columns, request: Request) -> None:

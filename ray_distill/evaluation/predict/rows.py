@@ -18,6 +18,7 @@ from ray_distill.evaluation.measures.intervals import Ints
 from ray_distill.evaluation.predict.batches import Reduce, batches_of, run_batch, run_models
 from ray_distill.evaluation.predict.panel import Extras, Panel, Run, Timed
 from ray_distill.models.core.model import Model
+from ray_distill.models.core.row_classes import listed
 from ray_distill.tasks.encoded import Encoded
 
 #: (panel, arm, its logits ``[N, V]``: float32, on the CPU, in the order of ``panel.classes``) -> a family's columns of
@@ -147,8 +148,8 @@ def _class_order(model: Model, classes: Sequence[str]) -> Ints:
     missing, unknown = sorted(set(classes) - set(model.classes)), sorted(set(model.classes) - set(classes))
     if missing or unknown:
         raise EvaluationError(
-            f"{model.url} and the snapshot have different classes: only the snapshot has {missing[:5]}, only the model "
-            f"has {unknown[:5]}; name them alike (snapshot.classes, or the model's id2label)"
+            f"{model.url} and the snapshot have different classes: only the snapshot has {listed(missing)}, only the "
+            f"model has {listed(unknown)}; name them alike (snapshot.classes, or the model's id2label)"
         )
     return np.array([model.classes.index(name) for name in classes], dtype=np.int64)
 

@@ -3,6 +3,7 @@
 `space` to `limit_entries` are what `ModelFacet` requires; families of such models import them.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from ray_distill.labels.model.part_specs import AnswerSpace
 
 #: Value of ``problem_type`` in a transformers config whose logits are one sigmoid a class.
 MULTI_LABEL: Final = "multi_label_classification"
+_GENERIC: Final = re.compile(r"LABEL_\d+")
 HEADLESS: Final = "; for an encoder without a classification head set `head` in the teacher's config"
 
 
@@ -45,12 +47,29 @@ def check_classes(space: AnswerSpace, snapshot: Sequence[str], url: str) -> None
     """
     teacher = set(space.names)
     only_snapshot, only_teacher = sorted(set(snapshot) - teacher), sorted(teacher - set(snapshot))
-    if only_snapshot or only_teacher:
+    if not only_snapshot and not only_teacher:
+        return
+    if are_generic(space.names) or space.names == tuple(map(str, range(space.size))):
         raise TeacherRefused(
-            f"the teacher {url} and the snapshot have different classes: only the teacher has {only_teacher[:5]}, "
-            f"only the snapshot has {only_snapshot[:5]}; use the same names in snapshot.classes and in the teacher's "
-            "id2label"
+            f"the teacher {url} has only generic names for its {space.size:,} classes ({listed(space.names)}), and the "
+            f"snapshot has {len(snapshot):,} classes ({listed(snapshot)}): list {space.size:,} names, in the order of "
+            "the teacher's outputs, in snapshot.classes"
         )
+    raise TeacherRefused(
+        f"the teacher {url} and the snapshot have different classes: only the teacher has {listed(only_teacher)}, "
+        f"only the snapshot has {listed(only_snapshot)}; use the same names in snapshot.classes and in the teacher's "
+        "id2label"
+    )
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Return the names as a list; of many their number, and the first ones."""
+    return str(list(names)) if len(names) <= most else f"{len(names):,} classes such as {list(names[:most])}"
+
+
+def are_generic(names: Sequence[str]) -> bool:
+    """Return whether names are those that transformers gives where nobody gave any."""
+    return bool(names) and all(_GENERIC.fullmatch(name) for name in names)
 
 
 def logits_shape(width: int) -> tuple[int | None, ...]:

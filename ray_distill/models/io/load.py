@@ -13,7 +13,7 @@ from torch import nn
 
 from ray_distill.config import StudentModel, TeacherConfig
 from ray_distill.config.labels import LanguageConfig
-from ray_distill.errors import ModelError
+from ray_distill.errors import ConfigError, ModelError
 from ray_distill.labels.model.part_specs import AnswerSpace
 from ray_distill.models.core.checkpoint_files import (
     check_files,
@@ -201,7 +201,7 @@ def _from_checkpoint(config: TeacherConfig, task: str, folder: Path, *, digest: 
     identity: dict[str, Any] = {"checkpoint": digest, "dtype": config.dtype}
     describe: dict[str, Any] = {"source": "checkpoint", "checkpoint": digest, "dtype": config.dtype}
     own = get_task(task)
-    space = None if config.head else own.answers.model.space(model_config)
+    space = None if config.head else renamed(own.answers.model.space(model_config), config)
     own.answers.model.check_model(own, model=config, space=space, model_config=None if config.head else model_config)
     if space is not None:
         module = _read_placed(folder, config, task)
@@ -283,9 +283,25 @@ def _from_saved_factory(
 def _space_of(parts: ModelParts, config: TeacherConfig, task: str) -> AnswerSpace:
     """Return the classes of a function's model, checked by the task's family."""
     own = get_task(task)
-    space = own.answers.model.space_of(parts.module, parts.classes, config.model)
+    space = renamed(own.answers.model.space_of(parts.module, parts.classes, config.model), config)
     own.answers.model.check_model(own, model=config, space=space, model_config=None)
     return space
+
+
+def renamed(space: AnswerSpace, config: TeacherConfig) -> AnswerSpace:
+    """Return the classes under the names that the configuration gives them.
+
+    Raises:
+        ConfigError: the model has another number of classes, or none with names.
+    """
+    if config.classes is None:
+        return space
+    if len(config.classes) != len(space.names):
+        raise ConfigError(
+            f"labels.teacher.classes has {len(config.classes):,} names ({', '.join(config.classes[:5])}), and "
+            f"{config.model} answers with {len(space.names):,} named classes: list one name an output, in their order"
+        )
+    return named(config.classes)
 
 
 def _call_saved(factory: Any, url: str) -> ModelParts:

@@ -19,6 +19,7 @@ from ray_distill.errors import ConfigError
 from ray_distill.evaluation.measures.cost import Meter, StageCost, metered, stage_metrics
 from ray_distill.fingerprint import fingerprint
 from ray_distill.runtime.core import console
+from ray_distill.runtime.core.class_names import with_teacher_names
 from ray_distill.storage import files
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tracking.base import Registry, Run, Tracker
@@ -124,7 +125,7 @@ def open_session(config: Campaign, *, sweep: bool = False) -> Iterator[Session]:
 
     The parent run is the same for every command with this config; a sweep has a parent run of its own.
     """
-    config = absolute(config)
+    config = with_teacher_names(absolute(config))
     place = place_of(config.tracking, campaign=config.campaign, output_url=config.output_url)
     tracker, registry = open_tracker(place, spool=_spool(config), columns=review_columns(get_task(config.task).answers))
     console.report(f"record: {record_line(config)}")

@@ -25,6 +25,7 @@ from ray_distill.labels.sizing.options import recommend
 from ray_distill.labels.store.label_store import LabelStore, create_or_open
 from ray_distill.runtime import campaign
 from ray_distill.runtime.core import console
+from ray_distill.runtime.core.class_names import with_teacher_names
 from ray_distill.runtime.core.session import absolute
 from ray_distill.runtime.forecast.plan_report import PlanReport
 from ray_distill.runtime.forecast.probe import Piece, Probed, ProbeRequest, probe
@@ -58,7 +59,7 @@ def plan(config: Campaign) -> PlanReport:
         ClusterError: the actors do not fit the cluster, or a part of the probe failed.
     """
     check(config)
-    config = absolute(config)
+    config = with_teacher_names(absolute(config))
     snapshot = _frozen(config)
     scratch = files.join(config.output_url, f"plan-{uuid.uuid4().hex}")
     try:

@@ -5,6 +5,7 @@ from ray_distill.errors import ConfigError, ModelError
 from ray_distill.losses.base import Labels
 from ray_distill.models.core.module_function import import_factory, is_factory
 from ray_distill.promotion.rules import wrong_limits
+from ray_distill.runtime.core.class_names import unnamed_classes
 from ray_distill.runtime.training.label_mixture import check_mixture, temperatures_of
 from ray_distill.storage import files
 from ray_distill.students.data.answer_format import learn_facet
@@ -40,7 +41,7 @@ def check(config: Campaign) -> None:
         ),
     )
     wrong += unknown_names(config, task) + wrong_limits(config.gate, config.task) + unknown_objective(config)
-    wrong += task.refuse(config) + check_compiler(config.student.training)
+    wrong += unnamed_classes(config) + task.refuse(config) + check_compiler(config.student.training)
     if config.sequences is not None and config.sequences.filters.scorer is not None:
         try:
             import_factory(config.sequences.filters.scorer)

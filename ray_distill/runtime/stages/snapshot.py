@@ -5,6 +5,11 @@ from collections.abc import Mapping
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign, SnapshotConfig
 from ray_distill.errors import SnapshotError
+from ray_distill.models.core.module_function import is_factory
+from ray_distill.models.io.teacher_names import function_names
+from ray_distill.runtime.core.class_names import numbers, teacher_names
+from ray_distill.runtime.labelling.bounded_task import run_teacher_task
+from ray_distill.snapshots.label_reading.reading import ClassNames
 from ray_distill.snapshots.manifest import Truth
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.snapshots.take import take_snapshot
@@ -19,12 +24,15 @@ def freeze(config: Campaign, sources: SnapshotConfig | None = None) -> SnapshotR
 
     A snapshot that exists already is left unchanged.
 
+    Classes that ``snapshot.classes`` does not list are the teacher's, if it has names.
+
     Raises:
         SnapshotError, StorageError: as `take_snapshot`.
+        ModelError: the teacher's classes cannot be read.
     """
-    task = get_task(config.task)
+    task, chosen = get_task(config.task), sources or config.snapshot
     return take_snapshot(
-        sources or config.snapshot,
+        chosen,
         input_column=task.inputs.column,
         seed=config.seed,
         url=files.join(files.absolute(config.output_url), "snapshots"),
@@ -32,7 +40,32 @@ def freeze(config: Campaign, sources: SnapshotConfig | None = None) -> SnapshotR
         verify=task.inputs.verify,
         nested=task.inputs.nested(config),
         truth=task.answers.truth,
+        known=known_classes(config) if chosen.classes is None else None,
     )
+
+
+def known_classes(config: Campaign) -> ClassNames | None:
+    """Return the teacher's classes; the model of a function is built for them on the cluster.
+
+    Returns:
+        None where the teacher has no names: then the labels name the classes.
+
+    Raises:
+        ModelError, StorageError: the teacher cannot be opened.
+    """
+    teacher = config.labels.teacher
+    origin = f"the teacher {teacher.model}"
+    if not get_task(config.task).answers.reads_labels() or teacher.head is not None:
+        return None
+    if is_factory(teacher.model):
+        names = teacher.classes or run_teacher_task(
+            function_names, teacher, labels=config.labels, rows=0, what="reading the teacher's classes"
+        )
+        return ClassNames(names=names, origin=origin) if names else None
+    found = teacher_names(config)
+    if found is None:
+        return None
+    return ClassNames(names=numbers(found) if found.generic else found.names, origin=origin, generic=found.generic)
 
 
 def open_for(task: str, snapshot: SnapshotRef) -> Snapshot:

@@ -11,6 +11,7 @@ from ray_distill.config.trials import Trial, WrongTrials, expand
 from ray_distill.errors import ConfigError, TeacherRefused
 from ray_distill.evaluation.sweep.compare import TrialResult
 from ray_distill.fingerprint import fingerprint
+from ray_distill.runtime.core.class_names import with_teacher_names
 from ray_distill.runtime.core.session import absolute
 from ray_distill.runtime.stages.preflight import check, unknown_objective
 from ray_distill.runtime.sweep.trial_worker import STOPPED, PlannedTrial, StoppedTrial, read_marker
@@ -36,7 +37,7 @@ def checked_trials(config: Campaign) -> tuple[Trial, ...]:
     """
     trials, wrong = [], WrongTrials()
     for trial in expand(config):
-        trials.append(replace(trial, config=absolute(trial.config)))
+        trials.append(replace(trial, config=with_teacher_names(absolute(trial.config))))
         try:
             check(trial.config)
         except (ConfigError, TeacherRefused) as error:

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 #: Values shown in a message, and characters of each: a wrong column may have long private texts.
 SHOWN, LETTERS = 8, 40
@@ -108,8 +109,25 @@ def other_kinds(integers: str, words: str) -> str:
     )
 
 
-def not_a_class(unknown: Mapping[str, int], classes: Sequence[str], origin: str, section: str) -> str:
+class Named(Protocol):
+    """Class names, and the place that they were read from."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names in order."""
+
+    @property
+    def origin(self) -> str:
+        """Return the place."""
+
+    @property
+    def generic(self) -> bool:
+        """Return whether the names only number the classes."""
+
+
+def not_a_class(unknown: Mapping[str, int], known: Named, section: str) -> str:
     """Word the values that are not a class, with what each would need."""
+    classes = known.names
     order = sorted(unknown, key=lambda value: (-unknown[value], value))
     lines = [
         f"{shown(value)} ({unknown[value]:,} row{'' if unknown[value] == 1 else 's'}){need(value, classes)}"
@@ -117,9 +135,25 @@ def not_a_class(unknown: Mapping[str, int], classes: Sequence[str], origin: str,
     ]
     more = f" and {len(order) - SHOWN:,} more" if len(order) > SHOWN else ""
     return (
-        f"{section}.label: not among the {len(classes):,} classes of {origin} ({listed(classes)}): "
-        f"{'; '.join(lines)}{more}. Correct the source, add classes to snapshot.classes, or keep such rows without a "
-        f"label by {section}.label_missing: [{', '.join(shown(value) for value in order[:SHOWN])}]"
+        f"{section}.label: not among the {len(classes):,} classes of {known.origin} ({listed(classes)}): "
+        f"{'; '.join(lines)}{more}. Correct the source, {_rename(known)}, or keep such rows without a label by "
+        f"{section}.label_missing: [{', '.join(shown(value) for value in order[:SHOWN])}]."
+    )
+
+
+def _rename(known: Named) -> str:
+    if known.origin == "snapshot.classes":
+        return "add classes to snapshot.classes"
+    if known.generic:
+        return "list the names of all classes, in the order of the teacher's outputs, in snapshot.classes"
+    return "or name the classes alike in the teacher's config (id2label)"
+
+
+def nobody_named(known: Named) -> str:
+    """Word classes that neither a label nor the teacher names."""
+    return (
+        f"no row has a label, and {known.origin} has only generic names for its {len(known.names):,} classes: list "
+        "their names, in the order of the teacher's outputs, in snapshot.classes"
     )
 
 

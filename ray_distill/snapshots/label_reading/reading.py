@@ -31,6 +31,8 @@ class ClassNames:
 
     names: tuple[str, ...]
     origin: str = "snapshot.classes"
+    generic: bool = False
+    """Whether they only number a teacher's outputs from 0: then labels that are words name the classes themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,8 @@ def read_labels(rows: Mapping[str, int], rules: LabelRules) -> Reading:
     Raises:
         SnapshotError: the column has two readings; the message has both, and the field that decides.
     """
+    if rules.known is not None and rules.known.generic and not _number(rows):
+        rules = replace(rules, known=None)
     known = frozenset(() if rules.known is None else rules.known.names)
     as_written = rules.columns.label_values == "names"
     spelt = {value: value if as_written or value in known else text for value, text in respell(rows).items()}
@@ -115,6 +119,12 @@ def read_labels(rows: Mapping[str, int], rules: LabelRules) -> Reading:
         unknown={value: rows[value] for value in sorted(values) if value not in names},
         rows=rows,
     )
+
+
+def _number(rows: Iterable[str]) -> bool:
+    """Return whether all values that are not a marker are integers."""
+    texts = [text for text in respell(rows).values() if text.casefold() not in BLANKS | DOUBTFUL]
+    return all(is_integer(text) for text in texts)
 
 
 def without_markers(reading: Reading) -> Reading:

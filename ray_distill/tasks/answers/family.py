@@ -62,9 +62,13 @@ class Answers:
         """Metrics of quality that are shown where there is little room, the headline first."""
         return tuple(self.metrics[name] for name in (self.headline, *self.beside))
 
+    def reads_labels(self) -> bool:
+        """Return whether rows have labels of named classes."""
+        return self.truth != "none"
+
     def is_labelled(self, rows: int) -> bool:
         """Return whether a split with so many labelled rows has truths to learn from."""
-        return rows > 0 or self.truth == "none"
+        return rows > 0 or not self.reads_labels()
 
     def facet(self, name: str) -> ModuleType:
         """Import one of the family's modules: ``model``, ``store``, ``learn``, ``judge`` and others."""

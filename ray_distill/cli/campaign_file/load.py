@@ -35,7 +35,7 @@ def refuse_unknown_names(config: Campaign) -> None:
     Raises:
         ConfigError: the message has a line for each.
     """
-    from ray_distill.promotion.gate import wrong_limits
+    from ray_distill.promotion.rules import wrong_limits
     from ray_distill.tasks.catalogue import TASKS
     from ray_distill.tasks.known_names import unknown_names
 

@@ -21,8 +21,9 @@ from ray_distill.runtime.labelling.calibrate_store import CALIBRATION_ROWS, cali
 from ray_distill.runtime.labelling.encode_write import LabelJob
 from ray_distill.runtime.labelling.identify_teacher import make_manifest
 from ray_distill.runtime.labelling.label_units import Labelled, label_units
-from ray_distill.runtime.labelling.teacher_quality import TeacherCheck, check_teacher, refuse_weak_teacher
+from ray_distill.runtime.labelling.teacher_quality import TeacherCheck, check_teacher, doubts, refuse_weak_teacher
 from ray_distill.runtime.stages.snapshot import open_for
+from ray_distill.snapshots.labelled_rows import labelled_rows
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
 from ray_distill.tasks.catalogue import get_task
@@ -114,8 +115,12 @@ def _check(session: Session, run: Run, opened: Snapshot, head_url: str | None) -
         rows=(1 + (now is not None)) * rows_of(opened, "calibration"),
         what="checking the teacher",
     )
-    _record_check(run, found, get_task(config.task).answers.headline)
+    answers, counts = get_task(config.task).answers, labelled_rows(opened.manifest)["calibration"]
+    _record_check(run, found, answers.headline)
     refuse_weak_teacher(found, config.labels.check, config.labels.teacher.model)
+    by_class = {name: counts.classes.get(name, 0) for name in opened.classes}
+    for line in doubts(found, config.labels.check, rows=answers.rows, classes=by_class):
+        console.report(f"teacher check: {line}")
 
 
 def _require_all(store: LabelStore, opened: Snapshot) -> Coverage:

@@ -18,7 +18,7 @@ from ray_distill.runtime.labelling.teacher_quality import TeacherCheck, refuse_w
 
 def _check(accuracy: float | None, ece: float | None = 0.05, majority: float = 0.5) -> TeacherCheck:
     measured = {"accuracy": accuracy, "ece": ece}
-    teacher = {name: Estimate(value=value, n=10) for name, value in measured.items() if value is not None}
+    teacher = {name: Estimate(value=value, n=1000) for name, value in measured.items() if value is not None}
     return TeacherCheck(teacher=teacher, trivial={} if math.isnan(majority) else {"accuracy": majority})
 
 

@@ -189,6 +189,15 @@ class DriftConfig(Section):
     min_classes_js: float = Field(0.01, ge=0, description="least Jensen–Shannon divergence of the classes, nats")
     min_auc: float = Field(0.6, ge=0.5, le=1, description="least two-sample AUC on embeddings that matters")
     max_rows: int = Field(4000, ge=50, description="rows of each side in the classifier two-sample test")
+    teacher_rows: int = Field(
+        512, ge=20, description="newer rows, and rows of the reference, by which `relabel` checks the teacher"
+    )
+    max_teacher_loss: float = Field(
+        0.1, ge=0, le=1, description="loss of accuracy (or mAP) on newer labelled rows from which the teacher fails"
+    )
+    max_confidence_loss: float = Field(
+        0.1, ge=0, le=1, description="the same of its mean confidence, where newer rows have no labels"
+    )
 
 
 class CostConfig(Section):

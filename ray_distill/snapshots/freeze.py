@@ -67,7 +67,13 @@ class _Groups:
 
 
 def freeze(
-    config: SnapshotConfig, column: InputColumn, *, truth: Truth, seed: int, known: ClassNames | None = None
+    config: SnapshotConfig,
+    column: InputColumn,
+    *,
+    truth: Truth,
+    seed: int,
+    known: ClassNames | None = None,
+    empty_splits: bool = False,
 ) -> Frozen:
     """Read the sources and compute the whole content of a snapshot.
 
@@ -77,10 +83,11 @@ def freeze(
         truth: kind of the labels.
         seed: decides the splits by id and by group.
         known: class names where ``config.classes`` has none; None: the labels name the classes.
+        empty_splits: as `take_snapshot`.
 
     Raises:
         SnapshotError: nothing matches, a column is missing, labels have two readings, too many rows are unusable, none
-            is left, or a split is empty.
+            is left, or a split is empty that may not be.
         StorageError: a source cannot be read.
     """
     check_classes(config.classes or ())
@@ -91,6 +98,8 @@ def freeze(
     parts, excluded = _exclude(parts, config, column)
     parts, own = keep_apart(parts, by_group=config.splits.by == "group")
     frozen = _settle(parts, config, truth, known=known, seed=seed)
+    if not empty_splits:
+        check_none_empty(frozen.split, config.splits, own=config.own_sources)
     counts = frozen.counts.with_changes(
         read=read, excluded=excluded, quarantined=read - usable, overlapping=sum(own.values())
     )
@@ -185,7 +194,6 @@ def _settle(
         seed=seed,
     )
     split[traffic & np.isin(split, [SPLITS.index(name) for name in config.own_sources])] = SPLITS.index("train")
-    check_none_empty(split, config.splits, own=config.own_sources)
     rows, copies_kept = int(kept.sum()), int(copies.counts[kept].sum())
     counts = RowCounts(
         read=0, kept=rows, merged=copies_kept - rows, dropped=len(ids) - copies_kept, excluded=0, quarantined=0

@@ -66,6 +66,7 @@ def take_snapshot(
     nested: bool = False,
     truth: Truth = "class",
     known: ClassNames | None = None,
+    empty_splits: bool = False,
 ) -> SnapshotRef:
     """Freeze the configured sources below ``url``; an existing snapshot is kept.
 
@@ -79,6 +80,7 @@ def take_snapshot(
         nested: lists and objects in the input column are conversations, kept as canonical JSON; else an error.
         truth: how labels are read: one class a row, a set of classes, or not at all.
         known: class names where ``config.classes`` has none, such as the teacher's; None: the labels name the classes.
+        empty_splits: accept splits without rows, because no model is trained or judged on the snapshot.
 
     Returns:
         A reference to the snapshot, local paths made absolute.
@@ -88,7 +90,7 @@ def take_snapshot(
         StorageError: a source cannot be read, or the snapshot not be written.
     """
     column = InputColumn(name=input_column, binary=binary, verify=verify, nested=nested)
-    frozen = freeze(config, column, truth=truth, seed=seed, known=known)
+    frozen = freeze(config, column, truth=truth, seed=seed, known=known, empty_splits=empty_splits)
     manifest = SnapshotManifest(
         input_column=input_column,
         columns={},
@@ -187,7 +189,7 @@ def _count(frozen: Frozen, split: int) -> SplitCounts:
     by_class = count_classes(labels, len(frozen.classes))
     return SplitCounts(
         rows=len(table),
-        weight=pc.sum(table.column("count")).as_py(),
+        weight=pc.sum(table.column("count"), min_count=0).as_py(),
         labelled=len(labels) - labels.null_count,
         classes={name: int(count) for name, count in zip(frozen.classes, by_class, strict=True)},
     )

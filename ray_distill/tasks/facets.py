@@ -239,6 +239,12 @@ class JudgeFacet(Protocol):
         Both are measured on the same rows.
         """
 
+    def confidence(self, answers: pa.Table) -> npt.NDArray[np.float64]:
+        """Return a model's mean probability of its own answers, ``[N]`` by row, in 0 … 1.
+
+        For a calibrated model it is the expected share of right answers.
+        """
+
     def trivial(self, panel: Panel, opened: Snapshot) -> Mapping[str, float]:
         """Return what the commonest answer of the train split scores on the calibration split.
 

@@ -1,5 +1,6 @@
 """Newer traffic: only what is new is labelled, what cannot be is counted, and drift is told from chance."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,8 +51,9 @@ def test_of_traffic_that_overlaps_by_80_percent_only_the_new_fifth_is_labelled(l
     assert (report.rows_total, report.rows_reused, report.rows_labelled, report.rows_quarantined) == (500, 400, 100, 0)
     assert lab.committed_rows(labelled.config.store_url) - before == 100
     assert open_label_set(report.labels).rows == 500
-    assert not report.drift.alarm
-    assert report.drift.recommendation == "nothing"
+    assert report.drift is not None and not report.drift.alarm
+    assert report.recommendation == report.drift.recommendation == "nothing"
+    assert report.teacher is not None and (report.teacher.by, report.teacher.fails) == ("confidence", False)
 
 
 def test_the_same_traffic_again_never_asks_the_teacher(labelled: Labelled) -> None:
@@ -62,6 +64,7 @@ def test_the_same_traffic_again_never_asks_the_teacher(labelled: Labelled) -> No
     finally:
         labelled.fuse.unlink()
     assert (report.rows_total, report.rows_reused, report.rows_labelled, report.rows_quarantined) == (500, 500, 0, 0)
+    assert report.teacher is None
 
 
 def test_rows_that_cannot_be_used_are_counted_wherever_they_are_refused(labelled: Labelled) -> None:
@@ -81,16 +84,37 @@ def test_another_half_of_the_same_traffic_raises_no_alarm(labelled: Labelled) ->
     """Five hundred rows of the same kind as the reference: no test finds a difference that is sure and large."""
     report = labelled.relabel("half.jsonl", [(text, None) for text, _ in TRAFFIC[500:]])
     assert report.rows_labelled == 400
-    assert not report.drift.alarm, report.drift.findings
+    assert report.drift is not None and not report.drift.alarm, report.drift
 
 
 def test_shifted_classes_raise_the_alarm(labelled: Labelled) -> None:
     """One class is eight times as common as before: the teacher's classes are found to have moved, and large."""
     report = labelled.relabel("shifted.jsonl", [(text, None) for text, _ in lab.texts(300, seed=8, weights=(8, 1, 1))])
     assert report.rows_labelled == report.rows_total == 300
-    assert report.drift.alarm
+    assert report.drift is not None and report.drift.alarm
     assert any(finding.name == "classes" and finding.alarm for finding in report.drift.findings)
     assert report.drift.recommendation != "nothing"
+
+
+def test_a_teacher_that_fails_on_newer_traffic_stores_nothing(labelled: Labelled) -> None:
+    """Letters shifted by six: true labels show that the teacher mistakes every class, so the store stays as it is."""
+    shift = str.maketrans("abcdefghijklmnopqr", "ghijklmnopqrabcdef")
+    before = lab.committed_rows(labelled.config.store_url)
+    report = labelled.relabel("turned.jsonl", [(text.translate(shift), kind) for text, kind in lab.texts(300, seed=9)])
+    assert (report.outcome, report.recommendation) == ("teacher_fails", "replace_teacher")
+    assert report.labels is None and report.drift is None and report.rows_labelled == 0
+    assert report.teacher is not None and report.teacher.by == "labels" and report.teacher.labelled == 300
+    assert lab.committed_rows(labelled.config.store_url) == before
+
+
+def test_newer_traffic_needs_no_labels_and_no_splits(labelled: Labelled) -> None:
+    """Five texts without a column of labels: no split suffices, nothing is compared, and all are labelled."""
+    rows = [text for text, _ in lab.texts(5, seed=10)]
+    source = labelled.folder / "bare.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in rows), encoding="utf-8")
+    report = campaign.relabel(labelled.config, str(source))
+    assert (report.outcome, report.rows_labelled) == ("labelled", 5)
+    assert (report.drift, report.recommendation) == (None, "wait")
 
 
 def test_a_head_is_fitted_once_and_labels_newer_traffic_without_labels(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Run the labelling stage: identify and check the teacher, label missing rows, pin labels."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ray_distill.artifacts import Estimate, LabelSetRef, SnapshotRef
@@ -10,7 +11,7 @@ from ray_distill.errors import LabelError
 from ray_distill.fingerprint import fingerprint
 from ray_distill.labels.format.fitted_arrays import write_fits
 from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.model.work_units import Coverage
+from ray_distill.labels.model.work_units import Coverage, WorkUnit
 from ray_distill.labels.store.label_store import LabelStore, create_or_open, open_store
 from ray_distill.promotion.chain import champion, read_chain
 from ray_distill.runtime.core import console
@@ -29,6 +30,10 @@ from ray_distill.storage import files
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tracking.base import Dataset, Run
 
+#: Checks the teacher before rows are labelled, from the snapshot, the URL of its fitted head, and the units to label
+#: (empty where there is no store yet).
+Check = Callable[[Snapshot, str | None, Sequence[WorkUnit]], None]
+
 
 def label(session: Session, snapshot: SnapshotRef) -> LabelSetRef:
     """Label the rows of a snapshot that are not yet in the store, from whatever snapshot."""
@@ -45,15 +50,21 @@ def label(session: Session, snapshot: SnapshotRef) -> LabelSetRef:
         cores=labels.resources.cpus * labels.resources.actors[1] + 1,
         accelerators=labels.resources.gpus * labels.resources.actors[1],
     ) as stage:
-        ref, done_now, _ = fill_store(session, stage, snapshot, check=True)
+        ref, done_now, _ = fill_store(session, stage, snapshot, check=partial(_check, session, stage.run))
     session.finish("label", key, {"labels": ref.to_dict(), "rows": done_now.rows, "seconds": done_now.seconds})
     return ref
 
 
 def fill_store(
-    session: Session, stage: Stage, snapshot: SnapshotRef, *, check: bool
+    session: Session, stage: Stage, snapshot: SnapshotRef, *, check: Check
 ) -> tuple[LabelSetRef, Labelled, Coverage]:
     """Label the rows of a snapshot that the store lacks.
+
+    Args:
+        session: of the campaign.
+        stage: records the labelling.
+        snapshot: rows to label.
+        check: called before anything is stored, if there are rows to label; what it raises ends the stage.
 
     Returns:
         The snapshot's labels, the counts of this run, and the store's coverage before it.
@@ -66,8 +77,8 @@ def fill_store(
     manifest = make_manifest(config, facts)
     store = create_or_open(config.store_url, manifest) if exists else None
     coverage = None if store is None else store.coverage(opened)
-    if check and (coverage is None or coverage.units):
-        _check(session, stage.run, opened, facts.head_url)
+    if coverage is None or coverage.units:
+        check(opened, facts.head_url, () if coverage is None else coverage.units)
     if store is None or coverage is None:
         # The store is created after the check, so that a refused teacher leaves no empty store.
         store = _create(stage.run, config, snapshot, manifest, head_url=facts.head_url)
@@ -98,7 +109,7 @@ def fill_store(
     return store.ref(opened), labelled, coverage
 
 
-def _check(session: Session, run: Run, opened: Snapshot, head_url: str | None) -> None:
+def _check(session: Session, run: Run, opened: Snapshot, head_url: str | None, units: Sequence[WorkUnit]) -> None:
     """Compare the teacher with its floor and with the champion on the calibration split.
 
     Raises:

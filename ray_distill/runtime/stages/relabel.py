@@ -1,5 +1,8 @@
 """Label new rows of newer traffic, and measure its drift from the student's training data."""
 
+from collections.abc import Sequence
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -8,25 +11,34 @@ import pyarrow.compute as pc
 from ray_distill.artifacts import Artifact, LabelSetRef, SnapshotRef
 from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError
-from ray_distill.evaluation.measures.drift import DriftReport, DriftSample, compare
+from ray_distill.evaluation.measures.drift import MIN_ROWS, DriftReport, DriftSample, compare
+from ray_distill.evaluation.measures.teacher_trust import TeacherTrust
 from ray_distill.fingerprint import fingerprint
+from ray_distill.labels.model.work_units import WorkUnit
 from ray_distill.labels.store.label_store import open_store
 from ray_distill.labels.store.reader import open_label_set
+from ray_distill.promotion.chain import champion, read_chain
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.connection import on_cluster
-from ray_distill.runtime.core.session import Session
+from ray_distill.runtime.core.session import Session, Stage
+from ray_distill.runtime.labelling.bounded_task import run_teacher_task
 from ray_distill.runtime.stages import label
+from ray_distill.runtime.stages.check_traffic import CHOICE, check_traffic, first_units
 from ray_distill.runtime.stages.snapshot import freeze
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
+from ray_distill.snapshots.sources.columns import MissingColumn
 from ray_distill.snapshots.sources.resolve import describe_sources
 from ray_distill.tasks.catalogue import get_task
+from ray_distill.tracking.base import Run
 
 Classes = npt.NDArray[np.int64]
 
 
 class RelabelReport(Artifact):
-    """Counts and drift of a relabelling run."""
+    """Counts of a relabelling run, the check of the teacher, and the drift of the traffic."""
 
+    outcome: Literal["labelled", "teacher_fails"]
+    """``teacher_fails``: the teacher does not know the newer traffic, and nothing was stored."""
     rows_total: int
     rows_reused: int
     """Rows with labels in the store before the run."""
@@ -35,8 +47,18 @@ class RelabelReport(Artifact):
     rows_quarantined: int
     """Unusable rows, quarantined during freezing or labelling."""
     snapshot: SnapshotRef
-    labels: LabelSetRef
-    drift: DriftReport
+    labels: LabelSetRef | None
+    """Labels of the newer traffic; None where the teacher fails."""
+    teacher: TeacherTrust | None
+    """None where no row was new to the teacher, or where it can answer none of them."""
+    drift: DriftReport | None
+    """None where the teacher fails, and where there are too few rows to compare."""
+    recommendation: str
+    """``nothing``, ``relabel`` or ``retrain`` as in `DriftReport`; ``wait`` for more rows, or ``replace_teacher``."""
+
+
+class _TeacherFails(Exception):
+    """Ends a labelling before anything is stored."""
 
 
 def relabel_source(session: Session, source: str | None) -> RelabelReport:
@@ -48,55 +70,130 @@ def relabel_source(session: Session, source: str | None) -> RelabelReport:
             "run `ray-distill label` (or `run`) first"
         )
     labels = LabelSetRef.from_dict(reference["result"]["labels"])
-    snapshot = _freeze(session, source, open_snapshot(labels.snapshot).classes)
-    opened = open_snapshot(snapshot)
+    snapshot = _freeze(session.config, source, open_snapshot(labels.snapshot).classes)
     resources = session.config.labels.resources
     with session.stage(
         "relabel", cores=resources.cpus * resources.actors[1] + 1, accelerators=resources.gpus * resources.actors[1]
     ) as stage:
-        before = open_store(session.config.store_url).coverage(opened)
-        new = open_store(session.config.store_url).ref(opened)
-        if before.units:
-            new, _, before = label.fill_store(session, stage, snapshot, check=False)
-        after = open_store(session.config.store_url).coverage(opened)
-        drift = on_cluster(measure_drift, session.config, labels, new, what="measuring drift")
-        report = RelabelReport(
-            rows_total=before.rows_total,
-            rows_reused=before.rows_reused,
-            rows_labelled=after.rows_reused - before.rows_reused,
-            rows_quarantined=after.rows_quarantined + opened.manifest.rows.quarantined,
-            snapshot=snapshot,
-            labels=new,
-            drift=drift,
-        )
-        stage.run.metrics(
-            {
-                name: float(getattr(report, name))
-                for name in ("rows_total", "rows_reused", "rows_labelled", "rows_quarantined")
-            }
-        )
-        stage.run.metrics({f"drift_{finding.name}": finding.value for finding in drift.findings})
-        stage.run.tags({"drift": "alarm" if drift.alarm else "none", "recommendation": drift.recommendation})
-    key = fingerprint({"snapshot": snapshot.fingerprint, "labels": new.fingerprint})
+        report = _relabel(session, stage, labels, snapshot)
+        _record(stage.run, report)
+    key = fingerprint({"snapshot": snapshot.fingerprint, "labels": report.labels and report.labels.fingerprint})
     session.finish("relabel", key, report.to_dict())
     _report(report)
     return report
 
 
-def _freeze(session: Session, source: str | None, classes: tuple[str, ...]) -> SnapshotRef:
-    """Freeze newer traffic in the class order of the reference, so that class indices agree."""
-    config = session.config
-    alone = config.snapshot.traffic_alone()
-    chosen = alone.model_copy(update={"classes": classes, **({"source": source} if source else {})})
+def _relabel(session: Session, stage: Stage, labels: LabelSetRef, snapshot: SnapshotRef) -> RelabelReport:
+    """Label the new rows, unless the teacher fails on them, and measure the drift."""
+    config, opened, store = session.config, open_snapshot(snapshot), open_store(session.config.store_url)
+    before, checked, new = store.coverage(opened), list[TeacherTrust | None](), None
+
+    def check(_: Snapshot, head_url: str | None, units: Sequence[WorkUnit]) -> None:
+        found = _check(session, labels.snapshot, snapshot, units, head_url)
+        checked.append(found)
+        if found is not None and found.fails:
+            raise _TeacherFails
+
+    fails = False
+    if before.units:
+        try:
+            new, _, before = label.fill_store(session, stage, snapshot, check=check)
+        except _TeacherFails:
+            fails = True
+    else:
+        new = store.ref(opened)
+    after = open_store(config.store_url).coverage(opened)
+    enough = min(open_snapshot(labels.snapshot).manifest.rows.kept, after.rows_reused) >= MIN_ROWS
+    drift = None if new is None or not enough else on_cluster(measure_drift, config, labels, new, what="measuring drift")
+    return RelabelReport(
+        outcome="teacher_fails" if fails else "labelled",
+        rows_total=before.rows_total,
+        rows_reused=before.rows_reused,
+        rows_labelled=after.rows_reused - before.rows_reused,
+        rows_quarantined=after.rows_quarantined + opened.manifest.rows.quarantined,
+        snapshot=snapshot,
+        labels=new,
+        teacher=checked[-1] if checked else None,
+        drift=drift,
+        recommendation="replace_teacher" if fails else "wait" if drift is None else drift.recommendation,
+    )
+
+
+def _check(
+    session: Session, reference: SnapshotRef, current: SnapshotRef, units: Sequence[WorkUnit], head_url: str | None
+) -> TeacherTrust | None:
+    """Check the teacher on the rows to label, in one task on a node with its resources."""
+    config, now = session.config, champion(read_chain(session.url("promotion")))
+    found = run_teacher_task(
+        check_traffic,
+        config,
+        reference=reference,
+        current=current,
+        units=first_units(units, CHOICE * config.drift.teacher_rows),
+        head_url=head_url,
+        champion=now,
+        labels=config.labels,
+        rows=2 * (1 + (now is not None)) * config.drift.teacher_rows,
+        what="checking the teacher on newer traffic",
+    )
+    for finding in () if found is None else found.findings:
+        console.report(f"teacher check: {finding.sentence}", alarm=finding.broken)
+    return found
+
+
+def _freeze(config: Campaign, source: str | None, classes: tuple[str, ...]) -> SnapshotRef:
+    """Freeze newer traffic in the class order of the reference, so that class indices agree.
+
+    Newer traffic needs no labels, groups or times, and its splits may be empty: nothing is trained on it.
+    """
+    traffic = config.snapshot.traffic_alone()
+    columns = traffic.columns.model_copy(update={"group": None, "time": None, "slices": ()})
+    splits = traffic.splits.model_copy(update={"by": "id"})
+    changes = {"classes": classes, "columns": columns, "splits": splits, **({"source": source} if source else {})}
+    chosen = traffic.model_copy(update=changes)
     describe_sources(chosen)  # report an error about the source before any other work
-    return freeze(config, chosen)
+    try:
+        return freeze(config, chosen, empty_splits=True)
+    except MissingColumn as missing:
+        if missing.part != "label":
+            raise
+    console.report(f"relabel: the newer traffic has no column {columns.label!r}, so none of its rows has a true label")
+    unlabelled = columns.model_copy(update={"label": None})
+    return freeze(config, chosen.model_copy(update={"columns": unlabelled}), empty_splits=True)
+
+
+def _record(run: Run, report: RelabelReport) -> None:
+    """Record counts, findings and recommendation as metrics and tags of the run."""
+    counts = ("rows_total", "rows_reused", "rows_labelled", "rows_quarantined")
+    run.metrics({name: float(getattr(report, name)) for name in counts})
+    tags = {"outcome": report.outcome, "recommendation": report.recommendation}
+    if report.teacher is not None:
+        run.metrics(
+            {f"teacher_{found.name.replace(' ', '_')}": found.current.value for found in report.teacher.findings}
+        )
+    if report.drift is not None:
+        run.metrics({f"drift_{found.name}": found.value for found in report.drift.findings})
+        tags["drift"] = "alarm" if report.drift.alarm else "none"
+    run.tags(tags)
 
 
 def _report(report: RelabelReport) -> None:
+    if report.outcome == "teacher_fails":
+        assert report.teacher is not None
+        console.report(
+            f"relabel: THE TEACHER FAILS on newer traffic by its {report.teacher.by}, so nothing was labelled. "
+            "Inspect the new inputs first (an import that changed them?), then use a teacher that knows them; "
+            "drift.max_teacher_loss and drift.max_confidence_loss set what is tolerated",
+            alarm=True,
+        )
+        return
     console.report(
         f"relabel: {report.rows_total:,} rows, {report.rows_reused:,} reused, {report.rows_labelled:,} labelled, "
         f"{report.rows_quarantined:,} in quarantine"
     )
+    if report.drift is None:
+        console.report(f"drift: fewer than {MIN_ROWS} rows on a side, so nothing was compared; recommended: wait")
+        return
     for finding in report.drift.findings:
         console.report(f"drift{' ALARM' if finding.alarm else ''}: {finding.sentence}", alarm=finding.alarm)
     console.report(

@@ -19,12 +19,17 @@ from ray_distill.tasks.catalogue import get_task
 _LABELS: Mapping[Truth, str] = {"class": "one class", "classes": "a set of classes", "none": "no label"}
 
 
-def freeze(config: Campaign, sources: SnapshotConfig | None = None) -> SnapshotRef:
+def freeze(config: Campaign, sources: SnapshotConfig | None = None, *, empty_splits: bool = False) -> SnapshotRef:
     """Freeze the campaign's sources, or other sources, into the folder of its snapshots.
 
     A snapshot that exists already is left unchanged.
 
     Classes that ``snapshot.classes`` does not list are the teacher's, if it has names.
+
+    Args:
+        config: the campaign.
+        sources: other sources than the campaign's.
+        empty_splits: as `take_snapshot`.
 
     Raises:
         SnapshotError, StorageError: as `take_snapshot`.
@@ -41,6 +46,7 @@ def freeze(config: Campaign, sources: SnapshotConfig | None = None) -> SnapshotR
         nested=task.inputs.nested(config),
         truth=task.answers.truth,
         known=known_classes(config) if chosen.classes is None else None,
+        empty_splits=empty_splits,
     )
 
 

@@ -49,20 +49,33 @@ def source_columns(columns: Columns, column: InputColumn) -> dict[str, str]:
     return mapping | {name: name for name in columns.slices}
 
 
+class MissingColumn(SnapshotError):
+    """A source has no column for the ``part`` of a snapshot."""
+
+    def __init__(self, message: str, part: str) -> None:
+        super().__init__(message)
+        self.part = part
+
+    def __reduce__(self) -> tuple[type["MissingColumn"], tuple[str, str]]:
+        return type(self), (str(self), self.part)
+
+
 def require_columns(mapping: Mapping[str, str], found: Sequence[str], where: str) -> None:
     """Require each source column exactly once.
 
     Raises:
-        SnapshotError: names the column, what was found and the nearest name.
+        MissingColumn: names the column, what was found and the nearest name.
+        SnapshotError: a column occurs twice.
     """
     for part, name in mapping.items():
         if name not in found:
             near = difflib.get_close_matches(name, found, n=1, cutoff=0.5)
             advice = f"did you mean {near[0]!r}? " if near else ""
             unlabelled = " (--set snapshot.columns.label=null if no row is labelled)" if part == "label" else ""
-            raise SnapshotError(
+            raise MissingColumn(
                 f"{where} has no column {name!r} for the {part}; found: {', '.join(found) or 'none'}. {advice}"
-                f"Set snapshot.columns{unlabelled}"
+                f"Set snapshot.columns{unlabelled}",
+                part,
             )
         if list(found).count(name) > 1:
             raise SnapshotError(f"{where} has the column {name!r} {list(found).count(name)} times: rename one")

@@ -31,6 +31,7 @@ CHECKS: Mapping[str, Callable[[TaskCase], None]] = {
     "parts": judge.check_parts,
     "comparison": judge.check_comparison,
     "reference": judge.check_reference,
+    "confidence": judge.check_confidence,
     "trivial": judge.check_trivial,
     "wording": page.check_wording,
     "page": page.check_page,

@@ -93,6 +93,14 @@ def check_reference(case: TaskCase) -> None:
         assert math.isclose(value, best, abs_tol=TOLERANCE), f"{metric.name} of the teacher itself is {value}"
 
 
+def check_confidence(case: TaskCase) -> None:
+    """Require a probability a row."""
+    for arm, table in case.answers.items():
+        found_N = case.task.answers.judge.confidence(table)
+        assert found_N.shape == (table.num_rows,), f"{arm}: {table.num_rows} rows have confidences {found_N.shape}"
+        assert ((found_N >= 0) & (found_N <= 1 + TOLERANCE)).all(), f"{arm}: confidences are {found_N}"
+
+
 def check_trivial(case: TaskCase) -> None:
     """Require the trivial answer to score metrics of the table, of which more is better."""
     found = case.task.answers.judge.trivial(case.panel(), cast(Snapshot, Splits(rows=case.counted)))

@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
+from ray_distill.evaluation.measures.intervals import Floats
 from ray_distill.evaluation.predict.panel import Panel
 from ray_distill.evaluation.predict.rows import answer_every_row, answer_rows
 from ray_distill.evaluation.predict.rows import no_extras as extras
 from ray_distill.evaluation.predict.rows import time_rows as timed
 from ray_distill.snapshots.reader import Snapshot
-from ray_distill.tasks.answers.classes.evaluation.measures import compare, measure
+from ray_distill.tasks.answers.classes.evaluation.measures import compare, measure, read_scores
 from ray_distill.tasks.answers.classes.evaluation.predictions import log_probabilities
 from ray_distill.tasks.inputs.modality import Corruption
 
@@ -23,6 +25,7 @@ __all__ = [
     "answer",
     "answer_damaged",
     "compare",
+    "confidence",
     "default_corruptions",
     "extras",
     "measure",
@@ -41,6 +44,11 @@ answer_damaged = partial(answer_every_row, columns=log_probabilities)
 def default_corruptions(possible: Mapping[str, Corruption]) -> Mapping[str, Corruption]:
     """Return all: a pass over classified rows is cheap."""
     return possible
+
+
+def confidence(answers: pa.Table) -> Floats:
+    """Return the probability of each row's likeliest class, ``[N]``."""
+    return read_scores(answers).confidence
 
 
 def trivial(panel: Panel, opened: Snapshot) -> dict[str, float]:

@@ -16,8 +16,8 @@ from ray_distill.evaluation.predict.rows import answer_every_row, answer_rows
 from ray_distill.evaluation.predict.rows import no_extras as extras
 from ray_distill.evaluation.predict.rows import time_rows as timed
 from ray_distill.snapshots.reader import Snapshot
-from ray_distill.tasks.answers.labels.evaluation.measures import Sets, compare, measure
-from ray_distill.tasks.answers.labels.evaluation.predictions import decisions
+from ray_distill.tasks.answers.labels.evaluation.measures import Sets, compare, measure, read_scores
+from ray_distill.tasks.answers.labels.evaluation.predictions import decisions, probabilities
 from ray_distill.tasks.answers.labels.sets import label_matrix
 from ray_distill.tasks.inputs.modality import Corruption
 
@@ -26,6 +26,7 @@ __all__ = [
     "answer",
     "answer_damaged",
     "compare",
+    "confidence",
     "default_corruptions",
     "extras",
     "measure",
@@ -44,6 +45,12 @@ answer_damaged = partial(answer_every_row, columns=decisions)
 def default_corruptions(possible: Mapping[str, Corruption]) -> Mapping[str, Corruption]:
     """Return all: a pass over rows that are answered once is cheap."""
     return possible
+
+
+def confidence(answers: pa.Table) -> Floats:
+    """Return the mean over labels of the probability of the likelier answer, yes or no, ``[N]``."""
+    found_NV = probabilities(read_scores(answers).log_odds_NV)
+    return np.asarray(np.maximum(found_NV, 1 - found_NV).mean(axis=1))
 
 
 def trivial(panel: Panel, opened: Snapshot) -> dict[str, float]:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from ray_distill.artifacts import Estimate
 from ray_distill.config import Campaign
-from ray_distill.evaluation.measures.intervals import Ints, Resampling
+from ray_distill.evaluation.measures.intervals import Floats, Ints, Resampling
 from ray_distill.evaluation.predict.panel import SHOWN_ARMS, Extras, Panel
 from ray_distill.evaluation.predict.texts import Written
 from ray_distill.snapshots.reader import Snapshot
@@ -31,6 +31,7 @@ __all__ = [
     "answer",
     "answer_damaged",
     "compare",
+    "confidence",
     "default_corruptions",
     "extras",
     "measure",
@@ -57,6 +58,12 @@ def answer_damaged(panel: Panel, rows: pa.Table) -> dict[str, pa.Table]:
     clean text.
     """
     return predict_documents(panel, rows)
+
+
+def confidence(answers: pa.Table) -> Floats:
+    """Return the mean over a document's positions of the probability of the likeliest token, ``[N]``."""
+    sums_NB, tokens_N = answers["bin_confidence"].combine_chunks(), np.asarray(answers["tokens"], np.float64)
+    return np.asarray(np.asarray(sums_NB.flatten()).reshape(len(tokens_N), -1).sum(axis=1) / tokens_N)
 
 
 def trivial(panel: Panel, opened: Snapshot) -> dict[str, float]:

@@ -1,4 +1,6 @@
-"""Does the teacher still know newer traffic? Its answers to a sample of it, beside those to the reference.
+"""Decide whether a teacher still suits newer traffic, from its answers to samples.
+
+One sample is of newer traffic, the other of the reference.
 
 With true labels the quality decides: a metric between 0 and 1 (accuracy, mAP) may fall by ``max_teacher_loss``. Without
 them the confidence decides, by the difference of mean confidences (Guillory et al. 2021): a calibrated teacher is right
@@ -68,7 +70,7 @@ class TeacherTrust(Artifact):
 
 
 def compare_trust(reference: TrustSample, current: TrustSample, config: DriftConfig) -> TeacherTrust:
-    """Decide whether the teacher still knows newer traffic; pure.
+    """Decide whether the teacher still suits newer traffic; pure.
 
     Labels decide where both samples have at least 20 labelled rows, else confidence. On fewer than 20 rows the teacher
     does not fail.
@@ -98,7 +100,10 @@ def mean_estimate(value_N: Floats, weight_N: Floats) -> Estimate:
 
 
 def difference(current: Estimate, reference: Estimate) -> Estimate:
-    """Return the difference of two independent estimates; its interval is NaN where one has none."""
+    """Return the difference of two independent estimates.
+
+    Its interval is NaN where one of them has none.
+    """
     value = current.value - reference.value
     below = math.hypot(current.value - current.low, reference.high - reference.value)
     above = math.hypot(current.high - current.value, reference.value - reference.low)

@@ -1,4 +1,4 @@
-"""Check on a sample of newer traffic whether the teacher still knows it, before its labels are stored."""
+"""Check the teacher on a sample of newer traffic, before its labels are stored."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -69,8 +69,9 @@ def first_units(units: Sequence[WorkUnit], rows: int) -> Sequence[WorkUnit]:
 
 
 def new_rows(opened: Snapshot, units: Sequence[WorkUnit], columns: Sequence[str], *, most: int) -> pa.Table:
-    """Return up to ``most`` rows of the units: those with labels, if they suffice to judge by, else the first.
+    """Return up to ``most`` rows of the units.
 
+    They are rows with labels, if these suffice to judge by, else the first rows.
     Ids are hashes of inputs, so the first rows are a random sample.
     """
     shards = {shard.name: shard for shard in opened.shards}

@@ -1,8 +1,8 @@
 """Run the labelling stage: identify and check the teacher, label missing rows, pin labels."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from ray_distill.artifacts import Estimate, LabelSetRef, SnapshotRef
 from ray_distill.config import Campaign
@@ -30,9 +30,18 @@ from ray_distill.storage import files
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tracking.base import Dataset, Run
 
-#: Checks the teacher before rows are labelled, from the snapshot, the URL of its fitted head, and the units to label
-#: (empty where there is no store yet).
-Check = Callable[[Snapshot, str | None, Sequence[WorkUnit]], None]
+
+class Check(Protocol):
+    """Checks the teacher before rows are labelled."""
+
+    def __call__(self, opened: Snapshot, *, head_url: str | None, units: Sequence[WorkUnit]) -> None:
+        """Raise what ends the stage.
+
+        Args:
+            opened: the snapshot to label.
+            head_url: the teacher's fitted head, if it has one.
+            units: what is to be labelled; empty where there is no store yet.
+        """
 
 
 def label(session: Session, snapshot: SnapshotRef) -> LabelSetRef:
@@ -78,7 +87,7 @@ def fill_store(
     store = create_or_open(config.store_url, manifest) if exists else None
     coverage = None if store is None else store.coverage(opened)
     if coverage is None or coverage.units:
-        check(opened, facts.head_url, () if coverage is None else coverage.units)
+        check(opened, head_url=facts.head_url, units=() if coverage is None else coverage.units)
     if store is None or coverage is None:
         # The store is created after the check, so that a refused teacher leaves no empty store.
         store = _create(stage.run, config, snapshot, manifest, head_url=facts.head_url)
@@ -109,7 +118,7 @@ def fill_store(
     return store.ref(opened), labelled, coverage
 
 
-def _check(session: Session, run: Run, opened: Snapshot, head_url: str | None, units: Sequence[WorkUnit]) -> None:
+def _check(session: Session, run: Run, opened: Snapshot, *, head_url: str | None, units: Sequence[WorkUnit]) -> None:
     """Compare the teacher with its floor and with the champion on the calibration split.
 
     Raises:

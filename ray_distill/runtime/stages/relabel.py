@@ -38,7 +38,7 @@ class RelabelReport(Artifact):
     """Counts of a relabelling run, the check of the teacher, and the drift of the traffic."""
 
     outcome: Literal["labelled", "teacher_fails"]
-    """``teacher_fails``: the teacher does not know the newer traffic, and nothing was stored."""
+    """``teacher_fails``: the teacher does not suit the newer traffic, and nothing was stored."""
     rows_total: int
     rows_reused: int
     """Rows with labels in the store before the run."""
@@ -88,8 +88,8 @@ def _relabel(session: Session, stage: Stage, labels: LabelSetRef, snapshot: Snap
     config, opened, store = session.config, open_snapshot(snapshot), open_store(session.config.store_url)
     before, checked, new = store.coverage(opened), list[TeacherTrust | None](), None
 
-    def check(_: Snapshot, head_url: str | None, units: Sequence[WorkUnit]) -> None:
-        found = _check(session, labels.snapshot, snapshot, units, head_url)
+    def check(opened: Snapshot, *, head_url: str | None, units: Sequence[WorkUnit]) -> None:
+        found = _check(session, labels.snapshot, opened.ref, units=units, head_url=head_url)
         checked.append(found)
         if found is not None and found.fails:
             raise _TeacherFails
@@ -120,7 +120,7 @@ def _relabel(session: Session, stage: Stage, labels: LabelSetRef, snapshot: Snap
 
 
 def _check(
-    session: Session, reference: SnapshotRef, current: SnapshotRef, units: Sequence[WorkUnit], head_url: str | None
+    session: Session, reference: SnapshotRef, current: SnapshotRef, *, units: Sequence[WorkUnit], head_url: str | None
 ) -> TeacherTrust | None:
     """Check the teacher on the rows to label, in one task on a node with its resources."""
     config, now = session.config, champion(read_chain(session.url("promotion")))
@@ -182,7 +182,7 @@ def _report(report: RelabelReport) -> None:
         assert report.teacher is not None
         console.report(
             f"relabel: THE TEACHER FAILS on newer traffic by its {report.teacher.by}, so nothing was labelled. "
-            "Inspect the new inputs first (an import that changed them?), then use a teacher that knows them; "
+            "Inspect the new inputs first (an import that changed them?), then use a teacher that suits them; "
             "drift.max_teacher_loss and drift.max_confidence_loss set what is tolerated",
             alarm=True,
         )

@@ -61,7 +61,7 @@ def answer_damaged(panel: Panel, rows: pa.Table) -> dict[str, pa.Table]:
 
 
 def confidence(answers: pa.Table) -> Floats:
-    """Return the mean over a document's positions of the probability of the likeliest token, ``[N]``."""
+    """Return the probability of the likeliest token, ``[N]``: a mean over positions."""
     sums_NB, tokens_N = answers["bin_confidence"].combine_chunks(), np.asarray(answers["tokens"], np.float64)
     return np.asarray(np.asarray(sums_NB.flatten()).reshape(len(tokens_N), -1).sum(axis=1) / tokens_N)
 

@@ -104,7 +104,9 @@ def _relabel(session: Session, stage: Stage, labels: LabelSetRef, snapshot: Snap
         new = store.ref(opened)
     after = open_store(config.store_url).coverage(opened)
     enough = min(open_snapshot(labels.snapshot).manifest.rows.kept, after.rows_reused) >= MIN_ROWS
-    drift = None if new is None or not enough else on_cluster(measure_drift, config, labels, new, what="measuring drift")
+    drift = (
+        None if new is None or not enough else on_cluster(measure_drift, config, labels, new, what="measuring drift")
+    )
     return RelabelReport(
         outcome="teacher_fails" if fails else "labelled",
         rows_total=before.rows_total,

@@ -6,7 +6,9 @@ Every stage first checks whether it has finished with the same inputs. So the sa
 stopped anywhere.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ray_distill.artifacts import Artifact, Decision, EvalReport, LabelSetRef, Number, SnapshotRef, StudentRef
 from ray_distill.config import Campaign, SnapshotConfig, TrainingConfig
@@ -176,7 +178,7 @@ def plan(config: Campaign) -> list[str]:
     sources = describe_sources(config.snapshot)
     training = config.student.training
     lines = [
-        f"snapshot  {len(sources)} source file(s) of {task.inputs.column}{_own(config)}{describe_classes(config)} "
+        f"snapshot  {_counted(sources)} of {task.inputs.column}{_own(config)}{describe_classes(config)} "
         f"→ {config.output_url}/snapshots",
         *_plan_writing(config),
         f"label     {config.labels.teacher.model}, {config.labels.signal.estimator}, "
@@ -187,6 +189,13 @@ def plan(config: Campaign) -> list[str]:
         _plan_gate(config),
     ]
     return [*lines, f"record    {record_line(absolute(config))}"]
+
+
+def _counted(sources: Sequence[Mapping[str, Any]]) -> str:
+    """Count the source files of traffic; files of rows to leave out are not sources."""
+    counts = Counter(str(source["role"]) for source in sources)
+    excluded = f" less the rows of {counts['exclude']} file(s)" if counts["exclude"] else ""
+    return f"{counts['source']} source file(s){excluded}"
 
 
 def _plan_gate(config: Campaign) -> str:

@@ -1,6 +1,6 @@
 """The content of ``store.json``: settings that every shard of a label store must agree with."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from ray_distill.artifacts import Document
 from ray_distill.errors import CorruptStore, DistillError, LabelError, StoreMismatch
 from ray_distill.fingerprint import fingerprint
+from ray_distill.labels.model.differences import different_settings
 from ray_distill.labels.model.part_specs import AnswerSpace, DistributionsSpec, PartSpec, VectorsSpec, checked
 from ray_distill.labels.model.signal import DISTRIBUTIONS
 
@@ -159,34 +160,18 @@ class StoreManifest(Document):
         Settings that stores find for themselves (`FOUND`) may differ.
 
         Raises:
-            StoreMismatch: names each field that differs, with both sides.
+            StoreMismatch: names each field of the configuration that differs, with both sides where they can be read.
         """
         requested = requested.adopt(self)
         if self.fingerprint == requested.fingerprint:
             return
-        lines = [
-            f"{name}: the store has {_short(found)}, this run requests {_short(expected)}"
-            for name, found, expected in _differences(self.identity(), requested.identity())
-        ]
+        lines = different_settings(self.identity(), requested.identity())
         raise StoreMismatch(
-            f"{url} was made for something else: " + "; ".join(lines) + ". Use another store, or the old settings"
+            f"{url} was made for other settings: {'; '.join(lines)}. Set labels.store to another URL, such as {url}-2, "
+            "for labels of these settings, or take the settings back"
         )
 
 
 def parts_of(specs: Sequence[DistributionsSpec | VectorsSpec]) -> dict[str, DistributionsSpec | VectorsSpec]:
     """Return the parts of a manifest, by their names."""
     return {spec.part: spec for spec in specs}
-
-
-def _differences(found: Any, expected: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield each field in which two identities differ, and both values; None for an absent one."""
-    if isinstance(found, Mapping) and isinstance(expected, Mapping):
-        for key in sorted({*found, *expected}):
-            yield from _differences(found.get(key), expected.get(key), f"{name}.{key}" if name else key)
-    elif found != expected:
-        yield name, found, expected
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "..."

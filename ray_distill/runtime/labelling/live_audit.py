@@ -138,8 +138,8 @@ def answer_twice(
     teacher = open_teacher(config.labels.teacher, task=config.task, head_url=manifest.teacher.head)
     if teacher.fingerprint != manifest.teacher.fingerprint:
         raise StoreMismatch(
-            f"the teacher {config.labels.teacher.model} has fingerprint {teacher.fingerprint}, the store was filled by "
-            f"{manifest.teacher.fingerprint}: give the campaign that filled it"
+            f"labels.teacher: the store was filled by {manifest.teacher.model or 'another teacher'}, and "
+            f"{config.labels.teacher.model} has other weights, settings or tokens: give the campaign of that store"
         )
     task = get_task(config.task)
     opened = open_snapshot(snapshot)

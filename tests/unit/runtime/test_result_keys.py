@@ -196,3 +196,10 @@ def test_labels_of_another_store_are_another_result_of_the_stage(config: Campaig
     moved = _put(config, ("labels", "store"), "elsewhere")
     assert label.key_of(moved, SNAPSHOT) != label.key_of(config, SNAPSHOT)
     assert resolve_trials.label_key(moved) == resolve_trials.label_key(config)
+
+
+def test_files_to_leave_out_are_not_counted_as_sources() -> None:
+    """The plan counts what is read for rows, and names what takes rows away beside it."""
+    roles = [{"role": role} for role in ("source", "source", "exclude", "test")]
+    assert campaign._counted(roles) == "2 source file(s) less the rows of 1 file(s)"
+    assert campaign._counted(roles[:2]) == "2 source file(s)"

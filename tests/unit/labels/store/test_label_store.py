@@ -207,12 +207,32 @@ def test_a_mismatch_names_each_field_with_both_sides(url):
     with pytest.raises(StoreMismatch) as caught:
         create_or_open(url, fake_manifest(unit_rows=9, teacher="other", temperatures=(1.0,)))
     for part in (
-        "unit_rows: the store has 4, this run requests 9",
-        "teacher.fingerprint: the store has 'fake', this run requests 'other'",
-        "temperatures: the store has [1.0, 2.0], this run requests [1.0]",
+        "labels.unit_rows: the store has 4, this run requests 9",
+        "labels.teacher (the store has labels of another one",
+        "labels.signal.temperatures: the store has [1.0, 2.0], this run requests [1.0]",
+        f"Set labels.store to another URL, such as {url}-2",
     ):
         assert part in str(caught.value)
-    assert "classes" not in str(caught.value)
+    for internal in ("classes", "fingerprint", "fake", "parts"):
+        assert internal not in str(caught.value).replace(url, "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"layers": (0, 3)}, "labels.hidden.layers: the store has [0], this run requests [0, 3]"),
+        ({"layers": ()}, "labels.hidden.layers: the store has [0], this run requests []"),
+        ({"batch": 9}, "labels.resources.batch: the store has "),
+        ({"threads": 3}, "labels.resources.cpus: the store has 1, this run requests 3"),
+    ],
+)
+def test_a_mismatch_names_the_field_to_set(url, changes, says):
+    """Names of the manifest are translated to those of the campaign's file."""
+    create_or_open(url, fake_manifest(layers=(0,)))
+    with pytest.raises(StoreMismatch) as caught:
+        layers = changes.pop("layers", (0,))
+        create_or_open(url, fake_manifest(layers=layers).with_changes(**changes))
+    assert says in str(caught.value)
 
 
 def test_where_a_teacher_lies_does_not_matter(url):

@@ -68,6 +68,10 @@ def _start(address: str | None) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address is None:
+            if other := os.environ.get("RAY_ADDRESS"):
+                console.report(
+                    f"RAY_ADDRESS={other} is not used: without --address this command starts a Ray of its own"
+                )
             # One core still needs two slots: the teacher's actor, and the tasks that read and write beside it.
             cores = max(2, os.cpu_count() or 2)
             # "local": without it, Ray would join any cluster that already runs on this machine.

@@ -1,13 +1,17 @@
 """A campaign's hold on what is done and what it cost, without services."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from ray_distill.config import Campaign, parse_config
 from ray_distill.errors import ConfigError
+from ray_distill.runtime.core import session as session_module
 from ray_distill.runtime.core.session import Session, absolute, open_session
 from ray_distill.storage import files
+from ray_distill.tracking.none import InMemoryRegistry, NullTracker
+from ray_distill.tracking.place import Place
 
 
 def _config(folder: Path, **sections: object) -> Campaign:
@@ -22,6 +26,35 @@ def _config(folder: Path, **sections: object) -> Campaign:
             **sections,
         }
     )
+
+
+def test_the_session_records_where_mlflows_variables_point_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line at the start of every command; the campaign's own settings take precedence."""
+    places: list[Place | None] = []
+
+    def opened(place: Place | None, **more: object) -> tuple[NullTracker, InMemoryRegistry]:
+        places.append(place)
+        return NullTracker(), InMemoryRegistry()
+
+    monkeypatch.setattr(session_module, "open_tracker", opened)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://team-server")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "team")
+    for tracking in ({}, {"uri": "http://mine"}, {"enabled": False}):
+        with open_session(_config(tmp_path, tracking=tracking)):
+            pass
+    assert [place and (place.uri, place.experiment) for place in places] == [
+        ("http://team-server", "team"),
+        ("http://mine", "team"),
+        None,
+    ]
+    lines = [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
+    assert lines == [
+        "record: http://team-server (MLFLOW_TRACKING_URI), experiment team (MLFLOW_EXPERIMENT_NAME)",
+        "record: http://mine (tracking.uri), experiment team (MLFLOW_EXPERIMENT_NAME)",
+        "record: nothing, because tracking is off",
+    ]
 
 
 def test_a_stage_is_done_only_for_the_inputs_it_was_done_with(tmp_path: Path) -> None:

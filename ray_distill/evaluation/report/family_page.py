@@ -36,7 +36,7 @@ class Wording:
     """Name of the headline metric on an axis."""
     explained: str = ""
     """A note for readers of the quality table."""
-    pair: tuple[str, str]
+    pair: tuple[str, ...]
     """The figures of the section on mistakes."""
     mistakes: str
     """Heading of the section on mistakes."""

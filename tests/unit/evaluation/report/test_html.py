@@ -195,6 +195,7 @@ def test_the_page_shows_everything(full):
         "What to notice",
         "Quality",
         "Differences on the same rows",
+        "Classes, worst first",
         "Size and speed",
         "Errors and calibration",
         "Robustness",

@@ -20,6 +20,7 @@ from ray_distill.promotion.rules import in_words, limits_of
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.class_names import classes_key, describe_classes
 from ray_distill.runtime.core.session import Session, absolute, open_session, record_line
+from ray_distill.runtime.forecast.labelled_test_rows import what_test_rows_establish
 from ray_distill.runtime.stages import evaluate as evaluate_stage
 from ray_distill.runtime.stages import generate
 from ray_distill.runtime.stages import label as label_stage
@@ -260,6 +261,7 @@ def _snapshot(session: Session) -> SnapshotRef:
         opened = open_snapshot(ref)
         stage.meter.wrote(sum(shard.bytes for shard in opened.shards))
         console.report(opened.summary(), snapshot=ref.url)
+        console.report(what_test_rows_establish(config, opened))
         label_stage.record_snapshot(stage.run, opened, "snapshot")
         stage.run.metrics({f"{name}_rows": float(part.rows) for name, part in opened.manifest.splits.items()})
         stage.run.metrics({"quarantined_rows": float(opened.manifest.rows.quarantined)})

@@ -10,11 +10,13 @@ import pyarrow.compute as pc
 from ray_distill.artifacts import Efficiency, Estimate, EvalReport, ModelReport, StudentRef
 from ray_distill.errors import EvaluationError
 from ray_distill.evaluation.measures.intervals import Resampling
+from ray_distill.evaluation.measures.power import established
 from ray_distill.evaluation.measures.robustness import Robustness
 from ray_distill.fingerprint import fingerprint
 from ray_distill.tasks.answers.family import Answers
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.metrics import Metric
+from ray_distill.text import has_interval
 
 #: Rows below which a slice is not reported, and most slices reported (the largest).
 MIN_SLICE_ROWS = 30
@@ -130,7 +132,9 @@ def _notes(report: EvalReport) -> Iterator[str]:
     name = metric.name
     if name not in metrics:
         yield "No row of the test split has a true label: only the likeness to the teacher was measured."
-    elif metrics[name].n < FEW_ROWS:
+    elif (loss := report.comparisons.get(f"{name}_minus_teacher")) is not None and has_interval(loss):
+        yield established(loss, answers)
+    if name in metrics and metrics[name].n < FEW_ROWS:
         yield (
             f"Only {metrics[name].n} {answers.rows} were measured: intervals are wide, small differences cannot be "
             "measured."

@@ -27,6 +27,7 @@ from ray_distill.runtime import campaign
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.class_names import with_teacher_names
 from ray_distill.runtime.core.session import absolute
+from ray_distill.runtime.forecast.labelled_test_rows import what_test_rows_establish
 from ray_distill.runtime.forecast.plan_report import PlanReport
 from ray_distill.runtime.forecast.probe import Piece, Probed, ProbeRequest, probe
 from ray_distill.runtime.labelling.bounded_task import run_teacher_task, teacher_facts
@@ -283,7 +284,7 @@ def _report(config: Campaign, opened: Snapshot, work: _Work, measured: _Measured
             for layer, found in probed.ranks.items()
         },
         break_even=_break_even(config, opened, probed, cost),
-        notes=tuple(_notes(config, probed, work)),
+        notes=(*_notes(config, probed, work), what_test_rows_establish(config, opened)),
     )
 
 

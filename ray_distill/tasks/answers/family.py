@@ -40,6 +40,9 @@ class Answers:
     """Metrics of benchmarks, whose names are only known when they have run."""
     headline: str
     """The metric by which models are compared first."""
+    spread: float = 0.3
+    """Standard deviation of one row's difference in the headline metric, student minus teacher, that plans assume
+    before anything is measured: about the mean of the project's golden runs, which range from half of it to twice."""
     beside: tuple[str, ...]
     """Metrics shown next to the headline where there is little room: terminal, a run's description, MLflow's table."""
     limits: Mapping[str, Limit]

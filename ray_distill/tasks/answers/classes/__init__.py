@@ -33,6 +33,7 @@ CLASSES = Answers(
         )
     ),
     headline="accuracy",
+    spread=0.3,
     beside=("macro_f1", "ece", "agreement"),
     limits={"accuracy": Limit(relative=0.97, margin=0.01), "ece": Limit(teacher_margin=0.05)},
     robust=("accuracy", "nll"),

@@ -144,7 +144,7 @@ def _class_section(qualities: Sequence[ClassQuality], pairs: Sequence[Confusion]
 
 
 def _left_out(qualities: Sequence[ClassQuality], shown: int, classes: int) -> str:
-    """Return a sentence about the classes that the table lacks, and about those without a labelled row."""
+    """Return sentences about classes that the table lacks, and those without a labelled row."""
     rest, absent = qualities[shown:], classes - len(qualities)
     lines = [f"All {shown} classes with labelled test rows are shown."]
     if rest:

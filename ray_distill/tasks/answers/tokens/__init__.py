@@ -73,6 +73,7 @@ TOKENS = Answers(
     efficiency=efficiency("documents", Metric(name="tokens_per_second", heading="Tokens/s", decimals=0, better="more")),
     benchmarks=MetricTable(metrics=_HARNESS),
     headline="nll",
+    spread=0.4,
     beside=("kl_from_teacher", "ece", "agreement"),
     # 0.9 of the teacher's NLL is a ninth more of it: DistilGPT2's own loss of likelihood against GPT-2, roughly.
     limits={

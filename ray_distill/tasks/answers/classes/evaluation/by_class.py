@@ -1,6 +1,6 @@
 """Measure a classifier by class, and count the pairs of classes that it mistakes.
 
-What is held grows with the labelled rows, not with the square of the number of classes.
+Memory grows with the labelled rows, not with the square of the number of classes.
 """
 
 from collections.abc import Sequence
@@ -77,7 +77,7 @@ def confusions(labelled: Scores) -> list[Confusion]:
 
 
 def _upper(recall: Estimate) -> float:
-    """Return the upper end of an interval; a class of one row has none, and nothing is sure about it."""
+    """Return the upper end of an interval; 1 for a class of one row, which has none."""
     return recall.high if recall.n > 1 else 1.0
 
 

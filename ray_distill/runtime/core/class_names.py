@@ -1,6 +1,7 @@
 """Find the names of a campaign's classes: those of the campaign, else those of its teacher."""
 
 from ray_distill.config import Campaign
+from ray_distill.errors import ModelError
 from ray_distill.models.core.module_function import is_factory
 from ray_distill.models.io.teacher_names import TeacherNames, checkpoint_names
 from ray_distill.tasks.catalogue import get_task
@@ -46,12 +47,15 @@ def classes_key(config: Campaign) -> object:
 
 
 def unnamed_classes(config: Campaign) -> list[str]:
-    """Return one sentence if nothing in the campaign can name the classes."""
+    """Return one sentence if the classes have no names, or the teacher cannot be read."""
     snapshot = config.snapshot
     columns = [snapshot.columns, *(own.columns for own in snapshot.own_sources.values())]
     if snapshot.classes is not None or any(one is not None and one.label for one in columns):
         return []
-    found = teacher_names(config)
+    try:
+        found = teacher_names(config)
+    except ModelError as error:
+        return [f"labels.teacher.model: {error}"]
     if found is None or not found.generic:
         return []
     return [

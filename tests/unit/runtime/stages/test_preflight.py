@@ -6,7 +6,8 @@ import pytest
 
 from ray_distill.config import parse_config
 from ray_distill.errors import ConfigError
-from ray_distill.runtime.stages.preflight import check
+from ray_distill.runtime.stages.preflight import check, unknown_objective
+from ray_distill.runtime.sweep.resolve_trials import checked_trials
 
 
 @pytest.mark.parametrize(("task", "known"), [("text_classification", "macro_f1"), ("causal_lm", "perplexity")])
@@ -40,3 +41,24 @@ def test_a_floor_of_an_unknown_metric_is_refused_with_the_known_names(tmp_path: 
     )
     with pytest.raises(ConfigError, match=rf"labels\.check\.limits\.acuracy: {task} has no such metric; .*{known}"):
         check(config)
+
+
+@pytest.mark.parametrize(
+    ("objective", "near"), [("validation_loss", ""), ("validation_nl", "; did you mean validation_nll")]
+)
+def test_an_objective_that_is_never_measured_is_refused_before_labelling(objective: str, near: str) -> None:
+    """Also by `sweep --dry-run`, whose trials have no objective of their own."""
+    config = parse_config(
+        {
+            "campaign": "c",
+            "task": "text_classification",
+            "snapshot": {"source": "rows.jsonl"},
+            "labels": {"teacher": {"model": "m:f"}},
+            "sweep": {"grid": {"seed": [1, 2]}, "objective": objective},
+        }
+    )
+    (line,) = unknown_objective(config)
+    assert line.startswith(f"sweep.objective: text_classification has no '{objective}'; it has validation_nll")
+    assert near in line
+    with pytest.raises(ConfigError, match=f"1 wrong field.*\n  sweep.objective: .*{objective}"):
+        checked_trials(config)

@@ -35,7 +35,7 @@ from ray_distill.snapshots.manifest import (
 )
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.rows import Why
-from ray_distill.snapshots.sources.columns import InputColumn
+from ray_distill.snapshots.sources.columns import Companions, InputColumn
 from ray_distill.snapshots.splits import SPLITS
 from ray_distill.storage.files import absolute, join, write_bytes, write_json
 
@@ -64,6 +64,7 @@ def take_snapshot(
     binary: bool = False,
     verify: Callable[[pa.ChunkedArray], Why] | None = None,
     nested: bool = False,
+    companions: Companions | None = None,
     truth: Truth = "class",
     known: ClassNames | None = None,
     empty_splits: bool = False,
@@ -78,6 +79,7 @@ def take_snapshot(
         binary: inputs are encoded files such as images, not texts.
         verify: returns a reason for each input that is not usable, as `tasks.inputs.modality.Inputs.verify`.
         nested: lists and objects in the input column are conversations, kept as canonical JSON; else an error.
+        companions: columns that belong to the inputs, such as the tools of a conversation; None: there are none.
         truth: how labels are read: one class a row, a set of classes, or not at all.
         known: class names where ``config.classes`` has none, such as the teacher's; None: the labels name the classes.
         empty_splits: accept splits without rows, because no model is trained or judged on the snapshot.
@@ -89,7 +91,9 @@ def take_snapshot(
         SnapshotError: the sources cannot be frozen; nothing has been written.
         StorageError: a source cannot be read, or the snapshot not be written.
     """
-    column = InputColumn(name=input_column, binary=binary, verify=verify, nested=nested)
+    column = InputColumn(
+        name=input_column, binary=binary, verify=verify, nested=nested, companions=companions or Companions()
+    )
     frozen = freeze(config, column, truth=truth, seed=seed, known=known, empty_splits=empty_splits)
     manifest = SnapshotManifest(
         input_column=input_column,

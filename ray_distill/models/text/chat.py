@@ -1,41 +1,25 @@
-"""Read and render conversations, and find the spans that each role wrote."""
+"""Render conversations, and find the spans that each role wrote."""
 
-import json
+import os
 import re
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers.utils import chat_template_utils
 
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.tasks.inputs.chat import CHAT
-
-#: Type of a message's part that is a text, in OpenAI's API; the others are images, sounds and files.
-_TEXT_PART = "text"
-#: Roles of messages; a template may have fewer.
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+from ray_distill.tasks.inputs.conversation import Conversation, Unfit, render, template_of
 
 #: A message's end is found by rendering all before it, so that the work grows with the square of their number.
 MOST_MESSAGES = 1000
+#: Characters of a template's own text that a message shows.
+_SHOWN = 40
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-#: A template that prints today's date would give a row other tokens tomorrow than those that were labelled.
-_STILL = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}\n"
-#: Stands for an answer; no template has it in its own text.
-_ANSWER = "<answer/>"
-
-
-class Unfit(ValueError):
-    """Why one text cannot be used; never leaves this folder but as a reason."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conversation:
-    """Messages as a template takes them, and the tools that the assistant may call."""
-
-    messages: tuple[dict[str, Any], ...]
-    tools: tuple[dict[str, Any], ...] = ()
+#: Stands for an answer; no template has it in its own text, and none opens a thought with its first letter.
+_ANSWER = "§answer§"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +60,7 @@ class Template:
         Raises:
             Unfit: the template does not let it be found out.
         """
-        source = self._source(conversation)
+        source = template_of(self.tokenizer, conversation)
         if set(self.roles) == {"assistant"} and _GENERATION.search(source):
             return self._marked(conversation, source)
         return list(self._by_prefixes(conversation, text, until))
@@ -88,14 +72,20 @@ class Template:
             tools=list(conversation.tools) or None,
             chat_template=source,
             return_assistant_tokens_mask=True,
-            **self.tokenizer.special_tokens_map,
+            **{**self.tokenizer.special_tokens_map, **conversation.options},
         )
-        return [(int(start), int(end)) for start, end in found[0]]
+        spans = [(int(start), int(end)) for start, end in found[0]]
+        answers = [message for message in conversation.messages if message["role"] == "assistant"]
+        if all(_is_learnt(message) for message in answers):
+            return spans
+        if len(spans) != len(answers):
+            raise Unfit("a message has weight 0, and the template marks other spans than one an answer")
+        return [span for span, message in zip(spans, answers, strict=True) if _is_learnt(message)]
 
     def _by_prefixes(self, conversation: Conversation, text: str, until: int) -> Iterator[tuple[int, int]]:
         specials = tuple(str(token) for token in self.tokenizer.all_special_tokens)
         for index, message in enumerate(conversation.messages):
-            if message["role"] not in self.roles:
+            if message["role"] not in self.roles or not _is_learnt(message):
                 continue
             start = self._start(conversation, text, index)
             if start >= until:
@@ -105,53 +95,81 @@ class Template:
                     f"more than {MOST_MESSAGES} messages, whose roles the template does not mark: "
                     "use one with {% generation %}, or cut the conversation"
                 )
-            end = self._prefix(conversation, text, index + 1, prompt=False)
+            end = self._prefix(conversation, text, index + 1)
             yield start, start + _closed(text[start:end], specials)
 
     def _start(self, conversation: Conversation, text: str, index: int) -> int:
         """Return the start of a message; an assistant's begins after its header."""
-        prompt = conversation.messages[index]["role"] == "assistant"
-        if index:
-            return self._prefix(conversation, text, index, prompt=prompt)
-        if not prompt:
-            return 0
-        # No template renders no messages at all: the header is what a prompt for the second message would add.
+        if conversation.messages[index]["role"] != "assistant":
+            return self._prefix(conversation, text, index) if index else 0
+        if not index:
+            return self._start_of_first(conversation, text)
+        prompt = self._render(conversation, index, prompt=True)
+        return len(prompt) if text.startswith(prompt) else self._after_header(conversation, text, index, prompt)
+
+    def _after_header(self, conversation: Conversation, text: str, index: int, prompt: str) -> int:
+        """Return the start of an answer that the template writes otherwise than it prompts for one.
+
+        The header of a reasoning model also opens a thought, which a stored answer may not have: the longest common
+        beginning of header and rendering is its header.
+        """
+        before = self._prefix(conversation, text, index)
+        start = min(_common(prompt, text), _common(prompt, self._answered(conversation, index)))
+        if start <= before:
+            raise Unfit(
+                f"the chat template prompts for an answer with {prompt[before:][:_SHOWN]!r} and writes none so: use a "
+                "template with {% generation %}, or mend its add_generation_prompt"
+            )
+        return start
+
+    def _start_of_first(self, conversation: Conversation, text: str) -> int:
+        """Return the start of a conversation's first message, an answer.
+
+        No template renders no messages. The header is what a prompt for the second message would add, or else all
+        before a made-up answer.
+        """
         alone = self._render(conversation, 1)
         header = self._render(conversation, 1, prompt=True)[len(alone) :]
         found = text.find(header)
-        return found + len(header) if found >= 0 else 0
+        if found >= 0:
+            return found + len(header)
+        return _common(text, self._answered(conversation, 0))
 
-    def _prefix(self, conversation: Conversation, text: str, messages: int, *, prompt: bool) -> int:
-        part = (
-            text
-            if messages == len(conversation.messages) and not prompt
-            else self._render(conversation, messages, prompt=prompt)
-        )
+    def _answered(self, conversation: Conversation, index: int) -> str:
+        """Render the messages before an answer, and a made-up one."""
+        made_up = {"role": "assistant", "content": _ANSWER}
+        return self._render(replace(conversation, messages=(*conversation.messages[:index], made_up)), index + 1)
+
+    def _prefix(self, conversation: Conversation, text: str, messages: int) -> int:
+        part = text if messages == len(conversation.messages) else self._render(conversation, messages)
         if not text.startswith(part):
             raise Unfit(
-                f"the chat template writes the first {messages} messages otherwise once others follow, so the "
-                "spans of the roles are unknown: use a template with {% generation %}, or one answer a row"
+                f"the chat template writes the first {messages} messages otherwise once others follow"
+                f"{self._rewriting()}, so the spans of the roles are unknown: "
+                f"{_way_out(conversation, messages)}"
             )
         return len(part)
 
+    def _rewriting(self) -> str:
+        """Show on a made-up conversation how the template rewrites an answer that others follow."""
+        user, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": f"<think>b</think>{_ANSWER}"}
+        made_up = Conversation(messages=(user, answer, user, answer))
+        try:
+            alone, whole = self._render(made_up, 2), self._render(made_up, 4)
+        except Unfit:
+            return ""
+        at = _common(alone, whole)
+        shown = [part[max(0, at - _SHOWN // 2) :].partition(_ANSWER)[0][:_SHOWN] for part in (alone, whole)]
+        return "" if at == len(alone) else f" (as a last answer {shown[0]!r}, before others {shown[1]!r})"
+
     def _render(self, conversation: Conversation, messages: int, *, prompt: bool = False) -> str:
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    list(conversation.messages[:messages]),
-                    tools=list(conversation.tools) or None,
-                    chat_template=self._source(conversation),
-                    add_generation_prompt=prompt,
-                    tokenize=False,
-                )
+            return render(
+                self.tokenizer, replace(conversation, messages=conversation.messages[:messages]), prompt=prompt
             )
         except Exception as error:  # a template is a program: it raises what it likes
             which = "it" if messages == len(conversation.messages) else f"its first {messages} messages alone"
             raise Unfit(f"the chat template cannot render {which}: {type(error).__name__}: {error}") from error
-
-    def _source(self, conversation: Conversation) -> str:
-        source = str(self.tokenizer.get_chat_template(tools=list(conversation.tools) or None))
-        return _STILL + source if "strftime_now" in source else source
 
 
 def is_chat(settings: LanguageConfig) -> bool:
@@ -170,29 +188,7 @@ def without_answer(conversation: Conversation) -> Conversation:
         messages.pop()
     if not messages:
         raise Unfit("no prompt: nobody but the assistant speaks")
-    return Conversation(messages=tuple(messages), tools=conversation.tools)
-
-
-def read_chat(text: str) -> Conversation:
-    """Read ``{"messages": [...], "tools": [...]}`` or a bare list, as in OpenAI's API.
-
-    Contents in parts are joined, and the arguments of a tool call that are JSON in a string are read, as templates
-    need them; the other fields of a message are kept.
-
-    Raises:
-        Unfit: it is not JSON or not a conversation; the reason names the message.
-    """
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise Unfit(f"not JSON: {error}") from error
-    found = {"messages": found} if isinstance(found, list) else found
-    if not isinstance(found, dict) or not isinstance(found.get("messages"), list):
-        raise Unfit("no conversation: expected a list of messages, or an object with the key messages")
-    if not found["messages"]:
-        raise Unfit("no messages")
-    messages = tuple(_message(value, f"message {number}") for number, value in enumerate(found["messages"], 1))
-    return Conversation(messages=messages, tools=tuple(_objects(found.get("tools"), "tools")))
+    return replace(conversation, messages=tuple(messages))
 
 
 def _encodable(text: str) -> str:
@@ -203,60 +199,21 @@ def _encodable(text: str) -> str:
     return text
 
 
-def _message(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise Unfit(f"{where} is {type(value).__name__}, expected an object with role and content")
-    role = value.get("role")
-    if role not in ROLES:
-        raise Unfit(f"{where} has the unknown role {role!r}: expected one of {', '.join(ROLES)}")
-    message = {name: item for name, item in value.items() if item is not None}
-    calls = _objects(message.pop("tool_calls", None), f"the tool_calls of {where}")
-    if calls:
-        message["tool_calls"] = [_call(call) for call in calls]
-    if "content" in message:
-        message["content"] = _content(message["content"], where)
-    elif not calls and "function_call" not in message:
-        raise Unfit(f"{where} ({role}) has neither content nor tool_calls")
-    return message
+def _is_learnt(message: dict[str, Any]) -> bool:
+    """Return whether a message is learnt: OpenAI's ``weight`` of 0 excludes it."""
+    return bool(message.get("weight", 1) != 0)
 
 
-def _content(value: Any, where: str) -> str:
-    parts = value if isinstance(value, list) else [{"type": _TEXT_PART, "text": value}]
-    for part in parts:
-        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-        if kind != _TEXT_PART or not isinstance(part.get("text"), str):
-            raise Unfit(
-                f"the content of {where} has {kind!r}, expected text"
-                if kind != _TEXT_PART
-                else f"the content of {where} is {type(part.get('text')).__name__}, expected text"
-            )
-    return "".join(part["text"] for part in parts)
+def _common(one: str, other: str) -> int:
+    """Return the length of the longest common beginning."""
+    return len(os.path.commonprefix([one, other]))
 
 
-def _objects(value: Any, what: str) -> Sequence[dict[str, Any]]:
-    if value is None:
-        return ()
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise Unfit(f"{what} must be a list of objects")
-    return value
-
-
-def _call(call: dict[str, Any]) -> dict[str, Any]:
-    """Return a tool call whose arguments are an object, which most templates write as JSON."""
-    call = {name: item for name, item in call.items() if item is not None}
-    if isinstance(call.get("function"), dict):
-        call["function"] = _read_arguments(call["function"])
-    return _read_arguments(call)
-
-
-def _read_arguments(function: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(function.get("arguments"), str):
-        return function
-    try:
-        arguments = json.loads(function["arguments"])
-    except (ValueError, RecursionError):
-        return function
-    return {**function, "arguments": arguments} if isinstance(arguments, dict) else function
+def _way_out(conversation: Conversation, messages: int) -> str:
+    here, following = (conversation.messages[at]["role"] for at in (messages - 1, messages))
+    if here == following:
+        return f"join consecutive messages of {here} in the source, as the template does"
+    return "use a template with {% generation %}, or one answer a row"
 
 
 def _closed(text: str, specials: tuple[str, ...]) -> int:

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from ray_distill.models.text.chat import Template, Unfit, read_chat
+from ray_distill.models.text.chat import Template
 from ray_distill.models.text.lm_processor import IntArray, LanguageProcessor
 from ray_distill.sequences.texts import with_answer
+from ray_distill.tasks.inputs.conversation import Unfit, read_chat
 
 
 def text_of(processor: LanguageProcessor, prompt: IntArray, tokens: IntArray) -> str:

@@ -14,8 +14,9 @@ from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, ModelError
 from ray_distill.fingerprint import fingerprint
 from ray_distill.labels.model.ragged import RaggedArray
-from ray_distill.models.text.chat import ROLES, Conversation, Template, Unfit, is_chat, read_chat, without_answer
+from ray_distill.models.text.chat import Template, is_chat, without_answer
 from ray_distill.models.text.processors import read_tokenizer, text_limit, tokenizer_content
+from ray_distill.tasks.inputs.conversation import ROLES, Conversation, Unfit, read_chat
 
 #: Texts are tokenised together up to this many characters: a token takes some hundred bytes until it is an integer.
 _TOGETHER = 1 << 22

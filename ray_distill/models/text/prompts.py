@@ -1,13 +1,14 @@
 """Make prompts: the beginning of a text, or a conversation before the assistant's turn."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ray_distill.errors import ModelError
-from ray_distill.models.text.chat import Conversation, Template, Unfit, read_chat
+from ray_distill.models.text.chat import Template
 from ray_distill.models.text.lm_processor import IntArray, LanguageProcessor
+from ray_distill.tasks.inputs.conversation import Conversation, Unfit, read_chat
 
 #: Tokens of a document that are its beginning at most; at most half of it.
 BEGINNING = 32
@@ -80,7 +81,7 @@ def _conversation(conversation: Conversation, processor: LanguageProcessor) -> P
     if not messages:
         raise Unfit("nothing comes before the assistant's message")
     template = Template(tokenizer=processor.tokenizer, roles=processor.settings.roles)
-    text = template.prompt(Conversation(messages=tuple(messages), tools=conversation.tools))
+    text = template.prompt(replace(conversation, messages=tuple(messages)))
     return Prompt(
         ids_L=_open_end(processor, text, special=False),
         reference=_content_of(last) if answered else None,
@@ -92,7 +93,7 @@ def _until_last_answer(conversation: Conversation) -> Conversation:
     answers = [index for index, message in enumerate(conversation.messages) if message["role"] == "assistant"]
     if not answers:
         raise Unfit("no message of the assistant")
-    return Conversation(messages=conversation.messages[: answers[-1] + 1], tools=conversation.tools)
+    return replace(conversation, messages=conversation.messages[: answers[-1] + 1])
 
 
 def _read(text: str) -> Conversation:

@@ -44,6 +44,7 @@ def freeze(config: Campaign, sources: SnapshotConfig | None = None, *, empty_spl
         binary=task.inputs.binary,
         verify=task.inputs.verify,
         nested=task.inputs.nested(config),
+        companions=task.inputs.companions,
         truth=task.answers.truth,
         known=known_classes(config) if chosen.classes is None else None,
         empty_splits=empty_splits,

@@ -2,7 +2,8 @@
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 
@@ -10,8 +11,28 @@ from ray_distill.config import Columns
 from ray_distill.errors import SnapshotError
 from ray_distill.snapshots.rows import Why
 
+#: (nested input, values of the columns beside it) -> the whole input
+Assemble = Callable[[Any, Mapping[str, Any]], Any]
+
+#: Prefix of the columns beside the input, until they are joined with it.
+BESIDE = "beside:"
+
 #: Names with a meaning of their own in a snapshot; a slice cannot take them.
 RESERVED = ("row_id", "text", "target", "image", "label", "count", "group", "time")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Companions:
+    """Columns that belong to a nested input, and how they become one value with it."""
+
+    names: tuple[str, ...] = ()
+    """They are read where a source has them."""
+    assemble: Assemble | None = None
+    """Joins an input with what stands beside it; ValueError if the two disagree."""
+    refuse: Callable[[str], str | None] | None = None
+    """Returns why a text is not of the form; a source in which no row is of it is refused."""
+    forms: Mapping[tuple[str, ...], str] = field(default_factory=dict)
+    """Advice where a source lacks the input's column and has these columns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +46,9 @@ class InputColumn:
     verify: Callable[[pa.ChunkedArray], Why] | None = None
     """Return a reason for each input that is not usable, 0 for the others; null and blank texts are always found."""
     nested: bool = False
-    """Lists and objects are conversations, kept as canonical JSON; else they are errors."""
+    """Lists and objects are kept as canonical JSON; else they are errors."""
+    companions: Companions = Companions()
+    """Columns that belong to a nested input."""
 
 
 def source_columns(columns: Columns, column: InputColumn) -> dict[str, str]:
@@ -60,8 +83,21 @@ class MissingColumn(SnapshotError):
         return type(self), (str(self), self.part)
 
 
-def require_columns(mapping: Mapping[str, str], found: Sequence[str], where: str) -> None:
+def columns_beside(column: InputColumn, found: Sequence[str]) -> dict[str, str]:
+    """Return the columns of a source that belong to its input, by the names of their parts."""
+    return {f"{BESIDE}{name}": name for name in column.companions.names if column.nested and name in found}
+
+
+def require_columns(
+    mapping: Mapping[str, str], found: Sequence[str], where: str, forms: Mapping[tuple[str, ...], str] | None = None
+) -> None:
     """Require each source column exactly once.
+
+    Args:
+        mapping: source column by part.
+        found: the columns of the source.
+        where: the source.
+        forms: advice by the columns of a known form, where the text's column is missing.
 
     Raises:
         MissingColumn: names the column, what was found and the nearest name.
@@ -72,9 +108,12 @@ def require_columns(mapping: Mapping[str, str], found: Sequence[str], where: str
             near = difflib.get_close_matches(name, found, n=1, cutoff=0.5)
             advice = f"did you mean {near[0]!r}? " if near else ""
             unlabelled = " (--set snapshot.columns.label=null if no row is labelled)" if part == "label" else ""
+            known = (
+                way for names, way in (forms or {}).items() if part == next(iter(mapping)) and {*names} <= {*found}
+            )
             raise MissingColumn(
                 f"{where} has no column {name!r} for the {part}; found: {', '.join(found) or 'none'}. {advice}"
-                f"Set snapshot.columns{unlabelled}",
+                f"{next(known, f'Set snapshot.columns{unlabelled}')}",
                 part,
             )
         if list(found).count(name) > 1:

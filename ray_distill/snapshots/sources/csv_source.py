@@ -15,7 +15,7 @@ from pyarrow import csv
 
 from ray_distill.errors import SnapshotError
 from ray_distill.snapshots.rows import Reason, Rows, file_rows
-from ray_distill.snapshots.sources.columns import require_columns
+from ray_distill.snapshots.sources.columns import InputColumn, columns_beside, require_columns
 
 Fields = list[bytes]
 
@@ -39,8 +39,10 @@ _SENTINEL = b"the end of the file"
 _LARGEST_BLOCK = 1 << 30
 
 
-def read_csv(data: bytes, mapping: Mapping[str, str], source: int, where: str) -> Rows:
+def read_csv(data: bytes, mapping: Mapping[str, str], source: int, column: InputColumn, *, where: str) -> Rows:
     """Read a CSV file with a header; columns arrive as large_binary, by snapshot column.
+
+    Columns that belong to the input (`columns_beside`) arrive too.
 
     Raises:
         SnapshotError: no header, or a column is missing.
@@ -51,7 +53,8 @@ def read_csv(data: bytes, mapping: Mapping[str, str], source: int, where: str) -
     if not data.strip() or header is None:
         found = "not CSV" if data.strip() else "empty"
         raise SnapshotError(f"{where} is {found}: a header with column names is needed")
-    require_columns(mapping, _names(header), where)
+    require_columns(mapping, _names(header), where, column.companions.forms)
+    mapping = {**mapping, **columns_beside(column, _names(header))}
     table = _read_whole(data, mapping, len(header), delimiter)
     if table is not None:
         return file_rows(table, np.zeros(len(table), dtype=np.int8), source)

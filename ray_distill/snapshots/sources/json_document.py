@@ -44,7 +44,7 @@ def document_to_lines(data: bytes, *, column: str, where: str, strict: bool) -> 
         )
     text = data.decode(errors="surrogateescape")
     try:
-        lines = _array(text) if start == b"[" else _object(text, where)
+        lines = _array(text) if start == b"[" else _object(text, column, where)
     except _NotADocument as error:
         if strict:
             raise SnapshotError(
@@ -66,13 +66,13 @@ def _begins_with_row(data: bytes, at: int, column: str) -> bool:
         value = json.loads(data[at : len(data) if end < 0 else end])
     except (ValueError, RecursionError):
         return False
-    lists = [key for key, item in value.items() if _has_rows(item)] if isinstance(value, dict) else []
+    lists = [key for key, item in value.items() if _has_rows(item, column)] if isinstance(value, dict) else []
     more = end >= 0 and _FIRST.search(data, end) is not None
     return more or column in value or len(lists) != 1
 
 
-def _has_rows(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+def _has_rows(value: object, column: str) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and column in item for item in value)
 
 
 def _array(text: str) -> list[str]:
@@ -82,8 +82,11 @@ def _array(text: str) -> list[str]:
     return lines
 
 
-def _object(text: str, where: str) -> list[str]:
-    """Return the elements of the only list of objects in an object."""
+def _object(text: str, column: str, where: str) -> list[str]:
+    """Return the elements of the only list of objects in an object.
+
+    An object that has the column is a row itself.
+    """
     lists, keys, at = {}, [], _skip(text, 0) + 1
     while True:
         key, at = _value(text, _skip(text, at))
@@ -104,6 +107,8 @@ def _object(text: str, where: str) -> list[str]:
         at += 1
     if text[at : at + 1] != "}" or _skip(text, at + 1) < len(text):
         raise _NotADocument(f"more follows the object at {_place(text, _skip(text, at + 1))}")
+    if column in keys and not isinstance(json.loads(text)[column], dict):
+        return [text]
     if len(lists) != 1:
         found = f"the lists {', '.join(lists)}" if lists else f"the keys {', '.join(keys[:8])} and no list of objects"
         raise SnapshotError(

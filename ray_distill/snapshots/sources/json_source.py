@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from pyarrow import json as arrow_json
 
 from ray_distill.snapshots.rows import Reason, Rows, file_rows
-from ray_distill.snapshots.sources.columns import InputColumn
+from ray_distill.snapshots.sources.columns import InputColumn, columns_beside
 from ray_distill.snapshots.sources.convert import mixed_to_text, to_text
 from ray_distill.snapshots.sources.nested import canonical
 
@@ -40,7 +40,9 @@ def read_jsonl(
         The rows, and the keys seen. (A key that a line leaves out is null there.)
     """
     keys: set[str] = set()
-    nested = frozenset(part for part, lists in ((column.name, column.nested), ("label", sets)) if lists)
+    beside = columns_beside(column, column.companions.names)
+    mapping = {**mapping, **beside}
+    nested = frozenset(part for part, lists in ((column.name, column.nested), ("label", sets)) if lists) | {*beside}
     pieces = [
         _read_piece(piece, mapping, input_column=column.name, keys=keys, nested=nested) for piece in _pieces(data)
     ]

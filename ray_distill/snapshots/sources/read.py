@@ -14,18 +14,20 @@ from ray_distill.snapshots.label_reading.truth import TRUTHS, TruthKind
 from ray_distill.snapshots.manifest import Truth
 from ray_distill.snapshots.pairs import pair_texts
 from ray_distill.snapshots.rows import Mask, Reason, Rows, Why, concat_rows, file_rows, reasons
-from ray_distill.snapshots.sources.columns import InputColumn, require_columns
+from ray_distill.snapshots.sources.columns import BESIDE, InputColumn, columns_beside, require_columns
 from ray_distill.snapshots.sources.convert import to_bytes, to_text, to_time
 from ray_distill.snapshots.sources.csv_source import read_csv
 from ray_distill.snapshots.sources.file_bytes import read_records, restore_advice
 from ray_distill.snapshots.sources.image_source import read_images
 from ray_distill.snapshots.sources.json_document import document_to_lines
 from ray_distill.snapshots.sources.json_source import read_jsonl
-from ray_distill.snapshots.sources.nested import column_to_json, is_nested
+from ray_distill.snapshots.sources.nested import column_to_json, is_nested, join_beside
 from ray_distill.snapshots.sources.resolve import SourceFile
 from ray_distill.storage.files import open_input
 from ray_distill.storage.remote import protocol
 
+#: Rows of a file that are read to see whether it has the expected form.
+_HEADS = 50
 #: (source column, its name) -> the snapshot's column, and a reason for each row that could not be converted
 Converter = Callable[[pa.ChunkedArray, str], tuple[pa.Array, Why]]
 
@@ -77,7 +79,7 @@ def _read_table(
 ) -> tuple[Rows, set[str]]:
     """Read the rows of one table and the names of its columns."""
     if file.format == "parquet":
-        rows = _read_parquet(file, mapping, index)
+        rows = _read_parquet(file, mapping, index, column)
         return rows, set(mapping.values())
     if column.binary:
         raise SnapshotError(
@@ -86,19 +88,21 @@ def _read_table(
         )
     data = read_records(file)
     if file.format == "csv":
-        return read_csv(data, mapping, index, file.name), set(mapping.values())
+        return read_csv(data, mapping, index, column, where=file.name), set(mapping.values())
     strict = ".json" in PurePosixPath(file.url.lower()).suffixes
     data = document_to_lines(data, column=mapping[column.name], where=file.name, strict=strict)
     rows, keys = read_jsonl(data, mapping, index, column, sets=sets)
     if (rows.why == 0).any():
-        require_columns({column.name: mapping[column.name]}, sorted(keys), file.name)
+        require_columns({column.name: mapping[column.name]}, sorted(keys), file.name, column.companions.forms)
     return rows, keys
 
 
-def _read_parquet(file: SourceFile, mapping: Mapping[str, str], index: int) -> Rows:
+def _read_parquet(file: SourceFile, mapping: Mapping[str, str], index: int, column: InputColumn) -> Rows:
     try:
         with open_input(file.url) as stream, pq.ParquetFile(stream) as parquet:
-            require_columns(mapping, parquet.schema_arrow.names, file.name)
+            names = parquet.schema_arrow.names
+            require_columns(mapping, names, file.name, column.companions.forms)
+            mapping = {**mapping, **columns_beside(column, names)}
             table = parquet.read(columns=sorted(set(mapping.values())))
     except (pa.ArrowException, OSError) as error:
         raise SnapshotError(f"{file.name} cannot be read as Parquet ({error}): {restore_advice(file)}") from error
@@ -120,6 +124,11 @@ def _normalise(rows: Rows, mapping: Mapping[str, str], column: InputColumn, trut
         rows = rows.mark_each(why)
     if not column.binary:
         rows = rows.mark(_is_missing(columns[column.name]), Reason.MISSING_TEXT)
+    beside = {part.removeprefix(BESIDE): columns.pop(part) for part in [*columns] if part.startswith(BESIDE)}
+    if column.nested:
+        columns[column.name], bad = join_beside(columns[column.name], beside, column.companions)
+        rows = rows.mark(bad, Reason.WRONG_TYPE)
+        _refuse_other_form(columns[column.name], column, f"{where}: column {mapping[column.name]!r}")
     if "target" in columns:
         columns[column.name] = pair_texts(columns[column.name], columns.pop("target"))
     columns.setdefault("label", pa.nulls(len(rows), truth.absent))
@@ -128,10 +137,19 @@ def _normalise(rows: Rows, mapping: Mapping[str, str], column: InputColumn, trut
     return Rows(table=table, why=rows.why, source=rows.source, record=rows.record)
 
 
+def _refuse_other_form(texts: pa.Array, column: InputColumn, where: str) -> None:
+    refuse, heads = column.companions.refuse, texts.drop_null().slice(0, _HEADS).to_pylist()
+    reasons_found = [refuse(text) for text in heads] if refuse is not None else [None]
+    if heads and all(reasons_found):
+        raise SnapshotError(f"{where}: none of its first {len(heads)} rows can be read: {reasons_found[0]}")
+
+
 def _converter(part: str, column: InputColumn, truth: TruthKind) -> Converter:
     """Return the function that converts one column."""
     if part == column.name:
         return _to_binary if column.binary else _to_nested if column.nested else _to_input
+    if part.startswith(BESIDE):
+        return _to_beside
     return {"label": truth.convert, "time": _to_time}.get(part, _to_other)
 
 
@@ -149,6 +167,10 @@ def _to_nested(values: pa.ChunkedArray, name: str) -> tuple[pa.Array, Why]:
         return _to_input(values, name)
     text, bad = column_to_json(values)
     return text, reasons(bad, Reason.WRONG_TYPE)
+
+
+def _to_beside(values: pa.ChunkedArray, name: str) -> tuple[pa.Array, Why]:
+    return _to_nested(values, name) if is_nested(values.type) else _to_other(values, name)
 
 
 def _to_other(values: pa.ChunkedArray, name: str) -> tuple[pa.Array, Why]:

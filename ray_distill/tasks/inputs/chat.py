@@ -8,7 +8,9 @@ import pyarrow as pa
 
 from ray_distill.config import Campaign
 from ray_distill.labels.model.ragged import RaggedArray
+from ray_distill.snapshots.sources.columns import Companions
 from ray_distill.tasks.encoded import Batch, Encoded, Rejected
+from ray_distill.tasks.inputs.conversation import BESIDE, PROMPT, Unfit, assemble, read_chat
 from ray_distill.tasks.inputs.modality import Form, Index, Inputs, Processor
 from ray_distill.tasks.inputs.padding import pad_sequences, real_tokens
 from ray_distill.tasks.inputs.rows import encoded, sift
@@ -19,6 +21,37 @@ from ray_distill.tasks.inputs.text_corruptions import TEXT_CORRUPTIONS
 CHAT: Final = "chat"
 #: The feature that no model takes: 1 on each token that is to be predicted.
 ANSWERED = "answered"
+
+
+_WRITE = "write each row as a list of messages {role, content} in one column, and name that as snapshot.columns.text"
+_CHAT_TOO = "with labels.teacher.language.format: chat"
+
+
+def _why_no_conversation(text: str) -> str | None:
+    try:
+        read_chat(text)
+    except Unfit as error:
+        return f"{error}. labels.teacher.language.format is chat, so {_WRITE}"
+    return None
+
+
+#: Tools and the like beside the messages, and the usual forms of data sets for language models.
+COMPANIONS = Companions(
+    names=(*BESIDE, PROMPT),
+    assemble=assemble,
+    refuse=_why_no_conversation,
+    forms={
+        ("messages",): f"It has conversations: set snapshot.columns.text: messages, {_CHAT_TOO}",
+        ("conversations",): f"It has conversations: set snapshot.columns.text: conversations, {_CHAT_TOO}",
+        ("chosen", "rejected"): f"These are preferences: choose the answer, and {_WRITE}",
+        (
+            "instruction",
+            "output",
+        ): f"This is Alpaca's form: join instruction and input to a user's message, and {_WRITE}",
+        ("prompt", "completion"): f"These are prompts and completions: for task seq2seq set snapshot.columns: {{text: "
+        f"prompt, target: completion}}; else {_WRITE}",
+    },
+)
 
 
 @runtime_checkable
@@ -113,6 +146,7 @@ TEXT_OR_CHAT = Inputs(
     corruptions=TEXT_CORRUPTIONS,
     form=_form,
     nested=_is_chat,
+    companions=COMPANIONS,
     corruptible=_is_text,
     refuse=_refuse,
 )

@@ -15,6 +15,7 @@ import pyarrow as pa
 from ray_distill.config import Campaign, TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.snapshots.rows import Why
+from ray_distill.snapshots.sources.columns import Companions
 from ray_distill.tasks.encoded import Batch, Encoded
 
 #: A seeded corruption: (rows, severity 1..3, generator) -> rows of the same ids, in the same order.
@@ -108,6 +109,8 @@ class Inputs:
     """Return the form of a row that a teacher writes."""
     nested: Callable[[Campaign], bool] = _never
     """Return True where values of the column may be nested, such as conversations; they become canonical JSON."""
+    companions: Companions = Companions()
+    """Columns of a source that belong to a nested input, and the forms of data sets that are recognised."""
     corruptible: Callable[[Campaign], bool] = _always
     """Return False where the corruptions would break what the campaign's inputs are, such as conversations."""
     refuse: Callable[[Campaign], list[str]] = _nothing_refused

@@ -181,9 +181,9 @@ def test_an_encoder_decoder_writes_targets(
 
 
 def test_the_served_file_says_what_the_package_says() -> None:
-    """It may not import the package, so what both need stands in both: the date of templates, the default limit."""
-    from ray_distill.models.text import chat
+    """It may not import the package: conversations are read by one file, and the default limit stands in both."""
     from ray_distill.tasks.answers.tokens import answer_requests, serve
+    from ray_distill.tasks.inputs import conversation
 
-    assert answer_requests.STILL == chat._STILL
+    assert serve.SERVING.parts["conversation"] == Path(str(conversation.__file__))
     assert serve.SERVING.params["max_new_tokens"] == answer_requests.MAX_NEW_TOKENS

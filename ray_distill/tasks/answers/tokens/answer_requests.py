@@ -21,8 +21,6 @@ import torch
 import transformers
 
 MAX_NEW_TOKENS = 128
-#: Templates that print today's date printed this one when the student learnt; `ray_distill.models.text.chat` too.
-STILL = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}\n"
 
 #: (text, tokens to write at most) -> what follows.
 Write = Callable[[str, int], str]
@@ -30,15 +28,22 @@ Write = Callable[[str, int], str]
 Answer = Callable[[list[Any], Mapping[str, Any]], dict[str, list[Any]]]
 
 
-def load(folder: Path, *, task: str, column: str) -> Answer:
-    """Load model and tokenizer of a checkpoint: a causal one, or an encoder-decoder."""
+def load(folder: Path, *, task: str, column: str, conversation: Any) -> Answer:
+    """Load model and tokenizer of a checkpoint: a causal one, or an encoder-decoder.
+
+    Args:
+        folder: the checkpoint.
+        task: its name.
+        column: ``text``.
+        conversation: the module of the file that reads and renders conversations.
+    """
     saved = folder / "ray_distill.json"
     facts = json.loads(saved.read_text(encoding="utf-8")) if saved.exists() else {}
     if facts.get("task") == "seq2seq":
         write = _load_pairs(folder, facts)
     else:
         chat = facts.get("language", {}).get("format") == "chat"
-        write = _load_built(folder) if "factory" in facts else _load(folder, chat=chat)
+        write = _load_built(folder) if "factory" in facts else _load(folder, conversation if chat else None)
 
     def answer(values: list[Any], params: Mapping[str, Any]) -> dict[str, list[Any]]:
         most = int(params.get("max_new_tokens", MAX_NEW_TOKENS))
@@ -49,12 +54,16 @@ def load(folder: Path, *, task: str, column: str) -> Answer:
     return answer
 
 
-def _load(folder: Path, *, chat: bool) -> Write:
+def _load(folder: Path, conversation: Any) -> Write:
+    """Load a causal model.
+
+    ``conversation`` is the module that reads its requests; None for plain text.
+    """
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device).eval()
-    stops = _stops(model, tokenizer, chat=chat)
+    stops = _stops(model, tokenizer, chat=conversation is not None)
     # Without the checkpoint's own settings, which may sample, or punish what is repeated.
     model.generation_config = transformers.GenerationConfig(
         do_sample=False, eos_token_id=stops or None, pad_token_id=stops[0] if stops else 0
@@ -62,7 +71,7 @@ def _load(folder: Path, *, chat: bool) -> Write:
     limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or 10**6)
 
     def write(text: str, most: int) -> str:
-        ids = _conversation(tokenizer, text) if chat else _beginning(tokenizer, text)
+        ids = _conversation(tokenizer, text, conversation) if conversation else _beginning(tokenizer, text)
         if not 0 < len(ids) < limit:
             raise ValueError(f"a text has {len(ids)} tokens: from 1 to {limit - 1} leave room for what follows")
         tokens = torch.tensor([ids], device=device)
@@ -151,41 +160,25 @@ def _beginning(tokenizer: Any, text: str) -> list[int]:
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
-def _conversation(tokenizer: Any, text: str) -> list[int]:
-    """Return the tokens of a conversation that waits for the assistant."""
-    messages, tools = _messages(text)
-    source = tokenizer.get_chat_template(tools=tools)
-    prompt = tokenizer.apply_chat_template(
-        messages,
-        tools=tools,
-        add_generation_prompt=True,
-        tokenize=False,
-        chat_template=STILL + source if "strftime_now" in source else source,
-    )
-    ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    return ids
+def _conversation(tokenizer: Any, text: str, conversation: Any) -> list[int]:
+    """Return the tokens of a conversation that waits for the assistant.
 
-
-def _messages(text: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
-    """Return messages and tools of a conversation in JSON; any other text is a user's message."""
+    Any text that is not JSON of a list or an object is a user's message.
+    """
     try:
         found = json.loads(text)
     except ValueError:
         found = None
-    if not isinstance(found, list | dict):
-        return [{"role": "user", "content": text}], None
-    found = {"messages": found} if isinstance(found, list) else found
-    messages = found.get("messages")
-    if not isinstance(messages, list) or not messages or not all(isinstance(item, dict) for item in messages):
+    request = text if isinstance(found, list | dict) else json.dumps([{"role": "user", "content": text}])
+    try:
+        prompt = conversation.render(tokenizer, conversation.read_chat(request), prompt=True)
+    except conversation.Unfit as error:
         raise ValueError(
-            f"a conversation is a list of messages, or an object with the key 'messages', as JSON: found {text[:80]!r}"
-        )
-    return [{**item, "content": _content(item.get("content"))} for item in messages], found.get("tools") or None
-
-
-def _content(value: Any) -> Any:
-    """Join the parts of a content."""
-    return "".join(part.get("text", "") for part in value) if isinstance(value, list) else value
+            f"a conversation is a list of messages, or an object with the key 'messages', as JSON: found {text[:80]!r} "
+            f"({error})"
+        ) from error
+    ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def _text(value: Any) -> str:

@@ -11,6 +11,7 @@ MAX_NEW_TOKENS = 128
 
 SERVING = Serving(
     code=Path(__file__).with_name("answer_requests.py"),
+    parts={"conversation": Path(__file__).parents[2] / "inputs" / "conversation.py"},
     outputs={"generated": "string"},
     params={"max_new_tokens": MAX_NEW_TOKENS},
     # Chat templates are written in jinja2.

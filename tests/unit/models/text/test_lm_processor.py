@@ -134,9 +134,114 @@ def test_a_template_that_rewrites_earlier_turns_is_found_out() -> None:
     assert _learn(_processor(template=FORGETFUL), [ASK, SAY])[1] == [f"<think></think>yo{END}"]
 
 
+def _thinking(prompted: str = "<think>\\n", written: str = "") -> str:
+    """As R1's distils: a prompt opens a thought, which a stored answer does not have, and thoughts are stripped."""
+    return (
+        "{%- for message in messages %}{{ '[' + message.role + ']' }}"
+        "{%- if message.role == 'assistant' %}{{ '" + written + "' + message.content.split('</think>')[-1] }}"
+        "{%- else %}{{ message.content }}{% endif %}{{ '<|im_end|>' }}{% endfor %}"
+        "{%- if add_generation_prompt %}{{ '[assistant]" + prompted + "' }}{% endif %}"
+    )
+
+
+@pytest.mark.parametrize("answer", ["yo", "<that", "<think", "thinking", "", " yo ", "\n"])
+def test_a_header_that_opens_a_thought_ends_where_the_answer_begins(answer: str) -> None:
+    """The longest beginning that the prompt and any answer share is the header, whatever this answer begins with."""
+    processor, say = _processor(template=_thinking()), {**SAY, "content": answer}
+    whole, learnt, why = _learn(processor, [ASK, say])
+    assert whole == f"[user]hi{END}[assistant]{answer}{END}" and learnt == [f"{answer}{END}"] and why is None
+    assert _learn(processor, [ASK, say, ASK, say])[1] == [f"{answer}{END}"] * 2
+    assert _learn(processor, [say, ASK, say])[1] == [f"{answer}{END}"] * 2
+    thought = {**SAY, "content": f"<think>a</think>{answer}"}
+    assert _learn(processor, [ASK, thought])[1] == [f"{answer}{END}"]
+
+
+def test_an_empty_thought_that_is_written_is_learnt_as_far_as_it_is_not_prompted() -> None:
+    """The prompt opens it, the rendering also closes it."""
+    processor = _processor(template=_thinking(written="<think>\\n</think>"))
+    assert _learn(processor, [ASK, SAY])[1] == [f"</think>yo{END}"]
+
+
+def test_a_prompt_unlike_any_answer_is_a_reason_with_both() -> None:
+    """Where a prompt and answers share no header, it shows the prompt's."""
+    template = _thinking().replace("{{ '[assistant]<think>", "{{ '<bot><think>")
+    why = _why([ASK, SAY], template=template)
+    assert "prompts for an answer with '<bot><think>\\n' and writes none so" in why and "{% generation %}" in why
+
+
+def test_a_template_that_rewrites_earlier_turns_shows_how() -> None:
+    """On a made-up conversation: a row's own words are in no message."""
+    why = _why([ASK, {**SAY, "content": "secret"}, ASK, SAY], template=FORGETFUL)
+    assert r"assistant\n<think></think><think>b" in why and "', before others '" in why and "secret" not in why
+
+
+def test_a_template_without_prompts_has_its_headers_learnt() -> None:
+    """The model has to write them itself: no prompt ends in one."""
+    template = _thinking().split("{%- if add_generation_prompt")[0]
+    assert _learn(_processor(template=template), [ASK, SAY])[1] == [f"[assistant]yo{END}"]
+
+
+def test_trimmed_answers_are_learnt_as_they_are_rendered() -> None:
+    """Blanks around a stored answer are not in the text."""
+    template = CHATML.replace("(message.content or '')", "(message.content or '') | trim")
+    assert _learn(_processor(template=template), [ASK, {**SAY, "content": " yo \n"}])[1] == [f"yo{END}"]
+
+
+MERGING = (
+    "{%- for message in messages %}{%- if loop.first or loop.previtem.role != message.role %}"
+    "{{ '[' + message.role + ']' }}{% endif %}{{ message.content }}"
+    "{%- if loop.last or loop.nextitem.role != message.role %}{{ '<|im_end|>' }}{% else %}{{ ' ' }}{% endif %}"
+    "{% endfor %}{%- if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+)
+
+
+def test_a_template_may_join_messages_of_one_role() -> None:
+    """Of a user it is no matter; an assistant's are to be joined in the source, which the reason says."""
+    processor = _processor(template=MERGING)
+    assert _learn(processor, [ASK, ASK, SAY])[:2] == (f"[user]hi hi{END}[assistant]yo{END}", [f"yo{END}"])
+    assert "join consecutive messages of assistant in the source" in (_learn(processor, [ASK, SAY, SAY])[2] or "")
+
+
+STRICT = (
+    "{%- if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{%- for message in messages %}{%- if (message.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Roles must alternate') }}{% endif %}{% endfor %}" + CHATML
+)
+
+
+def test_what_a_template_refuses_is_a_reason_in_its_words() -> None:
+    """System roles and two turns of a user cost their row; the others are learnt."""
+    processor = _processor(template=STRICT)
+    assert _learn(processor, [ASK, SAY, ASK, SAY])[1] == [f"yo{END}"] * 2
+    assert "System role not supported" in (_learn(processor, [{**ASK, "role": "system"}, ASK, SAY])[2] or "")
+    assert "Roles must alternate" in (_learn(processor, [ASK, ASK, SAY])[2] or "")
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED])
+def test_messages_of_weight_zero_are_not_learnt(template: str) -> None:
+    """As in OpenAI's fine-tuning: they are read as context."""
+    row = [ASK, {**SAY, "content": "bad", "weight": 0}, ASK, {**SAY, "weight": 1}]
+    assert _learn(_processor(template=template), row)[1] == [f"yo{END}"]
+
+
+def test_a_row_s_own_settings_reach_the_template() -> None:
+    """Documents and what ``chat_template_kwargs`` names are its variables."""
+    template = "{{ documents[0].text if documents }}{{ mood or '' }}" + CHATML
+    row = {"messages": [ASK, SAY], "documents": [{"text": "D"}], "chat_template_kwargs": {"mood": "M"}}
+    whole, learnt, _ = _learn(_processor(template=template), row)
+    assert whole.startswith("DM<|im_start|>") and learnt == [f"yo{END}"]
+    assert _learn(_processor(template="{{ mood or '' }}" + MARKED), {**row, "documents": []})[0].startswith("MU: hi")
+
+
+DATE = "{%- if not date_string is defined %}{%- set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+
+
 def test_a_template_cannot_read_the_clock() -> None:
     """A row labelled today has the same tokens tomorrow."""
     assert _learn(_processor(template=DATED), [ASK, SAY])[0] == f"Today is 26 Jul 2024. U: hi A: yo{END}"
+    system = _processor(template=DATE + "{{ '[system]' + date_string + '<|im_end|>' }}" + CHATML)
+    whole, learnt, _ = _learn(system, [ASK, SAY])
+    assert whole.startswith(f"[system]26 Jul 2024{END}") and learnt == [f"yo{END}"]
 
 
 def test_what_a_template_raises_is_a_reason() -> None:

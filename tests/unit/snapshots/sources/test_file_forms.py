@@ -139,6 +139,13 @@ def test_json_is_read_in_every_usual_form(tmp_path: Path, name: str, encoding: s
     assert content(rows) == ROWS and rows.record.tolist() == [1, 2, 3]
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+def test_one_row_with_a_list_of_objects_is_a_row(tmp_path: Path, indent: int | None) -> None:
+    """An object that has the column is not a document of rows, whatever else it has."""
+    (tmp_path / "a.json").write_text(json.dumps(LINES[0], indent=indent))
+    assert content(read(tmp_path / "a.json")) == ROWS[:1]
+
+
 def test_bad_elements_of_a_document_are_quarantined_alone(tmp_path: Path) -> None:
     """Their numbers are those of the elements."""
     data = b'[\n {"text": "a", "label": 1},\n 5,\n {"text": "\xff", "label": 1},\n {"text": "b",\n "label": 2}]'

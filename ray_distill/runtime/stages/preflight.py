@@ -1,7 +1,7 @@
 """Refuse settings, before labelling, that training or evaluation would refuse hours later."""
 
 from ray_distill.config import Campaign
-from ray_distill.errors import ConfigError, ModelError, StorageError
+from ray_distill.errors import ConfigError, ModelError
 from ray_distill.losses.base import Labels
 from ray_distill.models.core.module_function import import_factory, is_factory
 from ray_distill.promotion.rules import wrong_limits
@@ -41,7 +41,7 @@ def check(config: Campaign) -> None:
         ),
     )
     wrong += unknown_names(config, task) + wrong_limits(config.gate, config.task) + unknown_objective(config)
-    wrong += _wrong_classes(config) + task.refuse(config) + check_compiler(config.student.training)
+    wrong += unnamed_classes(config) + task.refuse(config) + check_compiler(config.student.training)
     if config.sequences is not None and config.sequences.filters.scorer is not None:
         try:
             import_factory(config.sequences.filters.scorer)
@@ -55,14 +55,6 @@ def check(config: Campaign) -> None:
     if wrong:
         raise ConfigError(f"{len(wrong)} wrong field(s)\n  " + "\n  ".join(wrong))
     refuse_labels(labels, task=config.task)
-
-
-def _wrong_classes(config: Campaign) -> list[str]:
-    """Return what is wrong with the teacher's classes, or with the checkpoint that names them."""
-    try:
-        return unnamed_classes(config)
-    except (ModelError, StorageError) as error:
-        return [f"labels.teacher.model: {error}"]
 
 
 def unknown_objective(config: Campaign) -> list[str]:

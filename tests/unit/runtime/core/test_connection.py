@@ -113,3 +113,17 @@ def test_ray_is_started_again_where_the_machine_was_too_busy(
         with pytest.raises(ClusterError, match="timed out during startup"):
             connection._start(None)
     assert len(tries) == starts
+
+
+def test_an_embedded_ray_says_that_it_is_not_the_one_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray itself would join it; here --address decides."""
+    started: list[dict[str, Any]] = []
+    monkeypatch.setattr(connection.ray, "init", lambda **options: started.append(options))
+    monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
+    connection._start(None)
+    connection._embedded.clear()
+    connection._start("auto")
+    assert [options["address"] for options in started] == ["local", "auto"]
+    assert capsys.readouterr().err.count("RAY_ADDRESS=http://head:8265 is not used: without --address") == 1

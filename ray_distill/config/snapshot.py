@@ -36,6 +36,9 @@ class Columns(Section):
         description="values of `label` that mean unlabelled; null: nan, <NA>, null, and -1 and -100 beside 0, 1, 2…, "
         "unless a class has that name; []: none",
     )
+    label_unknown: Literal["quarantine", "unlabelled"] = Field(
+        "quarantine", description="rows whose label is not a class: unusable, or kept without a label"
+    )
     group: str | None = Field(None, description="rows of one group (user, conversation) stay in one split")
     time: str | None = Field(None, description="event time, for splits by time")
     slices: tuple[str, ...] = Field((), description="columns by which evaluation is also reported")

@@ -72,7 +72,7 @@ class LabelsRead(Artifact):
     unlabelled: dict[str, int]
     """Rows by value that means no label, other than null and empty texts."""
     unknown: dict[str, int]
-    """Rows by value that is not a class: these rows are in quarantine."""
+    """Rows by value that is not a class: these rows are in quarantine, or unlabelled by ``label_unknown``."""
     more: int = 0
     """Further values that are not a class."""
     respelt: dict[str, str] = {}

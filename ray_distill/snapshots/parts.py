@@ -102,6 +102,8 @@ def _read(request: Request, split: int, source: str | tuple[str, ...], *, kind: 
         tolerance=request.config.max_bad_fraction,
     )
     rows, reading = TRUTHS[request.truth].read(rows, rules)
+    if columns.label_unknown == "unlabelled":
+        rows = _without_unknown(rows)
     if split == TRAFFIC and request.config.splits.by == "time":
         rows = rows.mark(np.asarray(rows.table.column("time").is_null()), Reason.MISSING_TIME)
     what = "source" if split == TRAFFIC else f"source of snapshot.{SPLITS[split]}"
@@ -123,6 +125,13 @@ def _mark_inputs(rows: Rows, column: InputColumn) -> Rows:
     if column.verify is not None:
         rows = rows.mark_each(column.verify(inputs))
     return rows.mark(np.asarray(inputs.is_null()), Reason.MISSING_INPUT)
+
+
+def _without_unknown(rows: Rows) -> Rows:
+    """Keep rows whose label is not a class, without their label."""
+    unknown, labels = rows.why == Reason.UNKNOWN_LABEL, rows.table.column("label").combine_chunks()
+    kept = rows.with_labels(pc.if_else(pa.array(unknown), pa.scalar(None, labels.type), labels))
+    return replace(kept, why=np.where(unknown, 0, rows.why).astype(rows.why.dtype))
 
 
 def _unknown(reading: Reading, rules: LabelRules) -> str:

@@ -107,6 +107,15 @@ def test_a_teacher_that_fails_on_newer_traffic_stores_nothing(labelled: Labelled
     assert lab.committed_rows(labelled.config.store_url) == before
 
 
+def test_new_classes_are_named_and_their_rows_labelled(labelled: Labelled) -> None:
+    """A fifth of the labels is of a class that the campaign does not have: the rows stay, as unlabelled ones."""
+    rows = [(text, "wood" if at % 5 == 0 else kind) for at, (text, kind) in enumerate(lab.texts(100, seed=12))]
+    report = labelled.relabel("wood.jsonl", rows)
+    assert (report.outcome, report.rows_labelled, report.rows_quarantined) == ("labelled", 100, 0)
+    assert report.new_classes == {"wood": 20}
+    assert report.teacher is not None and report.teacher.labelled == 80
+
+
 def test_newer_traffic_needs_no_labels_and_no_splits(labelled: Labelled) -> None:
     """Five texts without a column of labels: no split suffices, nothing is compared, and all are labelled."""
     rows = [text for text, _ in lab.texts(5, seed=10)]

@@ -1,6 +1,6 @@
 """Label new rows of newer traffic, and measure its drift from the student's training data."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -46,6 +46,8 @@ class RelabelReport(Artifact):
     """Rows that the teacher labelled in this run."""
     rows_quarantined: int
     """Unusable rows, quarantined during freezing or labelling."""
+    new_classes: Mapping[str, int]
+    """Rows by label that is not a class of the reference; the commonest. These rows count as unlabelled."""
     snapshot: SnapshotRef
     labels: LabelSetRef | None
     """Labels of the newer traffic; None where the teacher fails."""
@@ -113,6 +115,7 @@ def _relabel(session: Session, stage: Stage, labels: LabelSetRef, snapshot: Snap
         rows_reused=before.rows_reused,
         rows_labelled=after.rows_reused - before.rows_reused,
         rows_quarantined=after.rows_quarantined + opened.manifest.rows.quarantined,
+        new_classes={name: rows for read in opened.manifest.labels_read for name, rows in read.unknown.items()},
         snapshot=snapshot,
         labels=new,
         teacher=checked[-1] if checked else None,
@@ -149,7 +152,9 @@ def _freeze(config: Campaign, source: str | None, classes: tuple[str, ...]) -> S
     Newer traffic needs no labels, groups or times, and its splits may be empty: nothing is trained on it.
     """
     traffic = config.snapshot.traffic_alone()
-    columns = traffic.columns.model_copy(update={"group": None, "time": None, "slices": ()})
+    columns = traffic.columns.model_copy(
+        update={"group": None, "time": None, "slices": (), "label_unknown": "unlabelled"}
+    )
     splits = traffic.splits.model_copy(update={"by": "id"})
     changes = {"classes": classes, "columns": columns, "splits": splits, **({"source": source} if source else {})}
     chosen = traffic.model_copy(update=changes)
@@ -180,6 +185,9 @@ def _record(run: Run, report: RelabelReport) -> None:
 
 
 def _report(report: RelabelReport) -> None:
+    if report.new_classes:
+        names = ", ".join(f"{name!r} ({rows:,} rows)" for name, rows in report.new_classes.items())
+        console.report(f"relabel: labels that are not a class of the campaign, whose rows count as unlabelled: {names}")
     if report.outcome == "teacher_fails":
         assert report.teacher is not None
         console.report(

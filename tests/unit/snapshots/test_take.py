@@ -195,6 +195,17 @@ def test_empty_split_is_refused_with_the_counts(tmp_path: Path) -> None:
         take(tmp_path, plain(5))
 
 
+def test_empty_splits_can_be_allowed(tmp_path: Path) -> None:
+    """Where nothing is trained on the rows, five are enough; empty splits have no shard and no weight."""
+    settings = SnapshotConfig(source=write(tmp_path / "source.parquet", plain(5)), columns={"label": "label"})  # type: ignore[arg-type]
+    url = str(tmp_path / "snapshots")
+    found = open_snapshot(take_snapshot(settings, input_column="text", seed=0, url=url, empty_splits=True))
+    assert sum(split.rows for split in found.manifest.splits.values()) == 5
+    empty = [name for name, split in found.manifest.splits.items() if not split.rows]
+    assert empty and not {shard.split for shard in found.shards} & set(empty)
+    assert all(found.manifest.splits[name].weight == 0 for name in empty)
+
+
 def test_same_content_is_the_same_snapshot_and_is_not_rewritten(tmp_path: Path) -> None:
     """Taking it again, from other files in another order, touches no file and returns the same reference."""
     rows = [*plain(300), *plain(20)]

@@ -233,6 +233,16 @@ def test_values_that_are_not_a_class_are_named_with_what_they_need(tmp_path: Pat
     assert take(tmp_path / "c" / "a.jsonl", values, classes=WORDS, columns=unlabelled).manifest.rows.kept == 300
 
 
+def test_rows_of_other_classes_can_be_kept_without_their_label(tmp_path: Path) -> None:
+    """No row is lost however many there are, and the values are listed all the same."""
+    columns = {"label": "label", "label_unknown": "unlabelled"}
+    found = take(tmp_path / "a.jsonl", ["ham", "wood", "wood"], classes=WORDS, columns=columns)
+    rows = [row for split in SPLITS for row in found.read(split).to_pylist()]
+    assert len(rows) == 300 and sum(row["label"] is None for row in rows) == 200
+    assert "not a class: 'wood' (200 rows)" in found.summary()
+    assert found.manifest.labels_read[0].unknown == {"wood": 200}
+
+
 def test_ids_without_their_leading_zeros_are_named(tmp_path: Path) -> None:
     """Software that reads ids as numbers drops the zeros."""
     with pytest.raises(SnapshotError, match=r"'12' \(150 rows\), '0012' without its leading zeros"):

@@ -11,6 +11,7 @@ from dataclasses import asdict
 
 from ray_distill.cli.doctor_checks import (
     Finding,
+    check_campaign,
     check_cluster,
     check_compiler,
     check_cores,
@@ -41,7 +42,7 @@ def diagnose(
     """Check this machine and, if given, the label store, the tracking server and the cluster.
 
     Args:
-        config: a campaign; its store, tracking server and resources are checked too.
+        config: a campaign; all that its dry run checks, its store, tracking server and resources are checked too.
         store_url: label store to check instead of the config's.
         tracking_uri: tracking server to check instead of the config's.
         address: dashboard of a cluster, ``http://HEAD:8265``.
@@ -50,7 +51,8 @@ def diagnose(
     place = None if config is None else _place(config)
     tracking = tracking_uri or (place.uri if place else None)
     output = config.output_url if config else "."
-    checks: list[Callable[[], Finding]] = [
+    checks: list[Callable[[], Finding]] = [] if config is None else [lambda: check_campaign(config)]
+    checks += [
         check_python,
         check_packages,
         check_encoding,

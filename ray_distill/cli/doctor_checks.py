@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from ray_distill.cli import cluster_address
 from ray_distill.config import Campaign
-from ray_distill.errors import AlreadyExists, ClusterError, StorageError
+from ray_distill.errors import AlreadyExists, ClusterError, DistillError, StorageError
 from ray_distill.storage.proxies import opener_of, proxy_of
 
 DISTRIBUTION = "ray-distill"
@@ -71,6 +71,19 @@ def _wrong_version(name: str, specifier: str) -> str | None:
     if SpecifierSet(specifier).contains(version, prereleases=True):
         return None
     return f"{name} is {version}, {specifier} is needed"
+
+
+def check_campaign(config: Campaign) -> Finding:
+    """Check what a dry run does: settings, sources, and that every model can be opened."""
+    from ray_distill.runtime import campaign
+
+    try:
+        campaign.plan(config)
+    except DistillError as error:
+        found = " ".join(line.strip() for line in str(error).splitlines())
+        mend = "Correct the campaign's file; `ray-distill run CONFIG --dry-run` makes the same checks."
+        return Finding(name="campaign", ok="fail", found=found, mend=mend)
+    return Finding(name="campaign", ok="ok", found="its settings fit together, its sources and models can be opened")
 
 
 def check_encoding() -> Finding:

@@ -27,7 +27,7 @@ from ray_distill.runtime.stages import label as label_stage
 from ray_distill.runtime.stages import promote as promote_stage
 from ray_distill.runtime.stages import train as train_stage
 from ray_distill.runtime.stages.judge import requested_corruptions
-from ray_distill.runtime.stages.preflight import check
+from ray_distill.runtime.stages.preflight import preflight
 from ray_distill.runtime.stages.relabel import RelabelReport, relabel_source
 from ray_distill.runtime.stages.snapshot import freeze
 from ray_distill.runtime.sweep import publish, run_sweep
@@ -82,7 +82,9 @@ def label(config: Campaign, snapshot: SnapshotRef) -> LabelSetRef:
     Raises:
         TeacherRefused: the teacher is below its floor; nothing was labelled.
         StoreMismatch: the store was made for another teacher or signal.
+        DistillError: as `preflight`; the student is checked where the configuration has one.
     """
+    _report(preflight(config, student="student" in config.model_fields_set))
     with open_session(config) as session:
         return label_stage.label(session, snapshot)
 
@@ -95,6 +97,7 @@ def train(config: Campaign, labels: LabelSetRef, *, resume: bool = True) -> dict
         labels: the result of `label`.
         resume: keep finished arms and continue from checkpoints; False deletes both.
     """
+    _report(preflight(config, teacher=False))
     with open_session(config) as session:
         return train_stage.train(session, labels, resume=resume)
 
@@ -118,13 +121,14 @@ def relabel(config: Campaign, source: str | None = None) -> RelabelReport:
         config: the campaign; its snapshot must have been labelled.
         source: file, folder or glob of the newer traffic; default: ``snapshot.source`` read again.
     """
+    preflight(config, student=False)
     with open_session(config) as session:
         return relabel_source(session, source)
 
 
 def run(config: Campaign) -> CampaignResult:
     """Run all stages; skip finished ones, and report that they were skipped."""
-    check(config)
+    _report(preflight(config))
     with open_session(config) as session:
         frozen = _snapshot(session)
         if config.sequences is not None:
@@ -174,7 +178,7 @@ def plan_sweep(config: Campaign) -> list[str]:
 
 def plan(config: Campaign) -> list[str]:
     """Describe what `run` would do, one line per stage; run nothing."""
-    check(config)
+    notes = preflight(config)
     task, damages = get_task(config.task), requested_corruptions(config)
     sources = describe_sources(config.snapshot)
     training = config.student.training
@@ -189,7 +193,13 @@ def plan(config: Campaign) -> list[str]:
         f"evaluate  test split, {len(damages)} corruptions × {len(config.evaluation.severities)} severities",
         _plan_gate(config),
     ]
-    return [*lines, f"record    {record_line(absolute(config))}"]
+    lines.append(f"record    {record_line(absolute(config))}")
+    return [*lines, *(f"note      {note}" for note in notes)]
+
+
+def _report(notes: tuple[str, ...]) -> None:
+    for note in notes:
+        console.report(f"note: {note}")
 
 
 def _counted(sources: Sequence[Mapping[str, Any]]) -> str:

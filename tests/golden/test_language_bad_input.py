@@ -133,14 +133,14 @@ def test_more_tokens_than_there_are_is_an_error(tmp_path: Path, teacher: str) ->
 @pytest.mark.parametrize(
     ("overrides", "why"),
     [
-        ({"vocab_size": 300}, r"has a vocabulary of 300, the teacher .* one of 264: .* give the student the same"),
+        ({"vocab_size": 200}, r"has a vocabulary of 200, fewer than the 261 tokens .* set its vocab_size to 264"),
         ({"max_position_embeddings": 64}, r"has 64 positions, but the teacher reads 128 tokens of a text: set"),
     ],
 )
 def test_a_student_that_cannot_hold_the_teachers_labels_is_refused(
     tmp_path: Path, teacher: str, overrides: dict[str, int], why: str
 ) -> None:
-    """Another vocabulary, or a shorter context: one error that names both sides, before anything is trained."""
+    """Fewer classes than tokens, or a shorter context: one error that names both sides, before anything is trained."""
     source = lab.write_texts(tmp_path / "rows.jsonl", GOOD)
     config = lab.config_of(tmp_path, source, teacher={"model": teacher})
     model = StudentModel.model_validate({"from": "config", "overrides": {"num_hidden_layers": 1, **overrides}})

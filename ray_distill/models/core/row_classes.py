@@ -14,6 +14,8 @@ from ray_distill.labels.model.part_specs import AnswerSpace
 
 #: Value of ``problem_type`` in a transformers config whose logits are one sigmoid a class.
 MULTI_LABEL: Final = "multi_label_classification"
+#: The value of one whose logits are numbers.
+REGRESSION: Final = "regression"
 _GENERIC: Final = re.compile(r"LABEL_\d+")
 HEADLESS: Final = "; for an encoder without a classification head set `head` in the teacher's config"
 

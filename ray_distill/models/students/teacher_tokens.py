@@ -21,7 +21,7 @@ from ray_distill.models.core.vocabulary import vocabulary_of, vocabulary_space
 from ray_distill.models.io.load import load_processor, read_config, read_module, read_processor
 from ray_distill.models.students.embeddings import start_embeddings
 from ray_distill.models.text.chat import is_chat
-from ray_distill.models.text.tokenizer_match import require_length, require_same_tokens, speaking
+from ray_distill.models.text.tokenizer_match import require_length, require_same_tokens, speaking, token_count
 from ray_distill.tasks.inputs.modality import Processor
 
 
@@ -115,12 +115,22 @@ class TeacherTokens:
         require_same_tokens(processor, url, self.processor, self.teacher.model)
 
     def _check_width(self, width: int, url: str) -> None:
-        """Refuse a student whose logits are not as wide as its teacher's."""
-        if self.width not in (None, width):
+        """Refuse logits that do not cover the tokenizer, or copied embeddings of another size.
+
+        Vocabularies may be padded differently: classes beyond the tokenizer have no token (`shared_classes`).
+        """
+        known, least = self.width or width, token_count(self.processor) or self.width or 1
+        if width < least:
             raise ConfigError(
-                f"the student {url} has a vocabulary of {width}, the teacher {self.teacher.model} one of "
-                f"{self.width}: labels are distributions over the teacher's; give the student the same vocab_size "
-                "(a vocabulary larger than the tokenizer's is fine), or start it from the teacher's config or layers"
+                f"the student {url} has a vocabulary of {width}, fewer than the {least} tokens that the teacher "
+                f"{self.teacher.model} reads, whose own is {known}: set its vocab_size to {known}, save it after "
+                f"resize_token_embeddings({known}), or start it from the teacher's config or layers"
+            )
+        if width != known and self.reads_teacher:
+            raise ConfigError(
+                f"student.model.embeddings is {self.config.embeddings}, but the student {url} has a vocabulary of "
+                f"{width}, the teacher {self.teacher.model} one of {known}: leave vocab_size out of "
+                "student.model.overrides, or set embeddings to new"
             )
 
 

@@ -71,6 +71,12 @@ def tokens_of(processor: Processor) -> str:
     return str(getattr(processor, "tokens_fingerprint", processor.fingerprint))
 
 
+def token_count(processor: Processor) -> int:
+    """Return one more than the largest token id; 0 for a processor without a tokenizer."""
+    tokenizer = getattr(processor, "tokenizer", None)
+    return 0 if tokenizer is None else max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
 def require_same_tokens(student: Processor, student_url: str, teacher: Processor, teacher_url: str) -> None:
     """Refuse a student whose tokens differ from its teacher's, and so from the stored labels.
 

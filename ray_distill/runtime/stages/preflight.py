@@ -1,12 +1,14 @@
-"""Refuse settings, before labelling, that training or evaluation would refuse hours later."""
+"""Refuse settings and models that training or evaluation would refuse hours later."""
 
 from ray_distill.config import Campaign
-from ray_distill.errors import ConfigError, ModelError
+from ray_distill.errors import ConfigError, DistillError, ModelError
 from ray_distill.losses.base import Labels
 from ray_distill.models.core.module_function import import_factory, is_factory
 from ray_distill.promotion.rules import wrong_limits
 from ray_distill.runtime.core.class_names import unnamed_classes
+from ray_distill.runtime.model_checks.check import check_models
 from ray_distill.runtime.training.label_mixture import check_mixture, temperatures_of
+from ray_distill.snapshots.sources.resolve import describe_sources
 from ray_distill.storage import files
 from ray_distill.students.data.answer_format import learn_facet
 from ray_distill.students.engines.engine import check_compiler
@@ -17,8 +19,27 @@ from ray_distill.teachers.engines import refuse_labels
 from ray_distill.text import did_you_mean
 
 
-def check(config: Campaign) -> None:
+def preflight(config: Campaign, *, teacher: bool = True, student: bool = True) -> tuple[str, ...]:
+    """Check settings and models before anything is spent; return notes for the plan.
+
+    Args:
+        config: the campaign.
+        teacher: whether the command needs the teacher; see `check_models`.
+        student: whether the command trains, or a later one will.
+
+    Raises:
+        DistillError: as `check` and `check_models`; nothing has been spent.
+    """
+    check(config, teacher=teacher)
+    return check_models(config, teacher=teacher, student=student)
+
+
+def check(config: Campaign, *, teacher: bool = True) -> None:
     """Refuse settings that training or evaluation would refuse after labelling.
+
+    Args:
+        config: the campaign.
+        teacher: whether the teacher must exist; its store suffices for training.
 
     Raises:
         ConfigError: settings are wrong; the message names all of them.
@@ -41,20 +62,38 @@ def check(config: Campaign) -> None:
         ),
     )
     wrong += unknown_names(config, task) + wrong_limits(config.gate, config.task) + unknown_objective(config)
-    wrong += unnamed_classes(config) + task.refuse(config) + check_compiler(config.student.training)
+    wrong += task.refuse(config) + check_compiler(config.student.training)
     if config.sequences is not None and config.sequences.filters.scorer is not None:
         try:
             import_factory(config.sequences.filters.scorer)
         except ModelError as error:
             wrong.append(f"sequences.filters.scorer: {error}")
-    if not is_factory(labels.teacher.model) and not files.exists(labels.teacher.model):
-        wrong.append(
-            f"labels.teacher.model: {labels.teacher.model} does not exist; give a checkpoint's folder or URL, "
-            "or module:function"
-        )
+    wrong += (_teacher_mistakes(config) if teacher else []) + _missing_sources(config)
     if wrong:
         raise ConfigError(f"{len(wrong)} wrong field(s)\n  " + "\n  ".join(wrong))
     refuse_labels(labels, task=config.task)
+
+
+def _teacher_mistakes(config: Campaign) -> list[str]:
+    """Return a sentence if there is no such teacher, or nothing names its classes."""
+    model = config.labels.teacher.model
+    if not is_factory(model) and not files.exists(model):
+        return [f"labels.teacher.model: {model} does not exist; give a checkpoint's folder or URL, or module:function"]
+    try:
+        return unnamed_classes(config)
+    except DistillError as error:
+        return [f"labels.teacher.model: {error}"]
+
+
+def _missing_sources(config: Campaign) -> list[str]:
+    """Return a sentence for the teacher's own rows, if the configured source has no file."""
+    if config.student.ceiling is None:
+        return []
+    try:
+        describe_sources(config.snapshot.model_copy(update={"source": config.student.ceiling, "exclude": ()}))
+    except DistillError as error:
+        return [f"student.ceiling: {error}"]
+    return []
 
 
 def unknown_objective(config: Campaign) -> list[str]:

@@ -87,11 +87,16 @@ def check_retained_mass(data: Examples, rows: Index, temperature: float) -> None
         return
     mass = data.retained_mass(temperature, taught)
     if mass < MIN_RETAINED_MASS:
-        raise ConfigError(
-            f"student.losses.soft.temperature {temperature:g}: the stored classes have only {mass:.2f} of the "
-            f"teacher's mass at this temperature, at least {MIN_RETAINED_MASS} is needed; train at a lower "
-            "temperature, or label again with a larger k"
-        )
+        raise too_little_mass(temperature, mass)
+
+
+def too_little_mass(temperature: float, mass: float) -> ConfigError:
+    """Return the error about a temperature at which too little mass is stored."""
+    return ConfigError(
+        f"student.losses.soft.temperature {temperature:g}: the stored classes have only {mass:.2f} of the "
+        f"teacher's mass at this temperature, at least {MIN_RETAINED_MASS} is needed; train at a lower "
+        "temperature, or label again with a larger k"
+    )
 
 
 def required_layers(terms: Sequence[Term]) -> tuple[dict[int, int], tuple[int, ...]]:

@@ -90,6 +90,14 @@ def collate(encoded: Encoded, index: Index) -> Batch:
     return {**batch, "attention_mask": real_tokens(encoded.features["input_ids"], index)}
 
 
+def _example(processor: Processor) -> Encoded:
+    """Encode a text of one letter, all of whose tokens but the first are to be predicted."""
+    found = example(processor)
+    ids = found.features["input_ids"]
+    every = RaggedArray(values=np.ones(len(ids.values), np.int8), offsets=ids.offsets)
+    return Encoded(row_ids=found.row_ids, features={**found.features, ANSWERED: every})
+
+
 def answers(answered: RaggedArray) -> RaggedArray:
     """Return the tokens of each row that precede an answered one (int32, ascending).
 
@@ -139,7 +147,7 @@ TEXT_OR_CHAT = Inputs(
     adapt="ray_distill.models.text.tokenizer_match:adapt_language",
     encode=encode,
     collate=collate,
-    example=example,
+    example=_example,
     statistics=statistics,
     show=show,
     answering="input_ids",

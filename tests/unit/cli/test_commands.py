@@ -15,6 +15,7 @@ from ray_distill.cli import resolve_references
 from ray_distill.config import load_config
 
 CLASSES = ["a", "b"]
+STUDENT = {"from": "module", "model": "ray_distill.testing.models:tiny_text_model"}
 COMMANDS = ["run", "snapshot", "write", "label", "train", "evaluate", "promote", "relabel"]
 
 
@@ -30,6 +31,7 @@ def _write(folder: Path, **sections: Any) -> str:
         },
         **sections,
     }
+    value["student"] = {"model": STUDENT, **value.get("student", {})}
     (folder / "c.yaml").write_text(yaml.safe_dump(value))
     return str(folder / "c.yaml")
 

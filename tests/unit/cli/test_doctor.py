@@ -13,15 +13,19 @@ from ray_distill.cli import doctor, doctor_checks
 from ray_distill.cli.doctor_checks import Finding
 from ray_distill.config import Campaign, parse_config
 
+FUNCTION = "ray_distill.testing.models:tiny_text_model"
+
 
 def _config(tmp_path: Path, **changes: object) -> Campaign:
+    (tmp_path / "rows.jsonl").write_text('{"text": "one", "label": "a"}\n')
     return parse_config(
         {
             "campaign": "c",
             "task": "text_classification",
             "output": str(tmp_path / "out"),
-            "snapshot": {"source": "rows.jsonl"},
-            "labels": {"teacher": {"model": "module:teacher"}},
+            "snapshot": {"source": str(tmp_path / "rows.jsonl"), "columns": {"label": "label"}},
+            "labels": {"teacher": {"model": FUNCTION, "arguments": {"classes": ["a", "b"]}}},
+            "student": {"model": {"from": "module", "model": FUNCTION}},
             **changes,
         }
     )
@@ -69,6 +73,23 @@ def test_this_machine_passes_every_check_that_concerns_it(tmp_path: Path) -> Non
 def test_without_a_config_neither_store_nor_tracking_nor_cluster_is_looked_at() -> None:
     """Nothing is guessed: what was not named is not checked."""
     assert {"label store", "tracking", "cluster"}.isdisjoint(finding.name for finding in doctor.diagnose())
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"labels": {"teacher": {"model": "/nowhere/teacher"}}}, "labels.teacher.model: /nowhere/teacher does not"),
+        ({"labels": {"teacher": {"model": f"{FUNCTION}s"}}}, "cannot import"),
+        ({"snapshot": {"source": "/nowhere/rows.jsonl"}}, "/nowhere/rows.jsonl"),
+        ({"gate": {"limits": {"acuracy": {"min": 0.9}}}}, "gate.limits.acuracy"),
+        ({"student": {"model": {"from": "checkpoint", "model": "/nowhere/student"}}}, "no checkpoint folder /nowhere"),
+    ],
+)
+def test_a_campaign_is_checked_as_its_dry_run_does(tmp_path: Path, changes: dict[str, object], found: str) -> None:
+    """Its models are opened: a teacher that is not there is a failure, with its field."""
+    findings = {finding.name: finding for finding in doctor.diagnose(_config(tmp_path, **changes))}
+    assert findings["campaign"].ok == "fail" and found in findings["campaign"].found
+    assert "--dry-run" in findings["campaign"].mend
 
 
 def test_whatever_is_not_ok_says_how_to_mend_it(tmp_path: Path) -> None:

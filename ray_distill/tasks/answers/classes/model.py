@@ -14,6 +14,7 @@ from ray_distill.labels.model.part_specs import AnswerSpace
 from ray_distill.models.core.row_classes import (
     HEADLESS,
     MULTI_LABEL,
+    REGRESSION,
     check_classes,
     describe,
     limit_entries,
@@ -45,12 +46,18 @@ FAMILY: Final[Family] = "categorical"
 
 
 def check_model(task: Task, *, model: TeacherConfig, space: AnswerSpace | None, model_config: Any) -> None:
-    """Refuse logits that are a sigmoid each; see `ModelFacet`."""
+    """Refuse logits that are not one distribution over classes; see `ModelFacet`."""
     other = f"{task.inputs.name}_multi_label"
     if getattr(model_config, "problem_type", None) == MULTI_LABEL:
         raise ModelError(
             f"{model.model} has problem_type {MULTI_LABEL} in its config, so its logits are one yes or no for each "
             f"class, and {task.name} needs one class a row: use the task {other}"
+        )
+    if getattr(model_config, "problem_type", None) == REGRESSION:
+        raise ModelError(
+            f"{model.model} has problem_type {REGRESSION} in its config, so its logits are numbers and not a "
+            f"distribution, and {task.name} needs one class a row: use a classifier, or, if its logits are those of a "
+            "softmax, set problem_type to single_label_classification in its config.json"
         )
     if space is not None and space.size == 1:
         raise ModelError(

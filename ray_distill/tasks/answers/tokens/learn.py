@@ -12,10 +12,11 @@ import pyarrow as pa
 from torch import Tensor
 
 from ray_distill.config import TrainingConfig
-from ray_distill.errors import ConfigError
+from ray_distill.errors import ConfigError, LabelError
 from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.manifest import StoreManifest, TeacherIdentity
 from ray_distill.labels.model.ragged import RaggedArray, gather_ranges
+from ray_distill.labels.model.shared_classes import over_classes
 from ray_distill.labels.model.signal import DISTRIBUTIONS, Signal
 from ray_distill.losses import catalogue
 from ray_distill.losses.base import LossBatch, StudentOutput
@@ -25,6 +26,7 @@ from ray_distill.losses.fused import HeadRequest, Part
 from ray_distill.losses.soft import Soft
 from ray_distill.models.core.head_extraction import keeps_documents_apart
 from ray_distill.models.core.model import Model
+from ray_distill.models.text.tokenizer_match import token_count
 from ray_distill.students.data.answer_format import StateLayout
 from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.loop.validation import Objective, Score, Validator
@@ -62,13 +64,13 @@ class TokenFormat:
         return self.task.answers.store.truth(encoded)
 
     def align(self, signal: Signal, stored: Index, encoded: Encoded, answered: RaggedArray) -> Signal:
-        """Return the labels as they are; see `AnswerFormat`.
+        """Return the labels over the student's vocabulary; see `AnswerFormat`.
 
         Raises:
-            ConfigError: they have another vocabulary, other positions, or states that are not one a token.
+            ConfigError: they have other positions, states that are not one a token, or draws from a larger vocabulary.
         """
         if DISTRIBUTIONS in signal.parts:
-            _check_vocabulary(signal.distributions, self.vocabulary)
+            signal = _over_vocabulary(signal, self.vocabulary)
             _check_positions(signal.distributions, answered, stored, encoded)
         if signal.hidden and self.pool != "token":
             raise ConfigError(
@@ -98,6 +100,7 @@ def answer_format(
 ) -> TokenFormat:
     """Return the format of a source's documents; see `LearnFacet`."""
     check_tokens(manifest.teacher, model)
+    check_vocabulary(manifest.teacher, manifest.space.size, model)
     if training.packed and not keeps_documents_apart(model.module):
         raise ConfigError(
             f"student.training.packed: {type(model.module).__name__} would let documents of one row see "
@@ -175,13 +178,40 @@ def check_tokens(teacher: TeacherIdentity, model: Model) -> None:
         )
 
 
-def _check_vocabulary(found: Distributions, vocabulary: int) -> None:
-    if found.classes != vocabulary:
+def check_vocabulary(teacher: TeacherIdentity, classes: int, model: Model) -> None:
+    """Refuse a vocabulary of another size, unless both are paddings of one tokenizer's.
+
+    Args:
+        teacher: of the store's manifest.
+        classes: number of tokens that the labels are distributions over.
+        model: the student.
+
+    Raises:
+        ConfigError: the tokenizers are not known to be the same, or one has more tokens than there are classes.
+    """
+    tokens, alike = token_count(model.processor), teacher.tokens is not None
+    if classes == model.vocabulary or (alike and 0 < tokens <= min(classes, model.vocabulary)):
+        return
+    raise ConfigError(
+        f"the labels are distributions over {classes} tokens, the student's head has {model.vocabulary} for the "
+        f"{tokens} of its tokenizer: a student must have the teacher's tokenizer and as many classes; start it "
+        "from the teacher's config or layers, or label with a teacher of the student's family"
+    )
+
+
+def _over_vocabulary(signal: Signal, vocabulary: int) -> Signal:
+    """Return the labels over a vocabulary of the same tokens that is padded differently."""
+    found = signal.distributions
+    if found.classes == vocabulary:
+        return signal
+    try:
+        return signal.with_parts({DISTRIBUTIONS: over_classes(found, vocabulary)})
+    except LabelError as error:
         raise ConfigError(
-            f"the labels are distributions over {found.classes} tokens, the student's head has {vocabulary}: a student "
-            "must have the teacher's tokenizer and vocabulary; start it from the teacher's config or layers, or label "
-            "with a teacher of the student's family"
-        )
+            f"the labels are distributions over {found.classes} tokens, the student's vocabulary is {vocabulary}, and "
+            f"{error}: save the student after resize_token_embeddings({found.classes}), or set labels.signal.estimator "
+            "to topk or dense and label again"
+        ) from error
 
 
 def _check_positions(found: Distributions, answered: RaggedArray, stored: Index, encoded: Encoded) -> None:

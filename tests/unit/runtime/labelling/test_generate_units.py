@@ -29,6 +29,8 @@ from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.testing.models import write_tiny_causal_model
 from ray_distill.testing.sequences import fake_generator, prompts_snapshot, write_all
 
+AUTHOR = "ray_distill.testing.authors:tiny_author"
+
 
 def _config(folder: Path, sequences: dict[str, Any] | None, **sections: Any) -> Campaign:
     (folder / "rows.jsonl").write_text('{"text": "one"}\n')
@@ -39,7 +41,8 @@ def _config(folder: Path, sequences: dict[str, Any] | None, **sections: Any) -> 
             "output": str(folder / "out"),
             "seed": 5,
             "snapshot": {"source": str(folder / "rows.jsonl")},
-            "labels": {"teacher": {"model": "ray_distill.testing.authors:tiny_author", "arguments": {"seed": 0}}},
+            "labels": {"teacher": {"model": AUTHOR, "arguments": {"seed": 0}}},
+            "student": {"model": {"from": "module", "model": AUTHOR, "arguments": {"seed": 1}}},
             "sequences": sequences,
             **sections,
         }

@@ -1,6 +1,7 @@
 """A student with batch norm, and data of which one row is left over at the end of an epoch."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,19 +31,19 @@ ALONE = Ranks(rank=0, world=1)
 class Normed(nn.Module):
     """A bag of embeddings, batch norm, and a head."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int) -> None:
         super().__init__()
         self.embedding = nn.EmbeddingBag(256, 8)
         self.norm = nn.BatchNorm1d(8)
-        self.head = nn.Linear(8, len(CLASSES))
+        self.head = nn.Linear(8, classes)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, output_hidden_states: bool = False) -> SimpleNamespace:
         return SimpleNamespace(logits=self.head(self.norm(self.embedding(input_ids))), hidden_states=None)
 
 
-def normed() -> ModelParts:
+def normed(classes: Sequence[str] = CLASSES) -> ModelParts:
     """The student, as ``module:function``."""
-    return ModelParts(module=Normed(), processor=tiny_text_processor(), classes=CLASSES)
+    return ModelParts(module=Normed(len(classes)), processor=tiny_text_processor(), classes=tuple(classes))
 
 
 def _run(folder: Path, micro_batch: int, *, stop_after: int | None = None, resume: bool = False) -> Recorder:

@@ -23,7 +23,7 @@ from ray_distill.evaluation.predict.batches import Reduce, batches_of, run_batch
 from ray_distill.evaluation.predict.panel import Panel, Run, Timed
 from ray_distill.labels.model.ragged import RaggedArray
 from ray_distill.models.core.model import Model
-from ray_distill.models.text.tokenizer_match import tokens_of
+from ray_distill.models.text.tokenizer_match import token_count, tokens_of
 from ray_distill.tasks.answers.tokens.evaluation.measures import TAIL_TOP, is_sum, sum_by_document
 from ray_distill.tasks.encoded import Encoded
 from ray_distill.tasks.task import Task
@@ -127,7 +127,7 @@ def encode_for_all(models: Mapping[str, Model], rows: pa.Table, *, task: Task) -
 
 
 def check_alike(models: Mapping[str, Model]) -> None:
-    """Refuse models of other tokens or another vocabulary than the first.
+    """Refuse models of other tokens than the first, or with fewer classes than tokens.
 
     Their likelihoods are of other events.
 
@@ -142,11 +142,22 @@ def check_alike(models: Mapping[str, Model]) -> None:
                 "so a token of one is none of the other's: judge models of one tokenizer, and start a campaign of "
                 "another name for another"
             )
-        if model.vocabulary != first.vocabulary:
-            raise EvaluationError(
-                f"{model.url} answers over {model.vocabulary} tokens, {first.url} over "
-                f"{first.vocabulary}: give the student the teacher's vocab_size"
-            )
+    shared, tokens = shared_vocabulary(models), token_count(first.processor)
+    if shared < tokens:
+        narrow = min(models.values(), key=lambda model: model.vocabulary)
+        raise EvaluationError(
+            f"{narrow.url} answers over {narrow.vocabulary} tokens, fewer than the {tokens} of the tokenizer: give it "
+            f"the vocab_size of {first.url}, {first.vocabulary}"
+        )
+
+
+def shared_vocabulary(models: Mapping[str, Model]) -> int:
+    """Return the number of tokens that all models answer over: the least.
+
+    Vocabularies of one tokenizer may be padded differently. All models are measured over the shared classes, each by
+    its distribution given one of these.
+    """
+    return min(model.vocabulary for model in models.values())
 
 
 def _lengths(panel: Panel, encoded: Encoded) -> Ints:
@@ -161,9 +172,11 @@ def _reduction(panel: Panel, part: Encoded) -> Reduce:
     document_P = np.repeat(np.arange(part.rows), np.diff(answers.offsets))
     position_P = answers.values.astype(np.int64)
     true_P = store.truth(part).values.astype(np.int64)
+    shared = shared_vocabulary(panel.models)
 
     def sums(arm: str, logits_BLV: Tensor, beside_BLV: Tensor | None) -> pa.Table:
-        values = _values(logits_BLV, beside_BLV, document_P=document_P, position_P=position_P, true_P=true_P)
+        beside = None if beside_BLV is None else beside_BLV[..., :shared]
+        values = _values(logits_BLV[..., :shared], beside, document_P=document_P, position_P=position_P, true_P=true_P)
         if np.isnan(values["confidence"]).any():
             raise EvaluationError(
                 f"{panel.models[arm].url} answers with NaN: its weights are damaged or overflow in its dtype"

@@ -23,7 +23,7 @@ from ray_distill.students.data.build_examples import build_examples
 from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.modules.student_module import PLACES
 from ray_distill.students.objective.validate_losses import check_retained_mass
-from ray_distill.tasks.answers.tokens.learn import TokenFormat, check_tokens
+from ray_distill.tasks.answers.tokens.learn import TokenFormat, check_tokens, check_vocabulary
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.tasks.encoded import Batch
 from ray_distill.testing.models import tiny_causal_tokenizer, write_tiny_causal_model
@@ -209,14 +209,29 @@ def test_only_what_a_role_says_is_answered() -> None:
         assert tiny_causal_tokenizer().decode(batch.labels_B) == "yes<|im_end|>yo<|im_end|>"
 
 
-def test_another_vocabulary_is_refused() -> None:
-    """Both widths are named, and what to do."""
+@pytest.mark.parametrize("vocabulary", [261, 300])
+def test_labels_of_a_vocabulary_that_is_padded_otherwise_become_those_of_the_student(vocabulary: int) -> None:
+    """Targets are over the student's classes; of tokens that both have nothing changes."""
+    expected = build(numbered(0), labels_of(numbered(0))).batch(np.array([0]))[1].targets
+    found = build(numbered(0), labels_of(numbered(0)), vocabulary=vocabulary).batch(np.array([0]))[1].targets
+    assert found is not None and expected is not None and found.classes == vocabulary
+    assert torch.equal(found.ids_NK, expected.ids_NK) and torch.equal(found.logp_NK, expected.logp_NK)
+    assert torch.equal(found.log_tail_NT, expected.log_tail_NT)
+
+
+@pytest.mark.parametrize(("classes", "tokens"), [(300, None), (200, "sha256:same")])
+def test_another_vocabulary_is_refused(classes: int, tokens: str | None) -> None:
+    """Of another tokenizer as far as is known, or with fewer classes than tokens: both widths are named."""
+    teacher = TeacherIdentity(fingerprint="t", model="teacher", tokens=tokens)
+    student: Any = SimpleNamespace(processor=processor(), vocabulary=V, url="s")
+    check_vocabulary(teacher, V, student)
+    check_vocabulary(teacher.with_changes(tokens="sha256:same"), 300, student)
     with pytest.raises(
         ConfigError,
-        match=r"distributions over 264 tokens, the student's head has 300: a student "
-        r"must have the teacher's tokenizer .* start it from the teacher's config",
+        match=rf"distributions over {classes} tokens, the student's head has 264 for the 261 of its tokenizer: a "
+        r"student must have the teacher's tokenizer .* start it from the teacher's config",
     ):
-        build(numbered(0), labels_of(numbered(0)), vocabulary=300)
+        check_vocabulary(teacher, classes, student)
 
 
 def test_labels_at_other_tokens_are_refused() -> None:

@@ -15,6 +15,7 @@ from ray_distill.errors import EvaluationError
 from ray_distill.evaluation.measures.efficiency import further_rates
 from ray_distill.evaluation.measures.intervals import Resampling
 from ray_distill.evaluation.predict.panel import Panel
+from ray_distill.labels.model.part_specs import AnswerSpace
 from ray_distill.models.io.load import load_model
 from ray_distill.tasks.answers.tokens import judge
 from ray_distill.tasks.answers.tokens.evaluation import predictions
@@ -208,11 +209,29 @@ def test_a_model_that_answers_nan_is_named(models):
             predict(arms, TEXTS)
 
 
+def test_models_padded_differently_are_measured_over_the_classes_that_both_have(models):
+    """A student of 262 classes beside a teacher of 264: both have the figures of models cut to 262."""
+
+    def over(teacher: int, student: int):
+        sizes = {"teacher": teacher, "student": student}
+        arms = {
+            arm: replace(
+                models[arm], module=Answers(torch.linspace(-low, low, 264)[:size]), space=AnswerSpace(size=size)
+            )
+            for (arm, size), low in zip(sizes.items(), (2.0, 1.0), strict=True)
+        }
+        return predict(arms, TEXTS)
+
+    found, expected = over(264, 262), over(262, 262)
+    for arm, table in expected.items():
+        assert found[arm].equals(table)
+
+
 def test_other_tokens_are_refused(models, tmp_path):
-    """Another template of conversations, or a wider vocabulary: both models are named, and what to do."""
-    wider = load_model(str(write_tiny_causal_model(tmp_path / "wide", 0, vocab_size=300)), task="causal_lm")
-    with pytest.raises(EvaluationError, match=r"wide answers over 300 tokens, .* over 264: give the student"):
-        predict({**models, "student": wider}, TEXTS)
+    """Another template of conversations, or fewer classes than tokens: both models are named, and what to do."""
+    narrow = load_model(str(write_tiny_causal_model(tmp_path / "narrow", 0, vocab_size=200)), task="causal_lm")
+    with pytest.raises(EvaluationError, match=r"narrow answers over 200 tokens, fewer than the 261 of the tokenizer"):
+        predict({**models, "student": narrow}, TEXTS)
     processor = replace(models["student"].processor, tokens_fingerprint="other")
     with pytest.raises(EvaluationError, match="have different tokenizers"):
         predict({**models, "student": replace(models["student"], processor=processor)}, TEXTS)

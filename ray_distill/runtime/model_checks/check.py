@@ -1,0 +1,101 @@
+"""Check models where a command starts: heads, a made-up example, a training step."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ray_distill.config import Campaign
+from ray_distill.errors import DistillError
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.part_specs import AnswerSpace
+from ray_distill.labels.store.label_store import open_store
+from ray_distill.models.core.module_function import is_factory
+from ray_distill.runtime.core.class_names import with_teacher_names
+from ray_distill.runtime.labelling.identify_teacher import TeacherFacts, make_manifest
+from ray_distill.runtime.model_checks.stored_mass import check_stored_mass
+from ray_distill.runtime.model_checks.student import open_student
+from ray_distill.runtime.model_checks.teacher import TeacherHead, open_teacher_head
+from ray_distill.runtime.model_checks.training_step import has_batch_norm, try_step
+from ray_distill.storage import files
+from ray_distill.tasks.catalogue import get_task
+
+
+def check_models(config: Campaign, *, teacher: bool = True, student: bool = True) -> tuple[str, ...]:
+    """Refuse models that labelling or training would refuse later; return notes for the plan.
+
+    Args:
+        config: the campaign, whose settings have been checked.
+        teacher: open the teacher. A store that exists describes its teacher, so training needs none.
+        student: build the student, and train it for one step on made-up labels.
+
+    Raises:
+        DistillError: of the kind that the stage would raise, with the field that names the model.
+    """
+    if teacher:
+        with _named("labels.teacher.model"):
+            config = with_teacher_names(config)
+    stored = _stored(config)
+    head = TeacherHead()
+    if teacher and not (stored is not None and is_factory(config.labels.teacher.model)):
+        with _named("labels.teacher.model"):
+            head = open_teacher_head(config)
+    manifest = stored or _manifest(config, head)
+    if not student or manifest is None:
+        return ()
+    if stored is not None:
+        check_stored_mass(config, stored)
+    with _named("student.model"):
+        found = open_student(config, manifest.space)
+    if found is None or (config.labels.hidden.layers and not manifest.hidden):
+        return ()
+    with _named("student"):
+        try_step(config, found, manifest, head.widths)
+    return _notes(config) if has_batch_norm(found.module) else ()
+
+
+def _stored(config: Campaign) -> StoreManifest | None:
+    """Return the manifest of the label store, after comparing its classes; None without one."""
+    if not files.exists(files.join(config.store_url, "store.json")):
+        return None
+    manifest = open_store(config.store_url).manifest
+    family = get_task(config.task).answers.model
+    if config.snapshot.classes:
+        family.check_classes(manifest.space, config.snapshot.classes, f"of the label store {config.store_url}")
+    return manifest
+
+
+def _manifest(config: Campaign, head: TeacherHead) -> StoreManifest | None:
+    """Return the manifest that a new store would have; None while the classes are unknown."""
+    space = head.space or _configured(config)
+    if space is None:
+        return None
+    facts = TeacherFacts(
+        fingerprint="made up", space=space, layers=head.layers, head_url=None, describe={}, tokens=head.tokens
+    )
+    return make_manifest(config, facts)
+
+
+def _configured(config: Campaign) -> AnswerSpace | None:
+    names = config.snapshot.classes
+    return AnswerSpace(names=tuple(names), size=len(names)) if names else None
+
+
+def _notes(config: Campaign) -> tuple[str, ...]:
+    training = config.student.training
+    if training.most_workers == 1 and training.global_batch <= training.micro_batch:
+        return ()
+    return (
+        f"the student has batch norms, whose statistics are those of one forward pass: micro_batch "
+        f"{training.micro_batch} and the number of workers change its curve",
+    )
+
+
+@contextmanager
+def _named(field: str) -> Iterator[None]:
+    """Begin the message of an error with a field, unless it begins with one."""
+    try:
+        yield
+    except DistillError as error:
+        text = str(error)
+        if text.split(".")[0] in Campaign.model_fields:
+            raise
+        raise type(error)(f"{field}: {text}") from error

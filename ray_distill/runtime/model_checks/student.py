@@ -1,0 +1,108 @@
+"""Build a campaign's student, or open the head of one too large to be built here."""
+
+from typing import Any
+
+import torch
+
+from ray_distill.config import Campaign
+from ray_distill.errors import ConfigError
+from ray_distill.labels.model.part_specs import AnswerSpace
+from ray_distill.models.core.checkpoint_files import check_files, open_checkpoint, read_metadata
+from ray_distill.models.core.fingerprint import count_parameters
+from ray_distill.models.core.model import Model
+from ray_distill.models.core.module_function import is_factory
+from ray_distill.models.io.load import as_config, read_config
+from ray_distill.models.students.build import build_student
+from ray_distill.models.students.kind import StudentKind
+from ray_distill.models.students.layer_copy import changed_config, fresh
+from ray_distill.models.students.layer_selection import take_layers
+from ray_distill.runtime.model_checks.sizes import TRAINED_PARAMETERS, is_small
+from ray_distill.tasks.catalogue import get_task
+
+
+def open_student(config: Campaign, space: AnswerSpace) -> Model | None:
+    """Build the campaign's student as training will; None where it is too large.
+
+    The head of a large one is opened: its config, its tokenizer and its classes are compared with the teacher's.
+
+    Args:
+        config: the campaign.
+        space: the teacher's classes.
+
+    Raises:
+        ConfigError, ModelError, StorageError: as `build_student`.
+    """
+    own, model = get_task(config.task), config.student.model
+    width = None if space.names else space.size
+    if not _is_small(config):
+        kind = own.answers.model.student(
+            model, task=own, classes=space.names, width=width, teacher=config.labels.teacher, seed=config.seed
+        )
+        if _parameters(config, kind) > TRAINED_PARAMETERS or not _is_read_here(config):
+            return None
+    return build_student(
+        model, task=config.task, classes=space.names, teacher=config.labels.teacher, seed=config.seed, vocabulary=width
+    )
+
+
+def _is_small(config: Campaign) -> bool:
+    """Return whether the student is small, whatever its config has."""
+    model = config.student.model
+    if model.source == "module":
+        return True
+    return model.source == "checkpoint" and is_small(str(model.model)) and not is_factory(str(model.model))
+
+
+def _is_read_here(config: Campaign) -> bool:
+    """Return whether the weights that the student starts from are small enough to be read."""
+    model = config.student.model
+    if model.source == "checkpoint":
+        return is_small(str(model.model))
+    return (model.source == "config" and model.embeddings == "new") or is_small(config.labels.teacher.model)
+
+
+def _parameters(config: Campaign, kind: StudentKind) -> int:
+    """Open the student's head, and count its parameters without making them."""
+    student_config = _open_head(config, kind)
+    with torch.device("meta"):
+        module = fresh(student_config, config.labels.teacher, config.task, config.seed)
+    return count_parameters(module)
+
+
+def _open_head(config: Campaign, kind: StudentKind) -> Any:
+    """Return the transformers config of a student, after all checks that need no weights."""
+    model = config.student.model
+    if model.source == "checkpoint":
+        return _open_checkpoint(config, kind)
+    teacher = config.labels.teacher.model_copy(
+        update={"max_length": model.max_length or config.labels.teacher.max_length}
+    )
+    if is_factory(teacher.model):
+        raise ConfigError(
+            f"student.model.from is {model.source}, but the teacher {teacher.model} is a function, which has no config "
+            "and no layers to start a student from: set it to checkpoint or module"
+        )
+    with open_checkpoint(teacher.model, weights=False) as folder:
+        found = read_config(folder, teacher)
+        overrides = model.overrides if model.source == "config" else take_layers(found, model, teacher.model).overrides
+        student_config = changed_config(found, overrides, kind.config_fields)
+        kind.check_config(student_config, f"(student.model.overrides of {teacher.model})")
+        kind.teacher_processor(folder, student_config, teacher)
+    return student_config
+
+
+def _open_checkpoint(config: Campaign, kind: StudentKind) -> Any:
+    own = as_config(config.student.model)
+    if is_factory(own.model):
+        raise ConfigError(f"student.model.model {own.model} is a function: set student.model.from to module")
+    with open_checkpoint(own.model, weights=False) as folder:
+        if read_metadata(folder).get("factory"):
+            raise ConfigError(
+                f"{own.model} was saved from a function: set student.model.from to module with that function"
+            )
+        if is_small(own.model):
+            check_files(folder, own.model)
+        found = read_config(folder, own)
+        kind.checkpoint_processor(folder, found, own)
+        kind.check_config(found, own.model)
+    return found

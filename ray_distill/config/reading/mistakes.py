@@ -56,6 +56,9 @@ def read(document: Document, elsewhere: Mapping[str, Sequence[str]] | None = Non
         except ValidationError as error:
             reading = Reading(config=None, mistakes=found, replaced=frozenset(replaced))
             errors = _by_path(error, value)
+            meant = _meant_fields(errors, value)
+            errors = {path: items for path, items in errors.items() if path not in meant}
+            replaced |= meant
             for path, items in errors.items():
                 if not reading.concerns(path) and path not in renamed:
                     found[path] = _explain(path.split("."), items, elsewhere or {})
@@ -67,6 +70,19 @@ def read(document: Document, elsewhere: Mapping[str, Sequence[str]] | None = Non
         else:
             return Reading(config=config, mistakes=found, replaced=frozenset(replaced))
     return Reading(config=None, mistakes=found, replaced=frozenset(replaced))
+
+
+def _meant_fields(errors: Mapping[str, Sequence[Any]], value: Any) -> set[str]:
+    """Return fields that are unset only because their names are misspelt."""
+    found = set()
+    for path in (path for path, items in errors.items() if items[0]["type"] == "extra_forbidden"):
+        *parents, name = path.split(".")
+        section, given = section_at(Campaign, parents), value
+        for part in parents:
+            given = given.get(part, {}) if isinstance(given, dict) else {}
+        names = [one for one in names_of(section) if one not in given] if section else []
+        found |= {".".join([*parents, one]) for one in near_names(name, names)[:1]}
+    return found
 
 
 def _by_path(error: ValidationError, value: Any) -> dict[str, list[Any]]:

@@ -89,6 +89,9 @@ def test_no_mistake_is_a_consequence_of_another(tmp_path: Path) -> None:
     assert len(_wrong(tmp_path, RIGHT.replace("rows\n", splits))) == 1
     splits = "rows\n  splits: {train: many, validation: 0.1}\n"
     assert len(_wrong(tmp_path, RIGHT.replace("rows\n", splits))) == 1
+    assert _wrong(tmp_path, RIGHT.replace("model", "modle")) == [
+        "labels.teacher.modle: unknown field; did you mean model? [line 6]"
+    ]
 
 
 def test_a_missing_field_has_the_line_of_its_section(tmp_path: Path) -> None:

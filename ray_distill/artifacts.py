@@ -169,6 +169,8 @@ class Efficiency(Artifact):
     """95th percentile of single requests, milliseconds."""
     examples_per_second: Number
     """Throughput of batches."""
+    latency_spread: Number = math.nan
+    """Distance between the quartiles of the single requests, as a share of their median."""
 
 
 class ModelReport(Artifact):

@@ -46,7 +46,7 @@ def show_campaign(result: CampaignResult) -> str:
             f"verdict   {decision.verdict}",
             *[f"          {reason}" for reason in decision.reasons],
             f"cost      {money}, {costs.total.wall_seconds:,.0f} s; {paid}",
-            f"labels    {result.labels.store} ({result.labelled['rows']:,.0f} rows, "
+            f"labels    {result.labels.store} ({result.labelled['rows']:,.0f} rows of this snapshot; the store has "
             f"{byte_size(int(result.labelled['bytes']))})",
             f"student   {result.report.student.url}",
             f"report    {page}",

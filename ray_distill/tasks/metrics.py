@@ -96,6 +96,7 @@ _COSTS = (
     Metric(name="bytes_on_disk", heading="On disk, MB", decimals=2, scale=1e-6, better="less"),
     Metric(name="latency_ms_p50", heading="Latency p50, ms", short="p50 ms", decimals=2, better="less"),
     Metric(name="latency_ms_p95", heading="Latency p95, ms", short="p95 ms", decimals=2, better="less"),
+    Metric(name="latency_spread", heading="Spread of latencies", short="spread", decimals=2, better="less"),
 )
 
 

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from ray_distill.artifacts import Efficiency, Estimate, EvalReport, ModelReport, StudentRef
 from ray_distill.errors import EvaluationError
+from ray_distill.evaluation.measures.efficiency import UNSTEADY, is_unsteady
 from ray_distill.evaluation.measures.intervals import Resampling
 from ray_distill.evaluation.measures.power import established
 from ray_distill.evaluation.measures.robustness import Robustness
@@ -146,8 +147,26 @@ def _notes(report: EvalReport) -> Iterator[str]:
         difference = report.comparisons.get(f"{name}_minus_{arm}")
         if difference is not None:
             yield f"{text.format(_outcome(difference, metric))}: {metric.in_text} {_signed(difference)}."
+    yield from _busy(report)
     yield from _infinite(report, answers)
     yield from _remarks(report, metric)
+
+
+def unsteady_arms(report: EvalReport) -> list[str]:
+    """Return which of teacher and student were timed on a busy machine."""
+    return [
+        arm for arm in ("teacher", "student") if arm in report.models and is_unsteady(report.models[arm].efficiency)
+    ]
+
+
+def _busy(report: EvalReport) -> Iterator[str]:
+    busy = {arm: report.models[arm].efficiency.latency_spread for arm in unsteady_arms(report)}
+    if busy:
+        found = " and ".join(f"those of the {arm} by {spread:.0%}" for arm, spread in busy.items())
+        yield (
+            f"Latencies were measured on a busy machine: repeated requests vary, {found} between their quartiles "
+            f"(at most {UNSTEADY:.0%} on an idle one). Compare sizes, not speed, or evaluate again."
+        )
 
 
 def _infinite(report: EvalReport, answers: Answers) -> Iterator[str]:

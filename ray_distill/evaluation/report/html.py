@@ -18,6 +18,7 @@ from ray_distill.evaluation.measures.cost import CostReport, StageCost
 from ray_distill.evaluation.measures.drift import DriftReport
 from ray_distill.evaluation.predict.texts import Written
 from ray_distill.evaluation.report import plots
+from ray_distill.evaluation.report.assemble import unsteady_arms
 from ray_distill.evaluation.report.family_page import Tile, Wording, page_of
 from ray_distill.evaluation.report.tables import Table, cell, estimate_cell, interval_text, metric_table, value_text
 from ray_distill.tasks.catalogue import get_task
@@ -146,7 +147,10 @@ def _cost_tile(report: EvalReport, tile: Tile) -> dict[str, str]:
     metric = get_task(report.task).answers.efficiency[tile.metric]
     shown = {arm: _shown(metric, model.figure(metric.name)) for arm, model in report.models.items()}
     below = f"teacher {shown['teacher']}" if "teacher" in shown else ""
-    return {"name": tile.heading, "value": shown["student"], "below": below, "interval": _ratio(report, metric)}
+    compared = _ratio(report, metric)
+    if metric.name not in _SIZES and unsteady_arms(report):
+        compared = "busy machine: not comparable"
+    return {"name": tile.heading, "value": shown["student"], "below": below, "interval": compared}
 
 
 def _shown(metric: Metric, estimate: Estimate | None) -> str:

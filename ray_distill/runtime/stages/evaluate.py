@@ -33,6 +33,8 @@ from ray_distill.tracking.base import Run
 
 #: File of the texts that models wrote, beside the report and on the run.
 _TEXTS = "generations.json"
+#: Stage that costs nothing worth counting.
+_DECIDING = "promote"
 
 
 def evaluate(session: Session, students: Mapping[str, StudentRef]) -> EvalReport:
@@ -165,7 +167,11 @@ def _robustness_metrics(report: EvalReport) -> dict[str, float]:
 
 
 def campaign_costs(session: Session, report: EvalReport) -> CostReport:
-    """Return the campaign's costs so far."""
+    """Return the campaign's costs, up to the report.
+
+    Promotion is left out: it takes seconds, and the page that states the costs is written while it runs. So page and
+    terminal agree, and a campaign costs the same however often it is decided upon.
+    """
     resources = session.config.labels.resources
     rates = {
         arm: model.efficiency.examples_per_second
@@ -173,7 +179,11 @@ def campaign_costs(session: Session, report: EvalReport) -> CostReport:
         if arm in ("teacher", "student", "champion")
     }
     return cost_report(
-        session.costs(), rates, cores=resources.cpus, accelerators=resources.gpus, prices=session.config.cost
+        [cost for cost in session.costs() if cost.stage != _DECIDING],
+        rates,
+        cores=resources.cpus,
+        accelerators=resources.gpus,
+        prices=session.config.cost,
     )
 
 

@@ -265,15 +265,17 @@ def record_snapshot(run: Run, opened: Snapshot, context: str) -> None:
 
 
 def store_facts(session: Session, labels: LabelSetRef) -> dict[str, float]:
-    """Return rows and bytes of a label set, and the rate of the campaign's latest labelling."""
+    """Return the labelled rows of a snapshot, the bytes of its store, and the latest rate.
+
+    A store may have the rows of other snapshots too: they are part of its bytes, never of the campaign's rows.
+    """
     store = open_store(labels.store)
-    store.log.refresh()
-    ledger, length = store.ledger, labels.log_length
+    covered = store.coverage(open_snapshot(labels.snapshot))
     last = session.last("label")
     rows, seconds = (0, 0.0) if last is None else (last["result"]["rows"], last["result"]["seconds"])
     return {
-        "rows": float(ledger.counts("rows", length).sum()),
-        "bytes": float(ledger.bytes_written(length)),
+        "rows": float(covered.rows_total - covered.rows_left - covered.rows_quarantined),
+        "bytes": float(store.ledger.bytes_written(labels.log_length)),
         "rows_per_second": rows / seconds if seconds else 0.0,
     }
 

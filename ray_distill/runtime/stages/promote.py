@@ -13,6 +13,7 @@ from ray_distill.runtime.core import console
 from ray_distill.runtime.core.session import Session, Stage, user
 from ray_distill.runtime.stages import evaluate
 from ray_distill.tasks.catalogue import get_task
+from ray_distill.text import arm_name, ordered_arms
 from ray_distill.tracking.views import DESCRIPTION, TITLE
 
 #: Efficiency figures in the table of the parent run.
@@ -157,12 +158,13 @@ def summary(report: EvalReport, decision: Decision, page: str) -> str:
         f"| {' | '.join(headings)} |",
         "|" + "---|" * len(headings),
     ]
-    for arm, model in report.models.items():
+    for arm in ordered_arms(report.models):
+        model = report.models[arm]
         main, more = model.metrics.get(first.name), [model.metrics.get(metric.name) for metric in others]
         cells = [
             f"{main.value:.4f} ({main.low:.4f}–{main.high:.4f})" if main else "not measured",
             *(f"{item.value:.4f}" if item else "not measured" for item in more),
             *(metric.show(getattr(model.efficiency, metric.name)) for metric in costs),
         ]
-        lines.append(f"| {' | '.join([arm, *cells])} |")
+        lines.append(f"| {' | '.join([arm_name(arm), *cells])} |")
     return "\n".join([*lines, "", *[f"- {note}" for note in report.notes], "", f"Review page: `report.html` ({page})"])

@@ -1,18 +1,23 @@
 """Efficiency: the same requests for all models, in turns, timed after a warm-up."""
 
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from ray_distill.errors import EvaluationError
+from ray_distill.evaluation.measures import efficiency
 from ray_distill.evaluation.measures.efficiency import (
     BATCHES,
+    UNSTEADY,
     WARM_UP,
     Runner,
     bytes_of_folder,
     count_parameters,
+    is_unsteady,
+    latency_spread,
     measure_efficiency,
 )
 
@@ -70,3 +75,30 @@ def test_sizes(tmp_path):
     assert bytes_of_folder(tmp_path) == 8
     layer = torch.nn.Linear(3, 2)
     assert count_parameters(torch.nn.ModuleList([layer, layer])) == 8
+
+
+def test_a_busy_machine_is_measured_again_and_marked(monkeypatch):
+    """Requests that vary are timed again, once; the steadier of both counts, and what still varies is unsteady."""
+    clock, done = [0.0], []
+    monkeypatch.setattr(efficiency, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def uneven(until):
+        def run(index):
+            done.append(index)
+            clock[0] += 0.004 if len(done) <= until and len(done) % 2 else 0.001
+
+        done.clear()
+        return measure_efficiency({"a": runner(run)}, examples=1, requests=20, batch=1)["a"]
+
+    calm = uneven(until=WARM_UP + 20)
+    assert len(done) == 2 * (WARM_UP + 20) + WARM_UP + BATCHES
+    assert calm.latency_ms_p50 == pytest.approx(1) and not is_unsteady(calm)
+    busy = uneven(until=1000)
+    assert len(done) == 2 * (WARM_UP + 20) + WARM_UP + BATCHES
+    assert is_unsteady(busy) and busy.latency_spread > UNSTEADY
+
+
+def test_the_spread_is_that_of_the_quartiles():
+    """One outlier of many does not make a machine busy; half of the requests do."""
+    assert latency_spread([1.0] * 99 + [50.0]) == 0
+    assert latency_spread([1.0, 1.0, 2.0, 2.0]) == pytest.approx(2 / 3)

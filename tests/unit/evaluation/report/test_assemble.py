@@ -11,7 +11,7 @@ from ray_distill.errors import EvaluationError
 from ray_distill.evaluation.measures.intervals import Resampling
 from ray_distill.evaluation.measures.robustness import corrupted_views, measure_robustness
 from ray_distill.evaluation.predict.rows import join_predictions
-from ray_distill.evaluation.report.assemble import Measured, judge
+from ray_distill.evaluation.report.assemble import Measured, judge, unsteady_arms
 from ray_distill.tasks.answers.classes import CLASSES
 from ray_distill.tasks.answers.classes.evaluation.measures import measure
 
@@ -169,3 +169,19 @@ def test_a_corruption_may_not_lose_rows():
     """Dropped rows would change what is compared."""
     with pytest.raises(EvaluationError, match="cut must keep rows"):
         list(corrupted_views(snapshot(5), {"cut": lambda rows, *_: rows.slice(1)}, (1,), seed=0))
+
+
+def test_latencies_of_a_busy_machine_are_named():
+    """The note has the spread and the limit; a report on an idle machine has no such note."""
+    busy = EFFICIENCY.with_changes(latency_spread=0.6)
+    rows = snapshot()
+    teacher = answers(rows, 3.0)
+    models = {
+        arm: Measured(url=arm, efficiency=cost, predictions=join_predictions(rows, teacher, teacher=teacher))
+        for arm, cost in (("teacher", EFFICIENCY), ("student", busy))
+    }
+    report = judge(models, task="text_classification", student=STUDENT, url="r", how=RESAMPLING)
+    (note,) = [note for note in report.notes if "busy machine" in note]
+    assert "those of the student by 60% between their quartiles (at most 25% on an idle one)" in note
+    assert unsteady_arms(report) == ["student"]
+    assert not any("busy" in note for note in judged(rows, teacher=3.0, student=2.0).notes)

@@ -295,9 +295,9 @@ def test_the_run_s_table_shows_what_decides(full):
         "| Model | NLL, nats (95 % interval) | KL from teacher, nats | ECE | Agreement with teacher | Parameters |"
         in text
     )
-    row = next(line for line in text.splitlines() if line.startswith("| student"))
+    row = next(line for line in text.splitlines() if line.startswith("| Student"))
     assert row.startswith(
-        f"| student | {metrics['nll'].value:.4f} ({metrics['nll'].low:.4f}–{metrics['nll'].high:.4f})"
+        f"| Student | {metrics['nll'].value:.4f} ({metrics['nll'].low:.4f}–{metrics['nll'].high:.4f})"
         f" | {metrics['kl_from_teacher'].value:.4f} | {metrics['ece'].value:.4f}"
         f" | {metrics['agreement'].value:.4f} | 49,160,000 |"
     )

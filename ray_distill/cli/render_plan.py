@@ -7,6 +7,11 @@ from ray_distill.runtime.forecast.plan_report import PlanReport
 from ray_distill.text import NONE, byte_size, duration
 
 
+def _split(report: PlanReport, name: str) -> str:
+    labelled = f" ({report.labelled[name]:,} labelled)" if name in report.labelled else ""
+    return f"{name} {report.splits[name]:,}{labelled}"
+
+
 def show_plan(report: PlanReport) -> str:
     """Render rows, bytes, time and money, other ways to store the labels, and the break-even."""
     lines = [
@@ -18,7 +23,7 @@ def show_plan(report: PlanReport) -> str:
     hidden = "".join(f", layer {layer} {byte_size(size)}" for layer, size in report.bytes_hidden.items())
     error = f"± {report.time_error:.0%}"
     lines += [
-        f"splits      {', '.join(f'{name} {rows:,}' for name, rows in report.splits.items())}",
+        f"splits      {', '.join(_split(report, name) for name in report.splits)}",
         f"probe       {report.probed_rows:,} rows answered",
         f"positions   {report.positions:,}, {report.bytes_a_position:.1f} bytes each",
         f"bytes       {byte_size(report.bytes_total)}: labels {byte_size(report.bytes_labels)}{hidden}",

@@ -4,11 +4,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from ray_distill.snapshots.label_reading.messages import counted, shown
-from ray_distill.snapshots.manifest import LabelsRead, SnapshotManifest, Truth
+from ray_distill.snapshots.manifest import LabelsRead, SnapshotManifest, SplitCounts, Truth
 
 #: How many classes a row has, by kind of truth, where it is not one.
 _A_ROW: Mapping[Truth, str] = {"class": "", "classes": ", a set a row", "none": ""}
 _CLASSES_SHOWN = 10
+#: More classes than these are not counted by split.
+_SPLIT_CLASSES_SHOWN = 5
 
 
 def summarise(manifest: SnapshotManifest) -> str:
@@ -34,9 +36,17 @@ def summarise(manifest: SnapshotManifest) -> str:
 def _splits(manifest: SnapshotManifest) -> Iterator[str]:
     for name, counts in manifest.splits.items():
         line = f"  {name:<12}{counts.rows:>10,} rows, weight {counts.weight:,}, {counts.labelled:,} labelled"
+        line += _by_class(counts)
         if name in manifest.own:
             line += f"; a source of its own, {manifest.own[name]:,} rows left out elsewhere because of it"
         yield line
+
+
+def _by_class(counts: SplitCounts) -> str:
+    """Return the labelled rows by class, where classes are few and some rows have one."""
+    if not counts.labelled or not 1 < len(counts.classes) <= _SPLIT_CLASSES_SHOWN:
+        return ""
+    return f" ({', '.join(f'{name} {rows:,}' for name, rows in counts.classes.items())})"
 
 
 def _classes(manifest: SnapshotManifest) -> str:

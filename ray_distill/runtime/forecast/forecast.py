@@ -38,6 +38,7 @@ from ray_distill.runtime.labelling.label_units import label_units
 from ray_distill.runtime.stages.label import head_of
 from ray_distill.runtime.stages.preflight import preflight
 from ray_distill.runtime.stages.snapshot import freeze, open_for
+from ray_distill.snapshots.labelled_rows import labelled_rows
 from ray_distill.snapshots.reader import Snapshot
 from ray_distill.storage import files
 
@@ -341,6 +342,7 @@ def _nothing_left(config: Campaign, opened: Snapshot, work: _Work) -> PlanReport
         snapshot=opened.ref,
         store=config.store_url,
         splits={name: part.rows for name, part in opened.manifest.splits.items()},
+        labelled={name: part.labelled for name, part in labelled_rows(opened.manifest).items()},
         rows_total=work.total,
         rows_reused=work.reused,
         rows=0,

@@ -16,6 +16,8 @@ class PlanReport(Artifact):
     store: str
     splits: dict[str, int]
     """Rows of the snapshot by split."""
+    labelled: dict[str, int] = {}
+    """Rows with a truth by split."""
     rows_total: int
     rows_reused: int
     """Rows labelled already, or in quarantine."""

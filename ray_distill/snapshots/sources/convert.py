@@ -19,6 +19,8 @@ TIME = pa.timestamp("us", tz="UTC")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+#: A year, or a calendar date without separators, of this century or the last.
+_DATE = re.compile(r"(19|20)\d\d((0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01]))?")
 #: Years 1 to 9999. Epoch *milliseconds* fall outside, so that a wrong unit is found out.
 _SECONDS = (-62_135_596_800, 253_402_300_799)
 _EXACT = 2**53
@@ -75,19 +77,37 @@ def to_time(column: pa.ChunkedArray, name: str) -> tuple[pa.Array, Mask]:
     Times without a zone are UTC.
 
     Raises:
-        SnapshotError: a type that is not a time.
+        SnapshotError: a type that is not a time, or numbers that are all calendar dates or years.
     """
     column = _plain(column)
     kind = column.type
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         column = column.cast(pa.timestamp("us", tz=getattr(kind, "tz", None)), safe=False)
         return _joined(column.cast(TIME)), np.zeros(len(column), dtype=bool)
+    texts, bad = to_text(column, name)
+    _refuse_dates(texts, name)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return _seconds_to_time(column)
-    texts, bad = to_text(column, name)
     parsed = [None if text is None else parse_time(text) for text in texts.to_pylist()]
     times = pa.array(parsed, pa.int64()).cast(TIME)
     return times, bad | (_mask(pc.is_null(times)) & _mask(pc.is_valid(texts)))
+
+
+def _refuse_dates(texts: pa.Array, name: str) -> None:
+    """Refuse numbers such as 20260131 and 2026, which as seconds are times of 1970.
+
+    Raises:
+        SnapshotError: every value is such a number.
+    """
+    sample = texts.drop_null().slice(0, 1)
+    if not len(sample) or not _DATE.fullmatch(sample[0].as_py().strip()):
+        return
+    values = {text.strip() for text in texts.unique().to_pylist() if text is not None}
+    if all(_DATE.fullmatch(value) for value in values):
+        raise SnapshotError(
+            f"column {name!r} has numbers such as {min(values)}, which are dates or years, and numbers are read as "
+            "seconds since 1970: write dates as 2026-01-31 in the source"
+        )
 
 
 def parse_time(text: str) -> int | None:

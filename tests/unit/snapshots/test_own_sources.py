@@ -45,7 +45,9 @@ def test_the_test_split_is_the_source_of_its_own(tmp_path: Path) -> None:
     counts = labelled_rows(snapshot.manifest)
     assert counts["test"].labelled == 50 and counts["test"].classes == {"a": 25, "b": 25}
     assert not any(counts[name].labelled for name in SPLITS[:3])
-    assert "50 labelled; a source of its own, 0 rows left out elsewhere because of it" in snapshot.summary()
+    assert (
+        "50 labelled (a 25, b 25); a source of its own, 0 rows left out elsewhere because of it" in snapshot.summary()
+    )
     assert snapshot.manifest.own == {"test": 0} and snapshot.manifest.rows.read == 450
 
 

@@ -100,6 +100,17 @@ def test_times_come_in_many_forms() -> None:
         assert times.cast(pa.int64()).to_pylist() == [second] and not bad.any()
 
 
+@pytest.mark.parametrize(
+    "column", [pa.array([20260131, None, 20251224]), texts("2026", "1999"), pa.array([20260131.0]), texts("20260131 ")]
+)
+def test_dates_written_as_numbers_are_refused(column: pa.Array) -> None:
+    """As seconds since 1970 all of them would be in August 1970; a column with one other number has seconds."""
+    with pytest.raises(SnapshotError, match="are dates or years, and numbers are read as seconds since 1970"):
+        to_time(pa.chunked_array([column]), "when")
+    times, _ = to_time(pa.chunked_array([pa.array([2026, 20260131, 1_790_000_000])]), "when")
+    assert times.null_count == 0
+
+
 def test_unreadable_times_are_told_from_missing_ones() -> None:
     """Null is no time; nonsense is a bad row; epoch milliseconds are found out."""
     for column in (texts(None, "soon", "2026-01-01"), pa.array([None, 1_790_000_000_000, 1_790_000_000])):

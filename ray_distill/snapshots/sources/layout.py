@@ -126,7 +126,8 @@ def refuse_splits(shown: str, names: Sequence[str], *, images: bool) -> None:
             example = _example(shown, parent, (train or list(splits))[0])
             raise SnapshotError(
                 f"source {shown!r}: {parent or 'it'} has the splits {found} side by side, and {taken}; name one of "
-                f"them as snapshot.source (such as {example!r}), or list those to be joined as several sources"
+                f"them as snapshot.source (such as {example!r}), another as snapshot.test.source, or list those to be "
+                "joined as several sources"
             )
 
 

@@ -53,8 +53,13 @@ class Finding:
     reason: str
 
 
-def decide(report: EvalReport, gate: GateConfig) -> Decision:
+def decide(report: EvalReport, gate: GateConfig, absent: Mapping[str, str] | None = None) -> Decision:
     """Decide what becomes of the report's student.
+
+    Args:
+        report: the models that were measured.
+        gate: the rules.
+        absent: why an arm could not be trained, by arm: a rule to beat it is not in force.
 
     Returns:
         The worst finding's verdict, and one sentence for each rule in force, the most severe first; then sentences
@@ -70,11 +75,12 @@ def decide(report: EvalReport, gate: GateConfig) -> Decision:
     wrong = wrong_limits(gate, report.task)
     if wrong:
         raise PromotionError("\n".join(wrong))
-    broken = _broken_by_champion(report, gate)
-    findings = sorted(_findings(report, gate, broken), key=lambda finding: SEVERITY[finding.verdict])
+    broken, absent = _broken_by_champion(report, gate), absent or {}
+    findings = sorted(_findings(report, gate, broken, absent), key=lambda finding: SEVERITY[finding.verdict])
     if not findings:
         findings = [_hold("the gate has no rules, so nothing is established: set gate.limits or gate.beat")]
     reasons = [*(finding.reason for finding in findings), *_remarks(report, gate, broken)]
+    reasons += [absent[arm] for arm in gate.beat if arm in absent]
     return Decision(
         verdict=findings[0].verdict,
         reasons=tuple(f"{reason}." for reason in reasons),
@@ -84,7 +90,9 @@ def decide(report: EvalReport, gate: GateConfig) -> Decision:
     )
 
 
-def _findings(report: EvalReport, gate: GateConfig, broken: Mapping[Rule, Standing]) -> Iterator[Finding]:
+def _findings(
+    report: EvalReport, gate: GateConfig, broken: Mapping[Rule, Standing], absent: Mapping[str, str]
+) -> Iterator[Finding]:
     for rule in rules_of(gate, report.task):
         if rule.kind == "margin" and "champion" not in report.models:
             yield _first_student(report, rule)
@@ -98,7 +106,8 @@ def _findings(report: EvalReport, gate: GateConfig, broken: Mapping[Rule, Standi
             found = _excused(report, rule, found) or found
         yield found
     for arm in gate.beat:
-        yield _beat(report, arm)
+        if arm not in absent:
+            yield _beat(report, arm)
 
 
 def _judge(found: Standing, unit: str) -> Finding:

@@ -181,14 +181,14 @@ def plan(config: Campaign) -> list[str]:
     notes = preflight(config)
     task, damages = get_task(config.task), requested_corruptions(config)
     sources = describe_sources(config.snapshot)
-    training = config.student.training
+    training, arms = config.student.training, train_stage.arms(config, labelled=_may_teach(config))
     lines = [
         f"snapshot  {_counted(sources)} of {task.inputs.column}{_own(config)}{describe_classes(config)} "
         f"→ {config.output_url}/snapshots",
         *_plan_writing(config),
         f"label     {config.labels.teacher.model}, {config.labels.signal.estimator}, "
         f"T {', '.join(f'{t:g}' for t in config.labels.signal.temperatures)} → {config.store_url}",
-        f"train     {', '.join(train_stage.arms(config))}: {_workers(training)} × {training.engine} ZeRO "
+        f"train     {', '.join(arms)}: {_workers(training)} × {training.engine} ZeRO "
         f"{training.zero_stage}, {training.precision} → {config.output_url}/students",
         f"evaluate  test split, {len(damages)} corruptions × {len(config.evaluation.severities)} severities",
         _plan_gate(config),
@@ -212,8 +212,14 @@ def _counted(sources: Sequence[Mapping[str, Any]]) -> str:
 def _plan_gate(config: Campaign) -> str:
     """Return the rules in force, as the verdict will list them."""
     rules = [f"{name} ({in_words(limit)})" for name, limit in limits_of(config.gate, config.task).items()]
-    rules += [f"beat {arm}" for arm in config.gate.beat]
+    trained = {*train_stage.arms(config, labelled=_may_teach(config)), "teacher", "champion"}
+    rules += [f"beat {arm}" for arm in config.gate.beat if arm in trained]
     return f"promote   {', '.join(rules) or 'no rules, so no verdict but HOLD'}; alias {config.gate.alias}"
+
+
+def _may_teach(config: Campaign) -> bool:
+    """Return whether train rows can have truths: by a column of labels, or by the inputs."""
+    return config.snapshot.columns.label is not None or get_task(config.task).answers.is_labelled(0)
 
 
 def _own(config: Campaign) -> str:

@@ -26,7 +26,7 @@ def test_unlabelled_traffic_is_judged_by_a_test_set_of_ones_own(tmp_path: Path) 
         snapshot={"source": str(source), "test": {"source": str(test), "columns": {"label": "label"}}},
         labels__check={},
         student__losses={"soft": {}, "hard": None},
-        gate={"limits": {"accuracy": {"min": 0.4}, "ece": None}, "beat": []},
+        gate={"limits": {"accuracy": {"min": 0.4}, "ece": None}},
     )
     result = campaign.run(lab.load(tmp_path / "campaign.yaml", value))
     snapshot = open_snapshot(result.snapshot)
@@ -36,3 +36,4 @@ def test_unlabelled_traffic_is_judged_by_a_test_set_of_ones_own(tmp_path: Path) 
     assert "baseline_hard_labels" not in result.students
     assert result.report.models["student"].metrics["accuracy"].n == 120
     assert result.decision.verdict is Verdict.PROMOTE
+    assert "there is no baseline_hard_labels to beat" in " ".join(result.decision.reasons)

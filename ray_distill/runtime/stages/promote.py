@@ -12,6 +12,7 @@ from ray_distill.promotion.rules import gate_fingerprint
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.session import Session, Stage, user
 from ray_distill.runtime.stages import evaluate
+from ray_distill.runtime.stages.train import absent_arms
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.text import arm_name, ordered_arms
 from ray_distill.tracking.views import DESCRIPTION, TITLE
@@ -58,7 +59,7 @@ def _decide(session: Session, report: EvalReport) -> Decision:
     chain = read_chain(session.url("promotion"))
     decision = _decided(session, chain, report)
     if decision is None:
-        decision = decide(report, session.config.gate)
+        decision = decide(report, session.config.gate, absent_arms(session.config, report.student.labels))
         record_decision(
             session.url("promotion"),
             decision,

@@ -17,6 +17,8 @@ from ray_distill.runtime.stages.snapshot import freeze, open_for
 from ray_distill.runtime.training.label_mixture import mixed_labels
 from ray_distill.runtime.training.launch import train_ranks
 from ray_distill.runtime.training.prometheus import TrainingGauges
+from ray_distill.snapshots.labelled_rows import labelled_rows
+from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.students.arms import arm_by_name
 from ray_distill.students.run import TrainingJob, arm_plan
@@ -38,6 +40,13 @@ def arms(config: Campaign, *, labelled: bool = True) -> tuple[str, ...]:
     if config.student.ceiling:
         names.append("ceiling_true_labels")
     return tuple(names)
+
+
+def absent_arms(config: Campaign, labels: LabelSetRef) -> dict[str, str]:
+    """Return why arms of a campaign were not trained, by arm."""
+    labelled = labelled_rows(open_snapshot(labels.snapshot).manifest)["train"].labelled
+    left = set(arms(config)) - set(arms(config, labelled=labelled > 0))
+    return {name: f"there is no {name} to beat, because no train row has a true label" for name in left}
 
 
 def train(session: Session, labels: LabelSetRef, *, resume: bool) -> dict[str, StudentRef]:

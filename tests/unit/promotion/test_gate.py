@@ -205,6 +205,14 @@ def test_beating_an_arm_nobody_measured_is_rejected():
     assert decision.verdict is Verdict.REJECT and "hard" in decision.reasons[0]
 
 
+def test_an_arm_that_could_not_be_trained_is_named_and_not_beaten():
+    """Without true labels there is no baseline of them; alone, such a rule establishes nothing."""
+    judged, absent = report([model("student", accuracy=0.9)]), {"hard": "there is no hard to beat"}
+    found = decide(judged, gate(beat=("hard",), accuracy={"min": 0.5}), absent)
+    assert found.verdict is Verdict.PROMOTE and "there is no hard to beat." in found.reasons
+    assert decide(judged, gate(beat=("hard",)), absent).verdict is Verdict.HOLD
+
+
 def test_the_worst_rule_decides_and_stands_first():
     """One REJECT among passes decides, and its reason comes first, with value, interval and limit."""
     student = model("student", accuracy=estimate(0.9, 0.01), ece=estimate(0.2, 0.02))

@@ -76,7 +76,7 @@ def established(difference: Estimate, answers: Answers) -> str:
     size, least = in_units(abs(difference.value), metric), in_units(detectable(deviation, difference.n), metric)
     begin = f"{difference.n:,} {rows}: a {_direction(difference.value, metric)} of {size} against the teacher"
     if difference.low > 0 or difference.high < 0:
-        return f"{begin} is established. So many rows establish differences of {least} and more."
+        return f"{begin} is established. This many rows establish {least} with a probability of {POWER:.0%}."
     needed = rows_in_words(rows_needed(deviation, difference.value), rows)
     if difference.value == 0:
         return f"{begin} cannot be distinguished from differences of less than {least}."

@@ -27,7 +27,7 @@ from ray_distill.runtime.stages import label as label_stage
 from ray_distill.runtime.stages import promote as promote_stage
 from ray_distill.runtime.stages import train as train_stage
 from ray_distill.runtime.stages.judge import requested_corruptions
-from ray_distill.runtime.stages.preflight import preflight
+from ray_distill.runtime.stages.preflight import names_student, preflight
 from ray_distill.runtime.stages.relabel import RelabelReport, relabel_source
 from ray_distill.runtime.stages.snapshot import freeze
 from ray_distill.runtime.sweep import publish, run_sweep
@@ -82,9 +82,9 @@ def label(config: Campaign, snapshot: SnapshotRef) -> LabelSetRef:
     Raises:
         TeacherRefused: the teacher is below its floor; nothing was labelled.
         StoreMismatch: the store was made for another teacher or signal.
-        DistillError: as `preflight`; the student is checked where the configuration has one.
+        DistillError: as `preflight`; the student is checked where `student.model` is given.
     """
-    _report(preflight(config, student="student" in config.model_fields_set))
+    _report(preflight(config, student=names_student(config)))
     with open_session(config) as session:
         return label_stage.label(session, snapshot)
 
@@ -178,7 +178,7 @@ def plan_sweep(config: Campaign) -> list[str]:
 
 def plan(config: Campaign) -> list[str]:
     """Describe what `run` would do, one line per stage; run nothing."""
-    notes = preflight(config)
+    notes = preflight(config, call=True)
     task, damages = get_task(config.task), requested_corruptions(config)
     sources = describe_sources(config.snapshot)
     training, arms = config.student.training, train_stage.arms(config, labelled=_may_teach(config))

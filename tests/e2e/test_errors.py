@@ -28,6 +28,7 @@ def _fails(command: list[str], capfd: pytest.CaptureFixture[str]) -> str:
 
 
 def _campaign(folder: Path, source: Path, teacher: dict[str, Any] | None = None, **changes: Any) -> str:
+    changes.setdefault("student__model", {"from": "module", "model": "ray_distill.testing.models:tiny_text_model"})
     return str(lab.write_config(folder / "c.yaml", lab.config_of(folder, source, teacher or TEACHER, **changes)))
 
 

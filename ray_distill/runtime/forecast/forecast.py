@@ -36,7 +36,7 @@ from ray_distill.runtime.labelling.encode_write import LabelJob
 from ray_distill.runtime.labelling.identify_teacher import make_manifest
 from ray_distill.runtime.labelling.label_units import label_units
 from ray_distill.runtime.stages.label import head_of
-from ray_distill.runtime.stages.preflight import preflight
+from ray_distill.runtime.stages.preflight import names_student, preflight
 from ray_distill.runtime.stages.snapshot import freeze, open_for
 from ray_distill.snapshots.labelled_rows import labelled_rows
 from ray_distill.snapshots.reader import Snapshot
@@ -60,7 +60,7 @@ def plan(config: Campaign) -> PlanReport:
         LabelError: none of the probed rows can be labelled.
         ClusterError: the actors do not fit the cluster, or a part of the probe failed.
     """
-    preflight(config, student="student" in config.model_fields_set)
+    preflight(config, student=names_student(config))
     config = with_teacher_names(absolute(config))
     snapshot = _frozen(config)
     scratch = files.join(config.output_url, f"plan-{uuid.uuid4().hex}")

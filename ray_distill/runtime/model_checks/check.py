@@ -19,13 +19,16 @@ from ray_distill.storage import files
 from ray_distill.tasks.catalogue import get_task
 
 
-def check_models(config: Campaign, *, teacher: bool = True, student: bool = True) -> tuple[str, ...]:
+def check_models(
+    config: Campaign, *, teacher: bool = True, student: bool = True, call: bool = False
+) -> tuple[str, ...]:
     """Refuse models that labelling or training would refuse later; return notes for the plan.
 
     Args:
         config: the campaign, whose settings have been checked.
         teacher: open the teacher. A store that exists describes its teacher, so training needs none.
         student: build the student, and train it for one step on made-up labels.
+        call: call a teacher that is a function; see `open_teacher_head`.
 
     Raises:
         DistillError: of the kind that the stage would raise, with the field that names the model.
@@ -37,7 +40,7 @@ def check_models(config: Campaign, *, teacher: bool = True, student: bool = True
     head = TeacherHead()
     if teacher and not (stored is not None and is_factory(config.labels.teacher.model)):
         with _named("labels.teacher.model"):
-            head = open_teacher_head(config)
+            head = open_teacher_head(config, call=call)
     manifest = stored or _manifest(config, head)
     if not student or manifest is None:
         return ()

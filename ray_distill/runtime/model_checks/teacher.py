@@ -39,11 +39,16 @@ class TeacherHead:
     """The configured hidden layers, counted from 0."""
 
 
-def open_teacher_head(config: Campaign) -> TeacherHead:
+def open_teacher_head(config: Campaign, *, call: bool) -> TeacherHead:
     """Open the head of the campaign's teacher, and compare it with the configuration.
 
-    A small checkpoint is loaded and run on a made-up example, on the CPU. A function is called unless its actors need
-    GPUs, which this machine may lack; one with a parameter ``weights`` is then called with False when it labels.
+    A small checkpoint is loaded and run on a made-up example, on the CPU. A function's arguments are compared with its
+    signature; only a dry run calls it, because it may hang or end its process, against which tasks of labelling are
+    protected. A function whose actors need GPUs is never called here.
+
+    Args:
+        config: the campaign.
+        call: call a function, and run its model.
 
     Raises:
         ModelError, ConfigError, StorageError: as `load_model`.
@@ -51,7 +56,7 @@ def open_teacher_head(config: Campaign) -> TeacherHead:
     """
     teacher, own = config.labels.teacher, get_task(config.task)
     _check_settings(teacher)
-    found = _head(config)
+    found = _head(config, call)
     if found.space is not None:
         if config.snapshot.classes:
             own.answers.model.check_classes(found.space, config.snapshot.classes, teacher.model)
@@ -77,11 +82,11 @@ def _check_settings(teacher: TeacherConfig) -> None:
         )
 
 
-def _head(config: Campaign) -> TeacherHead:
+def _head(config: Campaign, call: bool) -> TeacherHead:
     teacher = config.labels.teacher
     if is_factory(teacher.model):
         _check_arguments(teacher)
-        return TeacherHead() if config.labels.resources.gpus else _of_model(_load(config))
+        return _of_model(_load(config)) if call and not config.labels.resources.gpus else TeacherHead()
     if teacher.head is None and teacher.engine == "transformers" and is_small(teacher.model):
         return _of_model(_load(config))
     return _of_config(config)

@@ -19,19 +19,25 @@ from ray_distill.teachers.engines import refuse_labels
 from ray_distill.text import did_you_mean
 
 
-def preflight(config: Campaign, *, teacher: bool = True, student: bool = True) -> tuple[str, ...]:
+def preflight(config: Campaign, *, teacher: bool = True, student: bool = True, call: bool = False) -> tuple[str, ...]:
     """Check settings and models before anything is spent; return notes for the plan.
 
     Args:
         config: the campaign.
         teacher: whether the command needs the teacher; see `check_models`.
         student: whether the command trains, or a later one will.
+        call: whether a teacher that is a function is called in this process: by a dry run alone.
 
     Raises:
         DistillError: as `check` and `check_models`; nothing has been spent.
     """
     check(config, teacher=teacher)
-    return check_models(config, teacher=teacher, student=student)
+    return check_models(config, teacher=teacher, student=student, call=call)
+
+
+def names_student(config: Campaign) -> bool:
+    """Return whether ``student.model`` is given: a campaign may only label, and has none then."""
+    return "student" in config.model_fields_set and "model" in config.student.model_fields_set
 
 
 def check(config: Campaign, *, teacher: bool = True) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ray_distill.config import Campaign, parse_config
-from ray_distill.errors import ConfigError, TeacherRefused
+from ray_distill.errors import ConfigError, ModelError, TeacherRefused
 from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.part_specs import AnswerSpace
 from ray_distill.labels.model.signal import signal_of
@@ -64,19 +64,27 @@ def test_a_throwing_teacher_of_a_finished_store_is_not_called(tmp_path: Path, te
     student = {"model": {"from": "module", "model": FUNCTION}}
     config = _config(tmp_path, teacher, labels=function, student=student)
     with pytest.raises(Exception, match="cannot import nowhere.at_all:teacher"):
-        check_models(config)
+        check_models(config, call=True)
     _fill(config, mass=0.9)
-    assert check_models(config) == ()
+    assert check_models(config, call=True) == ()
 
 
 def test_a_function_whose_actors_need_gpus_is_not_called_here(tmp_path: Path) -> None:
     """It may move its model to a device that this machine lacks; its arguments are compared with its signature."""
     labels: dict[str, Any] = {"teacher": {"model": f"{__name__}:of_gpus"}, "resources": {"gpus": 1}}
     student = {"model": {"from": "module", "model": FUNCTION}}
-    assert check_models(_config(tmp_path, "", labels=labels, student=student)) == ()
+    assert check_models(_config(tmp_path, "", labels=labels, student=student), call=True) == ()
     labels["teacher"]["arguments"] = {"size": 3}
     with pytest.raises(ConfigError, match=r"labels\.teacher\.arguments: .*:of_gpus takes \(\).*found \{'size': 3\}"):
-        check_models(_config(tmp_path, "", labels=labels, student=student))
+        check_models(_config(tmp_path, "", labels=labels, student=student), call=True)
+
+
+def test_only_a_dry_run_calls_a_function(tmp_path: Path) -> None:
+    """It may hang or end its process: commands that label call it in tasks with a time limit."""
+    config = _config(tmp_path, f"{__name__}:of_gpus", student={"model": {"from": "module", "model": FUNCTION}})
+    assert check_models(config) == ()
+    with pytest.raises(ModelError, match="labels.teacher.model: .*AssertionError: called"):
+        check_models(config, call=True)
 
 
 def of_gpus() -> None:

@@ -28,7 +28,8 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 def planned(folder: Path, name: str, rows: int = 700) -> tuple[Any, PlanReport]:
-    """A campaign of the spelling teacher with one of `FORMS`, and its plan; nothing but a snapshot is there."""
+    """A campaign of the spelling teacher with one of `FORMS`, and its plan; nothing but a snapshot is there, and the
+    calibration that `label` uses."""
     source = lab.write_rows(folder / "rows.jsonl", lab.annotated(TRAFFIC[:rows], train_labels=20))
     teacher = {"model": "tests.labs.campaign:spelling_teacher", "arguments": {"fuse": str(folder / "fuse")}}
     value = lab.config_of(
@@ -41,7 +42,7 @@ def planned(folder: Path, name: str, rows: int = 700) -> tuple[Any, PlanReport]:
     )
     config = lab.load(folder / "campaign.yaml", value)
     report = plan(config)
-    assert [path.name for path in (folder / "out").iterdir()] == ["snapshots"]
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["kept", "snapshots"]
     return config, report
 
 
@@ -51,9 +52,11 @@ def test_the_bytes_of_a_run_are_within_five_percent_of_its_plan(tmp_path: Path, 
     of more traffic only the new rows are planned, with the store's own fits."""
     config, report = planned(tmp_path, form)
     assert (report.rows, report.rows_total, report.rows_reused, report.positions) == (700, 700, 0, 700)
+    found = list((tmp_path / "out" / "kept" / "calibration").glob("*/found.json"))
     labels = campaign.label(config, report.snapshot)
     store = open_store(labels.store)
     store.log.refresh()
+    assert json.loads(found[0].read_text())["fits"] == dict(store.manifest.fits), "label uses the plan's calibration"
     real = store.ledger.bytes_written(labels.log_length)
     assert report.bytes_total == pytest.approx(real, rel=0.05)
     assert set(report.bytes_hidden) == {str(layer) for layer in store.manifest.hidden}

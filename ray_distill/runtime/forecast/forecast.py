@@ -2,7 +2,8 @@
 
 There are two measurements on the cluster: a probe of the teacher alone (`probe`), and a rehearsal, in which the
 pipeline of `label` fills a scratch store beside the campaign's with the probe's rows, which includes starting, reading
-and writing. The scratch store is always deleted; only the snapshot stays.
+and writing. The scratch store is always deleted. The snapshot stays, and so do a fitted head and the calibration of the
+new store, which `label` and the next `plan` use.
 """
 
 import time
@@ -35,6 +36,7 @@ from ray_distill.runtime.labelling.calibrate_store import CALIBRATION_ROWS, with
 from ray_distill.runtime.labelling.encode_write import LabelJob
 from ray_distill.runtime.labelling.identify_teacher import make_manifest
 from ray_distill.runtime.labelling.label_units import label_units
+from ray_distill.runtime.stages.kept_results import keep_calibration, kept_calibration
 from ray_distill.runtime.stages.label import head_of
 from ray_distill.runtime.stages.preflight import names_student, preflight
 from ray_distill.runtime.stages.snapshot import freeze, open_for
@@ -51,7 +53,7 @@ PASSES = 4
 def plan(config: Campaign) -> PlanReport:
     """Probe the teacher and forecast bytes, time and money of `label`.
 
-    Nothing is recorded, and only the snapshot stays.
+    Nothing is recorded; the snapshot stays, and what `label` would compute again (`kept_results`).
 
     Raises:
         ConfigError: `run` would refuse the campaign.
@@ -104,8 +106,9 @@ def _plan(config: Campaign, snapshot: SnapshotRef, scratch: str) -> PlanReport:
     exists, opened = files.exists(files.join(config.store_url, "store.json")), open_for(config.task, snapshot)
     head_url = head_of(config.store_url) if exists else None
     began = time.monotonic()
-    facts = teacher_facts(config.model_copy(update={"output": scratch}), snapshot, head_url)
+    facts = teacher_facts(config, snapshot, head_url)
     started = time.monotonic() - began
+    fitted = facts.head_url is not None and head_url is None
     manifest = make_manifest(config, facts)
     store = create_or_open(config.store_url, manifest) if exists else None
     manifest = manifest if store is None else store.manifest
@@ -124,6 +127,7 @@ def _plan(config: Campaign, snapshot: SnapshotRef, scratch: str) -> PlanReport:
         store_url=None if store is None else store.url,
         pieces=pieces,
         units=None if store is None else [len(unit.rows) for unit in work.pieces],
+        known=kept_calibration(config, snapshot, manifest) if store is None else None,
     )
     probed = run_teacher_task(
         probe,
@@ -132,7 +136,11 @@ def _plan(config: Campaign, snapshot: SnapshotRef, scratch: str) -> PlanReport:
         rows=CALIBRATION_ROWS + PASSES * config.plan.rows,
         what="probing the teacher",
     )
+    if probed.calibrated:
+        keep_calibration(config, snapshot, manifest, probed.found)
     rehearsed = _rehearse(request, opened, probed, files.join(scratch, "labels"))
+    # A head that this command fitted is not fitted again: `label` opens the teacher as the probe did.
+    started = min(started, probed.load_seconds) if fitted else started
     return _report(config, opened, work, _Measured(probed=probed, rehearsed=rehearsed, started=started))
 
 
@@ -250,7 +258,7 @@ def _seconds_once(config: Campaign, opened: Snapshot, measured: _Measured, *, ne
     """Return the seconds of the steps done once; the check and the fits each load a teacher."""
     probed = measured.probed
     checked = probed.load_seconds + opened.manifest.splits["calibration"].rows * probed.teacher_seconds
-    fitted = probed.load_seconds + probed.fit_seconds if new else 0.0
+    fitted = probed.load_seconds + probed.fit_seconds if new and not probed.calibrated else 0.0
     return measured.started + checked + fitted + measured.rehearsed.once
 
 

@@ -65,7 +65,9 @@ class Probed:
     read_seconds: float
     """Seconds to decode a label shard, per row."""
     fit_seconds: float
-    """Seconds to fit a new store on the calibration split, without loading the teacher."""
+    """Seconds to fit a new store on the calibration split, without loading the teacher; 0 if the fit is kept."""
+    calibrated: bool
+    """Whether ``found`` is the calibration of a new store, which `label` would compute too."""
     forms: Forms
     ranks: dict[int, dict[float, int]]
     """Principal components that keep a share of the variance, by layer and share."""
@@ -84,6 +86,8 @@ class ProbeRequest:
     """Manifest of the planned store, or of the existing one."""
     store_url: str | None
     """The existing store, for its fits; None = the probe makes the fits."""
+    known: Found | None = None
+    """The calibration of a new store, if an earlier command kept it."""
     pieces: Sequence[Piece]
     units: Sequence[int] | None
     """Rows of each unit to label; None = those of a new store, which follow from the fits."""
@@ -101,7 +105,7 @@ def probe(request: ProbeRequest) -> Probed:
         lambda: open_teacher(config.labels.teacher, task=config.task, head_url=request.facts.head_url)
     )
     answered = _answer(teacher, _encode(config, request.snapshot, request.pieces), manifest, config)
-    fit_seconds, found = _found(request, answered, load_seconds)
+    fit_seconds, found, calibrated = _found(request, answered, load_seconds)
     manifest = manifest.with_changes(range_rows=found.range_rows)
     units = _units_to_come(request, manifest)
     sizes = measure_sizes(answered.ids, answered.signal, manifest=manifest, fits=found.fits, units=units)
@@ -129,7 +133,8 @@ def probe(request: ProbeRequest) -> Probed:
         teacher_seconds=answered.seconds,
         load_seconds=load_seconds,
         read_seconds=read_seconds / rows,
-        fit_seconds=fit_seconds,
+        fit_seconds=0.0 if calibrated else fit_seconds,
+        calibrated=calibrated,
         forms=_with_own_bytes(compare(comparison, answered.encoded), sizes, units, answered),
         ranks={layer: options.ranks(hidden.values) for layer, hidden in answered.signal.hidden.items()},
         widths={layer: hidden.values.shape[1] for layer, hidden in answered.signal.hidden.items()},
@@ -228,23 +233,31 @@ def _answer(teacher: Teacher, encoded: Encoded, manifest: StoreManifest, config:
     )
 
 
-def _found(request: ProbeRequest, answered: _Answered, load_seconds: float) -> tuple[float, Found]:
-    """Return the seconds to fit a store, without the teacher's start, and its `Found`.
+def _found(request: ProbeRequest, answered: _Answered, load_seconds: float) -> tuple[float, Found, bool]:
+    """Return the seconds to fit a store, without the teacher's start, its `Found`, and whether `label` can use it.
 
     If the calibration rows would take longer than half of ``plan.seconds``, the probed rows replace them.
     """
     config, manifest = request.config, request.manifest
     if request.store_url is not None:
-        return 0.0, Found(
-            fits=read_fits(request.store_url, manifest.fits), measured=manifest.measured, range_rows=manifest.range_rows
+        return (
+            0.0,
+            Found(
+                fits=read_fits(request.store_url, manifest.fits),
+                measured=manifest.measured,
+                range_rows=manifest.range_rows,
+            ),
+            False,
         )
+    if request.known is not None:
+        return 0.0, request.known, True
     splits = open_snapshot(request.snapshot).manifest.splits
     teacher = answered.seconds * min(splits["calibration"].rows or splits["train"].rows, CALIBRATION_ROWS)
     if teacher <= config.plan.seconds / 2:
         seconds, found = _timed(lambda: calibrate(config, request.snapshot, request.facts.head_url, manifest))
-        return max(seconds - load_seconds, 0.0), found
+        return max(seconds - load_seconds, 0.0), found, True
     seconds, found = _timed(lambda: fit_store(manifest, rowids.to_arrow(answered.ids), answered.signal))
-    return seconds + teacher, found
+    return seconds + teacher, found, False
 
 
 def _timed(work: Callable[[], T]) -> tuple[float, T]:

@@ -20,9 +20,10 @@ from ray_distill.runtime.core.session import Session, Stage
 from ray_distill.runtime.labelling.bounded_task import rows_of, run_teacher_task, teacher_facts
 from ray_distill.runtime.labelling.calibrate_store import CALIBRATION_ROWS, calibrate, with_found
 from ray_distill.runtime.labelling.encode_write import LabelJob
-from ray_distill.runtime.labelling.identify_teacher import make_manifest
+from ray_distill.runtime.labelling.identify_teacher import TeacherFacts, make_manifest
 from ray_distill.runtime.labelling.label_units import Labelled, label_units
 from ray_distill.runtime.labelling.teacher_quality import TeacherCheck, check_teacher, doubts, refuse_weak_teacher
+from ray_distill.runtime.stages.kept_results import check_key, keep_check, kept_calibration, kept_check
 from ray_distill.runtime.stages.snapshot import open_for
 from ray_distill.snapshots.labelled_rows import labelled_rows
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
@@ -34,12 +35,12 @@ from ray_distill.tracking.base import Dataset, Run
 class Check(Protocol):
     """Checks the teacher before rows are labelled."""
 
-    def __call__(self, opened: Snapshot, *, head_url: str | None, units: Sequence[WorkUnit]) -> None:
+    def __call__(self, opened: Snapshot, *, facts: TeacherFacts, units: Sequence[WorkUnit]) -> None:
         """Raise what ends the stage.
 
         Args:
             opened: the snapshot to label.
-            head_url: the teacher's fitted head, if it has one.
+            facts: the teacher, with its fitted head if it has one.
             units: what is to be labelled; empty where there is no store yet.
         """
 
@@ -87,7 +88,7 @@ def fill_store(
     store = create_or_open(config.store_url, manifest) if exists else None
     coverage = None if store is None else store.coverage(opened)
     if coverage is None or coverage.units:
-        check(opened, head_url=facts.head_url, units=() if coverage is None else coverage.units)
+        check(opened, facts=facts, units=() if coverage is None else coverage.units)
     if store is None or coverage is None:
         # The store is created after the check, so that a refused teacher leaves no empty store.
         store = _create(stage.run, config, snapshot, manifest, head_url=facts.head_url)
@@ -118,23 +119,31 @@ def fill_store(
     return store.ref(opened), labelled, coverage
 
 
-def _check(session: Session, run: Run, opened: Snapshot, *, head_url: str | None, units: Sequence[WorkUnit]) -> None:
+def _check(session: Session, run: Run, opened: Snapshot, *, facts: TeacherFacts, units: Sequence[WorkUnit]) -> None:
     """Compare the teacher with its floor and with the champion on the calibration split.
+
+    A result that an earlier command kept is used again.
 
     Raises:
         TeacherRefused: it is below the floor.
     """
     config, now = session.config, champion(read_chain(session.url("promotion")))
-    found = run_teacher_task(
-        check_teacher,
-        config,
-        opened.ref,
-        head_url,
-        now,
-        labels=config.labels,
-        rows=(1 + (now is not None)) * rows_of(opened, "calibration"),
-        what="checking the teacher",
-    )
+    key = check_key(config, opened.ref, facts.fingerprint, now)
+    found = kept_check(config, key)
+    if found is None:
+        found = run_teacher_task(
+            check_teacher,
+            config,
+            opened.ref,
+            facts.head_url,
+            now,
+            labels=config.labels,
+            rows=(1 + (now is not None)) * rows_of(opened, "calibration"),
+            what="checking the teacher",
+        )
+        keep_check(config, key, found)
+    else:
+        console.report("label: the teacher was checked on these rows already, its metrics are used again")
     answers, counts = get_task(config.task).answers, labelled_rows(opened.manifest)["calibration"]
     _record_check(run, found, answers.headline)
     refuse_weak_teacher(found, config.labels.check, config.labels.teacher.model)
@@ -162,7 +171,7 @@ def _create(
     run: Run, config: Campaign, snapshot: SnapshotRef, manifest: StoreManifest, *, head_url: str | None
 ) -> LabelStore:
     """Calibrate a new store, create it, and report the cost of its stored form."""
-    found = run_teacher_task(
+    found = kept_calibration(config, snapshot, manifest) or run_teacher_task(
         calibrate,
         config,
         snapshot,

@@ -22,6 +22,7 @@ from ray_distill.runtime.core import console
 from ray_distill.runtime.core.connection import on_cluster
 from ray_distill.runtime.core.session import Session, Stage
 from ray_distill.runtime.labelling.bounded_task import run_teacher_task
+from ray_distill.runtime.labelling.identify_teacher import TeacherFacts
 from ray_distill.runtime.stages import label
 from ray_distill.runtime.stages.check_traffic import CHOICE, check_traffic, first_units
 from ray_distill.runtime.stages.snapshot import freeze
@@ -90,8 +91,8 @@ def _relabel(session: Session, stage: Stage, labels: LabelSetRef, snapshot: Snap
     config, opened, store = session.config, open_snapshot(snapshot), open_store(session.config.store_url)
     before, checked, new = store.coverage(opened), list[TeacherTrust | None](), None
 
-    def check(opened: Snapshot, *, head_url: str | None, units: Sequence[WorkUnit]) -> None:
-        found = _check(session, labels.snapshot, opened.ref, units=units, head_url=head_url)
+    def check(opened: Snapshot, *, facts: TeacherFacts, units: Sequence[WorkUnit]) -> None:
+        found = _check(session, labels.snapshot, opened.ref, units=units, head_url=facts.head_url)
         checked.append(found)
         if found is not None and found.fails:
             raise _TeacherFails

@@ -1,0 +1,82 @@
+"""Keep what `plan` and the teacher's check have computed, so that a later command need not compute it again.
+
+    <output>/kept/calibration/<key>/found.json, fits/…   a store's form, fitted to the teacher's answers
+    <output>/kept/checks/<key>.json                      the teacher's metrics on the calibration split
+
+A key covers everything that decides its result, so that none is used for another teacher, snapshot or setting.
+Fitted heads are kept in the same way, in ``<output>/heads`` (`models.heads.fit_head`).
+"""
+
+import json
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from ray_distill.artifacts import SnapshotRef, StudentRef
+from ray_distill.config import Campaign
+from ray_distill.config.identity import identity
+from ray_distill.fingerprint import fingerprint
+from ray_distill.labels.format.fitted_arrays import read_fits, write_fits
+from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.runtime.labelling.calibrate_store import Found
+from ray_distill.runtime.labelling.teacher_quality import TeacherCheck
+from ray_distill.storage import files
+
+_CHECK = TypeAdapter(TeacherCheck)
+
+
+def kept_calibration(config: Campaign, snapshot: SnapshotRef, manifest: StoreManifest) -> Found | None:
+    """Return the calibration of a new store on a snapshot; None if it is not kept."""
+    folder = _calibration(config, snapshot, manifest)
+    url = files.join(folder, "found.json")
+    if not files.exists(url):
+        return None
+    found = files.read_json(url)
+    return Found(fits=read_fits(folder, found["fits"]), measured=found["measured"], range_rows=found["range_rows"])
+
+
+def keep_calibration(config: Campaign, snapshot: SnapshotRef, manifest: StoreManifest, found: Found) -> None:
+    """Store the calibration of a new store on a snapshot."""
+    folder = _calibration(config, snapshot, manifest)
+    value = {"fits": write_fits(folder, found.fits), "measured": found.measured, "range_rows": found.range_rows}
+    files.write_json(files.join(folder, "found.json"), value)
+
+
+def _calibration(config: Campaign, snapshot: SnapshotRef, manifest: StoreManifest) -> str:
+    key = fingerprint({"manifest": manifest.fingerprint, "snapshot": snapshot.fingerprint})
+    return files.join(config.output_url, "kept", "calibration", key)
+
+
+def kept_check(config: Campaign, check: dict[str, Any]) -> TeacherCheck | None:
+    """Return the result of a check with this `check_key`; None if it is not kept."""
+    url = _check(config, check)
+    return _CHECK.validate_python(files.read_json(url)) if files.exists(url) else None
+
+
+def keep_check(config: Campaign, check: dict[str, Any], found: TeacherCheck) -> None:
+    """Store the result of a check under its `check_key`."""
+    files.write_json(_check(config, check), json.loads(_CHECK.dump_json(found)))
+
+
+def check_key(config: Campaign, snapshot: SnapshotRef, teacher: str, champion: StudentRef | None) -> dict[str, Any]:
+    """Return everything that decides a check of the teacher.
+
+    Args:
+        config: the campaign; the limits of its check do not count, because they judge the result.
+        snapshot: the snapshot with the calibration split.
+        teacher: fingerprint of the teacher with its head.
+        champion: the model in production, if there is one.
+    """
+    return {
+        "snapshot": snapshot.fingerprint,
+        "teacher": teacher,
+        "champion": champion and champion.fingerprint,
+        "evaluation": identity(config.evaluation),
+        "resources": identity(config.labels.resources),
+        "task": config.task,
+        "seed": config.seed,
+    }
+
+
+def _check(config: Campaign, check: dict[str, Any]) -> str:
+    return files.join(config.output_url, "kept", "checks", f"{fingerprint(check)}.json")

@@ -1,9 +1,14 @@
 """Render the report of a forecast for a terminal."""
 
+from collections.abc import Sequence
+from math import isnan
+
+from ray_distill.evaluation.measures.cost import StageCost
 from ray_distill.labels.sizing.forecast import Breakeven
 from ray_distill.labels.sizing.options import Kept, Option
 from ray_distill.runtime.core.console import table
 from ray_distill.runtime.forecast.plan_report import PlanReport
+from ray_distill.runtime.forecast.stage_forecasts import StageForecast
 from ray_distill.text import NONE, byte_size, duration
 
 
@@ -19,7 +24,7 @@ def show_plan(report: PlanReport) -> str:
         f"{report.rows_reused:,} labelled already"
     ]
     if not report.rows:
-        return "\n".join([*lines, "cost        0", *report.notes])
+        return "\n".join([*lines, "cost        0", *_stages(report), *report.notes])
     hidden = "".join(f", layer {layer} {byte_size(size)}" for layer, size in report.bytes_hidden.items())
     error = f"± {report.time_error:.0%}"
     lines += [
@@ -45,7 +50,51 @@ def show_plan(report: PlanReport) -> str:
     lines += [_rank(layer, found) for layer, found in report.ranks.items()]
     if report.break_even is not None:
         lines += ["", _pays(report.break_even, report.currency)]
-    return "\n".join([*lines, *report.notes])
+    return "\n".join([*lines, *_stages(report), *report.notes])
+
+
+def _stages(report: PlanReport) -> list[str]:
+    """Return the table of all stages and their sum, beside what followed."""
+    if not report.stages:
+        return []
+    ran = any(one.followed is not None for one in report.stages)
+    rows = [_stage(one, report.currency, ran=ran) for one in report.stages]
+    low, high, money = (sum(getattr(one, name) for one in report.stages) for name in ("low", "high", "money"))
+    everything = {
+        "stage": "campaign",
+        "time": duration(sum(one.seconds for one in report.stages)),
+        "range": f"{duration(low)} to {duration(high)}",
+        "core-hours": f"{sum(one.core_hours for one in report.stages):.3g}",
+        "accelerator-hours": f"{sum(one.accelerator_hours for one in report.stages):.3g}",
+        "cost": f"{money:.3g} {report.currency}",
+        "written": byte_size(sum(one.bytes_written for one in report.stages)),
+        "memory": "",
+        **({"followed": _followed([one.followed for one in report.stages], report.currency)} if ran else {}),
+    }
+    bases = [f"{one.stage}: {one.basis}" for one in report.stages]
+    return ["", "the whole campaign, with the range of the timed steps", table([*rows, everything]), *bases]
+
+
+def _stage(one: StageForecast, currency: str, *, ran: bool) -> dict[str, str]:
+    return {
+        "stage": one.stage,
+        "time": duration(one.seconds),
+        "range": f"{duration(one.low)} to {duration(one.high)}",
+        "core-hours": f"{one.core_hours:.3g}",
+        "accelerator-hours": f"{one.accelerator_hours:.3g}",
+        "cost": f"{one.money:.3g} {currency}",
+        "written": byte_size(one.bytes_written),
+        "memory": NONE if isnan(one.memory_gib) else f"{one.memory_gib:.1f} GiB",
+        **({"followed": _followed([one.followed], currency)} if ran else {}),
+    }
+
+
+def _followed(costs: Sequence[StageCost | None], currency: str) -> str:
+    spent = [cost for cost in costs if cost is not None]
+    if not spent:
+        return NONE
+    money = sum(cost.money for cost in spent)
+    return f"{duration(sum(cost.wall_seconds for cost in spent))}, {money:.3g} {currency}"
 
 
 def _kept(point: Kept) -> dict[str, str]:

@@ -42,7 +42,7 @@ def planned(folder: Path, name: str, rows: int = 700) -> tuple[Any, PlanReport]:
     )
     config = lab.load(folder / "campaign.yaml", value)
     report = plan(config)
-    assert sorted(path.name for path in (folder / "out").iterdir()) == ["kept", "snapshots"]
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["kept", "snapshots", "state"]
     return config, report
 
 
@@ -65,7 +65,10 @@ def test_the_bytes_of_a_run_are_within_five_percent_of_its_plan(tmp_path: Path, 
         assert report.bytes_hidden[layer] == pytest.approx(found, rel=0.05)
     assert report.units == len(store.ledger) and 0 < report.seconds_once < report.seconds
     assert json.loads(report.to_json())["seconds"] == report.seconds
+    assert [one.stage for one in report.stages] == ["label", "train", "evaluate"]
+    assert all(0 < one.low <= one.seconds <= one.high and one.followed is None for one in report.stages)
     again = plan(config)
+    assert again.stages[0].seconds == report.seconds and again.stages[0].followed is not None
     assert (again.rows, again.bytes_total, again.money) == (0, 0, 0) and "already" in again.notes[0]
     assert again.snapshot == report.snapshot
     if form == "topk":

@@ -63,17 +63,8 @@ class Session:
         files.write_json(self.url(self.state, f"{stage}.json"), {"key": key, "result": result})
 
     def costs(self) -> list[StageCost]:
-        """Return the cost of every stage so far at today's prices, in the order of first attempts.
-
-        The cost of a stage is the sum over its attempts.
-        """
-        found: dict[str, StageCost] = {}
-        attempts = [files.read_json(item.url) for item in files.list_files(self.url("state", "costs"))]
-        for attempt in sorted(attempts, key=lambda value: value["started"]):
-            cost = _priced(StageCost.from_dict(attempt["cost"]), self.config.cost)
-            before = found.get(cost.stage)
-            found[cost.stage] = cost if before is None else _add(before, cost)
-        return list(found.values())
+        """Return `stage_costs` of the campaign."""
+        return stage_costs(self.config)
 
     @contextmanager
     def stage(
@@ -151,6 +142,20 @@ def record_line(config: Campaign) -> str:
     """Describe where the campaign's runs are recorded, and which setting decided it."""
     place = place_of(config.tracking, campaign=config.campaign, output_url=config.output_url)
     return "nothing, because tracking is off" if place is None else place.sentence
+
+
+def stage_costs(config: Campaign) -> list[StageCost]:
+    """Return the cost of every stage so far at today's prices, in the order of first attempts.
+
+    The cost of a stage is the sum over its attempts.
+    """
+    found: dict[str, StageCost] = {}
+    attempts = [files.read_json(item.url) for item in files.list_files(files.join(config.output_url, "state", "costs"))]
+    for attempt in sorted(attempts, key=lambda value: value["started"]):
+        cost = _priced(StageCost.from_dict(attempt["cost"]), config.cost)
+        before = found.get(cost.stage)
+        found[cost.stage] = cost if before is None else _add(before, cost)
+    return list(found.values())
 
 
 def absolute(config: Campaign) -> Campaign:

@@ -1,9 +1,9 @@
-"""Forecast the cost of labelling, for `ray-distill plan`, by labelling a few rows.
+"""Forecast the cost of a campaign, for `ray-distill plan`, by labelling a few rows and training a few steps.
 
-There are two measurements on the cluster: a probe of the teacher alone (`probe`), and a rehearsal, in which the
-pipeline of `label` fills a scratch store beside the campaign's with the probe's rows, which includes starting, reading
-and writing. The scratch store is always deleted. The snapshot stays, and so do a fitted head and the calibration of the
-new store, which `label` and the next `plan` use.
+Labelling is measured here, the other stages by `campaign_forecast`. There are two measurements on the cluster: a probe
+of the teacher alone (`probe`), and a rehearsal, in which the pipeline of `label` fills a scratch store beside the
+campaign's with the probe's rows, which includes starting, reading and writing. The scratch store is always deleted. The
+snapshot stays, and so do a fitted head and the calibration of the new store, which `label` and the next `plan` use.
 """
 
 import time
@@ -17,10 +17,7 @@ import numpy as np
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign
 from ray_distill.evaluation.measures.cost import SECONDS_AN_HOUR, StageCost, stage_cost
-from ray_distill.labels.format.fitted_arrays import write_fits
-from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import StoreManifest
-from ray_distill.labels.model.work_units import WorkUnit, unit_id
 from ray_distill.labels.sizing.forecast import TIME_ERROR, Breakeven, break_even, forecast_bytes, forecast_seconds
 from ray_distill.labels.sizing.options import recommend
 from ray_distill.labels.store.label_store import LabelStore, create_or_open
@@ -28,14 +25,14 @@ from ray_distill.runtime import campaign
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.class_names import with_teacher_names
 from ray_distill.runtime.core.session import absolute
+from ray_distill.runtime.forecast.campaign_forecast import Labelled, forecast_campaign
 from ray_distill.runtime.forecast.labelled_test_rows import what_test_rows_establish
 from ray_distill.runtime.forecast.plan_report import PlanReport
 from ray_distill.runtime.forecast.probe import Piece, Probed, ProbeRequest, probe
+from ray_distill.runtime.forecast.rehearsal import Rehearsed, rehearse
 from ray_distill.runtime.labelling.bounded_task import run_teacher_task, teacher_facts
-from ray_distill.runtime.labelling.calibrate_store import CALIBRATION_ROWS, with_found
-from ray_distill.runtime.labelling.encode_write import LabelJob
+from ray_distill.runtime.labelling.calibrate_store import CALIBRATION_ROWS
 from ray_distill.runtime.labelling.identify_teacher import make_manifest
-from ray_distill.runtime.labelling.label_units import label_units
 from ray_distill.runtime.stages.kept_results import keep_calibration, kept_calibration
 from ray_distill.runtime.stages.label import head_of
 from ray_distill.runtime.stages.preflight import names_student, preflight
@@ -51,7 +48,7 @@ PASSES = 4
 
 
 def plan(config: Campaign) -> PlanReport:
-    """Probe the teacher and forecast bytes, time and money of `label`.
+    """Probe the teacher, time training and evaluation, and forecast bytes, time and money.
 
     Nothing is recorded; the snapshot stays, and what `label` would compute again (`kept_results`).
 
@@ -114,7 +111,10 @@ def _plan(config: Campaign, snapshot: SnapshotRef, scratch: str) -> PlanReport:
     manifest = manifest if store is None else store.manifest
     work = _work(opened, manifest, store)
     if not work.rows:
-        return _nothing_left(config, opened, work)
+        every = _work(opened, manifest, None)
+        pieces = choose_pieces(every.pieces, config.plan.rows, config.seed)
+        labelled = Labelled(store_url=config.store_url, pieces=pieces, head_url=facts.head_url)
+        return forecast_campaign(config, opened, _nothing_left(config, opened, work), labelled)
     pieces = choose_pieces(work.pieces, config.plan.rows, config.seed)
     console.report(
         f"plan: {work.rows:,} of {work.total:,} rows are to be labelled; probing {sum(len(p.rows) for p in pieces):,}"
@@ -138,10 +138,12 @@ def _plan(config: Campaign, snapshot: SnapshotRef, scratch: str) -> PlanReport:
     )
     if probed.calibrated:
         keep_calibration(config, snapshot, manifest, probed.found)
-    rehearsed = _rehearse(request, opened, probed, files.join(scratch, "labels"))
+    rehearsed = rehearse(request, opened, probed, files.join(scratch, "labels"))
     # A head that this command fitted is not fitted again: `label` opens the teacher as the probe did.
     started = min(started, probed.load_seconds) if fitted else started
-    return _report(config, opened, work, _Measured(probed=probed, rehearsed=rehearsed, started=started))
+    report = _report(config, opened, work, _Measured(probed=probed, rehearsed=rehearsed, started=started))
+    labelled = Labelled(store_url=files.join(scratch, "labels"), pieces=pieces, head_url=facts.head_url)
+    return forecast_campaign(config, opened, report, labelled)
 
 
 def _work(opened: Snapshot, manifest: StoreManifest, store: LabelStore | None) -> _Work:
@@ -184,74 +186,13 @@ def choose_pieces(units: Sequence[Piece], rows: int, seed: int) -> list[Piece]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Rehearsed:
-    """The rehearsal's time: seconds of the steps done once, and throughput of the others."""
-
-    once: float
-    rows_per_second: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Measured:
     """Measurements for a forecast."""
 
     probed: Probed
-    rehearsed: _Rehearsed
+    rehearsed: Rehearsed
     started: float
     """Seconds to open the teacher."""
-
-
-def _rehearse(request: ProbeRequest, opened: Snapshot, probed: Probed, url: str) -> _Rehearsed:
-    """Label the pieces into a scratch store, as `label` would, and time the receipts."""
-    labels = request.config.labels
-    scratch = create_or_open(url, with_found(request.manifest, probed.found, write_fits(url, probed.found.fits)))
-    units = [_unit(opened, piece, scratch.manifest) for piece in request.pieces]
-    job = LabelJob(
-        task=request.config.task,
-        snapshot=opened.ref,
-        teacher=labels.teacher,
-        head_url=request.facts.head_url,
-        store_url=scratch.url,
-        manifest=scratch.manifest,
-        resources=labels.resources,
-        failures=labels.failures,
-    )
-    arrivals: list[tuple[int, float]] = []
-    start = time.monotonic()
-    label_units(
-        job,
-        scratch,
-        units,
-        max_rejected=sum(len(unit.rows) for unit in units),
-        progress=lambda rows: arrivals.append((rows, time.monotonic() - start)),
-    )
-    alone = labels.resources.actors[0] / max(probed.teacher_seconds, 1e-9)
-    return _paced(arrivals, time.monotonic() - start, most=alone)
-
-
-def _paced(arrivals: Sequence[tuple[int, float]], total: float, *, most: float) -> _Rehearsed:
-    """Split a rehearsal of ``total`` seconds into its throughput and the steps done once.
-
-    Args:
-        arrivals: units in the order of their receipts: rows, and seconds since the start.
-        total: seconds to the end.
-        most: rows a second of the teachers alone, which bounds the throughput: units may arrive together, and a single
-            unit has no rate.
-    """
-    rows, seconds = sum(count for count, _ in arrivals[1:]), arrivals[-1][1] - arrivals[0][1]
-    rate = min(rows / seconds, most) if seconds > 0 else most
-    return _Rehearsed(once=max(total - seconds - arrivals[0][0] / rate, 0.0), rows_per_second=rate)
-
-
-def _unit(opened: Snapshot, piece: Piece, manifest: StoreManifest) -> WorkUnit:
-    ids = rowids.to_numpy(opened.read_shard(opened.shard(piece.shard), columns=["row_id"]).column("row_id"))
-    return WorkUnit(
-        unit_id=unit_id(ids[list(piece.rows)], manifest.fingerprint),
-        shard=piece.shard,
-        start=piece.start,
-        stop=piece.stop,
-        rows=piece.rows,
-    )
 
 
 def _seconds_once(config: Campaign, opened: Snapshot, measured: _Measured, *, new: bool) -> float:

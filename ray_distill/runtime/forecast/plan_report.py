@@ -1,14 +1,16 @@
-"""Define the forecast of a labelling run as an artifact."""
+"""Define the forecast of a campaign as an artifact."""
 
 from ray_distill.artifacts import Artifact, Number, SnapshotRef
 from ray_distill.labels.sizing.forecast import Breakeven
 from ray_distill.labels.sizing.options import Kept, Option
+from ray_distill.runtime.forecast.stage_forecasts import StageForecast
 
 
 class PlanReport(Artifact):
-    """The forecast of a labelling run.
+    """The forecast of a campaign: labelling in detail, and every stage.
 
-    Bytes are exact to a few percent; time, hours and money to ± ``time_error``.
+    Bytes are exact to a few percent; time, hours and money of labelling to ± ``time_error``, those of other stages to
+    the range of the timed steps.
     """
 
     campaign: str
@@ -53,6 +55,8 @@ class PlanReport(Artifact):
     ranks: dict[str, dict[str, int]] = {}
     """Principal components that keep a share of a layer's variance, by layer and share; also ``width``."""
     break_even: Breakeven | None = None
+    stages: tuple[StageForecast, ...] = ()
+    """Forecasts of the stages, each beside what followed."""
     notes: tuple[str, ...] = ()
 
     @property

@@ -16,9 +16,10 @@ from ray_distill.labels.sizing.forecast import TIME_ERROR, Breakeven
 from ray_distill.models.core.row_classes import named
 from ray_distill.runtime import campaign
 from ray_distill.runtime.core.session import parent_key
-from ray_distill.runtime.forecast.forecast import _paced, choose_pieces, plan
+from ray_distill.runtime.forecast.forecast import choose_pieces, plan
 from ray_distill.runtime.forecast.plan_report import PlanReport
 from ray_distill.runtime.forecast.probe import Piece, unit_rows
+from ray_distill.runtime.forecast.rehearsal import paced
 from ray_distill.runtime.forecast.storage_options import Comparison, compare
 from ray_distill.runtime.labelling.identify_teacher import TeacherFacts
 from ray_distill.tasks.encoded import Encoded
@@ -77,15 +78,15 @@ def test_units_of_a_new_store_are_ranges_of_its_shards() -> None:
 
 def test_a_rehearsal_has_a_pace_between_its_units_and_what_is_done_once() -> None:
     """Units of 8 rows at 10, 11 and 12 s of 15: 8 rows a second; 9 s before the first one began, 3 s at the end."""
-    found = _paced([(8, 10.0), (8, 11.0), (8, 12.0)], 15.0, most=100.0)
+    found = paced([(8, 10.0), (8, 11.0), (8, 12.0)], 15.0, most=100.0)
     assert (found.rows_per_second, found.once) == pytest.approx((8.0, 12.0))
 
 
 def test_units_that_come_together_are_not_faster_than_the_teacher() -> None:
     """Two at once, or a single one: the pace is that of the teachers alone."""
     for arrivals in ([(8, 10.0), (8, 10.0)], [(8, 10.0), (8, 10.001)], [(8, 10.0)]):
-        assert _paced(arrivals, 12.0, most=16.0).rows_per_second == 16.0
-    assert _paced([(8, 10.0)], 12.0, most=16.0).once == 11.5
+        assert paced(arrivals, 12.0, most=16.0).rows_per_second == 16.0
+    assert paced([(8, 10.0)], 12.0, most=16.0).once == 11.5
 
 
 def forms(classes: int, **planned: float):

@@ -1,0 +1,140 @@
+"""Forecast the stages of a whole campaign, and show beside each what followed.
+
+The latest forecast is kept in ``<output>/state/plan.json``. A stage that has run keeps the forecast from before it ran.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ray_distill.artifacts import StudentRef
+from ray_distill.config import Campaign
+from ray_distill.errors import DistillError
+from ray_distill.evaluation.measures.cost import StageCost
+from ray_distill.promotion.chain import champion, read_chain
+from ray_distill.runtime.core import console
+from ray_distill.runtime.core.connection import on_cluster
+from ray_distill.runtime.core.session import stage_costs
+from ray_distill.runtime.forecast.plan_report import PlanReport
+from ray_distill.runtime.forecast.probe import Piece
+from ray_distill.runtime.forecast.stage_forecasts import (
+    StageForecast,
+    TrainingSize,
+    forecast_evaluation,
+    forecast_labelling,
+    forecast_training,
+    with_followed,
+)
+from ray_distill.runtime.forecast.time_stages import time_evaluation, time_training
+from ray_distill.runtime.stages.judge import requested_corruptions
+from ray_distill.runtime.stages.train import arms
+from ray_distill.snapshots.reader import Snapshot
+from ray_distill.storage import files
+from ray_distill.tasks.catalogue import get_task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """Some rows of a snapshot with labels, on which training is timed."""
+
+    store_url: str
+    pieces: Sequence[Piece]
+    head_url: str | None
+    """The fitted head of the teacher."""
+
+
+def forecast_campaign(config: Campaign, opened: Snapshot, report: PlanReport, labelled: Labelled) -> PlanReport:
+    """Add the forecasts of all stages to that of labelling; a stage that cannot be timed becomes a note."""
+    names = arms(config, labelled=get_task(config.task).answers.is_labelled(opened.manifest.splits["train"].labelled))
+    stages, notes = list[StageForecast](), list[str]()
+    if report.rows:
+        stages.append(forecast_labelling(_label_cost(report), error=report.time_error))
+    for what, forecast in (
+        ("training", lambda: _training(config, opened, labelled, names)),
+        ("evaluation", lambda: _evaluation(config, opened, labelled.head_url, len(names))),
+    ):
+        try:
+            stages.append(_reported(what, forecast))
+        except DistillError as error:
+            notes.append(f"{what} is not in the forecast, because it could not be timed: {error}")
+    url = files.join(config.output_url, "state", "plan.json")
+    earlier = PlanReport.from_dict(files.read_json(url), url).stages if files.exists(url) else ()
+    found = report.with_changes(
+        stages=with_followed(stages, earlier, stage_costs(config)), notes=(*report.notes, *notes)
+    )
+    files.write_json(url, found.to_dict())
+    return found
+
+
+def _reported(what: str, forecast: Callable[[], StageForecast]) -> StageForecast:
+    console.report(f"plan: timing a few steps of {what}")
+    return forecast()
+
+
+def _training(config: Campaign, opened: Snapshot, labelled: Labelled, names: Sequence[str]) -> StageForecast:
+    training, splits = config.student.training, opened.manifest.splits
+    times = on_cluster(
+        time_training,
+        config,
+        opened.ref,
+        labelled.store_url,
+        labelled.pieces,
+        names,
+        cpus=training.cpus,
+        gpus=training.gpus,
+        what="timing training",
+    )
+    size = TrainingSize(
+        examples=examples_an_epoch(config, opened),
+        validation_rows=splits["validation"].rows,
+        student_bytes=times.student_bytes,
+    )
+    return forecast_training(
+        config, times.timed.arms, size, once=times.opened_seconds, memory_gib=times.timed.memory_gib
+    )
+
+
+def examples_an_epoch(config: Campaign, opened: Snapshot) -> int:
+    """Return the examples of an epoch, of which `students.data.resampling.occurrences` chooses the rows.
+
+    The column of counts is read a shard at a time, and only if some row came more than once.
+    """
+    split = opened.manifest.splits["train"]
+    if config.student.training.weigh_by == "row" or split.weight == split.rows:
+        return split.rows
+    shards = [shard for shard in opened.shards if shard.split == "train"]
+    counts = (opened.read_shard(shard, ["count"])["count"].to_numpy() for shard in shards)
+    return sum(int(np.ceil(count * (split.rows / split.weight) * (1 - 1e-9)).sum()) for count in counts)
+
+
+def _evaluation(config: Campaign, opened: Snapshot, head_url: str | None, trained: int) -> StageForecast:
+    resources, present = config.labels.resources, _champion(config)
+    timed = on_cluster(
+        time_evaluation,
+        config,
+        opened.ref,
+        head_url,
+        cpus=resources.cpus,
+        gpus=resources.gpus,
+        what="timing evaluation",
+    )
+    damaged = len(requested_corruptions(config)) * len(config.evaluation.severities)
+    rows = opened.manifest.splits["test"].rows
+    return forecast_evaluation(config, timed, arms=trained, rows=rows, damaged=damaged, champion=present is not None)
+
+
+def _champion(config: Campaign) -> StudentRef | None:
+    return champion(read_chain(files.join(config.output_url, "promotion")))
+
+
+def _label_cost(report: PlanReport) -> StageCost:
+    return StageCost(
+        stage="label",
+        wall_seconds=report.seconds,
+        core_hours=report.core_hours,
+        accelerator_hours=report.accelerator_hours,
+        bytes_written=report.bytes_total,
+        money=report.money,
+        currency=report.currency,
+    )

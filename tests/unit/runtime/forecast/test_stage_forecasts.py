@@ -16,7 +16,7 @@ from ray_distill.runtime.forecast.stage_forecasts import (
     with_followed,
 )
 from ray_distill.students.time_steps import TimedArm
-from tests.unit.runtime.forecast.test_forecast import REPORT
+from tests.unit.runtime.forecast.test_forecast import REPORT, forms
 
 HOUR = 3600.0
 
@@ -105,11 +105,12 @@ def test_a_stage_that_has_run_keeps_the_forecast_from_before() -> None:
 def test_a_person_reads_every_stage_the_sum_and_what_followed() -> None:
     """A column of what followed only where something did."""
     stages = [forecast("label", 60.0), forecast("train", 600.0)]
-    text = show_plan(REPORT.with_changes(stages=tuple(stages)))
+    report = REPORT.with_changes(options=forms(10).options)
+    text = show_plan(report.with_changes(stages=tuple(stages)))
     for part in ("label", "5 min 00 s to 15 min 00 s", "campaign", "11 min 00 s", "train: a rehearsal"):
         assert part in text, text
     assert "followed" not in text
     beside = with_followed(stages, [], [cost("train", 660.0)])
-    text = show_plan(REPORT.with_changes(stages=beside))
+    text = show_plan(report.with_changes(stages=beside))
     assert "followed" in text and "11 min 00 s, 0.183 EUR" in text
     assert REPORT.from_dict(REPORT.with_changes(stages=beside).to_dict()).stages == beside

@@ -37,6 +37,8 @@ class CostReport(Artifact):
     """Money for a million requests, by arm."""
     break_even_requests: int | None = None
     """None where serving the student is not cheaper than serving the teacher."""
+    forecast: dict[str, Number] = {}
+    """Seconds that `plan` forecast, by stage; empty without a plan."""
 
 
 class Meter:
@@ -147,6 +149,7 @@ def cost_report(
     cores: float,
     accelerators: float,
     prices: CostConfig,
+    forecast: Mapping[str, float] | None = None,
 ) -> CostReport:
     """Return the campaign's bill; throughputs by arm, all on ``cores`` and ``accelerators``."""
     campaign = total(stages, currency=prices.currency)
@@ -163,6 +166,7 @@ def cost_report(
             teacher_cost_per_million=per_million["teacher"],
             student_cost_per_million=per_million["student"],
         ),
+        forecast=dict(forecast or {}),
     )
 
 

@@ -255,11 +255,13 @@ def _drift_table(drift: DriftReport) -> Table:
 
 
 def _cost_table(cost: CostReport) -> Table:
-    rows = [_cost_row(stage) for stage in cost.stages]
-    return {
-        "headings": ["Stage", "Wall, s", "Core-hours", "Accelerator-hours", "Written, MB", cost.total.currency],
-        "rows": [*rows, {**_cost_row(cost.total), "strong": True}],
-    }
+    headings = ["Stage", "Wall, s", "Core-hours", "Accelerator-hours", "Written, MB", cost.total.currency]
+    rows = [*(_cost_row(stage) for stage in cost.stages), {**_cost_row(cost.total), "strong": True}]
+    if cost.forecast:
+        headings.append("Forecast by plan, s")
+        for row in rows:
+            row["cells"].append(cell(f"{cost.forecast[row['name']]:,.1f}" if row["name"] in cost.forecast else NONE))
+    return {"headings": headings, "rows": rows}
 
 
 def _cost_row(stage: StageCost) -> dict[str, Any]:

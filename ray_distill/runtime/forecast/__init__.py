@@ -1,4 +1,4 @@
-"""Forecast bytes, time and money of labelling from a probe on few rows.
+"""Forecast bytes, time and money of a campaign from a few rows and timed steps.
 
 Imports `core`, `labelling`, `stages` and `campaign`.
 """

@@ -178,12 +178,15 @@ def campaign_costs(session: Session, report: EvalReport) -> CostReport:
         for arm, model in report.models.items()
         if arm in ("teacher", "student", "champion")
     }
+    plan = session.url("state", "plan.json")
+    forecast = files.read_json(plan)["stages"] if files.exists(plan) else []
     return cost_report(
         [cost for cost in session.costs() if cost.stage != _DECIDING],
         rates,
         cores=resources.cpus,
         accelerators=resources.gpus,
         prices=session.config.cost,
+        forecast={one["stage"]: one["seconds"] for one in forecast},
     )
 
 

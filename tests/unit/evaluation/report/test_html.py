@@ -16,7 +16,7 @@ from ray_distill.evaluation.measures.robustness import measure_robustness
 from ray_distill.evaluation.predict.rows import join_predictions
 from ray_distill.evaluation.report import plots
 from ray_distill.evaluation.report.assemble import Measured, judge
-from ray_distill.evaluation.report.html import render_report, report_figures
+from ray_distill.evaluation.report.html import _cost_table, render_report, report_figures
 from ray_distill.promotion.gate import decide
 from ray_distill.tasks.answers.classes import CLASSES
 from ray_distill.tasks.answers.classes.evaluation.measures import measure
@@ -269,3 +269,20 @@ def test_figures_can_be_saved_as_png(full):
     figures = report_figures(report, [str(i) for i in range(10)], predictions, bins=10)
     assert set(figures) == {"accuracy", "confusion", "reliability", "robustness"}
     assert plots.figure_png(figures["confusion"]).startswith(b"\x89PNG")
+
+
+def test_the_bill_stands_beside_the_forecast_of_a_plan() -> None:
+    """A column of what `plan` forecast, only where there was a plan."""
+    stages = [
+        stage_cost(name, 41.0, cores=2, accelerators=0, bytes_written=0, prices=CostConfig())
+        for name in ("label", "write")
+    ]
+    rates = {"teacher": 1.0, "student": 2.0}
+    without, planned = (
+        cost_report(stages, rates, cores=1, accelerators=0, prices=CostConfig(), forecast=forecast)
+        for forecast in (None, {"label": 40.0})
+    )
+    assert len(_cost_table(without)["headings"]) == 6
+    table = _cost_table(planned)
+    assert table["headings"][-1] == "Forecast by plan, s"
+    assert [row["cells"][-1]["value"] for row in table["rows"]] == ["40.0", "–", "–"]

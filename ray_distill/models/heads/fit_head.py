@@ -96,6 +96,7 @@ def fit_head(
     seed: int,
     url: str,
     batch: int = 64,
+    progress: Callable[[str, int, int], None] = lambda activity, done, total: None,
 ) -> str:
     """Fit a linear head on an encoder's pooled embeddings; return its folder.
 
@@ -113,6 +114,7 @@ def fit_head(
         seed: decides the folds in which the regularisation is chosen.
         url: folder or URL to write under.
         batch: examples a forward pass.
+        progress: is called with an activity, the steps done and all its steps.
 
     Raises:
         ModelError: the labels do not suffice, or the encoder cannot be loaded.
@@ -131,7 +133,8 @@ def fit_head(
         target = files.join(url, fingerprint(facts))
         if not files.exists(files.join(target, _HEAD)):
             encoder = place(read_encoder(folder, spec), dtype=spec.dtype, device=spec.device).eval()
-            vectors = _embeddings(encoder, encoded, index, spec=spec, collate=collate, batch=batch)
+            vectors = _embeddings(encoder, encoded, index, spec=spec, collate=collate, batch=batch, progress=progress)
+            progress("fitting the head", 0, 1)
             _write(target, facts, fit(vectors), row_ids)
     return target
 
@@ -267,6 +270,7 @@ def _embeddings(
     spec: TeacherConfig,
     collate: Callable[[Encoded, npt.NDArray[np.int64]], Batch],
     batch: int,
+    progress: Callable[[str, int, int], None],
 ) -> Tensor:
     """Return pooled embeddings, float32 ``[R, D]`` on the CPU."""
     assert spec.head is not None
@@ -277,6 +281,7 @@ def _embeddings(
             mask_BL = inputs.get("attention_mask")
             pooled = embed(encoder(**inputs), mask_BL, spec.head.pool, normalize=spec.head.normalize)
             found.append(pooled.float().cpu())
+            progress("embedding rows for the head", min(start + batch, len(index)), len(index))
     return torch.cat(found)
 
 

@@ -13,7 +13,8 @@ from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError
 
 from ray_distill.errors import ClusterError, DistillError
-from ray_distill.runtime.core import console
+from ray_distill.runtime.core import console, task_progress
+from ray_distill.runtime.core.task_progress import Followed
 
 T = TypeVar("T")
 
@@ -106,6 +107,7 @@ def on_cluster(
     gpus: float = 0,
     what: str,
     options: Mapping[str, Any] | None = None,
+    watch: Followed | None = None,
     **named: Any,
 ) -> T:
     """Run ``function`` as one Ray task and return its result.
@@ -117,6 +119,7 @@ def on_cluster(
         gpus: GPUs reserved.
         what: the activity, for error messages.
         options: further options of the task.
+        watch: shows the progress that the task reports.
         named: keyword arguments of the function.
 
     Raises:
@@ -125,7 +128,10 @@ def on_cluster(
     require_resources(cpus=cpus, gpus=gpus, what=what)
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2, **(options or {}))(function)
     try:
-        result: T = ray.get(task.remote(*arguments, **named))
+        running = task.remote(*arguments, **named)
+        while watch is not None and not ray.wait([running], timeout=task_progress.SECONDS)[0]:
+            watch.poll()
+        result: T = ray.get(running)
     except RayError as error:
         raise explain(error, what) from error
     return result

@@ -14,6 +14,7 @@ from ray_distill.config import Campaign, LabelsConfig
 from ray_distill.errors import ClusterError, LabelError
 from ray_distill.runtime.core.connection import on_cluster
 from ray_distill.runtime.core.python_envs import environment, once, require_environment, require_same_tokens
+from ray_distill.runtime.core.task_progress import Followed, TaskProgress, followed
 from ray_distill.runtime.labelling.death_counter import Deaths, counted_deaths, limit
 from ray_distill.runtime.labelling.identify_teacher import TeacherFacts, prepare_teacher, tokens_here
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
@@ -23,7 +24,13 @@ T = TypeVar("T")
 
 
 def run_teacher_task(
-    function: Callable[..., T], *arguments: Any, labels: LabelsConfig, rows: int, what: str, **named: Any
+    function: Callable[..., T],
+    *arguments: Any,
+    labels: LabelsConfig,
+    rows: int,
+    what: str,
+    watch: Followed | None = None,
+    **named: Any,
 ) -> T:
     """Run ``function`` as one task with the teacher's resources and return its result.
 
@@ -33,6 +40,7 @@ def run_teacher_task(
         labels: the teacher's resources, and its time limits.
         rows: rows that the teacher answers, repeats counted.
         what: the activity, for error messages.
+        watch: shows the progress that the function reports.
         named: keyword arguments of the function.
 
     Raises:
@@ -58,6 +66,7 @@ def run_teacher_task(
                 cpus=labels.resources.cpus,
                 gpus=labels.resources.gpus,
                 options=once(labels.teacher),
+                watch=watch,
             )
         except ClusterError as lost:
             hung = deaths.error()
@@ -78,9 +87,18 @@ def teacher_facts(config: Campaign, snapshot: SnapshotRef, head_url: str | None)
     refuse_labels(config.labels, task=config.task)
     fits = config.labels.teacher.head is not None and head_url is None
     rows = rows_of(open_snapshot(snapshot), "train") if fits else 0
-    facts = run_teacher_task(
-        prepare_teacher, config, snapshot, head_url, labels=config.labels, rows=rows, what="opening the teacher"
-    )
+    with followed(config.output_url) as watch:
+        facts = run_teacher_task(
+            prepare_teacher,
+            config,
+            snapshot,
+            head_url,
+            labels=config.labels,
+            rows=rows,
+            what="opening the teacher",
+            watch=watch,
+            progress=TaskProgress(watch.url),
+        )
     if environment(teacher):
         here = on_cluster(tokens_here, teacher, config.task, what="reading the teacher's tokenizer")
         require_same_tokens(here, facts.tokens, teacher)

@@ -3,7 +3,7 @@
 `prepare_teacher` runs as one task on a node with the teacher's resources; only plain values leave the task.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,17 +38,22 @@ class TeacherFacts:
     """Fingerprint of a language model's tokens, which its students must share; None for other tasks."""
 
 
-def prepare_teacher(config: Campaign, snapshot: SnapshotRef, head_url: str | None) -> TeacherFacts:
+def prepare_teacher(
+    config: Campaign,
+    snapshot: SnapshotRef,
+    head_url: str | None,
+    progress: Callable[[str, int, int], None] = lambda activity, done, total: None,
+) -> TeacherFacts:
     """Open the teacher and return its facts; fit its head if ``head_url`` is None.
 
-    The head is fitted once, while the store has none yet.
+    The head is fitted once, while the store has none yet; ``progress`` receives how far that is.
 
     Raises:
         TeacherRefused: the teacher's classes are not the snapshot's, or it lacks a requested layer.
         ModelError: the teacher cannot be loaded, or a class has no labelled row to fit the head on.
     """
     if config.labels.teacher.head is not None and head_url is None:
-        head_url = _fit(config, snapshot)
+        head_url = _fit(config, snapshot, progress)
     teacher = identify(config.labels.teacher, task=config.task, head_url=head_url)
     family, classes = get_task(config.task).answers.model, open_snapshot(snapshot).classes
     family.check_classes(teacher.space, classes, config.labels.teacher.model)
@@ -69,7 +74,7 @@ def tokens_here(teacher: TeacherConfig, task: str) -> str:
     return tokens_of(load_processor(teacher, task=task))
 
 
-def _fit(config: Campaign, snapshot: SnapshotRef) -> str:
+def _fit(config: Campaign, snapshot: SnapshotRef, progress: Callable[[str, int, int], None]) -> str:
     """Fit the head on the train split's labelled rows, which the teacher then must not teach."""
     task, teacher, opened = get_task(config.task), config.labels.teacher, open_snapshot(snapshot)
     rows = opened.read("train", columns=["row_id", task.inputs.column, "label"])
@@ -85,6 +90,7 @@ def _fit(config: Campaign, snapshot: SnapshotRef) -> str:
         seed=config.seed,
         url=files.join(config.output_url, "heads"),
         batch=config.labels.resources.batch,
+        progress=progress,
     )
 
 

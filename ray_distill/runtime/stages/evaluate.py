@@ -22,6 +22,7 @@ from ray_distill.promotion.chain import champion, read_chain
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.connection import on_cluster
 from ray_distill.runtime.core.session import Session, Stage
+from ray_distill.runtime.core.task_progress import TaskProgress, followed
 from ray_distill.runtime.stages import label
 from ray_distill.runtime.stages.judge import Judged, judge_students
 from ray_distill.snapshots.reader import open_snapshot
@@ -51,19 +52,22 @@ def evaluate(session: Session, students: Mapping[str, StudentRef]) -> EvalReport
         return EvalReport.from_dict(done["report"])
     resources = config.labels.resources
     with session.stage("evaluate", cores=resources.cpus, accelerators=resources.gpus) as stage:
-        judged = on_cluster(
-            judge_students,
-            config,
-            students["student"].labels.snapshot,
-            dict(students),
-            head_url=label.head_of(students["student"].labels.store),
-            champion=present,
-            threads=max(1, int(resources.cpus)),
-            url=session.url("evaluations", fingerprint([key, present and present.fingerprint])[:12], "report.json"),
-            cpus=resources.cpus,
-            gpus=resources.gpus,
-            what="evaluation",
-        )
+        with followed(config.output_url) as watch:
+            judged = on_cluster(
+                judge_students,
+                config,
+                students["student"].labels.snapshot,
+                dict(students),
+                head_url=label.head_of(students["student"].labels.store),
+                champion=present,
+                threads=max(1, int(resources.cpus)),
+                url=session.url("evaluations", fingerprint([key, present and present.fingerprint])[:12], "report.json"),
+                cpus=resources.cpus,
+                gpus=resources.gpus,
+                what="evaluation",
+                watch=watch,
+                progress=TaskProgress(watch.url),
+            )
         keep_texts(judged, config.evaluation.new_tokens)
         keep_predictions(judged)
         files.write_json(judged.report.url, judged.report.to_dict())

@@ -1,6 +1,6 @@
 """Evaluate all models of a campaign on one node: same rows, same corruptions, same time."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -45,6 +45,7 @@ def judge_students(
     champion: StudentRef | None,
     url: str,
     threads: int,
+    progress: Callable[[str, int, int], None] = lambda activity, done, total: None,
 ) -> Judged:
     """Measure teacher, students and champion on the test split.
 
@@ -56,6 +57,7 @@ def judge_students(
         champion: the model in production, None if there is none.
         url: URL at which the report will be written.
         threads: CPU threads of every model.
+        progress: is called with the activity, the steps done and all steps.
 
     Raises:
         EvaluationError: the test split is empty or no model accepts its rows, or classes or tokens differ.
@@ -63,15 +65,18 @@ def judge_students(
     """
     torch.set_num_threads(threads)
     urls = {arm: ref.url for arm, ref in students.items()} | ({"champion": champion.url} if champion else {})
+    corruptions = requested_corruptions(config)
+    steps = _Steps(report=progress, total=4 + len(corruptions) * len(config.evaluation.severities))
     models = _load(config, urls, head_url)
     sizes = {arm: size_of(model, head_url if arm == "teacher" else None) for arm, model in models.items()}
     opened = open_snapshot(snapshot)
     panel = panel_of(config, models, opened.classes)
     rows = opened.read("test", columns=[*panel.columns, *config.snapshot.test_slices])
-    corruptions = requested_corruptions(config)
     # First, so that an unusable prompt or benchmark fails before the measurements.
     extras = panel.task.answers.judge.extras(panel, rows, config)
-    measured = _measure(config, panel, rows, sizes=sizes, corruptions=corruptions, extras=extras)
+    steps.done()
+    measured = _measure(config, panel, rows, sizes=sizes, corruptions=corruptions, extras=extras, steps=steps)
+    steps.done()
     report = judge(
         measured,
         task=config.task,
@@ -81,6 +86,20 @@ def judge_students(
         how=Resampling.of(config),
     )
     return Judged(report=report, predictions=measured["student"].predictions, written=extras.written)
+
+
+@dataclass(kw_only=True)
+class _Steps:
+    """The steps of an evaluation, which differ in length: models, answers, requests, corruptions, intervals."""
+
+    report: Callable[[str, int, int], None]
+    total: int
+    finished: int = 0
+
+    def done(self) -> None:
+        """Count and report a finished step."""
+        self.finished += 1
+        self.report("evaluate", self.finished, self.total)
 
 
 def _load(config: Campaign, urls: Mapping[str, str], head_url: str | None) -> dict[str, Model]:
@@ -106,15 +125,17 @@ def _measure(
     sizes: Mapping[str, int],
     corruptions: Mapping[str, Corruption],
     extras: Extras,
+    steps: "_Steps",
 ) -> dict[str, Measured]:
     """Return answers, costs and robustness by arm, on the rows that all models accept."""
     judging = panel.task.answers.judge
     answers = judging.answer(panel, rows, config.snapshot.test_slices)
     rows = rows.filter(pc.is_in(rows["row_id"], value_set=next(iter(answers.values()))["row_id"].combine_chunks()))
+    steps.done()
     timed = judging.timed(panel, rows.slice(0, TIMED_EXAMPLES))
     efficiency = time_models(config, panel.models, timed, sizes)
     rates = further_rates(efficiency, timed.rates, timed.examples)
-    robustness = _robustness(config, panel, rows, corruptions)
+    robustness = _robustness(config, panel, rows, corruptions, steps=steps)
     return {
         arm: Measured(
             url=model.url,
@@ -147,14 +168,19 @@ def requested_corruptions(config: Campaign) -> dict[str, Corruption]:
 
 
 def _robustness(
-    config: Campaign, panel: Panel, rows: pa.Table, corruptions: Mapping[str, Corruption]
+    config: Campaign, panel: Panel, rows: pa.Table, corruptions: Mapping[str, Corruption], *, steps: "_Steps"
 ) -> dict[str, Robustness]:
     answers, shown = panel.task.answers, panel.only(SHOWN_ARMS)
+
+    def answer(damaged: pa.Table) -> Mapping[str, pa.Table]:
+        steps.done()
+        return answers.judge.answer_damaged(shown, damaged)
+
     return measure_robustness(
         rows,
         corruptions,
         config.evaluation.severities,
-        answer=lambda damaged: answers.judge.answer_damaged(shown, damaged),
+        answer=answer,
         measure=answers.judge.measure,
         metrics=answers.robust,
         how=Resampling.of(config),

@@ -64,7 +64,9 @@ def time_arms(
     manifest: StoreManifest,
     seconds: float,
 ) -> TimedTraining:
-    """Time the arms, each for ``seconds`` at most; an arm without rows among these has the times of the student.
+    """Time the arms, each for ``seconds`` at most.
+
+    An arm without rows among the given ones has the times of the student.
 
     Args:
         config: the campaign.

@@ -45,7 +45,10 @@ class Labelled:
 
 
 def forecast_campaign(config: Campaign, opened: Snapshot, report: PlanReport, labelled: Labelled) -> PlanReport:
-    """Add the forecasts of all stages to that of labelling; a stage that cannot be timed becomes a note."""
+    """Add the forecasts of all stages to that of labelling.
+
+    A stage that cannot be timed becomes a note.
+    """
     names = arms(config, labelled=get_task(config.task).answers.is_labelled(opened.manifest.splits["train"].labelled))
     stages, notes = list[StageForecast](), list[str]()
     if report.rows:
@@ -96,9 +99,9 @@ def _training(config: Campaign, opened: Snapshot, labelled: Labelled, names: Seq
 
 
 def examples_an_epoch(config: Campaign, opened: Snapshot) -> int:
-    """Return the examples of an epoch, of which `students.data.resampling.occurrences` chooses the rows.
+    """Return the number of examples of an epoch.
 
-    The column of counts is read a shard at a time, and only if some row came more than once.
+    `students.data.resampling.occurrences` chooses them. The column of counts is read a shard at a time, and only if some row came more than once.
     """
     split = opened.manifest.splits["train"]
     if config.student.training.weigh_by == "row" or split.weight == split.rows:

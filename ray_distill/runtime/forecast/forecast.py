@@ -1,4 +1,4 @@
-"""Forecast the cost of a campaign, for `ray-distill plan`, by labelling a few rows and training a few steps.
+"""Forecast the cost of a campaign from a few labelled rows and a few timed steps.
 
 Labelling is measured here, the other stages by `campaign_forecast`. There are two measurements on the cluster: a probe
 of the teacher alone (`probe`), and a rehearsal, in which the pipeline of `label` fills a scratch store beside the

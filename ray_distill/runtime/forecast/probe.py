@@ -234,7 +234,9 @@ def _answer(teacher: Teacher, encoded: Encoded, manifest: StoreManifest, config:
 
 
 def _found(request: ProbeRequest, answered: _Answered, load_seconds: float) -> tuple[float, Found, bool]:
-    """Return the seconds to fit a store, without the teacher's start, its `Found`, and whether `label` can use it.
+    """Return the seconds to fit a store, its `Found`, and whether `label` can use it.
+
+    The seconds are without the teacher's start.
 
     If the calibration rows would take longer than half of ``plan.seconds``, the probed rows replace them.
     """

@@ -181,7 +181,7 @@ def forecast_evaluation(
 
 
 def forecast_labelling(cost: StageCost, *, error: float) -> StageForecast:
-    """Return the forecast of `label` as that of a stage; ``error`` is the relative error of its time."""
+    """Return the forecast of `label`; ``error`` is the relative error of its time."""
     return StageForecast(
         stage="label",
         seconds=cost.wall_seconds,

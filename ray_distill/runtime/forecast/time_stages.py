@@ -1,4 +1,4 @@
-"""Time a few steps of training and evaluation for `ray-distill plan`, in one task each on the cluster."""
+"""Time a few steps of training and evaluation, in one task each on the cluster."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -86,10 +86,10 @@ def _student(config: Campaign, classes: tuple[str, ...]) -> Model:
 
 def _labels_of(store: LabelStore, table: pa.Table) -> tuple[pa.Array, Signal]:
     """Return the ids and labels of the units that have any of these rows."""
-    wanted = np.sort(rowids.to_numpy(table["row_id"]))
+    requested = np.sort(rowids.to_numpy(table["row_id"]))
     ids, signals = list[rowids.RowIds](), list[Signal]()
     for unit in store.ledger.receipts():
-        if not rowids.is_in(store.unit_rows(unit).labelled, wanted).any():
+        if not rowids.is_in(store.unit_rows(unit).labelled, requested).any():
             continue
         found, distributions = read_labels(store.url, store.manifest, unit)
         hidden = {layer: read_hidden(store.url, store.manifest, unit, layer)[1] for layer in store.manifest.hidden}

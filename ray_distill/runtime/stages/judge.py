@@ -90,7 +90,10 @@ def judge_students(
 
 @dataclass(kw_only=True)
 class _Steps:
-    """The steps of an evaluation, which differ in length: models, answers, requests, corruptions, intervals."""
+    """Count the steps of an evaluation, which differ in length.
+
+    They are models, answers, requests, corruptions and intervals.
+    """
 
     report: Callable[[str, int, int], None]
     total: int

@@ -1,4 +1,4 @@
-"""Keep what `plan` and the teacher's check have computed, so that a later command need not compute it again.
+"""Keep results of `plan` and of the teacher's check, so that later commands use them.
 
     <output>/kept/calibration/<key>/found.json, fits/…   a store's form, fitted to the teacher's answers
     <output>/kept/checks/<key>.json                      the teacher's metrics on the calibration split

@@ -83,7 +83,7 @@ def _training(config: Campaign, opened: Snapshot, labelled: Labelled, names: Seq
         opened.ref,
         labelled.store_url,
         labelled.pieces,
-        names,
+        arms=names,
         cpus=training.cpus,
         gpus=training.gpus,
         what="timing training",
@@ -101,7 +101,8 @@ def _training(config: Campaign, opened: Snapshot, labelled: Labelled, names: Seq
 def examples_an_epoch(config: Campaign, opened: Snapshot) -> int:
     """Return the number of examples of an epoch.
 
-    `students.data.resampling.occurrences` chooses them. The column of counts is read a shard at a time, and only if some row came more than once.
+    `students.data.resampling.occurrences` chooses them. The column of counts is read a shard at a time, and only if
+    some row came more than once.
     """
     split = opened.manifest.splits["train"]
     if config.student.training.weigh_by == "row" or split.weight == split.rows:

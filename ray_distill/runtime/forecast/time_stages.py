@@ -47,7 +47,7 @@ class TrainingTimes:
 
 
 def time_training(
-    config: Campaign, snapshot: SnapshotRef, store_url: str, pieces: Sequence[Piece], arms: Sequence[str]
+    config: Campaign, snapshot: SnapshotRef, store_url: str, pieces: Sequence[Piece], *, arms: Sequence[str]
 ) -> TrainingTimes:
     """Time the arms on the rows of some pieces, whose labels are in a store.
 

@@ -65,8 +65,9 @@ def test_the_bytes_of_a_run_are_within_five_percent_of_its_plan(tmp_path: Path, 
         assert report.bytes_hidden[layer] == pytest.approx(found, rel=0.05)
     assert report.units == len(store.ledger) and 0 < report.seconds_once < report.seconds
     assert json.loads(report.to_json())["seconds"] == report.seconds
-    assert [one.stage for one in report.stages] == ["label", "train", "evaluate"]
-    assert all(0 < one.low <= one.seconds <= one.high and one.followed is None for one in report.stages)
+    # The student would have the config of a checkpoint, and this teacher has none: the note of each stage says so.
+    assert [one.stage for one in report.stages] == ["label"] and report.stages[0].followed is None
+    assert sum("is not in the forecast, because it could not be timed" in note for note in report.notes) == 2
     again = plan(config)
     assert again.stages[0].seconds == report.seconds and again.stages[0].followed is not None
     assert (again.rows, again.bytes_total, again.money) == (0, 0, 0) and "already" in again.notes[0]

@@ -3,6 +3,7 @@
 The latest forecast is kept in ``<output>/state/plan.json``. A stage that has run keeps the forecast from before it ran.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -32,6 +33,10 @@ from ray_distill.runtime.stages.train import arms
 from ray_distill.snapshots.reader import Snapshot
 from ray_distill.storage import files
 from ray_distill.tasks.catalogue import get_task
+
+#: Processes that start one after the other before the first step: the caller of Ray Train, its controller, a rank. Each
+#: is taken to start as slowly as the process that timed the steps.
+STARTS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +81,7 @@ def _reported(what: str, forecast: Callable[[], StageForecast]) -> StageForecast
 
 
 def _training(config: Campaign, opened: Snapshot, labelled: Labelled, names: Sequence[str]) -> StageForecast:
-    training, splits = config.student.training, opened.manifest.splits
+    training, splits, began = config.student.training, opened.manifest.splits, time.monotonic()
     times = on_cluster(
         time_training,
         config,
@@ -88,13 +93,14 @@ def _training(config: Campaign, opened: Snapshot, labelled: Labelled, names: Seq
         gpus=training.gpus,
         what="timing training",
     )
+    started = max(time.monotonic() - began - times.seconds, 0.0)
     size = TrainingSize(
         examples=examples_an_epoch(config, opened),
         validation_rows=splits["validation"].rows,
         student_bytes=times.student_bytes,
     )
     return forecast_training(
-        config, times.timed.arms, size, once=times.opened_seconds, memory_gib=times.timed.memory_gib
+        config, times.timed.arms, size, once=times.opened_seconds + STARTS * started, memory_gib=times.timed.memory_gib
     )
 
 

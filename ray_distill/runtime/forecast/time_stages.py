@@ -43,6 +43,8 @@ class TrainingTimes:
     timed: TimedTraining
     opened_seconds: float
     """Seconds to make the student and to open the rows."""
+    seconds: float
+    """Seconds of the whole task, without the start of its process."""
     student_bytes: int
 
 
@@ -75,7 +77,7 @@ def time_training(
     seconds = time.perf_counter() - start
     timed = time_arms(config, arms, data, model=model, manifest=manifest, seconds=config.plan.seconds / 4)
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.module.state_dict().values())
-    return TrainingTimes(timed=timed, opened_seconds=seconds, student_bytes=size)
+    return TrainingTimes(timed=timed, opened_seconds=seconds, seconds=time.perf_counter() - start, student_bytes=size)
 
 
 def _student(config: Campaign, classes: tuple[str, ...]) -> Model:

@@ -203,3 +203,20 @@ def test_files_to_leave_out_are_not_counted_as_sources() -> None:
     roles = [{"role": role} for role in ("source", "source", "exclude", "test")]
     assert campaign._counted(roles) == "2 source file(s) less the rows of 1 file(s)"
     assert campaign._counted(roles[:2]) == "2 source file(s)"
+
+
+@pytest.mark.parametrize("changed", ["gate", "tracking", "drift", "cost", "plan"])
+def test_what_is_decided_and_recorded_retrains_nothing(config: Campaign, changed: str) -> None:
+    """Other limits, alias, prices or points of curves: the same snapshot, labels, students and report."""
+    sections = {
+        "gate": {"limits": {"nll": {"max": 2}}, "alias": "other"},
+        "tracking": {"every": 7, "experiment": "other"},
+        "drift": {},
+        "cost": {"core_hour": 9},
+        "plan": {"rows": 9},
+    }
+    section = type(getattr(config, changed)).model_validate(sections[changed])
+    other = config.model_copy(update={changed: section})
+    for name in ("snapshot", "write", "label", "train", "evaluate"):
+        key, _ = KEYS[name]
+        assert key(other) == key(config), name

@@ -27,3 +27,11 @@ def labelled_rows(manifest: SnapshotManifest) -> dict[str, LabelledRows]:
         )
         for name, split in manifest.splits.items()
     }
+
+
+def in_words(manifest: SnapshotManifest) -> str:
+    """Return the labelled rows of each split, and which splits have a source of their own."""
+    return ", ".join(
+        f"{name} {found.labelled:,} of {found.rows:,}{' (a source of its own)' if name in manifest.own else ''}"
+        for name, found in labelled_rows(manifest).items()
+    )

@@ -25,6 +25,7 @@ from ray_distill.runtime.core.session import Session, Stage
 from ray_distill.runtime.core.task_progress import TaskProgress, followed
 from ray_distill.runtime.stages import label
 from ray_distill.runtime.stages.judge import Judged, judge_students
+from ray_distill.snapshots.labelled_rows import in_words
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.students.arms import ARMS
@@ -293,6 +294,7 @@ def _provenance(session: Session, report: EvalReport) -> dict[str, str]:
     return {
         "configuration": session.config.fingerprint,
         "snapshot": f"{labels.snapshot.fingerprint} at {labels.snapshot.url}",
+        "labelled rows": in_words(open_snapshot(labels.snapshot).manifest),
         "labels": f"{labels.fingerprint} at {labels.store}",
         "student": f"{report.student.fingerprint} at {report.student.url}",
         "evaluation": f"{report.fingerprint} at {report.url}",

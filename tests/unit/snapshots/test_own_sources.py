@@ -10,7 +10,7 @@ from ray_distill.config import SnapshotConfig
 from ray_distill.errors import SnapshotError
 from ray_distill.snapshots import SPLITS, Snapshot, describe_sources, open_snapshot, take_snapshot
 from ray_distill.snapshots.label_reading.reading import ClassNames
-from ray_distill.snapshots.labelled_rows import labelled_rows
+from ray_distill.snapshots.labelled_rows import in_words, labelled_rows
 
 Rows = list[dict[str, Any]]
 TRAFFIC: Rows = [{"text": f"row {at}", "user": f"u{at % 40}", "when": at} for at in range(400)]
@@ -48,6 +48,7 @@ def test_the_test_split_is_the_source_of_its_own(tmp_path: Path) -> None:
     assert (
         "50 labelled (a 25, b 25); a source of its own, 0 rows left out elsewhere because of it" in snapshot.summary()
     )
+    assert in_words(snapshot.manifest).endswith(", test 50 of 50 (a source of its own)")
     assert snapshot.manifest.own == {"test": 0} and snapshot.manifest.rows.read == 450
 
 

@@ -25,7 +25,7 @@ def test_unlabelled_traffic_is_judged_by_a_test_set_of_ones_own(tmp_path: Path) 
         {"model": "tests.labs.campaign:spelling_teacher"},
         snapshot={"source": str(source), "test": {"source": str(test), "columns": {"label": "label"}}},
         labels__check={},
-        student__losses={"soft": {}, "hard": None},
+        student__losses={"soft": {}},
         gate={"limits": {"accuracy": {"min": 0.4}, "ece": None}},
     )
     result = campaign.run(lab.load(tmp_path / "campaign.yaml", value))

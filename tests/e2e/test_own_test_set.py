@@ -22,7 +22,7 @@ def test_unlabelled_traffic_is_judged_by_a_test_set_of_ones_own(tmp_path: Path) 
     value = lab.config_of(
         tmp_path,
         source,
-        {"model": "tests.labs.campaign:spelling_teacher"},
+        {"model": str(lab.write_teacher(tmp_path / "teacher"))},
         snapshot={"source": str(source), "test": {"source": str(test), "columns": {"label": "label"}}},
         labels__check={},
         student__losses={"soft": {}},

@@ -54,6 +54,20 @@ def test_classes_are_the_teachers_in_its_order(tmp_path: Path, labels: list[Any]
     assert snapshot.classes == NAMED and found(snapshot) == names
 
 
+def test_a_function_names_the_classes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its model is built where teachers run; the names do not stand in a file."""
+
+    def here(function: Any, *arguments: Any, **options: Any) -> Any:
+        assert options["rows"] == 0
+        return function(*arguments)
+
+    monkeypatch.setattr("ray_distill.runtime.stages.snapshot.run_teacher_task", here)
+    config = config_of(tmp_path, None, [None])
+    teacher = config.labels.teacher.model_copy(update={"model": "tests.labs.campaign:spelling_teacher"})
+    config = config.model_copy(update={"labels": config.labels.model_copy(update={"teacher": teacher})})
+    assert frozen(config).classes == ("fruit", "metal", "river")
+
+
 def test_a_label_that_the_teacher_does_not_have_is_named(tmp_path: Path) -> None:
     """More than five names that differ are counted."""
     with pytest.raises(SnapshotError, match=r"'sports' \(100 rows\), near 'sport'.*name the classes alike in the teac"):

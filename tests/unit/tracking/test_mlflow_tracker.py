@@ -46,10 +46,12 @@ from ray_distill.tracking.mlflow_tracker import MlflowTracker
 FIRST_USE = """
 import logging, sys, pathlib
 logging.basicConfig(level=logging.INFO)
-from ray_distill.tracking.mlflow_tracker import MlflowTracker
-import ray_distill.tracking.open
+from ray_distill.config import TrackingConfig
+from ray_distill.tracking.open import open_tracker
+from ray_distill.tracking.place import place_of
+place = place_of(TrackingConfig(uri="sqlite:///deep/mlflow.db"), campaign="first", output_url="out")
 assert "mlflow" not in sys.modules
-tracker = MlflowTracker("sqlite:///deep/mlflow.db", "first", pathlib.Path("spool"))
+tracker, _ = open_tracker(place, spool=pathlib.Path("spool"))
 assert "mlflow" not in sys.modules
 with tracker.run("first") as run:
     run.metrics({"a": 1.0})
@@ -220,10 +222,10 @@ def test_a_record_that_is_refused_is_kept_and_work_goes_on(
     assert tracker.flush() == 0
 
 
-def test_a_store_mlflow_has_not_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_store_mlflow_has_not_is_refused_by_name() -> None:
     """Plain folders, gone since MLflow 3, are a configuration error, not a spool that grows."""
     with pytest.raises(ConfigError, match=r"tracking\.uri: './mlruns'"):
-        MlflowTracker("./mlruns", "campaign", tmp_path)
+        parse_config({"campaign": "c", "tracking": {"uri": "./mlruns"}})
 
 
 def _text_model(folder: Path) -> Path:

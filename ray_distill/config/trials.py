@@ -101,7 +101,7 @@ def _changes(sweep: SweepConfig, seed: int) -> Iterator[tuple[str, dict[str, Any
     short, taken = _short_names(tuple(sweep.grid)), {trial.name for trial in sweep.trials}
     for index in chosen:
         changes = _combination(sweep.grid, index)
-        name = ", ".join(f"{short[path]}={_shown(item)}" for path, item in changes.items())
+        name = ", ".join(_in_name(short[path], item, sweep.grid[path]) for path, item in changes.items())
         if len(name) > NAME_LENGTH or name in taken:
             name = f"{name[: NAME_LENGTH - 10]}… #{index + 1}"
         yield name, changes
@@ -128,6 +128,31 @@ def _short_names(paths: tuple[str, ...]) -> dict[str, str]:
         while any(tail(other, parts) == tail(path, parts) for other in paths if other != path):
             parts += 1
         found[path] = tail(path, parts)
+    return found
+
+
+def _in_name(name: str, item: Any, others: Sequence[Any]) -> str:
+    """Return a value as the name of a trial shows it; of a whole section only what differs from the ``others``."""
+    if not isinstance(item, dict):
+        return f"{name}={_shown(item)}"
+    leaves = [_leaves(other) for other in others if isinstance(other, dict)]
+    own = {
+        path: value
+        for path, value in _leaves(item).items()
+        if any(path not in other or other[path] != value for other in leaves)
+    }
+    short = _short_names(tuple(dict.fromkeys(path for other in leaves for path in other)))
+    return ", ".join(f"{short[path]}={_shown(value)}" for path, value in own.items()) or f"{name}={_shown(item)}"
+
+
+def _leaves(section: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Return the values of a section by dotted path."""
+    found: dict[str, Any] = {}
+    for name, value in section.items():
+        if isinstance(value, dict) and value:
+            found |= _leaves(value, f"{before}{name}.")
+        else:
+            found[f"{before}{name}"] = value
     return found
 
 

@@ -249,7 +249,8 @@ def _record_check(run: Run, check: TeacherCheck, headline: str) -> None:
         console.report(
             "teacher check: no row of the calibration split has a true label, so the teacher's quality is unknown"
         )
-    console.report("teacher check on the calibration split — " + "; ".join(lines))
+    if lines:
+        console.report("teacher check on the calibration split — " + "; ".join(lines))
 
 
 def _checked(check: TeacherCheck) -> dict[str, dict[str, float]]:

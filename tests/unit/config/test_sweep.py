@@ -55,6 +55,26 @@ def test_paths_that_end_alike_are_named_by_more_of_themselves() -> None:
     assert [trial.name for trial in trials] == ["soft.weight=0.5, hard.weight=0.1", "soft.weight=1, hard.weight=0.1"]
 
 
+def test_a_trial_that_replaces_a_section_is_named_by_what_differs() -> None:
+    """Equal settings of the sections are left out; a section without any of its own is shown whole."""
+    models = [
+        {"from": "config", "overrides": {"hidden_size": 8, "num_hidden_layers": 1}},
+        {"from": "config", "overrides": {"hidden_size": 8, "num_hidden_layers": 2}},
+        {"from": "teacher_layers", "keep": 1},
+    ]
+    trials = expand(_config(grid={"student.model": models}))
+    assert [trial.name for trial in trials] == [
+        "from=config, hidden_size=8, num_hidden_layers=1",
+        "from=config, hidden_size=8, num_hidden_layers=2",
+        "from=teacher_layers, keep=1",
+    ]
+    alike = expand(_config(grid={"student.model": models[:2]}))
+    assert [trial.name for trial in alike] == ["num_hidden_layers=1", "num_hidden_layers=2"]
+    losses = [{"soft": {"weight": 1}}, {"soft": {"weight": 1}, "hard": {"weight": 1}}]
+    whole = expand(_config(grid={"student.losses": losses}))
+    assert [trial.name for trial in whole] == ['losses={"soft": {"weight": 1}}', "hard.weight=1"]
+
+
 def test_named_trials_come_first_and_may_stand_alone() -> None:
     """What is optional in the campaign may be set below; a path that nobody has, has no value."""
     trials = expand(

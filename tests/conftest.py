@@ -40,6 +40,15 @@ def _no_foreign_variables() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _no_tracking_place_of_another_test() -> Iterator[None]:
+    """Undo ``mlflow.set_tracking_uri``, which sets the variable that campaigns follow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "")
+        patch.delenv("MLFLOW_TRACKING_URI")
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _tests_importable() -> Iterator[None]:
     """Let Ray workers, ranks and commands import this checkout and `tests.labs`."""

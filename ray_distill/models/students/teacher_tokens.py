@@ -119,7 +119,9 @@ class TeacherTokens:
 
         Vocabularies may be padded differently: classes beyond the tokenizer have no token (`shared_classes`).
         """
-        known, least = self.width or width, token_count(self.processor) or self.width or 1
+        known = self.width or width
+        # Some tokenizers have more tokens than their own model: the teacher never reads those.
+        least = min(token_count(self.processor) or known, known)
         if width < least:
             raise ConfigError(
                 f"the student {url} has a vocabulary of {width}, fewer than the {least} tokens that the teacher "

@@ -132,7 +132,10 @@ def _short_names(paths: tuple[str, ...]) -> dict[str, str]:
 
 
 def _in_name(name: str, item: Any, others: Sequence[Any]) -> str:
-    """Return a value as the name of a trial shows it; of a whole section only what differs from the ``others``."""
+    """Return a value as the name of a trial shows it.
+
+    Of a whole section only what differs from the ``others`` is shown.
+    """
     if not isinstance(item, dict):
         return f"{name}={_shown(item)}"
     leaves = [_leaves(other) for other in others if isinstance(other, dict)]

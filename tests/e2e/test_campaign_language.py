@@ -134,7 +134,7 @@ def test_one_changed_document_is_relabelled_alone(text: Trained, home: Path) -> 
     assert (report.rows_total, report.rows_reused, report.rows_labelled, report.rows_quarantined) == (300, 299, 1, 0)
     assert committed_rows(text.config.store_url) - before == 1
     assert open_label_set(report.labels).rows == 300
-    assert not report.drift.alarm, report.drift.findings
+    assert report.drift is not None and not report.drift.alarm, report.drift
 
 
 def test_other_texts_are_found_to_have_drifted(text: Trained, home: Path) -> None:
@@ -142,7 +142,7 @@ def test_other_texts_are_found_to_have_drifted(text: Trained, home: Path) -> Non
     other = ["".join(reversed(one)) for one in lab.sentences(150, seed=9)]
     report = campaign.relabel(text.config, str(lab.write_texts(home / "other.jsonl", other)))
     assert report.rows_labelled == 150
-    assert report.drift.alarm and report.drift.recommendation != "nothing", report.drift.findings
+    assert report.drift is not None and report.drift.alarm and report.recommendation != "nothing", report.drift
 
 
 def test_a_whole_run_ends_in_a_verdict(text: Trained) -> None:

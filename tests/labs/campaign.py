@@ -129,7 +129,11 @@ def spelling_teacher(fuse: str | None = None, backwards: bool = False) -> ModelP
 
 
 def config_of(folder: Path, source: Path, teacher: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
-    """A whole campaign as plain values; ``changes`` replace whole sections, or fields of them by dotted name."""
+    """A whole campaign as plain values; ``changes`` replace whole sections, or fields of them by dotted name.
+
+    A teacher that is a function has no config to start a student from: such campaigns only label, without a student.
+    """
+    model = {"from": "config", "overrides": {"num_hidden_layers": 1}}
     value: dict[str, Any] = {
         "campaign": "spelling",
         "task": "text_classification",
@@ -149,7 +153,7 @@ def config_of(folder: Path, source: Path, teacher: Mapping[str, Any], **changes:
             "unit_rows": 32,
         },
         "student": {
-            "model": {"from": "config", "overrides": {"num_hidden_layers": 1}},
+            **({} if ":" in teacher["model"] else {"model": model}),
             "losses": {"soft": {"weight": 0.9, "temperature": 2}, "hard": {"weight": 0.1}},
             "training": {
                 "epochs": 4,

@@ -7,6 +7,9 @@ them the confidence decides, by the difference of mean confidences (Guillory et 
 as often as it is confident, so a fall of its confidence estimates the fall of its accuracy. Harder traffic lowers the
 confidence too: where there is a champion, its disagreement with the teacher must have risen as well.
 
+Where the truth follows from the input, as of language models, nothing is decided: harder texts lower both numbers, and
+the teacher's distribution is as much the label of a hard text as of an easy one. The numbers are reported all the same.
+
 A change counts only beyond doubt: its whole 95 % interval lies beyond the limit. The samples are independent, so the
 interval of their difference follows from the intervals of both (Zou and Donner 2008).
 """
@@ -69,19 +72,21 @@ class TeacherTrust(Artifact):
     findings: tuple[TrustFinding, ...]
 
 
-def compare_trust(reference: TrustSample, current: TrustSample, config: DriftConfig) -> TeacherTrust:
+def compare_trust(
+    reference: TrustSample, current: TrustSample, config: DriftConfig, *, decisive: bool = True
+) -> TeacherTrust:
     """Decide whether the teacher still suits newer traffic; pure.
 
     Labels decide where both samples have at least 20 labelled rows, else confidence. On fewer than 20 rows the teacher
-    does not fail.
+    does not fail, nor where the comparison is not ``decisive``.
     """
     common = [name for name in current.quality if name in reference.quality]
     if common and min(reference.labelled, current.labelled) >= MIN_ROWS:
         name = common[0]
         loss = config.max_teacher_loss
         findings = [_finding(name, reference.quality[name], current.quality[name], limit=loss, better="more")]
-        return _trust("labels", current, findings, fails=findings[0].broken)
-    loss, enough = config.max_confidence_loss, min(reference.rows, current.rows) >= MIN_ROWS
+        return _trust("labels", current, findings, fails=decisive and findings[0].broken)
+    loss, enough = config.max_confidence_loss, decisive and min(reference.rows, current.rows) >= MIN_ROWS
     findings = [_finding("confidence", reference.confidence, current.confidence, limit=loss, better="more")]
     before, now = reference.disagreement, current.disagreement
     if before is not None and now is not None:

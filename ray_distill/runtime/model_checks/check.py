@@ -26,7 +26,8 @@ def check_models(
 
     Args:
         config: the campaign, whose settings have been checked.
-        teacher: open the teacher. A store that exists describes its teacher, so training needs none.
+        teacher: open the teacher. A store that exists describes its teacher: then weights are not read, and training
+            needs no teacher.
         student: build the student, and train it for one step on made-up labels.
         call: call a teacher that is a function; see `open_teacher_head`.
 
@@ -40,7 +41,7 @@ def check_models(
     head = TeacherHead()
     if teacher and not (stored is not None and is_factory(config.labels.teacher.model)):
         with _named("labels.teacher.model"):
-            head = open_teacher_head(config, call=call)
+            head = open_teacher_head(config, call=call, load=stored is None)
     manifest = stored or _manifest(config, head)
     if not student or manifest is None:
         return ()

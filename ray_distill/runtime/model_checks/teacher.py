@@ -39,7 +39,7 @@ class TeacherHead:
     """The configured hidden layers, counted from 0."""
 
 
-def open_teacher_head(config: Campaign, *, call: bool) -> TeacherHead:
+def open_teacher_head(config: Campaign, *, call: bool, load: bool = True) -> TeacherHead:
     """Open the head of the campaign's teacher, and compare it with the configuration.
 
     A small checkpoint is loaded and run on a made-up example, on the CPU. A function's arguments are compared with its
@@ -49,6 +49,7 @@ def open_teacher_head(config: Campaign, *, call: bool) -> TeacherHead:
     Args:
         config: the campaign.
         call: call a function, and run its model.
+        load: load a small checkpoint; False opens config and processor alone.
 
     Raises:
         ModelError, ConfigError, StorageError: as `load_model`.
@@ -56,7 +57,7 @@ def open_teacher_head(config: Campaign, *, call: bool) -> TeacherHead:
     """
     teacher, own = config.labels.teacher, get_task(config.task)
     _check_settings(teacher)
-    found = _head(config, call)
+    found = _head(config, call=call, load=load)
     if found.space is not None:
         if config.snapshot.classes:
             own.answers.model.check_classes(found.space, config.snapshot.classes, teacher.model)
@@ -82,12 +83,12 @@ def _check_settings(teacher: TeacherConfig) -> None:
         )
 
 
-def _head(config: Campaign, call: bool) -> TeacherHead:
+def _head(config: Campaign, *, call: bool, load: bool) -> TeacherHead:
     teacher = config.labels.teacher
     if is_factory(teacher.model):
         _check_arguments(teacher)
         return _of_model(_load(config)) if call and not config.labels.resources.gpus else TeacherHead()
-    if teacher.head is None and teacher.engine == "transformers" and is_small(teacher.model):
+    if load and teacher.head is None and teacher.engine == "transformers" and is_small(teacher.model):
         return _of_model(_load(config))
     return _of_config(config)
 

@@ -59,7 +59,7 @@ def check_traffic(
         now = _measure(config, panel, rows)
     except EvaluationError:
         return None
-    return compare_trust(before, now, config.drift)
+    return compare_trust(before, now, config.drift, decisive=panel.task.answers.reads_labels())
 
 
 def first_units(units: Sequence[WorkUnit], rows: int) -> Sequence[WorkUnit]:

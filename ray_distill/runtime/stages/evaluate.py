@@ -284,9 +284,10 @@ def _history(report: EvalReport) -> dict[str, list[tuple[int, float]]]:
 
 
 def _drift(session: Session) -> DriftReport | None:
-    """Return the drift report of the latest relabelling; None without one."""
+    """Return the drift report of the latest relabelling, or None if nothing was compared."""
     last = session.last("relabel")
-    return None if last is None else DriftReport.from_dict(last["result"]["drift"])
+    found = None if last is None else last["result"]["drift"]
+    return None if found is None else DriftReport.from_dict(found)
 
 
 def _provenance(session: Session, report: EvalReport) -> dict[str, str]:

@@ -61,6 +61,16 @@ def test_a_loss_of_confidence_needs_a_champion_that_disagrees_more():
     assert not harder.fails and [finding.broken for finding in harder.findings] == [True, False]
 
 
+def test_nothing_is_decided_where_the_input_is_its_own_truth():
+    """Other texts lower a language model's accuracy and confidence: both are reported, and no teacher fails."""
+    rng = np.random.default_rng(7)
+    known, other = (_sample(rng, labelled=100, accuracy=share, confidence=share) for share in (0.8, 0.1))
+    found = compare_trust(known, other, CONFIG, decisive=False)
+    assert found.findings[0].broken and not found.fails
+    bare = (_sample(rng, confidence=share) for share in (0.8, 0.1))
+    assert not compare_trust(*bare, CONFIG, decisive=False).fails
+
+
 def test_a_limit_must_be_broken_by_the_whole_interval():
     """A loss of 0.12 ± 0.2 is no proof of more than 0.1; the same loss on many rows is."""
     config = DriftConfig(max_teacher_loss=0.1)

@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,7 +15,7 @@ from ray_distill.models.io.load import load_model
 from ray_distill.models.io.save import save_model
 from ray_distill.promotion.gate import decide
 from ray_distill.runtime.core.session import Session
-from ray_distill.runtime.stages.evaluate import keep_predictions, keep_texts, log_student, publish
+from ray_distill.runtime.stages.evaluate import _drift, keep_predictions, keep_texts, log_student, publish
 from ray_distill.runtime.stages.judge import judge_students
 from ray_distill.snapshots.take import take_snapshot
 from ray_distill.storage import files
@@ -152,3 +154,10 @@ def test_what_cannot_be_done_is_said_before_anything_is_measured(tmp_path):
     (tmp_path / "chat").mkdir()
     with pytest.raises(EvaluationError, match=r"has no typos; it has none \(for conversations\)"):
         judged(tmp_path / "chat", chat=True, corruptions=["typos"])
+
+
+@pytest.mark.parametrize("last", [None, {"key": "k", "result": {"drift": None}}])
+def test_a_report_has_no_drift_where_nothing_was_compared(last: Any) -> None:
+    """Nothing was relabelled, or the teacher failed on the newer traffic, or there were too few rows."""
+    session: Any = SimpleNamespace(last=lambda stage: last)
+    assert _drift(session) is None

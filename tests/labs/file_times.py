@@ -18,6 +18,8 @@ SLOW_FILES: Mapping[str, str] = {
     "tests/cluster/test_sweep.py": "submits a sweep of twelve trials to a head of its own, twice",
     "tests/e2e/test_campaign_labels.py": "runs whole campaigns of texts and of images with several labels a row",
     "tests/e2e/test_campaign_language.py": "runs whole campaigns of texts and of conversations",
+    "tests/e2e/test_plan.py": "plans and labels twice, and times training and evaluation in a task each",
+    "tests/e2e/test_relabel.py": "relabels nine times, and checks the teacher in a task each time",
     "tests/e2e/test_teacher_failures.py": "waits for hanging teachers to reach their time limit",
     "tests/e2e/test_two_labellers.py": "labels with two commands at once, on a local store and on an object store",
     "tests/e2e/test_writing.py": "generates texts on a Ray, killed midway, and labels and trains from them",

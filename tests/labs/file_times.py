@@ -18,6 +18,8 @@ SLOW_FILES: Mapping[str, str] = {
     "tests/cluster/test_sweep.py": "submits a sweep of twelve trials to a head of its own, twice",
     "tests/e2e/test_campaign_labels.py": "runs whole campaigns of texts and of images with several labels a row",
     "tests/e2e/test_campaign_language.py": "runs whole campaigns of texts and of conversations",
+    "tests/e2e/test_campaign_pairs.py": "runs whole campaigns of pairs, one with targets that the teacher writes",
+    "tests/e2e/test_own_task.py": "labels, trains, evaluates and serves a task of one's own, with a Ray of its own",
     "tests/e2e/test_plan.py": "plans and labels twice, and times training and evaluation in a task each",
     "tests/e2e/test_relabel.py": "relabels nine times, and checks the teacher in a task each time",
     "tests/e2e/test_teacher_failures.py": "waits for hanging teachers to reach their time limit",

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ray_distill.config import Campaign
+from ray_distill.config import Campaign, StudentModel
 from ray_distill.errors import DistillError
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.part_specs import AnswerSpace
@@ -28,7 +28,8 @@ def check_models(
         config: the campaign, whose settings have been checked.
         teacher: open the teacher. A store that exists describes its teacher: then weights are not read, and training
             needs no teacher.
-        student: build the student, and train it for one step on made-up labels.
+        student: build the student, and train it for one step on made-up labels. Beside a store that exists, a student
+            that starts from the teacher's weights is left to the dry run.
         call: call a teacher that is a function; see `open_teacher_head`.
 
     Raises:
@@ -47,6 +48,8 @@ def check_models(
         return ()
     if stored is not None:
         check_stored_mass(config, stored)
+        if not call and _starts_from_teacher(config.student.model):
+            return ()  # a command with nothing left to do must not read the teacher's weights
     with _named("student.model"):
         found = open_student(config, manifest.space)
     if found is None or (config.labels.hidden.layers and not manifest.hidden):
@@ -81,6 +84,10 @@ def _manifest(config: Campaign, head: TeacherHead) -> StoreManifest | None:
 def _configured(config: Campaign) -> AnswerSpace | None:
     names = config.snapshot.classes
     return AnswerSpace(names=tuple(names), size=len(names)) if names else None
+
+
+def _starts_from_teacher(student: StudentModel) -> bool:
+    return student.source == "teacher_layers" or student.embeddings != "new"
 
 
 def _notes(config: Campaign) -> tuple[str, ...]:

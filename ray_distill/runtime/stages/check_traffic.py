@@ -148,15 +148,16 @@ def _answer(panel: Panel, rows: pa.Table) -> Mapping[str, pa.Table]:
         for table in answers.values():
             panel.task.answers.judge.confidence(table)
         return answers
-    except EvaluationError:
+    except EvaluationError as error:
         if rows.num_rows <= 1:
             raise
+        cause = error
     half, parts = rows.num_rows // 2, list[Mapping[str, pa.Table]]()
     for part in (rows.slice(0, half), rows.slice(half)):
         with contextlib.suppress(EvaluationError):
             parts.append(_answer(panel, part))
     if not parts:
-        raise EvaluationError(f"no model can answer any of the {rows.num_rows} rows that were chosen to check it by")
+        raise cause
     return {arm: pa.concat_tables([part[arm] for part in parts]) for arm in panel.models}
 
 

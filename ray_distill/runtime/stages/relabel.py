@@ -142,6 +142,10 @@ def _check(
         rows=2 * (1 + (now is not None)) * config.drift.teacher_rows,
         what="checking the teacher on newer traffic",
     )
+    if found is None:
+        console.report(
+            "teacher check: the teacher can answer none of the new rows that were chosen, so it was not checked"
+        )
     for finding in () if found is None else found.findings:
         console.report(f"teacher check: {finding.sentence}", alarm=finding.broken)
     return found

@@ -27,9 +27,6 @@ from ray_distill.snapshots.label_reading.reading import (
 )
 from ray_distill.snapshots.rows import Mask, Reason, Rows
 
-#: Type of the column ``label`` of sets.
-SETS = pa.list_(pa.int32())
-
 #: What a vector may consist of: off and on.
 _MARKS = (("0", "1"), ("false", "true"))
 

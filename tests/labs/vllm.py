@@ -12,12 +12,16 @@ ROOT = Path(__file__).parents[2]
 REQUIREMENTS = ROOT / "cluster" / "vllm-requirements.txt"
 
 
+def user_cache() -> Path:
+    """The folder of what tests and benchmarks make or download once for a user."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ray-distill"
+
+
 def vllm_python() -> Path:
     """The interpreter of an environment with vLLM for CPUs, as ``cluster/vllm-requirements.txt`` says to make it."""
     python = ".".join(map(str, sys.version_info[:3]))
     name = hashlib.sha256(f"{python}\n{sys.base_prefix}\n{REQUIREMENTS.read_text()}".encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "ray-distill" / f"vllm-{name}"
+    folder = user_cache() / f"vllm-{name}"
     if not (folder / "ready").is_file():
         _make(folder)
     return folder / "bin" / "python"

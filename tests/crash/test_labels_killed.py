@@ -13,7 +13,7 @@ from tests.labs import label_kills as kill_lab
 pytestmark = pytest.mark.crash
 
 ALL = [("driver", 0), ("driver", 1), ("actor", 0), ("writer", 0), ("writer", 1), ("node", 0)]
-SCENARIOS = [(victim, 0) for victim in drawn.drawn(*drawn.LABELLING)] if drawn.COMMIT in os.environ else ALL
+SCENARIOS = [(victim, 0) for victim in drawn.victims(*drawn.LABELLING)] if drawn.COMMIT in os.environ else ALL
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ def opened():
 
 
 @pytest.mark.parametrize("number", [0])
-@pytest.mark.parametrize("victim", drawn.drawn(*drawn.TRAINING))
+@pytest.mark.parametrize("victim", drawn.victims(*drawn.TRAINING))
 def test_what_a_kill_leaves_is_trained_to_the_same_end(opened, victim, number):
     """The undisturbed run's curve and weights, and every example once an epoch."""
     outcome = opened.scenario(victim, 0, number)

@@ -17,7 +17,7 @@ from ray_distill.runtime import campaign
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.tasks.catalogue import get_task
 from tests.labs import campaign as lab
-from tests.labs import multi_label
+from tests.labs import drawn, multi_label
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("embedded_ray")]
 
@@ -34,7 +34,7 @@ class Ran:
     result: campaign.CampaignResult
 
 
-@pytest.fixture(scope="module", params=TASKS)
+@pytest.fixture(scope="module", params=drawn.one_of(*TASKS))
 def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     task, folder = request.param, tmp_path_factory.mktemp(request.param)
     teacher = multi_label.write_teacher(folder / "teacher", task)

@@ -13,6 +13,7 @@ from ray_distill.runtime.forecast.forecast import plan
 from ray_distill.runtime.forecast.plan_report import PlanReport
 from ray_distill.storage import files
 from tests.labs import campaign as lab
+from tests.labs import drawn
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("embedded_ray")]
 
@@ -46,7 +47,7 @@ def planned(folder: Path, name: str, rows: int = 700) -> tuple[Any, PlanReport]:
     return config, report
 
 
-@pytest.mark.parametrize("form", sorted(FORMS))
+@pytest.mark.parametrize("form", drawn.one_of(*FORMS))
 def test_the_bytes_of_a_run_are_within_five_percent_of_its_plan(tmp_path: Path, form: str) -> None:
     """Labels and each hidden layer, in units of other sizes than were probed; then nothing is left, which is said; and
     of more traffic only the new rows are planned, with the store's own fits."""

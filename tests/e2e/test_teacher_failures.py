@@ -30,6 +30,7 @@ from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.storage.receipts import quarantine_file
 from tests.labs import campaign as lab
+from tests.labs import drawn
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("embedded_ray")]
 
@@ -225,16 +226,18 @@ def test_a_failure_that_does_not_come_back_leaves_no_trace(given: Lab) -> None:
     _whole_but(given, found, {}, set())
 
 
-@pytest.mark.parametrize(
-    ("fault", "reason", "most"),
-    [
-        ("raise", "ValueError: this teacher is configured to fail", 2),
-        ("memory", "ran out of memory", 2),
-        ("die", "process died", 5),
-    ],
-)
-def test_a_teacher_that_fails_on_everything_is_one_error(given: Lab, fault: str, reason: str, most: int) -> None:
+#: By fault: what the error says, and how often the teacher may be loaded.
+ALWAYS = {
+    "raise": ("ValueError: this teacher is configured to fail", 2),
+    "memory": ("ran out of memory", 2),
+    "die": ("process died", 5),
+}
+
+
+@pytest.mark.parametrize("fault", drawn.one_of(*ALWAYS))
+def test_a_teacher_that_fails_on_everything_is_one_error(given: Lab, fault: str) -> None:
     """It says what failed and quarantines nothing; the teacher was loaded a few times, not for ever."""
+    reason, most = ALWAYS[fault]
     starts = given.folder / f"starts-{fault}"
     with pytest.raises(LabelError, match="fails on every row, 2 times of 2: .*" + reason) as caught:
         given.label(f"always-{fault}", always=fault, starts=str(starts))

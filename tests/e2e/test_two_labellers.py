@@ -1,6 +1,7 @@
-"""Two labelling processes, each with a Ray of its own, on one store; then the store is audited and damaged."""
+"""Two labelling processes, each with a Ray of its own, on one store; then the store is audited, and used or damaged."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from ray_distill.storage import files
 from ray_distill.storage.receipts import part_file
 from ray_distill.testing.s3 import s3_server
 from tests.labs import campaign as lab
+from tests.labs import drawn
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("embedded_ray")]
 
@@ -55,20 +57,49 @@ def _config(folder: Path, output: str, **changes: object) -> str:
     return str(lab.write_config(folder / "campaign.yaml", value))
 
 
-def test_two_labellers_on_a_local_store(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Both end well and agree, no unit is committed twice, and a flipped byte is found and never trained on."""
-    config, store = _config(tmp_path, str(tmp_path / "out")), str(tmp_path / "out" / "labels")
-    assert cli.main(["snapshot", config]) == 0
+@pytest.fixture(params=drawn.one_of("local", "s3"))
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A campaign's folder on this kind of store."""
+    if request.param == "local":
+        yield str(tmp_path / "out")
+        return
+    with s3_server() as bucket:
+        yield f"{bucket}/spelling"
+
+
+def test_two_labellers_at_once(output: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Both end well and agree, no unit is committed twice, and the audit finds all whole.
+
+    From an object store a student is trained; on a local one a flipped byte is found, and never trained on.
+    """
+    config, store = _config(tmp_path, output), f"{output}/labels"
+    assert cli.main(["snapshot", config, "--json"]) == 0
     snapshot = capfd.readouterr().out.strip().splitlines()[-1]
     _label_twice(tmp_path, config)
     units = _named(store)
     assert len(units) == len(set(units))
+    if output.startswith("s3://"):
+        assert json.loads(snapshot)["url"].startswith(output)
+        _train_from(output, config, tmp_path)
     status, report = _audit(store, capfd, "--snapshot", snapshot)
     assert status == 0
     assert report["ok"] is True
     assert (report["units"], report["rows"]) == (len(units), ROWS)
     assert (report["duplicates"], report["missing"], report["corrupt"]) == (0, 0, 0)
+    if not output.startswith("s3://"):
+        _assert_damage_is_found(store, config, capfd)
 
+
+def _train_from(output: str, config: str, folder: Path) -> None:
+    """Train every arm from the store, in a command that finds it by its environment."""
+    trained = lab.Command.start(folder, "train", config, "--json", "--set", "student.training.epochs=1")
+    assert trained.wait() == 0, trained.stderr
+    for arm, ref in trained.result.items():
+        assert ref["url"].startswith(f"{output}/students/")
+        assert files.exists(f"{ref['url']}/model.safetensors"), arm
+
+
+def _assert_damage_is_found(store: str, config: str, capfd: pytest.CaptureFixture[str]) -> None:
     damaged = _flip_a_byte(store)
     status, report = _audit(store, capfd)
     assert status == 1
@@ -94,26 +125,3 @@ def _flip_a_byte(store_url: str) -> str:
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
     return name
-
-
-def test_snapshot_labels_students_and_audit_on_an_object_store(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """On S3, two labellers race as well; then the student is trained from there, and the audit finds all whole."""
-    with s3_server() as bucket:
-        output = f"{bucket}/spelling"
-        config = _config(tmp_path, output)
-        assert cli.main(["snapshot", config, "--json"]) == 0
-        snapshot = capfd.readouterr().out.strip().splitlines()[-1]
-        assert json.loads(snapshot)["url"].startswith("s3://")
-        _label_twice(tmp_path, config)
-        units = _named(f"{output}/labels")
-        assert len(units) == len(set(units))
-        trained = lab.Command.start(tmp_path, "train", config, "--json", "--set", "student.training.epochs=1")
-        assert trained.wait() == 0, trained.stderr
-        for arm, ref in trained.result.items():
-            assert ref["url"].startswith(f"{output}/students/")
-            assert files.exists(f"{ref['url']}/model.safetensors"), arm
-        status, report = _audit(f"{output}/labels", capfd, "--snapshot", snapshot)
-        assert status == 0
-        assert (report["ok"], report["units"], report["rows"]) == (True, len(units), ROWS)

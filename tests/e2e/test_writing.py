@@ -39,6 +39,7 @@ from ray_distill.tasks.catalogue import get_task
 from ray_distill.testing.authors import MODEL
 from ray_distill.testing.models import tiny_causal_tokenizer, write_tiny_causal_model
 from tests.labs import campaign as lab
+from tests.labs import drawn
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("embedded_ray")]
 
@@ -205,7 +206,8 @@ def test_a_prompt_that_kills_its_author_goes_to_quarantine_and_is_told(
     assert found.manifest.derived["counts"]["quarantined"] == {"the teacher's process died on this row": 1}
     assert found.manifest.derived["counts"]["sequences"] == 2 * (ROWS - 1)
     assert "1 prompts went to quarantine: the teacher's process died on this row" in capfd.readouterr().err
-    strict = given.config("strict", fault="$", sequences={"splits": list(SPLITS), "max_bad_fraction": 0.0})
+    once = {"splits": list(SPLITS), "max_bad_fraction": 0.0, "failures": {"attempts": 1, "batch_seconds": 30}}
+    strict = given.config("strict", fault="$", sequences=once)
     with pytest.raises(
         LabelError,
         match="1 of .* prompts so far got no answer, more than the 0 that "
@@ -214,7 +216,7 @@ def test_a_prompt_that_kills_its_author_goes_to_quarantine_and_is_told(
         campaign.write(strict, prompts)
 
 
-@pytest.mark.parametrize("form", ["text", "chat"])
+@pytest.mark.parametrize("form", drawn.one_of("text", "chat"))
 def test_labelling_what_was_written_stores_the_generating_distribution(given: Lab, form: str) -> None:
     """At each token that was written greedily the likeliest that is stored; together, the log-probability recorded."""
     folder = given.folder / f"greedy-{form}"

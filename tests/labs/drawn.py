@@ -1,8 +1,9 @@
-"""The victims that the crash tests kill: all, or, for `.ci/run`, those that are drawn from the hash of the commit.
+"""What `.ci/run` draws from the hash of the commit: victims of the crash tests, and forms of long tests.
 
-    python -m tests.labs.drawn COMMIT       print them
+    python -m tests.labs.drawn COMMIT       print the victims
 
-One victim each is killed in every run, and one more in every third; `.ci/nightly` kills all of them, several times.
+One victim each is killed in every run, and one more in every third; of several forms of one long test a run takes one.
+`.ci/nightly` kills all victims, several times, and takes all forms; so does pytest where no commit is set.
 """
 
 import os
@@ -16,17 +17,23 @@ LABELLING = ("driver", ("actor", "writer", "node"))
 TRAINING = ("rank", ("node", "notice", "driver"))
 
 
-def drawn(always: str, others: Sequence[str], commit: str | None = None) -> tuple[str, ...]:
+def victims(always: str, others: Sequence[str], commit: str | None = None) -> tuple[str, ...]:
     """Return the victims for a commit's hash, by default that in the environment; all of them without one."""
     number = commit or os.environ.get(COMMIT)
     return (always, others[int(number, 16) % len(others)]) if number else (always, *others)
 
 
+def one_of(*forms: str) -> tuple[str, ...]:
+    """Return the form of a test that the commit in the environment draws, the k-th of n; all of them without one."""
+    number = os.environ.get(COMMIT)
+    return (forms[int(number, 16) % len(forms)],) if number else forms
+
+
 def main(commit: str) -> None:
     """Print the victims of a commit, and how to kill them again."""
     found = "; ".join(
-        f"{name}: {', '.join(drawn(*victims, commit))}"
-        for name, victims in (("labelling", LABELLING), ("training", TRAINING))
+        f"{name}: {', '.join(victims(*choice, commit))}"
+        for name, choice in (("labelling", LABELLING), ("training", TRAINING))
     )
     sys.stdout.write(f"killed in {found} (again: {COMMIT}={commit} .venv/bin/pytest -m crash tests/crash)\n")
 

@@ -1,9 +1,9 @@
-"""Which victims a commit's crash tests kill."""
+"""What a commit's tests draw: victims, and forms."""
 
 import pytest
 
 from tests.labs import label_kills, training_kills
-from tests.labs.drawn import COMMIT, LABELLING, TRAINING, drawn, main
+from tests.labs.drawn import COMMIT, LABELLING, TRAINING, main, one_of, victims
 
 
 def test_the_lists_are_those_of_the_laboratories() -> None:
@@ -14,12 +14,23 @@ def test_the_lists_are_those_of_the_laboratories() -> None:
 
 def test_three_commits_in_turn_kill_every_victim(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hash modulo the number of victims decides; without a hash, all are killed."""
-    found = [drawn(*TRAINING, format(number, "040x")) for number in (12, 13, 14)]
+    found = [victims(*TRAINING, format(number, "040x")) for number in (12, 13, 14)]
     assert found == [("rank", "node"), ("rank", "notice"), ("rank", "driver")]
     monkeypatch.setenv(COMMIT, "0d")
-    assert drawn(*LABELLING) == ("driver", "writer")
+    assert victims(*LABELLING) == ("driver", "writer")
     monkeypatch.delenv(COMMIT)
-    assert drawn(*LABELLING) == ("driver", "actor", "writer", "node")
+    assert victims(*LABELLING) == ("driver", "actor", "writer", "node")
+
+
+def test_a_commit_takes_one_form_of_a_test_and_the_next_commit_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hash modulo the number of forms decides; without a hash, each form is a test."""
+    monkeypatch.delenv(COMMIT, raising=False)
+    assert one_of("a", "b", "c") == ("a", "b", "c")
+    found = []
+    for number in range(9, 12):
+        monkeypatch.setenv(COMMIT, format(number, "040x"))
+        found.append(one_of("a", "b", "c"))
+    assert found == [("a",), ("b",), ("c",)]
 
 
 def test_what_is_printed_replays_the_draw(capsys: pytest.CaptureFixture[str]) -> None:

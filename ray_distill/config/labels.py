@@ -128,6 +128,11 @@ class SignalConfig(Section):
     def _with_one(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         return value if 1.0 in value else (1.0, *value)
 
+    @property
+    def drawn(self) -> bool:
+        """Return whether stored classes are drawn."""
+        return self.estimator in ("sampled", "hybrid")
+
     @model_validator(mode="after")
     def _temperatures(self) -> Self:
         if any(t <= 0 for t in self.temperatures) or len(set(self.temperatures)) != len(self.temperatures):

@@ -9,7 +9,7 @@ snapshot stays, and so do a fitted head and the calibration of the new store, wh
 import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +40,10 @@ from ray_distill.runtime.stages.snapshot import freeze, open_for
 from ray_distill.snapshots.labelled_rows import labelled_rows
 from ray_distill.snapshots.reader import Snapshot
 from ray_distill.storage import files
+from ray_distill.students.data.answer_format import learn_facet
+from ray_distill.students.objective.loss_settings import temperatures_of
+from ray_distill.students.objective.validate_losses import MIN_RETAINED_MASS, too_little_mass
+from ray_distill.tasks.catalogue import get_task
 
 #: Pieces of the snapshot that are probed; each is a unit of the rehearsal.
 PIECES = 8
@@ -282,7 +286,20 @@ def _notes(config: Campaign, probed: Probed, work: _Work) -> list[str]:
         )
     if probed.rows + probed.rejected == work.rows:
         notes.append("the probe labelled every row")
-    return notes
+    return [*notes, *little_mass(config, probed.forms.mass)]
+
+
+def little_mass(config: Campaign, mass: Mapping[str, float]) -> list[str]:
+    """Return the refusals that training would end with after labelling.
+
+    Args:
+        config: the campaign.
+        mass: share of the teacher's mass that stored classes have, by temperature; see `Forms.mass`.
+    """
+    kinds = learn_facet(get_task(config.task).answers).LOSSES
+    used = temperatures_of(config.student.losses, config.labels.signal.temperatures, kinds)
+    few = [t for t in used if mass.get(f"{t:g}", 1.0) < MIN_RETAINED_MASS]
+    return [f"training will refuse these labels: {too_little_mass(t, mass[f'{t:g}'])}" for t in few]
 
 
 def _nothing_left(config: Campaign, opened: Snapshot, work: _Work) -> PlanReport:

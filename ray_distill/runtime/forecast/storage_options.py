@@ -3,8 +3,8 @@
 A form is measured by its bytes and by the information that it loses.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import nan
 
 import numpy as np
@@ -42,6 +42,8 @@ class Forms:
     """The measured forms, the configured one first."""
     full: bool
     """Whether the comparison read every class."""
+    mass: Mapping[str, float] = field(default_factory=dict)
+    """Share of the teacher's mass that the configured classes have, by temperature; empty where classes are drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,13 @@ def compare(comparison: Comparison, encoded: Encoded) -> Forms:
         *(form for form in _forms(configured, classes, smallest) if form != configured and form.estimator in given),
     ]
     options = tuple(_option(comparison, some, form) for form in candidates)
-    return Forms(curve=choose.curve(some.wide), smallest_k=smallest, options=options, full=choose.is_full(some.wide))
+    return Forms(
+        curve=choose.curve(some.wide),
+        smallest_k=smallest,
+        options=options,
+        full=choose.is_full(some.wide),
+        mass={} if configured.drawn else choose.kept(some.wide, options[0].k or classes).mass,
+    )
 
 
 def _some(comparison: Comparison, encoded: Encoded, classes: int, estimator: str) -> _Some:

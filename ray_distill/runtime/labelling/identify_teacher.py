@@ -124,7 +124,7 @@ def make_manifest(config: Campaign, facts: TeacherFacts) -> StoreManifest:
 def _distributions(config: Campaign, space: AnswerSpace) -> DistributionsSpec:
     signal, family = config.labels.signal, get_task(config.task).answers.model
     headed = signal.estimator in ("topk", "hybrid")
-    drawn, codec = signal.estimator in ("sampled", "hybrid"), choose_codec(signal, family.FAMILY)
+    drawn, codec = signal.drawn, choose_codec(signal, family.FAMILY)
     return DistributionsSpec(
         family=family.FAMILY,
         space=space,

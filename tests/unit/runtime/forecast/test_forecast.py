@@ -16,12 +16,13 @@ from ray_distill.labels.sizing.forecast import TIME_ERROR, Breakeven
 from ray_distill.models.core.row_classes import named
 from ray_distill.runtime import campaign
 from ray_distill.runtime.core.session import parent_key
-from ray_distill.runtime.forecast.forecast import choose_pieces, plan
+from ray_distill.runtime.forecast.forecast import choose_pieces, little_mass, plan
 from ray_distill.runtime.forecast.plan_report import PlanReport
 from ray_distill.runtime.forecast.probe import Piece, unit_rows
 from ray_distill.runtime.forecast.rehearsal import paced
 from ray_distill.runtime.forecast.storage_options import Comparison, compare
 from ray_distill.runtime.labelling.identify_teacher import TeacherFacts
+from ray_distill.students.objective.validate_losses import MIN_RETAINED_MASS
 from ray_distill.tasks.encoded import Encoded
 from ray_distill.testing.labels import row_id
 from ray_distill.testing.models import FakeTeacher
@@ -126,6 +127,19 @@ def test_the_forms_of_a_teacher_with_more_classes_than_are_looked_at() -> None:
     drawn = {option.estimator: option for option in found.options if option.draws}
     assert set(drawn) == {"sampled", "hybrid"}
     assert 0 < drawn["hybrid"].noise < drawn["sampled"].noise < 1 / 50
+
+
+def test_a_temperature_at_which_too_little_is_stored_is_foreseen() -> None:
+    """Of 5,000 classes with random logits, four have little of the mass, and less when it is softened."""
+    few = forms(5000).mass
+    assert 0 < few["2"] < few["1"] < 1 and forms(3).mass == pytest.approx({"1": 1, "2": 1})
+    value = config().model_dump(mode="json", by_alias=True)
+    softened = parse_config(value | {"student": {"losses": {"soft": {"temperature": 2.0}}}})
+    (note,) = little_mass(softened, few)
+    assert note.startswith("training will refuse these labels: student.losses.soft.temperature 2: the stored classes ")
+    assert f"only {few['2']:.2f} of" in note
+    assert little_mass(softened, {"1": 0.1, "2": MIN_RETAINED_MASS}) == []
+    assert little_mass(softened, {}) == [], "drawn classes have an unbiased tail at every temperature"
 
 
 def test_what_is_planned_for_changes_no_stage(tmp_path: Path) -> None:

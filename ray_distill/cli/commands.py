@@ -234,9 +234,9 @@ def _stage(options: argparse.Namespace, command: "Callable[[Campaign], Any]", sh
 
 
 def _plan_of(options: argparse.Namespace, config: "Campaign") -> list[str]:
-    from ray_distill.runtime import campaign
+    from ray_distill.runtime import dry_run
 
-    return (campaign.plan_sweep if options.name == "sweep" else campaign.plan)(config)
+    return (dry_run.plan_sweep if options.name == "sweep" else dry_run.plan)(config)
 
 
 def _renderer(name: str) -> Callable[[Any], str]:

@@ -75,10 +75,10 @@ def _wrong_version(name: str, specifier: str) -> str | None:
 
 def check_campaign(config: Campaign) -> Finding:
     """Check what a dry run does: settings, sources, and that every model can be opened."""
-    from ray_distill.runtime import campaign
+    from ray_distill.runtime import dry_run
 
     try:
-        campaign.plan(config)
+        dry_run.plan(config)
     except DistillError as error:
         found = " ".join(line.strip() for line in str(error).splitlines())
         mend = "Correct the campaign's file; `ray-distill run CONFIG --dry-run` makes the same checks."

@@ -6,36 +6,31 @@ Every stage first checks whether it has finished with the same inputs. So the sa
 stopped anywhere.
 """
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from ray_distill.artifacts import Artifact, Decision, EvalReport, LabelSetRef, Number, SnapshotRef, StudentRef
-from ray_distill.config import Campaign, SnapshotConfig, TrainingConfig
+from ray_distill.config import Campaign, SnapshotConfig
 from ray_distill.config.identity import identity
 from ray_distill.evaluation.measures.cost import CostReport
 from ray_distill.evaluation.sweep.compare import SweepResult
 from ray_distill.fingerprint import fingerprint
-from ray_distill.promotion.rules import in_words, limits_of
 from ray_distill.runtime.core import console
-from ray_distill.runtime.core.class_names import classes_key, describe_classes
-from ray_distill.runtime.core.session import Session, absolute, open_session, record_line
+from ray_distill.runtime.core.class_names import classes_key
+from ray_distill.runtime.core.session import Session, open_session
 from ray_distill.runtime.forecast.labelled_test_rows import what_test_rows_establish
 from ray_distill.runtime.stages import evaluate as evaluate_stage
 from ray_distill.runtime.stages import generate
 from ray_distill.runtime.stages import label as label_stage
 from ray_distill.runtime.stages import promote as promote_stage
 from ray_distill.runtime.stages import train as train_stage
-from ray_distill.runtime.stages.judge import requested_corruptions
 from ray_distill.runtime.stages.preflight import names_student, preflight
 from ray_distill.runtime.stages.relabel import RelabelReport, relabel_source
 from ray_distill.runtime.stages.snapshot import freeze
-from ray_distill.runtime.sweep import publish, run_sweep
+from ray_distill.runtime.sweep import run_sweep
 from ray_distill.runtime.sweep.resolve_trials import checked_trials
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.sources.resolve import describe_sources
 from ray_distill.storage import files
-from ray_distill.tasks.catalogue import get_task
 
 
 class CampaignResult(Artifact):
@@ -168,79 +163,9 @@ def sweep(config: Campaign) -> SweepResult:
         return run_sweep.sweep(session, frozen, trials)
 
 
-def plan_sweep(config: Campaign) -> list[str]:
-    """Describe what `sweep` would do, one line per trial; run nothing."""
-    return [
-        *publish.plan_lines(absolute(config), checked_trials(config)),
-        f"record     {record_line(absolute(config))}",
-    ]
-
-
-def plan(config: Campaign) -> list[str]:
-    """Describe what `run` would do, one line per stage; run nothing."""
-    notes = preflight(config, call=True)
-    task, damages = get_task(config.task), requested_corruptions(config)
-    sources = describe_sources(config.snapshot)
-    training, arms = config.student.training, train_stage.arms(config, labelled=_may_teach(config))
-    lines = [
-        f"snapshot  {_counted(sources)} of {task.inputs.column}{_own(config)}{describe_classes(config)} "
-        f"→ {config.output_url}/snapshots",
-        *_plan_writing(config),
-        f"label     {config.labels.teacher.model}, {config.labels.signal.estimator}, "
-        f"T {', '.join(f'{t:g}' for t in config.labels.signal.temperatures)} → {config.store_url}",
-        f"train     {', '.join(arms)}: {_workers(training)} × {training.engine} ZeRO "
-        f"{training.zero_stage}, {training.precision} → {config.output_url}/students",
-        f"evaluate  test split, {len(damages)} corruptions × {len(config.evaluation.severities)} severities",
-        _plan_gate(config),
-    ]
-    lines.append(f"record    {record_line(absolute(config))}")
-    return [*lines, *(f"note      {note}" for note in notes)]
-
-
 def _report(notes: tuple[str, ...]) -> None:
     for note in notes:
         console.report(f"note: {note}")
-
-
-def _counted(sources: Sequence[Mapping[str, Any]]) -> str:
-    """Count the source files of traffic; files of rows to leave out are not sources."""
-    counts = Counter(str(source["role"]) for source in sources)
-    excluded = f" less the rows of {counts['exclude']} file(s)" if counts["exclude"] else ""
-    return f"{counts['source']} source file(s){excluded}"
-
-
-def _plan_gate(config: Campaign) -> str:
-    """Return the rules in force, as the verdict will list them."""
-    rules = [f"{name} ({in_words(limit)})" for name, limit in limits_of(config.gate, config.task).items()]
-    trained = {*train_stage.arms(config, labelled=_may_teach(config)), "teacher", "champion"}
-    rules += [f"beat {arm}" for arm in config.gate.beat if arm in trained]
-    return f"promote   {', '.join(rules) or 'no rules, so no verdict but HOLD'}; alias {config.gate.alias}"
-
-
-def _may_teach(config: Campaign) -> bool:
-    """Return whether train rows can have truths: by a column of labels, or by the inputs."""
-    return config.snapshot.columns.label is not None or get_task(config.task).answers.is_labelled(0)
-
-
-def _own(config: Campaign) -> str:
-    own = config.snapshot.own_sources
-    return "".join(f"; {name} has a source of its own" for name in own)
-
-
-def _workers(training: TrainingConfig) -> str:
-    least, most = training.least_workers, training.most_workers
-    return str(least) if least == most else f"{least} to {most}"
-
-
-def _plan_writing(config: Campaign) -> list[str]:
-    settings = config.sequences
-    if settings is None:
-        return []
-    return [
-        f"write     {config.labels.teacher.model}, {settings.method}, {settings.candidates} for a prompt of "
-        f"{' and '.join(settings.splits)}, up to {settings.new_tokens} tokens, keep {settings.keep} → "
-        f"{config.output_url}/sequences"
-    ]
 
 
 def snapshot_key(config: Campaign) -> str:

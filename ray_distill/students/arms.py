@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ray_distill.config import LossConfig
+from ray_distill.config import Campaign, LossConfig
 from ray_distill.errors import ConfigError, TrainingError
 from ray_distill.students.data.examples import Examples
 from ray_distill.students.objective.loss_settings import LossKinds, follows_labels
@@ -35,6 +35,16 @@ ARMS: Mapping[str, Arm] = {
         Arm(name="ceiling_true_labels", losses={"hard": LossConfig()}, ceiling=True),
     )
 }
+
+
+def campaign_arms(config: Campaign, *, labelled: bool = True) -> tuple[str, ...]:
+    """Return the arms of a campaign; without true labels there is no hard-labels baseline."""
+    names = ["student", "baseline_teacher_hard_labels"]
+    if labelled:
+        names.append("baseline_hard_labels")
+    if config.student.ceiling:
+        names.append("ceiling_true_labels")
+    return tuple(names)
 
 
 def arm_by_name(name: str) -> Arm:

@@ -29,9 +29,9 @@ from ray_distill.runtime.forecast.stage_forecasts import (
 )
 from ray_distill.runtime.forecast.time_stages import time_evaluation, time_training
 from ray_distill.runtime.stages.judge import requested_corruptions
-from ray_distill.runtime.stages.train import arms
 from ray_distill.snapshots.reader import Snapshot
 from ray_distill.storage import files
+from ray_distill.students.arms import campaign_arms
 from ray_distill.tasks.catalogue import get_task
 
 #: Processes that start one after the other before the first step: the caller of Ray Train, its controller, a rank. Each
@@ -54,7 +54,9 @@ def forecast_campaign(config: Campaign, opened: Snapshot, report: PlanReport, la
 
     A stage that cannot be timed becomes a note.
     """
-    names = arms(config, labelled=get_task(config.task).answers.is_labelled(opened.manifest.splits["train"].labelled))
+    names = campaign_arms(
+        config, labelled=get_task(config.task).answers.is_labelled(opened.manifest.splits["train"].labelled)
+    )
     stages, notes = list[StageForecast](), list[str]()
     if report.rows:
         stages.append(forecast_labelling(_label_cost(report), error=report.time_error))

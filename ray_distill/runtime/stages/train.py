@@ -20,7 +20,7 @@ from ray_distill.runtime.training.prometheus import TrainingGauges
 from ray_distill.snapshots.labelled_rows import labelled_rows
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
-from ray_distill.students.arms import arm_by_name
+from ray_distill.students.arms import arm_by_name, campaign_arms
 from ray_distill.students.run import TrainingJob, arm_plan
 from ray_distill.students.telemetry.curves import CurveReader, Points, StepMetrics
 from ray_distill.tasks.catalogue import get_task
@@ -32,20 +32,10 @@ COST_SECONDS = 10.0
 COST_SHARE = 0.02
 
 
-def arms(config: Campaign, *, labelled: bool = True) -> tuple[str, ...]:
-    """Return the arms of a campaign; without true labels there is no hard-labels baseline."""
-    names = ["student", "baseline_teacher_hard_labels"]
-    if labelled:
-        names.append("baseline_hard_labels")
-    if config.student.ceiling:
-        names.append("ceiling_true_labels")
-    return tuple(names)
-
-
 def absent_arms(config: Campaign, labels: LabelSetRef) -> dict[str, str]:
     """Return why arms of a campaign were not trained, by arm."""
     labelled = labelled_rows(open_snapshot(labels.snapshot).manifest)["train"].labelled
-    left = set(arms(config)) - set(arms(config, labelled=labelled > 0))
+    left = set(campaign_arms(config)) - set(campaign_arms(config, labelled=labelled > 0))
     return {name: f"there is no {name} to beat, because no train row has a true label" for name in left}
 
 
@@ -173,7 +163,7 @@ def _job(session: Session, labels: LabelSetRef) -> TrainingJob:
         output="",
         seed=config.seed,
         resume=True,
-        arms=arms(config, labelled=labelled),
+        arms=campaign_arms(config, labelled=labelled),
         ceiling=_ceiling(session, opened.classes),
         others=mixed_labels(config),
         teacher_rows_url=files.join(head, "fitted_rows.parquet") if head else None,

@@ -16,7 +16,7 @@ from ray_distill.evaluation.sweep.compare import SweepResult, paths_of, to_csv
 from ray_distill.evaluation.sweep.html import markdown, render_sweep
 from ray_distill.evaluation.sweep.plots import frontier_figure, parallel_figure, spread
 from ray_distill.runtime.core.session import Session
-from ray_distill.runtime.sweep.resolve_trials import duplicates, labelling
+from ray_distill.runtime.sweep.resolve_trials import labelling
 from ray_distill.storage import files
 
 
@@ -88,30 +88,3 @@ def best_campaign(base: Campaign, trials: Sequence[Trial], best: int) -> str:
         "decides the snapshot too.\n"
     )
     return heading + yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
-
-
-def plan_lines(config: Campaign, trials: Sequence[Trial]) -> list[str]:
-    """Describe what a sweep would do, one line per trial; run nothing."""
-    assert config.sweep is not None
-    same, sets = duplicates(trials), labelling(config, trials)
-    stop = config.sweep.stop
-    rule = (
-        "none is stopped"
-        if stop is None
-        else (f"at {', '.join(f'{rung:g}' for rung in stop.rungs)} epochs the best {stop.keep:.0%} go on")
-    )
-    named = {trial.name for trial in config.sweep.trials}
-    lines = []
-    for trial in trials:
-        changes = ", ".join(f"{path}={value}" for path, value in trial.changes.items())
-        title = f"{trial.name}: {changes}" if trial.name in named else trial.name
-        again = f" (as trial {same[trial.number]}: trained once)" if trial.number in same else ""
-        lines.append(f"trial {trial.number:>4} {title}{again}")
-    if config.sweep.grid:
-        lines.insert(0, f"grid       {' × '.join(config.sweep.grid)}")
-    return [
-        f"label      {len(sets)} label set(s) → {', '.join(sorted(one.store_url for one in sets.values()))}",
-        *lines,
-        f"sweep      {len(trials) - len(same)} students, by {config.sweep.objective or 'what they are judged by'} "
-        f"on the validation split; {rule} → {files.join(config.output_url, 'sweep')}",
-    ]

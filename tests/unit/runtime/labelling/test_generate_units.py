@@ -14,7 +14,7 @@ from ray_distill.cli import resolve_references
 from ray_distill.config import Campaign, parse_config
 from ray_distill.errors import ConfigError, SnapshotError
 from ray_distill.labels.model.work_units import WorkUnit
-from ray_distill.runtime import campaign
+from ray_distill.runtime import campaign, dry_run
 from ray_distill.runtime.core.failures import Failure, answer_halving
 from ray_distill.runtime.core.session import parent_key
 from ray_distill.runtime.labelling.actors import GenerateActor, WriteJob
@@ -51,10 +51,10 @@ def _config(folder: Path, sequences: dict[str, Any] | None, **sections: Any) -> 
 
 def test_a_plan_says_what_will_be_written(tmp_path: Path) -> None:
     """Between snapshot and label; nothing where the teacher writes nothing."""
-    lines = campaign.plan(_config(tmp_path, {"method": "sample", "candidates": 4, "keep": "best"}))
+    lines = dry_run.plan(_config(tmp_path, {"method": "sample", "candidates": 4, "keep": "best"}))
     assert [line.split()[0] for line in lines][:3] == ["snapshot", "write", "label"]
     assert "sample, 4 for a prompt of train and validation, up to 256 tokens, keep best" in lines[1]
-    assert "write" not in [line.split()[0] for line in campaign.plan(_config(tmp_path, None))]
+    assert "write" not in [line.split()[0] for line in dry_run.plan(_config(tmp_path, None))]
 
 
 def test_a_scorer_that_cannot_be_imported_is_refused_before_anything_is_written(tmp_path: Path) -> None:

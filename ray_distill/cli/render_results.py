@@ -66,6 +66,7 @@ def show_sweep(result: SweepResult) -> str:
                 "trial": f"{trial.number} {trial.name}",
                 "verdict": trial.verdict if trial.same_as is None else f"as {trial.same_as}",
                 result.objective: NONE if value is None else f"{value:.4f}",
+                **({f"{result.headline} (95 % interval)": _estimate(trial.headline)} if result.headline else {}),
                 "parameters": NONE if cost is None else f"{cost.parameters:,}",
                 "p50 ms": NONE if cost is None else f"{cost.latency_ms_p50:.2f}",
                 "frontier": "●" if trial.on_frontier else "",

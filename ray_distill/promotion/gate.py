@@ -40,7 +40,7 @@ from ray_distill.promotion.leads import (
 )
 from ray_distill.promotion.rules import Rule, changed_defaults, gate_fingerprint, rules_of, wrong_limits
 from ray_distill.tasks.catalogue import get_task
-from ray_distill.text import estimate
+from ray_distill.text import arm_name, estimate
 
 SEVERITY = {Verdict.REJECT: 0, Verdict.HOLD: 1, Verdict.PROMOTE: 2}
 
@@ -144,7 +144,7 @@ def _beat(report: EvalReport, arm: str) -> Finding:
     except UnmeasuredError as error:
         return Finding(verdict=Verdict.REJECT, reason=str(error))
     sign = sign_of(report, name)
-    lead, shown = lead_over(found, sign), found.in_words(name, f"that of {arm}")
+    lead, shown = lead_over(found, sign), found.in_words(name, f'that of "{arm_name(arm)}" ({arm})')
     side, does = ("exceed", "exceeds") if sign > 0 else ("be below", "is below")
     if lead.low > 0:
         return Finding(verdict=Verdict.PROMOTE, reason=f"{shown}: its whole interval {does} 0")

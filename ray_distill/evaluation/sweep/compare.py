@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ray_distill.artifacts import Artifact, Efficiency, Number, StudentRef
+from ray_distill.artifacts import Artifact, Efficiency, Estimate, Number, StudentRef
 
 
 class TrialResult(Artifact):
@@ -20,6 +20,8 @@ class TrialResult(Artifact):
     """Its changes to the campaign: dotted path to value."""
     metrics: dict[str, Number] = {}
     """On the validation split: of the weights that are kept; of a stopped trial, when it was stopped."""
+    headline: Estimate | None = None
+    """`SweepResult.headline` with its interval."""
     epoch: float | None = None
     """Passes over the training rows when these were measured."""
     efficiency: Efficiency | None = None
@@ -45,6 +47,8 @@ class SweepResult(Artifact):
     best: int
     """Number of the finished trial with the best objective."""
     validation_rows: int
+    headline: str = ""
+    """Short name of a proportion that is measured on the validation split too, and has an interval; empty if none."""
     notes: tuple[str, ...] = ()
     tracking_uri: str = ""
     run_id: str = ""
@@ -124,6 +128,8 @@ def to_csv(result: SweepResult) -> str:
             "on_frontier",
             *paths,
             *measured,
+            "headline_low",
+            "headline_high",
             "epoch",
             *speed,
             "student",
@@ -142,6 +148,7 @@ def to_csv(result: SweepResult) -> str:
                 trial.on_frontier,
                 *(_cell(trial.changes.get(path)) for path in paths),
                 *(trial.metrics.get(name) for name in measured),
+                *(getattr(trial.headline, name, None) for name in ("low", "high")),
                 trial.epoch,
                 *cells,
                 trial.student and trial.student.url,

@@ -14,8 +14,7 @@ from markupsafe import Markup
 from ray_distill.evaluation.report.plots import figure_svg
 from ray_distill.evaluation.sweep.compare import SweepResult, TrialResult
 from ray_distill.evaluation.sweep.plots import GROUND, frontier_figure, objective_name, parallel_figure
-
-NONE = "–"
+from ray_distill.text import NONE, estimate
 
 
 def render_sweep(
@@ -50,6 +49,7 @@ def render_sweep(
         objective=objective_name(result),
         rows=[_row(result, trial) for trial in result.trials],
         tiles=_tiles(result),
+        headline=f"{result.headline} (95 % interval)" if result.headline else "",
         NONE=NONE,
     )
 
@@ -65,9 +65,10 @@ def trial_line(result: SweepResult, trial: TrialResult) -> str:
 def markdown(result: SweepResult) -> str:
     """Summarise the sweep in Markdown, as the parent run's page shows it."""
     best = result.winner
+    beside = "" if best.headline is None else f", {result.headline} {estimate(best.headline)}"
     lines = [
         f"**Best: {_plain(best.name)}** (trial {best.number}), {result.objective} "
-        f"{best.metrics[result.objective]:.4f} on {result.validation_rows} validation rows.",
+        f"{best.metrics[result.objective]:.4f}{beside} on {result.validation_rows} validation rows.",
         "",
         ", ".join(f"{result.count(verdict)} {verdict}" for verdict in ("finished", "stopped", "failed"))
         + ". The page is the artifact `sweep.html`, the table `results.csv`.",
@@ -104,6 +105,8 @@ def _tiles(result: SweepResult) -> list[dict[str, str]]:
             "below": f"trial {best.number}",
         }
     ]
+    if best.headline is not None:
+        found.append({"name": f"its {result.headline}", "value": f"{best.headline.value:.3f}", "below": _range(best)})
     if best.efficiency is not None:
         found += [
             {"name": "its parameters", "value": f"{best.efficiency.parameters:,}", "below": ""},
@@ -111,6 +114,11 @@ def _tiles(result: SweepResult) -> list[dict[str, str]]:
         ]
     counts = ", ".join(f"{result.count(verdict)} {verdict}" for verdict in ("stopped", "failed"))
     return [*found, {"name": "trials finished", "value": str(result.count("finished")), "below": counts}]
+
+
+def _range(trial: TrialResult) -> str:
+    assert trial.headline is not None
+    return f"{trial.headline.low:.3f} to {trial.headline.high:.3f}, {trial.headline.n:,} rows"
 
 
 def _row(result: SweepResult, trial: TrialResult) -> dict[str, Any]:
@@ -126,6 +134,7 @@ def _row(result: SweepResult, trial: TrialResult) -> dict[str, Any]:
         "frontier": trial.on_frontier,
         "cells": [
             NONE if value is None else f"{value:.4f}",
+            *([estimate(trial.headline) if trial.headline is not None else NONE] if result.headline else []),
             NONE if trial.epoch is None else f"{trial.epoch:.3g}",
             NONE if cost is None else f"{cost.parameters:,}",
             NONE if cost is None else f"{cost.bytes_on_disk / 1e6:,.2f}",

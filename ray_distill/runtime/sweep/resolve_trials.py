@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign
 from ray_distill.config.identity import identity
 from ray_distill.config.trials import Trial, WrongTrials, expand
 from ray_distill.errors import ConfigError, TeacherRefused
+from ray_distill.evaluation.measures.intervals import Floats
 from ray_distill.evaluation.sweep.compare import TrialResult
 from ray_distill.fingerprint import fingerprint
 from ray_distill.runtime.core.class_names import with_teacher_names
@@ -25,6 +28,7 @@ from ray_distill.students.loop.validation import MIN_LABELLED, Objective
 from ray_distill.students.process_group import Ranks
 from ray_distill.students.run import TrainingJob, arm_plan
 from ray_distill.tasks.catalogue import get_task
+from ray_distill.tasks.metrics import Metric
 
 ARM = "student"
 
@@ -135,7 +139,7 @@ def objective(config: Campaign, snapshot: Snapshot, label_sets: int) -> str:
             f"sweep.objective: {metric} is not measured for {config.task} on a validation split of {labelled} rows "
             f"with true labels (the limit is {MIN_LABELLED}); {' and '.join(measured)} are"
         )
-    if label_sets > 1 and answers.metrics[_objective(config.task, metric).metric].of_teacher:
+    if label_sets > 1 and metric_of(config.task, metric).of_teacher:
         raise ConfigError(
             f"sweep.objective: {metric} of trials with different labels is of different teachers' answers and cannot "
             f"be compared: give at least {MIN_LABELLED} validation rows true labels, or sweep over one set of labels"
@@ -149,9 +153,30 @@ def judged_rows(config: Campaign, snapshot: Snapshot, metric: str) -> int:
     return split.labelled if _objective(config.task, metric).labelled else split.rows
 
 
+def measured_share(config: Campaign, snapshot: Snapshot) -> str | None:
+    """Return the first measured objective that is a proportion; None if there is none."""
+    answers = get_task(config.task).answers
+    measured = learn_facet(answers).measured(snapshot.manifest.splits["validation"].labelled)
+    shares = [name for name in measured if metric_of(config.task, name).proportion]
+    return shares[0] if shares else None
+
+
+def judged_weights(config: Campaign, snapshot: Snapshot, metric: str) -> Floats:
+    """Return how often each validation row of an objective came: ``[N]``."""
+    labelled = _objective(config.task, metric).labelled
+    rows = snapshot.read("validation", columns=["count", "label"] if labelled else ["count"])
+    rows = rows.filter(rows["label"].is_valid()) if labelled else rows
+    return np.asarray(rows["count"], np.float64)
+
+
+def metric_of(task: str, metric: str) -> Metric:
+    """Return an objective's line in the table of metrics."""
+    return get_task(task).answers.metrics[_objective(task, metric).metric]
+
+
 def more_is_better(task: str, metric: str) -> bool:
     """Return whether a higher value of an objective is better."""
-    return bool(get_task(task).answers.metrics[_objective(task, metric).metric].higher_is_better)
+    return bool(metric_of(task, metric).higher_is_better)
 
 
 def _objective(task: str, metric: str) -> Objective:

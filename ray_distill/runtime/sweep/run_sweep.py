@@ -15,6 +15,7 @@ from ray_distill.config.identity import identity
 from ray_distill.config.trials import Trial
 from ray_distill.errors import DistillError, TrainingError
 from ray_distill.evaluation.measures.cost import SECONDS_AN_HOUR, stage_cost, stage_metrics
+from ray_distill.evaluation.measures.intervals import wilson
 from ray_distill.evaluation.sweep.compare import SweepResult, TrialResult, best_of, mark_frontier
 from ray_distill.fingerprint import fingerprint
 from ray_distill.runtime.core import console
@@ -25,8 +26,11 @@ from ray_distill.runtime.sweep import publish
 from ray_distill.runtime.sweep.resolve_trials import (
     duplicates,
     judged_rows,
+    judged_weights,
     label_key,
     labelling,
+    measured_share,
+    metric_of,
     more_is_better,
     objective,
     on_disk,
@@ -236,7 +240,8 @@ def _compare(found: Sweep, outcomes: Mapping[str, TrialResult], runs: TrialRuns)
         for trial in found.trials
         if trial.number in found.same
     }
-    marked = mark_frontier([(own | again)[trial.number] for trial in found.trials], found.metric, more_is_better=better)
+    headline, everyone = _with_headline(found, own | again)
+    marked = mark_frontier([everyone[trial.number] for trial in found.trials], found.metric, more_is_better=better)
     best = best_of(marked, found.metric, more_is_better=better)
     for one in found.planned:
         if outcomes[one.key].verdict == "finished":
@@ -258,11 +263,27 @@ def _compare(found: Sweep, outcomes: Mapping[str, TrialResult], runs: TrialRuns)
         trials=marked,
         best=best,
         validation_rows=judged_rows(session.config, open_snapshot(found.snapshot), found.metric),
+        headline=headline,
         notes=tuple(notes),
         tracking_uri=session.tracker.uri,
         run_id=session.parent.run_id,
         review=session.tracker.review_url(session.parent.run_id),
     )
+
+
+def _with_headline(found: Sweep, trials: Mapping[int, TrialResult]) -> tuple[str, dict[int, TrialResult]]:
+    """Return the headline's short name, and the trials with it; empty if there is none."""
+    config, snapshot = found.session.config, open_snapshot(found.snapshot)
+    share = measured_share(config, snapshot)
+    if share is None:
+        return "", dict(trials)
+    weight_N = judged_weights(config, snapshot, share)
+    measured = {
+        number: trial.with_changes(headline=wilson(trial.metrics[share], weight_N))
+        for number, trial in trials.items()
+        if share in trial.metrics
+    }
+    return metric_of(config.task, share).short, {**trials, **measured}
 
 
 def _speeds(found: Sweep, outcomes: Mapping[str, TrialResult]) -> tuple[dict[str, Efficiency], list[str]]:

@@ -69,7 +69,7 @@ def test_an_arm_is_beaten_by_a_lower_nll(student, verdict):
     judged = report(model("student", student, accuracy=0.9), model("baseline_hard_labels", 3.0))
     decision = decide(judged, GateConfig(limits=NO_DEFAULTS))
     assert decision.verdict is verdict
-    assert "nll minus that of baseline_hard_labels" in decision.reasons[0]
+    assert 'nll minus that of "Baseline: true labels only" (baseline_hard_labels)' in decision.reasons[0]
 
 
 def test_a_paired_difference_decides_where_there_is_one():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from ray_distill.artifacts import Efficiency, LabelSetRef, SnapshotRef, StudentRef
+from ray_distill.artifacts import Efficiency, Estimate, LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.evaluation.sweep.compare import SweepResult, TrialResult, best_of, mark_frontier, pareto, to_csv
 from ray_distill.evaluation.sweep.html import markdown, render_sweep
 from ray_distill.evaluation.sweep.plots import BEST, FAILED, axes_of, frontier_figure, make_axis, parallel_figure
@@ -115,6 +115,26 @@ def test_the_table_has_a_row_a_trial(result: SweepResult) -> None:
     assert rows[3]["parameters"] == ""
     assert rows[4]["reason"] == "the loss is nan"
     assert rows[5]["same_as"] == "1"
+
+
+def test_a_proportion_stands_beside_the_objective_with_its_interval(result: SweepResult) -> None:
+    """In table, tiles and summary; a trial that did not come to it has a dash; without one there is no column."""
+    shares = {1: Estimate(value=0.5, low=0.42, high=0.58, n=148), 3: Estimate(value=0.75, low=0.68, high=0.81, n=148)}
+    trials = tuple(one.with_changes(headline=shares.get(one.number)) for one in result.trials)
+    page = render_sweep(
+        found := result.with_changes(trials=trials, headline="accuracy"),
+        title="c",
+        values=VALUES,
+        rerun="x",
+        provenance={},
+    )
+    assert '<th scope="col">accuracy (95 % interval)</th>' in page
+    assert "<td>0.7500 [0.6800, 0.8100]</td>" in page
+    assert "0.680 to 0.810, 148 rows" in page
+    assert "accuracy 0.7500 [0.6800, 0.8100] on 148 validation rows" in markdown(found)
+    assert list(csv.DictReader(io.StringIO(to_csv(found))))[2]["headline_high"] == "0.81"
+    plain = render_sweep(result, title="c", values=VALUES, rerun="x", provenance={})
+    assert "95 % interval" not in plain and "accuracy" not in markdown(result)
 
 
 def test_numbers_lie_by_size_and_words_evenly() -> None:

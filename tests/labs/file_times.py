@@ -71,6 +71,11 @@ class FileTimes:
             terminalreporter.line(f"ERROR {line}", red=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put slow files first, so that at the end no worker is left alone with one."""
+    items.sort(key=lambda item: item.nodeid.partition("::")[0] not in SLOW_FILES)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option that sets the limit."""
     parser.addoption(

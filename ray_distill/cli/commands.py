@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout
@@ -116,13 +117,13 @@ def audit(options: argparse.Namespace) -> int:
     from ray_distill.labels.tools.audit import audit as audit_store
 
     pinned = options.snapshot and resolve_references.snapshot_to_audit(options.snapshot)
-    report = audit_store(options.store, pinned, clean=options.clean)
+    report = audit_store(options.store, pinned, clean=options.clean, **({"most": math.inf} if options.yes else {}))
     live = _audit_live(options) if options.live and report.ok else None
     if options.json:
         print(json.dumps(report.to_dict() | ({"live": live.to_dict()} if live else {})))
     else:
         print("\n".join([render_results.show_audit(report), *([render_results.show_agreement(live)] if live else [])]))
-    return 0 if report.ok and (live is None or live.ok) else FAILED
+    return 0 if report.ok and not report.too_many and (live is None or live.ok) else FAILED
 
 
 def _audit_live(options: argparse.Namespace) -> "Agreement":

@@ -193,6 +193,7 @@ def _audit(subparsers: Any) -> None:
     parser.add_argument(
         "--clean", action="store_true", help="delete files that no record names and no labeller is writing"
     )
+    parser.add_argument("--yes", action="store_true", help="with --clean: delete them even where they are many")
     parser.add_argument("--live", metavar="CONFIG", help="also label a sample again with the teacher of this campaign")
     parser.add_argument("--sample", type=int, default=64, help="number of rows in that sample (default: 64)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="override a field of CONFIG")

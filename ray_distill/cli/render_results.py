@@ -97,6 +97,11 @@ def show_audit(report: AuditReport) -> str:
             lines += [f"{kind}: {name}" for name in names]
         elif isinstance(names, dict):
             lines += [f"{kind}: {name}: {reason}" for name, reason in names.items()]
+    if report.too_many:
+        lines.append(
+            f"nothing was deleted: {report.too_many:,} files that no record names are more than a crash leaves. If the "
+            "log is whole, `--clean --yes` deletes them"
+        )
     return "\n".join(lines)
 
 

@@ -30,6 +30,10 @@ Restore = Callable[[str, bytes], bytes]
 #: Size in bytes of the digest of one prefix in a chain of digests.
 DIGEST_BYTES = 32
 
+#: Folder of the pins, beside that of the log.
+PINS = "pins"
+
+_PIN = re.compile(r"(\d{12})-([0-9a-f]{32})\.json")
 _NAME = re.compile(r"(\d{12})\.json")
 _CHECKPOINT = re.compile(r"compact/(\d{12})-([0-9a-f]{32})\.parquet")
 
@@ -133,6 +137,32 @@ class CommitLog:
     def checkpoints(self) -> list[str]:
         """Return the URLs of all checkpoints, oldest first."""
         return [files.join(self.root, "log", name) for name in sorted(self._listed()) if _CHECKPOINT.fullmatch(name)]
+
+    def pin(self) -> None:
+        """Record beside the log how long it is, so that a loss of records is noticed."""
+        digest = self.digest
+        name = f"{self.length:012d}-{digest.removeprefix('sha256:')[:32]}.json"
+        with suppress(AlreadyExists):  # the name contains the digest, so an existing file is equal
+            files.create_exclusive(
+                files.join(self.root, PINS, name), files.json_bytes({"records": self.length, "digest": digest})
+            )
+
+    def check_pins(self) -> None:
+        """Compare the log with the pins of earlier commands.
+
+        Raises:
+            CorruptStore: the log has fewer records than a pin, or other records.
+        """
+        self.refresh()
+        for item in files.list_files(files.join(self.root, PINS)):
+            found = _PIN.fullmatch(item.name)
+            if found is None:
+                raise CorruptStore(f"{item.url}: this is not the name of a pin; restore or delete it")
+            if not self.prefix_digest(int(found[1])).startswith(f"sha256:{found[2]}"):
+                raise CorruptStore(
+                    f"{files.join(self.root, 'log')}: its first {int(found[1])} records are not those that an earlier "
+                    f"command recorded in {item.url}; restore the records"
+                )
 
     def drop_records(self) -> None:
         """Drop the records in memory; their digests stay, and later records are read as before."""

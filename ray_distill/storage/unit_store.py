@@ -4,6 +4,7 @@
     <url>/log/<n>.json                      record n names units, attempts, rows, sizes, digests
     <url>/<part>/<unit>/<attempt>.parquet   the files of one part of one attempt
     <url>/quarantine/<unit>/…               rows that could not be answered, with the reason
+    <url>/pins/<n>-<digest>.json            the log had these n records; a shorter log, or another, has lost some
 
 Workers write attempts under unique names and return receipts; the driver commits many of them in one record. The first
 record that names a unit wins. Readers trust the log only.

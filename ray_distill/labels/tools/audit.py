@@ -34,6 +34,9 @@ T = TypeVar("T")
 #: Orphans younger than this may belong to a labeller that has not committed yet.
 ORPHAN_AGE_SECONDS = 3600.0
 
+#: Most orphans that are deleted without a further word: a crash leaves the attempts of a few workers.
+CLEANED = 100
+
 #: Most names of a kind in the JSON report.
 NAMED = 100
 
@@ -57,6 +60,8 @@ class AuditReport(Document):
     corrupt: tuple[str, ...] = ()
     cleaned: tuple[str, ...] = ()
     """Orphans that were deleted."""
+    too_many: int = 0
+    """Orphans that were to be deleted and are more than was allowed, so that none was."""
 
     @property
     def ok(self) -> bool:
@@ -79,6 +84,7 @@ class AuditReport(Document):
             "rows": self.rows,
             "quarantined": self.quarantined,
             **{key: len(names) for key, names in named.items()},
+            "too_many": self.too_many,
             "details": {key: list(names[:NAMED]) for key, names in named.items()},
         }
 
@@ -97,6 +103,8 @@ def audit(
     snapshot: SnapshotRows | SnapshotRef | str | None = None,
     clean: bool = False,
     older_than: float = ORPHAN_AGE_SECONDS,
+    *,
+    most: float = CLEANED,
 ) -> AuditReport:
     """Read and check every committed byte of a store.
 
@@ -105,6 +113,7 @@ def audit(
         snapshot: also check that each of its rows is labelled or rejected (in a unit that can be read).
         clean: delete orphans.
         older_than: only orphans last written longer ago than this, in seconds.
+        most: delete none where there would be more.
 
     Raises:
         LabelError: there is no store, or a later release wrote it. Damage is reported, not raised.
@@ -122,8 +131,11 @@ def audit(
     receipts = _receipts(log.records, found)
     if not found.corrupt:
         _check_checkpoints(log, found)
+        _check_length(log, present, found, older_than)
     # A log that cannot be read in full does not distinguish an orphan from a unit.
     orphans = [] if found.corrupt else _orphans(present, receipts)
+    old = _old(orphans, older_than) if clean else []
+    cleaned = _delete(old) if len(old) <= most else ()
     committed = {receipt.unit: receipt for receipt in reversed(receipts)}
     for receipt in sorted(committed.values(), key=lambda receipt: receipt.unit):
         _check_unit(store, receipt, found)
@@ -137,7 +149,8 @@ def audit(
         missing=tuple(found.missing),
         orphans=tuple(item.name for item in orphans),
         corrupt=tuple(found.corrupt),
-        cleaned=_clean(orphans, older_than) if clean else (),
+        cleaned=cleaned,
+        too_many=0 if len(old) <= most else len(old),
     )
 
 
@@ -184,6 +197,22 @@ def _check_checkpoints(log: CommitLog, found: _Findings) -> None:
             found.corrupt.append(wrong)
 
 
+def _check_length(log: CommitLog, present: Sequence[FileInfo], found: _Findings, older_than: float) -> None:
+    """Require the records that pins and old attempts are evidence of."""
+    try:
+        log.check_pins()
+    except CorruptStore as error:
+        found.corrupt.append(str(error))
+        return
+    attempts = [item for item in present if not is_unfinished(item.name.rsplit("/", 1)[-1])]
+    if log.length or not attempts or not _old(attempts[:NAMED], older_than):
+        return
+    found.corrupt.append(
+        f"log: it has no record, but {len(attempts)} files of attempts are here, {attempts[0].name} among them: "
+        "restore the log; if no command ever committed a unit, label again"
+    )
+
+
 def _checkpoint_error(log: CommitLog, ledger: Ledger[Receipt], url: str) -> str | None:
     number = covered(url)
     if number > log.length:
@@ -208,11 +237,14 @@ def _orphans(present: Sequence[FileInfo], receipts: Sequence[Receipt]) -> list[F
     return [item for item in present if item.name not in known]
 
 
-def _clean(orphans: Sequence[FileInfo], older_than: float) -> tuple[str, ...]:
-    old = [item for item in orphans if time.time() - files.modified(item.url) > older_than]
-    for item in old:
+def _old(orphans: Sequence[FileInfo], older_than: float) -> list[FileInfo]:
+    return [item for item in orphans if time.time() - files.modified(item.url) > older_than]
+
+
+def _delete(orphans: Sequence[FileInfo]) -> tuple[str, ...]:
+    for item in orphans:
         files.delete(item.url)
-    return tuple(item.name for item in old)
+    return tuple(item.name for item in orphans)
 
 
 def _check_unit(store: LabelStore, receipt: Receipt, found: _Findings) -> None:

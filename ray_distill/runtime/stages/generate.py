@@ -59,6 +59,7 @@ def _write(session: Session, stage: Stage, settings: SequencesConfig, opened: Sn
         make_generator, config, settings, labels=config.labels, rows=0, what="opening the teacher"
     )
     store = create_or_open(session.url("sequences", generator.fingerprint), generator)
+    store.log.check_pins()
     coverage = store.coverage(opened, settings.splits, settings.unit_rows)
     if coverage.units:
         job = WriteJob(
@@ -74,6 +75,8 @@ def _write(session: Session, stage: Stage, settings: SequencesConfig, opened: Sn
     left = store.coverage(opened, settings.splits, settings.unit_rows)
     if left.units:
         raise LabelError(f"{store.url}: {left.rows_left} prompts still have no answer after the run; run it again")
+    if coverage.units:
+        store.log.pin()
     scored = settings.filters.scorer is not None
     derived = on_cluster(
         derive_snapshot,

@@ -86,6 +86,8 @@ def fill_store(
     facts = teacher_facts(config, snapshot, head_url)
     manifest = make_manifest(config, facts)
     store = create_or_open(config.store_url, manifest) if exists else None
+    if store is not None:
+        store.log.check_pins()
     coverage = None if store is None else store.coverage(opened)
     if coverage is None or coverage.units:
         check(opened, facts=facts, units=() if coverage is None else coverage.units)
@@ -116,7 +118,10 @@ def fill_store(
             "rows_quarantined": float(left.rows_quarantined),
         }
     )
-    return store.ref(opened), labelled, coverage
+    ref = store.ref(opened)
+    if coverage.units:
+        store.log.pin()
+    return ref, labelled, coverage
 
 
 def _check(session: Session, run: Run, opened: Snapshot, *, facts: TeacherFacts, units: Sequence[WorkUnit]) -> None:

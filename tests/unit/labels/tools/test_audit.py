@@ -1,10 +1,13 @@
 """The audit finds every kind of damage, names it, and never falls over it."""
 
+import math
 import random
 
 import pytest
 
-from ray_distill.errors import DistillError, LabelError
+from ray_distill import cli
+from ray_distill.cli.render_results import show_audit
+from ray_distill.errors import CorruptStore, DistillError, LabelError
 from ray_distill.fingerprint import sha256
 from ray_distill.labels.format import parquet_shards
 from ray_distill.labels.model import rowids
@@ -107,6 +110,62 @@ def test_orphans_are_harmless_and_only_old_ones_are_cleaned(url):
     store.commit([receipt])
     report = audit(url, clean=True, older_than=-60)
     assert report.ok and len(report.orphans) == len(report.cleaned) == 1 and audit(url, extra).rows == 4
+
+
+def lose_everything(url):
+    """The log is gone."""
+    for item in files.list_files(files.join(url, "log")):
+        files.delete(item.url)
+
+
+def lose_the_last(url):
+    """The log's newest record is gone, and with it every sign that it was there."""
+    files.delete(record_url(url, 1))
+
+
+def write_another(url):
+    """A log of as many records, one of another history."""
+    replace_record(url, 1, lambda record: record.update(units=record["units"][:1]))
+
+
+@pytest.mark.parametrize("lose", [lose_everything, lose_the_last, write_another])
+def test_a_log_that_lost_records_is_damage_and_no_file_is_deleted(url, lose):
+    """The pin of the command that labelled names the log's length and digest: audit and a new command read it."""
+    open_store(url).log.check_pins()
+    store = open_store(url)
+    store.log.refresh()
+    assert store.log.length == 2
+    store.log.pin()
+    store.log.pin()
+    lose(url)
+    before = [item.name for item in files.list_files(url)]
+    report = audit(url, clean=True, older_than=-60, most=math.inf)
+    assert not report.ok and len(report.corrupt) == 1 and "restore the" in report.corrupt[0]
+    assert report.orphans == report.cleaned == ()
+    assert [item.name for item in files.list_files(url)] == before
+    with pytest.raises(CorruptStore, match="restore the"):
+        open_store(url).log.check_pins()
+
+
+def test_a_store_without_a_log_is_not_sound_and_loses_no_file(url):
+    """Attempts without any record, older than a labeller's: the log is lost, or nothing was ever committed."""
+    lose_everything(url)
+    assert audit(url, clean=True).ok, "young attempts are those of a labeller that is about to commit"
+    report = audit(url, clean=True, older_than=-60, most=math.inf)
+    assert not report.ok and report.corrupt[0].startswith("log: it has no record, but 6 files of attempts are here")
+    assert report.cleaned == () and len(files.list_files(files.join(url, "distributions"))) == 3
+
+
+def test_many_orphans_are_deleted_on_a_further_word_alone(url):
+    """Five files more than a crash leaves: none is deleted; their number is reported, and `most` is the word."""
+    for number in range(105):
+        files.write_bytes(files.join(url, "distributions", f"u{number}", "a.parquet"), b"x")
+    report = audit(url, clean=True, older_than=-60)
+    assert (report.ok, report.cleaned, report.too_many, len(report.orphans)) == (True, (), 105, 105)
+    assert "nothing was deleted: 105 files" in show_audit(report) and "--clean --yes" in show_audit(report)
+    assert cli.main(["audit", url, "--clean"]) == 0, "young orphans are spared anyway"
+    assert len(audit(url, clean=True, older_than=-60, most=math.inf).cleaned) == 105
+    assert audit(url, SNAPSHOT).ok and not audit(url).orphans
 
 
 def test_a_unit_that_is_committed_twice_is_a_duplicate(url):

@@ -51,3 +51,4 @@ def test_every_arm_and_both_models_are_timed(tmp_path: Path) -> None:
     timed = time_evaluation(config, snapshot.ref, None)
     assert {name: len(seconds) for name, seconds in timed.row_seconds.items()} == {"teacher": 4, "student": 4}
     assert timed.measure_seconds > 0 and timed.request_seconds > 0
+    assert timed.seconds > sum(timed.load_seconds.values())

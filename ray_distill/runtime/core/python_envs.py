@@ -6,6 +6,7 @@
 import json
 import subprocess
 import sys
+import uuid
 from typing import Any
 
 import ray
@@ -39,6 +40,14 @@ def environment(teacher: TeacherConfig) -> dict[str, Any]:
 def once(teacher: TeacherConfig) -> dict[str, Any]:
     """Return `environment` and, where only an ended process releases memory, ``max_calls`` 1."""
     return {**environment(teacher), "max_calls": 1} if engine_of(teacher).keeps_memory else {}
+
+
+def new_process() -> dict[str, Any]:
+    """Return the Ray options of a task that needs a process of its own.
+
+    A process that ran another task has imported the packages, and hides how long a stage takes to start.
+    """
+    return {"runtime_env": {"env_vars": {"RAY_DISTILL_PROCESS": uuid.uuid4().hex}}}
 
 
 def require_environment(teacher: TeacherConfig) -> None:

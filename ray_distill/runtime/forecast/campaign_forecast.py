@@ -16,6 +16,7 @@ from ray_distill.evaluation.measures.cost import StageCost
 from ray_distill.promotion.chain import champion, read_chain
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.connection import on_cluster
+from ray_distill.runtime.core.python_envs import new_process
 from ray_distill.runtime.core.session import stage_costs
 from ray_distill.runtime.forecast.plan_report import PlanReport
 from ray_distill.runtime.forecast.probe import Piece
@@ -94,6 +95,7 @@ def _training(config: Campaign, opened: Snapshot, labelled: Labelled, names: Seq
         cpus=training.cpus,
         gpus=training.gpus,
         what="timing training",
+        options=new_process(),
     )
     started = max(time.monotonic() - began - times.seconds, 0.0)
     size = TrainingSize(
@@ -121,7 +123,7 @@ def examples_an_epoch(config: Campaign, opened: Snapshot) -> int:
 
 
 def _evaluation(config: Campaign, opened: Snapshot, head_url: str | None, trained: int) -> StageForecast:
-    resources, present = config.labels.resources, _champion(config)
+    resources, present, began = config.labels.resources, _champion(config), time.monotonic()
     timed = on_cluster(
         time_evaluation,
         config,
@@ -130,10 +132,14 @@ def _evaluation(config: Campaign, opened: Snapshot, head_url: str | None, traine
         cpus=resources.cpus,
         gpus=resources.gpus,
         what="timing evaluation",
+        options=new_process(),
     )
+    started = max(time.monotonic() - began - timed.seconds, 0.0)
     damaged = len(requested_corruptions(config)) * len(config.evaluation.severities)
     rows = opened.manifest.splits["test"].rows
-    return forecast_evaluation(config, timed, arms=trained, rows=rows, damaged=damaged, champion=present is not None)
+    return forecast_evaluation(
+        config, timed, arms=trained, rows=rows, damaged=damaged, champion=present is not None, once=started
+    )
 
 
 def _champion(config: Campaign) -> StudentRef | None:

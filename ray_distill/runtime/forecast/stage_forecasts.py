@@ -98,7 +98,7 @@ def forecast_training(
         config: the campaign.
         timed: times of each arm.
         size: rows and bytes.
-        once: seconds before the first step: to open the rows and to make the student.
+        once: seconds before the first step: to start processes, to open the rows and to make the student.
         memory_gib: memory of one rank.
     """
     training = config.student.training
@@ -140,10 +140,12 @@ class TimedEvaluation:
     request_seconds: float
     """Seconds of one timed request to each of both models together."""
     memory_gib: float
+    seconds: float
+    """Seconds of the whole task, without the start of its process."""
 
 
 def forecast_evaluation(
-    config: Campaign, timed: TimedEvaluation, *, arms: int, rows: int, damaged: int, champion: bool
+    config: Campaign, timed: TimedEvaluation, *, arms: int, rows: int, damaged: int, champion: bool, once: float
 ) -> StageForecast:
     """Forecast the evaluation of teacher, arms and champion.
 
@@ -154,6 +156,7 @@ def forecast_evaluation(
         rows: rows of the test split.
         damaged: passes over the rows with corrupted inputs, by teacher, student and champion.
         champion: whether there is a model in production, which counts like a student.
+        once: seconds to start the process.
     """
     resources, students = config.labels.resources, arms + champion
     teacher, student = (Span.of(timed.row_seconds[name]) for name in ("teacher", "student"))
@@ -161,7 +164,7 @@ def forecast_evaluation(
     shown = teacher + student * (1 + champion)
     measured = exact(timed.measure_seconds * rows) * (1 + students + damaged * (2 + champion))
     seconds = (
-        exact(timed.load_seconds["teacher"] + students * timed.load_seconds["student"])
+        exact(once + timed.load_seconds["teacher"] + students * timed.load_seconds["student"])
         + answers * rows
         + shown * (rows * damaged)
         + measured

@@ -102,7 +102,7 @@ def _labels_of(store: LabelStore, table: pa.Table) -> tuple[pa.Array, Signal]:
 
 def time_evaluation(config: Campaign, snapshot: SnapshotRef, head_url: str | None) -> TimedEvaluation:
     """Time teacher and untrained student on rows of the validation split."""
-    resources, opened = config.labels.resources, open_snapshot(snapshot)
+    began, resources, opened = time.perf_counter(), config.labels.resources, open_snapshot(snapshot)
     torch.set_num_threads(max(1, int(resources.cpus)))
     start = time.perf_counter()
     models = {"teacher": load_model(config.labels.teacher, task=config.task, head_url=head_url)}
@@ -131,6 +131,7 @@ def time_evaluation(config: Campaign, snapshot: SnapshotRef, head_url: str | Non
         measure_seconds=measured,
         request_seconds=requests,
         memory_gib=max(peak_memory(Ranks(rank=0, world=1), device).values()),
+        seconds=time.perf_counter() - began,
     )
 
 

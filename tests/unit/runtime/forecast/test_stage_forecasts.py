@@ -65,19 +65,21 @@ def test_the_range_is_that_of_the_timed_steps() -> None:
 
 
 def test_an_evaluation_is_every_model_and_three_on_damaged_rows() -> None:
-    """100 rows: teacher and three arms once, teacher and student twice more; each answer is measured."""
+    """100 rows: teacher and three arms once, teacher and student twice more; each answer is measured, in a process that
+    takes six seconds to start."""
     timed = TimedEvaluation(
         load_seconds={"teacher": 10.0, "student": 1.0},
         row_seconds={"teacher": (1.0, 1.0), "student": (0.1, 0.1)},
         measure_seconds=0.01,
         request_seconds=0.2,
         memory_gib=2.0,
+        seconds=30.0,
     )
-    found = forecast_evaluation(config(), timed, arms=3, rows=100, damaged=2, champion=False)
+    found = forecast_evaluation(config(), timed, arms=3, rows=100, damaged=2, champion=False, once=6.0)
     answers, measured, requests = 100 * (1.3 + 2 * 1.1), 0.01 * 100 * (4 + 2 * 2), 0.2 * 100 * 4 / 2
-    assert found.seconds == pytest.approx(10 + 3 + answers + measured + requests)
+    assert found.seconds == pytest.approx(6 + 10 + 3 + answers + measured + requests)
     assert found.core_hours == pytest.approx(4 * found.seconds / HOUR)
-    more = forecast_evaluation(config(), timed, arms=3, rows=100, damaged=2, champion=True)
+    more = forecast_evaluation(config(), timed, arms=3, rows=100, damaged=2, champion=True, once=6.0)
     assert more.seconds - found.seconds == pytest.approx(1 + 100 * 0.1 * 3 + 0.01 * 100 * 3 + 0.2 * 100 / 2)
 
 

@@ -11,7 +11,7 @@ from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign, HeadConfig, parse_config
 from ray_distill.config.identity import decides, identity
 from ray_distill.fingerprint import canonical_json
-from ray_distill.runtime import campaign
+from ray_distill.runtime import campaign, dry_run
 from ray_distill.runtime.core.session import parent_key
 from ray_distill.runtime.stages import evaluate, generate, label
 from ray_distill.runtime.sweep import resolve_trials
@@ -201,8 +201,8 @@ def test_labels_of_another_store_are_another_result_of_the_stage(config: Campaig
 def test_files_to_leave_out_are_not_counted_as_sources() -> None:
     """The plan counts what is read for rows, and names what takes rows away beside it."""
     roles = [{"role": role} for role in ("source", "source", "exclude", "test")]
-    assert campaign._counted(roles) == "2 source file(s) less the rows of 1 file(s)"
-    assert campaign._counted(roles[:2]) == "2 source file(s)"
+    assert dry_run._counted(roles) == "2 source file(s) less the rows of 1 file(s)"
+    assert dry_run._counted(roles[:2]) == "2 source file(s)"
 
 
 @pytest.mark.parametrize("changed", ["gate", "tracking", "drift", "cost", "plan"])

@@ -131,6 +131,14 @@ def check_revision(found: str, expected: str | None, url: str) -> None:
     )
 
 
+def is_saved(url: str) -> bool:
+    """Return whether a folder or URL has a model that `save_model` wrote.
+
+    The metadata is written last, and a function's model has no ``config.json``.
+    """
+    return files.exists(files.join(url, METADATA_FILE))
+
+
 def read_metadata(folder: Path) -> dict[str, Any]:
     """Read the metadata that `save_model` wrote; empty for a checkpoint from elsewhere.
 

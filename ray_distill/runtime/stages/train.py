@@ -9,6 +9,7 @@ from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError, StorageError
 from ray_distill.evaluation.measures.cost import stage_metrics
 from ray_distill.fingerprint import fingerprint
+from ray_distill.models.core.checkpoint_files import is_saved
 from ray_distill.promotion.chain import read_chain
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.session import Session, Stage
@@ -43,7 +44,7 @@ def train(session: Session, labels: LabelSetRef, *, resume: bool) -> dict[str, S
     """Train every arm that is not trained yet; return all students by arm."""
     job = _job(session, labels)
     done = session.done("train", fingerprint(_plans(job)))
-    if done is not None and resume and all(files.exists(ref["url"] + "/config.json") for ref in done.values()):
+    if done is not None and resume and all(is_saved(ref["url"]) for ref in done.values()):
         console.report(f"train: {', '.join(done)} are trained already, skipped", skipped="train")
         return {arm: StudentRef.from_dict(ref) for arm, ref in done.items()}
     if not resume:

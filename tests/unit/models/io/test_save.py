@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from ray_distill.config import StudentModel, TeacherConfig
 from ray_distill.config.labels import HeadConfig, LanguageConfig
 from ray_distill.errors import ConfigError, ModelError
-from ray_distill.models.core.checkpoint_files import METADATA_FILE, checkpoint_digest
+from ray_distill.models.core.checkpoint_files import METADATA_FILE, checkpoint_digest, is_saved
 from ray_distill.models.core.forward import forward
 from ray_distill.models.core.model import Model, ModelParts
 from ray_distill.models.io.load import load_model, load_processor
@@ -334,7 +334,9 @@ def test_a_function_may_give_a_language_model(tmp_path: Path, named: bool) -> No
     assert (model.classes, model.vocabulary) == ((), V) and model.states.widths == (16, 16)
     assert model.processor.settings == CHAT  # type: ignore[attr-defined]
     assert load_processor(spec, task=TASK).fingerprint == model.processor.fingerprint
+    assert not is_saved(str(tmp_path / "saved"))
     save_model(model, tmp_path / "saved", card="", metadata={})
+    assert is_saved(str(tmp_path / "saved")), "a finished training of such a student must be skipped, too"
     again = load_model(str(tmp_path / "saved"), task=TASK)
     assert again.processor.fingerprint == model.processor.fingerprint
     assert torch.equal(_logits(again), _logits(model))

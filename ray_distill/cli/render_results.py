@@ -1,6 +1,8 @@
 """Render results for a terminal."""
 
 from ray_distill.artifacts import Estimate, EvalReport
+from ray_distill.evaluation.measures.cost import paid_in_words
+from ray_distill.evaluation.report.assemble import unsteady_arms
 from ray_distill.evaluation.sweep.compare import SweepResult
 from ray_distill.labels.tools.audit import AuditReport
 from ray_distill.labels.tools.live_agreement import Agreement, Distance
@@ -10,6 +12,7 @@ from ray_distill.storage import files
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.metrics import Metric
 from ray_distill.text import NONE, arm_name, byte_size, estimate, number, ordered_arms
+from ray_distill.tracking.none import NullTracker
 from ray_distill.tracking.views import ui_command
 
 
@@ -32,11 +35,7 @@ def show_campaign(result: CampaignResult) -> str:
     """Render a campaign's outcome: models, verdict, costs, URLs, and the command for the review."""
     costs, decision = result.costs, result.decision
     money = f"{costs.total.money:.4f} {costs.total.currency}"
-    paid = (
-        f"pays for itself after {costs.break_even_requests:,} requests"
-        if costs.break_even_requests is not None
-        else "never pays for itself: serving the student is not cheaper"
-    )
+    paid = paid_in_words(costs, busy=bool(unsteady_arms(result.report)))
     page = files.join(result.report.url.rpartition("/")[0], "report.html")
     return "\n".join(
         [
@@ -50,8 +49,7 @@ def show_campaign(result: CampaignResult) -> str:
             f"{byte_size(int(result.labelled['bytes']))})",
             f"student   {result.report.student.url}",
             f"report    {page}",
-            f"review    {ui_command(result.tracking_uri)}",
-            f"          then {result.review}",
+            *_review(result.tracking_uri, result.review),
         ]
     )
 
@@ -66,7 +64,11 @@ def show_sweep(result: SweepResult) -> str:
                 "trial": f"{trial.number} {trial.name}",
                 "verdict": trial.verdict if trial.same_as is None else f"as {trial.same_as}",
                 result.objective: NONE if value is None else f"{value:.4f}",
-                **({f"{result.headline} (95 % interval)": _estimate(trial.headline)} if result.headline else {}),
+                **(
+                    {f"{result.headline} (95 % interval)": NONE if trial.headline is None else estimate(trial.headline)}
+                    if result.headline
+                    else {}
+                ),
                 "parameters": NONE if cost is None else f"{cost.parameters:,}",
                 "p50 ms": NONE if cost is None else f"{cost.latency_ms_p50:.2f}",
                 "frontier": "●" if trial.on_frontier else "",
@@ -81,10 +83,16 @@ def show_sweep(result: SweepResult) -> str:
             f"best      {result.best} {result.winner.name}",
             f"page      {files.join(result.url, 'sweep.html')}",
             f"next      ray-distill run {files.join(result.url, 'best.yaml')}",
-            f"review    {ui_command(result.tracking_uri)}",
-            f"          then {result.review}",
+            *_review(result.tracking_uri, result.review),
         ]
     )
+
+
+def _review(tracking_uri: str, address: str) -> list[str]:
+    """Return the command that opens the tracking UI, and the address of the runs in it."""
+    if tracking_uri == NullTracker.uri:
+        return ["review    nothing was recorded, because tracking is off"]
+    return [f"review    {ui_command(tracking_uri)}", f"          then {address}"]
 
 
 def show_audit(report: AuditReport) -> str:

@@ -142,6 +142,19 @@ def break_even_requests(
     return math.ceil(campaign_money / saved) if saved > 0 else None
 
 
+def paid_in_words(cost: CostReport, *, busy: bool) -> str:
+    """Return the break-even as the predicate of a sentence about the campaign.
+
+    Args:
+        cost: the campaign's bill.
+        busy: whether the throughputs, from which it follows, were measured on a busy machine.
+    """
+    source = ", by throughputs that were measured on a busy machine" if busy else ""
+    if cost.break_even_requests is None:
+        return f"never pays for itself: serving the student is not cheaper than serving the teacher{source}"
+    return f"pays for itself after {cost.break_even_requests:,} requests{source}"
+
+
 def cost_report(
     stages: Sequence[StageCost],
     examples_per_second: Mapping[str, float],

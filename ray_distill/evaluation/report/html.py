@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ray_distill.artifacts import Decision, Estimate, EvalReport
-from ray_distill.evaluation.measures.cost import CostReport, StageCost
+from ray_distill.evaluation.measures.cost import CostReport, StageCost, paid_in_words
 from ray_distill.evaluation.measures.drift import DriftReport
 from ray_distill.evaluation.predict.texts import Written
 from ray_distill.evaluation.report import plots
@@ -84,7 +84,7 @@ def render_report(
         cost=cost,
         cost_table=cost and _cost_table(cost),
         serving=cost and _serving_table(cost),
-        break_even=cost and _break_even(cost),
+        break_even=cost and f"The campaign {paid_in_words(cost, busy=bool(unsteady_arms(report)))}.",
         provenance=_provenance(report, provenance or {}),
         written=_written(written),
         figures={
@@ -281,12 +281,6 @@ def _serving_table(cost: CostReport) -> Table:
         for arm in ordered_arms(cost.per_million)
     ]
     return {"headings": ["Serving", f"{cost.total.currency} a million requests"], "rows": rows}
-
-
-def _break_even(cost: CostReport) -> str:
-    if cost.break_even_requests is None:
-        return "Serving the student is not cheaper than serving the teacher: the campaign never pays for itself."
-    return f"The campaign has paid for itself after {cost.break_even_requests:,} requests."
 
 
 def _provenance(report: EvalReport, facts: Mapping[str, str]) -> dict[str, str]:

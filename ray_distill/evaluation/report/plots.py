@@ -100,7 +100,7 @@ def loss_figure(history: History) -> Figure:
             axes.plot(steps[:, 0], steps[:, 1], color=arm_colour(arm), label=arm_name(arm))
         axes.set(xlabel="step", ylabel="training loss (each arm's own)")
         axes.set_ylim(bottom=0)
-        axes.legend(loc="upper right")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
         draw_grid(axes, "y")
     return figure
 

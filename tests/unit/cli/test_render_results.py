@@ -3,7 +3,8 @@
 import pytest
 
 from ray_distill.artifacts import Efficiency, Estimate, EvalReport, LabelSetRef, ModelReport, SnapshotRef, StudentRef
-from ray_distill.cli.render_results import show_report
+from ray_distill.cli.render_results import show_report, show_sweep
+from ray_distill.evaluation.sweep.compare import SweepResult, TrialResult
 from ray_distill.tasks.catalogue import get_task
 
 STUDENT = StudentRef(
@@ -53,3 +54,15 @@ def test_every_brief_metric_has_a_column(task):
     """The terminal reads the task's table, so that a metric added there is shown."""
     heading = show_report(report(task)).splitlines()[0]
     assert all(metric.short in heading for metric in get_task(task).answers.brief)
+
+
+def test_no_command_opens_runs_that_were_not_recorded():
+    """Where tracking is off, the terminal states it in place of the tracking UI's command."""
+    trial = TrialResult(number=1, name="one", verdict="finished", changes={}, metrics={"validation_nll": 0.5})
+    sweep = SweepResult(
+        url="u", objective="validation_nll", more_is_better=False, trials=(trial,), best=1, validation_rows=9
+    )
+    off = show_sweep(sweep.with_changes(tracking_uri="none", review="none"))
+    assert off.endswith("review    nothing was recorded, because tracking is off")
+    on = show_sweep(sweep.with_changes(tracking_uri="http://mlflow", review="http://mlflow/#/7"))
+    assert on.endswith("review    python -m webbrowser http://mlflow\n          then http://mlflow/#/7")

@@ -10,6 +10,7 @@ from ray_distill.evaluation.measures.cost import (
     cost_per_million_requests,
     cost_report,
     metered,
+    paid_in_words,
     stage_cost,
     total,
 )
@@ -82,3 +83,15 @@ def test_metrics_carry_units():
     assert CostReport.from_json(bill.to_json()) == bill
     dear = cost_report(stages, {"teacher": 10.0, "student": 1.0}, cores=1, accelerators=0, prices=PRICES)
     assert "break_even_requests" not in cost_metrics(dear)
+
+
+def test_a_break_even_of_a_busy_machine_is_marked():
+    """Terminal and page have the same words, with the number or the reason why there is none."""
+    stages = [stage_cost("label", 3600, cores=1, accelerators=0, bytes_written=7, prices=PRICES)]
+    rates = {"teacher": 10.0, "student": 100.0}
+    bill = cost_report(stages, rates, cores=1, accelerators=0, prices=PRICES)
+    assert paid_in_words(bill, busy=False) == "pays for itself after 40,000 requests"
+    assert paid_in_words(bill, busy=True).endswith("requests, by throughputs that were measured on a busy machine")
+    dear = cost_report(stages, rates | {"student": 1.0}, cores=1, accelerators=0, prices=PRICES)
+    assert paid_in_words(dear, busy=True).startswith("never pays for itself: serving the student is not cheaper")
+    assert "busy" in paid_in_words(dear, busy=True)

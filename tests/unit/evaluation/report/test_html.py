@@ -215,7 +215,7 @@ def test_the_page_shows_everything(full):
         "f" * 32,
         "3" * 32,
         "recommendation",
-        "has paid for itself after",
+        "The campaign pays for itself after",
     ):
         assert text in html
     assert html.count("<figure") == 5

@@ -58,6 +58,10 @@ class WrongTrials:
         for line in lines or [heading]:
             self._lines.setdefault(line, []).append(trial)
 
+    def lines(self) -> list[str]:
+        """Return a line a mistake, with the trials that have it."""
+        return [f"{line} ({_named(found)})" for line, found in self._lines.items()]
+
     def refuse(self, trials: int, others: Sequence[str] = ()) -> None:
         """Raise what was noted.
 
@@ -68,8 +72,7 @@ class WrongTrials:
         Raises:
             ConfigError: something was.
         """
-        names = {name for found in self._lines.values() for name in found}
-        messages = [f"{line} ({_named(found)})" for line, found in self._lines.items()]
+        names, messages = {name for found in self._lines.values() for name in found}, self.lines()
         if messages:
             raise ConfigError("\n  ".join([f"sweep: {len(names)} of {trials} trials are wrong", *others, *messages]))
         if others:
@@ -138,22 +141,22 @@ def _in_name(name: str, item: Any, others: Sequence[Any]) -> str:
     """
     if not isinstance(item, dict):
         return f"{name}={_shown(item)}"
-    leaves = [_leaves(other) for other in others if isinstance(other, dict)]
+    leaves = [leaves_of(other) for other in others if isinstance(other, dict)]
     own = {
         path: value
-        for path, value in _leaves(item).items()
+        for path, value in leaves_of(item).items()
         if any(path not in other or other[path] != value for other in leaves)
     }
     short = _short_names(tuple(dict.fromkeys(path for other in leaves for path in other)))
     return ", ".join(f"{short[path]}={_shown(value)}" for path, value in own.items()) or f"{name}={_shown(item)}"
 
 
-def _leaves(section: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+def leaves_of(section: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     """Return the values of a section by dotted path."""
     found: dict[str, Any] = {}
     for name, value in section.items():
         if isinstance(value, dict) and value:
-            found |= _leaves(value, f"{before}{name}.")
+            found |= leaves_of(value, f"{before}{name}.")
         else:
             found[f"{before}{name}"] = value
     return found

@@ -16,7 +16,7 @@ from ray_distill.evaluation.sweep.compare import SweepResult
 from ray_distill.fingerprint import fingerprint
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.class_names import classes_key
-from ray_distill.runtime.core.session import Session, open_session
+from ray_distill.runtime.core.session import Session, absolute, open_session
 from ray_distill.runtime.forecast.labelled_test_rows import what_test_rows_establish
 from ray_distill.runtime.stages import evaluate as evaluate_stage
 from ray_distill.runtime.stages import generate
@@ -27,6 +27,7 @@ from ray_distill.runtime.stages.preflight import names_student, preflight
 from ray_distill.runtime.stages.relabel import RelabelReport, relabel_source
 from ray_distill.runtime.stages.snapshot import freeze
 from ray_distill.runtime.sweep import run_sweep
+from ray_distill.runtime.sweep.check_trial_models import check_trial_models
 from ray_distill.runtime.sweep.resolve_trials import checked_trials
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.sources.resolve import describe_sources
@@ -152,10 +153,12 @@ def sweep(config: Campaign) -> SweepResult:
     Several trials run at a time. Finished trials are reused; interrupted trials continue from their checkpoints.
 
     Raises:
-        ConfigError: there is no such section, or a trial is wrong; no trial has started.
+        ConfigError: there is no such section, a trial's settings are wrong, or no student can be trained.
+        DistillError: the teacher cannot be used; no trial has started.
         TrainingError: every trial has failed.
     """
     trials = checked_trials(config)
+    _report(check_trial_models(absolute(config), trials))
     with open_session(config, sweep=True) as session:
         frozen = _snapshot(session)
         if config.sequences is not None:

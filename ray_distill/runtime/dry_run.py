@@ -14,6 +14,7 @@ from ray_distill.runtime.core.class_names import describe_classes
 from ray_distill.runtime.core.session import absolute, record_line
 from ray_distill.runtime.stages.judge import requested_corruptions
 from ray_distill.runtime.stages.preflight import preflight
+from ray_distill.runtime.sweep.check_trial_models import check_trial_models
 from ray_distill.runtime.sweep.resolve_trials import checked_trials, duplicates, labelling
 from ray_distill.snapshots.sources.resolve import describe_sources
 from ray_distill.storage import files
@@ -44,7 +45,10 @@ def plan(config: Campaign) -> list[str]:
 
 def plan_sweep(config: Campaign) -> list[str]:
     """Describe what `sweep` would do, one line per trial; run nothing."""
-    return [*_sweep_lines(absolute(config), checked_trials(config)), f"record     {record_line(absolute(config))}"]
+    trials, own = checked_trials(config), absolute(config)
+    notes = check_trial_models(own, trials, call=True)
+    lines = [*_sweep_lines(own, trials), f"record     {record_line(own)}"]
+    return [*lines, *(f"note       {note}" for note in notes)]
 
 
 def _sweep_lines(config: Campaign, trials: Sequence[Trial]) -> list[str]:

@@ -6,7 +6,7 @@ busy machine: they are measured again once, the steadier measurement counts, and
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -142,6 +142,17 @@ def latency_spread(seconds: Sequence[float]) -> float:
 def is_unsteady(efficiency: Efficiency) -> bool:
     """Return whether latencies vary as they do on a busy machine."""
     return efficiency.latency_spread > UNSTEADY
+
+
+def busy_note(measured: Iterable[Efficiency]) -> str:
+    """Return a sentence if some of several models were timed on a busy machine, else nothing."""
+    spreads = [one.latency_spread for one in measured if is_unsteady(one)]
+    if not spreads:
+        return ""
+    return (
+        f"Latencies were measured on a busy machine: repeated requests vary by up to {max(spreads):.0%} between their "
+        f"quartiles (at most {UNSTEADY:.0%} on an idle one). Compare sizes, not speed."
+    )
 
 
 def _worst_spread(seconds: Mapping[str, list[float]]) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from ray_distill.evaluation.measures.efficiency import is_unsteady
 from ray_distill.evaluation.report.plots import figure_svg
 from ray_distill.evaluation.sweep.compare import SweepResult, TrialResult
 from ray_distill.evaluation.sweep.plots import GROUND, frontier_figure, objective_name, parallel_figure
@@ -110,7 +111,11 @@ def _tiles(result: SweepResult) -> list[dict[str, str]]:
     if best.efficiency is not None:
         found += [
             {"name": "its parameters", "value": f"{best.efficiency.parameters:,}", "below": ""},
-            {"name": "its latency p50, ms", "value": f"{best.efficiency.latency_ms_p50:,.2f}", "below": ""},
+            {
+                "name": "its latency p50, ms",
+                "value": f"{best.efficiency.latency_ms_p50:,.2f}",
+                "below": "busy machine: not comparable" if is_unsteady(best.efficiency) else "",
+            },
         ]
     counts = ", ".join(f"{result.count(verdict)} {verdict}" for verdict in ("stopped", "failed"))
     return [*found, {"name": "trials finished", "value": str(result.count("finished")), "below": counts}]

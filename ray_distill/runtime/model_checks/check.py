@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from ray_distill.config import Campaign, StudentModel
 from ray_distill.errors import DistillError
@@ -17,6 +18,18 @@ from ray_distill.runtime.model_checks.teacher import TeacherHead, open_teacher_h
 from ray_distill.runtime.model_checks.training_step import has_batch_norm, try_step
 from ray_distill.storage import files
 from ray_distill.tasks.catalogue import get_task
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedTeacher:
+    """A teacher that was opened, and the store of its labels."""
+
+    config: Campaign
+    """The campaign, with the teacher's class names where it names none."""
+    head: TeacherHead
+    """Empty where the teacher was not opened."""
+    stored: StoreManifest | None
+    """None without a store."""
 
 
 def check_models(
@@ -35,16 +48,27 @@ def check_models(
     Raises:
         DistillError: of the kind that the stage would raise, with the field that names the model.
     """
+    opened = check_teacher(config, call=call, teacher=teacher)
+    return check_student(opened.config, opened, call=call) if student else ()
+
+
+def check_teacher(config: Campaign, *, call: bool, teacher: bool = True) -> OpenedTeacher:
+    """Open the teacher and the store of a campaign; arguments and errors as of `check_models`."""
     if teacher:
         with _named("labels.teacher.model"):
             config = with_teacher_names(config)
-    stored = _stored(config)
-    head = TeacherHead()
+    stored, head = _stored(config), TeacherHead()
     if teacher and not (stored is not None and is_factory(config.labels.teacher.model)):
         with _named("labels.teacher.model"):
             head = open_teacher_head(config, call=call, load=stored is None)
+    return OpenedTeacher(config=config, head=head, stored=stored)
+
+
+def check_student(config: Campaign, opened: OpenedTeacher, *, call: bool) -> tuple[str, ...]:
+    """Build the student, and train it for one step; arguments and errors as of `check_models`."""
+    stored, head = opened.stored, opened.head
     manifest = stored or _manifest(config, head)
-    if not student or manifest is None:
+    if manifest is None:
         return ()
     if stored is not None:
         check_stored_mass(config, stored)

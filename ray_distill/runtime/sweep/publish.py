@@ -10,7 +10,7 @@ import yaml
 
 from ray_distill.config import Campaign
 from ray_distill.config.load import put
-from ray_distill.config.trials import Trial, value_at
+from ray_distill.config.trials import Trial, leaves_of, value_at
 from ray_distill.evaluation.report.plots import figure_png
 from ray_distill.evaluation.sweep.compare import SweepResult, paths_of, to_csv
 from ray_distill.evaluation.sweep.html import markdown, render_sweep
@@ -68,10 +68,17 @@ def publish(session: Session, result: SweepResult, trials: Mapping[int, Trial], 
 
 
 def varied(result: SweepResult, trials: Mapping[int, Trial]) -> dict[str, Sequence[Any]]:
-    """Return the values of the trials in ``result.own`` at each path that differs between them."""
-    found = {
-        path: [value_at(trials[trial.number].config, path) for trial in result.own] for path in paths_of(result.trials)
-    }
+    """Return the values of the trials in ``result.own`` at each path that differs between them.
+
+    A section that a trial replaces is the paths of its values.
+    """
+    rows = list[dict[str, Any]]()
+    for trial in result.own:
+        config = trials[trial.number].config
+        changed = {path: value_at(config, path) for path in paths_of(result.trials)}
+        leaves = (pair for path, item in changed.items() for pair in leaves_of({path: item}).items())
+        rows.append({path: value for path, value in leaves if value != {}})
+    found = {path: [row.get(path) for row in rows] for path in dict.fromkeys(path for row in rows for path in row)}
     return {path: values for path, values in found.items() if spread(values)}
 
 

@@ -15,9 +15,11 @@ from ray_distill.config.identity import identity
 from ray_distill.config.trials import Trial
 from ray_distill.errors import DistillError, TrainingError
 from ray_distill.evaluation.measures.cost import SECONDS_AN_HOUR, stage_cost, stage_metrics
+from ray_distill.evaluation.measures.efficiency import busy_note
 from ray_distill.evaluation.measures.intervals import wilson
 from ray_distill.evaluation.sweep.compare import SweepResult, TrialResult, best_of, mark_frontier
 from ray_distill.fingerprint import fingerprint
+from ray_distill.models.core.checkpoint_files import is_saved
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.connection import on_cluster
 from ray_distill.runtime.core.session import Session, parent_key
@@ -37,7 +39,7 @@ from ray_distill.runtime.sweep.resolve_trials import (
     plan_of,
 )
 from ray_distill.runtime.sweep.scheduler import Schedule, require_room
-from ray_distill.runtime.sweep.time_students import time_students
+from ray_distill.runtime.sweep.time_students import shape_of, time_students
 from ray_distill.runtime.sweep.trial_tracking import TrialRuns
 from ray_distill.runtime.sweep.trial_worker import PlannedTrial
 from ray_distill.snapshots.reader import open_snapshot
@@ -80,7 +82,7 @@ def sweep(session: Session, snapshot: SnapshotRef, trials: Sequence[Trial]) -> S
     done = session.done("sweep", done_key)
     if done is not None:
         result = SweepResult.from_dict(done)
-        if all(files.exists(trial.student.url + "/config.json") for trial in result.own if trial.student):
+        if all(is_saved(trial.student.url) for trial in result.own if trial.student):
             console.report(
                 f"sweep: all {len(result.trials)} trials are done already, skipped ({result.url})", skipped="sweep"
             )
@@ -287,17 +289,16 @@ def _with_headline(found: Sweep, trials: Mapping[int, TrialResult]) -> tuple[str
 
 
 def _speeds(found: Sweep, outcomes: Mapping[str, TrialResult]) -> tuple[dict[str, Efficiency], list[str]]:
-    """Return size and speed of finished trials, by key; students of equal shape are timed once.
+    """Return size and speed of finished trials, by key, and notes.
 
-    Such students differ only in their weights.
+    Students of equal shape, which differ only in their weights, are timed once.
     """
     config, resources = found.session.config, found.session.config.labels.resources
     shapes: dict[str, list[tuple[PlannedTrial, StudentRef]]] = {}
     for one in found.planned:
         student = outcomes[one.key].student
         if student is not None:
-            shape = [identity(one.trial.config.student.model), one.trial.config.labels.teacher.model]
-            shapes.setdefault(fingerprint(shape), []).append((one, student))
+            shapes.setdefault(shape_of(student), []).append((one, student))
     urls = {shape: members[0][1].url for shape, members in shapes.items()}
     try:
         timed = on_cluster(
@@ -313,7 +314,8 @@ def _speeds(found: Sweep, outcomes: Mapping[str, TrialResult]) -> tuple[dict[str
     except DistillError as error:  # the trials are worth more than their timings
         console.report(f"sweep: the students could not be timed: {error}")
         return {}, [f"Size and latency are missing, so there is no frontier: {error}"]
-    return {one.key: timed[shape] for shape, members in shapes.items() for one, _ in members}, []
+    speeds = {one.key: timed[shape] for shape, members in shapes.items() for one, _ in members}
+    return speeds, [note] if (note := busy_note(timed.values())) else []
 
 
 def _facts(found: Sweep) -> dict[str, str]:

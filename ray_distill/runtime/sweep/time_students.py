@@ -4,11 +4,14 @@ from collections.abc import Mapping
 
 import torch
 
-from ray_distill.artifacts import Efficiency, SnapshotRef
+from ray_distill.artifacts import Efficiency, SnapshotRef, StudentRef
 from ray_distill.config import Campaign, TeacherConfig
+from ray_distill.fingerprint import fingerprint
+from ray_distill.models.core.checkpoint_files import METADATA_FILE
 from ray_distill.models.io.load import load_model
 from ray_distill.runtime.stages.judge import TIMED_EXAMPLES, panel_of, size_of, time_models
 from ray_distill.snapshots.reader import open_snapshot
+from ray_distill.storage import files
 
 
 def time_students(
@@ -37,3 +40,16 @@ def time_students(
     rows = opened.read("validation", columns=panel.columns).slice(0, TIMED_EXAMPLES)
     sizes = {name: size_of(model, None) for name, model in models.items()}
     return time_models(config, models, panel.task.answers.judge.timed(panel, rows), sizes)
+
+
+def shape_of(student: StudentRef) -> str:
+    """Return the key of a student's architecture, however a trial's settings describe it."""
+    saved = files.read_json(files.join(student.url, METADATA_FILE))
+    config = files.join(student.url, "config.json")
+    return fingerprint(
+        {
+            "config": files.read_json(config) if files.exists(config) else None,
+            "function": saved.get("factory"),
+            "language": [saved.get("language"), saved.get("max_length")],
+        }
+    )

@@ -14,6 +14,7 @@ from ray_distill.evaluation.measures.efficiency import (
     UNSTEADY,
     WARM_UP,
     Runner,
+    busy_note,
     bytes_of_folder,
     count_parameters,
     is_unsteady,
@@ -96,6 +97,7 @@ def test_a_busy_machine_is_measured_again_and_marked(monkeypatch):
     busy = uneven(until=1000)
     assert len(done) == 2 * (WARM_UP + 20) + WARM_UP + BATCHES
     assert is_unsteady(busy) and busy.latency_spread > UNSTEADY
+    assert busy_note([calm]) == "" and f"by up to {busy.latency_spread:.0%}" in busy_note([calm, busy])
 
 
 def test_the_spread_is_that_of_the_quartiles():

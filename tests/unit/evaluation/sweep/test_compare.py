@@ -117,6 +117,21 @@ def test_the_table_has_a_row_a_trial(result: SweepResult) -> None:
     assert rows[5]["same_as"] == "1"
 
 
+def test_a_latency_of_a_busy_machine_is_not_a_headline_to_compare(result: SweepResult) -> None:
+    """Its tile states it; that of an idle machine has no such words."""
+    busy = result.winner.efficiency
+    assert busy is not None
+    trials = tuple(
+        trial.with_changes(efficiency=busy.with_changes(latency_spread=0.9)) if trial.number == result.best else trial
+        for trial in result.trials
+    )
+    pages = [
+        render_sweep(found, title="t", values=VALUES, rerun="r", provenance={})
+        for found in (result, result.with_changes(trials=trials))
+    ]
+    assert ["busy machine: not comparable" in page for page in pages] == [False, True]
+
+
 def test_a_proportion_stands_beside_the_objective_with_its_interval(result: SweepResult) -> None:
     """In table, tiles and summary; a trial that did not come to it has a dash; without one there is no column."""
     shares = {1: Estimate(value=0.5, low=0.42, high=0.58, n=148), 3: Estimate(value=0.75, low=0.68, high=0.81, n=148)}

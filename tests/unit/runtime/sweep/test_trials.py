@@ -9,17 +9,25 @@ import pytest
 import yaml
 
 from ray_distill import cli
-from ray_distill.artifacts import LabelSetRef, SnapshotRef
-from ray_distill.config import Campaign, parse_config
+from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
+from ray_distill.config import Campaign, TeacherConfig, parse_config
 from ray_distill.config.trials import expand
-from ray_distill.errors import ConfigError, TrainingError
+from ray_distill.errors import ConfigError, TeacherRefused, TrainingError
+from ray_distill.evaluation.sweep.compare import SweepResult, TrialResult
+from ray_distill.models.io.load import load_model
+from ray_distill.models.io.save import save_model
 from ray_distill.runtime.core.session import absolute, parent_key
+from ray_distill.runtime.dry_run import plan_sweep
+from ray_distill.runtime.sweep import check_trial_models as check_trial_models_module
 from ray_distill.runtime.sweep import resolve_trials as planning
-from ray_distill.runtime.sweep.publish import best_campaign
+from ray_distill.runtime.sweep.check_trial_models import check_trial_models
+from ray_distill.runtime.sweep.publish import best_campaign, varied
+from ray_distill.runtime.sweep.time_students import shape_of
 from ray_distill.runtime.sweep.trial_worker import PlannedTrial, known_rungs, objective_of
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.take import take_snapshot
 from ray_distill.storage import files
+from ray_distill.testing.models import write_tiny_text_model
 
 RATE, K = "student.training.learning_rate", "labels.signal.k"
 
@@ -80,6 +88,49 @@ def test_what_training_would_refuse_is_refused_before_anything_starts(tmp_path: 
     assert lines[2].endswith("(trial 'hidden')")
     assert "student.training.learning_rate: a trial that may be stopped has one rate, found 2" in lines[3]
     assert not (tmp_path / "out").exists()
+
+
+def _checkpoint_config(folder: Path, *overrides: dict[str, Any], **snapshot: Any) -> Campaign:
+    """A sweep over the overrides, each at two rates, of a teacher that is a checkpoint of the classes a and b."""
+    write_tiny_text_model(folder / "teacher", ("a", "b"), 0)
+    source = {"source": str(folder / "rows.jsonl"), "columns": {"label": "label"}, **snapshot}
+    return _config(
+        folder,
+        snapshot=source,
+        labels={"teacher": {"model": str(folder / "teacher")}},
+        student={"model": {"from": "config"}, "losses": {"soft": {}}, "training": {"engine": "torch"}},
+        sweep={"grid": {"student.model.overrides": list(overrides), RATE: [1e-3, 1e-2]}},
+    )
+
+
+def test_a_student_that_cannot_be_built_is_named_and_stops_no_other_trial(tmp_path: Path) -> None:
+    """By the dry run and before labelling, once for both of its rates; if every student is wrong, the sweep is."""
+    config = _checkpoint_config(tmp_path, {"no_such_field": 1}, {"num_hidden_layers": 1})
+    (note,) = check_trial_models(config, planning.checked_trials(config))
+    assert note.startswith("this will fail, and stop no other trial: student.model")
+    assert "no_such_field" in note and note.endswith("no_such_field=1, learning_rate=0.01')")
+    assert plan_sweep(config)[-1] == f"note       {note}"
+    config = _checkpoint_config(tmp_path, {"no_such_field": 1}, {"no_such_field": 2})
+    with pytest.raises(ConfigError, match=r"sweep: 4 of 4 trials are wrong\n  student\.model.*no_such_field"):
+        check_trial_models(config, planning.checked_trials(config))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_of_other_classes_is_refused_before_a_sweep(tmp_path: Path) -> None:
+    """As by a run: no trial could be labelled."""
+    config = _checkpoint_config(tmp_path, {"num_hidden_layers": 1}, classes=["a", "c"])
+    with pytest.raises(TeacherRefused, match=r"labels\.teacher\.model: .*'c'"):
+        plan_sweep(config)
+
+
+def test_a_large_sweep_checks_some_students_and_states_how_many_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the first students are built, each once, whatever its rates."""
+    config = _checkpoint_config(tmp_path, *({"num_hidden_layers": layers} for layers in (1, 2, 3)))
+    monkeypatch.setattr(check_trial_models_module, "MOST", 2)
+    (note,) = check_trial_models(config, planning.checked_trials(config))
+    assert note == "the students of 2 trials were not built: they are checked when they train"
 
 
 def test_trials_that_would_train_one_student_twice_are_found(tmp_path: Path) -> None:
@@ -242,10 +293,42 @@ def test_the_best_trial_is_a_campaign_of_its_own(tmp_path: Path) -> None:
     assert found.snapshot == config.snapshot
 
 
+def test_a_section_that_trials_replace_is_shown_by_what_differs(tmp_path: Path) -> None:
+    """The figure has an axis a value, and none for the section, or for what all trials share."""
+    models = [{"from": "config", "overrides": {"num_hidden_layers": 1}}, {"from": "teacher_layers", "keep": 1}]
+    config = _config(tmp_path, sweep={"grid": {"student.model": models}})
+    trials = {trial.number: trial for trial in expand(config)}
+    results = tuple(
+        TrialResult(number=number, name=trial.name, verdict="finished", changes=dict(trial.changes))
+        for number, trial in trials.items()
+    )
+    sweep = SweepResult(url="", objective="o", more_is_better=True, trials=results, best=1, validation_rows=1)
+    assert varied(sweep, trials) == {
+        "student.model.from": ["config", "teacher_layers"],
+        "student.model.keep": [None, 1],
+        "student.model.overrides.num_hidden_layers": [1, None],
+    }
+
+
+def test_students_of_one_architecture_have_one_shape(tmp_path: Path) -> None:
+    """Their settings may describe it in two ways; other widths are another shape."""
+
+    def shape(name: str, **sizes: int) -> str:
+        model = load_model(
+            TeacherConfig(model=str(write_tiny_text_model(tmp_path / name, ("a", "b"), 0, **sizes))),
+            task="text_classification",
+        )
+        save_model(model, tmp_path / "saved" / name, card="", metadata={"campaign": name})
+        return shape_of(StudentRef(url=str(tmp_path / "saved" / name), fingerprint="", arm="student", labels=_labels()))
+
+    assert shape("one") == shape("two") != shape("narrow", intermediate_size=32)
+
+
 def test_a_dry_run_lists_the_trials_and_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Those that are another one again are told; nothing is written."""
     value = _value(
         tmp_path,
+        student={"model": {"from": "module", "model": "ray_distill.testing.models:tiny_text_model"}},
         sweep={
             "trials": [{"name": "named", "set": {RATE: 1e-3}}],
             "grid": {RATE: [1e-3, 1e-2]},

@@ -4,11 +4,13 @@
 """
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from torch import nn
 
+from ray_distill.config import TeacherConfig
 from ray_distill.errors import ModelError, TeacherRefused
 from ray_distill.labels.model.part_specs import AnswerSpace
 
@@ -64,6 +66,46 @@ def check_classes(space: AnswerSpace, snapshot: Sequence[str], url: str) -> None
     )
 
 
+def check_id2label(model: TeacherConfig, model_config: Any) -> None:
+    """Refuse an id2label that does not give each output one name of its own.
+
+    A config is right where the campaign names the classes itself.
+
+    Raises:
+        ModelError: names the outputs, and how to go on.
+    """
+    if model_config is None or model.classes is not None:
+        return
+    names = {int(index): str(name) for index, name in model_config.id2label.items()}
+    fault = _fault_of(names, getattr(model_config, "label2id", None) or {})
+    if fault:
+        raise ModelError(
+            f"{model.model}: id2label in its config.json {fault}; correct it, or list one name an output, in their "
+            "order, in labels.teacher.classes"
+        )
+
+
+def _fault_of(names: Mapping[int, str], indices: Mapping[str, int]) -> str:
+    """Return a phrase for the first fault, or an empty text.
+
+    Args:
+        names: id2label.
+        indices: label2id; names that id2label lacks are left out.
+    """
+    if sorted(names) != list(range(len(names))):
+        return f"numbers {len(names):,} outputs {listed([str(index) for index in sorted(names)])}, expected 0, 1, 2…"
+    first: dict[str, int] = {}
+    for index, name in sorted(names.items()):
+        if not name.strip():
+            return f"has no name for output {index}"
+        if first.setdefault(name, index) != index:
+            return f"gives the outputs {first[name]} and {index} one name, {name!r}"
+    for name, index in first.items():
+        if int(indices.get(name, index)) != index:
+            return f"names output {index} {name!r}, and label2id gives that name to output {indices[name]}"
+    return ""
+
+
 def listed(names: Sequence[str], most: int = 5) -> str:
     """Return the names as a list; of many their number, and the first ones."""
     return str(list(names)) if len(names) <= most else f"{len(names):,} classes such as {list(names[:most])}"
@@ -94,6 +136,10 @@ def named(names: tuple[str, ...]) -> AnswerSpace:
 
 
 def class_names(model_config: Any) -> tuple[str, ...]:
-    """Return the class names of a transformers config, in the order of the logits."""
+    """Return the class names of a transformers config, in the order of the logits.
+
+    Names that several outputs share get the output's number; `check_id2label` refuses them where they would be used.
+    """
     names = {int(index): str(name) for index, name in model_config.id2label.items()}
-    return tuple(names[index] for index in sorted(names))
+    times = Counter(names.values())
+    return tuple(f"{name} ({index})" if times[name] > 1 else name for index, name in sorted(names.items()))

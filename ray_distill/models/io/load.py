@@ -1,6 +1,7 @@
 """Load a model: a checkpoint, an encoder with a fitted head, a student, or a function's."""
 
 import importlib.util
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -182,10 +183,12 @@ def read_module(
                 dtype=dtype,
                 trust_remote_code=config.trust_remote_code,
                 **source,
-                **options,
+                **{"ignore_mismatched_sizes": True, **options},
             )
     except Exception as error:
         raise ModelError(f"cannot load {config.model} for {task}: {error}") from error
+    if "ignore_mismatched_sizes" not in options:
+        _refuse_other_sizes(info["mismatched_keys"], config.model)
     missing = sorted(info["missing_keys"])
     if complete and missing:
         raise ModelError(
@@ -193,6 +196,22 @@ def read_module(
             f"{get_task(task).answers.model.HEADLESS}"
         )
     return module
+
+
+def _refuse_other_sizes(found: Iterable[tuple[str, Sequence[int], Sequence[int]]], url: str) -> None:
+    """Refuse weights whose shapes are not those that the config states.
+
+    Args:
+        found: name, shape of the weights, shape by the config.
+        url: the checkpoint.
+    """
+    sizes = [f"{name} is {list(shape)}, expected {list(stated)}" for name, shape, stated in sorted(found)]
+    if sizes:
+        more = f" and {len(sizes) - 3:,} more" if len(sizes) > 3 else ""
+        raise ModelError(
+            f"{url} has weights of other sizes than its config.json states: {'; '.join(sizes[:3])}{more}: correct "
+            "config.json (a head has as many rows as id2label has classes), or save the model again"
+        )
 
 
 def _from_checkpoint(config: TeacherConfig, task: str, folder: Path, *, digest: str, head_url: str | None) -> Model:

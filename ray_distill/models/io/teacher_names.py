@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ray_distill.config import TeacherConfig
 from ray_distill.models.core.checkpoint_files import open_checkpoint, read_metadata
 from ray_distill.models.core.module_function import call_factory, is_factory, takes
-from ray_distill.models.core.row_classes import are_generic
+from ray_distill.models.core.row_classes import are_generic, check_id2label
 from ray_distill.models.io.load import read_config
 from ray_distill.storage import files
 from ray_distill.tasks.catalogue import get_task
@@ -28,7 +28,7 @@ def checkpoint_names(config: TeacherConfig, *, task: str) -> TeacherNames | None
         task without named classes.
 
     Raises:
-        ModelError, StorageError: the checkpoint's config cannot be read.
+        ModelError, StorageError: the checkpoint's config cannot be read, or as `check_id2label`.
     """
     family = get_task(task).answers
     if (
@@ -43,7 +43,10 @@ def checkpoint_names(config: TeacherConfig, *, task: str) -> TeacherNames | None
         if saved.get("factory"):
             names = tuple(saved["classes"])
         else:
-            names = family.model.space(read_config(folder, config)).names
+            model_config = read_config(folder, config)
+            names = family.model.space(model_config).names
+            if names:
+                check_id2label(config, model_config)
     return TeacherNames(names=names, generic=are_generic(names)) if names else None
 
 

@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
+from ray_distill.snapshots.label_reading.spelling import same_spelling
+
 #: Values shown in a message, and characters of each: a wrong column may have long private texts.
 SHOWN, LETTERS = 8, 40
 
@@ -85,11 +87,20 @@ def indices_of_nothing(section: str) -> str:
     return f"{section}.label_values is indices, and no class has a name: list the names in order in snapshot.classes"
 
 
-def alike(one: str, other: str, field: str) -> str:
+def alike(one: str, other: str, difference: str, *, field: str) -> str:
     """Word two found classes that hardly differ."""
     return (
-        f"{field}: {one!r} and {other!r} differ only by case, blanks or leading zeros. Give one class one name in the "
-        "source; if both are classes, list all of them in snapshot.classes"
+        f"{field}: {one!r} and {other!r} {difference}. Give one class one name in the source; if both are classes, "
+        "list all of them in snapshot.classes"
+    )
+
+
+def two_kinds(numbers: Sequence[str], words: Sequence[str], field: str) -> str:
+    """Word a column that has names in some rows and, as it seems, their indices in others."""
+    return (
+        f"{field}: some labels are the integers {numbers[0]} to {numbers[-1]}, and as many are words "
+        f"({listed(words)}), so the integers may be indices of the words. Give one class one name in the source; if "
+        "all of these are classes, list all of them in snapshot.classes"
     )
 
 
@@ -168,5 +179,9 @@ def need(value: str, classes: Sequence[str]) -> str:
     same = [name for name in classes if name.strip().casefold() == stripped.casefold()]
     if same:
         return f", {same[0]!r} but for case"
+    for name in classes:
+        difference = same_spelling(value, name)
+        if difference:
+            return f", which and {name!r} {difference}"
     near = difflib.get_close_matches(value, classes, n=1, cutoff=0.8)
     return f", near {near[0]!r}" if near else ""

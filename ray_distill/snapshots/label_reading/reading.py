@@ -14,7 +14,17 @@ import pyarrow.compute as pc
 from ray_distill.config.snapshot import Columns
 from ray_distill.errors import SnapshotError
 from ray_distill.snapshots.label_reading import messages
-from ray_distill.snapshots.label_reading.spelling import BLANKS, DOUBTFUL, is_fraction, is_integer, is_rounded, respell
+from ray_distill.snapshots.label_reading.spelling import (
+    BLANKS,
+    DOUBTFUL,
+    is_fraction,
+    is_integer,
+    is_rounded,
+    key,
+    respell,
+    same_spelling,
+    truth_word,
+)
 from ray_distill.snapshots.rows import Mask
 
 Kind = Literal["names", "indices"]
@@ -172,19 +182,29 @@ def _refuse_numbers(values: Mapping[str, str], rules: LabelRules) -> None:
 def _name_themselves(values: Mapping[str, str], rules: LabelRules) -> tuple[Kind, dict[str, str]]:
     if rules.columns.label_values == "indices":
         raise SnapshotError(messages.indices_of_nothing(rules.section))
-    alike: dict[str, str] = {}
-    for text in sorted(set(values.values())):
-        other = alike.setdefault(_folded(text), text)
-        if other != text:
-            raise SnapshotError(messages.alike(other, text, rules.field))
+    texts = sorted(set(values.values()))
+    _refuse_one_class_twice(texts, rules)
+    _refuse_two_kinds(texts, rules)
     return "names", dict(values)
 
 
-def _folded(text: str) -> str:
-    """Return what names that only differ by case, inner blanks or leading zeros have in common."""
-    if text.isdecimal():
-        return str(int(text))
-    return " ".join(text.split()).casefold()
+def _refuse_one_class_twice(texts: Sequence[str], rules: LabelRules) -> None:
+    truths = {text: truth_word(text) for text in texts}
+    seen: dict[str, str] = {}
+    for text in texts:
+        word = truths[text] if all(truths.values()) else None
+        other = seen.setdefault(word or key(text), text)
+        if other != text:
+            difference = same_spelling(other, text) or f"both mean {word}"
+            raise SnapshotError(messages.alike(other, text, difference, field=rules.field))
+
+
+def _refuse_two_kinds(texts: Sequence[str], rules: LabelRules) -> None:
+    """Refuse as many words as integers from 0: one file may have names, another their indices."""
+    numbers = sort_names(filter(is_integer, texts))
+    words = [text for text in texts if text not in numbers]
+    if len(words) == len(numbers) > 1 and numbers == tuple(map(str, range(len(words)))):
+        raise SnapshotError(messages.two_kinds(numbers, words, rules.field))
 
 
 def _among(values: Mapping[str, str], rows: Mapping[str, int], rules: LabelRules) -> tuple[Kind, dict[str, str]]:

@@ -16,6 +16,7 @@ from ray_distill.models.core.row_classes import (
     MULTI_LABEL,
     REGRESSION,
     check_classes,
+    check_id2label,
     describe,
     limit_entries,
     logits_shape,
@@ -64,6 +65,7 @@ def check_model(task: Task, *, model: TeacherConfig, space: AnswerSpace | None, 
             f"{model.model} answers with one logit, a yes or no for {space.names[0]!r}, and {task.name} needs at least "
             f"two classes: use the task {other}"
         )
+    check_id2label(model, model_config)
 
 
 def head_fit(truth: npt.NDArray[Any], classes: Sequence[str], *, seed: int) -> HeadFit:

@@ -21,6 +21,7 @@ from ray_distill.models.core.row_classes import (
     HEADLESS,
     MULTI_LABEL,
     check_classes,
+    check_id2label,
     describe,
     limit_entries,
     logits_shape,
@@ -59,6 +60,7 @@ def check_model(task: Task, *, model: TeacherConfig, space: AnswerSpace | None, 
             f"{task.name} needs logits that are one sigmoid a label: use the task {softmax}, or, if its logits are "
             f"sigmoids, set problem_type to {MULTI_LABEL} in its config.json"
         )
+    check_id2label(model, model_config)
 
 
 def head_fit(truth: npt.NDArray[Any], classes: Sequence[str], *, seed: int) -> HeadFit:

@@ -1,10 +1,12 @@
 """Models over named classes: whose names, how many differ, and generic names that are nobody's."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from ray_distill.config import TeacherConfig
-from ray_distill.errors import ConfigError, TeacherRefused
-from ray_distill.models.core.row_classes import check_classes, named
+from ray_distill.errors import ConfigError, ModelError, TeacherRefused
+from ray_distill.models.core.row_classes import check_classes, check_id2label, class_names, named
 from ray_distill.models.io.load import renamed
 
 
@@ -32,3 +34,25 @@ def test_outputs_get_the_names_of_the_configuration() -> None:
     assert renamed(named(("LABEL_0", "LABEL_1")), config).names == ("ham", "spam")
     with pytest.raises(ConfigError, match=r"labels\.teacher\.classes has 2 names \(ham, spam\), and m answers with 3"):
         renamed(named(("a", "b", "c")), config)
+
+
+@pytest.mark.parametrize(
+    ("names", "indices", "fault"),
+    [
+        ({1: "ham", 2: "spam"}, None, r"numbers 2 outputs \['1', '2'\], expected 0, 1, 2"),
+        ({0: "ham", 2: "spam"}, None, r"numbers 2 outputs \['0', '2'\]"),
+        ({0: "ham", 1: " "}, None, "has no name for output 1"),
+        ({0: "crane", 1: "ham", 2: "crane"}, {"crane": 2, "ham": 1}, "gives the outputs 0 and 2 one name, 'crane'"),
+        ({0: "ham", 1: "spam"}, {"ham": 1, "spam": 0}, "names output 0 'ham', and label2id gives that"),
+    ],
+)
+def test_outputs_without_one_name_each_are_refused(names: dict[int, str], indices: object, fault: str) -> None:
+    """Unless the campaign names them; a label2id of other names decides nothing."""
+    found = SimpleNamespace(id2label=names, label2id=indices)
+    with pytest.raises(ModelError, match=f"m: id2label in its config.json {fault}.*labels.teacher.classes"):
+        check_id2label(TeacherConfig(model="m"), found)
+    check_id2label(TeacherConfig(model="m", classes=("a", "b")), found)
+    check_id2label(
+        TeacherConfig(model="m"), SimpleNamespace(id2label={0: "ham", 1: "spam"}, label2id={"LABEL_0": 0, "spam": 1})
+    )
+    assert len(set(class_names(found))) == len(names)

@@ -94,6 +94,16 @@ MISTAKES: dict[str, Wrong] = {
     ),
     "regression teacher": w("rows", {"labels.teacher.model": "regression"}, "labels.teacher", "regression", "class"),
     "teacher of one logit": w("rows", {"labels.teacher.model": "one"}, "labels.teacher", "one logit", "two classes"),
+    "more classes than outputs": w(
+        "rows",
+        {"labels.teacher.model": "three", "snapshot.classes": GONE},
+        "labels.teacher.model",
+        "classifier.weight is [2, 32], expected [3, 32]",
+        "id2label",
+    ),
+    "outputs counted from 1": w(
+        "rows", {"labels.teacher.model": "from_one"}, "labels.teacher.model", "id2label", "['1', '2']", "expected 0, 1"
+    ),
     "softmax for several labels": w(
         "rows", {"task": "text_multi_label"}, "labels.teacher", "problem_type", "multi_label_classification"
     ),
@@ -218,6 +228,12 @@ MISTAKES: dict[str, Wrong] = {
     "unknown metric": w("rows", {"gate.limits": {"acuracy": {"min": 0.9}}}, "gate.limits", "acuracy", "accuracy"),
     "unknown arm": w("rows", {"gate.beat": ["baseline"]}, "gate.beat", "baseline", "baseline_hard_labels"),
     "empty limit": w("rows", {"gate.limits": {"accuracy": {}}}, "gate.limits.accuracy", "min"),
+    "percentage for a share": w(
+        "rows", {"gate.limits": {"accuracy": {"min": 85}}}, "gate.limits.accuracy.min", "85", "between 0 and 1", "0.85"
+    ),
+    "limit that is no number": w(
+        "rows", {"gate.limits": {"accuracy": {"min": float("nan")}}}, "gate.limits.accuracy.min", "finite", "nan"
+    ),
     "alias of MLflow's own": w("rows", {"gate.alias": "latest"}, "gate.alias", "latest"),
     "alias like a version": w("rows", {"gate.alias": "v2"}, "gate.alias", "v2"),
     "model name with a slash": w("rows", {"gate.model_name": "team/intent"}, "gate.model_name", "team/intent"),
@@ -260,6 +276,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _rename_token(root / "other_tokens" / "tokenizer.json")
     write_tiny_image_model(root / "images", CLASSES, 0)
     _without_head(root / "teacher", root / "headless")
+    _rename_classes(root / "teacher", root / "three", {0: "ham", 1: "spam", 2: "eggs"})
+    _rename_classes(root / "teacher", root / "from_one", {1: "ham", 2: "spam"})
     shutil.copytree(root / "teacher", root / "damaged")
     (root / "damaged" / "model.safetensors").write_bytes(b"nothing")
     (root / "empty").mkdir()
@@ -273,6 +291,13 @@ def _rename_token(path: Path) -> None:
     vocabulary = value["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     path.write_text(json.dumps(value))
+
+
+def _rename_classes(source: Path, target: Path, names: dict[int, str]) -> None:
+    shutil.copytree(source, target)
+    value = json.loads((target / "config.json").read_text())
+    value |= {"id2label": names, "label2id": {name: index for index, name in names.items()}}
+    (target / "config.json").write_text(json.dumps(value))
 
 
 def _without_head(source: Path, target: Path) -> None:

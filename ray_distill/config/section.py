@@ -17,9 +17,11 @@ OUTPUT: dict[str, JsonValue] = {"path": "output", **NOT_DECIDING}
 
 
 class Section(BaseModel):
-    """A frozen section that refuses unknown names.
+    """A frozen section that refuses unknown names, and numbers that are not finite.
 
     Defaults are validated, so that they have the types of given values: 1.0 for a float, not 1.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, validate_default=True, allow_inf_nan=False
+    )

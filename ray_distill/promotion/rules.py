@@ -12,7 +12,7 @@ from ray_distill.config import GateConfig, Limit
 from ray_distill.config.identity import identity
 from ray_distill.fingerprint import fingerprint
 from ray_distill.tasks.catalogue import get_task
-from ray_distill.tasks.known_names import unknown_metrics
+from ray_distill.tasks.known_names import unknown_metrics, wrong_bounds
 from ray_distill.tasks.metrics import Metric
 
 Kind = Literal["min", "max", "relative", "teacher_margin", "margin"]
@@ -74,13 +74,13 @@ def changed_defaults(gate: GateConfig, task: str) -> str:
 
 
 def wrong_limits(gate: GateConfig, task: str) -> list[str]:
-    """Return one sentence for each limit that does not apply to the task's models."""
+    """Return one sentence for each limit that does not apply, or that no value can meet."""
     answers = get_task(task).answers
     wrong = unknown_metrics("gate.limits", gate.limits, get_task(task))
     for name, limit in gate.limits.items():
         known = answers.find(name)
         if known is not None and limit is not None:
-            wrong += _wrong_kinds(known, name, limit)
+            wrong += [*_wrong_kinds(known, name, limit), *wrong_bounds(f"gate.limits.{name}", known, limit)]
     return wrong
 
 

@@ -1,17 +1,21 @@
-"""Refuse names in a campaign that its task does not have: metrics, arms and corruptions.
+"""Refuse names that a campaign's task does not have, and limits that no value can meet.
 
 The check reads the tables of the task alone, no file and no model, so every command can begin with it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from math import isfinite
 
-from ray_distill.config import Campaign
-from ray_distill.tasks.metrics import MetricTable
+from ray_distill.config import Campaign, Limit
+from ray_distill.config.labels import Floor
+from ray_distill.tasks.metrics import Metric, MetricTable
 from ray_distill.tasks.task import Task
 from ray_distill.text import ARM_NAMES, did_you_mean
 
 #: The arm that a setting of the campaign adds.
 _CEILING = "ceiling_true_labels"
+#: A larger share of the teacher's value is a percentage.
+_LARGEST_SHARE = 2.0
 
 
 def unknown_names(config: Campaign, task: Task) -> list[str]:
@@ -21,6 +25,7 @@ def unknown_names(config: Campaign, task: Task) -> list[str]:
     """
     return [
         *unknown_floors(config.labels.check.limits, task),
+        *_wrong_floors(config.labels.check.limits, task),
         *unknown_arms("gate.beat", config.gate.beat, ceiling=config.student.ceiling is not None),
         *unknown_corruptions(config, task),
     ]
@@ -49,6 +54,47 @@ def unknown_floors(names: Iterable[str], task: Task) -> list[str]:
         f"a teacher has {', '.join(table.names)}"
         for name in names
         if table.find(name) is None
+    ]
+
+
+def wrong_bounds(field: str, metric: Metric, limit: Limit | Floor) -> Iterator[str]:
+    """Yield one sentence for each number of a limit that cannot be meant.
+
+    Args:
+        field: dotted path of the limit.
+        metric: what it limits.
+        limit: the numbers.
+    """
+    low, high, width = metric.low, metric.high, metric.high - metric.low
+    for kind in ("min", "max"):
+        value = getattr(limit, kind)
+        if value is not None and not low <= value <= high:
+            span = f"lies between {low:g} and {high:g}" if isfinite(high) else f"is at least {low:g}"
+            yield f"{field}.{kind} is {value:g}, and {metric.name} {span}{_as_share(value, high)}"
+    for kind in ("margin", "teacher_margin"):
+        value = getattr(limit, kind, None)
+        if value is not None and isfinite(width) and value >= width:
+            yield f"{field}.{kind} is {value:g}, which allows any {metric.name}{_as_share(value, high)}"
+    share = getattr(limit, "relative", None)
+    if share is not None and share > _LARGEST_SHARE:
+        yield f"{field}.relative is {share:g} times the teacher's value{_as_share(share, 1.0)}"
+    if limit.min is not None and limit.max is not None and limit.min > limit.max:
+        yield f"{field}.min is {limit.min:g}, above its max {limit.max:g}: no value is between them"
+
+
+def _as_share(value: float, high: float) -> str:
+    """Return what to write for a percentage of a metric of at most 1."""
+    return f": write {value / 100:g} for {value:g} %" if high == 1.0 and 1.0 < value <= 100.0 else ""
+
+
+def _wrong_floors(limits: Mapping[str, Floor], task: Task) -> list[str]:
+    table = task.answers.metrics
+    found = [(name, table.find(name), limit) for name, limit in limits.items()]
+    return [
+        wrong
+        for name, metric, limit in found
+        if metric is not None
+        for wrong in wrong_bounds(f"labels.check.limits.{name}", metric, limit)
     ]
 
 

@@ -1,5 +1,6 @@
 """Names of metrics, arms and corruptions are refused before anything is spent, with the nearest known ones."""
 
+import re
 from typing import Any
 
 import pytest
@@ -79,6 +80,30 @@ def test_a_limit_on_what_the_settings_never_measure_names_the_setting(
     config = _config("seq2seq", gate={"limits": {metric: {"min": 0.1}}}, evaluation=evaluation)
     wrong = [line for line in get_task("seq2seq").refuse(config) if metric in line]
     assert wrong == [] if says is None else says in wrong[0]
+
+
+@pytest.mark.parametrize(
+    ("sections", "says"),
+    [
+        ({"gate": {"limits": {"accuracy": {"min": 85}}}}, "accuracy.min is 85, .*between 0 and 1: write 0.85 for 85 %"),
+        ({"gate": {"limits": {"accuracy": {"relative": 97}}}}, "relative is 97 times the teacher's.*write 0.97"),
+        ({"gate": {"limits": {"accuracy": {"margin": 1}}}}, "accuracy.margin is 1, which allows any accuracy"),
+        ({"gate": {"limits": {"ece": {"max": 15}}}}, "gate.limits.ece.max is 15, .*write 0.15 for 15 %"),
+        ({"gate": {"limits": {"latency_ms_p95": {"max": -1}}}}, "latency_ms_p95 is at least 0"),
+        ({"gate": {"limits": {"accuracy": {"min": 0.9, "max": 0.5}}}}, "min is 0.9, above its max 0.5"),
+        ({"labels": {"check": {"limits": {"accuracy": {"min": 90}}}}}, "labels.check.limits.accuracy.min is 90"),
+    ],
+)
+def test_a_limit_that_every_or_no_value_meets_is_refused(sections: dict[str, Any], says: str) -> None:
+    """A percentage for a share rejects every student, or lets every student pass, when all is paid for."""
+    (line,) = _wrong(_config("text_classification", **sections))
+    assert re.search(says, line), line
+
+
+def test_limits_at_the_ends_of_a_metric_are_accepted() -> None:
+    """They are a usual way to have no limit; a student may have to be better than its teacher."""
+    limits = {"agreement": {"min": 0}, "ece": {"max": 1}, "accuracy": {"relative": 1.1}, "parameters": {"max": 1e9}}
+    assert _wrong(_config("text_classification", gate={"limits": limits})) == []
 
 
 def test_buckets_of_the_table_are_those_that_are_measured() -> None:

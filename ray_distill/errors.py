@@ -61,6 +61,15 @@ class ModelError(DistillError):
     """A model cannot be loaded, built, converted or saved."""
 
 
+class ChangedModel(ModelError):
+    """The files of a model are not those that were pinned or trained."""
+
+    def __init__(self, message: str, *, found: str = "") -> None:
+        """Keep the digest of the files that are there."""
+        super().__init__(message)
+        self.found = found
+
+
 class TrainingError(DistillError):
     """A training run cannot start, or cannot go on."""
 

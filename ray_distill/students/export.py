@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from ray_distill.artifacts import Document, LabelSetRef, StudentRef
 from ray_distill.errors import DistillError, TrainingError
+from ray_distill.models.core.checkpoint_files import is_saved
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.save import save_model
 from ray_distill.storage import files
@@ -66,13 +67,13 @@ def export_arm(
 
 
 def exported_arm(output: str, arm: str, plan: Mapping[str, Any], ranks: Ranks) -> StudentRef | None:
-    """Return the reference of an arm that is already exported; None = it is not exported.
+    """Return the reference of an arm that is exported; None where it or its folder is absent.
 
     Raises:
         TrainingError: it was made from other labels or settings; the message names the difference.
     """
     marker: ArmMarker | None = ranks.share(_read_marker(marker_url(output, arm)) if ranks.first else None)
-    if marker is None:
+    if marker is None or not ranks.share(ranks.first and is_saved(marker.ref.url)):
         return None
     check_plan(marker.plan, plan, f"the exported model {files.join(output, arm)}")
     return marker.ref

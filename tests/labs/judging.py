@@ -21,6 +21,7 @@ from PIL import Image
 
 from ray_distill.artifacts import Estimate, EvalReport, LabelSetRef, StudentRef
 from ray_distill.config import Campaign
+from ray_distill.models.core.checkpoint_files import checkpoint_digest
 from ray_distill.models.io.load import load_model
 from ray_distill.models.io.save import save_model
 from ray_distill.runtime.labelling.teacher_quality import check_teacher
@@ -57,8 +58,8 @@ def judge_tiny(task: str, root: Path) -> Numbers:
     snapshot = freeze(config)
     refs = {
         arm: StudentRef(
-            url=str(_student(task, root, arm, seed)),
-            fingerprint=f"{seed}" * 32,
+            url=str(folder := _student(task, root, arm, seed)),
+            fingerprint=checkpoint_digest(Path(folder)),
             arm=arm,
             labels=LabelSetRef(store="s", fingerprint="l", log_length=1, log_digest="d", snapshot=snapshot),
         )

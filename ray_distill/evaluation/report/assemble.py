@@ -74,8 +74,12 @@ def judge(
         champion_minus_teacher=_champion_minus_teacher(models, how, answers),
     )
     report = report.with_changes(notes=tuple(_notes(report)))
-    content = {key: value for key, value in report.to_dict().items() if key not in ("url", "fingerprint")}
-    return report.with_changes(fingerprint=fingerprint(content))
+    return report.with_changes(fingerprint=content_fingerprint(report))
+
+
+def content_fingerprint(report: EvalReport) -> str:
+    """Return the fingerprint that a report's content has, wherever it lies."""
+    return fingerprint({key: value for key, value in report.to_dict().items() if key not in ("url", "fingerprint")})
 
 
 def _model_report(

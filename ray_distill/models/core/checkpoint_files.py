@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from ray_distill.errors import ConfigError, ModelError
+from ray_distill.errors import ChangedModel, ConfigError, ModelError
 from ray_distill.fingerprint import canonical_json
 from ray_distill.storage import files
 
@@ -119,15 +119,16 @@ def check_revision(found: str, expected: str | None, url: str) -> None:
 
     Raises:
         ConfigError: the revision is not a sha256.
-        ModelError: the files are others than those that were pinned.
+        ChangedModel: the files are others than those that were pinned.
     """
     if expected is None or expected == found:
         return
     if not expected.startswith("sha256:") or len(expected) != len(found):
         raise ConfigError(f"revision {expected!r} of {url} is not sha256: and 64 hexadecimal digits; it is {found}")
-    raise ModelError(
+    raise ChangedModel(
         f"the files of {url} have changed: revision {expected} is pinned, found {found}; "
-        "restore them, or pin what is there"
+        "restore them, or pin what is there",
+        found=found,
     )
 
 

@@ -17,6 +17,7 @@ from ray_distill.evaluation.measures.power import deviation_of, rows_in_words, r
 from ray_distill.evaluation.predict.panel import Panel
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
+from ray_distill.models.io.trained import load_trained
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.text import estimate, has_interval
@@ -41,7 +42,7 @@ def check_teacher(
     """Measure the teacher, and the champion if there is one, on the calibration split."""
     opened = open_snapshot(snapshot)
     teacher = load_model(config.labels.teacher, task=config.task, head_url=head_url)
-    present = None if champion is None else load_model(champion.url, task=config.task)
+    present = None if champion is None else load_trained(champion, config.labels.teacher, task=config.task)
     panel = _alone(config, teacher, opened)
     return TeacherCheck(
         teacher=_measure(config, panel, opened),

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_distill.artifacts import Estimate, SnapshotRef, StudentRef
-from ray_distill.config import Campaign, TeacherConfig
+from ray_distill.config import Campaign
 from ray_distill.errors import EvaluationError
 from ray_distill.evaluation.measures.drift import MIN_ROWS
 from ray_distill.evaluation.measures.intervals import Resampling
@@ -15,6 +15,7 @@ from ray_distill.evaluation.measures.teacher_trust import TeacherTrust, TrustSam
 from ray_distill.evaluation.predict.panel import Panel
 from ray_distill.labels.model.work_units import WorkUnit
 from ray_distill.models.io.load import load_model
+from ray_distill.models.io.trained import load_trained
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.metrics import Metric
@@ -103,8 +104,7 @@ def _panel(config: Campaign, opened: Snapshot, head_url: str | None, champion: S
     teacher = config.labels.teacher
     models = {"teacher": load_model(teacher, task=config.task, head_url=head_url)}
     if champion is not None:
-        spec = TeacherConfig(model=champion.url, device=teacher.device, language=teacher.language)
-        models["champion"] = load_model(spec, task=config.task)
+        models["champion"] = load_trained(champion, teacher, task=config.task)
     return Panel(
         task=get_task(config.task),
         models=models,

@@ -15,9 +15,11 @@ from ray_distill.errors import ConfigError
 from ray_distill.evaluation.measures.cost import CostReport, cost_metrics, cost_report
 from ray_distill.evaluation.measures.drift import DriftReport
 from ray_distill.evaluation.predict.texts import from_json, to_json
+from ray_distill.evaluation.report.assemble import content_fingerprint
 from ray_distill.evaluation.report.html import render_report, report_figures
 from ray_distill.evaluation.report.plots import figure_png
 from ray_distill.fingerprint import fingerprint
+from ray_distill.models.io.trained import verify_trained
 from ray_distill.promotion.chain import champion, read_chain
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.connection import on_cluster
@@ -49,8 +51,13 @@ def evaluate(session: Session, students: Mapping[str, StudentRef]) -> EvalReport
     done = session.done("evaluate", key)
     # A student that has since become the champion is not judged again against itself.
     if done is not None and (present is None or present.fingerprint in (done["champion"], own)):
-        console.report(f"evaluate: already judged, skipped ({done['report']['url']})", skipped="evaluate")
-        return EvalReport.from_dict(done["report"])
+        report = EvalReport.from_dict(done["report"])
+        if content_fingerprint(report) == report.fingerprint:
+            console.report(f"evaluate: already judged, skipped ({report.url})", skipped="evaluate")
+            return report
+        console.report(
+            f"evaluate: the report {report.url} was changed after it was made, so all models are judged again"
+        )
     resources = config.labels.resources
     with session.stage("evaluate", cores=resources.cpus, accelerators=resources.gpus) as stage:
         with followed(config.output_url) as watch:
@@ -118,6 +125,7 @@ def log_student(session: Session, report: EvalReport) -> str | None:
     example = _example(session.config, report)
     with tempfile.TemporaryDirectory(prefix="ray-distill-model-") as folder:
         local = files.download_folder(report.student.url, Path(folder))
+        verify_trained(local, report.student)  # the copy itself: what is logged is what was judged
         return session.parent.model(
             local,
             name="student",

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import torch
 
 from ray_distill.artifacts import Efficiency, EvalReport, SnapshotRef, StudentRef
-from ray_distill.config import Campaign, TeacherConfig
+from ray_distill.config import Campaign
 from ray_distill.errors import EvaluationError
 from ray_distill.evaluation.measures.efficiency import Runner, count_parameters, further_rates, measure_efficiency
 from ray_distill.evaluation.measures.intervals import Resampling
@@ -18,6 +18,7 @@ from ray_distill.evaluation.predict.texts import Written
 from ray_distill.evaluation.report.assemble import Measured, judge
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
+from ray_distill.models.io.trained import load_trained
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.tasks.catalogue import get_task
@@ -61,13 +62,13 @@ def judge_students(
 
     Raises:
         EvaluationError: the test split is empty or no model accepts its rows, or classes or tokens differ.
-        ModelError: a prompt cannot be continued.
+        ModelError: a prompt cannot be continued, or a student is not the one that was trained.
     """
     torch.set_num_threads(threads)
-    urls = {arm: ref.url for arm, ref in students.items()} | ({"champion": champion.url} if champion else {})
+    refs = {**students, **({"champion": champion} if champion else {})}
     corruptions = requested_corruptions(config)
     steps = _Steps(report=progress, total=4 + len(corruptions) * len(config.evaluation.severities))
-    models = _load(config, urls, head_url)
+    models = _load(config, refs, head_url)
     sizes = {arm: size_of(model, head_url if arm == "teacher" else None) for arm, model in models.items()}
     opened = open_snapshot(snapshot)
     panel = panel_of(config, models, opened.classes)
@@ -105,13 +106,10 @@ class _Steps:
         self.report("evaluate", self.finished, self.total)
 
 
-def _load(config: Campaign, urls: Mapping[str, str], head_url: str | None) -> dict[str, Model]:
+def _load(config: Campaign, refs: Mapping[str, StudentRef], head_url: str | None) -> dict[str, Model]:
     teacher = config.labels.teacher
     models = {"teacher": load_model(teacher, task=config.task, head_url=head_url)}
-    for arm, place in urls.items():
-        spec = TeacherConfig(model=place, device=teacher.device, language=teacher.language)
-        models[arm] = load_model(spec, task=config.task)
-    return models
+    return models | {arm: load_trained(ref, teacher, task=config.task) for arm, ref in refs.items()}
 
 
 def panel_of(config: Campaign, models: Mapping[str, Model], classes: tuple[str, ...]) -> Panel:

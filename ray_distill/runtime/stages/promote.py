@@ -5,7 +5,9 @@ from datetime import UTC, datetime
 
 from ray_distill.artifacts import Decision, EvalReport, StudentRef, Verdict
 from ray_distill.errors import PromotionError, RegistryRefused
+from ray_distill.evaluation.report.assemble import content_fingerprint
 from ray_distill.fingerprint import fingerprint
+from ray_distill.models.io.trained import open_trained
 from ray_distill.promotion.chain import Entry, check_alias, read_chain, record_decision
 from ray_distill.promotion.gate import decide
 from ray_distill.promotion.rules import gate_fingerprint
@@ -26,6 +28,12 @@ def promote(session: Session, report: EvalReport) -> Decision:
 
     The decision chain is written first; registry and page follow it, at once or in a later command.
     """
+    if content_fingerprint(report) != report.fingerprint:
+        raise PromotionError(
+            f"the report of {report.student.url} was changed after the evaluation: its content has the fingerprint "
+            f"{content_fingerprint(report)}, it states {report.fingerprint}; run `ray-distill evaluate`: "
+            "it judges again"
+        )
     chain_url = session.url("promotion")
     gate = session.config.gate
     key = fingerprint(
@@ -59,6 +67,8 @@ def _decide(session: Session, report: EvalReport) -> Decision:
     chain = read_chain(session.url("promotion"))
     decision = _decided(session, chain, report)
     if decision is None:
+        with open_trained(report.student):
+            pass  # a student that nobody judged is refused before it is in the chain
         decision = decide(report, session.config.gate, absent_arms(session.config, report.student.labels))
         record_decision(
             session.url("promotion"),

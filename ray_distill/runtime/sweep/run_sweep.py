@@ -299,13 +299,13 @@ def _speeds(found: Sweep, outcomes: Mapping[str, TrialResult]) -> tuple[dict[str
         student = outcomes[one.key].student
         if student is not None:
             shapes.setdefault(shape_of(student), []).append((one, student))
-    urls = {shape: members[0][1].url for shape, members in shapes.items()}
+    timed_ones = {shape: members[0][1] for shape, members in shapes.items()}
     try:
         timed = on_cluster(
             time_students,
             config,
             found.snapshot,
-            urls,
+            timed_ones,
             threads=max(1, int(resources.cpus)),
             cpus=resources.cpus,
             gpus=resources.gpus,

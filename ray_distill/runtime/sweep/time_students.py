@@ -5,24 +5,24 @@ from collections.abc import Mapping
 import torch
 
 from ray_distill.artifacts import Efficiency, SnapshotRef, StudentRef
-from ray_distill.config import Campaign, TeacherConfig
+from ray_distill.config import Campaign
 from ray_distill.fingerprint import fingerprint
 from ray_distill.models.core.checkpoint_files import METADATA_FILE
-from ray_distill.models.io.load import load_model
+from ray_distill.models.io.trained import load_trained
 from ray_distill.runtime.stages.judge import TIMED_EXAMPLES, panel_of, size_of, time_models
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 
 
 def time_students(
-    config: Campaign, snapshot: SnapshotRef, urls: Mapping[str, str], *, threads: int
+    config: Campaign, snapshot: SnapshotRef, students: Mapping[str, StudentRef], *, threads: int
 ) -> dict[str, Efficiency]:
     """Time models in turns, as evaluation does.
 
     Args:
         config: the campaign.
         snapshot: the snapshot with the validation split.
-        urls: folders of students, by name.
+        students: by name.
         threads: CPU threads of every model.
 
     Raises:
@@ -31,10 +31,7 @@ def time_students(
     """
     torch.set_num_threads(threads)
     teacher = config.labels.teacher
-    models = {
-        name: load_model(TeacherConfig(model=url, device=teacher.device, language=teacher.language), task=config.task)
-        for name, url in urls.items()
-    }
+    models = {name: load_trained(ref, teacher, task=config.task) for name, ref in students.items()}
     opened = open_snapshot(snapshot)
     panel = panel_of(config, models, opened.classes)
     rows = opened.read("validation", columns=panel.columns).slice(0, TIMED_EXAMPLES)

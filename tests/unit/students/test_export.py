@@ -1,5 +1,6 @@
 """An exported arm: the best weights, what was fitted with them, and the marker that names both."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,5 @@ def test_the_decision_is_fitted_to_the_exported_weights(model: Model, tmp_path: 
         assert torch.equal(again.module.state_dict()[name], value), name
         assert not torch.equal(model.module.state_dict()[name], value), name
     assert exported_arm(str(tmp_path), "student", {"seed": 1}, ALONE) == ref
+    shutil.rmtree(ref.url)
+    assert exported_arm(str(tmp_path), "student", {"seed": 1}, ALONE) is None, "whoever deletes it has it trained again"

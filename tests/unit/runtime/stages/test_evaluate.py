@@ -1,6 +1,7 @@
 """Language models judged from a real snapshot and published: in this process, without a cluster."""
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from ray_distill.artifacts import EvalReport, LabelSetRef, StudentRef
 from ray_distill.config import Campaign, TeacherConfig
 from ray_distill.config.labels import LanguageConfig
-from ray_distill.errors import EvaluationError, ModelError
+from ray_distill.errors import ChangedModel, EvaluationError, ModelError
 from ray_distill.models.io.load import load_model
 from ray_distill.models.io.save import save_model
 from ray_distill.promotion.gate import decide
@@ -80,10 +81,11 @@ def students(config, root, **refs):
     for seed, arm in enumerate(("student", "baseline_hard_labels"), 1):
         base = write_tiny_causal_model(root / f"base-{arm}", seed)
         spec = TeacherConfig(model=str(base), language=LanguageConfig(format=config.labels.teacher.language.format))
-        save_model(load_model(spec, task="causal_lm"), root / arm, card="#", metadata={"learning_rate": 1e-3})
+        model = load_model(spec, task="causal_lm")
+        digest = save_model(model, root / arm, card="#", metadata={"learning_rate": 1e-3})
         found[arm] = StudentRef(
             url=str(root / arm),
-            fingerprint=f"{seed}" * 32,
+            fingerprint=digest,
             arm=arm,
             labels=LabelSetRef(store="s", fingerprint="l", log_length=1, log_digest="d", snapshot=snapshot),
         )
@@ -132,6 +134,10 @@ def test_texts_are_judged_published_and_logged(tmp_path):
     assert log_student(session, report) == "models:/m"
     (about,) = session.parent.models
     assert (about["task"], about["example"]) == ("causal_lm", ["A student is"])
+    shutil.copytree(report.models["baseline_hard_labels"].url, report.student.url, dirs_exist_ok=True)
+    with pytest.raises(ChangedModel, match="is not the student that was trained"):
+        log_student(session, report)
+    assert len(session.parent.models) == 1
 
 
 def test_conversations_are_judged_and_no_text_of_theirs_leaves(tmp_path):

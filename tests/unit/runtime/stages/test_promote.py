@@ -6,9 +6,14 @@ import pytest
 
 from ray_distill.artifacts import Decision, EvalReport, LabelSetRef, SnapshotRef, StudentRef, Verdict
 from ray_distill.config import parse_config
-from ray_distill.errors import PromotionError, RegistryRefused
+from ray_distill.errors import ChangedModel, PromotionError, RegistryRefused
+from ray_distill.evaluation.report.assemble import content_fingerprint
+from ray_distill.models.io.load import load_model
+from ray_distill.models.io.save import save_model
+from ray_distill.promotion.chain import read_chain
 from ray_distill.runtime.core.session import Session
 from ray_distill.runtime.stages import evaluate, promote
+from ray_distill.testing.models import write_tiny_text_model
 from ray_distill.tracking.none import InMemoryRegistry, NullTracker
 
 STUDENT = StudentRef(
@@ -19,8 +24,9 @@ STUDENT = StudentRef(
         store="s", fingerprint="l", log_length=1, log_digest="d", snapshot=SnapshotRef(url="n", fingerprint="n")
     ),
 )
-REPORT = EvalReport(url="r", fingerprint="e", task="text_classification", student=STUDENT, models={})
-DECISION = Decision(verdict=Verdict.PROMOTE, reasons=("fine.",), student=STUDENT, report_fingerprint="e")
+UNSIGNED = EvalReport(url="r", fingerprint="", task="text_classification", student=STUDENT, models={})
+REPORT = UNSIGNED.with_changes(fingerprint=content_fingerprint(UNSIGNED))
+DECISION = Decision(verdict=Verdict.PROMOTE, reasons=("fine.",), student=STUDENT, report_fingerprint=REPORT.fingerprint)
 
 
 class _Registry(InMemoryRegistry):
@@ -92,3 +98,39 @@ def test_another_alias_or_name_is_followed_though_the_decision_stands(tmp_path: 
     again = _session(tmp_path, model_name="intent")
     promote.promote(again, REPORT)
     assert again.registry.alias("intent", "champion") is None  # skipped: it is done
+
+
+def test_a_report_that_was_changed_is_not_decided_about(tmp_path: Path) -> None:
+    """Another note, a better number: the content is no longer what its fingerprint states."""
+    session = _session(tmp_path)
+    with pytest.raises(PromotionError, match="was changed after the evaluation.*run `ray-distill evaluate`"):
+        promote.promote(session, REPORT.with_changes(notes=("the student is excellent",)))
+    assert session.registry.alias("c", "champion") is None
+
+
+def test_a_student_that_nobody_judged_is_not_in_the_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files were swapped after the evaluation: refused before a decision is recorded; restored, it is promoted."""
+    monkeypatch.undo()
+    digests = {
+        name: save_model(
+            load_model(str(write_tiny_text_model(tmp_path / f"base-{name}", ["a", "b"], seed)), task=REPORT.task),
+            tmp_path / name,
+            card="#",
+            metadata={},
+        )
+        for seed, name in enumerate(("judged", "swapped"))
+    }
+    ref = STUDENT.with_changes(url=str(tmp_path / "judged"), fingerprint=digests["judged"])
+    report = UNSIGNED.with_changes(student=ref)
+    report = report.with_changes(fingerprint=content_fingerprint(report))
+    monkeypatch.setattr(promote, "decide", lambda *parts: DECISION.with_changes(student=ref))
+    monkeypatch.setattr(promote, "absent_arms", lambda *parts: {})
+    session, weights = _session(tmp_path), tmp_path / "judged" / "model.safetensors"
+    before = weights.read_bytes()
+    weights.write_bytes((tmp_path / "swapped" / "model.safetensors").read_bytes())
+    with pytest.raises(ChangedModel, match="judged is not the student that was trained: its files have sha256:"):
+        promote._decide(session, report)
+    assert read_chain(session.url("promotion")) == ()
+    weights.write_bytes(before)
+    assert promote._decide(session, report).verdict is Verdict.PROMOTE
+    assert len(read_chain(session.url("promotion"))) == 1

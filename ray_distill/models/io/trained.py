@@ -1,0 +1,59 @@
+"""Load trained students, and verify that their files are those that were trained."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ray_distill.artifacts import StudentRef
+from ray_distill.config import TeacherConfig
+from ray_distill.errors import ChangedModel
+from ray_distill.models.core.checkpoint_files import checkpoint_digest, open_checkpoint
+from ray_distill.models.core.model import Model
+from ray_distill.models.io.load import load_model
+
+
+def load_trained(ref: StudentRef, teacher: TeacherConfig, *, task: str) -> Model:
+    """Load a student on the teacher's device and with its language settings.
+
+    Raises:
+        ChangedModel: its files are not those that were trained.
+        ModelError, StorageError: as `load_model`.
+    """
+    spec = TeacherConfig(model=ref.url, revision=ref.fingerprint, device=teacher.device, language=teacher.language)
+    try:
+        return load_model(spec, task=task)
+    except ChangedModel as error:
+        raise _changed(ref, error.found) from error
+
+
+@contextmanager
+def open_trained(ref: StudentRef) -> Iterator[Path]:
+    """Yield a local folder with the student's files, after they were verified.
+
+    Raises:
+        ChangedModel: they are not those that were trained.
+        ModelError, StorageError: as `open_checkpoint`.
+    """
+    with open_checkpoint(ref.url) as folder:
+        verify_trained(folder, ref)
+        yield folder
+
+
+def verify_trained(folder: Path, ref: StudentRef) -> None:
+    """Compare the files in a folder with the student's fingerprint.
+
+    Raises:
+        ChangedModel: they are not those that were trained.
+    """
+    found = checkpoint_digest(folder)
+    if found != ref.fingerprint:
+        raise _changed(ref, found)
+
+
+def _changed(ref: StudentRef, found: str) -> ChangedModel:
+    return ChangedModel(
+        f"{ref.url} is not the {ref.arm} that was trained: its files have {found}, its reference has "
+        f"{ref.fingerprint}. Restore them from a copy or, if it was registered, from the registry; or delete the "
+        "folder and run `ray-distill train` to train it again",
+        found=found,
+    )

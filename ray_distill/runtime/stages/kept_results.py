@@ -1,13 +1,15 @@
-"""Keep results of `plan` and of the teacher's check, so that later commands use them.
+"""Keep results of `plan` and of the teacher's checks, so that later commands use them.
 
     <output>/kept/calibration/<key>/found.json, fits/…   a store's form, fitted to the teacher's answers
     <output>/kept/checks/<key>.json                      the teacher's metrics on the calibration split
+    <output>/kept/trust/<key>.json                       the teacher's numbers on newer traffic, before `relabel` stores
 
 A key covers everything that decides its result, so that none is used for another teacher, snapshot or setting.
 Fitted heads are kept in the same way, in ``<output>/heads`` (`models.heads.fit_head`).
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -15,9 +17,11 @@ from pydantic import TypeAdapter
 from ray_distill.artifacts import SnapshotRef, StudentRef
 from ray_distill.config import Campaign
 from ray_distill.config.identity import identity
+from ray_distill.evaluation.measures.teacher_trust import TeacherTrust
 from ray_distill.fingerprint import fingerprint
 from ray_distill.labels.format.fitted_arrays import read_fits, write_fits
 from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.labels.model.work_units import WorkUnit
 from ray_distill.runtime.labelling.calibrate_store import Found
 from ray_distill.runtime.labelling.teacher_quality import TeacherCheck
 from ray_distill.storage import files
@@ -76,6 +80,48 @@ def check_key(config: Campaign, snapshot: SnapshotRef, teacher: str, champion: S
         "task": config.task,
         "seed": config.seed,
     }
+
+
+def kept_trust(config: Campaign, key: dict[str, Any]) -> TeacherTrust | None:
+    """Return a check on newer traffic with this `trust_key`; None if it is not kept."""
+    url = _trust(config, key)
+    return TeacherTrust.from_dict(files.read_json(url), url) if files.exists(url) else None
+
+
+def keep_trust(config: Campaign, key: dict[str, Any], found: TeacherTrust) -> None:
+    """Store the result of a check on newer traffic under its `trust_key`."""
+    files.write_json(_trust(config, key), found.to_dict())
+
+
+def trust_key(
+    config: Campaign,
+    reference: SnapshotRef,
+    current: SnapshotRef,
+    *,
+    units: Sequence[WorkUnit],
+    teacher: str,
+    champion: StudentRef | None,
+) -> dict[str, Any]:
+    """Return everything that decides a check of the teacher on newer traffic.
+
+    Args:
+        config: the campaign; what ``drift`` tolerates counts, because the result has the verdict.
+        reference: snapshot of the labels in use.
+        current: snapshot of newer traffic.
+        units: the rows that the check chooses from.
+        teacher: fingerprint of the teacher with its head.
+        champion: the model in production, if there is one.
+    """
+    return {
+        **check_key(config, current, teacher, champion),
+        "reference": reference.fingerprint,
+        "units": fingerprint([unit.unit_id for unit in units]),
+        "drift": identity(config.drift),
+    }
+
+
+def _trust(config: Campaign, key: dict[str, Any]) -> str:
+    return files.join(config.output_url, "kept", "trust", f"{fingerprint(key)}.json")
 
 
 def _check(config: Campaign, check: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Run the labelling stage: identify and check the teacher, label missing rows, pin labels."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -60,14 +61,25 @@ def label(session: Session, snapshot: SnapshotRef) -> LabelSetRef:
         cores=labels.resources.cpus * labels.resources.actors[1] + 1,
         accelerators=labels.resources.gpus * labels.resources.actors[1],
     ) as stage:
-        ref, done_now, _ = fill_store(session, stage, snapshot, check=partial(_check, session, stage.run))
-    session.finish("label", key, {"labels": ref.to_dict(), "rows": done_now.rows, "seconds": done_now.seconds})
-    return ref
+        filled = fill_store(session, stage, snapshot, check=partial(_check, session, stage.run))
+    facts = {"rows": filled.labelled.rows, "seconds": filled.labelled.seconds}
+    session.finish("label", key, {"labels": filled.labels.to_dict(), **facts})
+    return filled.labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filled:
+    """A store that has all rows of a snapshot."""
+
+    labels: LabelSetRef
+    labelled: Labelled
+    """Counts of this run."""
+    after: Coverage
 
 
 def fill_store(
-    session: Session, stage: Stage, snapshot: SnapshotRef, *, check: Check
-) -> tuple[LabelSetRef, Labelled, Coverage]:
+    session: Session, stage: Stage, snapshot: SnapshotRef, *, check: Check, coverage: Coverage | None = None
+) -> Filled:
     """Label the rows of a snapshot that the store lacks.
 
     Args:
@@ -75,9 +87,7 @@ def fill_store(
         stage: records the labelling.
         snapshot: rows to label.
         check: called before anything is stored, if there are rows to label; what it raises ends the stage.
-
-    Returns:
-        The snapshot's labels, the counts of this run, and the store's coverage before it.
+        coverage: of a store that exists, if it has been computed: reading it takes as long as reading the snapshot.
     """
     config, opened = session.config, open_for(session.config.task, snapshot)
     exists = files.exists(files.join(config.store_url, "store.json"))
@@ -88,7 +98,7 @@ def fill_store(
     store = create_or_open(config.store_url, manifest) if exists else None
     if store is not None:
         store.log.check_pins()
-    coverage = None if store is None else store.coverage(opened)
+        coverage = coverage or store.coverage(opened)
     if coverage is None or coverage.units:
         check(opened, facts=facts, units=() if coverage is None else coverage.units)
     if store is None or coverage is None:
@@ -121,7 +131,7 @@ def fill_store(
     ref = store.ref(opened)
     if coverage.units:
         store.log.pin()
-    return ref, labelled, coverage
+    return Filled(labels=ref, labelled=labelled, after=left)
 
 
 def _check(session: Session, run: Run, opened: Snapshot, *, facts: TeacherFacts, units: Sequence[WorkUnit]) -> None:

@@ -25,6 +25,7 @@ from ray_distill.runtime.labelling.bounded_task import run_teacher_task
 from ray_distill.runtime.labelling.identify_teacher import TeacherFacts
 from ray_distill.runtime.stages import label
 from ray_distill.runtime.stages.check_traffic import CHOICE, check_traffic, first_units
+from ray_distill.runtime.stages.kept_results import keep_trust, kept_trust, trust_key
 from ray_distill.runtime.stages.snapshot import freeze
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.snapshots.sources.columns import MissingColumn
@@ -89,10 +90,11 @@ def relabel_source(session: Session, source: str | None) -> RelabelReport:
 def _relabel(session: Session, stage: Stage, labels: LabelSetRef, snapshot: SnapshotRef) -> RelabelReport:
     """Label the new rows, unless the teacher fails on them, and measure the drift."""
     config, opened, store = session.config, open_snapshot(snapshot), open_store(session.config.store_url)
-    before, checked, new = store.coverage(opened), list[TeacherTrust | None](), None
+    before, checked = store.coverage(opened), list[TeacherTrust | None]()
+    after, new = before, None
 
     def check(opened: Snapshot, *, facts: TeacherFacts, units: Sequence[WorkUnit]) -> None:
-        found = _check(session, labels.snapshot, opened.ref, units=units, head_url=facts.head_url)
+        found = _check(session, labels.snapshot, opened.ref, units=units, facts=facts)
         checked.append(found)
         if found is not None and found.fails:
             raise _TeacherFails
@@ -100,12 +102,12 @@ def _relabel(session: Session, stage: Stage, labels: LabelSetRef, snapshot: Snap
     fails = False
     if before.units:
         try:
-            new, _, before = label.fill_store(session, stage, snapshot, check=check)
+            filled = label.fill_store(session, stage, snapshot, check=check, coverage=before)
+            new, after = filled.labels, filled.after
         except _TeacherFails:
             fails = True
     else:
         new = store.ref(opened)
-    after = open_store(config.store_url).coverage(opened)
     enough = min(open_snapshot(labels.snapshot).manifest.rows.kept, after.rows_reused) >= MIN_ROWS
     drift = (
         None if new is None or not enough else on_cluster(measure_drift, config, labels, new, what="measuring drift")
@@ -126,22 +128,33 @@ def _relabel(session: Session, stage: Stage, labels: LabelSetRef, snapshot: Snap
 
 
 def _check(
-    session: Session, reference: SnapshotRef, current: SnapshotRef, *, units: Sequence[WorkUnit], head_url: str | None
+    session: Session, reference: SnapshotRef, current: SnapshotRef, *, units: Sequence[WorkUnit], facts: TeacherFacts
 ) -> TeacherTrust | None:
-    """Check the teacher on the rows to label, in one task on a node with its resources."""
+    """Check the teacher on the rows to label, in one task on a node with its resources.
+
+    A result that an earlier command kept is used again.
+    """
     config, now = session.config, champion(read_chain(session.url("promotion")))
-    found = run_teacher_task(
-        check_traffic,
-        config,
-        reference=reference,
-        current=current,
-        units=first_units(units, CHOICE * config.drift.teacher_rows),
-        head_url=head_url,
-        champion=now,
-        labels=config.labels,
-        rows=2 * (1 + (now is not None)) * config.drift.teacher_rows,
-        what="checking the teacher on newer traffic",
-    )
+    chosen = first_units(units, CHOICE * config.drift.teacher_rows)
+    key = trust_key(config, reference, current, units=chosen, teacher=facts.fingerprint, champion=now)
+    found = kept_trust(config, key)
+    if found is None:
+        found = run_teacher_task(
+            check_traffic,
+            config,
+            reference=reference,
+            current=current,
+            units=chosen,
+            head_url=facts.head_url,
+            champion=now,
+            labels=config.labels,
+            rows=2 * (1 + (now is not None)) * config.drift.teacher_rows,
+            what="checking the teacher on newer traffic",
+        )
+        if found is not None:
+            keep_trust(config, key, found)
+    else:
+        console.report("relabel: the teacher was checked on these rows already, its numbers are used again")
     if found is None:
         console.report(
             "teacher check: the teacher can answer none of the new rows that were chosen, so it was not checked"

@@ -6,20 +6,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_distill.artifacts import Estimate, SnapshotRef
+from ray_distill.artifacts import Estimate, LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign, parse_config
+from ray_distill.evaluation.measures.teacher_trust import TrustSample, compare_trust
+from ray_distill.labels.model.work_units import WorkUnit
 from ray_distill.runtime.labelling.calibrate_store import Found
 from ray_distill.runtime.labelling.teacher_quality import TeacherCheck
 from ray_distill.runtime.stages.kept_results import (
     check_key,
     keep_calibration,
     keep_check,
+    keep_trust,
     kept_calibration,
     kept_check,
+    kept_trust,
+    trust_key,
 )
 from ray_distill.testing.labels import fake_manifest
 
 SNAPSHOT, OTHER = (SnapshotRef(url="u", fingerprint=name) for name in ("one", "other"))
+
+LABELS = LabelSetRef(store="s", fingerprint="f", snapshot=SNAPSHOT, log_length=1, log_digest="d")
 
 
 @pytest.fixture
@@ -68,6 +75,29 @@ def test_a_check_is_kept_for_its_teacher_and_not_for_its_limits(config: Campaign
     other_floor = _config(tmp_path, check={"limits": {"accuracy": {"min": 0.9}}})
     assert check_key(other_floor, SNAPSHOT, "teacher", None) == key
     assert len({str(one) for one in (key, *_others(config, tmp_path))}) == 4
+
+
+def test_a_check_on_newer_traffic_is_kept_for_its_rows_and_its_limits(config: Campaign) -> None:
+    """Its verdict is that of the limits; other rows, another reference or another champion are checked again."""
+    units = [WorkUnit(unit_id=name, shard="s", start=0, stop=2, rows=(0, 1)) for name in ("a", "b")]
+    champion = StudentRef(url="u", fingerprint="f", arm="student", labels=LABELS)
+    key = trust_key(config, SNAPSHOT, OTHER, units=units, teacher="teacher", champion=None)
+    assert kept_trust(config, key) is None
+    sample = TrustSample(rows=30, quality={}, confidence=Estimate(value=0.5), disagreement=None)
+    found = compare_trust(sample, sample, config.drift)
+    keep_trust(config, key, found)
+    again = kept_trust(config, key)
+    assert again is not None and again.findings[0].sentence == found.findings[0].sentence
+    assert math.isnan(again.findings[0].change.low) and not again.fails
+    stricter = config.model_copy(update={"drift": config.drift.model_copy(update={"max_confidence_loss": 0.2})})
+    others = [
+        trust_key(config, OTHER, OTHER, units=units, teacher="teacher", champion=None),
+        trust_key(config, SNAPSHOT, OTHER, units=units[:1], teacher="teacher", champion=None),
+        trust_key(config, SNAPSHOT, OTHER, units=units, teacher="another", champion=None),
+        trust_key(config, SNAPSHOT, OTHER, units=units, teacher="teacher", champion=champion),
+        trust_key(stricter, SNAPSHOT, OTHER, units=units, teacher="teacher", champion=None),
+    ]
+    assert all(kept_trust(config, other) is None for other in others)
 
 
 def _others(config: Campaign, folder: Path) -> list[dict[str, object]]:

@@ -115,12 +115,13 @@ class SnapshotManifest(Artifact):
     @property
     def fingerprint(self) -> str:
         """Fingerprint of content and meaning."""
-        value = self.to_dict()
-        del value["labels_read"]
-        value["shards"] = [
-            {key: shard[key] for key in ("name", "split", "rows", "content")} for shard in value["shards"]
-        ]
-        return fingerprint(value)
+        return _fingerprint(self.to_dict())
+
+
+def _fingerprint(value: dict[str, Any]) -> str:
+    """Return the fingerprint of a manifest's JSON, whatever fields its version has."""
+    shards = [{key: shard[key] for key in ("name", "split", "rows", "content")} for shard in value["shards"]]
+    return fingerprint({**{name: item for name, item in value.items() if name != "labels_read"}, "shards": shards})
 
 
 def manifest_json(manifest: SnapshotManifest) -> dict[str, Any]:
@@ -132,7 +133,7 @@ def parse_manifest(data: bytes, url: str) -> SnapshotManifest:
     """Rebuild a manifest from the JSON of what `manifest_json` returned.
 
     Raises:
-        SnapshotError: it is damaged, or of a later version.
+        SnapshotError: it is damaged, or of another version.
     """
     try:
         value = json.loads(data)
@@ -144,12 +145,17 @@ def parse_manifest(data: bytes, url: str) -> SnapshotManifest:
         raise SnapshotError(f"{url} is a snapshot of version {version}, this release reads {VERSION}: {remedy}")
     try:
         written = value.pop("fingerprint")
-        manifest = SnapshotManifest.from_dict(value)
+        found, manifest = _fingerprint(value), SnapshotManifest.from_dict(value)
     except (ConfigError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise SnapshotError(f"{url} is not a snapshot's manifest ({error!r}): take the snapshot again") from error
+    if found != written:
+        raise SnapshotError(
+            f"{url} is damaged: its content has the fingerprint {found}, recorded is {written}; "
+            f"restore it, or take the snapshot again"
+        )
     if manifest.fingerprint != written:
         raise SnapshotError(
-            f"{url} is damaged: its content has the fingerprint {manifest.fingerprint}, recorded is {written}; "
-            f"restore it, or take the snapshot again"
+            f"{url} was written by another version of ray-distill, whose manifest has other fields: use that version, "
+            "or delete the folder of the snapshot and take it again"
         )
     return manifest

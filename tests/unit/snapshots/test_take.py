@@ -16,6 +16,7 @@ from PIL import Image
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import SnapshotConfig
 from ray_distill.errors import SnapshotError, StorageError
+from ray_distill.fingerprint import fingerprint
 from ray_distill.snapshots import SPLITS, Snapshot, open_snapshot, take_snapshot
 from ray_distill.snapshots.identity import row_id
 from ray_distill.snapshots.rows import Reason
@@ -289,6 +290,20 @@ def test_manifest_of_another_version_or_content_is_refused(tmp_path: Path) -> No
     path.write_text(json.dumps(manifest))
     with pytest.raises(SnapshotError, match="the reference has 00"):
         open_snapshot(SnapshotRef(url=snapshot.ref.url, fingerprint="00"))
+
+
+def test_a_snapshot_of_another_version_is_not_called_damaged(tmp_path: Path) -> None:
+    """A version without a field that has a default now: the file is as it was written, its meaning is unknown."""
+    snapshot = take(tmp_path, plain(300))
+    path = Path(snapshot.ref.url, "snapshot.json")
+    older = json.loads(path.read_text())
+    del older["fingerprint"], older["own"]
+    kept = {name: value for name, value in older.items() if name != "labels_read"}
+    shards = [{name: shard[name] for name in ("name", "split", "rows", "content")} for shard in older["shards"]]
+    older["fingerprint"] = fingerprint({**kept, "shards": shards})
+    path.write_text(json.dumps(older))
+    with pytest.raises(SnapshotError, match="was written by another version of ray-distill.*take it again"):
+        open_snapshot(SnapshotRef(url=snapshot.ref.url, fingerprint=older["fingerprint"]))
 
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:

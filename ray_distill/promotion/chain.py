@@ -3,7 +3,8 @@
 The chain is the truth, and a registry alias follows it. Entries are records of a `CommitLog` under
 ``<url>/decisions``: created exclusively, never rewritten. Each entry names the champion at its time, so that a PROMOTE
 judged against a champion that has been replaced since is refused (a registry alias has no compare-and-set; this chain
-does), and so that a reader can verify the whole history.
+does). Each entry has the digest of those before it, and a pin beside the log that of the last, so that a reader finds
+an entry that was altered, removed or forged.
 """
 
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ class Entry(Artifact):
     """ISO 8601, UTC."""
     who: str
     """Person or job that requested the decision."""
+    after: str
+    """Digest of the entries before this one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +45,12 @@ def read_chain(url: str) -> tuple[Entry, ...]:
     """Read the decisions under ``url``, oldest first; without any the chain is empty.
 
     Raises:
-        CorruptStore: an entry is missing or is not JSON.
+        CorruptStore: an entry is missing, is not JSON, or is not the one that was recorded.
         PromotionError: an entry is not a decision, or does not follow from the entries before it.
     """
     log = CommitLog(files.join(url, "decisions"))
-    log.refresh()
-    return _entries(log.root, log.records)
+    log.check_pins()
+    return _entries(log)
 
 
 def record_decision(url: str, decision: Decision, *, against: StudentRef | None, who: str, time: datetime) -> Entry:
@@ -67,7 +70,7 @@ def record_decision(url: str, decision: Decision, *, against: StudentRef | None,
     found: list[Entry] = []
 
     def build(records: Sequence[Record]) -> Record | None:
-        chain = _entries(log.root, records)
+        chain = _entries(log)
         if chain and chain[-1].decision == decision:
             found[:] = [chain[-1]]
             return None
@@ -78,11 +81,14 @@ def record_decision(url: str, decision: Decision, *, against: StudentRef | None,
                 previous=champion(chain),
                 who=who,
                 time=time.astimezone(UTC).isoformat(timespec="seconds"),
+                after=log.digest,
             )
         ]
         return found[0].to_dict()
 
+    log.check_pins()
     log.append(build)
+    log.pin()
     return found[0]
 
 
@@ -106,9 +112,9 @@ def check_alias(chain: Sequence[Entry], alias: StudentRef | None) -> AliasState:
     )
 
 
-def _entries(root: str, records: Sequence[Record]) -> tuple[Entry, ...]:
-    entries: list[Entry] = []
-    for number, record in enumerate(records):
+def _entries(log: CommitLog) -> tuple[Entry, ...]:
+    entries, root = list[Entry](), log.root
+    for number, record in enumerate(log.records):
         try:
             entry = Entry.from_dict(record)
         except ConfigError as error:
@@ -118,11 +124,18 @@ def _entries(root: str, records: Sequence[Record]) -> tuple[Entry, ...]:
                 f"{root}: entry {number} names {_name(entry.previous)} as champion, but the entries "
                 f"before it result in {_name(champion(entries))}: the chain was altered, restore it"
             )
+        if entry.after != log.prefix_digest(number):
+            raise PromotionError(
+                f"{root}: entry {number} was recorded after other entries than those before it now: the chain was "
+                "altered, restore it"
+            )
         entries.append(entry)
     return tuple(entries)
 
 
 def _refuse_stale(decision: Decision, present: StudentRef | None, against: StudentRef | None) -> None:
+    if present is not None and present.fingerprint == decision.student.fingerprint:
+        return  # other limits, or a second run at once: the champion is this student already
     if decision.verdict is Verdict.PROMOTE and present != against:
         raise PromotionError(
             f"the report compared the student with {_name(against)}, but the champion is now "

@@ -153,8 +153,9 @@ class CommitLog:
         Raises:
             CorruptStore: the log has fewer records than a pin, or other records.
         """
+        pins = files.list_files(files.join(self.root, PINS))  # before the log: what is pinned meanwhile is in it, too
         self.refresh()
-        for item in files.list_files(files.join(self.root, PINS)):
+        for item in pins:
             found = _PIN.fullmatch(item.name)
             if found is None:
                 raise CorruptStore(f"{item.url}: this is not the name of a pin; restore or delete it")

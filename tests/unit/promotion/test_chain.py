@@ -1,6 +1,7 @@
 """The decision chain: append-only, verified, safe against races; the alias follows it."""
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
@@ -57,6 +58,54 @@ def test_a_stale_promote_is_refused(tmp_path):
     assert champion(read_chain(str(tmp_path))) == student("a")
 
 
+def test_a_student_that_is_the_champion_is_decided_about_again(tmp_path):
+    """By other limits, or by the report of a second run at once, which compared it with no champion."""
+    record(tmp_path, decision("a"))
+    for verdict in (Verdict.HOLD, Verdict.PROMOTE):
+        other = decision("a", verdict).with_changes(report_fingerprint=f"another {verdict}")
+        record(tmp_path, other)
+        assert read_chain(str(tmp_path))[-1].decision == other
+    assert champion(read_chain(str(tmp_path))) == student("a")
+
+
+def forge(path, change):
+    """Rewrite an entry as whoever knows the format would."""
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def chain_of_three(folder):
+    """A promoted, B held, C promoted; the files of the entries."""
+    record(folder, decision("a"))
+    record(folder, decision("b", Verdict.HOLD), against=student("a"))
+    record(folder, decision("c"), against=student("a"))
+    return sorted((folder / "decisions" / "log").glob("*.json"))
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_any_entry_that_is_rewritten_is_found(tmp_path, number):
+    """Another name, another time, of any entry, the last too: its digest stands in the next one, and in a pin."""
+    path = chain_of_three(tmp_path)[number]
+    forge(path, lambda entry: entry.update(who="mallory"))
+    with pytest.raises((PromotionError, CorruptStore), match="altered|are not those that an earlier"):
+        read_chain(str(tmp_path))
+
+
+def test_a_last_entry_that_is_removed_or_replaced_is_found(tmp_path):
+    """Nothing follows it, so the pin alone knows it; with the pins gone too, the chain is what is left."""
+    *_, last = chain_of_three(tmp_path)
+    data = last.read_bytes()
+    last.unlink()
+    with pytest.raises(CorruptStore, match="found 2 records, expected at least 3"):
+        read_chain(str(tmp_path))
+    last.write_bytes(data.replace(b"PROMOTE", b"REJECT"))
+    with pytest.raises(CorruptStore, match="are not those that an earlier command recorded"):
+        record(tmp_path, decision("d", Verdict.HOLD))
+    last.write_bytes(data)
+    assert champion(read_chain(str(tmp_path))) == student("c")
+
+
 def test_of_racing_promotes_one_wins(tmp_path):
     """Eight first champions at once: one is recorded, seven are told to evaluate again."""
 
@@ -82,7 +131,8 @@ def test_an_altered_chain_is_refused(tmp_path):
     """An entry rewritten by hand no longer follows from the others; a lost one is a hole."""
     record(tmp_path, decision("a"))
     record(tmp_path, decision("b"), against=student("a"))
-    first, second = sorted((tmp_path / "decisions").rglob("*.json"))
+    first, second = sorted((tmp_path / "decisions" / "log").rglob("*.json"))
+    shutil.rmtree(tmp_path / "decisions" / "pins")
     text = first.read_text()
     first.write_text(text.replace("PROMOTE", "HOLD"))
     with pytest.raises(PromotionError, match="altered"):

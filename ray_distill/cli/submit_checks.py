@@ -16,7 +16,8 @@ from ray_distill.config.trials import expand
 from ray_distill.errors import ConfigError
 from ray_distill.storage import files
 from ray_distill.storage.proxies import is_loopback
-from ray_distill.tracking.place import EXPERIMENT, REGISTRY, TRACKING, Place, place_of, without_password
+from ray_distill.text import hide_passwords
+from ray_distill.tracking.place import EXPERIMENT, REGISTRY, TRACKING, Place, place_of
 
 #: Options of a job whose value is a file, unless it is JSON.
 _FILES = ("--source", "--snapshot", "--labels", "--students", "--report")
@@ -120,7 +121,7 @@ def _lost_records(config: Campaign, place: Place, address: str) -> Iterator[str]
             yield f"{origin}: {uri} is this machine; on the cluster it is another: use the server's name in the network"
         elif parts.password and origin.startswith("MLFLOW_"):
             yield (
-                f"{origin}: {without_password(uri)} has a password, which Ray's dashboard would show: leave it out, "
+                f"{origin}: {hide_passwords(uri)} has a password, which Ray's dashboard would show: leave it out, "
                 f"and set {' or '.join(_SECRETS)} on the cluster"
             )
 

@@ -40,11 +40,17 @@ class Reason(IntEnum):
     MISSING_INPUT = 15
     IMAGE_RANGE = 16
     IMAGE_STRIP = 17
+    REPEATED_HEADER = 18
 
     @property
     def text(self) -> str:
         """The reason in words, as manifests and messages show it."""
         return _TEXTS[self]
+
+    @property
+    def advice(self) -> str:
+        """How to mend such rows, beside mending the source; empty where nothing is known."""
+        return _ADVICE.get(self, "")
 
 
 _TEXTS = {
@@ -66,6 +72,7 @@ _TEXTS = {
     Reason.MISSING_INPUT: "missing input",
     Reason.IMAGE_RANGE: "image without a known range of values",
     Reason.IMAGE_STRIP: "image is a strip",
+    Reason.REPEATED_HEADER: "header repeated",
 }
 
 QUARANTINE_SCHEMA = pa.schema([("source", pa.string()), ("row", pa.int64()), ("reason", pa.string())])
@@ -77,6 +84,8 @@ _ADVICE = {
     Reason.IMAGE_RANGE: "convert such images to 8 bits, or scale 16 bits to 0 … 65535 and floats to 0 … 1 (files with "
     "12 bits in 16, with 32 bits or with other floats do not state their range)",
     Reason.MALFORMED_CSV: "write the source with quoted fields, or as Parquet",
+    Reason.MALFORMED_JSON: "write one object a line, without a comma at its end, keys and texts in double quotes",
+    Reason.UNREADABLE_TIME: "write times as 2026-01-31T10:00:00Z, or as seconds since 1970 (not milliseconds)",
 }
 
 

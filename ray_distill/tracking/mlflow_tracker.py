@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ray_distill.storage.proxies import proxy_of
+from ray_distill.text import hide_passwords
 from ray_distill.tracking.base import Dataset
 from ray_distill.tracking.client import Client, is_unavailable, now_ms, root_cause
 from ray_distill.tracking.logged_model import plain_example
@@ -29,7 +30,6 @@ from ray_distill.tracking.operations import (
     ReopenRun,
     SetTags,
 )
-from ray_distill.tracking.place import without_password
 from ray_distill.tracking.records import clean_name, clean_tags, flatten, one_line, split_metrics
 from ray_distill.tracking.spool import Spool, new_local_id
 from ray_distill.tracking.views import DEFAULT_COLUMNS, review_url
@@ -212,7 +212,7 @@ class MlflowTracker:
             logger.warning(
                 "MLflow at %s is unavailable (%s): work continues, records wait in %s and are written when the "
                 "server is available again%s",
-                without_password(self._uri),
+                hide_passwords(self._uri),
                 one_line(root_cause(error)),
                 self._spool.folder,
                 "" if proxy is None else f"; {proxy.advice}",

@@ -7,11 +7,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from ray_distill.config import TrackingConfig
 from ray_distill.config.judge import check_experiment_name, check_tracking_uri
 from ray_distill.errors import ConfigError
+from ray_distill.text import hide_passwords
 
 TRACKING, REGISTRY, EXPERIMENT = "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_NAME"
 #: Variables of MLflow's client that fluent runs follow, and this package does not.
@@ -36,11 +36,11 @@ class Place:
     def sentence(self) -> str:
         """Describe the place in one line, without passwords."""
         parts = [
-            f"{without_password(self.uri)} ({self.uri_from or 'tracking.uri is not set'})",
+            f"{hide_passwords(self.uri)} ({self.uri_from or 'tracking.uri is not set'})",
             f"experiment {self.experiment} ({self.experiment_from or 'the name of the campaign'})",
         ]
         if self.registry_uri != self.uri:
-            parts.append(f"models in {without_password(self.registry_uri)} ({self.registry_from})")
+            parts.append(f"models in {hide_passwords(self.registry_uri)} ({self.registry_from})")
         parts += [f"{name} is not read: set tracking.experiment" for name in self.not_read]
         return ", ".join(parts)
 
@@ -87,12 +87,6 @@ def default_uri(output_url: str) -> str:
     local = output_url.removeprefix("file://")
     folder = Path.cwd() if "://" in local else Path(local).absolute()
     return f"sqlite:///{folder / 'mlflow.db'}"
-
-
-def without_password(uri: str) -> str:
-    """Return a URI with ``…`` for the password in it."""
-    password = urlsplit(uri).password if "://" in uri else None
-    return uri.replace(f":{password}@", ":…@", 1) if password else uri
 
 
 def _first(given: str | None, field: str, environment: Mapping[str, str], name: str) -> tuple[str, str]:

@@ -1,5 +1,7 @@
 """Refuse settings and models that training or evaluation would refuse hours later."""
 
+from pathlib import Path
+
 from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError, DistillError, ModelError
 from ray_distill.losses.base import Labels
@@ -74,7 +76,7 @@ def check(config: Campaign, *, teacher: bool = True) -> None:
             import_factory(config.sequences.filters.scorer)
         except ModelError as error:
             wrong.append(f"sequences.filters.scorer: {error}")
-    wrong += (_teacher_mistakes(config) if teacher else []) + _missing_sources(config)
+    wrong += (_teacher_mistakes(config) if teacher else []) + _missing_sources(config) + _files_in_the_way(config)
     if wrong:
         raise ConfigError(f"{len(wrong)} wrong field(s)\n  " + "\n  ".join(wrong))
     refuse_labels(labels, task=config.task)
@@ -100,6 +102,17 @@ def _missing_sources(config: Campaign) -> list[str]:
     except DistillError as error:
         return [f"student.ceiling: {error}"]
     return []
+
+
+def _files_in_the_way(config: Campaign) -> list[str]:
+    """Return a sentence for each local output whose path leads through a file."""
+    wrong = []
+    for field, url in (("output", config.output_url), ("labels.store", config.labels.store or config.output_url)):
+        path = Path(files.absolute(url).removeprefix("file://"))
+        found = next((place for place in (path, *path.parents) if place.is_file()), None)
+        if files.is_local(url) and found is not None and (field == "output" or config.labels.store):
+            wrong.append(f"{field}: {found} is a file: name a folder")
+    return wrong
 
 
 def unknown_objective(config: Campaign) -> list[str]:

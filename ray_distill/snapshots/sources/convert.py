@@ -21,6 +21,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 #: A year, or a calendar date without separators, of this century or the last.
 _DATE = re.compile(r"(19|20)\d\d((0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01]))?")
+#: Days since 1900, from 1954 to 2119, as spreadsheets write dates.
+_SHEET_DAYS = (20_000, 80_000)
 #: Years 1 to 9999. Epoch *milliseconds* fall outside, so that a wrong unit is found out.
 _SECONDS = (-62_135_596_800, 253_402_300_799)
 _EXACT = 2**53
@@ -94,20 +96,29 @@ def to_time(column: pa.ChunkedArray, name: str) -> tuple[pa.Array, Mask]:
 
 
 def _refuse_dates(texts: pa.Array, name: str) -> None:
-    """Refuse numbers such as 20260131 and 2026, which as seconds are times of 1970.
+    """Refuse numbers such as 20260131, 2026 and 46053.5, which as seconds are times of 1970.
 
     Raises:
         SnapshotError: every value is such a number.
     """
     sample = texts.drop_null().slice(0, 1)
-    if not len(sample) or not _DATE.fullmatch(sample[0].as_py().strip()):
+    if not len(sample) or not (_DATE.fullmatch(sample[0].as_py().strip()) or _is_sheet_day(sample[0].as_py().strip())):
         return
     values = {text.strip() for text in texts.unique().to_pylist() if text is not None}
+    if all(map(_is_sheet_day, values)):
+        raise SnapshotError(
+            f"column {name!r} has numbers such as {min(values)}, which are days as spreadsheets count them, and "
+            "numbers are read as seconds since 1970: write times as 2026-01-31T10:00:00Z in the source"
+        )
     if all(_DATE.fullmatch(value) for value in values):
         raise SnapshotError(
             f"column {name!r} has numbers such as {min(values)}, which are dates or years, and numbers are read as "
             "seconds since 1970: write dates as 2026-01-31 in the source"
         )
+
+
+def _is_sheet_day(text: str) -> bool:
+    return bool(_NUMBER.fullmatch(text)) and _SHEET_DAYS[0] <= float(text) < _SHEET_DAYS[1]
 
 
 def parse_time(text: str) -> int | None:

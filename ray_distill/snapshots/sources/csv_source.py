@@ -6,15 +6,17 @@ countries, by semicolons or tabs: by the first of `DELIMITERS` for which the hea
 by what a first line ``sep=;`` states.
 """
 
+import codecs
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import csv
 
 from ray_distill.errors import SnapshotError
-from ray_distill.snapshots.rows import Reason, Rows, file_rows
+from ray_distill.snapshots.rows import Mask, Reason, Rows, file_rows
 from ray_distill.snapshots.sources.columns import InputColumn, columns_beside, require_columns
 
 Fields = list[bytes]
@@ -28,6 +30,17 @@ _FIELD = {
         + rb"\r\n]*+)("
         + re.escape(delimiter)
         + rb"|\r?\n|\r|\Z)"
+    )
+    for delimiter in DELIMITERS
+}
+#: A quoted field that goes on after a backslash and a quote.
+_ESCAPED = {
+    delimiter: re.compile(
+        rb"(?:\A|[\r\n]|"
+        + re.escape(delimiter)
+        + rb')"(?:[^"\\]++|\\[^"]|"")*+\\"[^"\r\n'
+        + re.escape(delimiter)
+        + rb"]"
     )
     for delimiter in DELIMITERS
 }
@@ -54,11 +67,36 @@ def read_csv(data: bytes, mapping: Mapping[str, str], source: int, column: Input
         found = "not CSV" if data.strip() else "empty"
         raise SnapshotError(f"{where} is {found}: a header with column names is needed")
     require_columns(mapping, _names(header), where, column.companions.forms)
+    _refuse_backslashes(data, delimiter, where)
     mapping = {**mapping, **columns_beside(column, _names(header))}
     table = _read_whole(data, mapping, len(header), delimiter)
     if table is not None:
-        return file_rows(table, np.zeros(len(table), dtype=np.int8), source)
-    return _read_records(data, start, mapping=mapping, header=header, source=source, delimiter=delimiter)
+        rows = file_rows(table, np.zeros(len(table), dtype=np.int8), source)
+    else:
+        rows = _read_records(data, start, mapping=mapping, header=header, source=source, delimiter=delimiter)
+    return rows.mark(_is_header(rows.table, mapping), Reason.REPEATED_HEADER)
+
+
+def _refuse_backslashes(data: bytes, delimiter: bytes, where: str) -> None:
+    """Refuse quotes that a backslash escapes: read as CSV, the text would lose them.
+
+    Raises:
+        SnapshotError: a quoted field goes on after such a quote.
+    """
+    if b'\\"' in data and _ESCAPED[delimiter].search(data):
+        raise SnapshotError(
+            f"{where} has quotes escaped by a backslash within quoted fields, as Spark and MySQL write them, and in "
+            "CSV they are doubled: write it again with doubled quotes (Spark: .option('escape', '\"')), or as Parquet"
+        )
+
+
+def _is_header(table: pa.Table, mapping: Mapping[str, str]) -> Mask:
+    """Return ``[N]``: whether a record is the header again, as in files joined by ``cat``."""
+    same: Mask = np.full(len(table), len(set(mapping.values())) > 1)
+    for part, name in mapping.items():
+        forms = pa.array([name.encode(), codecs.BOM_UTF8 + name.encode()], pa.large_binary())
+        same &= pc.is_in(table.column(part), value_set=forms).to_numpy()
+    return same
 
 
 def _header(data: bytes, mapping: Mapping[str, str], delimiters: Sequence[bytes]) -> tuple[Fields | None, int, bytes]:

@@ -22,7 +22,7 @@ from ray_distill.snapshots.sources.image_source import read_images
 from ray_distill.snapshots.sources.json_document import document_to_lines
 from ray_distill.snapshots.sources.json_source import read_jsonl
 from ray_distill.snapshots.sources.nested import column_to_json, is_nested, join_beside
-from ray_distill.snapshots.sources.resolve import SourceFile
+from ray_distill.snapshots.sources.resolve import SourceFile, partitions_of
 from ray_distill.storage.files import open_input
 from ray_distill.storage.remote import protocol
 
@@ -60,8 +60,24 @@ def read_rows(
             json_lines |= file.format == "jsonl"
             keys |= found
     if json_lines:
+        _refuse_no_objects(files, keys)
         require_columns(mapping, sorted(keys), "the JSON Lines source, in any line,")
     return concat_rows(parts)
+
+
+def _refuse_no_objects(files: Sequence[SourceFile], keys: set[str]) -> None:
+    """Refuse JSON Lines without one object, by the first line of the first file."""
+    first = next(file for file in files if file.format == "jsonl")
+    line = next(filter(None, map(bytes.strip, read_records(first).splitlines())), b"") if not keys else b""
+    if line:
+        why = (
+            "its lines end with commas"
+            if line.endswith(b",")
+            else "its keys are in single quotes"
+            if line.startswith(b"{'")
+            else "its first line is not one"
+        )
+        raise SnapshotError(f"{first.name} has no JSON object in any line: {why}; {Reason.MALFORMED_JSON.advice}")
 
 
 def _read_images(
@@ -101,11 +117,14 @@ def _read_parquet(file: SourceFile, mapping: Mapping[str, str], index: int, colu
     try:
         with open_input(file.url) as stream, pq.ParquetFile(stream) as parquet:
             names = parquet.schema_arrow.names
-            require_columns(mapping, names, file.name, column.companions.forms)
+            folders = {name: text for name, text in partitions_of(file.url).items() if name not in names}
+            require_columns(mapping, [*names, *folders], file.name, column.companions.forms)
             mapping = {**mapping, **columns_beside(column, names)}
-            table = parquet.read(columns=sorted(set(mapping.values())))
+            table = parquet.read(columns=sorted(set(mapping.values()) - folders.keys()))
     except (pa.ArrowException, OSError) as error:
         raise SnapshotError(f"{file.name} cannot be read as Parquet ({error}): {restore_advice(file)}") from error
+    for name in folders.keys() & mapping.values():
+        table = table.append_column(name, pa.array([folders[name]] * len(table), pa.large_string()))
     table = pa.table({part: table.column(name) for part, name in mapping.items()})
     return file_rows(table, np.zeros(len(table), dtype=np.int8), index)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal
+from urllib.parse import unquote
 
 from ray_distill.config import SnapshotConfig
 from ray_distill.config.snapshot import as_tuple
@@ -44,6 +45,9 @@ _ADVICE = {
 #: What desktops leave in folders, beside hidden files.
 _LITTER = ("thumbs.db", "desktop.ini")
 
+#: Value of a partition whose rows have none.
+_NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+
 _CREDENTIALS = re.compile(r"(?<=://)[^/@]*@")
 
 
@@ -66,6 +70,12 @@ class SourceFile:
     def packing(self) -> str | None:
         """Return the suffix of the program that packed it, such as ``.gz``, or None."""
         return next((suffix for suffix in PACKINGS if self.url.lower().endswith(suffix)), None)
+
+
+def partitions_of(url: str) -> dict[str, str | None]:
+    """Return the columns in the names of a file's folders, such as Hive's ``day=2026-11-20/``."""
+    folders = (folder.partition("=") for folder in url.split("/")[:-1] if "=" in folder.strip("="))
+    return {unquote(name): None if text == _NO_PARTITION else unquote(text) for name, _, text in folders}
 
 
 def match_sources(patterns: Sequence[str], kind: str, *, splits: bool = False) -> list[SourceFile]:

@@ -111,6 +111,15 @@ def test_dates_written_as_numbers_are_refused(column: pa.Array) -> None:
     assert times.null_count == 0
 
 
+@pytest.mark.parametrize("column", [pa.array([46053.5, 46054.0]), texts("46053", None, "46054.25")])
+def test_days_of_spreadsheets_are_refused(column: pa.Array) -> None:
+    """As seconds since 1970 all of them would be on its first day."""
+    with pytest.raises(SnapshotError, match=r"46053(\.5)?, which are days as spreadsheets count them"):
+        to_time(pa.chunked_array([column]), "when")
+    times, _ = to_time(pa.chunked_array([pa.array([46053.5, 1_790_000_000.0])]), "when")
+    assert times.null_count == 0
+
+
 def test_unreadable_times_are_told_from_missing_ones() -> None:
     """Null is no time; nonsense is a bad row; epoch milliseconds are found out."""
     for column in (texts(None, "soon", "2026-01-01"), pa.array([None, 1_790_000_000_000, 1_790_000_000])):

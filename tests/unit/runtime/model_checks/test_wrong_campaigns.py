@@ -241,6 +241,11 @@ MISTAKES: dict[str, Wrong] = {
         "rows", {"labels.check.limits": {"acc": {"min": 0.9}}}, "labels.check.limits", "acc", "accuracy"
     ),
     # paths
+    "output that is a file": w("rows", {"output": "rows.jsonl/out"}, "output", "rows.jsonl", "is a file", "folder"),
+    "store of MLflow 2": w("rows", {"tracking": {"uri": "file:mlruns"}}, "tracking.uri", "file:mlruns", "sqlite:///"),
+    "scheme of another library": w(
+        "rows", {"tracking": {"uri": "postgres://me:secret@db/runs"}}, "tracking.uri", "me:…@db", "postgresql://"
+    ),
     "no such source": w("rows", {"snapshot.source": "nowhere.jsonl"}, "nowhere.jsonl"),
     "no such teacher": w("rows", {"labels.teacher.model": "nowhere"}, "labels.teacher.model", "nowhere"),
     "empty teacher": w("rows", {"labels.teacher.model": "empty"}, "labels.teacher.model", "empty", "config.json"),

@@ -86,6 +86,42 @@ def test_a_header_is_read_as_it_is_meant(tmp_path: Path) -> None:
     assert content(read(tmp_path / "a.csv")) == [("a", "x")]
 
 
+def test_a_header_that_comes_again_is_not_a_row(tmp_path: Path) -> None:
+    """As of exports that were joined by ``cat``, with or without a byte-order mark; a class may be named label."""
+    (tmp_path / "a.csv").write_text("text,label\na,x\ntext,label\nb,label\n\ufefftext,label\nlabel,text\n")
+    rows = read(tmp_path / "a.csv")
+    assert content(rows) == [("a", "x"), ("b", "label"), ("label", "text")]
+    assert [Reason(why).text for why in rows.why if why] == ["header repeated"] * 2
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_quotes_that_a_backslash_escapes_are_refused(tmp_path: Path, delimiter: str) -> None:
+    """Read as CSV, such a text would lose its quotes; backslashes before a doubled or a closing quote are texts."""
+    path = tmp_path / "a.csv"
+    path.write_text(f'text{delimiter}label\n"say \\"hi\\" now"{delimiter}x\n')
+    with pytest.raises(SnapshotError, match=r"a\.csv has quotes escaped by a backslash.*doubled quotes \(Spark"):
+        read(path)
+    path.write_text(f'text{delimiter}label\n"C:\\dir\\"{delimiter}x\n"say \\""hi\\"" now"{delimiter}y\n')
+    assert content(read(path)) == [("C:\\dir\\", "x"), ('say \\"hi\\" now', "y")]
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('{"text": "a", "label": "x"},', "its lines end with commas"),
+        ("{'text': 'a', 'label': 'x'}", "its keys are in single quotes"),
+        ("text,label", "its first line is not one"),
+    ],
+)
+def test_lines_of_which_none_is_an_object_are_refused(tmp_path: Path, line: str, why: str) -> None:
+    """Not for a missing column: the message has what is wrong with the lines, and none of their content."""
+    (tmp_path / "a.jsonl").write_text(f"{line}\n{line}\n")
+    with pytest.raises(
+        SnapshotError, match=rf"a\.jsonl has no JSON object in any line: {why}; write one object a line"
+    ):
+        read(tmp_path / "a.jsonl")
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

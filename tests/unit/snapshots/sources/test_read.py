@@ -204,6 +204,22 @@ def test_parquet_missing_column_names_the_nearest(tmp_path: Path) -> None:
         read(tmp_path / "a.parquet")
 
 
+def test_columns_of_partitions_are_read_from_the_folders(tmp_path: Path) -> None:
+    """As Hive and Spark write them; a column in the file counts first, and nothing else is taken from a folder."""
+    for intent, day in (("a%2Fb", "2026-01-01"), ("__HIVE_DEFAULT_PARTITION__", "2026-01-02")):
+        folder = tmp_path / f"intent={intent}" / f"day={day}"
+        folder.mkdir(parents=True)
+        pq.write_table(pa.table({"utterance": [day], "locale": ["fr"]}), folder / "part-0.parquet")
+    rows = read(tmp_path, {**WANTED, "time": "day", "locale": "locale"})
+    assert [(row["text"], row["label"], row["time"].day) for row in rows.table.to_pylist()] == [
+        ("2026-01-02", None, 2),
+        ("2026-01-01", "a/b", 1),
+    ]
+    (tmp_path / "intent=c").mkdir()
+    pq.write_table(pa.table({"utterance": ["t"], "intent": ["own"]}), tmp_path / "intent=c" / "part-0.parquet")
+    assert content(read(tmp_path / "intent=c")) == [("t", "own")]
+
+
 @pytest.mark.parametrize("column", [pa.array([[1]]), pa.array([1])])
 def test_parquet_text_of_another_type_is_an_error(tmp_path: Path, column: pa.Array) -> None:
     """A text column must hold text."""

@@ -82,7 +82,8 @@ def gates(draw):
         rules = draw(
             st.dictionaries(st.sampled_from([side, "margin", "relative", "teacher_margin"]), share, min_size=1)
         )
-        limits[name] = Limit(**rules)
+        # A margin as wide as the metric allows any value, and is refused.
+        limits[name] = Limit(**{kind: min(value, 0.99) if "margin" in kind else value for kind, value in rules.items()})
     beat = tuple(draw(st.lists(st.sampled_from(ARMS[1:]), unique=True)))
     return GateConfig(limits=limits, beat=beat, replace_failing_champion=draw(st.booleans()))
 

@@ -49,7 +49,7 @@ def check_models(
         DistillError: of the kind that the stage would raise, with the field that names the model.
     """
     opened = check_teacher(config, call=call, teacher=teacher)
-    return check_student(opened.config, opened, call=call) if student else ()
+    return opened.head.notes + (check_student(opened.config, opened, call=call) if student else ())
 
 
 def check_teacher(config: Campaign, *, call: bool, teacher: bool = True) -> OpenedTeacher:

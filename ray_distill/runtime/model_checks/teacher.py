@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ray_distill.models.core.model import Model
 from ray_distill.models.core.module_function import import_factory, is_factory
 from ray_distill.models.core.row_classes import named
 from ray_distill.models.io.load import load_model, read_config, read_processor
+from ray_distill.models.text.tokenizer_match import token_count
 from ray_distill.runtime.model_checks.sizes import is_small
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.inputs.modality import Processor
@@ -37,6 +38,8 @@ class TeacherHead:
     """Whether its states are feature maps."""
     layers: tuple[int, ...] = ()
     """The configured hidden layers, counted from 0."""
+    notes: tuple[str, ...] = ()
+    """Notes for the plan."""
 
 
 def open_teacher_head(config: Campaign, *, call: bool, load: bool = True) -> TeacherHead:
@@ -105,6 +108,7 @@ def _of_model(model: Model) -> TeacherHead:
         tokens=getattr(model.processor, "tokens_fingerprint", None),
         widths=states.widths,
         spatial=states.spatial,
+        notes=_notes(getattr(model.module, "config", None), model.processor, model.url),
     )
 
 
@@ -124,7 +128,25 @@ def _of_config(config: Campaign) -> TeacherHead:
     own.answers.model.check_model(
         own, model=teacher, space=space if headed else None, model_config=model_config if headed else None
     )
-    return TeacherHead(space=space, tokens=getattr(processor, "tokens_fingerprint", None), widths=_widths(model_config))
+    return TeacherHead(
+        space=space,
+        tokens=getattr(processor, "tokens_fingerprint", None),
+        widths=_widths(model_config),
+        notes=_notes(model_config, processor, teacher.model),
+    )
+
+
+def _notes(model_config: Any, processor: Processor, url: str) -> tuple[str, ...]:
+    """Return a note about tokens that a model does not embed: some tokenizers have more."""
+    text_config = getattr(model_config, "get_text_config", lambda: None)()
+    embedded, tokens = getattr(text_config, "vocab_size", None), token_count(processor)
+    if not isinstance(embedded, int) or tokens <= embedded:
+        return ()
+    return (
+        f"the tokenizer of {url} has token ids up to {tokens - 1}, and the model embeds {embedded} tokens: it fails on "
+        f"rows with higher ids, which are quarantined; if the data have such tokens, save the model again after "
+        f"resize_token_embeddings({tokens})",
+    )
 
 
 def _widths(model_config: Any) -> tuple[int, ...] | None:
@@ -162,6 +184,4 @@ def _with_layers(config: Campaign, found: TeacherHead) -> TeacherHead:
             f"labels.hidden.rank is {hidden.rank}, and the teacher's states of layers {list(layers)} have at least "
             f"{narrowest} dimensions: set it to {narrowest} or less"
         )
-    return TeacherHead(
-        space=found.space, tokens=found.tokens, widths=found.widths, spatial=found.spatial, layers=layers
-    )
+    return replace(found, layers=layers)

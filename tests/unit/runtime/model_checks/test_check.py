@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from ray_distill.config import Campaign, parse_config
 from ray_distill.errors import ConfigError, ModelError, TeacherRefused
@@ -45,6 +46,19 @@ def _config(folder: Path, teacher: str, **changes: Any) -> Campaign:
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A classifier."""
     return str(write_tiny_text_model(tmp_path_factory.mktemp("teacher") / "teacher", CLASSES, 0))
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_tokens_without_an_embedding_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, large: bool) -> None:
+    """Some families save more tokens than their models embed: no fault while no row has them."""
+    folder = write_tiny_text_model(tmp_path / "teacher", CLASSES, 0)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"<new{number}>" for number in range(7)])
+    tokenizer.save_pretrained(folder)
+    if large:
+        monkeypatch.setattr(sizes, "LOADED_BYTES", 0)
+    (note,) = check_models(_config(tmp_path, str(folder)))
+    assert f"token ids up to {len(tokenizer) - 1}, and the model embeds {len(tokenizer) - 7} tokens" in note
 
 
 def test_batch_norm_is_noted_where_passes_change_the_curve(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from ray_distill.tasks.catalogue import get_task
 
 def plan(config: Campaign) -> list[str]:
     """Describe what `run` would do, one line per stage; run nothing."""
-    notes = preflight(config, call=True)
+    notes = (*preflight(config, call=True), *_unmeasured(config))
     task, damages = get_task(config.task), requested_corruptions(config)
     sources = describe_sources(config.snapshot)
     training, arms = config.student.training, campaign_arms(config, labelled=_may_teach(config))
@@ -90,6 +90,22 @@ def _plan_gate(config: Campaign) -> str:
     trained = {*campaign_arms(config, labelled=_may_teach(config)), "teacher", "champion"}
     rules += [f"beat {arm}" for arm in config.gate.beat if arm in trained]
     return f"promote   {', '.join(rules) or 'no rules, so no verdict but HOLD'}; alias {config.gate.alias}"
+
+
+def _unmeasured(config: Campaign) -> list[str]:
+    """Return a sentence if the gate needs labels of test rows, and no column has them."""
+    answers, own = get_task(config.task).answers, config.snapshot.own_sources.get("test")
+    columns = (own and own.columns) or config.snapshot.columns
+    if columns.label is not None or answers.is_labelled(0):
+        return []
+    known = {metric.name for metric in answers.metrics.metrics if not metric.of_teacher}
+    needed = [name for name in limits_of(config.gate, config.task) if name in known]
+    if not needed:
+        return []
+    return [
+        f"no test row has a label, so {' and '.join(needed)}, which the gate limits, cannot be measured, and no "
+        "student is promoted: give snapshot.test a source with labels"
+    ]
 
 
 def _may_teach(config: Campaign) -> bool:

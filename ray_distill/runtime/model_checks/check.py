@@ -61,6 +61,8 @@ def check_teacher(config: Campaign, *, call: bool, teacher: bool = True) -> Open
     if teacher and not (stored is not None and is_factory(config.labels.teacher.model)):
         with _named("labels.teacher.model"):
             head = open_teacher_head(config, call=call, load=stored is None)
+    if teacher and stored is not None:
+        _refuse_other_settings(config, stored, head)
     return OpenedTeacher(config=config, head=head, stored=stored)
 
 
@@ -92,6 +94,20 @@ def _stored(config: Campaign) -> StoreManifest | None:
     if config.snapshot.classes:
         family.check_classes(manifest.space, config.snapshot.classes, f"of the label store {config.store_url}")
     return manifest
+
+
+def _refuse_other_settings(config: Campaign, stored: StoreManifest, head: TeacherHead) -> None:
+    """Refuse a store of other settings; labelling also compares the teacher's fingerprint.
+
+    Raises:
+        StoreMismatch: names each field that differs.
+    """
+    layers = tuple(stored.hidden) if config.labels.hidden.layers and not head.layers else head.layers
+    facts = TeacherFacts(
+        fingerprint=stored.teacher.fingerprint, space=stored.space, layers=layers, head_url=None, describe={}
+    )
+    requested = make_manifest(config, facts)
+    stored.require(requested.with_changes(teacher=stored.teacher), config.store_url)
 
 
 def _manifest(config: Campaign, head: TeacherHead) -> StoreManifest | None:

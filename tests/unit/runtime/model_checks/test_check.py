@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from ray_distill.config import Campaign, parse_config
-from ray_distill.errors import ConfigError, ModelError, TeacherRefused
+from ray_distill.errors import ConfigError, ModelError, StoreMismatch, TeacherRefused
 from ray_distill.labels.model.distributions import Distributions
 from ray_distill.labels.model.part_specs import AnswerSpace
 from ray_distill.labels.model.signal import signal_of
@@ -74,7 +74,7 @@ def test_batch_norm_is_noted_where_passes_change_the_curve(tmp_path: Path) -> No
 
 def test_a_throwing_teacher_of_a_finished_store_is_not_called(tmp_path: Path, teacher: str) -> None:
     """The store describes its teacher: a function is neither imported nor run again."""
-    function = {"teacher": {"model": "nowhere.at_all:teacher"}}
+    function = {"teacher": {"model": "nowhere.at_all:teacher"}, "signal": {"estimator": "topk", "k": 1}}
     student = {"model": {"from": "module", "model": FUNCTION}}
     config = _config(tmp_path, teacher, labels=function, student=student)
     with pytest.raises(Exception, match="cannot import nowhere.at_all:teacher"):
@@ -132,6 +132,23 @@ def test_a_temperature_at_which_a_filled_store_keeps_too_little_is_refused(tmp_p
     _fill(config, mass=0.3)
     with pytest.raises(ConfigError, match=r"student\.losses\.soft\.temperature 1: .* only 0\.30 .* at least 0\.5"):
         check_models(config, teacher=False)
+
+
+def test_a_store_of_other_settings_is_refused_before_the_teacher_is_loaded(tmp_path: Path, teacher: str) -> None:
+    """Training alone reads what the store has, whatever the settings for labelling are."""
+    signal = {"estimator": "topk", "k": 1}
+    config = _config(tmp_path, teacher, labels={"signal": signal})
+    _fill(config, mass=0.9)
+    assert check_models(config) == ()
+    for changes, message in (
+        ({"signal": {**signal, "k": 2}}, r"labels\.signal\.k.* 1.* 2"),
+        ({"signal": signal, "hidden": {"layers": [-1]}}, r"hidden"),
+        ({"signal": signal, "resources": {"batch": 8}}, r"batch"),
+    ):
+        other = _config(tmp_path, teacher, labels=changes)
+        with pytest.raises(StoreMismatch, match=f"was made for other settings: .*{message}.*Set labels.store"):
+            check_models(other)
+    assert check_models(_config(tmp_path, teacher, labels={"signal": {**signal, "k": 2}}), teacher=False) == ()
 
 
 def test_classes_of_a_filled_store_are_compared(tmp_path: Path, teacher: str) -> None:

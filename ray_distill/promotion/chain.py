@@ -118,7 +118,10 @@ def _entries(log: CommitLog) -> tuple[Entry, ...]:
         try:
             entry = Entry.from_dict(record)
         except ConfigError as error:
-            raise PromotionError(f"{root}: entry {number} is not a decision: {error}") from error
+            raise PromotionError(
+                f"{root}: entry {number} is not a decision of this version of ray-distill: {error}; use the version "
+                "that wrote it, or move the folder away to begin a chain without a champion"
+            ) from error
         if entry.previous != champion(entries):
             raise PromotionError(
                 f"{root}: entry {number} names {_name(entry.previous)} as champion, but the entries "

@@ -10,6 +10,7 @@ import pytest
 from ray_distill.artifacts import Decision, LabelSetRef, SnapshotRef, StudentRef, Verdict
 from ray_distill.errors import CorruptStore, PromotionError
 from ray_distill.promotion.chain import champion, check_alias, read_chain, record_decision
+from ray_distill.storage.log import CommitLog
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
@@ -104,6 +105,17 @@ def test_a_last_entry_that_is_removed_or_replaced_is_found(tmp_path):
         record(tmp_path, decision("d", Verdict.HOLD))
     last.write_bytes(data)
     assert champion(read_chain(str(tmp_path))) == student("c")
+
+
+def test_an_entry_of_another_version_is_named_with_a_way_out(tmp_path):
+    """The first entry, which nothing pins but the log itself: the folder stays as it is."""
+    record(tmp_path, decision("a", Verdict.HOLD))
+    other = CommitLog(str(tmp_path / "other" / "decisions"))
+    entry = json.loads(next((tmp_path / "decisions").rglob("*0.json")).read_text())
+    del entry["after"]
+    other.append(lambda records: entry)
+    with pytest.raises(PromotionError, match="entry 0 is not a decision of this version .*after; .* move the folder"):
+        read_chain(str(tmp_path / "other"))
 
 
 def test_of_racing_promotes_one_wins(tmp_path):

@@ -90,6 +90,8 @@ def promote(config: "Campaign", options: argparse.Namespace) -> Any:
     from ray_distill.cli import resolve_references
     from ray_distill.runtime import campaign
 
+    if options.verify:
+        return campaign.verify_alias(config)
     return campaign.promote(config, resolve_references.report(config, options.report))
 
 

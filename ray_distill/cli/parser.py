@@ -143,6 +143,12 @@ def _campaign_command(subparsers: Any, stage: Stage) -> None:
             default=True,
             help="continue from finished arms and checkpoints; --no-resume starts again",
         )
+    if stage.name == "promote":
+        parser.add_argument(
+            "--verify",
+            action="store_true",
+            help="decide nothing: compare the alias with the decision chain, and point it at the champion",
+        )
     parser.add_argument("--dry-run", action="store_true", help="check all that can be checked, change nothing")
     parser.add_argument("--address", help="an existing Ray cluster (auto, ray://…); default: an embedded Ray")
     parser.set_defaults(command=commands.campaign_stage, name=stage.name, stage=stage.command, show=stage.show)

@@ -8,7 +8,6 @@ an entry that was altered, removed or forged.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from ray_distill.artifacts import Artifact, Decision, StudentRef, Verdict
@@ -29,16 +28,6 @@ class Entry(Artifact):
     """Person or job that requested the decision."""
     after: str
     """Digest of the entries before this one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AliasState:
-    """Whether a registry alias agrees with the chain; ``sentence`` states both and the remedy."""
-
-    agree: bool
-    champion: StudentRef | None
-    """The student that the alias should name."""
-    sentence: str
 
 
 def read_chain(url: str) -> tuple[Entry, ...]:
@@ -96,20 +85,6 @@ def champion(chain: Sequence[Entry]) -> StudentRef | None:
     """Return the student of the last PROMOTE, or None."""
     promoted = (entry.decision for entry in reversed(chain) if entry.decision.verdict is Verdict.PROMOTE)
     return next((decision.student for decision in promoted), None)
-
-
-def check_alias(chain: Sequence[Entry], alias: StudentRef | None) -> AliasState:
-    """Compare the student that a registry alias names with the chain's champion."""
-    truth = champion(chain)
-    agree = (alias and alias.fingerprint) == (truth and truth.fingerprint)
-    if agree:
-        return AliasState(agree=True, champion=truth, sentence=f"the alias and the chain name {_name(truth)}")
-    remedy = "remove the alias" if truth is None else "point the alias at the chain's champion"
-    return AliasState(
-        agree=False,
-        champion=truth,
-        sentence=f"the alias names {_name(alias)}, the chain {_name(truth)}: the chain is the truth, {remedy}",
-    )
 
 
 def _entries(log: CommitLog) -> tuple[Entry, ...]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from ray_distill.artifacts import Artifact, Decision, EvalReport, LabelSetRef, Number, SnapshotRef, StudentRef
 from ray_distill.config import Campaign, SnapshotConfig
 from ray_distill.config.identity import identity
+from ray_distill.errors import PromotionError
 from ray_distill.evaluation.measures.cost import CostReport
 from ray_distill.evaluation.sweep.compare import SweepResult
 from ray_distill.fingerprint import fingerprint
@@ -23,6 +24,7 @@ from ray_distill.runtime.stages import generate
 from ray_distill.runtime.stages import label as label_stage
 from ray_distill.runtime.stages import promote as promote_stage
 from ray_distill.runtime.stages import train as train_stage
+from ray_distill.runtime.stages.follow_chain import AliasReport, follow_chain
 from ray_distill.runtime.stages.preflight import names_student, preflight
 from ray_distill.runtime.stages.relabel import RelabelReport, relabel_source
 from ray_distill.runtime.stages.snapshot import freeze
@@ -108,6 +110,19 @@ def promote(config: Campaign, report: EvalReport) -> Decision:
     """Decide, record the decision, register the student and, on PROMOTE, point the alias at it."""
     with open_session(config) as session:
         return promote_stage.promote(session, report)
+
+
+def verify_alias(config: Campaign) -> AliasReport:
+    """Compare the registry's alias with the decision chain, and point it at the champion.
+
+    Raises:
+        PromotionError: the alias names a version, and the chain has promoted no student.
+    """
+    with open_session(config) as session:
+        found = follow_chain(session, move=True)
+    if found.wrong:
+        raise PromotionError(found.wrong)
+    return found
 
 
 def relabel(config: Campaign, source: str | None = None) -> RelabelReport:

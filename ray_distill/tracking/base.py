@@ -83,5 +83,8 @@ class Registry(Protocol):
     def set_alias(self, name: str, alias: str, version: str) -> None:
         """Point the alias at a version."""
 
+    def find(self, name: str, tag: str, value: str) -> str | None:
+        """Return the newest version that has this tag; None if there is none, or no such model."""
+
     def tags(self, name: str, version: str) -> Mapping[str, str]:
         """Return a version's tags, including ``student`` (its StudentRef as JSON) and ``report``."""

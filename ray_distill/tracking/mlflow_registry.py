@@ -37,8 +37,7 @@ class MlflowRegistry:
             self._ensure_model(client, name)
             model_id = model_uri.removeprefix("models:/") if model_uri.startswith("models:/m-") else None
             source, run_id = self._source(client, model_uri, model_id)
-            quote = '"' if "'" in name else "'"
-            for found in client.search_model_versions(f"name = {quote}{name}{quote}"):
+            for found in _versions(client, name):
                 if found.source == source:
                     for key, value in tags.items():
                         client.set_model_version_tag(name, found.version, key, value)
@@ -59,6 +58,15 @@ class MlflowRegistry:
         """Point the alias at a version."""
         with self._calls(f"point the alias {alias!r} of {name!r} at version {version}") as client:
             client.set_registered_model_alias(name, alias, version)
+
+    def find(self, name: str, tag: str, value: str) -> str | None:
+        """Return the newest version that has this tag; None if there is none, or no such model.
+
+        Values are compared here: a search by tag finds none beyond MLflow's limit of results.
+        """
+        with self._calls(f"search the versions of {name!r}") as client:
+            found = [int(item.version) for item in _versions(client, name) if item.tags.get(tag) == value]
+            return str(max(found)) if found else None
 
     def tags(self, name: str, version: str) -> Mapping[str, str]:
         """Return a version's tags."""
@@ -117,6 +125,17 @@ def _is_refusal(error: BaseException) -> bool:
 
     status = error.get_http_status_code() if isinstance(error, MlflowException) else None
     return status in (401, 403) or not is_unavailable(error)
+
+
+def _versions(client: Any, name: str) -> Iterator[Any]:
+    """Yield all versions of a model, page after page."""
+    quote, token = '"' if "'" in name else "'", None
+    while True:
+        page = client.search_model_versions(f"name = {quote}{name}{quote}", page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def _link(client: Any, model_id: str, name: str, version: str) -> None:

@@ -83,6 +83,11 @@ class InMemoryRegistry:
         self.tags(name, version)
         self._aliases[name, alias] = version
 
+    def find(self, name: str, tag: str, value: str) -> str | None:
+        """Return the newest version that has this tag, or None."""
+        versions = enumerate(self._versions.get(name, []), 1)
+        return next((str(number) for number, (_, tags) in reversed(list(versions)) if tags.get(tag) == value), None)
+
     def tags(self, name: str, version: str) -> Mapping[str, str]:
         """Return a version's tags; PromotionError if there is no such version."""
         versions = self._versions.get(name, [])

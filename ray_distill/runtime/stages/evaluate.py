@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_distill.artifacts import Decision, EvalReport, ModelReport, StudentRef
+from ray_distill.artifacts import Decision, EvalReport, ModelReport, SnapshotRef, StudentRef
 from ray_distill.config import Campaign
 from ray_distill.config.identity import identity
 from ray_distill.errors import ConfigError
@@ -122,7 +122,7 @@ def log_student(session: Session, report: EvalReport) -> str | None:
     Returns:
         Its URI; None while the tracking server is unreachable.
     """
-    example = _example(session.config, report)
+    example = example_of(session.config, report.student.labels.snapshot)
     with tempfile.TemporaryDirectory(prefix="ray-distill-model-") as folder:
         local = files.download_folder(report.student.url, Path(folder))
         verify_trained(local, report.student)  # the copy itself: what is logged is what was judged
@@ -135,13 +135,13 @@ def log_student(session: Session, report: EvalReport) -> str | None:
         )
 
 
-def _example(config: Campaign, report: EvalReport) -> list[Any]:
-    """Return example inputs for the logged model: the family's own, else rows of the test split."""
+def example_of(config: Campaign, snapshot: SnapshotRef) -> list[Any]:
+    """Return example inputs for a logged model: the family's own, else rows of the test split."""
     task = get_task(config.task)
     made_up = task.answers.serve.example(config)
     if made_up is not None:
         return list(made_up)
-    rows = open_snapshot(report.student.labels.snapshot).read("test", columns=[task.inputs.column])
+    rows = open_snapshot(snapshot).read("test", columns=[task.inputs.column])
     found: list[Any] = rows.slice(0, 2)[task.inputs.column].to_pylist()
     return found
 

@@ -8,12 +8,13 @@ from ray_distill.errors import PromotionError, RegistryRefused
 from ray_distill.evaluation.report.assemble import content_fingerprint
 from ray_distill.fingerprint import fingerprint
 from ray_distill.models.io.trained import open_trained
-from ray_distill.promotion.chain import Entry, check_alias, read_chain, record_decision
+from ray_distill.promotion.chain import Entry, read_chain, record_decision
 from ray_distill.promotion.gate import decide
 from ray_distill.promotion.rules import gate_fingerprint
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.session import Session, Stage, user
 from ray_distill.runtime.stages import evaluate
+from ray_distill.runtime.stages.follow_chain import follow_chain, model_name, tags_of
 from ray_distill.runtime.stages.train import absent_arms
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.text import arm_name, ordered_arms
@@ -47,6 +48,7 @@ def promote(session: Session, report: EvalReport) -> Decision:
         decision = _decided(session, read_chain(chain_url), report)
         if decision is not None:
             console.report(f"promote: already decided, skipped ({decision.verdict})", skipped="promote")
+            _verify(session, decision)
             return decision
     with session.stage("promote") as stage:
         decision = _decide(session, report)
@@ -60,6 +62,19 @@ def promote(session: Session, report: EvalReport) -> Decision:
     if registered:
         session.finish("promote", key, decision.to_dict())
     return decision
+
+
+def _verify(session: Session, decision: Decision) -> None:
+    """Report and repair an alias that does not name the chain's champion."""
+    try:
+        found = follow_chain(session, move=False)
+    except PromotionError as error:
+        if decision.verdict is Verdict.PROMOTE:
+            raise
+        console.report(f"promote: the alias could not be compared with the chain: {error}")
+    else:
+        if found.repaired or found.wrong:
+            console.report(f"promote: {found.repaired or found.wrong}")
 
 
 def _decide(session: Session, report: EvalReport) -> Decision:
@@ -108,26 +123,23 @@ def judged_against(report: EvalReport, chain: Sequence[Entry]) -> StudentRef | N
 
 
 def _register(session: Session, stage: Stage, report: EvalReport, decision: Decision) -> bool:
-    """Log and register the student, set the alias by the chain; return whether all succeeded."""
-    model_uri = evaluate.log_student(session, report)
-    if model_uri is None:
-        console.report(
-            "promote: the decision is in the chain; the tracking server is unreachable, so the student is not "
-            "registered yet: run the command again when the server is back"
-        )
-        return False
-    gate = session.config.gate
-    name = model_name(session)
+    """Log and register the student, and let the alias follow; return whether all succeeded.
+
+    Raises:
+        PromotionError: a student that was promoted is not registered yet; the same command does it later.
+    """
+    gate, name = session.config.gate, model_name(session)
     try:
-        version = session.registry.register(
-            model_uri,
-            name=name,
-            tags={"student": report.student.to_json(), "report": report.url, "verdict": str(decision.verdict)},
-        )
+        model_uri = evaluate.log_student(session, report)
+        if model_uri is None:
+            raise PromotionError("the tracking server is unreachable")
+        more = {"report": report.url, "verdict": str(decision.verdict)}
+        version = session.registry.register(model_uri, name=name, tags=tags_of(report.student, **more))
         stage.run.tags({"registered_model": f"{name} version {version}"})
-        if decision.verdict is Verdict.PROMOTE:
-            session.registry.set_alias(name, gate.alias, version)
-        _report_alias(session, name, gate.alias)
+        promoted = decision.verdict is Verdict.PROMOTE
+        found = follow_chain(session, move=promoted)
+        if not promoted and (found.repaired or found.wrong):
+            console.report(f"promote: {found.repaired or found.wrong}")
     except RegistryRefused as error:
         raise RegistryRefused(
             f"the decision {decision.verdict} is in the chain, but the student is not in the registry: {error}; "
@@ -136,24 +148,15 @@ def _register(session: Session, stage: Stage, report: EvalReport, decision: Deci
         ) from error
     except PromotionError as error:
         # The chain records the decision and is authoritative: an unreachable registry loses nothing.
-        console.report(
-            f"promote: the registry could not record the decision: {error}; run the command again to repair it"
+        late = (
+            f"the decision {decision.verdict} is in the chain, but the registry could not record it: {error}; run the "
+            "command again to repair it"
         )
+        if decision.verdict is Verdict.PROMOTE:
+            raise PromotionError(late) from error
+        console.report(f"promote: {late}")
         return False
     return True
-
-
-def model_name(session: Session) -> str:
-    """Return the name under which the registry has the campaign's students."""
-    return session.config.gate.model_name or session.config.campaign
-
-
-def _report_alias(session: Session, name: str, alias: str) -> None:
-    version = session.registry.alias(name, alias)
-    text = None if version is None else session.registry.tags(name, version).get("student")
-    state = check_alias(read_chain(session.url("promotion")), None if text is None else StudentRef.from_json(text))
-    if not state.agree:
-        console.report(f"promote: {state.sentence}")
 
 
 def summary(report: EvalReport, decision: Decision, page: str) -> str:

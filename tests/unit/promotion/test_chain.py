@@ -9,7 +9,7 @@ import pytest
 
 from ray_distill.artifacts import Decision, LabelSetRef, SnapshotRef, StudentRef, Verdict
 from ray_distill.errors import CorruptStore, PromotionError
-from ray_distill.promotion.chain import champion, check_alias, read_chain, record_decision
+from ray_distill.promotion.chain import champion, read_chain, record_decision
 from ray_distill.storage.log import CommitLog
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -156,20 +156,3 @@ def test_an_altered_chain_is_refused(tmp_path):
     with pytest.raises(CorruptStore):
         read_chain(str(tmp_path))
     assert second.exists()
-
-
-@pytest.mark.parametrize(
-    ("alias", "agree", "words"),
-    [("a", True, "name models/a"), ("b", False, "point the alias"), (None, False, "the alias names no model")],
-)
-def test_alias_state(tmp_path, alias, agree, words):
-    """The alias agrees only when it names the chain's champion."""
-    record(tmp_path, decision("a"))
-    state = check_alias(read_chain(str(tmp_path)), student(alias) if alias else None)
-    assert state.agree is agree and words in state.sentence and state.champion == student("a")
-
-
-def test_alias_without_a_champion():
-    """Before the first PROMOTE there must be no alias."""
-    assert check_alias((), None).agree
-    assert "remove the alias" in check_alias((), student("a")).sentence

@@ -439,6 +439,8 @@ def test_the_registry_keeps_versions_tags_and_one_alias(tracker: MlflowTracker, 
     assert registry.alias("intent", "champion") is None
     version = registry.register(uri, name="intent", tags={"student": "{}"})
     assert registry.register(uri, name="intent", tags={"report": "s3://r"}) == version == "1"
+    assert registry.find("intent", "student", "{}") == "1"
+    assert registry.find("intent", "student", "other") is registry.find("nobody", "student", "{}") is None
     registry.set_alias("intent", "champion", version)
     assert registry.alias("intent", "champion") == "1"
     assert registry.tags("intent", "1") == {"student": "{}", "report": "s3://r"}

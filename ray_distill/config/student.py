@@ -84,6 +84,11 @@ class Schedule(Section):
     def _ordered(cls, value: tuple[Stage, ...] | None) -> tuple[Stage, ...] | None:
         return None if value is None else Steps(step=value).step
 
+    @property
+    def values(self) -> tuple[float, ...]:
+        """Return the values between which the weight changes."""
+        return self.linear or self.cosine or tuple(value for _, value in self.step or ())
+
     @model_validator(mode="after")
     def _one(self) -> Self:
         if sum(v is not None for v in (self.linear, self.cosine, self.step)) != 1:
@@ -97,6 +102,14 @@ class LossConfig(Section):
     model_config = ConfigDict(extra="allow")
 
     weight: float | Schedule = 1.0
+
+    @field_validator("weight")
+    @classmethod
+    def _not_negative(cls, value: float | Schedule) -> float | Schedule:
+        values = [value] if isinstance(value, float) else value.values
+        if min(values, default=0) < 0:
+            raise ValueError("a loss with a negative weight is maximised: weights are 0 or more")
+        return value
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ from ray_distill.promotion.rules import wrong_limits
 from ray_distill.runtime.core.class_names import unnamed_classes
 from ray_distill.runtime.model_checks.check import check_models
 from ray_distill.runtime.training.label_mixture import check_mixture, temperatures_of
+from ray_distill.snapshots.sources.columns import InputColumn, source_columns
 from ray_distill.snapshots.sources.resolve import describe_sources
 from ray_distill.storage import files
 from ray_distill.students.data.answer_format import learn_facet
@@ -76,7 +77,12 @@ def check(config: Campaign, *, teacher: bool = True) -> None:
             import_factory(config.sequences.filters.scorer)
         except ModelError as error:
             wrong.append(f"sequences.filters.scorer: {error}")
-    wrong += (_teacher_mistakes(config) if teacher else []) + _missing_sources(config) + _files_in_the_way(config)
+    wrong += (
+        _wrong_columns(config)
+        + (_teacher_mistakes(config) if teacher else [])
+        + _missing_sources(config)
+        + _files_in_the_way(config)
+    )
     if wrong:
         raise ConfigError(f"{len(wrong)} wrong field(s)\n  " + "\n  ".join(wrong))
     refuse_labels(labels, task=config.task)
@@ -102,6 +108,27 @@ def _missing_sources(config: Campaign) -> list[str]:
     except DistillError as error:
         return [f"student.ceiling: {error}"]
     return []
+
+
+def _wrong_columns(config: Campaign) -> list[str]:
+    """Return a sentence for each section that reads labels as inputs, or has wrong slices."""
+    wrong, name = [], get_task(config.task).inputs.column
+    sections = {"snapshot.columns": config.snapshot.columns}
+    sections |= {
+        f"snapshot.{split}.columns": own.columns for split, own in config.snapshot.own_sources.items() if own.columns
+    }
+    for section, columns in sections.items():
+        try:
+            mapping = source_columns(columns, InputColumn(name=name))
+        except DistillError as error:
+            wrong.append(str(error))
+            continue
+        if mapping[name] == columns.label:
+            wrong.append(
+                f"{section}.label: the column {columns.label!r} is the {name} too, so the answer of each row would be "
+                "its input: name another column for one of them"
+            )
+    return wrong
 
 
 def _files_in_the_way(config: Campaign) -> list[str]:

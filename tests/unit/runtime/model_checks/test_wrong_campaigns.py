@@ -81,6 +81,15 @@ MISTAKES: dict[str, Wrong] = {
     "text for a rate": w("rows", {"student.training.learning_rate": "fast"}, "student.training.learning_rate", "fast"),
     "fraction of a worker": w("rows", {"student.training.workers": 1.5}, "student.training.workers", "1.5"),
     "missing teacher": w("rows", {"labels.teacher": GONE}, "labels.teacher", "required"),
+    "negative weight of a loss": w(
+        "rows", {"student.losses.soft.weight": -1}, "student.losses.soft.weight", "-1", "0 or more"
+    ),
+    "label that is the text": w(
+        "rows", {"snapshot.columns": {"text": "label", "label": "label"}}, "snapshot.columns.label", "'label'", "text"
+    ),
+    "slice of a column that has a meaning": w(
+        "rows", {"snapshot.columns.slices": ["label"]}, "snapshot.columns.slices", "'label'", "reserved"
+    ),
     # shares
     "shares above 1": w("rows", {"snapshot.splits.train": 0.9}, "snapshot.splits"),
     "negative share": w("rows", {"snapshot.splits.test": -0.1}, "snapshot.splits", "-0.1"),

@@ -22,7 +22,7 @@ from ray_distill.snapshots.label_reading.spelling import is_integer
 from ray_distill.snapshots.label_reading.truth import TRUTHS
 from ray_distill.snapshots.manifest import Truth
 from ray_distill.snapshots.rows import Mask, Reason, Rows, check_bad_fraction
-from ray_distill.snapshots.sources.columns import InputColumn, source_columns
+from ray_distill.snapshots.sources.columns import InputColumn, MissingColumn, source_columns
 from ray_distill.snapshots.sources.label_columns import refuse_other_kind
 from ray_distill.snapshots.sources.read import read_rows
 from ray_distill.snapshots.sources.resolve import match_sources
@@ -92,7 +92,10 @@ def _read(request: Request, split: int, source: str | tuple[str, ...], *, kind: 
     section = f"snapshot.{SPLITS[split]}.columns" if split != TRAFFIC and own[SPLITS[split]].columns else None
     files = match_sources(as_tuple(source), kind)
     names = [file.name for file in files]
-    rows = read_rows(files, source_columns(columns, request.column), request.column, request.truth)
+    try:
+        rows = read_rows(files, source_columns(columns, request.column), request.column, request.truth)
+    except MissingColumn as missing:
+        raise (missing if split == TRAFFIC else missing.of(f"snapshot.{SPLITS[split]}.columns")) from None
     refuse_other_kind(rows)
     rows = _mark_inputs(rows, request.column)
     rules = LabelRules(

@@ -72,12 +72,20 @@ def source_columns(columns: Columns, column: InputColumn) -> dict[str, str]:
     return mapping | {name: name for name in columns.slices}
 
 
+#: Advice for traffic of which no row has a label.
+_UNLABELLED = " (--set snapshot.columns.label=null if no row is labelled)"
+
+
 class MissingColumn(SnapshotError):
     """A source has no column for the ``part`` of a snapshot."""
 
     def __init__(self, message: str, part: str) -> None:
         super().__init__(message)
         self.part = part
+
+    def of(self, section: str) -> "MissingColumn":
+        """Return this error for a source of labelled rows, whose columns are set in another section."""
+        return MissingColumn(str(self).replace(_UNLABELLED, "").replace("snapshot.columns", section), self.part)
 
     def __reduce__(self) -> tuple[type["MissingColumn"], tuple[str, str]]:
         return type(self), (str(self), self.part)
@@ -107,7 +115,7 @@ def require_columns(
         if name not in found:
             near = difflib.get_close_matches(name, found, n=1, cutoff=0.5)
             advice = f"did you mean {near[0]!r}? " if near else ""
-            unlabelled = " (--set snapshot.columns.label=null if no row is labelled)" if part == "label" else ""
+            unlabelled = _UNLABELLED if part == "label" else ""
             known = (
                 way for names, way in (forms or {}).items() if part == next(iter(mapping)) and {*names} <= {*found}
             )

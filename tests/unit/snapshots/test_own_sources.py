@@ -118,7 +118,10 @@ def test_each_source_has_its_own_reading(tmp_path: Path) -> None:
     [
         ({"columns": {"text": "question"}}, r"snapshot\.test\.columns\.label is not set: set snapshot\.test\.columns"),
         ({}, r"snapshot\.columns\.label is not set: set snapshot\.test\.columns\.label to the column"),
-        ({"columns": {**OWN, "label": "question2"}}, "has no column 'question2' for the label"),
+        (
+            {"columns": {**OWN, "label": "question2"}},
+            r"has no column 'question2' for the label.* Set snapshot\.test\.columns$",
+        ),
         ({"columns": {**OWN, "label": "none"}}, r"snapshot\.test: none of the 50 rows has a label in the column"),
         ({"columns": OWN, "source": "missing.jsonl"}, "matches no file"),
     ],

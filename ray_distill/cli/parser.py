@@ -1,12 +1,15 @@
 """Build the parser of `ray-distill` and run a command. Parsing imports no slow module."""
 
 import argparse
+import os
+import stat
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ray_distill.cli import commands
+from ray_distill.cli.last_resort import last_resort
 from ray_distill.errors import DistillError
 from ray_distill.storage.proxies import keep_loopback_direct
 
@@ -96,7 +99,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _end("\nstopped: run the same command again to continue")
         return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the last resort
+        if not _reader_is_gone(error):
+            _end(last_resort(getattr(options, "name", options.command.__name__), error))
+        return commands.FAILED
     return status
+
+
+def _reader_is_gone(error: Exception) -> bool:
+    """Return whether stdout is a pipe that its reader, such as `head`, has closed."""
+    if not isinstance(error, BrokenPipeError) or not stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode):
+        return False
+    # Python would report it once more when it flushes at the end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _end(text: str) -> None:

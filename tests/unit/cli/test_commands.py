@@ -155,6 +155,36 @@ def test_a_wrong_command_line_is_one_line(
     assert len(told.splitlines()) == 1
 
 
+def test_an_error_that_nobody_expected_is_one_report_and_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names command and cause and says what stays; the traceback is in a file; without room for one it says that."""
+
+    def fail(config: object) -> None:
+        raise ZeroDivisionError("by\nnothing" + "." * 400)
+
+    monkeypatch.setattr("ray_distill.runtime.dry_run.plan", fail)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    config = _write(tmp_path)
+    told = _fails(capsys, "run", config, "--dry-run")
+    assert told.startswith(
+        "error: `ray-distill run` ended with an error that it does not expect: ZeroDivisionError: by n"
+    )
+    assert "the same command goes on from there" in told and "." * 301 not in told
+    (kept,) = tmp_path.glob("ray-distill-traceback-*.txt")
+    assert str(kept) in told and 'raise ZeroDivisionError("by' in kept.read_text()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    assert "could not be written" in _fails(capsys, "run", config, "--dry-run")
+
+
+def test_a_reader_that_stops_reading_is_no_error(tmp_path: Path) -> None:
+    """As `ray-distill … | head -1` does: no word of a broken pipe."""
+    config = _write(tmp_path)
+    line = f"{sys.executable} -m ray_distill.cli run {config} --dry-run | true"
+    ended = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert "Broken" not in ended.stderr and "error" not in ended.stderr
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_dry_run_says_what_it_would_do_and_changes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str

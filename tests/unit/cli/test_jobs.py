@@ -104,7 +104,7 @@ def test_a_job_accepts_json_and_an_address_too(
 def test_our_own_errors_are_one_line_and_status_1(
     config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The reason is the last line, without a traceback; a defect keeps its traceback."""
+    """The reason is the last line, without a traceback; that of a defect is in a file."""
 
     def refuse(config: Campaign) -> Seen:
         raise TrainingError("no labels to train from: run the label job first")
@@ -112,8 +112,12 @@ def test_our_own_errors_are_one_line_and_status_1(
     assert _snapshot_job(monkeypatch, refuse, "--config", config) == 1
     assert capsys.readouterr().err == "error: no labels to train from: run the label job first\n"
     monkeypatch.setattr("ray_distill.runtime.campaign.snapshot", lambda config: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        cli.main(["snapshot", "--config", config, "--json"])
+    monkeypatch.setattr("tempfile.tempdir", str(Path(config).parent))
+    assert cli.main(["snapshot", "--config", config, "--json"]) == 1
+    told = capsys.readouterr().err
+    assert "ZeroDivisionError: division by zero" in told and "Traceback" not in told
+    (kept,) = Path(config).parent.glob("ray-distill-traceback-*.txt")
+    assert str(kept) in told and "Traceback" in kept.read_text()
 
 
 def test_ctrl_c_ends_a_job_as_a_shell_expects(

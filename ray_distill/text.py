@@ -1,7 +1,6 @@
 """Format numbers, sizes, durations and names of arms, the same everywhere."""
 
 import math
-import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -27,7 +26,6 @@ ARM_COLOURS = {
     "champion": "#c9a227",
 }
 _OTHER_COLOUR = "#5b6b7b"
-_PASSWORD = re.compile(r"(://[^/@\s:]*):[^/@\s]+@")
 
 
 def ordered_arms(arms: Iterable[str]) -> list[str]:
@@ -59,11 +57,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``; did you mean …?`` with the nearest known names, empty if none is near."""
     near = near_names(name, known)
     return f"; did you mean {' or '.join(near)}?" if near else ""
-
-
-def hide_passwords(text: str) -> str:
-    """Return a text with ``…`` for the passwords of URIs in it."""
-    return _PASSWORD.sub(r"\1:…@", text)
 
 
 def number(value: float, decimals: int, *, signed: bool = False) -> str:

@@ -4,6 +4,8 @@ import tempfile
 import traceback
 from contextlib import suppress
 
+from ray_distill.redact import redact
+
 #: Characters of the error's own text that are shown.
 SHOWN = 300
 
@@ -35,6 +37,6 @@ def _keep(error: BaseException) -> str | None:
             "w", encoding="utf-8", prefix="ray-distill-traceback-", suffix=".txt", delete=False
         ) as file,
     ):
-        file.write(lines)
+        file.write(redact(lines))
         return file.name
     return None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ray_distill.cli import commands
 from ray_distill.cli.last_resort import last_resort
 from ray_distill.errors import DistillError
+from ray_distill.redact import redact
 from ray_distill.storage.proxies import keep_loopback_direct
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def _end(text: str) -> None:
     The log of a cluster's job contains both streams.
     """
     sys.stdout.flush()
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(redact(text) + "\n")
 
 
 def build_parser() -> argparse.ArgumentParser:

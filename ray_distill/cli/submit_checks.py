@@ -14,9 +14,9 @@ from ray_distill.config import Campaign
 from ray_distill.config.paths import NamedPath, paths_of
 from ray_distill.config.trials import expand
 from ray_distill.errors import ConfigError
+from ray_distill.redact import redact
 from ray_distill.storage import files
 from ray_distill.storage.proxies import is_loopback
-from ray_distill.text import hide_passwords
 from ray_distill.tracking.place import EXPERIMENT, REGISTRY, TRACKING, Place, place_of
 
 #: Options of a job whose value is a file, unless it is JSON.
@@ -121,7 +121,7 @@ def _lost_records(config: Campaign, place: Place, address: str) -> Iterator[str]
             yield f"{origin}: {uri} is this machine; on the cluster it is another: use the server's name in the network"
         elif parts.password and origin.startswith("MLFLOW_"):
             yield (
-                f"{origin}: {hide_passwords(uri)} has a password, which Ray's dashboard would show: leave it out, "
+                f"{origin}: {redact(uri)} has a password, which Ray's dashboard would show: leave it out, "
                 f"and set {' or '.join(_SECRETS)} on the cluster"
             )
 

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from ray_distill.config.section import INPUT, NOT_DECIDING, Section
-from ray_distill.text import hide_passwords
+from ray_distill.redact import redact
 
 #: MLflow's limits (mlflow.utils.validation, and the columns of its database); a test compares them with MLflow's.
 MAX_ALIAS, MAX_MODEL_NAME, MAX_EXPERIMENT = 255, 256, 500
@@ -66,7 +66,7 @@ def check_tracking_uri(value: str) -> str:
     if not value.startswith(MLFLOW_STORES):
         database = ", whose URI begins with postgresql://" if value.startswith("postgres://") else ""
         raise ValueError(
-            f"{hide_passwords(value)!r} is not an MLflow 3 store; use http(s)://server, sqlite:///file.db or another "
+            f"{redact(value)!r} is not an MLflow 3 store; use http(s)://server, sqlite:///file.db or another "
             f"database{database} (MLflow 3 does not support plain folders)"
         )
     return value

@@ -15,6 +15,7 @@ from ray_distill.errors import PromotionError
 from ray_distill.evaluation.measures.cost import CostReport
 from ray_distill.evaluation.sweep.compare import SweepResult
 from ray_distill.fingerprint import fingerprint
+from ray_distill.redact import redact
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.class_names import classes_key
 from ray_distill.runtime.core.session import Session, absolute, open_session
@@ -156,9 +157,9 @@ def run(config: Campaign) -> CampaignResult:
             decision=decision,
             costs=evaluate_stage.campaign_costs(session, report),
             labelled=label_stage.store_facts(session, labels),
-            tracking_uri=session.tracker.uri,
+            tracking_uri=redact(session.tracker.uri),
             run_id=session.parent.run_id,
-            review=session.tracker.review_url(session.parent.run_id),
+            review=redact(session.tracker.review_url(session.parent.run_id)),
         )
 
 

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from ray_distill.redact import redact
 from ray_distill.storage.proxies import proxy_of
-from ray_distill.text import hide_passwords
 from ray_distill.tracking.base import Dataset
 from ray_distill.tracking.client import Client, is_unavailable, now_ms, root_cause
 from ray_distill.tracking.logged_model import plain_example
@@ -212,8 +212,8 @@ class MlflowTracker:
             logger.warning(
                 "MLflow at %s is unavailable (%s): work continues, records wait in %s and are written when the "
                 "server is available again%s",
-                hide_passwords(self._uri),
-                one_line(root_cause(error)),
+                redact(self._uri),
+                redact(one_line(root_cause(error))),
                 self._spool.folder,
                 "" if proxy is None else f"; {proxy.advice}",
             )
@@ -297,7 +297,7 @@ class MlflowRun:
                 run=self._run_id,
                 name=dataset.name,
                 digest=dataset.digest,
-                source=dataset.source,
+                source=redact(dataset.source),
                 context=dataset.context,
                 profile=dict(dataset.profile),
             )

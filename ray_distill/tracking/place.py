@@ -11,7 +11,7 @@ from pathlib import Path
 from ray_distill.config import TrackingConfig
 from ray_distill.config.judge import check_experiment_name, check_tracking_uri
 from ray_distill.errors import ConfigError
-from ray_distill.text import hide_passwords
+from ray_distill.redact import redact
 
 TRACKING, REGISTRY, EXPERIMENT = "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_NAME"
 #: Variables of MLflow's client that fluent runs follow, and this package does not.
@@ -36,11 +36,11 @@ class Place:
     def sentence(self) -> str:
         """Describe the place in one line, without passwords."""
         parts = [
-            f"{hide_passwords(self.uri)} ({self.uri_from or 'tracking.uri is not set'})",
+            f"{redact(self.uri)} ({self.uri_from or 'tracking.uri is not set'})",
             f"experiment {self.experiment} ({self.experiment_from or 'the name of the campaign'})",
         ]
         if self.registry_uri != self.uri:
-            parts.append(f"models in {hide_passwords(self.registry_uri)} ({self.registry_from})")
+            parts.append(f"models in {redact(self.registry_uri)} ({self.registry_from})")
         parts += [f"{name} is not read: set tracking.experiment" for name in self.not_read]
         return ", ".join(parts)
 

@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ray_distill.redact import HIDDEN, is_secret, redact
+
 # MLflow 3 refuses or truncates longer values (mlflow.utils.validation).
 MAX_KEY = 250
 MAX_PARAM = 6000
@@ -38,16 +40,17 @@ def shorten(text: str, limit: int) -> str:
 
 
 def flatten(values: Mapping[str, Any]) -> dict[str, str]:
-    """Flatten nested mappings to dotted names with text values.
+    """Flatten nested mappings to dotted names with text values, without secrets.
 
     For example, ``{"a": {"b": 1}}`` gives ``{"a.b": "1"}``.
     """
-    return {clean_name(key): shorten(_text(value), MAX_PARAM) for key, value in _leaves(values, "")}
+    found = {key: HIDDEN if is_secret(key) else redact(_text(value)) for key, value in _leaves(values, "")}
+    return {clean_name(key): shorten(value, MAX_PARAM) for key, value in found.items()}
 
 
 def clean_tags(values: Mapping[str, str]) -> dict[str, str]:
-    """Return tags with names and values that MLflow accepts."""
-    return {clean_name(key): shorten(str(value), MAX_TAG) for key, value in values.items()}
+    """Return tags with names and values that MLflow accepts, without secrets."""
+    return {clean_name(key): shorten(redact(str(value)), MAX_TAG) for key, value in values.items()}
 
 
 def split_metrics(values: Mapping[str, float | None]) -> tuple[dict[str, float], dict[str, str]]:

@@ -163,7 +163,7 @@ def test_every_trial_has_an_end_and_the_failing_one_its_reason(ran: Ran) -> None
     finished = [trial for trial in trials if trial.verdict == "finished"]
     assert ran.result.winner.metrics["validation_nll"] == min(one.metrics["validation_nll"] for one in finished)
     assert any(trial.on_frontier for trial in finished)
-    assert ran.result.headline == "accuracy"
+    assert ran.result.headline == "Accuracy"
     for trial in finished:
         share = trial.headline
         assert share is not None and share.low < share.value == trial.metrics["validation_accuracy"] < share.high

@@ -13,7 +13,8 @@ from ray_distill.config.campaign import Campaign
 from ray_distill.config.reading.document import Document
 from ray_distill.config.reading.shapes import everywhere, names_of, section_at
 from ray_distill.config.reading.values import misread
-from ray_distill.text import did_you_mean, hide_passwords, near_names
+from ray_distill.redact import redact
+from ray_distill.text import did_you_mean, near_names
 
 #: Rounds of repairs; each may show mistakes that earlier ones hid.
 _ROUNDS = 5
@@ -121,10 +122,10 @@ def _explain(path: Sequence[str], items: Sequence[Any], elsewhere: Mapping[str, 
     if found is None:
         return "is empty: give it a value, or leave it out for its default"
     if kinds & {"model_type", "dict_type"}:
-        return f"should be a section, with its settings below it; found {hide_passwords(_SHOW.repr(found))}"
+        return f"should be a section, with its settings below it; found {redact(_SHOW.repr(found))}"
     messages = list(dict.fromkeys(_message(item) for item in items))
     near = did_you_mean(str(found), _expected(items)) if isinstance(found, str) else ""
-    return f"{' or '.join(messages)}{near or ''}; found {hide_passwords(_SHOW.repr(found))}"
+    return f"{' or '.join(messages)}{near or ''}; found {redact(_SHOW.repr(found))}"
 
 
 def _message(item: Any) -> str:

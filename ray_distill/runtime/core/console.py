@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from ray_distill.redact import redact
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
@@ -21,7 +23,9 @@ INTERVAL_LOG = 10.0
 
 
 def report(sentence: str, **facts: Any) -> None:
-    """Report one event: ``sentence`` for people, ``facts`` beside it for machines."""
+    """Report one event: ``sentence`` for people, ``facts`` beside it for machines; without secrets."""
+    sentence = redact(sentence)
+    facts = {name: redact(value) if isinstance(value, str) else value for name, value in facts.items()}
     if sys.stderr.isatty():
         sys.stderr.write(f"{sentence}\n")
     else:

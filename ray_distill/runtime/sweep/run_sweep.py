@@ -20,6 +20,7 @@ from ray_distill.evaluation.measures.intervals import wilson
 from ray_distill.evaluation.sweep.compare import SweepResult, TrialResult, best_of, mark_frontier
 from ray_distill.fingerprint import fingerprint
 from ray_distill.models.core.checkpoint_files import is_saved
+from ray_distill.redact import redact
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.connection import on_cluster
 from ray_distill.runtime.core.session import Session, parent_key
@@ -267,9 +268,9 @@ def _compare(found: Sweep, outcomes: Mapping[str, TrialResult], runs: TrialRuns)
         validation_rows=judged_rows(session.config, open_snapshot(found.snapshot), found.metric),
         headline=headline,
         notes=tuple(notes),
-        tracking_uri=session.tracker.uri,
+        tracking_uri=redact(session.tracker.uri),
         run_id=session.parent.run_id,
-        review=session.tracker.review_url(session.parent.run_id),
+        review=redact(session.tracker.review_url(session.parent.run_id)),
     )
 
 

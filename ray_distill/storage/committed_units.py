@@ -154,12 +154,19 @@ class Ledger(Generic[R]):
 
     def _receipt(self, row: Mapping[str, Any]) -> R:
         values = {name: item for name, item in row.items() if name != "record"}
+        try:
+            reasons = json.loads(row["reasons"] or "{}")
+        except ValueError as error:
+            raise CorruptStore(
+                f"unit {row['unit'].hex()}: its reasons in the log's checkpoint are not JSON ({error}); delete the "
+                "checkpoint, the records contain the same data"
+            ) from error
         return self.receipt(
             **values
             | {
                 "unit": row["unit"].hex(),
                 "attempt": row["attempt"].hex(),
-                "reasons": json.loads(row["reasons"] or "{}"),
+                "reasons": reasons,
                 "parts": {item["part"]: _file(item) for item in row["parts"]},
                 "quarantine": None if row["quarantine"] is None else _file(row["quarantine"]),
             }
@@ -213,6 +220,7 @@ class Ledger(Generic[R]):
                 raise damaged_checkpoint(url, f"its version is {facts.get(b'version')!r}, this release reads 1")
             chain = bytes.fromhex(facts[b"chain"].decode())
             table = table.replace_schema_metadata(None).cast(schema_of(receipt)).combine_chunks()
+            table.validate(full=True)  # else a text that is not UTF-8 fails when a unit is read
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             raise damaged_checkpoint(url, repr(error)) from error
         return cls(receipt, table, len(chain) // 32 - 1), chain

@@ -92,7 +92,7 @@ def test_a_small_part_of_the_golden_table_is_made(
     has three layers here, and the whole vocabulary; `.ci/nightly` takes all thirty.
     """
     _taught(pruned, docstrings()[-80:], tmp_path / "teacher")
-    arguments = ["--rows", "44", "--arms", "hybrid", "topk", "--seeds", "0", "--rates", "1e-3", "--keep", "2"]
+    arguments = ["--rows", "48", "--arms", "hybrid", "topk", "--seeds", "0", "--rates", "1e-3", "--keep", "2"]
     capsys.readouterr()
     threads = torch.get_num_threads()
     with connection.connected():

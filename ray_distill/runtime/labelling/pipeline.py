@@ -90,10 +90,12 @@ def work_through(work: Work[R], units: Sequence[WorkUnit], seen: Seen) -> Iterat
     # An execution that failed on its first block keeps its actors until its cycles are collected (Ray 2.60); the next
     # execution would wait for their resources for ever.
     gc.collect()
-    # Closed at once, however the block ends: finished units are committed while the store is reachable.
+    # Closed at once, however the block ends: finished units are committed while the store is reachable, and an
+    # execution that a traceback keeps alive ends before Ray does.
     with (
         counted_deaths(work.failures.attempts) as deaths,
-        contextlib.closing(_committing(work, _windows(work, units, deaths, seen))) as committed,
+        contextlib.closing(_windows(work, units, deaths, seen)) as receipts,
+        contextlib.closing(_committing(work, receipts)) as committed,
     ):
         yield committed
 

@@ -1,6 +1,8 @@
 """Committed units in columns, and the checkpoint that stands for a log's records."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ray_distill.errors import CorruptStore
@@ -237,6 +239,29 @@ def plant(url, number, data):
     """Put a checkpoint in place whose name agrees with its bytes."""
     name = f"{number:012d}-{sha256(data).removeprefix('sha256:')[:32]}.parquet"
     files.write_bytes(files.join(url, "log/compact", name), data)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [(b"\xf4\x01", "damaged.*delete it"), (b"{", "are not JSON.*delete the checkpoint")]
+)
+def test_a_text_of_a_checkpoint_that_cannot_be_read_is_one_error(url, text, says):
+    """Its name agrees with its bytes: text that is not UTF-8, and reasons that are not JSON."""
+    written = checkpoint(url)
+    data = pa.BufferReader(files.read_bytes(written))
+    table, facts = pq.read_table(data), pq.read_metadata(data).metadata
+    at, rows = table.schema.get_field_index("reasons"), len(table)
+    offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * len(text)).buffers()[1]
+    bad = pa.StringArray.from_buffers(rows, offsets, pa.py_buffer(text * rows))
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, table.schema) as writer:
+        writer.write_table(table.set_column(at, table.schema.field(at), bad))
+        writer.add_key_value_metadata({key: facts[key] for key in (b"version", b"chain")})
+    files.delete(written)
+    plant(url, 6, bytes(sink.getvalue()))
+    with pytest.raises(CorruptStore, match=says):
+        store = open_store(url)
+        store.log.refresh()
+        list(store.ledger.receipts())
 
 
 @pytest.mark.parametrize("kind", ["another log", "another chain", "too long", "junk", "no chain", "fewer units"])

@@ -1,4 +1,4 @@
-"""Remove secrets from whatever leaves the process: stderr, logs, MLflow, files of errors."""
+"""Remove secrets from what leaves the process: stderr, logs, MLflow, files of errors."""
 
 import re
 
@@ -29,7 +29,10 @@ _KNOWN = re.compile(
 
 
 def redact(text: str) -> str:
-    """Return a text with ``…`` for its secrets: passwords in URIs, signed queries, ``api_key=…``, known tokens."""
+    """Return a text with ``…`` for its secrets.
+
+    These are passwords in URIs, signed queries, ``api_key=…`` and known tokens.
+    """
     text = _USER.sub(rf"\1:{HIDDEN}@", text)
     text = _QUERY.sub(rf"\1{HIDDEN}", text)
     text = _PAIR.sub(rf"\1{HIDDEN}", text)
@@ -37,5 +40,5 @@ def redact(text: str) -> str:
 
 
 def is_secret(name: str) -> bool:
-    """Return whether a setting of this dotted name holds a secret, such as ``teacher.arguments.api_key``."""
+    """Return whether a dotted name is that of a secret: ``teacher.arguments.api_key``."""
     return _SECRET.fullmatch(name.rsplit(".", 1)[-1]) is not None

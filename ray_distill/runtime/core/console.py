@@ -23,7 +23,7 @@ INTERVAL_LOG = 10.0
 
 
 def report(sentence: str, **facts: Any) -> None:
-    """Report one event: ``sentence`` for people, ``facts`` beside it for machines; without secrets."""
+    """Report one event without secrets: a sentence for people, facts for machines."""
     sentence = redact(sentence)
     facts = {name: redact(value) if isinstance(value, str) else value for name, value in facts.items()}
     if sys.stderr.isatty():

@@ -91,13 +91,14 @@ def fill_store(
     """
     config, opened = session.config, open_for(session.config.task, snapshot)
     exists = files.exists(files.join(config.store_url, "store.json"))
+    if exists:
+        open_store(config.store_url).log.check_pins()  # before the teacher is loaded
     # A head fitted again, on newer rows, would be another teacher: a store keeps its first head.
     head_url = head_of(config.store_url) if exists else None
     facts = teacher_facts(config, snapshot, head_url)
     manifest = make_manifest(config, facts)
     store = create_or_open(config.store_url, manifest) if exists else None
     if store is not None:
-        store.log.check_pins()
         coverage = coverage or store.coverage(opened)
     if coverage is None or coverage.units:
         check(opened, facts=facts, units=() if coverage is None else coverage.units)
